@@ -1,0 +1,1 @@
+"""Pure records and arithmetic: numpy and the standard library only."""

@@ -1,0 +1,74 @@
+"""Quantities with a unit and a direction, and bounds on them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Direction = Literal["maximize", "minimize"]
+Kind = Literal["cheap", "measured", "trained"]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Something known about a student.
+
+    `kind` says what it takes to know it: "cheap" follows from the arch alone in under a millisecond, "measured"
+    needs the built but untrained student, "trained" needs training.
+    """
+
+    name: str
+    unit: str
+    direction: Direction
+    kind: Kind
+
+
+ACCURACY = Quantity("accuracy", "fraction", "maximize", "trained")
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A hard bound such as `macs<=10e6`. Feasible when `violation(value) <= 0`."""
+
+    name: str
+    operator: Literal["<=", ">="]
+    bound: float
+
+    def violation(self, value: float) -> float:
+        """Return how far `value` lies on the wrong side of the bound (<= 0 is feasible), in the quantity's unit."""
+        return value - self.bound if self.operator == "<=" else self.bound - value
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.operator}{self.bound:g}"
+
+
+_BOUND = re.compile(r"^\s*([a-z_][a-z0-9_]*)\s*(<=|>=)\s*([-+0-9.eE]+)\s*([kKMG]?)\s*$")
+_SUFFIX = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+
+
+def parse_constraint(text: str) -> Constraint:
+    """Return the constraint that `text` spells (`macs<=10e6`, `macs<=10M`). Raises ValueError on anything else."""
+    match = _BOUND.match(text)
+    try:
+        if match is None:
+            raise ValueError
+        bound = float(match[3]) * _SUFFIX[match[4]]
+        if not math.isfinite(bound):
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"{text!r} is not a bound such as 'macs<=10e6' or 'accuracy>=0.9'") from None
+    return Constraint(match[1], match[2], bound)  # type: ignore[arg-type]
+
+
+def minimised(rows: Sequence[Mapping[str, float]], objectives: Sequence[Quantity]) -> np.ndarray:
+    """Return the objective values of `rows` as an array [N, M] in which smaller is always better."""
+    signs = [-1.0 if objective.direction == "maximize" else 1.0 for objective in objectives]
+    values = [
+        [sign * float(row[objective.name]) for sign, objective in zip(signs, objectives, strict=True)] for row in rows
+    ]
+    return np.asarray(values, dtype=float).reshape(len(rows), len(objectives))

@@ -1,0 +1,34 @@
+"""Pareto dominance over minimised values (N points, M objectives)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def non_dominated(values: np.ndarray) -> np.ndarray:
+    """Return a mask [N] of the rows of `values` [N, M] (minimised) that no other row dominates.
+
+    Equal rows do not dominate each other: the first of them is kept, so that a front never lists a point twice.
+    """
+    values = np.asarray(values, dtype=float)
+    mask = np.zeros(len(values), dtype=bool)
+    for i, row in enumerate(values):
+        at_most = np.all(values <= row, axis=1)
+        better = at_most & np.any(values < row, axis=1)
+        twin_before = np.any(np.all(values[:i] == row, axis=1))
+        mask[i] = not better.any() and not twin_before
+    return mask
+
+
+def knee(values: np.ndarray) -> int:
+    """Return the row of a front [N, M] (minimised) that gives most for least.
+
+    Each objective is scaled to its range over the front; the knee has the smallest sum. With two objectives that is
+    the point farthest below the chord between the extremes (Das, "On characterizing the knee of the Pareto curve", 1999).
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values) == 0:
+        raise ValueError("an empty front has no knee")
+    low, high = values.min(axis=0), values.max(axis=0)
+    span = np.where(high > low, high - low, 1.0)
+    return int(np.argmin(((values - low) / span).sum(axis=1)))

@@ -1,0 +1,130 @@
+"""The search space: named finite domains, when each is active, and how to draw from them.
+
+A space is data. An *assignment* gives every choice a value; `SearchSpace.active` drops the choices that a condition
+switches off. Which network an assignment stands for (its `Arch`) is the student family's to say.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kdnas.core.arch import Scalar
+
+Assignment = dict[str, Scalar]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A named finite domain. The order of `values` is meaningful when all are numbers."""
+
+    name: str
+    values: tuple[Scalar, ...]
+
+    @property
+    def step(self) -> int | None:
+        """The common step of evenly spaced ascending integers, else None."""
+        values = self.values
+        if len(values) < 2 or not all(type(value) is int for value in values):
+            return None
+        steps = {b - a for a, b in itertools.pairwise(values)}  # type: ignore[operator]
+        return steps.pop() if len(steps) == 1 and min(steps) > 0 else None  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """`choice` is active only while choice `when` is active and has one of `values`."""
+
+    choice: str
+    when: str
+    values: tuple[Scalar, ...]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The set of archs of one student family. `fixed` choices have one value and are never proposed."""
+
+    name: str
+    family: str
+    choices: tuple[Choice, ...]
+    conditions: tuple[Condition, ...] = ()
+    fixed: Mapping[str, Scalar] = field(default_factory=dict)
+    description: str = ""
+
+    @property
+    def assignments(self) -> int:
+        """The number of full assignments, inactive choices counted."""
+        return math.prod(len(choice.values) for choice in self.choices)
+
+    def active(self, assignment: Mapping[str, Scalar]) -> Assignment:
+        """Return the choices of `assignment` that are active, with the fixed ones added."""
+        everything = {**self.fixed, **assignment}
+        gates: dict[str, list[Condition]] = {}
+        for condition in self.conditions:
+            gates.setdefault(condition.choice, []).append(condition)
+        known: dict[str, bool] = {}
+
+        def is_active(name: str) -> bool:
+            if name not in known:
+                known[name] = all(
+                    is_active(gate.when) and everything[gate.when] in gate.values for gate in gates.get(name, ())
+                )
+            return known[name]
+
+        return {name: value for name, value in everything.items() if is_active(name)}
+
+    def count(self) -> int:
+        """Return the number of distinct assignments once inactive choices are dropped, exactly.
+
+        Choices that no condition links are independent, so the count is a product over linked groups.
+        """
+        parent = {choice.name: choice.name for choice in self.choices}
+
+        def root(name: str) -> str:
+            while parent[name] != name:
+                name = parent[name]
+            return name
+
+        for condition in self.conditions:
+            if condition.choice in parent and condition.when in parent:
+                parent[root(condition.choice)] = root(condition.when)
+        groups: dict[str, list[Choice]] = {}
+        for choice in self.choices:
+            groups.setdefault(root(choice.name), []).append(choice)
+        total = 1
+        for group in groups.values():
+            names = {choice.name for choice in group}
+            spellings = {
+                tuple(sorted((k, v) for k, v in self.active(drawn).items() if k in names))
+                for drawn in _product(group)
+            }
+            total *= len(spellings)
+        return total
+
+    def enumerate(self) -> Iterator[Assignment]:
+        """Yield every full assignment in a fixed order."""
+        yield from _product(self.choices)
+
+    def random(self, rng: np.random.Generator) -> Assignment:
+        """Draw a full assignment, every choice uniform."""
+        return {choice.name: choice.values[rng.integers(len(choice.values))] for choice in self.choices}
+
+    def mutate(self, assignment: Mapping[str, Scalar], rng: np.random.Generator, changes: int = 1) -> Assignment:
+        """Return a copy of `assignment` in which `changes` random choices were redrawn to another value."""
+        movable = [choice for choice in self.choices if len(choice.values) > 1]
+        mutant = dict(assignment)
+        for index in rng.choice(len(movable), size=min(changes, len(movable)), replace=False):
+            choice = movable[index]
+            others = [value for value in choice.values if value != assignment[choice.name]]
+            mutant[choice.name] = others[rng.integers(len(others))]
+        return mutant
+
+
+def _product(choices: list[Choice] | tuple[Choice, ...]) -> Iterator[Assignment]:
+    names = [choice.name for choice in choices]
+    for values in itertools.product(*(choice.values for choice in choices)):
+        yield dict(zip(names, values, strict=True))

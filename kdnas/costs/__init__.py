@@ -1,0 +1,46 @@
+"""Costs of a student that need no training: closed-form ones and measured ones."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from kdnas.core.measurement import Measurement, Price
+from kdnas.core.objective import Quantity
+from kdnas.core.task import ImageTask
+from kdnas.registry import Registry
+
+
+class CheapCost(ABC):
+    """A cost that follows from an arch's price. `quantity.kind` is "cheap"."""
+
+    quantity: ClassVar[Quantity]
+
+    @abstractmethod
+    def value(self, price: Price) -> float:
+        """Return the cost in the quantity's unit."""
+
+
+class MeasuredCost(ABC):
+    """A cost measured on a built student on `device`. `quantity.kind` is "measured"."""
+
+    quantity: ClassVar[Quantity]
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def calibrate(self, task: ImageTask) -> dict[str, Any]:
+        """Return what must be measured once a study, on a quiet machine; it is stored and handed to every `measure`."""
+        return {}
+
+    @abstractmethod
+    def measure(self, module: nn.Module, task: ImageTask, calibration: Mapping[str, Any]) -> Measurement:
+        """Return the measured cost of `module` (left in the mode it was in)."""
+
+
+COSTS: Registry[type[CheapCost] | type[MeasuredCost]] = Registry("cost", __name__)
+"""Members: CheapCost classes, built with no arguments, and MeasuredCost classes, `(device, *, options)`."""

@@ -1,0 +1,11 @@
+"""Data sources: each reads one format and gives the same record, decoded once into a memory-mapped cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kdnas.core.data import ImageData
+from kdnas.registry import Registry
+
+DATASETS: Registry[Callable[..., ImageData]] = Registry("data set", __name__)
+"""Members: `function(data_root: Path, cache: Path, *, options) -> ImageData`. Raise DataError."""

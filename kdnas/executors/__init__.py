@@ -1,0 +1,56 @@
+"""Executors: who runs evaluations, and where."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kdnas.registry import Registry
+
+Evaluate = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""Takes a plain job and returns a plain result. Raises TrialError (or anything) when it fails."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job that ended: its `result`, or the `failure` reason. `interrupted` when it was dropped, not failed."""
+
+    key: str
+    result: Mapping[str, Any] | None = None
+    failure: str | None = None
+    interrupted: bool = False
+
+
+class Executor(ABC):
+    """Runs jobs. `make_evaluate` is a picklable callable that each worker calls once to get its `Evaluate`."""
+
+    def __init__(self, make_evaluate: Callable[[], Evaluate]):
+        self._make_evaluate = make_evaluate
+
+    @property
+    @abstractmethod
+    def free(self) -> int:
+        """The number of jobs that can be submitted now without queueing."""
+
+    @property
+    @abstractmethod
+    def running(self) -> int:
+        """The number of jobs submitted and not yet finished."""
+
+    @abstractmethod
+    def submit(self, key: str, job: Mapping[str, Any]) -> None:
+        """Start `job`. Its end is reported once by `wait` under `key`."""
+
+    @abstractmethod
+    def wait(self, timeout_s: float) -> list[Finished]:
+        """Return the jobs that finished, waiting up to `timeout_s` for the first."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop every worker at once, dropping what runs. Idempotent."""
+
+
+EXECUTORS: Registry[type[Executor]] = Registry("executor", __name__)
+"""Members: Executor classes, `(make_evaluate, *, workers, time_limit_s)`."""

@@ -1,0 +1,1 @@
+"""Torch building blocks that know nothing of studies: blocks, feature taps, normalisation."""

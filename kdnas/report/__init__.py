@@ -1,0 +1,1 @@
+"""Reports: records to tables, tables to figures, figures to one HTML page."""

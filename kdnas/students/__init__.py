@@ -1,0 +1,43 @@
+"""Student families: which choices make a network, what it costs, and how it is built."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from torch import nn
+
+from kdnas.core.arch import Arch, Scalar
+from kdnas.core.measurement import Price
+from kdnas.core.task import ImageTask
+from kdnas.registry import Registry
+
+
+class StudentFamily(ABC):
+    """One family of student networks. Built with no arguments; holds no state.
+
+    The module that `build` returns takes normalised images [B, C, H, W] and gives logits [B, K]. It has a
+    `stages` ModuleList (each stage's output is [B, C, H, W]) and a `classifier` linear layer whose input is the embedding.
+    """
+
+    @abstractmethod
+    def canonical(self, choices: Mapping[str, Scalar]) -> Arch:
+        """Return the arch that `choices` spell, inactive and redundant choices dropped.
+
+        Raises ConfigError naming every unknown, missing or impossible choice.
+        """
+
+    @abstractmethod
+    def price(self, arch: Arch, task: ImageTask) -> Price:
+        """Return the closed-form MACs and parameters of `arch`, equal to fvcore's conv, linear and matmul counts."""
+
+    @abstractmethod
+    def build(self, arch: Arch, task: ImageTask) -> nn.Module:
+        """Return the student, freshly initialised from torch's global generator."""
+
+    @abstractmethod
+    def source(self, arch: Arch, task: ImageTask) -> str:
+        """Return Python source that needs only torch and defines `build_student() -> nn.Module` for this arch."""
+
+
+STUDENTS: Registry[type[StudentFamily]] = Registry("student family", __name__)

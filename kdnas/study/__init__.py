@@ -1,0 +1,1 @@
+"""A study: its configuration, the loop that runs it, and the records it leaves."""

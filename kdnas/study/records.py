@@ -1,0 +1,103 @@
+"""What a run leaves behind, as frozen records. Everything shown or exported is derived from these.
+
+`kdnas.study.storage` reads and writes them; reports, the command line and exporters only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from kdnas.core.arch import Arch
+from kdnas.core.fidelity import Fidelity
+from kdnas.core.measurement import Measurement
+from kdnas.core.objective import Constraint, Quantity
+from kdnas.study.config import StudyConfig
+
+TrialState = Literal["complete", "failed", "infeasible", "interrupted", "running"]
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One training of a finalist from scratch. `accuracy` is on the validation split, `test_accuracy` on the test split."""
+
+    seed: int
+    accuracy: float
+    test_accuracy: float
+    fidelity: Fidelity
+    train_seconds: float
+    checkpoint: str
+    """File name under the run folder's checkpoints/."""
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One proposed student and what became of it."""
+
+    number: int
+    arch: Arch
+    state: TrialState
+    fidelity: Fidelity
+    tuned: Mapping[str, float] = field(default_factory=dict)
+    """Training settings searched with the architecture, by dotted name."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """Every quantity known of it, objectives and others: accuracy, macs, params, latency_ms, ..."""
+    measurements: Mapping[str, Measurement] = field(default_factory=dict)
+    """The measured quantities with their spread."""
+    reason: str = ""
+    """Why it failed, was infeasible or was interrupted."""
+    train_seconds: float = 0.0
+    teacher_seconds: float = 0.0
+    """Share of train_seconds spent on the teacher."""
+    started: datetime | None = None
+    ended: datetime | None = None
+    repeats: tuple[Repeat, ...] = ()
+    """Final retrainings, when it was a finalist."""
+
+
+@dataclass(frozen=True)
+class TeacherReport:
+    """The teacher, measured before the search on the same splits and device."""
+
+    name: str
+    accuracy: float
+    test_accuracy: float | None
+    values: Mapping[str, float]
+    """macs, params, latency_ms, ... as for a student."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FrontMember:
+    """A student of the final front. `values["accuracy"]` is the mean over its repeats where it was retrained."""
+
+    trial: TrialRecord
+    values: Mapping[str, float]
+    accuracy_ci95: float | None
+    """Half width of Student's t interval over the repeats."""
+    test_accuracy: float | None = None
+    test_accuracy_ci95: float | None = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder, read whole."""
+
+    folder: Path
+    config: StudyConfig
+    lock: Mapping[str, Any]
+    """study.lock.yaml: resolved config, versions, machine, seeds, and the hashes of space, teacher and data."""
+    objectives: tuple[Quantity, ...]
+    constraints: tuple[Constraint, ...]
+    quantities: Mapping[str, Quantity]
+    """Every quantity that values may hold, by name."""
+    trials: tuple[TrialRecord, ...]
+    teacher: TeacherReport | None
+    reference_point: Mapping[str, float]
+    """By objective name, in the objective's own unit and direction; every hypervolume of the run uses it."""
+    class_names: tuple[str, ...]
+    finished: str = ""
+    """Why the search ended, empty while it has not."""

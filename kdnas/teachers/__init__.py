@@ -1,0 +1,51 @@
+"""Teacher sources: where the fixed source network comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdnas.core.data import ImageData
+from kdnas.registry import Registry
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A fixed network: eval mode, no gradients.
+
+    `module` takes raw images [B, C, H, W] as floats in 0..255 at the data's own size (normalisation and resizing are
+    inside) and gives logits [B, K]. `stages` are the dotted names, inside `module`, of the submodules whose outputs
+    [B, C, H, W] are the stages; `classifier` that of the linear layer whose input is the embedding (None: no such layer).
+    `fingerprint` is a hash of the weights and everything else that decides the outputs; `notes` say what was adapted.
+    """
+
+    name: str
+    module: nn.Module
+    stages: tuple[str, ...]
+    classifier: str | None
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TeacherContext:
+    """What a teacher source may use. `train_student(family, choices, training, say)` trains a student family member with
+    cross entropy and returns the module taking normalised images; it is handed down from the training layer.
+    """
+
+    data: ImageData
+    data_root: Path
+    cache: Path
+    device: torch.device
+    seed: int
+    train_student: Callable[[str, Mapping[str, Any], Mapping[str, Any], Callable[[str], None]], nn.Module]
+    say: Callable[[str], None] = field(default=lambda line: None)
+
+
+TEACHERS: Registry[Callable[..., Teacher]] = Registry("teacher", __name__)
+"""Members: `function(context: TeacherContext, *, options) -> Teacher`. Raise TeacherError."""

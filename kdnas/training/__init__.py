@@ -1,0 +1,1 @@
+"""Training: batches and views, the distillation loop, evaluation."""
