@@ -7,7 +7,8 @@ A member is one file in the family's package; the file's name is the member's na
 
 Positional parameters of that callable are run-time objects, keyword-only ones are its configuration, checked against
 their annotations before anything is built. Other distributions add members through entry points of the group
-`kdnas.<family>`. Only the file that is asked for is imported, so listing names is free.
+`kdnas.<family>`. Only the file that is asked for is imported, so listing names is free. What members
+share stands in the package's `__init__` (the contract) or in a file whose name starts with an underscore.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Registry(Generic[T]):
     def names(self) -> list[str]:
         """Return every member's name, sorted, importing none."""
         package = importlib.import_module(self._package)
-        files = {module.name for module in pkgutil.iter_modules(package.__path__)}
+        files = {module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")}
         return sorted(files | set(self._entry_points()) | set(self._members))
 
     def get(self, name: str) -> T:
