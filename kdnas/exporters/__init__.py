@@ -19,7 +19,8 @@ class TrainedStudent:
     """Everything an exporter may write. `module` is in eval mode and takes normalised images [B, C, H, W].
 
     `channel_mean` and `channel_std` (0-255 scale) are the normalisation it was trained with; `source` is the
-    self-contained Python of the network; `recipe` the whole of train.yaml; `card` the measured numbers of the model card.
+    self-contained Python of the network; `recipe` the whole of train.yaml; `card` the measured numbers of the model
+    card.
     """
 
     arch: Arch

@@ -5,9 +5,18 @@ Shapes: B batch, K classes, C channels, H and W height and width, D embedding wi
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+Output = Literal["logits", "stages", "embedding"]
+ALL_OUTPUTS: frozenset[Output] = frozenset({"logits", "stages", "embedding"})
 
 
 @dataclass(frozen=True)
@@ -18,6 +27,16 @@ class Outputs:
     stages: tuple[Tensor, ...] = ()
     embedding: Tensor | None = None
 
+    def float(self) -> Outputs:
+        """Return the same outputs in float32."""
+        embedding = None if self.embedding is None else self.embedding.float()
+        return Outputs(self.logits.float(), tuple(stage.float() for stage in self.stages), embedding)
+
+    def detach(self) -> Outputs:
+        """Return the same outputs, cut off from the graph that made them."""
+        embedding = None if self.embedding is None else self.embedding.detach()
+        return Outputs(self.logits.detach(), tuple(stage.detach() for stage in self.stages), embedding)
+
 
 @dataclass(frozen=True)
 class OutputShapes:
@@ -26,3 +45,178 @@ class OutputShapes:
     num_classes: int
     stages: tuple[tuple[int, int, int], ...] = ()
     embedding: int = 0
+
+
+class Taps:
+    """A network whose call gives `Outputs`: a context manager that removes its hooks on exit.
+
+        with Taps(module, ("stages.0", "stages.1"), "classifier") as tapped:
+            outputs = tapped(images)
+
+    `stages` and `classifier` are dotted names inside `module`; `classifier` None means that there is no embedding. Only
+    the outputs in `needs` are captured. A submodule that runs several times in one forward gives its last output.
+    Raises ValueError when a name does not exist.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        stages: Sequence[str] = (),
+        classifier: str | None = None,
+        *,
+        needs: Collection[Output] = ALL_OUTPUTS,
+    ):
+        names = list(stages) if "stages" in needs else []
+        wanted = [*names, *([classifier] if classifier is not None else [])]
+        # Aliases count: a submodule may be registered under two names.
+        modules = dict(module.named_modules(remove_duplicate=False))
+        missing = [name for name in wanted if name not in modules]
+        if missing:
+            raise ValueError(f"the network has no submodule called {', '.join(map(repr, missing))}")
+        self._module = module
+        self._stages = [modules[name] for name in names]
+        self._classifier = modules[classifier] if classifier is not None and "embedding" in needs else None
+        self._handles: list[RemovableHandle] = []
+        self._captured: dict[int, Tensor] = {}
+        self._embedding: Tensor | None = None
+
+    def __enter__(self) -> Taps:
+        for position, stage in enumerate(self._stages):
+            self._handles.append(stage.register_forward_hook(self._stage_hook(position)))
+        if self._classifier is not None:
+            self._handles.append(self._classifier.register_forward_pre_hook(self._embedding_hook))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._release()
+
+    def __call__(self, images: Tensor) -> Outputs:
+        """Return the outputs of one forward of the network on `images` [B, C, H, W]. Only inside the context."""
+        try:
+            logits = self._module(images)
+            stages = tuple(self._captured[position] for position in range(len(self._stages)))
+            return Outputs(logits, stages, self._embedding)
+        finally:
+            self._release()  # holding the last batch's graph would keep its memory
+
+    def _release(self) -> None:
+        self._captured.clear()
+        self._embedding = None
+
+    def _stage_hook(self, position: int) -> Any:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            self._captured[position] = _first_tensor(output)
+
+        return hook
+
+    def _embedding_hook(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        self._embedding = arguments[0].flatten(1)
+
+
+def output_shapes(
+    module: nn.Module,
+    stages: Sequence[str],
+    classifier: str | None,
+    example: Tensor,
+) -> OutputShapes:
+    """Return the shapes of what `Taps` gives, from one forward on `example` [B, C, H, W] in eval mode.
+
+    The network is left as it was, training flags and running statistics included.
+    """
+    with _evaluating(module), torch.no_grad(), Taps(module, stages, classifier) as tapped:
+        outputs = tapped(example)
+    for name, stage in zip(stages, outputs.stages, strict=True):
+        if stage.ndim != 4:
+            raise ValueError(f"stage {name!r} gives {tuple(stage.shape)}, not [B, C, H, W]")
+    shapes = tuple((stage.shape[1], stage.shape[2], stage.shape[3]) for stage in outputs.stages)
+    embedding = 0 if outputs.embedding is None else outputs.embedding.shape[1]
+    return OutputShapes(outputs.logits.shape[1], shapes, embedding)
+
+
+def find_stages(module: nn.Module, example: Tensor) -> tuple[tuple[str, ...], str | None]:
+    """Return (stage names, classifier name or None) of an unknown network, from one forward on `example` [B, C, H, W].
+
+    A stage is the last submodule that gives [B, C, H, W] at a spatial size, sizes falling, 1x1 left out (pooling,
+    squeeze-excite). Leading sizes with fewer than two convolutions are the stem. Networks that work on tokens
+    [B, T, D] have no stages. The classifier is the last linear layer, when it reads [B, D] and gives the logits.
+    """
+    last_at: dict[tuple[int, int], str] = {}
+    convolutions: Counter[tuple[int, int]] = Counter()
+    linears: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+
+    def observe(name: str) -> Any:
+        def hook(submodule: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            if isinstance(submodule, nn.Linear):
+                linears.append((name, tuple(arguments[0].shape), tuple(output.shape)))
+            elif isinstance(output, Tensor) and _is_feature_map(output, example):
+                size = (output.shape[2], output.shape[3])
+                last_at.pop(size, None)
+                last_at[size] = name  # re-inserted: the dictionary's order is that of the last outputs
+                convolutions[size] += isinstance(submodule, nn.Conv2d)
+
+        return hook
+
+    handles = [part.register_forward_hook(observe(name)) for name, part in module.named_modules() if name]
+    try:
+        with _evaluating(module), torch.no_grad():
+            logits = module(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    classifier = None
+    if linears and len(linears[-1][1]) == 2 and linears[-1][2] == tuple(logits.shape):
+        classifier = linears[-1][0]
+    return tuple(last_at[size] for size in _after_stem(list(last_at), convolutions)), classifier
+
+
+def stage_names(module: nn.Module) -> tuple[tuple[str, ...], str | None]:
+    """Return (stage names, classifier name) of a network that keeps the student families' contract.
+
+    Its `stages` is a ModuleList and its `classifier` a module; either may be missing.
+    """
+    stages = getattr(module, "stages", None)
+    count = len(stages) if isinstance(stages, nn.ModuleList) else 0
+    classifier = "classifier" if isinstance(getattr(module, "classifier", None), nn.Module) else None
+    return tuple(f"stages.{index}" for index in range(count)), classifier
+
+
+def _after_stem(sizes: list[tuple[int, int]], convolutions: Counter[tuple[int, int]]) -> list[tuple[int, int]]:
+    falling: list[tuple[int, int]] = []
+    for size in sizes:
+        if not falling or size[0] * size[1] < falling[-1][0] * falling[-1][1]:
+            falling.append(size)
+    for position, size in enumerate(falling):
+        if convolutions[size] >= 2:
+            return falling[position:]
+    # One convolution a size all the way is a small plain network; a lone one is the patch embedding of a transformer.
+    plain = [size for size in falling if convolutions[size]]
+    return plain if len(plain) > 1 else []
+
+
+def _is_feature_map(output: Tensor, example: Tensor) -> bool:
+    if output.ndim != 4 or output.shape[0] != example.shape[0]:
+        return False
+    height, width = output.shape[2:]
+    # Channels-last maps [B, H, W, C] of some transformers are told by an aspect ratio that is not the images'.
+    keeps_aspect = abs(height * example.shape[3] - width * example.shape[2]) <= max(example.shape[2:])
+    return height * width > 1 and keeps_aspect
+
+
+def _first_tensor(output: Any) -> Tensor:
+    while isinstance(output, (tuple, list)):
+        output = output[0]
+    return output
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    flags = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, flag in flags:
+            part.training = flag

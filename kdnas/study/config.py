@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from kdnas.core.objective import Constraint, parse_constraint
 from kdnas.training.recipe import Distillation, Fraction, Recipe, Section, Training
@@ -84,6 +84,11 @@ class ExportConfig(Section):
     formats: tuple[str, ...] = ("safetensors", "student_json", "student_py", "train_yaml", "model_card")
 
 
+def _bound(text: str) -> str:
+    parse_constraint(text)
+    return text
+
+
 class StudyConfig(Section):
     """One study, every default resolved."""
 
@@ -95,25 +100,18 @@ class StudyConfig(Section):
     space: str
     """The name of a space that kdnas carries, or a path to a YAML file relative to the study."""
     objectives: Annotated[tuple[str, ...], Field(min_length=2, max_length=4)] = ("accuracy", "macs")
-    constraints: tuple[str, ...] = ()
-    costs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    constraints: tuple[Annotated[str, AfterValidator(_bound)], ...] = ()
+    costs: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"latency_ms": {}})
     """Options of measured costs, by name: `latency_ms: {threads: 1, batch_size: 1}`."""
     training: Training = Training()
     distillation: Distillation = Distillation()
     tune: dict[str, TuneRange] = Field(default_factory=dict)
-    """Dotted recipe settings to search with the architecture: `training.learning_rate: {low: 0.01, high: 0.3, log: true}`."""
+    """Dotted recipe settings that are searched too: `training.learning_rate: {low: 0.01, high: 0.3, log: true}`."""
     sampler: Member = Member(type="auto")
     executor: ExecutorConfig = ExecutorConfig()
     budget: Budget = Budget()
     final: Final = Final()
     export: ExportConfig = ExportConfig()
-
-    @field_validator("constraints")
-    @classmethod
-    def _bounds(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
-            parse_constraint(text)
-        return value
 
     @property
     def bounds(self) -> tuple[Constraint, ...]:
@@ -126,4 +124,14 @@ class StudyConfig(Section):
         return Recipe(training=self.training, distillation=self.distillation)
 
 
-__all__ = ["Budget", "DataConfig", "ExecutorConfig", "ExportConfig", "Final", "Fraction", "Member", "StudyConfig", "TuneRange"]
+__all__ = [
+    "Budget",
+    "DataConfig",
+    "ExecutorConfig",
+    "ExportConfig",
+    "Final",
+    "Fraction",
+    "Member",
+    "StudyConfig",
+    "TuneRange",
+]

@@ -1,0 +1,369 @@
+"""How a search is seen while it runs: live on a terminal, as plain lines in a file, or as JSON lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from kdnas.study.events import (
+    Event,
+    Note,
+    Ready,
+    RepeatEnded,
+    SearchEnded,
+    StudyEnded,
+    TrialEnded,
+    TrialStarted,
+)
+from kdnas.study.front import broken_bounds, front, hypervolume, measured_values
+from kdnas.study.records import FrontMember, RunRecord, TrialRecord
+
+_FRONT_ROWS = 12
+_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+class View(ABC):
+    """Watches a search. Use as a context manager; `observe` takes every event, `close` the finished run."""
+
+    def __enter__(self) -> View:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Let go of the terminal."""
+
+    @abstractmethod
+    def observe(self, event: Event) -> None:
+        """Show `event`."""
+
+    @abstractmethod
+    def close(self, run: RunRecord, written: Sequence[Path]) -> None:
+        """Show the result and what was written."""
+
+
+def open_view(as_json: bool, budget: int) -> View:
+    """Return the view that fits: JSON lines if asked for, live on a terminal, else plain lines."""
+    if as_json:
+        return JsonView()
+    console = Console(highlight=False)
+    return LiveView(console, budget) if console.is_terminal else PlainView(console, budget)
+
+
+def shown(name: str, value: float) -> str:
+    """Return `value` of quantity `name` for people: 98.12 %, 1.23 M, 0.451 ms."""
+    if name.endswith("accuracy"):
+        return f"{100 * value:.2f} %"
+    if name.endswith("_ms"):
+        return f"{value:.3f} ms"
+    for scale, letter in _UNITS:
+        if abs(value) >= scale:
+            return f"{value / scale:.3g} {letter}"
+    return f"{value:.4g}"
+
+
+def trial_line(run: RunRecord, trial: TrialRecord) -> str:
+    """Return one line on a closed trial."""
+    head = f"trial {trial.number:>4}  {trial.arch.arch_id}  "
+    if trial.state != "complete":
+        return f"{head}{trial.state}: {trial.reason}"
+    values = measured_values(trial)
+    numbers = "  ".join(f"{name} {shown(name, values[name])}" for name in run.quantities if name in values)
+    return f"{head}{numbers}  ({trial.train_seconds:.1f} s)"
+
+
+def teacher_line(run: RunRecord) -> str:
+    """Return one line on the teacher."""
+    teacher = run.teacher
+    if teacher is None:
+        return "teacher: unknown"
+    numbers = ", ".join(f"{name} {shown(name, value)}" for name, value in teacher.values.items())
+    return f"teacher {teacher.name}: validation accuracy {shown('accuracy', teacher.accuracy)}, {numbers}"
+
+
+def front_view(run: RunRecord, rows: int | None = None) -> Table:
+    """Return the current front as a table; of a long one, `rows` spread over it."""
+    members = front(run)
+    shown_members = members if rows is None or len(members) <= rows else _spread(members, rows)
+    names = [name for name in run.quantities if any(name in member.values for member in members)]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("student", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for member in shown_members:
+        cells = [shown(name, member.values[name]) if name in member.values else "" for name in names]
+        if member.accuracy_ci95 is not None and "accuracy" in names:
+            cells[names.index("accuracy")] += f" ± {100 * member.accuracy_ci95:.2f}"
+        table.add_row(member.trial.arch.arch_id, *cells)
+    return table
+
+
+def _spread(members: Sequence[FrontMember], rows: int) -> list[FrontMember]:
+    last = len(members) - 1
+    return [members[round(index * last / (rows - 1))] for index in range(rows)]
+
+
+def _duration(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02d}"
+
+
+class _Progress:
+    """Counts what is done and estimates what is left, of trials first and of retrainings then."""
+
+    def __init__(self, budget: int):
+        self.budget = budget
+        self.stage = "preparing"
+        self.done = 0
+        self.total = 0
+        self._since = time.monotonic()
+        self._done_before = 0
+
+    def take(self, event: Event) -> None:
+        """Count `event`."""
+        if isinstance(event, Ready):
+            closed = sum(trial.state in ("complete", "failed", "infeasible") for trial in event.run.trials)
+            self._start("searching", closed, self.budget)
+        elif isinstance(event, SearchEnded):
+            self._start("retraining the front", 0, event.retrainings)
+        elif isinstance(event, (TrialEnded, RepeatEnded)):
+            self.done += 1
+        elif isinstance(event, StudyEnded):
+            self.stage = "done"
+
+    def _start(self, stage: str, done: int, total: int) -> None:
+        self.stage, self.done, self.total = stage, done, max(total, done)
+        self._since, self._done_before = time.monotonic(), done
+
+    @property
+    def left(self) -> str:
+        """The time left in this stage, as far as its pace tells."""
+        fresh = self.done - self._done_before
+        if fresh == 0 or self.done >= self.total:
+            return ""
+        pace = (time.monotonic() - self._since) / fresh
+        return f"{_duration(pace * (self.total - self.done))} left"
+
+
+class PlainView(View):
+    """One line an event, for logs and pipes."""
+
+    def __init__(self, console: Console, budget: int):
+        self._console = console
+        self._progress = _Progress(budget)
+
+    def observe(self, event: Event) -> None:
+        """Print what `event` says."""
+        self._progress.take(event)
+        for line in self._lines(event):
+            self._console.print(line, markup=False, soft_wrap=True)
+
+    def _lines(self, event: Event) -> list[str]:
+        progress = self._progress
+        if isinstance(event, Note):
+            return [event.text]
+        if isinstance(event, Ready):
+            return ready_lines(event, progress.budget)
+        if isinstance(event, TrialEnded):
+            left = f"  {progress.left}" if progress.left else ""
+            return [f"[{progress.done}/{progress.total}]{left}  {trial_line(event.run, event.trial)}"]
+        if isinstance(event, SearchEnded):
+            return search_ended_lines(event)
+        if isinstance(event, RepeatEnded):
+            return [f"[{progress.done}/{progress.total}]  {repeat_line(event)}"]
+        return []
+
+    def close(self, run: RunRecord, written: Sequence[Path]) -> None:
+        """Print the final front and what was written."""
+        _print_result(self._console, run, written)
+
+
+class LiveView(View):
+    """A screen that redraws: progress, time left, best so far, the front, failures."""
+
+    def __init__(self, console: Console, budget: int):
+        self._console = console
+        self._progress = _Progress(budget)
+        self._run: RunRecord | None = None
+        self._running: dict[int, str] = {}
+        self._note = ""
+        self._last_failure = ""
+        self._live = Live(console=console, get_renderable=self._screen, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> LiveView:
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop redrawing."""
+        self._live.stop()
+
+    def observe(self, event: Event) -> None:
+        """Take in `event`; the screen redraws by itself."""
+        self._progress.take(event)
+        if isinstance(event, Note):
+            self._note = event.text
+        elif isinstance(event, TrialStarted):
+            self._running[event.number] = event.arch.arch_id
+        elif isinstance(event, RepeatEnded):
+            self._last_failure = repeat_line(event) if event.repeat is None else self._last_failure
+        else:
+            self._run, self._note = event.run, ""
+        if isinstance(event, Ready):
+            for line in ready_lines(event, self._progress.budget):
+                self._live.console.print(line, markup=False)
+        elif isinstance(event, TrialEnded):
+            self._running.pop(event.trial.number, None)
+            if event.trial.state != "complete":
+                self._last_failure = trial_line(event.run, event.trial)
+        elif isinstance(event, SearchEnded):
+            self._running.clear()
+            for line in search_ended_lines(event):
+                self._live.console.print(line, markup=False)
+
+    def close(self, run: RunRecord, written: Sequence[Path]) -> None:
+        """Leave the final front on the screen."""
+        self._live.stop()
+        _print_result(self._console, run, written)
+
+    def _screen(self) -> RenderableType:
+        progress = self._progress
+        bar = Table.grid(padding=(0, 1))
+        counted = f"{progress.done}/{progress.total}" if progress.total else ""
+        bar.add_row(
+            Text(progress.stage, style="bold"),
+            ProgressBar(total=max(progress.total, 1), completed=progress.done, width=32, pulse=progress.total == 0),
+            counted,
+            Text(progress.left, style="dim"),
+        )
+        parts: list[RenderableType] = [bar]
+        if self._note:
+            parts.append(Text(self._note, style="dim"))
+        if self._run is not None:
+            parts += self._numbers(self._run)
+        return Group(*parts)
+
+    def _numbers(self, run: RunRecord) -> list[RenderableType]:
+        complete = [trial for trial in run.trials if trial.state == "complete"]
+        failed = sum(trial.state == "failed" for trial in run.trials)
+        refused = sum(trial.state == "infeasible" for trial in run.trials)
+        lines: list[RenderableType] = []
+        if complete:
+            sound = [trial for trial in complete if not broken_bounds(measured_values(trial), run.constraints)]
+            best = max(sound or complete, key=lambda trial: trial.values["accuracy"])
+            volume = hypervolume(run)
+            lines.append(Text(f"best      {trial_line(run, best)}", overflow="ellipsis", no_wrap=True))
+            lines.append(Text(f"front     {len(front(run))} students, hypervolume {volume or 0.0:.6g}"))
+        if self._running:
+            numbers = ", ".join(f"{number} ({arch_id})" for number, arch_id in sorted(self._running.items()))
+            lines.append(Text(f"training  {numbers}", style="dim", overflow="ellipsis", no_wrap=True))
+        if failed or refused:
+            text = f"failed    {failed}, refused after measuring {refused}; last: {self._last_failure}"
+            lines.append(Text(text, style="yellow", overflow="ellipsis", no_wrap=True))
+        if complete:
+            lines += [Text(""), front_view(run, _FRONT_ROWS)]
+        return lines
+
+
+class JsonView(View):
+    """One JSON object a line: `{"event": ..., ...}`; the last is `result`."""
+
+    def observe(self, event: Event) -> None:
+        """Print `event`."""
+        record: dict[str, Any] = {"event": type(event).__name__}
+        for field in dataclasses.fields(event):
+            value = getattr(event, field.name)
+            if field.name == "run":
+                continue
+            record[field.name] = _plain(value)
+        self._print(record)
+
+    def close(self, run: RunRecord, written: Sequence[Path]) -> None:
+        """Print the result."""
+        from kdnas.report.tables import front_document
+
+        self._print({"event": "result", **front_document(run), "written": [str(path) for path in written]})
+
+    def _print(self, record: dict[str, Any]) -> None:
+        sys.stdout.write(json.dumps(record, default=str) + "\n")
+        sys.stdout.flush()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, TrialRecord):
+        return {
+            "number": value.number,
+            "arch_id": value.arch.arch_id,
+            "state": value.state,
+            "values": measured_values(value),
+            "reason": value.reason,
+            "train_seconds": value.train_seconds,
+        }
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def ready_lines(event: Ready, budget: int) -> list[str]:
+    """Return what is known before the first trial."""
+    run, data = event.run, event.run.lock["data"]
+    lines = [
+        f"study {run.config.name} in {run.folder}",
+        f"data {data['name']}: {data['training_images']} training, {data['validation_images']} validation images "
+        f"(stratified, seed {run.config.seed}), {data['test_images']} test images kept for the final front",
+        teacher_line(run),
+    ]
+    lines += [f"note: {note}" for note in (run.teacher.notes if run.teacher else ())]
+    closed = sum(trial.state in ("complete", "failed", "infeasible") for trial in run.trials)
+    if event.resumed:
+        lines.append(f"resuming: {closed} of {budget} trials are done")
+    lines.append(f"{budget} trials on {event.workers} {'worker' if event.workers == 1 else 'workers'}, device {run.lock['device']}")
+    return lines
+
+
+def search_ended_lines(event: SearchEnded) -> list[str]:
+    """Return why the search ended, and what follows."""
+    if event.retrainings == 0:
+        return [f"search over: {event.reason}"]
+    return [
+        f"search over: {event.reason}",
+        f"retraining the {event.finalists} students of its front from scratch: {event.retrainings} trainings to go",
+    ]
+
+
+def repeat_line(event: RepeatEnded) -> str:
+    """Return one line on a retraining."""
+    if event.repeat is None:
+        return f"retraining of trial {event.number} failed: {event.failure}"
+    repeat = event.repeat
+    return (
+        f"retrained trial {event.number}, seed {repeat.seed}: accuracy {shown('accuracy', repeat.accuracy)}, "
+        f"test {shown('accuracy', repeat.test_accuracy)} ({repeat.train_seconds:.1f} s)"
+    )
+
+
+def _print_result(console: Console, run: RunRecord, written: Sequence[Path]) -> None:
+    members = front(run)
+    if not members:
+        console.print("no student was trained successfully; trials.csv has the reasons", markup=False)
+    else:
+        seeds = max(len(member.trial.repeats) for member in members)
+        console.print(f"\nPareto front: {len(members)} students, accuracy on the validation split over {seeds} seeds, ± 95 %")
+        console.print(front_view(run))
+        console.print(teacher_line(run), markup=False, soft_wrap=True)
+        volume = hypervolume(run)
+        point = ", ".join(f"{name} {value:.6g}" for name, value in run.reference_point.items())
+        console.print(f"hypervolume {volume:.6g} below ({point})" if volume is not None else "", markup=False)
+    if not written:
+        console.print("nothing new: every trial and retraining was done before, and the report is up to date")
+    for path in written:
+        console.print(f"wrote {path}", markup=False, soft_wrap=True)

@@ -1,0 +1,65 @@
+"""`kdnas export`: a student of a run in the formats that training and serving pipelines read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdnas.cli._options import DataRoot
+
+
+def command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the files go.", show_default=False)],
+    pick: Annotated[
+        str,
+        typer.Option("--pick", metavar="P", help="knee, best, an arch_id, or a bound such as 'macs<=10e6'."),
+    ] = "knee",
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            metavar="F",
+            help="safetensors, student_json, student_py, onnx, train_yaml, model_card; may be repeated. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Write a trained student of RUN to a folder, each format checked against the student's own outputs.
+
+    The weights are those of the retraining with the best validation accuracy. Where a format does not reproduce the
+    student's outputs, nothing is written.
+
+      kdnas export runs/digits --pick knee --out student
+      kdnas export runs/digits --pick 'macs<=1M' --format onnx --format model_card --out student
+    """
+    from kdnas.study import opening
+    from kdnas.study.exporting import available_formats, check_formats, export_student
+    from kdnas.study.front import pick as pick_member
+    from kdnas.study.storage import load_run
+
+    if formats:
+        check_formats(formats)
+        wanted = formats
+    else:
+        wanted, missing = available_formats()
+        for name, why in missing.items():
+            typer.echo(f"skipped {name}: {why}", err=True)
+    record = load_run(run)
+    member = pick_member(record, pick)
+    written = export_student(record, member, wanted, out, data_root=opening.data_root(data_root), say=typer.echo)
+    width = max(len(str(path)) for path in written)
+    for path in written:
+        typer.echo(f"{path!s:<{width}}  {size_text(path.stat().st_size)}")
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes for reading: `812 B`, `21.3 kB`, `4.0 MB`."""
+    if size < 1000:
+        return f"{size} B"
+    if size < 999_950:
+        return f"{size / 1e3:.1f} kB"
+    return f"{size / 1e6:.1f} MB"

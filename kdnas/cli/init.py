@@ -1,0 +1,264 @@
+"""`kdnas init`: a commented study for the user's own teacher and data."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kdnas.cli._members import Option, describe
+from kdnas.core.arch import Scalar
+from kdnas.errors import ConfigError, Problem
+
+# What stands for the user's own where an option must be given. Other required options get a value of their type.
+_PLACEHOLDERS = {
+    ("image_folder", "path"): "my_images",
+    ("cifar_archive", "path"): "cifar-10-python.tar.gz",
+    ("npz", "path"): "my_arrays.npz",
+    ("parquet", "train"): "my_data/train-*.parquet",
+    ("module", "function"): "my_data.py:load",
+    ("module", "factory"): "my_teacher.py:build_teacher",
+    ("module", "weights"): "my_teacher.safetensors",
+    ("timm", "model"): "resnet18",
+    ("timm", "weights"): "my_teacher.safetensors",
+    ("torchvision", "model"): "resnet18",
+    ("torchvision", "weights"): "my_teacher.safetensors",
+    ("huggingface", "model"): "my_teacher",
+}
+_SPACE_FILE = "space.yaml"
+
+
+def command(
+    directory: Annotated[
+        Path, typer.Argument(metavar="[DIR]", help="The folder of the study; made if needed.")
+    ] = Path(),
+    data: Annotated[str, typer.Option(help="Where your images are: a name of `kdnas list datasets`.")] = "image_folder",
+    teacher: Annotated[
+        str, typer.Option(help="Where your teacher is from: a name of `kdnas list teachers`.")
+    ] = "module",
+    space: Annotated[str, typer.Option(help="The students to search: a name of `kdnas list spaces`.")] = "cifar_resnet",
+    own_space: Annotated[
+        bool, typer.Option("--own-space", help=f"Also write that space as {_SPACE_FILE}, to be changed.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+) -> None:
+    """Write a commented study.yaml for your own teacher and data, ready to be filled in.
+
+    Every setting is explained beside its default. Files that are there stay as they are, unless --force is given.
+
+    Examples:
+      kdnas init my-study
+      kdnas init my-study --data npz --teacher timm --own-space
+      kdnas init tryout --data digits --teacher student --space digits_resnet
+    """
+    from kdnas.study.loading import STUDY_FILE, load_study
+
+    files = study_files(directory, data, teacher, space, own_space=own_space)
+    taken = [name for name in files if (directory / name).exists()]
+    if taken and not force:
+        raise ConfigError(Problem(str(directory / name), "is there already; --force replaces it") for name in taken)
+    for name, text in files.items():
+        _write(directory / name, text)
+    load_study(directory)  # what was written must be sound
+    typer.echo(f"wrote {', '.join(str(directory / name) for name in files)}")
+    typer.echo(f"next: fill in the lines marked YOURS in {directory / STUDY_FILE}, then run")
+    typer.echo(f"  kdnas validate {directory} --open")
+    typer.echo(f"  kdnas search {directory}")
+
+
+def study_files(directory: Path, data: str, teacher: str, space: str, *, own_space: bool) -> dict[str, str]:
+    """Return the files of a new study by name, in the order they are written. Raises ConfigError on unknown names."""
+    from kdnas.study.loading import STUDY_FILE
+    from kdnas.study.members import registry_of
+    from kdnas.study.spaces import load_space, space_names
+
+    problems = [
+        Problem(f"--{option}", f"there is no {name!r}", ", ".join(names))
+        for option, name, names in (
+            ("data", data, registry_of("datasets").names()),
+            ("teacher", teacher, registry_of("teachers").names()),
+            ("space", space, space_names()),
+        )
+        if name not in names
+    ]
+    if problems:
+        raise ConfigError(problems)
+    searched = load_space(space, directory)
+    largest = searched.active({choice.name: _most(choice.values) for choice in searched.choices})
+    trained_here = {"family": searched.family, "choices": largest, "training": {"epochs": 30}}
+    files = {}
+    if own_space:
+        files[_SPACE_FILE] = _space_text(space)
+    files[STUDY_FILE] = _TEMPLATE.format(
+        name=_study_name(directory),
+        data=_section("datasets", data, {}),
+        teacher=_section("teachers", teacher, trained_here if teacher == "student" else {}),
+        space=_SPACE_FILE if own_space else space,
+        spaces=", ".join(space_names()),
+        losses=_losses(),
+    )
+    return files
+
+
+def _most(values: tuple[Scalar, ...]) -> Scalar:
+    """Return the largest of numbers, the first of anything else: a teacher is as capable as the space allows."""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return max(values)
+    return values[0]
+
+
+def _study_name(directory: Path) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", directory.resolve().name).strip("-._")
+    return name or "study"
+
+
+def _space_text(space: str) -> str:
+    from kdnas.study.spaces import space_path
+
+    return (
+        f"# The students to search, copied from kdnas's space {space}: change what is listed under `choices`.\n"
+        f"# `kdnas spaces show {_SPACE_FILE}` and `kdnas spaces count {_SPACE_FILE}` describe the result.\n"
+        f"{space_path(space).read_text(encoding='utf-8')}"
+    )
+
+
+def _section(family: str, name: str, known: dict[str, Any]) -> str:
+    """Return the YAML of one member: what must be given to be filled in, the rest as comments with its default."""
+    from kdnas.study.members import registry_of
+
+    entry = describe(registry_of(family), name)
+    lines = [f"  type: {name}"]
+    for option in entry.options:
+        placeholder = _PLACEHOLDERS.get((name, option.name))
+        if option.default is None or placeholder is not None or option.name in known:
+            value = known.get(option.name, placeholder or _value_of(option))
+            lines.append(f"  {option.name}: {_yaml(value)}  # YOURS: {option.help or option.type}")
+        else:
+            lines.append(f"  # {option.name}: {_default(option)}  # {option.help or option.type}")
+    return "\n".join([f"  # {entry.summary}", *lines])
+
+
+def _value_of(option: Option) -> Any:
+    """Return some value of a required option's type."""
+    kind = option.type.partition(" ")[0]
+    return {"int": 1, "float": 1.0, "true": True, "list": [], "mapping": {}}.get(kind, "CHANGE_ME")
+
+
+def _default(option: Option) -> str:
+    return "null" if option.default == "none" else str(option.default)
+
+
+def _losses() -> str:
+    from kdnas.study.members import registry_of
+
+    registry = registry_of("losses")
+    return "\n".join(f"  #   {name:<12} {registry.summary(name)}" for name in registry.names())
+
+
+def _yaml(value: Any) -> str:
+    import yaml
+
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write `text` whole or not at all. Raises ConfigError."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    except OSError as error:
+        raise ConfigError(Problem(str(path), f"cannot be written: {error.strerror or error}")) from error
+    finally:
+        with contextlib.suppress(OSError):  # the scratch file was renamed, or never made
+            scratch.unlink()
+
+
+_TEMPLATE = """\
+# A kdnas study. Fill in the lines marked YOURS; everything else has a sensible default.
+#   kdnas validate .          every problem at once, with its line
+#   kdnas validate . --open   reads the data and the teacher as well
+#   kdnas search .            the search; run it again to resume
+name: {name}
+seed: 0  # the same seed on one worker gives the same trials
+device: auto  # auto, cpu or cuda
+
+# --- Data: paths are relative to the data root (--data-root, else the environment variable KDNAS_DATA, else ./data).
+# Other sources: kdnas list datasets
+data:
+{data}
+  validation_fraction: 0.2  # of the training split, held out to score students on; the test split waits for the end
+
+# --- Teacher: the fixed network that students learn from. Paths are relative to the data root. Weights are safetensors
+# or a checkpoint of tensors; pickled modules and .pt2 files are refused. mean and std are one number a channel
+# on the 0-255 scale; unless stated, those of the data. Other sources: kdnas list teachers
+teacher:
+{teacher}
+
+# --- Students: {spaces}, or a .yaml file of your own.
+space: {space}
+
+# --- What is wanted: accuracy, and what it shall be traded for (two to four in all).
+objectives: [accuracy, macs]  # kdnas list costs
+# Hard bounds on costs: what breaks one known from the arch alone is never trained.
+constraints: []  # such as ["macs<=10M", "latency_ms<=2"]
+# Options of measured costs:
+# costs:
+#   latency_ms: {{threads: 1}}
+
+# --- How a student is trained to be scored. Fewer epochs, or a share of the data, make cheaper and rougher scores.
+training:
+  epochs: 5
+  data_fraction: 1.0
+  batch_size: 128
+  optimizer: sgd  # or adamw
+  learning_rate: 0.1  # warmed up, then a cosine to zero
+  momentum: 0.9
+  weight_decay: 5.0e-4
+  warmup_fraction: 0.1
+  # clip_norm: 1.0
+  precision: auto  # bfloat16 where the processor computes it natively, else float32
+  augmentation:
+    flip: true  # not where left and right matter, as in digits
+    crop_padding: 4  # pixels; 0 for none
+    cutout: 0  # side of a square, in pixels
+    mixup: 0.0
+
+# --- loss = task_weight * cross entropy + the sum of weight * distillation loss
+distillation:
+  task_weight: 0.1
+  label_smoothing: 0.0
+{losses}
+  losses:
+    - {{type: kd, weight: 0.9, temperature: 4.0}}
+    # - {{type: hint, weight: 100.0}}
+
+# --- Training settings to search with the architecture (none by default):
+# tune:
+#   training.learning_rate: {{low: 0.01, high: 0.3, log: true}}
+#   distillation.losses.0.temperature: {{low: 1.0, high: 8.0}}
+
+# --- The search.
+sampler: auto  # by budget; kdnas list samplers
+executor: {{type: local}}  # workers: one a core, or one a GPU, unless stated
+budget:
+  trials: 40
+  trial_time_limit_s: 3600
+
+# --- The students on the front are retrained from scratch with several seeds, and only then meet the test split.
+final:
+  seeds: 3
+  # epochs: 30  # as in `training` unless stated
+  data_fraction: 1.0
+  max_students: 8
+
+# --- What is exported at the end: knee, best, or a bound such as 'macs<=5M'. kdnas list exporters
+export:
+  pick: knee
+  formats: [safetensors, student_json, student_py, train_yaml, model_card]
+"""

@@ -1,0 +1,102 @@
+"""`kdnas search`: run a study, or continue it."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdnas.cli._options import DataRoot, Overrides, StudyPath
+
+if TYPE_CHECKING:
+    from kdnas.study.records import RunRecord
+
+
+def command(
+    study: StudyPath,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="RUN", help="The run folder. Default: runs/<study name>.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Students to score (budget.trials).")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Worker processes (executor.workers).")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")] = None,
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, an event each.")] = False,
+) -> None:
+    """Search for the students of a study: train, score, retrain the front, report, export.
+
+    Running it again continues where it stopped, and does nothing when everything is done.
+
+      kdnas search studies/digits
+
+      kdnas search my-study --out runs/a --trials 200 --set training.epochs=10
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as clean as Ctrl-C
+    settings = list(overrides or [])
+    settings += [f"budget.trials={trials}"] if trials is not None else []
+    settings += [f"executor.workers={workers}"] if workers is not None else []
+    settings += [f"device={device}"] if device is not None else []
+    try:
+        _search(study, out, settings, data_root, json)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command continues", err=True)
+        raise typer.Exit(130) from None
+
+
+def _search(study: Path, out: Path | None, settings: list[str], root_option: Path | None, json: bool) -> None:
+    from kdnas.study.loading import load_study
+    from kdnas.study.run_folder import controller_lock
+
+    loaded = load_study(study, settings)
+    folder = (out or Path("runs") / loaded.config.name).resolve()
+    with controller_lock(folder):
+        from kdnas.cli._search_view import open_view
+        from kdnas.report.files import write_report
+        from kdnas.study.events import Ready
+        from kdnas.study.opening import cache_dir, data_root, resolve_device
+        from kdnas.study.preparation import prepare_study
+        from kdnas.study.runner import Search
+
+        root = data_root(root_option).resolve()
+        with open_view(json, loaded.config.budget.trials) as view:
+            opened = prepare_study(
+                loaded,
+                folder,
+                data_root=root,
+                cache=cache_dir().resolve(),
+                device=resolve_device(loaded.config.device),
+                observe=view.observe,
+            )
+            view.observe(Ready(opened.run, bool(opened.run.trials), opened.workers))
+            search = Search(opened, view.observe)
+            try:
+                run = search.run()
+            except BaseException:
+                write_report(opened.snapshot())
+                raise
+            if search.did_nothing and _is_current(folder):
+                view.close(run, [])
+            else:
+                view.close(run, [*write_report(run), *_export(run, root)])
+
+
+def _is_current(folder: Path) -> bool:
+    """Whether the report was written after the record last changed."""
+    report, record = folder / "report.html", folder / "study.db"
+    return report.exists() and report.stat().st_mtime >= record.stat().st_mtime
+
+
+def _export(run: RunRecord, root: Path) -> list[Path]:
+    """Export the student that the study's `export` section picks."""
+    from kdnas.study.exporting import export_student
+    from kdnas.study.front import front, pick
+
+    if not run.config.export.formats or not any(member.trial.repeats for member in front(run)):
+        return []
+    member = pick(run, run.config.export.pick)
+    return export_student(run, member, run.config.export.formats, run.folder / "export", data_root=root)

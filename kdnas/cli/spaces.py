@@ -1,0 +1,173 @@
+"""`kdnas spaces`: the search spaces that kdnas carries, and the user's own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdnas.cli._options import Json
+from kdnas.core.space import Choice, Condition
+from kdnas.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from kdnas.core.space import SearchSpace
+
+_SAMPLES = 1000
+
+app = typer.Typer(help="Search spaces: list them, show one, count its networks.")
+
+Space = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A name from `kdnas spaces list`, or a path to a YAML file.", show_default=False
+    ),
+]
+
+
+@app.command("list")
+def list_spaces(as_json: Json = False) -> None:
+    """List the search spaces that kdnas carries, with their number of distinct archs."""
+    from kdnas.study.spaces import space_names
+
+    spaces = [_load(name) for name in space_names()]
+    if as_json:
+        keys = ("name", "family", "archs", "description")
+        _print_json([dict(zip(keys, (s.name, s.family, s.count(), s.description), strict=True)) for s in spaces])
+        return
+    rows = [(space.name, space.family, f"{space.count():,}", space.description) for space in spaces]
+    _print_table(("space", "family", "archs", "description"), rows, right=(2,))
+
+
+@app.command("show")
+def show_space(
+    space: Space,
+    input_shape: Annotated[
+        str, typer.Option("--input", metavar="CxHxW", help="Image channels, height and width.")
+    ] = "3x32x32",
+    classes: Annotated[int, typer.Option("--classes", min=1, help="Number of classes.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Show the choices of a search space, and what its networks cost on images of a given size."""
+    from kdnas.core.task import ImageTask
+    from kdnas.students import STUDENTS
+    from kdnas.study.space_size import sample_prices
+
+    task = ImageTask(_parse_shape(input_shape), classes)
+    loaded = _load(space)
+    prices = sample_prices(loaded, STUDENTS.build(loaded.family), task, samples=_SAMPLES)
+    costs = {name: _quantiles([getattr(price, name) for price in prices]) for name in ("macs", "params")}
+    if as_json:
+        _print_json(
+            {
+                **_described(loaded),
+                "costs": {"input": list(task.input_shape), "classes": classes, "sampled_archs": _SAMPLES, **costs},
+            }
+        )
+        return
+    typer.echo(f"{loaded.name}: {loaded.description}\nfamily {loaded.family}, {loaded.count():,} archs\n")
+    rows = [(choice.name, _domain(choice), _when(loaded, choice.name)) for choice in loaded.choices]
+    rows += [(name, f"{value} (fixed)", _when(loaded, name)) for name, value in loaded.fixed.items()]
+    _print_table(("choice", "values", "active when"), rows)
+    typer.echo(f"\nCosts of {_SAMPLES:,} random archs on {input_shape} images, {classes} classes:")
+    cells = [(name, *(f"{value:,}" for value in quantiles.values())) for name, quantiles in costs.items()]
+    _print_table(("cost", "smallest", "10 %", "median", "90 %", "largest"), cells, right=(1, 2, 3, 4, 5))
+
+
+@app.command("count")
+def count_space(space: Space, as_json: Json = False) -> None:
+    """Count a search space: its assignments, those that differ in an active choice, and the distinct networks."""
+    from kdnas.students import STUDENTS
+    from kdnas.study.space_size import space_size
+
+    loaded = _load(space)
+    size = space_size(loaded, STUDENTS.build(loaded.family))
+    if as_json:
+        _print_json(
+            {
+                "name": loaded.name,
+                "assignments": size.assignments,
+                "archs": size.active,
+                "networks": size.networks,
+                "networks_exact": not size.sampled,
+                "sampled_assignments": size.sampled,
+            }
+        )
+        return
+    about = f"about {float(f'{size.networks:.2g}'):,.0f}" if size.sampled else f"{size.networks:,}"
+    how = f"estimated from {size.sampled} random assignments" if size.sampled else "counted one by one"
+    rows = [
+        ("assignments", f"{size.assignments:,}", "every combination of values"),
+        ("archs", f"{size.active:,}", "inactive choices dropped"),
+        ("networks", about, f"one for all spellings of the same network; {how}"),
+    ]
+    _print_table((loaded.name, "count", "meaning"), rows, right=(1,))
+
+
+def _load(name: str) -> SearchSpace:
+    from kdnas.study.spaces import load_space
+
+    return load_space(name, Path.cwd())
+
+
+def _parse_shape(text: str) -> tuple[int, int, int]:
+    match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
+    if match is None:
+        raise ConfigError(Problem("--input", f"{text!r} is no image shape", "CHANNELSxHEIGHTxWIDTH such as 3x32x32"))
+    return int(match[1]), int(match[2]), int(match[3])
+
+
+def _described(space: SearchSpace) -> dict[str, Any]:
+    return {
+        "name": space.name,
+        "family": space.family,
+        "description": space.description,
+        "archs": space.count(),
+        "choices": {choice.name: list(choice.values) for choice in space.choices},
+        "conditions": [
+            {"choice": gate.choice, "when": gate.when, "in": list(gate.values)} for gate in space.conditions
+        ],
+        "fixed": dict(space.fixed),
+    }
+
+
+def _quantiles(values: list[int]) -> dict[str, int]:
+    ordered = sorted(values)
+    shares = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
+    return {name: ordered[round(share * (len(ordered) - 1))] for name, share in shares.items()}
+
+
+def _domain(choice: Choice) -> str:
+    if choice.step is None or len(choice.values) < 4:
+        return ", ".join(_spelled(value) for value in choice.values)
+    return f"{choice.values[0]} .. {choice.values[-1]} step {choice.step}"
+
+
+def _when(space: SearchSpace, name: str) -> str:
+    gates: list[Condition] = [gate for gate in space.conditions if gate.choice == name]
+    return " and ".join(f"{gate.when} in {', '.join(map(_spelled, gate.values))}" for gate in gates)
+
+
+def _spelled(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=2))
+
+
+def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for index, title in enumerate(header):
+        table.add_column(title, justify="right" if index in right else "left", no_wrap=index in (0, *right))
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False).print(table)

@@ -1,0 +1,148 @@
+"""`kdnas validate`: every problem of a study at once, or what it resolves to."""
+
+from __future__ import annotations
+
+import glob
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdnas.cli._options import DataRoot, Json, Overrides, StudyPath
+from kdnas.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from kdnas.study.loading import LoadedStudy
+
+
+def command(
+    study: StudyPath,
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+    open_all: Annotated[
+        bool,
+        typer.Option(
+            "--open",
+            help="Also read the data, make the teacher (one that is trained here is trained and kept), and look for "
+            "students within the constraints.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a study without running it: every problem at once, each with its line, or what the study resolves to.
+
+    Reads only the YAML unless --open is given. Ends with status 2 when something is wrong.
+
+    Examples:
+      kdnas validate studies/digits
+      kdnas validate my-study --set budget.trials=100 --open
+    """
+    from kdnas.study.loading import load_study
+
+    try:
+        loaded = load_study(study, overrides or ())
+        facts = summary(loaded, data_root)
+        if open_all:
+            facts |= opened(loaded, data_root, say=lambda line: typer.echo(line, err=True))
+    except InputError as error:
+        if not as_json:
+            raise
+        typer.echo(json.dumps({"ok": False, "problems": [_plain(problem) for problem in error.problems]}, indent=2))
+        raise typer.Exit(error.exit_code) from None
+    if as_json:
+        typer.echo(json.dumps({"ok": True, "problems": [], **facts}, indent=2))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        typer.echo(f"{name.replace('_', ' '):<{width}}  {_text(value)}")
+    typer.echo("ok")
+
+
+def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
+    """Return what the study resolves to, as plain data. Only looks whether files are there."""
+    from kdnas.study.opening import cache_dir
+    from kdnas.study.opening import data_root as resolved_data_root
+
+    config, space, root = loaded.config, loaded.space, resolved_data_root(data_root)
+    budget, final = config.budget, config.final
+    return {
+        "study": config.name,
+        "data": f"{config.data.type}, {config.data.validation_fraction:.0%} of the training split held out for scores",
+        "teacher": config.teacher.type,
+        "space": f"{space.name}: {space.family}, {len(space.choices)} choices, {space.count():,} distinct settings",
+        "objectives": list(config.objectives),
+        "constraints": [str(bound) for bound in config.bounds],
+        "losses": [f"{config.distillation.task_weight:g} cross entropy"]
+        + [f"{term.weight:g} {term.type}" for term in config.distillation.losses],
+        "tuned": sorted(config.tune),
+        "sampler": config.sampler.type,
+        "budget": f"{budget.trials} trials of {config.training.epochs} epochs, each at most "
+        f"{budget.trial_time_limit_s:g} s",
+        "final": f"up to {final.max_students} students retrained with {final.seeds} seeds, "
+        f"{final.epochs or config.training.epochs} epochs",
+        "export": [f"{config.export.pick}:", *config.export.formats] if config.export.formats else [],
+        "data_root": str(root.absolute()),
+        "cache": str(cache_dir()),
+        "files": [
+            f"{path} ({'there' if path.exists() else 'MISSING'})" for path in _named_files(loaded, root.absolute())
+        ],
+    }
+
+
+def _named_files(loaded: LoadedStudy, root: Path) -> list[Path]:
+    """Return the files under the data root that data and teacher name."""
+    data, teacher = loaded.config.data.options, loaded.config.teacher.options
+    named = [data.get("path"), data.get("train"), data.get("test"), teacher.get("weights")]
+    for code in (data.get("factory"), data.get("function"), teacher.get("factory")):
+        if isinstance(code, str) and code.rpartition(":")[0].endswith(".py"):
+            named.append(code.rpartition(":")[0])
+    paths = [path for name in named for path in (name if isinstance(name, list) else [name])]
+    return [root / Path(path).expanduser() for path in paths if isinstance(path, str) and not glob.has_magic(path)]
+
+
+def opened(loaded: LoadedStudy, data_root: Path | None, say: Any) -> dict[str, Any]:
+    """Return what only opening shows: the data's shape, the teacher, and what students cost. Raises InputError."""
+    from kdnas.study.evaluator import Bench
+    from kdnas.study.feasibility import sample_prices
+    from kdnas.study.opening import cache_dir, resolve_device
+    from kdnas.study.opening import data_root as resolved_data_root
+    from kdnas.study.spaces import arch_of
+
+    config, space = loaded.config, loaded.space
+    bench = Bench.open(
+        config,
+        space.family,
+        data_root=resolved_data_root(data_root),
+        cache=cache_dir(),
+        device=resolve_device(config.device),
+        say=say,
+    )
+    sample = sample_prices(
+        space,
+        lambda assignment: arch_of(space, assignment, bench.family),
+        bench.price,
+        constraints=config.bounds,
+        seed=config.seed,
+    )
+    cheap = [bound for bound in config.bounds if bound.name in sample[0].costs]
+    within = sum(all(bound.violation(priced.costs[bound.name]) <= 0 for bound in cheap) for priced in sample)
+    task, data = bench.data.task, bench.data
+    ranges = {name: [priced.costs[name] for priced in sample] for name in sample[0].costs}
+    return {
+        "images": f"{len(bench.train_indices):,} to train, {len(bench.validation_indices):,} to score, "
+        f"{len(data.test):,} to test; {'x'.join(map(str, task.input_shape))}, {task.num_classes} classes",
+        "teacher_opened": "; ".join([bench.teacher.name, *bench.teacher.notes]),
+        "students": [f"{name} {min(values):,.0f} to {max(values):,.0f}" for name, values in ranges.items()],
+        "within_constraints": f"{within / len(sample):.1%} of {len(sample):,} random students",
+    }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value) if value else "none"
+    return str(value)
+
+
+def _plain(problem: Problem) -> dict[str, str]:
+    return {"where": problem.where, "what": problem.what, "allowed": problem.allowed}

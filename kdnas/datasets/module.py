@@ -1,0 +1,80 @@
+"""Data that the user's own function loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdnas.core.data import ImageData
+from kdnas.datasets import DATASETS
+from kdnas.datasets._cache import ImageWriter, Samples, cached, fingerprint
+from kdnas.datasets._inputs import Problems, as_channels_first, check_labels, names_or_numbers
+from kdnas.errors import DataError, Problem
+from kdnas.user_code import load_user_object
+
+_RETURNS = "(train_images, train_labels, test_images, test_labels) or the same with class_names"
+
+
+@DATASETS.register
+def module(data_root: Path, cache: Path, *, function: str, options: dict[str, Any] | None = None) -> ImageData:
+    """Arrays from a function of your own: `module:function`, or `path/to/file.py:function` under the data root.
+
+    It is called as `function(data_root, **options)` and returns (train_images, train_labels, test_images, test_labels)
+    or the same with class_names: numpy arrays (or what `numpy.asarray` takes), images uint8 [N, H, W], [N, H, W, C] or
+    [N, C, H, W] with C 1 or 3, labels integers [N] from 0. kdnas cannot know when such data change, so the function is
+    called whenever the study is opened; the arrays are kept in the cache under their content.
+
+    Args:
+        data_root: Handed to the function; file paths are relative to it.
+        cache: kdnas's cache folder.
+        function: The function.
+        options: Keyword arguments of the function.
+
+    Raises DataError where the function fails or returns something else; ConfigError where it cannot be imported.
+    """
+    loader = load_user_object(function, data_root)
+    if not callable(loader):
+        raise DataError(Problem(function, "is not a function"))
+    try:
+        result = loader(data_root, **(options or {}))
+    except Exception as error:
+        raise DataError(Problem(function, f"raised {type(error).__name__}: {error}")) from error
+    train, train_labels, test, test_labels, names = _checked(result, function)
+    labels = np.concatenate([train_labels, test_labels])
+    class_names = names_or_numbers(names, labels)
+
+    def decode(writer: ImageWriter) -> Samples:
+        writer.extend(train)
+        writer.extend(test)
+        return Samples(class_names, labels, np.arange(len(labels)) >= len(train))
+
+    content = [
+        fingerprint(images, part, class_names, len(train))
+        for images, part in ((train, train_labels), (test, test_labels))
+    ]
+    return cached(function.rpartition(":")[2], cache, {"content": content}, decode)
+
+
+def _checked(
+    result: Any, function: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[str, ...] | None]:
+    """Return the function's arrays as uint8 [N, C, H, W] and int64 [N]. Raises DataError with every problem."""
+    if not isinstance(result, tuple) or len(result) not in (4, 5):
+        found = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
+        raise DataError(Problem(function, f"returned {found}", _RETURNS))
+    problems = Problems()
+    arrays = []
+    for split, images, labels in (("train", *result[0:2]), ("test", *result[2:4])):
+        checked = as_channels_first(np.asarray(images), "auto", f"{function}: {split}_images", problems)
+        arrays += [checked, check_labels(np.asarray(labels), len(checked), f"{function}: {split}_labels", problems)]
+        if not len(checked):
+            problems.add(f"{function}: {split}_images", "is empty")
+    if arrays[0].shape[1:] != arrays[2].shape[1:] and not problems.count:
+        problems.add(function, f"train images are {list(arrays[0].shape[1:])}, test images {list(arrays[2].shape[1:])}")
+    names = None
+    if len(result) == 5:
+        names = tuple(map(str, result[4]))
+    problems.raise_if_any()
+    return arrays[0], arrays[1], arrays[2], arrays[3], names

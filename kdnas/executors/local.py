@@ -1,0 +1,204 @@
+"""Isolated worker processes on this machine: a crash, an endless loop or a full memory costs one trial, not the search."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from kdnas.errors import InputError, RunError, TrialError
+from kdnas.executors import EXECUTORS, Evaluate, Executor, Finished
+
+_START_FAILURES_ALLOWED = 3
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    ready: bool = False
+    key: str | None = None
+    deadline: float | None = None
+    """On the monotonic clock; None while no job runs."""
+
+
+@EXECUTORS.register
+class Local(Executor):
+    """Spawned processes on this machine, one job at a time each.
+
+    Each worker has `threads` torch threads and, where there are CUDA devices, one of them in turn. A job that outlives
+    `time_limit_s` is killed with its worker and reported as failed; so is one whose worker dies.
+    """
+
+    def __init__(
+        self,
+        make_evaluate: Callable[[], Evaluate],
+        *,
+        workers: Annotated[int, Field(ge=1)] = 1,
+        threads: Annotated[int, Field(ge=1)] = 1,
+        time_limit_s: Annotated[float, Field(gt=0)] = 3600.0,
+        devices: Annotated[int, Field(ge=0)] = 0,
+    ):
+        super().__init__(make_evaluate)
+        self._threads = threads
+        self._time_limit_s = time_limit_s
+        self._devices = devices
+        self._context = multiprocessing.get_context("spawn")
+        self._start_failures = 0
+        self._workers = [self._start(index) for index in range(workers)]
+        self._closed = False
+
+    @property
+    def free(self) -> int:
+        """The number of workers without a job."""
+        return sum(worker.key is None for worker in self._workers)
+
+    @property
+    def running(self) -> int:
+        """The number of workers with a job."""
+        return sum(worker.key is not None for worker in self._workers)
+
+    def submit(self, key: str, job: Mapping[str, Any]) -> None:
+        """Hand `job` to a free worker. Raises RuntimeError when there is none."""
+        # A ready worker first: a fresh one still imports and opens the data.
+        idle = sorted((w for w in self._workers if w.key is None), key=lambda worker: not worker.ready)
+        if not idle:
+            raise RuntimeError("no worker is free")
+        worker = idle[0]
+        worker.key = key
+        worker.deadline = time.monotonic() + self._time_limit_s if worker.ready else None
+        try:
+            worker.pipe.send(dict(job))
+        except OSError:
+            pass  # the worker just died: `wait` sees it and reports the job
+
+    def wait(self, timeout_s: float) -> list[Finished]:
+        """Return the jobs that ended within `timeout_s`, at least one if any does."""
+        end = time.monotonic() + timeout_s
+        finished: list[Finished] = []
+        while not finished:
+            deadlines = [worker.deadline for worker in self._workers if worker.deadline is not None]
+            pause = max(min([end, *deadlines]) - time.monotonic(), 0.0)
+            signalled = multiprocessing.connection.wait([worker.pipe for worker in self._workers], pause)
+            for index, worker in enumerate(self._workers):
+                if worker.pipe in signalled:
+                    finished += self._receive(index)
+                elif worker.deadline is not None and time.monotonic() >= worker.deadline:
+                    finished += self._replace(index, f"stopped at the time limit of {self._time_limit_s:g} s")
+            if time.monotonic() >= end:
+                break
+        return finished
+
+    def close(self) -> None:
+        """Kill every worker."""
+        if self._closed:
+            return
+        self._closed = True
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.join()
+            worker.pipe.close()
+
+    def _start(self, index: int) -> _Worker:
+        here, there = self._context.Pipe()
+        device = index % self._devices if self._devices else None
+        process = self._context.Process(
+            target=_serve, args=(there, self._make_evaluate, self._threads, device), name=f"kdnas-{index}", daemon=True
+        )
+        process.start()
+        there.close()
+        return _Worker(process, here)
+
+    def _receive(self, index: int) -> list[Finished]:
+        worker = self._workers[index]
+        try:
+            kind, content = worker.pipe.recv()
+        except (EOFError, OSError):
+            worker.process.join(5)
+            return self._replace(index, _death(worker.process.exitcode))
+        if kind == "ready":
+            worker.ready, self._start_failures = True, 0
+            if worker.key is not None:
+                worker.deadline = time.monotonic() + self._time_limit_s
+            return []
+        if kind == "broken":
+            self.close()
+            raise content
+        key, worker.key, worker.deadline = worker.key, None, None
+        assert key is not None
+        return [Finished(key, result=content) if kind == "result" else Finished(key, failure=content)]
+
+    def _replace(self, index: int, reason: str) -> list[Finished]:
+        worker = self._workers[index]
+        worker.process.kill()
+        worker.process.join()
+        worker.pipe.close()
+        if not worker.ready:
+            self._start_failures += 1
+            if self._start_failures >= _START_FAILURES_ALLOWED:
+                self.close()
+                raise RunError(f"{self._start_failures} workers in a row could not start; the last: {reason}")
+        self._workers[index] = self._start(index)
+        return [] if worker.key is None else [Finished(worker.key, failure=reason)]
+
+
+def _death(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        hint = " (often the kernel's answer to a full memory)" if name == "SIGKILL" else ""
+        return f"the worker process was killed by {name}{hint}"
+    return f"the worker process died with exit code {exit_code}"
+
+
+def _serve(pipe: Connection, make_evaluate: Callable[[], Evaluate], threads: int, device: int | None) -> None:
+    """Run in the worker: open once, then answer jobs until the controller is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
+    _leave_with_parent()
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
+    import torch
+
+    torch.set_num_threads(threads)
+    try:
+        evaluate = make_evaluate()
+    except (InputError, RunError) as error:
+        pipe.send(("broken", error))
+        return
+    pipe.send(("ready", None))
+    while True:
+        try:
+            job = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send(("result", evaluate(job)))
+        except (TrialError, InputError) as error:
+            pipe.send(("failure", str(error)))
+        except MemoryError:
+            pipe.send(("failure", "out of memory"))
+        except Exception as error:  # whatever a student does, the search goes on
+            pipe.send(("failure", f"{type(error).__name__}: {error}"))
+
+
+def _leave_with_parent() -> None:
+    """End this process as soon as the controller dies, however it dies, so that no orphan trains on."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,68 @@
+"""What exporters are checked against: probe images, and what the student makes of them.
+
+Shapes: B images, C channels, H and W height and width, K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdnas.core.task import ImageTask
+from kdnas.errors import ExportError
+from kdnas.exporters import TrainedStudent
+
+
+def probe_images(task: ImageTask, count: int, seed: int = 0) -> Tensor:
+    """Return uint8 images [count, C, H, W]: a black one, a white one, then noise and smooth scenes in turn.
+
+    Smooth scenes (coarse noise, enlarged) have the low frequencies of photographs, which plain noise lacks.
+    """
+    channels, height, width = task.input_shape
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randint(0, 256, (count, channels, height, width), generator=generator).float()
+    coarse = torch.rand((count, channels, 3, 3), generator=generator) * 255.0
+    smooth = functional.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=True)
+    odd = (torch.arange(count) % 2 == 1).view(-1, 1, 1, 1)
+    images = torch.where(odd, smooth, noise).round().clamp(0, 255).to(torch.uint8)
+    images[:1] = 0
+    images[1:2] = 255
+    return images
+
+
+def plain_copy(module: nn.Module) -> nn.Module:
+    """Return a copy of `module` in eval mode on the CPU, in float32 and the default memory layout."""
+    plain = copy.deepcopy(module).to("cpu", torch.float32).eval()
+    for tensor in [*plain.parameters(), *plain.buffers()]:
+        tensor.data = tensor.data.contiguous()
+    return plain
+
+
+def normalised(student: TrainedStudent, pixels: Tensor) -> Tensor:
+    """Return `pixels` [B, C, H, W] (0..255) as the student takes them: float32, less the mean, over the deviation."""
+    mean = torch.tensor(student.channel_mean).view(1, -1, 1, 1)
+    std = torch.tensor(student.channel_std).view(1, -1, 1, 1)
+    return (pixels.float() - mean) / std
+
+
+@torch.no_grad()
+def reference_logits(student: TrainedStudent, pixels: Tensor) -> Tensor:
+    """Return the logits [B, K] of `student.module` for raw `pixels` [B, C, H, W], in float32 on the CPU.
+
+    Raises ExportError when they are not finite numbers of the right shape: such a student cannot be checked.
+    """
+    logits: Tensor = plain_copy(student.module)(normalised(student, pixels))
+    expected = (len(pixels), student.task.num_classes)
+    if tuple(logits.shape) != expected:
+        raise ExportError(f"the student gives outputs of shape {list(logits.shape)}, not {list(expected)}")
+    if not torch.isfinite(logits).all():
+        raise ExportError("the student's outputs are not all finite numbers")
+    return logits
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Return the number of parameters of `module`."""
+    return sum(parameter.numel() for parameter in module.parameters())

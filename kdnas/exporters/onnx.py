@@ -1,0 +1,138 @@
+"""student.onnx: the student with its normalisation inside, for any batch size, compared in ONNX Runtime.
+
+Shapes: B images, C channels, H and W height and width, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdnas.errors import ConfigError, ExportError, Problem
+from kdnas.exporters import EXPORTERS, TrainedStudent
+from kdnas.exporters._probe import plain_copy, probe_images, reference_logits
+
+FILE = "student.onnx"
+EXTRA = "onnx"
+REQUIRES = ("onnx", "onnxscript", "onnxruntime")
+"""Packages that the extra `kdnas[onnx]` installs."""
+BATCH_SIZES = (1, 3, 17)
+_OPSET = 18
+
+
+@EXPORTERS.register
+def onnx(
+    student: TrainedStudent, folder: Path, *, tolerance: Annotated[float, Field(gt=0.0, le=0.1)] = 1e-4
+) -> list[str]:
+    """ONNX with a dynamic batch and the normalisation inside, checked in ONNX Runtime at batch sizes 1, 3 and 17.
+
+    Its input `pixels` is float32 [B, C, H, W] in 0..255, its output `logits` float32 [B, K]. `tolerance` bounds the
+    largest difference from PyTorch, as a share of the largest logit (at least 1).
+    """
+    missing = [package for package in REQUIRES if importlib.util.find_spec(package) is None]
+    if missing:
+        what = f"needs {', '.join(missing)}: pip install 'kdnas[{EXTRA}]'"
+        raise ConfigError(Problem("format onnx", what))
+    path = folder / FILE
+    _write(student, path)
+    _check(student, path, tolerance)
+    return [FILE]
+
+
+class _PixelsToLogits(nn.Module):
+    """The student behind its normalisation."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, student: TrainedStudent):
+        super().__init__()
+        self.network = plain_copy(student.module)
+        self.register_buffer("mean", torch.tensor(student.channel_mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(student.channel_std).view(1, -1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return logits [B, K] of `pixels` [B, C, H, W] (0..255)."""
+        logits: Tensor = self.network((pixels - self.mean) / self.std)
+        return logits
+
+
+def _write(student: TrainedStudent, path: Path) -> None:
+    import onnx as onnx_package
+
+    module = _PixelsToLogits(student).eval()
+    example = probe_images(student.task, 2).float()
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            opset_version=_OPSET,
+            input_names=["pixels"],
+            output_names=["logits"],
+            dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+    assert program is not None  # it is None only where a file was asked for
+    model = program.model_proto
+    model.doc_string = "Input: pixels 0..255 as float32, normalisation inside. Output: logits."
+    values = {
+        "arch_id": student.arch.arch_id,
+        "arch": student.arch.canonical_json,
+        "class_names": json.dumps(student.class_names),
+    }
+    onnx_package.helper.set_model_props(model, values)
+    onnx_package.save_model(model, path)
+
+
+def _check(student: TrainedStudent, path: Path, tolerance: float) -> None:
+    """Raise ExportError unless ONNX Runtime gives PyTorch's outputs, within `tolerance`, at every batch size."""
+    import onnx as onnx_package
+    import onnxruntime
+
+    onnx_package.checker.check_model(onnx_package.load(path), full_check=True)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    for size in BATCH_SIZES:
+        pixels = probe_images(student.task, size, seed=size)
+        reference = reference_logits(student, pixels)
+        try:
+            (output,) = session.run(["logits"], {"pixels": pixels.float().numpy()})
+        except Exception as error:  # ONNX Runtime raises types of its own, all of them plain exceptions
+            raise ExportError(f"{FILE}: ONNX Runtime cannot run it at batch size {size}: {error}") from error
+        if output.shape != tuple(reference.shape):
+            raise ExportError(
+                f"{FILE}: at batch size {size} it gives shape {list(output.shape)}, not {list(reference.shape)}"
+            )
+        gap = float((torch.from_numpy(output) - reference).abs().max())
+        bound = tolerance * max(1.0, float(reference.abs().max()))
+        if not gap <= bound:
+            raise ExportError(
+                f"{FILE}: at batch size {size} its outputs differ from PyTorch's by {gap:.3g} (at most {bound:.3g})"
+            )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the converter's progress lines and warnings from the user's screen."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -1,0 +1,38 @@
+"""train.yaml: the whole recipe of the student's training, for `kdnas train` and for any other pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from kdnas.errors import ExportError
+from kdnas.exporters import EXPORTERS, TrainedStudent
+
+FILE = "train.yaml"
+
+_HEADER = """\
+# How to train student {arch_id} of the family {family}, whole: `kdnas train {file}` follows it.
+# Plain YAML; nothing here is code. For another pipeline:
+#   arch          the network; student.py builds the same one and needs only torch
+#   channel_*     x = (pixel - channel_mean) / channel_std, pixels 0..255, one value a channel
+#   data          the data set, relative to the data root; validation_fraction of its training part is held out,
+#                 drawn by seed, class by class; the test part is used once, at the end
+#   teacher       the fixed network that is imitated, and the hash of its weights
+#   training      optimiser, schedule (linear warm-up, then cosine to zero) and random views of the images
+#   distillation  loss = task_weight * cross entropy + the sum over losses of weight * distillation loss
+#   provenance    the study that found it
+"""
+
+
+@EXPORTERS.register
+def train_yaml(student: TrainedStudent, folder: Path) -> list[str]:
+    """The whole recipe as YAML: teacher, losses, schedule, data, seeds, arch, normalisation."""
+    header = _HEADER.format(arch_id=student.arch.arch_id, family=student.arch.family, file=FILE)
+    recipe = dict(student.recipe)
+    path = folder / FILE
+    body = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=120)
+    path.write_text(f"{header}\n{body}", encoding="utf-8")
+    if yaml.safe_load(path.read_text(encoding="utf-8")) != recipe:
+        raise ExportError(f"{FILE}: the recipe did not read back as written")
+    return [FILE]

@@ -1,0 +1,52 @@
+"""Attention transfer (Zagoruyko and Komodakis, ICLR 2017)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdnas.errors import ConfigError
+from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.nn.matching import match_stages, to_common_size
+from kdnas.nn.precision import in_float32
+from kdnas.nn.taps import Outputs, OutputShapes
+
+
+@LOSSES.register
+class AttentionTransfer(DistillationLoss):
+    """Attention transfer (Zagoruyko 2017): squared difference of unit-length spatial attention maps, mean over stages.
+
+    A map is the channel mean of |feature|^power, scaled to length 1; the difference is averaged over the positions,
+    as in the authors' code. Of two maps the larger is average-pooled first. No adapters. Usual weight with KD: 1000.
+    """
+
+    needs = frozenset({"stages"})
+
+    def __init__(
+        self,
+        student: OutputShapes,
+        teacher: OutputShapes,
+        *,
+        power: Annotated[float, Field(ge=1.0, le=8.0)] = 2.0,
+    ):
+        super().__init__(student, teacher)
+        self.pairs = match_stages(student.stages, teacher.stages)
+        if not self.pairs:
+            raise ConfigError("the loss attention needs a student and a teacher with stages [B, C, H, W]")
+        self.power = power
+
+    @in_float32
+    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """Return the mean over the stages; `labels` are not used."""
+        return torch.stack([self._stage(student.stages[s], teacher.stages[t]) for s, t in self.pairs]).mean()
+
+    def _stage(self, student: Tensor, teacher: Tensor) -> Tensor:
+        ours, theirs = to_common_size(student, teacher)
+        return F.mse_loss(self._attention(ours), self._attention(theirs))
+
+    def _attention(self, features: Tensor) -> Tensor:
+        return F.normalize(features.abs().pow(self.power).mean(dim=1).flatten(1), dim=1, eps=1e-6)

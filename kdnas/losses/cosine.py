@@ -1,0 +1,36 @@
+"""Cosine similarity of embeddings, as in the cosine term of DistilBERT (Sanh et al., NeurIPS workshop 2019)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdnas.errors import ConfigError
+from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.nn.precision import in_float32
+from kdnas.nn.taps import Outputs, OutputShapes
+
+
+@LOSSES.register
+class Cosine(DistillationLoss):
+    """Embeddings by direction: mean of 1 - cosine(student, teacher), in 0..2.
+
+    Where the widths differ a linear adapter maps the student's embedding to the teacher's width.
+    """
+
+    needs = frozenset({"embedding"})
+
+    def __init__(self, student: OutputShapes, teacher: OutputShapes):
+        super().__init__(student, teacher)
+        if not student.embedding or not teacher.embedding:
+            raise ConfigError("the loss cosine needs a linear classifier in student and teacher, to read the embedding")
+        self.adapter: nn.Module = nn.Identity()
+        if student.embedding != teacher.embedding:
+            self.adapter = nn.Linear(student.embedding, teacher.embedding, bias=False)
+
+    @in_float32
+    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """Return the mean over the batch; `labels` are not used."""
+        assert student.embedding is not None
+        assert teacher.embedding is not None
+        return (1 - F.cosine_similarity(self.adapter(student.embedding), teacher.embedding, dim=1)).mean()

@@ -1,0 +1,73 @@
+"""Decoupled knowledge distillation (Zhao et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.nn.precision import in_float32
+from kdnas.nn.taps import Outputs, OutputShapes
+
+
+@LOSSES.register
+class DecoupledKD(DistillationLoss):
+    """Decoupled KD (Zhao 2022): T^2 * (target_weight * target-class KL + non_target_weight * KL among the others).
+
+    The target part compares [p(target), 1 - p(target)], the other part the softmax over the classes but the target.
+    With target_weight 1 and non_target_weight 1 - p_teacher(target) it would be Hinton's KD. The paper's
+    non_target_weight is 2 for plain ResNets, 6 to 8 for wider ones.
+    """
+
+    needs = frozenset({"logits"})
+
+    def __init__(
+        self,
+        student: OutputShapes,
+        teacher: OutputShapes,
+        *,
+        target_weight: Annotated[float, Field(ge=0.0)] = 1.0,
+        non_target_weight: Annotated[float, Field(ge=0.0)] = 2.0,
+        temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 4.0,
+    ):
+        super().__init__(student, teacher)
+        self.target_weight = target_weight
+        self.non_target_weight = non_target_weight
+        self.temperature = temperature
+
+    @in_float32
+    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """Return the mean over the batch.
+
+        Mixed labels [B, K] have two classes: the loss is its expectation over the two, weighted by their probabilities.
+        """
+        if labels.ndim == 1:
+            return self._per_sample(student.logits, teacher.logits, labels).mean()
+        weights, classes = labels.float().topk(2, dim=1)
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        first = self._per_sample(student.logits, teacher.logits, classes[:, 0])
+        second = self._per_sample(student.logits, teacher.logits, classes[:, 1])
+        return (weights[:, 0] * first + weights[:, 1] * second).mean()
+
+    def _per_sample(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+        target_s, others_s = _decouple(student / self.temperature, target)
+        target_t, others_t = _decouple(teacher / self.temperature, target)
+        target_part = _kl(target_t, target_s)
+        others_part = _kl(others_t, others_s)
+        return self.temperature**2 * (self.target_weight * target_part + self.non_target_weight * others_part)
+
+
+def _decouple(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log probabilities: [target, not target] [B, 2], and among the other classes [B, K - 1]."""
+    positions = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
+    others = logits.gather(1, positions + (positions >= target[:, None]))
+    pair = torch.cat([logits.gather(1, target[:, None]), others.logsumexp(dim=1, keepdim=True)], dim=1)
+    return F.log_softmax(pair, dim=1), F.log_softmax(others, dim=1)
+
+
+def _kl(theirs: Tensor, ours: Tensor) -> Tensor:
+    return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1)

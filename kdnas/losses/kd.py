@@ -1,0 +1,40 @@
+"""Hinton's distillation of softened logits (Hinton, Vinyals and Dean, NIPS workshop 2014)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.nn.precision import in_float32
+from kdnas.nn.taps import Outputs, OutputShapes
+
+
+@LOSSES.register
+class HintonKD(DistillationLoss):
+    """Softened logits (Hinton 2014): T^2 * KL(teacher || student) at temperature T.
+
+    T^2 keeps the gradient's scale about the same over T; for large T it becomes (student - teacher logits) / K.
+    """
+
+    needs = frozenset({"logits"})
+
+    def __init__(
+        self,
+        student: OutputShapes,
+        teacher: OutputShapes,
+        *,
+        temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 4.0,
+    ):
+        super().__init__(student, teacher)
+        self.temperature = temperature
+
+    @in_float32
+    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """Return the mean over the batch; `labels` are not used."""
+        ours = F.log_softmax(student.logits / self.temperature, dim=1)
+        theirs = F.log_softmax(teacher.logits / self.temperature, dim=1)
+        return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * self.temperature**2

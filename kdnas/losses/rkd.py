@@ -1,0 +1,70 @@
+"""Relational knowledge distillation (Park et al., CVPR 2019)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdnas.errors import ConfigError
+from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.nn.precision import in_float32
+from kdnas.nn.taps import Outputs, OutputShapes
+
+_SMALLEST = 1e-6
+
+
+@LOSSES.register
+class RelationalKD(DistillationLoss):
+    """Relational KD (Park 2019): smooth-L1 of the pair distances (over their mean) and triplet angles of embeddings.
+
+    Blind to rotation and scale, so widths may differ and no adapter is needed. Angles take B^3 numbers: they use the
+    first `angle_samples` of the (shuffled) batch.
+    """
+
+    needs = frozenset({"embedding"})
+
+    def __init__(
+        self,
+        student: OutputShapes,
+        teacher: OutputShapes,
+        *,
+        distance_weight: Annotated[float, Field(ge=0.0)] = 25.0,
+        angle_weight: Annotated[float, Field(ge=0.0)] = 50.0,
+        angle_samples: Annotated[int, Field(ge=3, le=1024)] = 128,
+    ):
+        super().__init__(student, teacher)
+        if not student.embedding or not teacher.embedding:
+            raise ConfigError("the loss rkd needs a linear classifier in student and teacher, to read the embedding")
+        self.distance_weight = distance_weight
+        self.angle_weight = angle_weight
+        self.angle_samples = angle_samples
+
+    @in_float32
+    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """Return distance_weight * distance term + angle_weight * angle term; `labels` are not used."""
+        assert student.embedding is not None
+        assert teacher.embedding is not None
+        ours, theirs = student.embedding, teacher.embedding
+        distance = F.smooth_l1_loss(_relative_distances(ours), _relative_distances(theirs))
+        angle = F.smooth_l1_loss(_angles(ours[: self.angle_samples]), _angles(theirs[: self.angle_samples]))
+        return self.distance_weight * distance + self.angle_weight * angle
+
+
+def _relative_distances(embedding: Tensor) -> Tensor:
+    """Return Euclidean pair distances [B, B] over the mean of those that are not zero."""
+    distances = torch.cdist(embedding, embedding, compute_mode="donot_use_mm_for_euclid_dist")
+    mean = distances.sum() / (distances > 0).sum().clamp(min=1)
+    return distances / mean.clamp(min=_SMALLEST)
+
+
+def _angles(embedding: Tensor) -> Tensor:
+    """Return cosines [B, B, B]: at [i, j, k] that of the angle at sample i between the ways to j and to k."""
+    ways = embedding[None, :, :] - embedding[:, None, :]
+    lengths = ways.norm(dim=2, keepdim=True)
+    # Coinciding samples have no direction; a plain division would give them a huge gradient.
+    units = torch.where(lengths > _SMALLEST, ways / lengths.clamp(min=_SMALLEST), torch.zeros_like(ways))
+    return units @ units.transpose(1, 2)

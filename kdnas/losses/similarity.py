@@ -1,0 +1,42 @@
+"""Similarity-preserving knowledge distillation (Tung and Mori, ICCV 2019)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdnas.errors import ConfigError
+from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.nn.matching import match_stages
+from kdnas.nn.precision import in_float32
+from kdnas.nn.taps import Outputs, OutputShapes
+
+
+@LOSSES.register
+class SimilarityPreserving(DistillationLoss):
+    """Similarity-preserving KD (Tung 2019): mean squared difference of the batch's similarity matrices [B, B].
+
+    A matrix is F F^T of the flattened features of the last matched stage, each row scaled to length 1. Blind to a
+    rotation of the features and to widths and sizes, so no adapter is needed. Usual weight: 3000.
+    """
+
+    needs = frozenset({"stages"})
+
+    def __init__(self, student: OutputShapes, teacher: OutputShapes):
+        super().__init__(student, teacher)
+        pairs = match_stages(student.stages, teacher.stages)
+        if not pairs:
+            raise ConfigError("the loss similarity needs a student and a teacher with stages [B, C, H, W]")
+        self.student_stage, self.teacher_stage = pairs[-1]
+
+    @in_float32
+    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+        """Return the mean over the matrix; `labels` are not used."""
+        return F.mse_loss(
+            _similarities(student.stages[self.student_stage]), _similarities(teacher.stages[self.teacher_stage])
+        )
+
+
+def _similarities(features: Tensor) -> Tensor:
+    flat = features.flatten(1)
+    return F.normalize(flat @ flat.T, dim=1, eps=1e-6)

@@ -1,0 +1,146 @@
+"""Parallel coordinates: every choice and objective as an axis, every student as a line.
+
+Drawn as plain lines rather than with plotly's `parcoords`, which needs WebGL, can scale no axis logarithmically and
+cannot mark a teacher that is no point of the space.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from kdnas.report.style import INK, TEACHER, Figure, blend, escaped, is_log, styled, teacher_value
+from kdnas.report.wording import label, shown
+from kdnas.study.front import as_member, front, measured_values
+from kdnas.study.records import FrontMember, RunRecord
+
+MOST_LINES = 200
+"""Lines drawn at most: more can neither be told apart nor drawn quickly."""
+
+
+def parallel_figure(run: RunRecord) -> Figure:
+    """Return parallel coordinates over every choice and objective: one line a student, coloured by accuracy."""
+    everyone = [trial for trial in run.trials if trial.state == "complete" and "accuracy" in measured_values(trial)]
+    members = {member.trial.number: member for member in front(run)}
+    ranked = sorted(everyone, key=lambda trial: (trial.number not in members, -measured_values(trial)["accuracy"]))
+    scored = ranked[:MOST_LINES]
+    axes = _axes(run, [members[t.number] if t.number in members else as_member(t) for t in scored])
+    drawing = go.Figure()
+    accuracies = [measured_values(trial)["accuracy"] for trial in scored]
+    low, high = min(accuracies, default=0.0), max(accuracies, default=1.0)
+    lines: list[dict[str, Any]] = []
+    for trial, accuracy in sorted(zip(scored, accuracies, strict=True), key=lambda pair: pair[1]):
+        member = members.get(trial.number) or as_member(trial)
+        jitter = 0.07 * (((trial.number * 0.618034) % 1.0) - 0.5)
+        heights = [axis.height(member, jitter) for axis in axes]
+        colour = blend((accuracy - low) / ((high - low) or 1.0))
+        on_front = trial.number in members
+        lines.append({
+            "type": "scatter", "x": list(range(len(axes))), "y": heights, "mode": "lines", "showlegend": False,
+            "opacity": 1.0 if on_front else 0.45, "line": {"color": colour, "width": 3 if on_front else 1.1},
+            "hovertemplate": f"trial {trial.number}{', on the front' if on_front else ''}<br>accuracy "
+            f"{shown('accuracy', member.values['accuracy'])}<extra></extra>",
+        })  # fmt: skip
+    # All at once: plotly's time for one more trace grows with those it has.
+    drawing.add_traces(lines)
+    _add_axes(drawing, axes)
+    _add_teacher_on_axes(drawing, run, axes)
+    drawing.add_scatter(
+        x=[None], y=[None], mode="markers", showlegend=False, hoverinfo="skip",
+        marker={"color": [low], "cmin": low, "cmax": high or 1.0, "showscale": True, "size": 0.1,
+                "colorscale": [[i / 10, blend(i / 10)] for i in range(11)],
+                "colorbar": {"title": {"text": "search<br>accuracy"}, "tickformat": ".0%", "thickness": 12, "len": 0.9},
+                },
+    )  # fmt: skip
+    drawing = styled(drawing, height=470)
+    drawing.update_layout(hovermode="closest", margin={"l": 40, "r": 20, "t": 30, "b": 90}, legend={"y": -0.26})
+    drawing.update_xaxes(
+        tickvals=list(range(len(axes))), ticktext=[escaped(axis.title) for axis in axes],
+        showgrid=False, showline=False, range=[-0.5, len(axes) - 0.5], tickangle=-35 if len(axes) > 6 else 0, title="",
+    )  # fmt: skip
+    drawing.update_yaxes(visible=False, range=[-0.09, 1.09])
+    caption = (
+        "Each line is one student, coloured by the accuracy of the search; thick lines stand on the front. Lines at "
+        "the same choice are spread a little so that they can be told apart; “off” is a choice that this student does "
+        "not have. The teacher is no point of the space, so its stars stand on the axes of the objectives only."
+    )
+    if len(everyone) > len(scored):
+        caption += f" Of {len(everyone)} students only the front and the most accurate are drawn, {len(scored)} in all."
+    return Figure("parallel", "Choices and what came of them", caption, drawing, wide=True)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One vertical axis: a choice (`ticks` are its values) or a quantity (scaled from `low` to `high`)."""
+
+    title: str
+    name: str
+    ticks: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 1.0
+    log: bool = False
+
+    def position(self, value: float) -> float:
+        """Return where a quantity's value stands on the axis: 0 at the bottom, 1 at the top."""
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        return ((math.log(value) if self.log else value) - low) / ((high - low) or 1.0)
+
+    def height(self, member: FrontMember, jitter: float) -> float | None:
+        """Return where the line of `member` crosses the axis; None where its value is not known."""
+        if self.ticks:
+            index = self.ticks.index(member.trial.arch.choices.get(self.name, _OFF))
+            return index / max(len(self.ticks) - 1, 1) + jitter
+        value = member.values.get(self.name)
+        return None if value is None else self.position(value)
+
+
+_OFF = "off"
+
+
+def _axes(run: RunRecord, members: Sequence[FrontMember]) -> list[_Axis]:
+    names = sorted({name for member in members for name in member.trial.arch.choices})
+    axes = []
+    for name in names:
+        values = {member.trial.arch.choices.get(name, _OFF) for member in members}
+        if len(values) > 1:
+            axes.append(_Axis(name, name, tuple(sorted(values, key=lambda v: (v != _OFF, isinstance(v, str), v)))))
+    for objective in run.objectives:
+        known = [member.values[objective.name] for member in members if objective.name in member.values]
+        if run.teacher is not None and (teacher := teacher_value(run, objective.name)) is not None:
+            known.append(teacher)
+        if known:
+            axes.append(_Axis(label(objective.name), objective.name, (), min(known), max(known), log=is_log(known)))
+    return axes
+
+
+def _add_axes(drawing: go.Figure, axes: Sequence[_Axis]) -> None:
+    for i, axis in enumerate(axes):
+        drawing.add_shape(type="line", x0=i, x1=i, y0=-0.03, y1=1.03, line={"color": "#8793a3", "width": 1})
+        if axis.ticks:
+            marks = [(k / max(len(axis.ticks) - 1, 1), str(value)) for k, value in enumerate(axis.ticks)]
+        else:
+            marks = [(0.0, shown(axis.name, axis.low)), (1.0, shown(axis.name, axis.high))]
+        for height, text in marks:
+            drawing.add_annotation(
+                x=i, y=height, text=escaped(text), showarrow=False, xanchor="right", xshift=-4,
+                yshift=0 if axis.ticks else (9 if height else -9),
+                font={"size": 10, "color": INK}, bgcolor="rgba(255,255,255,0.75)", borderpad=0,
+            )  # fmt: skip
+
+
+def _add_teacher_on_axes(drawing: go.Figure, run: RunRecord, axes: Sequence[_Axis]) -> None:
+    places = [
+        (i, axis.position(value), f"teacher: {label(axis.name)} {shown(axis.name, value)}")
+        for i, axis in enumerate(axes)
+        if not axis.ticks and (value := teacher_value(run, axis.name)) is not None
+    ]
+    if places:
+        drawing.add_scatter(
+            x=[place[0] for place in places], y=[place[1] for place in places], mode="markers", name="teacher",
+            marker={"symbol": "star", "size": 15, "color": TEACHER, "line": {"color": "white", "width": 1}},
+            text=[place[2] for place in places], hovertemplate="%{text}<extra></extra>", showlegend=True,
+        )  # fmt: skip

@@ -1,0 +1,187 @@
+"""The front as a small SVG picture, for a README: accuracy against one cost, written by hand, so nothing is needed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from kdnas.report.figures import cost_names, staircase
+from kdnas.report.style import BROKEN, FAINT, FRONT, GRID, INK, KNEE, TEACHER, is_log, round_ticks
+from kdnas.report.tables import write_text
+from kdnas.report.wording import axis_title, scaled
+from kdnas.study.front import broken_bounds, front, knee_of, measured_values
+from kdnas.study.records import FrontMember, RunRecord
+
+_WIDTH, _HEIGHT = 760, 460
+_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 20, 52, 62
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """A linear or logarithmic map from values to pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool
+
+    def __call__(self, value: float) -> float:
+        low, high, at = (math.log(v) if self.log else v for v in (self.low, self.high, value))
+        return self.start + (self.end - self.start) * (at - low) / (high - low)
+
+    def ticks(self) -> list[float]:
+        """Return round values inside the range."""
+        return round_ticks(self.low, self.high, log=self.log)
+
+
+def front_picture(run: RunRecord, path: Path) -> None:
+    """Write the run's front against its first cost as an SVG picture, whole or not at all. Raises OSError."""
+    write_text(front_svg(run), path)
+
+
+def front_svg(run: RunRecord, name: str | None = None) -> str:
+    """Return accuracy against the quantity `name` (by default the first) as SVG; without a front a line saying so."""
+    members = front(run)
+    names = cost_names(run)
+    name = name or (names[0] if names else None)
+    if not members or name is None:
+        text = f'<text x="{_WIDTH / 2}" y="{_HEIGHT / 2}" text-anchor="middle">No student has been scored yet.</text>'
+        return _document(run, [text])
+    scored = [
+        values
+        for trial in run.trials
+        if trial.state == "complete" and name in (values := measured_values(trial)) and "accuracy" in values
+    ]
+    teacher = run.teacher if run.teacher is not None and name in run.teacher.values else None
+    xs = [values[name] for values in scored] + [member.values[name] for member in members if name in member.values]
+    ys = [values["accuracy"] for values in scored]
+    ys += [m.values["accuracy"] + sign * (m.accuracy_ci95 or 0.0) for m in members for sign in (-1, 1)]
+    if teacher is not None:
+        xs.append(teacher.values[name])
+    if run.teacher is not None:
+        ys.append(run.teacher.accuracy)
+    x, y = _scales(xs, ys)
+    parts = [*_grid(x, y, name), *_points(run, scored, name, x, y), *_front(run, members, name, x, y)]
+    if teacher is not None:
+        parts.append(_star(x(teacher.values[name]), y(teacher.accuracy)))
+    elif run.teacher is not None:
+        height = y(run.teacher.accuracy)
+        parts.append(_line(x.start, height, x.end, height, TEACHER, 'stroke-dasharray="5 4"'))
+    return _document(run, [*parts, *_legend(run, members)])
+
+
+def _scales(xs: list[float], ys: list[float]) -> tuple[_Scale, _Scale]:
+    log = is_log(xs)
+    low, high = min(xs), max(xs)
+    if log:
+        margin = (high / low) ** 0.05
+        low, high = low / margin, high * margin
+    else:
+        margin = 0.05 * (high - low) or 0.5 * abs(high) or 1.0
+        low, high = low - margin, high + margin
+    margin = 0.06 * (max(ys) - min(ys)) or 0.02
+    horizontal = _Scale(low, high, _LEFT, _WIDTH - _RIGHT, log)
+    return horizontal, _Scale(min(ys) - margin, max(ys) + margin, _HEIGHT - _BOTTOM, _TOP, False)
+
+
+def _grid(x: _Scale, y: _Scale, name: str) -> list[str]:
+    parts = []
+    decimals = 0 if y.high - y.low > 0.05 else 1
+    for value in y.ticks():
+        parts.append(_line(x.start, y(value), x.end, y(value), GRID))
+        parts.append(_label(x.start - 8, y(value) + 4, f"{100 * value:.{decimals}f} %", "end"))
+    for value in x.ticks():
+        parts.append(_line(x(value), y.start, x(value), y.end, GRID))
+        parts.append(_label(x(value), y.start + 18, scaled(value).strip(), "middle"))
+    parts.append(_line(x.start, y.start, x.end, y.start, "#8793a3"))
+    parts.append(_line(x.start, y.start, x.start, y.end, "#8793a3"))
+    title = axis_title(name) + (", log scale" if x.log else "")
+    parts.append(_label((x.start + x.end) / 2, _HEIGHT - 16, title, "middle"))
+    middle = (y.start + y.end) / 2
+    parts.append(f'<text x="18" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 18 {middle:.1f})">'
+                 "Validation accuracy</text>")  # fmt: skip
+    return parts
+
+
+def _points(run: RunRecord, scored: list[dict[str, float]], name: str, x: _Scale, y: _Scale) -> list[str]:
+    return [
+        f'<circle cx="{x(values[name]):.1f}" cy="{y(values["accuracy"]):.1f}" r="3.6" '
+        f'fill="{BROKEN if broken_bounds(values, run.constraints) else FAINT}" fill-opacity="0.65"/>'
+        for values in scored
+    ]
+
+
+def _front(run: RunRecord, members: tuple[FrontMember, ...], name: str, x: _Scale, y: _Scale) -> list[str]:
+    quantity = run.quantities.get(name)
+    steps = staircase(members, name, quantity.direction if quantity else "minimize")
+    path = "".join(
+        f"M{x(m.values[name]):.1f} {y(m.values['accuracy']):.1f}" if i == 0
+        else f"H{x(m.values[name]):.1f}V{y(m.values['accuracy']):.1f}"
+        for i, m in enumerate(steps)
+    )  # fmt: skip
+    parts = [f'<path d="{path}" fill="none" stroke="{FRONT}" stroke-width="1.8"/>']
+    for member in members:
+        if name not in member.values:
+            continue
+        across, accuracy = x(member.values[name]), member.values["accuracy"]
+        if member.accuracy_ci95:
+            low, high = y(accuracy - member.accuracy_ci95), y(accuracy + member.accuracy_ci95)
+            parts.append(_line(across, low, across, high, FRONT, 'stroke-width="1.3"'))
+            parts += [_line(across - 4, end, across + 4, end, FRONT, 'stroke-width="1.3"') for end in (low, high)]
+        parts.append(f'<circle cx="{across:.1f}" cy="{y(accuracy):.1f}" r="4.6" fill="{FRONT}"/>')
+    knee = knee_of(members, run.objectives)
+    if name in knee.values:
+        parts.append(
+            f'<circle cx="{x(knee.values[name]):.1f}" cy="{y(knee.values["accuracy"]):.1f}" r="9" fill="none" '
+            f'stroke="{KNEE}" stroke-width="2.2"/>'
+        )
+    return parts
+
+
+def _legend(run: RunRecord, members: tuple[FrontMember, ...]) -> list[str]:
+    retrained = any(member.trial.repeats for member in members)
+    entries = [(FAINT, "scored by the search"), (FRONT, "front, retrained (95 %)" if retrained else "front so far")]
+    entries.append((KNEE, "knee"))
+    if run.teacher is not None:
+        entries.append((TEACHER, "teacher"))
+    parts, left = [], float(_LEFT)
+    for colour, text in entries:
+        if colour == TEACHER:
+            parts.append(_star(left + 6, 36))
+        else:
+            fill = f'fill="none" stroke="{colour}" stroke-width="2.2"' if colour == KNEE else f'fill="{colour}"'
+            parts.append(f'<circle cx="{left + 6:.1f}" cy="36" r="5" {fill}/>')
+        parts.append(_label(left + 17, 40, text, "start"))
+        left += 17 + 6.9 * len(text) + 22
+    return parts
+
+
+def _star(x: float, y: float, size: float = 9.0) -> str:
+    points = " ".join(
+        f"{x + (size if k % 2 == 0 else 0.42 * size) * math.sin(k * math.pi / 5):.1f},"
+        f"{y - (size if k % 2 == 0 else 0.42 * size) * math.cos(k * math.pi / 5):.1f}"
+        for k in range(10)
+    )
+    return f'<polygon points="{points}" fill="{TEACHER}" stroke="white" stroke-width="0.8"/>'
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str, more: str = "") -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" {more}/>'
+
+
+def _label(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _document(run: RunRecord, parts: list[str]) -> str:
+    title = escape(f"{run.config.name}: accuracy of the students against their cost")
+    lines = "\n".join(parts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
+        f'role="img" font-family="system-ui, sans-serif" font-size="13" fill="{INK}">\n<title>{title}</title>\n'
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>\n'
+        f'<text x="{_LEFT}" y="20" font-size="15" font-weight="600">{escape(run.config.name)}</text>\n{lines}\n</svg>\n'
+    )

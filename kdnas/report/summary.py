@@ -1,0 +1,184 @@
+"""A run in plain words: what was searched, what came of it, how far to trust it, what it cost, what failed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from kdnas.report.wording import counted, duration, fraction_of, label, shown
+from kdnas.study.front import best_of, front, hypervolume, knee_of
+from kdnas.study.records import FrontMember, RunRecord
+
+
+def what_was_searched(run: RunRecord) -> str:
+    """Return one sentence on the study: data, teacher, space, objectives and constraints."""
+    config = run.config
+    objectives = ", ".join(label(objective.name) for objective in run.objectives)
+    bounds = f" under {', '.join(map(str, run.constraints))}" if run.constraints else ""
+    classes = f" ({len(run.class_names)} classes)" if run.class_names else ""
+    return (
+        f"Students of the space {config.space} for the data set {config.data.type}{classes}, distilled from the "
+        f"teacher {run.teacher.name if run.teacher else config.teacher.type}, for the best "
+        f"trade-off of {objectives}{bounds}."
+    )
+
+
+def progress(run: RunRecord) -> str:
+    """Return how far the run has come, by trial states."""
+    if not run.trials:
+        return "No trial has been made yet."
+    states = Counter(trial.state for trial in run.trials)
+    counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
+    end = f"The search has ended: {run.finished}." if run.finished else "The search has not ended."
+    return f"{counted(len(run.trials), 'trial')}: {counts}. {end}"
+
+
+def teacher_numbers(run: RunRecord) -> list[tuple[str, str]]:
+    """Return the teacher's numbers as (name, value) pairs; FLOPs stand beside MACs."""
+    if run.teacher is None:
+        return []
+    pairs = [("validation accuracy", shown("accuracy", run.teacher.accuracy))]
+    if run.teacher.test_accuracy is not None:
+        pairs.append(("test accuracy", shown("accuracy", run.teacher.test_accuracy)))
+    return pairs + quantity_pairs(run.teacher.values)
+
+
+def quantity_pairs(values: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return the costs among `values` as (name, value) pairs, FLOPs = 2 x MACs beside MACs."""
+    pairs = []
+    for name, value in values.items():
+        if name.endswith("accuracy"):
+            continue
+        pairs.append((label(name), shown(name, value)))
+        if name == "macs":
+            pairs.append(("FLOPs (2 × MACs)", shown("macs", 2 * value)))
+    return pairs
+
+
+def highlights(run: RunRecord) -> list[tuple[str, FrontMember, str]]:
+    """Return (title, student, sentence against the teacher) for the knee and the most accurate student."""
+    members = front(run)
+    if not members:
+        return []
+    knee, best = knee_of(members, run.objectives), best_of(members)
+    if knee is best:
+        return [("Knee, and most accurate student", knee, against_teacher(run, knee))]
+    return [
+        ("Knee: the most for the least", knee, against_teacher(run, knee)),
+        ("Most accurate student", best, against_teacher(run, best)),
+    ]
+
+
+def against_teacher(run: RunRecord, member: FrontMember) -> str:
+    """Return "98.1 % of the teacher's accuracy (test split) at 1/12 of its MACs"; empty without a teacher."""
+    teacher = run.teacher
+    if teacher is None:
+        return ""
+    on_test = member.test_accuracy is not None and teacher.test_accuracy is not None
+    student = member.test_accuracy if on_test else member.values.get("accuracy")
+    whole = teacher.test_accuracy if on_test else teacher.accuracy
+    if student is None or not whole:
+        return ""
+    split = "test" if on_test else "validation"
+    text = f"{100 * student / whole:.1f} % of the teacher’s accuracy ({split} split)"
+    costs = [name for name in ("macs", "latency_ms") if name in member.values and teacher.values.get(name)]
+    shares = [f"{fraction_of(member.values[name], teacher.values[name])} of its {label(name)}" for name in costs]
+    return f"{text} at {' and '.join(shares)}." if shares else f"{text}."
+
+
+def trust(run: RunRecord) -> list[str]:
+    """Return what the numbers rest on, one sentence each."""
+    members = front(run)
+    retrained = [member for member in members if member.trial.repeats]
+    sentences = [_validation_sentence(run)]
+    if retrained:
+        seeds = sorted({len(member.trial.repeats) for member in retrained})
+        asked = run.config.final.seeds
+        count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+        sentences.append(
+            f"The front’s students were retrained from scratch with {count} {'seed' if seeds == [1] else 'seeds'}; "
+            "their accuracies are means, ± half the width of Student’s t interval at 95 %. The front was recomputed "
+            "with them."
+        )
+        if seeds[0] < asked:
+            sentences.append(f"Retraining is not finished: {asked} seeds a student were asked for.")
+        if seeds[0] == 1:
+            sentences.append("A single seed gives no interval.")
+        sentences.append(
+            "The test split was touched only by these retrained students and the teacher; it chose nothing. The "
+            "interval covers the chance of training, not that of which images were drawn."
+        )
+    elif members:
+        sentences.append(
+            "Nothing is retrained yet: the front shown is of brief single scores, which flatter whoever was lucky. The "
+            "test split has not been touched by any student."
+        )
+    volume = hypervolume(run)
+    if volume is not None and members:
+        reference = ", ".join(f"{label(name)} {shown(name, value)}" for name, value in run.reference_point.items())
+        sentences.append(f"Hypervolume of the front: {volume:.6g}, below the reference point {reference}.")
+    sentences += _measurement_sentences(run)
+    return sentences
+
+
+def costs(run: RunRecord) -> list[tuple[str, str]]:
+    """Return where the time went, as (what, how much) pairs."""
+    training = sum(trial.train_seconds for trial in run.trials)
+    teaching = sum(trial.teacher_seconds for trial in run.trials)
+    lost = sum(trial.train_seconds for trial in run.trials if trial.state in ("failed", "interrupted"))
+    retraining = sum(repeat.train_seconds for trial in run.trials for repeat in trial.repeats)
+    repeats = sum(len(trial.repeats) for trial in run.trials)
+    begun = [trial.started for trial in run.trials if trial.started is not None]
+    ended = [trial.ended for trial in run.trials if trial.ended is not None]
+    pairs = []
+    if begun and ended:
+        pairs.append(
+            ("from the first trial to the end of the last", duration((max(ended) - min(begun)).total_seconds()))
+        )
+    share = f", {100 * teaching / training:.0f} % of it the teacher’s" if training > 0 else ""
+    pairs.append((f"training in {counted(len(run.trials), 'trial')}", duration(training) + share))
+    if lost > 0:
+        pairs.append(("of that, lost to failed and interrupted trials", duration(lost)))
+    if repeats:
+        pairs.append((f"retraining the finalists, {counted(repeats, 'training')}", duration(retraining)))
+    return pairs
+
+
+def failures(run: RunRecord) -> list[tuple[str, str, list[int]]]:
+    """Return (state, reason, trial numbers) of every trial that gave no score, most frequent first."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for trial in run.trials:
+        if trial.state in ("failed", "infeasible", "interrupted"):
+            groups.setdefault((trial.state, trial.reason or "no reason recorded"), []).append(trial.number)
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[1][0]))
+    return [(state, reason, numbers) for (state, reason), numbers in ordered]
+
+
+def _validation_sentence(run: RunRecord) -> str:
+    data = run.lock.get("data")
+    images: Any = data.get("validation_images") if isinstance(data, Mapping) else None
+    size = f"{images} images" if isinstance(images, int) else "images"
+    fraction = run.config.data.validation_fraction
+    training = run.config.training
+    share = "" if training.data_fraction == 1 else f" on {100 * training.data_fraction:g} % of the data"
+    text = (
+        f"Search scores are brief (one training, one seed, {counted(training.epochs, 'epoch')}{share}) and are made on "
+        f"{size} carved from the training data ({100 * fraction:g} % of it, stratified)."
+    )
+    if isinstance(images, int) and images > 0:
+        # Half the 95 % interval of a binomial at accuracy 0.9, the usual neighbourhood of a useful student.
+        text += f" At 90 % accuracy that many images leave ± {196 * (0.09 / images) ** 0.5:.1f} points of chance."
+    return text
+
+
+def _measurement_sentences(run: RunRecord) -> list[str]:
+    contexts: dict[str, set[str]] = {}
+    for trial in run.trials:
+        for name, taken in trial.measurements.items():
+            contexts.setdefault(name, set()).add(taken.context)
+    return [
+        f"{label(name).capitalize()} is measured: {'; '.join(sorted(found))}."
+        for name, found in contexts.items()
+        if len(found) <= 3
+    ]

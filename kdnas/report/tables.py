@@ -1,0 +1,186 @@
+"""A run as tables: every number that figures, page and terminal show is taken from here.
+
+trials.csv holds the search's own scores (one brief training each, so no interval); front.csv the students of the
+final front, with the mean and 95 % interval of their retrainings, and the search's score beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kdnas.report.wording import arch_in_words
+from kdnas.study.front import front, hypervolume, knee_of, measured_values
+from kdnas.study.records import FrontMember, RunRecord, TrialRecord
+
+FIRST_COLUMNS = ("trial", "arch_id", "state", "fidelity_epochs", "accuracy", "accuracy_ci95", "macs", "params")
+_INTEGERS = ("trial", "fidelity_epochs", "macs", "params", "seeds")
+
+
+def other_quantities(run: RunRecord) -> list[str]:
+    """Return the quantities known of any student besides accuracy, MACs and parameters; objectives first."""
+    known = {name for trial in run.trials for name in measured_values(trial)}
+    names = [objective.name for objective in run.objectives] + [name for name in run.quantities if name in known]
+    names += sorted(known - set(run.quantities))
+    return [name for name in dict.fromkeys(names) if name not in FIRST_COLUMNS]
+
+
+def trials_table(run: RunRecord) -> pd.DataFrame:
+    """Return every trial, in the order of their numbers, as trials.csv has it."""
+    columns = [*FIRST_COLUMNS, *_quantity_columns(run), "fidelity_data_fraction", *_tuned_names(run)]
+    columns += ["train_seconds", "teacher_seconds", "reason", "arch"]
+    rows = [
+        {**_common(run, trial, measured_values(trial)), "reason": trial.reason}
+        for trial in sorted(run.trials, key=lambda trial: trial.number)
+    ]
+    return _frame(rows, columns)
+
+
+def front_table(run: RunRecord) -> pd.DataFrame:
+    """Return the Pareto front, sorted by the first cheap objective, as front.csv has it."""
+    columns = [*FIRST_COLUMNS, *_quantity_columns(run), "test_accuracy", "test_accuracy_ci95", "seeds"]
+    columns += ["search_accuracy", "fidelity_data_fraction", *_tuned_names(run), "train_seconds", "reason", "arch"]
+    return _frame([_front_row(run, member) for member in front(run)], columns)
+
+
+def front_document(run: RunRecord) -> dict[str, Any]:
+    """Return the front as plain data, as `kdnas front --json` prints it.
+
+    Keys: study, folder, finished (why the search ended, empty while it has not), retrained (true when accuracies are
+    means over retrainings), objectives (name, unit, direction), constraints, reference_point, hypervolume (null while
+    unknown), knee (arch_id or null), teacher (name, accuracy, test_accuracy, values) or null, and front: one record a
+    student with trial, arch_id, accuracy_ci95, test_accuracy, test_accuracy_ci95, seeds, values, tuned, arch.
+    """
+    members = front(run)
+    teacher = run.teacher
+    return {
+        "study": run.config.name,
+        "folder": str(run.folder),
+        "finished": run.finished,
+        "retrained": any(member.trial.repeats for member in members),
+        "objectives": [{"name": o.name, "unit": o.unit, "direction": o.direction} for o in run.objectives],
+        "constraints": [str(constraint) for constraint in run.constraints],
+        "reference_point": dict(run.reference_point),
+        "hypervolume": hypervolume(run),
+        "knee": knee_of(members, run.objectives).trial.arch.arch_id if members else None,
+        "teacher": teacher
+        and {
+            "name": teacher.name,
+            "accuracy": teacher.accuracy,
+            "test_accuracy": teacher.test_accuracy,
+            "values": dict(teacher.values),
+        },
+        "front": [
+            {
+                "trial": member.trial.number,
+                "arch_id": member.trial.arch.arch_id,
+                "accuracy_ci95": member.accuracy_ci95,
+                "test_accuracy": member.test_accuracy,
+                "test_accuracy_ci95": member.test_accuracy_ci95,
+                "seeds": len(member.trial.repeats),
+                "values": dict(member.values),
+                "tuned": dict(member.trial.tuned),
+                "arch": {"family": member.trial.arch.family, "choices": member.trial.arch.choices},
+            }
+            for member in members
+        ],
+    }
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write `table` to `path`, whole or not at all."""
+    write_text(table.to_csv(index=False, lineterminator="\n"), path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write `text` to `path` in UTF-8, whole or not at all. Raises OSError where the folder cannot be written."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        # mkstemp makes the file private; a report is meant to be read by whoever may read the run folder.
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def short_archs(trials: Sequence[TrialRecord]) -> dict[int, str]:
+    """Return, by trial number, the choices in which these trials differ; of a single trial all of them."""
+    spellings = {
+        name: {trial.arch.choices.get(name) for trial in trials} for trial in trials for name in trial.arch.choices
+    }
+    varying = {name for name, values in spellings.items() if len(values) > 1} or set(spellings)
+    return {
+        trial.number: arch_in_words(type(trial.arch)(trial.arch.family, _only(trial.arch.items, varying)))
+        for trial in trials
+    }
+
+
+def _only(items: tuple[tuple[str, Any], ...], names: set[str]) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, value) for name, value in items if name in names)
+
+
+def _quantity_columns(run: RunRecord) -> list[str]:
+    measured = {name for trial in run.trials for name in trial.measurements}
+    columns = []
+    for name in other_quantities(run):
+        columns += [name, f"{name}_spread"] if name in measured else [name]
+    return columns
+
+
+def _tuned_names(run: RunRecord) -> list[str]:
+    return sorted({name for trial in run.trials for name in trial.tuned})
+
+
+def _common(run: RunRecord, trial: TrialRecord, values: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        **{name: values.get(name) for name in ("accuracy", "macs", "params", *other_quantities(run))},
+        **{f"{name}_spread": taken.spread for name, taken in trial.measurements.items()},
+        **trial.tuned,
+        "trial": trial.number,
+        "arch_id": trial.arch.arch_id,
+        "state": trial.state,
+        "fidelity_epochs": trial.fidelity.epochs,
+        "accuracy_ci95": None,
+        "fidelity_data_fraction": trial.fidelity.data_fraction,
+        "train_seconds": trial.train_seconds,
+        "teacher_seconds": trial.teacher_seconds,
+        "arch": trial.arch.canonical_json,
+    }
+
+
+def _front_row(run: RunRecord, member: FrontMember) -> dict[str, Any]:
+    trial, repeats = member.trial, member.trial.repeats
+    fidelity = repeats[0].fidelity if repeats else trial.fidelity
+    seconds = sum(repeat.train_seconds for repeat in repeats) / len(repeats) if repeats else trial.train_seconds
+    return {
+        **_common(run, trial, member.values),
+        "accuracy_ci95": member.accuracy_ci95,
+        "test_accuracy": member.test_accuracy,
+        "test_accuracy_ci95": member.test_accuracy_ci95,
+        "seeds": len(repeats) or 1,
+        "search_accuracy": measured_values(trial).get("accuracy"),
+        "fidelity_epochs": fidelity.epochs,
+        "fidelity_data_fraction": fidelity.data_fraction,
+        "train_seconds": seconds,
+        "reason": trial.reason,
+    }
+
+
+def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    table = pd.DataFrame([[row.get(column) for column in columns] for row in rows], columns=list(columns))
+    for column in _INTEGERS:
+        if column in table and _all_whole(table[column].tolist()):
+            table[column] = pd.array([None if pd.isna(v) else int(v) for v in table[column].tolist()], dtype="Int64")
+    return table
+
+
+def _all_whole(values: Sequence[Any]) -> bool:
+    return all(pd.isna(value) or float(value).is_integer() for value in values)

@@ -1,0 +1,27 @@
+"""NSGA-III (Deb and Jain, IEEE Transactions on Evolutionary Computation 2014), Optuna's."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import optuna
+from pydantic import Field
+
+from kdnas.samplers import SAMPLERS, SamplerContext
+
+
+@SAMPLERS.register
+def nsga3(
+    context: SamplerContext,
+    *,
+    population_size: Annotated[int, Field(ge=2)] | None = None,
+    mutation_probability: Annotated[float, Field(ge=0, le=1)] | None = None,
+    crossover_probability: Annotated[float, Field(ge=0, le=1)] = 0.9,
+) -> optuna.samplers.BaseSampler:
+    """Reference-point genetic algorithm for three or more objectives (Optuna). Population as for nsga2."""
+    return optuna.samplers.NSGAIIISampler(
+        seed=context.seed,
+        population_size=population_size or min(max(context.trials // 5, 10), 50),
+        mutation_prob=mutation_probability,
+        crossover_prob=crossover_probability,
+    )

@@ -1,0 +1,66 @@
+"""Networks of inverted residuals with elastic depth, width, expansion and kernel (Sandler et al., CVPR 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from kdnas.nn import blocks
+from kdnas.nn.blocks import InvertedPlan
+from kdnas.nn.counting import Count, inverted_block
+from kdnas.students import STUDENTS
+from kdnas.students._staged import Setting, Stage, StagedFamily, one_of, whole
+
+
+@STUDENTS.register
+class MobileNet(StagedFamily):
+    """Inverted residuals: per stage depth (0 removes it), width, expand, kernel, squeeze_excite and skip.
+
+    `stage<i>.expand` is the hidden width over the block's input width (1: no expansion), `stage<i>.kernel` the side of
+    the depthwise convolution; `stage<i>.squeeze_excite` adds a channel gate of a quarter of the hidden width, and
+    `stage<i>.skip` is "identity" (the input is added where stride and width allow it) or "none". `head_width` (0: none)
+    is the width of a 1x1 convolution before pooling. A stage strides in its first block.
+    """
+
+    name = "mobilenet"
+    extras: ClassVar[Mapping[str, Setting]] = {
+        "expand": whole(1, 16),
+        "kernel": one_of(3, 5, 7),
+        "squeeze_excite": one_of(True, False),
+        "skip": one_of("identity", "none"),
+    }
+    with_head = True
+    block = blocks.InvertedBlock
+    exported = (
+        blocks.InvertedPlan,
+        blocks.StudentPlan,
+        blocks.ConvNorm,
+        blocks.SqueezeExcite,
+        blocks.InvertedBlock,
+        blocks.Student,
+    )
+
+    @staticmethod
+    def blocks(in_channels: int, stage: Stage) -> tuple[InvertedPlan, ...]:
+        """Return the blocks of `stage`; only the first one can change the shape."""
+        expand, kernel, squeeze_excite, skip = stage.extras
+
+        def block(channels: int, stride: int) -> InvertedPlan:
+            hidden = channels * expand
+            squeezed = max(1, hidden // 4) if squeeze_excite else 0
+            same = stride == 1 and channels == stage.width
+            return InvertedPlan(channels, hidden, stage.width, kernel, stride, squeezed, same and skip == "identity")
+
+        return block(in_channels, stage.stride), *[block(stage.width, 1)] * (stage.depth - 1)
+
+    @staticmethod
+    def simplify(in_channels: int, stage: Stage) -> tuple[Any, ...]:
+        """Return the extras with skip "none" where no block could skip."""
+        expand, kernel, squeeze_excite, skip = stage.extras
+        possible = stage.depth > 1 or (stage.stride == 1 and in_channels == stage.width)
+        return expand, kernel, squeeze_excite, skip if possible else "none"
+
+    @staticmethod
+    def count(plan: Any, height: int, width: int) -> Count:
+        """Return the closed-form count of one block."""
+        return inverted_block(plan, height, width)

@@ -1,0 +1,74 @@
+"""Residual networks with elastic depth, width, bottleneck and shortcut (He et al., CVPR 2016)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from kdnas.core.arch import Scalar
+from kdnas.nn import blocks
+from kdnas.nn.blocks import ResidualPlan
+from kdnas.nn.counting import Count, residual_block
+from kdnas.students import STUDENTS
+from kdnas.students._staged import Setting, Stage, StagedFamily, one_of
+
+
+def _is_bottleneck(value: Scalar) -> bool:
+    return value == "plain" or (type(value) in (int, float) and 0 < float(value) <= 4)
+
+
+@STUDENTS.register
+class ResNet(StagedFamily):
+    """Residual networks: per stage depth (0 removes it), width, bottleneck and skip.
+
+    `stage<i>.bottleneck` is "plain" (two 3x3 convolutions) or a ratio (1x1 -> 3x3 -> 1x1, the middle being that share
+    of the width, at least one channel). `stage<i>.skip` is "identity" (no parameters anywhere: where the shape changes
+    the input is subsampled and its channels zero-padded or cropped), "projection" (1x1 convolution and batch norm where
+    the shape changes, identity elsewhere) or "none". A stage strides in its first block.
+    """
+
+    name = "resnet"
+    extras: ClassVar[Mapping[str, Setting]] = {
+        "bottleneck": Setting(_is_bottleneck, "plain, or a ratio above 0 and up to 4"),
+        "skip": one_of("identity", "projection", "none"),
+    }
+    block = blocks.ResidualBlock
+    exported = (
+        blocks.ResidualPlan,
+        blocks.StudentPlan,
+        blocks.ConvNorm,
+        blocks.IdentityShortcut,
+        blocks.ResidualBlock,
+        blocks.Student,
+    )
+
+    @staticmethod
+    def blocks(in_channels: int, stage: Stage) -> tuple[ResidualPlan, ...]:
+        """Return the blocks of `stage`; only the first one can change the shape."""
+        bottleneck, skip = stage.extras
+        middle = _middle(stage.width, bottleneck)
+        elsewhere = "identity" if skip == "projection" else skip
+        changes = in_channels != stage.width or stage.stride != 1
+        first = ResidualPlan(in_channels, stage.width, middle, stage.stride, skip if changes else elsewhere)
+        return first, *[ResidualPlan(stage.width, stage.width, middle, 1, elsewhere)] * (stage.depth - 1)
+
+    @staticmethod
+    def simplify(in_channels: int, stage: Stage) -> tuple[Any, ...]:
+        """Return the ratio that the middle width really is, and "identity" for a projection that projects nothing."""
+        bottleneck, skip = stage.extras
+        if bottleneck != "plain":
+            bottleneck = _middle(stage.width, bottleneck) / stage.width
+        if skip == "projection" and in_channels == stage.width and stage.stride == 1:
+            skip = "identity"
+        return bottleneck, skip
+
+    @staticmethod
+    def count(plan: Any, height: int, width: int) -> Count:
+        """Return the closed-form count of one block."""
+        return residual_block(plan, height, width)
+
+
+def _middle(width: int, bottleneck: Any) -> int:
+    """Return the middle width of a bottleneck, halves rounded up, or 0 for a plain block."""
+    return 0 if bottleneck == "plain" else max(1, math.floor(width * bottleneck + 0.5))

@@ -1,0 +1,74 @@
+"""What a running search tells whoever watches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kdnas.core.arch import Arch
+from kdnas.study.records import Repeat, RunRecord, TrialRecord
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line worth showing, such as a stage of the preparation."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Data, teacher and record are open; `resumed` when the run already held trials."""
+
+    run: RunRecord
+    resumed: bool
+    workers: int
+
+
+@dataclass(frozen=True)
+class TrialStarted:
+    """A student went to a worker."""
+
+    number: int
+    arch: Arch
+
+
+@dataclass(frozen=True)
+class TrialEnded:
+    """A trial was closed. `run` is the record with it."""
+
+    run: RunRecord
+    trial: TrialRecord
+
+
+@dataclass(frozen=True)
+class SearchEnded:
+    """No further student will be proposed; `reason` says why."""
+
+    run: RunRecord
+    reason: str
+    finalists: int
+    retrainings: int
+    """Retrainings of finalists still to do."""
+
+
+@dataclass(frozen=True)
+class RepeatEnded:
+    """One retraining of a finalist ended; `repeat` is None when it failed for `failure`."""
+
+    number: int
+    repeat: Repeat | None
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class StudyEnded:
+    """Everything is done and recorded; `new_trials` and `new_repeats` are what this call added."""
+
+    run: RunRecord
+    new_trials: int
+    new_repeats: int
+
+
+Event = Note | Ready | TrialStarted | TrialEnded | SearchEnded | RepeatEnded | StudyEnded
+Observer = Callable[[Event], None]

@@ -1,0 +1,154 @@
+"""Reading a study: YAML, overrides, schema, and everything that can be checked without opening data or teacher.
+
+`load_study` tells all problems at once, each with file and line. Nothing is imported but what the study names.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from kdnas.core.space import SearchSpace
+from kdnas.errors import ConfigError, Problem
+from kdnas.registry import validation_problems
+from kdnas.study.config import StudyConfig
+from kdnas.study.members import member_problems, quantity_problems
+from kdnas.study.yaml_lines import KeyPath, YamlDocument, parse_value, read_yaml
+
+STUDY_FILE = "study.yaml"
+
+_MEMBER_SECTIONS = ("data", "teacher", "sampler", "executor")
+
+
+@dataclass(frozen=True)
+class LoadedStudy:
+    """A study that can be run: its configuration with every default resolved, its folder, and its search space.
+
+    Paths in the configuration are relative to `folder`.
+    """
+
+    config: StudyConfig
+    folder: Path
+    space: SearchSpace
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> LoadedStudy:
+    """Return the study at `path`, a folder with a study.yaml or a YAML file, with `key.sub=value` overrides applied.
+
+    Raises ConfigError with every problem, spelled `study.yaml:12: dotted.key: what (allowed: ...)` and sorted by line.
+    """
+    file = study_file(path)
+    document, problems = apply_overrides(read_yaml(file), overrides)
+    return _checked(document, file.parent, problems)
+
+
+def study_file(path: Path) -> Path:
+    """Return the YAML file of the study at `path`. Raises ConfigError where there is none, naming what is near."""
+    if path.is_dir():
+        if not (path / STUDY_FILE).is_file():
+            raise ConfigError(Problem(str(path), f"the folder holds no {STUDY_FILE}; `kdnas init {path}` writes one"))
+        return path / STUDY_FILE
+    if not path.exists():
+        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, beside, n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(Problem(str(path), f"there is no such folder or file{hint}"))
+    return path
+
+
+def apply_overrides(document: YamlDocument, overrides: Sequence[str]) -> tuple[YamlDocument, list[Problem]]:
+    """Return the document with `key.sub=value` overrides applied, and what is wrong with those that cannot be.
+
+    A value is read as YAML. List items go by index: `distillation.losses.0.weight=1`.
+    """
+    problems = []
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator or not all(key.strip().split(".")):
+            problems.append(Problem(f"--set {text}", "is not key=value, such as training.epochs=10"))
+            continue
+        try:
+            document = _override(document, key.strip(), parse_value(value))
+        except ConfigError as error:
+            problems += [Problem(f"--set {text}", problem.what) for problem in error.problems]
+        except LookupError as error:
+            problems.append(Problem(f"--set {text}", str(error.args[0])))
+    return document, problems
+
+
+def _override(document: YamlDocument, key: str, value: Any) -> YamlDocument:
+    path = _key_path(document.data, key)
+    if len(path) > 1 and path[0] in _MEMBER_SECTIONS and isinstance(document.data.get(str(path[0])), str):
+        # `sampler: tpe` and `--set sampler.seed=1`: a bare name is short for a section with a type.
+        line = document.line_of(path[:1])
+        document = document.with_value(path[:1], {"type": document.data[str(path[0])]})
+        document = YamlDocument(document.name, document.data, {**document.lines, path[:1]: line})
+    return document.with_value(path, value)
+
+
+def _key_path(data: Any, dotted: str) -> KeyPath:
+    """Return the key path that `dotted` spells; an existing key may hold dots itself, as those of `tune` do."""
+    parts = dotted.split(".")
+    if parts[0] == "tune" and len(parts) > 2:
+        tail = parts[-1:] if parts[-1] in ("low", "high", "log") else []
+        return ("tune", ".".join(parts[1 : len(parts) - len(tail)]), *tail)
+    path: list[str | int] = []
+    for part in parts:
+        step = int(part) if isinstance(data, list) and part.isdecimal() else part
+        path.append(step)
+        try:
+            data = data[step]
+        except (LookupError, TypeError):
+            data = None
+    return tuple(path)
+
+
+def _checked(document: YamlDocument, folder: Path, problems: list[Problem]) -> LoadedStudy:
+    """Return the study that `document` spells. Raises ConfigError with `problems` and everything else that is wrong."""
+    found: list[Problem] = []
+    config: StudyConfig | None = None
+    try:
+        config = StudyConfig.model_validate(document.data)
+    except pydantic.ValidationError as error:
+        found += validation_problems(error, StudyConfig)
+    found += [*member_problems(document.data), *quantity_problems(document.data)]
+    if config is not None and not found:
+        found += _tune_problems(config)
+    space, space_problems = _space(document.data, folder)
+    # What stands in the space's own file carries its own file and line, and comes last.
+    found += [problem for problem in space_problems if problem.where == "space"]
+    elsewhere = [problem for problem in space_problems if problem.where != "space"]
+    located = [*problems, *document.in_order(found), *elsewhere]
+    if located or config is None or space is None:
+        raise ConfigError(located)
+    return LoadedStudy(config, folder, space)
+
+
+def _tune_problems(config: StudyConfig) -> list[Problem]:
+    if not config.tune:
+        return []
+    from kdnas.study.tuning import tunable_problems
+
+    return tunable_problems(config)
+
+
+def _space(data: Mapping[str, Any], folder: Path) -> tuple[SearchSpace | None, list[Problem]]:
+    name = data.get("space")
+    if not isinstance(name, str):
+        return None, []  # the schema has said so
+    from kdnas.study.spaces import load_space
+
+    try:
+        return load_space(name, folder), []
+    except ConfigError as error:
+        return None, [
+            problem
+            if ":" in problem.where
+            else Problem("space", f"{problem.where}: {problem.what}".lstrip(": "), problem.allowed)
+            for problem in error.problems
+        ]

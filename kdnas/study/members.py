@@ -1,0 +1,196 @@
+"""Checks of what a study names: registry members with their options, and the quantities it optimises and bounds.
+
+All of them read the plain YAML data, not the validated configuration, so that one mistake does not hide the others;
+where the data has the wrong shape they say nothing, because the schema does. Nothing is imported but what is named.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pydantic
+
+from kdnas.core.objective import ACCURACY, Constraint, parse_constraint
+from kdnas.errors import ConfigError, Problem
+from kdnas.registry import Registry, validation_problems
+from kdnas.study.config import DataConfig, ExecutorConfig, ExportConfig, Member, StudyConfig
+from kdnas.training.recipe import LossTerm, Training
+
+# What the run itself hands to an executor; a study cannot set it there.
+_EXECUTOR_BY_THE_RUN = {"workers": 1, "time_limit_s": 1.0, "devices": 0}
+
+
+FAMILIES = ("datasets", "teachers", "students", "losses", "costs", "samplers", "executors", "exporters")
+"""The packages that hold registry members. Each has its registry under its own name in capitals."""
+
+
+def registry_of(family: str) -> Registry[Any]:
+    """Return the registry of `family`, one of FAMILIES; its contract is imported, none of its members is."""
+    registry: Registry[Any] = getattr(importlib.import_module(f"kdnas.{family}"), family.upper())
+    return registry
+
+
+def member_problems(data: Mapping[str, Any]) -> list[Problem]:
+    """Return what is wrong with the members that the study `data` names; `where` is the dotted key."""
+    return [
+        *_section(data, "data", "datasets", DataConfig),
+        *_section(data, "teacher", "teachers", Member),
+        *_student_teacher(data),
+        *_losses(data),
+        *_section(data, "sampler", "samplers", Member),
+        *_executor(data),
+        *_export(data),
+    ]
+
+
+def quantity_problems(data: Mapping[str, Any]) -> list[Problem]:
+    """Return what is wrong with the objectives, constraints and cost options of the study `data`."""
+    return [*_objectives(data), *_constraints(data), *_cost_options(data)]
+
+
+def option_problems(registry: Registry[Any], where: str, name: str, options: Mapping[str, Any]) -> list[Problem]:
+    """Return what is wrong with building member `name` from `options`, placed under the key `where`."""
+    try:
+        problems = registry.problems(name, options)
+    except ImportError as error:
+        return [Problem(f"{where}.type", f"{name!r} cannot be used on this machine: {error}; see `kdnas doctor`")]
+    return [Problem(f"{where}.{problem.where}", problem.what, problem.allowed) for problem in problems]
+
+
+def _section(data: Mapping[str, Any], key: str, family: str, model: type[Member]) -> list[Problem]:
+    section = data.get(key)
+    section = {"type": section} if isinstance(section, str) else section
+    if not isinstance(section, dict) or not isinstance(section.get("type"), str):
+        return []
+    options = {name: value for name, value in section.items() if name not in model.model_fields}
+    return option_problems(registry_of(family), key, section["type"], options)
+
+
+def _student_teacher(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what is wrong inside a teacher that is a student family's member, trained here."""
+    section = data.get("teacher")
+    if not isinstance(section, dict) or section.get("type") != "student":
+        return
+    training, family, choices = section.get("training"), section.get("family"), section.get("choices")
+    if isinstance(training, dict):
+        try:
+            Training.model_validate(training)
+        except pydantic.ValidationError as error:
+            for problem in validation_problems(error, Training):
+                yield Problem(f"teacher.training.{problem.where}", problem.what, problem.allowed)
+    students = registry_of("students")
+    if isinstance(family, str) and family not in students.names():
+        yield Problem("teacher.family", f"no student family is called {family!r}", ", ".join(students.names()))
+    elif isinstance(family, str) and isinstance(choices, dict):
+        try:
+            students.build(family).canonical(choices)
+        except ConfigError as error:
+            for problem in error.problems:
+                yield Problem(f"teacher.choices.{problem.where}".rstrip("."), problem.what, problem.allowed)
+
+
+def _losses(data: Mapping[str, Any]) -> Iterator[Problem]:
+    distillation = data.get("distillation")
+    terms = distillation.get("losses") if isinstance(distillation, dict) else None
+    for index, term in enumerate(terms if isinstance(terms, list) else []):
+        if isinstance(term, dict) and isinstance(term.get("type"), str):
+            options = {name: value for name, value in term.items() if name not in LossTerm.model_fields}
+            yield from option_problems(registry_of("losses"), f"distillation.losses.{index}", term["type"], options)
+
+
+def _executor(data: Mapping[str, Any]) -> list[Problem]:
+    section = data.get("executor", ExecutorConfig().type)
+    section = {"type": section} if isinstance(section, str) else section
+    if not isinstance(section, dict) or not isinstance(section.get("type", "local"), str):
+        return []
+    own = {name: value for name, value in section.items() if name not in ExecutorConfig.model_fields}
+    problems = [
+        Problem(f"executor.{name}", "is set by the run, not in the study")
+        for name in own
+        if name in _EXECUTOR_BY_THE_RUN
+    ]
+    registry = registry_of("executors")
+    name = section.get("type", ExecutorConfig().type)
+    try:
+        known = set(registry.options(name).model_fields)
+    except (ConfigError, ImportError):
+        known = set()  # told below
+    by_the_run = {key: value for key, value in _EXECUTOR_BY_THE_RUN.items() if key in known}
+    return problems + option_problems(registry, "executor", name, {**own, **by_the_run})
+
+
+def _export(data: Mapping[str, Any]) -> Iterator[Problem]:
+    section = data.get("export")
+    if not isinstance(section, dict):
+        return
+    known = registry_of("exporters").names()
+    formats = section.get("formats", [])
+    for index, name in enumerate(formats if isinstance(formats, list) else []):
+        if isinstance(name, str) and name not in known:
+            yield Problem(f"export.formats.{index}", f"no export format is called {name!r}", ", ".join(known))
+    pick = section.get("pick", ExportConfig().pick)
+    if isinstance(pick, str) and not _is_pick(pick):
+        yield Problem(
+            "export.pick", f"{pick!r} picks nothing", "knee, best, an arch_id, or a bound such as 'macs<=10e6'"
+        )
+
+
+def _is_pick(text: str) -> bool:
+    if text in ("knee", "best") or re.fullmatch(r"[0-9a-f]{12}", text):
+        return True
+    try:
+        parse_constraint(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _objectives(data: Mapping[str, Any]) -> Iterator[Problem]:
+    names = data.get("objectives", list(StudyConfig.model_fields["objectives"].default))
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return
+    known = [ACCURACY.name, *registry_of("costs").names()]
+    for index, name in enumerate(names):
+        if name not in known:
+            yield Problem(f"objectives.{index}", f"no quantity is called {name!r}", ", ".join(known))
+        elif name in names[:index]:
+            yield Problem(f"objectives.{index}", f"{name!r} stands twice")
+    if ACCURACY.name not in names:
+        yield Problem("objectives", "must include accuracy")
+
+
+def _constraints(data: Mapping[str, Any]) -> Iterator[Problem]:
+    texts = data.get("constraints")
+    bounds: dict[int, Constraint] = {}
+    for index, text in enumerate(texts if isinstance(texts, list) else []):
+        try:
+            bounds[index] = parse_constraint(text)
+        except (ValueError, TypeError):
+            continue  # the schema has said so
+    costs = registry_of("costs").names()
+    for index, bound in bounds.items():
+        where = f"constraints.{index}"
+        if bound.name == ACCURACY.name:
+            yield Problem(
+                where, "accuracy cannot be bounded: it is known only after training, and it is an objective already"
+            )
+        elif bound.name not in costs:
+            yield Problem(where, f"no cost is called {bound.name!r}", ", ".join(costs))
+        for other in (bounds[earlier] for earlier in bounds if earlier < index):
+            if other.name == bound.name and other.operator == bound.operator:
+                yield Problem(where, f"{bound.name} is bounded twice: {other} and {bound}")
+            elif other.name == bound.name and other.violation(bound.bound) > 0:
+                yield Problem(where, f"no student can meet both {other} and {bound}")
+
+
+def _cost_options(data: Mapping[str, Any]) -> Iterator[Problem]:
+    section = data.get("costs")
+    registry = registry_of("costs")
+    for name, options in section.items() if isinstance(section, dict) else ():
+        if name not in registry.names():
+            yield Problem(f"costs.{name}", f"no cost is called {name!r}", ", ".join(registry.names()))
+        elif isinstance(options, dict):
+            yield from option_problems(registry, f"costs.{name}", name, options)

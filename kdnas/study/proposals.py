@@ -1,0 +1,152 @@
+"""Proposals that are worth a training: no student twice, none that a cheap constraint already rules out.
+
+`ValidProposals` wraps any Optuna sampler. What the sampler proposes is checked before it reaches the record; a rejected
+proposal is asked for again, then mutated, then drawn at random, then looked for by enumeration. Whether a proposal is
+acceptable costs microseconds, so no training and no record line is ever spent on a duplicate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from kdnas.core.arch import Scalar
+
+_ASKS = 2
+_MUTATIONS = 300
+_RANDOM_DRAWS = 20_000
+_ENUMERABLE = 300_000
+
+Acceptable = Callable[[Mapping[str, Scalar]], bool]
+
+
+class ValidProposals(optuna.samplers.BaseSampler):
+    """The sampler `inner`, restricted to proposals for which `acceptable` is true.
+
+    `exhausted` is set when none could be found: the space holds no further acceptable student.
+    """
+
+    def __init__(
+        self,
+        inner: optuna.samplers.BaseSampler,
+        domain: Mapping[str, BaseDistribution],
+        acceptable: Acceptable,
+        *,
+        seed: int,
+        preset: Mapping[str, Scalar] | None = None,
+    ):
+        self._inner = inner
+        self._domain = dict(domain)
+        self._acceptable = acceptable
+        self._rng = np.random.default_rng(seed)
+        self._preset = preset
+        self.exhausted = False
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the whole domain: every choice is proposed together."""
+        return self._domain
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return an acceptable proposal, or any at all with `exhausted` set."""
+        if self._preset is not None:
+            return dict(self._preset)
+        proposal = previous = None
+        for _ in range(_ASKS):
+            proposal = self._ask(study, trial)
+            if self._acceptable(proposal):
+                return proposal
+            if proposal == previous:  # a deterministic proposal will not change by asking again
+                break
+            previous = proposal
+        assert proposal is not None
+        for count in range(_MUTATIONS):
+            mutant = self._mutate(proposal, changes=1 + count // 100)
+            if self._acceptable(mutant):
+                return mutant
+        for _ in range(_RANDOM_DRAWS):
+            drawn = {name: self._draw(distribution) for name, distribution in self._domain.items()}
+            if self._acceptable(drawn):
+                return drawn
+        return self._enumerate() or self._give_up(proposal)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Return the inner sampler's value; only reached for parameters outside the domain."""
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Let the inner sampler prepare."""
+        self._inner.before_trial(study, trial)
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
+        """Let the inner sampler learn."""
+        self._inner.after_trial(study, trial, state, values)
+
+    def reseed_rng(self) -> None:
+        """Keep the seed: proposals are a function of it and of the history."""
+
+    def _ask(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        space = self._inner.infer_relative_search_space(study, trial)
+        related = self._inner.sample_relative(study, trial, space)
+        return {
+            name: related[name] if name in related else self._inner.sample_independent(study, trial, name, distribution)
+            for name, distribution in self._domain.items()
+        }
+
+    def _mutate(self, proposal: Mapping[str, Any], changes: int) -> dict[str, Any]:
+        names = self._rng.choice(list(self._domain), size=min(changes, len(self._domain)), replace=False)
+        return {**proposal, **{str(name): self._draw(self._domain[str(name)]) for name in names}}
+
+    def _draw(self, distribution: BaseDistribution) -> Any:
+        if isinstance(distribution, CategoricalDistribution):
+            return distribution.choices[self._rng.integers(len(distribution.choices))]
+        if isinstance(distribution, IntDistribution):
+            return int(self._rng.choice(np.arange(distribution.low, distribution.high + 1, distribution.step)))
+        assert isinstance(distribution, FloatDistribution)
+        if distribution.log:
+            return float(np.exp(self._rng.uniform(np.log(distribution.low), np.log(distribution.high))))
+        return float(self._rng.uniform(distribution.low, distribution.high))
+
+    def _enumerate(self) -> dict[str, Any] | None:
+        """Search a small space to its end, from a random place so that proposals stay spread."""
+        sizes = [_size(distribution) for distribution in self._domain.values()]
+        total = int(np.prod(np.array(sizes, dtype=float))) if all(sizes) else _ENUMERABLE + 1
+        if total > _ENUMERABLE:
+            return None
+        start = int(self._rng.integers(total))
+        for offset in range(total):
+            rest, proposal = (start + offset) % total, {}
+            for (name, distribution), size in zip(self._domain.items(), sizes, strict=True):
+                rest, index = divmod(rest, size)
+                proposal[name] = _value(distribution, index)
+            if self._acceptable(proposal):
+                return proposal
+        return None
+
+    def _give_up(self, proposal: dict[str, Any]) -> dict[str, Any]:
+        self.exhausted = True
+        return proposal
+
+
+def _size(distribution: BaseDistribution) -> int:
+    """Return the number of values, 0 for a continuous range."""
+    if isinstance(distribution, CategoricalDistribution):
+        return len(distribution.choices)
+    if isinstance(distribution, IntDistribution):
+        return (distribution.high - distribution.low) // distribution.step + 1
+    return 0
+
+
+def _value(distribution: BaseDistribution, index: int) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[index]
+    assert isinstance(distribution, IntDistribution)
+    return distribution.low + index * distribution.step

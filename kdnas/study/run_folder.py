@@ -1,0 +1,183 @@
+"""The run folder: one study, one controller at a time, and study.lock.yaml that says exactly what is being run.
+
+The lock file is written once, before the first trial. Resuming compares the `identity` of the study with it: whatever
+changes the meaning of a score (data, teacher, space, objectives, training, seed) must be equal; budget, sampler, workers
+and the final evaluation may change.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdnas.core.space import SearchSpace
+from kdnas.errors import Problem, RunFolderError
+from kdnas.study.config import StudyConfig
+
+LOCK_FILE = "study.lock.yaml"
+_GUARD = ".controller"
+_IDENTITY_SECTIONS = ("seed", "data", "teacher", "objectives", "constraints", "costs", "training", "distillation", "tune")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` whole or not at all. Raises RunFolderError naming the path."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with scratch.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise RunFolderError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def controller_lock(folder: Path) -> Iterator[None]:
+    """Hold the run folder, created where there is none, for one controller.
+
+    The system frees it when the process dies. Where the work ends before a run was recorded, a folder made here is removed
+    again. Raises RunFolderError when the folder cannot be made or written, is held by another controller, or holds
+    something else than a run.
+    """
+    created = not folder.exists()
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        guard = (folder / _GUARD).open("a")
+    except OSError as error:
+        raise RunFolderError(f"{folder} cannot be used as a run folder: {error.strerror or error}") from error
+    try:
+        with guard:
+            try:
+                fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                created = False
+                raise RunFolderError(f"{folder} is in use by another kdnas search") from None
+            _refuse_strangers(folder)
+            yield
+    finally:
+        if created and not (folder / LOCK_FILE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_strangers(folder: Path) -> None:
+    stranger = next((p.name for p in folder.iterdir() if p.name != "checkpoints" and not p.name.startswith(".")), None)
+    if stranger is not None and not (folder / LOCK_FILE).exists():
+        raise RunFolderError(f"{folder} is not empty and not a kdnas run (it holds {stranger}); choose another --out")
+
+
+def space_record(space: SearchSpace) -> dict[str, Any]:
+    """Return the plain record of a space: what decides which archs it holds."""
+    return {
+        "family": space.family,
+        "choices": {choice.name: list(choice.values) for choice in space.choices},
+        "conditions": [
+            {"choice": condition.choice, "when": condition.when, "in": list(condition.values)}
+            for condition in space.conditions
+        ],
+        "fixed": dict(space.fixed),
+    }
+
+
+def identity(config: StudyConfig, space: SearchSpace, *, data: str, teacher: str) -> dict[str, Any]:
+    """Return what must not change when a run resumes. `data` and `teacher` are fingerprints."""
+    resolved = config.model_dump(mode="json")
+    return {
+        "name": config.name,
+        **{section: resolved[section] for section in _IDENTITY_SECTIONS},
+        "space": space_record(space),
+        "fingerprints": {"data": data, "teacher": teacher, "space": fingerprint(space_record(space))},
+    }
+
+
+def fingerprint(record: Any) -> str:
+    """Return sixteen hexadecimal digits of the SHA-256 of a plain record."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def check_identity(folder: Path, locked: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raise RunFolderError showing every difference when the study is not the one `folder` was started with."""
+    before, after = _flat(locked), _flat(current)
+    changed = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+    if not changed:
+        return
+    absent = "(absent)"
+    problems = [Problem(key, f"{before.get(key, absent)} -> {after.get(key, absent)}") for key in changed[:12]]
+    more = f", and {len(changed) - 12} more" if len(changed) > 12 else ""
+    raise RunFolderError(
+        [
+            Problem(
+                str(folder),
+                f"this run was started with another study, so their scores cannot be compared; changed{more} "
+                "(run -> study); choose another --out or restore the study",
+            ),
+            *problems,
+        ]
+    )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        result: dict[str, Any] = {}
+        for key, inner in value.items():
+            result |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+        return result
+    return {prefix: value}
+
+
+def write_lock(folder: Path, lock: Mapping[str, Any]) -> None:
+    """Write study.lock.yaml."""
+    header = "# Written by kdnas: exactly what this run is. Resuming compares `identity` with the study.\n"
+    plain = json.loads(json.dumps(lock, default=str))
+    write_text(folder / LOCK_FILE, header + yaml.safe_dump(plain, sort_keys=False, width=120))
+
+
+def read_lock(folder: Path) -> dict[str, Any]:
+    """Return the content of study.lock.yaml. Raises RunFolderError when it is missing or damaged."""
+    path = folder / LOCK_FILE
+    try:
+        lock = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunFolderError(f"{folder} is not a kdnas run: it has no {LOCK_FILE}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunFolderError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(lock, dict) or not {"identity", "config", "teacher", "reference_point"} <= lock.keys():
+        raise RunFolderError(f"{path} is not a lock file of a kdnas run, or it is damaged")
+    return lock
+
+
+def machine() -> dict[str, Any]:
+    """Return what this machine and its installed packages are, for the lock file."""
+    packages = {}
+    for name in ("kdnas", "torch", "optuna", "nni", "numpy", "fvcore"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "missing"
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "packages": packages,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

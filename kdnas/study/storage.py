@@ -1,0 +1,281 @@
+"""The record of a run: Optuna's storage, and what kdnas keeps in it.
+
+A trial's parameters are the proposed assignment. Beside them stand, as user attributes: `arch_id`, `arch`, `fidelity`,
+`tuned` from the start; `result` (values, measurements, seconds), `reason` and `interrupted` at the end. Retrainings of
+finalists are study attributes `final:<trial>:<seed>`, since Optuna does not let a finished trial change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
+from sqlalchemy.exc import SQLAlchemyError
+
+from kdnas.core.arch import Arch, Scalar
+from kdnas.core.fidelity import Fidelity
+from kdnas.core.measurement import Measurement
+from kdnas.core.objective import Quantity
+from kdnas.core.space import SearchSpace
+from kdnas.errors import RunFolderError
+from kdnas.study.config import StudyConfig, TuneRange
+from kdnas.study.records import Repeat, RunRecord, TeacherReport, TrialRecord, TrialState
+from kdnas.study.run_folder import LOCK_FILE, read_lock
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+_FILE = "study.db"
+_LOCK_TIMEOUT_S = 60
+_STATES: dict[OptunaState, TrialState] = {
+    OptunaState.COMPLETE: "complete",
+    OptunaState.FAIL: "failed",
+    OptunaState.PRUNED: "infeasible",
+    OptunaState.RUNNING: "running",
+    OptunaState.WAITING: "running",
+}
+
+
+def distributions(space: SearchSpace, tune: Mapping[str, TuneRange]) -> dict[str, BaseDistribution]:
+    """Return Optuna's distribution of every choice and tuned setting: evenly spaced integers keep their order."""
+    result: dict[str, BaseDistribution] = {}
+    for choice in space.choices:
+        if choice.step is not None:
+            result[choice.name] = IntDistribution(choice.values[0], choice.values[-1], step=choice.step)  # type: ignore[arg-type]
+        else:
+            result[choice.name] = CategoricalDistribution(choice.values)
+    for name, bounds in tune.items():
+        result[name] = FloatDistribution(bounds.low, bounds.high, log=bounds.log)
+    return result
+
+
+class Record:
+    """One run's trials, on disk. Only the controller writes; readers may open it at any time."""
+
+    def __init__(self, study: optuna.Study):
+        self.study = study
+
+    @classmethod
+    def create(cls, folder: Path, name: str, objectives: Sequence[Quantity]) -> Record:
+        """Create the record in `folder`, whole or not at all. Raises RunFolderError when the folder cannot hold it."""
+        scratch = folder / f".{_FILE}.new"
+        scratch.unlink(missing_ok=True)
+        with _storage_errors(folder):
+            storage = _storage(scratch)
+            directions = [objective.direction for objective in objectives]
+            optuna.create_study(study_name=name, storage=storage, directions=directions)
+            storage.remove_session()
+            storage.engine.dispose()
+            scratch.replace(folder / _FILE)
+        return cls.open(folder, name, objectives)
+
+    @classmethod
+    def open(cls, folder: Path, name: str, objectives: Sequence[Quantity]) -> Record:
+        """Open the record in `folder`. Raises RunFolderError when it is damaged, foreign or of another study."""
+        path = folder / _FILE
+        try:
+            header = path.read_bytes()[:16] if path.is_file() else None
+        except OSError as error:
+            raise RunFolderError(f"{path} cannot be read: {error}") from error
+        if header is None:
+            raise RunFolderError(f"{folder} has no {_FILE}: it is not a kdnas run, or its record was removed")
+        if header != b"SQLite format 3\x00":
+            raise RunFolderError(f"{path} is not an SQLite database: it is damaged or foreign; restore it or choose another --out")
+        with _storage_errors(folder):
+            names = optuna.get_all_study_names(_storage(path))
+            if name not in names:
+                raise RunFolderError(f"{path} holds no study {name!r} (it holds: {', '.join(names) or 'none'})")
+            study = optuna.load_study(study_name=name, storage=_storage(path), sampler=optuna.samplers.RandomSampler(seed=0))
+        directions = [direction.name.lower() for direction in study.directions]
+        expected = [objective.direction for objective in objectives]
+        if directions != expected:
+            raise RunFolderError(f"{path} records objectives {directions}, the study has {expected}")
+        return cls(study)
+
+    @property
+    def next_number(self) -> int:
+        """The number the next trial will get."""
+        return len(self.study.get_trials(deepcopy=False))
+
+    def ask(
+        self, sampler: optuna.samplers.BaseSampler, domain: Mapping[str, BaseDistribution]
+    ) -> tuple[optuna.Trial, dict[str, Scalar]]:
+        """Return a new running trial and what `sampler` proposed for it."""
+        self.study.sampler = sampler
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trial = self.study.ask(fixed_distributions=dict(domain))
+        return trial, dict(trial.params)
+
+    def describe(self, trial: optuna.Trial, arch: Arch, tuned: Mapping[str, float], fidelity: Fidelity) -> None:
+        """Write what a running trial is."""
+        trial.set_user_attr("arch_id", arch.arch_id)
+        trial.set_user_attr("arch", arch.canonical_json)
+        trial.set_user_attr("tuned", dict(tuned))
+        trial.set_user_attr("fidelity", fidelity.as_dict())
+
+    def complete(self, trial: optuna.Trial, result: Mapping[str, Any], objectives: Sequence[Quantity]) -> None:
+        """Close a trial with its result."""
+        trial.set_user_attr("result", dict(result))
+        values = [float(result["values"][objective.name]) for objective in objectives]
+        self.study.tell(trial, values, state=OptunaState.COMPLETE)
+
+    def close_without_score(
+        self, trial: optuna.Trial | int, state: TrialState, reason: str, result: Mapping[str, Any] | None = None
+    ) -> None:
+        """Close a trial as failed, infeasible or interrupted, with the reason and what was measured until then."""
+        trial_id = trial._trial_id if isinstance(trial, optuna.Trial) else self._trial_id(trial)
+        storage = self.study._storage
+        storage.set_trial_user_attr(trial_id, "reason", reason)
+        if result is not None:
+            storage.set_trial_user_attr(trial_id, "result", dict(result))
+        if state == "interrupted":
+            storage.set_trial_user_attr(trial_id, "interrupted", True)
+        self.study.tell(trial, state=OptunaState.PRUNED if state == "infeasible" else OptunaState.FAIL)
+
+    def set_constraints(self, trial: optuna.Trial, violations: Mapping[str, float]) -> None:
+        """Write how far each constraint is violated (<= 0 is feasible), for samplers that read it."""
+        for name, violation in violations.items():
+            trial.set_constraint(name, violation)
+
+    def add_repeat(self, number: int, repeat: Repeat) -> None:
+        """Write one retraining of finalist `number`."""
+        self.study.set_user_attr(f"final:{number}:{repeat.seed}", dataclasses.asdict(repeat))
+
+    def has_final_measurements(self, number: int) -> bool:
+        """Whether finalist `number` was measured after the search."""
+        return f"measured:{number}" in self.study.user_attrs
+
+    def add_final_measurements(self, number: int, measurements: Mapping[str, Measurement]) -> None:
+        """Write what finalist `number` measures on the quiet machine; it replaces what its trial measured."""
+        plain = {name: measurement.as_dict() for name, measurement in measurements.items()}
+        self.study.set_user_attr(f"measured:{number}", plain)
+
+    def set_note(self, key: str, value: Any) -> None:
+        """Write a fact about the whole run, such as why the search ended."""
+        self.study.set_user_attr(f"note:{key}", value)
+
+    def notes(self) -> dict[str, Any]:
+        """Return the facts that `set_note` wrote."""
+        attributes = self.study.user_attrs
+        return {key.partition(":")[2]: value for key, value in attributes.items() if key.startswith("note:")}
+
+    def proposal(self, number: int) -> dict[str, Scalar]:
+        """Return what was proposed as trial `number`."""
+        return dict(self.study.get_trials(deepcopy=False)[number].params)
+
+    def trials(self) -> tuple[TrialRecord, ...]:
+        """Return every trial that became a student, in order."""
+        repeats: dict[int, list[Repeat]] = {}
+        attributes = self.study.user_attrs
+        for key, value in attributes.items():
+            if key.startswith("final:"):
+                fidelity = Fidelity(**value["fidelity"])
+                repeats.setdefault(int(key.split(":")[1]), []).append(Repeat(**{**value, "fidelity": fidelity}))
+        return tuple(
+            _record(trial, repeats.get(trial.number, []), attributes.get(f"measured:{trial.number}", {}))
+            for trial in self.study.get_trials(deepcopy=False)
+            if "arch" in trial.user_attrs
+        )
+
+    def unfinished(self) -> list[int]:
+        """Return the numbers of trials that no controller is running any more."""
+        return [trial.number for trial in self.study.get_trials(deepcopy=False) if not trial.state.is_finished()]
+
+    def _trial_id(self, number: int) -> int:
+        return self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+
+
+def _record(trial: FrozenTrial, repeats: list[Repeat], final: Mapping[str, Any]) -> TrialRecord:
+    attributes = trial.user_attrs
+    result = attributes.get("result", {})
+    plain = {**result.get("measurements", {}), **final}
+    measured = {name: Measurement(**value) for name, value in plain.items()}
+    return TrialRecord(
+        number=trial.number,
+        arch=Arch.from_json(attributes["arch"]),
+        state="interrupted" if attributes.get("interrupted") else _STATES[trial.state],
+        fidelity=Fidelity(**attributes["fidelity"]),
+        tuned=attributes.get("tuned", {}),
+        values={**result.get("values", {}), **{name: measured[name].value for name in final}},
+        measurements=measured,
+        reason=attributes.get("reason", ""),
+        train_seconds=result.get("train_seconds", 0.0),
+        teacher_seconds=result.get("teacher_seconds", 0.0),
+        started=trial.datetime_start,
+        ended=trial.datetime_complete,
+        repeats=tuple(sorted(repeats, key=lambda repeat: repeat.seed)),
+    )
+
+
+def _storage(path: Path) -> optuna.storages.RDBStorage:
+    return optuna.storages.RDBStorage(
+        f"sqlite:///{path.resolve()}", engine_kwargs={"connect_args": {"timeout": _LOCK_TIMEOUT_S}}
+    )
+
+
+@contextmanager
+def _storage_errors(folder: Path) -> Iterator[None]:
+    """Turn what a database can do wrong into one message that names the file."""
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, OSError, KeyError, AssertionError) as error:
+        cause = getattr(error, "orig", None) or error.__cause__ or error
+        text = " ".join(str(cause).split())[:200] or type(error).__name__
+        raise RunFolderError(f"{folder / _FILE} cannot be used: {text}") from error
+
+
+def refreshed(run: RunRecord, record: Record) -> RunRecord:
+    """Return `run` with the trials and notes that `record` holds now."""
+    notes = record.notes()
+    teacher = run.teacher
+    if teacher is not None and "teacher_test_accuracy" in notes:
+        teacher = dataclasses.replace(teacher, test_accuracy=notes["teacher_test_accuracy"])
+    return dataclasses.replace(run, trials=record.trials(), teacher=teacher, finished=notes.get("finished", ""))
+
+
+def run_of_lock(folder: Path, lock: Mapping[str, Any]) -> RunRecord:
+    """Return the run that a lock file describes, without its trials. Raises RunFolderError when it is damaged."""
+    try:
+        config = StudyConfig.model_validate(lock["config"])
+        known = {entry["name"]: Quantity(**entry) for entry in lock["quantities"]}
+        return RunRecord(
+            folder=folder,
+            config=config,
+            lock=lock,
+            objectives=tuple(known[name] for name in config.objectives),
+            constraints=config.bounds,
+            quantities=known,
+            trials=(),
+            teacher=TeacherReport(**{**lock["teacher"], "notes": tuple(lock["teacher"]["notes"])}),
+            reference_point=lock["reference_point"],
+            class_names=tuple(lock["data"]["class_names"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"{folder / LOCK_FILE} is damaged: {' '.join(str(error).split())[:200]}") from error
+
+
+def load_run(folder: Path) -> RunRecord:
+    """Return the run in `folder`. Raises RunFolderError when it is not one, or damaged."""
+    if not folder.is_dir():
+        raise RunFolderError(f"there is no run folder {folder}")
+    run = run_of_lock(folder, read_lock(folder))
+    return refreshed(run, Record.open(folder, run.config.name, run.objectives))
+
+
+def storage_url(folder: Path) -> str:
+    """Return the URL under which Optuna's own tools open the record."""
+    return f"sqlite:///{(folder / _FILE).resolve()}"
+

@@ -1,0 +1,194 @@
+"""The teacher, measured before the search: its accuracy on the validation split and its costs; refused near chance.
+
+Shapes: B batch, K classes, C channels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdnas.core.data import ImageArrays, ImageData
+from kdnas.core.task import ImageTask
+from kdnas.costs import MeasuredCost
+from kdnas.errors import Problem, TeacherError
+from kdnas.nn.normalise import Normalised
+from kdnas.study.records import TeacherReport
+from kdnas.teachers import Teacher
+from kdnas.training.batches import Batches
+from kdnas.training.evaluation import accuracy, bfloat16_is_native
+
+_MULTIPLYING = ("conv", "linear", "matmul", "addmm", "mm", "bmm", "einsum", "scaled_dot_product_attention")
+# The share of what is left above the largest class's share that a teacher must have gained.
+_ROOM = 0.05
+# Other normalisations are tried on so many validation images, while that costs fewer multiply-accumulates than this.
+_PROBED = 256
+_PROBE_MACS = 1e12
+_USUAL: dict[str, tuple[float | tuple[float, ...], float | tuple[float, ...]]] = {
+    "pixels in 0..1": (0.0, 255.0),
+    "pixels in -1..1": (127.5, 127.5),
+    "raw pixels in 0..255": (0.0, 1.0),
+    "ImageNet's normalisation": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+}
+
+
+def report_teacher(
+    teacher: Teacher,
+    data: ImageData,
+    validation_indices: np.ndarray,
+    *,
+    device: torch.device,
+    costs: Mapping[str, MeasuredCost],
+    calibrations: Mapping[str, Mapping[str, Any]],
+) -> TeacherReport:
+    """Return the teacher's accuracy on the validation split, its MACs and parameters, and its measured `costs`.
+
+    The test split is not touched (`teacher_test_accuracy`). Raises TeacherError for a teacher near chance (not above
+    `least_accuracy`), and for one that a usual normalisation other than the stated clearly makes better.
+    """
+    score = _accuracy(teacher.module, data, data.train, validation_indices, device)
+    macs = teacher_macs(teacher.module, data.task, device)
+    values = {"macs": float(macs), "params": float(_parameters(teacher.module))}
+    labels = data.train.labels[validation_indices]
+    share, least = least_accuracy(labels)
+    near_chance = score <= least
+    affordable = macs * min(_PROBED, len(labels)) * (len(_USUAL) + 3) <= _PROBE_MACS
+    hint = _better_normalisation(teacher, data, validation_indices, device) if near_chance or affordable else ""
+    where, measured = f"teacher {teacher.name}", f"its accuracy on the {len(labels)} validation images is {score:.4f}"
+    if near_chance:
+        chance = f"which is chance (always answering the largest class scores {share:.4f})"
+        raise TeacherError(Problem(where, f"{measured}, {chance}; {hint or _doubts(teacher)}", f"above {least:.4f}"))
+    if hint:
+        raise TeacherError(Problem(where, f"{measured}, but {hint}"))
+    for name, cost in costs.items():
+        values[name] = cost.measure(teacher.module, data.task, calibrations.get(name, {})).value
+    return TeacherReport(teacher.name, score, None, values, teacher.notes)
+
+
+def least_accuracy(labels: np.ndarray) -> tuple[float, float]:
+    """Return (the largest class's share of `labels` [N], the accuracy in [0, 1] that a teacher must exceed on them).
+
+    The bound lies above the share by three standard errors of it and by a twentieth of what is left, whichever is more,
+    but never by more than half of what is left: few images must not refuse a perfect teacher.
+    """
+    share = float(np.bincount(labels).max() / len(labels))
+    significant = 3 * math.sqrt(share * (1 - share) / len(labels))
+    return share, share + min(max(significant, _ROOM * (1 - share)), (1 - share) / 2)
+
+
+def _doubts(teacher: Teacher) -> str:
+    adapted = f"; what was adapted: {'; '.join(teacher.notes)}" if teacher.notes else ""
+    return f"no usual normalisation helps: check its weights, its input size and the order of its classes{adapted}"
+
+
+def teacher_test_accuracy(teacher: Teacher, data: ImageData, *, device: torch.device) -> float:
+    """Return the teacher's accuracy on the test split, in [0, 1]: for the final evaluation only."""
+    return _accuracy(teacher.module, data, data.test, np.arange(len(data.test)), device)
+
+
+def teacher_macs(module: nn.Module, task: ImageTask, device: torch.device) -> int:
+    """Return the multiply-accumulates of `module` for one image of `task`, by fvcore's operator counts.
+
+    Convolutions, linear layers and matrix products count, fused attention's two products too; nothing elementwise does.
+    """
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates the tracer that fvcore counts with
+        from fvcore.nn import FlopCountAnalysis
+
+        example = torch.zeros(1, *task.input_shape, device=device)
+        analysis = FlopCountAnalysis(module, example).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        analysis.tracer_warnings("none").set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+        torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator, which fvcore cannot count
+        try:
+            counts = analysis.by_operator()
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+    return int(sum(counts.get(operator, 0) for operator in _MULTIPLYING))
+
+
+def _attention_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Return the MACs of query [..., L, D] times key [..., S, D], and of the result times value [..., S, V]."""
+    query, key, value = (part.type().sizes() for part in inputs[:3])
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _accuracy(
+    module: nn.Module, data: ImageData, arrays: ImageArrays, indices: np.ndarray, device: torch.device
+) -> float:
+    batches = Batches(arrays, indices, num_classes=data.task.num_classes, device=device)
+    return accuracy(module, batches, bfloat16=bfloat16_is_native(device))
+
+
+def _better_normalisation(teacher: Teacher, data: ImageData, indices: np.ndarray, device: torch.device) -> str:
+    """Return a hint naming a usual normalisation, or channel order, that is clearly better than the stated; else ""."""
+    normalised = next((part for part in teacher.module.modules() if isinstance(part, Normalised)), None)
+    if normalised is None:
+        return ""
+    probe = indices[np.linspace(0, len(indices) - 1, min(_PROBED, len(indices))).astype(np.int64)]
+    stated = _accuracy(teacher.module, data, data.train, probe, device)
+    tried: dict[str, float] = {}
+    candidates = {**_USUAL, "the data's own statistics": (data.channel_mean, data.channel_std)}
+    for name, (mean, std) in candidates.items():
+        if isinstance(mean, tuple) and len(mean) != data.task.input_shape[0]:
+            continue
+        with _fed(normalised, mean, std):
+            shown = f"with {name} (mean {_shown(mean)}, std {_shown(std)})"
+            tried[f"{shown} in place of the stated one"] = _accuracy(teacher.module, data, data.train, probe, device)
+    if data.task.input_shape[0] == 3:
+        with _reversed(normalised):
+            tried["with its channels in the order BGR"] = _accuracy(teacher.module, data, data.train, probe, device)
+    best = max(tried, key=lambda name: tried[name])
+    error = math.sqrt(2 * max(tried[best] * (1 - tried[best]), stated * (1 - stated)) / len(probe))
+    if tried[best] - stated <= max(0.05, 3 * error):
+        return ""
+    remedy = "convert its first convolution to RGB" if best.endswith("BGR") else "set mean and std in the study"
+    return f"{best} it reaches {tried[best]:.2f} on {len(probe)} validation images, not {stated:.2f}: {remedy}"
+
+
+def _shown(values: float | tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in (values if isinstance(values, tuple) else (values,)))
+
+
+@contextlib.contextmanager
+def _fed(normalised: Normalised, mean: float | tuple[float, ...], std: float | tuple[float, ...]) -> Iterator[None]:
+    """Within it, the network gets `(raw - mean) / std` instead of what `normalised` makes of the raw images."""
+    raw: list[Tensor] = []
+
+    def before(part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        raw[:] = inputs
+
+    def instead(part: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        shift, scale = (torch.tensor(values, device=raw[0].device).reshape(-1, 1, 1) for values in (mean, std))
+        return ((raw[0] - shift) / scale,)
+
+    handles = [
+        normalised.register_forward_pre_hook(before),
+        normalised.network.register_forward_pre_hook(instead),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def _reversed(normalised: Normalised) -> Iterator[None]:
+    """Within it, the network gets its channels in the opposite order."""
+    handle = normalised.register_forward_pre_hook(lambda part, inputs: (inputs[0].flip(1),))
+    try:
+        yield
+    finally:
+        handle.remove()

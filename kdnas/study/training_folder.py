@@ -1,0 +1,117 @@
+"""The folder of one full training: whose it is, who works in it, and the log of its epochs."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdnas.errors import Problem, RunFolderError
+from kdnas.study.run_folder import write_text
+from kdnas.training.distil import EpochRecord
+
+LOCK_FILE = "training.lock.yaml"
+RESULT_FILE = "result.json"
+HISTORY_FILE = "history.csv"
+CHECKPOINT_FILE = "checkpoint.safetensors"
+_GUARD = ".training"
+_COLUMNS = ("epoch", "loss", "validation_accuracy", "seconds")
+
+
+def claim(out: Path, settings: Mapping[str, Any]) -> None:
+    """Make `out` the folder of the training that `settings` (plain data) decide, or check that it is.
+
+    Raises RunFolderError when it holds another training, showing the differences, or anything else.
+    """
+    lock = out / LOCK_FILE
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        strangers = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+        locked = yaml.safe_load(lock.read_text(encoding="utf-8")) if lock.exists() else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunFolderError(f"{out} cannot be used for a training: {' '.join(str(error).split())[:200]}") from error
+    if not lock.exists():
+        if strangers:
+            raise RunFolderError(
+                f"{out} is not empty and not a training (it holds {strangers[0]}); choose another --out"
+            )
+        header = (
+            "# Written by kdnas: exactly what is trained in this folder. Continuing compares it with the request.\n"
+        )
+        write_text(lock, header + yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True, width=120))
+        return
+    if not isinstance(locked, dict):
+        raise RunFolderError(f"{lock} is damaged: it holds no settings; choose another --out")
+    before, after = _leaves(locked), _leaves(settings)
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    if changed:
+        raise RunFolderError(
+            [
+                Problem(str(out), "holds another training; choose another --out, or ask for the same one again"),
+                *(Problem(key, f"{shown(before.get(key))} -> {shown(after.get(key))}") for key in changed),
+            ]
+        )
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Hold the folder for one process; the system frees it when that dies. Raises RunFolderError when taken."""
+    try:
+        guard = (out / _GUARD).open("a")
+    except OSError as error:
+        raise RunFolderError(f"{out} cannot be written: {error.strerror or error}") from error
+    with guard:
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunFolderError(f"{out} is in use by another kdnas train") from None
+        yield
+
+
+def read_history(out: Path) -> tuple[list[EpochRecord], dict[int, float]]:
+    """Return the epochs in history.csv and the validation accuracies seen after some; none where it is damaged.
+
+    It is a log: the checkpoint alone says how far the training is.
+    """
+    try:
+        rows = list(csv.DictReader((out / HISTORY_FILE).read_text(encoding="utf-8").splitlines()))
+        records = [EpochRecord(int(row["epoch"]), float(row["loss"]), float(row["seconds"])) for row in rows]
+        seen = {int(row["epoch"]): float(row["validation_accuracy"]) for row in rows if row["validation_accuracy"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return [], {}
+    return records, seen
+
+
+def write_history(out: Path, records: Sequence[EpochRecord], seen: Mapping[int, float]) -> None:
+    """Write history.csv: a row an epoch, with the validation accuracy (a fraction) where `seen` holds it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for record in records:
+        accuracy = f"{seen[record.epoch]:.6f}" if record.epoch in seen else ""
+        writer.writerow((record.epoch, f"{record.loss:.6g}", accuracy, f"{record.seconds:.3f}"))
+    write_text(out / HISTORY_FILE, text.getvalue())
+
+
+def shown(value: Any) -> str:
+    """Return a plain value as short text for a message."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested plain data by dotted key."""
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
+    if inner is None:
+        return {prefix: value}
+    leaves: dict[str, Any] = {}
+    for key, part in inner:
+        leaves |= _leaves(part, f"{prefix}.{key}" if prefix else str(key))
+    return leaves

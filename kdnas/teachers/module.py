@@ -1,0 +1,73 @@
+"""A user's own network: the function that builds it, and its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdnas.errors import ConfigError, Problem, TeacherError
+from kdnas.teachers import TEACHERS, Teacher, TeacherContext
+from kdnas.teachers._adapting import Expected, InputSize, Statistics, fit_teacher
+from kdnas.teachers._loading import MAYBE_SEEN, find_file, load_weights, read_weights
+from kdnas.user_code import load_user_object
+
+
+@TEACHERS.register
+def module(
+    context: TeacherContext,
+    *,
+    factory: str,
+    arguments: dict[str, Any] | None = None,
+    weights: str | None = None,
+    mean: Statistics = None,
+    std: Statistics = None,
+    input_size: InputSize = None,
+    stages: tuple[str, ...] | None = None,
+    classifier: str | None = None,
+) -> Teacher:
+    """A user's `module:function` or `file.py:function` that returns a torch module, with weights from a file.
+
+    Both are relative to the data root; weights are safetensors or a torch checkpoint of tensors only.
+    `mean` and `std` are one number a channel on the 0-255 scale. Raises TeacherError.
+    """
+    path = find_file(weights, context.data_root) if weights is not None else None
+    network, code = _build(factory, arguments or {}, context.data_root)
+    if path is not None:
+        load_weights(network, read_weights(path), str(path))
+    notes = [MAYBE_SEEN]
+    if path is None:
+        notes.append(f"no weights file was stated: the weights are those that {factory} returns")
+    return fit_teacher(
+        path.stem if path is not None else factory.rpartition(":")[2],
+        network,
+        context,
+        Expected(mean, std, input_size),
+        facts={"factory": factory, "arguments": arguments or {}, "code": code},
+        stages=stages,
+        classifier=classifier,
+        notes=notes,
+    )
+
+
+def _build(factory: str, arguments: dict[str, Any], root: Path) -> tuple[nn.Module, str]:
+    """Return the network that `factory` builds and a hash of the source file it stands in."""
+    try:
+        function = load_user_object(factory, root)
+    except ConfigError as error:
+        raise TeacherError(Problem("factory", problem.what, problem.allowed) for problem in error.problems) from error
+    try:
+        network = function(**arguments)
+    except Exception as error:  # the function is the user's: anything may come
+        raise TeacherError(Problem("factory", f"{factory!r} fails: {type(error).__name__}: {error}")) from error
+    if not isinstance(network, nn.Module):
+        raise TeacherError(Problem("factory", f"{factory!r} returned a {type(network).__name__}", "a torch.nn.Module"))
+    try:
+        source = inspect.getsourcefile(function)
+    except TypeError:
+        source = None
+    code = Path(source).read_bytes() if source is not None and Path(source).is_file() else b""
+    return network, hashlib.sha256(code).hexdigest()[:16]

@@ -1,0 +1,23 @@
+"""A student family's member as the teacher, trained once on the training split with cross entropy and cached."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdnas.teachers import TEACHERS, Teacher, TeacherContext
+from kdnas.teachers._adapting import Expected, fit_teacher
+
+
+@TEACHERS.register
+def student(
+    context: TeacherContext, *, family: str, choices: dict[str, Any], training: dict[str, Any] | None = None
+) -> Teacher:
+    """A kdnas student family's member, trained on the spot with cross entropy and cached.
+
+    `training` holds the fields of a study's training section. The validation split is not trained on. Raises
+    ConfigError where the family, its choices or the training settings are wrong.
+    """
+    network = context.train_student(family, choices, training or {}, context.say)
+    data = context.data
+    expected = Expected(data.channel_mean, data.channel_std)
+    return fit_teacher(f"{family} trained here", network, context, expected, facts={"family": family})

@@ -1,0 +1,102 @@
+"""Any image classifier of torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdnas.errors import Problem, TeacherError
+from kdnas.teachers import TEACHERS, Teacher, TeacherContext
+from kdnas.teachers._adapting import Expected, InputSize, Statistics, fit_teacher, other_classes
+from kdnas.teachers._loading import MAYBE_SEEN, find_file, load_weights, read_weights, require
+
+# What every classifier of torchvision is trained with, on the 0-255 scale.
+_IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+@TEACHERS.register
+def torchvision(
+    context: TeacherContext,
+    *,
+    model: str,
+    weights: str,
+    arguments: dict[str, Any] | None = None,
+    mean: Statistics = None,
+    std: Statistics = None,
+    input_size: InputSize = None,
+) -> Teacher:
+    """A torchvision classifier by name, with weights by their enum's name (`IMAGENET1K_V1`, `DEFAULT`) or from a file.
+
+    A file is relative to the data root; it is told from a name by its suffix. With named weights, normalisation and
+    input size are those of their transforms; with a file, ImageNet's and the data's size. Both can be stated. Raises
+    TeacherError.
+    """
+    library = require("torchvision", "vision")
+    allowed = library.models.list_models(module=library.models)
+    if model not in allowed:
+        raise TeacherError(Problem("model", f"torchvision has no classifier {model!r}", ", ".join(allowed)[:2000]))
+    options = dict(arguments or {})
+    notes = [MAYBE_SEEN]
+    if Path(weights).suffix:
+        network = _from_file(library, model, options, find_file(weights, context.data_root), context)
+        normalisation: Sequence[Sequence[float]] = _IMAGENET
+        if mean is None and std is None:
+            notes.append("no normalisation was stated: images are normalised with ImageNet's mean and std")
+    else:
+        network, transforms = _from_enum(library, model, options, weights)
+        normalisation = [tuple(255.0 * value for value in part) for part in (transforms.mean, transforms.std)]
+        input_size = input_size or transforms.crop_size[0]
+    if mean is None and std is None:
+        mean, std = (tuple(part) for part in normalisation)
+    return fit_teacher(
+        f"torchvision {model}",
+        network,
+        context,
+        Expected(mean, std, input_size),
+        facts={"torchvision": model, "arguments": options},
+        notes=notes,
+    )
+
+
+def _create(library: Any, model: str, options: dict[str, Any]) -> nn.Module:
+    try:
+        return library.models.get_model(model, weights=None, **options)
+    except Exception as error:  # arguments that the model does not take
+        what = f"torchvision cannot make {model!r}: {type(error).__name__}: {error}"
+        raise TeacherError(Problem("arguments", what)) from error
+
+
+def _from_file(library: Any, model: str, options: dict[str, Any], path: Path, context: TeacherContext) -> nn.Module:
+    options.setdefault("num_classes", context.data.task.num_classes)
+    network = _create(library, model, options)
+    state = read_weights(path)
+    # The classifier is the last linear layer that the model defines.
+    heads = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+    if heads and f"{heads[-1]}.weight" in state:
+        classes = len(state[f"{heads[-1]}.weight"])
+        if classes != options["num_classes"]:
+            raise TeacherError(other_classes(classes, context))
+    load_weights(network, state, str(path))
+    return network
+
+
+def _from_enum(library: Any, model: str, options: dict[str, Any], weights: str) -> tuple[nn.Module, Any]:
+    """Return the network with the named weights, and the transforms that they were trained for."""
+    enum = library.models.get_model_weights(model)
+    if weights not in enum.__members__:
+        allowed = f"{', '.join(enum.__members__)}, or a .safetensors or .pth file"
+        raise TeacherError(Problem("weights", f"{model} has no weights {weights!r}", allowed))
+    chosen = enum[weights]
+    options.setdefault("num_classes", len(chosen.meta["categories"]))
+    network = _create(library, model, options)
+    try:
+        state = torch.hub.load_state_dict_from_url(chosen.url, map_location="cpu", check_hash=True, weights_only=True)
+    except Exception as error:  # no network, a damaged download
+        what = f"{model} {weights} cannot be fetched from {chosen.url}: {type(error).__name__}: {error}"
+        raise TeacherError(Problem("weights", what, "a local file also does")) from error
+    load_weights(network, state, chosen.url)
+    return network, chosen.transforms()

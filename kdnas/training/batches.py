@@ -1,0 +1,162 @@
+"""Batches of labelled images: kept on the device where they fit, else streamed from the memory map, with equal results.
+
+Shapes: B batch, C channels, H and W height and width, K classes, N samples.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kdnas.core.data import ImageArrays
+from kdnas.core.seeds import derive_seed
+from kdnas.training.augment import augment, mix, mixup_shares, random_below
+from kdnas.training.recipe import Augmentation
+
+_CHUNK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images float32 [B, C, H, W] in 0..255, perhaps augmented; labels int64 [B], or under mixup probabilities
+    float32 [B, K]; samples int64 [B], indices into the arrays. All on the device.
+    """
+
+    images: Tensor
+    labels: Tensor
+    samples: Tensor
+
+
+class Batches:
+    """The samples `indices` of `arrays`, batch by batch on `device`.
+
+    Args:
+        arrays: Decoded images, perhaps a memory map, and labels.
+        indices: int64 [N], which samples; their order is that of `ordered`.
+        num_classes: K, for mixup's probabilities.
+        device: Where batches are made.
+        memory_limit_bytes: The images are kept on the device where they need no more than this, else they are read from
+            `arrays` batch by batch. None: half of the memory available there.
+    """
+
+    def __init__(
+        self,
+        arrays: ImageArrays,
+        indices: np.ndarray,
+        *,
+        num_classes: int,
+        device: torch.device,
+        memory_limit_bytes: int | None = None,
+    ):
+        self.indices = np.asarray(indices, dtype=np.int64)
+        self.num_classes = num_classes
+        self.device = device
+        self._arrays = arrays
+        self._labels = torch.from_numpy(np.asarray(arrays.labels)[self.indices].astype(np.int64)).to(device)
+        limit = available_memory(device) // 2 if memory_limit_bytes is None else memory_limit_bytes
+        needed = len(self.indices) * int(np.prod(arrays.images.shape[1:]))
+        self._images = self._resident() if needed <= limit else None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether the images are in the device's memory."""
+        return self._images is not None
+
+    def steps(self, batch_size: int) -> int:
+        """Return the batches in an epoch. A last batch of one sample is left out: norm layers cannot train on it."""
+        full, rest = divmod(len(self), batch_size)
+        return full + (rest > 1 or (rest == 1 and full == 0))
+
+    def epoch(
+        self, epoch: int, *, batch_size: int, augmentation: Augmentation, fill: Sequence[float], seed: int
+    ) -> Iterator[Batch]:
+        """Yield the batches of one epoch, shuffled and augmented.
+
+        The order is drawn by (seed, epoch); every draw of the augmentation is a function of (seed, epoch, sample).
+        Mixup's partner is any of these samples in its own view of the epoch, so a mixture too depends on no batch.
+
+        Args:
+            epoch: From 0; the number of the view.
+            batch_size: B; the last batch may be smaller.
+            augmentation: What to apply.
+            fill: Channel means, 0..255, shown where the image is not.
+            seed: The study's seed.
+        """
+        order = np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(len(self))
+        for step in range(self.steps(batch_size)):
+            positions = order[step * batch_size : (step + 1) * batch_size]
+            batch = self._view(positions, epoch, augmentation, fill, seed)
+            if augmentation.mixup:
+                samples = torch.from_numpy(self.indices[positions])
+                shares = mixup_shares(samples, beta=augmentation.mixup, seed=seed, view=epoch).to(self.device)
+                partners = random_below(samples, len(self), seed=seed, view=epoch, stream="mixup-partner").numpy()
+                other = self._view(partners, epoch, augmentation, fill, seed)
+                labels = mix(self._probabilities(batch.labels), self._probabilities(other.labels), shares)
+                batch = Batch(mix(batch.images, other.images, shares), labels, batch.samples)
+            yield batch
+
+    def ordered(self, *, batch_size: int) -> Iterator[Batch]:
+        """Yield every sample once, in the order of `indices`, as it is."""
+        for start in range(0, len(self), batch_size):
+            positions = np.arange(start, min(start + batch_size, len(self)))
+            images, labels, samples = self._fetch(positions)
+            yield Batch(images.float(), labels, samples)
+
+    def _view(
+        self, positions: np.ndarray, view: int, augmentation: Augmentation, fill: Sequence[float], seed: int
+    ) -> Batch:
+        images, labels, samples = self._fetch(positions)
+        views = augment(images, samples, augmentation=augmentation, fill=fill, seed=seed, view=view)
+        return Batch(views, labels, samples)
+
+    def _probabilities(self, labels: Tensor) -> Tensor:
+        return functional.one_hot(labels, self.num_classes).float()
+
+    def _fetch(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (images uint8 [B, C, H, W], labels [B], samples [B]) on the device."""
+        at = torch.from_numpy(positions).to(self.device)
+        samples = self.indices[positions]
+        if self._images is not None:
+            images = self._images.index_select(0, at)
+        else:
+            images = torch.from_numpy(np.asarray(self._arrays.images)[samples]).to(self.device)
+        return images, self._labels[at], torch.from_numpy(samples).to(self.device)
+
+    def _resident(self) -> Tensor:
+        """Copy the images to the device piece by piece, so that nothing is held twice."""
+        source = np.asarray(self._arrays.images)
+        images = torch.empty((len(self), *source.shape[1:]), dtype=torch.uint8, device=self.device)
+        rows = max(1, _CHUNK_BYTES // max(1, int(np.prod(source.shape[1:]))))
+        for start in range(0, len(self), rows):
+            chunk = source[self.indices[start : start + rows]]
+            images[start : start + len(chunk)] = torch.from_numpy(chunk)
+        return images
+
+
+def available_memory(device: torch.device) -> int:
+    """Return the bytes free for use on `device`: on a CPU what the system or the container's limit leaves."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2 << 30
+    try:  # counts what the page cache can give back
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        available = min(available, max(0, limit - used))
+    except (OSError, ValueError):  # no control group, or no limit ("max")
+        pass
+    return available

@@ -1,0 +1,125 @@
+"""The checkpoint of an unfinished training: one safetensors file that continues it exactly.
+
+Tensors: network, adapters, optimizer state and random-number states. Scalars stand as JSON in the file's header. The
+file is replaced whole after each epoch, so a killed process leaves the last complete one. Nothing in it is pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kdnas.errors import RunFolderError
+
+_FORMAT = "kdnas training 1"
+
+
+def save_checkpoint(
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    *,
+    identity: str,
+    progress: Mapping[str, Any],
+    device: torch.device,
+) -> None:
+    """Write the state of a training to `path`, atomically.
+
+    `modules` are saved under their names; `identity` is a hash of all that decides the training; `progress` is plain
+    JSON data. Raises RunFolderError where the file cannot be written.
+    """
+    tensors = {f"{name}/{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    scalars: dict[str, Any] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{index}/{key}"] = value
+            elif value is not None:
+                scalars[f"{index}/{key}"] = value
+    tensors["random/cpu"] = torch.get_rng_state()
+    if device.type == "cuda":
+        tensors["random/cuda"] = torch.cuda.get_rng_state(device)
+    header = {"identity": identity, "progress": dict(progress), "optimizer": scalars}
+    # Clones: tied weights share memory, which the format refuses, and channels-last weights are not contiguous.
+    flat = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(flat, temporary, metadata={"format": _FORMAT, "state": json.dumps(header)})
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise RunFolderError(f"the checkpoint {path} cannot be written: {error}") from error
+
+
+def load_checkpoint(
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    *,
+    identity: str,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Restore a training from `path` in place and return its progress.
+
+    Raises RunFolderError when the file is damaged, is no checkpoint of a training, or belongs to another training.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = _header(path, file.metadata(), identity)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        for name, module in modules.items():
+            own = {key.partition("/")[2]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
+            module.load_state_dict(own)
+        _restore_optimizer(optimizer, tensors, header["optimizer"])
+        torch.set_rng_state(tensors["random/cpu"])
+        if device.type == "cuda" and "random/cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random/cuda"], device)
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise RunFolderError(f"the checkpoint {path} is damaged ({first_line}); delete it to start anew") from error
+    return header["progress"]
+
+
+def _header(path: Path, metadata: Mapping[str, str] | None, identity: str) -> dict[str, Any]:
+    if not metadata or metadata.get("format") != _FORMAT:
+        raise RunFolderError(f"{path} is not the checkpoint of a training")
+    header = json.loads(metadata["state"])
+    if header["identity"] != identity:
+        raise RunFolderError(
+            f"the checkpoint {path} belongs to another training (student, recipe, teacher, data or seed changed); "
+            "delete it to start anew"
+        )
+    return header
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]
+) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        if not key.startswith("optimizer/"):
+            continue
+        _, index, name = key.split("/")
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:
+            # Fused kernels walk parameter and state side by side: the memory layout must be the parameter's.
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        state.setdefault(int(index), {})[name] = value
+    for key, scalar in scalars.items():
+        index, name = key.split("/")
+        state.setdefault(int(index), {})[name] = scalar
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

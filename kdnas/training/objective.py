@@ -1,0 +1,62 @@
+"""The training loss of a recipe: the task's cross entropy plus the weighted distillation losses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdnas.core.seeds import derive_seed
+from kdnas.errors import ConfigError
+from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.nn.taps import Output, Outputs, OutputShapes
+from kdnas.training.recipe import Distillation
+
+
+class TrainingLoss(nn.Module):
+    """task_weight * cross entropy + the sum of weight * distillation loss; its parameters are the losses' adapters.
+
+    Terms of weight 0 are not built. The adapters are initialised from `seed` alone.
+    Raises ConfigError where a loss cannot be built for these shapes.
+    """
+
+    def __init__(self, recipe: Distillation, student: OutputShapes, teacher: OutputShapes, *, seed: int):
+        super().__init__()
+        self.task_weight = recipe.task_weight
+        self.label_smoothing = recipe.label_smoothing
+        if recipe.task_weight <= 0 and not any(term.weight > 0 for term in recipe.losses):
+            raise ConfigError("distillation: task_weight and every loss's weight are 0: there is nothing to learn")
+        if student.num_classes != teacher.num_classes and "logits" in needs_of(recipe):
+            raise ConfigError(
+                f"the student has {student.num_classes} classes and the teacher {teacher.num_classes}: "
+                "their logits cannot be compared"
+            )
+        terms = [term for term in recipe.losses if term.weight > 0]
+        self.weights = [term.weight for term in terms]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "adapters"))
+            built = [LOSSES.build(term.type, student, teacher, **term.options) for term in terms]
+        self.terms = nn.ModuleList(built)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
+        """Return the loss, a scalar in float32; `labels` int64 [B] or probabilities [B, K].
+
+        `teacher` may be None where no distillation loss is asked for.
+        """
+        loss = student.logits.new_zeros((), dtype=torch.float32)
+        if self.task_weight > 0:
+            loss = loss + self.task_weight * task_loss(student.logits, labels, self.label_smoothing)
+        for weight, term in zip(self.weights, self.terms, strict=True):
+            loss = loss + weight * term(student, teacher, labels)
+        return loss
+
+
+def task_loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Return the mean cross entropy in float32; `labels` int64 [B] or probabilities [B, K]."""
+    return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+
+
+def needs_of(recipe: Distillation) -> frozenset[Output]:
+    """Return the outputs of student and teacher that the recipe's losses read. Raises ConfigError on unknown losses."""
+    members: list[type[DistillationLoss]] = [LOSSES.get(term.type) for term in recipe.losses if term.weight > 0]
+    return frozenset(need for member in members for need in member.needs)

@@ -1,0 +1,113 @@
+"""`kdnas front`, `report` and `dashboard` on a real run folder with synthetic scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+from synthetic_run import synthetic_run
+
+from kdnas.study.front import front, knee_of
+from kdnas.study.records import RunRecord
+from kdnas.study.storage import Record, load_run
+
+
+def write_run(folder: Path) -> RunRecord:
+    """Write the complete trials of a synthetic run as a run folder and return what is read back."""
+    run = synthetic_run(folder)
+    lock = {
+        "config": run.config.model_copy(update={"objectives": tuple(o.name for o in run.objectives)}).model_dump(
+            mode="json"
+        ),
+        "quantities": [dataclasses.asdict(quantity) for quantity in run.quantities.values()],
+        "teacher": {**dataclasses.asdict(run.teacher), "notes": list(run.teacher.notes)},
+        "reference_point": dict(run.reference_point),
+        "identity": {},
+        "data": {"class_names": list(run.class_names), **run.lock["data"]},
+    }
+    (folder / "study.lock.yaml").write_text(yaml.safe_dump(lock))
+    record = Record.create(folder, run.config.name, run.objectives)
+    from optuna.samplers import RandomSampler
+
+    for trial in run.trials:
+        if trial.state != "complete":
+            continue
+        asked, _ = record.ask(RandomSampler(seed=0), {})
+        record.describe(asked, trial.arch, trial.tuned, trial.fidelity)
+        measurements = {name: taken.as_dict() for name, taken in trial.measurements.items()}
+        seconds = {"train_seconds": trial.train_seconds, "teacher_seconds": trial.teacher_seconds}
+        record.complete(asked, {"values": dict(trial.values), "measurements": measurements, **seconds}, run.objectives)
+        for repeat in trial.repeats:
+            record.add_repeat(asked.number, repeat)
+    return load_run(folder)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> RunRecord:
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+def test_front_shows_every_student_the_knee_and_the_teacher(run, kdnas):
+    code, out, err = kdnas("front", run.folder, COLUMNS="200")
+    assert (code, err) == (0, "")
+    for member in front(run):
+        assert member.trial.arch.arch_id in out
+    assert f"◆ {knee_of(front(run), run.objectives).trial.arch.arch_id}" in out
+    assert "★ resnet" in out
+    assert "98.61 %" in out
+    assert "of the teacher’s accuracy (test split) at 1/" in out
+
+
+def test_front_json_is_the_same_front(run, kdnas):
+    code, out, _ = kdnas("front", run.folder, "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert [row["arch_id"] for row in document["front"]] == [member.trial.arch.arch_id for member in front(run)]
+    assert document["front"][0]["values"] == dict(front(run)[0].values)
+
+
+def test_report_writes_its_four_files(run, kdnas):
+    code, out, err = kdnas("report", run.folder)
+    assert (code, err) == (0, "")
+    names = ["report.html", "front.csv", "trials.csv", "front.svg"]
+    assert [Path(line).name for line in out.split()] == names
+    assert all((run.folder / name).stat().st_size > 500 for name in names)
+
+
+@pytest.mark.parametrize("verb", ["front", "report", "dashboard"])
+def test_what_is_no_run_folder_is_bad_input(verb, kdnas, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    for folder in (tmp_path / "nowhere", tmp_path):
+        code, out, err = kdnas(verb, folder)
+        assert code == 2
+        assert err.startswith("error: ")
+        assert str(folder) in err
+        assert "Traceback" not in err + out
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_dashboard_serves_until_interrupted(run):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdnas", "dashboard", str(run.folder), "--port", "0"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    try:
+        first, second = process.stdout.readline(), process.stdout.readline()
+        assert first.startswith("http://127.0.0.1:")
+        assert second.split("optuna-dashboard ")[1].strip() == f"'sqlite:///{(run.folder / 'study.db').resolve()}'"
+        with urllib.request.urlopen(first.split()[0], timeout=60) as answer:
+            assert front(run)[0].trial.arch.arch_id in answer.read().decode()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert "Traceback" not in err
+    finally:
+        process.kill()

@@ -1,0 +1,77 @@
+"""`kdnas init`: what it writes is sound, complete, and never over the user's own files."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import yaml
+
+from kdnas.cli.init import study_files
+from kdnas.cli.main import main
+from kdnas.datasets import DATASETS
+from kdnas.study.config import StudyConfig
+from kdnas.study.loading import load_study
+from kdnas.study.spaces import space_names
+from kdnas.teachers import TEACHERS
+
+
+@pytest.mark.parametrize(("data", "teacher"), list(itertools.product(DATASETS.names(), TEACHERS.names())))
+def test_every_combination_is_a_sound_study(tmp_path, data, teacher):
+    for name, text in study_files(tmp_path, data, teacher, "cifar_resnet", own_space=False).items():
+        (tmp_path / name).write_text(text)
+    config = load_study(tmp_path).config
+    assert (config.data.type, config.teacher.type) == (data, teacher)
+
+
+@pytest.mark.parametrize("space", space_names())
+def test_every_space_can_be_the_users_own(tmp_path, space):
+    for name, text in study_files(tmp_path, "digits", "student", space, own_space=True).items():
+        (tmp_path / name).write_text(text)
+    loaded = load_study(tmp_path)
+    assert loaded.config.space == "space.yaml"
+    carried = load_study(tmp_path, [f"space={space}"]).space
+    assert (loaded.space.choices, loaded.space.conditions) == (carried.choices, carried.conditions)
+
+
+def test_every_setting_is_named_and_the_written_values_are_the_defaults(tmp_path):
+    text = study_files(tmp_path, "image_folder", "module", "cifar_resnet", own_space=False)["study.yaml"]
+    for section, model in StudyConfig.model_fields.items():
+        assert f"\n{section}:" in text or f"# {section}:" in text, section
+        for key in getattr(model.annotation, "model_fields", {}):
+            assert f" {key}:" in text or key == "workers", f"{section}.{key}"
+    plain = yaml.safe_load(text)
+    config = StudyConfig.model_validate(plain)
+    written = {key: getattr(config, key) for key in ("budget", "final", "export", "objectives", "constraints", "seed")}
+    assert written == {key: StudyConfig.model_fields[key].get_default() for key in written}
+
+
+def test_the_command_writes_tells_what_is_next_and_never_overwrites(tmp_path, capsys):
+    folder = tmp_path / "my study!"
+    assert main(["init", str(folder), "--data", "npz", "--own-space"]) == 0
+    shown = capsys.readouterr().out
+    assert "kdnas validate" in shown
+    assert load_study(folder).config.name == "my-study"
+    assert sorted(path.name for path in folder.iterdir()) == ["space.yaml", "study.yaml"]
+
+    (folder / "study.yaml").write_text("mine\n")
+    assert main(["init", str(folder)]) == 2
+    assert "is there already; --force replaces it" in capsys.readouterr().err
+    assert (folder / "study.yaml").read_text() == "mine\n"
+
+    assert main(["init", str(folder), "--force"]) == 0
+    assert load_study(folder).config.data.type == "image_folder"
+
+
+def test_unknown_names_are_told_together_and_nothing_is_written(tmp_path, capsys):
+    folder = tmp_path / "x"
+    assert main(["init", str(folder), "--data", "imagenet", "--teacher", "resnet", "--space", "all"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[1] for line in lines] == [" --data", " --teacher", " --space"]
+    assert not folder.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["init", str(tmp_path / "file" / "study")]) == 2
+    assert "cannot be written" in capsys.readouterr().err

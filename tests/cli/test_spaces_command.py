@@ -1,0 +1,64 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from kdnas.cli.main import build_app, main
+
+
+def run_json(*arguments: str):
+    result = CliRunner().invoke(build_app(), ["spaces", *arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_list_names_every_space_with_its_size():
+    spaces = {space["name"]: space for space in run_json("list")}
+    assert spaces["digits_resnet"]["archs"] == 4 * 72 * 72 * (1 + 2 * 36)
+    assert spaces["cifar_mobilenet"]["family"] == "mobilenet"
+
+
+def test_show_tells_choices_conditions_and_costs():
+    shown = run_json("show", "digits_resnet", "--input", "1x8x8", "--classes", "10")
+    assert shown["choices"]["stage2.width"] == [8, 16, 24, 32]
+    assert {"choice": "stage3.skip", "when": "stage3.depth", "in": [1, 2]} in shown["conditions"]
+    assert shown["costs"]["input"] == [1, 8, 8]
+    macs = shown["costs"]["macs"]
+    assert 4_000 < macs["min"] < macs["p10"] < macs["median"] < macs["p90"] < macs["max"] < 1.7e6
+
+
+def test_count_of_a_users_own_space(tmp_path, monkeypatch):
+    (tmp_path / "tiny.yaml").write_text(
+        "family: resnet\nchoices:\n  stem_width: [8, 16]\n  stage1.depth: [1]\n  stage1.width: [8]\n"
+        "  stage1.bottleneck: [plain]\n  stage1.skip: [identity, projection]\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    counted = run_json("count", "tiny.yaml")
+    # from a stem of 8 the projection projects nothing
+    assert counted == {
+        "name": "tiny", "assignments": 4, "archs": 4, "networks": 3, "networks_exact": True, "sampled_assignments": 0
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", "cifar_resnet"], ["count", "digits_resnet"]])
+def test_text_is_a_table(command, capsys):
+    assert main(["spaces", *command]) == 0
+    out = capsys.readouterr().out
+    assert "resnet" in out
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["show", "nope"], "no search space is called 'nope'"),
+        (["show", "digits_resnet", "--input", "8x8"], "'8x8' is no image shape"),
+        (["count", "gone.yaml"], "gone.yaml: No such file"),
+    ],
+)
+def test_bad_input_ends_with_2_and_one_message(command, message, capsys):
+    assert main(["spaces", *command]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("error:") == 1
+    assert captured.out == ""

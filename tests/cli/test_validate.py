@@ -1,0 +1,85 @@
+"""`kdnas validate`: the summary of a sound study, every problem of an unsound one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kdnas.cli.main import main
+
+GOOD = """\
+name: small
+data: digits
+teacher:
+  type: student
+  family: resnet
+  choices: {stem_width: 8, stage1.depth: 1, stage1.width: 8, stage1.bottleneck: plain, stage1.skip: identity}
+  training: {epochs: 1, batch_size: 256}
+space: digits_resnet
+constraints: [macs<=100k]
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    (tmp_path / "study.yaml").write_text(GOOD)
+    return tmp_path
+
+
+def test_a_sound_study_is_summed_up(study, capsys):
+    assert main(["validate", str(study)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.endswith("\nok\n")
+    for fact in ("digits_resnet", "accuracy, macs", "40 trials", "macs<=100000", "0.9 kd"):
+        assert fact in shown
+
+
+def test_every_problem_is_told_with_status_2(study, capsys):
+    (study / "study.yaml").write_text(GOOD.replace("name: small", "nam: small").replace("macs<=100k", "mac<=100k"))
+    assert main(["validate", str(study)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("error: study.yaml:1: name: is required")
+    assert lines[1].startswith("error: study.yaml:1: nam: unknown key; did you mean 'name'?")
+    assert lines[2].startswith("error: study.yaml:9: constraints.0: no cost is called 'mac'")
+
+
+def test_json_of_both(study, capsys):
+    assert main(["validate", str(study), "--json"]) == 0
+    sound = json.loads(capsys.readouterr().out)
+    assert sound["ok"] is True
+    assert sound["objectives"] == ["accuracy", "macs"]
+    assert main(["validate", str(study), "--json", "--set", "training.epochs=0"]) == 2
+    unsound = json.loads(capsys.readouterr().out)
+    assert unsound["ok"] is False
+    assert unsound["problems"][0]["where"] == "--set: training.epochs"
+
+
+def test_where_files_are_expected_and_whether_they_are_there(study, capsys):
+    text = GOOD.replace("data: digits", "data: {type: image_folder, path: photos}")
+    (study / "study.yaml").write_text(text)
+    root = study / "root"
+    root.mkdir()
+    assert main(["validate", str(study), "--data-root", str(root)]) == 0
+    assert f"{root / 'photos'} (MISSING)" in capsys.readouterr().out
+    (root / "photos").mkdir()
+    assert main(["validate", str(study), "--data-root", str(root)]) == 0
+    assert f"{root / 'photos'} (there)" in capsys.readouterr().out
+
+
+def test_open_reads_the_data_makes_the_teacher_and_prices_students(study, capsys):
+    assert main(["validate", str(study), "--open", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert "1x8x8, 10 classes" in facts["images"]
+    assert facts["students"][0].startswith("macs ")
+    share = float(facts["within_constraints"].partition("%")[0])
+    assert 0 < share < 100
+
+
+def test_open_tells_constraints_that_nobody_can_meet(study, capsys):
+    assert main(["validate", str(study), "--open", "--set", "constraints=[macs<=10]"]) == 2
+    shown = capsys.readouterr().err
+    assert "no student of space 'digits_resnet' meets macs<=10; the nearest miss has macs " in shown

@@ -1,0 +1,125 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# One thread a process: tests run side by side, and torch reads these when it is first imported.
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    def __iter__(self) -> Iterator[int | str]:
+        return iter((self.code, self.stdout, self.stderr))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the source tree."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real data sets: the environment variable KDNAS_DATA, else ../shared/data. Skips where absent."""
+    root = Path(os.environ.get("KDNAS_DATA") or REPOSITORY.parent / "shared" / "data").resolve()
+    if not root.is_dir():
+        pytest.skip(f"needs real data: there is no {root} (set KDNAS_DATA)")
+    return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kdnas_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep decoded data and teachers in a folder of this test session, never in the user's own cache."""
+    folder = tmp_path_factory.mktemp("kdnas-cache")
+    before = os.environ.get("KDNAS_CACHE")
+    os.environ["KDNAS_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["KDNAS_CACHE"]
+    else:
+        os.environ["KDNAS_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> None:
+    """Keep torch on one thread, where a test has imported it (a test process that has not does not pay for it)."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def kdnas(kdnas_cache: Path) -> Callable[..., Result]:
+    """Run the command line in a process of its own: `code, stdout, stderr = kdnas("list", "losses", cwd=folder)`."""
+
+    def run(*arguments: str | Path, cwd: Path | None = None, timeout: float = 120, **environment: str) -> Result:
+        done = subprocess.run(
+            [sys.executable, "-m", "kdnas", *map(str, arguments)],
+            cwd=cwd,
+            env={**os.environ, "NO_COLOR": "1", "COLUMNS": "120", **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+TINY_STUDY = """\
+name: tiny
+data: {type: digits, validation_fraction: 0.25}
+teacher:
+  type: student
+  family: resnet
+  choices: {stem_width: 8, stage1.depth: 1, stage1.width: 16, stage1.bottleneck: plain, stage1.skip: identity}
+  training: {epochs: 4, batch_size: 64, learning_rate: 0.1}
+space: space.yaml
+objectives: [accuracy, macs]
+costs: {}
+training: {epochs: 1, batch_size: 128, learning_rate: 0.1}
+sampler: random
+executor: {type: local, workers: 1}
+budget: {trials: 4, trial_time_limit_s: 60}
+final: {seeds: 2, epochs: 2, max_students: 2}
+export: {formats: [safetensors, student_json]}
+"""
+
+TINY_SPACE = """\
+family: resnet
+choices:
+  stem_width: [4, 8]
+  stage1.depth: [1, 2]
+  stage1.width: [4, 8, 16]
+  stage1.bottleneck: [plain, 0.5]
+  stage1.skip: [identity, none]
+"""
+
+
+@pytest.fixture
+def tiny_study(tmp_path: Path) -> Path:
+    """A study on the real digits that ends in seconds; edit its study.yaml and space.yaml at will."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "study.yaml").write_text(TINY_STUDY)
+    (folder / "space.yaml").write_text(TINY_SPACE)
+    return folder

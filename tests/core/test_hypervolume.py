@@ -1,0 +1,44 @@
+import moocore
+import numpy as np
+import pytest
+
+from kdnas.core.hypervolume import contributions, hypervolume
+
+
+@pytest.mark.parametrize("objectives", [2, 3, 4])
+def test_hypervolume_agrees_with_moocore(objectives):
+    rng = np.random.default_rng(objectives)
+    for size in (1, 5, 30):
+        for _ in range(5):
+            values = rng.random((size, objectives)) * 1.2  # some points lie beyond the reference
+            reference = np.ones(objectives)
+            assert hypervolume(values, reference) == pytest.approx(moocore.hypervolume(values, ref=reference), rel=1e-9)
+
+
+@pytest.mark.parametrize("objectives", [2, 3, 4])
+def test_ties_agree_with_moocore(objectives):
+    rng = np.random.default_rng(7)
+    for _ in range(10):
+        values = rng.integers(0, 4, size=(25, objectives)).astype(float)
+        reference = np.full(objectives, 4.0)
+        assert hypervolume(values, reference) == pytest.approx(moocore.hypervolume(values, ref=reference))
+
+
+def test_by_hand():
+    assert hypervolume(np.array([[1.0, 2.0], [2.0, 1.0]]), np.array([3.0, 3.0])) == 3.0
+    assert hypervolume(np.array([[1.0], [2.0]]), np.array([5.0])) == 4.0
+    assert hypervolume(np.array([[0.0, 0.0, 0.0]]), np.array([1.0, 2.0, 3.0])) == 6.0
+
+
+def test_points_at_or_beyond_the_reference_add_nothing():
+    reference = np.array([1.0, 1.0])
+    assert hypervolume(np.array([[1.0, 0.0], [2.0, -5.0]]), reference) == 0.0
+    assert hypervolume(np.empty((0, 2)), reference) == 0.0
+
+
+@pytest.mark.parametrize("objectives", [2, 3])
+def test_contributions_agree_with_moocore(objectives):
+    values = np.random.default_rng(3).random((12, objectives))
+    reference = np.ones(objectives)
+    expected = moocore.hv_contributions(values, ref=reference, ignore_dominated=False)
+    assert contributions(values, reference) == pytest.approx(expected, abs=1e-12)

@@ -1,0 +1,212 @@
+"""The sources that give arrays: digits, npz, module."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdnas.datasets import DATASETS
+from kdnas.errors import ConfigError, DataError
+
+RNG = np.random.default_rng(5)
+TRAIN = RNG.integers(0, 256, (12, 6, 5, 3), dtype=np.uint8)
+TEST = RNG.integers(0, 256, (6, 6, 5, 3), dtype=np.uint8)
+TRAIN_LABELS = np.arange(12) % 3
+TEST_LABELS = np.arange(6) % 3
+
+
+def save(folder: Path, **changes: np.ndarray | None) -> None:
+    arrays = {
+        "train_images": TRAIN,
+        "train_labels": TRAIN_LABELS,
+        "test_images": TEST,
+        "test_labels": TEST_LABELS,
+        **changes,
+    }
+    np.savez_compressed(folder / "data.npz", **{name: array for name, array in arrays.items() if array is not None})
+
+
+def open_npz(folder: Path, **options):
+    return DATASETS.build("npz", folder, folder / "cache", path="data.npz", **options)
+
+
+def test_digits_are_scikit_learns_on_the_full_scale(tmp_path):
+    from sklearn.datasets import load_digits
+
+    data = DATASETS.build("digits", tmp_path, tmp_path)
+    assert (len(data.train), len(data.test)) == (1438, 359)
+    assert data.task.input_shape == (1, 8, 8)
+    assert data.task.num_classes == 10
+    both = np.concatenate([data.train.images, data.test.images])[:, 0]
+    assert both.max() == 255
+    source = load_digits()
+    ours = sorted(map(bytes, np.rint(both / (255 / 16)).astype(np.uint8).reshape(len(both), -1)))
+    assert ours == sorted(map(bytes, source.images.astype(np.uint8).reshape(len(both), -1)))
+    share = np.bincount(data.test.labels) / np.bincount(source.target)
+    assert (np.abs(share - 0.2) < 0.01).all()
+
+
+def test_digits_split_is_always_the_same_and_follows_its_fraction(tmp_path):
+    first = DATASETS.build("digits", tmp_path, tmp_path / "one")
+    second = DATASETS.build("digits", tmp_path, tmp_path / "two")
+    assert first.fingerprint == second.fingerprint
+    assert len(DATASETS.build("digits", tmp_path, tmp_path / "one", test_fraction=0.5).test) in range(890, 910)
+    with pytest.raises(ConfigError, match="less than 1"):
+        DATASETS.build("digits", tmp_path, tmp_path, test_fraction=1.0)
+
+
+def test_npz_layouts_agree(tmp_path):
+    save(tmp_path)
+    last = open_npz(tmp_path)
+    np.testing.assert_array_equal(last.train.images, TRAIN.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(last.test.labels, TEST_LABELS)
+    save(tmp_path, train_images=TRAIN.transpose(0, 3, 1, 2), test_images=TEST.transpose(0, 3, 1, 2))
+    assert open_npz(tmp_path).fingerprint == last.fingerprint
+    save(tmp_path, train_images=TRAIN[..., 0], test_images=TEST[..., 0], train_labels=TRAIN_LABELS[:, np.newaxis])
+    grey = open_npz(tmp_path, class_names=("x", "y", "z"))
+    np.testing.assert_array_equal(grey.train.images, TRAIN[..., :1].transpose(0, 3, 1, 2))
+    assert grey.class_names == ("x", "y", "z")
+
+
+def test_npz_layout_can_be_stated_where_it_cannot_be_told(tmp_path):
+    images = RNG.integers(0, 256, (12, 3, 4, 3), dtype=np.uint8)
+    save(tmp_path, train_images=images, test_images=images[:6])
+    assert open_npz(tmp_path).task.input_shape == (3, 3, 4)
+    np.testing.assert_array_equal(open_npz(tmp_path, layout="NCHW").train.images, images)
+
+
+def test_npz_carves_a_test_split_of_every_class(tmp_path):
+    save(tmp_path, test_images=None, test_labels=None)
+    data = open_npz(tmp_path, test_fraction=0.25)
+    assert np.bincount(data.test.labels).tolist() == [1, 1, 1]
+    assert len(data.train) == 9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_images": TRAIN.astype(np.float32) / 255}, r"train_images: images are float32 \(allowed: uint8"),
+        ({"train_images": TRAIN[:, :, :, :2]}, r"shape \[12, 6, 5, 2\]"),
+        ({"test_images": TEST[:, :4]}, r"test_images: images are \[3, 4, 5\]"),
+        ({"train_labels": TRAIN_LABELS.astype(np.float64)}, "train_labels: labels are float64"),
+        ({"train_labels": TRAIN_LABELS[:-1]}, "11 labels for 12 images"),
+        ({"train_labels": np.zeros(12, dtype=int), "test_labels": np.zeros(6, dtype=int)}, "only one class"),
+        ({"train_labels": TRAIN_LABELS + 1, "test_labels": TEST_LABELS + 1}, "no image of class 0"),
+        ({"test_labels": TEST_LABELS + 1}, "no image of class 3"),
+        ({"test_labels": -TEST_LABELS}, "out of range"),
+        ({"test_images": None}, r"test_images: there is no such array \(allowed: train_images"),
+        ({"train_labels": np.array([object()] * 12)}, "would execute code"),
+    ],
+)
+def test_bad_npz_arrays_are_refused(tmp_path, changes, message):
+    save(tmp_path, **changes)
+    with pytest.raises(DataError, match=message):
+        open_npz(tmp_path)
+
+
+def test_all_problems_of_an_npz_are_told_at_once(tmp_path):
+    save(tmp_path, train_images=TRAIN.astype(float), test_labels=TEST_LABELS[:-1])
+    with pytest.raises(DataError) as caught:
+        open_npz(tmp_path)
+    assert len(caught.value.problems) == 2
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
+def test_a_cut_npz_is_refused(tmp_path, share):
+    save(tmp_path)
+    content = (tmp_path / "data.npz").read_bytes()
+    (tmp_path / "data.npz").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(DataError, match="cut short"):
+        open_npz(tmp_path)
+
+
+def test_a_damaged_npz_array_is_refused(tmp_path):
+    save(tmp_path)
+    content = bytearray((tmp_path / "data.npz").read_bytes())
+    content[200:260] = bytes(60)
+    (tmp_path / "data.npz").write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read"):
+        open_npz(tmp_path)
+
+
+def test_a_folder_in_a_files_place_is_named(tmp_path):
+    (tmp_path / "data.npz").mkdir()
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        open_npz(tmp_path)
+
+
+def test_missing_data_says_where_and_how(tmp_path):
+    with pytest.raises(DataError) as caught:
+        open_npz(tmp_path)
+    text = str(caught.value)
+    for part in (
+        str(tmp_path / "data.npz"),
+        f"data root is {tmp_path}",
+        "--data-root",
+        "KDNAS_DATA",
+        "data/",
+        "train_images",
+    ):
+        assert part in text
+
+
+LOADER = """
+import numpy as np
+
+def load(data_root, classes=3, wrong=""):
+    rng = np.random.default_rng(0)
+    train, test = (rng.integers(0, 256, (n, 4, 4), dtype=np.uint8) for n in (12, 6))
+    if wrong == "raise":
+        raise RuntimeError("no luck in " + data_root.name)
+    if wrong == "list":
+        return [train]
+    if wrong == "shape":
+        test = test[:, :3]
+    if wrong == "many":
+        return train.astype(float), np.zeros(5, dtype=int), test, test
+    names = [f"class {i}" for i in range(classes)]
+    return train, np.arange(12) % classes, test, np.arange(6) % classes, names
+"""
+
+
+def open_module(folder: Path, **options):
+    (folder / "mine.py").write_text(LOADER)
+    function = options.pop("function", "mine.py:load")
+    return DATASETS.build("module", folder, folder / "cache", function=function, options=options)
+
+
+def test_a_users_function_is_called_with_its_options(tmp_path):
+    data = open_module(tmp_path, classes=4)
+    assert data.class_names == ("class 0", "class 1", "class 2", "class 3")
+    assert data.task.input_shape == (1, 4, 4)
+    expected = np.random.default_rng(0).integers(0, 256, (12, 4, 4), dtype=np.uint8)
+    np.testing.assert_array_equal(data.train.images[:, 0], expected)
+    assert isinstance(data.train.images, np.memmap)
+    assert open_module(tmp_path, classes=3).fingerprint != data.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"wrong": "raise"}, "mine.py:load: raised RuntimeError: no luck"),
+        ({"wrong": "list"}, "returned list"),
+        ({"wrong": "shape"}, r"train images are \[1, 4, 4\], test images \[1, 3, 4\]"),
+        ({"colour": 1}, "raised TypeError"),
+        ({"classes": 1}, "only one class"),
+        ({"classes": 13}, "no image of class class 12"),
+    ],
+)
+def test_a_users_function_that_fails_is_named(tmp_path, options, message):
+    with pytest.raises(DataError, match=message):
+        open_module(tmp_path, **options)
+
+
+def test_all_problems_of_a_users_arrays_are_told_at_once(tmp_path):
+    with pytest.raises(DataError) as caught:
+        open_module(tmp_path, wrong="many")
+    assert len(caught.value.problems) == 3
+
+
+def test_a_users_function_that_is_not_there_is_a_config_error(tmp_path):
+    with pytest.raises(ConfigError, match="no 'nothing'"):
+        open_module(tmp_path, function="mine.py:nothing")

@@ -1,0 +1,126 @@
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdnas.datasets import DATASETS
+from kdnas.errors import DataError
+
+pyarrow = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+RNG = np.random.default_rng(2)
+IMAGES = RNG.integers(0, 256, (18, 5, 4, 3), dtype=np.uint8)
+
+
+def png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def save(path: Path, images, labels, *, struct: bool = True, names=None, columns=("image", "label")) -> None:
+    cells = [png(image) if isinstance(image, np.ndarray) else image for image in images]
+    column = [{"bytes": cell, "path": None} for cell in cells] if struct else cells
+    table = pyarrow.table({columns[0]: column, columns[1]: labels})
+    if names:
+        features = {"label": {"names": names, "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, row_group_size=4)
+
+
+def open_it(root: Path, **options):
+    return DATASETS.build(
+        "parquet", root, root / "cache", **{"train": "train-*.parquet", "test": "test.parquet", **options}
+    )
+
+
+def lay(root: Path, **options) -> None:
+    labels = (np.arange(18) % 3).tolist()
+    if options.pop("texts", False):
+        labels = [("cat", "ant", "bee")[label] for label in labels]
+    save(root / "train-1.parquet", IMAGES[6:12], labels[6:12], **options)
+    save(root / "train-0.parquet", IMAGES[:6], labels[:6], **options)
+    save(root / "test.parquet", IMAGES[12:], labels[12:], **options)
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_shards_in_order_with_the_names_of_their_metadata(tmp_path, struct):
+    lay(tmp_path, struct=struct, names=["x", "y", "z"])
+    data = open_it(tmp_path)
+    np.testing.assert_array_equal(data.train.images, IMAGES[:12].transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(data.test.images, IMAGES[12:].transpose(0, 3, 1, 2))
+    assert data.train.labels.tolist() == (np.arange(12) % 3).tolist()
+    assert data.class_names == ("x", "y", "z")
+
+
+def test_texts_numbers_other_columns_and_a_carved_split(tmp_path):
+    lay(tmp_path, texts=True, columns=("img", "kind"))
+    data = open_it(tmp_path, image_column="img", label_column="kind", size=8, grayscale=True)
+    assert data.class_names == ("ant", "bee", "cat")
+    assert data.train.labels.tolist() == [2, 0, 1] * 4
+    assert data.task.input_shape == (1, 8, 8)
+    lay(tmp_path)
+    data = open_it(tmp_path, test=None, test_fraction=0.25)
+    assert (len(data.train), len(data.test)) == (9, 3)
+    assert data.class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        ([b"text", *IMAGES[1:6]], [0, 1, 2, 0, 1, 2], "row 0: is not an image"),
+        ([None, *IMAGES[1:6]], [0, 1, 2, 0, 1, 2], "row 0: holds no image bytes"),
+        ([*IMAGES[:5], IMAGES[5, :3]], [0, 1, 2, 0, 1, 2], "row 5: is 4x3 pixels, others 4x5"),
+        (IMAGES[:6], [0, 1, 2, 0, 1, None], "row 5: its label is None"),
+        (IMAGES[:6], [0.5] * 6, "its label is 0.5"),
+        (IMAGES[:6], [0, 1, 2, 0, 1, 5], "no image of class 3, 4"),
+        (IMAGES[:6], [0, 1, 2, 0, 1, -1], "out of range"),
+        (IMAGES[:6], ["a"] * 6, "mixes numbers and texts"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, images, labels, message):
+    lay(tmp_path)
+    save(tmp_path / "train-0.parquet", images, labels)
+    with pytest.raises(DataError, match=message):
+        open_it(tmp_path)
+
+
+def test_only_one_class_is_refused(tmp_path):
+    for name in ("train-0", "test"):
+        save(tmp_path / f"{name}.parquet", IMAGES[:4], [0] * 4)
+    with pytest.raises(DataError, match="only one class"):
+        open_it(tmp_path)
+
+
+def test_missing_files_columns_and_options(tmp_path):
+    with pytest.raises(DataError, match=r"train-\*.parquet: there is no such file"):
+        open_it(tmp_path)
+    lay(tmp_path)
+    with pytest.raises(DataError, match=r"has no column 'pixels' \(allowed: image, label\)"):
+        open_it(tmp_path, image_column="pixels")
+    with pytest.raises(DataError, match="either `test` or `test_fraction`"):
+        open_it(tmp_path, test=None)
+    lay(tmp_path, texts=True)
+    with pytest.raises(DataError, match="are no class"):
+        open_it(tmp_path, class_names=("ant", "bee"))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
+def test_a_cut_file_is_refused(tmp_path, share):
+    lay(tmp_path)
+    content = (tmp_path / "test.parquet").read_bytes()
+    (tmp_path / "test.parquet").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(DataError, match="not a parquet file or is damaged"):
+        open_it(tmp_path)
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+    lay(tmp_path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"kdnas\[parquet\]"):
+        open_it(tmp_path)

@@ -1,0 +1,127 @@
+"""The local executor against real processes that misbehave."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from kdnas.errors import DataError, RunError, TrialError
+from kdnas.executors import EXECUTORS, Executor, Finished
+
+
+def _answer(job: Mapping[str, Any]) -> dict[str, Any]:
+    match job["do"]:
+        case "square":
+            return {"value": job["x"] ** 2, "pid": os.getpid()}
+        case "sleep":
+            time.sleep(job["seconds"])
+            return {"pid": os.getpid()}
+        case "trial error":
+            raise TrialError("loss became nan")
+        case "error":
+            raise ZeroDivisionError("by zero")
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "exit":
+            os._exit(3)
+        case "threads":
+            import torch
+
+            return {"threads": torch.get_num_threads()}
+    raise AssertionError(job)
+
+
+def make_evaluate() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    return _answer
+
+
+def refuse_input() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    raise DataError("the data went away")
+
+
+def die_at_start() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    os._exit(7)
+
+
+def collect(executor: Executor, count: int, seconds: float = 60) -> list[Finished]:
+    finished: list[Finished] = []
+    end = time.monotonic() + seconds
+    while len(finished) < count and time.monotonic() < end:
+        finished += executor.wait(0.2)
+    return finished
+
+
+@pytest.fixture
+def executor():
+    executor = EXECUTORS.build("local", make_evaluate, workers=2, threads=1, time_limit_s=3.0)
+    yield executor
+    executor.close()
+
+
+def test_results_come_back_under_their_keys(executor):
+    executor.submit("a", {"do": "square", "x": 3})
+    executor.submit("b", {"do": "square", "x": 4})
+    assert (executor.free, executor.running) == (0, 2)
+    with pytest.raises(RuntimeError, match="no worker is free"):
+        executor.submit("c", {"do": "square", "x": 5})
+    done = {finished.key: finished.result for finished in collect(executor, 2)}
+    assert done["a"]["value"] == 9
+    assert done["b"]["value"] == 16
+    assert (executor.free, executor.running) == (2, 0)
+    assert os.getpid() not in {result["pid"] for result in done.values()}
+
+
+@pytest.mark.parametrize(
+    ("job", "reason"),
+    [
+        ({"do": "trial error"}, "loss became nan"),
+        ({"do": "error"}, "ZeroDivisionError: by zero"),
+        ({"do": "die"}, "killed by SIGKILL"),
+        ({"do": "exit"}, "exit code 3"),
+        ({"do": "sleep", "seconds": 60}, "time limit of 3 s"),
+    ],
+)
+def test_a_failure_is_reported_and_the_worker_works_on(executor, job, reason):
+    executor.submit("bad", job)
+    (finished,) = collect(executor, 1)
+    assert finished.key == "bad"
+    assert finished.result is None
+    assert reason in finished.failure
+    for key in ("x", "y"):
+        executor.submit(key, {"do": "square", "x": 2})
+    assert {done.result["value"] for done in collect(executor, 2)} == {4}
+
+
+def test_workers_have_the_threads_they_are_given(executor):
+    executor.submit("t", {"do": "threads"})
+    assert collect(executor, 1)[0].result == {"threads": 1}
+
+
+def test_bad_input_at_the_start_reaches_the_user():
+    executor = EXECUTORS.build("local", refuse_input, workers=1)
+    with pytest.raises(DataError, match="the data went away"):
+        collect(executor, 1)
+
+
+def test_workers_that_never_start_end_the_run():
+    executor = EXECUTORS.build("local", die_at_start, workers=1)
+    with pytest.raises(RunError, match="could not start; the last: .*exit code 7"):
+        collect(executor, 1)
+
+
+def test_close_kills_what_runs(executor):
+    executor.submit("a", {"do": "square", "x": 1})
+    pid = collect(executor, 1)[0].result["pid"]
+    executor.submit("b", {"do": "sleep", "seconds": 60})
+    executor.submit("c", {"do": "sleep", "seconds": 60})
+    started = time.monotonic()
+    executor.close()
+    executor.close()
+    assert time.monotonic() - started < 5
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)

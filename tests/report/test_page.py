@@ -1,0 +1,262 @@
+"""The HTML page, its figures and the SVG picture of synthetic runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from synthetic_run import HOSTILE, complete, run_of, synthetic_run
+
+from kdnas.errors import RunFolderError
+from kdnas.report.figures import accuracy_figure, cost_names, hypervolume_figure, staircase
+from kdnas.report.files import write_report
+from kdnas.report.importance import importance
+from kdnas.report.page import page
+from kdnas.report.parallel import parallel_figure
+from kdnas.report.picture import front_svg
+from kdnas.report.style import is_log, round_ticks
+from kdnas.report.summary import against_teacher, costs, failures, highlights, trust
+from kdnas.report.tables import front_table, trials_table
+from kdnas.study.front import front, knee_of
+
+
+class Reader(HTMLParser):
+    """Collects start tags, their attributes and the text of table cells."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+
+@pytest.fixture(scope="module")
+def full():
+    return synthetic_run()
+
+
+@pytest.fixture(scope="module")
+def document(full):
+    return page(full)
+
+
+def data_of(document: str) -> dict[str, dict]:
+    found = re.findall(r'<script type="application/json" id="data-([^"]+)">(.*?)</script>', document, re.S)
+    return {name: json.loads(text) for name, text in found}
+
+
+def test_the_page_refers_to_nothing_outside_itself(document):
+    reader = Reader(document)
+    for tag, attributes in reader.tags:
+        assert tag not in ("link", "iframe", "img", "object", "embed", "base")
+        assert not {"src", "href", "srcset", "action", "data"} & set(attributes), (tag, attributes)
+    (policy,) = [a["content"] for tag, a in reader.tags if tag == "meta" and a.get("http-equiv")]
+    assert "default-src 'none'" in policy
+    assert "connect-src 'none'" in policy
+    assert "http" not in policy
+    assert document.count("plotly.js v") == 1
+
+
+def test_hostile_strings_stay_text(document):
+    assert HOSTILE not in document
+    assert "&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;" in document
+    assert "onerror" not in {name for _, attributes in Reader(document).tags for name in attributes}
+
+
+def test_every_figure_marks_the_teacher(full, document):
+    data = data_of(document)
+    assert set(data) == {
+        "accuracy-macs", "accuracy-latency_ms", "accuracy-params", "parallel", "hypervolume-trials", "hypervolume-time",
+        "importance",
+    }  # fmt: skip
+    for name in set(data) - {"importance"}:
+        assert any(str(trace.get("name", "")).startswith("teacher") for trace in data[name]["data"]), name
+    assert "teacher (98.61 %) takes no part" in document
+
+
+def test_tables_hold_the_numbers_of_the_csv_files(full, document):
+    cells = re.findall(r'<td data-value="([^"]*)">', document)
+    for table in (front_table(full), trials_table(full)):
+        for column in ("accuracy", "macs", "latency_ms"):
+            for value in table[column].dropna():
+                assert repr(getattr(value, "item", lambda value=value: value)()) in cells, (column, value)
+
+
+def test_accuracy_figure_draws_front_intervals_and_refused_students(full):
+    figure = accuracy_figure(full, "macs").drawing
+    traces = {trace.name: trace for trace in figure.data if trace.name}
+    members = front(full)
+    drawn = traces["front, retrained (95 %)"]
+    assert list(drawn.y) == [member.values["accuracy"] for member in members]
+    assert list(drawn.error_y.array) == [member.accuracy_ci95 for member in members]
+    knee = knee_of(members, full.objectives)
+    assert (traces["knee"].x[0], traces["knee"].y[0]) == (knee.values["macs"], knee.values["accuracy"])
+    assert len(traces["refused untrained"].x) == 2
+    assert traces["teacher"].x[0] == full.teacher.values["macs"]
+    assert figure.layout.xaxis.type == "log"
+    assert accuracy_figure(full, "latency_ms").drawing.layout.xaxis.type == "linear"
+
+
+def test_the_staircase_rises(full):
+    steps = staircase(front(full), "latency_ms", "minimize")
+    latencies, accuracies = zip(*[(m.values["latency_ms"], m.values["accuracy"]) for m in steps], strict=True)
+    assert list(latencies) == sorted(latencies)
+    assert list(accuracies) == sorted(accuracies)
+    assert 1 < len(steps) < len(front(full))
+
+
+def test_a_teacher_without_that_cost_is_a_line(full):
+    run = replace(full, teacher=replace(full.teacher, values={}))
+    layout = accuracy_figure(run, "macs").drawing.layout
+    assert any(shape.y0 == run.teacher.accuracy for shape in layout.shapes)
+    assert "★ teacher" in {annotation.text for annotation in layout.annotations}
+    assert "stroke-dasharray" in front_svg(run)
+
+
+def test_hypervolume_figure_states_its_reference_point(full):
+    figure = hypervolume_figure(full, "time")
+    assert "accuracy 10.00 %, MACs 6 M, latency 4 ms" in figure.caption
+    assert list(figure.drawing.data[0].y) == sorted(figure.drawing.data[0].y)
+
+
+def test_cost_names_begin_with_macs_and_latency(full):
+    assert cost_names(full) == ["macs", "latency_ms", "params"]
+
+
+def test_importance_finds_the_choice_that_matters():
+    rng = np.random.default_rng(0)
+    trials = []
+    for number in range(40):
+        width, noise = int(rng.choice([8, 16, 32])), int(rng.integers(0, 4))
+        trial = complete(number, 0.6 + width / 100 + 0.002 * noise, 10.0 + number)
+        choices = {"width": width, "noise": noise, "constant": 3, **({"sometimes": noise} if width > 8 else {})}
+        trials.append(replace(trial, arch=type(trial.arch).of("resnet", choices)))
+    result = importance(run_of(trials))
+    assert max(result.shares, key=result.shares.__getitem__) == "width"
+    assert result.shares["width"] > 0.5
+    assert "constant" not in result.shares
+    assert sum(result.shares.values()) == pytest.approx(1.0)
+    assert importance(run_of(trials)).shares == result.shares  # seeded
+
+
+def test_importance_declines_where_nothing_can_be_said():
+    assert "at least 10" in importance(run_of([complete(0, 0.5, 1)])).explanation
+    same = [complete(number, 0.5, number + 1.0) for number in range(12)]
+    assert importance(run_of(same)).shares == {}
+
+
+def test_summary_compares_with_the_teacher_on_the_test_split():
+    trial = complete(0, 0.5, 1e6, repeats=[0.96, 0.98])  # test accuracies 0.95 and 0.97
+    run = run_of([trial])
+    teacher = replace(synthetic_run().teacher, test_accuracy=0.98, values={"macs": 12e6})
+    run = replace(run, teacher=teacher)
+    assert against_teacher(run, front(run)[0]) == "98.0 % of the teacher’s accuracy (test split) at 1/12 of its MACs."
+    assert highlights(run)[0][0] == "Knee, and most accurate student"
+    assert any("only by these retrained students" in sentence for sentence in trust(run))
+
+
+def test_summary_says_when_nothing_is_retrained(full):
+    text = " ".join(trust(synthetic_run(retrained=False)))
+    assert "Nothing is retrained yet" in text
+    assert "287 images" in text
+    assert "with 3 seeds" in " ".join(trust(full))
+
+
+def test_costs_and_failures_are_grouped(full):
+    assert failures(full)[0] == ("failed", "loss became NaN in epoch 1", [3, 9]) or failures(full)[0][0] == "infeasible"
+    assert {len(numbers) for *_, numbers in failures(full)} == {1, 2}
+    training = sum(trial.train_seconds for trial in full.trials)
+    share = sum(trial.teacher_seconds for trial in full.trials) / training
+    assert f"{100 * share:.0f} % of it the teacher’s" in dict(costs(full))["training in 40 trials"]
+
+
+@pytest.mark.parametrize(
+    ("run", "statement"),
+    [
+        (synthetic_run(trials=0, retrained=False), "No trial has been made yet."),
+        (replace(synthetic_run(trials=0, retrained=False), teacher=None), "No student has been scored yet"),
+        (
+            run_of([replace(complete(0, 0.5, 1), state="failed", values={}, reason="broke")]),
+            "No student has been scored yet",
+        ),
+        (run_of([complete(0, 0.5, 50)], constraints=["macs<=1"]), "meets every constraint"),
+        (run_of([complete(0, 0.5, 50)]), "Needs at least 10 complete trials; there are 1."),
+        (run_of([complete(0, 0.0, 0.0)]), "1 trial: 1 complete"),
+    ],
+)
+def test_runs_with_little_in_them_still_give_a_page_that_says_so(run, statement, tmp_path):
+    assert statement in page(run)
+    ElementTree.fromstring(front_svg(run))
+    assert {path.name for path in write_report(run, tmp_path)} == {
+        "report.html",
+        "front.csv",
+        "trials.csv",
+        "front.svg",
+    }
+
+
+def test_one_line_a_student_and_an_axis_a_choice(full):
+    parallel = parallel_figure(full)
+    lines = [trace for trace in parallel.drawing.data if trace.mode == "lines"]
+    assert len(lines) == sum(trial.state == "complete" for trial in full.trials)
+    axes = list(parallel.drawing.layout.xaxis.ticktext)
+    assert axes[-3:] == ["accuracy", "MACs", "latency"]
+    assert {"depth1", "skip", "width2"} <= set(axes)
+
+
+def test_the_picture_is_an_svg_with_every_front_student(full):
+    root = ElementTree.fromstring(front_svg(full))
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    width, height = float(root.get("width")), float(root.get("height"))
+    front_dots = [dot for dot in root.iter("{http://www.w3.org/2000/svg}circle") if dot.get("r") == "4.6"]
+    assert len(front_dots) == len(front(full))
+    for dot in root.iter("{http://www.w3.org/2000/svg}circle"):
+        assert 0 <= float(dot.get("cx")) <= width
+        assert 0 <= float(dot.get("cy")) <= height
+    hostile = replace(full, config=full.config.model_copy(update={"name": "a<b>&"}))
+    assert "a&lt;b&gt;&amp;" in front_svg(hostile)
+
+
+def test_ticks_are_round_and_inside():
+    assert round_ticks(0.0, 1.0, log=False) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert round_ticks(3.0, 60.0, log=True) == pytest.approx([5, 10, 20, 50])
+    assert is_log([1, 20])
+    assert not is_log([1, 9])
+    assert not is_log([0, 100])
+
+
+def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path):
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        write_report(run_of([complete(0, 0.5, 50)]), tmp_path / "missing")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium to draw the page")
+def test_a_browser_draws_every_figure_and_sorts_the_table(full, document, tmp_path):
+    probe = (
+        "<script>addEventListener('load',()=>{const table=document.querySelectorAll('table')[1];"
+        "table.querySelectorAll('th button')[4].click();"
+        "const c=[...table.tBodies[0].rows].map(r=>r.cells[4].dataset.value);"
+        "document.title='drawn:'+document.querySelectorAll('.main-svg').length+' sorted:'+c[0]+' last:['+c.at(-1)+']"
+        " width:'+(document.documentElement.scrollWidth<=innerWidth)})</script></body>"
+    )
+    (tmp_path / "page.html").write_text(document.replace("</body>", probe))
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--dump-dom", f"file://{tmp_path}/page.html"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    title = re.search(r"<title>(drawn:[^<]*)", done.stdout)
+    assert title, done.stderr[-500:]
+    lowest = min(trial.values["accuracy"] for trial in full.trials if trial.state == "complete")
+    assert int(re.search(r"drawn:(\d+)", title[1])[1]) >= 7
+    assert f"sorted:{lowest} last:[] width:true" in title[1]

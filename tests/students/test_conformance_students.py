@@ -1,0 +1,235 @@
+"""What every student family keeps, each checked on random archs of the committed spaces and of a wider one."""
+
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import nn
+
+from kdnas.core.arch import Arch
+from kdnas.core.space import Choice, SearchSpace
+from kdnas.core.task import ImageTask
+from kdnas.errors import ConfigError
+from kdnas.students import STUDENTS
+from kdnas.study.spaces import arch_of, load_space, space_names
+
+TASKS = (
+    ImageTask((1, 8, 8), 10),
+    ImageTask((3, 32, 32), 10),
+    ImageTask((1, 28, 28), 2),
+    ImageTask((3, 17, 9), 7),
+    ImageTask((2, 1, 1), 3),
+    ImageTask((4, 5, 31), 101),
+)
+COUNTED = {"conv", "linear", "addmm", "matmul", "bmm", "einsum"}
+
+WIDER = {
+    "resnet": {
+        "stem_width": (3, 8),
+        "stem_stride": (1, 2),
+        **{f"stage{i}.depth": (0, 1, 2) if i > 1 else (1, 2) for i in (1, 2, 3)},
+        **{f"stage{i}.width": (3, 8) for i in (1, 2, 3)},
+        **{f"stage{i}.stride": (1, 2, 3) for i in (1, 2, 3)},
+        **{f"stage{i}.bottleneck": ("plain", 0.1, 0.25, 0.3, 1, 1.5) for i in (1, 2, 3)},
+        **{f"stage{i}.skip": ("identity", "projection", "none") for i in (1, 2, 3)},
+    },
+    "mobilenet": {
+        "stem_width": (3, 8),
+        "head_width": (0, 12),
+        **{f"stage{i}.depth": (0, 1, 2) if i > 1 else (1, 2) for i in (1, 2, 3)},
+        **{f"stage{i}.width": (3, 8) for i in (1, 2, 3)},
+        **{f"stage{i}.stride": (1, 2, 3) for i in (1, 2, 3)},
+        **{f"stage{i}.expand": (1, 2, 3) for i in (1, 2, 3)},
+        **{f"stage{i}.kernel": (3, 5, 7) for i in (1, 2, 3)},
+        **{f"stage{i}.squeeze_excite": (False, True) for i in (1, 2, 3)},
+        **{f"stage{i}.skip": ("identity", "none") for i in (1, 2, 3)},
+    },
+}
+
+
+def spaces_of(family: str) -> list[SearchSpace]:
+    carried = [load_space(name, Path()) for name in space_names()]
+    wider = SearchSpace("wider", family, tuple(Choice(name, values) for name, values in WIDER[family].items()))
+    return [space for space in [*carried, wider] if space.family == family]
+
+
+def random_archs(family: str, count: int, seed: int = 0) -> list[Arch]:
+    """`count` archs of every space of the family."""
+    rng, built = np.random.default_rng(seed), STUDENTS.build(family)
+    return [arch_of(space, space.random(rng), built) for space in spaces_of(family) for _ in range(count)]
+
+
+def fvcore_macs(module: nn.Module, task: ImageTask) -> int:
+    logging.getLogger("fvcore").setLevel(logging.ERROR)
+    counts = FlopCountAnalysis(module.eval(), torch.zeros(1, *task.input_shape)).unsupported_ops_warnings(False)
+    return int(sum(value for name, value in counts.by_operator().items() if name in COUNTED))
+
+
+@pytest.fixture(params=STUDENTS.names())
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def family(name):
+    return STUDENTS.build(name)
+
+
+def test_has_a_summary_and_no_options(name):
+    assert STUDENTS.summary(name)
+    assert not STUDENTS.options(name).model_fields
+
+
+@pytest.mark.parametrize("count", [12, pytest.param(120, marks=pytest.mark.slow)])
+def test_price_equals_fvcore_and_the_parameter_count(name, family, count):
+    archs = random_archs(name, count, seed=count)
+    assert len(archs) >= 2 * count
+    for index, arch in enumerate(archs):
+        task = TASKS[index % len(TASKS)]
+        module = family.build(arch, task)
+        price = family.price(arch, task)
+        assert price.macs == fvcore_macs(module, task), (arch, task)
+        assert price.params == sum(p.numel() for p in module.parameters()), (arch, task)
+
+
+def test_module_contract(name, family):
+    for index, arch in enumerate(random_archs(name, 6, seed=1)):
+        task = TASKS[index % len(TASKS)]
+        module = family.build(arch, task)
+        assert isinstance(module.stages, nn.ModuleList)
+        assert isinstance(module.classifier, nn.Linear)
+        seen = []
+        for stage in module.stages:
+            stage.register_forward_hook(lambda _, __, output: seen.append(output))  # noqa: B023
+        embedding = []
+        module.classifier.register_forward_hook(lambda _, inputs, __, e=embedding: e.append(inputs[0]))
+        logits = module(torch.randn(3, *task.input_shape))
+        assert logits.shape == (3, task.num_classes)
+        assert torch.isfinite(logits).all()
+        assert len(seen) == len(module.stages) >= 1
+        assert all(output.ndim == 4 for output in seen)
+        assert embedding[0].shape == (3, module.classifier.in_features)
+
+
+def test_canonical_is_idempotent_and_survives_json(name, family):
+    for arch in random_archs(name, 40, seed=2):
+        assert family.canonical(arch.choices) == arch == Arch.from_json(arch.canonical_json)
+
+
+def signature(module: nn.Module) -> tuple:
+    """Everything that makes a network: its submodules in order with their settings, and its weights' shapes."""
+    structure = tuple((path, module.extra_repr()) for path, module in module.named_modules())
+    shortcuts = tuple(
+        (path, type(m).__name__, getattr(m, "stride", None), getattr(m, "skip", None))
+        for path, m in module.named_modules()
+    )
+    return structure, shortcuts, tuple((key, tuple(value.shape)) for key, value in module.state_dict().items())
+
+
+def test_an_arch_is_one_network_and_a_network_one_arch(name, family):
+    """Neighbours in a space with many redundant spellings: equal archs exactly where the built modules are equal."""
+    rng, space = np.random.default_rng(5), spaces_of(name)[-1]
+    task = ImageTask((2, 13, 11), 3)
+    equal = 0
+    for _ in range(100):
+        one = space.random(rng)
+        two = space.mutate(one, rng, int(rng.integers(1, 3)))
+        archs = [arch_of(space, assignment, family) for assignment in (one, two)]
+        # The networks are built from the raw spellings' own archs, never from one shared object.
+        modules = [family.build(arch, task) for arch in archs]
+        assert (archs[0] == archs[1]) == (signature(modules[0]) == signature(modules[1])), (one, two)
+        assert (archs[0] == archs[1]) == (archs[0].arch_id == archs[1].arch_id)
+        equal += archs[0] == archs[1]
+    assert 5 < equal < 95
+
+
+def test_canonical_spelling_builds_what_the_raw_spelling_says(name, family):
+    """Canonicalising changes no network: price and modules of the raw choices equal those of the canonical arch."""
+    rng, space, task = np.random.default_rng(6), spaces_of(name)[-1], ImageTask((3, 12, 12), 4)
+    for _ in range(60):
+        raw = Arch.of(name, space.active(space.random(rng)))
+        canonical = family.canonical(raw.choices)
+        assert family.price(raw, task) == family.price(canonical, task)
+        assert signature(family.build(raw, task)) == signature(family.build(canonical, task))
+
+
+def test_building_follows_torchs_generator(name, family):
+    arch, task = random_archs(name, 1)[0], TASKS[0]
+    states = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        states.append(family.build(arch, task).stem[0].weight.detach())
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+CHECK = """
+import runpy, sys, typing
+sys.modules["kdnas"] = None  # importing it would now fail
+import torch
+torch.set_num_threads(1)
+saved = torch.load(sys.argv[2], weights_only=True)
+for index, (state, x, y) in enumerate(saved):
+    names = runpy.run_path(f"{sys.argv[1]}/student{index}.py")
+    for name in ("StudentPlan", type(names["PLAN"].stages[0][0]).__name__):
+        typing.get_type_hints(names[name], globalns=names)  # no annotation names what was left behind
+    student = names["build_student"]()
+    student.load_state_dict(state)
+    assert torch.equal(student.eval()(x), y), index
+print("same", len(saved))
+"""
+
+
+def test_source_alone_reproduces_the_student_bit_by_bit(name, family, tmp_path):
+    saved = []
+    torch.set_num_threads(1)
+    for index, arch in enumerate(random_archs(name, 2, seed=3)):
+        task = TASKS[index % len(TASKS)]
+        module = family.build(arch, task)
+        for p in module.parameters():
+            nn.init.uniform_(p, -0.5, 0.5)
+        module.eval()
+        x = torch.randn(4, *task.input_shape)
+        with torch.no_grad():
+            saved.append((module.state_dict(), x, module(x)))
+        source = family.source(arch, task)
+        assert arch.arch_id in source
+        (tmp_path / f"student{index}.py").write_text(source)
+    torch.save(saved, tmp_path / "saved.pt")
+    command = [sys.executable, "-I", "-c", CHECK, str(tmp_path), str(tmp_path / "saved.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stdout.split() == ["same", str(len(saved))], done.stderr
+
+
+def test_source_imports_only_torch_and_the_standard_library(name, family):
+    source = family.source(random_archs(name, 1)[0], TASKS[1])
+    imported = {line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import ", "from "))}
+    assert imported <= {"__future__", "collections", "dataclasses", "typing", "torch"}
+    assert max(map(len, source.splitlines())) <= 120
+
+
+def test_price_is_fast(name, family):
+    archs = random_archs(name, 300, seed=4)
+    for arch in archs:
+        family.price(arch, TASKS[1])
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        for arch in archs:
+            family.price(arch, TASKS[1])
+        best = min(best, (time.perf_counter() - start) / len(archs))
+    assert best < 200e-6  # about 10 microseconds on a quiet machine
+
+
+def test_unknown_choices_are_told_at_once_with_what_is_allowed(name, family):
+    choices = {**random_archs(name, 1)[0].choices, "wings": 2, "stage1.colour": 1, "stage0.depth": 1}
+    with pytest.raises(ConfigError) as caught:
+        family.canonical(choices)
+    assert [problem.where for problem in caught.value.problems] == ["wings", "stage1.colour", "stage0.depth"]
+    assert all("stem_width" in problem.allowed for problem in caught.value.problems)

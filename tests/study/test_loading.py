@@ -1,0 +1,217 @@
+"""Loading a study: every problem at once with its line, overrides, and the checks across sections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdnas.errors import ConfigError
+from kdnas.study.loading import load_study
+
+GOOD = """\
+name: small
+data: {type: digits, validation_fraction: 0.25}
+teacher:
+  type: student
+  family: resnet
+  choices: {stem_width: 16, stage1.depth: 1, stage1.width: 16, stage1.bottleneck: plain, stage1.skip: identity}
+space: digits_resnet
+constraints: [macs<=1M]
+training: {epochs: 3}
+distillation:
+  losses:
+    - {type: kd, weight: 0.9, temperature: 4}
+sampler: tpe
+tune:
+  training.learning_rate: {low: 0.01, high: 0.3, log: true}
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "study.yaml").write_text(GOOD)
+    return folder
+
+
+def problems_of(folder: Path, text: str, *overrides: str) -> list[str]:
+    (folder / "study.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_study(folder, overrides)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_a_sound_study_loads_from_its_folder_and_from_its_file(study):
+    loaded = load_study(study)
+    assert loaded == load_study(study / "study.yaml")
+    assert loaded.folder == study
+    assert loaded.config.name == "small"
+    assert loaded.config.data.validation_fraction == 0.25
+    assert loaded.config.bounds[0].bound == 1e6
+    assert loaded.config.sampler.type == "tpe"
+    assert loaded.space.name == "digits_resnet"
+
+
+def test_all_problems_are_told_at_once_in_the_order_of_lines(study):
+    text = """\
+name: my study
+data: {type: digitz}
+teacher: {type: student, family: resnett, choices: {}}
+space: digits_resne
+objectives: [macs, flops, macs]
+constraints: ["macs<=1e6", "macs>=1e7", "accuracy>=0.9", "foo<3", "params<=1", "params<=2"]
+costs: {foo: {}, latency_ms: {thread: 1}}
+training: {epochs: 0, lr: 1, optimizer: adam}
+distillation:
+  losses:
+    - {type: kd, temperature: -1}
+    - {type: kdd}
+    - {typ: kd}
+sampler: {type: tpe, startup_trials: many}
+executor: {workers: 0, time_limit_s: 5}
+export: {formats: [onnx, foo], pick: zzz}
+"""
+    found = problems_of(study, text)
+    expected = [
+        "study.yaml:1: name: ",
+        "study.yaml:2: data.type: no data set is called 'digitz'; did you mean 'digits'? (allowed: ",
+        "study.yaml:3: teacher.family: no student family is called 'resnett' (allowed: ",
+        "study.yaml:4: space: no search space is called 'digits_resne'; did you mean 'digits_resnet'?",
+        "study.yaml:5: objectives: must include accuracy",
+        "study.yaml:5: objectives.1: no quantity is called 'flops' (allowed: accuracy, ",
+        "study.yaml:5: objectives.2: 'macs' stands twice",
+        "study.yaml:6: constraints.1: no student can meet both macs<=1e+06 and macs>=1e+07",
+        "study.yaml:6: constraints.2: accuracy cannot be bounded",
+        "study.yaml:6: constraints.3: 'foo<3' is not a bound",
+        "study.yaml:6: constraints.5: params is bounded twice",
+        "study.yaml:7: costs.foo: no cost is called 'foo'",
+        "study.yaml:7: costs.latency_ms.thread: unknown key; did you mean 'threads'?",
+        "study.yaml:8: training.epochs: input should be greater than or equal to 1, got 0",
+        "study.yaml:8: training.lr: unknown key (allowed: ",
+        "study.yaml:8: training.optimizer: input should be 'sgd' or 'adamw', got 'adam'",
+        "study.yaml:11: distillation.losses.0.temperature: ",
+        "study.yaml:12: distillation.losses.1.type: no loss is called 'kdd'; did you mean 'kd'?",
+        "study.yaml:13: distillation.losses.2.type: is required",
+        "study.yaml:14: sampler.startup_trials: ",
+        "study.yaml:15: executor.time_limit_s: is set by the run",
+        "study.yaml:15: executor.workers: ",
+        "study.yaml:16: export.formats.1: no export format is called 'foo'",
+        "study.yaml:16: export.pick: 'zzz' picks nothing",
+    ]
+    for start in expected:
+        assert sum(line.startswith(start) for line in found) == 1, (start, found)
+    assert len(found) == len(expected), set(found)
+    lines = [int(line.split(":")[1]) for line in found]
+    assert lines == sorted(lines)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("name: small\n", "", "study.yaml:1: name: is required"),
+        ("sampler: tpe", "sampler: 5", "study.yaml:13: sampler: "),
+        ("sampler: tpe", "objectives: accuracy", "study.yaml:13: objectives: "),
+        ("sampler: tpe", "objectives: [accuracy]", "study.yaml:13: objectives: "),
+        ("sampler: tpe", "constraints: macs<=1", "study.yaml:13: constraints: stands twice (first on line 8)"),
+        ("[macs<=1M]", "[7]", "study.yaml:8: constraints.0: input should be a valid string, got 7"),
+        ("training: {epochs: 3}", "training: 3", "study.yaml:9: training: "),
+        ("{epochs: 3}", "{epochs: three}", "study.yaml:9: training.epochs: input should be a valid integer"),
+        ("{epochs: 3}", "{augmentation: {flips: true}}", "study.yaml:9: training.augmentation.flips: unknown key"),
+        ("training.learning_rate", "training.learn_rate", "study.yaml:15: tune.training.learn_rate: "),
+        ("training.learning_rate", "training.epochs", "study.yaml:15: tune.training.epochs: "),
+        ("low: 0.01", "low: 0.9", "study.yaml:15: tune.training.learning_rate: needs low < high"),
+        ("  family: resnet\n", "  family: resnet\n  training: {epoch: 3}\n", "study.yaml:6: teacher.training.epoch: "),
+        ("stem_width: 16,", "stem_width: -1,", "study.yaml:6: teacher.choices.stem_width: "),
+        ("type: student", "type: students", "study.yaml:4: teacher.type: no teacher is called 'students'"),
+    ],
+)  # fmt: skip
+def test_one_mistake(study, old, new, message):
+    assert old in GOOD
+    found = problems_of(study, GOOD.replace(old, new))
+    assert any(line.startswith(message) for line in found), found
+
+
+def test_a_mistake_in_the_studys_own_space_names_that_file_and_line(study):
+    (study / "mine.yaml").write_text("family: resnet\nchoices:\n  stem_width: [8, 8]\n  stagex.depth: [1]\n")
+    found = problems_of(
+        study, GOOD.replace("space: digits_resnet", "space: mine.yaml").replace("epochs: 3", "epochs: 0")
+    )
+    assert found[0].startswith("study.yaml:9: training.epochs: ")
+    assert any(line.startswith("mine.yaml:3: choices.stem_width: the value 8 stands twice") for line in found)
+
+
+def test_a_space_file_that_is_not_there_is_told_at_its_line(study):
+    found = problems_of(study, GOOD.replace("space: digits_resnet", "space: mine.yaml"))
+    assert len(found) == 1
+    assert found[0].startswith("study.yaml:7: space: ")
+    assert "No such file" in found[0]
+
+
+def test_overrides_are_read_as_yaml_and_by_index(study):
+    overrides = [
+        "training.epochs=7",
+        "training.learning_rate=1e-2",
+        "distillation.losses.0.weight=0.5",
+        "objectives=[accuracy, macs, params]",
+        "sampler.startup_trials=3",
+        "budget.trials=9",
+        "tune.training.weight_decay={low: 1e-5, high: 1e-3}",
+        "tune.training.learning_rate.high=0.2",
+    ]
+    config = load_study(study, overrides).config
+    assert config.training.epochs == 7
+    assert config.training.learning_rate == 0.01
+    assert config.distillation.losses[0].weight == 0.5
+    assert config.objectives == ("accuracy", "macs", "params")
+    assert (config.sampler.type, config.sampler.options) == ("tpe", {"startup_trials": 3})
+    assert config.budget.trials == 9
+    assert config.tune["training.weight_decay"].high == 1e-3
+    assert (config.tune["training.learning_rate"].low, config.tune["training.learning_rate"].high) == (0.01, 0.2)
+
+
+def test_bad_overrides_are_named_beside_the_files_own_problems(study):
+    overrides = [
+        "epochs",
+        "name.x=1",
+        "training.epochs=many",
+        "distillation.losses.4.weight=1",
+        "budget.trials=[1",
+        "a..b=1",
+    ]
+    found = problems_of(study, GOOD.replace("validation_fraction: 0.25", "validation_fraction: 2"), *overrides)
+    starts = [
+        "--set epochs: is not key=value",
+        "--set name.x=1: name is 'small', which has no 'x' inside",
+        "--set distillation.losses.4.weight=1: distillation.losses is a list of 1",
+        "--set budget.trials=[1: ",
+        "--set a..b=1: is not key=value",
+        "--set: training.epochs: input should be a valid integer",
+        "study.yaml:2: data.validation_fraction: input should be less than 1, got 2",
+    ]
+    assert len(found) == len(starts), found
+    for line, start in zip(found, starts, strict=True):
+        assert line.startswith(start)
+
+
+def test_a_study_that_is_not_there_is_told_with_its_neighbours(study, tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no such folder or file; did you mean .*small"):
+        load_study(tmp_path / "smal")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"holds no study\.yaml"):
+        load_study(tmp_path / "empty")
+
+
+def test_a_member_whose_import_fails_is_told_not_raised(study, monkeypatch):
+    from kdnas.samplers import SAMPLERS
+
+    def broken(name, options):
+        raise ImportError("No module named 'optuna'")
+
+    monkeypatch.setattr(SAMPLERS, "problems", broken)
+    found = problems_of(study, GOOD)
+    assert found == [
+        "study.yaml:13: sampler.type: 'tpe' cannot be used on this machine: No module named 'optuna'; "
+        "see `kdnas doctor`"
+    ]

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+from trained_run import study_config
+
+from kdnas.errors import ConfigError
+from kdnas.study.tuning import tunable_problems, tuned_recipe
+from kdnas.training.recipe import Recipe
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    losses = [{"type": "kd", "weight": 0.9}, {"type": "cosine", "weight": 0.5}]
+    return Recipe.model_validate({"distillation": {"task_weight": 0.1, "losses": losses}})
+
+
+def test_each_kind_of_setting_is_replaced_and_nothing_else(recipe: Recipe) -> None:
+    changed = tuned_recipe(
+        recipe,
+        {
+            "training.learning_rate": 0.02,
+            "training.augmentation.mixup": 0.3,
+            "training.clip_norm": 5.0,
+            "distillation.task_weight": 0.25,
+            "distillation.losses.0.temperature": 2.0,
+            "distillation.losses.1.weight": 0.75,
+        },
+    )
+    assert changed.training.learning_rate == 0.02
+    assert changed.training.augmentation.mixup == 0.3
+    assert changed.training.clip_norm == 5.0
+    assert changed.distillation.task_weight == 0.25
+    assert changed.distillation.losses[0].options == {"temperature": 2.0}
+    assert [term.weight for term in changed.distillation.losses] == [0.9, 0.75]
+    assert changed.training.epochs == recipe.training.epochs
+    assert recipe.training.learning_rate == 0.1
+
+
+def test_nothing_tuned_is_the_same_recipe(recipe: Recipe) -> None:
+    assert tuned_recipe(recipe, {}) == recipe
+
+
+def test_all_unknown_settings_are_named_at_once(recipe: Recipe) -> None:
+    paths = ["training.lr", "distillation.losses.2.weight", "distillation.losses.0.warmth", "speed", "training"]
+    with pytest.raises(ConfigError) as caught:
+        tuned_recipe(recipe, dict.fromkeys(paths, 0.5))
+    assert [problem.where for problem in caught.value.problems] == paths
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("training.momentum", 1.5),
+        ("training.learning_rate", float("nan")),
+        ("distillation.losses.0.temperature", -1.0),
+        ("distillation.losses.0.weight", -1.0),
+    ],
+)
+def test_values_out_of_range_are_refused(recipe: Recipe, path: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=path.rpartition(".")[2]):
+        tuned_recipe(recipe, {path: value})
+
+
+def test_sound_ranges_have_no_problems() -> None:
+    tune = {
+        "training.learning_rate": {"low": 0.01, "high": 0.3, "log": True},
+        "distillation.losses.0.temperature": {"low": 1, "high": 8},
+        "distillation.task_weight": {"low": 0, "high": 1},
+    }
+    assert tunable_problems(study_config(tune=tune)) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "low", "high", "what"),
+    [
+        ("training.lr", 0.1, 0.2, "no setting"),
+        ("training.optimizer", 0.1, 0.2, "cannot be tuned"),
+        ("training.batch_size", 16, 32, "cannot be tuned"),
+        ("training.augmentation.flip", 0, 1, "cannot be tuned"),
+        ("training.epochs", 1, 5, "same for every trial"),
+        ("training.data_fraction", 0.1, 0.5, "same for every trial"),
+        ("training.augmentation", 0.1, 0.5, "no setting"),
+        ("distillation.losses.0.type", 0.1, 0.5, "cannot be tuned"),
+        ("distillation.losses.9.weight", 0.1, 0.5, "no setting"),
+        ("training.momentum", 0.5, 1.5, "less than 1"),
+    ],
+)
+def test_a_range_that_cannot_be_searched_is_named(path: str, low: float, high: float, what: str) -> None:
+    (problem,) = tunable_problems(study_config(tune={path: {"low": low, "high": high}}))
+    assert problem.where.startswith(f"tune.{path}")
+    assert what in problem.what

@@ -1,0 +1,164 @@
+"""A synthetic run for tests of fronts and reports: invented numbers of a realistic shape, made by no training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from kdnas.core.arch import Arch
+from kdnas.core.fidelity import Fidelity
+from kdnas.core.measurement import Measurement
+from kdnas.core.objective import ACCURACY, Quantity, parse_constraint
+from kdnas.study.config import StudyConfig
+from kdnas.study.records import Repeat, RunRecord, TeacherReport, TrialRecord
+
+MACS = Quantity("macs", "MACs", "minimize", "cheap")
+PARAMS = Quantity("params", "parameters", "minimize", "cheap")
+LATENCY = Quantity("latency_ms", "ms", "minimize", "measured")
+BEGUN = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+
+
+def complete(
+    number: int, accuracy: float, macs: float, *, repeats: Sequence[float] = (), **values: float
+) -> TrialRecord:
+    """A complete trial with hand-chosen values; `repeats` are validation accuracies, the test ones 0.01 lower."""
+    return TrialRecord(
+        number=number,
+        arch=Arch.of("resnet", {"depth1": number, "width1": 8}),
+        state="complete",
+        fidelity=Fidelity(3, 0.5),
+        values={"accuracy": accuracy, "macs": macs, **values},
+        train_seconds=10.0,
+        teacher_seconds=4.0,
+        started=BEGUN + timedelta(seconds=10 * number),
+        ended=BEGUN + timedelta(seconds=10 * number + 10),
+        repeats=tuple(
+            Repeat(seed, value, value - 0.01, Fidelity(5, 1.0), 20.0, f"x-seed{seed}.safetensors")
+            for seed, value in enumerate(repeats)
+        ),
+    )
+
+
+def run_of(
+    trials: Sequence[TrialRecord], *, constraints: Sequence[str] = (), folder: Path = Path("runs/synthetic")
+) -> RunRecord:
+    """A run over accuracy and MACs with exactly these trials."""
+    config = StudyConfig.model_validate(
+        {
+            "name": "synthetic",
+            "data": "digits",
+            "teacher": "resnet",
+            "space": "digits_resnet",
+            "constraints": constraints,
+        }
+    )
+    return RunRecord(
+        folder=folder,
+        config=config,
+        lock={},
+        objectives=(ACCURACY, MACS),
+        constraints=tuple(parse_constraint(text) for text in constraints),
+        quantities={quantity.name: quantity for quantity in (ACCURACY, MACS, PARAMS, LATENCY)},
+        trials=tuple(trials),
+        teacher=None,
+        reference_point={"accuracy": 0.0, "macs": 100.0},
+        class_names=("a", "b"),
+    )
+
+
+def synthetic_run(folder: Path = Path("runs/synthetic"), *, trials: int = 40, retrained: bool = True) -> RunRecord:
+    """A run with complete, failed, infeasible, interrupted and running trials, finalists and hostile strings."""
+    rng = np.random.default_rng(7)
+    records = [_synthetic_trial(number, rng) for number in range(trials)]
+    if trials > 12:
+        records[3] = replace(
+            records[3], state="failed", values={}, measurements={}, reason="loss became NaN in epoch 1"
+        )
+        records[9] = replace(
+            records[9], state="failed", values={}, measurements={}, reason="loss became NaN in epoch 1"
+        )
+        records[5] = replace(records[5], state="failed", values={}, measurements={}, reason=f"crashed: {HOSTILE}")
+        for number in (7, 11):
+            cheap = {"macs": 6.1e6 + number * 1e4, "params": 91_000.0}
+            records[number] = replace(
+                records[number],
+                state="infeasible",
+                values=cheap,
+                measurements={},
+                train_seconds=0.0,
+                reason="breaks macs<=6e6",
+            )
+        records[-2] = replace(
+            records[-2], state="interrupted", values={}, measurements={}, reason="the search was stopped"
+        )
+        records[-1] = replace(records[-1], state="running", values={}, measurements={}, ended=None, train_seconds=0.0)
+    run = replace(
+        run_of(records, constraints=("macs<=6e6",), folder=folder),
+        lock={"data": {"train_images": 1150, "validation_images": 287, "test_images": 360}},
+        objectives=(ACCURACY, MACS, LATENCY),
+        reference_point={"accuracy": 0.1, "macs": 6e6, "latency_ms": 4.0},
+        teacher=TeacherReport(
+            "resnet",
+            0.9861,
+            0.9806,
+            {"macs": 24.6e6, "params": 412_000.0, "latency_ms": 3.1},
+            (f"its notes {HOSTILE}",),
+        ),
+        finished="all 40 trials are done" if retrained else "",
+    )
+    return _retrain(run, rng) if retrained else run
+
+
+def _synthetic_trial(number: int, rng: np.random.Generator) -> TrialRecord:
+    depths = [int(rng.integers(0, 4)) for _ in range(3)]
+    stem = int(rng.choice([8, 12, 16, 24]))
+    choices: dict[str, bool | int | float | str] = {
+        "stem_width": stem,
+        "skip": str(rng.choice(["identity", "projection", "none"])),
+    }
+    for stage, depth in enumerate(depths, start=1):
+        choices[f"depth{stage}"] = depth
+        if depth:
+            choices[f"width{stage}"] = int(rng.choice([8, 16, 32]))
+    size = sum(depth * float(choices.get(f"width{stage}", 8)) ** 2 for stage, depth in enumerate(depths, start=1))
+    macs, params = float(int(40_000 + 640 * size + 900 * stem)), float(int(500 + 18 * size + 30 * stem))
+    latency = 0.2 + 0.12 * sum(depths) + macs / 8e6 + float(rng.normal(0, 0.03))
+    accuracy = float(np.clip(0.975 - 0.35 / (1 + macs / 2e5) + rng.normal(0, 0.008), 0.1, 0.99))
+    begun = BEGUN + timedelta(seconds=6 * number)
+    return TrialRecord(
+        number=number,
+        arch=Arch.of("resnet", choices),
+        state="complete",
+        fidelity=Fidelity(3, 0.5),
+        tuned={"training.learning_rate": float(10 ** rng.uniform(-2, -0.5))},
+        values={"accuracy": round(accuracy, 4), "macs": macs, "params": params, "latency_ms": latency},
+        measurements={"latency_ms": Measurement(latency, 0.02, 30, "1 thread, batch 1, cpu")},
+        train_seconds=4.0 + macs / 1e6,
+        teacher_seconds=1.5,
+        started=begun,
+        ended=begun + timedelta(seconds=6),
+    )
+
+
+def _retrain(run: RunRecord, rng: np.random.Generator) -> RunRecord:
+    from kdnas.study.front import front
+
+    finalists = {member.trial.number for member in front(run)}
+    trials = []
+    for trial in run.trials:
+        if trial.number in finalists:
+            scores = [min(trial.values["accuracy"] + 0.01 + float(rng.normal(0, 0.003)), 0.99) for _ in range(3)]
+            repeats = tuple(
+                Repeat(
+                    seed, score, score - 0.008, Fidelity(10, 1.0), 21.0, f"{trial.arch.arch_id}-seed{seed}.safetensors"
+                )
+                for seed, score in enumerate(scores)
+            )
+            trial = replace(trial, repeats=repeats)
+        trials.append(trial)
+    return replace(run, trials=tuple(trials))
