@@ -1,14 +1,14 @@
 """The error tree of kdnas, drawn whole.
 
-    KdnasError
-    ├── InputError            exit 2: the user can mend it; carries every problem found, not just the first
-    │   ├── ConfigError         a study, space, recipe or command-line value
-    │   ├── DataError           a data set that is missing, damaged or unusable
-    │   ├── TeacherError        a teacher that cannot be loaded or does not fit the data
-    │   └── RunFolderError      a run folder that is foreign, changed, damaged, locked or not writable
-    └── RunError              exit 1: the work itself failed
-        ├── TrialError          one trial failed; recorded with its reason, the search goes on
-        └── ExportError         an export that does not reproduce the student's outputs
+KdnasError
+├── InputError            exit 2: the user can mend it; carries every problem found, not just the first
+│   ├── ConfigError         a study, space, recipe or command-line value
+│   ├── DataError           a data set that is missing, damaged or unusable
+│   ├── TeacherError        a teacher that cannot be loaded or does not fit the data
+│   └── RunFolderError      a run folder that is foreign, changed, damaged, locked or not writable
+└── RunError              exit 1: the work itself failed
+    ├── TrialError          one trial failed; recorded with its reason, the search goes on
+    └── ExportError         an export that does not reproduce the student's outputs
 """
 
 from __future__ import annotations

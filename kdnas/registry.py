@@ -139,7 +139,7 @@ def _keys_beside(model: type[pydantic.BaseModel], location: tuple[int | str, ...
 @functools.cache
 def _options_model(member: Callable[..., Any]) -> type[pydantic.BaseModel]:
     parameters = inspect.signature(member).parameters.values()
-    function = member.__init__ if inspect.isclass(member) else member  # type: ignore[misc]
+    function = member.__init__ if inspect.isclass(member) else member
     hints = typing.get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {
         parameter.name: (

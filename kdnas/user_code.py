@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kdnas.errors import ConfigError, Problem
 from kdnas.core.seeds import derive_seed
+from kdnas.errors import ConfigError, Problem
 
 
 def load_user_object(spec: str, root: Path) -> Any:

@@ -41,7 +41,13 @@ class View(ABC):
     def __enter__(self) -> View:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of the terminal."""
+        self.release()
+
+    def release(self) -> None:  # noqa: B027 - most views hold nothing
         """Let go of the terminal."""
 
     @abstractmethod
@@ -116,7 +122,11 @@ def _spread(members: Sequence[FrontMember], rows: int) -> list[FrontMember]:
 
 def _duration(seconds: float) -> str:
     whole = int(seconds)
-    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02d}"
+    return (
+        f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+        if whole >= 3600
+        else f"{whole // 60}:{whole % 60:02d}"
+    )
 
 
 class _Progress:
@@ -205,7 +215,7 @@ class LiveView(View):
         self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def release(self) -> None:
         """Stop redrawing."""
         self._live.stop()
 
@@ -326,7 +336,8 @@ def ready_lines(event: Ready, budget: int) -> list[str]:
     closed = sum(trial.state in ("complete", "failed", "infeasible") for trial in run.trials)
     if event.resumed:
         lines.append(f"resuming: {closed} of {budget} trials are done")
-    lines.append(f"{budget} trials on {event.workers} {'worker' if event.workers == 1 else 'workers'}, device {run.lock['device']}")
+    crew = "1 worker" if event.workers == 1 else f"{event.workers} workers"
+    lines.append(f"{budget} trials on {crew}, device {run.lock['device']}")
     return lines
 
 
@@ -357,7 +368,9 @@ def _print_result(console: Console, run: RunRecord, written: Sequence[Path]) -> 
         console.print("no student was trained successfully; trials.csv has the reasons", markup=False)
     else:
         seeds = max(len(member.trial.repeats) for member in members)
-        console.print(f"\nPareto front: {len(members)} students, accuracy on the validation split over {seeds} seeds, ± 95 %")
+        console.print(
+            f"\nPareto front: {len(members)} students, accuracy on the validation split over {seeds} seeds, ± 95 %"
+        )
         console.print(front_view(run))
         console.print(teacher_line(run), markup=False, soft_wrap=True)
         volume = hypervolume(run)

@@ -50,7 +50,7 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     carved: list[np.ndarray] = []
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        count = int(round(fraction * len(members)))
+        count = round(fraction * len(members))
         count = min(max(count, 1), len(members) - 1) if 0 < fraction < 1 and len(members) > 1 else count
         carved.append(members[:count])
     chosen = np.sort(np.concatenate(carved)) if carved else np.empty(0, dtype=np.int64)

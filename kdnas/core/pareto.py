@@ -24,7 +24,8 @@ def knee(values: np.ndarray) -> int:
     """Return the row of a front [N, M] (minimised) that gives most for least.
 
     Each objective is scaled to its range over the front; the knee has the smallest sum. With two objectives that is
-    the point farthest below the chord between the extremes (Das, "On characterizing the knee of the Pareto curve", 1999).
+    the point farthest below the chord between the extremes (Das, "On characterizing the knee of the Pareto curve",
+    Structural Optimization 1999).
     """
     values = np.asarray(values, dtype=float)
     if len(values) == 0:

@@ -99,8 +99,7 @@ class SearchSpace:
         for group in groups.values():
             names = {choice.name for choice in group}
             spellings = {
-                tuple(sorted((k, v) for k, v in self.active(drawn).items() if k in names))
-                for drawn in _product(group)
+                tuple(sorted((k, v) for k, v in self.active(drawn).items() if k in names)) for drawn in _product(group)
             }
             total *= len(spellings)
         return total

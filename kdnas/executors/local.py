@@ -1,7 +1,8 @@
-"""Isolated worker processes on this machine: a crash, an endless loop or a full memory costs one trial, not the search."""
+"""Isolated worker processes on this machine: a crash, an endless loop or a full memory costs one trial only."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -77,10 +78,8 @@ class Local(Executor):
         worker = idle[0]
         worker.key = key
         worker.deadline = time.monotonic() + self._time_limit_s if worker.ready else None
-        try:
+        with contextlib.suppress(OSError):  # the worker just died: `wait` sees it and reports the job
             worker.pipe.send(dict(job))
-        except OSError:
-            pass  # the worker just died: `wait` sees it and reports the job
 
     def wait(self, timeout_s: float) -> list[Finished]:
         """Return the jobs that ended within `timeout_s`, at least one if any does."""

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from kdnas.nn.taps import OutputShapes, Outputs
+from kdnas.nn.taps import Outputs, OutputShapes
 from kdnas.registry import Registry
 
 Need = Literal["logits", "stages", "embedding"]
@@ -27,7 +27,7 @@ class DistillationLoss(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """Return the loss, a scalar in float32. `labels` is int64 [B] or, where images are mixed, probabilities [B, K]."""
+        """Return the loss, a float32 scalar. `labels` is int64 [B], or probabilities [B, K] where images are mixed."""
 
 
 LOSSES: Registry[type[DistillationLoss]] = Registry("loss", __name__)

@@ -29,5 +29,5 @@ class SamplerContext:
     seed: int
 
 
-SAMPLERS: Registry[Callable[..., "optuna.samplers.BaseSampler"]] = Registry("sampler", __name__)
+SAMPLERS: Registry[Callable[..., optuna.samplers.BaseSampler]] = Registry("sampler", __name__)
 """Members: `function(context: SamplerContext, *, options) -> optuna.samplers.BaseSampler`."""

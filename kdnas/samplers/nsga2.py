@@ -18,7 +18,7 @@ def nsga2(
     mutation_probability: Annotated[float, Field(ge=0, le=1)] | None = None,
     crossover_probability: Annotated[float, Field(ge=0, le=1)] = 0.9,
 ) -> optuna.samplers.BaseSampler:
-    """Elitist non-dominated sorting genetic algorithm (Optuna). Population: a fifth of the budget, in 10..50, by default."""
+    """Elitist non-dominated sorting genetic algorithm (Optuna). Population: a fifth of the budget, within 10..50."""
     return optuna.samplers.NSGAIISampler(
         seed=context.seed,
         population_size=population_size or min(max(context.trials // 5, 10), 50),

@@ -17,7 +17,8 @@ class StudentFamily(ABC):
     """One family of student networks. Built with no arguments; holds no state.
 
     The module that `build` returns takes normalised images [B, C, H, W] and gives logits [B, K]. It has a
-    `stages` ModuleList (each stage's output is [B, C, H, W]) and a `classifier` linear layer whose input is the embedding.
+    `stages` ModuleList (each stage's output is [B, C, H, W]) and a `classifier` linear layer, whose input is the
+    embedding.
     """
 
     @abstractmethod

@@ -101,7 +101,7 @@ class StudyConfig(Section):
     """The name of a space that kdnas carries, or a path to a YAML file relative to the study."""
     objectives: Annotated[tuple[str, ...], Field(min_length=2, max_length=4)] = ("accuracy", "macs")
     constraints: tuple[Annotated[str, AfterValidator(_bound)], ...] = ()
-    costs: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"latency_ms": {}})
+    costs: dict[str, dict[str, Any]] = Field(default={"latency_ms": {}})
     """Options of measured costs, by name: `latency_ms: {threads: 1, batch_size: 1}`."""
     training: Training = Training()
     distillation: Distillation = Distillation()

@@ -1,7 +1,7 @@
 """What happens to one student: it is measured, refused or trained, and its numbers are reported.
 
-A `Bench` is everything opened that this takes. A `Workplan` is its picklable recipe: each worker opens a bench of its own and
-answers jobs. Jobs and results are plain dictionaries, so that any executor can carry them.
+A `Bench` is everything opened that this takes. A `Workplan` is its picklable recipe: each worker opens a bench of its
+own and answers jobs. Jobs and results are plain dictionaries, so that any executor can carry them.
 """
 
 from __future__ import annotations
@@ -111,7 +111,14 @@ class Bench:
         data = open_data(config.data, data_root, cache)
         train_indices, validation_indices = split(data, config.data, config.seed)
         teacher = open_teacher(
-            config.teacher, data, train_indices, data_root=data_root, cache=cache, device=device, seed=config.seed, say=say
+            config.teacher,
+            data,
+            train_indices,
+            data_root=data_root,
+            cache=cache,
+            device=device,
+            seed=config.seed,
+            say=say,
         )
         costs: dict[str, CheapCost | MeasuredCost] = {}
         for name in named_costs(config):
@@ -257,8 +264,8 @@ def save_weights(network: nn.Module, path: Path) -> None:
 def search_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, float]) -> Job:
     """Return the brief training that scores `arch`.
 
-    The initialisation depends on the arch alone and the views are shared by all trials (common random numbers), so a score
-    does not depend on when the arch was proposed.
+    The initialisation depends on the arch alone and the views are shared by all trials (common random numbers), so a
+    score does not depend on when the arch was proposed.
     """
     return Job(
         arch,

@@ -35,8 +35,8 @@ def sample_prices(
 ) -> list[PricedArch]:
     """Return a seeded sample of priced archs, in order of drawing, with a feasible one among them.
 
-    Where no random draw meets the cheap constraints, mutations descend from the nearest miss. Raises ConfigError naming the
-    nearest miss when that finds none either.
+    Where no random draw meets the cheap constraints, mutations descend from the nearest miss. Raises ConfigError naming
+    the nearest miss when that finds none either.
     """
     rng = np.random.default_rng(seed)
 
@@ -88,7 +88,8 @@ def reference_costs(
 ) -> dict[str, float]:
     """Return the reference value of each cost objective: a student that costs this much is worth nothing.
 
-    The constraint's bound where there is one; else the largest sampled price of a cheap cost, the teacher's of a measured one.
+    It is the constraint's bound where there is one; else the largest sampled price of a cheap cost, and the teacher's
+    value of a measured one.
     """
     bounds = {bound.name: bound.bound for bound in constraints if bound.operator == "<="}
     result = {}

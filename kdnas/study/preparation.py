@@ -1,5 +1,5 @@
-"""From a study on paper to one that can run: everything opened, checked and locked, in an order that leaves nothing behind
-when something is wrong.
+"""From a study on paper to one that can run: everything is opened, checked and locked, and nothing is left behind when
+something is wrong.
 """
 
 from __future__ import annotations
@@ -138,4 +138,3 @@ def _check_measured(
 
 def _plain(teacher: TeacherReport) -> dict[str, Any]:
     return {**dataclasses.asdict(teacher), "notes": list(teacher.notes), "values": dict(teacher.values)}
-

@@ -22,7 +22,7 @@ TrialState = Literal["complete", "failed", "infeasible", "interrupted", "running
 
 @dataclass(frozen=True)
 class Repeat:
-    """One training of a finalist from scratch. `accuracy` is on the validation split, `test_accuracy` on the test split."""
+    """A finalist trained from scratch: `accuracy` on the validation split, `test_accuracy` on the test split."""
 
     seed: int
     accuracy: float

@@ -1,8 +1,8 @@
 """The run folder: one study, one controller at a time, and study.lock.yaml that says exactly what is being run.
 
-The lock file is written once, before the first trial. Resuming compares the `identity` of the study with it: whatever
-changes the meaning of a score (data, teacher, space, objectives, training, seed) must be equal; budget, sampler, workers
-and the final evaluation may change.
+The lock file is written before the first trial. Resuming compares the `identity` of the study with it: what gives
+a score its meaning (data, teacher, space, objectives, training, seed) must be equal; budget, sampler, workers and the
+final evaluation may change.
 """
 
 from __future__ import annotations
@@ -27,7 +27,17 @@ from kdnas.study.config import StudyConfig
 
 LOCK_FILE = "study.lock.yaml"
 _GUARD = ".controller"
-_IDENTITY_SECTIONS = ("seed", "data", "teacher", "objectives", "constraints", "costs", "training", "distillation", "tune")
+_IDENTITY_SECTIONS = (
+    "seed",
+    "data",
+    "teacher",
+    "objectives",
+    "constraints",
+    "costs",
+    "training",
+    "distillation",
+    "tune",
+)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -48,9 +58,9 @@ def write_text(path: Path, text: str) -> None:
 def controller_lock(folder: Path) -> Iterator[None]:
     """Hold the run folder, created where there is none, for one controller.
 
-    The system frees it when the process dies. Where the work ends before a run was recorded, a folder made here is removed
-    again. Raises RunFolderError when the folder cannot be made or written, is held by another controller, or holds
-    something else than a run.
+    The system frees it when the process dies. Where the work ends before a run was recorded, a folder made here is
+    removed again. Raises RunFolderError when the folder cannot be made or written, is held by another controller, or
+    holds something else than a run.
     """
     created = not folder.exists()
     try:

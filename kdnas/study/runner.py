@@ -19,8 +19,8 @@ import torch
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.fidelity import Fidelity
-from kdnas.core.objective import minimised
 from kdnas.core.hypervolume import contributions
+from kdnas.core.objective import minimised
 from kdnas.core.pareto import non_dominated
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
@@ -29,8 +29,8 @@ from kdnas.samplers import SAMPLERS, SamplerContext
 from kdnas.study.config import StudyConfig
 from kdnas.study.evaluator import Bench, Job, Workplan, final_job, search_job, violations
 from kdnas.study.events import Note, Observer, RepeatEnded, SearchEnded, StudyEnded, TrialEnded, TrialStarted
-from kdnas.study.proposals import ValidProposals
 from kdnas.study.opening import teacher_test_accuracy
+from kdnas.study.proposals import ValidProposals
 from kdnas.study.records import Repeat, RunRecord, TrialRecord
 from kdnas.study.spaces import arch_of
 from kdnas.study.storage import Record, distributions, refreshed
@@ -294,7 +294,9 @@ class Search:
                     self._record.add_final_measurements(trial.number, bench.measure(module, plan.calibrations))
         if finalists and "teacher_test_accuracy" not in self._record.notes():
             self._observe(Note("scoring the teacher on the test split"))
-            self._record.set_note("teacher_test_accuracy", teacher_test_accuracy(bench.teacher, bench.data, device=bench.device))
+            self._record.set_note(
+                "teacher_test_accuracy", teacher_test_accuracy(bench.teacher, bench.data, device=bench.device)
+            )
 
 
 def default_workers(device: torch.device) -> int:
@@ -310,4 +312,3 @@ def usable_cores() -> int:
 def _key(arch: Arch, tuned: Mapping[str, float]) -> str:
     """What makes two trials the same training."""
     return f"{arch.arch_id} {json.dumps(dict(tuned), sort_keys=True)}"
-

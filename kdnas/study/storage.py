@@ -92,12 +92,16 @@ class Record:
         if header is None:
             raise RunFolderError(f"{folder} has no {_FILE}: it is not a kdnas run, or its record was removed")
         if header != b"SQLite format 3\x00":
-            raise RunFolderError(f"{path} is not an SQLite database: it is damaged or foreign; restore it or choose another --out")
+            raise RunFolderError(
+                f"{path} is not an SQLite database: it is damaged or foreign; restore it or choose another --out"
+            )
         with _storage_errors(folder):
             names = optuna.get_all_study_names(_storage(path))
             if name not in names:
                 raise RunFolderError(f"{path} holds no study {name!r} (it holds: {', '.join(names) or 'none'})")
-            study = optuna.load_study(study_name=name, storage=_storage(path), sampler=optuna.samplers.RandomSampler(seed=0))
+            study = optuna.load_study(
+                study_name=name, storage=_storage(path), sampler=optuna.samplers.RandomSampler(seed=0)
+            )
         directions = [direction.name.lower() for direction in study.directions]
         expected = [objective.direction for objective in objectives]
         if directions != expected:
@@ -278,4 +282,3 @@ def load_run(folder: Path) -> RunRecord:
 def storage_url(folder: Path) -> str:
     """Return the URL under which Optuna's own tools open the record."""
     return f"sqlite:///{(folder / _FILE).resolve()}"
-

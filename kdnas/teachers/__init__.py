@@ -20,7 +20,8 @@ class Teacher:
 
     `module` takes raw images [B, C, H, W] as floats in 0..255 at the data's own size (normalisation and resizing are
     inside) and gives logits [B, K]. `stages` are the dotted names, inside `module`, of the submodules whose outputs
-    [B, C, H, W] are the stages; `classifier` that of the linear layer whose input is the embedding (None: no such layer).
+    [B, C, H, W] are the stages; `classifier` that of the linear layer whose input is the embedding, None where there is
+    no such layer.
     `fingerprint` is a hash of the weights and everything else that decides the outputs; `notes` say what was adapted.
     """
 
@@ -34,8 +35,10 @@ class Teacher:
 
 @dataclass(frozen=True)
 class TeacherContext:
-    """What a teacher source may use. `train_student(family, choices, training, say)` trains a student family member with
-    cross entropy and returns the module taking normalised images; it is handed down from the training layer.
+    """What a teacher source may use.
+
+    `train_student(family, choices, training, say)` trains a student family member with cross entropy and returns the
+    module taking normalised images; it is handed down from the training layer.
     """
 
     data: ImageData

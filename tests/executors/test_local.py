@@ -110,7 +110,7 @@ def test_bad_input_at_the_start_reaches_the_user():
 
 def test_workers_that_never_start_end_the_run():
     executor = EXECUTORS.build("local", die_at_start, workers=1)
-    with pytest.raises(RunError, match="could not start; the last: .*exit code 7"):
+    with pytest.raises(RunError, match=r"could not start; the last: .*exit code 7"):
         collect(executor, 1)
 
 
