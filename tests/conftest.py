@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import tiny
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -85,41 +86,7 @@ def kdnas(kdnas_cache: Path) -> Callable[..., Result]:
     return run
 
 
-TINY_STUDY = """\
-name: tiny
-data: {type: digits, validation_fraction: 0.25}
-teacher:
-  type: student
-  family: resnet
-  choices: {stem_width: 8, stage1.depth: 1, stage1.width: 16, stage1.bottleneck: plain, stage1.skip: identity}
-  training: {epochs: 4, batch_size: 64, learning_rate: 0.1}
-space: space.yaml
-objectives: [accuracy, macs]
-costs: {}
-training: {epochs: 1, batch_size: 128, learning_rate: 0.1}
-sampler: random
-executor: {type: local, workers: 1}
-budget: {trials: 4, trial_time_limit_s: 60}
-final: {seeds: 2, epochs: 2, max_students: 2}
-export: {formats: [safetensors, student_json]}
-"""
-
-TINY_SPACE = """\
-family: resnet
-choices:
-  stem_width: [4, 8]
-  stage1.depth: [1, 2]
-  stage1.width: [4, 8, 16]
-  stage1.bottleneck: [plain, 0.5]
-  stage1.skip: [identity, none]
-"""
-
-
 @pytest.fixture
 def tiny_study(tmp_path: Path) -> Path:
     """A study on the real digits that ends in seconds; edit its study.yaml and space.yaml at will."""
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    (folder / "study.yaml").write_text(TINY_STUDY)
-    (folder / "space.yaml").write_text(TINY_SPACE)
-    return folder
+    return tiny.write(tmp_path)
