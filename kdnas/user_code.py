@@ -25,7 +25,7 @@ def load_user_object(spec: str, root: Path) -> Any:
         module = _load_file(root / module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
     except FileNotFoundError:
         raise ConfigError(Problem("", f"{spec!r}: there is no file {root / module_name}")) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that parses its command line or exits when imported, too
         raise ConfigError(Problem("", f"{spec!r} cannot be imported: {type(error).__name__}: {error}")) from error
     if not hasattr(module, name):
         public = ", ".join(sorted(key for key in vars(module) if not key.startswith("_")))

@@ -13,13 +13,14 @@ from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import ACCURACY, Quantity, parse_constraint
-from kdnas.study.config import StudyConfig
+from kdnas.study.config import Final, StudyConfig
 from kdnas.study.records import Repeat, RunRecord, TeacherReport, TrialRecord
 
 MACS = Quantity("macs", "MACs", "minimize", "cheap")
 PARAMS = Quantity("params", "parameters", "minimize", "cheap")
 LATENCY = Quantity("latency_ms", "ms", "minimize", "measured")
 BEGUN = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
+_FINAL_EPOCHS = 10
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 
@@ -97,9 +98,11 @@ def synthetic_run(folder: Path = Path("runs/synthetic"), *, trials: int = 40, re
             records[-2], state="interrupted", values={}, measurements={}, reason="the search was stopped"
         )
         records[-1] = replace(records[-1], state="running", values={}, measurements={}, ended=None, train_seconds=0.0)
+    base = run_of(records, constraints=("macs<=6e6",), folder=folder)
     run = replace(
-        run_of(records, constraints=("macs<=6e6",), folder=folder),
-        lock={"data": {"train_images": 1150, "validation_images": 287, "test_images": 360}},
+        base,
+        config=base.config.model_copy(update={"final": Final(epochs=_FINAL_EPOCHS)}),
+        lock={"data": {"training_images": 1150, "validation_images": 287, "test_images": 360}},
         objectives=(ACCURACY, MACS, LATENCY),
         reference_point={"accuracy": 0.1, "macs": 6e6, "latency_ms": 4.0},
         teacher=TeacherReport(
@@ -153,10 +156,9 @@ def _retrain(run: RunRecord, rng: np.random.Generator) -> RunRecord:
     for trial in run.trials:
         if trial.number in finalists:
             scores = [min(trial.values["accuracy"] + 0.01 + float(rng.normal(0, 0.003)), 0.99) for _ in range(3)]
+            fidelity, arch_id = Fidelity(_FINAL_EPOCHS, 1.0), trial.arch.arch_id
             repeats = tuple(
-                Repeat(
-                    seed, score, score - 0.008, Fidelity(10, 1.0), 21.0, f"{trial.arch.arch_id}-seed{seed}.safetensors"
-                )
+                Repeat(seed, score, score - 0.008, fidelity, 21.0, f"{arch_id}-seed{seed}.safetensors")
                 for seed, score in enumerate(scores)
             )
             trial = replace(trial, repeats=repeats)

@@ -90,11 +90,8 @@ def test_a_member_is_registered_under_its_files_name():
 
 
 def test_the_error_tree_is_the_one_that_is_drawn():
-    drawn = [
-        line.lstrip(" │├└─").split()[0]
-        for line in (errors.__doc__ or "").splitlines()
-        if "Error" in line and "    " in line
-    ]
+    words = [line.lstrip(" │├└─").partition(" ")[0] for line in (errors.__doc__ or "").splitlines()]
+    drawn = [word for word in words if word.endswith("Error")]
     defined = [name for name, item in vars(errors).items() if inspect.isclass(item) and issubclass(item, Exception)]
     assert sorted(drawn) == sorted(defined)
     for name in defined:

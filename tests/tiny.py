@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-
 STUDY = """\
 name: tiny
 data: {type: digits, validation_fraction: 0.25}
@@ -18,7 +17,7 @@ objectives: [accuracy, macs]
 costs: {}
 training: {epochs: 3, batch_size: 64, learning_rate: 0.1}
 sampler: random
-executor: {type: local, workers: 1}
+executor: {type: local, workers: 1, threads: 1}
 budget: {trials: 4, trial_time_limit_s: 60}
 final: {seeds: 2, epochs: 5, max_students: 2}
 export: {formats: [safetensors, student_json]}

@@ -10,6 +10,7 @@ import typer
 StudyPath = Annotated[
     Path, typer.Argument(metavar="STUDY", help="A folder with a study.yaml, or a YAML file.", show_default=False)
 ]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)]
 DataRoot = Annotated[
     Path | None,
     typer.Option(

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -62,6 +58,8 @@ class View(ABC):
 def open_view(as_json: bool, budget: int) -> View:
     """Return the view that fits: JSON lines if asked for, live on a terminal, else plain lines."""
     if as_json:
+        from kdnas.cli._search_json import JsonView
+
         return JsonView()
     console = Console(highlight=False)
     return LiveView(console, budget) if console.is_terminal else PlainView(console, budget)
@@ -191,7 +189,8 @@ class PlainView(View):
         if isinstance(event, SearchEnded):
             return search_ended_lines(event)
         if isinstance(event, RepeatEnded):
-            return [f"[{progress.done}/{progress.total}]  {repeat_line(event)}"]
+            left = f"  {progress.left}" if progress.left else ""
+            return [f"[{progress.done}/{progress.total}]{left}  {repeat_line(event)}"]
         return []
 
     def close(self, run: RunRecord, written: Sequence[Path]) -> None:
@@ -206,6 +205,8 @@ class LiveView(View):
         self._console = console
         self._progress = _Progress(budget)
         self._run: RunRecord | None = None
+        self._numbers: list[RenderableType] = []
+        self._front: list[RenderableType] = []
         self._running: dict[int, str] = {}
         self._note = ""
         self._last_failure = ""
@@ -230,6 +231,7 @@ class LiveView(View):
             self._last_failure = repeat_line(event) if event.repeat is None else self._last_failure
         else:
             self._run, self._note = event.run, ""
+            self._count(event.run)
         if isinstance(event, Ready):
             for line in ready_lines(event, self._progress.budget):
                 self._live.console.print(line, markup=False)
@@ -261,13 +263,12 @@ class LiveView(View):
         if self._note:
             parts.append(Text(self._note, style="dim"))
         if self._run is not None:
-            parts += self._numbers(self._run)
+            parts += self._lines(self._run)
         return Group(*parts)
 
-    def _numbers(self, run: RunRecord) -> list[RenderableType]:
+    def _count(self, run: RunRecord) -> None:
+        """Work out what is shown of `run`: once an event, since the screen is drawn four times a second."""
         complete = [trial for trial in run.trials if trial.state == "complete"]
-        failed = sum(trial.state == "failed" for trial in run.trials)
-        refused = sum(trial.state == "infeasible" for trial in run.trials)
         lines: list[RenderableType] = []
         if complete:
             sound = [trial for trial in complete if not broken_bounds(measured_values(trial), run.constraints)]
@@ -275,52 +276,20 @@ class LiveView(View):
             volume = hypervolume(run)
             lines.append(Text(f"best      {trial_line(run, best)}", overflow="ellipsis", no_wrap=True))
             lines.append(Text(f"front     {len(front(run))} students, hypervolume {volume or 0.0:.6g}"))
+        self._numbers = lines
+        self._front = [Text(""), front_view(run, _FRONT_ROWS)] if complete else []
+
+    def _lines(self, run: RunRecord) -> list[RenderableType]:
+        failed = sum(trial.state == "failed" for trial in run.trials)
+        refused = sum(trial.state == "infeasible" for trial in run.trials)
+        lines = list(self._numbers)
         if self._running:
             numbers = ", ".join(f"{number} ({arch_id})" for number, arch_id in sorted(self._running.items()))
             lines.append(Text(f"training  {numbers}", style="dim", overflow="ellipsis", no_wrap=True))
         if failed or refused:
             text = f"failed    {failed}, refused after measuring {refused}; last: {self._last_failure}"
             lines.append(Text(text, style="yellow", overflow="ellipsis", no_wrap=True))
-        if complete:
-            lines += [Text(""), front_view(run, _FRONT_ROWS)]
-        return lines
-
-
-class JsonView(View):
-    """One JSON object a line: `{"event": ..., ...}`; the last is `result`."""
-
-    def observe(self, event: Event) -> None:
-        """Print `event`."""
-        record: dict[str, Any] = {"event": type(event).__name__}
-        for field in dataclasses.fields(event):
-            value = getattr(event, field.name)
-            if field.name == "run":
-                continue
-            record[field.name] = _plain(value)
-        self._print(record)
-
-    def close(self, run: RunRecord, written: Sequence[Path]) -> None:
-        """Print the result."""
-        from kdnas.report.tables import front_document
-
-        self._print({"event": "result", **front_document(run), "written": [str(path) for path in written]})
-
-    def _print(self, record: dict[str, Any]) -> None:
-        sys.stdout.write(json.dumps(record, default=str) + "\n")
-        sys.stdout.flush()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, TrialRecord):
-        return {
-            "number": value.number,
-            "arch_id": value.arch.arch_id,
-            "state": value.state,
-            "values": measured_values(value),
-            "reason": value.reason,
-            "train_seconds": value.train_seconds,
-        }
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+        return [*lines, *self._front]
 
 
 def ready_lines(event: Ready, budget: int) -> list[str]:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kdnas.cli._options import RunFolder
+
 
 def command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    run: RunFolder,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.", min=0, max=65535)] = 8321,
 ) -> None:
     """Serve the run's page, live and read-only, on the loopback address until Ctrl-C."""
     from kdnas.report.dashboard import DashboardServer
-    from kdnas.study.storage import load_run
+    from kdnas.study.storage import load_run, storage_url
 
     load_run(run)  # A folder that is no run is refused before anything is served.
     with DashboardServer(run, port) as server:
         typer.echo(f"{server.url} shows {run} and follows it; Ctrl-C stops it")
-        record = (run / "study.db").resolve()
-        if record.exists():
-            typer.echo(f"the same record in Optuna's own dashboard: optuna-dashboard 'sqlite:///{record}'")
+        typer.echo(f"the same record in Optuna's own dashboard: optuna-dashboard '{storage_url(run)}'")
         server.serve_forever(poll_interval=0.2)

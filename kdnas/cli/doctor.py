@@ -7,7 +7,6 @@ import importlib
 import importlib.metadata
 import io
 import json
-import os
 import platform
 import shutil
 import sqlite3
@@ -23,6 +22,7 @@ from typing import Annotated, Literal
 import typer
 
 from kdnas.cli._options import DataRoot, Json
+from kdnas.machine import free_memory_bytes, usable_cores
 
 State = Literal["ok", "warn", "missing", "broken"]
 
@@ -164,26 +164,13 @@ def check_nni() -> Check:
 
 def check_memory() -> Check:
     """Return the cores this process may use and the free memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    available = _available_memory_bytes()
-    if available is None:
+    cores, free = usable_cores(), free_memory_bytes()
+    if free is None:
         return Check("machine", "ok", f"{cores} cores")
-    found = f"{cores} cores, {available / 2**30:.1f} GiB memory free"
-    if available < _LITTLE_MEMORY_BYTES:
+    found = f"{cores} cores, {free / 2**30:.1f} GiB memory free"
+    if free < _LITTLE_MEMORY_BYTES:
         return Check("machine", "warn", found, "each worker takes about 1 GiB: search with --workers 1")
     return Check("machine", "ok", found)
-
-
-def _available_memory_bytes() -> int | None:
-    """Return the free memory on Linux, the control group's limit respected; None elsewhere."""
-    limits = []
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        limits.append(int(meminfo["MemAvailable"].split()[0]) * 1024)
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return min(limits, default=None)
 
 
 def _torch_checks() -> Iterator[Check]:

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from kdnas.cli._options import DataRoot
+from kdnas.cli._options import DataRoot, RunFolder
+from kdnas.report.wording import shown
 
 
 def command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)],
+    run: RunFolder,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the files go.", show_default=False)],
     pick: Annotated[
         str,
@@ -53,13 +54,4 @@ def command(
     written = export_student(record, member, wanted, out, data_root=opening.data_root(data_root), say=typer.echo)
     width = max(len(str(path)) for path in written)
     for path in written:
-        typer.echo(f"{path!s:<{width}}  {size_text(path.stat().st_size)}")
-
-
-def size_text(size: int) -> str:
-    """Return a number of bytes for reading: `812 B`, `21.3 kB`, `4.0 MB`."""
-    if size < 1000:
-        return f"{size} B"
-    if size < 999_950:
-        return f"{size / 1e3:.1f} kB"
-    return f"{size / 1e6:.1f} MB"
+        typer.echo(f"{path!s:<{width}}  {shown('size_bytes', path.stat().st_size)}")

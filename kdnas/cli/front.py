@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
+
+from kdnas.cli._options import Json, RunFolder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
+    run: RunFolder,
+    as_json: Json = False,
 ) -> None:
     """Show the run's Pareto front: accuracy with its 95 % interval, costs, the knee, and the teacher beside it."""
     from kdnas.study.storage import load_run

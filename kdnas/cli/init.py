@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from kdnas import atomic
 from kdnas.cli._members import Option, describe
 from kdnas.core.arch import Scalar
 from kdnas.errors import ConfigError, Problem
@@ -167,16 +166,11 @@ def _yaml(value: Any) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Write `text` whole or not at all. Raises ConfigError."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
+        atomic.write_text(path, text)
     except OSError as error:
         raise ConfigError(Problem(str(path), f"cannot be written: {error.strerror or error}")) from error
-    finally:
-        with contextlib.suppress(OSError):  # the scratch file was renamed, or never made
-            scratch.unlink()
 
 
 _TEMPLATE = """\

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
+from kdnas.cli._options import RunFolder
 
-def command(run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]) -> None:
+
+def command(run: RunFolder) -> None:
     """Write report.html (one file, works offline), front.csv, trials.csv and front.svg into the run folder."""
     from kdnas.report.files import write_report
     from kdnas.study.storage import load_run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,9 @@ from kdnas.cli._options import DataRoot, Overrides, StudyPath
 
 if TYPE_CHECKING:
     from kdnas.study.records import RunRecord
+
+_EXPORTED = ".exported"
+"""Written in the run folder once the export is done: what was exported."""
 
 
 def command(
@@ -49,8 +53,9 @@ def command(
 
 
 def _search(study: Path, out: Path | None, settings: list[str], root_option: Path | None, json: bool) -> None:
+    from kdnas.errors import KdnasError
     from kdnas.study.loading import load_study
-    from kdnas.study.run_folder import controller_lock
+    from kdnas.study.run_folder import controller_lock, write_text
 
     loaded = load_study(study, settings)
     folder = (out or Path("runs") / loaded.config.name).resolve()
@@ -77,18 +82,33 @@ def _search(study: Path, out: Path | None, settings: list[str], root_option: Pat
             try:
                 run = search.run()
             except BaseException:
-                write_report(opened.snapshot())
+                with contextlib.suppress(KdnasError):  # a full disk: what ended the search is told, not this
+                    write_report(opened.snapshot())
                 raise
-            if search.did_nothing and _is_current(folder):
+            if search.did_nothing and _is_current(run):
                 view.close(run, [])
-            else:
-                view.close(run, [*write_report(run), *_export(run, root)])
+                return
+            written = [*write_report(run)]
+            try:
+                written += _export(run, root)
+            finally:
+                view.close(run, written)
+            write_text(folder / _EXPORTED, _wanted_export(run))
 
 
-def _is_current(folder: Path) -> bool:
-    """Whether the report was written after the record last changed."""
-    report, record = folder / "report.html", folder / "study.db"
-    return report.exists() and report.stat().st_mtime >= record.stat().st_mtime
+def _is_current(run: RunRecord) -> bool:
+    """Whether report and export were made from the record as it is, and the export as the study now wants it."""
+    report, record, exported = (run.folder / name for name in ("report.html", "study.db", _EXPORTED))
+    changed = record.stat().st_mtime
+    return (
+        all(path.exists() and path.stat().st_mtime >= changed for path in (report, exported))
+        and exported.read_text(encoding="utf-8") == _wanted_export(run)
+        and (not run.config.export.formats or (run.folder / "export").is_dir())
+    )
+
+
+def _wanted_export(run: RunRecord) -> str:
+    return run.config.export.model_dump_json()
 
 
 def _export(run: RunRecord, root: Path) -> list[Path]:

@@ -55,11 +55,11 @@ def show_space(
     """Show the choices of a search space, and what its networks cost on images of a given size."""
     from kdnas.core.task import ImageTask
     from kdnas.students import STUDENTS
-    from kdnas.study.space_size import sample_prices
+    from kdnas.study.space_size import random_prices
 
     task = ImageTask(_parse_shape(input_shape), classes)
     loaded = _load(space)
-    prices = sample_prices(loaded, STUDENTS.build(loaded.family), task, samples=_SAMPLES)
+    prices = random_prices(loaded, STUDENTS.build(loaded.family), task, samples=_SAMPLES)
     costs = {name: _quantiles([getattr(price, name) for price in prices]) for name in ("macs", "params")}
     if as_json:
         _print_json(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdnas.cli._options import DataRoot
+from kdnas.report.wording import duration, shown
 
 if TYPE_CHECKING:
     from kdnas.study.full_training import EpochReport, FullTraining
@@ -121,10 +121,12 @@ def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_ro
 def _tell(result: FullTraining) -> None:
     if result.already_done:
         typer.echo(f"already done: {result.folder} holds this student, trained for {result.epochs} epochs")
-    typer.echo(
-        f"student {result.arch_id}: validation accuracy {result.accuracy:.4f}, test accuracy "
-        f"{result.test_accuracy:.4f} after {result.epochs} epochs ({result.train_seconds:.1f} s of training)"
+    accuracies = (
+        f"validation accuracy {shown('accuracy', result.accuracy)}, "
+        f"test accuracy {shown('accuracy', result.test_accuracy)}"
     )
+    took = f"after {result.epochs} epochs ({duration(result.train_seconds)} of training)"
+    typer.echo(f"student {result.arch_id}: {accuracies} {took}")
     for name in result.files:
         typer.echo(str(result.folder / name))
 
@@ -163,7 +165,7 @@ def _progress(epochs: int) -> Iterator[Callable[[EpochReport], None]]:
         def on_epoch(report: EpochReport) -> None:
             nonlocal accuracy
             if report.accuracy is not None:
-                accuracy = f"  accuracy {report.accuracy:.4f}"
+                accuracy = f"  accuracy {shown('accuracy', report.accuracy)}"
             bar.update(task, completed=report.epoch, description=f"loss {report.loss:.4f}{accuracy}")
 
         yield on_epoch
@@ -180,6 +182,6 @@ class _PlainLines:
         """Print `report`."""
         self._epochs += 1
         pace = (time.monotonic() - self._begun) / self._epochs
-        left = math.ceil(pace * (report.epochs - report.epoch))
-        accuracy = f", accuracy {report.accuracy:.4f}" if report.accuracy is not None else ""
-        typer.echo(f"epoch {report.epoch}/{report.epochs}: loss {report.loss:.4f}{accuracy}, {left} s left")
+        left = duration(pace * (report.epochs - report.epoch))
+        accuracy = f", accuracy {shown('accuracy', report.accuracy)}" if report.accuracy is not None else ""
+        typer.echo(f"epoch {report.epoch}/{report.epochs}: loss {report.loss:.4f}{accuracy}, {left} left")

@@ -22,5 +22,12 @@ def mean_ci95(values: Sequence[float]) -> tuple[float, float | None]:
     if n == 1:
         return mean, None
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
-    quantile = _T95[n - 2] if n - 2 < len(_T95) else 1.96
-    return mean, quantile * math.sqrt(variance / n)
+    return mean, _quantile(n - 1) * math.sqrt(variance / n)
+
+
+def _quantile(freedom: int) -> float:
+    """Return the quantile for `freedom` degrees: of the table, else by its series (Abramowitz and Stegun, 26.7.5)."""
+    if freedom <= len(_T95):
+        return _T95[freedom - 1]
+    z = 1.959964
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

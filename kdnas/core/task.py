@@ -11,5 +11,3 @@ class ImageTask:
 
     input_shape: tuple[int, int, int]
     num_classes: int
-
-    metric = "accuracy"

@@ -15,12 +15,11 @@ Evaluate = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Finished:
-    """A job that ended: its `result`, or the `failure` reason. `interrupted` when it was dropped, not failed."""
+    """A job that ended: its `result`, or the `failure` reason."""
 
     key: str
     result: Mapping[str, Any] | None = None
     failure: str | None = None
-    interrupted: bool = False
 
 
 class Executor(ABC):
@@ -40,8 +39,8 @@ class Executor(ABC):
         """The number of jobs submitted and not yet finished."""
 
     @abstractmethod
-    def submit(self, key: str, job: Mapping[str, Any]) -> None:
-        """Start `job`. Its end is reported once by `wait` under `key`."""
+    def submit(self, key: str, job: Mapping[str, Any], *, time_limit_s: float | None = None) -> None:
+        """Start `job`. Its end is reported once by `wait` under `key`. A limit of None is the executor's own."""
 
     @abstractmethod
     def wait(self, timeout_s: float) -> list[Finished]:
@@ -53,4 +52,8 @@ class Executor(ABC):
 
 
 EXECUTORS: Registry[type[Executor]] = Registry("executor", __name__)
-"""Members: Executor classes, `(make_evaluate, *, workers, time_limit_s)`."""
+"""Members: Executor classes, `(make_evaluate, *, workers, time_limit_s, ...)`.
+
+The run sets `workers`, `threads` (of each worker), `time_limit_s` and `devices` (CUDA devices, 0 on a CPU), as far as
+the member has them; a study sets the other options, and may set `threads`.
+"""

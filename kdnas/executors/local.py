@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -17,7 +18,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from kdnas.errors import InputError, RunError, TrialError
+from kdnas.errors import InputError, RunError, RunFolderError, TrialError
 from kdnas.executors import EXECUTORS, Evaluate, Executor, Finished
 
 _START_FAILURES_ALLOWED = 3
@@ -28,7 +29,10 @@ class _Worker:
     process: BaseProcess
     pipe: Connection
     ready: bool = False
+    """Whether it has opened its data; until then what it dies of is no job's fault."""
     key: str | None = None
+    job: Mapping[str, Any] | None = None
+    time_limit_s: float = 0.0
     deadline: float | None = None
     """On the monotonic clock; None while no job runs."""
 
@@ -69,17 +73,25 @@ class Local(Executor):
         """The number of workers with a job."""
         return sum(worker.key is not None for worker in self._workers)
 
-    def submit(self, key: str, job: Mapping[str, Any]) -> None:
+    def submit(self, key: str, job: Mapping[str, Any], *, time_limit_s: float | None = None) -> None:
         """Hand `job` to a free worker. Raises RuntimeError when there is none."""
-        # A ready worker first: a fresh one still imports and opens the data.
-        idle = sorted((w for w in self._workers if w.key is None), key=lambda worker: not worker.ready)
+        idle = [index for index, worker in enumerate(self._workers) if worker.key is None]
         if not idle:
             raise RuntimeError("no worker is free")
-        worker = idle[0]
-        worker.key = key
-        worker.deadline = time.monotonic() + self._time_limit_s if worker.ready else None
-        with contextlib.suppress(OSError):  # the worker just died: `wait` sees it and reports the job
-            worker.pipe.send(dict(job))
+        # A ready worker first: a fresh one still imports and opens the data.
+        index = min(idle, key=lambda index: not self._workers[index].ready)
+        worker = self._workers[index]
+        if worker.ready and worker.pipe.poll():  # an idle worker says nothing: this one has died
+            self._replace(index, "it died while it had no job")
+            worker = self._workers[index]
+        worker.key, worker.job = key, job
+        worker.time_limit_s = self._time_limit_s if time_limit_s is None else time_limit_s
+        self._send(worker)
+
+    def _send(self, worker: _Worker) -> None:
+        worker.deadline = time.monotonic() + worker.time_limit_s if worker.ready else None
+        with contextlib.suppress(OSError):  # the worker just died: `wait` sees it
+            worker.pipe.send(dict(worker.job or {}))
 
     def wait(self, timeout_s: float) -> list[Finished]:
         """Return the jobs that ended within `timeout_s`, at least one if any does."""
@@ -93,7 +105,7 @@ class Local(Executor):
                 if worker.pipe in signalled:
                     finished += self._receive(index)
                 elif worker.deadline is not None and time.monotonic() >= worker.deadline:
-                    finished += self._replace(index, f"stopped at the time limit of {self._time_limit_s:g} s")
+                    finished += self._replace(index, f"stopped at the time limit of {worker.time_limit_s:g} s")
             if time.monotonic() >= end:
                 break
         return finished
@@ -115,7 +127,8 @@ class Local(Executor):
         process = self._context.Process(
             target=_serve, args=(there, self._make_evaluate, self._threads, device), name=f"kdnas-{index}", daemon=True
         )
-        process.start()
+        with _interrupts_held():
+            process.start()
         there.close()
         return _Worker(process, here)
 
@@ -129,16 +142,20 @@ class Local(Executor):
         if kind == "ready":
             worker.ready, self._start_failures = True, 0
             if worker.key is not None:
-                worker.deadline = time.monotonic() + self._time_limit_s
+                worker.deadline = time.monotonic() + worker.time_limit_s
             return []
         if kind == "broken":
             self.close()
             raise content
-        key, worker.key, worker.deadline = worker.key, None, None
+        key, worker.key, worker.job, worker.deadline = worker.key, None, None, None
         assert key is not None
         return [Finished(key, result=content) if kind == "result" else Finished(key, failure=content)]
 
     def _replace(self, index: int, reason: str) -> list[Finished]:
+        """Put a new worker in the place of a dead one, and return the job it died of.
+
+        A job that waited for a worker which could not even start is not to blame: the new worker gets it.
+        """
         worker = self._workers[index]
         worker.process.kill()
         worker.process.join()
@@ -148,8 +165,27 @@ class Local(Executor):
             if self._start_failures >= _START_FAILURES_ALLOWED:
                 self.close()
                 raise RunError(f"{self._start_failures} workers in a row could not start; the last: {reason}")
-        self._workers[index] = self._start(index)
-        return [] if worker.key is None else [Finished(worker.key, failure=reason)]
+        replacement = self._workers[index] = self._start(index)
+        if worker.key is None:
+            return []
+        if worker.ready:
+            return [Finished(worker.key, failure=reason)]
+        replacement.key, replacement.job, replacement.time_limit_s = worker.key, worker.job, worker.time_limit_s
+        self._send(replacement)
+        return []
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back while a process is started: the child inherits that, and a terminal's Ctrl-C, which reaches it
+    too, does not end it in the middle of an import. The controller's own is only delayed.
+    """
+    multiprocessing.resource_tracker.ensure_running()  # started within `start`, it would let them through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _death(exit_code: int | None) -> str:
@@ -164,8 +200,9 @@ def _serve(pipe: Connection, make_evaluate: Callable[[], Evaluate], threads: int
     """Run in the worker: open once, then answer jobs until the controller is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
     _leave_with_parent()
+    os.dup2(2, 1)  # standard output is the controller's too: what a user's module prints goes to the errors
     if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
+        os.environ["CUDA_VISIBLE_DEVICES"] = _visible_device(device, os.environ.get("CUDA_VISIBLE_DEVICES"))
     import torch
 
     torch.set_num_threads(threads)
@@ -182,12 +219,23 @@ def _serve(pipe: Connection, make_evaluate: Callable[[], Evaluate], threads: int
             return
         try:
             pipe.send(("result", evaluate(job)))
+        except RunFolderError as error:  # a full disk is no student's fault, and meets every job
+            pipe.send(("broken", error))
+            return
         except (TrialError, InputError) as error:
             pipe.send(("failure", str(error)))
         except MemoryError:
             pipe.send(("failure", "out of memory"))
         except Exception as error:  # whatever a student does, the search goes on
             pipe.send(("failure", f"{type(error).__name__}: {error}"))
+            if torch.cuda.is_initialized():
+                return  # a CUDA error spoils every later call of its process: a new one goes on
+
+
+def _visible_device(index: int, visible: str | None) -> str:
+    """Return how CUDA_VISIBLE_DEVICES names device `index` of those that the controller may use."""
+    names = [name.strip() for name in visible.split(",")] if visible else []
+    return names[index] if index < len(names) else str(index)
 
 
 def _leave_with_parent() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -39,5 +38,3 @@ EXPORTERS: Registry[Callable[..., list[str]]] = Registry("export format", __name
 
 `folder` is a fresh scratch folder: it becomes the user's only when every format has been checked against `module`.
 Raise ExportError where the written files do not reproduce the student's outputs."""
-
-__all__ = ["EXPORTERS", "Path", "TrainedStudent"]

@@ -14,6 +14,7 @@ from torch.nn import functional
 from kdnas.core.task import ImageTask
 from kdnas.errors import ExportError
 from kdnas.exporters import TrainedStudent
+from kdnas.nn.normalise import Normalised
 
 
 def probe_images(task: ImageTask, count: int, seed: int = 0) -> Tensor:
@@ -41,11 +42,9 @@ def plain_copy(module: nn.Module) -> nn.Module:
     return plain
 
 
-def normalised(student: TrainedStudent, pixels: Tensor) -> Tensor:
-    """Return `pixels` [B, C, H, W] (0..255) as the student takes them: float32, less the mean, over the deviation."""
-    mean = torch.tensor(student.channel_mean).view(1, -1, 1, 1)
-    std = torch.tensor(student.channel_std).view(1, -1, 1, 1)
-    return (pixels.float() - mean) / std
+def pixels_to_logits(student: TrainedStudent) -> Normalised:
+    """Return a copy of the student behind its normalisation: raw pixels [B, C, H, W] (0..255) to logits [B, K]."""
+    return Normalised(plain_copy(student.module), student.channel_mean, student.channel_std).eval()
 
 
 @torch.no_grad()
@@ -54,15 +53,10 @@ def reference_logits(student: TrainedStudent, pixels: Tensor) -> Tensor:
 
     Raises ExportError when they are not finite numbers of the right shape: such a student cannot be checked.
     """
-    logits: Tensor = plain_copy(student.module)(normalised(student, pixels))
+    logits: Tensor = pixels_to_logits(student)(pixels.float())
     expected = (len(pixels), student.task.num_classes)
     if tuple(logits.shape) != expected:
         raise ExportError(f"the student gives outputs of shape {list(logits.shape)}, not {list(expected)}")
     if not torch.isfinite(logits).all():
         raise ExportError("the student's outputs are not all finite numbers")
     return logits
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Return the number of parameters of `module`."""
-    return sum(parameter.numel() for parameter in module.parameters())

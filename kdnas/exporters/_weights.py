@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdnas.errors import ExportError
 from kdnas.exporters import TrainedStudent
-from kdnas.exporters._probe import normalised, plain_copy, probe_images, reference_logits
+from kdnas.exporters._probe import pixels_to_logits, plain_copy, probe_images, reference_logits
 
 WEIGHTS = "student.safetensors"
 _PROBES = 8
@@ -53,12 +53,12 @@ def file_sha256(path: Path) -> str:
 
 def logits_from_weights(student: TrainedStudent, path: Path, pixels: Tensor) -> Tensor:
     """Return the logits [B, K] for raw `pixels` of the student's network with every weight taken from `path`."""
-    network = plain_copy(student.module)
-    for tensor in network.state_dict().values():
+    module = pixels_to_logits(student)
+    for tensor in module.network.state_dict().values():
         tensor.zero_()
-    network.load_state_dict(safetensors.torch.load_file(path))
+    module.network.load_state_dict(safetensors.torch.load_file(path))
     with torch.no_grad():
-        logits: Tensor = network(normalised(student, pixels))
+        logits: Tensor = module(pixels.float())
     return logits
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent
-from kdnas.exporters._probe import parameter_count
+from kdnas.nn.tracing import parameter_count
 
 FILE = "MODEL_CARD.md"
 

@@ -17,11 +17,10 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from kdnas.errors import ConfigError, ExportError, Problem
 from kdnas.exporters import EXPORTERS, TrainedStudent
-from kdnas.exporters._probe import plain_copy, probe_images, reference_logits
+from kdnas.exporters._probe import pixels_to_logits, probe_images, reference_logits
 
 FILE = "student.onnx"
 EXTRA = "onnx"
@@ -50,28 +49,10 @@ def onnx(
     return [FILE]
 
 
-class _PixelsToLogits(nn.Module):
-    """The student behind its normalisation."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, student: TrainedStudent):
-        super().__init__()
-        self.network = plain_copy(student.module)
-        self.register_buffer("mean", torch.tensor(student.channel_mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(student.channel_std).view(1, -1, 1, 1))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Return logits [B, K] of `pixels` [B, C, H, W] (0..255)."""
-        logits: Tensor = self.network((pixels - self.mean) / self.std)
-        return logits
-
-
 def _write(student: TrainedStudent, path: Path) -> None:
     import onnx as onnx_package
 
-    module = _PixelsToLogits(student).eval()
+    module = pixels_to_logits(student)
     example = probe_images(student.task, 2).float()
     with _quiet():
         program = torch.onnx.export(
@@ -81,7 +62,7 @@ def _write(student: TrainedStudent, path: Path) -> None:
             opset_version=_OPSET,
             input_names=["pixels"],
             output_names=["logits"],
-            dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )
     assert program is not None  # it is None only where a file was asked for

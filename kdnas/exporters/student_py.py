@@ -12,8 +12,9 @@ import torch
 
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent
-from kdnas.exporters._probe import parameter_count, probe_images, reference_logits
+from kdnas.exporters._probe import probe_images, reference_logits
 from kdnas.exporters._weights import write_weights
+from kdnas.nn.tracing import parameter_count
 
 FILE = "student.py"
 _PROBES = 8

@@ -1,29 +1,37 @@
-"""Knowledge-distillation losses. Each is one `nn.Module`; its adapters are parameters trained with the student."""
+"""Knowledge-distillation losses. Each is one `nn.Module`; its adapters are parameters trained with the student.
+
+The "usual weights" that some of them state are those of Tian et al., "Contrastive representation distillation" (ICLR
+2020), for CIFAR-100.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from kdnas.nn.taps import Outputs, OutputShapes
+from kdnas.errors import ConfigError
+from kdnas.nn.taps import Output, Outputs, OutputShapes
 from kdnas.registry import Registry
-
-Need = Literal["logits", "stages", "embedding"]
 
 
 class DistillationLoss(nn.Module, ABC):
     """One term of the training loss. `needs` says which outputs of student and teacher it reads.
 
     A member's constructor is `__init__(self, student: OutputShapes, teacher: OutputShapes, *, options)`; the weight of
-    the term is the recipe's, not the loss's. Raises ConfigError where the shapes cannot be matched.
+    the term is the recipe's, not the loss's. Raises ConfigError where student or teacher lack what it reads.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
+    needs: ClassVar[frozenset[Output]] = frozenset({"logits"})
 
     def __init__(self, student: OutputShapes, teacher: OutputShapes):
         super().__init__()
+        name = type(self).__module__.rpartition(".")[2]
+        if "stages" in self.needs and not (student.stages and teacher.stages):
+            raise ConfigError(f"the loss {name} needs a student and a teacher with stages [B, C, H, W]")
+        if "embedding" in self.needs and not (student.embedding and teacher.embedding):
+            raise ConfigError(f"the loss {name} reads the embedding: student and teacher need a linear classifier")
 
     @abstractmethod
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:

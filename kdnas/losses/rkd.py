@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdnas.errors import ConfigError
 from kdnas.losses import LOSSES, DistillationLoss
 from kdnas.nn.precision import in_float32
 from kdnas.nn.taps import Outputs, OutputShapes
@@ -37,8 +36,6 @@ class RelationalKD(DistillationLoss):
         angle_samples: Annotated[int, Field(ge=3, le=1024)] = 128,
     ):
         super().__init__(student, teacher)
-        if not student.embedding or not teacher.embedding:
-            raise ConfigError("the loss rkd needs a linear classifier in student and teacher, to read the embedding")
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight
         self.angle_samples = angle_samples

@@ -106,9 +106,8 @@ def hypervolume_figure(run: RunRecord, over: str) -> Figure:
     if curve:
         longest = curve[-1][1]
         unit, scale = ("h", 3600.0) if longest > 7200 else ("min", 60.0) if longest > 180 else ("s", 1.0)
-        xs = [trial for trial, _, _ in curve] if over == "trials" else [seconds / scale for _, seconds, _ in curve]
-        if over == "trials":
-            xs = list(range(1, len(curve) + 1))
+        scored = range(1, len(curve) + 1)
+        xs = list(scored) if over == "trials" else [seconds / scale for _, seconds, _ in curve]
         top = volumes.hypervolume(minimised([_teacher_values(run)], run.objectives), _reference_row(run)) \
             if _teacher_values(run) else None  # fmt: skip
         drawing.add_scatter(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kdnas import atomic
 from kdnas.errors import RunFolderError
 from kdnas.report.page import page
 from kdnas.report.picture import front_picture
-from kdnas.report.tables import front_table, trials_table, write_csv, write_text
+from kdnas.report.tables import front_table, trials_table, write_csv
 from kdnas.study.records import RunRecord
 
 
@@ -22,7 +23,7 @@ def write_report(run: RunRecord, folder: Path | None = None) -> tuple[Path, ...]
         write_csv(trials_table(run), folder / "trials.csv")
         write_csv(front_table(run), folder / "front.csv")
         front_picture(run, folder / "front.svg")
-        write_text(document, folder / "report.html")
+        atomic.write_text(folder / "report.html", document)
     except OSError as error:
         raise RunFolderError(f"{folder} cannot be written: {error.strerror or error}") from error
     return tuple(folder / name for name in ("report.html", "front.csv", "trials.csv", "front.svg"))

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kdnas.report.wording import OFF
 from kdnas.study.front import measured_values
 from kdnas.study.records import RunRecord, TrialRecord
 
 FEWEST_TRIALS = 10
 """Below so many complete trials an importance is noise and none is shown."""
-_OFF = "off"
 # Trees times trials: the forest shrinks as trials grow, because a live page is redrawn after every trial.
 _TREE_TRIALS = 6400
 
@@ -52,7 +52,7 @@ def importance(run: RunRecord) -> Importance:
 
 def _varying(trials: Sequence[TrialRecord]) -> dict[str, list[Any]]:
     names = sorted({name for trial in trials for name in trial.arch.choices})
-    columns = {name: [trial.arch.choices.get(name, _OFF) for trial in trials] for name in names}
+    columns = {name: [trial.arch.choices.get(name, OFF) for trial in trials] for name in names}
     tuned = sorted(set.intersection(*(set(trial.tuned) for trial in trials)))
     columns |= {name: [trial.tuned[name] for trial in trials] for name in tuned}
     return {name: values for name, values in columns.items() if len(set(values)) > 1}

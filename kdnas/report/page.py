@@ -75,7 +75,7 @@ def figures(run: RunRecord) -> list[Figure]:
 
 
 def _header(run: RunRecord) -> str:
-    cards = [_card(run, title, member, sentence) for title, member, sentence in summary.highlights(run)]
+    cards = [_card(title, member, sentence) for title, member, sentence in summary.highlights(run)]
     if run.teacher is not None:
         notes = "".join(f"<p class=note>{_text(note)}</p>" for note in run.teacher.notes)
         cards.append(
@@ -99,7 +99,7 @@ def _no_front(run: RunRecord) -> str:
     return f'<p class="notice" role="status">{text}</p>\n'
 
 
-def _card(run: RunRecord, title: str, member: FrontMember, sentence: str) -> str:
+def _card(title: str, member: FrontMember, sentence: str) -> str:
     accuracy, test = member.values.get("accuracy"), member.test_accuracy
     pairs = [("student", member.trial.arch.arch_id), ("trial", str(member.trial.number))]
     if test is not None:
@@ -142,12 +142,12 @@ def _tables(run: RunRecord) -> str:
     hint = '<p class="lead">The numbers of front.csv and trials.csv. A click on a column’s name sorts by it.</p>'
     parts = []
     if members:
-        parts.append(f"<h2>The front</h2>{hint}" + _table(front_table(run), "Students of the front", knee, run))
-    parts.append("<h2>All trials</h2>" + _table(trials_table(run), "All trials with the search’s scores", set(), run))
+        parts.append(f"<h2>The front</h2>{hint}" + _table(front_table(run), "Students of the front", knee))
+    parts.append("<h2>All trials</h2>" + _table(trials_table(run), "All trials with the search’s scores", set()))
     return f"<section>{''.join(parts)}</section>"
 
 
-def _table(table: pd.DataFrame, name: str, knee: set[int], run: RunRecord) -> str:
+def _table(table: pd.DataFrame, name: str, knee: set[int]) -> str:
     heads = "".join(
         f"<th scope='col'{' class=text' if column in _TEXT_COLUMNS else ''}>"
         f"<button type='button'>{_text(_heading(str(column)))}</button></th>"

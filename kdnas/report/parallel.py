@@ -14,7 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from kdnas.report.style import INK, TEACHER, Figure, blend, escaped, is_log, styled, teacher_value
-from kdnas.report.wording import label, shown
+from kdnas.report.wording import OFF, label, shown
 from kdnas.study.front import as_member, front, measured_values
 from kdnas.study.records import FrontMember, RunRecord
 
@@ -92,22 +92,19 @@ class _Axis:
     def height(self, member: FrontMember, jitter: float) -> float | None:
         """Return where the line of `member` crosses the axis; None where its value is not known."""
         if self.ticks:
-            index = self.ticks.index(member.trial.arch.choices.get(self.name, _OFF))
+            index = self.ticks.index(member.trial.arch.choices.get(self.name, OFF))
             return index / max(len(self.ticks) - 1, 1) + jitter
         value = member.values.get(self.name)
         return None if value is None else self.position(value)
-
-
-_OFF = "off"
 
 
 def _axes(run: RunRecord, members: Sequence[FrontMember]) -> list[_Axis]:
     names = sorted({name for member in members for name in member.trial.arch.choices})
     axes = []
     for name in names:
-        values = {member.trial.arch.choices.get(name, _OFF) for member in members}
+        values = {member.trial.arch.choices.get(name, OFF) for member in members}
         if len(values) > 1:
-            axes.append(_Axis(name, name, tuple(sorted(values, key=lambda v: (v != _OFF, isinstance(v, str), v)))))
+            axes.append(_Axis(name, name, tuple(sorted(values, key=lambda v: (v != OFF, isinstance(v, str), v)))))
     for objective in run.objectives:
         known = [member.values[objective.name] for member in members if objective.name in member.values]
         if run.teacher is not None and (teacher := teacher_value(run, objective.name)) is not None:

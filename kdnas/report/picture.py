@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from kdnas import atomic
 from kdnas.report.figures import cost_names, staircase
 from kdnas.report.style import BROKEN, FAINT, FRONT, GRID, INK, KNEE, TEACHER, is_log, round_ticks
-from kdnas.report.tables import write_text
 from kdnas.report.wording import axis_title, scaled
 from kdnas.study.front import broken_bounds, front, knee_of, measured_values
 from kdnas.study.records import FrontMember, RunRecord
@@ -39,7 +39,7 @@ class _Scale:
 
 def front_picture(run: RunRecord, path: Path) -> None:
     """Write the run's front against its first cost as an SVG picture, whole or not at all. Raises OSError."""
-    write_text(front_svg(run), path)
+    atomic.write_text(path, front_svg(run))
 
 
 def front_svg(run: RunRecord, name: str | None = None) -> str:

@@ -6,14 +6,13 @@ final front, with the mean and 95 % interval of their retrainings, and the searc
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from kdnas import atomic
 from kdnas.report.wording import arch_in_words
 from kdnas.study.front import front, hypervolume, knee_of, measured_values
 from kdnas.study.records import FrontMember, RunRecord, TrialRecord
@@ -93,22 +92,8 @@ def front_document(run: RunRecord) -> dict[str, Any]:
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write `table` to `path`, whole or not at all."""
-    write_text(table.to_csv(index=False, lineterminator="\n"), path)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write `text` to `path` in UTF-8, whole or not at all. Raises OSError where the folder cannot be written."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        # mkstemp makes the file private; a report is meant to be read by whoever may read the run folder.
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write `table` to `path`, whole or not at all. Raises OSError."""
+    atomic.write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def short_archs(trials: Sequence[TrialRecord]) -> dict[int, str]:

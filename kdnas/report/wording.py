@@ -12,6 +12,8 @@ _LABELS = {
     "macs": "MACs",
     "params": "parameters",
 }
+OFF = "off"
+"""What a choice is shown as in a student that does not have it."""
 _UNIT_SUFFIXES = {"_ms": "ms", "_mj": "mJ", "_seconds": "s", "_bytes": "B"}
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -55,8 +57,9 @@ def shown_interval(name: str, value: float | None, half_width: float | None) -> 
 
 def scaled(value: float) -> str:
     """Return `value` to four digits with a metric prefix after a space: "1.234 M"; the space stays without prefix."""
+    rounded = abs(float(f"{value:.4g}"))
     for scale, prefix in _SCALES:
-        if abs(value) >= scale:
+        if rounded >= scale:
             return f"{value / scale:.4g} {prefix}"
     return f"{value:.4g} "
 

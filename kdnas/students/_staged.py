@@ -291,5 +291,3 @@ _BUILD = '''def build_student() -> nn.Module:
     """Return the student, freshly initialised."""
     return Student(PLAN, {block})
 '''
-
-__all__ = ["BlockPlan", "Setting", "Stage", "StagedFamily", "one_of", "whole"]

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import AfterValidator, Field, model_validator
 
+from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import Constraint, parse_constraint
-from kdnas.training.recipe import Distillation, Fraction, Recipe, Section, Training
+from kdnas.training.recipe import Distillation, Recipe, Section, Training
 
 
 class Member(pydantic.BaseModel):
@@ -55,7 +56,8 @@ class Budget(Section):
     trials: Annotated[int, Field(ge=1, le=1_000_000)] = 40
     """Students scored, failed ones counted."""
     trial_time_limit_s: Annotated[float, Field(gt=0.0)] = 3600.0
-    """A trial that runs longer is stopped and recorded as failed."""
+    """A trial that runs longer is stopped and recorded as failed. A retraining may run longer in proportion to its
+    epochs and data."""
 
 
 class ExecutorConfig(Member):
@@ -119,19 +121,11 @@ class StudyConfig(Section):
         return tuple(parse_constraint(text) for text in self.constraints)
 
     @property
+    def final_fidelity(self) -> Fidelity:
+        """How much training each retraining of a finalist sees."""
+        return Fidelity(self.final.epochs or self.training.epochs, self.final.data_fraction)
+
+    @property
     def recipe(self) -> Recipe:
         """The recipe of a search trial."""
         return Recipe(training=self.training, distillation=self.distillation)
-
-
-__all__ = [
-    "Budget",
-    "DataConfig",
-    "ExecutorConfig",
-    "ExportConfig",
-    "Final",
-    "Fraction",
-    "Member",
-    "StudyConfig",
-    "TuneRange",
-]

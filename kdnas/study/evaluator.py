@@ -7,7 +7,6 @@ own and answers jobs. Jobs and results are plain dictionaries, so that any execu
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from kdnas.core.arch import Arch
@@ -29,6 +27,7 @@ from kdnas.costs import COSTS, CheapCost, MeasuredCost
 from kdnas.errors import TrialError
 from kdnas.executors import Evaluate
 from kdnas.nn.normalise import Normalised
+from kdnas.nn.weights import save_weights
 from kdnas.students import STUDENTS, StudentFamily
 from kdnas.study.config import StudyConfig
 from kdnas.study.opening import open_data, open_teacher, split, training_indices
@@ -195,7 +194,7 @@ class Evaluator:
         self._calibrations = calibrations
         self._folder = folder
         self._cache = cache
-        self._training_sets: dict[float, Batches] = {}
+        self._training_set: tuple[float, Batches] | None = None
 
     def __call__(self, plain: Mapping[str, Any]) -> dict[str, Any]:
         """Return the plain result of a plain job. Raises TrialError when the training fails.
@@ -209,6 +208,7 @@ class Evaluator:
         module = bench.family.build(job.arch, bench.data.task).to(bench.device)
         values = bench.price(job.arch)
         measured = bench.measure(module, self._calibrations) if job.measure else {}
+        refuse_unmeasurable(measured)
         values |= {name: measurement.value for name, measurement in measured.items()}
         result: dict[str, Any] = {
             "values": values,
@@ -232,15 +232,11 @@ class Evaluator:
         return result
 
     def _train(self, module: nn.Module, job: Job) -> Trained:
-        bench, fraction = self._bench, job.recipe.training.data_fraction
-        if fraction not in self._training_sets:
-            indices = training_indices(bench.data, bench.train_indices, fraction, bench.config.seed)
-            self._training_sets[fraction] = bench.batches(bench.data.train, indices)
-        train = self._training_sets[fraction]
+        bench = self._bench
         return distil(
             module,
             bench.teacher,
-            train,
+            self._training_images(job.recipe.training.data_fraction),
             bench.validation,
             job.recipe,
             data=bench.data,
@@ -250,15 +246,21 @@ class Evaluator:
             teacher_cache=TeacherCache(self._cache / "teacher_outputs"),
         )
 
+    def _training_images(self, fraction: float) -> Batches:
+        """Return this share of the training images. One share is kept: the search has one, the retrainings another."""
+        bench = self._bench
+        if self._training_set is None or self._training_set[0] != fraction:
+            self._training_set = None  # its memory is free before the next is made
+            indices = training_indices(bench.data, bench.train_indices, fraction, bench.config.seed)
+            self._training_set = fraction, bench.batches(bench.data.train, indices)
+        return self._training_set[1]
 
-def save_weights(network: nn.Module, path: Path) -> None:
-    """Write the state dict as safetensors, whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, scratch)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+
+def refuse_unmeasurable(measured: Mapping[str, Measurement]) -> None:
+    """Raise TrialError where a measured value is no finite number: it would meet every constraint and top the front."""
+    for name, measurement in measured.items():
+        if not np.isfinite(measurement.value):
+            raise TrialError(f"the measured {name} is {measurement.value}")
 
 
 def search_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, float]) -> Job:
@@ -279,7 +281,7 @@ def final_job(config: StudyConfig, number: int, arch: Arch, tuned: Mapping[str, 
     """Return retraining `repeat` of finalist `number`: another initialisation and other views each time."""
     recipe = tuned_recipe(config.recipe, tuned)
     training = recipe.training.model_copy(
-        update={"epochs": config.final.epochs or recipe.training.epochs, "data_fraction": config.final.data_fraction}
+        update={"epochs": config.final_fidelity.epochs, "data_fraction": config.final_fidelity.data_fraction}
     )
     return Job(
         arch,

@@ -14,13 +14,14 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
+import kdnas
 from kdnas.core.data import ImageData
 from kdnas.core.task import ImageTask
 from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, Problem, RunFolderError
 from kdnas.exporters import EXPORTERS, TrainedStudent
 from kdnas.students import STUDENTS
 from kdnas.study.records import FrontMember, Repeat, RunRecord, TeacherReport, TrialRecord
-from kdnas.study.train_file import TrainFile, kdnas_version, locked_fingerprint, train_file_for
+from kdnas.study.train_file import TrainFile, locked_fingerprint, train_file_for
 
 
 def available_formats() -> tuple[list[str], dict[str, str]]:
@@ -142,7 +143,7 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: ImageDat
     return {
         "study": run.config.name,
         "trial": member.trial.number,
-        "made_by": f"kdnas {kdnas_version()}".strip(),
+        "made_by": f"kdnas {kdnas.__version__}",
         "accuracy": {
             "validation": {
                 "mean": member.values.get("accuracy"),

@@ -45,11 +45,7 @@ def sample_prices(
         return PricedArch(assignment, arch, price(arch))
 
     def excess(candidate: PricedArch) -> float:
-        return sum(
-            max(bound.violation(candidate.costs[bound.name]), 0.0) / max(abs(bound.bound), 1e-12)
-            for bound in constraints
-            if bound.name in candidate.costs
-        )
+        return relative_excess(candidate.costs, constraints)
 
     sample = [priced(space.random(rng)) for _ in range(_SAMPLE)]
     nearest = min(sample, key=excess)
@@ -62,6 +58,15 @@ def sample_prices(
     if excess(nearest) > 0.0:
         raise nearest_miss(space, constraints, nearest.arch, nearest.costs)
     return sample if any(excess(candidate) == 0.0 for candidate in sample) else [*sample, nearest]
+
+
+def relative_excess(costs: Mapping[str, float], constraints: Sequence[Constraint]) -> float:
+    """Return how far `costs` lie beyond the bounds, in shares of each bound, summed; 0 where all known ones hold."""
+    return sum(
+        max(bound.violation(costs[bound.name]), 0.0) / max(abs(bound.bound), 1e-12)
+        for bound in constraints
+        if bound.name in costs
+    )
 
 
 def nearest_miss(

@@ -7,6 +7,7 @@ comparable, and a brief score flatters whoever was lucky.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -147,6 +148,17 @@ def pick(run: RunRecord, text: str) -> FrontMember:
     if "<" in wanted or ">" in wanted or "=" in wanted:
         return _within(members, wanted)
     return _by_arch_id(run, members, wanted)
+
+
+def is_pick(text: str) -> bool:
+    """Return whether `text` is spelled as `pick` takes it; whether it names a student only a run can tell."""
+    wanted = text.strip()
+    if wanted in ("knee", "best") or re.fullmatch(rf"[0-9a-fA-F]{{{SHORTEST_PREFIX},12}}", wanted):
+        return True
+    try:
+        return all(parse_constraint(part) for part in wanted.split(","))
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -19,22 +19,24 @@ import numpy as np
 import torch
 from torch import nn
 
+import kdnas
 from kdnas.core.data import ImageData
 from kdnas.core.seeds import derive_seed
 from kdnas.errors import DataError, Problem, RunFolderError, TeacherError
 from kdnas.nn.normalise import Normalised
 from kdnas.students import STUDENTS
+from kdnas.study.config import ExportConfig
 from kdnas.study.exporting import assemble, build_network, check_formats, data_card, write_formats
 from kdnas.study.opening import cache_dir, open_data, open_teacher, resolve_device, split, training_indices
 from kdnas.study.run_folder import write_text
-from kdnas.study.train_file import TrainFile, kdnas_version
+from kdnas.study.train_file import TrainFile
 from kdnas.study.training_folder import (
     CHECKPOINT_FILE,
     RESULT_FILE,
+    brief,
     claim,
     held,
     read_history,
-    shown,
     write_history,
 )
 from kdnas.teachers import Teacher
@@ -42,7 +44,7 @@ from kdnas.training.batches import Batches
 from kdnas.training.distil import EpochRecord, Trained, distil
 from kdnas.training.evaluation import accuracy
 
-DEFAULT_FORMATS = ("safetensors", "student_json", "student_py", "train_yaml", "model_card")
+DEFAULT_FORMATS = ExportConfig().formats
 _EVALUATION_SHARE = 0.1
 """At most about this share of the training time goes into looking at the validation accuracy on the way."""
 
@@ -136,7 +138,7 @@ def check_data(file: TrainFile, data: ImageData) -> None:
     ]
     problems = [
         Problem(
-            name, f"the data {data.name} is not what this training was written for: {shown(now)} instead", shown(was)
+            name, f"the data {data.name} is not what this training was written for: {brief(now)} instead", brief(was)
         )
         for name, was, now in expected
         if was != now
@@ -282,7 +284,7 @@ def _card(file: TrainFile, data: ImageData, teacher: Teacher, trained: Trained, 
     return {
         "study": file.provenance.study,
         "trial": file.provenance.trial,
-        "made_by": f"kdnas {kdnas_version()}".strip(),
+        "made_by": f"kdnas {kdnas.__version__}",
         "accuracy": {
             "validation": {"mean": trained.accuracy, "ci95": None, "trainings": 1},
             "test": {"mean": test_accuracy, "ci95": None, "trainings": 1},
@@ -299,7 +301,7 @@ def _card(file: TrainFile, data: ImageData, teacher: Teacher, trained: Trained, 
         },
         "teacher": {"name": teacher.name, "values": {}, "notes": list(teacher.notes)},
         "data": data_card(file.data.validation_fraction, file.seed, data),
-        "limits": ["Its accuracy is that of one training; repeated trainings differ by some tenths of a percent."],
+        "limits": ["Its accuracy is that of one training; how far another one would differ was not measured."],
     }
 
 

@@ -7,7 +7,6 @@ where the data has the wrong shape they say nothing, because the schema does. No
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from kdnas.core.objective import ACCURACY, Constraint, parse_constraint
 from kdnas.errors import ConfigError, Problem
 from kdnas.registry import Registry, validation_problems
 from kdnas.study.config import DataConfig, ExecutorConfig, ExportConfig, Member, StudyConfig
+from kdnas.study.front import is_pick
 from kdnas.training.recipe import LossTerm, Training
 
 # What the run itself hands to an executor; a study cannot set it there.
@@ -132,20 +132,10 @@ def _export(data: Mapping[str, Any]) -> Iterator[Problem]:
         if isinstance(name, str) and name not in known:
             yield Problem(f"export.formats.{index}", f"no export format is called {name!r}", ", ".join(known))
     pick = section.get("pick", ExportConfig().pick)
-    if isinstance(pick, str) and not _is_pick(pick):
+    if isinstance(pick, str) and not is_pick(pick):
         yield Problem(
             "export.pick", f"{pick!r} picks nothing", "knee, best, an arch_id, or a bound such as 'macs<=10e6'"
         )
-
-
-def _is_pick(text: str) -> bool:
-    if text in ("knee", "best") or re.fullmatch(r"[0-9a-f]{12}", text):
-        return True
-    try:
-        parse_constraint(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _objectives(data: Mapping[str, Any]) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ import numpy as np
 import pydantic
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from kdnas.core.arch import Arch
@@ -22,6 +22,7 @@ from kdnas.core.data import ImageData, stratified_split
 from kdnas.core.seeds import derive_seed
 from kdnas.datasets import DATASETS
 from kdnas.errors import ConfigError, DataError, Problem, RunFolderError, TeacherError, TrialError
+from kdnas.nn.weights import save_weights
 from kdnas.registry import validation_problems
 from kdnas.students import STUDENTS, StudentFamily
 from kdnas.study.config import DataConfig, Member
@@ -193,13 +194,7 @@ class _TeacherTraining:
         except TrialError as error:
             what = f"the training of the teacher failed: {error}"
             raise TeacherError(Problem("teacher.training", what, "a lower learning_rate may help")) from error
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-        scratch = kept.with_name(f".{kept.name}.{os.getpid()}")
-        try:
-            save_file(state, scratch)
-            scratch.replace(kept)
-        finally:
-            scratch.unlink(missing_ok=True)
+        save_weights(network, kept)
         resumable.unlink(missing_ok=True)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from kdnas.core.seeds import derive_seed
 from kdnas.errors import RunFolderError
-from kdnas.study.evaluator import Bench, Workplan, quantities, violations
+from kdnas.study.evaluator import Bench, Workplan, quantities, refuse_unmeasurable, violations
 from kdnas.study.events import Note, Observer
 from kdnas.study.feasibility import PricedArch, nearest_miss, reference_costs, sample_prices
 from kdnas.study.loading import LoadedStudy
@@ -46,11 +46,13 @@ def prepare_study(
     )
     this = identity(config, space, data=bench.data.fingerprint, teacher=bench.teacher.fingerprint)
     if locked is not None:
-        check_identity(folder, locked["identity"], this)
+        # What was measured on one device says nothing beside what is measured on another.
+        where = (str(device), locked.get("device")) if bench.measured_costs else ("", "")
+        check_identity(folder, {**locked["identity"], "device": where[1]}, {**this, "device": where[0]})
         lock = {**locked, "config": config.model_dump(mode="json")}
     else:
         lock = {"identity": this, **_new_lock(study, bench, observe)}
-    if locked is None or lock["config"] != locked["config"]:
+    if locked is None:
         write_lock(folder, lock)
     run = run_of_lock(folder, lock)
     if not (folder / "study.db").exists():
@@ -58,6 +60,8 @@ def prepare_study(
             raise RunFolderError(f"{folder} has lost its record study.db; restore it or choose another --out")
         Record.create(folder, config.name, run.objectives)
     record = Record.open(folder, config.name, run.objectives)
+    if locked is not None and lock["config"] != locked["config"]:
+        write_lock(folder, lock)  # once the record has shown itself to be this run's
     workplan = Workplan(config, space.family, folder, data_root, cache, str(device), lock["calibrations"])
     return Opened(config, space, bench, record, workplan, refreshed(run, record))
 
@@ -126,6 +130,7 @@ def _check_measured(
     tried = []
     for candidate in sorted(feasible, key=lambda candidate: candidate.costs["macs"])[:_SMALLEST_TRIED]:
         measured = bench.measure(bench.family.build(candidate.arch, bench.data.task).to(bench.device), calibrations)
+        refuse_unmeasurable(measured)
         values = {**candidate.costs, **{name: measurement.value for name, measurement in measured.items()}}
         broken = [bound for bound in bounds if bound.violation(values[bound.name]) > 0]
         if not broken:

@@ -1,12 +1,13 @@
 """Proposals that are worth a training: no student twice, none that a cheap constraint already rules out.
 
 `ValidProposals` wraps any Optuna sampler. What the sampler proposes is checked before it reaches the record; a rejected
-proposal is asked for again, then mutated, then drawn at random, then looked for by enumeration. Whether a proposal is
-acceptable costs microseconds, so no training and no record line is ever spent on a duplicate.
+proposal is asked for again, then mutated, then drawn at random, then looked for by descent and by enumeration. Whether
+a proposal is acceptable costs microseconds, so no training and no record line is ever spent on a duplicate.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from kdnas.core.arch import Scalar
 _ASKS = 2
 _MUTATIONS = 300
 _RANDOM_DRAWS = 20_000
+_DESCENT = 4_000
 _ENUMERABLE = 300_000
 
 Acceptable = Callable[[Mapping[str, Scalar]], bool]
@@ -28,7 +30,8 @@ Acceptable = Callable[[Mapping[str, Scalar]], bool]
 class ValidProposals(optuna.samplers.BaseSampler):
     """The sampler `inner`, restricted to proposals for which `acceptable` is true.
 
-    `exhausted` is set when none could be found: the space holds no further acceptable student.
+    `excess` says how far a proposal lies beyond the constraints (0: within), which leads to the few students of a tight
+    space that chance does not meet. `exhausted` says so, in words, when none could be found; it is empty otherwise.
     """
 
     def __init__(
@@ -39,13 +42,15 @@ class ValidProposals(optuna.samplers.BaseSampler):
         *,
         seed: int,
         preset: Mapping[str, Scalar] | None = None,
+        excess: Callable[[Mapping[str, Scalar]], float] | None = None,
     ):
         self._inner = inner
         self._domain = dict(domain)
         self._acceptable = acceptable
         self._rng = np.random.default_rng(seed)
         self._preset = preset
-        self.exhausted = False
+        self._excess = excess
+        self.exhausted = ""
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the whole domain: every choice is proposed together."""
@@ -74,7 +79,7 @@ class ValidProposals(optuna.samplers.BaseSampler):
             drawn = {name: self._draw(distribution) for name, distribution in self._domain.items()}
             if self._acceptable(drawn):
                 return drawn
-        return self._enumerate() or self._give_up(proposal)
+        return self._descend(proposal) or self._enumerate() or self._give_up(proposal)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -101,6 +106,19 @@ class ValidProposals(optuna.samplers.BaseSampler):
             for name, distribution in self._domain.items()
         }
 
+    def _descend(self, proposal: dict[str, Any]) -> dict[str, Any] | None:
+        """Mutate towards the constraints and, once within them, from student to student until one is new."""
+        if self._excess is None:
+            return None
+        current, distance = proposal, self._excess(proposal)
+        for _ in range(_DESCENT):
+            mutant = self._mutate(current, changes=1 + int(self._rng.integers(2)))
+            if self._acceptable(mutant):
+                return mutant
+            if (other := self._excess(mutant)) <= distance:
+                current, distance = mutant, other
+        return None
+
     def _mutate(self, proposal: Mapping[str, Any], changes: int) -> dict[str, Any]:
         names = self._rng.choice(list(self._domain), size=min(changes, len(self._domain)), replace=False)
         return {**proposal, **{str(name): self._draw(self._domain[str(name)]) for name in names}}
@@ -115,15 +133,19 @@ class ValidProposals(optuna.samplers.BaseSampler):
             return float(np.exp(self._rng.uniform(np.log(distribution.low), np.log(distribution.high))))
         return float(self._rng.uniform(distribution.low, distribution.high))
 
+    def _assignments(self) -> float:
+        """Return the number of assignments, infinite where a setting is continuous."""
+        return math.prod(_size(distribution) or math.inf for distribution in self._domain.values())
+
     def _enumerate(self) -> dict[str, Any] | None:
         """Search a small space to its end, from a random place so that proposals stay spread."""
-        sizes = [_size(distribution) for distribution in self._domain.values()]
-        total = int(np.prod(np.array(sizes, dtype=float))) if all(sizes) else _ENUMERABLE + 1
+        total = self._assignments()
         if total > _ENUMERABLE:
             return None
-        start = int(self._rng.integers(total))
-        for offset in range(total):
-            rest, proposal = (start + offset) % total, {}
+        sizes = [_size(distribution) for distribution in self._domain.values()]
+        start = int(self._rng.integers(int(total)))
+        for offset in range(int(total)):
+            rest, proposal = (start + offset) % int(total), {}
             for (name, distribution), size in zip(self._domain.items(), sizes, strict=True):
                 rest, index = divmod(rest, size)
                 proposal[name] = _value(distribution, index)
@@ -132,7 +154,12 @@ class ValidProposals(optuna.samplers.BaseSampler):
         return None
 
     def _give_up(self, proposal: dict[str, Any]) -> dict[str, Any]:
-        self.exhausted = True
+        proven = self._assignments() <= _ENUMERABLE
+        self.exhausted = (
+            "every student of the space that meets the constraints has been scored"
+            if proven
+            else "no further student that meets the constraints was found in the space"
+        )
         return proposal
 
 

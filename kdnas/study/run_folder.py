@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from kdnas import atomic
 from kdnas.core.space import SearchSpace
 from kdnas.errors import Problem, RunFolderError
 from kdnas.study.config import StudyConfig
@@ -42,15 +43,9 @@ _IDENTITY_SECTIONS = (
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` whole or not at all. Raises RunFolderError naming the path."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
+        atomic.write_text(path, text)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise RunFolderError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
@@ -68,18 +63,17 @@ def controller_lock(folder: Path) -> Iterator[None]:
         guard = (folder / _GUARD).open("a")
     except OSError as error:
         raise RunFolderError(f"{folder} cannot be used as a run folder: {error.strerror or error}") from error
-    try:
-        with guard:
-            try:
-                fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                created = False
-                raise RunFolderError(f"{folder} is in use by another kdnas search") from None
+    with guard:
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunFolderError(f"{folder} is in use by another kdnas search") from None
+        try:
             _refuse_strangers(folder)
             yield
-    finally:
-        if created and not (folder / LOCK_FILE).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            if created and not (folder / LOCK_FILE).exists():  # while the lock still keeps others out
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _refuse_strangers(folder: Path) -> None:

@@ -6,6 +6,7 @@ ended; on the next start those that were running are closed as interrupted and r
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import deque
@@ -19,16 +20,16 @@ import torch
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.fidelity import Fidelity
-from kdnas.core.hypervolume import contributions
-from kdnas.core.objective import minimised
-from kdnas.core.pareto import non_dominated
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
+from kdnas.errors import RunFolderError, TrialError
 from kdnas.executors import EXECUTORS, Executor, Finished
 from kdnas.samplers import SAMPLERS, SamplerContext
 from kdnas.study.config import StudyConfig
-from kdnas.study.evaluator import Bench, Job, Workplan, final_job, search_job, violations
+from kdnas.study.evaluator import Bench, Job, Workplan, final_job, refuse_unmeasurable, search_job, violations
 from kdnas.study.events import Note, Observer, RepeatEnded, SearchEnded, StudyEnded, TrialEnded, TrialStarted
+from kdnas.study.feasibility import relative_excess
+from kdnas.study.finalists import finalists
 from kdnas.study.opening import teacher_test_accuracy
 from kdnas.study.proposals import ValidProposals
 from kdnas.study.records import Repeat, RunRecord, TrialRecord
@@ -90,15 +91,16 @@ class Search:
             if self._open_trials() > 0:
                 executor = self._start_executor()
                 self._search(executor)
-            pending = self._pending_repeats()
+            chosen = self._measured_finalists()
+            pending = self._pending_repeats(chosen)
             run = self._opened.snapshot()
-            finalists = self._finalists(run)
-            self._observe(SearchEnded(run, run.finished, len(finalists), len(pending)))
+            self._observe(SearchEnded(run, run.finished, len(chosen), len(pending)))
             if pending:
                 executor = executor or self._start_executor()
                 self._retrain(executor, pending)
         except BaseException as error:
-            self._drop(f"interrupted: {type(error).__name__}")
+            with contextlib.suppress(RunFolderError):  # a record that cannot be written is what `error` tells
+                self._drop(f"interrupted: {type(error).__name__}")
             raise
         finally:
             if executor is not None:
@@ -126,28 +128,28 @@ class Search:
                 self._retry.append(self._record.proposal(number))
 
     def _open_trials(self) -> int:
-        if self._record.notes().get("exhausted"):
-            return 0
-        return max(self._config.budget.trials - self._scored, 0)
+        """Return how many trials of the budget are not scored yet, running ones counted."""
+        unscored = max(self._config.budget.trials - self._scored, 0)
+        if self._record.notes().get("exhausted"):  # then only what was interrupted is left
+            return min(unscored, len(self._running) + len(self._retry))
+        return unscored
 
     def _start_executor(self) -> Executor:
-        options = dict(self._config.executor.options)
+        kind, options = self._config.executor.type, self._config.executor.options
         workers = self._opened.workers
-        threads = max(usable_cores() // workers, 1)
-        built: Executor = EXECUTORS.build(
-            self._config.executor.type,
-            self._opened.workplan,
-            **{
-                "workers": workers,
-                "threads": threads,
-                "time_limit_s": self._config.budget.trial_time_limit_s,
-                "devices": torch.cuda.device_count() if self._opened.bench.device.type == "cuda" else 0,
-                **options,
-            },
-        )
+        offered = {
+            "workers": workers,
+            "threads": max(usable_cores() // workers, 1),
+            "time_limit_s": self._config.budget.trial_time_limit_s,
+            "devices": torch.cuda.device_count() if self._opened.bench.device.type == "cuda" else 0,
+        }
+        taken = {name: value for name, value in offered.items() if name in EXECUTORS.options(kind).model_fields}
+        built: Executor = EXECUTORS.build(kind, self._opened.workplan, **{**taken, **options})
         return built
 
     def _search(self, executor: Executor) -> None:
+        if self._record.notes().get("finished"):
+            self._record.set_note("finished", "")  # a larger budget goes on
         while True:
             while executor.free and len(self._running) < self._open_trials():
                 if not self._propose(executor):
@@ -156,11 +158,8 @@ class Search:
                 break
             for finished in executor.wait(_POLL_S):
                 self._tell(finished)
-        budget = self._config.budget.trials
-        text = f"the budget of {budget} trials is spent"
-        if self._record.notes().get("exhausted"):
-            text = "every student of the space that meets the constraints has been scored"
-        self._record.set_note("finished", text)
+        spent = f"the budget of {self._config.budget.trials} trials is spent"
+        self._record.set_note("finished", self._record.notes().get("exhausted") or spent)
 
     def _propose(self, executor: Executor) -> bool:
         """Start one trial. Returns False when there is nothing left to propose."""
@@ -177,13 +176,17 @@ class Search:
             self._acceptable,
             seed=derive_seed(self._config.seed, "proposals", number),
             preset=self._retry.popleft() if self._retry else None,
+            excess=lambda params: relative_excess(self._opened.bench.price(self._read(params)[0]), self._config.bounds),
         )
         trial, params = self._record.ask(sampler, self._domain)
-        if sampler.exhausted:
-            self._record.close_without_score(trial, "interrupted", "no further student could be proposed")
-            self._record.set_note("exhausted", True)
-            return False
         arch, tuned = self._read(params)
+        exhausted = sampler.exhausted
+        if _key(arch, tuned) in self._seen:  # Optuna asks no sampler where every choice has one value
+            exhausted = exhausted or "every student of the space has been scored"
+        if exhausted:
+            self._record.close_without_score(trial, "interrupted", "no further student could be proposed")
+            self._record.set_note("exhausted", exhausted)
+            return False
         job = search_job(self._config, arch, tuned)
         self._record.describe(trial, arch, tuned, job.fidelity)
         self._seen.add(_key(arch, tuned))
@@ -231,28 +234,43 @@ class Search:
 
     # -- earning the front ----------------------------------------------------------------------------------------
 
-    def _finalists(self, run: RunRecord) -> list[TrialRecord]:
-        """Return the front of the search scores; of a large one, the members that add most hypervolume."""
-        complete = [trial for trial in run.trials if trial.state == "complete"]
-        if not complete:
-            return []
-        values = minimised([trial.values for trial in complete], run.objectives)
-        reference = minimised([run.reference_point], run.objectives)[0]
-        front = [trial for trial, kept in zip(complete, non_dominated(values), strict=True) if kept]
-        gains = contributions(minimised([trial.values for trial in front], run.objectives), reference)
-        order = sorted(range(len(front)), key=lambda index: -gains[index])
-        return [front[index] for index in sorted(order[: self._config.final.max_students])]
+    def _measured_finalists(self) -> tuple[TrialRecord, ...]:
+        """Return the finalists, each measured while nothing else runs.
 
-    def _pending_repeats(self) -> list[tuple[TrialRecord, int]]:
-        finalists = self._finalists(self._opened.snapshot())
+        A quiet measurement replaces the one taken beside other workers and may move a student, or past a bound; others
+        then take its place, until every finalist has been measured.
+        """
+        while True:
+            chosen = finalists(self._opened.snapshot())
+            unmeasured = [trial for trial in chosen if not self._record.has_final_measurements(trial.number)]
+            if not unmeasured or not self._opened.bench.measured_costs:
+                return chosen
+            self._observe(Note(f"measuring {len(unmeasured)} students on the quiet machine"))
+            for trial in unmeasured:
+                self._measure(trial)
+
+    def _measure(self, trial: TrialRecord) -> None:
+        bench = self._opened.bench
+        module = bench.family.build(trial.arch, bench.data.task).to(bench.device)
+        measured = bench.measure(module, self._opened.workplan.calibrations)
+        with contextlib.suppress(TrialError):  # not measurable now: the value from its trial stands
+            refuse_unmeasurable(measured)
+            self._record.add_final_measurements(trial.number, measured)
+            return
+        self._record.add_final_measurements(trial.number, {})
+
+    def _pending_repeats(self, chosen: tuple[TrialRecord, ...]) -> list[tuple[TrialRecord, int]]:
         return [
             (trial, seed)
             for seed in range(self._config.final.seeds)
-            for trial in finalists
+            for trial in chosen
             if seed not in {repeat.seed for repeat in trial.repeats}
         ]
 
     def _retrain(self, executor: Executor, pending: list[tuple[TrialRecord, int]]) -> None:
+        search, final = self._config.training, self._config.final_fidelity
+        longer = final.epochs * final.data_fraction / (search.epochs * search.data_fraction)
+        limit_s = self._config.budget.trial_time_limit_s * max(longer, 1.0)
         waiting = deque(pending)
         jobs: dict[str, tuple[TrialRecord, int, Job]] = {}
         while waiting or jobs:
@@ -260,7 +278,7 @@ class Search:
                 trial, seed = waiting.popleft()
                 job = final_job(self._config, trial.number, trial.arch, trial.tuned, seed)
                 jobs[f"{trial.number}:{seed}"] = (trial, seed, job)
-                executor.submit(f"{trial.number}:{seed}", job.as_dict())
+                executor.submit(f"{trial.number}:{seed}", job.as_dict(), time_limit_s=limit_s)
             for finished in executor.wait(_POLL_S):
                 self._keep_repeat(*jobs.pop(finished.key), finished)
 
@@ -284,15 +302,10 @@ class Search:
         self._observe(RepeatEnded(trial.number, repeat))
 
     def _finish(self) -> None:
-        """Measure the finalists on the quiet machine, and the teacher on the test split."""
-        bench, plan = self._opened.bench, self._opened.workplan
-        finalists = [trial for trial in self._opened.snapshot().trials if trial.repeats]
-        if bench.measured_costs:
-            for trial in finalists:
-                if not self._record.has_final_measurements(trial.number):
-                    module = bench.family.build(trial.arch, bench.data.task).to(bench.device)
-                    self._record.add_final_measurements(trial.number, bench.measure(module, plan.calibrations))
-        if finalists and "teacher_test_accuracy" not in self._record.notes():
+        """Score the teacher on the test split, once the students of the front have been."""
+        bench = self._opened.bench
+        earned = any(trial.repeats for trial in self._opened.snapshot().trials)
+        if earned and "teacher_test_accuracy" not in self._record.notes():
             self._observe(Note("scoring the teacher on the test split"))
             self._record.set_note(
                 "teacher_test_accuracy", teacher_test_accuracy(bench.teacher, bench.data, device=bench.device)

@@ -70,7 +70,7 @@ def _spellings(space: SearchSpace, family: StudentFamily, start: Assignment) -> 
     return total
 
 
-def sample_prices(
+def random_prices(
     space: SearchSpace, family: StudentFamily, task: ImageTask, *, samples: int, seed: int = 0
 ) -> list[Price]:
     """Return the prices on `task` of `samples` random archs of the space."""

@@ -8,11 +8,12 @@ finalists are study attributes `final:<trial>:<seed>`, since Optuna does not let
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import optuna
 from optuna.distributions import (
@@ -36,6 +37,9 @@ from kdnas.study.records import Repeat, RunRecord, TeacherReport, TrialRecord, T
 from kdnas.study.run_folder import LOCK_FILE, read_lock
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _FILE = "study.db"
 _LOCK_TIMEOUT_S = 60
@@ -61,11 +65,29 @@ def distributions(space: SearchSpace, tune: Mapping[str, TuneRange]) -> dict[str
     return result
 
 
-class Record:
-    """One run's trials, on disk. Only the controller writes; readers may open it at any time."""
+def _on_disk(method: Callable[Concatenate[Record, P], R]) -> Callable[Concatenate[Record, P], R]:
+    """Let `method` tell what the disk or the database refuses as a RunFolderError that names the file."""
 
-    def __init__(self, study: optuna.Study):
+    @functools.wraps(method)
+    def guarded(self: Record, /, *arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return method(self, *arguments, **options)
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            raise _unusable(self.path, error) from error
+
+    return guarded
+
+
+class Record:
+    """One run's trials, on disk. Only the controller writes; readers may open it at any time.
+
+    Every method that reads or writes raises RunFolderError when the disk is full or read-only, or when another program
+    keeps the database locked for more than a minute.
+    """
+
+    def __init__(self, study: optuna.Study, path: Path):
         self.study = study
+        self.path = path
 
     @classmethod
     def create(cls, folder: Path, name: str, objectives: Sequence[Quantity]) -> Record:
@@ -86,7 +108,7 @@ class Record:
         """Open the record in `folder`. Raises RunFolderError when it is damaged, foreign or of another study."""
         path = folder / _FILE
         try:
-            header = path.read_bytes()[:16] if path.is_file() else None
+            header = _header(path) if path.is_file() else None
         except OSError as error:
             raise RunFolderError(f"{path} cannot be read: {error}") from error
         if header is None:
@@ -96,23 +118,25 @@ class Record:
                 f"{path} is not an SQLite database: it is damaged or foreign; restore it or choose another --out"
             )
         with _storage_errors(folder):
-            names = optuna.get_all_study_names(_storage(path))
+            storage = _storage(path, skip_table_creation=True)  # nothing is written into a foreign database
+            names = optuna.get_all_study_names(storage)
             if name not in names:
                 raise RunFolderError(f"{path} holds no study {name!r} (it holds: {', '.join(names) or 'none'})")
-            study = optuna.load_study(
-                study_name=name, storage=_storage(path), sampler=optuna.samplers.RandomSampler(seed=0)
-            )
+            study = optuna.load_study(study_name=name, storage=storage, sampler=optuna.samplers.RandomSampler(seed=0))
+            study.get_trials(deepcopy=False)  # read once, so that a file cut short is told here
         directions = [direction.name.lower() for direction in study.directions]
         expected = [objective.direction for objective in objectives]
         if directions != expected:
             raise RunFolderError(f"{path} records objectives {directions}, the study has {expected}")
-        return cls(study)
+        return cls(study, path)
 
     @property
+    @_on_disk
     def next_number(self) -> int:
         """The number the next trial will get."""
         return len(self.study.get_trials(deepcopy=False))
 
+    @_on_disk
     def ask(
         self, sampler: optuna.samplers.BaseSampler, domain: Mapping[str, BaseDistribution]
     ) -> tuple[optuna.Trial, dict[str, Scalar]]:
@@ -123,6 +147,7 @@ class Record:
             trial = self.study.ask(fixed_distributions=dict(domain))
         return trial, dict(trial.params)
 
+    @_on_disk
     def describe(self, trial: optuna.Trial, arch: Arch, tuned: Mapping[str, float], fidelity: Fidelity) -> None:
         """Write what a running trial is."""
         trial.set_user_attr("arch_id", arch.arch_id)
@@ -130,12 +155,14 @@ class Record:
         trial.set_user_attr("tuned", dict(tuned))
         trial.set_user_attr("fidelity", fidelity.as_dict())
 
+    @_on_disk
     def complete(self, trial: optuna.Trial, result: Mapping[str, Any], objectives: Sequence[Quantity]) -> None:
         """Close a trial with its result."""
         trial.set_user_attr("result", dict(result))
         values = [float(result["values"][objective.name]) for objective in objectives]
         self.study.tell(trial, values, state=OptunaState.COMPLETE)
 
+    @_on_disk
     def close_without_score(
         self, trial: optuna.Trial | int, state: TrialState, reason: str, result: Mapping[str, Any] | None = None
     ) -> None:
@@ -149,37 +176,45 @@ class Record:
             storage.set_trial_user_attr(trial_id, "interrupted", True)
         self.study.tell(trial, state=OptunaState.PRUNED if state == "infeasible" else OptunaState.FAIL)
 
+    @_on_disk
     def set_constraints(self, trial: optuna.Trial, violations: Mapping[str, float]) -> None:
         """Write how far each constraint is violated (<= 0 is feasible), for samplers that read it."""
         for name, violation in violations.items():
             trial.set_constraint(name, violation)
 
+    @_on_disk
     def add_repeat(self, number: int, repeat: Repeat) -> None:
         """Write one retraining of finalist `number`."""
         self.study.set_user_attr(f"final:{number}:{repeat.seed}", dataclasses.asdict(repeat))
 
+    @_on_disk
     def has_final_measurements(self, number: int) -> bool:
         """Whether finalist `number` was measured after the search."""
         return f"measured:{number}" in self.study.user_attrs
 
+    @_on_disk
     def add_final_measurements(self, number: int, measurements: Mapping[str, Measurement]) -> None:
         """Write what finalist `number` measures on the quiet machine; it replaces what its trial measured."""
         plain = {name: measurement.as_dict() for name, measurement in measurements.items()}
         self.study.set_user_attr(f"measured:{number}", plain)
 
+    @_on_disk
     def set_note(self, key: str, value: Any) -> None:
         """Write a fact about the whole run, such as why the search ended."""
         self.study.set_user_attr(f"note:{key}", value)
 
+    @_on_disk
     def notes(self) -> dict[str, Any]:
         """Return the facts that `set_note` wrote."""
         attributes = self.study.user_attrs
         return {key.partition(":")[2]: value for key, value in attributes.items() if key.startswith("note:")}
 
+    @_on_disk
     def proposal(self, number: int) -> dict[str, Scalar]:
         """Return what was proposed as trial `number`."""
         return dict(self.study.get_trials(deepcopy=False)[number].params)
 
+    @_on_disk
     def trials(self) -> tuple[TrialRecord, ...]:
         """Return every trial that became a student, in order."""
         repeats: dict[int, list[Repeat]] = {}
@@ -191,9 +226,10 @@ class Record:
         return tuple(
             _record(trial, repeats.get(trial.number, []), attributes.get(f"measured:{trial.number}", {}))
             for trial in self.study.get_trials(deepcopy=False)
-            if "arch" in trial.user_attrs
+            if "fidelity" in trial.user_attrs  # the last of what `describe` writes: a kill may have cut it short
         )
 
+    @_on_disk
     def unfinished(self) -> list[int]:
         """Return the numbers of trials that no controller is running any more."""
         return [trial.number for trial in self.study.get_trials(deepcopy=False) if not trial.state.is_finished()]
@@ -224,10 +260,17 @@ def _record(trial: FrozenTrial, repeats: list[Repeat], final: Mapping[str, Any])
     )
 
 
-def _storage(path: Path) -> optuna.storages.RDBStorage:
+def _storage(path: Path, *, skip_table_creation: bool = False) -> optuna.storages.RDBStorage:
     return optuna.storages.RDBStorage(
-        f"sqlite:///{path.resolve()}", engine_kwargs={"connect_args": {"timeout": _LOCK_TIMEOUT_S}}
+        f"sqlite:///{path.resolve()}",
+        engine_kwargs={"connect_args": {"timeout": _LOCK_TIMEOUT_S}},
+        skip_table_creation=skip_table_creation,
     )
+
+
+def _header(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(16)
 
 
 @contextmanager
@@ -236,18 +279,33 @@ def _storage_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, OSError, KeyError, AssertionError) as error:
-        cause = getattr(error, "orig", None) or error.__cause__ or error
-        text = " ".join(str(cause).split())[:200] or type(error).__name__
-        raise RunFolderError(f"{folder / _FILE} cannot be used: {text}") from error
+        raise _unusable(folder / _FILE, error) from error
+
+
+def _unusable(path: Path, error: BaseException) -> RunFolderError:
+    cause: BaseException = error
+    while cause.__cause__ is not None:  # what SQLite itself says lies deepest
+        cause = cause.__cause__
+    text = " ".join(str(cause).split())[:200] or type(cause).__name__
+    return RunFolderError(f"{path} cannot be used: {text}")
 
 
 def refreshed(run: RunRecord, record: Record) -> RunRecord:
-    """Return `run` with the trials and notes that `record` holds now."""
+    """Return `run` with the trials and notes that `record` holds now.
+
+    Retrainings of another fidelity than the run's final one are left out: `final` may change when a run resumes, and
+    means over trainings of different lengths are not comparable.
+    """
+    wanted = run.config.final_fidelity
+    trials = tuple(
+        dataclasses.replace(trial, repeats=tuple(repeat for repeat in trial.repeats if repeat.fidelity == wanted))
+        for trial in record.trials()
+    )
     notes = record.notes()
     teacher = run.teacher
     if teacher is not None and "teacher_test_accuracy" in notes:
         teacher = dataclasses.replace(teacher, test_accuracy=notes["teacher_test_accuracy"])
-    return dataclasses.replace(run, trials=record.trials(), teacher=teacher, finished=notes.get("finished", ""))
+    return dataclasses.replace(run, trials=trials, teacher=teacher, finished=notes.get("finished", ""))
 
 
 def run_of_lock(folder: Path, lock: Mapping[str, Any]) -> RunRecord:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.core.data import ImageArrays, ImageData
-from kdnas.core.task import ImageTask
 from kdnas.costs import MeasuredCost
 from kdnas.errors import Problem, TeacherError
 from kdnas.nn.normalise import Normalised
+from kdnas.nn.tracing import parameter_count, traced_macs
 from kdnas.study.records import TeacherReport
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import accuracy, bfloat16_is_native
 
-_MULTIPLYING = ("conv", "linear", "matmul", "addmm", "mm", "bmm", "einsum", "scaled_dot_product_attention")
 # The share of what is left above the largest class's share that a teacher must have gained.
 _ROOM = 0.05
 # Other normalisations are tried on so many validation images, while that costs fewer multiply-accumulates than this.
@@ -54,8 +52,8 @@ def report_teacher(
     `least_accuracy`), and for one that a usual normalisation other than the stated clearly makes better.
     """
     score = _accuracy(teacher.module, data, data.train, validation_indices, device)
-    macs = teacher_macs(teacher.module, data.task, device)
-    values = {"macs": float(macs), "params": float(_parameters(teacher.module))}
+    macs = traced_macs(teacher.module, data.task.input_shape, device)
+    values = {"macs": float(macs), "params": float(parameter_count(teacher.module))}
     labels = data.train.labels[validation_indices]
     share, least = least_accuracy(labels)
     near_chance = score <= least
@@ -91,37 +89,6 @@ def _doubts(teacher: Teacher) -> str:
 def teacher_test_accuracy(teacher: Teacher, data: ImageData, *, device: torch.device) -> float:
     """Return the teacher's accuracy on the test split, in [0, 1]: for the final evaluation only."""
     return _accuracy(teacher.module, data, data.test, np.arange(len(data.test)), device)
-
-
-def teacher_macs(module: nn.Module, task: ImageTask, device: torch.device) -> int:
-    """Return the multiply-accumulates of `module` for one image of `task`, by fvcore's operator counts.
-
-    Convolutions, linear layers and matrix products count, fused attention's two products too; nothing elementwise does.
-    """
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch deprecates the tracer that fvcore counts with
-        from fvcore.nn import FlopCountAnalysis
-
-        example = torch.zeros(1, *task.input_shape, device=device)
-        analysis = FlopCountAnalysis(module, example).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        analysis.tracer_warnings("none").set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
-        torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator, which fvcore cannot count
-        try:
-            counts = analysis.by_operator()
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast_path)
-    return int(sum(counts.get(operator, 0) for operator in _MULTIPLYING))
-
-
-def _attention_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Return the MACs of query [..., L, D] times key [..., S, D], and of the result times value [..., S, V]."""
-    query, key, value = (part.type().sizes() for part in inputs[:3])
-    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _accuracy(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +10,7 @@ import pydantic
 import yaml
 from pydantic import Field, model_validator
 
+import kdnas
 from kdnas.core.arch import Arch
 from kdnas.core.data import ImageData
 from kdnas.core.task import ImageTask
@@ -19,9 +19,10 @@ from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
 from kdnas.registry import Registry, validation_problems
 from kdnas.students import STUDENTS
-from kdnas.study.config import DataConfig, Member, StudyConfig
+from kdnas.study.config import DataConfig, Member
+from kdnas.study.members import option_problems
 from kdnas.study.records import RunRecord, TrialRecord
-from kdnas.study.tuning import tuned_recipe
+from kdnas.study.tuning import final_recipe
 from kdnas.study.yaml_lines import YamlDocument, read_yaml
 from kdnas.teachers import TEACHERS
 from kdnas.training.recipe import Distillation, Recipe, Section, Training
@@ -124,7 +125,7 @@ def train_file_for(run: RunRecord, trial: TrialRecord, data: ImageData) -> Train
         teacher_fingerprint=locked_fingerprint(run, "teacher"),
         training=recipe.training,
         distillation=recipe.distillation,
-        provenance=Provenance(study=config.name, trial=trial.number, kdnas_version=kdnas_version()),
+        provenance=Provenance(study=config.name, trial=trial.number, kdnas_version=kdnas.__version__),
     )
 
 
@@ -133,26 +134,10 @@ def with_epochs(file: TrainFile, epochs: int) -> TrainFile:
     return file.model_copy(update={"training": file.training.model_copy(update={"epochs": epochs})})
 
 
-def final_recipe(config: StudyConfig, tuned: Mapping[str, float]) -> Recipe:
-    """Return the recipe by which a finalist is trained from scratch: the final epochs and share of the data."""
-    recipe = tuned_recipe(config.recipe, tuned)
-    epochs = config.final.epochs or recipe.training.epochs
-    training = recipe.training.model_copy(update={"epochs": epochs, "data_fraction": config.final.data_fraction})
-    return recipe.model_copy(update={"training": training})
-
-
 def locked_fingerprint(run: RunRecord, what: Literal["data", "teacher"]) -> str:
     """Return the hash that study.lock.yaml records of `what`; empty where it records none."""
     fingerprints = run.lock.get("identity", {}).get("fingerprints", {})
     return str(fingerprints.get(what) or "")
-
-
-def kdnas_version() -> str:
-    """Return the installed version of kdnas, empty when it is not installed."""
-    try:
-        return version("kdnas")
-    except PackageNotFoundError:
-        return ""
 
 
 def dump_train_file(file: TrainFile) -> str:
@@ -200,7 +185,7 @@ def _member_problems(file: TrainFile) -> list[Problem]:
     for index, term in enumerate(file.distillation.losses):
         named.append((f"distillation.losses.{index}", LOSSES, term.type, term.options))
     return [
-        Problem(f"{where}.{problem.where}", problem.what, problem.allowed)
+        problem
         for where, registry, name, options in named
-        for problem in registry.problems(name, options)
+        for problem in option_problems(registry, where, name, options)
     ]

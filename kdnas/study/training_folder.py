@@ -55,7 +55,7 @@ def claim(out: Path, settings: Mapping[str, Any]) -> None:
         raise RunFolderError(
             [
                 Problem(str(out), "holds another training; choose another --out, or ask for the same one again"),
-                *(Problem(key, f"{shown(before.get(key))} -> {shown(after.get(key))}") for key in changed),
+                *(Problem(key, f"{brief(before.get(key))} -> {brief(after.get(key))}") for key in changed),
             ]
         )
 
@@ -100,7 +100,7 @@ def write_history(out: Path, records: Sequence[EpochRecord], seen: Mapping[int, 
     write_text(out / HISTORY_FILE, text.getvalue())
 
 
-def shown(value: Any) -> str:
+def brief(value: Any) -> str:
     """Return a plain value as short text for a message."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 100 else f"{text[:97]}..."

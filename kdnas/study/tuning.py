@@ -1,4 +1,4 @@
-"""Training settings that a study searches with the architecture: dotted names into the recipe, and their values."""
+"""The recipes of a study's trainings: settings that it searches with the architecture, and what finalists get."""
 
 from __future__ import annotations
 
@@ -49,6 +49,13 @@ def tuned_recipe(recipe: Recipe, tuned: Mapping[str, float]) -> Recipe:
     if problems:
         raise ConfigError(problems)
     return changed
+
+
+def final_recipe(config: StudyConfig, tuned: Mapping[str, float]) -> Recipe:
+    """Return the recipe by which a finalist is trained from scratch: the final epochs and share of the data."""
+    recipe = tuned_recipe(config.recipe, tuned)
+    training = recipe.training.model_copy(update=config.final_fidelity.as_dict())
+    return recipe.model_copy(update={"training": training})
 
 
 def tunable_problems(config: StudyConfig) -> list[Problem]:

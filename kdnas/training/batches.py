@@ -5,10 +5,8 @@ Shapes: B batch, C channels, H and W height and width, K classes, N samples.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,10 +15,13 @@ from torch.nn import functional
 
 from kdnas.core.data import ImageArrays
 from kdnas.core.seeds import derive_seed
+from kdnas.machine import free_memory_bytes
 from kdnas.training.augment import augment, mix, mixup_shares, random_below
 from kdnas.training.recipe import Augmentation
 
 _CHUNK_BYTES = 64 << 20
+_MEMORY_ASSUMED = 2 << 30
+"""Bytes, on a system that does not tell what is free."""
 
 
 @dataclass(frozen=True)
@@ -144,19 +145,8 @@ class Batches:
 
 
 def available_memory(device: torch.device) -> int:
-    """Return the bytes free for use on `device`: on a CPU what the system or the container's limit leaves."""
+    """Return the bytes free for use on `device`."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2 << 30
-    try:  # counts what the page cache can give back
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        available = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        pass
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        available = min(available, max(0, limit - used))
-    except (OSError, ValueError):  # no control group, or no limit ("max")
-        pass
-    return available
+    free = free_memory_bytes()
+    return _MEMORY_ASSUMED if free is None else free

@@ -6,9 +6,7 @@ file is replaced whole after each epoch, so a killed process leaves the last com
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kdnas import atomic
 from kdnas.errors import RunFolderError
 
 _FORMAT = "kdnas training 1"
@@ -51,16 +50,11 @@ def save_checkpoint(
     header = {"identity": identity, "progress": dict(progress), "optimizer": scalars}
     # Clones: tied weights share memory, which the format refuses, and channels-last weights are not contiguous.
     flat = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(flat, temporary, metadata={"format": _FORMAT, "state": json.dumps(header)})
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with atomic.replacing(path) as scratch:
+            save_file(flat, scratch, metadata={"format": _FORMAT, "state": json.dumps(header)})
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise RunFolderError(f"the checkpoint {path} cannot be written: {error}") from error
 
 

@@ -27,7 +27,7 @@ from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.checkpoint import load_checkpoint, save_checkpoint
 from kdnas.training.evaluation import accuracy, bfloat16_is_native
-from kdnas.training.objective import TrainingLoss, needs_of
+from kdnas.training.loss import TrainingLoss, needs_of
 from kdnas.training.optimizer import build_optimizer, learning_rate
 from kdnas.training.recipe import Distillation, Recipe
 from kdnas.training.teacher_cache import TeacherCache

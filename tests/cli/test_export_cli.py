@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from trained_run import member_of, study_config, trained_run
 
-from kdnas.cli.export import size_text
 from kdnas.cli.main import main
+from kdnas.report.wording import shown
 from kdnas.study.opening import open_data
 from kdnas.study.records import RunRecord
 from kdnas.study.train_file import dump_train_file, train_file_for, with_epochs
@@ -42,7 +42,7 @@ def test_export_prints_each_file_with_its_size(
     lines = capsys.readouterr().out.splitlines()
     for name in ("student.safetensors", "train.yaml"):
         (line,) = [line for line in lines if line.startswith(str(out / name))]
-        assert line.endswith(size_text((out / name).stat().st_size))
+        assert line.endswith(shown("size_bytes", (out / name).stat().st_size))
 
 
 def test_export_of_an_unknown_format_is_one_message(
@@ -56,11 +56,6 @@ def test_export_of_an_unknown_format_is_one_message(
 def test_export_of_no_run_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]) == 2
     assert "nothing" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("size", "text"), [(812, "812 B"), (21_328, "21.3 kB"), (999_960, "1.0 MB")])
-def test_sizes_read_well(size: int, text: str) -> None:
-    assert size_text(size) == text
 
 
 def test_train_from_a_file_then_again(train_yaml: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,12 +100,12 @@ def test_bad_input_to_train_is_one_message(
 
 
 def test_ctrl_c_exits_130_and_the_same_command_continues(train_yaml: Path, kdnas_cache: Path) -> None:
-    command = [sys.executable, "-m", "kdnas", "train", str(train_yaml), "--epochs", "8", "--format", "safetensors"]
+    command = [sys.executable, "-m", "kdnas", "train", str(train_yaml), "--epochs", "20", "--format", "safetensors"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     assert first.stdout is not None
     for line in first.stdout:
-        if line.startswith("epoch 2/8"):
+        if line.startswith("epoch 2/20"):
             break
     first.send_signal(signal.SIGINT)
     _, complaint = first.communicate(timeout=60)
@@ -118,5 +113,5 @@ def test_ctrl_c_exits_130_and_the_same_command_continues(train_yaml: Path, kdnas
     assert "the same command continues" in complaint
     second = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
     assert second.returncode == 0, second.stderr
-    assert "epoch 1/8" not in second.stdout
-    assert "epoch 8/8" in second.stdout
+    assert "epoch 1/20" not in second.stdout
+    assert "epoch 20/20" in second.stdout

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from synthetic_run import synthetic_run
 
+from kdnas.cli.main import main
 from kdnas.study.front import front, knee_of
 from kdnas.study.records import RunRecord
 from kdnas.study.storage import Record, load_run
@@ -55,9 +56,11 @@ def run(tmp_path_factory) -> RunRecord:
     return write_run(tmp_path_factory.mktemp("run"))
 
 
-def test_front_shows_every_student_the_knee_and_the_teacher(run, kdnas):
-    code, out, err = kdnas("front", run.folder, COLUMNS="200")
-    assert (code, err) == (0, "")
+def test_front_shows_every_student_the_knee_and_the_teacher(run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["front", str(run.folder)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
     for member in front(run):
         assert member.trial.arch.arch_id in out
     assert f"◆ {knee_of(front(run), run.objectives).trial.arch.arch_id}" in out
@@ -66,28 +69,28 @@ def test_front_shows_every_student_the_knee_and_the_teacher(run, kdnas):
     assert "of the teacher’s accuracy (test split) at 1/" in out
 
 
-def test_front_json_is_the_same_front(run, kdnas):
-    code, out, _ = kdnas("front", run.folder, "--json")
-    document = json.loads(out)
-    assert code == 0
+def test_front_json_is_the_same_front(run, capsys):
+    assert main(["front", str(run.folder), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
     assert [row["arch_id"] for row in document["front"]] == [member.trial.arch.arch_id for member in front(run)]
     assert document["front"][0]["values"] == dict(front(run)[0].values)
 
 
-def test_report_writes_its_four_files(run, kdnas):
-    code, out, err = kdnas("report", run.folder)
-    assert (code, err) == (0, "")
+def test_report_writes_its_four_files(run, capsys):
+    assert main(["report", str(run.folder)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
     names = ["report.html", "front.csv", "trials.csv", "front.svg"]
     assert [Path(line).name for line in out.split()] == names
     assert all((run.folder / name).stat().st_size > 500 for name in names)
 
 
 @pytest.mark.parametrize("verb", ["front", "report", "dashboard"])
-def test_what_is_no_run_folder_is_bad_input(verb, kdnas, tmp_path):
+def test_what_is_no_run_folder_is_bad_input(verb, capsys, tmp_path):
     before = sorted(tmp_path.iterdir())
     for folder in (tmp_path / "nowhere", tmp_path):
-        code, out, err = kdnas(verb, folder)
-        assert code == 2
+        assert main([verb, str(folder)]) == 2
+        out, err = capsys.readouterr()
         assert err.startswith("error: ")
         assert str(folder) in err
         assert "Traceback" not in err + out

@@ -6,12 +6,14 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kdnas.errors import DataError, RunError, TrialError
+from kdnas.errors import DataError, RunError, RunFolderError, TrialError
 from kdnas.executors import EXECUTORS, Executor, Finished
+from kdnas.executors.local import _visible_device
 
 
 def _answer(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,6 +31,11 @@ def _answer(job: Mapping[str, Any]) -> dict[str, Any]:
             os.kill(os.getpid(), signal.SIGKILL)
         case "exit":
             os._exit(3)
+        case "print":
+            print("from a user's module")
+            return {}
+        case "full disk":
+            raise RunFolderError("the disk is full")
         case "threads":
             import torch
 
@@ -46,6 +53,14 @@ def refuse_input() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
 
 def die_at_start() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     os._exit(7)
+
+
+def die_at_the_first_start() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    first = Path(os.environ["KDNAS_TEST_FIRST_START"])
+    if not first.exists():
+        first.touch()
+        os._exit(7)
+    return _answer
 
 
 def collect(executor: Executor, count: int, seconds: float = 60) -> list[Finished]:
@@ -125,3 +140,61 @@ def test_close_kills_what_runs(executor):
     assert time.monotonic() - started < 5
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_job_does_not_die_of_a_worker_that_could_not_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDNAS_TEST_FIRST_START", str(tmp_path / "started"))
+    executor = EXECUTORS.build("local", die_at_the_first_start, workers=1)
+    executor.submit("a", {"do": "square", "x": 3})
+    (finished,) = collect(executor, 1)
+    executor.close()
+    assert (finished.failure, finished.result["value"]) == (None, 9)
+    assert (tmp_path / "started").exists()
+
+
+def test_a_job_does_not_die_of_a_worker_that_died_idle(executor):
+    executor.submit("a", {"do": "square", "x": 1})
+    executor.submit("b", {"do": "square", "x": 1})
+    for finished in collect(executor, 2):
+        os.kill(finished.result["pid"], signal.SIGKILL)
+    time.sleep(0.2)
+    executor.submit("c", {"do": "square", "x": 3})
+    executor.submit("d", {"do": "square", "x": 3})
+    assert [(done.failure, done.result["value"]) for done in collect(executor, 2)] == [(None, 9)] * 2
+
+
+def test_a_job_may_have_its_own_time_limit(executor):
+    executor.submit("long", {"do": "sleep", "seconds": 3.5}, time_limit_s=60)
+    executor.submit("short", {"do": "sleep", "seconds": 60}, time_limit_s=0.5)
+    done = {finished.key: finished.failure for finished in collect(executor, 2)}
+    assert done == {"short": "stopped at the time limit of 0.5 s", "long": None}
+
+
+def test_a_full_disk_ends_the_run_instead_of_failing_every_job(executor):
+    executor.submit("a", {"do": "full disk"})
+    with pytest.raises(RunFolderError, match="the disk is full"):
+        collect(executor, 1)
+
+
+def test_workers_neither_write_to_standard_output_nor_mind_ctrl_c(capfd):
+    executor = EXECUTORS.build("local", make_evaluate, workers=1)
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:  # all through its start
+        os.kill(executor._workers[0].process.pid, signal.SIGINT)
+        time.sleep(0.02)
+    executor.submit("a", {"do": "print"})
+    (finished,) = collect(executor, 1)
+    executor.close()
+    assert finished.failure is None
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    assert "KeyboardInterrupt" not in err
+
+
+@pytest.mark.parametrize(
+    ("index", "visible", "name"),
+    [(0, None, "0"), (1, "", "1"), (0, "2,3", "2"), (1, "2, 3", "3"), (1, "GPU-aa,GPU-bb", "GPU-bb")],
+)
+def test_a_worker_takes_one_of_the_devices_that_the_controller_may_use(index, visible, name):
+    assert _visible_device(index, visible) == name

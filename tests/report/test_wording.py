@@ -14,6 +14,8 @@ from kdnas.report.wording import axis_title, duration, fraction_of, shown, shown
         ("latency_ms", 1.23456, "1.235 ms"),
         ("peak_memory_bytes", 2_500_000, "2.5 MB"),
         ("peak_memory_bytes", 12, "12 B"),
+        ("size_bytes", 21_328, "21.33 kB"),
+        ("size_bytes", 999_960, "1 MB"),  # rounding crosses the prefix
         ("energy_mj", 3, "3 mJ"),
         ("macs", None, "–"),
         ("accuracy", float("nan"), "–"),

@@ -11,7 +11,7 @@ from synthetic_run import complete, run_of, synthetic_run
 
 from kdnas.core.measurement import Measurement
 from kdnas.errors import ConfigError
-from kdnas.study.front import best_of, front, hypervolume, hypervolume_over_time, knee_of, pick
+from kdnas.study.front import best_of, front, hypervolume, hypervolume_over_time, is_pick, knee_of, pick
 
 
 def numbers(members) -> list[int]:
@@ -135,6 +135,18 @@ def test_pick_by_arch_id_or_its_unique_beginning(four):
     assert pick(four, wanted).trial.number == 2
     assert pick(four, wanted[:6].upper()).trial.number == 2
     assert pick(four, four.trials[4].arch.arch_id).trial.number == 4  # dominated, but complete
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("knee", True), (" best ", True), ("macs<=10e6", True), ("macs<=10M,latency_ms<=2", True),
+        ("0a1b2c", True), ("0A1B2C3D4E5F", True), ("0a1", False), ("0a1b2c3d4e5f6", False),
+        ("zzz", False), ("macs<10", False), ("macs<=1,", False), ("", False),
+    ],
+)  # fmt: skip
+def test_a_pick_is_told_by_its_spelling(text, spelled):
+    assert is_pick(text) is spelled
 
 
 def test_pick_says_the_nearest_miss_of_a_bound_nobody_meets(four):

@@ -18,13 +18,12 @@ from torch import nn
 from kdnas.core.data import ImageArrays, ImageData
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import Quantity
-from kdnas.core.task import ImageTask
 from kdnas.costs import MeasuredCost
 from kdnas.errors import ConfigError, DataError, TeacherError, TrialError
 from kdnas.study import opening
 from kdnas.study.config import DataConfig, Member
 from kdnas.study.opening import open_data, open_teacher, report_teacher, split, teacher_test_accuracy, training_indices
-from kdnas.study.teacher_check import least_accuracy, teacher_macs
+from kdnas.study.teacher_check import least_accuracy
 from kdnas.teachers import Teacher
 
 CPU = torch.device("cpu")
@@ -368,35 +367,3 @@ def test_an_untrained_teacher_is_refused_as_chance(coloured: ImageData, tmp_path
 def test_the_least_accuracy(counts: tuple[int, ...], least: float) -> None:
     labels = np.repeat(np.arange(len(counts)), counts)
     assert least_accuracy(labels) == pytest.approx((max(counts) / sum(counts), least))
-
-
-class _Attention(nn.Module):
-    """Attention over the rows of an image, by torch's own module or by the fused function."""
-
-    def __init__(self, width: int, fused: bool):
-        super().__init__()
-        self.fused = fused
-        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
-        self.project = nn.Linear(width, 3 * width, bias=False)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        rows = images[:, 0]
-        if not self.fused:
-            return self.attention(rows, rows, rows, need_weights=False)[0].mean(1)
-        query, key, value = self.project(rows).chunk(3, -1)
-        return nn.functional.scaled_dot_product_attention(query, key, value).mean(1)
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_macs_count_attention(fused: bool) -> None:
-    length, width = 6, 8
-    expected = 3 * length * width * width + 2 * length * length * width  # projections, then q k and a v
-    expected += 0 if fused else length * width * width  # torch's module projects the result
-    assert teacher_macs(_Attention(width, fused).eval(), ImageTask((1, length, width), width), CPU) == expected
-
-
-def test_macs_of_a_hand_counted_network() -> None:
-    network = nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
-    ).eval()
-    assert teacher_macs(network, ImageTask((3, 10, 12), 5), CPU) == 3 * 8 * 9 * 5 * 6 + 8 * 5

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
+import sqlite3
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
 import yaml
+from optuna.exceptions import StorageInternalError
 
-from kdnas.errors import ConfigError, RunFolderError, TeacherError
+from kdnas.core.measurement import Measurement
+from kdnas.errors import ConfigError, RunFolderError, TeacherError, TrialError
+from kdnas.study.evaluator import search_job
 from kdnas.study.events import Ready, RepeatEnded, SearchEnded, StudyEnded, TrialEnded, TrialStarted
 from kdnas.study.front import front
 from kdnas.study.loading import load_study
 from kdnas.study.preparation import prepare_study
-from kdnas.study.run_folder import controller_lock
+from kdnas.study.run_folder import controller_lock, read_lock, write_lock
 from kdnas.study.runner import Search
+from kdnas.study.spaces import arch_of
 from kdnas.study.storage import load_run
 
 SCORE_COLUMNS = ("number", "arch", "state", "fidelity", "tuned", "values", "reason")
@@ -136,7 +144,14 @@ def test_a_larger_budget_continues(finished, tmp_path):
     study, run, _ = finished
     short = search(study, tmp_path / "b", "budget.trials=2", "final.seeds=1")
     assert table(short) == table(run)[:2]
-    assert table(search(study, tmp_path / "b", "budget.trials=4", "final.seeds=1")) == table(run)
+    reasons = []
+
+    def ended(event):
+        if isinstance(event, TrialEnded):
+            reasons.append(event.run.finished)
+
+    assert table(search(study, tmp_path / "b", "budget.trials=4", "final.seeds=1", observe=ended)) == table(run)
+    assert reasons == ["", ""]  # while it goes on, the record does not say that it is over
 
 
 def test_a_controller_that_died_is_continued_and_its_trials_run_again(finished, tmp_path):
@@ -241,8 +256,122 @@ def test_an_exhausted_space_ends_the_search(tiny_study, tmp_path):
     assert events[-1].new_trials == 0
 
 
+def test_a_space_of_one_student_is_scored_once(tiny_study, tmp_path):
+    (tiny_study / "space.yaml").write_text(
+        "family: resnet\nchoices: {stem_width: [4]}\n"
+        "fixed: {stage1.depth: 1, stage1.width: 4, stage1.bottleneck: plain, stage1.skip: none}\n"
+    )
+    run = search(tiny_study, tmp_path / "r", "final.seeds=1")
+    assert [trial.state for trial in run.trials] == ["complete"]
+    assert "every student of the space" in run.finished
+
+
+def test_what_was_interrupted_in_an_exhausted_space_is_run_again(tiny_study, tmp_path):
+    (tiny_study / "space.yaml").write_text(
+        "family: resnet\nchoices:\n  stem_width: [4, 8]\nfixed: {stage1.depth: 1, stage1.width: 4,"
+        " stage1.bottleneck: plain, stage1.skip: none}\n"
+    )
+
+    def interrupt(event):
+        if isinstance(event, TrialStarted) and event.number == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tiny_study, tmp_path / "r", "final.seeds=1", observe=interrupt)
+    with controller_lock(tmp_path / "r"):  # another worker had found the space exhausted by then
+        prepare(tiny_study, tmp_path / "r", "final.seeds=1").record.set_note("exhausted", "every student is scored")
+    run = search(tiny_study, tmp_path / "r", "final.seeds=1")
+    assert [trial.state for trial in run.trials] == ["complete", "interrupted", "complete"]
+    assert run.finished == "every student is scored"
+
+
+def test_changed_final_trainings_are_done_anew_and_never_averaged_with_the_old(tiny_study, tmp_path):
+    folder = tmp_path / "r"
+    search(tiny_study, folder, "budget.trials=1", "final.seeds=1", "final.epochs=1")
+    run = search(tiny_study, folder, "budget.trials=1", "final.seeds=2", "final.epochs=2")
+    (member,) = front(run)
+    assert [(repeat.seed, repeat.fidelity.epochs) for repeat in member.trial.repeats] == [(0, 2), (1, 2)]
+    assert member.values["accuracy"] == pytest.approx(sum(repeat.accuracy for repeat in member.trial.repeats) / 2)
+    # The way back: nothing of the longer trainings is left in the shorter ones' mean.
+    back = search(tiny_study, folder, "budget.trials=1", "final.seeds=1", "final.epochs=1")
+    assert [repeat.fidelity.epochs for repeat in back.trials[0].repeats] == [1]
+
+
+def test_a_finalist_that_breaks_a_bound_on_the_quiet_machine_gives_its_place_to_another(
+    tiny_study, tmp_path, monkeypatch
+):
+    from kdnas.costs.peak_memory_bytes import PeakMemoryBytes
+
+    measure, late = PeakMemoryBytes.measure, []
+
+    def measured(self, module, task, calibration):
+        taken = measure(self, module, task, calibration)
+        late.append(taken.value)
+        return dataclasses.replace(taken, value=taken.value + 1e9) if searched and len(late) == 1 else taken
+
+    def observe(event):
+        if isinstance(event, TrialEnded):
+            searched.append(event)
+            late.clear()
+
+    searched = []
+    monkeypatch.setattr(PeakMemoryBytes, "measure", measured)  # here alone: the workers are other processes
+    run = search(
+        tiny_study, tmp_path / "r", "constraints=[peak_memory_bytes<=1e9]", "final.seeds=1", "budget.trials=2",
+        "final.max_students=1", observe=observe,
+    )  # fmt: skip
+    broken = [trial for trial in run.trials if trial.values["peak_memory_bytes"] > 1e9]
+    assert len(broken) == 1
+    assert broken[0].repeats == ()
+    (member,) = front(run)
+    assert member.trial.repeats
+    assert member.values["peak_memory_bytes"] <= 1e9
+
+
+def test_a_value_that_is_no_number_fails_the_trial(tiny_study, tmp_path, monkeypatch):
+    from kdnas.costs.peak_memory_bytes import PeakMemoryBytes
+
+    with controller_lock(tmp_path / "r"):
+        opened = prepare(tiny_study, tmp_path / "r", "costs={peak_memory_bytes: {}}")
+    evaluate = opened.workplan()
+    arch = arch_of(opened.space, opened.space.random(np.random.default_rng(0)), opened.bench.family)
+    for value in (math.nan, math.inf):
+        monkeypatch.setattr(PeakMemoryBytes, "measure", lambda *_, value=value: Measurement(value, 0.0, 1, "broken"))
+        with pytest.raises(TrialError, match=f"the measured peak_memory_bytes is {value}"):
+            evaluate(search_job(opened.config, arch, {}).as_dict())
+
+
+def test_what_was_measured_on_another_device_is_not_continued(tiny_study, tmp_path):
+    folder, costs = tmp_path / "r", "costs={peak_memory_bytes: {}}"
+    with controller_lock(folder):
+        prepare(tiny_study, folder, costs)
+        prepare(tiny_study, folder, costs)
+        lock = read_lock(folder)
+        write_lock(folder, {**lock, "device": "cuda"})
+        with pytest.raises(RunFolderError, match="device: cuda -> cpu"):
+            prepare(tiny_study, folder, costs)
+
+
+def test_a_record_that_cannot_be_written_is_told_and_not_its_consequences(tiny_study, tmp_path, monkeypatch):
+    folder = tmp_path / "r"
+
+    def fill_the_disk(event):
+        if isinstance(event, TrialStarted):
+            monkeypatch.setattr("optuna.Study.tell", refuse)
+
+    def refuse(*arguments, **options):
+        raise StorageInternalError("commit") from sqlite3.OperationalError("database or disk is full")
+
+    with pytest.raises(RunFolderError, match=r"study\.db cannot be used: database or disk is full"):
+        search(tiny_study, folder, "budget.trials=1", observe=fill_the_disk)
+    monkeypatch.undo()
+    run = search(tiny_study, folder, "budget.trials=1", "final.seeds=1")
+    assert [trial.state for trial in run.trials] == ["interrupted", "complete"]
+
+
 def test_tuned_settings_are_searched_with_the_architecture(tiny_study, tmp_path):
-    tune = "tune={training.learning_rate: {low: 0.01, high: 0.3, log: true}, distillation.losses.0.temperature: {low: 1, high: 8}}"
+    rate = "training.learning_rate: {low: 0.01, high: 0.3, log: true}"
+    tune = f"tune={{{rate}, distillation.losses.0.temperature: {{low: 1, high: 8}}}}"
     run = search(tiny_study, tmp_path / "r", tune, "final.seeds=1")
     rates = [trial.tuned["training.learning_rate"] for trial in run.trials]
     assert len(set(rates)) == 4

@@ -7,7 +7,7 @@ from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.core.task import ImageTask
 from kdnas.errors import ConfigError
 from kdnas.students import STUDENTS
-from kdnas.study.space_size import sample_prices, space_size
+from kdnas.study.space_size import random_prices, space_size
 from kdnas.study.spaces import arch_of, load_space, space_names
 
 GOOD = """\
@@ -60,7 +60,7 @@ def test_every_committed_space_loads_is_large_and_its_samples_are_archs(reposito
 )
 def test_committed_spaces_cost_what_their_comments_say(name, task, low, high):
     space = load_space(name, Path())
-    macs = [price.macs for price in sample_prices(space, STUDENTS.build(space.family), task, samples=500)]
+    macs = [price.macs for price in random_prices(space, STUDENTS.build(space.family), task, samples=500)]
     assert low <= min(macs) < max(macs) <= high
     assert max(macs) > 20 * min(macs)
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import optuna
 import pytest
+import sqlalchemy
+from synthetic_run import run_of
 
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
@@ -13,7 +17,7 @@ from kdnas.core.space import Choice, SearchSpace
 from kdnas.errors import RunFolderError
 from kdnas.study.config import TuneRange
 from kdnas.study.records import Repeat
-from kdnas.study.storage import Record, distributions, load_run, storage_url
+from kdnas.study.storage import Record, distributions, load_run, refreshed, storage_url
 
 MACS = Quantity("macs", "MACs", "minimize", "cheap")
 OBJECTIVES = (ACCURACY, MACS)
@@ -169,3 +173,73 @@ def test_load_run_says_what_is_not_a_run(tmp_path):
         load_run(tmp_path / "nowhere")
     with pytest.raises(RunFolderError, match="is not a kdnas run"):
         load_run(tmp_path)
+
+
+def test_a_trial_whose_description_was_cut_short_is_closed_and_no_student(record):
+    trial, _ = record.ask(optuna.samplers.RandomSampler(seed=0), DOMAIN)
+    trial.set_user_attr("arch_id", "0" * 12)
+    trial.set_user_attr("arch", Arch.of("resnet", {"depth": 1}).canonical_json)  # killed here, before its fidelity
+    assert record.trials() == ()
+    assert record.unfinished() == [0]
+    record.close_without_score(0, "interrupted", "the controller stopped while it ran")
+    assert record.trials() == ()
+    assert record.unfinished() == []
+
+
+def test_a_locked_database_is_one_message(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdnas.study.storage._LOCK_TIMEOUT_S", 0.1)
+    record = Record.create(tmp_path, "study", OBJECTIVES)
+    other = sqlite3.connect(tmp_path / "study.db")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(RunFolderError, match=r"study\.db cannot be used: database is locked"):
+        record.set_note("finished", "spent")
+    with pytest.raises(RunFolderError, match="database is locked"):
+        record.next_number  # noqa: B018
+    other.rollback()
+    other.close()
+    record.set_note("finished", "spent")
+    assert record.notes() == {"finished": "spent"}
+
+
+def test_a_full_disk_is_one_message(record):
+    storage = record.study._storage._backend
+
+    def fill(connection, _):
+        connection.execute("PRAGMA max_page_count = 1")  # SQLite then answers as it does on a full disk
+
+    sqlalchemy.event.listen(storage.engine, "connect", fill)
+    storage.engine.dispose()
+    with pytest.raises(RunFolderError, match=r"study\.db cannot be used: database or disk is full"):
+        for number in range(50):
+            record.set_note(f"note {number}", "x" * 2000)
+
+
+def test_a_foreign_database_is_refused_and_left_as_it_is(tmp_path):
+    with sqlite3.connect(tmp_path / "study.db") as foreign:
+        foreign.execute("CREATE TABLE thesis (chapter TEXT)")
+    foreign.close()
+    before = (tmp_path / "study.db").read_bytes()
+    with pytest.raises(RunFolderError, match="cannot be used"):
+        Record.open(tmp_path, "study", OBJECTIVES)
+    assert (tmp_path / "study.db").read_bytes() == before
+
+
+def test_a_record_cut_short_is_refused(tmp_path, record):
+    for _ in range(30):
+        trial, _ = ask(record)
+        record.complete(trial, result(accuracy=0.9), OBJECTIVES)
+    path = tmp_path / "study.db"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(RunFolderError, match=r"study\.db cannot be used"):
+        Record.open(tmp_path, "study", OBJECTIVES)
+
+
+def test_retrainings_of_another_fidelity_do_not_count(record):
+    trial, _ = ask(record)
+    record.complete(trial, result(accuracy=0.9), OBJECTIVES)
+    run = run_of([])
+    wanted = run.config.final_fidelity
+    kept = Repeat(1, 0.91, 0.89, wanted, 5.0, "b.safetensors")
+    record.add_repeat(0, Repeat(0, 0.5, 0.5, Fidelity(wanted.epochs - 1), 5.0, "a.safetensors"))
+    record.add_repeat(0, kept)
+    assert refreshed(run, record).trials[0].repeats == (kept,)

@@ -13,11 +13,11 @@ from kdnas.study.records import RunRecord
 from kdnas.study.train_file import (
     TrainFile,
     dump_train_file,
-    final_recipe,
     load_train_file,
     train_file_for,
     with_epochs,
 )
+from kdnas.study.tuning import final_recipe
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,255 @@
+"""`kdnas search` as a user runs it: in a process of its own, killed, interrupted, resumed, refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from fvcore.nn import FlopCountAnalysis
+from safetensors.torch import load_file
+
+from kdnas.study.storage import load_run, storage_url
+
+RUN_FILES = {"study.lock.yaml", "study.db", "trials.csv", "front.csv", "report.html", "front.svg"}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, kdnas):
+    """One finished search: (study, run folder, what the command answered)."""
+    import tiny
+
+    study = tiny.write(tmp_path_factory.mktemp("study"))
+    out = tmp_path_factory.mktemp("runs") / "a"
+    formats = "export.formats=[safetensors, student_json, student_py, train_yaml, model_card]"
+    return study, out, kdnas("search", study, "--out", out, "--set", formats)
+
+
+def start(study: Path, out: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "kdnas", "search", str(study), "--out", str(out), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(process: subprocess.Popen, text: str) -> None:
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return
+    raise AssertionError(f"the search ended without saying {text!r}:\n{''.join(lines)}")
+
+
+def children(pid: int) -> list[int]:
+    """Processes whose parent is `pid`, read from /proc."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == pid:
+                found.append(int(entry.name))
+    return found
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_search_ends_with_a_front_a_report_and_an_exported_student(done):
+    _, out, (code, stdout, stderr) = done
+    assert (code, stderr) == (0, "")
+    assert {path.name for path in out.iterdir() if path.is_file()} >= RUN_FILES
+    exported = {path.name for path in (out / "export").iterdir()}
+    assert exported == {"student.safetensors", "student.json", "student.py", "train.yaml", "MODEL_CARD.md"}
+    for said in ("teacher", "macs", "[4/4]", "search over", "retraining", "Pareto front", "± 95 %", "hypervolume"):
+        assert said in stdout
+
+
+def test_the_front_is_mutually_non_dominated_with_the_stated_columns(done):
+    _, out, _ = done
+    front = rows(out / "front.csv")
+    first = ["trial", "arch_id", "state", "fidelity_epochs", "accuracy", "accuracy_ci95", "macs", "params"]
+    assert list(front[0])[:8] == first
+    assert list(front[0])[-1] == "arch"
+    points = [(-float(row["accuracy"]), float(row["macs"])) for row in front]
+    for a in points:
+        assert not any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in points)
+
+
+def test_the_exported_student_runs_alone_and_has_the_macs_of_the_table(done):
+    _, out, _ = done
+    answer = subprocess.run(
+        [sys.executable, "-I", "student.py"], cwd=out / "export", capture_output=True, text=True, check=True
+    )
+    assert "10" in answer.stdout
+    namespace: dict = {"__name__": "student"}
+    exec((out / "export" / "student.py").read_text(), namespace)
+    student = namespace["build_student"]()
+    student.load_state_dict(load_file(out / "export" / "student.safetensors"))
+    described = json.loads((out / "export" / "student.json").read_text())
+    counts = FlopCountAnalysis(student.eval(), torch.zeros(1, 1, 8, 8)).unsupported_ops_warnings(False).by_operator()
+    row = next(row for row in rows(out / "front.csv") if row["arch_id"] == described["arch_id"])
+    assert counts["conv"] + counts["linear"] == int(row["macs"])
+    assert sum(parameter.numel() for parameter in student.parameters()) == int(row["params"])
+
+
+def test_running_it_again_does_nothing_new_and_says_so(done, kdnas):
+    study, out, _ = done
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name[0] != "."}
+    formats = "export.formats=[safetensors, student_json, student_py, train_yaml, model_card]"
+    code, stdout, stderr = kdnas("search", study, "--out", out, "--set", formats)
+    assert (code, stderr) == (0, "")
+    assert "nothing new" in stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_optuna_opens_the_record(done):
+    _, out, _ = done
+    study = optuna.load_study(study_name="tiny", storage=storage_url(out))
+    assert len(study.best_trials) >= 1
+    assert {trial.number for trial in study.trials} == {int(row["trial"]) for row in rows(out / "trials.csv")}
+
+
+def test_json_is_one_object_a_line(done, tmp_path, kdnas):
+    study, _, _ = done
+    code, stdout, _ = kdnas(
+        "search", study, "--out", tmp_path / "j", "--trials", "1", "--json", "--set", "final.seeds=1"
+    )
+    assert code == 0
+    events = [json.loads(line) for line in stdout.splitlines()]
+    assert [e["event"] for e in events if e["event"] in ("TrialStarted", "TrialEnded")] == [
+        "TrialStarted",
+        "TrialEnded",
+    ]
+    assert events[-1]["event"] == "result"
+    assert (
+        events[-1]["front"][0]["arch_id"] == next(e for e in events if e["event"] == "TrialEnded")["trial"]["arch_id"]
+    )
+
+
+def test_kill_9_of_the_controller_loses_only_what_ran(done, tmp_path, kdnas):
+    study, _, _ = done
+    out = tmp_path / "k"
+    process = start(study, out)
+    wait_for(process, "[2/4]")
+    workers = children(process.pid)
+    assert workers
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers), "orphaned workers"
+    kept = [trial for trial in load_run(out).trials if trial.state == "complete"]
+    assert len(kept) >= 2
+    code, stdout, _ = kdnas("search", study, "--out", out)
+    assert code == 0
+    assert "resuming" in stdout
+    run = load_run(out)
+    assert sum(trial.state == "complete" for trial in run.trials) == 4
+    assert {t.number: t.values for t in run.trials if t.number in {k.number for k in kept}} == {
+        trial.number: trial.values for trial in kept
+    } | {t.number: t.values for t in run.trials if t.number in {k.number for k in kept} and t.repeats}
+
+
+def test_kill_9_of_a_worker_costs_its_trial_only(done, tmp_path):
+    study, _, _ = done
+    out = tmp_path / "w"
+    process = start(study, out, "--trials", "3", "--set", "training.epochs=60", "--set", "final.seeds=1")
+    wait_for(process, "[1/3]")
+    time.sleep(0.5)
+    worker = next(pid for pid in children(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(worker, signal.SIGKILL)
+    rest = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, rest
+    states = [trial.state for trial in load_run(out).trials]
+    assert states.count("failed") == 1
+    assert states.count("complete") == 2
+    assert "SIGKILL" in rest
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_exits_130_and_the_same_command_continues(done, tmp_path, kdnas, name):
+    study, _, _ = done
+    out = tmp_path / "i"
+    process = start(study, out, "--set", "final.seeds=1")
+    wait_for(process, "[1/4]")
+    process.send_signal(getattr(signal, name))
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, rest
+    assert "the same command continues" in rest
+    assert "Traceback" not in rest
+    assert all(trial.state in ("complete", "interrupted") for trial in load_run(out).trials)
+    assert kdnas("search", study, "--out", out, "--set", "final.seeds=1").code == 0
+    assert sum(trial.state == "complete" for trial in load_run(out).trials) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "trainin.epochs=3"], "did you mean 'training'"),
+        (["--set", "training.epochs=three"], "training.epochs"),
+        (["--set", "constraints=[macs<=10]"], "nearest miss has macs"),
+        (["--set", "space=nowhere.yaml"], "nowhere"),
+        (["--set", "sampler=nsga4"], "did you mean 'nsga"),
+        (["--device", "cuda"], "cuda") if not torch.cuda.is_available() else (["--device", "tpu"], "tpu"),
+        (["--set", "data={type: npz, path: missing.npz}"], "missing.npz"),
+    ],
+)
+def test_bad_input_is_one_message_and_nothing_is_left(done, tmp_path, kdnas, arguments, message):
+    study, _, _ = done
+    code, stdout, stderr = kdnas("search", study, "--out", tmp_path / "b", *arguments)
+    assert code == 2, stdout
+    assert message in stderr
+    assert "Traceback" not in stderr
+    assert all(line.startswith("error:") for line in stderr.splitlines())
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_run_of_another_study_is_refused_with_the_difference(done, kdnas):
+    study, out, _ = done
+    code, _, stderr = kdnas("search", study, "--out", out, "--set", "training.epochs=9", "--set", "name=other")
+    assert code == 2
+    assert "training.epochs: 3 -> 9" in stderr
+    assert "name: tiny -> other" in stderr
+
+
+def test_a_folder_that_is_no_run_is_refused(done, tmp_path, kdnas):
+    study, _, _ = done
+    (tmp_path / "notes.txt").write_text("mine")
+    code, _, stderr = kdnas("search", study, "--out", tmp_path)
+    assert code == 2
+    assert "not a kdnas run" in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "foreign", "remove"])
+def test_a_damaged_record_is_refused(done, tmp_path, kdnas, damage):
+    import shutil
+
+    study, out, _ = done
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    record = copy / "study.db"
+    if damage == "truncate":
+        record.write_bytes(record.read_bytes()[: record.stat().st_size // 3])
+    elif damage == "foreign":
+        record.write_text("a shopping list")
+    else:
+        record.unlink()
+    formats = "export.formats=[safetensors, student_json, student_py, train_yaml, model_card]"
+    code, stdout, stderr = kdnas("search", study, "--out", copy, "--set", formats)
+    assert code == 2, stdout
+    assert "study.db" in stderr
+    assert "Traceback" not in stderr
