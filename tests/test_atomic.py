@@ -20,7 +20,7 @@ def test_text_replaces_what_was_there_to_the_byte(tmp_path):
 def test_an_error_on_the_way_leaves_the_old_content_and_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic.replacing(path) as scratch:  # noqa: PT012 - it comes in the middle
+    with pytest.raises(KeyboardInterrupt), atomic.replacing(path) as scratch:
         scratch.write_text("half")
         assert path.read_text() == "old"
         raise KeyboardInterrupt

@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from kdnas.report.wording import duration, shown
 from kdnas.study.events import (
     Event,
     Note,
@@ -28,7 +29,6 @@ from kdnas.study.front import broken_bounds, front, hypervolume, measured_values
 from kdnas.study.records import FrontMember, RunRecord, TrialRecord
 
 _FRONT_ROWS = 12
-_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 class View(ABC):
@@ -53,28 +53,6 @@ class View(ABC):
     @abstractmethod
     def close(self, run: RunRecord, written: Sequence[Path]) -> None:
         """Show the result and what was written."""
-
-
-def open_view(as_json: bool, budget: int) -> View:
-    """Return the view that fits: JSON lines if asked for, live on a terminal, else plain lines."""
-    if as_json:
-        from kdnas.cli._search_json import JsonView
-
-        return JsonView()
-    console = Console(highlight=False)
-    return LiveView(console, budget) if console.is_terminal else PlainView(console, budget)
-
-
-def shown(name: str, value: float) -> str:
-    """Return `value` of quantity `name` for people: 98.12 %, 1.23 M, 0.451 ms."""
-    if name.endswith("accuracy"):
-        return f"{100 * value:.2f} %"
-    if name.endswith("_ms"):
-        return f"{value:.3f} ms"
-    for scale, letter in _UNITS:
-        if abs(value) >= scale:
-            return f"{value / scale:.3g} {letter}"
-    return f"{value:.4g}"
 
 
 def trial_line(run: RunRecord, trial: TrialRecord) -> str:
@@ -118,15 +96,6 @@ def _spread(members: Sequence[FrontMember], rows: int) -> list[FrontMember]:
     return [members[round(index * last / (rows - 1))] for index in range(rows)]
 
 
-def _duration(seconds: float) -> str:
-    whole = int(seconds)
-    return (
-        f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
-        if whole >= 3600
-        else f"{whole // 60}:{whole % 60:02d}"
-    )
-
-
 class _Progress:
     """Counts what is done and estimates what is left, of trials first and of retrainings then."""
 
@@ -148,7 +117,7 @@ class _Progress:
         elif isinstance(event, (TrialEnded, RepeatEnded)):
             self.done += 1
         elif isinstance(event, StudyEnded):
-            self.stage = "done"
+            self.stage = "writing the report"
 
     def _start(self, stage: str, done: int, total: int) -> None:
         self.stage, self.done, self.total = stage, done, max(total, done)
@@ -161,7 +130,7 @@ class _Progress:
         if fresh == 0 or self.done >= self.total:
             return ""
         pace = (time.monotonic() - self._since) / fresh
-        return f"{_duration(pace * (self.total - self.done))} left"
+        return f"{duration(pace * (self.total - self.done))} left"
 
 
 class PlainView(View):
@@ -338,7 +307,8 @@ def _print_result(console: Console, run: RunRecord, written: Sequence[Path]) -> 
     else:
         seeds = max(len(member.trial.repeats) for member in members)
         console.print(
-            f"\nPareto front: {len(members)} students, accuracy on the validation split over {seeds} seeds, ± 95 %"
+            f"\nPareto front: {len(members)} students; accuracy on the validation split"
+            + (f", mean of {seeds} trainings ± 95 %" if seeds > 1 else "")
         )
         console.print(front_view(run))
         console.print(teacher_line(run), markup=False, soft_wrap=True)

@@ -12,6 +12,7 @@ import typer
 from kdnas.cli._options import DataRoot, Overrides, StudyPath
 
 if TYPE_CHECKING:
+    from kdnas.cli._search_view import View
     from kdnas.study.records import RunRecord
 
 _EXPORTED = ".exported"
@@ -60,7 +61,6 @@ def _search(study: Path, out: Path | None, settings: list[str], root_option: Pat
     loaded = load_study(study, settings)
     folder = (out or Path("runs") / loaded.config.name).resolve()
     with controller_lock(folder):
-        from kdnas.cli._search_view import open_view
         from kdnas.report.files import write_report
         from kdnas.study.events import Ready
         from kdnas.study.opening import cache_dir, data_root, resolve_device
@@ -68,7 +68,7 @@ def _search(study: Path, out: Path | None, settings: list[str], root_option: Pat
         from kdnas.study.runner import Search
 
         root = data_root(root_option).resolve()
-        with open_view(json, loaded.config.budget.trials) as view:
+        with _open_view(json, loaded.config.budget.trials) as view:
             opened = prepare_study(
                 loaded,
                 folder,
@@ -94,6 +94,19 @@ def _search(study: Path, out: Path | None, settings: list[str], root_option: Pat
             finally:
                 view.close(run, written)
             write_text(folder / _EXPORTED, _wanted_export(run))
+
+
+def _open_view(as_json: bool, budget: int) -> View:
+    """Return the view that fits: JSON lines if asked for, live on a terminal, else plain lines."""
+    from rich.console import Console
+
+    from kdnas.cli._search_json import JsonView
+    from kdnas.cli._search_view import LiveView, PlainView
+
+    if as_json:
+        return JsonView()
+    console = Console(highlight=False)
+    return LiveView(console, budget) if console.is_terminal else PlainView(console, budget)
 
 
 def _is_current(run: RunRecord) -> bool:

@@ -31,7 +31,7 @@ from kdnas.nn.weights import save_weights
 from kdnas.students import STUDENTS, StudentFamily
 from kdnas.study.config import StudyConfig
 from kdnas.study.opening import open_data, open_teacher, split, training_indices
-from kdnas.study.tuning import tuned_recipe
+from kdnas.study.tuning import final_recipe, tuned_recipe
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.distil import Trained, distil
@@ -279,13 +279,9 @@ def search_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, float]) -> J
 
 def final_job(config: StudyConfig, number: int, arch: Arch, tuned: Mapping[str, float], repeat: int) -> Job:
     """Return retraining `repeat` of finalist `number`: another initialisation and other views each time."""
-    recipe = tuned_recipe(config.recipe, tuned)
-    training = recipe.training.model_copy(
-        update={"epochs": config.final_fidelity.epochs, "data_fraction": config.final_fidelity.data_fraction}
-    )
     return Job(
         arch,
-        recipe.model_copy(update={"training": training}),
+        final_recipe(config, tuned),
         init_seed=derive_seed(config.seed, "final", repeat, arch.arch_id),
         view_seed=derive_seed(config.seed, "final views", repeat),
         measure=False,

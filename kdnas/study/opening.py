@@ -26,7 +26,6 @@ from kdnas.nn.weights import save_weights
 from kdnas.registry import validation_problems
 from kdnas.students import STUDENTS, StudentFamily
 from kdnas.study.config import DataConfig, Member
-from kdnas.study.teacher_check import report_teacher, teacher_test_accuracy
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.training.batches import Batches
 from kdnas.training.distil import EpochRecord, distil
@@ -223,16 +222,3 @@ def _load_kept(network: nn.Module, kept: Path, say: Say) -> bool:
         return False
     network.load_state_dict(state)
     return True
-
-
-__all__ = [
-    "cache_dir",
-    "data_root",
-    "open_data",
-    "open_teacher",
-    "report_teacher",
-    "resolve_device",
-    "split",
-    "teacher_test_accuracy",
-    "training_indices",
-]

@@ -16,12 +16,12 @@ from kdnas.study.evaluator import Bench, Workplan, quantities, refuse_unmeasurab
 from kdnas.study.events import Note, Observer
 from kdnas.study.feasibility import PricedArch, nearest_miss, reference_costs, sample_prices
 from kdnas.study.loading import LoadedStudy
-from kdnas.study.opening import report_teacher
 from kdnas.study.records import TeacherReport
 from kdnas.study.run_folder import LOCK_FILE, check_identity, identity, machine, read_lock, write_lock
 from kdnas.study.runner import Opened
 from kdnas.study.spaces import arch_of
 from kdnas.study.storage import Record, refreshed, run_of_lock
+from kdnas.study.teacher_check import report_teacher
 
 _SMALLEST_TRIED = 5
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,19 +21,21 @@ from kdnas.core.arch import Arch, Scalar
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
-from kdnas.errors import RunFolderError, TrialError
+from kdnas.errors import RunError, RunFolderError, TrialError
 from kdnas.executors import EXECUTORS, Executor, Finished
+from kdnas.machine import usable_cores
+from kdnas.nn.tracing import traced_macs
 from kdnas.samplers import SAMPLERS, SamplerContext
 from kdnas.study.config import StudyConfig
 from kdnas.study.evaluator import Bench, Job, Workplan, final_job, refuse_unmeasurable, search_job, violations
 from kdnas.study.events import Note, Observer, RepeatEnded, SearchEnded, StudyEnded, TrialEnded, TrialStarted
 from kdnas.study.feasibility import relative_excess
 from kdnas.study.finalists import finalists
-from kdnas.study.opening import teacher_test_accuracy
 from kdnas.study.proposals import ValidProposals
 from kdnas.study.records import Repeat, RunRecord, TrialRecord
 from kdnas.study.spaces import arch_of
 from kdnas.study.storage import Record, distributions, refreshed
+from kdnas.study.teacher_check import teacher_test_accuracy
 
 _POLL_S = 0.5
 _SCORED = ("complete", "failed", "infeasible")
@@ -302,9 +303,14 @@ class Search:
         self._observe(RepeatEnded(trial.number, repeat))
 
     def _finish(self) -> None:
-        """Score the teacher on the test split, once the students of the front have been."""
+        """Check the finalists' MACs by tracing, and score the teacher on the test split, as the front has been."""
         bench = self._opened.bench
-        earned = any(trial.repeats for trial in self._opened.snapshot().trials)
+        earned = [trial for trial in self._opened.snapshot().trials if trial.repeats]
+        for trial in earned:
+            module = bench.family.build(trial.arch, bench.data.task)
+            traced = traced_macs(module, bench.data.task.input_shape, torch.device("cpu"))
+            if traced != trial.values["macs"]:
+                raise RunError(f"trial {trial.number}: {traced} MACs traced, {trial.values['macs']:g} in closed form")
         if earned and "teacher_test_accuracy" not in self._record.notes():
             self._observe(Note("scoring the teacher on the test split"))
             self._record.set_note(
@@ -315,11 +321,6 @@ class Search:
 def default_workers(device: torch.device) -> int:
     """Return one worker a CUDA device, or one a CPU core that this process may use."""
     return max(torch.cuda.device_count(), 1) if device.type == "cuda" else usable_cores()
-
-
-def usable_cores() -> int:
-    """Return the number of CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _key(arch: Arch, tuned: Mapping[str, float]) -> str:

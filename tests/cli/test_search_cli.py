@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import optuna
 import pytest
+import tiny
 import torch
 from fvcore.nn import FlopCountAnalysis
 from safetensors.torch import load_file
 
+from kdnas.cli.main import main
 from kdnas.study.storage import load_run, storage_url
 
 RUN_FILES = {"study.lock.yaml", "study.db", "trials.csv", "front.csv", "report.html", "front.svg"}
@@ -25,8 +28,6 @@ RUN_FILES = {"study.lock.yaml", "study.db", "trials.csv", "front.csv", "report.h
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, kdnas):
     """One finished search: (study, run folder, what the command answered)."""
-    import tiny
-
     study = tiny.write(tmp_path_factory.mktemp("study"))
     out = tmp_path_factory.mktemp("runs") / "a"
     formats = "export.formats=[safetensors, student_json, student_py, train_yaml, model_card]"
@@ -207,9 +208,10 @@ def test_an_interrupt_exits_130_and_the_same_command_continues(done, tmp_path, k
         (["--set", "data={type: npz, path: missing.npz}"], "missing.npz"),
     ],
 )
-def test_bad_input_is_one_message_and_nothing_is_left(done, tmp_path, kdnas, arguments, message):
+def test_bad_input_is_one_message_and_nothing_is_left(done, tmp_path, capsys, arguments, message):
     study, _, _ = done
-    code, stdout, stderr = kdnas("search", study, "--out", tmp_path / "b", *arguments)
+    code = main(["search", str(study), "--out", str(tmp_path / "b"), *arguments])
+    stdout, stderr = capsys.readouterr()
     assert code == 2, stdout
     assert message in stderr
     assert "Traceback" not in stderr
@@ -217,27 +219,27 @@ def test_bad_input_is_one_message_and_nothing_is_left(done, tmp_path, kdnas, arg
     assert not (tmp_path / "b").exists()
 
 
-def test_a_run_of_another_study_is_refused_with_the_difference(done, kdnas):
+def test_a_run_of_another_study_is_refused_with_the_difference(done, capsys):
     study, out, _ = done
-    code, _, stderr = kdnas("search", study, "--out", out, "--set", "training.epochs=9", "--set", "name=other")
+    code = main(["search", str(study), "--out", str(out), "--set", "training.epochs=9", "--set", "name=other"])
+    stderr = capsys.readouterr().err
     assert code == 2
     assert "training.epochs: 3 -> 9" in stderr
     assert "name: tiny -> other" in stderr
 
 
-def test_a_folder_that_is_no_run_is_refused(done, tmp_path, kdnas):
+def test_a_folder_that_is_no_run_is_refused(done, tmp_path, capsys):
     study, _, _ = done
     (tmp_path / "notes.txt").write_text("mine")
-    code, _, stderr = kdnas("search", study, "--out", tmp_path)
+    code = main(["search", str(study), "--out", str(tmp_path)])
+    stderr = capsys.readouterr().err
     assert code == 2
     assert "not a kdnas run" in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize("damage", ["truncate", "foreign", "remove"])
-def test_a_damaged_record_is_refused(done, tmp_path, kdnas, damage):
-    import shutil
-
+def test_a_damaged_record_is_refused(done, tmp_path, capsys, damage):
     study, out, _ = done
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
@@ -249,7 +251,8 @@ def test_a_damaged_record_is_refused(done, tmp_path, kdnas, damage):
     else:
         record.unlink()
     formats = "export.formats=[safetensors, student_json, student_py, train_yaml, model_card]"
-    code, stdout, stderr = kdnas("search", study, "--out", copy, "--set", formats)
+    code = main(["search", str(study), "--out", str(copy), "--set", formats])
+    stdout, stderr = capsys.readouterr()
     assert code == 2, stdout
     assert "study.db" in stderr
     assert "Traceback" not in stderr

@@ -73,21 +73,30 @@ def collect(executor: Executor, count: int, seconds: float = 60) -> list[Finishe
 
 @pytest.fixture
 def executor():
+    """An executor of a test's own, for those that leave it broken or closed."""
     executor = EXECUTORS.build("local", make_evaluate, workers=2, threads=1, time_limit_s=3.0)
     yield executor
     executor.close()
 
 
-def test_results_come_back_under_their_keys(executor):
-    executor.submit("a", {"do": "square", "x": 3})
-    executor.submit("b", {"do": "square", "x": 4})
-    assert (executor.free, executor.running) == (0, 2)
+@pytest.fixture(scope="module")
+def shared():
+    """One executor for all tests that leave it as it was: starting workers is what takes time."""
+    executor = EXECUTORS.build("local", make_evaluate, workers=2, threads=1, time_limit_s=3.0)
+    yield executor
+    executor.close()
+
+
+def test_results_come_back_under_their_keys(shared):
+    shared.submit("a", {"do": "square", "x": 3})
+    shared.submit("b", {"do": "square", "x": 4})
+    assert (shared.free, shared.running) == (0, 2)
     with pytest.raises(RuntimeError, match="no worker is free"):
-        executor.submit("c", {"do": "square", "x": 5})
-    done = {finished.key: finished.result for finished in collect(executor, 2)}
+        shared.submit("c", {"do": "square", "x": 5})
+    done = {finished.key: finished.result for finished in collect(shared, 2)}
     assert done["a"]["value"] == 9
     assert done["b"]["value"] == 16
-    assert (executor.free, executor.running) == (2, 0)
+    assert (shared.free, shared.running) == (2, 0)
     assert os.getpid() not in {result["pid"] for result in done.values()}
 
 
@@ -101,20 +110,20 @@ def test_results_come_back_under_their_keys(executor):
         ({"do": "sleep", "seconds": 60}, "time limit of 3 s"),
     ],
 )
-def test_a_failure_is_reported_and_the_worker_works_on(executor, job, reason):
-    executor.submit("bad", job)
-    (finished,) = collect(executor, 1)
+def test_a_failure_is_reported_and_the_worker_works_on(shared, job, reason):
+    shared.submit("bad", job)
+    (finished,) = collect(shared, 1)
     assert finished.key == "bad"
     assert finished.result is None
     assert reason in finished.failure
     for key in ("x", "y"):
-        executor.submit(key, {"do": "square", "x": 2})
-    assert {done.result["value"] for done in collect(executor, 2)} == {4}
+        shared.submit(key, {"do": "square", "x": 2})
+    assert {done.result["value"] for done in collect(shared, 2)} == {4}
 
 
-def test_workers_have_the_threads_they_are_given(executor):
-    executor.submit("t", {"do": "threads"})
-    assert collect(executor, 1)[0].result == {"threads": 1}
+def test_workers_have_the_threads_they_are_given(shared):
+    shared.submit("t", {"do": "threads"})
+    assert collect(shared, 1)[0].result == {"threads": 1}
 
 
 def test_bad_input_at_the_start_reaches_the_user():
@@ -163,10 +172,10 @@ def test_a_job_does_not_die_of_a_worker_that_died_idle(executor):
     assert [(done.failure, done.result["value"]) for done in collect(executor, 2)] == [(None, 9)] * 2
 
 
-def test_a_job_may_have_its_own_time_limit(executor):
-    executor.submit("long", {"do": "sleep", "seconds": 3.5}, time_limit_s=60)
-    executor.submit("short", {"do": "sleep", "seconds": 60}, time_limit_s=0.5)
-    done = {finished.key: finished.failure for finished in collect(executor, 2)}
+def test_a_job_may_have_its_own_time_limit(shared):
+    shared.submit("long", {"do": "sleep", "seconds": 3.5}, time_limit_s=60)
+    shared.submit("short", {"do": "sleep", "seconds": 60}, time_limit_s=0.5)
+    done = {finished.key: finished.failure for finished in collect(shared, 2)}
     assert done == {"short": "stopped at the time limit of 0.5 s", "long": None}
 
 

@@ -42,8 +42,8 @@ def score(params):
 class Loop:
     """A search without training: asks and tells `count` times."""
 
-    def __init__(self, name, seed=0, limit=np.inf):
-        self.name, self.seed, self.limit = name, seed, limit
+    def __init__(self, name, seed=0, limit=np.inf, domain=DOMAIN):
+        self.name, self.seed, self.limit, self.domain = name, seed, limit, domain
         self.study = optuna.create_study(directions=["maximize", "minimize"])
         self.seen, self.proposals, self.exhausted = set(), [], False
 
@@ -54,10 +54,10 @@ class Loop:
         number = len(self.proposals)
         context = SamplerContext(SPACE, (ACCURACY, MACS), 60, 1000 * self.seed + number)
         sampler = ValidProposals(
-            SAMPLERS.build(self.name, context), DOMAIN, self.acceptable, seed=1000 * self.seed + number
+            SAMPLERS.build(self.name, context), self.domain, self.acceptable, seed=1000 * self.seed + number
         )
         self.study.sampler = sampler
-        trial = self.study.ask(fixed_distributions=DOMAIN)
+        trial = self.study.ask(fixed_distributions=self.domain)
         self.exhausted = sampler.exhausted
         if not self.exhausted:
             self.proposals.append(dict(trial.params))
@@ -94,10 +94,10 @@ def test_the_same_seed_and_history_give_the_same_proposals(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_exhausted_space_ends_cleanly(name):
-    loop = Loop(name)
+    loop = Loop(name, domain=DOMAIN | {"width": IntDistribution(8, 16, step=8)})
     loop.run(1000)
     assert loop.exhausted
-    assert len(loop.proposals) == 3 * 4 * 2 + 1  # three active depths with all else, and depth 0 alone
+    assert len(loop.proposals) == 3 * 2 * 2 + 1  # three active depths with all else, and depth 0 alone
 
 
 def test_continuous_settings_are_proposed_within_their_range():

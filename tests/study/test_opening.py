@@ -22,8 +22,8 @@ from kdnas.costs import MeasuredCost
 from kdnas.errors import ConfigError, DataError, TeacherError, TrialError
 from kdnas.study import opening
 from kdnas.study.config import DataConfig, Member
-from kdnas.study.opening import open_data, open_teacher, report_teacher, split, teacher_test_accuracy, training_indices
-from kdnas.study.teacher_check import least_accuracy
+from kdnas.study.opening import open_data, open_teacher, split, training_indices
+from kdnas.study.teacher_check import least_accuracy, report_teacher, teacher_test_accuracy
 from kdnas.teachers import Teacher
 
 CPU = torch.device("cpu")
