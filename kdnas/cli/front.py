@@ -38,14 +38,17 @@ def command(
     if not front(record):
         console.print("There is no front yet: no scored student meets every constraint.", markup=False)
         return
-    console.print(front_table(record))
+    console.print(front_table(record, console.width))
     for title, member, sentence in highlights(record):
         console.print(f"{title}: {member.trial.arch.arch_id}. {sentence}", markup=False)
 
 
-def front_table(run: RunRecord) -> Table:
-    """Return the front as a terminal table, the knee marked, the teacher as its last row."""
-    from rich import box
+_WIDE = 130
+"""Columns of a terminal from which a student's choices fit beside its numbers."""
+
+
+def front_table(run: RunRecord, width: int) -> Table:
+    """Return the front as a terminal table, the knee marked, the teacher as its last row; on a wide one the choices."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -56,26 +59,30 @@ def front_table(run: RunRecord) -> Table:
     members = front(run)
     knee = knee_of(members, run.objectives)
     archs = short_archs([member.trial for member in members])
-    names = ["macs", "params", *other_quantities(run)]
+    others = other_quantities(run)
+    names = ["macs", "params", *others]
     retrained = any(member.trial.repeats for member in members)
-    table = Table(box=box.SIMPLE_HEAD, caption="◆ knee  ★ teacher", caption_justify="left")
+    meaning = "means of the retrainings ± 95 %" if retrained else "brief scores, one seed"
+    caption = f"◆ knee  ★ teacher; accuracies are {meaning}"
+    table = Table(box=None, caption=caption, caption_justify="left", pad_edge=False, header_style="bold")
     table.add_column("student", no_wrap=True)
-    table.add_column("accuracy ± 95 %" if retrained else "accuracy (brief, one seed)", justify="right")
-    table.add_column("test accuracy", justify="right")
-    for name in names:
-        table.add_column(label(name), justify="right", no_wrap=True)
-    table.add_column("choices in which they differ", overflow="fold")
+    for heading in ("accuracy", *(["on test"] if retrained else []), "MACs", "params", *map(label, others)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    if width >= _WIDE:
+        table.add_column("choices in which they differ", no_wrap=True, overflow="ellipsis")
     for member in members:
+        test = [shown_interval("accuracy", member.test_accuracy, member.test_accuracy_ci95)] if retrained else []
         table.add_row(
             f"{'◆' if member is knee else ' '} {member.trial.arch.arch_id}",
             shown_interval("accuracy", member.values.get("accuracy"), member.accuracy_ci95),
-            shown_interval("accuracy", member.test_accuracy, member.test_accuracy_ci95),
+            *test,
             *(shown(name, member.values.get(name)) for name in names),
-            escape(archs[member.trial.number]),
+            *([escape(archs[member.trial.number])] if width >= _WIDE else []),
             style="bold green" if member is knee else None,
         )
     if run.teacher is not None:
         costs = [shown(name, run.teacher.values.get(name)) for name in names]
-        accuracies = [shown("accuracy", value) for value in (run.teacher.accuracy, run.teacher.test_accuracy)]
-        table.add_row(f"★ {escape(run.teacher.name)}", *accuracies, *costs, "", style="dim")
+        scores = (run.teacher.accuracy, run.teacher.test_accuracy) if retrained else (run.teacher.accuracy,)
+        accuracies = [shown("accuracy", score) for score in scores]
+        table.add_row("★ teacher", *accuracies, *costs, style="dim")
     return table

@@ -64,7 +64,23 @@ def test_front_shows_every_student_the_knee_and_the_teacher(run, capsys, monkeyp
     for member in front(run):
         assert member.trial.arch.arch_id in out
     assert f"◆ {knee_of(front(run), run.objectives).trial.arch.arch_id}" in out
-    assert "★ resnet" in out
+    assert "★ teacher" in out
+    assert "choices in which they differ" in out
+
+
+def test_front_fits_a_narrow_terminal(run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["front", str(run.folder)]) == 0
+    out, _ = capsys.readouterr()
+    rows = [line for line in out.splitlines() if any(m.trial.arch.arch_id in line for m in front(run))]
+    assert len([row for row in rows if " ± " in row]) == len(front(run))
+    assert "…" not in out
+
+
+def test_front_names_the_teachers_numbers(run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["front", str(run.folder)]) == 0
+    out, _ = capsys.readouterr()
     assert "98.61 %" in out
     assert "of the teacher’s accuracy (test split) at 1/" in out
 
