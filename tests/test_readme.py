@@ -1,0 +1,53 @@
+"""What the README shows is true: its YAML loads, its commands and members exist, its figures are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kdnas.cli.main import verbs
+from kdnas.study.loading import load_study
+from kdnas.study.members import FAMILIES, registry_of
+from kdnas.study.spaces import load_space
+
+
+@pytest.fixture(scope="module")
+def readme(repository: Path) -> str:
+    return (repository / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(readme: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", readme, flags=re.DOTALL)
+
+
+def test_the_study_and_the_space_load(readme, tmp_path):
+    study, space = blocks(readme, "yaml")
+    (tmp_path / "study.yaml").write_text(study)
+    assert load_study(tmp_path).config.name == "flowers"
+    (tmp_path / "space.yaml").write_text(space)
+    assert load_space("space.yaml", tmp_path).count() > 1000
+
+
+def test_every_command_exists_and_every_verb_is_shown(readme):
+    commands = "\n".join([*blocks(readme, "bash"), *blocks(readme, "")])
+    shown = set(re.findall(r"(?:^|&& )kdnas ([a-z]+)", commands, flags=re.MULTILINE))
+    (several,) = re.findall(r"^kdnas ([a-z]+(?: \| [a-z]+)+)$", commands, flags=re.MULTILINE)
+    assert shown | set(several.split(" | ")) == set(verbs())
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_member_is_named(readme, family):
+    for name in registry_of(family).names():
+        assert f"`{name}`" in readme, f"{family} {name}"
+
+
+def test_the_links_and_pictures_lead_somewhere(readme, repository):
+    for target in re.findall(r"\]\(([^)#]+)\)", readme):
+        assert target.startswith("https://") or (repository / target).exists(), target
+
+
+def test_the_commands_that_ci_runs_are_marked(readme):
+    for name in ("run", "test"):
+        assert re.search(rf"<!-- ci: {name} -->\n```bash\n(.+)\n```", readme)
