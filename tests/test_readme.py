@@ -19,7 +19,9 @@ def readme(repository: Path) -> str:
 
 
 def blocks(readme: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", readme, flags=re.DOTALL)
+    """Return the fenced blocks of that language, in order."""
+    parts = re.split(r"^```(.*)\n", readme, flags=re.MULTILINE)
+    return [text for opened, text in zip(parts[1::4], parts[2::4], strict=True) if opened == language]
 
 
 def test_the_study_and_the_space_load(readme, tmp_path):
