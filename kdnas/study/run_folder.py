@@ -59,6 +59,8 @@ def controller_lock(folder: Path) -> Iterator[None]:
     """
     created = not folder.exists()
     try:
+        if not created:
+            _refuse_strangers(folder)  # before anything is written there
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         guard = (folder / _GUARD).open("a")
     except OSError as error:
@@ -69,7 +71,6 @@ def controller_lock(folder: Path) -> Iterator[None]:
         except OSError:
             raise RunFolderError(f"{folder} is in use by another kdnas search") from None
         try:
-            _refuse_strangers(folder)
             yield
         finally:
             if created and not (folder / LOCK_FILE).exists():  # while the lock still keeps others out
