@@ -31,6 +31,15 @@ class Result:
         return iter((self.code, self.stdout, self.stderr))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `gpu` where there is no CUDA device."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the source tree."""

@@ -62,6 +62,7 @@ def _plain(value: Any) -> Any:
             "number": value.number,
             "arch_id": value.arch.arch_id,
             "state": value.state,
+            "fidelity": value.fidelity.as_dict(),
             "values": measured_values(value),
             "reason": value.reason,
             "train_seconds": value.train_seconds,

@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from kdnas.cli._front_table import front_table
+from kdnas.core.objective import breaches
 from kdnas.report.wording import duration, shown
 from kdnas.study.events import (
     Event,
@@ -25,8 +27,9 @@ from kdnas.study.events import (
     TrialEnded,
     TrialStarted,
 )
-from kdnas.study.front import broken_bounds, front, hypervolume, measured_values
-from kdnas.study.records import FrontMember, RunRecord, TrialRecord
+from kdnas.study.front import comparable, front, hypervolume, measured_values
+from kdnas.study.records import RunRecord, TrialRecord
+from kdnas.study.stopping import budget_in_words
 
 _FRONT_ROWS = 12
 
@@ -58,6 +61,8 @@ class View(ABC):
 def trial_line(run: RunRecord, trial: TrialRecord) -> str:
     """Return one line on a closed trial."""
     head = f"trial {trial.number:>4}  {trial.arch.arch_id}  "
+    if run.config.rungs:
+        head += f"{trial.fidelity.words}  "
     if trial.state != "complete":
         return f"{head}{trial.state}: {trial.reason}"
     values = measured_values(trial)
@@ -65,41 +70,19 @@ def trial_line(run: RunRecord, trial: TrialRecord) -> str:
     return f"{head}{numbers}  ({trial.train_seconds:.1f} s)"
 
 
-def teacher_line(run: RunRecord) -> str:
-    """Return one line on the teacher."""
+def teacher_lines(run: RunRecord) -> list[str]:
+    """Return one line on the teacher, none where there is no teacher."""
     teacher = run.teacher
     if teacher is None:
-        return "teacher: unknown"
+        return []
     numbers = ", ".join(f"{name} {shown(name, value)}" for name, value in teacher.values.items())
-    return f"teacher {teacher.name}: validation accuracy {shown('accuracy', teacher.accuracy)}, {numbers}"
-
-
-def front_view(run: RunRecord, rows: int | None = None) -> Table:
-    """Return the current front as a table; of a long one, `rows` spread over it."""
-    members = front(run)
-    shown_members = members if rows is None or len(members) <= rows else _spread(members, rows)
-    names = [name for name in run.quantities if any(name in member.values for member in members)]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("student", no_wrap=True)
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    for member in shown_members:
-        cells = [shown(name, member.values[name]) if name in member.values else "" for name in names]
-        if member.accuracy_ci95 is not None and "accuracy" in names:
-            cells[names.index("accuracy")] += f" ± {100 * member.accuracy_ci95:.2f}"
-        table.add_row(member.trial.arch.arch_id, *cells)
-    return table
-
-
-def _spread(members: Sequence[FrontMember], rows: int) -> list[FrontMember]:
-    last = len(members) - 1
-    return [members[round(index * last / (rows - 1))] for index in range(rows)]
+    return [f"teacher {teacher.name}: validation accuracy {shown('accuracy', teacher.accuracy)}, {numbers}"]
 
 
 class _Progress:
     """Counts what is done and estimates what is left, of trials first and of retrainings then."""
 
-    def __init__(self, budget: int):
+    def __init__(self, budget: int | None):
         self.budget = budget
         self.stage = "preparing"
         self.done = 0
@@ -111,7 +94,7 @@ class _Progress:
         """Count `event`."""
         if isinstance(event, Ready):
             closed = sum(trial.state in ("complete", "failed", "infeasible") for trial in event.run.trials)
-            self._start("searching", closed, self.budget)
+            self._start("searching", closed, self.budget or 0)
         elif isinstance(event, SearchEnded):
             self._start("retraining the front", 0, event.retrainings)
         elif isinstance(event, (TrialEnded, RepeatEnded)):
@@ -120,8 +103,13 @@ class _Progress:
             self.stage = "writing the report"
 
     def _start(self, stage: str, done: int, total: int) -> None:
-        self.stage, self.done, self.total = stage, done, max(total, done)
+        self.stage, self.done, self.total = stage, done, max(total, done) if total else 0
         self._since, self._done_before = time.monotonic(), done
+
+    @property
+    def counted(self) -> str:
+        """Such as `3/40`, or `3` where the budget is not a number of trials."""
+        return f"{self.done}/{self.total}" if self.total else str(self.done)
 
     @property
     def left(self) -> str:
@@ -136,7 +124,7 @@ class _Progress:
 class PlainView(View):
     """One line an event, for logs and pipes."""
 
-    def __init__(self, console: Console, budget: int):
+    def __init__(self, console: Console, budget: int | None):
         self._console = console
         self._progress = _Progress(budget)
 
@@ -149,17 +137,17 @@ class PlainView(View):
     def _lines(self, event: Event) -> list[str]:
         progress = self._progress
         if isinstance(event, Note):
-            return [event.text]
+            return [] if event.passing else [event.text]
         if isinstance(event, Ready):
-            return ready_lines(event, progress.budget)
+            return ready_lines(event)
         if isinstance(event, TrialEnded):
             left = f"  {progress.left}" if progress.left else ""
-            return [f"[{progress.done}/{progress.total}]{left}  {trial_line(event.run, event.trial)}"]
+            return [f"[{progress.counted}]{left}  {trial_line(event.run, event.trial)}"]
         if isinstance(event, SearchEnded):
             return search_ended_lines(event)
         if isinstance(event, RepeatEnded):
             left = f"  {progress.left}" if progress.left else ""
-            return [f"[{progress.done}/{progress.total}]{left}  {repeat_line(event)}"]
+            return [f"[{progress.counted}]{left}  {repeat_line(event)}"]
         return []
 
     def close(self, run: RunRecord, written: Sequence[Path]) -> None:
@@ -170,7 +158,7 @@ class PlainView(View):
 class LiveView(View):
     """A screen that redraws: progress, time left, best so far, the front, failures."""
 
-    def __init__(self, console: Console, budget: int):
+    def __init__(self, console: Console, budget: int | None):
         self._console = console
         self._progress = _Progress(budget)
         self._run: RunRecord | None = None
@@ -202,7 +190,7 @@ class LiveView(View):
             self._run, self._note = event.run, ""
             self._count(event.run)
         if isinstance(event, Ready):
-            for line in ready_lines(event, self._progress.budget):
+            for line in ready_lines(event):
                 self._live.console.print(line, markup=False)
         elif isinstance(event, TrialEnded):
             self._running.pop(event.trial.number, None)
@@ -221,7 +209,7 @@ class LiveView(View):
     def _screen(self) -> RenderableType:
         progress = self._progress
         bar = Table.grid(padding=(0, 1))
-        counted = f"{progress.done}/{progress.total}" if progress.total else ""
+        counted = progress.counted if progress.done or progress.total else ""
         bar.add_row(
             Text(progress.stage, style="bold"),
             ProgressBar(total=max(progress.total, 1), completed=progress.done, width=32, pulse=progress.total == 0),
@@ -237,16 +225,16 @@ class LiveView(View):
 
     def _count(self, run: RunRecord) -> None:
         """Work out what is shown of `run`: once an event, since the screen is drawn four times a second."""
-        complete = [trial for trial in run.trials if trial.state == "complete"]
+        complete = comparable(run)
         lines: list[RenderableType] = []
         if complete:
-            sound = [trial for trial in complete if not broken_bounds(measured_values(trial), run.constraints)]
+            sound = [trial for trial in complete if not breaches(measured_values(trial), run.constraints)]
             best = max(sound or complete, key=lambda trial: trial.values["accuracy"])
             volume = hypervolume(run)
             lines.append(Text(f"best      {trial_line(run, best)}", overflow="ellipsis", no_wrap=True))
             lines.append(Text(f"front     {len(front(run))} students, hypervolume {volume or 0.0:.6g}"))
         self._numbers = lines
-        self._front = [Text(""), front_view(run, _FRONT_ROWS)] if complete else []
+        self._front = [Text(""), front_table(run, self._console.width, _FRONT_ROWS)] if complete else []
 
     def _lines(self, run: RunRecord) -> list[RenderableType]:
         failed = sum(trial.state == "failed" for trial in run.trials)
@@ -261,21 +249,28 @@ class LiveView(View):
         return [*lines, *self._front]
 
 
-def ready_lines(event: Ready, budget: int) -> list[str]:
+def ready_lines(event: Ready) -> list[str]:
     """Return what is known before the first trial."""
     run, data = event.run, event.run.lock["data"]
-    lines = [
-        f"study {run.config.name} in {run.folder}",
-        f"data {data['name']}: {data['training_images']} training, {data['validation_images']} validation images "
-        f"(stratified, seed {run.config.seed}), {data['test_images']} test images kept for the final front",
-        teacher_line(run),
-    ]
+    lines = [f"study {run.config.name} in {run.folder}"]
+    if run.config.data is None:
+        lines.append(f"scores from {data['name']}; kdnas itself trains nothing")
+    else:
+        lines.append(
+            f"data {data['name']}: {data['training_images']} training, {data['validation_images']} validation images "
+            f"(stratified, seed {run.config.seed}), {data['test_images']} test images kept for the final front"
+        )
+    lines += teacher_lines(run)
     lines += [f"note: {note}" for note in (run.teacher.notes if run.teacher else ())]
     closed = sum(trial.state in ("complete", "failed", "infeasible") for trial in run.trials)
+    budget = budget_in_words(run.config.budget)
     if event.resumed:
-        lines.append(f"resuming: {closed} of {budget} trials are done")
+        lines.append(f"resuming: {'1 trial is' if closed == 1 else f'{closed} trials are'} done")
+    if run.config.rungs:
+        steps = ", ".join(fidelity.words for fidelity in run.config.fidelities)
+        lines.append(f"rungs of {steps}; promotion by {run.config.promotion.rule}")
     crew = "1 worker" if event.workers == 1 else f"{event.workers} workers"
-    lines.append(f"{budget} trials on {crew}, device {run.lock['device']}")
+    lines.append(f"{budget} on {crew}, device {run.lock['device']}")
     return lines
 
 
@@ -307,11 +302,11 @@ def _print_result(console: Console, run: RunRecord, written: Sequence[Path]) -> 
     else:
         seeds = max(len(member.trial.repeats) for member in members)
         console.print(
-            f"\nPareto front: {len(members)} students; accuracy on the validation split"
+            f"\nPareto front: {len(members)} students; accuracy"
+            + (" on the validation split" if run.config.data is not None else "")
             + (f", mean of {seeds} trainings ± 95 %" if seeds > 1 else "")
         )
-        console.print(front_view(run))
-        console.print(teacher_line(run), markup=False, soft_wrap=True)
+        console.print(front_table(run, console.width))
         volume = hypervolume(run)
         point = ", ".join(f"{name} {value:.6g}" for name, value in run.reference_point.items())
         console.print(f"hypervolume {volume:.6g} below ({point})" if volume is not None else "", markup=False)

@@ -240,8 +240,14 @@ distillation:
 # --- The search.
 sampler: auto  # by budget; kdnas list samplers
 executor: {{type: local}}  # workers: one a core, or one a GPU, unless stated
-budget:
-  trials: 40
+# rungs: [{{epochs: 2}}, {{epochs: 6}}]  # lowest first; the promising students of one are trained on at the next
+# promotion: {{rule: rank, eta: 3}}  # who is promising (or moasha, halving), one of eta
+# evaluator: scratch  # where a score comes from: a brief training; kdnas list evaluators
+budget:  # the first limit that is reached ends the search
+  trials: 40  # scores of students
+  # full_trainings: 20  # epochs x data share, in units of one final training
+  # wall_clock_s: 7200
+  # stagnation: {{trials: 30, gain: 0.005}}  # stop when 30 scores in a row made the hypervolume grow by less
   trial_time_limit_s: 3600
 
 # --- The students on the front are retrained from scratch with several seeds, and only then meet the test split.
@@ -250,6 +256,7 @@ final:
   # epochs: 30  # as in `training` unless stated
   data_fraction: 1.0
   max_students: 8
+  attempts: 2  # a retraining that failed so often is given up
 
 # --- What is exported at the end: knee, best, or a bound such as 'macs<=5M'. kdnas list exporters
 export:

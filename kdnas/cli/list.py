@@ -20,9 +20,11 @@ _HEADINGS = {
     "spaces": ("Search spaces", "space"),
     "losses": ("Distillation losses", "distillation.losses"),
     "costs": ("Costs", "objectives, constraints, costs"),
+    "evaluators": ("Evaluators", "evaluator.type"),
     "samplers": ("Samplers", "sampler.type"),
     "executors": ("Executors", "executor.type"),
     "exporters": ("Export formats", "export.formats"),
+    "targets": ("Targets", "kdnas measure --target, costs.latency_ms.target"),
 }
 
 Family = Enum("Family", {name: name for name in _HEADINGS})  # type: ignore[misc]
@@ -34,7 +36,7 @@ def command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List what a study can name: data sets, teachers, spaces, losses, costs, samplers, executors, export formats.
+    """List what a study can name: data sets, teachers, spaces, losses, costs, evaluators, samplers, executors, formats.
 
     Naming a family adds the options of its members, with their types and defaults.
 
@@ -75,7 +77,7 @@ def _spaces() -> list[Entry]:
         except ConfigError as error:
             entries.append(Entry(name, "", unusable=str(error).partition("\n")[0]))
         else:
-            entries.append(Entry(name, f"{' '.join(space.description.split())} ({space.family})"))
+            entries.append(Entry(name, f"{' '.join(space.description.split())} ({space.family or 'no family'})"))
     return entries
 
 

@@ -24,7 +24,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="RUN", help="The run folder. Default: runs/<study name>.")
     ] = None,
-    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Students to score (budget.trials).")] = None,
+    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Scores of students (budget.trials).")] = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Worker processes (executor.workers).")
     ] = None,
@@ -62,7 +62,7 @@ def _search(study: Path, out: Path | None, settings: list[str], root_option: Pat
     folder = (out or Path("runs") / loaded.config.name).resolve()
     with controller_lock(folder):
         from kdnas.report.files import write_report
-        from kdnas.study.events import Ready
+        from kdnas.study.events import Note, Ready
         from kdnas.study.opening import cache_dir, data_root, resolve_device
         from kdnas.study.preparation import prepare_study
         from kdnas.study.runner import Search
@@ -83,6 +83,7 @@ def _search(study: Path, out: Path | None, settings: list[str], root_option: Pat
                 run = search.run()
             except BaseException:
                 with contextlib.suppress(KdnasError):  # a full disk: what ended the search is told, not this
+                    view.observe(Note("writing the report"))
                     write_report(opened.snapshot())
                 raise
             if search.did_nothing and _is_current(run):
@@ -96,7 +97,7 @@ def _search(study: Path, out: Path | None, settings: list[str], root_option: Pat
             write_text(folder / _EXPORTED, _wanted_export(run))
 
 
-def _open_view(as_json: bool, budget: int) -> View:
+def _open_view(as_json: bool, budget: int | None) -> View:
     """Return the view that fits: JSON lines if asked for, live on a terminal, else plain lines."""
     from rich.console import Console
 
@@ -116,8 +117,13 @@ def _is_current(run: RunRecord) -> bool:
     return (
         all(path.exists() and path.stat().st_mtime >= changed for path in (report, exported))
         and exported.read_text(encoding="utf-8") == _wanted_export(run)
-        and (not run.config.export.formats or (run.folder / "export").is_dir())
+        and (not _exports(run) or (run.folder / "export").is_dir())
     )
+
+
+def _exports(run: RunRecord) -> bool:
+    """Whether the study has students with weights, and wants one exported."""
+    return run.config.data is not None and bool(run.config.export.formats)
 
 
 def _wanted_export(run: RunRecord) -> str:
@@ -129,7 +135,7 @@ def _export(run: RunRecord, root: Path) -> list[Path]:
     from kdnas.study.exporting import export_student
     from kdnas.study.front import front, pick
 
-    if not run.config.export.formats or not any(member.trial.repeats for member in front(run)):
+    if not _exports(run) or not any(member.trial.repeats for member in front(run)):
         return []
     member = pick(run, run.config.export.pick)
     return export_student(run, member, run.config.export.formats, run.folder / "export", data_root=root)

@@ -54,13 +54,16 @@ def show_space(
 ) -> None:
     """Show the choices of a search space, and what its networks cost on images of a given size."""
     from kdnas.core.task import ImageTask
-    from kdnas.students import STUDENTS
     from kdnas.study.space_size import random_prices
+    from kdnas.study.spaces import family_of
 
     task = ImageTask(_parse_shape(input_shape), classes)
     loaded = _load(space)
-    prices = random_prices(loaded, STUDENTS.build(loaded.family), task, samples=_SAMPLES)
-    costs = {name: _quantiles([getattr(price, name) for price in prices]) for name in ("macs", "params")}
+    family = family_of(loaded)
+    costs = {}
+    if family is not None:
+        prices = random_prices(loaded, family, task, samples=_SAMPLES)
+        costs = {name: _quantiles([getattr(price, name) for price in prices]) for name in ("macs", "params")}
     if as_json:
         _print_json(
             {
@@ -69,10 +72,12 @@ def show_space(
             }
         )
         return
-    typer.echo(f"{loaded.name}: {loaded.description}\nfamily {loaded.family}, {loaded.count():,} archs\n")
+    typer.echo(f"{loaded.name}: {loaded.description}\nfamily {loaded.family or 'none'}, {loaded.count():,} archs\n")
     rows = [(choice.name, _domain(choice), _when(loaded, choice.name)) for choice in loaded.choices]
     rows += [(name, f"{value} (fixed)", _when(loaded, name)) for name, value in loaded.fixed.items()]
     _print_table(("choice", "values", "active when"), rows)
+    if not costs:
+        return
     typer.echo(f"\nCosts of {_SAMPLES:,} random archs on {input_shape} images, {classes} classes:")
     cells = [(name, *(f"{value:,}" for value in quantiles.values())) for name, quantiles in costs.items()]
     _print_table(("cost", "smallest", "10 %", "median", "90 %", "largest"), cells, right=(1, 2, 3, 4, 5))
@@ -81,11 +86,11 @@ def show_space(
 @app.command("count")
 def count_space(space: Space, as_json: Json = False) -> None:
     """Count a search space: its assignments, those that differ in an active choice, and the distinct networks."""
-    from kdnas.students import STUDENTS
     from kdnas.study.space_size import space_size
+    from kdnas.study.spaces import family_of
 
     loaded = _load(space)
-    size = space_size(loaded, STUDENTS.build(loaded.family))
+    size = space_size(loaded, family_of(loaded))
     if as_json:
         _print_json(
             {

@@ -105,7 +105,7 @@ def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_ro
     if run.is_dir():
         record = load_run(run)
         member = pick_member(record, pick or "knee")
-        data = opening.open_data(record.config.data, data_root, opening.cache_dir())
+        data = opening.open_data(record.config.sources()[0], data_root, opening.cache_dir())
         file = train_file_for(record, member.trial, data)
         default_out = run / "training" / file.arch_id
     else:

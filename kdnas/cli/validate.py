@@ -63,22 +63,27 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
     """Return what the study resolves to, as plain data. Only looks whether files are there."""
     from kdnas.study.opening import cache_dir
     from kdnas.study.opening import data_root as resolved_data_root
+    from kdnas.study.stopping import budget_in_words
 
     config, space, root = loaded.config, loaded.space, resolved_data_root(data_root)
     budget, final = config.budget, config.final
     return {
         "study": config.name,
-        "data": f"{config.data.type}, {config.data.validation_fraction:.0%} of the training split held out for scores",
-        "teacher": config.teacher.type,
-        "space": f"{space.name}: {space.family}, {len(space.choices)} choices, {space.count():,} distinct settings",
+        "evaluator": config.evaluator.type,
+        "data": "none"
+        if config.data is None
+        else f"{config.data.type}, {config.data.validation_fraction:.0%} of the training split held out for scores",
+        "teacher": "none" if config.teacher is None else config.teacher.type,
+        "space": f"{space.name}: {space.family or 'no family'}, {len(space.choices)} choices, "
+        f"{space.count():,} distinct settings",
         "objectives": list(config.objectives),
         "constraints": [str(bound) for bound in config.bounds],
         "losses": [f"{config.distillation.task_weight:g} cross entropy"]
         + [f"{term.weight:g} {term.type}" for term in config.distillation.losses],
         "tuned": sorted(config.tune),
         "sampler": config.sampler.type,
-        "budget": f"{budget.trials} trials of {config.training.epochs} epochs, each at most "
-        f"{budget.trial_time_limit_s:g} s",
+        "budget": f"{budget_in_words(budget)}; a trial trains "
+        f"{' or '.join(fidelity.words for fidelity in config.fidelities)}, at most {budget.trial_time_limit_s:g} s",
         "final": f"up to {final.max_students} students retrained with {final.seeds} seeds, "
         f"{final.epochs or config.training.epochs} epochs",
         "export": [f"{config.export.pick}:", *config.export.formats] if config.export.formats else [],
@@ -92,9 +97,12 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
 
 def _named_files(loaded: LoadedStudy, root: Path) -> list[Path]:
     """Return the files under the data root that data and teacher name."""
-    data, teacher = loaded.config.data.options, loaded.config.teacher.options
-    named = [data.get("path"), data.get("train"), data.get("test"), teacher.get("weights")]
-    for code in (data.get("factory"), data.get("function"), teacher.get("factory")):
+    config = loaded.config
+    data, teacher, evaluator = (
+        section.options if section is not None else {} for section in (config.data, config.teacher, config.evaluator)
+    )
+    named = [data.get("path"), data.get("train"), data.get("test"), teacher.get("weights"), evaluator.get("file")]
+    for code in (data.get("factory"), data.get("function"), teacher.get("factory"), evaluator.get("function")):
         if isinstance(code, str) and code.rpartition(":")[0].endswith(".py"):
             named.append(code.rpartition(":")[0])
     paths = [path for name in named for path in (name if isinstance(name, list) else [name])]
@@ -103,36 +111,21 @@ def _named_files(loaded: LoadedStudy, root: Path) -> list[Path]:
 
 def opened(loaded: LoadedStudy, data_root: Path | None, say: Any) -> dict[str, Any]:
     """Return what only opening shows: the data's shape, the teacher, and what students cost. Raises InputError."""
-    from kdnas.study.evaluator import Bench
+    from kdnas.study.evaluators import EvaluatorContext, open_evaluator
     from kdnas.study.feasibility import sample_prices
     from kdnas.study.opening import cache_dir, resolve_device
     from kdnas.study.opening import data_root as resolved_data_root
-    from kdnas.study.spaces import arch_of
 
     config, space = loaded.config, loaded.space
-    bench = Bench.open(
-        config,
-        space.family,
-        data_root=resolved_data_root(data_root),
-        cache=cache_dir(),
-        device=resolve_device(config.device),
-        say=say,
-    )
-    sample = sample_prices(
-        space,
-        lambda assignment: arch_of(space, assignment, bench.family),
-        bench.price,
-        constraints=config.bounds,
-        seed=config.seed,
-    )
+    device = str(resolve_device(config.device))
+    root, cache = resolved_data_root(data_root), cache_dir()
+    evaluator = open_evaluator(EvaluatorContext(config, space, Path(), root, cache, device, say=say))
+    sample = sample_prices(space, evaluator.arch, evaluator.price, constraints=config.bounds, seed=config.seed)
     cheap = [bound for bound in config.bounds if bound.name in sample[0].costs]
     within = sum(all(bound.violation(priced.costs[bound.name]) <= 0 for bound in cheap) for priced in sample)
-    task, data = bench.data.task, bench.data
     ranges = {name: [priced.costs[name] for priced in sample] for name in sample[0].costs}
     return {
-        "images": f"{len(bench.train_indices):,} to train, {len(bench.validation_indices):,} to score, "
-        f"{len(data.test):,} to test; {'x'.join(map(str, task.input_shape))}, {task.num_classes} classes",
-        "teacher_opened": "; ".join([bench.teacher.name, *bench.teacher.notes]),
+        **evaluator.description,
         "students": [f"{name} {min(values):,.0f} to {max(values):,.0f}" for name, values in ranges.items()],
         "within_constraints": f"{within / len(sample):.1%} of {len(sample):,} random students",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 Scalar = bool | int | float | str
+
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 def normalise_scalar(value: Scalar) -> Scalar:
@@ -42,9 +45,9 @@ class Arch:
     @property
     def canonical_json(self) -> str:
         """The one JSON text of this arch: sorted keys, no spaces."""
-        return json.dumps({"family": self.family, "choices": self.choices}, sort_keys=True, separators=(",", ":"))
+        return _JSON.encode({"family": self.family, "choices": self.choices})
 
-    @property
+    @functools.cached_property
     def arch_id(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 of `canonical_json`."""
         return hashlib.sha256(self.canonical_json.encode()).hexdigest()[:12]

@@ -15,3 +15,14 @@ class Fidelity:
     def as_dict(self) -> dict[str, float]:
         """Return the plain record that goes into a trial."""
         return asdict(self)
+
+    @property
+    def amount(self) -> float:
+        """How often the whole training split was seen: epochs x data fraction."""
+        return self.epochs * self.data_fraction
+
+    @property
+    def words(self) -> str:
+        """Such as `6 epochs` or `6 epochs of 25 % of the data`."""
+        epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
+        return epochs if self.data_fraction == 1 else f"{epochs} of {100 * self.data_fraction:g} % of the data"

@@ -1,4 +1,4 @@
-"""Student's t interval for a mean of few repeats."""
+"""Student's t interval for a mean of few repeats, alone or with the spread pooled over many."""
 
 from __future__ import annotations
 
@@ -23,6 +23,20 @@ def mean_ci95(values: Sequence[float]) -> tuple[float, float | None]:
         return mean, None
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
     return mean, _quantile(n - 1) * math.sqrt(variance / n)
+
+
+def pooled_ci95(groups: Sequence[Sequence[float]]) -> list[float | None]:
+    """Return the half width of the 95 % interval of each group's mean, the spread within groups pooled over all.
+
+    None everywhere where no group has two values. Assumes that the groups spread alike, which lets groups of two or
+    three values have intervals of a useful width.
+    """
+    freedom = sum(len(values) - 1 for values in groups)
+    if freedom == 0:
+        return [None] * len(groups)
+    squares = math.fsum((value - math.fsum(values) / len(values)) ** 2 for values in groups for value in values)
+    spread = math.sqrt(squares / freedom)
+    return [_quantile(freedom) * spread / math.sqrt(len(values)) for values in groups]
 
 
 def _quantile(freedom: int) -> float:

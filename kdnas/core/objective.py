@@ -65,6 +65,24 @@ def parse_constraint(text: str) -> Constraint:
     return Constraint(match[1], match[2], bound)  # type: ignore[arg-type]
 
 
+def breaches(
+    values: Mapping[str, float], constraints: Sequence[Constraint], *, known_only: bool = False
+) -> tuple[str, ...]:
+    """Return, in words, every constraint that `values` break; empty when all hold.
+
+    One whose quantity is not known counts as broken, unless `known_only`: before a student is measured nothing can be
+    said of it.
+    """
+    broken = []
+    for constraint in constraints:
+        value = values.get(constraint.name, math.nan)
+        if math.isnan(value) and not known_only:
+            broken.append(f"{constraint} ({constraint.name} is not known)")
+        elif constraint.violation(value) > 0:
+            broken.append(f"{constraint} ({constraint.name} is {value:.6g})")
+    return tuple(broken)
+
+
 def minimised(rows: Sequence[Mapping[str, float]], objectives: Sequence[Quantity]) -> np.ndarray:
     """Return the objective values of `rows` as an array [N, M] in which smaller is always better."""
     signs = [-1.0 if objective.direction == "maximize" else 1.0 for objective in objectives]

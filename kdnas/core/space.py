@@ -6,6 +6,7 @@ switches off. Which network an assignment stands for (its `Arch`) is the student
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -62,20 +63,20 @@ class SearchSpace:
 
     def active(self, assignment: Mapping[str, Scalar]) -> Assignment:
         """Return the choices of `assignment` that are active, with the fixed ones added."""
-        everything = {**self.fixed, **assignment}
-        gates: dict[str, list[Condition]] = {}
-        for condition in self.conditions:
-            gates.setdefault(condition.choice, []).append(condition)
-        known: dict[str, bool] = {}
+        active = {**self.fixed, **assignment}
+        for gate in self._gates:
+            if gate.when not in active or active[gate.when] not in gate.values:
+                active.pop(gate.choice, None)
+        return active
 
-        def is_active(name: str) -> bool:
-            if name not in known:
-                known[name] = all(
-                    is_active(gate.when) and everything[gate.when] in gate.values for gate in gates.get(name, ())
-                )
-            return known[name]
+    @functools.cached_property
+    def _gates(self) -> tuple[Condition, ...]:
+        """The conditions, those first that others hang on."""
 
-        return {name: value for name, value in everything.items() if is_active(name)}
+        def rank(name: str) -> int:
+            return max((1 + rank(gate.when) for gate in self.conditions if gate.choice == name), default=0)
+
+        return tuple(sorted(self.conditions, key=lambda gate: rank(gate.when)))
 
     def count(self) -> int:
         """Return the number of distinct assignments once inactive choices are dropped, exactly.

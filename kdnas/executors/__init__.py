@@ -10,7 +10,10 @@ from typing import Any
 from kdnas.registry import Registry
 
 Evaluate = Callable[[Mapping[str, Any]], dict[str, Any]]
-"""Takes a plain job and returns a plain result. Raises TrialError (or anything) when it fails."""
+"""Takes a plain job and returns a plain result. Raises TrialError (or anything) when it fails.
+
+One that has an attribute `say` may be given a function there that shows the user a passing line.
+"""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class Executor(ABC):
         self._make_evaluate = make_evaluate
 
     @property
+    def notice(self) -> str:
+        """What the user should know once it runs, such as an address to watch it at; empty: nothing."""
+        return ""
+
+    @property
     @abstractmethod
     def free(self) -> int:
         """The number of jobs that can be submitted now without queueing."""
@@ -45,6 +53,10 @@ class Executor(ABC):
     @abstractmethod
     def wait(self, timeout_s: float) -> list[Finished]:
         """Return the jobs that finished, waiting up to `timeout_s` for the first."""
+
+    def take_notes(self) -> list[str]:
+        """Return the passing lines that workers said since the last call."""
+        return []
 
     @abstractmethod
     def close(self) -> None:

@@ -18,8 +18,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from kdnas.errors import InputError, RunError, RunFolderError, TrialError
+from kdnas.errors import InputError, RunError
 from kdnas.executors import EXECUTORS, Evaluate, Executor, Finished
+from kdnas.executors._worker import answer, visible_device
 
 _START_FAILURES_ALLOWED = 3
 
@@ -60,6 +61,7 @@ class Local(Executor):
         self._devices = devices
         self._context = multiprocessing.get_context("spawn")
         self._start_failures = 0
+        self._notes: list[str] = []
         self._workers = [self._start(index) for index in range(workers)]
         self._closed = False
 
@@ -110,6 +112,11 @@ class Local(Executor):
                 break
         return finished
 
+    def take_notes(self) -> list[str]:
+        """Return the passing lines that workers said since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
+
     def close(self) -> None:
         """Kill every worker."""
         if self._closed:
@@ -143,6 +150,9 @@ class Local(Executor):
             worker.ready, self._start_failures = True, 0
             if worker.key is not None:
                 worker.deadline = time.monotonic() + worker.time_limit_s
+            return []
+        if kind == "note":
+            self._notes.append(content)
             return []
         if kind == "broken":
             self.close()
@@ -202,7 +212,7 @@ def _serve(pipe: Connection, make_evaluate: Callable[[], Evaluate], threads: int
     _leave_with_parent()
     os.dup2(2, 1)  # standard output is the controller's too: what a user's module prints goes to the errors
     if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = _visible_device(device, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_device(device, os.environ.get("CUDA_VISIBLE_DEVICES"))
     import torch
 
     torch.set_num_threads(threads)
@@ -211,31 +221,18 @@ def _serve(pipe: Connection, make_evaluate: Callable[[], Evaluate], threads: int
     except (InputError, RunError) as error:
         pipe.send(("broken", error))
         return
+    if hasattr(evaluate, "say"):
+        evaluate.say = lambda line: pipe.send(("note", line))
     pipe.send(("ready", None))
     while True:
         try:
             job = pipe.recv()
         except EOFError:
             return
-        try:
-            pipe.send(("result", evaluate(job)))
-        except RunFolderError as error:  # a full disk is no student's fault, and meets every job
-            pipe.send(("broken", error))
-            return
-        except (TrialError, InputError) as error:
-            pipe.send(("failure", str(error)))
-        except MemoryError:
-            pipe.send(("failure", "out of memory"))
-        except Exception as error:  # whatever a student does, the search goes on
-            pipe.send(("failure", f"{type(error).__name__}: {error}"))
-            if torch.cuda.is_initialized():
-                return  # a CUDA error spoils every later call of its process: a new one goes on
-
-
-def _visible_device(index: int, visible: str | None) -> str:
-    """Return how CUDA_VISIBLE_DEVICES names device `index` of those that the controller may use."""
-    names = [name.strip() for name in visible.split(",")] if visible else []
-    return names[index] if index < len(names) else str(index)
+        kind, content = answer(evaluate, job)
+        pipe.send((kind, content))
+        if kind == "broken" or (kind == "crash" and torch.cuda.is_initialized()):
+            return  # a CUDA error spoils every later call of its process: a new one goes on
 
 
 def _leave_with_parent() -> None:

@@ -5,13 +5,8 @@ Shapes: B images, C channels, H and W height and width, K classes.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -21,13 +16,10 @@ from pydantic import Field
 from kdnas.errors import ConfigError, ExportError, Problem
 from kdnas.exporters import EXPORTERS, TrainedStudent
 from kdnas.exporters._probe import pixels_to_logits, probe_images, reference_logits
+from kdnas.nn.onnx_program import EXTRA, REQUIRES, onnx_model
 
 FILE = "student.onnx"
-EXTRA = "onnx"
-REQUIRES = ("onnx", "onnxscript", "onnxruntime")
-"""Packages that the extra `kdnas[onnx]` installs."""
 BATCH_SIZES = (1, 3, 17)
-_OPSET = 18
 
 
 @EXPORTERS.register
@@ -52,21 +44,7 @@ def onnx(
 def _write(student: TrainedStudent, path: Path) -> None:
     import onnx as onnx_package
 
-    module = pixels_to_logits(student)
-    example = probe_images(student.task, 2).float()
-    with _quiet():
-        program = torch.onnx.export(
-            module,
-            (example,),
-            dynamo=True,
-            opset_version=_OPSET,
-            input_names=["pixels"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
-    assert program is not None  # it is None only where a file was asked for
-    model = program.model_proto
+    model = onnx_model(pixels_to_logits(student), probe_images(student.task, 2).float(), input_name="pixels")
     model.doc_string = "Input: pixels 0..255 as float32, normalisation inside. Output: logits."
     values = {
         "arch_id": student.arch.arch_id,
@@ -103,17 +81,3 @@ def _check(student: TrainedStudent, path: Path, tolerance: float) -> None:
             raise ExportError(
                 f"{FILE}: at batch size {size} its outputs differ from PyTorch's by {gap:.3g} (at most {bound:.3g})"
             )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the converter's progress lines and warnings from the user's screen."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

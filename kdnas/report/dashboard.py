@@ -12,7 +12,6 @@ import http.server
 import json
 import socketserver
 import threading
-import time
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,8 +20,6 @@ from kdnas.errors import InputError, KdnasError
 
 ADDRESS = "127.0.0.1"
 _RECORD_FILES = ("study.db", "study.db-wal", "study.lock.yaml")
-_POLL_SECONDS = 15
-"""Without a record file to watch (a database elsewhere) the page is drawn afresh so often."""
 
 
 class LivePage:
@@ -43,8 +40,6 @@ class LivePage:
             except FileNotFoundError:
                 continue
             marks.append(f"{name}:{status.st_mtime_ns}:{status.st_size}")
-        if not any(mark.startswith("study.db") for mark in marks):
-            marks.append(str(int(time.time() / _POLL_SECONDS)))
         return "|".join(marks)
 
     def render(self) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from kdnas.core import hypervolume as volumes
-from kdnas.core.objective import Quantity, minimised
+from kdnas.core.objective import Quantity, breaches, minimised
 from kdnas.core.pareto import non_dominated
 from kdnas.report.importance import Importance
 from kdnas.report.style import (
@@ -28,14 +28,16 @@ from kdnas.report.style import (
 from kdnas.report.tables import other_quantities
 from kdnas.report.wording import axis_title, label, scaled, shown, shown_interval
 from kdnas.study.front import (
-    broken_bounds,
     candidates,
+    comparable,
     front,
     hypervolume_over_time,
     knee_of,
     measured_values,
 )
 from kdnas.study.records import FrontMember, RunRecord, TrialRecord
+
+_LOWER = "scored at a lower rung"
 
 
 def cost_names(run: RunRecord) -> list[str]:
@@ -152,7 +154,8 @@ def importance_figure(run: RunRecord, importance: Importance) -> Figure:
 
 
 def _add_scored(drawing: go.Figure, run: RunRecord, name: str) -> tuple[list[float], list[float]]:
-    groups: dict[str, list[TrialRecord]] = {"scored by the search": [], "breaks a constraint": []}
+    groups: dict[str, list[TrialRecord]] = {_LOWER: [], "scored by the search": [], "breaks a constraint": []}
+    full = {trial.number for trial in comparable(run)}
     for trial in run.trials:
         values = measured_values(trial)
         if (
@@ -160,8 +163,9 @@ def _add_scored(drawing: go.Figure, run: RunRecord, name: str) -> tuple[list[flo
             and name in values
             and math.isfinite(values.get("accuracy", math.nan))
         ):
-            broken = trial.state == "infeasible" or bool(broken_bounds(values, run.constraints))
-            groups["breaks a constraint" if broken else "scored by the search"].append(trial)
+            broken = trial.state == "infeasible" or bool(breaches(values, run.constraints))
+            scored = "scored by the search" if trial.number in full else _LOWER
+            groups["breaks a constraint" if broken else scored].append(trial)
     xs: list[float] = []
     ys: list[float] = []
     for title, trials in groups.items():
@@ -172,7 +176,7 @@ def _add_scored(drawing: go.Figure, run: RunRecord, name: str) -> tuple[list[flo
         drawing.add_scatter(
             x=[row[name] for row in rows], y=[row["accuracy"] for row in rows], mode="markers", name=title,
             marker={"color": BROKEN if broken else FAINT, "size": 8, "opacity": 0.7,
-                    "symbol": "x" if broken else "circle"},
+                    "symbol": "x" if broken else "circle-open" if title == _LOWER else "circle"},
             text=[_hover(trial, name, row) for trial, row in zip(trials, rows, strict=True)],
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdnas.report.wording import OFF
+from kdnas.study.audit_sample import search_fidelity
 from kdnas.study.front import measured_values
 from kdnas.study.records import RunRecord, TrialRecord
 
@@ -31,11 +32,14 @@ class Importance:
 
 def importance(run: RunRecord) -> Importance:
     """Return the importance for accuracy of every choice and tuned setting that varied among the complete trials."""
-    trials = [
+    complete = [
         trial
         for trial in run.trials
         if trial.state == "complete" and math.isfinite(measured_values(trial).get("accuracy", math.nan))
     ]
+    # Of a search with rungs: the scores of the one that most students reached.
+    usual = search_fidelity(complete) if complete else None
+    trials = [trial for trial in complete if trial.fidelity == usual]
     accuracies = [measured_values(trial)["accuracy"] for trial in trials]
     if len(trials) < FEWEST_TRIALS:
         return Importance({}, f"Needs at least {FEWEST_TRIALS} complete trials; there are {len(trials)}.")

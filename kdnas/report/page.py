@@ -13,16 +13,21 @@ import plotly.offline
 
 import kdnas
 from kdnas.report import summary
+from kdnas.report.audit import audit_figure, audit_html
 from kdnas.report.figures import accuracy_figure, cost_names, hypervolume_figure, importance_figure
 from kdnas.report.importance import importance
 from kdnas.report.parallel import parallel_figure
 from kdnas.report.style import Figure
 from kdnas.report.tables import front_table, trials_table
+from kdnas.report.time_spent import seconds_by_phase, time_figure
 from kdnas.report.wording import label, shown, shown_interval
+from kdnas.study.audit_result import AuditResult, audit_result
 from kdnas.study.front import front, hypervolume_over_time, knee_of
 from kdnas.study.records import FrontMember, RunRecord
 
-_TEXT_COLUMNS = ("arch_id", "state", "reason", "arch")
+_TEXT_COLUMNS = ("arch_id", "state", "reason", "arch", "indistinguishable_from")
+_CODE_COLUMNS = ("arch_id", "arch", "indistinguishable_from")
+_LONG_COLUMNS = ("reason", "arch", "indistinguishable_from")
 # The browser itself refuses every request: nothing but what stands in the page may be used. Plotly compiles
 # functions for some traces, hence unsafe-eval; the live page may ask its own server for the version.
 _POLICY = (
@@ -37,6 +42,8 @@ def page(run: RunRecord, *, version: str = "") -> str:
     With a `version` the page is live: it asks `/version` of its own server and reloads when the answer differs.
     """
     drawings = figures(run)
+    audit = audit_result(run)
+    audit_drawing = [audit_figure(run, audit)] if audit is not None and audit.scopes else []
     policy = _POLICY.format(connect="'self'" if version else "'none'")
     return "\n".join(
         [
@@ -48,12 +55,13 @@ def page(run: RunRecord, *, version: str = "") -> str:
             _header(run),
             "<main>",
             _trust(run),
+            _audit(run, audit, audit_drawing),
             _figures(drawings, run),
             _tables(run),
             _costs_and_failures(run),
             "</main>",
             _footer(run),
-            *(_data_script(figure) for figure in drawings),
+            *(_data_script(figure) for figure in [*drawings, *audit_drawing]),
             f"<script>{plotly.offline.get_plotlyjs()}</script>" if drawings else "",
             f"<script>\n{_resource('page.js')}</script>\n</body>\n</html>\n",
         ]
@@ -71,6 +79,8 @@ def figures(run: RunRecord) -> list[Figure]:
     shares = importance(run)
     if shares.shares:
         drawings.append(importance_figure(run, shares))
+    if seconds_by_phase(run):
+        drawings.append(time_figure(run))
     return drawings
 
 
@@ -118,20 +128,30 @@ def _trust(run: RunRecord) -> str:
     return f"<section><h2>How far to trust this</h2><ul>{items}</ul></section>"
 
 
+def _audit(run: RunRecord, result: AuditResult | None, drawing: Sequence[Figure]) -> str:
+    if result is None and not any(trial.state == "complete" for trial in run.trials):
+        return ""
+    shown_drawing = "".join(_figure(figure) for figure in drawing)
+    return audit_html(run, result, f'<div class="figures">{shown_drawing}</div>' if drawing else "")
+
+
 def _figures(drawings: Sequence[Figure], run: RunRecord) -> str:
     if not drawings:
         return ""
-    parts = [
+    parts = [_figure(figure) for figure in drawings]
+    missing = "" if any(figure.name == "importance" for figure in drawings) else importance(run).explanation
+    note = f'<p class="lead">Importance of each choice: {_text(missing)}</p>' if missing else ""
+    return f'<section><h2>Figures</h2><div class="figures">{"".join(parts)}</div>{note}</section>'
+
+
+def _figure(figure: Figure) -> str:
+    return (
         f'<figure id="{_text(figure.name)}"{" class=wide" if figure.wide else ""}><h3>{_text(figure.title)}</h3>'
         f'<div class="drawing" role="img" aria-label="{_text(figure.title)}">'
         f'<div data-figure="data-{_text(figure.name)}" '
         f'style="height:{int(figure.drawing.layout.height)}px"></div></div>'
         f"<figcaption>{_text(figure.caption)}</figcaption></figure>"
-        for figure in drawings
-    ]
-    missing = "" if any(figure.name == "importance" for figure in drawings) else importance(run).explanation
-    note = f'<p class="lead">Importance of each choice: {_text(missing)}</p>' if missing else ""
-    return f'<section><h2>Figures</h2><div class="figures">{"".join(parts)}</div>{note}</section>'
+    )
 
 
 def _tables(run: RunRecord) -> str:
@@ -142,7 +162,8 @@ def _tables(run: RunRecord) -> str:
     hint = '<p class="lead">The numbers of front.csv and trials.csv. A click on a column’s name sorts by it.</p>'
     parts = []
     if members:
-        parts.append(f"<h2>The front</h2>{hint}" + _table(front_table(run), "Students of the front", knee))
+        test = f'<p class="lead">{_text(summary.distinguishing(run))}</p>'
+        parts.append(f"<h2>The front</h2>{hint}" + _table(front_table(run), "Students of the front", knee) + test)
     parts.append("<h2>All trials</h2>" + _table(trials_table(run), "All trials with the search’s scores", set()))
     return f"<section>{''.join(parts)}</section>"
 
@@ -173,6 +194,7 @@ def _heading(column: str) -> str:
         "fidelity_epochs": "epochs",
         "fidelity_data_fraction": "data fraction",
         "macs": "MACs",
+        "indistinguishable_from": "accuracy not distinguishable from",
     }
     return names.get(column) or (column if column.endswith(("_ms", "_bytes", "_mj")) else column.replace("_", " "))
 
@@ -181,8 +203,8 @@ def _cell(column: str, value: Any) -> str:
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return '<td data-value="">–</td>'
     if column in _TEXT_COLUMNS:
-        wide = " long" if column in ("reason", "arch") and len(str(value)) > 30 else ""
-        content = f"<code>{_text(value)}</code>" if column in ("arch_id", "arch") else _text(value)
+        wide = " long" if column in _LONG_COLUMNS and len(str(value)) > 30 else ""
+        content = f"<code>{_text(value)}</code>" if column in _CODE_COLUMNS else _text(value)
         return f'<td class="text{wide}" data-value="{_text(value)}">{content}</td>'
     # Accuracies keep four digits so that they can be compared with the files; counts are written out.
     if isinstance(value, int) or float(value).is_integer():

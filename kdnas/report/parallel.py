@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 
 from kdnas.report.style import INK, TEACHER, Figure, blend, escaped, is_log, styled, teacher_value
 from kdnas.report.wording import OFF, label, shown
-from kdnas.study.front import as_member, front, measured_values
+from kdnas.study.front import as_member, comparable, front, measured_values
 from kdnas.study.records import FrontMember, RunRecord
 
 MOST_LINES = 200
@@ -24,7 +24,7 @@ MOST_LINES = 200
 
 def parallel_figure(run: RunRecord) -> Figure:
     """Return parallel coordinates over every choice and objective: one line a student, coloured by accuracy."""
-    everyone = [trial for trial in run.trials if trial.state == "complete" and "accuracy" in measured_values(trial)]
+    everyone = [trial for trial in comparable(run) if "accuracy" in measured_values(trial)]
     members = {member.trial.number: member for member in front(run)}
     ranked = sorted(everyone, key=lambda trial: (trial.number not in members, -measured_values(trial)["accuracy"]))
     scored = ranked[:MOST_LINES]

@@ -8,10 +8,11 @@ from html import escape
 from pathlib import Path
 
 from kdnas import atomic
+from kdnas.core.objective import breaches
 from kdnas.report.figures import cost_names, staircase
 from kdnas.report.style import BROKEN, FAINT, FRONT, GRID, INK, KNEE, TEACHER, is_log, round_ticks
 from kdnas.report.wording import axis_title, scaled
-from kdnas.study.front import broken_bounds, front, knee_of, measured_values
+from kdnas.study.front import comparable, front, knee_of, measured_values
 from kdnas.study.records import FrontMember, RunRecord
 
 _WIDTH, _HEIGHT = 760, 460
@@ -51,9 +52,7 @@ def front_svg(run: RunRecord, name: str | None = None) -> str:
         text = f'<text x="{_WIDTH / 2}" y="{_HEIGHT / 2}" text-anchor="middle">No student has been scored yet.</text>'
         return _document(run, [text])
     scored = [
-        values
-        for trial in run.trials
-        if trial.state == "complete" and name in (values := measured_values(trial)) and "accuracy" in values
+        values for trial in comparable(run) if name in (values := measured_values(trial)) and "accuracy" in values
     ]
     teacher = run.teacher if run.teacher is not None and name in run.teacher.values else None
     xs = [values[name] for values in scored] + [member.values[name] for member in members if name in member.values]
@@ -109,7 +108,7 @@ def _grid(x: _Scale, y: _Scale, name: str) -> list[str]:
 def _points(run: RunRecord, scored: list[dict[str, float]], name: str, x: _Scale, y: _Scale) -> list[str]:
     return [
         f'<circle cx="{x(values[name]):.1f}" cy="{y(values["accuracy"]):.1f}" r="3.6" '
-        f'fill="{BROKEN if broken_bounds(values, run.constraints) else FAINT}" fill-opacity="0.65"/>'
+        f'fill="{BROKEN if breaches(values, run.constraints) else FAINT}" fill-opacity="0.65"/>'
         for values in scored
     ]
 

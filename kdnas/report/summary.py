@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdnas.report.wording import counted, duration, fraction_of, label, shown
-from kdnas.study.front import best_of, front, hypervolume, knee_of
+from kdnas.study.front import SHORTEST_PREFIX, SIGNIFICANCE, best_of, front, hypervolume, indistinguishable, knee_of
 from kdnas.study.records import FrontMember, RunRecord
+
+_NAMED_PAIRS = 6
 
 
 def what_was_searched(run: RunRecord) -> str:
@@ -17,11 +19,11 @@ def what_was_searched(run: RunRecord) -> str:
     objectives = ", ".join(label(objective.name) for objective in run.objectives)
     bounds = f" under {', '.join(map(str, run.constraints))}" if run.constraints else ""
     classes = f" ({len(run.class_names)} classes)" if run.class_names else ""
-    return (
-        f"Students of the space {config.space} for the data set {config.data.type}{classes}, distilled from the "
-        f"teacher {run.teacher.name if run.teacher else config.teacher.type}, for the best "
-        f"trade-off of {objectives}{bounds}."
-    )
+    source = f"scored by the evaluator {config.evaluator.type}"
+    if config.data is not None and config.teacher is not None:
+        teacher = run.teacher.name if run.teacher else config.teacher.type
+        source = f"for the data set {config.data.type}{classes}, distilled from the teacher {teacher}"
+    return f"Students of the space {config.space} {source}, for the best trade-off of {objectives}{bounds}."
 
 
 def progress(run: RunRecord) -> str:
@@ -31,7 +33,18 @@ def progress(run: RunRecord) -> str:
     states = Counter(trial.state for trial in run.trials)
     counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
     end = f"The search has ended: {run.finished}." if run.finished else "The search has not ended."
-    return f"{counted(len(run.trials), 'trial')}: {counts}. {end}"
+    return f"{counted(len(run.trials), 'trial')}: {counts}.{_rungs(run)} {end}"
+
+
+def _rungs(run: RunRecord) -> str:
+    """Return how many students were scored at each rung, where there are rungs; nothing else."""
+    if not run.config.rungs:
+        return ""
+    scored = Counter(trial.fidelity for trial in run.trials if trial.state == "complete")
+    counts = ", ".join(f"{scored[fidelity]} at {fidelity.words}" for fidelity in run.config.fidelities)
+    highest = max((fidelity for fidelity in scored), key=lambda fidelity: fidelity.amount, default=None)
+    shown = f" The front is drawn from the scores at {highest.words}." if highest is not None else ""
+    return f" Students were scored {counts}.{shown}"
 
 
 def teacher_numbers(run: RunRecord) -> list[tuple[str, str]]:
@@ -85,6 +98,38 @@ def against_teacher(run: RunRecord, member: FrontMember) -> str:
     costs = [name for name in ("macs", "latency_ms") if name in member.values and teacher.values.get(name)]
     shares = [f"{fraction_of(member.values[name], teacher.values[name])} of its {label(name)}" for name in costs]
     return f"{text} at {' and '.join(shares)}." if shares else f"{text}."
+
+
+def distinguishing(run: RunRecord) -> str:
+    """Return which members of the front do not differ in accuracy, and by which test; empty below two members."""
+    members = front(run)
+    if len(members) < 2:
+        return ""
+    alike = indistinguishable(members)
+    if all(others is None for others in alike.values()):
+        return "No member was trained twice, so which of them differ in accuracy cannot be tested."
+    order = {member.trial.number: place for place, member in enumerate(members)}
+    pairs = [
+        (member, other)
+        for member in members
+        for other in alike[member.trial.number] or ()
+        if order[member.trial.number] < order[other.trial.number]
+    ]
+    test = f"Welch’s t-test over the retrainings, {100 * SIGNIFICANCE:g} %, each pair by itself"
+    if not pairs:
+        return f"Every pair of the front differs in accuracy ({test})."
+    named = ", ".join(f"{_brief_id(a, members)} and {_brief_id(b, members)}" for a, b in pairs[:_NAMED_PAIRS])
+    more = f" and {len(pairs) - _NAMED_PAIRS} pairs more" if len(pairs) > _NAMED_PAIRS else ""
+    return f"Not distinguishable in accuracy: {named}{more} ({test})."
+
+
+def _brief_id(member: FrontMember, members: Sequence[FrontMember]) -> str:
+    """Return the shortest beginning of a member's arch_id that `--pick` takes and no other member shares."""
+    own = member.trial.arch.arch_id
+    others = [other.trial.arch.arch_id for other in members if other is not member]
+    return next(
+        (own[:n] for n in range(SHORTEST_PREFIX, len(own)) if not any(o.startswith(own[:n]) for o in others)), own
+    )
 
 
 def trust(run: RunRecord) -> list[str]:
@@ -156,14 +201,14 @@ def failures(run: RunRecord) -> list[tuple[str, str, list[int]]]:
 
 
 def _validation_sentence(run: RunRecord) -> str:
+    if run.config.data is None:
+        return f"Search scores are what the evaluator {run.config.evaluator.type} says."
     data = run.lock.get("data")
     images: Any = data.get("validation_images") if isinstance(data, Mapping) else None
     size = f"{images} images" if isinstance(images, int) else "images"
     fraction = run.config.data.validation_fraction
-    training = run.config.training
-    share = "" if training.data_fraction == 1 else f" on {100 * training.data_fraction:g} % of the data"
     text = (
-        f"Search scores are brief (one training, one seed, {counted(training.epochs, 'epoch')}{share}) and are made on "
+        f"Search scores are brief (one training, one seed, {run.config.fidelities[-1].words}) and are made on "
         f"{size} carved from the training data ({100 * fraction:g} % of it, stratified)."
     )
     if isinstance(images, int) and images > 0:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from kdnas import atomic
 from kdnas.report.wording import arch_in_words
-from kdnas.study.front import front, hypervolume, knee_of, measured_values
+from kdnas.study.front import front, hypervolume, indistinguishable, knee_of, measured_values
 from kdnas.study.records import FrontMember, RunRecord, TrialRecord
 
 FIRST_COLUMNS = ("trial", "arch_id", "state", "fidelity_epochs", "accuracy", "accuracy_ci95", "macs", "params")
@@ -41,10 +41,20 @@ def trials_table(run: RunRecord) -> pd.DataFrame:
 
 
 def front_table(run: RunRecord) -> pd.DataFrame:
-    """Return the Pareto front, sorted by the first cheap objective, as front.csv has it."""
+    """Return the Pareto front, sorted by the first cheap objective, as front.csv has it.
+
+    `indistinguishable_from` holds the arch_ids of the members whose accuracy does not differ (Welch's t-test over the
+    retrainings, 5 %), "none" where all do, nothing where a single training cannot tell.
+    """
     columns = [*FIRST_COLUMNS, *_quantity_columns(run), "test_accuracy", "test_accuracy_ci95", "seeds"]
     columns += ["search_accuracy", "fidelity_data_fraction", *_tuned_names(run), "train_seconds", "reason", "arch"]
-    return _frame([_front_row(run, member) for member in front(run)], columns)
+    columns += ["indistinguishable_from"]
+    members = front(run)
+    alike = indistinguishable(members)
+    return _frame(
+        [{**_front_row(run, member), "indistinguishable_from": _ids(alike[member.trial.number])} for member in members],
+        columns,
+    )
 
 
 def front_document(run: RunRecord) -> dict[str, Any]:
@@ -53,9 +63,11 @@ def front_document(run: RunRecord) -> dict[str, Any]:
     Keys: study, folder, finished (why the search ended, empty while it has not), retrained (true when accuracies are
     means over retrainings), objectives (name, unit, direction), constraints, reference_point, hypervolume (null while
     unknown), knee (arch_id or null), teacher (name, accuracy, test_accuracy, values) or null, and front: one record a
-    student with trial, arch_id, accuracy_ci95, test_accuracy, test_accuracy_ci95, seeds, values, tuned, arch.
+    student with trial, arch_id, accuracy_ci95, test_accuracy, test_accuracy_ci95, seeds, values, tuned, arch, and
+    indistinguishable_from (arch_ids whose accuracy does not differ by Welch's t-test at 5 %; null where not testable).
     """
     members = front(run)
+    alike = indistinguishable(members)
     teacher = run.teacher
     return {
         "study": run.config.name,
@@ -85,8 +97,9 @@ def front_document(run: RunRecord) -> dict[str, Any]:
                 "values": dict(member.values),
                 "tuned": dict(member.trial.tuned),
                 "arch": {"family": member.trial.arch.family, "choices": member.trial.arch.choices},
+                "indistinguishable_from": None if others is None else [other.trial.arch.arch_id for other in others],
             }
-            for member in members
+            for member, others in ((member, alike[member.trial.number]) for member in members)
         ],
     }
 
@@ -157,6 +170,10 @@ def _front_row(run: RunRecord, member: FrontMember) -> dict[str, Any]:
         "train_seconds": seconds,
         "reason": trial.reason,
     }
+
+
+def _ids(members: Sequence[FrontMember] | None) -> str | None:
+    return None if members is None else " ".join(member.trial.arch.arch_id for member in members) or "none"
 
 
 def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:

@@ -7,26 +7,46 @@ one static space; proposals that repeat a student or break a cheap constraint ne
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kdnas.core.arch import Scalar
+from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import Quantity
 from kdnas.core.space import SearchSpace
 from kdnas.registry import Registry
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import BaseDistribution
 
 
 @dataclass(frozen=True)
 class SamplerContext:
-    """What a sampler may know: the space, the objectives in order, the trial budget, and a seed for this proposal."""
+    """What a sampler may know, beside the history that Optuna hands it.
+
+    The history's trials carry user attributes: `fidelity` (how much training the values have seen) and
+    `result["values"]` (every quantity known of the student, objectives or not).
+    """
 
     space: SearchSpace
     objectives: tuple[Quantity, ...]
+    """In the order of the history's values."""
     trials: int
+    """The trial budget."""
     seed: int
+    """For this proposal."""
+    price: Callable[[Mapping[str, Scalar]], Mapping[str, float]]
+    """The cheap costs of a proposal, by quantity; microseconds."""
+    acceptable: Callable[[Mapping[str, Scalar]], bool]
+    """Whether a proposal is a new student within the cheap constraints."""
+    reference_point: Mapping[str, float]
+    """By objective, in its own unit and direction: what the run's hypervolume is measured from."""
+    fidelities: tuple[Fidelity, ...] = ()
+    """The rungs of the search, lowest first; empty where every trial has the same fidelity."""
+    tuned: Mapping[str, BaseDistribution] = field(default_factory=dict)
+    """Training settings that are proposed with the architecture, by dotted name."""
 
 
 SAMPLERS: Registry[Callable[..., optuna.samplers.BaseSampler]] = Registry("sampler", __name__)

@@ -8,6 +8,7 @@ import optuna
 from pydantic import Field
 
 from kdnas.samplers import SAMPLERS, SamplerContext
+from kdnas.samplers._evolution import population_for
 
 
 @SAMPLERS.register
@@ -21,7 +22,7 @@ def nsga2(
     """Elitist non-dominated sorting genetic algorithm (Optuna). Population: a fifth of the budget, within 10..50."""
     return optuna.samplers.NSGAIISampler(
         seed=context.seed,
-        population_size=population_size or min(max(context.trials // 5, 10), 50),
+        population_size=population_size or population_for(context.trials),
         mutation_prob=mutation_probability,
         crossover_prob=crossover_probability,
     )

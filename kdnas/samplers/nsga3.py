@@ -8,6 +8,7 @@ import optuna
 from pydantic import Field
 
 from kdnas.samplers import SAMPLERS, SamplerContext
+from kdnas.samplers._evolution import population_for
 
 
 @SAMPLERS.register
@@ -21,7 +22,7 @@ def nsga3(
     """Reference-point genetic algorithm for three or more objectives (Optuna). Population as for nsga2."""
     return optuna.samplers.NSGAIIISampler(
         seed=context.seed,
-        population_size=population_size or min(max(context.trials // 5, 10), 50),
+        population_size=population_size or population_for(context.trials),
         mutation_prob=mutation_probability,
         crossover_prob=crossover_probability,
     )

@@ -9,7 +9,11 @@ from torch import nn
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.measurement import Price
+from kdnas.core.operator import Operator
+from kdnas.core.space import SearchSpace
 from kdnas.core.task import ImageTask
+from kdnas.errors import ConfigError, Problem
+from kdnas.nn.elastic import Supernet
 from kdnas.registry import Registry
 
 
@@ -33,12 +37,23 @@ class StudentFamily(ABC):
         """Return the closed-form MACs and parameters of `arch`, equal to fvcore's conv, linear and matmul counts."""
 
     @abstractmethod
+    def operators(self, arch: Arch, task: ImageTask) -> tuple[Operator, ...]:
+        """Return what a forward pass of `arch` consists of; a latency table adds up its operators' times."""
+
+    @abstractmethod
     def build(self, arch: Arch, task: ImageTask) -> nn.Module:
         """Return the student, freshly initialised from torch's global generator."""
 
     @abstractmethod
     def source(self, arch: Arch, task: ImageTask) -> str:
         """Return Python source that needs only torch and defines `build_student() -> nn.Module` for this arch."""
+
+    def supernet(self, space: SearchSpace, task: ImageTask) -> Supernet:
+        """Return a supernet that holds every network of `space`, freshly initialised from torch's global generator.
+
+        Raises ConfigError where the family has no elastic networks, as here.
+        """
+        raise ConfigError(Problem("space.family", f"students of {space.family} cannot share weights in a supernet"))
 
 
 STUDENTS: Registry[type[StudentFamily]] = Registry("student family", __name__)

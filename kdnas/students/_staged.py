@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,11 +24,12 @@ from torch import nn
 
 from kdnas.core.arch import Arch, Scalar, normalise_scalar
 from kdnas.core.measurement import Price
+from kdnas.core.operator import Operator
 from kdnas.core.task import ImageTask
 from kdnas.errors import ConfigError, Problem
 from kdnas.nn import blocks
 from kdnas.nn.blocks import InvertedPlan, ResidualPlan, StudentPlan
-from kdnas.nn.counting import Count, conv_norm
+from kdnas.nn.counting import chain
 from kdnas.students import StudentFamily
 
 BlockPlan = ResidualPlan | InvertedPlan
@@ -71,7 +73,9 @@ class Network(NamedTuple):
 
 
 WIDTH = whole(1, 8192)
+HEAD_WIDTH = whole(0, 8192)
 STRIDE = whole(1, 4)
+_MAX_STAGES = 99
 _STAGE = re.compile(r"stage([1-9][0-9]?)\.(.+)")
 
 
@@ -99,32 +103,27 @@ class StagedFamily(StudentFamily):
 
     @staticmethod
     @abstractmethod
-    def count(plan: Any, height: int, width: int) -> Count:
-        """Return the closed-form count of one block."""
+    def block_operators(plan: Any, height: int, width: int) -> tuple[Operator, ...]:
+        """Return the operators of one block on an input of `height` x `width` pixels."""
 
     def canonical(self, choices: Mapping[str, Scalar]) -> Arch:
         """Return the arch that `choices` spell. Raises ConfigError naming every problem."""
-        choices = {name: normalise_scalar(value) for name, value in choices.items()}
-        problems = self._problems(choices)
-        if problems:
-            raise ConfigError(problems)
-        network = self._read(choices)
-        if not network.stages:
+        family, given = type(self), choices.get
+        stages = _named_stages(family, tuple(choices))
+        ends = _spelled_ends(given("stem_width"), given("stem_stride"), given("head_width"))
+        if stages is None or ends is None:
+            raise ConfigError(self._problems(choices))
+        channels, items = ends
+        position = 1
+        for index, keys in enumerate(stages, 1):
+            stage = _spelled_stage(family, index, position, channels, *map(given, keys))
+            if stage is None:
+                raise ConfigError(self._problems(choices))
+            if stage.items:
+                channels, items, position = stage.width, items + stage.items, position + 1
+        if position == 1:
             raise ConfigError(Problem("stage1.depth", "every stage has depth 0; at least one stage must remain"))
-        spelled: dict[str, Scalar] = {"stem_width": network.stem_width}
-        if network.stem_stride != 1:
-            spelled["stem_stride"] = network.stem_stride
-        if network.head_width:
-            spelled["head_width"] = network.head_width
-        channels = network.stem_width
-        for index, stage in enumerate(network.stages, 1):
-            spelled[f"stage{index}.depth"], spelled[f"stage{index}.width"] = stage.depth, stage.width
-            if stage.stride != _default_stride(index):
-                spelled[f"stage{index}.stride"] = stage.stride
-            for name, value in zip(self.extras, _simplified(type(self), channels, stage), strict=True):
-                spelled[f"stage{index}.{name}"] = value
-            channels = stage.width
-        return Arch.of(self.name, spelled)
+        return Arch(self.name, tuple(sorted(items)))
 
     def plan(self, arch: Arch, task: ImageTask) -> StudentPlan:
         """Return every block's shape for `arch` on `task`."""
@@ -144,20 +143,12 @@ class StagedFamily(StudentFamily):
 
     def price(self, arch: Arch, task: ImageTask) -> Price:
         """Return the closed-form MACs and parameters of `arch`, equal to fvcore's conv, linear and matmul counts."""
-        network = self._read(dict(arch.items))
-        channels, height, width = task.input_shape
-        stem = conv_norm(channels, network.stem_width, 3, network.stem_stride, 1, height, width)
-        macs, params, height, width = stem
-        channels = network.stem_width
-        for stage in network.stages:
-            count = _stage_count(type(self), channels, stage, height, width)
-            macs, params, height, width = macs + count.macs, params + count.params, count.height, count.width
-            channels = stage.width
-        if network.head_width:
-            head = conv_norm(channels, network.head_width, 1, 1, 1, height, width)
-            macs, params, channels = macs + head.macs, params + head.params, network.head_width
-        classifier = channels * task.num_classes
-        return Price(macs=macs + classifier, params=params + classifier + task.num_classes)
+        pieces = _pieces(type(self), arch, task)
+        return Price(macs=sum([piece.macs for piece in pieces]), params=sum([piece.params for piece in pieces]))
+
+    def operators(self, arch: Arch, task: ImageTask) -> tuple[Operator, ...]:
+        """Return the operators of `arch`, from the stem to the classifier."""
+        return tuple(itertools.chain.from_iterable([piece.operators for piece in _pieces(type(self), arch, task)]))
 
     def build(self, arch: Arch, task: ImageTask) -> nn.Module:
         """Return the student, freshly initialised from torch's global generator."""
@@ -178,6 +169,7 @@ class StagedFamily(StudentFamily):
     def _problems(self, choices: Mapping[str, Scalar]) -> list[Problem]:
         """Return every unknown, missing and impossible choice."""
         problems, stages, family = [], set(), type(self)
+        choices = {name: normalise_scalar(value) for name, value in choices.items()}
         for name, value in choices.items():
             setting, index = _setting(family, name)
             if setting is None:
@@ -203,7 +195,7 @@ class StagedFamily(StudentFamily):
             if depth is None:
                 break
             if depth:
-                stride = choices.get(stride_key) or _default_stride(index)
+                stride = choices.get(stride_key) or default_stride(index)
                 stages.append(Stage(depth, choices[width_key], stride, tuple([choices[key] for key in extra_keys])))
             index += 1
         return Network(
@@ -211,13 +203,14 @@ class StagedFamily(StudentFamily):
         )
 
 
-def _default_stride(index: int) -> int:
+def default_stride(index: int) -> int:
+    """Return the stride of stage `index` where none is stated."""
     return 1 if index == 1 else 2
 
 
 @functools.cache
 def _network_settings(family: type[StagedFamily]) -> dict[str, Setting]:
-    head = {"head_width": whole(0, 8192)} if family.with_head else {}
+    head = {"head_width": HEAD_WIDTH} if family.with_head else {}
     return {"stem_width": WIDTH, "stem_stride": STRIDE, **head}
 
 
@@ -226,10 +219,15 @@ def _stage_settings(family: type[StagedFamily]) -> dict[str, Setting]:
     return {"depth": whole(0, 64), "width": WIDTH, "stride": STRIDE, **family.extras}
 
 
-@functools.cache
 def _stage_keys(family: type[StagedFamily], index: int) -> tuple[str, ...]:
     """Return the names of stage `index`'s choices: depth, width, stride, then the family's own."""
-    return tuple(f"stage{index}.{part}" for part in _stage_settings(family))
+    return _all_keys(family)[index - 1]
+
+
+@functools.cache
+def _all_keys(family: type[StagedFamily]) -> tuple[tuple[str, ...], ...]:
+    """Return the names of every stage's choices."""
+    return tuple(tuple(f"stage{i}.{part}" for part in _stage_settings(family)) for i in range(1, _MAX_STAGES + 1))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -246,18 +244,125 @@ def _allowed(family: type[StagedFamily], name: str) -> str:
     return setting.allowed if setting else ""
 
 
-@functools.lru_cache(maxsize=1 << 16)
-def _simplified(family: type[StagedFamily], in_channels: int, stage: Stage) -> tuple[Any, ...]:
-    return family.simplify(in_channels, stage)
+# What follows is what makes a proposal cheap: spaces have many archs but few stages, so each stage is checked, spelled
+# and counted once. Caches of raw values are typed, because True is not 1.
+
+_Items = tuple[tuple[str, Scalar], ...]
+
+
+class _Spelled(NamedTuple):
+    """The one spelling of a stage and the channels that come out; no items where the stage is left out."""
+
+    width: int
+    items: _Items
+
+
+@functools.lru_cache(maxsize=1024)
+def _named_stages(family: type[StagedFamily], names: tuple[str, ...]) -> tuple[tuple[str, ...], ...] | None:
+    """Return the keys of stage 1 up to the last that `names` speak of; None where a name is unknown."""
+    settings = [_setting(family, name) for name in names]
+    if any(setting is None for setting, _ in settings):
+        return None
+    return _all_keys(family)[: max([1, *(index for _, index in settings)])]
+
+
+@functools.lru_cache(maxsize=4096, typed=True)
+def _spelled_ends(stem_width: Any, stem_stride: Any, head_width: Any) -> tuple[int, _Items] | None:
+    """Return the stem's channels and the one spelling of stem and head (None: not given); None where they are wrong."""
+    stem_width, stem_stride, head_width = (normalise_scalar(value) for value in (stem_width, stem_stride, head_width))
+    sound = WIDTH.accepts(stem_width) and (stem_stride is None or STRIDE.accepts(stem_stride))
+    if not sound or not (head_width is None or HEAD_WIDTH.accepts(head_width)):
+        return None
+    items: list[tuple[str, Scalar]] = [("stem_width", stem_width)]
+    if stem_stride not in (None, 1):
+        items.append(("stem_stride", stem_stride))
+    if head_width:
+        items.append(("head_width", head_width))
+    return stem_width, tuple(items)
+
+
+@functools.lru_cache(maxsize=1 << 16, typed=True)
+def _spelled_stage(
+    family: type[StagedFamily], index: int, position: int, in_channels: int, *raw: Any
+) -> _Spelled | None:
+    """Return stage `index` spelled as stage `position`; None where its `raw` values are wrong.
+
+    They are those of `_stage_keys`, None where not given.
+    """
+    values = [normalise_scalar(value) for value in raw]
+    settings = _stage_settings(family).values()
+    depth, width, stride, *extras = values
+    known = all(value is None or setting.accepts(value) for setting, value in zip(settings, values, strict=True))
+    if not known or depth is None or (depth and (width is None or None in extras)):
+        return None
+    if not depth:
+        return _Spelled(in_channels, ())
+    stage = Stage(depth, width, stride or default_stride(index), tuple(extras))  # type: ignore[arg-type]
+    spelled = (stage.depth, stage.width, stage.stride, *family.simplify(in_channels, stage))
+    items = dict(zip(_stage_keys(family, position), spelled, strict=True))
+    if stage.stride == default_stride(position):
+        del items[f"stage{position}.stride"]
+    return _Spelled(stage.width, tuple(items.items()))
+
+
+class _Piece(NamedTuple):
+    """The operators of a part of a network with their sums, and the shape that comes out."""
+
+    operators: tuple[Operator, ...]
+    macs: int
+    params: int
+    channels: int
+    height: int
+    width: int
+
+
+def _piece(operators: Sequence[Operator], channels: int, height: int, width: int) -> _Piece:
+    macs, params = sum(operator.macs for operator in operators), sum(operator.params for operator in operators)
+    return _Piece(tuple(operators), macs, params, channels, height, width)
+
+
+@functools.lru_cache(maxsize=1024)
+def _pieces(family: type[StagedFamily], arch: Arch, task: ImageTask) -> list[_Piece]:
+    """Return stem, stages, and head with classifier: kept for whoever asks for price and operators in turn."""
+    choices = dict(arch.items)
+    given: Callable[[str], Any] = choices.get
+    piece = _stem(*task.input_shape, given("stem_width"), given("stem_stride") or 1)
+    pieces = [piece]
+    for index, keys in enumerate(_all_keys(family), 1):
+        depth = given(keys[0])
+        if depth is None:
+            break
+        if depth:
+            piece = _stage_piece(family, index, piece.channels, piece.height, piece.width, *map(given, keys))
+            pieces.append(piece)
+    return [*pieces, _ending(piece.channels, piece.height, piece.width, given("head_width") or 0, task.num_classes)]
+
+
+@functools.lru_cache(maxsize=1024)
+def _stem(channels: int, height: int, width: int, stem_width: int, stem_stride: int) -> _Piece:
+    (stem,) = chain([(channels, stem_width, 3, stem_stride, 1)], height, width)
+    return _piece([stem], stem_width, stem.out_height, stem.out_width)
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _stage_count(family: type[StagedFamily], in_channels: int, stage: Stage, height: int, width: int) -> Count:
-    macs = params = 0
-    for block in family.blocks(in_channels, stage):
-        count = family.count(block, height, width)
-        macs, params, height, width = macs + count.macs, params + count.params, count.height, count.width
-    return Count(macs, params, height, width)
+def _stage_piece(
+    family: type[StagedFamily], index: int, in_channels: int, height: int, width: int, *values: Any
+) -> _Piece:
+    """Return stage `index` of sound `values` (those of `_stage_keys`)."""
+    depth, channels, stride, *extras = values
+    operators: list[Operator] = []
+    for block in family.blocks(in_channels, Stage(depth, channels, stride or default_stride(index), tuple(extras))):
+        operators += family.block_operators(block, height, width)
+        height, width = -(-height // block.stride), -(-width // block.stride)
+    return _piece(operators, channels, height, width)
+
+
+@functools.lru_cache(maxsize=4096)
+def _ending(channels: int, height: int, width: int, head_width: int, classes: int) -> _Piece:
+    """Return the head (`head_width` 0: none) with the classifier."""
+    head = chain([(channels, head_width, 1, 1, 1)], height, width) if head_width else ()
+    classifier = Operator("classifier", head_width or channels, classes, height, width)
+    return _piece([*head, classifier], classes, 1, 1)
 
 
 def _literal(plan: StudentPlan) -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from kdnas.core.operator import Operator
 from kdnas.nn import blocks
 from kdnas.nn.blocks import InvertedPlan
-from kdnas.nn.counting import Count, inverted_block
+from kdnas.nn.counting import inverted_block
 from kdnas.students import STUDENTS
-from kdnas.students._staged import Setting, Stage, StagedFamily, one_of, whole
+from kdnas.students._elastic import ElasticFamily
+from kdnas.students._staged import Setting, Stage, one_of, whole
 
 
 @STUDENTS.register
-class MobileNet(StagedFamily):
+class MobileNet(ElasticFamily):
     """Inverted residuals: per stage depth (0 removes it), width, expand, kernel, squeeze_excite and skip.
 
     `stage<i>.expand` is the hidden width over the block's input width (1: no expansion), `stage<i>.kernel` the side of
@@ -60,7 +62,32 @@ class MobileNet(StagedFamily):
         possible = stage.depth > 1 or (stage.stride == 1 and in_channels == stage.width)
         return expand, kernel, squeeze_excite, skip if possible else "none"
 
+    axes: ClassVar[Mapping[str, tuple[str, str | None]]] = {
+        "expand": ("hidden", "in"),
+        "depthwise": ("hidden", None),
+        "gate.reduce": ("squeezed", "hidden"),
+        "gate.expand": ("hidden", "squeezed"),
+        "project": ("out", "hidden"),
+        "unexpanded_depthwise": ("in", None),
+        "unexpanded_gate.reduce": ("unexpanded_squeezed", "in"),
+        "unexpanded_gate.expand": ("in", "unexpanded_squeezed"),
+        "unexpanded_project": ("out", "in"),
+    }
+
     @staticmethod
-    def count(plan: Any, height: int, width: int) -> Count:
-        """Return the closed-form count of one block."""
+    def parts(plan: Any) -> tuple[str, ...]:
+        """Return the part that each layer of the branch plays; without an expansion it works on other channels."""
+        names = ["depthwise", *(["gate"] if plan.squeezed else []), "project"]
+        if plan.hidden != plan.in_channels:
+            return "expand", *names
+        return tuple(f"unexpanded_{name}" for name in names)
+
+    @staticmethod
+    def shortcut(plan: Any) -> Literal["identity", "projection", "none"]:
+        """Return the shortcut around the branch."""
+        return "identity" if plan.skip else "none"
+
+    @staticmethod
+    def block_operators(plan: Any, height: int, width: int) -> tuple[Operator, ...]:
+        """Return the operators of one block on an input of `height` x `width` pixels."""
         return inverted_block(plan, height, width)

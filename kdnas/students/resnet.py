@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from kdnas.core.arch import Scalar
+from kdnas.core.operator import Operator
 from kdnas.nn import blocks
 from kdnas.nn.blocks import ResidualPlan
-from kdnas.nn.counting import Count, residual_block
+from kdnas.nn.counting import residual_block
 from kdnas.students import STUDENTS
-from kdnas.students._staged import Setting, Stage, StagedFamily, one_of
+from kdnas.students._elastic import ElasticFamily
+from kdnas.students._staged import Setting, Stage, one_of
 
 
 def _is_bottleneck(value: Scalar) -> bool:
@@ -19,7 +21,7 @@ def _is_bottleneck(value: Scalar) -> bool:
 
 
 @STUDENTS.register
-class ResNet(StagedFamily):
+class ResNet(ElasticFamily):
     """Residual networks: per stage depth (0 removes it), width, bottleneck and skip.
 
     `stage<i>.bottleneck` is "plain" (two 3x3 convolutions) or a ratio (1x1 -> 3x3 -> 1x1, the middle being that share
@@ -63,9 +65,28 @@ class ResNet(StagedFamily):
             skip = "identity"
         return bottleneck, skip
 
+    axes: ClassVar[Mapping[str, tuple[str, str | None]]] = {
+        "first": ("inner", "in"),
+        "second": ("out", "inner"),
+        "reduce": ("narrow", "in"),
+        "spatial": ("middle", "narrow"),
+        "restore": ("out", "middle"),
+        "shortcut": ("out", "in"),
+    }
+
     @staticmethod
-    def count(plan: Any, height: int, width: int) -> Count:
-        """Return the closed-form count of one block."""
+    def parts(plan: Any) -> tuple[str, ...]:
+        """Return the part that each convolution of the branch plays."""
+        return ("reduce", "spatial", "restore") if plan.middle else ("first", "second")
+
+    @staticmethod
+    def shortcut(plan: Any) -> Literal["identity", "projection", "none"]:
+        """Return the shortcut around the branch."""
+        return plan.skip
+
+    @staticmethod
+    def block_operators(plan: Any, height: int, width: int) -> tuple[Operator, ...]:
+        """Return the operators of one block on an input of `height` x `width` pixels."""
         return residual_block(plan, height, width)
 
 

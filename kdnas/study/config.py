@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -9,7 +10,11 @@ from pydantic import AfterValidator, Field, model_validator
 
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import Constraint, parse_constraint
+from kdnas.errors import ConfigError, Problem
 from kdnas.training.recipe import Distillation, Recipe, Section, Training
+
+_UNKNOWN_TRIALS = 100
+"""What a search is planned for whose budget is a time alone."""
 
 
 class Member(pydantic.BaseModel):
@@ -19,10 +24,15 @@ class Member(pydantic.BaseModel):
 
     type: str
 
+    @classmethod
+    def spelled_out(cls, value: Any) -> Any:
+        """Return a bare name as the section that it is short for, anything else as it is."""
+        return {"type": value} if isinstance(value, str) else value
+
     @model_validator(mode="before")
     @classmethod
     def _bare_name(cls, value: Any) -> Any:
-        return {"type": value} if isinstance(value, str) else value
+        return cls.spelled_out(value)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -34,6 +44,19 @@ class DataConfig(Member):
     """The data set, and how much of its training split is carved off to score students on."""
 
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+
+
+class SamplerConfig(Member):
+    """Who proposes students. `nni:TPE` is short for NNI's tuner of that name: `{type: nni, tuner: TPE}`."""
+
+    @classmethod
+    def spelled_out(cls, value: Any) -> Any:
+        """Return the section that a bare name, or a `type` such as `nni:TPE`, is short for."""
+        section = super().spelled_out(value)
+        kind = section.get("type") if isinstance(section, dict) else None
+        if not isinstance(kind, str) or not kind.startswith("nni:"):
+            return section
+        return {"tuner": kind.removeprefix("nni:"), **section, "type": "nni"}
 
 
 class TuneRange(Section):
@@ -50,14 +73,54 @@ class TuneRange(Section):
         return self
 
 
-class Budget(Section):
-    """When the search stops."""
+class Rung(Section):
+    """One fidelity of a search that trains every student briefly and the promising ones longer."""
 
-    trials: Annotated[int, Field(ge=1, le=1_000_000)] = 40
-    """Students scored, failed ones counted."""
+    epochs: Annotated[int, Field(ge=1, le=100_000)]
+    data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """None: as `training` says."""
+
+
+class Promotion(Section):
+    """Which students of a rung are trained on at the next one: see `kdnas.core.promotion`."""
+
+    rule: Literal["rank", "moasha", "halving"] = "rank"
+    eta: Annotated[float, Field(gt=1.0, le=1000.0)] | None = None
+    """One of so many students of a rung is promoted. None: as many times as the next rung is longer, so that every rung
+    gets about the same share of the budget."""
+
+
+class Stagnation(Section):
+    """When a search is not worth going on with."""
+
+    trials: Annotated[int, Field(ge=2, le=1_000_000)]
+    """So many trials of the highest fidelity in a row ..."""
+    gain: Annotated[float, Field(ge=0.0, le=1.0)] = 0.005
+    """... that made the hypervolume no larger than by this share of it."""
+
+
+class Budget(Section):
+    """When the search stops: at the first limit that is reached. 40 trials where none is given."""
+
+    trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Scores of students, failed ones counted; each rung that a student reaches is one."""
+    wall_clock_s: Annotated[float, Field(gt=0.0)] | None = None
+    """Of searching, over all calls; what runs then is still finished. Retraining the front is not counted."""
+    full_trainings: Annotated[float, Field(gt=0.0)] | None = None
+    """Epochs x data share of all trials, in units of one final training; no trial starts that would exceed it."""
+    stagnation: Stagnation | None = None
+    """None: the search goes on however little it gains."""
     trial_time_limit_s: Annotated[float, Field(gt=0.0)] = 3600.0
     """A trial that runs longer is stopped and recorded as failed. A retraining may run longer in proportion to its
     epochs and data."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _some_limit(cls, value: Any) -> Any:
+        limits = ("trials", "wall_clock_s", "full_trainings")
+        if isinstance(value, dict) and all(value.get(name) is None for name in limits):
+            return {**value, "trials": 40}
+        return value
 
 
 class ExecutorConfig(Member):
@@ -66,6 +129,8 @@ class ExecutorConfig(Member):
     type: str = "local"
     workers: Annotated[int, Field(ge=1, le=1024)] | None = None
     """None: one a core on a CPU, one a device on GPUs."""
+    per_device: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
+    """Students that a worker trains at once on its device; auto: as many as pay, measured when the run starts."""
 
 
 class Final(Section):
@@ -77,6 +142,8 @@ class Final(Section):
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     max_students: Annotated[int, Field(ge=1, le=1000)] = 8
     """Of a larger front, those with the largest hypervolume contributions."""
+    attempts: Annotated[int, Field(ge=1, le=100)] = 2
+    """A retraining that failed so often is given up; raise it to have it tried again."""
 
 
 class ExportConfig(Section):
@@ -97,8 +164,11 @@ class StudyConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    data: DataConfig
-    teacher: Member
+    evaluator: Member = Member(type="scratch")
+    """Where a student's score comes from."""
+    data: DataConfig | None = None
+    teacher: Member | None = None
+    """Data and teacher are required by the evaluators that train."""
     space: str
     """The name of a space that kdnas carries, or a path to a YAML file relative to the study."""
     objectives: Annotated[tuple[str, ...], Field(min_length=2, max_length=4)] = ("accuracy", "macs")
@@ -107,18 +177,73 @@ class StudyConfig(Section):
     """Options of measured costs, by name: `latency_ms: {threads: 1, batch_size: 1}`."""
     training: Training = Training()
     distillation: Distillation = Distillation()
+    rungs: tuple[Rung, ...] = ()
+    """Fidelities of the search, lowest first; the last one is its full score, `training.epochs`. None: only that."""
+    promotion: Promotion = Promotion()
     tune: dict[str, TuneRange] = Field(default_factory=dict)
     """Dotted recipe settings that are searched too: `training.learning_rate: {low: 0.01, high: 0.3, log: true}`."""
-    sampler: Member = Member(type="auto")
+    sampler: SamplerConfig = SamplerConfig(type="auto")
     executor: ExecutorConfig = ExecutorConfig()
     budget: Budget = Budget()
     final: Final = Final()
     export: ExportConfig = ExportConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _training_of_the_last_rung(cls, value: Any) -> Any:
+        """Let `training` say what the last rung says, where it does not speak of it itself."""
+        rungs = value.get("rungs") if isinstance(value, dict) else None
+        last = rungs[-1] if isinstance(rungs, (list, tuple)) and rungs else None
+        training = value.get("training", {}) if isinstance(value, dict) else None
+        if not isinstance(last, dict) or not isinstance(training, dict):
+            return value
+        said = {name: last[name] for name in ("epochs", "data_fraction") if last.get(name) is not None}
+        return {**value, "training": {**said, **training}}
+
+    @model_validator(mode="after")
+    def _rungs_ascend(self) -> StudyConfig:
+        if not self.rungs:
+            return self
+        top, full = self.fidelities[-1], Fidelity(self.training.epochs, self.training.data_fraction)
+        if top != full:
+            raise ValueError(
+                f"rungs: the last one is the search's full score ({top.words}), but training says {full.words}"
+            )
+        amounts = [fidelity.amount for fidelity in self.fidelities]
+        if any(low >= high for low, high in itertools.pairwise(amounts)):
+            raise ValueError("rungs: each needs more epochs x data_fraction than the one before")
+        return self
+
+    def sources(self) -> tuple[DataConfig, Member]:
+        """Return the sections `data` and `teacher`. Raises ConfigError where the study trains nothing itself."""
+        if self.data is None or self.teacher is None:
+            raise ConfigError(
+                Problem("evaluator", f"{self.evaluator.type} trains no students here: there are no weights and no data")
+            )
+        return self.data, self.teacher
+
     @property
     def bounds(self) -> tuple[Constraint, ...]:
         """The constraints, parsed."""
         return tuple(parse_constraint(text) for text in self.constraints)
+
+    @property
+    def fidelities(self) -> tuple[Fidelity, ...]:
+        """The fidelities of the search's scores, lowest first: one where there are no rungs."""
+        share = self.training.data_fraction
+        if not self.rungs:
+            return (Fidelity(self.training.epochs, share),)
+        return tuple(Fidelity(rung.epochs, rung.data_fraction or share) for rung in self.rungs)
+
+    @property
+    def expected_trials(self) -> int:
+        """How many trials the budget is good for, estimated where it does not say: what samplers plan with."""
+        if self.budget.trials is not None:
+            return self.budget.trials
+        if self.budget.full_trainings is None:
+            return _UNKNOWN_TRIALS
+        first = self.budget.full_trainings / len(self.fidelities)
+        return max(round(first * self.final_fidelity.amount / self.fidelities[0].amount), 1)
 
     @property
     def final_fidelity(self) -> Fidelity:

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdnas.core.arch import Arch
+from kdnas.core.fidelity import Fidelity
 from kdnas.study.records import Repeat, RunRecord, TrialRecord
 
 
 @dataclass(frozen=True)
 class Note:
-    """A line worth showing, such as a stage of the preparation."""
+    """A line worth showing, such as a stage of the preparation; a `passing` one is soon followed by the next."""
 
     text: str
+    passing: bool = False
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,11 @@ class Ready:
 
 @dataclass(frozen=True)
 class TrialStarted:
-    """A student went to a worker."""
+    """A student went to a worker, to be trained to `fidelity`."""
 
     number: int
     arch: Arch
+    fidelity: Fidelity
 
 
 @dataclass(frozen=True)

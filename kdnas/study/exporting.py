@@ -55,9 +55,10 @@ def export_student(
     """
     from kdnas.study.opening import cache_dir, open_data
 
+    data_config, _ = run.config.sources()
     repeat = best_repeat(run, member.trial)
     check_formats(formats)
-    data = open_data(run.config.data, data_root, cache or cache_dir())
+    data = open_data(data_config, data_root, cache or cache_dir())
     expected = locked_fingerprint(run, "data")
     if expected and data.fingerprint != expected:
         raise DataError(
@@ -163,7 +164,7 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: ImageDat
         },
         "quantities": quantities,
         "teacher": _teacher_card(run.teacher),
-        "data": data_card(run.config.data.validation_fraction, run.config.seed, data),
+        "data": data_card(run.config.sources()[0].validation_fraction, run.config.seed, data),
         "limits": [],
     }
 

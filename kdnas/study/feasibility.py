@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdnas.core.arch import Arch
-from kdnas.core.objective import Constraint
+from kdnas.core.objective import Constraint, breaches
 from kdnas.core.space import Assignment, SearchSpace
 from kdnas.errors import ConfigError, Problem
 
@@ -73,16 +73,12 @@ def nearest_miss(
     space: SearchSpace, constraints: Sequence[Constraint], arch: Arch, values: Mapping[str, float]
 ) -> ConfigError:
     """Return the error that no student meets the constraints, naming the one that comes nearest."""
-    broken = [
-        f"{bound.name} {values[bound.name]:.6g}"
-        for bound in constraints
-        if bound.name in values and bound.violation(values[bound.name]) > 0
-    ]
+    broken = breaches(values, constraints, known_only=True)
     wanted = ", ".join(str(bound) for bound in constraints)
     return ConfigError(
         Problem(
             "constraints",
-            f"no student of space {space.name!r} meets {wanted}; the nearest miss has {', '.join(broken)} "
+            f"no student of space {space.name!r} meets {wanted}; the nearest miss breaks {', '.join(broken)} "
             f"({arch.canonical_json})",
         )
     )
@@ -94,7 +90,7 @@ def reference_costs(
     """Return the reference value of each cost objective: a student that costs this much is worth nothing.
 
     It is the constraint's bound where there is one; else the largest sampled price of a cheap cost, and the teacher's
-    value of a measured one.
+    value of a measured one. Raises ConfigError where none of them is known.
     """
     bounds = {bound.name: bound.bound for bound in constraints if bound.operator == "<="}
     result = {}
@@ -103,6 +99,9 @@ def reference_costs(
             result[name] = bounds[name]
         elif name in sample[0].costs:
             result[name] = max(candidate.costs[name] for candidate in sample)
-        else:
+        elif name in teacher:
             result[name] = teacher[name]
+        else:
+            what = f"{name} is known only after a student was scored, so its worst value must be stated"
+            raise ConfigError(Problem("constraints", what, f"a bound such as '{name}<=100'"))
     return result

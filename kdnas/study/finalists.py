@@ -7,9 +7,9 @@ import math
 import numpy as np
 
 from kdnas.core.hypervolume import contributions
-from kdnas.core.objective import minimised
+from kdnas.core.objective import breaches, minimised
 from kdnas.core.pareto import non_dominated
-from kdnas.study.front import broken_bounds, measured_values
+from kdnas.study.front import comparable, measured_values
 from kdnas.study.records import RunRecord, TrialRecord
 
 _BEYOND = 0.1
@@ -17,12 +17,12 @@ _BEYOND = 0.1
 
 
 def finalists(run: RunRecord) -> tuple[TrialRecord, ...]:
-    """Return the front of the search scores within the constraints, in trial order.
+    """Return the front of the search's scores of the highest fidelity, within the constraints, in trial order.
 
     Of a front larger than `final.max_students`, the members with the largest hypervolume contributions; of equals the
     more accurate.
     """
-    sound = [trial for trial in run.trials if trial.state == "complete" and _is_sound(trial, run)]
+    sound = [trial for trial in comparable(run) if _is_sound(trial, run)]
     values = minimised([measured_values(trial) for trial in sound], run.objectives)
     kept = non_dominated(values)
     front = [trial for trial, on_front in zip(sound, kept, strict=True) if on_front]
@@ -36,7 +36,7 @@ def finalists(run: RunRecord) -> tuple[TrialRecord, ...]:
 def _is_sound(trial: TrialRecord, run: RunRecord) -> bool:
     values = measured_values(trial)
     known = all(math.isfinite(values.get(objective.name, math.nan)) for objective in run.objectives)
-    return known and not broken_bounds(values, run.constraints)
+    return known and not breaches(values, run.constraints)
 
 
 def _selection_reference(front: np.ndarray, run: RunRecord) -> np.ndarray:

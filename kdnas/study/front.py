@@ -16,31 +16,22 @@ from datetime import datetime
 import numpy as np
 
 from kdnas.core import hypervolume as volumes
+from kdnas.core.comparison import welch_p_value
 from kdnas.core.interval import mean_ci95
-from kdnas.core.objective import Constraint, Quantity, minimised, parse_constraint
+from kdnas.core.objective import Constraint, Quantity, breaches, minimised, parse_constraint
 from kdnas.core.pareto import knee, non_dominated
 from kdnas.errors import ConfigError, Problem
 from kdnas.study.records import FrontMember, RunRecord, TrialRecord
 
 SHORTEST_PREFIX = 4
 """Hexadecimal digits of an arch_id that are enough to name a student."""
+SIGNIFICANCE = 0.05
+"""Below this p-value two students of a front count as different in accuracy."""
 
 
 def measured_values(trial: TrialRecord) -> dict[str, float]:
     """Return everything known of `trial`; a measurement overrides an estimate of the same name."""
     return {**trial.values, **{name: float(taken.value) for name, taken in trial.measurements.items()}}
-
-
-def broken_bounds(values: Mapping[str, float], constraints: Sequence[Constraint]) -> tuple[str, ...]:
-    """Return, in words, every constraint that `values` break or cannot show to be met; empty when all hold."""
-    broken = []
-    for constraint in constraints:
-        value = values.get(constraint.name, math.nan)
-        if math.isnan(value):
-            broken.append(f"{constraint} ({constraint.name} is not known)")
-        elif constraint.violation(value) > 0:
-            broken.append(f"{constraint} ({constraint.name} is {value:.6g})")
-    return tuple(broken)
 
 
 def as_member(trial: TrialRecord) -> FrontMember:
@@ -49,23 +40,30 @@ def as_member(trial: TrialRecord) -> FrontMember:
     if not trial.repeats:
         return FrontMember(trial, values, None)
     accuracy, accuracy_ci95 = mean_ci95([repeat.accuracy for repeat in trial.repeats])
-    test_accuracy, test_ci95 = mean_ci95([repeat.test_accuracy for repeat in trial.repeats])
+    tested = [repeat.test_accuracy for repeat in trial.repeats if repeat.test_accuracy is not None]
+    test_accuracy, test_ci95 = mean_ci95(tested) if tested else (None, None)
     return FrontMember(trial, {**values, "accuracy": accuracy}, accuracy_ci95, test_accuracy, test_ci95)
 
 
+def comparable(run: RunRecord) -> tuple[TrialRecord, ...]:
+    """Return the complete trials of the highest fidelity that has any: scores of different ones do not compare."""
+    complete = [trial for trial in run.trials if trial.state == "complete"]
+    highest = max((trial.fidelity.amount for trial in complete), default=0.0)
+    return tuple(trial for trial in complete if trial.fidelity.amount == highest)
+
+
 def candidates(run: RunRecord) -> tuple[FrontMember, ...]:
-    """Return the students the front is drawn from: retrained ones where there are any, else all complete ones.
+    """Return the students the front is drawn from: retrained ones where there are any, else the `comparable` ones.
 
     Every one of them has a finite value for each objective and meets each constraint with its measured value.
     """
-    complete = [trial for trial in run.trials if trial.state == "complete"]
-    pool = [trial for trial in complete if trial.repeats] or complete
+    pool = [trial for trial in run.trials if trial.state == "complete" and trial.repeats] or comparable(run)
     members = [as_member(trial) for trial in pool]
     return tuple(
         member
         for member in members
         if all(math.isfinite(member.values.get(objective.name, math.nan)) for objective in run.objectives)
-        and not broken_bounds(member.values, run.constraints)
+        and not breaches(member.values, run.constraints)
     )
 
 
@@ -89,6 +87,25 @@ def best_of(members: Sequence[FrontMember]) -> FrontMember:
     return max(members, key=_accuracy)
 
 
+def indistinguishable(members: Sequence[FrontMember]) -> dict[int, tuple[FrontMember, ...] | None]:
+    """Return, by trial number, the other members whose mean accuracy over the retrainings does not differ from its own.
+
+    By Welch's t-test at 5 %, each pair by itself: intervals that overlap would hide differences that are there. None
+    for a member that was not retrained at least twice, which cannot be tested.
+    """
+    repeats = {member.trial.number: [repeat.accuracy for repeat in member.trial.repeats] for member in members}
+    alike: dict[int, tuple[FrontMember, ...] | None] = {}
+    for member in members:
+        number = member.trial.number
+        tests = [(other, welch_p_value(repeats[number], repeats[other.trial.number])) for other in members]
+        alike[number] = (
+            None
+            if len(repeats[number]) < 2
+            else tuple(other for other, p in tests if other is not member and p is not None and p >= SIGNIFICANCE)
+        )
+    return alike
+
+
 def hypervolume(run: RunRecord) -> float | None:
     """Return the hypervolume of `front(run)` below the run's reference point; None while that is not known."""
     reference = _reference(run)
@@ -100,15 +117,15 @@ def hypervolume(run: RunRecord) -> float | None:
 def hypervolume_over_time(run: RunRecord) -> list[tuple[int, float, float]]:
     """Return (trial number, seconds since the first trial began, hypervolume) after each complete trial, in end order.
 
-    Made of the search's own scores, so that its points are comparable: retraining does not enter. Empty while the
-    reference point is not known.
+    Made of the search's own scores of one fidelity (`comparable`), so that its points can be compared: retraining does
+    not enter. Empty while the reference point is not known.
     """
     reference = _reference(run)
     if reference is None:
         return []
     scored = [
         (trial, values)
-        for trial, values in ((trial, measured_values(trial)) for trial in run.trials if trial.state == "complete")
+        for trial, values in ((trial, measured_values(trial)) for trial in comparable(run))
         if all(math.isfinite(values.get(objective.name, math.nan)) for objective in run.objectives)
     ]
     begun = min((trial.started for trial in run.trials if trial.started is not None), default=None)
@@ -119,7 +136,7 @@ def hypervolume_over_time(run: RunRecord) -> list[tuple[int, float, float]]:
     for trial, values in scored:
         if begun is not None and trial.ended is not None:
             seconds = max(seconds, (trial.ended - begun).total_seconds())
-        if not broken_bounds(values, run.constraints):
+        if not breaches(values, run.constraints):
             points = np.vstack([points, minimised([values], run.objectives)])
             mask = non_dominated(points)
             points = points[mask]
@@ -169,7 +186,7 @@ class _Miss:
 
 def _within(members: Sequence[FrontMember], text: str) -> FrontMember:
     bounds = _parse_bounds(text, sorted(set().union(*(member.values for member in members))))
-    fitting = [member for member in members if not broken_bounds(member.values, bounds)]
+    fitting = [member for member in members if not breaches(member.values, bounds)]
     if fitting:
         return best_of(fitting)
     misses = [_Miss(member, _relative_miss(member.values, bounds)) for member in members]
@@ -214,8 +231,9 @@ def _by_arch_id(run: RunRecord, members: Sequence[FrontMember], wanted: str) -> 
             continue
         if len(ids) > 1:
             raise ConfigError(Problem("pick", f"{wanted!r} begins more than one arch_id", ", ".join(ids)))
-        chosen = best_of(named)
-        broken = broken_bounds(chosen.values, run.constraints)
+        longest = max(member.trial.fidelity.amount for member in named)
+        chosen = best_of([member for member in named if member.trial.fidelity.amount == longest])
+        broken = breaches(chosen.values, run.constraints)
         if broken:
             raise ConfigError(Problem("pick", f"student {ids[0]} breaks {', '.join(broken)}"))
         return chosen

@@ -28,14 +28,14 @@ from kdnas.students import STUDENTS
 from kdnas.study.config import ExportConfig
 from kdnas.study.exporting import assemble, build_network, check_formats, data_card, write_formats
 from kdnas.study.opening import cache_dir, open_data, open_teacher, resolve_device, split, training_indices
-from kdnas.study.run_folder import write_text
+from kdnas.study.run_folder import exclusively, write_text
 from kdnas.study.train_file import TrainFile
 from kdnas.study.training_folder import (
     CHECKPOINT_FILE,
+    GUARD_FILE,
     RESULT_FILE,
     brief,
     claim,
-    held,
     read_history,
     write_history,
 )
@@ -93,7 +93,7 @@ def train_fully(
     """
     check_formats(formats)
     claim(out, _identity(file))
-    with held(out):
+    with exclusively(out / GUARD_FILE, "kdnas train"):
         done = _read_result(out)
         if done is not None:
             return done

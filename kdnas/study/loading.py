@@ -17,12 +17,12 @@ from kdnas.core.space import SearchSpace
 from kdnas.errors import ConfigError, Problem
 from kdnas.registry import validation_problems
 from kdnas.study.config import StudyConfig
-from kdnas.study.members import member_problems, quantity_problems
+from kdnas.study.members import member_problems, quantity_problems, registry_of
 from kdnas.study.yaml_lines import KeyPath, YamlDocument, parse_value, read_yaml
 
 STUDY_FILE = "study.yaml"
 
-_MEMBER_SECTIONS = ("data", "teacher", "sampler", "executor")
+_MEMBER_SECTIONS = ("evaluator", "data", "teacher", "sampler", "executor")
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,8 @@ def _checked(document: YamlDocument, folder: Path, problems: list[Problem]) -> L
     if config is not None and not found:
         found += _tune_problems(config)
     space, space_problems = _space(document.data, folder)
+    if config is not None and space is not None and not found:
+        found += _family_problems(config, space)
     # What stands in the space's own file carries its own file and line, and comes last.
     found += [problem for problem in space_problems if problem.where == "space"]
     elsewhere = [problem for problem in space_problems if problem.where != "space"]
@@ -135,6 +137,15 @@ def _tune_problems(config: StudyConfig) -> list[Problem]:
     from kdnas.study.tuning import tunable_problems
 
     return tunable_problems(config)
+
+
+def _family_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
+    """Return whether the evaluator builds students and the space does not say of which family."""
+    evaluator = registry_of("evaluators").get(config.evaluator.type)
+    if space.family or "family" not in getattr(evaluator, "needs", ()):
+        return []
+    what = f"the space {space.name} names no student family, and the evaluator {config.evaluator.type} builds students"
+    return [Problem("space", what, "a space with `family:`")]
 
 
 def _space(data: Mapping[str, Any], folder: Path) -> tuple[SearchSpace | None, list[Problem]]:

@@ -15,7 +15,7 @@ import pydantic
 from kdnas.core.objective import ACCURACY, Constraint, parse_constraint
 from kdnas.errors import ConfigError, Problem
 from kdnas.registry import Registry, validation_problems
-from kdnas.study.config import DataConfig, ExecutorConfig, ExportConfig, Member, StudyConfig
+from kdnas.study.config import DataConfig, ExecutorConfig, ExportConfig, Member, SamplerConfig, StudyConfig
 from kdnas.study.front import is_pick
 from kdnas.training.recipe import LossTerm, Training
 
@@ -23,24 +23,38 @@ from kdnas.training.recipe import LossTerm, Training
 _EXECUTOR_BY_THE_RUN = {"workers": 1, "time_limit_s": 1.0, "devices": 0}
 
 
-FAMILIES = ("datasets", "teachers", "students", "losses", "costs", "samplers", "executors", "exporters")
-"""The packages that hold registry members. Each has its registry under its own name in capitals."""
+_PACKAGES = {
+    "datasets": "kdnas.datasets",
+    "teachers": "kdnas.teachers",
+    "students": "kdnas.students",
+    "losses": "kdnas.losses",
+    "costs": "kdnas.costs",
+    "evaluators": "kdnas.study.evaluators",
+    "samplers": "kdnas.samplers",
+    "executors": "kdnas.executors",
+    "exporters": "kdnas.exporters",
+    "targets": "kdnas.targets",
+}
+FAMILIES = tuple(_PACKAGES)
+"""What a study can name members of. Each family's package holds its registry under the family's name in capitals."""
 
 
 def registry_of(family: str) -> Registry[Any]:
     """Return the registry of `family`, one of FAMILIES; its contract is imported, none of its members is."""
-    registry: Registry[Any] = getattr(importlib.import_module(f"kdnas.{family}"), family.upper())
+    registry: Registry[Any] = getattr(importlib.import_module(_PACKAGES[family]), family.upper())
     return registry
 
 
 def member_problems(data: Mapping[str, Any]) -> list[Problem]:
     """Return what is wrong with the members that the study `data` names; `where` is the dotted key."""
     return [
+        *_section(data, "evaluator", "evaluators", Member),
+        *_needs(data),
         *_section(data, "data", "datasets", DataConfig),
         *_section(data, "teacher", "teachers", Member),
         *_student_teacher(data),
         *_losses(data),
-        *_section(data, "sampler", "samplers", Member),
+        *_section(data, "sampler", "samplers", SamplerConfig),
         *_executor(data),
         *_export(data),
     ]
@@ -61,12 +75,22 @@ def option_problems(registry: Registry[Any], where: str, name: str, options: Map
 
 
 def _section(data: Mapping[str, Any], key: str, family: str, model: type[Member]) -> list[Problem]:
-    section = data.get(key)
-    section = {"type": section} if isinstance(section, str) else section
+    section = model.spelled_out(data.get(key))
     if not isinstance(section, dict) or not isinstance(section.get("type"), str):
         return []
     options = {name: value for name, value in section.items() if name not in model.model_fields}
     return option_problems(registry_of(family), key, section["type"], options)
+
+
+def _needs(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what the evaluator needs and the study does not say."""
+    section = data.get("evaluator", StudyConfig.model_fields["evaluator"].default.type)
+    name = section.get("type") if isinstance(section, dict) else section
+    registry = registry_of("evaluators")
+    if isinstance(name, str) and name in registry.names():
+        for key in getattr(registry.get(name), "needs", ()):
+            if key in StudyConfig.model_fields and data.get(key) is None:
+                yield Problem(key, f"is required by the evaluator {name}")
 
 
 def _student_teacher(data: Mapping[str, Any]) -> Iterator[Problem]:

@@ -113,7 +113,7 @@ def open_teacher(
         trainer = _TeacherTraining(data, train_indices, cache / "teachers", device, seed)
         return trainer.network(family, choices, training, say)
 
-    context = TeacherContext(data, data_root, cache, device, seed, train_student, say)
+    context = TeacherContext(data, data_root, device, train_student, say)
     teacher: Teacher = TEACHERS.build(config.type, context, **config.options)
     return teacher
 

@@ -5,25 +5,53 @@ something is wrong.
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kdnas.core.objective import breaches
 from kdnas.core.seeds import derive_seed
+from kdnas.core.space import SearchSpace
 from kdnas.errors import RunFolderError
-from kdnas.study.evaluator import Bench, Workplan, quantities, refuse_unmeasurable, violations
+from kdnas.machine import usable_cores
+from kdnas.study.config import StudyConfig
+from kdnas.study.evaluators import Evaluator, EvaluatorContext, Workplan, open_evaluator
 from kdnas.study.events import Note, Observer
-from kdnas.study.feasibility import PricedArch, nearest_miss, reference_costs, sample_prices
+from kdnas.study.feasibility import PricedArch, nearest_miss, reference_costs, relative_excess, sample_prices
 from kdnas.study.loading import LoadedStudy
-from kdnas.study.records import TeacherReport
+from kdnas.study.records import RunRecord
 from kdnas.study.run_folder import LOCK_FILE, check_identity, identity, machine, read_lock, write_lock
-from kdnas.study.runner import Opened
-from kdnas.study.spaces import arch_of
 from kdnas.study.storage import Record, refreshed, run_of_lock
-from kdnas.study.teacher_check import report_teacher
 
 _SMALLEST_TRIED = 5
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A study that is ready to run: what it is, its evaluator and record, and the run as it was when it was opened."""
+
+    config: StudyConfig
+    space: SearchSpace
+    evaluator: Evaluator
+    record: Record
+    workplan: Workplan
+    run: RunRecord
+
+    def snapshot(self) -> RunRecord:
+        """Return the run as it stands."""
+        return refreshed(self.run, self.record)
+
+    @property
+    def device(self) -> torch.device:
+        """Where students are trained."""
+        return torch.device(self.evaluator.context.device)
+
+    @property
+    def workers(self) -> int:
+        """Workers that will run: as configured, else one a core or device."""
+        return self.config.executor.workers or default_workers(self.device)
 
 
 def prepare_study(
@@ -36,23 +64,25 @@ def prepare_study(
     """
     config, space = study.config, study.space
     locked = read_lock(folder) if (folder / LOCK_FILE).exists() else None
-    bench = Bench.open(
+    context = EvaluatorContext(
         config,
-        space.family,
-        data_root=data_root,
-        cache=cache,
-        device=device,
+        space,
+        folder,
+        data_root,
+        cache,
+        str(device),
+        calibrations=locked.get("calibrations", {}) if locked else {},
         say=lambda line: observe(Note(line)),
     )
-    this = identity(config, space, data=bench.data.fingerprint, teacher=bench.teacher.fingerprint)
+    evaluator = open_evaluator(context)
+    this = identity(config, space, evaluator.fingerprints)
     if locked is not None:
         # What was measured on one device says nothing beside what is measured on another.
-        where = (str(device), locked.get("device")) if bench.measured_costs else ("", "")
+        where = (str(device), locked.get("device")) if evaluator.measured else ("", "")
         check_identity(folder, {**locked["identity"], "device": where[1]}, {**this, "device": where[0]})
         lock = {**locked, "config": config.model_dump(mode="json")}
     else:
-        lock = {"identity": this, **_new_lock(study, bench, observe)}
-    if locked is None:
+        lock = {"identity": this, **_new_lock(study, evaluator, str(device))}
         write_lock(folder, lock)
     run = run_of_lock(folder, lock)
     if not (folder / "study.db").exists():
@@ -62,84 +92,53 @@ def prepare_study(
     record = Record.open(folder, config.name, run.objectives)
     if locked is not None and lock["config"] != locked["config"]:
         write_lock(folder, lock)  # once the record has shown itself to be this run's
-    workplan = Workplan(config, space.family, folder, data_root, cache, str(device), lock["calibrations"])
-    return Opened(config, space, bench, record, workplan, refreshed(run, record))
+    workplan = Workplan(dataclasses.replace(context, calibrations=lock["calibrations"]))
+    return Opened(config, space, evaluator, record, workplan, refreshed(run, record))
 
 
-def _new_lock(study: LoadedStudy, bench: Bench, observe: Observer) -> dict[str, Any]:
-    """Measure what a new run needs once, and return everything of its lock file but the identity."""
+def _new_lock(study: LoadedStudy, evaluator: Evaluator, device: str) -> dict[str, Any]:
+    """Find out what a new run needs once, and return everything of its lock file but the identity."""
     config = study.config
-    sample = sample_prices(
-        study.space,
-        lambda assignment: arch_of(study.space, assignment, bench.family),
-        bench.price,
-        constraints=config.bounds,
-        seed=derive_seed(config.seed, "feasibility"),
-    )
-    observe(Note("measuring the teacher"))
-    calibrations = {name: cost.calibrate(bench.data.task) for name, cost in bench.measured_costs.items()}
-    _check_measured(study, bench, sample, calibrations)
-    teacher = report_teacher(
-        bench.teacher,
-        bench.data,
-        bench.validation_indices,
-        device=bench.device,
-        costs=bench.measured_costs,
-        calibrations=calibrations,
-    )
+
+    def priced() -> list[PricedArch]:
+        seed = derive_seed(config.seed, "feasibility")
+        return sample_prices(study.space, evaluator.arch, evaluator.price, constraints=config.bounds, seed=seed)
+
+    priced()  # refuses what no student can meet before anything is measured
+    facts = evaluator.facts()
+    sample = priced()  # a latency table prices now too
+    _check_measured(study, evaluator, sample)
     costs = [name for name in config.objectives if name != "accuracy"]
-    reference = {
-        "accuracy": chance(bench),
-        **reference_costs(sample, config.bounds, teacher.values, costs),
-    }
+    teacher = facts["teacher"]["values"] if facts["teacher"] else {}
+    reference = {"accuracy": facts.pop("chance"), **reference_costs(sample, config.bounds, teacher, costs)}
     return {
         "config": config.model_dump(mode="json"),
-        "quantities": [dataclasses.asdict(quantity) for quantity in quantities(config).values()],
-        "teacher": _plain(teacher),
+        "quantities": [dataclasses.asdict(quantity) for quantity in evaluator.quantities.values()],
         "reference_point": {name: reference[name] for name in config.objectives},
-        "calibrations": calibrations,
-        "data": {
-            "name": bench.data.name,
-            "class_names": list(bench.data.class_names),
-            "input_shape": list(bench.data.task.input_shape),
-            "training_images": len(bench.train_indices),
-            "validation_images": len(bench.validation_indices),
-            "test_images": len(bench.data.test),
-            "channel_mean": list(bench.data.channel_mean),
-            "channel_std": list(bench.data.channel_std),
-        },
-        "device": str(bench.device),
+        **facts,
+        "device": device,
         "machine": machine(),
     }
 
 
-def chance(bench: Bench) -> float:
-    """Return the accuracy of always answering the validation split's largest class."""
-    labels = bench.data.train.labels[bench.validation_indices]
-    return max(int((labels == label).sum()) for label in range(bench.data.task.num_classes)) / len(labels)
-
-
-def _check_measured(
-    study: LoadedStudy, bench: Bench, sample: list[PricedArch], calibrations: dict[str, dict[str, Any]]
-) -> None:
+def _check_measured(study: LoadedStudy, evaluator: Evaluator, sample: list[PricedArch]) -> None:
     """Measure the smallest feasible students. Raises ConfigError when none of them meets the measured constraints."""
     bounds = study.config.bounds
-    if not {bound.name for bound in bounds} & set(bench.measured_costs):
+    if not {bound.name for bound in bounds} & set(evaluator.measured):
         return
-    feasible = [candidate for candidate in sample if not violations(candidate.costs, bounds)]
+    feasible = [candidate for candidate in sample if not breaches(candidate.costs, bounds, known_only=True)]
     tried = []
     for candidate in sorted(feasible, key=lambda candidate: candidate.costs["macs"])[:_SMALLEST_TRIED]:
-        measured = bench.measure(bench.family.build(candidate.arch, bench.data.task).to(bench.device), calibrations)
-        refuse_unmeasurable(measured)
+        measured = evaluator.measure(candidate.arch)
         values = {**candidate.costs, **{name: measurement.value for name, measurement in measured.items()}}
-        broken = [bound for bound in bounds if bound.violation(values[bound.name]) > 0]
-        if not broken:
+        excess = relative_excess(values, bounds)
+        if excess == 0.0:
             return
-        excess = sum(bound.violation(values[bound.name]) / max(abs(bound.bound), 1e-12) for bound in broken)
         tried.append((excess, candidate.arch, values))
     _, arch, values = min(tried, key=lambda entry: entry[0])
     raise nearest_miss(study.space, bounds, arch, values)
 
 
-def _plain(teacher: TeacherReport) -> dict[str, Any]:
-    return {**dataclasses.asdict(teacher), "notes": list(teacher.notes), "values": dict(teacher.values)}
+def default_workers(device: torch.device) -> int:
+    """Return one worker a CUDA device, or one a CPU core that this process may use."""
+    return max(torch.cuda.device_count(), 1) if device.type == "cuda" else usable_cores()

@@ -3,12 +3,17 @@
 `ValidProposals` wraps any Optuna sampler. What the sampler proposes is checked before it reaches the record; a rejected
 proposal is asked for again, then mutated, then drawn at random, then looked for by descent and by enumeration. Whether
 a proposal is acceptable costs microseconds, so no training and no record line is ever spent on a duplicate.
+
+Where a search has rungs, most samplers know nothing of them: they are shown each student once, at comparable scores
+(`OneFidelity`).
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +22,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from kdnas.core.arch import Scalar
+from kdnas.core.fidelity import Fidelity
+from kdnas.core.promotion import lifted
 
 _ASKS = 2
 _MUTATIONS = 300
@@ -31,7 +38,8 @@ class ValidProposals(optuna.samplers.BaseSampler):
     """The sampler `inner`, restricted to proposals for which `acceptable` is true.
 
     `excess` says how far a proposal lies beyond the constraints (0: within), which leads to the few students of a tight
-    space that chance does not meet. `exhausted` says so, in words, when none could be found; it is empty otherwise.
+    space that chance does not meet. `fidelities` are the rungs of a search that has them. `exhausted` says so, in
+    words, when no acceptable proposal could be found; it is empty otherwise.
     """
 
     def __init__(
@@ -41,15 +49,15 @@ class ValidProposals(optuna.samplers.BaseSampler):
         acceptable: Acceptable,
         *,
         seed: int,
-        preset: Mapping[str, Scalar] | None = None,
         excess: Callable[[Mapping[str, Scalar]], float] | None = None,
+        fidelities: Sequence[Fidelity] = (),
     ):
         self._inner = inner
         self._domain = dict(domain)
         self._acceptable = acceptable
         self._rng = np.random.default_rng(seed)
-        self._preset = preset
         self._excess = excess
+        self._fidelities = () if getattr(inner, "reads_fidelities", False) else tuple(fidelities)
         self.exhausted = ""
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -60,11 +68,10 @@ class ValidProposals(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return an acceptable proposal, or any at all with `exhausted` set."""
-        if self._preset is not None:
-            return dict(self._preset)
         proposal = previous = None
+        seen = OneFidelity(study, self._fidelities) if self._fidelities else study
         for _ in range(_ASKS):
-            proposal = self._ask(study, trial)
+            proposal = self._ask(seen, trial)
             if self._acceptable(proposal):
                 return proposal
             if proposal == previous:  # a deterministic proposal will not change by asking again
@@ -161,6 +168,77 @@ class ValidProposals(optuna.samplers.BaseSampler):
             else "no further student that meets the constraints was found in the space"
         )
         return proposal
+
+
+class Preset(optuna.samplers.BaseSampler):
+    """Proposes what it is given: a student that is run again, or trained on."""
+
+    def __init__(self, params: Mapping[str, Scalar], domain: Mapping[str, BaseDistribution]):
+        self._params = params
+        self._domain = domain
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the whole domain."""
+        return dict(self._domain)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return what was given."""
+        return dict(self._params)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Return what was given for a parameter."""
+        return self._params[param_name]
+
+
+class OneFidelity(optuna.Study):
+    """A study whose trials are shown as `at_one_fidelity` shows them; all else, what is written too, is the study's."""
+
+    def __init__(self, study: optuna.Study, fidelities: Sequence[Fidelity]):
+        self.__dict__.update(study.__dict__)
+        self._shown = at_one_fidelity(study.get_trials(deepcopy=False), fidelities)
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        trials = [trial for trial in self._shown if states is None or trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+
+def at_one_fidelity(trials: Sequence[FrozenTrial], fidelities: Sequence[Fidelity]) -> list[FrozenTrial]:
+    """Return `trials` as a sampler should see them that takes every score for one of the same kind.
+
+    Each student counts once, as the trial that proposed it, with the score of the highest rung it reached; one that did
+    not get as far as others have is shown with the score that is typical of what it has
+    (`kdnas.core.promotion.lifted`). Its later trials are shown as failed ones without a proposal, which no sampler
+    learns from.
+    """
+    places = {json.dumps(fidelity.as_dict(), sort_keys=True): rung for rung, fidelity in enumerate(fidelities)}
+    first: dict[str, int] = {}
+    """By student: the index of the trial that stands for it."""
+    scores: dict[int, np.ndarray] = {}
+    shown = list(trials)
+    for index, trial in enumerate(trials):
+        rung = places.get(json.dumps(trial.user_attrs.get("fidelity"), sort_keys=True))
+        if rung is None or trial.user_attrs.get("interrupted"):
+            continue
+        student = json.dumps([trial.user_attrs["arch_id"], trial.user_attrs["tuned"]], sort_keys=True)
+        stands = first.setdefault(student, index)
+        if stands != index:
+            shown[index] = copy.copy(trial)
+            shown[index].params, shown[index].distributions = {}, {}
+            shown[index].state, shown[index].values = TrialState.FAIL, None
+        if trial.state == TrialState.COMPLETE:
+            table = scores.setdefault(stands, np.full((len(fidelities), len(trial.values)), np.nan))
+            table[rung] = trial.values
+    if scores:
+        for index, values in zip(scores, lifted(np.array(list(scores.values()))), strict=True):
+            shown[index] = copy.copy(trials[index])
+            shown[index].values = values.tolist()
+    return shown
 
 
 def _size(distribution: BaseDistribution) -> int:

@@ -22,11 +22,14 @@ TrialState = Literal["complete", "failed", "infeasible", "interrupted", "running
 
 @dataclass(frozen=True)
 class Repeat:
-    """A finalist trained from scratch: `accuracy` on the validation split, `test_accuracy` on the test split."""
+    """A finalist trained from scratch: `accuracy` on the validation split, `test_accuracy` on the test split.
+
+    Where the evaluator trains nothing itself, there is no checkpoint and perhaps no test accuracy.
+    """
 
     seed: int
     accuracy: float
-    test_accuracy: float
+    test_accuracy: float | None
     fidelity: Fidelity
     train_seconds: float
     checkpoint: str
@@ -52,10 +55,41 @@ class TrialRecord:
     train_seconds: float = 0.0
     teacher_seconds: float = 0.0
     """Share of train_seconds spent on the teacher."""
+    profile: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by phase: student, teacher, data, evaluation, build, proposal; those that are known."""
     started: datetime | None = None
     ended: datetime | None = None
     repeats: tuple[Repeat, ...] = ()
     """Final retrainings, when it was a finalist."""
+
+
+@dataclass(frozen=True)
+class AuditTraining:
+    """One training of an audit: a longer one, or a brief one under another loss than the study's."""
+
+    number: int
+    """The student's trial."""
+    seed: int
+    accuracy: float
+    """On the validation split."""
+    fidelity: Fidelity
+    loss: str = ""
+    """What the student learned from, in words; empty for the study's own loss."""
+    train_seconds: float = 0.0
+    curve: tuple[tuple[int, float], ...] = ()
+    """(epoch, accuracy) at some epochs on the way, where they were looked at."""
+
+
+@dataclass(frozen=True)
+class AuditRecord:
+    """What the last audit of a run asked for, and every training that any audit of it has made."""
+
+    students: tuple[int, ...]
+    """Trial numbers of the sample."""
+    fidelity: Fidelity
+    """Of the longer trainings."""
+    seeds: int
+    trainings: tuple[AuditTraining, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,3 +135,5 @@ class RunRecord:
     class_names: tuple[str, ...]
     finished: str = ""
     """Why the search ended, empty while it has not."""
+    audit: AuditRecord | None = None
+    """None where no audit was made."""

@@ -30,6 +30,7 @@ LOCK_FILE = "study.lock.yaml"
 _GUARD = ".controller"
 _IDENTITY_SECTIONS = (
     "seed",
+    "evaluator",
     "data",
     "teacher",
     "objectives",
@@ -62,19 +63,32 @@ def controller_lock(folder: Path) -> Iterator[None]:
         if not created:
             _refuse_strangers(folder)  # before anything is written there
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        guard = (folder / _GUARD).open("a")
     except OSError as error:
         raise RunFolderError(f"{folder} cannot be used as a run folder: {error.strerror or error}") from error
-    with guard:
-        try:
-            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunFolderError(f"{folder} is in use by another kdnas search") from None
+    with exclusively(folder / _GUARD, "kdnas search"):
         try:
             yield
         finally:
             if created and not (folder / LOCK_FILE).exists():  # while the lock still keeps others out
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def exclusively(guard: Path, command: str) -> Iterator[None]:
+    """Hold the folder of the file `guard` for one process of `command`; the system frees it when that dies.
+
+    Raises RunFolderError when another holds it or the file cannot be made.
+    """
+    try:
+        file = guard.open("a")
+    except OSError as error:
+        raise RunFolderError(f"{guard.parent} cannot be written: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunFolderError(f"{guard.parent} is in use by another {command}") from None
+        yield
 
 
 def _refuse_strangers(folder: Path) -> None:
@@ -96,14 +110,15 @@ def space_record(space: SearchSpace) -> dict[str, Any]:
     }
 
 
-def identity(config: StudyConfig, space: SearchSpace, *, data: str, teacher: str) -> dict[str, Any]:
-    """Return what must not change when a run resumes. `data` and `teacher` are fingerprints."""
+def identity(config: StudyConfig, space: SearchSpace, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """Return what must not change when a run resumes. `fingerprints` are those of what the scores rest on."""
     resolved = config.model_dump(mode="json")
     return {
         "name": config.name,
         **{section: resolved[section] for section in _IDENTITY_SECTIONS},
+        **({"rungs": [fidelity.as_dict() for fidelity in config.fidelities]} if config.rungs else {}),
         "space": space_record(space),
-        "fingerprints": {"data": data, "teacher": teacher, "space": fingerprint(space_record(space))},
+        "fingerprints": {**fingerprints, "space": fingerprint(space_record(space))},
     }
 
 
@@ -114,7 +129,9 @@ def fingerprint(record: Any) -> str:
 
 def check_identity(folder: Path, locked: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raise RunFolderError showing every difference when the study is not the one `folder` was started with."""
-    before, after = _flat(locked), _flat(current)
+    if "evaluator" in current:
+        locked = {"evaluator": {"type": "scratch"}, **locked}  # all there was when the first runs were begun
+    before, after = leaves(locked), leaves(current)
     changed = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
     if not changed:
         return
@@ -133,13 +150,14 @@ def check_identity(folder: Path, locked: Mapping[str, Any], current: Mapping[str
     )
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping) and value:
-        result: dict[str, Any] = {}
-        for key, inner in value.items():
-            result |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-        return result
-    return {prefix: value}
+def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested plain data by dotted key; lists of plain values and what is empty stay whole."""
+    nested = isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if nested else ()
+    result: dict[str, Any] = {}
+    for key, part in inner:
+        result |= leaves(part, f"{prefix}.{key}" if prefix else str(key))
+    return result or {prefix: value}
 
 
 def write_lock(folder: Path, lock: Mapping[str, Any]) -> None:

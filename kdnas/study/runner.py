@@ -7,60 +7,41 @@ ended; on the next start those that were running are closed as interrupted and r
 from __future__ import annotations
 
 import contextlib
-import json
+import dataclasses
+import shutil
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 
 from kdnas.core.arch import Arch, Scalar
-from kdnas.core.fidelity import Fidelity
+from kdnas.core.objective import breaches
 from kdnas.core.seeds import derive_seed
-from kdnas.core.space import SearchSpace
-from kdnas.errors import RunError, RunFolderError, TrialError
-from kdnas.executors import EXECUTORS, Executor, Finished
-from kdnas.machine import usable_cores
-from kdnas.nn.tracing import traced_macs
+from kdnas.errors import RunFolderError
+from kdnas.executors import Executor, Finished
 from kdnas.samplers import SAMPLERS, SamplerContext
-from kdnas.study.config import StudyConfig
-from kdnas.study.evaluator import Bench, Job, Workplan, final_job, refuse_unmeasurable, search_job, violations
-from kdnas.study.events import Note, Observer, RepeatEnded, SearchEnded, StudyEnded, TrialEnded, TrialStarted
+from kdnas.study.events import Observer, SearchEnded, StudyEnded, TrialEnded, TrialStarted
 from kdnas.study.feasibility import relative_excess
-from kdnas.study.finalists import finalists
-from kdnas.study.proposals import ValidProposals
-from kdnas.study.records import Repeat, RunRecord, TrialRecord
-from kdnas.study.spaces import arch_of
-from kdnas.study.storage import Record, distributions, refreshed
-from kdnas.study.teacher_check import teacher_test_accuracy
-
-_POLL_S = 0.5
-_SCORED = ("complete", "failed", "infeasible")
-"""States that count against the budget: an interrupted trial is run again."""
+from kdnas.study.jobs import RUNG_FOLDER, Job, search_job
+from kdnas.study.preparation import Opened
+from kdnas.study.promotion import kept_checkpoints, next_promotion, rung_of, student_key
+from kdnas.study.proposals import Preset, ValidProposals
+from kdnas.study.records import RunRecord, TrialRecord
+from kdnas.study.retraining import Retraining
+from kdnas.study.stopping import full_trainings, spent_by, why_over
+from kdnas.study.storage import distributions
+from kdnas.study.workers import start_executor, wait
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A study that is ready to run: what it is, its bench, its record, and the run as it was when it was opened."""
+class _Start:
+    """What a free worker is to do next: a student given by `params`, or one that the sampler proposes, at a rung."""
 
-    config: StudyConfig
-    space: SearchSpace
-    bench: Bench
-    record: Record
-    workplan: Workplan
-    run: RunRecord
-
-    def snapshot(self) -> RunRecord:
-        """Return the run as it stands."""
-        return refreshed(self.run, self.record)
-
-    @property
-    def workers(self) -> int:
-        """Workers that will run: as configured, else one a core or device."""
-        return self.config.executor.workers or default_workers(self.bench.device)
+    rung: int = 0
+    params: Mapping[str, Scalar] | None = None
 
 
 class Search:
@@ -70,35 +51,46 @@ class Search:
         self._opened = opened
         self._observe = observe
         self._config = opened.config
+        self._evaluator = opened.evaluator
         self._record = opened.record
         self._domain = distributions(opened.space, opened.config.tune)
+        self._run = opened.run
+        """As it stood when a trial began or ended last."""
         self._seen: set[str] = set()
-        self._retry: deque[dict[str, Scalar]] = deque()
+        self._retry: deque[_Start] = deque()
         self._running: dict[str, tuple[optuna.Trial, Job]] = {}
-        self._scored = 0
+        self._proposed_in: dict[str, float] = {}
+        """Seconds that each running trial's proposal took."""
+        self._over = ""
+        """Why the search ends here, as far as it is known."""
+        self._seconds_before = 0.0
+        self._began: float | None = None
+        """When this call began to search; None while it does not."""
         self._new_trials = 0
-        self._new_repeats = 0
+        self._retraining = Retraining(opened, observe)
         self._recover()
 
     @property
     def did_nothing(self) -> bool:
         """Whether everything was done before this call."""
-        return self._new_trials == 0 and self._new_repeats == 0
+        return self._new_trials == 0 and not self._retraining.did_something
 
     def run(self) -> RunRecord:
         """Search, earn the front, measure it; return the run. KeyboardInterrupt closes what runs and propagates."""
         executor: Executor | None = None
         try:
-            if self._open_trials() > 0:
-                executor = self._start_executor()
+            if self._next() is not None:
+                executor = start_executor(self._opened, self._observe)
                 self._search(executor)
-            chosen = self._measured_finalists()
-            pending = self._pending_repeats(chosen)
+            elif not self._run.finished:
+                self._end()
+            chosen = self._retraining.measured_finalists()
+            pending = self._retraining.pending(chosen)
             run = self._opened.snapshot()
             self._observe(SearchEnded(run, run.finished, len(chosen), len(pending)))
             if pending:
-                executor = executor or self._start_executor()
-                self._retrain(executor, pending)
+                executor = executor or start_executor(self._opened, self._observe)
+                self._retraining.run(executor, pending)
         except BaseException as error:
             with contextlib.suppress(RunFolderError):  # a record that cannot be written is what `error` tells
                 self._drop(f"interrupted: {type(error).__name__}")
@@ -106,9 +98,9 @@ class Search:
         finally:
             if executor is not None:
                 executor.close()
-        self._finish()
+        self._retraining.finish()
         run = self._opened.snapshot()
-        self._observe(StudyEnded(run, self._new_trials, self._new_repeats))
+        self._observe(StudyEnded(run, self._new_trials, self._retraining.new_repeats))
         return run
 
     # -- searching ------------------------------------------------------------------------------------------------
@@ -117,103 +109,141 @@ class Search:
         """Close what a dead controller left running, and learn what is scored."""
         for number in self._record.unfinished():
             self._record.close_without_score(number, "interrupted", "the controller stopped while it ran")
-        lost = []
-        for trial in self._record.trials():
-            if trial.state in _SCORED:
-                self._seen.add(_key(trial.arch, trial.tuned))
-                self._scored += 1
+        self._run = self._opened.snapshot()
+        self._seconds_before = float(self._record.notes().get("search_seconds", 0.0))
+        lost: dict[tuple[str, int], int] = {}
+        scored = set()
+        for trial in self._run.trials:
+            place = student_key(trial.arch, trial.tuned), rung_of(self._run, trial)
+            if trial.state == "interrupted":
+                lost[place] = trial.number
             else:
-                lost.append(trial)
-        for key, number in {_key(trial.arch, trial.tuned): trial.number for trial in lost}.items():
-            if key not in self._seen:
-                self._retry.append(self._record.proposal(number))
+                scored.add(place)
+        self._seen = {student for student, _ in scored}
+        self._retry.extend(
+            _Start(rung, self._record.proposal(number))
+            for (student, rung), number in lost.items()
+            if (student, rung) not in scored
+        )
 
-    def _open_trials(self) -> int:
-        """Return how many trials of the budget are not scored yet, running ones counted."""
-        unscored = max(self._config.budget.trials - self._scored, 0)
-        if self._record.notes().get("exhausted"):  # then only what was interrupted is left
-            return min(unscored, len(self._running) + len(self._retry))
-        return unscored
+    def _next(self) -> _Start | None:
+        """Return what a free worker is to do; None when there is nothing within the budget, or nothing yet."""
+        start = self._wanted()
+        self._over = self._record.notes().get("exhausted", "") if start is None else self._why_over(start)
+        return None if self._over else start
 
-    def _start_executor(self) -> Executor:
-        kind, options = self._config.executor.type, self._config.executor.options
-        workers = self._opened.workers
-        offered = {
-            "workers": workers,
-            "threads": max(usable_cores() // workers, 1),
-            "time_limit_s": self._config.budget.trial_time_limit_s,
-            "devices": torch.cuda.device_count() if self._opened.bench.device.type == "cuda" else 0,
-        }
-        taken = {name: value for name, value in offered.items() if name in EXECUTORS.options(kind).model_fields}
-        built: Executor = EXECUTORS.build(kind, self._opened.workplan, **{**taken, **options})
-        return built
+    def _wanted(self) -> _Start | None:
+        """What was interrupted goes first, then who deserves a longer training, then a new student."""
+        if self._retry:
+            return self._retry[0]
+        exhausted = bool(self._record.notes().get("exhausted"))
+        promoted = next_promotion(self._run, exhausted)
+        if promoted is not None:
+            return _Start(rung_of(self._run, promoted) + 1, self._record.proposal(promoted.number))
+        return None if exhausted else _Start()
+
+    def _why_over(self, start: _Start) -> str:
+        goes_on = self._evaluator.continues
+        cost = full_trainings(self._config, self._config.fidelities[start.rung], goes_on)
+        return why_over(self._run, spent_by(self._run, goes_on, self._seconds), cost)
+
+    @property
+    def _seconds(self) -> float:
+        """Seconds of searching, over all calls."""
+        return self._seconds_before + (0.0 if self._began is None else time.monotonic() - self._began)
 
     def _search(self, executor: Executor) -> None:
         if self._record.notes().get("finished"):
             self._record.set_note("finished", "")  # a larger budget goes on
+            self._run = self._opened.snapshot()
+        self._began = time.monotonic()
         while True:
-            while executor.free and len(self._running) < self._open_trials():
-                if not self._propose(executor):
-                    break
+            while executor.free and (start := self._next()) is not None:
+                self._begin(executor, start)
             if not self._running:
                 break
-            for finished in executor.wait(_POLL_S):
+            for finished in wait(executor, self._observe):
                 self._tell(finished)
-        spent = f"the budget of {self._config.budget.trials} trials is spent"
-        self._record.set_note("finished", self._record.notes().get("exhausted") or spent)
+        self._seconds_before, self._began = self._seconds, None
+        self._end()
 
-    def _propose(self, executor: Executor) -> bool:
-        """Start one trial. Returns False when there is nothing left to propose."""
+    def _end(self) -> None:
+        self._record.set_note("finished", self._over)
+        shutil.rmtree(self._opened.run.folder / RUNG_FOLDER, ignore_errors=True)
+
+    def _begin(self, executor: Executor, start: _Start) -> None:
+        """Start one trial, unless the sampler has nothing left to propose."""
+        if start.params is None:
+            sampler: optuna.samplers.BaseSampler = self._proposals()
+        else:
+            sampler = Preset(start.params, self._domain)
+        if self._retry and start is self._retry[0]:
+            self._retry.popleft()
+        began = time.monotonic()
+        trial, params = self._record.ask(sampler, self._domain)
+        self._proposed_in[str(trial.number)] = time.monotonic() - began
+        arch, tuned = self._read(params)
+        if start.params is None:
+            exhausted = sampler.exhausted if isinstance(sampler, ValidProposals) else ""
+            if student_key(arch, tuned) in self._seen:  # Optuna asks no sampler where every choice has one value
+                exhausted = exhausted or "every student of the space has been scored"
+            if exhausted:
+                self._record.close_without_score(trial, "interrupted", "no further student could be proposed")
+                self._record.set_note("exhausted", exhausted)
+                return
+        job = search_job(self._config, arch, tuned, start.rung)
+        self._record.describe(trial, arch, tuned, job.fidelity)
+        self._seen.add(student_key(arch, tuned))
+        self._running[str(trial.number)] = (trial, job)
+        running = TrialRecord(trial.number, arch, "running", job.fidelity, tuned)
+        self._run = dataclasses.replace(self._run, trials=(*self._run.trials, running))
+        executor.submit(str(trial.number), job.as_dict())
+        self._observe(TrialStarted(trial.number, arch, job.fidelity))
+
+    def _proposals(self) -> ValidProposals:
+        """Return the study's sampler, made for the next trial and kept to students that are worth a training."""
         number = self._record.next_number
+        rungs = self._config.fidelities if self._config.rungs else ()
         context = SamplerContext(
             self._opened.space,
             self._opened.run.objectives,
-            self._config.budget.trials,
+            self._config.expected_trials,
             derive_seed(self._config.seed, "sampler", number) % 2**32,
+            price=lambda params: self._evaluator.price(self._read(params)[0]),
+            acceptable=self._acceptable,
+            reference_point=self._opened.run.reference_point,
+            fidelities=rungs,
+            tuned={name: self._domain[name] for name in self._config.tune},
         )
-        sampler = ValidProposals(
+        return ValidProposals(
             SAMPLERS.build(self._config.sampler.type, context, **self._config.sampler.options),
             self._domain,
             self._acceptable,
             seed=derive_seed(self._config.seed, "proposals", number),
-            preset=self._retry.popleft() if self._retry else None,
-            excess=lambda params: relative_excess(self._opened.bench.price(self._read(params)[0]), self._config.bounds),
+            excess=lambda params: relative_excess(context.price(params), self._config.bounds),
+            fidelities=rungs,
         )
-        trial, params = self._record.ask(sampler, self._domain)
-        arch, tuned = self._read(params)
-        exhausted = sampler.exhausted
-        if _key(arch, tuned) in self._seen:  # Optuna asks no sampler where every choice has one value
-            exhausted = exhausted or "every student of the space has been scored"
-        if exhausted:
-            self._record.close_without_score(trial, "interrupted", "no further student could be proposed")
-            self._record.set_note("exhausted", exhausted)
-            return False
-        job = search_job(self._config, arch, tuned)
-        self._record.describe(trial, arch, tuned, job.fidelity)
-        self._seen.add(_key(arch, tuned))
-        self._running[str(trial.number)] = (trial, job)
-        executor.submit(str(trial.number), job.as_dict())
-        self._observe(TrialStarted(trial.number, arch))
-        return True
 
     def _read(self, params: Mapping[str, Scalar]) -> tuple[Arch, dict[str, float]]:
         tuned = {name: float(params[name]) for name in self._config.tune}
         assignment = {name: value for name, value in params.items() if name not in tuned}
-        return arch_of(self._opened.space, assignment, self._opened.bench.family), tuned
+        return self._evaluator.arch(assignment), tuned
 
     def _acceptable(self, params: Mapping[str, Scalar]) -> bool:
         """A student not yet seen that meets every cheap constraint."""
         arch, tuned = self._read(params)
-        if _key(arch, tuned) in self._seen:
+        if student_key(arch, tuned) in self._seen:
             return False
-        return not violations(self._opened.bench.price(arch), self._config.bounds)
+        return not breaches(self._evaluator.price(arch), self._config.bounds, known_only=True)
 
     def _tell(self, finished: Finished) -> None:
-        trial, _ = self._running.pop(finished.key)
-        result = finished.result
-        if result is None:
+        trial, job = self._running.pop(finished.key)
+        proposal = self._proposed_in.pop(finished.key)
+        if finished.result is None:
             self._record.close_without_score(trial, "failed", finished.failure or "no reason was given")
         else:
+            result = dict(self._with_measurements(job, finished.key, finished.result))
+            result["profile"] = {"proposal": proposal, **result.get("profile", {})}
             values = result["values"]
             self._record.set_constraints(
                 trial, {str(b): b.violation(values[b.name]) for b in self._config.bounds if b.name in values}
@@ -222,107 +252,42 @@ class Search:
                 self._record.close_without_score(trial, "infeasible", result["infeasible"], result)
             else:
                 self._record.complete(trial, result, self._opened.run.objectives)
-        self._scored += 1
         self._new_trials += 1
-        run = self._opened.snapshot()
-        ended = next(record for record in run.trials if record.number == trial.number)
-        self._observe(TrialEnded(run, ended))
+        self._note_seconds()
+        self._run = self._opened.snapshot()
+        if job.legs:
+            self._sweep()
+        ended = next(record for record in self._run.trials if record.number == trial.number)
+        self._observe(TrialEnded(self._run, ended))
+
+    def _with_measurements(self, job: Job, key: str, result: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return `result` with what the student's lowest rung measured: at the others nothing is measured again."""
+        if job.measure:
+            return result
+        student = next(trial for trial in self._run.trials if trial.number == int(key))
+        lowest = next(
+            trial
+            for trial in self._run.trials
+            if trial.state == "complete" and trial.arch == student.arch and trial.tuned == student.tuned
+        )
+        measured = {name: taken.as_dict() for name, taken in lowest.measurements.items()}
+        values = {name: float(taken.value) for name, taken in lowest.measurements.items()}
+        return {**result, "values": {**values, **result["values"]}, "measurements": measured}
+
+    def _sweep(self) -> None:
+        """Delete the checkpoints of students that will not be promoted any more."""
+        folder = self._opened.run.folder
+        kept = kept_checkpoints(self._run)
+        for path in (folder / RUNG_FOLDER).glob("*.safetensors"):
+            if str(path.relative_to(folder)) not in kept:
+                path.unlink(missing_ok=True)
+
+    def _note_seconds(self) -> None:
+        if self._config.budget.wall_clock_s is not None:
+            self._record.set_note("search_seconds", self._seconds)
 
     def _drop(self, reason: str) -> None:
         for trial, _ in self._running.values():
             self._record.close_without_score(trial, "interrupted", reason)
         self._running.clear()
-
-    # -- earning the front ----------------------------------------------------------------------------------------
-
-    def _measured_finalists(self) -> tuple[TrialRecord, ...]:
-        """Return the finalists, each measured while nothing else runs.
-
-        A quiet measurement replaces the one taken beside other workers and may move a student, or past a bound; others
-        then take its place, until every finalist has been measured.
-        """
-        while True:
-            chosen = finalists(self._opened.snapshot())
-            unmeasured = [trial for trial in chosen if not self._record.has_final_measurements(trial.number)]
-            if not unmeasured or not self._opened.bench.measured_costs:
-                return chosen
-            self._observe(Note(f"measuring {len(unmeasured)} students on the quiet machine"))
-            for trial in unmeasured:
-                self._measure(trial)
-
-    def _measure(self, trial: TrialRecord) -> None:
-        bench = self._opened.bench
-        module = bench.family.build(trial.arch, bench.data.task).to(bench.device)
-        measured = bench.measure(module, self._opened.workplan.calibrations)
-        with contextlib.suppress(TrialError):  # not measurable now: the value from its trial stands
-            refuse_unmeasurable(measured)
-            self._record.add_final_measurements(trial.number, measured)
-            return
-        self._record.add_final_measurements(trial.number, {})
-
-    def _pending_repeats(self, chosen: tuple[TrialRecord, ...]) -> list[tuple[TrialRecord, int]]:
-        return [
-            (trial, seed)
-            for seed in range(self._config.final.seeds)
-            for trial in chosen
-            if seed not in {repeat.seed for repeat in trial.repeats}
-        ]
-
-    def _retrain(self, executor: Executor, pending: list[tuple[TrialRecord, int]]) -> None:
-        search, final = self._config.training, self._config.final_fidelity
-        longer = final.epochs * final.data_fraction / (search.epochs * search.data_fraction)
-        limit_s = self._config.budget.trial_time_limit_s * max(longer, 1.0)
-        waiting = deque(pending)
-        jobs: dict[str, tuple[TrialRecord, int, Job]] = {}
-        while waiting or jobs:
-            while waiting and executor.free:
-                trial, seed = waiting.popleft()
-                job = final_job(self._config, trial.number, trial.arch, trial.tuned, seed)
-                jobs[f"{trial.number}:{seed}"] = (trial, seed, job)
-                executor.submit(f"{trial.number}:{seed}", job.as_dict(), time_limit_s=limit_s)
-            for finished in executor.wait(_POLL_S):
-                self._keep_repeat(*jobs.pop(finished.key), finished)
-
-    def _keep_repeat(self, trial: TrialRecord, seed: int, job: Job, finished: Finished) -> None:
-        if finished.result is None:
-            failure = finished.failure or "no reason was given"
-            self._record.set_note(f"retraining {seed} of trial {trial.number} failed", failure)
-            self._observe(RepeatEnded(trial.number, None, failure))
-            return
-        result: Mapping[str, Any] = finished.result
-        repeat = Repeat(
-            seed,
-            result["values"]["accuracy"],
-            result["test_accuracy"],
-            Fidelity(**job.fidelity.as_dict()),  # type: ignore[arg-type]
-            result["train_seconds"],
-            Path(job.checkpoint or "").name,
-        )
-        self._record.add_repeat(trial.number, repeat)
-        self._new_repeats += 1
-        self._observe(RepeatEnded(trial.number, repeat))
-
-    def _finish(self) -> None:
-        """Check the finalists' MACs by tracing, and score the teacher on the test split, as the front has been."""
-        bench = self._opened.bench
-        earned = [trial for trial in self._opened.snapshot().trials if trial.repeats]
-        for trial in earned:
-            module = bench.family.build(trial.arch, bench.data.task)
-            traced = traced_macs(module, bench.data.task.input_shape, torch.device("cpu"))
-            if traced != trial.values["macs"]:
-                raise RunError(f"trial {trial.number}: {traced} MACs traced, {trial.values['macs']:g} in closed form")
-        if earned and "teacher_test_accuracy" not in self._record.notes():
-            self._observe(Note("scoring the teacher on the test split"))
-            self._record.set_note(
-                "teacher_test_accuracy", teacher_test_accuracy(bench.teacher, bench.data, device=bench.device)
-            )
-
-
-def default_workers(device: torch.device) -> int:
-    """Return one worker a CUDA device, or one a CPU core that this process may use."""
-    return max(torch.cuda.device_count(), 1) if device.type == "cuda" else usable_cores()
-
-
-def _key(arch: Arch, tuned: Mapping[str, float]) -> str:
-    """What makes two trials the same training."""
-    return f"{arch.arch_id} {json.dumps(dict(tuned), sort_keys=True)}"
+        self._note_seconds()

@@ -30,7 +30,12 @@ class SpaceSize:
 
 
 def space_size(
-    space: SearchSpace, family: StudentFamily, *, enumerate_up_to: int = 300_000, samples: int = 200, seed: int = 0
+    space: SearchSpace,
+    family: StudentFamily | None,
+    *,
+    enumerate_up_to: int = 300_000,
+    samples: int = 200,
+    seed: int = 0,
 ) -> SpaceSize:
     """Return the size of `space`; its networks are counted one by one where it has few enough assignments.
 
@@ -49,7 +54,7 @@ def space_size(
     )
 
 
-def _spellings(space: SearchSpace, family: StudentFamily, start: Assignment) -> int:
+def _spellings(space: SearchSpace, family: StudentFamily | None, start: Assignment) -> int:
     """Return the number of assignments that stand for the network of `start`."""
     domains = {choice.name: choice.values for choice in space.choices}
     network = arch_of(space, start, family)

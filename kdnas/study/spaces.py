@@ -1,6 +1,7 @@
 """Search spaces as YAML: finding, reading and checking them.
 
-A space file has these keys (`name`, `description`, `conditions` and `fixed` may be left out):
+A space file has these keys. `name`, `description`, `conditions` and `fixed` may be left out, and so may `family` where
+a table or a function of your own scores the students:
 
     name: my_space                                       # the file's name without .yaml
     family: resnet
@@ -81,9 +82,18 @@ def read_space(path: Path) -> SearchSpace:
     return space
 
 
-def arch_of(space: SearchSpace, assignment: Mapping[str, Scalar], family: StudentFamily) -> Arch:
-    """Return the arch that `assignment` stands for, inactive choices dropped. Raises ConfigError where it is none."""
-    return family.canonical(space.active(assignment))
+def family_of(space: SearchSpace) -> StudentFamily | None:
+    """Return the family that builds the space's students, None where the space names none."""
+    return STUDENTS.build(space.family) if space.family else None
+
+
+def arch_of(space: SearchSpace, assignment: Mapping[str, Scalar], family: StudentFamily | None) -> Arch:
+    """Return the arch that `assignment` stands for, inactive choices dropped. Raises ConfigError where it is none.
+
+    Without a family every combination of active choices is an arch, named after the space.
+    """
+    active = space.active(assignment)
+    return Arch.of(space.name, active) if family is None else family.canonical(active)
 
 
 def _carried_folder() -> Path:
@@ -111,9 +121,8 @@ class _SpaceReader:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             self._complain("name", f"{name!r} is no name", "letters, digits, '.', '_' and '-'")
         family = self._text("family", "")
-        if family not in STUDENTS.names():
-            what = f"no student family is called {family!r}" if family else "is required"
-            self._complain("family", what, ", ".join(STUDENTS.names()))
+        if family and family not in STUDENTS.names():
+            self._complain("family", f"no student family is called {family!r}", ", ".join(STUDENTS.names()))
         choices = self._choices()
         fixed = self._fixed(choices)
         domains = {**choices, **{name: (value,) for name, value in fixed.items()}}
@@ -266,7 +275,9 @@ def _cycle(conditions: list[Condition]) -> list[str]:
 
 def _building_problems(space: SearchSpace) -> list[Problem]:
     """Return what the family objects to in the corners of the space and in assignments drawn from it."""
-    family: StudentFamily = STUDENTS.build(space.family)
+    family = family_of(space)
+    if family is None:
+        return []
     rng = np.random.default_rng(0)
     corners = [{choice.name: choice.values[end] for choice in space.choices} for end in (0, -1)]
     # One choice at a time, so that every value is tried.

@@ -2,7 +2,11 @@
 
 A trial's parameters are the proposed assignment. Beside them stand, as user attributes: `arch_id`, `arch`, `fidelity`,
 `tuned` from the start; `result` (values, measurements, seconds), `reason` and `interrupted` at the end. Retrainings of
-finalists are study attributes `final:<trial>:<seed>`, since Optuna does not let a finished trial change.
+finalists are study attributes `final:<trial>:<seed>`, since Optuna does not let a finished trial change. So are the
+trainings of an audit, `audit:<trial>:<seed>:<epochs>x<data fraction>:<loss>`, and what it asked for, `audit`; and how
+often a retraining failed, `failed:<trial>:<seed>:<epochs>x<data fraction>`.
+
+In a search with rungs a student has one trial at each rung that it reached; the first is the one that was proposed.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from kdnas.core.objective import Quantity
 from kdnas.core.space import SearchSpace
 from kdnas.errors import RunFolderError
 from kdnas.study.config import StudyConfig, TuneRange
-from kdnas.study.records import Repeat, RunRecord, TeacherReport, TrialRecord, TrialState
+from kdnas.study.records import AuditRecord, AuditTraining, Repeat, RunRecord, TeacherReport, TrialRecord, TrialState
 from kdnas.study.run_folder import LOCK_FILE, read_lock
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -188,6 +192,39 @@ class Record:
         self.study.set_user_attr(f"final:{number}:{repeat.seed}", dataclasses.asdict(repeat))
 
     @_on_disk
+    def add_failed_repeat(self, number: int, seed: int, fidelity: Fidelity, reason: str) -> None:
+        """Write that a retraining of finalist `number` failed once more, and why."""
+        attempts = self.failed_repeats(number, seed, fidelity) + 1
+        self.study.set_user_attr(_failed_key(number, seed, fidelity), {"attempts": attempts, "reason": reason})
+
+    @_on_disk
+    def failed_repeats(self, number: int, seed: int, fidelity: Fidelity) -> int:
+        """Return how often a retraining of finalist `number` failed."""
+        return int(self.study.user_attrs.get(_failed_key(number, seed, fidelity), {}).get("attempts", 0))
+
+    @_on_disk
+    def begin_audit(self, students: Sequence[int], fidelity: Fidelity, seeds: int) -> None:
+        """Write what an audit asks for; it replaces what an earlier one did, whose trainings stay."""
+        self.study.set_user_attr("audit", {"students": list(students), "fidelity": fidelity.as_dict(), "seeds": seeds})
+
+    @_on_disk
+    def add_audit_training(self, training: AuditTraining) -> None:
+        """Write one training of an audit."""
+        seen = f"{training.fidelity.epochs}x{training.fidelity.data_fraction:g}"
+        key = f"audit:{training.number}:{training.seed}:{seen}:{training.loss}"
+        self.study.set_user_attr(key, dataclasses.asdict(training))
+
+    @_on_disk
+    def audit(self) -> AuditRecord | None:
+        """Return the run's audit, None where none was begun."""
+        attributes = self.study.user_attrs
+        plan = attributes.get("audit")
+        if plan is None:
+            return None
+        trainings = tuple(_audit_training(value) for key, value in attributes.items() if key.startswith("audit:"))
+        return AuditRecord(tuple(plan["students"]), Fidelity(**plan["fidelity"]), plan["seeds"], trainings)
+
+    @_on_disk
     def has_final_measurements(self, number: int) -> bool:
         """Whether finalist `number` was measured after the search."""
         return f"measured:{number}" in self.study.user_attrs
@@ -238,6 +275,10 @@ class Record:
         return self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
 
 
+def _failed_key(number: int, seed: int, fidelity: Fidelity) -> str:
+    return f"failed:{number}:{seed}:{fidelity.epochs}x{fidelity.data_fraction:g}"
+
+
 def _record(trial: FrozenTrial, repeats: list[Repeat], final: Mapping[str, Any]) -> TrialRecord:
     attributes = trial.user_attrs
     result = attributes.get("result", {})
@@ -254,10 +295,16 @@ def _record(trial: FrozenTrial, repeats: list[Repeat], final: Mapping[str, Any])
         reason=attributes.get("reason", ""),
         train_seconds=result.get("train_seconds", 0.0),
         teacher_seconds=result.get("teacher_seconds", 0.0),
+        profile=result.get("profile", {}),
         started=trial.datetime_start,
         ended=trial.datetime_complete,
         repeats=tuple(sorted(repeats, key=lambda repeat: repeat.seed)),
     )
+
+
+def _audit_training(plain: Mapping[str, Any]) -> AuditTraining:
+    curve = tuple((int(epoch), float(accuracy)) for epoch, accuracy in plain["curve"])
+    return AuditTraining(**{**plain, "fidelity": Fidelity(**plain["fidelity"]), "curve": curve})
 
 
 def _storage(path: Path, *, skip_table_creation: bool = False) -> optuna.storages.RDBStorage:
@@ -305,7 +352,8 @@ def refreshed(run: RunRecord, record: Record) -> RunRecord:
     teacher = run.teacher
     if teacher is not None and "teacher_test_accuracy" in notes:
         teacher = dataclasses.replace(teacher, test_accuracy=notes["teacher_test_accuracy"])
-    return dataclasses.replace(run, trials=trials, teacher=teacher, finished=notes.get("finished", ""))
+    finished = notes.get("finished", "")
+    return dataclasses.replace(run, trials=trials, teacher=teacher, finished=finished, audit=record.audit())
 
 
 def run_of_lock(folder: Path, lock: Mapping[str, Any]) -> RunRecord:
@@ -321,12 +369,16 @@ def run_of_lock(folder: Path, lock: Mapping[str, Any]) -> RunRecord:
             constraints=config.bounds,
             quantities=known,
             trials=(),
-            teacher=TeacherReport(**{**lock["teacher"], "notes": tuple(lock["teacher"]["notes"])}),
+            teacher=_teacher(lock["teacher"]),
             reference_point=lock["reference_point"],
             class_names=tuple(lock["data"]["class_names"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{folder / LOCK_FILE} is damaged: {' '.join(str(error).split())[:200]}") from error
+
+
+def _teacher(plain: Mapping[str, Any] | None) -> TeacherReport | None:
+    return None if plain is None else TeacherReport(**{**plain, "notes": tuple(plain["notes"])})
 
 
 def load_run(folder: Path) -> RunRecord:

@@ -107,6 +107,7 @@ def train_file_for(run: RunRecord, trial: TrialRecord, data: ImageData) -> Train
     Raises ConfigError when a tuned setting does not fit the recipe.
     """
     config = run.config
+    data_config, teacher_config = config.sources()
     recipe = final_recipe(config, trial.tuned)
     return TrainFile(
         format_version=FORMAT_VERSION,
@@ -119,9 +120,9 @@ def train_file_for(run: RunRecord, trial: TrialRecord, data: ImageData) -> Train
         class_names=data.class_names,
         channel_mean=tuple(float(value) for value in data.channel_mean),
         channel_std=tuple(float(value) for value in data.channel_std),
-        data=config.data,
+        data=data_config,
         data_fingerprint=data.fingerprint,
-        teacher=config.teacher,
+        teacher=teacher_config,
         teacher_fingerprint=locked_fingerprint(run, "teacher"),
         training=recipe.training,
         distillation=recipe.distillation,

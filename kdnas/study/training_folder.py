@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from kdnas.errors import Problem, RunFolderError
-from kdnas.study.run_folder import write_text
+from kdnas.study.run_folder import leaves, write_text
 from kdnas.training.distil import EpochRecord
 
 LOCK_FILE = "training.lock.yaml"
 RESULT_FILE = "result.json"
 HISTORY_FILE = "history.csv"
 CHECKPOINT_FILE = "checkpoint.safetensors"
-_GUARD = ".training"
+GUARD_FILE = ".training"
 _COLUMNS = ("epoch", "loss", "validation_accuracy", "seconds")
 
 
@@ -49,7 +47,7 @@ def claim(out: Path, settings: Mapping[str, Any]) -> None:
         return
     if not isinstance(locked, dict):
         raise RunFolderError(f"{lock} is damaged: it holds no settings; choose another --out")
-    before, after = _leaves(locked), _leaves(settings)
+    before, after = leaves(locked), leaves(settings)
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     if changed:
         raise RunFolderError(
@@ -58,21 +56,6 @@ def claim(out: Path, settings: Mapping[str, Any]) -> None:
                 *(Problem(key, f"{brief(before.get(key))} -> {brief(after.get(key))}") for key in changed),
             ]
         )
-
-
-@contextmanager
-def held(out: Path) -> Iterator[None]:
-    """Hold the folder for one process; the system frees it when that dies. Raises RunFolderError when taken."""
-    try:
-        guard = (out / _GUARD).open("a")
-    except OSError as error:
-        raise RunFolderError(f"{out} cannot be written: {error.strerror or error}") from error
-    with guard:
-        try:
-            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunFolderError(f"{out} is in use by another kdnas train") from None
-        yield
 
 
 def read_history(out: Path) -> tuple[list[EpochRecord], dict[int, float]]:
@@ -104,14 +87,3 @@ def brief(value: Any) -> str:
     """Return a plain value as short text for a message."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the values of nested plain data by dotted key."""
-    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
-    if inner is None:
-        return {prefix: value}
-    leaves: dict[str, Any] = {}
-    for key, part in inner:
-        leaves |= _leaves(part, f"{prefix}.{key}" if prefix else str(key))
-    return leaves

@@ -43,9 +43,7 @@ class TeacherContext:
 
     data: ImageData
     data_root: Path
-    cache: Path
     device: torch.device
-    seed: int
     train_student: Callable[[str, Mapping[str, Any], Mapping[str, Any], Callable[[str], None]], nn.Module]
     say: Callable[[str], None] = field(default=lambda line: None)
 

@@ -80,7 +80,10 @@ def augment(
         # Picking rows from both versions is several times faster on a CPU than torch.where.
         rows = torch.arange(len(images), device=images.device) + mirrored * len(images)
         images = torch.cat([images, images.flip(3)]).index_select(0, rows)
-    colour = torch.tensor(fill, dtype=torch.float32).round().to(images.device, torch.uint8)[None, :, None, None]
+    # Filled in on the device, since a copy from the host would wait for it.
+    levels = [int(level) for level in torch.tensor(fill, dtype=torch.float32).round()]
+    colour = torch.cat([torch.full((1,), level, dtype=torch.uint8, device=images.device) for level in levels])
+    colour = colour[None, :, None, None]
     if augmentation.crop_padding:
         places = 2 * augmentation.crop_padding + 1
         top = random_below(samples, places, seed=seed, view=view, stream="crop-top")

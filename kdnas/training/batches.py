@@ -60,6 +60,7 @@ class Batches:
         self.num_classes = num_classes
         self.device = device
         self._arrays = arrays
+        self._samples = torch.tensor(self.indices, device=device)
         self._labels = torch.from_numpy(np.asarray(arrays.labels)[self.indices].astype(np.int64)).to(device)
         limit = available_memory(device) // 2 if memory_limit_bytes is None else memory_limit_bytes
         needed = len(self.indices) * int(np.prod(arrays.images.shape[1:]))
@@ -67,6 +68,11 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of an image."""
+        return self._arrays.images.shape[1:]
 
     @property
     def is_resident(self) -> bool:
@@ -79,7 +85,14 @@ class Batches:
         return full + (rest > 1 or (rest == 1 and full == 0))
 
     def epoch(
-        self, epoch: int, *, batch_size: int, augmentation: Augmentation, fill: Sequence[float], seed: int
+        self,
+        epoch: int,
+        *,
+        batch_size: int,
+        augmentation: Augmentation,
+        fill: Sequence[float],
+        seed: int,
+        steps: range | None = None,
     ) -> Iterator[Batch]:
         """Yield the batches of one epoch, shuffled and augmented.
 
@@ -92,46 +105,60 @@ class Batches:
             augmentation: What to apply.
             fill: Channel means, 0..255, shown where the image is not.
             seed: The study's seed.
+            steps: Which of the epoch's batches; None: all.
         """
-        order = np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(len(self))
-        for step in range(self.steps(batch_size)):
-            positions = order[step * batch_size : (step + 1) * batch_size]
-            batch = self._view(positions, epoch, augmentation, fill, seed)
+        order = self._order(epoch, seed)
+        # Sent whole: on a GPU a copy from the host for each batch would wait for the steps before it.
+        places = torch.from_numpy(order).to(self.device)
+        for step in range(self.steps(batch_size)) if steps is None else steps:
+            part = slice(step * batch_size, (step + 1) * batch_size)
+            batch = self._view(order[part], places[part], epoch, augmentation, fill, seed)
             if augmentation.mixup:
-                samples = torch.from_numpy(self.indices[positions])
+                samples = torch.from_numpy(self.indices[order[part]])
                 shares = mixup_shares(samples, beta=augmentation.mixup, seed=seed, view=epoch).to(self.device)
-                partners = random_below(samples, len(self), seed=seed, view=epoch, stream="mixup-partner").numpy()
-                other = self._view(partners, epoch, augmentation, fill, seed)
+                partners = random_below(samples, len(self), seed=seed, view=epoch, stream="mixup-partner")
+                other = self._view(partners.numpy(), partners.to(self.device), epoch, augmentation, fill, seed)
                 labels = mix(self._probabilities(batch.labels), self._probabilities(other.labels), shares)
                 batch = Batch(mix(batch.images, other.images, shares), labels, batch.samples)
             yield batch
 
+    def samples_of(self, epoch: int, *, batch_size: int, seed: int, steps: range) -> np.ndarray:
+        """Return the samples int64 [M] of some batches of an epoch, in their order, without making any image."""
+        return self.indices[self._order(epoch, seed)[steps.start * batch_size : steps.stop * batch_size]]
+
     def ordered(self, *, batch_size: int) -> Iterator[Batch]:
         """Yield every sample once, in the order of `indices`, as it is."""
         for start in range(0, len(self), batch_size):
-            positions = np.arange(start, min(start + batch_size, len(self)))
-            images, labels, samples = self._fetch(positions)
+            stop = min(start + batch_size, len(self))
+            images, labels, samples = self._fetch(np.arange(start, stop), torch.arange(start, stop, device=self.device))
             yield Batch(images.float(), labels, samples)
 
+    def _order(self, epoch: int, seed: int) -> np.ndarray:
+        return np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(len(self))
+
     def _view(
-        self, positions: np.ndarray, view: int, augmentation: Augmentation, fill: Sequence[float], seed: int
+        self,
+        positions: np.ndarray,
+        places: Tensor,
+        view: int,
+        augmentation: Augmentation,
+        fill: Sequence[float],
+        seed: int,
     ) -> Batch:
-        images, labels, samples = self._fetch(positions)
+        images, labels, samples = self._fetch(positions, places)
         views = augment(images, samples, augmentation=augmentation, fill=fill, seed=seed, view=view)
         return Batch(views, labels, samples)
 
     def _probabilities(self, labels: Tensor) -> Tensor:
         return functional.one_hot(labels, self.num_classes).float()
 
-    def _fetch(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (images uint8 [B, C, H, W], labels [B], samples [B]) on the device."""
-        at = torch.from_numpy(positions).to(self.device)
-        samples = self.indices[positions]
+    def _fetch(self, positions: np.ndarray, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (images uint8 [B, C, H, W], labels [B], samples [B]) on the device; `places` are `positions` there."""
         if self._images is not None:
-            images = self._images.index_select(0, at)
+            images = self._images.index_select(0, places)
         else:
-            images = torch.from_numpy(np.asarray(self._arrays.images)[samples]).to(self.device)
-        return images, self._labels[at], torch.from_numpy(samples).to(self.device)
+            images = torch.from_numpy(np.asarray(self._arrays.images)[self.indices[positions]]).to(self.device)
+        return images, self._labels[places], self._samples[places]
 
     def _resident(self) -> Tensor:
         """Copy the images to the device piece by piece, so that nothing is held twice."""

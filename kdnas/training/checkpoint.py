@@ -7,7 +7,8 @@ file is replaced whole after each epoch, so a killed process leaves the last com
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,33 +71,69 @@ def load_checkpoint(
 
     Raises RunFolderError when the file is damaged, is no checkpoint of a training, or belongs to another training.
     """
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            header = _header(path, file.metadata(), identity)
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        for name, module in modules.items():
-            own = {key.partition("/")[2]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
-            module.load_state_dict(own)
+    with _damage_told(path):
+        header, tensors = _read(path)
+        if header["identity"] != identity:
+            raise RunFolderError(
+                f"the checkpoint {path} belongs to another training (student, recipe, teacher, data or seed changed); "
+                "delete it to start anew"
+            )
+        _restore_modules(modules, tensors)
         _restore_optimizer(optimizer, tensors, header["optimizer"])
         torch.set_rng_state(tensors["random/cpu"])
         if device.type == "cuda" and "random/cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random/cuda"], device)
+    progress: dict[str, Any] = header["progress"]
+    return progress
+
+
+def load_modules(path: Path, modules: Mapping[str, nn.Module]) -> str:
+    """Restore only the modules of a training from `path`, in place, and return its identity.
+
+    Raises RunFolderError when the file is damaged, no checkpoint of a training, or one of other modules.
+    """
+    with _damage_told(path):
+        header, tensors = _read(path)
+        _restore_modules(modules, tensors)
+    identity: str = header["identity"]
+    return identity
+
+
+def epochs_done(path: Path) -> int:
+    """Return how many epochs of its training a checkpoint holds, 0 where there is none. Raises RunFolderError."""
+    if not path.exists():
+        return 0
+    with _damage_told(path), safe_open(path, framework="pt", device="cpu") as file:
+        return len(_header(path, file.metadata())["progress"]["history"])
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """Raise RunFolderError instead of what a file raises that is not what it should be."""
+    try:
+        yield
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         first_line = str(error).partition("\n")[0]
         raise RunFolderError(f"the checkpoint {path} is damaged ({first_line}); delete it to start anew") from error
-    return header["progress"]
 
 
-def _header(path: Path, metadata: Mapping[str, str] | None, identity: str) -> dict[str, Any]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with safe_open(path, framework="pt", device="cpu") as file:
+        header = _header(path, file.metadata())
+        return header, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+def _header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
     if not metadata or metadata.get("format") != _FORMAT:
         raise RunFolderError(f"{path} is not the checkpoint of a training")
-    header = json.loads(metadata["state"])
-    if header["identity"] != identity:
-        raise RunFolderError(
-            f"the checkpoint {path} belongs to another training (student, recipe, teacher, data or seed changed); "
-            "delete it to start anew"
-        )
+    header: dict[str, Any] = json.loads(metadata["state"])
     return header
+
+
+def _restore_modules(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    for name, module in modules.items():
+        own = {key.partition("/")[2]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
+        module.load_state_dict(own)
 
 
 def _restore_optimizer(

@@ -1,7 +1,7 @@
 """The distillation loop: trains one student by a recipe, beside its teacher.
 
-Images stay raw floats in 0..255 on the device; student and teacher see the same batch. Losses are float32 whatever the
-networks run in. Nothing in a step waits for the device.
+Images stay raw floats in 0..255 on the device; student and teacher see the same batch. What a step is stands in
+`kdnas.training.lesson`.
 """
 
 from __future__ import annotations
@@ -9,32 +9,33 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdnas.core.data import ImageData
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.seeds import derive_seed
-from kdnas.errors import TrialError
-from kdnas.nn.normalise import Normalised
-from kdnas.nn.taps import Outputs, OutputShapes, Taps, output_shapes, stage_names
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.checkpoint import load_checkpoint, save_checkpoint
-from kdnas.training.evaluation import accuracy, bfloat16_is_native
-from kdnas.training.loss import TrainingLoss, needs_of
-from kdnas.training.optimizer import build_optimizer, learning_rate
-from kdnas.training.recipe import Distillation, Recipe
+from kdnas.training.checkpoint import load_checkpoint, load_modules, save_checkpoint
+from kdnas.training.evaluation import accuracy
+from kdnas.training.lesson import (
+    Lesson,
+    TaughtBatch,
+    memory_failures_as_trial_errors,
+    open_lesson,
+    open_teaching,
+    own_randomness,
+    taught_batches,
+)
+from kdnas.training.recipe import Recipe
 from kdnas.training.teacher_cache import TeacherCache
-from kdnas.training.teaching import Teaching, views_key
-
-_STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 100}
-"""Looking at the loss makes a CUDA device wait, and costs a CPU nothing."""
+from kdnas.training.teaching import Teaching
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class Trained:
 
     `network` takes normalised images and is in eval mode; `accuracy` is on the validation split, None without one.
     `teacher_seconds` is the teacher's share of `train_seconds`; both include the epochs before a resume.
+    `graph_failure` is why steps could not be captured on a CUDA device and ran one kernel at a time; else None.
+    `phases` are the seconds that this process spent on the teacher, on the data (making batches; on a CPU only, a GPU
+    makes them beside), on the student's steps and on the evaluation. `live_teacher` is whether the teacher was run on
+    every batch, its outputs not being kept.
     """
 
     network: nn.Module
@@ -60,6 +65,9 @@ class Trained:
     train_seconds: float
     teacher_seconds: float
     fidelity: Fidelity
+    graph_failure: str | None = None
+    phases: Mapping[str, float] = field(default_factory=dict)
+    live_teacher: bool = False
 
 
 def distil(
@@ -74,52 +82,57 @@ def distil(
     device: torch.device,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     checkpoint: Path | None = None,
+    begin_from: Path | None = None,
     view_seed: int | None = None,
     teacher_cache: TeacherCache | None = None,
+    graphs: bool = True,
 ) -> Trained:
     """Train `network` (normalised images in, logits out) in place and return it.
 
     Without a teacher the loss is cross entropy alone, at weight 1. The recipe's `data_fraction` has been applied by the
-    caller: `train` holds the images to use.
-
-    `seed` starts the adapters and dropout. `view_seed` (default: `seed`) orders and augments the images: trainings that
-    share it see the same batches, which lets them share `teacher_cache` and makes their comparison less noisy.
-    `on_epoch` is called after each epoch; what it raises ends the training. `checkpoint` is rewritten
-    before that call, and a training that finds its own checkpoint there continues exactly.
+    caller: `train` holds the images to use. `seed` starts the adapters and dropout. `view_seed` (default: `seed`)
+    orders and augments the images: trainings that share it see the same batches, which lets them share `teacher_cache`
+    and makes their comparison less noisy. `on_epoch` is called after each epoch; what it raises ends the training.
+    `checkpoint` is rewritten before that call, and a training that finds its own checkpoint there continues exactly.
+    `begin_from` is the checkpoint of another training: this one begins from its weights (network and adapters), as a
+    warm restart, with an optimizer and a learning-rate schedule of its own. `graphs`: capture whole steps on a CUDA
+    device; elsewhere it changes nothing.
 
     Raises TrialError when the loss is not finite or memory runs out, ConfigError when a loss does not fit student and
-    teacher, RunFolderError when the checkpoint is damaged or another training's.
+    teacher, RunFolderError when a checkpoint is damaged or another training's.
     """
     view_seed = seed if view_seed is None else view_seed
     with ExitStack() as stack:
-        stack.enter_context(_memory_failures_as_trial_errors())
-        stack.enter_context(_own_randomness(derive_seed(seed, "training"), device))
-        lesson = _prepare(stack, network, teacher, train, recipe, data, device, seed, view_seed, teacher_cache)
+        stack.enter_context(memory_failures_as_trial_errors())
+        stack.enter_context(own_randomness(derive_seed(seed, "training"), device))
+        teaching, shapes = open_teaching(
+            stack, teacher, train, recipe, data=data, device=device, view_seed=view_seed, teacher_cache=teacher_cache
+        )
+        lesson = open_lesson(stack, network, shapes, recipe, data=data, device=device, seed=seed, graphs=graphs)
         modules = {"network": network, "losses": lesson.criterion}
-        identity = _identity(network, teacher, train, recipe, data, seed, view_seed)
-        history: list[EpochRecord] = []
-        teacher_seconds = 0.0
+        origin = None if begin_from is None else load_modules(begin_from, modules)
+        identity = _identity(network, teacher, train, recipe, data, seed, view_seed, origin)
+        history, teacher_seconds = list[EpochRecord](), 0.0
+        phases = dict.fromkeys(("teacher", "data", "student"), 0.0)
         if checkpoint is not None and checkpoint.exists():
             progress = load_checkpoint(checkpoint, modules, lesson.optimizer, identity=identity, device=device)
             history = [EpochRecord(**record) for record in progress["history"]]
             teacher_seconds = progress["teacher_seconds"]
-
         for epoch in range(len(history), recipe.training.epochs):
             started = time.perf_counter()
-            loss, taught = _train_epoch(lesson, train, recipe, data, epoch, view_seed)
+            loss, taught, fetched = _train_epoch(lesson, teaching, train, data, epoch, view_seed)
             history.append(EpochRecord(epoch + 1, loss, time.perf_counter() - started))
             teacher_seconds += taught
+            spent = {"teacher": taught, "data": fetched, "student": history[-1].seconds - taught - fetched}
+            phases = {phase: seconds + spent[phase] for phase, seconds in phases.items()}
             if checkpoint is not None:
                 progress = {"history": [asdict(record) for record in history], "teacher_seconds": teacher_seconds}
-                save_checkpoint(
-                    checkpoint, modules, lesson.optimizer, identity=identity, progress=progress, device=device
-                )
+                optimizer = lesson.optimizer
+                save_checkpoint(checkpoint, modules, optimizer, identity=identity, progress=progress, device=device)
             if on_epoch is not None:
                 on_epoch(history[-1])
-
-        lesson.optimizer.zero_grad(set_to_none=True)
-        lesson.student.eval()
-        score = None if validation is None else accuracy(lesson.student, validation, bfloat16=lesson.bfloat16)
+        failure = lesson.finish()
+        score = None if validation is None else _evaluated(lesson, validation, phases)
     return Trained(
         network=network.to(memory_format=torch.contiguous_format),
         accuracy=score,
@@ -127,131 +140,55 @@ def distil(
         train_seconds=sum(record.seconds for record in history),
         teacher_seconds=teacher_seconds,
         fidelity=Fidelity(recipe.training.epochs, recipe.training.data_fraction),
+        graph_failure=failure,
+        phases=phases,
+        live_teacher=teaching is not None and teaching.is_live,
     )
-
-
-@dataclass(frozen=True)
-class _Lesson:
-    """What one training holds: the student with its taps, the teacher's side, the loss and the optimizer."""
-
-    student: nn.Module
-    tapped: Taps
-    teaching: Teaching | None
-    criterion: TrainingLoss
-    optimizer: torch.optim.Optimizer
-    bfloat16: bool
-    device: torch.device
-
-
-def _prepare(
-    stack: ExitStack,
-    network: nn.Module,
-    teacher: Teacher | None,
-    train: Batches,
-    recipe: Recipe,
-    data: ImageData,
-    device: torch.device,
-    seed: int,
-    view_seed: int,
-    teacher_cache: TeacherCache | None,
-) -> _Lesson:
-    """Build the lesson; taps are hooked into both networks until `stack` closes."""
-    training = recipe.training
-    bfloat16 = training.precision == "bfloat16" or (training.precision == "auto" and bfloat16_is_native(device))
-    distillation = recipe.distillation
-    if teacher is None:
-        distillation = Distillation(task_weight=1.0, label_smoothing=distillation.label_smoothing, losses=())
-    needs = needs_of(distillation)
-
-    student = Normalised(network, data.channel_mean, data.channel_std)
-    student.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    stages, classifier = stage_names(network)
-    stages = tuple(f"network.{name}" for name in stages)
-    classifier = None if classifier is None else f"network.{classifier}"
-    example = torch.zeros(2, *data.task.input_shape, device=device)
-    shapes = output_shapes(student, stages, classifier, example)
-    tapped = stack.enter_context(Taps(student, stages, classifier, needs=needs))
-
-    teaching, teacher_shapes = None, OutputShapes(shapes.num_classes)
-    if teacher is not None and needs:
-        teacher.module.to(device).eval()
-        teacher_shapes = output_shapes(teacher.module, teacher.stages, teacher.classifier, example)
-        cache = None
-        if teacher_cache is not None:
-            key = views_key(
-                teacher,
-                teacher_shapes,
-                data,
-                needs=needs,
-                augmentation=training.augmentation,
-                view_seed=view_seed,
-                bfloat16=bfloat16,
-                device=device,
-            )
-            cache = None if key is None else (teacher_cache, key)
-        teacher_taps = stack.enter_context(Taps(teacher.module, teacher.stages, teacher.classifier, needs=needs))
-        teaching = Teaching(teacher_taps, device=device, bfloat16=bfloat16, samples=train.indices, cache=cache)
-
-    criterion = TrainingLoss(distillation, shapes, teacher_shapes, seed=seed).to(device)
-    optimizer = build_optimizer((network, criterion), training)
-    return _Lesson(student, tapped, teaching, criterion, optimizer, bfloat16, device)
 
 
 def _train_epoch(
-    lesson: _Lesson, train: Batches, recipe: Recipe, data: ImageData, epoch: int, view_seed: int
-) -> tuple[float, float]:
-    """Train on view `epoch` of the data and return (mean loss, seconds of the teacher)."""
-    training = recipe.training
-    steps = train.steps(training.batch_size)
-    check_every = _STEPS_BETWEEN_CHECKS.get(lesson.device.type, 1)
-    losses = torch.zeros(steps, device=lesson.device)
-    checked = 0
-    lesson.student.train()
-    lesson.criterion.train()
-    if lesson.teaching is not None:
-        lesson.teaching.begin(epoch)
-    batches = train.epoch(
-        epoch,
-        batch_size=training.batch_size,
-        augmentation=training.augmentation,
-        fill=data.channel_mean,
-        seed=view_seed,
-    )
-    for step, batch in enumerate(batches):
-        images = batch.images.contiguous(memory_format=torch.channels_last)
-        theirs = None if lesson.teaching is None else lesson.teaching(images, batch.samples)
-        with torch.autocast(lesson.device.type, dtype=torch.bfloat16, enabled=lesson.bfloat16):
-            ours: Outputs = lesson.tapped(images)
-        loss = lesson.criterion(ours, theirs, batch.labels)
-        rate = learning_rate(epoch * steps + step, training.epochs * steps, training)
-        _step(lesson.optimizer, loss, rate, training.clip_norm)
-        losses[step] = loss.detach()
-        if (step + 1) % check_every == 0:
-            _refuse_non_finite(losses, checked, step + 1, epoch)
-            checked = step + 1
-    _refuse_non_finite(losses, checked, steps, epoch)
-    taught = 0.0 if lesson.teaching is None else lesson.teaching.end()
-    return float(losses.mean()), taught
+    lesson: Lesson, teaching: Teaching | None, train: Batches, data: ImageData, epoch: int, view_seed: int
+) -> tuple[float, float, float]:
+    """Train on view `epoch` of the data and return (mean loss, seconds of the teacher, seconds of making batches)."""
+    lesson.begin(epoch, train.steps(lesson.training.batch_size))
+    begun = time.perf_counter()
+    if teaching is not None:
+        teaching.begin(epoch)
+    prepared = time.perf_counter() - begun
+    batches = _Timed(taught_batches(train, teaching, lesson.training, data=data, epoch=epoch, view_seed=view_seed))
+    for batch in batches:
+        lesson.learn(*batch)
+    loss = lesson.end()
+    taught = 0.0 if teaching is None else teaching.end()
+    if lesson.device.type != "cpu":
+        return loss, taught, 0.0
+    return loss, taught, max(0.0, prepared + batches.seconds - taught)
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, clip_norm: float | None) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if clip_norm is not None:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, clip_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
+def _evaluated(lesson: Lesson, validation: Batches, phases: dict[str, float]) -> float:
+    """Return the accuracy on the validation split, and put its seconds into `phases`."""
+    started = time.perf_counter()
+    score = accuracy(lesson.student, validation, bfloat16=lesson.bfloat16)
+    phases["evaluation"] = time.perf_counter() - started
+    return score
 
 
-def _refuse_non_finite(losses: Tensor, begin: int, end: int, epoch: int) -> None:
-    values = losses[begin:end]
-    finite = torch.isfinite(values)
-    if not bool(finite.all()):
-        first = int((~finite).nonzero()[0])
-        what = "nan" if bool(torch.isnan(values[first])) else "infinite"
-        raise TrialError(f"loss became {what} at epoch {epoch + 1}, step {begin + first + 1}")
+class _Timed:
+    """Batches, and the seconds that their maker took for those taken so far."""
+
+    def __init__(self, batches: Iterable[TaughtBatch]):
+        self._batches = iter(batches)
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[TaughtBatch]:
+        return self
+
+    def __next__(self) -> TaughtBatch:
+        begun = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self.seconds += time.perf_counter() - begun
 
 
 def _identity(
@@ -262,6 +199,7 @@ def _identity(
     data: ImageData,
     seed: int,
     view_seed: int,
+    origin: str | None,
 ) -> str:
     """Return a hash of all that decides a training but the initial weights and the machine."""
     record = {
@@ -272,24 +210,6 @@ def _identity(
         "recipe": recipe.model_dump(mode="json"),
         "seeds": [seed, view_seed],
     }
+    if origin is not None:
+        record["origin"] = origin
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-@contextmanager
-def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators (dropout draws from them) and give the caller's states back afterwards."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def _memory_failures_as_trial_errors() -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-            raise TrialError(f"out of memory: {text.partition(chr(10))[0]}") from error
-        raise

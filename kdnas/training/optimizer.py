@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdnas.training.recipe import Training
 
@@ -24,15 +24,29 @@ def build_optimizer(modules: Iterable[nn.Module], training: Training) -> torch.o
     groups = [group for group in groups if group["params"]]
     # One fused kernel for all parameters instead of several launches for each.
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    # On a GPU the rate is a tensor there, which a captured step reads anew each time.
+    on_cuda = bool(parameters) and all(p.device.type == "cuda" for p in parameters)
+    rate: float | Tensor = training.learning_rate
+    if on_cuda:
+        rate = torch.tensor(training.learning_rate, dtype=torch.float32, device=parameters[0].device)
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=training.learning_rate, fused=fused)
+        return torch.optim.AdamW(groups, lr=rate, fused=fused, capturable=on_cuda)
     return torch.optim.SGD(
         groups,
-        lr=training.learning_rate,
+        lr=rate,
         momentum=training.momentum,
         nesterov=training.momentum > 0,
         fused=fused,
     )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of every group of `optimizer`, where it is a tensor in its place."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def learning_rate(step: int, total_steps: int, training: Training) -> float:

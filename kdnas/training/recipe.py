@@ -49,6 +49,9 @@ class Distillation(Section):
     task_weight: Annotated[float, Field(ge=0.0)] = 0.1
     label_smoothing: Fraction = 0.0
     losses: tuple[LossTerm, ...] = (LossTerm(type="kd", weight=0.9),)
+    teacher_top_k: Annotated[int, Field(ge=1)] | None = None
+    """Keep only so many of the teacher's logits for each image, the mass of the others spread evenly, where thousands
+    of classes would fill the disk. None: all of them, exactly."""
 
 
 class Training(Section):

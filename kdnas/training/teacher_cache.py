@@ -1,11 +1,17 @@
 """Teacher outputs on the views that a study's trials share, computed once and kept on disk.
 
 Trials of a study see the same augmented views (common random numbers), so what the teacher says of view v of sample n
-need not be computed again. A row is a sample's logits, and its embedding where a loss reads it, in float32.
+need not be computed again. A row is a sample's logits, and its embedding where a loss reads it, in the type that the
+teacher computed them in: float32, or bfloat16 at half the size. Both are exact.
 
-On disk each key (teacher, data, augmentation, ...) is a folder with two files a view: `rows` float32 [N, W] and
-`mask` uint8 [N], which is 1 where the row is there. The mask is written after the rows are on the disk, so
-a killed process leaves rows that nobody reads, and several processes may write the same view: they write the same rows.
+On disk each key (teacher, data, augmentation, ...) is a folder with two files a view: `rows` [N, W] and `mask` uint8
+[N], which is 1 where the row is there: N * (W * 4 or 2 + 1) bytes a view. The mask is written after the rows are on
+the disk, so a killed process leaves rows that nobody reads. Processes that meet the same gap claim parts of it: a claim
+is a lock on a byte of the file `claims`, which the system takes back from a process that dies.
+
+With `top_k`, a row holds the k largest logits and the mean mass of the others, and a third file, `classes` int32
+[N, k], which they are. Read back, the others share their mass evenly: exact where k is K, else off by what
+`kdnas.training.top_logits.truncation_error` tells.
 
 Exactness: a row is what the teacher gave for that view in the batch it was computed in. The same batches give the
 same bits; another batch size may differ in the last ones, as the teacher itself does.
@@ -13,15 +19,26 @@ same bits; another batch size may differ in the last ones, as the teacher itself
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-_FORMAT = 1
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: processes do not wait for each other
+    fcntl = None  # type: ignore[assignment]
+
+_FORMAT = 2
+_POLL_S = 0.02
+_ROW_TYPES = (np.dtype(np.float32), np.dtype(np.uint16))
+"""bfloat16 is kept as its bits: numpy does not know it."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +50,7 @@ class ViewsKey:
     data: str
     """The data's fingerprint."""
     augmentation: str
-    """The augmentation as JSON."""
+    """The augmentation as JSON; where it mixes samples, with a hash of those that may be mixed."""
     view_seed: int
     precision: str
     device: str
@@ -41,14 +58,16 @@ class ViewsKey:
     samples: int
     """Images in the training arrays, N."""
     classes: int
-    """Logits in a row, K."""
+    """Classes, K."""
     embedding: int
-    """Embedding numbers after them, D; 0 where no loss reads the embedding."""
+    """Embedding numbers in a row, D; 0 where no loss reads the embedding."""
+    top_k: int | None = None
+    """Logits in a row where not all are kept."""
 
     @property
     def width(self) -> int:
-        """Numbers in a row, W = K + D."""
-        return self.classes + self.embedding
+        """Numbers in a row, W: K + D, or k + 1 + D."""
+        return self.embedding + (self.classes if self.top_k is None else self.top_k + 1)
 
     @property
     def digest(self) -> str:
@@ -57,52 +76,137 @@ class ViewsKey:
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-class TeacherCache:
-    """Cached teacher rows under `folder`, which may be shared by processes of one machine and by studies."""
+@dataclass(frozen=True)
+class View:
+    """The rows of one view, read-only maps: float32, or uint16 with the bits of bfloat16, [N, W].
 
-    def __init__(self, folder: Path):
+    `filled` bool [N] says which are there; `classes` int32 [N, k] which logits, where not all are kept.
+    """
+
+    rows: np.ndarray
+    filled: np.ndarray
+    classes: np.ndarray | None = None
+
+
+class TeacherCache:
+    """Cached teacher rows under `folder`, which may be shared by processes of one machine and by studies.
+
+    Args:
+        folder: Made when it is needed.
+        top_k: Keep so many logits of each row only, for label sets whose rows would fill the disk; None: all of them.
+        on_fill: Called with (view, part, parts) after each part of a view that the teacher was run for.
+    """
+
+    def __init__(
+        self, folder: Path, *, top_k: int | None = None, on_fill: Callable[[int, int, int], None] | None = None
+    ):
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {top_k}")
+        self.top_k = top_k
+        self.on_fill = on_fill
         self._folder = folder
 
-    def read(self, key: ViewsKey, view: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return (rows float32 [N, W], a read-only map, and which are there bool [N]) of `view`, None where none is."""
-        rows, mask = self._paths(key, view)
+    def filled(self, key: ViewsKey, view: int) -> np.ndarray | None:
+        """Return which rows of `view` are there, bool [N]; None where none is."""
+        rows, mask, _ = self._paths(key, view)
         try:
-            if mask.stat().st_size != key.samples or rows.stat().st_size != key.samples * key.width * 4:
+            if rows.stat().st_size not in [_size(key, dtype) for dtype in _ROW_TYPES]:
                 return None
-            filled = np.fromfile(mask, dtype=np.uint8) == 1
+            filled = np.fromfile(mask, dtype=np.uint8)
         except OSError:
             return None
-        if not filled.any():
+        return filled == 1 if len(filled) == key.samples and filled.any() else None
+
+    def can_write(self, key: ViewsKey) -> bool:
+        """Return whether rows of `key` may be stored; its folder is made where it is missing."""
+        folder = self._folder / key.digest
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        return os.access(folder, os.W_OK | os.X_OK)
+
+    def read(self, key: ViewsKey, view: int) -> View | None:
+        """Return what is there of `view`, None where nothing is."""
+        rows, _, classes = self._paths(key, view)
+        try:
+            filled = self.filled(key, view)
+            if filled is None:
+                return None
+            dtype = next(dtype for dtype in _ROW_TYPES if rows.stat().st_size == _size(key, dtype))
+            kept = None
+            if key.top_k is not None:
+                kept = np.memmap(classes, dtype=np.int32, mode="r", shape=(key.samples, key.top_k))
+            return View(np.memmap(rows, dtype=dtype, mode="r", shape=(key.samples, key.width)), filled, kept)
+        except (OSError, ValueError, StopIteration):  # somebody cut a file short
             return None
-        return np.memmap(rows, dtype=np.float32, mode="r", shape=(key.samples, key.width)), filled
 
-    def write(self, key: ViewsKey, view: int, samples: np.ndarray, values: np.ndarray) -> bool:
-        """Store `values` [M, W] as the rows of `samples` [M]. Returns False, storing nothing, where the disk is full.
+    def write(
+        self, key: ViewsKey, view: int, samples: np.ndarray, values: np.ndarray, classes: np.ndarray | None = None
+    ) -> bool:
+        """Store `values` [M, W], float32 or the bits of bfloat16, as the rows of `samples` [M], `classes` int32 [M, k].
 
-        Rows that are not finite are refused (ValueError): a teacher that overflows must not be remembered.
+        Returns False, storing nothing, where the disk is full.
         """
-        if not np.all(np.isfinite(values)):
-            raise ValueError("the teacher gave outputs that are not finite")
-        rows, mask = self._paths(key, view)
+        rows, mask, kept = self._paths(key, view)
         try:
             rows.parent.mkdir(parents=True, exist_ok=True)
-            if mask.exists() and (not rows.exists() or rows.stat().st_size != key.samples * key.width * 4):
+            if mask.exists() and (not rows.exists() or rows.stat().st_size != _size(key, values.dtype)):
                 mask.unlink(missing_ok=True)  # rows that somebody cut short: the mask promises what is lost
-            _write_rows(rows, (key.samples, key.width), np.float32, samples, values)
-            _write_rows(mask, (key.samples, 1), np.uint8, samples, np.ones((len(samples), 1), dtype=np.uint8))
+            if classes is not None:
+                _write_rows(kept, key.samples, samples, classes.astype(np.int32))
+            _write_rows(rows, key.samples, samples, values)
+            _write_rows(mask, key.samples, samples, np.ones((len(samples), 1), dtype=np.uint8))
         except OSError:
             return False  # the cache only saves time; a training goes on without it
         return True
 
-    def _paths(self, key: ViewsKey, view: int) -> tuple[Path, Path]:
-        folder = self._folder / key.digest
-        return folder / f"view{view:05d}.rows", folder / f"view{view:05d}.mask"
+    @contextlib.contextmanager
+    def claim(self, key: ViewsKey, part: str, *, patience_s: float) -> Iterator[bool]:
+        """Hold the claim on `part` of the work; give whether nobody else had it, or gave it up within `patience_s`.
+
+        A claim ends with the context or with its process, whatever ends that. Where there are no locks (other systems,
+        some network disks) everybody is given every claim: work is done twice, and nothing is wrong.
+        """
+        path = self._folder / key.digest / "claims"
+        place = int.from_bytes(hashlib.sha256(part.encode()).digest()[:7], "big")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError:
+            yield True
+            return
+        try:
+            yield _locked(descriptor, place, time.monotonic() + patience_s)
+        finally:
+            os.close(descriptor)
+
+    def _paths(self, key: ViewsKey, view: int) -> tuple[Path, Path, Path]:
+        stem = self._folder / key.digest / f"view{view:05d}"
+        return stem.with_suffix(".rows"), stem.with_suffix(".mask"), stem.with_suffix(".classes")
 
 
-def _write_rows(
-    path: Path, shape: tuple[int, int], dtype: type[np.generic], samples: np.ndarray, values: np.ndarray
-) -> None:
-    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+def _locked(descriptor: int, place: int, deadline: float) -> bool:
+    """Lock the byte `place` of a file; False where another process still has it at the deadline."""
+    if fcntl is None:
+        return True
+    while True:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            return True
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_S)
+        except OSError:  # no locks here
+            return True
+
+
+def _size(key: ViewsKey, dtype: np.dtype) -> int:
+    return key.samples * key.width * dtype.itemsize
+
+
+def _write_rows(path: Path, count: int, samples: np.ndarray, values: np.ndarray) -> None:
+    shape = (count, values.shape[1])
+    size = count * values.shape[1] * values.itemsize
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if os.fstat(descriptor).st_size < size:
@@ -113,6 +217,6 @@ def _write_rows(
                 os.truncate(descriptor, size)
     finally:
         os.close(descriptor)
-    mapped = np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+    mapped = np.memmap(path, dtype=values.dtype, mode="r+", shape=shape)
     mapped[samples] = values
     mapped.flush()

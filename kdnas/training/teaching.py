@@ -1,18 +1,34 @@
-"""What the teacher says of each batch: computed, or read from the cache of the study's shared views."""
+"""What the teacher says of each batch: computed, or read from the cache of the study's shared views.
+
+Shapes: B batch, C channels, H and W height and width, K classes, D embedding width.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdnas.core.data import ImageData
+from kdnas.errors import TrialError
+from kdnas.losses import LOSSES
 from kdnas.nn.taps import Output, Outputs, OutputShapes, Taps
 from kdnas.teachers import Teacher
-from kdnas.training.recipe import Augmentation
-from kdnas.training.teacher_cache import TeacherCache, ViewsKey
+from kdnas.training.batches import Batch, Batches
+from kdnas.training.loss import needs_of
+from kdnas.training.recipe import Augmentation, Distillation
+from kdnas.training.teacher_cache import TeacherCache, View, ViewsKey
+from kdnas.training.top_logits import restored, truncated
+
+_PART_IMAGES = {"cpu": 512, "cuda": 8192}
+"""Images that one claim covers: seconds of work."""
+_PATIENCE_S = 60.0
+"""How long to wait for a living process that holds a claim and does not get on, before its work is done here too."""
 
 
 class Stopwatch:
@@ -50,13 +66,50 @@ class Stopwatch:
         return seconds
 
 
+@dataclass(frozen=True)
+class Views:
+    """A training's batches, of which any may be made ahead of its turn."""
+
+    train: Batches
+    batch_size: int
+    augmentation: Augmentation
+    fill: Sequence[float]
+    seed: int
+
+    @property
+    def plan(self) -> str:
+        """A hash of what decides which samples stand in which batch: processes that share it divide work alike."""
+        return hashlib.sha256(f"{self.batch_size} {self.seed}".encode() + self.train.indices.tobytes()).hexdigest()
+
+    def parts(self, images: int) -> list[range]:
+        """Return the steps of an epoch in parts of about so many images."""
+        steps, size = self.train.steps(self.batch_size), max(1, images // self.batch_size)
+        return [range(start, min(start + size, steps)) for start in range(0, steps, size)]
+
+    def samples(self, view: int, steps: range) -> np.ndarray:
+        """Return the samples int64 [M] of some batches."""
+        return self.train.samples_of(view, batch_size=self.batch_size, seed=self.seed, steps=steps)
+
+    def batches(self, view: int, steps: range) -> Iterator[Batch]:
+        """Yield some batches."""
+        return self.train.epoch(
+            view,
+            batch_size=self.batch_size,
+            augmentation=self.augmentation,
+            fill=self.fill,
+            seed=self.seed,
+            steps=steps,
+        )
+
+
 class Teaching:
     """The teacher's outputs for the batches of one training, view by view.
 
         teaching.begin(view); outputs = teaching(images, samples) ...; teaching.end()
 
-    With `cache`, batches whose rows are all there are read from it; for others the teacher is run, and its rows are
-    stored when the view ends. `samples` are those of the training. Use inside `tapped`'s context.
+    With `cache` and `views`, `begin` has the teacher say what the cache lacks of the view, shared out among the
+    processes that need the same, and batches are then read. Without, or where the disk is full, the teacher is run on
+    each batch. Use inside `tapped`'s context.
     """
 
     def __init__(
@@ -65,74 +118,164 @@ class Teaching:
         *,
         device: torch.device,
         bfloat16: bool,
-        samples: np.ndarray,
         cache: tuple[TeacherCache, ViewsKey] | None,
+        views: Views | None = None,
     ):
         self._stopwatch = Stopwatch(device)
         self._tapped = tapped
         self._device = device
         self._bfloat16 = bfloat16
-        self._samples = samples
         self._cache = cache
-        self._view = 0
-        self._rows: Tensor | None = None
-        self._filled: Tensor | None = None
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._views = views
+        self._rows: _Rows | None = None
+        self._storing = True
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the teacher is run on every batch, there being no cache that could be read or written."""
+        return self._cache is None or not self._storing
 
     def begin(self, view: int) -> None:
-        """Get ready for the batches of `view`."""
-        self._view, self._rows, self._filled, self._seen = view, None, None, []
+        """Get ready for the batches of `view`. Raises TrialError where the teacher's outputs are not finite."""
+        self._rows = None
         if self._cache is None:
             return
         cache, key = self._cache
+        self._stopwatch.start()
+        self._storing = self._storing and cache.can_write(key)
+        if self._views is not None and self._storing:
+            self._fill(view, self._views)
         found = cache.read(key, view)
         if found is not None:
-            rows, filled = found
-            # The whole view moves to the device at once: looking rows up there never waits for the host.
-            self._rows = torch.from_numpy(np.array(rows)).to(self._device)
-            if not filled[self._samples].all():
-                self._filled = torch.from_numpy(filled).to(self._device)
+            self._rows = _Rows(found, key, self._device, None if self._views is None else self._views.train.indices)
+        self._stopwatch.stop()
 
     def __call__(self, images: Tensor, samples: Tensor) -> Outputs:
         """Return the teacher's outputs for raw `images` [B, C, H, W] of `samples` [B], without gradients."""
         self._stopwatch.start()
-        outputs = self._cached(samples)
+        outputs = None if self._rows is None else self._rows(samples)
         if outputs is None:
-            with torch.no_grad(), torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
-                outputs = self._tapped(images)
-            if self._cache is not None:
-                self._seen.append((samples, _to_rows(outputs, self._cache[1])))
+            outputs = self._live(images)
         self._stopwatch.stop()
         return outputs
 
     def end(self) -> float:
-        """Store what the teacher was asked for the cache in this view, and return the teacher's seconds in it."""
-        if self._cache is not None and self._seen:
-            cache, key = self._cache
-            samples, rows = (torch.cat(parts).cpu().numpy() for parts in zip(*self._seen, strict=True))
-            cache.write(key, self._view, samples, rows)
-        self._rows, self._filled, self._seen = None, None, []
+        """Return the teacher's seconds in this view."""
+        self._rows = None
         return self._stopwatch.take()
 
-    def _cached(self, samples: Tensor) -> Outputs | None:
-        if self._cache is None or self._rows is None:
-            return None
-        if self._filled is not None and not bool(self._filled[samples].all()):
-            return None
-        return _from_rows(self._rows[samples], self._cache[1])
+    def _live(self, images: Tensor) -> Outputs:
+        with torch.no_grad(), torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
+            return self._tapped(images)
+
+    def _fill(self, view: int, views: Views) -> None:
+        """Have the rows of the view that are missing computed, here or by other processes that need them too.
+
+        First everybody takes parts that nobody else has claimed, then what is left is waited for, and taken over from
+        those that died.
+        """
+        assert self._cache is not None
+        cache, key = self._cache
+        parts = views.parts(_PART_IMAGES.get(self._device.type, 512))
+        missing = [steps for steps in parts if self._lacks(view, views.samples(view, steps))]
+        for patience_s in (0.0, _PATIENCE_S):
+            for steps in missing:
+                if not self._lacks(view, views.samples(view, steps)):
+                    continue
+                with cache.claim(key, f"{view} {steps.start} {views.plan}", patience_s=patience_s) as ours:
+                    waited = patience_s > 0
+                    if not ours and not waited:
+                        continue
+                    if self._lacks(view, views.samples(view, steps)) and not self._store(view, views, steps):
+                        self._storing = False  # the disk is full
+                        return
+                if cache.on_fill is not None:
+                    cache.on_fill(view, parts.index(steps) + 1, len(parts))
+
+    def _lacks(self, view: int, samples: np.ndarray) -> bool:
+        assert self._cache is not None
+        cache, key = self._cache
+        filled = cache.filled(key, view)
+        return filled is None or not bool(filled[samples].all())
+
+    def _store(self, view: int, views: Views, steps: range) -> bool:
+        """Run the teacher on some batches and store what it says; False where that cannot be stored."""
+        assert self._cache is not None
+        cache, key = self._cache
+        said = []
+        for batch in views.batches(view, steps):
+            said.append(self._live(batch.images.contiguous(memory_format=torch.channels_last)))
+        values, classes = _to_rows(said, key)
+        return cache.write(key, view, views.samples(view, steps), values, classes)
 
 
-def _to_rows(outputs: Outputs, key: ViewsKey) -> Tensor:
-    if not key.embedding:
-        return outputs.logits.float()
-    assert outputs.embedding is not None
-    return torch.cat([outputs.logits.float(), outputs.embedding.float()], dim=1)
+class _Rows:
+    """The cached outputs of one view: on the GPU as a whole, so that looking them up never waits for the host."""
+
+    def __init__(self, view: View, key: ViewsKey, device: torch.device, asked: np.ndarray | None):
+        """`asked`: the samples that will be looked up, None for any."""
+        self._key = key
+        self._on_device = device.type != "cpu"
+        self._rows, self._classes, self._filled = view.rows, view.classes, view.filled
+        if self._on_device:
+            self._tensors = _tensor(np.array(view.rows)).to(device)
+            self._kept = None if view.classes is None else torch.from_numpy(np.array(view.classes)).to(device)
+            complete = bool((view.filled if asked is None else view.filled[asked]).all())
+            # Asking the device whether a row is there waits for it: only where some are missing.
+            self._there = None if complete else torch.from_numpy(view.filled).to(device)
+
+    def __call__(self, samples: Tensor) -> Outputs | None:
+        """Return the outputs for `samples` [B]; None where not all are there."""
+        classes: Tensor | None
+        if self._on_device:
+            if self._there is not None and not bool(self._there[samples].all()):
+                return None
+            rows, classes = self._tensors[samples], None if self._kept is None else self._kept[samples]
+        else:
+            wanted = samples.numpy()
+            if not self._filled[wanted].all():
+                return None
+            rows = _tensor(self._rows[wanted])
+            classes = None if self._classes is None else torch.from_numpy(self._classes[wanted])
+        return _from_rows(rows, classes, self._key)
 
 
-def _from_rows(rows: Tensor, key: ViewsKey) -> Outputs:
-    if not key.embedding:
-        return Outputs(rows)
-    return Outputs(rows[:, : key.classes], embedding=rows[:, key.classes :])
+def _tensor(rows: np.ndarray) -> Tensor:
+    """Return rows as they were computed: 16 bits are bfloat16's."""
+    return torch.from_numpy(rows).view(torch.bfloat16) if rows.dtype == np.uint16 else torch.from_numpy(rows)
+
+
+def _to_rows(said: Sequence[Outputs], key: ViewsKey) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the rows of several batches, bfloat16's bits where the teacher gave nothing finer, and their classes."""
+    classes = None
+    logits = torch.cat([outputs.logits for outputs in said])
+    if key.top_k is not None:
+        logits, classes = truncated(logits, key.top_k)
+    columns = [logits]
+    if key.embedding:
+        columns.append(torch.cat([outputs.embedding for outputs in said if outputs.embedding is not None]))
+    in_bfloat16 = all(column.dtype == torch.bfloat16 for column in columns)
+    rows = torch.cat([column if in_bfloat16 else column.float() for column in columns], dim=1).cpu()
+    if not bool(torch.isfinite(rows).all()):
+        raise TrialError("the teacher gave outputs that are not finite")
+    bits = rows.view(torch.uint16) if in_bfloat16 else rows
+    return bits.numpy(), None if classes is None else classes.cpu().numpy()
+
+
+def _from_rows(rows: Tensor, classes: Tensor | None, key: ViewsKey) -> Outputs:
+    split = key.width - key.embedding
+    logits = rows[:, :split] if key.embedding else rows
+    if classes is not None:
+        logits = restored(logits, classes, key.classes)
+    return Outputs(logits, embedding=rows[:, split:] if key.embedding else None)
+
+
+def why_live(distillation: Distillation) -> str | None:
+    """Return why the teacher is run on every batch of a training by this recipe; None where its outputs are kept."""
+    if "stages" not in needs_of(distillation):
+        return None
+    readers = [term.type for term in distillation.losses if "stages" in LOSSES.get(term.type).needs]
+    return f"{', '.join(readers)} read the teacher's stage maps, which are too large to keep"
 
 
 def views_key(
@@ -145,22 +288,27 @@ def views_key(
     view_seed: int,
     bfloat16: bool,
     device: torch.device,
+    samples: np.ndarray,
+    top_k: int | None = None,
 ) -> ViewsKey | None:
-    """Return the cache's key for what the losses read, or None where it cannot be cached.
+    """Return the cache's key for what the losses read, or None where they read stage maps.
 
-    Stage maps are too large to keep, and mixup makes views of pairs of samples.
+    Mixup draws a sample's partner from `samples` [n], so they belong to its key.
     """
-    if "stages" in needs or augmentation.mixup > 0:
+    if "stages" in needs:
         return None
-    embedding = shapes.embedding if "embedding" in needs else 0
+    described = augmentation.model_dump_json()
+    if augmentation.mixup > 0:
+        described += f" of {hashlib.sha256(samples.astype('<i8').tobytes()).hexdigest()}"
     return ViewsKey(
         teacher=teacher.fingerprint,
         data=data.fingerprint,
-        augmentation=augmentation.model_dump_json(),
+        augmentation=described,
         view_seed=view_seed,
         precision="bfloat16" if bfloat16 else "float32",
         device=device.type,
         samples=len(data.train),
         classes=shapes.num_classes,
-        embedding=embedding,
+        embedding=shapes.embedding if "embedding" in needs else 0,
+        top_k=None if top_k is None else min(top_k, shapes.num_classes),
     )

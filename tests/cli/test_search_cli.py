@@ -200,7 +200,7 @@ def test_an_interrupt_exits_130_and_the_same_command_continues(done, tmp_path, k
     [
         (["--set", "trainin.epochs=3"], "did you mean 'training'"),
         (["--set", "training.epochs=three"], "training.epochs"),
-        (["--set", "constraints=[macs<=10]"], "nearest miss has macs"),
+        (["--set", "constraints=[macs<=10]"], "nearest miss breaks macs"),
         (["--set", "space=nowhere.yaml"], "nowhere"),
         (["--set", "sampler=nsga4"], "did you mean 'nsga"),
         (["--device", "cuda"], "cuda") if not torch.cuda.is_available() else (["--device", "tpu"], "tpu"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -13,7 +14,8 @@ from kdnas.cli._search_json import JsonView
 from kdnas.cli._search_view import LiveView, PlainView
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
-from kdnas.study.events import RepeatEnded, SearchEnded, TrialEnded, TrialStarted
+from kdnas.study.config import Budget, Rung
+from kdnas.study.events import Ready, RepeatEnded, SearchEnded, TrialEnded, TrialStarted
 from kdnas.study.records import Repeat
 
 
@@ -21,7 +23,7 @@ def test_json_lines_are_json_whatever_is_printed_or_measured_meanwhile(capsys):
     trial = complete(0, 0.9, 50, latency_ms=math.nan)
     with JsonView() as view:
         print("loading the user's model")
-        view.observe(TrialStarted(0, Arch.of("resnet", {"depth": 1})))
+        view.observe(TrialStarted(0, Arch.of("resnet", {"depth": 1}), Fidelity(2)))
         view.observe(TrialEnded(run_of([trial]), trial))
         view.close(run_of([complete(0, 0.9, 50, latency_ms=math.inf)]), [])
     out, err = capsys.readouterr()
@@ -62,3 +64,19 @@ def test_retrainings_are_counted_with_the_time_left():
     lines = console.file.getvalue().splitlines()
     assert lines[-2].startswith("[1/2]  0.0 s left  retrained trial 0, seed 0")
     assert lines[-1] == "[2/2]  retraining of trial 0 failed: loss became nan"
+
+
+def test_a_search_with_rungs_says_how_long_a_score_was_trained_and_what_its_budget_is():
+    console = Console(file=io.StringIO(), width=200)
+    view = PlainView(console, None)
+    trial = complete(0, 0.9, 50)
+    run = run_of([trial])
+    rungs, budget = (Rung(epochs=3, data_fraction=0.5), Rung(epochs=5)), Budget(full_trainings=4)
+    config = run.config.model_copy(update={"rungs": rungs, "budget": budget, "data": None})
+    run = dataclasses.replace(run, config=config, lock={"data": {"name": "a table"}, "device": "cpu"})
+    view.observe(Ready(run, False, 2))
+    view.observe(TrialEnded(run, trial))
+    lines = console.file.getvalue().splitlines()
+    assert "rungs of 3 epochs of 50 % of the data, 5 epochs; promotion by rank" in lines
+    assert any(line.startswith("4 full trainings on 2 workers") for line in lines)
+    assert lines[-1].startswith(f"[2]  trial    0  {trial.arch.arch_id}  3 epochs of 50 % of the data  accuracy")

@@ -82,4 +82,4 @@ def test_open_reads_the_data_makes_the_teacher_and_prices_students(study, capsys
 def test_open_tells_constraints_that_nobody_can_meet(study, capsys):
     assert main(["validate", str(study), "--open", "--set", "constraints=[macs<=10]"]) == 2
     shown = capsys.readouterr().err
-    assert "no student of space 'digits_resnet' meets macs<=10; the nearest miss has macs " in shown
+    assert "no student of space 'digits_resnet' meets macs<=10; the nearest miss breaks macs<=10 (macs is " in shown

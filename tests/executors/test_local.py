@@ -13,7 +13,7 @@ import pytest
 
 from kdnas.errors import DataError, RunError, RunFolderError, TrialError
 from kdnas.executors import EXECUTORS, Executor, Finished
-from kdnas.executors.local import _visible_device
+from kdnas.executors._worker import visible_device
 
 
 def _answer(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,6 +45,22 @@ def _answer(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def make_evaluate() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     return _answer
+
+
+class Talker:
+    """An evaluate that says a passing line while it works."""
+
+    say: Callable[[str], None]
+
+    def __call__(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        self.say(f"working on {job['x']}")
+        return {"value": job["x"]}
+
+
+def make_talker() -> Talker:
+    talker = Talker()
+    talker.say = lambda line: None
+    return talker
 
 
 def refuse_input() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
@@ -206,4 +222,18 @@ def test_workers_neither_write_to_standard_output_nor_mind_ctrl_c(capfd):
     [(0, None, "0"), (1, "", "1"), (0, "2,3", "2"), (1, "2, 3", "3"), (1, "GPU-aa,GPU-bb", "GPU-bb")],
 )
 def test_a_worker_takes_one_of_the_devices_that_the_controller_may_use(index, visible, name):
-    assert _visible_device(index, visible) == name
+    assert visible_device(index, visible) == name
+
+
+def test_what_a_worker_says_reaches_the_controller_once():
+    executor = EXECUTORS.build("local", make_talker)
+    try:
+        executor.submit("a", {"x": 3})
+        finished = []
+        while not finished:
+            finished = executor.wait(60)
+        assert finished == [Finished("a", result={"value": 3})]
+        assert executor.take_notes() == ["working on 3"]
+        assert executor.take_notes() == []
+    finally:
+        executor.close()

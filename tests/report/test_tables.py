@@ -6,7 +6,7 @@ import json
 
 import pandas as pd
 import pytest
-from synthetic_run import synthetic_run
+from synthetic_run import complete, run_of, synthetic_run
 
 from kdnas.core.arch import Arch
 from kdnas.report.tables import front_document, front_table, short_archs, trials_table, write_csv
@@ -20,7 +20,8 @@ def test_columns_stand_in_the_agreed_order():
     trials, best = trials_table(run), front_table(run)
     assert list(trials.columns[:9]) == [*FIRST, "latency_ms"]
     assert list(best.columns[:12]) == [*FIRST, "latency_ms", "latency_ms_spread", "test_accuracy", "test_accuracy_ci95"]
-    assert trials.columns[-1] == best.columns[-1] == "arch"
+    assert trials.columns[-1] == best.columns[-2] == "arch"
+    assert best.columns[-1] == "indistinguishable_from"
     assert "training.learning_rate" in trials.columns
 
 
@@ -36,6 +37,23 @@ def test_trials_hold_search_scores_and_the_front_the_means_of_retraining():
         assert best.loc[number, "seeds"] == 3
     assert trials["accuracy_ci95"].isna().all()
     assert best["accuracy_ci95"].notna().all()
+
+
+def test_front_members_name_those_that_they_cannot_be_told_apart_from(tmp_path):
+    trials = [
+        complete(0, 0.5, 10, repeats=[0.80, 0.81, 0.82]),
+        complete(1, 0.5, 20, repeats=[0.81, 0.82, 0.83]),
+        complete(2, 0.5, 30, repeats=[0.95, 0.96, 0.97]),
+        complete(3, 0.5, 40, repeats=[0.99]),
+    ]
+    run = run_of(trials)
+    ids = [trial.arch.arch_id for trial in trials]
+    write_csv(front_table(run), tmp_path / "front.csv")
+    column = pd.read_csv(tmp_path / "front.csv")["indistinguishable_from"]
+    assert column[:3].tolist() == [ids[1], ids[0], "none"]
+    assert pd.isna(column[3])
+    told = [row["indistinguishable_from"] for row in front_document(run)["front"]]
+    assert told == [[ids[1]], [ids[0]], [], None]
 
 
 def test_csv_gives_back_the_same_numbers_and_archs(tmp_path):

@@ -7,11 +7,22 @@ from dataclasses import replace
 import moocore
 import numpy as np
 import pytest
+from scipy import stats
 from synthetic_run import complete, run_of, synthetic_run
 
 from kdnas.core.measurement import Measurement
 from kdnas.errors import ConfigError
-from kdnas.study.front import best_of, front, hypervolume, hypervolume_over_time, is_pick, knee_of, pick
+from kdnas.study.front import (
+    as_member,
+    best_of,
+    front,
+    hypervolume,
+    hypervolume_over_time,
+    indistinguishable,
+    is_pick,
+    knee_of,
+    pick,
+)
 
 
 def numbers(members) -> list[int]:
@@ -32,6 +43,30 @@ def test_finalists_get_the_mean_and_t_interval_of_their_repeats():
     assert member.accuracy_ci95 == pytest.approx(4.30265 * 0.02 / 3**0.5, rel=1e-4)
     assert member.test_accuracy == pytest.approx(0.91)
     assert member.test_accuracy_ci95 == pytest.approx(member.accuracy_ci95)
+
+
+def test_members_are_alike_where_welchs_test_finds_no_difference():
+    rng = np.random.default_rng(0)
+    trials = [complete(k, 0.5, 10.0 + k, repeats=list(0.8 + 0.01 * k + 0.02 * rng.normal(size=3))) for k in range(8)]
+    members = [as_member(trial) for trial in trials]
+    alike = indistinguishable(members)
+    found = {(a.trial.number, b.trial.number) for a in members for b in alike[a.trial.number]}
+    scores = [[repeat.accuracy for repeat in trial.repeats] for trial in trials]
+    expected = {
+        (a, b)
+        for a in range(8)
+        for b in range(8)
+        if a != b and stats.ttest_ind(scores[a], scores[b], equal_var=False).pvalue >= 0.05
+    }
+    assert found == expected
+    assert 0 < len(found) < 56
+
+
+def test_what_was_trained_once_cannot_be_tested():
+    members = [as_member(complete(k, 0.5, k + 1.0, repeats=[0.8] * n)) for k, n in enumerate((0, 1, 2, 2))]
+    alike = indistinguishable(members)
+    assert alike[0] is alike[1] is None
+    assert [numbers(alike[2]), numbers(alike[3])] == [[3], [2]]
 
 
 def test_one_repeat_has_no_interval():

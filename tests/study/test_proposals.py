@@ -6,7 +6,7 @@ import optuna
 import pytest
 from optuna.distributions import IntDistribution
 
-from kdnas.study.proposals import ValidProposals
+from kdnas.study.proposals import Preset, ValidProposals
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -43,3 +43,9 @@ def test_needles_of_a_large_space_are_found_one_after_the_other():
 def test_a_small_space_is_proven_exhausted(high):
     _, exhausted = propose({"w": IntDistribution(1, high)}, lambda params: False, lambda params: 1.0)
     assert exhausted == "every student of the space that meets the constraints has been scored"
+
+
+def test_a_preset_is_proposed_as_it_is():
+    domain = {"depth": IntDistribution(1, 3), "width": IntDistribution(4, 8, step=4)}
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=Preset({"depth": 2, "width": 8}, domain))
+    assert study.ask(fixed_distributions=domain).params == {"depth": 2, "width": 8}

@@ -79,7 +79,7 @@ def test_identity_notices_what_changes_a_score_and_nothing_else(tiny_study):
 
     def of(**changes):
         config = study.config.model_copy(update=changes)
-        return identity(config, study.space, data="d", teacher="t")
+        return identity(config, study.space, {"data": "d", "teacher": "t"})
 
     before = of()
     budget = study.config.budget.model_copy(update={"trials": 99})
@@ -91,15 +91,15 @@ def test_identity_notices_what_changes_a_score_and_nothing_else(tiny_study):
     assert "training.epochs: 3 -> 7" in text
     assert "seed: 0 -> 3" in text
     with pytest.raises(RunFolderError, match="fingerprints.data: d -> other"):
-        check_identity(tiny_study, before, identity(study.config, study.space, data="other", teacher="t"))
+        check_identity(tiny_study, before, identity(study.config, study.space, {"data": "other", "teacher": "t"}))
     smaller = dataclasses.replace(study.space, choices=study.space.choices[:-1])
     with pytest.raises(RunFolderError, match="space.choices.stage1.skip"):
-        check_identity(tiny_study, before, identity(study.config, smaller, data="d", teacher="t"))
+        check_identity(tiny_study, before, identity(study.config, smaller, {"data": "d", "teacher": "t"}))
 
 
 def test_an_emptied_section_is_a_difference(tiny_study):
     study = load_study(tiny_study)
-    before = identity(study.config, study.space, data="d", teacher="t")
+    before = identity(study.config, study.space, {"data": "d", "teacher": "t"})
     assert before["costs"] == {}
     after = {**before, "costs": {"latency_ms": {}}}
     with pytest.raises(RunFolderError, match="costs.latency_ms"):
@@ -138,3 +138,12 @@ def test_the_machine_is_described():
     assert found["cores"] >= 1
     assert found["packages"]["torch"][0].isdigit()
     assert found["packages"]["nni"][0].isdigit()
+
+
+def test_a_run_begun_before_there_were_evaluators_trains_from_scratch(tiny_study):
+    study = load_study(tiny_study)
+    now = identity(study.config, study.space, {"data": "d", "teacher": "t"})
+    old = {key: value for key, value in now.items() if key != "evaluator"}
+    check_identity(tiny_study, old, now)
+    with pytest.raises(RunFolderError, match="evaluator.type: scratch -> table"):
+        check_identity(tiny_study, old, {**now, "evaluator": {"type": "table"}})

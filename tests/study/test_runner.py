@@ -18,9 +18,9 @@ from optuna.exceptions import StorageInternalError
 
 from kdnas.core.measurement import Measurement
 from kdnas.errors import ConfigError, RunFolderError, TeacherError, TrialError
-from kdnas.study.evaluator import search_job
 from kdnas.study.events import Ready, RepeatEnded, SearchEnded, StudyEnded, TrialEnded, TrialStarted
 from kdnas.study.front import front
+from kdnas.study.jobs import search_job
 from kdnas.study.loading import load_study
 from kdnas.study.preparation import prepare_study
 from kdnas.study.run_folder import controller_lock, read_lock, write_lock
@@ -221,16 +221,16 @@ def test_cheap_constraints_are_met_by_every_proposal(tiny_study, tmp_path):
 
 
 def test_unmeetable_constraints_end_before_anything_is_written(tiny_study, tmp_path):
-    with pytest.raises(ConfigError, match="nearest miss has macs"):
+    with pytest.raises(ConfigError, match="nearest miss breaks macs"):
         search(tiny_study, tmp_path / "r", "constraints=[macs<=10]")
     assert not (tmp_path / "r").exists()
-    with pytest.raises(ConfigError, match="nearest miss has peak_memory_bytes"):
+    with pytest.raises(ConfigError, match="nearest miss breaks peak_memory_bytes"):
         search(tiny_study, tmp_path / "r", "constraints=[peak_memory_bytes<=1]")
     assert not (tmp_path / "r").exists()
 
 
 def test_a_measured_constraint_refuses_students_without_training_them(tiny_study, tmp_path):
-    free = search(tiny_study, tmp_path / "free", "costs={peak_memory_bytes: {}}", "final.seeds=1")
+    free = search(tiny_study, tmp_path / "free", "objectives=[accuracy, peak_memory_bytes]", "final.seeds=1")
     sizes = sorted(trial.values["peak_memory_bytes"] for trial in free.trials)
     assert sizes[0] < sizes[-1]
     bound = (sizes[0] + sizes[-1]) / 2
@@ -332,12 +332,12 @@ def test_a_value_that_is_no_number_fails_the_trial(tiny_study, tmp_path, monkeyp
     from kdnas.costs.peak_memory_bytes import PeakMemoryBytes
 
     with controller_lock(tmp_path / "r"):
-        opened = prepare(tiny_study, tmp_path / "r", "costs={peak_memory_bytes: {}}")
+        opened = prepare(tiny_study, tmp_path / "r", "objectives=[accuracy, peak_memory_bytes]")
     evaluate = opened.workplan()
-    arch = arch_of(opened.space, opened.space.random(np.random.default_rng(0)), opened.bench.family)
+    arch = arch_of(opened.space, opened.space.random(np.random.default_rng(0)), opened.evaluator.bench.family)
     for value in (math.nan, math.inf):
         monkeypatch.setattr(PeakMemoryBytes, "measure", lambda *_, value=value: Measurement(value, 0.0, 1, "broken"))
-        with pytest.raises(TrialError, match=f"the measured peak_memory_bytes is {value}"):
+        with pytest.raises(TrialError, match=f"the peak_memory_bytes is {value}"):
             evaluate(search_job(opened.config, arch, {}).as_dict())
 
 

@@ -30,7 +30,7 @@ def open_context(tmp_path: Path) -> Callable[..., TeacherContext]:
         *, channels: int = 3, size: int = 32, classes: int = 10, data_root: Path = tmp_path, train_student=None
     ) -> TeacherContext:
         data = _data(channels, size, classes)
-        return TeacherContext(data, data_root, tmp_path / "cache", torch.device("cpu"), 0, train_student)
+        return TeacherContext(data, data_root, torch.device("cpu"), train_student)
 
     return make
 

@@ -135,7 +135,7 @@ def test_every_loss_trains_and_leaves_no_adapter_behind(data, train, teacher) ->
 
 def test_adapters_are_trained(data, train, teacher, monkeypatch) -> None:
     built: list[nn.Module] = []
-    import kdnas.training.distil as module
+    import kdnas.training.lesson as module
 
     original = module.TrainingLoss
 

@@ -1,5 +1,6 @@
 """Accuracy, and which precision a device computes natively."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from kdnas.core.data import ImageArrays
 from kdnas.training.batches import Batches
-from kdnas.training.evaluation import accuracy, bfloat16_is_native
+from kdnas.training.evaluation import accuracy, bfloat16_is_native, bfloat16_pays
 
 CPU = torch.device("cpu")
 
@@ -97,3 +98,37 @@ def test_bfloat16_is_not_assumed_elsewhere(monkeypatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
     assert not bfloat16_is_native(CPU)
+
+
+@pytest.mark.parametrize(("bfloat16_s", "float32_s", "pays"), [(1.0, 2.0, True), (2.0, 1.0, False)])
+def test_bfloat16_is_taken_where_it_measures_faster(monkeypatch, bfloat16_s, float32_s, pays):
+    def clock() -> Iterator[float]:
+        now = 0.0
+        while True:
+            for seconds in (bfloat16_s, float32_s):
+                yield now
+                now += seconds
+                yield now
+
+    ticks = clock()
+    monkeypatch.setattr("kdnas.training.evaluation.bfloat16_is_native", lambda device: True)
+    monkeypatch.setattr("kdnas.training.evaluation.time.perf_counter", lambda: next(ticks))
+    bfloat16_pays.cache_clear()
+    before = torch.get_rng_state()
+    try:
+        assert bfloat16_pays(CPU) is pays
+        monkeypatch.setattr("kdnas.training.evaluation.time.perf_counter", None)  # it is not measured again
+        assert bfloat16_pays(CPU) is pays
+        assert torch.equal(torch.get_rng_state(), before)
+    finally:
+        bfloat16_pays.cache_clear()
+
+
+def test_bfloat16_is_not_tried_where_it_is_emulated(monkeypatch):
+    monkeypatch.setattr("kdnas.training.evaluation.bfloat16_is_native", lambda device: False)
+    monkeypatch.setattr("kdnas.training.evaluation.time.perf_counter", None)
+    bfloat16_pays.cache_clear()
+    try:
+        assert not bfloat16_pays(CPU)
+    finally:
+        bfloat16_pays.cache_clear()

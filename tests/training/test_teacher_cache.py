@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 
 from kdnas.core.data import ImageData
 from kdnas.datasets import DATASETS
-from kdnas.nn.taps import Outputs, OutputShapes, Taps
+from kdnas.errors import TrialError
+from kdnas.nn.taps import OutputShapes, Taps
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.distil import Trained, distil
 from kdnas.training.recipe import Augmentation, Distillation, LossTerm, Recipe, Training
 from kdnas.training.teacher_cache import TeacherCache, ViewsKey
-from kdnas.training.teaching import Teaching, views_key
+from kdnas.training.teaching import Teaching, Views, views_key, why_live
 
 CPU = torch.device("cpu")
 KEY = ViewsKey(
@@ -124,38 +126,174 @@ def test_a_second_training_never_asks_the_teacher_and_is_the_same_to_the_bit(dat
     assert same(plain, second)
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_cached_rows_equal_the_teacher_on_the_same_view(data, teacher, tmp_path, bfloat16) -> None:
-    shapes = OutputShapes(10, embedding=48)
+def key_of(data, teacher, images: Batches, *, bfloat16: bool = False, top_k: int | None = None) -> ViewsKey:
     key = views_key(
         teacher,
-        shapes,
+        OutputShapes(10, embedding=48),
         data,
         needs=frozenset({"logits", "embedding"}),
         augmentation=VIEWS,
         view_seed=4,
         bfloat16=bfloat16,
         device=CPU,
+        samples=images.indices,
+        top_k=top_k,
     )
+    assert key is not None
+    return key
+
+
+def views_of(data, images: Batches) -> Views:
+    return Views(images, 64, VIEWS, data.channel_mean, 4)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_cached_rows_equal_the_teacher_on_the_same_view(data, teacher, tmp_path, bfloat16) -> None:
     images = batches(data)
-    options = {"batch_size": 64, "augmentation": VIEWS, "fill": data.channel_mean, "seed": 4}
-    answers: list[list[Outputs]] = []
+    key, views = key_of(data, teacher, images, bfloat16=bfloat16), views_of(data, images)
     with Taps(teacher.module, (), "head") as tapped:
-        for _ in range(2):
-            cache = (TeacherCache(tmp_path), key)
-            teaching = Teaching(tapped, device=CPU, bfloat16=bfloat16, samples=images.indices, cache=cache)
-            teaching.begin(1)
-            answers.append([teaching(batch.images, batch.samples) for batch in images.epoch(1, **options)])
-            teaching.end()
-        for online, cached, batch in zip(*answers, images.epoch(1, **options), strict=True):
-            assert torch.equal(online.logits.float(), cached.logits)
-            assert torch.equal(online.embedding.float(), cached.embedding)
+        teaching = Teaching(tapped, device=CPU, bfloat16=bfloat16, cache=(TeacherCache(tmp_path), key), views=views)
+        teaching.begin(1)
+        before = teacher.module.asked
+        cached = [teaching(batch.images, batch.samples) for batch in views.batches(1, range(5))]
+        assert teacher.module.asked == before
+        online = Teaching(tapped, device=CPU, bfloat16=bfloat16, cache=None)
+        online.begin(1)
+        for batch, read in zip(views.batches(1, range(5)), cached, strict=True):
+            live = online(batch.images.contiguous(memory_format=torch.channels_last), batch.samples)
+            assert read.logits.dtype == live.logits.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
+            assert torch.equal(read.logits, live.logits)
+            assert live.embedding is not None
+            assert torch.equal(read.embedding, live.embedding)
             with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-                again = teacher.module(batch.images)
                 alone = teacher.module(batch.images[:1])
-            assert torch.equal(again.float(), cached.logits)
             # In another batch the last bits may differ: float32 rounding, or bfloat16's eight bits.
-            assert torch.allclose(alone.float(), cached.logits[:1], atol=0.02 if bfloat16 else 1e-5)
+            assert torch.allclose(alone.float(), read.logits[:1].float(), atol=0.02 if bfloat16 else 1e-5)
+    size = next(tmp_path.glob("*/*.rows")).stat().st_size
+    assert size == len(data.train) * 58 * (2 if bfloat16 else 4)
+
+
+def test_finer_parts_of_a_row_keep_all_of_it_fine(data, teacher, tmp_path) -> None:
+    class InFloat32(Counting):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images).float() / 3
+
+    mixed = replace(teacher, module=InFloat32().eval())
+    images = batches(data)
+    key, views = key_of(data, mixed, images, bfloat16=True), views_of(data, images)
+    with Taps(mixed.module, (), "head") as tapped:
+        teaching = Teaching(tapped, device=CPU, bfloat16=True, cache=(TeacherCache(tmp_path), key), views=views)
+        teaching.begin(0)
+        for batch in views.batches(0, range(5)):
+            read = teaching(batch.images, batch.samples)
+            live = Teaching(tapped, device=CPU, bfloat16=True, cache=None)(batch.images, batch.samples)
+            assert live.logits.dtype == torch.float32
+            assert torch.equal(read.logits, live.logits)
+            assert torch.equal(read.embedding, live.embedding.float())
+
+
+@pytest.mark.parametrize("top_k", [1, 4, 10, 99])
+def test_the_largest_logits_alone_may_be_kept(data, teacher, tmp_path, top_k) -> None:
+    images = batches(data)
+    key, views = key_of(data, teacher, images, top_k=top_k), views_of(data, images)
+    assert key.top_k == min(top_k, 10)
+    with Taps(teacher.module, (), "head") as tapped:
+        cache = TeacherCache(tmp_path, top_k=top_k)
+        teaching = Teaching(tapped, device=CPU, bfloat16=False, cache=(cache, key), views=views)
+        teaching.begin(0)
+        for batch in views.batches(0, range(5)):
+            read = teaching(batch.images, batch.samples)
+            live = Teaching(tapped, device=CPU, bfloat16=False, cache=None)(batch.images, batch.samples)
+            assert torch.equal(read.embedding, live.embedding)
+            kept = read.logits.topk(key.top_k).values
+            assert torch.equal(kept, live.logits.topk(key.top_k).values)
+            assert torch.allclose(read.logits.logsumexp(1), live.logits.logsumexp(1), atol=1e-5)
+            assert torch.equal(read.logits, live.logits) == (top_k >= 9)
+
+
+def test_parts_that_others_have_claimed_are_waited_for(data, teacher, tmp_path) -> None:
+    """Two trainings meet an empty cache at once: together they run the teacher once on each image."""
+    context = multiprocessing.get_context("fork")
+    asked = context.Queue()
+    start = context.Barrier(2)
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        start.wait()
+        asked.put(train(data, teacher, TeacherCache(tmp_path))[1])
+
+    processes = [context.Process(target=run) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    shares = [asked.get() for _ in processes]
+    assert sum(share - 2 * (share == 0) for share in shares) in (600, 598)
+    assert train(data, teacher, TeacherCache(tmp_path))[1] == 0
+
+
+def _claim_and_hang(folder: Path, claimed: Any, key: ViewsKey = KEY, part: str = "part") -> None:
+    with TeacherCache(folder).claim(key, part, patience_s=0) as ours:
+        assert ours
+        claimed.set()
+        time.sleep(60)
+
+
+def test_a_killed_process_gives_its_claim_back(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    claimed = context.Event()
+    process = context.Process(target=_claim_and_hang, args=(tmp_path, claimed))
+    process.start()
+    assert claimed.wait(10)
+    cache = TeacherCache(tmp_path)
+    with cache.claim(KEY, "part", patience_s=0.1) as ours:
+        assert not ours
+    with cache.claim(KEY, "other", patience_s=0) as ours:
+        assert ours
+    process.kill()
+    process.join()
+    with cache.claim(KEY, "part", patience_s=5) as ours:
+        assert ours
+
+
+def test_a_process_that_hangs_is_not_waited_for_for_ever(data, teacher, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("kdnas.training.teaching._PATIENCE_S", 0.2)
+    images = batches(data)
+    key, views = key_of(data, teacher, images), views_of(data, images)
+    context = multiprocessing.get_context("fork")
+    claimed = context.Event()
+    part = f"0 0 {views.plan}"
+    process = context.Process(target=_claim_and_hang, args=(tmp_path, claimed, key, part))
+    process.start()
+    try:
+        assert claimed.wait(10)
+        with Taps(teacher.module, (), "head") as tapped:
+            teaching = Teaching(tapped, device=CPU, bfloat16=False, cache=(TeacherCache(tmp_path), key), views=views)
+            begun = time.monotonic()
+            teaching.begin(0)
+        assert time.monotonic() - begun >= 0.2
+        assert TeacherCache(tmp_path).filled(key, 0)[images.indices].all()
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_filling_tells_how_far_it_is_and_goes_on_where_it_stopped(data, teacher, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("kdnas.training.teaching._PART_IMAGES", {"cpu": 128})
+    told: list[tuple[int, int, int]] = []
+
+    def stop_at_the_second(view: int, part: int, parts: int) -> None:
+        told.append((view, part, parts))
+        if part == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(data, teacher, TeacherCache(tmp_path, on_fill=stop_at_the_second), epochs=1)
+    assert told == [(0, 1, 3), (0, 2, 3)]
+    _, asked = train(data, teacher, TeacherCache(tmp_path, on_fill=lambda *part: told.append(part)), epochs=1)
+    assert asked == 300 - 256
+    assert told[2:] == [(0, 3, 3)]
 
 
 def test_a_half_written_cache_is_completed(data, teacher, tmp_path) -> None:
@@ -221,14 +359,42 @@ def test_anything_that_changes_the_answers_changes_the_key(data, teacher, tmp_pa
     assert train(data, teacher, cache)[1] == 0
 
 
-def test_mixup_and_stage_losses_are_not_cached(data, teacher, tmp_path) -> None:
-    cache = TeacherCache(tmp_path)
-    for _ in range(2):
-        assert train(data, teacher, cache, augmentation=Augmentation(mixup=0.3))[1] == 600
+def test_mixtures_are_views_like_any_other(data, teacher, tmp_path) -> None:
+    mixup = Augmentation(mixup=0.3)
+    plain, _ = train(data, teacher, None, augmentation=mixup)
+    for expected in (600, 0):
+        mixed, asked = train(data, teacher, TeacherCache(tmp_path), augmentation=mixup)
+        assert asked == expected
+        assert same(plain, mixed)
+    # Other samples to draw partners from make other mixtures of the same images.
+    assert train(data, teacher, TeacherCache(tmp_path), augmentation=mixup, count=200, epochs=1)[1] == 200
+
+
+def test_stage_maps_are_not_cached(data, teacher) -> None:
     needs = frozenset({"logits", "stages"})
     options: dict[str, Any] = {"augmentation": VIEWS, "view_seed": 0, "bfloat16": False, "device": CPU}
-    assert views_key(teacher, OutputShapes(10), data, needs=needs, **options) is None
-    assert not list(tmp_path.iterdir())
+    samples = np.arange(3)
+    assert views_key(teacher, OutputShapes(10), data, needs=needs, samples=samples, **options) is None
+
+
+def test_why_a_teacher_is_run_live_is_told() -> None:
+    terms = tuple(LossTerm(type=name, weight=0.5) for name in ("kd", "hint", "attention"))
+    assert (
+        why_live(Distillation(losses=terms))
+        == "hint, attention read the teacher's stage maps, which are too large to keep"
+    )
+    assert why_live(Distillation(losses=terms[:1])) is None
+
+
+def test_a_training_says_whether_its_teacher_was_live(data, teacher, tmp_path) -> None:
+    kept, _ = train(data, teacher, TeacherCache(tmp_path), epochs=1)
+    live, _ = train(data, teacher, None, epochs=1)
+    assert (kept.live_teacher, live.live_teacher) == (False, True)
+    for trained in (kept, live):
+        assert set(trained.phases) == {"teacher", "data", "student"}
+        assert sum(trained.phases.values()) == pytest.approx(trained.train_seconds)
+        assert trained.phases["teacher"] == pytest.approx(trained.teacher_seconds)
+        assert min(trained.phases.values()) > 0
 
 
 def test_rows_come_back_as_they_went(tmp_path: Path) -> None:
@@ -237,13 +403,13 @@ def test_rows_come_back_as_they_went(tmp_path: Path) -> None:
     values = np.arange(12, dtype=np.float32).reshape(4, 3)
     assert cache.write(KEY, 0, np.array([7, 2, 9, 0]), values)
     assert cache.write(KEY, 0, np.array([5]), values[:1])
-    rows, filled = cache.read(KEY, 0)
-    assert np.flatnonzero(filled).tolist() == [0, 2, 5, 7, 9]
-    assert np.array_equal(rows[[7, 2, 9, 0, 5]], values[[0, 1, 2, 3, 0]])
+    view = cache.read(KEY, 0)
+    assert np.flatnonzero(view.filled).tolist() == [0, 2, 5, 7, 9]
+    assert np.array_equal(view.rows[[7, 2, 9, 0, 5]], values[[0, 1, 2, 3, 0]])
     assert cache.read(KEY, 1) is None
     assert cache.read(replace(KEY, view_seed=1), 0) is None
     with pytest.raises(ValueError, match="read-only"):
-        rows[0] = 0
+        view.rows[0] = 0
 
 
 def test_rows_cut_short_are_not_trusted_again(tmp_path: Path) -> None:
@@ -253,7 +419,7 @@ def test_rows_cut_short_are_not_trusted_again(tmp_path: Path) -> None:
     next(tmp_path.glob("*/*.rows")).write_bytes(b"")
     assert cache.read(KEY, 0) is None
     cache.write(KEY, 0, np.array([5]), values[:1])
-    assert np.flatnonzero(cache.read(KEY, 0)[1]).tolist() == [5]
+    assert np.flatnonzero(cache.read(KEY, 0).filled).tolist() == [5]
 
 
 def test_a_folder_that_cannot_be_written_only_costs_time(data, teacher, tmp_path: Path) -> None:
@@ -265,10 +431,16 @@ def test_a_folder_that_cannot_be_written_only_costs_time(data, teacher, tmp_path
     assert same(plain, result)
 
 
-def test_answers_that_are_not_finite_are_not_remembered(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not finite"):
-        TeacherCache(tmp_path).write(KEY, 0, np.array([1]), np.array([[0.0, np.nan, 1.0]], dtype=np.float32))
-    assert not list(tmp_path.iterdir())
+def test_answers_that_are_not_finite_are_not_remembered(data, teacher, tmp_path: Path) -> None:
+    torch.nn.init.constant_(teacher.module.head.bias, torch.nan)
+    with pytest.raises(TrialError, match="teacher gave outputs that are not finite"):
+        train(data, teacher, TeacherCache(tmp_path))
+    assert not list(tmp_path.glob("*/*.rows"))
+
+
+def test_a_cache_keeps_at_least_one_logit(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="top_k must be at least 1, not 0"):
+        TeacherCache(tmp_path, top_k=0)
 
 
 def _write_share(folder: Path, share: int) -> None:
@@ -289,7 +461,7 @@ def test_several_processes_fill_one_view(tmp_path: Path) -> None:
         process.join()
         assert process.exitcode == 0
     for view in range(5):
-        rows, filled = TeacherCache(tmp_path).read(replace(KEY, samples=1000), view)
-        assert filled.all()
+        found = TeacherCache(tmp_path).read(replace(KEY, samples=1000), view)
+        assert found.filled.all()
         expected = np.arange(1000)[:, None] + np.array([0.0, 0.25, 0.5]) + view
-        assert np.array_equal(rows, expected.astype(np.float32))
+        assert np.array_equal(found.rows, expected.astype(np.float32))

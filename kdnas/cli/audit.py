@@ -1,0 +1,251 @@
+"""`kdnas audit`: whether the search's brief scores rank its students as longer training does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdnas.cli._options import DataRoot, Json, RunFolder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kdnas.study.audit import Audited, AuditPlan, AuditTask
+    from kdnas.study.records import RunRecord
+
+
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        "--epochs", min=1, metavar="E", help="Of the longer trainings. Default: the finalists'.", show_default=False
+    ),
+]
+DataFraction = Annotated[
+    float | None,
+    typer.Option(
+        "--data-fraction",
+        min=0.001,
+        max=1.0,
+        metavar="F",
+        help="Their share of the training images. Default: the finalists'.",
+        show_default=False,
+    ),
+]
+Loss = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--loss",
+        metavar="L",
+        help="Repeat the brief trainings under this loss and compare: kd, dkd, ..., ce (the labels alone), or "
+        "'{type: dkd, weight: 0.9}'. May be repeated.",
+        show_default=False,
+    ),
+]
+
+
+def command(
+    run: RunFolder,
+    students: Annotated[int, typer.Option("--students", min=6, metavar="N", help="Students of the sample.")] = 24,
+    epochs: Epochs = None,
+    data_fraction: DataFraction = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, max=100, metavar="S", help="Longer trainings of each student.")
+    ] = 2,
+    loss: Loss = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and train nothing.")] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Worker processes. Default: the run's.", show_default=False)
+    ] = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Train a sample of the searched students longer, and tell how well the search's scores ranked them.
+
+    Kendall tau of score and longer training, overall, among the best quarter and inside bands of equal MACs, beside
+    that of the parameter count and the MACs alone; the noise ceiling; the fidelity that tau 0.8 would need. What was
+    trained is kept: stopped at any moment, the same command continues, and repeated it only shows the result.
+
+      kdnas audit runs/digits --dry-run
+
+      kdnas audit runs/digits --students 24 --epochs 30 --seeds 2 --loss ce --loss dkd
+    """
+    from rich.console import Console
+
+    from kdnas.study.audit import pending, plan_audit
+    from kdnas.study.audit_losses import parse_losses
+    from kdnas.study.storage import load_run
+
+    record = load_run(run)
+    losses = parse_losses(loss or [], record.config.distillation)
+    plan = plan_audit(record, students=students, epochs=epochs, data_fraction=data_fraction, seeds=seeds, losses=losses)
+    console = Console(highlight=False, stderr=as_json)
+    tasks = pending(plan, record)
+    for line in _announcement(plan, tasks, workers):
+        console.print(line, markup=False, soft_wrap=True)
+    if dry_run:
+        if as_json:
+            typer.echo(json.dumps(_plan_document(plan, tasks), indent=2))
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as clean as Ctrl-C
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():  # of a user's module too
+            record = _carry_out(plan, workers, data_root, console) if tasks else _restate(plan)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command continues", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        from kdnas.report.audit import audit_document
+
+        typer.echo(json.dumps(audit_document(record), indent=2, allow_nan=False))
+        return
+    _show(record, console)
+
+
+def _carry_out(plan: AuditPlan, workers: int | None, root_option: Path | None, console: Console) -> RunRecord:
+    """Train what is pending and write the report anew; return the run."""
+    from kdnas.errors import KdnasError, RunError
+    from kdnas.report.files import write_report
+    from kdnas.report.wording import counted
+    from kdnas.study import opening
+    from kdnas.study.audit import limited, open_run, run_audit
+    from kdnas.study.run_folder import controller_lock
+
+    folder = plan.run.folder.resolve()
+    progress = _Progress(console)
+    with controller_lock(folder):
+        opened = open_run(
+            plan.run,
+            data_root=opening.data_root(root_option).resolve(),
+            cache=opening.cache_dir().resolve(),
+            workers=workers,
+            say=lambda line: console.print(line, markup=False, soft_wrap=True),
+        )
+        reachable = limited(plan, opened)
+        if reachable.seeds < plan.seeds:
+            console.print(f"{counted(reachable.seeds, 'independent training')} of each student can be had")
+        try:
+            record = run_audit(opened, reachable, progress, say=lambda line: console.print(line, markup=False))
+        except BaseException:
+            with contextlib.suppress(KdnasError):  # a full disk: what ended the audit is told, not this
+                write_report(opened.snapshot())
+            raise
+        write_report(record)
+    if progress.failures and progress.failures == progress.ended:
+        raise RunError(f"every training of the audit failed; the last: {progress.last_failure}")
+    return record
+
+
+def _restate(plan: AuditPlan) -> RunRecord:
+    """Return the run with this audit as its last; written only where the last was another."""
+    from kdnas.report.files import write_report
+    from kdnas.study.audit import is_last, restated
+    from kdnas.study.run_folder import controller_lock
+
+    if is_last(plan):
+        return plan.run
+    with controller_lock(plan.run.folder.resolve()):
+        record = restated(plan)
+        write_report(record)
+    return record
+
+
+class _Progress:
+    """Prints one line a training, with the time left by the pace so far."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._begun = time.monotonic()
+        self.ended = 0
+        self.failures = 0
+        self.last_failure = ""
+
+    def __call__(self, event: Audited) -> None:
+        """Print `event`."""
+        from kdnas.report.wording import duration, shown
+
+        self.ended += 1
+        left = duration((time.monotonic() - self._begun) / event.done * (event.total - event.done))
+        task = event.task
+        what = f"trial {task.trial.number:>4}  {task.trial.arch.arch_id}  {task.fidelity.words}, "
+        what += f"loss {task.loss}" if task.loss else f"seed {task.seed}"
+        if event.training is None:
+            self.failures += 1
+            self.last_failure = event.failure
+            outcome = f"failed: {event.failure}"
+        else:
+            score = shown("accuracy", task.trial.values["accuracy"])
+            outcome = f"accuracy {shown('accuracy', event.training.accuracy)} (search score {score})"
+        end = f"  {left} left" if event.done < event.total else ""
+        self._console.print(f"[{event.done}/{event.total}]{end}  {what}: {outcome}", markup=False, soft_wrap=True)
+
+
+def _announcement(plan: AuditPlan, tasks: Sequence[AuditTask], workers: int | None) -> list[str]:
+    """Return what will be trained and what it will cost."""
+    from kdnas.report.wording import counted, duration
+
+    many = len(plan.students)
+    losses = f", and for {plan.brief.words} under {', '.join(plan.losses)}" if plan.losses else ""
+    lines = [
+        f"audit of {counted(many, 'student')}: {plan.fidelity.words} with {counted(plan.seeds, 'seed')} each"
+        f"{losses}; the search’s scores are of {plan.brief.words}"
+    ]
+    wanted = many * (plan.seeds + len(plan.losses))
+    if not tasks:
+        return [*lines, f"all {wanted} trainings are there already; nothing is trained"]
+    known = [task.seconds for task in tasks if task.seconds > 0]
+    cost = f", about {duration(sum(known) / len(known) * len(tasks))} of training" if known else ""
+    crew = workers or plan.run.config.executor.workers
+    cost += f" on {counted(crew, 'worker')}" if cost and crew else " over all workers" if cost else ""
+    there = f" ({wanted - len(tasks)} of {wanted} are there already)" if wanted > len(tasks) else ""
+    return [*lines, f"{counted(len(tasks), 'training')} to do{there}{cost}, by the time that the trials took"]
+
+
+def _plan_document(plan: AuditPlan, tasks: Sequence[AuditTask]) -> dict[str, object]:
+    return {
+        "students": [trial.number for trial in plan.students],
+        "brief": plan.brief.as_dict(),
+        "longer": plan.fidelity.as_dict(),
+        "seeds": plan.seeds,
+        "losses": list(plan.losses),
+        "trainings": [
+            {"trial": task.trial.number, "seed": task.seed, "loss": task.loss, "train_seconds": task.seconds}
+            for task in tasks
+        ],
+    }
+
+
+def _show(run: RunRecord, console: Console) -> None:
+    from kdnas.report.audit import findings, loss_table, tau_table
+    from kdnas.study.audit_losses import loss_name
+    from kdnas.study.audit_result import audit_result
+
+    result = audit_result(run)
+    if result is None:
+        return
+    for headings, rows in (tau_table(result), loss_table(result, loss_name(run.config.distillation))):
+        if rows:
+            console.print()
+            _print_table(headings, rows, console)
+    console.print()
+    for sentence in findings(run, result):
+        console.print(sentence, markup=False)
+    console.print(f"wrote {run.folder / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

@@ -1,0 +1,133 @@
+"""`kdnas measure`: latency, memory and energy of students on a target."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdnas.cli._options import Json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kdnas.study.measuring import TargetReport
+
+
+def command(
+    students: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN|STUDENT...",
+            help="A run folder (its front), or an exported student: a folder, student.json or student.onnx.",
+            show_default=False,
+        ),
+    ],
+    target: Annotated[
+        list[str],
+        typer.Option("--target", metavar="T", help="cpu, cuda or onnxruntime; may be repeated.", show_default=False),
+    ],
+    pick: Annotated[
+        str | None,
+        typer.Option(
+            "--pick", metavar="P", help="Of a run only knee, best, an arch_id, or a bound such as 'macs<=10e6'."
+        ),
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads on a CPU. Default: 1.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Images a pass. Default: 1, on cuda 1 and 256.")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=5, help="How often each student is timed.")] = 50,
+    max_drift: Annotated[
+        float,
+        typer.Option(
+            "--max-drift", min=0.01, help="Refuse where the reference network's time changes by more than this share."
+        ),
+    ] = 0.5,
+    as_json: Json = False,
+) -> None:
+    """Measure latency, peak memory and energy of students on this machine.
+
+    All students are timed in turn, with a reference network in between: what slows the machine slows both, and the
+    reported latency is their ratio times the reference's own. Shown are medians with their interquartile ranges.
+    Energy comes from a hardware counter (NVML, RAPL) or is left empty. On a machine that is too unsteady nothing is
+    reported, with exit status 1.
+
+      kdnas measure runs/digits --target cpu
+      kdnas measure runs/digits --pick knee --target cpu --target onnxruntime --threads 2
+      kdnas measure student/student.onnx --target onnxruntime --json
+    """
+    from kdnas.study.measuring import measure, subjects, targets
+
+    found = [subject for path in students for subject in subjects(path, pick)]
+    options = {"threads": threads, "batch_size": batch_size}
+    chosen = {
+        name: targets(name, {k: v for k, v in options.items() if v is not None}) for name in dict.fromkeys(target)
+    }
+
+    def say(line: str) -> None:
+        if not as_json:
+            typer.echo(line, err=True)
+
+    reports = [
+        measure(found, name, variant, repeats=repeats, max_drift=max_drift, say=say)
+        for name, variants in chosen.items()
+        for variant in variants
+    ]
+    if as_json:
+        typer.echo(json.dumps({"targets": [report.as_dict() for report in reports]}, indent=2))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for report in reports:
+        console.print(f"\n{report.where}", style="bold", markup=False)
+        console.print(report_table(report))
+        for line in footnotes(report):
+            console.print(line, markup=False, soft_wrap=True)
+
+
+def report_table(report: TargetReport) -> Table:
+    """Return the students of `report` as a terminal table."""
+    from rich.table import Table
+
+    from kdnas.report.wording import scaled, shown
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("student", no_wrap=True)
+    for heading in ("MACs", "latency", "IQR", "peak memory", "energy a pass", "IQR"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for student in report.students:
+        latency, memory, energy = student.latency_ms, student.peak_memory_bytes, student.energy_mj
+        table.add_row(
+            student.subject.arch.arch_id,
+            scaled(student.macs).strip(),
+            f"{latency.value:.3f} ms",
+            f"{latency.spread:.3f}",
+            shown("peak_memory_bytes", _value(memory)),
+            shown("energy_mj", _value(energy)),
+            f"{energy.spread:.3g}" if _value(energy) is not None else "–",  # type: ignore[union-attr]
+        )
+    return table
+
+
+def footnotes(report: TargetReport) -> list[str]:
+    """Return what must be known to read `report`: how steady the machine was, and why a quantity is missing."""
+    from kdnas.targets import Missing
+
+    latency = report.students[0].latency_ms
+    lines = [
+        f"{latency.repeats} passes each; the reference network took {report.reference_ms:.3f} ms and changed by "
+        f"{report.drift:.0%} meanwhile."
+    ]
+    for name in ("peak_memory_bytes", "energy_mj"):
+        found = getattr(report.students[0], name)
+        how = f"not measured: {found.reason}" if isinstance(found, Missing) else found.context.partition("; ")[2]
+        lines.append(f"{name}: {how}.")
+    return lines
+
+
+def _value(found: Any) -> float | None:
+    return getattr(found, "value", None)

@@ -1,0 +1,257 @@
+"""Shrinking schedules: what was unlocked when and why, as plain records, and the pure rules that decide it.
+
+A schedule is the ordered list of a supernet training's stages. A stage says which values of each choice may be sampled,
+which share of the budget it may spend, and at which settings. Shares and what was spent are fractions of the whole
+budget in [0, 1]; learning rates and the weight of the distillation losses are factors of the recipe's.
+
+The ladder of a choice are its values ordered by the MACs of the largest subnet that has them instead, largest first. A
+stage allows the first rungs of each ladder, so the largest subnet is allowed in every stage.
+
+Source of the rule that the cheapest dimension shrinks next, per MAC saved: NetAdapt (Yang et al., ECCV 2018), here for
+elastic dimensions of a supernet (Cai et al., "Once-for-all", ICLR 2020).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from kdnas.core.arch import Scalar
+from kdnas.core.space import Assignment, SearchSpace
+
+Domains = Mapping[str, tuple[Scalar, ...]]
+
+RESOLUTION = "resolution"
+"""The choice of the side in pixels that images are resized to; no choice of a student family."""
+
+_DIMENSIONS = {"stem_width": "width", "head_width": "width", "expand": "bottleneck", "kernel": "kernel size"}
+
+
+def dimension_of(choice: str) -> str:
+    """Return the elastic dimension that a choice belongs to: depth, width, bottleneck, kernel size, skip, ..."""
+    part = choice.rpartition(".")[2]
+    return _DIMENSIONS.get(part, part)
+
+
+@dataclass(frozen=True)
+class Ladders:
+    """The ladder of every choice, and beside each rung the MACs of the largest subnet that has this value instead."""
+
+    values: Domains
+    macs: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, space: SearchSpace, macs: Callable[[Assignment], int]) -> Ladders:
+        """Return the ladders of `space`; `macs` prices an assignment.
+
+        The largest subnet is found by raising one choice after the other until none raises the MACs; among equal values
+        the first listed is the larger.
+        """
+        largest = {choice.name: choice.values[0] for choice in space.choices}
+        # Depth first: while a stage is left out its other choices cost nothing.
+        order = sorted(space.choices, key=lambda choice: dimension_of(choice.name) != "depth")
+        before = None
+        while largest != before:
+            before = dict(largest)
+            for choice in order:
+                largest[choice.name] = max(
+                    (largest[choice.name], *choice.values),
+                    key=lambda value: macs({**largest, choice.name: value}),
+                )
+        values, prices = {}, {}
+        for choice in space.choices:
+            priced = [(macs({**largest, choice.name: value}), value) for value in choice.values]
+            priced.sort(key=lambda pair: (pair[1] != largest[choice.name], -pair[0]))
+            values[choice.name] = tuple(value for _, value in priced)
+            prices[choice.name] = tuple(price for price, _ in priced)
+        return cls(values, prices)
+
+    @property
+    def largest(self) -> Assignment:
+        """The assignment of the largest subnet."""
+        return {name: values[0] for name, values in self.values.items()}
+
+    @property
+    def only_largest(self) -> Domains:
+        """Domains that allow the largest subnet alone."""
+        return {name: values[:1] for name, values in self.values.items()}
+
+    def smallest(self, allowed: Domains) -> Assignment:
+        """Return the assignment of the smallest subnet in `allowed`; among equal values the first rung."""
+        return {
+            name: values[min(range(len(values)), key=lambda rung: self.macs[name][rung])]
+            for name, values in allowed.items()
+        }
+
+    def descend(self, allowed: Domains, dimensions: Sequence[str] | None = None, rungs: int | None = None) -> Domains:
+        """Return `allowed` with `rungs` more of the choices of `dimensions` (None: all of either)."""
+        return {
+            name: self.values[name][: None if rungs is None else len(values) + rungs]
+            if dimensions is None or dimension_of(name) in dimensions
+            else values
+            for name, values in allowed.items()
+        }
+
+    def unlocks(self, allowed: Domains, by: Literal["dimension", "choice"]) -> tuple[Unlock, ...]:
+        """Return what can be unlocked next: the next rung of every choice, those of one dimension together."""
+        adds: dict[str, Assignment] = {}
+        for name, values in allowed.items():
+            if len(values) < len(self.values[name]):
+                group = dimension_of(name) if by == "dimension" else name
+                adds.setdefault(group, {})[name] = self.values[name][len(values)]
+        return tuple(Unlock(name, values) for name, values in adds.items())
+
+    def unlocks_left(self, allowed: Domains, by: Literal["dimension", "choice"]) -> int:
+        """Return how many unlocks there are until every value is allowed."""
+        left: dict[str, int] = {}
+        for name, values in allowed.items():
+            group = dimension_of(name) if by == "dimension" else name
+            left[group] = max(left.get(group, 0), len(self.values[name]) - len(values))
+        return sum(left.values())
+
+
+@dataclass(frozen=True)
+class Unlock:
+    """One step of shrinking: the value that each choice of an elastic dimension gets next."""
+
+    dimension: str
+    adds: Assignment
+
+    def apply(self, allowed: Domains) -> Domains:
+        """Return `allowed` with the values added."""
+        return {name: (*values, self.adds[name]) if name in self.adds else values for name, values in allowed.items()}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What an unlock would cost, measured on the largest subnet with the unlock's values instead of its own.
+
+    `accuracy_lost` is a difference of validation accuracies, negative where the smaller one is better; `macs_saved` is
+    the share of the largest subnet's MACs; `cost` is the accuracy lost per MAC share saved, `inf` where none is saved.
+    """
+
+    dimension: str
+    adds: Assignment
+    accuracy: float
+    accuracy_lost: float
+    macs_saved: float
+
+    @property
+    def cost(self) -> float:
+        """Accuracy lost per share of MACs saved, never below 0."""
+        return max(self.accuracy_lost, 0.0) / self.macs_saved if self.macs_saved > 0 else math.inf
+
+
+def cheapest(probes: Sequence[Probe]) -> Probe:
+    """Return the probe with the lowest cost; then the one that saves most, then the one that loses least."""
+    return min(probes, key=lambda probe: (probe.cost, -probe.macs_saved, probe.accuracy_lost))
+
+
+@dataclass(frozen=True)
+class Check:
+    """Validation accuracies of a stage's largest and smallest subnet, after `step` steps of the training."""
+
+    step: int
+    spent: float
+    largest: float
+    smallest: float
+
+
+def stalled(checks: Sequence[Check], *, patience: int, improvement: float) -> bool:
+    """Return whether neither subnet rose by more than `improvement` above its best in the last `patience` checks."""
+    if len(checks) <= patience:
+        return False
+    earlier, recent = checks[:-patience], checks[-patience:]
+    return all(
+        max(getattr(check, name) for check in recent) <= max(getattr(check, name) for check in earlier) + improvement
+        for name in ("largest", "smallest")
+    )
+
+
+def teacher_gap(teacher: float, largest: float, smallest: float) -> float:
+    """Return how far the mean of two subnets' accuracies is below the teacher's: a share of the latter, in [0, 1]."""
+    return min(1.0, max(0.0, 1.0 - 0.5 * (largest + smallest) / teacher)) if teacher > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage as planned.
+
+    `annealing` "training": the learning rate follows one cosine over the whole budget; "stage": one of its own over the
+    stage's share. `subnets` are trained in every step; with `sandwich` two of them are the largest and the smallest.
+    `sampling` "front" draws the others by MACs and looks for those near the front. `sort_channels`: channels were
+    sorted by importance before the stage. `reason`, `gap` and `probes` say why the stage is what it is.
+    """
+
+    name: str
+    allowed: Domains
+    share: float
+    learning_rate: float = 1.0
+    annealing: Literal["training", "stage"] = "training"
+    subnets: int = 1
+    sandwich: bool = False
+    sampling: Literal["uniform", "front"] = "uniform"
+    kd_weight: float = 1.0
+    sort_channels: bool = False
+    reason: str = ""
+    gap: float | None = None
+    probes: tuple[Probe, ...] = ()
+
+
+@dataclass(frozen=True)
+class FinishedStage:
+    """A stage as it went: its steps and the share of the budget they spent, measuring included, and why it ended."""
+
+    stage: Stage
+    first_step: int
+    steps: int
+    spent: float
+    ended: str
+    checks: tuple[Check, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data: the stage's own fields and these beside each other."""
+        plain = asdict(self)
+        stage = plain.pop("stage")
+        stage["allowed"] = {name: list(values) for name, values in stage["allowed"].items()}
+        stage["probes"] = [
+            {**asdict(probe), "cost": probe.cost if math.isfinite(probe.cost) else None} for probe in self.stage.probes
+        ]
+        return {**stage, **plain, "checks": list(plain["checks"])}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> FinishedStage:
+        """Return the stage that `as_dict` wrote. Raises KeyError, TypeError or ValueError on anything else."""
+        record = dict(plain)
+        own = {key: record.pop(key) for key in ("first_step", "steps", "spent", "ended")}
+        checks = tuple(Check(**check) for check in record.pop("checks"))
+        probes = [{key: value for key, value in probe.items() if key != "cost"} for probe in record.pop("probes")]
+        stage = Stage(**record, probes=tuple(Probe(**probe) for probe in probes))
+        if stage.annealing not in ("training", "stage") or stage.sampling not in ("uniform", "front"):
+            raise ValueError(f"stage {stage.name}: annealing {stage.annealing!r}, sampling {stage.sampling!r}")
+        allowed = {name: tuple(values) for name, values in stage.allowed.items()}
+        return cls(replace(stage, allowed=allowed), checks=checks, **own)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A supernet training's stages. `budget_macs` counts multiply-accumulates as `kdnas.training.supernet` does."""
+
+    policy: str
+    space: str
+    family: str
+    budget_macs: int
+    stages: tuple[FinishedStage, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data: mappings, lists, numbers and text."""
+        own = {name: getattr(self, name) for name in ("policy", "space", "family", "budget_macs")}
+        return {**own, "stages": [finished.as_dict() for finished in self.stages]}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Schedule:
+        """Return the schedule that `as_dict` wrote. Raises KeyError, TypeError or ValueError on anything else."""
+        stages = tuple(FinishedStage.from_dict(record) for record in plain["stages"])
+        return cls(**{**plain, "stages": stages})

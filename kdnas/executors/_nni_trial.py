@@ -1,0 +1,142 @@
+"""The process of one NNI trial: `python -m kdnas.executors._nni_trial SOCKET`, started by NNI's manager.
+
+It asks NNI which trial it is, takes the job from the controller's socket, and tells the outcome to both. NNI's own
+trial API is spoken directly: importing nni takes seconds a trial, and where two trials start together its
+`get_next_parameter` may hand each the other's parameters.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing.connection
+import os
+import socket
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+from kdnas.errors import InputError, RunError
+from kdnas.executors._worker import answer, visible_device
+
+_FORM_S = 30.0
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def main(path: str) -> int:
+    """Run one job; return the exit code that NNI is to see."""
+    channel, trial = os.environ["NNI_TRIAL_COMMAND_CHANNEL"], os.environ["NNI_TRIAL_JOB_ID"]
+    number = _number(channel, trial)
+    address = socket.socket(socket.AF_UNIX)
+    address.connect(path)
+    controller = Connection(address.detach())
+    controller.send((number, os.getpid()))
+    try:
+        settings = controller.recv()
+    except EOFError:
+        print("kdnas proposes the trials of this experiment: it knows nothing of this one", file=sys.stderr)
+        return 1
+    _set_up(settings)
+    make_evaluate, job = controller.recv()
+    told = _leave_with(controller)
+    try:
+        evaluate = make_evaluate()
+    except (InputError, RunError) as error:
+        told.set()
+        controller.send(("broken", error))
+        return 1
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(settings["threads"])
+    controller.send(("ready", None))
+    kind, content = answer(evaluate, job)
+    if kind == "result":
+        _report(channel, trial, number, content)
+    else:
+        print(content, file=sys.stderr)
+    told.set()
+    controller.send((kind, content))
+    return 0 if kind == "result" else 1
+
+
+def _number(channel: str, trial: str) -> int | None:
+    """Return the parameter id of the form that NNI keeps for this trial: what its page shows is what is run."""
+    url = f"{channel.partition('/env/')[0]}/api/v1/nni/trial-jobs/{trial}"
+    end = time.monotonic() + _FORM_S
+    while True:
+        try:
+            form = json.loads(_request("GET", url))
+            number: int | None = json.loads(form["hyperParameters"][0])["parameter_id"]
+        except (OSError, LookupError):  # NNI writes the form down after it has started the process
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+        else:
+            return number
+
+
+def _set_up(settings: Mapping[str, Any]) -> None:
+    """Be as the controller is, and take the device and the threads it grants, before anything heavy is imported."""
+    sys.path[:] = settings["path"]
+    for variable in _THREADS:
+        os.environ[variable] = str(settings["threads"])
+    if settings["device"] is not None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_device(settings["device"], visible)
+
+
+def _leave_with(controller: Connection) -> threading.Event:
+    """End this process as soon as the controller is gone: it says nothing more, so what comes is the end.
+
+    From when the returned event is set, the process ends by itself.
+    """
+    told = threading.Event()
+
+    def watch() -> None:
+        multiprocessing.connection.wait([controller])
+        if not told.is_set():
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return told
+
+
+def _report(channel: str, trial: str, number: int | None, result: Mapping[str, Any]) -> None:
+    """Tell NNI every number of `result["values"]`, as `nni.report_final_result` does; the accuracy is what it ranks by.
+
+    A result without an accuracy (an infeasible student) is not reported. That NNI cannot be told fails no trial.
+    """
+    values = {name: value for name, value in dict(result.get("values", {})).items() if isinstance(value, int | float)}
+    if "accuracy" not in values:
+        return
+    metric = {
+        "parameter_id": number,
+        "trial_job_id": trial,
+        "type": "FINAL",
+        "sequence": 0,
+        "value": json.dumps({"default": values["accuracy"], **values}),
+    }
+    try:
+        _request("PUT", channel, {"type": "metric", "metric": json.dumps(metric)})
+    except OSError as error:
+        print(f"NNI was not told the result: {error}", file=sys.stderr)
+
+
+def _request(method: str, url: str, body: Any = None) -> bytes:
+    request = urllib.request.Request(
+        url,
+        method=method,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
+        content: bytes = response.read()
+    return content
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,303 @@
+"""A run's audit in words, as a table and as a figure: how well the search's scores rank its students."""
+
+from __future__ import annotations
+
+import html
+import math
+
+import numpy as np
+import plotly.graph_objects as go
+
+from kdnas.core.fidelity import Fidelity
+from kdnas.core.interval import pooled_ci95
+from kdnas.core.rank import Estimate
+from kdnas.report.style import FRONT, Figure, styled
+from kdnas.report.wording import counted, label, scaled, shown, shown_interval
+from kdnas.study.audit_losses import loss_name
+from kdnas.study.audit_result import TARGET_TAU, AuditedStudent, AuditResult, NeededFidelity, audit_result
+from kdnas.study.records import RunRecord
+
+_RANKERS = {"accuracy": "search score", "params": "params alone", "macs": "MACs alone"}
+UNKNOWN = "not known"
+
+
+def shown_tau(estimate: Estimate | None) -> str:
+    """Return "0.61 [0.41, 0.77]", the interval at 95 %."""
+    if estimate is None:
+        return UNKNOWN
+    return f"{_rounded(estimate.value)} [{_rounded(estimate.low)}, {_rounded(estimate.high)}]"
+
+
+def tau_table(result: AuditResult) -> tuple[list[str], list[list[str]]]:
+    """Return (headings, rows) of the taus against longer training: where, what ranked, how many were compared."""
+    if not result.scopes:
+        return [], []
+    rankers = list(result.scopes[0].taus)
+    rows = []
+    for scope in result.scopes:
+        some = next((estimate for estimate in scope.taus.values() if estimate is not None), None)
+        compared = f"{some.items} ({some.pairs})" if some else "too few"
+        rows.append([scope.name, *(shown_tau(scope.taus[ranker]) for ranker in rankers), compared])
+    return ["Kendall tau", *(_RANKERS[ranker] for ranker in rankers), "n"], rows
+
+
+def loss_table(result: AuditResult, own: str) -> tuple[list[str], list[list[str]]]:
+    """Return (headings, rows) of the losses' taus; `own` is what to call the study's. Empty where none was tried."""
+    if not result.losses:
+        return [], []
+    rows = [[row.loss, shown_tau(row.tau), shown_tau(row.gain), _students(row.tau)] for row in result.losses]
+    rows.insert(0, [f"{own} (the study’s)", shown_tau(result.overall), "–", _students(result.overall)])
+    return ["brief loss", "Kendall tau", f"over {own}", "n"], rows
+
+
+def findings(run: RunRecord, result: AuditResult) -> list[str]:
+    """Return what the audit found, one sentence each."""
+    size = f"{len(result.students)} of {result.asked_students}"
+    total = result.asked_students * result.asked_seeds
+    sentences = []
+    if result.trainings < total:
+        sentences.append(
+            f"The audit is not finished: {result.trainings} of {total} longer trainings are made, {size} students have "
+            "one. `kdnas audit` with the same options continues it."
+        )
+    if not result.scopes:
+        return [*sentences, "That is too little to say how well the search’s scores rank."]
+    sentences.append(
+        f"{len(result.students)} students of the search, drawn over accuracy within bands of MACs and with members of "
+        f"the front among them, were trained for {result.longer.words} with "
+        f"{counted(result.asked_seeds, 'seed')}; the search’s scores are of {result.brief.words} and one "
+        "seed. Both are on the validation split. Square brackets are 95 % intervals (bootstrap over the students)."
+    )
+    sentences.append(
+        "Best quarter: by longer training. Equal MACs: only students of one band are compared, and those of a band "
+        f"differ by at most {100 * result.tolerance:.0f} %. n: students (pairs compared)."
+    )
+    sentences += [verdict(result), *_ceiling(result), *_needed(result.needed, result.longer)]
+    return sentences
+
+
+def verdict(result: AuditResult) -> str:
+    """Return what the search score says beyond the parameter count, in one sentence."""
+    beside = result.beside.get("params")
+    if beside is None or beside.gain is None:
+        return "What the search score says beyond the parameter count is not known."
+    gain, partial = beside.gain, beside.partial
+    difference = f"difference in tau {shown_tau(gain)}"
+    held = f"partial tau with the parameter count held fixed {shown_tau(partial)}"
+    adds = partial is not None and partial.low > 0
+    if gain.low > 0:
+        return f"The search score ranks better than the parameter count alone ({difference}; {held})."
+    compared = (
+        "ranks worse than the parameter count alone"
+        if gain.high < 0
+        else "is not shown to rank better than the parameter count alone"
+    )
+    if adds:
+        return f"The search score {compared} ({difference}), but it tells more than that count ({held})."
+    return (
+        f"The search score {compared} ({difference}), and adds nothing to it that {gain.items} students could show "
+        f"({held})."
+    )
+
+
+def trust_line(run: RunRecord) -> str:
+    """Return one line on how far the search's scores can be trusted to rank."""
+    result = audit_result(run)
+    if result is None:
+        return f"No audit was made, so how well the search’s scores rank is not known: kdnas audit {run.folder}"
+    if result.overall is None:
+        return findings(run, result)[0]
+    gain = result.beside["params"].gain if "params" in result.beside else None
+    line = (
+        f"Audit of {len(result.students)} students: the search score ranks as {result.longer.words} do with "
+        f"Kendall tau {shown_tau(result.overall)}"
+    )
+    if gain is None:
+        return f"{line}."
+    how = "better than" if gain.low > 0 else "worse than" if gain.high < 0 else "not shown to be better than"
+    return f"{line}, {how} the parameter count alone with {shown_tau(result.scopes[0].taus['params'])}."
+
+
+def audit_figure(run: RunRecord, result: AuditResult) -> Figure:
+    """Return the search score against longer training, one point a student, with the taus as text."""
+    students = result.students
+    halves = pooled_ci95([list(student.longer.values()) for student in students])
+    macs = [student.trial.values.get("macs", math.nan) for student in students]
+    marker: dict[str, object] = {"size": 9, "color": FRONT, "line": {"color": "white", "width": 1}}
+    if _has_macs(macs):
+        marker |= {"color": np.log10(macs).tolist(), "colorscale": "Viridis", "colorbar": _macs_bar(macs)}
+    drawing = go.Figure()
+    drawing.add_scatter(
+        x=[student.score for student in students], y=[student.mean for student in students], mode="markers",
+        marker=marker, showlegend=False, hovertemplate="%{text}<extra></extra>",
+        error_y={"type": "data", "array": [half or 0.0 for half in halves], "thickness": 1.2, "width": 3,
+                 "color": "#8793a3"},
+        text=[_hover(student, half) for student, half in zip(students, halves, strict=True)],
+    )  # fmt: skip
+    rows = [f"{row[0]}: {row[1]}" for row in tau_table(result)[1]]
+    drawing.add_annotation(
+        text="<br>".join(["Kendall tau [95 %]", *rows]), xref="paper", yref="paper", x=0.02, y=0.98, xanchor="left",
+        yanchor="top", align="left", showarrow=False, bgcolor="rgba(255,255,255,0.8)", font={"size": 11},
+    )  # fmt: skip
+    means = [student.mean for student in students]
+    ticks = ".0%" if max(means) - min(means) > 0.05 else ".1%"
+    drawing.update_xaxes(title=f"Search score: accuracy after {result.brief.words}", tickformat=ticks)
+    drawing.update_yaxes(title=f"Accuracy after {result.longer.words}", tickformat=ticks)
+    drawing = styled(drawing)
+    drawing.update_layout(margin={"b": 60})
+    caption = "One point a student, coloured by MACs." if _has_macs(macs) else "One point a student."
+    if any(half is not None for half in halves):
+        caption += (
+            " Bars: 95 % interval of the mean over seeds, the spread between seeds pooled over all students. The "
+            "search’s scores are single trainings and have no interval."
+        )
+    return Figure("audit", "Search score against longer training", caption, drawing)
+
+
+def audit_html(run: RunRecord, result: AuditResult | None, drawing: str) -> str:
+    """Return the report's section on the audit; `drawing` is its figure as HTML, empty where there is none."""
+    heading = "<h2>How well the search’s scores rank</h2>"
+    if result is None:
+        return f"<section>{heading}<p class='lead'>{_text(trust_line(run))}</p></section>"
+    items = "".join(f"<li>{_text(sentence)}</li>" for sentence in findings(run, result))
+    tables = _table(*tau_table(result), "Rank agreement with longer training")
+    tables += _table(*loss_table(result, loss_name(run.config.distillation)), "Rank agreement by loss")
+    return f"<section>{heading}<ul>{items}</ul>{tables}{drawing}</section>"
+
+
+def audit_document(run: RunRecord) -> dict[str, object] | None:
+    """Return the audit as plain data, as `kdnas audit --json` prints it; None where none was made.
+
+    Every estimate is {value, low, high, items, pairs} or null; `low` and `high` enclose 95 %.
+    """
+    result = audit_result(run)
+    if result is None:
+        return None
+    needed = result.needed
+    return {
+        "brief": result.brief.as_dict(),
+        "longer": result.longer.as_dict(),
+        "asked": {"students": result.asked_students, "seeds": result.asked_seeds},
+        "trainings": result.trainings,
+        "band_width": result.tolerance,
+        "tau": {scope.name: {name: _plain(e) for name, e in scope.taus.items()} for scope in result.scopes},
+        "beside": {
+            cost: {"gain": _plain(b.gain), "gain_in_bands": _plain(b.gain_in_bands), "partial": _plain(b.partial)}
+            for cost, b in result.beside.items()
+        },
+        "one_training": _plain(result.one_training),
+        "ceiling": _plain(result.ceiling),
+        "needed": needed
+        and {
+            "tau": TARGET_TAU,
+            "epochs": needed.epochs,
+            "low": needed.low if math.isfinite(needed.low) else None,
+            "high": needed.high if math.isfinite(needed.high) else None,
+            "seeds_crossed": needed.crossed,
+            "curve": [{"epoch": epoch, **(_plain(e) or {})} for epoch, e in needed.curve],
+        },
+        "losses": [{"loss": row.loss, "tau": _plain(row.tau), "gain": _plain(row.gain)} for row in result.losses],
+        "verdict": verdict(result) if result.scopes else "",
+        "students": [
+            {
+                "trial": student.trial.number,
+                "arch_id": student.trial.arch.arch_id,
+                "band": student.band,
+                "search_accuracy": student.score,
+                "accuracies": [student.longer[seed] for seed in sorted(student.longer)],
+            }
+            for student in result.students
+        ],
+    }
+
+
+def _ceiling(result: AuditResult) -> list[str]:
+    if result.ceiling is None:
+        return ["The noise ceiling is not known: that takes two longer trainings or more of the same students."]
+    return [
+        f"Noise ceiling: a second training of {result.longer.words} ranks as the first with tau "
+        f"{shown_tau(result.ceiling)}; against single such trainings the search score reaches "
+        f"{shown_tau(result.one_training)} ({counted(result.ceiling.items, 'student')})."
+    ]
+
+
+def _needed(needed: NeededFidelity | None, longer: Fidelity) -> list[str]:
+    wanted = f"For tau {TARGET_TAU:g}"
+    if needed is None:
+        return [f"{wanted}, how many epochs a score would need is not known: accuracies on the way were not looked at."]
+    share = "" if longer.data_fraction == 1 else f" on {100 * longer.data_fraction:g} % of the data"
+    how = (
+        "accuracy on the way against the end of trainings with other seeds"
+        if needed.crossed
+        else "accuracy on the way against the end of the same training, which flatters"
+    )
+    method = (
+        f"(learning curves of {counted(needed.curve[0][1].items, 'student')}: {how}; on the way the learning rate is "
+        "still high, so a training planned that short may need fewer)"
+    )
+    if needed.epochs is None:
+        best = max(needed.curve, key=lambda point: point[1].value)
+        return [
+            f"{wanted} no epoch within {longer.epochs}{share} suffices; the best is epoch {best[0]} with "
+            f"{shown_tau(best[1])} {method}."
+        ]
+    low, high = (
+        f"{end:.0f}" if math.isfinite(end) else f"more than {longer.epochs}" for end in (needed.low, needed.high)
+    )
+    epochs = counted(needed.epochs, "epoch")
+    return [f"{wanted} a score needs about {epochs}{share}, 95 % {low} to {high} {method}."]
+
+
+def _students(estimate: Estimate | None) -> str:
+    return "too few" if estimate is None else str(estimate.items)
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−") if abs(value) >= 0.005 else "0.00"
+
+
+def _has_macs(macs: list[float]) -> bool:
+    return all(value > 0 for value in macs)
+
+
+def _macs_bar(macs: list[float]) -> dict[str, object]:
+    low, high = math.log10(min(macs)), math.log10(max(macs))
+    marks = sorted({low, (low + high) / 2, high})
+    texts = [scaled(10**mark).strip() for mark in marks]
+    return {"title": {"text": label("macs")}, "tickvals": marks, "ticktext": texts, "thickness": 12, "len": 0.8}
+
+
+def _hover(student: AuditedStudent, half: float | None) -> str:
+    trial = student.trial
+    return (
+        f"trial {trial.number} · {trial.arch.arch_id}<br>search score {shown('accuracy', student.score)}"
+        f"<br>longer {shown_interval('accuracy', student.mean, half)}<br>MACs {shown('macs', trial.values.get('macs'))}"
+    )
+
+
+def _table(headings: list[str], rows: list[list[str]], name: str) -> str:
+    if not rows:
+        return ""
+    classes = ["text plain", *["plain"] * (len(headings) - 1)]
+    heads = "".join(f"<th scope='col' class='{c}'>{_text(h)}</th>" for c, h in zip(classes, headings, strict=True))
+    cells = "".join(
+        "<tr>"
+        + "".join(f"<td{' class=text' if k == 0 else ''}>{_text(cell)}</td>" for k, cell in enumerate(row))
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="table" role="region" tabindex="0" aria-label="{_text(name)}"><table>'
+        f"<thead><tr>{heads}</tr></thead><tbody>{cells}</tbody></table></div>"
+    )
+
+
+def _plain(estimate: Estimate | None) -> dict[str, float | None] | None:
+    if estimate is None:
+        return None
+    low, high = (end if math.isfinite(end) else None for end in (estimate.low, estimate.high))
+    return {"value": estimate.value, "low": low, "high": high, "items": estimate.items, "pairs": estimate.pairs}
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value), quote=True)

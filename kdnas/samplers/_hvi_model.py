@@ -1,0 +1,244 @@
+"""What a student is expected to add: cheap objectives exact, the others by Gaussian processes over all rungs.
+
+N students, M objectives, all minimised here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from scipy.special import log_ndtr, ndtr
+
+from kdnas.core.improvement import FreeBoxes, Shortfall, expected_improvement, free_boxes
+from kdnas.samplers._hvi_encoding import Encoding
+from kdnas.samplers._hvi_history import History
+from kdnas.samplers._hvi_process import Process, Rows
+
+_FIT_LIMIT = 120
+"""Scores to which hyperparameters are fitted."""
+_DATA_LIMIT = 400
+"""Scores that predictions rest on."""
+_FRONT_LIMIT = {1: 1_000, 2: 300, 3: 60, 4: 25}
+"""Members of the front that improvement is measured against, by number of objectives."""
+_OUTLIER = 3.0
+"""Standard deviations worse than what its cost buys at which a score says no more than bad."""
+
+Prices = Callable[[np.ndarray], list[Mapping[str, float]]]
+"""Codes [N, D] to the cheap costs of each."""
+
+
+class Features:
+    """Turns codes into the rows of a process, standardised over a sample of the space."""
+
+    def __init__(self, encoding: Encoding, prices: Prices, sample: np.ndarray, rungs: int):
+        self._encoding, self._prices, self._rungs = encoding, prices, rungs
+        self.names = sorted(prices(sample[:1])[0])
+        costs = self._raw_costs(sample)
+        self._positive = np.all(costs > 0, axis=0)
+        costs = self._logarithmic(costs)
+        _, counts = encoding.features(sample)
+        self._centre, self._spread = costs.mean(axis=0), _nonzero(costs.std(axis=0))
+        self._count_centre, self._count_spread = counts.mean(axis=0), _nonzero(counts.std(axis=0))
+        self._identities: dict[bytes, int] = {}
+
+    def rows(self, codes: np.ndarray, rung: np.ndarray | int) -> Rows:
+        """Return the rows of `codes` [N, D] at `rung`."""
+        levels, counts = self._encoding.features(codes)
+        return Rows(
+            levels,
+            (self._logarithmic(self._raw_costs(codes)) - self._centre) / self._spread,
+            (counts - self._count_centre) / self._count_spread,
+            np.broadcast_to(rung, len(codes)),
+            self.identity(codes),
+            self._rungs,
+        )
+
+    def identity(self, codes: np.ndarray) -> np.ndarray:
+        """Return a number [N] for each of `codes` [N, D], the same for two spellings of one student."""
+        keys = (row.tobytes() for row in self._encoding.canonical(codes))
+        return np.array([self._identities.setdefault(key, len(self._identities)) for key in keys], dtype=int)
+
+    def cost(self, codes: np.ndarray, name: str) -> np.ndarray:
+        """Return the cheap cost `name` [N] of `codes`."""
+        return np.array([price[name] for price in self._prices(codes)], dtype=float)
+
+    def _raw_costs(self, codes: np.ndarray) -> np.ndarray:
+        rows = [[price[name] for name in self.names] for price in self._prices(codes)]
+        return np.array(rows, dtype=float).reshape(len(codes), len(self.names))
+
+    def _logarithmic(self, costs: np.ndarray) -> np.ndarray:
+        return np.where(self._positive, np.log(np.where(costs > 0, costs, 1e-12)), costs)
+
+
+class Outlook:
+    """What students are expected to gain at the highest rung, given a history."""
+
+    def __init__(
+        self,
+        features: Features,
+        history: History,
+        cheap: Sequence[tuple[str, float] | None],
+        reference: np.ndarray,
+        rungs: int,
+        rng: np.random.Generator,
+    ):
+        self._features, self._history, self._cheap = features, history, cheap
+        self._reference, self._top = reference, rungs - 1
+        rows = features.rows(history.codes, history.rung)
+        self._processes = [
+            None if known is not None else _process(rows, column, history, rng, warped=True)
+            for known, column in zip(cheap, history.values.T, strict=True)
+        ]
+        self._gates = [_process(rows, column, history, rng, warped=False) for column in history.violations.T]
+
+    def predicted(self, codes: np.ndarray) -> np.ndarray:
+        """Return the objectives [N, M] that `codes` [N, D] are predicted to have at the highest rung."""
+        rows = self._features.rows(codes, self._top)
+        values = np.zeros((len(codes), len(self._cheap)))
+        for column, (known, process) in enumerate(zip(self._cheap, self._processes, strict=True)):
+            if known is not None:
+                values[:, column] = self._price(codes, known)
+            elif process is not None:
+                values[:, column] = process.warp.restored(process.predict(rows)[0], self._top)
+        return values
+
+    def boxes(self, *, believe: bool) -> FreeBoxes:
+        """Return what the known students leave undominated at the highest rung.
+
+        Students that were only scored at lower rungs, and running ones, stand where they are predicted to be if
+        `believe`; else they are left out.
+        """
+        history = self._history
+        identity = self._features.identity(history.codes)
+        scored = history.eligible & (history.rung == self._top)
+        front = [history.values[scored]]
+        hoped = (history.eligible | history.running) & ~np.isin(identity, identity[scored])
+        if believe and hoped.any():
+            front.append(self.predicted(history.codes[hoped]))
+        points = np.concatenate(front)
+        points = points[np.all(points < self._reference, axis=1)]
+        points = points[undominated(points)]
+        return free_boxes(_thinned(points, _FRONT_LIMIT.get(len(self._reference), 15)), self._reference)
+
+    def _price(self, codes: np.ndarray, known: tuple[str, float]) -> np.ndarray:
+        name, sign = known
+        return sign * self._features.cost(codes, name)
+
+    def gains(self, codes: np.ndarray, boxes: FreeBoxes) -> np.ndarray:
+        """Return the expected hypervolume [N] that each of `codes` [N, D] adds; one that may miss a bound adds less."""
+        rows = self._features.rows(codes, self._top)
+        shortfalls = [
+            _exact(np.zeros(len(codes)) if known is None else self._price(codes, known))
+            if process is None
+            else _shortfall(process, rows, self._top)
+            for known, process in zip(self._cheap, self._processes, strict=True)
+        ]
+        gains = expected_improvement(shortfalls, len(codes), boxes)
+        for gate in self._gates:
+            if gate is not None:
+                mean, spread = gate.predict(rows)
+                gains = gains * ndtr(-mean / spread)
+        return gains
+
+
+def _process(
+    rows: Rows, values: np.ndarray, history: History, rng: np.random.Generator, *, warped: bool
+) -> Process | None:
+    """Return the process of what is known of one quantity, running trials believed; None while nothing is known.
+
+    Objectives are `warped`, violations are not.
+    """
+    known = np.flatnonzero(np.isfinite(values))
+    if not len(known):
+        return None
+    target = values[known]
+    if warped:
+        target, excess = _tamed(rows[known], target)
+        if len(known) > _DATA_LIMIT:  # half the best for their cost, half at random
+            best = np.argsort(excess)[: _DATA_LIMIT // 2]
+            rest = np.setdiff1d(np.arange(len(known)), best)
+            kept = np.concatenate([best, rng.choice(rest, _DATA_LIMIT - len(best), replace=False)])
+            known, target = known[kept], target[kept]
+    elif len(known) > _DATA_LIMIT:
+        kept = rng.choice(len(known), _DATA_LIMIT, replace=False)
+        known, target = known[kept], target[kept]
+    process = Process.fit(rows[known], target, _FIT_LIMIT, rng, warped=warped)
+    unknown = np.flatnonzero(history.running & ~np.isfinite(values))
+    return process.believing(rows[unknown]) if len(unknown) else process
+
+
+def _tamed(rows: Rows, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return `values` [N] (minimised) with outliers on the bad side brought in, and how far each exceeds its trend.
+
+    A network that does not train scores far below what its cost buys; how far says nothing about the others.
+    """
+    values = values.copy()
+    excess = np.zeros(len(values))
+    for rung in np.unique(rows.rung):
+        here = np.flatnonzero(rows.rung == rung)
+        design = np.column_stack([np.ones(len(here)), rows.costs[here], rows.costs[here] ** 2])
+        ridge = np.diag([0.0, *[1.0] * (design.shape[1] - 1)])
+        for _ in range(3):
+            trend = design @ np.linalg.lstsq(design.T @ design + ridge, design.T @ values[here], rcond=None)[0]
+            excess[here] = values[here] - trend
+            spread = 1.4826 * np.median(np.abs(excess[here] - np.median(excess[here])))
+            if len(here) > 8 and spread > 0:
+                values[here] = np.minimum(values[here], trend + np.median(excess[here]) + _OUTLIER * spread)
+    return values, excess
+
+
+def _exact(values: np.ndarray) -> Shortfall:
+    return lambda edges: np.maximum(edges[None, :] - values[:, None], 0.0)
+
+
+def _shortfall(process: Process, rows: Rows, rung: int) -> Shortfall:
+    """Return the expected shortfall of the process at `rows`: normal, or lognormal above the warp's floor."""
+    mean, spread = process.predict(rows)
+    mean, spread = mean[:, None], spread[:, None]
+    if not len(process.warp.floors):
+
+        def normal(edges: np.ndarray) -> np.ndarray:
+            z = (edges - mean) / spread
+            return (edges - mean) * ndtr(z) + spread * np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)
+
+        return normal
+    floor = process.warp.floors[rung]
+
+    def lognormal(edges: np.ndarray) -> np.ndarray:
+        room = np.maximum(edges - floor, 1e-300)
+        z = (np.log(room) - mean) / spread
+        return room * ndtr(z) - np.exp(mean + 0.5 * spread**2 + log_ndtr(z - spread))
+
+    return lognormal
+
+
+def undominated(values: np.ndarray) -> np.ndarray:
+    """Return the indices of the rows of `values` [N, M] that no other row dominates, in a time that N bounds linearly.
+
+    Of equal rows the first stays. What `kdnas.core.pareto.non_dominated` says, quicker where few rows of many remain.
+    """
+    order = np.lexsort((np.arange(len(values)), values.sum(axis=1)))
+    kept = []
+    while len(order):
+        kept.append(order[0])
+        order = order[np.any(values[order] < values[order[0]], axis=1)]
+    return np.sort(np.array(kept, dtype=int))
+
+
+def _thinned(front: np.ndarray, limit: int) -> np.ndarray:
+    """Return at most `limit` rows of `front` [N, M], spread as far from each other as can be, the extremes first."""
+    if len(front) <= limit:
+        return front
+    low, high = front.min(axis=0), front.max(axis=0)
+    places = (front - low) / _nonzero(high - low)
+    kept = list(dict.fromkeys(places.argmin(axis=0).tolist()))
+    distance = np.min([np.linalg.norm(places - places[index], axis=1) for index in kept], axis=0)
+    while len(kept) < limit:
+        kept.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.linalg.norm(places - places[kept[-1]], axis=1))
+    return front[kept]
+
+
+def _nonzero(spread: np.ndarray) -> np.ndarray:
+    return np.where(spread > 0, spread, 1.0)

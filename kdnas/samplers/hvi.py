@@ -1,0 +1,169 @@
+"""kdnas's own sampler: expected hypervolume improvement with everything cheap known exactly.
+
+Expected improvement of the hypervolume over box decompositions as in Yang et al., "Efficient computation of expected
+hypervolume improvement using box decomposition algorithms" (Journal of Global Optimization 2019); running trials are
+believed to score what is predicted, as in Ginsbourger et al. (2010).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial
+from pydantic import Field
+
+from kdnas.core.objective import minimised
+from kdnas.samplers import SAMPLERS, SamplerContext
+from kdnas.samplers._hvi_candidates import draws, neighbours, variations
+from kdnas.samplers._hvi_encoding import Encoding
+from kdnas.samplers._hvi_history import History, read_history
+from kdnas.samplers._hvi_model import Features, Outlook, undominated
+
+_DRAWS = 700
+_VARIATIONS = 500
+_ROUNDS = 3
+_LEADERS = 6
+_STARTUP = 4
+_DESIGN_JITTER = 0.1
+"""Of a design's cost quantiles."""
+
+
+@SAMPLERS.register
+def hvi(
+    context: SamplerContext, *, startup_trials: Annotated[int, Field(ge=1)] | None = None
+) -> optuna.samplers.BaseSampler:
+    """Model-based hypervolume improvement: fewest trainings; cheap costs known exactly, lower rungs learnt from."""
+    return HypervolumeImprovement(context, startup_trials or _STARTUP)
+
+
+class HypervolumeImprovement(optuna.samplers.BaseSampler):
+    """Proposes the student that is expected to add most hypervolume."""
+
+    reads_fidelities = True
+    """Lower rungs are kept apart in the history that it is shown."""
+
+    def __init__(self, context: SamplerContext, startup_trials: int):
+        self._context = context
+        self._startup = startup_trials
+        self._rng = np.random.default_rng(context.seed)
+        self._encoding = Encoding(context.space, context.tuned)
+        self._rungs = max(len(context.fidelities), 1)
+        self._reference = minimised([context.reference_point], context.objectives)[0]
+        self._priced: dict[bytes, Mapping[str, float]] = {}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return nothing: the space is the context's."""
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Return a uniform draw, for a parameter outside the space."""
+        outside = optuna.samplers.RandomSampler(seed=self._context.seed)
+        return outside.sample_independent(study, trial, param_name, param_distribution)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return the proposal."""
+        history = self._history(study)
+        sample = draws(self._encoding, _DRAWS, self._rng)
+        features = Features(self._encoding, self._prices, sample, self._rungs)
+        sample = self._new(sample, features, history.codes)
+        few = len(history) < self._startup or not history.eligible.any()
+        ranked = self._by_design(sample, features, history) if few else self._by_gain(sample, features, history)
+        if not len(ranked):  # nothing acceptable was met: ValidProposals looks further, from anywhere
+            ranked = self._rng.integers(self._encoding.levels, size=(1, len(self._encoding.levels)))
+        return self._encoding.assignment(ranked[0])
+
+    def promotion_gains(self, study: optuna.Study, numbers: Sequence[int]) -> np.ndarray:
+        """Return the hypervolume [N] that each of these trials should add once trained at the highest rung."""
+        trials = study.get_trials(deepcopy=False)
+        history = self._history(study)
+        sample = draws(self._encoding, _DRAWS, self._rng)
+        features = Features(self._encoding, self._prices, sample, self._rungs)
+        outlook = self._outlook(features, history)
+        codes = self._encoding.codes([trials[number].params for number in numbers])
+        return outlook.gains(codes, outlook.boxes(believe=False))
+
+    def _history(self, study: optuna.Study) -> History:
+        context = self._context
+        return read_history(study.get_trials(deepcopy=False), self._encoding, context.objectives, context.fidelities)
+
+    def _outlook(self, features: Features, history: History) -> Outlook:
+        objectives = self._context.objectives
+        cheap = [
+            (objective.name, -1.0 if objective.direction == "maximize" else 1.0)
+            if objective.name in features.names
+            else None
+            for objective in objectives
+        ]
+        return Outlook(features, history, cheap, self._reference, self._rungs, self._rng)
+
+    def _prices(self, codes: np.ndarray) -> list[Mapping[str, float]]:
+        result = []
+        for row in codes:
+            key = row.tobytes()
+            if key not in self._priced:
+                self._priced[key] = self._context.price(self._encoding.assignment(row))
+            result.append(self._priced[key])
+        return result
+
+    def _new(self, codes: np.ndarray, features: Features, seen: np.ndarray) -> np.ndarray:
+        """Return, in their order, one spelling of each of `codes` [N, D] that may be proposed, `seen` ones left out."""
+        identity = features.identity(codes)
+        _, first = np.unique(identity, return_index=True)
+        fresh = codes[np.sort(first[~np.isin(identity[first], features.identity(seen))])]
+        meant = [self._context.acceptable(self._encoding.assignment(row)) for row in fresh]
+        return fresh[np.asarray(meant, dtype=bool)]
+
+    def _by_design(self, sample: np.ndarray, features: Features, history: History) -> np.ndarray:
+        """Return `sample` [N, D] in the order in which a design that is spread over costs would take it."""
+        if not len(sample):
+            return sample
+        sample = self._rng.permutation(sample)
+        rows = features.rows(sample, 0)
+        cost = rows.costs.sum(axis=1)
+        share = _van_der_corput(len(history) + 1) + self._rng.uniform(-_DESIGN_JITTER, _DESIGN_JITTER)
+        target = np.quantile(cost, np.clip(share, 0.0, 1.0))
+        near = np.abs(cost - target)
+        band = near <= np.quantile(near, 0.05)
+        alike = np.zeros(len(sample))
+        if len(history):
+            alike = (rows.levels @ features.rows(history.codes, 0).levels.T).max(axis=1)
+        return sample[np.lexsort((alike, ~band))]
+
+    def _by_gain(self, sample: np.ndarray, features: Features, history: History) -> np.ndarray:
+        """Return candidates [N, D], the most gainful first."""
+        outlook = self._outlook(features, history)
+        boxes = outlook.boxes(believe=True)
+        parents = self._parents(history)
+        pool, gains = sample, outlook.gains(sample, boxes)
+        more = variations(self._encoding, parents, _VARIATIONS, self._rng)
+        for _ in range(1 + _ROUNDS):
+            more = self._new(more, features, np.concatenate([history.codes, pool]))
+            pool, gains = np.concatenate([pool, more]), np.concatenate([gains, outlook.gains(more, boxes)])
+            more = neighbours(self._encoding, pool[np.argsort(-gains, kind="stable")[:_LEADERS]])
+        return pool[np.argsort(-gains, kind="stable")]
+
+    def _parents(self, history: History) -> np.ndarray:
+        """Return the codes [Q, D] of the front of each rung."""
+        fronts = []
+        for rung in range(self._rungs):
+            here = np.flatnonzero(history.eligible & (history.rung == rung))
+            fronts.append(here[undominated(history.values[here])])
+        return history.codes[np.concatenate(fronts)]
+
+
+def _van_der_corput(number: int) -> float:
+    """Return member `number` (from 1) of the sequence 1/2, 1/4, 3/4, 1/8, ..., which fills [0, 1] evenly."""
+    share, denominator = 0.0, 1.0
+    while number:
+        denominator *= 2
+        number, digit = divmod(number, 2)
+        share += digit / denominator
+    return share

@@ -1,0 +1,72 @@
+"""Other losses that an audit's brief trainings may learn from, as the command line spells them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pydantic
+
+from kdnas.errors import ConfigError, Problem
+from kdnas.losses import LOSSES
+from kdnas.study.yaml_lines import parse_value
+from kdnas.training.recipe import Distillation, LossTerm
+
+TASK_LOSS = "ce"
+"""Cross entropy with the labels alone, without the teacher."""
+
+
+def parse_losses(texts: Sequence[str], study: Distillation) -> dict[str, Distillation]:
+    """Return the losses that `texts` spell, by what to call them; the study's own is called "".
+
+    A text is `ce`, the name of a loss, or YAML such as `{type: dkd, weight: 0.9, temperature: 4}`. A loss without a
+    weight has that which the study gives it, else what the study's losses weigh together; the task's weight is the
+    study's unless `task_weight` is stated too. Raises ConfigError with every problem.
+    """
+    losses: dict[str, Distillation] = {}
+    problems: list[Problem] = []
+    for text in texts:
+        try:
+            name, loss = _parse(text, study)
+        except ConfigError as error:
+            problems += [Problem(f"--loss {text}", problem.what, problem.allowed) for problem in error.problems]
+            continue
+        losses["" if loss == study else name] = loss
+    if problems:
+        raise ConfigError(problems)
+    return losses
+
+
+def loss_name(study: Distillation) -> str:
+    """Return what a study's own loss is called beside others: "kd", or "kd + attention"."""
+    return " + ".join(term.type for term in study.losses if term.weight > 0) or TASK_LOSS
+
+
+def _parse(text: str, study: Distillation) -> tuple[str, Distillation]:
+    value = parse_value(text)
+    plain: dict[str, Any] = {"type": value} if isinstance(value, str) else value if isinstance(value, dict) else {}
+    kind = plain.pop("type", None)
+    if not isinstance(kind, str) or kind not in (TASK_LOSS, *LOSSES.names()):
+        what = "is no loss" if kind is None else f"no loss is called {kind!r}"
+        raise ConfigError(Problem("", what, ", ".join((TASK_LOSS, *LOSSES.names()))))
+    name = " ".join([kind, *(f"{key}={option}" for key, option in sorted(plain.items()))])
+    if kind == TASK_LOSS:
+        if plain:
+            raise ConfigError(Problem("", f"{TASK_LOSS} takes no options"))
+        return name, Distillation(task_weight=1.0, label_smoothing=study.label_smoothing, losses=())
+    task_weight = plain.pop("task_weight", study.task_weight)
+    own = next((term for term in study.losses if term.type == kind and term.weight > 0), None)
+    if own is not None:
+        plain = {"weight": own.weight, **own.options, **plain}
+    plain.setdefault("weight", sum(term.weight for term in study.losses) or 1.0)
+    try:
+        term = LossTerm(type=kind, **plain)
+        loss = Distillation(task_weight=task_weight, label_smoothing=study.label_smoothing, losses=(term,))
+    except pydantic.ValidationError as error:
+        raise ConfigError(
+            Problem("", f"{'.'.join(map(str, found['loc']))}: {found['msg']}") for found in error.errors()
+        ) from None
+    wrong = LOSSES.problems(kind, term.options)
+    if wrong:
+        raise ConfigError(Problem("", f"{problem.where}: {problem.what}", problem.allowed) for problem in wrong)
+    return name, loss

@@ -1,0 +1,152 @@
+"""What a training evaluator works on: data, split, teacher, family and costs of one study, opened on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdnas.core.arch import Arch
+from kdnas.core.data import ImageArrays, ImageData
+from kdnas.core.measurement import Measurement
+from kdnas.core.objective import ACCURACY
+from kdnas.costs import COSTS, CheapCost, MeasuredCost
+from kdnas.nn.normalise import Normalised
+from kdnas.students import STUDENTS, StudentFamily
+from kdnas.study.config import StudyConfig
+from kdnas.study.evaluators import refuse_unmeasurable
+from kdnas.study.opening import open_data, open_teacher, split
+from kdnas.teachers import Teacher
+from kdnas.training.batches import Batches
+from kdnas.training.distil import EpochRecord
+from kdnas.training.evaluation import accuracy
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Data, teacher, family and costs of one study, opened on one device."""
+
+    family: StudentFamily
+    data: ImageData
+    train_indices: np.ndarray
+    validation_indices: np.ndarray
+    teacher: Teacher
+    device: torch.device
+    costs: Mapping[str, CheapCost | MeasuredCost]
+
+    @classmethod
+    def open(
+        cls,
+        config: StudyConfig,
+        family: str,
+        *,
+        data_root: Path,
+        cache: Path,
+        device: torch.device,
+        say: Callable[[str], None],
+    ) -> Bench:
+        """Open data, split, teacher and costs. Raises DataError, TeacherError or ConfigError."""
+        data_config, teacher_config = config.sources()
+        data = open_data(data_config, data_root, cache)
+        train_indices, validation_indices = split(data, data_config, config.seed)
+        teacher = open_teacher(
+            teacher_config,
+            data,
+            train_indices,
+            data_root=data_root,
+            cache=cache,
+            device=device,
+            seed=config.seed,
+            say=say,
+        )
+        costs: dict[str, CheapCost | MeasuredCost] = {}
+        for name in named_costs(config):
+            objects = (device,) if issubclass(COSTS.get(name), MeasuredCost) else ()
+            costs[name] = COSTS.build(name, *objects, **config.costs.get(name, {}))
+        return cls(STUDENTS.build(family), data, train_indices, validation_indices, teacher, device, costs)
+
+    @property
+    def measured_costs(self) -> dict[str, MeasuredCost]:
+        """The costs that need a built student."""
+        return {name: cost for name, cost in self.costs.items() if isinstance(cost, MeasuredCost)}
+
+    def price(self, arch: Arch) -> dict[str, float]:
+        """Return the cheap costs of `arch`."""
+        price = self.family.price(arch, self.data.task)
+        return {name: cost.value(price) for name, cost in self.costs.items() if isinstance(cost, CheapCost)}
+
+    def measure(
+        self, module: nn.Module, calibrations: Mapping[str, Mapping[str, Any]], wanted: Collection[str]
+    ) -> dict[str, Measurement]:
+        """Return the `wanted` of the measured costs on a built student. Raises TrialError on no finite number."""
+        measured = {
+            name: cost.measure(module, self.data.task, calibrations.get(name, {}))
+            for name, cost in self.measured_costs.items()
+            if name in wanted
+        }
+        refuse_unmeasurable({name: measurement.value for name, measurement in measured.items()})
+        return measured
+
+    def build(self, arch: Arch) -> nn.Module:
+        """Return the student on this bench's device, initialised from torch's global generator."""
+        return self.family.build(arch, self.data.task).to(self.device)
+
+    def batches(self, arrays: ImageArrays, indices: np.ndarray) -> Batches:
+        """Return batches of some samples on this bench's device."""
+        return Batches(arrays, indices, num_classes=self.data.task.num_classes, device=self.device)
+
+    @cached_property
+    def validation(self) -> Batches:
+        """The validation split: search scores are made on it."""
+        return self.batches(self.data.train, self.validation_indices)
+
+    @cached_property
+    def test(self) -> Batches:
+        """The test split: only for the final evaluation of the front."""
+        return self.batches(self.data.test, np.arange(len(self.data.test)))
+
+    def chance(self) -> float:
+        """Return the accuracy of always answering the validation split's largest class."""
+        labels = self.data.train.labels[self.validation_indices]
+        return float(np.bincount(labels).max() / len(labels))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the plain facts of the data for the lock file."""
+        return {
+            "name": self.data.name,
+            "class_names": list(self.data.class_names),
+            "input_shape": list(self.data.task.input_shape),
+            "training_images": len(self.train_indices),
+            "validation_images": len(self.validation_indices),
+            "test_images": len(self.data.test),
+            "channel_mean": list(self.data.channel_mean),
+            "channel_std": list(self.data.channel_std),
+        }
+
+
+def named_costs(config: StudyConfig) -> list[str]:
+    """Return the costs a study reports: macs, params, and every one that it names, in a fixed order."""
+    named = {"macs", "params", *config.costs, *config.objectives, *(bound.name for bound in config.bounds)}
+    return sorted(named - {ACCURACY.name}, key=lambda name: (name not in ("macs", "params"), name))
+
+
+class Curve:
+    """Called at each epoch's end: notes the validation accuracy after those that are to be looked at."""
+
+    def __init__(self, bench: Bench, module: nn.Module, looks: tuple[int, ...]):
+        self._bench = bench
+        self._module = module
+        self._looks = looks
+        self.points: list[tuple[int, float]] = []
+
+    def __call__(self, record: EpochRecord) -> None:
+        if record.epoch in self._looks:
+            bench = self._bench
+            network = Normalised(self._module, bench.data.channel_mean, bench.data.channel_std).to(bench.device)
+            self.points.append((record.epoch, accuracy(network, bench.validation)))

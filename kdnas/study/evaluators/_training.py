@@ -1,0 +1,262 @@
+"""What every evaluator shares that builds and trains its students."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdnas.core.arch import Arch, Scalar
+from kdnas.core.measurement import Measurement
+from kdnas.core.objective import ACCURACY, Quantity, breaches
+from kdnas.errors import RunError, TrialError
+from kdnas.nn.normalise import Normalised
+from kdnas.nn.tracing import traced_macs
+from kdnas.nn.weights import save_weights
+from kdnas.study.evaluators import (
+    Evaluator,
+    EvaluatorContext,
+    attempted,
+    looked_up,
+    names,
+    plain_measurements,
+)
+from kdnas.study.evaluators._bench import Bench, Curve
+from kdnas.study.jobs import Job
+from kdnas.study.latency_table import TablePrices, learn_tables
+from kdnas.study.opening import training_indices
+from kdnas.study.records import TrialRecord
+from kdnas.study.spaces import arch_of
+from kdnas.study.teacher_check import report_teacher, teacher_test_accuracy
+from kdnas.training.batches import Batches
+from kdnas.training.distil import EpochRecord, Trained
+from kdnas.training.evaluation import accuracy
+from kdnas.training.teacher_cache import TeacherCache
+from kdnas.training.teaching import why_live
+from kdnas.training.top_logits import truncation_error
+
+_BAR = 20
+"""Characters of a progress bar."""
+_TRUNCATED = 256
+"""Validation images that show what keeping a few logits loses."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A job whose student is built and measured: its plain result so far holds `infeasible` where it is refused."""
+
+    job: Job
+    module: nn.Module
+    curve: Curve
+    result: dict[str, Any]
+
+    @property
+    def refused(self) -> bool:
+        """Whether the student is not to be trained."""
+        return "infeasible" in self.result
+
+
+class TrainingEvaluator(Evaluator):
+    """Builds each student, measures it, and has `train` train it on a bench."""
+
+    needs = ("data", "teacher", "family")
+
+    def __init__(self, context: EvaluatorContext):
+        super().__init__(context)
+        self.bench = Bench.open(
+            context.config,
+            context.space.family,
+            data_root=context.data_root,
+            cache=context.cache,
+            device=torch.device(context.device),
+            say=context.say,
+        )
+        self.teacher_cache = TeacherCache(
+            context.cache / "teacher_outputs",
+            top_k=context.config.distillation.teacher_top_k,
+            on_fill=lambda view, part, parts: self.say(_filling(view, part, parts)),
+        )
+        self._training_set: tuple[float, Batches] | None = None
+
+    @abstractmethod
+    def train(self, module: nn.Module, job: Job, on_epoch: Callable[[EpochRecord], None]) -> Trained:
+        """Return `module` trained as `job` says, with its accuracy on the validation split.
+
+        `on_epoch` is called after each epoch, with `module` as it is then.
+        """
+
+    @property
+    def _decisive(self) -> set[str]:
+        """What must be measured to decide on a trial: no more than finalists need, and nothing that a table prices."""
+        config = self.context.config
+        return {*config.objectives, *(bound.name for bound in config.bounds)} - self._table_prices.names
+
+    @property
+    def quantities(self) -> Mapping[str, Quantity]:
+        """Accuracy and the costs that the study names."""
+        return names([ACCURACY, *(cost.quantity for cost in self.bench.costs.values())])
+
+    @property
+    def description(self) -> dict[str, str]:
+        """The images and the teacher."""
+        bench, task = self.bench, self.bench.data.task
+        return {
+            "images": f"{len(bench.train_indices):,} to train, {len(bench.validation_indices):,} to score, "
+            f"{len(bench.data.test):,} to test; {'x'.join(map(str, task.input_shape))}, {task.num_classes} classes",
+            "teacher_opened": "; ".join([bench.teacher.name, *bench.teacher.notes]),
+        }
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the data and of the teacher."""
+        return {"data": self.bench.data.fingerprint, "teacher": self.bench.teacher.fingerprint}
+
+    def arch(self, assignment: Mapping[str, Scalar]) -> Arch:
+        """Return the arch that a full assignment stands for, as the family spells it."""
+        return arch_of(self.context.space, assignment, self.bench.family)
+
+    def price(self, arch: Arch) -> dict[str, float]:
+        """Return the closed-form costs of `arch`, and those that the run's latency table prices."""
+        return self.bench.price(arch) | self._table_prices(arch)
+
+    @cached_property
+    def _table_prices(self) -> TablePrices:
+        return TablePrices(self.calibrations, self.bench.family, self.bench.data.task)
+
+    def facts(self) -> dict[str, Any]:
+        """Calibrate the measured costs and measure the teacher. Raises TeacherError."""
+        bench = self.bench
+        self.context.say("measuring the teacher")
+        config, space = self.context.config, self.context.space
+        calibrated = {name: cost.calibrate(bench.data.task) for name, cost in bench.measured_costs.items()}
+        self.calibrations = learn_tables(
+            bench.costs, space, bench.data.task, calibrated, seed=config.seed, say=self.context.say
+        )
+        teacher = report_teacher(
+            bench.teacher,
+            bench.data,
+            bench.validation_indices,
+            device=bench.device,
+            costs=bench.measured_costs,
+            calibrations=self.calibrations,
+        )
+        notes = [*teacher.notes, *self._teacher_cache_notes()]
+        plain = {**dataclasses.asdict(teacher), "notes": notes, "values": dict(teacher.values)}
+        return {
+            "chance": bench.chance(),
+            "teacher": plain,
+            "data": bench.describe(),
+            "calibrations": self.calibrations,
+        }
+
+    def _teacher_cache_notes(self) -> list[str]:
+        """Return what the user should know of how the teacher's outputs are kept."""
+        distillation = self.context.config.distillation
+        if live := why_live(distillation):
+            return [f"runs on every batch: {live}"]
+        kept = distillation.teacher_top_k
+        if kept is None or kept >= self.bench.data.task.num_classes:
+            return []
+        few = self.bench.batches(self.bench.data.train, self.bench.validation_indices[:_TRUNCATED])
+        with torch.no_grad():
+            answers = [self.bench.teacher.module(batch.images) for batch in few.ordered(batch_size=_TRUNCATED)]
+        logits = torch.cat(answers).cpu()
+        lost = truncation_error(logits, kept)
+        return [f"{kept} of its {logits.shape[1]} logits are kept, which loses {lost:.2g} nats at temperature 1"]
+
+    def measure(self, arch: Arch) -> dict[str, Measurement]:
+        """Return the measured costs of `arch`, built anew."""
+        return self.bench.measure(self.bench.build(arch), self.calibrations, self.measured)
+
+    def __call__(self, plain: Mapping[str, Any]) -> dict[str, Any]:
+        """Measure, refuse or train the student of a job."""
+        begun = self._begin(Job.from_dict(plain))
+        if begun.refused:
+            return begun.result
+        return self._conclude(begun, self.train(begun.module, begun.job, begun.curve))
+
+    def together(self, jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | TrialError]:
+        """Measure or refuse the jobs' students one by one, and train the others at once where `train_all` can."""
+        every = [attempted(functools.partial(self._begin, Job.from_dict(plain))) for plain in jobs]
+        begun = [one for one in every if isinstance(one, Begun) and not one.refused]
+        trained = dict(zip(map(id, begun), self.train_all(begun), strict=True))
+
+        def outcome(one: Begun | TrialError) -> dict[str, Any] | TrialError:
+            if isinstance(one, TrialError) or one.refused:
+                return one if isinstance(one, TrialError) else one.result
+            ended = trained[id(one)]
+            return ended if isinstance(ended, TrialError) else attempted(lambda: self._conclude(one, ended))
+
+        return [outcome(one) for one in every]
+
+    def train_all(self, begun: Sequence[Begun]) -> list[Trained | TrialError]:
+        """Return how each student trained; here one after the other."""
+        return [attempted(functools.partial(self.train, one.module, one.job, one.curve)) for one in begun]
+
+    def _begin(self, job: Job) -> Begun:
+        """Return the built student of `job`, measured, and whether it is to be trained."""
+        bench, began = self.bench, time.perf_counter()
+        torch.manual_seed(job.init_seed)
+        module = bench.build(job.arch)
+        measured = bench.measure(module, self.calibrations, self._decisive) if job.measure else {}
+        values = self.price(job.arch) | {name: measurement.value for name, measurement in measured.items()}
+        result = looked_up(values) | {"measurements": plain_measurements(measured)}
+        result["profile"] = {"build": time.perf_counter() - began}
+        broken = breaches(values, self.context.config.bounds, known_only=True)
+        if broken:
+            result["infeasible"] = f"breaks {'; '.join(broken)}"
+        return Begun(job, module, Curve(bench, module, job.looks), result)
+
+    def _conclude(self, begun: Begun, trained: Trained) -> dict[str, Any]:
+        """Return the plain result of a student that has been trained."""
+        job, bench, result = begun.job, self.bench, begun.result
+        if trained.accuracy is None or not np.isfinite(trained.accuracy):
+            raise TrialError(f"the validation accuracy is {trained.accuracy}")
+        result["values"]["accuracy"] = trained.accuracy
+        result |= {"train_seconds": trained.train_seconds, "teacher_seconds": trained.teacher_seconds}
+        result["profile"] |= trained.phases
+        if job.test:
+            network = Normalised(trained.network, bench.data.channel_mean, bench.data.channel_std).to(bench.device)
+            result["test_accuracy"] = accuracy(network, bench.test)
+        if job.looks:
+            result["curve"] = [*begun.curve.points, (job.fidelity.epochs, trained.accuracy)]
+        if job.checkpoint is not None:
+            save_weights(trained.network, self.context.folder / job.checkpoint)
+            result["checkpoint"] = job.checkpoint
+        return result
+
+    def training_images(self, fraction: float) -> Batches:
+        """Return this share of the training images. One share is kept: the search has one, the retrainings another."""
+        bench = self.bench
+        if self._training_set is None or self._training_set[0] != fraction:
+            self._training_set = None  # its memory is free before the next is made
+            indices = training_indices(bench.data, bench.train_indices, fraction, self.context.config.seed)
+            self._training_set = fraction, bench.batches(bench.data.train, indices)
+        return self._training_set[1]
+
+    def check(self, trial: TrialRecord) -> None:
+        """Raise RunError where tracing counts other MACs than the closed form."""
+        module = self.bench.family.build(trial.arch, self.bench.data.task)
+        traced = traced_macs(module, self.bench.data.task.input_shape, torch.device("cpu"))
+        if traced != trial.values["macs"]:
+            raise RunError(f"trial {trial.number}: {traced} MACs traced, {trial.values['macs']:g} in closed form")
+
+    def teacher_test_accuracy(self) -> float | None:
+        """Return the teacher's accuracy on the test split, scored as the front has been."""
+        self.context.say("scoring the teacher on the test split")
+        return teacher_test_accuracy(self.bench.teacher, self.bench.data, device=self.bench.device)
+
+
+def _filling(view: int, part: int, parts: int) -> str:
+    """Return how far the teacher's outputs on a view are kept, as a bar."""
+    done = round(_BAR * part / max(parts, 1))
+    return f"keeping the teacher's outputs on view {view + 1}  {'█' * done}{'░' * (_BAR - done)}  {part}/{parts}"

@@ -1,0 +1,124 @@
+"""Scores that the user's own function gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from kdnas.core.arch import Arch, Scalar
+from kdnas.core.objective import ACCURACY, Kind, Quantity
+from kdnas.costs import COSTS
+from kdnas.errors import ConfigError, Problem, TrialError
+from kdnas.study.evaluators import EVALUATORS, Evaluator, EvaluatorContext, looked_up, names, refuse_unmeasurable
+from kdnas.study.jobs import Job
+from kdnas.user_code import load_user_object
+
+
+@EVALUATORS.register
+class Module(Evaluator):
+    """Scores by a function of your own: `module:function`, or `path/to/file.py:function` under the data root.
+
+    It is called as `function(choices, epochs=..., data_fraction=..., seed=..., **options)`, `choices` being the active
+    choices by name, and returns the quantities by name: `accuracy` in [0, 1], and every objective and bounded cost that
+    `price` does not tell. What it raises fails the trial.
+
+    Args:
+        context: The study.
+        function: Scores a student; runs in the workers.
+        price: Called as `price(choices, **options)`: the quantities known without training, in microseconds. Without it
+            nothing is known before a trial.
+        options: Keyword arguments of both.
+        chance: The accuracy that is worth nothing.
+    """
+
+    def __init__(
+        self,
+        context: EvaluatorContext,
+        *,
+        function: str,
+        price: str | None = None,
+        options: dict[str, Any] | None = None,
+        chance: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0,
+    ):
+        super().__init__(context)
+        self._name = function
+        self._score = _callable(function, context.data_root)
+        self._price = None if price is None else _callable(price, context.data_root)
+        self._options = options or {}
+        self._chance = chance
+        self._priced = self._price_of(context.space.active(context.space.random(np.random.default_rng(0))))
+
+    @cached_property
+    def quantities(self) -> Mapping[str, Quantity]:
+        """Accuracy and every cost that the study names; those that `price` tells are cheap."""
+        config = self.context.config
+        named = {*config.objectives, *(bound.name for bound in config.bounds), *self._priced} - {ACCURACY.name}
+        costs = [COSTS.get(name).quantity for name in sorted(named)]
+        kinds: dict[bool, Kind] = {True: "cheap", False: "trained"}
+        return names([ACCURACY, *(dataclasses.replace(c, kind=kinds[c.name in self._priced]) for c in costs)])
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the function's name and options: kdnas cannot know when the code itself changes."""
+        record = json.dumps([self._name, self._options], sort_keys=True, default=str)
+        return {"function": hashlib.sha256(record.encode()).hexdigest()[:16]}
+
+    @property
+    def description(self) -> dict[str, str]:
+        """The function."""
+        return {"function": self._name}
+
+    def price(self, arch: Arch) -> dict[str, float]:
+        """Return what the user's `price` says."""
+        return self._price_of(arch.choices)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the facts of the lock file."""
+        data = {"name": self._name, "class_names": []}
+        return {"chance": self._chance, "teacher": None, "data": data, "calibrations": {}}
+
+    def __call__(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Call the function."""
+        wanted = Job.from_dict(job)
+        began = time.perf_counter()
+        returned = self._score(
+            wanted.arch.choices, **wanted.fidelity.as_dict(), seed=wanted.init_seed % 2**32, **self._options
+        )
+        values = self.price(wanted.arch) | _numbers(returned, self._name)
+        missing = [name for name in self.quantities if name not in values]
+        if missing:
+            raise TrialError(f"{self._name} did not return {', '.join(missing)}")
+        values = {name: values[name] for name in self.quantities}
+        refuse_unmeasurable(values)
+        if not 0 <= values[ACCURACY.name] <= 1:
+            raise TrialError(f"{self._name} returned the accuracy {values[ACCURACY.name]:g}, not a fraction in 0..1")
+        return looked_up(values, seconds=time.perf_counter() - began)
+
+    def _price_of(self, choices: Mapping[str, Scalar]) -> dict[str, float]:
+        return {} if self._price is None else _numbers(self._price(dict(choices), **self._options), "price")
+
+
+def _callable(spec: str, root: Path) -> Callable[..., Any]:
+    found = load_user_object(spec, root)
+    if not callable(found):
+        raise ConfigError(Problem("evaluator", f"{spec} is not a function"))
+    function: Callable[..., Any] = found
+    return function
+
+
+def _numbers(returned: Any, name: str) -> dict[str, float]:
+    if not isinstance(returned, Mapping):
+        raise TrialError(f"{name} returned {type(returned).__name__}, not a mapping from quantities to numbers")
+    try:
+        return {str(key): float(value) for key, value in returned.items()}
+    except (TypeError, ValueError) as error:
+        raise TrialError(f"{name} returned something that is no number: {error}") from error

@@ -1,0 +1,128 @@
+"""One scoring to do, as plain data that any executor can carry to a worker."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kdnas.core.arch import Arch
+from kdnas.core.fidelity import Fidelity
+from kdnas.core.seeds import derive_seed
+from kdnas.study.config import StudyConfig
+from kdnas.study.tuning import final_recipe, tuned_recipe
+from kdnas.training.recipe import Recipe
+
+RUNG_FOLDER = "checkpoints/rungs"
+"""Where the students wait that may be promoted, relative to the run folder."""
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A part of a training: a whole learning-rate schedule of its own, from the weights that the leg before it left."""
+
+    epochs: int
+    checkpoint: str
+    """Where its state is kept, relative to the run folder."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One student to score. Seeds are absolute; `checkpoint` is where the weights go, relative to the run folder."""
+
+    arch: Arch
+    recipe: Recipe
+    init_seed: int
+    view_seed: int
+    repeat: int | None = None
+    """None for a trial of the search, else the number of the retraining."""
+    measure: bool = True
+    """Measure costs first, and do not train a student that breaks a constraint."""
+    test: bool = False
+    """Also score on the test split: only the final evaluation of the front does."""
+    checkpoint: str | None = None
+    looks: tuple[int, ...] = ()
+    """Epochs after which the validation accuracy is looked at on the way: the result's `curve`."""
+    legs: tuple[Leg, ...] = ()
+    """The rungs that the training goes through; those whose checkpoint is there are not trained again. None: it is one
+    training, by the recipe."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plain form."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        legs = [dataclasses.asdict(leg) for leg in self.legs]
+        return {**plain, "arch": self.arch.canonical_json, "recipe": self.recipe.model_dump(mode="json"), "legs": legs}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Job:
+        """Return the job that `as_dict` wrote."""
+        arch, recipe = Arch.from_json(plain["arch"]), Recipe.model_validate(plain["recipe"])
+        looks, legs = tuple(plain.get("looks", ())), tuple(Leg(**leg) for leg in plain.get("legs", ()))
+        return cls(**{**plain, "arch": arch, "recipe": recipe, "looks": looks, "legs": legs})
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """How much training the score will have seen."""
+        return Fidelity(self.recipe.training.epochs, self.recipe.training.data_fraction)
+
+
+def search_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, float], rung: int = -1) -> Job:
+    """Return the training that scores `arch` at a rung, the highest by default.
+
+    The initialisation depends on the arch alone and the views are shared by all trials (common random numbers), so a
+    score does not depend on when the arch was proposed. Costs are measured at the lowest rung only.
+    """
+    rung %= len(config.fidelities)
+    recipe = tuned_recipe(config.recipe, tuned)
+    training = recipe.training.model_copy(update=config.fidelities[rung].as_dict())
+    return Job(
+        arch,
+        recipe.model_copy(update={"training": training}),
+        init_seed=derive_seed(config.seed, "init", arch.arch_id),
+        view_seed=derive_seed(config.seed, "views"),
+        measure=rung == 0,
+        legs=_legs(config, arch, tuned, rung) if config.rungs else (),
+    )
+
+
+def _legs(config: StudyConfig, arch: Arch, tuned: Mapping[str, float], rung: int) -> tuple[Leg, ...]:
+    """Return the legs to `rung`: each rung's further epochs. Where the share of the data changes, they begin anew."""
+    rungs = [rung]
+    while rungs[0] > 0 and continues(config, rungs[0]):
+        rungs.insert(0, rungs[0] - 1)
+    epochs = [0, *(config.fidelities[index].epochs for index in rungs)]
+    return tuple(
+        Leg(after - before, rung_checkpoint(arch, tuned, index))
+        for index, before, after in zip(rungs, epochs, epochs[1:], strict=False)
+    )
+
+
+def continues(config: StudyConfig, rung: int) -> bool:
+    """Whether a student promoted to `rung` may go on from its weights: the rung below has the same share of the data.
+
+    A training on another share is begun anew, so that a fidelity says what the student has seen.
+    """
+    fidelities = config.fidelities
+    return rung > 0 and fidelities[rung - 1].data_fraction == fidelities[rung].data_fraction
+
+
+def rung_checkpoint(arch: Arch, tuned: Mapping[str, float], rung: int) -> str:
+    """Return where a student's state at the end of `rung` is kept, relative to the run folder."""
+    settings = derive_seed(0, *(f"{name} {value!r}" for name, value in sorted(tuned.items())))
+    student = f"{arch.arch_id}-{settings:016x}" if tuned else arch.arch_id
+    return f"{RUNG_FOLDER}/{student}-rung{rung}.safetensors"
+
+
+def final_job(config: StudyConfig, number: int, arch: Arch, tuned: Mapping[str, float], repeat: int) -> Job:
+    """Return retraining `repeat` of finalist `number`: another initialisation and other views each time."""
+    return Job(
+        arch,
+        final_recipe(config, tuned),
+        init_seed=derive_seed(config.seed, "final", repeat, arch.arch_id),
+        view_seed=derive_seed(config.seed, "final views", repeat),
+        repeat=repeat,
+        measure=False,
+        test=True,
+        checkpoint=f"checkpoints/trial{number:04d}-{arch.arch_id}-seed{repeat}.safetensors",
+    )

@@ -1,0 +1,97 @@
+"""When a search is over: its budget is spent, or its hypervolume has stopped growing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kdnas.core.fidelity import Fidelity
+from kdnas.study.config import Budget, StudyConfig
+from kdnas.study.front import hypervolume_over_time
+from kdnas.study.jobs import continues
+from kdnas.study.records import RunRecord
+
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a search has used up, what runs counted in full."""
+
+    trials: int
+    full_trainings: float
+    seconds: float
+    """Of searching."""
+
+
+def full_trainings(config: StudyConfig, fidelity: Fidelity, goes_on: bool) -> float:
+    """Return what a trial at a rung costs, in units of one final training: epochs x data share over the final ones'.
+
+    Where the evaluator `goes_on` from the weights of the rung below, only the further epochs count.
+    """
+    rung = config.fidelities.index(fidelity)
+    amount = fidelity.amount
+    if goes_on and continues(config, rung):
+        amount -= config.fidelities[rung - 1].amount
+    return amount / config.final_fidelity.amount
+
+
+def spent_by(run: RunRecord, goes_on: bool, seconds: float) -> Spent:
+    """Return what the trials of `run` have used up, running ones too. An interrupted one is run again and is free.
+
+    A trial that was refused after measuring has trained nothing; a failed one counts as if it had trained to its end.
+    """
+    counted = [trial for trial in run.trials if trial.state != "interrupted"]
+    trained = [trial.fidelity for trial in counted if trial.state != "infeasible"]
+    cost = {fidelity: full_trainings(run.config, fidelity, goes_on) for fidelity in set(trained)}
+    return Spent(len(counted), sum(cost[fidelity] for fidelity in trained), seconds)
+
+
+def why_over(run: RunRecord, spent: Spent, next_cost: float) -> str:
+    """Return why no further trial may begin, which would cost `next_cost` full trainings; empty where one may."""
+    budget = run.config.budget
+    if budget.trials is not None and spent.trials >= budget.trials:
+        return f"the budget of {_trials(budget)} is spent"
+    if budget.full_trainings is not None and spent.full_trainings + next_cost > budget.full_trainings + _ROUNDING:
+        return (
+            f"the budget of {budget.full_trainings:g} full trainings is spent: {spent.full_trainings:.4g} are used, "
+            f"and the next trial costs {next_cost:.4g}"
+        )
+    if budget.wall_clock_s is not None and spent.seconds >= budget.wall_clock_s:
+        return f"the budget of {budget.wall_clock_s:g} s of searching is spent"
+    return stagnation(run)
+
+
+def stagnation(run: RunRecord) -> str:
+    """Return, in words, that the hypervolume of the highest rung's scores does not grow any more; empty while it does.
+
+    It must have grown by more than the stated share within the last so many complete trials of that rung.
+    """
+    limit = run.config.budget.stagnation
+    volumes = [] if limit is None else [0.0, *(volume for _, _, volume in hypervolume_over_time(run))]
+    if limit is None or len(volumes) <= limit.trials or not _has_full_scores(run):
+        return ""
+    before, now = volumes[-1 - limit.trials], volumes[-1]
+    if now > before * (1 + limit.gain):
+        return ""
+    grown = f"by {100 * (now / before - 1):.2g} %" if before > 0 else "not at all"
+    return (
+        f"the hypervolume stagnates: the last {limit.trials} scores at {run.config.fidelities[-1].words} made it grow "
+        f"{grown}, and more than {100 * limit.gain:g} % was asked"
+    )
+
+
+def budget_in_words(budget: Budget) -> str:
+    """Return the limits of a search, such as `40 trials` or `12 full trainings, at most 3600 s`."""
+    limits = [_trials(budget)] if budget.trials is not None else []
+    limits += [f"{budget.full_trainings:g} full trainings"] if budget.full_trainings is not None else []
+    limits += [f"{budget.wall_clock_s:g} s"] if budget.wall_clock_s is not None else []
+    return ", at most ".join(limits)
+
+
+def _trials(budget: Budget) -> str:
+    return "1 trial" if budget.trials == 1 else f"{budget.trials} trials"
+
+
+def _has_full_scores(run: RunRecord) -> bool:
+    top = run.config.fidelities[-1]
+    return any(trial.state == "complete" and trial.fidelity == top for trial in run.trials)

@@ -1,0 +1,39 @@
+"""The workers of a run: started as the study asks, several students in each where that pays, and waited for."""
+
+from __future__ import annotations
+
+import torch
+
+from kdnas.executors import EXECUTORS, Executor, Finished
+from kdnas.machine import usable_cores
+from kdnas.study.events import Note, Observer
+from kdnas.study.packs import PackedWorkplan, Packs
+from kdnas.study.preparation import Opened
+
+_POLL_S = 0.5
+
+
+def start_executor(opened: Opened, observe: Observer) -> Executor:
+    """Return the study's executor with its workers starting; `observe` is told where to watch them."""
+    section = opened.config.executor
+    offered = {
+        "workers": opened.workers,
+        "threads": max(usable_cores() // opened.workers, 1),
+        "time_limit_s": opened.config.budget.trial_time_limit_s,
+        "devices": torch.cuda.device_count() if opened.device.type == "cuda" else 0,
+    }
+    taken = {name: value for name, value in offered.items() if name in EXECUTORS.options(section.type).model_fields}
+    size = opened.evaluator.at_once() if section.per_device == "auto" else section.per_device
+    plan = opened.workplan if size == 1 else PackedWorkplan(opened.workplan)
+    built: Executor = EXECUTORS.build(section.type, plan, **{**taken, **section.options})
+    if built.notice:
+        observe(Note(built.notice))
+    return built if size == 1 else Packs(built, size, time_limit_s=opened.config.budget.trial_time_limit_s)
+
+
+def wait(executor: Executor, observe: Observer) -> list[Finished]:
+    """Return the jobs that ended within half a second; `observe` is told what workers said meanwhile."""
+    finished = executor.wait(_POLL_S)
+    for line in executor.take_notes():
+        observe(Note(line, passing=True))
+    return finished

@@ -1,0 +1,253 @@
+"""One student's training, batch by batch: what a step is, eager or captured, and the batches that it is given.
+
+Nothing in a step waits for the device. Losses are float32 whatever the networks run in.
+
+Shapes: B batch, C channels, H and W height and width, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.core.data import ImageData
+from kdnas.errors import TrialError
+from kdnas.nn.normalise import Normalised
+from kdnas.nn.taps import Outputs, OutputShapes, Taps, output_shapes, stage_names
+from kdnas.teachers import Teacher
+from kdnas.training.batches import Batches
+from kdnas.training.evaluation import bfloat16_pays
+from kdnas.training.fused_norm import fused_norms
+from kdnas.training.graphs import GraphedStep, Recorder, batches_together, epoch_of_views, recorder_for
+from kdnas.training.loss import TrainingLoss, needs_of
+from kdnas.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from kdnas.training.recipe import Distillation, Recipe, Training
+from kdnas.training.teacher_cache import TeacherCache
+from kdnas.training.teaching import Teaching, Views, views_key
+
+_STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 100}
+"""Looking at the loss makes a CUDA device wait, and costs a CPU nothing."""
+
+TaughtBatch = tuple[Tensor, Tensor, Outputs | None]
+"""Raw images [B, C, H, W], labels [B] or probabilities [B, K], and the teacher's outputs."""
+
+
+class Lesson:
+    """The student with its taps, its loss and its optimizer, trained by `learn` one batch after the other.
+
+    With a `recorder` its steps are captured and replayed (`kdnas.training.graphs`).
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        tapped: Taps,
+        criterion: TrainingLoss,
+        optimizer: torch.optim.Optimizer,
+        training: Training,
+        *,
+        bfloat16: bool,
+        device: torch.device,
+        recorder: Recorder | None = None,
+    ):
+        self.student = student
+        self.criterion = criterion
+        self.optimizer = optimizer
+        self.training = training
+        self.bfloat16 = bfloat16
+        self.device = device
+        self.graph = None if recorder is None else GraphedStep(self.step, recorder)
+        self._tapped = tapped
+        self._check_every = _STEPS_BETWEEN_CHECKS.get(device.type, 1)
+        self._epoch = 0
+        self._done = 0
+        self._checked = 0
+        self._losses = torch.empty(0)
+
+    def step(self, images: Tensor, labels: Tensor, theirs: Outputs | None) -> Tensor:
+        """Train on one batch at the optimizer's present rate and return the loss, detached. All of a step is here."""
+        # Casts are not kept on a GPU: a graph must make its own from the weights of the moment.
+        with torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16, cache_enabled=self.device.type != "cuda"
+        ):
+            ours = self._tapped(images)
+        loss = self.criterion(ours, theirs, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.training.clip_norm is not None:
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.training.clip_norm)
+        self.optimizer.step()
+        return loss.detach()
+
+    def begin(self, epoch: int, steps: int) -> None:
+        """Get ready for the `steps` batches of `epoch`, counted from 0."""
+        self._epoch, self._done, self._checked = epoch, 0, 0
+        self._losses = torch.zeros(steps, device=self.device)
+        self.student.train()
+        self.criterion.train()
+
+    def learn(self, images: Tensor, labels: Tensor, theirs: Outputs | None) -> None:
+        """Train on the next batch of the epoch. Raises TrialError where a loss is seen that is not finite."""
+        steps = len(self._losses)
+        rate = learning_rate(self._epoch * steps + self._done, self.training.epochs * steps, self.training)
+        set_learning_rate(self.optimizer, rate)
+        step = self.step if self.graph is None else self.graph
+        self._losses[self._done] = step(images, labels, theirs)
+        self._done += 1
+        if self._done % self._check_every == 0:
+            self._refuse_non_finite()
+
+    def end(self) -> float:
+        """Return the epoch's mean loss, waiting for the device. Raises TrialError where one is not finite."""
+        self._refuse_non_finite()
+        return float(self._losses.mean())
+
+    def finish(self) -> str | None:
+        """Free gradients and graph, put the student into eval mode, and return why a capture failed, if one did."""
+        failure = None if self.graph is None else self.graph.failure
+        self.graph = None
+        self.optimizer.zero_grad(set_to_none=True)
+        self.student.eval()
+        return failure
+
+    def _refuse_non_finite(self) -> None:
+        values = self._losses[self._checked : self._done]
+        finite = torch.isfinite(values)
+        if not bool(finite.all()):
+            first = int((~finite).nonzero()[0])
+            what = "nan" if bool(torch.isnan(values[first])) else "infinite"
+            raise TrialError(f"loss became {what} at epoch {self._epoch + 1}, step {self._checked + first + 1}")
+        self._checked = self._done
+
+
+def open_teaching(
+    stack: ExitStack,
+    teacher: Teacher | None,
+    train: Batches,
+    recipe: Recipe,
+    *,
+    data: ImageData,
+    device: torch.device,
+    view_seed: int,
+    teacher_cache: TeacherCache | None,
+) -> tuple[Teaching | None, OutputShapes | None]:
+    """Return the teacher's side, None where no loss asks for it, and its shapes, None without a teacher.
+
+    Taps stay hooked into the teacher until `stack` closes.
+    """
+    if teacher is None:
+        return None, None
+    needs = needs_of(recipe.distillation)
+    if not needs:
+        return None, OutputShapes(data.task.num_classes)
+    teacher.module.to(device).eval()
+    example = torch.zeros(2, *data.task.input_shape, device=device)
+    shapes = output_shapes(teacher.module, teacher.stages, teacher.classifier, example)
+    training = recipe.training
+    bfloat16 = _computes_in_bfloat16(training, device)
+    cache = None
+    if teacher_cache is not None:
+        key = views_key(
+            teacher,
+            shapes,
+            data,
+            needs=needs,
+            augmentation=training.augmentation,
+            view_seed=view_seed,
+            bfloat16=bfloat16,
+            device=device,
+            samples=train.indices,
+            top_k=teacher_cache.top_k,
+        )
+        cache = None if key is None else (teacher_cache, key)
+    tapped = stack.enter_context(Taps(teacher.module, teacher.stages, teacher.classifier, needs=needs))
+    views = Views(train, training.batch_size, training.augmentation, data.channel_mean, view_seed)
+    return Teaching(tapped, device=device, bfloat16=bfloat16, cache=cache, views=views), shapes
+
+
+def open_lesson(
+    stack: ExitStack,
+    network: nn.Module,
+    teacher_shapes: OutputShapes | None,
+    recipe: Recipe,
+    *,
+    data: ImageData,
+    device: torch.device,
+    seed: int,
+    graphs: bool,
+) -> Lesson:
+    """Return the lesson of `network`; its taps stay hooked in until `stack` closes.
+
+    Without a teacher (`teacher_shapes` None) the loss is cross entropy alone, at weight 1. `seed` starts the adapters.
+    """
+    distillation = recipe.distillation
+    if teacher_shapes is None:
+        distillation = Distillation(task_weight=1.0, label_smoothing=distillation.label_smoothing, losses=())
+    student = Normalised(network, data.channel_mean, data.channel_std)
+    student.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stages, classifier = stage_names(network)
+    stages = tuple(f"network.{name}" for name in stages)
+    classifier = None if classifier is None else f"network.{classifier}"
+    shapes = output_shapes(student, stages, classifier, torch.zeros(2, *data.task.input_shape, device=device))
+    tapped = stack.enter_context(Taps(student, stages, classifier, needs=needs_of(distillation)))
+    images = recipe.training.epochs * recipe.training.data_fraction * len(data.train)
+    stack.enter_context(fused_norms(network, device, pixels=images * math.prod(data.task.input_shape[1:])))
+    criterion = TrainingLoss(distillation, shapes, teacher_shapes or shapes, seed=seed).to(device)
+    return Lesson(
+        student,
+        tapped,
+        criterion,
+        build_optimizer((network, criterion), recipe.training),
+        recipe.training,
+        bfloat16=_computes_in_bfloat16(recipe.training, device),
+        device=device,
+        recorder=recorder_for(device) if graphs else None,
+    )
+
+
+def _computes_in_bfloat16(training: Training, device: torch.device) -> bool:
+    return training.precision == "bfloat16" or (training.precision == "auto" and bfloat16_pays(device))
+
+
+def taught_batches(
+    train: Batches, teaching: Teaching | None, training: Training, *, data: ImageData, epoch: int, view_seed: int
+) -> Iterator[TaughtBatch]:
+    """Yield the batches of view `epoch` as students are given them, with what the teacher says of each."""
+    views = epoch_of_views(
+        train,
+        epoch,
+        batch_size=training.batch_size,
+        augmentation=training.augmentation,
+        fill=data.channel_mean,
+        seed=view_seed,
+        together=batches_together(training.batch_size, data.task.input_shape, train.device),
+    )
+    for batch in views:
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        yield images, batch.labels, None if teaching is None else teaching(images, batch.samples)
+
+
+@contextmanager
+def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators (dropout draws from them) and give the caller's states back afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def memory_failures_as_trial_errors() -> Iterator[None]:
+    """Raise TrialError instead of what torch raises when memory runs out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+            raise TrialError(f"out of memory: {text.partition(chr(10))[0]}") from error
+        raise

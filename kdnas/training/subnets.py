@@ -1,0 +1,231 @@
+"""The subnets of a supernet as its training sees them: drawn, priced, scored.
+
+A subnet is an arch at a resolution. Its cost is the MACs of one image.
+
+Shapes: B batch, C channels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdnas.core.arch import Arch, Scalar
+from kdnas.core.data import ImageData
+from kdnas.core.schedule import RESOLUTION, Domains
+from kdnas.core.space import Assignment, Choice, SearchSpace
+from kdnas.core.task import ImageTask
+from kdnas.nn.elastic import Supernet
+from kdnas.nn.normalise import Normalised
+from kdnas.nn.recalibration import recalibrate
+from kdnas.students import StudentFamily
+from kdnas.training.batches import Batch, Batches
+from kdnas.training.evaluation import accuracy
+from kdnas.training.recipe import Augmentation
+
+_DRAWS = 16
+"""Assignments looked at for one front-aware subnet."""
+_LEARNED_FROM = 256
+"""Last observations that the ranking of subnets is learned from."""
+_RIDGE = 1.0
+
+
+@dataclass(frozen=True)
+class SubnetSpec:
+    """An arch at a resolution: images are resized to `side` pixels high before it sees them."""
+
+    arch: Arch
+    side: int
+
+
+class ElasticSpace:
+    """A search space, with the resolution as one more choice where there is more than one.
+
+    Args:
+        space: The space of archs.
+        family: Its student family.
+        task: The task at full resolution.
+        resolutions: Sides in pixels that images may be resized to; empty: the full one only.
+    """
+
+    def __init__(self, space: SearchSpace, family: StudentFamily, task: ImageTask, resolutions: Sequence[int] = ()):
+        sides = tuple(dict.fromkeys([*resolutions])) or (task.input_shape[1],)
+        self.family = family
+        self.task = task
+        self.space = replace(space, choices=(*space.choices, Choice(RESOLUTION, sides)))
+
+    def spec(self, assignment: Mapping[str, Scalar]) -> SubnetSpec:
+        """Return the subnet that `assignment` stands for."""
+        choices = self.space.active(assignment)
+        side = choices.pop(RESOLUTION)
+        return SubnetSpec(self.family.canonical(choices), int(side))
+
+    def macs(self, spec: SubnetSpec) -> int:
+        """Return the MACs of one image."""
+        channels, *_ = self.task.input_shape
+        task = ImageTask((channels, *size_at(self.task, spec.side)), self.task.num_classes)
+        return self.family.price(spec.arch, task).macs
+
+    def price(self, assignment: Assignment) -> int:
+        """Return the MACs of one image for the subnet that `assignment` stands for."""
+        return self.macs(self.spec(assignment))
+
+    def draw(self, allowed: Domains, rng: np.random.Generator) -> Assignment:
+        """Draw an assignment, every choice uniform over its allowed values."""
+        return {name: values[rng.integers(len(values))] for name, values in allowed.items()}
+
+
+def size_at(task: ImageTask, side: int) -> tuple[int, int]:
+    """Return height and width of the task's images resized to a height of `side`."""
+    _, height, width = task.input_shape
+    return side, max(1, round(width * side / height))
+
+
+def resized(images: Tensor, task: ImageTask, side: int) -> Tensor:
+    """Return `images` [B, C, H, W] at the height `side`, smoothed before they are thinned out."""
+    size = size_at(task, side)
+    if images.shape[2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+class FrontSampler:
+    """Draws subnets evenly over the logarithm of their MACs, some of them near the accuracy-cost front.
+
+    Which subnets are near the front is learned from the losses of those that were trained: a ridge regression of the
+    excess loss over the step's largest subnet on the values of the choices. Half of the subnets (`share`) are the best
+    predicted of several of their MACs bin, the others any of the bin. After AttentiveNAS (Wang et al., CVPR 2021),
+    which picks by the loss of several forward passes instead.
+    """
+
+    def __init__(self, space: ElasticSpace, *, bins: int = 8, share: float = 0.5):
+        self._space = space
+        self._bins = bins
+        self._share = share
+        self.observations: list[tuple[Assignment, float]] = []
+
+    def observe(self, assignment: Assignment, excess_loss: float) -> None:
+        """Note how much larger than the largest subnet's loss this one's was."""
+        self.observations = [*self.observations[1 - _LEARNED_FROM :], (assignment, excess_loss)]
+
+    def draw(self, allowed: Domains, bounds: tuple[int, int], rng: np.random.Generator) -> Assignment:
+        """Draw an assignment; `bounds` are the MACs of the smallest and of the largest subnet in `allowed`."""
+        low, high = math.log(bounds[0]), math.log(max(bounds))
+        width = max((high - low) / self._bins, 1e-9)
+        goal = int(rng.integers(self._bins))
+        drawn = [self._space.draw(allowed, rng) for _ in range(_DRAWS)]
+        away = [
+            abs(min(int((math.log(self._space.price(item)) - low) / width), self._bins - 1) - goal) for item in drawn
+        ]
+        near = [item for item, distance in zip(drawn, away, strict=True) if distance == min(away)]
+        if len(near) > 1 and rng.random() < self._share and len(self.observations) >= _LEARNED_FROM // 8:
+            predict = self._learn(allowed)
+            return min(near, key=predict)
+        return near[0]
+
+    def _learn(self, allowed: Domains) -> Callable[[Assignment], float]:
+        columns = {pair: i for i, pair in enumerate((name, value) for name in allowed for value in allowed[name])}
+
+        def encode(assignment: Assignment) -> np.ndarray:
+            row = np.zeros(len(columns))
+            row[[columns[pair] for pair in assignment.items() if pair in columns]] = 1.0
+            return row
+
+        rows = np.stack([encode(assignment) for assignment, _ in self.observations])
+        losses = np.array([loss for _, loss in self.observations])
+        gram = rows.T @ rows + _RIDGE * np.eye(len(columns))
+        weights = np.linalg.solve(gram, rows.T @ (losses - losses.mean()))
+        return lambda assignment: float(encode(assignment) @ weights)
+
+
+class SubnetScorer:
+    """Scores subnets on the validation split, each with batch-norm statistics of its own.
+
+    Args:
+        data: The data set, for its task and channel statistics.
+        train: Images for the statistics: `recalibration_images` of them, always the same, as they are.
+        validation: Images for the score: all of them, or always the same `validation_images`.
+        recalibration_images: At most so many.
+        validation_images: At most so many, None for all.
+        bfloat16: The precision of the forward passes.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        train: Batches,
+        validation: Batches,
+        *,
+        recalibration_images: int = 512,
+        validation_images: int | None = None,
+        bfloat16: bool = False,
+    ):
+        self._data = data
+        self._train = train
+        self._validation = validation
+        self._recalibration_images = min(recalibration_images, len(train))
+        self._validation_images = min(validation_images or len(validation), len(validation))
+        self._bfloat16 = bfloat16
+
+    @property
+    def images(self) -> int:
+        """The images that one score takes through the subnet."""
+        return self._recalibration_images + self._validation_images
+
+    def __call__(self, supernet: Supernet, spec: SubnetSpec) -> float:
+        """Return the validation accuracy in [0, 1] of the subnet cut out of `supernet`, which stays as it is."""
+        network = self._recalibrated(supernet, spec)
+        if self._validation_images == len(self._validation):
+            return accuracy(network, self._validation, bfloat16=self._bfloat16)
+        hits = seen = 0
+        network.eval()
+        for batch in self._some(self._validation, self._validation_images):
+            with torch.inference_mode(), self._precision():
+                hits += int((network(batch.images).argmax(dim=1) == batch.labels).sum())
+            seen += len(batch.images)
+        return hits / seen
+
+    def cut(self, supernet: Supernet, spec: SubnetSpec) -> torch.nn.Module:
+        """Return the subnet cut out of `supernet` with batch-norm statistics of its own, in eval mode.
+
+        It takes normalised images at the subnet's resolution.
+        """
+        return self._recalibrated(supernet, spec).network.network.eval()
+
+    def _recalibrated(self, supernet: Supernet, spec: SubnetSpec) -> _AtResolution:
+        student = supernet.subnet(spec.arch)
+        on_pixels = Normalised(student, self._data.channel_mean, self._data.channel_std).to(self._train.device)
+        network = _AtResolution(on_pixels, self._data.task, spec.side)
+        with self._precision():
+            recalibrate(network, (batch.images for batch in self._some(self._train, self._recalibration_images)))
+        return network
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self._train.device.type, dtype=torch.bfloat16, enabled=self._bfloat16)
+
+    def _some(self, batches: Batches, count: int) -> Iterator[Batch]:
+        """Yield about `count` images, always the same, drawn over all of `batches`: data may be sorted by class."""
+        steps = math.ceil(count / 256)
+        size = math.ceil(count / steps)
+        drawn = batches.epoch(0, batch_size=size, augmentation=Augmentation(), fill=self._data.channel_mean, seed=0)
+        return itertools.islice(drawn, steps)
+
+
+class _AtResolution(torch.nn.Module):
+    """A network on raw images that resizes them first."""
+
+    def __init__(self, network: Normalised, task: ImageTask, side: int):
+        super().__init__()
+        self.network = network
+        self._task = task
+        self._side = side
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(resized(images, self._task, self._side))

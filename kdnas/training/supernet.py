@@ -1,0 +1,230 @@
+"""The training of a supernet: all students of a space at once, beside their teacher, by a shrinking policy.
+
+A step takes one batch through one or several subnets, adds up their gradients and updates the shared weights once: what
+each of them learns from stands in `subnet_lesson`, which subnets there are in `shrinking`, what is spent in
+`supernet_run`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from kdnas.core.data import ImageData
+from kdnas.core.schedule import Ladders, Schedule
+from kdnas.core.seeds import derive_seed
+from kdnas.core.space import SearchSpace
+from kdnas.errors import ConfigError, Problem
+from kdnas.nn.elastic import Supernet
+from kdnas.students import STUDENTS, StudentFamily
+from kdnas.teachers import Teacher
+from kdnas.training.batches import Batches
+from kdnas.training.evaluation import accuracy, bfloat16_is_native
+from kdnas.training.lesson import TaughtBatch, memory_failures_as_trial_errors, open_teaching, own_randomness
+from kdnas.training.recipe import Recipe, Section
+from kdnas.training.shrinking import Recorded, Shrinking, policy_of
+from kdnas.training.subnet_lesson import SubnetLesson
+from kdnas.training.subnets import ElasticSpace, SubnetScorer
+from kdnas.training.supernet_run import SupernetRun, Tick
+from kdnas.training.teacher_cache import TeacherCache
+from kdnas.training.teaching import Teaching
+
+
+class SupernetSettings(Section):
+    """What a supernet's training has beside the recipe of a student's."""
+
+    shrinking: Shrinking = Shrinking()
+    in_place: bool = True
+    """In-place distillation: where a step has the largest subnet, the others learn from it instead of the teacher."""
+    resolutions: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = ()
+    """Sides in pixels that images may be resized to, at most the data's own; empty: that one alone."""
+    recalibration_images: Annotated[int, Field(ge=2)] = 512
+    """Training images that the batch-norm statistics of a scored subnet are estimated on."""
+    check_images: Annotated[int, Field(ge=2)] = 1000
+    """Validation images that subnets are scored on during the training."""
+
+
+@dataclass(frozen=True)
+class TrainedSupernet:
+    """A trained supernet, in eval mode, its recorded schedule, and what scores and cuts its subnets.
+
+    `train_seconds` include the measuring that the policy asked for, and what came before a resume.
+    """
+
+    supernet: Supernet
+    space: ElasticSpace
+    ladders: Ladders
+    scorer: SubnetScorer
+    schedule: Schedule
+    teacher_accuracy: float
+    steps: int
+    train_seconds: float
+
+
+def train_supernet(
+    supernet: Supernet,
+    space: SearchSpace,
+    teacher: Teacher,
+    train: Batches,
+    validation: Batches,
+    recipe: Recipe,
+    settings: SupernetSettings,
+    *,
+    data: ImageData,
+    seed: int,
+    device: torch.device,
+    schedule: Schedule | None = None,
+    on_tick: Callable[[Tick], None] = lambda tick: None,
+    checkpoint: Path | None = None,
+    view_seed: int | None = None,
+    teacher_cache: TeacherCache | None = None,
+) -> TrainedSupernet:
+    """Train `supernet`, which holds the networks of `space`, in place, and return it with its schedule.
+
+    The budget is the work of `recipe.training.epochs` epochs of the largest subnet alone. With `schedule` a recorded
+    one is followed instead of the policy of `settings`. `seed` draws subnets and starts adapters, `view_seed` (default:
+    `seed`) orders and augments the images. `checkpoint` is rewritten at every check, and a training that finds its own
+    there continues exactly. `on_tick` is called after that; what it raises ends the training.
+
+    Raises ConfigError where space, losses, schedule or resolutions do not fit, TrialError when the loss is not finite
+    or memory runs out, RunFolderError when the checkpoint is damaged or another training's.
+    """
+    view_seed = seed if view_seed is None else view_seed
+    elastic, ladders = _elastic(space, settings, data)
+    policy = policy_of(settings.shrinking, ladders) if schedule is None else Recorded(ladders, schedule)
+    bfloat16 = _in_bfloat16(recipe, device)
+    scorer, checker = _scorers(data, train, validation, settings, bfloat16)
+    identity = _identity(supernet, space, teacher, train, recipe, settings, data, schedule, [seed, view_seed])
+    supernet.to(device)
+    with ExitStack() as stack:
+        stack.enter_context(memory_failures_as_trial_errors())
+        stack.enter_context(own_randomness(derive_seed(seed, "training"), device))
+        teaching, shapes = open_teaching(
+            stack, teacher, train, recipe, data=data, device=device, view_seed=view_seed, teacher_cache=teacher_cache
+        )
+        assert shapes is not None  # there is a teacher
+        lesson = SubnetLesson(
+            stack,
+            supernet,
+            elastic.spec(ladders.largest),
+            shapes,
+            recipe.distillation,
+            data=data,
+            in_place=settings.in_place,
+            bfloat16=bfloat16,
+            device=device,
+            seed=seed,
+        )
+        taught = accuracy(teacher.module.to(device), validation, bfloat16=bfloat16)
+        run = SupernetRun(
+            supernet,
+            elastic,
+            ladders,
+            policy,
+            lesson,
+            checker,
+            recipe.training,
+            settings.shrinking,
+            images=len(train),
+            teacher_accuracy=taught,
+            seed=seed,
+        )
+        if checkpoint is not None and checkpoint.exists():
+            run.resume(checkpoint, identity)
+        batches = stack.enter_context(closing(_stream(run, train, teaching, recipe, data, view_seed)))
+        run.train(batches, lambda: None if checkpoint is None else run.save(checkpoint, identity), on_tick)
+    supernet.eval().zero_grad(set_to_none=True)
+    record = Schedule(policy.name, space.name, space.family, run.budget_macs, tuple(run.history))
+    return TrainedSupernet(supernet, elastic, ladders, scorer, record, taught, run.step, run.train_seconds)
+
+
+def _in_bfloat16(recipe: Recipe, device: torch.device) -> bool:
+    precision = recipe.training.precision
+    return precision == "bfloat16" or (precision == "auto" and bfloat16_is_native(device))
+
+
+def _scorers(
+    data: ImageData, train: Batches, validation: Batches, settings: SupernetSettings, bfloat16: bool
+) -> tuple[SubnetScorer, SubnetScorer]:
+    """Return what scores subnets on the whole validation split, and on as much of it as the training's checks take."""
+    calibration = settings.recalibration_images
+    return tuple(  # type: ignore[return-value]
+        SubnetScorer(
+            data, train, validation, recalibration_images=calibration, validation_images=count, bfloat16=bfloat16
+        )
+        for count in (None, settings.check_images)
+    )
+
+
+def _elastic(space: SearchSpace, settings: SupernetSettings, data: ImageData) -> tuple[ElasticSpace, Ladders]:
+    """Return the space as the training sees it, and its ladders. Raises ConfigError."""
+    height = data.task.input_shape[1]
+    if any(side > height for side in settings.resolutions):
+        raise ConfigError(Problem("resolutions", f"{settings.resolutions} exceed the images' height", f"1..{height}"))
+    family: StudentFamily = STUDENTS.build(space.family)
+    elastic = ElasticSpace(space, family, data.task, settings.resolutions)
+    ladders = Ladders.of(elastic.space, elastic.price)
+    elastic.price(ladders.smallest(ladders.values))  # refused where every stage may be left out
+    return elastic, ladders
+
+
+def _stream(
+    run: SupernetRun, train: Batches, teaching: Teaching | None, recipe: Recipe, data: ImageData, view_seed: int
+) -> Generator[TaughtBatch, None, None]:
+    """Yield batches for ever, view after view, from where `run` stands, and keep its place."""
+    while True:
+        views = train.epoch(
+            run.epoch,
+            batch_size=recipe.training.batch_size,
+            augmentation=recipe.training.augmentation,
+            fill=data.channel_mean,
+            seed=view_seed,
+        )
+        if teaching is not None:
+            teaching.begin(run.epoch)
+        try:
+            for index, batch in enumerate(views):
+                if index >= run.batch:
+                    images = batch.images.contiguous(memory_format=torch.channels_last)
+                    theirs = None if teaching is None else teaching(images, batch.samples)
+                    run.batch = index + 1
+                    yield images, batch.labels, theirs
+        finally:
+            if teaching is not None:
+                teaching.end()
+        run.epoch, run.batch = run.epoch + 1, 0
+
+
+def _identity(
+    supernet: Supernet,
+    space: SearchSpace,
+    teacher: Teacher,
+    train: Batches,
+    recipe: Recipe,
+    settings: SupernetSettings,
+    data: ImageData,
+    schedule: Schedule | None,
+    seeds: list[int],
+) -> str:
+    """Return a hash of all that decides a training but the initial weights and the machine."""
+    record = {
+        "supernet": [(name, list(value.shape)) for name, value in supernet.state_dict().items()],
+        "space": dataclasses.asdict(space),
+        "teacher": teacher.fingerprint,
+        "data": data.fingerprint,
+        "samples": hashlib.sha256(train.indices.astype("<i8").tobytes()).hexdigest(),
+        "recipe": recipe.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json"),
+        "schedule": None if schedule is None else schedule.as_dict(),
+        "seeds": seeds,
+    }
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

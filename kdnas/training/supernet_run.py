@@ -1,0 +1,261 @@
+"""One supernet training as it goes: steps, checks, stages, and the budget they spend.
+
+The budget is counted in multiply-accumulates: 3 x MACs of the subnet for each image trained on (forward, and twice that
+backward), 1 x for each image of a score that a policy asks for, batch-norm statistics included. The teacher is not
+counted, nor is what is scored after the training.
+
+Shapes: B batch, C channels, H and W height and width, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdnas.core.schedule import Check, FinishedStage, Ladders, Probe, Stage, Unlock
+from kdnas.core.seeds import derive_seed
+from kdnas.core.space import Assignment
+from kdnas.errors import TrialError
+from kdnas.nn.elastic import Supernet
+from kdnas.nn.taps import Outputs
+from kdnas.training.checkpoint import load_checkpoint, save_checkpoint
+from kdnas.training.lesson import TaughtBatch
+from kdnas.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from kdnas.training.recipe import Training
+from kdnas.training.shrinking import Policy, Shrinking, Situation
+from kdnas.training.subnet_lesson import SubnetLesson
+from kdnas.training.subnets import ElasticSpace, FrontSampler, SubnetScorer
+
+_RATE_STEPS = 1_000_000
+"""The learning rate's curve is read at so many places of a budget."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """News of a training: `loss` is the last step's mean over its subnets, `check` there where a policy checks."""
+
+    step: int
+    spent: float
+    stage: str
+    loss: float
+    check: Check | None
+
+
+@dataclass
+class _Running:
+    """The stage that is going on. `bounds` are the MACs of its smallest and its largest subnet."""
+
+    plan: Stage
+    first_step: int
+    spent_before: float
+    bounds: tuple[int, int]
+    checks: list[Check] = field(default_factory=list)
+
+    def finished(self, step: int, spent: float, ended: str) -> FinishedStage:
+        """Return its record."""
+        steps, share = step - self.first_step, spent - self.spent_before
+        return FinishedStage(self.plan, self.first_step, steps, share, ended, tuple(self.checks))
+
+
+class SupernetRun:
+    """One training as it goes. Its state is what `_progress` writes, and the weights."""
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        space: ElasticSpace,
+        ladders: Ladders,
+        policy: Policy,
+        lesson: SubnetLesson,
+        scorer: SubnetScorer,
+        training: Training,
+        shrinking: Shrinking,
+        *,
+        images: int,
+        teacher_accuracy: float,
+        seed: int,
+    ):
+        self._supernet, self._space, self._ladders, self._policy = supernet, space, ladders, policy
+        self._lesson, self._scorer, self._training = lesson, scorer, training
+        self._shrinking, self._teacher_accuracy, self._seed = shrinking, teacher_accuracy, seed
+        self._sampler = FrontSampler(space, share=shrinking.front_share)
+        self._optimizer = self._new_optimizer()
+        self.budget_macs = 3 * space.price(ladders.largest) * images * training.epochs
+        self.step = self.epoch = self.batch = self.spent_macs = self.measured_macs = self.ticked_macs = 0
+        self.train_seconds = 0.0
+        self.history: list[FinishedStage] = []
+        self._stage: _Running | None = None
+
+    @property
+    def spent(self) -> float:
+        """The share of the budget that is spent."""
+        return self.spent_macs / self.budget_macs
+
+    def train(self, batches: Iterator[TaughtBatch], save: Callable[[], None], on_tick: Callable[[Tick], None]) -> None:
+        """Train until the budget is spent or the policy has no further stage."""
+        if self.step == 0:
+            self._next_stage()
+        started = time.perf_counter()
+        while self._stage is not None:
+            loss = self._step(self._stage, *next(batches))
+            self.step += 1
+            stage, check = self._stage, None
+            ticks = self.spent_macs - self.ticked_macs >= self._shrinking.check_share * self.budget_macs
+            if ticks:
+                self.ticked_macs = self.spent_macs
+                measured_little = self.measured_macs <= self._shrinking.measuring_share * self.spent_macs
+                check = self._check() if self._policy.checks and measured_little else None
+            if ticks or self._lesson.device.type == "cpu":  # looking makes a CUDA device wait
+                _refuse_non_finite(loss, self.step)
+            steps, spent = self.step - stage.first_step, self.spent - stage.spent_before
+            ended = self._policy.verdict(stage.plan, steps, spent, stage.checks, self._teacher_accuracy)
+            if ended is None and self.spent >= 1.0:
+                ended = "the budget is spent"
+            if ended is not None:
+                self._end_stage(ended)
+            now = time.perf_counter()
+            self.train_seconds, started = self.train_seconds + now - started, now
+            if ticks or self._stage is None:
+                save()
+                on_tick(Tick(self.step, self.spent, stage.plan.name, float(loss.mean()), check))
+
+    def _step(self, stage: _Running, images: Tensor, labels: Tensor, theirs: Outputs | None) -> Tensor:
+        """Train a step's subnets on one batch and return their losses."""
+        plan, rng = stage.plan, np.random.default_rng(derive_seed(self._seed, "subnets", self.step))
+        drawn = self._draw(stage, rng)
+        specs = [self._space.spec(assignment) for assignment in drawn]
+        whole = plan.annealing == "training"
+        position = self.spent if whole else (self.spent - stage.spent_before) / plan.share
+        rate = learning_rate(min(int(position * _RATE_STEPS), _RATE_STEPS - 1), _RATE_STEPS, self._training)
+        set_learning_rate(self._optimizer, rate * plan.learning_rate)
+        self._supernet.train()
+        self._lesson.criteria.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        losses = self._lesson.backward(specs, images, labels, theirs, plan.kd_weight)
+        if self._training.clip_norm is not None:
+            parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self._training.clip_norm)
+        self._optimizer.step()
+        self.spent_macs += 3 * len(images) * sum(self._space.macs(spec) for spec in specs)
+        if plan.sandwich and plan.sampling == "front":
+            for assignment, excess in zip(drawn[2:], (losses[2:] - losses[0]).tolist(), strict=True):
+                self._sampler.observe(assignment, excess)
+        return losses
+
+    def _draw(self, stage: _Running, rng: np.random.Generator) -> list[Assignment]:
+        """Return the step's assignments: with the sandwich rule the largest, the smallest, then the others."""
+        plan, allowed = stage.plan, stage.plan.allowed
+        drawn = [self._ladders.largest, self._ladders.smallest(allowed)] if plan.sandwich else []
+        for _ in range(plan.subnets - len(drawn)):
+            if plan.sampling == "front":
+                drawn.append(self._sampler.draw(allowed, stage.bounds, rng))
+            else:
+                drawn.append(self._space.draw(allowed, rng))
+        return drawn
+
+    def _check(self) -> Check:
+        """Score the stage's largest and smallest subnet."""
+        assert self._stage is not None
+        largest = self._score(self._ladders.largest)
+        smallest_one = self._ladders.smallest(self._stage.plan.allowed)
+        smallest = largest if smallest_one == self._ladders.largest else self._score(smallest_one)
+        check = Check(self.step, self.spent, largest, smallest)
+        self._stage.checks.append(check)
+        return check
+
+    def _score(self, assignment: Assignment) -> float:
+        spec = self._space.spec(assignment)
+        cost = self._scorer.images * self._space.macs(spec)
+        self.spent_macs, self.measured_macs = self.spent_macs + cost, self.measured_macs + cost
+        return self._scorer(self._supernet, spec)
+
+    def _end_stage(self, ended: str) -> None:
+        """Close the stage, and open the next one while there is budget."""
+        assert self._stage is not None
+        over = self.spent >= 1.0
+        if self._policy.checks and not over and (not self._stage.checks or self._stage.checks[-1].step != self.step):
+            self._check()
+        self.history.append(self._stage.finished(self.step, self.spent, ended))
+        self._stage = None
+        if not over:
+            self._next_stage()
+
+    def _next_stage(self) -> None:
+        if self._policy.sorts_channels(self.history):
+            self._supernet.sort_channels()
+        last = self.history[-1].checks[-1] if self.history and self.history[-1].checks else None
+        before = self.spent
+        probes: tuple[Probe, ...] = ()
+        if last is not None:
+            probes = tuple(self._probe(unlock, last.largest) for unlock in self._policy.to_probe(self.history))
+        plan = self._policy.next_stage(Situation(tuple(self.history), self.spent, self._teacher_accuracy, probes))
+        if plan is not None:
+            self._stage = self._running(plan, self.step, before)
+            # What was learned of other weights' gradients says little after channels moved and more subnets came in.
+            self._optimizer = self._new_optimizer()
+
+    def _probe(self, unlock: Unlock, accuracy_of_largest: float) -> Probe:
+        smaller, largest = {**self._ladders.largest, **unlock.adds}, self._space.price(self._ladders.largest)
+        accuracy = self._score(smaller)
+        saved = 1.0 - self._space.price(smaller) / largest
+        return Probe(unlock.dimension, unlock.adds, accuracy, accuracy_of_largest - accuracy, saved)
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        optimizer = build_optimizer((self._supernet, self._lesson.criteria), self._training)
+        for group in optimizer.param_groups:
+            if group.get("momentum"):
+                # A step moves some weights only, and the fused kernel takes no weight that has no momentum yet.
+                for parameter in group["params"]:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
+
+    def _running(self, plan: Stage, first_step: int, spent_before: float) -> _Running:
+        bounds = self._space.price(self._ladders.smallest(plan.allowed)), self._space.price(self._ladders.largest)
+        return _Running(plan, first_step, spent_before, bounds)
+
+    def save(self, path: Path, identity: str) -> None:
+        """Write a checkpoint. Raises RunFolderError."""
+        stage, running = self._stage, []
+        if stage is not None:
+            running = [dataclasses.replace(stage.finished(self.step, self.spent, ""), spent=stage.spent_before)]
+        progress = {
+            **{name: getattr(self, name) for name in _COUNTERS},
+            "stages": [finished.as_dict() for finished in (*self.history, *running)],
+            "is_running": bool(running),
+            "observations": self._sampler.observations,
+        }
+        save_checkpoint(
+            path, self._modules, self._optimizer, identity=identity, progress=progress, device=self._lesson.device
+        )
+
+    def resume(self, path: Path, identity: str) -> None:
+        """Continue from the checkpoint at `path`. Raises RunFolderError where it is damaged or another training's."""
+        progress = load_checkpoint(path, self._modules, self._optimizer, identity=identity, device=self._lesson.device)
+        for name in _COUNTERS:
+            setattr(self, name, progress[name])
+        self.history = [FinishedStage.from_dict(record) for record in progress["stages"]]
+        if progress["is_running"]:
+            last = self.history.pop()
+            self._stage = self._running(last.stage, last.first_step, last.spent)
+            self._stage.checks.extend(last.checks)
+        self._sampler.observations = [(assignment, excess) for assignment, excess in progress["observations"]]
+
+    @property
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"supernet": self._supernet, "losses": self._lesson.criteria}
+
+
+_COUNTERS = ("step", "epoch", "batch", "spent_macs", "measured_macs", "ticked_macs", "train_seconds")
+
+
+def _refuse_non_finite(losses: Tensor, step: int) -> None:
+    if not bool(torch.isfinite(losses).all()):
+        what = "nan" if bool(torch.isnan(losses).any()) else "infinite"
+        raise TrialError(f"loss became {what} at step {step}")

@@ -1,0 +1,225 @@
+"""One race: a sampler on a table, from one seed, as the hypervolume ratio after each full-training unit it spent."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from tables import LOW_COST, Table
+
+from kdnas.core.arch import Scalar
+from kdnas.core.fidelity import Fidelity
+from kdnas.core.hypervolume import hypervolume
+from kdnas.core.pareto import non_dominated
+from kdnas.core.promotion import Rule, Rung, promotable
+from kdnas.samplers import SAMPLERS, SamplerContext
+from kdnas.samplers.hvi import HypervolumeImprovement
+from kdnas.study.proposals import ValidProposals
+from kdnas.study.storage import distributions
+
+RUNGS = (Fidelity(12), Fidelity(200))
+_ETA = 3.0
+"""kdnas's default."""
+_STALE = 200
+"""Proposals in a row without a new student after which a raw sampler's race ends."""
+
+
+@dataclass(frozen=True)
+class Racer:
+    """A sampler in the race. `units` limits what it spends, `seeds` how often it is run."""
+
+    name: str
+    title: str
+    units: int
+    seeds: int
+    member: str = ""
+    """kdnas's sampler, by name; else `raw` makes Optuna's own, driven by plain ask and tell."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    raw: Callable[[int], optuna.samplers.BaseSampler] | None = None
+    enough: float = 0.955
+    """The race ends once it has this hypervolume ratio."""
+    rule: Rule | Literal["model"] | None = None
+    """With two rungs: who is promoted; `model` asks hvi itself."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Hypervolume ratios [N] after `units` [N] full trainings."""
+
+    units: list[float]
+    ratios: list[float]
+
+
+class _Track:
+    """The front so far, and the curve that led to it."""
+
+    def __init__(self, table: Table):
+        self._table = table
+        self._front = np.zeros((0, 2))
+        self.spent = 0.0
+        self.curve = Curve([], [])
+
+    @property
+    def ratio(self) -> float:
+        return self.curve.ratios[-1] if self.curve.ratios else 0.0
+
+    def add(self, row: int | None, cost: float) -> None:
+        """Count a training: of `row` in full, or a short one that proves nothing yet."""
+        self.spent += cost
+        ratio = self.ratio
+        if row is not None:
+            points = np.concatenate([self._front, self._table.points([row])])
+            self._front = points[non_dominated(points)]
+            ratio = hypervolume(self._front, self._table.reference) / self._table.true_volume
+        self.curve.units.append(round(self.spent, 4))
+        self.curve.ratios.append(round(ratio, 6))
+
+
+def race(table: Table, racer: Racer, seed: int) -> Curve:
+    """Return the curve of one race."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if racer.raw is not None:
+            return _raw_race(table, racer, seed)
+        return _two_rung_race(table, racer, seed) if racer.rule else _kdnas_race(table, racer, seed)
+
+
+def _study(table: Table) -> optuna.Study:
+    return optuna.create_study(directions=[objective.direction for objective in table.objectives])
+
+
+def _raw_race(table: Table, racer: Racer, seed: int) -> Curve:
+    """Drive Optuna's own sampler; a student that it repeats costs nothing the second time."""
+    assert racer.raw is not None
+    study, domain, track, seen, stale = _study(table), distributions(table.space, {}), _Track(table), set(), 0
+    study.sampler = racer.raw(seed)
+    while track.spent < racer.units and track.ratio < racer.enough and stale < _STALE:
+        trial = study.ask(fixed_distributions=domain)
+        row = table.row(trial.params)
+        study.tell(trial, table.values(row))
+        stale = stale + 1 if row in seen else 0
+        if row not in seen:
+            seen.add(row)
+            track.add(row, 1.0)
+    return track.curve
+
+
+class _Asking:
+    """Asks a member of kdnas's registry as `kdnas search` does: a sampler made anew for each proposal."""
+
+    def __init__(self, table: Table, racer: Racer, seed: int, rungs: tuple[Fidelity, ...] = ()):
+        self._table, self._racer, self._seed, self._rungs = table, racer, seed, rungs
+        self._domain = distributions(table.space, {})
+        self._seen: set[tuple[Scalar, ...]] = set()
+        self.study = _study(table)
+
+    def sampler(self) -> tuple[optuna.samplers.BaseSampler, int]:
+        """Return the racer's sampler for the next proposal, and its seed."""
+        seed = (1_000_003 * (self._seed + 1) + 7919 * len(self.study.get_trials(deepcopy=False))) % 2**32
+        context = SamplerContext(
+            self._table.space,
+            self._table.objectives,
+            self._racer.units,
+            seed,
+            price=self._table.price,
+            acceptable=self._acceptable,
+            reference_point=self._table.reference_point,
+            fidelities=self._rungs,
+        )
+        return SAMPLERS.build(self._racer.member, context, **self._racer.options), seed
+
+    def ask(self) -> optuna.Trial | None:
+        """Return a trial of a student not asked for before; None where there is none left."""
+        inner, seed = self.sampler()
+        sampler = ValidProposals(inner, self._domain, self._acceptable, seed=seed, fidelities=self._rungs)
+        self.study.sampler = sampler
+        trial = self.study.ask(fixed_distributions=self._domain)
+        if sampler.exhausted:
+            return None
+        self._seen.add(self._table.key(trial.params))
+        return trial
+
+    def tell(self, params: Mapping[str, Scalar], trial: optuna.Trial, rung: int) -> None:
+        """Tell a trial its score at a rung."""
+        row = self._table.row(params)
+        trial.set_user_attr("arch_id", str(row))
+        trial.set_user_attr("tuned", {})
+        trial.set_user_attr("fidelity", RUNGS[rung].as_dict())
+        self.study.tell(trial, self._table.values(row, short=rung == 0))
+
+    def again(self, params: Mapping[str, Scalar]) -> optuna.Trial:
+        """Return a new trial of a student that is trained on."""
+        self.study.enqueue_trial(dict(params))
+        return self.study.ask(fixed_distributions=self._domain)
+
+    def _acceptable(self, params: Mapping[str, Scalar]) -> bool:
+        return self._table.key(params) not in self._seen
+
+
+def _kdnas_race(table: Table, racer: Racer, seed: int) -> Curve:
+    asking, track = _Asking(table, racer, seed), _Track(table)
+    while track.spent < racer.units and track.ratio < racer.enough:
+        trial = asking.ask()
+        if trial is None:
+            break
+        asking.tell(trial.params, trial, rung=1)
+        track.add(table.row(trial.params), 1.0)
+    return track.curve
+
+
+def _two_rung_race(table: Table, racer: Racer, seed: int) -> Curve:
+    """Train students for 12 epochs, and those that kdnas's rule promotes for 200 from the start (no warm start)."""
+    asking, track = _Asking(table, racer, seed, RUNGS), _Track(table)
+    begun: list[dict[str, Scalar]] = []
+    numbers: list[int] = []
+    full: set[int] = set()
+    while track.spent < racer.units and track.ratio < racer.enough:
+        rows = [table.row(params) for params in begun]
+        if racer.rule == "model":
+            promoted = _most_gainful(asking, rows, numbers, full)
+        else:
+            promoted = _promoted(table, racer.rule, rows, full)
+        if promoted is not None:
+            trial = asking.again(begun[promoted])
+            row = table.row(begun[promoted])
+            asking.tell(begun[promoted], trial, rung=1)
+            full.add(row)
+            track.add(row, 1.0)
+            continue
+        trial_or_none = asking.ask()
+        if trial_or_none is None:
+            break
+        begun.append(dict(trial_or_none.params))
+        numbers.append(trial_or_none.number)
+        asking.tell(begun[-1], trial_or_none, rung=0)
+        track.add(None, LOW_COST)
+    return track.curve
+
+
+def _most_gainful(asking: _Asking, rows: list[int], numbers: list[int], full: set[int]) -> int | None:
+    """Return which of the short trainings hvi's model would follow up, once there are enough of them."""
+    waiting = [place for place, row in enumerate(rows) if row not in full]
+    if not waiting or len(rows) < _ETA * (len(full) + 1):
+        return None
+    sampler, _ = asking.sampler()
+    assert isinstance(sampler, HypervolumeImprovement)
+    gains = sampler.promotion_gains(asking.study, [numbers[place] for place in waiting])
+    return waiting[int(np.argmax(gains))]
+
+
+def _promoted(table: Table, rule: Rule | None, rows: list[int], full: set[int]) -> int | None:
+    """Return which of the short trainings is followed by a full one, by kdnas's promotion rule; None for no one."""
+    assert rule is not None
+    if not rows:
+        return None
+    started = np.array([row in full for row in rows])
+    above = np.array([table.points([row])[0] if row in full else [np.nan, np.nan] for row in rows])
+    scores = np.array([table.values(row, short=True) for row in rows]) * np.array([-1.0, 1.0])
+    rung = Rung(scores, above, started, np.zeros(len(rows), dtype=bool))
+    best = promotable(rule, rung, eta=_ETA, reference=table.reference)
+    return best[0] if best else None

@@ -1,0 +1,96 @@
+"""What the races say, as tables: units until a hypervolume ratio is reached, and ratios after so many units."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from racing import Curve, Racer
+from tables import Table
+
+from kdnas import atomic
+
+Curves = Mapping[tuple[str, str], Sequence[Curve]]
+GOAL = 0.95
+AFTER = (8, 12, 16, 20, 24, 30, 50, 100, 200, 400)
+
+
+def ratio_after(curve: Curve, units: float) -> float:
+    """Return the hypervolume ratio after `units` full trainings; a race that ended before keeps its last one."""
+    place = int(np.searchsorted(curve.units, units + 1e-9, side="right"))
+    return curve.ratios[place - 1] if place else 0.0
+
+
+def units_to(curve: Curve, ratio: float) -> float:
+    """Return the units that were spent when `ratio` was reached, infinite where it never was."""
+    reached = np.flatnonzero(np.asarray(curve.ratios) >= ratio)
+    return curve.units[reached[0]] if len(reached) else math.inf
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the lower quartile, the median and the upper quartile; infinite values are the largest."""
+    ordered = np.sort(np.asarray(values, dtype=float))
+    lower, middle, upper = (ordered[_place(share, len(ordered))] for share in (0.25, 0.5, 0.75))
+    return float(lower), float(middle), float(upper)
+
+
+def _place(share: float, count: int) -> int:
+    return min(math.ceil(share * count) - 1 if share * count > 1 else 0, count - 1)
+
+
+def write_summary(folder: Path, tables: Sequence[Table], racers: Sequence[Racer], curves: Curves) -> None:
+    """Write summary.csv (every number) and table.md (units to the goal) into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    columns = [f"ratio_after_{units}_{q}" for units in AFTER for q in ("q25", "median", "q75")]
+    writer.writerow(["table", "sampler", "seeds", "units_to_95_q25", "units_to_95_median", "units_to_95_q75", *columns])
+    for table in tables:
+        for racer in racers:
+            raced = curves[table.name, racer.name]
+            if not raced:
+                continue
+            units = [_shown(value) for value in quartiles([units_to(curve, GOAL) for curve in raced])]
+            ratios = [
+                f"{value:.4f}" if after <= racer.units else ""
+                for after in AFTER
+                for value in quartiles([ratio_after(curve, after) for curve in raced])
+            ]
+            writer.writerow([table.name, racer.name, len(raced), *units, *ratios])
+    atomic.write_text(folder / "summary.csv", stream.getvalue())
+    atomic.write_text(folder / "table.md", _markdown(tables, racers, curves))
+
+
+def _markdown(tables: Sequence[Table], racers: Sequence[Racer], curves: Curves) -> str:
+    lines = [
+        f"Full-training units until the hypervolume ratio is {GOAL}: median (quartiles), and how many times hvi's.",
+        "",
+    ]
+    for table in tables:
+        raced = [(racer, found) for racer in racers if (found := curves[table.name, racer.name])]
+        medians = {racer.name: quartiles([units_to(curve, GOAL) for curve in found])[1] for racer, found in raced}
+        lines += [f"**{table.title}** ({len(table.accuracy):,} students)", ""]
+        lines += ["| sampler | seeds | units to 0.95 | x hvi | x hvi, two fidelities | ratio after 16 | after 24 |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        for racer, found in raced:
+            low, middle, high = quartiles([units_to(curve, GOAL) for curve in found])
+            after = [quartiles([ratio_after(curve, units) for curve in found])[1] for units in (16, 24)]
+            cells = [racer.title, str(len(found)), f"{_shown(middle)} ({_shown(low)} to {_shown(high)})"]
+            cells += [_times(middle, racer, medians.get(name)) for name in ("hvi", "hvi_rungs")]
+            lines += ["| " + " | ".join([*cells, *(f"{value:.3f}" for value in after)]) + " |"]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def _times(units: float, racer: Racer, ours: float | None) -> str:
+    if ours is None or math.isinf(ours):
+        return ""
+    return f"> {racer.units / ours:.1f}" if math.isinf(units) else f"{units / ours:.1f}"
+
+
+def _shown(units: float) -> str:
+    return "not reached" if math.isinf(units) else f"{units:g}"

@@ -1,0 +1,125 @@
+"""What every way of training is given: CIFAR-10, the networks, the recipe, and one machine's terms."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdnas.core.arch import Arch
+from kdnas.core.data import ImageData
+from kdnas.core.seeds import derive_seed
+from kdnas.datasets import DATASETS
+from kdnas.nn.normalise import Normalised
+from kdnas.students import STUDENTS
+from kdnas.teachers import TEACHERS, Teacher, TeacherContext
+from kdnas.training.recipe import Augmentation, Recipe, Training
+
+TEMPERATURE, TASK_WEIGHT, KD_WEIGHT = 4.0, 0.1, 0.9
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, WARMUP = 0.1, 0.9, 5e-4, 0.1
+PADDING = 4
+
+
+def data_root() -> Path:
+    """Return the folder of data sets: KDNAS_DATA, else ./data."""
+    return Path(os.environ.get("KDNAS_DATA", "data")).expanduser()
+
+
+def cache_folder() -> Path:
+    """Return where decoded images are kept: KDNAS_CACHE, else ~/.cache/kdnas."""
+    stated = os.environ.get("KDNAS_CACHE")
+    return Path(stated).expanduser() if stated else Path.home() / ".cache" / "kdnas"
+
+
+def cifar10() -> ImageData:
+    """Return CIFAR-10, decoded once."""
+    return DATASETS.build("image_folder", data_root(), cache_folder(), path="cifar10.tar.xz")
+
+
+def resnet(depth: int) -> Arch:
+    """Return the CIFAR ResNet of `depth` 6n + 2 layers (He et al., CVPR 2016): widths 16, 32, 64, identity skips."""
+    choices: dict[str, Any] = {"stem_width": 16}
+    for stage, width in enumerate((16, 32, 64), 1):
+        choices |= {f"stage{stage}.depth": (depth - 2) // 6, f"stage{stage}.width": width}
+        choices |= {f"stage{stage}.bottleneck": "plain", f"stage{stage}.skip": "identity"}
+    return STUDENTS.build("resnet").canonical(choices)
+
+
+def build(arch: Arch, data: ImageData, seed: int) -> nn.Module:
+    """Return the freshly initialised network of `arch`; it takes normalised images."""
+    torch.manual_seed(seed)
+    return STUDENTS.build(arch.family).build(arch, data.task)
+
+
+def resnet56(data: ImageData, device: torch.device) -> Teacher:
+    """Return ResNet-56 as a teacher. Its weights are random: how fast it is does not depend on them."""
+    network = build(resnet(56), data, seed=0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.1)  # not zero anywhere, as training leaves them
+    module = Normalised(network, data.channel_mean, data.channel_std).to(device).eval()
+    stages = tuple(f"network.stages.{stage}" for stage in range(3))
+    return Teacher("ResNet-56", module, stages, "network.classifier", fingerprint="resnet56 of studies/trial_speed")
+
+
+def trained_teacher(data: ImageData, device: torch.device) -> Teacher:
+    """Return the trained teacher of studies/cifar10_resnet (162 M MACs)."""
+
+    def untrained(*arguments: Any) -> nn.Module:
+        raise AssertionError("the teacher has weights")
+
+    context = TeacherContext(data=data, data_root=data_root(), device=device, train_student=untrained)
+    options: Mapping[str, Any] = {
+        "factory": "teachers/cifar10/teacher.py:build_teacher",
+        "weights": "teachers/cifar10/teacher.safetensors",
+        "mean": [125.3, 123.0, 113.9],
+        "std": [63.0, 62.1, 66.7],
+    }
+    return TEACHERS.build("module", context, **options)
+
+
+def recipe(batch_size: int) -> Recipe:
+    """Return the recipe, as kdnas reads it, of one pass over the images."""
+    training = Training(
+        epochs=1,
+        batch_size=batch_size,
+        learning_rate=LEARNING_RATE,
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
+        warmup_fraction=WARMUP,
+        augmentation=Augmentation(flip=True, crop_padding=PADDING),
+    )
+    return Recipe(training=training)  # the losses' defaults: cross entropy x 0.1 + kd x 0.9 at temperature 4
+
+
+def some(data: ImageData, count: int, name: str) -> np.ndarray:
+    """Return `count` training images, drawn once and for all under `name`."""
+    drawn = np.random.default_rng(derive_seed(0, name)).permutation(len(data.train))[:count]
+    return np.sort(drawn)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images uint8 [N, 3, 32, 32] in memory, labels int64 [N], and the channel statistics on the 0-255 scale."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    @classmethod
+    def of(cls, data: ImageData, indices: np.ndarray) -> Images:
+        """Return the training images `indices`."""
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.channel_mean, data.channel_std))
+        return cls(
+            torch.from_numpy(np.asarray(data.train.images)[indices]),
+            torch.from_numpy(np.asarray(data.train.labels)[indices].astype(np.int64)),
+            mean,
+            std,
+        )

@@ -1,0 +1,187 @@
+"""The audit in the report: its words say what the numbers say, and a run without one says so."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from synthetic_run import HOSTILE, complete, run_of, synthetic_run
+
+from kdnas.core.fidelity import Fidelity
+from kdnas.core.rank import Estimate
+from kdnas.report.audit import (
+    audit_document,
+    audit_figure,
+    findings,
+    loss_table,
+    shown_tau,
+    tau_table,
+    trust_line,
+    verdict,
+)
+from kdnas.report.page import page
+from kdnas.study.audit_result import Beside, NeededFidelity, audit_result
+from kdnas.study.records import AuditRecord, AuditTraining
+
+LONG = Fidelity(30, 1.0)
+
+
+def audited(n=24, seeds=2, loss=""):
+    """Accuracies that rise with MACs but for every fourth student."""
+    trials = [complete(k, 0.5 + k / 100, 1e6 * 1.03**k, params=2e4 + 100.0 * k) for k in range(n)]
+    trainings = [
+        AuditTraining(k, seed, 0.7 + (k if k % 4 else n - k) / 100 + 0.001 * ((k + seed) % 3), LONG)
+        for k in range(n)
+        for seed in range(seeds)
+    ]
+    if loss:
+        trainings += [AuditTraining(k, 0, 0.4 + k / 100, Fidelity(3, 0.5), loss) for k in range(n)]
+    return replace(run_of(trials), audit=AuditRecord(tuple(range(n)), LONG, seeds, tuple(trainings)))
+
+
+def told(run):
+    return " ".join(findings(run, audit_result(run)))
+
+
+def estimate(value, half):
+    return Estimate(value, value - half, value + half, 24, 276)
+
+
+def with_beside(gain, partial):
+    return replace(audit_result(audited()), beside={"params": Beside(gain, None, partial)})
+
+
+@pytest.mark.parametrize(
+    ("gain", "partial", "words"),
+    [
+        (estimate(0.2, 0.1), estimate(0.5, 0.1), "ranks better than the parameter count alone"),
+        (estimate(0.1, 0.2), estimate(0.5, 0.1), "is not shown to rank better .* but it tells more than that count"),
+        (estimate(0.1, 0.2), estimate(0.1, 0.2), "is not shown to rank better .* adds nothing to it that 24 students"),
+        (estimate(-0.2, 0.1), estimate(0.1, 0.2), "ranks worse than the parameter count alone .* adds nothing to it"),
+        (estimate(-0.2, 0.1), estimate(0.5, 0.1), "ranks worse than the parameter count alone .* but it tells more"),
+        (estimate(-0.2, 0.1), None, "adds nothing to it"),
+        (None, None, "is not known"),
+    ],
+)
+def test_the_verdict_follows_the_intervals(gain, partial, words):
+    assert re.search(words, verdict(with_beside(gain, partial)))
+
+
+def test_taus_are_written_with_their_interval():
+    assert shown_tau(estimate(0.614, 0.2)) == "0.61 [0.41, 0.81]"
+    assert shown_tau(estimate(-0.2, 0.2)) == "−0.20 [−0.40, 0.00]"
+    assert shown_tau(None) == "not known"
+
+
+def test_the_table_has_every_scope_and_ranker():
+    headings, rows = tau_table(audit_result(audited()))
+    assert headings[1:] == ["search score", "params alone", "MACs alone", "n"]
+    assert [row[0] for row in rows] == ["all", "best quarter", "equal MACs"]
+    assert rows[0][-1] == "24 (276)"
+    assert rows[1][-1] == "6 (15)"
+    assert all(re.fullmatch(r"−?\d\.\d\d \[−?\d\.\d\d, −?\d\.\d\d\]", cell) for row in rows[:1] for cell in row[1:4])
+
+
+def test_the_losses_stand_beside_the_studys_own():
+    result = audit_result(audited(loss="dkd"))
+    headings, rows = loss_table(result, "kd")
+    assert headings[2] == "over kd"
+    assert [row[0] for row in rows] == ["kd (the study’s)", "dkd"]
+    assert rows[0][1] == shown_tau(result.overall)
+    assert loss_table(audit_result(audited()), "kd") == ([], [])
+
+
+def test_words_state_what_was_done_and_what_is_not_known():
+    text = told(audited())
+    assert "24 students of the search" in text
+    assert "trained for 30 epochs with 2 seeds; the search’s scores are of 3 epochs of 50 % of the data" in text
+    assert "differ by at most 10 %" in text
+    assert "a second training of 30 epochs ranks as the first with tau" in text
+    assert "is not known: accuracies on the way were not looked at" in text
+    assert "The noise ceiling is not known" in told(audited(seeds=1))
+
+
+def needed(**changed):
+    curve = ((1, estimate(0.3, 0.1)), (15, estimate(0.9, 0.05)))
+    return NeededFidelity(
+        **{"epochs": 15, "low": 8.0, "high": float("inf"), "crossed": True, "curve": curve, **changed}
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (needed(), r"about 15 epochs, 95 % 8 to more than 30 \(learning curves of 24 students: .* with other seeds"),
+        (needed(high=21.0, crossed=False), r"95 % 8 to 21 .* the same training, which flatters"),
+        (needed(epochs=None, low=float("inf")), r"no epoch within 30 suffices; the best is epoch 15 with 0\.90"),
+    ],
+)
+def test_the_needed_fidelity_in_words(found, words):
+    run = audited()
+    sentences = findings(run, replace(audit_result(run), needed=found))
+    assert re.search(words, sentences[-1])
+
+
+def test_an_unfinished_audit_says_how_far_it_is():
+    run = audited()
+    part = replace(run, audit=replace(run.audit, trainings=run.audit.trainings[:30]))
+    assert "not finished: 30 of 48 longer trainings are made, 15 of 24 students have one" in told(part)
+    hardly = replace(run, audit=replace(run.audit, trainings=run.audit.trainings[:4]))
+    assert "too little to say how well" in told(hardly)
+    assert "not finished" in trust_line(hardly)
+    assert "too little to say" in page(hardly)
+
+
+def test_one_line_says_how_far_to_trust_the_scores():
+    run = audited()
+    line = trust_line(run)
+    assert shown_tau(audit_result(run).overall) in line
+    assert "the parameter count alone with" in line
+    assert "No audit was made" in trust_line(replace(run, audit=None))
+
+
+def test_the_page_shows_the_audit():
+    run = audited(loss=HOSTILE)
+    document = page(run)
+    result = audit_result(run)
+    assert "How well the search’s scores rank" in document
+    assert HOSTILE not in document
+    assert shown_tau(result.overall) in document
+    data = dict(re.findall(r'<script type="application/json" id="data-([^"]+)">(.*?)</script>', document, re.S))
+    (trace,) = json.loads(data["audit"])["data"]
+    assert len(trace["text"]) == 24
+    assert document.count('id="audit"') == 1
+
+
+def test_the_page_says_when_no_audit_was_made():
+    assert "No audit was made, so how well the search’s scores rank is not known" in page(synthetic_run())
+    assert "No audit was made" not in page(synthetic_run(trials=0, retrained=False))
+
+
+def test_the_figure_draws_every_student_with_its_interval():
+    result = audit_result(audited())
+    drawing = audit_figure(audited(), result).drawing
+    (trace,) = drawing.data
+    assert list(trace.x) == [student.score for student in result.students]
+    assert list(trace.y) == [student.mean for student in result.students]
+    assert len(set(trace.error_y.array)) == 1  # pooled, and every student has as many seeds
+    assert trace.error_y.array[0] > 0
+    assert shown_tau(result.overall) in drawing.layout.annotations[0].text
+    single = audit_figure(audited(seeds=1), audit_result(audited(seeds=1)))
+    assert "interval" not in single.caption
+    bare = audited()
+    trials = tuple(replace(t, values={"accuracy": t.values["accuracy"], "macs": 0.0}) for t in bare.trials)
+    bare = replace(bare, trials=trials)
+    assert "coloured by MACs" not in audit_figure(bare, audit_result(bare)).caption
+
+
+def test_the_document_is_json():
+    run = audited(loss="ce")
+    document = json.loads(json.dumps(audit_document(run), allow_nan=False))
+    assert document["tau"]["all"]["accuracy"]["items"] == 24
+    assert document["losses"][0]["loss"] == "ce"
+    assert len(document["students"]) == 24
+    assert document["needed"] is None
+    assert audit_document(replace(run, audit=None)) is None

@@ -1,0 +1,468 @@
+"""Searches with rungs: who is promoted, what each sampler sees, what is resumed, and which scores are compared.
+
+On a table, so that a whole search takes a second; the last test trains students on the real digits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter, deque
+from pathlib import Path
+
+import optuna
+import pytest
+import tiny
+import torch
+import yaml
+
+from kdnas.core.fidelity import Fidelity
+from kdnas.errors import ConfigError, RunFolderError
+from kdnas.executors import Executor, Finished
+from kdnas.report.tables import trials_table
+from kdnas.study.events import SearchEnded, StudyEnded, TrialStarted
+from kdnas.study.finalists import finalists
+from kdnas.study.front import front, hypervolume_over_time, pick
+from kdnas.study.jobs import RUNG_FOLDER, Job, search_job
+from kdnas.study.loading import load_study
+from kdnas.study.preparation import prepare_study
+from kdnas.study.promotion import next_promotion, student_key
+from kdnas.study.proposals import at_one_fidelity
+from kdnas.study.run_folder import controller_lock
+from kdnas.study.runner import Search
+from kdnas.study.stopping import full_trainings
+from kdnas.study.storage import load_run, storage_url
+
+RUNGS = [{"epochs": 2}, {"epochs": 6}, {"epochs": 18}]
+CHOICES = {"a": [1, 2, 3, 4, 5], "b": [1, 2, 3, 4, 5], "c": ["x", "y", "z"]}
+
+
+class InProcess(Executor):
+    """Runs jobs here, one after the other, up to `workers` waiting; fails those whose (arch, epochs) `fails` names."""
+
+    def __init__(self, make_evaluate, workers=1, fails=lambda job: False):
+        super().__init__(make_evaluate)
+        self._evaluate = make_evaluate()
+        self._workers, self._fails = workers, fails
+        self._jobs: deque = deque()
+        self.answered: list[Job] = []
+
+    @property
+    def free(self):
+        return self._workers - len(self._jobs)
+
+    @property
+    def running(self):
+        return len(self._jobs)
+
+    def submit(self, key, job, *, time_limit_s=None):
+        self._jobs.append((key, job))
+
+    def wait(self, timeout_s):
+        key, plain = self._jobs.popleft()
+        job = Job.from_dict(plain)
+        self.answered.append(job)
+        if self._fails(job):
+            return [Finished(key, failure="broken")]
+        return [Finished(key, result=self._evaluate(plain))]
+
+    def close(self):
+        self._jobs.clear()
+
+
+def table_study(folder: Path, **changed) -> Path:
+    """Write a table of 75 students, whose ranks at 2, 6 and 18 epochs agree roughly, and a study that searches it."""
+    lines = ["a,b,c,e2,e6,e18,m"]
+    for number, (a, b, c) in enumerate(itertools.product(*CHOICES.values())):
+        cost = a * b + "xyz".index(c)
+        full = 1 - 1 / (1 + 0.4 * a + 0.3 * b) - 0.05 * "xyz".index(c)
+        wobble = ((number * 37) % 11 - 5) / 100
+        lines.append(f"{a},{b},{c},{0.5 * full + wobble:.5f},{0.8 * full + wobble / 3:.5f},{full:.5f},{cost}")
+    (folder / "table.csv").write_text("\n".join(lines) + "\n")
+    (folder / "space.yaml").write_text(yaml.safe_dump({"name": "grid", "choices": CHOICES}))
+    study = {
+        "name": "rungs",
+        "evaluator": {
+            "type": "table",
+            "file": str(folder / "table.csv"),
+            "key": "{a},{b},{c}",
+            "key_columns": ["a", "b", "c"],
+            "values": {"accuracy": {"column": "e18"}, "macs": {"column": "m"}},
+            "shorter": [{"epochs": 2, "column": "e2"}, {"epochs": 6, "column": "e6"}],
+            "full_epochs": 18,
+            "chance": 0.01,
+        },
+        "space": "space.yaml",
+        "rungs": RUNGS,
+        "sampler": "random",
+        "budget": {"trials": 40},
+        "final": {"seeds": 1},
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump({**study, **changed}, sort_keys=False))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return table_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def climbed(study, tmp_path_factory):
+    """One whole search of 40 trials."""
+    return search(study, tmp_path_factory.mktemp("runs") / "whole")
+
+
+def search(study, folder, *overrides, observe=lambda event: None, workers=1, fails=lambda job: False, data_root="none"):
+    with controller_lock(folder):
+        opened = prepare_study(
+            load_study(study, overrides),
+            folder,
+            data_root=Path(data_root),
+            cache=Path(os.environ["KDNAS_CACHE"]),
+            device=torch.device("cpu"),
+            observe=observe,
+        )
+        searching = Search(opened, observe)
+        executors = []
+
+        def start():
+            executors.append(InProcess(opened.workplan, workers, fails))
+            return executors[-1]
+
+        searching._start_executor = start
+        run = searching.run()
+        search.answered = [job for executor in executors for job in executor.answered]
+        return run
+
+
+def rows(run):
+    return [(t.arch.arch_id, t.fidelity.epochs, t.state, dict(t.values)) for t in run.trials]
+
+
+def places(run):
+    return [(student_key(t.arch, t.tuned), t.fidelity) for t in run.trials if t.state != "interrupted"]
+
+
+def test_the_promising_students_climb_and_each_place_is_scored_once(climbed):
+    run = climbed
+    counts = Counter(trial.fidelity.epochs for trial in run.trials)
+    assert sum(counts.values()) == 40
+    assert counts[2] > counts[6] > counts[18] > 0
+    assert counts[6] <= counts[2] / 3 + 1
+    assert len(set(places(run))) == 40
+    for trial in run.trials:  # who is scored at a rung was scored at the one below before
+        below = [t for t in run.trials[: trial.number] if t.arch == trial.arch]
+        assert [t.fidelity.epochs for t in below] == [2, 6, 18][: [2, 6, 18].index(trial.fidelity.epochs)]
+    assert run.finished == "the budget of 40 trials is spent"
+
+
+@pytest.mark.parametrize(("rule", "workers"), [("rank", 3), ("moasha", 1), ("halving", 3)])
+def test_every_rule_fills_the_rungs(study, tmp_path, rule, workers):
+    run = search(study, tmp_path / "r", f"promotion.rule={rule}", "budget.trials=25", workers=workers)
+    counts = Counter(trial.fidelity.epochs for trial in run.trials)
+    assert counts[18] >= 1
+    assert len(set(places(run))) == sum(counts.values()) == 25
+
+
+def test_only_scores_of_the_highest_rung_are_compared(climbed):
+    run = climbed
+    top = {trial.number for trial in run.trials if trial.fidelity.epochs == 18}
+    assert {trial.number for trial in finalists(run)} <= top
+    assert {member.trial.number for member in front(run)} <= top
+    assert [number for number, _, _ in hypervolume_over_time(run)] == sorted(top)
+    known = next(trial for trial in run.trials if trial.number in top)
+    assert pick(run, known.arch.arch_id).trial.fidelity == Fidelity(18)
+    table = trials_table(run)
+    assert table.columns[3] == "fidelity_epochs"
+    assert sorted(set(table["fidelity_epochs"])) == [2, 6, 18]
+
+
+def test_without_a_full_score_the_highest_rung_that_has_any_counts(study, tmp_path):
+    run = search(study, tmp_path / "r", "budget.trials=5")
+    highest = max(trial.fidelity.epochs for trial in run.trials)
+    assert highest < 18
+    assert {trial.fidelity.epochs for trial in finalists(run)} == {highest}
+
+
+@pytest.mark.parametrize("stop", range(3, 12, 4))
+def test_a_controller_that_dies_anywhere_is_continued_to_the_same_end(study, climbed, tmp_path, stop):
+
+    class Died(Exception):
+        pass
+
+    def die(event):
+        if isinstance(event, TrialStarted) and event.number == stop:
+            raise Died
+
+    drop, Search._drop = Search._drop, lambda self, reason: None  # a killed process closes nothing
+    try:
+        with pytest.raises(Died):
+            search(study, tmp_path / "r", "budget.trials=16", observe=die)
+    finally:
+        Search._drop = drop
+    assert [trial.state for trial in load_run(tmp_path / "r").trials][-1] == "running"
+    continued = search(study, tmp_path / "r", "budget.trials=16")
+    assert Counter(places(continued)).most_common(1)[0][1] == 1
+    closed = [row for row in rows(continued) if row[2] != "interrupted"]
+    assert len(closed) == 16
+    assert closed[: stop + 1] == rows(climbed)[: stop + 1]  # what was running is run again, at its rung
+
+
+def test_running_it_again_does_nothing_and_a_larger_budget_goes_on(study, climbed, tmp_path):
+    short = search(study, tmp_path / "r", "budget.trials=10")
+    events = []
+    again = search(study, tmp_path / "r", "budget.trials=10", observe=events.append)
+    assert rows(again) == rows(short)
+    assert not any(isinstance(event, TrialStarted) for event in events)
+    assert rows(search(study, tmp_path / "r", "budget.trials=16")) == rows(climbed)[:16]
+
+
+def test_who_fails_at_a_rung_is_not_promoted_again(study, tmp_path):
+    broken = lambda job: job.fidelity.epochs == 6 and job.repeat is None  # noqa: E731
+    run = search(study, tmp_path / "r", "budget.trials=20", fails=broken)
+    states = Counter((trial.fidelity.epochs, trial.state) for trial in run.trials)
+    assert states[(6, "failed")] > 1
+    assert (18, "complete") not in states
+    assert len(set(places(run))) == 20
+
+
+def test_an_exhausted_space_still_promotes(tmp_path):
+    study = table_study(tmp_path, constraints=["macs<=4"])
+    run = search(study, tmp_path / "r", "budget.trials=1000")
+    counts = Counter(trial.fidelity.epochs for trial in run.trials if trial.state == "complete")
+    rows_of_table = [line.split(",") for line in (study / "table.csv").read_text().splitlines()[1:]]
+    assert counts[2] == sum(float(row[-1]) <= 4 for row in rows_of_table) > 10
+    assert counts[18] == counts[6] == counts[2]  # the budget lasts for everybody
+    assert "every student of the space" in run.finished
+    assert next_promotion(run, everyone=True) is None
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "hvi"])
+def test_every_sampler_searches_with_rungs(study, tmp_path, sampler):
+    run = search(study, tmp_path / "r", f"sampler={sampler}", "budget.trials=18")
+    assert Counter(trial.state for trial in run.trials) == {"complete": 18}
+    assert len(set(places(run))) == 18
+    loaded = optuna.load_study(study_name="rungs", storage=storage_url(tmp_path / "r"))
+    assert [trial.user_attrs["fidelity"]["epochs"] for trial in loaded.trials] == [r[1] for r in rows(run)]
+
+
+def test_a_sampler_that_knows_no_rungs_sees_each_student_once_at_comparable_scores(climbed):
+    run = climbed
+    loaded = optuna.load_study(study_name="rungs", storage=storage_url(run.folder))
+    trials = loaded.get_trials(deepcopy=False)
+    fidelities = tuple(Fidelity(epochs) for epochs in (2, 6, 18))
+    seen = at_one_fidelity(trials, fidelities)
+    assert [trial.number for trial in seen] == list(range(40))
+    complete = [trial for trial in seen if trial.state == optuna.trial.TrialState.COMPLETE]
+    assert {trial.number for trial in complete} == {t.number for t in run.trials if t.fidelity.epochs == 2}
+    assert all(not trial.params for trial in seen if trial not in complete)
+    best = {}
+    for trial in run.trials:
+        best[trial.arch.arch_id] = trial
+    for trial in complete:
+        reached = best[trial.user_attrs["arch_id"]]
+        if reached.fidelity.epochs == 18:
+            assert trial.values == [reached.values["accuracy"], reached.values["macs"]]
+        else:  # lifted: everybody gains by a longer training in this table
+            assert trial.values[0] > reached.values["accuracy"]
+            assert trial.values[1] == reached.values["macs"]
+    assert [trial.values for trial in trials] == [
+        trial.values for trial in loaded.trials
+    ]  # nothing was changed in place
+
+
+# -- budgets ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_of_full_trainings_is_never_exceeded(study, tmp_path):
+    run = search(study, tmp_path / "r", "budget={full_trainings: 2}", workers=2)
+    used = sum(trial.fidelity.epochs for trial in run.trials) / 18
+    assert 1 < used <= 2
+    assert run.finished.startswith("the budget of 2 full trainings is spent: ")
+    larger = search(study, tmp_path / "r", "budget={full_trainings: 3.5}")
+    assert rows(larger)[: len(run.trials)] == rows(run)
+    assert 2.5 < sum(trial.fidelity.epochs for trial in larger.trials) / 18 <= 3.5
+
+
+def test_units_are_final_trainings_and_who_goes_on_pays_for_the_further_epochs_only(study):
+    config = load_study(study, ["final.epochs=36"]).config
+    costs = [full_trainings(config, fidelity, goes_on=False) for fidelity in config.fidelities]
+    assert costs == pytest.approx([2 / 36, 6 / 36, 18 / 36])
+    costs = [full_trainings(config, fidelity, goes_on=True) for fidelity in config.fidelities]
+    assert costs == pytest.approx([2 / 36, 4 / 36, 12 / 36])
+    shares = load_study(study, ["rungs=[{epochs: 2, data_fraction: 0.5}, {epochs: 18}]"]).config
+    assert [full_trainings(shares, f, goes_on=True) for f in shares.fidelities] == pytest.approx([1 / 18, 1])
+
+
+def test_a_budget_of_time_counts_every_call(study, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("kdnas.study.runner.time.monotonic", lambda: now[0])
+
+    def observe(event):
+        if isinstance(event, TrialStarted):
+            now[0] += 10
+        if isinstance(event, SearchEnded):
+            now[0] += 1e6  # retraining is no searching
+
+    class Interrupt(Exception):
+        pass
+
+    def interrupt(event):
+        observe(event)
+        if isinstance(event, TrialStarted) and event.number == 3:
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        search(study, tmp_path / "r", "budget={wall_clock_s: 65}", observe=interrupt)
+    assert load_run(tmp_path / "r").finished == ""
+    now[0] = 0.0
+    run = search(study, tmp_path / "r", "budget={wall_clock_s: 65}", observe=observe)
+    assert len(run.trials) == 7  # 40 s in the first call, 30 s in the second
+    assert run.finished == "the budget of 65 s of searching is spent"
+
+
+def test_the_first_limit_that_is_reached_ends_the_search(study, tmp_path):
+    run = search(study, tmp_path / "r", "budget={full_trainings: 50, trials: 7}")
+    assert len(run.trials) == 7
+    assert run.finished == "the budget of 7 trials is spent"
+
+
+def test_a_search_that_gains_nothing_any_more_stops_and_says_so(study, tmp_path):
+    asked = "budget={trials: 1000, stagnation: {trials: 4, gain: 0.02}}"
+    events = []
+    run = search(study, tmp_path / "r", asked, "rungs=[]", "training.epochs=18", observe=events.append)
+    assert len(run.trials) < 75
+    assert run.finished.startswith("the hypervolume stagnates: the last 4 scores at 18 epochs made it grow ")
+    assert next(event for event in events if isinstance(event, SearchEnded)).reason == run.finished
+    volumes = [0.0, *(volume for _, _, volume in hypervolume_over_time(run))]
+    assert volumes[-1] <= volumes[-5] * 1.02
+    assert all(volumes[end] > volumes[end - 4] * 1.02 for end in range(4, len(volumes) - 1))
+    events.clear()
+    again = search(study, tmp_path / "r", asked, "rungs=[]", "training.epochs=18", observe=events.append)
+    assert rows(again) == rows(run)
+    more = len(run.trials) + 3
+    on = search(study, tmp_path / "r", f"budget={{trials: {more}}}", "rungs=[]", "training.epochs=18")
+    assert len(on.trials) == more
+
+
+def test_a_retraining_that_always_fails_is_given_up_until_it_is_asked_for(study, tmp_path):
+    tried = []
+
+    def fails(job):
+        tried.append((job.arch, job.repeat))
+        return job.repeat is not None
+
+    run = search(study, tmp_path / "r", "budget.trials=14", fails=fails)
+    attempts = Counter(entry for entry in tried if entry[1] is not None)
+    assert set(attempts.values()) == {2}
+    assert len(attempts) == len(finalists(run))
+    tried.clear()
+    events = []
+    search(study, tmp_path / "r", "budget.trials=14", fails=fails, observe=events.append)
+    assert tried == []
+    assert isinstance(events[-1], StudyEnded)
+    run = search(study, tmp_path / "r", "budget.trials=14", "final.attempts=3")
+    assert all(trial.repeats for trial in finalists(run))
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rungs=[{epochs: 6}, {epochs: 2}]", "each needs more epochs x data_fraction than the one before"),
+        ("rungs=[{epochs: 2}, {epochs: 2}]", "each needs more epochs"),
+        ("rungs=[{epochs: 0}]", "rungs.0.epochs"),
+        ("rungs=[{epochs: 2, width: 3}]", "width"),
+        ("rungs=[{epochs: 2, data_fraction: 1.5}]", "data_fraction"),
+        ("training.epochs=5", "the last one is the search's full score (18 epochs), but training says 5 epochs"),
+        ("promotion.rule=best", "promotion.rule"),
+        ("promotion.eta=1", "promotion.eta"),
+        ("budget.full_trainings=0", "budget.full_trainings"),
+        ("budget.wall_clock_s=-1", "budget.wall_clock_s"),
+        ("budget.stagnation.trials=1", "budget.stagnation.trials"),
+    ],
+)
+def test_what_makes_no_ladder_is_refused(study, override, message):
+    with pytest.raises(ConfigError) as caught:
+        load_study(study, [override])
+    assert message in str(caught.value)
+
+
+def test_epochs_that_the_table_does_not_have_are_refused_before_anything_is_written(study, tmp_path):
+    with pytest.raises(ConfigError, match="no accuracy after 3 epochs"):
+        search(study, tmp_path / "r", "rungs=[{epochs: 3}, {epochs: 18}]")
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_run_is_not_resumed_with_other_rungs(study, climbed):
+    with pytest.raises(RunFolderError, match="rungs"):
+        search(study, climbed.folder, "rungs=[{epochs: 2}, {epochs: 18}]")
+
+
+def test_the_last_rung_is_the_training(study):
+    config = load_study(study).config
+    assert config.training.epochs == 18
+    assert [fidelity.epochs for fidelity in config.fidelities] == [2, 6, 18]
+    plain = load_study(study, ["rungs=[{epochs: 2, data_fraction: 0.5}, {epochs: 18}]"]).config
+    assert plain.fidelities == (Fidelity(2, 0.5), Fidelity(18))
+
+
+# -- weights ----------------------------------------------------------------------------------------------------------
+
+
+def test_legs_are_the_further_epochs_and_another_share_of_the_data_begins_anew(study):
+    config = load_study(study).config
+    study_space = load_study(study).space
+    from kdnas.study.spaces import arch_of
+
+    arch = arch_of(study_space, {"a": 1, "b": 1, "c": "x"}, None)
+    job = search_job(config, arch, {})
+    assert [leg.epochs for leg in job.legs] == [2, 4, 12]
+    assert job.fidelity == Fidelity(18)
+    assert Job.from_dict(job.as_dict()) == job
+    assert [leg.epochs for leg in search_job(config, arch, {}, 0).legs] == [2]
+    shares = load_study(study, ["rungs=[{epochs: 2, data_fraction: 0.5}, {epochs: 6}, {epochs: 18}]"]).config
+    assert [leg.epochs for leg in search_job(shares, arch, {}).legs] == [6, 12]
+    tunings = ({}, {"training.learning_rate": 0.1}, {"training.learning_rate": 0.2})
+    names = {leg.checkpoint for tuned in tunings for leg in search_job(config, arch, tuned).legs}
+    assert len(names) == 9
+
+
+def test_promoted_students_continue_on_the_digits_and_score_the_same_without_their_weights(tmp_path):
+    (tmp_path / "a").mkdir()
+    study = tiny.write(tmp_path / "a")
+    asked = (
+        "rungs=[{epochs: 1}, {epochs: 3}]",
+        "budget.trials=5",
+        "promotion.eta=2",
+        "final.seeds=1",
+        "final.epochs=1",
+    )
+    left = []
+
+    def observe(event):
+        if isinstance(event, TrialStarted):
+            left.append(sorted(path.name for path in (tmp_path / "r" / RUNG_FOLDER).glob("*")))
+
+    run = search(study, tmp_path / "r", *asked, observe=observe, data_root="nowhere")
+    promoted = [trial for trial in run.trials if trial.fidelity.epochs == 3]
+    assert promoted
+    assert left[0] == []
+    assert [name.endswith("-rung0.safetensors") for name in left[1]] == [True]
+    assert not (tmp_path / "r" / RUNG_FOLDER).exists()
+    legs = [job.legs for job in search.answered if job.repeat is None]
+    assert [[leg.epochs for leg in job] for job in legs if len(job) == 2] == [[1, 2]] * len(promoted)
+
+    def forget(event):
+        if isinstance(event, TrialStarted):
+            for path in (tmp_path / "s" / RUNG_FOLDER).glob("*"):
+                path.unlink()
+
+    forgetful = search(study, tmp_path / "s", *asked, observe=forget, data_root="nowhere")
+    assert rows(forgetful) == rows(run)
+    # Two legs take longer than one: the weights were really gone.
+    longer = {t.number: t.train_seconds for t in forgetful.trials}
+    assert sum(longer[t.number] for t in promoted) > 0

@@ -1,0 +1,179 @@
+"""Weights inherited from a teacher: exact where nothing is left out, the most important where something is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdnas.core.arch import Arch
+from kdnas.core.space import SearchSpace
+from kdnas.core.task import ImageTask
+from kdnas.errors import ConfigError
+from kdnas.students import STUDENTS
+from kdnas.study.spaces import arch_of, load_space
+from kdnas.training.inherit import block_influence, inherit
+
+TASK = ImageTask((3, 12, 12), 7)
+RESNET = {"stem_width": 8} | {
+    f"stage{i}.{name}": value
+    for i, width in ((1, 8), (2, 16))
+    for name, value in {"depth": 3, "width": width, "bottleneck": "plain", "skip": "identity"}.items()
+}
+MOBILENET = {"stem_width": 8, "head_width": 12} | {
+    f"stage{i}.{name}": value
+    for i, width in ((1, 8), (2, 12))
+    for name, value in {
+        **{"depth": 2, "width": width, "expand": 3, "kernel": 5, "squeeze_excite": True, "skip": "identity"}
+    }.items()
+}
+
+
+def network(choices: dict[str, Any], seed: int) -> tuple[nn.Module, Arch]:
+    """A network in which every weight is drawn, norm scales and statistics included."""
+    family = STUDENTS.build("mobilenet" if "stage1.kernel" in choices else "resnet")
+    arch = family.canonical(choices)
+    torch.manual_seed(seed)
+    module = family.build(arch, TASK)
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            if value.ndim == 1:
+                value.copy_(torch.rand_like(value) + (0.5 if "var" in name or "weight" in name else -0.5))
+    return module.eval(), arch
+
+
+def images(count: int = 32, seed: int = 0) -> Tensor:
+    return torch.randn(count, *TASK.input_shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("choices", [RESNET, MOBILENET], ids=["resnet", "mobilenet"])
+def test_a_student_of_the_teachers_arch_becomes_the_teacher(choices):
+    teacher, arch = network(choices, 1)
+    student, _ = network(choices, 2)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    report = inherit(student, arch, teacher, arch, images(64))
+    assert report.share == 1.0
+    assert report.stages == ((0, 0), (1, 1))
+    assert report.blocks == tuple(tuple(range(int(choices[f"stage{i}.depth"]))) for i in (1, 2))
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    x = images(16, seed=1)
+    # Channels may stand in another order, and statistics are those of the images: compared in training mode.
+    torch.testing.assert_close(student.train()(x), teacher.train()(x), rtol=1e-3, atol=1e-3)
+
+
+def test_unimportant_channels_are_the_ones_left_out():
+    """Channels that nobody reads can be dropped without changing what the network computes."""
+    teacher, arch = network(RESNET, 1)
+    dead = {"stem": [1, 6], "second": [1, 6, 9, 14]}  # the second stage keeps the first one's places
+    with torch.no_grad():
+        first, second = teacher.stages
+        for block in first:
+            block.branch[0][0].weight[:, dead["stem"]] = 0
+            block.branch[1][0].weight[:, dead["stem"]] = 0
+        second[0].branch[0][0].weight[:, dead["stem"]] = 0
+        for block in (*second[1:],):
+            block.branch[0][0].weight[:, dead["second"]] = 0
+        for block in second:
+            block.branch[1][0].weight[:, dead["second"]] = 0
+        teacher.classifier.weight[:, dead["second"]] = 0
+    student, own = network({**RESNET, "stem_width": 6, "stage1.width": 6, "stage2.width": 12}, 2)
+    report = inherit(student, own, teacher, arch, images(64))
+    assert report.share == 1.0
+    x = images(16, seed=1)
+    torch.testing.assert_close(student.train()(x), teacher.train()(x), rtol=1e-3, atol=1e-3)
+
+
+def test_blocks_that_change_nothing_are_left_out():
+    teacher, arch = network(RESNET, 1)
+    with torch.no_grad():
+        for stage, block in ((0, 1), (1, 2)):
+            teacher.stages[stage][block].branch[1][1].weight.zero_()
+            teacher.stages[stage][block].branch[1][1].bias.zero_()
+    influence = block_influence(teacher, images())
+    assert influence[0][1] == pytest.approx(0, abs=1e-5)
+    assert influence[1][2] == pytest.approx(0, abs=1e-5)
+    assert influence[1][0] == 1.0  # the shape changes
+    student, own = network({**RESNET, "stage1.depth": 2, "stage2.depth": 2}, 2)
+    report = inherit(student, own, teacher, arch, images(64))
+    assert report.blocks == ((0, 2), (0, 1))
+    x = images(16, seed=1)
+    torch.testing.assert_close(student.train()(x), teacher.train()(x), rtol=1e-3, atol=1e-3)
+
+
+def test_influence_is_one_minus_the_cosine_and_leaves_the_network_alone():
+    teacher, _ = network(RESNET, 1)
+    teacher.train()
+    teacher.stages[0].eval()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    influence = block_influence(teacher, images())
+    assert teacher.training
+    assert not teacher.stages[0].training
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    teacher.eval()
+    x = teacher.stem(images())
+    for block, found in zip(teacher.stages[0], influence[0], strict=True):
+        y = block(x)
+        a, b = x.flatten(1).detach().numpy(), y.flatten(1).detach().numpy()
+        cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        assert found == pytest.approx(1 - cosine.mean(), abs=1e-4)
+        x = y
+
+
+def test_kernels_are_cut_from_the_centre():
+    teacher, arch = network(MOBILENET, 1)
+    student, own = network({**MOBILENET, "stage1.kernel": 3, "stage2.kernel": 7}, 2)
+    inherit(student, own, teacher, arch, images(64))
+    ours, theirs = (net.stages[0][0].branch[1][0].weight for net in (student, teacher))
+    centre = theirs[:, :, 1:-1, 1:-1]
+    order = [int((centre - row).abs().sum(dim=(1, 2, 3)).argmin()) for row in ours]
+    assert sorted(order) == list(range(len(theirs)))
+    assert torch.equal(centre[order], ours)
+    wide = student.stages[1][0].branch[1][0].weight
+    assert not wide[:, :, 0].any()
+    assert not wide[:, :, :, -1].any()
+    assert wide[:, :, 1:-1, 1:-1].all()
+
+
+def test_what_the_teacher_lacks_stays_as_it_was():
+    teacher, arch = network(RESNET, 1)
+    more = {**RESNET, "stage1.depth": 4, "stage2.bottleneck": 0.5, "stage2.width": 20}
+    student, own = network(more, 2)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    report = inherit(student, own, teacher, arch, images(64))
+    after = student.state_dict()
+    assert 0 < report.share < 1
+    kept = {name for name, value in after.items() if torch.equal(value, before[name]) and value.ndim == 4}
+    assert {name for name in kept if name.startswith("stages.0.3.branch")} == {
+        f"stages.0.3.branch.{i}.0.weight" for i in (0, 1)
+    }
+    assert all(f"stages.1.{block}.branch.{i}.0.weight" in kept for block in range(3) for i in range(3))
+    assert "stem.0.weight" not in kept
+    changed = (after["classifier.weight"] != before["classifier.weight"]).all(dim=0)
+    assert changed.tolist() == [True] * 16 + [False] * 4
+
+
+def test_random_students_of_random_teachers_inherit_without_complaint():
+    """Any pair of a space works, and what is inherited is finite."""
+    for name in ("cifar_resnet", "cifar_mobilenet"):
+        space: SearchSpace = load_space(name, None)  # type: ignore[arg-type]
+        family, rng = STUDENTS.build(space.family), np.random.default_rng(0)
+        for _ in range(2):
+            archs = [arch_of(space, space.random(rng), family) for _ in range(2)]
+            student, teacher = (family.build(arch, TASK) for arch in archs)
+            report = inherit(student, archs[0], teacher, archs[1], images(8))
+            assert 0 < report.share <= 1
+            assert torch.isfinite(student.eval()(images(2))).all()
+
+
+def test_bad_input_is_refused():
+    teacher, arch = network(RESNET, 1)
+    other, other_arch = network(MOBILENET, 1)
+    with pytest.raises(ConfigError, match="weights are inherited within a family"):
+        inherit(other, other_arch, teacher, arch, images())
+    with pytest.raises(ConfigError, match="teacher: is not the resnet network of arch"):
+        inherit(teacher, arch, other, arch, images())
+    with pytest.raises(ConfigError, match="student: is not the resnet network of arch"):
+        inherit(other, arch, teacher, arch, images())

@@ -1,0 +1,400 @@
+"""Supernets trained on the digits by every policy: budget, resuming, replaying, losses, in-place distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdnas.core.data import ImageData
+from kdnas.core.schedule import Ladders
+from kdnas.core.space import Choice, SearchSpace
+from kdnas.datasets import DATASETS
+from kdnas.errors import ConfigError, RunFolderError, TrialError
+from kdnas.losses import LOSSES
+from kdnas.nn.elastic import Supernet
+from kdnas.nn.normalise import Normalised
+from kdnas.nn.taps import Outputs, output_shapes
+from kdnas.students import STUDENTS
+from kdnas.teachers import Teacher
+from kdnas.training.batches import Batches
+from kdnas.training.distil import distil
+from kdnas.training.evaluation import accuracy
+from kdnas.training.inherit import inherit_supernet
+from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
+from kdnas.training.schedule_file import read_schedule, write_schedule
+from kdnas.training.shrinking import Shrinking
+from kdnas.training.subnet_lesson import SubnetLesson
+from kdnas.training.subnets import ElasticSpace, FrontSampler, SubnetScorer, SubnetSpec
+from kdnas.training.supernet import SupernetSettings, Tick, TrainedSupernet, train_supernet
+from kdnas.training.teacher_cache import TeacherCache
+
+CPU = torch.device("cpu")
+RESNET = SearchSpace(
+    "tiny_resnet",
+    "resnet",
+    (
+        Choice("stage1.depth", (1, 2)),
+        Choice("stage1.width", (8, 16)),
+        Choice("stage1.bottleneck", ("plain", 0.5)),
+        Choice("stage2.depth", (0, 1)),
+    ),
+    fixed={"stem_width": 8, "stage1.skip": "identity", "stage2.width": 16}
+    | {"stage2.bottleneck": "plain", "stage2.skip": "identity"},
+)
+MOBILENET = SearchSpace(
+    "tiny_mobilenet",
+    "mobilenet",
+    (Choice("stage1.depth", (1, 2)), Choice("stage1.kernel", (3, 5)), Choice("stage1.expand", (2, 3))),
+    fixed={"stem_width": 8, "stage1.width": 8, "stage1.squeeze_excite": False, "stage1.skip": "identity"},
+)
+TEACHER = {"stem_width": 8, "stage1.depth": 2, "stage1.width": 16, "stage1.bottleneck": "plain"} | {
+    "stage1.skip": "identity",
+    **{"stage2.depth": 1, "stage2.width": 16, "stage2.bottleneck": "plain", "stage2.skip": "identity"},
+}
+ARCH = STUDENTS.build("resnet").canonical(TEACHER)
+"""The teacher's, and the largest of the tiny residual space."""
+KD = LossTerm(type="kd", weight=0.9)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
+    folder = tmp_path_factory.mktemp("digits")
+    return DATASETS.build("digits", folder, folder)
+
+
+def batches(data: ImageData, start: int, stop: int) -> Batches:
+    return Batches(data.train, np.arange(start, stop), num_classes=10, device=CPU)
+
+
+def normalised(data: ImageData, count: int) -> Tensor:
+    mean, std = (torch.tensor(value).view(1, -1, 1, 1) for value in (data.channel_mean, data.channel_std))
+    return (torch.tensor(np.asarray(data.train.images[:count])).float() - mean) / std
+
+
+def recipe(*losses: LossTerm, task_weight: float = 0.1, **training: Any) -> Recipe:
+    settings = {"epochs": 2, "batch_size": 64, "precision": "float32", "learning_rate": 0.1, **training}
+    return Recipe(training=Training(**settings), distillation=Distillation(task_weight=task_weight, losses=losses))
+
+
+@pytest.fixture(scope="module")
+def teacher(data: ImageData) -> Teacher:
+    family = STUDENTS.build("resnet")
+    torch.manual_seed(0)
+    network = family.build(family.canonical(TEACHER), data.task)
+    given = recipe(epochs=8, batch_size=32, learning_rate=0.05)
+    distil(network, None, batches(data, 0, 1000), None, given, data=data, seed=0, device=CPU)
+    module = Normalised(network, data.channel_mean, data.channel_std).eval()
+    return Teacher("small", module, ("network.stages.0", "network.stages.1"), "network.classifier", "teacher-1")
+
+
+def supernet_of(space: SearchSpace, data: ImageData, seed: int = 0) -> Supernet:
+    torch.manual_seed(seed)
+    return STUDENTS.build(space.family).supernet(space, data.task)
+
+
+def run(
+    data: ImageData,
+    teacher: Teacher,
+    given: Recipe | None = None,
+    *,
+    space: SearchSpace = RESNET,
+    supernet: Supernet | None = None,
+    policy: str = "sandwich",
+    images: int = 256,
+    settings: dict[str, Any] | None = None,
+    shrinking: dict[str, Any] | None = None,
+    **options: Any,
+) -> TrainedSupernet:
+    few = {"recalibration_images": 24, "check_images": 24, **(settings or {})}
+    return train_supernet(
+        supernet or supernet_of(space, data),
+        space,
+        teacher,
+        batches(data, 0, images),
+        batches(data, 1000, 1300),
+        given or recipe(KD),
+        SupernetSettings(shrinking=Shrinking(policy=policy, **(shrinking or {})), **few),
+        data=data,
+        seed=3,
+        device=CPU,
+        **options,
+    )
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("space", [RESNET, MOBILENET], ids=lambda space: space.family)
+def test_subnets_learn_together(data, teacher, space):
+    """From the teacher's weights where it is of the family, else from none: chance is 0.1."""
+    supernet, seen = supernet_of(space, data), 400
+    if space is RESNET:
+        inherit_supernet(supernet, ARCH, teacher.module.network, ARCH, normalised(data, seen))
+    scorer = SubnetScorer(data, batches(data, 0, seen), batches(data, 1000, 1300))
+    given = recipe(KD, task_weight=1.0, epochs=10, batch_size=32, learning_rate=0.05, clip_norm=5.0)
+    elastic = ElasticSpace(space, STUDENTS.build(space.family), data.task)
+    ladders = Ladders.of(elastic.space, elastic.price)
+    largest, smallest = elastic.spec(ladders.largest), elastic.spec(ladders.smallest(ladders.values))
+    untrained = scorer(supernet, smallest)
+    trained = run(data, teacher, given, space=space, supernet=supernet, images=seen)
+    assert not trained.supernet.training
+    assert trained.ladders == ladders
+    before = {name: value.clone() for name, value in trained.supernet.state_dict().items()}
+    scores = {spec: trained.scorer(trained.supernet, spec) for spec in (largest, smallest)}
+    assert scores[largest] > (0.6 if space is RESNET else 0.3)
+    assert scores[smallest] > max(0.2, untrained)
+    assert all(torch.equal(value, before[name]) for name, value in trained.supernet.state_dict().items())
+    # What is cut has the score's batch-norm statistics.
+    cut = trained.scorer.cut(trained.supernet, smallest)
+    score = accuracy(Normalised(cut, data.channel_mean, data.channel_std).eval(), batches(data, 1000, 1300))
+    assert score == scores[smallest]
+
+
+@pytest.mark.parametrize("policy", ["adaptive", "once_for_all", "sandwich", "random", "delayed"])
+def test_every_policy_spends_the_same_budget(data, teacher, policy, monkeypatch):
+    space = ElasticSpace(RESNET, STUDENTS.build("resnet"), data.task)
+    passes: list[tuple[int, list[int]]] = []
+    scored: list[int] = []
+    backward, score = SubnetLesson.backward, SubnetScorer.__call__
+
+    def counting_backward(self, subnets, images, *others):
+        passes.append((len(images), [space.macs(spec) for spec in subnets]))
+        return backward(self, subnets, images, *others)
+
+    def counting_score(self, supernet, spec):
+        scored.append(space.macs(spec) * (24 + 24))
+        return score(self, supernet, spec)
+
+    monkeypatch.setattr(SubnetLesson, "backward", counting_backward)
+    monkeypatch.setattr(SubnetScorer, "__call__", counting_score)
+    shrinking = {"shortest_share": 0.05, "check_share": 0.05}
+    trained = run(data, teacher, recipe(KD, epochs=3), policy=policy, shrinking=shrinking)
+    largest = space.macs(space.spec(trained.ladders.largest))
+    assert trained.schedule.budget_macs == 3 * 3 * 256 * largest
+    spent = sum(3 * images * sum(macs) for images, macs in passes) + sum(scored)
+    assert sum(stage.spent for stage in trained.schedule.stages) == pytest.approx(
+        spent / trained.schedule.budget_macs, rel=1e-9
+    )
+    last_step = 3 * passes[-1][0] * sum(passes[-1][1])
+    assert spent - last_step < trained.schedule.budget_macs <= spent  # not a step more than needed
+    assert sum(stage.steps for stage in trained.schedule.stages) == trained.steps == len(passes)
+    assert bool(scored) == (policy == "adaptive")
+    assert max(len(macs) for _, macs in passes) == (1 if policy == "random" else 4)
+    assert trained.schedule.stages[-1].stage.allowed == trained.ladders.values
+
+
+class Stop(Exception):
+    pass
+
+
+def stopping_after(count: int) -> Callable[[Tick], None]:
+    seen: list[Tick] = []
+
+    def on_tick(tick: Tick) -> None:
+        seen.append(tick)
+        if len(seen) == count:
+            raise Stop
+
+    return on_tick
+
+
+def test_an_interrupted_training_continues_exactly(data, teacher, tmp_path):
+    given = recipe(KD, LossTerm(type="hint"), epochs=4)
+    shrinking = {"shortest_share": 0.05, "first_share": 0.2, "final_share": 0.3, "check_share": 0.05}
+    options: dict[str, Any] = {"policy": "adaptive", "shrinking": shrinking, "view_seed": 5}
+    whole = run(data, teacher, given, **options)
+    assert len(whole.schedule.stages) >= 3
+    path = tmp_path / "supernet.checkpoint"
+    cached = {**options, "checkpoint": path, "teacher_cache": TeacherCache(tmp_path / "cache")}
+    for count in (3, 4):
+        with pytest.raises(Stop):
+            run(data, teacher, given, supernet=supernet_of(RESNET, data, seed=8 if path.exists() else 0),
+                on_tick=stopping_after(count), **cached)  # fmt: skip
+    resumed = run(data, teacher, given, supernet=supernet_of(RESNET, data, seed=9), **cached)
+    assert same(resumed.supernet, whole.supernet)
+    assert resumed.schedule == whole.schedule
+    with pytest.raises(RunFolderError, match="another training"):
+        run(data, teacher, recipe(KD), **cached)
+
+
+def test_a_schedule_followed_again_gives_the_same_stages(data, teacher, tmp_path):
+    shrinking = {"shortest_share": 0.05, "first_share": 0.2, "final_share": 0.3, "check_share": 0.05}
+    given = recipe(KD, epochs=3)
+    first = run(data, teacher, given, policy="adaptive", shrinking=shrinking)
+    write_schedule(tmp_path / "schedule.yaml", first.schedule)
+    again = run(data, teacher, given, schedule=read_schedule(tmp_path / "schedule.yaml"), shrinking=shrinking)
+    assert [(f.stage, f.first_step, f.steps, f.ended) for f in again.schedule.stages] == [
+        (f.stage, f.first_step, f.steps, f.ended) for f in first.schedule.stages
+    ]
+    assert again.schedule == first.schedule
+    assert same(again.supernet, first.supernet)
+    for finished in first.schedule.stages[1:]:
+        assert finished.stage.gap is not None
+        assert {probe.dimension for probe in finished.stage.probes} <= {"depth", "width", "bottleneck"}
+        assert all(0 < probe.macs_saved < 1 for probe in finished.stage.probes)
+
+
+@pytest.mark.parametrize("name", LOSSES.names())
+def test_every_loss_trains(data, teacher, name):
+    given = recipe(LossTerm(type=name, weight=0.1), epochs=1)
+    ticks: list[Tick] = []
+    run(data, teacher, given, images=64, on_tick=ticks.append)
+    assert ticks
+    assert np.isfinite(ticks[-1].loss)
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in teacher.module.modules())
+
+
+def test_labels_alone_and_mixup(data, teacher):
+    ticks: list[Tick] = []
+    for given in (recipe(task_weight=1.0), recipe(KD, LossTerm(type="attention"), augmentation={"mixup": 0.4})):
+        run(data, teacher, given, images=64, on_tick=ticks.append)
+    assert all(np.isfinite(tick.loss) for tick in ticks)
+
+
+def lesson_of(stack: ExitStack, supernet: Supernet, data: ImageData, teacher: Teacher, largest: SubnetSpec,
+              *losses: LossTerm, in_place: bool) -> SubnetLesson:  # fmt: skip
+    shapes = output_shapes(teacher.module, teacher.stages, teacher.classifier, torch.zeros(2, *data.task.input_shape))
+    distillation = Distillation(task_weight=0.3, losses=losses)
+    return SubnetLesson(stack, supernet, largest, shapes, distillation, data=data, in_place=in_place, bfloat16=False,
+                        device=CPU, seed=0)  # fmt: skip
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_losses_and_gradients_of_a_step(data, teacher, in_place):
+    """Against the losses written out: Hinton's at temperature 4, from the largest subnet or from the teacher."""
+    space = ElasticSpace(RESNET, STUDENTS.build("resnet"), data.task)
+    ladders = Ladders.of(space.space, space.price)
+    specs = [space.spec(ladders.largest), space.spec(ladders.smallest(ladders.values))]
+    supernet = supernet_of(RESNET, data).train()
+    batch = next(batches(data, 0, 32).ordered(batch_size=32))
+    images, labels = batch.images, batch.labels
+    mean, std = (torch.tensor(value).view(1, -1, 1, 1) for value in (data.channel_mean, data.channel_std))
+    with torch.no_grad():
+        theirs = Outputs(teacher.module(images))
+
+    def kd(ours: Tensor, guide: Tensor) -> Tensor:
+        p = F.softmax(guide.detach() / 4, dim=1)
+        return 16 * (p * (p.log() - F.log_softmax(ours / 4, dim=1))).sum(dim=1).mean()
+
+    logits = [supernet((images - mean) / std, spec.arch) for spec in specs]
+    guides = [theirs.logits, logits[0] if in_place else theirs.logits]
+    expected = [
+        0.3 * F.cross_entropy(own, labels) + 0.5 * 0.9 * kd(own, guide)
+        for own, guide in zip(logits, guides, strict=True)
+    ]
+    sum(expected).backward()
+    gradients = {name: p.grad.clone() for name, p in supernet.named_parameters() if p.grad is not None}
+    supernet.zero_grad()
+    with ExitStack() as stack:
+        lesson = lesson_of(stack, supernet, data, teacher, specs[0], KD, in_place=in_place)
+        losses = lesson.backward(specs, images, labels, theirs, 0.5)
+    torch.testing.assert_close(losses, torch.stack(expected).detach())
+    for name, parameter in supernet.named_parameters():
+        if name in gradients:
+            torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5)
+
+
+def test_feature_losses_are_for_the_largest_subnet_alone(data, teacher):
+    space = ElasticSpace(RESNET, STUDENTS.build("resnet"), data.task)
+    ladders = Ladders.of(space.space, space.price)
+    largest, smallest = space.spec(ladders.largest), space.spec(ladders.smallest(ladders.values))
+    with ExitStack() as stack:
+        lesson = lesson_of(
+            stack, supernet_of(RESNET, data), data, teacher, largest, KD, LossTerm(type="hint"), in_place=True
+        )
+        assert [type(term).__name__ for term in lesson.criteria["largest"].terms] == ["HintonKD", "Hint"]
+        assert [type(term).__name__ for term in lesson.criteria["others"].terms] == ["HintonKD"]
+        images, labels = torch.rand(8, *data.task.input_shape) * 255, torch.arange(8)
+        with torch.no_grad():
+            module = teacher.module
+            stage = module.network.stages[0](module.network.stem((images - module.mean) / module.std))
+            theirs = Outputs(module(images), (stage, module.network.stages[1](stage)), None)
+        lesson.backward([smallest], images, labels, theirs, 1.0)
+        assert all(p.grad is None for p in lesson.criteria.parameters())
+        lesson.backward([largest], images, labels, theirs, 1.0)
+        assert all(p.grad is not None for p in lesson.criteria.parameters())
+
+
+def test_resolution_is_one_more_dimension(data, teacher):
+    settings = {"resolutions": (8, 4)}
+    shrinking = {"shortest_share": 0.03, "first_share": 0.1, "final_share": 0.3}
+    trained = run(data, teacher, recipe(KD, epochs=4), policy="adaptive", settings=settings, shrinking=shrinking)
+    assert trained.ladders.values["resolution"] == (8, 4)
+    measured = {probe.dimension for finished in trained.schedule.stages for probe in finished.stage.probes}
+    assert "resolution" in measured
+    smallest = trained.space.spec(trained.ladders.smallest(trained.ladders.values))
+    assert smallest.side == 4
+    family = STUDENTS.build("resnet")
+    quarter = family.price(smallest.arch, data.task.__class__((1, 4, 4), 10)).macs
+    assert trained.space.macs(smallest) == quarter < family.price(smallest.arch, data.task).macs
+    assert 0 <= trained.scorer(trained.supernet, smallest) <= 1
+
+
+def test_front_sampling_is_even_over_macs_and_prefers_what_was_good(data):
+    space = ElasticSpace(RESNET, STUDENTS.build("resnet"), data.task)
+    ladders = Ladders.of(space.space, space.price)
+    bounds = (space.price(ladders.smallest(ladders.values)), space.price(ladders.largest))
+    rng = np.random.default_rng(0)
+    edges = np.exp(np.linspace(*np.log(bounds), 5))
+
+    def shares(draw: Callable[[], Any]) -> np.ndarray:
+        counts = np.histogram([space.price(draw()) for _ in range(300)], bins=edges * np.array([0.99, 1, 1, 1, 1.01]))
+        return counts[0] / 300
+
+    sampler = FrontSampler(space)
+    uniform = shares(lambda: space.draw(ladders.values, rng))
+    even = shares(lambda: sampler.draw(ladders.values, bounds, rng))
+    assert even.std() < uniform.std()
+    for _ in range(60):
+        drawn = space.draw(ladders.values, rng)
+        sampler.observe(drawn, 1.0 if drawn["stage1.bottleneck"] == "plain" else 0.0)
+
+    def plain_share(sampler: FrontSampler) -> float:
+        drawn = [sampler.draw(ladders.values, bounds, rng) for _ in range(200)]
+        return sum(assignment["stage1.bottleneck"] == "plain" for assignment in drawn) / 200
+
+    assert plain_share(sampler) < plain_share(FrontSampler(space)) - 0.05
+    limited = {**ladders.values, "stage1.width": (16,)}
+    assert all(sampler.draw(limited, bounds, rng)["stage1.width"] == 16 for _ in range(20))
+    for _ in range(500):
+        sampler.observe(drawn, 0.0)
+    assert len(sampler.observations) == 256
+
+
+def test_inherited_supernets_start_as_the_teacher(data, teacher):
+    supernet = supernet_of(RESNET, data)
+    report = inherit_supernet(supernet, ARCH, teacher.module.network, ARCH, normalised(data, 300))
+    assert report.share == 1.0
+    scorer = SubnetScorer(data, batches(data, 0, 300), batches(data, 1000, 1300))
+    taught = accuracy(teacher.module, batches(data, 1000, 1300))
+    assert scorer(supernet, SubnetSpec(ARCH, 8)) > taught - 0.05
+
+
+def test_what_does_not_fit_is_refused(data, teacher):
+    with pytest.raises(ConfigError, match=r"resolutions: \(8, 9\) exceed"):
+        run(data, teacher, settings={"resolutions": (8, 9)})
+    depths = tuple(Choice(f"stage{i}.depth", (0, 1)) for i in (1, 2))
+    space = SearchSpace("removable", "resnet", depths, fixed={**RESNET.fixed, "stage1.width": 4} | {
+        "stage1.bottleneck": "plain"})  # fmt: skip
+    with pytest.raises(ConfigError, match="at least one stage must remain"):
+        run(data, teacher, space=space)
+    with pytest.raises(ConfigError, match="no loss is called"):
+        run(data, teacher, recipe(LossTerm(type="magic")))
+    with pytest.raises(TrialError, match="loss became (nan|infinite) at step"):
+        run(data, teacher, recipe(KD, learning_rate=100.0, optimizer="sgd", warmup_fraction=0.0, epochs=4))
+
+
+def test_a_damaged_checkpoint_is_refused(data, teacher, tmp_path):
+    path: Path = tmp_path / "supernet.checkpoint"
+    path.write_bytes(b"nothing")
+    with pytest.raises(RunFolderError, match="damaged"):
+        run(data, teacher, checkpoint=path)
