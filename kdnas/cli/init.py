@@ -231,6 +231,7 @@ distillation:
   losses:
     - {{type: kd, weight: 0.9, temperature: 4.0}}
     # - {{type: hint, weight: 100.0}}
+  # teacher_top_k: 100  # with thousands of classes: keep only the largest of the teacher's logits
 
 # --- Training settings to search with the architecture (none by default):
 # tune:
@@ -239,9 +240,13 @@ distillation:
 
 # --- The search.
 sampler: auto  # by budget; kdnas list samplers
-executor: {{type: local}}  # workers: one a core, or one a GPU, unless stated
+executor:
+  type: local  # workers: one a core, or one a GPU, unless stated
+  per_device: 1  # students trained at once on a GPU; auto measures how many pay
 # rungs: [{{epochs: 2}}, {{epochs: 6}}]  # lowest first; the promising students of one are trained on at the next
-# promotion: {{rule: rank, eta: 3}}  # who is promising (or moasha, halving), one of eta
+# promotion:
+#   rule: rank  # who is promising: rank, moasha, halving
+#   eta: 3  # one of so many goes on; by default the step between rungs
 # evaluator: scratch  # where a score comes from: a brief training; kdnas list evaluators
 budget:  # the first limit that is reached ends the search
   trials: 40  # scores of students

@@ -47,8 +47,8 @@ def front_table(run: RunRecord) -> pd.DataFrame:
     retrainings, 5 %), "none" where all do, nothing where a single training cannot tell.
     """
     columns = [*FIRST_COLUMNS, *_quantity_columns(run), "test_accuracy", "test_accuracy_ci95", "seeds"]
-    columns += ["search_accuracy", "fidelity_data_fraction", *_tuned_names(run), "train_seconds", "reason", "arch"]
-    columns += ["indistinguishable_from"]
+    columns += ["indistinguishable_from", "search_accuracy", "fidelity_data_fraction", *_tuned_names(run)]
+    columns += ["train_seconds", "reason", "arch"]
     members = front(run)
     alike = indistinguishable(members)
     return _frame(

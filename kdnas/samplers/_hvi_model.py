@@ -19,7 +19,7 @@ _FIT_LIMIT = 120
 """Scores to which hyperparameters are fitted."""
 _DATA_LIMIT = 400
 """Scores that predictions rest on."""
-_FRONT_LIMIT = {1: 1_000, 2: 300, 3: 60, 4: 25}
+_FRONT_LIMIT = {1: 1_000, 2: 300, 3: 40, 4: 16}
 """Members of the front that improvement is measured against, by number of objectives."""
 _OUTLIER = 3.0
 """Standard deviations worse than what its cost buys at which a score says no more than bad."""

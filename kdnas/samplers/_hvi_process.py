@@ -8,7 +8,9 @@ O'Hagan (Biometrika 2000); what an architecture has of its own beyond all these 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
@@ -152,7 +154,7 @@ def fit_hyper(rows: Rows, warped: np.ndarray) -> np.ndarray:
     def loss(point: np.ndarray) -> tuple[float, np.ndarray]:
         hyper = _MEAN.copy()
         hyper[free] = point
-        kernel, slopes = _assembled(known, hyper)
+        kernel, slopes = _with_slopes(known, hyper)
         noise = np.exp(2 * hyper[_NAMES.index("noise")])
         kernel[np.diag_indices_from(kernel)] += noise + _JITTER
         try:
@@ -225,50 +227,76 @@ def _squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray(np.maximum(lengths - 2 * products, 0.0) / max(a.shape[1], 1))
 
 
-def _covariance(a: Rows, b: Rows, hyper: np.ndarray) -> np.ndarray:
-    return _assembled(_distances(a, b), hyper)[0]
+class _Term(NamedTuple):
+    """A summand of the covariance [N, N']; `exponent` is its logarithm's derivative by that of its `length`."""
+
+    name: str
+    value: np.ndarray
+    length: str = ""
+    exponent: np.ndarray | None = None
 
 
-def _assembled(known: _Distances, hyper: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return the covariance and its derivative by each hyperparameter."""
-    size = dict(zip(_NAMES, np.exp(hyper), strict=True))
-    slopes: dict[str, np.ndarray] = {}
-    smooth = np.full_like(known.agreement, _OFFSET**2)
-
-    def add(name: str, term: np.ndarray, lengths: dict[str, np.ndarray]) -> None:
-        nonlocal smooth
-        scaled = size[name] ** 2 * term
-        smooth = smooth + scaled
-        slopes[name] = 2 * scaled
-        for length, exponent in lengths.items():
-            slopes[length] = scaled * exponent
-
+def _terms(known: _Distances, size: Mapping[str, float]) -> list[_Term]:
+    """Return what two students share at the same rung, the mean score left out."""
+    terms = []
     if known.has_costs:
-        add("trend", known.trend, {})
+        terms.append(_Term("trend", size["trend"] ** 2 * known.trend))
         exponent = known.cost / size["cost_length"] ** 2
-        add("cost", np.exp(-0.5 * exponent), {"cost_length": exponent})
+        terms.append(_Term("cost", size["cost"] ** 2 * np.exp(-0.5 * exponent), "cost_length", exponent))
     if known.has_counts:
         exponent = known.count / size["count_length"] ** 2
-        add("count", np.exp(-0.5 * exponent), {"count_length": exponent})
-    add("additive", known.agreement, {})
+        terms.append(_Term("count", size["count"] ** 2 * np.exp(-0.5 * exponent), "count_length", exponent))
+    terms.append(_Term("additive", size["additive"] ** 2 * known.agreement))
     exponent = np.maximum(1 - known.agreement, 0.0) / size["interaction_length"]
-    add("interaction", np.exp(-exponent), {"interaction_length": exponent})
+    terms.append(_Term("interaction", size["interaction"] ** 2 * np.exp(-exponent), "interaction_length", exponent))
+    return terms
+
+
+def _sizes(hyper: np.ndarray) -> dict[str, float]:
+    return dict(zip(_NAMES, np.exp(hyper).tolist(), strict=True))
+
+
+def _combined(known: _Distances, size: Mapping[str, float], terms: Sequence[_Term]) -> np.ndarray:
+    """Return the covariance [N, N'] that `terms` add up to, over the rungs."""
+    smooth = _OFFSET**2 + sum((term.value for term in terms[1:]), start=terms[0].value)
     if not known.several:
-        return smooth, slopes
-    kept = np.exp(-size["decay"] * known.steps)
+        return smooth
+    kept, own, scale = _rung_factors(known, size)
+    return (smooth * kept + own) * scale + _OFFSET**2 * (known.steps == 0)
+
+
+def _rung_factors(known: _Distances, size: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (what is kept between rungs, what a student has of its own, the rungs' scales), each [N, N']."""
     own = size["own"] ** 2 * known.same * np.exp(-size["own_decay"] * known.steps)
-    scale = size["scale"] ** known.top
+    return np.exp(-size["decay"] * known.steps), own, size["scale"] ** known.top
+
+
+def _covariance(a: Rows, b: Rows, hyper: np.ndarray) -> np.ndarray:
+    known, size = _distances(a, b), _sizes(hyper)
+    return _combined(known, size, _terms(known, size))
+
+
+def _with_slopes(known: _Distances, hyper: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the covariance and its derivative by each hyperparameter."""
+    size = _sizes(hyper)
+    terms = _terms(known, size)
+    kernel = _combined(known, size, terms)
+    slopes = {term.name: 2 * term.value for term in terms}
+    slopes |= {term.length: term.value * term.exponent for term in terms if term.exponent is not None}
+    if not known.several:
+        return kernel, slopes
+    kept, own, scale = _rung_factors(known, size)
+    within = kernel - _OFFSET**2 * (known.steps == 0)
     slopes = {name: slope * kept * scale for name, slope in slopes.items()}
-    slopes["decay"] = -size["decay"] * known.steps * smooth * kept * scale
+    slopes["decay"] = -size["decay"] * known.steps * (within - own * scale)
     slopes["own"] = 2 * own * scale
     slopes["own_decay"] = -size["own_decay"] * known.steps * own * scale
-    kernel = (smooth * kept + own) * scale
-    slopes["scale"] = known.top * kernel
-    return kernel + _OFFSET**2 * (known.steps == 0), slopes
+    slopes["scale"] = known.top * within
+    return kernel, slopes
 
 
 def _prior_variance(rows: Rows, hyper: np.ndarray) -> np.ndarray:
-    size = dict(zip(_NAMES, np.exp(hyper), strict=True))
+    size = _sizes(hyper)
     variance = np.full(len(rows), _OFFSET**2 + size["interaction"] ** 2)
     variance += size["additive"] ** 2 * np.einsum("ij,ij->i", rows.levels, rows.levels)
     if rows.costs.shape[1]:

@@ -26,22 +26,26 @@ from kdnas.samplers._hvi_model import Features, Outlook, undominated
 _DRAWS = 700
 _VARIATIONS = 500
 _ROUNDS = 3
+"""Of looking at the neighbours of the leaders."""
 _LEADERS = 6
-_STARTUP = 4
 _DESIGN_JITTER = 0.1
 """Of a design's cost quantiles."""
 
 
 @SAMPLERS.register
-def hvi(
-    context: SamplerContext, *, startup_trials: Annotated[int, Field(ge=1)] | None = None
-) -> optuna.samplers.BaseSampler:
+def hvi(context: SamplerContext, *, startup_trials: Annotated[int, Field(ge=1)] = 4) -> optuna.samplers.BaseSampler:
     """Model-based hypervolume improvement: fewest trainings; cheap costs known exactly, lower rungs learnt from."""
-    return HypervolumeImprovement(context, startup_trials or _STARTUP)
+    return HypervolumeImprovement(context, startup_trials)
 
 
 class HypervolumeImprovement(optuna.samplers.BaseSampler):
-    """Proposes the student that is expected to add most hypervolume."""
+    """Proposes the student that is expected to add most hypervolume at the highest rung.
+
+    The first `startup_trials` are spread over the quantiles of the cheap costs, each unlike those before it. After them
+    a Gaussian process models every objective that is not cheap (`_hvi_process`) and every bound that was ever missed,
+    failing included (`_hvi_model`). Candidates are random students, variations of the front, and then, again and again,
+    the neighbours of the most promising. A proposal is a function of the seed and the history alone.
+    """
 
     reads_fidelities = True
     """Lower rungs are kept apart in the history that it is shown."""

@@ -20,7 +20,7 @@ def _gp(seed: int) -> optuna.samplers.BaseSampler:
 
 RACERS = (
     Racer("hvi", "kdnas hvi", 60, 20, member="hvi", enough=0.999),
-    Racer("hvi_rungs", "kdnas hvi, two fidelities", 24, 20, member="hvi", rule="rank", enough=0.999),
+    Racer("hvi_rungs", "kdnas hvi, two fidelities", 20, 20, member="hvi", rule="rank", enough=0.999),
     Racer("random", "random", 400, 20, member="random"),
     Racer("tpe", "Optuna TPE", 400, 20, raw=_tpe),
     Racer("nsga2", "Optuna NSGA-II", 400, 20, raw=_nsga2),
@@ -29,9 +29,9 @@ RACERS = (
     Racer("nni_evolution", "NNI Evolution", 200, 5, member="nni", options={"tuner": "Evolution"}),
     Racer("kdnas_nsga2", "kdnas nsga2 (no repeats)", 400, 5, member="nsga2"),
     Racer("kdnas_tpe", "kdnas tpe (no repeats)", 300, 5, member="tpe"),
-    Racer("hvi_model", "kdnas hvi, promoted by its own model", 24, 10, member="hvi", rule="model", enough=0.999),
-    Racer("hvi_moasha", "kdnas hvi, promoted by MO-ASHA", 24, 5, member="hvi", rule="moasha"),
-    Racer("hvi_halving", "kdnas hvi, plain halving", 24, 5, member="hvi", rule="halving"),
+    Racer("hvi_model", "kdnas hvi, promoted by its own model", 20, 10, member="hvi", rule="model", enough=0.999),
+    Racer("hvi_moasha", "kdnas hvi, promoted by MO-ASHA", 20, 5, member="hvi", rule="moasha"),
+    Racer("hvi_halving", "kdnas hvi, plain halving", 20, 5, member="hvi", rule="halving"),
 )
 BY_NAME = {racer.name: racer for racer in RACERS}
 SLOW = ("gp", "nni_tpe", "nni_evolution", "kdnas_tpe", "hvi_model", "hvi_moasha", "hvi_halving")

@@ -1,6 +1,6 @@
 """Race kdnas's samplers against Optuna's and NNI's on published tables; see README.md.
 
-python studies/search_efficiency/run.py [--quick] [--workers N] [--data FOLDER] [--runs FOLDER] [--results FOLDER]
+Run from the repository: python studies/search_efficiency/run.py [--quick] [--workers N] [--seeds N] [--only NAMES] ...
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ def main() -> None:
     runs = arguments.runs / "quick" if arguments.quick else arguments.runs
     results = arguments.results or (runs / "results" if arguments.quick else HERE / "results")
     racers = [racer for racer in RACERS if not arguments.only or racer.name in arguments.only.split(",")]
+    if arguments.seeds:
+        racers = [dataclasses.replace(racer, seeds=min(racer.seeds, arguments.seeds)) for racer in racers]
     if arguments.quick:
         racers = [dataclasses.replace(r, units=min(r.units, 40), seeds=2) for r in racers if r.name not in SLOW]
     tables = load_tables(arguments.data / "tabular")
@@ -53,6 +55,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="two seeds, 40 units, without the slow samplers")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--only", help="names of racers, with commas between")
+    parser.add_argument("--seeds", type=int, help="at most so many seeds")
     data = Path(os.environ.get("KDNAS_DATA", HERE.parents[2] / "shared" / "data"))
     parser.add_argument("--data", type=Path, default=data, help="the data root, which holds tabular/")
     parser.add_argument("--runs", type=Path, default=Path("runs/search_efficiency"), help="one file a race; resumes")

@@ -78,10 +78,13 @@ def _markdown(tables: Sequence[Table], racers: Sequence[Racer], curves: Curves) 
         lines += ["|---|---|---|---|---|---|---|"]
         for racer, found in raced:
             low, middle, high = quartiles([units_to(curve, GOAL) for curve in found])
-            after = [quartiles([ratio_after(curve, units) for curve in found])[1] for units in (16, 24)]
+            after = [
+                f"{quartiles([ratio_after(curve, units) for curve in found])[1]:.3f}" if units <= racer.units else ""
+                for units in (16, 24)
+            ]
             cells = [racer.title, str(len(found)), f"{_shown(middle)} ({_shown(low)} to {_shown(high)})"]
             cells += [_times(middle, racer, medians.get(name)) for name in ("hvi", "hvi_rungs")]
-            lines += ["| " + " | ".join([*cells, *(f"{value:.3f}" for value in after)]) + " |"]
+            lines += ["| " + " | ".join([*cells, *after]) + " |"]
         lines += [""]
     return "\n".join(lines)
 

@@ -105,7 +105,7 @@ def _macro(path: Path) -> Table:
     keys = sorted(entries)
     return Table(
         "macro_macs",
-        "NAS-Bench-Macro, CIFAR-10: accuracy and MACs",
+        "NAS-Bench-Macro, CIFAR-10: MACs",
         SearchSpace("macro", "table", tuple(Choice(f"layer{i}", operators) for i in range(1, 9))),
         {tuple(operators[int(digit)] for digit in key): row for row, key in enumerate(keys)},
         np.array([entries[key]["test_acc"][0] for key in keys]) / 100,
@@ -132,7 +132,7 @@ def _nb201(path: Path) -> list[Table]:
     return [
         Table(
             f"nb201_{name}",
-            f"NAS-Bench-201, CIFAR-100: accuracy and latency on {device}",
+            f"NAS-Bench-201, CIFAR-100: latency, {device}",
             space,
             {cell: row for row, cell in enumerate(cells)},
             column("cifar100_test_accuracy_200_epochs_percent") / 100,
@@ -156,7 +156,7 @@ def _kd_depth(path: Path) -> Table:
     macs, params = zip(*(_resnet_costs(depth) for depth in depths), strict=True)
     return Table(
         "kd_depth_macs",
-        "ResNet depths trained with KD, CIFAR-100: accuracy and MACs",
+        "ResNet depths with KD, CIFAR-100: MACs",
         SearchSpace("kd_depth", "table", tuple(Choice(f"stage{i}.depth", (1, 3, 5, 7)) for i in (1, 2, 3))),
         {depth: row for row, depth in enumerate(depths)},
         np.array([float(entry["top1_kd_percent"]) for entry in entries]) / 100,

@@ -24,7 +24,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def run(written, tmp_path, monkeypatch):
-    monkeypatch.setattr("kdnas.study.audit._start_executor", lambda opened: InProcess(opened.workplan))
+    monkeypatch.setattr("kdnas.study.audit.start_executor", lambda opened, observe: InProcess(opened.workplan))
     monkeypatch.setenv("COLUMNS", "80")
     return audited_run.copy_run(written, tmp_path)
 
@@ -82,7 +82,7 @@ def test_an_audit_in_which_everything_fails_is_a_failure(run, capsys, monkeypatc
             self._broken = [key]
             super().submit(key, job)
 
-    monkeypatch.setattr("kdnas.study.audit._start_executor", lambda opened: Broken(opened.workplan))
+    monkeypatch.setattr("kdnas.study.audit.start_executor", lambda opened, observe: Broken(opened.workplan))
     assert command(run, "--students", "6", "--seeds", "1") == 1
     out, err = capsys.readouterr()
     assert "failed: broke" in out
@@ -90,7 +90,8 @@ def test_an_audit_in_which_everything_fails_is_a_failure(run, capsys, monkeypatc
 
 
 def test_an_interrupted_audit_says_how_to_go_on(run, capsys, monkeypatch):
-    monkeypatch.setattr("kdnas.study.audit._start_executor", lambda opened: InProcess(opened.workplan, stop_after=9))
+    stopping = lambda opened, observe: InProcess(opened.workplan, stop_after=9)  # noqa: E731
+    monkeypatch.setattr("kdnas.study.audit.start_executor", stopping)
     assert command(run, "--students", "12") == 130
     assert "interrupted; the same command continues" in capsys.readouterr().err
     assert len(load_run(run.folder).audit.trainings) == 9

@@ -76,9 +76,9 @@ def test_every_figure_marks_the_teacher(full, document):
     data = data_of(document)
     assert set(data) == {
         "accuracy-macs", "accuracy-latency_ms", "accuracy-params", "parallel", "hypervolume-trials", "hypervolume-time",
-        "importance",
+        "importance", "time",
     }  # fmt: skip
-    for name in set(data) - {"importance"}:
+    for name in set(data) - {"importance", "time"}:
         assert any(str(trace.get("name", "")).startswith("teacher") for trace in data[name]["data"]), name
     assert "teacher (98.61 %) takes no part" in document
 

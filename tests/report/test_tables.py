@@ -20,8 +20,8 @@ def test_columns_stand_in_the_agreed_order():
     trials, best = trials_table(run), front_table(run)
     assert list(trials.columns[:9]) == [*FIRST, "latency_ms"]
     assert list(best.columns[:12]) == [*FIRST, "latency_ms", "latency_ms_spread", "test_accuracy", "test_accuracy_ci95"]
-    assert trials.columns[-1] == best.columns[-2] == "arch"
-    assert best.columns[-1] == "indistinguishable_from"
+    assert trials.columns[-1] == best.columns[-1] == "arch"
+    assert "indistinguishable_from" in best.columns
     assert "training.learning_rate" in trials.columns
 
 

@@ -26,10 +26,10 @@ from kdnas.samplers._hvi_process import (
     _NAMES,
     Process,
     Rows,
-    _assembled,
     _covariance,
     _distances,
     _prior_variance,
+    _with_slopes,
     fit_hyper,
 )
 
@@ -331,10 +331,10 @@ def test_the_covariance_is_positive_and_its_prior_variance_is_its_diagonal(rungs
 @pytest.mark.parametrize("rungs", [1, 3])
 def test_the_slope_of_each_hyperparameter_is_that_of_the_covariance(rungs):
     known = _distances(rows_of(12, rungs), rows_of(12, rungs))
-    _, slopes = _assembled(known, _MEAN)
+    _, slopes = _with_slopes(known, _MEAN)
     for name, slope in slopes.items():
         step = np.where(np.array(_NAMES) == name, 1e-5, 0.0)
-        numeric = (_assembled(known, _MEAN + step)[0] - _assembled(known, _MEAN - step)[0]) / 2e-5
+        numeric = (_with_slopes(known, _MEAN + step)[0] - _with_slopes(known, _MEAN - step)[0]) / 2e-5
         assert np.allclose(slope, numeric, atol=1e-6), name
 
 

@@ -9,6 +9,7 @@ import itertools
 import os
 from collections import Counter, deque
 from pathlib import Path
+from unittest import mock
 
 import optuna
 import pytest
@@ -126,12 +127,12 @@ def search(study, folder, *overrides, observe=lambda event: None, workers=1, fai
         searching = Search(opened, observe)
         executors = []
 
-        def start():
+        def start(opened, observe):
             executors.append(InProcess(opened.workplan, workers, fails))
             return executors[-1]
 
-        searching._start_executor = start
-        run = searching.run()
+        with mock.patch("kdnas.study.runner.start_executor", start):
+            run = searching.run()
         search.answered = [job for executor in executors for job in executor.answered]
         return run
 
