@@ -239,7 +239,7 @@ distillation:
 #   distillation.losses.0.temperature: {{low: 1.0, high: 8.0}}
 
 # --- The search.
-sampler: auto  # by budget; kdnas list samplers
+sampler: auto  # by budget and objectives; kdnas list samplers
 executor:
   type: local  # workers: one a core, or one a GPU, unless stated
   per_device: 1  # students trained at once on a GPU; auto measures how many pay

@@ -258,7 +258,7 @@ def _sizes(hyper: np.ndarray) -> dict[str, float]:
 
 def _combined(known: _Distances, size: Mapping[str, float], terms: Sequence[_Term]) -> np.ndarray:
     """Return the covariance [N, N'] that `terms` add up to, over the rungs."""
-    smooth = _OFFSET**2 + sum((term.value for term in terms[1:]), start=terms[0].value)
+    smooth = sum((term.value for term in terms[1:]), start=_OFFSET**2 + terms[0].value)
     if not known.several:
         return smooth
     kept, own, scale = _rung_factors(known, size)
