@@ -8,7 +8,7 @@ from kdnas.core.task import ImageTask
 from kdnas.errors import ConfigError
 from kdnas.students import STUDENTS
 from kdnas.study.space_size import random_prices, space_size
-from kdnas.study.spaces import arch_of, load_space, space_names
+from kdnas.study.spaces import arch_of, family_of, load_space, read_space, space_names
 
 GOOD = """\
 family: resnet
@@ -114,7 +114,7 @@ def edit(old: str, new: str) -> str:
 
 BAD = [
     (edit("family: resnet", "family: resnett"), 1, "family", "no student family is called 'resnett'"),
-    (edit("family: resnet\n", ""), 1, "family", "is required"),
+    (edit("family: resnet", "family: [resnet]"), 1, "family", "must be text"),
     (GOOD + "choice: {}\n", 18, "choice", "unknown key; did you mean 'choices'?"),
     ("name: a b\n" + GOOD, 1, "name", "'a b' is no name"),
     (edit("description: A space\n  on two lines.", "description: [1]"), 2, "description", "must be text"),
@@ -220,3 +220,16 @@ def test_the_estimate_agrees_with_the_exact_count():
     assert estimate.sampled == 400
     assert estimate.active == exact.active
     assert estimate.networks == pytest.approx(exact.networks, rel=0.15)
+
+
+def test_a_space_without_a_family_is_one_for_tables_and_functions(tmp_path):
+    path = tmp_path / "plain.yaml"
+    path.write_text(
+        "choices: {depth: [0, 1, 2], width: [8, 16]}\nconditions:\n  - {choice: width, when: depth, in: [1, 2]}\n"
+    )
+    space = read_space(path)
+    assert family_of(space) is None
+    assert space.count() == 5
+    arch = arch_of(space, {"depth": 0, "width": 16}, None)
+    assert (arch.family, arch.choices) == ("plain", {"depth": 0})
+    assert arch == arch_of(space, {"depth": 0, "width": 8}, None)
