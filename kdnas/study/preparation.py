@@ -104,9 +104,10 @@ def _new_lock(study: LoadedStudy, evaluator: Evaluator, device: str) -> dict[str
         seed = derive_seed(config.seed, "feasibility")
         return sample_prices(study.space, evaluator.arch, evaluator.price, constraints=config.bounds, seed=seed)
 
-    priced()  # refuses what no student can meet before anything is measured
+    sample = priced()  # refuses what no student can meet before anything is measured
     facts = evaluator.facts()
-    sample = priced()  # a latency table prices now too
+    if evaluator.price(sample[0].arch).keys() != sample[0].costs.keys():
+        sample = priced()  # a latency table prices now too
     _check_measured(study, evaluator, sample)
     costs = [name for name in config.objectives if name != "accuracy"]
     teacher = facts["teacher"]["values"] if facts["teacher"] else {}

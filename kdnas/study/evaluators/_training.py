@@ -8,7 +8,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -86,6 +85,7 @@ class TrainingEvaluator(Evaluator):
             on_fill=lambda view, part, parts: self.say(_filling(view, part, parts)),
         )
         self._training_set: tuple[float, Batches] | None = None
+        self._know(context.calibrations)
 
     @abstractmethod
     def train(self, module: nn.Module, job: Job, on_epoch: Callable[[EpochRecord], None]) -> Trained:
@@ -128,9 +128,10 @@ class TrainingEvaluator(Evaluator):
         """Return the closed-form costs of `arch`, and those that the run's latency table prices."""
         return self.bench.price(arch) | self._table_prices(arch)
 
-    @cached_property
-    def _table_prices(self) -> TablePrices:
-        return TablePrices(self.calibrations, self.bench.family, self.bench.data.task)
+    def _know(self, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
+        """Measure and price by `calibrations` from now on."""
+        self.calibrations = calibrations
+        self._table_prices = TablePrices(calibrations, self.bench.family, self.bench.data.task)
 
     def facts(self) -> dict[str, Any]:
         """Calibrate the measured costs and measure the teacher. Raises TeacherError."""
@@ -138,8 +139,8 @@ class TrainingEvaluator(Evaluator):
         self.context.say("measuring the teacher")
         config, space = self.context.config, self.context.space
         calibrated = {name: cost.calibrate(bench.data.task) for name, cost in bench.measured_costs.items()}
-        self.calibrations = learn_tables(
-            bench.costs, space, bench.data.task, calibrated, seed=config.seed, say=self.context.say
+        self._know(
+            learn_tables(bench.costs, space, bench.data.task, calibrated, seed=config.seed, say=self.context.say)
         )
         teacher = report_teacher(
             bench.teacher,
