@@ -12,11 +12,11 @@ def non_dominated(values: np.ndarray) -> np.ndarray:
     """
     values = np.asarray(values, dtype=float)
     mask = np.zeros(len(values), dtype=bool)
-    for i, row in enumerate(values):
-        at_most = np.all(values <= row, axis=1)
-        better = at_most & np.any(values < row, axis=1)
-        twin_before = np.any(np.all(values[:i] == row, axis=1))
-        mask[i] = not better.any() and not twin_before
+    # In this order nothing is dominated by, or a twin of, what stands after it.
+    order = np.lexsort(values.T[::-1]) if len(values) else np.empty(0, dtype=int)
+    while len(order):
+        mask[order[0]] = True
+        order = order[np.any(values[order] < values[order[0]], axis=1)]
     return mask
 
 

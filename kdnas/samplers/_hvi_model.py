@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import log_ndtr, ndtr
 
 from kdnas.core.improvement import FreeBoxes, Shortfall, expected_improvement, free_boxes
+from kdnas.core.pareto import non_dominated
 from kdnas.samplers._hvi_encoding import Encoding
 from kdnas.samplers._hvi_history import History
 from kdnas.samplers._hvi_process import Process, Rows
@@ -118,7 +119,7 @@ class Outlook:
             front.append(self.predicted(history.codes[hoped]))
         points = np.concatenate(front)
         points = points[np.all(points < self._reference, axis=1)]
-        points = points[undominated(points)]
+        points = points[non_dominated(points)]
         return free_boxes(_thinned(points, _FRONT_LIMIT.get(len(self._reference), 15)), self._reference)
 
     def _price(self, codes: np.ndarray, known: tuple[str, float]) -> np.ndarray:
@@ -211,19 +212,6 @@ def _shortfall(process: Process, rows: Rows, rung: int) -> Shortfall:
         return room * ndtr(z) - np.exp(mean + 0.5 * spread**2 + log_ndtr(z - spread))
 
     return lognormal
-
-
-def undominated(values: np.ndarray) -> np.ndarray:
-    """Return the indices of the rows of `values` [N, M] that no other row dominates, in a time that N bounds linearly.
-
-    Of equal rows the first stays. What `kdnas.core.pareto.non_dominated` says, quicker where few rows of many remain.
-    """
-    order = np.lexsort((np.arange(len(values)), values.sum(axis=1)))
-    kept = []
-    while len(order):
-        kept.append(order[0])
-        order = order[np.any(values[order] < values[order[0]], axis=1)]
-    return np.sort(np.array(kept, dtype=int))
 
 
 def _thinned(front: np.ndarray, limit: int) -> np.ndarray:

@@ -17,11 +17,12 @@ from optuna.trial import FrozenTrial
 from pydantic import Field
 
 from kdnas.core.objective import minimised
+from kdnas.core.pareto import non_dominated
 from kdnas.samplers import SAMPLERS, SamplerContext
 from kdnas.samplers._hvi_candidates import draws, neighbours, variations
 from kdnas.samplers._hvi_encoding import Encoding
 from kdnas.samplers._hvi_history import History, read_history
-from kdnas.samplers._hvi_model import Features, Outlook, undominated
+from kdnas.samplers._hvi_model import Features, Outlook
 
 _DRAWS = 700
 _VARIATIONS = 500
@@ -159,7 +160,7 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
         fronts = []
         for rung in range(self._rungs):
             here = np.flatnonzero(history.eligible & (history.rung == rung))
-            fronts.append(here[undominated(history.values[here])])
+            fronts.append(here[non_dominated(history.values[here])])
         return history.codes[np.concatenate(fronts)]
 
 

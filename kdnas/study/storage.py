@@ -210,8 +210,7 @@ class Record:
     @_on_disk
     def add_audit_training(self, training: AuditTraining) -> None:
         """Write one training of an audit."""
-        seen = f"{training.fidelity.epochs}x{training.fidelity.data_fraction:g}"
-        key = f"audit:{training.number}:{training.seed}:{seen}:{training.loss}"
+        key = f"audit:{training.number}:{training.seed}:{_spelled(training.fidelity)}:{training.loss}"
         self.study.set_user_attr(key, dataclasses.asdict(training))
 
     @_on_disk
@@ -276,7 +275,11 @@ class Record:
 
 
 def _failed_key(number: int, seed: int, fidelity: Fidelity) -> str:
-    return f"failed:{number}:{seed}:{fidelity.epochs}x{fidelity.data_fraction:g}"
+    return f"failed:{number}:{seed}:{_spelled(fidelity)}"
+
+
+def _spelled(fidelity: Fidelity) -> str:
+    return f"{fidelity.epochs}x{fidelity.data_fraction:g}"
 
 
 def _record(trial: FrozenTrial, repeats: list[Repeat], final: Mapping[str, Any]) -> TrialRecord:

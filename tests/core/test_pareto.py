@@ -16,6 +16,16 @@ def test_non_dominated_agrees_with_moocore(objectives, levels):
         assert sorted(map(tuple, ours)) == sorted(map(tuple, theirs))
 
 
+@pytest.mark.parametrize("objectives", [1, 2, 4])
+def test_non_dominated_is_what_its_definition_says_row_by_row(objectives):
+    values = np.random.default_rng(objectives).integers(6, size=(200, objectives)).astype(float)
+    values[:3, 0] = np.inf, -np.inf, np.inf
+    for index, row in enumerate(values):
+        dominated = any(np.all(other <= row) and np.any(other < row) for other in values)
+        twin_before = any(np.array_equal(other, row) for other in values[:index])
+        assert non_dominated(values)[index] == (not dominated and not twin_before)
+
+
 def test_twins_are_listed_once_and_the_first_is_kept():
     assert non_dominated(np.array([[1.0, 2.0], [1.0, 2.0], [2.0, 1.0]])).tolist() == [True, False, True]
 

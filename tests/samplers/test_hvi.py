@@ -15,12 +15,10 @@ from scipy.stats import spearmanr
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.hypervolume import hypervolume
 from kdnas.core.objective import ACCURACY, Quantity
-from kdnas.core.pareto import non_dominated
 from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.samplers import SAMPLERS, SamplerContext
 from kdnas.samplers._hvi_encoding import Encoding
 from kdnas.samplers._hvi_history import read_history
-from kdnas.samplers._hvi_model import undominated
 from kdnas.samplers._hvi_process import (
     _MEAN,
     _NAMES,
@@ -180,12 +178,6 @@ def test_students_that_a_measured_constraint_refuses_are_avoided():
         for params in students
     ]
     assert all(propose(study_of(trials), seed=seed)["s3.depth"] != free for seed in range(3))
-
-
-@pytest.mark.parametrize("objectives", [1, 2, 4])
-def test_the_quick_front_is_the_front(objectives):
-    values = np.random.default_rng(objectives).integers(6, size=(200, objectives)).astype(float)
-    assert np.array_equal(undominated(values), np.flatnonzero(non_dominated(values)))
 
 
 def test_failing_students_are_avoided():
