@@ -24,7 +24,7 @@ KD = LossTerm(type="kd", weight=0.9)
 class Net(nn.Module):
     """Convolutions with the student families' contract."""
 
-    def __init__(self, *widths: int):
+    def __init__(self, *widths: int, dropout: float = 0.0):
         super().__init__()
         channels, stages = 1, []
         for width in widths:
@@ -32,17 +32,18 @@ class Net(nn.Module):
             stages.append(nn.Sequential(*layers))
             channels = width
         self.stages = nn.ModuleList(stages)
+        self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(channels, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         for stage in self.stages:
             images = stage(images)
-        return self.classifier(images.mean(dim=(2, 3)))
+        return self.classifier(self.dropout(images.mean(dim=(2, 3))))
 
 
-def net(*widths: int, seed: int = 0) -> Net:
+def net(*widths: int, seed: int = 0, **options: Any) -> Net:
     torch.manual_seed(seed)
-    return Net(*widths)
+    return Net(*widths, **options)
 
 
 def digits(folder: Path) -> ImageData:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lessons import CPU, Net, batches, net
 from torch import Tensor, nn
 
 from kdnas.core.data import ImageData
@@ -26,43 +27,13 @@ from kdnas.training.evaluation import accuracy
 from kdnas.training.optimizer import build_optimizer, learning_rate
 from kdnas.training.recipe import Augmentation, Distillation, LossTerm, Recipe, Training
 
-CPU = torch.device("cpu")
 EVERY_LOSS = ("kd", "dkd", "cosine", "hint", "attention", "rkd", "similarity")
-
-
-class Net(nn.Module):
-    """A small network with the student families' contract."""
-
-    def __init__(self, *widths: int, dropout: float = 0.0):
-        super().__init__()
-        channels, stages = 1, []
-        for width in widths:
-            layers = nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-            stages.append(nn.Sequential(*layers))
-            channels = width
-        self.stages = nn.ModuleList(stages)
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(channels, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        for stage in self.stages:
-            images = stage(images)
-        return self.classifier(self.dropout(images.mean(dim=(2, 3))))
-
-
-def net(*widths: int, seed: int = 0, **options: Any) -> Net:
-    torch.manual_seed(seed)
-    return Net(*widths, **options)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
     folder = tmp_path_factory.mktemp("digits")
     return DATASETS.build("digits", folder, folder)
-
-
-def batches(data: ImageData, start: int, stop: int) -> Batches:
-    return Batches(data.train, np.arange(start, stop), num_classes=10, device=CPU)
 
 
 @pytest.fixture(scope="module")
