@@ -5,6 +5,8 @@ H and W are an input's height and width; a stride s maps H to ceil(H / s).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 
@@ -53,3 +55,23 @@ class Operator(NamedTuple):
         dense = self.in_channels * self.out_channels
         factor = {"conv": self.kernel * self.kernel, "gate": 2, "classifier": 1}.get(self.kind, 0)
         return dense * factor // self.groups
+
+
+@dataclass(frozen=True, eq=False)
+class OperatorGroup:
+    """Operators in a row that a student family made once, for all archs that have them.
+
+    Equal to itself alone, so that what is known of a group is found by identity, in no time.
+    """
+
+    operators: tuple[Operator, ...]
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulates of all of them."""
+        return sum(operator.macs for operator in self.operators)
+
+    @cached_property
+    def params(self) -> int:
+        """Trainable parameters of all of them."""
+        return sum(operator.params for operator in self.operators)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.measurement import Price
-from kdnas.core.operator import Operator
+from kdnas.core.operator import Operator, OperatorGroup
 from kdnas.core.space import SearchSpace
 from kdnas.core.task import ImageTask
 from kdnas.errors import ConfigError, Problem
@@ -33,12 +34,17 @@ class StudentFamily(ABC):
         """
 
     @abstractmethod
-    def price(self, arch: Arch, task: ImageTask) -> Price:
-        """Return the closed-form MACs and parameters of `arch`, equal to fvcore's conv, linear and matmul counts."""
+    def groups(self, arch: Arch, task: ImageTask) -> Sequence[OperatorGroup]:
+        """Return what a forward pass of `arch` consists of, in groups: what recurs among archs is the same object."""
 
-    @abstractmethod
     def operators(self, arch: Arch, task: ImageTask) -> tuple[Operator, ...]:
         """Return what a forward pass of `arch` consists of; a latency table adds up its operators' times."""
+        return tuple(itertools.chain.from_iterable([group.operators for group in self.groups(arch, task)]))
+
+    def price(self, arch: Arch, task: ImageTask) -> Price:
+        """Return the closed-form MACs and parameters of `arch`, equal to fvcore's conv, linear and matmul counts."""
+        groups = self.groups(arch, task)
+        return Price(macs=sum([group.macs for group in groups]), params=sum([group.params for group in groups]))
 
     @abstractmethod
     def build(self, arch: Arch, task: ImageTask) -> nn.Module:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import nn
 
 from kdnas.core.arch import Arch, Scalar, normalise_scalar
-from kdnas.core.measurement import Price
-from kdnas.core.operator import Operator
+from kdnas.core.operator import Operator, OperatorGroup
 from kdnas.core.task import ImageTask
 from kdnas.errors import ConfigError, Problem
 from kdnas.nn import blocks
@@ -141,14 +139,9 @@ class StagedFamily(StudentFamily):
             num_classes=task.num_classes,
         )
 
-    def price(self, arch: Arch, task: ImageTask) -> Price:
-        """Return the closed-form MACs and parameters of `arch`, equal to fvcore's conv, linear and matmul counts."""
-        pieces = _pieces(type(self), arch, task)
-        return Price(macs=sum([piece.macs for piece in pieces]), params=sum([piece.params for piece in pieces]))
-
-    def operators(self, arch: Arch, task: ImageTask) -> tuple[Operator, ...]:
-        """Return the operators of `arch`, from the stem to the classifier."""
-        return tuple(itertools.chain.from_iterable([piece.operators for piece in _pieces(type(self), arch, task)]))
+    def groups(self, arch: Arch, task: ImageTask) -> Sequence[OperatorGroup]:
+        """Return stem, stages, and head with classifier."""
+        return _pieces(type(self), arch, task)
 
     def build(self, arch: Arch, task: ImageTask) -> nn.Module:
         """Return the student, freshly initialised from torch's global generator."""
@@ -305,20 +298,13 @@ def _spelled_stage(
     return _Spelled(stage.width, tuple(items.items()))
 
 
-class _Piece(NamedTuple):
-    """The operators of a part of a network with their sums, and the shape that comes out."""
+@dataclass(frozen=True, eq=False)
+class _Piece(OperatorGroup):
+    """A part of a network, and the shape that comes out."""
 
-    operators: tuple[Operator, ...]
-    macs: int
-    params: int
     channels: int
     height: int
     width: int
-
-
-def _piece(operators: Sequence[Operator], channels: int, height: int, width: int) -> _Piece:
-    macs, params = sum(operator.macs for operator in operators), sum(operator.params for operator in operators)
-    return _Piece(tuple(operators), macs, params, channels, height, width)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -341,7 +327,7 @@ def _pieces(family: type[StagedFamily], arch: Arch, task: ImageTask) -> list[_Pi
 @functools.lru_cache(maxsize=1024)
 def _stem(channels: int, height: int, width: int, stem_width: int, stem_stride: int) -> _Piece:
     (stem,) = chain([(channels, stem_width, 3, stem_stride, 1)], height, width)
-    return _piece([stem], stem_width, stem.out_height, stem.out_width)
+    return _Piece((stem,), stem_width, stem.out_height, stem.out_width)
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -354,7 +340,7 @@ def _stage_piece(
     for block in family.blocks(in_channels, Stage(depth, channels, stride or default_stride(index), tuple(extras))):
         operators += family.block_operators(block, height, width)
         height, width = -(-height // block.stride), -(-width // block.stride)
-    return _piece(operators, channels, height, width)
+    return _Piece(tuple(operators), channels, height, width)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -362,7 +348,7 @@ def _ending(channels: int, height: int, width: int, head_width: int, classes: in
     """Return the head (`head_width` 0: none) with the classifier."""
     head = chain([(channels, head_width, 1, 1, 1)], height, width) if head_width else ()
     classifier = Operator("classifier", head_width or channels, classes, height, width)
-    return _piece([*head, classifier], classes, 1, 1)
+    return _Piece((*head, classifier), classes, 1, 1)
 
 
 def _literal(plan: StudentPlan) -> str:

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdnas.core.arch import Arch
-from kdnas.core.operator import Operator
+from kdnas.core.operator import Operator, OperatorGroup
 from kdnas.core.rank import kendall_tau
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
@@ -58,9 +58,17 @@ class LatencyTable:
         """Return the latency in ms of a student that consists of `operators`."""
         return self.constant_ms + sum(map(self._entries.__getitem__, operators))
 
+    def price_groups(self, groups: Iterable[OperatorGroup]) -> float:
+        """Return the same of operators in groups; microseconds."""
+        return self.constant_ms + sum(map(self._sums.__getitem__, groups))
+
     @functools.cached_property
     def _entries(self) -> _Entries:
         return _Entries(self.weights_ms)
+
+    @functools.cached_property
+    def _sums(self) -> _Sums:
+        return _Sums(self._entries)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plain form, for a lock file."""
@@ -91,6 +99,18 @@ class _Entries(dict[Operator, float]):
         wanted = _sort(operator).split()
         alike = {sort: sum(map(str.__eq__, sort.split(), wanted)) for sort in sorted(self._weights_ms)}
         return self._weights_ms[max(alike, key=lambda sort: alike[sort])]
+
+
+class _Sums(dict[OperatorGroup, float]):
+    """The milliseconds of each group of operators met so far."""
+
+    def __init__(self, entries: _Entries):
+        super().__init__()
+        self._entries = entries
+
+    def __missing__(self, group: OperatorGroup) -> float:
+        self[group] = sum(map(self._entries.__getitem__, group.operators))
+        return self[group]
 
 
 @dataclass(frozen=True)
@@ -233,8 +253,8 @@ class TablePrices:
         """Return the tables' prices of `arch`; microseconds."""
         if not self._tables:
             return {}
-        operators = self._family.operators(arch, self._task)
-        return {name: table.price(operators) for name, table in self._tables.items()}
+        groups = self._family.groups(arch, self._task)
+        return {name: table.price_groups(groups) for name, table in self._tables.items()}
 
 
 def _pool(space: SearchSpace, family: StudentFamily, least: int, seed: int) -> list[Arch]:

@@ -1,6 +1,6 @@
 /* Batch norm in training mode, with the residual sum and the ReLU that follow it, on channels-last rows.
  *
- * x, skip, y, g (the gradient of y), dx and dskip are n rows of c numbers, float32 or bfloat16; statistics are float32.
+ * x, skip, y, g and twin (gradients of y), dx and dskip are n rows of c numbers, float32 or bfloat16; statistics are float32.
  * Each function reads its rows twice, once for the statistics and once for the result, and writes them once.
  * Short rows are joined into wide ones, so that the inner loops are long enough to be vectorised.
  *
@@ -119,10 +119,36 @@ int NAME(forward)(const ELEMENT *restrict x, const ELEMENT *restrict skip, ELEME
     return 1;
 }
 
-/* The gradients of `forward`: dx, dweight [c], dbias [c], and dskip where it is not null. */
-int NAME(backward)(const ELEMENT *restrict g, const ELEMENT *restrict x, const ELEMENT *restrict y,
-                   ELEMENT *restrict dx, ELEMENT *restrict dskip, long n, long c, const float *weight,
-                   const float *mean, const float *rstd, int relu, float *dweight, float *dbias) {
+/* The gradient of x's normalised sum: that of y, which is g + twin (where there is one), and 0 where y (null: nowhere) is cut off. */
+#define GRADIENT(i) (!y || LOAD(y[i]) > floor ? (twin ? LOAD(g[i]) + LOAD(twin[i]) : LOAD(g[i])) : 0)
+
+/* Add a row's gradients to sa, and their products with x - centre to sb; keep them in `dskip` where it is not null.
+ * Inlined with null or not null known, so that no loop asks. */
+static inline __attribute__((always_inline)) void NAME(sum_row)(
+    const ELEMENT *restrict g, const ELEMENT *restrict twin, const ELEMENT *restrict x, const ELEMENT *restrict y,
+    ELEMENT *restrict dskip, const float *restrict centre, float floor, long count, float *restrict sa,
+    float *restrict sb) {
+    for (long i = 0; i < count; i++) {
+        float d = GRADIENT(i);
+        sa[i] += d;
+        sb[i] += d * (LOAD(x[i]) - centre[i]);
+        if (dskip) dskip[i] = STORE(d);
+    }
+}
+
+/* Write a row of dx. */
+static inline __attribute__((always_inline)) void NAME(finish_row)(
+    const ELEMENT *restrict g, const ELEMENT *restrict twin, const ELEMENT *restrict x, const ELEMENT *restrict y,
+    float floor, ELEMENT *restrict dx, const float *restrict scale, const float *restrict slope,
+    const float *restrict shift, long count) {
+    for (long i = 0; i < count; i++) dx[i] = STORE(GRADIENT(i) * scale[i] + LOAD(x[i]) * slope[i] + shift[i]);
+}
+
+/* The gradients of `forward`: dx, dweight [c], dbias [c], and dskip where it is not null. The gradient of y is
+ * g + twin, twin being null where y was used once. */
+int NAME(backward)(const ELEMENT *restrict g, const ELEMENT *restrict twin, const ELEMENT *restrict x,
+                   const ELEMENT *restrict y, ELEMENT *restrict dx, ELEMENT *restrict dskip, long n, long c,
+                   const float *weight, const float *mean, const float *rstd, int relu, float *dweight, float *dbias) {
     long joined = c < WIDE ? WIDE / c : 1, width = joined * c, rows = n / joined, rest = (n - rows * joined) * c;
     char *memory = malloc(width * (6 * sizeof(float) + 2 * sizeof(double)) + 2 * c * sizeof(double));
     if (!memory) return 0;
@@ -136,16 +162,15 @@ int NAME(backward)(const ELEMENT *restrict g, const ELEMENT *restrict x, const E
         long end = row + BLOCK < rows ? row + BLOCK : rows + 1;
         memset(sa, 0, 2 * width * sizeof(float));
         for (long r = row; r < end; r++) {
-            long count = r < rows ? width : rest;
-            const ELEMENT *restrict p = x + r * width, *restrict q = y + r * width, *restrict h = g + r * width;
-            ELEMENT *restrict o = dskip + (dskip ? r * width : 0);
-            for (long i = 0; i < count; i++) {
-                float d = LOAD(q[i]) > floor ? LOAD(h[i]) : 0;
-                sa[i] += d;
-                sb[i] += d * (LOAD(p[i]) - centre[i]);
-            }
-            if (dskip)
-                for (long i = 0; i < count; i++) o[i] = LOAD(q[i]) > floor ? h[i] : 0;
+            long count = r < rows ? width : rest, at = r * width;
+            if (twin && dskip)
+                NAME(sum_row)(g + at, twin + at, x + at, y + at, dskip + at, centre, floor, count, sa, sb);
+            else if (dskip)
+                NAME(sum_row)(g + at, 0, x + at, y + at, dskip + at, centre, floor, count, sa, sb);
+            else if (twin)
+                NAME(sum_row)(g + at, twin + at, x + at, y + at, 0, centre, floor, count, sa, sb);
+            else
+                NAME(sum_row)(g + at, 0, x + at, y + at, 0, centre, floor, count, sa, sb);
         }
         for (long i = 0; i < width; i++) pa[i] += sa[i], pb[i] += sb[i];
         if (end > rows) break;
@@ -161,13 +186,13 @@ int NAME(backward)(const ELEMENT *restrict g, const ELEMENT *restrict x, const E
         shift[i] = (float)(-(double)scale[i] * a[k] / n - (double)slope[i] * mean[k]);
     }
     for (long r = 0; r <= rows; r++) {
-        long count = r < rows ? width : rest;
-        const ELEMENT *restrict p = x + r * width, *restrict q = y + r * width, *restrict h = g + r * width;
-        ELEMENT *restrict o = dx + r * width;
-        for (long i = 0; i < count; i++) {
-            float d = LOAD(q[i]) > floor ? LOAD(h[i]) : 0;
-            o[i] = STORE(d * scale[i] + LOAD(p[i]) * slope[i] + shift[i]);
-        }
+        long count = r < rows ? width : rest, at = r * width;
+        if (dskip)
+            NAME(finish_row)(dskip + at, 0, x + at, 0, floor, dx + at, scale, slope, shift, count);
+        else if (twin)
+            NAME(finish_row)(g + at, twin + at, x + at, y + at, floor, dx + at, scale, slope, shift, count);
+        else
+            NAME(finish_row)(g + at, 0, x + at, y + at, floor, dx + at, scale, slope, shift, count);
     }
     free(memory);
     return 1;

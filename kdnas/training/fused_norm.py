@@ -84,19 +84,23 @@ def library() -> ctypes.CDLL | None:
     for name in _NAMES.values():
         arguments = [pointer] * 3 + [number] * 2 + [pointer] * 4 + [ctypes.c_float] * 2 + [ctypes.c_int] + [pointer] * 2
         getattr(loaded, f"forward_{name}").argtypes = arguments
-        arguments = [pointer] * 5 + [number] * 2 + [pointer] * 3 + [ctypes.c_int] + [pointer] * 2
+        arguments = [pointer] * 6 + [number] * 2 + [pointer] * 3 + [ctypes.c_int] + [pointer] * 2
         getattr(loaded, f"backward_{name}").argtypes = arguments
     return loaded
 
 
 class FusedNorm(torch.autograd.Function):
-    """relu(batch_norm(x) + skip), the ReLU and the skip being optional. Differentiable once."""
+    """relu(batch_norm(x) + skip), the ReLU and the skip being optional. Differentiable once.
+
+    The result is given twice, as itself and as its twin, for a block whose branch takes the one and whose shortcut the
+    other: their gradients then arrive apart and are added up in the same walk through memory as all else.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, skip: Tensor | None, norm: nn.Module, relu: bool
-    ) -> Tensor:
-        """Return the output, channels-last in x's dtype, and move the running statistics of `norm`."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return the output twice, channels-last in x's dtype, and move the running statistics of `norm`."""
         x = x.contiguous(memory_format=torch.channels_last)
         skip = None if skip is None else skip.to(x.dtype).contiguous(memory_format=torch.channels_last)
         channels = x.shape[1]
@@ -108,31 +112,44 @@ class FusedNorm(torch.autograd.Function):
         # Where nothing is cut off, any finite tensor serves as the mask, and x is at hand.
         ctx.save_for_backward(x, y if relu else x, weight, mean, rstd)
         ctx.relu, ctx.with_skip = relu, skip is not None
-        return y
+        ctx.set_materialize_grads(False)
+        return y, y.detach()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, weight, bias and skip."""
         x, y, weight, mean, rstd = ctx.saved_tensors
-        g = gradients[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
+        g, *twin = [
+            gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)
+            for gradient in gradients
+            if gradient is not None
+        ]
         channels = x.shape[1]
         dx, dweight, dbias = torch.empty_like(x), torch.empty(channels), torch.empty(channels)
-        dskip = None
-        if ctx.with_skip:
-            dskip = torch.empty_like(x) if ctx.relu else g
+        changed = ctx.relu or bool(twin)  # else the gradient passes through to the skip as it is
+        dskip = (torch.empty_like(x) if changed else g) if ctx.with_skip else None
         _call(
-            "backward", x.dtype, g, x, y, dx, dskip if ctx.relu else None, x.numel() // channels, channels,
-            weight, mean, rstd, ctx.relu, dweight, dbias,
+            "backward", x.dtype, g, twin[0] if twin else None, x, y, dx, dskip if changed else None,
+            x.numel() // channels, channels, weight, mean, rstd, ctx.relu, dweight, dbias,
         )  # fmt: skip
         return dx, dweight, dbias, dskip, None, None
 
 
 def fused_norm(x: Tensor, norm: nn.BatchNorm2d, skip: Tensor | None, *, relu: bool) -> Tensor:
-    """Return relu(norm(x) + skip) in training mode for `x` [B, C, H, W] on the CPU, `skip` of its shape or None."""
+    """Return relu(norm(x) + skip) in training mode for `x` [B, C, H, W] on the CPU, `skip` of its shape or None.
+
+    The result's twin hangs on it, for `_twin`.
+    """
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-    return FusedNorm.apply(x, norm.weight, norm.bias, skip, norm, relu)
+    y, y.twin = FusedNorm.apply(x, norm.weight, norm.bias, skip, norm, relu)
+    return y
+
+
+def _twin(x: Tensor) -> Tensor:
+    """Return `x` for a second use: its twin where it has one."""
+    return getattr(x, "twin", x)
 
 
 def _momentum(norm: nn.Module) -> float:
@@ -172,7 +189,7 @@ def _residual(block: ResidualBlock, x: Tensor) -> Tensor:
     for part in list(block.branch)[:-1]:
         y = part(y)
     last: Any = block.branch[-1]
-    return _conv_norm(last, y, None if block.shortcut is None else block.shortcut(x), relu=True)
+    return _conv_norm(last, y, None if block.shortcut is None else block.shortcut(_twin(x)), relu=True)
 
 
 def _inverted(block: InvertedBlock, x: Tensor) -> Tensor:
@@ -180,4 +197,4 @@ def _inverted(block: InvertedBlock, x: Tensor) -> Tensor:
     for part in list(block.branch)[:-1]:
         y = part(y)
     last: Any = block.branch[-1]
-    return _conv_norm(last, y, x if block.skip else None, relu=False)
+    return _conv_norm(last, y, _twin(x) if block.skip else None, relu=False)

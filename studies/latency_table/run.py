@@ -95,7 +95,7 @@ def pricing(space_name: str, table: LatencyTable) -> dict[str, float]:
     def price(assignment: dict[str, Any]) -> None:
         arch = arch_of(space, assignment, family)
         family.price(arch, TASK)
-        table.price(family.operators(arch, TASK))
+        table.price_groups(family.groups(arch, TASK))
 
     times = [_microseconds(price, assignments) for _ in range(10)]
     return {"price_first_us": times[0], "price_us": statistics.median(times[1:])}

@@ -230,7 +230,7 @@ def test_fresh_blocks_with_a_shortcut_start_as_the_shortcut():
 
 def test_a_family_without_elastic_networks_says_so():
     class Rigid(StudentFamily):
-        canonical = price = operators = build = source = None  # type: ignore[assignment]
+        canonical = groups = build = source = None  # type: ignore[assignment]
 
     with pytest.raises(ConfigError, match="cannot share weights"):
         Rigid().supernet(SPACES[0], CIFAR)

@@ -40,7 +40,7 @@ def test_a_candidate_is_priced_in_the_time_of_writing_it_down_a_few_times(name):
     def price(assignment: dict) -> float:
         arch = arch_of(space, assignment, family)
         family.price(arch, TASK)
-        return table.price(family.operators(arch, TASK))
+        return table.price_groups(family.groups(arch, TASK))
 
     # Writing the same assignment as JSON takes 10 to 20 microseconds; pricing it takes two to three times as long.
     assert seconds_each(price, assignments) < 8 * seconds_each(lambda a: json.dumps(a, sort_keys=True), assignments)

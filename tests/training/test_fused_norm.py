@@ -62,6 +62,36 @@ def test_values_gradients_and_statistics_equal_torch_in_float64(dtype, channels,
 
 
 @needs_compiler
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("with_skip", [False, True])
+@pytest.mark.parametrize("used", [(True, True), (False, True)])
+def test_an_output_that_is_used_twice_gets_both_gradients(relu, with_skip, used):
+    torch.manual_seed(1)
+    x, skip = 3 * torch.randn(5, 24, 7, 3) + 7, torch.randn(5, 24, 7, 3)
+    norm, reference = nn.BatchNorm2d(24), nn.BatchNorm2d(24).double()
+    nn.init.normal_(norm.weight)
+    reference.load_state_dict(norm.state_dict())
+    ours, theirs = [x.clone().requires_grad_(), skip.clone().requires_grad_()], [x.double(), skip.double()]
+    theirs = [value.requires_grad_() for value in theirs]
+
+    found = fused_norm(ours[0], norm, ours[1] if with_skip else None, relu=relu)
+    branch, shortcut = torch.randn_like(x), torch.randn_like(x)
+    uses = [(found * branch).sum(), (found.twin * shortcut).sum()]
+    sum(use for use, there in zip(uses, used, strict=True) if there).backward()
+    expected = reference(theirs[0]) + (theirs[1] if with_skip else 0)
+    expected = expected.relu() if relu else expected
+    gradient = used[0] * branch + used[1] * shortcut
+    (expected * gradient.double()).sum().backward()
+
+    assert torch.equal(found, found.twin)
+    close(ours[0].grad, theirs[0].grad, 2e-5)
+    if with_skip:
+        close(ours[1].grad, theirs[1].grad, 2e-5)
+    for name in ("weight", "bias"):
+        close(getattr(norm, name).grad, getattr(reference, name).grad, 2e-5)
+
+
+@needs_compiler
 def test_a_mean_far_from_zero_does_not_cancel_the_variance():
     x = 1e4 + torch.randn(64, 4, 8, 8)
     norm = nn.BatchNorm2d(4)
