@@ -16,6 +16,7 @@ from rich.text import Text
 
 from kdnas.cli._front_table import front_table
 from kdnas.core.objective import breaches
+from kdnas.report.summary import supernet_in_words
 from kdnas.report.wording import duration, shown
 from kdnas.study.events import (
     Event,
@@ -269,6 +270,8 @@ def ready_lines(event: Ready) -> list[str]:
     if run.config.rungs:
         steps = ", ".join(fidelity.words for fidelity in run.config.fidelities)
         lines.append(f"rungs of {steps}; promotion by {run.config.promotion.rule}")
+    if run.supernet is not None:
+        lines.append(supernet_in_words(run.supernet))
     crew = "1 worker" if event.workers == 1 else f"{event.workers} workers"
     lines.append(f"{budget} on {crew}, device {run.lock['device']}")
     return lines
@@ -280,7 +283,8 @@ def search_ended_lines(event: SearchEnded) -> list[str]:
         return [f"search over: {event.reason}"]
     return [
         f"search over: {event.reason}",
-        f"retraining the {event.finalists} students of its front from scratch: {event.retrainings} trainings to go",
+        f"retraining the {event.finalists} students of its front {event.run.config.final_fidelity.origin}: "
+        f"{event.retrainings} trainings to go",
     ]
 
 

@@ -193,11 +193,14 @@ def _announcement(plan: AuditPlan, tasks: Sequence[AuditTask], workers: int | No
 
     many = len(plan.students)
     losses = f", and for {plan.brief.words} under {', '.join(plan.losses)}" if plan.losses else ""
+    rungs = [config.fidelities[-1].words for config in plan.rungs]
+    scores = f", and scores of {', '.join(rungs)} where there are none" if rungs else ""
+    most = "most of the search’s scores" if rungs else "the search’s scores"
     lines = [
         f"audit of {counted(many, 'student')}: {plan.fidelity.words} with {counted(plan.seeds, 'seed')} each"
-        f"{losses}; the search’s scores are of {plan.brief.words}"
+        f"{losses}{scores}; {most} are of {plan.brief.words}"
     ]
-    wanted = many * (plan.seeds + len(plan.losses))
+    wanted = many * (plan.seeds + len(plan.losses) + len(plan.rungs))
     if not tasks:
         return [*lines, f"all {wanted} trainings are there already; nothing is trained"]
     known = [task.seconds for task in tasks if task.seconds > 0]
@@ -216,21 +219,28 @@ def _plan_document(plan: AuditPlan, tasks: Sequence[AuditTask]) -> dict[str, obj
         "seeds": plan.seeds,
         "losses": list(plan.losses),
         "trainings": [
-            {"trial": task.trial.number, "seed": task.seed, "loss": task.loss, "train_seconds": task.seconds}
+            {
+                "trial": task.trial.number,
+                "seed": task.seed,
+                "loss": task.loss,
+                "fidelity": task.fidelity.as_dict(),
+                "train_seconds": task.seconds,
+            }
             for task in tasks
         ],
     }
 
 
 def _show(run: RunRecord, console: Console) -> None:
-    from kdnas.report.audit import findings, loss_table, tau_table
+    from kdnas.report.audit import findings, loss_table, rung_table, tau_table
     from kdnas.study.audit_losses import loss_name
     from kdnas.study.audit_result import audit_result
 
     result = audit_result(run)
     if result is None:
         return
-    for headings, rows in (tau_table(result), loss_table(result, loss_name(run.config.distillation))):
+    tables = (tau_table(result), rung_table(result), loss_table(result, loss_name(run.config.distillation)))
+    for headings, rows in tables:
         if rows:
             console.print()
             _print_table(headings, rows, console)

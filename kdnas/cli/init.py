@@ -248,6 +248,11 @@ executor:
 #   rule: rank  # who is promising: rank, moasha, halving
 #   eta: 3  # one of so many goes on; by default the step between rungs
 # evaluator: scratch  # where a score comes from: a brief training; kdnas list evaluators
+# One supernet, trained first, scores hundreds of students without training; the promising ones are trained as before:
+# rungs: [{{evaluator: supernet}}, {{evaluator: finetune, epochs: 2}}, {{epochs: 8}}]
+# supernet:
+#   epochs: 20  # of training, counted in epochs of its largest student
+#   score_images: 1000  # validation images of a score; all of them unless stated
 budget:  # the first limit that is reached ends the search
   trials: 40  # scores of students
   # full_trainings: 20  # epochs x data share, in units of one final training

@@ -69,7 +69,7 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
     budget, final = config.budget, config.final
     return {
         "study": config.name,
-        "evaluator": config.evaluator.type,
+        "evaluator": ", ".join(dict.fromkeys(config.rung_evaluators)),
         "data": "none"
         if config.data is None
         else f"{config.data.type}, {config.data.validation_fraction:.0%} of the training split held out for scores",
@@ -82,10 +82,14 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
         + [f"{term.weight:g} {term.type}" for term in config.distillation.losses],
         "tuned": sorted(config.tune),
         "sampler": config.sampler.type,
-        "budget": f"{budget_in_words(budget)}; a trial trains "
+        "supernet": "none"
+        if config.supernet is None or not config.shares_weights
+        else f"the work of {config.supernet.epochs} epochs of its largest student, "
+        f"shrinking {config.supernet.shrinking.policy}",
+        "budget": f"{budget_in_words(budget)}; a score is of "
         f"{' or '.join(fidelity.words for fidelity in config.fidelities)}, at most {budget.trial_time_limit_s:g} s",
         "final": f"up to {final.max_students} students retrained with {final.seeds} seeds, "
-        f"{final.epochs or config.training.epochs} epochs",
+        f"{config.final_fidelity.words}",
         "export": [f"{config.export.pick}:", *config.export.formats] if config.export.formats else [],
         "data_root": str(root.absolute()),
         "cache": str(cache_dir()),

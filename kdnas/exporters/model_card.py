@@ -60,7 +60,7 @@ def _accuracy(card: Mapping[str, Any]) -> str:
             rows.append(f"| {what} | {entry['mean']:.4f} | {interval} | {entry['trainings']} |")
     if not rows:
         return "## Accuracy\n\nNot measured.\n"
-    table = "| on | mean accuracy | 95 % interval | trainings from scratch |\n|---|---|---|---|\n" + "\n".join(rows)
+    table = "| on | mean accuracy | 95 % interval | trainings |\n|---|---|---|---|\n" + "\n".join(rows)
     weights = card.get("weights", {})
     these = f"\n\nThe weights in this folder are those of the training with seed {weights['seed']}" if weights else ""
     if weights.get("accuracy") is not None:

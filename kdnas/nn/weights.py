@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdnas import atomic
 from kdnas.errors import RunFolderError
 
 
-def save_weights(network: nn.Module, path: Path) -> None:
-    """Write the state dict of `network` to `path` as safetensors, whole or not at all. Raises RunFolderError."""
+def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the state dict of `network` to `path` as safetensors, whole or not at all. Raises RunFolderError.
+
+    `metadata` goes into the file's header.
+    """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     try:
         with atomic.replacing(path) as scratch:
-            save_file(state, scratch)
+            save_file(state, scratch, metadata=None if metadata is None else dict(metadata))
     except (OSError, SafetensorError) as error:
         raise RunFolderError(f"{path} cannot be written: {error}") from error
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load what `save_weights` wrote into `network`.
+
+    Raises RunFolderError where there is no file, it is damaged, or it holds another network.
+    """
+    try:
+        network.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise _unusable(path, error) from error
+
+
+def weights_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata in the header of a file that `save_weights` wrote. Raises RunFolderError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: Exception) -> RunFolderError:
+    return RunFolderError(f"{path} cannot be loaded: {str(error).partition(chr(10))[0]}")

@@ -41,6 +41,23 @@ def tau_table(result: AuditResult) -> tuple[list[str], list[list[str]]]:
     return ["Kendall tau", *(_RANKERS[ranker] for ranker in rankers), "n"], rows
 
 
+def rung_table(result: AuditResult) -> tuple[list[str], list[list[str]]]:
+    """Return (headings, rows) of each rung's taus against longer training; empty where there is one kind of score."""
+    if not result.rungs:
+        return [], []
+    rankers = list(result.rungs[0].taus)
+    rows = [
+        [
+            rung.fidelity.words,
+            *(shown_tau(rung.taus[ranker]) for ranker in rankers),
+            shown_tau(rung.gain),
+            _students(rung.taus["accuracy"]),
+        ]
+        for rung in result.rungs
+    ]
+    return ["score", *(_RANKERS[ranker] for ranker in rankers), "over params", "n"], rows
+
+
 def loss_table(result: AuditResult, own: str) -> tuple[list[str], list[list[str]]]:
     """Return (headings, rows) of the losses' taus; `own` is what to call the study's. Empty where none was tried."""
     if not result.losses:
@@ -65,7 +82,7 @@ def findings(run: RunRecord, result: AuditResult) -> list[str]:
     sentences.append(
         f"{len(result.students)} students of the search, drawn over accuracy within bands of MACs and with members of "
         f"the front among them, were trained for {result.longer.words} with "
-        f"{counted(result.asked_seeds, 'seed')}; the search’s scores are of {result.brief.words} and one "
+        f"{counted(result.asked_seeds, 'seed')}; {_most(result)} are of {result.brief.words} and one "
         "seed. Both are on the validation split. Square brackets are 95 % intervals (bootstrap over the students)."
     )
     sentences.append(
@@ -141,7 +158,7 @@ def audit_figure(run: RunRecord, result: AuditResult) -> Figure:
     )  # fmt: skip
     means = [student.mean for student in students]
     ticks = ".0%" if max(means) - min(means) > 0.05 else ".1%"
-    drawing.update_xaxes(title=f"Search score: accuracy after {result.brief.words}", tickformat=ticks)
+    drawing.update_xaxes(title=f"Search score: accuracy {result.brief.reached}", tickformat=ticks)
     drawing.update_yaxes(title=f"Accuracy after {result.longer.words}", tickformat=ticks)
     drawing = styled(drawing)
     drawing.update_layout(margin={"b": 60})
@@ -161,6 +178,7 @@ def audit_html(run: RunRecord, result: AuditResult | None, drawing: str) -> str:
         return f"<section>{heading}<p class='lead'>{_text(trust_line(run))}</p></section>"
     items = "".join(f"<li>{_text(sentence)}</li>" for sentence in findings(run, result))
     tables = _table(*tau_table(result), "Rank agreement with longer training")
+    tables += _table(*rung_table(result), "Rank agreement of every rung")
     tables += _table(*loss_table(result, loss_name(run.config.distillation)), "Rank agreement by loss")
     return f"<section>{heading}<ul>{items}</ul>{tables}{drawing}</section>"
 
@@ -196,6 +214,14 @@ def audit_document(run: RunRecord) -> dict[str, object] | None:
             "seeds_crossed": needed.crossed,
             "curve": [{"epoch": epoch, **(_plain(e) or {})} for epoch, e in needed.curve],
         },
+        "rungs": [
+            {
+                "fidelity": rung.fidelity.as_dict(),
+                "tau": {name: _plain(estimate) for name, estimate in rung.taus.items()},
+                "gain": _plain(rung.gain),
+            }
+            for rung in result.rungs
+        ],
         "losses": [{"loss": row.loss, "tau": _plain(row.tau), "gain": _plain(row.gain)} for row in result.losses],
         "verdict": verdict(result) if result.scopes else "",
         "students": [
@@ -209,6 +235,10 @@ def audit_document(run: RunRecord) -> dict[str, object] | None:
             for student in result.students
         ],
     }
+
+
+def _most(result: AuditResult) -> str:
+    return "most of the search’s scores" if result.rungs else "the search’s scores"
 
 
 def _ceiling(result: AuditResult) -> list[str]:

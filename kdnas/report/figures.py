@@ -124,7 +124,8 @@ def hypervolume_figure(run: RunRecord, over: str) -> Figure:
                 line={"color": TEACHER, "dash": "dash", "width": 1.5}, marker={"symbol": "star", "size": 12},
                 hovertemplate=f"teacher alone<br>hypervolume {top:.4g}<extra></extra>",
             )  # fmt: skip
-        drawing.update_xaxes(title="Students scored" if over == "trials" else f"Time since the first trial ({unit})")
+        since = "Time since the first trial" if run.supernet is None else "Time since the supernet’s training began"
+        drawing.update_xaxes(title="Students scored" if over == "trials" else f"{since} ({unit})")
     drawing.update_yaxes(title="Hypervolume", rangemode="tozero")
     caption = (
         f"Volume of objective space that the students found so far dominate, below the reference point ({reference}). "
@@ -248,7 +249,8 @@ def _hover(trial: TrialRecord, name: str, values: Mapping[str, float], ci95: flo
 
 def _accuracy_caption(run: RunRecord, members: Sequence[FrontMember]) -> str:
     if any(member.trial.repeats for member in members):
-        text = "Grey: brief scores of the search. Blue: the front, retrained from scratch, mean and 95 % interval."
+        origin = run.config.final_fidelity.origin
+        text = f"Grey: brief scores of the search. Blue: the front, retrained {origin}, mean and 95 % interval."
     else:
         text = "Grey: brief scores of the search, one training each. Blue: the best so far; nothing is retrained yet."
     if len(run.objectives) > 2 and members:

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdnas.core.fidelity import Fidelity
 from kdnas.report.wording import counted, duration, fraction_of, label, shown
 from kdnas.study.front import SHORTEST_PREFIX, SIGNIFICANCE, best_of, front, hypervolume, indistinguishable, knee_of
-from kdnas.study.records import FrontMember, RunRecord
+from kdnas.study.records import FrontMember, RunRecord, SupernetRecord
 
 _NAMED_PAIRS = 6
 
@@ -33,7 +34,8 @@ def progress(run: RunRecord) -> str:
     states = Counter(trial.state for trial in run.trials)
     counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
     end = f"The search has ended: {run.finished}." if run.finished else "The search has not ended."
-    return f"{counted(len(run.trials), 'trial')}: {counts}.{_rungs(run)} {end}"
+    shared = f" Before the first trial: {supernet_in_words(run.supernet)}." if run.supernet else ""
+    return f"{counted(len(run.trials), 'trial')}: {counts}.{shared}{_rungs(run)} {end}"
 
 
 def _rungs(run: RunRecord) -> str:
@@ -41,10 +43,19 @@ def _rungs(run: RunRecord) -> str:
     if not run.config.rungs:
         return ""
     scored = Counter(trial.fidelity for trial in run.trials if trial.state == "complete")
-    counts = ", ".join(f"{scored[fidelity]} at {fidelity.words}" for fidelity in run.config.fidelities)
+    counts = ", ".join(f"{scored[fidelity]} {fidelity.reached}" for fidelity in run.config.fidelities)
     highest = max((fidelity for fidelity in scored), key=lambda fidelity: fidelity.amount, default=None)
-    shown = f" The front is drawn from the scores at {highest.words}." if highest is not None else ""
-    return f" Students were scored {counts}.{shown}"
+    shown = f" The front is drawn from the scores {highest.reached}." if highest is not None else ""
+    return f" Students were scored: {counts}.{shown}"
+
+
+def supernet_in_words(supernet: SupernetRecord) -> str:
+    """Return what a run's supernet cost and where it began."""
+    inherited = supernet.inherited
+    began = "" if inherited is None else f", {100 * inherited:.0f} % of its largest student’s weights from the teacher"
+    budget = Fidelity(supernet.epochs, supernet.data_fraction).words
+    took = duration(supernet.train_seconds)
+    return f"supernet trained in {took} (the work of {budget} of its largest student){began}"
 
 
 def teacher_numbers(run: RunRecord) -> list[tuple[str, str]]:
@@ -142,7 +153,8 @@ def trust(run: RunRecord) -> list[str]:
         asked = run.config.final.seeds
         count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         sentences.append(
-            f"The front’s students were retrained from scratch with {count} {'seed' if seeds == [1] else 'seeds'}; "
+            f"The front’s students were retrained {run.config.final_fidelity.origin} with {count} "
+            f"{'seed' if seeds == [1] else 'seeds'}; "
             "their accuracies are means, ± half the width of Student’s t interval at 95 %. The front was recomputed "
             "with them."
         )
@@ -177,6 +189,8 @@ def costs(run: RunRecord) -> list[tuple[str, str]]:
     begun = [trial.started for trial in run.trials if trial.started is not None]
     ended = [trial.ended for trial in run.trials if trial.ended is not None]
     pairs = []
+    if run.supernet is not None:
+        pairs.append(("training the supernet, before the first trial", duration(run.supernet.train_seconds)))
     if begun and ended:
         pairs.append(
             ("from the first trial to the end of the last", duration((max(ended) - min(begun)).total_seconds()))

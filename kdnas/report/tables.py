@@ -31,8 +31,8 @@ def other_quantities(run: RunRecord) -> list[str]:
 
 def trials_table(run: RunRecord) -> pd.DataFrame:
     """Return every trial, in the order of their numbers, as trials.csv has it."""
-    columns = [*FIRST_COLUMNS, *_quantity_columns(run), "fidelity_data_fraction", *_tuned_names(run)]
-    columns += ["train_seconds", "teacher_seconds", "reason", "arch"]
+    columns = [*FIRST_COLUMNS, *_quantity_columns(run), "fidelity_data_fraction", "fidelity_weights"]
+    columns += [*_tuned_names(run), "train_seconds", "teacher_seconds", "reason", "arch"]
     rows = [
         {**_common(run, trial, measured_values(trial)), "reason": trial.reason}
         for trial in sorted(run.trials, key=lambda trial: trial.number)
@@ -47,8 +47,8 @@ def front_table(run: RunRecord) -> pd.DataFrame:
     retrainings, 5 %), "none" where all do, nothing where a single training cannot tell.
     """
     columns = [*FIRST_COLUMNS, *_quantity_columns(run), "test_accuracy", "test_accuracy_ci95", "seeds"]
-    columns += ["indistinguishable_from", "search_accuracy", "fidelity_data_fraction", *_tuned_names(run)]
-    columns += ["train_seconds", "reason", "arch"]
+    columns += ["indistinguishable_from", "search_accuracy", "fidelity_data_fraction", "fidelity_weights"]
+    columns += [*_tuned_names(run), "train_seconds", "reason", "arch"]
     members = front(run)
     alike = indistinguishable(members)
     return _frame(
@@ -148,6 +148,7 @@ def _common(run: RunRecord, trial: TrialRecord, values: Mapping[str, float]) -> 
         "fidelity_epochs": trial.fidelity.epochs,
         "accuracy_ci95": None,
         "fidelity_data_fraction": trial.fidelity.data_fraction,
+        "fidelity_weights": trial.fidelity.weights,
         "train_seconds": trial.train_seconds,
         "teacher_seconds": trial.teacher_seconds,
         "arch": trial.arch.canonical_json,
@@ -167,6 +168,7 @@ def _front_row(run: RunRecord, member: FrontMember) -> dict[str, Any]:
         "search_accuracy": measured_values(trial).get("accuracy"),
         "fidelity_epochs": fidelity.epochs,
         "fidelity_data_fraction": fidelity.data_fraction,
+        "fidelity_weights": fidelity.weights,
         "train_seconds": seconds,
         "reason": trial.reason,
     }

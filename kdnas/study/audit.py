@@ -1,5 +1,8 @@
 """The audit of a run: a sample of its students trained longer, to see whether the brief scores ranked them right.
 
+Where a search has rungs, the sampled students are also scored at those that they did not reach, so that every rung is
+judged by the same students.
+
 What it trains goes into the run's record at once, so that it may be interrupted and nothing is trained twice; finalists
 that were retrained at the same fidelity count. What came of it is `kdnas.study.audit_result`.
 """
@@ -7,25 +10,34 @@ that were retrained at the same fidelity count. What came of it is `kdnas.study.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kdnas.core.fidelity import Fidelity
-from kdnas.core.space import Choice, Condition, SearchSpace
-from kdnas.errors import ConfigError, Problem, RunFolderError
+from kdnas.errors import ConfigError, Problem
 from kdnas.executors import Finished
-from kdnas.study.audit_sample import FEWEST, retrainings, scored_trials, search_fidelity, stratified_sample
+from kdnas.study.audit_sample import (
+    FEWEST,
+    retrainings,
+    scored_trials,
+    scores_at,
+    scoring_configs,
+    search_fidelity,
+    stratified_sample,
+)
+from kdnas.study.config import StudyConfig
 from kdnas.study.events import Event, Note
-from kdnas.study.jobs import Job, final_job, search_job
+from kdnas.study.jobs import RUNG_FOLDER, Job, final_job, search_job
 from kdnas.study.loading import LoadedStudy
 from kdnas.study.opening import Say, resolve_device
 from kdnas.study.preparation import Opened, prepare_study
+from kdnas.study.promotion import student_key
 from kdnas.study.records import AuditTraining, RunRecord, TrialRecord
-from kdnas.study.run_folder import read_lock
+from kdnas.study.run_folder import read_lock, recorded_space
 from kdnas.study.storage import Record, refreshed
 from kdnas.study.workers import start_executor, wait
 from kdnas.training.recipe import Distillation
@@ -45,6 +57,8 @@ class AuditPlan:
     seeds: int
     losses: Mapping[str, Distillation] = dataclasses.field(default_factory=dict)
     """By name; without the study's own, whose brief trainings are the search's."""
+    rungs: tuple[StudyConfig, ...] = ()
+    """Whose highest rung is a score that every student gets, beside its `brief` one."""
 
 
 @dataclass(frozen=True)
@@ -106,19 +120,32 @@ def plan_audit(
         )
     if losses and run.config.teacher is None:
         raise ConfigError(Problem("--loss", f"the evaluator {run.config.evaluator.type} trains no students here"))
+    if losses and not brief.amount:
+        raise ConfigError(
+            Problem("--loss", "the search’s scores are of shared weights, which learn from no loss alone")
+        )
     other = {name: loss for name, loss in (losses or {}).items() if name}
     paid = {number for number, _, loss, fidelity in _trained(run) if not loss and fidelity == longer}
-    return AuditPlan(run, stratified_sample(run, students, paid), brief, longer, seeds, other)
+    rungs = tuple(
+        config
+        for config in scoring_configs(run.config)
+        if brief != config.fidelities[-1] and config.fidelities[-1].amount < longer.amount
+    )
+    return AuditPlan(run, stratified_sample(run, students, paid), brief, longer, seeds, other, rungs)
 
 
 def pending(plan: AuditPlan, run: RunRecord) -> tuple[AuditTask, ...]:
-    """Return the trainings of `plan` that `run` does not hold: first a seed for every student, losses, other seeds."""
-    done = _trained(run)
-    wanted = [("", 0, plan.fidelity), *((name, 0, plan.brief) for name in plan.losses)]
+    """Return the trainings of `plan` that `run` does not hold.
+
+    First a seed for every student, then the rungs, losses, other seeds.
+    """
+    done = _trained(run) | {(n, 0, "", f) for f in (c.fidelities[-1] for c in plan.rungs) for n in scores_at(run, f)}
+    wanted = [("", 0, plan.fidelity), *(("", 0, config.fidelities[-1]) for config in plan.rungs)]
+    wanted += [(name, 0, plan.brief) for name in plan.losses]
     wanted += [("", seed, plan.fidelity) for seed in range(1, plan.seeds)]
-    pace = _pace(plan, run)
+    pace = {fidelity: _pace(plan, run, fidelity) for fidelity in {fidelity for _, _, fidelity in wanted}}
     return tuple(
-        AuditTask(trial, seed, loss, fidelity, trial.train_seconds * (1.0 if loss else pace))
+        AuditTask(trial, seed, loss, fidelity, trial.train_seconds * pace[fidelity])
         for loss, seed, fidelity in wanted
         for trial in plan.students
         if (trial.number, seed, loss, fidelity) not in done
@@ -142,7 +169,8 @@ def open_run(run: RunRecord, *, data_root: Path, cache: Path, workers: int | Non
     Raises InputError where data, teacher or device are not those of the run any more.
     """
     lock = read_lock(run.folder)
-    study = LoadedStudy(run.config, run.folder, _locked_space(run.config.space, lock["identity"]["space"]))
+    space = recorded_space(Path(run.config.space).stem, lock["identity"]["space"])
+    study = LoadedStudy(run.config, run.folder, space)
     device = resolve_device(str(lock.get("device", "auto")))
 
     def observe(event: Event) -> None:
@@ -188,6 +216,7 @@ def run_audit(
                 observe(Audited(task, training, failure, done, total))
     finally:
         executor.close()
+        shutil.rmtree(opened.run.folder / RUNG_FOLDER, ignore_errors=True)
     return refreshed(opened.run, opened.record)
 
 
@@ -211,16 +240,19 @@ def _begin(plan: AuditPlan, record: Record) -> None:
 
 
 def _job(plan: AuditPlan, task: AuditTask) -> Job:
-    """Return the training: a finalist's retraining of the audit's length, or the search's own under another loss."""
+    """Return the training: a finalist's of the audit's length, a rung's, or the search's own under another loss."""
     config, trial = plan.run.config, task.trial
+    scoring = next((other for other in plan.rungs if other.fidelities[-1] == task.fidelity), None)
+    if scoring is not None and not task.loss:
+        return dataclasses.replace(search_job(scoring, trial.arch, trial.tuned), measure=False)
     if not task.loss:
-        final = config.final.model_copy(update=task.fidelity.as_dict())
+        final = config.final.model_copy(update=task.fidelity.training)
         longer = config.model_copy(update={"final": final})
         job = final_job(longer, trial.number, trial.arch, trial.tuned, task.seed)
         return dataclasses.replace(job, test=False, checkpoint=None, looks=look_epochs(task.fidelity.epochs))
     tuned = {name: value for name, value in trial.tuned.items() if not name.startswith("distillation.")}
-    job = search_job(config, trial.arch, tuned)
-    training = job.recipe.training.model_copy(update=task.fidelity.as_dict())
+    job = search_job(config, trial.arch, tuned, config.fidelities.index(plan.brief))
+    training = job.recipe.training.model_copy(update=task.fidelity.training)
     recipe = job.recipe.model_copy(update={"training": training, "distillation": plan.losses[task.loss]})
     return dataclasses.replace(job, recipe=recipe, measure=False, legs=())
 
@@ -243,7 +275,7 @@ def _ended(task: AuditTask, finished: Finished) -> tuple[AuditTraining | None, s
 
 
 def _time_limit_s(plan: AuditPlan, task: AuditTask) -> float:
-    return plan.run.config.budget.trial_time_limit_s * max(task.fidelity.amount / plan.brief.amount, 1.0)
+    return plan.run.config.time_limit_s(task.fidelity)
 
 
 def _trained(run: RunRecord) -> set[tuple[int, int, str, Fidelity]]:
@@ -252,27 +284,22 @@ def _trained(run: RunRecord) -> set[tuple[int, int, str, Fidelity]]:
     return made | {(number, repeat.seed, "", repeat.fidelity) for number, repeat in retrainings(run)}
 
 
-def _pace(plan: AuditPlan, run: RunRecord) -> float:
-    """Return how many times longer than its trial a longer training takes: as seen so far, else by epochs and data."""
+def _pace(plan: AuditPlan, run: RunRecord, fidelity: Fidelity) -> float:
+    """Return how many times longer than its trial a training takes: as seen so far, else by epochs and data.
+
+    0 where neither says it.
+    """
     brief = {trial.number: trial.train_seconds for trial in run.trials if trial.train_seconds > 0}
+    numbers = {student_key(trial.arch, trial.tuned): trial.number for trial in scored_trials(run)}
     seen = [(number, repeat.fidelity, repeat.train_seconds) for number, repeat in retrainings(run)]
+    seen += [
+        (numbers[key], trial.fidelity, trial.train_seconds)
+        for trial in run.trials
+        if trial.train_seconds > 0 and (key := student_key(trial.arch, trial.tuned)) in numbers
+    ]
     own = run.audit.trainings if run.audit else ()
     seen += [(training.number, training.fidelity, training.train_seconds) for training in own if not training.loss]
-    ratios = [
-        seconds / brief[number] for number, fidelity, seconds in seen if fidelity == plan.fidelity and number in brief
-    ]
-    return statistics.median(ratios) if ratios else plan.fidelity.amount / plan.brief.amount
-
-
-def _locked_space(name: str, record: Mapping[str, Any]) -> SearchSpace:
-    """Return the space that a lock file records."""
-    try:
-        return SearchSpace(
-            name=Path(name).stem,
-            family=record["family"],
-            choices=tuple(Choice(choice, tuple(values)) for choice, values in record["choices"].items()),
-            conditions=tuple(Condition(c["choice"], c["when"], tuple(c["in"])) for c in record["conditions"]),
-            fixed=dict(record["fixed"]),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunFolderError(f"the search space in the run's lock file is damaged: {error!r}") from error
+    ratios = [seconds / brief[number] for number, of, seconds in seen if of == fidelity and number in brief]
+    if ratios:
+        return statistics.median(ratios)
+    return fidelity.amount / plan.brief.amount if plan.brief.amount else 0.0

@@ -21,7 +21,15 @@ from kdnas.core.rank import (
     percentile_interval,
     resampled_taus,
 )
-from kdnas.study.audit_sample import FEWEST, macs_bands, retrainings, scored_trials, search_fidelity
+from kdnas.study.audit_sample import (
+    FEWEST,
+    macs_bands,
+    retrainings,
+    scored_trials,
+    scores_at,
+    scoring_configs,
+    search_fidelity,
+)
 from kdnas.study.records import AuditTraining, RunRecord, TrialRecord
 
 TARGET_TAU = 0.8
@@ -98,6 +106,17 @@ class LossAgreement:
 
 
 @dataclass(frozen=True)
+class RungAgreement:
+    """How one kind of score ranks the students, with what the costs of the same students would have said."""
+
+    fidelity: Fidelity
+    taus: Mapping[str, Estimate | None]
+    """As those of a scope; None where too few students have such a score."""
+    gain: Estimate | None
+    """Tau of the score minus tau of the parameter count (paired bootstrap)."""
+
+
+@dataclass(frozen=True)
 class AuditResult:
     """An audit as far as it is made. Below six students `scopes` is empty and nothing else is known."""
 
@@ -119,6 +138,8 @@ class AuditResult:
     """Tau of one longer training against another of the same students, mean over pairs of seeds."""
     needed: NeededFidelity | None = None
     losses: tuple[LossAgreement, ...] = ()
+    rungs: tuple[RungAgreement, ...] = ()
+    """Lowest first; empty where the search has one kind of score."""
 
     @property
     def overall(self) -> Estimate | None:
@@ -157,6 +178,7 @@ def audit_result(run: RunRecord) -> AuditResult | None:
         ceiling=_ceiling(students, audit.seeds),
         needed=_needed(students, audit.fidelity.epochs),
         losses=_losses(students, [training for training in audit.trainings if training.fidelity == known[0]]),
+        rungs=_rungs(run, students, costs),
     )
 
 
@@ -285,6 +307,26 @@ def _losses(students: Sequence[AuditedStudent], trainings: Sequence[AuditTrainin
             LossAgreement(loss, agreement(other, means), agreement_gain(other, _of(trained, "accuracy"), means))
         )
     return tuple(sorted(found, key=lambda row: -(row.tau.value if row.tau else -2.0)))
+
+
+def _rungs(run: RunRecord, students: Sequence[AuditedStudent], costs: Sequence[str]) -> tuple[RungAgreement, ...]:
+    assert run.audit is not None
+    fidelities = [config.fidelities[-1] for config in scoring_configs(run.config)]
+    lower = [fidelity for fidelity in fidelities if fidelity.amount < run.audit.fidelity.amount]
+    if len(lower) < 2:
+        return ()
+    found = []
+    for fidelity in lower:
+        scores = scores_at(run, fidelity)
+        scored = [student for student in students if student.trial.number in scores]
+        means = [student.mean for student in scored]
+        own = [scores[student.trial.number] for student in scored]
+        rankers = {"accuracy": own, **{name: _of(scored, name) for name in costs}}
+        few = len(scored) < FEWEST
+        taus = {name: None if few else agreement(ranker, means) for name, ranker in rankers.items()}
+        known = not few and "params" in rankers
+        found.append(RungAgreement(fidelity, taus, agreement_gain(own, rankers["params"], means) if known else None))
+    return tuple(found)
 
 
 def _of(students: Sequence[AuditedStudent], name: str) -> list[float]:

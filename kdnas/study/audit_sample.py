@@ -16,6 +16,7 @@ import numpy as np
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.rank import equal_bands
 from kdnas.core.seeds import derive_seed
+from kdnas.study.config import FINETUNE, SUPERNET, Member, StudyConfig
 from kdnas.study.front import front
 from kdnas.study.promotion import student_key
 from kdnas.study.records import Repeat, RunRecord, TrialRecord
@@ -53,6 +54,37 @@ def search_fidelity(trials: Sequence[TrialRecord]) -> Fidelity:
     """Return the fidelity that most of `trials` have; of equals the higher."""
     counts = Counter(trial.fidelity for trial in trials)
     return max(counts, key=lambda fidelity: (counts[fidelity], fidelity.amount))
+
+
+def scoring_configs(config: StudyConfig) -> tuple[StudyConfig, ...]:
+    """Return a study for each kind of score whose rank agreement an audit tells: its highest rung is that score.
+
+    They are the search's rungs, lowest first, and where all its scores are of shared weights, a brief training from
+    these as well.
+    """
+    rungs = config.rungs
+    found = [config.model_copy(update={"rungs": rungs[: count + 1]}) for count in range(len(rungs))] or [config]
+    if config.rung_evaluators == (SUPERNET,):
+        found.append(config.model_copy(update={"rungs": (), "evaluator": Member(type=FINETUNE)}))
+    return tuple(found)
+
+
+def scores_at(run: RunRecord, fidelity: Fidelity) -> dict[int, float]:
+    """Return the accuracies of `fidelity` by the number of the student's scored trial: the search's or an audit's."""
+    numbers = {student_key(trial.arch, trial.tuned): trial.number for trial in scored_trials(run)}
+    made = {
+        t.number: t.accuracy
+        for t in (run.audit.trainings if run.audit else ())
+        if t.fidelity == fidelity and not t.loss
+    }
+    searched = {
+        numbers[key]: _accuracy(trial)
+        for trial in run.trials
+        if trial.state == "complete"
+        and trial.fidelity == fidelity
+        and (key := student_key(trial.arch, trial.tuned)) in numbers
+    }
+    return {**made, **searched}
 
 
 def macs_bands(trials: Sequence[TrialRecord]) -> tuple[dict[int, int], float]:

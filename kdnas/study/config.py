@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -12,9 +11,14 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import Constraint, parse_constraint
 from kdnas.errors import ConfigError, Problem
 from kdnas.training.recipe import Distillation, Recipe, Section, Training
+from kdnas.training.supernet_settings import SupernetSettings
 
+SUPERNET, FINETUNE, SCRATCH = "supernet", "finetune", "scratch"
+"""The evaluators of shared weights: those of a supernet as they are, and trained on; and the one that needs none."""
 _UNKNOWN_TRIALS = 100
 """What a search is planned for whose budget is a time alone."""
+_FREE_ETA = 8.0
+"""One of so many students is promoted from a rung that costs no training, unless the study says otherwise."""
 
 
 class Member(pydantic.BaseModel):
@@ -76,9 +80,25 @@ class TuneRange(Section):
 class Rung(Section):
     """One fidelity of a search that trains every student briefly and the promising ones longer."""
 
-    epochs: Annotated[int, Field(ge=1, le=100_000)]
+    evaluator: str | None = None
+    """Who scores there; None: the study's evaluator."""
+    epochs: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Required but where the evaluator is `supernet`, which trains no student."""
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """None: as `training` says."""
+
+
+class SupernetConfig(SupernetSettings):
+    """The supernet of a search whose evaluators share weights: trained once a run, by `training` and `distillation`."""
+
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 20
+    """Its budget: the work of so many epochs of the largest student."""
+    data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """None: as `training` says."""
+    inherit_teacher: bool | None = None
+    """Begin from the teacher's weights, which takes one of the students' family; None: where that is so."""
+    score_images: Annotated[int, Field(ge=2)] | None = None
+    """Validation images that a score of shared weights is made on; None: all of them."""
 
 
 class Promotion(Section):
@@ -87,7 +107,7 @@ class Promotion(Section):
     rule: Literal["rank", "moasha", "halving"] = "rank"
     eta: Annotated[float, Field(gt=1.0, le=1000.0)] | None = None
     """One of so many students of a rung is promoted. None: as many times as the next rung is longer, so that every rung
-    gets about the same share of the budget."""
+    gets about the same share of the budget; 8 from a rung that costs no training."""
 
 
 class Stagnation(Section):
@@ -105,9 +125,11 @@ class Budget(Section):
     trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Scores of students, failed ones counted; each rung that a student reaches is one."""
     wall_clock_s: Annotated[float, Field(gt=0.0)] | None = None
-    """Of searching, over all calls; what runs then is still finished. Retraining the front is not counted."""
+    """Of searching and of training a supernet, over all calls; what runs then is still finished. Retraining the front
+    is not counted."""
     full_trainings: Annotated[float, Field(gt=0.0)] | None = None
-    """Epochs x data share of all trials, in units of one final training; no trial starts that would exceed it."""
+    """Epochs x data share of all trials, and of a supernet's training, in units of one final training; no trial starts
+    that would exceed it."""
     stagnation: Stagnation | None = None
     """None: the search goes on however little it gains."""
     trial_time_limit_s: Annotated[float, Field(gt=0.0)] = 3600.0
@@ -134,8 +156,10 @@ class ExecutorConfig(Member):
 
 
 class Final(Section):
-    """How the front is earned: its students retrained from scratch, several seeds, then the test split."""
+    """How the front is earned: its students retrained, several seeds, then the test split."""
 
+    evaluator: str | None = None
+    """Who trains them; None: the study's evaluator, `scratch` where that one shares weights."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
     epochs: Annotated[int, Field(ge=1)] | None = None
     """None: as many as in the search."""
@@ -177,6 +201,8 @@ class StudyConfig(Section):
     """Options of measured costs, by name: `latency_ms: {threads: 1, batch_size: 1}`."""
     training: Training = Training()
     distillation: Distillation = Distillation()
+    supernet: SupernetConfig | None = None
+    """Read where an evaluator shares weights; None is then the default of every setting."""
     rungs: tuple[Rung, ...] = ()
     """Fidelities of the search, lowest first; the last one is its full score, `training.epochs`. None: only that."""
     promotion: Promotion = Promotion()
@@ -201,17 +227,9 @@ class StudyConfig(Section):
         return {**value, "training": {**said, **training}}
 
     @model_validator(mode="after")
-    def _rungs_ascend(self) -> StudyConfig:
-        if not self.rungs:
-            return self
-        top, full = self.fidelities[-1], Fidelity(self.training.epochs, self.training.data_fraction)
-        if top != full:
-            raise ValueError(
-                f"rungs: the last one is the search's full score ({top.words}), but training says {full.words}"
-            )
-        amounts = [fidelity.amount for fidelity in self.fidelities]
-        if any(low >= high for low, high in itertools.pairwise(amounts)):
-            raise ValueError("rungs: each needs more epochs x data_fraction than the one before")
+    def _some_supernet(self) -> StudyConfig:
+        if self.shares_weights and self.supernet is None:
+            object.__setattr__(self, "supernet", SupernetConfig())
         return self
 
     def sources(self) -> tuple[DataConfig, Member]:
@@ -228,12 +246,43 @@ class StudyConfig(Section):
         return tuple(parse_constraint(text) for text in self.constraints)
 
     @property
+    def rung_evaluators(self) -> tuple[str, ...]:
+        """Who scores at each of the `fidelities`."""
+        own = self.evaluator.type
+        return tuple(rung.evaluator or own for rung in self.rungs) or (own,)
+
+    @property
+    def final_evaluator(self) -> str:
+        """Who trains the finalists."""
+        own = self.evaluator.type
+        return self.final.evaluator or (SCRATCH if own in (SUPERNET, FINETUNE) else own)
+
+    @property
+    def evaluators(self) -> tuple[str, ...]:
+        """Every evaluator of the study once: who trains the finalists, then who scores at the rungs."""
+        return tuple(dict.fromkeys((self.final_evaluator, *self.rung_evaluators)))
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether the study needs a supernet."""
+        return SUPERNET in self.evaluators or FINETUNE in self.evaluators
+
+    @property
     def fidelities(self) -> tuple[Fidelity, ...]:
         """The fidelities of the search's scores, lowest first: one where there are no rungs."""
-        share = self.training.data_fraction
-        if not self.rungs:
-            return (Fidelity(self.training.epochs, share),)
-        return tuple(Fidelity(rung.epochs, rung.data_fraction or share) for rung in self.rungs)
+        epochs, share = self.training.epochs, self.training.data_fraction
+        amounts = [(rung.epochs or epochs, rung.data_fraction or share) for rung in self.rungs] or [(epochs, share)]
+        return tuple(fidelity_by(name, *amount) for name, amount in zip(self.rung_evaluators, amounts, strict=True))
+
+    def eta(self, rung: int) -> float:
+        """Return one of how many students of `rung` is promoted to the next."""
+        below, above = (fidelity.amount for fidelity in self.fidelities[rung : rung + 2])
+        return self.promotion.eta or (above / below if below else _FREE_ETA)
+
+    def time_limit_s(self, fidelity: Fidelity) -> float:
+        """Return after how many seconds a training of `fidelity` is stopped: in proportion to that of a trial."""
+        whole = Fidelity(self.training.epochs, self.training.data_fraction).amount
+        return self.budget.trial_time_limit_s * max(fidelity.amount / whole, 1.0)
 
     @property
     def expected_trials(self) -> int:
@@ -243,14 +292,25 @@ class StudyConfig(Section):
         if self.budget.full_trainings is None:
             return _UNKNOWN_TRIALS
         first = self.budget.full_trainings / len(self.fidelities)
-        return max(round(first * self.final_fidelity.amount / self.fidelities[0].amount), 1)
+        paid = next((fidelity for fidelity in self.fidelities if fidelity.amount), None)
+        if paid is None:
+            return _UNKNOWN_TRIALS
+        students = first * self.final_fidelity.amount / paid.amount
+        return max(round(students if paid == self.fidelities[0] else students * self.eta(0)), 1)
 
     @property
     def final_fidelity(self) -> Fidelity:
         """How much training each retraining of a finalist sees."""
-        return Fidelity(self.final.epochs or self.training.epochs, self.final.data_fraction)
+        return fidelity_by(self.final_evaluator, self.final.epochs or self.training.epochs, self.final.data_fraction)
 
     @property
     def recipe(self) -> Recipe:
         """The recipe of a search trial."""
         return Recipe(training=self.training, distillation=self.distillation)
+
+
+def fidelity_by(evaluator: str, epochs: int, data_fraction: float) -> Fidelity:
+    """Return the fidelity of the score that `evaluator` gives by a recipe of these epochs and share of the data."""
+    if evaluator == SUPERNET:
+        return Fidelity(0, 1.0, "shared")
+    return Fidelity(epochs, data_fraction, "shared" if evaluator == FINETUNE else "own")

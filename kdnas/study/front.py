@@ -118,7 +118,7 @@ def hypervolume_over_time(run: RunRecord) -> list[tuple[int, float, float]]:
     """Return (trial number, seconds since the first trial began, hypervolume) after each complete trial, in end order.
 
     Made of the search's own scores of one fidelity (`comparable`), so that its points can be compared: retraining does
-    not enter. Empty while the reference point is not known.
+    not enter. What training a supernet took before is in the seconds. Empty while the reference point is not known.
     """
     reference = _reference(run)
     if reference is None:
@@ -132,10 +132,11 @@ def hypervolume_over_time(run: RunRecord) -> list[tuple[int, float, float]]:
     scored.sort(key=lambda pair: (_timestamp(pair[0].ended), pair[0].number))
     points = np.empty((0, len(run.objectives)))
     curve: list[tuple[int, float, float]] = []
-    seconds = volume = 0.0
+    before = run.supernet.train_seconds if run.supernet else 0.0
+    seconds, volume = before, 0.0
     for trial, values in scored:
         if begun is not None and trial.ended is not None:
-            seconds = max(seconds, (trial.ended - begun).total_seconds())
+            seconds = max(seconds, before + (trial.ended - begun).total_seconds())
         if not breaches(values, run.constraints):
             points = np.vstack([points, minimised([values], run.objectives)])
             mask = non_dominated(points)

@@ -10,7 +10,7 @@ from typing import Any
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.seeds import derive_seed
-from kdnas.study.config import StudyConfig
+from kdnas.study.config import SCRATCH, SUPERNET, StudyConfig, fidelity_by
 from kdnas.study.tuning import final_recipe, tuned_recipe
 from kdnas.training.recipe import Recipe
 
@@ -35,6 +35,8 @@ class Job:
     recipe: Recipe
     init_seed: int
     view_seed: int
+    evaluator: str = SCRATCH
+    """Who is to score it."""
     repeat: int | None = None
     """None for a trial of the search, else the number of the retraining."""
     measure: bool = True
@@ -64,7 +66,7 @@ class Job:
     @property
     def fidelity(self) -> Fidelity:
         """How much training the score will have seen."""
-        return Fidelity(self.recipe.training.epochs, self.recipe.training.data_fraction)
+        return fidelity_by(self.evaluator, self.recipe.training.epochs, self.recipe.training.data_fraction)
 
 
 def search_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, float], rung: int = -1) -> Job:
@@ -74,15 +76,19 @@ def search_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, float], rung
     score does not depend on when the arch was proposed. Costs are measured at the lowest rung only.
     """
     rung %= len(config.fidelities)
+    evaluator, fidelity = config.rung_evaluators[rung], config.fidelities[rung]
     recipe = tuned_recipe(config.recipe, tuned)
-    training = recipe.training.model_copy(update=config.fidelities[rung].as_dict())
+    if evaluator != SUPERNET:
+        training = recipe.training.model_copy(update=fidelity.training)
+        recipe = recipe.model_copy(update={"training": training})
     return Job(
         arch,
-        recipe.model_copy(update={"training": training}),
+        recipe,
         init_seed=derive_seed(config.seed, "init", arch.arch_id),
         view_seed=derive_seed(config.seed, "views"),
+        evaluator=evaluator,
         measure=rung == 0,
-        legs=_legs(config, arch, tuned, rung) if config.rungs else (),
+        legs=_legs(config, arch, tuned, rung) if config.rungs and evaluator != SUPERNET else (),
     )
 
 
@@ -101,10 +107,15 @@ def _legs(config: StudyConfig, arch: Arch, tuned: Mapping[str, float], rung: int
 def continues(config: StudyConfig, rung: int) -> bool:
     """Whether a student promoted to `rung` may go on from its weights: the rung below has the same share of the data.
 
-    A training on another share is begun anew, so that a fidelity says what the student has seen.
+    A training on another share, or by another evaluator, is begun anew, so that a fidelity says what the student has
+    seen.
     """
-    fidelities = config.fidelities
-    return rung > 0 and fidelities[rung - 1].data_fraction == fidelities[rung].data_fraction
+    fidelities, evaluators = config.fidelities, config.rung_evaluators
+    return (
+        rung > 0
+        and evaluators[rung - 1] == evaluators[rung]
+        and fidelities[rung - 1].data_fraction == fidelities[rung].data_fraction
+    )
 
 
 def rung_checkpoint(arch: Arch, tuned: Mapping[str, float], rung: int) -> str:
@@ -121,6 +132,7 @@ def final_job(config: StudyConfig, number: int, arch: Arch, tuned: Mapping[str, 
         final_recipe(config, tuned),
         init_seed=derive_seed(config.seed, "final", repeat, arch.arch_id),
         view_seed=derive_seed(config.seed, "final views", repeat),
+        evaluator=config.final_evaluator,
         repeat=repeat,
         measure=False,
         test=True,

@@ -18,6 +18,7 @@ from kdnas.errors import ConfigError, Problem
 from kdnas.registry import validation_problems
 from kdnas.study.config import StudyConfig
 from kdnas.study.members import member_problems, quantity_problems, registry_of
+from kdnas.study.rungs import rung_problems, supernet_problems
 from kdnas.study.yaml_lines import KeyPath, YamlDocument, parse_value, read_yaml
 
 STUDY_FILE = "study.yaml"
@@ -118,10 +119,10 @@ def _checked(document: YamlDocument, folder: Path, problems: list[Problem]) -> L
         found += validation_problems(error, StudyConfig)
     found += [*member_problems(document.data), *quantity_problems(document.data)]
     if config is not None and not found:
-        found += _tune_problems(config)
+        found += [*_tune_problems(config), *rung_problems(config)]
     space, space_problems = _space(document.data, folder)
     if config is not None and space is not None and not found:
-        found += _family_problems(config, space)
+        found += _family_problems(config, space) or supernet_problems(config, space)
     # What stands in the space's own file carries its own file and line, and comes last.
     found += [problem for problem in space_problems if problem.where == "space"]
     elsewhere = [problem for problem in space_problems if problem.where != "space"]
@@ -140,11 +141,13 @@ def _tune_problems(config: StudyConfig) -> list[Problem]:
 
 
 def _family_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
-    """Return whether the evaluator builds students and the space does not say of which family."""
-    evaluator = registry_of("evaluators").get(config.evaluator.type)
-    if space.family or "family" not in getattr(evaluator, "needs", ()):
+    """Return whether an evaluator builds students and the space does not say of which family."""
+    builders = [
+        name for name in config.evaluators if "family" in getattr(registry_of("evaluators").get(name), "needs", ())
+    ]
+    if space.family or not builders:
         return []
-    what = f"the space {space.name} names no student family, and the evaluator {config.evaluator.type} builds students"
+    what = f"the space {space.name} names no student family, and the evaluator {builders[0]} builds students"
     return [Problem("space", what, "a space with `family:`")]
 
 

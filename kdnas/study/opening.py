@@ -109,7 +109,9 @@ def open_teacher(
     Raises TeacherError, ConfigError, RunFolderError (a cache that cannot be written).
     """
 
-    def train_student(family: str, choices: Mapping[str, Any], training: Mapping[str, Any], say: Say) -> nn.Module:
+    def train_student(
+        family: str, choices: Mapping[str, Any], training: Mapping[str, Any], say: Say
+    ) -> tuple[nn.Module, Arch]:
         trainer = _TeacherTraining(data, train_indices, cache / "teachers", device, seed)
         return trainer.network(family, choices, training, say)
 
@@ -128,8 +130,10 @@ class _TeacherTraining:
         self._device = device
         self._seed = seed
 
-    def network(self, family: str, choices: Mapping[str, Any], training: Mapping[str, Any], say: Say) -> nn.Module:
-        """Return the trained network, which takes normalised images: from the cache where it is there."""
+    def network(
+        self, family: str, choices: Mapping[str, Any], training: Mapping[str, Any], say: Say
+    ) -> tuple[nn.Module, Arch]:
+        """Return the trained network, which takes normalised images, and its arch: from the cache where it is there."""
         settings = _training(training)
         student: StudentFamily = STUDENTS.build(family)
         arch = student.canonical(choices)
@@ -139,7 +143,7 @@ class _TeacherTraining:
         kept = self._folder / f"{self._key(arch, settings)}.safetensors"
         if not _load_kept(network, kept, say):
             self._train(network, arch, settings, kept, say)
-        return network.eval()
+        return network.eval(), arch
 
     def _key(self, arch: Arch, training: Training) -> str:
         """Return a hash of everything that decides the trained weights."""

@@ -59,8 +59,9 @@ def prepare_study(
 ) -> Opened:
     """Return `study`, ready to run in `folder`: a new run, or the one that is there.
 
-    The caller holds the folder's controller lock. Raises InputError where data, teacher, constraints
-    or the run folder are wrong; nothing has been written then.
+    The caller holds the folder's controller lock. Raises InputError where data, teacher, constraints or the run folder
+    are wrong; nothing has been written then. What all scores rest on, such as a supernet, is trained last: stopped in
+    it, the next call goes on.
     """
     config, space = study.config, study.space
     locked = read_lock(folder) if (folder / LOCK_FILE).exists() else None
@@ -72,6 +73,7 @@ def prepare_study(
         cache,
         str(device),
         calibrations=locked.get("calibrations", {}) if locked else {},
+        prepared=locked.get("prepared", {}) if locked else {},
         say=lambda line: observe(Note(line)),
     )
     evaluator = open_evaluator(context)
@@ -92,7 +94,11 @@ def prepare_study(
     record = Record.open(folder, config.name, run.objectives)
     if locked is not None and lock["config"] != locked["config"]:
         write_lock(folder, lock)  # once the record has shown itself to be this run's
-    workplan = Workplan(dataclasses.replace(context, calibrations=lock["calibrations"]))
+    if (prepared := evaluator.prepare()) != lock.get("prepared", {}):
+        lock = {**lock, "prepared": prepared}
+        write_lock(folder, lock)
+        run = run_of_lock(folder, lock)
+    workplan = Workplan(dataclasses.replace(context, calibrations=lock["calibrations"], prepared=prepared))
     return Opened(config, space, evaluator, record, workplan, refreshed(run, record))
 
 

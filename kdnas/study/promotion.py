@@ -65,7 +65,7 @@ def next_promotion(run: RunRecord, everyone: bool = False) -> TrialRecord | None
                 np.array([place in running for place in above], dtype=bool),
                 len(fidelities) - 1 - rung,
             ),
-            eta=run.config.promotion.eta or fidelities[rung + 1].amount / fidelities[rung].amount,
+            eta=run.config.eta(rung),
             reference=minimised([run.reference_point], run.objectives)[0],
             lead=names.index(ACCURACY.name) if ACCURACY.name in names else 0,
             everyone=everyone,

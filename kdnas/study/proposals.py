@@ -216,13 +216,14 @@ def at_one_fidelity(trials: Sequence[FrozenTrial], fidelities: Sequence[Fidelity
     (`kdnas.core.promotion.lifted`). Its later trials are shown as failed ones without a proposal, which no sampler
     learns from.
     """
-    places = {json.dumps(fidelity.as_dict(), sort_keys=True): rung for rung, fidelity in enumerate(fidelities)}
+    places = {fidelity: rung for rung, fidelity in enumerate(fidelities)}
     first: dict[str, int] = {}
     """By student: the index of the trial that stands for it."""
     scores: dict[int, np.ndarray] = {}
     shown = list(trials)
     for index, trial in enumerate(trials):
-        rung = places.get(json.dumps(trial.user_attrs.get("fidelity"), sort_keys=True))
+        said = trial.user_attrs.get("fidelity")
+        rung = None if said is None else places.get(Fidelity(**said))
         if rung is None or trial.user_attrs.get("interrupted"):
             continue
         student = json.dumps([trial.user_attrs["arch_id"], trial.user_attrs["tuned"]], sort_keys=True)

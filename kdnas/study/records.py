@@ -22,7 +22,7 @@ TrialState = Literal["complete", "failed", "infeasible", "interrupted", "running
 
 @dataclass(frozen=True)
 class Repeat:
-    """A finalist trained from scratch: `accuracy` on the validation split, `test_accuracy` on the test split.
+    """A finalist trained anew: `accuracy` on the validation split, `test_accuracy` on the test split.
 
     Where the evaluator trains nothing itself, there is no checkpoint and perhaps no test accuracy.
     """
@@ -57,6 +57,8 @@ class TrialRecord:
     """Share of train_seconds spent on the teacher."""
     profile: Mapping[str, float] = field(default_factory=dict)
     """Seconds by phase: student, teacher, data, evaluation, build, proposal; those that are known."""
+    notes: tuple[str, ...] = ()
+    """What slowed its training, in words."""
     started: datetime | None = None
     ended: datetime | None = None
     repeats: tuple[Repeat, ...] = ()
@@ -105,6 +107,25 @@ class TeacherReport:
 
 
 @dataclass(frozen=True)
+class SupernetRecord:
+    """The supernet that a run trained before its first trial; its weights and schedule are in RUN/supernet/."""
+
+    fingerprint: str
+    """Of the file of its weights."""
+    epochs: int
+    """Its budget, in epochs of the largest student on `data_fraction` of the training split."""
+    data_fraction: float
+    train_seconds: float
+    inherited: float | None = None
+    """The share of the largest student's parameters that began as the teacher's; None where none was asked to."""
+
+    @property
+    def amount(self) -> float:
+        """Its budget as that of a fidelity: epochs x data fraction."""
+        return self.epochs * self.data_fraction
+
+
+@dataclass(frozen=True)
 class FrontMember:
     """A student of the final front. `values["accuracy"]` is the mean over its repeats where it was retrained."""
 
@@ -135,5 +156,13 @@ class RunRecord:
     class_names: tuple[str, ...]
     finished: str = ""
     """Why the search ended, empty while it has not."""
+    packing: str = ""
+    """How many students each device trained at once and by what measurement, empty where nothing was measured."""
     audit: AuditRecord | None = None
     """None where no audit was made."""
+
+    @property
+    def supernet(self) -> SupernetRecord | None:
+        """The run's supernet; None where it has none, or none yet."""
+        plain = self.lock.get("prepared", {}).get("supernet")
+        return None if plain is None else SupernetRecord(**plain)

@@ -1,4 +1,4 @@
-"""The front is earned: its students are measured on the quiet machine and trained from scratch, several seeds each."""
+"""The front is earned: its students are measured on the quiet machine and trained anew, several seeds each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdnas.core.fidelity import Fidelity
 from kdnas.errors import TrialError
 from kdnas.executors import Executor, Finished
 from kdnas.study.events import Note, Observer, RepeatEnded
@@ -68,8 +67,7 @@ class Retraining:
     def run(self, executor: Executor, pending: list[Pending]) -> None:
         """Do the `pending` retrainings; one that fails is tried again, as often as the study allows."""
         self.did_something = True
-        search, final = self._config.fidelities[-1], self._config.final_fidelity
-        limit_s = self._config.budget.trial_time_limit_s * max(final.amount / search.amount, 1.0)
+        limit_s = self._config.time_limit_s(self._config.final_fidelity)
         waiting = deque(pending)
         jobs: dict[str, tuple[TrialRecord, int, Job]] = {}
         while waiting or jobs:
@@ -110,7 +108,7 @@ class Retraining:
             seed,
             result["values"]["accuracy"],
             result.get("test_accuracy"),
-            Fidelity(**job.fidelity.as_dict()),  # type: ignore[arg-type]
+            job.fidelity,
             result["train_seconds"],
             Path(result.get("checkpoint", "")).name,
         )

@@ -22,7 +22,8 @@ from typing import Any
 import yaml
 
 from kdnas import atomic
-from kdnas.core.space import SearchSpace
+from kdnas.core.fidelity import Fidelity
+from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.errors import Problem, RunFolderError
 from kdnas.study.config import StudyConfig
 
@@ -110,6 +111,20 @@ def space_record(space: SearchSpace) -> dict[str, Any]:
     }
 
 
+def recorded_space(name: str, record: Mapping[str, Any]) -> SearchSpace:
+    """Return the space that `space_record` recorded. Raises RunFolderError where the record is damaged."""
+    try:
+        return SearchSpace(
+            name=name,
+            family=record["family"],
+            choices=tuple(Choice(choice, tuple(values)) for choice, values in record["choices"].items()),
+            conditions=tuple(Condition(c["choice"], c["when"], tuple(c["in"])) for c in record["conditions"]),
+            fixed=dict(record["fixed"]),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunFolderError(f"the search space in the run's lock file is damaged: {error!r}") from error
+
+
 def identity(config: StudyConfig, space: SearchSpace, fingerprints: Mapping[str, str]) -> dict[str, Any]:
     """Return what must not change when a run resumes. `fingerprints` are those of what the scores rest on."""
     resolved = config.model_dump(mode="json")
@@ -117,6 +132,7 @@ def identity(config: StudyConfig, space: SearchSpace, fingerprints: Mapping[str,
         "name": config.name,
         **{section: resolved[section] for section in _IDENTITY_SECTIONS},
         **({"rungs": [fidelity.as_dict() for fidelity in config.fidelities]} if config.rungs else {}),
+        **({"supernet": resolved["supernet"]} if config.shares_weights else {}),
         "space": space_record(space),
         "fingerprints": {**fingerprints, "space": fingerprint(space_record(space))},
     }
@@ -130,7 +146,10 @@ def fingerprint(record: Any) -> str:
 def check_identity(folder: Path, locked: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raise RunFolderError showing every difference when the study is not the one `folder` was started with."""
     if "evaluator" in current:
-        locked = {"evaluator": {"type": "scratch"}, **locked}  # all there was when the first runs were begun
+        # What the first runs do not say, since there was nothing else.
+        locked = {"evaluator": {"type": "scratch"}, **locked}
+        if "rungs" in locked:
+            locked["rungs"] = [Fidelity(**rung).as_dict() for rung in locked["rungs"]]
     before, after = leaves(locked), leaves(current)
     changed = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
     if not changed:

@@ -23,7 +23,7 @@ from kdnas.core.seeds import derive_seed
 from kdnas.errors import RunFolderError
 from kdnas.executors import Executor, Finished
 from kdnas.samplers import SAMPLERS, SamplerContext
-from kdnas.study.events import Observer, SearchEnded, StudyEnded, TrialEnded, TrialStarted
+from kdnas.study.events import Note, Observer, SearchEnded, StudyEnded, TrialEnded, TrialStarted
 from kdnas.study.feasibility import relative_excess
 from kdnas.study.jobs import RUNG_FOLDER, Job, search_job
 from kdnas.study.preparation import Opened
@@ -67,6 +67,8 @@ class Search:
         self._began: float | None = None
         """When this call began to search; None while it does not."""
         self._new_trials = 0
+        self._told: set[str] = set()
+        """Notes of trials that the observer has been given."""
         self._retraining = Retraining(opened, observe)
         self._recover()
 
@@ -259,6 +261,10 @@ class Search:
             self._sweep()
         ended = next(record for record in self._run.trials if record.number == trial.number)
         self._observe(TrialEnded(self._run, ended))
+        for note in ended.notes:  # told once: the report counts the trials
+            if note not in self._told:
+                self._told.add(note)
+                self._observe(Note(f"trial {trial.number}: {note}"))
 
     def _with_measurements(self, job: Job, key: str, result: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return `result` with what the student's lowest rung measured: at the others nothing is measured again."""

@@ -20,7 +20,7 @@ class Spent:
     trials: int
     full_trainings: float
     seconds: float
-    """Of searching."""
+    """Of searching, the training of a supernet included."""
 
 
 def full_trainings(config: StudyConfig, fidelity: Fidelity, goes_on: bool) -> float:
@@ -39,11 +39,16 @@ def spent_by(run: RunRecord, goes_on: bool, seconds: float) -> Spent:
     """Return what the trials of `run` have used up, running ones too. An interrupted one is run again and is free.
 
     A trial that was refused after measuring has trained nothing; a failed one counts as if it had trained to its end.
+    What the run's supernet cost is counted too.
     """
     counted = [trial for trial in run.trials if trial.state != "interrupted"]
     trained = [trial.fidelity for trial in counted if trial.state != "infeasible"]
     cost = {fidelity: full_trainings(run.config, fidelity, goes_on) for fidelity in set(trained)}
-    return Spent(len(counted), sum(cost[fidelity] for fidelity in trained), seconds)
+    whole = sum(cost[fidelity] for fidelity in trained)
+    if run.supernet is not None:
+        whole += run.supernet.amount / run.config.final_fidelity.amount
+        seconds += run.supernet.train_seconds
+    return Spent(len(counted), whole, seconds)
 
 
 def why_over(run: RunRecord, spent: Spent, next_cost: float) -> str:
@@ -75,7 +80,7 @@ def stagnation(run: RunRecord) -> str:
         return ""
     grown = f"by {100 * (now / before - 1):.2g} %" if before > 0 else "not at all"
     return (
-        f"the hypervolume stagnates: the last {limit.trials} scores at {run.config.fidelities[-1].words} made it grow "
+        f"the hypervolume stagnates: the last {limit.trials} scores {run.config.fidelities[-1].reached} made it grow "
         f"{grown}, and more than {100 * limit.gain:g} % was asked"
     )
 

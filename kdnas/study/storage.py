@@ -210,7 +210,7 @@ class Record:
     @_on_disk
     def add_audit_training(self, training: AuditTraining) -> None:
         """Write one training of an audit."""
-        key = f"audit:{training.number}:{training.seed}:{_spelled(training.fidelity)}:{training.loss}"
+        key = f"audit:{training.number}:{training.seed}:{training.fidelity.key}:{training.loss}"
         self.study.set_user_attr(key, dataclasses.asdict(training))
 
     @_on_disk
@@ -275,11 +275,7 @@ class Record:
 
 
 def _failed_key(number: int, seed: int, fidelity: Fidelity) -> str:
-    return f"failed:{number}:{seed}:{_spelled(fidelity)}"
-
-
-def _spelled(fidelity: Fidelity) -> str:
-    return f"{fidelity.epochs}x{fidelity.data_fraction:g}"
+    return f"failed:{number}:{seed}:{fidelity.key}"
 
 
 def _record(trial: FrozenTrial, repeats: list[Repeat], final: Mapping[str, Any]) -> TrialRecord:
@@ -299,6 +295,7 @@ def _record(trial: FrozenTrial, repeats: list[Repeat], final: Mapping[str, Any])
         train_seconds=result.get("train_seconds", 0.0),
         teacher_seconds=result.get("teacher_seconds", 0.0),
         profile=result.get("profile", {}),
+        notes=tuple(result.get("notes", ())),
         started=trial.datetime_start,
         ended=trial.datetime_complete,
         repeats=tuple(sorted(repeats, key=lambda repeat: repeat.seed)),
@@ -355,8 +352,8 @@ def refreshed(run: RunRecord, record: Record) -> RunRecord:
     teacher = run.teacher
     if teacher is not None and "teacher_test_accuracy" in notes:
         teacher = dataclasses.replace(teacher, test_accuracy=notes["teacher_test_accuracy"])
-    finished = notes.get("finished", "")
-    return dataclasses.replace(run, trials=trials, teacher=teacher, finished=finished, audit=record.audit())
+    said = {name: notes.get(name, "") for name in ("finished", "packing")}
+    return dataclasses.replace(run, trials=trials, teacher=teacher, audit=record.audit(), **said)
 
 
 def run_of_lock(folder: Path, lock: Mapping[str, Any]) -> RunRecord:

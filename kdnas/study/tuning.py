@@ -52,9 +52,9 @@ def tuned_recipe(recipe: Recipe, tuned: Mapping[str, float]) -> Recipe:
 
 
 def final_recipe(config: StudyConfig, tuned: Mapping[str, float]) -> Recipe:
-    """Return the recipe by which a finalist is trained from scratch: the final epochs and share of the data."""
+    """Return the recipe by which a finalist is trained: the final epochs and share of the data."""
     recipe = tuned_recipe(config.recipe, tuned)
-    training = recipe.training.model_copy(update=config.final_fidelity.as_dict())
+    training = recipe.training.model_copy(update=config.final_fidelity.training)
     return recipe.model_copy(update={"training": training})
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdnas.core.arch import Arch
 from kdnas.core.data import ImageData
 from kdnas.registry import Registry
 
@@ -23,6 +24,7 @@ class Teacher:
     [B, C, H, W] are the stages; `classifier` that of the linear layer whose input is the embedding, None where there is
     no such layer.
     `fingerprint` is a hash of the weights and everything else that decides the outputs; `notes` say what was adapted.
+    `arch` is that of a teacher which is a member of a student family, so that students can inherit its weights.
     """
 
     name: str
@@ -31,20 +33,21 @@ class Teacher:
     classifier: str | None
     fingerprint: str
     notes: tuple[str, ...] = ()
+    arch: Arch | None = None
 
 
 @dataclass(frozen=True)
 class TeacherContext:
     """What a teacher source may use.
 
-    `train_student(family, choices, training, say)` trains a student family member with cross entropy and returns the
-    module taking normalised images; it is handed down from the training layer.
+    `train_student(family, choices, training, say)` trains a student family's member with cross entropy and returns the
+    module taking normalised images, with its arch; it is handed down from the training layer.
     """
 
     data: ImageData
     data_root: Path
     device: torch.device
-    train_student: Callable[[str, Mapping[str, Any], Mapping[str, Any], Callable[[str], None]], nn.Module]
+    train_student: Callable[[str, Mapping[str, Any], Mapping[str, Any], Callable[[str], None]], tuple[nn.Module, Arch]]
     say: Callable[[str], None] = field(default=lambda line: None)
 
 

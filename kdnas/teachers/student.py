@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
@@ -17,7 +18,8 @@ def student(
     `training` holds the fields of a study's training section. The validation split is not trained on. Raises
     ConfigError where the family, its choices or the training settings are wrong.
     """
-    network = context.train_student(family, choices, training or {}, context.say)
+    network, arch = context.train_student(family, choices, training or {}, context.say)
     data = context.data
     expected = Expected(data.channel_mean, data.channel_std)
-    return fit_teacher(f"{family} trained here", network, context, expected, facts={"family": family})
+    teacher = fit_teacher(f"{family} trained here", network, context, expected, facts={"family": family})
+    return dataclasses.replace(teacher, arch=arch)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from pydantic import Field
 
 from kdnas.core.data import ImageData
 from kdnas.core.schedule import Ladders, Schedule
@@ -30,27 +29,14 @@ from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import accuracy, bfloat16_is_native
 from kdnas.training.lesson import TaughtBatch, memory_failures_as_trial_errors, open_teaching, own_randomness
-from kdnas.training.recipe import Recipe, Section
-from kdnas.training.shrinking import Recorded, Shrinking, policy_of
+from kdnas.training.recipe import Recipe
+from kdnas.training.shrinking import Recorded, policy_of
 from kdnas.training.subnet_lesson import SubnetLesson
 from kdnas.training.subnets import ElasticSpace, SubnetScorer
 from kdnas.training.supernet_run import SupernetRun, Tick
+from kdnas.training.supernet_settings import SupernetSettings as SupernetSettings
 from kdnas.training.teacher_cache import TeacherCache
 from kdnas.training.teaching import Teaching
-
-
-class SupernetSettings(Section):
-    """What a supernet's training has beside the recipe of a student's."""
-
-    shrinking: Shrinking = Shrinking()
-    in_place: bool = True
-    """In-place distillation: where a step has the largest subnet, the others learn from it instead of the teacher."""
-    resolutions: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = ()
-    """Sides in pixels that images may be resized to, at most the data's own; empty: that one alone."""
-    recalibration_images: Annotated[int, Field(ge=2)] = 512
-    """Training images that the batch-norm statistics of a scored subnet are estimated on."""
-    check_images: Annotated[int, Field(ge=2)] = 1000
-    """Validation images that subnets are scored on during the training."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +73,15 @@ def train_supernet(
     checkpoint: Path | None = None,
     view_seed: int | None = None,
     teacher_cache: TeacherCache | None = None,
+    budget_macs: int | None = None,
 ) -> TrainedSupernet:
     """Train `supernet`, which holds the networks of `space`, in place, and return it with its schedule.
 
-    The budget is the work of `recipe.training.epochs` epochs of the largest subnet alone. With `schedule` a recorded
-    one is followed instead of the policy of `settings`. `seed` draws subnets and starts adapters, `view_seed` (default:
-    `seed`) orders and augments the images. `checkpoint` is rewritten at every check, and a training that finds its own
-    there continues exactly. `on_tick` is called after that; what it raises ends the training.
+    The budget is `budget_macs`, by default the work of `recipe.training.epochs` epochs of the largest subnet alone.
+    With `schedule` a recorded one is followed instead of the policy of `settings`. `seed` draws subnets and starts
+    adapters, `view_seed` (default: `seed`) orders and augments the images. `checkpoint` is rewritten at every check,
+    and a training that finds its own there continues exactly. `on_tick` is called after that; what it raises ends the
+    training.
 
     Raises ConfigError where space, losses, schedule or resolutions do not fit, TrialError when the loss is not finite
     or memory runs out, RunFolderError when the checkpoint is damaged or another training's.
@@ -101,9 +89,10 @@ def train_supernet(
     view_seed = seed if view_seed is None else view_seed
     elastic, ladders = _elastic(space, settings, data)
     policy = policy_of(settings.shrinking, ladders) if schedule is None else Recorded(ladders, schedule)
-    bfloat16 = _in_bfloat16(recipe, device)
+    bfloat16 = in_bfloat16(recipe, device)
     scorer, checker = _scorers(data, train, validation, settings, bfloat16)
     identity = _identity(supernet, space, teacher, train, recipe, settings, data, schedule, [seed, view_seed])
+    identity += "" if budget_macs is None else f"-{budget_macs}"
     supernet.to(device)
     with ExitStack() as stack:
         stack.enter_context(memory_failures_as_trial_errors())
@@ -123,6 +112,7 @@ def train_supernet(
             bfloat16=bfloat16,
             device=device,
             seed=seed,
+            pixels=recipe.training.epochs * len(train) * math.prod(data.task.input_shape[1:]),
         )
         taught = accuracy(teacher.module.to(device), validation, bfloat16=bfloat16)
         run = SupernetRun(
@@ -138,16 +128,18 @@ def train_supernet(
             teacher_accuracy=taught,
             seed=seed,
         )
+        run.budget_macs = budget_macs or run.budget_macs
         if checkpoint is not None and checkpoint.exists():
             run.resume(checkpoint, identity)
-        batches = stack.enter_context(closing(_stream(run, train, teaching, recipe, data, view_seed)))
+        batches = stack.enter_context(closing(_stream(run, train, teaching, recipe, data, view_seed, settings.views)))
         run.train(batches, lambda: None if checkpoint is None else run.save(checkpoint, identity), on_tick)
     supernet.eval().zero_grad(set_to_none=True)
     record = Schedule(policy.name, space.name, space.family, run.budget_macs, tuple(run.history))
     return TrainedSupernet(supernet, elastic, ladders, scorer, record, taught, run.step, run.train_seconds)
 
 
-def _in_bfloat16(recipe: Recipe, device: torch.device) -> bool:
+def in_bfloat16(recipe: Recipe, device: torch.device) -> bool:
+    """Return whether a supernet is trained and scored in bfloat16 on `device`."""
     precision = recipe.training.precision
     return precision == "bfloat16" or (precision == "auto" and bfloat16_is_native(device))
 
@@ -178,21 +170,28 @@ def _elastic(space: SearchSpace, settings: SupernetSettings, data: ImageData) ->
 
 
 def _stream(
-    run: SupernetRun, train: Batches, teaching: Teaching | None, recipe: Recipe, data: ImageData, view_seed: int
+    run: SupernetRun,
+    train: Batches,
+    teaching: Teaching | None,
+    recipe: Recipe,
+    data: ImageData,
+    view_seed: int,
+    views: int | None,
 ) -> Generator[TaughtBatch, None, None]:
     """Yield batches for ever, view after view, from where `run` stands, and keep its place."""
     while True:
-        views = train.epoch(
-            run.epoch,
+        view = run.epoch if views is None else run.epoch % views
+        batches = train.epoch(
+            view,
             batch_size=recipe.training.batch_size,
             augmentation=recipe.training.augmentation,
             fill=data.channel_mean,
             seed=view_seed,
         )
         if teaching is not None:
-            teaching.begin(run.epoch)
+            teaching.begin(view)
         try:
-            for index, batch in enumerate(views):
+            for index, batch in enumerate(batches):
                 if index >= run.batch:
                     images = batch.images.contiguous(memory_format=torch.channels_last)
                     theirs = None if teaching is None else teaching(images, batch.samples)

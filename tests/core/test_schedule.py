@@ -11,12 +11,14 @@ from kdnas.core.schedule import (
     Check,
     FinishedStage,
     Ladders,
+    Panel,
     Probe,
     Schedule,
     Stage,
     Unlock,
     cheapest,
     dimension_of,
+    gains,
     stalled,
     teacher_gap,
 )
@@ -62,6 +64,11 @@ def test_the_smallest_subnet_prefers_the_first_rung_among_equals():
     assert smallest == {"stem_width": 2, "stage1.depth": 0, "stage1.width": 4, "stage1.skip": "identity"}
     assert macs(smallest) == min(macs(assignment) for assignment in SPACE.enumerate())
     assert LADDERS.smallest(LADDERS.only_largest) == LADDERS.largest
+
+
+def test_the_panel_is_the_smallest_the_middle_and_the_largest():
+    middle = {"stem_width": 4, "stage1.depth": 1, "stage1.width": 4, "stage1.skip": "identity"}
+    assert LADDERS.panel == (LADDERS.smallest(LADDERS.values), middle, LADDERS.largest)
 
 
 def test_dimensions():
@@ -132,16 +139,39 @@ def test_the_gap_is_a_share_of_the_teachers_accuracy():
     assert teacher_gap(0.0, 0.9, 0.9) == 0
 
 
+def judged(mode: str, spent: float, loss: float | None) -> FinishedStage:
+    panel = None if loss is None else Panel(0.1, 0.2, 0.3, loss)
+    return FinishedStage(Stage(mode, {}, spent, mode=mode), 0, 1, spent, "spent", panel=panel)
+
+
+def test_gains_are_the_fall_of_the_loss_per_share_spent_by_mode():
+    history = [
+        judged("", 0.1, 2.0),  # before the first panel nothing is known
+        judged("a", 0.1, 1.8),
+        judged("b", 0.1, None),  # not judged by itself: what it spent counts for what follows
+        judged("b", 0.1, 1.7),
+        judged("a", 0.3, 1.6),
+        judged("", 0.2, 1.0),  # no mode is tried
+        judged("c", 0.1, 1.1),
+    ]
+    found = gains(history)
+    assert list(found) == ["a", "b", "c"]
+    assert found == pytest.approx({"a": (0.2 + 0.1) / (0.1 + 0.3), "b": 0.1 / 0.2, "c": -0.1 / 0.1})
+    assert gains(history[:1]) == {}
+
+
 def schedule() -> Schedule:
     probes = (
         Probe("depth", {"stage1.depth": 1}, 0.8, 0.1, 0.45),
         Probe("skip", {"stage1.skip": "none"}, 0.9, 0.0, 0.0),
     )
-    first = FinishedStage(
-        Stage("largest", LADDERS.only_largest, 0.3), 0, 12, 0.31, "spent", (Check(12, 0.3, 0.9, 0.9),)
-    )
+    largest = Stage("largest", LADDERS.only_largest, 0.3, judged=True, mode="largest first")
+    first = FinishedStage(largest, 0, 12, 0.31, "spent", (Check(12, 0.3, 0.9, 0.9),), Panel(0.1, 0.5, 0.9, 1.5))
     allowed = {**LADDERS.only_largest, "stage1.depth": (2, 1)}
-    stage = Stage("1 depth", allowed, 0.7, 0.5, "stage", 3, True, "front", 0.75, True, "cheapest", 0.1, probes)
+    stage = Stage(
+        "1 depth", allowed, 0.7, 0.5, "stage", 3, sandwich=True, in_turn=True, sampling="front", kd_weight=0.75,
+        sort_channels=True, watched=True, reason="cheapest", gap=0.1, gains={"in turn": 2.0}, probes=probes,
+    )  # fmt: skip
     return Schedule("adaptive", "toy", "resnet", 10**15, (first, FinishedStage(stage, 12, 30, 0.69, "over")))
 
 

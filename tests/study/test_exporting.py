@@ -7,22 +7,16 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from trained_run import member_of, small_network, study_config, trained_run
+from trained_run import member_of, small_network, trained_run
 
 from kdnas.core.data import ImageData
 from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, RunFolderError
 from kdnas.exporters import EXPORTERS, TrainedStudent
 from kdnas.study.exporting import available_formats, best_repeat, export_student
-from kdnas.study.opening import open_data
 from kdnas.study.records import FrontMember, RunRecord
 from kdnas.study.train_file import load_train_file
 
 CHEAP = ["safetensors", "student_json", "train_yaml", "model_card"]
-
-
-@pytest.fixture(scope="module")
-def digits(kdnas_cache: Path) -> ImageData:
-    return open_data(study_config().data, Path("nowhere"), kdnas_cache)
 
 
 @pytest.fixture

@@ -9,22 +9,18 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from trained_run import study_config, trained_run
+from trained_run import trained_run
 
 from kdnas.core.data import ImageData
 from kdnas.errors import ConfigError, DataError, RunFolderError, TeacherError
 from kdnas.nn.normalise import Normalised
-from kdnas.study.full_training import EpochReport, FullTraining, train_fully
-from kdnas.study.opening import open_data, split
+from kdnas.study.full_training import FullTraining, train_fully
+from kdnas.study.opening import split
 from kdnas.study.train_file import TrainFile, train_file_for, with_epochs
+from kdnas.study.training_steps import Progress
 
 EPOCHS = 6
 NOWHERE = Path("nowhere")
-
-
-@pytest.fixture(scope="module")
-def digits(kdnas_cache: Path) -> ImageData:
-    return open_data(study_config().data, NOWHERE, kdnas_cache)
 
 
 @pytest.fixture(scope="module")
@@ -34,28 +30,33 @@ def file(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> TrainFi
 
 
 @pytest.fixture(scope="module")
-def whole(file: TrainFile, tmp_path_factory: pytest.TempPathFactory) -> tuple[FullTraining, list[EpochReport]]:
+def whole(file: TrainFile, tmp_path_factory: pytest.TempPathFactory) -> tuple[FullTraining, list[Progress]]:
     """An uninterrupted training and what it reported."""
-    reports: list[EpochReport] = []
+    reports: list[Progress] = []
     out = tmp_path_factory.mktemp("whole")
-    return train_fully(file, out, data_root=NOWHERE, on_epoch=reports.append), reports
+    return train_fully(file, out, data_root=NOWHERE, on_progress=reports.append), reports
 
 
-def stop_after(epoch: int) -> Callable[[EpochReport], None]:
-    def on_epoch(report: EpochReport) -> None:
-        if report.epoch == epoch:
+def stop_after(epoch: int) -> Callable[[Progress], None]:
+    def on_progress(report: Progress) -> None:
+        if report.at == at(epoch):
             raise KeyboardInterrupt
 
-    return on_epoch
+    return on_progress
+
+
+def at(epoch: int) -> str:
+    return f"epoch {epoch}/{EPOCHS}"
 
 
 def history(out: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((out / "history.csv").open()))
 
 
-def test_it_trains_and_leaves_the_student(whole: tuple[FullTraining, list[EpochReport]], file: TrainFile) -> None:
+def test_it_trains_and_leaves_the_student(whole: tuple[FullTraining, list[Progress]], file: TrainFile) -> None:
     result, reports = whole
-    assert [report.epoch for report in reports] == list(range(1, EPOCHS + 1))
+    assert [report.at for report in reports] == [at(epoch) for epoch in range(1, EPOCHS + 1)]
+    assert [report.done for report in reports] == pytest.approx([epoch / EPOCHS for epoch in range(1, EPOCHS + 1)])
     assert reports[0].accuracy is not None
     assert reports[-1].loss < reports[0].loss
     assert result.accuracy > 0.3  # chance is 0.1
@@ -66,7 +67,7 @@ def test_it_trains_and_leaves_the_student(whole: tuple[FullTraining, list[EpochR
 
 
 def test_the_accuracies_are_those_of_the_written_weights(
-    whole: tuple[FullTraining, list[EpochReport]], file: TrainFile, digits: ImageData
+    whole: tuple[FullTraining, list[Progress]], file: TrainFile, digits: ImageData
 ) -> None:
     from kdnas.study.exporting import build_network
 
@@ -90,18 +91,18 @@ def test_the_accuracies_are_those_of_the_written_weights(
 
 @pytest.mark.parametrize("stop", [1, EPOCHS])
 def test_interrupted_and_continued_it_gives_the_same_student(
-    whole: tuple[FullTraining, list[EpochReport]], file: TrainFile, tmp_path: Path, stop: int
+    whole: tuple[FullTraining, list[Progress]], file: TrainFile, tmp_path: Path, stop: int
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        train_fully(file, out, data_root=NOWHERE, on_epoch=stop_after(stop))
+        train_fully(file, out, data_root=NOWHERE, on_progress=stop_after(stop))
     assert (out / "checkpoint.safetensors").exists()
     assert not (out / "result.json").exists()
-    later: list[int] = []
+    later: list[str] = []
     result = train_fully(
-        file, out, data_root=NOWHERE, formats=["safetensors"], on_epoch=lambda report: later.append(report.epoch)
+        file, out, data_root=NOWHERE, formats=["safetensors"], on_progress=lambda report: later.append(report.at)
     )
-    assert later == list(range(stop + 1, EPOCHS + 1))
+    assert later == [at(epoch) for epoch in range(stop + 1, EPOCHS + 1)]
     reference = whole[0]
     ours, theirs = (safetensors.torch.load_file(f / "student.safetensors") for f in (out, reference.folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -110,19 +111,19 @@ def test_interrupted_and_continued_it_gives_the_same_student(
 
 
 def test_a_finished_training_is_not_repeated(
-    whole: tuple[FullTraining, list[EpochReport]], file: TrainFile, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[FullTraining, list[Progress]], file: TrainFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("kdnas.study.full_training.distil", refuse)
+    monkeypatch.setattr("kdnas.study.training_steps.distil", refuse)
     again = train_fully(file, whole[0].folder, data_root=NOWHERE)
     assert again.already_done
     assert (again.accuracy, again.files) == (whole[0].accuracy, whole[0].files)
 
 
 def test_another_training_in_the_folder_is_refused_with_the_difference(
-    whole: tuple[FullTraining, list[EpochReport]], file: TrainFile
+    whole: tuple[FullTraining, list[Progress]], file: TrainFile
 ) -> None:
     with pytest.raises(RunFolderError, match="holds another training") as caught:
         train_fully(with_epochs(file, 50), whole[0].folder, data_root=NOWHERE)

@@ -22,7 +22,7 @@ from kdnas.costs import MeasuredCost
 from kdnas.errors import ConfigError, DataError, TeacherError, TrialError
 from kdnas.study import opening
 from kdnas.study.config import DataConfig, Member
-from kdnas.study.opening import open_data, open_teacher, split, training_indices
+from kdnas.study.opening import open_teacher, split, training_indices
 from kdnas.study.teacher_check import least_accuracy, report_teacher, teacher_test_accuracy
 from kdnas.teachers import Teacher
 
@@ -78,11 +78,6 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert opening.resolve_device("cuda:1").index == 1
     with pytest.raises(ConfigError, match="there is no cuda:2: 2 GPUs"):
         opening.resolve_device("cuda:2")
-
-
-@pytest.fixture(scope="module")
-def digits(kdnas_cache: Path) -> ImageData:
-    return open_data(DataConfig(type="digits"), Path("data"), kdnas_cache)
 
 
 def test_the_split_is_stratified_seeded_and_whole(digits: ImageData) -> None:

@@ -334,7 +334,7 @@ def test_a_search_that_gains_nothing_any_more_stops_and_says_so(study, tmp_path)
     events = []
     run = search(study, tmp_path / "r", asked, "rungs=[]", "training.epochs=18", observe=events.append)
     assert len(run.trials) < 75
-    assert run.finished.startswith("the hypervolume stagnates: the last 4 scores at 18 epochs made it grow ")
+    assert run.finished.startswith("the hypervolume stagnates: the last 4 scores after 18 epochs made it grow ")
     assert next(event for event in events if isinstance(event, SearchEnded)).reason == run.finished
     volumes = [0.0, *(volume for _, _, volume in hypervolume_over_time(run))]
     assert volumes[-1] <= volumes[-5] * 1.02

@@ -68,7 +68,7 @@ def test_only_scores_of_the_highest_rung_can_stagnate():
     full = [at(trial, 6) for trial in trials]
     assert stagnation(run(full[:5], budget=budget)) == ""
     said = stagnation(run(full, budget=budget))
-    assert "the last 3 scores at 6 epochs of 50 % of the data made it grow by 0 %" in said
+    assert "the last 3 scores after 6 epochs of 50 % of the data made it grow by 0 %" in said
     assert "more than 1 % was asked" in said
     assert stagnation(run(full, budget=Budget(trials=100))) == ""
 

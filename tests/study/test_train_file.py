@@ -8,7 +8,6 @@ from trained_run import study_config, trained_run
 
 from kdnas.core.data import ImageData
 from kdnas.errors import ConfigError
-from kdnas.study.opening import open_data
 from kdnas.study.records import RunRecord
 from kdnas.study.train_file import (
     TrainFile,
@@ -18,11 +17,6 @@ from kdnas.study.train_file import (
     with_epochs,
 )
 from kdnas.study.tuning import final_recipe
-
-
-@pytest.fixture(scope="module")
-def digits(kdnas_cache: Path) -> ImageData:
-    return open_data(study_config().data, Path("nowhere"), kdnas_cache)
 
 
 @pytest.fixture(scope="module")

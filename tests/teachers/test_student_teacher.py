@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from kdnas.core.arch import Arch
 from kdnas.teachers import TEACHERS
 
 
@@ -14,7 +15,8 @@ def test_the_trained_student_is_fed_normalised_images(open_context, raw_images) 
     def train(family, choices, training, say):
         asked.append((family, choices, training))
         torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+        layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+        return nn.Sequential(*layers), Arch.of(family, choices)
 
     context = open_context(train_student=train)
     options = {"family": "resnet", "choices": {"width": 8}, "training": {"epochs": 2}}
@@ -22,7 +24,8 @@ def test_the_trained_student_is_fed_normalised_images(open_context, raw_images) 
     assert asked == [("resnet", {"width": 8}, {"epochs": 2})]
     images = raw_images(context)
     mean, std = (torch.tensor(part)[:, None, None] for part in (context.data.channel_mean, context.data.channel_std))
-    expected = train("", {}, {}, None).eval()((images - mean) / std)
+    expected = train("", {}, {}, None)[0].eval()((images - mean) / std)
     torch.testing.assert_close(teacher.module(images), expected)
     assert teacher.notes == ()
+    assert teacher.arch == Arch.of("resnet", {"width": 8})
     assert not any(parameter.requires_grad for parameter in teacher.module.parameters())

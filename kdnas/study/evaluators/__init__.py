@@ -23,6 +23,7 @@ from kdnas.registry import Registry
 from kdnas.study.config import StudyConfig
 from kdnas.study.records import TrialRecord
 from kdnas.study.spaces import arch_of
+from kdnas.training.packing import Packing
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -45,6 +46,10 @@ class EvaluatorContext:
     device: str
     calibrations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What the run measured once, by cost: empty until `Evaluator.facts` has said it."""
+    prepared: Mapping[str, Any] = field(default_factory=dict)
+    """What the run's lock file says of its preparation: empty until `Evaluator.prepare` has said it."""
+    beside: Evaluator | None = None
+    """An evaluator of the same study that this process has open: what that has opened need not be opened again."""
     say: Say = _silent
 
 
@@ -53,8 +58,8 @@ class Evaluator(ABC):
 
     Calling it with a plain job (`kdnas.study.jobs`) returns the plain result: `values` by quantity, `measurements`,
     `train_seconds`, `teacher_seconds`; `infeasible` (the reason) instead of an accuracy where a measured constraint is
-    broken; `test_accuracy` and `checkpoint` where the job asked for them and there are any. It raises TrialError when
-    the scoring fails.
+    broken; `test_accuracy` and `checkpoint` where the job asked for them and there are any; `notes`, lines on what
+    slowed it, where there are any. It raises TrialError when the scoring fails.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -67,6 +72,7 @@ class Evaluator(ABC):
     def __init__(self, context: EvaluatorContext):
         self.context = context
         self.calibrations = context.calibrations
+        self.prepared = context.prepared
         self.say = context.say
 
     @property
@@ -106,6 +112,19 @@ class Evaluator(ABC):
         cannot be run.
         """
 
+    def know(self, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
+        """Measure and price by `calibrations` from now on."""
+        self.calibrations = calibrations
+
+    def prepare(self) -> dict[str, Any]:
+        """Do the long work that all scores rest on, and return what came of it, plain, for the lock file.
+
+        It is called whenever the controller opens a run, once the lock file is there, so that a work that was stopped
+        is continued; `self.prepared` is what came of it, where it is done. Raises RunFolderError where that is not in
+        the run folder any more.
+        """
+        return {}
+
     def measure(self, arch: Arch) -> dict[str, Measurement]:
         """Return the measured quantities of `arch`, built anew. Raises TrialError where they are no finite numbers."""
         return {}
@@ -118,9 +137,9 @@ class Evaluator(ABC):
         """Return the plain result of every job, or why it failed: at once where the evaluator can."""
         return [attempted(lambda job=job: self(job)) for job in jobs]  # type: ignore[misc]
 
-    def at_once(self) -> int:
+    def at_once(self) -> Packing:
         """Return how many jobs one worker should answer at once on this device, measured here; seconds."""
-        return 1
+        return Packing(1)
 
     def check(self, trial: TrialRecord) -> None:
         """Raise RunError where the record of a finalist contradicts the student itself."""
@@ -144,9 +163,15 @@ EVALUATORS: Registry[Callable[..., Evaluator]] = Registry("evaluator", __name__)
 
 
 def open_evaluator(context: EvaluatorContext) -> Evaluator:
-    """Return the evaluator that the study names. Raises InputError where something that it needs is wrong."""
+    """Return what scores the study's students: the evaluator that it names, or several, each for the jobs of its own.
+
+    Raises InputError where something that they need is wrong.
+    """
+    from kdnas.study.evaluators._by_rung import ByRung
+
     config = context.config
-    evaluator: Evaluator = EVALUATORS.build(config.evaluator.type, context, **config.evaluator.options)
+    several = len(config.evaluators) > 1
+    evaluator: Evaluator = ByRung(context, open_member) if several else open_member(context, config.evaluator.type)
     unknown = [name for name in config.objectives if name not in evaluator.quantities]
     unknown += [bound.name for bound in config.bounds if bound.name not in evaluator.quantities]
     if unknown:
@@ -154,6 +179,13 @@ def open_evaluator(context: EvaluatorContext) -> Evaluator:
             Problem("evaluator", f"{config.evaluator.type} does not tell {name}", ", ".join(evaluator.quantities))
             for name in dict.fromkeys(unknown)
         )
+    return evaluator
+
+
+def open_member(context: EvaluatorContext, name: str) -> Evaluator:
+    """Return the evaluator called `name`, with the study's options where it is the study's own."""
+    own = context.config.evaluator
+    evaluator: Evaluator = EVALUATORS.build(name, context, **(own.options if name == own.type else {}))
     return evaluator
 
 

@@ -68,24 +68,32 @@ class TrainingEvaluator(Evaluator):
     """Builds each student, measures it, and has `train` train it on a bench."""
 
     needs = ("data", "teacher", "family")
+    bench: Bench
+    teacher_cache: TeacherCache
+    _training_sets: dict[float, Batches]
 
     def __init__(self, context: EvaluatorContext):
         super().__init__(context)
-        self.bench = Bench.open(
-            context.config,
-            context.space.family,
-            data_root=context.data_root,
-            cache=context.cache,
-            device=torch.device(context.device),
-            say=context.say,
-        )
-        self.teacher_cache = TeacherCache(
-            context.cache / "teacher_outputs",
-            top_k=context.config.distillation.teacher_top_k,
-            on_fill=lambda view, part, parts: self.say(_filling(view, part, parts)),
-        )
-        self._training_set: tuple[float, Batches] | None = None
-        self._know(context.calibrations)
+        beside = context.beside
+        if isinstance(beside, TrainingEvaluator):
+            self.bench, self.teacher_cache = beside.bench, beside.teacher_cache
+            self._training_sets = beside._training_sets
+        else:
+            self.bench = Bench.open(
+                context.config,
+                context.space.family,
+                data_root=context.data_root,
+                cache=context.cache,
+                device=torch.device(context.device),
+                say=context.say,
+            )
+            self.teacher_cache = TeacherCache(
+                context.cache / "teacher_outputs",
+                top_k=context.config.distillation.teacher_top_k,
+                on_fill=lambda view, part, parts: self.say(_filling(view, part, parts)),
+            )
+            self._training_sets = {}
+        self.know(context.calibrations)
 
     @abstractmethod
     def train(self, module: nn.Module, job: Job, on_epoch: Callable[[EpochRecord], None]) -> Trained:
@@ -128,9 +136,9 @@ class TrainingEvaluator(Evaluator):
         """Return the closed-form costs of `arch`, and those that the run's latency table prices."""
         return self.bench.price(arch) | self._table_prices(arch)
 
-    def _know(self, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
+    def know(self, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
         """Measure and price by `calibrations` from now on."""
-        self.calibrations = calibrations
+        super().know(calibrations)
         self._table_prices = TablePrices(calibrations, self.bench.family, self.bench.data.task)
 
     def facts(self) -> dict[str, Any]:
@@ -139,9 +147,7 @@ class TrainingEvaluator(Evaluator):
         self.context.say("measuring the teacher")
         config, space = self.context.config, self.context.space
         calibrated = {name: cost.calibrate(bench.data.task) for name, cost in bench.measured_costs.items()}
-        self._know(
-            learn_tables(bench.costs, space, bench.data.task, calibrated, seed=config.seed, say=self.context.say)
-        )
+        self.know(learn_tables(bench.costs, space, bench.data.task, calibrated, seed=config.seed, say=self.context.say))
         teacher = report_teacher(
             bench.teacher,
             bench.data,
@@ -203,11 +209,15 @@ class TrainingEvaluator(Evaluator):
         """Return how each student trained; here one after the other."""
         return [attempted(functools.partial(self.train, one.module, one.job, one.curve)) for one in begun]
 
+    def build(self, job: Job) -> nn.Module:
+        """Return the student as its training begins, on the bench's device; here at random, by the job's seed."""
+        torch.manual_seed(job.init_seed)
+        return self.bench.build(job.arch)
+
     def _begin(self, job: Job) -> Begun:
         """Return the built student of `job`, measured, and whether it is to be trained."""
         bench, began = self.bench, time.perf_counter()
-        torch.manual_seed(job.init_seed)
-        module = bench.build(job.arch)
+        module = self.build(job)
         measured = bench.measure(module, self.calibrations, self._decisive) if job.measure else {}
         values = self.price(job.arch) | {name: measurement.value for name, measurement in measured.items()}
         result = looked_up(values) | {"measurements": plain_measurements(measured)}
@@ -225,6 +235,8 @@ class TrainingEvaluator(Evaluator):
         result["values"]["accuracy"] = trained.accuracy
         result |= {"train_seconds": trained.train_seconds, "teacher_seconds": trained.teacher_seconds}
         result["profile"] |= trained.phases
+        if trained.notes:
+            result["notes"] = list(trained.notes)
         if job.test:
             network = Normalised(trained.network, bench.data.channel_mean, bench.data.channel_std).to(bench.device)
             result["test_accuracy"] = accuracy(network, bench.test)
@@ -237,12 +249,12 @@ class TrainingEvaluator(Evaluator):
 
     def training_images(self, fraction: float) -> Batches:
         """Return this share of the training images. One share is kept: the search has one, the retrainings another."""
-        bench = self.bench
-        if self._training_set is None or self._training_set[0] != fraction:
-            self._training_set = None  # its memory is free before the next is made
+        bench, kept = self.bench, self._training_sets
+        if fraction not in kept:
+            kept.clear()  # its memory is free before the next is made
             indices = training_indices(bench.data, bench.train_indices, fraction, self.context.config.seed)
-            self._training_set = fraction, bench.batches(bench.data.train, indices)
-        return self._training_set[1]
+            kept[fraction] = bench.batches(bench.data.train, indices)
+        return kept[fraction]
 
     def check(self, trial: TrialRecord) -> None:
         """Raise RunError where tracing counts other MACs than the closed form."""

@@ -91,7 +91,7 @@ class Module(Evaluator):
         wanted = Job.from_dict(job)
         began = time.perf_counter()
         returned = self._score(
-            wanted.arch.choices, **wanted.fidelity.as_dict(), seed=wanted.init_seed % 2**32, **self._options
+            wanted.arch.choices, **wanted.fidelity.training, seed=wanted.init_seed % 2**32, **self._options
         )
         values = self.price(wanted.arch) | _numbers(returned, self._name)
         missing = [name for name in self.quantities if name not in values]

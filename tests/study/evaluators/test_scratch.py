@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from lessons import Tape
 
 from kdnas.study.evaluators import EvaluatorContext, Workplan, open_evaluator
 from kdnas.study.jobs import search_job
 from kdnas.study.loading import load_study
+from kdnas.training.packing import Packing
+from kdnas.training.teacher_cache import TeacherCache
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,24 @@ def test_a_trial_tells_where_its_time_went(folder):
     assert set(profile) >= {"build", "teacher", "data", "student", "evaluation"}
     assert all(seconds >= 0 for seconds in profile.values())
     assert profile["student"] > 0
+
+
+def test_a_trial_tells_what_slowed_it(folder, tmp_path, monkeypatch):
+    config, evaluator = opened(folder, "training.epochs=1")
+    assert "notes" not in result(config, evaluator)
+    monkeypatch.setattr("kdnas.training.lesson.recorder_for", lambda device: Tape(fail="operation not permitted"))
+    monkeypatch.setattr(TeacherCache, "can_write", lambda self, key: False)
+    evaluator.teacher_cache = TeacherCache(tmp_path)
+    jobs = [search_job(config, student(evaluator, seed), {}).as_dict() for seed in (0, 1)]
+    for told in (evaluator(jobs[0]), *evaluator.together(jobs)):
+        capture, teacher = told["notes"]
+        assert capture.endswith("failed (operation not permitted)")
+        assert teacher.startswith("the teacher was run on batches as they came")
+        assert set(told["profile"]) == {"build", "teacher", "data", "student", "evaluation"}
+
+
+def test_the_number_of_students_at_a_time_is_not_measured_on_a_cpu(folder):
+    assert opened(folder)[1].at_once() == Packing(1)
 
 
 def test_the_teachers_notes_say_what_is_lost_and_what_runs_live(folder):

@@ -1,0 +1,27 @@
+"""What a study may say of its supernet's training. Nothing heavy is imported, so that a study can be read at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from kdnas.training.recipe import Section
+from kdnas.training.shrinking import Shrinking
+
+
+class SupernetSettings(Section):
+    """What a supernet's training has beside the recipe of a student's."""
+
+    shrinking: Shrinking = Shrinking()
+    in_place: bool = True
+    """In-place distillation: where a step has the largest subnet, the others learn from it instead of the teacher."""
+    resolutions: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = ()
+    """Sides in pixels that images may be resized to, at most the data's own; empty: that one alone."""
+    views: Annotated[int, Field(ge=1)] | None = None
+    """Augmented views of the images until the first comes again; the teacher is asked about each once. A supernet's
+    training takes many: where the teacher is expensive, a few will do. None: none comes again."""
+    recalibration_images: Annotated[int, Field(ge=2)] = 512
+    """Training images that the batch-norm statistics of a scored subnet are estimated on."""
+    check_images: Annotated[int, Field(ge=2)] = 1000
+    """Validation images that subnets are scored on during the training."""

@@ -1,0 +1,230 @@
+"""How well three cheap scores rank CIFAR-10 students as long training does, and what each costs; see README.md.
+
+    python studies/supernet_rank_cifar10/run.py [--quick | --full] [--processes 2] [--tables]
+
+The scores are those of a search with the rungs supernet, finetune and scratch, made by kdnas's own evaluators. One
+small file a score is kept under --runs, and the supernet with its checkpoint: a run that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from tables import KINDS, write_results
+
+from kdnas import atomic
+from kdnas.core.arch import Arch
+from kdnas.core.objective import breaches
+from kdnas.core.seeds import derive_seed
+from kdnas.errors import InputError
+from kdnas.study import opening
+from kdnas.study.evaluators import Evaluator, EvaluatorContext, open_evaluator
+from kdnas.study.jobs import Job, final_job, search_job
+from kdnas.study.loading import LoadedStudy, load_study
+from kdnas.study.supernets import SCHEDULE_FILE, SUPERNET_FOLDER
+from kdnas.training.schedule_file import read_schedule
+
+HERE = Path(__file__).resolve().parent
+STUDY = HERE.parent / "cifar10_supernet"
+_DRAWS = 2_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The size of the study. Epochs are on `data_fraction` of the 45,000 training images; `supernet_epochs` count the
+    work of epochs of the largest student."""
+
+    archs: int = 16
+    data_fraction: float = 0.2
+    supernet_epochs: int = 24
+    finetune_epochs: int = 1
+    scratch_epochs: int = 3
+    reference_epochs: int = 12
+    seeds: int = 3
+    supernet_views: int | None = 8
+    score_images: int = 1000
+    batch_size: int = 64
+
+    @property
+    def overrides(self) -> list[str]:
+        """What it changes in the study whose search is judged."""
+        return [
+            f"rungs=[{{evaluator: supernet}}, {{evaluator: finetune, epochs: {self.finetune_epochs}}}, "
+            f"{{evaluator: scratch, epochs: {self.scratch_epochs}}}]",
+            f"training.data_fraction={self.data_fraction}",
+            f"training.batch_size={self.batch_size}",
+            f"supernet.epochs={self.supernet_epochs}",
+            f"supernet.views={'null' if self.supernet_views is None else self.supernet_views}",
+            f"supernet.score_images={self.score_images}",
+            f"final.epochs={self.reference_epochs}",
+            f"final.data_fraction={self.data_fraction}",
+            f"final.seeds={self.seeds}",
+            "costs={}",
+        ]
+
+
+VARIANTS = {
+    "default": Setting(),
+    "quick": Setting(archs=6, data_fraction=0.01, supernet_epochs=3, reference_epochs=4, seeds=2, score_images=500),
+    "full": Setting(
+        archs=32, data_fraction=1.0, supernet_epochs=60, finetune_epochs=2, scratch_epochs=8, reference_epochs=60,
+        supernet_views=None, score_images=5000, batch_size=128,
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Make the missing scores, then write the tables of all that are there."""
+    arguments = _arguments()
+    setting = VARIANTS[arguments.variant]
+    runs: Path = (arguments.runs / arguments.variant).resolve()
+    runs.mkdir(parents=True, exist_ok=True)
+    _refuse_others(runs, setting)
+    if not arguments.tables:
+        count = 0 if arguments.helper else arguments.processes - 1
+        helpers = [subprocess.Popen([sys.executable, *sys.argv, "--helper"]) for _ in range(count)]
+        _work(load_study(STUDY, setting.overrides), setting, runs)
+        if arguments.helper:
+            return
+        if any(helper.wait() for helper in helpers):
+            raise InputError("a helping process failed; the same command goes on")
+    results = arguments.results or (HERE / "results" if arguments.variant == "default" else runs / "results")
+    records = [json.loads(path.read_text()) for path in sorted(runs.glob("*.json")) if path.name != "setting.json"]
+    if records:
+        supernet = json.loads((runs / SUPERNET_FOLDER / "cost.json").read_text())
+        write_results(results, asdict(setting), records, supernet)
+        print((results / "table.md").read_text())
+
+
+def _work(study: LoadedStudy, setting: Setting, runs: Path) -> None:
+    """Train the supernet where there is none, then make the scores that no other process is at."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    root, cache = opening.data_root(None).resolve(), opening.cache_dir().resolve()
+    context = EvaluatorContext(study.config, study.space, runs, root, cache, str(device), say=_say)
+    with _claimed(runs / ".supernet.lock", wait=True):
+        evaluator = open_evaluator(context)
+        facts = evaluator.prepare()["supernet"]
+        schedule = read_schedule(runs / SUPERNET_FOLDER / SCHEDULE_FILE)
+        spent = sum(stage.spent for stage in schedule.stages) * schedule.budget_macs
+        cost = {"macs": round(spent), "seconds": round(facts["train_seconds"], 1), "policy": schedule.policy}
+        atomic.write_text(runs / SUPERNET_FOLDER / "cost.json", json.dumps(cost))
+    archs = _archs(study, evaluator, setting.archs)
+    for kind, seed in [*((kind, 0) for kind in KINDS), *(("reference", seed) for seed in range(setting.seeds))]:
+        for number, arch in enumerate(archs):
+            _score(study, evaluator, runs, kind, seed, number, arch)
+
+
+def _archs(study: LoadedStudy, evaluator: Evaluator, count: int) -> list[Arch]:
+    """Return `count` students within the study's bounds: of as many equal shares of all by MACs one each, at random."""
+    draws = np.random.default_rng(derive_seed(0, "archs of supernet_rank_cifar10"))
+    drawn = {arch.arch_id: arch for arch in (evaluator.arch(study.space.random(draws)) for _ in range(_DRAWS))}
+    within = [arch for arch in drawn.values() if not breaches(evaluator.price(arch), study.config.bounds)]
+    within.sort(key=lambda arch: (evaluator.price(arch)["macs"], arch.arch_id))
+    shares = np.array_split(np.arange(len(within)), count)
+    return [within[int(draws.choice(share))] for share in shares]
+
+
+def _job(study: LoadedStudy, kind: str, seed: int, number: int, arch: Arch) -> Job:
+    """Return a score as the search makes it, or a finalist's training."""
+    if kind == "reference":
+        job = final_job(study.config, number, arch, {}, seed)
+        return dataclasses.replace(job, test=False, checkpoint=None)
+    return dataclasses.replace(search_job(study.config, arch, {}, KINDS.index(kind)), measure=False, legs=())
+
+
+def _score(study: LoadedStudy, evaluator: Evaluator, runs: Path, kind: str, seed: int, number: int, arch: Arch) -> None:
+    """Make one score and keep its record, unless it is there or another process is at it."""
+    path = runs / f"{kind}-{number:02d}-{seed}.json"
+    with _claimed(runs / f".{path.name}.lock") as ours:
+        if not ours or path.exists():
+            return
+        job = _job(study, kind, seed, number, arch)
+        result = evaluator(job.as_dict())
+        price = evaluator.price(arch)
+        images = _images(study, evaluator, job)
+        record = {
+            "kind": kind,
+            "number": number,
+            "seed": seed,
+            "arch_id": arch.arch_id,
+            "arch": arch.canonical_json,
+            "macs": price["macs"],
+            "params": price["params"],
+            "accuracy": result["values"]["accuracy"],
+            "seconds": round(result["train_seconds"], 3),
+            "spent_macs": round(images * price["macs"]),
+        }
+        atomic.write_text(path, json.dumps(record))
+        _say(f"{path.stem}: accuracy {record['accuracy']:.4f}, {record['seconds']} s")
+
+
+def _images(study: LoadedStudy, evaluator: Evaluator, job: Job) -> float:
+    """Return how many images' forward passes a score costs: training takes three for each image."""
+    supernet = study.config.supernet
+    assert supernet is not None
+    if job.evaluator == "supernet":
+        return supernet.recalibration_images + (supernet.score_images or 0)
+    training_images = 0.9 * 50_000 * job.recipe.training.data_fraction
+    return 3 * job.recipe.training.epochs * training_images
+
+
+@contextlib.contextmanager
+def _claimed(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold the claim on a piece of work; give whether no other process has it. It dies with this process."""
+    with path.open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def _refuse_others(runs: Path, setting: Setting) -> None:
+    """Keep the setting beside the scores. Raises InputError where they are of another."""
+    path = runs / "setting.json"
+    if path.exists() and json.loads(path.read_text()) != asdict(setting):
+        raise InputError(f"{runs} holds scores of another setting; choose other --runs")
+    atomic.write_text(path, json.dumps(asdict(setting), indent=1))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", dest="variant", action="store_const", const="quick", help="6 students, 450 images")
+    size.add_argument("--full", dest="variant", action="store_const", const="full", help="all images: a GPU")
+    parser.set_defaults(variant="default")
+    parser.add_argument("--processes", type=int, default=2, help="of one thread each, sharing the scores")
+    parser.add_argument("--tables", action="store_true", help="make no score, write the tables of what is there")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/supernet_rank_cifar10"), help="one file a score; resumes"
+    )
+    parser.add_argument("--results", type=Path, help="default: results/ beside this file, of variants under --runs")
+    parser.add_argument("--helper", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
