@@ -8,9 +8,13 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import tiny
+
+if TYPE_CHECKING:
+    from kdnas.core.data import ImageData
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -66,6 +70,15 @@ def kdnas_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["KDNAS_CACHE"]
     else:
         os.environ["KDNAS_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def digits(kdnas_cache: Path) -> ImageData:
+    """The real digits, opened once."""
+    from kdnas.datasets import DATASETS
+
+    data: ImageData = DATASETS.build("digits", Path("nowhere"), kdnas_cache)
+    return data
 
 
 @pytest.fixture(autouse=True)

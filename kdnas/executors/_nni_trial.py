@@ -20,10 +20,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from kdnas.errors import InputError, RunError
-from kdnas.executors._worker import answer, visible_device
+from kdnas.executors._worker import answer, limit_threads, visible_device
 
 _FORM_S = 30.0
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def main(path: str) -> int:
@@ -48,10 +47,7 @@ def main(path: str) -> int:
         told.set()
         controller.send(("broken", error))
         return 1
-    if "torch" in sys.modules:
-        import torch
-
-        torch.set_num_threads(settings["threads"])
+    limit_threads(settings["threads"])  # of what it has imported
     controller.send(("ready", None))
     kind, content = answer(evaluate, job)
     if kind == "result":
@@ -82,8 +78,7 @@ def _number(channel: str, trial: str) -> int | None:
 def _set_up(settings: Mapping[str, Any]) -> None:
     """Be as the controller is, and take the device and the threads it grants, before anything heavy is imported."""
     sys.path[:] = settings["path"]
-    for variable in _THREADS:
-        os.environ[variable] = str(settings["threads"])
+    limit_threads(settings["threads"])
     if settings["device"] is not None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_device(settings["device"], visible)

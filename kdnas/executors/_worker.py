@@ -1,12 +1,19 @@
-"""What a worker process does whoever started it: take one of the devices, answer one job."""
+"""What a worker process does whoever started it: take threads and one of the devices, answer one job.
+
+It imports torch only where a job or its evaluator does: that takes seconds.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from kdnas.errors import InputError, RunFolderError, TrialError
 from kdnas.executors import Evaluate
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 Answer = tuple[Literal["result", "failure", "crash", "broken"], Any]
 """The plain `result`; the reason of a `failure`, or of a `crash` that nobody foresaw; the error that would meet every
@@ -31,3 +38,22 @@ def visible_device(index: int, visible: str | None) -> str:
     """Return how CUDA_VISIBLE_DEVICES names device `index` of those that the controller may use."""
     names = [name.strip() for name in visible.split(",")] if visible else []
     return names[index] if index < len(names) else str(index)
+
+
+def limit_threads(threads: int) -> None:
+    """Have this process compute with so many threads: torch, and whatever is imported from now on."""
+    for variable in _THREADS:
+        os.environ[variable] = str(threads)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def uses_cuda() -> bool:
+    """Return whether this process has begun to use a CUDA device."""
+    if "torch" not in sys.modules:
+        return False
+    import torch
+
+    return torch.cuda.is_initialized()

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from kdnas.errors import InputError, RunError
 from kdnas.executors import EXECUTORS, Evaluate, Executor, Finished
-from kdnas.executors._worker import answer, visible_device
+from kdnas.executors._worker import answer, limit_threads, uses_cuda, visible_device
 
 _START_FAILURES_ALLOWED = 3
 
@@ -213,14 +213,13 @@ def _serve(pipe: Connection, make_evaluate: Callable[[], Evaluate], threads: int
     os.dup2(2, 1)  # standard output is the controller's too: what a user's module prints goes to the errors
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_device(device, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    import torch
-
-    torch.set_num_threads(threads)
+    limit_threads(threads)
     try:
         evaluate = make_evaluate()
     except (InputError, RunError) as error:
         pipe.send(("broken", error))
         return
+    limit_threads(threads)  # of what it has imported
     if hasattr(evaluate, "say"):
         evaluate.say = lambda line: pipe.send(("note", line))
     pipe.send(("ready", None))
@@ -231,7 +230,7 @@ def _serve(pipe: Connection, make_evaluate: Callable[[], Evaluate], threads: int
             return
         kind, content = answer(evaluate, job)
         pipe.send((kind, content))
-        if kind == "broken" or (kind == "crash" and torch.cuda.is_initialized()):
+        if kind == "broken" or (kind == "crash" and uses_cuda()):
             return  # a CUDA error spoils every later call of its process: a new one goes on
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
 from kdnas.report.style import BROKEN, FAINT, FRONT, KNEE, TEACHER, Figure, styled
-from kdnas.report.wording import duration
+from kdnas.report.wording import counted, duration
 from kdnas.study.records import RunRecord, TrialRecord
 
 _PHASES: Mapping[str, tuple[str, str]] = {
@@ -44,6 +45,14 @@ def seconds_by_phase(run: RunRecord) -> dict[str, float]:
     return dict(sorted(((n, s) for n, s in sums.items() if s > 0), key=lambda item: -item[1]))
 
 
+def remarks(run: RunRecord) -> str:
+    """Return, in sentences, how many students a device trained at once and what slowed trials; empty where nothing."""
+    slowed = Counter(note for trial in run.trials for note in trial.notes)
+    lines = [run.packing[:1].upper() + run.packing[1:]] if run.packing else []
+    lines += [f"In {counted(trials, 'trial')} {note}" for note, trials in slowed.most_common()]
+    return " ".join(f"{line}." for line in lines)
+
+
 def time_figure(run: RunRecord) -> Figure:
     """Return a stacked bar a trial, from its proposal to its end; the legend has each phase's share of all."""
     sums = seconds_by_phase(run)
@@ -65,6 +74,6 @@ def time_figure(run: RunRecord) -> Figure:
         "time",
         "Where the time of the search went",
         f"{duration(total)} of all trials together, each from proposal to end; those of several workers overlap. "
-        "The first trials pay for the teacher’s outputs and for starting the workers.",
+        f"The first trials pay for the teacher’s outputs and for starting the workers. {remarks(run)}".rstrip(),
         drawing,
     )

@@ -18,8 +18,10 @@ from kdnas.samplers._hvi_process import Process, Rows
 
 _FIT_LIMIT = 120
 """Scores to which hyperparameters are fitted."""
-_DATA_LIMIT = 400
-"""Scores that predictions rest on."""
+_DATA_LIMIT = {1: 400, 2: 400, 3: 320, 4: 240}
+"""Scores that predictions of an objective rest on, by number of modelled objectives: a proposal has half a second."""
+_BOUND_DATA_LIMIT = 400
+"""Those of a bound."""
 _FRONT_LIMIT = {1: 1_000, 2: 300, 3: 40, 4: 16}
 """Members of the front that improvement is measured against, by number of objectives."""
 _OUTLIER = 3.0
@@ -87,11 +89,14 @@ class Outlook:
         self._features, self._history, self._cheap = features, history, cheap
         self._reference, self._top = reference, rungs - 1
         rows = features.rows(history.codes, history.rung)
+        limit = _DATA_LIMIT.get(sum(known is None for known in cheap), 200)
         self._processes = [
-            None if known is not None else _process(rows, column, history, rng, warped=True)
+            None if known is not None else _process(rows, column, history, rng, limit, warped=True)
             for known, column in zip(cheap, history.values.T, strict=True)
         ]
-        self._gates = [_process(rows, column, history, rng, warped=False) for column in history.violations.T]
+        self._gates = [
+            _process(rows, column, history, rng, _BOUND_DATA_LIMIT, warped=False) for column in history.violations.T
+        ]
 
     def predicted(self, codes: np.ndarray) -> np.ndarray:
         """Return the objectives [N, M] that `codes` [N, D] are predicted to have at the highest rung."""
@@ -144,11 +149,11 @@ class Outlook:
 
 
 def _process(
-    rows: Rows, values: np.ndarray, history: History, rng: np.random.Generator, *, warped: bool
+    rows: Rows, values: np.ndarray, history: History, rng: np.random.Generator, limit: int, *, warped: bool
 ) -> Process | None:
     """Return the process of what is known of one quantity, running trials believed; None while nothing is known.
 
-    Objectives are `warped`, violations are not.
+    It rests on at most `limit` scores. Objectives are `warped`, violations are not.
     """
     known = np.flatnonzero(np.isfinite(values))
     if not len(known):
@@ -156,13 +161,13 @@ def _process(
     target = values[known]
     if warped:
         target, excess = _tamed(rows[known], target)
-        if len(known) > _DATA_LIMIT:  # half the best for their cost, half at random
-            best = np.argsort(excess)[: _DATA_LIMIT // 2]
+        if len(known) > limit:  # half the best for their cost, half at random
+            best = np.argsort(excess)[: limit // 2]
             rest = np.setdiff1d(np.arange(len(known)), best)
-            kept = np.concatenate([best, rng.choice(rest, _DATA_LIMIT - len(best), replace=False)])
+            kept = np.concatenate([best, rng.choice(rest, limit - len(best), replace=False)])
             known, target = known[kept], target[kept]
-    elif len(known) > _DATA_LIMIT:
-        kept = rng.choice(len(known), _DATA_LIMIT, replace=False)
+    elif len(known) > limit:
+        kept = rng.choice(len(known), limit, replace=False)
         known, target = known[kept], target[kept]
     process = Process.fit(rows[known], target, _FIT_LIMIT, rng, warped=warped)
     unknown = np.flatnonzero(history.running & ~np.isfinite(values))

@@ -117,9 +117,10 @@ class Process:
     def predict(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         """Return (mean [N], standard deviation [N]) of the warped scores at `rows`."""
         cross = _covariance(rows, self._rows, self.hyper)
-        half = solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
+        mean = self._shift + self._unit * (cross @ self._weights)
+        half = solve_triangular(self._factor, cross.T, lower=True, overwrite_b=True, check_finite=False)
         variance = _prior_variance(rows, self.hyper) - np.einsum("ij,ij->j", half, half)
-        return self._shift + self._unit * (cross @ self._weights), self._unit * np.sqrt(np.maximum(variance, 1e-10))
+        return mean, self._unit * np.sqrt(np.maximum(variance, 1e-10))
 
     def believing(self, rows: Rows) -> Process:
         """Return the process as it would be had `rows` scored what it predicts (the kriging believer)."""
@@ -150,23 +151,24 @@ def fit_hyper(rows: Rows, warped: np.ndarray) -> np.ndarray:
     target, _, _ = _standardised(warped)
     free = _free(rows)
     known = _distances(rows, rows)
+    identity, diagonal = np.eye(len(target)), np.diag_indices(len(target))
 
     def loss(point: np.ndarray) -> tuple[float, np.ndarray]:
         hyper = _MEAN.copy()
         hyper[free] = point
         kernel, slopes = _with_slopes(known, hyper)
         noise = np.exp(2 * hyper[_NAMES.index("noise")])
-        kernel[np.diag_indices_from(kernel)] += noise + _JITTER
+        kernel[diagonal] += noise + _JITTER
         try:
             factor = cholesky(kernel, lower=True, check_finite=False)
         except np.linalg.LinAlgError:
             return 1e10, np.zeros(len(point))
         weights = cho_solve((factor, True), target, check_finite=False)
-        inverse = cho_solve((factor, True), np.eye(len(target)), check_finite=False)
+        inverse = cho_solve((factor, True), identity, check_finite=False)
         off = (hyper - _MEAN) / _SPREAD
         value = 0.5 * target @ weights + np.log(np.diag(factor)).sum() + 0.5 * off @ off
         outer = inverse - np.outer(weights, weights)
-        slopes["noise"] = 2 * noise * np.eye(len(target))
+        slopes["noise"] = 2 * noise * identity
         slope = np.array([0.5 * np.vdot(outer, slopes[name]) if name in slopes else 0.0 for name in _NAMES])
         return value, (slope + off / _SPREAD)[free]
 
@@ -190,6 +192,15 @@ def _free(rows: Rows) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class _RungDistances:
+    """How two sets of rows differ in their rungs. Each is [N, N']."""
+
+    steps: np.ndarray
+    same: np.ndarray
+    top: np.ndarray
+
+
+@dataclass(frozen=True)
 class _Distances:
     """What the covariance of two sets of rows is made of, before any hyperparameter. Each is [N, N']."""
 
@@ -197,24 +208,26 @@ class _Distances:
     trend: np.ndarray
     cost: np.ndarray
     count: np.ndarray
-    steps: np.ndarray
-    same: np.ndarray
-    top: np.ndarray
-    several: bool
+    rungs: _RungDistances | None
+    """None where there is one rung."""
     has_costs: bool
     has_counts: bool
 
 
 def _distances(a: Rows, b: Rows) -> _Distances:
+    rungs = None
+    if a.rungs > 1:
+        rungs = _RungDistances(
+            np.abs(a.rung[:, None] - b.rung[None, :]).astype(float),
+            (a.identity[:, None] == b.identity[None, :]).astype(float),
+            (a.rung[:, None] + b.rung[None, :]).astype(float),
+        )
     return _Distances(
         a.levels @ b.levels.T,
         a.costs @ b.costs.T / max(a.costs.shape[1], 1),
         _squared(a.costs, b.costs),
         _squared(a.counts, b.counts),
-        np.abs(a.rung[:, None] - b.rung[None, :]).astype(float),
-        (a.identity[:, None] == b.identity[None, :]).astype(float),
-        (a.rung[:, None] + b.rung[None, :]).astype(float),
-        a.rungs > 1,
+        rungs,
         a.costs.shape[1] > 0,
         a.counts.shape[1] > 0,
     )
@@ -222,9 +235,12 @@ def _distances(a: Rows, b: Rows) -> _Distances:
 
 def _squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the squared distances [N, N'] of the rows of `a` and `b`, a mean over columns."""
-    products = a @ b.T
-    lengths = np.sum(a * a, axis=1)[:, None] + np.sum(b * b, axis=1)[None, :]
-    return np.asarray(np.maximum(lengths - 2 * products, 0.0) / max(a.shape[1], 1))
+    squared: np.ndarray = a @ b.T  # in place from here on: these are the largest arrays of a proposal
+    squared *= -2.0
+    squared += np.sum(a * a, axis=1)[:, None] + np.sum(b * b, axis=1)[None, :]
+    np.maximum(squared, 0.0, out=squared)
+    squared /= max(a.shape[1], 1)
+    return squared
 
 
 class _Term(NamedTuple):
@@ -242,14 +258,24 @@ def _terms(known: _Distances, size: Mapping[str, float]) -> list[_Term]:
     if known.has_costs:
         terms.append(_Term("trend", size["trend"] ** 2 * known.trend))
         exponent = known.cost / size["cost_length"] ** 2
-        terms.append(_Term("cost", size["cost"] ** 2 * np.exp(-0.5 * exponent), "cost_length", exponent))
+        terms.append(_Term("cost", _falling(size["cost"], 0.5, exponent), "cost_length", exponent))
     if known.has_counts:
         exponent = known.count / size["count_length"] ** 2
-        terms.append(_Term("count", size["count"] ** 2 * np.exp(-0.5 * exponent), "count_length", exponent))
+        terms.append(_Term("count", _falling(size["count"], 0.5, exponent), "count_length", exponent))
     terms.append(_Term("additive", size["additive"] ** 2 * known.agreement))
-    exponent = np.maximum(1 - known.agreement, 0.0) / size["interaction_length"]
-    terms.append(_Term("interaction", size["interaction"] ** 2 * np.exp(-exponent), "interaction_length", exponent))
-    return terms
+    exponent = 1 - known.agreement
+    np.maximum(exponent, 0.0, out=exponent)
+    exponent /= size["interaction_length"]
+    falling = _falling(size["interaction"], 1.0, exponent)
+    return [*terms, _Term("interaction", falling, "interaction_length", exponent)]
+
+
+def _falling(size: float, rate: float, exponent: np.ndarray) -> np.ndarray:
+    """Return size^2 exp(-rate * exponent)."""
+    value = np.multiply(exponent, -rate)
+    np.exp(value, out=value)
+    value *= size**2
+    return value
 
 
 def _sizes(hyper: np.ndarray) -> dict[str, float]:
@@ -258,17 +284,19 @@ def _sizes(hyper: np.ndarray) -> dict[str, float]:
 
 def _combined(known: _Distances, size: Mapping[str, float], terms: Sequence[_Term]) -> np.ndarray:
     """Return the covariance [N, N'] that `terms` add up to, over the rungs."""
-    smooth = sum((term.value for term in terms[1:]), start=_OFFSET**2 + terms[0].value)
-    if not known.several:
+    smooth: np.ndarray = _OFFSET**2 + terms[0].value
+    for term in terms[1:]:
+        smooth += term.value
+    if known.rungs is None:
         return smooth
-    kept, own, scale = _rung_factors(known, size)
-    return (smooth * kept + own) * scale + _OFFSET**2 * (known.steps == 0)
+    kept, own, scale = _rung_factors(known.rungs, size)
+    return (smooth * kept + own) * scale + _OFFSET**2 * (known.rungs.steps == 0)
 
 
-def _rung_factors(known: _Distances, size: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _rung_factors(rungs: _RungDistances, size: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (what is kept between rungs, what a student has of its own, the rungs' scales), each [N, N']."""
-    own = size["own"] ** 2 * known.same * np.exp(-size["own_decay"] * known.steps)
-    return np.exp(-size["decay"] * known.steps), own, size["scale"] ** known.top
+    own = size["own"] ** 2 * rungs.same * np.exp(-size["own_decay"] * rungs.steps)
+    return np.exp(-size["decay"] * rungs.steps), own, size["scale"] ** rungs.top
 
 
 def _covariance(a: Rows, b: Rows, hyper: np.ndarray) -> np.ndarray:
@@ -283,15 +311,16 @@ def _with_slopes(known: _Distances, hyper: np.ndarray) -> tuple[np.ndarray, dict
     kernel = _combined(known, size, terms)
     slopes = {term.name: 2 * term.value for term in terms}
     slopes |= {term.length: term.value * term.exponent for term in terms if term.exponent is not None}
-    if not known.several:
+    if known.rungs is None:
         return kernel, slopes
-    kept, own, scale = _rung_factors(known, size)
-    within = kernel - _OFFSET**2 * (known.steps == 0)
+    rungs = known.rungs
+    kept, own, scale = _rung_factors(rungs, size)
+    within = kernel - _OFFSET**2 * (rungs.steps == 0)
     slopes = {name: slope * kept * scale for name, slope in slopes.items()}
-    slopes["decay"] = -size["decay"] * known.steps * (within - own * scale)
+    slopes["decay"] = -size["decay"] * rungs.steps * (within - own * scale)
     slopes["own"] = 2 * own * scale
-    slopes["own_decay"] = -size["own_decay"] * known.steps * own * scale
-    slopes["scale"] = known.top * within
+    slopes["own_decay"] = -size["own_decay"] * rungs.steps * own * scale
+    slopes["scale"] = rungs.top * within
     return kernel, slopes
 
 

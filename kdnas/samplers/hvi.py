@@ -16,6 +16,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 from pydantic import Field
 
+from kdnas.core.arch import Scalar
 from kdnas.core.objective import minimised
 from kdnas.core.pareto import non_dominated
 from kdnas.samplers import SAMPLERS, SamplerContext
@@ -58,6 +59,7 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
         self._encoding = Encoding(context.space, context.tuned)
         self._rungs = max(len(context.fidelities), 1)
         self._reference = minimised([context.reference_point], context.objectives)[0]
+        self._assigned: dict[bytes, Mapping[str, Scalar]] = {}
         self._priced: dict[bytes, Mapping[str, float]] = {}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -114,16 +116,23 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
         for row in codes:
             key = row.tobytes()
             if key not in self._priced:
-                self._priced[key] = self._context.price(self._encoding.assignment(row))
+                self._priced[key] = self._context.price(self._assignment(row))
             result.append(self._priced[key])
         return result
+
+    def _assignment(self, row: np.ndarray) -> Mapping[str, Scalar]:
+        """Return the assignment of codes [D], which is made once."""
+        key = row.tobytes()
+        if key not in self._assigned:
+            self._assigned[key] = self._encoding.assignment(row)
+        return self._assigned[key]
 
     def _new(self, codes: np.ndarray, features: Features, seen: np.ndarray) -> np.ndarray:
         """Return, in their order, one spelling of each of `codes` [N, D] that may be proposed, `seen` ones left out."""
         identity = features.identity(codes)
         _, first = np.unique(identity, return_index=True)
         fresh = codes[np.sort(first[~np.isin(identity[first], features.identity(seen))])]
-        meant = [self._context.acceptable(self._encoding.assignment(row)) for row in fresh]
+        meant = [self._context.acceptable(self._assignment(row)) for row in fresh]
         return fresh[np.asarray(meant, dtype=bool)]
 
     def _by_design(self, sample: np.ndarray, features: Features, history: History) -> np.ndarray:

@@ -23,12 +23,21 @@ def start_executor(opened: Opened, observe: Observer) -> Executor:
         "devices": torch.cuda.device_count() if opened.device.type == "cuda" else 0,
     }
     taken = {name: value for name, value in offered.items() if name in EXECUTORS.options(section.type).model_fields}
-    size = opened.evaluator.at_once() if section.per_device == "auto" else section.per_device
+    size = _measured_size(opened, observe) if section.per_device == "auto" else section.per_device
     plan = opened.workplan if size == 1 else PackedWorkplan(opened.workplan)
     built: Executor = EXECUTORS.build(section.type, plan, **{**taken, **section.options})
     if built.notice:
         observe(Note(built.notice))
     return built if size == 1 else Packs(built, size, time_limit_s=opened.config.budget.trial_time_limit_s)
+
+
+def _measured_size(opened: Opened, observe: Observer) -> int:
+    """Return how many students each worker should train at once, noted in the run with what was measured."""
+    packing = opened.evaluator.at_once()
+    if packing.words:
+        opened.record.set_note("packing", packing.words)
+        observe(Note(packing.words))
+    return packing.size
 
 
 def wait(executor: Executor, observe: Observer) -> list[Finished]:

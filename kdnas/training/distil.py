@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,14 +23,15 @@ from kdnas.core.seeds import derive_seed
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.checkpoint import load_checkpoint, load_modules, save_checkpoint
-from kdnas.training.evaluation import accuracy
 from kdnas.training.lesson import (
     Lesson,
-    TaughtBatch,
+    TimedBatches,
     memory_failures_as_trial_errors,
     open_lesson,
     open_teaching,
     own_randomness,
+    scored,
+    seconds_by_phase,
     taught_batches,
 )
 from kdnas.training.recipe import Recipe
@@ -56,7 +57,7 @@ class Trained:
     `graph_failure` is why steps could not be captured on a CUDA device and ran one kernel at a time; else None.
     `phases` are the seconds that this process spent on the teacher, on the data (making batches; on a CPU only, a GPU
     makes them beside), on the student's steps and on the evaluation. `live_teacher` is whether the teacher was run on
-    every batch, its outputs not being kept.
+    batches as they came, its outputs not being kept. Students trained together have equal shares of what they share.
     """
 
     network: nn.Module
@@ -68,6 +69,16 @@ class Trained:
     graph_failure: str | None = None
     phases: Mapping[str, float] = field(default_factory=dict)
     live_teacher: bool = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What slowed the training, in words."""
+        notes = []
+        if self.graph_failure is not None:
+            notes.append(f"steps ran one kernel at a time: their capture as a CUDA graph failed ({self.graph_failure})")
+        if self.live_teacher:
+            notes.append("the teacher was run on batches as they came: its outputs were not kept")
+        return tuple(notes)
 
 
 def distil(
@@ -119,20 +130,18 @@ def distil(
             history = [EpochRecord(**record) for record in progress["history"]]
             teacher_seconds = progress["teacher_seconds"]
         for epoch in range(len(history), recipe.training.epochs):
-            started = time.perf_counter()
-            loss, taught, fetched = _train_epoch(lesson, teaching, train, data, epoch, view_seed)
-            history.append(EpochRecord(epoch + 1, loss, time.perf_counter() - started))
-            teacher_seconds += taught
-            spent = {"teacher": taught, "data": fetched, "student": history[-1].seconds - taught - fetched}
+            record, spent = _train_epoch(lesson, teaching, train, data, epoch, view_seed)
+            history.append(record)
+            teacher_seconds += spent["teacher"]
             phases = {phase: seconds + spent[phase] for phase, seconds in phases.items()}
             if checkpoint is not None:
                 progress = {"history": [asdict(record) for record in history], "teacher_seconds": teacher_seconds}
                 optimizer = lesson.optimizer
                 save_checkpoint(checkpoint, modules, optimizer, identity=identity, progress=progress, device=device)
             if on_epoch is not None:
-                on_epoch(history[-1])
+                on_epoch(record)
         failure = lesson.finish()
-        score = None if validation is None else _evaluated(lesson, validation, phases)
+        score = None if validation is None else scored(lesson, validation, phases)
     return Trained(
         network=network.to(memory_format=torch.contiguous_format),
         accuracy=score,
@@ -148,47 +157,19 @@ def distil(
 
 def _train_epoch(
     lesson: Lesson, teaching: Teaching | None, train: Batches, data: ImageData, epoch: int, view_seed: int
-) -> tuple[float, float, float]:
-    """Train on view `epoch` of the data and return (mean loss, seconds of the teacher, seconds of making batches)."""
+) -> tuple[EpochRecord, dict[str, float]]:
+    """Train on view `epoch` of the data and return its record, and its seconds by phase."""
+    started = time.perf_counter()
     lesson.begin(epoch, train.steps(lesson.training.batch_size))
-    begun = time.perf_counter()
-    if teaching is not None:
-        teaching.begin(epoch)
-    prepared = time.perf_counter() - begun
-    batches = _Timed(taught_batches(train, teaching, lesson.training, data=data, epoch=epoch, view_seed=view_seed))
+    batches = TimedBatches(
+        taught_batches(train, teaching, lesson.training, data=data, epoch=epoch, view_seed=view_seed)
+    )
     for batch in batches:
         lesson.learn(*batch)
     loss = lesson.end()
     taught = 0.0 if teaching is None else teaching.end()
-    if lesson.device.type != "cpu":
-        return loss, taught, 0.0
-    return loss, taught, max(0.0, prepared + batches.seconds - taught)
-
-
-def _evaluated(lesson: Lesson, validation: Batches, phases: dict[str, float]) -> float:
-    """Return the accuracy on the validation split, and put its seconds into `phases`."""
-    started = time.perf_counter()
-    score = accuracy(lesson.student, validation, bfloat16=lesson.bfloat16)
-    phases["evaluation"] = time.perf_counter() - started
-    return score
-
-
-class _Timed:
-    """Batches, and the seconds that their maker took for those taken so far."""
-
-    def __init__(self, batches: Iterable[TaughtBatch]):
-        self._batches = iter(batches)
-        self.seconds = 0.0
-
-    def __iter__(self) -> Iterator[TaughtBatch]:
-        return self
-
-    def __next__(self) -> TaughtBatch:
-        begun = time.perf_counter()
-        try:
-            return next(self._batches)
-        finally:
-            self.seconds += time.perf_counter() - begun
+    record = EpochRecord(epoch + 1, loss, time.perf_counter() - started)
+    return record, seconds_by_phase(lesson.device, record.seconds, taught, batches.seconds)
 
 
 def _identity(

@@ -8,7 +8,8 @@ Shapes: B batch, C channels, H and W height and width, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -20,7 +21,7 @@ from kdnas.nn.normalise import Normalised
 from kdnas.nn.taps import Outputs, OutputShapes, Taps, output_shapes, stage_names
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.evaluation import bfloat16_pays
+from kdnas.training.evaluation import accuracy, bfloat16_pays
 from kdnas.training.fused_norm import fused_norms
 from kdnas.training.graphs import GraphedStep, Recorder, batches_together, epoch_of_views, recorder_for
 from kdnas.training.loss import TrainingLoss, needs_of
@@ -218,6 +219,8 @@ def taught_batches(
     train: Batches, teaching: Teaching | None, training: Training, *, data: ImageData, epoch: int, view_seed: int
 ) -> Iterator[TaughtBatch]:
     """Yield the batches of view `epoch` as students are given them, with what the teacher says of each."""
+    if teaching is not None:
+        teaching.begin(epoch)
     views = epoch_of_views(
         train,
         epoch,
@@ -230,6 +233,41 @@ def taught_batches(
     for batch in views:
         images = batch.images.contiguous(memory_format=torch.channels_last)
         yield images, batch.labels, None if teaching is None else teaching(images, batch.samples)
+
+
+class TimedBatches:
+    """Batches, and the `seconds` that their maker took for those taken so far."""
+
+    def __init__(self, batches: Iterable[TaughtBatch]):
+        self._batches = iter(batches)
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[TaughtBatch]:
+        return self
+
+    def __next__(self) -> TaughtBatch:
+        begun = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self.seconds += time.perf_counter() - begun
+
+
+def seconds_by_phase(device: torch.device, whole: float, teacher: float, fetching: float) -> dict[str, float]:
+    """Return the seconds of an epoch by phase: of its `whole`, the teacher's and those of fetching what is learnt from.
+
+    Fetching holds the teacher's seconds. Making the batches is told apart on a CPU only: a GPU makes them beside.
+    """
+    data = max(0.0, fetching - teacher) if device.type == "cpu" else 0.0
+    return {"teacher": teacher, "data": data, "student": whole - teacher - data}
+
+
+def scored(lesson: Lesson, validation: Batches, phases: dict[str, float]) -> float:
+    """Return the student's accuracy on the validation split, and put its seconds into `phases`."""
+    started = time.perf_counter()
+    score = accuracy(lesson.student, validation, bfloat16=lesson.bfloat16)
+    phases["evaluation"] = time.perf_counter() - started
+    return score
 
 
 @contextmanager

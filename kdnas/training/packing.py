@@ -24,14 +24,16 @@ from kdnas.errors import TrialError
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.distil import EpochRecord, Trained
-from kdnas.training.evaluation import accuracy
 from kdnas.training.lesson import (
     Lesson,
     TaughtBatch,
+    TimedBatches,
     memory_failures_as_trial_errors,
     open_lesson,
     open_teaching,
     own_randomness,
+    scored,
+    seconds_by_phase,
     taught_batches,
 )
 from kdnas.training.loss import needs_of
@@ -52,6 +54,7 @@ class _Lane:
     stream: torch.cuda.Stream | None
     failure: TrialError | None = None
     history: list[EpochRecord] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("teacher", "data", "student"), 0.0))
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -122,8 +125,8 @@ def distil_together(
     """Train each of `networks` in place by its recipe and seed, all at once, and return what `distil` would for each.
 
     A training that fails is returned as its TrialError and does not disturb the others. `on_epoch` holds a function a
-    student. Seconds are a student's equal share of the clock. Raises ValueError where the recipes do not share their
-    batches, ConfigError as `distil` does.
+    student. Seconds are equal shares of the clock, but for each student's own evaluation. Raises ValueError where the
+    recipes do not share their batches, ConfigError as `distil` does.
     """
     if not len(networks) == len(recipes) == len(seeds):
         raise ValueError(f"{len(networks)} networks, {len(recipes)} recipes and {len(seeds)} seeds")
@@ -131,7 +134,7 @@ def distil_together(
         raise ValueError("the recipes differ in epochs, data, batches, augmentation, precision or what they ask of it")
     if not networks:
         return []
-    epochs, teacher_seconds = recipes[0].training.epochs, 0.0
+    epochs = recipes[0].training.epochs
     with ExitStack() as stack:
         teaching, shapes = open_teaching(
             stack,
@@ -151,17 +154,18 @@ def distil_together(
         for epoch in range(epochs):
             if all(lane.failure is not None for lane in lanes):
                 break
-            teacher_seconds += _train_epoch(lanes, teaching, train, data, epoch, view_seed) / len(lanes)
+            _train_epoch(lanes, teaching, train, data, epoch, view_seed)
             for lane, tell in zip(lanes, on_epoch or (), strict=on_epoch is not None):
                 if lane.failure is None:
                     tell(lane.history[-1])
-        return [_trained(lane, validation, teacher_seconds) for lane in lanes]
+        live = teaching is not None and teaching.is_live
+        return [_trained(lane, validation, live) for lane in lanes]
 
 
 def _train_epoch(
     lanes: Sequence[_Lane], teaching: Teaching | None, train: Batches, data: ImageData, epoch: int, view_seed: int
-) -> float:
-    """Train every lane that goes well on view `epoch` and return the teacher's seconds."""
+) -> None:
+    """Train every lane that goes well on view `epoch`."""
     training = lanes[0].lesson.training
     steps = train.steps(training.batch_size)
     started = time.perf_counter()
@@ -169,10 +173,9 @@ def _train_epoch(
     for lane in going:
         with lane.turn():
             lane.lesson.begin(epoch, steps)
-    if teaching is not None:
-        teaching.begin(epoch)
     kept = _Kept()
-    for batch in taught_batches(train, teaching, training, data=data, epoch=epoch, view_seed=view_seed):
+    batches = TimedBatches(taught_batches(train, teaching, training, data=data, epoch=epoch, view_seed=view_seed))
+    for batch in batches:
         on_cuda = batch[0].is_cuda
         made = torch.cuda.current_stream().record_event() if on_cuda else None
         for lane in going:
@@ -191,21 +194,24 @@ def _train_epoch(
         if lane.stream is not None:
             lane.stream.synchronize()  # the batches go now
     taught = 0.0 if teaching is None else teaching.end()
-    share = (time.perf_counter() - started) / max(1, len(going))
+    seconds = time.perf_counter() - started
+    spent = seconds_by_phase(lanes[0].lesson.device, seconds, taught, batches.seconds)
     for number, loss in losses.items():
-        going[number].history.append(EpochRecord(epoch + 1, loss, share))
-    return taught
+        lane = going[number]
+        lane.history.append(EpochRecord(epoch + 1, loss, seconds / len(going)))
+        for phase, whole in spent.items():
+            lane.phases[phase] += whole / len(going)
 
 
-def _trained(lane: _Lane, validation: Batches | None, teacher_seconds: float) -> Trained | TrialError:
+def _trained(lane: _Lane, validation: Batches | None, live_teacher: bool) -> Trained | TrialError:
     """Return how the lane's student did."""
     graph_failure = lane.lesson.finish()
     if lane.failure is not None:
         return lane.failure
-    lesson, training = lane.lesson, lane.lesson.training
+    training = lane.lesson.training
     try:
         with memory_failures_as_trial_errors():
-            score = None if validation is None else accuracy(lesson.student, validation, bfloat16=lesson.bfloat16)
+            score = None if validation is None else scored(lane.lesson, validation, lane.phases)
     except TrialError as error:
         return error
     return Trained(
@@ -213,9 +219,11 @@ def _trained(lane: _Lane, validation: Batches | None, teacher_seconds: float) ->
         accuracy=score,
         history=tuple(lane.history),
         train_seconds=sum(record.seconds for record in lane.history),
-        teacher_seconds=teacher_seconds,
+        teacher_seconds=lane.phases["teacher"],
         fidelity=Fidelity(training.epochs, training.data_fraction),
         graph_failure=graph_failure,
+        phases=lane.phases,
+        live_teacher=live_teacher,
     )
 
 
@@ -224,7 +232,16 @@ class Packing:
     """How many students to train at once, and the images a second, of all of them, at each number that was tried."""
 
     size: int
-    rates: Mapping[int, float]
+    rates: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def words(self) -> str:
+        """What was measured and chosen; empty where nothing was measured."""
+        if not self.rates:
+            return ""
+        tried = ", ".join(f"{size}: {rate:,.0f}" for size, rate in self.rates.items())
+        chosen = "one student" if self.size == 1 else f"{self.size} students"
+        return f"{chosen} at a time on each device, as measured (images a second by students at a time: {tried})"
 
 
 def choose_size(rate: Callable[[int], float], *, sizes: Sequence[int] = SIZES, least_gain: float = 0.05) -> Packing:

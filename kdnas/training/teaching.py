@@ -129,11 +129,8 @@ class Teaching:
         self._views = views
         self._rows: _Rows | None = None
         self._storing = True
-
-    @property
-    def is_live(self) -> bool:
-        """Whether the teacher is run on every batch, there being no cache that could be read or written."""
-        return self._cache is None or not self._storing
+        self.is_live = False
+        """Whether the teacher has been run on a batch that could not be read, there being no cache or no room in it."""
 
     def begin(self, view: int) -> None:
         """Get ready for the batches of `view`. Raises TrialError where the teacher's outputs are not finite."""
@@ -155,6 +152,7 @@ class Teaching:
         self._stopwatch.start()
         outputs = None if self._rows is None else self._rows(samples)
         if outputs is None:
+            self.is_live = True
             outputs = self._live(images)
         self._stopwatch.stop()
         return outputs

@@ -1,6 +1,6 @@
 """Write a decoded subset of CIFAR-10 and its teacher to a folder that can travel to a machine with a GPU.
 
-    python studies/gpu_check/subset.py --data-root DIR [--out data] [--train 12000] [--test 2000]
+    python studies/gpu_check/subset.py --data-root DIR [--out data] [--train 10000] [--test 2000]
 
 DIR is a data root of studies/cifar10_resnet: it holds cifar10.tar.xz and teachers/cifar10. The out folder becomes a
 data root with cifar10.npz (uint8 images, the same number of every class, the first of each) and the teacher.
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("data"))
-    parser.add_argument("--train", type=int, default=12_000)
+    parser.add_argument("--train", type=int, default=10_000)
     parser.add_argument("--test", type=int, default=2_000)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as cache:

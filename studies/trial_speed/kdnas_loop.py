@@ -25,24 +25,30 @@ def train(
     batch_size: int,
     device: torch.device,
     seed: int,
-    cache: Path,
+    cache: Path | None,
+    epochs: int = 1,
+    graphs: bool = True,
 ) -> Trained:
-    """Train `student` for one pass over the training images `indices`, with the teacher's outputs kept in `cache`."""
+    """Train `student` for `epochs` passes over the training images `indices`.
+
+    The teacher's outputs are kept in `cache`; None: the teacher is run on every batch.
+    """
     batches = Batches(data.train, indices, num_classes=data.task.num_classes, device=device)
     return distil(
         student,
         teacher,
         batches,
         None,
-        setting.recipe(batch_size),
+        setting.recipe(batch_size, epochs),
         data=data,
         seed=seed,
         view_seed=seed,
         device=device,
-        teacher_cache=TeacherCache(cache),
+        teacher_cache=None if cache is None else TeacherCache(cache),
+        graphs=graphs,
     )
 
 
 def rate(trained: Trained, images: int) -> float:
-    """Return the images a second of a training of one pass, all of its steps counted."""
-    return images / trained.train_seconds
+    """Return the images a second of a training on so many images, all of its steps counted."""
+    return images * len(trained.history) / trained.train_seconds

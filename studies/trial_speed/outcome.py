@@ -8,7 +8,7 @@ import multiprocessing.connection
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,8 +151,6 @@ def small_archs() -> list[Arch]:
 
 def same_result(images: int, seeds: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return every training, and for each student the two ways' accuracies with their difference and its interval."""
-    from scipy import stats
-
     with tempfile.TemporaryDirectory(prefix="trial_speed-") as cache:
         tasks = [
             Task(way, arch.canonical_json, seed, images, cache)
@@ -161,28 +159,38 @@ def same_result(images: int, seeds: int) -> tuple[list[dict[str, Any]], list[dic
             for way in (PLAIN, KDNAS)
         ]
         rows, _ = all_trained(tasks)
+    return rows, [{**line, "images": images} for line in compared(rows, plain=PLAIN, kdnas=KDNAS)]
+
+
+def compared(rows: Sequence[Mapping[str, Any]], **ways: str) -> list[dict[str, Any]]:
+    """Return, for each student of `rows`, the accuracies by two ways, and their difference with its 95 % interval.
+
+    `ways` are named as their columns shall be: first what is compared with, then what is compared.
+    """
+    from scipy import stats
+
+    (base_name, base), (other_name, other) = ways.items()
     summary = []
     for arch_id in dict.fromkeys(row["arch_id"] for row in rows):
-        scores = {
-            way: [r["accuracy"] for r in rows if r["arch_id"] == arch_id and r["way"] == way] for way in (PLAIN, KDNAS)
-        }
-        test = stats.ttest_ind(scores[KDNAS], scores[PLAIN], equal_var=False)
-        interval = test.confidence_interval(0.95)
+        theirs, ours = (
+            [row["accuracy"] for row in rows if row["arch_id"] == arch_id and row["way"] == way]
+            for way in (base, other)
+        )
+        interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
         summary.append(
             {
                 "arch_id": arch_id,
-                "plain_mean": round(float(np.mean(scores[PLAIN])), 4),
-                "plain_std": round(float(np.std(scores[PLAIN], ddof=1)), 4),
-                "kdnas_mean": round(float(np.mean(scores[KDNAS])), 4),
-                "kdnas_std": round(float(np.std(scores[KDNAS], ddof=1)), 4),
-                "difference": round(float(np.mean(scores[KDNAS]) - np.mean(scores[PLAIN])), 4),
+                f"{base_name}_mean": round(float(np.mean(theirs)), 4),
+                f"{base_name}_std": round(float(np.std(theirs, ddof=1)), 4),
+                f"{other_name}_mean": round(float(np.mean(ours)), 4),
+                f"{other_name}_std": round(float(np.std(ours, ddof=1)), 4),
+                "difference": round(float(np.mean(ours) - np.mean(theirs)), 4),
                 "ci95_low": round(float(interval.low), 4),
                 "ci95_high": round(float(interval.high), 4),
-                "seeds": seeds,
-                "images": images,
+                "seeds": len(ours),
             }
         )
-    return rows, summary
+    return summary
 
 
 def searches(archs: Sequence[Arch], images: int) -> tuple[list[dict[str, Any]], dict[str, float]]:

@@ -38,7 +38,9 @@ def cache_folder() -> Path:
 
 
 def cifar10() -> ImageData:
-    """Return CIFAR-10, decoded once."""
+    """Return CIFAR-10, decoded once; where there is only the subset of studies/gpu_check, that."""
+    if not (data_root() / "cifar10.tar.xz").exists() and (data_root() / "cifar10.npz").exists():
+        return DATASETS.build("npz", data_root(), cache_folder(), path="cifar10.npz")
     return DATASETS.build("image_folder", data_root(), cache_folder(), path="cifar10.tar.xz")
 
 
@@ -84,10 +86,10 @@ def trained_teacher(data: ImageData, device: torch.device) -> Teacher:
     return TEACHERS.build("module", context, **options)
 
 
-def recipe(batch_size: int) -> Recipe:
-    """Return the recipe, as kdnas reads it, of one pass over the images."""
+def recipe(batch_size: int, epochs: int = 1) -> Recipe:
+    """Return the recipe, as kdnas reads it, of so many passes over the images."""
     training = Training(
-        epochs=1,
+        epochs=epochs,
         batch_size=batch_size,
         learning_rate=LEARNING_RATE,
         momentum=MOMENTUM,

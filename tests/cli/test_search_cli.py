@@ -23,6 +23,7 @@ from kdnas.cli.main import main
 from kdnas.study.storage import load_run, storage_url
 from kdnas.user_code import load_user_object
 
+FORMATS = "export.formats=[safetensors, student_json, student_py, train_yaml, model_card]"
 RUN_FILES = {"study.lock.yaml", "study.db", "trials.csv", "front.csv", "report.html", "front.svg"}
 
 
@@ -31,8 +32,12 @@ def done(tmp_path_factory, kdnas):
     """One finished search: (study, run folder, what the command answered)."""
     study = tiny.write(tmp_path_factory.mktemp("study"))
     out = tmp_path_factory.mktemp("runs") / "a"
-    formats = "export.formats=[safetensors, student_json, student_py, train_yaml, model_card]"
-    return study, out, kdnas("search", study, "--out", out, "--set", formats)
+    return study, out, kdnas("search", study, "--out", out, "--set", FORMATS)
+
+
+def again(study: Path, out: Path, *arguments: str) -> int:
+    """Run the command in this process, whose imports are paid for; return its exit status."""
+    return main(["search", str(study), "--out", str(out), *arguments])
 
 
 def start(study: Path, out: Path, *arguments: str) -> subprocess.Popen:
@@ -104,12 +109,12 @@ def test_the_exported_student_runs_alone_and_has_the_macs_of_the_table(done):
     assert sum(parameter.numel() for parameter in student.parameters()) == int(row["params"])
 
 
-def test_running_it_again_does_nothing_new_and_says_so(done, kdnas):
+def test_running_it_again_does_nothing_new_and_says_so(done, capsys):
     study, out, _ = done
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name[0] != "."}
-    formats = "export.formats=[safetensors, student_json, student_py, train_yaml, model_card]"
-    code, stdout, stderr = kdnas("search", study, "--out", out, "--set", formats)
-    assert (code, stderr) == (0, "")
+    assert again(study, out, "--set", FORMATS) == 0
+    stdout, stderr = capsys.readouterr()
+    assert stderr == ""
     assert "nothing new" in stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -121,13 +126,10 @@ def test_optuna_opens_the_record(done):
     assert {trial.number for trial in study.trials} == {int(row["trial"]) for row in rows(out / "trials.csv")}
 
 
-def test_json_is_one_object_a_line(done, tmp_path, kdnas):
+def test_json_is_one_object_a_line(done, tmp_path, capsys):
     study, _, _ = done
-    code, stdout, _ = kdnas(
-        "search", study, "--out", tmp_path / "j", "--trials", "1", "--json", "--set", "final.seeds=1"
-    )
-    assert code == 0
-    events = [json.loads(line) for line in stdout.splitlines()]
+    assert again(study, tmp_path / "j", "--trials", "1", "--json", "--set", "final.seeds=1") == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [e["event"] for e in events if e["event"] in ("TrialStarted", "TrialEnded")] == [
         "TrialStarted",
         "TrialEnded",
@@ -138,7 +140,7 @@ def test_json_is_one_object_a_line(done, tmp_path, kdnas):
     )
 
 
-def test_kill_9_of_the_controller_loses_only_what_ran(done, tmp_path, kdnas):
+def test_kill_9_of_the_controller_loses_only_what_ran(done, tmp_path, capsys):
     study, _, _ = done
     out = tmp_path / "k"
     process = start(study, out)
@@ -153,9 +155,8 @@ def test_kill_9_of_the_controller_loses_only_what_ran(done, tmp_path, kdnas):
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers), "orphaned workers"
     kept = [trial for trial in load_run(out).trials if trial.state == "complete"]
     assert len(kept) >= 2
-    code, stdout, _ = kdnas("search", study, "--out", out)
-    assert code == 0
-    assert "resuming" in stdout
+    assert again(study, out) == 0
+    assert "resuming" in capsys.readouterr().out
     run = load_run(out)
     assert sum(trial.state == "complete" for trial in run.trials) == 4
     assert {t.number: t.values for t in run.trials if t.number in {k.number for k in kept}} == {
@@ -166,9 +167,9 @@ def test_kill_9_of_the_controller_loses_only_what_ran(done, tmp_path, kdnas):
 def test_kill_9_of_a_worker_costs_its_trial_only(done, tmp_path):
     study, _, _ = done
     out = tmp_path / "w"
-    process = start(study, out, "--trials", "3", "--set", "training.epochs=60", "--set", "final.seeds=1")
+    process = start(study, out, "--trials", "3", "--set", "training.epochs=20", "--set", "final.seeds=1")
     wait_for(process, "[1/3]")
-    time.sleep(0.5)
+    time.sleep(0.3)
     worker = next(pid for pid in children(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
     os.kill(worker, signal.SIGKILL)
     rest = process.communicate(timeout=120)[0]
@@ -179,19 +180,19 @@ def test_kill_9_of_a_worker_costs_its_trial_only(done, tmp_path):
     assert "SIGKILL" in rest
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_an_interrupt_exits_130_and_the_same_command_continues(done, tmp_path, kdnas, name):
+def test_an_interrupt_exits_130_and_the_same_command_continues(done, tmp_path):
     study, _, _ = done
     out = tmp_path / "i"
-    process = start(study, out, "--set", "final.seeds=1")
-    wait_for(process, "[1/4]")
-    process.send_signal(getattr(signal, name))
-    rest = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, rest
-    assert "the same command continues" in rest
-    assert "Traceback" not in rest
-    assert all(trial.state in ("complete", "interrupted") for trial in load_run(out).trials)
-    assert kdnas("search", study, "--out", out, "--set", "final.seeds=1").code == 0
+    for name in ("SIGINT", "SIGTERM"):
+        process = start(study, out, "--set", "final.seeds=1")
+        wait_for(process, "/4]")  # a trial has ended
+        process.send_signal(getattr(signal, name))
+        rest = process.communicate(timeout=60)[0]
+        assert process.returncode == 130, rest
+        assert "the same command continues" in rest
+        assert "Traceback" not in rest
+        assert all(trial.state in ("complete", "interrupted") for trial in load_run(out).trials)
+    assert again(study, out, "--set", "final.seeds=1") == 0
     assert sum(trial.state == "complete" for trial in load_run(out).trials) == 4
 
 
@@ -209,7 +210,7 @@ def test_an_interrupt_exits_130_and_the_same_command_continues(done, tmp_path, k
 )
 def test_bad_input_is_one_message_and_nothing_is_left(done, tmp_path, capsys, arguments, message):
     study, _, _ = done
-    code = main(["search", str(study), "--out", str(tmp_path / "b"), *arguments])
+    code = again(study, tmp_path / "b", *arguments)
     stdout, stderr = capsys.readouterr()
     assert code == 2, stdout
     assert message in stderr
@@ -220,7 +221,7 @@ def test_bad_input_is_one_message_and_nothing_is_left(done, tmp_path, capsys, ar
 
 def test_a_run_of_another_study_is_refused_with_the_difference(done, capsys):
     study, out, _ = done
-    code = main(["search", str(study), "--out", str(out), "--set", "training.epochs=9", "--set", "name=other"])
+    code = again(study, out, "--set", "training.epochs=9", "--set", "name=other")
     stderr = capsys.readouterr().err
     assert code == 2
     assert "training.epochs: 3 -> 9" in stderr
@@ -230,7 +231,7 @@ def test_a_run_of_another_study_is_refused_with_the_difference(done, capsys):
 def test_a_folder_that_is_no_run_is_refused(done, tmp_path, capsys):
     study, _, _ = done
     (tmp_path / "notes.txt").write_text("mine")
-    code = main(["search", str(study), "--out", str(tmp_path)])
+    code = again(study, tmp_path)
     stderr = capsys.readouterr().err
     assert code == 2
     assert "not a kdnas run" in stderr
@@ -249,8 +250,7 @@ def test_a_damaged_record_is_refused(done, tmp_path, capsys, damage):
         record.write_text("a shopping list")
     else:
         record.unlink()
-    formats = "export.formats=[safetensors, student_json, student_py, train_yaml, model_card]"
-    code = main(["search", str(study), "--out", str(copy), "--set", formats])
+    code = again(study, copy, "--set", FORMATS)
     stdout, stderr = capsys.readouterr()
     assert code == 2, stdout
     assert "study.db" in stderr

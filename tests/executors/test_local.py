@@ -6,45 +6,14 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
+from misbehaving import collect, die_at_start, die_at_the_first_start, make_evaluate, refuse_input
 
-from kdnas.errors import DataError, RunError, RunFolderError, TrialError
-from kdnas.executors import EXECUTORS, Executor, Finished
+from kdnas.errors import DataError, RunError, RunFolderError
+from kdnas.executors import EXECUTORS, Finished
 from kdnas.executors._worker import visible_device
-
-
-def _answer(job: Mapping[str, Any]) -> dict[str, Any]:
-    match job["do"]:
-        case "square":
-            return {"value": job["x"] ** 2, "pid": os.getpid()}
-        case "sleep":
-            time.sleep(job["seconds"])
-            return {"pid": os.getpid()}
-        case "trial error":
-            raise TrialError("loss became nan")
-        case "error":
-            raise ZeroDivisionError("by zero")
-        case "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        case "exit":
-            os._exit(3)
-        case "print":
-            print("from a user's module")
-            return {}
-        case "full disk":
-            raise RunFolderError("the disk is full")
-        case "threads":
-            import torch
-
-            return {"threads": torch.get_num_threads()}
-    raise AssertionError(job)
-
-
-def make_evaluate() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    return _answer
 
 
 class Talker:
@@ -61,30 +30,6 @@ def make_talker() -> Talker:
     talker = Talker()
     talker.say = lambda line: None
     return talker
-
-
-def refuse_input() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    raise DataError("the data went away")
-
-
-def die_at_start() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    os._exit(7)
-
-
-def die_at_the_first_start() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    first = Path(os.environ["KDNAS_TEST_FIRST_START"])
-    if not first.exists():
-        first.touch()
-        os._exit(7)
-    return _answer
-
-
-def collect(executor: Executor, count: int, seconds: float = 60) -> list[Finished]:
-    finished: list[Finished] = []
-    end = time.monotonic() + seconds
-    while len(finished) < count and time.monotonic() < end:
-        finished += executor.wait(0.2)
-    return finished
 
 
 @pytest.fixture
@@ -138,7 +83,7 @@ def test_a_failure_is_reported_and_the_worker_works_on(shared, job, reason):
 
 
 def test_workers_have_the_threads_they_are_given(shared):
-    shared.submit("t", {"do": "threads"})
+    shared.submit("t", {"do": "threads"}, time_limit_s=60)  # importing torch takes seconds
     assert collect(shared, 1)[0].result == {"threads": 1}
 
 
@@ -182,7 +127,8 @@ def test_a_job_does_not_die_of_a_worker_that_died_idle(executor):
     executor.submit("b", {"do": "square", "x": 1})
     for finished in collect(executor, 2):
         os.kill(finished.result["pid"], signal.SIGKILL)
-    time.sleep(0.2)
+    for worker in executor._workers:
+        worker.process.join(30)
     executor.submit("c", {"do": "square", "x": 3})
     executor.submit("d", {"do": "square", "x": 3})
     assert [(done.failure, done.result["value"]) for done in collect(executor, 2)] == [(None, 9)] * 2

@@ -14,72 +14,17 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from misbehaving import collect, die_at_start, die_at_the_first_start, make_evaluate, refuse_input
 
-from kdnas.errors import ConfigError, DataError, RunError, RunFolderError, TrialError
-from kdnas.executors import EXECUTORS, Executor, Finished
+from kdnas.errors import ConfigError, DataError, RunError, RunFolderError
+from kdnas.executors import EXECUTORS, Executor
 from kdnas.executors._nni_experiment import Scratch
 from kdnas.executors.nni import _shown
-
-
-def _answer(job: Mapping[str, Any]) -> dict[str, Any]:
-    match job["do"]:
-        case "square":
-            return {"values": {"accuracy": job["x"] / 10, "macs": 5.0}, "value": job["x"] ** 2, "pid": os.getpid()}
-        case "infeasible":
-            return {"values": {"macs": 5.0}, "infeasible": "too large"}
-        case "sleep":
-            Path(job["file"]).write_text(str(os.getpid()))
-            subprocess.run(["sleep", "300"], check=False)
-        case "trial error":
-            raise TrialError("loss became nan")
-        case "error":
-            raise ZeroDivisionError("by zero")
-        case "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        case "exit":
-            print("out of luck", file=sys.stderr, flush=True)
-            os._exit(3)
-        case "full disk":
-            raise RunFolderError("the disk is full")
-        case "where":
-            shown = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HOME", "KDNAS_NNI_MANAGER")
-            open_files = [str(Path(entry).readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.exists()]
-            return {"cwd": str(Path.cwd()), "files": open_files, **{name: os.environ.get(name) for name in shown}}
-    raise AssertionError(job)
-
-
-def make_evaluate() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    return _answer
-
-
-def refuse_input() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    raise DataError("the data went away")
-
-
-def die_at_start() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    print("no such library", file=sys.stderr, flush=True)
-    os._exit(7)
-
-
-def die_at_the_first_start() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    first = Path(os.environ["KDNAS_TEST_FIRST_START"])
-    if not first.exists():
-        first.touch()
-        os._exit(7)
-    return _answer
-
-
-def collect(executor: Executor, count: int, seconds: float = 90) -> list[Finished]:
-    finished: list[Finished] = []
-    end = time.monotonic() + seconds
-    while len(finished) < count and time.monotonic() < end:
-        finished += executor.wait(0.2)
-    return finished
 
 
 def until(true: Callable[[], Any], seconds: float = 60) -> Any:
@@ -251,7 +196,7 @@ def test_a_failure_is_reported(shared, job, reason):
 
 
 def test_a_time_limit_ends_a_trial_with_what_it_started(shared, tmp_path):
-    shared.submit("long", {"do": "sleep", "file": str(tmp_path / "pid")}, time_limit_s=0.5)
+    shared.submit("long", {"do": "start a process", "file": str(tmp_path / "pid")}, time_limit_s=0.5)
     shared.submit("infeasible", {"do": "infeasible"})
     done = {finished.key: finished for finished in collect(shared, 2)}
     assert done["long"].failure == "stopped at the time limit of 0.5 s"
@@ -264,7 +209,7 @@ def test_a_time_limit_ends_a_trial_with_what_it_started(shared, tmp_path):
 
 @pytest.mark.slow
 def test_a_trial_can_be_stopped_and_none_added_from_the_page(shared, tmp_path):
-    shared.submit("stopped", {"do": "sleep", "file": str(tmp_path / "pid")}, time_limit_s=60)
+    shared.submit("stopped", {"do": "start a process", "file": str(tmp_path / "pid")}, time_limit_s=60)
     until(lambda: shared.wait(0.1) or (tmp_path / "pid").exists())
     base = f"{address(shared)}api/v1/nni/trial-jobs"
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -334,7 +279,7 @@ def test_a_manager_that_is_stopped_ends_the_run(build):
 def test_close_kills_what_runs_and_keeps_the_files_that_were_asked_for(build, tmp_path):
     executor = build(folder=str(tmp_path / "nni"), workers=2)
     for key in "ab":
-        executor.submit(key, {"do": "sleep", "file": str(tmp_path / key)})
+        executor.submit(key, {"do": "start a process", "file": str(tmp_path / key)})
     until(lambda: executor.wait(0.1) or ((tmp_path / "a").exists() and (tmp_path / "b").exists()))
     manager, scratch = executor._experiment._process.pid, executor._scratch.path
     assert len(processes(manager)) >= 5  # the manager, two trials, and what each of them started
@@ -351,9 +296,9 @@ _CONTROLLER = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from kdnas.executors import EXECUTORS
-from executors import test_nni as module
-executor = EXECUTORS.build("nni", module.make_evaluate, workers=2)
-executor.submit("a", {{"do": "sleep", "file": {file!r}}})
+from misbehaving import make_evaluate
+executor = EXECUTORS.build("nni", make_evaluate, workers=2)
+executor.submit("a", {{"do": "start a process", "file": {file!r}}})
 print(executor._experiment._process.pid, flush=True)
 while True:
     executor.wait(0.2)

@@ -45,5 +45,17 @@ def test_the_figure_stacks_the_phases_of_each_trial():
     assert "30 s of all trials" in figure.caption
 
 
+def test_the_caption_says_how_students_were_packed_and_what_slowed_trials():
+    assert "trials" in time_figure(run()).caption
+    slow = [replace(trial, notes=("the graph failed (x < y)", "the teacher was run")) for trial in run().trials[:2]]
+    trials = [*slow, replace(run().trials[2], notes=("the teacher was run",))]
+    packed = replace(synthetic_run.run_of(trials), packing="8 students at a time on each device")
+    caption = time_figure(packed).caption
+    assert caption.endswith(
+        "8 students at a time on each device. In 3 trials the teacher was run. In 2 trials the graph failed (x < y)."
+    )
+    assert "the graph failed (x &lt; y)" in page(packed)
+
+
 def test_the_page_has_the_figure():
     assert "Where the time of the search went" in page(run())

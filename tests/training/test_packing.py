@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import lessons
@@ -20,19 +20,6 @@ from kdnas.training.teacher_cache import TeacherCache
 
 WIDTHS = ((8, 16), (4,), (6, 12, 24))
 BURSTING = LossTerm(type="kd", weight=1e39)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
-    return lessons.digits(tmp_path_factory.mktemp("digits"))
-
-
-@pytest.fixture
-def cuda() -> Iterator[torch.device]:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    yield torch.device("cuda")
-    torch.cuda.synchronize()
 
 
 def given(losses: tuple[LossTerm, ...] = (KD,), **settings: Any) -> list[Recipe]:
@@ -87,6 +74,36 @@ def test_each_student_learns_what_it_would_alone(data, tmp_path, monkeypatch, lo
         assert not one.network.training
         assert 0 < one.teacher_seconds < one.train_seconds
     assert len({one.train_seconds for one in found}) == 1
+
+
+def test_each_student_tells_where_its_share_of_the_time_went(data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(
+        kdnas.training.lesson, "recorder_for", lambda device: Tape(fail="not permitted while capturing")
+    )
+    kept = together(data, given(), teacher_cache=TeacherCache(tmp_path))
+    live = together(data, given())
+    for one in kept + live:
+        phases = dict(one.phases)
+        assert phases.pop("evaluation") > 0
+        assert set(phases) == {"teacher", "data", "student"}
+        assert min(phases.values()) > 0
+        assert sum(phases.values()) == pytest.approx(one.train_seconds)
+        assert phases["teacher"] == one.teacher_seconds
+        assert one.graph_failure == "not permitted while capturing"
+    assert not any(one.live_teacher for one in kept)
+    assert all(one.live_teacher for one in live)
+    assert [len(one.notes) for one in (kept[0], live[0])] == [1, 2]
+    # Their shares add up to what was spent, and no more: all but the evaluation is shared evenly.
+    assert len({one.train_seconds for one in kept}) == len({one.teacher_seconds for one in kept}) == 1
+
+
+def test_what_a_failed_student_no_longer_spends_its_neighbours_do(data) -> None:
+    recipes = given(epochs=3)
+    recipes[1] = recipe(BURSTING, epochs=3)
+    first, _, third = together(data, recipes)
+    for one in (first, third):
+        assert one.train_seconds == pytest.approx(sum(one.phases[name] for name in ("teacher", "data", "student")))
+        assert one.phases["teacher"] == one.teacher_seconds > 0
 
 
 def test_a_student_that_fails_does_not_disturb_the_others(data) -> None:
@@ -156,6 +173,14 @@ def test_students_are_added_while_they_pay(rates, size, tried) -> None:
     assert asked == tried
 
 
+def test_what_was_measured_is_told_in_words() -> None:
+    assert Packing(1).words == ""
+    assert Packing(1, {1: 1234.5, 2: 900.0}).words == (
+        "one student at a time on each device, as measured (images a second by students at a time: 1: 1,234, 2: 900)"
+    )
+    assert Packing(4, {1: 1.0, 4: 3.0}).words.startswith("4 students at a time on each device")
+
+
 def test_a_full_memory_ends_the_trying() -> None:
     def rate(count: int) -> float:
         if count > 2:
@@ -173,7 +198,7 @@ def test_a_full_memory_ends_the_trying() -> None:
 
 def test_the_rate_counts_the_images_of_all_students(data, monkeypatch) -> None:
     clock = iter(range(1000))
-    monkeypatch.setattr("kdnas.training.packing.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("kdnas.training.packing.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
     train = batches(data, 0, 200)
     # An epoch takes one tick of this clock, however many students share it.
     assert measured_rate(lambda: net(4), 3, train, recipe(KD, epochs=9), data=data, device=CPU) == pytest.approx(600.0)

@@ -1,0 +1,84 @@
+"""What workers are given in tests of executors: jobs that do as they are told, and starts that fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kdnas.errors import DataError, RunFolderError, TrialError
+from kdnas.executors import Executor, Finished
+
+Answer = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+def answer(job: Mapping[str, Any]) -> dict[str, Any]:
+    match job["do"]:
+        case "square":
+            return {"values": {"accuracy": job["x"] / 10, "macs": 5.0}, "value": job["x"] ** 2, "pid": os.getpid()}
+        case "infeasible":
+            return {"values": {"macs": 5.0}, "infeasible": "too large"}
+        case "sleep":
+            time.sleep(job["seconds"])
+            return {"pid": os.getpid()}
+        case "start a process":
+            Path(job["file"]).write_text(str(os.getpid()))
+            subprocess.run(["sleep", "300"], check=False)
+        case "trial error":
+            raise TrialError("loss became nan")
+        case "error":
+            raise ZeroDivisionError("by zero")
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "exit":
+            print("out of luck", file=sys.stderr, flush=True)
+            os._exit(3)
+        case "print":
+            print("from a user's module")
+            return {}
+        case "full disk":
+            raise RunFolderError("the disk is full")
+        case "threads":
+            import torch
+
+            return {"threads": torch.get_num_threads()}
+        case "where":
+            shown = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HOME", "KDNAS_NNI_MANAGER")
+            open_files = [str(Path(entry).readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.exists()]
+            return {"cwd": str(Path.cwd()), "files": open_files, **{name: os.environ.get(name) for name in shown}}
+    raise AssertionError(job)
+
+
+def make_evaluate() -> Answer:
+    return answer
+
+
+def refuse_input() -> Answer:
+    raise DataError("the data went away")
+
+
+def die_at_start() -> Answer:
+    print("no such library", file=sys.stderr, flush=True)
+    os._exit(7)
+
+
+def die_at_the_first_start() -> Answer:
+    first = Path(os.environ["KDNAS_TEST_FIRST_START"])
+    if not first.exists():
+        first.touch()
+        os._exit(7)
+    return answer
+
+
+def collect(executor: Executor, count: int, seconds: float = 90) -> list[Finished]:
+    """Return what ended within `seconds`, up to `count` jobs."""
+    finished: list[Finished] = []
+    end = time.monotonic() + seconds
+    while len(finished) < count and time.monotonic() < end:
+        finished += executor.wait(0.2)
+    return finished
