@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.core.data import ImageData
-from kdnas.datasets import DATASETS
 from kdnas.nn.normalise import Normalised
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
@@ -44,11 +42,6 @@ class Net(nn.Module):
 def net(*widths: int, seed: int = 0, **options: Any) -> Net:
     torch.manual_seed(seed)
     return Net(*widths, **options)
-
-
-def digits(folder: Path) -> ImageData:
-    data: ImageData = DATASETS.build("digits", folder, folder)
-    return data
 
 
 def batches(data: ImageData, start: int, stop: int, device: torch.device = CPU) -> Batches:

@@ -2,20 +2,67 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdnas.cli._options import DataRoot
+from kdnas.cli._training_view import training_progress
 from kdnas.report.wording import duration, shown
 
 if TYPE_CHECKING:
-    from kdnas.study.full_training import EpochReport, FullTraining
+    from torch import nn
+
+    from kdnas.study.full_training import FullTraining
+    from kdnas.study.records import RunRecord
+    from kdnas.study.schedules import TrainingSchedule
     from kdnas.study.train_file import TrainFile
+    from kdnas.study.training_ground import Ground
+
+
+Pick = Annotated[
+    str | None,
+    typer.Option(
+        "--pick",
+        metavar="P",
+        help="Which student of a run folder: knee (default), best, an arch_id, or a bound such as 'macs<=10e6'.",
+        show_default=False,
+    ),
+]
+ScheduleFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--schedule",
+        metavar="FILE",
+        help="Follow this schedule.yaml, which `kdnas schedule` writes, instead of training once.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Default: RUN/training/<arch_id>, or a folder `training-<arch_id>` beside the train.yaml; with a "
+        "schedule its route is added to the name.",
+        show_default=False,
+    ),
+]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format",
+        metavar="F",
+        help="Write the trained student in this format; may be repeated. Default: all but onnx.",
+        show_default=False,
+    ),
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option("--epochs", min=1, metavar="N", help="Default: those of the file or of the study's final trainings."),
+]
 
 
 def command(
@@ -23,39 +70,11 @@ def command(
         Path,
         typer.Argument(metavar="RUN", help="A run folder, or an exported train.yaml.", show_default=False),
     ],
-    pick: Annotated[
-        str | None,
-        typer.Option(
-            "--pick",
-            metavar="P",
-            help="Which student of a run folder: knee (default), best, an arch_id, or a bound such as 'macs<=10e6'.",
-            show_default=False,
-        ),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            "--epochs", min=1, metavar="N", help="Default: those of the file or of the study's final trainings."
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Default: RUN/training/<arch_id>, or a folder `training-<arch_id>` beside the train.yaml.",
-            show_default=False,
-        ),
-    ] = None,
-    formats: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--format",
-            metavar="F",
-            help="Write the trained student in this format; may be repeated. Default: all but onnx.",
-            show_default=False,
-        ),
-    ] = None,
+    pick: Pick = None,
+    epochs: Epochs = None,
+    schedule: ScheduleFile = None,
+    out: Out = None,
+    formats: Formats = None,
     device: Annotated[
         str | None, typer.Option("--device", metavar="auto|cpu|cuda", help="Default: the study's.", show_default=False)
     ] = None,
@@ -64,9 +83,11 @@ def command(
     """Train one student fully, by the recipe that the search used or that a train.yaml states.
 
     Stopped at any moment, the same command continues after the last whole epoch. The test split is used once, at
-    the end.
+    the end. With a schedule the steps' own folders lie in the training's folder, and the schedule as it went, which
+    can be followed again.
 
       kdnas train runs/digits --pick best --epochs 100
+      kdnas train runs/digits --schedule runs/digits/schedule.yaml
       kdnas train student/train.yaml
     """
     from kdnas.study import opening
@@ -75,17 +96,23 @@ def command(
     root = opening.data_root(data_root)
     if device is not None:
         opening.resolve_device(device)
-    file, default_out = _training_asked_for(run, pick, epochs, root)
-    folder = out or default_out
-    with _progress(file.training.epochs) as on_epoch:
+    steps = None
+    if schedule is None:
+        asked = _training_asked_for(run, pick, epochs, root)
+    else:
+        steps, asked = _scheduled_training(run, pick, epochs, schedule, root)
+    folder = out or asked.folder
+    with training_progress() as on_progress:
         try:
             result = train_fully(
-                file,
+                asked.file,
                 folder,
+                schedule=steps,
+                shared=None if steps is None or steps.supernet is None else asked.shared,
                 data_root=root,
                 device=device,
                 formats=formats or DEFAULT_FORMATS,
-                on_epoch=on_epoch,
+                on_progress=lambda progress: on_progress(progress, ""),
                 say=typer.echo,
             )
         except KeyboardInterrupt:
@@ -94,28 +121,73 @@ def command(
     _tell(result)
 
 
-def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_root: Path) -> tuple[TrainFile, Path]:
-    """Return the training and its default folder. Raises ConfigError, RunFolderError or DataError."""
+@dataclass(frozen=True)
+class _Asked:
+    """The training that the arguments name, its default folder, and the run: None for a train.yaml."""
+
+    file: TrainFile
+    folder: Path
+    run: RunRecord | None
+
+    def shared(self, ground: Ground) -> nn.Module:
+        """Return the student cut out of the run's supernet."""
+        from kdnas.study.scheduling import cut_from_run
+
+        assert self.run is not None  # a schedule that begins from a supernet was checked against one
+        return cut_from_run(self.run, self.file.student, ground)
+
+
+def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_root: Path) -> _Asked:
+    """Return the training that is asked for. Raises ConfigError, RunFolderError or DataError."""
     from kdnas.errors import ConfigError, Problem
     from kdnas.study import opening
     from kdnas.study.front import pick as pick_member
     from kdnas.study.storage import load_run
     from kdnas.study.train_file import load_train_file, train_file_for, with_epochs
 
+    record = None
     if run.is_dir():
         record = load_run(run)
         member = pick_member(record, pick or "knee")
         data = opening.open_data(record.config.sources()[0], data_root, opening.cache_dir())
         file = train_file_for(record, member.trial, data)
-        default_out = run / "training" / file.arch_id
+        folder = run / "training" / file.arch_id
     else:
         if pick is not None:
             raise ConfigError(
                 Problem("--pick", f"{run} is not a run folder: a train.yaml names its one student itself")
             )
         file = load_train_file(run)
-        default_out = run.parent / f"training-{file.arch_id}"
-    return (file if epochs is None else with_epochs(file, epochs)), default_out
+        folder = run.parent / f"training-{file.arch_id}"
+    return _Asked(file if epochs is None else with_epochs(file, epochs), folder, record)
+
+
+def _scheduled_training(
+    run: Path, pick: str | None, epochs: int | None, path: Path, data_root: Path
+) -> tuple[TrainingSchedule, _Asked]:
+    """Return the schedule at `path` and the training it is for. Raises InputError."""
+    from kdnas.errors import ConfigError, Problem
+    from kdnas.study.schedule_checks import check_schedule
+    from kdnas.study.schedules import load_schedule
+    from kdnas.study.train_file import locked_fingerprint
+
+    if epochs is not None:
+        raise ConfigError(Problem("--epochs", f"{path} states its own budget: write another one with `kdnas schedule`"))
+    steps, document = load_schedule(path)
+    student = steps.student.arch_id
+    try:
+        own = student if run.is_dir() and pick is None else pick
+        asked = _training_asked_for(run, own, steps.budget.epochs, data_root)
+    except ConfigError as error:
+        if pick is None and [problem.where for problem in error.problems] == ["pick"]:
+            raise ConfigError(Problem(document.name, f"is a schedule for student {student}, not of {run}")) from None
+        raise
+    space = supernet = ""
+    if asked.run is not None:
+        space = locked_fingerprint(asked.run, "space")
+        supernet = asked.run.supernet.fingerprint if asked.run.supernet else ""
+    check_schedule(steps, document, asked.file, space=space, supernet=supernet)
+    return steps, replace(asked, folder=asked.folder.with_name(f"{asked.folder.name}-{steps.route}"))
 
 
 def _tell(result: FullTraining) -> None:
@@ -129,59 +201,3 @@ def _tell(result: FullTraining) -> None:
     typer.echo(f"student {result.arch_id}: {accuracies} {took}")
     for name in result.files:
         typer.echo(str(result.folder / name))
-
-
-@contextlib.contextmanager
-def _progress(epochs: int) -> Iterator[Callable[[EpochReport], None]]:
-    """Give what to call after each epoch: a progress bar on a terminal, else a plain line."""
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        yield _PlainLines()
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("epoch"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=epochs)
-        accuracy = ""
-
-        def on_epoch(report: EpochReport) -> None:
-            nonlocal accuracy
-            if report.accuracy is not None:
-                accuracy = f"  accuracy {shown('accuracy', report.accuracy)}"
-            bar.update(task, completed=report.epoch, description=f"loss {report.loss:.4f}{accuracy}")
-
-        yield on_epoch
-
-
-class _PlainLines:
-    """Prints one line an epoch, with the time left by the pace since the start."""
-
-    def __init__(self) -> None:
-        self._begun = time.monotonic()
-        self._epochs = 0
-
-    def __call__(self, report: EpochReport) -> None:
-        """Print `report`."""
-        self._epochs += 1
-        pace = (time.monotonic() - self._begun) / self._epochs
-        left = duration(pace * (report.epochs - report.epoch))
-        accuracy = f", accuracy {shown('accuracy', report.accuracy)}" if report.accuracy is not None else ""
-        typer.echo(f"epoch {report.epoch}/{report.epochs}: loss {report.loss:.4f}{accuracy}, {left} left")

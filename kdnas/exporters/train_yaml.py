@@ -8,6 +8,7 @@ import yaml
 
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent
+from kdnas.plain_yaml import dump_yaml
 
 FILE = "train.yaml"
 
@@ -31,7 +32,7 @@ def train_yaml(student: TrainedStudent, folder: Path) -> list[str]:
     header = _HEADER.format(arch_id=student.arch.arch_id, family=student.arch.family, file=FILE)
     recipe = dict(student.recipe)
     path = folder / FILE
-    body = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=120)
+    body = dump_yaml(recipe)
     path.write_text(f"{header}\n{body}", encoding="utf-8")
     if yaml.safe_load(path.read_text(encoding="utf-8")) != recipe:
         raise ExportError(f"{FILE}: the recipe did not read back as written")

@@ -55,7 +55,8 @@ def rung_table(result: AuditResult) -> tuple[list[str], list[list[str]]]:
         ]
         for rung in result.rungs
     ]
-    return ["score", *(_RANKERS[ranker] for ranker in rankers), "over params", "n"], rows
+    alone = [_RANKERS[ranker] for ranker in rankers[1:]]
+    return ["score", "Kendall tau", *alone, "over params alone", "n"], rows
 
 
 def loss_table(result: AuditResult, own: str) -> tuple[list[str], list[list[str]]]:

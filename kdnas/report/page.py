@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -17,6 +18,7 @@ from kdnas.report.audit import audit_figure, audit_html
 from kdnas.report.figures import accuracy_figure, cost_names, hypervolume_figure, importance_figure
 from kdnas.report.importance import importance
 from kdnas.report.parallel import parallel_figure
+from kdnas.report.schedules import found_schedules, schedule_figures, schedules_html
 from kdnas.report.style import Figure
 from kdnas.report.tables import front_table, trials_table
 from kdnas.report.time_spent import seconds_by_phase, time_figure
@@ -25,7 +27,7 @@ from kdnas.study.audit_result import AuditResult, audit_result
 from kdnas.study.front import front, hypervolume_over_time, knee_of
 from kdnas.study.records import FrontMember, RunRecord
 
-_TEXT_COLUMNS = ("arch_id", "state", "reason", "arch", "indistinguishable_from")
+_TEXT_COLUMNS = ("arch_id", "fidelity_weights", "state", "reason", "arch", "indistinguishable_from")
 _CODE_COLUMNS = ("arch_id", "arch", "indistinguishable_from")
 _LONG_COLUMNS = ("reason", "arch", "indistinguishable_from")
 # The browser itself refuses every request: nothing but what stands in the page may be used. Plotly compiles
@@ -44,6 +46,9 @@ def page(run: RunRecord, *, version: str = "") -> str:
     drawings = figures(run)
     audit = audit_result(run)
     audit_drawing = [audit_figure(run, audit)] if audit is not None and audit.scopes else []
+    schedules = found_schedules(run)
+    schedule_drawings = schedule_figures(schedules)
+    everything = [*drawings, *audit_drawing, *itertools.chain(*schedule_drawings)]
     policy = _POLICY.format(connect="'self'" if version else "'none'")
     return "\n".join(
         [
@@ -57,12 +62,13 @@ def page(run: RunRecord, *, version: str = "") -> str:
             _trust(run),
             _audit(run, audit, audit_drawing),
             _figures(drawings, run),
+            schedules_html(run, schedules, ["".join(map(_figure, drawn)) for drawn in schedule_drawings]),
             _tables(run),
             _costs_and_failures(run),
             "</main>",
             _footer(run),
-            *(_data_script(figure) for figure in [*drawings, *audit_drawing]),
-            f"<script>{plotly.offline.get_plotlyjs()}</script>" if drawings else "",
+            *(_data_script(figure) for figure in everything),
+            f"<script>{plotly.offline.get_plotlyjs()}</script>" if everything else "",
             f"<script>\n{_resource('page.js')}</script>\n</body>\n</html>\n",
         ]
     )
@@ -193,6 +199,7 @@ def _heading(column: str) -> str:
         "arch_id": "student",
         "fidelity_epochs": "epochs",
         "fidelity_data_fraction": "data fraction",
+        "fidelity_weights": "weights",
         "macs": "MACs",
         "indistinguishable_from": "accuracy not distinguishable from",
     }

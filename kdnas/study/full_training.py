@@ -1,63 +1,37 @@
 """Full training of one student by its train.yaml: resumable after any interruption, finished once.
 
-The folder holds `training.lock.yaml` (exactly what is being trained), `history.csv` (one row an epoch), the checkpoint
-of the last whole epoch while it runs, and at the end the student's files and `result.json`, written last.
+A training is a list of steps (`kdnas.study.training_steps`): a plain one has a single step, a schedule may have more.
+The folder holds `training.lock.yaml` (exactly what is being trained), `history.csv` (one row an epoch) and the
+checkpoint of the last whole epoch while it runs, with a schedule `schedule.yaml` and a folder of each step instead, and
+at the end the student's files and `result.json`, written last.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 import kdnas
-from kdnas.core.data import ImageData
-from kdnas.core.seeds import derive_seed
-from kdnas.errors import DataError, Problem, RunFolderError, TeacherError
-from kdnas.nn.normalise import Normalised
+from kdnas.errors import ConfigError, Problem, RunFolderError
 from kdnas.students import STUDENTS
 from kdnas.study.config import ExportConfig
-from kdnas.study.exporting import assemble, build_network, check_formats, data_card, write_formats
-from kdnas.study.opening import cache_dir, open_data, open_teacher, resolve_device, split, training_indices
-from kdnas.study.run_folder import exclusively, write_text
+from kdnas.study.exporting import assemble, check_formats, data_card, write_formats
+from kdnas.study.opening import cache_dir
+from kdnas.study.run_folder import exclusively, fingerprint, write_text
+from kdnas.study.schedules import DistilStep, Step, TrainingSchedule, write_training_schedule
 from kdnas.study.train_file import TrainFile
-from kdnas.study.training_folder import (
-    CHECKPOINT_FILE,
-    GUARD_FILE,
-    RESULT_FILE,
-    brief,
-    claim,
-    read_history,
-    write_history,
-)
-from kdnas.teachers import Teacher
-from kdnas.training.batches import Batches
-from kdnas.training.distil import EpochRecord, Trained, distil
-from kdnas.training.evaluation import accuracy
+from kdnas.study.training_folder import CHECKPOINT_FILE, GUARD_FILE, RESULT_FILE, claim
+from kdnas.study.training_ground import Ground, open_ground
+from kdnas.study.training_steps import Progress, StepResult, follow
+from kdnas.training.schedule_file import SCHEDULE_FILE
 
 DEFAULT_FORMATS = ExportConfig().formats
-_EVALUATION_SHARE = 0.1
-"""At most about this share of the training time goes into looking at the validation accuracy on the way."""
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """One epoch's end. `accuracy` is on the validation split where it was looked at; `seconds` is the epoch's time."""
-
-    epoch: int
-    epochs: int
-    loss: float
-    accuracy: float | None
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -67,6 +41,7 @@ class FullTraining:
     folder: Path
     arch_id: str
     epochs: int
+    """Of the student; with a schedule what all its steps together might spend."""
     accuracy: float
     test_accuracy: float
     train_seconds: float
@@ -78,178 +53,109 @@ def train_fully(
     file: TrainFile,
     out: Path,
     *,
+    schedule: TrainingSchedule | None = None,
+    shared: Callable[[Ground], nn.Module] | None = None,
     data_root: Path,
     cache: Path | None = None,
     device: str | None = None,
     formats: Sequence[str] = DEFAULT_FORMATS,
-    on_epoch: Callable[[EpochReport], None] = lambda report: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> FullTraining:
     """Train the student of `file` in the folder `out` and return its result; continue where an earlier call stopped.
 
-    A finished training is not repeated. `device` overrides the file's. The test split is read once, at the end. Raises
+    `schedule`, which has been checked against the file, is followed instead of the file's one plain training. A
+    finished training is not repeated. `shared` gives the student as it is cut out of the run's supernet, where a
+    schedule begins from that. `device` overrides the file's. The test split is read once, at the end. Raises
     RunFolderError when `out` holds something else, DataError or TeacherError when data or teacher are not those of the
     file, TrialError when the loss is no longer finite.
     """
     check_formats(formats)
-    claim(out, _identity(file))
+    claim(out, identity(file, schedule))
     with exclusively(out / GUARD_FILE, "kdnas train"):
         done = _read_result(out)
         if done is not None:
             return done
-        cache = cache or cache_dir()
-        hardware = resolve_device(device or file.device)
-        data = open_data(file.data, data_root, cache)
-        check_data(file, data)
-        train_indices, validation_indices = split(data, file.data, file.seed)
-        teacher = open_teacher(
-            file.teacher,
-            data,
-            train_indices,
-            data_root=data_root,
-            cache=cache,
-            device=hardware,
-            seed=file.seed,
-            say=say,
-        )
-        check_teacher(file, teacher)
-        used = training_indices(data, train_indices, file.training.data_fraction, file.seed)
-        classes = data.task.num_classes
-        train = Batches(data.train, used, num_classes=classes, device=hardware)
-        validation = Batches(data.train, validation_indices, num_classes=classes, device=hardware)
+        ground = open_ground(file, data_root=data_root, cache=cache or cache_dir(), device=device, say=say)
+        if schedule is None:
+            plan = f"{file.training.epochs} epochs"
+        else:
+            check_images(schedule, ground)
+            write_training_schedule(out / SCHEDULE_FILE, schedule)
+            plan = f"{len(schedule.steps)} steps worth {schedule.budget.epochs} epochs"
         say(
-            f"student {file.arch_id} of {file.name}: {file.training.epochs} epochs on {len(train):,} images, "
-            f"{len(validation):,} held out, on {hardware}"
+            f"student {file.arch_id} of {file.name}: {plan} on {len(ground.train):,} images, "
+            f"{len(ground.validation):,} held out, on {ground.device}"
         )
-        trained = _train(file, out, data, teacher, train, validation, hardware, on_epoch)
-        test = Batches(data.test, np.arange(len(data.test)), num_classes=classes, device=hardware)
-        test_accuracy = accuracy(_on_pixels(trained.network, data, hardware), test)
-        return _finish(file, out, data, teacher, trained, test_accuracy, formats, say)
+        start = None if shared is None else shared(ground)
+        trained = _follow(file, schedule, ground, out, start, on_progress)
+        return _finish(file, schedule, out, ground, trained, formats, say)
 
 
-def check_data(file: TrainFile, data: ImageData) -> None:
-    """Raise DataError naming everything in which `data` is not what `file` was written for."""
-    expected: list[tuple[str, Any, Any]] = [
-        ("data_fingerprint", file.data_fingerprint, data.fingerprint),
-        ("input_shape", tuple(file.input_shape), tuple(data.task.input_shape)),
-        ("class_names", tuple(file.class_names), tuple(data.class_names)),
-        ("channel_mean", tuple(file.channel_mean), tuple(float(value) for value in data.channel_mean)),
-        ("channel_std", tuple(file.channel_std), tuple(float(value) for value in data.channel_std)),
-    ]
-    problems = [
-        Problem(
-            name, f"the data {data.name} is not what this training was written for: {brief(now)} instead", brief(was)
-        )
-        for name, was, now in expected
-        if was != now
-    ]
-    if problems:
-        raise DataError(problems)
-
-
-def check_teacher(file: TrainFile, teacher: Teacher) -> None:
-    """Raise TeacherError when `teacher` is another one than `file` names by its hash."""
-    if file.teacher_fingerprint and teacher.fingerprint != file.teacher_fingerprint:
-        raise TeacherError(
-            Problem(
-                "teacher_fingerprint",
-                f"the teacher {teacher.name} is not the one of this training: {teacher.fingerprint} instead",
-                file.teacher_fingerprint,
-            )
-        )
-
-
-def _identity(file: TrainFile) -> dict[str, Any]:
+def identity(file: TrainFile, schedule: TrainingSchedule | None = None) -> dict[str, Any]:
     """Return what decides the trained student; the device and who found it do not."""
-    return {key: value for key, value in file.plain().items() if key not in ("device", "provenance", "name")}
+    plain = {key: value for key, value in file.plain().items() if key not in ("device", "provenance", "name")}
+    if schedule is not None:
+        whole = schedule.plain()
+        steps = [
+            {**step, "recorded": fingerprint(step["recorded"])} if "recorded" in step else step
+            for step in whole["steps"]
+        ]
+        plain["schedule"] = {"budget": whole["budget"], "steps": steps}
+    return plain
 
 
-def _train(
+def check_images(schedule: TrainingSchedule, ground: Ground) -> None:
+    """Raise ConfigError when the budget of `schedule` was counted for another number of training images."""
+    if schedule.budget.images != len(ground.train):
+        what = f"is {schedule.budget.images}, but {len(ground.train)} images are trained on: write the schedule anew"
+        raise ConfigError(Problem("budget.images", what))
+
+
+def _follow(
     file: TrainFile,
+    schedule: TrainingSchedule | None,
+    ground: Ground,
     out: Path,
-    data: ImageData,
-    teacher: Teacher,
-    train: Batches,
-    validation: Batches,
-    device: torch.device,
-    on_epoch: Callable[[EpochReport], None],
-) -> Trained:
-    seed = derive_seed(file.seed, "full", file.arch_id)
-    torch.manual_seed(seed)
-    network = build_network(file, data.task).to(device)
-    watch = _Watch(file, out, _on_pixels(network, data, device), validation, on_epoch)
-    trained = distil(
-        network,
-        teacher,
-        train,
-        validation,
-        file.recipe,
-        data=data,
-        seed=seed,
-        view_seed=derive_seed(file.seed, "full views"),
-        device=device,
-        on_epoch=watch,
-        checkpoint=out / CHECKPOINT_FILE,
+    shared: nn.Module | None,
+    on_progress: Callable[[Progress], None],
+) -> StepResult:
+    """Do the steps; after each supernet the stages as they went are written into the schedule."""
+    if schedule is None:
+        only = DistilStep(name="student", share=1.0, arch=file.arch, epochs=file.training.epochs)
+        return follow(file, [only], ground, out, on_progress=on_progress)
+    recorded = schedule
+
+    def on_step(step: Step, result: StepResult) -> None:
+        nonlocal recorded
+        if result.schedule is not None:
+            recorded = recorded.with_recorded(step.name, result.schedule)
+            write_training_schedule(out / SCHEDULE_FILE, recorded)
+
+    return follow(
+        file,
+        schedule.steps,
+        ground,
+        out,
+        budget_macs=schedule.budget.macs,
+        shared=shared,
+        on_progress=on_progress,
+        on_step=on_step,
     )
-    watch.rewrite(trained.history)
-    return trained
-
-
-class _Watch:
-    """Called at each epoch's end: looks at the validation accuracy now and then, and keeps history.csv."""
-
-    def __init__(
-        self,
-        file: TrainFile,
-        out: Path,
-        module: nn.Module,
-        validation: Batches,
-        on_epoch: Callable[[EpochReport], None],
-    ):
-        self._epochs = file.training.epochs
-        self._out = out
-        self._module = module
-        self._validation = validation
-        self._on_epoch = on_epoch
-        self._records, self._looks = read_history(out)
-        self._next_look = 0
-
-    def __call__(self, record: EpochRecord) -> None:
-        """Note `record` and tell `on_epoch`."""
-        seen = self._look(record) if record.epoch >= self._next_look else None
-        self._looks = {epoch: look for epoch, look in self._looks.items() if epoch < record.epoch}
-        if seen is not None:
-            self._looks[record.epoch] = seen
-        self._records = [*(earlier for earlier in self._records if earlier.epoch < record.epoch), record]
-        write_history(self._out, self._records, self._looks)
-        self._on_epoch(EpochReport(record.epoch, self._epochs, record.loss, seen, record.seconds))
-
-    def rewrite(self, records: Sequence[EpochRecord]) -> None:
-        """Write history.csv anew from the whole training's `records`: an interruption may have cost it a row."""
-        write_history(self._out, records, self._looks)
-
-    def _look(self, record: EpochRecord) -> float:
-        begun = time.perf_counter()
-        seen = accuracy(self._module, self._validation)
-        took = time.perf_counter() - begun
-        pause = math.ceil(took / (_EVALUATION_SHARE * max(record.seconds, 1e-3)))
-        self._next_look = record.epoch + max(1, pause)
-        return seen
 
 
 def _finish(
     file: TrainFile,
+    schedule: TrainingSchedule | None,
     out: Path,
-    data: ImageData,
-    teacher: Teacher,
-    trained: Trained,
-    test_accuracy: float,
+    ground: Ground,
+    trained: StepResult,
     formats: Sequence[str],
     say: Callable[[str], None],
 ) -> FullTraining:
-    assert trained.accuracy is not None  # distil was given a validation split
-    card = _card(file, data, teacher, trained, test_accuracy)
-    student = assemble(file, trained.network, data, card=card)
+    test_accuracy = ground.test_accuracy(trained.network)
+    card = _card(file, schedule, ground, trained, test_accuracy)
+    student = assemble(file, trained.network, ground.data, card=card)
     written = write_formats(student, formats, out, say=say)
     result = FullTraining(
         folder=out,
@@ -279,7 +185,16 @@ def _read_result(out: Path) -> FullTraining | None:
         raise RunFolderError(f"{path} is damaged: {error}; remove it to finish the training again") from error
 
 
-def _card(file: TrainFile, data: ImageData, teacher: Teacher, trained: Trained, test_accuracy: float) -> dict[str, Any]:
+def _card(
+    file: TrainFile, schedule: TrainingSchedule | None, ground: Ground, trained: StepResult, test_accuracy: float
+) -> dict[str, Any]:
+    data, teacher = ground.data, ground.teacher
+    limits = ["Its accuracy is that of one training; how far another one would differ was not measured."]
+    if schedule is not None:
+        limits.append(
+            f"It was trained by the route `{schedule.route}`: the steps of schedule.yaml, together worth the epochs "
+            "stated. train.yaml has the recipe that they share."
+        )
     price = STUDENTS.build(file.arch.family).price(file.student, data.task)
     return {
         "study": file.provenance.study,
@@ -301,9 +216,5 @@ def _card(file: TrainFile, data: ImageData, teacher: Teacher, trained: Trained, 
         },
         "teacher": {"name": teacher.name, "values": {}, "notes": list(teacher.notes)},
         "data": data_card(file.data.validation_fraction, file.seed, data),
-        "limits": ["Its accuracy is that of one training; how far another one would differ was not measured."],
+        "limits": limits,
     }
-
-
-def _on_pixels(network: nn.Module, data: ImageData, device: torch.device) -> nn.Module:
-    return Normalised(network, data.channel_mean, data.channel_std).to(device)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
 from pydantic import Field, model_validator
 
 import kdnas
@@ -17,6 +16,7 @@ from kdnas.core.task import ImageTask
 from kdnas.datasets import DATASETS
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
+from kdnas.plain_yaml import dump_yaml
 from kdnas.registry import Registry, validation_problems
 from kdnas.students import STUDENTS
 from kdnas.study.config import DataConfig, Member
@@ -135,7 +135,7 @@ def with_epochs(file: TrainFile, epochs: int) -> TrainFile:
     return file.model_copy(update={"training": file.training.model_copy(update={"epochs": epochs})})
 
 
-def locked_fingerprint(run: RunRecord, what: Literal["data", "teacher"]) -> str:
+def locked_fingerprint(run: RunRecord, what: Literal["data", "teacher", "space"]) -> str:
     """Return the hash that study.lock.yaml records of `what`; empty where it records none."""
     fingerprints = run.lock.get("identity", {}).get("fingerprints", {})
     return str(fingerprints.get(what) or "")
@@ -143,7 +143,7 @@ def locked_fingerprint(run: RunRecord, what: Literal["data", "teacher"]) -> str:
 
 def dump_train_file(file: TrainFile) -> str:
     """Return the text of `file`, without a header."""
-    return yaml.safe_dump(file.plain(), sort_keys=False, allow_unicode=True, width=120)
+    return dump_yaml(file.plain())
 
 
 def load_train_file(path: Path) -> TrainFile:

@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from kdnas.errors import ConfigError, Problem
+from kdnas.plain_yaml import resolve_core_schema
 
 KeyPath = tuple[str | int, ...]
 
@@ -126,21 +127,7 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.yaml_implicit_resolvers = {}
 
-_NUMBER = r"[0-9][0-9_]*"
-_IMPLICIT = (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", ("~", "n", "N", "")),
-    ("int", rf"[-+]?(?:0x[0-9a-fA-F]+|0o[0-7]+|{_NUMBER})", "-+0123456789"),
-    (
-        "float",
-        rf"[-+]?(?:(?:{_NUMBER}\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)",
-        None,
-    ),
-)
-for _kind, _pattern, _first in _IMPLICIT:
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), list(_first or "-+.0123456789")
-    )
+resolve_core_schema(_Loader)
 
 
 def _compose(text: str, name: str) -> yaml.Node | None:

@@ -26,7 +26,9 @@ import yaml
 from kdnas import atomic
 from kdnas.core.schedule import Schedule
 from kdnas.errors import ConfigError, Problem, RunFolderError
+from kdnas.plain_yaml import dump_yaml
 
+SCHEDULE_FILE = "schedule.yaml"
 _FORMAT = "kdnas schedule 1"
 
 
@@ -34,7 +36,7 @@ def write_schedule(path: Path, schedule: Schedule) -> None:
     """Write `schedule` to `path`, whole or not at all. Raises RunFolderError."""
     plain = {"format": _FORMAT, **schedule.as_dict()}
     try:
-        atomic.write_text(path, yaml.safe_dump(plain, sort_keys=False, width=120, default_flow_style=None))
+        atomic.write_text(path, dump_yaml(plain, compact=True))
     except OSError as error:
         raise RunFolderError(f"{path} cannot be written: {error}") from error
 

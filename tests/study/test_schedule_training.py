@@ -158,7 +158,7 @@ def test_a_student_learns_from_its_assistant(plans, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         train(plans["resnet"], "assistants", out, on_progress=stop_at(2))
-    result = train(plans["resnet"], "assistants", out)
+    train(plans["resnet"], "assistants", out)
     assert taught[0].startswith("resnet")
     assert taught[-1] == "assistant1"
     whole = train(plans["resnet"], "assistants", tmp_path / "whole")
@@ -178,6 +178,10 @@ def test_another_schedule_in_the_folder_is_refused(shrunk, plans):
         train(plans["resnet"], "direct", shrunk[0].folder)
     with pytest.raises(RunFolderError, match="holds another training"):
         train_fully(plans["resnet"].file, shrunk[0].folder, data_root=NOWHERE)
+    recorded, _ = load_schedule(shrunk[0].folder / "schedule.yaml")
+    with pytest.raises(RunFolderError, match="holds another training") as caught:
+        train(plans["resnet"], "shrink", shrunk[0].folder, schedule=recorded)
+    assert [problem.where for problem in caught.value.problems][1:] == ["schedule.steps.0.recorded"]
 
 
 def test_a_budget_counted_for_other_images_is_refused(plans, tmp_path):

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from kdnas.core.data import ImageData
 from kdnas.core.fidelity import Fidelity
-from kdnas.datasets import DATASETS
 from kdnas.errors import ConfigError, RunFolderError, TrialError
 from kdnas.nn.normalise import Normalised
 from kdnas.teachers import Teacher
@@ -28,12 +27,6 @@ from kdnas.training.optimizer import build_optimizer, learning_rate
 from kdnas.training.recipe import Augmentation, Distillation, LossTerm, Recipe, Training
 
 EVERY_LOSS = ("kd", "dkd", "cosine", "hint", "attention", "rkd", "similarity")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
-    folder = tmp_path_factory.mktemp("digits")
-    return DATASETS.build("digits", folder, folder)
 
 
 @pytest.fixture(scope="module")

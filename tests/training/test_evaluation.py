@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdnas.core.data import ImageArrays
 from kdnas.training.batches import Batches
-from kdnas.training.evaluation import accuracy, bfloat16_is_native, bfloat16_pays
+from kdnas.training.evaluation import accuracy, bfloat16_is_native, bfloat16_pays, bfloat16_speed
 
 CPU = torch.device("cpu")
 
@@ -113,7 +113,7 @@ def test_bfloat16_is_taken_where_it_measures_faster(monkeypatch, bfloat16_s, flo
     ticks = clock()
     monkeypatch.setattr("kdnas.training.evaluation.bfloat16_is_native", lambda device: True)
     monkeypatch.setattr("kdnas.training.evaluation.time.perf_counter", lambda: next(ticks))
-    bfloat16_pays.cache_clear()
+    bfloat16_speed.cache_clear()
     before = torch.get_rng_state()
     try:
         assert bfloat16_pays(CPU) is pays
@@ -121,14 +121,14 @@ def test_bfloat16_is_taken_where_it_measures_faster(monkeypatch, bfloat16_s, flo
         assert bfloat16_pays(CPU) is pays
         assert torch.equal(torch.get_rng_state(), before)
     finally:
-        bfloat16_pays.cache_clear()
+        bfloat16_speed.cache_clear()
 
 
 def test_bfloat16_is_not_tried_where_it_is_emulated(monkeypatch):
     monkeypatch.setattr("kdnas.training.evaluation.bfloat16_is_native", lambda device: False)
     monkeypatch.setattr("kdnas.training.evaluation.time.perf_counter", None)
-    bfloat16_pays.cache_clear()
+    bfloat16_speed.cache_clear()
     try:
         assert not bfloat16_pays(CPU)
     finally:
-        bfloat16_pays.cache_clear()
+        bfloat16_speed.cache_clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import lessons
@@ -32,22 +32,9 @@ from kdnas.training.teacher_cache import TeacherCache
 CUDA = torch.device("cuda")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
-    return lessons.digits(tmp_path_factory.mktemp("digits"))
-
-
 @pytest.fixture
 def teacher(data: ImageData) -> Teacher:
     return lessons.teacher(data)
-
-
-@pytest.fixture
-def cuda() -> Iterator[torch.device]:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    yield CUDA
-    torch.cuda.synchronize()
 
 
 def recorded(seen: list[Any]) -> Callable[[Tensor, Tensor, Outputs | None], Tensor]:

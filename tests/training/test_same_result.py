@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdnas.core.data import ImageData
-from kdnas.datasets import DATASETS
 from kdnas.nn.normalise import Normalised
 from kdnas.students import STUDENTS
 from kdnas.teachers import Teacher
@@ -32,12 +31,6 @@ CHOICES = [
     {"bottleneck": 0.5, "skip": "projection", "depth": 2, "width": 16},
     {"bottleneck": "plain", "skip": "none", "depth": 1, "width": 16},
 ]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
-    folder = tmp_path_factory.mktemp("digits")
-    return DATASETS.build("digits", folder, folder)
 
 
 def student(data: ImageData, number: int, seed: int) -> nn.Module:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.core.data import ImageData
-from kdnas.datasets import DATASETS
 from kdnas.errors import TrialError
 from kdnas.nn.taps import OutputShapes, Taps
 from kdnas.teachers import Teacher
@@ -53,12 +52,6 @@ class Counting(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         self.asked += len(images)
         return self.head(self.body(images / 255))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
-    folder = tmp_path_factory.mktemp("digits")
-    return DATASETS.build("digits", folder, folder)
 
 
 @pytest.fixture

@@ -1,0 +1,158 @@
+"""`kdnas schedule`: how the chosen student is trained best, as a file that `kdnas train --schedule` follows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdnas.cli._options import DataRoot, Json, RunFolder
+from kdnas.cli._training_view import training_progress
+
+if TYPE_CHECKING:
+    from kdnas.study.schedules import TrainingSchedule
+    from kdnas.study.scheduling import Plan
+
+
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        "--epochs",
+        min=1,
+        metavar="N",
+        help="The budget: the work of so many epochs of the student. Default: those of the final trainings.",
+        show_default=False,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="auto|cpu|cuda", help="For --measure. Default: the study's.", show_default=False),
+]
+
+
+def command(
+    run: RunFolder,
+    pick: Annotated[
+        str,
+        typer.Option(
+            "--pick", metavar="P", help="Which student: knee, best, an arch_id, or a bound such as 'macs<=10e6'."
+        ),
+    ] = "knee",
+    route: Annotated[
+        str,
+        typer.Option("--route", metavar="auto|direct|shrink|assistants", help="auto: by a rule on the run's numbers."),
+    ] = "auto",
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Train by every route with a part of the budget; the best one is taken.")
+    ] = False,
+    share: Annotated[
+        float, typer.Option("--share", min=0.01, max=1.0, help="That part of the budget, for each route.")
+    ] = 0.2,
+    epochs: Epochs = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Default: RUN/schedule.yaml.", show_default=False),
+    ] = None,
+    device: Device = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Write how the chosen student is trained best: a schedule.yaml.
+
+    direct: distillation from the teacher. shrink: progressive shrinking through a supernet whose smallest network is
+    the student, then fine-tuning. assistants: a chain of networks of the front, each distilled from the one before.
+    All routes have the same budget; a run that has trained a supernet of its own lends its weights to shrink, which
+    then costs nothing of it. With --measure what is finished stays in RUN/schedule, so that the same command
+    continues after an interruption.
+
+      kdnas schedule runs/digits --pick 'macs<=1e5' --epochs 100
+      kdnas schedule runs/digits --measure
+      kdnas train runs/digits --schedule runs/digits/schedule.yaml
+    """
+    from kdnas.core.route import ROUTES
+    from kdnas.errors import ConfigError, Problem
+    from kdnas.study import opening
+    from kdnas.study.front import pick as pick_member
+    from kdnas.study.schedules import write_training_schedule
+    from kdnas.study.scheduling import open_plan
+    from kdnas.study.storage import load_run
+    from kdnas.training.schedule_file import SCHEDULE_FILE
+
+    if route not in ("auto", *ROUTES):
+        raise ConfigError(Problem("--route", f"{route!r} is no route", ", ".join(("auto", *ROUTES))))
+    if measure and route != "auto":
+        raise ConfigError(Problem("--measure", f"picks the route itself, and --route {route} is given"))
+    root = opening.data_root(data_root)
+    if device is not None:
+        opening.resolve_device(device)
+    record = load_run(run)
+    plan = open_plan(record, pick_member(record, pick), epochs, data_root=root, cache=opening.cache_dir())
+    if measure:
+        schedule = _measured(plan, share, root, device, quiet=as_json)
+    else:
+        schedule = _chosen(plan, route)
+    path = out or run / SCHEDULE_FILE
+    write_training_schedule(path, schedule)
+    if as_json:
+        typer.echo(json.dumps(schedule.plain(), indent=2))
+        return
+    _tell(schedule, path, run)
+
+
+def _chosen(plan: Plan, route: str) -> TrainingSchedule:
+    from kdnas.core.route import ROUTES, choose_route
+    from kdnas.study.scheduling import schedule_by
+
+    asked = next((name for name in ROUTES if name == route), None)
+    if asked is not None:
+        return schedule_by(plan, asked, "it was asked for")
+    chosen, why = choose_route(plan.facts)
+    return schedule_by(plan, chosen, f"rule: {why}")
+
+
+def _measured(plan: Plan, share: float, data_root: Path, device: str | None, *, quiet: bool) -> TrainingSchedule:
+    from kdnas.study import opening
+    from kdnas.study.schedule_measuring import measured_schedule
+
+    folder = plan.run.folder / "schedule" / plan.file.arch_id
+    try:
+        with training_progress(quiet=quiet) as on_progress:
+            return measured_schedule(
+                plan,
+                share,
+                folder,
+                data_root=data_root,
+                cache=opening.cache_dir(),
+                device=device,
+                on_progress=lambda route, progress: on_progress(progress, route),
+                say=lambda line: typer.echo(line, err=quiet),
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; the same command continues in {folder}", err=True)
+        raise
+
+
+def _tell(schedule: TrainingSchedule, path: Path, run: Path) -> None:
+    from kdnas.report.wording import scaled
+    from kdnas.study.schedules import DistilStep
+
+    budget = schedule.budget
+    typer.echo(f"student {schedule.student.arch_id}: route {schedule.route} ({schedule.why})")
+    typer.echo(f"budget: the work of {budget.epochs} epochs of the student, {scaled(budget.macs).strip()} MACs")
+    if schedule.supernet is not None:
+        paid = scaled(schedule.supernet.macs).strip()
+        typer.echo(f"  not in it: {paid} MACs of the run's supernet, which the search paid for")
+    for item in schedule.measured:
+        if item.note:
+            typer.echo(f"  not measured: {item.note}")
+    for step in schedule.steps:
+        what = (
+            f"{step.epochs} epochs beside {step.teacher}"
+            if isinstance(step, DistilStep)
+            else step.settings.shrinking.policy
+        )
+        typer.echo(f"  {step.name}: {step.kind}, {step.share:.0%} of the budget, {what}")
+    typer.echo(str(path))
+    typer.echo(f"next: kdnas train {run} --schedule {path}")

@@ -1,0 +1,184 @@
+"""The routes to a trained student, and the rule that picks one from numbers which a run has anyway.
+
+- `direct`: distillation from the teacher.
+- `shrink`: progressive shrinking through a supernet whose smallest subnet is the student, then fine-tuning.
+- `assistants`: a chain of teacher assistants, each distilled from the one before it (Mirzadeh et al., "Improved
+  knowledge distillation via teacher assistant", AAAI 2020).
+
+All routes spend one budget: 3 x MACs for each image that a network is trained on. Here it is counted in epochs of the
+student; a larger network gets fewer epochs for it. Teachers' forward passes are not counted. Accuracies are on the
+validation split, as fractions in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from kdnas.core.arch import Scalar
+from kdnas.core.schedule import Ladders
+from kdnas.core.space import Choice, SearchSpace
+
+Route = Literal["direct", "shrink", "assistants"]
+ROUTES: tuple[Route, ...] = get_args(Route)
+
+TUNING_SHARE = 0.4
+"""shrink: the share of the budget for fine-tuning the student once it is cut out."""
+STUDENT_SHARE = 0.5
+"""assistants: the least share of the budget that is left to the student itself."""
+LARGEST_STEP = 8.0
+"""assistants: a network can learn from one of up to so many times its MACs; more call for an assistant between."""
+MOST_ASSISTANTS = 2
+NARROW_GAP = 0.03
+"""auto: a student whose score is so close to the teacher's is trained directly."""
+ENOUGH_EPOCHS = 30
+"""auto: a supernet's largest subnet, or an assistant, must be worth so many epochs of the budget: what is trained for
+less teaches worse than the teacher does."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A network of the run: its validation accuracy and its MACs."""
+
+    arch_id: str
+    accuracy: float
+    macs: int
+
+
+@dataclass(frozen=True)
+class RouteFacts:
+    """What the rule reads. `epochs` is the budget in epochs of the student, `front` the networks to pick from."""
+
+    epochs: int
+    student: Scored
+    teacher_accuracy: float
+    teacher_macs: float | None
+    """None where it is not known."""
+    largest_macs: int | None
+    """Of the largest subnet of the supernet to shrink; None where the student is no subnet of a larger network."""
+    front: tuple[Scored, ...] = ()
+    shared_weights: bool = False
+    """Whether the run has a trained supernet, from which shrinking begins at no cost."""
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """A network between teacher and student, and the epochs that it is trained for."""
+
+    network: Scored
+    epochs: int
+
+
+def tuning_epochs(epochs: int) -> int:
+    """Return how many of the budget's `epochs` a cut-out student is fine-tuned for; the supernet gets the rest."""
+    return max(1, round(TUNING_SHARE * epochs))
+
+
+def supernet_epochs(facts: RouteFacts) -> float:
+    """Return what the supernet's part of the budget is in epochs of its largest subnet; 0 where there is none."""
+    if facts.largest_macs is None or facts.epochs < 2:
+        return 0.0
+    return (facts.epochs - tuning_epochs(facts.epochs)) * facts.student.macs / facts.largest_macs
+
+
+def choose_assistants(facts: RouteFacts) -> tuple[Assistant, ...]:
+    """Return the chain of assistants from the teacher's side down, empty where none is called for or affordable.
+
+    Where a network is on the way is the mean of two positions, 0 at the student and 1 at the teacher: of its accuracy,
+    and of the logarithm of its MACs. As many assistants as keep every step's MACs ratio within `LARGEST_STEP`, one
+    at least and `MOST_ASSISTANTS` at most, stand nearest to equal steps, none more than half a step away. What
+    `STUDENT_SHARE` leaves is shared equally; where that is less than one epoch for one of them, there are fewer.
+    """
+    ratio = facts.teacher_macs / facts.student.macs if facts.teacher_macs else 1.0
+    wanted = min(max(math.ceil(math.log(max(ratio, 1.0), LARGEST_STEP)) - 1, 1), MOST_ASSISTANTS)
+    for count in range(wanted, 0, -1):
+        networks = _at_equal_steps(facts, count)
+        share = (1.0 - STUDENT_SHARE) * facts.epochs / max(len(networks), 1)
+        chain = tuple(Assistant(network, int(share * facts.student.macs / network.macs)) for network in networks)
+        if chain and all(assistant.epochs >= 1 for assistant in chain):
+            return chain
+    return ()
+
+
+def student_epochs(facts: RouteFacts, chain: tuple[Assistant, ...]) -> int:
+    """Return the whole epochs of the student that are left once `chain` is paid for."""
+    paid = sum(assistant.epochs * assistant.network.macs for assistant in chain)
+    return (facts.epochs * facts.student.macs - paid) // facts.student.macs
+
+
+def choose_route(facts: RouteFacts) -> tuple[Route, str]:
+    """Return the route that the numbers speak for, and why in one sentence.
+
+    `direct`, unless the student is far from the teacher (`NARROW_GAP`). Then `shrink` where the run has a supernet with
+    weights to begin from; and where the budget is large: `shrink` if its supernet's largest subnet gets
+    `ENOUGH_EPOCHS`, else `assistants` if each of them does and the teacher has more than `LARGEST_STEP` times the
+    student's MACs. The constants are set so that small budgets are trained directly, which has been hard to beat there.
+    """
+    gap = facts.teacher_accuracy - facts.student.accuracy
+    apart = f"the student's score is {100 * gap:.1f} points below the teacher's {100 * facts.teacher_accuracy:.1f} %"
+    if gap < NARROW_GAP:
+        return "direct", f"{apart}, less than {100 * NARROW_GAP:g}: there is little to win on a detour"
+    if facts.shared_weights:
+        return "shrink", f"{apart}, and the run's supernet has weights for it to begin with, which the search paid for"
+    worth = supernet_epochs(facts)
+    supernet = f"a supernet gets {worth:.1f} epochs of its largest subnet"
+    if worth >= ENOUGH_EPOCHS:
+        return "shrink", f"{apart}, and {supernet}, at least {ENOUGH_EPOCHS}"
+    chain = choose_assistants(facts)
+    fewest = min((assistant.epochs for assistant in chain), default=0)
+    ratio = facts.teacher_macs / facts.student.macs if facts.teacher_macs else 0.0
+    if fewest >= ENOUGH_EPOCHS and ratio > LARGEST_STEP:
+        times = f"the teacher has {ratio:.1f} times its MACs, more than {LARGEST_STEP:g}"
+        return "assistants", f"{apart}, {times}, and every assistant gets {fewest} epochs, at least {ENOUGH_EPOCHS}"
+    between = f"an assistant {fewest} epochs" if chain else "no front member stands between as an assistant"
+    return "direct", f"{apart}, but the budget is small for a detour: {supernet}, {between} (asked: {ENOUGH_EPOCHS})"
+
+
+def space_down_to(space: SearchSpace, ladders: Ladders, student: Mapping[str, Scalar]) -> SearchSpace:
+    """Return the part of `space` between its largest network and the one that the assignment `student` stands for.
+
+    Of every choice that is active in the student, the values with more MACs than the student's and its own are kept, so
+    that the student is the smallest subnet; of the others the largest value alone.
+    """
+    active, choices = space.active(student), []
+    for choice in space.choices:
+        values, macs = ladders.values[choice.name], ladders.macs[choice.name]
+        if choice.name in active:
+            own = values.index(active[choice.name])
+            larger = [value for value, price in zip(values, macs, strict=True) if price > macs[own]]
+            choices.append(Choice(choice.name, (*larger, values[own])))
+        else:
+            choices.append(Choice(choice.name, values[:1]))
+    return replace(space, choices=tuple(choices))
+
+
+def _at_equal_steps(facts: RouteFacts, count: int) -> list[Scored]:
+    """Return `count` networks or fewer from the teacher's side down, each nearest to one of as many equal steps."""
+    places = {network: place for network in facts.front if 0 < (place := _place(facts, network)) < 1}
+    chosen: list[Scored] = []
+    for step in range(count, 0, -1):
+        ideal, reach = step / (count + 1), 0.5 / (count + 1)
+        near = [
+            network
+            for network, place in places.items()
+            if abs(place - ideal) <= reach and all(network.macs < above.macs for above in chosen)
+        ]
+        if near:
+            chosen.append(min(near, key=lambda network: (abs(places[network] - ideal), network.macs)))
+    return chosen
+
+
+def _place(facts: RouteFacts, network: Scored) -> float:
+    """Return where `network` is between the student, 0, and the teacher, 1; -1 where it is not between in both ways."""
+    student = facts.student
+    if network.macs <= student.macs or not student.accuracy < network.accuracy < facts.teacher_accuracy:
+        return -1.0
+    accuracy = (network.accuracy - student.accuracy) / (facts.teacher_accuracy - student.accuracy)
+    if facts.teacher_macs is None:
+        return accuracy
+    if network.macs >= facts.teacher_macs:
+        return -1.0
+    macs = math.log(network.macs / student.macs) / math.log(facts.teacher_macs / student.macs)
+    return 0.5 * (accuracy + macs)

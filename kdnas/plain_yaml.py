@@ -1,0 +1,44 @@
+"""YAML as kdnas writes it: plain data that YAML 1.1 and 1.2 read alike.
+
+PyYAML writes YAML 1.1, where `12e4` is a string; its 1.2 readers, kdnas's own among them, take it for a number. Strings
+that either would take for something else are quoted, such as an `arch_id` of digits with one `e`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+_NUMBER = r"[0-9][0-9_]*"
+CORE_SCHEMA = (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ("~", "n", "N", "")),
+    ("int", rf"[-+]?(?:0x[0-9a-fA-F]+|0o[0-7]+|{_NUMBER})", "-+0123456789"),
+    (
+        "float",
+        rf"[-+]?(?:(?:{_NUMBER}\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+)
+"""YAML 1.2's plain scalars that are no strings: tag, pattern, and the characters that they begin with."""
+
+
+def resolve_core_schema(kind: type[yaml.SafeLoader] | type[yaml.SafeDumper]) -> None:
+    """Have a loader or dumper class know the scalars of `CORE_SCHEMA`, beside those it knows."""
+    for name, pattern, first in CORE_SCHEMA:
+        kind.add_implicit_resolver(f"tag:yaml.org,2002:{name}", re.compile(rf"^(?:{pattern})$"), list(first))
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's dumper, which quotes what any reader would take for something else."""
+
+
+resolve_core_schema(_Dumper)
+
+
+def dump_yaml(data: Any, *, compact: bool = False) -> str:
+    """Return plain `data` (mappings, lists, text, numbers) as YAML; `compact` writes the innermost ones on one line."""
+    style = None if compact else False
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=style)

@@ -1,0 +1,73 @@
+"""Every route to a student tried with a part of the budget: the best validation accuracy decides."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+from kdnas.core.route import ROUTES, Route
+from kdnas.errors import ConfigError
+from kdnas.study.full_training import identity
+from kdnas.study.run_folder import exclusively
+from kdnas.study.schedules import MeasuredRoute, TrainingSchedule
+from kdnas.study.scheduling import Plan, cut_from_run, schedule_by
+from kdnas.study.training_folder import GUARD_FILE, claim
+from kdnas.study.training_ground import open_ground
+from kdnas.study.training_steps import Progress, follow
+
+
+def measured_schedule(
+    plan: Plan,
+    share: float,
+    out: Path,
+    *,
+    data_root: Path,
+    cache: Path,
+    device: str | None = None,
+    on_progress: Callable[[Route, Progress], None] = lambda route, progress: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> TrainingSchedule:
+    """Return the schedule of the plan's student by the route that was best with `share` in (0, 1] of the budget.
+
+    Each route's training has a folder in `out`, where a later call finds what is finished and continues the rest; of
+    equals the first of `ROUTES` wins. The test split is not touched. Raises InputError where data, teacher or a folder
+    are not what they should be, TrialError where a loss is no longer finite.
+    """
+    brief = plan.with_epochs(max(1, round(share * plan.facts.epochs)))
+    ground = open_ground(brief.file, data_root=data_root, cache=cache, device=device, say=say)
+    measured: list[MeasuredRoute] = []
+    for route in ROUTES:
+        epochs = brief.facts.epochs
+        try:
+            schedule_by(plan, route, "")  # a route that the whole budget cannot take is not worth trying
+            schedule = schedule_by(brief, route, "measured")
+        except ConfigError as error:
+            measured.append(MeasuredRoute(route=route, epochs=epochs, note=str(error)))
+            continue
+        folder = out / f"{epochs}-epochs" / route
+        claim(folder, identity(brief.file, schedule))
+        tell = functools.partial(on_progress, route)
+        with exclusively(folder / GUARD_FILE, "kdnas schedule"):
+            result = follow(
+                brief.file,
+                schedule.steps,
+                ground,
+                folder,
+                budget_macs=schedule.budget.macs,
+                shared=None if schedule.supernet is None else cut_from_run(plan.run, plan.file.student, ground),
+                on_progress=tell,
+            )
+        say(f"{route}: validation accuracy {100 * result.accuracy:.2f} % with {epochs} epochs")
+        measured.append(
+            MeasuredRoute(
+                route=route, epochs=epochs, accuracy=result.accuracy, train_seconds=round(result.train_seconds, 3)
+            )
+        )
+    best = max((item for item in measured if item.accuracy is not None), key=lambda item: item.accuracy or 0.0)
+    told = ", ".join(f"{item.route} {100 * item.accuracy:.2f} %" for item in measured if item.accuracy is not None)
+    why = (
+        f"best on the {len(ground.validation)} validation images with {brief.facts.epochs} of {plan.facts.epochs} "
+        f"epochs, one seed each: {told}"
+    )
+    return schedule_by(plan, best.route, why).model_copy(update={"measured": tuple(measured)})

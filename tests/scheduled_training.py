@@ -1,0 +1,89 @@
+"""Plans for schedules of small students on the digits, made without a run's record: real data, invented scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from trained_run import TASK, trained_run
+
+from kdnas.core.arch import Arch, Scalar
+from kdnas.core.data import ImageData
+from kdnas.core.route import RouteFacts, Scored, space_down_to
+from kdnas.core.space import Choice, SearchSpace
+from kdnas.students import STUDENTS
+from kdnas.study.opening import split, training_indices
+from kdnas.study.schedules import ladders_of
+from kdnas.study.scheduling import Plan
+from kdnas.study.train_file import train_file_for, with_epochs
+from kdnas.study.training_steps import Progress
+
+SPACES = {
+    "resnet": SearchSpace(
+        "tiny_resnet",
+        "resnet",
+        (
+            Choice("stage1.depth", (1, 2)),
+            Choice("stage1.width", (4, 8, 16)),
+            Choice("stage1.skip", ("identity", "none")),
+        ),
+        fixed={"stem_width": 8, "stage1.bottleneck": "plain"},
+    ),
+    "mobilenet": SearchSpace(
+        "tiny_mobilenet",
+        "mobilenet",
+        (Choice("stage1.depth", (1, 2)), Choice("stage1.kernel", (3, 5)), Choice("stage1.expand", (1, 2))),
+        fixed={"stem_width": 8, "stage1.width": 8, "stage1.squeeze_excite": False, "stage1.skip": "identity"},
+    ),
+}
+STUDENTS_OF: dict[str, dict[str, Scalar]] = {
+    "resnet": {"stage1.depth": 1, "stage1.width": 4, "stage1.skip": "identity"},
+    "mobilenet": {"stage1.depth": 1, "stage1.kernel": 3, "stage1.expand": 1},
+}
+BETWEEN: dict[str, dict[str, Scalar]] = {
+    "resnet": {"stage1.depth": 1, "stage1.width": 8, "stage1.skip": "identity"},
+    "mobilenet": {"stage1.depth": 2, "stage1.kernel": 3, "stage1.expand": 1},
+}
+"""A network between each student and the teacher."""
+
+
+def arch_of(family: str, assignment: dict[str, Scalar]) -> Arch:
+    """The arch of `assignment` in the family's space."""
+    return STUDENTS.build(family).canonical(SPACES[family].active(assignment))
+
+
+def plan_of(family: str, data: ImageData, folder: Path, *, epochs: int = 5) -> Plan:
+    """A plan for the smallest student of the family's space; one network of the front stands between."""
+    run = trained_run(folder, data, teacher_fingerprint="")
+    arch, between = arch_of(family, STUDENTS_OF[family]), arch_of(family, BETWEEN[family])
+    trial = replace(run.trials[0], arch=arch, tuned={"training.learning_rate": 0.05})
+    file = with_epochs(train_file_for(run, trial, data), epochs)
+    train, _ = split(data, file.data, file.seed)
+    macs = {network: STUDENTS.build(family).price(network, TASK).macs for network in (arch, between)}
+    full = ladders_of(SPACES[family], TASK)[1]
+    space = space_down_to(SPACES[family], full, STUDENTS_OF[family])
+    elastic, ladders = ladders_of(space, TASK)
+    facts = RouteFacts(
+        epochs=epochs,
+        student=Scored(arch.arch_id, 0.5, macs[arch]),
+        teacher_accuracy=0.97,
+        teacher_macs=macs[between] ** 2 / macs[arch],
+        largest_macs=elastic.price(ladders.largest),
+        front=(Scored(between.arch_id, 0.74, macs[between]),),
+    )
+    archs = {network.arch_id: network for network in macs}
+    images = len(training_indices(data, train, file.training.data_fraction, file.seed))
+    return Plan(run, file, data, images, facts, archs, space)
+
+
+def stop_at(count: int) -> Callable[[Progress], None]:
+    """Something to call with news that interrupts at the one of that number."""
+    seen: list[Progress] = []
+
+    def on_progress(progress: Progress) -> None:
+        seen.append(progress)
+        if len(seen) == count:
+            raise KeyboardInterrupt
+
+    return on_progress
