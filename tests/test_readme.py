@@ -25,9 +25,12 @@ def blocks(readme: str, language: str) -> list[str]:
 
 
 def test_the_study_and_the_space_load(readme, tmp_path):
-    study, space = blocks(readme, "yaml")
+    study, space, shared = blocks(readme, "yaml")
     (tmp_path / "study.yaml").write_text(study)
     assert load_study(tmp_path).config.name == "flowers"
+    own = re.sub(r"^(rungs|tune):.*\n(?:  .*\n)*", "", study, flags=re.MULTILINE)
+    (tmp_path / "study.yaml").write_text(own + shared)
+    assert load_study(tmp_path).config.rung_evaluators == ("supernet", "finetune", "scratch")
     (tmp_path / "space.yaml").write_text(space)
     assert load_space("space.yaml", tmp_path).count() > 1000
 
