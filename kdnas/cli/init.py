@@ -205,10 +205,12 @@ constraints: []  # such as ["macs<=10M", "latency_ms<=2"]
 # costs:
 #   latency_ms: {{threads: 1}}
 
-# --- How a student is trained to be scored. Fewer epochs, or a share of the data, make cheaper and rougher scores.
+# --- How a student is trained to be scored. Fewer epochs, a share of the data, or of the images' height and width, make
+# cheaper and rougher scores.
 training:
   epochs: 5
   data_fraction: 1.0
+  resolution_fraction: 1.0
   batch_size: 128
   optimizer: sgd  # or adamw
   learning_rate: 0.1  # warmed up, then a cosine to zero
@@ -244,6 +246,7 @@ executor:
   type: local  # workers: one a core, or one a GPU, unless stated
   per_device: 1  # students trained at once on a GPU; auto measures how many pay
 # rungs: [{{epochs: 2}}, {{epochs: 6}}]  # lowest first; the promising students of one are trained on at the next
+# rungs: [{{epochs: 4, resolution_fraction: 0.5}}, {{epochs: 6}}]  # or data_fraction: then they are trained anew
 # promotion:
 #   rule: rank  # who is promising: rank, moasha, halving
 #   eta: 3  # one of so many goes on; by default the step between rungs
@@ -255,7 +258,7 @@ executor:
 #   score_images: 1000  # validation images of a score; all of them unless stated
 budget:  # the first limit that is reached ends the search
   trials: 40  # scores of students
-  # full_trainings: 20  # epochs x data share, in units of one final training
+  # full_trainings: 20  # epochs x data share x resolution share squared, in units of one final training
   # wall_clock_s: 7200
   # stagnation: {{trials: 30, gain: 0.005}}  # stop when 30 scores in a row made the hypervolume grow by less
   trial_time_limit_s: 3600

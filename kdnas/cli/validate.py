@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdnas.cli._options import DataRoot, Json, Overrides, StudyPath
+from kdnas.core.fidelity import Fidelity
 from kdnas.errors import InputError, Problem
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
         "sampler": config.sampler.type,
         "supernet": "none"
         if config.supernet is None or not config.shares_weights
-        else f"the work of {config.supernet.epochs} epochs of its largest student, "
+        else f"the work of {Fidelity(config.supernet.epochs).words} of its largest student, "
         f"shrinking {config.supernet.shrinking.policy}",
         "budget": f"{budget_in_words(budget)}; a score is of "
         f"{' or '.join(fidelity.words for fidelity in config.fidelities)}, at most {budget.trial_time_limit_s:g} s",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+_LEAST_HEIGHT = 4
 
 
 @dataclass(frozen=True)
@@ -11,3 +13,18 @@ class ImageTask:
 
     input_shape: tuple[int, int, int]
     num_classes: int
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.input_shape[1:]
+
+    def at_height(self, side: int) -> ImageTask:
+        """Return the task of the same images resized to `side` pixels high, their width in proportion."""
+        channels, height, width = self.input_shape
+        return replace(self, input_shape=(channels, side, max(1, round(width * side / height))))
+
+    def at_resolution(self, fraction: float) -> ImageTask:
+        """Return the task at this share, in (0, 1], of height and width: whole pixels, at least 4 high where it was."""
+        height = self.input_shape[1]
+        return self.at_height(min(height, max(_LEAST_HEIGHT, round(fraction * height))))

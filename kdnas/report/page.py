@@ -199,6 +199,7 @@ def _heading(column: str) -> str:
         "arch_id": "student",
         "fidelity_epochs": "epochs",
         "fidelity_data_fraction": "data fraction",
+        "fidelity_resolution_fraction": "resolution fraction",
         "fidelity_weights": "weights",
         "macs": "MACs",
         "indistinguishable_from": "accuracy not distinguishable from",

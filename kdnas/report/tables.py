@@ -18,6 +18,7 @@ from kdnas.study.front import front, hypervolume, indistinguishable, knee_of, me
 from kdnas.study.records import FrontMember, RunRecord, TrialRecord
 
 FIRST_COLUMNS = ("trial", "arch_id", "state", "fidelity_epochs", "accuracy", "accuracy_ci95", "macs", "params")
+_FIDELITY = ("fidelity_data_fraction", "fidelity_weights", "fidelity_resolution_fraction")
 _INTEGERS = ("trial", "fidelity_epochs", "macs", "params", "seeds")
 
 
@@ -31,7 +32,7 @@ def other_quantities(run: RunRecord) -> list[str]:
 
 def trials_table(run: RunRecord) -> pd.DataFrame:
     """Return every trial, in the order of their numbers, as trials.csv has it."""
-    columns = [*FIRST_COLUMNS, *_quantity_columns(run), "fidelity_data_fraction", "fidelity_weights"]
+    columns = [*FIRST_COLUMNS, *_quantity_columns(run), *_FIDELITY]
     columns += [*_tuned_names(run), "train_seconds", "teacher_seconds", "reason", "arch"]
     rows = [
         {**_common(run, trial, measured_values(trial)), "reason": trial.reason}
@@ -47,7 +48,7 @@ def front_table(run: RunRecord) -> pd.DataFrame:
     retrainings, 5 %), "none" where all do, nothing where a single training cannot tell.
     """
     columns = [*FIRST_COLUMNS, *_quantity_columns(run), "test_accuracy", "test_accuracy_ci95", "seeds"]
-    columns += ["indistinguishable_from", "search_accuracy", "fidelity_data_fraction", "fidelity_weights"]
+    columns += ["indistinguishable_from", "search_accuracy", *_FIDELITY]
     columns += [*_tuned_names(run), "train_seconds", "reason", "arch"]
     members = front(run)
     alike = indistinguishable(members)
@@ -149,6 +150,7 @@ def _common(run: RunRecord, trial: TrialRecord, values: Mapping[str, float]) -> 
         "accuracy_ci95": None,
         "fidelity_data_fraction": trial.fidelity.data_fraction,
         "fidelity_weights": trial.fidelity.weights,
+        "fidelity_resolution_fraction": trial.fidelity.resolution_fraction,
         "train_seconds": trial.train_seconds,
         "teacher_seconds": trial.teacher_seconds,
         "arch": trial.arch.canonical_json,
@@ -169,6 +171,7 @@ def _front_row(run: RunRecord, member: FrontMember) -> dict[str, Any]:
         "fidelity_epochs": fidelity.epochs,
         "fidelity_data_fraction": fidelity.data_fraction,
         "fidelity_weights": fidelity.weights,
+        "fidelity_resolution_fraction": fidelity.resolution_fraction,
         "train_seconds": seconds,
         "reason": trial.reason,
     }

@@ -89,5 +89,5 @@ def _rung(trial: FrozenTrial, fidelities: Sequence[Fidelity]) -> int:
     said = trial.user_attrs.get("fidelity")
     if said is None:
         return 0 if trial.state == TrialState.RUNNING else len(fidelities) - 1
-    budget = said["epochs"] * said["data_fraction"]
-    return int(np.argmin([abs(rung.epochs * rung.data_fraction - budget) for rung in fidelities]))
+    amount = Fidelity(**said).amount
+    return int(np.argmin([abs(rung.amount - amount) for rung in fidelities]))

@@ -246,9 +246,9 @@ def _job(plan: AuditPlan, task: AuditTask) -> Job:
     if scoring is not None and not task.loss:
         return dataclasses.replace(search_job(scoring, trial.arch, trial.tuned), measure=False)
     if not task.loss:
-        final = config.final.model_copy(update=task.fidelity.training)
-        longer = config.model_copy(update={"final": final})
-        job = final_job(longer, trial.number, trial.arch, trial.tuned, task.seed)
+        longer = {"epochs": task.fidelity.epochs, "data_fraction": task.fidelity.data_fraction}
+        final = config.final.model_copy(update=longer)
+        job = final_job(config.model_copy(update={"final": final}), trial.number, trial.arch, trial.tuned, task.seed)
         return dataclasses.replace(job, test=False, checkpoint=None, looks=look_epochs(task.fidelity.epochs))
     tuned = {name: value for name, value in trial.tuned.items() if not name.startswith("distillation.")}
     job = search_job(config, trial.arch, tuned, config.fidelities.index(plan.brief))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -86,6 +87,8 @@ class Rung(Section):
     """Required but where the evaluator is `supernet`, which trains no student."""
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """None: as `training` says."""
+    resolution_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Of the images' height and width. None: as `training` says."""
 
 
 class SupernetConfig(SupernetSettings):
@@ -128,8 +131,8 @@ class Budget(Section):
     """Of searching and of training a supernet, over all calls; what runs then is still finished. Retraining the front
     is not counted."""
     full_trainings: Annotated[float, Field(gt=0.0)] | None = None
-    """Epochs x data share of all trials, and of a supernet's training, in units of one final training; no trial starts
-    that would exceed it."""
+    """Epochs x data share x resolution share squared of all trials, and the epochs of a supernet's training, in units
+    of one final training; no trial starts that would exceed it."""
     stagnation: Stagnation | None = None
     """None: the search goes on however little it gains."""
     trial_time_limit_s: Annotated[float, Field(gt=0.0)] = 3600.0
@@ -223,7 +226,8 @@ class StudyConfig(Section):
         training = value.get("training", {}) if isinstance(value, dict) else None
         if not isinstance(last, dict) or not isinstance(training, dict):
             return value
-        said = {name: last[name] for name in ("epochs", "data_fraction") if last.get(name) is not None}
+        names = ("epochs", "data_fraction", "resolution_fraction")
+        said = {name: last[name] for name in names if last.get(name) is not None}
         return {**value, "training": {**said, **training}}
 
     @model_validator(mode="after")
@@ -270,9 +274,10 @@ class StudyConfig(Section):
     @property
     def fidelities(self) -> tuple[Fidelity, ...]:
         """The fidelities of the search's scores, lowest first: one where there are no rungs."""
-        epochs, share = self.training.epochs, self.training.data_fraction
-        amounts = [(rung.epochs or epochs, rung.data_fraction or share) for rung in self.rungs] or [(epochs, share)]
-        return tuple(fidelity_by(name, *amount) for name, amount in zip(self.rung_evaluators, amounts, strict=True))
+        full = self.training.fidelity
+        stated = [rung.model_dump(exclude={"evaluator"}, exclude_none=True) for rung in self.rungs] or [{}]
+        names = self.rung_evaluators
+        return tuple(fidelity_by(name, replace(full, **said)) for name, said in zip(names, stated, strict=True))
 
     def eta(self, rung: int) -> float:
         """Return one of how many students of `rung` is promoted to the next."""
@@ -281,8 +286,7 @@ class StudyConfig(Section):
 
     def time_limit_s(self, fidelity: Fidelity) -> float:
         """Return after how many seconds a training of `fidelity` is stopped: in proportion to that of a trial."""
-        whole = Fidelity(self.training.epochs, self.training.data_fraction).amount
-        return self.budget.trial_time_limit_s * max(fidelity.amount / whole, 1.0)
+        return self.budget.trial_time_limit_s * max(fidelity.amount / self.training.fidelity.amount, 1.0)
 
     @property
     def expected_trials(self) -> int:
@@ -300,8 +304,9 @@ class StudyConfig(Section):
 
     @property
     def final_fidelity(self) -> Fidelity:
-        """How much training each retraining of a finalist sees."""
-        return fidelity_by(self.final_evaluator, self.final.epochs or self.training.epochs, self.final.data_fraction)
+        """How much training each retraining of a finalist sees, at the full resolution."""
+        amount = Fidelity(self.final.epochs or self.training.epochs, self.final.data_fraction)
+        return fidelity_by(self.final_evaluator, amount)
 
     @property
     def recipe(self) -> Recipe:
@@ -309,8 +314,8 @@ class StudyConfig(Section):
         return Recipe(training=self.training, distillation=self.distillation)
 
 
-def fidelity_by(evaluator: str, epochs: int, data_fraction: float) -> Fidelity:
-    """Return the fidelity of the score that `evaluator` gives by a recipe of these epochs and share of the data."""
+def fidelity_by(evaluator: str, training: Fidelity) -> Fidelity:
+    """Return the fidelity of the score that `evaluator` gives by a recipe whose own is `training`."""
     if evaluator == SUPERNET:
-        return Fidelity(0, 1.0, "shared")
-    return Fidelity(epochs, data_fraction, "shared" if evaluator == FINETUNE else "own")
+        return Fidelity(0, weights="shared")
+    return replace(training, weights="shared" if evaluator == FINETUNE else "own")

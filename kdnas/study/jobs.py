@@ -66,7 +66,7 @@ class Job:
     @property
     def fidelity(self) -> Fidelity:
         """How much training the score will have seen."""
-        return fidelity_by(self.evaluator, self.recipe.training.epochs, self.recipe.training.data_fraction)
+        return fidelity_by(self.evaluator, self.recipe.training.fidelity)
 
 
 def search_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, float], rung: int = -1) -> Job:
@@ -93,7 +93,7 @@ def search_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, float], rung
 
 
 def _legs(config: StudyConfig, arch: Arch, tuned: Mapping[str, float], rung: int) -> tuple[Leg, ...]:
-    """Return the legs to `rung`: each rung's further epochs. Where the share of the data changes, they begin anew."""
+    """Return the legs to `rung`: each rung's further epochs. Where one `continues` not, they begin anew."""
     rungs = [rung]
     while rungs[0] > 0 and continues(config, rungs[0]):
         rungs.insert(0, rungs[0] - 1)
@@ -105,17 +105,15 @@ def _legs(config: StudyConfig, arch: Arch, tuned: Mapping[str, float], rung: int
 
 
 def continues(config: StudyConfig, rung: int) -> bool:
-    """Whether a student promoted to `rung` may go on from its weights: the rung below has the same share of the data.
+    """Whether a student promoted to `rung` may go on from its weights: the rung below differs in epochs alone.
 
-    A training on another share, or by another evaluator, is begun anew, so that a fidelity says what the student has
-    seen.
+    A training on another share of the data, at another resolution or by another evaluator is begun anew, so that a
+    fidelity says what the student has seen.
     """
-    fidelities, evaluators = config.fidelities, config.rung_evaluators
-    return (
-        rung > 0
-        and evaluators[rung - 1] == evaluators[rung]
-        and fidelities[rung - 1].data_fraction == fidelities[rung].data_fraction
-    )
+    if rung == 0 or config.rung_evaluators[rung - 1] != config.rung_evaluators[rung]:
+        return False
+    below, here = config.fidelities[rung - 1 : rung + 1]
+    return dataclasses.replace(below, epochs=here.epochs) == here
 
 
 def rung_checkpoint(arch: Arch, tuned: Mapping[str, float], rung: int) -> str:

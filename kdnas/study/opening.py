@@ -204,12 +204,15 @@ class _TeacherTraining:
 def _training(settings: Mapping[str, Any]) -> Training:
     """Return the teacher's training section. Raises ConfigError with every problem."""
     try:
-        return Training.model_validate(dict(settings))
+        training = Training.model_validate(dict(settings))
     except pydantic.ValidationError as error:
         raise ConfigError(
             Problem(f"teacher.training.{problem.where}", problem.what, problem.allowed)
             for problem in validation_problems(error, Training)
         ) from None
+    if training.resolution_fraction != 1.0:
+        raise ConfigError(Problem("teacher.training.resolution_fraction", "a teacher sees the whole images", "1"))
+    return training
 
 
 def _load_kept(network: nn.Module, kept: Path, say: Say) -> bool:

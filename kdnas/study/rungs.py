@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 
-from kdnas.core.fidelity import Fidelity
 from kdnas.core.space import SearchSpace
 from kdnas.errors import Problem
 from kdnas.study.config import FINETUNE, SCRATCH, SUPERNET, StudyConfig
 from kdnas.study.members import registry_of
+
+_LENGTHS = ("epochs", "data_fraction", "resolution_fraction")
+_AMOUNT = "epochs x data_fraction x resolution_fraction^2"
 
 
 def rung_problems(config: StudyConfig) -> list[Problem]:
@@ -53,7 +55,7 @@ def _each(config: StudyConfig) -> list[Problem]:
     for index, (rung, evaluator) in enumerate(zip(config.rungs, config.rung_evaluators, strict=False)):
         where = f"rungs.{index}"
         if evaluator == SUPERNET:
-            stated = [name for name in ("epochs", "data_fraction") if getattr(rung, name) is not None]
+            stated = [name for name in _LENGTHS if getattr(rung, name) is not None]
             problems += [Problem(f"{where}.{name}", "a score of shared weights trains no student") for name in stated]
             if index > 0:
                 what = "scores of shared weights can only be the lowest rung: no training is less than theirs"
@@ -69,9 +71,9 @@ def _ladder(config: StudyConfig) -> list[Problem]:
     fidelities = config.fidelities
     for index, (low, high) in enumerate(itertools.pairwise(fidelities), 1):
         if low.amount >= high.amount:
-            what = f"{high.words} after {low.words}: each needs more epochs x data_fraction than the one before"
+            what = f"{high.words} after {low.words}: each needs more {_AMOUNT} than the one before"
             problems.append(Problem(f"rungs.{index}", what))
-    full = Fidelity(config.training.epochs, config.training.data_fraction)
+    full = config.training.fidelity
     if fidelities[-1].amount and fidelities[-1].training != full.training:
         what = f"the last one is the search's full score ({fidelities[-1].words}), but training says {full.words}"
         problems.append(Problem("rungs", what))

@@ -24,7 +24,7 @@ class Spent:
 
 
 def full_trainings(config: StudyConfig, fidelity: Fidelity, goes_on: bool) -> float:
-    """Return what a trial at a rung costs, in units of one final training: epochs x data share over the final ones'.
+    """Return what a trial at a rung costs, in units of one final training: its amount over the final one's.
 
     Where the evaluator `goes_on` from the weights of the rung below, only the further epochs count.
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 import kdnas
 from kdnas.core.arch import Arch
@@ -78,6 +78,13 @@ class TrainFile(Section):
         if not len(self.channel_mean) == len(self.channel_std) == self.input_shape[0]:
             raise ValueError("channel_mean and channel_std need one value for each channel of input_shape")
         return self
+
+    @field_validator("training")
+    @classmethod
+    def _whole_images(cls, training: Training) -> Training:
+        if training.resolution_fraction != 1.0:
+            raise ValueError("a full training is at the full resolution: resolution_fraction has to be 1")
+        return training
 
     @property
     def student(self) -> Arch:

@@ -15,7 +15,7 @@ from kdnas.registry import validation_problems
 from kdnas.study.config import StudyConfig, TuneRange
 from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
 
-_FIDELITY = ("training.epochs", "training.data_fraction")
+_FIDELITY = ("training.epochs", "training.data_fraction", "training.resolution_fraction")
 _EXAMPLES = "training.learning_rate, distillation.task_weight, distillation.losses.0.temperature, ..."
 
 
@@ -52,7 +52,7 @@ def tuned_recipe(recipe: Recipe, tuned: Mapping[str, float]) -> Recipe:
 
 
 def final_recipe(config: StudyConfig, tuned: Mapping[str, float]) -> Recipe:
-    """Return the recipe by which a finalist is trained: the final epochs and share of the data."""
+    """Return the recipe by which a finalist is trained: the final epochs and data, at the full resolution."""
     recipe = tuned_recipe(config.recipe, tuned)
     training = recipe.training.model_copy(update=config.final_fidelity.training)
     return recipe.model_copy(update={"training": training})

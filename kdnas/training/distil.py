@@ -148,7 +148,7 @@ def distil(
         history=tuple(history),
         train_seconds=sum(record.seconds for record in history),
         teacher_seconds=teacher_seconds,
-        fidelity=Fidelity(recipe.training.epochs, recipe.training.data_fraction),
+        fidelity=recipe.training.fidelity,
         graph_failure=failure,
         phases=phases,
         live_teacher=teaching is not None and teaching.is_live,

@@ -185,11 +185,13 @@ def open_lesson(
     """Return the lesson of `network`; its taps stay hooked in until `stack` closes.
 
     Without a teacher (`teacher_shapes` None) the loss is cross entropy alone, at weight 1. `seed` starts the adapters.
+    The student itself resizes the images that it is given to the recipe's resolution: the teacher sees them whole.
     """
     distillation = recipe.distillation
     if teacher_shapes is None:
         distillation = Distillation(task_weight=1.0, label_smoothing=distillation.label_smoothing, losses=())
-    student = Normalised(network, data.channel_mean, data.channel_std)
+    size = data.task.at_resolution(recipe.training.resolution_fraction).image_size
+    student = Normalised(network, data.channel_mean, data.channel_std, size)
     student.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     stages, classifier = stage_names(network)
     stages = tuple(f"network.{name}" for name in stages)
@@ -197,7 +199,7 @@ def open_lesson(
     shapes = output_shapes(student, stages, classifier, torch.zeros(2, *data.task.input_shape, device=device))
     tapped = stack.enter_context(Taps(student, stages, classifier, needs=needs_of(distillation)))
     images = recipe.training.epochs * recipe.training.data_fraction * len(data.train)
-    stack.enter_context(fused_norms(network, device, pixels=images * math.prod(data.task.input_shape[1:])))
+    stack.enter_context(fused_norms(network, device, pixels=images * math.prod(size)))
     criterion = TrainingLoss(distillation, shapes, teacher_shapes or shapes, seed=seed).to(device)
     return Lesson(
         student,

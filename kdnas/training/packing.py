@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from kdnas.core.data import ImageData
-from kdnas.core.fidelity import Fidelity
 from kdnas.core.seeds import derive_seed
 from kdnas.errors import TrialError
 from kdnas.teachers import Teacher
@@ -90,7 +89,7 @@ class _Kept:
 def share_batches(recipes: Sequence[Recipe]) -> bool:
     """Return whether trainings by these recipes see the same batches and ask the teacher for the same outputs.
 
-    Optimizer settings and the weights of the losses may differ.
+    Optimizer settings, the weights of the losses and the resolution may differ.
     """
     return len({_batches_key(recipe) for recipe in recipes}) <= 1
 
@@ -208,7 +207,6 @@ def _trained(lane: _Lane, validation: Batches | None, live_teacher: bool) -> Tra
     graph_failure = lane.lesson.finish()
     if lane.failure is not None:
         return lane.failure
-    training = lane.lesson.training
     try:
         with memory_failures_as_trial_errors():
             score = None if validation is None else scored(lane.lesson, validation, lane.phases)
@@ -220,7 +218,7 @@ def _trained(lane: _Lane, validation: Batches | None, live_teacher: bool) -> Tra
         history=tuple(lane.history),
         train_seconds=sum(record.seconds for record in lane.history),
         teacher_seconds=lane.phases["teacher"],
-        fidelity=Fidelity(training.epochs, training.data_fraction),
+        fidelity=lane.lesson.training.fidelity,
         graph_failure=graph_failure,
         phases=lane.phases,
         live_teacher=live_teacher,

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
+from kdnas.core.fidelity import Fidelity
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -55,11 +57,14 @@ class Distillation(Section):
 
 
 class Training(Section):
-    """How a student is trained. `epochs` and `data_fraction` are the fidelity of the score."""
+    """How a student is trained. `epochs`, `data_fraction` and `resolution_fraction` are the fidelity of the score."""
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 5
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of the training split that is used, stratified and seeded by the study."""
+    resolution_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the images' height and width that the student is trained and scored at, in whole pixels, at least 4. The
+    teacher sees the whole images, the student's costs are those at the whole resolution, and retrainings are at it."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
@@ -73,6 +78,19 @@ class Training(Section):
     augmentation: Augmentation = Augmentation()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast where the processor computes it natively, else float32."""
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """How much of full training a score has seen that was reached so, from a random start."""
+        return Fidelity(self.epochs, self.data_fraction, resolution_fraction=self.resolution_fraction)
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_the_full_resolution(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the full resolution unsaid: hashes and records from before there was a choice stay what they are."""
+        settings: dict[str, Any] = plain(self)
+        if self.resolution_fraction == 1.0:
+            settings.pop("resolution_fraction", None)
+        return settings
 
 
 class Recipe(Section):

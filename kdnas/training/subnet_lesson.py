@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from kdnas.core.data import ImageData
 from kdnas.losses import LOSSES
 from kdnas.nn.elastic import Subnet, Supernet
+from kdnas.nn.normalise import resized
 from kdnas.nn.taps import Outputs, OutputShapes, Taps, output_shapes
+from kdnas.training.fused_norm import fused_norms
 from kdnas.training.loss import TrainingLoss, needs_of, task_loss
 from kdnas.training.recipe import Distillation, LossTerm
-from kdnas.training.subnets import SubnetSpec, resized
+from kdnas.training.subnets import SubnetSpec
 
 
 class SubnetLesson:
@@ -41,6 +43,7 @@ class SubnetLesson:
         bfloat16: The precision of the forward passes.
         device: Where all of it is.
         seed: Starts the adapters.
+        pixels: Of all images that the training sees at least: whether fused norms pay.
     """
 
     def __init__(
@@ -56,7 +59,9 @@ class SubnetLesson:
         bfloat16: bool,
         device: torch.device,
         seed: int,
+        pixels: float = 0.0,
     ):
+        self._pixels = pixels
         self._supernet, self._largest, self._distillation = supernet, largest, distillation
         self._task, self._in_place, self._bfloat16, self.device = data.task, in_place, bfloat16, device
         self._mean = torch.tensor(data.channel_mean, device=device).view(1, -1, 1, 1)
@@ -104,12 +109,15 @@ class SubnetLesson:
         return torch.stack(losses)
 
     def _outputs(self, spec: SubnetSpec, images: Tensor, *, tapped: bool) -> Outputs:
-        pixels = (resized(images, self._task, spec.side) - self._mean) / self._std
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
-            if tapped:
-                self._tapped_view.train(self._supernet.training)
-                return self._tapped(pixels)
-            return Outputs(self._supernet(pixels, spec.arch))
+        size = self._task.at_height(spec.side).image_size
+        pixels = (resized(images, size) - self._mean) / self._std
+        view = self._tapped_view if tapped else self._supernet.running(spec.arch)
+        view.train(self._supernet.training)
+        with (
+            fused_norms(view.student, self.device, pixels=self._pixels),
+            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bfloat16),
+        ):
+            return self._tapped(pixels) if tapped else Outputs(view(pixels))
 
 
 def _stages(view: Subnet) -> int:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from kdnas.core.arch import Arch, Scalar
@@ -69,9 +68,7 @@ class ElasticSpace:
 
     def macs(self, spec: SubnetSpec) -> int:
         """Return the MACs of one image."""
-        channels, *_ = self.task.input_shape
-        task = ImageTask((channels, *size_at(self.task, spec.side)), self.task.num_classes)
-        return self.family.price(spec.arch, task).macs
+        return self.family.price(spec.arch, self.task.at_height(spec.side)).macs
 
     def price(self, assignment: Assignment) -> int:
         """Return the MACs of one image for the subnet that `assignment` stands for."""
@@ -80,20 +77,6 @@ class ElasticSpace:
     def draw(self, allowed: Domains, rng: np.random.Generator) -> Assignment:
         """Draw an assignment, every choice uniform over its allowed values."""
         return {name: values[rng.integers(len(values))] for name, values in allowed.items()}
-
-
-def size_at(task: ImageTask, side: int) -> tuple[int, int]:
-    """Return height and width of the task's images resized to a height of `side`."""
-    _, height, width = task.input_shape
-    return side, max(1, round(width * side / height))
-
-
-def resized(images: Tensor, task: ImageTask, side: int) -> Tensor:
-    """Return `images` [B, C, H, W] at the height `side`, smoothed before they are thinned out."""
-    size = size_at(task, side)
-    if images.shape[2:] == size:
-        return images
-    return F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
 class FrontSampler:
@@ -181,28 +164,33 @@ class SubnetScorer:
 
     def __call__(self, supernet: Supernet, spec: SubnetSpec) -> float:
         """Return the validation accuracy in [0, 1] of the subnet cut out of `supernet`, which stays as it is."""
-        network = self._recalibrated(supernet, spec)
-        if self._validation_images == len(self._validation):
-            return accuracy(network, self._validation, bfloat16=self._bfloat16)
-        hits = seen = 0
-        network.eval()
+        if self._validation_images < len(self._validation):
+            return self.accuracy_and_loss(supernet, spec)[0]
+        return accuracy(self._recalibrated(supernet, spec), self._validation, bfloat16=self._bfloat16)
+
+    def accuracy_and_loss(self, supernet: Supernet, spec: SubnetSpec) -> tuple[float, float]:
+        """Return the validation accuracy in [0, 1] and the mean cross entropy, in nats, of the subnet cut out."""
+        network = self._recalibrated(supernet, spec).eval()
+        hits = loss = seen = 0.0
         for batch in self._some(self._validation, self._validation_images):
             with torch.inference_mode(), self._precision():
-                hits += int((network(batch.images).argmax(dim=1) == batch.labels).sum())
+                logits = network(batch.images).float()
+            hits += float((logits.argmax(dim=1) == batch.labels).sum())
+            loss += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
             seen += len(batch.images)
-        return hits / seen
+        return hits / seen, loss / seen
 
     def cut(self, supernet: Supernet, spec: SubnetSpec) -> torch.nn.Module:
         """Return the subnet cut out of `supernet` with batch-norm statistics of its own, in eval mode.
 
         It takes normalised images at the subnet's resolution.
         """
-        return self._recalibrated(supernet, spec).network.network.eval()
+        return self._recalibrated(supernet, spec).network.eval()
 
-    def _recalibrated(self, supernet: Supernet, spec: SubnetSpec) -> _AtResolution:
+    def _recalibrated(self, supernet: Supernet, spec: SubnetSpec) -> Normalised:
+        size = self._data.task.at_height(spec.side).image_size
         student = supernet.subnet(spec.arch)
-        on_pixels = Normalised(student, self._data.channel_mean, self._data.channel_std).to(self._train.device)
-        network = _AtResolution(on_pixels, self._data.task, spec.side)
+        network = Normalised(student, self._data.channel_mean, self._data.channel_std, size).to(self._train.device)
         with self._precision():
             recalibrate(network, (batch.images for batch in self._some(self._train, self._recalibration_images)))
         return network
@@ -216,16 +204,3 @@ class SubnetScorer:
         size = math.ceil(count / steps)
         drawn = batches.epoch(0, batch_size=size, augmentation=Augmentation(), fill=self._data.channel_mean, seed=0)
         return itertools.islice(drawn, steps)
-
-
-class _AtResolution(torch.nn.Module):
-    """A network on raw images that resizes them first."""
-
-    def __init__(self, network: Normalised, task: ImageTask, side: int):
-        super().__init__()
-        self.network = network
-        self._task = task
-        self._side = side
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(resized(images, self._task, self._side))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from measure import KDNAS, PLAIN, TUNED, Spread
@@ -11,18 +11,19 @@ _COLOURS = {PLAIN: "#9fb0c3", TUNED: "#5c8ab8", KDNAS: "#1d5fa8"}
 _WIDTH, _LEFT, _BAR = 760, 150, 30
 
 
-def rates_picture(groups: Mapping[str, Mapping[str, Spread]]) -> str:
-    """Return an SVG with a group of bars for each entry of `groups`, images a second to the right."""
-    largest = max(spread.high for rates in groups.values() for spread in rates.values())
+def rates_picture(groups: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Return an SVG with a group of bars for each entry of `groups`, the rates of its rounds by way."""
+    spreads = {title: {way: Spread.of([r[way] for r in rounds]) for way in rounds[0]} for title, rounds in groups.items()}
+    largest = max(spread.high for rates in spreads.values() for spread in rates.values())
     scale = (_WIDTH - _LEFT - 150) / largest
     parts, y = [], 34
-    for title, rates in groups.items():
+    for title, rates in spreads.items():
         parts.append(f'<text x="16" y="{y}" font-weight="600">{escape(title)}</text>')
         y += 12
         for way, spread in rates.items():
             middle = y + _BAR / 2
             end, low, high = (_LEFT + scale * value for value in (spread.median, spread.low, spread.high))
-            ratio = rates[KDNAS].median / spread.median
+            ratio = Spread.of([rates[KDNAS] / rates[way] for rates in groups[title]]).median
             note = f"{spread.median:,.0f}" + ("" if way == KDNAS else f"   (kdnas: {ratio:.1f}×)")
             parts += [
                 f'<text x="{_LEFT - 10}" y="{middle + 4:.0f}" text-anchor="end">{escape(way)}</text>',
@@ -32,7 +33,7 @@ def rates_picture(groups: Mapping[str, Mapping[str, Spread]]) -> str:
             ]
             y += _BAR
         y += 26
-    foot = "images a second; a ResNet-20 beside a ResNet-56, CIFAR-10; median and quartiles of interleaved rounds"
+    foot = "images a second; a ResNet-20 beside a ResNet-56, CIFAR-10; medians and quartiles of interleaved rounds"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{y + 14}" viewBox="0 0 {_WIDTH} {y + 14}" '
         f'font-family="system-ui, sans-serif" font-size="13" fill="#2b3440">'

@@ -64,8 +64,7 @@ def speed(out: Path, *, quick: bool) -> None:
         for way, rate in rates.items()
     ]
     write(out / "rates.csv", rows)
-    spreads = {g: {way: Spread.of([r[way] for r in rounds]) for way in rounds[0]} for g, rounds in groups.items()}
-    (out / "rates.svg").write_text(rates_picture(spreads), encoding="utf-8")
+    (out / "rates.svg").write_text(rates_picture(groups), encoding="utf-8")
     phases, operators = profile()
     write(out / "phases.csv", phases)
     write(out / "operators.csv", operators)

@@ -44,7 +44,8 @@ def test_a_dry_run_says_what_it_would_cost_and_trains_nothing(run, capsys):
     assert command(run, "--students", "12", "--dry-run", "--json") == 0
     plan = json.loads(capsys.readouterr().out)
     assert len(plan["trainings"]) == 24
-    assert plan["longer"] == {"epochs": 30, "data_fraction": 1.0}
+    whole = {"data_fraction": 1.0, "weights": "own", "resolution_fraction": 1.0}
+    assert plan["longer"] == {"epochs": 30, **whole}
 
 
 def test_an_audit_prints_its_table_once_trained_and_again_for_nothing(run, capsys):

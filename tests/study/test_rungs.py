@@ -373,7 +373,13 @@ def test_a_retraining_that_always_fails_is_given_up_until_it_is_asked_for(study,
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("rungs=[{epochs: 6}, {epochs: 2}]", "each needs more epochs x data_fraction than the one before"),
+        ("rungs=[{epochs: 6}, {epochs: 2}]", "each needs more epochs x data_fraction x resolution_fraction^2 than"),
+        (
+            "rungs=[{epochs: 9, resolution_fraction: 1}, {epochs: 18, resolution_fraction: 0.7}]",
+            "18 epochs at 70 % of the resolution after 9 epochs: each needs more",
+        ),
+        ("training.resolution_fraction=2", "training.resolution_fraction"),
+        ("rungs=[{epochs: 2, resolution_fraction: 0}, {epochs: 18}]", "rungs.0.resolution_fraction"),
         ("rungs=[{epochs: 2}, {epochs: 2}]", "each needs more epochs"),
         ("rungs=[{epochs: 0}]", "rungs.0.epochs"),
         ("rungs=[{epochs: 2, width: 3}]", "width"),
@@ -414,7 +420,7 @@ def test_the_last_rung_is_the_training(study):
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
-def test_legs_are_the_further_epochs_and_another_share_of_the_data_begins_anew(study):
+def test_legs_are_the_further_epochs_and_other_data_or_resolution_begins_anew(study):
     config = load_study(study).config
     study_space = load_study(study).space
     from kdnas.study.spaces import arch_of
@@ -428,6 +434,9 @@ def test_legs_are_the_further_epochs_and_another_share_of_the_data_begins_anew(s
     shares = load_study(study, ["rungs=[{epochs: 2, data_fraction: 0.5}, {epochs: 6}, {epochs: 18}]"]).config
     assert [leg.epochs for leg in search_job(shares, arch, {}).legs] == [6, 12]
     tunings = ({}, {"training.learning_rate": 0.1}, {"training.learning_rate": 0.2})
+    sides = load_study(study, ["rungs=[{epochs: 2, resolution_fraction: 0.5}, {epochs: 6}, {epochs: 18}]"]).config
+    assert [leg.epochs for leg in search_job(sides, arch, {}).legs] == [6, 12]
+    assert [search_job(sides, arch, {}, rung).recipe.training.resolution_fraction for rung in range(3)] == [0.5, 1, 1]
     names = {leg.checkpoint for tuned in tunings for leg in search_job(config, arch, tuned).legs}
     assert len(names) == 9
 
@@ -467,3 +476,30 @@ def test_promoted_students_continue_on_the_digits_and_score_the_same_without_the
     # Two legs take longer than one: the weights were really gone.
     longer = {t.number: t.train_seconds for t in forgetful.trials}
     assert sum(longer[t.number] for t in promoted) > 0
+
+
+def test_students_of_a_low_resolution_are_trained_anew_at_the_full_one(tmp_path):
+    study = tiny.write(tmp_path)
+    asked = (
+        "rungs=[{epochs: 1, resolution_fraction: 0.5}, {epochs: 3}]",
+        "budget.trials=5",
+        "promotion.eta=2",
+        "final.seeds=1",
+        "final.epochs=1",
+    )
+    run = search(study, tmp_path / "r", *asked, data_root="nowhere")
+    low, high = Fidelity(1, resolution_fraction=0.5), Fidelity(3)
+    assert run.config.fidelities == (low, high)
+    assert {trial.fidelity for trial in run.trials if trial.state == "complete"} == {low, high}
+    jobs = [job for job in search.answered if job.repeat is None]
+    assert [[leg.epochs for leg in job.legs] for job in jobs] == [[job.fidelity.epochs] for job in jobs]
+    assert {repeat.fidelity for trial in finalists(run) for repeat in trial.repeats} == {Fidelity(1)}
+    assert {member.trial.fidelity for member in front(run)} == {high}
+    shown = trials_table(run)
+    assert dict(zip(shown["fidelity_resolution_fraction"], shown["fidelity_epochs"], strict=True)) == {0.5: 1, 1.0: 3}
+    macs = {trial.arch.arch_id: set() for trial in run.trials}
+    for trial in run.trials:
+        macs[trial.arch.arch_id].add(trial.values["macs"])
+    assert all(len(counts) == 1 for counts in macs.values())
+    # In units of a final training of one epoch: the longer training is a whole one, it goes on from nothing.
+    assert [full_trainings(run.config, fidelity, True) for fidelity in (low, high)] == [0.25, 3.0]

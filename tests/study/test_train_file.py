@@ -7,6 +7,7 @@ import yaml
 from trained_run import study_config, trained_run
 
 from kdnas.core.data import ImageData
+from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError
 from kdnas.study.records import RunRecord
 from kdnas.study.train_file import (
@@ -78,6 +79,20 @@ def test_every_schema_problem_is_told_with_its_line(file: TrainFile, tmp_path: P
     assert f"train.yaml:{line}: training.learning_rate" in wheres
     assert any(where.endswith(": trainning") for where in wheres)
     assert any(where.endswith(": seed") for where in wheres)
+
+
+def test_a_full_training_at_a_share_of_the_resolution_is_refused(file: TrainFile, tmp_path: Path) -> None:
+    plain = file.plain()
+    assert "resolution_fraction" not in plain["training"]
+    plain["training"]["resolution_fraction"] = 0.5
+    with pytest.raises(ConfigError, match=r"training: .*at the full resolution"):
+        load_train_file(write(tmp_path / "train.yaml", file, **plain))
+
+
+def test_a_search_at_half_the_resolution_ends_in_trainings_at_the_full_one() -> None:
+    config = study_config(training={"epochs": 3, "resolution_fraction": 0.5}, final={"epochs": None})
+    assert config.fidelities[0].amount == 0.75
+    assert final_recipe(config, {}).training.fidelity == config.final_fidelity == Fidelity(3)
 
 
 def test_unknown_members_and_options_are_told_together(file: TrainFile, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from kdnas.core.arch import Arch
+from kdnas.core.fidelity import Fidelity
 from kdnas.core.schedule import Ladders
 from kdnas.core.seeds import derive_seed
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
@@ -92,7 +93,7 @@ class SharingEvaluator(TrainingEvaluator):
         recipe = config.recipe.model_copy(update={"training": config.training.model_copy(update=update)})
         self.say(
             f"{'going on with' if checkpoint.exists() else 'training'} the supernet, once: the work of "
-            f"{settings.epochs} epochs of its largest student on {len(train):,} images"
+            f"{Fidelity(settings.epochs).words} of its largest student on {len(train):,} images"
             + ("" if inherited is None else f"; {100 * inherited:.0f} % of that student's weights are the teacher's")
         )
         try:

@@ -28,8 +28,9 @@ class Module(Evaluator):
     """Scores by a function of your own: `module:function`, or `path/to/file.py:function` under the data root.
 
     It is called as `function(choices, epochs=..., data_fraction=..., seed=..., **options)`, `choices` being the active
-    choices by name, and returns the quantities by name: `accuracy` in [0, 1], and every objective and bounded cost that
-    `price` does not tell. What it raises fails the trial.
+    choices by name, with `resolution_fraction=...` too where that is below 1, and returns the quantities by name:
+    `accuracy` in [0, 1], and every objective and bounded cost that `price` does not tell. What it raises fails the
+    trial.
 
     Args:
         context: The study.
@@ -90,9 +91,10 @@ class Module(Evaluator):
         """Call the function."""
         wanted = Job.from_dict(job)
         began = time.perf_counter()
-        returned = self._score(
-            wanted.arch.choices, **wanted.fidelity.training, seed=wanted.init_seed % 2**32, **self._options
-        )
+        amount = wanted.fidelity.training
+        if amount["resolution_fraction"] == 1:
+            del amount["resolution_fraction"]  # a function that knows of none is not asked for it
+        returned = self._score(wanted.arch.choices, **amount, seed=wanted.init_seed % 2**32, **self._options)
         values = self.price(wanted.arch) | _numbers(returned, self._name)
         missing = [name for name in self.quantities if name not in values]
         if missing:

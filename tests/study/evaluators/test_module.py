@@ -27,6 +27,9 @@ def short(choices, **more):
 def wild(choices, **more):
     return {"accuracy": 7.0, "latency_ms": 1.0}
 
+def sized(choices, epochs, data_fraction, seed, resolution_fraction=1.0):
+    return {"accuracy": resolution_fraction, "latency_ms": 1.0}
+
 def text(choices, **more):
     return "good"
 """
@@ -59,6 +62,14 @@ def scored(folder, depth=2, **changed):
 def test_the_function_gets_choices_and_fidelity(tmp_path):
     assert scored(tmp_path)["values"] == {"macs": 2000.0, "accuracy": 0.2, "latency_ms": 3.5}
     assert scored(tmp_path, options={"slope": 2})["values"]["accuracy"] == 0.4
+
+
+def test_a_lower_resolution_is_asked_of_the_function(tmp_path):
+    study, evaluator = opened(tmp_path, function="mine.py:sized")
+    training = study.config.training.model_copy(update={"resolution_fraction": 0.5})
+    for config, expected in ((study.config, 1.0), (study.config.model_copy(update={"training": training}), 0.5)):
+        job = search_job(config, evaluator.arch({"depth": 2}), {})
+        assert evaluator(job.as_dict())["values"]["accuracy"] == expected
 
 
 def test_what_price_tells_is_cheap_and_the_rest_is_not(tmp_path):
