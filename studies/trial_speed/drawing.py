@@ -13,7 +13,10 @@ _WIDTH, _LEFT, _BAR = 760, 150, 30
 
 def rates_picture(groups: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """Return an SVG with a group of bars for each entry of `groups`, the rates of its rounds by way."""
-    spreads = {title: {way: Spread.of([r[way] for r in rounds]) for way in rounds[0]} for title, rounds in groups.items()}
+    spreads = {
+        title: {way: Spread.of([rates[way] for rates in rounds]) for way in rounds[0]}
+        for title, rounds in groups.items()
+    }
     largest = max(spread.high for rates in spreads.values() for spread in rates.values())
     scale = (_WIDTH - _LEFT - 150) / largest
     parts, y = [], 34
