@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from kdnas.core.arch import Scalar
@@ -26,6 +26,7 @@ Domains = Mapping[str, tuple[Scalar, ...]]
 RESOLUTION = "resolution"
 """The choice of the side in pixels that images are resized to; no choice of a student family."""
 
+_LEAST_LOSS = 1e-6
 _DIMENSIONS = {"stem_width": "width", "head_width": "width", "expand": "bottleneck", "kernel": "kernel size"}
 
 
@@ -77,6 +78,12 @@ class Ladders:
     def only_largest(self) -> Domains:
         """Domains that allow the largest subnet alone."""
         return {name: values[:1] for name, values in self.values.items()}
+
+    @property
+    def panel(self) -> tuple[Assignment, Assignment, Assignment]:
+        """The assignments of the smallest subnet, of the one half-way down every ladder, and of the largest."""
+        middle = {name: values[len(values) // 2] for name, values in self.values.items()}
+        return self.smallest(self.values), middle, self.largest
 
     def smallest(self, allowed: Domains) -> Assignment:
         """Return the assignment of the smallest subnet in `allowed`; among equal values the first rung."""
@@ -176,13 +183,54 @@ def teacher_gap(teacher: float, largest: float, smallest: float) -> float:
 
 
 @dataclass(frozen=True)
+class Panel:
+    """Validation accuracies of the three subnets of `Ladders.panel`, whatever a stage allows.
+
+    `loss` is the mean of their cross entropies on the same images, in nats.
+    """
+
+    smallest: float
+    middle: float
+    largest: float
+    loss: float
+
+    @property
+    def accuracy(self) -> float:
+        """The mean accuracy."""
+        return (self.smallest + self.middle + self.largest) / 3
+
+
+def gains(history: Sequence[FinishedStage]) -> dict[str, float]:
+    """Return for each mode that was tried how far the panel's loss fell per share of the budget that was spent on it.
+
+    The fall is that of the loss's logarithm: losses shrink by factors, so that an early stage gains no more than a late
+    one that is as good. What was spent between two panels counts for the mode of the stage before the later one.
+    """
+    falls: dict[str, float] = {}
+    shares: dict[str, float] = {}
+    before, spent = None, 0.0
+    for finished in history:
+        spent += finished.spent
+        if finished.panel is not None:
+            mode, loss = finished.stage.mode, max(finished.panel.loss, _LEAST_LOSS)
+            if mode and before is not None:
+                falls[mode] = falls.get(mode, 0.0) + math.log(before / loss)
+                shares[mode] = shares.get(mode, 0.0) + spent
+            before, spent = loss, 0.0
+    return {mode: fall / shares[mode] for mode, fall in falls.items()}
+
+
+@dataclass(frozen=True)
 class Stage:
     """A stage as planned.
 
     `annealing` "training": the learning rate follows one cosine over the whole budget; "stage": one of its own over the
-    stage's share. `subnets` are trained in every step; with `sandwich` two of them are the largest and the smallest.
+    stage's share. `subnets` are trained in every step, or with `in_turn` one of them in each step, which lets the same
+    work make more updates; with `sandwich` two of them are the largest and the smallest.
     `sampling` "front" draws the others by MACs and looks for those near the front. `sort_channels`: channels were
-    sorted by importance before the stage. `reason`, `gap` and `probes` say why the stage is what it is.
+    sorted by importance before the stage. `watched`: its largest and smallest subnet are scored at every check.
+    `judged`: the panel is scored at its end, on behalf of the `mode` of training that the stage tries. `reason`, `gap`,
+    `gains` and `probes` say why the stage is what it is.
     """
 
     name: str
@@ -192,11 +240,16 @@ class Stage:
     annealing: Literal["training", "stage"] = "training"
     subnets: int = 1
     sandwich: bool = False
+    in_turn: bool = False
     sampling: Literal["uniform", "front"] = "uniform"
     kd_weight: float = 1.0
     sort_channels: bool = False
+    watched: bool = False
+    judged: bool = False
+    mode: str = ""
     reason: str = ""
     gap: float | None = None
+    gains: Mapping[str, float] = field(default_factory=dict)
     probes: tuple[Probe, ...] = ()
 
 
@@ -210,6 +263,7 @@ class FinishedStage:
     spent: float
     ended: str
     checks: tuple[Check, ...] = ()
+    panel: Panel | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data: the stage's own fields and these beside each other."""
@@ -227,12 +281,14 @@ class FinishedStage:
         record = dict(plain)
         own = {key: record.pop(key) for key in ("first_step", "steps", "spent", "ended")}
         checks = tuple(Check(**check) for check in record.pop("checks"))
+        panel = record.pop("panel")
         probes = [{key: value for key, value in probe.items() if key != "cost"} for probe in record.pop("probes")]
         stage = Stage(**record, probes=tuple(Probe(**probe) for probe in probes))
         if stage.annealing not in ("training", "stage") or stage.sampling not in ("uniform", "front"):
             raise ValueError(f"stage {stage.name}: annealing {stage.annealing!r}, sampling {stage.sampling!r}")
         allowed = {name: tuple(values) for name, values in stage.allowed.items()}
-        return cls(replace(stage, allowed=allowed), checks=checks, **own)
+        measured = None if panel is None else Panel(**panel)
+        return cls(replace(stage, allowed=allowed), checks=checks, panel=measured, **own)
 
 
 @dataclass(frozen=True)

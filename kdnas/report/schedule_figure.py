@@ -109,7 +109,7 @@ def what_was_measured(stage: Stage) -> Iterator[str]:
         lost = f"{100 * probe.accuracy_lost:+.1f}".replace("-", "−")
         yield f"{probe.dimension}: {lost} points lost, {probe.macs_saved:.1%} of MACs saved"
     for mode, gain in stage.gains.items():
-        yield f"{mode}: loss falls by {gain:.3g} a budget".replace("-", "−")
+        yield f"{mode}: ln(loss) falls by {gain:.3g} a budget".replace("-", "−")
 
 
 def how_it_ended(finished: FinishedStage) -> str:

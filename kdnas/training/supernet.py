@@ -38,6 +38,10 @@ from kdnas.training.supernet_settings import SupernetSettings as SupernetSetting
 from kdnas.training.teacher_cache import TeacherCache
 from kdnas.training.teaching import Teaching
 
+_PANEL_SHARE = 0.005
+"""Scoring the three subnets of the panel takes so many images that it spends about this of the budget, at most."""
+_FEWEST_IMAGES = 64
+
 
 @dataclass(frozen=True)
 class TrainedSupernet:
@@ -90,9 +94,13 @@ def train_supernet(
     elastic, ladders = _elastic(space, settings, data)
     policy = policy_of(settings.shrinking, ladders) if schedule is None else Recorded(ladders, schedule)
     bfloat16 = in_bfloat16(recipe, device)
-    scorer, checker = _scorers(data, train, validation, settings, bfloat16)
+    budget_macs = budget_macs or 3 * elastic.price(ladders.largest) * len(train) * recipe.training.epochs
+    panel_macs = sum(map(elastic.price, ladders.panel))
+    scorer, checker = _scorers(
+        data, train, validation, settings, bfloat16, int(_PANEL_SHARE * budget_macs / panel_macs)
+    )
     identity = _identity(supernet, space, teacher, train, recipe, settings, data, schedule, [seed, view_seed])
-    identity += "" if budget_macs is None else f"-{budget_macs}"
+    identity += f"-{budget_macs}"
     supernet.to(device)
     with ExitStack() as stack:
         stack.enter_context(memory_failures_as_trial_errors())
@@ -101,34 +109,16 @@ def train_supernet(
             stack, teacher, train, recipe, data=data, device=device, view_seed=view_seed, teacher_cache=teacher_cache
         )
         assert shapes is not None  # there is a teacher
+        pixels = recipe.training.epochs * len(train) * math.prod(data.task.input_shape[1:])
         lesson = SubnetLesson(
-            stack,
-            supernet,
-            elastic.spec(ladders.largest),
-            shapes,
-            recipe.distillation,
-            data=data,
-            in_place=settings.in_place,
-            bfloat16=bfloat16,
-            device=device,
-            seed=seed,
-            pixels=recipe.training.epochs * len(train) * math.prod(data.task.input_shape[1:]),
-        )
+            stack, supernet, elastic.spec(ladders.largest), shapes, recipe.distillation,
+            data=data, in_place=settings.in_place, bfloat16=bfloat16, device=device, seed=seed, pixels=pixels,
+        )  # fmt: skip
         taught = accuracy(teacher.module.to(device), validation, bfloat16=bfloat16)
         run = SupernetRun(
-            supernet,
-            elastic,
-            ladders,
-            policy,
-            lesson,
-            checker,
-            recipe.training,
-            settings.shrinking,
-            images=len(train),
-            teacher_accuracy=taught,
-            seed=seed,
-        )
-        run.budget_macs = budget_macs or run.budget_macs
+            supernet, elastic, ladders, policy, lesson, checker, recipe.training, settings.shrinking,
+            budget_macs=budget_macs, teacher_accuracy=taught, seed=seed,
+        )  # fmt: skip
         if checkpoint is not None and checkpoint.exists():
             run.resume(checkpoint, identity)
         batches = stack.enter_context(closing(_stream(run, train, teaching, recipe, data, view_seed, settings.views)))
@@ -145,15 +135,17 @@ def in_bfloat16(recipe: Recipe, device: torch.device) -> bool:
 
 
 def _scorers(
-    data: ImageData, train: Batches, validation: Batches, settings: SupernetSettings, bfloat16: bool
+    data: ImageData, train: Batches, validation: Batches, settings: SupernetSettings, bfloat16: bool, affordable: int
 ) -> tuple[SubnetScorer, SubnetScorer]:
-    """Return what scores subnets on the whole validation split, and on as much of it as the training's checks take."""
-    calibration = settings.recalibration_images
+    """Return what scores subnets on the whole validation split, and on as much of it as the training's checks take.
+
+    `affordable` images are what a check may take altogether, a third of them for the statistics.
+    """
+    scored = min(settings.check_images, max(_FEWEST_IMAGES, 2 * affordable // 3))
+    counts = (settings.recalibration_images, None), (min(settings.recalibration_images, -(-scored // 2)), scored)
     return tuple(  # type: ignore[return-value]
-        SubnetScorer(
-            data, train, validation, recalibration_images=calibration, validation_images=count, bfloat16=bfloat16
-        )
-        for count in (None, settings.check_images)
+        SubnetScorer(data, train, validation, recalibration_images=few, validation_images=count, bfloat16=bfloat16)
+        for few, count in counts
     )
 
 

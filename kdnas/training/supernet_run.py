@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdnas.core.schedule import Check, FinishedStage, Ladders, Probe, Stage, Unlock
+from kdnas.core.schedule import Check, FinishedStage, Ladders, Panel, Probe, Stage, Unlock
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import Assignment
 from kdnas.errors import TrialError
@@ -31,7 +31,7 @@ from kdnas.training.optimizer import build_optimizer, learning_rate, set_learnin
 from kdnas.training.recipe import Training
 from kdnas.training.shrinking import Policy, Shrinking, Situation
 from kdnas.training.subnet_lesson import SubnetLesson
-from kdnas.training.subnets import ElasticSpace, FrontSampler, SubnetScorer
+from kdnas.training.subnets import ElasticSpace, FrontSampler, SubnetScorer, SubnetSpec
 
 _RATE_STEPS = 1_000_000
 """The learning rate's curve is read at so many places of a budget."""
@@ -78,7 +78,7 @@ class SupernetRun:
         training: Training,
         shrinking: Shrinking,
         *,
-        images: int,
+        budget_macs: int,
         teacher_accuracy: float,
         seed: int,
     ):
@@ -87,7 +87,7 @@ class SupernetRun:
         self._shrinking, self._teacher_accuracy, self._seed = shrinking, teacher_accuracy, seed
         self._sampler = FrontSampler(space, share=shrinking.front_share)
         self._optimizer = self._new_optimizer()
-        self.budget_macs = 3 * space.price(ladders.largest) * images * training.epochs
+        self.budget_macs = budget_macs
         self.step = self.epoch = self.batch = self.spent_macs = self.measured_macs = self.ticked_macs = 0
         self.train_seconds = 0.0
         self.history: list[FinishedStage] = []
@@ -111,7 +111,7 @@ class SupernetRun:
             if ticks:
                 self.ticked_macs = self.spent_macs
                 measured_little = self.measured_macs <= self._shrinking.measuring_share * self.spent_macs
-                check = self._check() if self._policy.checks and measured_little else None
+                check = self._check() if stage.plan.watched and measured_little else None
             if ticks or self._lesson.device.type == "cpu":  # looking makes a CUDA device wait
                 _refuse_non_finite(loss, self.step)
             steps, spent = self.step - stage.first_step, self.spent - stage.spent_before
@@ -144,21 +144,24 @@ class SupernetRun:
             nn.utils.clip_grad_norm_(parameters, self._training.clip_norm)
         self._optimizer.step()
         self.spent_macs += 3 * len(images) * sum(self._space.macs(spec) for spec in specs)
-        if plan.sandwich and plan.sampling == "front":
+        if plan.sandwich and not plan.in_turn and plan.sampling == "front":
             for assignment, excess in zip(drawn[2:], (losses[2:] - losses[0]).tolist(), strict=True):
                 self._sampler.observe(assignment, excess)
         return losses
 
     def _draw(self, stage: _Running, rng: np.random.Generator) -> list[Assignment]:
         """Return the step's assignments: with the sandwich rule the largest, the smallest, then the others."""
+        plan = stage.plan
+        places = [(self.step - stage.first_step) % plan.subnets] if plan.in_turn else range(plan.subnets)
+        return [self._at(place, stage, rng) for place in places]
+
+    def _at(self, place: int, stage: _Running, rng: np.random.Generator) -> Assignment:
         plan, allowed = stage.plan, stage.plan.allowed
-        drawn = [self._ladders.largest, self._ladders.smallest(allowed)] if plan.sandwich else []
-        for _ in range(plan.subnets - len(drawn)):
-            if plan.sampling == "front":
-                drawn.append(self._sampler.draw(allowed, stage.bounds, rng))
-            else:
-                drawn.append(self._space.draw(allowed, rng))
-        return drawn
+        if plan.sandwich and place < 2:
+            return self._ladders.smallest(allowed) if place else self._ladders.largest
+        if plan.sampling == "front":
+            return self._sampler.draw(allowed, stage.bounds, rng)
+        return self._space.draw(allowed, rng)
 
     def _check(self) -> Check:
         """Score the stage's largest and smallest subnet."""
@@ -172,17 +175,32 @@ class SupernetRun:
 
     def _score(self, assignment: Assignment) -> float:
         spec = self._space.spec(assignment)
+        self._spend_on_measuring(spec)
+        return self._scorer(self._supernet, spec)
+
+    def _panel(self) -> Panel:
+        """Score the panel's subnets."""
+        scores = []
+        for assignment in self._ladders.panel:
+            spec = self._space.spec(assignment)
+            self._spend_on_measuring(spec)
+            scores.append(self._scorer.accuracy_and_loss(self._supernet, spec))
+        (smallest, middle, largest), losses = zip(*scores, strict=True)
+        return Panel(smallest, middle, largest, sum(losses) / len(losses))
+
+    def _spend_on_measuring(self, spec: SubnetSpec) -> None:
         cost = self._scorer.images * self._space.macs(spec)
         self.spent_macs, self.measured_macs = self.spent_macs + cost, self.measured_macs + cost
-        return self._scorer(self._supernet, spec)
 
     def _end_stage(self, ended: str) -> None:
         """Close the stage, and open the next one while there is budget."""
         assert self._stage is not None
-        over = self.spent >= 1.0
-        if self._policy.checks and not over and (not self._stage.checks or self._stage.checks[-1].step != self.step):
+        over, plan, checks = self.spent >= 1.0, self._stage.plan, self._stage.checks
+        if plan.watched and not over and (not checks or checks[-1].step != self.step):
             self._check()
-        self.history.append(self._stage.finished(self.step, self.spent, ended))
+        panel = self._panel() if plan.judged and not over else None
+        finished = self._stage.finished(self.step, self.spent, ended)
+        self.history.append(dataclasses.replace(finished, panel=panel))
         self._stage = None
         if not over:
             self._next_stage()
@@ -195,11 +213,22 @@ class SupernetRun:
         probes: tuple[Probe, ...] = ()
         if last is not None:
             probes = tuple(self._probe(unlock, last.largest) for unlock in self._policy.to_probe(self.history))
-        plan = self._policy.next_stage(Situation(tuple(self.history), self.spent, self._teacher_accuracy, probes))
+        smallest, middle, largest = map(self._space.price, self._ladders.panel)
+        step = 3 * self._training.batch_size * (smallest + (self._shrinking.subnets - 2) * middle + largest)
+        panel = self._scorer.images * (smallest + middle + largest)
+        situation = Situation(
+            tuple(self.history),
+            self.spent,
+            self._teacher_accuracy,
+            probes,
+            panel_share=panel / self.budget_macs,
+            step_share=step / self.budget_macs,
+        )
+        plan = self._policy.next_stage(situation)
         if plan is not None:
             self._stage = self._running(plan, self.step, before)
-            # What was learned of other weights' gradients says little after channels moved and more subnets came in.
-            self._optimizer = self._new_optimizer()
+            if plan.sort_channels or plan.annealing == "stage":  # momentum is of channels elsewhere, or of another rate
+                self._optimizer = self._new_optimizer()
 
     def _probe(self, unlock: Unlock, accuracy_of_largest: float) -> Probe:
         smaller, largest = {**self._ladders.largest, **unlock.adds}, self._space.price(self._ladders.largest)

@@ -24,4 +24,4 @@ class SupernetSettings(Section):
     recalibration_images: Annotated[int, Field(ge=2)] = 512
     """Training images that the batch-norm statistics of a scored subnet are estimated on."""
     check_images: Annotated[int, Field(ge=2)] = 1000
-    """Validation images that subnets are scored on during the training."""
+    """Validation images that subnets are scored on during the training, at most; fewer where the budget is small."""

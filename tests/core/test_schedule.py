@@ -144,19 +144,23 @@ def judged(mode: str, spent: float, loss: float | None) -> FinishedStage:
     return FinishedStage(Stage(mode, {}, spent, mode=mode), 0, 1, spent, "spent", panel=panel)
 
 
-def test_gains_are_the_fall_of_the_loss_per_share_spent_by_mode():
+GAINS = {"a": 3 / 0.4, "b": 1 / 0.2, "c": -1 / 0.1}
+"""Halvings of the loss per share of the budget, in the test below."""
+
+
+def test_gains_are_how_often_the_loss_was_halved_per_share_spent_on_a_mode():
     history = [
-        judged("", 0.1, 2.0),  # before the first panel nothing is known
-        judged("a", 0.1, 1.8),
+        judged("", 0.1, 8.0),  # before the first panel nothing is known
+        judged("a", 0.1, 4.0),
         judged("b", 0.1, None),  # not judged by itself: what it spent counts for what follows
-        judged("b", 0.1, 1.7),
-        judged("a", 0.3, 1.6),
-        judged("", 0.2, 1.0),  # no mode is tried
-        judged("c", 0.1, 1.1),
+        judged("b", 0.1, 2.0),
+        judged("a", 0.3, 0.5),
+        judged("", 0.2, 0.1),  # no mode is tried
+        judged("c", 0.1, 0.2),
     ]
     found = gains(history)
     assert list(found) == ["a", "b", "c"]
-    assert found == pytest.approx({"a": (0.2 + 0.1) / (0.1 + 0.3), "b": 0.1 / 0.2, "c": -0.1 / 0.1})
+    assert found == pytest.approx({mode: halvings * math.log(2) for mode, halvings in GAINS.items()})
     assert gains(history[:1]) == {}
 
 

@@ -149,7 +149,8 @@ def test_the_table_tells_of_modes():
     headings, rows = stage_table(replace(RECORDED, stages=(replace(STAGES[2], stage=stage),) * 2))
     first, second = (dict(zip(headings, row, strict=True)) for row in rows)
     assert first["subnets a step"] == "1 of 4 in turn"
-    assert first["measured before it"] == "in turn: loss falls by 12.5 a budget; together: loss falls by −0.5 a budget"
+    gains = "in turn: ln(loss) falls by 12.5 a budget; together: ln(loss) falls by −0.5 a budget"
+    assert first["measured before it"] == gains
     assert first["allowed"].startswith("stage1.depth 3, 2, 1; ")
     assert second["allowed"] == "as before"
 

@@ -285,9 +285,7 @@ def test_a_schedule_from_the_runs_supernet_needs_it(plans, tmp_path):
     check_schedule(loaded, document, plan.file, supernet="5e7")
     with pytest.raises(ConfigError, match=r"another supernet \(5e7, here it is 5e8\)"):
         check_schedule(loaded, document, plan.file, supernet="5e8")
-    with pytest.raises(
-        ConfigError, match=r"schedule.yaml:\d+: supernet: begins from the supernet that"
-    ):
+    with pytest.raises(ConfigError, match=r"schedule.yaml:\d+: supernet: begins from the supernet that"):
         check_schedule(loaded, document, plan.file)
     assert schedule_by(plan, "direct", "so").supernet is None
     foreign = edited(tmp_path / "s.yaml", schedule_by(plan, "direct", "so"), set_in("steps", 0, "init", "run-supernet"))

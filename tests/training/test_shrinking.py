@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from kdnas.core.schedule import Check, FinishedStage, Ladders, Probe, Schedule
+from kdnas.core.schedule import Check, FinishedStage, Ladders, Panel, Probe, Schedule
 from kdnas.core.space import SearchSpace
 from kdnas.core.task import ImageTask
 from kdnas.errors import ConfigError, RunFolderError
@@ -38,48 +39,122 @@ def mobilenet() -> Ladders:
 
 
 COSTS = {"depth": 0.05, "width": 0.1, "bottleneck": 0.3, "skip": 0.2, "kernel size": 0.01, "squeeze_excite": 0.02}
+TRUSTED = ("at random", "in turn", "together", "largest first")
+LATER = {"largest first": 2.0, "together": 1.5}
+"""Rates at which unlocking later wins the race, and of the other modes the sandwich rule."""
 
 
 def play(
     policy: Policy,
     accuracy: Callable[[float], float] = lambda spent: spent,
-    tick: float = 0.01,
+    tick: float = 0.005,
     measuring: float = 0.0,
+    rates: Mapping[str, float] | None = None,
+    panel: float = 0.0,
+    step_share: float = 0.0,
 ) -> list[FinishedStage]:
-    """Let a policy decide a whole training in which steps spend `tick` and are checks, and probes `measuring`."""
+    """Let a policy decide a whole training in which steps spend `tick` and are checks, and probes `measuring`.
+
+    The panel's loss falls at the rate of a stage's mode (1 where `rates` has none), slower and slower. `panel` is what
+    scoring it spends, `step_share` a step.
+    """
     history: list[FinishedStage] = []
-    spent, step = 0.0, 0
+    spent, step, loss = 0.0, 0, 2.3
     while True:
         probes = tuple(
-            Probe(unlock.dimension, unlock.adds, 0.5, COSTS[unlock.dimension] * 0.1, 0.1)
+            Probe(unlock.dimension, unlock.adds, 0.5, COSTS.get(unlock.dimension, 0.1) * 0.1, 0.1)
             for unlock in policy.to_probe(history)
         )
         before = spent
         spent += measuring if probes else 0.0
-        stage = policy.next_stage(Situation(tuple(history), spent, 1.0, probes))
+        stage = policy.next_stage(Situation(tuple(history), spent, 1.0, probes, panel, step_share))
         if stage is None or spent >= 1.0:
             return history
         first, checks, ended = step, [], None
         while ended is None and spent < 1.0:
             step, spent = step + 1, round(spent + tick, 6)
-            checks.append(Check(step, spent, accuracy(spent), accuracy(spent) / 2))
+            loss *= math.exp(-(rates or {}).get(stage.mode, 1.0) * (1.0 - spent) * tick)
+            if stage.watched:
+                checks.append(Check(step, spent, accuracy(spent), accuracy(spent) / 2))
             ended = policy.verdict(stage, step - first, spent - before, checks, 1.0)
-        history.append(FinishedStage(stage, first, step - first, spent - before, ended or "budget", tuple(checks)))
+        judged = Panel(accuracy(spent), accuracy(spent), accuracy(spent), loss) if stage.judged else None
+        spent += panel if stage.judged else 0.0
+        parts = step - first, spent - before, ended or "budget", tuple(checks), judged
+        history.append(FinishedStage(stage, first, *parts))
+
+
+def after_race(history: list[FinishedStage]) -> list[FinishedStage]:
+    return [item for item in history if not item.stage.name.startswith("race")]
+
+
+@pytest.mark.parametrize("best", TRUSTED)
+@pytest.mark.parametrize("panel", [0.0, 0.001])
+def test_adaptive_goes_on_with_the_mode_that_gains_most(resnet, best, panel):
+    history = play(policy_of(Shrinking(), resnet), rates={best: 1.2}, tick=0.001, panel=panel)
+    race = [item for item in history if item not in after_race(history)]
+    assert sum(item.spent for item in race) == pytest.approx(0.16, abs=0.025)
+    tried = [item.stage.mode for item in race if item.stage.judged][1:]
+    assert tried == [*TRUSTED, *reversed(TRUSTED)]
+    assert len({item.stage.name for item in history}) == len(history)
+    winner = after_race(history)[0].stage
+    assert winner.mode == best
+    assert max(winner.gains, key=winner.gains.__getitem__) == best
+    assert set(winner.gains) == set(TRUSTED)
+    assert winner.reason
+    assert sum(item.spent for item in history) == pytest.approx(1.0)
+    assert history[-1].stage.allowed == resnet.values
+    if best != "largest first":
+        assert len(after_race(history)) == 1
+        assert (winner.in_turn, winner.sandwich) == (best == "in turn", best != "at random")
+        assert winner.subnets == {"at random": 1, "in turn": 8, "together": 4}[best]
+
+
+def test_the_race_shows_what_the_largest_alone_is_worth_to_the_others(resnet):
+    history = play(policy_of(Shrinking(), resnet), rates={"at random": 1.2}, tick=0.001)
+    race = [item.stage for item in history if item.stage.mode == "largest first"]
+    assert [stage.allowed == resnet.only_largest for stage in race] == [True, False, True, False]
+    assert [stage.judged for stage in race] == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("measure", "raced"),
+    [
+        *[({"panel": panel}, raced) for panel, raced in [(0.0043, 4), (0.0045, 3), (0.006, 2), (0.0081, 0)]],
+        *[({"step_share": step}, raced) for step, raced in [(0.0018, 4), (0.0022, 3), (0.0039, 2), (0.0041, 0)]],
+    ],
+)
+def test_as_many_modes_race_as_the_budget_affords(resnet, measure, raced):
+    """In 0.16 of the budget a quarter may be measuring, and a stage is worth eight steps."""
+    history = play(policy_of(Shrinking(), resnet), rates={"at random": 1.2}, tick=0.001, **measure)
+    assert [item.stage.mode for item in history if item.stage.judged][1 : raced + 1] == list(TRUSTED[:raced])
+    stages = {4: 11, 3: 7, 2: 5, 0: 0}[raced]
+    assert len(history) == stages + 1
+    assert history[-1].stage.allowed == resnet.values
+    if not raced:
+        assert history[0].stage.mode == "at random"
+        assert "too small" in history[0].stage.reason
+
+
+def test_a_space_of_one_network_is_trained_without_a_race():
+    ladders = Ladders({"stage1.depth": (1,)}, {"stage1.depth": (100,)})
+    (only,) = play(policy_of(Shrinking(), ladders))
+    assert only.spent == pytest.approx(1.0)
 
 
 def test_adaptive_unlocks_the_cheapest_first_and_everything_at_last(resnet):
-    policy = policy_of(Shrinking(shortest_share=0.01, final_share=0.5), resnet)
-    history = play(policy)
-    names = [item.stage.name for item in history]
+    policy = policy_of(Shrinking(shortest_share=0.01, final_share=0.5, patience=100), resnet)
+    history = play(policy, rates=LATER, tick=0.002)
+    unlocking = after_race(history)
+    names = [item.stage.name for item in unlocking]
     assert names[0] == "largest"
-    assert history[0].stage.allowed == resnet.only_largest
+    assert unlocking[0].stage.allowed == resnet.only_largest
     assert names[1] == "1 depth"  # the cheapest, as measured
     assert names[-1] == "everything"
-    assert history[-1].stage.allowed == resnet.values
+    assert unlocking[-1].stage.allowed == resnet.values
     assert sum(item.spent for item in history) == pytest.approx(1.0)
-    assert history[-1].spent >= 0.5 - 0.011  # the reserve of the last stage, up to one step
-    assert history[0].spent == pytest.approx(0.2, abs=0.011)
-    for before, after in itertools.pairwise(history):
+    assert unlocking[-1].spent >= 0.5 - 0.011  # the reserve of the last stage, up to one step
+    assert unlocking[0].spent == pytest.approx(0.2, abs=0.011)
+    for before, after in itertools.pairwise(unlocking):
         assert all(values == after.stage.allowed[name][: len(values)] for name, values in before.stage.allowed.items())
         assert after.stage.allowed != before.stage.allowed
         assert after.stage.probes
@@ -90,58 +165,55 @@ def test_adaptive_unlocks_the_cheapest_first_and_everything_at_last(resnet):
 
 def test_adaptive_ends_a_stage_that_stopped_improving(resnet):
     settings = Shrinking(shortest_share=0.03, final_share=0.5, patience=3, improvement=0.01, teaching_gap=0.05)
-    history = play(policy_of(settings, resnet), accuracy=lambda spent: 0.9)
+    history = after_race(play(policy_of(settings, resnet), accuracy=lambda spent: 0.9, tick=0.01, rates=LATER))
     assert history[0].steps == 4
     assert "neither subnet rose by more than 0.01 in 3 checks" in history[0].ended
     assert all(item.spent >= 0.03 - 1e-9 for item in history)
     assert history[-1].stage.name == "everything"  # which never ends for that reason
-    assert history[-1].ended == "its share of the budget is spent"
 
 
 def test_adaptive_unlocks_the_rest_at_once_where_the_budget_is_short(resnet):
-    history = play(policy_of(Shrinking(shortest_share=0.15), resnet))
+    history = after_race(play(policy_of(Shrinking(shortest_share=0.15), resnet), rates=LATER))
     assert [item.stage.name for item in history] == ["largest", "everything"]
     assert "budget leaves no stage" in history[1].stage.reason
-    settings = Shrinking(shortest_share=0.01, final_share=0.5)
-    assert len(play(policy_of(settings, resnet), measuring=0.002)) > 3
-    assert [item.stage.name for item in play(policy_of(settings, resnet), measuring=0.02)] == ["largest", "everything"]
+    policy = policy_of(Shrinking(shortest_share=0.01, final_share=0.4), resnet)
+    assert len(after_race(play(policy, measuring=0.001, rates=LATER))) > 3
+    few = after_race(play(policy, measuring=0.02, rates=LATER))
+    assert [item.stage.name for item in few] == ["largest", "everything"]
 
 
 def test_the_largest_alone_is_left_as_soon_as_it_can_teach(resnet):
-    history = play(policy_of(Shrinking(teaching_gap=0.1), resnet), accuracy=lambda spent: 0.85 + spent)
+    policy = policy_of(Shrinking(teaching_gap=0.1), resnet)
+    history = after_race(play(policy, accuracy=lambda spent: 0.75 + spent, rates=LATER))
     assert history[0].ended == "the largest subnet is within 0.1 of the teacher"
-    assert history[0].steps == 5
+    assert history[0].spent < 0.1
 
 
 def test_adaptive_settings_follow_the_gap(resnet):
     """Every probe has accuracy 0.5, the largest 1.0 like the teacher: the gap is 0.25."""
     options = {"subnets": 6, "final_share": 0.5, "teaching_gap": 0.0}
-    history = play(policy_of(Shrinking(wide_gap=0.2, **options), resnet), accuracy=lambda spent: 1.0)
-    assert [item.stage.gap for item in history[:2]] == [None, pytest.approx(0.25)]
-    far = history[1].stage
+    far_policy, near_policy = (policy_of(Shrinking(wide_gap=wide, **options), resnet) for wide in (0.2, 0.5))
+    far, near = (after_race(play(each, lambda spent: 1.0, rates=LATER))[1].stage for each in (far_policy, near_policy))
+    assert far.gap == near.gap == pytest.approx(0.25)
     assert (far.learning_rate, far.subnets, far.kd_weight) == (1.0, 6, 1.0)
-    near = play(policy_of(Shrinking(wide_gap=0.5, **options), resnet), accuracy=lambda spent: 1.0)[1].stage
-    assert (near.learning_rate, near.subnets, near.kd_weight) == (0.65, 5, 0.75)
+    assert (near.learning_rate, near.subnets, near.kd_weight) == (0.75, 4, 0.75)
     assert near.sandwich
-    assert history[0].stage.subnets == 1
-    assert not history[0].stage.sandwich
 
 
-def test_channels_are_sorted_until_a_width_is_unlocked(mobilenet):
-    history = play(policy_of(Shrinking(shortest_share=0.005, final_share=0.5), mobilenet), tick=0.0025)
-    sorted_at = [item.stage.sort_channels for item in history]
-    widths_locked = [
-        all(len(values) == 1 for name, values in item.stage.allowed.items() if name.endswith(("width", "expand")))
-        for item in history
-    ]
-    assert sorted_at == [False, *widths_locked[:-1]]
-    assert sum(sorted_at) >= 3
+@pytest.mark.parametrize(
+    ("policy", "drawn"),
+    [("adaptive", {"front"}), ("sandwich", {"front"}), ("random", {"uniform"}), ("once_for_all", {"uniform"})],
+)
+def test_random_subnets_are_drawn_near_the_front_where_that_is_asked_for(resnet, policy, drawn):
+    history = play(policy_of(Shrinking(policy=policy, sampling="front"), resnet))
+    assert {item.stage.sampling for item in history if item.stage.allowed != resnet.only_largest} == drawn
 
 
 def test_by_choice_one_choice_at_a_time(resnet):
     policy = policy_of(Shrinking(unlock_by="choice"), resnet)
-    (first,) = play(policy_of(Shrinking(shortest_share=1.0, first_share=1.0, final_share=0.0), resnet))[:1]
-    assert len(policy.to_probe([first])) == len([v for v in resnet.values.values() if len(v) > 1])
+    history = play(policy, rates=LATER)
+    first = history.index(after_race(history)[0])
+    assert len(policy.to_probe(history[: first + 1])) == len([v for v in resnet.values.values() if len(v) > 1])
 
 
 @pytest.mark.parametrize("name", ["once_for_all", "sandwich", "random", "delayed"])
@@ -149,9 +221,9 @@ def test_baselines_spend_the_budget_and_allow_everything_at_last(name, resnet, m
     for ladders in (resnet, mobilenet):
         policy = policy_of(Shrinking(policy=name), ladders)
         assert policy.name == name
-        assert not policy.checks
         assert not policy.to_probe([])
         history = play(policy)
+        assert not any(item.stage.watched or item.stage.judged for item in history)
         assert sum(item.spent for item in history) == pytest.approx(1.0)
         assert history[-1].stage.allowed == ladders.values
 
@@ -183,7 +255,8 @@ def test_the_other_baselines(resnet):
 
 
 def recorded(ladders: Ladders) -> Schedule:
-    return Schedule("adaptive", "cifar_resnet", "resnet", 10**12, tuple(play(policy_of(Shrinking(), ladders))))
+    stages = tuple(play(policy_of(Shrinking(), ladders), rates=LATER))
+    return Schedule("adaptive", "cifar_resnet", "resnet", 10**12, stages)
 
 
 def test_a_recorded_schedule_is_followed(resnet, tmp_path):

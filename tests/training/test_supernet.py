@@ -27,6 +27,7 @@ from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.distil import distil
 from kdnas.training.evaluation import accuracy
+from kdnas.training.fused_norm import FusedNorm, library
 from kdnas.training.inherit import inherit_supernet
 from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
 from kdnas.training.schedule_file import read_schedule, write_schedule
@@ -159,25 +160,40 @@ def test_subnets_learn_together(data, teacher, space):
     assert score == scores[smallest]
 
 
+RACE = {"race_share": 0.5, "race_steps": 0.0}
+"""A race that the tiny budgets here are not too small for, with few images to score subnets on."""
+
+
+FEW = {"check_images": 8}
+
+
+@pytest.fixture
+def unlocking_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the race of the adaptive policy measures, the largest first and unlocking later wins it."""
+    monkeypatch.setattr(
+        "kdnas.training.shrinking_adaptive.gains", lambda history: {"in turn": 1.0, "largest first": 2.0}
+    )
+
+
 @pytest.mark.parametrize("policy", ["adaptive", "once_for_all", "sandwich", "random", "delayed"])
 def test_every_policy_spends_the_same_budget(data, teacher, policy, monkeypatch):
     space = ElasticSpace(RESNET, STUDENTS.build("resnet"), data.task)
     passes: list[tuple[int, list[int]]] = []
     scored: list[int] = []
-    backward, score = SubnetLesson.backward, SubnetScorer.__call__
+    backward, score = SubnetLesson.backward, SubnetScorer.accuracy_and_loss
 
     def counting_backward(self, subnets, images, *others):
         passes.append((len(images), [space.macs(spec) for spec in subnets]))
         return backward(self, subnets, images, *others)
 
     def counting_score(self, supernet, spec):
-        scored.append(space.macs(spec) * (24 + 24))
+        scored.append(space.macs(spec) * (8 + 4))
         return score(self, supernet, spec)
 
     monkeypatch.setattr(SubnetLesson, "backward", counting_backward)
-    monkeypatch.setattr(SubnetScorer, "__call__", counting_score)
-    shrinking = {"shortest_share": 0.05, "check_share": 0.05}
-    trained = run(data, teacher, recipe(KD, epochs=3), policy=policy, shrinking=shrinking)
+    monkeypatch.setattr(SubnetScorer, "accuracy_and_loss", counting_score)
+    shrinking = {"check_share": 0.05, **RACE}
+    trained = run(data, teacher, recipe(KD, epochs=3), policy=policy, shrinking=shrinking, settings=FEW)
     largest = space.macs(space.spec(trained.ladders.largest))
     assert trained.schedule.budget_macs == 3 * 3 * 256 * largest
     spent = sum(3 * images * sum(macs) for images, macs in passes) + sum(scored)
@@ -209,10 +225,10 @@ def stopping_after(count: int) -> Callable[[Tick], None]:
 
 def test_an_interrupted_training_continues_exactly(data, teacher, tmp_path):
     given = recipe(KD, LossTerm(type="hint"), epochs=4)
-    shrinking = {"shortest_share": 0.05, "first_share": 0.2, "final_share": 0.3, "check_share": 0.05}
-    options: dict[str, Any] = {"policy": "adaptive", "shrinking": shrinking, "view_seed": 5}
+    shrinking = {"check_share": 0.05, **RACE}
+    options: dict[str, Any] = {"policy": "adaptive", "shrinking": shrinking, "settings": FEW, "view_seed": 5}
     whole = run(data, teacher, given, **options)
-    assert len(whole.schedule.stages) >= 3
+    assert len(whole.schedule.stages) > 10
     path = tmp_path / "supernet.checkpoint"
     cached = {**options, "checkpoint": path, "teacher_cache": TeacherCache(tmp_path / "cache")}
     for count in (3, 4):
@@ -226,19 +242,25 @@ def test_an_interrupted_training_continues_exactly(data, teacher, tmp_path):
         run(data, teacher, recipe(KD), **cached)
 
 
-def test_a_schedule_followed_again_gives_the_same_stages(data, teacher, tmp_path):
-    shrinking = {"shortest_share": 0.05, "first_share": 0.2, "final_share": 0.3, "check_share": 0.05}
-    given = recipe(KD, epochs=3)
-    first = run(data, teacher, given, policy="adaptive", shrinking=shrinking)
+def test_a_schedule_followed_again_gives_the_same_stages(data, teacher, tmp_path, unlocking_wins):
+    shrinking = {"shortest_share": 0.02, "first_share": 0.1, "final_share": 0.05, "check_share": 0.05}
+    shrinking |= {"race_share": 0.3, "race_steps": 0.0}
+    given = recipe(KD, epochs=5)
+    first = run(data, teacher, given, policy="adaptive", shrinking=shrinking, settings=FEW)
     write_schedule(tmp_path / "schedule.yaml", first.schedule)
-    again = run(data, teacher, given, schedule=read_schedule(tmp_path / "schedule.yaml"), shrinking=shrinking)
+    recorded = read_schedule(tmp_path / "schedule.yaml")
+    again = run(data, teacher, given, schedule=recorded, shrinking=shrinking, settings=FEW)
     assert [(f.stage, f.first_step, f.steps, f.ended) for f in again.schedule.stages] == [
         (f.stage, f.first_step, f.steps, f.ended) for f in first.schedule.stages
     ]
     assert again.schedule == first.schedule
     assert same(again.supernet, first.supernet)
-    for finished in first.schedule.stages[1:]:
+    unlocking = [finished for finished in first.schedule.stages if not finished.stage.name.startswith("race")]
+    assert len(unlocking) >= 3
+    assert unlocking[0].stage.gains == {"in turn": 1.0, "largest first": 2.0}
+    for finished in unlocking[1:]:
         assert finished.stage.gap is not None
+        assert finished.stage.probes
         assert {probe.dimension for probe in finished.stage.probes} <= {"depth", "width", "bottleneck"}
         assert all(0 < probe.macs_saved < 1 for probe in finished.stage.probes)
 
@@ -261,11 +283,11 @@ def test_labels_alone_and_mixup(data, teacher):
 
 
 def lesson_of(stack: ExitStack, supernet: Supernet, data: ImageData, teacher: Teacher, largest: SubnetSpec,
-              *losses: LossTerm, in_place: bool) -> SubnetLesson:  # fmt: skip
+              *losses: LossTerm, in_place: bool, pixels: float = 0.0) -> SubnetLesson:  # fmt: skip
     shapes = output_shapes(teacher.module, teacher.stages, teacher.classifier, torch.zeros(2, *data.task.input_shape))
     distillation = Distillation(task_weight=0.3, losses=losses)
     return SubnetLesson(stack, supernet, largest, shapes, distillation, data=data, in_place=in_place, bfloat16=False,
-                        device=CPU, seed=0)  # fmt: skip
+                        device=CPU, seed=0, pixels=pixels)  # fmt: skip
 
 
 @pytest.mark.parametrize("in_place", [True, False])
@@ -303,6 +325,35 @@ def test_losses_and_gradients_of_a_step(data, teacher, in_place):
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.skipif(library() is None, reason="there is no C compiler here")
+@pytest.mark.parametrize("space", [RESNET, MOBILENET], ids=lambda space: space.family)
+def test_fused_norms_change_nothing_but_the_time(data, teacher, space, monkeypatch):
+    elastic = ElasticSpace(space, STUDENTS.build(space.family), data.task)
+    ladders = Ladders.of(elastic.space, elastic.price)
+    specs = [elastic.spec(assignment) for assignment in ladders.panel]
+    images, labels = torch.rand(16, *data.task.input_shape) * 255, torch.arange(16) % 10
+    supernets = [supernet_of(space, data).train() for _ in range(2)]
+    threads, fused = torch.get_num_threads(), []
+    apply = FusedNorm.forward
+    monkeypatch.setattr(FusedNorm, "forward", lambda *arguments: fused.append(1) or apply(*arguments))
+    torch.set_num_threads(1)
+    try:
+        losses = []
+        for supernet, pixels in zip(supernets, (0.0, 1e9), strict=True):
+            with ExitStack() as stack:
+                lesson = lesson_of(stack, supernet, data, teacher, specs[-1], KD, in_place=True, pixels=pixels)
+                losses.append(lesson.backward(specs[::-1], images, labels, Outputs(torch.randn(16, 10)), 0.0))
+            assert bool(fused) == (pixels > 0)
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
+    for (name, plain), (_, ours) in zip(*(net.named_parameters() for net in supernets), strict=True):
+        if plain.grad is not None:
+            torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-2, atol=1e-4, msg=name)
+    for (name, plain), (_, ours) in zip(*(net.named_buffers() for net in supernets), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_feature_losses_are_for_the_largest_subnet_alone(data, teacher):
     space = ElasticSpace(RESNET, STUDENTS.build("resnet"), data.task)
     ladders = Ladders.of(space.space, space.price)
@@ -325,12 +376,11 @@ def test_feature_losses_are_for_the_largest_subnet_alone(data, teacher):
 
 
 def test_resolution_is_one_more_dimension(data, teacher):
-    settings = {"resolutions": (8, 4)}
-    shrinking = {"shortest_share": 0.03, "first_share": 0.1, "final_share": 0.3}
-    trained = run(data, teacher, recipe(KD, epochs=4), policy="adaptive", settings=settings, shrinking=shrinking)
+    settings = {"resolutions": (8, 4), **FEW}
+    trained = run(data, teacher, recipe(KD, epochs=4), policy="adaptive", settings=settings, shrinking=RACE)
     assert trained.ladders.values["resolution"] == (8, 4)
-    measured = {probe.dimension for finished in trained.schedule.stages for probe in finished.stage.probes}
-    assert "resolution" in measured
+    unlocks = trained.ladders.unlocks(trained.ladders.only_largest, "dimension")
+    assert "resolution" in {unlock.dimension for unlock in unlocks}
     smallest = trained.space.spec(trained.ladders.smallest(trained.ladders.values))
     assert smallest.side == 4
     family = STUDENTS.build("resnet")

@@ -1,0 +1,192 @@
+"""The adaptive shrinking policy: stages are not written down beforehand but follow from what the training measures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from kdnas.core.schedule import (
+    Check,
+    FinishedStage,
+    Ladders,
+    Probe,
+    Stage,
+    Unlock,
+    cheapest,
+    gains,
+    stalled,
+    teacher_gap,
+)
+from kdnas.training.shrinking_policy import Policy, Shrinking, Situation
+
+_MEASURING_IN_RACE = 0.25
+"""The share of a race that may be measuring."""
+_WORTH = 5.0
+"""A stage spends at least so many times what the measuring before it did."""
+
+
+class Adaptive(Policy):
+    """Tries modes of training in a short race on the one set of weights, and goes on with the best.
+
+    The modes, those trusted most first: everything is allowed from the start, and subnets learn at random, in turn, or
+    together; or the largest learns alone and the others are unlocked later (`_modes`). After a start in the first
+    mode, each is tried for a stage, then each again in the opposite order, which cancels that progress slows down. The
+    best lowers the panel's loss most per MAC. None of this is wasted: all stages train the same weights. As many modes
+    race as the budget affords: a stage must be worth `race_steps` steps, and a quarter of the race may be measuring. On
+    a budget too small for two, the first mode takes it all.
+
+    If unlocking later wins, the cheapest is unlocked first, as measured: at each boundary the next unlock of every
+    elastic dimension is tried on the largest subnet, for the validation accuracy lost per share of MACs saved. Such a
+    stage ends when neither its smallest nor its largest subnet has risen by more than `improvement` in `patience`
+    checks, or when its share of the budget is spent: twice an equal part of what is left before the reserve of the last
+    stage. Where an equal part is below `shortest_share`, or below five times what the measuring at the boundary spent,
+    the rest is unlocked at once. The largest alone is also left once it can teach (`teaching_gap`).
+
+    The remaining teacher gap (1 - mean accuracy of the subnets over the teacher's) sets the stages after the race: from
+    `wide_gap` on, full learning rate, full weight of the distillation losses and, where subnets learn together,
+    `subnets` a step; with the gap closed, half the rate, half the weight and three a step; in between, linearly.
+    """
+
+    name = "adaptive"
+
+    def __init__(self, ladders: Ladders, settings: Shrinking):
+        super().__init__(ladders)
+        self._settings = settings
+        self._modes = _modes(ladders, settings)
+
+    def to_probe(self, history: Sequence[FinishedStage]) -> tuple[Unlock, ...]:
+        """Return the next unlock of every dimension, where unlocking later won the race."""
+        if not history or not history[-1].stage.watched:
+            return ()
+        return self.ladders.unlocks(history[-1].stage.allowed, self._settings.unlock_by)
+
+    def next_stage(self, situation: Situation) -> Stage | None:
+        """Return the next of the race, then the winner: all of it, or the largest alone and the cheapest unlocks."""
+        done, race = len(situation.history), self._race(situation)
+        if done < len(race):
+            return race[done]
+        if not race:
+            return None if done else replace(self._modes[0], reason="the budget is too small to try modes of training")
+        if done == len(race):
+            return self._winner(situation)
+        return self._unlocked(situation) if situation.history[-1].stage.watched else None
+
+    def _race(self, situation: Situation) -> tuple[Stage, ...]:
+        """Return the stages of the largest race that the budget affords, () where that is none."""
+        share = self._settings.race_share
+        modes = 0 if self.ladders.only_largest == self.ladders.values else len(self._modes)
+        for count in range(modes, 1, -1):
+            race = _race(self._modes[:count], share)
+            steps = share / len(race) / situation.step_share if situation.step_share > 0 else math.inf
+            measuring = situation.panel_share * sum(stage.judged for stage in race)
+            if steps >= self._settings.race_steps and measuring <= _MEASURING_IN_RACE * share:
+                return race
+        return ()
+
+    def _best(self, history: Sequence[FinishedStage], *, everything: bool) -> tuple[Stage, dict[str, float]]:
+        """Return the mode that gained most, perhaps of those alone that allow everything, and what each gained."""
+        found = gains(history)
+        modes = [mode for mode in self._modes if mode.mode in found]
+        among = [mode for mode in modes if not everything or mode.allowed == self.ladders.values]
+        return max(among, key=lambda mode: found[mode.mode]), found
+
+    def _winner(self, situation: Situation) -> Stage:
+        mode, found = self._best(situation.history, everything=False)
+        panel = situation.history[-1].panel
+        assert panel is not None
+        gap = 1.0 - min(1.0, panel.accuracy / situation.teacher) if situation.teacher > 0 else 0.0
+        reason = f"{mode.mode} lowers the loss most per MAC"
+        alone = mode.allowed == self.ladders.only_largest
+        share = self._settings.first_share if alone else 1.0 - situation.spent
+        stage = replace(mode, name=mode.name, share=share, watched=alone, reason=reason, gap=gap, gains=found)
+        return self._follow(stage, gap)
+
+    def _unlocked(self, situation: Situation) -> Stage | None:
+        settings, history = self._settings, situation.history
+        allowed = history[-1].stage.allowed
+        left = self.ladders.unlocks_left(allowed, settings.unlock_by)
+        if left == 0 or not situation.probes:
+            return None
+        chosen = cheapest(situation.probes)
+        unlock = next(item for item in self.to_probe(history) if item.dimension == chosen.dimension)
+        before_last = 1.0 - settings.final_share - situation.spent
+        measuring = situation.spent - sum(finished.spent for finished in history)
+        shortest = max(settings.shortest_share, _WORTH * measuring)
+        everything, _ = self._best(history, everything=True)
+        if left > 1 and before_last / (left - 1) >= shortest:
+            share = min(2.0 * before_last / (left - 1), before_last)
+            name = f"{sum(item.stage.watched for item in history)} {unlock.dimension}"
+            gap = self._gap(situation, (chosen,))
+            reason = f"{unlock.dimension} loses least accuracy per MAC saved"
+            stage = replace(everything, name=name, allowed=unlock.apply(allowed), share=share, watched=True)
+        else:
+            reason = "it is the last unlock" if left == 1 else f"the budget leaves no stage for each of {left} unlocks"
+            gap = self._gap(situation, situation.probes)
+            stage = replace(everything, share=1.0 - situation.spent)
+        return self._follow(replace(stage, reason=reason, gap=gap, probes=situation.probes), gap)
+
+    def verdict(self, stage: Stage, steps: int, spent: float, checks: Sequence[Check], teacher: float) -> str | None:
+        """Return the reason once the share is spent, the largest alone can teach, or nothing improves any more."""
+        if spent >= stage.share:
+            return "its share of the budget is spent"
+        settings = self._settings
+        if not stage.watched or spent < settings.shortest_share:
+            return None
+        if checks and stage.allowed == self.ladders.only_largest:
+            gap = teacher_gap(teacher, checks[-1].largest, checks[-1].largest)
+            if gap <= settings.teaching_gap:
+                return f"the largest subnet is within {settings.teaching_gap:g} of the teacher"
+        if stalled(checks, patience=settings.patience, improvement=settings.improvement):
+            return f"neither subnet rose by more than {settings.improvement:g} in {settings.patience} checks"
+        return None
+
+    def _gap(self, situation: Situation, unlocked: Sequence[Probe]) -> float:
+        last = situation.history[-1].checks[-1]
+        return teacher_gap(situation.teacher, last.largest, min(last.smallest, *(item.accuracy for item in unlocked)))
+
+    def _follow(self, stage: Stage, gap: float) -> Stage:
+        """Return `stage` with what follows the teacher gap."""
+        closed = 1.0 - min(1.0, gap / self._settings.wide_gap)
+        half = round(1.0 - 0.5 * closed, 4)
+        fewer = max(3, stage.subnets - round((stage.subnets - 3) * closed))
+        together = stage.sandwich and not stage.in_turn
+        return replace(stage, learning_rate=half, kd_weight=half, subnets=fewer if together else stage.subnets)
+
+
+def _modes(ladders: Ladders, settings: Shrinking) -> tuple[Stage, ...]:
+    """Return the modes that the adaptive policy chooses from, the one that it trusts most first.
+
+    Those come first that make more updates of the same work: the less a budget affords, the more this decides.
+    """
+    at_random = Stage("everything", ladders.values, 1.0, sampling=settings.sampling, mode="at random")
+    sandwich = replace(at_random, sandwich=True)
+    return (
+        at_random,
+        replace(sandwich, subnets=2 * settings.subnets, in_turn=True, mode="in turn"),
+        replace(sandwich, subnets=settings.subnets, mode="together"),
+        Stage("largest", ladders.only_largest, 1.0, mode="largest first"),
+    )
+
+
+def _race(modes: Sequence[Stage], share: float) -> tuple[Stage, ...]:
+    """Return the stages of a race that spends `share` of the budget: a start, then every mode twice.
+
+    Where a mode does not allow everything, a stage that does follows before it is judged: what it is worth to small
+    subnets shows only once they learn, too.
+    """
+    stages = [replace(modes[0], judged=True, mode="")]
+    for mode in (*modes, *reversed(modes)):
+        if mode.allowed == modes[0].allowed:
+            stages.append(replace(mode, judged=True))
+        else:
+            stages += [mode, replace(modes[0], mode=mode.mode, judged=True)]
+    return tuple(
+        replace(
+            stage,
+            name=f"race {place}: {stage.mode or 'start'}",
+            share=share / len(stages),
+            reason="every mode is tried twice",
+        )
+        for place, stage in enumerate(stages)
+    )

@@ -1,0 +1,206 @@
+"""What every method is given: CIFAR-10, the trained teacher, three target sizes, one recipe and one budget."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdnas.core.arch import Arch, Scalar
+from kdnas.core.data import ImageData, stratified_split
+from kdnas.core.seeds import derive_seed
+from kdnas.core.space import Choice, SearchSpace
+from kdnas.datasets import DATASETS
+from kdnas.students import STUDENTS, StudentFamily
+from kdnas.study.spaces import load_space
+from kdnas.teachers import TEACHERS, Teacher, TeacherContext
+from kdnas.training.batches import Batches
+from kdnas.training.evaluation import bfloat16_pays
+from kdnas.training.recipe import Augmentation, Recipe, Training
+from kdnas.training.teacher_cache import TeacherCache
+
+SIZES = ("small", "middle", "large")
+VALIDATION_FRACTION = 0.1
+VIEW_SEED = 0
+"""All trainings see the same views of the images in the same order, so that the teacher answers each of them once."""
+FAMILY: StudentFamily = STUDENTS.build("resnet")
+
+
+def _resnet(stem: int, depth: int, *widths: int) -> dict[str, Scalar]:
+    choices: dict[str, Scalar] = {"stem_width": stem}
+    for stage, width in enumerate(widths, 1):
+        choices |= {f"stage{stage}.depth": depth, f"stage{stage}.width": width}
+        choices |= {f"stage{stage}.bottleneck": "plain", f"stage{stage}.skip": "identity"}
+    return choices
+
+
+TARGETS: Mapping[str, dict[str, Scalar]] = {
+    "small": _resnet(8, 1, 8, 16, 32),
+    "middle": _resnet(16, 2, 8, 24, 48),
+    "large": _resnet(16, 3, 16, 32, 64),
+}
+"""Students of the space cifar_resnet; the large one is ResNet-20 (He et al., CVPR 2016)."""
+ARCHS: Mapping[str, Arch] = {size: FAMILY.canonical(choices) for size, choices in TARGETS.items()}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The size of the study. A budget is three times the sum of the targets' MACs for each of `epochs` x `images`.
+
+    That is what each target's own training costs; a supernet gets what is left after `fine_tune_epochs` of each target.
+    """
+
+    images: int
+    """Training images, of the 45,000 that are not for validation."""
+    epochs: int = 10
+    fine_tune_epochs: int = 2
+    batch_size: int = 64
+    seeds: int = 3
+    validation_images: int = 2_500
+    test_images: int = 10_000
+    learning_rate: float = 0.1
+    fine_tune_learning_rate: float = 0.05
+
+    def budget(self, macs: Mapping[str, int]) -> int:
+        """Return the budget in MACs, the same for every method."""
+        return 3 * sum(macs.values()) * self.epochs * self.images
+
+    def fine_tuning(self, macs: Mapping[str, int]) -> int:
+        """Return what of it a supernet's training leaves for the targets."""
+        return 3 * sum(macs.values()) * self.fine_tune_epochs * self.images
+
+    def recipe(self, epochs: int, *, fine_tune: bool = False) -> Recipe:
+        """Return the recipe of every training: cross entropy x 0.1 + kd x 0.9 at temperature 4, shift and flip."""
+        training = Training(
+            epochs=epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.fine_tune_learning_rate if fine_tune else self.learning_rate,
+            augmentation=Augmentation(flip=True, crop_padding=4),
+        )
+        return Recipe(training=training)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plain record that is kept with every result: it may not be mixed with another setting's."""
+        return asdict(self)
+
+
+VARIANTS = {
+    "default": Setting(images=3_000),
+    "quick": Setting(images=128, seeds=1, validation_images=250, test_images=500),
+    "full": Setting(images=45_000, epochs=100, fine_tune_epochs=20, batch_size=128),
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Data, teacher and device of one process."""
+
+    setting: Setting
+    data: ImageData
+    teacher: Teacher
+    cache: TeacherCache
+    device: torch.device
+
+    @classmethod
+    def open(cls, setting: Setting, cache: Path, device: torch.device) -> Bench:
+        """Return the bench. Raises InputError where data or teacher are missing."""
+        data: ImageData = DATASETS.build("image_folder", _data_root(), _decoded_folder(), path="cifar10.tar.xz")
+        return cls(setting, data, _teacher(data, device), TeacherCache(cache), device)
+
+    @cached_property
+    def train(self) -> Batches:
+        """The training images: of every class the same share, drawn once and for all."""
+        kept, _ = self._split
+        _, drawn = stratified_split(self.data.train.labels[kept], self.setting.images / len(kept), _seed("images"))
+        return self._batches(kept[drawn])
+
+    @cached_property
+    def validation(self) -> Batches:
+        """Images that no student is trained on. The teacher was, as its makers say."""
+        _, held_out = self._split
+        return self._batches(held_out[:: len(held_out) // self.setting.validation_images])
+
+    @cached_property
+    def test(self) -> Batches:
+        """The test images."""
+        indices = np.arange(0, len(self.data.test), len(self.data.test) // self.setting.test_images)
+        return Batches(self.data.test, indices, num_classes=10, device=self.device)
+
+    @cached_property
+    def macs(self) -> dict[str, int]:
+        """The MACs of each target."""
+        return {size: FAMILY.price(ARCHS[size], self.data.task).macs for size in SIZES}
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The networks between the targets: of cifar_resnet's values, those of the targets and the numbers between."""
+        space = load_space("cifar_resnet", Path())
+        choices: list[Choice] = []
+        fixed: dict[str, Scalar] = {}
+        for choice in space.choices:
+            values = _between(choice.values, [target[choice.name] for target in TARGETS.values()])
+            if len(values) > 1:
+                choices.append(Choice(choice.name, values))
+            else:
+                fixed[choice.name] = values[0]
+        return replace(space, name="between_targets", choices=tuple(choices), fixed=fixed)
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether accuracies are computed in bfloat16, as trainings are where it is quicker."""
+        return bfloat16_pays(self.device)
+
+    def build(self, size: str, seed: int) -> nn.Module:
+        """Return the freshly initialised target; it takes normalised images."""
+        torch.manual_seed(derive_seed(seed, "weights", size))
+        return FAMILY.build(ARCHS[size], self.data.task)
+
+    @cached_property
+    def _split(self) -> tuple[np.ndarray, np.ndarray]:
+        return stratified_split(self.data.train.labels, VALIDATION_FRACTION, _seed("validation split"))
+
+    def _batches(self, indices: np.ndarray) -> Batches:
+        return Batches(self.data.train, indices, num_classes=10, device=self.device)
+
+
+def _between(values: tuple[Scalar, ...], used: list[Scalar]) -> tuple[Scalar, ...]:
+    numbers = [value for value in used if not isinstance(value, bool | str)]
+    if numbers:
+        return tuple(value for value in values if min(numbers) <= value <= max(numbers))  # type: ignore[operator]
+    return tuple(value for value in values if value in used)
+
+
+def _seed(purpose: str) -> int:
+    return derive_seed(0, "shrinking_cifar10", purpose)
+
+
+def _data_root() -> Path:
+    return Path(os.environ.get("KDNAS_DATA", "data")).expanduser()
+
+
+def _decoded_folder() -> Path:
+    stated = os.environ.get("KDNAS_CACHE")
+    return Path(stated).expanduser() if stated else Path.home() / ".cache" / "kdnas"
+
+
+def _teacher(data: ImageData, device: torch.device) -> Teacher:
+    """Return the trained teacher of studies/cifar10_resnet (162 M MACs)."""
+
+    def untrained(*arguments: Any) -> nn.Module:
+        raise AssertionError("the teacher has weights")
+
+    context = TeacherContext(data=data, data_root=_data_root(), device=device, train_student=untrained)
+    options: Mapping[str, Any] = {
+        "factory": "teachers/cifar10/teacher.py:build_teacher",
+        "weights": "teachers/cifar10/teacher.safetensors",
+        "mean": [125.3, 123.0, 113.9],
+        "std": [63.0, 62.1, 66.7],
+    }
+    return TEACHERS.build("module", context, **options)
