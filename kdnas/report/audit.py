@@ -269,7 +269,7 @@ def _needed(needed: NeededFidelity | None, longer: Fidelity) -> list[str]:
     if needed.epochs is None:
         best = max(needed.curve, key=lambda point: point[1].value)
         return [
-            f"{wanted} no epoch within {longer.epochs}{share} suffices; the best is epoch {best[0]} with "
+            f"{wanted} no epoch within {longer.epochs}{share} suffices for good; the best is epoch {best[0]} with "
             f"{shown_tau(best[1])} {method}."
         ]
     low, high = (
