@@ -92,11 +92,11 @@ def goals(summary: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _goal(what: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], least: float) -> str:
     points = 100 * (ours["test_accuracy"] - theirs["test_accuracy"])
-    half = ""
+    half = " (one seed: no interval)"
     if "" not in (ours["ci95"], theirs["ci95"]):
         half = f" ± {100 * math.hypot(ours['ci95'], theirs['ci95']):.1f}"
     met = "met" if points >= least else "**missed**"
-    return f"| {what} | {points:+.1f}{half} points | at least {least:+.1f} | {met} |"
+    return f"| {what} | {points:+.1f} points{half} | at least {least:+.1f} | {met} |"
 
 
 def _table(

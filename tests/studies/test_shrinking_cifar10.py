@@ -61,7 +61,7 @@ def test_tables_goals_and_figure_of_finished_cells(repository, runs):
     assert done.returncode == 0, done.stderr
     results = runs / "quick" / "results"
     table = (results / "table.md").read_text()
-    assert "| small: adaptive above direct KD | +3.0 ± " in table
+    assert "| small: adaptive above direct KD | +3.0 points ± " in table
     assert "| at least +1.0 | met |" in table
     lines = {line.partition(":")[0]: line for line in table.splitlines() if "best baseline" in line}
     for size, end in zip(SIZES, ("| met |", "**missed** |", "| met |"), strict=True):
