@@ -115,7 +115,10 @@ def needed(**changed):
     [
         (needed(), r"about 15 epochs, 95 % 8 to more than 30 \(learning curves of 24 students: .* with other seeds"),
         (needed(high=21.0, crossed=False), r"95 % 8 to 21 .* the same training, which flatters"),
-        (needed(epochs=None, low=float("inf")), r"no epoch within 30 suffices for good; the best is epoch 15 with 0\.90"),
+        (
+            needed(epochs=None, low=float("inf")),
+            r"no epoch within 30 suffices for good; the best is epoch 15 with 0\.90",
+        ),
     ],
 )
 def test_the_needed_fidelity_in_words(found, words):

@@ -11,19 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from counted_teacher import CPU, VIEWS, Counting, batches, counting_teacher, train, train_at_once
+from torch import Tensor
 
-from kdnas.core.data import ImageData
 from kdnas.errors import TrialError
 from kdnas.nn.taps import OutputShapes, Taps
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.distil import Trained, distil
-from kdnas.training.recipe import Augmentation, Distillation, LossTerm, Recipe, Training
+from kdnas.training.distil import Trained
+from kdnas.training.recipe import Augmentation, Distillation, LossTerm
 from kdnas.training.teacher_cache import TeacherCache, ViewsKey
 from kdnas.training.teaching import Teaching, Views, views_key, why_live
 
-CPU = torch.device("cpu")
 KEY = ViewsKey(
     teacher="t",
     data="d",
@@ -35,71 +34,11 @@ KEY = ViewsKey(
     classes=3,
     embedding=0,
 )
-VIEWS = Augmentation(crop_padding=1, cutout=2)
-
-
-class Counting(nn.Module):
-    """A teacher that counts the images it is asked about."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        layers = nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()
-        self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(48, 10)
-        self.asked = 0
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.asked += len(images)
-        return self.head(self.body(images / 255))
 
 
 @pytest.fixture
 def teacher() -> Teacher:
-    return Teacher("counting", Counting().eval(), ("body.1",), "head", fingerprint="one")
-
-
-def batches(data: ImageData, count: int = 300) -> Batches:
-    return Batches(data.train, np.arange(0, 2 * count, 2), num_classes=10, device=CPU)
-
-
-class Student(nn.Module):
-    """A small network with the student families' contract."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(1, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU())
-        self.classifier = nn.Linear(8, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.body(images).mean(dim=(2, 3)))
-
-
-def student() -> nn.Module:
-    torch.manual_seed(0)
-    return Student()
-
-
-def train(
-    data: ImageData,
-    teacher: Teacher,
-    cache: TeacherCache | None,
-    *,
-    losses: tuple[str, ...] = ("kd",),
-    count: int = 300,
-    augmentation: Augmentation = VIEWS,
-    view_seed: int = 4,
-    **training: Any,
-) -> tuple[Trained, int]:
-    """Train, and return what came of it and for how many images the teacher was run."""
-    settings = {"epochs": 2, "batch_size": 64, "precision": "float32", "augmentation": augmentation, **training}
-    terms = tuple(LossTerm(type=name, weight=0.5) for name in losses)
-    recipe = Recipe(training=Training(**settings), distillation=Distillation(losses=terms))
-    before = teacher.module.asked
-    options: dict[str, Any] = {"data": data, "seed": 1, "device": CPU, "view_seed": view_seed, "teacher_cache": cache}
-    result = distil(student(), teacher, batches(data, count), None, recipe, **options)
-    asked = teacher.module.asked - before
-    return result, asked - 2 if asked else asked  # two images tell the shapes
+    return counting_teacher()
 
 
 def same(a: Trained, b: Trained) -> bool:
@@ -206,20 +145,14 @@ def test_the_largest_logits_alone_may_be_kept(data, teacher, tmp_path, top_k) ->
 
 def test_parts_that_others_have_claimed_are_waited_for(data, teacher, tmp_path) -> None:
     """Two trainings meet an empty cache at once: together they run the teacher once on each image."""
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # torch may refuse to train in a fork of a process that has trained
     asked = context.Queue()
     start = context.Barrier(2)
-
-    def run() -> None:
-        torch.set_num_threads(1)
-        start.wait()
-        asked.put(train(data, teacher, TeacherCache(tmp_path))[1])
-
-    processes = [context.Process(target=run) for _ in range(2)]
+    processes = [context.Process(target=train_at_once, args=(start, asked, data, tmp_path)) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(120)
         assert process.exitcode == 0
     shares = [asked.get() for _ in processes]
     assert sum(share - 2 * (share == 0) for share in shares) in (600, 598)
