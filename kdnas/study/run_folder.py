@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -85,11 +85,18 @@ def exclusively(guard: Path, command: str) -> Iterator[None]:
     except OSError as error:
         raise RunFolderError(f"{guard.parent} cannot be written: {error.strerror or error}") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunFolderError(f"{guard.parent} is in use by another {command}") from None
+        if not locked(file):
+            raise RunFolderError(f"{guard.parent} is in use by another {command}")
         yield
+
+
+def locked(file: IO[str], *, wait: bool = False) -> bool:
+    """Lock the open `file` until it is closed; False where another process holds it and `wait` is not asked for."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
 
 
 def _refuse_strangers(folder: Path) -> None:

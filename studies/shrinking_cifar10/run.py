@@ -9,12 +9,9 @@ beside each other share the cells.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from summary import write_results
 
 from kdnas import atomic
 from kdnas.errors import InputError
+from kdnas.study.run_folder import locked
 from kdnas.training.schedule_file import write_schedule
 
 HERE = Path(__file__).resolve().parent
@@ -77,8 +75,8 @@ def _arguments() -> argparse.Namespace:
 def _run(bench: Bench, runs: Path, method: str, seed: int) -> None:
     """Run a cell and keep its record, unless it is there or another process is at it."""
     path = runs / f"{method}-{seed}.json"
-    with _claimed(runs / f".{path.name}.lock") as ours:
-        if not ours or path.exists():
+    with (runs / f".{path.name}.lock").open("w") as claim:
+        if not locked(claim) or path.exists():
             return
         print(f"{method}, seed {seed} ...", flush=True)
         record, schedule = cell(bench, method, seed)
@@ -88,18 +86,6 @@ def _run(bench: Bench, runs: Path, method: str, seed: int) -> None:
         print(
             f"{method}, seed {seed}: {record['test']}, {record['seconds']} s, {record['cpu_seconds']} CPU s", flush=True
         )
-
-
-@contextlib.contextmanager
-def _claimed(path: Path) -> Iterator[bool]:
-    """Hold the claim on a cell while the context lasts; give whether no other process has it. It dies with us."""
-    with path.open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
 
 
 def _records(runs: Path, setting: Setting) -> list[dict[str, Any]]:

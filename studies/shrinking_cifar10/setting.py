@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -17,10 +16,11 @@ from kdnas.core.arch import Arch, Scalar
 from kdnas.core.data import ImageData, stratified_split
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import Choice, SearchSpace
-from kdnas.datasets import DATASETS
 from kdnas.students import STUDENTS, StudentFamily
+from kdnas.study import opening
+from kdnas.study.loading import load_study
 from kdnas.study.spaces import load_space
-from kdnas.teachers import TEACHERS, Teacher, TeacherContext
+from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import bfloat16_pays
 from kdnas.training.recipe import Augmentation, Recipe, Training
@@ -28,6 +28,7 @@ from kdnas.training.teacher_cache import TeacherCache
 
 SIZES = ("small", "middle", "large")
 VALIDATION_FRACTION = 0.1
+_TEACHERS_STUDY = Path(__file__).resolve().parents[1] / "cifar10_resnet"
 VIEW_SEED = 0
 """All trainings see the same views of the images in the same order, so that the teacher answers each of them once."""
 FAMILY: StudentFamily = STUDENTS.build("resnet")
@@ -100,7 +101,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Bench:
-    """Data, teacher and device of one process."""
+    """Data and teacher of studies/cifar10_resnet (162 M MACs), and the device of one process."""
 
     setting: Setting
     data: ImageData
@@ -111,8 +112,14 @@ class Bench:
     @classmethod
     def open(cls, setting: Setting, cache: Path, device: torch.device) -> Bench:
         """Return the bench. Raises InputError where data or teacher are missing."""
-        data: ImageData = DATASETS.build("image_folder", _data_root(), _decoded_folder(), path="cifar10.tar.xz")
-        return cls(setting, data, _teacher(data, device), TeacherCache(cache), device)
+        root, kept = opening.data_root(None), opening.cache_dir()
+        opened, teacher = load_study(_TEACHERS_STUDY).config.sources()
+        data = opening.open_data(opened, root, kept)
+        trained = opening.open_teacher(
+            teacher, data, np.empty(0, np.int64),  # it is trained already
+            data_root=root, cache=kept, device=device, seed=0,
+        )  # fmt: skip
+        return cls(setting, data, trained, TeacherCache(cache), device)
 
     @cached_property
     def train(self) -> Batches:
@@ -179,28 +186,3 @@ def _between(values: tuple[Scalar, ...], used: list[Scalar]) -> tuple[Scalar, ..
 
 def _seed(purpose: str) -> int:
     return derive_seed(0, "shrinking_cifar10", purpose)
-
-
-def _data_root() -> Path:
-    return Path(os.environ.get("KDNAS_DATA", "data")).expanduser()
-
-
-def _decoded_folder() -> Path:
-    stated = os.environ.get("KDNAS_CACHE")
-    return Path(stated).expanduser() if stated else Path.home() / ".cache" / "kdnas"
-
-
-def _teacher(data: ImageData, device: torch.device) -> Teacher:
-    """Return the trained teacher of studies/cifar10_resnet (162 M MACs)."""
-
-    def untrained(*arguments: Any) -> nn.Module:
-        raise AssertionError("the teacher has weights")
-
-    context = TeacherContext(data=data, data_root=_data_root(), device=device, train_student=untrained)
-    options: Mapping[str, Any] = {
-        "factory": "teachers/cifar10/teacher.py:build_teacher",
-        "weights": "teachers/cifar10/teacher.safetensors",
-        "mean": [125.3, 123.0, 113.9],
-        "std": [63.0, 62.1, 66.7],
-    }
-    return TEACHERS.build("module", context, **options)

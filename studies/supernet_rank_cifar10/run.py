@@ -9,14 +9,11 @@ small file a score is kept under --runs, and the supernet with its checkpoint: a
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,6 +32,7 @@ from kdnas.study import opening
 from kdnas.study.evaluators import Evaluator, EvaluatorContext, open_evaluator
 from kdnas.study.jobs import Job, final_job, search_job
 from kdnas.study.loading import LoadedStudy, load_study
+from kdnas.study.run_folder import locked
 from kdnas.study.supernets import SCHEDULE_FILE, SUPERNET_FOLDER
 from kdnas.training.schedule_file import read_schedule
 
@@ -115,7 +113,8 @@ def _work(study: LoadedStudy, setting: Setting, runs: Path) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     root, cache = opening.data_root(None).resolve(), opening.cache_dir().resolve()
     context = EvaluatorContext(study.config, study.space, runs, root, cache, str(device), say=_say)
-    with _claimed(runs / ".supernet.lock", wait=True):
+    with (runs / ".supernet.lock").open("w") as claim:
+        locked(claim, wait=True)
         evaluator = open_evaluator(context)
         facts = evaluator.prepare()["supernet"]
         schedule = read_schedule(runs / SUPERNET_FOLDER / SCHEDULE_FILE)
@@ -149,8 +148,8 @@ def _job(study: LoadedStudy, kind: str, seed: int, number: int, arch: Arch) -> J
 def _score(study: LoadedStudy, evaluator: Evaluator, runs: Path, kind: str, seed: int, number: int, arch: Arch) -> None:
     """Make one score and keep its record, unless it is there or another process is at it."""
     path = runs / f"{kind}-{number:02d}-{seed}.json"
-    with _claimed(runs / f".{path.name}.lock") as ours:
-        if not ours or path.exists():
+    with (runs / f".{path.name}.lock").open("w") as claim:
+        if not locked(claim) or path.exists():
             return
         job = _job(study, kind, seed, number, arch)
         result = evaluator(job.as_dict())
@@ -180,18 +179,6 @@ def _images(study: LoadedStudy, evaluator: Evaluator, job: Job) -> float:
         return supernet.recalibration_images + (supernet.score_images or 0)
     training_images = 0.9 * 50_000 * job.recipe.training.data_fraction
     return 3 * job.recipe.training.epochs * training_images
-
-
-@contextlib.contextmanager
-def _claimed(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold the claim on a piece of work; give whether no other process has it. It dies with this process."""
-    with path.open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            yield False
-        else:
-            yield True
 
 
 def _refuse_others(runs: Path, setting: Setting) -> None:

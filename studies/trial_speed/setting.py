@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,30 +16,23 @@ from kdnas.core.seeds import derive_seed
 from kdnas.datasets import DATASETS
 from kdnas.nn.normalise import Normalised
 from kdnas.students import STUDENTS
-from kdnas.teachers import TEACHERS, Teacher, TeacherContext
+from kdnas.study import opening
+from kdnas.study.loading import load_study
+from kdnas.teachers import Teacher
 from kdnas.training.recipe import Augmentation, Recipe, Training
 
 TEMPERATURE, TASK_WEIGHT, KD_WEIGHT = 4.0, 0.1, 0.9
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, WARMUP = 0.1, 0.9, 5e-4, 0.1
 PADDING = 4
-
-
-def data_root() -> Path:
-    """Return the folder of data sets: KDNAS_DATA, else ./data."""
-    return Path(os.environ.get("KDNAS_DATA", "data")).expanduser()
-
-
-def cache_folder() -> Path:
-    """Return where decoded images are kept: KDNAS_CACHE, else ~/.cache/kdnas."""
-    stated = os.environ.get("KDNAS_CACHE")
-    return Path(stated).expanduser() if stated else Path.home() / ".cache" / "kdnas"
+_TEACHERS_STUDY = Path(__file__).resolve().parents[1] / "cifar10_resnet"
 
 
 def cifar10() -> ImageData:
     """Return CIFAR-10, decoded once; where there is only the subset of studies/gpu_check, that."""
-    if not (data_root() / "cifar10.tar.xz").exists() and (data_root() / "cifar10.npz").exists():
-        return DATASETS.build("npz", data_root(), cache_folder(), path="cifar10.npz")
-    return DATASETS.build("image_folder", data_root(), cache_folder(), path="cifar10.tar.xz")
+    root, cache = opening.data_root(None), opening.cache_dir()
+    if not (root / "cifar10.tar.xz").exists() and (root / "cifar10.npz").exists():
+        return DATASETS.build("npz", root, cache, path="cifar10.npz")
+    return DATASETS.build("image_folder", root, cache, path="cifar10.tar.xz")
 
 
 def resnet(depth: int) -> Arch:
@@ -73,17 +64,11 @@ def resnet56(data: ImageData, device: torch.device) -> Teacher:
 def trained_teacher(data: ImageData, device: torch.device) -> Teacher:
     """Return the trained teacher of studies/cifar10_resnet (162 M MACs)."""
 
-    def untrained(*arguments: Any) -> nn.Module:
-        raise AssertionError("the teacher has weights")
-
-    context = TeacherContext(data=data, data_root=data_root(), device=device, train_student=untrained)
-    options: Mapping[str, Any] = {
-        "factory": "teachers/cifar10/teacher.py:build_teacher",
-        "weights": "teachers/cifar10/teacher.safetensors",
-        "mean": [125.3, 123.0, 113.9],
-        "std": [63.0, 62.1, 66.7],
-    }
-    return TEACHERS.build("module", context, **options)
+    _, teacher = load_study(_TEACHERS_STUDY).config.sources()
+    return opening.open_teacher(
+        teacher, data, np.empty(0, np.int64),  # it is trained already
+        data_root=opening.data_root(None), cache=opening.cache_dir(), device=device, seed=0,
+    )  # fmt: skip
 
 
 def recipe(batch_size: int, epochs: int = 1) -> Recipe:

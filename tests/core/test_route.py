@@ -6,6 +6,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
+from toy_space import LADDERS, SPACE, macs
 
 from kdnas.core.route import (
     ENOUGH_EPOCHS,
@@ -20,7 +21,7 @@ from kdnas.core.route import (
     tuning_epochs,
 )
 from kdnas.core.schedule import Ladders
-from kdnas.core.space import Choice, Condition, SearchSpace
+from kdnas.core.space import Condition
 
 STUDENT = Scored("student", 0.60, 1_000)
 FRONT = (Scored("small", 0.70, 3_000), Scored("middle", 0.75, 8_000), Scored("large", 0.82, 27_000))
@@ -126,31 +127,14 @@ def test_tuning_epochs():
     assert supernet_epochs(replace(FACTS, epochs=1)) == 0.0
 
 
-SPACE = SearchSpace(
-    "toy",
-    "resnet",
-    (
-        Choice("stem_width", (2, 8, 4)),
-        Choice("stage1.depth", (0, 1, 2)),
-        Choice("stage1.width", (4, 16)),
-        Choice("stage1.skip", ("identity", "none", "projection")),
-    ),
-    conditions=tuple(Condition(f"stage1.{part}", "stage1.depth", (1, 2)) for part in ("width", "skip")),
+CONDITIONAL = replace(
+    SPACE, conditions=tuple(Condition(f"stage1.{part}", "stage1.depth", (1, 2)) for part in ("width", "skip"))
 )
-
-
-def macs(assignment) -> int:
-    depth, width, stem = assignment["stage1.depth"], assignment["stage1.width"], assignment["stem_width"]
-    projection = 5 if assignment["stage1.skip"] == "projection" and depth else 0
-    return 10 * stem + depth * (width * stem + width * width) + projection
-
-
-LADDERS = Ladders.of(SPACE, macs)
 
 
 def test_the_space_ends_with_the_student():
     student = {"stem_width": 4, "stage1.depth": 1, "stage1.width": 4, "stage1.skip": "none"}
-    down = space_down_to(SPACE, LADDERS, student)
+    down = space_down_to(CONDITIONAL, LADDERS, student)
     assert {choice.name: choice.values for choice in down.choices} == {
         "stem_width": (8, 4),
         "stage1.depth": (2, 1),
@@ -164,11 +148,11 @@ def test_the_space_ends_with_the_student():
 
 def test_choices_that_the_student_does_not_have_stay_at_the_largest():
     student = {"stem_width": 2, "stage1.depth": 0, "stage1.width": 4, "stage1.skip": "none"}
-    down = space_down_to(SPACE, LADDERS, student)
+    down = space_down_to(CONDITIONAL, LADDERS, student)
     domains = {choice.name: choice.values for choice in down.choices}
     assert domains["stage1.depth"] == (2, 1, 0)
     assert (domains["stage1.width"], domains["stage1.skip"]) == ((16,), ("projection",))
-    assert space_down_to(SPACE, LADDERS, LADDERS.largest).count() == 1
+    assert space_down_to(CONDITIONAL, LADDERS, LADDERS.largest).count() == 1
 
 
 def test_weights_that_are_there_are_used():

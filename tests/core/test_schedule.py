@@ -6,11 +6,11 @@ import json
 import math
 
 import pytest
+from toy_space import LADDERS, SPACE, macs
 
 from kdnas.core.schedule import (
     Check,
     FinishedStage,
-    Ladders,
     Panel,
     Probe,
     Schedule,
@@ -22,28 +22,6 @@ from kdnas.core.schedule import (
     stalled,
     teacher_gap,
 )
-from kdnas.core.space import Choice, SearchSpace
-
-SPACE = SearchSpace(
-    "toy",
-    "resnet",
-    (
-        Choice("stem_width", (2, 8, 4)),
-        Choice("stage1.depth", (0, 1, 2)),
-        Choice("stage1.width", (4, 16)),
-        Choice("stage1.skip", ("identity", "none", "projection")),
-    ),
-)
-
-
-def macs(assignment) -> int:
-    """Convolutions of a made-up network, in which the stage costs nothing where it is left out."""
-    depth, width, stem = assignment["stage1.depth"], assignment["stage1.width"], assignment["stem_width"]
-    projection = 5 if assignment["stage1.skip"] == "projection" and depth else 0
-    return 10 * stem + depth * (width * stem + width * width) + projection
-
-
-LADDERS = Ladders.of(SPACE, macs)
 
 
 def test_ladders_go_down_from_the_largest_subnet():
