@@ -227,10 +227,11 @@ class Stage:
     `annealing` "training": the learning rate follows one cosine over the whole budget; "stage": one of its own over the
     stage's share. `subnets` are trained in every step, or with `in_turn` one of them in each step, which lets the same
     work make more updates; with `sandwich` two of them are the largest and the smallest.
-    `sampling` "front" draws the others by MACs and looks for those near the front. `sort_channels`: channels were
-    sorted by importance before the stage. `watched`: its largest and smallest subnet are scored at every check.
-    `judged`: the panel is scored at its end, on behalf of the `mode` of training that the stage tries. `reason`, `gap`,
-    `gains` and `probes` say why the stage is what it is.
+    `sampling` "front" draws the others by MACs and looks for those near the front. With `growth` they are small at
+    first: their bound of MACs rises from the smallest subnet's to the largest's over that part of the stage.
+    `sort_channels`: channels were sorted by importance before the stage. `watched`: its largest and smallest subnet are
+    scored at every check. `judged`: the panel is scored at its end, on behalf of the `mode` of training that the stage
+    tries. `reason`, `gap`, `gains` and `probes` say why the stage is what it is.
     """
 
     name: str
@@ -242,6 +243,7 @@ class Stage:
     sandwich: bool = False
     in_turn: bool = False
     sampling: Literal["uniform", "front"] = "uniform"
+    growth: float = 0.0
     kd_weight: float = 1.0
     sort_channels: bool = False
     watched: bool = False
@@ -251,6 +253,11 @@ class Stage:
     gap: float | None = None
     gains: Mapping[str, float] = field(default_factory=dict)
     probes: tuple[Probe, ...] = ()
+
+    def most_macs(self, smallest: int, largest: int, done: float) -> float:
+        """Return how many MACs a random subnet may have once the share `done` of the stage is spent."""
+        grown = done / self.growth if self.growth else 1.0
+        return smallest + (largest - smallest) * min(1.0, grown)
 
 
 @dataclass(frozen=True)
@@ -286,6 +293,8 @@ class FinishedStage:
         stage = Stage(**record, probes=tuple(Probe(**probe) for probe in probes))
         if stage.annealing not in ("training", "stage") or stage.sampling not in ("uniform", "front"):
             raise ValueError(f"stage {stage.name}: annealing {stage.annealing!r}, sampling {stage.sampling!r}")
+        if not 0.0 <= stage.growth <= 1.0:
+            raise ValueError(f"stage {stage.name}: growth {stage.growth!r} is no share")
         allowed = {name: tuple(values) for name, values in stage.allowed.items()}
         measured = None if panel is None else Panel(**panel)
         return cls(replace(stage, allowed=allowed), checks=checks, panel=measured, **own)

@@ -92,9 +92,11 @@ def begins(recorded: Schedule) -> list[float]:
 
 
 def subnets_in_words(stage: Stage) -> str:
-    """Return how many subnets a step trains: "4 (sandwich)", "1 of 4 in turn"."""
+    """Return how many subnets a step trains: "4 (sandwich)", "1 of 4 in turn", "1, small ones first"."""
     if stage.in_turn:
         return f"1 of {stage.subnets} in turn"
+    if stage.growth:
+        return f"{stage.subnets}, small ones first"
     return f"{stage.subnets}{' (sandwich)' if stage.sandwich else ''}"
 
 

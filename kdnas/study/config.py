@@ -92,7 +92,10 @@ class Rung(Section):
 
 
 class SupernetConfig(SupernetSettings):
-    """The supernet of a search whose evaluators share weights: trained once a run, by `training` and `distillation`."""
+    """The supernet of a search whose evaluators share weights: trained once a run, by `training` and `distillation`.
+
+    It learns at the data's own resolution, whatever `training.resolution_fraction` is, and at `resolutions`.
+    """
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 20
     """Its budget: the work of so many epochs of the largest student."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -114,18 +114,22 @@ def hypervolume(run: RunRecord) -> float | None:
     return volumes.hypervolume(minimised([member.values for member in front(run)], run.objectives), reference)
 
 
-def hypervolume_over_time(run: RunRecord) -> list[tuple[int, float, float]]:
+def hypervolume_over_time(
+    run: RunRecord, trials: Iterable[TrialRecord] | None = None
+) -> list[tuple[int, float, float]]:
     """Return (trial number, seconds since the first trial began, hypervolume) after each complete trial, in end order.
 
-    Made of the search's own scores of one fidelity (`comparable`), so that its points can be compared: retraining does
-    not enter. What training a supernet took before is in the seconds. Empty while the reference point is not known.
+    Made of the search's own scores: those of `trials`, by default of one fidelity (`comparable`), so that its points
+    can be compared. Retraining does not enter. What training a supernet took before is in the seconds. Empty while the
+    reference point is not known.
     """
     reference = _reference(run)
     if reference is None:
         return []
+    measured = [(trial, measured_values(trial)) for trial in (comparable(run) if trials is None else trials)]
     scored = [
         (trial, values)
-        for trial, values in ((trial, measured_values(trial)) for trial in comparable(run))
+        for trial, values in measured
         if all(math.isfinite(values.get(objective.name, math.nan)) for objective in run.objectives)
     ]
     begun = min((trial.started for trial in run.trials if trial.started is not None), default=None)

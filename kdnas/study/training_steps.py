@@ -60,6 +60,7 @@ class Progress:
 class StepResult:
     """A finished step: the network that it gives, in eval mode, and its accuracy on the validation split.
 
+    The accuracy is computed in float32, as exported students are used, whatever the training's precision is.
     `schedule` has the stages of a supernet as they went; `train_seconds` include what came before a resume.
     """
 
@@ -139,7 +140,7 @@ class _Work:
             network,
             teacher,
             ground.train,
-            ground.validation,
+            None,
             self.recipe(step.epochs, step.learning_rate),
             data=ground.data,
             seed=seed,
@@ -149,8 +150,8 @@ class _Work:
             checkpoint=self.folder / CHECKPOINT_FILE,
         )
         watch.rewrite(trained.history)
-        assert trained.accuracy is not None  # distil was given a validation split
-        return StepResult(trained.network, trained.accuracy, trained.train_seconds)
+        seen = accuracy(ground.on_pixels(trained.network), ground.validation)
+        return StepResult(trained.network.eval(), seen, trained.train_seconds)
 
     def supernet(self, step: SupernetStep, budget: int) -> StepResult:
         """Train the step's supernet and cut its smallest network out."""

@@ -150,7 +150,7 @@ def open_teaching(
     example = torch.zeros(2, *data.task.input_shape, device=device)
     shapes = output_shapes(teacher.module, teacher.stages, teacher.classifier, example)
     training = recipe.training
-    bfloat16 = _computes_in_bfloat16(training, device)
+    bfloat16 = computes_in_bfloat16(training, device)
     cache = None
     if teacher_cache is not None:
         key = views_key(
@@ -207,13 +207,14 @@ def open_lesson(
         criterion,
         build_optimizer((network, criterion), recipe.training),
         recipe.training,
-        bfloat16=_computes_in_bfloat16(recipe.training, device),
+        bfloat16=computes_in_bfloat16(recipe.training, device),
         device=device,
         recorder=recorder_for(device) if graphs else None,
     )
 
 
-def _computes_in_bfloat16(training: Training, device: torch.device) -> bool:
+def computes_in_bfloat16(training: Training, device: torch.device) -> bool:
+    """Return whether a student is trained, and scored at the end, in bfloat16 on `device`."""
     return training.precision == "bfloat16" or (training.precision == "auto" and bfloat16_pays(device))
 
 

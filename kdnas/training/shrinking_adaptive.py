@@ -29,8 +29,9 @@ _WORTH = 5.0
 class Adaptive(Policy):
     """Tries modes of training in a short race on the one set of weights, and goes on with the best.
 
-    The modes, those trusted most first: everything is allowed from the start, and subnets learn at random, in turn, or
-    together; or the largest learns alone and the others are unlocked later (`_modes`). After a start in the first
+    The modes, those trusted most first: everything is allowed from the start, and random subnets learn, small ones
+    first, or of any size, or several in turn, or together; or the largest learns alone and the others are unlocked
+    later (`_modes`). After a start in the first
     mode, each is tried for a stage, then each again in the opposite order, which cancels that progress slows down. The
     best lowers the panel's loss most per MAC. None of this is wasted: all stages train the same weights. As many modes
     race as the budget affords: a stage must be worth `race_steps` steps, and a quarter of the race may be measuring. On
@@ -162,6 +163,7 @@ def _modes(ladders: Ladders, settings: Shrinking) -> tuple[Stage, ...]:
     at_random = Stage("everything", ladders.values, 1.0, sampling=settings.sampling, mode="at random")
     sandwich = replace(at_random, sandwich=True)
     return (
+        replace(at_random, growth=settings.growing_share, mode="growing"),
         at_random,
         replace(sandwich, subnets=2 * settings.subnets, in_turn=True, mode="in turn"),
         replace(sandwich, subnets=settings.subnets, mode="together"),

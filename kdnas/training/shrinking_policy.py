@@ -23,6 +23,8 @@ class Shrinking(Section):
     """adaptive: spent on trying the modes of training."""
     race_steps: Annotated[float, Field(ge=0.0)] = 8.0
     """adaptive: a mode is tried for as much work as so many steps of `subnets` subnets are, at least."""
+    growing_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """adaptive: subnets that grow from the smallest on may be as large as any after this share of a stage."""
     unlock_by: Literal["dimension", "choice"] = "dimension"
     """adaptive: unlock a dimension's next values in all stages of the network together, or in one at a time."""
     first_share: Fraction = 0.2

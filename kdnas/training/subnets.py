@@ -78,6 +78,17 @@ class ElasticSpace:
         """Draw an assignment, every choice uniform over its allowed values."""
         return {name: values[rng.integers(len(values))] for name, values in allowed.items()}
 
+    def within(
+        self, assignment: Assignment, most_macs: float, smallest: Assignment, rng: np.random.Generator
+    ) -> Assignment:
+        """Return `assignment` with as many choices, in random order, set to `smallest`'s as the bound asks for."""
+        fitting = dict(assignment)
+        for name in map(str, rng.permutation(list(fitting))):
+            if self.price(fitting) <= most_macs:
+                break
+            fitting[name] = smallest[name]
+        return fitting
+
 
 class FrontSampler:
     """Draws subnets evenly over the logarithm of their MACs, some of them near the accuracy-cost front.

@@ -159,9 +159,13 @@ class SupernetRun:
         plan, allowed = stage.plan, stage.plan.allowed
         if plan.sandwich and place < 2:
             return self._ladders.smallest(allowed) if place else self._ladders.largest
+        smallest, largest = stage.bounds
+        most = plan.most_macs(smallest, largest, (self.spent - stage.spent_before) / plan.share)
         if plan.sampling == "front":
-            return self._sampler.draw(allowed, stage.bounds, rng)
-        return self._space.draw(allowed, rng)
+            drawn = self._sampler.draw(allowed, (smallest, int(most)), rng)
+        else:
+            drawn = self._space.draw(allowed, rng)
+        return drawn if most >= largest else self._space.within(drawn, most, self._ladders.smallest(allowed), rng)
 
     def _check(self) -> Check:
         """Score the stage's largest and smallest subnet."""

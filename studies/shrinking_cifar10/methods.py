@@ -1,7 +1,8 @@
 """The methods: each spends the same budget and gives three students.
 
-What is counted: 3 x MACs for each image that a student is trained on, 1 x for each image that a policy measures on. The
-fixed teacher's answers are kept and shared by all, so they are counted for nobody; nor are an assistant's.
+What is counted: 3 x MACs for each image that a student is trained on, 1 x for each image that a policy measures on. All
+methods but `alone` ask the fixed teacher about the same views, `epochs` of each image, and its answers are kept: they
+are counted for nobody; nor are an assistant's.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.distil import distil
 from kdnas.training.evaluation import accuracy
+from kdnas.training.inherit import inherit
 from kdnas.training.recipe import Recipe
 from kdnas.training.shrinking import Shrinking
 from kdnas.training.subnets import SubnetSpec
@@ -59,6 +61,20 @@ def alone(bench: Bench, seed: int) -> Outcome:
     return _each(bench, seed, {size: int(share // macs[size]) for size in SIZES}, bench.teacher)
 
 
+def inherited(bench: Bench, seed: int) -> Outcome:
+    """Return each target distilled as in `direct`, the middle one from the large one's weights, the small from its."""
+    outcome, larger = Outcome(), None
+    for size in reversed(SIZES):
+        student = bench.build(size, seed)
+        if larger is not None:
+            source = outcome.students[larger].eval()
+            inherit(student, ARCHS[size], source, ARCHS[larger], bench.normalised_images())
+        recipe = bench.setting.recipe(bench.setting.epochs)
+        outcome.spent_macs += _train(bench, size, student, bench.teacher, recipe, seed)
+        outcome.students[size], larger = student, size
+    return outcome
+
+
 def chain(bench: Bench, seed: int) -> Outcome:
     """Return the large target distilled from the teacher, the middle one from the large one, the small from that.
 
@@ -80,11 +96,12 @@ def shared(policy: str) -> Callable[[Bench, int], Outcome]:
 
     def method(bench: Bench, seed: int) -> Outcome:
         setting = bench.setting
+        settings = SupernetSettings(shrinking=Shrinking(policy=policy), views=setting.epochs)  # type: ignore[arg-type]
         torch.manual_seed(derive_seed(seed, "weights", "supernet"))
         supernet = STUDENTS.build(bench.space.family).supernet(bench.space, bench.data.task)
         trained = train_supernet(
             supernet, bench.space, bench.teacher, bench.train, bench.validation,
-            setting.recipe(setting.epochs), SupernetSettings(shrinking=Shrinking(policy=policy)),  # type: ignore[arg-type]
+            setting.recipe(setting.epochs), settings,
             budget_macs=setting.budget(bench.macs) - setting.fine_tuning(bench.macs),
             data=bench.data, seed=seed, view_seed=VIEW_SEED, device=bench.device, teacher_cache=bench.cache,
         )  # fmt: skip
@@ -104,6 +121,7 @@ def shared(policy: str) -> Callable[[Bench, int], Outcome]:
 METHODS: Mapping[str, Callable[[Bench, int], Outcome]] = {
     "direct": direct,
     "cross_entropy": cross_entropy,
+    "inherited": inherited,
     "chain": chain,
     **{policy: shared(policy) for policy in POLICIES},
     "alone": alone,

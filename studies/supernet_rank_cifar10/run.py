@@ -52,7 +52,7 @@ class Setting:
     finetune_epochs: int = 1
     scratch_epochs: int = 3
     reference_epochs: int = 12
-    seeds: int = 3
+    seeds: int = 2
     supernet_views: int | None = 8
     score_images: int = 1000
     batch_size: int = 64
@@ -68,6 +68,7 @@ class Setting:
             f"supernet.epochs={self.supernet_epochs}",
             f"supernet.views={'null' if self.supernet_views is None else self.supernet_views}",
             f"supernet.score_images={self.score_images}",
+            "final.evaluator=scratch",
             f"final.epochs={self.reference_epochs}",
             f"final.data_fraction={self.data_fraction}",
             f"final.seeds={self.seeds}",

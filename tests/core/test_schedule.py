@@ -142,6 +142,12 @@ def test_gains_are_how_often_the_loss_was_halved_per_share_spent_on_a_mode():
     assert gains(history[:1]) == {}
 
 
+def test_random_subnets_may_grow_over_a_part_of_the_stage():
+    stage = Stage("everything", LADDERS.values, 1.0, growth=0.5)
+    assert [stage.most_macs(10, 30, done) for done in (0.0, 0.25, 0.5, 0.9)] == [10, 20, 30, 30]
+    assert Stage("everything", LADDERS.values, 1.0).most_macs(10, 30, 0.0) == 30
+
+
 def schedule() -> Schedule:
     probes = (
         Probe("depth", {"stage1.depth": 1}, 0.8, 0.1, 0.45),
@@ -151,8 +157,9 @@ def schedule() -> Schedule:
     first = FinishedStage(largest, 0, 12, 0.31, "spent", (Check(12, 0.3, 0.9, 0.9),), Panel(0.1, 0.5, 0.9, 1.5))
     allowed = {**LADDERS.only_largest, "stage1.depth": (2, 1)}
     stage = Stage(
-        "1 depth", allowed, 0.7, 0.5, "stage", 3, sandwich=True, in_turn=True, sampling="front", kd_weight=0.75,
-        sort_channels=True, watched=True, reason="cheapest", gap=0.1, gains={"in turn": 2.0}, probes=probes,
+        "1 depth", allowed, 0.7, 0.5, "stage", 3, sandwich=True, in_turn=True, sampling="front", growth=0.25,
+        kd_weight=0.75, sort_channels=True, watched=True, reason="cheapest", gap=0.1, gains={"in turn": 2.0},
+        probes=probes,
     )  # fmt: skip
     return Schedule("adaptive", "toy", "resnet", 10**15, (first, FinishedStage(stage, 12, 30, 0.69, "over")))
 
@@ -164,7 +171,7 @@ def test_a_schedule_survives_its_plain_form():
     assert plain["stages"][1]["probes"][1]["cost"] is None
 
 
-@pytest.mark.parametrize("damage", [("annealing", "daily"), ("sampling", "best"), ("colour", 1)])
+@pytest.mark.parametrize("damage", [("annealing", "daily"), ("sampling", "best"), ("growth", 1.5), ("colour", 1)])
 def test_a_damaged_plain_form_is_refused(damage):
     plain = schedule().as_dict()
     plain["stages"][0][damage[0]] = damage[1]

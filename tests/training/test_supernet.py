@@ -420,6 +420,42 @@ def test_front_sampling_is_even_over_macs_and_prefers_what_was_good(data):
     assert len(sampler.observations) == 256
 
 
+def test_an_assignment_is_made_as_small_as_a_bound_asks_for(data):
+    space = ElasticSpace(RESNET, STUDENTS.build("resnet"), data.task)
+    ladders = Ladders.of(space.space, space.price)
+    smallest, rng = ladders.smallest(ladders.values), np.random.default_rng(0)
+    low, high = space.price(smallest), space.price(ladders.largest)
+    for most in np.linspace(low, high, 7):
+        drawn = [space.draw(ladders.values, rng) for _ in range(40)]
+        fitting = [space.within(one, most, smallest, rng) for one in drawn]
+        assert all(space.price(one) <= most for one in fitting)
+        assert all(now == one for one, now in zip(drawn, fitting, strict=True) if space.price(one) <= most)
+        kept = [{name for name in one if now[name] == one[name]} for one, now in zip(drawn, fitting, strict=True)]
+        assert most in (low, high) or len({tuple(sorted(names)) for names in kept}) > 1  # not always the same choices
+    assert fitting == drawn
+
+
+def test_growing_subnets_are_small_at_first(data, teacher, monkeypatch):
+    """On a budget too small for a race, adaptive trains subnets that grow."""
+    elastic = ElasticSpace(RESNET, STUDENTS.build("resnet"), data.task)
+    ladders = Ladders.of(elastic.space, elastic.price)
+    sizes: list[int] = []
+    backward = SubnetLesson.backward
+
+    def noted(self, specs, *rest):
+        sizes.extend(map(elastic.macs, specs))
+        return backward(self, specs, *rest)
+
+    monkeypatch.setattr(SubnetLesson, "backward", noted)
+    (only,) = run(data, teacher, policy="adaptive", shrinking={"race_steps": 1e6}).schedule.stages
+    assert only.stage.mode == "growing"
+    low, high = elastic.price(ladders.smallest(ladders.values)), elastic.price(ladders.largest)
+    spent = np.cumsum([0, *sizes[:-1]]) / sum(sizes)
+    assert sizes[0] == low
+    assert all(size <= low + (high - low) * done * 1.2 + 1 for size, done in zip(sizes, spent, strict=True))
+    assert np.mean(sizes[: len(sizes) // 3]) < 0.7 * np.mean(sizes[-len(sizes) // 3 :])
+
+
 def test_inherited_supernets_start_as_the_teacher(data, teacher):
     supernet = supernet_of(RESNET, data)
     report = inherit_supernet(supernet, ARCH, teacher.module.network, ARCH, normalised(data, 300))

@@ -137,10 +137,14 @@ def named_costs(config: StudyConfig) -> list[str]:
 
 
 class Curve:
-    """Called at each epoch's end: notes the validation accuracy after those that are to be looked at."""
+    """Called at each epoch's end: notes the validation accuracy after those that are to be looked at.
 
-    def __init__(self, bench: Bench, module: nn.Module, looks: tuple[int, ...]):
+    `bfloat16`: computed so, as the score at the end of a training that is.
+    """
+
+    def __init__(self, bench: Bench, module: nn.Module, looks: tuple[int, ...], *, bfloat16: bool):
         self._bench = bench
+        self._bfloat16 = bfloat16
         self._module = module
         self._looks = looks
         self.points: list[tuple[int, float]] = []
@@ -149,4 +153,4 @@ class Curve:
         if record.epoch in self._looks:
             bench = self._bench
             network = Normalised(self._module, bench.data.channel_mean, bench.data.channel_std).to(bench.device)
-            self.points.append((record.epoch, accuracy(network, bench.validation)))
+            self.points.append((record.epoch, accuracy(network, bench.validation, bfloat16=self._bfloat16)))

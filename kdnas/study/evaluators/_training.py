@@ -39,6 +39,7 @@ from kdnas.study.teacher_check import report_teacher, teacher_test_accuracy
 from kdnas.training.batches import Batches
 from kdnas.training.distil import EpochRecord, Trained
 from kdnas.training.evaluation import accuracy
+from kdnas.training.lesson import computes_in_bfloat16
 from kdnas.training.teacher_cache import TeacherCache
 from kdnas.training.teaching import why_live
 from kdnas.training.top_logits import truncation_error
@@ -225,7 +226,8 @@ class TrainingEvaluator(Evaluator):
         broken = breaches(values, self.context.config.bounds, known_only=True)
         if broken:
             result["infeasible"] = f"breaks {'; '.join(broken)}"
-        return Begun(job, module, Curve(bench, module, job.looks), result)
+        curve = Curve(bench, module, job.looks, bfloat16=computes_in_bfloat16(job.recipe.training, bench.device))
+        return Begun(job, module, curve, result)
 
     def _conclude(self, begun: Begun, trained: Trained) -> dict[str, Any]:
         """Return the plain result of a student that has been trained."""
