@@ -121,11 +121,11 @@ def test_the_race_shows_what_the_largest_alone_is_worth_to_the_others(resnet):
     ("measure", "raced"),
     [
         *[({"panel": panel}, raced) for panel, raced in [(0.0035, 5), (0.0043, 4), (0.0056, 3), (0.0081, 0)]],
-        *[({"step_share": step}, raced) for step, raced in [(0.0015, 5), (0.0022, 4), (0.0028, 3), (0.0041, 0)]],
+        *[({"step_share": step}, raced) for step, raced in [(0.0003, 5), (0.00044, 4), (0.00056, 3), (0.00082, 0)]],
     ],
 )
 def test_as_many_modes_race_as_the_budget_affords(resnet, measure, raced):
-    """In 0.16 of the budget a quarter may be measuring, and a stage is worth eight steps."""
+    """In 0.16 of the budget a quarter may be measuring, and a stage is worth forty steps."""
     history = play(policy_of(Shrinking(), resnet), rates={"at random": 1.2}, tick=0.001, **measure)
     assert [item.stage.mode for item in history if item.stage.judged][1 : raced + 1] == list(TRUSTED[:raced])
     stages = {5: 13, 4: 9, 3: 7, 0: 0}[raced]
