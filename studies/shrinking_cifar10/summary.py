@@ -21,7 +21,7 @@ Records = Sequence[Mapping[str, Any]]
 WORDS = {
     "direct": "direct KD",
     "cross_entropy": "cross entropy alone",
-    "inherited": "direct KD, weights inherited from the larger target",
+    "inherited": "direct KD, inherited weights",
     "chain": "assistant chain",
     "once_for_all": "Once-for-All's phases",
     "sandwich": "sandwich",
