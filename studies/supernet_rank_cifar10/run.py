@@ -48,12 +48,12 @@ class Setting:
 
     archs: int = 16
     data_fraction: float = 0.2
-    supernet_epochs: int = 24
+    supernet_epochs: int = 4
     finetune_epochs: int = 1
     scratch_epochs: int = 3
     reference_epochs: int = 12
     seeds: int = 2
-    supernet_views: int | None = 8
+    supernet_views: int | None = 4
     score_images: int = 1000
     batch_size: int = 64
 
