@@ -22,8 +22,8 @@ class Shrinking(Section):
     race_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.16
     """adaptive: spent on trying the modes of training."""
     race_steps: Annotated[float, Field(ge=0.0)] = 40.0
-    """adaptive: a mode is tried for as much work as so many steps of `subnets` subnets are, at least. Shorter races have
-    chosen by luck."""
+    """adaptive: a mode is tried for as much work as so many steps of `subnets` subnets are, at least. Shorter races
+    have chosen by luck."""
     growing_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """adaptive: subnets that grow from the smallest on may be as large as any after this share of a stage."""
     unlock_by: Literal["dimension", "choice"] = "dimension"
