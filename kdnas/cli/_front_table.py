@@ -12,7 +12,7 @@ from kdnas.report.wording import label, shown, shown_interval
 from kdnas.study.front import front, indistinguishable, knee_of
 from kdnas.study.records import FrontMember, RunRecord
 
-_WIDE = 130
+_WIDE = 180
 """Columns of a terminal from which a student's choices fit beside its numbers."""
 
 
@@ -35,7 +35,7 @@ def front_table(run: RunRecord, width: int, rows: int | None = None) -> Table:
     for heading in ("accuracy", *(["on test"] if retrained else []), "MACs", "params", *map(label, others)):
         table.add_column(heading, justify="right", no_wrap=True)
     if width >= _WIDE:
-        table.add_column("choices in which they differ", no_wrap=True, overflow="ellipsis")
+        table.add_column("choices in which they differ", overflow="fold")  # the numbers stay whole
     for member in _spread(members, rows, knee):
         test = [shown_interval("accuracy", member.test_accuracy, member.test_accuracy_ci95)] if retrained else []
         table.add_row(

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from kdnas.cli._front_table import front_table
 from kdnas.core.objective import breaches
-from kdnas.report.summary import supernet_in_words
+from kdnas.report.summary import near_chance, supernet_in_words
 from kdnas.report.wording import duration, shown
 from kdnas.study.events import (
     Event,
@@ -311,6 +311,8 @@ def _print_result(console: Console, run: RunRecord, written: Sequence[Path]) -> 
             + (f", mean of {seeds} trainings ± 95 %" if seeds > 1 else "")
         )
         console.print(front_table(run, console.width))
+        if told := near_chance(run):
+            console.print(told, markup=False)
         volume = hypervolume(run)
         point = ", ".join(f"{name} {value:.6g}" for name, value in run.reference_point.items())
         console.print(f"hypervolume {volume:.6g} below ({point})" if volume is not None else "", markup=False)

@@ -31,16 +31,16 @@ def command(
 
     from kdnas.cli._front_table import front_table
     from kdnas.report.audit import trust_line
-    from kdnas.report.summary import distinguishing, highlights, progress
+    from kdnas.report.summary import distinguishing, highlights, near_chance, progress
     from kdnas.study.front import front
 
     console = Console(highlight=False)
     console.print(progress(record), markup=False)
     if not front(record):
-        console.print("There is no front yet: no scored student meets every constraint.", markup=False)
+        console.print("There is no front yet: no student was scored that meets every constraint.", markup=False)
         return
     console.print(front_table(record, console.width))
-    if told := distinguishing(record):
+    for told in filter(None, (near_chance(record), distinguishing(record))):
         console.print(told, markup=False)
     for title, member, sentence in highlights(record):
         console.print(f"{title}: {member.trial.arch.arch_id}. {sentence}", markup=False)

@@ -218,7 +218,7 @@ training:
   weight_decay: 5.0e-4
   warmup_fraction: 0.1
   # clip_norm: 1.0
-  precision: auto  # bfloat16 where the processor computes it natively, else float32
+  precision: auto  # bfloat16 where this processor trains faster in it, else float32
   augmentation:
     flip: true  # not where left and right matter, as in digits
     crop_padding: 4  # pixels; 0 for none
@@ -245,14 +245,16 @@ sampler: auto  # by budget and objectives; kdnas list samplers
 executor:
   type: local  # workers: one a core, or one a GPU, unless stated
   per_device: 1  # students trained at once on a GPU; auto measures how many pay
-# rungs: [{{epochs: 2}}, {{epochs: 6}}]  # lowest first; the promising students of one are trained on at the next
-# rungs: [{{epochs: 4, resolution_fraction: 0.5}}, {{epochs: 6}}]  # or data_fraction: then they are trained anew
+# Lowest first, the last one as `training` above; the promising students of one are trained on at the next. A budget of
+# trials counts the scores of all rungs.
+# rungs: [{{epochs: 2}}, {{epochs: 5}}]
+# rungs: [{{epochs: 4, resolution_fraction: 0.5}}, {{epochs: 5}}]  # or data_fraction: then they are trained anew
 # promotion:
 #   rule: rank  # who is promising: rank, moasha, halving
 #   eta: 3  # one of so many goes on; by default the step between rungs
 # evaluator: scratch  # where a score comes from: a brief training; kdnas list evaluators
 # One supernet, trained first, scores hundreds of students without training; the promising ones are trained as before:
-# rungs: [{{evaluator: supernet}}, {{evaluator: finetune, epochs: 2}}, {{epochs: 8}}]
+# rungs: [{{evaluator: supernet}}, {{evaluator: finetune, epochs: 2}}, {{epochs: 5}}]
 # supernet:
 #   epochs: 20  # of training, counted in epochs of its largest student
 #   score_images: 1000  # validation images of a score; all of them unless stated

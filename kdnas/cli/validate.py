@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from kdnas.study.loading import LoadedStudy
 
 
+_MISSING = "MISSING"
+
+
 def command(
     study: StudyPath,
     overrides: Overrides = None,
@@ -57,7 +60,8 @@ def command(
     width = max(map(len, facts))
     for name, value in facts.items():
         typer.echo(f"{name.replace('_', ' '):<{width}}  {_text(value)}")
-    typer.echo("ok")
+    missing = sum(_MISSING in file for file in facts["files"])
+    typer.echo("ok" if not missing else f"ok, but {missing} of the files {'is' if missing == 1 else 'are'} missing")
 
 
 def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
@@ -91,11 +95,11 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
         f"{' or '.join(fidelity.words for fidelity in config.fidelities)}, at most {budget.trial_time_limit_s:g} s",
         "final": f"up to {final.max_students} students retrained with {final.seeds} seeds, "
         f"{config.final_fidelity.words}",
-        "export": [f"{config.export.pick}:", *config.export.formats] if config.export.formats else [],
+        "export": f"{config.export.pick} as {', '.join(config.export.formats)}" if config.export.formats else "nothing",
         "data_root": str(root.absolute()),
         "cache": str(cache_dir()),
         "files": [
-            f"{path} ({'there' if path.exists() else 'MISSING'})" for path in _named_files(loaded, root.absolute())
+            f"{path} ({'there' if path.exists() else _MISSING})" for path in _named_files(loaded, root.absolute())
         ],
     }
 

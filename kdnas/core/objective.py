@@ -61,7 +61,7 @@ def parse_constraint(text: str) -> Constraint:
         if not math.isfinite(bound):
             raise ValueError
     except ValueError:
-        raise ValueError(f"{text!r} is not a bound such as 'macs<=10e6' or 'accuracy>=0.9'") from None
+        raise ValueError(f"{text!r} is not a bound such as 'macs<=10e6' or 'params<=1M'") from None
     return Constraint(match[1], match[2], bound)  # type: ignore[arg-type]
 
 

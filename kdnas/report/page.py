@@ -168,7 +168,7 @@ def _tables(run: RunRecord) -> str:
     hint = '<p class="lead">The numbers of front.csv and trials.csv. A click on a column’s name sorts by it.</p>'
     parts = []
     if members:
-        test = f'<p class="lead">{_text(summary.distinguishing(run))}</p>'
+        test = f'<p class="lead">{_text(f"{summary.near_chance(run)} {summary.distinguishing(run)}".strip())}</p>'
         parts.append(f"<h2>The front</h2>{hint}" + _table(front_table(run), "Students of the front", knee) + test)
     parts.append("<h2>All trials</h2>" + _table(trials_table(run), "All trials with the search’s scores", set()))
     return f"<section>{''.join(parts)}</section>"

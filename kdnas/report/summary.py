@@ -12,6 +12,8 @@ from kdnas.study.front import SHORTEST_PREFIX, SIGNIFICANCE, best_of, front, hyp
 from kdnas.study.records import FrontMember, RunRecord, SupernetRecord
 
 _NAMED_PAIRS = 6
+NEAR_CHANCE = 0.05
+"""An accuracy so little above that of always guessing alike is no success."""
 
 
 def what_was_searched(run: RunRecord) -> str:
@@ -109,6 +111,20 @@ def against_teacher(run: RunRecord, member: FrontMember) -> str:
     costs = [name for name in ("macs", "latency_ms") if name in member.values and teacher.values.get(name)]
     shares = [f"{fraction_of(member.values[name], teacher.values[name])} of its {label(name)}" for name in costs]
     return f"{text} at {' and '.join(shares)}." if shares else f"{text}."
+
+
+def near_chance(run: RunRecord) -> str:
+    """Return which members of the front are hardly better than guessing, at most `NEAR_CHANCE` above; else empty."""
+    guess = run.reference_point.get("accuracy")
+    members = front(run)
+    poor = [member for member in members if guess is not None and member.values["accuracy"] <= guess + NEAR_CHANCE]
+    if guess is None or not poor:
+        return ""
+    named = ", ".join(_brief_id(member, members) for member in poor)
+    return (
+        f"Hardly better than guessing, which has {shown('accuracy', guess)}: {named}. "
+        "Train longer, at another learning rate, or allow larger students."
+    )
 
 
 def distinguishing(run: RunRecord) -> str:

@@ -202,7 +202,7 @@ def _of_run(folder: Path, pick: str | None) -> list[Subject]:
     run = load_run(folder)
     members = [pick_member(run, pick)] if pick is not None else list(front(run))
     if not members:
-        raise ConfigError(Problem(str(folder), "has no front yet: no scored student meets every constraint"))
+        raise ConfigError(Problem(str(folder), "has no front yet: no student was scored that meets every constraint"))
     shape = run.lock.get("data", {}).get("input_shape")
     if shape is None or not run.class_names:
         raise RunFolderError(f"{folder} does not say what its students' images are: they cannot be built")

@@ -52,7 +52,7 @@ class Setting:
     finetune_epochs: int = 1
     scratch_epochs: int = 3
     reference_epochs: int = 12
-    seeds: int = 2
+    seeds: int = 1
     supernet_views: int | None = 4
     score_images: int = 1000
     batch_size: int = 64
@@ -81,7 +81,8 @@ VARIANTS = {
     "quick": Setting(archs=6, data_fraction=0.01, supernet_epochs=3, reference_epochs=4, seeds=2, score_images=500),
     "full": Setting(
         archs=32, data_fraction=1.0, supernet_epochs=60, finetune_epochs=2, scratch_epochs=8, reference_epochs=60,
-        supernet_views=None, score_images=5000, batch_size=128,
+        seeds=3, supernet_views=None, score_images=5000,
+        batch_size=128,
     ),
 }  # fmt: skip
 

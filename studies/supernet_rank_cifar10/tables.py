@@ -94,10 +94,11 @@ def _markdown(
 ) -> str:
     rows = summary.set_index("score")
     brief = rows.loc["scratch"]
+    repeated = "one seed" if len(seeds) == 1 else f"mean of {len(seeds)} seeds"
     lines = [
         f"{len(whole)} students of {whole['macs'].min() / 1e6:.1f} to {whole['macs'].max() / 1e6:.1f} M MACs; "
         f"reference: {setting['reference_epochs']} epochs of {100 * setting['data_fraction']:g} % of the training "
-        f"images from scratch, mean of {len(seeds)} seeds. {machine()['processor']}, one thread a score.",
+        f"images from scratch, {repeated}. {machine()['processor']}, one thread a score.",
         "",
         "| score | Kendall tau with the reference | over params | seconds a score | MACs a score | share of scratch |",
         "|---|---|---|---|---|---|",

@@ -22,7 +22,7 @@ from kdnas.report.page import page
 from kdnas.report.parallel import parallel_figure
 from kdnas.report.picture import front_svg
 from kdnas.report.style import is_log, round_ticks
-from kdnas.report.summary import against_teacher, costs, failures, highlights, trust
+from kdnas.report.summary import against_teacher, costs, failures, highlights, near_chance, trust
 from kdnas.report.tables import front_table, trials_table
 from kdnas.study.front import front, knee_of
 
@@ -104,6 +104,16 @@ def test_accuracy_figure_draws_front_intervals_and_refused_students(full):
     assert traces["teacher"].x[0] == full.teacher.values["macs"]
     assert figure.layout.xaxis.type == "log"
     assert accuracy_figure(full, "latency_ms").drawing.layout.xaxis.type == "linear"
+
+
+def test_a_front_that_only_guesses_is_said_to(full):
+    assert near_chance(full) == ""
+    best = max(member.values["accuracy"] for member in front(full))
+    poor = replace(full, reference_point={**full.reference_point, "accuracy": best - 0.01})
+    told = near_chance(poor)
+    assert told.startswith(f"Hardly better than guessing, which has {100 * (best - 0.01):.2f} %: ")
+    assert all(member.trial.arch.arch_id[:4] in told for member in front(poor))
+    assert told.split(":")[0] in page(poor)
 
 
 def test_the_staircase_rises(full):
