@@ -60,7 +60,7 @@ def command(
     width = max(map(len, facts))
     for name, value in facts.items():
         typer.echo(f"{name.replace('_', ' '):<{width}}  {_text(value)}")
-    missing = sum(_MISSING in file for file in facts["files"])
+    missing = sum(file.endswith(f"({_MISSING})") for file in facts["files"])
     typer.echo("ok" if not missing else f"ok, but {missing} of the files {'is' if missing == 1 else 'are'} missing")
 
 

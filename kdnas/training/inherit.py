@@ -24,14 +24,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdnas.core.arch import Arch
+from kdnas.core.data import ImageData
 from kdnas.core.space import SearchSpace
 from kdnas.core.task import ImageTask
 from kdnas.errors import ConfigError, Problem
 from kdnas.nn.elastic import Layout, Supernet, Unfilled
 from kdnas.nn.matching import match_stages
+from kdnas.nn.normalise import Normalised
 from kdnas.nn.recalibration import recalibrate
 from kdnas.nn.taps import output_shapes, stage_names
 from kdnas.students import STUDENTS, StudentFamily
+from kdnas.training.batches import Batches
+from kdnas.training.recipe import Augmentation
 
 _BLOCK = re.compile(r"stages\.(\d+)\.(\d+)\.(.+)")
 _ELSEWHERE = re.compile(r"(exits|stream)\.(\d+)(.*)")
@@ -90,6 +94,16 @@ def inherit(student: nn.Module, arch: Arch, teacher: nn.Module, teacher_arch: Ar
     recalibrate(student, images.split(256))
     total = sum(parameter.numel() for parameter in student.parameters())
     return Inheritance(copied / total, stages, tuple(blocks), tuple(tuple(influence[t]) for _, t in stages))
+
+
+def images_to_inherit_by(train: Batches, data: ImageData, count: int) -> Tensor:
+    """Return at most `count` of the training images, normalised [B, C, H, W], the same ones each time."""
+    size = min(count, len(train))
+    views = train.epoch(0, batch_size=size, augmentation=Augmentation(), fill=data.channel_mean, seed=0)
+    images = next(iter(views)).images
+    normalise = Normalised(nn.Identity(), data.channel_mean, data.channel_std).to(images.device)
+    normalised: Tensor = normalise(images)
+    return normalised
 
 
 def inherit_supernet(

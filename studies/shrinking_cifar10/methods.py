@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from setting import ARCHS, SIZES, VIEW_SEED, Bench
+from setting import ARCHS, INHERITING, SIZES, VIEW_SEED, Bench
 from torch import nn
 
 from kdnas.core.schedule import Schedule
@@ -24,7 +24,7 @@ from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.distil import distil
 from kdnas.training.evaluation import accuracy
-from kdnas.training.inherit import inherit
+from kdnas.training.inherit import images_to_inherit_by, inherit
 from kdnas.training.recipe import Recipe
 from kdnas.training.shrinking import Shrinking
 from kdnas.training.subnets import SubnetSpec
@@ -68,7 +68,8 @@ def inherited(bench: Bench, seed: int) -> Outcome:
         student = bench.build(size, seed)
         if larger is not None:
             source = outcome.students[larger].eval()
-            inherit(student, ARCHS[size], source, ARCHS[larger], bench.normalised_images())
+            images = images_to_inherit_by(bench.train, bench.data, INHERITING)
+            inherit(student, ARCHS[size], source, ARCHS[larger], images)
         recipe = bench.setting.recipe(bench.setting.epochs)
         outcome.spent_macs += _train(bench, size, student, bench.teacher, recipe, seed)
         outcome.students[size], larger = student, size

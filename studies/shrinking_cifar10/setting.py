@@ -16,7 +16,6 @@ from kdnas.core.arch import Arch, Scalar
 from kdnas.core.data import ImageData, stratified_split
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import Choice, SearchSpace
-from kdnas.nn.normalise import Normalised
 from kdnas.students import STUDENTS, StudentFamily
 from kdnas.study import opening
 from kdnas.study.loading import load_study
@@ -166,15 +165,6 @@ class Bench:
     def bfloat16(self) -> bool:
         """Whether accuracies are computed in bfloat16, as trainings are where it is quicker."""
         return bfloat16_pays(self.device)
-
-    def normalised_images(self) -> torch.Tensor:
-        """Return some normalised training images [B, 3, 32, 32] that batch-norm statistics are estimated on."""
-        views = self.train.epoch(
-            0, batch_size=INHERITING, augmentation=Augmentation(), fill=self.data.channel_mean, seed=VIEW_SEED
-        )
-        normalise = Normalised(nn.Identity(), self.data.channel_mean, self.data.channel_std).to(self.device)
-        images: torch.Tensor = normalise(next(iter(views)).images)
-        return images
 
     def build(self, size: str, seed: int) -> nn.Module:
         """Return the freshly initialised target; it takes normalised images."""

@@ -30,8 +30,8 @@ from kdnas.study.supernets import (
     saved_facts,
 )
 from kdnas.training.batches import Batches
-from kdnas.training.inherit import inherit_supernet
-from kdnas.training.recipe import Augmentation, Recipe
+from kdnas.training.inherit import images_to_inherit_by, inherit_supernet
+from kdnas.training.recipe import Recipe
 from kdnas.training.schedule_file import write_schedule
 from kdnas.training.subnets import ElasticSpace
 from kdnas.training.supernet import TrainedSupernet, train_supernet
@@ -167,12 +167,8 @@ class SharingEvaluator(TrainingEvaluator):
         ancestor = self._ancestor()
         if ancestor is None:
             return None
-        bench = self.bench
-        count = min(_INHERITING, len(train))
-        views = train.epoch(0, batch_size=count, augmentation=Augmentation(), fill=bench.data.channel_mean, seed=0)
-        images = next(iter(views)).images
-        normalised = Normalised(nn.Identity(), bench.data.channel_mean, bench.data.channel_std).to(bench.device)(images)
-        return inherit_supernet(supernet, self._largest, *ancestor, normalised).share
+        images = images_to_inherit_by(train, self.bench.data, _INHERITING)
+        return inherit_supernet(supernet, self._largest, *ancestor, images).share
 
 
 def _told(say: Callable[[str], None]) -> Callable[[Tick], None]:
