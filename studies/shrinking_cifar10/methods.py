@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from setting import ARCHS, INHERITING, SIZES, VIEW_SEED, Bench
+from setting import INHERITING, SIZES, VIEW_SEED, Bench
 from torch import nn
 
 from kdnas.core.schedule import Schedule
 from kdnas.core.seeds import derive_seed
 from kdnas.nn.normalise import Normalised
-from kdnas.students import STUDENTS
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.distil import distil
@@ -69,7 +68,7 @@ def inherited(bench: Bench, seed: int) -> Outcome:
         if larger is not None:
             source = outcome.students[larger].eval()
             images = images_to_inherit_by(bench.train, bench.data, INHERITING)
-            inherit(student, ARCHS[size], source, ARCHS[larger], images)
+            inherit(student, bench.archs[size], source, bench.archs[larger], images)
         recipe = bench.setting.recipe(bench.setting.epochs)
         outcome.spent_macs += _train(bench, size, student, bench.teacher, recipe, seed)
         outcome.students[size], larger = student, size
@@ -99,7 +98,7 @@ def shared(policy: str) -> Callable[[Bench, int], Outcome]:
         setting = bench.setting
         settings = SupernetSettings(shrinking=Shrinking(policy=policy), views=setting.epochs)  # type: ignore[arg-type]
         torch.manual_seed(derive_seed(seed, "weights", "supernet"))
-        supernet = STUDENTS.build(bench.space.family).supernet(bench.space, bench.data.task)
+        supernet = bench.family.supernet(bench.space, bench.data.task)
         trained = train_supernet(
             supernet, bench.space, bench.teacher, bench.train, bench.validation,
             setting.recipe(setting.epochs), settings,
@@ -110,7 +109,9 @@ def shared(policy: str) -> Callable[[Bench, int], Outcome]:
         outcome = Outcome(spent_macs=round(share * trained.schedule.budget_macs), schedule=trained.schedule)
         recipe = setting.recipe(setting.fine_tune_epochs, fine_tune=True)
         for size in SIZES:
-            student = trained.scorer.cut(trained.supernet, SubnetSpec(ARCHS[size], bench.data.task.input_shape[1]))
+            student = trained.scorer.cut(
+                trained.supernet, SubnetSpec(bench.archs[size], bench.data.task.input_shape[1])
+            )
             outcome.cut[size] = _accuracy(bench, student, bench.test)
             outcome.spent_macs += _train(bench, size, student, bench.teacher, recipe, seed)
             outcome.students[size] = student

@@ -1,6 +1,6 @@
 """Progressive shrinking on CIFAR-10 at equal budget: every method, three target sizes, several seeds; see README.md.
 
-    python studies/shrinking_cifar10/run.py [--quick | --full] [--methods a,b] [--seeds 0,1] [--tables]
+    python studies/shrinking_cifar10/run.py [--quick | --full] [--family mobilenet] [--methods a,b] [--seeds 0,1]
 
 One small file a cell (method, seed) is kept under --runs: a run that was interrupted goes on, and processes started
 beside each other share the cells.
@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from methods import METHODS, cell
-from setting import VARIANTS, Bench, Setting
+from setting import TARGETS, Bench, Setting, setting_of
 from summary import write_results
 
 from kdnas import atomic
@@ -33,8 +33,8 @@ HERE = Path(__file__).resolve().parent
 def main() -> None:
     """Run the missing cells, then write the tables and the figure of all that are there."""
     arguments = _arguments()
-    setting = VARIANTS[arguments.variant]
-    runs: Path = arguments.runs / arguments.variant
+    setting = setting_of(arguments.variant, arguments.family)
+    runs: Path = arguments.runs / arguments.family / arguments.variant
     runs.mkdir(parents=True, exist_ok=True)
     seeds = [int(seed) for seed in arguments.seeds.split(",")] if arguments.seeds else range(setting.seeds)
     cells = [(method, seed) for seed in seeds for method in METHODS if method in arguments.methods.split(",")]
@@ -44,7 +44,9 @@ def main() -> None:
         bench = Bench.open(setting, arguments.cache, device)
         for method, seed in cells:
             _run(bench, runs, method, seed)
-    results = arguments.results or (HERE / "results" if arguments.variant == "default" else runs / "results")
+    results = arguments.results or (
+        HERE / "results" / arguments.family if arguments.variant == "default" else runs / "results"
+    )
     records = _records(runs, setting)
     if records:
         write_results(results, setting, records, runs)
@@ -59,6 +61,7 @@ def _arguments() -> argparse.Namespace:
         "--full", dest="variant", action="store_const", const="full", help="all images, 100 epochs: a GPU"
     )
     parser.set_defaults(variant="default")
+    parser.add_argument("--family", choices=list(TARGETS), default="resnet", help="whose targets are trained")
     parser.add_argument("--methods", default=",".join(METHODS), help="names with commas between; default: all")
     parser.add_argument("--seeds", help="numbers with commas between")
     parser.add_argument("--tables", action="store_true", help="run nothing, write tables and figure of what is there")

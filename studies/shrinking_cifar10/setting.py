@@ -33,7 +33,6 @@ VIEW_SEED = 0
 """All trainings see the same views of the images in the same order, so that the teacher answers each of them once."""
 INHERITING = 512
 """So many images show which blocks matter and what the batch norms are where weights are inherited."""
-FAMILY: StudentFamily = STUDENTS.build("resnet")
 
 
 def _resnet(stem: int, depth: int, *widths: int) -> dict[str, Scalar]:
@@ -44,13 +43,28 @@ def _resnet(stem: int, depth: int, *widths: int) -> dict[str, Scalar]:
     return choices
 
 
-TARGETS: Mapping[str, dict[str, Scalar]] = {
-    "small": _resnet(8, 1, 8, 16, 32),
-    "middle": _resnet(16, 2, 8, 24, 48),
-    "large": _resnet(16, 3, 16, 32, 64),
+def _mobilenet(stem: int, *stages: tuple[int, int, int, int]) -> dict[str, Scalar]:
+    choices: dict[str, Scalar] = {"stem_width": stem, "head_width": 0}
+    for stage, (depth, width, expand, kernel) in enumerate(stages, 1):
+        choices |= {f"stage{stage}.depth": depth, f"stage{stage}.width": width, f"stage{stage}.expand": expand}
+        choices |= {f"stage{stage}.kernel": kernel, f"stage{stage}.squeeze_excite": False}
+        choices |= {f"stage{stage}.skip": "identity"}
+    return choices
+
+
+TARGETS: Mapping[str, Mapping[str, dict[str, Scalar]]] = {
+    "resnet": {
+        "small": _resnet(8, 1, 8, 16, 32),
+        "middle": _resnet(16, 2, 8, 24, 48),
+        "large": _resnet(16, 3, 16, 32, 64),
+    },
+    "mobilenet": {
+        "small": _mobilenet(8, (1, 8, 1, 3), (1, 16, 2, 3), (1, 24, 2, 3), (1, 48, 2, 3)),
+        "middle": _mobilenet(8, (1, 16, 1, 3), (2, 24, 2, 3), (2, 40, 3, 3), (1, 72, 3, 3)),
+        "large": _mobilenet(16, (1, 16, 2, 3), (2, 32, 3, 3), (3, 56, 3, 5), (2, 96, 4, 5)),
+    },
 }
-"""Students of the space cifar_resnet; the large one is ResNet-20 (He et al., CVPR 2016)."""
-ARCHS: Mapping[str, Arch] = {size: FAMILY.canonical(choices) for size, choices in TARGETS.items()}
+"""By family, students of its space cifar_<family>; the large resnet is ResNet-20 (He et al., CVPR 2016)."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,8 @@ class Setting:
 
     images: int
     """Training images, of the 45,000 that are not for validation."""
+    family: str = "resnet"
+    """Whose targets are trained."""
     epochs: int = 10
     fine_tune_epochs: int = 2
     batch_size: int = 64
@@ -99,6 +115,13 @@ VARIANTS = {
     "quick": Setting(images=128, seeds=1, validation_images=250, test_images=500),
     "full": Setting(images=45_000, epochs=100, fine_tune_epochs=20, batch_size=128),
 }
+
+
+def setting_of(variant: str, family: str) -> Setting:
+    """Return the setting of `variant` for `family`. On a CPU mobilenets get half of the images: they take it longer."""
+    setting = VARIANTS[variant]
+    halved = variant == "default" and family == "mobilenet"
+    return replace(setting, family=family, images=setting.images // 2 if halved else setting.images)
 
 
 @dataclass(frozen=True)
@@ -143,18 +166,28 @@ class Bench:
         return Batches(self.data.test, indices, num_classes=10, device=self.device)
 
     @cached_property
+    def family(self) -> StudentFamily:
+        """The student family."""
+        return STUDENTS.build(self.setting.family)
+
+    @cached_property
+    def archs(self) -> dict[str, Arch]:
+        """The targets."""
+        return {size: self.family.canonical(TARGETS[self.setting.family][size]) for size in SIZES}
+
+    @cached_property
     def macs(self) -> dict[str, int]:
         """The MACs of each target."""
-        return {size: FAMILY.price(ARCHS[size], self.data.task).macs for size in SIZES}
+        return {size: self.family.price(arch, self.data.task).macs for size, arch in self.archs.items()}
 
     @cached_property
     def space(self) -> SearchSpace:
-        """The networks between the targets: of cifar_resnet's values, those of the targets and the numbers between."""
-        space = load_space("cifar_resnet", Path())
+        """The networks between the targets: of the space's values, those of the targets and the numbers between."""
+        space, targets = load_space(f"cifar_{self.setting.family}", Path()), TARGETS[self.setting.family].values()
         choices: list[Choice] = []
         fixed: dict[str, Scalar] = {}
         for choice in space.choices:
-            values = _between(choice.values, [target[choice.name] for target in TARGETS.values()])
+            values = _between(choice.values, [target[choice.name] for target in targets])
             if len(values) > 1:
                 choices.append(Choice(choice.name, values))
             else:
@@ -169,7 +202,7 @@ class Bench:
     def build(self, size: str, seed: int) -> nn.Module:
         """Return the freshly initialised target; it takes normalised images."""
         torch.manual_seed(derive_seed(seed, "weights", size))
-        return FAMILY.build(ARCHS[size], self.data.task)
+        return self.family.build(self.archs[size], self.data.task)
 
     @cached_property
     def _split(self) -> tuple[np.ndarray, np.ndarray]:

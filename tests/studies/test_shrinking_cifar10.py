@@ -31,7 +31,7 @@ def quick_setting(repository: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
-    return module.VARIANTS["quick"]
+    return module.setting_of("quick", "resnet")
 
 
 def tables(repository: Path, runs: Path) -> subprocess.CompletedProcess[str]:
@@ -43,8 +43,8 @@ def tables(repository: Path, runs: Path) -> subprocess.CompletedProcess[str]:
 def runs(repository: Path, tmp_path: Path) -> Path:
     macs = {"small": 1_000_000, "middle": 3_000_000, "large": 6_000_000}
     setting = quick_setting(repository)
-    folder = tmp_path / "quick"
-    folder.mkdir()
+    folder = tmp_path / "resnet" / "quick"
+    folder.mkdir(parents=True)
     for (method, seed), values in TEST_ACCURACY.items():
         scores = dict(zip(SIZES, values, strict=True))
         record = {
@@ -59,7 +59,7 @@ def runs(repository: Path, tmp_path: Path) -> Path:
 def test_tables_goals_and_figure_of_finished_cells(repository, runs):
     done = tables(repository, runs)
     assert done.returncode == 0, done.stderr
-    results = runs / "quick" / "results"
+    results = runs / "resnet" / "quick" / "results"
     table = (results / "table.md").read_text()
     assert "| small: adaptive above direct KD | +3.0 points ± " in table
     assert "| at least +1.0 | met |" in table
@@ -76,10 +76,10 @@ def test_tables_goals_and_figure_of_finished_cells(repository, runs):
 
 
 def test_cells_of_another_setting_are_refused(repository, runs):
-    path = runs / "quick" / "random-1.json"
+    path = runs / "resnet" / "quick" / "random-1.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "setting": {**record["setting"], "images": 1}}))
     done = tables(repository, runs)
     assert done.returncode == 2
     assert "results of another setting: random-1" in done.stderr
-    assert not (runs / "quick" / "results").exists()
+    assert not (runs / "resnet" / "quick" / "results").exists()
