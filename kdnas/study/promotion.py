@@ -24,7 +24,7 @@ _ALL_KEPT = 20
 
 def student_key(arch: Arch, tuned: Mapping[str, float]) -> str:
     """Return what makes two trials of one fidelity the same training."""
-    return f"{arch.arch_id} {json.dumps(dict(tuned), sort_keys=True)}"
+    return f"{arch.arch_id} {json.dumps(dict(tuned), sort_keys=True)}" if tuned else arch.arch_id
 
 
 def rung_of(run: RunRecord, trial: TrialRecord) -> int:
@@ -50,8 +50,10 @@ def next_promotion(run: RunRecord, everyone: bool = False) -> TrialRecord | None
     None where nobody deserves it now. `everyone`: no new student can be had, so nobody is refused. Depends on the
     trials of `run` alone, those that are running included.
     """
-    started, running = places(run), places(run, running=True)
     fidelities = run.config.fidelities
+    if len(fidelities) == 1:
+        return None
+    started, running = places(run), places(run, running=True)
     names = [objective.name for objective in run.objectives]
     for rung in reversed(range(len(fidelities) - 1)):
         trials = _scored_at(run, rung)

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 
@@ -35,6 +35,8 @@ from kdnas.study.stopping import full_trainings, spent_by, why_over
 from kdnas.study.storage import distributions
 from kdnas.study.workers import start_executor, wait
 
+_CANDIDATES_KEPT = 50_000
+
 
 @dataclass(frozen=True)
 class _Start:
@@ -42,6 +44,13 @@ class _Start:
 
     rung: int = 0
     params: Mapping[str, Scalar] | None = None
+
+
+class _Candidate(NamedTuple):
+    """A student that a sampler considers: what tells it from others (`student_key`), and its cheap costs."""
+
+    student: str
+    price: Mapping[str, float]
 
 
 class Search:
@@ -59,6 +68,7 @@ class Search:
         self._seen: set[str] = set()
         self._retry: deque[_Start] = deque()
         self._running: dict[str, tuple[optuna.Trial, Job]] = {}
+        self._candidates: dict[tuple[tuple[str, Scalar], ...], _Candidate] = {}
         self._proposed_in: dict[str, float] = {}
         """Seconds that each running trial's proposal took."""
         self._over = ""
@@ -175,12 +185,26 @@ class Search:
 
     def _begin(self, executor: Executor, start: _Start) -> None:
         """Start one trial, unless the sampler has nothing left to propose."""
+        if self._retry and start is self._retry[0]:
+            self._retry.popleft()
+        with self._record.at_once():
+            asked = self._ask(start)
+        if asked is None:
+            return
+        trial, job, tuned = asked
+        self._seen.add(student_key(job.arch, tuned))
+        self._running[str(trial.number)] = (trial, job)
+        running = TrialRecord(trial.number, job.arch, "running", job.fidelity, tuned)
+        self._run = dataclasses.replace(self._run, trials=(*self._run.trials, running))
+        executor.submit(str(trial.number), job.as_dict())
+        self._observe(TrialStarted(trial.number, job.arch, job.fidelity))
+
+    def _ask(self, start: _Start) -> tuple[optuna.Trial, Job, dict[str, float]] | None:
+        """Return a new trial, its job and its tuned settings; None where there is no student left to propose."""
         if start.params is None:
             sampler: optuna.samplers.BaseSampler = self._proposals()
         else:
             sampler = Preset(start.params, self._domain)
-        if self._retry and start is self._retry[0]:
-            self._retry.popleft()
         began = time.monotonic()
         trial, params = self._record.ask(sampler, self._domain)
         self._proposed_in[str(trial.number)] = time.monotonic() - began
@@ -192,15 +216,10 @@ class Search:
             if exhausted:
                 self._record.close_without_score(trial, "interrupted", "no further student could be proposed")
                 self._record.set_note("exhausted", exhausted)
-                return
+                return None
         job = search_job(self._config, arch, tuned, start.rung)
         self._record.describe(trial, arch, tuned, job.fidelity)
-        self._seen.add(student_key(arch, tuned))
-        self._running[str(trial.number)] = (trial, job)
-        running = TrialRecord(trial.number, arch, "running", job.fidelity, tuned)
-        self._run = dataclasses.replace(self._run, trials=(*self._run.trials, running))
-        executor.submit(str(trial.number), job.as_dict())
-        self._observe(TrialStarted(trial.number, arch, job.fidelity))
+        return trial, job, tuned
 
     def _proposals(self) -> ValidProposals:
         """Return the study's sampler, made for the next trial and kept to students that are worth a training."""
@@ -211,7 +230,7 @@ class Search:
             self._opened.run.objectives,
             self._config.expected_trials,
             derive_seed(self._config.seed, "sampler", number) % 2**32,
-            price=lambda params: self._evaluator.price(self._read(params)[0]),
+            price=lambda params: self._candidate(params).price,
             acceptable=self._acceptable,
             reference_point=self._opened.run.reference_point,
             fidelities=rungs,
@@ -233,29 +252,42 @@ class Search:
 
     def _acceptable(self, params: Mapping[str, Scalar]) -> bool:
         """A student not yet seen that meets every cheap constraint."""
-        arch, tuned = self._read(params)
-        if student_key(arch, tuned) in self._seen:
+        candidate = self._candidate(params)
+        if candidate.student in self._seen:
             return False
-        return not breaches(self._evaluator.price(arch), self._config.bounds, known_only=True)
+        return not breaches(candidate.price, self._config.bounds, known_only=True)
+
+    def _candidate(self, params: Mapping[str, Scalar]) -> _Candidate:
+        """Return what `params` stand for. Every proposal looks at many students, at some again and again."""
+        key = tuple(params.items())
+        known = self._candidates.get(key)
+        if known is None:
+            arch, tuned = self._read(params)
+            known = _Candidate(student_key(arch, tuned), self._evaluator.price(arch))
+            if len(self._candidates) >= _CANDIDATES_KEPT:
+                self._candidates.clear()
+            self._candidates[key] = known
+        return known
 
     def _tell(self, finished: Finished) -> None:
         trial, job = self._running.pop(finished.key)
         proposal = self._proposed_in.pop(finished.key)
-        if finished.result is None:
-            self._record.close_without_score(trial, "failed", finished.failure or "no reason was given")
-        else:
-            result = dict(self._with_measurements(job, finished.key, finished.result))
-            result["profile"] = {"proposal": proposal, **result.get("profile", {})}
-            values = result["values"]
-            self._record.set_constraints(
-                trial, {str(b): b.violation(values[b.name]) for b in self._config.bounds if b.name in values}
-            )
-            if "infeasible" in result:
-                self._record.close_without_score(trial, "infeasible", result["infeasible"], result)
+        with self._record.at_once():
+            if finished.result is None:
+                self._record.close_without_score(trial, "failed", finished.failure or "no reason was given")
             else:
-                self._record.complete(trial, result, self._opened.run.objectives)
+                result = dict(self._with_measurements(job, finished.key, finished.result))
+                result["profile"] = {"proposal": proposal, **result.get("profile", {})}
+                values = result["values"]
+                self._record.set_constraints(
+                    trial, {str(b): b.violation(values[b.name]) for b in self._config.bounds if b.name in values}
+                )
+                if "infeasible" in result:
+                    self._record.close_without_score(trial, "infeasible", result["infeasible"], result)
+                else:
+                    self._record.complete(trial, result, self._opened.run.objectives)
+            self._note_seconds()
         self._new_trials += 1
-        self._note_seconds()
         self._run = self._opened.snapshot()
         if job.legs:
             self._sweep()

@@ -29,6 +29,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.fidelity import Fidelity
@@ -82,6 +83,24 @@ def _on_disk(method: Callable[Concatenate[Record, P], R]) -> Callable[Concatenat
     return guarded
 
 
+class _Session(Session):
+    """A session whose commits can be held back, so that what belongs together reaches the disk at once."""
+
+    held = False
+
+    def commit(self) -> None:
+        """Commit, or only flush while held."""
+        if self.held:
+            self.flush()
+        else:
+            super().commit()
+
+    def close(self) -> None:
+        """Close, unless held."""
+        if not self.held:
+            super().close()
+
+
 class Record:
     """One run's trials, on disk. Only the controller writes; readers may open it at any time.
 
@@ -89,9 +108,12 @@ class Record:
     keeps the database locked for more than a minute.
     """
 
-    def __init__(self, study: optuna.Study, path: Path):
+    def __init__(self, study: optuna.Study, path: Path, storage: optuna.storages.RDBStorage):
         self.study = study
         self.path = path
+        self._storage = storage
+        self._ended: dict[int, TrialRecord] = {}
+        """By number: trials that change no more, but for what is said of finalists afterwards."""
 
     @classmethod
     def create(cls, folder: Path, name: str, objectives: Sequence[Quantity]) -> Record:
@@ -132,13 +154,34 @@ class Record:
         expected = [objective.direction for objective in objectives]
         if directions != expected:
             raise RunFolderError(f"{path} records objectives {directions}, the study has {expected}")
-        return cls(study, path)
+        return cls(study, path, storage)
 
     @property
     @_on_disk
     def next_number(self) -> int:
         """The number the next trial will get."""
         return len(self.study.get_trials(deepcopy=False))
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Write all that is written inside in one transaction: whole or not at all, and one wait for the disk.
+
+        Optuna commits every parameter and attribute by itself, some thirty times a trial.
+        """
+        session = self._storage.scoped_session()
+        assert isinstance(session, _Session)
+        session.held = True
+        try:
+            yield
+            session.held = False
+            self._commit(session)
+        finally:
+            session.held = False
+            session.close()  # rolls back what is not committed
+
+    @_on_disk
+    def _commit(self, session: Session) -> None:
+        session.commit()
 
     @_on_disk
     def ask(
@@ -260,10 +303,21 @@ class Record:
                 fidelity = Fidelity(**value["fidelity"])
                 repeats.setdefault(int(key.split(":")[1]), []).append(Repeat(**{**value, "fidelity": fidelity}))
         return tuple(
-            _record(trial, repeats.get(trial.number, []), attributes.get(f"measured:{trial.number}", {}))
+            _with_retraining(
+                self._trial(trial), repeats.get(trial.number, []), attributes.get(f"measured:{trial.number}", {})
+            )
             for trial in self.study.get_trials(deepcopy=False)
-            if "fidelity" in trial.user_attrs  # the last of what `describe` writes: a kill may have cut it short
+            if "fidelity" in trial.user_attrs  # the last of what `describe` writes
         )
+
+    def _trial(self, trial: FrozenTrial) -> TrialRecord:
+        """Return what a trial says of itself, which is read once of each that has ended."""
+        known = self._ended.get(trial.number)
+        if known is None:
+            known = _record(trial)
+            if trial.state.is_finished():
+                self._ended[trial.number] = known
+        return known
 
     @_on_disk
     def unfinished(self) -> list[int]:
@@ -278,19 +332,17 @@ def _failed_key(number: int, seed: int, fidelity: Fidelity) -> str:
     return f"failed:{number}:{seed}:{fidelity.key}"
 
 
-def _record(trial: FrozenTrial, repeats: list[Repeat], final: Mapping[str, Any]) -> TrialRecord:
+def _record(trial: FrozenTrial) -> TrialRecord:
     attributes = trial.user_attrs
     result = attributes.get("result", {})
-    plain = {**result.get("measurements", {}), **final}
-    measured = {name: Measurement(**value) for name, value in plain.items()}
     return TrialRecord(
         number=trial.number,
         arch=Arch.from_json(attributes["arch"]),
         state="interrupted" if attributes.get("interrupted") else _STATES[trial.state],
         fidelity=Fidelity(**attributes["fidelity"]),
         tuned=attributes.get("tuned", {}),
-        values={**result.get("values", {}), **{name: measured[name].value for name in final}},
-        measurements=measured,
+        values=result.get("values", {}),
+        measurements=_measurements(result.get("measurements", {})),
         reason=attributes.get("reason", ""),
         train_seconds=result.get("train_seconds", 0.0),
         teacher_seconds=result.get("teacher_seconds", 0.0),
@@ -298,8 +350,24 @@ def _record(trial: FrozenTrial, repeats: list[Repeat], final: Mapping[str, Any])
         notes=tuple(result.get("notes", ())),
         started=trial.datetime_start,
         ended=trial.datetime_complete,
+    )
+
+
+def _with_retraining(trial: TrialRecord, repeats: list[Repeat], final: Mapping[str, Any]) -> TrialRecord:
+    """Return `trial` with the retrainings of a finalist, and with what was measured of it after the search."""
+    if not repeats and not final:
+        return trial
+    measured = _measurements(final)
+    return dataclasses.replace(
+        trial,
+        values={**trial.values, **{name: taken.value for name, taken in measured.items()}},
+        measurements={**trial.measurements, **measured},
         repeats=tuple(sorted(repeats, key=lambda repeat: repeat.seed)),
     )
+
+
+def _measurements(plain: Mapping[str, Any]) -> dict[str, Measurement]:
+    return {name: Measurement(**value) for name, value in plain.items()}
 
 
 def _audit_training(plain: Mapping[str, Any]) -> AuditTraining:
@@ -308,11 +376,13 @@ def _audit_training(plain: Mapping[str, Any]) -> AuditTraining:
 
 
 def _storage(path: Path, *, skip_table_creation: bool = False) -> optuna.storages.RDBStorage:
-    return optuna.storages.RDBStorage(
+    storage = optuna.storages.RDBStorage(
         f"sqlite:///{path.resolve()}",
         engine_kwargs={"connect_args": {"timeout": _LOCK_TIMEOUT_S}},
         skip_table_creation=skip_table_creation,
     )
+    storage.scoped_session = scoped_session(sessionmaker(bind=storage.engine, class_=_Session))
+    return storage
 
 
 def _header(path: Path) -> bytes:
@@ -346,6 +416,8 @@ def refreshed(run: RunRecord, record: Record) -> RunRecord:
     wanted = run.config.final_fidelity
     trials = tuple(
         dataclasses.replace(trial, repeats=tuple(repeat for repeat in trial.repeats if repeat.fidelity == wanted))
+        if trial.repeats
+        else trial
         for trial in record.trials()
     )
     notes = record.notes()

@@ -82,6 +82,33 @@ def test_every_end_of_a_trial_is_read_back(tmp_path, record):
         assert reader.unfinished() == [4]
 
 
+def test_what_is_written_at_once_reaches_the_disk_in_one_transaction(tmp_path, record):
+    commits = []
+    sqlalchemy.event.listen(record._storage.engine, "commit", lambda connection: commits.append(connection))
+    with record.at_once():
+        trial, arch = ask(record)
+        assert Record.open(tmp_path, "study", OBJECTIVES).trials() == ()  # a reader sees the trial whole or not at all
+    assert len(commits) == 1
+    (running,) = Record.open(tmp_path, "study", OBJECTIVES).trials()
+    assert (running.state, running.arch) == ("running", arch)
+    with record.at_once():
+        record.complete(trial, result(accuracy=0.9), OBJECTIVES)
+    assert len(commits) == 2
+    assert Record.open(tmp_path, "study", OBJECTIVES).trials()[0].values["accuracy"] == 0.9
+
+
+def test_nothing_is_kept_of_what_ends_with_an_error_within(tmp_path, record):
+    def stopped():
+        with record.at_once():
+            ask(record)
+            raise KeyboardInterrupt
+
+    pytest.raises(KeyboardInterrupt, stopped)
+    assert Record.open(tmp_path, "study", OBJECTIVES).next_number == 0
+    ask(record)  # and what follows is written as ever
+    assert [trial.number for trial in Record.open(tmp_path, "study", OBJECTIVES).trials()] == [0]
+
+
 def test_optuna_opens_the_record_with_the_same_numbers(tmp_path, record):
     trial, arch = ask(record)
     record.complete(trial, result(accuracy=0.9), OBJECTIVES)
