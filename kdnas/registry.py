@@ -17,13 +17,16 @@ import difflib
 import functools
 import importlib
 import inspect
+import itertools
 import pkgutil
+import re
 import typing
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 import pydantic
+from pydantic_core import ErrorDetails
 
 from kdnas.errors import ConfigError, Problem
 
@@ -107,20 +110,60 @@ class Registry(Generic[T]):
 def validation_problems(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) -> list[Problem]:
     """Return pydantic's complaints as problems; an unknown key is told the allowed ones."""
     problems = []
+    wrong: dict[str, list[tuple[int, str, str]]] = {}  # how deep, what was given, what is allowed
     for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"])
+        path = tuple(itertools.takewhile(lambda part: not _BRANCH.match(str(part)), item["loc"]))
+        where = ".".join(str(part) for part in path)
         if item["type"] == "extra_forbidden":
-            siblings = _keys_beside(model, item["loc"])
-            near = difflib.get_close_matches(str(item["loc"][-1]), siblings, n=1)
+            siblings = _keys_beside(model, path)
+            near = difflib.get_close_matches(str(path[-1]), siblings, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             problems.append(Problem(where, f"unknown key{hint}", ", ".join(siblings)))
         elif item["type"] == "missing":
             problems.append(Problem(where, "is required"))
         else:
-            message = item["msg"].removeprefix("Value error, ")
-            shown = repr(item["input"])
-            problems.append(Problem(where, f"{message[:1].lower()}{message[1:]}, got {shown[:80]}"))
+            wrong.setdefault(where, []).append((len(item["loc"]), repr(item["input"])[:80], _in_words(item)))
+    for where, found in wrong.items():
+        # Of several types that a value may have, the one whose inside is complained of is the one that is meant.
+        deepest = max(depth for depth, _, _ in found)
+        meant = [(given, rule) for depth, given, rule in found if depth == deepest]
+        first, *others = dict.fromkeys(rule for _, rule in meant)
+        words = " or ".join([first, *(other.removeprefix("must be ") for other in others)])
+        problems.append(Problem(where, f"{words}, got {meant[0][0]}"))
     return problems
+
+
+_BRANCH = re.compile(r"(constrained-)?(bool|float|int|str)$|(literal|tuple)\[")
+"""What pydantic puts into a location for one of several types that a value may have."""
+
+_RULES = {
+    "bool": "must be true or false",
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "finite": "must be a finite number",
+    "string": "must be text",
+    "tuple": "must be a list",
+    "list": "must be a list",
+    "dict": "must be a mapping (`key: value` lines)",
+    "model": "must be a mapping (`key: value` lines)",
+    "greater_than": "must be above {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be below {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "literal_error": "must be {expected}",
+    "too_short": "must be a list of at least {min_length} values",
+    "too_long": "must be a list of at most {max_length} values",
+}
+"""What is allowed, by pydantic's type of error or the first word of it."""
+
+
+def _in_words(item: ErrorDetails) -> str:
+    """Return in plain words what is allowed where pydantic complains."""
+    rule = _RULES.get(item["type"]) or _RULES.get(item["type"].partition("_")[0])
+    if rule is not None:
+        return rule.format(**item.get("ctx", {}))
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{message[:1].lower()}{message[1:]}"
 
 
 def _keys_beside(model: type[pydantic.BaseModel], location: tuple[int | str, ...]) -> list[str]:

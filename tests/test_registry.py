@@ -2,11 +2,13 @@ import sys
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from kdnas import registry
 from kdnas.errors import ConfigError, Problem
 from kdnas.registry import Registry
+
+Side = Annotated[int, Field(ge=1)]
 
 
 @pytest.fixture
@@ -89,6 +91,49 @@ def test_constraints_and_required_options_are_checked():
     wrong = local.problems("member", {"rate": 2, "mode": "c"})
     assert [problem.where for problem in wrong] == ["rate", "mode"]
     assert "got 2" in wrong[0].what
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"rate": 2}, "rate: must be at most 1, got 2"),
+        ({"rate": 0}, "rate: must be above 0, got 0"),
+        ({"rate": "fast"}, "rate: must be a number, got 'fast'"),
+        ({"mode": "c"}, "mode: must be 'a' or 'b', got 'c'"),
+        ({"flag": "maybe"}, "flag: must be true or false, got 'maybe'"),
+        ({"text": 3}, "text: must be text, got 3"),
+        ({"more": 3}, "more: must be a mapping (`key: value` lines), got 3"),
+        ({"pair": [1]}, "pair: must be a list of at least 2 values, got [1]"),
+        ({"size": 1.5}, "size: must be a whole number or a list, got 1.5"),
+        ({"size": 0}, "size: must be at least 1 or a list, got 0"),
+        ({"size": [1, 0]}, "size: must be at least 1, got 0"),
+        ({"size": [1, 2, 3]}, "size: must be a whole number or a list of at most 2 values, got [1, 2, 3]"),
+        ({"own": 1}, "own: is odd, got 1"),
+    ],
+)
+def test_what_is_allowed_is_said_in_plain_words(wrong, told):
+    local: Registry = Registry("thing", "kdnas")
+
+    def even(value: int) -> int:
+        if value % 2:
+            raise ValueError("Is odd")
+        return value
+
+    def member(
+        *,
+        rate: Annotated[float, Field(gt=0, le=1)] = 1.0,
+        mode: Literal["a", "b"] = "a",
+        flag: bool = False,
+        text: str = "",
+        more: dict | None = None,
+        pair: Annotated[tuple[int, ...], Field(min_length=2)] = (1, 2),
+        size: Side | tuple[Side, Side] | None = None,
+        own: Annotated[int, AfterValidator(even)] = 0,
+    ) -> None:
+        """A member with options of every kind."""
+
+    local.add("member", member)
+    assert [str(problem) for problem in local.problems("member", wrong)] == [told]
 
 
 def test_a_taken_name_is_refused_but_registering_twice_is_not():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -183,6 +184,12 @@ class ExportConfig(Section):
     formats: tuple[str, ...] = ("safetensors", "student_json", "student_py", "train_yaml", "model_card")
 
 
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+        raise ValueError("must be letters, digits, '.', '_' and '-', a letter or digit first")
+    return text
+
+
 def _bound(text: str) -> str:
     parse_constraint(text)
     return text
@@ -191,7 +198,7 @@ def _bound(text: str) -> str:
 class StudyConfig(Section):
     """One study, every default resolved."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, AfterValidator(_name)]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     evaluator: Member = Member(type="scratch")

@@ -6,12 +6,13 @@ which teacher, and how it begins. What a supernet step did is recorded in it as 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from kdnas.core.arch import Arch
 from kdnas.core.route import Route
@@ -35,7 +36,15 @@ RANDOM = "random"
 RUN_SUPERNET = "run-supernet"
 
 Count = Annotated[int, Field(ge=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")]
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,40}", text):
+        raise ValueError("must be at most 41 of a-z, 0-9, '_' and '-', a letter or digit first")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name)]
 
 _HEADER = """\
 # How to train student {arch_id} of {study}: written by `kdnas schedule`, followed by `kdnas train --schedule`.
