@@ -118,11 +118,8 @@ def _checked(document: YamlDocument, folder: Path, problems: list[Problem]) -> L
     except pydantic.ValidationError as error:
         found += validation_problems(error, StudyConfig)
     found += [*member_problems(document.data), *quantity_problems(document.data)]
-    if config is not None and not found:
-        found += [*_tune_problems(config), *rung_problems(config)]
     space, space_problems = _space(document.data, folder)
-    if config is not None and space is not None and not found:
-        found += _family_problems(config, space) or supernet_problems(config, space)
+    found += _problems_between(config or _sound_part(document.data), space, [problem.where for problem in found])
     # What stands in the space's own file carries its own file and line, and comes last.
     found += [problem for problem in space_problems if problem.where == "space"]
     elsewhere = [problem for problem in space_problems if problem.where != "space"]
@@ -132,12 +129,52 @@ def _checked(document: YamlDocument, folder: Path, problems: list[Problem]) -> L
     return LoadedStudy(config, folder, space)
 
 
-def _tune_problems(config: StudyConfig) -> list[Problem]:
-    if not config.tune:
-        return []
-    from kdnas.study.tuning import tunable_problems
+_EVALUATORS = ("evaluator.type", "rungs", "final.evaluator")
+_FIDELITY = ("training.epochs", "training.data_fraction", "training.resolution_fraction")
 
-    return tunable_problems(config)
+
+def _problems_between(config: StudyConfig, space: SearchSpace | None, unsound: Sequence[str]) -> list[Problem]:
+    """Return what is wrong between the sections of a study, as far as no key that is `unsound` has a part in it."""
+
+    def sound(*keys: str) -> bool:
+        return not any(
+            f"{key}.".startswith(f"{where}.") or f"{where}.".startswith(f"{key}.") for key in keys for where in unsound
+        )
+
+    problems = []
+    if config.tune and sound("distillation.losses"):
+        from kdnas.study.tuning import tunable_problems
+
+        problems += tunable_problems(config)
+    if sound(*_EVALUATORS, *_FIDELITY):
+        problems += rung_problems(config)
+    if space is not None and sound(*_EVALUATORS):
+        problems += _family_problems(config, space)
+    if space is not None and space.family and sound(*_EVALUATORS, "supernet", "teacher.type", "teacher.family"):
+        problems += supernet_problems(config, space)
+    return problems
+
+
+def _sound_part(data: Mapping[str, Any]) -> StudyConfig:
+    """Return the study without the keys at which its schema complains: their defaults stand in for them."""
+    needed = {"name": "unnamed", "space": "unnamed"}
+    part = dict(data)
+    while True:
+        try:
+            return StudyConfig.model_validate({**needed, **part})
+        except pydantic.ValidationError as error:
+            # What the last rung says is complained of under `training` as well, where nothing of it may stand.
+            stated = [item["loc"] for item in error.errors() if item["loc"] and item["loc"][0] in part]
+            part = _without(part, stated[0]) if stated else {}
+
+
+def _without(value: Any, path: KeyPath) -> Any:
+    """Return `value` without the key at `path`, or without the section or list around it that cannot do without."""
+    if not path or not isinstance(value, dict) or path[0] not in value:
+        return None
+    inner = _without(value[path[0]], path[1:])
+    rest = {key: part for key, part in value.items() if key != path[0]}
+    return rest if inner is None else {**rest, path[0]: inner}
 
 
 def _family_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:

@@ -221,6 +221,8 @@ def _constraints(data: Mapping[str, Any]) -> Iterator[Problem]:
             )
         elif bound.name not in costs:
             yield Problem(where, f"no cost is called {bound.name!r}", ", ".join(costs))
+        elif bound.operator == "<=" and bound.bound <= 0:
+            yield Problem(where, f"no student can meet {bound}: every cost is above 0")
         for other in (bounds[earlier] for earlier in bounds if earlier < index):
             if other.name == bound.name and other.operator == bound.operator:
                 yield Problem(where, f"{bound.name} is bounded twice: {other} and {bound}")

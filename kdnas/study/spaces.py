@@ -76,7 +76,11 @@ def read_space(path: Path) -> SearchSpace:
     document = read_yaml(path)
     reader = _SpaceReader(document.data)
     space = reader.space(path.stem)
-    problems = reader.problems or _building_problems(space)
+    problems = list(reader.problems)
+    # A mistake elsewhere than in the name or in some value of a choice would make the family complain of sound lines.
+    harmless = ("name", "description", *(f"choices.{choice.name}" for choice in space.choices if choice.values))
+    if all(problem.where in harmless for problem in problems):
+        problems += _building_problems(space)
     if problems:
         raise ConfigError(document.in_order(problems))
     return space
@@ -111,7 +115,7 @@ class _SpaceReader:
         self.problems: list[Problem] = []
 
     def space(self, default_name: str) -> SearchSpace:
-        """Return the space; only meaningful when `problems` stays empty."""
+        """Return the space, what is wrong left out of it; `problems` says what that is."""
         for key in self._data:
             if key not in _KEYS:
                 near = difflib.get_close_matches(key, _KEYS, n=1)
@@ -175,7 +179,8 @@ class _SpaceReader:
         if isinstance(value, dict):
             return self._range(where, value)
         if not isinstance(value, list):
-            self._complain(where, f"must be a list of values or {{low, high, step}}, got {value!r}")
+            hint = "; a value that is not searched stands under `fixed:`" if where.startswith("choices.") else ""
+            self._complain(where, f"must be a list of values or {{low, high, step}}, got {value!r}{hint}")
             return ()
         if not value:
             self._complain(where, "has no values")

@@ -116,6 +116,8 @@ export: {formats: [onnx, foo], pick: zzz}
         ("sampler: tpe", "objectives: [accuracy]", "study.yaml:13: objectives: "),
         ("sampler: tpe", "constraints: macs<=1", "study.yaml:13: constraints: stands twice (first on line 8)"),
         ("[macs<=1M]", "[7]", "study.yaml:8: constraints.0: must be text, got 7"),
+        ("[macs<=1M]", "['macs<=-3']", "study.yaml:8: constraints.0: no student can meet macs<=-3"),
+        ("[macs<=1M]", "[latency_ms<=0]", "study.yaml:8: constraints.0: no student can meet latency_ms<=0"),
         ("training: {epochs: 3}", "training: 3", "study.yaml:9: training: "),
         ("{epochs: 3}", "{epochs: three}", "study.yaml:9: training.epochs: must be a whole number"),
         ("{epochs: 3}", "{augmentation: {flips: true}}", "study.yaml:9: training.augmentation.flips: unknown key"),
@@ -140,6 +142,49 @@ def test_a_mistake_in_the_studys_own_space_names_that_file_and_line(study):
     )
     assert found[0].startswith("study.yaml:9: training.epochs: ")
     assert any(line.startswith("mine.yaml:3: choices.stem_width: the value 8 stands twice") for line in found)
+
+
+def test_what_is_wrong_between_sections_is_told_beside_everything_else(study):
+    """A mistake hides another one only where the other cannot be told without it."""
+    (study / "mine.yaml").write_text("family: resnet\nchoices:\n  stem_width: [8, 8]\n  stagex.depth: [1]\n")
+    text = (
+        GOOD.replace("name: small", "name: my study")
+        .replace("digits_resnet", "mine.yaml")
+        .replace("{epochs: 3}", "{epochs: 3, lr: 1}")
+        .replace("sampler: tpe", "sampler: {type: tpe, startup_trials: 0}\nrungs: [{epochs: 2}, {epochs: 1}]")
+        .replace("tune:\n", "tune:\n  training.nothing: {low: 1, high: 2}\n")
+    )
+    starts = [
+        "study.yaml:1: name: must be letters, digits",
+        "study.yaml:9: training.lr: unknown key",
+        "study.yaml:13: sampler.startup_trials: must be at least 1",
+        "study.yaml:14: rungs: the last one is the search's full score (1 epoch), but training says 3 epochs",
+        "study.yaml:14: rungs.1: 1 epoch after 2 epochs",
+        "study.yaml:16: tune.training.nothing: is no setting",
+        "mine.yaml:2: choices.stage1.depth: is required",
+        "mine.yaml:3: choices.stem_width: the value 8 stands twice",
+        "mine.yaml:4: choices.stagex.depth: ",
+    ]
+    found = problems_of(study, text)
+    assert [any(line.startswith(start) for line in found) for start in starts] == [True] * len(starts), found
+    assert len(found) == len(starts), found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "alone"),
+    [
+        # The last rung is wrong in itself: whether it is longer than the first, and what training says, is not known.
+        ("training: {epochs: 3}", "rungs: [{epochs: 2}, {epochs: 0}]", ["rungs.1.epochs", "training.epochs"]),
+        ("training: {epochs: 3}", "training: {epochs: 0}\nrungs: [{epochs: 2}]", ["training.epochs"]),
+        ("temperature: 4}", "temperature: 4}\n    - {typ: kd}", ["distillation.losses.1.type"]),
+        ("{low: 0.01, high: 0.3, log: true}", "{low: 0.01}", ["tune.training.learning_rate.high"]),
+        ("name: small", "evaluator: supernett", ["evaluator.type", "name"]),
+    ],
+)
+def test_a_mistake_has_no_echo_in_what_depends_on_it(study, old, new, alone):
+    text = GOOD.replace("training.learning_rate", "distillation.losses.0.temperature") if "losses" in alone[0] else GOOD
+    found = problems_of(study, text.replace(old, new))
+    assert sorted(line.split(": ")[1] for line in found) == sorted(alone), found
 
 
 def test_a_space_file_that_is_not_there_is_told_at_its_line(study):

@@ -119,7 +119,7 @@ BAD = [
     ("name: a b\n" + GOOD, 1, "name", "'a b' is no name"),
     (edit("description: A space\n  on two lines.", "description: [1]"), 2, "description", "must be text"),
     (edit("stage1.depth: [1, 2]", "stage1.depth: []"), 6, "choices.stage1.depth", "has no values"),
-    (edit("stage1.depth: [1, 2]", "stage1.depth: 1"), 6, "choices.stage1.depth", "must be a list of values"),
+    (edit("stage1.depth: [1, 2]", "stage1.depth: 1"), 6, "choices.stage1.depth", "stands under `fixed:`"),
     (edit("stage1.depth: [1, 2]", "stage1.depth: [1, 2, 1.0]"), 6, "choices.stage1.depth", "the value 1 stands twice"),
     (edit("stage1.depth: [1, 2]", "stage1.depth: [1, null]"), 6, "choices.stage1.depth", "got None"),
     (edit("high: 24, step: 8", "high: 4, step: 8"), 5, "choices.stem_width", "low 8 is above high 4"),
