@@ -72,7 +72,8 @@ def show_space(
             }
         )
         return
-    typer.echo(f"{loaded.name}: {loaded.description}\nfamily {loaded.family or 'none'}, {loaded.count():,} archs\n")
+    typer.echo(": ".join(filter(None, (loaded.name, loaded.description))))
+    typer.echo(f"family {loaded.family or 'none'}, {loaded.count():,} archs\n")
     rows = [(choice.name, _domain(choice), _when(loaded, choice.name)) for choice in loaded.choices]
     rows += [(name, f"{value} (fixed)", _when(loaded, name)) for name, value in loaded.fixed.items()]
     _print_table(("choice", "values", "active when"), rows)

@@ -48,6 +48,13 @@ def test_text_is_a_table(command, capsys):
     assert "resnet" in out
 
 
+@pytest.mark.parametrize(("described", "first"), [("", "mine"), ("description: Small.\n", "mine: Small.")])
+def test_a_space_without_a_description_is_headed_by_its_name(described, first, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(f"{described}choices: {{a: [1, 2]}}\n")
+    assert main(["spaces", "show", str(tmp_path / "mine.yaml")]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == first
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
