@@ -56,6 +56,8 @@ def command(
     """
     from kdnas.study.loading import STUDY_FILE, load_study
 
+    if directory.suffix in (".yaml", ".yml") or directory.is_file():
+        raise ConfigError(Problem(str(directory), "names a file, and a study is a folder", str(directory.parent)))
     files = study_files(directory, data, teacher, space, own_space=own_space)
     taken = [name for name in files if (directory / name).exists()]
     if taken and not force:

@@ -38,6 +38,14 @@ def huggingface(
 
     Normalisation and input size are those of its preprocessor_config.json unless stated; logits are put in the data's
     class order where the model names its classes. No code of the model's repository runs. Raises TeacherError.
+
+    Args:
+        context: What the study hands over.
+        model: A folder under the data root, or a hub id.
+        revision: Branch, tag or commit of a hub id.
+        mean: One number a channel on the 0-255 scale, subtracted from the pixels.
+        std: One number a channel on the 0-255 scale, by which pixels are then divided.
+        input_size: Height and width in pixels, or one number for both, that images are resized to.
     """
     library = require("transformers", "hf")
     folder = context.data_root / model

@@ -33,6 +33,17 @@ def module(
 
     Both are relative to the data root; weights are safetensors or a torch checkpoint of tensors only.
     `mean` and `std` are one number a channel on the 0-255 scale. Raises TeacherError.
+
+    Args:
+        context: What the study hands over.
+        factory: `module:function` or `file.py:function`, relative to the data root.
+        arguments: What the function that builds the network is called with.
+        weights: A file under the data root; without, those that the function returns.
+        mean: One number a channel on the 0-255 scale, subtracted from the pixels.
+        std: One number a channel on the 0-255 scale, by which pixels are then divided.
+        input_size: Height and width in pixels, or one number for both, that images are resized to.
+        stages: Dotted names of the submodules whose outputs [B, C, H, W] losses compare; looked for where not given.
+        classifier: Dotted name of the last linear layer, whose input is the embedding; looked for where not given.
     """
     path = find_file(weights, context.data_root) if weights is not None else None
     network, code = _build(factory, arguments or {}, context.data_root)
@@ -64,7 +75,9 @@ def _build(factory: str, arguments: dict[str, Any], root: Path) -> tuple[nn.Modu
     except Exception as error:  # the function is the user's: anything may come
         raise TeacherError(Problem("factory", f"{factory!r} fails: {type(error).__name__}: {error}")) from error
     if not isinstance(network, nn.Module):
-        raise TeacherError(Problem("factory", f"{factory!r} returned a {type(network).__name__}", "a torch.nn.Module"))
+        raise TeacherError(
+            Problem("factory", f"{factory!r} returned an object of type {type(network).__name__}", "a torch.nn.Module")
+        )
     try:
         source = inspect.getsourcefile(function)
     except TypeError:

@@ -17,6 +17,12 @@ def student(
 
     `training` holds the fields of a study's training section. The validation split is not trained on. Raises
     ConfigError where the family, its choices or the training settings are wrong.
+
+    Args:
+        context: What the study hands over.
+        family: A student family: see `kdnas list students`.
+        choices: Its architecture: a value for each choice of the family.
+        training: As a study's training section; its defaults where not given.
     """
     network, arch = context.train_student(family, choices, training or {}, context.say)
     data = context.data

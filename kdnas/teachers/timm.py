@@ -28,6 +28,16 @@ def timm(
     """A timm model by name, with weights from a file under the data root or `pretrained: true` from the model hub.
 
     Normalisation and input size are those of the model's pretrained_cfg unless stated. Raises TeacherError.
+
+    Args:
+        context: What the study hands over.
+        model: Its name in the library.
+        weights: A file under the data root: safetensors or a torch checkpoint of tensors only.
+        pretrained: Weights from the model hub instead of a file.
+        arguments: What the function that builds the network is called with.
+        mean: One number a channel on the 0-255 scale, subtracted from the pixels.
+        std: One number a channel on the 0-255 scale, by which pixels are then divided.
+        input_size: Height and width in pixels, or one number for both, that images are resized to.
     """
     library = require("timm", "vision")
     if (weights is None) == (not pretrained):

@@ -34,6 +34,15 @@ def torchvision(
     A file is relative to the data root; it is told from a name by its suffix. With named weights, normalisation and
     input size are those of their transforms; with a file, ImageNet's and the data's size. Both can be stated. Raises
     TeacherError.
+
+    Args:
+        context: What the study hands over.
+        model: Its name in the library.
+        weights: A name of the model's weights enum, or a file under the data root.
+        arguments: What the function that builds the network is called with.
+        mean: One number a channel on the 0-255 scale, subtracted from the pixels.
+        std: One number a channel on the 0-255 scale, by which pixels are then divided.
+        input_size: Height and width in pixels, or one number for both, that images are resized to.
     """
     library = require("torchvision", "vision")
     allowed = library.models.list_models(module=library.models)

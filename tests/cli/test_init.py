@@ -71,6 +71,12 @@ def test_unknown_names_are_told_together_and_nothing_is_written(tmp_path, capsys
     assert not folder.exists()
 
 
+def test_a_file_in_the_folders_place_is_told(tmp_path, capsys):
+    assert main(["init", str(tmp_path / "new" / "study.yaml")]) == 2
+    assert f"names a file, and a study is a folder (allowed: {tmp_path / 'new'})" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["init", str(tmp_path / "file" / "study")]) == 2

@@ -12,6 +12,7 @@ from kdnas.cli._members import describe, type_text
 from kdnas.cli.main import main
 from kdnas.registry import Registry
 from kdnas.study.members import FAMILIES, registry_of
+from kdnas.teachers import TEACHERS
 
 
 def test_every_member_of_every_family_is_listed(capsys):
@@ -33,6 +34,12 @@ def test_one_family_shows_its_options(capsys):
     assert shown.startswith("Data sets  (data.type)\n")
     assert "      path: text (required)" in shown
     assert "Samplers" not in shown
+
+
+def test_every_option_of_a_teacher_is_explained():
+    for name in TEACHERS.names():
+        for option in describe(TEACHERS, name).options:
+            assert option.help.endswith("."), (name, option)
 
 
 def test_a_member_that_cannot_be_imported_says_why_and_hides_no_other(monkeypatch, capsys):

@@ -138,6 +138,7 @@ def names(run: Path, smallest: str, tmp_path_factory: pytest.TempPathFactory) ->
         (["schedule", "RUN", "--device", "tpu"], "no device 'tpu'"),
         (["schedule", "RUN", "--epochs", "1", "--route", "shrink"], "route shrink: "),
         (["schedule", "RUN", "--out", "no/folder/schedule.yaml"], "cannot be written"),
+        (["train", "RUN", "--schedule", "gone.yaml", "--epochs", "3"], "gone.yaml: No such file"),
         (["train", "RUN", "--schedule", "FILE", "--epochs", "3"], "states its own budget"),
         (["train", "RUN", "--schedule", "nowhere.yaml"], "nowhere.yaml"),
         (["train", "RUN", "--schedule", "FILE", "--pick", "OTHER"], "is a schedule for another student"),
