@@ -16,7 +16,8 @@ from rich.text import Text
 
 from kdnas.cli._front_table import front_table
 from kdnas.core.objective import breaches
-from kdnas.report.summary import near_chance, supernet_in_words
+from kdnas.core.words import counted
+from kdnas.report.summary import near_chance, supernet_in_words, unreached_rung
 from kdnas.report.wording import duration, shown
 from kdnas.study.events import (
     Event,
@@ -233,7 +234,7 @@ class LiveView(View):
             best = max(sound or complete, key=lambda trial: trial.values["accuracy"])
             volume = hypervolume(run)
             lines.append(Text(f"best      {trial_line(run, best)}", overflow="ellipsis", no_wrap=True))
-            lines.append(Text(f"front     {len(front(run))} students, hypervolume {volume or 0.0:.6g}"))
+            lines.append(Text(f"front     {counted(len(front(run)), 'student')}, hypervolume {volume or 0.0:.6g}"))
         self._numbers = lines
         self._front = [Text(""), front_table(run, self._console.width, _FRONT_ROWS)] if complete else []
 
@@ -283,7 +284,7 @@ def search_ended_lines(event: SearchEnded) -> list[str]:
         return [f"search over: {event.reason}"]
     return [
         f"search over: {event.reason}",
-        f"retraining the {event.finalists} students of its front {event.run.config.final_fidelity.origin}: "
+        f"retraining {counted(event.finalists, 'student')} of its front {event.run.config.final_fidelity.origin}: "
         f"{event.retrainings} trainings to go",
     ]
 
@@ -306,12 +307,12 @@ def _print_result(console: Console, run: RunRecord, written: Sequence[Path]) -> 
     else:
         seeds = max(len(member.trial.repeats) for member in members)
         console.print(
-            f"\nPareto front: {len(members)} students; accuracy"
+            f"\nPareto front: {counted(len(members), 'student')}; accuracy"
             + (" on the validation split" if run.config.data is not None else "")
             + (f", mean of {seeds} trainings ± 95 %" if seeds > 1 else "")
         )
         console.print(front_table(run, console.width))
-        if told := near_chance(run):
+        for told in filter(None, (near_chance(run), unreached_rung(run))):
             console.print(told, markup=False)
         volume = hypervolume(run)
         point = ", ".join(f"{name} {value:.6g}" for name, value in run.reference_point.items())

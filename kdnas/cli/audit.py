@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdnas.cli._options import DataRoot, Json, RunFolder
+from kdnas.core.words import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -113,7 +114,6 @@ def _carry_out(plan: AuditPlan, workers: int | None, root_option: Path | None, c
     """Train what is pending and write the report anew; return the run."""
     from kdnas.errors import KdnasError, RunError
     from kdnas.report.files import write_report
-    from kdnas.report.wording import counted
     from kdnas.study import opening
     from kdnas.study.audit import limited, open_run, run_audit
     from kdnas.study.run_folder import controller_lock
@@ -189,7 +189,7 @@ class _Progress:
 
 def _announcement(plan: AuditPlan, tasks: Sequence[AuditTask], workers: int | None) -> list[str]:
     """Return what will be trained and what it will cost."""
-    from kdnas.report.wording import counted, duration
+    from kdnas.report.wording import duration
 
     many = len(plan.students)
     losses = f", and for {plan.brief.words} under {', '.join(plan.losses)}" if plan.losses else ""

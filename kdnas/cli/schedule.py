@@ -10,6 +10,7 @@ import typer
 
 from kdnas.cli._options import DataRoot, Json, RunFolder
 from kdnas.cli._training_view import training_progress
+from kdnas.core.words import counted
 
 if TYPE_CHECKING:
     from kdnas.study.schedules import TrainingSchedule
@@ -140,7 +141,9 @@ def _tell(schedule: TrainingSchedule, path: Path, run: Path) -> None:
 
     budget = schedule.budget
     typer.echo(f"student {schedule.student.arch_id}: route {schedule.route} ({schedule.why})")
-    typer.echo(f"budget: the work of {budget.epochs} epochs of the student, {scaled(budget.macs).strip()} MACs")
+    typer.echo(
+        f"budget: the work of {counted(budget.epochs, 'epoch')} of the student, {scaled(budget.macs).strip()} MACs"
+    )
     if schedule.supernet is not None:
         paid = scaled(schedule.supernet.macs).strip()
         typer.echo(f"  not in it: {paid} MACs of the run's supernet, which the search paid for")
@@ -149,7 +152,7 @@ def _tell(schedule: TrainingSchedule, path: Path, run: Path) -> None:
             typer.echo(f"  not measured: {item.note}")
     for step in schedule.steps:
         what = (
-            f"{step.epochs} epochs beside {step.teacher}"
+            f"{counted(step.epochs, 'epoch')} beside {step.teacher}"
             if isinstance(step, DistilStep)
             else step.settings.shrinking.policy
         )

@@ -10,6 +10,7 @@ import typer
 
 from kdnas.cli._options import DataRoot
 from kdnas.cli._training_view import training_progress
+from kdnas.core.words import counted
 from kdnas.report.wording import duration, shown
 
 if TYPE_CHECKING:
@@ -171,9 +172,9 @@ def _scheduled_training(
     from kdnas.study.schedules import load_schedule
     from kdnas.study.train_file import locked_fingerprint
 
+    steps, document = load_schedule(path)
     if epochs is not None:
         raise ConfigError(Problem("--epochs", f"{path} states its own budget: write another one with `kdnas schedule`"))
-    steps, document = load_schedule(path)
     student = steps.student.arch_id
     try:
         own = student if run.is_dir() and pick is None else pick
@@ -192,12 +193,12 @@ def _scheduled_training(
 
 def _tell(result: FullTraining) -> None:
     if result.already_done:
-        typer.echo(f"already done: {result.folder} holds this student, trained for {result.epochs} epochs")
+        typer.echo(f"already done: {result.folder} holds this student, trained for {counted(result.epochs, 'epoch')}")
     accuracies = (
         f"validation accuracy {shown('accuracy', result.accuracy)}, "
         f"test accuracy {shown('accuracy', result.test_accuracy)}"
     )
-    took = f"after {result.epochs} epochs ({duration(result.train_seconds)} of training)"
+    took = f"after {counted(result.epochs, 'epoch')} ({duration(result.train_seconds)} of training)"
     typer.echo(f"student {result.arch_id}: {accuracies} {took}")
     for name in result.files:
         typer.echo(str(result.folder / name))

@@ -11,6 +11,7 @@ import typer
 
 from kdnas.cli._options import DataRoot, Json, Overrides, StudyPath
 from kdnas.core.fidelity import Fidelity
+from kdnas.core.words import counted
 from kdnas.errors import InputError, Problem
 
 if TYPE_CHECKING:
@@ -93,9 +94,10 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
         f"shrinking {config.supernet.shrinking.policy}",
         "budget": f"{budget_in_words(budget)}; a score is of "
         f"{' or '.join(fidelity.words for fidelity in config.fidelities)}, at most {budget.trial_time_limit_s:g} s",
-        "final": f"up to {final.max_students} students retrained with {final.seeds} seeds, "
+        "final": f"up to {counted(final.max_students, 'student')} retrained with {counted(final.seeds, 'seed')}, "
         f"{config.final_fidelity.words}",
-        "export": f"{config.export.pick} as {', '.join(config.export.formats)}" if config.export.formats else "nothing",
+        "export_pick": config.export.pick,
+        "export": list(config.export.formats),
         "data_root": str(root.absolute()),
         "cache": str(cache_dir()),
         "files": [

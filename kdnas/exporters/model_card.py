@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdnas.core.words import counted
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent
 from kdnas.nn.tracing import parameter_count
@@ -131,8 +132,8 @@ def _making(student: TrainedStudent) -> str:
     if epochs is not None:
         fraction = weights.get("data_fraction", training.get("data_fraction", 1.0))
         lines.append(
-            f"Trained from random weights for {epochs} epochs on {100 * fraction:g} % of the training part with "
-            f"{training.get('optimizer', 'sgd')}, learning rate {training.get('learning_rate', 0):g}, "
+            f"Trained from random weights for {counted(epochs, 'epoch')} on {100 * fraction:g} % of the training part "
+            f"with {training.get('optimizer', 'sgd')}, learning rate {training.get('learning_rate', 0):g}, "
             f"batch size {training.get('batch_size', 0)}."
         )
     terms = [f"{distillation['task_weight']:g} x cross entropy"] if "task_weight" in distillation else []

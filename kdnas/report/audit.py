@@ -11,8 +11,9 @@ import plotly.graph_objects as go
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.interval import pooled_ci95
 from kdnas.core.rank import Estimate
+from kdnas.core.words import counted
 from kdnas.report.style import FRONT, Figure, styled
-from kdnas.report.wording import counted, label, scaled, shown, shown_interval
+from kdnas.report.wording import label, scaled, shown, shown_interval
 from kdnas.study.audit_losses import loss_name
 from kdnas.study.audit_result import TARGET_TAU, AuditedStudent, AuditResult, NeededFidelity, audit_result
 from kdnas.study.records import RunRecord

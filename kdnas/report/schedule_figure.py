@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from kdnas.core.arch import Scalar
 from kdnas.core.schedule import FinishedStage, Schedule, Stage, dimension_of
 from kdnas.report.style import BROKEN, FAINT, FRONT, GRID, INK, KNEE, TEACHER, Figure, escaped, styled
-from kdnas.report.wording import counted, scaled, shown
+from kdnas.report.wording import scaled, shown
 
 _COLOURS = {"depth": FRONT, "width": KNEE, "bottleneck": "#7a55a3", "skip": BROKEN, "kernel size": "#c9a227"}
 """By elastic dimension; any other one is grey."""
@@ -233,8 +233,8 @@ def _stage_text(number: int, finished: FinishedStage) -> str:
 
 def _caption(recorded: Schedule, scored: bool) -> str:
     text = (
-        f"One lane a value of each choice, filled from where it might be sampled; the numbers on top are the "
-        f"{counted(len(recorded.stages), 'stage')} of the table below. The budget is "
+        "One lane a value of each choice, filled from where it might be sampled; the numbers on top are those of the "
+        f"stages in the table below. The budget is "
         f"{scaled(recorded.budget_macs).strip()} multiply-accumulates, measuring included."
     )
     return text if scored else f"{text} This policy scores nothing on the way."

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from kdnas.core.arch import Scalar
 from kdnas.core.schedule import Schedule
+from kdnas.core.words import counted
 from kdnas.errors import InputError
 from kdnas.report.schedule_figure import (
     begins,
@@ -21,7 +22,7 @@ from kdnas.report.schedule_figure import (
     why_it_began,
 )
 from kdnas.report.style import Figure
-from kdnas.report.wording import counted, duration, scaled, shown
+from kdnas.report.wording import duration, scaled, shown
 from kdnas.study.records import RunRecord
 from kdnas.training.schedule_file import SCHEDULE_FILE, read_schedule
 

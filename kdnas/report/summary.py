@@ -7,13 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdnas.core.fidelity import Fidelity
-from kdnas.report.wording import counted, duration, fraction_of, label, shown
-from kdnas.study.front import SHORTEST_PREFIX, SIGNIFICANCE, best_of, front, hypervolume, indistinguishable, knee_of
+from kdnas.core.words import counted
+from kdnas.report.wording import duration, fraction_of, label, shown
+from kdnas.study.front import (
+    SHORTEST_PREFIX,
+    SIGNIFICANCE,
+    best_of,
+    front,
+    hypervolume,
+    indistinguishable,
+    is_near_chance,
+    knee_of,
+)
 from kdnas.study.records import FrontMember, RunRecord, SupernetRecord
 
 _NAMED_PAIRS = 6
-NEAR_CHANCE = 0.05
-"""An accuracy so little above that of always guessing alike is no success."""
 
 
 def what_was_searched(run: RunRecord) -> str:
@@ -49,6 +57,16 @@ def _rungs(run: RunRecord) -> str:
     highest = max((fidelity for fidelity in scored), key=lambda fidelity: fidelity.amount, default=None)
     shown = f" The front is drawn from the scores {highest.reached}." if highest is not None else ""
     return f" Students were scored: {counts}.{shown}"
+
+
+def unreached_rung(run: RunRecord) -> str:
+    """Return that no student was scored at the highest rung, where there are rungs and that is so; else empty."""
+    top = run.config.fidelities[-1]
+    if not run.config.rungs or any(trial.state == "complete" and trial.fidelity == top for trial in run.trials):
+        return ""
+    return (
+        f"No student was scored {top.reached}, the highest rung. A larger budget or a smaller promotion.eta gets there."
+    )
 
 
 def supernet_in_words(supernet: SupernetRecord) -> str:
@@ -114,10 +132,10 @@ def against_teacher(run: RunRecord, member: FrontMember) -> str:
 
 
 def near_chance(run: RunRecord) -> str:
-    """Return which members of the front are hardly better than guessing, at most `NEAR_CHANCE` above; else empty."""
+    """Return which members of the front are hardly better than guessing, as `is_near_chance` says; else empty."""
     guess = run.reference_point.get("accuracy")
     members = front(run)
-    poor = [member for member in members if guess is not None and member.values["accuracy"] <= guess + NEAR_CHANCE]
+    poor = [member for member in members if is_near_chance(run, member)]
     if guess is None or not poor:
         return ""
     named = ", ".join(_brief_id(member, members) for member in poor)
@@ -163,7 +181,7 @@ def trust(run: RunRecord) -> list[str]:
     """Return what the numbers rest on, one sentence each."""
     members = front(run)
     retrained = [member for member in members if member.trial.repeats]
-    sentences = [_validation_sentence(run)]
+    sentences = [_validation_sentence(run), *filter(None, [unreached_rung(run)])]
     if retrained:
         seeds = sorted({len(member.trial.repeats) for member in retrained})
         asked = run.config.final.seeds

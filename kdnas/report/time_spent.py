@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
+from kdnas.core.words import counted
 from kdnas.report.style import BROKEN, FAINT, FRONT, KNEE, TEACHER, Figure, styled
-from kdnas.report.wording import counted, duration
+from kdnas.report.wording import duration
 from kdnas.study.records import RunRecord, TrialRecord
 
 _PHASES: Mapping[str, tuple[str, str]] = {

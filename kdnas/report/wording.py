@@ -89,11 +89,6 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
-def counted(number: int, noun: str) -> str:
-    """Return "1 trial", "3 trials"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def arch_in_words(arch: Arch) -> str:
     """Return the choices of `arch` on one line: "depth1=2 width1=16"."""
     return " ".join(f"{name}={value}" for name, value in arch.items)

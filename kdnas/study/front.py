@@ -18,7 +18,7 @@ import numpy as np
 from kdnas.core import hypervolume as volumes
 from kdnas.core.comparison import welch_p_value
 from kdnas.core.interval import mean_ci95
-from kdnas.core.objective import Constraint, Quantity, breaches, minimised, parse_constraint
+from kdnas.core.objective import ACCURACY, Constraint, Quantity, breaches, minimised, parse_constraint
 from kdnas.core.pareto import knee, non_dominated
 from kdnas.errors import ConfigError, Problem
 from kdnas.study.records import FrontMember, RunRecord, TrialRecord
@@ -27,6 +27,8 @@ SHORTEST_PREFIX = 4
 """Hexadecimal digits of an arch_id that are enough to name a student."""
 SIGNIFICANCE = 0.05
 """Below this p-value two students of a front count as different in accuracy."""
+NEAR_CHANCE = 0.05
+"""An accuracy so little above that of always guessing alike is no success."""
 
 
 def measured_values(trial: TrialRecord) -> dict[str, float]:
@@ -85,6 +87,12 @@ def knee_of(members: Sequence[FrontMember], objectives: Sequence[Quantity]) -> F
 def best_of(members: Sequence[FrontMember]) -> FrontMember:
     """Return the most accurate member; of equals the first. ValueError on an empty front."""
     return max(members, key=_accuracy)
+
+
+def is_near_chance(run: RunRecord, member: FrontMember) -> bool:
+    """Return whether `member` is hardly better than guessing: at most `NEAR_CHANCE` above it, where that is known."""
+    guess = run.reference_point.get(ACCURACY.name)
+    return guess is not None and member.values[ACCURACY.name] <= guess + NEAR_CHANCE
 
 
 def indistinguishable(members: Sequence[FrontMember]) -> dict[int, tuple[FrontMember, ...] | None]:

@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 import kdnas
+from kdnas.core.words import counted
 from kdnas.errors import ConfigError, Problem, RunFolderError
 from kdnas.students import STUDENTS
 from kdnas.study.config import ExportConfig
@@ -78,11 +79,11 @@ def train_fully(
             return done
         ground = open_ground(file, data_root=data_root, cache=cache or cache_dir(), device=device, say=say)
         if schedule is None:
-            plan = f"{file.training.epochs} epochs"
+            plan = counted(file.training.epochs, "epoch")
         else:
             check_images(schedule, ground)
             write_training_schedule(out / SCHEDULE_FILE, schedule)
-            plan = f"{len(schedule.steps)} steps worth {schedule.budget.epochs} epochs"
+            plan = f"{counted(len(schedule.steps), 'step')} worth {counted(schedule.budget.epochs, 'epoch')}"
         say(
             f"student {file.arch_id} of {file.name}: {plan} on {len(ground.train):,} images, "
             f"{len(ground.validation):,} held out, on {ground.device}"

@@ -20,6 +20,7 @@ from torch import nn
 from kdnas.core.arch import Arch
 from kdnas.core.data import ImageData, stratified_split
 from kdnas.core.seeds import derive_seed
+from kdnas.core.words import counted
 from kdnas.datasets import DATASETS
 from kdnas.errors import ConfigError, DataError, Problem, RunFolderError, TeacherError, TrialError
 from kdnas.nn.weights import save_weights
@@ -160,8 +161,8 @@ class _TeacherTraining:
     def _train(self, network: nn.Module, arch: Arch, training: Training, kept: Path, say: Say) -> None:
         indices = training_indices(self._data, self._train_indices, training.data_fraction, self._seed)
         say(
-            f"training the teacher ({arch.family} {arch.arch_id}): {training.epochs} epochs on {len(indices)} images, "
-            f"once; it will be kept in {kept}"
+            f"training the teacher ({arch.family} {arch.arch_id}): {counted(training.epochs, 'epoch')} on "
+            f"{len(indices)} images, once; it will be kept in {kept}"
         )
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)

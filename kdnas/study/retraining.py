@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdnas.core.words import counted
 from kdnas.errors import TrialError
 from kdnas.executors import Executor, Finished
 from kdnas.study.events import Note, Observer, RepeatEnded
@@ -44,7 +45,7 @@ class Retraining:
             unmeasured = [trial for trial in chosen if not self._record.has_final_measurements(trial.number)]
             if not unmeasured or not self._opened.evaluator.measured:
                 return chosen
-            self._observe(Note(f"measuring {len(unmeasured)} students on the quiet machine"))
+            self._observe(Note(f"measuring {counted(len(unmeasured), 'student')} on the quiet machine"))
             for trial in unmeasured:
                 self._measure(trial)
 

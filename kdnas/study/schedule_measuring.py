@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdnas.core.route import ROUTES, Route
+from kdnas.core.words import counted
 from kdnas.errors import ConfigError
 from kdnas.study.full_training import identity
 from kdnas.study.run_folder import exclusively
@@ -58,7 +59,7 @@ def measured_schedule(
                 shared=None if schedule.supernet is None else cut_from_run(plan.run, plan.file.student, ground),
                 on_progress=tell,
             )
-        say(f"{route}: validation accuracy {100 * result.accuracy:.2f} % with {epochs} epochs")
+        say(f"{route}: validation accuracy {100 * result.accuracy:.2f} % with {counted(epochs, 'epoch')}")
         measured.append(
             MeasuredRoute(
                 route=route, epochs=epochs, accuracy=result.accuracy, train_seconds=round(result.train_seconds, 3)

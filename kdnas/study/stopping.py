@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kdnas.core.fidelity import Fidelity
+from kdnas.core.words import counted
 from kdnas.study.config import Budget, StudyConfig
 from kdnas.study.front import hypervolume_over_time
 from kdnas.study.jobs import continues
@@ -55,7 +56,7 @@ def why_over(run: RunRecord, spent: Spent, next_cost: float) -> str:
     """Return why no further trial may begin, which would cost `next_cost` full trainings; empty where one may."""
     budget = run.config.budget
     if budget.trials is not None and spent.trials >= budget.trials:
-        return f"the budget of {_trials(budget)} is spent"
+        return f"the budget of {counted(budget.trials, 'trial')} is spent"
     if budget.full_trainings is not None and spent.full_trainings + next_cost > budget.full_trainings + _ROUNDING:
         return (
             f"the budget of {budget.full_trainings:g} full trainings is spent: {spent.full_trainings:.4g} are used, "
@@ -87,14 +88,10 @@ def stagnation(run: RunRecord) -> str:
 
 def budget_in_words(budget: Budget) -> str:
     """Return the limits of a search, such as `40 trials` or `12 full trainings, at most 3600 s`."""
-    limits = [_trials(budget)] if budget.trials is not None else []
+    limits = [counted(budget.trials, "trial")] if budget.trials is not None else []
     limits += [f"{budget.full_trainings:g} full trainings"] if budget.full_trainings is not None else []
     limits += [f"{budget.wall_clock_s:g} s"] if budget.wall_clock_s is not None else []
     return ", at most ".join(limits)
-
-
-def _trials(budget: Budget) -> str:
-    return "1 trial" if budget.trials == 1 else f"{budget.trials} trials"
 
 
 def _has_full_scores(run: RunRecord) -> bool:

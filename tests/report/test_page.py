@@ -22,8 +22,9 @@ from kdnas.report.page import page
 from kdnas.report.parallel import parallel_figure
 from kdnas.report.picture import front_svg
 from kdnas.report.style import is_log, round_ticks
-from kdnas.report.summary import against_teacher, costs, failures, highlights, near_chance, trust
+from kdnas.report.summary import against_teacher, costs, failures, highlights, near_chance, trust, unreached_rung
 from kdnas.report.tables import front_table, trials_table
+from kdnas.study.config import Rung
 from kdnas.study.front import front, knee_of
 
 
@@ -114,6 +115,19 @@ def test_a_front_that_only_guesses_is_said_to(full):
     assert told.startswith(f"Hardly better than guessing, which has {100 * (best - 0.01):.2f} %: ")
     assert all(member.trial.arch.arch_id[:4] in told for member in front(poor))
     assert told.split(":")[0] in page(poor)
+
+
+def test_a_highest_rung_that_nobody_reached_is_said(full):
+    top = full.config.fidelities[-1]
+    assert unreached_rung(full) == ""  # no rungs
+    rungs = (Rung(epochs=top.epochs), Rung(epochs=top.epochs + 1))
+    training = full.config.training.model_copy(update={"epochs": top.epochs + 1})
+    config = full.config.model_copy(update={"rungs": rungs, "training": training})
+    short = replace(full, config=config)
+    assert unreached_rung(short).startswith(f"No student was scored {config.fidelities[-1].reached}")
+    assert unreached_rung(short) in trust(short)
+    reached = replace(full.trials[0], state="complete", fidelity=config.fidelities[-1])
+    assert unreached_rung(replace(short, trials=(*full.trials, reached))) == ""
 
 
 def test_the_staircase_rises(full):

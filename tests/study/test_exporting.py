@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -56,6 +57,13 @@ def test_what_it_says_is_what_the_run_recorded(run: RunRecord, tmp_path: Path, d
     assert "held out for validation" in card
     assert "cpu, 1 thread, batch 1" in card
     assert load_train_file(tmp_path / "out" / "train.yaml").training.learning_rate == 0.15
+
+
+def test_a_card_says_when_the_student_hardly_does_better_than_guessing(run: RunRecord, tmp_path: Path) -> None:
+    for guess, told in ((0.1, False), (0.88, True)):
+        out = tmp_path / str(guess)
+        export(dataclasses.replace(run, reference_point={**run.reference_point, "accuracy": guess}), out)
+        assert ("hardly better than guessing" in (out / "MODEL_CARD.md").read_text()) == told
 
 
 def test_other_files_stay_and_own_files_are_replaced(run: RunRecord, tmp_path: Path) -> None:
