@@ -81,8 +81,14 @@ def prepare_study(
     if locked is not None:
         # What was measured on one device says nothing beside what is measured on another.
         where = (str(device), locked.get("device")) if evaluator.measured else ("", "")
-        check_identity(folder, {**locked["identity"], "device": where[1]}, {**this, "device": where[0]})
         lock = {**locked, "config": config.model_dump(mode="json")}
+        check_identity(
+            folder,
+            {**locked["identity"], "device": where[1]},
+            {**this, "device": where[0]},
+            was=locked["config"],
+            now=lock["config"],
+        )
     else:
         lock = {"identity": this, **_new_lock(study, evaluator, str(device))}
         write_lock(folder, lock)

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import yaml
@@ -150,19 +151,33 @@ def fingerprint(record: Any) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def check_identity(folder: Path, locked: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Raise RunFolderError showing every difference when the study is not the one `folder` was started with."""
+def check_identity(
+    folder: Path,
+    locked: Mapping[str, Any],
+    current: Mapping[str, Any],
+    *,
+    was: Mapping[str, Any] = MappingProxyType({}),
+    now: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Raise RunFolderError showing every difference when the study is not the one `folder` was started with.
+
+    `was` and `now` are the whole configurations: where the hash of data or teacher changed, they may tell why.
+    """
     if "evaluator" in current:
         # What the first runs do not say, since there was nothing else.
         locked = {"evaluator": {"type": "scratch"}, **locked}
         if "rungs" in locked:
             locked["rungs"] = [Fidelity(**rung).as_dict() for rung in locked["rungs"]]
-    before, after = leaves(locked), leaves(current)
-    changed = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+    changed: list[Problem] = []
+    for difference in _differences(locked, current):
+        section, _, what = difference.where.rpartition(".")
+        if section != "fingerprints":
+            changed.append(difference)
+        elif what != "space":  # the record of the space is compared itself
+            told = _differences({what: was.get(what)}, {what: now.get(what)})
+            changed += told or [Problem(what, "its content is not what it was")]
     if not changed:
         return
-    absent = "(absent)"
-    problems = [Problem(key, f"{before.get(key, absent)} -> {after.get(key, absent)}") for key in changed[:12]]
     more = f", and {len(changed) - 12} more" if len(changed) > 12 else ""
     raise RunFolderError(
         [
@@ -171,9 +186,19 @@ def check_identity(folder: Path, locked: Mapping[str, Any], current: Mapping[str
                 f"this run was started with another study, so their scores cannot be compared; changed{more} "
                 "(run -> study); choose another --out or restore the study",
             ),
-            *problems,
+            *changed[:12],
         ]
     )
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Problem]:
+    """Return every value that differs between nested plain data, by dotted key."""
+    old, new = leaves(before), leaves(after)
+    return [
+        Problem(key, f"{old.get(key, '(absent)')} -> {new.get(key, '(absent)')}")
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
 
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:

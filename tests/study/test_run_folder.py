@@ -90,11 +90,16 @@ def test_identity_notices_what_changes_a_score_and_nothing_else(tiny_study):
     text = str(caught.value)
     assert "training.epochs: 3 -> 7" in text
     assert "seed: 0 -> 3" in text
-    with pytest.raises(RunFolderError, match="fingerprints.data: d -> other"):
-        check_identity(tiny_study, before, identity(study.config, study.space, {"data": "other", "teacher": "t"}))
+    other = identity(study.config, study.space, {"data": "other", "teacher": "t"})
+    with pytest.raises(RunFolderError, match="data: its content is not what it was"):
+        check_identity(tiny_study, before, other)
+    was, now = ({"data": {"type": "npz", "path": path}} for path in ("a.npz", "b.npz"))
+    with pytest.raises(RunFolderError, match=r"data\.path: a\.npz -> b\.npz$"):
+        check_identity(tiny_study, before, other, was=was, now=now)
     smaller = dataclasses.replace(study.space, choices=study.space.choices[:-1])
-    with pytest.raises(RunFolderError, match="space.choices.stage1.skip"):
+    with pytest.raises(RunFolderError, match="space.choices.stage1.skip") as caught:
         check_identity(tiny_study, before, identity(study.config, smaller, {"data": "d", "teacher": "t"}))
+    assert len(caught.value.problems) == 2  # the folder and the choice: no hash of the space beside it
 
 
 def test_an_emptied_section_is_a_difference(tiny_study):

@@ -385,7 +385,7 @@ def test_a_changed_study_is_refused(finished):
         search(study, run.folder, "training.epochs=2")
     with pytest.raises(RunFolderError, match="objectives"):
         search(study, run.folder, "objectives=[accuracy, params]")
-    with pytest.raises(RunFolderError, match="fingerprints.teacher"):
+    with pytest.raises(RunFolderError, match="teacher.training.epochs: 8 -> 5"):
         search(study, run.folder, "teacher.training.epochs=5")
 
 
