@@ -72,7 +72,8 @@ def npz(
         with _opened(source) as file:
             for name in wanted:
                 if name not in file.files:
-                    problems.add(f"{source}: {name}", "there is no such array", ", ".join(file.files))
+                    instead = ", or no test arrays but `test_fraction`" if name in wanted[2:] else ""
+                    problems.add(f"{source}: {name}", "there is no such array", ", ".join(file.files) + instead)
             problems.raise_if_any()
             labels = [
                 _split(file, source, names, layout, writer, problems)

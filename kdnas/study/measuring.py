@@ -35,17 +35,26 @@ _ENERGY_WINDOW_S = 1.0
 
 @dataclass(frozen=True)
 class Subject:
-    """A student to measure. `onnx` is its ONNX file where it came as one."""
+    """A student to measure. `onnx` is its ONNX file where it came with one; `onnx_alone` where with nothing else."""
 
     source: str
     arch: Arch
     task: ImageTask
     onnx: Path | None = None
+    onnx_alone: bool = False
 
     def network(self, target: Target) -> nn.Module | Path:
-        """Return what `target` is to run: the ONNX file where it takes one, else the network, built anew."""
+        """Return what `target` is to run: the ONNX file where it takes one, else the network, built anew.
+
+        Raises ConfigError where the student is an ONNX file alone and the target takes none.
+        """
         if self.onnx is not None and target.takes_onnx:
             return self.onnx
+        if self.onnx_alone:
+            what = f"is an ONNX file, and the target ({target.where}) runs PyTorch networks"
+            raise ConfigError(
+                Problem(self.source, what, "--target onnxruntime, or the student's folder or student.json")
+            )
         family: StudentFamily = STUDENTS.build(self.arch.family)
         with torch.random.fork_rng(devices=[]):
             return family.build(self.arch, self.task)
@@ -111,7 +120,7 @@ def subjects(path: Path, pick: str | None = None) -> list[Subject]:
         what = f"is no run folder ({LOCK_FILE}) and no exported student (student.json, student.onnx)"
         raise ConfigError(Problem(str(path), what if path.exists() else "there is no such folder or file"))
     stated = _stated_in_json(json_file) if json_file is not None else _stated_in_onnx(onnx_file or path)
-    return [Subject(str(path), *stated, onnx=onnx_file)]
+    return [Subject(str(path), *stated, onnx=onnx_file, onnx_alone=json_file is None)]
 
 
 def targets(name: str, options: Mapping[str, Any]) -> list[Target]:

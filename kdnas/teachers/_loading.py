@@ -45,7 +45,11 @@ def find_file(path: str, root: Path) -> Path:
     """Return the file `path`, taken relative to `root`. Raises TeacherError when there is none."""
     found = root / Path(path).expanduser()
     if not found.is_file():
-        raise TeacherError(Problem("weights", f"there is no file {found}", "a .safetensors file or a torch checkpoint"))
+        what = (
+            f"there is no file {found}. The data root is {root.absolute()}; set it with --data-root or the environment "
+            "variable KDNAS_DATA (default: data/)"
+        )
+        raise TeacherError(Problem("weights", what, "a .safetensors file or a torch checkpoint"))
     return found
 
 

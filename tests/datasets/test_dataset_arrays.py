@@ -94,7 +94,7 @@ def test_npz_carves_a_test_split_of_every_class(tmp_path):
         ({"train_labels": TRAIN_LABELS + 1, "test_labels": TEST_LABELS + 1}, "no image of class 0"),
         ({"test_labels": TEST_LABELS + 1}, "no image of class 3"),
         ({"test_labels": -TEST_LABELS}, "out of range"),
-        ({"test_images": None}, r"test_images: there is no such array \(allowed: train_images"),
+        ({"test_images": None}, r"test_images: there is no such array \(allowed: train_images.* `test_fraction`\)"),
         ({"train_labels": np.array([object()] * 12)}, "would execute code"),
     ],
 )

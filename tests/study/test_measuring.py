@@ -89,7 +89,11 @@ def test_an_export_is_read_from_its_folder_or_a_file_of_it(both, file):
     assert subject.task == TASK
     assert (subject.onnx is not None) == (file != "student.json")
     cpu, onnxruntime = targets("cpu", {})[0], targets("onnxruntime", {})[0]
-    assert isinstance(subject.network(cpu), nn.Module)
+    if file == "student.onnx":
+        with pytest.raises(ConfigError, match="is an ONNX file, and the target .* runs PyTorch networks"):
+            subject.network(cpu)
+    else:
+        assert isinstance(subject.network(cpu), nn.Module)
     assert isinstance(subject.network(onnxruntime), Path) == (file != "student.json")
 
 

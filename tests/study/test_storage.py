@@ -103,7 +103,8 @@ def test_nothing_is_kept_of_what_ends_with_an_error_within(tmp_path, record):
             ask(record)
             raise KeyboardInterrupt
 
-    pytest.raises(KeyboardInterrupt, stopped)
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     assert Record.open(tmp_path, "study", OBJECTIVES).next_number == 0
     ask(record)  # and what follows is written as ever
     assert [trial.number for trial in Record.open(tmp_path, "study", OBJECTIVES).trials()] == [0]

@@ -117,6 +117,8 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
         read_weights(tmp_path / "w.pth")
     with pytest.raises(TeacherError, match="there is no file"):
         find_file("missing.pth", tmp_path)
+    with pytest.raises(TeacherError, match=f"The data root is {tmp_path}; set it with --data-root or .*KDNAS_DATA"):
+        find_file("missing.pth", tmp_path)
 
 
 def test_every_difference_is_told_at_once(network: nn.Module) -> None:
