@@ -32,6 +32,8 @@ from kdnas.nn.blocks import ConvNorm, InvertedBlock, ResidualBlock
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _TIME_LIMIT_S = 60
+FEW_THREADS = 2
+"""Two threads without fused norms took 116 s for steps of a supernet of small students that took one with them 92 s."""
 LEAST_PIXELS = 4e6
 """4,000 images of 32x32: some ten seconds of training, of which fused norms save about what compiling takes."""
 
@@ -61,6 +63,19 @@ def fused_norms(network: nn.Module, device: torch.device, *, pixels: float) -> I
     finally:
         for module in changed:
             del module.forward
+
+
+@contextlib.contextmanager
+def one_of_few_threads(device: torch.device, *, pixels: float) -> Iterator[None]:
+    """Compute with one thread instead of `FEW_THREADS` until the context ends, where fused norms make that quicker."""
+    before = torch.get_num_threads()
+    few = device.type == "cpu" and 1 < before <= FEW_THREADS
+    fewer = few and pixels >= LEAST_PIXELS and library() is not None
+    torch.set_num_threads(1 if fewer else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @functools.cache

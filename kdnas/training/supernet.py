@@ -28,6 +28,7 @@ from kdnas.students import STUDENTS, StudentFamily
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import accuracy, bfloat16_is_native
+from kdnas.training.fused_norm import one_of_few_threads
 from kdnas.training.lesson import TaughtBatch, memory_failures_as_trial_errors, open_teaching, own_randomness
 from kdnas.training.recipe import Recipe
 from kdnas.training.shrinking import Recorded, policy_of
@@ -104,12 +105,13 @@ def train_supernet(
     supernet.to(device)
     with ExitStack() as stack:
         stack.enter_context(memory_failures_as_trial_errors())
+        pixels = recipe.training.epochs * len(train) * math.prod(data.task.input_shape[1:])
+        stack.enter_context(one_of_few_threads(device, pixels=pixels))
         stack.enter_context(own_randomness(derive_seed(seed, "training"), device))
         teaching, shapes = open_teaching(
             stack, teacher, train, recipe, data=data, device=device, view_seed=view_seed, teacher_cache=teacher_cache
         )
         assert shapes is not None  # there is a teacher
-        pixels = recipe.training.epochs * len(train) * math.prod(data.task.input_shape[1:])
         lesson = SubnetLesson(
             stack, supernet, elastic.spec(ladders.largest), shapes, recipe.distillation,
             data=data, in_place=settings.in_place, bfloat16=bfloat16, device=device, seed=seed, pixels=pixels,

@@ -1,6 +1,6 @@
 """How well three cheap scores rank CIFAR-10 students as long training does, and what each costs; see README.md.
 
-    python studies/supernet_rank_cifar10/run.py [--quick | --full] [--processes 2] [--tables]
+    python studies/supernet_rank_cifar10/run.py [--quick | --full] [--processes 2] [--set KEY=VALUE] [--tables]
 
 The scores are those of a search with the rungs supernet, finetune and scratch, made by kdnas's own evaluators. One
 small file a score is kept under --runs, and the supernet with its checkpoint: a run that was interrupted goes on.
@@ -50,18 +50,22 @@ class Setting:
     data_fraction: float = 0.2
     supernet_epochs: int = 4
     finetune_epochs: int = 1
+    finetune_data_fraction: float = 0.05
     scratch_epochs: int = 3
     reference_epochs: int = 12
-    seeds: int = 1
+    seeds: int = 2
     supernet_views: int | None = 4
-    score_images: int = 1000
+    score_images: int = 5000
     batch_size: int = 64
+    changes: tuple[str, ...] = ()
+    """Further ones, as `kdnas search --set` takes them."""
 
     @property
     def overrides(self) -> list[str]:
         """What it changes in the study whose search is judged."""
         return [
-            f"rungs=[{{evaluator: supernet}}, {{evaluator: finetune, epochs: {self.finetune_epochs}}}, "
+            f"rungs=[{{evaluator: supernet}}, {{evaluator: finetune, epochs: {self.finetune_epochs}, "
+            f"data_fraction: {self.finetune_data_fraction}}}, "
             f"{{evaluator: scratch, epochs: {self.scratch_epochs}}}]",
             f"training.data_fraction={self.data_fraction}",
             f"training.batch_size={self.batch_size}",
@@ -73,14 +77,18 @@ class Setting:
             f"final.data_fraction={self.data_fraction}",
             f"final.seeds={self.seeds}",
             "costs={}",
+            *self.changes,
         ]
 
 
 VARIANTS = {
     "default": Setting(),
-    "quick": Setting(archs=6, data_fraction=0.01, supernet_epochs=3, reference_epochs=4, seeds=2, score_images=500),
+    "quick": Setting(
+        archs=6, data_fraction=0.01, supernet_epochs=3, finetune_data_fraction=0.005, reference_epochs=4, seeds=2,
+        score_images=500,
+    ),
     "full": Setting(
-        archs=32, data_fraction=1.0, supernet_epochs=60, finetune_epochs=2, scratch_epochs=8, reference_epochs=60,
+        archs=32, data_fraction=1.0, supernet_epochs=60, finetune_epochs=1, scratch_epochs=8, reference_epochs=60,
         seeds=3, supernet_views=None, score_images=5000,
         batch_size=128,
     ),
@@ -90,7 +98,7 @@ VARIANTS = {
 def main() -> None:
     """Make the missing scores, then write the tables of all that are there."""
     arguments = _arguments()
-    setting = VARIANTS[arguments.variant]
+    setting = dataclasses.replace(VARIANTS[arguments.variant], changes=tuple(arguments.changes))
     runs: Path = (arguments.runs / arguments.variant).resolve()
     runs.mkdir(parents=True, exist_ok=True)
     _refuse_others(runs, setting)
@@ -102,7 +110,7 @@ def main() -> None:
             return
         if any(helper.wait() for helper in helpers):
             raise InputError("a helping process failed; the same command goes on")
-    results = arguments.results or (HERE / "results" if arguments.variant == "default" else runs / "results")
+    results = arguments.results or (HERE / "results" if setting == Setting() else runs / "results")
     records = [json.loads(path.read_text()) for path in sorted(runs.glob("*.json")) if path.name != "setting.json"]
     if records:
         supernet = json.loads((runs / SUPERNET_FOLDER / "cost.json").read_text())
@@ -186,7 +194,7 @@ def _images(study: LoadedStudy, evaluator: Evaluator, job: Job) -> float:
 def _refuse_others(runs: Path, setting: Setting) -> None:
     """Keep the setting beside the scores. Raises InputError where they are of another."""
     path = runs / "setting.json"
-    if path.exists() and json.loads(path.read_text()) != asdict(setting):
+    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(asdict(setting))):
         raise InputError(f"{runs} holds scores of another setting; choose other --runs")
     atomic.write_text(path, json.dumps(asdict(setting), indent=1))
 
@@ -202,6 +210,14 @@ def _arguments() -> argparse.Namespace:
     size.add_argument("--full", dest="variant", action="store_const", const="full", help="all images: a GPU")
     parser.set_defaults(variant="default")
     parser.add_argument("--processes", type=int, default=2, help="of one thread each, sharing the scores")
+    parser.add_argument(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change the study, such as supernet.epochs=12; with --runs of its own",
+    )
     parser.add_argument("--tables", action="store_true", help="make no score, write the tables of what is there")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs/supernet_rank_cifar10"), help="one file a score; resumes"

@@ -10,12 +10,13 @@ import pandas as pd
 
 from kdnas import atomic
 from kdnas.core.rank import Estimate, agreement, agreement_gain, mean_agreement
+from kdnas.core.words import counted
 from kdnas.study.run_folder import machine
 
 KINDS = ("supernet", "finetune", "scratch")
 """The scores, in the order of a search's rungs."""
 _WORDS = {"supernet": "shared weights", "finetune": "from shared weights", "scratch": "from scratch"}
-_GOAL = 0.8
+_GOAL, _SHARE = 0.8, 0.1
 
 
 def write_results(
@@ -106,7 +107,9 @@ def _markdown(
     for kind in KINDS:
         row = rows.loc[kind]
         epochs = setting.get(f"{kind}_epochs")
-        words = _WORDS[kind] if kind == "supernet" else f"{epochs} epoch{'' if epochs == 1 else 's'} {_WORDS[kind]}"
+        words = _WORDS[kind] if kind == "supernet" else f"{counted(epochs, 'epoch')} {_WORDS[kind]}"
+        if kind == "finetune":
+            words += f" on {100 * setting['finetune_data_fraction']:g} % of the images"
         lines.append(
             f"| {kind}: {words} | {_interval(row, 'tau')} | {_interval(row, 'over_params')} | {row['seconds']:.2f} | "
             f"{row['macs'] / 1e9:,.0f} G | {100 * row['share_of_scratch_macs']:.1f} % of the MACs, "
@@ -132,12 +135,15 @@ def _markdown(
 
 
 def _verdict(rows: pd.DataFrame) -> str:
-    row = rows.loc["supernet"]
-    cheap = row["share_of_scratch_macs"] <= 0.1
-    met = "met" if row["tau"] >= _GOAL and cheap else "missed"
+    shared = rows.loc[["supernet", "finetune"]]
+    cheap = shared[shared["share_of_scratch_macs"] <= _SHARE]
+    if cheap.empty:
+        return f"Goal, tau at least {_GOAL} at a tenth of the cost of brief training: **missed**, no score is so cheap."
+    best = cheap.loc[cheap["tau"].idxmax()]
+    met = "met" if best["tau"] >= _GOAL else "missed"
     return (
-        f"Goal, tau at least {_GOAL} at a tenth of the cost of brief training: **{met}** (tau {row['tau']:.2f} at "
-        f"{100 * row['share_of_scratch_macs']:.1f} % of the MACs)."
+        f"Goal, tau at least {_GOAL} at a tenth of the cost of brief training: **{met}** (the best so cheap, "
+        f"{best.name}: tau {best['tau']:.2f} at {100 * best['share_of_scratch_macs']:.1f} % of the MACs)."
     )
 
 

@@ -51,7 +51,7 @@ def test_digits_split_is_always_the_same_and_follows_its_fraction(tmp_path):
     second = DATASETS.build("digits", tmp_path, tmp_path / "two")
     assert first.fingerprint == second.fingerprint
     assert len(DATASETS.build("digits", tmp_path, tmp_path / "one", test_fraction=0.5).test) in range(890, 910)
-    with pytest.raises(ConfigError, match="less than 1"):
+    with pytest.raises(ConfigError, match="must be below 1"):
         DATASETS.build("digits", tmp_path, tmp_path, test_fraction=1.0)
 
 

@@ -120,7 +120,7 @@ def test_an_edited_arch_no_longer_fits_its_id(file: TrainFile, tmp_path: Path) -
         ({"arch": {"family": "resnet", "choices": {"stem_width": 4}}}, "is required"),
         ({"arch": {"family": "rasnet", "choices": {}}}, "did you mean 'resnet'"),
         ({"channel_mean": [1.0, 2.0]}, "one value for each channel"),
-        ({"channel_std": [0.0]}, "greater than 0"),
+        ({"channel_std": [0.0]}, "must be above 0"),
         ({"class_names": ["one"]}, "class_names"),
         ({"format_version": 2}, "format_version"),
         ({"input_shape": [1, 8]}, "input_shape"),

@@ -82,7 +82,7 @@ def test_sound_ranges_have_no_problems() -> None:
         ("training.augmentation", 0.1, 0.5, "no setting"),
         ("distillation.losses.0.type", 0.1, 0.5, "cannot be tuned"),
         ("distillation.losses.9.weight", 0.1, 0.5, "no setting"),
-        ("training.momentum", 0.5, 1.5, "less than 1"),
+        ("training.momentum", 0.5, 1.5, "must be below 1"),
     ],
 )
 def test_a_range_that_cannot_be_searched_is_named(path: str, low: float, high: float, what: str) -> None:
