@@ -29,7 +29,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.orm import Session
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.fidelity import Fidelity
@@ -38,8 +38,10 @@ from kdnas.core.objective import Quantity
 from kdnas.core.space import SearchSpace
 from kdnas.errors import RunFolderError
 from kdnas.study.config import StudyConfig, TuneRange
+from kdnas.study.database import at_once, open_storage
 from kdnas.study.records import AuditRecord, AuditTraining, Repeat, RunRecord, TeacherReport, TrialRecord, TrialState
 from kdnas.study.run_folder import LOCK_FILE, read_lock
+from kdnas.study.trials import audit_training, trial_record, with_retraining
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -47,14 +49,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _FILE = "study.db"
-_LOCK_TIMEOUT_S = 60
-_STATES: dict[OptunaState, TrialState] = {
-    OptunaState.COMPLETE: "complete",
-    OptunaState.FAIL: "failed",
-    OptunaState.PRUNED: "infeasible",
-    OptunaState.RUNNING: "running",
-    OptunaState.WAITING: "running",
-}
 
 
 def distributions(space: SearchSpace, tune: Mapping[str, TuneRange]) -> dict[str, BaseDistribution]:
@@ -83,24 +77,6 @@ def _on_disk(method: Callable[Concatenate[Record, P], R]) -> Callable[Concatenat
     return guarded
 
 
-class _Session(Session):
-    """A session whose commits can be held back, so that what belongs together reaches the disk at once."""
-
-    held = False
-
-    def commit(self) -> None:
-        """Commit, or only flush while held."""
-        if self.held:
-            self.flush()
-        else:
-            super().commit()
-
-    def close(self) -> None:
-        """Close, unless held."""
-        if not self.held:
-            super().close()
-
-
 class Record:
     """One run's trials, on disk. Only the controller writes; readers may open it at any time.
 
@@ -121,7 +97,7 @@ class Record:
         scratch = folder / f".{_FILE}.new"
         scratch.unlink(missing_ok=True)
         with _storage_errors(folder):
-            storage = _storage(scratch)
+            storage = open_storage(scratch)
             directions = [objective.direction for objective in objectives]
             optuna.create_study(study_name=name, storage=storage, directions=directions)
             storage.remove_session()
@@ -144,7 +120,7 @@ class Record:
                 f"{path} is not an SQLite database: it is damaged or foreign; restore it or choose another --out"
             )
         with _storage_errors(folder):
-            storage = _storage(path, skip_table_creation=True)  # nothing is written into a foreign database
+            storage = open_storage(path, skip_table_creation=True)  # nothing is written into a foreign database
             names = optuna.get_all_study_names(storage)
             if name not in names:
                 raise RunFolderError(f"{path} holds no study {name!r} (it holds: {', '.join(names) or 'none'})")
@@ -164,20 +140,9 @@ class Record:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Write all that is written inside in one transaction: whole or not at all, and one wait for the disk.
-
-        Optuna commits every parameter and attribute by itself, some thirty times a trial.
-        """
-        session = self._storage.scoped_session()
-        assert isinstance(session, _Session)
-        session.held = True
-        try:
+        """Write all that is written inside in one transaction: whole or not at all, and one wait for the disk."""
+        with at_once(self._storage, commit=self._commit):
             yield
-            session.held = False
-            self._commit(session)
-        finally:
-            session.held = False
-            session.close()  # rolls back what is not committed
 
     @_on_disk
     def _commit(self, session: Session) -> None:
@@ -263,7 +228,7 @@ class Record:
         plan = attributes.get("audit")
         if plan is None:
             return None
-        trainings = tuple(_audit_training(value) for key, value in attributes.items() if key.startswith("audit:"))
+        trainings = tuple(audit_training(value) for key, value in attributes.items() if key.startswith("audit:"))
         return AuditRecord(tuple(plan["students"]), Fidelity(**plan["fidelity"]), plan["seeds"], trainings)
 
     @_on_disk
@@ -303,7 +268,7 @@ class Record:
                 fidelity = Fidelity(**value["fidelity"])
                 repeats.setdefault(int(key.split(":")[1]), []).append(Repeat(**{**value, "fidelity": fidelity}))
         return tuple(
-            _with_retraining(
+            with_retraining(
                 self._trial(trial), repeats.get(trial.number, []), attributes.get(f"measured:{trial.number}", {})
             )
             for trial in self.study.get_trials(deepcopy=False)
@@ -314,7 +279,7 @@ class Record:
         """Return what a trial says of itself, which is read once of each that has ended."""
         known = self._ended.get(trial.number)
         if known is None:
-            known = _record(trial)
+            known = trial_record(trial)
             if trial.state.is_finished():
                 self._ended[trial.number] = known
         return known
@@ -330,59 +295,6 @@ class Record:
 
 def _failed_key(number: int, seed: int, fidelity: Fidelity) -> str:
     return f"failed:{number}:{seed}:{fidelity.key}"
-
-
-def _record(trial: FrozenTrial) -> TrialRecord:
-    attributes = trial.user_attrs
-    result = attributes.get("result", {})
-    return TrialRecord(
-        number=trial.number,
-        arch=Arch.from_json(attributes["arch"]),
-        state="interrupted" if attributes.get("interrupted") else _STATES[trial.state],
-        fidelity=Fidelity(**attributes["fidelity"]),
-        tuned=attributes.get("tuned", {}),
-        values=result.get("values", {}),
-        measurements=_measurements(result.get("measurements", {})),
-        reason=attributes.get("reason", ""),
-        train_seconds=result.get("train_seconds", 0.0),
-        teacher_seconds=result.get("teacher_seconds", 0.0),
-        profile=result.get("profile", {}),
-        notes=tuple(result.get("notes", ())),
-        started=trial.datetime_start,
-        ended=trial.datetime_complete,
-    )
-
-
-def _with_retraining(trial: TrialRecord, repeats: list[Repeat], final: Mapping[str, Any]) -> TrialRecord:
-    """Return `trial` with the retrainings of a finalist, and with what was measured of it after the search."""
-    if not repeats and not final:
-        return trial
-    measured = _measurements(final)
-    return dataclasses.replace(
-        trial,
-        values={**trial.values, **{name: taken.value for name, taken in measured.items()}},
-        measurements={**trial.measurements, **measured},
-        repeats=tuple(sorted(repeats, key=lambda repeat: repeat.seed)),
-    )
-
-
-def _measurements(plain: Mapping[str, Any]) -> dict[str, Measurement]:
-    return {name: Measurement(**value) for name, value in plain.items()}
-
-
-def _audit_training(plain: Mapping[str, Any]) -> AuditTraining:
-    curve = tuple((int(epoch), float(accuracy)) for epoch, accuracy in plain["curve"])
-    return AuditTraining(**{**plain, "fidelity": Fidelity(**plain["fidelity"]), "curve": curve})
-
-
-def _storage(path: Path, *, skip_table_creation: bool = False) -> optuna.storages.RDBStorage:
-    storage = optuna.storages.RDBStorage(
-        f"sqlite:///{path.resolve()}",
-        engine_kwargs={"connect_args": {"timeout": _LOCK_TIMEOUT_S}},
-        skip_table_creation=skip_table_creation,
-    )
-    storage.scoped_session = scoped_session(sessionmaker(bind=storage.engine, class_=_Session))
-    return storage
 
 
 def _header(path: Path) -> bytes:

@@ -215,7 +215,7 @@ def test_a_trial_whose_description_was_cut_short_is_closed_and_no_student(record
 
 
 def test_a_locked_database_is_one_message(tmp_path, monkeypatch):
-    monkeypatch.setattr("kdnas.study.storage._LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("kdnas.study.database._LOCK_TIMEOUT_S", 0.1)
     record = Record.create(tmp_path, "study", OBJECTIVES)
     other = sqlite3.connect(tmp_path / "study.db")
     other.execute("BEGIN EXCLUSIVE")

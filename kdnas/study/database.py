@@ -1,0 +1,59 @@
+"""Optuna's database of a run: an SQLite file in which what belongs together is written in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+_LOCK_TIMEOUT_S = 60
+
+
+class _Session(Session):
+    """A session whose commits can be held back, so that what belongs together reaches the disk at once."""
+
+    held = False
+
+    def commit(self) -> None:
+        """Commit, or only flush while held."""
+        if self.held:
+            self.flush()
+        else:
+            super().commit()
+
+    def close(self) -> None:
+        """Close, unless held."""
+        if not self.held:
+            super().close()
+
+
+def open_storage(path: Path, *, skip_table_creation: bool = False) -> optuna.storages.RDBStorage:
+    """Return Optuna's storage in the file at `path`."""
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{path.resolve()}",
+        engine_kwargs={"connect_args": {"timeout": _LOCK_TIMEOUT_S}},
+        skip_table_creation=skip_table_creation,
+    )
+    storage.scoped_session = scoped_session(sessionmaker(bind=storage.engine, class_=_Session))
+    return storage
+
+
+@contextmanager
+def at_once(storage: optuna.storages.RDBStorage, *, commit: Callable[[Session], None]) -> Iterator[None]:
+    """Hold back what is written to a storage of `open_storage` inside, then let `commit` write it; nothing on an error.
+
+    Optuna commits every parameter and attribute by itself, some thirty times a trial, and each waits for the disk.
+    """
+    session = storage.scoped_session()
+    assert isinstance(session, _Session)
+    session.held = True
+    try:
+        yield
+        session.held = False
+        commit(session)
+    finally:
+        session.held = False
+        session.close()  # rolls back what is not committed

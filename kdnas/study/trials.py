@@ -1,0 +1,68 @@
+"""Optuna's trials as kdnas's records. What stands in their attributes is listed in `kdnas.study.storage`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
+
+from kdnas.core.arch import Arch
+from kdnas.core.fidelity import Fidelity
+from kdnas.core.measurement import Measurement
+from kdnas.study.records import AuditTraining, Repeat, TrialRecord, TrialState
+
+_STATES: dict[OptunaState, TrialState] = {
+    OptunaState.COMPLETE: "complete",
+    OptunaState.FAIL: "failed",
+    OptunaState.PRUNED: "infeasible",
+    OptunaState.RUNNING: "running",
+    OptunaState.WAITING: "running",
+}
+
+
+def trial_record(trial: FrozenTrial) -> TrialRecord:
+    """Return what a trial says of itself. Raises KeyError where it was never described."""
+    attributes = trial.user_attrs
+    result = attributes.get("result", {})
+    return TrialRecord(
+        number=trial.number,
+        arch=Arch.from_json(attributes["arch"]),
+        state="interrupted" if attributes.get("interrupted") else _STATES[trial.state],
+        fidelity=Fidelity(**attributes["fidelity"]),
+        tuned=attributes.get("tuned", {}),
+        values=result.get("values", {}),
+        measurements=_measurements(result.get("measurements", {})),
+        reason=attributes.get("reason", ""),
+        train_seconds=result.get("train_seconds", 0.0),
+        teacher_seconds=result.get("teacher_seconds", 0.0),
+        profile=result.get("profile", {}),
+        notes=tuple(result.get("notes", ())),
+        started=trial.datetime_start,
+        ended=trial.datetime_complete,
+    )
+
+
+def with_retraining(trial: TrialRecord, repeats: list[Repeat], final: Mapping[str, Any]) -> TrialRecord:
+    """Return `trial` with the retrainings of a finalist, and with what was measured of it after the search."""
+    if not repeats and not final:
+        return trial
+    measured = _measurements(final)
+    return dataclasses.replace(
+        trial,
+        values={**trial.values, **{name: taken.value for name, taken in measured.items()}},
+        measurements={**trial.measurements, **measured},
+        repeats=tuple(sorted(repeats, key=lambda repeat: repeat.seed)),
+    )
+
+
+def _measurements(plain: Mapping[str, Any]) -> dict[str, Measurement]:
+    return {name: Measurement(**value) for name, value in plain.items()}
+
+
+def audit_training(plain: Mapping[str, Any]) -> AuditTraining:
+    """Return the training of an audit that a study attribute holds."""
+    curve = tuple((int(epoch), float(accuracy)) for epoch, accuracy in plain["curve"])
+    return AuditTraining(**{**plain, "fidelity": Fidelity(**plain["fidelity"]), "curve": curve})
