@@ -256,7 +256,7 @@ executor:
 #   eta: 3  # one of so many goes on; by default the step between rungs
 # evaluator: scratch  # where a score comes from: a brief training; kdnas list evaluators
 # One supernet, trained first, scores hundreds of students without training; the promising ones are trained as before:
-# rungs: [{{evaluator: supernet}}, {{evaluator: finetune, epochs: 2}}, {{epochs: 5}}]
+# rungs: [{{evaluator: supernet}}, {{evaluator: finetune, epochs: 1, data_fraction: 0.2}}, {{epochs: 5}}]
 # supernet:
 #   epochs: 20  # of training, counted in epochs of its largest student
 #   score_images: 1000  # validation images of a score; all of them unless stated
