@@ -16,6 +16,7 @@ from pydantic import Field
 
 from kdnas.core.data import stratified_split
 from kdnas.core.seeds import derive_seed
+from kdnas.core.words import data_root_in_words
 from kdnas.errors import DataError, Problem
 
 Pixels = Annotated[int, Field(ge=1, le=4096)]
@@ -64,8 +65,7 @@ def missing(full: Path, data_root: Path, put_there: str) -> DataError:
     return DataError(
         Problem(
             str(full),
-            f"there is no such file or folder; put there {put_there}. The data root is {data_root.absolute()}; "
-            "set it with --data-root or the environment variable KDNAS_DATA (default: data/)",
+            f"there is no such file or folder; put there {put_there}. {data_root_in_words(data_root)}",
         )
     )
 

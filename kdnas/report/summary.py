@@ -133,14 +133,13 @@ def against_teacher(run: RunRecord, member: FrontMember) -> str:
 
 def near_chance(run: RunRecord) -> str:
     """Return which members of the front are hardly better than guessing, as `is_near_chance` says; else empty."""
-    guess = run.reference_point.get("accuracy")
     members = front(run)
     poor = [member for member in members if is_near_chance(run, member)]
-    if guess is None or not poor:
+    if not poor:
         return ""
     named = ", ".join(_brief_id(member, members) for member in poor)
     return (
-        f"Hardly better than guessing, which has {shown('accuracy', guess)}: {named}. "
+        f"Hardly better than guessing, which has {shown('accuracy', run.reference_point['accuracy'])}: {named}. "
         "Train longer, at another learning rate, or allow larger students."
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,8 +42,8 @@ def open_storage(path: Path, *, skip_table_creation: bool = False) -> optuna.sto
 
 
 @contextmanager
-def at_once(storage: optuna.storages.RDBStorage, *, commit: Callable[[Session], None]) -> Iterator[None]:
-    """Hold back what is written to a storage of `open_storage` inside, then let `commit` write it; nothing on an error.
+def at_once(storage: optuna.storages.RDBStorage) -> Iterator[None]:
+    """Hold back what is written to a storage of `open_storage` inside, then write all of it; nothing on an error.
 
     Optuna commits every parameter and attribute by itself, some thirty times a trial, and each waits for the disk.
     """
@@ -53,7 +53,7 @@ def at_once(storage: optuna.storages.RDBStorage, *, commit: Callable[[Session], 
     try:
         yield
         session.held = False
-        commit(session)
+        session.commit()
     finally:
         session.held = False
         session.close()  # rolls back what is not committed

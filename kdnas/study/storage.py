@@ -29,7 +29,6 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.fidelity import Fidelity
@@ -49,6 +48,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _FILE = "study.db"
+_REFUSALS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+"""What the disk or the database raises."""
 
 
 def distributions(space: SearchSpace, tune: Mapping[str, TuneRange]) -> dict[str, BaseDistribution]:
@@ -71,7 +72,7 @@ def _on_disk(method: Callable[Concatenate[Record, P], R]) -> Callable[Concatenat
     def guarded(self: Record, /, *arguments: P.args, **options: P.kwargs) -> R:
         try:
             return method(self, *arguments, **options)
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        except _REFUSALS as error:
             raise _unusable(self.path, error) from error
 
     return guarded
@@ -141,12 +142,11 @@ class Record:
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Write all that is written inside in one transaction: whole or not at all, and one wait for the disk."""
-        with at_once(self._storage, commit=self._commit):
-            yield
-
-    @_on_disk
-    def _commit(self, session: Session) -> None:
-        session.commit()
+        try:
+            with at_once(self._storage):
+                yield
+        except _REFUSALS as error:
+            raise _unusable(self.path, error) from error
 
     @_on_disk
     def ask(

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kdnas.core.words import data_root_in_words
 from kdnas.errors import Problem, TeacherError
 
 HOW_TO_CONVERT = (
@@ -45,10 +46,7 @@ def find_file(path: str, root: Path) -> Path:
     """Return the file `path`, taken relative to `root`. Raises TeacherError when there is none."""
     found = root / Path(path).expanduser()
     if not found.is_file():
-        what = (
-            f"there is no file {found}. The data root is {root.absolute()}; set it with --data-root or the environment "
-            "variable KDNAS_DATA (default: data/)"
-        )
+        what = f"there is no file {found}. {data_root_in_words(root)}"
         raise TeacherError(Problem("weights", what, "a .safetensors file or a torch checkpoint"))
     return found
 

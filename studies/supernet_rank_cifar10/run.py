@@ -194,9 +194,10 @@ def _images(study: LoadedStudy, evaluator: Evaluator, job: Job) -> float:
 def _refuse_others(runs: Path, setting: Setting) -> None:
     """Keep the setting beside the scores. Raises InputError where they are of another."""
     path = runs / "setting.json"
-    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(asdict(setting))):
+    stated = json.dumps(asdict(setting), indent=1)
+    if path.exists() and json.loads(path.read_text()) != json.loads(stated):
         raise InputError(f"{runs} holds scores of another setting; choose other --runs")
-    atomic.write_text(path, json.dumps(asdict(setting), indent=1))
+    atomic.write_text(path, stated)
 
 
 def _say(line: str) -> None:

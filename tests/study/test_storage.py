@@ -110,6 +110,16 @@ def test_nothing_is_kept_of_what_ends_with_an_error_within(tmp_path, record):
     assert [trial.number for trial in Record.open(tmp_path, "study", OBJECTIVES).trials()] == [0]
 
 
+def test_a_transaction_that_the_disk_refuses_is_one_message(record):
+    def refuse(connection):
+        cause = sqlite3.OperationalError("disk I/O error")
+        raise sqlalchemy.exc.OperationalError("COMMIT", None, cause) from cause
+
+    sqlalchemy.event.listen(record._storage.engine, "commit", refuse)
+    with pytest.raises(RunFolderError, match=r"study.db cannot be used: disk I/O error"), record.at_once():
+        ask(record)
+
+
 def test_optuna_opens_the_record_with_the_same_numbers(tmp_path, record):
     trial, arch = ask(record)
     record.complete(trial, result(accuracy=0.9), OBJECTIVES)
