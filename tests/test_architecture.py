@@ -20,7 +20,7 @@ PACKAGE = REPOSITORY / "kdnas"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = ("torch", "nni", "optuna", "pandas", "plotly", "sklearn", "transformers", "timm")
 
-MAX_FILE_LINES = 400
+MAX_FILE_LINES = 700
 MAX_FUNCTION_LINES = 75
 """The house asks for about 60; the test leaves room for a docstring."""
 
