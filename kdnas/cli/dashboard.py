@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from kdnas.cli._options import RunFolder
+from kdnas.core.words import command_line
 
 
 def command(
@@ -20,5 +21,5 @@ def command(
     load_run(run)  # A folder that is no run is refused before anything is served.
     with DashboardServer(run, port) as server:
         typer.echo(f"{server.url} shows {run} and follows it; Ctrl-C stops it")
-        typer.echo(f"the same record in Optuna's own dashboard: optuna-dashboard '{storage_url(run)}'")
+        typer.echo(f"the same record in Optuna's own dashboard: {command_line('optuna-dashboard', storage_url(run))}")
         server.serve_forever(poll_interval=0.2)

@@ -11,6 +11,7 @@ import typer
 from kdnas import atomic
 from kdnas.cli._members import Option, describe
 from kdnas.core.arch import Scalar
+from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, Problem
 
 # What stands for the user's own where an option must be given. Other required options get a value of their type.
@@ -67,8 +68,8 @@ def command(
     load_study(directory)  # what was written must be sound
     typer.echo(f"wrote {', '.join(str(directory / name) for name in files)}")
     typer.echo(f"next: fill in the lines marked YOURS in {directory / STUDY_FILE}, then run")
-    typer.echo(f"  kdnas validate {directory} --open")
-    typer.echo(f"  kdnas search {directory}")
+    typer.echo(f"  {command_line('kdnas', 'validate', directory, '--open')}")
+    typer.echo(f"  {command_line('kdnas', 'search', directory)}")
 
 
 def study_files(directory: Path, data: str, teacher: str, space: str, *, own_space: bool) -> dict[str, str]:

@@ -10,7 +10,7 @@ import typer
 
 from kdnas.cli._options import DataRoot, Json, RunFolder
 from kdnas.cli._training_view import training_progress
-from kdnas.core.words import counted
+from kdnas.core.words import command_line, counted
 
 if TYPE_CHECKING:
     from kdnas.study.schedules import TrainingSchedule
@@ -158,4 +158,4 @@ def _tell(schedule: TrainingSchedule, path: Path, run: Path) -> None:
         )
         typer.echo(f"  {step.name}: {step.kind}, {step.share:.0%} of the budget, {what}")
     typer.echo(str(path))
-    typer.echo(f"next: kdnas train {run} --schedule {path}")
+    typer.echo(f"next: {command_line('kdnas', 'train', run, '--schedule', path)}")

@@ -88,8 +88,9 @@ def parquet(
 def _files(data_root: Path, patterns: str | tuple[str, ...]) -> list[Path]:
     found: list[Path] = []
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        if glob.has_magic(pattern):
-            matches = sorted(glob.glob(str(data_root / pattern), recursive=True))  # noqa: PTH207 - absolute patterns too
+        if glob.has_magic(pattern) and not (data_root / pattern).exists():  # a file may be called `train[1].parquet`
+            root = Path(glob.escape(str(data_root)))
+            matches = sorted(glob.glob(str(root / pattern), recursive=True))  # noqa: PTH207 - absolute patterns too
             if not matches:
                 raise missing((data_root / pattern).absolute(), data_root, _PUT)
             found.extend(Path(match).absolute() for match in matches)

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.interval import pooled_ci95
 from kdnas.core.rank import Estimate
-from kdnas.core.words import counted
+from kdnas.core.words import command_line, counted
 from kdnas.report.style import FRONT, Figure, styled
 from kdnas.report.wording import label, scaled, shown, shown_interval
 from kdnas.study.audit_losses import loss_name
@@ -123,7 +123,8 @@ def trust_line(run: RunRecord) -> str:
     """Return one line on how far the search's scores can be trusted to rank."""
     result = audit_result(run)
     if result is None:
-        return f"No audit was made, so how well the search’s scores rank is not known: kdnas audit {run.folder}"
+        audit = command_line("kdnas", "audit", run.folder)
+        return f"No audit was made, so how well the search’s scores rank is not known: {audit}"
     if result.overall is None:
         return findings(run, result)[0]
     gain = result.beside["params"].gain if "params" in result.beside else None

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import optuna
+from sqlalchemy import URL, make_url
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 _LOCK_TIMEOUT_S = 60
@@ -30,10 +32,20 @@ class _Session(Session):
             super().close()
 
 
+def database_url(path: Path) -> str:
+    """Return the URL of the SQLite file at `path`, whatever characters its name holds, for Optuna and its tools."""
+    place = str(path.resolve())
+    url = URL.create("sqlite", database=place).render_as_string(hide_password=False)
+    if make_url(url).database == place and not {"{", "}"} & {*url}:  # Optuna takes braces for a template
+        return url
+    # SQLAlchemy before 2.1 escapes nothing: SQLite's own URI does.
+    return f"sqlite:///file:{quote(place)}?uri=true"
+
+
 def open_storage(path: Path, *, skip_table_creation: bool = False) -> optuna.storages.RDBStorage:
     """Return Optuna's storage in the file at `path`."""
     storage = optuna.storages.RDBStorage(
-        f"sqlite:///{path.resolve()}",
+        database_url(path),
         engine_kwargs={"connect_args": {"timeout": _LOCK_TIMEOUT_S}},
         skip_table_creation=skip_table_creation,
     )

@@ -17,6 +17,7 @@ from torch import nn
 import kdnas
 from kdnas.core.data import ImageData
 from kdnas.core.task import ImageTask
+from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, Problem, RunFolderError
 from kdnas.exporters import EXPORTERS, TrainedStudent
 from kdnas.students import STUDENTS
@@ -81,7 +82,7 @@ def best_repeat(run: RunRecord, trial: TrialRecord) -> Repeat:
         raise ConfigError(
             f"student {trial.arch.arch_id} has only its brief search score, no trained weights: let the search end "
             f"(`kdnas search` with --out {run.folder}), or train it: "
-            f"`kdnas train {run.folder} --pick {trial.arch.arch_id}`{hint}"
+            f"`{command_line('kdnas', 'train', run.folder, '--pick', trial.arch.arch_id)}`{hint}"
         )
     return max(trial.repeats, key=lambda repeat: repeat.accuracy)
 

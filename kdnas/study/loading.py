@@ -14,6 +14,7 @@ from typing import Any
 import pydantic
 
 from kdnas.core.space import SearchSpace
+from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, Problem
 from kdnas.registry import validation_problems
 from kdnas.study.config import StudyConfig
@@ -52,7 +53,8 @@ def study_file(path: Path) -> Path:
     """Return the YAML file of the study at `path`. Raises ConfigError where there is none, naming what is near."""
     if path.is_dir():
         if not (path / STUDY_FILE).is_file():
-            raise ConfigError(Problem(str(path), f"the folder holds no {STUDY_FILE}; `kdnas init {path}` writes one"))
+            how = command_line("kdnas", "init", path)
+            raise ConfigError(Problem(str(path), f"the folder holds no {STUDY_FILE}; `{how}` writes one"))
         return path / STUDY_FILE
     if not path.exists():
         beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []

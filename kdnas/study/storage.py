@@ -37,7 +37,7 @@ from kdnas.core.objective import Quantity
 from kdnas.core.space import SearchSpace
 from kdnas.errors import RunFolderError
 from kdnas.study.config import StudyConfig, TuneRange
-from kdnas.study.database import at_once, open_storage
+from kdnas.study.database import at_once, database_url, open_storage
 from kdnas.study.records import AuditRecord, AuditTraining, Repeat, RunRecord, TeacherReport, TrialRecord, TrialState
 from kdnas.study.run_folder import LOCK_FILE, read_lock
 from kdnas.study.trials import audit_training, trial_record, with_retraining
@@ -375,4 +375,4 @@ def load_run(folder: Path) -> RunRecord:
 
 def storage_url(folder: Path) -> str:
     """Return the URL under which Optuna's own tools open the record."""
-    return f"sqlite:///{(folder / _FILE).resolve()}"
+    return database_url(folder / _FILE)

@@ -124,3 +124,12 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(DataError, match=r"kdnas\[parquet\]"):
         open_it(tmp_path)
+
+
+def test_a_pattern_is_a_pattern_and_the_data_root_is_none(tmp_path):
+    root = tmp_path / "data [v1]*?"
+    root.mkdir()
+    lay(root)
+    assert len(open_it(root).train) == 12
+    (root / "train-1.parquet").rename(root / "train[1].parquet")
+    assert len(open_it(root, train="train[1].parquet").train) == 6
