@@ -5,36 +5,34 @@ Students have closed forms (`kdnas.nn.counting`), which give the same numbers wi
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-_MULTIPLYING = ("conv", "linear", "matmul", "addmm", "mm", "bmm", "einsum", "scaled_dot_product_attention")
+Shape = tuple[int, ...]
 
 
 def traced_macs(module: nn.Module, input_shape: tuple[int, int, int], device: torch.device) -> int:
-    """Return the multiply-accumulates of `module` for one input [C, H, W], by fvcore's operator counts.
+    """Return the multiply-accumulates of `module` for one input [C, H, W], as torch's FlopCounterMode sees them.
 
-    Convolutions, linear layers and matrix products count, fused attention's two products too; nothing elementwise does.
+    Convolutions, linear layers and matrix products count, whoever asks for them: recurrent layers, attention's two
+    products, einsum. Nothing elementwise does.
     """
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch deprecates the tracer that fvcore counts with
-        from fvcore.nn import FlopCountAnalysis
-
-        example = torch.zeros(1, *input_shape, device=device)
-        analysis = FlopCountAnalysis(module, example).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        analysis.tracer_warnings("none").set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
-        torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator, which fvcore cannot count
-        try:
-            counts = analysis.by_operator()
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast_path)
-    return int(sum(counts.get(operator, 0) for operator in _MULTIPLYING))
+    example = torch.zeros(1, *input_shape, device=device)
+    with (
+        _whole_operators_taken_apart(),
+        torch.no_grad(),
+        FlopCounterMode(display=False, custom_mapping=_MORE) as counter,
+    ):
+        module(example)
+    return counter.get_total_flops() // 2
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -42,7 +40,76 @@ def parameter_count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _attention_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Return the MACs of query [..., L, D] times key [..., S, D], and of the result times value [..., S, V]."""
-    query, key, value = (part.type().sizes() for part in inputs[:3])
-    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+@contextlib.contextmanager
+def _whole_operators_taken_apart() -> Iterator[None]:
+    """Within it, torch does layers by their matrix products, where it has one opaque operator that nothing can count.
+
+    These are oneDNN's and cuDNN's recurrent layers, the fused attention kernels, and the encoder's fast path.
+    """
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # oneDNN's switch speaks of devices that are not here
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with (
+                torch.backends.mkldnn.flags(enabled=False),
+                torch.backends.cudnn.flags(enabled=False),
+                sdpa_kernel(SDPBackend.MATH),
+            ):
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def _matrix_vector(matrix: Shape, vector: Shape, **_: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _added_matrix_vector(added: Shape, matrix: Shape, vector: Shape, **_: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _added_batches(added: Shape, left: Shape, right: Shape, **_: Any) -> int:
+    return 2 * math.prod(left) * right[-1]
+
+
+def _dot(left: Shape, right: Shape, **_: Any) -> int:
+    return 2 * math.prod(left)
+
+
+def _trilinear(
+    left: Shape,
+    weight: Shape,
+    right: Shape,
+    expand1: list[int],
+    expand2: list[int],
+    expand3: list[int],
+    *_: Any,
+    **__: Any,
+) -> int:
+    """`nn.Bilinear`: the three are broadcast to one shape, multiplied and summed."""
+    shapes = []
+    for shape, expanded in ((left, expand1), (weight, expand2), (right, expand3)):
+        sides = list(shape)
+        for axis in sorted(expanded):
+            sides.insert(axis, 1)
+        shapes.append(tuple(sides))
+    return 2 * math.prod(torch.broadcast_shapes(*shapes))
+
+
+def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    """Query [..., L, D] times key [..., S, D], and the result times value [..., S, V]."""
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+_aten = torch.ops.aten
+# Products that FlopCounterMode has no formula for: FLOPs (two a MAC), by operator.
+_MORE: dict[Any, Callable[..., int]] = {
+    _aten.mv: _matrix_vector,
+    _aten.addmv: _added_matrix_vector,
+    _aten.addbmm: _added_batches,
+    _aten.dot: _dot,
+    _aten.vdot: _dot,
+    _aten._trilinear: _trilinear,
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+}
