@@ -17,6 +17,7 @@ from rich.text import Text
 from kdnas.cli._front_table import front_table
 from kdnas.core.objective import breaches
 from kdnas.core.words import counted
+from kdnas.report.searched import stuck_at_bounds
 from kdnas.report.summary import near_chance, supernet_in_words, unreached_rung
 from kdnas.report.wording import duration, shown
 from kdnas.study.events import (
@@ -312,7 +313,7 @@ def _print_result(console: Console, run: RunRecord, written: Sequence[Path]) -> 
             + (f", mean of {seeds} trainings ± 95 %" if seeds > 1 else "")
         )
         console.print(front_table(run, console.width))
-        for told in filter(None, (near_chance(run), unreached_rung(run))):
+        for told in filter(None, (near_chance(run), unreached_rung(run), *stuck_at_bounds(run))):
             console.print(told, markup=False)
         volume = hypervolume(run)
         point = ", ".join(f"{name} {value:.6g}" for name, value in run.reference_point.items())

@@ -31,6 +31,7 @@ def command(
 
     from kdnas.cli._front_table import front_table
     from kdnas.report.audit import trust_line
+    from kdnas.report.searched import stuck_at_bounds
     from kdnas.report.summary import distinguishing, highlights, near_chance, progress
     from kdnas.study.front import front
 
@@ -40,7 +41,7 @@ def command(
         console.print("There is no front yet: no student was scored that meets every constraint.", markup=False)
         return
     console.print(front_table(record, console.width))
-    for told in filter(None, (near_chance(record), distinguishing(record))):
+    for told in filter(None, (near_chance(record), distinguishing(record), *stuck_at_bounds(record))):
         console.print(told, markup=False)
     for title, member, sentence in highlights(record):
         console.print(f"{title}: {member.trial.arch.arch_id}. {sentence}", markup=False)

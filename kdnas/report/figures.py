@@ -101,37 +101,55 @@ def accuracy_figure(run: RunRecord, name: str) -> Figure:
 
 
 def hypervolume_figure(run: RunRecord, over: str) -> Figure:
-    """Return how the hypervolume grew, over "trials" or over "time", with what the teacher alone would give."""
+    """Return how the hypervolume grew, over "trials" or over "time", with what the teacher alone would give.
+
+    Scores of different fidelities do not compare, so each fidelity has a line of its own, and every line a step for
+    each score of the search: one that is not its own leaves it as it was.
+    """
     drawing = go.Figure()
-    curve = hypervolume_over_time(run)
+    complete = [trial for trial in run.trials if trial.state == "complete"]
+    fidelities = sorted({trial.fidelity for trial in complete}, key=lambda fidelity: fidelity.amount)
     reference = ", ".join(f"{label(name)} {shown(name, value)}" for name, value in run.reference_point.items())
-    if curve:
+    unit, xs = "s", [0.0]
+    for fidelity in fidelities:
+        counted = [trial for trial in complete if trial.fidelity == fidelity]
+        curve = hypervolume_over_time(run, counted, steps=complete)
+        if not curve:
+            continue
         longest = curve[-1][1]
         unit, scale = ("h", 3600.0) if longest > 7200 else ("min", 60.0) if longest > 180 else ("s", 1.0)
-        scored = range(1, len(curve) + 1)
-        xs = list(scored) if over == "trials" else [seconds / scale for _, seconds, _ in curve]
-        top = volumes.hypervolume(minimised([_teacher_values(run)], run.objectives), _reference_row(run)) \
-            if _teacher_values(run) else None  # fmt: skip
+        xs = [*map(float, range(1, len(curve) + 1))] if over == "trials" else [s / scale for _, s, _ in curve]
+        highest, own = fidelity == fidelities[-1], {trial.number for trial in counted}
         drawing.add_scatter(
-            x=xs, y=[volume for _, _, volume in curve], mode="lines+markers", name="students found so far",
-            line={"color": FRONT, "width": 2.5, "shape": "hv"}, marker={"size": 4},
+            x=xs, y=[volume for _, _, volume in curve], mode="lines+markers",
+            name="students found so far" if len(fidelities) == 1 else f"scores {fidelity.reached}",
+            line={"color": FRONT if highest else FAINT, "width": 2.5 if highest else 1.3, "shape": "hv"},
+            marker={"size": [4 if trial in own else 0 for trial, _, _ in curve]},
             text=[f"trial {trial}, {seconds:.0f} s<br>hypervolume {volume:.4g}" for trial, seconds, volume in curve],
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
-        if top is not None:
-            drawing.add_scatter(
-                x=[xs[0], xs[-1]], y=[top, top], mode="lines+markers", name="teacher alone",
-                line={"color": TEACHER, "dash": "dash", "width": 1.5}, marker={"symbol": "star", "size": 12},
-                hovertemplate=f"teacher alone<br>hypervolume {top:.4g}<extra></extra>",
-            )  # fmt: skip
-        since = "Time since the first trial" if run.supernet is None else "Time since the supernet’s training began"
-        drawing.update_xaxes(title="Students scored" if over == "trials" else f"{since} ({unit})")
+    teacher = _teacher_values(run)
+    if drawing.data and teacher:
+        top = volumes.hypervolume(minimised([teacher], run.objectives), _reference_row(run))
+        drawing.add_scatter(
+            x=[xs[0], xs[-1]], y=[top, top], mode="lines+markers", name="teacher alone",
+            line={"color": TEACHER, "dash": "dash", "width": 1.5}, marker={"symbol": "star", "size": 12},
+            hovertemplate=f"teacher alone<br>hypervolume {top:.4g}<extra></extra>",
+        )  # fmt: skip
+    since = "Time since the first trial" if run.supernet is None else "Time since the supernet’s training began"
+    scores = "Students scored" if len(fidelities) == 1 else "Scores, of whichever rung"
+    drawing.update_xaxes(title=scores if over == "trials" else f"{since} ({unit})")
     drawing.update_yaxes(title="Hypervolume", rangemode="tozero")
     caption = (
         f"Volume of objective space that the students found so far dominate, below the reference point ({reference}). "
         "Made of the search’s own scores; a flat end says that more trials of this kind found nothing better."
-        + ("" if run.teacher is None else " The teacher’s line is zero where it lies beyond the reference point.")
     )
+    if len(fidelities) > 1:
+        caption += (
+            f" Each line counts the scores of one rung alone, marked by dots; the blue one those "
+            f"{fidelities[-1].reached}, of which the front was drawn."
+        )
+    caption += "" if run.teacher is None else " The teacher’s line is zero where it lies beyond the reference point."
     return Figure(f"hypervolume-{over}", f"Hypervolume over {over}", caption, styled(drawing))
 
 

@@ -11,15 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdnas.report.wording import OFF
+import numpy as np
+
+from kdnas.report.searched import Searched, searched
 from kdnas.study.audit_sample import search_fidelity
 from kdnas.study.front import measured_values
-from kdnas.study.records import RunRecord, TrialRecord
+from kdnas.study.records import RunRecord
 
 FEWEST_TRIALS = 10
 """Below so many complete trials an importance is noise and none is shown."""
 # Trees times trials: the forest shrinks as trials grow, because a live page is redrawn after every trial.
 _TREE_TRIALS = 6400
+_FILLINGS = 4
+"""So often is what a student does not have drawn anew: one drawing would correlate with the accuracy by chance."""
 
 
 @dataclass(frozen=True)
@@ -43,29 +47,52 @@ def importance(run: RunRecord) -> Importance:
     accuracies = [measured_values(trial)["accuracy"] for trial in trials]
     if len(trials) < FEWEST_TRIALS:
         return Importance({}, f"Needs at least {FEWEST_TRIALS} complete trials; there are {len(trials)}.")
-    columns = _varying(trials)
+    columns = searched(run, trials)
     if not columns or min(accuracies) == max(accuracies):
         return Importance({}, "Every complete trial made the same choices or reached the same accuracy.")
     return Importance(
         _shares(columns, accuracies),
         f"Share of the accuracy’s variance that each choice explains by itself: functional ANOVA (Hutter et al., ICML "
-        f"2014), a random forest on the {len(trials)} brief scores of the search. It describes the students that this "
-        "search visited, not the whole space, and with few trials it is rough: read the order, not the digits.",
+        f"2014), a random forest on the {len(trials)} brief scores of the search {trials[0].fidelity.reached}. Choices "
+        "that took one value are left out. Where a student does not have a choice, such as the width of a stage left "
+        "out, that says nothing of the choice and counts for the one that left it out, such as the stage’s depth. It "
+        "describes the students that this search visited, not the whole space, and with few trials it is rough: read "
+        "the order, not the digits.",
     )
 
 
-def _varying(trials: Sequence[TrialRecord]) -> dict[str, list[Any]]:
-    names = sorted({name for trial in trials for name in trial.arch.choices})
-    columns = {name: [trial.arch.choices.get(name, OFF) for trial in trials] for name in names}
-    tuned = sorted(set.intersection(*(set(trial.tuned) for trial in trials)))
-    columns |= {name: [trial.tuned[name] for trial in trials] for name in tuned}
-    return {name: values for name, values in columns.items() if len(set(values)) > 1}
+def _shares(columns: Sequence[Searched], accuracies: Sequence[float]) -> dict[str, float]:
+    """Return the main effects, as the mean over several fillings of what students do not have."""
+    gaps = any(value is None for column in columns for value in column.values)
+    trees = max(4, min(32, _TREE_TRIALS // len(accuracies)))
+    fillings = _FILLINGS if gaps else 1
+    rng = np.random.default_rng(0)
+    found = [_effects(_filled(columns, rng), accuracies, -(-trees // fillings)) for _ in range(fillings)]
+    means = {column.name: sum(effects[column.name] for effects in found) / fillings for column in columns}
+    return dict(sorted(means.items(), key=lambda item: -item[1]))
 
 
-def _shares(columns: Mapping[str, Sequence[Any]], accuracies: Sequence[float]) -> dict[str, float]:
+def _filled(columns: Sequence[Searched], rng: np.random.Generator) -> dict[str, tuple[Searched, list[Any]]]:
+    """Return the columns with each gap drawn from the values that other students have.
+
+    A student without the choice would score the same with any value of it. A value of its own for the gap would tell
+    again, in every choice that vanishes with a stage, that the stage is left out.
+    """
+    filled = {}
+    for column in columns:
+        known = [value for value in column.values if value is not None]
+        drawn = rng.integers(len(known), size=len(column.values))
+        values = [known[pick] if value is None else value for value, pick in zip(column.values, drawn, strict=True)]
+        filled[column.name] = (column, values)
+    return filled
+
+
+def _effects(
+    columns: Mapping[str, tuple[Searched, list[Any]]], accuracies: Sequence[float], trees: int
+) -> dict[str, float]:
     import optuna
 
-    encoded = {name: _encoded(values) for name, values in columns.items()}
+    encoded = {name: _encoded(column, values) for name, (column, values) in columns.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         verbosity = optuna.logging.get_verbosity()
@@ -84,21 +111,20 @@ def _shares(columns: Mapping[str, Sequence[Any]], accuracies: Sequence[float]) -
                 for i, accuracy in enumerate(accuracies)
             ]
         )
-        evaluator = optuna.importance.FanovaImportanceEvaluator(
-            n_trees=max(4, min(32, _TREE_TRIALS // len(accuracies))), max_depth=32, seed=0
-        )
+        evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=trees, max_depth=32, seed=0)
         found = optuna.importance.get_param_importances(study, evaluator=evaluator)
         return {name: float(share) for name, share in found.items()}
 
 
-def _encoded(values: Sequence[Any]) -> tuple[list[Any], Any]:
-    """Return the column as Optuna takes it: tuned floats as they are, ordered numbers by rank, all else by name."""
+def _encoded(column: Searched, values: Sequence[Any]) -> tuple[list[Any], Any]:
+    """Return the column as Optuna takes it: real numbers as they are, ordered ones by rank, all else by name."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    domain = set(values)
+    domain = {value for value in column.values if value is not None}
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in domain)
     if numbers and any(isinstance(value, float) for value in domain):
-        return list(values), FloatDistribution(min(domain), max(domain))
+        low, high = (float(end(domain)) for end in (min, max))
+        return list(values), FloatDistribution(low, high, log=column.log)
     if numbers:
         ranks = {value: rank for rank, value in enumerate(sorted(domain))}
         return [ranks[value] for value in values], IntDistribution(0, len(ranks) - 1)

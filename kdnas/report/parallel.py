@@ -1,4 +1,4 @@
-"""Parallel coordinates: every choice and objective as an axis, every student as a line.
+"""Parallel coordinates: every choice, tuned setting and objective as an axis, every student as a line.
 
 Drawn as plain lines rather than with plotly's `parcoords`, which needs WebGL, can scale no axis logarithmically and
 cannot mark a teacher that is no point of the space.
@@ -7,28 +7,29 @@ cannot mark a teacher that is no point of the space.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import plotly.graph_objects as go
 
+from kdnas.report.searched import Searched, searched
 from kdnas.report.style import INK, TEACHER, Figure, blend, escaped, is_log, styled, teacher_value
-from kdnas.report.wording import OFF, label, shown
+from kdnas.report.wording import OFF, label, number, shown
 from kdnas.study.front import as_member, comparable, front, measured_values
-from kdnas.study.records import FrontMember, RunRecord
+from kdnas.study.records import FrontMember, RunRecord, TrialRecord
 
 MOST_LINES = 200
 """Lines drawn at most: more can neither be told apart nor drawn quickly."""
 
 
 def parallel_figure(run: RunRecord) -> Figure:
-    """Return parallel coordinates over every choice and objective: one line a student, coloured by accuracy."""
+    """Return parallel coordinates over all that was searched and every objective: one line a student."""
     everyone = [trial for trial in comparable(run) if "accuracy" in measured_values(trial)]
     members = {member.trial.number: member for member in front(run)}
     ranked = sorted(everyone, key=lambda trial: (trial.number not in members, -measured_values(trial)["accuracy"]))
     scored = ranked[:MOST_LINES]
-    axes = _axes(run, [members[t.number] if t.number in members else as_member(t) for t in scored])
+    axes = _axes(run, scored, [members[t.number] if t.number in members else as_member(t) for t in scored])
     drawing = go.Figure()
     accuracies = [measured_values(trial)["accuracy"] for trial in scored]
     low, high = min(accuracies, default=0.0), max(accuracies, default=1.0)
@@ -66,7 +67,8 @@ def parallel_figure(run: RunRecord) -> Figure:
     caption = (
         "Each line is one student, coloured by the accuracy of the search; thick lines stand on the front. Lines at "
         "the same choice are spread a little so that they can be told apart; “off” is a choice that this student does "
-        "not have. The teacher is no point of the space, so its stars stand on the axes of the objectives only."
+        "not have. What took one value has no axis. The teacher is no point of the space, so its stars stand on the "
+        "axes of the objectives only."
     )
     if len(everyone) > len(scored):
         caption += f" Of {len(everyone)} students only the front and the most accurate are drawn, {len(scored)} in all."
@@ -75,7 +77,7 @@ def parallel_figure(run: RunRecord) -> Figure:
 
 @dataclass(frozen=True)
 class _Axis:
-    """One vertical axis: a choice (`ticks` are its values) or a quantity (scaled from `low` to `high`)."""
+    """One vertical axis: a choice (`ticks` are its values), a tuned setting or a quantity (from `low` to `high`)."""
 
     title: str
     name: str
@@ -83,28 +85,33 @@ class _Axis:
     low: float = 0.0
     high: float = 1.0
     log: bool = False
+    chosen: Mapping[int, Any] = field(default_factory=dict)
+    """Of what was searched: the value by trial number."""
+
+    @property
+    def is_quantity(self) -> bool:
+        """Whether it is something known of students and the teacher, and nothing searched."""
+        return not self.chosen
 
     def position(self, value: float) -> float:
-        """Return where a quantity's value stands on the axis: 0 at the bottom, 1 at the top."""
+        """Return where a number stands on the axis: 0 at the bottom, 1 at the top."""
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         return ((math.log(value) if self.log else value) - low) / ((high - low) or 1.0)
 
     def height(self, member: FrontMember, jitter: float) -> float | None:
         """Return where the line of `member` crosses the axis; None where its value is not known."""
+        value = member.values.get(self.name) if self.is_quantity else self.chosen[member.trial.number]
         if self.ticks:
-            index = self.ticks.index(member.trial.arch.choices.get(self.name, OFF))
-            return index / max(len(self.ticks) - 1, 1) + jitter
-        value = member.values.get(self.name)
+            return self.ticks.index(value) / max(len(self.ticks) - 1, 1) + jitter
         return None if value is None else self.position(value)
 
+    def shown(self, value: float) -> str:
+        """Return a number on the axis with its unit."""
+        return shown(self.name, value) if self.is_quantity else number(value)
 
-def _axes(run: RunRecord, members: Sequence[FrontMember]) -> list[_Axis]:
-    names = sorted({name for member in members for name in member.trial.arch.choices})
-    axes = []
-    for name in names:
-        values = {member.trial.arch.choices.get(name, OFF) for member in members}
-        if len(values) > 1:
-            axes.append(_Axis(name, name, tuple(sorted(values, key=lambda v: (v != OFF, isinstance(v, str), v)))))
+
+def _axes(run: RunRecord, trials: Sequence[TrialRecord], members: Sequence[FrontMember]) -> list[_Axis]:
+    axes = [_searched_axis(setting, trials) for setting in searched(run, trials)]
     for objective in run.objectives:
         known = [member.values[objective.name] for member in members if objective.name in member.values]
         if run.teacher is not None and (teacher := teacher_value(run, objective.name)) is not None:
@@ -114,13 +121,24 @@ def _axes(run: RunRecord, members: Sequence[FrontMember]) -> list[_Axis]:
     return axes
 
 
+def _searched_axis(setting: Searched, trials: Sequence[TrialRecord]) -> _Axis:
+    if setting.tuned:
+        low, high = (float(value) for value in setting.domain)
+        chosen: dict[int, Any] = {t.number: v for t, v in zip(trials, setting.values, strict=True)}
+        return _Axis(setting.name, setting.name, (), low, high, setting.log, chosen)
+    values = [OFF if value is None else value for value in setting.values]
+    taken = set(values)
+    ticks = (*((OFF,) if OFF in taken else ()), *(value for value in setting.domain if value in taken))
+    return _Axis(setting.name, setting.name, ticks, chosen={t.number: v for t, v in zip(trials, values, strict=True)})
+
+
 def _add_axes(drawing: go.Figure, axes: Sequence[_Axis]) -> None:
     for i, axis in enumerate(axes):
         drawing.add_shape(type="line", x0=i, x1=i, y0=-0.03, y1=1.03, line={"color": "#8793a3", "width": 1})
         if axis.ticks:
             marks = [(k / max(len(axis.ticks) - 1, 1), str(value)) for k, value in enumerate(axis.ticks)]
         else:
-            marks = [(0.0, shown(axis.name, axis.low)), (1.0, shown(axis.name, axis.high))]
+            marks = [(0.0, axis.shown(axis.low)), (1.0, axis.shown(axis.high))]
         for height, text in marks:
             drawing.add_annotation(
                 x=i, y=height, text=escaped(text), showarrow=False, xanchor="right", xshift=-4,
@@ -133,7 +151,7 @@ def _add_teacher_on_axes(drawing: go.Figure, run: RunRecord, axes: Sequence[_Axi
     places = [
         (i, axis.position(value), f"teacher: {label(axis.name)} {shown(axis.name, value)}")
         for i, axis in enumerate(axes)
-        if not axis.ticks and (value := teacher_value(run, axis.name)) is not None
+        if axis.is_quantity and (value := teacher_value(run, axis.name)) is not None
     ]
     if places:
         drawing.add_scatter(

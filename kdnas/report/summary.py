@@ -8,6 +8,7 @@ from typing import Any
 
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.words import counted
+from kdnas.report.searched import stuck_at_bounds
 from kdnas.report.wording import duration, fraction_of, label, shown
 from kdnas.study.front import (
     SHORTEST_PREFIX,
@@ -208,8 +209,7 @@ def trust(run: RunRecord) -> list[str]:
     if volume is not None and members:
         reference = ", ".join(f"{label(name)} {shown(name, value)}" for name, value in run.reference_point.items())
         sentences.append(f"Hypervolume of the front: {volume:.6g}, below the reference point {reference}.")
-    sentences += _measurement_sentences(run)
-    return sentences
+    return [*sentences, *stuck_at_bounds(run), *_measurement_sentences(run)]
 
 
 def costs(run: RunRecord) -> list[tuple[str, str]]:

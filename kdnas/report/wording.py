@@ -64,6 +64,11 @@ def scaled(value: float) -> str:
     return f"{value:.4g} "
 
 
+def number(value: float) -> str:
+    """Return a setting's value as short as it can be told: "8", "0.005", "1e-05"."""
+    return f"{value:g}"
+
+
 def fraction_of(value: float, whole: float) -> str:
     """Return what `value` is of `whole`: "1/12", "1/3.4", "83 %", "1.6 times"."""
     if value <= 0 or whole <= 0:

@@ -123,18 +123,22 @@ def hypervolume(run: RunRecord) -> float | None:
 
 
 def hypervolume_over_time(
-    run: RunRecord, trials: Iterable[TrialRecord] | None = None
+    run: RunRecord, trials: Iterable[TrialRecord] | None = None, *, steps: Iterable[TrialRecord] | None = None
 ) -> list[tuple[int, float, float]]:
     """Return (trial number, seconds since the first trial began, hypervolume) after each complete trial, in end order.
 
     Made of the search's own scores: those of `trials`, by default of one fidelity (`comparable`), so that its points
-    can be compared. Retraining does not enter. What training a supernet took before is in the seconds. Empty while the
-    reference point is not known.
+    can be compared. With `steps` there is a point after each of these as well, at which the volume stays as it was.
+    Retraining does not enter. What training a supernet took before is in the seconds. Empty while the reference point
+    is not known.
     """
     reference = _reference(run)
     if reference is None:
         return []
-    measured = [(trial, measured_values(trial)) for trial in (comparable(run) if trials is None else trials)]
+    counted = tuple(comparable(run) if trials is None else trials)
+    counting = {trial.number for trial in counted}
+    others = [trial for trial in steps or () if trial.number not in counting]
+    measured = [(trial, measured_values(trial)) for trial in (*counted, *others)]
     scored = [
         (trial, values)
         for trial, values in measured
@@ -149,7 +153,7 @@ def hypervolume_over_time(
     for trial, values in scored:
         if begun is not None and trial.ended is not None:
             seconds = max(seconds, before + (trial.ended - begun).total_seconds())
-        if not breaches(values, run.constraints):
+        if trial.number in counting and not breaches(values, run.constraints):
             points = np.vstack([points, minimised([values], run.objectives)])
             mask = non_dominated(points)
             points = points[mask]

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from kdnas.core.arch import Arch
+from kdnas.core.arch import Arch, Scalar
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import Constraint, Quantity
@@ -46,6 +46,8 @@ class TrialRecord:
     fidelity: Fidelity
     tuned: Mapping[str, float] = field(default_factory=dict)
     """Training settings searched with the architecture, by dotted name."""
+    proposed: Mapping[str, Scalar] = field(default_factory=dict)
+    """What the sampler proposed for every choice, those included that are not active in the arch."""
     values: Mapping[str, float] = field(default_factory=dict)
     """Every quantity known of it, objectives and others: accuracy, macs, params, latency_ms, ..."""
     measurements: Mapping[str, Measurement] = field(default_factory=dict)

@@ -33,6 +33,7 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
         state="interrupted" if attributes.get("interrupted") else _STATES[trial.state],
         fidelity=Fidelity(**attributes["fidelity"]),
         tuned=attributes.get("tuned", {}),
+        proposed=trial.params,
         values=result.get("values", {}),
         measurements=_measurements(result.get("measurements", {})),
         reason=attributes.get("reason", ""),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from synthetic_run import HOSTILE, complete, run_of, synthetic_run
 
+from kdnas.core.fidelity import Fidelity
 from kdnas.errors import RunFolderError
 from kdnas.report.figures import accuracy_figure, cost_names, hypervolume_figure, staircase
 from kdnas.report.files import write_report
@@ -25,7 +26,7 @@ from kdnas.report.style import is_log, round_ticks
 from kdnas.report.summary import against_teacher, costs, failures, highlights, near_chance, trust, unreached_rung
 from kdnas.report.tables import front_table, trials_table
 from kdnas.study.config import Rung
-from kdnas.study.front import front, knee_of
+from kdnas.study.front import front, hypervolume, knee_of
 
 
 class Reader(HTMLParser):
@@ -150,6 +151,24 @@ def test_hypervolume_figure_states_its_reference_point(full):
     figure = hypervolume_figure(full, "time")
     assert "accuracy 10.00 %, MACs 6 M, latency 4 ms" in figure.caption
     assert list(figure.drawing.data[0].y) == sorted(figure.drawing.data[0].y)
+
+
+@pytest.mark.parametrize("over", ["trials", "time"])
+def test_with_rungs_every_score_is_a_step_of_the_line_of_its_rung(over):
+    brief, full = [Fidelity(1), Fidelity(6)]
+    trials = [
+        replace(complete(n, 0.5 + 0.01 * n, 60.0 - n), fidelity=full if n % 10 == 9 else brief) for n in range(30)
+    ]
+    run = run_of(trials)
+    figure = hypervolume_figure(run, over)
+    lower, upper = figure.drawing.data
+    assert [len(lower.x), len(upper.x)] == [30, 30]
+    assert (lower.name, upper.name) == ("scores after 1 epoch", "scores after 6 epochs")
+    assert "those after 6 epochs, of which the front was drawn" in figure.caption
+    assert [n for n in range(1, 30) if upper.y[n] > upper.y[n - 1]] == [9, 19, 29]
+    assert upper.y[0] == 0
+    assert upper.y[-1] == pytest.approx(hypervolume(run))
+    assert list(upper.x) == sorted(upper.x)
 
 
 def test_cost_names_begin_with_macs_and_latency(full):
