@@ -1,22 +1,28 @@
-"""Weights from files, without running anything that a file holds, and into a network only where they fit exactly."""
+"""What files of weights hold, read without running anything that stands in them."""
 
 from __future__ import annotations
 
+import argparse
+import collections
 import contextlib
+import datetime
 import importlib
+import json
 import os
+import pathlib
 import pickle
 import re
+import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
 
 from kdnas.core.words import data_root_in_words
 from kdnas.errors import Problem, TeacherError
@@ -26,9 +32,19 @@ HOW_TO_CONVERT = (
     "safetensors.torch.save_model(model, 'teacher.safetensors')"
 )
 MAYBE_SEEN = "its accuracy on the validation split is optimistic if it was trained on these images"
-_STATE_KEYS = ("state_dict", "model")
-_WRAPPER_PREFIXES = ("module.", "_orig_mod.")
-_SHOWN = 5
+_INDEX = ".index.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds: tensors by name, plain or nested among other values.
+
+    `tied` names what safetensors left out, since it is the same tensor as another, with that other's name.
+    """
+
+    where: str
+    content: Mapping[str, Any]
+    tied: Mapping[str, str] = field(default_factory=dict)
 
 
 def require(package: str, extra: str) -> ModuleType:
@@ -66,30 +82,57 @@ def only_weights() -> Iterator[None]:
             os.environ[name] = before
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the state dict in `path` (safetensors, or a torch checkpoint that holds only tensors), on the CPU.
+def read_weights(path: Path) -> Checkpoint:
+    """Return what `path` holds, on the CPU: safetensors, their index where they are sharded, or a torch checkpoint.
 
-    A checkpoint may be a plain state dict or hold one under `state_dict` or `model`. Names that a wrapper put before
-    every key (DataParallel's `module.`, torch.compile's `_orig_mod.`) are taken off. Raises TeacherError for anything
-    else: .pt2 programs, TorchScript archives and pickled modules execute code when loaded; damaged files do not fit.
+    A checkpoint holds tensors and plain values alone. Raises TeacherError for anything else: .pt2 programs, TorchScript
+    archives and pickled modules execute code when loaded; damaged files do not fit.
     """
+    if path.name.endswith(_INDEX):
+        return _read_shards(path)
     if path.suffix == ".safetensors":
-        try:
-            state: Any = load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise TeacherError(Problem(str(path), f"is damaged or truncated: {error}")) from error
-    else:
-        _refuse_programs(path)
-        state = _read_checkpoint(path)
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        return _read_safetensors(path)
+    _refuse_programs(path)
+    content = _read_checkpoint(path)
+    if not isinstance(content, Mapping):
         raise TeacherError(
-            Problem(str(path), "holds no state dict", f"tensors by name, plain or under {' or '.join(_STATE_KEYS)}")
+            Problem(
+                str(path), f"holds no state dict but a {type(content).__name__}", "tensors by name, plain or nested"
+            )
         )
-    state = {str(name): tensor for name, tensor in state.items()}
-    for prefix in _WRAPPER_PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
+    return Checkpoint(str(path), content)
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise TeacherError(Problem(str(path), f"is damaged or truncated: {error}")) from error
+    # `safetensors.torch.save_model` notes each name that it leaves out with the name of the same tensor.
+    tied = {name: kept for name, kept in metadata.items() if name not in state and kept in state}
+    return Checkpoint(str(path), state, tied)
+
+
+def _read_shards(path: Path) -> Checkpoint:
+    """Return the tensors of every shard that the index at `path` names; the shards lie beside it."""
+    try:
+        shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({str(name) for name in shards.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TeacherError(Problem(str(path), f"is no index of shards: {type(error).__name__}: {error}")) from error
+    absent = [name for name in names if Path(name).name != name or not (path.parent / name).is_file()]
+    if absent:
+        what = f"names {len(names)} shards, of which these do not lie beside it: {', '.join(absent[:5])}"
+        raise TeacherError(Problem(str(path), what))
+    parts = [read_weights(path.parent / name) for name in names]
+    content = {name: value for part in parts for name, value in part.content.items()}
+    lost = [name for name in shards if name not in content]
+    if lost:
+        what = f"its shards lack {len(lost)} of the weights that it names: {', '.join(lost[:5])}"
+        raise TeacherError(Problem(str(path), what))
+    return Checkpoint(str(path), content, {name: kept for part in parts for name, kept in part.tied.items()})
 
 
 def _refuse_programs(path: Path) -> None:
@@ -109,7 +152,8 @@ def _refuse_programs(path: Path) -> None:
 
 def _read_checkpoint(path: Path) -> Any:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the bytes lead it to
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named or (isinstance(error, pickle.UnpicklingError) and _is_pickle_or_zip(path)):
@@ -121,10 +165,6 @@ def _read_checkpoint(path: Path) -> Any:
         raise TeacherError(
             Problem(str(path), f"is damaged, truncated or no torch checkpoint: {type(error).__name__}: {reason[:160]}")
         ) from error
-    for key in _STATE_KEYS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            return loaded[key]
-    return loaded
 
 
 def _is_pickle_or_zip(path: Path) -> bool:
@@ -132,34 +172,22 @@ def _is_pickle_or_zip(path: Path) -> bool:
         return file.read(2)[:1] == b"\x80" or zipfile.is_zipfile(path)
 
 
-def load_weights(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load `state` into `network`, whose names and shapes must be the same.
+def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """Return what training scripts put beside the weights and what only holds values: making one runs nothing.
 
-    Raises TeacherError with every kind of difference: missing and unexpected names (the first few, and how many),
-    other shapes, values that are not finite. Batch norm's update counters may be missing: eval mode reads none.
+    torch's restricted unpickler takes these besides tensors and plain values: parsed arguments, NumPy's numbers and
+    arrays, paths, dates.
     """
-    own = network.state_dict()
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in state if name not in own]
-    other = [
-        f"{name} is {tuple(state[name].shape)} in the file and {tuple(own[name].shape)} in the network"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
+    plain: list[Callable[..., Any]] = [argparse.Namespace, collections.defaultdict, np.ndarray, np.dtype]
+    plain += [datetime.datetime, datetime.date, datetime.timedelta, pathlib.PosixPath, pathlib.PurePosixPath]
+    plain += [type(np.dtype(kind)) for kind in "?bhilqBHILQefdSU"]
+    multiarray = sys.modules["numpy._core.multiarray" if "numpy._core" in sys.modules else "numpy.core.multiarray"]
+    named: list[tuple[Callable[..., Any], str]] = [
+        (getattr(multiarray, function), f"numpy.{core}.multiarray.{function}")
+        for function in ("scalar", "_reconstruct")
+        for core in ("core", "_core")
     ]
-    broken = [
-        name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all().item()
-    ]
-    kinds = (
-        ("weights that the network needs are missing", missing),
-        ("weights that the network does not have", unexpected),
-        ("weights of another shape", other),
-        ("weights that are NaN or infinite", broken),
-    )
-    problems = [Problem(where, f"{len(names)} {kind}: {_first(names)}") for kind, names in kinds if names]
-    if problems:
-        raise TeacherError(problems)
-    network.load_state_dict(dict(state), strict=False)
+    return [*plain, (pathlib.PosixPath, "pathlib._local.PosixPath"), *named]
 
 
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+_HARMLESS = _harmless()

@@ -12,7 +12,8 @@ from torch import nn
 from kdnas.errors import ConfigError, Problem, TeacherError
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Expected, InputSize, Statistics, fit_teacher
-from kdnas.teachers._loading import MAYBE_SEEN, find_file, load_weights, read_weights
+from kdnas.teachers._loading import MAYBE_SEEN, find_file, read_weights
+from kdnas.teachers._state_dict import load_weights
 from kdnas.user_code import load_user_object
 
 
@@ -23,6 +24,7 @@ def module(
     factory: str,
     arguments: dict[str, Any] | None = None,
     weights: str | None = None,
+    weights_key: str | None = None,
     mean: Statistics = None,
     std: Statistics = None,
     input_size: InputSize = None,
@@ -39,6 +41,7 @@ def module(
         factory: `module:function` or `file.py:function`, relative to the data root.
         arguments: What the function that builds the network is called with.
         weights: A file under the data root; without, those that the function returns.
+        weights_key: Where in the file the weights stand, as `state_dict_ema`, where several places fit; `.` is the top.
         mean: One number a channel on the 0-255 scale, subtracted from the pixels.
         std: One number a channel on the 0-255 scale, by which pixels are then divided.
         input_size: Height and width in pixels, or one number for both, that images are resized to.
@@ -47,9 +50,9 @@ def module(
     """
     path = find_file(weights, context.data_root) if weights is not None else None
     network, code = _build(factory, arguments or {}, context.data_root)
-    if path is not None:
-        load_weights(network, read_weights(path), str(path))
     notes = [MAYBE_SEEN]
+    if path is not None:
+        notes += load_weights(network, read_weights(path), weights_key)
     if path is None:
         notes.append(f"no weights file was stated: the weights are those that {factory} returns")
     return fit_teacher(

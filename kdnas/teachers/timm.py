@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from kdnas.errors import Problem, TeacherError
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Expected, InputSize, Statistics, fit_teacher, other_classes
-from kdnas.teachers._loading import MAYBE_SEEN, find_file, load_weights, only_weights, read_weights, require
+from kdnas.teachers._loading import MAYBE_SEEN, find_file, only_weights, read_weights, require
+from kdnas.teachers._state_dict import find_weights, load_found
 
 
 @TEACHERS.register
@@ -19,6 +20,7 @@ def timm(
     *,
     model: str,
     weights: str | None = None,
+    weights_key: str | None = None,
     pretrained: bool = False,
     arguments: dict[str, Any] | None = None,
     mean: Statistics = None,
@@ -33,6 +35,7 @@ def timm(
         context: What the study hands over.
         model: Its name in the library.
         weights: A file under the data root: safetensors or a torch checkpoint of tensors only.
+        weights_key: Where in the file the weights stand, as `state_dict_ema`, where several places fit; `.` is the top.
         pretrained: Weights from the model hub instead of a file.
         arguments: What the function that builds the network is called with.
         mean: One number a channel on the 0-255 scale, subtracted from the pixels.
@@ -52,10 +55,12 @@ def timm(
     except Exception as error:  # no such model, no network, a refused checkpoint, arguments it does not take
         what = f"timm cannot make {model!r}: {type(error).__name__}: {str(error)[:300]}"
         raise TeacherError(Problem("model", what, "see timm.list_models()")) from error
+    notes = [MAYBE_SEEN]
     if path is not None:
-        state = read_weights(path)
-        _check_head(network, state, context)
-        load_weights(network, state, str(path))
+        checkpoint = read_weights(path)
+        found = find_weights(network, checkpoint, weights_key)
+        _check_head(network, found.state, context)
+        notes += load_found(network, found, checkpoint)
     declared = library.data.resolve_data_config(model=network)
     if mean is None and std is None:
         mean, std = (tuple(255.0 * value for value in declared[key]) for key in ("mean", "std"))
@@ -69,7 +74,7 @@ def timm(
         context,
         Expected(mean, std, input_size),
         facts={"timm": model, "arguments": options},
-        notes=[MAYBE_SEEN],
+        notes=notes,
     )
 
 

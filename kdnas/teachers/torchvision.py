@@ -12,7 +12,8 @@ from torch import nn
 from kdnas.errors import Problem, TeacherError
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Expected, InputSize, Statistics, fit_teacher, other_classes
-from kdnas.teachers._loading import MAYBE_SEEN, find_file, load_weights, read_weights, require
+from kdnas.teachers._loading import MAYBE_SEEN, Checkpoint, find_file, read_weights, require
+from kdnas.teachers._state_dict import find_weights, load_found, load_weights
 
 # What every classifier of torchvision is trained with, on the 0-255 scale.
 _IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -24,6 +25,7 @@ def torchvision(
     *,
     model: str,
     weights: str,
+    weights_key: str | None = None,
     arguments: dict[str, Any] | None = None,
     mean: Statistics = None,
     std: Statistics = None,
@@ -39,6 +41,7 @@ def torchvision(
         context: What the study hands over.
         model: Its name in the library.
         weights: A name of the model's weights enum, or a file under the data root.
+        weights_key: Where in the file the weights stand, as `state_dict_ema`, where several places fit; `.` is the top.
         arguments: What the function that builds the network is called with.
         mean: One number a channel on the 0-255 scale, subtracted from the pixels.
         std: One number a channel on the 0-255 scale, by which pixels are then divided.
@@ -51,7 +54,9 @@ def torchvision(
     options = dict(arguments or {})
     notes = [MAYBE_SEEN]
     if Path(weights).suffix:
-        network = _from_file(library, model, options, find_file(weights, context.data_root), context)
+        path = find_file(weights, context.data_root)
+        network, left_out = _from_file(library, model, options, path, weights_key, context)
+        notes += left_out
         normalisation: Sequence[Sequence[float]] = _IMAGENET
         if mean is None and std is None:
             notes.append("no normalisation was stated: images are normalised with ImageNet's mean and std")
@@ -79,18 +84,20 @@ def _create(library: Any, model: str, options: dict[str, Any]) -> nn.Module:
         raise TeacherError(Problem("arguments", what)) from error
 
 
-def _from_file(library: Any, model: str, options: dict[str, Any], path: Path, context: TeacherContext) -> nn.Module:
+def _from_file(
+    library: Any, model: str, options: dict[str, Any], path: Path, weights_key: str | None, context: TeacherContext
+) -> tuple[nn.Module, list[str]]:
     options.setdefault("num_classes", context.data.task.num_classes)
     network = _create(library, model, options)
-    state = read_weights(path)
+    checkpoint = read_weights(path)
+    found = find_weights(network, checkpoint, weights_key)
     # The classifier is the last linear layer that the model defines.
     heads = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
-    if heads and f"{heads[-1]}.weight" in state:
-        classes = len(state[f"{heads[-1]}.weight"])
+    if heads and f"{heads[-1]}.weight" in found.state:
+        classes = len(found.state[f"{heads[-1]}.weight"])
         if classes != options["num_classes"]:
             raise TeacherError(other_classes(classes, context))
-    load_weights(network, state, str(path))
-    return network
+    return network, load_found(network, found, checkpoint)
 
 
 def _from_enum(library: Any, model: str, options: dict[str, Any], weights: str) -> tuple[nn.Module, Any]:
@@ -107,5 +114,5 @@ def _from_enum(library: Any, model: str, options: dict[str, Any], weights: str) 
     except Exception as error:  # no network, a damaged download
         what = f"{model} {weights} cannot be fetched from {chosen.url}: {type(error).__name__}: {error}"
         raise TeacherError(Problem("weights", what, "a local file also does")) from error
-    load_weights(network, state, chosen.url)
+    load_weights(network, Checkpoint(chosen.url, state))
     return network, chosen.transforms()

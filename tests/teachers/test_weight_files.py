@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdnas.errors import TeacherError
-from kdnas.teachers._loading import find_file, load_weights, read_weights, require
+from kdnas.teachers._loading import Checkpoint, find_file, read_weights, require
+from kdnas.teachers._state_dict import load_weights
 
 
 def _network() -> nn.Module:
@@ -48,7 +49,7 @@ def test_reads_every_form_of_a_state_dict(network: nn.Module, tmp_path: Path, fi
     path = _write(tmp_path / file, form, expected)
     for parameter in network.parameters():
         parameter.data.zero_()
-    load_weights(network, read_weights(path), str(path))
+    load_weights(network, read_weights(path))
     assert network.state_dict().keys() == expected.keys()
     assert all(torch.equal(network.state_dict()[name], value) for name, value in expected.items())
 
@@ -113,8 +114,8 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TeacherError, match="no torch checkpoint"):
         read_weights(tmp_path / "w.pth")
     torch.save({"epoch": 3, "loss": 0.1}, tmp_path / "w.pth")
-    with pytest.raises(TeacherError, match="holds no state dict"):
-        read_weights(tmp_path / "w.pth")
+    with pytest.raises(TeacherError, match="holds no state dict; it holds at the top epoch, loss"):
+        load_weights(nn.Linear(2, 2), read_weights(tmp_path / "w.pth"))
     with pytest.raises(TeacherError, match="there is no file"):
         find_file("missing.pth", tmp_path)
     with pytest.raises(TeacherError, match=f"The data root is {tmp_path}; set it with --data-root or .*KDNAS_DATA"):
@@ -129,12 +130,12 @@ def test_every_difference_is_told_at_once(network: nn.Module) -> None:
     state["1.running_mean"] = torch.full((4,), torch.nan)
     before = network[0].weight.clone()
     with pytest.raises(TeacherError) as caught:
-        load_weights(network, state, "w.pth")
+        load_weights(network, Checkpoint("w.pth", state))
     told = [str(problem) for problem in caught.value.problems]
     assert told == [
         "w.pth: 1 weights that the network needs are missing: 0.bias",
         "w.pth: 7 weights that the network does not have: extra0, extra1, extra2, extra3, extra4, ...",
-        "w.pth: 1 weights of another shape: 3.weight is (5, 144) in the file and (10, 144) in the network",
+        "w.pth: 1 weights of another shape or kind: 3.weight is (5, 144) in the file and (10, 144) in the network",
         "w.pth: 1 weights that are NaN or infinite: 1.running_mean",
     ]
     assert torch.equal(network[0].weight, before)
