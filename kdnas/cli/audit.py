@@ -116,6 +116,7 @@ def _carry_out(plan: AuditPlan, workers: int | None, root_option: Path | None, c
     from kdnas.report.files import write_report
     from kdnas.study import opening
     from kdnas.study.audit import limited, open_run, run_audit
+    from kdnas.study.outcome import most_often
     from kdnas.study.run_folder import controller_lock
 
     folder = plan.run.folder.resolve()
@@ -138,8 +139,8 @@ def _carry_out(plan: AuditPlan, workers: int | None, root_option: Path | None, c
                 write_report(opened.snapshot())
             raise
         write_report(record)
-    if progress.failures and progress.failures == progress.ended:
-        raise RunError(f"every training of the audit failed; the last: {progress.last_failure}")
+    if progress.failures and len(progress.failures) == progress.ended:
+        raise RunError(f"every training of the audit failed{most_often(progress.failures)}")
     return record
 
 
@@ -164,8 +165,7 @@ class _Progress:
         self._console = console
         self._begun = time.monotonic()
         self.ended = 0
-        self.failures = 0
-        self.last_failure = ""
+        self.failures: list[str] = []
 
     def __call__(self, event: Audited) -> None:
         """Print `event`."""
@@ -177,8 +177,7 @@ class _Progress:
         what = f"trial {task.trial.number:>4}  {task.trial.arch.arch_id}  {task.fidelity.words}, "
         what += f"loss {task.loss}" if task.loss else f"seed {task.seed}"
         if event.training is None:
-            self.failures += 1
-            self.last_failure = event.failure
+            self.failures.append(event.failure)
             outcome = f"failed: {event.failure}"
         else:
             score = shown("accuracy", task.trial.values["accuracy"])

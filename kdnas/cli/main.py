@@ -22,6 +22,7 @@ import typer
 
 import kdnas.cli
 from kdnas import __version__
+from kdnas.core.words import printable
 from kdnas.errors import InputError, KdnasError
 
 _HELP = """\
@@ -146,7 +147,5 @@ def _show_traceback() -> bool:
 
 
 def _complain(message: str) -> None:
-    """Print one `error:` line on stderr. Control characters, which a file name may carry, are dropped."""
-    line = " ".join(message.split())
-    printable = "".join(character for character in line if character.isprintable())
-    typer.echo(f"{typer.style('error:', fg=typer.colors.RED, bold=True)} {printable}", err=True)
+    """Print one `error:` line on stderr."""
+    typer.echo(f"{typer.style('error:', fg=typer.colors.RED, bold=True)} {printable(message)}", err=True)

@@ -54,7 +54,7 @@ def command(
 
 
 def _search(study: Path, out: Path | None, settings: list[str], root_option: Path | None, json: bool) -> None:
-    from kdnas.errors import KdnasError
+    from kdnas.errors import KdnasError, RunError
     from kdnas.study.loading import load_study
     from kdnas.study.run_folder import controller_lock, write_text
 
@@ -64,6 +64,7 @@ def _search(study: Path, out: Path | None, settings: list[str], root_option: Pat
         from kdnas.report.files import write_report
         from kdnas.study.events import Note, Ready
         from kdnas.study.opening import cache_dir, data_root, resolve_device
+        from kdnas.study.outcome import failure
         from kdnas.study.preparation import prepare_study
         from kdnas.study.runner import Search
 
@@ -88,13 +89,15 @@ def _search(study: Path, out: Path | None, settings: list[str], root_option: Pat
                 raise
             if search.did_nothing and _is_current(run):
                 view.close(run, [])
-                return
-            written = [*write_report(run)]
-            try:
-                written += _export(run, root)
-            finally:
-                view.close(run, written)
-            write_text(folder / _EXPORTED, _wanted_export(run))
+            else:
+                written = [*write_report(run)]
+                try:
+                    written += _export(run, root)
+                finally:
+                    view.close(run, written)
+                write_text(folder / _EXPORTED, _wanted_export(run))
+        if failed := failure(run):
+            raise RunError(failed)
 
 
 def _open_view(as_json: bool, budget: int | None) -> View:

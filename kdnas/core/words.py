@@ -2,8 +2,44 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+
+_LONGEST = 2000
+_TERMINAL_CODES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours and moves of the cursor
+    r"|\x1b[\]PX^_].*?(?:\x07|\x1b\\|$)"  # titles, links
+    r"|\x1b[ -/]*[0-~]",
+    re.DOTALL,
+)
+
+
+def printable(text: str, longest: int = _LONGEST) -> str:
+    """Return `text` as one line that any terminal, table, page or database takes as it stands.
+
+    Terminal codes, control characters and lone surrogates, which messages of other people's code may hold, are dropped;
+    line ends and tabs become spaces; what is longer than `longest` characters is cut, and its end says so.
+    """
+    cut = len(text) - longest
+    line = re.sub(r"\s*[^\S ]\s*", " ", _TERMINAL_CODES.sub("", text[: 4 * longest])).strip()
+    line = "".join(character for character in line if character.isprintable())
+    return line if cut <= 0 and len(line) <= longest else f"{line[:longest].rstrip()} ... ({len(text)} characters)"
+
+
+def commonest(reasons: Iterable[str]) -> tuple[str, int]:
+    """Return the reason given most often, of equals the first, and how often; reasons may differ in their numbers.
+
+    Raises ValueError where there is none.
+    """
+    given = list(reasons)
+    kinds = [re.sub(r"\d+", "#", reason) for reason in given]
+    if not kinds:
+        raise ValueError("no reasons were given")
+    kind, times = Counter(kinds).most_common(1)[0]
+    return given[kinds.index(kind)], times
 
 
 def counted(number: int, noun: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kdnas.core.words import printable
 from kdnas.registry import Registry
 
 Evaluate = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -18,11 +19,15 @@ One that has an attribute `say` may be given a function there that shows the use
 
 @dataclass(frozen=True)
 class Finished:
-    """A job that ended: its `result`, or the `failure` reason."""
+    """A job that ended: its `result`, or the `failure` reason, which is one line that can be shown anywhere."""
 
     key: str
     result: Mapping[str, Any] | None = None
     failure: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.failure is not None:
+            object.__setattr__(self, "failure", printable(self.failure) or "no reason was given")
 
 
 class Executor(ABC):

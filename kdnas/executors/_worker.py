@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from kdnas.core.words import printable
 from kdnas.errors import InputError, RunFolderError, TrialError
 from kdnas.executors import Evaluate
 
@@ -27,11 +28,19 @@ def answer(evaluate: Evaluate, job: Mapping[str, Any]) -> Answer:
     except RunFolderError as error:  # a full disk is no student's fault, and meets every job
         return "broken", error
     except (TrialError, InputError) as error:
-        return "failure", str(error)
+        return "failure", printable(str(error))
     except MemoryError:
         return "failure", "out of memory"
-    except Exception as error:
-        return "crash", f"{type(error).__name__}: {error}"
+    except BaseException as error:  # `exit()` in a user's function too
+        return "crash", printable(_told(error))
+
+
+def _told(error: BaseException) -> str:
+    """Return what an error of anybody's making says of itself, whose `__str__` may fail as well."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
 
 
 def visible_device(index: int, visible: str | None) -> str:

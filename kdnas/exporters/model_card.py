@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdnas.core.words import counted
+from kdnas.core.words import counted, printable
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent
 from kdnas.nn.tracing import parameter_count
@@ -114,7 +114,7 @@ def _data(student: TrainedStudent) -> str:
     mean = ", ".join(f"{value:.4g}" for value in student.channel_mean)
     std = ", ".join(f"{value:.4g}" for value in student.channel_std)
     lines.append(f"Input: (pixel - mean) / deviation, pixels 0..255, mean [{mean}], deviation [{std}].")
-    lines.append(f"Classes: {', '.join(student.class_names)}.")
+    lines.append(f"Classes: {', '.join(map(printable, student.class_names))}.")
     return "## Data\n\n" + "\n\n".join(lines) + "\n"
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
+from kdnas.core.words import printable
 from kdnas.study.records import Repeat, RunRecord, TrialRecord
 
 
@@ -16,6 +17,9 @@ class Note:
 
     text: str
     passing: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", printable(self.text))  # it may quote a user's module
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,16 @@ class Repeat:
 
 
 @dataclass(frozen=True)
+class FailedRepeat:
+    """A retraining of a finalist that failed so often, the last time for `reason`."""
+
+    number: int
+    seed: int
+    attempts: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class TrialRecord:
     """One proposed student and what became of it."""
 
@@ -160,6 +170,8 @@ class RunRecord:
     """Why the search ended, empty while it has not."""
     packing: str = ""
     """How many students each device trained at once and by what measurement, empty where nothing was measured."""
+    failed_repeats: tuple[FailedRepeat, ...] = ()
+    """Retrainings to the final fidelity that failed."""
     audit: AuditRecord | None = None
     """None where no audit was made."""
 

@@ -35,10 +35,20 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import Quantity
 from kdnas.core.space import SearchSpace
+from kdnas.core.words import printable
 from kdnas.errors import RunFolderError
 from kdnas.study.config import StudyConfig, TuneRange
 from kdnas.study.database import at_once, database_url, open_storage
-from kdnas.study.records import AuditRecord, AuditTraining, Repeat, RunRecord, TeacherReport, TrialRecord, TrialState
+from kdnas.study.records import (
+    AuditRecord,
+    AuditTraining,
+    FailedRepeat,
+    Repeat,
+    RunRecord,
+    TeacherReport,
+    TrialRecord,
+    TrialState,
+)
 from kdnas.study.run_folder import LOCK_FILE, read_lock
 from kdnas.study.trials import audit_training, trial_record, with_retraining
 
@@ -181,7 +191,7 @@ class Record:
         """Close a trial as failed, infeasible or interrupted, with the reason and what was measured until then."""
         trial_id = trial._trial_id if isinstance(trial, optuna.Trial) else self._trial_id(trial)
         storage = self.study._storage
-        storage.set_trial_user_attr(trial_id, "reason", reason)
+        storage.set_trial_user_attr(trial_id, "reason", printable(reason))
         if result is not None:
             storage.set_trial_user_attr(trial_id, "result", dict(result))
         if state == "interrupted":
@@ -203,12 +213,24 @@ class Record:
     def add_failed_repeat(self, number: int, seed: int, fidelity: Fidelity, reason: str) -> None:
         """Write that a retraining of finalist `number` failed once more, and why."""
         attempts = self.failed_repeats(number, seed, fidelity) + 1
-        self.study.set_user_attr(_failed_key(number, seed, fidelity), {"attempts": attempts, "reason": reason})
+        failed = {"attempts": attempts, "reason": printable(reason)}
+        self.study.set_user_attr(_failed_key(number, seed, fidelity), failed)
 
     @_on_disk
     def failed_repeats(self, number: int, seed: int, fidelity: Fidelity) -> int:
         """Return how often a retraining of finalist `number` failed."""
         return int(self.study.user_attrs.get(_failed_key(number, seed, fidelity), {}).get("attempts", 0))
+
+    @_on_disk
+    def all_failed_repeats(self, fidelity: Fidelity) -> tuple[FailedRepeat, ...]:
+        """Return the retrainings to `fidelity` that failed."""
+        return tuple(
+            FailedRepeat(int(number), int(seed), int(value["attempts"]), printable(value["reason"]))
+            for key, value in self.study.user_attrs.items()
+            if key.startswith("failed:")
+            for _, number, seed, amount in [key.split(":")]
+            if amount == fidelity.key
+        )
 
     @_on_disk
     def begin_audit(self, students: Sequence[int], fidelity: Fidelity, seeds: int) -> None:
@@ -337,7 +359,14 @@ def refreshed(run: RunRecord, record: Record) -> RunRecord:
     if teacher is not None and "teacher_test_accuracy" in notes:
         teacher = dataclasses.replace(teacher, test_accuracy=notes["teacher_test_accuracy"])
     said = {name: notes.get(name, "") for name in ("finished", "packing")}
-    return dataclasses.replace(run, trials=trials, teacher=teacher, audit=record.audit(), **said)
+    return dataclasses.replace(
+        run,
+        trials=trials,
+        teacher=teacher,
+        audit=record.audit(),
+        failed_repeats=record.all_failed_repeats(wanted),
+        **said,
+    )
 
 
 def run_of_lock(folder: Path, lock: Mapping[str, Any]) -> RunRecord:
@@ -362,7 +391,7 @@ def run_of_lock(folder: Path, lock: Mapping[str, Any]) -> RunRecord:
 
 
 def _teacher(plain: Mapping[str, Any] | None) -> TeacherReport | None:
-    return None if plain is None else TeacherReport(**{**plain, "notes": tuple(plain["notes"])})
+    return None if plain is None else TeacherReport(**{**plain, "notes": tuple(map(printable, plain["notes"]))})
 
 
 def load_run(folder: Path) -> RunRecord:

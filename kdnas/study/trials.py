@@ -12,6 +12,7 @@ from optuna.trial import TrialState as OptunaState
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
+from kdnas.core.words import printable
 from kdnas.study.records import AuditTraining, Repeat, TrialRecord, TrialState
 
 _STATES: dict[OptunaState, TrialState] = {
@@ -36,11 +37,11 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
         proposed=trial.params,
         values=result.get("values", {}),
         measurements=_measurements(result.get("measurements", {})),
-        reason=attributes.get("reason", ""),
+        reason=printable(attributes.get("reason", "")),
         train_seconds=result.get("train_seconds", 0.0),
         teacher_seconds=result.get("teacher_seconds", 0.0),
         profile=result.get("profile", {}),
-        notes=tuple(result.get("notes", ())),
+        notes=tuple(map(printable, result.get("notes", ()))),
         started=trial.datetime_start,
         ended=trial.datetime_complete,
     )

@@ -87,7 +87,7 @@ def test_an_audit_in_which_everything_fails_is_a_failure(run, capsys, monkeypatc
     assert command(run, "--students", "6", "--seeds", "1") == 1
     out, err = capsys.readouterr()
     assert "failed: broke" in out
-    assert "every training of the audit failed; the last: broke" in err
+    assert "every training of the audit failed, all for this reason" in err
 
 
 def test_an_interrupted_audit_says_how_to_go_on(run, capsys, monkeypatch):

@@ -82,7 +82,7 @@ def test_each_problem_is_one_line_on_stderr(verb, capsys):
     assert captured.out == ""
     assert captured.err.splitlines() == [
         "error: a.yaml:3: b: is [red]bad[/red] really (allowed: 1, 2)",
-        "error: more[2J",
+        "error: more",
     ]
 
 
