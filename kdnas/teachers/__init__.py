@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -23,8 +23,10 @@ class Teacher:
     inside) and gives logits [B, K]. `stages` are the dotted names, inside `module`, of the submodules whose outputs
     [B, C, H, W] are the stages; `classifier` that of the linear layer whose input is the embedding, None where there is
     no such layer.
-    `fingerprint` is a hash of the weights and everything else that decides the outputs; `notes` say what was adapted.
-    `arch` is that of a teacher which is a member of a student family, so that students can inherit its weights.
+    `fingerprint` is a hash of the weights and everything else that is known to decide the outputs; `notes` say what was
+    adapted. `arch` is that of a teacher which is a member of a student family, so that students can inherit its
+    weights. `answers` are a sketch (`kdnas.core.answers`) of what it says to a few fixed images of the data: they
+    tell what no hash of files does, such as mended code or an upgraded library. `outputs` is what its network gives.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Teacher:
     fingerprint: str
     notes: tuple[str, ...] = ()
     arch: Arch | None = None
+    answers: tuple[float, ...] = ()
+    outputs: Literal["logits", "probabilities"] = "logits"
 
 
 @dataclass(frozen=True)

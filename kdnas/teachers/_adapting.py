@@ -13,20 +13,26 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from kdnas.core.answers import sketch
 from kdnas.errors import Problem, TeacherError
-from kdnas.nn.normalise import Normalised
+from kdnas.nn.exact import exact_arithmetic
 from kdnas.nn.taps import find_stages
 from kdnas.teachers import Teacher, TeacherContext
+from kdnas.teachers._class_names import Naming, class_order
+from kdnas.teachers._fitted import Fitted, NoLogitsError, settle
 
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 InputSize = Pixels | tuple[Pixels, Pixels] | None
 """An option: the side, or the height and width, that the network takes; None is the source's default."""
 Statistics = tuple[float, ...] | None
 """An option: one number a channel on the 0-255 scale; None is the source's default."""
+
+
+_PROBED = 8
+"""Fixed images that tell how a network answers."""
 
 
 @dataclass(frozen=True)
@@ -38,37 +44,6 @@ class Expected:
     size: InputSize = None
 
 
-class Fitted(nn.Module):
-    """A network behind what it expects: raw [B, C, H, W] in 0..255 to logits [B, K] in the data's class order."""
-
-    order: Tensor | None
-
-    def __init__(
-        self,
-        network: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
-        *,
-        repeat: int = 1,
-        size: tuple[int, int] | None = None,
-        order: Sequence[int] | None = None,
-    ):
-        super().__init__()
-        self.normalised = Normalised(network, mean, std)
-        self.repeat = repeat
-        self.size = size
-        self.register_buffer("order", None if order is None else torch.tensor(order))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits [B, K] for raw `images` [B, C, H, W] in 0..255."""
-        if self.repeat > 1:
-            images = images.repeat(1, self.repeat, 1, 1)
-        if self.size is not None:
-            images = F.interpolate(images, self.size, mode="bilinear", align_corners=False, antialias=True)
-        logits = self.normalised(images)
-        return logits if self.order is None else logits[:, self.order]
-
-
 def fit_teacher(
     name: str,
     network: nn.Module,
@@ -78,14 +53,16 @@ def fit_teacher(
     facts: Mapping[str, Any],
     stages: Sequence[str] | None = None,
     classifier: str | None = None,
-    order: Sequence[int] | None = None,
+    naming: Naming | None = None,
     notes: Sequence[str] = (),
 ) -> Teacher:
     """Return `network` as the teacher of the context's data: adapted where that is safe, refused where it is not.
 
-    Grey images are repeated for a network of three channels and images are resized where it takes another size; each
-    adaptation is noted. `stages` and `classifier` are names inside `network`, found by looking where None. `facts` are
-    what else decides the outputs. Raises TeacherError: another number of classes or channels, no logits, unknown names.
+    Grey images are repeated for a network of three channels, images are resized where it takes another size, its
+    classes are put in the data's order by their names (`naming`), the log of probabilities is taken, and one that fails
+    on channels-last images is given others; each adaptation is noted. `stages` and `classifier` are names inside
+    `network`, found by looking where None. `facts` are what else decides the outputs. Raises TeacherError: another
+    number of classes or channels, no logits, unknown names.
     """
     channels, height, width = context.data.task.input_shape
     mean, std, adapted = _statistics(expected, context)
@@ -95,26 +72,51 @@ def fit_teacher(
     else:
         size = None
     network = network.float().eval().requires_grad_(False)
-    example = torch.from_numpy(np.array(context.data.train.images[:2], copy=True)).float().to(context.device)
+    classes = len(naming.spellings) if naming is not None else context.data.task.num_classes
+    probe = _probe(context)
 
     def fitted(repeat: int) -> Fitted:
         wide = mean * (repeat if len(mean) == 1 else 1), std * (repeat if len(std) == 1 else 1)
-        return Fitted(network, *wide, repeat=repeat, size=size, order=order).eval().to(context.device)
+        module = Fitted(network, *wide, repeat=repeat, size=size, classes=classes)
+        return module.eval().requires_grad_(False).to(context.device)
 
     module = fitted(3 if channels == 1 and len(mean) == 3 else 1)
-    failure = _check_logits(module, example, context)
-    if failure is not None and channels == 1 and module.repeat == 1:
-        module = fitted(3)
-        if _check_logits(module, example, context) is not None:
-            raise failure
-    elif failure is not None:
-        raise failure
-    if module.repeat > 1:
-        adapted.append("grey images are repeated to three channels")
-    module.requires_grad_(False)
-    found = _tapped(module, network, example, stages, classifier)
+    with exact_arithmetic(), torch.no_grad():
+        failure = settle(module, probe)
+        if failure is not None and channels == 1 and module.repeat == 1:
+            wider = fitted(3)
+            if settle(wider, probe) is None:
+                module, failure = wider, None
+        if failure is not None:
+            raise _refusal(failure, probe, context)
+        if module.repeat > 1:
+            adapted.append("grey images are repeated to three channels")
+        found = _tapped(module, network, probe[:2], stages, classifier)
+        adapted += module.adapted
+        order, named = class_order(naming, context.data, module(probe[:2]).shape[1])
+        module.put_in_order(order)
+        answers = module(probe)
+    if not torch.isfinite(answers).all():
+        raise TeacherError(Problem("teacher", "the network gives NaN or infinite logits on the data's first images"))
     identity = {**facts, "mean": mean, "std": std, "size": size, "repeat": module.repeat, "order": order, "taps": found}
-    return Teacher(name, module, *found, fingerprint(network, identity), (*notes, *adapted))
+    if module.default_format or module.total is not None:
+        identity |= {"default_format": module.default_format, "total": module.total}
+    return Teacher(
+        name,
+        module,
+        *found,
+        fingerprint(network, identity),
+        (*notes, *adapted, *named),
+        answers=sketch(answers.cpu().numpy()),
+        outputs="logits" if module.total is None else "probabilities",
+    )
+
+
+def _probe(context: TeacherContext) -> Tensor:
+    """Return a few fixed images of the data [B, C, H, W], spread over its training images."""
+    images = context.data.train.images
+    chosen = np.linspace(0, len(images) - 1, min(_PROBED, len(images))).astype(np.int64)
+    return torch.from_numpy(np.array(images[chosen], copy=True)).float().to(context.device)
 
 
 def _statistics(expected: Expected, context: TeacherContext) -> tuple[tuple[float, ...], tuple[float, ...], list[str]]:
@@ -135,32 +137,15 @@ def _statistics(expected: Expected, context: TeacherContext) -> tuple[tuple[floa
     return mean, std, []
 
 
-def _check_logits(module: nn.Module, example: Tensor, context: TeacherContext) -> TeacherError | None:
-    """Return why `module` does not classify the data's images, None when it does."""
-    shape = "x".join(str(side) for side in example.shape[1:])
-    try:
-        with torch.no_grad():
-            logits = module(example)
-    except Exception as error:  # the network is the user's: anything may come
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        what = f"the network fails on the data's images of {shape}: {type(error).__name__}: {reason[:300]}"
-        return TeacherError(Problem("teacher", what, "set input_size, mean and std, or the factory's arguments"))
-    classes = context.data.task.num_classes
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(example):
-        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        return TeacherError(Problem("teacher", f"the network gives {given} for 2 images", "logits [2, classes]"))
-    if logits.shape[1] != classes:
-        return TeacherError(other_classes(logits.shape[1], context))
-    if not torch.isfinite(logits).all():
-        return TeacherError(Problem("teacher", "the network gives NaN or infinite logits on the data's first images"))
-    return None
-
-
-def other_classes(given: int, context: TeacherContext) -> Problem:
-    """Return the problem of a teacher of `given` classes that the data does not have."""
-    data = context.data
-    what = f"has {given} classes, the data {data.name} has {data.task.num_classes}"
-    return Problem("teacher", what, "a teacher trained for this data's classes")
+def _refusal(failure: Exception, probe: Tensor, context: TeacherContext) -> TeacherError:
+    """Return what is said of a network that gave no logits for the data's images."""
+    if isinstance(failure, NoLogitsError):
+        what = f"{failure} for {len(probe)} images"
+        return TeacherError(Problem("teacher", what, "logits: one score a class for every image"))
+    shape = "x".join(str(side) for side in probe.shape[1:])
+    reason = (str(failure) or type(failure).__name__).splitlines()[0]
+    what = f"the network fails on the data's images of {shape}: {type(failure).__name__}: {reason[:300]}"
+    return TeacherError(Problem("teacher", what, "set input_size, mean and std, or the factory's arguments"))
 
 
 def _tapped(

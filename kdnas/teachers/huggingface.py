@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from kdnas.errors import Problem, TeacherError
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
-from kdnas.teachers._adapting import Expected, InputSize, Statistics, fit_teacher, other_classes
+from kdnas.teachers._adapting import Expected, InputSize, Statistics, fit_teacher
+from kdnas.teachers._class_names import ClassNames, naming_of
 from kdnas.teachers._loading import MAYBE_SEEN, require
 
 
@@ -33,6 +34,7 @@ def huggingface(
     mean: Statistics = None,
     std: Statistics = None,
     input_size: InputSize = None,
+    class_names: ClassNames = None,
 ) -> Teacher:
     """A transformers image classifier: a folder under the data root, or a hub id. Weights are safetensors only.
 
@@ -46,6 +48,7 @@ def huggingface(
         mean: One number a channel on the 0-255 scale, subtracted from the pixels.
         std: One number a channel on the 0-255 scale, by which pixels are then divided.
         input_size: Height and width in pixels, or one number for both, that images are resized to.
+        class_names: The names of the network's classes, in its own order, where its config does not say.
     """
     library = require("transformers", "hf")
     folder = context.data_root / model
@@ -63,10 +66,8 @@ def huggingface(
         ) from error
     _refuse_gaps(found, source)
     network = network.float()
-    classes = int(network.config.num_labels)
-    if classes != context.data.task.num_classes:
-        raise TeacherError(other_classes(classes, context))
-    order, notes = _class_order(network.config.id2label, context.data.class_names)
+    labels = network.config.id2label
+    known = tuple(str(labels[index]) for index in range(len(labels)))
     if mean is None or std is None or input_size is None:
         declared = _declared(library, source, options)
         stated = (mean, std) if (mean is not None or std is not None) else _normalisation(declared, source)
@@ -78,8 +79,8 @@ def huggingface(
         context,
         Expected(mean, std, input_size),
         facts={"huggingface": type(network).__name__},
-        order=order,
-        notes=[MAYBE_SEEN, *notes],
+        naming=naming_of(class_names, (known, "its config's id2label")),
+        notes=[MAYBE_SEEN],
     )
 
 
@@ -93,18 +94,6 @@ def _refuse_gaps(found: dict[str, Any], source: str) -> None:
             problems.append(Problem(source, f"{len(names)} weights are {kind}: {', '.join(names[:5])}"))
     if problems:
         raise TeacherError(problems)
-
-
-def _class_order(labels: dict[int, str], class_names: tuple[str, ...]) -> tuple[list[int] | None, list[str]]:
-    """Return (the model's index of each class of the data, or None to leave them, notes)."""
-    own = [str(labels[index]).strip().lower() for index in range(len(labels))]
-    wanted = [name.strip().lower() for name in class_names]
-    if own == wanted:
-        return None, []
-    if sorted(own) == sorted(wanted) and len(set(own)) == len(own):
-        return [own.index(name) for name in wanted], ["its classes are put in the data's order by their names"]
-    shown = f"{', '.join(own[:3])}, ..."
-    return None, [f"its class names ({shown}) are not the data's: the data's order is assumed"]
 
 
 def _declared(library: Any, source: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import nn
 from kdnas.errors import ConfigError, Problem, TeacherError
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Expected, InputSize, Statistics, fit_teacher
+from kdnas.teachers._class_names import ClassNames, names_beside, names_on, naming_of
 from kdnas.teachers._loading import MAYBE_SEEN, find_file, read_weights
 from kdnas.teachers._state_dict import load_weights
 from kdnas.user_code import load_user_object
@@ -30,6 +31,7 @@ def module(
     input_size: InputSize = None,
     stages: tuple[str, ...] | None = None,
     classifier: str | None = None,
+    class_names: ClassNames = None,
 ) -> Teacher:
     """A user's `module:function` or `file.py:function` that returns a torch module, with weights from a file.
 
@@ -47,6 +49,7 @@ def module(
         input_size: Height and width in pixels, or one number for both, that images are resized to.
         stages: Dotted names of the submodules whose outputs [B, C, H, W] losses compare; looked for where not given.
         classifier: Dotted name of the last linear layer, whose input is the embedding; looked for where not given.
+        class_names: The names of the network's classes, in its own order; matched with the data's by name.
     """
     path = find_file(weights, context.data_root) if weights is not None else None
     network, code = _build(factory, arguments or {}, context.data_root)
@@ -63,6 +66,7 @@ def module(
         facts={"factory": factory, "arguments": arguments or {}, "code": code},
         stages=stages,
         classifier=classifier,
+        naming=naming_of(class_names, *(names_beside(path) if path is not None else ()), names_on(network)),
         notes=notes,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import nn
 
 from kdnas.errors import Problem, TeacherError
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
-from kdnas.teachers._adapting import Expected, InputSize, Statistics, fit_teacher, other_classes
+from kdnas.teachers._adapting import Expected, InputSize, Statistics, fit_teacher
+from kdnas.teachers._class_names import ClassNames, names_beside, naming_of, other_classes
 from kdnas.teachers._loading import MAYBE_SEEN, Checkpoint, find_file, read_weights, require
 from kdnas.teachers._state_dict import find_weights, load_found, load_weights
 
@@ -30,6 +31,7 @@ def torchvision(
     mean: Statistics = None,
     std: Statistics = None,
     input_size: InputSize = None,
+    class_names: ClassNames = None,
 ) -> Teacher:
     """A torchvision classifier by name, with weights by their enum's name (`IMAGENET1K_V1`, `DEFAULT`) or from a file.
 
@@ -46,6 +48,7 @@ def torchvision(
         mean: One number a channel on the 0-255 scale, subtracted from the pixels.
         std: One number a channel on the 0-255 scale, by which pixels are then divided.
         input_size: Height and width in pixels, or one number for both, that images are resized to.
+        class_names: The names of the network's classes, in its own order; matched with the data's by name.
     """
     library = require("torchvision", "vision")
     allowed = library.models.list_models(module=library.models)
@@ -55,13 +58,24 @@ def torchvision(
     notes = [MAYBE_SEEN]
     if Path(weights).suffix:
         path = find_file(weights, context.data_root)
-        network, left_out = _from_file(library, model, options, path, weights_key, context)
+        known = names_beside(path)
+        network, left_out = _from_file(
+            library,
+            model,
+            options,
+            path,
+            weights_key,
+            context,
+            named=lambda count: naming_of(class_names, *known, count=count) is not None,
+        )
         notes += left_out
         normalisation: Sequence[Sequence[float]] = _IMAGENET
         if mean is None and std is None:
             notes.append("no normalisation was stated: images are normalised with ImageNet's mean and std")
     else:
-        network, transforms = _from_enum(library, model, options, weights)
+        network, chosen = _from_enum(library, model, options, weights)
+        transforms = chosen.transforms()
+        known = [(tuple(chosen.meta["categories"]), f"{weights}'s categories")]
         normalisation = [tuple(255.0 * value for value in part) for part in (transforms.mean, transforms.std)]
         input_size = input_size or transforms.crop_size[0]
     if mean is None and std is None:
@@ -72,6 +86,7 @@ def torchvision(
         context,
         Expected(mean, std, input_size),
         facts={"torchvision": model, "arguments": options},
+        naming=naming_of(class_names, *known, count=_classes(network)),
         notes=notes,
     )
 
@@ -85,23 +100,43 @@ def _create(library: Any, model: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _from_file(
-    library: Any, model: str, options: dict[str, Any], path: Path, weights_key: str | None, context: TeacherContext
+    library: Any,
+    model: str,
+    options: dict[str, Any],
+    path: Path,
+    weights_key: str | None,
+    context: TeacherContext,
+    *,
+    named: Callable[[int], bool],
 ) -> tuple[nn.Module, list[str]]:
+    """Return the network with the file's weights, and notes; of other classes than the data's only where `named`."""
     options.setdefault("num_classes", context.data.task.num_classes)
     network = _create(library, model, options)
     checkpoint = read_weights(path)
     found = find_weights(network, checkpoint, weights_key)
-    # The classifier is the last linear layer that the model defines.
-    heads = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
-    if heads and f"{heads[-1]}.weight" in found.state:
-        classes = len(found.state[f"{heads[-1]}.weight"])
+    head = _head(network)
+    if head is not None and f"{head}.weight" in found.state:
+        classes = len(found.state[f"{head}.weight"])
         if classes != options["num_classes"]:
-            raise TeacherError(other_classes(classes, context))
+            if not named(classes):
+                raise TeacherError(other_classes(classes, context.data))
+            network = _create(library, model, {**options, "num_classes": classes})
+            found = find_weights(network, checkpoint, weights_key)
     return network, load_found(network, found, checkpoint)
 
 
+def _head(network: nn.Module) -> str | None:
+    """Return the name of the classifier: the last linear layer that the model defines."""
+    return next((name for name, part in reversed([*network.named_modules()]) if isinstance(part, nn.Linear)), None)
+
+
+def _classes(network: nn.Module) -> int | None:
+    head = _head(network)
+    return None if head is None else len(network.get_submodule(head).weight)  # type: ignore[arg-type]
+
+
 def _from_enum(library: Any, model: str, options: dict[str, Any], weights: str) -> tuple[nn.Module, Any]:
-    """Return the network with the named weights, and the transforms that they were trained for."""
+    """Return the network with the named weights, and those weights' entry."""
     enum = library.models.get_model_weights(model)
     if weights not in enum.__members__:
         allowed = f"{', '.join(enum.__members__)}, or a .safetensors or .pth file"
@@ -115,4 +150,4 @@ def _from_enum(library: Any, model: str, options: dict[str, Any], weights: str) 
         what = f"{model} {weights} cannot be fetched from {chosen.url}: {type(error).__name__}: {error}"
         raise TeacherError(Problem("weights", what, "a local file also does")) from error
     load_weights(network, Checkpoint(chosen.url, state))
-    return network, chosen.transforms()
+    return network, chosen

@@ -193,6 +193,13 @@ class TestHuggingFace:
         assert any("by their names" in note for note in teacher.notes)
         assert any("resized to 40x40" in note for note in teacher.notes)
 
+    def test_of_more_classes_the_data_s_are_found_by_name(self, saved_resnet, open_context, raw_images) -> None:
+        contexts = [open_context(data_root=saved_resnet[0].parent, classes=classes) for classes in (10, 4)]
+        whole, part = (TEACHERS.build("huggingface", context, model="net") for context in contexts)
+        images = raw_images(contexts[1])
+        torch.testing.assert_close(part.module(images), whole.module(images)[:, :4])
+        assert any("of its 10 classes the data's 4 are used" in note for note in part.notes)
+
     def test_stated_settings_win(self, saved_resnet, open_context) -> None:
         context = open_context(data_root=saved_resnet[0].parent)
         options = {"mean": (1, 2, 3), "std": (4, 5, 6), "input_size": 32}
@@ -202,8 +209,8 @@ class TestHuggingFace:
 
     def test_refusals(self, saved_resnet, open_context, tmp_path) -> None:
         folder, network = saved_resnet
-        with pytest.raises(TeacherError, match="has 10 classes, the data random has 4"):
-            TEACHERS.build("huggingface", open_context(data_root=folder.parent, classes=4), model="net")
+        with pytest.raises(TeacherError, match=r"2 of 12 are not among them, or not once: class10, class11"):
+            TEACHERS.build("huggingface", open_context(data_root=folder.parent, classes=12), model="net")
         bare = tmp_path / "bare"
         network.save_pretrained(bare)
         with pytest.raises(TeacherError, match=r"no readable preprocessor_config\.json.*mean, std and input_size"):

@@ -158,7 +158,7 @@ def test_a_grey_teacher_of_grey_data_is_left_alone(build, open_context) -> None:
         ("small", {"weights": "absent.safetensors"}, "there is no file"),
         ("broken", {}, "fails: RuntimeError: no such thing"),
         ("not_a_module", {}, "returned an object of type int"),
-        ("gives_maps", {}, r"gives \(2, 10, 30, 30\) for 2 images"),
+        ("gives_maps", {}, r"gives \(8, 10, 30, 30\) for 8 images"),
         ("gives_nan", {}, "NaN or infinite logits"),
         ("absent", {}, "has no 'absent'"),
     ],
