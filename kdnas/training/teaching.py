@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdnas.core.answers import coarse_key
 from kdnas.core.data import ImageData
 from kdnas.errors import TrialError
 from kdnas.losses import LOSSES
@@ -299,7 +300,7 @@ def views_key(
     if augmentation.mixup > 0:
         described += f" of {hashlib.sha256(samples.astype('<i8').tobytes()).hexdigest()}"
     return ViewsKey(
-        teacher=teacher.fingerprint,
+        teacher=f"{teacher.fingerprint} {coarse_key(teacher.answers)}".strip(),
         data=data.fingerprint,
         augmentation=described,
         view_seed=view_seed,
