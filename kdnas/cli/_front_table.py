@@ -9,7 +9,7 @@ from rich.table import Table
 
 from kdnas.report.tables import other_quantities, short_archs
 from kdnas.report.wording import label, shown, shown_interval
-from kdnas.study.front import front, indistinguishable, knee_of
+from kdnas.study.front import front, indistinguishable, recommended
 from kdnas.study.records import FrontMember, RunRecord
 
 _WIDE = 180
@@ -17,34 +17,38 @@ _WIDE = 180
 
 
 def front_table(run: RunRecord, width: int, rows: int | None = None) -> Table:
-    """Return the front as a terminal table, the knee marked, the teacher as its last row; on a wide one the choices.
+    """Return the front as a terminal table, the recommended student marked, the teacher as its last row.
 
-    Of a front longer than `rows`, as many members spread over it, the knee among them.
+    A wide one shows the choices, too. Of a front longer than `rows`, as many members spread over it, the recommended
+    one among them.
     """
     members = front(run)
-    knee = knee_of(members, run.objectives)
+    chosen = recommended(run)
+    marked = None if chosen is None else chosen.member.trial.number
     alike = indistinguishable(members)
     archs = short_archs([member.trial for member in members])
     others = other_quantities(run)
     names = ["macs", "params", *others]
     retrained = any(member.trial.repeats for member in members)
     meaning = "means of the retrainings ± 95 %" if retrained else "brief scores, one seed"
-    caption = f"◆ knee  ★ teacher  ≈ accuracy like another’s; accuracies are {meaning}"
+    how = f"◆ {chosen.words}  " if chosen is not None else ""
+    caption = f"{how}★ teacher  ≈ accuracy like another’s; accuracies are {meaning}"
     table = Table(box=None, caption=caption, caption_justify="left", pad_edge=False, header_style="bold")
     table.add_column("student", no_wrap=True)
     for heading in ("accuracy", *(["on test"] if retrained else []), "MACs", "params", *map(label, others)):
         table.add_column(heading, justify="right", no_wrap=True)
     if width >= _WIDE:
         table.add_column("choices in which they differ", overflow="fold")  # the numbers stay whole
-    for member in _spread(members, rows, knee):
+    for member in _spread(members, rows, marked):
         test = [shown_interval("accuracy", member.test_accuracy, member.test_accuracy_ci95)] if retrained else []
         table.add_row(
-            f"{'◆' if member is knee else ' '} {member.trial.arch.arch_id}{' ≈' if alike[member.trial.number] else ''}",
+            f"{'◆' if member.trial.number == marked else ' '} {member.trial.arch.arch_id}"
+            f"{' ≈' if alike[member.trial.number] else ''}",
             shown_interval("accuracy", member.values.get("accuracy"), member.accuracy_ci95),
             *test,
             *(shown(name, member.values.get(name)) for name in names),
             *([escape(archs[member.trial.number])] if width >= _WIDE else []),
-            style="bold green" if member is knee else None,
+            style="bold green" if member.trial.number == marked else None,
         )
     if run.teacher is not None:
         costs = [shown(name, run.teacher.values.get(name)) for name in names]
@@ -54,9 +58,9 @@ def front_table(run: RunRecord, width: int, rows: int | None = None) -> Table:
     return table
 
 
-def _spread(members: Sequence[FrontMember], rows: int | None, knee: FrontMember) -> list[FrontMember]:
+def _spread(members: Sequence[FrontMember], rows: int | None, marked: int | None) -> list[FrontMember]:
     if rows is None or len(members) <= rows:
         return list(members)
     last = len(members) - 1
     kept = {round(index * last / (rows - 1)) for index in range(rows)}
-    return [member for index, member in enumerate(members) if index in kept or member is knee]
+    return [member for index, member in enumerate(members) if index in kept or member.trial.number == marked]

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kdnas.core.pick import PICKS
+
 StudyPath = Annotated[
     Path, typer.Argument(metavar="STUDY", help="A folder with a study.yaml, or a YAML file.", show_default=False)
 ]
@@ -28,5 +30,9 @@ Overrides = Annotated[
         help="Change one setting of the study, such as training.epochs=10. May be repeated.",
         show_default=False,
     ),
+]
+Pick = Annotated[
+    str,
+    typer.Option("--pick", metavar="P", help=f"Which student: {PICKS}."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

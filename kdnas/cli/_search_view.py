@@ -18,7 +18,7 @@ from kdnas.cli._front_table import front_table
 from kdnas.core.objective import breaches
 from kdnas.core.words import counted
 from kdnas.report.searched import stuck_at_bounds
-from kdnas.report.summary import near_chance, supernet_in_words, unreached_rung
+from kdnas.report.summary import goals, in_doubt, near_chance, supernet_in_words, unreached_rung
 from kdnas.report.wording import duration, shown
 from kdnas.study.events import (
     Event,
@@ -30,7 +30,7 @@ from kdnas.study.events import (
     TrialEnded,
     TrialStarted,
 )
-from kdnas.study.front import comparable, front, hypervolume, measured_values
+from kdnas.study.front import best_of, comparable, front, hypervolume, is_near_chance, measured_values
 from kdnas.study.records import RunRecord, TrialRecord
 from kdnas.study.stopping import budget_in_words
 
@@ -231,7 +231,7 @@ class LiveView(View):
         complete = comparable(run)
         lines: list[RenderableType] = []
         if complete:
-            sound = [trial for trial in complete if not breaches(measured_values(trial), run.constraints)]
+            sound = [trial for trial in complete if not breaches(measured_values(trial), run.limits)]
             best = max(sound or complete, key=lambda trial: trial.values["accuracy"])
             volume = hypervolume(run)
             lines.append(Text(f"best      {trial_line(run, best)}", overflow="ellipsis", no_wrap=True))
@@ -301,6 +301,12 @@ def repeat_line(event: RepeatEnded) -> str:
     )
 
 
+def _doubt(run: RunRecord) -> str:
+    """Return why not even the best student is one to recommend; empty where it is, or another line says so."""
+    best = best_of(front(run))
+    return "" if is_near_chance(run, best) or not run.config.data else in_doubt(run, best)
+
+
 def _print_result(console: Console, run: RunRecord, written: Sequence[Path]) -> None:
     members = front(run)
     if not members:
@@ -313,7 +319,8 @@ def _print_result(console: Console, run: RunRecord, written: Sequence[Path]) -> 
             + (f", mean of {seeds} trainings ± 95 %" if seeds > 1 else "")
         )
         console.print(front_table(run, console.width))
-        for told in filter(None, (near_chance(run), unreached_rung(run), *stuck_at_bounds(run))):
+        told_of = (goals(run), near_chance(run), unreached_rung(run), _doubt(run), *stuck_at_bounds(run))
+        for told in filter(None, told_of):
             console.print(told, markup=False)
         volume = hypervolume(run)
         point = ", ".join(f"{name} {value:.6g}" for name, value in run.reference_point.items())

@@ -7,17 +7,15 @@ from typing import Annotated
 
 import typer
 
-from kdnas.cli._options import DataRoot, RunFolder
+from kdnas.cli._options import DataRoot, Pick, RunFolder
+from kdnas.core.pick import DEFAULT_PICK
 from kdnas.report.wording import shown
 
 
 def command(
     run: RunFolder,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the files go.", show_default=False)],
-    pick: Annotated[
-        str,
-        typer.Option("--pick", metavar="P", help="knee, best, an arch_id, or a bound such as 'macs<=10e6'."),
-    ] = "knee",
+    pick: Pick = DEFAULT_PICK,
     formats: Annotated[
         list[str] | None,
         typer.Option(
@@ -34,9 +32,10 @@ def command(
     The weights are those of the retraining with the best validation accuracy. Where a format does not reproduce the
     student's outputs, nothing is written.
 
-      kdnas export runs/digits --pick knee --out student
+      kdnas export runs/digits --pick best-0.5 --out student
       kdnas export runs/digits --pick 'macs<=1M' --format onnx --format model_card --out student
     """
+    from kdnas.report.summary import in_doubt
     from kdnas.study import opening
     from kdnas.study.exporting import available_formats, check_formats, export_student
     from kdnas.study.front import pick as pick_member
@@ -51,6 +50,8 @@ def command(
             typer.echo(f"skipped {name}: {why}", err=True)
     record = load_run(run)
     member = pick_member(record, pick)
+    if told := in_doubt(record, member):
+        typer.echo(f"student {member.trial.arch.arch_id}: {told}", err=True)
     written = export_student(record, member, wanted, out, data_root=opening.data_root(data_root), say=typer.echo)
     width = max(len(str(path)) for path in written)
     for path in written:

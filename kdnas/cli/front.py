@@ -13,7 +13,9 @@ def command(
     run: RunFolder,
     as_json: Json = False,
 ) -> None:
-    """Show the run's Pareto front: accuracy with its 95 % interval, costs, the knee, and the teacher beside it.
+    """Show the run's Pareto front: accuracy with its 95 % interval, costs, and the teacher beside it.
+
+    The recommended student is marked, and it is said how it was chosen.
 
     Students whose accuracy is not distinguishable from another's are marked, and one line says how far an audit found
     the search's scores to be trusted.
@@ -32,7 +34,7 @@ def command(
     from kdnas.cli._front_table import front_table
     from kdnas.report.audit import trust_line
     from kdnas.report.searched import stuck_at_bounds
-    from kdnas.report.summary import distinguishing, highlights, near_chance, progress
+    from kdnas.report.summary import distinguishing, goals, highlights, near_chance, progress
     from kdnas.study.front import front
 
     console = Console(highlight=False)
@@ -41,7 +43,7 @@ def command(
         console.print("There is no front yet: no student was scored that meets every constraint.", markup=False)
         return
     console.print(front_table(record, console.width))
-    for told in filter(None, (near_chance(record), distinguishing(record), *stuck_at_bounds(record))):
+    for told in filter(None, (goals(record), near_chance(record), distinguishing(record), *stuck_at_bounds(record))):
         console.print(told, markup=False)
     for title, member, sentence in highlights(record):
         console.print(f"{title}: {member.trial.arch.arch_id}. {sentence}", markup=False)

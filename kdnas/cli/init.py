@@ -202,7 +202,8 @@ space: {space}
 
 # --- What is wanted: accuracy, and what it shall be traded for (two to four in all).
 objectives: [accuracy, macs]  # kdnas list costs
-# Hard bounds on costs: what breaks one known from the arch alone is never trained.
+# Hard bounds on costs: what breaks one known from the arch alone is never trained. Also of the teacher's ("macs<=5%"),
+# and goals for the retrained students: "accuracy>=0.9", "teacher-1" (at most one point below the teacher).
 constraints: []  # such as ["macs<=10M", "latency_ms<=2"]
 # Options of measured costs:
 # costs:
@@ -276,8 +277,11 @@ final:
   max_students: 8
   attempts: 2  # a retraining that failed so often is given up
 
-# --- What is exported at the end: knee, best, or a bound such as 'macs<=5M'. kdnas list exporters
+# --- What is exported at the end. kdnas list exporters
 export:
-  pick: knee
+  # near-best: the cheapest student within 1 point of the best, or within its 95 % interval where that is wider; or
+  # best-0.5, teacher-1 (within 1 point of the teacher), best, knee, 'accuracy>=0.95' (the cheapest that reaches it),
+  # 'macs<=5M' or 'macs<=5%' of the teacher's (the best within it)
+  pick: near-best
   formats: [safetensors, student_json, student_py, train_yaml, model_card]
 """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdnas.cli._options import Json
+from kdnas.core.pick import PICKS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,9 +32,7 @@ def command(
     ],
     pick: Annotated[
         str | None,
-        typer.Option(
-            "--pick", metavar="P", help="Of a run only knee, best, an arch_id, or a bound such as 'macs<=10e6'."
-        ),
+        typer.Option("--pick", metavar="P", help=f"Of a run only this student: {PICKS}."),
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads on a CPU. Default: 1.")] = None,
     batch_size: Annotated[
@@ -56,7 +55,7 @@ def command(
     reported, with exit status 1.
 
       kdnas measure runs/digits --target cpu
-      kdnas measure runs/digits --pick knee --target cpu --target onnxruntime --threads 2
+      kdnas measure runs/digits --pick best --target cpu --target onnxruntime --threads 2
       kdnas measure student/student.onnx --target onnxruntime --json
     """
     from kdnas.study.measuring import measure, subjects, targets

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdnas.cli._options import DataRoot, Json, RunFolder
+from kdnas.cli._options import DataRoot, Json, Pick, RunFolder
 from kdnas.cli._training_view import training_progress
+from kdnas.core.pick import DEFAULT_PICK
 from kdnas.core.words import command_line, counted
 
 if TYPE_CHECKING:
@@ -35,12 +36,7 @@ Device = Annotated[
 
 def command(
     run: RunFolder,
-    pick: Annotated[
-        str,
-        typer.Option(
-            "--pick", metavar="P", help="Which student: knee, best, an arch_id, or a bound such as 'macs<=10e6'."
-        ),
-    ] = "knee",
+    pick: Pick = DEFAULT_PICK,
     route: Annotated[
         str,
         typer.Option("--route", metavar="auto|direct|shrink|assistants", help="auto: by a rule on the run's numbers."),

@@ -10,6 +10,7 @@ import typer
 
 from kdnas.cli._options import DataRoot
 from kdnas.cli._training_view import training_progress
+from kdnas.core.pick import DEFAULT_PICK, PICKS
 from kdnas.core.words import counted
 from kdnas.report.wording import duration, shown
 
@@ -28,7 +29,7 @@ Pick = Annotated[
     typer.Option(
         "--pick",
         metavar="P",
-        help="Which student of a run folder: knee (default), best, an arch_id, or a bound such as 'macs<=10e6'.",
+        help=f"Which student of a run folder, {DEFAULT_PICK} unless stated: {PICKS}.",
         show_default=False,
     ),
 ]
@@ -149,7 +150,7 @@ def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_ro
     record = None
     if run.is_dir():
         record = load_run(run)
-        member = pick_member(record, pick or "knee")
+        member = pick_member(record, pick or DEFAULT_PICK)
         data = opening.open_data(record.config.sources()[0], data_root, opening.cache_dir())
         file = train_file_for(record, member.trial, data)
         folder = run / "training" / file.arch_id

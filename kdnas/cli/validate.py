@@ -11,6 +11,7 @@ import typer
 
 from kdnas.cli._options import DataRoot, Json, Overrides, StudyPath
 from kdnas.core.fidelity import Fidelity
+from kdnas.core.pick import parse_bound
 from kdnas.core.words import counted
 from kdnas.errors import InputError, Problem
 
@@ -83,7 +84,7 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
         "space": f"{space.name}: {space.family or 'no family'}, {len(space.choices)} choices, "
         f"{space.count():,} distinct settings",
         "objectives": list(config.objectives),
-        "constraints": [str(bound) for bound in config.bounds],
+        "constraints": [str(parse_bound(text)) for text in config.constraints],
         "losses": [f"{config.distillation.task_weight:g} cross entropy"]
         + [f"{term.weight:g} {term.type}" for term in config.distillation.losses],
         "tuned": sorted(config.tune),
@@ -131,8 +132,8 @@ def opened(loaded: LoadedStudy, data_root: Path | None, say: Any) -> dict[str, A
     device = str(resolve_device(config.device))
     root, cache = resolved_data_root(data_root), cache_dir()
     evaluator = open_evaluator(EvaluatorContext(config, space, Path(), root, cache, device, say=say))
-    sample = sample_prices(space, evaluator.arch, evaluator.price, constraints=config.bounds, seed=config.seed)
-    cheap = [bound for bound in config.bounds if bound.name in sample[0].costs]
+    sample = sample_prices(space, evaluator.arch, evaluator.price, constraints=config.limits, seed=config.seed)
+    cheap = [bound for bound in config.limits if bound.name in sample[0].costs]
     within = sum(all(bound.violation(priced.costs[bound.name]) <= 0 for bound in cheap) for priced in sample)
     ranges = {name: [priced.costs[name] for priced in sample] for name in sample[0].costs}
     return {

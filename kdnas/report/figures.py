@@ -16,7 +16,7 @@ from kdnas.report.style import (
     BROKEN,
     FAINT,
     FRONT,
-    KNEE,
+    RECOMMENDED,
     TEACHER,
     Figure,
     escaped,
@@ -32,8 +32,8 @@ from kdnas.study.front import (
     comparable,
     front,
     hypervolume_over_time,
-    knee_of,
     measured_values,
+    recommended,
 )
 from kdnas.study.records import FrontMember, RunRecord, TrialRecord
 
@@ -57,7 +57,7 @@ def staircase(members: Sequence[FrontMember], name: str, direction: str) -> list
 
 
 def accuracy_figure(run: RunRecord, name: str) -> Figure:
-    """Return accuracy against the quantity `name`: every student, the front, the knee and the teacher."""
+    """Return accuracy against the quantity `name`: every student, the front, the recommended one and the teacher."""
     drawing = go.Figure()
     xs, ys = _add_scored(drawing, run, name)
     members = front(run)
@@ -87,6 +87,9 @@ def accuracy_figure(run: RunRecord, name: str) -> Figure:
         if bound.name == name:
             drawing.add_vline(bound.bound, line={"color": BROKEN, "dash": "dot", "width": 1.5})
             xs.append(bound.bound)
+    for goal in run.goals:
+        drawing.add_hline(goal.bound, line={"color": BROKEN, "dash": "dot", "width": 1.5})
+        ys.append(goal.bound)
     log = is_log(xs)
     drawing.update_xaxes(title=axis_title(name) + (", log scale" if log else ""), type="log" if log else "linear")
     if log:
@@ -182,7 +185,7 @@ def _add_scored(drawing: go.Figure, run: RunRecord, name: str) -> tuple[list[flo
             and name in values
             and math.isfinite(values.get("accuracy", math.nan))
         ):
-            broken = trial.state == "infeasible" or bool(breaches(values, run.constraints))
+            broken = trial.state == "infeasible" or bool(breaches(values, run.limits))
             scored = "scored by the search" if trial.number in full else _LOWER
             groups["breaks a constraint" if broken else scored].append(trial)
     xs: list[float] = []
@@ -218,11 +221,11 @@ def _add_front(drawing: go.Figure, run: RunRecord, members: Sequence[FrontMember
     having = [member for member in members if name in member.values]
     retrained = any(member.trial.repeats for member in members)
     _add_members(drawing, having, name, "front, retrained (95 %)" if retrained else "front so far", FRONT)
-    knee = knee_of(members, run.objectives)
-    if name in knee.values:
+    chosen = recommended(run)
+    if chosen is not None and name in (values := chosen.member.values):
         drawing.add_scatter(
-            x=[knee.values[name]], y=[knee.values["accuracy"]], mode="markers", name="knee", hoverinfo="skip",
-            marker={"symbol": "circle-open", "size": 18, "color": KNEE, "line": {"width": 2.5}},
+            x=[values[name]], y=[values["accuracy"]], mode="markers", name="recommended", hoverinfo="skip",
+            marker={"symbol": "circle-open", "size": 18, "color": RECOMMENDED, "line": {"width": 2.5}},
         )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from kdnas.report.tables import front_table, trials_table
 from kdnas.report.time_spent import seconds_by_phase, time_figure
 from kdnas.report.wording import label, shown, shown_interval
 from kdnas.study.audit_result import AuditResult, audit_result
-from kdnas.study.front import front, hypervolume_over_time, knee_of
+from kdnas.study.front import front, hypervolume_over_time, recommended
 from kdnas.study.records import FrontMember, RunRecord
 
 _TEXT_COLUMNS = ("arch_id", "fidelity_weights", "state", "reason", "arch", "indistinguishable_from")
@@ -164,17 +164,18 @@ def _tables(run: RunRecord) -> str:
     if not run.trials:
         return ""
     members = front(run)
-    knee = {knee_of(members, run.objectives).trial.number} if members else set()
+    chosen = recommended(run)
+    marked = {chosen.member.trial.number} if chosen is not None else set()
     hint = '<p class="lead">The numbers of front.csv and trials.csv. A click on a column’s name sorts by it.</p>'
     parts = []
     if members:
         test = f'<p class="lead">{_text(f"{summary.near_chance(run)} {summary.distinguishing(run)}".strip())}</p>'
-        parts.append(f"<h2>The front</h2>{hint}" + _table(front_table(run), "Students of the front", knee) + test)
+        parts.append(f"<h2>The front</h2>{hint}" + _table(front_table(run), "Students of the front", marked) + test)
     parts.append("<h2>All trials</h2>" + _table(trials_table(run), "All trials with the search’s scores", set()))
     return f"<section>{''.join(parts)}</section>"
 
 
-def _table(table: pd.DataFrame, name: str, knee: set[int]) -> str:
+def _table(table: pd.DataFrame, name: str, chosen: set[int]) -> str:
     heads = "".join(
         f"<th scope='col'{' class=text' if column in _TEXT_COLUMNS else ''}>"
         f"<button type='button'>{_text(_heading(str(column)))}</button></th>"
@@ -182,10 +183,10 @@ def _table(table: pd.DataFrame, name: str, knee: set[int]) -> str:
     )
     rows = []
     for record in table.to_dict("records"):
-        marked = " class=knee" if record["trial"] in knee else ""
+        marked = " class=chosen" if record["trial"] in chosen else ""
         cells = "".join(_cell(str(column), value) for column, value in record.items())
         rows.append(f"<tr{marked}>{cells}</tr>")
-    note = '<p class="lead">The knee is tinted green.</p>' if knee else ""
+    note = '<p class="lead">The recommended student is tinted green.</p>' if chosen else ""
     return (
         f'<div class="table" role="region" tabindex="0" aria-label="{_text(name)}"><table class="sortable">'
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>{note}"

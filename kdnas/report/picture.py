@@ -10,9 +10,9 @@ from pathlib import Path
 from kdnas import atomic
 from kdnas.core.objective import breaches
 from kdnas.report.figures import cost_names, staircase
-from kdnas.report.style import BROKEN, FAINT, FRONT, GRID, INK, KNEE, TEACHER, is_log, round_ticks
+from kdnas.report.style import BROKEN, FAINT, FRONT, GRID, INK, RECOMMENDED, TEACHER, is_log, round_ticks
 from kdnas.report.wording import axis_title, scaled
-from kdnas.study.front import comparable, front, knee_of, measured_values
+from kdnas.study.front import comparable, front, measured_values, recommended
 from kdnas.study.records import FrontMember, RunRecord
 
 _WIDTH, _HEIGHT = 760, 460
@@ -108,7 +108,7 @@ def _grid(x: _Scale, y: _Scale, name: str) -> list[str]:
 def _points(run: RunRecord, scored: list[dict[str, float]], name: str, x: _Scale, y: _Scale) -> list[str]:
     return [
         f'<circle cx="{x(values[name]):.1f}" cy="{y(values["accuracy"]):.1f}" r="3.6" '
-        f'fill="{BROKEN if breaches(values, run.constraints) else FAINT}" fill-opacity="0.65"/>'
+        f'fill="{BROKEN if breaches(values, run.limits) else FAINT}" fill-opacity="0.65"/>'
         for values in scored
     ]
 
@@ -131,11 +131,11 @@ def _front(run: RunRecord, members: tuple[FrontMember, ...], name: str, x: _Scal
             parts.append(_line(across, low, across, high, FRONT, 'stroke-width="1.3"'))
             parts += [_line(across - 4, end, across + 4, end, FRONT, 'stroke-width="1.3"') for end in (low, high)]
         parts.append(f'<circle cx="{across:.1f}" cy="{y(accuracy):.1f}" r="4.6" fill="{FRONT}"/>')
-    knee = knee_of(members, run.objectives)
-    if name in knee.values:
+    chosen = recommended(run)
+    if chosen is not None and name in (values := chosen.member.values):
         parts.append(
-            f'<circle cx="{x(knee.values[name]):.1f}" cy="{y(knee.values["accuracy"]):.1f}" r="9" fill="none" '
-            f'stroke="{KNEE}" stroke-width="2.2"/>'
+            f'<circle cx="{x(values[name]):.1f}" cy="{y(values["accuracy"]):.1f}" r="9" fill="none" '
+            f'stroke="{RECOMMENDED}" stroke-width="2.2"/>'
         )
     return parts
 
@@ -143,7 +143,7 @@ def _front(run: RunRecord, members: tuple[FrontMember, ...], name: str, x: _Scal
 def _legend(run: RunRecord, members: tuple[FrontMember, ...]) -> list[str]:
     retrained = any(member.trial.repeats for member in members)
     entries = [(FAINT, "scored by the search"), (FRONT, "front, retrained (95 %)" if retrained else "front so far")]
-    entries.append((KNEE, "knee"))
+    entries.append((RECOMMENDED, "recommended"))
     if run.teacher is not None:
         entries.append((TEACHER, "teacher"))
     parts, left = [], float(_LEFT)
@@ -151,7 +151,7 @@ def _legend(run: RunRecord, members: tuple[FrontMember, ...]) -> list[str]:
         if colour == TEACHER:
             parts.append(_star(left + 6, 36))
         else:
-            fill = f'fill="none" stroke="{colour}" stroke-width="2.2"' if colour == KNEE else f'fill="{colour}"'
+            fill = f'fill="none" stroke="{colour}" stroke-width="2.2"' if colour == RECOMMENDED else f'fill="{colour}"'
             parts.append(f'<circle cx="{left + 6:.1f}" cy="36" r="5" {fill}/>')
         parts.append(_label(left + 17, 40, text, "start"))
         left += 17 + 6.9 * len(text) + 22

@@ -10,10 +10,10 @@ import plotly.graph_objects as go
 
 from kdnas.core.arch import Scalar
 from kdnas.core.schedule import FinishedStage, Schedule, Stage, dimension_of
-from kdnas.report.style import BROKEN, FAINT, FRONT, GRID, INK, KNEE, TEACHER, Figure, escaped, styled
+from kdnas.report.style import BROKEN, FAINT, FRONT, GRID, INK, RECOMMENDED, TEACHER, Figure, escaped, styled
 from kdnas.report.wording import scaled, shown
 
-_COLOURS = {"depth": FRONT, "width": KNEE, "bottleneck": "#7a55a3", "skip": BROKEN, "kernel size": "#c9a227"}
+_COLOURS = {"depth": FRONT, "width": RECOMMENDED, "bottleneck": "#7a55a3", "skip": BROKEN, "kernel size": "#c9a227"}
 """By elastic dimension; any other one is grey."""
 _SCORED = {
     "largest subnet": FRONT,

@@ -7,18 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdnas.core.fidelity import Fidelity
+from kdnas.core.objective import breaches
+from kdnas.core.pick import FEWEST_FOR_A_KNEE, SHORTEST_PREFIX
 from kdnas.core.words import counted
 from kdnas.report.searched import stuck_at_bounds
 from kdnas.report.wording import duration, fraction_of, label, shown
 from kdnas.study.front import (
-    SHORTEST_PREFIX,
     SIGNIFICANCE,
     best_of,
+    doubts,
     front,
     hypervolume,
     indistinguishable,
     is_near_chance,
     knee_of,
+    recommended,
 )
 from kdnas.study.records import FrontMember, RunRecord, SupernetRecord
 
@@ -102,17 +105,47 @@ def quantity_pairs(values: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def highlights(run: RunRecord) -> list[tuple[str, FrontMember, str]]:
-    """Return (title, student, sentence against the teacher) for the knee and the most accurate student."""
-    members = front(run)
-    if not members:
+    """Return (title, student, sentence) for the recommended student, the most accurate one, and the knee.
+
+    The knee only where there is one that nothing speaks against; the sentence compares with the teacher.
+    """
+    members, chosen = front(run), recommended(run)
+    if chosen is None:
         return []
-    knee, best = knee_of(members, run.objectives), best_of(members)
-    if knee is best:
-        return [("Knee, and most accurate student", knee, against_teacher(run, knee))]
+    best, against = best_of(members), doubts(run, chosen.member)
+    name = "No student to recommend yet; the best of them" if against else f"Recommended: {chosen.words}"
+    recommends_best = chosen.member.trial.number == best.trial.number
+    if not against and recommends_best:
+        name = "Recommended: the most accurate student"
+    cards = [(best if against else chosen.member, name)]
+    if not against and not recommends_best:
+        cards.append((best, "Most accurate student"))
+    if len(members) >= FEWEST_FOR_A_KNEE:
+        knee = knee_of(members, run.objectives)
+        if not doubts(run, knee) and knee.trial.number not in [member.trial.number for member, _ in cards]:
+            cards.append((knee, "Knee: the most for the least"))
     return [
-        ("Knee: the most for the least", knee, against_teacher(run, knee)),
-        ("Most accurate student", best, against_teacher(run, best)),
+        (name, member, " ".join(filter(None, [against_teacher(run, member), in_doubt(run, member)])))
+        for member, name in cards
     ]
+
+
+def in_doubt(run: RunRecord, member: FrontMember) -> str:
+    """Return why `member` is no student to recommend, as a sentence; empty where nothing speaks against it."""
+    reasons = doubts(run, member)
+    return f"Not to be recommended as it is: {'; '.join(reasons)}." if reasons else ""
+
+
+def goals(run: RunRecord) -> str:
+    """Return whether students of the front reach the study's goals for the score; empty where it has none."""
+    members, wanted = front(run), ", ".join(map(str, run.goals))
+    if not run.goals or not members:
+        return ""
+    best = best_of(members)
+    if not breaches(best.values, run.goals):
+        return f"Every student of the front reaches {wanted}."
+    brief = "" if best.trial.repeats else ", by a brief score"
+    return f"No student reaches {wanted}: the best has {shown('accuracy', best.values['accuracy'])}{brief}."
 
 
 def against_teacher(run: RunRecord, member: FrontMember) -> str:

@@ -13,8 +13,17 @@ from typing import Any
 import pandas as pd
 
 from kdnas import atomic
+from kdnas.core.pick import FEWEST_FOR_A_KNEE
 from kdnas.report.wording import arch_in_words
-from kdnas.study.front import front, hypervolume, indistinguishable, knee_of, measured_values
+from kdnas.study.front import (
+    doubts,
+    front,
+    hypervolume,
+    indistinguishable,
+    knee_of,
+    measured_values,
+    recommended,
+)
 from kdnas.study.records import FrontMember, RunRecord, TrialRecord
 
 FIRST_COLUMNS = ("trial", "arch_id", "state", "fidelity_epochs", "accuracy", "accuracy_ci95", "macs", "params")
@@ -63,13 +72,14 @@ def front_document(run: RunRecord) -> dict[str, Any]:
 
     Keys: study, folder, finished (why the search ended, empty while it has not), retrained (true when accuracies are
     means over retrainings), objectives (name, unit, direction), constraints, reference_point, hypervolume (null while
-    unknown), knee (arch_id or null), teacher (name, accuracy, test_accuracy, values) or null, and front: one record a
+    unknown), recommended (arch_id, rule, and doubts: why it may be none to recommend) or null, knee (arch_id, null
+    below three members), teacher (name, accuracy, test_accuracy, values) or null, and front: one record a
     student with trial, arch_id, accuracy_ci95, test_accuracy, test_accuracy_ci95, seeds, values, tuned, arch, and
     indistinguishable_from (arch_ids whose accuracy does not differ by Welch's t-test at 5 %; null where not testable).
     """
     members = front(run)
     alike = indistinguishable(members)
-    teacher = run.teacher
+    teacher, chosen = run.teacher, recommended(run)
     return {
         "study": run.config.name,
         "folder": str(run.folder),
@@ -79,7 +89,9 @@ def front_document(run: RunRecord) -> dict[str, Any]:
         "constraints": [str(constraint) for constraint in run.constraints],
         "reference_point": dict(run.reference_point),
         "hypervolume": hypervolume(run),
-        "knee": knee_of(members, run.objectives).trial.arch.arch_id if members else None,
+        "recommended": chosen
+        and {"arch_id": chosen.member.trial.arch.arch_id, "rule": chosen.words, "doubts": doubts(run, chosen.member)},
+        "knee": None if len(members) < FEWEST_FOR_A_KNEE else knee_of(members, run.objectives).trial.arch.arch_id,
         "teacher": teacher
         and {
             "name": teacher.name,

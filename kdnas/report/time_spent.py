@@ -8,14 +8,14 @@ from collections.abc import Mapping
 import plotly.graph_objects as go
 
 from kdnas.core.words import counted
-from kdnas.report.style import BROKEN, FAINT, FRONT, KNEE, TEACHER, Figure, styled
+from kdnas.report.style import BROKEN, FAINT, FRONT, RECOMMENDED, TEACHER, Figure, styled
 from kdnas.report.wording import duration
 from kdnas.study.records import RunRecord, TrialRecord
 
 _PHASES: Mapping[str, tuple[str, str]] = {
     "student": ("student’s steps", FRONT),
     "teacher": ("teacher", TEACHER),
-    "data": ("making batches", KNEE),
+    "data": ("making batches", RECOMMENDED),
     "evaluation": ("evaluation", "#7a55a3"),
     "build": ("building and measuring", BROKEN),
     "proposal": ("proposing", "#c9a227"),

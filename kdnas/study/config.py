@@ -10,7 +10,8 @@ import pydantic
 from pydantic import AfterValidator, Field, model_validator
 
 from kdnas.core.fidelity import Fidelity
-from kdnas.core.objective import Constraint, parse_constraint
+from kdnas.core.objective import Constraint
+from kdnas.core.pick import DEFAULT_PICK, PickError, Standard, against, parse_bound, parse_pick
 from kdnas.errors import ConfigError, Problem
 from kdnas.training.recipe import Distillation, Recipe, Section, Training
 from kdnas.training.supernet_settings import SupernetSettings
@@ -177,10 +178,18 @@ class Final(Section):
     """A retraining that failed so often is given up; raise it to have it tried again."""
 
 
+def _pick(text: str) -> str:
+    try:
+        parse_pick(text)
+    except PickError as error:
+        raise ValueError(f"{error} (allowed: {error.allowed})") from None
+    return text
+
+
 class ExportConfig(Section):
     """What is exported when the search ends; nothing when `formats` is empty."""
 
-    pick: str = "knee"
+    pick: Annotated[str, AfterValidator(_pick)] = DEFAULT_PICK
     formats: tuple[str, ...] = ("safetensors", "student_json", "student_py", "train_yaml", "model_card")
 
 
@@ -191,7 +200,7 @@ def _name(text: str) -> str:
 
 
 def _bound(text: str) -> str:
-    parse_constraint(text)
+    parse_bound(text)
     return text
 
 
@@ -210,6 +219,8 @@ class StudyConfig(Section):
     """The name of a space that kdnas carries, or a path to a YAML file relative to the study."""
     objectives: Annotated[tuple[str, ...], Field(min_length=2, max_length=4)] = ("accuracy", "macs")
     constraints: tuple[Annotated[str, AfterValidator(_bound)], ...] = ()
+    """Bounds on costs (`macs<=10M`, `macs<=5%` of the teacher's), which no student of the run breaks, and goals for the
+    score (`accuracy>=0.9`, `teacher-1`), which the retrained students are to reach."""
     costs: dict[str, dict[str, Any]] = Field(default={"latency_ms": {}})
     """Options of measured costs, by name: `latency_ms: {threads: 1, batch_size: 1}`."""
     training: Training = Training()
@@ -256,8 +267,43 @@ class StudyConfig(Section):
 
     @property
     def bounds(self) -> tuple[Constraint, ...]:
-        """The constraints, parsed."""
-        return tuple(parse_constraint(text) for text in self.constraints)
+        """The constraints that are numbers: all of them once those that speak of the teacher are `against` it."""
+        stated = (parse_bound(text) for text in self.constraints)
+        return tuple(bound for bound in stated if isinstance(bound, Constraint) and not bound.percent)
+
+    @property
+    def limits(self) -> tuple[Constraint, ...]:
+        """The bounds on costs, as far as they are numbers: what is known of a student without training it."""
+        return tuple(bound for bound in self.bounds if not bound.is_score_floor)
+
+    @property
+    def bounded(self) -> tuple[str, ...]:
+        """The quantities that constraints are about."""
+        stated = [parse_bound(text) for text in self.constraints]
+        return tuple(dict.fromkeys(bound.name for bound in stated if isinstance(bound, Constraint)))
+
+    @property
+    def needs_teacher_numbers(self) -> bool:
+        """Whether a constraint speaks of the teacher."""
+        return len(self.bounds) < len(self.constraints)
+
+    def against(self, teacher: Standard | None) -> StudyConfig:
+        """Return the study with the teacher's numbers in the constraints that speak of it.
+
+        Raises ConfigError where one of them is not known.
+        """
+        if not self.needs_teacher_numbers:
+            return self
+        numbers, problems = [], []
+        for index, text in enumerate(self.constraints):
+            try:
+                bound = against(parse_bound(text), teacher)
+                numbers.append(f"{bound.name}{bound.operator}{bound.bound!r}")
+            except PickError as error:
+                problems.append(Problem(f"constraints.{index}", str(error), error.allowed))
+        if problems:
+            raise ConfigError(problems)
+        return self.model_copy(update={"constraints": tuple(numbers)})
 
     @property
     def rung_evaluators(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, Problem, RunFolderError
 from kdnas.exporters import EXPORTERS, TrainedStudent
 from kdnas.students import STUDENTS
-from kdnas.study.front import is_near_chance
+from kdnas.study.front import doubts
 from kdnas.study.records import FrontMember, Repeat, RunRecord, TeacherReport, TrialRecord
 from kdnas.study.train_file import TrainFile, locked_fingerprint, train_file_for
 
@@ -131,9 +131,6 @@ def build_network(file: TrainFile, task: ImageTask) -> nn.Module:
     return network
 
 
-_HARDLY_BETTER = "Its accuracy on the validation split is hardly better than guessing: it is no use as it is."
-
-
 def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: ImageData) -> dict[str, Any]:
     """Return what the model card says of `member`, as plain data."""
     trained = len(member.trial.repeats)
@@ -170,7 +167,7 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: ImageDat
         "quantities": quantities,
         "teacher": _teacher_card(run.teacher),
         "data": data_card(run.config.sources()[0].validation_fraction, run.config.seed, data),
-        "limits": [_HARDLY_BETTER] if is_near_chance(run, member) else [],
+        "limits": [f"As it is, {why}." for why in doubts(run, member)],
     }
 
 

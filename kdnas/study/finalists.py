@@ -36,7 +36,7 @@ def finalists(run: RunRecord) -> tuple[TrialRecord, ...]:
 def _is_sound(trial: TrialRecord, run: RunRecord) -> bool:
     values = measured_values(trial)
     known = all(math.isfinite(values.get(objective.name, math.nan)) for objective in run.objectives)
-    return known and not breaches(values, run.constraints)
+    return known and not breaches(values, run.limits)
 
 
 def _selection_reference(front: np.ndarray, run: RunRecord) -> np.ndarray:

@@ -7,28 +7,39 @@ comparable, and a brief score flatters whoever was lucky.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
 
 from kdnas.core import hypervolume as volumes
+from kdnas.core import pick as pick_rules
 from kdnas.core.comparison import welch_p_value
 from kdnas.core.interval import mean_ci95
-from kdnas.core.objective import ACCURACY, Constraint, Quantity, breaches, minimised, parse_constraint
-from kdnas.core.pareto import knee, non_dominated
+from kdnas.core.objective import ACCURACY, Quantity, breaches, minimised
+from kdnas.core.pareto import non_dominated
+from kdnas.core.pick import (
+    DEFAULT_PICK,
+    PICKS,
+    Candidate,
+    Near,
+    Pick,
+    PickError,
+    choose,
+    parse_pick,
+    score_of,
+)
 from kdnas.errors import ConfigError, Problem
 from kdnas.study.records import FrontMember, RunRecord, TrialRecord
 
-SHORTEST_PREFIX = 4
-"""Hexadecimal digits of an arch_id that are enough to name a student."""
 SIGNIFICANCE = 0.05
 """Below this p-value two students of a front count as different in accuracy."""
 NEAR_CHANCE = 0.05
 """An accuracy so little above that of always guessing alike is no success."""
+FAR_BELOW_TEACHER = 0.75
+"""Of the teacher's lead over guessing: a student with a smaller share of it is no recommendation."""
 
 
 def measured_values(trial: TrialRecord) -> dict[str, float]:
@@ -57,16 +68,18 @@ def comparable(run: RunRecord) -> tuple[TrialRecord, ...]:
 def candidates(run: RunRecord) -> tuple[FrontMember, ...]:
     """Return the students the front is drawn from: retrained ones where there are any, else the `comparable` ones.
 
-    Every one of them has a finite value for each objective and meets each constraint with its measured value.
+    Every one of them has a finite value for each objective and meets each limit with its measured value. Those that
+    miss a goal are left out once anybody reaches it.
     """
     pool = [trial for trial in run.trials if trial.state == "complete" and trial.repeats] or comparable(run)
     members = [as_member(trial) for trial in pool]
-    return tuple(
+    sound = tuple(
         member
         for member in members
         if all(math.isfinite(member.values.get(objective.name, math.nan)) for objective in run.objectives)
-        and not breaches(member.values, run.constraints)
+        and not breaches(member.values, run.limits)
     )
+    return tuple(member for member in sound if not breaches(member.values, run.goals)) or sound
 
 
 def front(run: RunRecord) -> tuple[FrontMember, ...]:
@@ -80,8 +93,8 @@ def front(run: RunRecord) -> tuple[FrontMember, ...]:
 
 
 def knee_of(members: Sequence[FrontMember], objectives: Sequence[Quantity]) -> FrontMember:
-    """Return the member of a front that gives most for least (`kdnas.core.pareto.knee`). ValueError on an empty one."""
-    return members[knee(minimised([member.values for member in members], objectives))]
+    """Return the member of a front that gives most for least. ValueError where no knee is: below three members."""
+    return members[choose(Pick("knee"), _as_candidates(members), objectives)]
 
 
 def best_of(members: Sequence[FrontMember]) -> FrontMember:
@@ -153,7 +166,7 @@ def hypervolume_over_time(
     for trial, values in scored:
         if begun is not None and trial.ended is not None:
             seconds = max(seconds, before + (trial.ended - begun).total_seconds())
-        if trial.number in counting and not breaches(values, run.constraints):
+        if trial.number in counting and not breaches(values, run.limits):
             points = np.vstack([points, minimised([values], run.objectives)])
             mask = non_dominated(points)
             points = points[mask]
@@ -164,99 +177,91 @@ def hypervolume_over_time(
 
 
 def pick(run: RunRecord, text: str) -> FrontMember:
-    """Return the student that `text` names.
+    """Return the student that `text` names (`kdnas.core.pick.PICKS`).
 
-    `knee`; `best` (the most accurate of the front); an arch_id or a unique beginning of one, of the front or of any
-    complete trial; or bounds joined by commas, such as `macs<=10e6,latency_ms<=2`: the most accurate front member
-    within them. Raises ConfigError saying what there is, and for bounds nobody meets the nearest miss.
+    An arch_id, or a unique beginning of one, may be that of any complete trial; everything else chooses from the front.
+    Raises ConfigError saying what there is, and for bounds nobody meets the nearest miss.
     """
     members = front(run)
-    wanted = text.strip()
     if not members:
         states = ", ".join(f"{count} {state}" for state, count in sorted(Counter(t.state for t in run.trials).items()))
         raise ConfigError(f"{run.folder} has no student to pick yet (trials: {states or 'none'})")
-    if wanted == "knee":
-        return knee_of(members, run.objectives)
-    if wanted == "best":
-        return best_of(members)
-    if "<" in wanted or ">" in wanted or "=" in wanted:
-        return _within(members, wanted)
-    return _by_arch_id(run, members, wanted)
-
-
-def is_pick(text: str) -> bool:
-    """Return whether `text` is spelled as `pick` takes it; whether it names a student only a run can tell."""
-    wanted = text.strip()
-    if wanted in ("knee", "best") or re.fullmatch(rf"[0-9a-fA-F]{{{SHORTEST_PREFIX},12}}", wanted):
-        return True
     try:
-        return all(parse_constraint(part) for part in wanted.split(","))
-    except ValueError:
-        return False
+        wanted = parse_pick(text)
+        if wanted.arch_id:
+            return _by_arch_id(run, members, wanted.arch_id)
+        return members[choose(wanted, _as_candidates(members), run.objectives, run.standard)]
+    except PickError as error:
+        raise ConfigError(Problem("pick", str(error), error.allowed)) from None
 
 
 @dataclass(frozen=True)
-class _Miss:
+class Recommendation:
+    """The student that kdnas recommends, and in words how it was chosen: "the cheapest within 1 point of the best"."""
+
     member: FrontMember
-    relative: float
+    words: str
 
 
-def _within(members: Sequence[FrontMember], text: str) -> FrontMember:
-    bounds = _parse_bounds(text, sorted(set().union(*(member.values for member in members))))
-    fitting = [member for member in members if not breaches(member.values, bounds)]
-    if fitting:
-        return best_of(fitting)
-    misses = [_Miss(member, _relative_miss(member.values, bounds)) for member in members]
-    nearest = min(misses, key=lambda miss: miss.relative).member
-    values = ", ".join(f"{bound.name} {nearest.values.get(bound.name, math.nan):.6g}" for bound in bounds)
-    wanted = ", ".join(str(bound) for bound in bounds)
-    raise ConfigError(
-        f"no student of the front meets {wanted}; the nearest is {nearest.trial.arch.arch_id} with {values}"
-    )
+def recommended(run: RunRecord) -> Recommendation | None:
+    """Return the student that the default pick means; None where there is no front."""
+    members = front(run)
+    if not members:
+        return None
+    candidates, score = _as_candidates(members), score_of(run.objectives)
+    best = pick_rules.best_of(candidates, score)
+    chosen = choose(parse_pick(DEFAULT_PICK), candidates, run.objectives)
+    if chosen == best:
+        words = "the best"
+    else:
+        points = pick_rules.margin(Near("best"), candidates[best], score) / pick_rules.point(score)
+        distance = "1 point" if points <= 1 else f"{points:.2g} points (its 95 % interval)"
+        words = f"the cheapest within {distance} of the best"
+    return Recommendation(members[chosen], words)
 
 
-def _parse_bounds(text: str, known: Sequence[str]) -> list[Constraint]:
-    bounds, problems = [], []
-    for part in text.split(","):
-        try:
-            bound = parse_constraint(part)
-        except ValueError as error:
-            problems.append(Problem("pick", str(error)))
-            continue
-        if bound.name not in known:
-            problems.append(Problem("pick", f"no student's {bound.name!r} is known", ", ".join(known)))
-        bounds.append(bound)
-    if problems:
-        raise ConfigError(problems)
-    return bounds
+def doubts(run: RunRecord, member: FrontMember) -> list[str]:
+    """Return why `member` is no student to recommend, one sentence each; empty where nothing speaks against it."""
+    found = []
+    if is_near_chance(run, member):
+        found.append("it is hardly better than guessing")
+    elif (kept := kept_of_teacher(run, member)) is not None and kept < FAR_BELOW_TEACHER:
+        found.append(f"it is far below its teacher: of what that is better than guessing it has {100 * kept:.0f} %")
+    if missed := breaches(member.values, run.goals):
+        found.append(f"it misses {', '.join(missed)}")
+    return found
 
 
-def _relative_miss(values: Mapping[str, float], bounds: Sequence[Constraint]) -> float:
-    misses = []
-    for bound in bounds:
-        value = values.get(bound.name, math.inf)
-        misses.append(max(bound.violation(value), 0.0) / (abs(bound.bound) or 1.0) if math.isfinite(value) else 1e9)
-    return sum(misses)
+def kept_of_teacher(run: RunRecord, member: FrontMember) -> float | None:
+    """Return the share of the teacher's lead over guessing that `member` has; None where that is not known."""
+    guess, score = run.reference_point.get(ACCURACY.name), member.values.get(ACCURACY.name)
+    if run.teacher is None or guess is None or score is None or run.teacher.accuracy <= guess:
+        return None
+    return (score - guess) / (run.teacher.accuracy - guess)
+
+
+def _as_candidates(members: Sequence[FrontMember]) -> list[Candidate]:
+    return [Candidate(member.trial.arch.arch_id, member.values, member.accuracy_ci95) for member in members]
 
 
 def _by_arch_id(run: RunRecord, members: Sequence[FrontMember], wanted: str) -> FrontMember:
+    """Return the student whose arch_id begins with `wanted`. Raises ConfigError, PickError."""
     complete = [as_member(trial) for trial in run.trials if trial.state == "complete"]
     for pool in (members, complete):
-        named = [member for member in pool if member.trial.arch.arch_id.startswith(wanted.lower())]
+        named = [member for member in pool if member.trial.arch.arch_id.startswith(wanted)]
         ids = sorted({member.trial.arch.arch_id for member in named})
-        if len(wanted) < SHORTEST_PREFIX or not ids:
+        if not ids:
             continue
         if len(ids) > 1:
             raise ConfigError(Problem("pick", f"{wanted!r} begins more than one arch_id", ", ".join(ids)))
         longest = max(member.trial.fidelity.amount for member in named)
         chosen = best_of([member for member in named if member.trial.fidelity.amount == longest])
-        broken = breaches(chosen.values, run.constraints)
+        broken = breaches(chosen.values, run.limits)
         if broken:
             raise ConfigError(Problem("pick", f"student {ids[0]} breaks {', '.join(broken)}"))
         return chosen
     shown = ", ".join(member.trial.arch.arch_id for member in members)
-    allowed = f"knee, best, bounds such as 'macs<=10e6', an arch_id of a complete trial; on the front: {shown}"
-    raise ConfigError(Problem("pick", f"{wanted!r} names no complete student of this run", allowed))
+    raise PickError(f"{wanted!r} names no complete student of this run", f"{PICKS}; on the front: {shown}")
 
 
 def _accuracy(member: FrontMember) -> float:

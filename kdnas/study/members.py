@@ -6,17 +6,18 @@ where the data has the wrong shape they say nothing, because the schema does. No
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pydantic
 
-from kdnas.core.objective import ACCURACY, Constraint, parse_constraint
+from kdnas.core.objective import ACCURACY, Constraint
+from kdnas.core.pick import Near, parse_bound
 from kdnas.errors import ConfigError, Problem
 from kdnas.registry import Registry, validation_problems
-from kdnas.study.config import DataConfig, ExecutorConfig, ExportConfig, Member, SamplerConfig, StudyConfig
-from kdnas.study.front import is_pick
+from kdnas.study.config import DataConfig, ExecutorConfig, Member, SamplerConfig, StudyConfig
 from kdnas.training.recipe import LossTerm, Training
 
 # What the run itself hands to an executor; a study cannot set it there.
@@ -183,11 +184,6 @@ def _export(data: Mapping[str, Any]) -> Iterator[Problem]:
     for index, name in enumerate(formats if isinstance(formats, list) else []):
         if isinstance(name, str) and name not in known:
             yield Problem(f"export.formats.{index}", f"no export format is called {name!r}", ", ".join(known))
-    pick = section.get("pick", ExportConfig().pick)
-    if isinstance(pick, str) and not is_pick(pick):
-        yield Problem(
-            "export.pick", f"{pick!r} picks nothing", "knee, best, an arch_id, or a bound such as 'macs<=10e6'"
-        )
 
 
 def _objectives(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -207,18 +203,26 @@ def _objectives(data: Mapping[str, Any]) -> Iterator[Problem]:
 def _constraints(data: Mapping[str, Any]) -> Iterator[Problem]:
     texts = data.get("constraints")
     bounds: dict[int, Constraint] = {}
+    of_teacher: dict[int, Constraint | Near] = {}
     for index, text in enumerate(texts if isinstance(texts, list) else []):
         try:
-            bounds[index] = parse_constraint(text)
-        except (ValueError, TypeError):
+            bound = parse_bound(text)
+        except (ValueError, TypeError, AttributeError):
             continue  # the schema has said so
+        if isinstance(bound, Near) or bound.percent:
+            of_teacher[index] = bound
+        if isinstance(bound, Constraint):
+            bounds[index] = bound
+    if data.get("teacher") is None:
+        for index, said in of_teacher.items():
+            yield Problem(f"constraints.{index}", f"{said} speaks of the teacher, and the study has none")
     costs = registry_of("costs").names()
     for index, bound in bounds.items():
         where = f"constraints.{index}"
-        if bound.name == ACCURACY.name:
-            yield Problem(
-                where, "accuracy cannot be bounded: it is known only after training, and it is an objective already"
-            )
+        if bound.name == ACCURACY.name and bound.operator == "<=":
+            yield Problem(where, "accuracy is to be high: it can be bounded from below only", "such as accuracy>=0.9")
+        elif bound.name == ACCURACY.name:
+            pass
         elif bound.name not in costs:
             yield Problem(where, f"no cost is called {bound.name!r}", ", ".join(costs))
         elif bound.operator == "<=" and bound.bound <= 0:
@@ -226,8 +230,12 @@ def _constraints(data: Mapping[str, Any]) -> Iterator[Problem]:
         for other in (bounds[earlier] for earlier in bounds if earlier < index):
             if other.name == bound.name and other.operator == bound.operator:
                 yield Problem(where, f"{bound.name} is bounded twice: {other} and {bound}")
-            elif other.name == bound.name and other.violation(bound.bound) > 0:
+            elif other.name == bound.name and other.percent == bound.percent and _contradict(other, bound):
                 yield Problem(where, f"no student can meet both {other} and {bound}")
+
+
+def _contradict(one: Constraint, other: Constraint) -> bool:
+    return dataclasses.replace(one, percent=False).violation(other.bound) > 0
 
 
 def _cost_options(data: Mapping[str, Any]) -> Iterator[Problem]:

@@ -21,7 +21,7 @@ from kdnas.study.evaluators import Evaluator, EvaluatorContext, Workplan, open_e
 from kdnas.study.events import Note, Observer
 from kdnas.study.feasibility import PricedArch, nearest_miss, reference_costs, relative_excess, sample_prices
 from kdnas.study.loading import LoadedStudy
-from kdnas.study.records import RunRecord
+from kdnas.study.records import RunRecord, TeacherReport
 from kdnas.study.run_folder import LOCK_FILE, check_identity, identity, machine, read_lock, write_lock
 from kdnas.study.storage import Record, refreshed, run_of_lock
 
@@ -33,6 +33,7 @@ class Opened:
     """A study that is ready to run: what it is, its evaluator and record, and the run as it was when it was opened."""
 
     config: StudyConfig
+    """With the teacher's numbers in the constraints that speak of it."""
     space: SearchSpace
     evaluator: Evaluator
     record: Record
@@ -63,7 +64,7 @@ def prepare_study(
     are wrong; nothing has been written then. What all scores rest on, such as a supernet, is trained last: stopped in
     it, the next call goes on.
     """
-    config, space = study.config, study.space
+    config, space = study.config, study.space  # `config` as it was written: it is what a resume is compared with
     locked = read_lock(folder) if (folder / LOCK_FILE).exists() else None
     context = EvaluatorContext(
         config,
@@ -104,28 +105,31 @@ def prepare_study(
         lock = {**lock, "prepared": prepared}
         write_lock(folder, lock)
         run = run_of_lock(folder, lock)
-    workplan = Workplan(dataclasses.replace(context, calibrations=lock["calibrations"], prepared=prepared))
-    return Opened(config, space, evaluator, record, workplan, refreshed(run, record))
+    config = config.against(run.standard)
+    context = dataclasses.replace(context, config=config, calibrations=lock["calibrations"], prepared=prepared)
+    return Opened(config, space, evaluator, record, Workplan(context), refreshed(run, record))
 
 
 def _new_lock(study: LoadedStudy, evaluator: Evaluator, device: str) -> dict[str, Any]:
     """Find out what a new run needs once, and return everything of its lock file but the identity."""
-    config = study.config
+    stated = study.config
 
-    def priced() -> list[PricedArch]:
+    def priced(config: StudyConfig) -> list[PricedArch]:
         seed = derive_seed(config.seed, "feasibility")
-        return sample_prices(study.space, evaluator.arch, evaluator.price, constraints=config.bounds, seed=seed)
+        return sample_prices(study.space, evaluator.arch, evaluator.price, constraints=config.limits, seed=seed)
 
-    sample = priced()  # refuses what no student can meet before anything is measured
+    sample = priced(stated)  # refuses what no student can meet before anything is measured
     facts = evaluator.facts()
-    if evaluator.price(sample[0].arch).keys() != sample[0].costs.keys():
-        sample = priced()  # a latency table prices now too
-    _check_measured(study, evaluator, sample)
+    report = TeacherReport.of(facts["teacher"])
+    config = stated.against(None if report is None else report.standard)
+    if config != stated or evaluator.price(sample[0].arch).keys() != sample[0].costs.keys():
+        sample = priced(config)  # what speaks of the teacher is a number now, and a latency table prices too
+    _check_measured(config, study.space, evaluator, sample)
     costs = [name for name in config.objectives if name != "accuracy"]
     teacher = facts["teacher"]["values"] if facts["teacher"] else {}
-    reference = {"accuracy": facts.pop("chance"), **reference_costs(sample, config.bounds, teacher, costs)}
+    reference = {"accuracy": facts.pop("chance"), **reference_costs(sample, config.limits, teacher, costs)}
     return {
-        "config": config.model_dump(mode="json"),
+        "config": stated.model_dump(mode="json"),
         "quantities": [dataclasses.asdict(quantity) for quantity in evaluator.quantities.values()],
         "reference_point": {name: reference[name] for name in config.objectives},
         **facts,
@@ -134,9 +138,9 @@ def _new_lock(study: LoadedStudy, evaluator: Evaluator, device: str) -> dict[str
     }
 
 
-def _check_measured(study: LoadedStudy, evaluator: Evaluator, sample: list[PricedArch]) -> None:
+def _check_measured(config: StudyConfig, space: SearchSpace, evaluator: Evaluator, sample: list[PricedArch]) -> None:
     """Measure the smallest feasible students. Raises ConfigError when none of them meets the measured constraints."""
-    bounds = study.config.bounds
+    bounds = config.limits
     if not {bound.name for bound in bounds} & set(evaluator.measured):
         return
     feasible = [candidate for candidate in sample if not breaches(candidate.costs, bounds, known_only=True)]
@@ -149,7 +153,7 @@ def _check_measured(study: LoadedStudy, evaluator: Evaluator, sample: list[Price
             return
         tried.append((excess, candidate.arch, values))
     _, arch, values = min(tried, key=lambda entry: entry[0])
-    raise nearest_miss(study.space, bounds, arch, values)
+    raise nearest_miss(space, bounds, arch, values)
 
 
 def default_workers(device: torch.device) -> int:

@@ -109,9 +109,7 @@ def _scored_at(run: RunRecord, rung: int) -> list[TrialRecord]:
     trials = [
         trial
         for trial in run.trials
-        if trial.state == "complete"
-        and trial.fidelity == fidelity
-        and not breaches(measured_values(trial), run.constraints)
+        if trial.state == "complete" and trial.fidelity == fidelity and not breaches(measured_values(trial), run.limits)
     ]
     return sorted(trials, key=lambda trial: (trial.ended or datetime.max, trial.number))
 

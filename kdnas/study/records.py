@@ -14,7 +14,9 @@ from typing import Any, Literal
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
-from kdnas.core.objective import Constraint, Quantity
+from kdnas.core.objective import ACCURACY, Constraint, Quantity
+from kdnas.core.pick import Standard
+from kdnas.core.words import printable
 from kdnas.study.config import StudyConfig
 
 TrialState = Literal["complete", "failed", "infeasible", "interrupted", "running"]
@@ -117,6 +119,16 @@ class TeacherReport:
     """macs, params, latency_ms, ... as for a student."""
     notes: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, plain: Mapping[str, Any] | None) -> TeacherReport | None:
+        """Return the report that a lock file holds; None where there is no teacher."""
+        return None if plain is None else cls(**{**plain, "notes": tuple(map(printable, plain["notes"]))})
+
+    @property
+    def standard(self) -> Standard:
+        """What bounds may speak of."""
+        return Standard({ACCURACY.name: self.accuracy, **self.values})
+
 
 @dataclass(frozen=True)
 class SupernetRecord:
@@ -174,6 +186,21 @@ class RunRecord:
     """Retrainings to the final fidelity that failed."""
     audit: AuditRecord | None = None
     """None where no audit was made."""
+
+    @property
+    def limits(self) -> tuple[Constraint, ...]:
+        """The constraints on costs: what breaks one is no student of the run."""
+        return tuple(bound for bound in self.constraints if not bound.is_score_floor)
+
+    @property
+    def goals(self) -> tuple[Constraint, ...]:
+        """The constraints on the score, which retrained students are to reach: a brief one is no measure of them."""
+        return tuple(bound for bound in self.constraints if bound.is_score_floor)
+
+    @property
+    def standard(self) -> Standard | None:
+        """The teacher, as bounds may speak of it; None where there is none."""
+        return None if self.teacher is None else self.teacher.standard
 
     @property
     def supernet(self) -> SupernetRecord | None:

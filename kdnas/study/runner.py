@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import optuna
 
 from kdnas.core.arch import Arch, Scalar
-from kdnas.core.objective import breaches
+from kdnas.core.objective import Constraint, breaches
 from kdnas.core.seeds import derive_seed
 from kdnas.errors import RunFolderError
 from kdnas.executors import Executor, Finished
@@ -241,7 +241,7 @@ class Search:
             self._domain,
             self._acceptable,
             seed=derive_seed(self._config.seed, "proposals", number),
-            excess=lambda params: relative_excess(context.price(params), self._config.bounds),
+            excess=lambda params: relative_excess(context.price(params), self._config.limits),
             fidelities=rungs,
         )
 
@@ -255,7 +255,7 @@ class Search:
         candidate = self._candidate(params)
         if candidate.student in self._seen:
             return False
-        return not breaches(candidate.price, self._config.bounds, known_only=True)
+        return not breaches(candidate.price, self._config.limits, known_only=True)
 
     def _candidate(self, params: Mapping[str, Scalar]) -> _Candidate:
         """Return what `params` stand for. Every proposal looks at many students, at some again and again."""
@@ -280,7 +280,7 @@ class Search:
                 result["profile"] = {"proposal": proposal, **result.get("profile", {})}
                 values = result["values"]
                 self._record.set_constraints(
-                    trial, {str(b): b.violation(values[b.name]) for b in self._config.bounds if b.name in values}
+                    trial, {str(b): b.violation(values[b.name]) for b in self._bounds(job) if b.name in values}
                 )
                 if "infeasible" in result:
                     self._record.close_without_score(trial, "infeasible", result["infeasible"], result)
@@ -297,6 +297,11 @@ class Search:
             if note not in self._told:
                 self._told.add(note)
                 self._observe(Note(f"trial {trial.number}: {note}"))
+
+    def _bounds(self, job: Job) -> tuple[Constraint, ...]:
+        """Return what a score of `job` is judged by: a goal for the full training only where it is one."""
+        full = job.fidelity.amount >= self._config.final_fidelity.amount
+        return self._config.bounds if full else self._config.limits
 
     def _with_measurements(self, job: Job, key: str, result: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return `result` with what the student's lowest rung measured: at the others nothing is measured again."""

@@ -374,24 +374,21 @@ def run_of_lock(folder: Path, lock: Mapping[str, Any]) -> RunRecord:
     try:
         config = StudyConfig.model_validate(lock["config"])
         known = {entry["name"]: Quantity(**entry) for entry in lock["quantities"]}
+        teacher = TeacherReport.of(lock["teacher"])
         return RunRecord(
             folder=folder,
             config=config,
             lock=lock,
             objectives=tuple(known[name] for name in config.objectives),
-            constraints=config.bounds,
+            constraints=config.against(None if teacher is None else teacher.standard).bounds,
             quantities=known,
             trials=(),
-            teacher=_teacher(lock["teacher"]),
+            teacher=teacher,
             reference_point=lock["reference_point"],
             class_names=tuple(lock["data"]["class_names"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{folder / LOCK_FILE} is damaged: {' '.join(str(error).split())[:200]}") from error
-
-
-def _teacher(plain: Mapping[str, Any] | None) -> TeacherReport | None:
-    return None if plain is None else TeacherReport(**{**plain, "notes": tuple(map(printable, plain["notes"]))})
 
 
 def load_run(folder: Path) -> RunRecord:

@@ -16,7 +16,7 @@ import yaml
 from synthetic_run import synthetic_run
 
 from kdnas.cli.main import main
-from kdnas.study.front import front, knee_of
+from kdnas.study.front import front, recommended
 from kdnas.study.records import RunRecord
 from kdnas.study.storage import Record, load_run
 
@@ -56,14 +56,14 @@ def run(tmp_path_factory) -> RunRecord:
     return write_run(tmp_path_factory.mktemp("run"))
 
 
-def test_front_shows_every_student_the_knee_and_the_teacher(run, capsys, monkeypatch):
+def test_front_shows_every_student_the_recommended_one_and_the_teacher(run, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["front", str(run.folder)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     for member in front(run):
         assert member.trial.arch.arch_id in out
-    assert f"◆ {knee_of(front(run), run.objectives).trial.arch.arch_id}" in out
+    assert f"◆ {recommended(run).member.trial.arch.arch_id}" in out
     assert "★ teacher" in out
     assert "choices in which they differ" in out
 

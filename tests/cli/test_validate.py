@@ -52,7 +52,7 @@ def test_json_of_both(study, capsys):
     sound = json.loads(capsys.readouterr().out)
     assert sound["ok"] is True
     assert sound["objectives"] == ["accuracy", "macs"]
-    assert (sound["export_pick"], sound["export"][:2]) == ("knee", ["safetensors", "student_json"])
+    assert (sound["export_pick"], sound["export"][:2]) == ("near-best", ["safetensors", "student_json"])
     assert main(["validate", str(study), "--json", "--set", "training.epochs=0"]) == 2
     unsound = json.loads(capsys.readouterr().out)
     assert unsound["ok"] is False

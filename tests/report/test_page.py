@@ -26,7 +26,7 @@ from kdnas.report.style import is_log, round_ticks
 from kdnas.report.summary import against_teacher, costs, failures, highlights, near_chance, trust, unreached_rung
 from kdnas.report.tables import front_table, trials_table
 from kdnas.study.config import Rung
-from kdnas.study.front import front, hypervolume, knee_of
+from kdnas.study.front import front, hypervolume, recommended
 
 
 class Reader(HTMLParser):
@@ -100,8 +100,8 @@ def test_accuracy_figure_draws_front_intervals_and_refused_students(full):
     drawn = traces["front, retrained (95 %)"]
     assert list(drawn.y) == [member.values["accuracy"] for member in members]
     assert list(drawn.error_y.array) == [member.accuracy_ci95 for member in members]
-    knee = knee_of(members, full.objectives)
-    assert (traces["knee"].x[0], traces["knee"].y[0]) == (knee.values["macs"], knee.values["accuracy"])
+    chosen, ring = recommended(full).member, traces["recommended"]
+    assert (ring.x[0], ring.y[0]) == (chosen.values["macs"], chosen.values["accuracy"])
     assert len(traces["refused untrained"].x) == 2
     assert traces["teacher"].x[0] == full.teacher.values["macs"]
     assert figure.layout.xaxis.type == "log"
@@ -203,7 +203,7 @@ def test_summary_compares_with_the_teacher_on_the_test_split():
     teacher = replace(synthetic_run().teacher, test_accuracy=0.98, values={"macs": 12e6})
     run = replace(run, teacher=teacher)
     assert against_teacher(run, front(run)[0]) == "98.0 % of the teacher’s accuracy (test split) at 1/12 of its MACs."
-    assert highlights(run)[0][0] == "Knee, and most accurate student"
+    assert highlights(run)[0][0] == "Recommended: the most accurate student"
     assert any("only by these retrained students" in sentence for sentence in trust(run))
 
 

@@ -15,14 +15,16 @@ from kdnas.errors import ConfigError
 from kdnas.study.front import (
     as_member,
     best_of,
+    doubts,
     front,
     hypervolume,
     hypervolume_over_time,
     indistinguishable,
-    is_pick,
     knee_of,
     pick,
+    recommended,
 )
+from kdnas.study.records import TeacherReport
 
 
 def numbers(members) -> list[int]:
@@ -172,18 +174,6 @@ def test_pick_by_arch_id_or_its_unique_beginning(four):
     assert pick(four, four.trials[4].arch.arch_id).trial.number == 4  # dominated, but complete
 
 
-@pytest.mark.parametrize(
-    ("text", "spelled"),
-    [
-        ("knee", True), (" best ", True), ("macs<=10e6", True), ("macs<=10M,latency_ms<=2", True),
-        ("0a1b2c", True), ("0A1B2C3D4E5F", True), ("0a1", False), ("0a1b2c3d4e5f6", False),
-        ("zzz", False), ("macs<10", False), ("macs<=1,", False), ("", False),
-    ],
-)  # fmt: skip
-def test_a_pick_is_told_by_its_spelling(text, spelled):
-    assert is_pick(text) is spelled
-
-
 def test_pick_says_the_nearest_miss_of_a_bound_nobody_meets(four):
     nearest = four.trials[0].arch.arch_id
     with pytest.raises(ConfigError, match=f"meets macs<=5; the nearest is {nearest} with macs 10"):
@@ -196,9 +186,9 @@ def test_pick_says_the_nearest_miss_of_a_bound_nobody_meets(four):
         ("macs<10", "is not a bound"),
         ("macs<=ten", "is not a bound"),
         ("latncy_ms<=3", "no student's 'latncy_ms' is known .allowed: accuracy, macs"),
-        ("macs<=60,,", "is not a bound"),
-        ("abc", "names no complete student"),
-        ("", "names no complete student"),
+        ("macs<=60,,", "picks nothing .allowed: near-best"),
+        ("abc", "picks nothing"),
+        ("", "picks nothing"),
         ("ffffffffffff", "on the front: "),
     ],
 )
@@ -208,7 +198,7 @@ def test_pick_refuses_what_names_no_student(four, text, message):
 
 
 def test_pick_refuses_a_beginning_that_is_too_short_or_shared(four):
-    with pytest.raises(ConfigError, match="names no complete student"):
+    with pytest.raises(ConfigError, match="picks nothing"):
         pick(four, four.trials[2].arch.arch_id[:3])
     # 400 ids of which two must share four hexadecimal digits or the test says so: found by search, not assumed.
     trials = [complete(number, 0.5 + number / 1e4, 10 + number / 100) for number in range(600)]
@@ -223,3 +213,52 @@ def test_pick_from_an_empty_run_says_what_there_is():
         pick(run_of([]), "knee")
     with pytest.raises(ConfigError, match="1 failed"):
         pick(run_of([replace(complete(0, 0.5, 1), state="failed")]), "knee")
+
+
+def retrained(*means: tuple[float, float], goals: tuple[str, ...] = (), teacher: float = 0.99):
+    """A run whose members, of (accuracy, MACs), were retrained; guessing has 10 %."""
+    trials = [
+        complete(place, mean, macs, repeats=[mean - 0.001, mean + 0.001]) for place, (mean, macs) in enumerate(means)
+    ]
+    run = run_of(trials, constraints=goals)
+    return replace(
+        run,
+        teacher=TeacherReport("big", teacher, None, {"macs": 1000.0}),
+        reference_point={"accuracy": 0.1, "macs": 100.0},
+    )
+
+
+def test_the_better_of_two_is_recommended_unless_the_cheap_one_is_as_good():
+    for cheap, best in ((0.49, 0.79), (0.56, 0.97), (0.59, 0.98)):
+        chosen = recommended(retrained((cheap, 10), (best, 20)))
+        assert (chosen.member.trial.number, chosen.words) == (1, "the best")
+    close = recommended(retrained((0.96, 10), (0.965, 20)))
+    assert (close.member.trial.number, close.words) == (
+        0,
+        "the cheapest within 1.3 points (its 95 % interval) of the best",
+    )
+    assert recommended(run_of([])) is None
+
+
+def test_what_speaks_against_a_student_is_told():
+    run = retrained((0.12, 5), (0.55, 10), (0.97, 20), goals=("accuracy>=0.98",))
+    told = [doubts(run, member) for member in front(run)]
+    assert "hardly better than guessing" in told[0][0]
+    assert "far below its teacher: of what that is better than guessing it has 51 %" in told[1][0]
+    assert told[2] == ["it misses accuracy>=0.98 (accuracy is 0.97)"]
+    assert doubts(retrained((0.97, 20)), front(retrained((0.97, 20)))[0]) == []
+
+
+def test_who_misses_a_goal_is_left_out_once_somebody_reaches_it():
+    reached = retrained((0.5, 5), (0.92, 10), (0.97, 20), goals=("accuracy>=0.9",))
+    assert [member.trial.number for member in front(reached)] == [1, 2]
+    missed = retrained((0.5, 5), (0.87, 10), goals=("accuracy>=0.9",))
+    assert [member.trial.number for member in front(missed)] == [0, 1]
+
+
+def test_pick_may_speak_of_the_teacher():
+    run = retrained((0.5, 5), (0.97, 10), (0.985, 60))
+    assert pick(run, "teacher-2").trial.number == 1
+    assert pick(run, "macs<=5%").trial.number == 1
+    with pytest.raises(ConfigError, match="speaks of the teacher, and there is none"):
+        pick(replace(run, teacher=None), "teacher-2")

@@ -61,7 +61,7 @@ data: {type: digitz}
 teacher: {type: student, family: resnett, choices: {}}
 space: digits_resne
 objectives: [macs, flops, macs]
-constraints: ["macs<=1e6", "macs>=1e7", "accuracy>=0.9", "foo<3", "params<=1", "params<=2"]
+constraints: ["macs<=1e6", "macs>=1e7", "accuracy<=0.9", "foo<3", "params<=1", "params<=2"]
 costs: {foo: {}, latency_ms: {thread: 1}}
 training: {epochs: 0, lr: 1, optimizer: adam}
 distillation:
@@ -83,7 +83,7 @@ export: {formats: [onnx, foo], pick: zzz}
         "study.yaml:5: objectives.1: no quantity is called 'flops' (allowed: accuracy, ",
         "study.yaml:5: objectives.2: 'macs' stands twice",
         "study.yaml:6: constraints.1: no student can meet both macs<=1e+06 and macs>=1e+07",
-        "study.yaml:6: constraints.2: accuracy cannot be bounded",
+        "study.yaml:6: constraints.2: accuracy is to be high",
         "study.yaml:6: constraints.3: 'foo<3' is not a bound",
         "study.yaml:6: constraints.5: params is bounded twice",
         "study.yaml:7: costs.foo: no cost is called 'foo'",

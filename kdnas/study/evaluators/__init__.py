@@ -173,7 +173,7 @@ def open_evaluator(context: EvaluatorContext) -> Evaluator:
     several = len(config.evaluators) > 1
     evaluator: Evaluator = ByRung(context, open_member) if several else open_member(context, config.evaluator.type)
     unknown = [name for name in config.objectives if name not in evaluator.quantities]
-    unknown += [bound.name for bound in config.bounds if bound.name not in evaluator.quantities]
+    unknown += [name for name in config.bounded if name not in evaluator.quantities]
     if unknown:
         raise ConfigError(
             Problem("evaluator", f"{config.evaluator.type} does not tell {name}", ", ".join(evaluator.quantities))

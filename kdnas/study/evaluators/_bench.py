@@ -132,7 +132,7 @@ class Bench:
 
 def named_costs(config: StudyConfig) -> list[str]:
     """Return the costs a study reports: macs, params, and every one that it names, in a fixed order."""
-    named = {"macs", "params", *config.costs, *config.objectives, *(bound.name for bound in config.bounds)}
+    named = {"macs", "params", *config.costs, *config.objectives, *config.bounded}
     return sorted(named - {ACCURACY.name}, key=lambda name: (name not in ("macs", "params"), name))
 
 

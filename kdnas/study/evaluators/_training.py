@@ -107,7 +107,7 @@ class TrainingEvaluator(Evaluator):
     def _decisive(self) -> set[str]:
         """What must be measured to decide on a trial: no more than finalists need, and nothing that a table prices."""
         config = self.context.config
-        return {*config.objectives, *(bound.name for bound in config.bounds)} - self._table_prices.names
+        return {*config.objectives, *config.bounded} - self._table_prices.names
 
     @property
     def quantities(self) -> Mapping[str, Quantity]:
@@ -223,7 +223,7 @@ class TrainingEvaluator(Evaluator):
         values = self.price(job.arch) | {name: measurement.value for name, measurement in measured.items()}
         result = looked_up(values) | {"measurements": plain_measurements(measured)}
         result["profile"] = {"build": time.perf_counter() - began}
-        broken = breaches(values, self.context.config.bounds, known_only=True)
+        broken = breaches(values, self.context.config.limits, known_only=True)
         if broken:
             result["infeasible"] = f"breaks {'; '.join(broken)}"
         curve = Curve(bench, module, job.looks, bfloat16=computes_in_bfloat16(job.recipe.training, bench.device))
