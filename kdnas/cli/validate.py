@@ -59,6 +59,7 @@ def command(
     if as_json:
         typer.echo(json.dumps({"ok": True, "problems": [], **facts}, indent=2))
         return
+    facts.pop("data_notes", None)  # said while it was opened
     width = max(map(len, facts))
     for name, value in facts.items():
         typer.echo(f"{name.replace('_', ' '):<{width}}  {_text(value)}")

@@ -33,6 +33,8 @@ class ImageData:
     channel_mean: tuple[float, ...]
     """Per channel over the training images, on the 0-255 scale."""
     channel_std: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+    """What the user should know of how the data was read: what was converted, left out, or occurs twice."""
 
     @cached_property
     def task(self) -> ImageTask:
@@ -44,14 +46,14 @@ class ImageData:
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (kept, carved) sorted index arrays; `carved` holds `fraction` of every class, drawn by `seed`.
 
-    Every class keeps at least one sample on both sides where it has two or more.
+    Every class keeps at least one sample on both sides where it has two or more; its only one is kept.
     """
     rng = np.random.default_rng(seed)
     carved: list[np.ndarray] = []
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
         count = round(fraction * len(members))
-        count = min(max(count, 1), len(members) - 1) if 0 < fraction < 1 and len(members) > 1 else count
+        count = min(max(count, min(1, len(members) - 1)), len(members) - 1) if 0 < fraction < 1 else count
         carved.append(members[:count])
     chosen = np.sort(np.concatenate(carved)) if carved else np.empty(0, dtype=np.int64)
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen

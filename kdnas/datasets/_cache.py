@@ -2,7 +2,7 @@
 
     <cache>/datasets/<key>/images.npy   uint8 [N, C, H, W], the training images first, then the test images
                            labels.npy   int64 [N]
-                           meta.json    names, counts, channel statistics, fingerprint
+                           meta.json    names, counts, channel statistics, fingerprint, notes
 
 The key is a hash of where the data came from and how it was read. An entry is written in a temporary folder beside its
 place and renamed when it is whole: readers never see half of one, an interrupted decoding leaves nothing behind.
@@ -25,6 +25,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from kdnas.core.data import ImageArrays, ImageData
+from kdnas.datasets._content import content_notes
+from kdnas.datasets._inputs import class_name_problems, printable
 from kdnas.errors import DataError, Problem
 
 try:
@@ -32,7 +34,7 @@ try:
 except ImportError:  # no POSIX locks: processes may then decode the same data side by side, the first one done wins
     fcntl = None  # type: ignore[assignment]
 
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK_BYTES = 16 << 20
 _HEADER_BYTES = 128
 
@@ -42,13 +44,14 @@ class Samples:
     """What a source tells of the images that it wrote, in the order written.
 
     `labels` is int64 [N] in [0, K); `is_test` bool [N]; `keep` int64 [M] picks and orders the samples that belong
-    to the data set (None: all, as written).
+    to the data set (None: all, as written). `notes` say what was converted or left out.
     """
 
     class_names: tuple[str, ...]
     labels: np.ndarray
     is_test: np.ndarray
     keep: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
 
 class ImageWriter:
@@ -146,6 +149,7 @@ def _decode(name: str, folder: Path, decode: Callable[[ImageWriter], Samples]) -
             "fingerprint": fingerprint(images, labels, samples.class_names, train_count),
             "channel_mean": mean,
             "channel_std": std,
+            "notes": [*samples.notes, *content_notes(images, labels, samples.class_names, train_count)],
         }
         del images
         np.save(work / "labels.npy", labels)
@@ -191,8 +195,7 @@ def _check(name: str, samples: Samples, written: int) -> None:
         problems.append(
             Problem(name, f"there is only one class{only}" if names else "there are no images", "two or more classes")
         )
-    if len(set(names)) < len(names):
-        problems.append(Problem(f"{name}: class names", "some occur twice"))
+    problems += class_name_problems(names, name)
     outside = (labels < 0) | (labels >= len(names))
     if outside.any():
         shown = ", ".join(str(label) for label in np.unique(labels[outside])[:5])
@@ -201,7 +204,7 @@ def _check(name: str, samples: Samples, written: int) -> None:
         )
     elif len(names) >= 2:
         counts = np.bincount(labels[~is_test], minlength=len(names))
-        empty = [one for one, count in zip(names, counts, strict=True) if count == 0]
+        empty = [printable(one) for one, count in zip(names, counts, strict=True) if count == 0]
         if empty:
             more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
             problems.append(Problem(f"{name}: train", f"no image of class {', '.join(empty[:10])}{more}"))
@@ -258,6 +261,7 @@ def _open(folder: Path) -> ImageData | None:
             fingerprint=meta["fingerprint"],
             channel_mean=tuple(meta["channel_mean"]),
             channel_std=tuple(meta["channel_std"]),
+            notes=tuple(meta["notes"]),
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None

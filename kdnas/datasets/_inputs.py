@@ -1,17 +1,14 @@
-"""What the sources share: finding files, telling versions of them apart, decoding one image, collecting problems."""
+"""What the sources share: finding files, telling versions of them apart, checking arrays, collecting problems."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from PIL import Image
 from pydantic import Field
 
 from kdnas.core.data import stratified_split
@@ -24,11 +21,10 @@ Size = Pixels | tuple[Pixels, Pixels]
 """A side in pixels, or (height, width)."""
 TestFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-# Only formats that Pillow decodes by itself: EPS, for one, would start Ghostscript.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _SHOWN = 10
 _HASHED_BYTES = 1 << 20
+_SAMPLES = 64
+_SAMPLED_BYTES = 4096
 
 
 class Problems:
@@ -71,48 +67,69 @@ def missing(full: Path, data_root: Path, put_there: str) -> DataError:
 
 
 def file_identity(path: Path) -> dict[str, Any]:
-    """Return what tells one version of a file from another: its content where small, else path, size and time.
+    """Return what tells one version of a file from another: its content where small, else stamps and samples of it.
 
-    Raises DataError where the file cannot be opened.
+    A file that was replaced by one of the same size and time of modification has another inode or time of change; where
+    a file system keeps neither, the samples tell most replacements. Raises DataError where it cannot be opened.
     """
     try:
         status = path.stat()
         with path.open("rb") as file:
             if status.st_size <= _HASHED_BYTES:
                 return {"sha256": hashlib.sha256(file.read()).hexdigest()}
+            samples = hashlib.sha256()
+            for start in range(0, status.st_size, max(status.st_size // _SAMPLES, _SAMPLED_BYTES)):
+                file.seek(start)
+                samples.update(file.read(_SAMPLED_BYTES))
+            file.seek(status.st_size - _SAMPLED_BYTES)
+            samples.update(file.read(_SAMPLED_BYTES))
     except OSError as error:
         raise DataError(Problem(str(path), f"cannot be read: {error.strerror}")) from error
-    return {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    return {"path": str(path), "stamp": stamp(status), "samples": samples.hexdigest()}
+
+
+def stamp(status: os.stat_result) -> list[int]:
+    """Return what changes whenever a file's content is changed or replaced: size, both times, inode."""
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def printable(text: str) -> str:
+    """Return `text` with what no terminal should be given, control characters and halves of signs, as escapes."""
+    return "".join(
+        sign if sign.isprintable() or sign == " " else sign.encode("unicode_escape", "surrogatepass").decode()
+        for sign in text
+    )
+
+
+def class_name_problems(names: Sequence[str], where: str) -> list[Problem]:
+    """Return what keeps `names` from being written into a file: what is no text, blank ones, and doubles."""
+    broken = [name for name in names if not _is_text(name)]
+    problems = [
+        Problem(
+            printable(f"{where}: class {name}"), "its name is no UTF-8 text", "rename it; convmv mends many at once"
+        )
+        for name in broken[:_SHOWN]
+    ]
+    if len(broken) > _SHOWN:
+        problems.append(Problem(where, f"and {len(broken) - _SHOWN} more class names are no UTF-8 text"))
+    if any(not name.strip() for name in names):
+        problems.append(Problem(f"{where}: class names", "one is blank"))
+    if len(set(names)) < len(names):
+        problems.append(Problem(f"{where}: class names", "some occur twice"))
+    return problems
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def height_width(size: Size | None) -> tuple[int, int] | None:
     """Return `size` as (height, width)."""
     return (size, size) if isinstance(size, int) else size
-
-
-def decode_image(content: bytes, size: tuple[int, int] | None, grayscale: bool) -> np.ndarray:
-    """Return an encoded image as uint8 [C, H, W], C 1 or 3, resized to `size` (height, width) where given.
-
-    Raises ValueError saying why it cannot be read.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(content), formats=_FORMATS)
-            if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-                raise ValueError(f"has pixels of mode {image.mode}, more than 8 bits a channel")
-            mode = "L" if grayscale else "RGB"
-            image = image if image.mode == mode else image.convert(mode)
-            if size is not None and image.size != (size[1], size[0]):
-                image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-            pixels = np.asarray(image, dtype=np.uint8)
-    except ValueError:
-        raise
-    except Image.UnidentifiedImageError:
-        raise ValueError("is not an image that can be read (allowed: JPEG, PNG, BMP, GIF, WebP, TIFF, PPM)") from None
-    except Exception as error:  # Pillow's decoders raise whatever they stumble over
-        raise ValueError(f"cannot be read: {error}") from error
-    return pixels[np.newaxis] if grayscale else pixels.transpose(2, 0, 1)
 
 
 def carve_test(labels: np.ndarray, fraction: float) -> np.ndarray:

@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from kdnas.core.data import ImageData
+from kdnas.core.words import counted
 from kdnas.datasets import DATASETS
 from kdnas.datasets._archives import ARCHIVE_SUFFIXES, Member, is_archive, members
 from kdnas.datasets._cache import ImageWriter, Samples, cached
+from kdnas.datasets._folders import LAYOUT, Parts, Splits, lay_out
 from kdnas.datasets._inputs import (
-    IMAGE_SUFFIXES,
     Problems,
     Size,
     TestFraction,
     carve_test,
-    decode_image,
     file_identity,
-    height_width,
     locate,
+    printable,
+    stamp,
+)
+from kdnas.datasets._pictures import (
+    HEAD_BYTES,
+    Background,
+    Conversion,
+    NotAPictureError,
+    PictureReader,
+    has_picture_suffix,
+    may_be_picture,
 )
 from kdnas.errors import DataError, Problem
 
-_TRAIN = ("train", "training")
-_TEST = ("test", "testing", "val", "valid", "validation")  # the first that is there
 _MAX_FILE_BYTES = 128 << 20
-_LAYOUT = (
-    "a folder or archive (" + ", ".join(ARCHIVE_SUFFIXES) + ") with train/<class>/* and test/<class>/*, or <class>/*"
-)
-
-Parts = tuple[str, ...]
+_PUT = "a folder or archive (" + ", ".join(ARCHIVE_SUFFIXES) + f") with {LAYOUT}"
+_SAMPLED_FILES = 64
+_SAMPLED_BYTES = 1 << 16
 
 
 @DATASETS.register
@@ -44,13 +52,20 @@ def image_folder(
     path: str,
     size: Size | None = None,
     grayscale: bool = False,
+    background: Background = "white",
+    train: str | None = None,
+    test: str | None = None,
     test_fraction: TestFraction | None = None,
 ) -> ImageData:
     """Image files, one folder a class: a folder, or a .tar, .tar.gz, .tar.xz or .zip of one.
 
     The layout is train/<class>/* with test/<class>/* (else val/<class>/*), or just <class>/* with a `test_fraction`;
-    folders around that are ignored. Archives are read as a stream and never extracted. Images are sorted by path, so
-    that a folder and its archive give the same data.
+    split folders are known by their usual names in any case, and folders around them are ignored. Archives are read as
+    a stream and never extracted. Images are sorted by path, so that a folder and its archive give the same data.
+
+    Every file that Pillow reads is an image, whatever its suffix; other and hidden files are left out, counted in a
+    note. Images are shown as a viewer does: upright by their EXIF orientation, 16 bits a channel cut to the upper 8,
+    the first frame of an animation.
 
     Args:
         data_root: The folder that `path` is relative to.
@@ -58,187 +73,228 @@ def image_folder(
         path: The folder or archive.
         size: Resize every image bilinearly to a square of this side, or to (height, width); aspect ratios are not kept.
         grayscale: One channel instead of three.
+        background: The colour behind transparent parts: a name such as white, or '#rrggbb'.
+        train: The folder below `path` that holds the training split's class folders, `.` for `path` itself, where its
+            name does not tell; images outside the splits are left out then, and refused otherwise.
+        test: The same for the test split.
         test_fraction: Share of every class that makes the test split, for data that has none; always the same images.
 
     Raises DataError naming every missing, empty, unreadable, misplaced or unsafe file.
     """
-    source = locate(data_root, path, _LAYOUT)
+    source = locate(data_root, path, _PUT)
     if source.is_file() and not is_archive(source):
         raise DataError(Problem(str(source), "is neither a folder nor an archive", ", ".join(ARCHIVE_SUFFIXES)))
-    listing = list(_walk(source)) if source.is_dir() else None
+    splits, reader = Splits(train, test, test_fraction), PictureReader(size, grayscale, background)
+    listing = _listing(source) if source.is_dir() else None
     identity = {
-        "source": file_identity(source) if listing is None else _folder_identity(source, listing),
-        "size": height_width(size),
-        "grayscale": grayscale,
-        "test_fraction": test_fraction,
+        "source": file_identity(source) if listing is None else _folder_identity(source, listing.members),
+        "pictures": reader.identity,
+        "splits": [train, test, test_fraction],
     }
 
     def decode(writer: ImageWriter) -> Samples:
-        entries = members(source, _MAX_FILE_BYTES) if listing is None else _planned(listing, source, test_fraction)
-        return _decode(entries, source, writer, height_width(size), grayscale, test_fraction)
+        reading = _Reading(source, splits, reader, writer)
+        if listing is None:
+            reading.stream(members(source, _MAX_FILE_BYTES))
+        else:
+            reading.listed(listing)
+        return reading.samples()
 
-    return cached(source.name, cache, identity, decode)
+    return cached(printable(source.name), cache, identity, decode)
 
 
-@dataclass
-class _Seen:
-    """The image files and folders met so far, by path."""
+@dataclass(frozen=True)
+class _Listing:
+    """Everything below a folder, sorted."""
 
-    images: list[Parts] = field(default_factory=list)
-    folders: set[Parts] = field(default_factory=set)
+    members: tuple[Member, ...]
+    loops: int
+    """Links that lead back to a folder around them."""
 
-    def add(self, member: Member) -> bool:
-        """Note `member`; return whether it is an image."""
+
+class _Reading:
+    """One pass over the files of a data set: which are pictures, what they are, and what was left out."""
+
+    def __init__(self, source: Path, splits: Splits, reader: PictureReader, writer: ImageWriter):
+        self._source = source
+        self._splits = splits
+        self._reader = reader
+        self._writer = writer
+        self._problems = Problems()
+        self._folders: set[Parts] = set()
+        self._written: list[Parts] = []
+        self._conversions: list[tuple[Conversion, ...]] = []
+        self._hidden: list[Parts] = []
+        self._others: list[Parts] = []
+        self._notes: list[str] = []
+
+    def stream(self, entries: Iterator[Member]) -> None:
+        """Write every picture of an archive as it comes; which of them are used shows at the end."""
+        for member in entries:
+            if self._is_file(member):
+                content = member.read()
+                if has_picture_suffix(member.parts[-1]) or may_be_picture(content[:HEAD_BYTES]):
+                    self._write(member, content)
+                else:
+                    self._others.append(member.parts)
+
+    def listed(self, listing: _Listing) -> None:
+        """Write the pictures of a folder that are used, training ones first; judges the layout before any decoding."""
+        candidates = []
+        for member in listing.members:
+            if self._is_file(member):
+                if has_picture_suffix(member.parts[-1]) or may_be_picture(_head(self._source, member)):
+                    candidates.append(member)
+                else:
+                    self._others.append(member.parts)
+        layout = lay_out([member.parts for member in candidates], self._folders, str(self._source), self._splits)
+        if listing.loops:
+            self._notes.append(f"{counted(listing.loops, 'link')} back to a folder around it: not followed")
+        self._notes += layout.notes
+        used = [member for member in candidates if member.parts in layout.places]
+        for member in sorted(used, key=lambda member: layout.places[member.parts].is_test):
+            try:
+                content = member.read()
+            except OSError as error:
+                self._add_problem(member, f"cannot be read: {error.strerror}")
+                continue
+            self._write(member, content)
+
+    def samples(self) -> Samples:
+        """Return what was written. Raises DataError with every problem found."""
+        self._problems.raise_if_any()
+        layout = lay_out(self._written, self._folders, str(self._source), self._splits)
+        kept = [i for i, parts in enumerate(self._written) if parts in layout.places]
+        keep = np.array(sorted(kept, key=lambda i: self._written[i]), dtype=np.int64)
+        labels = np.zeros(len(self._written), dtype=np.int64)
+        is_test = np.zeros(len(self._written), dtype=bool)
+        labels[keep] = [layout.places[self._written[i]].label for i in keep]
+        is_test[keep] = [layout.places[self._written[i]].is_test for i in keep]
+        if self._splits.test_fraction is not None:
+            is_test[keep] = carve_test(labels[keep], self._splits.test_fraction)
+        converted = self._reader.notes([self._conversions[i] for i in keep])
+        notes = dict.fromkeys((*self._notes, *layout.notes, *self._left_out(), *converted))
+        return Samples(layout.class_names, labels, is_test, keep, tuple(notes))
+
+    def _is_file(self, member: Member) -> bool:
+        """Note what `member` is; return whether it may be a picture."""
         parts = member.parts
-        if not parts or parts[0] == "__MACOSX" or any(part.startswith(".") for part in parts):
+        if not parts:
+            return False
+        if parts[0] == "__MACOSX" or any(part.startswith(".") for part in parts):
+            if not member.is_folder and parts[-1] not in _LITTER:
+                self._hidden.append(parts)
             return False
         if member.is_folder:
-            self.folders.add(parts)
-            return False
-        if not parts[-1].lower().endswith(IMAGE_SUFFIXES):
-            return False
-        self.images.append(parts)
-        return True
+            self._folders.add(parts)
+        return not member.is_folder and parts[-1] not in _LITTER
+
+    def _write(self, member: Member, content: bytes) -> None:
+        """Append a picture, or note what is wrong with it."""
+        try:
+            picture = self._reader.read(content, member.parts[-1])
+        except NotAPictureError as error:
+            if has_picture_suffix(member.parts[-1]):
+                self._add_problem(member, str(error))
+            else:
+                self._others.append(member.parts)
+            return
+        except ValueError as error:
+            self._add_problem(member, str(error))
+            return
+        shape, first = self._writer.shape, picture.pixels.shape
+        if shape in (None, first):
+            self._writer.append(picture.pixels)
+            self._written.append(member.parts)
+            self._conversions.append(picture.conversions)
+        else:
+            assert shape is not None
+            other = printable("/".join(self._written[0]))
+            what = f"is {first[2]}x{first[1]} pixels, but {other} {shape[2]}x{shape[1]}"
+            self._add_problem(member, what, "one size, or the option `size` to resize")
+
+    def _add_problem(self, member: Member, what: str, allowed: str = "") -> None:
+        self._problems.add(printable(f"{self._source}: {member.path}"), what, allowed)
+
+    def _left_out(self) -> list[str]:
+        """Return in words which files are no part of the data set."""
+        notes = []
+        if self._others:
+            kinds = Counter(PurePosixPath(parts[-1]).suffix.lower() or "without suffix" for parts in self._others)
+            shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(_KINDS_SHOWN))
+            more = ", ..." if len(kinds) > _KINDS_SHOWN else ""
+            notes.append(f"left out as no pictures: {counted(len(self._others), 'file')} ({printable(shown)}{more})")
+        if self._hidden:
+            folders = Counter(
+                next(part for part in parts if part.startswith(".") or part == "__MACOSX") for parts in self._hidden
+            )
+            shown = ", ".join(name for name, _ in folders.most_common(_KINDS_SHOWN))
+            notes.append(f"left out as hidden: {counted(len(self._hidden), 'file')} ({printable(shown)})")
+        return notes
 
 
-def _walk(source: Path) -> Iterator[Member]:
-    """Yield everything below a folder, sorted; links to folders are followed, each folder once."""
-    visited: set[Path] = set()
-    for folder, names, files in os.walk(source, followlinks=True):
-        real = Path(folder).resolve()
-        if real in visited:
-            names.clear()
-            continue
-        visited.add(real)
-        names.sort()
-        parts = Path(folder).relative_to(source).parts
-        yield Member(parts, True, 0, bytes)
-        for name in sorted(files):
-            file = Path(folder, name)
-            yield Member((*parts, name), False, 0, file.read_bytes)
+_KINDS_SHOWN = 5
+_LITTER = (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".directory")
+"""What file managers and git leave in every folder: nobody misses it."""
 
 
-def _planned(listing: Sequence[Member], source: Path, test_fraction: float | None) -> Iterator[Member]:
-    """Return the images that belong to the data set, training ones first; judges the layout before any decoding."""
-    seen = _Seen()
-    images = [member for member in listing if seen.add(member)]
-    samples = _samples(seen, source, test_fraction)
-    order = np.arange(len(images)) if samples.keep is None else samples.keep
-    return iter([images[i] for i in sorted(order, key=lambda i: samples.is_test[i])])
+def _listing(source: Path) -> _Listing:
+    """Return everything below a folder, sorted; links are followed unless they lead back to a folder around them.
+
+    Raises DataError where a folder cannot be read.
+    """
+    found: list[Member] = []
+    loops = 0
+
+    def walk(folder: Path, parts: Parts, around: tuple[tuple[int, int], ...]) -> None:
+        nonlocal loops
+        try:
+            status = folder.stat()
+            here = (status.st_dev, status.st_ino)
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(Problem(printable(str(folder)), f"cannot be read: {error.strerror}")) from error
+        if here in around:
+            loops += 1
+            return
+        found.append(Member(parts, True, 0, bytes))
+        for entry in entries:
+            file = folder / entry.name
+            if file.is_dir():
+                walk(file, (*parts, entry.name), (*around, here))
+            elif file.is_file() or entry.is_symlink():  # a link to nothing: reading it tells; never a pipe or socket
+                found.append(Member((*parts, entry.name), False, 0, file.read_bytes))
+
+    walk(source, (), ())
+    return _Listing(tuple(found), loops)
+
+
+def _head(source: Path, member: Member) -> bytes:
+    """Return the first bytes of a file; none where it cannot be read."""
+    try:
+        with source.joinpath(*member.parts).open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return b""
 
 
 def _folder_identity(source: Path, listing: Sequence[Member]) -> list[object]:
+    """Return what tells one state of a folder from another: every file's stamp, and samples of some contents."""
     entries: list[object] = [str(source)]
+    files = [member for member in listing if not member.is_folder]
     for member in listing:
         if member.is_folder:
             entries.append(member.path)
         else:
             try:
-                status = source.joinpath(*member.parts).stat()
-                entries.append([member.path, status.st_size, status.st_mtime_ns])
+                entries.append([member.path, *stamp(source.joinpath(*member.parts).stat())])
             except OSError:  # a link to nothing; reading it tells
                 entries.append([member.path])
-    return entries
-
-
-def _decode(
-    entries: Iterator[Member],
-    source: Path,
-    writer: ImageWriter,
-    size: tuple[int, int] | None,
-    grayscale: bool,
-    test_fraction: float | None,
-) -> Samples:
-    """Write every image in the order met and return what they are."""
-    seen, problems = _Seen(), Problems()
-    first = ""
-    for member in entries:
-        if not seen.add(member):
-            continue
+    samples = hashlib.sha256()
+    for index in np.unique(np.linspace(0, len(files) - 1, min(_SAMPLED_FILES, len(files))).astype(int)):
         try:
-            image = decode_image(member.read(), size, grayscale)
-        except ValueError as error:
-            problems.add(f"{source}: {member.path}", str(error))
+            with source.joinpath(*files[index].parts).open("rb") as file:
+                samples.update(file.read(_SAMPLED_BYTES))
+        except OSError:
             continue
-        except OSError as error:
-            problems.add(f"{source}: {member.path}", f"cannot be read: {error.strerror}")
-            continue
-        if writer.shape in (None, image.shape):
-            first = first or member.path
-            writer.append(image)
-        else:
-            assert writer.shape is not None
-            what = f"is {image.shape[2]}x{image.shape[1]} pixels, but {first} {writer.shape[2]}x{writer.shape[1]}"
-            problems.add(f"{source}: {member.path}", what, "one size, or the option `size` to resize")
-    problems.raise_if_any()
-    return _samples(seen, source, test_fraction)
-
-
-def _samples(seen: _Seen, source: Path, test_fraction: float | None) -> Samples:
-    """Return which class and split every image belongs to, by its path. Raises DataError on any other layout."""
-    if not seen.images:
-        raise DataError(Problem(str(source), "holds no images", _LAYOUT))
-    strip = _wrapping(seen.images)
-    images = [parts[strip:] for parts in seen.images]
-    folders = {parts[strip:] for parts in seen.folders if parts[:strip] == seen.images[0][:strip]}
-    tops = {parts[0] for parts in images if len(parts) > 1} | {parts[0] for parts in folders if parts}
-    train = next((name for name in _TRAIN if name in tops), None)
-    test = next((name for name in _TEST if name in tops), None) if train is not None else None
-    problems = Problems()
-    if test is None and test_fraction is None:
-        problems.add(
-            str(source), "has no test split", "a folder test/ or val/ beside train/, or the option `test_fraction`"
-        )
-    if test is not None and test_fraction is not None:
-        problems.add(
-            str(source), f"has a test split, {test}/, and the option `test_fraction` is given", "one of the two"
-        )
-    depth = 0 if train is None else 1
-    splits = [()] if train is None else [(name,) for name in (train, test) if name is not None]
-    found = [_classes(images, folders, split, f"{source}: ", problems) for split in splits]
-    names = tuple(sorted(found[0]))
-    if len(found) == 2 and found[0] != found[1]:
-        for split, extra in ((train, found[0] - found[1]), (test, found[1] - found[0])):
-            if extra:
-                problems.add(str(source), f"train and test have different classes: only in {split}/: {_listed(extra)}")
-    problems.raise_if_any()
-    label_of = {name: label for label, name in enumerate(names)}
-    kept = [i for i, parts in enumerate(images) if len(parts) > depth + 1 and (depth == 0 or (parts[0],) in splits)]
-    keep = np.array(sorted(kept, key=lambda i: images[i]), dtype=np.int64)
-    labels = np.zeros(len(images), dtype=np.int64)
-    labels[keep] = [label_of[images[i][depth]] for i in keep]
-    is_test = np.zeros(len(images), dtype=bool)
-    if test_fraction is not None:
-        is_test[keep] = carve_test(labels[keep], test_fraction)
-    else:
-        is_test[keep] = [images[i][0] == test for i in keep]
-    return Samples(names, labels, is_test, keep)
-
-
-def _wrapping(images: Sequence[Parts]) -> int:
-    """Return how many folders around the layout all images share."""
-    strip = 0
-    while all(len(parts) > strip + 2 and parts[strip] == images[0][strip] for parts in images):
-        if images[0][strip] in _TRAIN:
-            break
-        strip += 1
-    return strip
-
-
-def _classes(images: Sequence[Parts], folders: set[Parts], split: Parts, where: str, problems: Problems) -> set[str]:
-    """Return the classes of one split; adds empty class folders and images in no class folder to `problems`."""
-    depth = len(split)
-    inside = [parts for parts in images if parts[:depth] == split]
-    for parts in inside:
-        if len(parts) == depth + 1:
-            problems.add(where + "/".join(parts), "lies in no class folder")
-    filled = {parts[depth] for parts in inside if len(parts) > depth + 1}
-    empty = {parts[depth] for parts in folders if len(parts) == depth + 1 and parts[:depth] == split} - filled
-    for name in sorted(empty):
-        problems.add(where + "/".join((*split, name)), "the class folder holds no images")
-    return filled | empty
-
-
-def _listed(names: set[str]) -> str:
-    shown = ", ".join(sorted(names)[:10])
-    return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"
+    return [*entries, samples.hexdigest()]

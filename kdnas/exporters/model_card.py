@@ -111,6 +111,8 @@ def _data(student: TrainedStudent) -> str:
     lines = [f"Data set: {data['name']} (content hash `{data['fingerprint']}`)."] if data else []
     if data.get("split"):
         lines.append(data["split"])
+    if data.get("notes"):
+        lines.append("\n".join(f"- {note}" for note in data["notes"]))
     mean = ", ".join(f"{value:.4g}" for value in student.channel_mean)
     std = ", ".join(f"{value:.4g}" for value in student.channel_std)
     lines.append(f"Input: (pixel - mean) / deviation, pixels 0..255, mean [{mean}], deviation [{std}].")

@@ -181,6 +181,7 @@ def data_card(validation_fraction: float, seed: int, data: ImageData) -> dict[st
             f"seed {seed}, were held out for validation. Its {len(data.test):,} test images were only used for "
             "the test accuracy."
         ),
+        "notes": list(data.notes),
     }
 
 

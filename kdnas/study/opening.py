@@ -27,6 +27,7 @@ from kdnas.nn.weights import save_weights
 from kdnas.registry import validation_problems
 from kdnas.students import STUDENTS, StudentFamily
 from kdnas.study.config import DataConfig, Member
+from kdnas.study.data_check import check_split
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.training.batches import Batches
 from kdnas.training.distil import EpochRecord, distil
@@ -82,16 +83,27 @@ def open_data(config: DataConfig, data_root: Path, cache: Path) -> ImageData:
 
 
 def split(data: ImageData, config: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted (train, validation) indices into the training images: stratified, a function of `seed`."""
-    return stratified_split(data.train.labels, config.validation_fraction, derive_seed(seed, "validation split"))
+    """Return the sorted (train, validation) indices into the training images: stratified, a function of `seed`.
+
+    Raises DataError where the classes are too small for a score.
+    """
+    fraction = config.validation_fraction
+    train, validation = stratified_split(data.train.labels, fraction, derive_seed(seed, "validation split"))
+    check_split(data, validation, fraction)
+    return train, validation
 
 
 def training_indices(data: ImageData, train_indices: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Return the sorted share `fraction` in (0, 1] of `train_indices`: stratified, a function of `seed`."""
+    """Return the sorted share `fraction` in (0, 1] of `train_indices`: stratified, a function of `seed`.
+
+    Every class has a part in it.
+    """
     if fraction >= 1.0:
         return train_indices
-    _, drawn = stratified_split(data.train.labels[train_indices], fraction, derive_seed(seed, "data fraction"))
-    return train_indices[drawn]
+    labels = data.train.labels[train_indices]
+    left, drawn = stratified_split(labels, fraction, derive_seed(seed, "data fraction"))
+    only = left[~np.isin(labels[left], labels[drawn])]
+    return train_indices[np.union1d(drawn, only)]
 
 
 def open_teacher(

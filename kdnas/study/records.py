@@ -203,6 +203,11 @@ class RunRecord:
         return None if self.teacher is None else self.teacher.standard
 
     @property
+    def data_notes(self) -> tuple[str, ...]:
+        """What the user should know of the data: what was converted, left out, occurs twice, or is scarce."""
+        return tuple(self.lock.get("data", {}).get("notes", ()))
+
+    @property
     def supernet(self) -> SupernetRecord | None:
         """The run's supernet; None where it has none, or none yet."""
         plain = self.lock.get("prepared", {}).get("supernet")

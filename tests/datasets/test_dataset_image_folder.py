@@ -164,12 +164,12 @@ def test_unreadable_images_are_all_named_up_to_ten(tmp_path):
     assert len(caught.value.problems) == 11
 
 
-def test_sixteen_bit_pixels_and_other_formats_are_refused(tmp_path):
+def test_pixels_on_an_unknown_scale_and_formats_that_run_programs_are_refused(tmp_path):
     file = io.BytesIO()
-    Image.fromarray(np.full((6, 6), 40_000, dtype=np.uint16)).save(file, "PNG")
+    Image.fromarray(np.full((6, 6), 0.5, dtype=np.float32)).save(file, "TIFF")
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 6\n%%EndComments\n"
     lay(tmp_path / "data", {**tree(), "train/ant/0.png": file.getvalue(), "train/ant/1.png": postscript})
-    with pytest.raises(DataError, match="more than 8 bits") as caught:
+    with pytest.raises(DataError, match="more than 16 bits") as caught:
         open_it(tmp_path)
     assert "1.png: is not an image that can be read" in str(caught.value)
 
@@ -286,3 +286,163 @@ def test_the_real_cifar10_archive(data_root, tmp_path):
     assert data.class_names[9] == "truck"
     np.testing.assert_allclose(data.channel_mean, [125.3, 122.9, 113.9], atol=0.06)
     np.testing.assert_allclose(data.channel_std, [62.5, 61.9, 66.5], atol=0.06)
+
+
+def moved(files: dict[str, bytes], **names: str) -> dict[str, bytes]:
+    """`files` with their first folders renamed."""
+    return {"/".join((names[(parts := name.split("/"))[0]], *parts[1:])): content for name, content in files.items()}
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Train", "Test"),
+        ("TRAINING", "testing"),
+        ("train", "Validation"),
+        ("training_set", "test_set"),
+        ("train-images", "VALID"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", ".zip"])
+def test_split_folders_are_known_in_any_case(tmp_path, train, test, suffix):
+    lay(tmp_path / "plain", tree())
+    files = moved(tree(), train=train, test=test)
+    (pack if suffix else lay)(tmp_path / f"data{suffix}", files)
+    data = open_it(tmp_path, f"data{suffix}")
+    assert data.fingerprint == open_it(tmp_path, "plain").fingerprint
+    assert data.class_names == CLASSES
+    assert any("is the test split" in note for note in data.notes) == test.lower().startswith("valid")
+
+
+@pytest.mark.parametrize("suffix", ["", ".tar"])
+@pytest.mark.parametrize("stray", ["holdout/ant/0.png", "preview.png", "Extra/0.png"])
+def test_images_outside_the_splits_are_refused_and_left_out_where_the_splits_are_named(tmp_path, suffix, stray):
+    put = pack if suffix else lay
+    put(tmp_path / f"data{suffix}", {**tree(), stray: png(pixels("a", "b", 0))})
+    with pytest.raises(DataError, match="1 image lies outside the splits test/ and train/"):
+        open_it(tmp_path, f"data{suffix}")
+    data = open_it(tmp_path, f"data{suffix}", train="train", test="test")
+    assert (len(data.train), len(data.test)) == (12, 6)
+    assert "1 image outside train/ and test/ is left out" in data.notes
+
+
+def test_a_validation_split_beside_a_test_split_is_said_to_be_unused(tmp_path):
+    lay(tmp_path / "data", tree({"train": 4, "test": 1, "val": 2}))
+    assert any(note.startswith("val/ is not used (6 images)") for note in open_it(tmp_path).notes)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    flat = {f"{name}/{i}.png": png(pixels("x", name, i)) for name in ("bus", "train", "van") for i in range(5)}
+    lay(tmp_path / "flat", flat)
+    data = open_it(tmp_path, "flat", test_fraction=0.2)
+    assert data.class_names == ("bus", "train", "van")
+    assert (len(data.train), len(data.test)) == (12, 3)
+    lay(
+        tmp_path / "split",
+        {f"{split}/{name}": content for name, content in flat.items() for split in ("train", "test")},
+    )
+    assert open_it(tmp_path, "split").class_names == ("bus", "train", "van")
+
+
+def test_a_test_folder_beside_classes_is_no_class(tmp_path):
+    files = {f"{name}/{i}.png": png(pixels("x", name, i)) for name in CLASSES for i in range(4)}
+    files |= {f"Test/{name}/{i}.png": png(pixels("y", name, i)) for name in CLASSES for i in range(2)}
+    lay(tmp_path / "data", files)
+    with pytest.raises(DataError, match="Test/ holds folders that are called as classes beside it: ant, bee, cow"):
+        open_it(tmp_path, test_fraction=0.2)
+    data = open_it(tmp_path, train=".", test="Test")
+    assert data.class_names == CLASSES
+    assert (len(data.train), len(data.test)) == (12, 6)
+
+
+def test_other_names_are_given_by_options(tmp_path):
+    files = moved(tree(), train="set_a/seg_train", test="set_b/seg_test")
+    lay(tmp_path / "data", {**files, "set_c/pred/0.png": png(pixels("a", "b", 0))})
+    data = open_it(tmp_path, train="set_a/seg_train", test="set_b/seg_test")
+    assert (data.class_names, len(data.train), len(data.test)) == (CLASSES, 12, 6)
+    assert "1 image outside set_a/seg_train/ and set_b/seg_test/ is left out" in data.notes
+    with pytest.raises(DataError, match="there are no images in nowhere/"):
+        open_it(tmp_path, train="nowhere", test="set_b/seg_test")
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path):
+    lay(tmp_path / "data", {**tree(), **moved(tree({"train": 1}), train="Training")})
+    with pytest.raises(DataError, match="several folders may be the train split: Training, train"):
+        open_it(tmp_path)
+
+
+def test_splits_without_class_folders_are_refused(tmp_path):
+    lay(
+        tmp_path / "data",
+        {f"{split}/{i}.png": png(pixels(split, "x", i)) for split in ("train", "test") for i in (0, 1)},
+    )
+    with pytest.raises(DataError, match="test, train hold images but no class folders"):
+        open_it(tmp_path, test_fraction=0.5)
+
+
+@pytest.mark.parametrize("suffix", ["", ".tar.gz"])
+def test_every_picture_is_read_whatever_its_suffix_and_the_rest_is_counted(tmp_path, suffix):
+    names = ["0.PNG", "1", "2.jpg-large", "3.png?w=80"]
+    odd = {f"{Path(name).parent}/{names[int(Path(name).stem)]}": content for name, content in tree().items()}
+    rest = {
+        "README.md": b"#",
+        "train/ant/labels.csv": b"0",
+        "train/ant/notes.txt": b"BM is no picture",
+        "train/ant/Thumbs.db": b"",
+        "train/ant/.ipynb_checkpoints/0.png": b"x",
+        "__MACOSX/train/ant/._0.png": b"x",
+    }
+    lay(tmp_path / "plain", tree())
+    (pack if suffix else lay)(tmp_path / f"data{suffix}", {**odd, **rest})
+    data = open_it(tmp_path, f"data{suffix}")
+    assert data.fingerprint == open_it(tmp_path, "plain").fingerprint
+    assert "left out as no pictures: 3 files (1 .md, 1 .csv, 1 .txt)" in data.notes
+    assert any(note.startswith("left out as hidden: 2 files (") and "__MACOSX" in note for note in data.notes)
+
+
+def test_a_link_is_followed_as_often_as_it_is_met_but_never_in_circles(tmp_path):
+    lay(tmp_path / "data", tree())
+    (tmp_path / "data/train/dog").symlink_to(tmp_path / "data/train/ant")
+    (tmp_path / "data/test/dog").symlink_to(tmp_path / "data/test/ant")
+    (tmp_path / "data/train/ant/up").symlink_to(tmp_path / "data/train")
+    (tmp_path / "data/train/ant/self").symlink_to("self")
+    os.mkfifo(tmp_path / "data/train/ant/pipe")
+    data = open_it(tmp_path)
+    assert data.class_names == ("ant", "bee", "cow", "dog")
+    assert np.bincount(data.train.labels).tolist() == [4] * 4
+    assert any(note.endswith("a folder around it: not followed") for note in data.notes)
+    assert any("equal to one of another class" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("suffix", ["", ".tar"])
+def test_class_names_that_are_no_text_are_refused_before_anything_is_decoded(tmp_path, suffix):
+    files = {name.replace("bee", os.fsdecode(b"caf\xe9")): content for name, content in tree().items()}
+    (pack if suffix else lay)(tmp_path / f"data{suffix}", files)
+    with pytest.raises(DataError, match=r"class caf\\udce9: its name is no UTF-8 text") as caught:
+        open_it(tmp_path, f"data{suffix}")
+    str(caught.value).encode()
+
+
+def test_accents_written_in_two_ways_are_one_class(tmp_path):
+    files = {
+        name.replace("bee", "café" if "train" in name else "cafe\u0301"): content for name, content in tree().items()
+    }
+    lay(tmp_path / "data", files)
+    assert open_it(tmp_path).class_names == ("ant", "café", "cow")
+
+
+@pytest.mark.parametrize("name", ["data/train/ant/0.png", "data.tar"])
+def test_a_file_replaced_within_the_same_size_and_time_is_noticed(tmp_path, name):
+    large = {"noise.bin": np.random.default_rng(0).bytes(2 << 20)}  # so that the archive is not hashed whole
+    lay(tmp_path / "data", tree())
+    pack(tmp_path / "data.tar", {**tree(), **large})
+    path, source = tmp_path / name, name.partition("/")[0]
+    status, first = path.stat(), open_it(tmp_path, source).fingerprint
+    changed = png(pixels("other", "ant", 0))
+    if source == "data":
+        path.write_bytes(changed.ljust(status.st_size, b"\0"))
+    else:
+        pack(path, {**tree(), "train/ant/0.png": changed, **large})
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert open_it(tmp_path, source).fingerprint != first

@@ -133,3 +133,76 @@ def test_a_pattern_is_a_pattern_and_the_data_root_is_none(tmp_path):
     assert len(open_it(root).train) == 12
     (root / "train-1.parquet").rename(root / "train[1].parquet")
     assert len(open_it(root, train="train[1].parquet").train) == 6
+
+
+KINDS = ["x", "y", "z"]
+
+
+def named(root: Path, file: str, rows: slice, names: list[str]) -> None:
+    """Rows of IMAGES whose true class is KINDS[row % 3], numbered as `names` are."""
+    labels = [names.index(KINDS[row % 3]) for row in range(18)[rows]]
+    save(root / file, IMAGES[rows], labels, names=names)
+
+
+def test_files_that_number_the_classes_differently_are_matched_by_name(tmp_path):
+    named(tmp_path, "train-0.parquet", slice(0, 6), ["y", "z", "x"])
+    named(tmp_path, "train-1.parquet", slice(6, 12), ["x", "z", "y"])
+    named(tmp_path, "test.parquet", slice(12, 18), KINDS)
+    data = open_it(tmp_path)
+    assert data.class_names == ("y", "z", "x")
+    for split, rows in ((data.train, range(12)), (data.test, range(12, 18))):
+        assert [data.class_names[label] for label in split.labels] == [KINDS[row % 3] for row in rows]
+    assert "its files number the classes differently: labels are matched by their names" in data.notes
+    stated = open_it(tmp_path, class_names=("z", "x", "y"))
+    assert [stated.class_names[label] for label in stated.train.labels] == [KINDS[row % 3] for row in range(12)]
+    with pytest.raises(DataError, match="none of `class_names` is a name of theirs"):
+        open_it(tmp_path, class_names=("ant", "bee", "cat"))
+
+
+def test_numbers_and_texts_of_the_same_classes_may_be_mixed(tmp_path):
+    named(tmp_path, "train-0.parquet", slice(0, 6), ["z", "y", "x"])
+    save(tmp_path / "train-1.parquet", IMAGES[6:12], [KINDS[row % 3] for row in range(6, 12)])
+    named(tmp_path, "test.parquet", slice(12, 18), KINDS)
+    data = open_it(tmp_path)
+    assert [data.class_names[label] for label in data.train.labels] == [KINDS[row % 3] for row in range(12)]
+
+
+def test_class_names_rename_what_every_file_numbers_alike(tmp_path):
+    lay(tmp_path, names=KINDS)
+    data = open_it(tmp_path, class_names=("ant", "bee", "cat"))
+    assert data.class_names == ("ant", "bee", "cat")
+    assert data.train.labels.tolist() == (np.arange(12) % 3).tolist()
+    with pytest.raises(DataError, match="2 names for 3 classes"):
+        open_it(tmp_path, class_names=("ant", "bee"))
+    with pytest.raises(DataError, match="labels z are no class"):
+        open_it(tmp_path, class_names=("x", "y"))
+
+
+def test_integers_that_cannot_be_matched_are_refused(tmp_path):
+    lay(tmp_path, names=KINDS)
+    save(tmp_path / "train-1.parquet", IMAGES[6:12], [0, 1, 2] * 2)
+    with pytest.raises(DataError, match=r"train-1.parquet: its labels are integers without class names"):
+        open_it(tmp_path)
+    lay(tmp_path, names=KINDS)
+    save(tmp_path / "test.parquet", IMAGES[12:], [-1] * 6, names=KINDS)
+    with pytest.raises(DataError, match="row 0: its label is -1, which stands for a label that is withheld"):
+        open_it(tmp_path)
+    named(tmp_path, "test.parquet", slice(12, 18), [*KINDS, "new"])
+    with pytest.raises(DataError, match="no image of class new"):
+        open_it(tmp_path)
+
+
+def test_pictures_are_decoded_as_from_files(tmp_path):
+    lay(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    file = io.BytesIO()
+    Image.fromarray(IMAGES[0]).save(file, "PNG", exif=exif)
+    save(tmp_path / "train-0.parquet", [file.getvalue(), *IMAGES[1:6]], [0, 1, 2] * 2)
+    data = open_it(tmp_path)
+    np.testing.assert_array_equal(data.train.images[0], IMAGES[0][::-1, ::-1].transpose(2, 0, 1))
+    assert any(note.startswith("1 of 18 pictures is stored turned") for note in data.notes)
+    with pytest.raises(DataError, match="holds no image bytes but the path 'a.png'"):
+        table = pyarrow.table({"image": [{"bytes": None, "path": "a.png"}], "label": [0]})
+        pq.write_table(table, tmp_path / "train-0.parquet")
+        open_it(tmp_path)

@@ -20,6 +20,7 @@ from kdnas.costs import COSTS, CheapCost, MeasuredCost
 from kdnas.nn.normalise import Normalised
 from kdnas.students import STUDENTS, StudentFamily
 from kdnas.study.config import StudyConfig
+from kdnas.study.data_check import split_notes
 from kdnas.study.evaluators import refuse_unmeasurable
 from kdnas.study.opening import open_data, open_teacher, split
 from kdnas.teachers import Teacher
@@ -55,6 +56,8 @@ class Bench:
         data_config, teacher_config = config.sources()
         data = open_data(data_config, data_root, cache)
         train_indices, validation_indices = split(data, data_config, config.seed)
+        for note in (*data.notes, *split_notes(data, train_indices, validation_indices)):
+            say(f"note: {note}")  # before a teacher is trained on it, or refused for what is wrong with it
         teacher = open_teacher(
             teacher_config,
             data,
@@ -111,6 +114,11 @@ class Bench:
         """The test split: only for the final evaluation of the front."""
         return self.batches(self.data.test, np.arange(len(self.data.test)))
 
+    @property
+    def data_notes(self) -> tuple[str, ...]:
+        """What the user should know of the data and of its split."""
+        return (*self.data.notes, *split_notes(self.data, self.train_indices, self.validation_indices))
+
     def chance(self) -> float:
         """Return the accuracy of always answering the validation split's largest class."""
         labels = self.data.train.labels[self.validation_indices]
@@ -127,6 +135,7 @@ class Bench:
             "test_images": len(self.data.test),
             "channel_mean": list(self.data.channel_mean),
             "channel_std": list(self.data.channel_std),
+            "notes": list(self.data_notes),
         }
 
 

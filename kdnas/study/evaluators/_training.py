@@ -121,6 +121,7 @@ class TrainingEvaluator(Evaluator):
         return {
             "images": f"{len(bench.train_indices):,} to train, {len(bench.validation_indices):,} to score, "
             f"{len(bench.data.test):,} to test; {'x'.join(map(str, task.input_shape))}, {task.num_classes} classes",
+            **({"data_notes": "; ".join(bench.data_notes)} if bench.data_notes else {}),
             "teacher_opened": "; ".join([bench.teacher.name, *bench.teacher.notes]),
         }
 

@@ -1,0 +1,66 @@
+"""What the decoded arrays themselves say against a data set: equal images, few values, classes without test images.
+
+None of it stops a study, since all of it may be meant; each is a note that the user gets to see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from kdnas.datasets._inputs import printable
+
+_MANY = 0.01
+"""From this share of the images on, equal ones are told of."""
+_LISTED = 10
+
+
+def content_notes(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], train_count: int) -> list[str]:
+    """Return notes on uint8 images [N, C, H, W] and int64 labels [N], of which the first `train_count` are training's.
+
+    Images are equal when every value is.
+    """
+    return [*_equal_images(images, labels, train_count), *_missing_in_test(labels[train_count:], class_names)]
+
+
+def _equal_images(images: np.ndarray, labels: np.ndarray, train_count: int) -> list[str]:
+    digests = np.array([hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images], dtype="V16")
+    _, which = np.unique(digests.view("<u8").reshape(-1, 2), axis=0, return_inverse=True)
+    which = which.reshape(-1)  # which of the different images each is
+    train, test = which[:train_count], which[train_count:]
+    notes = []
+    copies = np.bincount(train)
+    repeated, largest = int((copies[train] > 1).sum()), int(copies.max())
+    if repeated > max(_MANY * train_count, 1):
+        different = int((copies > 0).sum())
+        notes.append(
+            f"{repeated:,} of the {train_count:,} training images are equal, value by value, to another one "
+            f"({different:,} different images; the commonest occurs {largest:,} times)"
+            + (": almost nothing can be learnt from them" if different < train_count / 10 else "")
+            + ("; scores on held-out copies of them are too high" if largest < train_count / 2 else "")
+        )
+    leaked = int(np.isin(test, train).sum())
+    if leaked:
+        notes.append(
+            f"{leaked:,} of the {len(test):,} test images are also training images, value by value: "
+            "test accuracies are too high"
+        )
+    least = np.full(int(which.max()) + 1, len(labels) + 1)
+    most = np.full(int(which.max()) + 1, -1)
+    np.minimum.at(least, which, labels)
+    np.maximum.at(most, which, labels)
+    torn = int((least < most)[which].sum())
+    if torn:
+        notes.append(f"{torn:,} images are equal to one of another class: their labels contradict each other")
+    return notes
+
+
+def _missing_in_test(labels: np.ndarray, class_names: Sequence[str]) -> list[str]:
+    counts = np.bincount(labels, minlength=len(class_names))
+    missing = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
+    if not missing:
+        return []
+    more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
+    return [f"no test image of class {printable(', '.join(missing[:_LISTED]))}{more}"]
