@@ -22,6 +22,18 @@ DataRoot = Annotated[
         show_default=False,
     ),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        max=1024,
+        metavar="N",
+        help="CPU threads of a training. Default: those of the run, 1 unless it states more: more pay for large images "
+        "on a quiet machine.",
+        show_default=False,
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(

@@ -179,7 +179,7 @@ def _torch_checks() -> Iterator[Check]:
         return
     import torch
 
-    from kdnas.training.evaluation import bfloat16_is_native
+    from kdnas.training.numerics import bfloat16_is_native
 
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -202,10 +202,10 @@ def check_bfloat16() -> Check:
     """Return how much faster a small convolution trains in bfloat16 on this CPU, measured in a tenth of a second."""
     import torch
 
-    from kdnas.training.evaluation import bfloat16_pays, bfloat16_speed
+    from kdnas.training.numerics import bfloat16_is_native, bfloat16_speed
 
     speed = f"bfloat16 trains at {bfloat16_speed():.1f} times the speed of float32"
-    precision = _auto_precision(bfloat16_pays(torch.device("cpu")))
+    precision = _auto_precision(bfloat16_is_native(torch.device("cpu")))
     return Check("cpu", "ok", f"{torch.backends.cpu.get_cpu_capability()}; {speed}; {precision}")
 
 

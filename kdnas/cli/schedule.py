@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdnas.cli._options import DataRoot, Json, Pick, RunFolder
+from kdnas.cli._options import DataRoot, Json, Pick, RunFolder, Threads
 from kdnas.cli._training_view import training_progress
 from kdnas.core.pick import DEFAULT_PICK
 from kdnas.core.words import command_line, counted
@@ -53,6 +54,7 @@ def command(
         typer.Option("--out", metavar="FILE", help="Default: RUN/schedule.yaml.", show_default=False),
     ] = None,
     device: Device = None,
+    threads: Threads = None,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
@@ -75,6 +77,7 @@ def command(
     from kdnas.study.schedules import write_training_schedule
     from kdnas.study.scheduling import open_plan
     from kdnas.study.storage import load_run
+    from kdnas.study.train_file import with_threads
     from kdnas.training.schedule_file import SCHEDULE_FILE
 
     if route not in ("auto", *ROUTES):
@@ -86,6 +89,7 @@ def command(
         opening.resolve_device(device)
     record = load_run(run)
     plan = open_plan(record, pick_member(record, pick), epochs, data_root=root, cache=opening.cache_dir())
+    plan = dataclasses.replace(plan, file=with_threads(plan.file, threads))
     if measure:
         schedule = _measured(plan, share, root, device, quiet=as_json)
     else:

@@ -29,6 +29,9 @@ def command(
         int | None, typer.Option("--workers", min=1, help="Worker processes (executor.workers).")
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads of each training (training.threads).")
+    ] = None,
     overrides: Overrides = None,
     data_root: DataRoot = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, an event each.")] = False,
@@ -46,6 +49,7 @@ def command(
     settings += [f"budget.trials={trials}"] if trials is not None else []
     settings += [f"executor.workers={workers}"] if workers is not None else []
     settings += [f"device={device}"] if device is not None else []
+    settings += [f"training.threads={threads}"] if threads is not None else []
     try:
         _search(study, out, settings, data_root, json)
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdnas.cli._options import DataRoot
+from kdnas.cli._options import DataRoot, Threads
 from kdnas.cli._training_view import training_progress
 from kdnas.core.pick import DEFAULT_PICK, PICKS
 from kdnas.core.words import counted
@@ -80,6 +80,7 @@ def command(
     device: Annotated[
         str | None, typer.Option("--device", metavar="auto|cpu|cuda", help="Default: the study's.", show_default=False)
     ] = None,
+    threads: Threads = None,
     data_root: DataRoot = None,
 ) -> None:
     """Train one student fully, by the recipe that the search used or that a train.yaml states.
@@ -94,6 +95,7 @@ def command(
     """
     from kdnas.study import opening
     from kdnas.study.full_training import DEFAULT_FORMATS, train_fully
+    from kdnas.study.train_file import with_threads
 
     root = opening.data_root(data_root)
     if device is not None:
@@ -107,7 +109,7 @@ def command(
     with training_progress() as on_progress:
         try:
             result = train_fully(
-                asked.file,
+                with_threads(asked.file, threads),
                 folder,
                 schedule=steps,
                 shared=None if steps is None or steps.supernet is None else asked.shared,

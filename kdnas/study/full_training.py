@@ -20,18 +20,22 @@ from torch import nn
 import kdnas
 from kdnas.core.words import counted
 from kdnas.errors import ConfigError, Problem, RunFolderError
+from kdnas.machine import usable_cores
 from kdnas.students import STUDENTS
 from kdnas.study.config import ExportConfig
 from kdnas.study.exporting import assemble, check_formats, data_card, write_formats
-from kdnas.study.opening import cache_dir
+from kdnas.study.opening import cache_dir, resolve_device
 from kdnas.study.run_folder import exclusively, fingerprint, write_text
 from kdnas.study.schedules import DistilStep, Step, TrainingSchedule, write_training_schedule
 from kdnas.study.train_file import TrainFile
-from kdnas.study.training_folder import CHECKPOINT_FILE, GUARD_FILE, RESULT_FILE, claim
+from kdnas.study.training_folder import CHECKPOINT_FILE, GUARD_FILE, RESULT_FILE, claim, locked_training
 from kdnas.study.training_ground import Ground, open_ground
 from kdnas.study.training_steps import Progress, StepResult, follow
+from kdnas.training.numerics import computing
 from kdnas.training.schedule_file import SCHEDULE_FILE
 
+_FEW_CORES = 2
+"""More threads than one gain nothing on so many (`kdnas.training.numerics`)."""
 DEFAULT_FORMATS = ExportConfig().formats
 
 
@@ -72,8 +76,10 @@ def train_fully(
     file, TrialError when the loss is no longer finite.
     """
     check_formats(formats)
+    hardware = resolve_device(device or file.device)
+    file = file.settled(hardware, locked_training(out))
     claim(out, identity(file, schedule))
-    with exclusively(out / GUARD_FILE, "kdnas train"):
+    with exclusively(out / GUARD_FILE, "kdnas train"), computing(file.training, hardware):
         done = _read_result(out)
         if done is not None:
             return done
@@ -86,11 +92,21 @@ def train_fully(
             plan = f"{counted(len(schedule.steps), 'step')} worth {counted(schedule.budget.epochs, 'epoch')}"
         say(
             f"student {file.arch_id} of {file.name}: {plan} on {len(ground.train):,} images, "
-            f"{len(ground.validation):,} held out, on {ground.device}"
+            f"{len(ground.validation):,} held out, on {ground.device}{_computed(file)}"
         )
         start = None if shared is None else shared(ground)
         trained = _follow(file, schedule, ground, out, start, on_progress)
         return _finish(file, schedule, out, ground, trained, formats, say)
+
+
+def _computed(file: TrainFile) -> str:
+    """Return in words what the training computes with."""
+    threads = file.training.threads
+    if threads == "auto":
+        return f" in {file.training.precision}"
+    cores = usable_cores()
+    hint = f" of {cores} cores; --threads uses more" if threads == 1 and cores > _FEW_CORES else ""
+    return f" in {file.training.precision}, {counted(threads, 'thread')}{hint}"
 
 
 def identity(file: TrainFile, schedule: TrainingSchedule | None = None) -> dict[str, Any]:

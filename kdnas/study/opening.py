@@ -31,7 +31,7 @@ from kdnas.study.data_check import check_split
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.training.batches import Batches
 from kdnas.training.distil import EpochRecord, distil
-from kdnas.training.recipe import Distillation, Recipe, Training
+from kdnas.training.recipe import Distillation, Recipe, Training, numerics_of
 
 Say = Callable[[str], None]
 
@@ -115,17 +115,20 @@ def open_teacher(
     cache: Path,
     device: torch.device,
     seed: int,
+    numerics: Training | None = None,
     say: Say = lambda line: None,
 ) -> Teacher:
     """Return the teacher that `config` names, on `device`. A student family is trained on `train_indices`, once.
 
+    It is trained in the precision and with the threads of `numerics`, the students' training, unless it states its own.
+    None: as if it were the only training.
     Raises TeacherError, ConfigError, RunFolderError (a cache that cannot be written).
     """
 
     def train_student(
         family: str, choices: Mapping[str, Any], training: Mapping[str, Any], say: Say
     ) -> tuple[nn.Module, Arch]:
-        trainer = _TeacherTraining(data, train_indices, cache / "teachers", device, seed)
+        trainer = _TeacherTraining(data, train_indices, cache / "teachers", device, seed, numerics)
         return trainer.network(family, choices, training, say)
 
     context = TeacherContext(data, data_root, device, train_student, say)
@@ -136,12 +139,21 @@ def open_teacher(
 class _TeacherTraining:
     """Trains a student family's member with cross entropy, and keeps it under `folder`."""
 
-    def __init__(self, data: ImageData, train_indices: np.ndarray, folder: Path, device: torch.device, seed: int):
+    def __init__(
+        self,
+        data: ImageData,
+        train_indices: np.ndarray,
+        folder: Path,
+        device: torch.device,
+        seed: int,
+        numerics: Training | None,
+    ):
         self._data = data
         self._train_indices = train_indices
         self._folder = folder
         self._device = device
         self._seed = seed
+        self._numerics = numerics or Training()
 
     def network(
         self, family: str, choices: Mapping[str, Any], training: Mapping[str, Any], say: Say
@@ -184,6 +196,7 @@ class _TeacherTraining:
         def on_epoch(record: EpochRecord) -> None:
             say(f"teacher epoch {record.epoch}/{training.epochs}: loss {record.loss:.4f}, {record.seconds:.1f} s")
 
+        taught = numerics_of(training, self._numerics)
         resumable = kept.with_suffix(".checkpoint")
         train = functools.partial(
             distil,
@@ -191,7 +204,7 @@ class _TeacherTraining:
             None,
             Batches(self._data.train, indices, num_classes=self._data.task.num_classes, device=self._device),
             None,
-            Recipe(training=training, distillation=Distillation(task_weight=1.0, losses=())),
+            Recipe(training=taught, distillation=Distillation(task_weight=1.0, losses=())),
             data=self._data,
             seed=derive_seed(self._seed, "teacher"),
             device=self._device,

@@ -21,9 +21,11 @@ from kdnas.study.evaluators import Evaluator, EvaluatorContext, Workplan, open_e
 from kdnas.study.events import Note, Observer
 from kdnas.study.feasibility import PricedArch, nearest_miss, reference_costs, relative_excess, sample_prices
 from kdnas.study.loading import LoadedStudy
+from kdnas.study.numerics import differences, settled_config
 from kdnas.study.records import RunRecord, TeacherReport
 from kdnas.study.run_folder import LOCK_FILE, check_identity, identity, machine, read_lock, write_lock
 from kdnas.study.storage import Record, refreshed, run_of_lock
+from kdnas.training.recipe import Training
 
 _SMALLEST_TRIED = 5
 
@@ -51,8 +53,14 @@ class Opened:
 
     @property
     def workers(self) -> int:
-        """Workers that will run: as configured, else one a core or device."""
-        return self.config.executor.workers or default_workers(self.device)
+        """Workers that will run: as configured, else one a device, or as many as the cores have threads for."""
+        return self.config.executor.workers or default_workers(self.device, self.config.training)
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each worker: what its trainings compute with, on a CUDA device a share of the cores."""
+        threads = self.config.training.threads
+        return max(usable_cores() // self.workers, 1) if threads == "auto" else threads
 
 
 def prepare_study(
@@ -64,8 +72,9 @@ def prepare_study(
     are wrong; nothing has been written then. What all scores rest on, such as a supernet, is trained last: stopped in
     it, the next call goes on.
     """
-    config, space = study.config, study.space  # `config` as it was written: it is what a resume is compared with
     locked = read_lock(folder) if (folder / LOCK_FILE).exists() else None
+    config, space = settled_config(study.config, device, locked), study.space
+    study = dataclasses.replace(study, config=config)
     context = EvaluatorContext(
         config,
         space,
@@ -90,6 +99,8 @@ def prepare_study(
             was=locked["config"],
             now=lock["config"],
         )
+        for difference in differences(locked, config.training, device):
+            observe(Note(difference))
     else:
         lock = {"identity": this, **_new_lock(study, evaluator, str(device))}
         write_lock(folder, lock)
@@ -156,6 +167,8 @@ def _check_measured(config: StudyConfig, space: SearchSpace, evaluator: Evaluato
     raise nearest_miss(space, bounds, arch, values)
 
 
-def default_workers(device: torch.device) -> int:
-    """Return one worker a CUDA device, or one a CPU core that this process may use."""
-    return max(torch.cuda.device_count(), 1) if device.type == "cuda" else usable_cores()
+def default_workers(device: torch.device, training: Training) -> int:
+    """Return one worker a CUDA device, or as many as use the CPU cores of this process with the training's threads."""
+    if device.type == "cuda":
+        return max(torch.cuda.device_count(), 1)
+    return max(usable_cores() // (1 if training.threads == "auto" else training.threads), 1)

@@ -27,6 +27,7 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.errors import Problem, RunFolderError
 from kdnas.study.config import StudyConfig
+from kdnas.training.recipe import NUMERICS
 
 LOCK_FILE = "study.lock.yaml"
 _GUARD = ".controller"
@@ -168,6 +169,8 @@ def check_identity(
         locked = {"evaluator": {"type": "scratch"}, **locked}
         if "rungs" in locked:
             locked["rungs"] = [Fidelity(**rung).as_dict() for rung in locked["rungs"]]
+    if "training" in locked and "training" in current:
+        locked = {**locked, "training": recorded_numerics(locked["training"], current["training"])}
     changed: list[Problem] = []
     for difference in _differences(locked, current):
         section, _, what = difference.where.rpartition(".")
@@ -189,6 +192,12 @@ def check_identity(
             *changed[:12],
         ]
     )
+
+
+def recorded_numerics(locked: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plain training `locked`, with `current`'s numerics where it was made before they were recorded."""
+    said = {name: current[name] for name in NUMERICS if name in current and locked.get(name, "auto") == "auto"}
+    return {**locked, **said}
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Problem]:

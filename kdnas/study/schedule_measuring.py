@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,14 @@ from kdnas.core.route import ROUTES, Route
 from kdnas.core.words import counted
 from kdnas.errors import ConfigError
 from kdnas.study.full_training import identity
+from kdnas.study.opening import resolve_device
 from kdnas.study.run_folder import exclusively
 from kdnas.study.schedules import MeasuredRoute, TrainingSchedule
 from kdnas.study.scheduling import Plan, cut_from_run, schedule_by
 from kdnas.study.training_folder import GUARD_FILE, claim
 from kdnas.study.training_ground import open_ground
 from kdnas.study.training_steps import Progress, follow
+from kdnas.training.numerics import computing
 
 
 def measured_schedule(
@@ -36,6 +39,23 @@ def measured_schedule(
     are not what they should be, TrialError where a loss is no longer finite.
     """
     brief = plan.with_epochs(max(1, round(share * plan.facts.epochs)))
+    hardware = resolve_device(device or brief.file.device)
+    brief = dataclasses.replace(brief, file=brief.file.settled(hardware, {}))
+    with computing(brief.file.training, hardware):
+        return _best_schedule(plan, brief, out, data_root, cache, device, on_progress, say)
+
+
+def _best_schedule(
+    plan: Plan,
+    brief: Plan,
+    out: Path,
+    data_root: Path,
+    cache: Path,
+    device: str | None,
+    on_progress: Callable[[Route, Progress], None],
+    say: Callable[[str], None],
+) -> TrainingSchedule:
+    """Return the schedule of `plan` by the route that did best in trainings as long as `brief`."""
     ground = open_ground(brief.file, data_root=data_root, cache=cache, device=device, say=say)
     measured: list[MeasuredRoute] = []
     for route in ROUTES:

@@ -23,8 +23,8 @@ from kdnas.nn.weights import load_weights, save_weights, weights_metadata
 from kdnas.students import STUDENTS, StudentFamily
 from kdnas.study.config import StudyConfig, SupernetConfig
 from kdnas.training.batches import Batches
+from kdnas.training.numerics import in_bfloat16
 from kdnas.training.subnets import SubnetScorer, SubnetSpec
-from kdnas.training.supernet import in_bfloat16
 
 SUPERNET_FOLDER = "supernet"
 """Relative to the run folder."""
@@ -88,7 +88,7 @@ def load_supernet(
         validation,
         recalibration_images=settings.recalibration_images,
         validation_images=settings.score_images,
-        bfloat16=in_bfloat16(config.recipe, train.device),
+        bfloat16=in_bfloat16(config.training, train.device),
     )
     return SharedWeights(supernet.to(train.device).eval(), scorer, data.task.input_shape[1])
 

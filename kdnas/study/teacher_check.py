@@ -22,7 +22,7 @@ from kdnas.nn.tracing import parameter_count, traced_macs
 from kdnas.study.records import TeacherReport
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.evaluation import accuracy, bfloat16_is_native
+from kdnas.training.evaluation import accuracy
 
 # The share of what is left above the largest class's share that a teacher must have gained.
 _ROOM = 0.05
@@ -45,20 +45,24 @@ def report_teacher(
     device: torch.device,
     costs: Mapping[str, MeasuredCost],
     calibrations: Mapping[str, Mapping[str, Any]],
+    bfloat16: bool = False,
 ) -> TeacherReport:
     """Return the teacher's accuracy on the validation split, its MACs and parameters, and its measured `costs`.
+
+    `bfloat16`: it computes in that, as it does when it teaches.
 
     The test split is not touched (`teacher_test_accuracy`). Raises TeacherError for a teacher near chance (not above
     `least_accuracy`), and for one that a usual normalisation other than the stated clearly makes better.
     """
-    score = _accuracy(teacher.module, data, data.train, validation_indices, device)
+    score = _accuracy(teacher.module, data, data.train, validation_indices, device, bfloat16)
     macs = traced_macs(teacher.module, data.task.input_shape, device)
     values = {"macs": float(macs), "params": float(parameter_count(teacher.module))}
     labels = data.train.labels[validation_indices]
     share, least = least_accuracy(labels)
     near_chance = score <= least
     affordable = macs * min(_PROBED, len(labels)) * (len(_USUAL) + 3) <= _PROBE_MACS
-    hint = _better_normalisation(teacher, data, validation_indices, device) if near_chance or affordable else ""
+    doubted = near_chance or affordable
+    hint = _better_normalisation(teacher, data, validation_indices, device, bfloat16) if doubted else ""
     where, measured = f"teacher {teacher.name}", f"its accuracy on the {len(labels)} validation images is {score:.4f}"
     if near_chance:
         chance = f"which is chance (always answering the largest class scores {share:.4f})"
@@ -86,25 +90,36 @@ def _doubts(teacher: Teacher) -> str:
     return f"no usual normalisation helps: check its weights, its input size and the order of its classes{adapted}"
 
 
-def teacher_test_accuracy(teacher: Teacher, data: ImageData, *, device: torch.device) -> float:
+def teacher_test_accuracy(teacher: Teacher, data: ImageData, *, device: torch.device, bfloat16: bool = False) -> float:
     """Return the teacher's accuracy on the test split, in [0, 1]: for the final evaluation only."""
-    return _accuracy(teacher.module, data, data.test, np.arange(len(data.test)), device)
+    return _accuracy(teacher.module, data, data.test, np.arange(len(data.test)), device, bfloat16)
 
 
 def _accuracy(
-    module: nn.Module, data: ImageData, arrays: ImageArrays, indices: np.ndarray, device: torch.device
+    module: nn.Module,
+    data: ImageData,
+    arrays: ImageArrays,
+    indices: np.ndarray,
+    device: torch.device,
+    bfloat16: bool,
 ) -> float:
     batches = Batches(arrays, indices, num_classes=data.task.num_classes, device=device)
-    return accuracy(module, batches, bfloat16=bfloat16_is_native(device))
+    return accuracy(module, batches, bfloat16=bfloat16)
 
 
-def _better_normalisation(teacher: Teacher, data: ImageData, indices: np.ndarray, device: torch.device) -> str:
+def _better_normalisation(
+    teacher: Teacher, data: ImageData, indices: np.ndarray, device: torch.device, bfloat16: bool
+) -> str:
     """Return a hint naming a usual normalisation, or channel order, that is clearly better than the stated; else ""."""
     normalised = next((part for part in teacher.module.modules() if isinstance(part, Normalised)), None)
     if normalised is None:
         return ""
     probe = indices[np.linspace(0, len(indices) - 1, min(_PROBED, len(indices))).astype(np.int64)]
-    stated = _accuracy(teacher.module, data, data.train, probe, device)
+
+    def measured() -> float:
+        return _accuracy(teacher.module, data, data.train, probe, device, bfloat16)
+
+    stated = measured()
     tried: dict[str, float] = {}
     candidates = {**_USUAL, "the data's own statistics": (data.channel_mean, data.channel_std)}
     for name, (mean, std) in candidates.items():
@@ -112,10 +127,10 @@ def _better_normalisation(teacher: Teacher, data: ImageData, indices: np.ndarray
             continue
         with _fed(normalised, mean, std):
             shown = f"with {name} (mean {_shown(mean)}, std {_shown(std)})"
-            tried[f"{shown} in place of the stated one"] = _accuracy(teacher.module, data, data.train, probe, device)
+            tried[f"{shown} in place of the stated one"] = measured()
     if data.task.input_shape[0] == 3:
         with _reversed(normalised):
-            tried["with its channels in the order BGR"] = _accuracy(teacher.module, data, data.train, probe, device)
+            tried["with its channels in the order BGR"] = measured()
     best = max(tried, key=lambda name: tried[name])
     error = math.sqrt(2 * max(tried[best] * (1 - tried[best]), stated * (1 - stated)) / len(probe))
     if tried[best] - stated <= max(0.05, 3 * error):

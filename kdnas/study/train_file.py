@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
+import torch
 from pydantic import Field, field_validator, model_validator
 
 import kdnas
@@ -25,7 +26,8 @@ from kdnas.study.records import RunRecord, TrialRecord
 from kdnas.study.tuning import final_recipe
 from kdnas.study.yaml_lines import YamlDocument, read_yaml
 from kdnas.teachers import TEACHERS
-from kdnas.training.recipe import Distillation, Recipe, Section, Training
+from kdnas.training.numerics import settled
+from kdnas.training.recipe import Distillation, Recipe, Section, Training, numerics_of
 
 FORMAT_VERSION: Literal[1] = 1
 
@@ -103,6 +105,10 @@ class TrainFile(Section):
         """What `distil` follows."""
         return Recipe(training=self.training, distillation=self.distillation)
 
+    def settled(self, device: torch.device, locked: Mapping[str, Any]) -> TrainFile:
+        """Return the file with its numerics decided: as the plain `locked` training has them, else by what is here."""
+        return self.model_copy(update={"training": settled(numerics_of(self.training, locked), device)})
+
     def plain(self) -> dict[str, Any]:
         """Return the file's content as plain data, in the order of this class."""
         return self.model_dump(mode="json")
@@ -140,6 +146,13 @@ def train_file_for(run: RunRecord, trial: TrialRecord, data: ImageData) -> Train
 def with_epochs(file: TrainFile, epochs: int) -> TrainFile:
     """Return `file` with a training of `epochs` epochs."""
     return file.model_copy(update={"training": file.training.model_copy(update={"epochs": epochs})})
+
+
+def with_threads(file: TrainFile, threads: int | None) -> TrainFile:
+    """Return `file` with a training by so many CPU threads; None: as it is."""
+    if threads is None:
+        return file
+    return file.model_copy(update={"training": file.training.model_copy(update={"threads": threads})})
 
 
 def locked_fingerprint(run: RunRecord, what: Literal["data", "teacher", "space"]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from kdnas.errors import Problem, RunFolderError
-from kdnas.study.run_folder import leaves, write_text
+from kdnas.study.run_folder import leaves, recorded_numerics, write_text
 from kdnas.training.distil import EpochRecord
 
 LOCK_FILE = "training.lock.yaml"
@@ -47,6 +47,8 @@ def claim(out: Path, settings: Mapping[str, Any]) -> None:
         return
     if not isinstance(locked, dict):
         raise RunFolderError(f"{lock} is damaged: it holds no settings; choose another --out")
+    if isinstance(locked.get("training"), dict):
+        locked = {**locked, "training": recorded_numerics(locked["training"], settings.get("training", {}))}
     before, after = leaves(locked), leaves(settings)
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     if changed:
@@ -56,6 +58,15 @@ def claim(out: Path, settings: Mapping[str, Any]) -> None:
                 *(Problem(key, f"{brief(before.get(key))} -> {brief(after.get(key))}") for key in changed),
             ]
         )
+
+
+def locked_training(out: Path) -> dict[str, Any]:
+    """Return the plain training section of the training in `out`, empty where there is none that can be read."""
+    try:
+        locked = yaml.safe_load((out / LOCK_FILE).read_text(encoding="utf-8"))
+        return dict(locked["training"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return {}
 
 
 def read_history(out: Path) -> tuple[list[EpochRecord], dict[int, float]]:

@@ -76,6 +76,7 @@ def open_ground(
         cache=cache,
         device=hardware,
         seed=file.seed,
+        numerics=file.training,
         say=say,
     )
     check_teacher(file, teacher)

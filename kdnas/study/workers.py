@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from kdnas.executors import EXECUTORS, Executor, Finished
-from kdnas.machine import usable_cores
 from kdnas.study.events import Note, Observer
 from kdnas.study.packs import PackedWorkplan, Packs
 from kdnas.study.preparation import Opened
@@ -18,7 +17,7 @@ def start_executor(opened: Opened, observe: Observer) -> Executor:
     section = opened.config.executor
     offered = {
         "workers": opened.workers,
-        "threads": max(usable_cores() // opened.workers, 1),
+        "threads": opened.threads,
         "time_limit_s": opened.config.budget.trial_time_limit_s,
         "devices": torch.cuda.device_count() if opened.device.type == "cuda" else 0,
     }

@@ -34,6 +34,7 @@ from kdnas.training.lesson import (
     seconds_by_phase,
     taught_batches,
 )
+from kdnas.training.numerics import computing, settled_recipe
 from kdnas.training.recipe import Recipe
 from kdnas.training.teacher_cache import TeacherCache
 from kdnas.training.teaching import Teaching
@@ -55,6 +56,7 @@ class Trained:
     `network` takes normalised images and is in eval mode; `accuracy` is on the validation split, None without one.
     `teacher_seconds` is the teacher's share of `train_seconds`; both include the epochs before a resume.
     `graph_failure` is why steps could not be captured on a CUDA device and ran one kernel at a time; else None.
+    `unfused` is whether the recipe asks for fused norms that cannot be compiled on this machine.
     `phases` are the seconds that this process spent on the teacher, on the data (making batches; on a CPU only, a GPU
     makes them beside), on the student's steps and on the evaluation. `live_teacher` is whether the teacher was run on
     batches as they came, its outputs not being kept. Students trained together have equal shares of what they share.
@@ -67,6 +69,7 @@ class Trained:
     teacher_seconds: float
     fidelity: Fidelity
     graph_failure: str | None = None
+    unfused: bool = False
     phases: Mapping[str, float] = field(default_factory=dict)
     live_teacher: bool = False
 
@@ -76,6 +79,8 @@ class Trained:
         notes = []
         if self.graph_failure is not None:
             notes.append(f"steps ran one kernel at a time: their capture as a CUDA graph failed ({self.graph_failure})")
+        if self.unfused:
+            notes.append("norms were not fused as the recipe says, so last digits differ: no C compiler works here")
         if self.live_teacher:
             notes.append("the teacher was run on batches as they came: its outputs were not kept")
         return tuple(notes)
@@ -113,8 +118,10 @@ def distil(
     teacher, RunFolderError when a checkpoint is damaged or another training's.
     """
     view_seed = seed if view_seed is None else view_seed
+    recipe = settled_recipe(recipe, device)
     with ExitStack() as stack:
         stack.enter_context(memory_failures_as_trial_errors())
+        stack.enter_context(computing(recipe.training, device))
         stack.enter_context(own_randomness(derive_seed(seed, "training"), device))
         teaching, shapes = open_teaching(
             stack, teacher, train, recipe, data=data, device=device, view_seed=view_seed, teacher_cache=teacher_cache
@@ -150,6 +157,7 @@ def distil(
         teacher_seconds=teacher_seconds,
         fidelity=recipe.training.fidelity,
         graph_failure=failure,
+        unfused=lesson.unfused,
         phases=phases,
         live_teacher=teaching is not None and teaching.is_live,
     )

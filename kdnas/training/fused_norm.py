@@ -32,21 +32,18 @@ from kdnas.nn.blocks import ConvNorm, InvertedBlock, ResidualBlock
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _TIME_LIMIT_S = 60
-FEW_THREADS = 2
-"""Two threads without fused norms took 116 s for steps of a supernet of small students that took one with them 92 s."""
 LEAST_PIXELS = 4e6
 """4,000 images of 32x32: some ten seconds of training, of which fused norms save about what compiling takes."""
 
 
 @contextlib.contextmanager
-def fused_norms(network: nn.Module, device: torch.device, *, pixels: float) -> Iterator[bool]:
+def fused_norms(network: nn.Module, device: torch.device, *, pixels: float, wanted: bool = True) -> Iterator[bool]:
     """Let the blocks of `network` train with fused norms until the context ends; give whether they do.
 
-    They do on one CPU thread, where a C compiler is at hand and the training sees enough `pixels` (of all its images
-    together, channels not counted) to pay for compiling. Other modules, and all of them in eval mode, run as they are;
-    parameters, buffers and names stay the network's own.
+    They do where that is `wanted` and pays (`pay`), and a C compiler is at hand. Other modules, and all of them in eval
+    mode, run as they are; parameters, buffers and names stay the network's own.
     """
-    fused = device.type == "cpu" and torch.get_num_threads() == 1 and pixels >= LEAST_PIXELS and library() is not None
+    fused = wanted and pay(device, pixels) and library() is not None
     changed: list[nn.Module] = []
     if fused:
         forwards: dict[type, Callable[..., Tensor]] = {
@@ -65,30 +62,31 @@ def fused_norms(network: nn.Module, device: torch.device, *, pixels: float) -> I
             del module.forward
 
 
-@contextlib.contextmanager
-def one_of_few_threads(device: torch.device, *, pixels: float) -> Iterator[None]:
-    """Compute with one thread instead of `FEW_THREADS` until the context ends, where fused norms make that quicker."""
-    before = torch.get_num_threads()
-    few = device.type == "cpu" and 1 < before <= FEW_THREADS
-    fewer = few and pixels >= LEAST_PIXELS and library() is not None
-    torch.set_num_threads(1 if fewer else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def pay(device: torch.device, pixels: float) -> bool:
+    """Return whether fused norms are worth compiling: for one CPU thread whose training sees enough `pixels`.
+
+    Pixels are those of all its images together, channels not counted.
+    """
+    return device.type == "cpu" and torch.get_num_threads() == 1 and pixels >= LEAST_PIXELS
+
+
+def compiler() -> list[str] | None:
+    """Return the command of the C compiler, None where there is none. `CC` names it, else it is cc."""
+    command = shlex.split(os.environ.get("CC", "cc"))
+    return command if command and shutil.which(command[0]) is not None else None
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled functions; None where they cannot be compiled. `CC` names the compiler, else cc is used."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    if not compiler or shutil.which(compiler[0]) is None:
+    """Return the compiled functions; None where they cannot be compiled."""
+    compile_it = compiler()
+    if compile_it is None:
         return None
     source = resources.files("kdnas.training").joinpath("fused_norm.c")
     # A folder of this process alone: nobody else can put a library there, and nothing stale is ever loaded.
     with tempfile.TemporaryDirectory(prefix="kdnas-") as folder, resources.as_file(source) as code:
         built = Path(folder) / "fused_norm.so"
-        command = [*compiler, *_FLAGS, str(code), "-o", str(built), "-lm"]
+        command = [*compile_it, *_FLAGS, str(code), "-o", str(built), "-lm"]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=_TIME_LIMIT_S)
             loaded = ctypes.CDLL(str(built))

@@ -21,10 +21,11 @@ from kdnas.nn.normalise import Normalised
 from kdnas.nn.taps import Outputs, OutputShapes, Taps, output_shapes, stage_names
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.evaluation import accuracy, bfloat16_pays
-from kdnas.training.fused_norm import fused_norms
+from kdnas.training.evaluation import accuracy
+from kdnas.training.fused_norm import fused_norms, library, pay
 from kdnas.training.graphs import GraphedStep, Recorder, batches_together, epoch_of_views, recorder_for
 from kdnas.training.loss import TrainingLoss, needs_of
+from kdnas.training.numerics import in_bfloat16
 from kdnas.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from kdnas.training.recipe import Distillation, Recipe, Training
 from kdnas.training.teacher_cache import TeacherCache
@@ -54,6 +55,7 @@ class Lesson:
         bfloat16: bool,
         device: torch.device,
         recorder: Recorder | None = None,
+        unfused: bool = False,
     ):
         self.student = student
         self.criterion = criterion
@@ -61,6 +63,8 @@ class Lesson:
         self.training = training
         self.bfloat16 = bfloat16
         self.device = device
+        self.unfused = unfused
+        """Whether norms were to be fused and are not: nothing here compiles them."""
         self.graph = None if recorder is None else GraphedStep(self.step, recorder)
         self._tapped = tapped
         self._check_every = _STEPS_BETWEEN_CHECKS.get(device.type, 1)
@@ -150,7 +154,7 @@ def open_teaching(
     example = torch.zeros(2, *data.task.input_shape, device=device)
     shapes = output_shapes(teacher.module, teacher.stages, teacher.classifier, example)
     training = recipe.training
-    bfloat16 = computes_in_bfloat16(training, device)
+    bfloat16 = in_bfloat16(training, device)
     cache = None
     if teacher_cache is not None:
         key = views_key(
@@ -198,8 +202,9 @@ def open_lesson(
     classifier = None if classifier is None else f"network.{classifier}"
     shapes = output_shapes(student, stages, classifier, torch.zeros(2, *data.task.input_shape, device=device))
     tapped = stack.enter_context(Taps(student, stages, classifier, needs=needs_of(distillation)))
-    images = recipe.training.epochs * recipe.training.data_fraction * len(data.train)
-    stack.enter_context(fused_norms(network, device, pixels=images * math.prod(size)))
+    pixels = recipe.training.epochs * recipe.training.data_fraction * len(data.train) * math.prod(size)
+    wanted = recipe.training.fused_norms is True
+    stack.enter_context(fused_norms(network, device, pixels=pixels, wanted=wanted))
     criterion = TrainingLoss(distillation, shapes, teacher_shapes or shapes, seed=seed).to(device)
     return Lesson(
         student,
@@ -207,15 +212,11 @@ def open_lesson(
         criterion,
         build_optimizer((network, criterion), recipe.training),
         recipe.training,
-        bfloat16=computes_in_bfloat16(recipe.training, device),
+        bfloat16=in_bfloat16(recipe.training, device),
         device=device,
         recorder=recorder_for(device) if graphs else None,
+        unfused=wanted and pay(device, pixels) and library() is None,
     )
-
-
-def computes_in_bfloat16(training: Training, device: torch.device) -> bool:
-    """Return whether a student is trained, and scored at the end, in bfloat16 on `device`."""
-    return training.precision == "bfloat16" or (training.precision == "auto" and bfloat16_pays(device))
 
 
 def taught_batches(

@@ -36,6 +36,7 @@ from kdnas.training.lesson import (
     taught_batches,
 )
 from kdnas.training.loss import needs_of
+from kdnas.training.numerics import computing, settled_recipe
 from kdnas.training.recipe import Recipe
 from kdnas.training.teacher_cache import TeacherCache
 from kdnas.training.teaching import Teaching
@@ -102,6 +103,7 @@ def _batches_key(recipe: Recipe) -> tuple[object, ...]:
         training.batch_size,
         training.augmentation,
         training.precision,
+        training.threads,
         needs_of(recipe.distillation),
     )
 
@@ -133,8 +135,10 @@ def distil_together(
         raise ValueError("the recipes differ in epochs, data, batches, augmentation, precision or what they ask of it")
     if not networks:
         return []
+    recipes = [settled_recipe(recipe, device) for recipe in recipes]
     epochs = recipes[0].training.epochs
     with ExitStack() as stack:
+        stack.enter_context(computing(recipes[0].training, device))
         teaching, shapes = open_teaching(
             stack,
             teacher,
@@ -220,6 +224,7 @@ def _trained(lane: _Lane, validation: Batches | None, live_teacher: bool) -> Tra
         teacher_seconds=lane.phases["teacher"],
         fidelity=lane.lesson.training.fidelity,
         graph_failure=graph_failure,
+        unfused=lane.lesson.unfused,
         phases=lane.phases,
         live_teacher=live_teacher,
     )

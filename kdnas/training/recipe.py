@@ -2,20 +2,77 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 from pydantic import Field
 
 from kdnas.core.fidelity import Fidelity
 
+_BY_SECTION = ("random_resized_crop", "color_jitter", "rand_augment", "random_erasing")
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+NUMERICS = ("precision", "threads", "fused_norms")
+"""Training settings that decide how numbers are computed: `auto` until `kdnas.training.numerics` settles them."""
+_LATER: dict[str, Any] = {"resolution_fraction": 1.0, "threads": "auto", "fused_norms": "auto"}
+"""Training settings that are younger than the first records, and what they were before."""
 
 
 class Section(pydantic.BaseModel):
     """A section of a configuration file: frozen, unknown keys refused."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+Shares = tuple[Annotated[float, Field(gt=0.0, le=1.0)], Annotated[float, Field(gt=0.0, le=1.0)]]
+Ratios = tuple[Annotated[float, Field(gt=0.0, le=100.0)], Annotated[float, Field(gt=0.0, le=100.0)]]
+
+
+class _Boxed(Section):
+    """Random boxes: their area as a share of the image's, and their width / height, both as (lowest, highest)."""
+
+    scale: Shares
+    ratio: Ratios
+
+    @pydantic.model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if low > high:
+                raise ValueError(f"{name} needs its lowest value first, got {low:g}, {high:g}")
+        return self
+
+
+class RandomResizedCrop(_Boxed):
+    """A random box of the image, resized to the image's size."""
+
+    scale: Shares = (0.08, 1.0)
+    ratio: Ratios = (3 / 4, 4 / 3)
+
+
+class ColorJitter(Section):
+    """Random factors, uniform in 1 - value .. 1 + value, and a random turn of the hue by up to `hue` of the circle."""
+
+    brightness: Annotated[float, Field(ge=0.0, le=10.0)] = 0.4
+    contrast: Annotated[float, Field(ge=0.0, le=10.0)] = 0.4
+    saturation: Annotated[float, Field(ge=0.0, le=10.0)] = 0.4
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+
+
+class RandAugment(Section):
+    """`ops` random operations of one magnitude, 0 to 30: those of `kdnas.training.rand_augment`."""
+
+    ops: Annotated[int, Field(ge=1, le=14)] = 2
+    magnitude: Annotated[float, Field(ge=0.0, le=30.0)] = 9.0
+
+
+class RandomErasing(_Boxed):
+    """A random box set to the channel mean, in this share of the views."""
+
+    probability: Fraction = 0.5
+    scale: Shares = (0.02, 0.33)
+    ratio: Ratios = (0.3, 3.3)
 
 
 class Augmentation(Section):
@@ -29,6 +86,24 @@ class Augmentation(Section):
     """Side in pixels of one square set to the channel mean (DeVries and Taylor, 2017)."""
     mixup: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
     """Beta parameter of mixup (Zhang et al., ICLR 2018); 0 switches it off."""
+    random_resized_crop: RandomResizedCrop | None = None
+    """`true` or `{}` for the usual values, as in all below. Applied after the mirroring, before `crop_padding`."""
+    color_jitter: ColorJitter | None = None
+    rand_augment: RandAugment | None = None
+    random_erasing: RandomErasing | None = None
+    """Last, with `cutout`."""
+
+    @pydantic.field_validator(*_BY_SECTION, mode="before")
+    @classmethod
+    def _switched(cls, value: Any) -> Any:
+        """Let `true` stand for the usual values, `false` for none."""
+        return ({} if value else None) if isinstance(value, bool) else value
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_what_is_off(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave unsaid what is not asked for: old hashes and records stay what they are."""
+        settings: dict[str, Any] = plain(self)
+        return {name: value for name, value in settings.items() if name not in _BY_SECTION or value is not None}
 
 
 class LossTerm(pydantic.BaseModel):
@@ -77,7 +152,13 @@ class Training(Section):
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
     augmentation: Augmentation = Augmentation()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast where the processor computes it natively, else float32."""
+    """auto: bfloat16 autocast where the processor computes it natively, else float32. What is `auto` here and below is
+    decided once and recorded: `kdnas.training.numerics`."""
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
+    """CPU threads of one training, whatever number of workers there is; auto: 1."""
+    fused_norms: Literal["auto"] | bool = "auto"
+    """Batch norm, residual sum and ReLU in one compiled pass where one CPU thread trains for long enough to pay for it.
+    auto: where there is a C compiler."""
 
     @property
     def fidelity(self) -> Fidelity:
@@ -85,12 +166,20 @@ class Training(Section):
         return Fidelity(self.epochs, self.data_fraction, resolution_fraction=self.resolution_fraction)
 
     @pydantic.model_serializer(mode="wrap")
-    def _without_the_full_resolution(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the full resolution unsaid: hashes and records from before there was a choice stay what they are."""
+    def _without_later_defaults(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave unsaid what is as it was before there was a choice: old hashes and records stay what they are."""
         settings: dict[str, Any] = plain(self)
-        if self.resolution_fraction == 1.0:
-            settings.pop("resolution_fraction", None)
+        for name, default in _LATER.items():
+            if settings.get(name) == default:
+                del settings[name]
         return settings
+
+
+def numerics_of(training: Training, other: Training | Mapping[str, Any]) -> Training:
+    """Return `training` with the numerics of `other`, a training or its plain form, where its own are `auto`."""
+    said = other if isinstance(other, Mapping) else {name: getattr(other, name) for name in NUMERICS}
+    update = {name: said[name] for name in NUMERICS if getattr(training, name) == "auto" and name in said}
+    return training.model_copy(update=update)
 
 
 class Recipe(Section):

@@ -27,9 +27,9 @@ from kdnas.nn.elastic import Supernet
 from kdnas.students import STUDENTS, StudentFamily
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.evaluation import accuracy, bfloat16_is_native
-from kdnas.training.fused_norm import one_of_few_threads
+from kdnas.training.evaluation import accuracy
 from kdnas.training.lesson import TaughtBatch, memory_failures_as_trial_errors, open_teaching, own_randomness
+from kdnas.training.numerics import computing, in_bfloat16, settled_recipe
 from kdnas.training.recipe import Recipe
 from kdnas.training.shrinking import Recorded, policy_of
 from kdnas.training.subnet_lesson import SubnetLesson
@@ -94,7 +94,8 @@ def train_supernet(
     view_seed = seed if view_seed is None else view_seed
     elastic, ladders = _elastic(space, settings, data)
     policy = policy_of(settings.shrinking, ladders) if schedule is None else Recorded(ladders, schedule)
-    bfloat16 = in_bfloat16(recipe, device)
+    recipe = settled_recipe(recipe, device)
+    bfloat16 = in_bfloat16(recipe.training, device)
     budget_macs = budget_macs or 3 * elastic.price(ladders.largest) * len(train) * recipe.training.epochs
     panel_macs = sum(map(elastic.price, ladders.panel))
     scorer, checker = _scorers(
@@ -106,7 +107,7 @@ def train_supernet(
     with ExitStack() as stack:
         stack.enter_context(memory_failures_as_trial_errors())
         pixels = recipe.training.epochs * len(train) * math.prod(data.task.input_shape[1:])
-        stack.enter_context(one_of_few_threads(device, pixels=pixels))
+        stack.enter_context(computing(recipe.training, device))
         stack.enter_context(own_randomness(derive_seed(seed, "training"), device))
         teaching, shapes = open_teaching(
             stack, teacher, train, recipe, data=data, device=device, view_seed=view_seed, teacher_cache=teacher_cache
@@ -114,7 +115,8 @@ def train_supernet(
         assert shapes is not None  # there is a teacher
         lesson = SubnetLesson(
             stack, supernet, elastic.spec(ladders.largest), shapes, recipe.distillation,
-            data=data, in_place=settings.in_place, bfloat16=bfloat16, device=device, seed=seed, pixels=pixels,
+            data=data, in_place=settings.in_place, bfloat16=bfloat16, device=device, seed=seed,
+            pixels=pixels if recipe.training.fused_norms is True else 0.0,
         )  # fmt: skip
         taught = accuracy(teacher.module.to(device), validation, bfloat16=bfloat16)
         run = SupernetRun(
@@ -128,12 +130,6 @@ def train_supernet(
     supernet.eval().zero_grad(set_to_none=True)
     record = Schedule(policy.name, space.name, space.family, run.budget_macs, tuple(run.history))
     return TrainedSupernet(supernet, elastic, ladders, scorer, record, taught, run.step, run.train_seconds)
-
-
-def in_bfloat16(recipe: Recipe, device: torch.device) -> bool:
-    """Return whether a supernet is trained and scored in bfloat16 on `device`."""
-    precision = recipe.training.precision
-    return precision == "bfloat16" or (precision == "auto" and bfloat16_is_native(device))
 
 
 def _scorers(

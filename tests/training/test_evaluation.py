@@ -1,8 +1,5 @@
 """Accuracy, and which precision a device computes natively."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +7,7 @@ from torch import Tensor, nn
 
 from kdnas.core.data import ImageArrays
 from kdnas.training.batches import Batches
-from kdnas.training.evaluation import accuracy, bfloat16_is_native, bfloat16_pays, bfloat16_speed
+from kdnas.training.evaluation import accuracy
 
 CPU = torch.device("cpu")
 
@@ -77,58 +74,3 @@ def test_accuracy_in_bfloat16_runs_the_network_in_it() -> None:
 def test_accuracy_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="no images"):
         accuracy(Brightest(), batches([0] * 10, []))
-
-
-def test_bfloat16_on_this_processor_is_what_the_kernel_says() -> None:
-    information = Path("/proc/cpuinfo")
-    if not information.exists() or "avx" not in information.read_text():
-        pytest.skip("no x86 /proc/cpuinfo")
-    words = set(information.read_text().split())
-    assert bfloat16_is_native(CPU) == bool(words & {"avx512_bf16", "amx_bf16"})
-
-
-@pytest.mark.parametrize(("capability", "native"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
-def test_bfloat16_on_cuda_follows_the_compute_capability(monkeypatch, capability, native) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert bfloat16_is_native(torch.device("cuda")) is native
-
-
-def test_bfloat16_is_not_assumed_elsewhere(monkeypatch) -> None:
-    assert not bfloat16_is_native(torch.device("meta"))
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
-    assert not bfloat16_is_native(CPU)
-
-
-@pytest.mark.parametrize(("bfloat16_s", "float32_s", "pays"), [(1.0, 2.0, True), (2.0, 1.0, False)])
-def test_bfloat16_is_taken_where_it_measures_faster(monkeypatch, bfloat16_s, float32_s, pays):
-    def clock() -> Iterator[float]:
-        now = 0.0
-        while True:
-            for seconds in (bfloat16_s, float32_s):
-                yield now
-                now += seconds
-                yield now
-
-    ticks = clock()
-    monkeypatch.setattr("kdnas.training.evaluation.bfloat16_is_native", lambda device: True)
-    monkeypatch.setattr("kdnas.training.evaluation.time.perf_counter", lambda: next(ticks))
-    bfloat16_speed.cache_clear()
-    before = torch.get_rng_state()
-    try:
-        assert bfloat16_pays(CPU) is pays
-        monkeypatch.setattr("kdnas.training.evaluation.time.perf_counter", None)  # it is not measured again
-        assert bfloat16_pays(CPU) is pays
-        assert torch.equal(torch.get_rng_state(), before)
-    finally:
-        bfloat16_speed.cache_clear()
-
-
-def test_bfloat16_is_not_tried_where_it_is_emulated(monkeypatch):
-    monkeypatch.setattr("kdnas.training.evaluation.bfloat16_is_native", lambda device: False)
-    monkeypatch.setattr("kdnas.training.evaluation.time.perf_counter", None)
-    bfloat16_speed.cache_clear()
-    try:
-        assert not bfloat16_pays(CPU)
-    finally:
-        bfloat16_speed.cache_clear()

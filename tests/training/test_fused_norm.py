@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdnas.core.task import ImageTask
 from kdnas.students import STUDENTS
-from kdnas.training.fused_norm import LEAST_PIXELS, fused_norm, fused_norms, library, one_of_few_threads
+from kdnas.training.fused_norm import LEAST_PIXELS, fused_norm, fused_norms, library
 
 CPU = torch.device("cpu")
 TASK = ImageTask((3, 8, 8), 5)
@@ -161,22 +161,6 @@ def test_small_trainings_and_several_threads_use_torchs_operators(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     with fused_norms(module, CPU, pixels=LEAST_PIXELS) as active:
         assert not active
-
-
-@needs_compiler
-@pytest.mark.parametrize(
-    ("threads", "pixels", "within"),
-    [(2, LEAST_PIXELS, 1), (2, LEAST_PIXELS - 1, 2), (3, LEAST_PIXELS, 3)],
-)
-def test_two_threads_become_one_where_fused_norms_pay(threads, pixels, within):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with one_of_few_threads(torch.device("cpu"), pixels=pixels):
-            assert torch.get_num_threads() == within
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("compiler", ["", "no-such-compiler", "false"])

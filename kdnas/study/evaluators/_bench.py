@@ -66,6 +66,7 @@ class Bench:
             cache=cache,
             device=device,
             seed=config.seed,
+            numerics=config.training,
             say=say,
         )
         costs: dict[str, CheapCost | MeasuredCost] = {}

@@ -39,7 +39,7 @@ from kdnas.study.teacher_check import report_teacher, teacher_test_accuracy
 from kdnas.training.batches import Batches
 from kdnas.training.distil import EpochRecord, Trained
 from kdnas.training.evaluation import accuracy
-from kdnas.training.lesson import computes_in_bfloat16
+from kdnas.training.numerics import computing, in_bfloat16
 from kdnas.training.teacher_cache import TeacherCache
 from kdnas.training.teaching import why_live
 from kdnas.training.top_logits import truncation_error
@@ -150,14 +150,16 @@ class TrainingEvaluator(Evaluator):
         config, space = self.context.config, self.context.space
         calibrated = {name: cost.calibrate(bench.data.task) for name, cost in bench.measured_costs.items()}
         self.know(learn_tables(bench.costs, space, bench.data.task, calibrated, seed=config.seed, say=self.context.say))
-        teacher = report_teacher(
-            bench.teacher,
-            bench.data,
-            bench.validation_indices,
-            device=bench.device,
-            costs=bench.measured_costs,
-            calibrations=self.calibrations,
-        )
+        with computing(config.training, bench.device):
+            teacher = report_teacher(
+                bench.teacher,
+                bench.data,
+                bench.validation_indices,
+                device=bench.device,
+                costs=bench.measured_costs,
+                calibrations=self.calibrations,
+                bfloat16=in_bfloat16(config.training, bench.device),
+            )
         notes = [*teacher.notes, *self._teacher_cache_notes()]
         plain = {**dataclasses.asdict(teacher), "notes": notes, "values": dict(teacher.values)}
         return {
@@ -227,7 +229,7 @@ class TrainingEvaluator(Evaluator):
         broken = breaches(values, self.context.config.limits, known_only=True)
         if broken:
             result["infeasible"] = f"breaks {'; '.join(broken)}"
-        curve = Curve(bench, module, job.looks, bfloat16=computes_in_bfloat16(job.recipe.training, bench.device))
+        curve = Curve(bench, module, job.looks, bfloat16=in_bfloat16(job.recipe.training, bench.device))
         return Begun(job, module, curve, result)
 
     def _conclude(self, begun: Begun, trained: Trained) -> dict[str, Any]:
@@ -242,7 +244,8 @@ class TrainingEvaluator(Evaluator):
             result["notes"] = list(trained.notes)
         if job.test:
             network = Normalised(trained.network, bench.data.channel_mean, bench.data.channel_std).to(bench.device)
-            result["test_accuracy"] = accuracy(network, bench.test)
+            with computing(job.recipe.training, bench.device):
+                result["test_accuracy"] = accuracy(network, bench.test)
         if job.looks:
             result["curve"] = [*begun.curve.points, (job.fidelity.epochs, trained.accuracy)]
         if job.checkpoint is not None:
@@ -269,7 +272,11 @@ class TrainingEvaluator(Evaluator):
     def teacher_test_accuracy(self) -> float | None:
         """Return the teacher's accuracy on the test split, scored as the front has been."""
         self.context.say("scoring the teacher on the test split")
-        return teacher_test_accuracy(self.bench.teacher, self.bench.data, device=self.bench.device)
+        bench, training = self.bench, self.context.config.training
+        with computing(training, bench.device):
+            return teacher_test_accuracy(
+                bench.teacher, bench.data, device=bench.device, bfloat16=in_bfloat16(training, bench.device)
+            )
 
 
 def _filling(view: int, part: int, parts: int) -> str:
