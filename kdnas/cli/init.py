@@ -222,12 +222,18 @@ training:
   weight_decay: 5.0e-4
   warmup_fraction: 0.1
   # clip_norm: 1.0
-  precision: auto  # bfloat16 where this processor trains faster in it, else float32
+  precision: auto  # bfloat16 where the processor has instructions for it, else float32; recorded with the run
+  # threads: 1  # CPU threads of a training; more pay for large images with few workers
+  # fused_norms: auto  # where there is a C compiler
   augmentation:
     flip: true  # not where left and right matter, as in digits
     crop_padding: 4  # pixels; 0 for none
     cutout: 0  # side of a square, in pixels
     mixup: 0.0
+    # random_resized_crop: {{scale: [0.5, 1.0]}}  # share of the image's area; {{}} is 0.08 to 1
+    # color_jitter: {{brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1}}
+    # rand_augment: {{ops: 2, magnitude: 9}}
+    # random_erasing: {{probability: 0.25}}
 
 # --- loss = task_weight * cross entropy + the sum of weight * distillation loss
 distillation:

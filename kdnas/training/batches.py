@@ -16,7 +16,8 @@ from torch.nn import functional
 from kdnas.core.data import ImageArrays
 from kdnas.core.seeds import derive_seed
 from kdnas.machine import free_memory_bytes
-from kdnas.training.augment import augment, mix, mixup_shares, random_below
+from kdnas.training.augment import augment, mix, mixup_shares
+from kdnas.training.draws import random_below
 from kdnas.training.recipe import Augmentation
 
 _CHUNK_BYTES = 64 << 20

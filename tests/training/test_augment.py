@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from kdnas.training.augment import augment, mix, mixup_shares, random_below, random_bits, random_uniform
+from kdnas.training.augment import augment, mix, mixup_shares
+from kdnas.training.draws import random_below, random_bits, random_uniform
 from kdnas.training.recipe import Augmentation
 
 FILL = (125.4, 0.0, 254.6)
@@ -32,7 +33,7 @@ def test_the_plain_reference_gives_splitmix64s_published_numbers():
 
 
 def test_the_hash_is_splitmix64_at_a_counter(monkeypatch):
-    from kdnas.training import augment as module
+    from kdnas.training import draws as module
 
     for key in (0, 1234567, 2**63 - 1):
         monkeypatch.setattr(module, "derive_seed", lambda *path, key=key: key)
