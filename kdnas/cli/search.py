@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from kdnas.cli._search_view import View
     from kdnas.study.records import RunRecord
 
-_EXPORTED = ".exported"
-"""Written in the run folder once the export is done: what was exported."""
-
 
 def command(
     study: StudyPath,
@@ -60,7 +57,7 @@ def command(
 def _search(study: Path, out: Path | None, settings: list[str], root_option: Path | None, json: bool) -> None:
     from kdnas.errors import KdnasError, RunError
     from kdnas.study.loading import load_study
-    from kdnas.study.run_folder import controller_lock, write_text
+    from kdnas.study.run_folder import controller_lock
 
     loaded = load_study(study, settings)
     folder = (out or Path("runs") / loaded.config.name).resolve()
@@ -91,7 +88,7 @@ def _search(study: Path, out: Path | None, settings: list[str], root_option: Pat
                     view.observe(Note("writing the report"))
                     write_report(opened.snapshot())
                 raise
-            if search.did_nothing and _is_current(run):
+            if search.did_nothing and _is_current(run, view):
                 view.close(run, [])
             else:
                 written = [*write_report(run)]
@@ -99,7 +96,6 @@ def _search(study: Path, out: Path | None, settings: list[str], root_option: Pat
                     written += _export(run, root)
                 finally:
                     view.close(run, written)
-                write_text(folder / _EXPORTED, _wanted_export(run))
         if failed := failure(run):
             raise RunError(failed)
 
@@ -117,15 +113,18 @@ def _open_view(as_json: bool, budget: int | None) -> View:
     return LiveView(console, budget) if console.is_terminal else PlainView(console, budget)
 
 
-def _is_current(run: RunRecord) -> bool:
-    """Whether report and export were made from the record as it is, and the export as the study now wants it."""
-    report, record, exported = (run.folder / name for name in ("report.html", "study.db", _EXPORTED))
-    changed = record.stat().st_mtime
-    return (
-        all(path.exists() and path.stat().st_mtime >= changed for path in (report, exported))
-        and exported.read_text(encoding="utf-8") == _wanted_export(run)
-        and (not _exports(run) or (run.folder / "export").is_dir())
-    )
+def _is_current(run: RunRecord, view: View) -> bool:
+    """Whether report and export were made from the record as it is, the export as the study now wants it, and are all
+    there still; `view` is told what is not.
+    """
+    from kdnas.study.events import Note
+    from kdnas.study.exporting import wanted_export
+    from kdnas.study.products import is_current, lost_products
+
+    losses = [*lost_products(run, "report"), *lost_products(run, "export")]
+    for loss in losses:
+        view.observe(Note(f"{loss.path} {loss.words}: it is written anew"))
+    return not losses and is_current(run, "report") and is_current(run, "export", wanted_export(run))
 
 
 def _exports(run: RunRecord) -> bool:
@@ -133,16 +132,14 @@ def _exports(run: RunRecord) -> bool:
     return run.config.data is not None and bool(run.config.export.formats)
 
 
-def _wanted_export(run: RunRecord) -> str:
-    return run.config.export.model_dump_json()
-
-
 def _export(run: RunRecord, root: Path) -> list[Path]:
     """Export the student that the study's `export` section picks."""
-    from kdnas.study.exporting import export_student
+    from kdnas.study.exporting import export_folder, export_student, wanted_export
     from kdnas.study.front import front, pick
+    from kdnas.study.products import note_products
 
     if not _exports(run) or not any(member.trial.repeats for member in front(run)):
+        note_products(run, "export", (), wanted_export(run))
         return []
     member = pick(run, run.config.export.pick)
-    return export_student(run, member, run.config.export.formats, run.folder / "export", data_root=root)
+    return export_student(run, member, run.config.export.formats, export_folder(run), data_root=root)

@@ -9,6 +9,7 @@ from kdnas.errors import RunFolderError
 from kdnas.report.page import page
 from kdnas.report.picture import front_picture
 from kdnas.report.tables import front_table, trials_table, write_csv
+from kdnas.study.products import note_products
 from kdnas.study.records import RunRecord
 
 
@@ -26,4 +27,7 @@ def write_report(run: RunRecord, folder: Path | None = None) -> tuple[Path, ...]
         atomic.write_text(folder / "report.html", document)
     except OSError as error:
         raise RunFolderError(f"{folder} cannot be written: {error.strerror or error}") from error
-    return tuple(folder / name for name in ("report.html", "front.csv", "trials.csv", "front.svg"))
+    written = tuple(folder / name for name in ("report.html", "front.csv", "trials.csv", "front.svg"))
+    if folder == run.folder:
+        note_products(run, "report", written)
+    return written

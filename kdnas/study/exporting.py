@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import shutil
 import sys
@@ -22,6 +23,7 @@ from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, Proble
 from kdnas.exporters import EXPORTERS, TrainedStudent
 from kdnas.students import STUDENTS
 from kdnas.study.front import doubts
+from kdnas.study.products import checkpoint_path, note_products
 from kdnas.study.records import FrontMember, Repeat, RunRecord, TeacherReport, TrialRecord
 from kdnas.study.train_file import TrainFile, locked_fingerprint, train_file_for
 
@@ -68,7 +70,20 @@ def export_student(
         )
     say(f"student {member.trial.arch.arch_id}, seed {repeat.seed}")
     student = trained_student(run, member, repeat, data)
-    return write_formats(student, formats, out, say=say)
+    written = write_formats(student, formats, out, say=say)
+    if out.resolve() == export_folder(run).resolve():
+        note_products(run, "export", written, wanted_export(run))
+    return written
+
+
+def export_folder(run: RunRecord) -> Path:
+    """Return where a search itself exports the student that its study picks."""
+    return run.folder / "export"
+
+
+def wanted_export(run: RunRecord) -> str:
+    """Return what the study wants exported, as one line."""
+    return run.config.export.model_dump_json()
 
 
 def best_repeat(run: RunRecord, trial: TrialRecord) -> Repeat:
@@ -90,7 +105,9 @@ def best_repeat(run: RunRecord, trial: TrialRecord) -> Repeat:
 def trained_student(run: RunRecord, member: FrontMember, repeat: Repeat, data: ImageData) -> TrainedStudent:
     """Return the student of `member` with the weights of `repeat`. Raises RunFolderError on a bad checkpoint."""
     file = train_file_for(run, member.trial, data)
-    module = load_network(file, run.folder / "checkpoints" / Path(repeat.checkpoint).name)
+    module = load_network(
+        file, checkpoint_path(run, repeat), repeat.sha256, command_line("kdnas", "search", run.folder)
+    )
     return assemble(file, module, data, card=run_card(run, member, repeat, data))
 
 
@@ -110,15 +127,26 @@ def assemble(file: TrainFile, module: nn.Module, data: ImageData, *, card: Mappi
     )
 
 
-def load_network(file: TrainFile, path: Path) -> nn.Module:
-    """Return the student of `file` with the weights in the safetensors file `path`. Raises RunFolderError."""
+def load_network(file: TrainFile, path: Path, sha256: str = "", remedy: str = "") -> nn.Module:
+    """Return the student of `file` with the weights in the safetensors file `path`.
+
+    Raises RunFolderError where it is missing, damaged, of another network, or not the file of the hash `sha256`
+    (empty: not known); `remedy` is the command that trains it anew.
+    """
+    again = f"; `{remedy}` trains it again" if remedy else ""
     network: nn.Module = build_network(file, file.task)
     try:
-        network.load_state_dict(safetensors.torch.load_file(path))
+        content = path.read_bytes()
+        if sha256 and (found := hashlib.sha256(content).hexdigest()) != sha256:
+            raise RunFolderError(
+                f"{path} holds other weights than were trained (SHA-256 {found[:16]}, the record says {sha256[:16]}): "
+                f"it was altered or swapped with another{again}"
+            )
+        network.load_state_dict(safetensors.torch.load(content))
     except FileNotFoundError:
-        raise RunFolderError(f"there is no checkpoint {path}; run the search again to retrain the student") from None
+        raise RunFolderError(f"there is no checkpoint {path}{again}") from None
     except (OSError, safetensors.SafetensorError) as error:
-        raise RunFolderError(f"{path} is truncated or not a safetensors file: {error}") from error
+        raise RunFolderError(f"{path} is truncated or not a safetensors file: {error}{again}") from error
     except RuntimeError as error:
         first = str(error).strip().splitlines()[-1].strip()
         raise RunFolderError(f"{path} holds the weights of another network than {file.arch_id}: {first}") from error

@@ -36,6 +36,8 @@ class Repeat:
     train_seconds: float
     checkpoint: str
     """File name under the run folder's checkpoints/."""
+    sha256: str = ""
+    """Of that file; empty where there is none, or where an earlier version did not write it down."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from kdnas.study.events import Note, Observer, RepeatEnded
 from kdnas.study.finalists import finalists
 from kdnas.study.jobs import Job, final_job
 from kdnas.study.preparation import Opened
+from kdnas.study.products import file_sha256, lost_checkpoints
 from kdnas.study.promotion import student_key
 from kdnas.study.records import Repeat, TrialRecord
 from kdnas.study.workers import wait
@@ -50,7 +51,10 @@ class Retraining:
                 self._measure(trial)
 
     def pending(self, chosen: tuple[TrialRecord, ...]) -> list[Pending]:
-        """Return the retrainings of `chosen` still to do. One that failed as often as the study allows is not."""
+        """Return the retrainings of `chosen` still to do, and of any student those whose weights are lost.
+
+        One that failed as often as the study allows is not tried again.
+        """
         wanted, possible = self._config.final.seeds, self._opened.evaluator.repeats
         seeds = wanted if possible is None else min(wanted, possible)
         done = {
@@ -58,12 +62,21 @@ class Retraining:
             for trial in self._opened.snapshot().trials
             for repeat in trial.repeats
         }
-        return [
+        missing = [
             (trial, seed)
             for seed in range(seeds)
             for trial in chosen
-            if (student_key(trial.arch, trial.tuned), seed) not in done and self._may_try(trial, seed)
+            if (student_key(trial.arch, trial.tuned), seed) not in done
         ]
+        return [pair for pair in [*self._lost(), *missing] if self._may_try(*pair)]
+
+    def _lost(self) -> list[Pending]:
+        """Return the retrainings whose weights are gone or were altered, and tell each."""
+        lost = []
+        for trial, repeat, loss in lost_checkpoints(self._opened.snapshot()):
+            self._observe(Note(f"{loss.path} {loss.words}: trial {trial.number} is retrained with seed {repeat.seed}"))
+            lost.append((trial, repeat.seed))
+        return lost
 
     def run(self, executor: Executor, pending: list[Pending]) -> None:
         """Do the `pending` retrainings; one that fails is tried again, as often as the study allows."""
@@ -105,13 +118,15 @@ class Retraining:
             self._observe(RepeatEnded(trial.number, None, failure))
             return
         result: Mapping[str, Any] = finished.result
+        written = result.get("checkpoint", "")
         repeat = Repeat(
             seed,
             result["values"]["accuracy"],
             result.get("test_accuracy"),
             job.fidelity,
             result["train_seconds"],
-            Path(result.get("checkpoint", "")).name,
+            Path(written).name,
+            file_sha256(self._opened.run.folder / written) if written else "",
         )
         self._record.add_repeat(trial.number, repeat)
         self.new_repeats += 1

@@ -119,6 +119,60 @@ def test_running_it_again_does_nothing_new_and_says_so(done, capsys):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_what_was_derived_and_is_lost_or_altered_is_written_anew(done, tmp_path, capsys):
+    study, run, _ = done
+    out = tmp_path / "h"
+    shutil.copytree(run, out)
+    before = {name: (out / name).read_bytes() for name in ("front.csv", "trials.csv", "front.svg")}
+    weights = load_file(out / "export" / "student.safetensors")
+    (out / "front.csv").unlink()
+    (out / "trials.csv").write_text("mine")
+    os.truncate(out / "report.html", 99)
+    (out / "export" / "student.json").write_text("{}")
+    (out / "export" / "student.safetensors").unlink()
+    assert again(study, out, "--set", FORMATS) == 0
+    said = capsys.readouterr().out
+    for name in ("front.csv", "export/student.safetensors"):
+        assert f"{out / name} is missing: it is written anew" in said
+    for name in ("trials.csv", "report.html", "export/student.json"):
+        assert f"{out / name} is not the file that kdnas wrote: it is written anew" in said
+    assert "front.svg is" not in said
+    assert {name: (out / name).read_bytes() for name in before} == before
+    assert (out / "report.html").read_text().rstrip().endswith("</html>")
+    mended = load_file(out / "export" / "student.safetensors")
+    assert all(torch.equal(mended[name], tensor) for name, tensor in weights.items())
+    assert json.loads((out / "export" / "student.json").read_text())["format"] == "kdnas-student"
+    assert again(study, out, "--set", FORMATS) == 0
+    assert "nothing new" in capsys.readouterr().out
+
+
+def test_weights_that_are_lost_or_swapped_are_noticed_and_trained_again(done, tmp_path, capsys):
+    study, run, _ = done
+    out = tmp_path / "c"
+    shutil.copytree(run, out)
+    retrained = [trial for trial in load_run(out).trials if trial.repeats]
+    one, two = (out / "checkpoints" / repeat.checkpoint for repeat in retrained[0].repeats)
+    before = one.read_bytes(), two.read_bytes()
+    one.write_bytes(before[1])
+    two.write_bytes(before[0])
+    pick = ["--pick", retrained[0].arch.arch_id, "--format", "safetensors"]
+    assert main(["export", str(out), "--out", str(tmp_path / "e"), *pick]) == 2
+    stderr = capsys.readouterr().err
+    assert "altered or swapped" in stderr
+    assert f"kdnas search {out}" in stderr
+    assert not (tmp_path / "e").exists()
+    two.unlink()
+    assert again(study, out, "--set", FORMATS) == 0
+    said = capsys.readouterr().out
+    assert f"{one} is not the file that kdnas wrote: trial {retrained[0].number} is retrained with seed 0" in said
+    assert f"{two} is missing: trial {retrained[0].number} is retrained with seed 1" in said
+    assert main(["export", str(out), "--out", str(tmp_path / "e"), *pick]) == 0
+    assert {(repeat.seed, bool(repeat.sha256)) for trial in load_run(out).trials for repeat in trial.repeats} == {
+        (0, True),
+        (1, True),
+    }
+
+
 def test_optuna_opens_the_record(done):
     _, out, _ = done
     study = optuna.load_study(study_name="tiny", storage=storage_url(out))
