@@ -25,6 +25,12 @@ def mean_ci95(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, _quantile(n - 1) * math.sqrt(variance / n)
 
 
+def share_interval(mean: float, half_width: float | None) -> tuple[float, float]:
+    """Return the ends of the interval of a share, which leaves [0, 1] at neither end."""
+    half = half_width or 0.0
+    return max(mean - half, 0.0), min(mean + half, 1.0)
+
+
 def pooled_ci95(groups: Sequence[Sequence[float]]) -> list[float | None]:
     """Return the half width of the 95 % interval of each group's mean, the spread within groups pooled over all.
 

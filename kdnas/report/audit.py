@@ -12,6 +12,7 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.interval import pooled_ci95
 from kdnas.core.rank import Estimate
 from kdnas.core.words import command_line, counted
+from kdnas.report.html_table import Column, plain_rows, table_html
 from kdnas.report.style import FRONT, Figure, styled
 from kdnas.report.wording import label, scaled, shown, shown_interval
 from kdnas.study.audit_losses import loss_name
@@ -309,20 +310,8 @@ def _hover(student: AuditedStudent, half: float | None) -> str:
 
 
 def _table(headings: list[str], rows: list[list[str]], name: str) -> str:
-    if not rows:
-        return ""
-    classes = ["text plain", *["plain"] * (len(headings) - 1)]
-    heads = "".join(f"<th scope='col' class='{c}'>{_text(h)}</th>" for c, h in zip(classes, headings, strict=True))
-    cells = "".join(
-        "<tr>"
-        + "".join(f"<td{' class=text' if k == 0 else ''}>{_text(cell)}</td>" for k, cell in enumerate(row))
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="table" role="region" tabindex="0" aria-label="{_text(name)}"><table>'
-        f"<thead><tr>{heads}</tr></thead><tbody>{cells}</tbody></table></div>"
-    )
+    columns = [Column(heading, text=place == 0) for place, heading in enumerate(headings)]
+    return table_html(columns, plain_rows(rows), name) if rows else ""
 
 
 def _plain(estimate: Estimate | None) -> dict[str, float | None] | None:

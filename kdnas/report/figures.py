@@ -9,13 +9,17 @@ from typing import Any
 import plotly.graph_objects as go
 
 from kdnas.core import hypervolume as volumes
+from kdnas.core.interval import share_interval
 from kdnas.core.objective import Quantity, breaches, minimised
 from kdnas.core.pareto import non_dominated
+from kdnas.core.words import counted
+from kdnas.report.architecture import architecture_lines
 from kdnas.report.importance import Importance
 from kdnas.report.style import (
     BROKEN,
     FAINT,
     FRONT,
+    FULL,
     RECOMMENDED,
     TEACHER,
     Figure,
@@ -26,7 +30,7 @@ from kdnas.report.style import (
     teacher_value,
 )
 from kdnas.report.tables import other_quantities
-from kdnas.report.wording import axis_title, label, scaled, shown, shown_interval
+from kdnas.report.wording import axis_title, bound_in_words, label, reason_in_words, scaled, shown, shown_interval
 from kdnas.study.front import (
     candidates,
     comparable,
@@ -36,6 +40,7 @@ from kdnas.study.front import (
     recommended,
 )
 from kdnas.study.records import FrontMember, RunRecord, TrialRecord
+from kdnas.study.training_folder import full_trainings
 
 _LOWER = "scored at a lower rung"
 
@@ -64,7 +69,9 @@ def accuracy_figure(run: RunRecord, name: str) -> Figure:
     if members:
         _add_front(drawing, run, members, name)
         xs += [member.values[name] for member in members if name in member.values]
-        ys += [member.values["accuracy"] for member in members]
+        ys += [end for m in members for end in share_interval(m.values["accuracy"], m.accuracy_ci95)]
+    for total, fully in zip((xs, ys), _add_full_trainings(drawing, run, name), strict=True):
+        total += fully
     if run.teacher is not None and name in run.teacher.values:
         xs.append(run.teacher.values[name])
         ys.append(run.teacher.accuracy)
@@ -98,8 +105,8 @@ def accuracy_figure(run: RunRecord, name: str) -> Figure:
     drawing.update_yaxes(title="Validation accuracy", tickformat=".0%" if _spread(ys) > 0.05 else ".1%")
     if ys:
         drawing.update_yaxes(range=list(_padded(ys)))
-    bounds = ", ".join(str(bound) for bound in run.constraints if bound.name == name)
-    caption = _accuracy_caption(run, members) + (f" The dotted line is the constraint {bounds}." if bounds else "")
+    bounds = " and ".join(bound_in_words(bound) for bound in run.constraints if bound.name == name)
+    caption = _accuracy_caption(run, members) + (f" The dotted line is the constraint: {bounds}." if bounds else "")
     return Figure(f"accuracy-{name}", f"Accuracy against {label(name)}", caption, styled(drawing))
 
 
@@ -236,10 +243,34 @@ def _add_members(
         x=[member.values[name] for member in members], y=[member.values["accuracy"] for member in members],
         mode="markers", name=title,
         marker={"color": colour, "size": 9, "symbol": "circle-open" if hollow else "circle"},
-        error_y={"type": "data", "array": [m.accuracy_ci95 or 0.0 for m in members], "thickness": 1.3, "width": 4},
+        error_y=_interval_bars(members),
         text=[_hover(member.trial, name, member.values, member.accuracy_ci95) for member in members],
         hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
+
+
+def _interval_bars(members: Sequence[FrontMember]) -> dict[str, Any]:
+    """Return the members' intervals as plotly takes them; none leaves 0 to 100 %."""
+    halves = [(member.values["accuracy"], member.accuracy_ci95 or 0.0) for member in members]
+    up, down = [min(half, 1 - mean) for mean, half in halves], [min(half, mean) for mean, half in halves]
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1.3, "width": 4}
+
+
+def _add_full_trainings(drawing: go.Figure, run: RunRecord, name: str) -> tuple[list[float], list[float]]:
+    """Draw what `kdnas train` made of students of this run; return where they stand."""
+    costs = {trial.arch.arch_id: measured_values(trial) for trial in run.trials if trial.state == "complete"}
+    found = [t for t in full_trainings(run.folder)[0] if name in costs.get(t.arch_id, {})]
+    if not found:
+        return [], []
+    xs, ys = [costs[training.arch_id][name] for training in found], [training.accuracy for training in found]
+    drawing.add_scatter(
+        x=xs, y=ys, mode="markers", name="fully trained", marker={"symbol": "diamond", "size": 11, "color": FULL},
+        text=[f"{training.arch_id}, trained for {counted(training.epochs, 'epoch')}<br>accuracy "
+              f"{shown('accuracy', training.accuracy)}, test {shown('accuracy', training.test_accuracy)}"
+              for training in found],
+        hovertemplate="%{text}<extra></extra>",
+    )  # fmt: skip
+    return xs, ys
 
 
 def _add_infeasible(drawing: go.Figure, run: RunRecord, name: str, floor: float) -> list[float]:
@@ -254,7 +285,7 @@ def _add_infeasible(drawing: go.Figure, run: RunRecord, name: str, floor: float)
     drawing.add_scatter(
         x=xs, y=[floor] * len(xs), mode="markers", name="refused untrained", cliponaxis=False,
         marker={"symbol": "line-ns", "size": 10, "color": BROKEN, "line": {"color": BROKEN, "width": 1.5}},
-        text=[f"trial {trial.number}: {escaped(trial.reason)}" for trial in refused],
+        text=[f"trial {trial.number}: {escaped(reason_in_words(trial.reason))}" for trial in refused],
         hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
     return xs
@@ -262,9 +293,10 @@ def _add_infeasible(drawing: go.Figure, run: RunRecord, name: str, floor: float)
 
 def _hover(trial: TrialRecord, name: str, values: Mapping[str, float], ci95: float | None = None) -> str:
     accuracy = shown_interval("accuracy", values["accuracy"], ci95)
+    what = "<br>".join(escaped(line) for line in architecture_lines(trial.arch))
     return (
         f"trial {trial.number} · {trial.arch.arch_id}<br>accuracy {accuracy}"
-        f"<br>{label(name)} {shown(name, values[name])}"
+        f"<br>{label(name)} {shown(name, values[name])}<br>{what}"
     )
 
 
@@ -274,6 +306,8 @@ def _accuracy_caption(run: RunRecord, members: Sequence[FrontMember]) -> str:
         text = f"Grey: brief scores of the search. Blue: the front, retrained {origin}, mean and 95 % interval."
     else:
         text = "Grey: brief scores of the search, one training each. Blue: the best so far; nothing is retrained yet."
+    if full_trainings(run.folder)[0]:
+        text += " Diamonds: students trained by `kdnas train`, one training each."
     if len(run.objectives) > 2 and members:
         text += f" The front is of {len(run.objectives)} objectives; the line joins those best in this pair."
     return text

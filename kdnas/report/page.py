@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import html
 import itertools
-import math
 from collections.abc import Iterable, Sequence
 from importlib import resources
-from typing import Any
 
-import pandas as pd
 import plotly.offline
 
 import kdnas
 from kdnas.report import summary
+from kdnas.report.architecture import architecture_drawing, architecture_in_words
 from kdnas.report.audit import audit_figure, audit_html
 from kdnas.report.figures import accuracy_figure, cost_names, hypervolume_figure, importance_figure
 from kdnas.report.importance import importance
 from kdnas.report.parallel import parallel_figure
 from kdnas.report.schedules import found_schedules, schedule_figures, schedules_html
+from kdnas.report.student_tables import front_html, full_trainings_html, trials_html
 from kdnas.report.style import Figure
-from kdnas.report.tables import front_table, trials_table
 from kdnas.report.time_spent import seconds_by_phase, time_figure
-from kdnas.report.wording import label, shown, shown_interval
+from kdnas.report.wording import shown, shown_interval
 from kdnas.study.audit_result import AuditResult, audit_result
-from kdnas.study.front import front, hypervolume_over_time, recommended
+from kdnas.study.front import front, hypervolume_over_time
 from kdnas.study.records import FrontMember, RunRecord
+from kdnas.study.training_folder import full_trainings
 
-_TEXT_COLUMNS = ("arch_id", "fidelity_weights", "state", "reason", "arch", "indistinguishable_from")
-_CODE_COLUMNS = ("arch_id", "arch", "indistinguishable_from")
-_LONG_COLUMNS = ("reason", "arch", "indistinguishable_from")
 # The browser itself refuses every request: nothing but what stands in the page may be used. Plotly compiles
 # functions for some traces, hence unsafe-eval; the live page may ask its own server for the version.
 _POLICY = (
@@ -127,7 +123,9 @@ def _card(title: str, member: FrontMember, sentence: str) -> str:
     against = f'<div class="against">{_text(sentence)}</div>' if sentence else ""
     pairs += summary.quantity_pairs(member.values)
     head = f'<h3>{_text(title)}</h3><div class="big">{_text(big)}</div>'
-    return f'<div class="card">{head}{against}{_definitions(pairs)}</div>'
+    arch = member.trial.arch
+    what = f'{architecture_drawing(arch)}<p class="what">{_text(architecture_in_words(arch))}</p>'
+    return f'<div class="card">{head}{against}{what}{_definitions(pairs)}</div>'
 
 
 def _trust(run: RunRecord) -> str:
@@ -154,7 +152,7 @@ def _figures(drawings: Sequence[Figure], run: RunRecord) -> str:
 def _figure(figure: Figure) -> str:
     return (
         f'<figure id="{_text(figure.name)}"{" class=wide" if figure.wide else ""}><h3>{_text(figure.title)}</h3>'
-        f'<div class="drawing" role="img" aria-label="{_text(figure.title)}">'
+        f'<div class="drawing"{" tabindex=0" if figure.wide else ""} role="img" aria-label="{_text(figure.title)}">'
         f'<div data-figure="data-{_text(figure.name)}" '
         f'style="height:{int(figure.drawing.layout.height)}px"></div></div>'
         f"<figcaption>{_text(figure.caption)}</figcaption></figure>"
@@ -164,64 +162,26 @@ def _figure(figure: Figure) -> str:
 def _tables(run: RunRecord) -> str:
     if not run.trials:
         return ""
-    members = front(run)
-    chosen = recommended(run)
-    marked = {chosen.member.trial.number} if chosen is not None else set()
-    hint = '<p class="lead">The numbers of front.csv and trials.csv. A click on a column’s name sorts by it.</p>'
+    hint = (
+        '<p class="lead">Accuracies are in per cent here; front.csv and trials.csv hold the same numbers as fractions. '
+        "A column’s name sorts by it.</p>"
+    )
     parts = []
-    if members:
-        test = f'<p class="lead">{_text(f"{summary.near_chance(run)} {summary.distinguishing(run)}".strip())}</p>'
-        parts.append(f"<h2>The front</h2>{hint}" + _table(front_table(run), "Students of the front", marked) + test)
-    parts.append("<h2>All trials</h2>" + _table(trials_table(run), "All trials with the search’s scores", set()))
+    if front(run):
+        told = f"The recommended student is tinted green. {summary.near_chance(run)} {summary.distinguishing(run)}"
+        parts.append(f'<h2>The front</h2>{hint}{front_html(run)}<p class="lead">{_text(told.strip())}</p>')
+    parts.append(_full_trainings(run))
+    parts.append(f"<h2>All trials</h2>{trials_html(run)}")
     return f"<section>{''.join(parts)}</section>"
 
 
-def _table(table: pd.DataFrame, name: str, chosen: set[int]) -> str:
-    heads = "".join(
-        f"<th scope='col'{' class=text' if column in _TEXT_COLUMNS else ''}>"
-        f"<button type='button'>{_text(_heading(str(column)))}</button></th>"
-        for column in table.columns
-    )
-    rows = []
-    for record in table.to_dict("records"):
-        marked = " class=chosen" if record["trial"] in chosen else ""
-        cells = "".join(_cell(str(column), value) for column, value in record.items())
-        rows.append(f"<tr{marked}>{cells}</tr>")
-    note = '<p class="lead">The recommended student is tinted green.</p>' if chosen else ""
-    return (
-        f'<div class="table" role="region" tabindex="0" aria-label="{_text(name)}"><table class="sortable">'
-        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>{note}"
-    )
-
-
-def _heading(column: str) -> str:
-    if column.endswith("_ci95"):
-        return f"± 95 % {label(column.removesuffix('_ci95'))}"
-    names = {
-        "arch_id": "student",
-        "fidelity_epochs": "epochs",
-        "fidelity_data_fraction": "data fraction",
-        "fidelity_resolution_fraction": "resolution fraction",
-        "fidelity_weights": "weights",
-        "macs": "MACs",
-        "indistinguishable_from": "accuracy not distinguishable from",
-    }
-    return names.get(column) or (column if column.endswith(("_ms", "_bytes", "_mj")) else column.replace("_", " "))
-
-
-def _cell(column: str, value: Any) -> str:
-    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
-        return '<td data-value="">–</td>'
-    if column in _TEXT_COLUMNS:
-        wide = " long" if column in _LONG_COLUMNS and len(str(value)) > 30 else ""
-        content = f"<code>{_text(value)}</code>" if column in _CODE_COLUMNS else _text(value)
-        return f'<td class="text{wide}" data-value="{_text(value)}">{content}</td>'
-    # Accuracies keep four digits so that they can be compared with the files; counts are written out.
-    if isinstance(value, int) or float(value).is_integer():
-        text = f"{int(value):,}".replace(",", "\u202f")
-    else:
-        text = f"{value:.4f}" if "accuracy" in column else f"{value:.4g}"
-    return f'<td data-value="{value!r}">{text}</td>'
+def _full_trainings(run: RunRecord) -> str:
+    found, troubles = full_trainings(run.folder)
+    if not found and not troubles:
+        return ""
+    told = '<p class="lead">One training each, by `kdnas train`; the test split was used once, at its end.</p>'
+    table = told + full_trainings_html(run, found) if found else ""
+    return "<h2>Full trainings</h2>" + table + "".join(f'<p class="notice">{_text(line)}</p>' for line in troubles)
 
 
 def _costs_and_failures(run: RunRecord) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from kdnas.report.architecture import architecture_lines
 from kdnas.report.searched import Searched, searched
 from kdnas.report.style import INK, TEACHER, Figure, blend, escaped, is_log, styled, teacher_value
 from kdnas.report.wording import OFF, label, number, shown
@@ -44,7 +45,8 @@ def parallel_figure(run: RunRecord) -> Figure:
             "type": "scatter", "x": list(range(len(axes))), "y": heights, "mode": "lines", "showlegend": False,
             "opacity": 1.0 if on_front else 0.45, "line": {"color": colour, "width": 3 if on_front else 1.1},
             "hovertemplate": f"trial {trial.number}{', on the front' if on_front else ''}<br>accuracy "
-            f"{shown('accuracy', member.values['accuracy'])}<extra></extra>",
+            f"{shown('accuracy', member.values['accuracy'])}<br>"
+            f"{'<br>'.join(map(escaped, architecture_lines(trial.arch)))}<extra></extra>",
         })  # fmt: skip
     # All at once: plotly's time for one more trace grows with those it has.
     drawing.add_traces(lines)

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from kdnas import atomic
+from kdnas.core.interval import share_interval
 from kdnas.core.objective import breaches
 from kdnas.report.figures import cost_names, staircase
 from kdnas.report.style import BROKEN, FAINT, FRONT, GRID, INK, RECOMMENDED, TEACHER, is_log, round_ticks
@@ -57,7 +58,7 @@ def front_svg(run: RunRecord, name: str | None = None) -> str:
     teacher = run.teacher if run.teacher is not None and name in run.teacher.values else None
     xs = [values[name] for values in scored] + [member.values[name] for member in members if name in member.values]
     ys = [values["accuracy"] for values in scored]
-    ys += [m.values["accuracy"] + sign * (m.accuracy_ci95 or 0.0) for m in members for sign in (-1, 1)]
+    ys += [end for m in members for end in share_interval(m.values["accuracy"], m.accuracy_ci95)]
     if teacher is not None:
         xs.append(teacher.values[name])
     if run.teacher is not None:
@@ -127,7 +128,7 @@ def _front(run: RunRecord, members: tuple[FrontMember, ...], name: str, x: _Scal
             continue
         across, accuracy = x(member.values[name]), member.values["accuracy"]
         if member.accuracy_ci95:
-            low, high = y(accuracy - member.accuracy_ci95), y(accuracy + member.accuracy_ci95)
+            low, high = map(y, share_interval(accuracy, member.accuracy_ci95))
             parts.append(_line(across, low, across, high, FRONT, 'stroke-width="1.3"'))
             parts += [_line(across - 4, end, across + 4, end, FRONT, 'stroke-width="1.3"') for end in (low, high)]
         parts.append(f'<circle cx="{across:.1f}" cy="{y(accuracy):.1f}" r="4.6" fill="{FRONT}"/>')

@@ -13,6 +13,7 @@ from kdnas.core.arch import Scalar
 from kdnas.core.schedule import Schedule
 from kdnas.core.words import counted
 from kdnas.errors import InputError
+from kdnas.report.html_table import Column, plain_rows, table_html
 from kdnas.report.schedule_figure import (
     begins,
     how_it_ended,
@@ -201,20 +202,9 @@ def _table(
     text: Sequence[int] = (0,),
     long: Sequence[int] = (),
 ) -> str:
-    """Return a plain table; the columns of `text` and `long` are text, which wraps in the latter."""
-
-    def kind(column: int) -> str:
-        return "text long" if column in long else "text" if column in text else ""
-
-    heads = "".join(f"<th scope=col class='plain {kind(k)}'>{_text(head)}</th>" for k, head in enumerate(headings))
-    cells = "".join(
-        "<tr>" + "".join(f"<td class='{kind(k)}'>{_text(cell)}</td>" for k, cell in enumerate(row)) + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="table" role="region" tabindex="0" aria-label="{_text(name)}"><table>'
-        f"<thead><tr>{heads}</tr></thead><tbody>{cells}</tbody></table></div>"
-    )
+    """Return a table of texts; the columns of `text` and `long` are aligned left, and wrap in the latter."""
+    columns = [Column(head, text=k in (*text, *long), long=k in long) for k, head in enumerate(headings)]
+    return table_html(columns, plain_rows(rows), name)
 
 
 def _text(value: object) -> str:

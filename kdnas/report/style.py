@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from kdnas.study.records import RunRecord
 
-FRONT, FAINT, TEACHER, RECOMMENDED, BROKEN = "#1d5fa8", "#9fb0c3", "#d1480f", "#0f8a6a", "#b6505f"
+FRONT, FAINT, TEACHER, RECOMMENDED, BROKEN, FULL = "#1d5fa8", "#9fb0c3", "#d1480f", "#0f8a6a", "#b6505f", "#7a55a3"
 GRID, INK = "#e6eaf0", "#2b3440"
 _LOG_RANGE = 10.0
 """A ratio of largest to smallest value above which an axis is logarithmic."""

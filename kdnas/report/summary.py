@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import breaches
 from kdnas.core.pick import FEWEST_FOR_A_KNEE, SHORTEST_PREFIX
 from kdnas.core.words import counted
+from kdnas.report.architecture import family_in_words
 from kdnas.report.searched import stuck_at_bounds
-from kdnas.report.wording import duration, fraction_of, label, shown
+from kdnas.report.wording import bound_in_words, duration, fraction_of, label, reason_in_words, shown
 from kdnas.study.front import (
     SIGNIFICANCE,
     best_of,
@@ -26,19 +29,32 @@ from kdnas.study.front import (
 from kdnas.study.records import FrontMember, RunRecord, SupernetRecord
 
 _NAMED_PAIRS = 6
+_MEASURED = re.compile(r" \([a-z_0-9]+ is -?[0-9][-+.0-9e]*\)")
+"""What a student that breaks a constraint has: it differs from trial to trial, the reason does not."""
 
 
 def what_was_searched(run: RunRecord) -> str:
     """Return one sentence on the study: data, teacher, space, objectives and constraints."""
     config = run.config
-    objectives = ", ".join(label(objective.name) for objective in run.objectives)
-    bounds = f" under {', '.join(map(str, run.constraints))}" if run.constraints else ""
+    names = [label(objective.name) for objective in run.objectives]
+    objectives = f"{', '.join(names[:-1])} and {names[-1]}"
+    bounds = f", with {' and '.join(map(bound_in_words, run.constraints))}" if run.constraints else ""
     classes = f" ({len(run.class_names)} classes)" if run.class_names else ""
     source = f"scored by the evaluator {config.evaluator.type}"
     if config.data is not None and config.teacher is not None:
         teacher = run.teacher.name if run.teacher else config.teacher.type
         source = f"for the data set {config.data.type}{classes}, distilled from the teacher {teacher}"
-    return f"Students of the space {config.space} {source}, for the best trade-off of {objectives}{bounds}."
+    return f"{_students_of(run)} {source}, for the best trade-off of {objectives}{bounds}."
+
+
+def _students_of(run: RunRecord) -> str:
+    """Return which students were searched: a carried space by its name, a file of the study's own as such."""
+    families = list(dict.fromkeys(trial.arch.family for trial in run.trials))
+    recorded = run.lock.get("identity", {}).get("space", {}).get("family")
+    kind = f"{family_in_words(recorded or families[0])}s" if recorded or families else "students"
+    name = run.config.space
+    where = f"the study’s own space {Path(name).stem}" if name.endswith((".yaml", ".yml")) else f"the space {name}"
+    return f"{kind[:1].upper()}{kind[1:]} of {where}"
 
 
 def progress(run: RunRecord) -> str:
@@ -241,7 +257,7 @@ def trust(run: RunRecord) -> list[str]:
     volume = hypervolume(run)
     if volume is not None and members:
         reference = ", ".join(f"{label(name)} {shown(name, value)}" for name, value in run.reference_point.items())
-        sentences.append(f"Hypervolume of the front: {volume:.6g}, below the reference point {reference}.")
+        sentences.append(f"Hypervolume of the front: {volume:,.6g}, below the reference point {reference}.")
     return [*sentences, *stuck_at_bounds(run), *_measurement_sentences(run)]
 
 
@@ -275,7 +291,8 @@ def failures(run: RunRecord) -> list[tuple[str, str, list[int]]]:
     groups: dict[tuple[str, str], list[int]] = {}
     for trial in run.trials:
         if trial.state in ("failed", "infeasible", "interrupted"):
-            groups.setdefault((trial.state, trial.reason or "no reason recorded"), []).append(trial.number)
+            reason = _MEASURED.sub("", reason_in_words(trial.reason)) or "no reason recorded"
+            groups.setdefault((trial.state, reason), []).append(trial.number)
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[1][0]))
     return [(state, reason, numbers) for (state, reason), numbers in ordered]
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 
 from kdnas.core.arch import Arch
+from kdnas.core.interval import share_interval
+from kdnas.core.objective import Constraint, parse_constraint
 
 _LABELS = {
     "accuracy": "accuracy",
@@ -27,11 +30,21 @@ def label(name: str) -> str:
     return name.replace("_", " ")
 
 
+def _unit(name: str) -> str:
+    return next((unit for suffix, unit in _UNIT_SUFFIXES.items() if name.endswith(suffix)), "")
+
+
+def column_title(name: str) -> str:
+    """Return the heading of a column of a quantity's bare values: "latency (ms)", "accuracy (%)", "MACs"."""
+    unit = "%" if name.endswith("accuracy") else _unit(name)
+    return label(name) + (f" ({unit})" if unit else "")
+
+
 def axis_title(name: str) -> str:
     """Return an axis title of a quantity, with its unit."""
     if name == "macs":
         return "MACs (FLOPs = 2 × MACs)"
-    unit = next((unit for suffix, unit in _UNIT_SUFFIXES.items() if name.endswith(suffix)), "")
+    unit = _unit(name)
     text = label(name)
     return f"{text[0].upper()}{text[1:]}" + (f" ({unit})" if unit else "")
 
@@ -42,26 +55,58 @@ def shown(name: str, value: float | None) -> str:
         return "–"
     if name.endswith("accuracy"):
         return f"{100 * value:.2f} %"
-    unit = next((unit for suffix, unit in _UNIT_SUFFIXES.items() if name.endswith(suffix)), "")
+    unit = _unit(name)
     if name in ("macs", "params") or unit == "B":
         return f"{scaled(value)}{unit}" if unit else scaled(value).strip()
     return f"{value:.4g} {unit}".strip()
 
 
 def shown_interval(name: str, value: float | None, half_width: float | None) -> str:
-    """Return `shown` with its 95 % interval where there is one: "97.10 ± 0.31 %"."""
+    """Return `shown` with its 95 % interval where there is one: "97.10 ± 0.31 %".
+
+    One that reaches past 0 or 100 % is told by its ends, cut off there: "97.10 % [90.20, 100]".
+    """
     if value is None or half_width is None:
         return shown(name, value)
-    return f"{100 * value:.2f} ± {100 * half_width:.2f} %"
+    low, high = share_interval(value, half_width)
+    if (low, high) == (value - half_width, value + half_width):
+        return f"{100 * value:.2f} ± {100 * half_width:.2f} %"
+    ends = ["0" if end == 0 else "100" if end == 1 else f"{100 * end:.2f}" for end in (low, high)]
+    return f"{100 * value:.2f} % [{', '.join(ends)}]"
 
 
-def scaled(value: float) -> str:
+def bound_in_words(bound: Constraint) -> str:
+    """Return a constraint as a reader says it: "at most 6 M MACs", "at least 95 % accuracy"."""
+    limit = "at most" if bound.operator == "<=" else "at least"
+    unit = _unit(bound.name)
+    if bound.name.endswith("accuracy"):
+        value = f"{100 * bound.bound:g} %"
+    elif bound.name in ("macs", "params") or unit == "B":
+        value = f"{scaled(bound.bound, digits=6)}{unit}".strip()
+    else:
+        value = f"{bound.bound:g} {unit}".strip()
+    return f"{limit} {value} {label(bound.name)}"
+
+
+def reason_in_words(reason: str) -> str:
+    """Return why a trial has no score with its constraints in words: "breaks macs<=6e+06" is "... at most 6 M MACs"."""
+
+    def said(match: re.Match[str]) -> str:
+        try:
+            return bound_in_words(parse_constraint(match[0]))
+        except ValueError:
+            return match[0]
+
+    return re.sub(r"\b[a-z_][a-z0-9_]*(?:<=|>=)-?[0-9][0-9.]*(?:e[-+]?[0-9]+)?", said, reason)
+
+
+def scaled(value: float, digits: int = 4) -> str:
     """Return `value` to four digits with a metric prefix after a space: "1.234 M"; the space stays without prefix."""
-    rounded = abs(float(f"{value:.4g}"))
+    rounded = abs(float(f"{value:.{digits}g}"))
     for scale, prefix in _SCALES:
         if rounded >= scale:
-            return f"{value / scale:.4g} {prefix}"
-    return f"{value:.4g} "
+            return f"{value / scale:.{digits}g} {prefix}"
+    return f"{value:.{digits}g} "
 
 
 def number(value: float) -> str:

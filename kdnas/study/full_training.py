@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import nn
 
 import kdnas
 from kdnas.core.words import counted
-from kdnas.errors import ConfigError, Problem, RunFolderError
+from kdnas.errors import ConfigError, Problem
 from kdnas.machine import usable_cores
 from kdnas.students import STUDENTS
 from kdnas.study.config import ExportConfig
@@ -28,7 +27,15 @@ from kdnas.study.opening import cache_dir, resolve_device
 from kdnas.study.run_folder import exclusively, fingerprint, write_text
 from kdnas.study.schedules import DistilStep, Step, TrainingSchedule, write_training_schedule
 from kdnas.study.train_file import TrainFile
-from kdnas.study.training_folder import CHECKPOINT_FILE, GUARD_FILE, RESULT_FILE, claim, locked_training
+from kdnas.study.training_folder import (
+    CHECKPOINT_FILE,
+    GUARD_FILE,
+    RESULT_FILE,
+    FullTraining,
+    claim,
+    locked_training,
+    read_result,
+)
 from kdnas.study.training_ground import Ground, open_ground
 from kdnas.study.training_steps import Progress, StepResult, follow
 from kdnas.training.numerics import computing
@@ -37,21 +44,6 @@ from kdnas.training.schedule_file import SCHEDULE_FILE
 _FEW_CORES = 2
 """More threads than one gain nothing on so many (`kdnas.training.numerics`)."""
 DEFAULT_FORMATS = ExportConfig().formats
-
-
-@dataclass(frozen=True)
-class FullTraining:
-    """A finished full training. `accuracy` is on the validation split, `test_accuracy` on the test split."""
-
-    folder: Path
-    arch_id: str
-    epochs: int
-    """Of the student; with a schedule what all its steps together might spend."""
-    accuracy: float
-    test_accuracy: float
-    train_seconds: float
-    files: tuple[str, ...]
-    already_done: bool = False
 
 
 def train_fully(
@@ -80,7 +72,7 @@ def train_fully(
     file = file.settled(hardware, locked_training(out))
     claim(out, identity(file, schedule))
     with exclusively(out / GUARD_FILE, "kdnas train"), computing(file.training, hardware):
-        done = _read_result(out)
+        done = read_result(out)
         if done is not None:
             return done
         ground = open_ground(file, data_root=data_root, cache=cache or cache_dir(), device=device, say=say)
@@ -188,18 +180,6 @@ def _finish(
     write_text(out / RESULT_FILE, json.dumps(plain, indent=2) + "\n")
     (out / CHECKPOINT_FILE).unlink(missing_ok=True)
     return result
-
-
-def _read_result(out: Path) -> FullTraining | None:
-    """Return the finished training in `out`, None while there is none. Raises RunFolderError when it is damaged."""
-    path = out / RESULT_FILE
-    if not path.exists():
-        return None
-    try:
-        plain: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return FullTraining(folder=out, already_done=True, **{**plain, "files": tuple(plain["files"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunFolderError(f"{path} is damaged: {error}; remove it to finish the training again") from error
 
 
 def _card(

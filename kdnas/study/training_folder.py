@@ -1,4 +1,4 @@
-"""The folder of one full training: whose it is, who works in it, and the log of its epochs."""
+"""The folder of one full training: whose it is, who works in it, the log of its epochs, and what came of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,21 @@ HISTORY_FILE = "history.csv"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 GUARD_FILE = ".training"
 _COLUMNS = ("epoch", "loss", "validation_accuracy", "seconds")
+
+
+@dataclass(frozen=True)
+class FullTraining:
+    """A finished full training. `accuracy` is on the validation split, `test_accuracy` on the test split."""
+
+    folder: Path
+    arch_id: str
+    epochs: int
+    """Of the student; with a schedule what all its steps together might spend."""
+    accuracy: float
+    test_accuracy: float
+    train_seconds: float
+    files: tuple[str, ...]
+    already_done: bool = False
 
 
 def claim(out: Path, settings: Mapping[str, Any]) -> None:
@@ -67,6 +83,35 @@ def locked_training(out: Path) -> dict[str, Any]:
         return dict(locked["training"])
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return {}
+
+
+def read_result(out: Path) -> FullTraining | None:
+    """Return the finished training in `out`, None while there is none. Raises RunFolderError when it is damaged."""
+    path = out / RESULT_FILE
+    if not path.exists():
+        return None
+    try:
+        plain: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return FullTraining(folder=out, already_done=True, **{**plain, "files": tuple(plain["files"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunFolderError(f"{path} is damaged: {error}; remove it to finish the training again") from error
+
+
+def full_trainings(folder: Path) -> tuple[list[FullTraining], list[str]]:
+    """Return the full trainings in a run's folder, by name, and in words which of them are unfinished or damaged."""
+    found, troubles = [], []
+    for lock in sorted(folder.glob(f"training/*/{LOCK_FILE}")):
+        try:
+            result = read_result(lock.parent)
+        except RunFolderError as error:
+            troubles.append(str(error))
+            continue
+        if result is None:
+            epochs = len(read_history(lock.parent)[0])
+            troubles.append(f"{lock.parent} is not finished (epoch {epochs}): the same `kdnas train` continues it")
+        else:
+            found.append(result)
+    return found, troubles
 
 
 def read_history(out: Path) -> tuple[list[EpochRecord], dict[int, float]]:

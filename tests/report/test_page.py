@@ -15,6 +15,7 @@ import pytest
 from synthetic_run import HOSTILE, complete, run_of, synthetic_run
 
 from kdnas.core.fidelity import Fidelity
+from kdnas.core.objective import Constraint
 from kdnas.errors import RunFolderError
 from kdnas.report.figures import accuracy_figure, cost_names, hypervolume_figure, staircase
 from kdnas.report.files import write_report
@@ -23,8 +24,18 @@ from kdnas.report.page import page
 from kdnas.report.parallel import parallel_figure
 from kdnas.report.picture import front_svg
 from kdnas.report.style import is_log, round_ticks
-from kdnas.report.summary import against_teacher, costs, failures, highlights, near_chance, trust, unreached_rung
+from kdnas.report.summary import (
+    against_teacher,
+    costs,
+    failures,
+    highlights,
+    near_chance,
+    trust,
+    unreached_rung,
+    what_was_searched,
+)
 from kdnas.report.tables import front_table, trials_table
+from kdnas.report.wording import shown_interval
 from kdnas.study.config import Rung
 from kdnas.study.front import front, hypervolume, recommended
 
@@ -91,6 +102,73 @@ def test_tables_hold_the_numbers_of_the_csv_files(full, document):
         for column in ("accuracy", "macs", "latency_ms"):
             for value in table[column].dropna():
                 assert repr(getattr(value, "item", lambda value=value: value)()) in cells, (column, value)
+
+
+def test_tables_begin_with_score_and_costs_and_show_per_cent(full, document):
+    front_table_, trials_table_ = re.findall(r'<table class="sortable"><thead>(.*?)</thead>', document)[-2:]
+    heads = [re.findall(r'<button type="button">(.*?)</button>', table) for table in (front_table_, trials_table_)]
+    assert heads[0][:6] == [
+        "student", "accuracy (%), 95 % interval", "test accuracy (%), 95 % interval", "MACs", "parameters",
+        "latency (ms), spread in brackets",
+    ]  # fmt: skip
+    assert heads[1][:5] == ["trial", "student", "accuracy (%)", "MACs", "parameters"]
+    assert not re.search(r">0\.9\d+<", document)
+    member = front(full)[0]
+    shown = shown_interval("accuracy", member.values["accuracy"], member.accuracy_ci95).removesuffix(" %")
+    assert f'data-value="{member.values["accuracy"]!r}">{shown}</td>' in document
+    assert document.count('aria-sort="none"') == document.count("<th ")
+    assert "hold the same numbers as fractions" in document
+    assert "the table scrolls sideways" in document
+
+
+def test_no_interval_leaves_nothing_to_everything():
+    trials = [complete(0, 0.5, 50, repeats=[0.99, 1.0, 0.9]), complete(1, 0.3, 5, repeats=[0.0, 0.02, 0.1])]
+    run = run_of(trials)
+    bars = next(t for t in accuracy_figure(run, "macs").drawing.data if t.name == "front, retrained (95 %)").error_y
+    means = [member.values["accuracy"] for member in front(run)]
+    for mean, up, down in zip(means, bars.array, bars.arrayminus, strict=True):
+        assert mean + up <= 1.0
+        assert mean - down >= 0.0
+    assert "96.33 % [82.65, 100]" in page(run)
+    heights = [float(y) for y in re.findall(r'y[12]="([-\d.]+)"', front_svg(run))]
+    assert min(heights) >= 0
+
+
+def test_constraints_and_quantities_are_told_in_words(full):
+    run = replace(full, constraints=(*full.constraints, Constraint("latency_ms", "<=", 2.5)))
+    refused = replace(full.trials[7], reason="breaks macs<=6e+06 (macs is 6.17e+06)")
+    document = page(replace(run, trials=(*full.trials[:7], refused, *full.trials[8:])))
+    text = document[: document.index('<script type="application/json"')]
+    assert "with at most 6 M MACs and at most 2.5 ms latency" in text
+    for spelling in ("6e+06", "macs<=", "macs&lt;=", "latency_ms<", ">latency_ms", "± 95 %"):
+        assert spelling not in text, spelling
+    assert "2 × infeasible</b>: breaks at most 6 M MACs <small>(trials 7, 11)" in text
+
+
+def test_a_space_of_the_studys_own_is_no_file_name(full):
+    config = full.config.model_copy(update={"space": "../somewhere/narrow.yaml"})
+    assert what_was_searched(replace(full, config=config)).startswith(
+        "Residual networks of the study’s own space narrow"
+    )
+
+
+def test_full_trainings_stand_in_the_report(full, tmp_path):
+    trial = front(full)[0].trial
+    folder = tmp_path / "training" / trial.arch.arch_id
+    folder.mkdir(parents=True)
+    (folder / "training.lock.yaml").write_text("name: it\n")
+    run = replace(full, folder=tmp_path)
+    assert "is not finished (epoch 0)" in page(run)
+    (folder / "result.json").write_text(json.dumps({
+        "arch_id": trial.arch.arch_id, "epochs": 200, "accuracy": 0.9712, "test_accuracy": 0.9634,
+        "train_seconds": 90.0, "files": ["student.py"]}))  # fmt: skip
+    document = page(run)
+    assert "<h2>Full trainings</h2>" in document
+    assert 'data-value="0.9634">96.34 %</td>' in document
+    (trace,) = [t for t in accuracy_figure(run, "macs").drawing.data if t.name == "fully trained"]
+    assert (trace.x[0], trace.y[0]) == (trial.values["macs"], 0.9712)
+    (folder / "result.json").write_text("{")
+    assert "is damaged" in page(run)
 
 
 def test_accuracy_figure_draws_front_intervals_and_refused_students(full):
@@ -287,10 +365,12 @@ def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path):
 def test_a_browser_draws_every_figure_and_sorts_the_table(full, document, tmp_path):
     probe = (
         "<script>addEventListener('load',()=>{const table=document.querySelectorAll('table')[1];"
-        "table.querySelectorAll('th button')[4].click();"
-        "const c=[...table.tBodies[0].rows].map(r=>r.cells[4].dataset.value);"
+        "const heads=[...table.tHead.rows[0].cells],at=heads.findIndex(h=>h.textContent.startsWith('accuracy'));"
+        "heads[at].querySelector('button').click();"
+        "const c=[...table.tBodies[0].rows].map(r=>r.cells[at].dataset.value);"
         "document.title='drawn:'+document.querySelectorAll('.main-svg').length+' sorted:'+c[0]+' last:['+c.at(-1)+']"
-        " width:'+(document.documentElement.scrollWidth<=innerWidth)})</script></body>"
+        " '+heads[at].ariaSort+' '+heads[0].ariaSort+"
+        "' width:'+(document.documentElement.scrollWidth<=innerWidth)})</script></body>"
     )
     (tmp_path / "page.html").write_text(document.replace("</body>", probe))
     done = subprocess.run(
@@ -302,4 +382,4 @@ def test_a_browser_draws_every_figure_and_sorts_the_table(full, document, tmp_pa
     assert title, done.stderr[-500:]
     lowest = min(trial.values["accuracy"] for trial in full.trials if trial.state == "complete")
     assert int(re.search(r"drawn:(\d+)", title[1])[1]) >= 7
-    assert f"sorted:{lowest} last:[] width:true" in title[1]
+    assert f"sorted:{lowest} last:[] ascending none width:true" in title[1]

@@ -2,7 +2,17 @@ from __future__ import annotations
 
 import pytest
 
-from kdnas.report.wording import axis_title, duration, fraction_of, shown, shown_interval
+from kdnas.core.objective import parse_constraint
+from kdnas.report.wording import (
+    axis_title,
+    bound_in_words,
+    column_title,
+    duration,
+    fraction_of,
+    reason_in_words,
+    shown,
+    shown_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -46,3 +56,36 @@ def test_durations(seconds, text):
 def test_flops_are_labelled_as_twice_the_macs():
     assert axis_title("macs") == "MACs (FLOPs = 2 × MACs)"
     assert axis_title("latency_ms") == "Latency (ms)"
+
+
+def test_intervals_stop_at_nothing_and_everything():
+    assert shown_interval("accuracy", 0.972, 0.109) == "97.20 % [86.30, 100]"
+    assert shown_interval("accuracy", 0.1, 0.3185) == "10.00 % [0, 41.85]"
+    assert shown_interval("accuracy", 0.5, 0.9) == "50.00 % [0, 100]"
+
+
+@pytest.mark.parametrize(
+    ("bound", "text"),
+    [
+        ("macs<=6e6", "at most 6 M MACs"),
+        ("macs<=1234567", "at most 1.23457 M MACs"),
+        ("params<=950", "at most 950 parameters"),
+        ("accuracy>=0.95", "at least 95 % accuracy"),
+        ("latency_ms<=2.5", "at most 2.5 ms latency"),
+        ("peak_memory_bytes<=3M", "at most 3 MB peak memory"),
+    ],
+)
+def test_bounds_in_words(bound, text):
+    constraint = parse_constraint(bound)
+    assert bound_in_words(constraint) == text
+    assert reason_in_words(f"breaks {constraint}") == f"breaks {text}"
+
+
+def test_a_reason_without_a_bound_stays_as_it_is():
+    assert reason_in_words("a<=b and x <= 3 crashed") == "a<=b and x <= 3 crashed"
+
+
+def test_columns_have_their_unit():
+    assert [column_title(name) for name in ("latency_ms", "accuracy", "macs", "energy_mj")] == [
+        "latency (ms)", "accuracy (%)", "MACs", "energy (mJ)",
+    ]  # fmt: skip
