@@ -154,7 +154,7 @@ def in_doubt(run: RunRecord, member: FrontMember) -> str:
 
 def goals(run: RunRecord) -> str:
     """Return whether students of the front reach the study's goals for the score; empty where it has none."""
-    members, wanted = front(run), ", ".join(map(str, run.goals))
+    members, wanted = front(run), " and ".join(map(bound_in_words, run.goals))
     if not run.goals or not members:
         return ""
     best = best_of(members)

@@ -79,6 +79,8 @@ def bound_in_words(bound: Constraint) -> str:
     """Return a constraint as a reader says it: "at most 6 M MACs", "at least 95 % accuracy"."""
     limit = "at most" if bound.operator == "<=" else "at least"
     unit = _unit(bound.name)
+    if bound.percent:
+        return f"{limit} {bound.bound:g} % of the teacher’s {label(bound.name)}"
     if bound.name.endswith("accuracy"):
         value = f"{100 * bound.bound:g} %"
     elif bound.name in ("macs", "params") or unit == "B":
@@ -97,7 +99,7 @@ def reason_in_words(reason: str) -> str:
         except ValueError:
             return match[0]
 
-    return re.sub(r"\b[a-z_][a-z0-9_]*(?:<=|>=)-?[0-9][0-9.]*(?:e[-+]?[0-9]+)?", said, reason)
+    return re.sub(r"\b[a-z_][a-z0-9_]*(?:<=|>=)-?[0-9][0-9.]*(?:e[-+]?[0-9]+)?%?", said, reason)
 
 
 def scaled(value: float, digits: int = 4) -> str:

@@ -72,6 +72,7 @@ def test_intervals_stop_at_nothing_and_everything():
         ("params<=950", "at most 950 parameters"),
         ("accuracy>=0.95", "at least 95 % accuracy"),
         ("latency_ms<=2.5", "at most 2.5 ms latency"),
+        ("macs<=5%", "at most 5 % of the teacher’s MACs"),
         ("peak_memory_bytes<=3M", "at most 3 MB peak memory"),
     ],
 )
