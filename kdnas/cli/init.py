@@ -222,6 +222,7 @@ training:
   weight_decay: 5.0e-4
   warmup_fraction: 0.1
   # clip_norm: 1.0
+  # ema: 0.999  # score and keep a moving average of the weights
   precision: auto  # bfloat16 where the processor has instructions for it, else float32; recorded with the run
   # threads: 1  # CPU threads of a training; more pay for large images with few workers
   # fused_norms: auto  # where there is a C compiler

@@ -127,8 +127,7 @@ def distil(
             stack, teacher, train, recipe, data=data, device=device, view_seed=view_seed, teacher_cache=teacher_cache
         )
         lesson = open_lesson(stack, network, shapes, recipe, data=data, device=device, seed=seed, graphs=graphs)
-        modules = {"network": network, "losses": lesson.criterion}
-        origin = None if begin_from is None else load_modules(begin_from, modules)
+        modules, origin = _modules(network, lesson, begin_from)
         identity = _identity(network, teacher, train, recipe, data, seed, view_seed, origin)
         history, teacher_seconds = list[EpochRecord](), 0.0
         phases = dict.fromkeys(("teacher", "data", "student"), 0.0)
@@ -146,7 +145,8 @@ def distil(
                 optimizer = lesson.optimizer
                 save_checkpoint(checkpoint, modules, optimizer, identity=identity, progress=progress, device=device)
             if on_epoch is not None:
-                on_epoch(record)
+                with lesson.shown():
+                    on_epoch(record)
         failure = lesson.finish()
         score = None if validation is None else scored(lesson, validation, phases)
     return Trained(
@@ -161,6 +161,16 @@ def distil(
         phases=phases,
         live_teacher=teaching is not None and teaching.is_live,
     )
+
+
+def _modules(network: nn.Module, lesson: Lesson, begin_from: Path | None) -> tuple[dict[str, nn.Module], str | None]:
+    """Return what a checkpoint keeps, begun from that of another training where asked for, and that one's identity."""
+    modules = {"network": network, "losses": lesson.criterion}
+    origin = None if begin_from is None else load_modules(begin_from, modules)
+    if lesson.average is not None:
+        lesson.average.begin()
+        modules["average"] = lesson.average.module
+    return modules, origin
 
 
 def _train_epoch(

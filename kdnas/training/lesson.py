@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from kdnas.errors import TrialError
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.taps import Outputs, OutputShapes, Taps, output_shapes, stage_names
 from kdnas.teachers import Teacher
+from kdnas.training.averaging import Average
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import accuracy
 from kdnas.training.fused_norm import fused_norms, library, pay
@@ -56,6 +57,7 @@ class Lesson:
         device: torch.device,
         recorder: Recorder | None = None,
         unfused: bool = False,
+        average: Average | None = None,
     ):
         self.student = student
         self.criterion = criterion
@@ -66,6 +68,8 @@ class Lesson:
         self.unfused = unfused
         """Whether norms were to be fused and are not: nothing here compiles them."""
         self.graph = None if recorder is None else GraphedStep(self.step, recorder)
+        self.average = average
+        """Of the weights, where the recipe has it scored and kept in their place."""
         self._tapped = tapped
         self._check_every = _STEPS_BETWEEN_CHECKS.get(device.type, 1)
         self._epoch = 0
@@ -104,6 +108,8 @@ class Lesson:
         step = self.step if self.graph is None else self.graph
         self._losses[self._done] = step(images, labels, theirs)
         self._done += 1
+        if self.average is not None:
+            self.average.update(self._epoch * steps + self._done)
         if self._done % self._check_every == 0:
             self._refuse_non_finite()
 
@@ -113,12 +119,22 @@ class Lesson:
         return float(self._losses.mean())
 
     def finish(self) -> str | None:
-        """Free gradients and graph, put the student into eval mode, and return why a capture failed, if one did."""
+        """Free gradients and graph, put the student into eval mode, and return why a capture failed, if one did.
+
+        Where an average is kept, the student's weights are that from now on.
+        """
         failure = None if self.graph is None else self.graph.failure
         self.graph = None
+        if self.average is not None:
+            self.average.exchange()
+            self.average = None
         self.optimizer.zero_grad(set_to_none=True)
         self.student.eval()
         return failure
+
+    def shown(self) -> AbstractContextManager[None]:
+        """Let the student be what would be kept if the training ended now, until the context ends."""
+        return nullcontext() if self.average is None else self.average.shown()
 
     def _refuse_non_finite(self) -> None:
         values = self._losses[self._checked : self._done]
@@ -197,6 +213,7 @@ def open_lesson(
     size = data.task.at_resolution(recipe.training.resolution_fraction).image_size
     student = Normalised(network, data.channel_mean, data.channel_std, size)
     student.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = None if recipe.training.ema is None else Average(network, recipe.training.ema)
     stages, classifier = stage_names(network)
     stages = tuple(f"network.{name}" for name in stages)
     classifier = None if classifier is None else f"network.{classifier}"
@@ -216,6 +233,7 @@ def open_lesson(
         device=device,
         recorder=recorder_for(device) if graphs else None,
         unfused=wanted and pay(device, pixels) and library() is None,
+        average=average,
     )
 
 

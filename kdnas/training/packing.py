@@ -160,7 +160,8 @@ def distil_together(
             _train_epoch(lanes, teaching, train, data, epoch, view_seed)
             for lane, tell in zip(lanes, on_epoch or (), strict=on_epoch is not None):
                 if lane.failure is None:
-                    tell(lane.history[-1])
+                    with lane.lesson.shown():
+                        tell(lane.history[-1])
         live = teaching is not None and teaching.is_live
         return [_trained(lane, validation, live) for lane in lanes]
 

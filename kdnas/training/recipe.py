@@ -16,7 +16,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 NUMERICS = ("precision", "threads", "fused_norms")
 """Training settings that decide how numbers are computed: `auto` until `kdnas.training.numerics` settles them."""
-_LATER: dict[str, Any] = {"resolution_fraction": 1.0, "threads": "auto", "fused_norms": "auto"}
+_LATER: dict[str, Any] = {"resolution_fraction": 1.0, "ema": None, "threads": "auto", "fused_norms": "auto"}
 """Training settings that are younger than the first records, and what they were before."""
 
 
@@ -150,6 +150,9 @@ class Training(Section):
     warmup_fraction: Fraction = 0.1
     """Share of all steps with a linear warm-up; a cosine to zero follows."""
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Decay of the moving average of the weights, such as 0.999, that is scored and kept in their place; in the first
+    steps it is smaller. None: the weights themselves. A supernet is trained without it."""
     augmentation: Augmentation = Augmentation()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast where the processor computes it natively, else float32. What is `auto` here and below is

@@ -95,6 +95,7 @@ class SharingEvaluator(TrainingEvaluator):
             f"{'going on with' if checkpoint.exists() else 'training'} the supernet, once: the work of "
             f"{Fidelity(settings.epochs).words} of its largest student on {len(train):,} images"
             + ("" if inherited is None else f"; {100 * inherited:.0f} % of that student's weights are the teacher's")
+            + ("" if config.training.ema is None else "; training.ema is for students, not for it")
         )
         try:
             trained = self._trained(supernet, train, recipe)
