@@ -146,14 +146,16 @@ def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_ro
     from kdnas.errors import ConfigError, Problem
     from kdnas.study import opening
     from kdnas.study.front import pick as pick_member
+    from kdnas.study.run_data import open_run_data
     from kdnas.study.storage import load_run
-    from kdnas.study.train_file import load_train_file, train_file_for, with_epochs
+    from kdnas.study.train_file import load_train_file, locked_fingerprint, train_file_for, with_epochs
 
     record = None
     if run.is_dir():
         record = load_run(run)
         member = pick_member(record, pick or DEFAULT_PICK)
-        data = opening.open_data(record.config.sources()[0], data_root, opening.cache_dir())
+        source, made_on = record.config.sources()[0], locked_fingerprint(record, "data")
+        data = open_run_data(source, data_root, opening.cache_dir(), made_on)
         file = train_file_for(record, member.trial, data)
         folder = run / "training" / file.arch_id
     else:

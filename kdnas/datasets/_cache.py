@@ -133,6 +133,15 @@ def cached(name: str, cache: Path, identity: Mapping[str, Any], decode: Callable
     return data
 
 
+def kept_data(cache: Path, fingerprint: str) -> ImageData | None:
+    """Return the data set of this content from the cache, whatever it was read from; None where it is not there."""
+    for path in sorted((cache / "datasets").glob("*/meta.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # an entry of an older form, or damaged
+            if json.loads(path.read_text())["fingerprint"] == fingerprint and (data := _open(path.parent)) is not None:
+                return data
+    return None
+
+
 def _decode(name: str, folder: Path, decode: Callable[[ImageWriter], Samples]) -> None:
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

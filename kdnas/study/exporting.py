@@ -57,13 +57,14 @@ def export_student(
     retrained or a format is unknown, RunFolderError when its checkpoint is missing or damaged, DataError when the data
     is not what the run was made on, and ExportError, with nothing written, when a format fails its check.
     """
-    from kdnas.study.opening import cache_dir, open_data
+    from kdnas.study.opening import cache_dir
+    from kdnas.study.run_data import open_run_data
 
     data_config, _ = run.config.sources()
     repeat = best_repeat(run, member.trial)
     check_formats(formats)
-    data = open_data(data_config, data_root, cache or cache_dir())
     expected = locked_fingerprint(run, "data")
+    data = open_run_data(data_config, data_root, cache or cache_dir(), expected, say=say)
     if expected and data.fingerprint != expected:
         raise DataError(
             f"data: {data.name} is not what {run.folder} was made on (content hash {data.fingerprint}, was {expected})"

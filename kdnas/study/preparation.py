@@ -84,6 +84,7 @@ def prepare_study(
         str(device),
         calibrations=locked.get("calibrations", {}) if locked else {},
         prepared=locked.get("prepared", {}) if locked else {},
+        run_data=locked["identity"].get("fingerprints", {}).get("data", "") if locked else "",
         say=lambda line: observe(Note(line)),
     )
     evaluator = open_evaluator(context)
@@ -117,7 +118,10 @@ def prepare_study(
         write_lock(folder, lock)
         run = run_of_lock(folder, lock)
     config = config.against(run.standard)
-    context = dataclasses.replace(context, config=config, calibrations=lock["calibrations"], prepared=prepared)
+    opened = evaluator.fingerprints.get("data", "")
+    context = dataclasses.replace(
+        context, config=config, calibrations=lock["calibrations"], prepared=prepared, run_data=opened
+    )
     return Opened(config, space, evaluator, record, Workplan(context), refreshed(run, record))
 
 

@@ -24,8 +24,9 @@ from kdnas.errors import ConfigError, Problem, RunFolderError
 from kdnas.nn.elastic import Unfilled
 from kdnas.students import STUDENTS, StudentFamily
 from kdnas.study.front import front
-from kdnas.study.opening import open_data, split, training_indices
+from kdnas.study.opening import split, training_indices
 from kdnas.study.records import FrontMember, RunRecord
+from kdnas.study.run_data import open_run_data
 from kdnas.study.run_folder import recorded_space, space_record
 from kdnas.study.schedules import (
     RANDOM,
@@ -84,7 +85,7 @@ def open_plan(run: RunRecord, member: FrontMember, epochs: int | None, *, data_r
 
     Raises ConfigError or DataError where the run's data or the student's recipe cannot be had.
     """
-    data = open_data(run.config.sources()[0], data_root, cache)
+    data = open_run_data(run.config.sources()[0], data_root, cache, locked_fingerprint(run, "data"))
     file = train_file_for(run, member.trial, data)
     file = file if epochs is None else with_epochs(file, epochs)
     if run.teacher is None:

@@ -16,7 +16,8 @@ from kdnas.core.data import ImageData
 from kdnas.errors import DataError, Problem, TeacherError
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.taps import stage_names
-from kdnas.study.opening import open_data, open_teacher, resolve_device, split, training_indices
+from kdnas.study.opening import open_teacher, resolve_device, split, training_indices
+from kdnas.study.run_data import open_run_data
 from kdnas.study.train_file import TrainFile
 from kdnas.study.training_folder import brief
 from kdnas.teachers import Teacher
@@ -65,7 +66,7 @@ def open_ground(
     not there.
     """
     hardware = resolve_device(device or file.device)
-    data = open_data(file.data, data_root, cache)
+    data = open_run_data(file.data, data_root, cache, file.data_fingerprint, say=say)
     check_data(file, data)
     train_indices, validation_indices = split(data, file.data, file.seed)
     teacher = open_teacher(

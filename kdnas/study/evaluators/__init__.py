@@ -48,6 +48,10 @@ class EvaluatorContext:
     """What the run measured once, by cost: empty until `Evaluator.facts` has said it."""
     prepared: Mapping[str, Any] = field(default_factory=dict)
     """What the run's lock file says of its preparation: empty until `Evaluator.prepare` has said it."""
+    run_data: str = ""
+    """The fingerprint of the run's data; empty until they have been opened."""
+    in_worker: bool = False
+    """Whether this is a worker's: it works on the data that the controller opened."""
     beside: Evaluator | None = None
     """An evaluator of the same study that this process has open: what that has opened need not be opened again."""
     say: Say = _silent
@@ -196,7 +200,7 @@ class Workplan:
     context: EvaluatorContext
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "context", replace(self.context, say=_silent))
+        object.__setattr__(self, "context", replace(self.context, say=_silent, in_worker=True))
 
     def __call__(self) -> Evaluator:
         """Return the worker's evaluator."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,11 @@ from kdnas.core.objective import ACCURACY
 from kdnas.costs import COSTS, CheapCost, MeasuredCost
 from kdnas.nn.normalise import Normalised
 from kdnas.students import STUDENTS, StudentFamily
-from kdnas.study.config import StudyConfig
+from kdnas.study.config import DataConfig, StudyConfig
 from kdnas.study.data_check import split_notes
-from kdnas.study.evaluators import refuse_unmeasurable
+from kdnas.study.evaluators import EvaluatorContext, refuse_unmeasurable
 from kdnas.study.opening import open_data, open_teacher, split
+from kdnas.study.run_data import open_handed_data, reopen_data
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.distil import EpochRecord
@@ -42,19 +42,11 @@ class Bench:
     costs: Mapping[str, CheapCost | MeasuredCost]
 
     @classmethod
-    def open(
-        cls,
-        config: StudyConfig,
-        family: str,
-        *,
-        data_root: Path,
-        cache: Path,
-        device: torch.device,
-        say: Callable[[str], None],
-    ) -> Bench:
+    def open(cls, context: EvaluatorContext) -> Bench:
         """Open data, split, teacher and costs. Raises DataError, TeacherError or ConfigError."""
+        config, device, say = context.config, torch.device(context.device), context.say
         data_config, teacher_config = config.sources()
-        data = open_data(data_config, data_root, cache)
+        data = _open_data(context, data_config)
         train_indices, validation_indices = split(data, data_config, config.seed)
         for note in (*data.notes, *split_notes(data, train_indices, validation_indices)):
             say(f"note: {note}")  # before a teacher is trained on it, or refused for what is wrong with it
@@ -62,8 +54,8 @@ class Bench:
             teacher_config,
             data,
             train_indices,
-            data_root=data_root,
-            cache=cache,
+            data_root=context.data_root,
+            cache=context.cache,
             device=device,
             seed=config.seed,
             numerics=config.training,
@@ -73,7 +65,9 @@ class Bench:
         for name in named_costs(config):
             objects = (device,) if issubclass(COSTS.get(name), MeasuredCost) else ()
             costs[name] = COSTS.build(name, *objects, **config.costs.get(name, {}))
-        return cls(STUDENTS.build(family), data, train_indices, validation_indices, teacher, device, costs)
+        return cls(
+            STUDENTS.build(context.space.family), data, train_indices, validation_indices, teacher, device, costs
+        )
 
     @property
     def measured_costs(self) -> dict[str, MeasuredCost]:
@@ -138,6 +132,16 @@ class Bench:
             "channel_std": list(self.data.channel_std),
             "notes": list(self.data_notes),
         }
+
+
+def _open_data(context: EvaluatorContext, config: DataConfig) -> ImageData:
+    """Return the data of the study, which are those of its run where that has begun."""
+    known, root, cache = context.run_data, context.data_root, context.cache
+    if not known:
+        return open_data(config, root, cache)
+    if context.in_worker:
+        return open_handed_data(config, root, cache, known)
+    return reopen_data(config, root, cache, known, say=context.say)
 
 
 def named_costs(config: StudyConfig) -> list[str]:

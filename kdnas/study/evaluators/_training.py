@@ -80,14 +80,7 @@ class TrainingEvaluator(Evaluator):
             self.bench, self.teacher_cache = beside.bench, beside.teacher_cache
             self._training_sets = beside._training_sets
         else:
-            self.bench = Bench.open(
-                context.config,
-                context.space.family,
-                data_root=context.data_root,
-                cache=context.cache,
-                device=torch.device(context.device),
-                say=context.say,
-            )
+            self.bench = Bench.open(context)
             self.teacher_cache = TeacherCache(
                 context.cache / "teacher_outputs",
                 top_k=context.config.distillation.teacher_top_k,
