@@ -10,7 +10,10 @@ import typer
 from kdnas.core.pick import PICKS
 
 StudyPath = Annotated[
-    Path, typer.Argument(metavar="STUDY", help="A folder with a study.yaml, or a YAML file.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="STUDY", help="A folder with a study.yaml, a YAML file, or a run folder.", show_default=False
+    ),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)]
 DataRoot = Annotated[

@@ -35,9 +35,12 @@ def command(
 ) -> None:
     """Search for the students of a study: train, score, retrain the front, report, export.
 
-    Running it again continues where it stopped, and does nothing when everything is done.
+    Running it again continues where it stopped, and does nothing when everything is done. A run folder continues by
+    itself too: it holds its whole study.
 
       kdnas search studies/digits
+
+      kdnas search runs/digits --trials 100
 
       kdnas search my-study --out runs/a --trials 200 --set training.epochs=10
     """
@@ -56,11 +59,11 @@ def command(
 
 def _search(study: Path, out: Path | None, settings: list[str], root_option: Path | None, json: bool) -> None:
     from kdnas.errors import KdnasError, RunError
-    from kdnas.study.loading import load_study
+    from kdnas.study.loading import load_study, run_folder
     from kdnas.study.run_folder import controller_lock
 
     loaded = load_study(study, settings)
-    folder = (out or Path("runs") / loaded.config.name).resolve()
+    folder = (out or run_folder(study) or Path("runs") / loaded.config.name).resolve()
     with controller_lock(folder):
         from kdnas.report.files import write_report
         from kdnas.study.events import Note, Ready

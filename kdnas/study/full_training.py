@@ -22,8 +22,9 @@ from kdnas.errors import ConfigError, Problem
 from kdnas.machine import usable_cores
 from kdnas.students import STUDENTS
 from kdnas.study.config import ExportConfig
-from kdnas.study.exporting import assemble, check_formats, data_card, write_formats
+from kdnas.study.exporting import assemble, check_formats, data_card, load_network, write_formats
 from kdnas.study.opening import cache_dir, resolve_device
+from kdnas.study.products import file_sha256
 from kdnas.study.run_folder import exclusively, fingerprint, write_text
 from kdnas.study.schedules import DistilStep, Step, TrainingSchedule, write_training_schedule
 from kdnas.study.train_file import TrainFile
@@ -44,6 +45,8 @@ from kdnas.training.schedule_file import SCHEDULE_FILE
 _FEW_CORES = 2
 """More threads than one gain nothing on so many (`kdnas.training.numerics`)."""
 DEFAULT_FORMATS = ExportConfig().formats
+_WEIGHTS_FILE = "student.safetensors"
+"""Most formats write it (`kdnas.exporters`)."""
 
 
 def train_fully(
@@ -62,10 +65,10 @@ def train_fully(
     """Train the student of `file` in the folder `out` and return its result; continue where an earlier call stopped.
 
     `schedule`, which has been checked against the file, is followed instead of the file's one plain training. A
-    finished training is not repeated. `shared` gives the student as it is cut out of the run's supernet, where a
-    schedule begins from that. `device` overrides the file's. The test split is read once, at the end. Raises
-    RunFolderError when `out` holds something else, DataError or TeacherError when data or teacher are not those of the
-    file, TrialError when the loss is no longer finite.
+    finished training is not repeated, but where its weights are lost; other lost files are written anew. `shared` gives
+    the student as it is cut out of the run's supernet, where a schedule begins from that. `device` overrides the
+    file's. The test split is read once, at the end. Raises RunFolderError when `out` holds something else, DataError or
+    TeacherError when data or teacher are not those of the file, TrialError when the loss is no longer finite.
     """
     check_formats(formats)
     hardware = resolve_device(device or file.device)
@@ -73,8 +76,11 @@ def train_fully(
     claim(out, identity(file, schedule))
     with exclusively(out / GUARD_FILE, "kdnas train"), computing(file.training, hardware):
         done = read_result(out)
-        if done is not None:
+        lost = [] if done is None else done.lost
+        if done is not None and not lost:
             return done
+        for loss in lost:
+            say(f"{loss.path} {loss.words}")
         ground = open_ground(file, data_root=data_root, cache=cache or cache_dir(), device=device, say=say)
         if schedule is None:
             plan = counted(file.training.epochs, "epoch")
@@ -86,6 +92,11 @@ def train_fully(
             f"student {file.arch_id} of {file.name}: {plan} on {len(ground.train):,} images, "
             f"{len(ground.validation):,} held out, on {ground.device}{_computed(file)}"
         )
+        weights = out / _WEIGHTS_FILE
+        if done is not None and _WEIGHTS_FILE in done.files and weights not in [loss.path for loss in lost]:
+            network = load_network(file, weights).to(ground.device)
+            trained = StepResult(network, done.accuracy, done.train_seconds)
+            return _finish(file, schedule, out, ground, trained, done.formats or formats, say)
         start = None if shared is None else shared(ground)
         trained = _follow(file, schedule, ground, out, start, on_progress)
         return _finish(file, schedule, out, ground, trained, formats, say)
@@ -174,6 +185,8 @@ def _finish(
         test_accuracy=test_accuracy,
         train_seconds=trained.train_seconds,
         files=tuple(path.name for path in written),
+        formats=tuple(formats),
+        sha256={path.name: file_sha256(path) for path in written},
     )
     plain = dataclasses.asdict(result)
     del plain["folder"], plain["already_done"]

@@ -52,7 +52,7 @@ def file_sha256(path: Path) -> str:
 def note_products(run: RunRecord, kind: Kind, paths: Sequence[Path], made_by: str = "") -> None:
     """Write that `paths`, in the run folder, were made from the record as it is, under the settings `made_by`."""
     noted = {
-        "record": file_sha256(run.folder / _RECORD),
+        "record": _record(run.folder),
         "made_by": made_by,
         "files": {str(path.resolve().relative_to(run.folder.resolve())): file_sha256(path) for path in paths},
     }
@@ -62,14 +62,14 @@ def note_products(run: RunRecord, kind: Kind, paths: Sequence[Path], made_by: st
 def is_current(run: RunRecord, kind: Kind, made_by: str = "") -> bool:
     """Whether products of this kind were made from the record as it is, under the settings `made_by`."""
     noted = _of(run, kind)
-    return noted.get("record") == file_sha256(run.folder / _RECORD) and noted.get("made_by") == made_by
+    return noted.get("record") == _record(run.folder) and noted.get("made_by") == made_by
 
 
 def lost_products(run: RunRecord, kind: Kind) -> list[Loss]:
     """Return the files of this kind that are gone, or are not what was written."""
     files = _of(run, kind).get("files")
     losses = (
-        _loss(run.folder / name, str(known)) for name, known in (files if isinstance(files, dict) else {}).items()
+        loss_of(run.folder / name, str(known)) for name, known in (files if isinstance(files, dict) else {}).items()
     )
     return [loss for loss in losses if loss is not None]
 
@@ -78,7 +78,7 @@ def lost_checkpoints(run: RunRecord) -> Iterator[tuple[TrialRecord, Repeat, Loss
     """Give every retraining whose weights are gone, or are not those that were written."""
     for trial in run.trials:
         for repeat in trial.repeats:
-            loss = _loss(checkpoint_path(run, repeat), repeat.sha256) if repeat.checkpoint else None
+            loss = loss_of(checkpoint_path(run, repeat), repeat.sha256) if repeat.checkpoint else None
             if loss is not None:
                 yield trial, repeat, loss
 
@@ -88,11 +88,16 @@ def checkpoint_path(run: RunRecord, repeat: Repeat) -> Path:
     return run.folder / "checkpoints" / Path(repeat.checkpoint).name
 
 
-def _loss(path: Path, known: str) -> Loss | None:
-    """Return what is wrong with the file at `path`, whose hash is not `known` to records of earlier versions."""
+def loss_of(path: Path, known: str) -> Loss | None:
+    """Return what is wrong with the file at `path`; earlier versions noted no hash: `known` is empty then."""
     if not path.is_file():
         return Loss(path, missing=True)
     return Loss(path, missing=False) if known and file_sha256(path) != known else None
+
+
+def _record(folder: Path) -> list[str]:
+    """Return the hashes of what products are made from: the record, and the results of full trainings."""
+    return [file_sha256(path) for path in (folder / _RECORD, *sorted(folder.glob("training/*/result.json")))]
 
 
 def _of(run: RunRecord, kind: Kind) -> dict[str, Any]:

@@ -6,13 +6,14 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from kdnas.errors import Problem, RunFolderError
+from kdnas.study.products import Loss, loss_of
 from kdnas.study.run_folder import leaves, recorded_numerics, write_text
 from kdnas.training.distil import EpochRecord
 
@@ -36,7 +37,17 @@ class FullTraining:
     test_accuracy: float
     train_seconds: float
     files: tuple[str, ...]
+    formats: tuple[str, ...] = ()
+    """Those that `files` were written in; empty where an earlier version did not write them down."""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """Of each of `files`, in hexadecimal digits."""
     already_done: bool = False
+
+    @property
+    def lost(self) -> list[Loss]:
+        """The files that are gone, or are not what was written."""
+        losses = (loss_of(self.folder / name, self.sha256.get(name, "")) for name in self.files)
+        return [loss for loss in losses if loss is not None]
 
 
 def claim(out: Path, settings: Mapping[str, Any]) -> None:
@@ -92,7 +103,8 @@ def read_result(out: Path) -> FullTraining | None:
         return None
     try:
         plain: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return FullTraining(folder=out, already_done=True, **{**plain, "files": tuple(plain["files"])})
+        listed = {"files": tuple(plain["files"]), "formats": tuple(plain.get("formats", ()))}
+        return FullTraining(folder=out, already_done=True, **{**plain, **listed})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunFolderError(f"{path} is damaged: {error}; remove it to finish the training again") from error
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -23,6 +24,7 @@ from kdnas.core.seeds import derive_seed
 from kdnas.errors import RunFolderError
 from kdnas.nn.weights import save_weights
 from kdnas.students import STUDENTS, StudentFamily
+from kdnas.study.products import file_sha256, loss_of
 from kdnas.study.run_folder import write_text
 from kdnas.study.schedules import RUN_SUPERNET, DistilStep, Step, SupernetStep, ladders_of
 from kdnas.study.train_file import TrainFile
@@ -210,7 +212,12 @@ class _Work:
         save_weights(result.network, self.folder / WEIGHTS_FILE)
         if result.schedule is not None:
             write_schedule(self.folder / SCHEDULE_FILE, result.schedule)
-        plain = {"name": step.name, "accuracy": result.accuracy, "train_seconds": result.train_seconds}
+        plain = {
+            "name": step.name,
+            "accuracy": result.accuracy,
+            "train_seconds": result.train_seconds,
+            "sha256": file_sha256(self.folder / WEIGHTS_FILE),
+        }
         write_text(self.folder / STEP_FILE, json.dumps(plain, indent=2) + "\n")
         (self.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
 
@@ -222,7 +229,9 @@ class _Work:
         arch = step.network(self.ground.data.task)
         network = _family(arch.family).build(arch, self.ground.data.task)
         try:
-            plain: Mapping[str, float] = json.loads(path.read_text(encoding="utf-8"))
+            plain: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if loss := loss_of(self.folder / WEIGHTS_FILE, plain.get("sha256", "")):
+                raise ValueError(f"{WEIGHTS_FILE} {loss.words}")
             network.load_state_dict(safetensors.torch.load_file(self.folder / WEIGHTS_FILE))
             recorded = read_schedule(self.folder / SCHEDULE_FILE) if isinstance(step, SupernetStep) else None
             network.to(self.ground.device).eval()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,6 +121,33 @@ def test_a_finished_training_is_not_repeated(
     again = train_fully(file, whole[0].folder, data_root=NOWHERE)
     assert again.already_done
     assert (again.accuracy, again.files) == (whole[0].accuracy, whole[0].files)
+
+
+def test_lost_files_of_a_finished_training_are_written_anew_and_lost_weights_trained_again(
+    whole: tuple[FullTraining, list[Progress]], file: TrainFile, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole[0].folder, out)
+    kept = safetensors.torch.load_file(out / "student.safetensors")
+
+    def mended() -> tuple[list[str], list[str]]:
+        trained: list[str] = []
+        said: list[str] = []
+        result = train_fully(
+            file, out, data_root=NOWHERE, on_progress=lambda at: trained.append(at.at), say=said.append
+        )
+        assert result.accuracy == whole[0].accuracy
+        ours = safetensors.torch.load_file(out / "student.safetensors")
+        assert all(torch.equal(ours[name], tensor) for name, tensor in kept.items())
+        assert not result.lost
+        return trained, [line for line in said if line.startswith(str(out))]
+
+    (out / "student.json").unlink()
+    assert mended() == ([], [f"{out / 'student.json'} is missing"])
+    safetensors.torch.save_file({name: 0 * tensor for name, tensor in kept.items()}, out / "student.safetensors")
+    trained, said = mended()
+    assert len(trained) == EPOCHS
+    assert said == [f"{out / 'student.safetensors'} is not the file that kdnas wrote"]
 
 
 def test_another_training_in_the_folder_is_refused_with_the_difference(

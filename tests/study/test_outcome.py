@@ -5,26 +5,9 @@ from __future__ import annotations
 import pytest
 import scored_study
 
-from kdnas.cli.main import main
 from kdnas.core.words import commonest, printable
 from kdnas.study.outcome import failure
 from kdnas.study.storage import load_run
-
-
-@pytest.fixture
-def search(tmp_path, monkeypatch, capfd):
-    """Run `kdnas search` without worker processes: `code, stdout, stderr = search(study, "--trials", 4)`."""
-    monkeypatch.setattr(
-        "kdnas.study.runner.start_executor", lambda opened, observe: scored_study.Inline(opened.workplan)
-    )
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-
-    def run(study, *arguments):
-        out = ["--out", tmp_path / "run", "--data-root", study]
-        code = main([str(argument) for argument in ("search", study, *out, *arguments)])
-        return code, *capfd.readouterr()
-
-    return run
 
 
 def scoring(body: str) -> str:
@@ -39,42 +22,42 @@ def scoring(body: str) -> str:
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
     ],
 )
-def test_a_search_whose_trials_all_fail_has_failed(search, tmp_path, body, reason):
+def test_a_search_whose_trials_all_fail_has_failed(scored_search, tmp_path, body, reason):
     study = scored_study.write(tmp_path, score=scoring(body))
-    code, _, stderr = search(study)
+    code, _, stderr = scored_search(study)
     assert code == 1, stderr
     assert reason in stderr
     assert "(3 of 3)" in stderr
     assert (tmp_path / "run" / "trials.csv").read_text().count("failed") == 3  # the report is written all the same
-    code, _, stderr = search(study)
+    code, _, stderr = scored_search(study)
     assert code == 1  # asked again there is nothing to do, and still nothing to show
     assert "(3 of 3)" in stderr
     (study / "score.py").write_text(scored_study.SCORE)
     assert failure(load_run(tmp_path / "run"))
 
 
-def test_one_score_is_enough(search, tmp_path):
+def test_one_score_is_enough(scored_search, tmp_path):
     study = scored_study.write(
         tmp_path, score=scoring("return {'accuracy': .5} if seed % 2 else 1 / 0"), budget={"trials": 8}
     )
-    code, _, stderr = search(study)
+    code, _, stderr = scored_search(study)
     states = [trial.state for trial in load_run(tmp_path / "run").trials]
     assert (code, {*states}) == (0, {"complete", "failed"}), stderr
 
 
-def test_a_front_whose_retrainings_all_fail_has_failed(search, tmp_path):
+def test_a_front_whose_retrainings_all_fail_has_failed(scored_search, tmp_path):
     body = "import inspect; job = inspect.currentframe().f_back.f_locals['wanted']; assert job.repeat is None, 'x'"
     study = scored_study.write(tmp_path, score=scoring(f"{body}; return {{'accuracy': .5}}"))
-    code, _, stderr = search(study)
+    code, _, stderr = scored_search(study)
     assert code == 1
     assert "every retraining of the front failed, all for this reason" in stderr
     assert "AssertionError: x" in stderr
 
 
-def test_what_a_trial_says_of_its_failure_can_be_shown_anywhere(search, tmp_path):
+def test_what_a_trial_says_of_its_failure_can_be_shown_anywhere(scored_search, tmp_path):
     hostile = "'\\x1b[2J\\x1b[31mred\\x1b[0m\\x07 \\ud800 \\x9b1m' + 'x' * 5_000_000"
     study = scored_study.write(tmp_path, score=scoring(f"raise ValueError({hostile})"))
-    code, stdout, stderr = search(study)
+    code, stdout, stderr = scored_search(study)
     assert code == 1
     run = load_run(tmp_path / "run")
     for text in (stdout, stderr, (tmp_path / "run" / "trials.csv").read_text(), *(t.reason for t in run.trials)):
