@@ -282,7 +282,7 @@ def test_a_run_folder_alone_is_its_whole_study(scored_search, tmp_path):
     assert len(load_run(run).trials) == 5
     code, _, stderr = scored_search(run, "--set", "training.epochs=9")
     assert (code, "training.epochs: 1 -> 9" in stderr) == (2, True)
-    code, _, stderr = scored_search(run, "--set", "space=space.yaml")
-    assert (code, "space.yaml" in stderr) == (2, True)
+    code, _, stderr = scored_search(run, "--set", "space=other.yaml")
+    assert (code, "other.yaml" in stderr) == (2, True)
     code, _, stderr = scored_search(run, "--set", "budget.trails=9")
     assert (code, "did you mean 'trials'" in stderr) == (2, True)
