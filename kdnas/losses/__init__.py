@@ -1,7 +1,8 @@
 """Knowledge-distillation losses. Each is one `nn.Module`; its adapters are parameters trained with the student.
 
-The "usual weights" that some of them state are those of Tian et al., "Contrastive representation distillation" (ICLR
-2020), for CIFAR-100.
+Each says how its authors weigh it against cross entropy: of dkd the paper's own numbers, of cosine DistilBERT's, of the
+others those of Tian et al., "Contrastive representation distillation" (ICLR 2020), for CIFAR-100, who set cross
+entropy's own weight (`task_weight`) to 1 beside losses that read features, and use no kd with them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class DistillationLoss(nn.Module, ABC):
     """
 
     needs: ClassVar[frozenset[Output]] = frozenset({"logits"})
+    usual_weight: ClassVar[float] = 1.0
+    """The weight of a term that states none: its authors', which belongs to the reduction of `forward`."""
 
     def __init__(self, student: OutputShapes, teacher: OutputShapes):
         super().__init__()

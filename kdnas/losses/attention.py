@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.nn.directions import bounded, directions
 from kdnas.nn.matching import match_stages, to_common_size
 from kdnas.nn.precision import in_float32
 from kdnas.nn.taps import Outputs, OutputShapes
@@ -17,13 +18,15 @@ from kdnas.nn.taps import Outputs, OutputShapes
 
 @LOSSES.register
 class AttentionTransfer(DistillationLoss):
-    """Attention transfer (Zagoruyko 2017): squared difference of unit-length spatial attention maps, mean over stages.
+    """Attention transfer (Zagoruyko 2017): squared difference of unit-length spatial attention maps, sum over stages.
 
     A map is the channel mean of |feature|^power, scaled to length 1; the difference is averaged over the positions,
-    as in the authors' code. Of two maps the larger is average-pooled first. No adapters. Usual weight with KD: 1000.
+    as in the authors' code, which adds up the stages. Of two maps the larger is average-pooled first. No adapters.
+    Usual weight: 1000, with task_weight 1.
     """
 
     needs = frozenset({"stages"})
+    usual_weight = 1000.0
 
     def __init__(
         self,
@@ -38,12 +41,12 @@ class AttentionTransfer(DistillationLoss):
 
     @in_float32
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """Return the mean over the stages; `labels` are not used."""
-        return torch.stack([self._stage(student.stages[s], teacher.stages[t]) for s, t in self.pairs]).mean()
+        """Return the sum over the stages; `labels` are not used."""
+        return torch.stack([self._stage(student.stages[s], teacher.stages[t]) for s, t in self.pairs]).sum()
 
     def _stage(self, student: Tensor, teacher: Tensor) -> Tensor:
         ours, theirs = to_common_size(student, teacher)
         return F.mse_loss(self._attention(ours), self._attention(theirs))
 
     def _attention(self, features: Tensor) -> Tensor:
-        return F.normalize(features.abs().pow(self.power).mean(dim=1).flatten(1), dim=1, eps=1e-6)
+        return directions(bounded(features, dim=(1, 2, 3)).abs().pow(self.power).mean(dim=1).flatten(1))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.nn.directions import directions
 from kdnas.nn.precision import in_float32
 from kdnas.nn.taps import Outputs, OutputShapes
 
@@ -14,7 +14,8 @@ from kdnas.nn.taps import Outputs, OutputShapes
 class Cosine(DistillationLoss):
     """Embeddings by direction: mean of 1 - cosine(student, teacher), in 0..2.
 
-    Where the widths differ a linear adapter maps the student's embedding to the teacher's width.
+    Where the widths differ a linear adapter maps the student's embedding to the teacher's width. An embedding of zeros
+    has cosine 0 with any other. Usual weight: 1, DistilBERT's, beside kd at 5 and the task at 2.
     """
 
     needs = frozenset({"embedding"})
@@ -30,4 +31,5 @@ class Cosine(DistillationLoss):
         """Return the mean over the batch; `labels` are not used."""
         assert student.embedding is not None
         assert teacher.embedding is not None
-        return (1 - F.cosine_similarity(self.adapter(student.embedding), teacher.embedding, dim=1)).mean()
+        ours, theirs = directions(self.adapter(student.embedding)), directions(teacher.embedding)
+        return (1 - (ours * theirs).sum(dim=1)).mean()

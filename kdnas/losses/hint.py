@@ -18,10 +18,11 @@ class Hint(DistillationLoss):
 
     `stage` counts the matched stages from 0, or from the last with negative numbers; None is the middle one, as in the
     paper. The adapter is a 1x1 convolution with batch norm and, unless `relu` is false (for teachers whose stages
-    end without one), a ReLU. Of two maps the larger is average-pooled. Usual weight with KD: 100.
+    end without one), a ReLU. Of two maps the larger is average-pooled. Usual weight: 100, with task_weight 1.
     """
 
     needs = frozenset({"stages"})
+    usual_weight = 100.0
 
     def __init__(self, student: OutputShapes, teacher: OutputShapes, *, stage: int | None = None, relu: bool = True):
         super().__init__(student, teacher)
@@ -40,4 +41,6 @@ class Hint(DistillationLoss):
     def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
         """Return the mean over the batch and the map; `labels` are not used."""
         ours, theirs = to_common_size(student.stages[self.student_stage], teacher.stages[self.teacher_stage])
+        # One value a channel has no variance: such a batch is normalised by the statistics of those before it.
+        self.adapter[1].train(self.training and ours.numel() > ours.shape[1])
         return F.mse_loss(self.adapter(ours), theirs)

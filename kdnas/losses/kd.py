@@ -18,6 +18,7 @@ class HintonKD(DistillationLoss):
     """Softened logits (Hinton 2014): T^2 * KL(teacher || student) at temperature T.
 
     T^2 keeps the gradient's scale about the same over T; for large T it becomes (student - teacher logits) / K.
+    Tian et al. weigh it 0.9 with task_weight 0.1, as a study that says nothing does.
     """
 
     needs = frozenset({"logits"})

@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.nn.directions import bounded
 from kdnas.nn.precision import in_float32
 from kdnas.nn.taps import Outputs, OutputShapes
 
 _SMALLEST = 1e-6
+"""Of the batch's spread: shorter distances are rounding."""
 
 
 @LOSSES.register
@@ -21,7 +23,7 @@ class RelationalKD(DistillationLoss):
     """Relational KD (Park 2019): smooth-L1 of the pair distances (over their mean) and triplet angles of embeddings.
 
     Blind to rotation and scale, so widths may differ and no adapter is needed. Angles take B^3 numbers: they use the
-    first `angle_samples` of the (shuffled) batch.
+    first `angle_samples` of the (shuffled) batch. Usual weight: 1 (these weigh the two parts), with task_weight 1.
     """
 
     needs = frozenset({"embedding"})
@@ -45,10 +47,15 @@ class RelationalKD(DistillationLoss):
         """Return distance_weight * distance term + angle_weight * angle term; `labels` are not used."""
         assert student.embedding is not None
         assert teacher.embedding is not None
-        ours, theirs = student.embedding, teacher.embedding
+        ours, theirs = _spread(student.embedding), _spread(teacher.embedding)
         distance = F.smooth_l1_loss(_relative_distances(ours), _relative_distances(theirs))
         angle = F.smooth_l1_loss(_angles(ours[: self.angle_samples]), _angles(theirs[: self.angle_samples]))
         return self.distance_weight * distance + self.angle_weight * angle
+
+
+def _spread(embedding: Tensor) -> Tensor:
+    """Return the embeddings [B, D] around their mean over the largest deviation, which no distance or angle tells."""
+    return bounded(embedding - embedding.detach().mean(dim=0), dim=(0, 1))
 
 
 def _relative_distances(embedding: Tensor) -> Tensor:

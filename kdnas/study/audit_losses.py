@@ -20,8 +20,9 @@ def parse_losses(texts: Sequence[str], study: Distillation) -> dict[str, Distill
     """Return the losses that `texts` spell, by what to call them; the study's own is called "".
 
     A text is `ce`, the name of a loss, or YAML such as `{type: dkd, weight: 0.9, temperature: 4}`. A loss without a
-    weight has that which the study gives it, else what the study's losses weigh together; the task's weight is the
-    study's unless `task_weight` is stated too. Raises ConfigError with every problem.
+    weight has that which the study gives it. Else one that reads logits, as kd does, weighs what the study's losses
+    weigh together, and one that reads features, whose scale is its own, what its authors gave it. The task's weight is
+    the study's unless `task_weight` is stated too. Raises ConfigError with every problem.
     """
     losses: dict[str, Distillation] = {}
     problems: list[Problem] = []
@@ -57,8 +58,9 @@ def _parse(text: str, study: Distillation) -> tuple[str, Distillation]:
     task_weight = plain.pop("task_weight", study.task_weight)
     own = next((term for term in study.losses if term.type == kind and term.weight > 0), None)
     if own is not None:
-        plain = {"weight": own.weight, **own.options, **plain}
-    plain.setdefault("weight", sum(term.weight for term in study.losses) or 1.0)
+        plain = {**own.model_dump(exclude={"type"}), **plain}
+    if LOSSES.get(kind).needs == {"logits"}:
+        plain.setdefault("weight", sum(term.weight for term in study.losses) or 1.0)
     try:
         term = LossTerm(type=kind, **plain)
         loss = Distillation(task_weight=task_weight, label_smoothing=study.label_smoothing, losses=(term,))

@@ -150,10 +150,16 @@ class FusedNorm(torch.autograd.Function):
 
 
 def fused_norm(x: Tensor, norm: nn.BatchNorm2d, skip: Tensor | None, *, relu: bool) -> Tensor:
-    """Return relu(norm(x) + skip) in training mode for `x` [B, C, H, W] on the CPU, `skip` of its shape or None.
+    """Return relu(norm(x) + skip) for `x` [B, C, H, W] on the CPU, `skip` of its shape or None.
 
-    The result's twin hangs on it, for `_twin`.
+    What the fused functions are not made for goes to torch's own operators: eval mode, a single value a channel, norms
+    without scale and shift or without running statistics, other types. The result's twin hangs on it, for `_twin`.
     """
+    if not _fusible(norm, x):
+        y = norm(x)
+        if skip is not None:
+            y += skip
+        return y.relu_() if relu else y
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     y, y.twin = FusedNorm.apply(x, norm.weight, norm.bias, skip, norm, relu)
@@ -180,7 +186,10 @@ def _call(function: str, dtype: torch.dtype, *arguments: Any) -> None:
 
 
 def _fusible(norm: nn.Module, x: Tensor) -> bool:
-    return norm.training and x.dtype in _NAMES and x.numel() > x.shape[1] and isinstance(norm, nn.BatchNorm2d)
+    if not (norm.training and x.dtype in _NAMES and x.numel() > x.shape[1] and isinstance(norm, nn.BatchNorm2d)):
+        return False
+    owned = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    return all(value is not None and value.dtype == torch.float32 and value.is_contiguous() for value in owned)
 
 
 def _conv_norm(module: nn.Sequential, x: Tensor, skip: Tensor | None = None, relu: bool | None = None) -> Tensor:
@@ -189,12 +198,7 @@ def _conv_norm(module: nn.Sequential, x: Tensor, skip: Tensor | None = None, rel
     convolution, norm = parts[:2]
     x = convolution(x)
     relu = len(parts) > 2 if relu is None else relu
-    if _fusible(norm, x):
-        return fused_norm(x, norm, skip, relu=relu)
-    x = norm(x)
-    if skip is not None:
-        x += skip
-    return x.relu_() if relu else x
+    return fused_norm(x, norm, skip, relu=relu)
 
 
 def _residual(block: ResidualBlock, x: Tensor) -> Tensor:

@@ -103,8 +103,9 @@ class Lesson:
     def learn(self, images: Tensor, labels: Tensor, theirs: Outputs | None) -> None:
         """Train on the next batch of the epoch. Raises TrialError where a loss is seen that is not finite."""
         steps = len(self._losses)
-        rate = learning_rate(self._epoch * steps + self._done, self.training.epochs * steps, self.training)
-        set_learning_rate(self.optimizer, rate)
+        number, total = self._epoch * steps + self._done, self.training.epochs * steps
+        set_learning_rate(self.optimizer, learning_rate(number, total, self.training))
+        self.criterion.at((number + 1) / total)
         step = self.step if self.graph is None else self.graph
         self._losses[self._done] = step(images, labels, theirs)
         self._done += 1

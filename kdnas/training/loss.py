@@ -16,9 +16,12 @@ from kdnas.training.recipe import Distillation
 class TrainingLoss(nn.Module):
     """task_weight * cross entropy + the sum of weight * distillation loss; its parameters are the losses' adapters.
 
-    Terms of weight 0 are not built. The adapters are initialised from `seed` alone.
+    Terms of weight 0 are not built. The adapters are initialised from `seed` alone. Weights that warm up are those of
+    the place in the training that `at` was told last, full ones before.
     Raises ConfigError where a loss cannot be built for these shapes.
     """
+
+    warmth: Tensor
 
     def __init__(self, recipe: Distillation, student: OutputShapes, teacher: OutputShapes, *, seed: int):
         super().__init__()
@@ -37,6 +40,15 @@ class TrainingLoss(nn.Module):
             torch.manual_seed(derive_seed(seed, "adapters"))
             built = [LOSSES.build(term.type, student, teacher, **term.options) for term in terms]
         self.terms = nn.ModuleList(built)
+        self._warmups = [term.warmup_fraction for term in terms]
+        # On the device and changed in its place: a captured step reads it anew each time.
+        self.register_buffer("warmth", torch.ones(len(terms)), persistent=False)
+
+    def at(self, progress: float) -> None:
+        """Set the weights that warm up for a step that ends at the share `progress` of the training, in (0, 1]."""
+        for index, warmup in enumerate(self._warmups):
+            if warmup > 0:
+                self.warmth[index].fill_(min(1.0, progress / warmup))
 
     def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
         """Return the loss, a scalar in float32; `labels` int64 [B] or probabilities [B, K].
@@ -46,8 +58,9 @@ class TrainingLoss(nn.Module):
         loss = student.logits.new_zeros((), dtype=torch.float32)
         if self.task_weight > 0:
             loss = loss + self.task_weight * task_loss(student.logits, labels, self.label_smoothing)
-        for weight, term in zip(self.weights, self.terms, strict=True):
-            loss = loss + weight * term(student, teacher, labels)
+        for index, (weight, term) in enumerate(zip(self.weights, self.terms, strict=True)):
+            value = weight * term(student, teacher, labels)
+            loss = loss + (value * self.warmth[index] if self._warmups[index] > 0 else value)
         return loss
 
 

@@ -9,6 +9,7 @@ import pydantic
 from pydantic import Field
 
 from kdnas.core.fidelity import Fidelity
+from kdnas.errors import ConfigError
 
 _BY_SECTION = ("random_resized_crop", "color_jitter", "rand_augment", "random_erasing")
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -113,15 +114,43 @@ class LossTerm(pydantic.BaseModel):
 
     type: str
     weight: Annotated[float, Field(ge=0.0)] = 1.0
+    """Unless stated, that of the loss's authors, as `kdnas list losses` tells: 1 for most, 1000 for attention."""
+    warmup_fraction: Fraction = 0.0
+    """Share of all steps in which the weight rises in equal steps to `weight`, as dkd's authors have it."""
 
     @property
     def options(self) -> dict[str, Any]:
         """The loss's own options."""
         return dict(self.model_extra or {})
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _weighted_as_usual(cls, given: Any) -> Any:
+        """Let a term that states no weight have its loss's; a loss that is not there is told of elsewhere."""
+        if not isinstance(given, dict) or "weight" in given or not isinstance(given.get("type"), str):
+            return given
+        from kdnas.losses import LOSSES  # here, because it brings torch
+
+        try:
+            return {**given, "weight": LOSSES.get(given["type"]).usual_weight}
+        except ConfigError:
+            return given
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_no_warmup(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave no warm-up unsaid: hashes and records from before there was a choice stay what they are."""
+        settings: dict[str, Any] = plain(self)
+        if self.warmup_fraction == 0.0:
+            settings.pop("warmup_fraction", None)
+        return settings
+
 
 class Distillation(Section):
-    """loss = task_weight * cross entropy + the sum of weight * distillation loss."""
+    """loss = task_weight * cross entropy + the sum of weight * distillation loss.
+
+    The default is that of kd. Beside dkd and losses that read features their authors set `task_weight` to 1, each loss
+    says with which weight.
+    """
 
     task_weight: Annotated[float, Field(ge=0.0)] = 0.1
     label_smoothing: Fraction = 0.0

@@ -80,6 +80,11 @@ class SubnetLesson:
                 self.criteria[name] = TrainingLoss(losses, shapes, teacher, seed=seed)
         self.criteria.to(device)
 
+    def at(self, progress: float) -> None:
+        """Set the weights of losses that warm up for a step that ends at the share `progress` of the training."""
+        for criterion in self.criteria.values():
+            criterion.at(progress)  # type: ignore[operator]
+
     def backward(
         self, subnets: Sequence[SubnetSpec], images: Tensor, labels: Tensor, theirs: Outputs | None, kd_weight: float
     ) -> Tensor:

@@ -138,12 +138,13 @@ class SupernetRun:
         self._supernet.train()
         self._lesson.criteria.train()
         self._optimizer.zero_grad(set_to_none=True)
+        self.spent_macs += 3 * len(images) * sum(self._space.macs(spec) for spec in specs)
+        self._lesson.at(min(1.0, self.spent))
         losses = self._lesson.backward(specs, images, labels, theirs, plan.kd_weight)
         if self._training.clip_norm is not None:
             parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self._training.clip_norm)
         self._optimizer.step()
-        self.spent_macs += 3 * len(images) * sum(self._space.macs(spec) for spec in specs)
         if plan.sandwich and not plan.in_turn and plan.sampling == "front":
             for assignment, excess in zip(drawn[2:], (losses[2:] - losses[0]).tolist(), strict=True):
                 self._sampler.observe(assignment, excess)

@@ -30,6 +30,14 @@ def test_a_bare_loss_weighs_what_the_studys_losses_weigh():
     assert (loss.task_weight, loss.losses[0].weight) == (0.2, 0.8)
 
 
+def test_a_bare_loss_on_features_weighs_what_its_authors_gave_it():
+    for name, weight in {"attention": 1000, "similarity": 3000, "hint": 100, "rkd": 1}.items():
+        (loss,) = parse_losses([name], STUDY).values()
+        assert (loss.task_weight, loss.losses[0].weight) == (0.2, weight)
+    stated = Distillation(losses=(LossTerm(type="dkd", weight=2, warmup_fraction=0.1, temperature=2),))
+    assert parse_losses(["dkd"], stated)[""] == stated
+
+
 def test_yaml_states_options_and_weights():
     losses = parse_losses(["{type: kd, temperature: 8, task_weight: 0.5}", "dkd"], STUDY)
     assert list(losses) == ["kd task_weight=0.5 temperature=8", "dkd"]

@@ -97,6 +97,20 @@ def test_every_loss_trains_and_leaves_no_adapter_behind(data, train, teacher) ->
     assert not teacher.module.training
 
 
+def test_the_weight_of_a_loss_warms_up_by_steps(data, train, teacher) -> None:
+    """At no learning rate the losses of the steps tell the weights that they had."""
+
+    def mean_losses(*losses: LossTerm) -> np.ndarray:
+        given = recipe(*losses, learning_rate=1e-12, weight_decay=0.0)
+        return np.array(losses_of(distil(net(8, 16), teacher, train, None, given, data=data, seed=1, device=CPU)))
+
+    warming = LossTerm(type="dkd", weight=50.0, warmup_fraction=0.75)
+    task, whole = mean_losses(), mean_losses(LossTerm(type="dkd", weight=50.0))
+    steps = train.steps(64)
+    factors = np.minimum((np.arange(2 * steps) + 1) / (2 * steps) / 0.75, 1.0).reshape(2, steps).mean(axis=1)
+    assert mean_losses(warming) == pytest.approx(task + factors * (whole - task), rel=0.02)
+
+
 def test_adapters_are_trained(data, train, teacher, monkeypatch) -> None:
     built: list[nn.Module] = []
     import kdnas.training.lesson as module

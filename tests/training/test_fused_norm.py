@@ -100,6 +100,38 @@ def test_a_mean_far_from_zero_does_not_cancel_the_variance():
     assert (y.double() - expected).abs().max() < 0.01
 
 
+OTHER_NORMS = {
+    "no scale and shift": lambda: nn.BatchNorm2d(3, affine=False),
+    "no running statistics": lambda: nn.BatchNorm2d(3, track_running_stats=False),
+    "neither": lambda: nn.BatchNorm2d(3, affine=False, track_running_stats=False),
+    "float64": lambda: nn.BatchNorm2d(3).double(),
+    "bfloat16 parameters": lambda: nn.BatchNorm2d(3).bfloat16(),
+    "eval": lambda: nn.BatchNorm2d(3).eval(),
+    "another norm": lambda: nn.GroupNorm(1, 3),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", OTHER_NORMS)
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("with_skip", [False, True])
+def test_norms_of_other_kinds_are_torchs_own(kind, relu, with_skip):
+    torch.manual_seed(2)
+    ours, theirs = (OTHER_NORMS[kind]() for _ in range(2))
+    dtype = next((value.dtype for value in ours.state_dict().values() if value.is_floating_point()), torch.float32)
+    x, skip = torch.randn(4, 3, 5, 2).to(dtype), torch.randn(4, 3, 5, 2).to(dtype)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    found = fused_norm(inputs[0], ours, skip if with_skip else None, relu=relu)
+    expected = theirs(inputs[1]) + (skip if with_skip else 0)
+    expected = expected.relu() if relu else expected
+    assert torch.equal(found, expected)
+    for value in (found, expected):
+        value.float().square().sum().backward()
+    assert torch.equal(inputs[0].grad, inputs[1].grad)
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value)
+
+
 def network(family: str, **extras: object) -> nn.Module:
     student = STUDENTS.build(family)
     choices = {"stem_width": 8}
