@@ -2,9 +2,10 @@
 
 The student's stages are matched with the teacher's (`kdnas.nn.matching`). Of a stage's blocks the first, which may
 change the shape, is kept, and of the others those that change their input most. Of each channel axis the most important
-channels are kept: those whose following weights have the largest L1 norm. Where a parameter-free shortcut joins two
-stages of both networks, the later stage keeps the channels of the earlier one in their places. Kernels are cut from the
-centre. What the teacher has no counterpart for (other kinds of blocks, more blocks, more channels) stays as it was.
+channels are kept, in their order: those whose following weights have the largest L1 norm. Where parameter-free
+shortcuts join stages of both networks, a channel has one place in all of them, and channels that a narrower stage of
+the teacher cuts off stand where the student's cuts them off. Kernels are cut from the centre. What the teacher has no
+counterpart for (other kinds of blocks, more blocks, more channels) stays as it was.
 
 Shapes: B batch, C channels, H and W height and width.
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,14 +62,23 @@ def inherit(student: nn.Module, arch: Arch, teacher: nn.Module, teacher_arch: Ar
     """Copy into `student` what `teacher` has for it, and return what that was.
 
     Args:
-        student: The module of `arch`. Its batch-norm statistics are estimated anew on `images`.
+        student: The module of `arch`. Unless that is the teacher's, its batch-norm statistics are estimated anew on
+            `images`.
         arch: The student's architecture.
         teacher: The module of `teacher_arch`, taking the same normalised images; stays as it is.
         teacher_arch: The teacher's architecture, of the same family.
         images: Normalised training images [B, C, H, W], some hundreds, on the networks' device.
 
-    Raises ConfigError where the two are not of one family, or a module is not that of its arch.
+    A student of the teacher's own arch becomes its copy, statistics included. Raises ConfigError where the two are not
+    of one family, or a module is not that of its arch.
     """
+    return _inherit(student, arch, teacher, teacher_arch, images, sort=False)
+
+
+def _inherit(
+    student: nn.Module, arch: Arch, teacher: nn.Module, teacher_arch: Arch, images: Tensor, *, sort: bool
+) -> Inheritance:
+    """Do what `inherit` does, with `sort` the most important channels in the first places."""
     family: StudentFamily = STUDENTS.build(arch.family)
     if teacher_arch.family != arch.family:
         what = f"is a {teacher_arch.family}, the student a {arch.family}: weights are inherited within a family"
@@ -89,9 +99,10 @@ def inherit(student: nn.Module, arch: Arch, teacher: nn.Module, teacher_arch: Ar
         others = sorted(range(1, len(influence[t])), key=lambda block: -influence[t][block])
         blocks.append((0, *sorted(others[: len(student.stages[s]) - 1])))  # type: ignore[index]
     there = _Counterparts(dict(stages), dict(zip(dict(stages), blocks, strict=True)), len(shapes[0]), len(shapes[1]))
-    kept = _kept_channels(ours, source, there)
+    kept = _kept_channels(ours, source, there, sort=sort)
     copied = _copy(student, arch, ours, source, there, kept)
-    recalibrate(student, images.split(256))
+    if arch != teacher_arch:
+        recalibrate(student, images.split(256))
     total = sum(parameter.numel() for parameter in student.parameters())
     return Inheritance(copied / total, stages, tuple(blocks), tuple(tuple(influence[t]) for _, t in stages))
 
@@ -111,10 +122,11 @@ def inherit_supernet(
 ) -> Inheritance:
     """Copy into the `largest` subnet of `supernet` what `teacher` has for it, as `inherit` does, and return it.
 
-    Shared tensors that the largest subnet does not use stay as they are. Raises ConfigError.
+    The most important channels come first, where narrow subnets have theirs. Shared tensors that the largest subnet
+    does not use stay as they are. Raises ConfigError.
     """
     student = supernet.subnet(largest)
-    report = inherit(student, largest, teacher, teacher_arch, images)
+    report = _inherit(student, largest, teacher, teacher_arch, images, sort=True)
     supernet.adopt(largest, student)
     return report
 
@@ -176,30 +188,70 @@ class _Counterparts:
         return name
 
 
-def _kept_channels(ours: Layout, source: Supernet, there: _Counterparts) -> dict[str, Tensor]:
-    """Return for each of the student's channel axes the teacher's channels in its places, -1 where there is none."""
+def _kept_channels(ours: Layout, source: Supernet, there: _Counterparts, *, sort: bool) -> dict[str, Tensor]:
+    """Return for each of the student's channel axes the teacher's channels in its places, -1 where there is none.
+
+    Places are filled in the teacher's own order, with `sort` from the most important channel on.
+    """
     sizes = {axis: size for tensor in ours.tensors.values() for axis, size in zip(tensor.axes, tensor.shape)}  # noqa: B905
-    scores, kept = source.importance(), {}
-    for axis, size in sizes.items():
-        theirs = None if axis is None else there(axis)
-        if axis is not None and theirs in scores:
-            kept[axis] = _best(scores[theirs], size, torch.empty(0, dtype=torch.int64))
-    for chain in ours.aligned:
-        for before, axis in itertools.pairwise(chain):
-            pair = {there(before), there(axis)}
-            if axis in kept and before in kept and any(pair <= set(other) for other in source.layout.aligned):
-                score = scores[there(axis) or axis]
-                kept[axis] = _best(score, sizes[axis], kept[before][: sizes[axis]])
+    scores = source.importance()
+    kept: dict[str, Tensor] = {}
+    known = {axis: theirs for axis in sizes if axis is not None and (theirs := there(axis)) in scores}
+    chains = [list(_met(chain, known, source.layout)) for chain in ours.aligned]
+    alone = [[axis] for axis in known if not any(axis in group for groups in chains for group in groups)]
+    for group in itertools.chain(*chains, alone):
+        kept |= _placed({axis: sizes[axis] for axis in group}, [scores[known[axis]] for axis in group], sort=sort)
     return kept
 
 
-def _best(score: Tensor, size: int, first: Tensor) -> Tensor:
-    """Return `size` channels: those of `first` in their places, then the others from the highest `score` on."""
-    first = torch.where(first.to(score.device) < len(score), first.to(score.device), _MISSING)
-    order = score.argsort(descending=True, stable=True)
-    others = order[~torch.isin(order, first)]
-    chosen = torch.cat([first, others])[:size]
-    return F.pad(chosen, (0, size - len(chosen)), value=_MISSING)
+def _met(chain: Sequence[str], known: Mapping[str, str], teacher: Layout) -> Iterator[list[str]]:
+    """Yield the axes of the student's `chain` in groups that meet in shortcuts of the teacher, too."""
+    group: list[str] = []
+    for axis in chain:
+        pair = {known[group[-1]], known[axis]} if group and axis in known else set()
+        if group and not (pair and any(pair <= set(other) for other in teacher.aligned)):
+            yield group
+            group = []
+        if axis in known:
+            group.append(axis)
+    if group:
+        yield group
+
+
+def _placed(sizes: Mapping[str, int], scores: Sequence[Tensor], *, sort: bool) -> dict[str, Tensor]:
+    """Return the channels in the places of axes of `sizes` that meet in shortcuts; `scores` are those of the teacher's.
+
+    A place is one channel on all axes. The places up to where one of the student's axes ends, and from there to where
+    the next does, get channels that end where the teacher's counterpart does: so a student of the teacher's sizes has
+    each channel in its place. Where these are too few, others follow that are on all of the axes, then on some.
+    """
+    ends, teachers = list(sizes.values()), [len(score) for score in scores]
+    device = scores[0].device
+    free = torch.ones(max(teachers), dtype=torch.bool, device=device)
+    chosen: list[Tensor] = []
+    for low, high in itertools.pairwise(sorted({0, *ends})):
+        here = [place for place, end in enumerate(ends) if end >= high]
+        found = torch.zeros(len(free), device=device)
+        covered, elsewhere = torch.zeros_like(free, dtype=torch.int64), torch.zeros_like(free)
+        for place, score in enumerate(scores):
+            if place in here:
+                found[: len(score)] += score
+                covered[: len(score)] += 1
+            else:
+                elsewhere[: len(score)] = True
+        # By what counts least first: stable sorts keep it where what counts more is equal.
+        order = found.argsort(descending=True, stable=True)
+        for rank in (~elsewhere, covered):
+            order = order[rank[order].to(torch.int64).argsort(descending=True, stable=True)]
+        best = order[(free & (covered > 0))[order]][: high - low]
+        free[best] = False
+        best = best if sort else best.sort().values
+        chosen.append(F.pad(best, (0, high - low - len(best)), value=_MISSING))
+    places = torch.cat(chosen)
+    return {
+        axis: torch.where(places[:end] < len(score), places[:end], _MISSING)
+        for (axis, end), score in zip(sizes.items(), scores, strict=True)
+    }
 
 
 @torch.no_grad()

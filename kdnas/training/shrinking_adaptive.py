@@ -66,7 +66,7 @@ class Adaptive(Policy):
         """Return the next of the race, then the winner: all of it, or the largest alone and the cheapest unlocks."""
         done, race = len(situation.history), self._race(situation)
         if done < len(race):
-            return race[done]
+            return self._next_of(race[done:], situation)
         if not race:
             return None if done else replace(self._modes[0], reason="the budget is too small to try modes of training")
         if done == len(race):
@@ -78,12 +78,23 @@ class Adaptive(Policy):
         share = self._settings.race_share
         modes = 0 if self.ladders.only_largest == self.ladders.values else len(self._modes)
         for count in range(modes, 1, -1):
-            race = _race(self._modes[:count], share)
-            steps = share / len(race) / situation.step_share if situation.step_share > 0 else math.inf
-            measuring = situation.panel_share * sum(stage.judged for stage in race)
-            if steps >= self._settings.race_steps and measuring <= _MEASURING_IN_RACE * share:
+            race = _race(self._modes[:count])
+            measuring = _measuring(race, situation)
+            training = share - measuring
+            steps = training / len(race) / situation.step_share if situation.step_share > 0 else math.inf
+            enough = steps >= self._settings.race_steps and _single_steps(race, situation) <= training
+            if enough and measuring <= _MEASURING_IN_RACE * share:
                 return race
         return ()
+
+    def _next_of(self, race: Sequence[Stage], situation: Situation) -> Stage:
+        """Return the first of the stages of a `race` that are left, with a share that keeps the race within its own.
+
+        A stage ends with the step that reaches its share. So a step of every stage and all measuring are set aside, and
+        the stages share what is left then; what one of them leaves over goes to those that follow.
+        """
+        left = self._settings.race_share - situation.spent - _measuring(race, situation)
+        return replace(race[0], share=(left - _single_steps(race, situation)) / len(race))
 
     def _best(self, history: Sequence[FinishedStage], *, everything: bool) -> tuple[Stage, dict[str, float]]:
         """Return the mode that gained most, perhaps of those alone that allow everything, and what each gained."""
@@ -171,8 +182,8 @@ def _modes(ladders: Ladders, settings: Shrinking) -> tuple[Stage, ...]:
     )
 
 
-def _race(modes: Sequence[Stage], share: float) -> tuple[Stage, ...]:
-    """Return the stages of a race that spends `share` of the budget: a start, then every mode twice.
+def _race(modes: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Return the stages of a race, their shares left open: a start, then every mode twice.
 
     Where a mode does not allow everything, a stage that does follows before it is judged: what it is worth to small
     subnets shows only once they learn, too.
@@ -184,11 +195,16 @@ def _race(modes: Sequence[Stage], share: float) -> tuple[Stage, ...]:
         else:
             stages += [mode, replace(modes[0], mode=mode.mode, judged=True)]
     return tuple(
-        replace(
-            stage,
-            name=f"race {place}: {stage.mode or 'start'}",
-            share=share / len(stages),
-            reason="every mode is tried twice",
-        )
+        replace(stage, name=f"race {place}: {stage.mode or 'start'}", reason="every mode is tried twice")
         for place, stage in enumerate(stages)
     )
+
+
+def _measuring(race: Sequence[Stage], situation: Situation) -> float:
+    """Return what judging the stages of `race` spends of the budget."""
+    return situation.panel_share * sum(stage.judged for stage in race)
+
+
+def _single_steps(race: Sequence[Stage], situation: Situation) -> float:
+    """Return what one step of every stage of `race` spends of the budget at most."""
+    return situation.largest_share * sum(1 if stage.in_turn else stage.subnets for stage in race)

@@ -20,7 +20,7 @@ class Shrinking(Section):
     subnets: Annotated[int, Field(ge=2, le=16)] = 4
     """Subnets trained in a step at most, largest and smallest included."""
     race_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.16
-    """adaptive: spent on trying the modes of training."""
+    """adaptive: spent on trying the modes of training at most, measuring included."""
     race_steps: Annotated[float, Field(ge=0.0)] = 40.0
     """adaptive: a mode is tried for as much work as so many steps of `subnets` subnets are, at least. Shorter races
     have chosen by luck."""
@@ -66,6 +66,8 @@ class Situation:
     """What scoring the panel once spends of the budget."""
     step_share: float = 0.0
     """What a step of `subnets` together, largest and smallest included, spends of it."""
+    largest_share: float = 0.0
+    """What a step of the largest subnet alone spends of it: no subnet of a step spends more."""
 
 
 class Policy(ABC):

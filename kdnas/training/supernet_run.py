@@ -228,6 +228,7 @@ class SupernetRun:
             probes,
             panel_share=panel / self.budget_macs,
             step_share=step / self.budget_macs,
+            largest_share=3 * self._training.batch_size * largest / self.budget_macs,
         )
         plan = self._policy.next_stage(situation)
         if plan is not None:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.core.arch import Arch
-from kdnas.core.space import SearchSpace
+from kdnas.core.space import Choice, SearchSpace
 from kdnas.core.task import ImageTask
 from kdnas.errors import ConfigError
 from kdnas.students import STUDENTS
 from kdnas.study.spaces import arch_of, load_space
-from kdnas.training.inherit import block_influence, inherit
+from kdnas.training.inherit import block_influence, inherit, inherit_supernet
 
 TASK = ImageTask((3, 12, 12), 7)
 RESNET = {"stem_width": 8} | {
@@ -62,6 +62,100 @@ def test_a_student_of_the_teachers_arch_becomes_the_teacher(choices):
     x = images(16, seed=1)
     # Channels may stand in another order, and statistics are those of the images: compared in training mode.
     torch.testing.assert_close(student.train()(x), teacher.train()(x), rtol=1e-3, atol=1e-3)
+
+
+def drawn(rng: np.random.Generator, family: str) -> dict[str, Any]:
+    """Choices whose widths grow and shrink from stage to stage; all of them are even."""
+    widths = (2, 4, 6, 8, 12, 16)
+    choices: dict[str, Any] = {"stem_width": int(rng.choice(widths))}
+    if family == "mobilenet":
+        choices["head_width"] = int(rng.choice((0, 8)))
+    for stage in range(1, int(rng.integers(1, 4)) + 1):
+        own: dict[str, Any] = {"depth": int(rng.integers(1, 4)), "width": int(rng.choice(widths))}
+        own["stride"] = int(rng.integers(1, 3))
+        if family == "resnet":
+            own["bottleneck"] = ("plain", 0.5, 1.0)[rng.integers(3)]
+            own["skip"] = ("identity", "identity", "projection", "none")[rng.integers(4)]
+        else:
+            own |= {"expand": int(rng.integers(1, 4)), "kernel": int(rng.choice((3, 5))), "squeeze_excite": False}
+            own["skip"] = ("identity", "none")[rng.integers(2)]
+        choices |= {f"stage{stage}.{name}": value for name, value in own.items()}
+    return choices
+
+
+@pytest.mark.parametrize(("family", "count"), [("resnet", 100), ("mobilenet", 40)])
+def test_any_student_of_the_teachers_arch_computes_the_very_same(family, count):
+    rng, x = np.random.default_rng(7), images(4)
+    for seed in range(count):
+        choices = drawn(rng, family)
+        teacher, arch = network(choices, seed)
+        student, _ = network(choices, seed + 1000)
+        report = inherit(student, arch, teacher, arch, x)
+        assert report.share == 1.0, choices
+        assert torch.equal(student.eval()(x), teacher.eval()(x)), choices
+
+
+def silence_what_is_left_out(teacher: nn.Module, student: nn.Module) -> None:
+    """Switch off the channels of each norm of `teacher` whose scales the student's norm of the same name has not."""
+    own = dict(student.named_modules())
+    for name, norm in teacher.named_modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            silent = ~torch.isin(norm.weight, own[name].weight)
+            assert int((~silent).sum()) == own[name].num_features
+            norm.weight[silent] = 0
+            norm.bias[silent] = 0
+
+
+@pytest.mark.parametrize(("family", "count"), [("resnet", 40), ("mobilenet", 20)])
+def test_a_student_of_half_the_widths_is_the_teacher_without_the_other_channels(family, count):
+    rng = np.random.default_rng(8)
+    for seed in range(count):
+        choices = drawn(rng, family)
+        half = {name: value // 2 if name.endswith("width") else value for name, value in choices.items()}
+        teacher, arch = network(choices, seed)
+        student, own = network(half, seed + 1000)
+        assert inherit(student, own, teacher, arch, images(8)).share == 1.0, choices
+        x = images(8, seed=1)
+        with torch.no_grad():
+            silence_what_is_left_out(teacher, student)
+            torch.testing.assert_close(student.train()(x), teacher.train()(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["resnet", "mobilenet"])
+def test_any_narrower_student_is_filled_with_the_teachers_weights(family):
+    rng, tried = np.random.default_rng(9), 0
+    for seed in range(40):
+        choices = {
+            name: "plain" if name.endswith("bottleneck") else value for name, value in drawn(rng, family).items()
+        }
+        narrow = {
+            name: int(rng.integers(1, value + 1)) if name.endswith("width") and value else value
+            for name, value in choices.items()
+        }
+        teacher, arch = network(choices, seed)
+        student, own = network(narrow, seed + 1000)
+        if own.choices.keys() != arch.choices.keys() or any(
+            own.choices[name] != value for name, value in arch.choices.items() if name.endswith("skip")
+        ):
+            continue  # other widths ask for other shortcuts: the teacher has no projection there
+        tried += 1
+        assert inherit(student, own, teacher, arch, images(4)).share == 1.0, (choices, narrow)
+    assert tried > 10
+
+
+def test_a_supernet_inherits_where_a_shortcut_narrows():
+    fixed = {"stem_width": 16} | {
+        f"stage{i}.{name}": value for i in (1, 2) for name, value in {"bottleneck": "plain", "skip": "identity"}.items()
+    }
+    widths = Choice("stage1.width", (4, 8)), Choice("stage2.width", (8, 16))
+    space = SearchSpace("narrowing", "resnet", widths, fixed=fixed | {"stage1.depth": 2, "stage2.depth": 1})
+    teacher, arch = network({**space.fixed, "stage1.width": 8, "stage2.width": 16}, 1)
+    supernet = STUDENTS.build("resnet").supernet(space, TASK)
+    assert inherit_supernet(supernet, arch, teacher, arch, images(8)).share == 1.0
+    x = images(8, seed=1)
+    torch.testing.assert_close(supernet.eval()(x, arch), teacher.eval()(x), rtol=1e-4, atol=1e-4)
+    importance = supernet.importance()["stages.0.0.inner"].tolist()
+    assert importance == sorted(importance, reverse=True)
 
 
 def test_unimportant_channels_are_the_ones_left_out():

@@ -7,9 +7,10 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from kdnas.core.schedule import Check, FinishedStage, Ladders, Panel, Probe, Schedule
+from kdnas.core.schedule import Check, FinishedStage, Ladders, Panel, Probe, Schedule, Stage
 from kdnas.core.space import SearchSpace
 from kdnas.core.task import ImageTask
 from kdnas.errors import ConfigError, RunFolderError
@@ -52,11 +53,14 @@ def play(
     rates: Mapping[str, float] | None = None,
     panel: float = 0.0,
     step_share: float = 0.0,
+    largest_share: float = 0.0,
+    cost: Callable[[Stage], float] | None = None,
 ) -> list[FinishedStage]:
     """Let a policy decide a whole training in which steps spend `tick` and are checks, and probes `measuring`.
 
     The panel's loss falls at the rate of a stage's mode (1 where `rates` has none), slower and slower. `panel` is what
-    scoring it spends, `step_share` a step.
+    scoring it spends, `step_share` a step, `largest_share` one of the largest alone. `cost` gives another cost of steps
+    than `tick`.
     """
     history: list[FinishedStage] = []
     spent, step, loss = 0.0, 0, 2.3
@@ -67,12 +71,12 @@ def play(
         )
         before = spent
         spent += measuring if probes else 0.0
-        stage = policy.next_stage(Situation(tuple(history), spent, 1.0, probes, panel, step_share))
+        stage = policy.next_stage(Situation(tuple(history), spent, 1.0, probes, panel, step_share, largest_share))
         if stage is None or spent >= 1.0:
             return history
         first, checks, ended = step, [], None
         while ended is None and spent < 1.0:
-            step, spent = step + 1, round(spent + tick, 6)
+            step, spent = step + 1, round(spent + tick, 6) if cost is None else spent + cost(stage)
             loss *= math.exp(-(rates or {}).get(stage.mode, 1.0) * (1.0 - spent) * tick)
             if stage.watched:
                 checks.append(Check(step, spent, accuracy(spent), accuracy(spent) / 2))
@@ -134,6 +138,34 @@ def test_as_many_modes_race_as_the_budget_affords(resnet, measure, raced):
     if not raced:
         assert history[0].stage.mode == "growing"
         assert "too small" in history[0].stage.reason
+
+
+@pytest.mark.parametrize("share", [0.16, 0.3])
+@pytest.mark.parametrize("race_steps", [0.0, 5.0, 40.0])
+def test_a_race_never_spends_more_than_its_share(resnet, share, race_steps):
+    """Over budgets from a few steps to many thousands, steps of any size and panels of any price."""
+    rng, raced = np.random.default_rng(3), 0
+    settings = Shrinking(race_share=share, race_steps=race_steps)
+    for largest, panel, smallest in itertools.product(
+        (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 5e-2), (0.0, 1e-5, 1e-3, 0.003, 0.01), (0.02, 0.5, 1.0)
+    ):
+        middle = 0.5 * (1 + smallest) * largest
+        one_step = largest * (1 + smallest) + (settings.subnets - 2) * middle
+
+        def cost(stage: Stage, largest: float = largest, smallest: float = smallest) -> float:
+            count = 1 if stage.in_turn else stage.subnets
+            return largest * float(rng.uniform(smallest, 1.0, count).sum())
+
+        history = play(policy_of(settings, resnet), panel=panel, step_share=one_step, largest_share=largest, cost=cost)
+        race = [item for item in history if item.stage.name.startswith("race")]
+        assert sum(item.spent for item in race) <= share + 1e-9
+        assert all(item.steps >= 1 for item in race)
+        if race:
+            raced += 1
+            # Nor much less: what is set aside for a last step may be left.
+            assert sum(item.spent for item in race) > share - settings.subnets * largest - 1e-9
+            assert len(after_race(history)) >= 1
+    assert raced >= 8
 
 
 def test_a_space_of_one_network_is_trained_without_a_race():
