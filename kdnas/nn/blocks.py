@@ -184,15 +184,13 @@ class Student(nn.Module):
 
 @torch.no_grad()
 def initialise(network: nn.Module) -> None:
-    """Draw convolutions by Kaiming's rule over fan-out; let every block that has a shortcut start as that shortcut.
+    """Draw convolutions by Kaiming's rule over fan-out; norms keep torch's scale 1, at the end of residual blocks, too.
 
-    The latter sets the scale of the branch's last batch norm to 0 (Goyal et al., 2017); without a shortcut it stays 1.
+    Starting those at 0, so that a block begins as its shortcut (Goyal et al., 2017), is for long trainings with large
+    batches: brief ones never make up for it.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-    for module in network.modules():
-        if getattr(module, "shortcut", None) is not None or getattr(module, "skip", False):
-            nn.init.zeros_(module.branch[-1][1].weight)  # type: ignore[union-attr, index]

@@ -37,13 +37,12 @@ class SharedTensor:
 
     `axes` names the channel axis of each leading dimension, None where the dimension is no channel axis: tensors that
     name the same axis have the same channels there. `side` is the smallest kernel that is cut from it (0: no kernel is
-    cut), `silent` says that it is the scale of a norm layer that starts at 0.
+    cut).
     """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     side: int = 0
-    silent: bool = False
 
 
 class Layout(Protocol):
@@ -256,7 +255,7 @@ def _is_buffer(name: str) -> bool:
 
 
 def _initial(name: str, tensor: SharedTensor) -> Tensor:
-    """Return a tensor's start: Kaiming's rule for convolutions, torch's for linear layers, norms at scale 1 (or 0)."""
+    """Return a tensor's start: Kaiming's rule for convolutions, torch's for linear layers, norms at scale 1."""
     if not tensor.shape:
         return torch.zeros((), dtype=torch.int64)
     value = torch.zeros(tensor.shape)
@@ -264,6 +263,6 @@ def _initial(name: str, tensor: SharedTensor) -> Tensor:
         nn.init.kaiming_normal_(value, mode="fan_out", nonlinearity="relu")
     elif len(tensor.shape) == 2:
         nn.init.kaiming_uniform_(value, a=5**0.5)
-    elif name.endswith((".weight", ".running_var")) and not tensor.silent:
+    elif name.endswith((".weight", ".running_var")):
         value.fill_(1.0)
     return value

@@ -121,10 +121,7 @@ class StagedLayout:
             name = _part(self._family, plan, key)
             layer = next(part for part in self._family.axes if name.startswith(f"{part}."))
             axes = tuple(ends.get(axis, f"{prefix}.{axis}") for axis in self._family.axes[layer])
-            # The scale of a branch's last norm starts at 0 where every network has a shortcut around the branch.
-            last = name == f"{self._family.parts(plan)[-1]}.1.weight"
-            silent = last and self._family.shortcut(plan) != "none"
-            self._merge(f"{prefix}.{name}", shape, axes, silent)
+            self._merge(f"{prefix}.{name}", shape, axes)
 
     def _add_exit(self, place: int, width: int, heads: tuple[int, ...]) -> None:
         prefix, classes = f"exits.{place}", self._task.num_classes
@@ -137,16 +134,16 @@ class StagedLayout:
 
     def _add(self, prefix: str, shapes: Mapping[str, tuple[int, ...]], axes: tuple[str | None, ...]) -> None:
         for key, shape in shapes.items():
-            self._merge(f"{prefix}.{key}", shape, axes, silent=False)
+            self._merge(f"{prefix}.{key}", shape, axes)
 
-    def _merge(self, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], silent: bool) -> None:
+    def _merge(self, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> None:
         """Make the shared tensor `name` large enough for a piece of `shape`."""
         side = shape[3] if len(shape) == 4 else 0
         known = self.tensors.get(name)
         if known is not None:
             shape = tuple(max(pair) for pair in zip(known.shape, shape, strict=True))
-            side, silent = min(known.side, side), known.silent and silent
-        self.tensors[name] = SharedTensor(shape, axes[: min(2, len(shape))], side, silent)
+            side = min(known.side, side)
+        self.tensors[name] = SharedTensor(shape, axes[: min(2, len(shape))], side)
 
 
 def _slots(family: ElasticFamily, domains: Mapping[str, tuple[Scalar, ...]]) -> Iterator[Slot]:

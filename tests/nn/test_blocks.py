@@ -91,12 +91,14 @@ def test_forward_is_stem_stages_pooling_classifier():
     assert torch.allclose(network(x), logits + network.classifier.bias, atol=1e-6)
 
 
-def test_blocks_with_a_shortcut_start_as_that_shortcut():
-    block = student("identity").stages[0][0].eval()
-    x = torch.rand(1, 4, 4, 4)
-    assert torch.equal(block(x), x)
-    without = student("none").stages[0][0]
-    assert torch.all(without.branch[-1][1].weight == 1)
+@pytest.mark.parametrize("skip", ["identity", "projection", "none"])
+def test_branches_count_from_the_start(skip):
+    """A last scale of 0 would keep all but itself from learning at first, which brief trainings do not make up for."""
+    network = student(skip)
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert all((norm.weight == 1).all() and not norm.bias.any() for norm in norms)
+    functional.cross_entropy(network(torch.randn(8, 3, 8, 8)), torch.arange(8) % 5).backward()
+    assert all(p.grad.abs().sum() > 0 for p in network.parameters())
 
 
 def test_convolutions_start_by_kaimings_rule_over_fan_out():
@@ -107,12 +109,8 @@ def test_convolutions_start_by_kaimings_rule_over_fan_out():
 
 
 @pytest.mark.parametrize("skip", ["identity", "projection", "none"])
-def test_gradients_reach_every_parameter_after_one_step_in_channels_last(skip):
+def test_gradients_reach_every_parameter_in_channels_last(skip):
     network = student(skip).to(memory_format=torch.channels_last)
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
     x, y = torch.randn(8, 3, 8, 8).contiguous(memory_format=torch.channels_last), torch.arange(8) % 5
-    for _ in range(2):  # the zero scales block the first gradient of the branches
-        optimiser.zero_grad()
-        functional.cross_entropy(network(x), y).backward()
-        optimiser.step()
+    functional.cross_entropy(network(x), y).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())

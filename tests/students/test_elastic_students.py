@@ -219,13 +219,13 @@ def test_building_and_running_draw_no_random_numbers_but_the_first_weights():
     )
 
 
-def test_fresh_blocks_with_a_shortcut_start_as_the_shortcut():
-    space = next(space for space in SPACES if space.name == "wider_mobilenet")
-    fixed = {f"stage{i}.skip": "identity" for i in (1, 2, 3)}
-    choices = tuple(choice for choice in space.choices if choice.name not in fixed)
-    supernet = STUDENTS.build("mobilenet").supernet(SearchSpace("s", "mobilenet", choices, fixed=fixed), CIFAR)
-    assert not supernet.shared("stages.0.1.project.1.weight").any()
-    assert supernet.shared("stages.0.0.project.1.weight").all()  # some networks have no shortcut there
+def test_norms_start_at_scale_one_as_those_of_students_do(space):
+    supernet = STUDENTS.build(space.family).supernet(space, TASKS.get(space.name, CIFAR))
+    scales = [
+        name for name, tensor in supernet.layout.tensors.items() if name.endswith("1.weight") and len(tensor.shape) == 1
+    ]
+    assert scales
+    assert all((supernet.shared(name) == 1).all() for name in scales)
 
 
 def test_a_family_without_elastic_networks_says_so():
