@@ -29,6 +29,14 @@ def printable(text: str, longest: int = _LONGEST) -> str:
     return line if cut <= 0 and len(line) <= longest else f"{line[:longest].rstrip()} ... ({len(text)} characters)"
 
 
+def escaped(text: str) -> str:
+    """Return `text` with control characters and lone surrogates spelled out, as names of files and classes need it."""
+    return "".join(
+        sign if sign.isprintable() or sign == " " else sign.encode("unicode_escape", "surrogatepass").decode()
+        for sign in text
+    )
+
+
 def commonest(reasons: Iterable[str]) -> tuple[str, int]:
     """Return the reason given most often, of equals the first, and how often; reasons may differ in their numbers.
 

@@ -25,8 +25,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from kdnas.core.data import ImageArrays, ImageData
-from kdnas.datasets._content import content_notes
-from kdnas.datasets._inputs import class_name_problems, printable
+from kdnas.core.words import escaped
+from kdnas.datasets._content import check_scales, content_notes
+from kdnas.datasets._inputs import class_name_problems
 from kdnas.errors import DataError, Problem
 
 try:
@@ -150,6 +151,7 @@ def _decode(name: str, folder: Path, decode: Callable[[ImageWriter], Samples]) -
         _check(name, samples, writer.count)
         train_count, labels = _arrange(work, samples)
         images = np.load(work / "images.npy", mmap_mode="r")
+        check_scales(name, images, train_count)
         mean, std = channel_statistics(images[:train_count])
         meta = {
             "name": name,
@@ -213,10 +215,12 @@ def _check(name: str, samples: Samples, written: int) -> None:
         )
     elif len(names) >= 2:
         counts = np.bincount(labels[~is_test], minlength=len(names))
-        empty = [printable(one) for one, count in zip(names, counts, strict=True) if count == 0]
+        empty = [escaped(one) for one, count in zip(names, counts, strict=True) if count == 0]
         if empty:
             more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
-            problems.append(Problem(f"{name}: train", f"no image of class {', '.join(empty[:10])}{more}"))
+            from_one = labels.min() == 1 and labels.max() == len(names) - 1 and names[0] == "0"
+            hint = " (labels that count from 1? They count from 0 here)" if from_one else ""
+            problems.append(Problem(f"{name}: train", f"no image of class {', '.join(empty[:10])}{more}{hint}"))
         if not is_test.any():
             problems.append(Problem(f"{name}: test", "there are no test images"))
     if problems:

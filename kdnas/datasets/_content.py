@@ -10,11 +10,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kdnas.datasets._inputs import printable
+from kdnas.core.words import escaped
+from kdnas.errors import DataError, Problem
 
 _MANY = 0.01
 """From this share of the images on, equal ones are told of."""
 _LISTED = 10
+
+
+def check_scales(name: str, images: np.ndarray, train_count: int) -> None:
+    """Raise DataError where one split of uint8 images [N, C, H, W] reaches no pixel above 1 of 255, and the other does.
+
+    That is what becomes of floats in 0..1 that are made bytes.
+    """
+    brightest = {"training": int(images[:train_count].max()), "test": int(images[train_count:].max())}
+    if min(brightest.values()) <= 1 < max(brightest.values()):
+        what = "; ".join(f"no {split} pixel is above {value}" for split, value in brightest.items())
+        raise DataError(Problem(f"{name}: images", f"the splits are on different scales: {what}", "0 to 255 in both"))
 
 
 def content_notes(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], train_count: int) -> list[str]:
@@ -22,7 +34,8 @@ def content_notes(images: np.ndarray, labels: np.ndarray, class_names: Sequence[
 
     Images are equal when every value is.
     """
-    return [*_equal_images(images, labels, train_count), *_missing_in_test(labels[train_count:], class_names)]
+    dark = ["no pixel is above 1 of 255: were they in 0..1 and made bytes?"] if images.max() <= 1 else []
+    return [*dark, *_equal_images(images, labels, train_count), *_missing_in_test(labels[train_count:], class_names)]
 
 
 def _equal_images(images: np.ndarray, labels: np.ndarray, train_count: int) -> list[str]:
@@ -63,4 +76,4 @@ def _missing_in_test(labels: np.ndarray, class_names: Sequence[str]) -> list[str
     if not missing:
         return []
     more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
-    return [f"no test image of class {printable(', '.join(missing[:_LISTED]))}{more}"]
+    return [f"no test image of class {escaped(', '.join(missing[:_LISTED]))}{more}"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
-from kdnas.core.words import counted
-from kdnas.datasets._inputs import Problems, class_name_problems, printable
+from kdnas.core.words import counted, escaped
+from kdnas.datasets._inputs import Problems, class_name_problems
 from kdnas.errors import DataError, Problem
 
 Parts = tuple[str, ...]
@@ -130,7 +130,7 @@ class _Roots:
                 what = f"{counted(count, 'image')} {'lies' if count == 1 else 'lie'} outside the splits " + (
                     " and ".join(f"{one}/" for one in sorted(used))
                 )
-                problems.add(printable(where), what, "move them, or name the splits by the options `train` and `test`")
+                problems.add(escaped(where), what, "move them, or name the splits by the options `train` and `test`")
         notes = [
             f"{name}/ is not used ({counted(outside[name], 'image')}): students are scored on a share of {train}/"
             for name in spare
@@ -155,7 +155,7 @@ class _Roots:
                 if extra:
                     where = f"{'/'.join(root[len(_common(roots)) :])}/"
                     problems.add(
-                        printable(source), f"train and test have different classes: only in {where}: {_listed(extra)}"
+                        escaped(source), f"train and test have different classes: only in {where}: {_listed(extra)}"
                     )
         for problem in class_name_problems(names, source):
             problems.add(problem.where, problem.what, problem.allowed)
@@ -197,7 +197,7 @@ def _named_roots(pictures: Sequence[Parts], source: str, splits: Splits, problem
         named[option] = root
         if not any(len(parts) > len(root) and parts[: len(root)] == root for parts in pictures):
             there = sorted({"/".join(parts[: max(len(root), 1)]) for parts in pictures if len(parts) > len(root)})
-            problems.add(f"{source}: {option}", f"there are no images in {path}/", printable(", ".join(there[:10])))
+            problems.add(f"{source}: {option}", f"there are no images in {path}/", escaped(", ".join(there[:10])))
     if splits.test is not None and splits.test_fraction is not None:
         problems.add(source, "the options `test` and `test_fraction` are both given", "one of the two")
     if "train" in named and "test" not in named and splits.test_fraction is None:
@@ -272,14 +272,14 @@ def _classes(
     depth = len(root)
     for parts in pictures:
         if len(parts) == depth + 1:
-            problems.add(printable(f"{source}: {'/'.join(parts)}"), "lies in no class folder")
+            problems.add(escaped(f"{source}: {'/'.join(parts)}"), "lies in no class folder")
     filled = {_class_of(parts, root) for parts in pictures if len(parts) > depth + 1}
     there = {_class_of(parts, root) for parts in folders if len(parts) == depth + 1}
     for name in sorted(there - filled):
-        problems.add(printable(f"{source}: {'/'.join((*root, name))}"), "the class folder holds no images")
+        problems.add(escaped(f"{source}: {'/'.join((*root, name))}"), "the class folder holds no images")
     return filled | there
 
 
 def _listed(names: Collection[str]) -> str:
-    shown = printable(", ".join(sorted(names)[:10]))
+    shown = escaped(", ".join(sorted(names)[:10]))
     return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from kdnas.core.data import stratified_split
 from kdnas.core.seeds import derive_seed
-from kdnas.core.words import data_root_in_words
+from kdnas.core.words import data_root_in_words, escaped
 from kdnas.errors import DataError, Problem
 
 Pixels = Annotated[int, Field(ge=1, le=4096)]
@@ -93,21 +93,11 @@ def stamp(status: os.stat_result) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def printable(text: str) -> str:
-    """Return `text` with what no terminal should be given, control characters and halves of signs, as escapes."""
-    return "".join(
-        sign if sign.isprintable() or sign == " " else sign.encode("unicode_escape", "surrogatepass").decode()
-        for sign in text
-    )
-
-
 def class_name_problems(names: Sequence[str], where: str) -> list[Problem]:
     """Return what keeps `names` from being written into a file: what is no text, blank ones, and doubles."""
     broken = [name for name in names if not _is_text(name)]
     problems = [
-        Problem(
-            printable(f"{where}: class {name}"), "its name is no UTF-8 text", "rename it; convmv mends many at once"
-        )
+        Problem(escaped(f"{where}: class {name}"), "its name is no text in UTF-8", "UTF-8, as `convmv` makes it")
         for name in broken[:_SHOWN]
     ]
     if len(broken) > _SHOWN:
@@ -151,7 +141,10 @@ def check_labels(labels: np.ndarray, count: int, where: str, problems: Problems)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        problems.add(where, f"labels are {labels.dtype} {list(labels.shape)}", "integers [N]")
+        rows = labels.ndim == 2 and labels.size and labels.dtype.kind in "fiub"
+        one_hot = rows and ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all()
+        hint = "; one-hot rows become them by `.argmax(1)`" if one_hot else ""
+        problems.add(where, f"labels are {labels.dtype} {list(labels.shape)}", f"integers [N]{hint}")
         return np.zeros(count, dtype=np.int64)
     if len(labels) != count:
         problems.add(where, f"{len(labels)} labels for {count} images")
@@ -165,7 +158,7 @@ def as_channels_first(images: np.ndarray, layout: str, where: str, problems: Pro
     where the last axis comes before the second.
     """
     if images.dtype != np.uint8:
-        problems.add(where, f"images are {images.dtype}", "uint8, 0 to 255")
+        problems.add(where, f"images are {images.dtype}", f"uint8, 0 to 255{_scale_hint(images)}")
         return np.zeros((len(images) if images.ndim else 0, 1, 1, 1), dtype=np.uint8)
     if layout == "auto":
         layout = _detect_layout(images.shape)
@@ -177,6 +170,20 @@ def as_channels_first(images: np.ndarray, layout: str, where: str, problems: Pro
     if layout == "NHW":
         return images[:, np.newaxis]
     return images.transpose(0, 3, 1, 2) if layout == "NHWC" else images
+
+
+def _scale_hint(images: np.ndarray) -> str:
+    """Return how images of another type become bytes, as far as their values tell."""
+    if images.dtype.kind not in "fiub" or not images.size:
+        return ""
+    if not np.isfinite(images).all():
+        return "; some values are not finite"
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > 65535:
+        return f"; these reach from {low:g} to {high:g}: undo their normalisation first"
+    if high <= 1:
+        return "; these are in 0..1: `(255 * images).round().astype('uint8')`"
+    return "; `.astype('uint8')` keeps these" if high <= 255 else f"; these reach {high:g}: divide by 257"
 
 
 def _detect_layout(shape: tuple[int, ...]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from kdnas.core.data import ImageData
-from kdnas.core.words import counted
+from kdnas.core.words import counted, escaped
 from kdnas.datasets import DATASETS
 from kdnas.datasets._archives import ARCHIVE_SUFFIXES, Member, is_archive, members
 from kdnas.datasets._cache import ImageWriter, Samples, cached
@@ -24,7 +24,6 @@ from kdnas.datasets._inputs import (
     carve_test,
     file_identity,
     locate,
-    printable,
     stamp,
 )
 from kdnas.datasets._pictures import (
@@ -100,7 +99,7 @@ def image_folder(
             reading.listed(listing)
         return reading.samples()
 
-    return cached(printable(source.name), cache, identity, decode)
+    return cached(escaped(source.name), cache, identity, decode)
 
 
 @dataclass(frozen=True)
@@ -209,12 +208,12 @@ class _Reading:
             self._conversions.append(picture.conversions)
         else:
             assert shape is not None
-            other = printable("/".join(self._written[0]))
+            other = escaped("/".join(self._written[0]))
             what = f"is {first[2]}x{first[1]} pixels, but {other} {shape[2]}x{shape[1]}"
             self._add_problem(member, what, "one size, or the option `size` to resize")
 
     def _add_problem(self, member: Member, what: str, allowed: str = "") -> None:
-        self._problems.add(printable(f"{self._source}: {member.path}"), what, allowed)
+        self._problems.add(escaped(f"{self._source}: {member.path}"), what, allowed)
 
     def _left_out(self) -> list[str]:
         """Return in words which files are no part of the data set."""
@@ -223,13 +222,13 @@ class _Reading:
             kinds = Counter(PurePosixPath(parts[-1]).suffix.lower() or "without suffix" for parts in self._others)
             shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(_KINDS_SHOWN))
             more = ", ..." if len(kinds) > _KINDS_SHOWN else ""
-            notes.append(f"left out as no pictures: {counted(len(self._others), 'file')} ({printable(shown)}{more})")
+            notes.append(f"left out as no pictures: {counted(len(self._others), 'file')} ({escaped(shown)}{more})")
         if self._hidden:
             folders = Counter(
                 next(part for part in parts if part.startswith(".") or part == "__MACOSX") for parts in self._hidden
             )
             shown = ", ".join(name for name, _ in folders.most_common(_KINDS_SHOWN))
-            notes.append(f"left out as hidden: {counted(len(self._hidden), 'file')} ({printable(shown)})")
+            notes.append(f"left out as hidden: {counted(len(self._hidden), 'file')} ({escaped(shown)})")
         return notes
 
 
@@ -253,7 +252,7 @@ def _listing(source: Path) -> _Listing:
             here = (status.st_dev, status.st_ino)
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            raise DataError(Problem(printable(str(folder)), f"cannot be read: {error.strerror}")) from error
+            raise DataError(Problem(escaped(str(folder)), f"cannot be read: {error.strerror}")) from error
         if here in around:
             loops += 1
             return

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from kdnas.core.data import ImageData
+from kdnas.core.words import escaped
 from kdnas.datasets import DATASETS
 from kdnas.datasets._cache import ImageWriter, Samples, cached
 from kdnas.datasets._inputs import (
@@ -24,7 +25,6 @@ from kdnas.datasets._inputs import (
     locate,
     missing,
     names_or_numbers,
-    printable,
 )
 from kdnas.datasets._pictures import Background, Conversion, PictureReader
 from kdnas.errors import DataError, Problem
@@ -253,7 +253,7 @@ def _by_name(texts: Sequence[str], names: Sequence[str], where: str) -> np.ndarr
     """Return the place of every text among `names`, int64 [N]. Raises DataError naming those that are none."""
     unknown = sorted(set(texts) - set(names))
     if unknown:
-        what = printable(f"labels {', '.join(unknown[:10])} are no class")
-        raise DataError(Problem(where, what, printable(", ".join(names))))
+        what = escaped(f"labels {', '.join(unknown[:10])} are no class")
+        raise DataError(Problem(where, what, escaped(", ".join(names))))
     label_of = {name: label for label, name in enumerate(names)}
     return np.array([label_of[text] for text in texts], dtype=np.int64)

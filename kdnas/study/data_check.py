@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kdnas.core.data import ImageData
-from kdnas.core.words import counted
+from kdnas.core.words import counted, escaped
 from kdnas.errors import DataError, Problem
 
 _FEW_SCORED = 100
@@ -27,14 +27,14 @@ def check_split(data: ImageData, validation_indices: np.ndarray, fraction: float
         raise DataError(Problem(f"{data.name}: validation_fraction {fraction:g}", what, allowed))
     scored = np.unique(labels)
     if len(scored) < 2:
-        only = data.class_names[scored[0]]
-        what = f"all validation images are of class {only!r}: the other classes have one training image each"
+        only = escaped(data.class_names[scored[0]])
+        what = f"all validation images are of class {only}: the other classes have one training image each"
         raise DataError(Problem(f"{data.name}: validation_fraction {fraction:g}", what, allowed))
 
 
 def split_notes(data: ImageData, train_indices: np.ndarray, validation_indices: np.ndarray) -> tuple[str, ...]:
     """Return what the user should know of a split of the training images: classes of few images, coarse scores."""
-    names, classes = data.class_names, data.task.num_classes
+    names, classes = tuple(map(escaped, data.class_names)), data.task.num_classes
     learnt = np.bincount(data.train.labels[train_indices], minlength=classes)
     scored = np.bincount(data.train.labels[validation_indices], minlength=classes)
     tested = len(data.test)

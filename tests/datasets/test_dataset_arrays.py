@@ -86,12 +86,22 @@ def test_npz_carves_a_test_split_of_every_class(tmp_path):
     ("changes", "message"),
     [
         ({"train_images": TRAIN.astype(np.float32) / 255}, r"train_images: images are float32 \(allowed: uint8"),
+        ({"train_images": TRAIN / 255.0}, r"these are in 0..1: `\(255 \* images\).round"),
+        ({"train_images": TRAIN / 64.0 - 2}, r"these reach from -2 to .*: undo their normalisation first"),
+        ({"train_images": np.where(TRAIN > 9, np.nan, TRAIN)}, "some values are not finite"),
+        ({"train_images": TRAIN.astype(np.int64)}, r"`.astype\('uint8'\)` keeps these"),
+        ({"test_images": TEST // 255}, "on different scales: no training pixel is above 255; no test pixel is above"),
+        ({"train_labels": np.eye(3)[TRAIN_LABELS]}, "one-hot rows become them by `.argmax"),
+        ({"train_labels": np.eye(3, dtype=int)[TRAIN_LABELS]}, "one-hot rows become them by `.argmax"),
         ({"train_images": TRAIN[:, :, :, :2]}, r"shape \[12, 6, 5, 2\]"),
         ({"test_images": TEST[:, :4]}, r"test_images: images are \[3, 4, 5\]"),
         ({"train_labels": TRAIN_LABELS.astype(np.float64)}, "train_labels: labels are float64"),
         ({"train_labels": TRAIN_LABELS[:-1]}, "11 labels for 12 images"),
         ({"train_labels": np.zeros(12, dtype=int), "test_labels": np.zeros(6, dtype=int)}, "only one class"),
-        ({"train_labels": TRAIN_LABELS + 1, "test_labels": TEST_LABELS + 1}, "no image of class 0"),
+        (
+            {"train_labels": TRAIN_LABELS + 1, "test_labels": TEST_LABELS + 1},
+            "class 0 .labels that count from 1",
+        ),
         ({"test_labels": TEST_LABELS + 1}, "no image of class 3"),
         ({"test_labels": -TEST_LABELS}, "out of range"),
         ({"test_images": None}, r"test_images: there is no such array \(allowed: train_images.* `test_fraction`\)"),
@@ -102,6 +112,11 @@ def test_bad_npz_arrays_are_refused(tmp_path, changes, message):
     save(tmp_path, **changes)
     with pytest.raises(DataError, match=message):
         open_npz(tmp_path)
+
+
+def test_bytes_of_nought_and_one_are_spoken_of(tmp_path):
+    save(tmp_path, train_images=TRAIN // 128, test_images=TEST // 128)
+    assert "no pixel is above 1 of 255: were they in 0..1 and made bytes?" in open_npz(tmp_path).notes
 
 
 def test_all_problems_of_an_npz_are_told_at_once(tmp_path):

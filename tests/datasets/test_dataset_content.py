@@ -33,7 +33,7 @@ def test_equal_images_of_different_classes_contradict_each_other():
 
 
 def test_images_that_are_all_equal_are_said_to_teach_nothing():
-    notes = content_notes(np.zeros_like(IMAGES), LABELS, NAMES, 45)
+    notes = content_notes(np.full_like(IMAGES, 7), LABELS, NAMES, 45)
     assert "1 different images; the commonest occurs 45 times): almost nothing can be learnt" in notes[0]
 
 

@@ -418,7 +418,7 @@ def test_a_link_is_followed_as_often_as_it_is_met_but_never_in_circles(tmp_path)
 def test_class_names_that_are_no_text_are_refused_before_anything_is_decoded(tmp_path, suffix):
     files = {name.replace("bee", os.fsdecode(b"caf\xe9")): content for name, content in tree().items()}
     (pack if suffix else lay)(tmp_path / f"data{suffix}", files)
-    with pytest.raises(DataError, match=r"class caf\\udce9: its name is no UTF-8 text") as caught:
+    with pytest.raises(DataError, match=r"class caf\\udce9: its name is no text in UTF-8") as caught:
         open_it(tmp_path, f"data{suffix}")
     str(caught.value).encode()
 

@@ -39,7 +39,7 @@ def test_a_validation_split_never_takes_the_last_image_of_a_class(counts, fracti
     ("counts", "message"),
     [
         ((1, 1, 1), "no image is left to score students on: each class has one training image"),
-        ((50, 1), "all validation images are of class 'a'"),
+        ((50, 1), "all validation images are of class a:"),
     ],
 )
 def test_a_split_on_which_nothing_can_be_scored_is_refused(counts, message):
