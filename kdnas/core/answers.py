@@ -31,7 +31,7 @@ def sketch(answers: np.ndarray) -> tuple[float, ...]:
     return tuple(round(float(value), digits) for value in projected)
 
 
-def difference(before: Sequence[float], now: Sequence[float]) -> float:
+def apart(before: Sequence[float], now: Sequence[float]) -> float:
     """Return by which share of their size two sketches differ: 0 for equal ones, infinite for those of other images."""
     if len(before) != len(now):
         return math.inf
@@ -41,9 +41,17 @@ def difference(before: Sequence[float], now: Sequence[float]) -> float:
     return float(_scale(old - new) / max(_scale(old), _scale(new), 1e-30))
 
 
-def same_answers(before: Sequence[float], now: Sequence[float]) -> bool:
-    """Return whether two sketches are of the same answers; one that was never made is compared with nothing."""
-    return not before or not now or difference(before, now) <= _SAME
+def what_differs(before: Sequence[float], now: Sequence[float]) -> str:
+    """Return what is to be said of a teacher whose files are the same and whose answers are not; empty where they are.
+
+    A sketch that was never made is compared with nothing.
+    """
+    if not before or not now or apart(before, now) <= _SAME:
+        return ""
+    return (
+        f"answers otherwise than before, though its files are the same: on a few fixed images its logits differ by "
+        f"{100 * apart(before, now):.2g} % of their size; code that its factory imports has changed, or a library"
+    )
 
 
 def coarse_key(answers: Sequence[float]) -> str:

@@ -44,6 +44,8 @@ from kdnas.training.schedule_file import SCHEDULE_FILE
 
 _FEW_CORES = 2
 """More threads than one gain nothing on so many (`kdnas.training.numerics`)."""
+_OUTSIDE = ("device", "provenance", "name", "teacher_answers")
+"""What of a train.yaml decides nothing of the student, or only checks what another line decides."""
 DEFAULT_FORMATS = ExportConfig().formats
 _WEIGHTS_FILE = "student.safetensors"
 """Most formats write it (`kdnas.exporters`)."""
@@ -114,7 +116,7 @@ def _computed(file: TrainFile) -> str:
 
 def identity(file: TrainFile, schedule: TrainingSchedule | None = None) -> dict[str, Any]:
     """Return what decides the trained student; the device and who found it do not."""
-    plain = {key: value for key, value in file.plain().items() if key not in ("device", "provenance", "name")}
+    plain = {key: value for key, value in file.plain().items() if key not in _OUTSIDE}
     if schedule is not None:
         whole = schedule.plain()
         steps = [

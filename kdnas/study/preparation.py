@@ -23,7 +23,7 @@ from kdnas.study.feasibility import PricedArch, nearest_miss, reference_costs, r
 from kdnas.study.loading import LoadedStudy
 from kdnas.study.numerics import differences, settled_config
 from kdnas.study.records import RunRecord, TeacherReport
-from kdnas.study.run_folder import LOCK_FILE, check_identity, identity, machine, read_lock, write_lock
+from kdnas.study.run_folder import LOCK_FILE, check_answers, check_identity, identity, machine, read_lock, write_lock
 from kdnas.study.storage import Record, refreshed, run_of_lock
 from kdnas.training.recipe import Training
 
@@ -102,6 +102,7 @@ def prepare_study(
         )
         for difference in differences(locked, config.training, device):
             observe(Note(difference))
+        check_answers(folder, locked, evaluator.teacher_answers)
     else:
         lock = {"identity": this, **_new_lock(study, evaluator, str(device))}
         write_lock(folder, lock)
@@ -148,6 +149,7 @@ def _new_lock(study: LoadedStudy, evaluator: Evaluator, device: str) -> dict[str
         "quantities": [dataclasses.asdict(quantity) for quantity in evaluator.quantities.values()],
         "reference_point": {name: reference[name] for name in config.objectives},
         **facts,
+        "teacher_answers": list(evaluator.teacher_answers),
         "device": device,
         "machine": machine(),
     }

@@ -120,6 +120,8 @@ class TeacherReport:
     values: Mapping[str, float]
     """macs, params, latency_ms, ... as for a student."""
     notes: tuple[str, ...] = ()
+    outputs: str = "logits"
+    """What its network gives: logits, or probabilities, of which students learn the logarithm."""
 
     @classmethod
     def of(cls, plain: Mapping[str, Any] | None) -> TeacherReport | None:

@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import IO, Any
 import yaml
 
 from kdnas import atomic
+from kdnas.core.answers import what_differs
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.errors import Problem, RunFolderError
@@ -198,6 +199,21 @@ def recorded_numerics(locked: Mapping[str, Any], current: Mapping[str, Any]) -> 
     """Return the plain training `locked`, with `current`'s numerics where it was made before they were recorded."""
     said = {name: current[name] for name in NUMERICS if name in current and locked.get(name, "auto") == "auto"}
     return {**locked, **said}
+
+
+def check_answers(folder: Path, locked: Mapping[str, Any], now: Sequence[float]) -> None:
+    """Raise RunFolderError where the teacher of equal files answers otherwise than when `folder` was started.
+
+    `now` is its sketch of today; a lock file of earlier versions has none, and is compared with nothing.
+    """
+    what = what_differs(locked.get("teacher_answers") or (), now)
+    if not what:
+        return
+    was, today = locked.get("machine", {}).get("packages", {}), machine()["packages"]
+    others = [f"{name} {was[name]} -> {today[name]}" for name in today if name in was and was[name] != today[name]]
+    upgraded = f" ({', '.join(others)})" if others else ""
+    remedy = "scores cannot be compared: choose another --out or restore the teacher"
+    raise RunFolderError(Problem(str(folder), f"the teacher of this run {what}{upgraded}; {remedy}"))
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Problem]:

@@ -1,4 +1,4 @@
-"""The teacher, measured before the search: its accuracy on the validation split and its costs; refused near chance.
+"""The teacher, checked before it teaches: what it answers, in which order, how well, and what it costs.
 
 Shapes: B batch, K classes, C channels, H and W height and width.
 """
@@ -6,20 +6,22 @@ Shapes: B batch, K classes, C channels, H and W height and width.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kdnas.core.data import ImageArrays, ImageData
-from kdnas.costs import MeasuredCost
 from kdnas.errors import Problem, TeacherError
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.tracing import parameter_count, traced_macs
+from kdnas.study.class_order import Renaming, find_renaming
 from kdnas.study.records import TeacherReport
+from kdnas.study.teacher_answers import Answers, answers_to
+from kdnas.study.teacher_conduct import check_conduct
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import accuracy
@@ -29,6 +31,10 @@ _ROOM = 0.05
 # Other normalisations are tried on so many validation images, while that costs fewer multiply-accumulates than this.
 _PROBED = 256
 _PROBE_MACS = 1e12
+_ASKED_TWICE = 16
+"""Validation images that the teacher is asked about in several ways."""
+_NAMED = 60
+"""Class names that a message spells out."""
 _USUAL: dict[str, tuple[float | tuple[float, ...], float | tuple[float, ...]]] = {
     "pixels in 0..1": (0.0, 255.0),
     "pixels in -1..1": (127.5, 127.5),
@@ -43,35 +49,61 @@ def report_teacher(
     validation_indices: np.ndarray,
     *,
     device: torch.device,
-    costs: Mapping[str, MeasuredCost],
-    calibrations: Mapping[str, Mapping[str, Any]],
     bfloat16: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> TeacherReport:
-    """Return the teacher's accuracy on the validation split, its MACs and parameters, and its measured `costs`.
+    """Return the teacher's accuracy on the validation split, its MACs and its parameters.
 
-    `bfloat16`: it computes in that, as it does when it teaches.
-
-    The test split is not touched (`teacher_test_accuracy`). Raises TeacherError for a teacher near chance (not above
-    `least_accuracy`), and for one that a usual normalisation other than the stated clearly makes better.
+    `bfloat16`: it computes in that, as it does when it teaches. The test split is not touched
+    (`teacher_test_accuracy`). What a user should know before it teaches is said and
+    noted. Raises TeacherError for a teacher that should not teach: one whose answers depend on more than the image,
+    whose classes stand in another order than the data's, near chance (not above `least_accuracy`), or that a usual
+    normalisation other than the stated clearly makes better.
     """
-    score = _accuracy(teacher.module, data, data.train, validation_indices, device, bfloat16)
+    where, labels = f"teacher {teacher.name}", data.train.labels[validation_indices]
+    few = _spread(validation_indices, _ASKED_TWICE)
+    images = torch.from_numpy(np.array(data.train.images[few], copy=True)).float().to(device)
+    noticed = check_conduct(teacher.name, teacher.module, images)
+    batches = Batches(data.train, validation_indices, num_classes=data.task.num_classes, device=device)
+    answers = answers_to(teacher.module, batches, teacher.outputs, bfloat16=bfloat16)
+    if not answers.finite.all():
+        what = f"gives NaN or infinite logits for {int((~answers.finite).sum())} of {len(labels)} validation images"
+        raise TeacherError(Problem(where, what))
+    if answers.contradicts_probabilities:
+        what = "gives probabilities, numbers of one sum, for the first images, and other numbers for others"
+        raise TeacherError(Problem(where, what, "logits"))
+    noticed += answers.doubts
     macs = traced_macs(teacher.module, data.task.input_shape, device)
-    values = {"macs": float(macs), "params": float(parameter_count(teacher.module))}
-    labels = data.train.labels[validation_indices]
     share, least = least_accuracy(labels)
+    score, renaming = answers.accuracy, find_renaming(answers.predicted, labels, data.class_names)
     near_chance = score <= least
     affordable = macs * min(_PROBED, len(labels)) * (len(_USUAL) + 3) <= _PROBE_MACS
-    doubted = near_chance or affordable
+    doubted = near_chance or renaming is not None or affordable
     hint = _better_normalisation(teacher, data, validation_indices, device, bfloat16) if doubted else ""
-    where, measured = f"teacher {teacher.name}", f"its accuracy on the {len(labels)} validation images is {score:.4f}"
+    measured = f"its accuracy on the {len(labels)} validation images is {score:.4f}"
+    if renaming is not None and not hint:
+        raise TeacherError(_other_order(where, measured, renaming, data))
     if near_chance:
         chance = f"which is chance (always answering the largest class scores {share:.4f})"
-        raise TeacherError(Problem(where, f"{measured}, {chance}; {hint or _doubts(teacher)}", f"above {least:.4f}"))
+        doubts = hint or _doubts(teacher, answers, data)
+        raise TeacherError(Problem(where, f"{measured}, {chance}; {doubts}", f"above {least:.4f}"))
     if hint:
         raise TeacherError(Problem(where, f"{measured}, but {hint}"))
-    for name, cost in costs.items():
-        values[name] = cost.measure(teacher.module, data.task, calibrations.get(name, {})).value
-    return TeacherReport(teacher.name, score, None, values, teacher.notes)
+    maybe = find_renaming(answers.predicted, labels, data.class_names, proven=False)
+    if maybe is not None:
+        noticed += (f"perhaps {maybe.words}: then {maybe.renamed:.2f} would be right; too few images to tell",)
+    for line in noticed:
+        say(f"{where}: {line}")
+    values = {"macs": float(macs), "params": float(parameter_count(teacher.module))}
+    return TeacherReport(teacher.name, score, None, values, (*teacher.notes, *noticed), teacher.outputs)
+
+
+def _other_order(where: str, measured: str, renaming: Renaming, data: ImageData) -> Problem:
+    names = renaming.names(data.class_names)
+    shown = ", ".join(json.dumps(name, ensure_ascii=False) for name in names[:_NAMED])
+    more = ", ..." if len(names) > _NAMED else ""
+    what = f"{measured}, but {renaming.renamed:.4f} when its classes are read in another order: {renaming.words}"
+    return Problem(where, what, f"its classes named in its own order, teacher.class_names: [{shown}{more}]")
 
 
 def least_accuracy(labels: np.ndarray) -> tuple[float, float]:
@@ -85,8 +117,11 @@ def least_accuracy(labels: np.ndarray) -> tuple[float, float]:
     return share, share + min(max(significant, _ROOM * (1 - share)), (1 - share) / 2)
 
 
-def _doubts(teacher: Teacher) -> str:
+def _doubts(teacher: Teacher, answers: Answers, data: ImageData) -> str:
     adapted = f"; what was adapted: {'; '.join(teacher.notes)}" if teacher.notes else ""
+    if answers.constant is not None:
+        name = data.class_names[answers.constant]
+        return f"it answers {name!r} for every image: check its weights and what its images are divided by{adapted}"
     return f"no usual normalisation helps: check its weights, its input size and the order of its classes{adapted}"
 
 
@@ -114,7 +149,7 @@ def _better_normalisation(
     normalised = next((part for part in teacher.module.modules() if isinstance(part, Normalised)), None)
     if normalised is None:
         return ""
-    probe = indices[np.linspace(0, len(indices) - 1, min(_PROBED, len(indices))).astype(np.int64)]
+    probe = _spread(indices, _PROBED)
 
     def measured() -> float:
         return _accuracy(teacher.module, data, data.train, probe, device, bfloat16)
@@ -137,6 +172,11 @@ def _better_normalisation(
         return ""
     remedy = "convert its first convolution to RGB" if best.endswith("BGR") else "set mean and std in the study"
     return f"{best} it reaches {tried[best]:.2f} on {len(probe)} validation images, not {stated:.2f}: {remedy}"
+
+
+def _spread(indices: np.ndarray, count: int) -> np.ndarray:
+    """Return at most `count` of `indices`, evenly spread."""
+    return indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(np.int64)]
 
 
 def _shown(values: float | tuple[float, ...]) -> str:

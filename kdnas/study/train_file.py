@@ -71,6 +71,8 @@ class TrainFile(Section):
     teacher: Member
     teacher_fingerprint: str = ""
     """Hash of the teacher's weights; empty: not checked."""
+    teacher_answers: tuple[float, ...] = ()
+    """A sketch of what the teacher says to a few fixed images, compared up to rounding; empty: not checked."""
     training: Training
     distillation: Distillation
     provenance: Provenance = Provenance()
@@ -137,6 +139,7 @@ def train_file_for(run: RunRecord, trial: TrialRecord, data: ImageData) -> Train
         data_fingerprint=data.fingerprint,
         teacher=teacher_config,
         teacher_fingerprint=locked_fingerprint(run, "teacher"),
+        teacher_answers=tuple(run.lock.get("teacher_answers") or ()),
         training=recipe.training,
         distillation=recipe.distillation,
         provenance=Provenance(study=config.name, trial=trial.number, kdnas_version=kdnas.__version__),

@@ -12,17 +12,20 @@ import numpy as np
 import torch
 from torch import nn
 
+from kdnas.core.answers import what_differs
 from kdnas.core.data import ImageData
 from kdnas.errors import DataError, Problem, TeacherError
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.taps import stage_names
 from kdnas.study.opening import open_teacher, resolve_device, split, training_indices
 from kdnas.study.run_data import open_run_data
+from kdnas.study.teacher_check import report_teacher
 from kdnas.study.train_file import TrainFile
 from kdnas.study.training_folder import brief
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import accuracy
+from kdnas.training.numerics import in_bfloat16
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,9 @@ def open_ground(
         say=say,
     )
     check_teacher(file, teacher)
+    if not file.teacher_fingerprint:  # that of a study has been looked at when the study was opened
+        bfloat16 = in_bfloat16(file.training, hardware)
+        report_teacher(teacher, data, validation_indices, device=hardware, bfloat16=bfloat16, say=say)
     used = training_indices(data, train_indices, file.training.data_fraction, file.seed)
     classes = data.task.num_classes
     train = Batches(data.train, used, num_classes=classes, device=hardware)
@@ -109,12 +115,18 @@ def check_data(file: TrainFile, data: ImageData) -> None:
 
 
 def check_teacher(file: TrainFile, teacher: Teacher) -> None:
-    """Raise TeacherError when `teacher` is another one than `file` names by its hash."""
+    """Raise TeacherError when `teacher` is another one than `file` names by its hash, or answers otherwise."""
     if file.teacher_fingerprint and teacher.fingerprint != file.teacher_fingerprint:
         raise TeacherError(
             Problem(
                 "teacher_fingerprint",
                 f"the teacher {teacher.name} is not the one of this training: {teacher.fingerprint} instead",
                 file.teacher_fingerprint,
+            )
+        )
+    if what := what_differs(file.teacher_answers, teacher.answers):
+        raise TeacherError(
+            Problem(
+                "teacher_answers", f"the teacher {teacher.name} {what}", "the teacher as it was, or leave this key out"
             )
         )

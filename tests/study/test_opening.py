@@ -16,9 +16,6 @@ from PIL import Image
 from torch import nn
 
 from kdnas.core.data import ImageArrays, ImageData
-from kdnas.core.measurement import Measurement
-from kdnas.core.objective import Quantity
-from kdnas.costs import MeasuredCost
 from kdnas.errors import ConfigError, DataError, TeacherError, TrialError
 from kdnas.study import opening
 from kdnas.study.config import DataConfig, Member
@@ -125,7 +122,7 @@ def test_a_student_teacher_is_trained_once_and_measured(digits: ImageData, tmp_p
     with torch.no_grad():
         hits = teacher.module(images).argmax(1).numpy() == digits.train.labels[validation]
     assert hits.mean() > 0.8  # it learnt digits it has not seen
-    report = report_teacher(teacher, digits, validation, device=CPU, costs={}, calibrations={})
+    report = report_teacher(teacher, digits, validation, device=CPU)
     assert report.accuracy == pytest.approx(hits.mean(), abs=0.01)  # bfloat16 where that is native
     assert report.test_accuracy is None
     assert report.values["params"] == sum(p.numel() for p in teacher.module.parameters())
@@ -243,30 +240,13 @@ def cifar(data_root: Path) -> ImageData:
     return ImageData("cifar10", tuple(names), arrays, arrays, "c", (125.3, 122.9, 113.9), (62.5, 61.9, 66.5))
 
 
-class _Fixed(MeasuredCost):
-    """A cost that returns what it was calibrated with."""
-
-    quantity = Quantity("latency_ms", "ms", "minimize", "measured")
-
-    def measure(self, module, task, calibration) -> Measurement:
-        assert not module.training
-        return Measurement(calibration["value"], 0.0, 1, "test")
-
-
 def test_the_real_cifar_teacher_is_reported(cifar: ImageData, data_root: Path, tmp_path: Path) -> None:
     everything = np.arange(len(cifar.train))
     teacher = _open({**CIFAR, **STATED}, cifar, everything, tmp_path, print, data_root=data_root)
-    report = report_teacher(
-        teacher,
-        cifar,
-        everything,
-        device=CPU,
-        costs={"latency_ms": _Fixed(CPU)},
-        calibrations={"latency_ms": {"value": 7}},
-    )
+    report = report_teacher(teacher, cifar, everything, device=CPU)
     # 0.8992 on all 10,000 test images; 120 of them stray from that by three standard errors of 0.027 at most.
     assert report.accuracy == pytest.approx(0.8992, abs=0.083)
-    assert report.values == {"macs": 162_366_720, "params": 1_084_586, "latency_ms": 7}
+    assert report.values == {"macs": 162_366_720, "params": 1_084_586}
     assert report.test_accuracy is None
     assert teacher_test_accuracy(teacher, cifar, device=CPU) == report.accuracy
     assert len(teacher.stages) == 3
@@ -287,7 +267,7 @@ def test_another_normalisation_is_refused_with_the_right_one(
     config = {**CIFAR, "mean": mean, "std": std}
     teacher = _open(config, cifar, everything, tmp_path, print, data_root=data_root)
     with pytest.raises(TeacherError, match=message):
-        report_teacher(teacher, cifar, everything, device=CPU, costs={}, calibrations={})
+        report_teacher(teacher, cifar, everything, device=CPU)
 
 
 def _nearest_mean(data: ImageData, reverse: bool = False) -> nn.Linear:
@@ -332,12 +312,12 @@ def test_reversed_channels_are_recognised(coloured: ImageData, tmp_path: Path) -
         config = _saved(coloured, _nearest_mean(coloured, reverse), tmp_path)
         teacher = _open(config, coloured, everything, tmp_path, print, data_root=tmp_path)
         if not reverse:
-            report = report_teacher(teacher, coloured, everything, device=CPU, costs={}, calibrations={})
+            report = report_teacher(teacher, coloured, everything, device=CPU)
             assert report.accuracy > 0.95
             assert report.values["macs"] == 3 * 4 * 4 * 3
             continue
         with pytest.raises(TeacherError, match="in the order BGR it reaches"):
-            report_teacher(teacher, coloured, everything, device=CPU, costs={}, calibrations={})
+            report_teacher(teacher, coloured, everything, device=CPU)
 
 
 def test_an_untrained_teacher_is_refused_as_chance(coloured: ImageData, tmp_path: Path) -> None:
@@ -346,7 +326,7 @@ def test_an_untrained_teacher_is_refused_as_chance(coloured: ImageData, tmp_path
     layer.weight.data.zero_()
     teacher = _open(_saved(coloured, layer, tmp_path), coloured, np.arange(300), tmp_path, print, data_root=tmp_path)
     with pytest.raises(TeacherError) as caught:
-        report_teacher(teacher, coloured, np.arange(300), device=CPU, costs={}, calibrations={})
+        report_teacher(teacher, coloured, np.arange(300), device=CPU)
     message = str(caught.value)
     assert "0.3333, which is chance" in message
     assert "check its weights" in message

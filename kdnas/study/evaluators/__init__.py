@@ -90,6 +90,11 @@ class Evaluator(ABC):
         """What its scores rest on, hashed, by name: a run is not resumed when one of them has changed."""
 
     @property
+    def teacher_answers(self) -> tuple[float, ...]:
+        """A sketch of what the teacher says to a few fixed images, which tells one from another where hashes do not."""
+        return ()
+
+    @property
     @abstractmethod
     def description(self) -> dict[str, str]:
         """What was opened, in words by topic, for `kdnas validate --open`."""

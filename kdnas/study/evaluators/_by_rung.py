@@ -74,6 +74,11 @@ class ByRung(Evaluator):
         return {name: value for member in self._members.values() for name, value in member.fingerprints.items()}
 
     @property
+    def teacher_answers(self) -> tuple[float, ...]:
+        """Of the teacher that all of them share."""
+        return self._leader.teacher_answers
+
+    @property
     def description(self) -> dict[str, str]:
         """Of all of them."""
         return {name: value for member in self._members.values() for name, value in member.description.items()}

@@ -123,6 +123,11 @@ class TrainingEvaluator(Evaluator):
         """Of the data and of the teacher."""
         return {"data": self.bench.data.fingerprint, "teacher": self.bench.teacher.fingerprint}
 
+    @property
+    def teacher_answers(self) -> tuple[float, ...]:
+        """What the teacher says to a few fixed images."""
+        return self.bench.teacher.answers
+
     def arch(self, assignment: Mapping[str, Scalar]) -> Arch:
         """Return the arch that a full assignment stands for, as the family spells it."""
         return arch_of(self.context.space, assignment, self.bench.family)
@@ -137,24 +142,27 @@ class TrainingEvaluator(Evaluator):
         self._table_prices = TablePrices(calibrations, self.bench.family, self.bench.data.task)
 
     def facts(self) -> dict[str, Any]:
-        """Calibrate the measured costs and measure the teacher. Raises TeacherError."""
+        """Check and measure the teacher, and calibrate the measured costs. Raises TeacherError."""
         bench = self.bench
-        self.context.say("measuring the teacher")
-        config, space = self.context.config, self.context.space
-        calibrated = {name: cost.calibrate(bench.data.task) for name, cost in bench.measured_costs.items()}
-        self.know(learn_tables(bench.costs, space, bench.data.task, calibrated, seed=config.seed, say=self.context.say))
+        config, space, say = self.context.config, self.context.space, self.context.say
+        say("measuring the teacher")
         with computing(config.training, bench.device):
             teacher = report_teacher(
                 bench.teacher,
                 bench.data,
                 bench.validation_indices,
                 device=bench.device,
-                costs=bench.measured_costs,
-                calibrations=self.calibrations,
                 bfloat16=in_bfloat16(config.training, bench.device),
+                say=say,
             )
+        calibrated = {name: cost.calibrate(bench.data.task) for name, cost in bench.measured_costs.items()}
+        self.know(learn_tables(bench.costs, space, bench.data.task, calibrated, seed=config.seed, say=say))
+        costs = {
+            name: cost.measure(bench.teacher.module, bench.data.task, self.calibrations.get(name, {})).value
+            for name, cost in bench.measured_costs.items()
+        }
         notes = [*teacher.notes, *self._teacher_cache_notes()]
-        plain = {**dataclasses.asdict(teacher), "notes": notes, "values": dict(teacher.values)}
+        plain = {**dataclasses.asdict(teacher), "notes": notes, "values": {**teacher.values, **costs}}
         return {
             "chance": bench.chance(),
             "teacher": plain,

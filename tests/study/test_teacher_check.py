@@ -1,0 +1,164 @@
+"""A teacher is checked before it teaches: real digits, and networks with the habits of the wild."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdnas.core.data import ImageData
+from kdnas.errors import TeacherError
+from kdnas.study.config import DataConfig
+from kdnas.study.opening import split
+from kdnas.study.teacher_check import report_teacher
+from kdnas.teachers import Teacher, TeacherContext
+from kdnas.teachers._adapting import Expected, fit_teacher
+from kdnas.teachers._class_names import naming_of
+
+CPU = torch.device("cpu")
+
+
+class Linear(nn.Module):
+    """The least-squares classifier of the digits, sharpened to logits; `say` makes its answer of them."""
+
+    def __init__(self, weights: np.ndarray, say=None, parts: dict[str, nn.Module] | None = None):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+        self.fc.weight.data = torch.from_numpy(12 * weights[:-1].T.copy()).float()
+        self.fc.bias.data = torch.from_numpy(12 * weights[-1]).float()
+        self.say = say
+        for name, part in (parts or {}).items():
+            setattr(self, name, part)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.fc(images.flatten(1))
+        return logits if self.say is None else self.say(self, logits)
+
+
+@pytest.fixture(scope="module")
+def weights(digits: ImageData) -> np.ndarray:
+    train, _ = split(digits, DataConfig(type="digits"), 0)
+    pixels = digits.train.images[train].reshape(len(train), -1) / 255.0
+    inputs = np.c_[pixels, np.ones(len(pixels))]
+    return np.linalg.lstsq(inputs, np.eye(10)[digits.train.labels[train]], rcond=None)[0]
+
+
+@pytest.fixture
+def report(digits: ImageData, weights: np.ndarray):
+    """Return a function that fits the digits' linear teacher and reports on it."""
+    _, validation = split(digits, DataConfig(type="digits"), 0)
+
+    def make(say=None, *, parts=None, data: ImageData = digits, order=None, names=None, images=None):
+        network = Linear(weights if order is None else weights[:, order], say, parts)
+        context = TeacherContext(data, Path("nowhere"), CPU, None)
+        expected = Expected((0.0,), (255.0,))
+        teacher: Teacher = fit_teacher("net", network, context, expected, facts={}, naming=naming_of(names))
+        return report_teacher(teacher, data, validation if images is None else validation[:images], device=CPU)
+
+    return make
+
+
+def test_a_sound_teacher_passes_without_a_word(report) -> None:
+    found = report()
+    assert found.accuracy > 0.9
+    assert found.outputs == "logits"
+    assert found.notes == ()
+    assert report(lambda net, z: z.log_softmax(1)).notes == ()
+
+
+# -- outputs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("say", "outputs", "words"),
+    [
+        (
+            lambda net, z: z.softmax(1),
+            "probabilities",
+            "outputs: probabilities that sum to 1, whose logarithm is taken",
+        ),
+        (lambda net, z: 100 * z.softmax(1), "probabilities", "outputs: probabilities that sum to 100"),
+        (lambda net, z: F.one_hot(z.argmax(1), 10), "probabilities", "outputs: one-hot"),
+        (lambda net, z: z.sigmoid(), "logits", "outputs: all within 0..1"),
+        (lambda net, z: z / 1000, "logits", "almost equal for all classes"),
+        (lambda net, z: 1000 * z, "logits", "even at temperature 4"),
+    ],
+)
+def test_what_is_no_plain_logit_is_noted(report, say, outputs: str, words: str) -> None:
+    found = report(say)
+    assert found.outputs == outputs
+    assert words in "; ".join(found.notes)
+    assert found.accuracy == pytest.approx(report().accuracy, abs=0.02)  # scored in bfloat16 where that is native
+
+
+def test_logits_that_are_not_finite_are_counted(report) -> None:
+    with pytest.raises(TeacherError, match=r"gives NaN or infinite logits for \d+ of 287 validation images"):
+        report(lambda net, z: torch.where(z.amax(1, keepdim=True) > 13, float("inf"), z))
+
+
+# -- classes -----------------------------------------------------------------------------------------------------------
+
+
+ROTATED = [0, 1, 4, 2, 3, 5, 6, 7, 8, 9]
+
+
+def test_rotated_classes_are_refused_named_and_mended(report, digits: ImageData) -> None:
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    data = replace(digits, class_names=tuple(names))
+    with pytest.raises(TeacherError) as caught:
+        report(data=data, order=ROTATED)
+    message = str(caught.value)
+    assert "where it says 'two' it means 'four'" in message
+    stated = '["zero", "one", "four", "two", "three", "five", "six", "seven", "eight", "nine"]'
+    assert f"teacher.class_names: {stated}" in message
+    mended = report(data=data, order=ROTATED, names=[names[index] for index in ROTATED])
+    assert mended.accuracy == report().accuracy
+    with pytest.raises(TeacherError, match="read in another order"):
+        report(data=data, order=ROTATED, names=names)  # stated, and wrong
+
+
+def test_a_few_images_only_hint_at_an_order(report) -> None:
+    found = report(order=ROTATED, images=20)
+    assert any("where it says '2' it means '4'" in note and "too few images" in note for note in found.notes)
+
+
+# -- conduct -----------------------------------------------------------------------------------------------------------
+
+
+class Restless(nn.Dropout):
+    """A dropout that never rests."""
+
+    def train(self, mode: bool = True):
+        return super().train(True)
+
+
+@pytest.mark.parametrize(
+    ("say", "parts", "words"),
+    [
+        (lambda net, z: F.dropout(z, 0.2), {}, "a second time differ by .*functional dropout without training"),
+        (lambda net, z: net.drop(z), {"drop": Restless(0.2)}, r"train even in eval mode: .*drop \(Restless\)"),
+        (lambda net, z: net.norm(z), {"norm": nn.BatchNorm1d(10, track_running_stats=False)}, r"norm \(BatchNorm1d\)"),
+        (lambda net, z: z - z.mean(0), {}, "reads other images of the batch"),
+        (lambda net, z: z + 1e-2 * torch.arange(len(z))[:, None], {}, "in another order differ"),
+        (lambda net, z: z.squeeze() + 0 * z.squeeze().sum(1, keepdim=True), {}, "fails on an image alone: .*squeeze"),
+        (lambda net, z: z[: len(z) // 8 * 8], {}, "for half|an image alone"),
+    ],
+)
+def test_answers_that_more_than_the_image_decides_are_refused(report, say, parts, words: str) -> None:
+    with pytest.raises(TeacherError, match=words):
+        report(say, parts=parts)
+
+
+def test_a_part_that_trains_without_effect_is_named(report) -> None:
+    found = report(parts={"idle": Restless(0.5)})
+    assert any("idle" in note for note in found.notes)
+
+
+def test_a_teacher_of_one_answer_is_named_so(report) -> None:
+    with pytest.raises(TeacherError, match="it answers '9' for every image"):
+        report(lambda net, z: 0 * z + torch.linspace(-1, 1, 10))
