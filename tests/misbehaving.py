@@ -29,6 +29,10 @@ def answer(job: Mapping[str, Any]) -> dict[str, Any]:
         case "start a process":
             Path(job["file"]).write_text(str(os.getpid()))
             subprocess.run(["sleep", "300"], check=False)
+        case "load with workers":
+            from torch.utils.data import DataLoader
+
+            return {"sum": int(sum(batch.sum() for batch in DataLoader(range(10), batch_size=5, num_workers=2)))}
         case "trial error":
             raise TrialError("loss became nan")
         case "error":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from kdnas.datasets import DATASETS
 from kdnas.datasets._cache import ImageWriter, Samples, cached, fingerprint
 from kdnas.datasets._inputs import Problems, as_channels_first, check_labels, names_or_numbers
 from kdnas.errors import DataError, Problem
-from kdnas.user_code import load_user_object
+from kdnas.user_code import UserCodeFailed, load_user_function
 
 _RETURNS = "(train_images, train_labels, test_images, test_labels) or the same with class_names"
 
@@ -34,13 +35,11 @@ def module(data_root: Path, cache: Path, *, function: str, options: dict[str, An
 
     Raises DataError where the function fails or returns something else; ConfigError where it cannot be imported.
     """
-    loader = load_user_object(function, data_root)
-    if not callable(loader):
-        raise DataError(Problem(function, "is not a function"))
+    loader = load_user_function(function, data_root)
     try:
         result = loader(data_root, **(options or {}))
-    except Exception as error:
-        raise DataError(Problem(function, f"raised {type(error).__name__}: {error}")) from error
+    except UserCodeFailed as error:
+        raise DataError(Problem("data", str(error))) from error
     train, train_labels, test, test_labels, names = _checked(result, function)
     labels = np.concatenate([train_labels, test_labels])
     class_names = names_or_numbers(names, labels)
@@ -54,7 +53,8 @@ def module(data_root: Path, cache: Path, *, function: str, options: dict[str, An
         fingerprint(images, part, class_names, len(train))
         for images, part in ((train, train_labels), (test, test_labels))
     ]
-    return cached(function.rpartition(":")[2], cache, {"content": content}, decode)
+    data = cached(function.rpartition(":")[2], cache, {"content": content}, decode)
+    return dataclasses.replace(data, notes=(*data.notes, *loader.notes))
 
 
 def _checked(

@@ -123,7 +123,7 @@ class Local(Executor):
             return
         self._closed = True
         for worker in self._workers:
-            worker.process.kill()
+            _kill(worker.process)
         for worker in self._workers:
             worker.process.join()
             worker.pipe.close()
@@ -167,7 +167,7 @@ class Local(Executor):
         A job that waited for a worker which could not even start is not to blame: the new worker gets it.
         """
         worker = self._workers[index]
-        worker.process.kill()
+        _kill(worker.process)
         worker.process.join()
         worker.pipe.close()
         if not worker.ready:
@@ -198,6 +198,14 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _kill(process: BaseProcess) -> None:
+    """Kill a worker and the processes that its user's code started, which outlive a worker that died alone."""
+    process.kill()
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if process.pid is not None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def _death(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         name = signal.Signals(-exit_code).name
@@ -209,6 +217,8 @@ def _death(exit_code: int | None) -> str:
 def _serve(pipe: Connection, make_evaluate: Callable[[], Evaluate], threads: int, device: int | None) -> None:
     """Run in the worker: open once, then answer jobs until the controller is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
+    os.setpgid(0, 0)  # a group of its own, with all that it starts: they end together
+    multiprocessing.current_process().daemon = False  # a daemon may start no process, as a DataLoader does
     _leave_with_parent()
     os.dup2(2, 1)  # standard output is the controller's too: what a user's module prints goes to the errors
     if device is not None:
@@ -242,6 +252,6 @@ def _leave_with_parent() -> None:
 
     def watch() -> None:
         multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
+        os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -159,7 +159,9 @@ def find_stages(module: nn.Module, example: Tensor) -> tuple[tuple[str, ...], st
 
         return hook
 
-    handles = [part.register_forward_hook(observe(name)) for name, part in module.named_modules() if name]
+    # TorchScript runs its inside by itself: no hook of a part is called, and most parts take none.
+    watched = {name: part for name, part in module.named_modules() if not isinstance(part, torch.jit.ScriptModule)}
+    handles = [part.register_forward_hook(observe(name)) for name, part in watched.items() if name]
     try:
         with _evaluating(module), torch.no_grad():
             logits = module(example)

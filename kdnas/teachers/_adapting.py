@@ -71,7 +71,7 @@ def fit_teacher(
         adapted.append(f"images of {height}x{width} are resized to {size[0]}x{size[1]} pixels (height x width)")
     else:
         size = None
-    network = network.float().eval().requires_grad_(False)
+    network = network.float().eval()
     classes = len(naming.spellings) if naming is not None else context.data.task.num_classes
     probe = _probe(context)
 

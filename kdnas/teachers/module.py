@@ -14,8 +14,9 @@ from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Expected, InputSize, Statistics, fit_teacher
 from kdnas.teachers._class_names import ClassNames, names_beside, names_on, naming_of
 from kdnas.teachers._loading import MAYBE_SEEN, find_file, read_weights
+from kdnas.teachers._plain import plain_network, refuse_inside_script, refuse_without_weights
 from kdnas.teachers._state_dict import load_weights
-from kdnas.user_code import load_user_object
+from kdnas.user_code import UserCodeFailed, UserFunction, load_user_function
 
 
 @TEACHERS.register
@@ -52,10 +53,13 @@ def module(
         class_names: The names of the network's classes, in its own order; matched with the data's by name.
     """
     path = find_file(weights, context.data_root) if weights is not None else None
-    network, code = _build(factory, arguments or {}, context.data_root)
-    notes = [MAYBE_SEEN]
+    function = _factory(factory, context.data_root)
+    network, unwrapped = plain_network(_built(function, arguments or {}))
+    notes = [MAYBE_SEEN, *function.notes, *unwrapped]
     if path is not None:
         notes += load_weights(network, read_weights(path), weights_key)
+    refuse_without_weights(network, factory)
+    refuse_inside_script(network, (*(stages or ()), *([classifier] if classifier else ())))
     if path is None:
         notes.append(f"no weights file was stated: the weights are those that {factory} returns")
     return fit_teacher(
@@ -63,7 +67,7 @@ def module(
         network,
         context,
         Expected(mean, std, input_size),
-        facts={"factory": factory, "arguments": arguments or {}, "code": code},
+        facts={"factory": factory, "arguments": arguments or {}, "code": _code_hash(function)},
         stages=stages,
         classifier=classifier,
         naming=naming_of(class_names, *(names_beside(path) if path is not None else ()), names_on(network)),
@@ -71,23 +75,29 @@ def module(
     )
 
 
-def _build(factory: str, arguments: dict[str, Any], root: Path) -> tuple[nn.Module, str]:
-    """Return the network that `factory` builds and a hash of the source file it stands in."""
+def _factory(factory: str, root: Path) -> UserFunction:
     try:
-        function = load_user_object(factory, root)
+        return load_user_function(factory, root)
     except ConfigError as error:
         raise TeacherError(Problem("factory", problem.what, problem.allowed) for problem in error.problems) from error
+
+
+def _built(function: UserFunction, arguments: dict[str, Any]) -> nn.Module:
     try:
         network = function(**arguments)
-    except Exception as error:  # the function is the user's: anything may come
-        raise TeacherError(Problem("factory", f"{factory!r} fails: {type(error).__name__}: {error}")) from error
+    except UserCodeFailed as error:
+        raise TeacherError(Problem("factory", str(error))) from error
     if not isinstance(network, nn.Module):
-        raise TeacherError(
-            Problem("factory", f"{factory!r} returned an object of type {type(network).__name__}", "a torch.nn.Module")
-        )
+        what = f"{function.spec!r} returned an object of type {type(network).__name__}"
+        raise TeacherError(Problem("factory", what, "a torch.nn.Module"))
+    return network
+
+
+def _code_hash(function: UserFunction) -> str:
+    """Return a hash of the source file that the factory stands in."""
     try:
-        source = inspect.getsourcefile(function)
+        source = inspect.getsourcefile(function.function)
     except TypeError:
         source = None
     code = Path(source).read_bytes() if source is not None and Path(source).is_file() else b""
-    return network, hashlib.sha256(code).hexdigest()[:16]
+    return hashlib.sha256(code).hexdigest()[:16]

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from kdnas.cli.main import main
 from kdnas.study.storage import load_run, storage_url
-from kdnas.user_code import load_user_object
+from kdnas.user_code import load_user_function
 
 FORMATS = "export.formats=[safetensors, student_json, student_py, train_yaml, model_card]"
 RUN_FILES = {"study.lock.yaml", "study.db", "trials.csv", "front.csv", "report.html", "front.svg"}
@@ -100,7 +100,7 @@ def test_the_exported_student_runs_alone_and_has_the_macs_of_the_table(done):
         [sys.executable, "-I", "student.py"], cwd=out / "export", capture_output=True, text=True, check=True
     )
     assert "10" in answer.stdout
-    student = load_user_object("student.py:build_student", out / "export")()
+    student = load_user_function("student.py:build_student", out / "export")()
     student.load_state_dict(load_file(out / "export" / "student.safetensors"))
     described = json.loads((out / "export" / "student.json").read_text())
     counts = FlopCountAnalysis(student.eval(), torch.zeros(1, 1, 8, 8)).unsupported_ops_warnings(False).by_operator()

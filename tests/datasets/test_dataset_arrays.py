@@ -203,10 +203,10 @@ def test_a_users_function_is_called_with_its_options(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"wrong": "raise"}, "mine.py:load: raised RuntimeError: no luck"),
+        ({"wrong": "raise"}, "'mine.py:load' fails: RuntimeError: no luck"),
         ({"wrong": "list"}, "returned list"),
         ({"wrong": "shape"}, r"train images are \[1, 4, 4\], test images \[1, 3, 4\]"),
-        ({"colour": 1}, "raised TypeError"),
+        ({"colour": 1}, "fails: TypeError"),
         ({"classes": 1}, "only one class"),
         ({"classes": 13}, "no image of class class 12"),
     ],
@@ -225,3 +225,33 @@ def test_all_problems_of_a_users_arrays_are_told_at_once(tmp_path):
 def test_a_users_function_that_is_not_there_is_a_config_error(tmp_path):
     with pytest.raises(ConfigError, match="no 'nothing'"):
         open_module(tmp_path, function="mine.py:nothing")
+
+
+WITH_WORKERS = """
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from labels import NAMES
+
+torch.set_grad_enabled(False)
+
+class Digits(Dataset):
+    def __len__(self): return 12
+    def __getitem__(self, index): return torch.full((4, 4), index, dtype=torch.uint8), index % 3
+
+def load(data_root):
+    images, labels = zip(*DataLoader(Digits(), batch_size=4, num_workers=2, multiprocessing_context={context!r}))
+    images, labels = torch.cat(images), torch.cat(labels)
+    return images, labels, images, labels, NAMES
+"""
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_a_users_function_may_use_workers_and_what_stands_beside_it(tmp_path, context):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "mine.py").write_text(WITH_WORKERS.replace("{context!r}", repr(context)))
+    (tmp_path / "code" / "labels.py").write_text("NAMES = ['x', 'y', 'z']\n")
+    data = DATASETS.build("module", tmp_path, tmp_path / "cache", function="code/mine.py:load")
+    assert data.class_names == ("x", "y", "z")
+    assert data.train.images[:, 0, 0, 0].tolist() == list(range(12))
+    assert "(gradients on or off): put back" in data.notes[-1]

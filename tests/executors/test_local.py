@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,3 +186,77 @@ def test_what_a_worker_says_reaches_the_controller_once():
         assert executor.take_notes() == []
     finally:
         executor.close()
+
+
+def test_a_users_function_may_load_data_with_workers_of_its_own(shared):
+    shared.submit("a", {"do": "load with workers"}, time_limit_s=60)
+    (done,) = collect(shared, 1)
+    assert done.result == {"sum": 45}
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _started(file: Path) -> int:
+    """Return the process that the worker which wrote its number to `file` started."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        if file.is_file() and file.read_text() and (children := _children(int(file.read_text()))):
+            return children[0]
+        time.sleep(0.05)
+    raise AssertionError("it never started")
+
+
+def _ends(pid: int) -> bool:
+    end = time.monotonic() + 10
+    while _is_there(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not _is_there(pid)
+
+
+def test_what_a_workers_code_started_ends_with_it(tmp_path):
+    executor = EXECUTORS.build("local", make_evaluate, workers=1, threads=1, time_limit_s=1.0)
+    try:
+        executor.submit("a", {"do": "start a process", "file": str(tmp_path / "a")})
+        child = _started(tmp_path / "a")
+        (done,) = collect(executor, 1)
+        assert "time limit" in done.failure
+        assert _ends(child)
+        executor.submit("b", {"do": "start a process", "file": str(tmp_path / "b")}, time_limit_s=60)
+        child = _started(tmp_path / "b")
+    finally:
+        executor.close()
+    assert _ends(child)
+
+
+_CONTROLLER = """
+import sys
+sys.path.insert(0, {tests!r})
+from misbehaving import make_evaluate
+from kdnas.executors import EXECUTORS
+if __name__ == "__main__":
+    executor = EXECUTORS.build("local", make_evaluate, workers=1, threads=1, time_limit_s=60)
+    executor.submit("a", {{"do": "start a process", "file": {file!r}}})
+    executor.wait(60)
+"""
+
+
+def test_nothing_is_left_when_the_controller_is_killed(tmp_path):
+    script = tmp_path / "controller.py"
+    tests = str(Path(__file__).parent.parent)
+    script.write_text(_CONTROLLER.format(tests=tests, file=str(tmp_path / "a")))
+    controller = subprocess.Popen([sys.executable, str(script)])
+    child = _started(tmp_path / "a")
+    worker = int((tmp_path / "a").read_text())
+    controller.kill()
+    controller.wait()
+    assert _ends(worker)
+    assert _ends(child)

@@ -6,9 +6,8 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from kdnas.costs import COSTS
 from kdnas.errors import ConfigError, Problem, TrialError
 from kdnas.study.evaluators import EVALUATORS, Evaluator, EvaluatorContext, looked_up, names, refuse_unmeasurable
 from kdnas.study.jobs import Job
-from kdnas.user_code import load_user_object
+from kdnas.user_code import UserCodeFailed, UserFunction, load_user_function
 
 
 @EVALUATORS.register
@@ -52,11 +51,16 @@ class Module(Evaluator):
     ):
         super().__init__(context)
         self._name = function
-        self._score = _callable(function, context.data_root)
-        self._price = None if price is None else _callable(price, context.data_root)
+        self._score = load_user_function(function, context.data_root)
+        self._price = None if price is None else load_user_function(price, context.data_root)
         self._options = options or {}
         self._chance = chance
-        self._priced = self._price_of(context.space.active(context.space.random(np.random.default_rng(0))))
+        try:
+            self._priced = self._price_of(context.space.active(context.space.random(np.random.default_rng(0))))
+        except TrialError as error:  # it would fail every trial
+            raise ConfigError(Problem("evaluator.price", str(error))) from error
+        for note in dict.fromkeys((*self._score.notes, *(self._price.notes if self._price else ()))):
+            context.say(note)
 
     @cached_property
     def quantities(self) -> Mapping[str, Quantity]:
@@ -94,7 +98,7 @@ class Module(Evaluator):
         amount = wanted.fidelity.training
         if amount["resolution_fraction"] == 1:
             del amount["resolution_fraction"]  # a function that knows of none is not asked for it
-        returned = self._score(wanted.arch.choices, **amount, seed=wanted.init_seed % 2**32, **self._options)
+        returned = _called(self._score, wanted.arch.choices, **amount, seed=wanted.init_seed % 2**32, **self._options)
         values = self.price(wanted.arch) | _numbers(returned, self._name)
         missing = [name for name in self.quantities if name not in values]
         if missing:
@@ -106,15 +110,14 @@ class Module(Evaluator):
         return looked_up(values, seconds=time.perf_counter() - began)
 
     def _price_of(self, choices: Mapping[str, Scalar]) -> dict[str, float]:
-        return {} if self._price is None else _numbers(self._price(dict(choices), **self._options), "price")
+        return {} if self._price is None else _numbers(_called(self._price, dict(choices), **self._options), "price")
 
 
-def _callable(spec: str, root: Path) -> Callable[..., Any]:
-    found = load_user_object(spec, root)
-    if not callable(found):
-        raise ConfigError(Problem("evaluator", f"{spec} is not a function"))
-    function: Callable[..., Any] = found
-    return function
+def _called(function: UserFunction, *arguments: Any, **options: Any) -> Any:
+    try:
+        return function(*arguments, **options)
+    except UserCodeFailed as error:
+        raise TrialError(str(error)) from error
 
 
 def _numbers(returned: Any, name: str) -> dict[str, float]:

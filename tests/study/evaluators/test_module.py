@@ -32,6 +32,9 @@ def sized(choices, epochs, data_fraction, seed, resolution_fraction=1.0):
 
 def text(choices, **more):
     return "good"
+
+def leaves(choices, **more):
+    raise SystemExit("usage: score")
 """
 
 
@@ -84,11 +87,17 @@ def test_what_price_tells_is_cheap_and_the_rest_is_not(tmp_path):
         ("mine.py:short", "did not return accuracy"),
         ("mine.py:wild", "accuracy 7, not a fraction"),
         ("mine.py:text", "returned str, not a mapping"),
+        ("mine.py:leaves", r"'mine.py:leaves' fails: SystemExit: usage: score.*\(mine.py, line 25, in leaves\)"),
     ],
 )
 def test_a_function_that_does_not_answer_fails_the_trial(tmp_path, function, message):
     with pytest.raises(TrialError, match=message):
         scored(tmp_path, function=function)
+
+
+def test_a_price_that_fails_is_refused_at_once(tmp_path):
+    with pytest.raises(ConfigError, match=r"evaluator.price: 'mine.py:leaves' fails: SystemExit"):
+        opened(tmp_path, price="mine.py:leaves")
 
 
 def test_a_function_that_is_not_there_is_refused(tmp_path):

@@ -1,0 +1,207 @@
+"""What a program may set for its whole process: kept for kdnas, and apart from it for the user's code."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_VARIABLES = (  # those that kdnas and torch read
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "KDNAS_DATA",
+    "KDNAS_CACHE",
+)
+_SUBNORMAL = 1e-310
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing that holds for the whole process. What no user meant to set is not `told`: drawing a random number."""
+
+    name: str
+    read: Callable[[], Any]
+    write: Callable[[Any], Any]
+    told: bool = True
+
+
+Surroundings = dict[str, Any]
+"""The value of each setting, by name."""
+
+
+def read_surroundings() -> Surroundings:
+    """Return the settings of this process as they are."""
+    found: Surroundings = {}
+    for setting in _settings():
+        try:
+            found[setting.name] = setting.read()
+        except (RuntimeError, OSError, AttributeError):  # not in this build of torch; a folder that is gone
+            continue
+    return found
+
+
+def differing(left: Surroundings, right: Surroundings) -> list[str]:
+    """Return the names of the settings that both have and that differ."""
+    return [name for name, value in left.items() if name in right and not _equal(value, right[name])]
+
+
+def write_surroundings(wanted: Surroundings) -> None:
+    """Make the settings those of `wanted`, as far as it has them."""
+    now = read_surroundings()
+    changed = set(differing(now, wanted))
+    for setting in _settings():
+        if setting.name in changed:
+            setting.write(wanted[setting.name])
+
+
+def told(names: Sequence[str]) -> list[str]:
+    """Return those of `names` that a user should hear of."""
+    silent = {setting.name for setting in _settings() if not setting.told}
+    return [name for name in names if name not in silent]
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if left is right:
+        return True
+    if isinstance(left, (tuple, list)) and isinstance(right, type(left)):
+        return len(left) == len(right) and all(_equal(a, b) for a, b in zip(left, right, strict=True))
+    same = left == right
+    return bool(same if isinstance(same, bool) else same.all())
+
+
+def _settings() -> Iterator[Setting]:
+    yield Setting("the working folder", Path.cwd, os.chdir)
+    yield Setting("environment variables", lambda: [os.environ.get(name) for name in _VARIABLES], _write_variables)
+    yield Setting("sys.path", lambda: list(sys.path), lambda path: sys.path.__setitem__(slice(None), path), told=False)
+    yield Setting("sys.stdout, sys.stderr", lambda: (sys.stdout, sys.stderr), _write_streams, told=False)
+    yield Setting("garbage collection", gc.isenabled, lambda on: gc.enable() if on else gc.disable())
+    yield Setting("logging", _read_logging, _write_logging)
+    # Importing a library adds filters too, which nobody needs to hear of.
+    yield Setting("warning filters", lambda: (list(warnings.filters), warnings.showwarning), _write_filters)
+    yield Setting("how processes start", _read_start_method, _write_start_method)
+    if threading.current_thread() is threading.main_thread():
+        for number in sorted(signal.valid_signals() - {signal.SIGCHLD}):  # torch sets that once, for all DataLoaders
+            if signal.getsignal(number) is not None:  # None: set by no Python code, so by none restored
+                yield Setting(
+                    f"the handler of {signal.Signals(number).name if number in _NAMED else number}",
+                    partial(signal.getsignal, number),
+                    partial(signal.signal, number),
+                )
+    yield Setting("Python's random state", random.getstate, random.setstate, told=False)
+    yield Setting("NumPy's random state", np.random.get_state, np.random.set_state, told=False)
+    yield Setting("NumPy's error handling", np.geterr, lambda handling: np.seterr(**handling))
+    yield from _torch_settings()
+
+
+_NAMED = {number.value for number in signal.Signals}
+
+
+def _torch_settings() -> Iterator[Setting]:
+    import torch  # here: commands that run no code of the user's answer without it
+
+    yield Setting("gradients on or off", torch.is_grad_enabled, torch.set_grad_enabled)
+    yield Setting("the default dtype", torch.get_default_dtype, torch.set_default_dtype)
+    yield Setting("the default device", _read_device, torch.set_default_device)
+    yield Setting("the number of threads", torch.get_num_threads, torch.set_num_threads)
+    yield Setting(
+        "deterministic algorithms",
+        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        lambda modes: torch.use_deterministic_algorithms(modes[0], warn_only=modes[1]),
+    )
+    yield _attribute("filling of new memory", torch.utils.deterministic, "fill_uninitialized_memory")
+    yield Setting(
+        "anomaly detection",
+        lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        lambda modes: torch.autograd.set_detect_anomaly(*modes),
+    )
+    yield Setting("flushing of subnormal numbers", lambda: _flushes(torch), torch.set_flush_denormal)
+    yield Setting("float32's precision", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)
+    for name in ("enabled", "benchmark", "deterministic", "allow_tf32"):
+        yield _attribute(f"cudnn.{name}", torch.backends.cudnn, name)
+    yield Setting(
+        "oneDNN on or off", lambda: torch.backends.mkldnn.enabled, lambda on: torch.backends.mkldnn.set_flags(on)
+    )
+    for name in ("flash", "mem_efficient", "math", "cudnn"):
+        read, write = (getattr(torch.backends.cuda, part) for part in (f"{name}_sdp_enabled", f"enable_{name}_sdp"))
+        yield Setting(f"{name} attention on or off", read, write)
+    for device in ("cpu", "cuda"):
+        enabled = partial(torch.is_autocast_enabled, device), partial(torch.set_autocast_enabled, device)
+        dtype = partial(torch.get_autocast_dtype, device), partial(torch.set_autocast_dtype, device)
+        yield Setting(f"autocast on {device}", *enabled)
+        yield Setting(f"the dtype of autocast on {device}", *dtype)
+    shared = torch.multiprocessing
+    yield Setting("how tensors are shared", shared.get_sharing_strategy, shared.set_sharing_strategy)
+    yield Setting("torch's random seed", torch.initial_seed, lambda seed: None)  # written with the state
+    yield Setting("torch's random state", torch.get_rng_state, torch.set_rng_state, told=False)
+    if torch.cuda.is_initialized():
+        yield Setting("CUDA's random state", torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all, told=False)
+        yield Setting("the current CUDA device", torch.cuda.current_device, torch.cuda.set_device)
+
+
+def _attribute(name: str, owner: object, attribute: str) -> Setting:
+    return Setting(name, lambda: getattr(owner, attribute), lambda value: setattr(owner, attribute, value))
+
+
+def _read_device() -> Any:
+    """Return the default device that was set, None where none was: `get_default_device` does not tell these apart."""
+    import torch
+
+    context = getattr(getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None), "device_context", None)
+    return None if context is None else context.device
+
+
+def _flushes(torch: Any) -> bool:
+    number = torch.full((1,), _SUBNORMAL, dtype=torch.float64, device="cpu")
+    return bool((number * 1.0).item() == 0)
+
+
+def _write_variables(values: list[str | None]) -> None:
+    for name, value in zip(_VARIABLES, values, strict=True):
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _write_streams(streams: tuple[Any, Any]) -> None:
+    sys.stdout, sys.stderr = streams
+
+
+def _read_logging() -> tuple[int, int, list[logging.Handler]]:
+    return logging.root.level, logging.root.manager.disable, list(logging.root.handlers)
+
+
+def _write_logging(value: tuple[int, int, list[logging.Handler]]) -> None:
+    logging.root.setLevel(value[0])
+    logging.disable(value[1])
+    logging.root.handlers[:] = value[2]
+
+
+def _write_filters(value: tuple[list[Any], Any]) -> None:
+    warnings.filters[:] = value[0]  # type: ignore[index]
+    warnings.showwarning = value[1]
+    getattr(warnings, "_filters_mutated", lambda: None)()  # what was said once is remembered with the filters
+
+
+def _read_start_method() -> str:
+    """Return how processes start; the system's own way too where nobody has asked yet."""
+    return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+
+
+def _write_start_method(method: str) -> None:
+    multiprocessing.set_start_method(method, force=True)
