@@ -39,6 +39,8 @@ def command(
 
     console = Console(highlight=False)
     console.print(progress(record), markup=False)
+    for other in record.others:
+        console.print(f"Trial {other.number}: {other.reason}.", markup=False)
     if not front(record):
         console.print("There is no front yet: no student was scored that meets every constraint.", markup=False)
         return

@@ -287,12 +287,14 @@ def costs(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def failures(run: RunRecord) -> list[tuple[str, str, list[int]]]:
-    """Return (state, reason, trial numbers) of every trial that gave no score, most frequent first."""
+    """Return (state, reason, trial numbers) of every trial that gave no score of the search, most frequent first."""
     groups: dict[tuple[str, str], list[int]] = {}
     for trial in run.trials:
         if trial.state in ("failed", "infeasible", "interrupted"):
             reason = _MEASURED.sub("", reason_in_words(trial.reason)) or "no reason recorded"
             groups.setdefault((trial.state, reason), []).append(trial.number)
+    for other in run.others:
+        groups.setdefault(("left out", other.reason), []).append(other.number)
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[1][0]))
     return [(state, reason, numbers) for (state, reason), numbers in ordered]
 

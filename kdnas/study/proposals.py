@@ -5,7 +5,8 @@ proposal is asked for again, then mutated, then drawn at random, then looked for
 a proposal is acceptable costs microseconds, so no training and no record line is ever spent on a duplicate.
 
 Where a search has rungs, most samplers know nothing of them: they are shown each student once, at comparable scores
-(`OneFidelity`).
+(`OwnTrials`). None is shown a trial that another tool added: it may be of another space, and nobody knows what its
+score means.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -39,7 +41,7 @@ class ValidProposals(optuna.samplers.BaseSampler):
 
     `excess` says how far a proposal lies beyond the constraints (0: within), which leads to the few students of a tight
     space that chance does not meet. `fidelities` are the rungs of a search that has them. `exhausted` says so, in
-    words, when no acceptable proposal could be found; it is empty otherwise.
+    words, when no acceptable proposal could be found; it is empty otherwise. Every proposal has the values of `fixed`.
     """
 
     def __init__(
@@ -51,10 +53,12 @@ class ValidProposals(optuna.samplers.BaseSampler):
         seed: int,
         excess: Callable[[Mapping[str, Scalar]], float] | None = None,
         fidelities: Sequence[Fidelity] = (),
+        fixed: Mapping[str, Scalar] = MappingProxyType({}),
     ):
         self._inner = inner
         self._domain = dict(domain)
-        self._acceptable = acceptable
+        self._acceptable: Acceptable = lambda params: acceptable({**params, **fixed})
+        self._fixed = fixed
         self._rng = np.random.default_rng(seed)
         self._excess = excess
         self._fidelities = () if getattr(inner, "reads_fidelities", False) else tuple(fidelities)
@@ -68,8 +72,12 @@ class ValidProposals(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return an acceptable proposal, or any at all with `exhausted` set."""
+        return {**self._propose(study, trial), **self._fixed}
+
+    def _propose(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
         proposal = previous = None
-        seen = OneFidelity(study, self._fidelities) if self._fidelities else study
+        foreign = any(map(_is_foreign, study.get_trials(deepcopy=False)))
+        seen = OwnTrials(study, self._fidelities) if foreign or self._fidelities else study
         for _ in range(_ASKS):
             proposal = self._ask(seen, trial)
             if self._acceptable(proposal):
@@ -194,12 +202,16 @@ class Preset(optuna.samplers.BaseSampler):
         return self._params[param_name]
 
 
-class OneFidelity(optuna.Study):
-    """A study whose trials are shown as `at_one_fidelity` shows them; all else, what is written too, is the study's."""
+class OwnTrials(optuna.Study):
+    """A study that shows its search's trials alone, where there are `fidelities` as `at_one_fidelity` shows them.
 
-    def __init__(self, study: optuna.Study, fidelities: Sequence[Fidelity]):
+    All else, what is written too, is the study's.
+    """
+
+    def __init__(self, study: optuna.Study, fidelities: Sequence[Fidelity] = ()):
         self.__dict__.update(study.__dict__)
-        self._shown = at_one_fidelity(study.get_trials(deepcopy=False), fidelities)
+        own = [_hidden(trial) if _is_foreign(trial) else trial for trial in study.get_trials(deepcopy=False)]
+        self._shown = at_one_fidelity(own, fidelities) if fidelities else own
 
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
@@ -229,9 +241,7 @@ def at_one_fidelity(trials: Sequence[FrozenTrial], fidelities: Sequence[Fidelity
         student = json.dumps([trial.user_attrs["arch_id"], trial.user_attrs["tuned"]], sort_keys=True)
         stands = first.setdefault(student, index)
         if stands != index:
-            shown[index] = copy.copy(trial)
-            shown[index].params, shown[index].distributions = {}, {}
-            shown[index].state, shown[index].values = TrialState.FAIL, None
+            shown[index] = _hidden(trial)
         if trial.state == TrialState.COMPLETE:
             table = scores.setdefault(stands, np.full((len(fidelities), len(trial.values)), np.nan))
             table[rung] = trial.values
@@ -240,6 +250,18 @@ def at_one_fidelity(trials: Sequence[FrozenTrial], fidelities: Sequence[Fidelity
             shown[index] = copy.copy(trials[index])
             shown[index].values = values.tolist()
     return shown
+
+
+def _is_foreign(trial: FrozenTrial) -> bool:
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and "fidelity" not in trial.user_attrs
+
+
+def _hidden(trial: FrozenTrial) -> FrozenTrial:
+    """Return `trial` as a failed one without a proposal, which no sampler learns from."""
+    hidden = copy.copy(trial)
+    hidden.params, hidden.distributions = {}, {}
+    hidden.state, hidden.values = TrialState.FAIL, None
+    return hidden
 
 
 def _size(distribution: BaseDistribution) -> int:

@@ -41,6 +41,14 @@ class Repeat:
 
 
 @dataclass(frozen=True)
+class OtherTrial:
+    """A trial of the record that is no student of the search: `reason` says what it is, or why it was left out."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class FailedRepeat:
     """A retraining of a finalist that failed so often, the last time for `reason`."""
 
@@ -186,6 +194,8 @@ class RunRecord:
     """Why the search ended, empty while it has not."""
     packing: str = ""
     """How many students each device trained at once and by what measurement, empty where nothing was measured."""
+    others: tuple[OtherTrial, ...] = ()
+    """Trials that wait, that other tools added, or that were left out."""
     failed_repeats: tuple[FailedRepeat, ...] = ()
     """Retrainings to the final fidelity that failed."""
     audit: AuditRecord | None = None

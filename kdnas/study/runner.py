@@ -20,7 +20,8 @@ import optuna
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.objective import Constraint, breaches
 from kdnas.core.seeds import derive_seed
-from kdnas.errors import RunFolderError
+from kdnas.core.words import counted
+from kdnas.errors import ConfigError, RunFolderError
 from kdnas.executors import Executor, Finished
 from kdnas.samplers import SAMPLERS, SamplerContext
 from kdnas.study.events import Note, Observer, SearchEnded, StudyEnded, TrialEnded, TrialStarted
@@ -29,6 +30,7 @@ from kdnas.study.jobs import RUNG_FOLDER, Job, search_job
 from kdnas.study.preparation import Opened
 from kdnas.study.promotion import kept_checkpoints, next_promotion, rung_of, student_key
 from kdnas.study.proposals import Preset, ValidProposals
+from kdnas.study.queue import queued_values
 from kdnas.study.records import RunRecord, TrialRecord
 from kdnas.study.retraining import Retraining
 from kdnas.study.stopping import full_trainings, spent_by, why_over
@@ -40,10 +42,14 @@ _CANDIDATES_KEPT = 50_000
 
 @dataclass(frozen=True)
 class _Start:
-    """What a free worker is to do next: a student given by `params`, or one that the sampler proposes, at a rung."""
+    """What a free worker is to do next: a student given by `params`, or one that the sampler proposes, at a rung.
+
+    `waiting` is the number of the queued trial that it is for.
+    """
 
     rung: int = 0
     params: Mapping[str, Scalar] | None = None
+    waiting: int | None = None
 
 
 class _Candidate(NamedTuple):
@@ -96,6 +102,8 @@ class Search:
                 self._search(executor)
             elif not self._run.finished:
                 self._end()
+            if waiting := self._record.waiting():
+                self._observe(Note(f"{counted(len(waiting), 'queued trial')} left waiting for a larger budget"))
             chosen = self._retraining.measured_finalists()
             pending = self._retraining.pending(chosen)
             run = self._opened.snapshot()
@@ -132,6 +140,8 @@ class Search:
             else:
                 scored.add(place)
         self._seen = {student for student, _ in scored}
+        for other in self._run.others:
+            self._observe(Note(f"trial {other.number}: {other.reason}"))
         self._retry.extend(
             _Start(rung, self._record.proposal(number))
             for (student, rung), number in lost.items()
@@ -145,7 +155,9 @@ class Search:
         return None if self._over else start
 
     def _wanted(self) -> _Start | None:
-        """What was interrupted goes first, then who deserves a longer training, then a new student."""
+        """Whom the user queued goes first, then what was interrupted, who deserves a longer training, a new student."""
+        if queued := self._queued():
+            return queued
         if self._retry:
             return self._retry[0]
         exhausted = bool(self._record.notes().get("exhausted"))
@@ -153,6 +165,34 @@ class Search:
         if promoted is not None:
             return _Start(rung_of(self._run, promoted) + 1, self._record.proposal(promoted.number))
         return None if exhausted else _Start()
+
+    def _queued(self) -> _Start | None:
+        """Return the first of the queue that can be trained; those before it that cannot are closed, and told."""
+        for number, fixed in self._record.waiting().items():
+            try:
+                values = queued_values(fixed, self._opened.space, self._domain)
+            except ConfigError as error:
+                self._set_aside(number, "; ".join(map(str, error.problems)))
+                continue
+            whole = values if values.keys() == self._domain.keys() else None
+            if reason := "" if whole is None else self._refusal(whole):
+                self._set_aside(number, reason)
+                continue
+            return _Start(0, whole, number)
+        return None
+
+    def _refusal(self, params: Mapping[str, Scalar]) -> str:
+        """Return why the student of `params` is not worth a training, empty where it is."""
+        candidate = self._candidate(params)
+        if candidate.student in self._seen:
+            known = [t.number for t in self._run.trials if student_key(t.arch, t.tuned) == candidate.student]
+            return f"it is the student of trial {known[0]}" if known else "its student is being trained"
+        broken = breaches(candidate.price, self._config.limits, known_only=True)
+        return f"it breaks {', '.join(broken)}" if broken else ""
+
+    def _set_aside(self, number: int, reason: str) -> None:
+        self._record.set_aside(number, f"queued, and left out: {reason}")
+        self._observe(Note(f"trial {number} was queued, and is left out: {reason}"))
 
     def _why_over(self, start: _Start) -> str:
         goes_on = self._evaluator.continues
@@ -193,6 +233,11 @@ class Search:
             return
         trial, job, tuned = asked
         self._seen.add(student_key(job.arch, tuned))
+        if start.waiting is not None:  # who was interrupted and is queued too runs once
+            queued = student_key(job.arch, tuned)
+            self._retry = deque(
+                other for other in self._retry if other.rung or self._candidate(other.params or {}).student != queued
+            )
         self._running[str(trial.number)] = (trial, job)
         running = TrialRecord(trial.number, job.arch, "running", job.fidelity, tuned)
         self._run = dataclasses.replace(self._run, trials=(*self._run.trials, running))
@@ -201,15 +246,22 @@ class Search:
 
     def _ask(self, start: _Start) -> tuple[optuna.Trial, Job, dict[str, float]] | None:
         """Return a new trial, its job and its tuned settings; None where there is no student left to propose."""
-        if start.params is None:
-            sampler: optuna.samplers.BaseSampler = self._proposals()
+        fixed: Mapping[str, Scalar] = {}
+        if start.params is not None:
+            sampler: optuna.samplers.BaseSampler = Preset(start.params, self._domain)
+            fixed = start.params
         else:
-            sampler = Preset(start.params, self._domain)
+            if start.waiting is not None:
+                fixed = queued_values(self._record.waiting()[start.waiting], self._opened.space, self._domain)
+            sampler = self._proposals(fixed)
         began = time.monotonic()
-        trial, params = self._record.ask(sampler, self._domain)
+        trial, params = self._record.ask(sampler, self._domain, start.waiting)
         self._proposed_in[str(trial.number)] = time.monotonic() - began
-        arch, tuned = self._read(params)
-        if start.params is None:
+        arch, tuned = self._read({**params, **fixed})
+        if start.waiting is not None and isinstance(sampler, ValidProposals) and sampler.exhausted:
+            self._set_aside(trial.number, "no student with its values is new and meets the constraints")
+            return None
+        if start.params is None and start.waiting is None:
             exhausted = sampler.exhausted if isinstance(sampler, ValidProposals) else ""
             if student_key(arch, tuned) in self._seen:  # Optuna asks no sampler where every choice has one value
                 exhausted = exhausted or "every student of the space has been scored"
@@ -221,8 +273,11 @@ class Search:
         self._record.describe(trial, arch, tuned, job.fidelity)
         return trial, job, tuned
 
-    def _proposals(self) -> ValidProposals:
-        """Return the study's sampler, made for the next trial and kept to students that are worth a training."""
+    def _proposals(self, fixed: Mapping[str, Scalar]) -> ValidProposals:
+        """Return the study's sampler, made for the next trial and kept to students that are worth a training.
+
+        Each has the values of `fixed`.
+        """
         number = self._record.next_number
         rungs = self._config.fidelities if self._config.rungs else ()
         context = SamplerContext(
@@ -241,8 +296,9 @@ class Search:
             self._domain,
             self._acceptable,
             seed=derive_seed(self._config.seed, "proposals", number),
-            excess=lambda params: relative_excess(context.price(params), self._config.limits),
+            excess=lambda params: relative_excess(context.price({**params, **fixed}), self._config.limits),
             fidelities=rungs,
+            fixed=fixed,
         )
 
     def _read(self, params: Mapping[str, Scalar]) -> tuple[Arch, dict[str, float]]:

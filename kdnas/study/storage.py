@@ -1,7 +1,9 @@
 """The record of a run: Optuna's storage, and what kdnas keeps in it.
 
 A trial's parameters are the proposed assignment. Beside them stand, as user attributes: `arch_id`, `arch`, `fidelity`,
-`tuned` from the start; `result` (values, measurements, seconds), `reason` and `interrupted` at the end. Retrainings of
+`tuned` from the start; `result` (values, measurements, seconds), `reason` and `interrupted` at the end. A trial without
+`fidelity` is no student: one that was queued and waits, that another tool added, or that was left out, for the reason
+in `set_aside`. Retrainings of
 finalists are study attributes `final:<trial>:<seed>`, since Optuna does not let a finished trial change. So are the
 trainings of an audit, `audit:<trial>:<seed>:<epochs>x<data fraction>:<loss>`, and what it asked for, `audit`; and how
 often a retraining failed, `failed:<trial>:<seed>:<epochs>x<data fraction>`.
@@ -43,6 +45,7 @@ from kdnas.study.records import (
     AuditRecord,
     AuditTraining,
     FailedRepeat,
+    OtherTrial,
     Repeat,
     RunRecord,
     TeacherReport,
@@ -50,7 +53,7 @@ from kdnas.study.records import (
     TrialState,
 )
 from kdnas.study.run_folder import LOCK_FILE, read_lock
-from kdnas.study.trials import audit_training, trial_record, with_retraining
+from kdnas.study.trials import audit_training, trial_record, what_else, with_retraining
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -160,14 +163,44 @@ class Record:
 
     @_on_disk
     def ask(
-        self, sampler: optuna.samplers.BaseSampler, domain: Mapping[str, BaseDistribution]
+        self,
+        sampler: optuna.samplers.BaseSampler,
+        domain: Mapping[str, BaseDistribution],
+        waiting: int | None = None,
     ) -> tuple[optuna.Trial, dict[str, Scalar]]:
-        """Return a new running trial and what `sampler` proposed for it."""
-        self.study.sampler = sampler
+        """Return a new running trial and what `sampler` proposed for it.
+
+        Where `waiting` is the number of a queued trial, it is that one, whose own values come first. (Optuna's `ask`
+        would take whichever waits, whoever is asked for.)
+        """
+        storage, study = self.study._storage, self.study
+        study.sampler = sampler
+        study._thread_local.cached_all_trials = None
+        if waiting is None:
+            trial_id = storage.create_new_trial(study._study_id)
+        else:
+            trial_id = self._trial_id(waiting)
+            storage.set_trial_state_values(trial_id, OptunaState.RUNNING)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trial = self.study.ask(fixed_distributions=dict(domain))
+            trial = optuna.Trial(study, trial_id)
+            for name, distribution in domain.items():
+                trial._suggest(name, distribution)
         return trial, dict(trial.params)
+
+    @_on_disk
+    def waiting(self) -> dict[int, dict[str, Any]]:
+        """Return the queued trials, first come first, by number: the values that they state."""
+        trials = self.study.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
+        return {trial.number: {**trial.params, **trial.system_attrs.get("fixed_params", {})} for trial in trials}
+
+    @_on_disk
+    def set_aside(self, number: int, reason: str) -> None:
+        """Close a trial that has not been described, and say why it becomes no student."""
+        storage, trial_id = self.study._storage, self._trial_id(number)
+        storage.set_trial_state_values(trial_id, OptunaState.RUNNING)  # a waiting one
+        storage.set_trial_user_attr(trial_id, "set_aside", printable(reason))
+        self.study.tell(number, state=OptunaState.FAIL)
 
     @_on_disk
     def describe(self, trial: optuna.Trial, arch: Arch, tuned: Mapping[str, float], fidelity: Fidelity) -> None:
@@ -297,6 +330,15 @@ class Record:
             if "fidelity" in trial.user_attrs  # the last of what `describe` writes
         )
 
+    @_on_disk
+    def others(self) -> tuple[OtherTrial, ...]:
+        """Return the trials that are no students, but for proposals that were withdrawn."""
+        return tuple(
+            OtherTrial(trial.number, reason)
+            for trial in self.study.get_trials(deepcopy=False)
+            if "fidelity" not in trial.user_attrs and (reason := what_else(trial))
+        )
+
     def _trial(self, trial: FrozenTrial) -> TrialRecord:
         """Return what a trial says of itself, which is read once of each that has ended."""
         known = self._ended.get(trial.number)
@@ -309,7 +351,7 @@ class Record:
     @_on_disk
     def unfinished(self) -> list[int]:
         """Return the numbers of trials that no controller is running any more."""
-        return [trial.number for trial in self.study.get_trials(deepcopy=False) if not trial.state.is_finished()]
+        return [trial.number for trial in self.study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,))]
 
     def _trial_id(self, number: int) -> int:
         return self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
@@ -364,6 +406,7 @@ def refreshed(run: RunRecord, record: Record) -> RunRecord:
         trials=trials,
         teacher=teacher,
         audit=record.audit(),
+        others=record.others(),
         failed_repeats=record.all_failed_repeats(wanted),
         **said,
     )

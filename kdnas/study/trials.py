@@ -47,6 +47,18 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
     )
 
 
+def what_else(trial: FrozenTrial) -> str:
+    """Return what a trial is that was never described; empty where it is a proposal that kdnas withdrew itself."""
+    attributes = trial.user_attrs
+    if "set_aside" in attributes:
+        return printable(str(attributes["set_aside"]))
+    if trial.state == OptunaState.WAITING:
+        return "it waits: the next search within its budget takes it"
+    if "reason" in attributes or trial.state == OptunaState.RUNNING:
+        return ""
+    return "another tool added it: nothing says how its student was trained, so its values stand beside no others"
+
+
 def with_retraining(trial: TrialRecord, repeats: list[Repeat], final: Mapping[str, Any]) -> TrialRecord:
     """Return `trial` with the retrainings of a finalist, and with what was measured of it after the search."""
     if not repeats and not final:
