@@ -109,7 +109,11 @@ class _Roots:
                 found[split].append(name)
         if not nested.intersection(found["train"]):
             _refuse_unsplit(inner, direct, nested, source, splits, problems)
-            return cls(around, None)
+            split_like = [f"{name}/" for names in found.values() for name in names if name in direct]
+            notes = (
+                [f"{' and '.join(split_like)} is taken for a class: images lie in it directly"] if split_like else []
+            )
+            return cls(around, None, tuple(notes))
         for split, several in found.items():
             if len(several) > 1:
                 what = f"several folders may be the {split} split: {', '.join(several)}"
@@ -244,7 +248,9 @@ def _no_test_split(source: str, problems: Problems) -> None:
 def _wrapping(pictures: Sequence[Parts]) -> Parts:
     """Return the folders around the layout, which all pictures share."""
     first, strip = pictures[0], 0
-    while all(len(parts) > strip + 2 and parts[strip] == first[strip] for parts in pictures):
+    while all(len(parts) > strip + 1 and parts[strip] == first[strip] for parts in pictures):
+        if all(len(parts) == strip + 2 for parts in pictures):
+            break
         inside = {parts[strip + 1] for parts in pictures if len(parts) > strip + 3}
         if split_of(first[strip]) == "train" and not any(split_of(name) == "train" for name in inside):
             break

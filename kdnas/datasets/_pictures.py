@@ -139,8 +139,8 @@ class PictureReader:
         """Return in words what was converted, given the conversions of every picture of the data set."""
         tally = {kind: sum(kind in one for one in conversions) for kind in get_args(Conversion)}
         said = {
-            "turned": "stored turned or mirrored and shown upright by their EXIF orientation, as they are read",
-            "transparent": f"partly transparent and stand on {self._background} (option `background`)",
+            "turned": "stored turned or mirrored, shown upright by EXIF orientation",
+            "transparent": f"partly transparent, shown on {self._background} (option `background`)",
             "frames": "animated or of several pages: the first frame of each is used",
             "sixteen_bits": f"of 16 bits a channel, of which the upper 8 are kept; {self._brightness()}",
             "cmyk": "CMYK, converted to RGB without a colour profile",

@@ -163,8 +163,8 @@ class _Reading:
         """Return what was written. Raises DataError with every problem found."""
         self._problems.raise_if_any()
         layout = lay_out(self._written, self._folders, str(self._source), self._splits)
-        kept = [i for i, parts in enumerate(self._written) if parts in layout.places]
-        keep = np.array(sorted(kept, key=lambda i: self._written[i]), dtype=np.int64)
+        last = {parts: i for i, parts in enumerate(self._written)}  # an archive may hold a path anew, which replaces it
+        keep = np.array([last[parts] for parts in sorted(layout.places)], dtype=np.int64)
         labels = np.zeros(len(self._written), dtype=np.int64)
         is_test = np.zeros(len(self._written), dtype=bool)
         labels[keep] = [layout.places[self._written[i]].label for i in keep]

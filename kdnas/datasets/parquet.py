@@ -200,6 +200,8 @@ def _told_names(metadata: dict[bytes, bytes], label_column: str) -> tuple[str, .
         names = json.loads(metadata[b"huggingface"])["info"]["features"][label_column]["names"]
     except (KeyError, TypeError, ValueError):
         return None
+    if isinstance(names, dict) and {str(label) for label in range(len(names))} == names.keys():
+        names = [names[str(label)] for label in range(len(names))]
     return tuple(map(str, names)) if isinstance(names, list) else None
 
 

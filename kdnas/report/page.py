@@ -95,10 +95,9 @@ def _header(run: RunRecord) -> str:
             f"{_definitions(summary.teacher_numbers(run))}{notes}</div>"
         )
     nothing = "" if front(run) else _no_front(run)
-    data = "".join(f"<p class=note>Data: {_text(note)}.</p>\n" for note in run.data_notes)
     return (
         f"<header>\n<h1>{_text(run.config.name)}</h1>\n<p class='lead'>{_text(summary.what_was_searched(run))}</p>\n"
-        f"<p class='lead'>{_text(summary.progress(run))}</p>\n{nothing}{data}"
+        f"<p class='lead'>{_text(summary.progress(run))}</p>\n{nothing}"
         f"<div class='cards'>{''.join(cards)}</div>\n</header>"
     )
 

@@ -231,6 +231,7 @@ def trust(run: RunRecord) -> list[str]:
     members = front(run)
     retrained = [member for member in members if member.trial.repeats]
     sentences = [_validation_sentence(run), *filter(None, [unreached_rung(run)])]
+    sentences += [f"The data: {note}." for note in run.data_notes]
     if retrained:
         seeds = sorted({len(member.trial.repeats) for member in retrained})
         asked = run.config.final.seeds

@@ -446,3 +446,28 @@ def test_a_file_replaced_within_the_same_size_and_time_is_noticed(tmp_path, name
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
     assert open_it(tmp_path, source).fingerprint != first
+
+
+def test_a_class_named_as_a_split_is_said(tmp_path):
+    lay(tmp_path / "data", {f"{name}/{i}.png": png(pixels("x", name, i)) for name in ("cat", "test") for i in range(4)})
+    data = open_it(tmp_path, test_fraction=0.25)
+    assert data.class_names == ("cat", "test")
+    assert "test/ is taken for a class: images lie in it directly" in data.notes
+
+
+def test_a_stray_picture_beside_the_split_folders_is_named_whatever_lies_around(tmp_path):
+    files = {f"photos/v2/{name}": content for name, content in tree().items()}
+    lay(tmp_path / "data", {**files, "photos/v2/preview.png": png(pixels("a", "b", 0))})
+    with pytest.raises(DataError, match="1 image lies outside the splits test/ and train/"):
+        open_it(tmp_path)
+
+
+def test_a_path_that_an_archive_holds_twice_means_the_last(tmp_path):
+    lay(tmp_path / "plain", {**tree(), "train/ant/0.png": png(pixels("new", "ant", 0))})
+    pack(tmp_path / "data.tar", tree())
+    content = png(pixels("new", "ant", 0))
+    with tarfile.open(tmp_path / "data.tar", "a") as archive:
+        info = tarfile.TarInfo("train/ant/0.png")
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    assert open_it(tmp_path, "data.tar").fingerprint == open_it(tmp_path, "plain").fingerprint

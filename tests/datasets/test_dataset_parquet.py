@@ -206,3 +206,8 @@ def test_pictures_are_decoded_as_from_files(tmp_path):
         table = pyarrow.table({"image": [{"bytes": None, "path": "a.png"}], "label": [0]})
         pq.write_table(table, tmp_path / "train-0.parquet")
         open_it(tmp_path)
+
+
+def test_names_may_be_told_by_number_as_in_a_data_card(tmp_path):
+    lay(tmp_path, names={str(i): name for i, name in enumerate(KINDS)})
+    assert open_it(tmp_path).class_names == ("x", "y", "z")
