@@ -14,6 +14,7 @@ from kdnas.study.records import FrontMember, RunRecord
 
 _WIDE = 180
 """Columns of a terminal from which a student's choices fit beside its numbers."""
+_NARROW = 100
 
 
 def front_table(run: RunRecord, width: int, rows: int | None = None) -> Table:
@@ -40,11 +41,11 @@ def front_table(run: RunRecord, width: int, rows: int | None = None) -> Table:
     if width >= _WIDE:
         table.add_column("choices in which they differ", overflow="fold")  # the numbers stay whole
     for member in _spread(members, rows, marked):
-        test = [shown_interval("accuracy", member.test_accuracy, member.test_accuracy_ci95)] if retrained else []
+        test = [_interval(member.test_accuracy, member.test_accuracy_ci95, width)] if retrained else []
         table.add_row(
             f"{'◆' if member.trial.number == marked else ' '} {member.trial.arch.arch_id}"
             f"{' ≈' if alike[member.trial.number] else ''}",
-            shown_interval("accuracy", member.values.get("accuracy"), member.accuracy_ci95),
+            _interval(member.values.get("accuracy"), member.accuracy_ci95, width),
             *test,
             *(shown(name, member.values.get(name)) for name in names),
             *([escape(archs[member.trial.number])] if width >= _WIDE else []),
@@ -56,6 +57,12 @@ def front_table(run: RunRecord, width: int, rows: int | None = None) -> Table:
         accuracies = [shown("accuracy", score) for score in scores]
         table.add_row("★ teacher", *accuracies, *costs, style="dim")
     return table
+
+
+def _interval(accuracy: float | None, ci95: float | None, width: int) -> str:
+    """Return an accuracy with its interval; the ends of one that is cut off go below it on a narrow terminal."""
+    text = shown_interval("accuracy", accuracy, ci95)
+    return text.replace(" [", "\n[") if width < _NARROW else text
 
 
 def _spread(members: Sequence[FrontMember], rows: int | None, marked: int | None) -> list[FrontMember]:

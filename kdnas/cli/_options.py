@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -51,3 +52,8 @@ Pick = Annotated[
     typer.Option("--pick", metavar="P", help=f"Which student: {PICKS}."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def colour() -> bool | None:
+    """Return False where the user wants no colours (NO_COLOR, or a dumb terminal), else None: as the stream is."""
+    return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdnas.cli._search_view import View
-from kdnas.study.events import Event
+from kdnas.study.events import Advanced, Event
 from kdnas.study.front import measured_values
 from kdnas.study.records import RunRecord, TrialRecord
 
@@ -36,7 +36,9 @@ class JsonView(View):
         self._elsewhere.__exit__(None, None, None)
 
     def observe(self, event: Event) -> None:
-        """Print `event`."""
+        """Print `event`; what is said many times while a training runs is left to screens."""
+        if isinstance(event, Advanced):
+            return
         record: dict[str, Any] = {"event": type(event).__name__}
         for field in dataclasses.fields(event):
             value = getattr(event, field.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from kdnas.cli._front_table import front_table
+from kdnas.cli._search_progress import Progress
 from kdnas.core.objective import breaches
-from kdnas.core.words import counted
+from kdnas.core.words import counted, printable
 from kdnas.report.searched import stuck_at_bounds
 from kdnas.report.summary import goals, in_doubt, near_chance, supernet_in_words, unreached_rung
-from kdnas.report.wording import duration, shown
+from kdnas.report.wording import label, reason_in_words, shown
 from kdnas.study.events import (
     Event,
     Note,
@@ -28,13 +30,14 @@ from kdnas.study.events import (
     SearchEnded,
     StudyEnded,
     TrialEnded,
-    TrialStarted,
 )
 from kdnas.study.front import best_of, comparable, front, hypervolume, is_near_chance, measured_values
 from kdnas.study.records import RunRecord, TrialRecord
 from kdnas.study.stopping import budget_in_words
 
 _FRONT_ROWS = 12
+_OTHER_ROWS = 14
+"""Lines of the screen that are not students of the front."""
 
 
 class View(ABC):
@@ -67,9 +70,9 @@ def trial_line(run: RunRecord, trial: TrialRecord) -> str:
     if run.config.rungs:
         head += f"{trial.fidelity.words}  "
     if trial.state != "complete":
-        return f"{head}{trial.state}: {trial.reason}"
+        return f"{head}{trial.state}: {printable(reason_in_words(trial.reason))}"
     values = measured_values(trial)
-    numbers = "  ".join(f"{name} {shown(name, values[name])}" for name in run.quantities if name in values)
+    numbers = "  ".join(f"{label(name)} {shown(name, values[name])}" for name in run.quantities if name in values)
     return f"{head}{numbers}  ({trial.train_seconds:.1f} s)"
 
 
@@ -78,64 +81,53 @@ def teacher_lines(run: RunRecord) -> list[str]:
     teacher = run.teacher
     if teacher is None:
         return []
-    numbers = ", ".join(f"{name} {shown(name, value)}" for name, value in teacher.values.items())
+    numbers = ", ".join(f"{label(name)} {shown(name, value)}" for name, value in teacher.values.items())
     return [f"teacher {teacher.name}: validation accuracy {shown('accuracy', teacher.accuracy)}, {numbers}"]
 
 
-class _Progress:
-    """Counts what is done and estimates what is left, of trials first and of retrainings then."""
-
-    def __init__(self, budget: int | None):
-        self.budget = budget
-        self.stage = "preparing"
-        self.done = 0
-        self.total = 0
-        self._since = time.monotonic()
-        self._done_before = 0
-
-    def take(self, event: Event) -> None:
-        """Count `event`."""
-        if isinstance(event, Ready):
-            closed = sum(trial.state in ("complete", "failed", "infeasible") for trial in event.run.trials)
-            self._start("searching", closed, self.budget or 0)
-        elif isinstance(event, SearchEnded):
-            self._start("retraining the front", 0, event.retrainings)
-        elif isinstance(event, (TrialEnded, RepeatEnded)):
-            self.done += 1
-        elif isinstance(event, StudyEnded):
-            self.stage = "writing the report"
-
-    def _start(self, stage: str, done: int, total: int) -> None:
-        self.stage, self.done, self.total = stage, done, max(total, done) if total else 0
-        self._since, self._done_before = time.monotonic(), done
-
-    @property
-    def counted(self) -> str:
-        """Such as `3/40`, or `3` where the budget is not a number of trials."""
-        return f"{self.done}/{self.total}" if self.total else str(self.done)
-
-    @property
-    def left(self) -> str:
-        """The time left in this stage, as far as its pace tells."""
-        fresh = self.done - self._done_before
-        if fresh == 0 or self.done >= self.total:
-            return ""
-        pace = (time.monotonic() - self._since) / fresh
-        return f"{duration(pace * (self.total - self.done))} left"
-
-
 class PlainView(View):
-    """One line an event, for logs and pipes."""
+    """One line an event, for logs, pipes and terminals that cannot redraw; one line at intervals where nothing ends."""
 
-    def __init__(self, console: Console, budget: int | None):
+    def __init__(self, console: Console, budget: int | None, *, interval_s: float = 60.0):
         self._console = console
-        self._progress = _Progress(budget)
+        self._progress = Progress(budget)
+        self._interval_s = interval_s
+        self._printed = time.monotonic()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def __enter__(self) -> PlainView:
+        threading.Thread(target=self._keep_telling, daemon=True).start()
+        return self
+
+    def release(self) -> None:
+        """Tell nothing any more."""
+        self._ended.set()
 
     def observe(self, event: Event) -> None:
         """Print what `event` says."""
-        self._progress.take(event)
-        for line in self._lines(event):
-            self._console.print(line, markup=False, soft_wrap=True)
+        with self._lock:
+            self._progress.take(event)
+            self._print(self._lines(event))
+
+    def tell(self) -> None:
+        """Print how far everything is."""
+        progress = self._progress
+        with self._lock:
+            count = f"[{progress.counted}]  " if progress.total or progress.done else ""
+            what = "; ".join(progress.running) or progress.note or f"{progress.stage} {progress.lasting}"
+            self._print([f"{count}{f'{progress.left}  ' if progress.left else ''}{what}"])
+
+    def _keep_telling(self) -> None:
+        while not self._ended.wait(min(self._interval_s, 1.0)):
+            if time.monotonic() - self._printed >= self._interval_s:
+                self.tell()
+
+    def _print(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            # A file keeps one line an event; on a terminal words stay whole.
+            self._console.print(line, markup=False, soft_wrap=not self._console.is_terminal)
+            self._printed = time.monotonic()
 
     def _lines(self, event: Event) -> list[str]:
         progress = self._progress
@@ -155,7 +147,9 @@ class PlainView(View):
 
     def close(self, run: RunRecord, written: Sequence[Path]) -> None:
         """Print the final front and what was written."""
-        _print_result(self._console, run, written)
+        self.release()
+        with self._lock:
+            _print_result(self._console, run, written)
 
 
 class LiveView(View):
@@ -163,12 +157,10 @@ class LiveView(View):
 
     def __init__(self, console: Console, budget: int | None):
         self._console = console
-        self._progress = _Progress(budget)
+        self._progress = Progress(budget)
         self._run: RunRecord | None = None
-        self._numbers: list[RenderableType] = []
+        self._numbers: list[tuple[str, str]] = []
         self._front: list[RenderableType] = []
-        self._running: dict[int, str] = {}
-        self._note = ""
         self._last_failure = ""
         self._live = Live(console=console, get_renderable=self._screen, refresh_per_second=4, transient=True)
 
@@ -183,24 +175,18 @@ class LiveView(View):
     def observe(self, event: Event) -> None:
         """Take in `event`; the screen redraws by itself."""
         self._progress.take(event)
-        if isinstance(event, Note):
-            self._note = event.text
-        elif isinstance(event, TrialStarted):
-            self._running[event.number] = event.arch.arch_id
-        elif isinstance(event, RepeatEnded):
+        if isinstance(event, RepeatEnded):
             self._last_failure = repeat_line(event) if event.repeat is None else self._last_failure
-        else:
-            self._run, self._note = event.run, ""
+        elif isinstance(event, (Ready, TrialEnded, SearchEnded, StudyEnded)):
+            self._run = event.run
             self._count(event.run)
         if isinstance(event, Ready):
             for line in ready_lines(event):
                 self._live.console.print(line, markup=False)
         elif isinstance(event, TrialEnded):
-            self._running.pop(event.trial.number, None)
             if event.trial.state != "complete":
                 self._last_failure = trial_line(event.run, event.trial)
         elif isinstance(event, SearchEnded):
-            self._running.clear()
             for line in search_ended_lines(event):
                 self._live.console.print(line, markup=False)
 
@@ -212,44 +198,43 @@ class LiveView(View):
     def _screen(self) -> RenderableType:
         progress = self._progress
         bar = Table.grid(padding=(0, 1))
-        counted = progress.counted if progress.done or progress.total else ""
+        count = progress.counted if progress.done or progress.total else ""
         bar.add_row(
             Text(progress.stage, style="bold"),
-            ProgressBar(total=max(progress.total, 1), completed=progress.done, width=32, pulse=progress.total == 0),
-            counted,
-            Text(progress.left, style="dim"),
+            ProgressBar(total=max(progress.total, 1), completed=progress.share, width=24, pulse=progress.total == 0),
+            count,
+            Text(", ".join(filter(None, (progress.lasting, progress.left))), style="dim"),
         )
         parts: list[RenderableType] = [bar]
-        if self._note:
-            parts.append(Text(self._note, style="dim"))
+        if progress.note:
+            parts.append(Text(progress.note, style="dim"))
+        lines = Table.grid(padding=(0, 2))  # a long line goes on below its beginning, whole
+        lines.add_column(min_width=8)
+        for name, text in self._numbers:
+            lines.add_row(name, Text(text))
+        for place, text in enumerate(progress.running):
+            lines.add_row("" if place else "training", Text(text, style="dim"))
         if self._run is not None:
-            parts += self._lines(self._run)
-        return Group(*parts)
+            failed = sum(trial.state == "failed" for trial in self._run.trials)
+            refused = sum(trial.state == "infeasible" for trial in self._run.trials)
+            if failed or refused:
+                text = f"{failed}, refused after measuring {refused}; last: {self._last_failure}"
+                lines.add_row("failed", Text(text, style="yellow"))
+        return Group(*parts, lines, *self._front)
 
     def _count(self, run: RunRecord) -> None:
         """Work out what is shown of `run`: once an event, since the screen is drawn four times a second."""
         complete = comparable(run)
-        lines: list[RenderableType] = []
-        if complete:
-            sound = [trial for trial in complete if not breaches(measured_values(trial), run.limits)]
-            best = max(sound or complete, key=lambda trial: trial.values["accuracy"])
-            volume = hypervolume(run)
-            lines.append(Text(f"best      {trial_line(run, best)}", overflow="ellipsis", no_wrap=True))
-            lines.append(Text(f"front     {counted(len(front(run)), 'student')}, hypervolume {volume or 0.0:.6g}"))
-        self._numbers = lines
-        self._front = [Text(""), front_table(run, self._console.width, _FRONT_ROWS)] if complete else []
-
-    def _lines(self, run: RunRecord) -> list[RenderableType]:
-        failed = sum(trial.state == "failed" for trial in run.trials)
-        refused = sum(trial.state == "infeasible" for trial in run.trials)
-        lines = list(self._numbers)
-        if self._running:
-            numbers = ", ".join(f"{number} ({arch_id})" for number, arch_id in sorted(self._running.items()))
-            lines.append(Text(f"training  {numbers}", style="dim", overflow="ellipsis", no_wrap=True))
-        if failed or refused:
-            text = f"failed    {failed}, refused after measuring {refused}; last: {self._last_failure}"
-            lines.append(Text(text, style="yellow", overflow="ellipsis", no_wrap=True))
-        return [*lines, *self._front]
+        self._numbers, self._front = [], []
+        if not complete:
+            return
+        sound = [trial for trial in complete if not breaches(measured_values(trial), run.limits)]
+        best = max(sound or complete, key=lambda trial: trial.values["accuracy"])
+        volume = hypervolume(run)
+        self._numbers.append(("best", trial_line(run, best)))
+        self._numbers.append(("front", f"{counted(len(front(run)), 'student')}, hypervolume {volume or 0.0:,.6g}"))
+        rows = min(max(self._console.height - _OTHER_ROWS, 2), _FRONT_ROWS)
+        self._front = [Text(""), front_table(run, self._console.width, rows)]
 
 
 def ready_lines(event: Ready) -> list[str]:
@@ -323,8 +308,9 @@ def _print_result(console: Console, run: RunRecord, written: Sequence[Path]) -> 
         for told in filter(None, told_of):
             console.print(told, markup=False)
         volume = hypervolume(run)
-        point = ", ".join(f"{name} {value:.6g}" for name, value in run.reference_point.items())
-        console.print(f"hypervolume {volume:.6g} below ({point})" if volume is not None else "", markup=False)
+        point = ", ".join(f"{label(name)} {shown(name, value)}" for name, value in run.reference_point.items())
+        if volume is not None:
+            console.print(f"hypervolume {volume:,.6g} below the reference point {point}", markup=False)
     if not written:
         console.print("nothing new: every trial and retraining was done before, and the report is up to date")
     for path in written:

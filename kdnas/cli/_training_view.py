@@ -1,4 +1,4 @@
-"""The progress of a training in the terminal: a bar, or plain lines where there is none."""
+"""The progress of a training in the terminal: a bar that is drawn anew, or plain lines where nothing can be."""
 
 from __future__ import annotations
 
@@ -12,68 +12,131 @@ import typer
 from kdnas.report.wording import duration, shown
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
     from kdnas.study.training_steps import Progress
 
-OnProgress = Callable[["Progress", str], None]
-"""Takes the news of a training, and what to call the training where several follow each other."""
+
+class TrainingView:
+    """Shows the news of trainings that follow each other, and lines between them. This one shows lines alone."""
+
+    def __call__(self, progress: Progress, label: str = "") -> None:
+        """Take the news of a training; `label` says which it is where there are several."""
+
+    def say(self, line: str) -> None:
+        """Print `line`."""
+        typer.echo(line)
 
 
 @contextlib.contextmanager
-def training_progress(*, quiet: bool = False) -> Iterator[OnProgress]:
-    """Give what to call with a training's news: a progress bar on a terminal, else a plain line each; or nothing."""
-    from rich.console import Console
+def training_view(*, quiet: bool = False) -> Iterator[TrainingView]:
+    """Give what shows a training on this terminal; a quiet one shows no progress and says lines on standard error."""
+    from kdnas.cli._console import console, redraws
 
-    console = Console()
     if quiet:
-        yield lambda progress, label: None
+        yield _Quiet()
         return
-    if not console.is_terminal:
+    terminal = console()
+    if not redraws(terminal):
         yield _PlainLines()
         return
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    from rich.live import Live
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=console) as bar:
-        task, current, accuracy = bar.add_task("", total=1.0), "", ""
-
-        def on_progress(progress: Progress, label: str) -> None:
-            nonlocal current, accuracy
-            if label != current:
-                current, accuracy = label, ""
-                bar.reset(task, total=1.0)
-            if progress.accuracy is not None:
-                accuracy = f"  accuracy {shown('accuracy', progress.accuracy)}"
-            where = f"{_where(progress, label)}  loss {progress.loss:.4f}{accuracy}"
-            bar.update(task, completed=progress.done, description=where)
-
-        yield on_progress
+    bar = _Bar(terminal)
+    with Live(console=terminal, get_renderable=bar.screen, refresh_per_second=4, transient=True):
+        yield bar
 
 
-class _PlainLines:
+class _Quiet(TrainingView):
+    def say(self, line: str) -> None:
+        """Print `line` where it disturbs no program."""
+        typer.echo(line, err=True)
+
+
+class _Clock:
+    """How long all has been going on here, and how much of the present training is left by its pace."""
+
+    def __init__(self, read: Callable[[], float] = time.monotonic):
+        self._read = read
+        self._label: str | None = None
+        self._opened = self._began = read()
+        self._done_before = self._done = 0.0
+
+    def take(self, progress: Progress, label: str) -> bool:
+        """Take in the news; return whether another training has begun with it."""
+        another = label != self._label
+        if another:
+            # The first news of a training is of what was there before, or of its first epoch.
+            self._label, self._began, self._done_before = label, self._read(), progress.done
+        self._done = progress.done
+        return another
+
+    @property
+    def elapsed(self) -> str:
+        """Such as "2 min 3 s elapsed"."""
+        return f"{duration(self._read() - self._opened)} elapsed"
+
+    @property
+    def left(self) -> str:
+        """Such as "4 min 2 s left"; empty before there is a pace."""
+        fresh = self._done - self._done_before
+        if fresh <= 0:
+            return ""
+        return f"{duration((self._read() - self._began) / fresh * (1.0 - self._done))} left"
+
+
+class _PlainLines(TrainingView):
     """Prints a line for each news, with the time left by the pace since the training's first one."""
 
     def __init__(self) -> None:
-        self._label: str | None = None
-        self._begun = (0.0, 0.0)
+        self._clock = _Clock()
 
-    def __call__(self, progress: Progress, label: str) -> None:
+    def __call__(self, progress: Progress, label: str = "") -> None:
         """Print `progress`."""
-        now = time.monotonic()
-        if label != self._label:
-            self._label, self._begun = label, (now, progress.done)
-        begun, done = self._begun
-        pace = (now - begun) / (progress.done - done) if progress.done > done else None
-        left = "" if pace is None else f", {duration(pace * (1.0 - progress.done))} left"
+        self._clock.take(progress, label)
+        left = f", {self._clock.left}" if self._clock.left else ""
         accuracy = f", accuracy {shown('accuracy', progress.accuracy)}" if progress.accuracy is not None else ""
         typer.echo(f"{_where(progress, label)}: loss {progress.loss:.4f}{accuracy}{left}")
+
+
+class _Bar(TrainingView):
+    """Two lines that are drawn anew: where the training is, and a bar with the time; what is said stands above them."""
+
+    def __init__(self, terminal: Console):
+        self._terminal = terminal
+        self._clock = _Clock()
+        self._progress: Progress | None = None
+        self._label, self._accuracy = "", ""
+
+    def __call__(self, progress: Progress, label: str = "") -> None:
+        """Take in `progress`; the screen redraws by itself."""
+        if self._clock.take(progress, label):
+            self._accuracy = ""
+        self._label, self._progress = label, progress
+        if progress.accuracy is not None:
+            self._accuracy = f"  accuracy {shown('accuracy', progress.accuracy)}"
+
+    def say(self, line: str) -> None:
+        """Print `line` above the bar."""
+        self._terminal.print(line, markup=False)
+
+    def screen(self) -> RenderableType:
+        """Return what is shown now."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        progress = self._progress
+        if progress is None:
+            return Text(f"preparing, {self._clock.elapsed}", style="dim")
+        row = Table.grid(padding=(0, 1))
+        row.add_row(
+            ProgressBar(total=1.0, completed=progress.done, width=32),
+            f"{progress.done:.0%}",
+            Text(", ".join(filter(None, (self._clock.elapsed, self._clock.left))), style="dim"),
+        )
+        return Group(Text(f"{_where(progress, self._label)}  loss {progress.loss:.4f}{self._accuracy}"), row)
 
 
 def _where(progress: Progress, label: str) -> str:

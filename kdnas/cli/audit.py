@@ -78,8 +78,7 @@ def command(
 
       kdnas audit runs/digits --students 24 --epochs 30 --seeds 2 --loss ce --loss dkd
     """
-    from rich.console import Console
-
+    from kdnas.cli._console import console as terminal
     from kdnas.study.audit import pending, plan_audit
     from kdnas.study.audit_losses import parse_losses
     from kdnas.study.storage import load_run
@@ -87,7 +86,7 @@ def command(
     record = load_run(run)
     losses = parse_losses(loss or [], record.config.distillation)
     plan = plan_audit(record, students=students, epochs=epochs, data_fraction=data_fraction, seeds=seeds, losses=losses)
-    console = Console(highlight=False, stderr=as_json)
+    console = terminal(stderr=as_json)
     tasks = pending(plan, record)
     for line in _announcement(plan, tasks, workers):
         console.print(line, markup=False, soft_wrap=True)

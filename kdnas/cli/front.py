@@ -29,15 +29,14 @@ def command(
 
         typer.echo(json.dumps({**front_document(record), "audit": audit_document(record)}, indent=2))
         return
-    from rich.console import Console
-
+    from kdnas.cli._console import console as terminal
     from kdnas.cli._front_table import front_table
     from kdnas.report.audit import trust_line
     from kdnas.report.searched import stuck_at_bounds
     from kdnas.report.summary import distinguishing, goals, highlights, near_chance, progress
     from kdnas.study.front import front
 
-    console = Console(highlight=False)
+    console = terminal()
     console.print(progress(record), markup=False)
     for other in record.others:
         console.print(f"Trial {other.number}: {other.reason}.", markup=False)

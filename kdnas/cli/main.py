@@ -22,8 +22,10 @@ import typer
 
 import kdnas.cli
 from kdnas import __version__
+from kdnas.cli._options import colour
 from kdnas.core.words import printable
 from kdnas.errors import InputError, KdnasError
+from kdnas.outlets import open_outlets
 
 _HELP = """\
 Search for the student networks that knowledge distillation trains best.
@@ -39,7 +41,8 @@ Start here:
 
 \b
 Exit status: 0 done, 1 a run failed, 2 bad input, 130 interrupted (run it again to resume).
-Environment: KDNAS_DATA (data root), KDNAS_CACHE (decoded data and teachers), KDNAS_DEBUG=1 (tracebacks).
+Environment: KDNAS_DATA (data root), KDNAS_CACHE (decoded data and teachers), KDNAS_DEBUG=1 (tracebacks), NO_COLOR.
+Shell completion: kdnas --install-completion (or --show-completion, to look at it first).
 """
 
 
@@ -54,7 +57,7 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         name="kdnas",
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=True,
         rich_markup_mode=None,  # plain help: quick, and the same in a terminal and in a file
         pretty_exceptions_enable=False,
     )
@@ -84,12 +87,15 @@ def help_text(docstring: str) -> str:
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit. `arguments` are those of the process unless given."""
+    """Run the command line and exit. `arguments` are those of the process unless given.
+
+    A reader that leaves early, as in `kdnas search ... | head -1`, ends nothing.
+    """
+    open_outlets()
     code = main(sys.argv[1:] if arguments is None else arguments)
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:  # `kdnas list | head`: the reader left, and the interpreter must not complain at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
     sys.exit(code)
 
 
@@ -148,4 +154,6 @@ def _show_traceback() -> bool:
 
 def _complain(message: str) -> None:
     """Print one `error:` line on stderr."""
-    typer.echo(f"{typer.style('error:', fg=typer.colors.RED, bold=True)} {printable(message)}", err=True)
+    typer.echo(
+        f"{typer.style('error:', fg=typer.colors.RED, bold=True)} {printable(message)}", err=True, color=colour()
+    )

@@ -78,9 +78,9 @@ def command(
     if as_json:
         typer.echo(json.dumps({"targets": [report.as_dict() for report in reports]}, indent=2))
         return
-    from rich.console import Console
+    from kdnas.cli._console import console as terminal
 
-    console = Console(highlight=False)
+    console = terminal()
     for report in reports:
         console.print(f"\n{report.where}", style="bold", markup=False)
         console.print(report_table(report))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdnas.cli._options import DataRoot, Json, Pick, RunFolder, Threads
-from kdnas.cli._training_view import training_progress
+from kdnas.cli._training_view import training_view
 from kdnas.core.pick import DEFAULT_PICK
 from kdnas.core.words import command_line, counted
 
@@ -119,7 +119,7 @@ def _measured(plan: Plan, share: float, data_root: Path, device: str | None, *, 
 
     folder = plan.run.folder / "schedule" / plan.file.arch_id
     try:
-        with training_progress(quiet=quiet) as on_progress:
+        with training_view(quiet=quiet) as view:
             return measured_schedule(
                 plan,
                 share,
@@ -127,8 +127,8 @@ def _measured(plan: Plan, share: float, data_root: Path, device: str | None, *, 
                 data_root=data_root,
                 cache=opening.cache_dir(),
                 device=device,
-                on_progress=lambda route, progress: on_progress(progress, route),
-                say=lambda line: typer.echo(line, err=quiet),
+                on_progress=lambda route, progress: view(progress, route),
+                say=view.say,
             )
     except KeyboardInterrupt:
         typer.echo(f"interrupted; the same command continues in {folder}", err=True)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from kdnas.cli._search_view import View
     from kdnas.study.records import RunRecord
 
+_TELL_TERMINAL_S, _TELL_LOG_S = 15.0, 60.0
+"""How often a dumb terminal, and a log, are told how far everything is where nothing ends meanwhile."""
+
 
 def command(
     study: StudyPath,
@@ -105,15 +108,16 @@ def _search(study: Path, out: Path | None, settings: list[str], root_option: Pat
 
 def _open_view(as_json: bool, budget: int | None) -> View:
     """Return the view that fits: JSON lines if asked for, live on a terminal, else plain lines."""
-    from rich.console import Console
-
+    from kdnas.cli._console import console, redraws
     from kdnas.cli._search_json import JsonView
     from kdnas.cli._search_view import LiveView, PlainView
 
     if as_json:
         return JsonView()
-    console = Console(highlight=False)
-    return LiveView(console, budget) if console.is_terminal else PlainView(console, budget)
+    terminal = console()
+    if redraws(terminal):
+        return LiveView(terminal, budget)
+    return PlainView(terminal, budget, interval_s=_TELL_TERMINAL_S if terminal.is_terminal else _TELL_LOG_S)
 
 
 def _is_current(run: RunRecord, view: View) -> bool:

@@ -167,13 +167,14 @@ def _print_json(data: Any) -> None:
 
 
 def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from kdnas.cli._console import console
 
     table = Table(box=None, pad_edge=False)
     for index, title in enumerate(header):
         table.add_column(title, justify="right" if index in right else "left", no_wrap=index in (0, *right))
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console(highlight=False).print(table)
+    console().print(table)

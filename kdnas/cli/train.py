@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdnas.cli._options import DataRoot, Threads
-from kdnas.cli._training_view import training_progress
+from kdnas.cli._training_view import training_view
 from kdnas.core.pick import DEFAULT_PICK, PICKS
 from kdnas.core.words import counted
 from kdnas.report.wording import duration, shown
@@ -106,7 +106,7 @@ def command(
     else:
         steps, asked = _scheduled_training(run, pick, epochs, schedule, root)
     folder = out or asked.folder
-    with training_progress() as on_progress:
+    with training_view() as view:
         try:
             result = train_fully(
                 with_threads(asked.file, threads),
@@ -116,8 +116,8 @@ def command(
                 data_root=root,
                 device=device,
                 formats=formats or DEFAULT_FORMATS,
-                on_progress=lambda progress: on_progress(progress, ""),
-                say=typer.echo,
+                on_progress=view,
+                say=view.say,
             )
         except KeyboardInterrupt:
             typer.echo(f"interrupted; the same command continues in {folder}", err=True)

@@ -13,7 +13,8 @@ from kdnas.registry import Registry
 Evaluate = Callable[[Mapping[str, Any]], dict[str, Any]]
 """Takes a plain job and returns a plain result. Raises TrialError (or anything) when it fails.
 
-One that has an attribute `say` may be given a function there that shows the user a passing line.
+One that has an attribute `say` may be given a function there that shows the user a passing line; one that has
+`progress`, a function that takes the share of the job that is done, in [0, 1].
 """
 
 
@@ -62,6 +63,10 @@ class Executor(ABC):
     def take_notes(self) -> list[str]:
         """Return the passing lines that workers said since the last call."""
         return []
+
+    def take_progress(self) -> dict[str, float]:
+        """Return how far running jobs have come since the last call, by key: shares in [0, 1] of those that said so."""
+        return {}
 
     @abstractmethod
     def close(self) -> None:

@@ -21,6 +21,7 @@ from pydantic import Field
 from kdnas.errors import InputError, RunError
 from kdnas.executors import EXECUTORS, Evaluate, Executor, Finished
 from kdnas.executors._worker import answer, limit_threads, uses_cuda, visible_device
+from kdnas.outlets import open_outlets
 
 _START_FAILURES_ALLOWED = 3
 
@@ -62,6 +63,7 @@ class Local(Executor):
         self._context = multiprocessing.get_context("spawn")
         self._start_failures = 0
         self._notes: list[str] = []
+        self._progress: dict[str, float] = {}
         self._workers = [self._start(index) for index in range(workers)]
         self._closed = False
 
@@ -117,6 +119,11 @@ class Local(Executor):
         notes, self._notes = self._notes, []
         return notes
 
+    def take_progress(self) -> dict[str, float]:
+        """Return how far running jobs have come since the last call, by key."""
+        progress, self._progress = self._progress, {}
+        return progress
+
     def close(self) -> None:
         """Kill every worker."""
         if self._closed:
@@ -153,6 +160,10 @@ class Local(Executor):
             return []
         if kind == "note":
             self._notes.append(content)
+            return []
+        if kind == "progress":
+            if worker.key is not None:
+                self._progress[worker.key] = content
             return []
         if kind == "broken":
             self.close()
@@ -221,6 +232,7 @@ def _serve(pipe: Connection, make_evaluate: Callable[[], Evaluate], threads: int
     multiprocessing.current_process().daemon = False  # a daemon may start no process, as a DataLoader does
     _leave_with_parent()
     os.dup2(2, 1)  # standard output is the controller's too: what a user's module prints goes to the errors
+    open_outlets()
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_device(device, os.environ.get("CUDA_VISIBLE_DEVICES"))
     limit_threads(threads)
@@ -232,6 +244,8 @@ def _serve(pipe: Connection, make_evaluate: Callable[[], Evaluate], threads: int
     limit_threads(threads)  # of what it has imported
     if hasattr(evaluate, "say"):
         evaluate.say = lambda line: pipe.send(("note", line))
+    if hasattr(evaluate, "progress"):
+        evaluate.progress = lambda share: pipe.send(("progress", share))
     pipe.send(("ready", None))
     while True:
         try:

@@ -41,6 +41,14 @@ class TrialStarted:
 
 
 @dataclass(frozen=True)
+class Advanced:
+    """How far a training is: the share `done`, in [0, 1]. `key` is its trial's number, or "number:seed"."""
+
+    key: str
+    done: float
+
+
+@dataclass(frozen=True)
 class TrialEnded:
     """A trial was closed. `run` is the record with it."""
 
@@ -60,12 +68,34 @@ class SearchEnded:
 
 
 @dataclass(frozen=True)
+class RepeatStarted:
+    """A retraining of a finalist went to a worker."""
+
+    number: int
+    seed: int
+    arch: Arch
+    fidelity: Fidelity
+
+    @property
+    def key(self) -> str:
+        """As `Advanced` has it."""
+        return f"{self.number}:{self.seed}"
+
+
+@dataclass(frozen=True)
 class RepeatEnded:
     """One retraining of a finalist ended; `repeat` is None when it failed for `failure`."""
 
     number: int
     repeat: Repeat | None
     failure: str = ""
+    seed: int | None = None
+    """None where it is not said: `repeat` says it, where there is one."""
+
+    @property
+    def key(self) -> str:
+        """As `Advanced` has it."""
+        return f"{self.number}:{self.repeat.seed if self.repeat is not None else self.seed}"
 
 
 @dataclass(frozen=True)
@@ -77,5 +107,5 @@ class StudyEnded:
     new_repeats: int
 
 
-Event = Note | Ready | TrialStarted | TrialEnded | SearchEnded | RepeatEnded | StudyEnded
+Event = Note | Ready | TrialStarted | Advanced | TrialEnded | SearchEnded | RepeatStarted | RepeatEnded | StudyEnded
 Observer = Callable[[Event], None]

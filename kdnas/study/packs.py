@@ -13,7 +13,7 @@ from typing import Any
 
 from kdnas.errors import TrialError
 from kdnas.executors import Evaluate, Executor, Finished
-from kdnas.study.evaluators import Evaluator, Say
+from kdnas.study.evaluators import Evaluator, Progress, Say
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,11 @@ class Packs(Executor):
     def take_notes(self) -> list[str]:
         """Return the passing lines that workers said since the last call."""
         return self._inner.take_notes()
+
+    def take_progress(self) -> dict[str, float]:
+        """Return how far running jobs have come: each as far as its pack."""
+        packs = self._inner.take_progress().items()
+        return {job.key: share for pack, share in packs for job in self._sent.get(pack, ())}
 
     def close(self) -> None:
         """Stop every worker at once, dropping what runs."""
@@ -117,6 +122,15 @@ class _Packed:
     @say.setter
     def say(self, say: Say) -> None:
         self.evaluator.say = say
+
+    @property
+    def progress(self) -> Progress:
+        """What the evaluator tells how far it is."""
+        return self.evaluator.progress
+
+    @progress.setter
+    def progress(self, progress: Progress) -> None:
+        self.evaluator.progress = progress
 
     def __call__(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Return the outcome of every job of a pack: its `result`, or the `failure` reason.

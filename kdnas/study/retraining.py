@@ -11,7 +11,7 @@ from typing import Any
 from kdnas.core.words import counted
 from kdnas.errors import TrialError
 from kdnas.executors import Executor, Finished
-from kdnas.study.events import Note, Observer, RepeatEnded
+from kdnas.study.events import Note, Observer, RepeatEnded, RepeatStarted
 from kdnas.study.finalists import finalists
 from kdnas.study.jobs import Job, final_job
 from kdnas.study.preparation import Opened
@@ -88,8 +88,10 @@ class Retraining:
             while waiting and executor.free:
                 trial, seed = waiting.popleft()
                 job = final_job(self._config, trial.number, trial.arch, trial.tuned, seed)
-                jobs[f"{trial.number}:{seed}"] = (trial, seed, job)
-                executor.submit(f"{trial.number}:{seed}", job.as_dict(), time_limit_s=limit_s)
+                started = RepeatStarted(trial.number, seed, trial.arch, job.fidelity)
+                jobs[started.key] = (trial, seed, job)
+                executor.submit(started.key, job.as_dict(), time_limit_s=limit_s)
+                self._observe(started)
             for finished in wait(executor, self._observe):
                 trial, seed, job = jobs.pop(finished.key)
                 self._keep(trial, seed, job, finished)
@@ -115,7 +117,7 @@ class Retraining:
         if finished.result is None:
             failure = finished.failure or "no reason was given"
             self._record.add_failed_repeat(trial.number, seed, job.fidelity, failure)
-            self._observe(RepeatEnded(trial.number, None, failure))
+            self._observe(RepeatEnded(trial.number, None, failure, seed))
             return
         result: Mapping[str, Any] = finished.result
         written = result.get("checkpoint", "")
@@ -130,7 +132,7 @@ class Retraining:
         )
         self._record.add_repeat(trial.number, repeat)
         self.new_repeats += 1
-        self._observe(RepeatEnded(trial.number, repeat))
+        self._observe(RepeatEnded(trial.number, repeat, seed=seed))
 
     def _may_try(self, trial: TrialRecord, seed: int) -> bool:
         failed = self._record.failed_repeats(trial.number, seed, self._config.final_fidelity)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kdnas.executors import EXECUTORS, Executor, Finished
-from kdnas.study.events import Note, Observer
+from kdnas.study.events import Advanced, Note, Observer
 from kdnas.study.packs import PackedWorkplan, Packs
 from kdnas.study.preparation import Opened
 
@@ -44,4 +44,6 @@ def wait(executor: Executor, observe: Observer) -> list[Finished]:
     finished = executor.wait(_POLL_S)
     for line in executor.take_notes():
         observe(Note(line, passing=True))
+    for key, done in executor.take_progress().items():
+        observe(Advanced(key, done))
     return finished

@@ -130,6 +130,37 @@ def test_a_reader_that_leaves_early_is_no_error():
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(("settings", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
+def test_no_color_is_heeded_on_a_terminal(tmp_path, settings, coloured):
+    ours, theirs = os.openpty()
+    plain = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    subprocess.run(
+        [sys.executable, "-m", "kdnas", "validate", str(tmp_path / "absent")], stdin=theirs, stdout=theirs, stderr=theirs,
+        env={**plain, "TERM": "xterm", **settings}, check=False,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert "error:" in shown
+    assert ("\x1b[" in shown) == coloured
+
+
+def test_completion_knows_verbs_and_members_and_imports_no_framework(tmp_path):
+    script = (
+        "import sys\nfrom kdnas.cli.main import main\ncode = main([])\n"
+        "heavy = {'torch', 'optuna', 'pandas', 'plotly', 'nni', 'rich'} & set(sys.modules)\n"
+        "print(code, sorted(heavy), file=sys.stderr)\n"
+    )
+    for words, expected in (("kdnas se", "search"), ("kdnas list los", "losses"), ("kdnas search --wor", "--workers")):
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True,
+            env={**os.environ, "_KDNAS_COMPLETE": "complete_bash", "COMP_WORDS": words,
+                 "COMP_CWORD": str(len(words.split()) - 1)},
+        )  # fmt: skip
+        assert done.stdout.split() == [expected]
+        assert done.stderr == "0 []\n"
+
+
 def test_the_module_and_its_exit_status_are_those_of_a_process(kdnas, tmp_path):
     code, stdout, stderr = kdnas("validate", tmp_path / "absent")
     assert (code, stdout) == (2, "")

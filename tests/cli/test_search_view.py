@@ -6,17 +6,32 @@ import dataclasses
 import io
 import json
 import math
+import re
+import time
 
 from rich.console import Console
 from synthetic_run import complete, run_of
 
+from kdnas.cli._console import console, redraws
 from kdnas.cli._search_json import JsonView
+from kdnas.cli._search_progress import Progress
 from kdnas.cli._search_view import LiveView, PlainView
+from kdnas.cli._training_view import _Bar, training_view
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
 from kdnas.study.config import Budget, Rung
-from kdnas.study.events import Ready, RepeatEnded, SearchEnded, TrialEnded, TrialStarted
+from kdnas.study.events import (
+    Advanced,
+    Note,
+    Ready,
+    RepeatEnded,
+    RepeatStarted,
+    SearchEnded,
+    TrialEnded,
+    TrialStarted,
+)
 from kdnas.study.records import Repeat
+from kdnas.study.training_steps import Progress as TrainingProgress
 
 
 def test_json_lines_are_json_whatever_is_printed_or_measured_meanwhile(capsys):
@@ -80,3 +95,122 @@ def test_a_search_with_rungs_says_how_long_a_score_was_trained_and_what_its_budg
     assert "rungs of 3 epochs of 50 % of the data, 5 epochs; promotion by rank" in lines
     assert any(line.startswith("4 full trainings on 2 workers") for line in lines)
     assert lines[-1].startswith(f"[2]  trial    0  {trial.arch.arch_id}  3 epochs of 50 % of the data  accuracy")
+
+
+ARCH = Arch.of("resnet", {"depth": 1})
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_there_is_an_estimate_before_the_first_training_has_ended():
+    clock = Clock()
+    progress = Progress(4, clock)
+    run = run_of([])
+    progress.take(Ready(run, False, 2))
+    progress.take(TrialStarted(0, ARCH, Fidelity(10)))
+    progress.take(TrialStarted(1, ARCH, Fidelity(10)))
+    clock.now = 60.0
+    assert (progress.counted, progress.left) == ("0/4", "")
+    assert progress.running == [f"trial {n} ({ARCH.arch_id}) for 1 min 0 s" for n in (0, 1)]
+    progress.take(Advanced("0", 0.5))
+    progress.take(Advanced("1", 0.5))
+    progress.take(Advanced("7", 0.5))  # of a trial that is closed
+    assert progress.left == "3 min 0 s left"  # one of four trainings' work in a minute
+    assert progress.running[0] == f"trial 0 ({ARCH.arch_id}) 50%, for 1 min 0 s"
+    progress.take(SearchEnded(run, "over", 1, 2))
+    progress.take(RepeatStarted(0, 1, ARCH, Fidelity(5)))
+    clock.now = 70.0
+    progress.take(Advanced("0:1", 0.25))
+    assert progress.running == [f"trial 0 ({ARCH.arch_id}), seed 1 25%, for 10 s"]
+    progress.take(RepeatEnded(0, None, "broke", 1))
+    assert (progress.counted, progress.running) == ("1/2", [])
+    progress.take(Note("measuring the teacher"))
+    clock.now = 75.0
+    assert progress.note == "measuring the teacher, for 5.0 s"
+
+
+def test_what_cannot_redraw_is_told_at_intervals():
+    text = io.StringIO()
+    with PlainView(Console(file=text, width=200), 4, interval_s=0.05) as view:
+        view.observe(TrialStarted(3, ARCH, Fidelity(2)))
+        view.observe(Advanced("3", 0.5))
+        deadline = time.monotonic() + 10
+        while "50%" not in text.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert re.search(rf"trial 3 \({ARCH.arch_id}\) 50%, for [\d.]+ s\n", text.getvalue())
+
+
+def test_a_dumb_terminal_is_not_drawn_anew(monkeypatch):
+    for term, expected in (("dumb", False), ("unknown", False), ("xterm-256color", True)):
+        monkeypatch.setenv("TERM", term)
+        terminal = Console(file=io.StringIO(), force_terminal=True)
+        assert redraws(terminal) is expected, term
+    assert not redraws(Console(file=io.StringIO()))
+
+
+def test_nothing_of_the_live_screen_is_cut_at_eighty_columns():
+    text = io.StringIO()
+    view = LiveView(Console(file=text, width=80, height=24), 3)
+    trial = complete(0, 0.9, 50, params=1234, latency_ms=1.5)
+    run = dataclasses.replace(run_of([trial]), lock={"data": {}})
+    rungs = (Rung(epochs=3, data_fraction=0.5), Rung(epochs=5))
+    run = dataclasses.replace(run, config=run.config.model_copy(update={"rungs": rungs}))
+    view.observe(TrialEnded(run, trial))
+    for number in (1, 2, 3):
+        view.observe(TrialStarted(number, ARCH, Fidelity(10)))
+    view._console.print(view._screen())
+    shown = text.getvalue()
+    assert "…" not in shown
+    for part in ("accuracy 90.00 %", "MACs 50", "parameters 1.234 k", "latency 1.5 ms", "(10.0 s)", "trial 3 ("):
+        assert part in " ".join(shown.split()), part
+    assert len(shown.splitlines()) <= 24
+
+
+def test_a_terminal_without_the_symbols_gets_a_table_in_line():
+    class Ascii(io.StringIO):
+        encoding = "ascii"
+
+    terminal = console()
+    terminal.file = Ascii()
+    run = run_of([complete(0, 0.5, 50, repeats=[0.5, 0.51]), complete(1, 0.3, 20, repeats=[0.3, 0.31])])
+    view = PlainView(terminal, 3)
+    view.close(run, [])
+    table = [line for line in terminal.file.getvalue().splitlines() if line.count("+-") == 2]
+    assert terminal.file.getvalue().isascii()
+    assert len(table) == 2
+    assert len({line.index("+-") for line in table}) == 1
+
+
+def test_a_training_says_what_its_times_are_and_lines_stand_above_the_bar():
+    text = io.StringIO()
+    bar = _Bar(Console(file=text, width=80, force_terminal=False))
+    clock = Clock()
+    bar._clock._read, bar._clock._opened = clock, 0.0
+    assert "preparing, 0.0 s elapsed" in rendered(bar)
+    clock.now = 100.0
+    bar(TrainingProgress(1, 1, "student", "epoch 1/10", 0.1, 0.5, None))
+    clock.now = 110.0
+    bar(TrainingProgress(1, 1, "student", "epoch 2/10", 0.2, 0.4, 0.91))
+    shown = rendered(bar)
+    assert "epoch 2/10  loss 0.4000  accuracy 91.00 %" in shown
+    assert "20% 1 min 50 s elapsed, 1 min 20 s left" in shown
+    bar.say("the teacher is measured")
+    assert text.getvalue() == "the teacher is measured\n"
+
+
+def test_a_quiet_training_keeps_standard_output_to_itself(capsys):
+    with training_view(quiet=True) as view:
+        view(TrainingProgress(1, 1, "student", "epoch 1/10", 0.1, 0.5, None))
+        view.say("a line")
+    assert capsys.readouterr() == ("", "a line\n")
+
+
+def rendered(bar):
+    out = Console(file=io.StringIO(), width=80)
+    out.print(bar.screen())
+    return out.file.getvalue()

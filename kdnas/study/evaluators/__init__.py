@@ -27,9 +27,11 @@ from kdnas.training.packing import Packing
 
 T = TypeVar("T")
 Say = Callable[[str], None]
+Progress = Callable[[float], None]
+"""Takes the share of a job that is done, in [0, 1]."""
 
 
-def _silent(line: str) -> None:
+def _silent(line: object) -> None:
     """Say nothing."""
 
 
@@ -78,6 +80,7 @@ class Evaluator(ABC):
         self.calibrations = context.calibrations
         self.prepared = context.prepared
         self.say = context.say
+        self.progress: Progress = _silent
 
     @property
     @abstractmethod

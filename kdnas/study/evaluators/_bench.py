@@ -153,17 +153,32 @@ def named_costs(config: StudyConfig) -> list[str]:
 class Curve:
     """Called at each epoch's end: notes the validation accuracy after those that are to be looked at.
 
-    `bfloat16`: computed so, as the score at the end of a training that is.
+    `bfloat16`: computed so, as the score at the end of a training that is. `progress` is told the share of the
+    `epochs` that is done.
     """
 
-    def __init__(self, bench: Bench, module: nn.Module, looks: tuple[int, ...], *, bfloat16: bool):
+    def __init__(
+        self,
+        bench: Bench,
+        module: nn.Module,
+        looks: tuple[int, ...],
+        *,
+        bfloat16: bool,
+        epochs: int,
+        progress: Callable[[float], None],
+    ):
         self._bench = bench
         self._bfloat16 = bfloat16
         self._module = module
         self._looks = looks
         self.points: list[tuple[int, float]] = []
+        self._epochs, self._done = epochs, 0
+        self._progress = progress
 
     def __call__(self, record: EpochRecord) -> None:
+        """Take in that an epoch has ended."""
+        self._done += 1
+        self._progress(min(self._done / self._epochs, 1.0))
         if record.epoch in self._looks:
             bench = self._bench
             network = Normalised(self._module, bench.data.channel_mean, bench.data.channel_std).to(bench.device)

@@ -10,7 +10,7 @@ from kdnas.core.arch import Arch, Scalar
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import Quantity
 from kdnas.errors import ConfigError, Problem, TrialError
-from kdnas.study.evaluators import Evaluator, EvaluatorContext, Say
+from kdnas.study.evaluators import Evaluator, EvaluatorContext, Progress, Say
 from kdnas.study.records import TrialRecord
 from kdnas.training.packing import Packing
 
@@ -42,7 +42,7 @@ class ByRung(Evaluator):
     def _member(self, name: str) -> Evaluator:
         if name not in self._members:
             member = self._open_member(dataclasses.replace(self.context, beside=self._leader), name)
-            member.say, member.prepared = self.say, self.prepared
+            member.say, member.progress, member.prepared = self.say, self.progress, self.prepared
             member.know(self.calibrations)
             self._members[name] = member
         return self._members[name]
@@ -57,6 +57,17 @@ class ByRung(Evaluator):
         self._say = say
         for member in getattr(self, "_members", {}).values():
             member.say = say
+
+    @property
+    def progress(self) -> Progress:
+        """What all of them tell how far a job is."""
+        return self._progress
+
+    @progress.setter
+    def progress(self, progress: Progress) -> None:
+        self._progress = progress
+        for member in getattr(self, "_members", {}).values():
+            member.progress = progress
 
     @property
     def continues(self) -> bool:  # type: ignore[override]

@@ -230,7 +230,14 @@ class TrainingEvaluator(Evaluator):
         broken = breaches(values, self.context.config.limits, known_only=True)
         if broken:
             result["infeasible"] = f"breaks {'; '.join(broken)}"
-        curve = Curve(bench, module, job.looks, bfloat16=in_bfloat16(job.recipe.training, bench.device))
+        curve = Curve(
+            bench,
+            module,
+            job.looks,
+            bfloat16=in_bfloat16(job.recipe.training, bench.device),
+            epochs=job.legs[-1].epochs if job.legs else job.recipe.training.epochs,
+            progress=self.progress,
+        )
         return Begun(job, module, curve, result)
 
     def _conclude(self, begun: Begun, trained: Trained) -> dict[str, Any]:
