@@ -135,7 +135,8 @@ def test_no_color_is_heeded_on_a_terminal(tmp_path, settings, coloured):
     ours, theirs = os.openpty()
     plain = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     subprocess.run(
-        [sys.executable, "-m", "kdnas", "validate", str(tmp_path / "absent")], stdin=theirs, stdout=theirs, stderr=theirs,
+        [sys.executable, "-m", "kdnas", "validate", str(tmp_path / "absent")],
+        stdin=theirs, stdout=theirs, stderr=theirs,
         env={**plain, "TERM": "xterm", **settings}, check=False,
     )  # fmt: skip
     os.close(theirs)
