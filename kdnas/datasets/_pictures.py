@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import io
@@ -13,11 +12,12 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from PIL import ExifTags, Image, ImageColor
+from PIL import Image, ImageColor
 from pydantic import AfterValidator
 
 from kdnas.core.words import counted
 from kdnas.datasets._inputs import Size, height_width
+from kdnas.picture import eight_bits, fitted, opaque, upright
 
 
 def _colour(text: str) -> str:
@@ -41,16 +41,6 @@ _BY_CONTENT = (
 )
 # Formats with too weak a mark: any file might pass for one, so that the suffix has to say so too.
 _BY_SUFFIX = ("TGA", "PCX", "DIB", "SGI", "SUN", "ICNS", "PSD")
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""By EXIF orientation (CIPA DC-008, tag 274): what shows a stored picture upright."""
 _HEIF_SUFFIXES = (".heic", ".heif")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _READABLE = "JPEG, PNG, BMP, GIF, WebP, TIFF, PPM, AVIF, JPEG 2000, HEIC and others that Pillow reads"
@@ -109,31 +99,19 @@ class PictureReader:
         if kind in ("GIF", "PNG", "WEBP", "AVIF", "TIFF") and getattr(image, "n_frames", 1) > 1:
             conversions.append("frames")  # a camera's JPEG may hold previews beside its one picture
         image.load()
-        turn = _UPRIGHT.get(_orientation(image))
-        if turn is not None:
-            image = image.transpose(turn)
-            conversions.append("turned")
-        if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
-            values = np.asarray(image)
-            self._brightest = max(self._brightest, int(values.max()))
-            image = Image.fromarray((values >> 8).astype(np.uint8))  # as Pillow itself reads 16 bits of colour
-            conversions.append("sixteen_bits")
-        elif image.mode in ("F", "I"):
-            raise ValueError(f"has pixels of mode {image.mode}, more than 16 bits a channel, on an unknown scale")
-        if image.has_transparency_data:
-            seen = image.convert("RGBA")
-            if seen.getchannel("A").getextrema() != (255, 255):
-                ground = Image.new("RGBA", seen.size, (*ImageColor.getrgb(self._background)[:3], 255))
-                image = Image.alpha_composite(ground, seen)
-                conversions.append("transparent")
-        if image.mode == "CMYK":
-            conversions.append("cmyk")
-        mode = "L" if self._grayscale else "RGB"
-        image = image if image.mode == mode else image.convert(mode)
-        if self._size is not None and image.size != (self._size[1], self._size[0]):
-            image = image.resize((self._size[1], self._size[0]), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image, dtype=np.uint8)
-        return Picture(pixels[np.newaxis] if self._grayscale else pixels.transpose(2, 0, 1), tuple(conversions))
+        turned = upright(image)
+        shallow = eight_bits(turned, kind)
+        shown = opaque(shallow, self._background)
+        steps: list[tuple[Conversion, bool]] = [
+            ("turned", turned is not image),
+            ("sixteen_bits", shallow is not turned),
+            ("transparent", shown is not shallow),
+            ("cmyk", shown.mode == "CMYK"),
+        ]
+        conversions += [name for name, done in steps if done]
+        if shallow is not turned:
+            self._brightest = max(self._brightest, int(np.asarray(turned).max()))
+        return Picture(fitted(shown, self._size, 1 if self._grayscale else 3), tuple(conversions))
 
     def notes(self, conversions: Sequence[Sequence[Conversion]]) -> list[str]:
         """Return in words what was converted, given the conversions of every picture of the data set."""
@@ -182,13 +160,6 @@ def _suffixes() -> dict[str, str]:
     read = {*_BY_CONTENT, *_BY_SUFFIX, "MPO"}
     known = {suffix: name for suffix, name in Image.registered_extensions().items() if name in read}
     return {**known, **dict.fromkeys(_HEIF_SUFFIXES, "HEIF")}
-
-
-def _orientation(image: Image.Image) -> Any:
-    """Return the EXIF orientation of a loaded picture; None where it has none, or one that cannot be read."""
-    with contextlib.suppress(Exception):  # damaged EXIF fails in any way at all, and viewers pass over it
-        return image.getexif().get(ExifTags.Base.Orientation)
-    return None
 
 
 def _is_heif(head: bytes) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from kdnas.core.arch import Arch
+from kdnas.core.preprocessing import Preprocessing
 from kdnas.core.task import ImageTask
 from kdnas.registry import Registry
 
@@ -31,6 +32,23 @@ class TrainedStudent:
     channel_std: tuple[float, ...]
     recipe: Mapping[str, Any]
     card: Mapping[str, Any]
+    background: str = "white"
+    """The colour behind what is transparent in pictures."""
+    from_pictures: bool = True
+    """Whether the training images were read from pictures by kdnas."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What is done to a picture before the network sees it."""
+        channels, height, width = self.task.input_shape
+        return Preprocessing(
+            size=(height, width),
+            colour="greyscale" if channels == 1 else "RGB",
+            channel_mean=tuple(self.channel_mean),
+            channel_std=tuple(self.channel_std),
+            background=self.background,
+            from_pictures=self.from_pictures,
+        )
 
 
 EXPORTERS: Registry[Callable[..., list[str]]] = Registry("export format", __name__)

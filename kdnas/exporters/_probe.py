@@ -6,8 +6,11 @@ Shapes: B images, C channels, H and W height and width, K classes.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import ExifTags, Image
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,6 +18,7 @@ from kdnas.core.task import ImageTask
 from kdnas.errors import ExportError
 from kdnas.exporters import TrainedStudent
 from kdnas.nn.normalise import Normalised
+from kdnas.picture import eight_bits, fitted, opaque, upright
 
 
 def probe_images(task: ImageTask, count: int, seed: int = 0) -> Tensor:
@@ -32,6 +36,28 @@ def probe_images(task: ImageTask, count: int, seed: int = 0) -> Tensor:
     images[:1] = 0
     images[1:2] = 255
     return images
+
+
+def probe_pictures(student: TrainedStudent, folder: Path) -> list[tuple[Path, np.ndarray]]:
+    """Write a turned, a partly transparent and a large picture into `folder`.
+
+    Return each with the pixels, uint8 [C, H, W], that the student's training would have made of it.
+    """
+    channels, height, width = student.task.input_shape
+    scene = probe_images(ImageTask((3, 2 * height + 5, 3 * width + 1), 2), 4)[3].permute(1, 2, 0).numpy()
+    large = Image.fromarray(scene)
+    clear = large.copy()
+    clear.putalpha(large.convert("L"))
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    probes = []
+    for name, picture in (("large", large), ("clear", clear), ("turned", large)):
+        path = folder / f"{name}.png"
+        picture.save(path, exif=turned if name == "turned" else Image.Exif())
+        with Image.open(path) as opened:
+            seen = opaque(eight_bits(upright(opened), opened.format), student.background)
+            probes.append((path, fitted(seen, (height, width), channels)))
+    return probes
 
 
 def plain_copy(module: nn.Module) -> nn.Module:

@@ -43,6 +43,7 @@ def metadata(student: TrainedStudent) -> dict[str, str]:
         "class_names": json.dumps(student.class_names),
         "channel_mean": json.dumps(student.channel_mean),
         "channel_std": json.dumps(student.channel_std),
+        "preprocessing": json.dumps(student.preprocessing.as_dict()),
     }
 
 

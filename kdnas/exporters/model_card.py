@@ -12,6 +12,7 @@ from typing import Any
 from kdnas.core.words import counted, printable
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent
+from kdnas.exporters._picture_script import ARRAYS
 from kdnas.nn.tracing import parameter_count
 
 FILE = "MODEL_CARD.md"
@@ -115,6 +116,7 @@ def _data(student: TrainedStudent) -> str:
         lines.append("\n".join(f"- {note}" for note in data["notes"]))
     mean = ", ".join(f"{value:.4g}" for value in student.channel_mean)
     std = ", ".join(f"{value:.4g}" for value in student.channel_std)
+    lines.append(f"Pictures are {student.preprocessing.words}{'' if student.from_pictures else f'. {ARRAYS}'}")
     lines.append(f"Input: (pixel - mean) / deviation, pixels 0..255, mean [{mean}], deviation [{std}].")
     lines.append(f"Classes: {', '.join(map(printable, student.class_names))}.")
     return "## Data\n\n" + "\n\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""student.onnx: the student with its normalisation inside, for any batch size, compared in ONNX Runtime.
+"""student.onnx: the student with its normalisation inside, for any batch size, compared in ONNX Runtime; and a script.
 
 Shapes: B images, C channels, H and W height and width, K classes.
 """
@@ -15,10 +15,12 @@ from pydantic import Field
 
 from kdnas.errors import ConfigError, ExportError, Problem
 from kdnas.exporters import EXPORTERS, TrainedStudent
+from kdnas.exporters._picture_script import picture_source, preparation
 from kdnas.exporters._probe import pixels_to_logits, probe_images, reference_logits
 from kdnas.nn.onnx_program import EXTRA, REQUIRES, onnx_model
 
 FILE = "student.onnx"
+SCRIPT = "predict.py"
 BATCH_SIZES = (1, 3, 17)
 
 
@@ -26,7 +28,7 @@ BATCH_SIZES = (1, 3, 17)
 def onnx(
     student: TrainedStudent, folder: Path, *, tolerance: Annotated[float, Field(gt=0.0, le=0.1)] = 1e-4
 ) -> list[str]:
-    """ONNX with a dynamic batch and the normalisation inside, checked in ONNX Runtime at batch sizes 1, 3 and 17.
+    """ONNX with a dynamic batch and the normalisation inside, checked in ONNX Runtime; with a script that runs it.
 
     Its input `pixels` is float32 [B, C, H, W] in 0..255, its output `logits` float32 [B, K]. `tolerance` bounds the
     largest difference from PyTorch, as a share of the largest logit (at least 1).
@@ -38,7 +40,68 @@ def onnx(
     path = folder / FILE
     _write(student, path)
     _check(student, path, tolerance)
-    return [FILE]
+    (folder / SCRIPT).write_text(script(student), encoding="utf-8")
+    return [FILE, SCRIPT]
+
+
+_SCRIPT_HEAD = '''"""Labels pictures with {file}, image classifier {arch_id}: it needs onnxruntime, numpy and Pillow.
+
+    python {script} photo.jpg          label a picture, or several, or a folder; --help says more
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+INPUT_SHAPE = {input_shape!r}  # channels, height, width
+CLASS_NAMES = {class_names!r}
+BACKGROUND = {background!r}  # behind what is transparent in a picture
+PREPARATION = {preparation!r}
+'''
+
+_SCRIPT_MAIN = '''
+
+def main():
+    """Label the pictures that are named."""
+    import numpy as np
+    import onnxruntime
+
+    parser = command_line(Path(__file__).resolve().with_name("student.onnx"))
+    arguments = parser.parse_args()
+    if not arguments.pictures:
+        parser.print_help()
+        return
+    session = onnxruntime.InferenceSession(str(arguments.weights), providers=["CPUExecutionProvider"])
+
+    def probabilities_of(picture):
+        (logits,) = session.run(["logits"], {"pixels": picture[np.newaxis].astype(np.float32)})
+        raised = np.exp(logits[0] - logits[0].max())
+        return (raised / raised.sum()).tolist()
+
+    files = picture_files(arguments.pictures)
+    sys.exit(label(files, arguments.top, arguments.json, probabilities_of) > 0)
+
+
+if __name__ == "__main__":
+    main()
+'''
+
+
+def script(student: TrainedStudent) -> str:
+    """Return the text of predict.py, which labels picture files with the ONNX file beside it."""
+    head = _SCRIPT_HEAD.format(
+        file=FILE,
+        script=SCRIPT,
+        arch_id=student.arch.arch_id,
+        input_shape=student.task.input_shape,
+        class_names=tuple(student.class_names),
+        background=student.background,
+        preparation=preparation(student),
+    )
+    return head.rstrip() + picture_source() + _SCRIPT_MAIN
 
 
 def _write(student: TrainedStudent, path: Path) -> None:
@@ -50,6 +113,7 @@ def _write(student: TrainedStudent, path: Path) -> None:
         "arch_id": student.arch.arch_id,
         "arch": student.arch.canonical_json,
         "class_names": json.dumps(student.class_names),
+        "preprocessing": json.dumps(student.preprocessing.as_dict()),
     }
     onnx_package.helper.set_model_props(model, values)
     onnx_package.save_model(model, path)

@@ -43,6 +43,7 @@ def _record(student: TrainedStudent, weights: Path) -> dict[str, Any]:
             "normalisation": "(pixel - channel_mean) / channel_std",
             "channel_mean": list(student.channel_mean),
             "channel_std": list(student.channel_std),
+            "preprocessing": student.preprocessing.as_dict(),
         },
         "output": "logits",
         "classes": list(student.class_names),

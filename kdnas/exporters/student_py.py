@@ -12,7 +12,8 @@ import torch
 
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent
-from kdnas.exporters._probe import probe_images, reference_logits
+from kdnas.exporters._picture_script import IMPORTS, picture_source, preparation
+from kdnas.exporters._probe import probe_images, probe_pictures, reference_logits
 from kdnas.exporters._weights import write_weights
 from kdnas.nn.tracing import parameter_count
 
@@ -20,16 +21,21 @@ FILE = "student.py"
 _PROBES = 8
 _TIME_LIMIT_S = 300
 
-_DOCSTRING = '''"""Image classifier {arch_id}, whole: it needs only PyTorch and the weights file beside it.
+_DOCSTRING = '''\
+"""Image classifier {arch_id}, whole. It needs PyTorch and the weights file beside it, and for pictures Pillow.
 
-Run it (`python student.py`) to load the weights and classify one batch, or use it:
+    python student.py photo.jpg          label a picture, or several, or a folder; --help says more
+    python student.py                    load the weights and say what it is
+
+Or use it:
 
     network = load_student("student.safetensors")
+    pixels = torch.from_numpy(read_picture("photo.jpg").copy())[None]
     logits = network(preprocess(pixels))          # pixels: uint8 [B, {channels}, {height}, {width}]
 """
 '''
 
-_IMPORTS = ("import json", "import sys", "from pathlib import Path", "import torch")
+_IMPORTS = (*IMPORTS, "import torch")
 
 _LOADER = '''
 
@@ -37,6 +43,8 @@ INPUT_SHAPE = {input_shape!r}  # channels, height, width
 CLASS_NAMES = {class_names}
 CHANNEL_MEAN = {channel_mean!r}  # of the training images, pixels 0..255
 CHANNEL_STD = {channel_std!r}
+BACKGROUND = {background!r}  # behind what is transparent in a picture
+PREPARATION = {preparation!r}
 
 _DTYPES = {{
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -77,10 +85,23 @@ def load_student(path):
     return network.eval()
 
 
+'''
+
+_MAIN = '''
+
 def main():
-    """Load the weights and classify one batch of random images."""
-    path = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).resolve().with_name("student.safetensors")
-    network = load_student(path)
+    """Label the pictures that are named, or else say what the network is."""
+    arguments = command_line(Path(__file__).resolve().with_name("student.safetensors")).parse_args()
+    network = load_student(arguments.weights)
+
+    @torch.no_grad()
+    def probabilities_of(picture):
+        pixels = torch.from_numpy(picture.copy())[None]
+        return network(preprocess(pixels)).softmax(1)[0].tolist()
+
+    if arguments.pictures:
+        files = picture_files(arguments.pictures)
+        sys.exit(label(files, arguments.top, arguments.json, probabilities_of) > 0)
     pixels = torch.randint(0, 256, (4, *INPUT_SHAPE), dtype=torch.uint8)
     with torch.no_grad():
         logits = network(preprocess(pixels))
@@ -88,6 +109,7 @@ def main():
     print(f"output: {{list(logits.shape)}} {{str(logits.dtype).removeprefix('torch.')}} logits")
     print(f"parameters: {{sum(parameter.numel() for parameter in network.parameters())}}")
     print(f"classes: {{', '.join(CLASS_NAMES)}}")
+    print("give it pictures to label them: python student.py photo.jpg (--help says more)")
 
 
 if __name__ == "__main__":
@@ -96,7 +118,7 @@ if __name__ == "__main__":
 
 # The file's own main is run, then its functions; whatever else is installed is out of its reach.
 _CHECKER = """\
-import runpy, sys
+import pathlib, runpy, sys
 for name in ("kdnas", "safetensors", "torchvision", "timm"):
     sys.modules[name] = None
 import torch
@@ -108,6 +130,8 @@ network = student["load_student"](script[: -len(".py")] + ".safetensors")
 with torch.no_grad():
     logits = network(student["preprocess"](torch.load(probes + "/pixels", weights_only=True)))
 torch.save(logits, probes + "/logits")
+for picture in pathlib.Path(probes).glob("*.png"):
+    torch.save(torch.from_numpy(student["read_picture"](picture).copy()), picture.with_suffix(".pixels"))
 """
 
 
@@ -140,7 +164,10 @@ def script(student: TrainedStudent) -> str:
         class_names=_tuple_literal(student.class_names),
         channel_mean=tuple(student.channel_mean),
         channel_std=tuple(student.channel_std),
+        background=student.background,
+        preparation=preparation(student),
     )
+    loader = loader.rstrip() + picture_source() + _MAIN.format()
     return "\n".join([_DOCSTRING.format(**values), imports, "", body.rstrip(), loader])
 
 
@@ -173,6 +200,7 @@ def _check(student: TrainedStudent, path: Path) -> None:
     pixels = probe_images(student.task, _PROBES)
     with tempfile.TemporaryDirectory(prefix="kdnas-export-") as scratch:
         torch.save(pixels, Path(scratch) / "pixels")
+        pictures = probe_pictures(student, Path(scratch))
         command = [sys.executable, "-I", "-c", _CHECKER, str(path), scratch, str(torch.get_num_threads())]
         try:
             ran = subprocess.run(
@@ -185,6 +213,10 @@ def _check(student: TrainedStudent, path: Path) -> None:
                 f"{FILE}: it fails when run alone: {(ran.stderr.strip().splitlines() or ['no output'])[-1]}"
             )
         logits = torch.load(Path(scratch) / "logits", weights_only=True)
+        for picture, expected in pictures:
+            found = torch.load(picture.with_suffix(".pixels"), weights_only=True)
+            if not torch.equal(found, torch.from_numpy(expected.copy())):
+                raise ExportError(f"{FILE}: run alone it reads a picture otherwise than the training did")
     if f"parameters: {parameter_count(student.module)}\n" not in ran.stdout:
         raise ExportError(f"{FILE}: its network has another number of parameters than the student")
     reference = reference_logits(student, pixels)

@@ -17,6 +17,8 @@ _HEADER = """\
 # Plain YAML; nothing here is code. For another pipeline:
 #   arch          the network; student.py builds the same one and needs only torch
 #   channel_*     x = (pixel - channel_mean) / channel_std, pixels 0..255, one value a channel
+#   preprocessing of pictures, before that: turned upright, on this background where transparent, then the whole
+#                 picture resized by Pillow to input_shape, its aspect ratio not kept
 #   data          the data set, relative to the data root; validation_fraction of its training part is held out,
 #                 drawn by seed, class by class; the test part is used once, at the end
 #   teacher       the fixed network that is imitated, and the hash of its weights

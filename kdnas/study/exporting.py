@@ -123,8 +123,10 @@ def assemble(file: TrainFile, module: nn.Module, data: ImageData, *, card: Mappi
         class_names=data.class_names,
         channel_mean=tuple(float(value) for value in data.channel_mean),
         channel_std=tuple(float(value) for value in data.channel_std),
-        recipe=file.plain(),
+        recipe=file.with_preprocessing().plain(),
         card=card,
+        background=file.preparation.background,
+        from_pictures=file.preparation.from_pictures,
     )
 
 

@@ -44,7 +44,7 @@ from kdnas.training.schedule_file import SCHEDULE_FILE
 
 _FEW_CORES = 2
 """More threads than one gain nothing on so many (`kdnas.training.numerics`)."""
-_OUTSIDE = ("device", "provenance", "name", "teacher_answers")
+_OUTSIDE = ("device", "provenance", "name", "teacher_answers", "preprocessing")
 """What of a train.yaml decides nothing of the student, or only checks what another line decides."""
 DEFAULT_FORMATS = ExportConfig().formats
 _WEIGHTS_FILE = "student.safetensors"

@@ -42,6 +42,17 @@ class ArchSection(Section):
     choices: dict[str, bool | int | float | str]
 
 
+class Preparation(Section):
+    """What is done to a picture before the student sees it (`kdnas.core.preprocessing`), for other pipelines."""
+
+    orientation: Literal["upright"] = "upright"
+    background: str = "white"
+    resize: Literal["bilinear"] = "bilinear"
+    aspect: Literal["stretched"] = "stretched"
+    from_pictures: bool = True
+    """False: the training images came as arrays, and how those were resized is not known."""
+
+
 class Provenance(Section):
     """Where the recipe comes from."""
 
@@ -75,6 +86,8 @@ class TrainFile(Section):
     """A sketch of what the teacher says to a few fixed images, compared up to rounding; empty: not checked."""
     training: Training
     distillation: Distillation
+    preprocessing: Preparation | None = None
+    """Of pictures, as the data set reads them; kdnas itself goes by `data`."""
     provenance: Provenance = Provenance()
 
     @model_validator(mode="after")
@@ -106,6 +119,18 @@ class TrainFile(Section):
     def recipe(self) -> Recipe:
         """What `distil` follows."""
         return Recipe(training=self.training, distillation=self.distillation)
+
+    @property
+    def preparation(self) -> Preparation:
+        """How the data set of `data` reads pictures; where it reads arrays, how pictures may be read for it."""
+        options = DATASETS.options(self.data.type).model_fields
+        if "background" not in options:
+            return Preparation(from_pictures=False)
+        return Preparation(background=self.data.options.get("background", options["background"].default))
+
+    def with_preprocessing(self) -> TrainFile:
+        """Return the file with what it says of pictures written out."""
+        return self.model_copy(update={"preprocessing": self.preparation})
 
     def settled(self, device: torch.device, locked: Mapping[str, Any]) -> TrainFile:
         """Return the file with its numerics decided: as the plain `locked` training has them, else by what is here."""
