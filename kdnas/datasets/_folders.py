@@ -110,9 +110,8 @@ class _Roots:
         if not nested.intersection(found["train"]):
             _refuse_unsplit(inner, direct, nested, source, splits, problems)
             split_like = [f"{name}/" for names in found.values() for name in names if name in direct]
-            notes = (
-                [f"{' and '.join(split_like)} is taken for a class: images lie in it directly"] if split_like else []
-            )
+            taken = "is taken for a class" if len(split_like) == 1 else "are taken for classes"
+            notes = [f"{', '.join(split_like)} {taken}: images lie directly inside"] if split_like else []
             return cls(around, None, tuple(notes))
         for split, several in found.items():
             if len(several) > 1:
@@ -131,8 +130,9 @@ class _Roots:
         for name, count in sorted(outside.items()):
             if name not in used and name not in spare:
                 where = f"{source}: {name}/" if name else source
-                what = f"{counted(count, 'image')} {'lies' if count == 1 else 'lie'} outside the splits " + (
-                    " and ".join(f"{one}/" for one in sorted(used))
+                what = (
+                    f"{counted(count, 'image')} {'lies' if count == 1 else 'lie'} outside the "
+                    f"split{'s' if len(used) > 1 else ''} {' and '.join(f'{one}/' for one in sorted(used))}"
                 )
                 problems.add(escaped(where), what, "move them, or name the splits by the options `train` and `test`")
         notes = [
@@ -154,7 +154,7 @@ class _Roots:
             around = [parts for parts in folders if self._root_of(parts) == root and not self._leads_to_a_root(parts)]
             found.append(_classes(own, around, root, source, problems))
         names = tuple(sorted(found[0]))
-        if len(found) == 2 and found[0] != found[1]:
+        if all(found) and len(found) == 2 and found[0] != found[1]:
             for root, extra in zip(roots, (found[0] - found[1], found[1] - found[0]), strict=True):
                 if extra:
                     where = f"{'/'.join(root[len(_common(roots)) :])}/"
@@ -229,6 +229,12 @@ def _refuse_unsplit(
         missing = "hold images but no class folders" if direct else "are no training split"
         problems.add(source, f"{_listed(splitlike)} {missing}", f"{LAYOUT}; or `train: .` where they are classes")
         return
+    tokens = {name: {_SPLITS.get(part) for part in re.split(r"[^a-z]+", name.lower())} for name in sorted(nested)}
+    tokens |= {name: {split_of(name)} for name in sorted(direct - nested)}
+    every = set().union(*tokens.values()) - {None}
+    if len(every) > 1:  # one folder called as a split may be a class
+        named = _listed([name for name, kinds in tokens.items() if kinds - {None}])
+        problems.add(source, f"{named} may be splits or classes", "the options `train` and `test`, or `train: .`")
     below = {(parts[0], parts[1]) for parts in inner if len(parts) > 2}
     others = direct | nested
     for name in sorted(nested):
@@ -276,6 +282,14 @@ def _classes(
 ) -> set[str]:
     """Return the classes below `root`; adds empty class folders and pictures in no class folder to `problems`."""
     depth = len(root)
+    where = escaped(f"{source}: {'/'.join(root)}/") if root else source
+    if not pictures:
+        problems.add(where, "holds no images", LAYOUT)
+        return set()
+    if root and all(len(parts) == depth + 1 for parts in pictures):
+        allowed = "class folders; or `train` and `test_fraction`, which leave other folders out"
+        problems.add(where, "holds images but no class folders, so that nothing labels them", allowed)
+        return set()
     for parts in pictures:
         if len(parts) == depth + 1:
             problems.add(escaped(f"{source}: {'/'.join(parts)}"), "lies in no class folder")

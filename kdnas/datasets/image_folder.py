@@ -16,7 +16,7 @@ from kdnas.core.words import counted, escaped
 from kdnas.datasets import DATASETS
 from kdnas.datasets._archives import ARCHIVE_SUFFIXES, Member, is_archive, members
 from kdnas.datasets._cache import ImageWriter, Samples, cached
-from kdnas.datasets._folders import LAYOUT, Parts, Splits, lay_out
+from kdnas.datasets._folders import LAYOUT, Layout, Parts, Splits, lay_out
 from kdnas.datasets._inputs import (
     Problems,
     Size,
@@ -146,7 +146,7 @@ class _Reading:
                     candidates.append(member)
                 else:
                     self._others.append(member.parts)
-        layout = lay_out([member.parts for member in candidates], self._folders, str(self._source), self._splits)
+        layout = self._laid_out([member.parts for member in candidates])
         if listing.loops:
             self._notes.append(f"{counted(listing.loops, 'link')} back to a folder around it: not followed")
         self._notes += layout.notes
@@ -162,7 +162,7 @@ class _Reading:
     def samples(self) -> Samples:
         """Return what was written. Raises DataError with every problem found."""
         self._problems.raise_if_any()
-        layout = lay_out(self._written, self._folders, str(self._source), self._splits)
+        layout = self._laid_out(self._written)
         last = {parts: i for i, parts in enumerate(self._written)}  # an archive may hold a path anew, which replaces it
         keep = np.array([last[parts] for parts in sorted(layout.places)], dtype=np.int64)
         labels = np.zeros(len(self._written), dtype=np.int64)
@@ -174,6 +174,13 @@ class _Reading:
         converted = self._reader.notes([self._conversions[i] for i in keep])
         notes = dict.fromkeys((*self._notes, *layout.notes, *self._left_out(), *converted))
         return Samples(layout.class_names, labels, is_test, keep, tuple(notes))
+
+    def _laid_out(self, pictures: Sequence[Parts]) -> Layout:
+        """Return where the pictures belong. Raises DataError."""
+        if not pictures and self._hidden:
+            what = f"holds no images but in hidden folders: {'; '.join(self._left_out())}"
+            raise DataError(Problem(escaped(str(self._source)), what, LAYOUT))
+        return lay_out(pictures, self._folders, str(self._source), self._splits)
 
     def _is_file(self, member: Member) -> bool:
         """Note what `member` is; return whether it may be a picture."""
@@ -233,7 +240,7 @@ class _Reading:
 
 
 _KINDS_SHOWN = 5
-_LITTER = (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".directory")
+_LITTER = (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".keep", ".gitignore", ".directory")
 """What file managers and git leave in every folder: nobody misses it."""
 
 

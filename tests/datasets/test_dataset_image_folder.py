@@ -452,7 +452,7 @@ def test_a_class_named_as_a_split_is_said(tmp_path):
     lay(tmp_path / "data", {f"{name}/{i}.png": png(pixels("x", name, i)) for name in ("cat", "test") for i in range(4)})
     data = open_it(tmp_path, test_fraction=0.25)
     assert data.class_names == ("cat", "test")
-    assert "test/ is taken for a class: images lie in it directly" in data.notes
+    assert "test/ is taken for a class: images lie directly inside" in data.notes
 
 
 def test_a_stray_picture_beside_the_split_folders_is_named_whatever_lies_around(tmp_path):
@@ -471,3 +471,31 @@ def test_a_path_that_an_archive_holds_twice_means_the_last(tmp_path):
         info.size = len(content)
         archive.addfile(info, io.BytesIO(content))
     assert open_it(tmp_path, "data.tar").fingerprint == open_it(tmp_path, "plain").fingerprint
+
+
+@pytest.mark.parametrize(
+    "names", [("seg_train", "seg_test", "seg_pred"), ("flowers-train", "flowers-val"), ("cat", "test", "val")]
+)
+def test_folders_that_may_be_splits_are_no_classes_unless_the_user_says_so(tmp_path, names):
+    deep = "" if "cat" in names else "rose/"
+    lay(tmp_path / "data", {f"{name}/{deep}{i}.png": png(pixels("x", name, i)) for name in names for i in range(4)})
+    with pytest.raises(DataError, match="may be splits or classes"):
+        open_it(tmp_path, test_fraction=0.25)
+    assert open_it(tmp_path, train=".", test_fraction=0.25).class_names == tuple(sorted(names))
+
+
+def test_splits_without_labels_or_images_are_told_in_one_line(tmp_path):
+    lay(tmp_path / "flat", {**tree({"train": 4}), **{f"test/{i}.png": png(pixels("x", "y", i)) for i in range(4)}})
+    with pytest.raises(DataError, match="test/: holds images but no class folders") as caught:
+        open_it(tmp_path, "flat")
+    assert len(caught.value.problems) == 1
+    data = open_it(tmp_path, "flat", train="train", test_fraction=0.25)
+    assert (len(data.train), len(data.test)) == (9, 3)
+    assert "4 images outside train/ are left out" in data.notes
+    lay(tmp_path / "empty", {**tree({"train": 4}), "test/readme.txt": b"x"})
+    with pytest.raises(DataError, match="test/: holds no images") as caught:
+        open_it(tmp_path, "empty")
+    assert len(caught.value.problems) == 1
+    lay(tmp_path / "hidden", {f".cache/{name}": content for name, content in tree().items()})
+    with pytest.raises(DataError, match=r"holds no images but in hidden folders: .* 18 files \(.cache\)"):
+        open_it(tmp_path, "hidden")
