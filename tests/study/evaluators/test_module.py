@@ -87,7 +87,7 @@ def test_what_price_tells_is_cheap_and_the_rest_is_not(tmp_path):
         ("mine.py:short", "did not return accuracy"),
         ("mine.py:wild", "accuracy 7, not a fraction"),
         ("mine.py:text", "returned str, not a mapping"),
-        ("mine.py:leaves", r"'mine.py:leaves' fails: SystemExit: usage: score.*\(mine.py, line 25, in leaves\)"),
+        ("mine.py:leaves", r"'mine.py:leaves' fails: SystemExit: usage: score.*\(mine.py, line 23, in leaves\)"),
     ],
 )
 def test_a_function_that_does_not_answer_fails_the_trial(tmp_path, function, message):
