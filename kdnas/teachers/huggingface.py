@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,18 +11,22 @@ from kdnas.errors import Problem, TeacherError
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Expected, InputSize, Statistics, fit_teacher
 from kdnas.teachers._class_names import ClassNames, naming_of
+from kdnas.teachers._image_processor import Processing, read_processing
 from kdnas.teachers._loading import MAYBE_SEEN, require
 
 
 class ClassifierLogits(nn.Module):
-    """A transformers classifier that gives its logits [B, K] alone."""
+    """A transformers classifier that gives its logits [B, K] alone; its channel c is the image's `order[c]`."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, order: Sequence[int] = ()):
         super().__init__()
         self.network = network
+        self.order = None if list(order) == sorted(order) else list(order)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits [B, K] of normalised `images` [B, C, H, W]."""
+        if self.order is not None:
+            images = images[:, self.order]
         return self.network(pixel_values=images, return_dict=True).logits
 
 
@@ -38,8 +43,9 @@ def huggingface(
 ) -> Teacher:
     """A transformers image classifier: a folder under the data root, or a hub id. Weights are safetensors only.
 
-    Normalisation and input size are those of its preprocessor_config.json unless stated; logits are put in the data's
-    class order where the model names its classes. No code of the model's repository runs. Raises TeacherError.
+    Normalisation, input size and the order of channels are those of its image processor unless stated; logits are put
+    in the data's class order where the model names its classes. No code of the model's repository runs. Raises
+    TeacherError.
 
     Args:
         context: What the study hands over.
@@ -68,20 +74,38 @@ def huggingface(
     network = network.float()
     labels = network.config.id2label
     known = tuple(str(labels[index]) for index in range(len(labels)))
-    if mean is None or std is None or input_size is None:
-        declared = _declared(library, source, options)
-        stated = (mean, std) if (mean is not None or std is not None) else _normalisation(declared, source)
-        mean, std = stated
-        input_size = input_size or _size(declared)
+    order: tuple[int, ...] = ()
+    notes = [MAYBE_SEEN]
+    processing = _processing(library, source, options, network, context, needed=None in (mean, std, input_size))
+    if processing is not None:
+        if mean is None and std is None:
+            mean, std = processing.mean, processing.std
+        input_size = input_size or processing.size
+        order = processing.order
+        notes += processing.notes
     return fit_teacher(
         model,
-        ClassifierLogits(network),
+        ClassifierLogits(network, order),
         context,
         Expected(mean, std, input_size),
-        facts={"huggingface": type(network).__name__},
+        facts={"huggingface": type(network).__name__, "channels": order},
         naming=naming_of(class_names, (known, "its config's id2label")),
-        notes=[MAYBE_SEEN],
+        notes=notes,
     )
+
+
+def _processing(
+    library: Any, source: str, options: dict[str, Any], network: nn.Module, context: TeacherContext, *, needed: bool
+) -> Processing | None:
+    """Return what the model's processor does to images of the data's size; None where it is not there, nor needed."""
+    channels = int(getattr(network.config, "num_channels", None) or 3)
+    _, height, width = context.data.task.input_shape
+    try:
+        return read_processing(library, source, options, channels=channels, height=height, width=width)
+    except TeacherError:
+        if needed:
+            raise
+        return None
 
 
 def _refuse_gaps(found: dict[str, Any], source: str) -> None:
@@ -94,44 +118,3 @@ def _refuse_gaps(found: dict[str, Any], source: str) -> None:
             problems.append(Problem(source, f"{len(names)} weights are {kind}: {', '.join(names[:5])}"))
     if problems:
         raise TeacherError(problems)
-
-
-def _declared(library: Any, source: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the model's preprocessor_config.json. Raises TeacherError when it has none."""
-    try:
-        declared, _ = library.image_processing_utils.BaseImageProcessor.get_image_processor_dict(source, **options)
-    except Exception as error:
-        what = f"{source} has no readable preprocessor_config.json: {type(error).__name__}"
-        raise TeacherError(Problem("model", what, "state mean, std and input_size in the study instead")) from error
-    return declared
-
-
-def _normalisation(declared: dict[str, Any], source: str) -> tuple[Statistics, Statistics]:
-    """Return (mean, std) on the 0-255 scale of a processor that rescales, then normalises."""
-    factor = float(declared.get("rescale_factor", 1 / 255)) if declared.get("do_rescale", True) else 1.0
-    if not declared.get("do_normalize", True):
-        channels = 3
-        return (0.0,) * channels, (1 / factor,) * channels
-    if "image_mean" not in declared or "image_std" not in declared:
-        what = f"the preprocessor_config.json of {source} states no image_mean and image_std"
-        raise TeacherError(Problem("mean, std", what, "state them in the study, on the 0-255 scale"))
-    mean, std = (
-        tuple(value / factor for value in ([part] if isinstance(part, float) else part))
-        for part in (declared["image_mean"], declared["image_std"])
-    )
-    return mean, std
-
-
-def _size(declared: dict[str, Any]) -> InputSize:
-    """Return what images are resized to: the crop where it crops, else the size; None where it does neither."""
-    if declared.get("do_center_crop") and declared.get("crop_size"):
-        size = declared["crop_size"]
-    elif declared.get("do_resize", True):
-        size = declared.get("size")
-    else:
-        return None
-    if isinstance(size, dict):
-        if "height" in size and "width" in size:
-            return int(size["height"]), int(size["width"])
-        size = size.get("shortest_edge")
-    return int(size) if size else None
