@@ -38,10 +38,3 @@ def _slices(values: np.ndarray, reference: np.ndarray) -> float:
             if top > row[-1]
         )
     )
-
-
-def contributions(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Return, for each row of `values` [N, M], the hypervolume that only it adds."""
-    values = np.asarray(values, dtype=float)
-    whole = hypervolume(values, reference)
-    return np.array([whole - hypervolume(np.delete(values, i, axis=0), reference) for i in range(len(values))])

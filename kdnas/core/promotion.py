@@ -5,8 +5,8 @@ one, 1 / eta go on to the next, as in successive halving and Hyperband (Li et al
 a promotion is looked for from the highest rung down, and only where there is none a new student begins at the lowest,
 as in ASHA (Li et al., MLSys 2020): no worker waits for a rung to fill.
 
-Once no new student can be had, the rest of the budget is for those who are there: nobody is refused any more, and the
-rule is but the order. Until then the rules differ in who is promoted:
+Once no new student can be had, and for the last part of a budget, whoever is there may be promoted (`Call`): first who
+may gain something, then everyone, and the rule is but the order. Until then the rules differ in who is promoted:
 
 - `rank`: as long as fewer than floor(N / eta) of a rung were promoted, its first Pareto fronts, as many as hold so many
   students, stand for promotion. The next is who would add most hypervolume to the rung above, each student's score
@@ -30,6 +30,9 @@ import numpy as np
 from kdnas.core.improvement import free_boxes, improvement
 
 Rule = Literal["rank", "moasha", "halving"]
+Call = Literal["share", "gain", "all"]
+"""Who may be promoted: the rule's share of a rung; of all that wait there those who may gain something, by `rank` who
+would add hypervolume, by `moasha` the first front, by `halving` who beats one that was promoted; all that wait."""
 
 
 @dataclass(frozen=True)
@@ -52,23 +55,35 @@ class Rung:
 
 
 def promotable(
-    rule: Rule, rung: Rung, *, eta: float, reference: np.ndarray, lead: int = 0, everyone: bool = False
+    rule: Rule, rung: Rung, *, eta: float, reference: np.ndarray, lead: int = 0, call: Call = "share"
 ) -> list[int]:
     """Return the students of `rung` to be promoted now, the most promising first.
 
     `reference` [M] is the point from which hypervolume is measured; `lead` is the objective that plain halving ranks
-    by; `everyone` says that no new student can be had.
+    by, and whose best goes first where the call is wider than the rule's share.
     """
-    quota = len(rung) if everyone else int(len(rung) / eta)
+    best = _called(rule, rung, eta, reference, lead, call)
+    leader = int(np.argmin(rung.values[:, lead])) if call != "share" and len(rung) else None
+    if leader is None or rung.started[leader]:
+        return best
+    return [leader, *(index for index in best if index != leader)]
+
+
+def _called(rule: Rule, rung: Rung, eta: float, reference: np.ndarray, lead: int, call: Call) -> list[int]:
+    quota = int(len(rung) / eta) if call == "share" else len(rung)
     if rule == "rank":
         room = max(quota - int(rung.started.sum()), 0)
         waiting = np.flatnonzero((fronts(rung.values, quota) >= 0) & ~rung.started)
-        best = _by_improvement(rung, waiting, _met(reference, rung), everyone) if room else []
+        best = _by_improvement(rung, waiting, _met(reference, rung), call == "all") if room else []
         return best[:room]
     if rule == "moasha":
         best = best_by_front(rung.values, quota, _spread)
-    elif everyone:
-        best = np.argsort(rung.values[:, lead], kind="stable").tolist()
+        first = fronts(rung.values, 1) == 0
+        best = [index for index in best if first[index] or call != "gain"]
+    elif call != "share":
+        scores = rung.values[:, lead]
+        beaten = scores[rung.started].max(initial=-np.inf) if call == "gain" and rung.started.any() else np.inf
+        best = [index for index in np.argsort(scores, kind="stable").tolist() if scores[index] <= beaten]
     else:
         best = _block_winners(rung.values[:, lead], eta, rung.rungs_above)
     return [index for index in best if not rung.started[index]]
@@ -88,7 +103,7 @@ def fronts(values: np.ndarray, count: int | None = None) -> np.ndarray:
         better |= column[:, None] < column[None, :]
     dominates = at_most & better
     ranks = np.full(len(values), -1)
-    wanted = len(values) if count is None else count
+    wanted = len(values) if count is None else min(count, len(values))
     front = 0
     while np.count_nonzero(~(left := ranks < 0)) < wanted:
         ranks[left & ~(dominates & left[:, None]).any(axis=0)] = front

@@ -173,7 +173,8 @@ class Final(Section):
     """None: as many as in the search."""
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     max_students: Annotated[int, Field(ge=1, le=1000)] = 8
-    """Of a larger front, those with the largest hypervolume contributions."""
+    """Of a larger front the best score and those that add most hypervolume, costs counted by their logarithm; a smaller
+    one is filled with students of lower rungs that may belong to it."""
     attempts: Annotated[int, Field(ge=1, le=100)] = 2
     """A retraining that failed so often is given up; raise it to have it tried again."""
 

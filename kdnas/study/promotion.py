@@ -10,7 +10,7 @@ import numpy as np
 
 from kdnas.core.arch import Arch
 from kdnas.core.objective import ACCURACY, breaches, minimised
-from kdnas.core.promotion import Rung, best_by_front, promotable
+from kdnas.core.promotion import Call, Rung, best_by_front, promotable
 from kdnas.study.front import measured_values
 from kdnas.study.jobs import rung_checkpoint
 from kdnas.study.records import RunRecord, TrialRecord
@@ -44,11 +44,11 @@ def places(run: RunRecord, *, running: bool = False) -> set[Place]:
     }
 
 
-def next_promotion(run: RunRecord, everyone: bool = False) -> TrialRecord | None:
+def next_promotion(run: RunRecord, call: Call = "share") -> TrialRecord | None:
     """Return the trial whose student should be trained on at the next rung, looking from the highest rung down.
 
-    None where nobody deserves it now. `everyone`: no new student can be had, so nobody is refused. Depends on the
-    trials of `run` alone, those that are running included.
+    None where nobody deserves it now; `call` says who may. Depends on the trials of `run` alone, those that are running
+    included.
     """
     fidelities = run.config.fidelities
     if len(fidelities) == 1:
@@ -70,7 +70,7 @@ def next_promotion(run: RunRecord, everyone: bool = False) -> TrialRecord | None
             eta=run.config.eta(rung),
             reference=minimised([run.reference_point], run.objectives)[0],
             lead=names.index(ACCURACY.name) if ACCURACY.name in names else 0,
-            everyone=everyone,
+            call=call,
         )
         if best:
             return trials[best[0]]

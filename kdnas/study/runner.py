@@ -33,7 +33,7 @@ from kdnas.study.proposals import Preset, ValidProposals
 from kdnas.study.queue import queued_values
 from kdnas.study.records import RunRecord, TrialRecord
 from kdnas.study.retraining import Retraining
-from kdnas.study.stopping import full_trainings, spent_by, why_over
+from kdnas.study.stopping import full_trainings, is_ending, spent_by, why_over
 from kdnas.study.storage import distributions
 from kdnas.study.workers import start_executor, wait
 
@@ -161,7 +161,12 @@ class Search:
         if self._retry:
             return self._retry[0]
         exhausted = bool(self._record.notes().get("exhausted"))
-        promoted = next_promotion(self._run, exhausted)
+        promoted = next_promotion(self._run)
+        if promoted is None and (exhausted or self._is_ending()):
+            top = self._config.fidelities[-1]
+            if any(job.fidelity != top for _, job in self._running.values()):
+                return None  # who is being scored may deserve it more than those that wait
+            promoted = next_promotion(self._run, "gain") or next_promotion(self._run, "all")
         if promoted is not None:
             return _Start(rung_of(self._run, promoted) + 1, self._record.proposal(promoted.number))
         return None if exhausted else _Start()
@@ -194,10 +199,20 @@ class Search:
         self._record.set_aside(number, f"queued, and left out: {reason}")
         self._observe(Note(f"trial {number} was queued, and is left out: {reason}"))
 
+    def _is_ending(self) -> bool:
+        """Whether the rest of the budget is for students that are there."""
+        if not self._config.rungs:
+            return False
+        climb = sum(self._cost(rung) for rung in range(len(self._config.fidelities)))
+        return is_ending(self._run, spent_by(self._run, self._evaluator.continues, self._seconds), climb)
+
+    def _cost(self, rung: int) -> float:
+        """Return what a trial at `rung` costs, in full trainings."""
+        return full_trainings(self._config, self._config.fidelities[rung], self._evaluator.continues)
+
     def _why_over(self, start: _Start) -> str:
-        goes_on = self._evaluator.continues
-        cost = full_trainings(self._config, self._config.fidelities[start.rung], goes_on)
-        return why_over(self._run, spent_by(self._run, goes_on, self._seconds), cost)
+        spent = spent_by(self._run, self._evaluator.continues, self._seconds)
+        return why_over(self._run, spent, self._cost(start.rung))
 
     @property
     def _seconds(self) -> float:

@@ -2,7 +2,7 @@ import moocore
 import numpy as np
 import pytest
 
-from kdnas.core.hypervolume import contributions, hypervolume
+from kdnas.core.hypervolume import hypervolume
 
 
 @pytest.mark.parametrize("objectives", [2, 3, 4])
@@ -34,11 +34,3 @@ def test_points_at_or_beyond_the_reference_add_nothing():
     reference = np.array([1.0, 1.0])
     assert hypervolume(np.array([[1.0, 0.0], [2.0, -5.0]]), reference) == 0.0
     assert hypervolume(np.empty((0, 2)), reference) == 0.0
-
-
-@pytest.mark.parametrize("objectives", [2, 3])
-def test_contributions_agree_with_moocore(objectives):
-    values = np.random.default_rng(3).random((12, objectives))
-    reference = np.ones(objectives)
-    expected = moocore.hv_contributions(values, ref=reference, ignore_dominated=False)
-    assert contributions(values, reference) == pytest.approx(expected, abs=1e-12)

@@ -131,8 +131,10 @@ def test_once_no_new_student_can_be_had_nobody_is_refused(rule):
     rng = np.random.default_rng(1)
     values = np.column_stack([-rng.random(20), 10 * rng.random(20)])
     ladder = rung(values, above={3: values[3], 4: None})
-    order = promotable(rule, ladder, eta=3, reference=REFERENCE, everyone=True)
+    order = promotable(rule, ladder, eta=3, reference=REFERENCE, call="all")
     assert sorted(order) == [index for index in range(20) if index not in (3, 4)]
+    assert order[0] == np.argmin(values[:, 0])
+    order = order[1:]
     ranks = fronts(values)[order]
     if rule == "moasha":
         assert (np.diff(ranks) >= 0).all()
@@ -140,8 +142,21 @@ def test_once_no_new_student_can_be_had_nobody_is_refused(rule):
         assert (np.diff(values[order, 0]) >= 0).all()
     else:
         gainful = promotable(rule, ladder, eta=1.01, reference=REFERENCE)
-        assert 0 < len(gainful) < len(order)
+        assert 0 < len(gainful) <= len(order)
+        gainful.remove(int(np.argmin(values[:, 0])))
         assert order[: len(gainful)] == gainful
+
+
+@pytest.mark.parametrize("rule", ["rank", "moasha", "halving"])
+def test_at_the_end_who_may_gain_something_goes_before_the_others(rule):
+    # Every share of three is used up; student 5 came last and is the best, 3 costs more than what is better.
+    values = [[-0.2, 1], [-0.3, 2], [-0.25, 4], [-0.1, 6], [-0.15, 7], [-0.9, 3]]
+    ladder = rung(values, above={0: [-0.2, 1], 1: [-0.3, 2]})
+    assert rule != "rank" or promotable(rule, ladder, eta=3, reference=REFERENCE) == []
+    gaining = promotable(rule, ladder, eta=3, reference=REFERENCE, call="gain")
+    assert gaining[0] == 5
+    assert 3 not in gaining
+    assert sorted(promotable(rule, ladder, eta=3, reference=REFERENCE, call="all")) == [2, 3, 4, 5]
 
 
 def test_plain_halving_takes_the_most_accurate_of_each_whole_block():

@@ -21,7 +21,7 @@ def test_a_front_that_fits_is_taken_whole_in_trial_order():
 
 
 def test_of_a_large_front_the_largest_contributions_stay():
-    # Below (0, 100) the three add, alone: 0.8 * 30, 0.01 * 45 and 0.09 * 10.
+    # Beside the best, 2: 0 adds 0.8 * ln 4.5, 1 adds 0.81 * ln 1.64.
     run = run_of([complete(0, 0.8, 20), complete(1, 0.81, 55), complete(2, 0.9, 90)])
     assert numbers(run, 2) == [0, 2]
 
@@ -30,7 +30,7 @@ def test_the_most_accurate_student_stays_though_it_costs_as_much_as_the_referenc
     run = run_of([complete(0, 0.5, 10), complete(1, 0.51, 12), complete(2, 0.9, 100)])
     assert numbers(run, 2) == [0, 2]
     beyond = run_of([complete(0, 0.5, 10), complete(1, 0.51, 12), complete(2, 0.9, 170)])
-    assert numbers(beyond, 2) == [1, 2]  # 0 adds 0.5 * 2, 1 adds 0.01 * 158
+    assert numbers(beyond, 2) == [0, 2]  # beside 2, by the logarithm: 0 adds 0.5 * ln 17, 1 adds 0.51 * ln 14.2
 
 
 def test_students_at_chance_come_last_and_the_more_accurate_first():
@@ -55,3 +55,17 @@ def test_what_breaks_a_bound_or_is_not_known_is_no_finalist():
 def test_a_lower_bound_holds_too():
     trials = [complete(0, 0.9, 50), complete(1, 0.8, 20)]
     assert numbers(run_of(trials, constraints=["macs>=30"]), 8) == [0]
+
+
+def test_the_best_score_stays_however_little_it_adds():
+    many = [complete(number, 0.5 + 0.04 * number, 10 * 2**number) for number in range(8)]
+    run = run_of([*many, complete(8, 0.7801, 1281)])
+    for most in range(1, 9):
+        assert 8 in numbers(run, most)
+
+
+def test_cheap_students_count_by_the_logarithm_of_their_cost():
+    # Alike in what they add by the logarithm; on a linear axis the first ones add next to nothing.
+    run = run_of([complete(number, 0.3 + 0.1 * number, 1e6 * 10**number) for number in range(5)])
+    assert numbers(run, 3)[-1] == 4
+    assert numbers(run, 3)[0] <= 1

@@ -35,6 +35,7 @@ from kdnas.study.stopping import full_trainings
 from kdnas.study.storage import load_run, storage_url
 
 RUNGS = [{"epochs": 2}, {"epochs": 6}, {"epochs": 18}]
+TWO_RUNGS = [{"epochs": 2}, {"epochs": 18}]
 CHOICES = {"a": [1, 2, 3, 4, 5], "b": [1, 2, 3, 4, 5], "c": ["x", "y", "z"]}
 
 
@@ -150,7 +151,7 @@ def test_the_promising_students_climb_and_each_place_is_scored_once(climbed):
     counts = Counter(trial.fidelity.epochs for trial in run.trials)
     assert sum(counts.values()) == 40
     assert counts[2] > counts[6] > counts[18] > 0
-    assert counts[6] <= counts[2] / 3 + 1
+    assert counts[6] <= counts[2] / 3 + 1 + 4  # a tenth of the budget is kept for promotions
     assert len(set(places(run))) == 40
     for trial in run.trials:  # who is scored at a rung was scored at the one below before
         below = [t for t in run.trials[: trial.number] if t.arch == trial.arch]
@@ -166,21 +167,26 @@ def test_every_rule_fills_the_rungs(study, tmp_path, rule, workers):
     assert len(set(places(run))) == sum(counts.values()) == 25
 
 
+def _beats(one, other) -> bool:
+    accuracy, macs = ([trial.values[name] for trial in (one, other)] for name in ("accuracy", "macs"))
+    return accuracy[0] >= accuracy[1] and macs[0] <= macs[1] and (accuracy[0], macs[0]) != (accuracy[1], macs[1])
+
+
 def test_only_scores_of_the_highest_rung_are_compared(climbed):
     run = climbed
     top = {trial.number for trial in run.trials if trial.fidelity.epochs == 18}
-    assert {trial.number for trial in finalists(run)} <= top
-    assert {member.trial.number for member in front(run)} <= top
+    known = [trial for trial in run.trials if trial.number in top]
+    chosen = {trial.number for trial in finalists(run)}
+    assert {trial.number for trial in known if not any(_beats(other, trial) for other in known)} <= chosen
     assert [number for number, _, _ in hypervolume_over_time(run)] == sorted(top)
-    known = next(trial for trial in run.trials if trial.number in top)
-    assert pick(run, known.arch.arch_id).trial.fidelity == Fidelity(18)
+    assert pick(run, known[0].arch.arch_id).trial.fidelity == Fidelity(18)
     table = trials_table(run)
     assert table.columns[3] == "fidelity_epochs"
     assert sorted(set(table["fidelity_epochs"])) == [2, 6, 18]
 
 
 def test_without_a_full_score_the_highest_rung_that_has_any_counts(study, tmp_path):
-    run = search(study, tmp_path / "r", "budget.trials=5")
+    run = search(study, tmp_path / "r", "budget.trials=2")
     highest = max(trial.fidelity.epochs for trial in run.trials)
     assert highest < 18
     assert {trial.fidelity.epochs for trial in finalists(run)} == {highest}
@@ -216,7 +222,10 @@ def test_running_it_again_does_nothing_and_a_larger_budget_goes_on(study, climbe
     again = search(study, tmp_path / "r", "budget.trials=10", observe=events.append)
     assert rows(again) == rows(short)
     assert not any(isinstance(event, TrialStarted) for event in events)
-    assert rows(search(study, tmp_path / "r", "budget.trials=16")) == rows(climbed)[:16]
+    longer = rows(search(study, tmp_path / "r", "budget.trials=16"))
+    assert longer[:10] == rows(short)
+    assert rows(short)[:8] == rows(climbed)[:8]  # the last two of ten are kept for promotions
+    assert len(longer) == 16
 
 
 def test_who_fails_at_a_rung_is_not_promoted_again(study, tmp_path):
@@ -236,7 +245,7 @@ def test_an_exhausted_space_still_promotes(tmp_path):
     assert counts[2] == sum(float(row[-1]) <= 4 for row in rows_of_table) > 10
     assert counts[18] == counts[6] == counts[2]  # the budget lasts for everybody
     assert "every student of the space" in run.finished
-    assert next_promotion(run, everyone=True) is None
+    assert next_promotion(run, "all") is None
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "hvi"])
@@ -503,3 +512,29 @@ def test_students_of_a_low_resolution_are_trained_anew_at_the_full_one(tmp_path)
     assert all(len(counts) == 1 for counts in macs.values())
     # In units of a final training of one epoch: the longer training is a whole one, it goes on from nothing.
     assert [full_trainings(run.config, fidelity, True) for fidelity in (low, high)] == [0.25, 3.0]
+
+
+@pytest.mark.parametrize(("rule", "workers"), [("rank", 1), ("rank", 3), ("moasha", 1), ("halving", 3)])
+def test_the_best_score_of_a_rung_is_promoted_though_it_came_last(study, tmp_path, rule, workers):
+    run = search(
+        study, tmp_path / "r", f"promotion.rule={rule}", "budget.trials=12", f"rungs={TWO_RUNGS}", workers=workers
+    )
+    low = [trial for trial in run.trials if trial.fidelity.epochs == 2]
+    best = max(low, key=lambda trial: trial.values["accuracy"])
+    assert any(trial.arch == best.arch for trial in run.trials if trial.fidelity.epochs == 18)
+    assert len(run.trials) == 12
+
+
+def test_a_budget_of_full_trainings_keeps_a_students_way_up(study, tmp_path):
+    run = search(study, tmp_path / "r", "budget={full_trainings: 8}", f"rungs={TWO_RUNGS}")
+    assert run.trials[-1].fidelity.epochs == 18
+
+
+def test_finals_are_filled_with_who_may_belong_to_the_front(study, tmp_path):
+    run = search(study, tmp_path / "r", "budget.trials=20", "final.max_students=6")
+    top = [trial for trial in run.trials if trial.fidelity.epochs == 18]
+    chosen = finalists(run)
+    filled = [trial for trial in chosen if trial.fidelity.epochs < 18]
+    assert 0 < len(filled) <= 6 - sum(trial in top for trial in chosen)
+    assert len({trial.arch for trial in chosen}) == len(chosen)
+    assert {trial.number for trial in run.trials if trial.repeats} == {trial.number for trial in chosen}
