@@ -1,6 +1,6 @@
 """Where residual blocks begin, and what brief and longer trainings make of it; see README.md.
 
-    python studies/brief_initialisation/run.py [--quick] [--only QUESTION] [--tables]
+    python studies/brief_initialisation/run.py [--quick] [--only QUESTION] [--student NAME] [--tables]
 
 One small file a training is kept under --runs: a run that was interrupted goes on, and questions share trainings.
 """
@@ -209,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a twentieth of the images; says nothing")
     parser.add_argument("--only", choices=tuple(QUESTIONS), action="append", help="only this question; repeatable")
+    parser.add_argument("--student", choices=tuple(STUDENTS_TRIED), action="append", help="only this one; repeatable")
     parser.add_argument("--tables", action="store_true", help="train nothing, write the tables of what is there")
     parser.add_argument("--runs", type=Path, default=Path("runs/brief_initialisation"))
     parser.add_argument("--results", type=Path, help="default: results/ beside this file; with --quick, under --runs")
@@ -219,7 +220,8 @@ def main() -> None:
         bench = Bench(opening.cache_dir() / "teacher", quick=options.quick)
         for question in options.only or QUESTIONS:
             for run in QUESTIONS[question]:
-                if not (runs / run.file).exists():
+                asked = options.student is None or run.student in options.student
+                if asked and not (runs / run.file).exists():
                     record = bench(run)
                     atomic.write_text(runs / run.file, json.dumps(record))
                     print(f"{question}: {run.file}: {record['accuracy']:.4f}, {record['cpu_seconds']} s", flush=True)

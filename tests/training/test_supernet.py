@@ -193,7 +193,8 @@ def test_every_policy_spends_the_same_budget(data, teacher, policy, monkeypatch)
     monkeypatch.setattr(SubnetLesson, "backward", counting_backward)
     monkeypatch.setattr(SubnetScorer, "accuracy_and_loss", counting_score)
     shrinking = {"check_share": 0.05, **RACE}
-    trained = run(data, teacher, recipe(KD, epochs=3), policy=policy, shrinking=shrinking, settings=FEW)
+    given = recipe(KD, epochs=3, batch_size=16)
+    trained = run(data, teacher, given, policy=policy, shrinking=shrinking, settings=FEW)
     largest = space.macs(space.spec(trained.ladders.largest))
     assert trained.schedule.budget_macs == 3 * 3 * 256 * largest
     spent = sum(3 * images * sum(macs) for images, macs in passes) + sum(scored)
@@ -206,6 +207,18 @@ def test_every_policy_spends_the_same_budget(data, teacher, policy, monkeypatch)
     assert bool(scored) == (policy == "adaptive")
     assert max(len(macs) for _, macs in passes) == (1 if policy == "random" else 4)
     assert trained.schedule.stages[-1].stage.allowed == trained.ladders.values
+
+
+@pytest.mark.parametrize(("epochs", "batch_size", "share"), [(2, 16, 0.5), (3, 32, 0.4), (3, 16, 0.3)])
+def test_a_race_keeps_within_its_share(data, teacher, epochs, batch_size, share):
+    given = recipe(KD, epochs=epochs, batch_size=batch_size)
+    shrinking = {"race_share": share, "race_steps": 0.0}
+    trained = run(data, teacher, given, policy="adaptive", shrinking=shrinking, settings=FEW)
+    race = [finished for finished in trained.schedule.stages if finished.stage.name.startswith("race")]
+    assert len(race) >= 5
+    assert all(finished.steps for finished in race)
+    assert sum(finished.spent for finished in race) <= share
+    assert sum(finished.spent for finished in race) > 0.8 * share
 
 
 class Stop(Exception):
@@ -224,7 +237,7 @@ def stopping_after(count: int) -> Callable[[Tick], None]:
 
 
 def test_an_interrupted_training_continues_exactly(data, teacher, tmp_path):
-    given = recipe(KD, LossTerm(type="hint"), epochs=4)
+    given = recipe(KD, LossTerm(type="hint"), epochs=3, batch_size=16)
     shrinking = {"check_share": 0.05, **RACE}
     options: dict[str, Any] = {"policy": "adaptive", "shrinking": shrinking, "settings": FEW, "view_seed": 5}
     whole = run(data, teacher, given, **options)
@@ -245,7 +258,7 @@ def test_an_interrupted_training_continues_exactly(data, teacher, tmp_path):
 def test_a_schedule_followed_again_gives_the_same_stages(data, teacher, tmp_path, unlocking_wins):
     shrinking = {"shortest_share": 0.02, "first_share": 0.1, "final_share": 0.05, "check_share": 0.05}
     shrinking |= {"race_share": 0.3, "race_steps": 0.0}
-    given = recipe(KD, epochs=5)
+    given = recipe(KD, epochs=5, batch_size=16)
     first = run(data, teacher, given, policy="adaptive", shrinking=shrinking, settings=FEW)
     write_schedule(tmp_path / "schedule.yaml", first.schedule)
     recorded = read_schedule(tmp_path / "schedule.yaml")
@@ -377,7 +390,8 @@ def test_feature_losses_are_for_the_largest_subnet_alone(data, teacher):
 
 def test_resolution_is_one_more_dimension(data, teacher):
     settings = {"resolutions": (8, 4), **FEW}
-    trained = run(data, teacher, recipe(KD, epochs=4), policy="adaptive", settings=settings, shrinking=RACE)
+    given = recipe(KD, epochs=4, batch_size=16)
+    trained = run(data, teacher, given, policy="adaptive", settings=settings, shrinking=RACE)
     assert trained.ladders.values["resolution"] == (8, 4)
     unlocks = trained.ladders.unlocks(trained.ladders.only_largest, "dimension")
     assert "resolution" in {unlock.dimension for unlock in unlocks}
