@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import os
+import re
+import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+_QUIET_S = 5.0
+"""A scratch file of a process on another machine is written to more often than that."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a scratch file beside `path` to be written; at the end it is put in its place, after an error removed.
 
+    What a killed process left of the same file is removed first.
+
     The content reaches the disk before the name does. The file gets the usual mode of a new file, also where the writer
     makes private ones. Raises OSError where the folder is missing or cannot be written.
     """
+    _clear(path)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         scratch.touch()
@@ -27,6 +39,54 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # it was renamed, or never made
             scratch.unlink()
+
+
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Give a scratch folder beside `path`, removed at the end; what a killed process left of it is removed first.
+
+    Raises OSError where it cannot be made.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}-*"):
+        if re.fullmatch(r"-[a-z0-9_]{8}", left.name[len(path.name) + 1 :]) and left.is_dir():
+            with contextlib.suppress(OSError), _held(left):
+                shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        with _held(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which falls with this process. Raises OSError where another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _clear(path: Path) -> None:
+    """Remove the scratch files of `path` whose processes are gone."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        pid = left.name.rpartition(".")[2]
+        with contextlib.suppress(OSError):
+            if pid.isdecimal() and not _lives(int(pid)) and time.time() - left.stat().st_mtime > _QUIET_S:
+                left.unlink()
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -40,3 +43,28 @@ def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
     monkeypatch.setattr(type(tmp_path), "replace", lambda path, to: (order.append("name"), replace(path, to)))
     atomic.write_text(tmp_path / "a.txt", "text")
     assert order == ["content", "name"]
+
+
+def test_what_killed_processes_left_is_removed_by_the_next_write(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    old = time.time() - 60
+    path, others = tmp_path / "a[1].txt", [".a1.txt.9", ".a[1].txt.bak", ".b.txt.9", ".a[1].txt.1"]
+    left = tmp_path / f".{path.name}.{gone.pid}"
+    for name in (left.name, *others):
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (old, old))
+    atomic.write_text(path, "whole")  # process 1 lives: its scratch file is left alone
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, *others}
+
+
+def test_a_scratch_folder_is_removed_at_its_end_or_by_the_next_call(tmp_path):
+    kill = "import os, sys, pathlib; from kdnas import atomic\n"
+    kill += "with atomic.scratch_folder(pathlib.Path(sys.argv[1])) as folder: os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", kill, tmp_path / "export"], check=False).returncode == -9
+    assert len(list(tmp_path.iterdir())) == 1
+    (tmp_path / ".export-mine").mkdir()
+    out = tmp_path / "export"
+    with atomic.scratch_folder(out) as first, atomic.scratch_folder(out) as second:  # the first one's process lives
+        assert {path.name for path in tmp_path.iterdir()} == {".export-mine", first.name, second.name}
+    assert [path.name for path in tmp_path.iterdir()] == [".export-mine"]

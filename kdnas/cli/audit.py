@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -94,7 +93,6 @@ def command(
         if as_json:
             typer.echo(json.dumps(_plan_document(plan, tasks), indent=2))
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as clean as Ctrl-C
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():  # of a user's module too
             record = _carry_out(plan, workers, data_root, console) if tasks else _restate(plan)

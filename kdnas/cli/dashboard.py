@@ -22,4 +22,8 @@ def command(
     with DashboardServer(run, port) as server:
         typer.echo(f"{server.url} shows {run} and follows it; Ctrl-C stops it")
         typer.echo(f"the same record in Optuna's own dashboard: {command_line('optuna-dashboard', storage_url(run))}")
-        server.serve_forever(poll_interval=0.2)
+        try:
+            server.serve_forever(poll_interval=0.2)
+        except KeyboardInterrupt:
+            typer.echo("stopped; the same command serves the page again", err=True)
+            raise

@@ -4,7 +4,7 @@ A verb is a file of this package (`search.py` is `kdnas search`). It defines `co
 docstring is the help, or `app`, a `typer.Typer` of sub-commands. Verb files import torch, optuna, pandas, plotly and
 nni inside their functions only, so that `kdnas --help` answers at once.
 
-Exit statuses: 0 done, 1 a run failed, 2 bad input, 130 interrupted.
+Exit statuses: 0 done, 1 a run failed, 2 bad input, 130 interrupted, 143 and 129 told to stop by SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import typer
 import kdnas.cli
 from kdnas import __version__
 from kdnas.cli._options import colour
+from kdnas.cli._stopping import stopped_by_signals
 from kdnas.core.words import printable
 from kdnas.errors import InputError, KdnasError
 from kdnas.outlets import open_outlets
@@ -101,6 +102,11 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status; every error has been told on stderr."""
+    with stopped_by_signals() as stops:
+        return stops.status(_answer(arguments))
+
+
+def _answer(arguments: Sequence[str]) -> int:
     try:
         build_app()(list(arguments), prog_name="kdnas")
     except SystemExit as finished:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +46,6 @@ def command(
 
       kdnas search my-study --out runs/a --trials 200 --set training.epochs=10
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as clean as Ctrl-C
     settings = list(overrides or [])
     settings += [f"budget.trials={trials}"] if trials is not None else []
     settings += [f"executor.workers={workers}"] if workers is not None else []

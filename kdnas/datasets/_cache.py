@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ def cached(name: str, cache: Path, identity: Mapping[str, Any], decode: Callable
         return data
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _decoding_lock(folder.parent / f"{key}.lock") as alone:
+        with _decoding_lock(folder.parent / f"{key}.lock", name) as alone:
             data = _open(folder)
             if data is None:
                 if alone:  # what a killed process left
@@ -285,12 +286,16 @@ def _key(identity: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _decoding_lock(path: Path) -> Iterator[bool]:
-    """Hold the lock of one key, waiting for it; gives whether this process is certainly alone."""
+def _decoding_lock(path: Path, name: str) -> Iterator[bool]:
+    """Hold the lock of one key, waiting for it, which is said; gives whether this process is certainly alone."""
     with path.open("a") as file:
         alone = False
         if fcntl is not None:
             with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    print(f"waiting for another process that decodes {name}", file=sys.stderr, flush=True)
+                    fcntl.flock(file, fcntl.LOCK_EX)
                 alone = True
         yield alone

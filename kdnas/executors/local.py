@@ -24,6 +24,8 @@ from kdnas.executors._worker import answer, limit_threads, uses_cuda, visible_de
 from kdnas.outlets import open_outlets
 
 _START_FAILURES_ALLOWED = 3
+_STOPS = (signal.SIGTERM, signal.SIGHUP)
+_STOP_REACHES_ALL_S = 1.0
 
 
 @dataclass
@@ -152,6 +154,8 @@ class Local(Executor):
             kind, content = worker.pipe.recv()
         except (EOFError, OSError):
             worker.process.join(5)
+            if worker.process.exitcode in [-number for number in _STOPS]:
+                time.sleep(_STOP_REACHES_ALL_S)  # a cluster stops every process of a job, this one too: no trial failed
             return self._replace(index, _death(worker.process.exitcode))
         if kind == "ready":
             worker.ready, self._start_failures = True, 0
@@ -198,11 +202,11 @@ class Local(Executor):
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back while a process is started: the child inherits that, and a terminal's Ctrl-C, which reaches it
-    too, does not end it in the middle of an import. The controller's own is only delayed.
+    """Hold back what asks to stop while a process is started: the child inherits that, and a terminal's Ctrl-C, which
+    reaches it too, does not end it in the middle of an import. The controller's own is only delayed.
     """
     multiprocessing.resource_tracker.ensure_running()  # started within `start`, it would let them through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *_STOPS})
     try:
         yield
     finally:
@@ -228,6 +232,7 @@ def _death(exit_code: int | None) -> str:
 def _serve(pipe: Connection, make_evaluate: Callable[[], Evaluate], threads: int, device: int | None) -> None:
     """Run in the worker: open once, then answer jobs until the controller is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     os.setpgid(0, 0)  # a group of its own, with all that it starts: they end together
     multiprocessing.current_process().daemon = False  # a daemon may start no process, as a DataLoader does
     _leave_with_parent()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import safetensors.torch
 from torch import nn
 
 import kdnas
+from kdnas import atomic
 from kdnas.core.data import ImageData
 from kdnas.core.task import ImageTask
 from kdnas.core.words import command_line
@@ -254,19 +253,14 @@ def write_formats(
         if out.exists() and not out.is_dir():
             raise ConfigError(Problem("--out", f"{out} is a file, not a folder"))
         out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        with atomic.scratch_folder(out) as scratch:
+            names: list[str] = []
+            for name in dict.fromkeys(formats):
+                names += [file for file in _write_one(student, name, scratch) if file not in names]
+                say(f"checked {name}")
+            return _move(names, scratch, out)
     except OSError as error:
         raise ConfigError(Problem("--out", f"{out} cannot be written: {error.strerror or error}")) from error
-    try:
-        names: list[str] = []
-        for name in dict.fromkeys(formats):
-            names += [file for file in _write_one(student, name, scratch) if file not in names]
-            say(f"checked {name}")
-        return _move(names, scratch, out)
-    except OSError as error:
-        raise ConfigError(Problem("--out", f"{out} cannot be written: {error.strerror or error}")) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write_one(student: TrainedStudent, name: str, folder: Path) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from kdnas.registry import validation_problems
 from kdnas.students import STUDENTS, StudentFamily
 from kdnas.study.config import DataConfig, Member
 from kdnas.study.data_check import check_split
+from kdnas.study.run_folder import locked
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.training.batches import Batches
 from kdnas.training.distil import EpochRecord, distil
@@ -167,7 +169,9 @@ class _TeacherTraining:
             network = student.build(arch, self._data.task)
         kept = self._folder / f"{self._key(arch, settings)}.safetensors"
         if not _load_kept(network, kept, say):
-            self._train(network, arch, settings, kept, say)
+            with _made_once(kept, say):
+                if not _load_kept(network, kept, say):  # another process made it meanwhile
+                    self._train(network, arch, settings, kept, say)
         return network.eval(), arch
 
     def _key(self, arch: Arch, training: Training) -> str:
@@ -188,10 +192,6 @@ class _TeacherTraining:
             f"training the teacher ({arch.family} {arch.arch_id}): {counted(training.epochs, 'epoch')} on "
             f"{len(indices)} images, once; it will be kept in {kept}"
         )
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(Problem("KDNAS_CACHE", f"{kept.parent} cannot be made: {error}")) from error
 
         def on_epoch(record: EpochRecord) -> None:
             say(f"teacher epoch {record.epoch}/{training.epochs}: loss {record.loss:.4f}, {record.seconds:.1f} s")
@@ -225,6 +225,27 @@ class _TeacherTraining:
             raise TeacherError(Problem("teacher.training", what, "a lower learning_rate may help")) from error
         save_weights(network, kept)
         resumable.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _made_once(kept: Path, say: Say) -> Iterator[None]:
+    """Hold the making of the teacher `kept`, waiting for another process that has it, until that is done or dead.
+
+    Where the file system has no locks, every process makes it: work is done twice, and nothing is wrong. Raises
+    ConfigError where the cache cannot be made.
+    """
+    guard = kept.with_suffix(".lock")
+    try:
+        guard.parent.mkdir(parents=True, exist_ok=True)
+        file = guard.open("a")
+    except OSError as error:
+        raise ConfigError(Problem("KDNAS_CACHE", f"{guard.parent} cannot be written: {error}")) from error
+    with file:
+        if not locked(file):
+            say(f"waiting for another process that trains this teacher and will keep it in {kept}")
+            locked(file, wait=True)
+        yield
+        guard.unlink(missing_ok=True)  # who waits on it finds the teacher made
 
 
 def _training(settings: Mapping[str, Any]) -> Training:

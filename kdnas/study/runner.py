@@ -113,7 +113,7 @@ class Search:
                 self._retraining.run(executor, pending)
         except BaseException as error:
             with contextlib.suppress(RunFolderError):  # a record that cannot be written is what `error` tells
-                self._drop(f"interrupted: {type(error).__name__}")
+                self._drop(f"interrupted: {error}" if str(error) else f"interrupted: {type(error).__name__}")
             raise
         finally:
             if executor is not None:

@@ -234,19 +234,22 @@ def test_kill_9_of_a_worker_costs_its_trial_only(done, tmp_path):
     assert "SIGKILL" in rest
 
 
-def test_an_interrupt_exits_130_and_the_same_command_continues(done, tmp_path):
+def test_what_asks_to_stop_ends_it_cleanly_and_the_same_command_continues(done, tmp_path):
     study, _, _ = done
     out = tmp_path / "i"
-    for name in ("SIGINT", "SIGTERM"):
-        process = start(study, out, "--set", "final.seeds=1")
-        wait_for(process, "/4]")  # a trial has ended
-        process.send_signal(getattr(signal, name))
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+        process = start(study, out, "--set", "final.seeds=1", "--set", "training.epochs=12")
+        wait_for(process, "on 1 worker")
+        workers = children(process.pid)
+        process.send_signal(number)
         rest = process.communicate(timeout=60)[0]
-        assert process.returncode == 130, rest
-        assert "the same command continues" in rest
+        assert process.returncode == code, rest
+        assert rest.count("the same command continues") == 1
         assert "Traceback" not in rest
+        assert not any(Path(f"/proc/{pid}").exists() for pid in workers), "orphaned workers"
         assert all(trial.state in ("complete", "interrupted") for trial in load_run(out).trials)
-    assert again(study, out, "--set", "final.seeds=1") == 0
+        assert not [path for path in out.rglob(".*") if path.name not in (".controller", ".products.json")]
+    assert again(study, out, "--set", "final.seeds=1", "--set", "training.epochs=12") == 0
     assert sum(trial.state == "complete" for trial in load_run(out).trials) == 4
 
 

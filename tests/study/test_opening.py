@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from kdnas.errors import ConfigError, DataError, TeacherError, TrialError
 from kdnas.study import opening
 from kdnas.study.config import DataConfig, Member
 from kdnas.study.opening import open_teacher, split, training_indices
+from kdnas.study.run_folder import locked
 from kdnas.study.teacher_check import least_accuracy, report_teacher, teacher_test_accuracy
 from kdnas.teachers import Teacher
 
@@ -173,6 +177,25 @@ def test_an_interrupted_teacher_training_continues_exactly(digits: ImageData, tm
     assert sum("teacher epoch" in line for line in said) == 2
     assert resumed.fingerprint == whole.fingerprint
     assert [path.suffix for path in (tmp_path / "cut" / "teachers").iterdir()] == [".safetensors"]
+
+
+def test_two_runs_that_share_a_cold_cache_train_their_teacher_once(digits: ImageData, tmp_path: Path) -> None:
+    train, _ = split(digits, DataConfig(type="digits"), 0)
+    _open(STUDENT, digits, train, tmp_path / "a", lambda line: None)
+    (made,) = (tmp_path / "a" / "teachers").glob("*.safetensors")
+    shared = tmp_path / "b" / "teachers" / made.name
+    shared.parent.mkdir(parents=True)
+    said: list[str] = []
+    with shared.with_suffix(".lock").open("a") as first, ThreadPoolExecutor(1) as pool:
+        assert locked(first)
+        second = pool.submit(_open, STUDENT, digits, train, tmp_path / "b", said.append)
+        while not said and not second.done():
+            time.sleep(0.01)
+        assert said == [f"waiting for another process that trains this teacher and will keep it in {shared}"]
+        shutil.copy(made, shared)
+        first.close()  # as the end of its process does
+        second.result(60)
+    assert not [line for line in said if line.startswith("training the teacher")]
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".checkpoint"])

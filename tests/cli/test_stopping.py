@@ -1,0 +1,66 @@
+"""SIGTERM and SIGHUP end a command as Ctrl-C does."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from kdnas.cli._stopping import Stopped, stopped_by_signals
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_interrupts_and_gives_the_status_once(number, status):
+    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)]
+    with stopped_by_signals() as stops:
+        with pytest.raises(KeyboardInterrupt, match=number.name):
+            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)  # while the end is made: nothing more
+        assert [stops.status(code) for code in (130, 0, 2)] == [status, 0, 2]
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_ctrl_c_stays_what_it_is_and_nohup_stays_in_force():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopped_by_signals() as stops:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stops.status(130) == 130
+            with pytest.raises(KeyboardInterrupt) as caught:
+                os.kill(os.getpid(), signal.SIGINT)
+            assert not isinstance(caught.value, Stopped)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from kdnas.cli._stopping import stopped_by_signals
+with stopped_by_signals() as stops:
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("cleaning", flush=True)
+        Path(sys.argv[1]).write_text("cleaned")
+        sys.exit(stops.status(130))
+"""
+
+
+def test_a_terminal_that_is_closed_leaves_time_to_clean_up(tmp_path):
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, tmp_path / "file"],
+        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(terminal)
+    assert b"ready" in os.read(controller, 100)
+    os.close(controller)  # the terminal is gone: the kernel sends SIGHUP, and writing to it is an error
+    assert process.wait(20) == 129
+    assert (tmp_path / "file").read_text() == "cleaned"
