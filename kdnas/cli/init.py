@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,10 @@ _PLACEHOLDERS = {
     ("huggingface", "model"): "my_teacher",
 }
 _SPACE_FILE = "space.yaml"
+_MADE_FOR = {8: "digits_resnet", 32: "cifar_resnet", 64: "photo64_resnet", 224: "photo224_resnet"}
+"""By the side of images in pixels: the space of residual networks made for them."""
+_SIZES = {"digits": 8, "cifar_archive": 32}
+"""The side of the images of data that has but one."""
 
 
 def command(
@@ -40,7 +45,15 @@ def command(
     teacher: Annotated[
         str, typer.Option(help="Where your teacher is from: a name of `kdnas list teachers`.")
     ] = "module",
-    space: Annotated[str, typer.Option(help="The students to search: a name of `kdnas list spaces`.")] = "cifar_resnet",
+    space: Annotated[
+        str, typer.Option(help="The students to search: a name of `kdnas list spaces`; auto: one for images of --size.")
+    ] = "auto",
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=4, max=4096, metavar="PIXELS", help="Side that images are resized to. Default: as the data has them."
+        ),
+    ] = None,
     own_space: Annotated[
         bool, typer.Option("--own-space", help=f"Also write that space as {_SPACE_FILE}, to be changed.")
     ] = False,
@@ -53,13 +66,14 @@ def command(
     Examples:
       kdnas init my-study
       kdnas init my-study --data npz --teacher timm --own-space
+      kdnas init my-photos --size 64
       kdnas init tryout --data digits --teacher student --space digits_resnet
     """
     from kdnas.study.loading import STUDY_FILE, load_study
 
     if directory.suffix in (".yaml", ".yml") or directory.is_file():
         raise ConfigError(Problem(str(directory), "names a file, and a study is a folder", str(directory.parent)))
-    files = study_files(directory, data, teacher, space, own_space=own_space)
+    files = study_files(directory, data, teacher, space, size=size, own_space=own_space)
     taken = [name for name in files if (directory / name).exists()]
     if taken and not force:
         raise ConfigError(Problem(str(directory / name), "is there already; --force replaces it") for name in taken)
@@ -72,8 +86,13 @@ def command(
     typer.echo(f"  {command_line('kdnas', 'search', directory)}")
 
 
-def study_files(directory: Path, data: str, teacher: str, space: str, *, own_space: bool) -> dict[str, str]:
-    """Return the files of a new study by name, in the order they are written. Raises ConfigError on unknown names."""
+def study_files(
+    directory: Path, data: str, teacher: str, space: str, *, size: int | None = None, own_space: bool
+) -> dict[str, str]:
+    """Return the files of a new study by name, in the order they are written. Raises ConfigError on unknown names.
+
+    `space` auto is one made for images of `size` pixels, or of the size that the data is known to have.
+    """
     from kdnas.study.loading import STUDY_FILE
     from kdnas.study.members import registry_of
     from kdnas.study.spaces import load_space, space_names
@@ -83,12 +102,16 @@ def study_files(directory: Path, data: str, teacher: str, space: str, *, own_spa
         for option, name, names in (
             ("data", data, registry_of("datasets").names()),
             ("teacher", teacher, registry_of("teachers").names()),
-            ("space", space, space_names()),
+            ("space", space, [*space_names(), "auto"]),
         )
         if name not in names
     ]
     if problems:
         raise ConfigError(problems)
+    space = space_for(size or _SIZES.get(data)) if space == "auto" else space
+    given = {} if size is None else {"size": size}
+    if given and "size" not in registry_of("datasets").options(data).model_fields:
+        raise ConfigError(Problem("--size", f"{data} gives its images in one size: resize them before", "no --size"))
     searched = load_space(space, directory)
     largest = searched.active({choice.name: _most(choice.values) for choice in searched.choices})
     trained_here = {"family": searched.family, "choices": largest, "training": {"epochs": 30}}
@@ -97,13 +120,18 @@ def study_files(directory: Path, data: str, teacher: str, space: str, *, own_spa
         files[_SPACE_FILE] = _space_text(space)
     files[STUDY_FILE] = _TEMPLATE.format(
         name=_study_name(directory),
-        data=_section("datasets", data, {}),
+        data=_section("datasets", data, given),
         teacher=_section("teachers", teacher, trained_here if teacher == "student" else {}),
         space=_SPACE_FILE if own_space else space,
         spaces=", ".join(space_names()),
         losses=_losses(),
     )
     return files
+
+
+def space_for(size: int | None) -> str:
+    """Return the space whose images are nearest to `size` pixels in proportion; None: not known, taken as 32."""
+    return _MADE_FOR[min(_MADE_FOR, key=lambda made: abs(math.log(made / (size or 32))))]
 
 
 def _most(values: tuple[Scalar, ...]) -> Scalar:
@@ -197,7 +225,8 @@ data:
 teacher:
 {teacher}
 
-# --- Students: {spaces}, or a .yaml file of your own.
+# --- Students: {spaces}, or a .yaml file of your own. `kdnas spaces show NAME --input 3x64x64` tells
+# what its students cost on images of that size, and how stem and stages stride.
 space: {space}
 
 # --- What is wanted: accuracy, and what it shall be traded for (two to four in all).

@@ -16,6 +16,7 @@ from kdnas.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from kdnas.core.space import SearchSpace
+    from kdnas.students import StudentFamily
 
 _SAMPLES = 1000
 
@@ -65,9 +66,11 @@ def show_space(
         prices = random_prices(loaded, family, task, samples=_SAMPLES)
         costs = {name: _quantiles([getattr(price, name) for price in prices]) for name in ("macs", "params")}
     if as_json:
+        steps = () if family is None else _strides(loaded, family, task.image_size)
         _print_json(
             {
                 **_described(loaded),
+                "strides": [{"part": part, "stride": list(s), "size": list(sides)} for part, s, sides in steps],
                 "costs": {"input": list(task.input_shape), "classes": classes, "sampled_archs": _SAMPLES, **costs},
             }
         )
@@ -77,8 +80,12 @@ def show_space(
     rows = [(choice.name, _domain(choice), _when(loaded, choice.name)) for choice in loaded.choices]
     rows += [(name, f"{value} (fixed)", _when(loaded, name)) for name, value in loaded.fixed.items()]
     _print_table(("choice", "values", "active when"), rows)
-    if not costs:
+    if family is None:
         return
+    steps = _strides(loaded, family, task.image_size)
+    if steps:
+        typer.echo(f"\nStrides on {input_shape} images (stage<i>.stride and stem_stride in a space of your own):")
+        _print_table(("part", "stride", "works at"), [(part, _either(s), _either(sides)) for part, s, sides in steps])
     typer.echo(f"\nCosts of {_SAMPLES:,} random archs on {input_shape} images, {classes} classes:")
     cells = [(name, *(f"{value:,}" for value in quantiles.values())) for name, quantiles in costs.items()]
     _print_table(("cost", "smallest", "10 %", "median", "90 %", "largest"), cells, right=(1, 2, 3, 4, 5))
@@ -125,6 +132,22 @@ def _parse_shape(text: str) -> tuple[int, int, int]:
     if match is None:
         raise ConfigError(Problem("--input", f"{text!r} is no image shape", "CHANNELSxHEIGHTxWIDTH such as 3x32x32"))
     return int(match[1]), int(match[2]), int(match[3])
+
+
+def _strides(
+    space: SearchSpace, family: StudentFamily, size: tuple[int, int]
+) -> list[tuple[str, tuple[int, ...], tuple[str, ...]]]:
+    """Return of stem and stages the strides that they may have, and the sizes that they work at then."""
+    domains = {**{choice.name: choice.values for choice in space.choices}, **{k: (v,) for k, v in space.fixed.items()}}
+    sizes, told = {size}, []
+    for part, strides in family.strides(domains):
+        sizes = {(-(-height // stride), -(-width // stride)) for height, width in sizes for stride in strides}
+        told.append((part, strides, tuple(f"{height}x{width}" for height, width in sorted(sizes, reverse=True))))
+    return told
+
+
+def _either(values: Sequence[object]) -> str:
+    return " or ".join(map(str, values))
 
 
 def _described(space: SearchSpace) -> dict[str, Any]:

@@ -54,6 +54,13 @@ class StudentFamily(ABC):
     def source(self, arch: Arch, task: ImageTask) -> str:
         """Return Python source that needs only torch and defines `build_student() -> nn.Module` for this arch."""
 
+    def strides(self, domains: Mapping[str, Sequence[Scalar]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Return (part, the strides that it may have) in the order of the network, given the values of each choice.
+
+        Empty where the family's networks are not a row of parts that stride.
+        """
+        return ()
+
     def supernet(self, space: SearchSpace, task: ImageTask) -> Supernet:
         """Return a supernet that holds every network of `space`, freshly initialised from torch's global generator.
 

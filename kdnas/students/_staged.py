@@ -147,6 +147,12 @@ class StagedFamily(StudentFamily):
         """Return the student, freshly initialised from torch's global generator."""
         return blocks.Student(self.plan(arch, task), self.block)
 
+    def strides(self, domains: Mapping[str, Sequence[Scalar]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Return the strides that stem and stages may have, given the values of every choice of a space."""
+        stages = sorted({int(match[1]) for name in domains if (match := _STAGE.fullmatch(name))})
+        named = [("stem", "stem_stride", 1), *((f"stage{i}", f"stage{i}.stride", default_stride(i)) for i in stages)]
+        return tuple((part, tuple(sorted(domains.get(key, (default,))))) for part, key, default in named)  # type: ignore[arg-type]
+
     def source(self, arch: Arch, task: ImageTask) -> str:
         """Return Python source that needs only torch and defines `build_student()` for this arch."""
         shape = ", ".join(map(str, task.input_shape))

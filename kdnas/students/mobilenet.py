@@ -16,12 +16,14 @@ from kdnas.students._staged import Setting, Stage, one_of, whole
 
 @STUDENTS.register
 class MobileNet(ElasticFamily):
-    """Inverted residuals: per stage depth (0 removes it), width, expand, kernel, squeeze_excite and skip.
+    """Inverted residuals: per stage depth (0 removes it), width, stride, expand, kernel, squeeze_excite, skip.
 
     `stage<i>.expand` is the hidden width over the block's input width (1: no expansion), `stage<i>.kernel` the side of
     the depthwise convolution; `stage<i>.squeeze_excite` adds a channel gate of a quarter of the hidden width, and
     `stage<i>.skip` is "identity" (the input is added where stride and width allow it) or "none". `head_width` (0: none)
-    is the width of a 1x1 convolution before pooling. A stage strides in its first block.
+    is the width of a 1x1 convolution before pooling. A stage strides in its first block, by
+    `stage<i>.stride`: 1 in the first stage and 2 in later ones unless stated. The stem strides by `stem_stride`, 1
+    unless stated.
     """
 
     name = "mobilenet"

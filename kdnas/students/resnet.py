@@ -22,12 +22,14 @@ def _is_bottleneck(value: Scalar) -> bool:
 
 @STUDENTS.register
 class ResNet(ElasticFamily):
-    """Residual networks: per stage depth (0 removes it), width, bottleneck and skip.
+    """Residual networks: per stage depth (0 removes it), width, stride, bottleneck and skip.
 
     `stage<i>.bottleneck` is "plain" (two 3x3 convolutions) or a ratio (1x1 -> 3x3 -> 1x1, the middle being that share
     of the width, at least one channel). `stage<i>.skip` is "identity" (no parameters anywhere: where the shape changes
     the input is subsampled and its channels zero-padded or cropped), "projection" (1x1 convolution and batch norm where
-    the shape changes, identity elsewhere) or "none". A stage strides in its first block.
+    the shape changes, identity elsewhere) or "none". A stage strides in its first block, by
+    `stage<i>.stride`: 1 in the first stage and 2 in later ones unless stated. The stem strides by `stem_stride`, 1
+    unless stated.
     """
 
     name = "resnet"

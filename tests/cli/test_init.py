@@ -81,3 +81,28 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["init", str(tmp_path / "file" / "study")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "space"),
+    [
+        ((), "cifar_resnet"),
+        (("--size", "64"), "photo64_resnet"),
+        (("--size", "96"), "photo64_resnet"),
+        (("--size", "224"), "photo224_resnet"),
+        (("--size", "28"), "cifar_resnet"),
+        (("--data", "digits", "--teacher", "student"), "digits_resnet"),
+        (("--size", "224", "--space", "photo224_mobilenet"), "photo224_mobilenet"),
+    ],
+)
+def test_the_space_fits_the_size_of_the_images(arguments, space, tmp_path):
+    assert main(["init", str(tmp_path / "s"), *arguments]) == 0
+    config = load_study(tmp_path / "s").config
+    assert config.space == space
+    if "--size" in arguments:
+        assert config.data.options["size"] == int(arguments[arguments.index("--size") + 1])
+
+
+def test_data_of_one_size_is_not_resized(tmp_path, capsys):
+    assert main(["init", str(tmp_path / "s"), "--data", "digits", "--size", "64"]) == 2
+    assert "--size" in capsys.readouterr().err

@@ -1,9 +1,14 @@
 import json
+from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from kdnas.cli.main import build_app, main
+from kdnas.core.task import ImageTask
+from kdnas.students import STUDENTS
+from kdnas.study.spaces import load_space
 
 
 def run_json(*arguments: str):
@@ -25,6 +30,33 @@ def test_show_tells_choices_conditions_and_costs():
     assert shown["costs"]["input"] == [1, 8, 8]
     macs = shown["costs"]["macs"]
     assert 4_000 < macs["min"] < macs["p10"] < macs["median"] < macs["p90"] < macs["max"] < 1.7e6
+
+
+@pytest.mark.parametrize(
+    ("space", "side", "sides"),
+    [
+        ("digits_resnet", 8, [8, 8, 4, 2]),
+        ("photo64_resnet", 64, [32, 32, 16, 8, 4]),
+        ("photo224_resnet", 224, [112, 56, 28, 14, 7]),
+        ("photo224_mobilenet", 224, [112, 112, 56, 28, 14, 14, 7]),
+    ],
+)
+def test_show_tells_how_stem_and_stages_stride(space, side, sides, capsys):
+    """As the built networks do."""
+    shown = run_json("show", space, "--input", f"3x{side}x{side}")["strides"]
+    assert [part["size"] for part in shown] == [[f"{size}x{size}"] for size in sides]
+    loaded = load_space(space, Path())
+    family = STUDENTS.build(loaded.family)
+    largest = loaded.active({choice.name: choice.values[-1] for choice in loaded.choices})
+    network = family.build(family.canonical(largest), ImageTask((3, side, side), 10)).eval()
+    seen = []
+    for stage in network.stages:
+        stage.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[2]))
+    with torch.no_grad():
+        network(torch.zeros(1, 3, side, side))
+    assert seen == sides[1:]
+    assert main(["spaces", "show", space, "--input", f"3x{side}x{side}"]) == 0
+    assert "stem_stride" in capsys.readouterr().out
 
 
 def test_count_of_a_users_own_space(tmp_path, monkeypatch):
