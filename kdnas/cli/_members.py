@@ -30,14 +30,24 @@ class Entry:
     summary: str
     options: tuple[Option, ...] = ()
     unusable: str = ""
+    details: tuple[str, ...] = ()
+    """What else its documentation says, a paragraph each: what a function of the user's is called with and returns."""
+    choices: tuple[Option, ...] = ()
+    """Of a student family: the keys of a space's choices."""
 
 
 def describe(registry: Any, name: str) -> Entry:
     """Return member `name` of `registry` in words; one that cannot be imported says why instead."""
     try:
-        fields, documentation = registry.options(name).model_fields, inspect.getdoc(registry.get(name)) or ""
+        member = registry.get(name)
+        details, explained = _explanations(inspect.getdoc(member) or "")
+        fields = registry.options(name).model_fields
         return Entry(
-            name, registry.summary(name), tuple(_option(key, field, documentation) for key, field in fields.items())
+            name,
+            registry.summary(name),
+            tuple(_option(key, field, explained.get(key, "")) for key, field in fields.items()),
+            details=details,
+            choices=_choices(member),
         )
     except Exception as error:  # one member that cannot be imported must not hide the others
         return Entry(
@@ -45,11 +55,36 @@ def describe(registry: Any, name: str) -> Entry:
         )
 
 
-def _option(name: str, field: Any, documentation: str) -> Option:
+def _explanations(documentation: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the paragraphs of a docstring after its first line, and what its Args section says of each name."""
+    paragraphs, explained, name, inside = [""], {}, "", False
+    for line in documentation.split("\n")[1:]:
+        if line.strip() in ("Args:", "Returns:", "Raises:"):
+            inside = line.strip() == "Args:"
+            name = ""
+        elif inside and line.startswith(" "):
+            if match := re.match(r" {1,4}(\w+): (.+)", line):
+                name = match[1]
+                explained[name] = match[2]
+            elif name:
+                explained[name] += f" {line.strip()}"
+        elif line.strip():
+            inside = False
+            paragraphs[-1] = f"{paragraphs[-1]} {line.strip()}".strip()
+        else:
+            paragraphs.append("")
+    return tuple(filter(None, paragraphs)), explained
+
+
+def _choices(member: Any) -> tuple[Option, ...]:
+    """Return the choices of a student family; of anything else none."""
+    stated = getattr(member, "stated_choices", None)
+    return tuple(Option(key, allowed, default) for key, (allowed, default) in stated().items()) if stated else ()
+
+
+def _option(name: str, field: Any, explained: str) -> Option:
     default = None if field.is_required() else _value_text(field.get_default(call_default_factory=True))
-    bounds = _bounds_text(field.metadata)
-    explained = re.search(rf"^\s+{name}: (.+)$", documentation, re.MULTILINE)  # a line of the Args section
-    return Option(name, type_text(field.annotation) + bounds, default, explained[1] if explained else "")
+    return Option(name, type_text(field.annotation) + _bounds_text(field.metadata), default, explained)
 
 
 def type_text(annotation: Any) -> str:

@@ -72,7 +72,8 @@ def trial_line(run: RunRecord, trial: TrialRecord) -> str:
     if trial.state != "complete":
         return f"{head}{trial.state}: {printable(reason_in_words(trial.reason))}"
     values = measured_values(trial)
-    numbers = "  ".join(f"{label(name)} {shown(name, values[name])}" for name in run.quantities if name in values)
+    # By their names in a study, which the log of a search is looked through for.
+    numbers = "  ".join(f"{name} {shown(name, values[name])}" for name in run.quantities if name in values)
     return f"{head}{numbers}  ({trial.train_seconds:.1f} s)"
 
 
@@ -81,7 +82,7 @@ def teacher_lines(run: RunRecord) -> list[str]:
     teacher = run.teacher
     if teacher is None:
         return []
-    numbers = ", ".join(f"{label(name)} {shown(name, value)}" for name, value in teacher.values.items())
+    numbers = ", ".join(f"{name} {shown(name, value)}" for name, value in teacher.values.items())
     return [f"teacher {teacher.name}: validation accuracy {shown('accuracy', teacher.accuracy)}, {numbers}"]
 
 

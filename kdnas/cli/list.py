@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+import textwrap
 from dataclasses import asdict
 from enum import Enum
 from typing import Annotated
@@ -10,7 +13,7 @@ from typing import Annotated
 import typer
 
 from kdnas.cli._members import Entry, Option, describe
-from kdnas.cli._options import Json
+from kdnas.cli._options import Json, colour
 
 # Family -> the heading, and the key of study.yaml that takes its names.
 _HEADINGS = {
@@ -27,6 +30,9 @@ _HEADINGS = {
     "targets": ("Targets", "kdnas measure --target, costs.latency_ms.target"),
 }
 
+_FILE_COLUMNS = 120
+"""Of a line where no terminal says how many it has."""
+
 Family = Enum("Family", {name: name for name in _HEADINGS})  # type: ignore[misc]
 
 
@@ -38,7 +44,8 @@ def command(
 ) -> None:
     """List what a study can name: data sets, teachers, spaces, losses, costs, evaluators, samplers, executors, formats.
 
-    Naming a family adds the options of its members, with their types and defaults.
+    Naming a family adds all that its members say of themselves: options with their types and defaults, the keys of a
+    student family's choices, what a function of your own is called with and returns.
 
     Examples:
       kdnas list
@@ -50,7 +57,10 @@ def command(
     if as_json:
         typer.echo(json.dumps({name: [asdict(entry) for entry in found] for name, found in entries.items()}, indent=2))
         return
-    typer.echo("\n\n".join(_section(name, found, with_options=family is not None) for name, found in entries.items()))
+    typer.echo(
+        "\n\n".join(_section(name, found, with_options=family is not None) for name, found in entries.items()),
+        color=colour(),
+    )
     if family is None:
         typer.echo("\nOptions: kdnas list FAMILY, such as `kdnas list losses`.")
 
@@ -88,8 +98,19 @@ def _section(family: str, entries: list[Entry], *, with_options: bool) -> str:
     for entry in entries:
         lines.append(f"  {entry.name:<{width}}  {entry.unusable or entry.summary}".rstrip())
         if with_options:
-            lines += [f"      {_option_line(option)}" for option in entry.options]
+            lines += [_wrapped(paragraph) for paragraph in entry.details]
+            lines += [_wrapped(_option_line(option), hanging=True) for option in (*entry.choices, *entry.options)]
     return "\n".join(lines)
+
+
+def _wrapped(text: str, *, hanging: bool = False) -> str:
+    """Return `text` below its member, whole: it goes on in further lines, those of an option set in."""
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else _FILE_COLUMNS
+    further = "          " if hanging else "      "
+    return textwrap.fill(
+        text, max(columns, 40), initial_indent="      ", subsequent_indent=further, break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _option_line(option: Option) -> str:

@@ -26,6 +26,11 @@ class StudentFamily(ABC):
     embedding.
     """
 
+    @classmethod
+    def stated_choices(cls) -> Mapping[str, tuple[str, str | None]]:
+        """Return for every choice that a space may have, in words, the values it takes and its default (None: none)."""
+        return {}
+
     @abstractmethod
     def canonical(self, choices: Mapping[str, Scalar]) -> Arch:
         """Return the arch that `choices` spell, inactive and redundant choices dropped.

@@ -104,6 +104,14 @@ class StagedFamily(StudentFamily):
     def block_operators(plan: Any, height: int, width: int) -> tuple[Operator, ...]:
         """Return the operators of one block on an input of `height` x `width` pixels."""
 
+    @classmethod
+    def stated_choices(cls) -> Mapping[str, tuple[str, str | None]]:
+        """Return for every choice the values it takes and its default; `stage<i>` stands for stage1, stage2, ..."""
+        defaults = {"stem_stride": "1", "head_width": "0", "stage<i>.stride": "1 in stage 1, else 2"}
+        stages = {f"stage<i>.{name}": setting for name, setting in _stage_settings(cls).items()}
+        settings = {**_network_settings(cls), **stages}
+        return {name: (setting.allowed, defaults.get(name)) for name, setting in settings.items()}
+
     def canonical(self, choices: Mapping[str, Scalar]) -> Arch:
         """Return the arch that `choices` spell. Raises ConfigError naming every problem."""
         family, given = type(self), choices.get

@@ -10,7 +10,9 @@ from pydantic import Field
 
 from kdnas.cli._members import describe, type_text
 from kdnas.cli.main import main
+from kdnas.errors import ConfigError
 from kdnas.registry import Registry
+from kdnas.students import STUDENTS
 from kdnas.study.members import FAMILIES, registry_of
 from kdnas.teachers import TEACHERS
 
@@ -34,6 +36,50 @@ def test_one_family_shows_its_options(capsys):
     assert shown.startswith("Data sets  (data.type)\n")
     assert "      path: text (required)" in shown
     assert "Samplers" not in shown
+
+
+def test_a_family_of_students_shows_every_key_of_its_choices(capsys):
+    assert main(["list", "students"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for name in STUDENTS.names():
+        for key, (allowed, default) in STUDENTS.get(name).stated_choices().items():
+            assert f"{key}: {allowed} ({'required' if default is None else f'default {default}'})" in shown
+    assert "stage<i>.bottleneck: plain, or a ratio above 0 and up to 4 (required)" in shown
+    assert "stage<i>.stride: whole numbers 1..4 (default 1 in stage 1, else 2)" in shown
+    assert "head_width: whole numbers 0..8192 (default 0)" in shown
+    assert "where the shape changes, identity elsewhere) or “none”" in shown.replace('"none"', "“none”")
+
+
+def test_the_stated_choices_are_those_that_a_family_takes():
+    for name, family in ((name, STUDENTS.get(name)) for name in STUDENTS.names()):
+        keys = family.stated_choices()
+        with pytest.raises(ConfigError) as caught:
+            STUDENTS.build(name).canonical({"stage1.nothing": 1})
+        known = {key.replace("<i>", "1") for key in keys}
+        missing = {problem.where for problem in caught.value.problems} - {"stage1.nothing"}
+        assert missing <= known, name
+
+
+@pytest.mark.parametrize(
+    ("family", "told"),
+    [
+        ("datasets", "returns (train_images, train_labels, test_images, test_labels) or the same with class_names"),
+        ("datasets", "images uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3, labels integers [N] from 0"),
+        ("evaluators", "called as `function(choices, epochs=..., data_fraction=..., seed=..., **options)`"),
+        ("evaluators", "in microseconds. Without it nothing is known before a trial."),
+    ],
+)
+def test_what_a_users_function_takes_and_returns_is_shown_in_full(capsys, family, told):
+    assert main(["list", family]) == 0
+    assert told in " ".join(capsys.readouterr().out.split())
+
+
+def test_nothing_that_a_member_says_of_an_option_is_cut(capsys):
+    for family in FAMILIES:
+        registry = registry_of(family)
+        for entry in (describe(registry, name) for name in registry.names()):
+            for option in entry.options:
+                assert not option.help or option.help.endswith((".", "?", "`")), (family, entry.name, option)
 
 
 def test_every_option_of_a_teacher_is_explained():

@@ -166,7 +166,7 @@ def test_nothing_of_the_live_screen_is_cut_at_eighty_columns():
     view._console.print(view._screen())
     shown = text.getvalue()
     assert "…" not in shown
-    for part in ("accuracy 90.00 %", "MACs 50", "parameters 1.234 k", "latency 1.5 ms", "(10.0 s)", "trial 3 ("):
+    for part in ("accuracy 90.00 %", "macs 50", "params 1.234 k", "latency_ms 1.5 ms", "(10.0 s)", "trial 3 ("):
         assert part in " ".join(shown.split()), part
     assert len(shown.splitlines()) <= 24
 
