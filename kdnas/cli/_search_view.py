@@ -242,7 +242,7 @@ def ready_lines(event: Ready) -> list[str]:
     """Return what is known before the first trial."""
     run, data = event.run, event.run.lock["data"]
     lines = [f"study {run.config.name} in {run.folder}"]
-    if run.config.data is None:
+    if not run.trains:
         lines.append(f"scores from {data['name']}; kdnas itself trains nothing")
     else:
         lines.append(
@@ -290,7 +290,7 @@ def repeat_line(event: RepeatEnded) -> str:
 def _doubt(run: RunRecord) -> str:
     """Return why not even the best student is one to recommend; empty where it is, or another line says so."""
     best = best_of(front(run))
-    return "" if is_near_chance(run, best) or not run.config.data else in_doubt(run, best)
+    return "" if is_near_chance(run, best) or not run.trains else in_doubt(run, best)
 
 
 def _print_result(console: Console, run: RunRecord, written: Sequence[Path]) -> None:
@@ -301,7 +301,7 @@ def _print_result(console: Console, run: RunRecord, written: Sequence[Path]) -> 
         seeds = max(len(member.trial.repeats) for member in members)
         console.print(
             f"\nPareto front: {counted(len(members), 'student')}; accuracy"
-            + (" on the validation split" if run.config.data is not None else "")
+            + (" on the validation split" if run.trains else "")
             + (f", mean of {seeds} trainings ± 95 %" if seeds > 1 else "")
         )
         console.print(front_table(run, console.width))

@@ -134,7 +134,7 @@ def _is_current(run: RunRecord, view: View) -> bool:
 
 def _exports(run: RunRecord) -> bool:
     """Whether the study has students with weights, and wants one exported."""
-    return run.config.data is not None and bool(run.config.export.formats)
+    return run.trains and bool(run.config.export.formats)
 
 
 def _export(run: RunRecord, root: Path) -> list[Path]:

@@ -154,7 +154,7 @@ def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_ro
     if run.is_dir():
         record = load_run(run)
         member = pick_member(record, pick or DEFAULT_PICK)
-        source, made_on = record.config.sources()[0], locked_fingerprint(record, "data")
+        source, made_on = record.sources()[0], locked_fingerprint(record, "data")
         data = open_run_data(source, data_root, opening.cache_dir(), made_on)
         file = train_file_for(record, member.trial, data)
         folder = run / "training" / file.arch_id

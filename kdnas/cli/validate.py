@@ -12,11 +12,12 @@ import typer
 from kdnas.cli._options import DataRoot, Json, Overrides, StudyPath
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.pick import parse_bound
-from kdnas.core.words import counted
+from kdnas.core.words import counted, printable
 from kdnas.errors import InputError, Problem
 
 if TYPE_CHECKING:
     from kdnas.study.loading import LoadedStudy
+    from kdnas.study.records import TeacherReport
 
 
 _MISSING = "MISSING"
@@ -30,8 +31,8 @@ def command(
         bool,
         typer.Option(
             "--open",
-            help="Also read the data, make the teacher (one that is trained here is trained and kept), and look for "
-            "students within the constraints.",
+            help="Also read the data, make the teacher (one that is trained here is trained and kept), check it, try "
+            "every loss and look for students within the constraints: all that a search does before its first student.",
         ),
     ] = False,
     as_json: Json = False,
@@ -123,30 +124,58 @@ def _named_files(loaded: LoadedStudy, root: Path) -> list[Path]:
 
 
 def opened(loaded: LoadedStudy, data_root: Path | None, say: Any) -> dict[str, Any]:
-    """Return what only opening shows: the data's shape, the teacher, and what students cost. Raises InputError."""
+    """Return what only opening shows: the data's shape, the teacher as it is measured, what students cost.
+
+    Everything is opened, checked and measured as a search does that begins. Raises InputError where that would.
+    """
+    import dataclasses
+
     from kdnas.study.evaluators import EvaluatorContext, open_evaluator
-    from kdnas.study.feasibility import sample_prices
+    from kdnas.study.numerics import settled_config
     from kdnas.study.opening import cache_dir, resolve_device
     from kdnas.study.opening import data_root as resolved_data_root
+    from kdnas.study.preparation import examine
+    from kdnas.study.records import TeacherReport
 
-    config, space = loaded.config, loaded.space
-    device = str(resolve_device(config.device))
+    device = resolve_device(loaded.config.device)
+    study = dataclasses.replace(loaded, config=settled_config(loaded.config, device, None))
     root, cache = resolved_data_root(data_root), cache_dir()
-    evaluator = open_evaluator(EvaluatorContext(config, space, Path(), root, cache, device, say=say))
-    sample = sample_prices(space, evaluator.arch, evaluator.price, constraints=config.limits, seed=config.seed)
-    cheap = [bound for bound in config.limits if bound.name in sample[0].costs]
+    evaluator = open_evaluator(
+        EvaluatorContext(
+            study.config, study.space, Path(), root, cache, str(device), say=lambda line: say(printable(line))
+        )
+    )
+    found = examine(study, evaluator, str(device))
+    limits, sample = found.config.limits, found.sample
+    cheap = [bound for bound in limits if bound.name in sample[0].costs]
     within = sum(all(bound.violation(priced.costs[bound.name]) <= 0 for bound in cheap) for priced in sample)
     ranges = {name: [priced.costs[name] for priced in sample] for name in sample[0].costs}
     return {
         **evaluator.description,
+        **_teacher(TeacherReport.of(found.lock["teacher"])),
         "students": [f"{name} {min(values):,.0f} to {max(values):,.0f}" for name, values in ranges.items()],
         "within_constraints": f"{within / len(sample):.1%} of {len(sample):,} random students",
     }
 
 
+def _teacher(report: TeacherReport | None) -> dict[str, Any]:
+    """Return what was measured of the teacher, and what is to be known of it."""
+    if report is None:
+        return {}
+    costs = ", ".join(
+        f"{name} {value:,.4g}" if name.endswith("_ms") else f"{name} {value:,.0f}"
+        for name, value in report.values.items()
+    )
+    return {
+        "teacher_measured": f"{100 * report.accuracy:.1f} % of the validation images right; {costs}",
+        "teacher_outputs": report.outputs,
+        "teacher_notes": list(report.notes),
+    }
+
+
 def _text(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(value) if value else "none"
+        return ("; " if any(", " in item for item in value) else ", ").join(value) if value else "none"
     return str(value)
 
 

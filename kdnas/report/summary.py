@@ -41,7 +41,7 @@ def what_was_searched(run: RunRecord) -> str:
     bounds = f", with {' and '.join(map(bound_in_words, run.constraints))}" if run.constraints else ""
     classes = f" ({len(run.class_names)} classes)" if run.class_names else ""
     source = f"scored by the evaluator {config.evaluator.type}"
-    if config.data is not None and config.teacher is not None:
+    if run.trains and config.data is not None and config.teacher is not None:
         teacher = run.teacher.name if run.teacher else config.teacher.type
         source = f"for the data set {config.data.type}{classes}, distilled from the teacher {teacher}"
     return f"{_students_of(run)} {source}, for the best trade-off of {objectives}{bounds}."
@@ -301,7 +301,7 @@ def failures(run: RunRecord) -> list[tuple[str, str, list[int]]]:
 
 
 def _validation_sentence(run: RunRecord) -> str:
-    if run.config.data is None:
+    if not run.trains or run.config.data is None:
         return f"Search scores are what the evaluator {run.config.evaluator.type} says."
     data = run.lock.get("data")
     images: Any = data.get("validation_images") if isinstance(data, Mapping) else None

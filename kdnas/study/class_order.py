@@ -21,6 +21,8 @@ _RATIO = 2.0
 """A cycle of classes is renamed only where that makes more than so many times as many of their images right."""
 _CHANCE = 1e-3
 """How likely luck may explain that."""
+_NEAR = 0.5
+"""Renamed classes must be answered right at so many times the rate of the others."""
 _LEAST = 3
 """Images that a cycle must make right, proven or not."""
 _AS_WELL = 0.97
@@ -67,6 +69,8 @@ def find_renaming(
         as_given = {c: ((predicted == labels) & (labels == c)).sum() for c in cycle}
         if any(right[c] < as_given[c] for c in cycle) or sum(right.values()) <= _RATIO * sum(as_given.values()):
             continue
+        if not _as_good_inside(best, predicted, labels, inside):
+            continue
         held_out = sum(
             int((order[predicted] == labels)[~half & inside].sum()) for order, half in zip(fitted, halves, strict=True)
         )
@@ -81,6 +85,14 @@ def find_renaming(
     moved, words = _named(moved, predicted, labels, class_names)
     given, renamed = float((predicted == labels).mean()), float((moved[predicted] == labels).mean())
     return Renaming(tuple(int(index) for index in moved), given, renamed, words)
+
+
+def _as_good_inside(order: np.ndarray, predicted: np.ndarray, labels: np.ndarray, inside: np.ndarray) -> bool:
+    """Return whether renamed classes come near the others: a bias of a weak teacher explains a part of them alone."""
+    if inside.all():
+        return True
+    right = order[predicted] == labels
+    return bool(right[inside].mean() >= _NEAR * (predicted == labels)[~inside].mean())
 
 
 def _assignment(predicted: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:

@@ -59,7 +59,7 @@ def export_student(
     from kdnas.study.opening import cache_dir
     from kdnas.study.run_data import open_run_data
 
-    data_config, _ = run.config.sources()
+    data_config, _ = run.sources()
     repeat = best_repeat(run, member.trial)
     check_formats(formats)
     expected = locked_fingerprint(run, "data")
@@ -196,7 +196,7 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: ImageDat
         },
         "quantities": quantities,
         "teacher": _teacher_card(run.teacher),
-        "data": data_card(run.config.sources()[0].validation_fraction, run.config.seed, data),
+        "data": data_card(run.sources()[0].validation_fraction, run.config.seed, data),
         "limits": [f"As it is, {why}." for why in doubts(run, member)],
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from kdnas.core.arch import Arch
 from kdnas.core.objective import breaches
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
@@ -104,7 +105,7 @@ def prepare_study(
             observe(Note(difference))
         check_answers(folder, locked, evaluator.teacher_answers)
     else:
-        lock = {"identity": this, **_new_lock(study, evaluator, str(device))}
+        lock = {"identity": this, **examine(study, evaluator, str(device)).lock}
         write_lock(folder, lock)
     run = run_of_lock(folder, lock)
     if not (folder / "study.db").exists():
@@ -126,8 +127,24 @@ def prepare_study(
     return Opened(config, space, evaluator, record, Workplan(context), refreshed(run, record))
 
 
-def _new_lock(study: LoadedStudy, evaluator: Evaluator, device: str) -> dict[str, Any]:
-    """Find out what a new run needs once, and return everything of its lock file but the identity."""
+@dataclass(frozen=True)
+class Examined:
+    """What a new run needs to know once, found out: everything of its lock file but the identity, and sampled prices.
+
+    `config` has the teacher's numbers in the constraints that speak of it.
+    """
+
+    lock: dict[str, Any]
+    config: StudyConfig
+    sample: list[PricedArch]
+
+
+def examine(study: LoadedStudy, evaluator: Evaluator, device: str) -> Examined:
+    """Check and measure what `evaluator` has opened for a study that has not been run yet; nothing is written.
+
+    Raises InputError where a search would: a teacher that should not teach, losses that cannot be computed, constraints
+    that no student meets.
+    """
     stated = study.config
 
     def priced(config: StudyConfig) -> list[PricedArch]:
@@ -135,6 +152,7 @@ def _new_lock(study: LoadedStudy, evaluator: Evaluator, device: str) -> dict[str
         return sample_prices(study.space, evaluator.arch, evaluator.price, constraints=config.limits, seed=seed)
 
     sample = priced(stated)  # refuses what no student can meet before anything is measured
+    evaluator.try_out(_extremes(sample))
     facts = evaluator.facts()
     report = TeacherReport.of(facts["teacher"])
     config = stated.against(None if report is None else report.standard)
@@ -144,7 +162,7 @@ def _new_lock(study: LoadedStudy, evaluator: Evaluator, device: str) -> dict[str
     costs = [name for name in config.objectives if name != "accuracy"]
     teacher = facts["teacher"]["values"] if facts["teacher"] else {}
     reference = {"accuracy": facts.pop("chance"), **reference_costs(sample, config.limits, teacher, costs)}
-    return {
+    lock = {
         "config": stated.model_dump(mode="json"),
         "quantities": [dataclasses.asdict(quantity) for quantity in evaluator.quantities.values()],
         "reference_point": {name: reference[name] for name in config.objectives},
@@ -153,6 +171,15 @@ def _new_lock(study: LoadedStudy, evaluator: Evaluator, device: str) -> dict[str
         "device": device,
         "machine": machine(),
     }
+    return Examined(lock, config, sample)
+
+
+def _extremes(sample: list[PricedArch]) -> dict[str, Arch]:
+    """Return the sampled students of the least and the most MACs, by what they are called; none without MACs."""
+    if "macs" not in sample[0].costs:
+        return {}
+    by_macs = sorted(sample, key=lambda candidate: candidate.costs["macs"])
+    return {"the smallest student": by_macs[0].arch, "the largest student": by_macs[-1].arch}
 
 
 def _check_measured(config: StudyConfig, space: SearchSpace, evaluator: Evaluator, sample: list[PricedArch]) -> None:

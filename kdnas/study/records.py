@@ -17,7 +17,8 @@ from kdnas.core.measurement import Measurement
 from kdnas.core.objective import ACCURACY, Constraint, Quantity
 from kdnas.core.pick import Standard
 from kdnas.core.words import printable
-from kdnas.study.config import StudyConfig
+from kdnas.errors import ConfigError, Problem
+from kdnas.study.config import DataConfig, Member, StudyConfig
 
 TrialState = Literal["complete", "failed", "infeasible", "interrupted", "running"]
 
@@ -215,6 +216,18 @@ class RunRecord:
     def standard(self) -> Standard | None:
         """The teacher, as bounds may speak of it; None where there is none."""
         return None if self.teacher is None else self.teacher.standard
+
+    @property
+    def trains(self) -> bool:
+        """Whether kdnas itself trained the students: a function of the user's may have, whatever data a study names."""
+        return self.config.data is not None and "training_images" in self.lock.get("data", {"training_images": 0})
+
+    def sources(self) -> tuple[DataConfig, Member]:
+        """Return the sections `data` and `teacher`. Raises ConfigError where kdnas itself trained nothing."""
+        if not self.trains:
+            what = f"{self.config.evaluator.type} trained its students itself: there are no weights here"
+            raise ConfigError(Problem("evaluator", what))
+        return self.config.sources()
 
     @property
     def data_notes(self) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ def open_plan(run: RunRecord, member: FrontMember, epochs: int | None, *, data_r
 
     Raises ConfigError or DataError where the run's data or the student's recipe cannot be had.
     """
-    data = open_run_data(run.config.sources()[0], data_root, cache, locked_fingerprint(run, "data"))
+    data = open_run_data(run.sources()[0], data_root, cache, locked_fingerprint(run, "data"))
     file = train_file_for(run, member.trial, data)
     file = file if epochs is None else with_epochs(file, epochs)
     if run.teacher is None:

@@ -76,6 +76,8 @@ def report_teacher(
     macs = traced_macs(teacher.module, data.task.input_shape, device)
     share, least = least_accuracy(labels)
     score, renaming = answers.accuracy, find_renaming(answers.predicted, labels, data.class_names)
+    if renaming is not None and renaming.renamed <= least:
+        renaming = None  # no order makes answers of a network that learned nothing
     near_chance = score <= least
     affordable = macs * min(_PROBED, len(labels)) * (len(_USUAL) + 3) <= _PROBE_MACS
     doubted = near_chance or renaming is not None or affordable

@@ -147,7 +147,7 @@ def train_file_for(run: RunRecord, trial: TrialRecord, data: ImageData) -> Train
     Raises ConfigError when a tuned setting does not fit the recipe.
     """
     config = run.config
-    data_config, teacher_config = config.sources()
+    data_config, teacher_config = run.sources()
     recipe = final_recipe(config, trial.tuned)
     return TrainFile(
         format_version=FORMAT_VERSION,

@@ -5,7 +5,7 @@ Shapes: B batch, K classes, C channels, H and W height and width in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,17 +52,25 @@ class Fitted(nn.Module):
         classes: int | None = None,
     ):
         super().__init__()
+        self.default_format = False
+        """Whether the network takes images in torch's default memory format only."""
         self.normalised = Normalised(network, mean, std)
         self.repeat = repeat
         self.size = size
         self.classes = classes
-        self.default_format = False
-        """Whether the network takes images in torch's default memory format only."""
         self.total: float | None = None
         """What an image's answers sum to where they are probabilities, whose log is taken; None where they are not."""
         self.adapted: list[str] = []
         """What is done with the network's answers, in words."""
         self.register_buffer("order", None)
+
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Fitted:
+        """Apply `function` to every tensor, as `to` does; weights keep torch's default format where images must."""
+        super()._apply(function, recurse)
+        if self.default_format:
+            for weight in self.parameters():
+                weight.data = weight.data.clone(memory_format=torch.contiguous_format)  # see `forward`
+        return self
 
     def put_in_order(self, order: Sequence[int] | None) -> None:
         """Answer for the classes `order` of the network's, in that order; None: for all as they are."""
@@ -114,12 +122,23 @@ def settle(module: Fitted, probe: Tensor) -> Exception | None:
 
 
 def _same_in_channels_last(module: Fitted, probe: Tensor, plain: Tensor) -> bool:
+    """Return whether the network says `plain` to channels-last images, its weights as they are and laid out so too.
+
+    Whoever measures its latency lays out the weights so.
+    """
+    images = probe.contiguous(memory_format=torch.channels_last)
+    weights = [(weight, weight.data) for weight in module.parameters()]
     try:
-        other = module(probe.contiguous(memory_format=torch.channels_last))
+        others = [module(images)]
+        module.to(memory_format=torch.channels_last)
+        others.append(module(images))
     except Exception:  # `.view` on a channels-last map, and whatever else strides decide
         return False
+    finally:
+        for weight, data in weights:
+            weight.data = data
     # A network that draws at random differs from itself too: the format is not the reason then.
-    return agree(other, plain) or not agree(module(probe), plain)
+    return all(agree(other, plain) for other in others) or not agree(module(probe), plain)
 
 
 def agree(some: Tensor, others: Tensor) -> bool:

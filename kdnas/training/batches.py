@@ -81,9 +81,8 @@ class Batches:
         return self._images is not None
 
     def steps(self, batch_size: int) -> int:
-        """Return the batches in an epoch. A last batch of one sample is left out: norm layers cannot train on it."""
-        full, rest = divmod(len(self), batch_size)
-        return full + (rest > 1 or (rest == 1 and full == 0))
+        """Return the batches in an epoch (`batches_in`)."""
+        return batches_in(len(self), batch_size)
 
     def epoch(
         self,
@@ -170,6 +169,12 @@ class Batches:
             chunk = source[self.indices[start : start + rows]]
             images[start : start + len(chunk)] = torch.from_numpy(chunk)
         return images
+
+
+def batches_in(samples: int, batch_size: int) -> int:
+    """Return the batches in an epoch. A last batch of one sample is left out: norm layers cannot train on it."""
+    full, rest = divmod(samples, batch_size)
+    return full + (rest > 1 or (rest == 1 and full == 0))
 
 
 def available_memory(device: torch.device) -> int:

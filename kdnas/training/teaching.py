@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H and W height and width, K classes, D embedding wi
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from kdnas.training.top_logits import restored, truncated
 
 _PART_IMAGES = {"cpu": 512, "cuda": 8192}
 """Images that one claim covers: seconds of work."""
+_MAP_BYTES = 4
+"""Of a number in a stage map."""
 _PATIENCE_S = 60.0
 """How long to wait for a living process that holds a claim and does not get on, before its work is done here too."""
 
@@ -269,12 +272,17 @@ def _from_rows(rows: Tensor, classes: Tensor | None, key: ViewsKey) -> Outputs:
     return Outputs(logits, embedding=rows[:, split:] if key.embedding else None)
 
 
-def why_live(distillation: Distillation) -> str | None:
-    """Return why the teacher is run on every batch of a training by this recipe; None where its outputs are kept."""
+def why_live(distillation: Distillation, shapes: OutputShapes, images: int) -> str | None:
+    """Return why the teacher is run on every batch of a training by this recipe; None where its outputs are kept.
+
+    `shapes` are those of what it says of an image, `images` how many a view has.
+    """
     if "stages" not in needs_of(distillation):
         return None
-    readers = [term.type for term in distillation.losses if "stages" in LOSSES.get(term.type).needs]
-    return f"{', '.join(readers)} read the teacher's stage maps, which are too large to keep"
+    readers = [term.type for term in distillation.losses if term.weight > 0 and "stages" in LOSSES.get(term.type).needs]
+    size = images * sum(math.prod(stage) for stage in shapes.stages) * _MAP_BYTES / 2**30
+    read = "reads" if len(readers) == 1 else "read"
+    return f"{', '.join(readers)} {read} the teacher's stage maps, which are not kept: {size:,.3g} GiB a view"
 
 
 def views_key(

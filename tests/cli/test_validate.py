@@ -72,12 +72,38 @@ def test_where_files_are_expected_and_whether_they_are_there(study, capsys):
 
 
 def test_open_reads_the_data_makes_the_teacher_and_prices_students(study, capsys):
-    assert main(["validate", str(study), "--open", "--json"]) == 0
+    trained = ["--set", "teacher.training={epochs: 6, batch_size: 64, learning_rate: 0.1}"]
+    epochs = ["--set", "training.epochs=3", "--set", "final.epochs=5", "--set", "training.batch_size=128"]
+    assert main(["validate", str(study), "--open", "--json", *trained, *epochs]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert "1x8x8, 10 classes" in facts["images"]
     assert facts["students"][0].startswith("macs ")
     share = float(facts["within_constraints"].partition("%")[0])
     assert 0 < share < 100
+    assert 50 < float(facts["teacher_measured"].partition(" %")[0]) <= 100
+    assert "; macs " in facts["teacher_measured"]
+    assert facts["teacher_outputs"] == "logits"
+    assert facts["updates"].startswith("a score 27 (3 epochs of 9), a final training 45 (5 epochs of 9)")
+
+
+def test_open_refuses_what_a_search_refuses(study, capsys):
+    """One piece of code opens both: the same words for losses that the teacher cannot serve, and for a bad teacher."""
+    (study / "net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def build():\n    torch.manual_seed(0)\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    own = "teacher={type: module, factory: net.py:build, mean: [0], std: [255]}"
+    losses = "distillation.losses=[{type: attention, weight: 1}]"
+    said = []
+    for command in (["validate", str(study), "--open"], ["search", str(study), "--out", str(study / "run")]):
+        for settings in ([own, losses], [own]):
+            options = [part for setting in settings for part in ("--set", setting)]
+            assert main([*command, *options, "--data-root", str(study)]) == 2
+            said.append([line for line in capsys.readouterr().err.splitlines() if line.startswith("error")])
+    assert said[:2] == said[2:]
+    assert "attention compares maps" in said[0][0]
+    assert "which is chance" in said[1][0]
+    assert not (study / "run").exists()
 
 
 def test_open_tells_constraints_that_nobody_can_meet(study, capsys):

@@ -305,11 +305,13 @@ def test_stage_maps_are_not_cached(data, teacher) -> None:
 
 def test_why_a_teacher_is_run_live_is_told() -> None:
     terms = tuple(LossTerm(type=name, weight=0.5) for name in ("kd", "hint", "attention"))
-    assert (
-        why_live(Distillation(losses=terms))
-        == "hint, attention read the teacher's stage maps, which are too large to keep"
-    )
-    assert why_live(Distillation(losses=terms[:1])) is None
+    shapes = OutputShapes(10, ((64, 32, 32), (128, 16, 16)))
+    told = why_live(Distillation(losses=terms), shapes, 2**20)
+    assert told == "hint, attention read the teacher's stage maps, which are not kept: 384 GiB a view"
+    assert "0.00191 GiB" in why_live(Distillation(losses=terms[1:2]), OutputShapes(10, ((8, 8, 8),)), 1000)
+    assert why_live(Distillation(losses=terms[:1]), shapes, 2**20) is None
+    unweighted = (terms[0], terms[1].model_copy(update={"weight": 0.0}))
+    assert why_live(Distillation(losses=unweighted), shapes, 2**20) is None
 
 
 def test_a_training_says_whether_its_teacher_was_live(data, teacher, tmp_path) -> None:

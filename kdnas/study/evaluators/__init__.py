@@ -124,6 +124,10 @@ class Evaluator(ABC):
         cannot be run.
         """
 
+    def try_out(self, students: Mapping[str, Arch]) -> None:
+        """Raise InputError where one of `students`, by what they are called, cannot be trained as the study says."""
+        return
+
     def know(self, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
         """Measure and price by `calibrations` from now on."""
         self.calibrations = calibrations

@@ -17,6 +17,7 @@ from kdnas.core.measurement import Measurement
 from kdnas.core.objective import ACCURACY
 from kdnas.costs import COSTS, CheapCost, MeasuredCost
 from kdnas.nn.normalise import Normalised
+from kdnas.nn.taps import OutputShapes, output_shapes
 from kdnas.students import STUDENTS, StudentFamily
 from kdnas.study.config import DataConfig, StudyConfig
 from kdnas.study.data_check import split_notes
@@ -98,6 +99,12 @@ class Bench:
     def batches(self, arrays: ImageArrays, indices: np.ndarray) -> Batches:
         """Return batches of some samples on this bench's device."""
         return Batches(arrays, indices, num_classes=self.data.task.num_classes, device=self.device)
+
+    @cached_property
+    def teacher_shapes(self) -> OutputShapes:
+        """The shapes of what the teacher says of an image."""
+        example = torch.zeros(2, *self.data.task.input_shape, device=self.device)
+        return output_shapes(self.teacher.module, self.teacher.stages, self.teacher.classifier, example)
 
     @cached_property
     def validation(self) -> Batches:

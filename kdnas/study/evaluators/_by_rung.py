@@ -102,6 +102,10 @@ class ByRung(Evaluator):
         """Return the cheap quantities of `arch`."""
         return self._leader.price(arch)
 
+    def try_out(self, students: Mapping[str, Arch]) -> None:
+        """Try the losses of the recipe that all of them share."""
+        self._leader.try_out(students)
+
     def know(self, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
         """Measure and price by `calibrations` from now on."""
         super().know(calibrations)

@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from kdnas.core.arch import Arch, Scalar
+from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import ACCURACY, Quantity, breaches
+from kdnas.core.words import counted
 from kdnas.errors import RunError, TrialError
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.tracing import traced_macs
@@ -32,11 +34,12 @@ from kdnas.study.evaluators import (
 from kdnas.study.evaluators._bench import Bench, Curve
 from kdnas.study.jobs import Job
 from kdnas.study.latency_table import TablePrices, learn_tables
+from kdnas.study.loss_check import check_losses
 from kdnas.study.opening import training_indices
 from kdnas.study.records import TrialRecord
 from kdnas.study.spaces import arch_of
 from kdnas.study.teacher_check import report_teacher, teacher_test_accuracy
-from kdnas.training.batches import Batches
+from kdnas.training.batches import Batches, batches_in
 from kdnas.training.distil import EpochRecord, Trained
 from kdnas.training.evaluation import accuracy
 from kdnas.training.numerics import computing, in_bfloat16
@@ -115,8 +118,24 @@ class TrainingEvaluator(Evaluator):
             "images": f"{len(bench.train_indices):,} to train, {len(bench.validation_indices):,} to score, "
             f"{len(bench.data.test):,} to test; {'x'.join(map(str, task.input_shape))}, {task.num_classes} classes",
             **({"data_notes": "; ".join(bench.data_notes)} if bench.data_notes else {}),
-            "teacher_opened": "; ".join([bench.teacher.name, *bench.teacher.notes]),
+            "teacher_opened": bench.teacher.name,
+            "updates": self._updates,
         }
+
+    @property
+    def _updates(self) -> str:
+        """How many optimiser updates a score and a final training are, in words."""
+        config, images = self.context.config, len(self.bench.train_indices)
+        size = config.training.batch_size
+
+        def words(fidelity: Fidelity) -> str:
+            batches = batches_in(round(images * fidelity.data_fraction), size)
+            return f"{batches * fidelity.epochs:,} ({counted(fidelity.epochs, 'epoch')} of {batches:,})"
+
+        paid = [fidelity for fidelity in config.fidelities if fidelity.epochs]
+        scores = f"a score {' or '.join(words(fidelity) for fidelity in paid)}" if paid else "a score none"
+        final = words(config.final_fidelity) if config.final_fidelity.epochs else "none"
+        return f"{scores}, a final training {final}, of batches of {size:,}"
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
@@ -170,10 +189,18 @@ class TrainingEvaluator(Evaluator):
             "calibrations": self.calibrations,
         }
 
+    def try_out(self, students: Mapping[str, Arch]) -> None:
+        """Try every loss of the recipe on the teacher and these students. Raises ConfigError."""
+        bench = self.bench
+        with torch.random.fork_rng(devices=[]):
+            built = {name: bench.build(arch) for name, arch in students.items()}
+        check_losses(self.context.config.recipe, bench.teacher, built, bench.data, device=bench.device)
+
     def _teacher_cache_notes(self) -> list[str]:
         """Return what the user should know of how the teacher's outputs are kept."""
         distillation = self.context.config.distillation
-        if live := why_live(distillation):
+        images = len(self.bench.train_indices)
+        if live := why_live(distillation, self.bench.teacher_shapes, images):
             return [f"runs on every batch: {live}"]
         kept = distillation.teacher_top_k
         if kept is None or kept >= self.bench.data.task.num_classes:

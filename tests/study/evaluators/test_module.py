@@ -115,6 +115,21 @@ def test_a_whole_search_runs_and_records_what_the_function_raised(tmp_path, caps
     assert len([trial for trial in run.trials if trial.state == "complete"]) == 3
 
 
+def test_data_that_the_function_reads_itself_may_be_named(tmp_path, capsys):
+    opened(tmp_path)
+    study = yaml.safe_load((tmp_path / "study.yaml").read_text())
+    study |= {"data": "digits", "teacher": {"type": "timm", "model": "resnet18", "weights": "none.safetensors"}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    root = ["--data-root", str(tmp_path)]
+    assert main(["validate", str(tmp_path), "--open", *root]) == 0
+    assert main(["search", str(tmp_path), "--out", str(tmp_path / "run"), *root]) == 0
+    assert "kdnas itself trains nothing" in capsys.readouterr().out
+    assert len([trial for trial in load_run(tmp_path / "run").trials if trial.state == "complete"]) == 3
+    assert not (tmp_path / "run" / "export").exists()
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out"), *root]) == 2
+    assert "trained its students itself: there are no weights here" in capsys.readouterr().err
+
+
 def test_an_evaluator_that_trains_asks_for_its_sections(tmp_path):
     (tmp_path / "space.yaml").write_text(yaml.safe_dump({"name": "tiny", "choices": {"depth": [1, 2]}}))
     (tmp_path / "study.yaml").write_text("name: x\nspace: space.yaml\n")

@@ -1,0 +1,114 @@
+"""Every loss of a study, tried on its teacher and its students before the first of them is trained.
+
+Shapes: B batch, C channels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdnas.core.data import ImageData
+from kdnas.errors import ConfigError, Problem
+from kdnas.losses import LOSSES
+from kdnas.nn.exact import exact_arithmetic
+from kdnas.nn.normalise import Normalised
+from kdnas.nn.taps import Output, Outputs, OutputShapes, Taps, output_shapes, stage_names
+from kdnas.teachers import Teacher
+from kdnas.training.recipe import LossTerm, Recipe
+
+_IMAGES = 4
+_READ: Mapping[Output, str] = {
+    "stages": "maps [B, C, H, W] of several stages",
+    "embedding": "the embedding, which is what a linear classifier at the end takes",
+    "logits": "logits",
+}
+_NAMED_BY: Mapping[Output, str] = {"stages": "`stages`", "embedding": "`classifier`"}
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A teacher or a student: what it is called, and what it gives for a few images."""
+
+    name: str
+    shapes: OutputShapes
+    outputs: Outputs
+
+    def lacks(self, need: Output) -> bool:
+        """Whether losses cannot read `need` of it."""
+        return (need == "stages" and not self.shapes.stages) or (need == "embedding" and not self.shapes.embedding)
+
+
+def check_losses(
+    recipe: Recipe, teacher: Teacher, students: Mapping[str, nn.Module], data: ImageData, *, device: torch.device
+) -> None:
+    """Try each loss of `recipe` on what `teacher` and each of the `students` (by what they are called) say.
+
+    Students take normalised images. Raises ConfigError with one problem for each loss that cannot be computed: what it
+    reads, who does not have that, and which losses can be.
+    """
+    terms = [(index, term) for index, term in enumerate(recipe.distillation.losses) if term.weight > 0]
+    if not terms:
+        return
+    few = np.linspace(0, len(data.train) - 1, min(_IMAGES, len(data.train))).astype(np.int64)
+    images = torch.from_numpy(np.array(data.train.images[few], copy=True)).float().to(device)
+    labels = torch.from_numpy(np.asarray(data.train.labels)[few].astype(np.int64)).to(device)
+    size = data.task.at_resolution(recipe.training.resolution_fraction).image_size
+    with exact_arithmetic():
+        theirs = _asked(f"the teacher {teacher.name}", teacher.module, teacher.stages, teacher.classifier, images)
+        sides = []
+        for name, network in students.items():
+            module = Normalised(network, data.channel_mean, data.channel_std, size).to(device).eval()
+            stages, classifier = stage_names(network)
+            inside = tuple(f"network.{stage}" for stage in stages)
+            sides.append(_asked(name, module, inside, classifier and f"network.{classifier}", images))
+        problems = []
+        for index, term in terms:
+            found = (_problem(f"distillation.losses.{index}", term, ours, theirs, labels) for ours in sides)
+            problems += [problem for problem in found if problem is not None][:1]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _asked(name: str, module: nn.Module, stages: Sequence[str], classifier: str | None, images: Tensor) -> _Side:
+    shapes = output_shapes(module, stages, classifier, images)
+    with torch.no_grad(), Taps(module, stages, classifier) as tapped:
+        return _Side(name, shapes, tapped(images).float())
+
+
+def _problem(where: str, term: LossTerm, ours: _Side, theirs: _Side, labels: Tensor) -> Problem | None:
+    """Return why the loss cannot be computed for this student, None where it can."""
+    needs = LOSSES.get(term.type).needs
+    for need in sorted(needs):
+        lacking = [side.name for side in (theirs, ours) if side.lacks(need)]
+        if lacking:
+            what = f"{term.type} compares {_READ[need]}; {' and '.join(lacking)} has none that can be read"
+            hint = ""
+            if theirs.lacks(need) and need in _NAMED_BY:
+                hint = f"; a teacher of your own (type: module) may name them as {_NAMED_BY[need]}"
+            return Problem(where, what, f"losses that both sides can serve: {_served(ours, theirs)}{hint}")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            loss = LOSSES.build(term.type, ours.shapes, theirs.shapes, **term.options).to(labels.device)
+        value = float(loss.train()(ours.outputs, theirs.outputs, labels).detach())
+    except ConfigError as error:
+        what = "; ".join(str(problem) for problem in error.problems)
+        return Problem(where, f"{term.type} cannot compare {theirs.name} with {ours.name}: {what}")
+    except Exception as error:  # a loss may be the user's
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        what = f"{term.type} fails on {theirs.name} and {ours.name}: {type(error).__name__}: {reason}"
+        return Problem(where, what)
+    if not np.isfinite(value):
+        return Problem(where, f"{term.type} of {theirs.name} and {ours.name} is {value} on the first images")
+    return None
+
+
+def _served(ours: _Side, theirs: _Side) -> str:
+    """Return the losses that read only what both sides have."""
+    members = {name: LOSSES.get(name).needs for name in LOSSES.names()}
+    served = [name for name, needs in members.items() if not any(s.lacks(n) for n in needs for s in (ours, theirs))]
+    return ", ".join(served)
