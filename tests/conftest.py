@@ -63,13 +63,18 @@ def data_root() -> Path:
 def kdnas_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keep decoded data and teachers in a folder of this test session, never in the user's own cache."""
     folder = tmp_path_factory.mktemp("kdnas-cache")
-    before = os.environ.get("KDNAS_CACHE")
-    os.environ["KDNAS_CACHE"] = str(folder)
-    yield folder
-    if before is None:
-        del os.environ["KDNAS_CACHE"]
-    else:
-        os.environ["KDNAS_CACHE"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDNAS_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kdnas_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep this session's key and what code it trusts apart from the user's own."""
+    folder = tmp_path_factory.mktemp("kdnas-config")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDNAS_CONFIG", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdnas.cli._options import DataRoot, Json, RunFolder
+from kdnas.cli._trust import TrustCode, allow_code_of_run
 from kdnas.core.words import counted
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def command(
         int | None, typer.Option("--workers", min=1, help="Worker processes. Default: the run's.", show_default=False)
     ] = None,
     data_root: DataRoot = None,
+    trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
     """Train a sample of the searched students longer, and tell how well the search's scores ranked them.
@@ -78,6 +80,7 @@ def command(
       kdnas audit runs/digits --students 24 --epochs 30 --seeds 2 --loss ce --loss dkd
     """
     from kdnas.cli._console import console as terminal
+    from kdnas.study import opening
     from kdnas.study.audit import pending, plan_audit
     from kdnas.study.audit_losses import parse_losses
     from kdnas.study.storage import load_run
@@ -93,6 +96,7 @@ def command(
         if as_json:
             typer.echo(json.dumps(_plan_document(plan, tasks), indent=2))
         return
+    allow_code_of_run(run, opening.data_root(data_root), trust_code)
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():  # of a user's module too
             record = _carry_out(plan, workers, data_root, console) if tasks else _restate(plan)

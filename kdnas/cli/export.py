@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kdnas.cli._options import DataRoot, Pick, RunFolder
+from kdnas.cli._trust import TrustCode, allow_code_of_run
 from kdnas.core.pick import DEFAULT_PICK
 from kdnas.report.wording import shown
 
@@ -26,6 +27,7 @@ def command(
         ),
     ] = None,
     data_root: DataRoot = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Write a trained student of RUN to a folder, each format checked against the student's own outputs.
 
@@ -48,11 +50,13 @@ def command(
         wanted, missing = available_formats()
         for name, why in missing.items():
             typer.echo(f"skipped {name}: {why}", err=True)
+    root = opening.data_root(data_root)
     record = load_run(run)
+    allow_code_of_run(run, root, trust_code)
     member = pick_member(record, pick)
     if told := in_doubt(record, member):
         typer.echo(f"student {member.trial.arch.arch_id}: {told}", err=True)
-    written = export_student(record, member, wanted, out, data_root=opening.data_root(data_root), say=typer.echo)
+    written = export_student(record, member, wanted, out, data_root=root, say=typer.echo)
     width = max(len(str(path)) for path in written)
     for path in written:
         typer.echo(f"{path!s:<{width}}  {shown('size_bytes', path.stat().st_size)}")

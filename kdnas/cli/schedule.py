@@ -11,6 +11,7 @@ import typer
 
 from kdnas.cli._options import DataRoot, Json, Pick, RunFolder, Threads
 from kdnas.cli._training_view import training_view
+from kdnas.cli._trust import TrustCode, allow_code_of_run
 from kdnas.core.pick import DEFAULT_PICK
 from kdnas.core.words import command_line, counted
 
@@ -56,6 +57,7 @@ def command(
     device: Device = None,
     threads: Threads = None,
     data_root: DataRoot = None,
+    trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
     """Write how the chosen student is trained best: a schedule.yaml.
@@ -88,6 +90,7 @@ def command(
     if device is not None:
         opening.resolve_device(device)
     record = load_run(run)
+    allow_code_of_run(run, root, trust_code)
     plan = open_plan(record, pick_member(record, pick), epochs, data_root=root, cache=opening.cache_dir())
     plan = dataclasses.replace(plan, file=with_threads(plan.file, threads))
     if measure:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdnas.cli._options import DataRoot, Overrides, StudyPath
+from kdnas.cli._trust import TrustCode, allow_code_of_run
 
 if TYPE_CHECKING:
     from kdnas.cli._search_view import View
@@ -33,6 +34,7 @@ def command(
     ] = None,
     overrides: Overrides = None,
     data_root: DataRoot = None,
+    trust_code: TrustCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, an event each.")] = False,
 ) -> None:
     """Search for the students of a study: train, score, retrain the front, report, export.
@@ -52,19 +54,26 @@ def command(
     settings += [f"device={device}"] if device is not None else []
     settings += [f"training.threads={threads}"] if threads is not None else []
     try:
-        _search(study, out, settings, data_root, json)
+        _search(study, out, settings, data_root, json, trust_code)
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command continues", err=True)
         raise typer.Exit(130) from None
 
 
-def _search(study: Path, out: Path | None, settings: list[str], root_option: Path | None, json: bool) -> None:
+def _search(
+    study: Path, out: Path | None, settings: list[str], root_option: Path | None, json: bool, trust_code: bool
+) -> None:
     from kdnas.errors import KdnasError, RunError
     from kdnas.study.loading import load_study, run_folder
     from kdnas.study.run_folder import controller_lock
 
     loaded = load_study(study, settings)
-    folder = (out or run_folder(study) or Path("runs") / loaded.config.name).resolve()
+    continued = run_folder(study)
+    if continued is not None:
+        from kdnas.study.opening import data_root
+
+        allow_code_of_run(continued, data_root(root_option), trust_code)
+    folder = (out or continued or Path("runs") / loaded.config.name).resolve()
     with controller_lock(folder):
         from kdnas.report.files import write_report
         from kdnas.study.events import Note, Ready

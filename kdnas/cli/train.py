@@ -10,6 +10,7 @@ import typer
 
 from kdnas.cli._options import DataRoot, Threads
 from kdnas.cli._training_view import training_view
+from kdnas.cli._trust import TrustCode, allow_code, allow_code_of_run
 from kdnas.core.pick import DEFAULT_PICK, PICKS
 from kdnas.core.words import counted
 from kdnas.report.wording import duration, shown
@@ -82,6 +83,7 @@ def command(
     ] = None,
     threads: Threads = None,
     data_root: DataRoot = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Train one student fully, by the recipe that the search used or that a train.yaml states.
 
@@ -102,9 +104,9 @@ def command(
         opening.resolve_device(device)
     steps = None
     if schedule is None:
-        asked = _training_asked_for(run, pick, epochs, root)
+        asked = _training_asked_for(run, pick, epochs, root, trust_code)
     else:
-        steps, asked = _scheduled_training(run, pick, epochs, schedule, root)
+        steps, asked = _scheduled_training(run, pick, epochs, schedule, root, trust_code)
     folder = out or asked.folder
     with training_view() as view:
         try:
@@ -141,7 +143,7 @@ class _Asked:
         return cut_from_run(self.run, self.file.student, ground)
 
 
-def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_root: Path) -> _Asked:
+def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_root: Path, trust_code: bool) -> _Asked:
     """Return the training that is asked for. Raises ConfigError, RunFolderError or DataError."""
     from kdnas.errors import ConfigError, Problem
     from kdnas.study import opening
@@ -153,6 +155,7 @@ def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_ro
     record = None
     if run.is_dir():
         record = load_run(run)
+        allow_code_of_run(run, data_root, trust_code)
         member = pick_member(record, pick or DEFAULT_PICK)
         source, made_on = record.sources()[0], locked_fingerprint(record, "data")
         data = open_run_data(source, data_root, opening.cache_dir(), made_on)
@@ -164,12 +167,13 @@ def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_ro
                 Problem("--pick", f"{run} is not a run folder: a train.yaml names its one student itself")
             )
         file = load_train_file(run)
+        allow_code(run, file.plain(), data_root, trust_code)
         folder = run.parent / f"training-{file.arch_id}"
     return _Asked(file if epochs is None else with_epochs(file, epochs), folder, record)
 
 
 def _scheduled_training(
-    run: Path, pick: str | None, epochs: int | None, path: Path, data_root: Path
+    run: Path, pick: str | None, epochs: int | None, path: Path, data_root: Path, trust_code: bool
 ) -> tuple[TrainingSchedule, _Asked]:
     """Return the schedule at `path` and the training it is for. Raises InputError."""
     from kdnas.errors import ConfigError, Problem
@@ -183,7 +187,7 @@ def _scheduled_training(
     student = steps.student.arch_id
     try:
         own = student if run.is_dir() and pick is None else pick
-        asked = _training_asked_for(run, own, steps.budget.epochs, data_root)
+        asked = _training_asked_for(run, own, steps.budget.epochs, data_root, trust_code)
     except ConfigError as error:
         if pick is None and [problem.where for problem in error.problems] == ["pick"]:
             raise ConfigError(Problem(document.name, f"is a schedule for student {student}, not of {run}")) from None

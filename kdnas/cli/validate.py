@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdnas.cli._options import DataRoot, Json, Overrides, StudyPath
+from kdnas.cli._trust import TrustCode, allow_code_of_run
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.pick import parse_bound
 from kdnas.core.words import counted, printable
@@ -35,6 +36,7 @@ def command(
             "every loss and look for students within the constraints: all that a search does before its first student.",
         ),
     ] = False,
+    trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
     """Check a study without running it: every problem at once, each with its line, or what the study resolves to.
@@ -45,12 +47,15 @@ def command(
       kdnas validate studies/digits
       kdnas validate my-study --set budget.trials=100 --open
     """
-    from kdnas.study.loading import load_study
+    from kdnas.study.loading import load_study, run_folder
+    from kdnas.study.opening import data_root as resolved_data_root
 
     try:
         loaded = load_study(study, overrides or ())
         facts = summary(loaded, data_root)
         if open_all:
+            if (run := run_folder(study)) is not None:
+                allow_code_of_run(run, resolved_data_root(data_root), trust_code)
             facts |= opened(loaded, data_root, say=lambda line: typer.echo(line, err=True))
     except InputError as error:
         if not as_json:

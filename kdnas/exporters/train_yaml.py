@@ -9,6 +9,7 @@ import yaml
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent
 from kdnas.plain_yaml import dump_yaml
+from kdnas.trust import signature_line
 
 FILE = "train.yaml"
 
@@ -35,7 +36,7 @@ def train_yaml(student: TrainedStudent, folder: Path) -> list[str]:
     recipe = dict(student.recipe)
     path = folder / FILE
     body = dump_yaml(recipe)
-    path.write_text(f"{header}\n{body}", encoding="utf-8")
+    path.write_text(f"{header}{signature_line(recipe)}\n{body}", encoding="utf-8")
     if yaml.safe_load(path.read_text(encoding="utf-8")) != recipe:
         raise ExportError(f"{FILE}: the recipe did not read back as written")
     return [FILE]

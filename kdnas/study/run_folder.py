@@ -29,6 +29,7 @@ from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.errors import Problem, RunFolderError
 from kdnas.study.config import StudyConfig
 from kdnas.training.recipe import NUMERICS
+from kdnas.trust import signature_line
 
 LOCK_FILE = "study.lock.yaml"
 _GUARD = ".controller"
@@ -240,6 +241,7 @@ def write_lock(folder: Path, lock: Mapping[str, Any]) -> None:
     """Write study.lock.yaml."""
     header = "# Written by kdnas: exactly what this run is. Resuming compares `identity` with the study.\n"
     plain = json.loads(json.dumps(lock, default=str))
+    header += signature_line(plain["config"]) if isinstance(plain.get("config"), dict) else ""
     write_text(folder / LOCK_FILE, header + yaml.safe_dump(plain, sort_keys=False, width=120))
 
 

@@ -1,0 +1,143 @@
+"""Code that a run folder or a train.yaml names: whether this user ever meant it to run.
+
+A folder may come from anybody, and names functions that kdnas would call. Owning its files says nothing: a download is
+owned by who downloaded it. So what this user's own studies name is signed where it is written, with a key that only
+this user has; what others name is refused until it is trusted, once for each place, code and data root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdnas.core.words import printable
+
+_KEY_BYTES = 32
+_LINE = "# The code that this file names was named by a user's own study, who signed it: "
+_SIGNATURE = re.compile(rf"^{re.escape(_LINE)}([0-9a-f]{{64}})$", re.MULTILINE)
+# Of members of the type `module`: the options that name code, and the one that holds what it is called with.
+_NAMING = {
+    "data": (("function",), "options"),
+    "teacher": (("factory",), "arguments"),
+    "evaluator": (("function", "price"), "options"),
+}
+
+
+@dataclass(frozen=True)
+class NamedCode:
+    """A function that a file names as `spec`, under the key `where`, called with `arguments`."""
+
+    where: str
+    spec: str
+    arguments: Mapping[str, Any]
+
+    def told(self, data_root: Path) -> str:
+        """Return in words what would run."""
+        module, _, _ = self.spec.rpartition(":")
+        given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        place = f" in {(data_root / module).resolve()}" if module.endswith(".py") else ""
+        return printable(f"{self.where}: {self.spec}({given}){place}", 4000)
+
+
+def config_dir() -> Path:
+    """Return where this user's key and decisions are kept: KDNAS_CONFIG, or XDG_CONFIG_HOME's or ~/.config's kdnas."""
+    stated = os.environ.get("KDNAS_CONFIG")
+    if stated:
+        return Path(stated).expanduser()
+    home = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(home).expanduser() if home else Path.home() / ".config") / "kdnas"
+
+
+def code_named(settings: Mapping[str, Any]) -> list[NamedCode]:
+    """Return the code that plain settings (a study's or a train.yaml's) name."""
+    named: list[NamedCode] = []
+    for section, (keys, called_with) in _NAMING.items():
+        member = settings.get(section)
+        if not isinstance(member, Mapping) or member.get("type") != "module":
+            continue
+        arguments = member.get(called_with)
+        for key in keys:
+            if member.get(key):
+                given = arguments if isinstance(arguments, Mapping) else {}
+                named.append(NamedCode(f"{section}.{key}", str(member[key]), given))
+    return named
+
+
+def signature_line(settings: Mapping[str, Any]) -> str:
+    """Return the comment that marks a YAML file of `settings` as this user's; empty where it names no code.
+
+    It is empty too where this user's key can neither be read nor made.
+    """
+    named = code_named(settings)
+    key = _key(make=True) if named else None
+    return "" if key is None else f"{_LINE}{_signature(key, named)}\n"
+
+
+def is_signed(text: str, named: Sequence[NamedCode]) -> bool:
+    """Return whether the YAML file `text` is marked as this user's, naming `named`."""
+    key = _key(make=False)
+    if key is None:
+        return False
+    expected = _signature(key, named)
+    return any(hmac.compare_digest(found, expected) for found in _SIGNATURE.findall(text))
+
+
+def is_trusted(source: Path, named: Sequence[NamedCode], data_root: Path) -> bool:
+    """Return whether the user has said that what `source` names may run with this data root."""
+    return _decision(source, named, data_root).is_file()
+
+
+def trust(source: Path, named: Sequence[NamedCode], data_root: Path) -> None:
+    """Remember that what `source` names may run; where that cannot be kept, it is asked again."""
+    decision = _decision(source, named, data_root)
+    with contextlib.suppress(OSError):
+        decision.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lines = [f"{source.resolve()}: {code.told(data_root)}\n" for code in named]
+        decision.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+
+
+def _signature(key: bytes, named: Sequence[NamedCode]) -> str:
+    return hmac.new(key, _canonical(named).encode(), hashlib.sha256).hexdigest()
+
+
+def _canonical(named: Sequence[NamedCode]) -> str:
+    return json.dumps([[code.where, code.spec, dict(code.arguments)] for code in named], sort_keys=True, default=str)
+
+
+def _decision(source: Path, named: Sequence[NamedCode], data_root: Path) -> Path:
+    what = json.dumps([str(source.resolve()), str(data_root.resolve()), _canonical(named)])
+    return config_dir() / "trusted" / hashlib.sha256(what.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _key(*, make: bool) -> bytes | None:
+    """Return this user's key; None where there is none and it is not, or cannot be, made."""
+    path = config_dir() / "signing.key"
+    for _ in range(20):
+        with contextlib.suppress(OSError):
+            key = path.read_bytes()
+            if len(key) == _KEY_BYTES:
+                return key
+            time.sleep(0.05)  # another process is writing it
+            continue
+        if not make:
+            return None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            continue
+        except OSError:
+            return None
+        with os.fdopen(file, "wb") as stream:
+            stream.write(secrets.token_bytes(_KEY_BYTES))
+    return None
