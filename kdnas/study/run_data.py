@@ -6,8 +6,13 @@ so that each call gives other data: it is called once a run, and everybody after
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from kdnas.core.data import ImageData
 from kdnas.datasets._cache import kept_data
@@ -67,7 +72,9 @@ def reopen_data(
     data = open_data(config, data_root, cache)
     if config.type != _CALLED or data.fingerprint == fingerprint:
         return data
-    if open_data(config, data_root, cache).fingerprint == data.fingerprint:
+    with _other_random_states():
+        again = open_data(config, data_root, cache)
+    if again.fingerprint == data.fingerprint:
         return data  # it gives one thing, which is not what it was
     kept = open_handed_data(config, data_root, cache, fingerprint)
     say(
@@ -75,3 +82,18 @@ def reopen_data(
         f"on with its own, kept in {cache}"
     )
     return kept
+
+
+@contextmanager
+def _other_random_states() -> Iterator[None]:
+    """Give the generators that a program shares other states within, so that what draws from them shows."""
+    kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed()
+    np.random.seed()
+    torch.seed()
+    try:
+        yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])
+        torch.set_rng_state(kept[2])

@@ -22,6 +22,7 @@ LOADER = """
 from pathlib import Path
 
 import numpy as np
+import torch
 from sklearn.datasets import load_digits
 
 def load(root, seed=None):
@@ -29,7 +30,12 @@ def load(root, seed=None):
         file.write("x")
     digits = load_digits()
     images, labels = (digits.images * 15).astype("uint8")[:600], digits.target[:600]
-    order = np.random.default_rng(seed).permutation(600)
+    if seed == "global":
+        order = np.random.permutation(600)
+    elif seed == "torch":
+        order = torch.randperm(600).numpy()
+    else:
+        order = np.random.default_rng(seed).permutation(600)
     return images[order[:500]], labels[order[:500]], images[order[500:]], labels[order[500:]]
 """
 DRAWS = DataConfig(type="module", function="load.py:load")
@@ -102,6 +108,22 @@ def test_a_resumed_run_tells_drawn_data_from_changed_data(root: Path) -> None:
     assert reopen_data(SEEDED, root, cache, drawn.fingerprint, say=said.append).fingerprint == seeded.fingerprint
     with pytest.raises(DataError, match="which are no longer in"):
         reopen_data(DRAWS, root, cache, "0" * 64, say=said.append)
+
+
+@pytest.mark.parametrize("generator", ["global", "torch"])
+def test_drawing_from_a_shared_generator_shows_within_one_process(root: Path, generator: str) -> None:
+    config = DataConfig(type="module", function="load.py:load", options={"seed": generator})
+    cache, said = root / "cache", []
+    np.random.seed(5)
+    torch.manual_seed(5)
+    drawn = open_data(config, root, cache)
+    np.random.seed(6)
+    torch.manual_seed(6)
+    before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    again = reopen_data(config, root, cache, drawn.fingerprint, say=said.append)
+    assert again.fingerprint == drawn.fingerprint
+    assert "gives other data whenever it is called" in said[0]
+    assert (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
 
 
 def test_files_are_read_anew_for_a_run_and_found_by_content_for_a_worker(root: Path) -> None:
