@@ -22,7 +22,7 @@ from kdnas.study.loading import load_study
 from kdnas.study.spaces import load_space
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.evaluation import bfloat16_pays
+from kdnas.training.numerics import bfloat16_is_native
 from kdnas.training.recipe import Augmentation, Recipe, Training
 from kdnas.training.teacher_cache import TeacherCache
 
@@ -199,8 +199,8 @@ class Bench:
 
     @property
     def bfloat16(self) -> bool:
-        """Whether accuracies are computed in bfloat16, as trainings are where it is quicker."""
-        return bfloat16_pays(self.device)
+        """Whether accuracies are computed in bfloat16, as trainings are where the processor has instructions for it."""
+        return bfloat16_is_native(self.device)
 
     def build(self, size: str, seed: int) -> nn.Module:
         """Return the freshly initialised target; it takes normalised images."""
