@@ -42,6 +42,16 @@ class Layout:
     places: Mapping[Parts, Place]
     notes: tuple[str, ...]
 
+    def in_order(self, class_names: tuple[str, ...]) -> Layout:
+        """Return the layout with its classes in the order of `class_names`. Raises DataError where these are others."""
+        names = tuple(unicodedata.normalize("NFC", name) for name in class_names)
+        if sorted(names) != sorted(self.class_names):
+            odd = _listed(set(names) ^ set(self.class_names) or set(names))
+            raise DataError(Problem("class_names", f"are not the class folders: {odd}", _listed(self.class_names)))
+        label_of = [names.index(name) for name in self.class_names]
+        places = {parts: Place(label_of[place.label], place.is_test) for parts, place in self.places.items()}
+        return Layout(names, places, self.notes)
+
 
 @dataclass(frozen=True)
 class Splits:

@@ -55,6 +55,7 @@ def image_folder(
     train: str | None = None,
     test: str | None = None,
     test_fraction: TestFraction | None = None,
+    class_names: tuple[str, ...] | None = None,
 ) -> ImageData:
     """Image files, one folder a class: a folder, or a .tar, .tar.gz, .tar.xz or .zip of one.
 
@@ -77,6 +78,7 @@ def image_folder(
             name does not tell; images outside the splits are left out then, and refused otherwise.
         test: The same for the test split.
         test_fraction: Share of every class that makes the test split, for data that has none; always the same images.
+        class_names: The names of the class folders in the order of the classes; sorted as texts where not given.
 
     Raises DataError naming every missing, empty, unreadable, misplaced or unsafe file.
     """
@@ -89,10 +91,11 @@ def image_folder(
         "source": file_identity(source) if listing is None else _folder_identity(source, listing.members),
         "pictures": reader.identity,
         "splits": [train, test, test_fraction],
+        "class_names": class_names,
     }
 
     def decode(writer: ImageWriter) -> Samples:
-        reading = _Reading(source, splits, reader, writer)
+        reading = _Reading(source, splits, class_names, reader, writer)
         if listing is None:
             reading.stream(members(source, _MAX_FILE_BYTES))
         else:
@@ -114,9 +117,17 @@ class _Listing:
 class _Reading:
     """One pass over the files of a data set: which are pictures, what they are, and what was left out."""
 
-    def __init__(self, source: Path, splits: Splits, reader: PictureReader, writer: ImageWriter):
+    def __init__(
+        self,
+        source: Path,
+        splits: Splits,
+        class_names: tuple[str, ...] | None,
+        reader: PictureReader,
+        writer: ImageWriter,
+    ):
         self._source = source
         self._splits = splits
+        self._class_names = class_names
         self._reader = reader
         self._writer = writer
         self._problems = Problems()
@@ -180,7 +191,8 @@ class _Reading:
         if not pictures and self._hidden:
             what = f"holds no images but in hidden folders: {'; '.join(self._left_out())}"
             raise DataError(Problem(escaped(str(self._source)), what, LAYOUT))
-        return lay_out(pictures, self._folders, str(self._source), self._splits)
+        layout = lay_out(pictures, self._folders, str(self._source), self._splits)
+        return layout if self._class_names is None else layout.in_order(self._class_names)
 
     def _is_file(self, member: Member) -> bool:
         """Note what `member` is; return whether it may be a picture."""
@@ -266,9 +278,10 @@ def _listing(source: Path) -> _Listing:
         found.append(Member(parts, True, 0, bytes))
         for entry in entries:
             file = folder / entry.name
-            if file.is_dir():
+            there = file if entry.is_symlink() else entry  # only a link costs a look at what it leads to
+            if there.is_dir():
                 walk(file, (*parts, entry.name), (*around, here))
-            elif file.is_file() or entry.is_symlink():  # a link to nothing: reading it tells; never a pipe or socket
+            elif there.is_file() or not file.exists():  # reading a link to nothing tells; never a pipe or a socket
                 found.append(Member((*parts, entry.name), False, 0, file.read_bytes))
 
     walk(source, (), ())

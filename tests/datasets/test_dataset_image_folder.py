@@ -499,3 +499,14 @@ def test_splits_without_labels_or_images_are_told_in_one_line(tmp_path):
     lay(tmp_path / "hidden", {f".cache/{name}": content for name, content in tree().items()})
     with pytest.raises(DataError, match=r"holds no images but in hidden folders: .* 18 files \(.cache\)"):
         open_it(tmp_path, "hidden")
+
+
+@pytest.mark.parametrize("suffix", ["", ".zip"])
+def test_the_order_of_the_classes_may_be_stated(tmp_path, suffix):
+    (pack if suffix else lay)(tmp_path / f"data{suffix}", tree())
+    plain, stated = (open_it(tmp_path, f"data{suffix}", class_names=names) for names in (None, ("cow", "ant", "bee")))
+    assert stated.class_names == ("cow", "ant", "bee")
+    np.testing.assert_array_equal(stated.train.images, plain.train.images)
+    assert [stated.class_names[i] for i in stated.test.labels] == [plain.class_names[i] for i in plain.test.labels]
+    with pytest.raises(DataError, match=r"class_names: are not the class folders: bee, yak \(allowed: ant, bee, cow\)"):
+        open_it(tmp_path, f"data{suffix}", class_names=("cow", "ant", "yak"))
