@@ -267,12 +267,13 @@ training:
 
 # --- loss = task_weight * cross entropy + the sum of weight * distillation loss
 distillation:
-  task_weight: 0.1
+  task_weight: 0.1  # 1.0 beside dkd and losses that read features, as their authors have it
   label_smoothing: 0.0
 {losses}
   losses:
     - {{type: kd, weight: 0.9, temperature: 4.0}}
-    # - {{type: hint, weight: 100.0}}
+    # - {{type: hint, weight: 100.0}}  # its authors' weight, which it has unless stated
+    # - {{type: dkd, warmup_fraction: 0.083}}  # its weight grows in this share of the steps
   # teacher_top_k: 100  # with thousands of classes: keep only the largest of the teacher's logits
 
 # --- Training settings to search with the architecture (none by default):
