@@ -120,9 +120,14 @@ def prepare_study(
         write_lock(folder, lock)
         run = run_of_lock(folder, lock)
     config = config.against(run.standard)
-    opened = evaluator.fingerprints.get("data", "")
     context = dataclasses.replace(
-        context, config=config, calibrations=lock["calibrations"], prepared=prepared, run_data=opened
+        context,
+        config=config,
+        calibrations=lock["calibrations"],
+        prepared=prepared,
+        run_data=evaluator.fingerprints.get("data", ""),
+        run_teacher=evaluator.fingerprints.get("teacher", ""),
+        teacher_answers=evaluator.teacher_answers,
     )
     return Opened(config, space, evaluator, record, Workplan(context), refreshed(run, record))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -195,7 +196,8 @@ def _check_maps(module: nn.Module, example: Tensor, stages: Mapping[str, nn.Modu
 def fingerprint(network: nn.Module, facts: Mapping[str, Any]) -> str:
     """Return a hash of the network's structure and weights and of `facts` (plain values)."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-    digest.update(repr(network).encode())
+    # Where a part shows a function, its address differs in every process.
+    digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(network)).encode())
     for name, value in network.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -9,16 +9,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdnas.core.data import ImageData
-from kdnas.errors import TeacherError
+from kdnas.errors import RunFolderError, TeacherError
 from kdnas.study.config import DataConfig
-from kdnas.study.opening import split
+from kdnas.study.evaluators import EvaluatorContext, open_evaluator
+from kdnas.study.loading import load_study
+from kdnas.study.opening import cache_dir, split
+from kdnas.study.preparation import prepare_study
 from kdnas.study.teacher_check import report_teacher
 from kdnas.teachers import Teacher, TeacherContext
 from kdnas.teachers._adapting import Expected, fit_teacher
 from kdnas.teachers._class_names import naming_of
+from kdnas.training.recipe import Augmentation
+from kdnas.training.teaching import views_key
 
 CPU = torch.device("cpu")
 
@@ -162,3 +168,88 @@ def test_a_part_that_trains_without_effect_is_named(report) -> None:
 def test_a_teacher_of_one_answer_is_named_so(report) -> None:
     with pytest.raises(TeacherError, match="it answers '9' for every image"):
         report(lambda net, z: 0 * z + torch.linspace(-1, 1, 10))
+
+
+# -- the same teacher everywhere ---------------------------------------------------------------------------------------
+
+
+STUDY = """\
+name: own
+data: digits
+teacher: {type: module, factory: "net.py:build", weights: w.safetensors, mean: [0], std: [255]}
+space: digits_resnet
+costs: {}
+executor: {type: local, workers: 1}
+"""
+BODY = """\
+import pathlib
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+        self.scale = float(pathlib.Path(__file__).with_name("scale").read_text())
+
+    def forward(self, images):
+        return self.scale * self.fc(images.flatten(1))
+
+def build():
+    return Net()
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path, weights: np.ndarray) -> Path:
+    """Write a study of the linear teacher whose answers hang on a file beside its factory."""
+    network = Linear(weights)
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    for name, text in {"net.py": BODY, "scale": "1", "study.yaml": STUDY}.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def _prepared(study: Path):
+    (study / "run").mkdir(exist_ok=True)
+    options = {"data_root": study, "cache": cache_dir(), "device": CPU, "observe": lambda event: None}
+    return prepare_study(load_study(study / "study.yaml"), study / "run", **options)
+
+
+def test_a_resume_notices_a_teacher_that_answers_otherwise(study: Path) -> None:
+    first = _prepared(study)
+    assert len(first.run.lock["teacher_answers"]) == 32
+    (study / "scale").write_text("1.00001")  # as another machine rounds
+    assert _prepared(study).run.lock == first.run.lock
+    (study / "scale").write_text("0.9")
+    with pytest.raises(RunFolderError, match="answers otherwise than before, though its files are the same"):
+        _prepared(study)
+
+
+def test_a_worker_stops_at_another_teacher_than_its_controller_s(study: Path) -> None:
+    plan = _prepared(study).workplan
+    assert plan().fingerprints["teacher"]
+    (study / "scale").write_text("0.9")
+    with pytest.raises(TeacherError, match="answers otherwise than before"):
+        plan()
+    (study / "scale").write_text("1")
+    state = {name: value + 1e-3 for name, value in Linear(np.zeros((65, 10))).state_dict().items()}
+    save_file(state, study / "w.safetensors")
+    with pytest.raises(TeacherError, match="is another network"):
+        plan()
+
+
+def test_kept_answers_are_those_of_the_teacher_as_it_is(study: Path) -> None:
+    keys = set()
+    for scale in ("1", "0.9", "1"):
+        (study / "scale").write_text(scale)
+        bench = open_evaluator(EvaluatorContext(*_loaded(study), study, study, cache_dir(), "cpu")).bench
+        options = {"needs": frozenset({"logits"}), "augmentation": Augmentation(), "view_seed": 0, "bfloat16": False}
+        samples = bench.train_indices
+        keys.add(views_key(bench.teacher, bench.teacher_shapes, bench.data, device=CPU, samples=samples, **options))
+    assert len({key.digest for key in keys}) == 2
+
+
+def _loaded(study: Path):
+    loaded = load_study(study / "study.yaml")
+    return loaded.config, loaded.space

@@ -52,6 +52,10 @@ class EvaluatorContext:
     """What the run's lock file says of its preparation: empty until `Evaluator.prepare` has said it."""
     run_data: str = ""
     """The fingerprint of the run's data; empty until they have been opened."""
+    run_teacher: str = ""
+    """The fingerprint of the teacher that the controller has opened; empty until it has."""
+    teacher_answers: tuple[float, ...] = ()
+    """A sketch of what that teacher says to a few fixed images."""
     in_worker: bool = False
     """Whether this is a worker's: it works on the data that the controller opened."""
     beside: Evaluator | None = None

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from kdnas.core.answers import what_differs
 from kdnas.core.arch import Arch
 from kdnas.core.data import ImageArrays, ImageData
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import ACCURACY
 from kdnas.costs import COSTS, CheapCost, MeasuredCost
+from kdnas.errors import Problem, TeacherError
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.taps import OutputShapes, output_shapes
 from kdnas.students import STUDENTS, StudentFamily
@@ -62,6 +64,7 @@ class Bench:
             numerics=config.training,
             say=say,
         )
+        _refuse_another_teacher(context, teacher)
         costs: dict[str, CheapCost | MeasuredCost] = {}
         for name in named_costs(config):
             objects = (device,) if issubclass(COSTS.get(name), MeasuredCost) else ()
@@ -149,6 +152,19 @@ def _open_data(context: EvaluatorContext, config: DataConfig) -> ImageData:
     if context.in_worker:
         return open_handed_data(config, root, cache, known)
     return reopen_data(config, root, cache, known, say=context.say)
+
+
+def _refuse_another_teacher(context: EvaluatorContext, teacher: Teacher) -> None:
+    """Raise TeacherError where a worker has made another teacher than its controller: it would teach something else."""
+    where = f"teacher {teacher.name}"
+    if context.run_teacher and teacher.fingerprint != context.run_teacher:
+        what = (
+            f"is another network (content hash {teacher.fingerprint}) than that of the run ({context.run_teacher}): "
+            "the function that builds it draws weights, or a file was changed while the run went on"
+        )
+        raise TeacherError(Problem(where, what, "the same weights whenever it is built, as from a file"))
+    if differs := what_differs(context.teacher_answers, teacher.answers):
+        raise TeacherError(Problem(where, differs, "the teacher that the run began with"))
 
 
 def named_costs(config: StudyConfig) -> list[str]:
