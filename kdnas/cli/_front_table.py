@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from kdnas.report.tables import other_quantities, short_archs
+from kdnas.report.tables import enqueued_numbers, other_quantities, short_archs
 from kdnas.report.wording import label, shown, shown_interval
 from kdnas.study.front import front, indistinguishable, recommended
 from kdnas.study.records import FrontMember, RunRecord
@@ -34,6 +34,8 @@ def front_table(run: RunRecord, width: int, rows: int | None = None) -> Table:
     meaning = "means of the retrainings ± 95 %" if retrained else "brief scores, one seed"
     how = f"◆ {chosen.words}  " if chosen is not None else ""
     caption = f"{how}★ teacher  ≈ accuracy like another’s; accuracies are {meaning}"
+    queued = enqueued_numbers(run)
+    caption = f"+ enqueued  {caption}" if any(member.trial.number in queued for member in members) else caption
     table = Table(box=None, caption=caption, caption_justify="left", pad_edge=False, header_style="bold")
     table.add_column("student", no_wrap=True)
     for heading in ("accuracy", *(["on test"] if retrained else []), "MACs", "params", *map(label, others)):
@@ -44,7 +46,7 @@ def front_table(run: RunRecord, width: int, rows: int | None = None) -> Table:
         test = [_interval(member.test_accuracy, member.test_accuracy_ci95, width)] if retrained else []
         table.add_row(
             f"{'◆' if member.trial.number == marked else ' '} {member.trial.arch.arch_id}"
-            f"{' ≈' if alike[member.trial.number] else ''}",
+            f"{' ≈' if alike[member.trial.number] else ''}{' +' if member.trial.number in queued else ''}",
             _interval(member.values.get("accuracy"), member.accuracy_ci95, width),
             *test,
             *(shown(name, member.values.get(name)) for name in names),

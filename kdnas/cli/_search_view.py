@@ -74,7 +74,7 @@ def trial_line(run: RunRecord, trial: TrialRecord) -> str:
     values = measured_values(trial)
     # By their names in a study, which the log of a search is looked through for.
     numbers = "  ".join(f"{name} {shown(name, values[name])}" for name in run.quantities if name in values)
-    return f"{head}{numbers}  ({trial.train_seconds:.1f} s)"
+    return f"{head}{numbers}  ({trial.train_seconds:.1f} s{', enqueued' if trial.enqueued else ''})"
 
 
 def teacher_lines(run: RunRecord) -> list[str]:

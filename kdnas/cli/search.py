@@ -32,6 +32,16 @@ def command(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads of each training (training.threads).")
     ] = None,
+    enqueue: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--enqueue",
+            metavar="ARCH.yaml",
+            help="Score this student of yours first, and beside the others: its choices as in the space file, or an "
+            "exported student.json. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     overrides: Overrides = None,
     data_root: DataRoot = None,
     trust_code: TrustCode = False,
@@ -47,6 +57,8 @@ def command(
       kdnas search runs/digits --trials 100
 
       kdnas search my-study --out runs/a --trials 200 --set training.epochs=10
+
+      kdnas search my-study --enqueue mine.yaml --enqueue export/student.json
     """
     settings = list(overrides or [])
     settings += [f"budget.trials={trials}"] if trials is not None else []
@@ -54,14 +66,20 @@ def command(
     settings += [f"device={device}"] if device is not None else []
     settings += [f"training.threads={threads}"] if threads is not None else []
     try:
-        _search(study, out, settings, data_root, json, trust_code)
+        _search(study, out, settings, enqueue or [], data_root, json, trust_code)
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command continues", err=True)
         raise typer.Exit(130) from None
 
 
 def _search(
-    study: Path, out: Path | None, settings: list[str], root_option: Path | None, json: bool, trust_code: bool
+    study: Path,
+    out: Path | None,
+    settings: list[str],
+    queue: list[Path],
+    root_option: Path | None,
+    json: bool,
+    trust_code: bool,
 ) -> None:
     from kdnas.errors import KdnasError, RunError
     from kdnas.study.loading import load_study, run_folder
@@ -74,6 +92,11 @@ def _search(
 
         allow_code_of_run(continued, data_root(root_option), trust_code)
     folder = (out or continued or Path("runs") / loaded.config.name).resolve()
+    hand_made = []
+    if queue:
+        from kdnas.study.hand_made import read_students
+
+        hand_made = read_students(queue, loaded.config, loaded.space)
     with controller_lock(folder):
         from kdnas.report.files import write_report
         from kdnas.study.events import Note, Ready
@@ -92,6 +115,10 @@ def _search(
                 device=resolve_device(loaded.config.device),
                 observe=view.observe,
             )
+            if hand_made:
+                from kdnas.study.hand_made import enqueue
+
+                enqueue(opened, hand_made, view.observe)
             view.observe(Ready(opened.run, bool(opened.run.trials), opened.workers))
             search = Search(opened, view.observe)
             try:

@@ -33,10 +33,10 @@ _NAMES = {
     "indistinguishable_from": "accuracy not distinguishable from",
     "arch": "what it is",
 }
-_TEXT, _LONG = ("arch_id", "fidelity_weights", "state", "arch"), ("reason", "indistinguishable_from")
+_TEXT, _LONG = ("arch_id", "fidelity_weights", "state", "enqueued", "arch"), ("reason", "indistinguishable_from")
 _CODE = ("arch_id", "indistinguishable_from")
 _LAST = (
-    "state", "reason", "seeds", "fidelity_epochs", "fidelity_data_fraction", "fidelity_weights",
+    "state", "enqueued", "reason", "seeds", "fidelity_epochs", "fidelity_data_fraction", "fidelity_weights",
     "fidelity_resolution_fraction", "train_seconds", "teacher_seconds", "indistinguishable_from", "arch",
 )  # fmt: skip
 

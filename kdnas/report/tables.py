@@ -42,7 +42,7 @@ def other_quantities(run: RunRecord) -> list[str]:
 def trials_table(run: RunRecord) -> pd.DataFrame:
     """Return every trial, in the order of their numbers, as trials.csv has it."""
     columns = [*FIRST_COLUMNS, *_quantity_columns(run), *_FIDELITY]
-    columns += [*_tuned_names(run), "train_seconds", "teacher_seconds", "reason", "arch"]
+    columns += [*_tuned_names(run), "train_seconds", "teacher_seconds", "enqueued", "reason", "arch"]
     rows = [
         {**_common(run, trial, measured_values(trial)), "reason": trial.reason}
         for trial in sorted(run.trials, key=lambda trial: trial.number)
@@ -58,7 +58,7 @@ def front_table(run: RunRecord) -> pd.DataFrame:
     """
     columns = [*FIRST_COLUMNS, *_quantity_columns(run), "test_accuracy", "test_accuracy_ci95", "seeds"]
     columns += ["indistinguishable_from", "search_accuracy", *_FIDELITY]
-    columns += [*_tuned_names(run), "train_seconds", "reason", "arch"]
+    columns += [*_tuned_names(run), "train_seconds", "enqueued", "reason", "arch"]
     members = front(run)
     alike = indistinguishable(members)
     return _frame(
@@ -165,8 +165,15 @@ def _common(run: RunRecord, trial: TrialRecord, values: Mapping[str, float]) -> 
         "fidelity_resolution_fraction": trial.fidelity.resolution_fraction,
         "train_seconds": trial.train_seconds,
         "teacher_seconds": trial.teacher_seconds,
+        "enqueued": "yes" if trial.number in enqueued_numbers(run) else None,
         "arch": trial.arch.canonical_json,
     }
+
+
+def enqueued_numbers(run: RunRecord) -> set[int]:
+    """Return the trials of students that somebody queued, at every rung that these reached."""
+    theirs = {(trial.arch, tuple(trial.tuned.items())) for trial in run.trials if trial.enqueued}
+    return {trial.number for trial in run.trials if (trial.arch, tuple(trial.tuned.items())) in theirs}
 
 
 def _front_row(run: RunRecord, member: FrontMember) -> dict[str, Any]:

@@ -75,6 +75,8 @@ class TrialRecord:
     """Every quantity known of it, objectives and others: accuracy, macs, params, latency_ms, ..."""
     measurements: Mapping[str, Measurement] = field(default_factory=dict)
     """The measured quantities with their spread."""
+    enqueued: bool = False
+    """Whether somebody queued it, instead of the sampler proposing it."""
     reason: str = ""
     """Why it failed, was infeasible or was interrupted."""
     train_seconds: float = 0.0

@@ -140,7 +140,8 @@ class Search:
             else:
                 scored.add(place)
         self._seen = {student for student, _ in scored}
-        for other in self._run.others:
+        waiting = self._record.waiting()
+        for other in (other for other in self._run.others if other.number not in waiting):
             self._observe(Note(f"trial {other.number}: {other.reason}"))
         self._retry.extend(
             _Start(rung, self._record.proposal(number))

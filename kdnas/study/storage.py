@@ -195,6 +195,11 @@ class Record:
         return {trial.number: {**trial.params, **trial.system_attrs.get("fixed_params", {})} for trial in trials}
 
     @_on_disk
+    def enqueue(self, values: Mapping[str, Scalar], where: str) -> None:
+        """Let a student of `values` wait until the search takes it; `where` says who made it."""
+        self.study.enqueue_trial(dict(values), user_attrs={"enqueued": where})
+
+    @_on_disk
     def set_aside(self, number: int, reason: str) -> None:
         """Close a trial that has not been described, and say why it becomes no student."""
         storage, trial_id = self.study._storage, self._trial_id(number)

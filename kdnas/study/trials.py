@@ -42,6 +42,7 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
         teacher_seconds=result.get("teacher_seconds", 0.0),
         profile=result.get("profile", {}),
         notes=tuple(map(printable, result.get("notes", ()))),
+        enqueued="fixed_params" in trial.system_attrs,
         started=trial.datetime_start,
         ended=trial.datetime_complete,
     )
