@@ -51,6 +51,15 @@ Pick = Annotated[
     str,
     typer.Option("--pick", metavar="P", help=f"Which student: {PICKS}."),
 ]
+LeaveOut = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--leave-out",
+        metavar="N",
+        help="Close the damaged trial N of the run's record as failed, for good. May be repeated.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 

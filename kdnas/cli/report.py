@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import typer
 
-from kdnas.cli._options import RunFolder
+from kdnas.cli._options import LeaveOut, RunFolder
 
 
-def command(run: RunFolder) -> None:
+def command(run: RunFolder, leave_out: LeaveOut = None) -> None:
     """Write report.html (one file, works offline), front.csv, trials.csv and front.svg into the run folder."""
     from kdnas.report.files import write_report
-    from kdnas.study.storage import load_run
+    from kdnas.study.run_folder import controller_lock, read_lock
+    from kdnas.study.storage import leave_out_damaged, load_run
 
+    if leave_out:
+        read_lock(run)  # a folder that is no run is refused before anything is made in it
+        with controller_lock(run):
+            for line in leave_out_damaged(run, leave_out):
+                typer.echo(line)
     for path in write_report(load_run(run)):
         typer.echo(path)

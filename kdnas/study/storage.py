@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -40,6 +40,7 @@ from kdnas.core.space import SearchSpace
 from kdnas.core.words import printable
 from kdnas.errors import RunFolderError
 from kdnas.study.config import StudyConfig, TuneRange
+from kdnas.study.damage import leave_out, refuse_damage
 from kdnas.study.database import at_once, database_url, open_storage
 from kdnas.study.records import (
     AuditRecord,
@@ -53,7 +54,7 @@ from kdnas.study.records import (
     TrialState,
 )
 from kdnas.study.run_folder import LOCK_FILE, read_lock
-from kdnas.study.trials import audit_training, trial_record, what_else, with_retraining
+from kdnas.study.trials import audit_training, repeat_of, trial_record, what_else, with_retraining
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -120,8 +121,11 @@ class Record:
         return cls.open(folder, name, objectives)
 
     @classmethod
-    def open(cls, folder: Path, name: str, objectives: Sequence[Quantity]) -> Record:
-        """Open the record in `folder`. Raises RunFolderError when it is damaged, foreign or of another study."""
+    def open(cls, folder: Path, name: str, objectives: Sequence[Quantity], params: Collection[str] = ()) -> Record:
+        """Open the record in `folder`, whose every student states `params`.
+
+        Raises RunFolderError when it is damaged, foreign or of another study.
+        """
         path = folder / _FILE
         try:
             header = _header(path) if path.is_file() else None
@@ -133,6 +137,7 @@ class Record:
             raise RunFolderError(
                 f"{path} is not an SQLite database: it is damaged or foreign; restore it or choose another --out"
             )
+        refuse_damage(path, name, [objective.name for objective in objectives], params)
         with _storage_errors(folder):
             storage = open_storage(path, skip_table_creation=True)  # nothing is written into a foreign database
             names = optuna.get_all_study_names(storage)
@@ -288,8 +293,11 @@ class Record:
         plan = attributes.get("audit")
         if plan is None:
             return None
-        trainings = tuple(audit_training(value) for key, value in attributes.items() if key.startswith("audit:"))
-        return AuditRecord(tuple(plan["students"]), Fidelity(**plan["fidelity"]), plan["seeds"], trainings)
+        known = {trial.number for trial in self.study.get_trials(deepcopy=False) if "fidelity" in trial.user_attrs}
+        made = (audit_training(value) for key, value in attributes.items() if key.startswith("audit:"))
+        trainings = tuple(training for training in made if training.number in known)
+        students = tuple(number for number in plan["students"] if number in known)  # none that was left out since
+        return AuditRecord(students, Fidelity(**plan["fidelity"]), plan["seeds"], trainings)
 
     @_on_disk
     def has_final_measurements(self, number: int) -> bool:
@@ -325,8 +333,7 @@ class Record:
         attributes = self.study.user_attrs
         for key, value in attributes.items():
             if key.startswith("final:"):
-                fidelity = Fidelity(**value["fidelity"])
-                repeats.setdefault(int(key.split(":")[1]), []).append(Repeat(**{**value, "fidelity": fidelity}))
+                repeats.setdefault(int(key.split(":")[1]), []).append(repeat_of(value))
         return tuple(
             with_retraining(
                 self._trial(trial), repeats.get(trial.number, []), attributes.get(f"measured:{trial.number}", {})
@@ -444,7 +451,24 @@ def load_run(folder: Path) -> RunRecord:
     if not folder.is_dir():
         raise RunFolderError(f"there is no run folder {folder}")
     run = run_of_lock(folder, read_lock(folder))
-    return refreshed(run, Record.open(folder, run.config.name, run.objectives))
+    return refreshed(run, Record.open(folder, run.config.name, run.objectives, proposed_names(run)))
+
+
+def proposed_names(run: RunRecord) -> set[str]:
+    """Return the names of what every trial of `run` proposes: the choices of its space, and the tuned settings."""
+    space = run.lock["identity"].get("space")
+    choices = space.get("choices") if isinstance(space, Mapping) else None
+    return {*(choices if isinstance(choices, Mapping) else ()), *run.config.tune}
+
+
+def leave_out_damaged(folder: Path, names: Sequence[str]) -> list[str]:
+    """Leave the damaged trials and notes that `names` say out of the run in `folder`; return in words what was done.
+
+    The caller holds the folder's controller lock. Raises RunFolderError, and ConfigError where one is not damaged.
+    """
+    run = run_of_lock(folder, read_lock(folder))
+    objectives = [objective.name for objective in run.objectives]
+    return leave_out(folder / _FILE, run.config.name, objectives, proposed_names(run), names)
 
 
 def storage_url(folder: Path) -> str:

@@ -36,7 +36,7 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
         tuned=attributes.get("tuned", {}),
         proposed=trial.params,
         values=result.get("values", {}),
-        measurements=_measurements(result.get("measurements", {})),
+        measurements=measurements_of(result.get("measurements", {})),
         reason=printable(attributes.get("reason", "")),
         train_seconds=result.get("train_seconds", 0.0),
         teacher_seconds=result.get("teacher_seconds", 0.0),
@@ -64,7 +64,7 @@ def with_retraining(trial: TrialRecord, repeats: list[Repeat], final: Mapping[st
     """Return `trial` with the retrainings of a finalist, and with what was measured of it after the search."""
     if not repeats and not final:
         return trial
-    measured = _measurements(final)
+    measured = measurements_of(final)
     return dataclasses.replace(
         trial,
         values={**trial.values, **{name: taken.value for name, taken in measured.items()}},
@@ -73,8 +73,14 @@ def with_retraining(trial: TrialRecord, repeats: list[Repeat], final: Mapping[st
     )
 
 
-def _measurements(plain: Mapping[str, Any]) -> dict[str, Measurement]:
+def measurements_of(plain: Mapping[str, Any]) -> dict[str, Measurement]:
+    """Return the measurements that a plain record holds."""
     return {name: Measurement(**value) for name, value in plain.items()}
+
+
+def repeat_of(plain: Mapping[str, Any]) -> Repeat:
+    """Return the retraining that a study attribute holds."""
+    return Repeat(**{**plain, "fidelity": Fidelity(**plain["fidelity"])})
 
 
 def audit_training(plain: Mapping[str, Any]) -> AuditTraining:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from synthetic_run import synthetic_run
 from kdnas.cli.main import main
 from kdnas.study.front import front, recommended
 from kdnas.study.records import RunRecord
-from kdnas.study.storage import Record, load_run
+from kdnas.study.storage import Record, load_run, storage_url
 
 
 def write_run(folder: Path) -> RunRecord:
@@ -121,7 +122,7 @@ def test_dashboard_serves_until_interrupted(run):
     try:
         first, second = process.stdout.readline(), process.stdout.readline()
         assert first.startswith("http://127.0.0.1:")
-        assert second.split("optuna-dashboard ")[1].strip() == f"'sqlite:///{(run.folder / 'study.db').resolve()}'"
+        assert shlex.split(second.split("dashboard: ")[1]) == ["optuna-dashboard", storage_url(run.folder)]
         with urllib.request.urlopen(first.split()[0], timeout=60) as answer:
             assert front(run)[0].trial.arch.arch_id in answer.read().decode()
         process.send_signal(signal.SIGINT)
