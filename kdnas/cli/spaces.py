@@ -6,17 +6,19 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from kdnas.cli._options import Json
+from kdnas.cli._options import DataRoot, Json, StudyPath
 from kdnas.core.space import Choice, Condition
 from kdnas.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from kdnas.core.space import SearchSpace
+    from kdnas.nn.cutting import Axis
     from kdnas.students import StudentFamily
+    from kdnas.study.teacher_anatomy import TeacherAnatomy
 
 _SAMPLES = 1000
 
@@ -28,6 +30,9 @@ Space = Annotated[
         metavar="NAME", help="A name from `kdnas spaces list`, or a path to a YAML file.", show_default=False
     ),
 ]
+
+
+Importance = Literal["activation", "taylor", "l1"]
 
 
 @app.command("list")
@@ -119,6 +124,121 @@ def count_space(space: Space, as_json: Json = False) -> None:
         ("networks", about, f"one for all spellings of the same network; {how}"),
     ]
     _print_table((loaded.name, "count", "meaning"), rows, right=(1,))
+
+
+@app.command("anatomy")
+def show_anatomy(
+    study: StudyPath,
+    importance: Annotated[
+        Importance | None,
+        typer.Option(
+            "--importance",
+            metavar="activation|taylor|l1",
+            help="Measure on 512 training samples how much each block and unit matters.",
+            show_default=False,
+        ),
+    ] = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Show what can be cut out of a study's teacher: blocks, heads, neurons, channels; and what cannot, and why.
+
+    The teacher is opened, cut along every axis, and compared with the same network whose cut parts are masked.
+
+      kdnas spaces anatomy my-study --importance taylor
+    """
+    from kdnas.study.loading import load_study
+    from kdnas.study.opening import cache_dir
+    from kdnas.study.opening import data_root as resolved_data_root
+    from kdnas.study.teacher_anatomy import open_anatomy
+
+    loaded = load_study(study)
+    found = open_anatomy(
+        loaded.config,
+        data_root=resolved_data_root(data_root),
+        cache=cache_dir(),
+        importance=importance,
+        say=lambda line: typer.echo(line, err=True),
+    )
+    if as_json:
+        _print_json(_anatomy_document(found))
+    else:
+        _print_anatomy(found)
+
+
+def _anatomy_document(found: TeacherAnatomy) -> dict[str, Any]:
+    anatomy = found.anatomy
+    return {
+        "teacher": found.teacher,
+        "network": found.network,
+        "kind": anatomy.kind,
+        "macs": found.macs,
+        "params": found.params,
+        "smallest": {"macs": found.least_macs, "params": found.least_params},
+        "blocks": [{"name": d.name, "blocks": d.blocks, "least": d.least} for d in anatomy.depths],
+        "axes": [
+            {
+                "name": axis.name,
+                "role": axis.role,
+                "size": axis.size,
+                "tied": sorted({tie.tensor for tie in axis.ties}),
+                "inexact": axis.inexact,
+            }
+            for axis in anatomy.axes
+        ],
+        "importance": None if found.ranking is None else found.ranking.scores,
+        "uncut": [{"what": part.what, "why": part.why} for part in anatomy.uncut],
+    }
+
+
+def _print_anatomy(found: TeacherAnatomy) -> None:
+    anatomy, ranking = found.anatomy, found.ranking
+    typer.echo(f"teacher {found.teacher}: a {found.network}, read as {anatomy.kind}")
+    typer.echo(
+        f"{found.macs:,} MACs, {found.params:,} parameters; with the fewest blocks and units that work "
+        f"{found.least_macs:,} and {found.least_params:,}\n"
+    )
+    if anatomy.depths:
+        ranks = {} if ranking is None else ranking.orders
+        rows = [
+            (
+                d.name,
+                f"{d.least} .. {len(d.blocks)}",
+                ", ".join(d.blocks[block] for block in ranks.get(d.name, d.order)),
+            )
+            for d in anatomy.depths
+        ]
+        order = "" if ranking is None else ", the most influential first"
+        _print_table(("depth", "blocks", f"which may be left out{order}"), rows)
+        typer.echo("")
+    if anatomy.axes:
+        parts = [
+            (
+                axis.name,
+                f"{axis.least} .. {axis.size}",
+                str(_tied_layers(axis)),
+                "" if ranking is None else f"{_better_half(ranking.scores[axis.name]):.0%}",
+                axis.inexact or "exact",
+            )
+            for axis in anatomy.axes
+        ]
+        better = "" if ranking is None else "better half"
+        _print_table(("axis", "size", "layers", better, "cut = masked"), parts, right=(1, 2, 3))
+        if ranking is not None:
+            typer.echo("\nbetter half: the share of its importance that the better half of an axis holds")
+    if anatomy.uncut:
+        typer.echo("")
+        _print_table(("left whole", "because"), [(part.what, part.why) for part in anatomy.uncut])
+
+
+def _better_half(scores: Sequence[float]) -> float:
+    """Return the share of all importance that the more important half of the units has."""
+    ordered = sorted(scores, reverse=True)
+    return sum(ordered[: (len(ordered) + 1) // 2]) / (sum(ordered) or 1.0)
+
+
+def _tied_layers(axis: Axis) -> int:
+    return len({tie.tensor.rpartition(".")[0] for tie in axis.ties})
 
 
 def _load(name: str) -> SearchSpace:

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from typer.testing import CliRunner
 
@@ -101,3 +102,25 @@ def test_bad_input_ends_with_2_and_one_message(command, message, capsys):
     assert message in captured.err
     assert captured.err.count("error:") == 1
     assert captured.out == ""
+
+
+def test_anatomy_shows_what_can_be_cut_out_of_a_studys_teacher(tmp_path):
+    study = tiny.write(tmp_path)
+    shown = run_json("anatomy", str(study))
+    assert shown["kind"] == "convnet"
+    assert shown["macs"] > shown["smallest"]["macs"] > 0
+    (stem,) = [axis for axis in shown["axes"] if axis["name"] == "stem.0.channels"]
+    assert (stem["size"], stem["inexact"]) == (8, "")
+    assert "stem.0.weight" in stem["tied"]
+    told = CliRunner().invoke(build_app(), ["spaces", "anatomy", str(study), "--importance", "l1"])
+    assert told.exit_code == 0
+    assert "stem.0.channels" in told.stdout
+    assert "better half" in told.stdout
+    ranked = run_json("anatomy", str(study), "--importance", "taylor")["importance"]
+    assert len(ranked["stem.0.channels"]) == 8
+    assert min(ranked["stem.0.channels"]) >= 0.0
+
+
+def test_anatomy_of_a_study_without_a_teacher_is_refused(tmp_path, capsys):
+    assert main(["spaces", "anatomy", "studies/nas_bench_macro"]) == 2
+    assert "trains no students here" in capsys.readouterr().err

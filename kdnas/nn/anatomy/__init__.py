@@ -1,0 +1,30 @@
+"""Anatomies: what can be cut out of one kind of loaded network.
+
+A member reads networks of its kind and lists their axes and removable blocks as the records of `kdnas.nn.cutting`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from kdnas.nn.cutting import Anatomy
+from kdnas.registry import Registry
+
+ANATOMIES: Registry[Callable[[nn.Module, Tensor], Anatomy | None]] = Registry("anatomy", __name__)
+"""Members: `function(network, example) -> Anatomy`, None where the network is of another kind.
+
+`example` is a batch of two inputs that the network can be run on."""
+_LAST = "convnet"
+"""Asked when nobody else knows the network: transformers have convolutions, too."""
+
+
+def read_anatomy(network: nn.Module, example: Tensor) -> Anatomy:
+    """Return the anatomy of `network`. Raises ValueError, saying what was looked for, where no kind knows it."""
+    for name in sorted(ANATOMIES.names(), key=lambda name: (name == _LAST, name)):
+        found = ANATOMIES.get(name)(network, example)
+        if found is not None and (found.axes or found.depths):
+            return found
+    kinds = ", ".join(ANATOMIES.names())
+    raise ValueError(f"nothing of a {type(network).__name__} can be cut; what kdnas reads: {kinds}")

@@ -1,0 +1,248 @@
+"""What the transformers have in common: layers that attend with whole heads, then think with an MLP.
+
+A kind names, as dotted names inside one layer, who plays which role. From that follow the axes: heads (whole groups of
+queries that share keys and values), MLP neurons, and the residual stream's width.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.nn.cutting import NORM_OVER_CHANNELS, Anatomy, Axis, Count, Depth, Finish, Tie, Uncut
+
+
+@dataclass(frozen=True)
+class LayerRoles:
+    """Who does what in one layer, by dotted names inside it.
+
+    `qkv` is one layer for queries, keys and values, or three. `up` are the layers into the MLP's neurons (two where it
+    is gated), `down` the one out of them. `head_size` is where the layer says how wide a head is. `counts` say what
+    must follow the number of heads: an attribute, and whether it counts the heads themselves or their width.
+    """
+
+    qkv: tuple[str, ...]
+    out: str
+    up: tuple[str, ...]
+    down: str
+    norms: tuple[str, ...]
+    head_size: str
+    counts: tuple[tuple[str, str], ...] = ()
+    """(attribute, "heads" or "width")."""
+    scales: tuple[str, ...] = ()
+    """Parameters of the layer as long as the residual stream is wide, such as LayerScale's."""
+    head_norms: tuple[str, ...] = ()
+    """Norms over all heads at once, where there are any."""
+    neuron_norms: tuple[str, ...] = ()
+    """Norms over the MLP's neurons."""
+    uncuttable_without: str = ""
+    """An attribute that a layer must have for its heads to be cut: the width of its attention, beside its input's."""
+
+    def fits(self, layer: nn.Module) -> bool:
+        """Whether every role is there in `layer`."""
+        return all(
+            isinstance(_find(layer, name), nn.Module) for name in (*self.qkv, self.out, *self.up, self.down)
+        ) and isinstance(_find(layer, self.head_size), int)
+
+
+@dataclass(frozen=True)
+class StreamRoles:
+    """Who else touches the residual stream, outside the layers: full dotted names, those that are there.
+
+    `writes` are layers whose outputs are the stream (embeddings, a patch convolution), `reads` those it is an input of
+    (heads, poolers), `norms` lie on it, `tensors` are parameters whose last dimension it is (class tokens, positions).
+    """
+
+    writes: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
+
+    def below(self, base: str) -> StreamRoles:
+        """Return the same roles, their names `base` + name."""
+        return self._each(lambda names: tuple(base + name for name in names))
+
+    def beside(self, other: StreamRoles) -> StreamRoles:
+        """Return these roles and `other`'s."""
+        both = ((getattr(self, part.name), getattr(other, part.name)) for part in fields(self))
+        return StreamRoles(*((*mine, *others) for mine, others in both))
+
+    def _each(self, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> StreamRoles:
+        return StreamRoles(*(change(getattr(self, part.name)) for part in fields(self)))
+
+
+def transformer(
+    kind: str,
+    network: nn.Module,
+    roles: LayerRoles,
+    stream: StreamRoles,
+    *,
+    finish: Finish,
+    uncut: Sequence[Uncut] = (),
+) -> Anatomy | None:
+    """Return the anatomy of a transformer whose layers play `roles`; None where no layer does."""
+    paths = [path for path, module in network.named_modules() if roles.fits(module)]
+    containers = {path.rpartition(".")[0] for path in paths}
+    if not paths or len(containers) != 1:
+        return None
+    axes, whole = [], list(uncut)
+    for path in paths:
+        layer = network.get_submodule(path)
+        if roles.uncuttable_without and not _has(layer, roles.uncuttable_without):
+            whole.append(Uncut(f"{path}.heads", "its attention takes the width of its heads from that of its input"))
+        else:
+            axes.append(_heads(path, layer, roles))
+        axes.append(_neurons(path, layer, roles))
+    width = _width(network, paths, roles, stream)
+    depth = Depth(f"{containers.pop()}.depth", tuple(paths), tuple(_evenly_spaced(len(paths))))
+    return Anatomy(kind, (*axes, *([] if width is None else [width])), (depth,), tuple(whole), finish)
+
+
+def _heads(path: str, layer: nn.Module, roles: LayerRoles) -> Axis:
+    """Return the axis of a layer's heads, a unit being the queries that share one head of keys and values."""
+    size = _find(layer, roles.head_size)
+    assert isinstance(size, int)
+    out = _linear(layer, roles.out)
+    queries = _in_size(out) // size
+    ties: list[Tie] = []
+    if len(roles.qkv) == 1:
+        units = queries
+        runs = _runs(units, size)
+        three = torch.cat([runs, runs + units * size, runs + 2 * units * size], dim=1)
+        ties += _out_ties(f"{path}.{roles.qkv[0]}", _linear(layer, roles.qkv[0]), three)
+    else:
+        keys = _linear(layer, roles.qkv[1])
+        units = _out_size(keys) // size
+        for name in roles.qkv:
+            part = _linear(layer, name)
+            ties += _out_ties(f"{path}.{name}", part, _runs(units, _out_size(part) // units))
+    ties.append(_in_tie(f"{path}.{roles.out}", out, _runs(units, _in_size(out) // units)))
+    per_unit = {"heads": queries // units, "width": queries // units * size}
+    counts = tuple(Count(f"{path}.{name}", per_unit[what]) for name, what in roles.counts if _has(layer, name))
+    norms = _norms(path, layer, roles.head_norms, _runs(units, _in_size(out) // units))
+    return Axis(f"{path}.heads", "heads", units, (*ties, *norms), counts, inexact=NORM_OVER_CHANNELS if norms else "")
+
+
+def _neurons(path: str, layer: nn.Module, roles: LayerRoles) -> Axis:
+    down = _linear(layer, roles.down)
+    size = _in_size(down)
+    places = _runs(size, 1)
+    ties = [tie for name in roles.up for tie in _out_ties(f"{path}.{name}", _linear(layer, name), places)]
+    ties.append(_in_tie(f"{path}.{roles.down}", down, places))
+    norms = _norms(path, layer, roles.neuron_norms, places)
+    return Axis(f"{path}.inner", "inner", size, (*ties, *norms), inexact=NORM_OVER_CHANNELS if norms else "")
+
+
+def _width(network: nn.Module, paths: Sequence[str], roles: LayerRoles, stream: StreamRoles) -> Axis | None:
+    """Return the axis of the residual stream."""
+    first = network.get_submodule(paths[0])
+    size = _out_size(_linear(first, roles.out))
+    places = _runs(size, 1)
+    ties: list[Tie] = []
+    for path in paths:
+        layer = network.get_submodule(path)
+        for name in (*roles.qkv, *roles.up):
+            ties.append(_in_tie(f"{path}.{name}", _linear(layer, name), places))
+        for name in (roles.out, roles.down):
+            ties += _out_ties(f"{path}.{name}", _linear(layer, name), places)
+        for name in roles.norms:
+            ties += _norm_ties(f"{path}.{name}", _find(layer, name), places)
+        ties += [Tie(f"{path}.{name}", 0, places) for name in roles.scales if _has(layer, name)]
+    for name in stream.writes:
+        module = _find(network, name)
+        if isinstance(module, nn.Embedding):
+            ties.append(Tie(f"{name}.weight", 1, places))
+        elif isinstance(module, nn.Module):
+            ties += _out_ties(name, module, places)
+    for name in stream.reads:
+        module = _find(network, name)
+        if isinstance(module, nn.Module) and isinstance(getattr(module, "weight", None), Tensor):
+            ties.append(_in_tie(name, module, places))
+    for name in stream.norms:
+        ties += _norm_ties(name, _find(network, name), places)
+    for name in stream.tensors:
+        tensor = _find(network, name)
+        if isinstance(tensor, Tensor):
+            ties.append(Tie(name, tensor.ndim - 1, places))
+    return Axis("width", "width", size, tuple(ties), inexact=NORM_OVER_CHANNELS)
+
+
+def _norms(path: str, layer: nn.Module, names: Sequence[str], places: Tensor) -> list[Tie]:
+    return [tie for name in names for tie in _norm_ties(f"{path}.{name}", _find(layer, name), places)]
+
+
+def _norm_ties(name: str, norm: object, places: Tensor) -> list[Tie]:
+    if not isinstance(norm, nn.Module):
+        return []
+    return [Tie(f"{name}.{leaf}", 0, places) for leaf in ("weight", "bias") if _has(norm, leaf)]
+
+
+def _out_ties(name: str, layer: nn.Module, places: Tensor) -> list[Tie]:
+    """Return the ties of a layer's outputs: of its weight and its bias."""
+    weight = Tie(f"{name}.weight", 1 if _transposed(layer) else 0, places)
+    return [weight, Tie(f"{name}.bias", 0, places)] if _has(layer, "bias") else [weight]
+
+
+def _in_tie(name: str, layer: nn.Module, places: Tensor) -> Tie:
+    return Tie(f"{name}.weight", 0 if _transposed(layer) else 1, places, reads=True)
+
+
+def _transposed(layer: nn.Module) -> bool:
+    """Whether a linear layer keeps its weight as [in, out], as GPT-2's does."""
+    return hasattr(layer, "nf") and not isinstance(layer, nn.Linear)
+
+
+def _linear(layer: nn.Module, name: str) -> nn.Module:
+    found = _find(layer, name)
+    assert isinstance(found, nn.Module), name
+    return found
+
+
+def _out_size(layer: nn.Module) -> int:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[1 if _transposed(layer) else 0]
+
+
+def _in_size(layer: nn.Module) -> int:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0 if _transposed(layer) else 1]
+
+
+def _runs(units: int, length: int) -> Tensor:
+    """Return places [units, length]: unit after unit, each a run of its own."""
+    return torch.arange(units * length).reshape(units, length)
+
+
+def _find(root: nn.Module, name: str) -> object:
+    """Return what `name` points to below `root`; None where there is nothing."""
+    found: object = root
+    for part in name.split("."):
+        found = getattr(found, part, None)
+        if found is None:
+            return None
+    return found
+
+
+def _has(root: nn.Module, name: str) -> bool:
+    return _find(root, name) is not None
+
+
+def _evenly_spaced(layers: int) -> Iterator[int]:
+    """Yield layers so that every prefix of the order is spread evenly: last, first, middle, ... (LayerDrop)."""
+    ends = [layers - 1, 0] if layers > 1 else [0]
+    yield from ends
+    done = set(ends)
+    for parts in itertools.count(2):
+        if len(done) >= layers:
+            return
+        for part in range(1, parts):
+            place = round(part * (layers - 1) / parts)
+            if place not in done:
+                done.add(place)
+                yield place

@@ -1,0 +1,56 @@
+"""The configuration that a Hugging Face network carries, made to say what a cut one is, where it can."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from kdnas.nn.cutting import Kept
+
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
+_HEADS = ("num_attention_heads", "n_head", "n_heads")
+_INNER = ("intermediate_size", "n_inner", "hidden_dim")
+_WIDTH = ("hidden_size", "n_embd", "dim")
+
+
+def set_hugging_face_sizes(network: nn.Module, kept: Kept) -> None:
+    """Set the sizes in the network's `config` that one number can say; those that differ by layer stay as they were.
+
+    A stock configuration has one number of heads and one inner size for all layers. Such a network opens again from its
+    own folder; another one is right as it stands in memory, but its configuration does not describe it.
+    """
+    config = getattr(network, "config", None)
+    if config is None:
+        return
+    for name, units in kept.items():
+        if name.endswith(".depth"):
+            _set(config, _LAYERS, len(units))
+            types = getattr(config, "layer_types", None)
+            if isinstance(types, list):
+                config.layer_types = [types[index] for index in units]
+    heads = {len(units) for name, units in kept.items() if name.endswith(".heads")}
+    inner = {len(units) for name, units in kept.items() if name.endswith(".inner")}
+    if len(heads) == 1:
+        _set_heads(config, heads.pop())
+    if len(inner) == 1:
+        _set(config, _INNER, inner.pop())
+    if "width" in kept:
+        _set(config, _WIDTH, len(kept["width"]))
+
+
+def _set_heads(config: object, units: int) -> None:
+    """Set the heads; a unit is the group of queries that shares one head of keys and values."""
+    name = next((name for name in _HEADS if isinstance(getattr(config, name, None), int)), None)
+    if name is None:
+        return
+    pairs = getattr(config, "num_key_value_heads", None)
+    group = getattr(config, name) // pairs if isinstance(pairs, int) else 1
+    if isinstance(pairs, int):
+        config.num_key_value_heads = units  # type: ignore[attr-defined]
+    setattr(config, name, units * group)
+
+
+def _set(config: object, names: tuple[str, ...], value: int) -> None:
+    for name in names:
+        if hasattr(config, name):
+            setattr(config, name, value)
+            return

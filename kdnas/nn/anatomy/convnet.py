@@ -1,0 +1,205 @@
+"""Convolutional networks of any make: tied channels by tracing, residual blocks by trying them out.
+
+Which channels belong together is read off torch-pruning's dependency graph (Fang et al., "DepGraph", CVPR 2023).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.nn.anatomy import ANATOMIES
+from kdnas.nn.cutting import NORM_OVER_CHANNELS, Anatomy, Axis, Depth, Tie, Uncut
+
+_PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
+_CHANNELS = ".channels"
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@ANATOMIES.register
+def convnet(network: nn.Module, example: Tensor) -> Anatomy | None:
+    """Read a convolutional network: its groups of tied channels, and the residual blocks that may be left out."""
+    if not any(isinstance(module, _CONVOLUTIONS) for module in network.modules()):
+        return None
+    axes, uncut = _channels(network, example)
+    return Anatomy("convnet", tuple(axes), tuple(_depths(network, example)), tuple(uncut))
+
+
+def _channels(network: nn.Module, example: Tensor) -> tuple[list[Axis], list[Uncut]]:
+    from torch_pruning import DependencyGraph
+
+    traced = copy.deepcopy(network).requires_grad_(True).eval()  # the graph is that of the gradients
+    names = {module: name for name, module in traced.named_modules()}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says which dimension of bare parameters it takes for the channels
+            graph = DependencyGraph().build_dependency(traced, example_inputs=example)
+    except Exception as error:  # tracing runs the network's own code, which may raise anything
+        return [], [Uncut("all channels", f"the network cannot be traced: {str(error).partition(chr(10))[0]}")]
+    roots = [nn.Linear, *_CONVOLUTIONS]
+    axes, uncut = [], []
+    for group in graph.get_all_groups(ignored_layers=[_last_layer(traced, example)], root_module_types=roots):
+        name = _writer(group, graph, names)
+        try:
+            axes.append(_axis(name, group, graph, names))
+        except ValueError as error:
+            uncut.append(Uncut(f"the channels of {name}", str(error)))
+    place = {name: index for index, name in enumerate(names.values())}
+    axes.sort(key=lambda axis: place[axis.name.removesuffix(_CHANNELS)])
+    return axes, uncut
+
+
+def _writer(group: Any, graph: Any, names: dict[nn.Module, str]) -> str:
+    """Return the first layer, in the network's order, that makes a group's channels anew: what the axis is called."""
+    writers = [member.dep.target.module for member in group if graph.is_out_channel_pruning_fn(member.dep.handler)]
+    makers = [
+        names[module]
+        for module in writers
+        if isinstance(module, nn.Linear) or (isinstance(module, _CONVOLUTIONS) and module.groups == 1)
+    ]
+    order = list(names.values())
+    return min(makers or [names[group[0].dep.target.module]], key=order.index)
+
+
+def _axis(name: str, group: Any, graph: Any, names: dict[nn.Module, str]) -> Axis:
+    """Return the axis of a group of the graph. Raises ValueError where it cannot be cut channel by channel."""
+    members = list(group)
+    channels = len(members[0].idxs)
+    grouped = {
+        module.groups
+        for module in (member.dep.target.module for member in members)
+        if isinstance(module, _CONVOLUTIONS) and module.groups > 1 and module.groups != module.in_channels
+    }
+    if len(grouped) > 1:
+        raise ValueError(f"they meet convolutions of {' and '.join(map(str, sorted(grouped)))} groups")
+    parts = grouped.pop() if grouped else 1
+    units = channels // parts
+    ties: dict[tuple[str, int, bool], Tie] = {}
+    for member in members:
+        module = member.dep.target.module
+        rows = _rows(member.root_idxs, member.idxs, channels)
+        outward = graph.is_out_channel_pruning_fn(member.dep.handler)
+        for tie in _ties(module, names, graph, rows, parts, outward=outward):
+            ties.setdefault((tie.tensor, tie.dim, tie.reads), tie)
+    if not any(tie.reads for tie in ties.values()):
+        raise ValueError("no layer of the network reads them")
+    normed = any(isinstance(member.dep.target.module, nn.LayerNorm | nn.GroupNorm) for member in members)
+    return Axis(
+        f"{name}{_CHANNELS}", "channels", units, tuple(ties.values()), inexact=NORM_OVER_CHANNELS if normed else ""
+    )
+
+
+def _rows(roots: Sequence[int], places: Sequence[int], channels: int) -> list[list[int]]:
+    """Return by channel of the group its places in one layer."""
+    rows: list[list[int]] = [[] for _ in range(channels)]
+    for root, place in zip(roots, places, strict=True):
+        rows[root].append(place)
+    if len({len(row) for row in rows}) != 1:
+        raise ValueError("a channel of theirs has more places than another")
+    return rows
+
+
+def _ties(
+    module: nn.Module, names: dict[nn.Module, str], graph: Any, rows: list[list[int]], parts: int, *, outward: bool
+) -> Iterable[Tie]:
+    """Yield the ties of one layer; with `parts`, unit u holds channel u of every part of a grouped convolution."""
+    units = len(rows) // parts
+    places = torch.tensor([[p for part in range(parts) for p in rows[part * units + unit]] for unit in range(units)])
+    if isinstance(module, nn.Parameter):
+        name, dim = _bare_parameter(module, graph)
+        yield Tie(name, dim, places)
+        return
+    name = names.get(module)
+    if name is None:
+        return  # an operation without weights
+    reading = not outward and isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    if reading:
+        whole = isinstance(module, nn.Linear) or module.groups == 1
+        yield Tie(f"{name}.weight", 1, places if whole else torch.arange(units)[:, None], reads=True)
+        return
+    for leaf in _PER_CHANNEL:
+        tensor = getattr(module, leaf, None)
+        if isinstance(tensor, Tensor) and tensor.ndim:
+            yield Tie(f"{name}.{leaf}", 0, places)
+
+
+def _bare_parameter(parameter: nn.Parameter, graph: Any) -> tuple[str, int]:
+    """Return the name and the channel dimension of a parameter that stands in a network by itself."""
+    name = next(name for name, value in graph.model.named_parameters() if value is parameter)
+    dims = {id(entry.parameters): entry.pruning_dim for entry in graph.unwrapped_parameters}
+    return name, dims[id(parameter)]
+
+
+def _last_layer(network: nn.Module, example: Tensor) -> nn.Module:
+    """Return the layer with weights that ran last: its outputs are the network's."""
+    ran: list[nn.Module] = []
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)]
+    handles = [layer.register_forward_hook(lambda layer, inputs, outputs: ran.append(layer)) for layer in layers]
+    try:
+        with torch.no_grad():
+            network(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ran[-1]
+
+
+def _depths(network: nn.Module, example: Tensor) -> list[Depth]:
+    """Return the stages of residual blocks: runs of siblings that work at one shape."""
+    runs: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for name, shape in _residual_blocks(network, example).items():
+        runs.setdefault((name.rpartition(".")[0], shape), []).append(name)
+    parents = [parent for parent, _ in runs]
+    depths: list[Depth] = []
+    for (parent, _), blocks in runs.items():
+        number = f"{len([d for d in depths if d.name.startswith(f'{parent}.depth')]) + 1}"
+        several = parents.count(parent) > 1
+        siblings = [child for child, _ in network.get_submodule(parent).named_children()]
+        least = 0 if len(blocks) < len(siblings) else 1
+        depths.append(Depth(f"{parent}.depth{number if several else ''}", tuple(blocks), _first_ones(blocks), least))
+    return depths
+
+
+def _first_ones(blocks: Sequence[str]) -> tuple[int, ...]:
+    return tuple(range(len(blocks)))
+
+
+def _residual_blocks(network: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
+    """Return the innermost modules that are the identity once their parameters are zero, with their shape."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+                seen[name] = inputs[0].clone(), output
+
+        return hook
+
+    probe = copy.deepcopy(network).eval()
+    handles = [module.register_forward_hook(watch(name)) for name, module in probe.named_modules() if name]
+    with torch.no_grad():
+        probe(example)
+        for handle in handles:
+            handle.remove()
+        shaped = {name: fed for name, (fed, output) in seen.items() if fed.shape == output.shape and fed.ndim > 2}
+        found = {
+            name: tuple(fed.shape[1:]) for name, fed in shaped.items() if _is_residual(probe.get_submodule(name), fed)
+        }
+    return {name: shape for name, shape in found.items() if not any(other.startswith(f"{name}.") for other in found)}
+
+
+def _is_residual(block: nn.Module, fed: Tensor) -> bool:
+    """Whether `block` with zero parameters gives back what it is `fed`."""
+    if not any(parameter.numel() for parameter in block.parameters()):
+        return False
+    empty = copy.deepcopy(block)
+    for parameter in empty.parameters():
+        parameter.zero_()
+    result = empty(fed.clone())
+    return math.isfinite(float(result.abs().max())) and torch.allclose(result, fed, atol=1e-6)

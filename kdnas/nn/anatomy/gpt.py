@@ -1,0 +1,47 @@
+"""Decoders: GPT-2, and those of the Llama kind (Llama, Mistral, Qwen, SmolLM) with grouped queries and a gated MLP."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from kdnas.nn.anatomy import ANATOMIES
+from kdnas.nn.anatomy._roles import LayerRoles, StreamRoles, transformer
+from kdnas.nn.anatomy._settings import set_hugging_face_sizes
+from kdnas.nn.cutting import Anatomy
+
+_GPT2 = LayerRoles(
+    qkv=("attn.c_attn",),
+    out="attn.c_proj",
+    up=("mlp.c_fc",),
+    down="mlp.c_proj",
+    norms=("ln_1", "ln_2"),
+    head_size="attn.head_dim",
+    counts=(("attn.num_heads", "heads"), ("attn.split_size", "width")),
+)
+_LLAMA = LayerRoles(
+    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    out="self_attn.o_proj",
+    up=("mlp.gate_proj", "mlp.up_proj"),
+    down="mlp.down_proj",
+    norms=("input_layernorm", "post_attention_layernorm"),
+    head_size="self_attn.head_dim",
+    counts=(),
+)
+_STREAM = StreamRoles(writes=("wte", "wpe", "embed_tokens"), norms=("ln_f", "norm"))
+_HEADS = StreamRoles(reads=("lm_head", "score", "classifier"))
+
+
+@ANATOMIES.register
+def gpt(network: nn.Module, example: Tensor) -> Anatomy | None:
+    """Read a decoder: query groups and MLP neurons of every layer, its layers, and the width they share.
+
+    Heads are cut with all the queries that share their keys and values, and never inside: rotary pairs stay whole.
+    """
+    stream = _HEADS
+    for base in ("", "transformer.", "model."):
+        stream = stream.beside(_STREAM.below(base))
+    for roles in (_GPT2, _LLAMA):
+        found = transformer("gpt", network, roles, stream, finish=set_hugging_face_sizes)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,409 @@
+"""What can be cut out of a loaded network: its axes (groups of coupled channels, heads, neurons) and its blocks.
+
+An anatomy (`kdnas.nn.anatomy` reads it) lists as plain records which places of which tensors belong together. What is
+here works on the lists alone: cutting, masking, sorting, and checking that a cut network computes what the masked one
+does. A network whose axes were sorted by importance gives every student as a prefix.
+
+Cutting slices the network's own tensors and sets its own counts, so a student is a module of the teacher's class.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.nn.normalise import Normalised
+
+NORM_OVER_CHANNELS = "a norm over the channels sees fewer of them"
+"""Why cutting the channels under a LayerNorm is inexact by nature."""
+
+Role = Literal["width", "inner", "heads", "channels"]
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Where an axis lies in one dimension of one tensor: unit u owns the places `places[u]`."""
+
+    tensor: str
+    """Dotted name of a parameter or buffer."""
+    dim: int
+    places: Tensor
+    """[U units, k places a unit], int64."""
+    reads: bool = False
+    """Whether this is the input of a layer: what the axis carries is read here."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """A number inside a module that follows the size of an axis: `attribute` = `per_unit` x size."""
+
+    attribute: str
+    """Dotted name."""
+    per_unit: int
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Coupled places that are cut together, unit by unit: a head, a neuron, a channel."""
+
+    name: str
+    role: Role
+    size: int
+    """Units."""
+    ties: tuple[Tie, ...]
+    counts: tuple[Count, ...] = ()
+    least: int = 1
+    """Fewest units that work."""
+    multiple: int = 1
+    """Sizes are multiples of it."""
+    inexact: str = ""
+    """Why a cut network differs from the masked one by nature, such as a LayerNorm over fewer channels; else empty."""
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Blocks of one stage that may be left out, each the identity but for what it adds.
+
+    `blocks` are dotted names inside one container, in the network's order; `order` ranks them, the one to keep longest
+    first.
+    """
+
+    name: str
+    blocks: tuple[str, ...]
+    order: tuple[int, ...]
+    least: int = 1
+
+
+@dataclass(frozen=True)
+class Uncut:
+    """A part of the network that is left as it is, and why."""
+
+    what: str
+    why: str
+
+
+Kept = Mapping[str, Sequence[int]]
+"""By the name of an axis or a depth: the units or blocks that stay, in the order that they will have."""
+Finish = Callable[[nn.Module, Kept], None]
+"""Puts right what a cut leaves behind in a module of its kind, such as its configuration."""
+
+
+def _nothing(module: nn.Module, kept: Kept) -> None:
+    """Leave the module as it is."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The axes and removable blocks of one network; `kind` is the member of the family that found them."""
+
+    kind: str
+    axes: tuple[Axis, ...]
+    depths: tuple[Depth, ...]
+    uncut: tuple[Uncut, ...] = ()
+    finish: Finish = field(default=_nothing, compare=False)
+
+    @cached_property
+    def by_name(self) -> dict[str, Axis | Depth]:
+        """Every axis and depth by its name."""
+        parts: tuple[Axis | Depth, ...] = (*self.axes, *self.depths)
+        return {part.name: part for part in parts}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes of the whole network, by name."""
+        return {name: len(part.blocks) if isinstance(part, Depth) else part.size for name, part in self.by_name.items()}
+
+    def prefix(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """Return what stays of a sorted network at `sizes`: first units, best blocks; what is not named stays whole.
+
+        Raises ValueError where a size is none of its part's.
+        """
+        kept: dict[str, tuple[int, ...]] = {}
+        for name, size in sizes.items():
+            part = self.by_name.get(name)
+            if part is None:
+                raise ValueError(f"no part is called {name}; there are {', '.join(self.by_name)}")
+            most = len(part.blocks) if isinstance(part, Depth) else part.size
+            step = 1 if isinstance(part, Depth) else part.multiple
+            if not part.least <= size <= most or size % step:
+                raise ValueError(f"{name} is {size}: {part.least} to {most}, by {step}")
+            kept[name] = tuple(sorted(part.order[:size])) if isinstance(part, Depth) else tuple(range(size))
+        return kept
+
+    def cut(self, network: nn.Module, kept: Kept) -> nn.Module:
+        """Return a copy of `network` that holds what is `kept` alone; other parts stay whole.
+
+        The copy is a module of the same class on the same device, and shares no tensor with `network`; weights that
+        were tied stay tied.
+        """
+        student = copy.deepcopy(network)
+        tensors = _Tensors(student)
+        for axis in self.axes:
+            if axis.name in kept:
+                units = torch.tensor(list(kept[axis.name]), dtype=torch.int64)
+                for tie in axis.ties:
+                    tensors.keep(tie, units)
+                for count in axis.counts:
+                    _set(student, count.attribute, count.per_unit * len(units))
+        tensors.write()
+        _remove_blocks(student, self.depths, kept)
+        self.finish(student, kept)
+        return student
+
+    def mask(self, network: nn.Module, kept: Kept) -> nn.Module:
+        """Return a copy of `network` at full size in which nothing reads what is not `kept`: the measure of a cut."""
+        masked = copy.deepcopy(network)
+        tensors = dict(_named_tensors(masked))
+        with torch.no_grad():
+            for axis in self.axes:
+                dropped = sorted(set(range(axis.size)) - set(kept.get(axis.name, range(axis.size))))
+                for tie in axis.ties:
+                    if tie.reads and dropped:
+                        tensors[tie.tensor].index_fill_(tie.dim, _flat(tie, dropped), 0.0)
+        _remove_blocks(masked, self.depths, kept)
+        return masked
+
+    def sort(self, network: nn.Module, orders: Mapping[str, Sequence[int]]) -> None:
+        """Reorder the units of axes in place, by name: unit `order[i]` becomes unit i. The outputs stay as they are."""
+        tensors = dict(_named_tensors(network))
+        done: set[tuple[int, int, str]] = set()
+        with torch.no_grad():
+            for axis in self.axes:
+                if axis.name not in orders:
+                    continue
+                order = torch.tensor(list(orders[axis.name]), dtype=torch.int64)
+                if sorted(order.tolist()) != list(range(axis.size)):
+                    raise ValueError(f"the order of {axis.name} is no permutation of its {axis.size} units")
+                for tie in axis.ties:
+                    tensor = tensors[tie.tensor]
+                    key = (tensor.data_ptr(), tie.dim, axis.name)
+                    if key in done:  # a tied weight has two names
+                        continue
+                    done.add(key)
+                    places = torch.arange(tensor.shape[tie.dim])
+                    places[tie.places.reshape(-1)] = tie.places[order].reshape(-1)
+                    tensor.copy_(tensor.index_select(tie.dim, places.to(tensor.device)))
+
+
+class _Tensors:
+    """The parameters and buffers of a network that is being cut."""
+
+    def __init__(self, network: nn.Module):
+        self._network = network
+        self._named = dict(_named_tensors(network))
+        self._kept: dict[str, dict[int, Tensor]] = {}
+        """By tensor and dimension: which places stay, in order."""
+
+    def keep(self, tie: Tie, units: Tensor) -> None:
+        """Keep of the places of `tie` those of `units`, in that order."""
+        size = self._named[tie.tensor].shape[tie.dim]
+        places = self._kept.setdefault(tie.tensor, {}).get(tie.dim, torch.arange(size))
+        mine = torch.zeros(size, dtype=torch.bool)
+        mine[tie.places.reshape(-1)] = True
+        stay = torch.zeros(size, dtype=torch.bool)
+        stay[tie.places[units].reshape(-1)] = True
+        slots = places[~mine[places] | stay[places]]
+        if not bool((units.diff() > 0).all()):
+            # The axis's own places are filled again in the order of `units`; what belongs to others keeps its place.
+            ordered = iter(_in_slots(tie, units, slots, mine))
+            slots = torch.tensor([next(ordered) if mine[slot] else int(slot) for slot in slots])
+        self._kept[tie.tensor][tie.dim] = slots
+
+    def write(self) -> None:
+        """Put the cut tensors into the network; tied ones stay tied."""
+        cut: dict[int, Tensor] = {}
+        for name, dims in self._kept.items():
+            tensor = self._named[name]
+            if id(tensor) not in cut:
+                value = tensor.detach()
+                for dim, places in dims.items():
+                    value = value.index_select(dim, places.to(value.device))
+                cut[id(tensor)] = (
+                    nn.Parameter(value.clone(), requires_grad=tensor.requires_grad)
+                    if isinstance(tensor, nn.Parameter)
+                    else value.clone()
+                )
+        touched = set()
+        for name, tensor in self._named.items():
+            if id(tensor) in cut:
+                path, _, leaf = name.rpartition(".")
+                owner = self._network.get_submodule(path)
+                setattr(owner, leaf, cut[id(tensor)])
+                touched.add(path)
+        for path in touched:
+            _refit(self._network.get_submodule(path))
+
+
+def _in_slots(tie: Tie, units: Tensor, slots: Tensor, mine: Tensor) -> list[int]:
+    """Return the places of `units` in the order in which they fill the axis's remaining `slots`.
+
+    Where a unit owns several runs (query, key and value of one fused layer), every run is filled by itself.
+    """
+    kept = sorted(units.tolist())
+    position = {unit: rank for rank, unit in enumerate(kept)}
+    by_slot = {int(place): (int(unit), k) for unit in kept for k, place in enumerate(tie.places[unit])}
+    order = units.tolist()
+    return [
+        int(tie.places[order[position[by_slot[slot][0]]], by_slot[slot][1]]) for slot in slots.tolist() if mine[slot]
+    ]
+
+
+def _named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return every parameter and buffer under every name that it has."""
+    parameters = list(network.named_parameters(remove_duplicate=False))
+    return [*parameters, *network.named_buffers(remove_duplicate=False)]
+
+
+def _flat(tie: Tie, units: Sequence[int]) -> Tensor:
+    return tie.places[list(units)].reshape(-1)
+
+
+def _refit(layer: nn.Module) -> None:
+    """Set the sizes that a layer says of itself to those of its weights."""
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor):
+        return
+    if isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = weight.shape
+    elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if layer.groups > 1 and layer.groups == layer.in_channels:  # depthwise
+            layer.groups = weight.shape[0] * layer.groups // layer.out_channels
+        layer.out_channels, layer.in_channels = weight.shape[0], weight.shape[1] * layer.groups
+    elif isinstance(layer, nn.Embedding):
+        layer.num_embeddings, layer.embedding_dim = weight.shape
+    elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        layer.num_features = weight.shape[0]
+    elif isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+        layer.normalized_shape = tuple(weight.shape)
+    elif hasattr(layer, "nx") and hasattr(layer, "nf"):  # the transposed linear layer of GPT-2
+        layer.nx, layer.nf = weight.shape  # type: ignore[assignment]
+
+
+def _set(network: nn.Module, attribute: str, value: int) -> None:
+    path, _, name = attribute.rpartition(".")
+    setattr(network.get_submodule(path), name, value)
+
+
+def _remove_blocks(network: nn.Module, depths: Sequence[Depth], kept: Kept) -> None:
+    """Take the blocks that are not kept out of their containers, and number the others anew."""
+    gone = [
+        name
+        for depth in depths
+        if depth.name in kept
+        for index, name in enumerate(depth.blocks)
+        if index not in set(kept[depth.name])
+    ]
+    for parent in dict.fromkeys(name.rpartition(".")[0] for name in gone):
+        container = network.get_submodule(parent)
+        leaving = {name.rpartition(".")[2] for name in gone if name.rpartition(".")[0] == parent}
+        if not isinstance(container, nn.Sequential | nn.ModuleList):
+            for name in leaving:
+                setattr(container, name, nn.Identity())
+            continue
+        for index in reversed([index for index, name in enumerate(container._modules) if name in leaving]):
+            del container[index]
+        for index, block in enumerate(container):
+            for module in block.modules():
+                if isinstance(getattr(module, "layer_idx", None), int):
+                    setattr(module, "layer_idx", index)  # noqa: B010 - caches are kept by layer
+
+
+TOLERANCE = 1e-4
+"""The largest difference of an output, as a share of the largest output."""
+
+
+def sound_part(anatomy: Anatomy, network: nn.Module, example: Tensor) -> Anatomy:
+    """Return `anatomy` without the axes and blocks that `network`, in eval mode, cannot be cut along.
+
+    Every part is cut to half and run on `example`. What fails, or computes something else than the masked network, is
+    left whole, and the reason stands in `uncut`. Parts that are inexact by nature must only run.
+    """
+    parts: list[Axis | Depth] = [*anatomy.axes, *anatomy.depths]
+    faults = dict(_faults(anatomy, network, example, parts))
+    uncut = [Uncut(name, why) for name, why in faults.items()]
+    return dataclasses.replace(
+        anatomy,
+        axes=tuple(axis for axis in anatomy.axes if axis.name not in faults),
+        depths=tuple(depth for depth in anatomy.depths if depth.name not in faults),
+        uncut=(*anatomy.uncut, *uncut),
+    )
+
+
+def _faults(
+    anatomy: Anatomy, network: nn.Module, example: Tensor, parts: Sequence[Axis | Depth]
+) -> list[tuple[str, str]]:
+    """Return the parts that cannot be cut, and why: looked for by halving, since most networks have none."""
+    if not parts:
+        return []
+    exact = [part for part in parts if isinstance(part, Depth) or not part.inexact]
+    if len(exact) not in (0, len(parts)):
+        inexact = [part for part in parts if part not in exact]
+        return [*_faults(anatomy, network, example, exact), *_faults(anatomy, network, example, inexact)]
+    why = _fault(anatomy, network, example, parts, exact=bool(exact))
+    if not why:
+        return []
+    if len(parts) == 1:
+        return [(parts[0].name, why)]
+    middle = len(parts) // 2
+    return [fault for half in (parts[:middle], parts[middle:]) for fault in _faults(anatomy, network, example, half)]
+
+
+def _fault(anatomy: Anatomy, network: nn.Module, example: Tensor, parts: Sequence[Axis | Depth], *, exact: bool) -> str:
+    """Return what is wrong with the network that is cut along `parts`; empty where nothing is."""
+    kept = anatomy.prefix({part.name: _half(part) for part in parts})
+    try:
+        cut = outputs(anatomy.cut(network, kept), example)
+    except Exception as error:  # it runs the user's own module, which may raise anything
+        return f"the cut network does not run: {type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+    if not bool(torch.isfinite(cut).all()):
+        return "the cut network's outputs are not finite"
+    if not exact:
+        return ""
+    masked = outputs(anatomy.mask(network, kept), example)
+    gap = float((cut - masked).abs().max() / masked.abs().max().clamp_min(1e-12))
+    return "" if gap <= TOLERANCE else f"the cut network's outputs differ from the masked one's by {gap:.1e} of them"
+
+
+def _half(part: Axis | Depth) -> int:
+    if isinstance(part, Depth):
+        return max(part.least, len(part.blocks) // 2)
+    return max(part.least, part.size // 2 // part.multiple * part.multiple, part.multiple)
+
+
+def outputs(network: nn.Module, example: Tensor, *, grad: bool = False) -> Tensor:
+    """Return the logits of `network` on `example`, in whatever form it gives them, as float32."""
+    with torch.set_grad_enabled(grad):
+        answer = network(example)
+    logits = getattr(answer, "logits", answer)
+    if isinstance(logits, tuple | list):
+        logits = logits[0]
+    assert isinstance(logits, Tensor)
+    return logits.float()
+
+
+def inside(module: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
+    """Return the network behind the normalisation of `module`, and what it is given when `module` sees `example`."""
+    network, fed = module, example
+    for part in module.modules():
+        if isinstance(part, Normalised):
+            network = part.network
+    if network is module:
+        return module, example
+
+    def watch(part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal fed
+        fed = inputs[0].detach()
+
+    handle = network.register_forward_pre_hook(watch)
+    try:
+        outputs(module, example)
+    finally:
+        handle.remove()
+    return network, fed

@@ -1,0 +1,226 @@
+"""Which units and blocks of a network matter most: one calibration pass, from which every student is cut as a prefix.
+
+Sources: mean activations over the sequence, root of squares over the batch (Muralidharan et al., "Minitron", NeurIPS
+2024); first-order Taylor expansion (Molchanov et al., CVPR 2019); L1 of the weights that read a channel (Cai et al.,
+"Once-for-All", ICLR 2020); a block's influence, one minus the cosine of its input and output (Men et al., "ShortGPT",
+2024).
+
+Shapes: B samples, F features of a layer's input, U units of an axis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdnas.nn.cutting import Anatomy, Axis, Depth, Tie, outputs
+
+Method = Literal["activation", "taylor", "l1"]
+Batch = tuple[Tensor, Tensor]
+"""Inputs [B, ...] as the network takes them, and labels [B]."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Scores of every unit and every block, by the name of its axis or depth; larger is to be kept longer."""
+
+    scores: dict[str, tuple[float, ...]]
+
+    @property
+    def orders(self) -> dict[str, tuple[int, ...]]:
+        """By name: units or blocks, the most important first; of equals the earlier."""
+        return {
+            name: tuple(sorted(range(len(scores)), key=lambda unit: (-scores[unit], unit)))
+            for name, scores in self.scores.items()
+        }
+
+
+def rank(
+    network: nn.Module,
+    anatomy: Anatomy,
+    batches: Iterable[Batch],
+    *,
+    method: Method = "activation",
+    depth: Literal["influence", "even"] = "influence",
+) -> Ranking:
+    """Return how much every unit and block of `network`, in eval mode, matters on `batches`.
+
+    `l1` looks at no data, and blocks are then ranked as the anatomy does. Some 512 samples are enough.
+    """
+    scores: dict[str, Tensor] = {}
+    if method == "l1":
+        scores = {axis.name: _l1(network, axis) for axis in anatomy.axes}
+    else:
+        meters = _Activations(network, anatomy) if method == "activation" else _Taylor(network, anatomy)
+        influence = _Influence(network, anatomy.depths if depth == "influence" else ())
+        with meters.watching(), influence.watching():
+            for inputs, labels in batches:
+                meters.run(inputs, labels)
+        scores = meters.scores() | influence.scores()
+    return Ranking({name: tuple(float(value) for value in values) for name, values in scores.items()})
+
+
+def sorted_by(network: nn.Module, anatomy: Anatomy, ranking: Ranking) -> Anatomy:
+    """Sort the units of `network` in place, the most important first, and return the anatomy with its blocks ranked."""
+    orders = ranking.orders
+    anatomy.sort(network, {axis.name: orders[axis.name] for axis in anatomy.axes if axis.name in orders})
+    depths = tuple(
+        dataclasses.replace(depth, order=orders[depth.name]) if depth.name in orders else depth
+        for depth in anatomy.depths
+    )
+    return dataclasses.replace(anatomy, depths=depths)
+
+
+def _l1(network: nn.Module, axis: Axis) -> Tensor:
+    """Return the sum of absolute weights that read each unit [U]."""
+    total = torch.zeros(axis.size)
+    for tie in _readers(axis):
+        weight = network.get_parameter(tie.tensor).detach().abs()
+        others = [dim for dim in range(weight.ndim) if dim != tie.dim]
+        total += weight.sum(dim=others).cpu()[tie.places].sum(dim=1)
+    return total
+
+
+def _readers(axis: Axis) -> list[Tie]:
+    return [tie for tie in axis.ties if tie.reads]
+
+
+class _Activations:
+    """Sizes of what flows into the layers that read an axis."""
+
+    def __init__(self, network: nn.Module, anatomy: Anatomy):
+        self._network = network
+        self._anatomy = anatomy
+        self._squares: dict[str, Tensor] = {}
+        """By layer: squares of the mean absolute input, summed over the samples, [F]."""
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within it, forward passes are measured."""
+        layers = {tie.tensor.rpartition(".")[0] for axis in self._anatomy.axes for tie in _readers(axis)}
+        handles = [self._network.get_submodule(layer).register_forward_pre_hook(self._meter(layer)) for layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _meter(self, layer: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def meter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            fed = inputs[0].detach().float().abs()
+            feature = 1 if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) else fed.ndim - 1
+            others = [dim for dim in range(1, fed.ndim) if dim != feature]
+            means = fed.mean(dim=others) if others else fed
+            squares = means.square().sum(dim=0).cpu()
+            self._squares[layer] = self._squares.get(layer, torch.zeros_like(squares)) + squares
+
+        return meter
+
+    def run(self, inputs: Tensor, labels: Tensor) -> None:
+        """Measure one batch."""
+        outputs(self._network, inputs)
+
+    def scores(self) -> dict[str, Tensor]:
+        """Return the scores of every axis [U]."""
+        result = {}
+        for axis in self._anatomy.axes:
+            total = torch.zeros(axis.size)
+            for tie in _readers(axis):
+                layer = tie.tensor.rpartition(".")[0]
+                squares = self._squares.get(layer)
+                if squares is not None:
+                    places = _input_places(tie, self._network.get_submodule(layer), len(squares))
+                    total += squares[places].sum(dim=1).sqrt()
+            result[axis.name] = total
+        return result
+
+
+def _input_places(tie: Tie, layer: nn.Module, features: int) -> Tensor:
+    """Return the features of the layer's input that each unit owns: a grouped weight counts within a group."""
+    within = layer.weight.shape[tie.dim]  # type: ignore[index]
+    starts = range(0, features, int(within))
+    return torch.cat([tie.places + start for start in starts], dim=1)
+
+
+class _Taylor:
+    """What the loss would change by if a unit were gone, to first order: weight times gradient."""
+
+    def __init__(self, network: nn.Module, anatomy: Anatomy):
+        self._network = network
+        self._anatomy = anatomy
+        self._sums = {axis.name: torch.zeros(axis.size) for axis in anatomy.axes}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within it, the weights that are looked at have gradients."""
+        before = {name: parameter.requires_grad for name, parameter in self._network.named_parameters()}
+        self._network.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for name, parameter in self._network.named_parameters():
+                parameter.requires_grad_(before[name])
+                parameter.grad = None
+
+    def run(self, inputs: Tensor, labels: Tensor) -> None:
+        """Measure one batch against its labels."""
+        self._network.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            F.cross_entropy(outputs(self._network, inputs, grad=True), labels).backward()
+        for axis in self._anatomy.axes:
+            for tie in _readers(axis):
+                weight = self._network.get_parameter(tie.tensor)
+                if weight.grad is not None:
+                    product = (weight.detach() * weight.grad).float()
+                    others = [dim for dim in range(product.ndim) if dim != tie.dim]
+                    self._sums[axis.name] += product.sum(dim=others).cpu()[tie.places].sum(dim=1).square()
+
+    def scores(self) -> dict[str, Tensor]:
+        """Return the scores of every axis [U]."""
+        return self._sums
+
+
+class _Influence:
+    """How far blocks turn what flows through them."""
+
+    def __init__(self, network: nn.Module, depths: Sequence[Depth]):
+        self._network = network
+        self._depths = depths
+        self._sums: dict[str, float] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within it, forward passes are measured."""
+        handles = [
+            self._network.get_submodule(block).register_forward_hook(self._meter(block), with_kwargs=True)
+            for depth in self._depths
+            for block in depth.blocks
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _meter(self, block: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
+        def meter(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            before = (inputs[0] if inputs else next(iter(named.values()))).detach().float()
+            after = (output[0] if isinstance(output, tuple) else output).detach().float()
+            feature = 1 if before.ndim == 4 else before.ndim - 1
+            turned = 1.0 - F.cosine_similarity(before, after, dim=feature, eps=1e-12)
+            self._sums[block] = self._sums.get(block, 0.0) + float(turned.flatten(1).mean(dim=1).sum())
+
+        return meter
+
+    def scores(self) -> dict[str, Tensor]:
+        """Return the scores of every depth's blocks."""
+        return {
+            depth.name: torch.tensor([self._sums.get(block, 0.0) for block in depth.blocks]) for depth in self._depths
+        }

@@ -1,0 +1,141 @@
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from kdnas.nn.anatomy import read_anatomy
+from kdnas.nn.cutting import outputs, sound_part
+
+TIMM = ["resnet18", "mobilenetv3_small_050", "tf_efficientnet_lite0", "convnext_atto", "regnetx_002"]
+TORCHVISION = ["mobilenet_v2"]
+SLOW = [
+    "timm:ghostnet_050",
+    "torchvision:squeezenet1_1",
+    "timm:resnet50",
+    "timm:densenet121",
+    "timm:repvgg_a0",
+    "timm:hrnet_w18_small",
+    "timm:xception41",
+    "timm:mobilevit_xxs",
+    "timm:inception_next_atto",
+    "torchvision:resnet18",
+    "torchvision:googlenet",
+]
+NAMES = [
+    *(f"timm:{name}" for name in TIMM),
+    *(f"torchvision:{name}" for name in TORCHVISION),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+]
+
+
+def randomised(network):
+    """Return the network with batch norms that are not the identity."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.8, 1.2)
+            nn.init.uniform_(module.weight, 0.8, 1.2)
+            nn.init.normal_(module.bias, 0, 0.1)
+    return network.eval()
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def case(request):
+    torch.manual_seed(0)
+    library, _, name = request.param.partition(":")
+    settings = {"init_weights": False} if name == "googlenet" else {}
+    make = timm.create_model if library == "timm" else torchvision.models.get_model
+    network = randomised(make(name, num_classes=5, **settings))
+    example = torch.randn(2, 3, 64, 64)
+    return name, network, example, sound_part(read_anatomy(network, example), network, example)
+
+
+def test_a_cut_network_computes_what_the_masked_one_does(case):
+    _, network, example, anatomy = case
+    assert anatomy.kind == "convnet"
+    sizes = {axis.name: max(axis.size // 2, 1) for axis in anatomy.axes if not axis.inexact}
+    kept = anatomy.prefix(sizes | {depth.name: max(depth.least, len(depth.blocks) // 2) for depth in anatomy.depths})
+    cut, masked = anatomy.cut(network, kept), outputs(anatomy.mask(network, kept), example)
+    assert torch.allclose(outputs(cut, example), masked, atol=1e-4 * float(masked.abs().max()))
+    assert sum(p.numel() for p in cut.parameters()) < 0.7 * sum(p.numel() for p in network.parameters())
+
+
+def test_the_whole_network_is_cut_out_bit_for_bit_and_sorting_changes_nothing(case):
+    _, network, example, anatomy = case
+    whole = anatomy.cut(network, anatomy.prefix(anatomy.sizes))
+    before = outputs(network, example)
+    assert torch.equal(outputs(whole, example), before)
+    ordered = copy.deepcopy(network)
+    anatomy.sort(ordered, {axis.name: list(reversed(range(axis.size))) for axis in anatomy.axes})
+    assert torch.allclose(outputs(ordered, example), before, atol=1e-4 * float(before.abs().max()))
+
+
+def test_every_size_that_a_layer_says_of_itself_is_that_of_its_weights(case):
+    _, network, _, anatomy = case
+    cut = anatomy.cut(network, anatomy.prefix({axis.name: max(axis.size // 2, 1) for axis in anatomy.axes}))
+    for module in cut.modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.weight.shape[:2] == (module.out_channels, module.in_channels // module.groups)
+        elif isinstance(module, nn.Linear):
+            assert module.weight.shape == (module.out_features, module.in_features)
+
+
+class Residual(nn.Module):
+    def __init__(self, channels, *, skip):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels))
+        self.skip = skip
+
+    def forward(self, images):
+        return torch.relu(self.body(images) + (images if self.skip else 0))
+
+
+def own(skip):
+    blocks = [Residual(8, skip=skip) for _ in range(3)]
+    return randomised(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Sequential(*blocks), nn.Flatten(), nn.Linear(8 * 36, 4))
+    )
+
+
+def test_blocks_are_removable_where_they_are_residual():
+    example = torch.randn(2, 3, 8, 8)
+    assert [depth.blocks for depth in read_anatomy(own(True), example).depths] == [("2.0", "2.1", "2.2")]
+    assert read_anatomy(own(False), example).depths == ()
+
+
+def test_channels_that_are_flattened_into_a_linear_layer_are_cut_with_all_their_places():
+    network, example = own(True), torch.randn(2, 3, 8, 8)
+    anatomy = sound_part(read_anatomy(network, example), network, example)
+    axis = next(axis for axis in anatomy.axes if axis.size == 8 and any(tie.tensor == "4.weight" for tie in axis.ties))
+    kept = anatomy.prefix({axis.name: 3})
+    cut = anatomy.cut(network, kept)
+    assert cut[4].in_features == 3 * 36
+    assert torch.allclose(outputs(cut, example), outputs(anatomy.mask(network, kept), example), atol=1e-5)
+
+
+class Shuffled(nn.Module):
+    """Reads the second half of its channels by position: no axis of it can be cut."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 4, 3)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, images):
+        maps = self.first(images)
+        return self.head(self.second(maps[:, 4:8] * maps[:, :4]).mean((2, 3)))
+
+
+def test_what_cannot_be_cut_is_left_whole_with_the_reason():
+    network, example = Shuffled().eval(), torch.randn(2, 3, 8, 8)
+    anatomy = sound_part(read_anatomy(network, example), network, example)
+    assert "first.channels" not in anatomy.sizes
+    assert any("first" in part.what and part.why for part in anatomy.uncut)
+
+
+def test_a_network_of_which_nothing_can_be_cut_is_refused_in_words():
+    with pytest.raises(ValueError, match="nothing of a Sequential can be cut"):
+        read_anatomy(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.randn(2, 3, 2, 2))

@@ -1,0 +1,160 @@
+import copy
+
+import pytest
+import timm
+import torch
+import transformers
+
+from kdnas.nn.anatomy import read_anatomy
+from kdnas.nn.cutting import outputs, sound_part
+
+WORDS = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "vocab_size": 100,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+PATCHES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 16,
+    "patch_size": 4,
+}
+DISTILBERT = {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 64, "vocab_size": 100, "pad_token_id": 0}
+GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 100, "n_positions": 64}
+GROUPED = {**WORDS, "num_key_value_heads": 2}
+TIMM = {"img_size": 32, "patch_size": 8, "depth": 3, "num_heads": 4, "num_classes": 5}
+
+
+def hugging_face(model, config, settings):
+    return lambda: getattr(transformers, model)(getattr(transformers, config)(**settings))
+
+
+NETWORKS = {
+    "bert": ("bert", hugging_face("BertForSequenceClassification", "BertConfig", WORDS)),
+    "roberta": ("bert", hugging_face("RobertaForSequenceClassification", "RobertaConfig", WORDS)),
+    "electra": (
+        "bert",
+        hugging_face("ElectraForSequenceClassification", "ElectraConfig", {**WORDS, "embedding_size": 16}),
+    ),
+    "distilbert": ("bert", hugging_face("DistilBertForSequenceClassification", "DistilBertConfig", DISTILBERT)),
+    "gpt2": ("gpt", hugging_face("GPT2LMHeadModel", "GPT2Config", {**GPT2, "bos_token_id": 1, "eos_token_id": 2})),
+    "llama": ("gpt", hugging_face("LlamaForCausalLM", "LlamaConfig", GROUPED)),
+    "llama_tied": ("gpt", hugging_face("LlamaForCausalLM", "LlamaConfig", {**GROUPED, "tie_word_embeddings": True})),
+    "mistral": ("gpt", hugging_face("MistralForCausalLM", "MistralConfig", GROUPED)),
+    "qwen2": ("gpt", hugging_face("Qwen2ForCausalLM", "Qwen2Config", GROUPED)),
+    "qwen3": ("gpt", hugging_face("Qwen3ForCausalLM", "Qwen3Config", {**GROUPED, "head_dim": 8})),
+    "hf_vit": ("vit", hugging_face("ViTForImageClassification", "ViTConfig", PATCHES)),
+    "hf_deit": ("vit", hugging_face("DeiTForImageClassificationWithTeacher", "DeiTConfig", PATCHES)),
+    "timm_vit": ("vit", lambda: timm.create_model("vit_tiny_patch16_224", embed_dim=48, **TIMM)),
+    "timm_deit": ("vit", lambda: timm.create_model("deit_tiny_distilled_patch16_224", embed_dim=48, **TIMM)),
+    "timm_deit3": ("vit", lambda: timm.create_model("deit3_small_patch16_224", embed_dim=48, **TIMM)),
+    "timm_eva": ("vit", lambda: timm.create_model("vit_small_patch16_dinov3", embed_dim=64, **TIMM)),
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def case(request):
+    """(kind, network with weights of some size, example, its sound anatomy)."""
+    kind, make = NETWORKS[request.param]
+    torch.manual_seed(0)
+    network = make().eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    size = 32 if request.param.startswith("timm") else 16
+    example = torch.randn(2, 3, size, size) if kind == "vit" else torch.randint(3, 100, (2, 10))
+    return kind, network, example, sound_part(read_anatomy(network, example), network, example)
+
+
+def halves(anatomy, *, exact):
+    sizes = {axis.name: max(axis.size // 2, 1) for axis in anatomy.axes if not (exact and axis.inexact)}
+    return sizes | {depth.name: 2 for depth in anatomy.depths}
+
+
+def test_heads_neurons_layers_and_width_are_found(case):
+    kind, network, _, anatomy = case
+    assert anatomy.kind == kind
+    roles = [axis.role for axis in anatomy.axes]
+    assert roles.count("inner") == 3
+    if "Eva" in type(network).__name__:  # its attention takes the width of its heads from that of its input
+        assert roles.count("width") == roles.count("heads") == 0
+        assert {part.what for part in anatomy.uncut} >= {"blocks.0.heads", "width"}
+    else:
+        assert (roles.count("width"), roles.count("heads")) == (1, 3)
+    assert [len(depth.blocks) for depth in anatomy.depths] == [3]
+
+
+def test_the_whole_network_is_cut_out_bit_for_bit(case):
+    _, network, example, anatomy = case
+    whole = anatomy.cut(network, anatomy.prefix(anatomy.sizes))
+    assert torch.equal(outputs(whole, example), outputs(network, example))
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in network.state_dict().items())
+
+
+def test_a_cut_network_computes_what_the_masked_one_does(case):
+    _, network, example, anatomy = case
+    kept = anatomy.prefix(halves(anatomy, exact=True))
+    cut, masked = outputs(anatomy.cut(network, kept), example), outputs(anatomy.mask(network, kept), example)
+    assert torch.allclose(cut, masked, atol=1e-5)
+    assert not torch.allclose(cut, outputs(network, example), atol=1e-2)
+
+
+def test_sorting_changes_no_output_and_makes_any_choice_of_units_a_prefix(case):
+    _, network, example, anatomy = case
+    generator = torch.Generator().manual_seed(1)
+    orders = {axis.name: torch.randperm(axis.size, generator=generator).tolist() for axis in anatomy.axes}
+    ordered = copy.deepcopy(network)
+    anatomy.sort(ordered, orders)
+    assert torch.allclose(outputs(ordered, example), outputs(network, example), atol=1e-5)
+    half = {axis.name: max(axis.size // 2, 1) for axis in anatomy.axes}
+    chosen = anatomy.cut(network, {name: orders[name][:size] for name, size in half.items()})
+    assert torch.equal(outputs(chosen, example), outputs(anatomy.cut(ordered, anatomy.prefix(half)), example))
+
+
+def test_tied_weights_stay_tied_and_nothing_is_shared_with_the_teacher(case):
+    _, network, _, anatomy = case
+    cut = anatomy.cut(network, anatomy.prefix(halves(anatomy, exact=False)))
+    theirs = {parameter.data_ptr() for parameter in network.parameters()}
+    assert not theirs & {parameter.data_ptr() for parameter in cut.parameters()}
+    assert len(list(cut.parameters())) == len(list(network.parameters())) - sum(
+        len(list(network.get_submodule(block).parameters()))
+        for depth in anatomy.depths
+        for index, block in enumerate(depth.blocks)
+        if index not in anatomy.prefix({depth.name: 2})[depth.name]
+    )
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+def test_a_cut_decoder_generates_with_its_cache_as_without(name):
+    torch.manual_seed(0)
+    network = NETWORKS[name][1]().eval()
+    example = torch.randint(3, 100, (2, 6))
+    anatomy = read_anatomy(network, example)
+    cut = anatomy.cut(network, anatomy.prefix(halves(anatomy, exact=False)))
+    settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with torch.no_grad():
+        assert torch.equal(
+            cut.generate(example, use_cache=True, **settings), cut.generate(example, use_cache=False, **settings)
+        )
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "llama", "qwen3", "hf_vit"])
+def test_a_uniform_student_opens_again_as_its_library_does(name, tmp_path):
+    torch.manual_seed(0)
+    kind, make = NETWORKS[name]
+    network = make().eval()
+    example = torch.randn(2, 3, 16, 16) if kind == "vit" else torch.randint(3, 100, (2, 10))
+    anatomy = read_anatomy(network, example)
+    sizes = {axis.name: axis.size // 2 for axis in anatomy.axes if axis.role == "inner"}
+    cut = anatomy.cut(network, anatomy.prefix(sizes | {depth.name: 2 for depth in anatomy.depths}))
+    cut.save_pretrained(tmp_path)
+    again = type(network).from_pretrained(tmp_path).eval()
+    assert torch.equal(outputs(again, example), outputs(cut, example))

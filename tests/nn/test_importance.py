@@ -1,0 +1,129 @@
+import copy
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from torch.nn import functional as F
+
+from kdnas.nn.anatomy import read_anatomy
+from kdnas.nn.cutting import outputs
+from kdnas.nn.importance import rank, sorted_by
+
+SETTINGS = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 100,
+    "max_position_embeddings": 32,
+    "num_labels": 3,
+}
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    network = transformers.BertForSequenceClassification(transformers.BertConfig(**SETTINGS)).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+@pytest.fixture
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randint(0, 100, (5, 9), generator=generator), torch.randint(0, 3, (5,), generator=generator))
+        for _ in range(3)
+    ]
+
+
+def test_activation_is_the_root_of_squared_means_of_what_the_next_layer_reads(network, batches):
+    anatomy = read_anatomy(network, batches[0][0])
+    scores = rank(network, anatomy, batches).scores
+    read = []
+    down = network.bert.encoder.layer[1].output.dense
+    handle = down.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
+    for inputs, _ in batches:
+        outputs(network, inputs)
+    handle.remove()
+    means = torch.cat(read).abs().mean(dim=1)  # over the sequence
+    assert scores["bert.encoder.layer.1.inner"] == pytest.approx(means.square().sum(0).sqrt().tolist(), rel=1e-5)
+
+
+def test_taylor_is_the_square_of_the_derivative_by_a_gate_on_each_unit(network, batches):
+    anatomy = read_anatomy(network, batches[0][0])
+    scores = rank(network, anatomy, batches, method="taylor").scores["bert.encoder.layer.2.inner"]
+    expected = torch.zeros(48)
+    down = network.bert.encoder.layer[2].output.dense
+    for inputs, labels in batches:
+        gate = torch.ones(48, requires_grad=True)
+        handle = down.register_forward_pre_hook(lambda module, fed, gate=gate: (fed[0] * gate,))
+        loss = F.cross_entropy(network(inputs).logits, labels)
+        expected += torch.autograd.grad(loss, gate)[0].square()
+        handle.remove()
+    assert scores == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-12)
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_l1_sums_the_weights_that_read_a_head(network, batches):
+    anatomy = read_anatomy(network, batches[0][0])
+    scores = rank(network, anatomy, [], method="l1").scores["bert.encoder.layer.0.heads"]
+    weight = network.bert.encoder.layer[0].attention.output.dense.weight.detach().abs()
+    assert scores == pytest.approx(weight.sum(0).reshape(4, 8).sum(1).tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["activation", "taylor", "l1"])
+def test_units_that_nothing_reads_come_last(network, batches, method):
+    dead = [3, 17, 40]
+    with torch.no_grad():
+        layer = network.bert.encoder.layer[1]
+        layer.output.dense.weight[:, dead] = 0.0
+        layer.intermediate.dense.weight[dead] = 0.0
+        layer.intermediate.dense.bias[dead] = 0.0
+    anatomy = read_anatomy(network, batches[0][0])
+    order = rank(network, anatomy, batches, method=method).orders["bert.encoder.layer.1.inner"]
+    assert sorted(order[-3:]) == dead
+
+
+def test_a_block_that_changes_nothing_goes_first_and_a_prefix_without_it_computes_the_same(network, batches):
+    class Idle(nn.Module):
+        def forward(self, hidden, *others, **more):
+            return hidden
+
+    anatomy = read_anatomy(network, batches[0][0])
+    network.bert.encoder.layer[2].forward = Idle().forward
+    ranked = sorted_by(network, anatomy, rank(network, anatomy, batches))
+    (depth,) = ranked.depths
+    assert depth.order[-1] == 2
+    cut = ranked.cut(network, ranked.prefix({depth.name: 3}))
+    assert torch.equal(outputs(cut, batches[0][0]), outputs(network, batches[0][0]))
+
+
+def test_the_prefix_of_a_sorted_network_loses_less_than_the_other_end(network, batches):
+    anatomy = read_anatomy(network, batches[0][0])
+    before = copy.deepcopy(network)
+    ranked = sorted_by(network, anatomy, rank(network, anatomy, batches, method="taylor"))
+    inputs = torch.cat([inputs for inputs, _ in batches])
+    whole = outputs(before, inputs)
+    assert torch.allclose(outputs(network, inputs), whole, atol=1e-5)
+    inner = [axis for axis in ranked.axes if axis.role == "inner"]
+    best = ranked.cut(network, {axis.name: range(axis.size // 2) for axis in inner})
+    worst = ranked.cut(network, {axis.name: range(axis.size // 2, axis.size) for axis in inner})
+    assert (outputs(best, inputs) - whole).norm() < (outputs(worst, inputs) - whole).norm()
+
+
+def test_grouped_convolutions_are_measured_within_their_groups():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(128, 2)
+    ).eval()
+    images = torch.randn(4, 3, 8, 8)
+    anatomy = read_anatomy(network, images)
+    axis = next(axis for axis in anatomy.axes if axis.name == "0.channels")
+    assert axis.size == 4  # channel u of both groups
+    scores = rank(network, anatomy, [(images, torch.zeros(4, dtype=torch.int64))]).scores["0.channels"]
+    maps = network[1](network[0](images)).mean((2, 3)).square().sum(0)
+    assert scores == pytest.approx((maps[:4] + maps[4:]).sqrt().tolist(), rel=1e-5)
