@@ -178,6 +178,7 @@ def test_an_object_of_the_users_reaches_a_process_started_anew(tmp_path):
 
 CHANGES = {
     "gradients on or off": ("torch.set_grad_enabled(False)", torch.is_grad_enabled),
+    "inference mode": ("held.append(torch.inference_mode()); held[-1].__enter__()", torch.is_inference_mode_enabled),
     "the default dtype": ("torch.set_default_dtype(torch.float64)", torch.get_default_dtype),
     "the default device": ("torch.set_default_device('meta')", lambda: torch.zeros(1).device),
     "the number of threads": ("torch.set_num_threads(3)", torch.get_num_threads),
@@ -213,7 +214,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_the_code_sets_for_the_process_is_put_back_and_said(tmp_path, change, when):
     line, read = CHANGES[change]
-    imports = "import os, random, signal, warnings\nimport numpy as np\nimport torch\n"
+    imports = "import os, random, signal, warnings\nimport numpy as np\nimport torch; held = []\n"
     body = {"imported": f"{line}\ndef build(): pass\n", "called": f"def build():\n    {line}\n"}
     body["called, then it raises"] = f"def build():\n    {line}\n    raise ValueError('late')\n"
     (tmp_path / "mine.py").write_text(imports + body[when])

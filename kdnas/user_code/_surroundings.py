@@ -114,6 +114,7 @@ _NAMED = {number.value for number in signal.Signals}
 def _torch_settings() -> Iterator[Setting]:
     import torch  # here: commands that run no code of the user's answer without it
 
+    yield Setting("inference mode", torch.is_inference_mode_enabled, _write_inference_mode)
     yield Setting("gradients on or off", torch.is_grad_enabled, torch.set_grad_enabled)
     yield Setting("the default dtype", torch.get_default_dtype, torch.set_default_dtype)
     yield Setting("the default device", _read_device, torch.set_default_device)
@@ -163,6 +164,18 @@ def _read_device() -> Any:
 
     context = getattr(getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None), "device_context", None)
     return None if context is None else context.device
+
+
+_held: list[Any] = []
+"""Guards of torch's inference mode, each of which would undo itself if nobody held it."""
+
+
+def _write_inference_mode(on: bool) -> None:
+    import torch
+
+    guard = torch.inference_mode(on)
+    guard.__enter__()
+    _held.append(guard)
 
 
 def _flushes(torch: Any) -> bool:

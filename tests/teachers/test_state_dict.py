@@ -91,6 +91,7 @@ ZERO = {name: torch.zeros_like(value) for name, value in S.items()}
         {name: value.double() if value.is_floating_point() else value for name, value in S.items()},
         {name: value for name, value in S.items() if not name.endswith("num_batches_tracked")},
         {"epoch": 3, **S},
+        {"ema": {name: value.float() for name, value in S.items()}},  # averaged, the counters too
         {"epoch": 3, "state_dict": _under("module.", S)},
         {"net": _under("module.", S), "acc": 95.1},
         {"network": S},
