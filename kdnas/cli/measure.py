@@ -70,11 +70,15 @@ def command(
         if not as_json:
             typer.echo(line, err=True)
 
-    reports = [
-        measure(found, name, variant, repeats=repeats, max_drift=max_drift, say=say)
-        for name, variants in chosen.items()
-        for variant in variants
-    ]
+    try:
+        reports = [
+            measure(found, name, variant, repeats=repeats, max_drift=max_drift, say=say)
+            for name, variants in chosen.items()
+            for variant in variants
+        ]
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing is kept of a measurement, the same command begins it again", err=True)
+        raise
     if as_json:
         typer.echo(json.dumps({"targets": [report.as_dict() for report in reports]}, indent=2))
         return

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdnas.core.route import ROUTES, Route
-from kdnas.core.words import counted
-from kdnas.errors import ConfigError
+from kdnas.core.words import counted, printable
+from kdnas.errors import ConfigError, RunError, TrialError
 from kdnas.study.full_training import identity
 from kdnas.study.opening import resolve_device
+from kdnas.study.outcome import most_often
 from kdnas.study.run_folder import exclusively
 from kdnas.study.schedules import MeasuredRoute, TrainingSchedule
 from kdnas.study.scheduling import Plan, cut_from_run, schedule_by
@@ -36,7 +37,7 @@ def measured_schedule(
 
     Each route's training has a folder in `out`, where a later call finds what is finished and continues the rest; of
     equals the first of `ROUTES` wins. The test split is not touched. Raises InputError where data, teacher or a folder
-    are not what they should be, TrialError where a loss is no longer finite.
+    are not what they should be, RunError where every route's training fails; one that fails is noted with its reason.
     """
     brief = plan.with_epochs(max(1, round(share * plan.facts.epochs)))
     hardware = resolve_device(device or brief.file.device)
@@ -69,22 +70,30 @@ def _best_schedule(
         folder = out / f"{epochs}-epochs" / route
         claim(folder, identity(brief.file, schedule))
         tell = functools.partial(on_progress, route)
-        with exclusively(folder / GUARD_FILE, "kdnas schedule"):
-            result = follow(
-                brief.file,
-                schedule.steps,
-                ground,
-                folder,
-                budget_macs=schedule.budget.macs,
-                shared=None if schedule.supernet is None else cut_from_run(plan.run, plan.file.student, ground),
-                on_progress=tell,
-            )
+        try:
+            with exclusively(folder / GUARD_FILE, "kdnas schedule"):
+                result = follow(
+                    brief.file,
+                    schedule.steps,
+                    ground,
+                    folder,
+                    budget_macs=schedule.budget.macs,
+                    shared=None if schedule.supernet is None else cut_from_run(plan.run, plan.file.student, ground),
+                    on_progress=tell,
+                )
+        except TrialError as error:
+            failed = f"failed: {printable(str(error))}"
+            say(f"{route}: {failed}")
+            measured.append(MeasuredRoute(route=route, epochs=epochs, note=failed))
+            continue
         say(f"{route}: validation accuracy {100 * result.accuracy:.2f} % with {counted(epochs, 'epoch')}")
         measured.append(
             MeasuredRoute(
                 route=route, epochs=epochs, accuracy=result.accuracy, train_seconds=round(result.train_seconds, 3)
             )
         )
+    if all(item.accuracy is None for item in measured):
+        raise RunError(f"no route could be measured{most_often([item.note for item in measured])}")
     best = max((item for item in measured if item.accuracy is not None), key=lambda item: item.accuracy or 0.0)
     told = ", ".join(f"{item.route} {100 * item.accuracy:.2f} %" for item in measured if item.accuracy is not None)
     why = (

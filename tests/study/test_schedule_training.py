@@ -12,12 +12,13 @@ import safetensors.torch
 import sharing
 import torch
 from scheduled_training import plan_of, stop_at
+from torch import nn
 from trained_run import study_config
 
 from kdnas.core.data import ImageData
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.route import Route
-from kdnas.errors import ConfigError, RunFolderError
+from kdnas.errors import ConfigError, RunError, RunFolderError, TrialError
 from kdnas.study.full_training import FullTraining, train_fully
 from kdnas.study.opening import open_data
 from kdnas.study.records import FrontMember, TrialRecord
@@ -26,7 +27,7 @@ from kdnas.study.schedule_measuring import measured_schedule
 from kdnas.study.schedules import SupernetStep, TrainingSchedule, load_schedule
 from kdnas.study.scheduling import Plan, cut_from_run, open_plan, schedule_by
 from kdnas.study.training_ground import open_ground
-from kdnas.study.training_steps import Progress
+from kdnas.study.training_steps import Progress, StepResult
 
 NOWHERE = Path("nowhere")
 EPOCHS = 5
@@ -226,6 +227,25 @@ def test_every_route_is_measured_once(plans, tmp_path, kdnas_cache, monkeypatch)
     monkeypatch.setattr("kdnas.study.training_steps.distil", None)
     monkeypatch.setattr("kdnas.study.training_steps.train_supernet", None)
     assert measured() == schedule  # nothing is trained again
+
+
+def test_a_route_that_fails_is_noted_and_all_of_them_are_an_error(plans, tmp_path, kdnas_cache, monkeypatch):
+    plan, done = plans["resnet"].with_epochs(20), StepResult(nn.Identity(), 0.5, 1.0)
+
+    def measured(sound: int) -> TrainingSchedule:
+        def follow(file, steps, *arguments, **options) -> StepResult:
+            if len(steps) > sound:
+                raise TrialError(f"the loss is\x1b[31m nan in step {len(steps)}")
+            return done
+
+        monkeypatch.setattr("kdnas.study.schedule_measuring.follow", follow)
+        return measured_schedule(plan, 0.1, tmp_path, data_root=NOWHERE, cache=kdnas_cache, device="cpu")
+
+    schedule = measured(sound=1)
+    assert schedule.route == "direct"
+    assert "failed: the loss is nan in step 2" in [item.note for item in schedule.measured]
+    with pytest.raises(RunError, match="no route could be measured, .* for this reason .*: failed: the loss is nan"):
+        measured(sound=0)
 
 
 @pytest.fixture(scope="module")
