@@ -207,7 +207,7 @@ def _write(path: Path, text: str) -> None:
 _TEMPLATE = """\
 # A kdnas study. Fill in the lines marked YOURS; everything else has a sensible default.
 #   kdnas validate .          every problem at once, with its line
-#   kdnas validate . --open   reads the data and the teacher as well
+#   kdnas validate . --open   opens data and teacher too, and checks and measures them as the search does
 #   kdnas search .            the search; run it again to resume
 name: {name}
 seed: 0  # the same seed on one worker gives the same trials

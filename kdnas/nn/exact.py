@@ -1,4 +1,7 @@
-"""Arithmetic that is compared: float32 as it stands, whatever shortcuts a device takes otherwise."""
+"""Answers that are compared: computed in float32 as it stands, whatever shortcuts a device takes, and up to rounding.
+
+Shapes: B batch, K classes.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
+
+ROUNDING = 1e-3
+"""Of `apart`: deep float32 networks stay far below, whatever kernel computes them and whatever a batch holds."""
+_OUTLYING = 20.0
+"""What lies beyond so many times the median says only that it does: some networks mask classes with -1e9."""
 
 
 @contextmanager
@@ -22,3 +31,12 @@ def exact_arithmetic() -> Iterator[None]:
             yield
         finally:
             torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolutions
+
+
+def apart(some: Tensor, others: Tensor) -> float:
+    """Return by which share of their size two answers [B, K] differ where they do most; infinite for other shapes."""
+    if some.shape != others.shape:
+        return float("inf")
+    bound = _OUTLYING * float(others.abs().median()) or float("inf")
+    some, others = some.clamp(-bound, bound), others.clamp(-bound, bound)
+    return float((some - others).abs().max()) / max(float(others.abs().max()), 1e-12)

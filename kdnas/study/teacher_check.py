@@ -33,6 +33,8 @@ _PROBED = 256
 _PROBE_MACS = 1e12
 _ASKED_TWICE = 16
 """Validation images that the teacher is asked about in several ways."""
+_LOST = 0.02
+"""Accuracy that bfloat16 may cost without a word."""
 _NAMED = 60
 """Class names that a message spells out."""
 _USUAL: dict[str, tuple[float | tuple[float, ...], float | tuple[float, ...]]] = {
@@ -65,7 +67,12 @@ def report_teacher(
     images = torch.from_numpy(np.array(data.train.images[few], copy=True)).float().to(device)
     noticed = check_conduct(teacher.name, teacher.module, images)
     batches = Batches(data.train, validation_indices, num_classes=data.task.num_classes, device=device)
-    answers = answers_to(teacher.module, batches, teacher.outputs, bfloat16=bfloat16)
+    try:
+        answers = answers_to(teacher.module, batches, teacher.outputs, bfloat16=bfloat16)
+    except Exception as error:  # the network is the user's: anything may come
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        what = f"fails on the validation images{' in bfloat16' if bfloat16 else ''}: {type(error).__name__}: {reason}"
+        raise TeacherError(Problem(where, what, "training.precision: float32" if bfloat16 else "")) from error
     if not answers.finite.all():
         what = f"gives NaN or infinite logits for {int((~answers.finite).sum())} of {len(labels)} validation images"
         raise TeacherError(Problem(where, what))
@@ -82,6 +89,8 @@ def report_teacher(
     affordable = macs * min(_PROBED, len(labels)) * (len(_USUAL) + 3) <= _PROBE_MACS
     doubted = near_chance or renaming is not None or affordable
     hint = _better_normalisation(teacher, data, validation_indices, device, bfloat16) if doubted else ""
+    if bfloat16 and affordable:
+        noticed += _coarse(teacher, data, _spread(validation_indices, _PROBED), device)
     measured = f"its accuracy on the {len(labels)} validation images is {score:.4f}"
     if renaming is not None and not hint:
         raise TeacherError(_other_order(where, measured, renaming, data))
@@ -98,6 +107,21 @@ def report_teacher(
         say(f"{where}: {line}")
     values = {"macs": float(macs), "params": float(parameter_count(teacher.module))}
     return TeacherReport(teacher.name, score, None, values, (*teacher.notes, *noticed), teacher.outputs)
+
+
+def _coarse(teacher: Teacher, data: ImageData, probe: np.ndarray, device: torch.device) -> tuple[str, ...]:
+    """Return a note where the teacher names other classes in bfloat16, in which it teaches, than in float32."""
+    batches = Batches(data.train, probe, num_classes=data.task.num_classes, device=device)
+    coarse, exact = (
+        answers_to(teacher.module, batches, teacher.outputs, bfloat16=bfloat16) for bfloat16 in (True, False)
+    )
+    error = math.sqrt(2 * max(exact.accuracy * (1 - exact.accuracy), 1 / len(probe)) / len(probe))
+    if exact.accuracy - coarse.accuracy <= max(_LOST, 3 * error):
+        return ()
+    return (
+        f"in bfloat16, in which it teaches, {coarse.accuracy:.1%} of {len(probe)} validation images are right, "
+        f"in float32 {exact.accuracy:.1%}: set training.precision: float32",
+    )
 
 
 def _other_order(where: str, measured: str, renaming: Renaming, data: ImageData) -> Problem:

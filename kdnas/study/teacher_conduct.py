@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.errors import Problem, TeacherError
-from kdnas.nn.exact import exact_arithmetic
+from kdnas.nn.exact import ROUNDING, apart, exact_arithmetic
 
-_ROUNDING = 1e-3
-"""Of the largest logit: float32 stays far below, whatever a batch holds."""
 _SHOWN = 5
+_WITHIN = "normalised.network."
 _ACTIVE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
@@ -31,7 +30,6 @@ def check_conduct(name: str, module: nn.Module, images: Tensor) -> tuple[str, ..
         whole = module(images)
         if not bool(torch.isfinite(whole).all()):
             raise TeacherError(Problem(f"teacher {name}", "gives NaN or infinite logits on the validation images"))
-        scale = max(float(whole.abs().max()), 1e-12)
         for words, places in _ways(len(images)):
             try:
                 answers = module(images[places].contiguous(memory_format=torch.channels_last))
@@ -43,10 +41,10 @@ def check_conduct(name: str, module: nn.Module, images: Tensor) -> tuple[str, ..
             if answers.shape != expected.shape:
                 what = f"gives {tuple(answers.shape)} for {words}{_about_squeeze(len(places))}"
                 raise TeacherError(Problem(f"teacher {name}", what, str(tuple(expected.shape))))
-            apart = float((answers - expected).abs().max()) / scale
-            if not apart <= _ROUNDING:
-                raise TeacherError(_dependence(name, module, words, apart))
-    still = [part_name for part_name, part in module.named_modules() if part.training]
+            share = apart(answers, expected)
+            if not share <= ROUNDING:
+                raise TeacherError(_dependence(name, module, words, share))
+    still = [part_name for part_name, part in _parts(module) if part.training]
     if not still:
         return ()
     return (f"these parts say that they train even in eval mode, though its answers do not show it: {_first(still)}",)
@@ -64,17 +62,22 @@ def _ways(count: int) -> list[tuple[str, list[int]]]:
     return ways
 
 
-def _dependence(name: str, module: nn.Module, words: str, apart: float) -> Problem:
+def _parts(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the parts of a teacher under the names that they have in its own network."""
+    return [(name.removeprefix(_WITHIN), part) for name, part in module.named_modules() if name]
+
+
+def _dependence(name: str, module: nn.Module, words: str, share: float) -> Problem:
     """Return the problem of a teacher whose answers depend on more than the image, with what may be the reason."""
     reasons = []
-    training = [(part, one) for part, one in module.named_modules() if one.training and part]
+    training = [(part, one) for part, one in _parts(module) if one.training]
     deciding = [(part, one) for part, one in training if isinstance(one, _ACTIVE)]
     active = [f"{part} ({type(one).__name__})" for part, one in deciding or training]
     if active:
         reasons.append(f"these parts train even in eval mode: {_first(active)}")
     norms = [
         f"{part} ({type(one).__name__})"
-        for part, one in module.named_modules()
+        for part, one in _parts(module)
         if isinstance(one, nn.modules.batchnorm._BatchNorm) and one.running_mean is None
     ]
     if norms:
@@ -83,7 +86,7 @@ def _dependence(name: str, module: nn.Module, words: str, apart: float) -> Probl
         reasons.append("something in its forward draws at random, as functional dropout without training=self.training")
     if not reasons:
         reasons.append("something in its forward reads other images of the batch, as a mean over dimension 0")
-    what = f"its answers for {words} differ by {100 * apart:.2g} % of its largest logit: {'; '.join(reasons)}"
+    what = f"its answers for {words} differ by {100 * share:.2g} % of its largest logit: {'; '.join(reasons)}"
     return Problem(f"teacher {name}", what, "answers that each image alone decides")
 
 

@@ -17,6 +17,8 @@ from kdnas.core.data import ImageData
 from kdnas.errors import DataError, Problem, TeacherError
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.taps import stage_names
+from kdnas.students import STUDENTS, StudentFamily
+from kdnas.study.loss_check import check_losses
 from kdnas.study.opening import open_teacher, resolve_device, split, training_indices
 from kdnas.study.run_data import open_run_data
 from kdnas.study.teacher_check import report_teacher
@@ -87,6 +89,10 @@ def open_ground(
     if not file.teacher_fingerprint:  # that of a study has been looked at when the study was opened
         bfloat16 = in_bfloat16(file.training, hardware)
         report_teacher(teacher, data, validation_indices, device=hardware, bfloat16=bfloat16, say=say)
+        family: StudentFamily = STUDENTS.build(file.arch.family)
+        with torch.random.fork_rng(devices=[]):
+            student = family.build(file.student, data.task)
+        check_losses(file.recipe, teacher, {"the student": student}, data, device=hardware)
     used = training_indices(data, train_indices, file.training.data_fraction, file.seed)
     classes = data.task.num_classes
     train = Batches(data.train, used, num_classes=classes, device=hardware)

@@ -12,15 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdnas.nn.exact import ROUNDING, apart
 from kdnas.nn.normalise import Normalised
 
 _LOGITS_KEYS = ("logits", "out", "output", "outputs", "scores", "predictions", "pred")
 _SUM_TOLERANCE = 2e-3
 """By how much of itself a sum of probabilities may differ: half precision rounds to that."""
-
-
-_ROUNDING = 1e-3
-"""Of the largest output: deep float32 networks stay far below, whatever kernel computes them."""
 
 
 class NoLogitsError(ValueError):
@@ -138,14 +135,7 @@ def _same_in_channels_last(module: Fitted, probe: Tensor, plain: Tensor) -> bool
         for weight, data in weights:
             weight.data = data
     # A network that draws at random differs from itself too: the format is not the reason then.
-    return all(agree(other, plain) for other in others) or not agree(module(probe), plain)
-
-
-def agree(some: Tensor, others: Tensor) -> bool:
-    """Return whether two answers of one shape are equal up to what rounding makes of float32 networks."""
-    if some.shape != others.shape:
-        return False
-    return float((some - others).abs().max()) <= _ROUNDING * max(float(others.abs().max()), 1e-12)
+    return all(apart(other, plain) <= ROUNDING for other in others) or apart(module(probe), plain) > ROUNDING
 
 
 def logits_of(answer: Any, classes: int | None = None) -> Tensor:

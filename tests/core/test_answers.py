@@ -33,6 +33,12 @@ def test_any_real_change_is_seen(logits: np.ndarray) -> None:
     assert coarse_key(before) == coarse_key(sketch(logits * (1 + 1e-9)))
 
 
+def test_masked_classes_hide_no_change(logits: np.ndarray) -> None:
+    masked, changed = logits.copy(), 1.05 * logits
+    masked[:, 3] = changed[:, 3] = -1e30
+    assert what_differs(sketch(masked), sketch(changed))
+
+
 def test_equal_answers_hardly_ever_have_two_keys() -> None:
     draws = np.random.default_rng(3)
     other = 0

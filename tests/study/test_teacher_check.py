@@ -59,12 +59,14 @@ def report(digits: ImageData, weights: np.ndarray):
     """Return a function that fits the digits' linear teacher and reports on it."""
     _, validation = split(digits, DataConfig(type="digits"), 0)
 
-    def make(say=None, *, parts=None, data: ImageData = digits, order=None, names=None, images=None):
+    def make(say=None, *, parts=None, data: ImageData = digits, order=None, names=None, images=None, bfloat16=False):
         network = Linear(weights if order is None else weights[:, order], say, parts)
         context = TeacherContext(data, Path("nowhere"), CPU, None)
         expected = Expected((0.0,), (255.0,))
         teacher: Teacher = fit_teacher("net", network, context, expected, facts={}, naming=naming_of(names))
-        return report_teacher(teacher, data, validation if images is None else validation[:images], device=CPU)
+        return report_teacher(
+            teacher, data, validation if images is None else validation[:images], device=CPU, bfloat16=bfloat16
+        )
 
     return make
 
@@ -147,9 +149,10 @@ class Restless(nn.Dropout):
     ("say", "parts", "words"),
     [
         (lambda net, z: F.dropout(z, 0.2), {}, "a second time differ by .*functional dropout without training"),
-        (lambda net, z: net.drop(z), {"drop": Restless(0.2)}, r"train even in eval mode: .*drop \(Restless\)"),
+        (lambda net, z: net.drop(z), {"drop": Restless(0.2)}, r"train even in eval mode: drop \(Restless\)"),
         (lambda net, z: net.norm(z), {"norm": nn.BatchNorm1d(10, track_running_stats=False)}, r"norm \(BatchNorm1d\)"),
         (lambda net, z: z - z.mean(0), {}, "reads other images of the batch"),
+        (lambda net, z: (z - z.mean(0)) - torch.where(torch.arange(10) > 8, 1e30, 0.0), {}, "reads other images"),
         (lambda net, z: z + 1e-2 * torch.arange(len(z))[:, None], {}, "in another order differ"),
         (lambda net, z: z.squeeze() + 0 * z.squeeze().sum(1, keepdim=True), {}, "fails on an image alone: .*squeeze"),
         (lambda net, z: z[: len(z) // 8 * 8], {}, "for half|an image alone"),
@@ -163,6 +166,26 @@ def test_answers_that_more_than_the_image_decides_are_refused(report, say, parts
 def test_a_part_that_trains_without_effect_is_named(report) -> None:
     found = report(parts={"idle": Restless(0.5)})
     assert any("idle" in note for note in found.notes)
+
+
+def test_what_bfloat16_costs_a_teacher_is_told(report) -> None:
+    def coarse(net: nn.Module, logits: Tensor) -> Tensor:
+        return logits + 1500 - 1500 if logits.dtype == torch.bfloat16 else logits  # a step is 8 there
+
+    assert report(coarse).notes == ()
+    found = report(coarse, bfloat16=True)
+    assert any("set training.precision: float32" in note for note in found.notes)
+    assert report(bfloat16=True).notes == ()
+
+
+def test_a_teacher_that_fails_in_bfloat16_is_refused_in_words(report) -> None:
+    def strict(net: nn.Module, logits: Tensor) -> Tensor:
+        return (
+            logits @ torch.eye(10, dtype=torch.float32) if torch.is_autocast_enabled("cpu") is False else logits.numpy()
+        )
+
+    with pytest.raises(TeacherError, match="fails on the validation images in bfloat16: .*precision: float32"):
+        report(strict, bfloat16=True)
 
 
 def test_a_teacher_of_one_answer_is_named_so(report) -> None:
