@@ -113,6 +113,7 @@ def prepare_study(
             raise RunFolderError(f"{folder} has lost its record study.db; restore it or choose another --out")
         Record.create(folder, config.name, run.objectives)
     record = Record.open(folder, config.name, run.objectives, proposed_names(run))
+    record.name_axes(run.objectives)
     if locked is not None and lock["config"] != locked["config"]:
         write_lock(folder, lock)  # once the record has shown itself to be this run's
     if (prepared := evaluator.prepare()) != lock.get("prepared", {}):

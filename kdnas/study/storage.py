@@ -118,7 +118,9 @@ class Record:
             storage.remove_session()
             storage.engine.dispose()
             scratch.replace(folder / _FILE)
-        return cls.open(folder, name, objectives)
+        record = cls.open(folder, name, objectives)
+        record.name_axes(objectives)
+        return record
 
     @classmethod
     def open(cls, folder: Path, name: str, objectives: Sequence[Quantity], params: Collection[str] = ()) -> Record:
@@ -156,6 +158,14 @@ class Record:
     def next_number(self) -> int:
         """The number the next trial will get."""
         return len(self.study.get_trials(deepcopy=False))
+
+    @_on_disk
+    def name_axes(self, objectives: Sequence[Quantity]) -> None:
+        """Name the objectives for Optuna's own tools, where that was not done: records of old do not have it."""
+        if self.study.metric_names is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self.study.set_metric_names([objective.name for objective in objectives])
 
     @contextmanager
     def at_once(self) -> Iterator[None]:

@@ -130,6 +130,24 @@ def test_optuna_opens_the_record_with_the_same_numbers(tmp_path, record):
     assert set(study.trials[0].params) == set(DOMAIN)
 
 
+def test_optunas_own_tools_know_the_names_of_the_objectives(tmp_path, record):
+    study = optuna.load_study(study_name="study", storage=storage_url(tmp_path))
+    assert study.metric_names == [objective.name for objective in OBJECTIVES]
+    record.study._storage.set_study_system_attr(record.study._study_id, "study:metric_names", None)
+    old = Record.open(tmp_path, "study", OBJECTIVES)  # a record of before there were names opens, and gets them
+    assert old.study.metric_names is None
+    old.name_axes(OBJECTIVES)
+    assert old.study.metric_names == [objective.name for objective in OBJECTIVES]
+
+
+def test_what_was_proposed_is_read_back_with_what_is_not_active(record):
+    trial, arch = ask(record)
+    record.describe(trial, Arch.of("resnet", {"depth": 1}), {}, Fidelity(1))
+    (read,) = record.trials()
+    assert read.arch.choices == {"depth": 1}
+    assert {name: value for name, value in read.proposed.items() if "." not in name} == arch.choices
+
+
 def test_repeats_and_final_measurements_join_their_trial(record):
     trial, _ = ask(record)
     record.complete(trial, result(accuracy=0.9), OBJECTIVES)
