@@ -35,6 +35,26 @@ def fits(text: str, encoding: str) -> bool:
     return True
 
 
+_QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+}
+"""Settings by which libraries draw no bars of their own into ours, unless the user has set them."""
+_TRACKED = "ignore:resource_tracker:UserWarning"
+"""Workers are ended at once, so what their libraries' locks leave behind is cleaned up for them, without a word."""
+
+
+def quiet_libraries() -> None:
+    """Have the libraries of this process and of its workers draw no progress bars, and end without complaints."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    told = os.environ.get("PYTHONWARNINGS", "")
+    if _TRACKED not in told:
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (told, _TRACKED)))
+
+
 class Outlet(io.TextIOWrapper):
     """A text stream that neither a narrow encoding nor a reader who left can break."""
 
@@ -70,8 +90,10 @@ def _outlet(stream: TextIO) -> TextIO:
     if not isinstance(stream, io.TextIOWrapper) or isinstance(stream, Outlet):
         return stream
     stream.flush()
+    # A buffer of its own: that of a stream whose descriptor was turned elsewhere still takes it for the file it was.
+    buffering = 0 if stream.write_through else -1
     return Outlet(
-        stream.buffer,
+        open(stream.fileno(), "wb", buffering=buffering, closefd=False),
         encoding=stream.encoding,
         errors=_ERRORS if stream.errors == "strict" else stream.errors,
         line_buffering=stream.line_buffering,

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import kdnas.outlets
-from kdnas.outlets import Outlet, fits, in_ascii, open_outlets
+from kdnas.outlets import Outlet, fits, in_ascii, open_outlets, quiet_libraries
 
 SYMBOLS = "◆ ★ ≈ ± × ’ “ ” … – — − ≤ ≥ → █ ░ ━ ╸ ▲ µ ² ½ é ü ñ 学 \u202f \u00a0 🙂"
 
@@ -45,6 +45,38 @@ def test_a_reader_who_left_is_written_to_without_a_word(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], stdout=writing, stderr=subprocess.PIPE, text=True, check=True)
     os.close(writing)
     assert done.stderr == "on\n"
+
+
+@pytest.mark.parametrize("options", [[], ["-u"]])
+def test_a_descriptor_that_was_turned_elsewhere_is_written_to(tmp_path, options):
+    script = "import os, sys\nfrom kdnas.outlets import open_outlets\nos.dup2(2, 1)\nopen_outlets()\nprint('said')"
+    with (tmp_path / "file").open("w") as file:
+        done = subprocess.run(
+            [sys.executable, *options, "-c", script], stdout=file, stderr=subprocess.PIPE, text=True, check=True
+        )
+    assert done.stderr == "said\n"
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_libraries_draw_no_bars_and_what_workers_leave_is_not_complained_of(monkeypatch):
+    for name in (
+        "HF_HUB_DISABLE_PROGRESS_BARS",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS",
+    ):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS")
+    monkeypatch.setenv("TQDM_DISABLE", "0")  # the user's own word holds
+    monkeypatch.setenv("PYTHONWARNINGS", "error::FutureWarning")
+    quiet_libraries()
+    quiet_libraries()
+    assert (os.environ["TQDM_DISABLE"], os.environ["HF_HUB_DISABLE_PROGRESS_BARS"]) == ("0", "1")
+    script = (
+        "import os, signal, multiprocessing as m\nfrom multiprocessing.synchronize import Lock\n"
+        "l = Lock(ctx=m.get_context('spawn'))\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
 
 
 def test_streams_that_somebody_put_there_are_left_alone(monkeypatch):

@@ -26,7 +26,7 @@ from kdnas.cli._options import colour
 from kdnas.cli._stopping import stopped_by_signals
 from kdnas.core.words import printable
 from kdnas.errors import InputError, KdnasError
-from kdnas.outlets import open_outlets
+from kdnas.outlets import open_outlets, quiet_libraries
 
 _HELP = """\
 Search for the student networks that knowledge distillation trains best.
@@ -94,6 +94,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     A reader that leaves early, as in `kdnas search ... | head -1`, ends nothing.
     """
     open_outlets()
+    quiet_libraries()
     code = main(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
