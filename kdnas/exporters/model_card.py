@@ -138,7 +138,8 @@ def _making(student: TrainedStudent) -> str:
         lines.append(
             f"Trained from random weights for {counted(epochs, 'epoch')} on {100 * fraction:g} % of the training part "
             f"with {training.get('optimizer', 'sgd')}, learning rate {training.get('learning_rate', 0):g}, "
-            f"batch size {training.get('batch_size', 0)}."
+            f"batch size {training.get('batch_size', 0)}, computing in {training.get('precision', 'float32')}"
+            + (f"; the weights are a moving average of decay {training['ema']:g}." if training.get("ema") else ".")
         )
     terms = [f"{distillation['task_weight']:g} x cross entropy"] if "task_weight" in distillation else []
     terms += [f"{term.get('weight', 1.0):g} x {term['type']}" for term in distillation.get("losses", ())]

@@ -30,6 +30,15 @@ def settled_config(config: StudyConfig, device: torch.device, lock: Mapping[str,
     return config.model_copy(update={"training": settled(numerics_of(training, locked), device)})
 
 
+def resumed(lock: Mapping[str, Any], config: StudyConfig) -> dict[str, Any]:
+    """Return the lock of a run that goes on as `config` says; it names every further machine under `resumed_on`."""
+    known, here = list(lock.get("resumed_on", [])), machine()
+    if here not in (lock.get("machine"), *known):
+        known.append(here)
+    more = {"resumed_on": known} if known else {}
+    return {**lock, "config": config.model_dump(mode="json"), **more}
+
+
 def differences(lock: Mapping[str, Any], training: Training, device: torch.device) -> list[str]:
     """Return in words in what the machine of the run's `lock` differs from this one, as far as scores rest on it."""
     before, now = lock.get("machine", {}), machine()

@@ -22,7 +22,7 @@ from kdnas.study.evaluators import Evaluator, EvaluatorContext, Workplan, open_e
 from kdnas.study.events import Note, Observer
 from kdnas.study.feasibility import PricedArch, nearest_miss, reference_costs, relative_excess, sample_prices
 from kdnas.study.loading import LoadedStudy
-from kdnas.study.numerics import differences, settled_config
+from kdnas.study.numerics import differences, resumed, settled_config
 from kdnas.study.records import RunRecord, TeacherReport
 from kdnas.study.run_folder import LOCK_FILE, check_answers, check_identity, identity, machine, read_lock, write_lock
 from kdnas.study.storage import Record, proposed_names, refreshed, run_of_lock
@@ -93,7 +93,7 @@ def prepare_study(
     if locked is not None:
         # What was measured on one device says nothing beside what is measured on another.
         where = (str(device), locked.get("device")) if evaluator.measured else ("", "")
-        lock = {**locked, "config": config.model_dump(mode="json")}
+        lock = resumed(locked, config)
         check_identity(
             folder,
             {**locked["identity"], "device": where[1]},
@@ -114,7 +114,7 @@ def prepare_study(
         Record.create(folder, config.name, run.objectives)
     record = Record.open(folder, config.name, run.objectives, proposed_names(run))
     record.name_axes(run.objectives)
-    if locked is not None and lock["config"] != locked["config"]:
+    if locked is not None and lock != locked:
         write_lock(folder, lock)  # once the record has shown itself to be this run's
     if (prepared := evaluator.prepare()) != lock.get("prepared", {}):
         lock = {**lock, "prepared": prepared}

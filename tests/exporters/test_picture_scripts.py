@@ -49,7 +49,7 @@ def pictures(folder: Path) -> None:
                     scene.convert("L").save(path.with_suffix(".bmp"))
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=["greyscale", "colour"])
+@pytest.fixture(scope="module")
 def made(request, tmp_path_factory) -> tuple[TrainedStudent, Path, torch.Tensor]:
     """A student, the folder of its exports, and kdnas's probabilities for the test pictures in the order of paths."""
     root = tmp_path_factory.mktemp("data")
@@ -93,6 +93,11 @@ def probabilities(printed: str) -> torch.Tensor:
     return torch.tensor([[{c["class"]: c["probability"] for c in row}[name] for name in NAMES] for row in rows])
 
 
+greyscale = pytest.mark.parametrize("made", [1], indirect=True)
+colour = pytest.mark.parametrize("made", [3], indirect=True)
+
+
+@pytest.mark.parametrize("made", [1, 3], indirect=True)
 def test_student_py_labels_picture_files_as_kdnas_does(made, tmp_path):
     _, out, expected = made
     pictures(tmp_path / "photos")
@@ -102,6 +107,7 @@ def test_student_py_labels_picture_files_as_kdnas_does(made, tmp_path):
     assert float((expected.max(0).values - expected.min(0).values).max()) > 1e-3  # the pictures do differ
 
 
+@greyscale
 def test_predict_py_does_so_with_onnx(made, tmp_path):
     if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")):
         pytest.skip("no ONNX")
@@ -115,6 +121,7 @@ def test_predict_py_does_so_with_onnx(made, tmp_path):
     assert "Labels pictures with one of 3 classes" in shown.stdout
 
 
+@colour
 def test_it_says_what_it_does_and_what_it_cannot_read(made, tmp_path):
     _, out, _ = made
     shown = labelled(out / "student.py", "--help").stdout
@@ -130,6 +137,7 @@ def test_it_says_what_it_does_and_what_it_cannot_read(made, tmp_path):
     assert ran.stdout.count("%") == 1
 
 
+@pytest.mark.parametrize("made", [1, 3], indirect=True)
 def test_every_export_carries_the_preprocessing_as_data(made):
     import safetensors
 
@@ -144,6 +152,7 @@ def test_every_export_carries_the_preprocessing_as_data(made):
     assert "bilinear" in (out / "MODEL_CARD.md").read_text()
 
 
+@colour
 def test_where_the_images_came_as_arrays_the_exports_say_so(made, tmp_path):
     student = dataclasses.replace(made[0], from_pictures=False)
     for name in ("student_py", "model_card"):

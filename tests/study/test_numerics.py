@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -15,6 +16,7 @@ import yaml
 from kdnas.errors import RunFolderError
 from kdnas.study import numerics
 from kdnas.study.events import Note
+from kdnas.study.jobs import final_job, search_job
 from kdnas.study.loading import load_study
 from kdnas.study.preparation import Opened, prepare_study
 from kdnas.study.run_folder import LOCK_FILE, controller_lock, read_lock
@@ -78,9 +80,23 @@ def test_one_worker_two_workers_and_a_busy_machine_give_equal_tables(study, tmp_
     assert len(alone) == 4
 
 
-def test_the_lock_says_what_is_computed_in_and_every_job_too(locked, study, tmp_path):
-    from kdnas.study.jobs import search_job
+def test_a_score_does_not_depend_on_the_threads_that_its_process_has(locked, study):
+    with controller_lock(locked):
+        opened = prepare(study, locked)
+    evaluator = opened.workplan()
+    arch = evaluator.arch(opened.space.random(np.random.default_rng(1)))
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(evaluator(search_job(opened.config, arch, {}).as_dict())["values"]["accuracy"])
+            results.append(evaluator(final_job(opened.config, 0, arch, {}, 0).as_dict())["test_accuracy"])
+    finally:
+        torch.set_num_threads(before)
+    assert results[:2] == results[2:]
 
+
+def test_the_lock_says_what_is_computed_in_and_every_job_too(locked, study, tmp_path):
     decided = read_lock(locked)["config"]["training"]
     assert (decided["precision"], decided["threads"]) == (
         "bfloat16" if numerics.bfloat16_is_native(CPU) else "float32",
@@ -91,7 +107,7 @@ def test_the_lock_says_what_is_computed_in_and_every_job_too(locked, study, tmp_
     with controller_lock(locked):
         opened = prepare(study, locked, "executor.workers=3")
     assert opened.threads == 1  # whatever the number of workers
-    arch = opened.evaluator.arch(opened.space.random(__import__("numpy").random.default_rng(0)))
+    arch = opened.evaluator.arch(opened.space.random(np.random.default_rng(0)))
     job = search_job(opened.config, arch, {})
     assert job.recipe.training.precision == decided["precision"]
     assert opened.workplan.context.config.training == opened.config.training
@@ -110,6 +126,7 @@ def test_another_machine_keeps_what_is_locked_and_says_what_differs(locked, stud
     assert opened.config.training.precision == decided["precision"]
     assert any("Another 9000" in note and decided["precision"] in note for note in notes)
     assert any("emulates bfloat16" in note for note in notes) is not other
+    assert [there["processor"] for there in read_lock(locked)["resumed_on"]] == ["Another 9000"]
 
 
 @pytest.mark.parametrize("change", ["training.precision={}", "training.threads=2", "executor.threads=2"])
