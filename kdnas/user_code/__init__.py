@@ -109,7 +109,7 @@ class _Kept:
     def theirs(self) -> Iterator[None]:
         """Within it the user's settings hold; afterwards those from before, and new ones are kept for the next time."""
         ours, path, modules = read_surroundings(), list(sys.path), dict(sys.modules)
-        write_surroundings(self._theirs)
+        write_surroundings(self._theirs, ours)
         sys.path.extend(str(folder) for folder in self.folders)  # for imports by name: importlib, pickle
         _imports.watch_path(path)
         try:
@@ -122,7 +122,7 @@ class _Kept:
             now = read_surroundings()
             changed = [name for name in differing(ours, now) if name not in _OURS]
             self._theirs |= {name: now[name] for name in (*changed, *self._theirs) if name in now}
-            write_surroundings(ours)
+            write_surroundings(ours, now)
             new = [name for name in told(changed) if name not in self.changed]
             self.changed += [name for name in new if not _by_library(name, modules)]
             _imports.forget_strays(self.folders, modules)

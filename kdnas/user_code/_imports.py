@@ -81,6 +81,8 @@ def without_prefix(text: str) -> str:
 
 def forget_strays(folders: Sequence[Path], before: Mapping[str, ModuleType]) -> None:
     """Drop modules of `folders` that came under their plain names since `before`: by importlib, or out of a pickle."""
+    if len(sys.modules) == len(before):
+        return
     for name in sys.modules.keys() - before.keys():
         top = name.partition(".")[0]
         file = getattr(sys.modules[name], "__file__", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import multiprocessing
@@ -47,7 +48,7 @@ Surroundings = dict[str, Any]
 def read_surroundings() -> Surroundings:
     """Return the settings of this process as they are."""
     found: Surroundings = {}
-    for setting in _settings():
+    for setting in _all():
         try:
             found[setting.name] = setting.read()
         except (RuntimeError, OSError, AttributeError):  # not in this build of torch; a folder that is gone
@@ -60,31 +61,34 @@ def differing(left: Surroundings, right: Surroundings) -> list[str]:
     return [name for name, value in left.items() if name in right and not _equal(value, right[name])]
 
 
-def write_surroundings(wanted: Surroundings) -> None:
-    """Make the settings those of `wanted`, as far as it has them."""
-    now = read_surroundings()
+def write_surroundings(wanted: Surroundings, now: Surroundings) -> None:
+    """Make the settings, which are `now`, those of `wanted`, as far as it has them."""
     changed = set(differing(now, wanted))
-    for setting in _settings():
+    for setting in _all() if changed else ():
         if setting.name in changed:
             setting.write(wanted[setting.name])
 
 
 def told(names: Sequence[str]) -> list[str]:
     """Return those of `names` that a user should hear of."""
-    silent = {setting.name for setting in _settings() if not setting.told}
+    silent = {setting.name for setting in _all() if not setting.told}
     return [name for name in names if name not in silent]
 
 
 def _equal(left: Any, right: Any) -> bool:
-    if left is right:
-        return True
-    if isinstance(left, (tuple, list)) and isinstance(right, type(left)):
-        return len(left) == len(right) and all(_equal(a, b) for a, b in zip(left, right, strict=True))
-    same = left == right
-    return bool(same if isinstance(same, bool) else same.all())
+    return left is right or bool(left == right)
 
 
-def _settings() -> Iterator[Setting]:
+def _all() -> tuple[Setting, ...]:
+    return _settings(threading.current_thread() is threading.main_thread())
+
+
+@functools.cache  # a function of the user's may be called for each of thousands of students
+def _settings(in_main_thread: bool) -> tuple[Setting, ...]:
+    return tuple(_made(in_main_thread))
+
+
+def _made(in_main_thread: bool) -> Iterator[Setting]:
     yield Setting("the working folder", Path.cwd, os.chdir)
     yield Setting("environment variables", lambda: [os.environ.get(name) for name in _VARIABLES], _write_variables)
     yield Setting("sys.path", lambda: list(sys.path), lambda path: sys.path.__setitem__(slice(None), path), told=False)
@@ -94,21 +98,15 @@ def _settings() -> Iterator[Setting]:
     # Importing a library adds filters too, which nobody needs to hear of.
     yield Setting("warning filters", lambda: (list(warnings.filters), warnings.showwarning), _write_filters)
     yield Setting("how processes start", _read_start_method, _write_start_method)
-    if threading.current_thread() is threading.main_thread():
-        for number in sorted(signal.valid_signals() - {signal.SIGCHLD}):  # torch sets that once, for all DataLoaders
+    if in_main_thread:
+        for number in sorted(set(signal.Signals) - {signal.SIGCHLD}):  # torch sets that once, for all DataLoaders
             if signal.getsignal(number) is not None:  # None: set by no Python code, so by none restored
-                yield Setting(
-                    f"the handler of {signal.Signals(number).name if number in _NAMED else number}",
-                    partial(signal.getsignal, number),
-                    partial(signal.signal, number),
-                )
+                read, write = partial(_handler, number), partial(signal.signal, number)
+                yield Setting(f"the handler of {number.name}", read, write)
     yield Setting("Python's random state", random.getstate, random.setstate, told=False)
-    yield Setting("NumPy's random state", np.random.get_state, np.random.set_state, told=False)
+    yield Setting("NumPy's random state", _read_numpy_random, _write_numpy_random, told=False)
     yield Setting("NumPy's error handling", np.geterr, lambda handling: np.seterr(**handling))
     yield from _torch_settings()
-
-
-_NAMED = {number.value for number in signal.Signals}
 
 
 def _torch_settings() -> Iterator[Setting]:
@@ -148,10 +146,25 @@ def _torch_settings() -> Iterator[Setting]:
     shared = torch.multiprocessing
     yield Setting("how tensors are shared", shared.get_sharing_strategy, shared.set_sharing_strategy)
     yield Setting("torch's random seed", torch.initial_seed, lambda seed: None)  # written with the state
-    yield Setting("torch's random state", torch.get_rng_state, torch.set_rng_state, told=False)
-    if torch.cuda.is_initialized():
-        yield Setting("CUDA's random state", torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all, told=False)
-        yield Setting("the current CUDA device", torch.cuda.current_device, torch.cuda.set_device)
+    cuda = torch.cuda
+    random_state = partial(_read_torch_random, torch.get_rng_state), partial(_write_torch_random, torch.set_rng_state)
+    yield Setting("torch's random state", *random_state, told=False)
+    # Reading these would begin to use CUDA.
+    yield Setting(
+        "CUDA's random state",
+        lambda: [bytes(state.numpy()) for state in cuda.get_rng_state_all()] if cuda.is_initialized() else None,
+        lambda states: cuda.set_rng_state_all([torch.tensor(list(state), dtype=torch.uint8) for state in states or ()]),
+        told=False,
+    )
+    yield Setting(
+        "the current CUDA device",
+        lambda: cuda.current_device() if cuda.is_initialized() else None,
+        lambda device: None if device is None else cuda.set_device(device),
+    )
+
+
+_handler: Callable[[int], Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
+"""`signal.getsignal` without making an enumeration's member of each number, which takes longer than all else here."""
 
 
 def _attribute(name: str, owner: object, attribute: str) -> Setting:
@@ -176,6 +189,27 @@ def _write_inference_mode(on: bool) -> None:
     guard = torch.inference_mode(on)
     guard.__enter__()
     _held.append(guard)
+
+
+def _read_numpy_random() -> tuple[Any, ...]:
+    state: Any = np.random.get_state()
+    kind, keys, *rest = state
+    return kind, bytes(keys), *rest
+
+
+def _write_numpy_random(state: tuple[Any, ...]) -> None:
+    kind, keys, *rest = state
+    np.random.set_state((kind, np.frombuffer(keys, np.uint32), *rest))
+
+
+def _read_torch_random(read: Callable[[], Any]) -> bytes:
+    return bytes(read().numpy())
+
+
+def _write_torch_random(write: Callable[[Any], None], state: bytes) -> None:
+    import torch
+
+    write(torch.frombuffer(bytearray(state), dtype=torch.uint8))
 
 
 def _flushes(torch: Any) -> bool:
