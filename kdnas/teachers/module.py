@@ -36,7 +36,8 @@ def module(
 ) -> Teacher:
     """A user's `module:function` or `file.py:function` that returns a torch module, with weights from a file.
 
-    Both are relative to the data root; weights are safetensors or a torch checkpoint of tensors only.
+    Both are relative to the data root; weights are safetensors or a torch checkpoint of tensors only. The file's
+    folder and the data root are importable by its code.
     `mean` and `std` are one number a channel on the 0-255 scale. Raises TeacherError.
 
     Args:
