@@ -7,10 +7,14 @@ import os
 import signal
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 _INTERRUPTED = 128 + signal.SIGINT
+_CLEANING_S = 10.0
+"""So long after a signal others are ignored: the end is being made, and a second one must not spoil it."""
+_LATER_S = 0.2
 
 
 class Stopped(KeyboardInterrupt):
@@ -22,15 +26,21 @@ class Stops:
 
     def __init__(self) -> None:
         self._number: int | None = None
+        self._told = 0.0
 
     def status(self, code: int) -> int:
         """Return the exit status of a command that ended with `code`: 128 and the signal where it was interrupted."""
         return 128 + self._number if code == _INTERRUPTED and self._number is not None else code
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._number = number
-        for other in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(other, signal.SIG_IGN)  # the end is being made: a second one must not spoil it
+        if self._number is not None and time.monotonic() < self._told + _CLEANING_S:
+            return
+        if _swallows(frame):
+            again = threading.Timer(_LATER_S, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
+        self._number, self._told = number, time.monotonic()
         if number == signal.SIGHUP:
             _leave_dead_terminal()
         raise Stopped(signal.Signals(number).name)
@@ -50,6 +60,15 @@ def stopped_by_signals() -> Iterator[Stops]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _swallows(frame: FrameType | None) -> bool:
+    """Whether what is raised here may be lost: imports of libraries try and go on without, finalizers cannot raise."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__" or frame.f_globals.get("__name__", "").startswith("importlib."):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _leave_dead_terminal() -> None:

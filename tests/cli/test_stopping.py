@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -37,6 +38,20 @@ def test_ctrl_c_stays_what_it_is_and_nohup_stays_in_force():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_an_import_that_goes_on_without_what_it_tried_does_not_swallow_it(tmp_path, monkeypatch):
+    (tmp_path / "tolerant.py").write_text(
+        "import os, signal, time\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(0.05)\nexcept BaseException:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with stopped_by_signals() as stops:
+        import tolerant  # noqa: F401
+
+        with pytest.raises(Stopped):
+            time.sleep(10)
+        assert stops.status(130) == 143
+
+
 PROGRAM = """
 import sys, time
 from pathlib import Path
@@ -61,6 +76,7 @@ def test_a_terminal_that_is_closed_leaves_time_to_clean_up(tmp_path):
     )  # fmt: skip
     os.close(terminal)
     assert b"ready" in os.read(controller, 100)
+    time.sleep(0.2)  # until its write has returned
     os.close(controller)  # the terminal is gone: the kernel sends SIGHUP, and writing to it is an error
     assert process.wait(20) == 129
     assert (tmp_path / "file").read_text() == "cleaned"
