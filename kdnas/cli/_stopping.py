@@ -6,10 +6,12 @@ import contextlib
 import os
 import signal
 import stat
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 _INTERRUPTED = 128 + signal.SIGINT
 _CLEANING_S = 10.0
@@ -36,14 +38,20 @@ class Stops:
         if self._number is not None and time.monotonic() < self._told + _CLEANING_S:
             return
         if _swallows(frame):
-            again = threading.Timer(_LATER_S, os.kill, (os.getpid(), number))
-            again.daemon = True
-            again.start()
+            _again(number)
             return
         self._number, self._told = number, time.monotonic()
         if number == signal.SIGHUP:
             _leave_dead_terminal()
         raise Stopped(signal.Signals(number).name)
+
+    def _unraisable(self, lost: sys.UnraisableHookArgs, before: Callable[[sys.UnraisableHookArgs], Any]) -> None:
+        """Stop again where what was raised got lost: in a callback of the garbage collector nothing can be raised."""
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            before(lost)
+            return
+        number, self._number = self._number, None
+        _again(signal.SIGINT if number is None else number)
 
 
 @contextlib.contextmanager
@@ -55,17 +63,27 @@ def stopped_by_signals() -> Iterator[Stops]:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, stops._stop)
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda lost: stops._unraisable(lost, hook)
     try:
         yield stops
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+def _again(number: int) -> None:
+    """Send this process the signal once more, a little later."""
+    timer = threading.Timer(_LATER_S, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
+
+
 def _swallows(frame: FrameType | None) -> bool:
-    """Whether what is raised here may be lost: imports of libraries try and go on without, finalizers cannot raise."""
+    """Whether what is raised here may be caught and forgotten: imports of libraries try one and go on without."""
     while frame is not None:
-        if frame.f_code.co_name == "__del__" or frame.f_globals.get("__name__", "").startswith("importlib."):
+        if frame.f_globals.get("__name__", "").startswith("importlib."):
             return True
         frame = frame.f_back
     return False

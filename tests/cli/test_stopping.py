@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 
@@ -50,6 +51,24 @@ def test_an_import_that_goes_on_without_what_it_tried_does_not_swallow_it(tmp_pa
         with pytest.raises(Stopped):
             time.sleep(10)
         assert stops.status(130) == 143
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_is_raised_in_a_callback_of_the_garbage_collector_is_raised_again(number):
+    class Value:
+        pass
+
+    def told(reference: object) -> None:
+        os.kill(os.getpid(), number)
+
+    value = Value()
+    reference = weakref.ref(value, told)
+    with stopped_by_signals() as stops:
+        del value
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(10)
+        assert stops.status(130) == 128 + number
+    assert reference() is None
 
 
 PROGRAM = """
