@@ -20,7 +20,16 @@ from kdnas.cli._search_progress import Progress
 from kdnas.core.objective import breaches
 from kdnas.core.words import counted, printable
 from kdnas.report.searched import stuck_at_bounds
-from kdnas.report.summary import goals, in_doubt, near_chance, supernet_in_words, unreached_rung
+from kdnas.report.summary import (
+    control_in_words,
+    goals,
+    in_doubt,
+    near_chance,
+    still_rising,
+    supernet_in_words,
+    unreached_rung,
+    updates,
+)
 from kdnas.report.wording import label, reason_in_words, shown
 from kdnas.study.events import (
     Event,
@@ -260,6 +269,7 @@ def ready_lines(event: Ready) -> list[str]:
         lines.append(f"rungs of {steps}; promotion by {run.config.promotion.rule}")
     if run.supernet is not None:
         lines.append(supernet_in_words(run.supernet))
+    lines += filter(None, [updates(run)])
     crew = "1 worker" if event.workers == 1 else f"{event.workers} workers"
     lines.append(f"{budget} on {crew}, device {run.lock['device']}")
     return lines
@@ -305,7 +315,8 @@ def _print_result(console: Console, run: RunRecord, written: Sequence[Path]) -> 
             + (f", mean of {seeds} trainings ± 95 %" if seeds > 1 else "")
         )
         console.print(front_table(run, console.width))
-        told_of = (goals(run), near_chance(run), unreached_rung(run), _doubt(run), *stuck_at_bounds(run))
+        told_of = [goals(run), near_chance(run), unreached_rung(run), _doubt(run), control_in_words(run)]
+        told_of += [still_rising(run), *stuck_at_bounds(run)]
         for told in filter(None, told_of):
             console.print(told, markup=False)
         volume = hypervolume(run)

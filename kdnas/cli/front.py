@@ -33,7 +33,15 @@ def command(
     from kdnas.cli._front_table import front_table
     from kdnas.report.audit import trust_line
     from kdnas.report.searched import stuck_at_bounds
-    from kdnas.report.summary import distinguishing, goals, highlights, near_chance, progress
+    from kdnas.report.summary import (
+        control_in_words,
+        distinguishing,
+        goals,
+        highlights,
+        near_chance,
+        progress,
+        still_rising,
+    )
     from kdnas.study.front import front
 
     console = terminal()
@@ -44,7 +52,8 @@ def command(
         console.print("There is no front yet: no student was scored that meets every constraint.", markup=False)
         return
     console.print(front_table(record, console.width))
-    for told in filter(None, (goals(record), near_chance(record), distinguishing(record), *stuck_at_bounds(record))):
+    lines = (goals(record), near_chance(record), distinguishing(record), control_in_words(record), still_rising(record))
+    for told in filter(None, (*lines, *stuck_at_bounds(record))):
         console.print(told, markup=False)
     for title, member, sentence in highlights(record):
         console.print(f"{title}: {member.trial.arch.arch_id}. {sentence}", markup=False)

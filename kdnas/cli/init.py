@@ -310,6 +310,9 @@ budget:  # the first limit that is reached ends the search
 final:
   seeds: 3
   # epochs: 30  # as in `training` unless stated
+  # until: flat  # doubles these epochs until twice as many give less than 1 point more, at most max_epochs
+  # max_epochs: 200
+  control: true  # the picked student is also trained once without its teacher: what does distillation add?
   data_fraction: 1.0
   max_students: 8
   attempts: 2  # a retraining that failed so often is given up

@@ -71,7 +71,12 @@ def _accuracy(card: Mapping[str, Any]) -> str:
         these += ")"
     if weights.get("chosen_by"):
         these += f", {weights['chosen_by']}"
-    return f"## Accuracy\n\n{table}{these}{'.' if these else ''}\n"
+    control = card.get("control")
+    alone = ""
+    if control is not None:
+        numbers = [f"{split} accuracy {value:.4f}" for split, value in control.items() if value is not None]
+        alone = f"\n\nTrained once without its teacher, by cross entropy alone and as long: {', '.join(numbers)}."
+    return f"## Accuracy\n\n{table}{these}{'.' if these else ''}{alone}\n"
 
 
 def _costs(card: Mapping[str, Any], params: int) -> str:

@@ -14,8 +14,17 @@ from kdnas.core.pick import FEWEST_FOR_A_KNEE, SHORTEST_PREFIX
 from kdnas.core.words import counted
 from kdnas.report.architecture import family_in_words
 from kdnas.report.searched import stuck_at_bounds
-from kdnas.report.wording import bound_in_words, duration, fraction_of, label, reason_in_words, shown
+from kdnas.report.wording import (
+    bound_in_words,
+    duration,
+    fraction_of,
+    label,
+    reason_in_words,
+    shown,
+    shown_interval,
+)
 from kdnas.study.front import (
+    FLAT,
     SIGNIFICANCE,
     best_of,
     doubts,
@@ -25,10 +34,14 @@ from kdnas.study.front import (
     is_near_chance,
     knee_of,
     recommended,
+    rise,
 )
 from kdnas.study.records import FrontMember, RunRecord, SupernetRecord
+from kdnas.training.batches import batches_in
 
 _NAMED_PAIRS = 6
+FEW_UPDATES = 500
+"""Below so many optimiser updates a network has hardly begun to learn."""
 _MEASURED = re.compile(r" \([a-z_0-9]+ is -?[0-9][-+.0-9e]*\)")
 """What a student that breaks a constraint has: it differs from trial to trial, the reason does not."""
 
@@ -152,6 +165,71 @@ def in_doubt(run: RunRecord, member: FrontMember) -> str:
     return f"Not to be recommended as it is: {'; '.join(reasons)}." if reasons else ""
 
 
+def control_in_words(run: RunRecord) -> str:
+    """Return what distillation adds to a student that was trained without its teacher too; empty where none was."""
+    members = {member.trial.number: member for member in front(run)}
+    known = [control for control in run.controls if control.number in members and control.accuracy is not None]
+    if not known:
+        return ""
+    control = known[-1]
+    member, alone = members[control.number], control.accuracy or 0.0
+    with_teacher = shown_interval("accuracy", member.values["accuracy"], member.accuracy_ci95)
+    gain = 100 * (member.values["accuracy"] - alone)
+    adds = f"distillation adds {gain:.1f} points" if gain > 0 else f"distillation takes {-gain:.1f} points away"
+    on_test = ""
+    if control.test_accuracy is not None and member.test_accuracy is not None:
+        tested = shown_interval("accuracy", member.test_accuracy, member.test_accuracy_ci95)
+        on_test = f"; on the test split {shown('accuracy', control.test_accuracy)} and {tested}"
+    return (
+        f"Control: student {member.trial.arch.arch_id} trained once without its teacher, by cross entropy alone and as "
+        f"long, has {shown('accuracy', control.accuracy)}, with it {with_teacher} ({adds}){on_test}."
+    )
+
+
+def updates(run: RunRecord) -> str:
+    """Return how many optimiser updates a score and a final training are, and whether those are too few."""
+    images, training = run.lock["data"].get("training_images"), run.config.training
+    if not run.trains or not isinstance(images, int):
+        return ""
+
+    def count(fidelity: Fidelity) -> int:
+        return fidelity.epochs * batches_in(round(images * fidelity.data_fraction), training.batch_size)
+
+    scores = [count(fidelity) for fidelity in run.config.fidelities if fidelity.epochs]
+    final = count(run.config.final_fidelity)
+    text = f"a final training is {final:,} updates of batches of {training.batch_size:,}"
+    if scores:
+        text = f"a score is {' or '.join(f'{number:,}' for number in scores)} updates, {text}"
+    stages = [("score", max(scores, default=FEW_UPDATES)), ("final training", final)]
+    few = [name for name, number in stages if number < FEW_UPDATES]
+    if few:
+        text += (
+            f". Below about {FEW_UPDATES} a {' or a '.join(few)} says little of a student, however many epochs it is: "
+            "more epochs, or a smaller training.batch_size"
+        )
+    return text
+
+
+def still_rising(run: RunRecord) -> str:
+    """Return how far from flat the curves of the front's students are; empty where nothing tells."""
+    members = front(run)
+    rises = {member.trial.number: gain for member in members if (gain := rise(run, member)) is not None}
+    if not rises:
+        return ""
+    named = [
+        f"{_brief_id(member, members)} {100 * rises[member.trial.number]:+.1f}"
+        for member in members
+        if member.trial.number in rises
+    ]
+    rose = "From the search’s score to the final one, each doubling of the training changed accuracy by"
+    text = f"{rose} (points): {', '.join(named)}"
+    if max(rises.values()) < FLAT:
+        return f"{text}. Their curves are about flat."
+    flat = run.config.final.until == "flat"
+    what = "final.max_epochs" if flat else "final.epochs, or let kdnas find them out (final.until: flat)"
+    return f"{text}. Far from flat: raise {what}."
+
+
 def goals(run: RunRecord) -> str:
     """Return whether students of the front reach the study's goals for the score; empty where it has none."""
     members, wanted = front(run), " and ".join(map(bound_in_words, run.goals))
@@ -255,6 +333,7 @@ def trust(run: RunRecord) -> list[str]:
             "Nothing is retrained yet: the front shown is of brief single scores, which flatter whoever was lucky. The "
             "test split has not been touched by any student."
         )
+    sentences += filter(None, [control_in_words(run), still_rising(run)])
     volume = hypervolume(run)
     if volume is not None and members:
         reference = ", ".join(f"{label(name)} {shown(name, value)}" for name, value in run.reference_point.items())

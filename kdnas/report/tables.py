@@ -23,6 +23,7 @@ from kdnas.study.front import (
     knee_of,
     measured_values,
     recommended,
+    rise,
 )
 from kdnas.study.records import FrontMember, RunRecord, TrialRecord
 
@@ -73,9 +74,11 @@ def front_document(run: RunRecord) -> dict[str, Any]:
     Keys: study, folder, finished (why the search ended, empty while it has not), retrained (true when accuracies are
     means over retrainings), objectives (name, unit, direction), constraints, reference_point, hypervolume (null while
     unknown), recommended (arch_id, rule, and doubts: why it may be none to recommend) or null, knee (arch_id, null
-    below three members), teacher (name, accuracy, test_accuracy, values) or null, and front: one record a
-    student with trial, arch_id, accuracy_ci95, test_accuracy, test_accuracy_ci95, seeds, values, tuned, arch, and
-    indistinguishable_from (arch_ids whose accuracy does not differ by Welch's t-test at 5 %; null where not testable).
+    below three members), control (the student trained without its teacher) or null,
+    teacher (name, accuracy, test_accuracy, values) or null, and front: one record a student with trial, arch_id,
+    accuracy_ci95, test_accuracy, test_accuracy_ci95, rise_per_doubling (of the training, null where not known), seeds,
+    values, tuned, arch, and indistinguishable_from (arch_ids whose accuracy does not differ by Welch's t-test at 5 %;
+    null where not testable).
     """
     members = front(run)
     alike = indistinguishable(members)
@@ -92,6 +95,7 @@ def front_document(run: RunRecord) -> dict[str, Any]:
         "recommended": chosen
         and {"arch_id": chosen.member.trial.arch.arch_id, "rule": chosen.words, "doubts": doubts(run, chosen.member)},
         "knee": None if len(members) < FEWEST_FOR_A_KNEE else knee_of(members, run.objectives).trial.arch.arch_id,
+        "control": control_document(run),
         "teacher": teacher
         and {
             "name": teacher.name,
@@ -106,6 +110,7 @@ def front_document(run: RunRecord) -> dict[str, Any]:
                 "accuracy_ci95": member.accuracy_ci95,
                 "test_accuracy": member.test_accuracy,
                 "test_accuracy_ci95": member.test_accuracy_ci95,
+                "rise_per_doubling": rise(run, member),
                 "seeds": len(member.trial.repeats),
                 "values": dict(member.values),
                 "tuned": dict(member.trial.tuned),
@@ -115,6 +120,15 @@ def front_document(run: RunRecord) -> dict[str, Any]:
             for member, others in ((member, alike[member.trial.number]) for member in members)
         ],
     }
+
+
+def control_document(run: RunRecord) -> dict[str, Any] | None:
+    """Return the last student that was trained without its teacher, as plain data."""
+    control = next((control for control in reversed(run.controls) if control.accuracy is not None), None)
+    if control is None:
+        return None
+    arch_id = next(trial.arch.arch_id for trial in run.trials if trial.number == control.number)
+    return {"arch_id": arch_id, "accuracy": control.accuracy, "test_accuracy": control.test_accuracy}
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

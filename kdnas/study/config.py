@@ -170,13 +170,20 @@ class Final(Section):
     """Who trains them; None: the study's evaluator, `scratch` where that one shares weights."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
     epochs: Annotated[int, Field(ge=1)] | None = None
-    """None: as many as in the search."""
+    """None: as many as in the search. With `until: flat` the fewest."""
+    until: Literal["epochs", "flat"] = "epochs"
+    """flat: so many epochs that twice as many give the most promising student less than 1 point more, each length being
+    tried with a whole learning-rate schedule, up to `max_epochs`. All trials of lengths cost twice the last."""
+    max_epochs: Annotated[int, Field(ge=1)] = 200
+    """Read with `until: flat`."""
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     max_students: Annotated[int, Field(ge=1, le=1000)] = 8
     """Of a larger front the best score and those that add most hypervolume, costs counted by their logarithm; a smaller
     one is filled with students of lower rungs that may belong to it."""
     attempts: Annotated[int, Field(ge=1, le=100)] = 2
     """A retraining that failed so often is given up; raise it to have it tried again."""
+    control: bool = True
+    """Train the picked student once more without its teacher, by cross entropy alone, to say what distillation adds."""
 
 
 def _pick(text: str) -> str:
@@ -251,6 +258,14 @@ class StudyConfig(Section):
         names = ("epochs", "data_fraction", "resolution_fraction")
         said = {name: last[name] for name in names if last.get(name) is not None}
         return {**value, "training": {**said, **training}}
+
+    @model_validator(mode="after")
+    def _known_unit(self) -> StudyConfig:
+        if self.final.until == "flat" and self.budget.full_trainings is not None:
+            raise ValueError(
+                "final.until: flat finds the length of a final training last, and budget.full_trainings counts in it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _some_supernet(self) -> StudyConfig:
@@ -358,6 +373,10 @@ class StudyConfig(Section):
             return _UNKNOWN_TRIALS
         students = first * self.final_fidelity.amount / paid.amount
         return max(round(students if paid == self.fidelities[0] else students * self.eta(0)), 1)
+
+    def with_final_epochs(self, epochs: int) -> StudyConfig:
+        """Return the study with so many epochs of a final training, found out by the run."""
+        return self.model_copy(update={"final": self.final.model_copy(update={"epochs": epochs})})
 
     @property
     def final_fidelity(self) -> Fidelity:

@@ -194,6 +194,14 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: ImageDat
             "train_seconds": repeat.train_seconds,
             "chosen_by": f"the best of {trained} on the validation split",
         },
+        "control": next(
+            (
+                {"validation": control.accuracy, "test": control.test_accuracy}
+                for control in run.controls
+                if control.number == member.trial.number and control.accuracy is not None
+            ),
+            None,
+        ),
         "quantities": quantities,
         "teacher": _teacher_card(run.teacher),
         "data": data_card(run.sources()[0].validation_fraction, run.config.seed, data),

@@ -6,6 +6,7 @@ comparable, and a brief score flatters whoever was lucky.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -38,6 +39,8 @@ SIGNIFICANCE = 0.05
 """Below this p-value two students of a front count as different in accuracy."""
 NEAR_CHANCE = 0.05
 """An accuracy so little above that of always guessing alike is no success."""
+FLAT = 0.01
+"""A rise of accuracy with a doubling of the training below which a curve counts as flat."""
 FAR_BELOW_TEACHER = 0.75
 """Of the teacher's lead over guessing: a student with a smaller share of it is no recommendation."""
 
@@ -218,6 +221,30 @@ def recommended(run: RunRecord) -> Recommendation | None:
         distance = "1 point" if points <= 1 else f"{points:.2g} points (its 95 % interval)"
         words = f"the cheapest within {distance} of the best"
     return Recommendation(members[chosen], words)
+
+
+def picked_or_recommended(run: RunRecord) -> FrontMember | None:
+    """Return the student that the study's `export.pick` means, where nobody does the recommended one."""
+    with contextlib.suppress(ConfigError):
+        return pick(run, run.config.export.pick)
+    chosen = recommended(run)
+    return None if chosen is None else chosen.member
+
+
+def rise(run: RunRecord, member: FrontMember) -> float | None:
+    """Return by how much `member`'s accuracy rose with each doubling of its training, from its search score on.
+
+    How far from flat its curve is: a schedule that ends at no learning rate looks flat at its end however short it was.
+    None where it was trained no longer than for its score, or by other weights.
+    """
+    trial = member.trial
+    if not trial.repeats or ACCURACY.name not in trial.values:
+        return None
+    brief, final = trial.fidelity, trial.repeats[0].fidelity
+    if brief.weights != final.weights or brief.resolution_fraction != final.resolution_fraction or not brief.amount:
+        return None
+    doublings = math.log2(final.amount / brief.amount)
+    return (member.values[ACCURACY.name] - trial.values[ACCURACY.name]) / doublings if doublings >= 0.5 else None
 
 
 def doubts(run: RunRecord, member: FrontMember) -> list[str]:

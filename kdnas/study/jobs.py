@@ -12,7 +12,7 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.seeds import derive_seed
 from kdnas.study.config import SCRATCH, SUPERNET, StudyConfig, fidelity_by
 from kdnas.study.tuning import final_recipe, tuned_recipe
-from kdnas.training.recipe import Recipe
+from kdnas.training.recipe import Distillation, Recipe
 
 RUNG_FOLDER = "checkpoints/rungs"
 """Where the students wait that may be promoted, relative to the run folder."""
@@ -121,6 +121,13 @@ def rung_checkpoint(arch: Arch, tuned: Mapping[str, float], rung: int) -> str:
     settings = derive_seed(0, *(f"{name} {value!r}" for name, value in sorted(tuned.items())))
     student = f"{arch.arch_id}-{settings:016x}" if tuned else arch.arch_id
     return f"{RUNG_FOLDER}/{student}-rung{rung}.safetensors"
+
+
+def control_job(config: StudyConfig, number: int, arch: Arch, tuned: Mapping[str, float]) -> Job:
+    """Return the first retraining of finalist `number` without its teacher: cross entropy alone, at weight 1."""
+    job = final_job(config, number, arch, tuned, 0)
+    task = Distillation(task_weight=1.0, label_smoothing=config.distillation.label_smoothing, losses=())
+    return dataclasses.replace(job, recipe=job.recipe.model_copy(update={"distillation": task}), checkpoint=None)
 
 
 def final_job(config: StudyConfig, number: int, arch: Arch, tuned: Mapping[str, float], repeat: int) -> Job:

@@ -42,6 +42,19 @@ class Repeat:
 
 
 @dataclass(frozen=True)
+class Control:
+    """The student of a trial trained once without its teacher: as its first retraining, by cross entropy alone."""
+
+    number: int
+    accuracy: float | None
+    """None where the training failed, for `failure`."""
+    test_accuracy: float | None
+    fidelity: Fidelity
+    train_seconds: float = 0.0
+    failure: str = ""
+
+
+@dataclass(frozen=True)
 class OtherTrial:
     """A trial of the record that is no student of the search: `reason` says what it is, or why it was left out."""
 
@@ -201,6 +214,8 @@ class RunRecord:
     """Trials that wait, that other tools added, or that were left out."""
     failed_repeats: tuple[FailedRepeat, ...] = ()
     """Retrainings to the final fidelity that failed."""
+    controls: tuple[Control, ...] = ()
+    """Students trained without their teacher, to the final fidelity."""
     audit: AuditRecord | None = None
     """None where no audit was made."""
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdnas.core.objective import ACCURACY
 from kdnas.core.words import counted
 from kdnas.errors import TrialError
 from kdnas.executors import Executor, Finished
+from kdnas.study.config import StudyConfig
 from kdnas.study.events import Note, Observer, RepeatEnded, RepeatStarted
 from kdnas.study.finalists import finalists
-from kdnas.study.jobs import Job, final_job
+from kdnas.study.front import FLAT, NEAR_CHANCE, picked_or_recommended
+from kdnas.study.jobs import Job, control_job, final_job
 from kdnas.study.preparation import Opened
 from kdnas.study.products import file_sha256, lost_checkpoints
 from kdnas.study.promotion import student_key
-from kdnas.study.records import Repeat, TrialRecord
+from kdnas.study.records import Control, Repeat, TrialRecord
 from kdnas.study.workers import wait
 
 Pending = tuple[TrialRecord, int]
@@ -97,6 +101,108 @@ class Retraining:
                 self._keep(trial, seed, job, finished)
                 if finished.result is None and self._may_try(trial, seed):
                     waiting.append((trial, seed))
+
+    @property
+    def length_is_open(self) -> bool:
+        """Whether the study leaves it to the run how long a final training is, and that is not known yet."""
+        until_flat = self._config.final.until == "flat" and self._opened.run.trains
+        return until_flat and "final_epochs" not in self._record.notes()
+
+    def find_length(self, executor: Executor, chosen: tuple[TrialRecord, ...]) -> None:
+        """Find out how long a final training is: doubled until the best of `chosen` gains less than `FLAT` by it.
+
+        Each length is a training from its start, with a whole learning-rate schedule, since accuracy in the middle of
+        one says little. What was tried before an interruption is in the record.
+        """
+        self.did_something = True
+        final = self._config.final
+        epochs = final.epochs or self._config.training.epochs
+        student = max(chosen, key=lambda trial: trial.values[ACCURACY.name])
+        tried = {int(length): score for length, score in self._record.notes().get("lengths", {}).items()}
+        before, guess = None, self._opened.run.reference_point.get(ACCURACY.name, 0.0)
+        while True:
+            if epochs not in tried:
+                try:
+                    tried[epochs] = self._score_of_length(executor, student, epochs)
+                except TrialError as error:
+                    told = f"a training of {counted(epochs, 'epoch')} failed, and no longer one is tried: {error}"
+                    epochs = before or epochs
+                    break
+                self._record.set_note("lengths", tried)
+            gain = None if before is None else tried[epochs] - tried[before]
+            has_begun = tried[epochs] > guess + NEAR_CHANCE  # flat at its start is no curve's end
+            if gain is not None and gain < FLAT and has_begun:
+                assert before is not None
+                told = f"{counted(before, 'epoch')} a final training: {epochs} add {100 * gain:+.1f} points"
+                epochs = before
+                break
+            if 2 * epochs > final.max_epochs:
+                rising = "" if gain is None else f", though the last doubling added {100 * gain:.1f} points"
+                told = (
+                    f"{counted(epochs, 'epoch')} a final training: twice as many are more than final.max_epochs{rising}"
+                )
+                break
+            before, epochs = epochs, 2 * epochs
+        self._record.set_note("final_epochs", epochs)
+        self._observe(Note(told))
+
+    def settle_length(self) -> None:
+        """Train finalists for as long as the record says, where the run found that out."""
+        epochs = self._record.notes().get("final_epochs")
+        if self._config.final.until == "flat" and epochs is not None:
+            self._config = self._config.with_final_epochs(epochs)
+
+    def _score_of_length(self, executor: Executor, trial: TrialRecord, epochs: int) -> float:
+        config = self._config.with_final_epochs(epochs)
+        job = dataclasses.replace(
+            final_job(config, trial.number, trial.arch, trial.tuned, 0), checkpoint=None, test=False
+        )
+        self._observe(
+            Note(f"student {trial.arch.arch_id}: trained for {counted(epochs, 'epoch')}, to see how long pays")
+        )
+        accuracy = self._alone(executor, "length", job, config)["values"][ACCURACY.name]
+        self._observe(Note(f"student {trial.arch.arch_id}: {100 * accuracy:.2f} % after {counted(epochs, 'epoch')}"))
+        return float(accuracy)
+
+    def _alone(self, executor: Executor, key: str, job: Job, config: StudyConfig) -> Mapping[str, Any]:
+        """Return the result of one training, while nothing else runs. Raises TrialError where it fails."""
+        executor.submit(key, job.as_dict(), time_limit_s=config.time_limit_s(job.fidelity))
+        while True:
+            for ended in wait(executor, self._observe):
+                if ended.result is None:
+                    raise TrialError(ended.failure or "no reason was given")
+                return ended.result
+
+    def uncontrolled(self) -> TrialRecord | None:
+        """Return the picked student, where the study wants it trained without its teacher too and it is not yet."""
+        run = self._opened.snapshot()
+        if (
+            not self._config.final.control
+            or not run.trains
+            or not any(t.weight for t in run.config.distillation.losses)
+        ):
+            return None
+        picked = picked_or_recommended(run)
+        if picked is None or not picked.trial.repeats:
+            return None
+        known = {control.number for control in run.controls}
+        return None if picked.trial.number in known else picked.trial
+
+    def control(self, executor: Executor, trial: TrialRecord) -> None:
+        """Train the student of `trial` without its teacher; a failure is recorded, and not tried again."""
+        self.did_something = True
+        student = f"student {trial.arch.arch_id}"
+        self._observe(Note(f"training {student} once without its teacher, to see what distillation adds"))
+        job = control_job(self._config, trial.number, trial.arch, trial.tuned)
+        try:
+            result = self._alone(executor, "control", job, self._config)
+        except TrialError as error:
+            self._record.add_control(Control(trial.number, None, None, job.fidelity, failure=str(error)))
+            self._observe(Note(f"{student} could not be trained without its teacher: {error}"))
+            return
+        accuracy, tested = result["values"]["accuracy"], result.get("test_accuracy")
+        self._record.add_control(Control(trial.number, accuracy, tested, job.fidelity, result["train_seconds"]))
+        self._observe(Note(f"{student} without its teacher: accuracy {100 * accuracy:.2f} %"))
 
     def finish(self) -> None:
         """Check the finalists against the record, and score the teacher on the test split, as the front has been."""

@@ -105,12 +105,19 @@ class Search:
             if waiting := self._record.waiting():
                 self._observe(Note(f"{counted(len(waiting), 'queued trial')} left waiting for a larger budget"))
             chosen = self._retraining.measured_finalists()
+            if chosen and self._retraining.length_is_open:
+                executor = executor or start_executor(self._opened, self._observe)
+                self._retraining.find_length(executor, chosen)
+            self._retraining.settle_length()
             pending = self._retraining.pending(chosen)
             run = self._opened.snapshot()
             self._observe(SearchEnded(run, run.finished, len(chosen), len(pending)))
             if pending:
                 executor = executor or start_executor(self._opened, self._observe)
                 self._retraining.run(executor, pending)
+            if (student := self._retraining.uncontrolled()) is not None:
+                executor = executor or start_executor(self._opened, self._observe)
+                self._retraining.control(executor, student)
         except BaseException as error:
             with contextlib.suppress(RunFolderError):  # a record that cannot be written is what `error` tells
                 self._drop(f"interrupted: {error}" if str(error) else f"interrupted: {type(error).__name__}")

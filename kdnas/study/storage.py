@@ -6,7 +6,8 @@ A trial's parameters are the proposed assignment. Beside them stand, as user att
 in `set_aside`. Retrainings of
 finalists are study attributes `final:<trial>:<seed>`, since Optuna does not let a finished trial change. So are the
 trainings of an audit, `audit:<trial>:<seed>:<epochs>x<data fraction>:<loss>`, and what it asked for, `audit`; and how
-often a retraining failed, `failed:<trial>:<seed>:<epochs>x<data fraction>`.
+often a retraining failed, `failed:<trial>:<seed>:<epochs>x<data fraction>`; and trainings without a teacher,
+`control:<trial>:<epochs>x<data fraction>`.
 
 In a search with rungs a student has one trial at each rung that it reached; the first is the one that was proposed.
 """
@@ -45,6 +46,7 @@ from kdnas.study.database import at_once, database_url, open_storage
 from kdnas.study.records import (
     AuditRecord,
     AuditTraining,
+    Control,
     FailedRepeat,
     OtherTrial,
     Repeat,
@@ -263,6 +265,19 @@ class Record:
         self.study.set_user_attr(f"final:{number}:{repeat.seed}", dataclasses.asdict(repeat))
 
     @_on_disk
+    def add_control(self, control: Control) -> None:
+        """Write that a student was trained without its teacher."""
+        key = f"control:{control.number}:{control.fidelity.key}"
+        self.study.set_user_attr(key, dataclasses.asdict(control))
+
+    @_on_disk
+    def controls(self, fidelity: Fidelity) -> tuple[Control, ...]:
+        """Return the controls that were trained to `fidelity`."""
+        found = [value for key, value in self.study.user_attrs.items() if key.startswith("control:")]
+        controls = [Control(**{**value, "fidelity": Fidelity(**value["fidelity"])}) for value in found]
+        return tuple(control for control in controls if control.fidelity == fidelity)
+
+    @_on_disk
     def add_failed_repeat(self, number: int, seed: int, fidelity: Fidelity, reason: str) -> None:
         """Write that a retraining of finalist `number` failed once more, and why."""
         attempts = self.failed_repeats(number, seed, fidelity) + 1
@@ -411,6 +426,9 @@ def refreshed(run: RunRecord, record: Record) -> RunRecord:
     Retrainings of another fidelity than the run's final one are left out: `final` may change when a run resumes, and
     means over trainings of different lengths are not comparable.
     """
+    notes = record.notes()
+    if run.config.final.until == "flat" and "final_epochs" in notes:
+        run = dataclasses.replace(run, config=run.config.with_final_epochs(notes["final_epochs"]))
     wanted = run.config.final_fidelity
     trials = tuple(
         dataclasses.replace(trial, repeats=tuple(repeat for repeat in trial.repeats if repeat.fidelity == wanted))
@@ -418,7 +436,6 @@ def refreshed(run: RunRecord, record: Record) -> RunRecord:
         else trial
         for trial in record.trials()
     )
-    notes = record.notes()
     teacher = run.teacher
     if teacher is not None and "teacher_test_accuracy" in notes:
         teacher = dataclasses.replace(teacher, test_accuracy=notes["teacher_test_accuracy"])
@@ -427,6 +444,7 @@ def refreshed(run: RunRecord, record: Record) -> RunRecord:
         run,
         trials=trials,
         teacher=teacher,
+        controls=record.controls(wanted),
         audit=record.audit(),
         others=record.others(),
         failed_repeats=record.all_failed_repeats(wanted),
