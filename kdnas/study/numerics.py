@@ -39,9 +39,11 @@ def resumed(lock: Mapping[str, Any], config: StudyConfig) -> dict[str, Any]:
     return {**lock, "config": config.model_dump(mode="json"), **more}
 
 
-def differences(lock: Mapping[str, Any], training: Training, device: torch.device) -> list[str]:
+def differences(lock: Mapping[str, Any], config: StudyConfig, device: torch.device) -> list[str]:
     """Return in words in what the machine of the run's `lock` differs from this one, as far as scores rest on it."""
-    before, now = lock.get("machine", {}), machine()
+    if config.teacher is None:
+        return []  # nothing is trained here
+    training, before, now = config.training, lock.get("machine", {}), machine()
     said = []
     if lock["config"].get("training", {}).get("precision", "auto") == "auto":
         said.append(

@@ -101,7 +101,7 @@ def prepare_study(
             was=locked["config"],
             now=lock["config"],
         )
-        for difference in differences(locked, config.training, device):
+        for difference in differences(locked, config, device):
             observe(Note(difference))
         check_answers(folder, locked, evaluator.teacher_answers)
     else:
