@@ -18,6 +18,8 @@ from kdnas.training.draws import Draws
 from kdnas.training.recipe import RandomErasing, RandomResizedCrop
 
 _TRIES = 10
+_WEIGHTS = 1 << 22
+"""So many weights of a resizing are in memory at once."""
 _ONE = 1 << 14
 """Weights are whole multiples of 1 / _ONE: their sums over bytes stay below 2**24, which float32 holds exactly."""
 
@@ -59,15 +61,25 @@ def random_resized_crop(images: Tensor, draws: Draws, crop: RandomResizedCrop) -
 
     Where no try fits, the box is the largest central one of an allowed aspect.
     """
-    batch, channels, height, width = images.shape
+    batch, _, height, width = images.shape
     boxes = random_boxes(draws, (height, width), crop.scale, crop.ratio, "resized-crop")
     aspect = min(max(width / height, crop.ratio[0]), crop.ratio[1])
     tall, wide = min(height, round(width / aspect)), min(width, round(height * aspect))
     top = torch.where(boxes.found, boxes.top, (height - tall) // 2)
     left = torch.where(boxes.found, boxes.left, (width - wide) // 2)
-    rows = _resizing(top, torch.where(boxes.found, boxes.height, tall), height)
-    columns = _resizing(left, torch.where(boxes.found, boxes.width, wide), width)
-    values = images.view(batch, channels * height, width).float()
+    heights, widths = torch.where(boxes.found, boxes.height, tall), torch.where(boxes.found, boxes.width, wide)
+    some = max(1, _WEIGHTS // max(height, width) ** 2)
+    parts = [
+        _resized(images[part], _resizing(top[part], heights[part], height), _resizing(left[part], widths[part], width))
+        for part in (slice(start, start + some) for start in range(0, batch, some))
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _resized(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return uint8 [B, C, H, W]: the images resized by the weights `rows` [B, H, H] and `columns` [B, W, W]."""
+    batch, channels, height, width = images.shape
+    values = images.reshape(batch, channels * height, width).float()
     values = torch.bmm(values, columns.transpose(1, 2)).add_(_ONE // 2).div_(_ONE).floor_()
     values = values.view(batch, channels, height, width).transpose(1, 2).reshape(batch, height, channels * width)
     values = torch.bmm(rows, values).add_(_ONE // 2).div_(_ONE).floor_()

@@ -174,6 +174,14 @@ def test_every_operation_is_drawn_alike_and_a_magnitude_of_zero_moves_nothing():
     assert changed <= {"autocontrast", "equalize", "solarize"}
 
 
+def test_large_images_are_cropped_a_few_at_a_time_and_alike(monkeypatch):
+    images, samples = photos(), torch.arange(12)
+    settings = Augmentation(random_resized_crop={})
+    whole = augment(images, samples, augmentation=settings, fill=FILL, seed=0, view=1)
+    monkeypatch.setattr(boxes, "_WEIGHTS", 5 * 32 * 32)
+    assert torch.equal(augment(images, samples, augmentation=settings, fill=FILL, seed=0, view=1), whole)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_view_depends_on_nothing_but_seed_view_and_sample(channels):
     images, fill = photos(40, channels), FILL[:channels]
