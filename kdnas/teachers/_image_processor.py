@@ -86,7 +86,9 @@ def read_processing(
         notes.append("its processor cuts out the middle of images; here they are resized whole")
     mean, std = np.zeros(channels), np.ones(channels)
     mean[order], std[order] = -offset / factors, 1 / factors
-    return Processing(tuple(mean.tolist()), tuple(std.tolist()), tuple(order.tolist()), size, tuple(notes))
+    # As many digits as float32 answers hold on every machine: these numbers are part of what the teacher is.
+    rounded = tuple(round(value, 4) + 0.0 for value in mean.tolist()), tuple(float(f"{v:.6g}") for v in std.tolist())
+    return Processing(*rounded, tuple(order.tolist()), size, tuple(notes))
 
 
 def _longest_edge(declared: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:

@@ -88,7 +88,7 @@ def huggingface(
         ClassifierLogits(network, order),
         context,
         Expected(mean, std, input_size),
-        facts={"huggingface": type(network).__name__, "channels": order},
+        facts={"huggingface": type(network).__name__} | ({"channels": order} if list(order) != sorted(order) else {}),
         naming=naming_of(class_names, (known, "its config's id2label")),
         notes=notes,
     )
