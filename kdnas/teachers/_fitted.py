@@ -101,7 +101,7 @@ def settle(module: Fitted, probe: Tensor) -> Exception | None:
     handle = module.normalised.register_forward_hook(lambda part, inputs, answer: seen.append(answer))
     try:
         plain = module(probe)
-        module.default_format = not _same_in_channels_last(module, probe, plain)
+        module.default_format = not _same_in_channels_last(module, probe[:2])
     except Exception as error:  # the network is the user's: anything may come
         return error
     finally:
@@ -118,12 +118,12 @@ def settle(module: Fitted, probe: Tensor) -> Exception | None:
     return None
 
 
-def _same_in_channels_last(module: Fitted, probe: Tensor, plain: Tensor) -> bool:
-    """Return whether the network says `plain` to channels-last images, its weights as they are and laid out so too.
+def _same_in_channels_last(module: Fitted, probe: Tensor) -> bool:
+    """Return whether the network says the same to channels-last images, its weights as they are and laid out so too.
 
     Whoever measures its latency lays out the weights so.
     """
-    images = probe.contiguous(memory_format=torch.channels_last)
+    plain, images = module(probe), probe.contiguous(memory_format=torch.channels_last)
     weights = [(weight, weight.data) for weight in module.parameters()]
     try:
         others = [module(images)]
