@@ -29,16 +29,19 @@ def front_table(run: RunRecord, width: int, rows: int | None = None) -> Table:
     alike = indistinguishable(members)
     archs = short_archs([member.trial for member in members])
     others = other_quantities(run)
-    names = ["macs", "params", *others]
+    known = {name for member in members for name in member.values}
+    names = [name for name in ("macs", "params", *others) if name in known]
     retrained = any(member.trial.repeats for member in members)
     meaning = "means of the retrainings ± 95 %" if retrained else "brief scores, one seed"
     how = f"◆ {chosen.words}  " if chosen is not None else ""
-    caption = f"{how}★ teacher  ≈ accuracy like another’s; accuracies are {meaning}"
+    star = "★ teacher  " if run.teacher is not None else ""
+    like = "≈ accuracy like another’s; " if any(alike.values()) else ""
+    caption = f"{how}{star}{like}accuracies are {meaning}"
     queued = enqueued_numbers(run)
     caption = f"+ enqueued  {caption}" if any(member.trial.number in queued for member in members) else caption
     table = Table(box=None, caption=caption, caption_justify="left", pad_edge=False, header_style="bold")
     table.add_column("student", no_wrap=True)
-    for heading in ("accuracy", *(["on test"] if retrained else []), "MACs", "params", *map(label, others)):
+    for heading in ("accuracy", *(["on test"] if retrained else []), *map(_heading, names)):
         table.add_column(heading, justify="right", no_wrap=True)
     if width >= _WIDE:
         table.add_column("choices in which they differ", overflow="fold")  # the numbers stay whole
@@ -59,6 +62,10 @@ def front_table(run: RunRecord, width: int, rows: int | None = None) -> Table:
         accuracies = [shown("accuracy", score) for score in scores]
         table.add_row("★ teacher", *accuracies, *costs, style="dim")
     return table
+
+
+def _heading(name: str) -> str:
+    return "params" if name == "params" else label(name)
 
 
 def _interval(accuracy: float | None, ci95: float | None, width: int) -> str:

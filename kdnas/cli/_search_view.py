@@ -282,7 +282,7 @@ def search_ended_lines(event: SearchEnded) -> list[str]:
     return [
         f"search over: {event.reason}",
         f"retraining {counted(event.finalists, 'student')} of its front {event.run.config.final_fidelity.origin}: "
-        f"{event.retrainings} trainings to go",
+        f"{counted(event.retrainings, 'training')} to go",
     ]
 
 

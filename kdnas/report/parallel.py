@@ -59,8 +59,12 @@ def parallel_figure(run: RunRecord) -> Figure:
                 "colorbar": {"title": {"text": "search<br>accuracy"}, "tickformat": ".0%", "thickness": 12, "len": 0.9},
                 },
     )  # fmt: skip
-    drawing = styled(drawing, height=470)
-    drawing.update_layout(hovermode="closest", margin={"l": 40, "r": 20, "t": 30, "b": 90}, legend={"y": -0.26})
+    # Titles of many axes are slanted, so the longest of them says how much room they need below.
+    below = max(90, 30 + round(4.3 * max((len(axis.title) for axis in axes), default=0))) if len(axes) > 6 else 90
+    drawing = styled(drawing, height=380 + below)
+    drawing.update_layout(
+        hovermode="closest", margin={"l": 40, "r": 20, "t": 30, "b": below}, legend={"y": -(below - 14) / 350}
+    )
     drawing.update_xaxes(
         tickvals=list(range(len(axes))), ticktext=[escaped(axis.title) for axis in axes],
         showgrid=False, showline=False, range=[-0.5, len(axes) - 0.5], tickangle=-35 if len(axes) > 6 else 0, title="",

@@ -20,18 +20,22 @@ from kdnas.executors._worker import visible_device
 
 
 class Talker:
-    """An evaluate that says a passing line while it works."""
+    """An evaluate that says a passing line and how far it is while it works."""
 
     say: Callable[[str], None]
+    progress: Callable[[float], None]
 
     def __call__(self, job: Mapping[str, Any]) -> dict[str, Any]:
         self.say(f"working on {job['x']}")
+        self.progress(0.25)
+        self.progress(0.5)
         return {"value": job["x"]}
 
 
 def make_talker() -> Talker:
     talker = Talker()
     talker.say = lambda line: None
+    talker.progress = lambda share: None
     return talker
 
 
@@ -184,6 +188,8 @@ def test_what_a_worker_says_reaches_the_controller_once():
         assert finished == [Finished("a", result={"value": 3})]
         assert executor.take_notes() == ["working on 3"]
         assert executor.take_notes() == []
+        assert executor.take_progress() == {"a": 0.5}
+        assert executor.take_progress() == {}
     finally:
         executor.close()
 
