@@ -32,7 +32,7 @@ from kdnas.study.data_check import check_split
 from kdnas.study.run_folder import locked
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.training.batches import Batches
-from kdnas.training.distil import EpochRecord, distil
+from kdnas.training.loop import EpochRecord, distil
 from kdnas.training.recipe import Distillation, Recipe, Training, numerics_of
 
 Say = Callable[[str], None]

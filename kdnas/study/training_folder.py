@@ -15,7 +15,7 @@ import yaml
 from kdnas.errors import Problem, RunFolderError
 from kdnas.study.products import Loss, loss_of
 from kdnas.study.run_folder import leaves, recorded_numerics, write_text
-from kdnas.training.distil import EpochRecord
+from kdnas.training.loop import EpochRecord
 
 LOCK_FILE = "training.lock.yaml"
 RESULT_FILE = "result.json"

@@ -30,8 +30,8 @@ from kdnas.study.schedules import RUN_SUPERNET, DistilStep, Step, SupernetStep, 
 from kdnas.study.train_file import TrainFile
 from kdnas.study.training_folder import CHECKPOINT_FILE, read_history, write_history
 from kdnas.study.training_ground import Ground
-from kdnas.training.distil import EpochRecord, distil
 from kdnas.training.evaluation import accuracy
+from kdnas.training.loop import EpochRecord, distil
 from kdnas.training.recipe import Recipe
 from kdnas.training.schedule_file import SCHEDULE_FILE, read_schedule, write_schedule
 from kdnas.training.supernet import Tick, train_supernet

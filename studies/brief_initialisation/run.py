@@ -33,7 +33,7 @@ from kdnas.study import opening
 from kdnas.study.loading import load_study
 from kdnas.study.run_folder import machine
 from kdnas.training.batches import Batches
-from kdnas.training.distil import distil
+from kdnas.training.loop import distil
 from kdnas.training.recipe import Recipe
 from kdnas.training.teacher_cache import TeacherCache
 

@@ -18,7 +18,7 @@ from torch import nn
 from kdnas.core.data import ImageArrays, ImageData
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.distil import EpochRecord, distil
+from kdnas.training.loop import EpochRecord, distil
 
 Row = dict[str, Any]
 

@@ -20,7 +20,7 @@ from tuned_loop import TunedTrial
 from kdnas.errors import TrialError
 from kdnas.students import STUDENTS
 from kdnas.targets import TARGETS, Missing
-from kdnas.training.packing import distil_together
+from kdnas.training.loop import Course, Pupil, train
 from kdnas.training.teacher_cache import TeacherCache
 
 _LOADERS = 8
@@ -71,26 +71,18 @@ def loops(bench: Bench) -> Iterator[Row]:
 def together(bench: Bench) -> Iterator[Row]:
     """Several students at batch 128 in one process, on the same batches."""
     bench.fill()
-    train, batch_size = bench.images(), 32 if bench.quick else 128
+    images, batch_size = bench.images(), 32 if bench.quick else 128
+    cache = TeacherCache(bench.cache)
+    course = Course(bench.data, images, None, bench.teacher(), 0, bench.device, cache)
+    given = setting.recipe(batch_size, bench.epochs)
     for students in (1, 2) if bench.quick else (1, 16, 8, 4, 2):
         begun = time.perf_counter()
-        outcomes = distil_together(
-            [bench.student(seed) for seed in range(students)],
-            bench.teacher(),
-            train,
-            None,
-            [setting.recipe(batch_size, bench.epochs)] * students,
-            data=bench.data,
-            seeds=list(range(students)),
-            view_seed=0,
-            device=bench.device,
-            teacher_cache=TeacherCache(bench.cache),
-        )
+        outcomes = train(course, [Pupil(bench.student(seed), given, seed) for seed in range(students)])
         failed = [str(outcome) for outcome in outcomes if isinstance(outcome, TrialError)]
         row: Row = {"students": students, "batch_size": batch_size, "failed": failed}
         first = outcomes[0]
         if not failed and not isinstance(first, TrialError):
-            row |= speed(first.history, len(train), students) | {"graph_failure": first.graph_failure}
+            row |= speed(first.history, len(images), students) | {"graph_failure": first.graph_failure}
         yield {**row, "whole_call_s": time.perf_counter() - begun}
 
 

@@ -21,9 +21,9 @@ from kdnas.core.seeds import derive_seed
 from kdnas.nn.normalise import Normalised
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.distil import distil
 from kdnas.training.evaluation import accuracy
 from kdnas.training.inherit import images_to_inherit_by, inherit
+from kdnas.training.loop import distil
 from kdnas.training.recipe import Recipe
 from kdnas.training.shrinking import Shrinking
 from kdnas.training.subnets import SubnetSpec

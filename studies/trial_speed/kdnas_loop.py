@@ -12,7 +12,7 @@ from torch import nn
 from kdnas.core.data import ImageData
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.distil import Trained, distil
+from kdnas.training.loop import Trained, distil
 from kdnas.training.teacher_cache import TeacherCache
 
 

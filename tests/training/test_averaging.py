@@ -13,9 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import kdnas.training.lesson
 from kdnas.training.averaging import Average
-from kdnas.training.distil import EpochRecord, Trained, distil
 from kdnas.training.lesson import Lesson
-from kdnas.training.packing import distil_together
+from kdnas.training.loop import Course, EpochRecord, Pupil, Trained, distil
 from kdnas.training.recipe import Training
 
 DECAY = 0.95
@@ -133,17 +132,9 @@ def test_students_trained_together_have_the_averages_that_they_have_alone(data, 
     ]
     if graphs:
         monkeypatch.setattr(kdnas.training.lesson, "recorder_for", lambda device: Tape())
-    together = distil_together(
-        [net(4, 8, seed=k) for k in range(3)],
-        teacher(data),
-        train_images,
-        validation,
-        recipes,
-        seeds=[0, 1, 2],
-        view_seed=0,
-        on_epoch=[lambda record: None] * 3,
-        **options,
-    )
+    course = Course(data, train_images, validation, teacher(data), 0, CPU)
+    pupils = [Pupil(net(4, 8, seed=k), one, k, on_epoch=lambda record: None) for k, one in enumerate(recipes)]
+    together = kdnas.training.loop.train(course, pupils)
     for one, other in zip(alone, together, strict=True):
         assert isinstance(other, Trained)
         assert equal(state(one.network), state(other.network))

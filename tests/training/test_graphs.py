@@ -16,7 +16,6 @@ import kdnas.training.lesson
 from kdnas.core.data import ImageData
 from kdnas.nn.taps import Outputs
 from kdnas.teachers import Teacher
-from kdnas.training.distil import Trained, distil
 from kdnas.training.graphs import (
     WARM_UP_STEPS,
     CudaRecorder,
@@ -25,6 +24,7 @@ from kdnas.training.graphs import (
     epoch_of_views,
     recorder_for,
 )
+from kdnas.training.loop import Trained, distil
 from kdnas.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from kdnas.training.recipe import Augmentation, LossTerm, Training
 from kdnas.training.teacher_cache import TeacherCache

@@ -79,7 +79,7 @@ def test_the_speed_that_a_user_is_told_draws_nothing() -> None:
 
 @pytest.mark.skipif(library() is None, reason="no C compiler")
 def test_a_training_that_cannot_fuse_its_norms_says_so(monkeypatch) -> None:
-    from kdnas.training.distil import Trained
+    from kdnas.training.loop import Trained
 
     trained = Trained(torch.nn.Identity(), 1.0, (), 0.0, 0.0, Training().fidelity, unfused=True)
     assert any("C compiler" in note for note in trained.notes)

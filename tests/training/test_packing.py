@@ -13,8 +13,8 @@ from lessons import CPU, KD, Tape, batches, net, recipe, same
 import kdnas.training.lesson
 from kdnas.core.data import ImageData
 from kdnas.errors import TrialError
-from kdnas.training.distil import Trained, distil
-from kdnas.training.packing import Packing, choose_size, distil_together, measured_rate, share_batches
+from kdnas.training.loop import Course, Pupil, Trained, distil, share_batches, train
+from kdnas.training.packing import Packing, choose_size, measured_rate
 from kdnas.training.recipe import Augmentation, LossTerm, Recipe
 from kdnas.training.teacher_cache import TeacherCache
 
@@ -28,18 +28,10 @@ def given(losses: tuple[LossTerm, ...] = (KD,), **settings: Any) -> list[Recipe]
 
 
 def together(data: ImageData, recipes: list[Recipe], device: torch.device = CPU, **options: Any) -> list[Any]:
-    return distil_together(
-        [net(*widths, seed=number) for number, widths in enumerate(WIDTHS)],
-        lessons.teacher(data),
-        batches(data, 0, 300, device),
-        batches(data, 300, 500, device),
-        recipes,
-        data=data,
-        seeds=[10, 11, 12],
-        view_seed=5,
-        device=device,
-        **options,
-    )
+    images, held_out = batches(data, 0, 300, device), batches(data, 300, 500, device)
+    course = Course(data, images, held_out, lessons.teacher(data), 5, device, **options)
+    given_each = zip(WIDTHS, recipes, strict=True)
+    return train(course, [Pupil(net(*widths, seed=k), one, 10 + k) for k, (widths, one) in enumerate(given_each)])
 
 
 def alone(data: ImageData, recipes: list[Recipe], number: int, device: torch.device = CPU, **options: Any) -> Trained:
@@ -125,11 +117,8 @@ def test_memory_that_runs_out_in_one_student_is_its_own_failure(data) -> None:
                 raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
             return super().forward(images)
 
-    networks = [net(4), Full(4)]
-    found = distil_together(
-        networks, None, batches(data, 0, 100), None, [recipe(), recipe()],
-        data=data, seeds=[1, 2], view_seed=0, device=CPU,
-    )  # fmt: skip
+    course = Course(data, batches(data, 0, 100), None, None, 0, CPU)
+    found = train(course, [Pupil(net(4), recipe(), 1), Pupil(Full(4), recipe(), 2)])
     assert isinstance(found[0], Trained)
     assert str(found[1]) == "out of memory: CUDA out of memory. Tried to allocate 2 GiB"
 
@@ -145,12 +134,10 @@ def test_only_trainings_that_share_their_batches_go_together(data) -> None:
     assert share_batches([base, recipe(LossTerm(type="kd", weight=0.5, temperature=2.0), optimizer="adamw")])
     with pytest.raises(ValueError, match="differ"):
         together(data, [*given()[:2], recipe(KD, batch_size=32)])
-    with pytest.raises(ValueError, match="2 recipes"):
-        together(data, given()[:2])
 
 
 def test_nothing_to_train_is_no_error(data) -> None:
-    assert distil_together([], None, batches(data, 0, 9), None, [], data=data, seeds=[], view_seed=0, device=CPU) == []
+    assert train(Course(data, batches(data, 0, 9), None, None, 0, CPU), []) == []
 
 
 @pytest.mark.parametrize(
@@ -198,7 +185,7 @@ def test_a_full_memory_ends_the_trying() -> None:
 
 def test_the_rate_counts_the_images_of_all_students(data, monkeypatch) -> None:
     clock = iter(range(1000))
-    monkeypatch.setattr("kdnas.training.packing.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    monkeypatch.setattr("kdnas.training.loop.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
     train = batches(data, 0, 200)
     # An epoch takes one tick of this clock, however many students share it.
     assert measured_rate(lambda: net(4), 3, train, recipe(KD, epochs=9), data=data, device=CPU) == pytest.approx(600.0)
@@ -236,3 +223,34 @@ def test_a_size_is_chosen_on_a_gpu(cuda, data) -> None:
     packing = choose_size(rate, sizes=(1, 2, 4))
     assert packing.size in (1, 2, 4)
     assert all(value > 0 for value in packing.rates.values())
+
+
+def test_students_go_on_together_from_their_own_checkpoints(data, tmp_path) -> None:
+    """Each is interrupted at another epoch; together they end as they would have alone."""
+    recipes = given(epochs=3)
+    paths = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    images, held_out = batches(data, 0, 300), batches(data, 300, 500)
+    course = Course(data, images, held_out, lessons.teacher(data), 5, CPU)
+
+    def pupil(number: int, stop: int | None = None) -> Pupil:
+        def on_epoch(record: Any) -> None:
+            if record.epoch == stop:
+                raise KeyboardInterrupt
+
+        return Pupil(net(*WIDTHS[number], seed=number), recipes[number], 10 + number, on_epoch, paths[number])
+
+    for number, stop in ((0, 2), (1, 1)):
+        with pytest.raises(KeyboardInterrupt):
+            train(course, [pupil(number, stop)])
+    seen: list[int] = []
+    resumed = train(course, [pupil(number) for number in range(3)])
+    for number, one in enumerate(resumed):
+        whole = alone(data, recipes, number)
+        assert isinstance(one, Trained)
+        assert same(one.network, whole.network)
+        assert [record.loss for record in one.history] == [record.loss for record in whole.history]
+    again = train(course, [Pupil(net(*WIDTHS[0]), recipes[0], 10, lambda record: seen.append(1), paths[0])])
+    assert seen == []  # all its epochs were done
+    assert isinstance(again[0], Trained)
+    assert isinstance(resumed[0], Trained)
+    assert same(again[0].network, resumed[0].network)

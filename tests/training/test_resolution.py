@@ -11,8 +11,8 @@ import torch
 from lessons import CPU, KD, batches, net, recipe, teacher
 
 from kdnas.core.fidelity import Fidelity
-from kdnas.training.distil import Trained, distil
-from kdnas.training.packing import distil_together
+from kdnas.training.loop import Course, Pupil, Trained, distil
+from kdnas.training.loop import train as train_all
 from kdnas.training.recipe import Augmentation, LossTerm, Training
 
 if TYPE_CHECKING:
@@ -79,17 +79,9 @@ def test_packed_students_may_differ_in_resolution_and_learn_what_they_would_alon
     recipes = [recipe(KD, resolution_fraction=fraction, **views) for fraction in (0.5, 1.0)]
     train, validation = batches(data, 0, 512), batches(data, 1000, 1400)
     students = [net(8, 16), net(8, 16)]
-    together = distil_together(
-        copy.deepcopy(students),
-        teacher(data),
-        train,
-        validation,
-        recipes,
-        data=data,
-        seeds=[1, 1],
-        view_seed=3,
-        device=CPU,
-    )
+    course = Course(data, train, validation, teacher(data), 3, CPU)
+    packed_students = zip(copy.deepcopy(students), recipes, strict=True)
+    together = train_all(course, [Pupil(student, given, 1) for student, given in packed_students])
     options: dict[str, Any] = {"data": data, "seed": 1, "view_seed": 3, "device": CPU}
     for student, given, packed in zip(students, recipes, together, strict=True):
         alone = distil(student, teacher(data), train, validation, given, **options)

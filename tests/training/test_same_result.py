@@ -18,7 +18,7 @@ from kdnas.nn.normalise import Normalised
 from kdnas.students import STUDENTS
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.distil import distil
+from kdnas.training.loop import distil
 from kdnas.training.recipe import Augmentation, Distillation, LossTerm, Recipe, Training
 from kdnas.training.teacher_cache import TeacherCache
 

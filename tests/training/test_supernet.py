@@ -25,10 +25,10 @@ from kdnas.nn.taps import Outputs, output_shapes
 from kdnas.students import STUDENTS
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.distil import distil
 from kdnas.training.evaluation import accuracy
 from kdnas.training.fused_norm import FusedNorm, library
 from kdnas.training.inherit import inherit_supernet
+from kdnas.training.loop import distil
 from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
 from kdnas.training.schedule_file import read_schedule, write_schedule
 from kdnas.training.shrinking import Shrinking

@@ -18,7 +18,7 @@ from kdnas.errors import TrialError
 from kdnas.nn.taps import OutputShapes, Taps
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.distil import Trained
+from kdnas.training.loop import Trained
 from kdnas.training.recipe import Augmentation, Distillation, LossTerm
 from kdnas.training.teacher_cache import TeacherCache, ViewsKey
 from kdnas.training.teaching import Teaching, Views, views_key, why_live

@@ -16,7 +16,7 @@ from kdnas.nn.normalise import Normalised
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.checkpoint import epochs_done
-from kdnas.training.distil import distil
+from kdnas.training.loop import distil
 from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
 
 CPU = torch.device("cpu")

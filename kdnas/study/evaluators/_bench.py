@@ -28,8 +28,8 @@ from kdnas.study.opening import open_data, open_teacher, split
 from kdnas.study.run_data import open_handed_data, reopen_data
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.distil import EpochRecord
 from kdnas.training.evaluation import accuracy
+from kdnas.training.loop import EpochRecord
 
 
 @dataclass(frozen=True)

@@ -9,23 +9,36 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from torch import nn
 
 from kdnas.core.arch import Arch
+from kdnas.core.fidelity import Fidelity
 from kdnas.core.seeds import derive_seed
 from kdnas.errors import TrialError
 from kdnas.study.evaluators._training import Begun, TrainingEvaluator
 from kdnas.study.jobs import Job
 from kdnas.training.checkpoint import epochs_done
-from kdnas.training.distil import EpochRecord, Trained, distil
-from kdnas.training.packing import Packing, choose_size, distil_together, measured_rate, share_batches
+from kdnas.training.loop import Course, EpochRecord, Pupil, Trained, batches_key, train
+from kdnas.training.packing import Packing, choose_size, measured_rate
 
 _DRAWS = 31
 """Random students whose median one stands for the space."""
 _STEPS_TIMED = 64
 """Steps in each of the two epochs that time a number of students."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a job's training that is a training of its own: all of it, or one leg."""
+
+    epochs: int
+    view_seed: int
+    checkpoint: Path | None = None
+    begin_from: Path | None = None
 
 
 class DistillingEvaluator(TrainingEvaluator):
@@ -34,44 +47,81 @@ class DistillingEvaluator(TrainingEvaluator):
     continues = True
 
     def train(self, module: nn.Module, job: Job, on_epoch: Callable[[EpochRecord], None]) -> Trained:
-        """Return `module` trained by the job's recipe."""
-        if job.legs:
-            return self._train_in_legs(module, job, on_epoch)
-        bench = self.bench
-        return distil(
-            module,
-            bench.teacher,
-            self.training_images(job.recipe.training.data_fraction),
-            bench.validation,
-            job.recipe,
-            data=bench.data,
-            seed=job.init_seed,
-            view_seed=job.view_seed,
-            device=bench.device,
-            on_epoch=on_epoch,
-            teacher_cache=self.teacher_cache,
-        )
+        """Return `module` trained by the job's recipe. Raises TrialError."""
+        (outcome,) = self._train_together([(module, job, on_epoch)])
+        if isinstance(outcome, TrialError):
+            raise outcome
+        return outcome
 
     def train_all(self, begun: Sequence[Begun]) -> list[Trained | TrialError]:
-        """Return the students trained at once on the batches that they share, else one after the other."""
-        jobs = [one.job for one in begun]
-        recipes = [job.recipe for job in jobs]
-        if any(job.legs for job in jobs) or len({job.view_seed for job in jobs}) != 1 or not share_batches(recipes):
-            return super().train_all(begun)
+        """Return the students trained: at once those that see the same batches, whatever legs they go through."""
+        groups: dict[object, list[int]] = {}
+        for place, one in enumerate(begun):
+            parts = tuple((part.epochs, part.view_seed) for part in self._parts(one.job))
+            groups.setdefault((parts, batches_key(one.job.recipe)), []).append(place)
+        outcomes: dict[int, Trained | TrialError] = {}
+        for places in groups.values():
+            students = [(begun[place].module, begun[place].job, begun[place].curve) for place in places]
+            outcomes |= zip(places, self._train_together(students), strict=True)
+        return [outcomes[place] for place in range(len(begun))]
+
+    def _train_together(
+        self, students: Sequence[tuple[nn.Module, Job, Callable[[EpochRecord], None]]]
+    ) -> list[Trained | TrialError]:
+        """Return the students trained at once, part by part; their jobs have parts of the same epochs and views."""
         bench = self.bench
-        return distil_together(
-            [one.module for one in begun],
-            bench.teacher,
-            self.training_images(recipes[0].training.data_fraction),
-            bench.validation,
-            recipes,
-            data=bench.data,
-            seeds=[job.init_seed for job in jobs],
-            view_seed=jobs[0].view_seed,
-            device=bench.device,
-            on_epoch=[one.curve for one in begun],
-            teacher_cache=self.teacher_cache,
-        )
+        parts = [self._parts(job) for _, job, _ in students]
+        train_on = self.training_images(students[0][1].recipe.training.data_fraction)
+        done: list[list[Trained]] = [[] for _ in students]
+        failed: dict[int, TrialError] = {}
+        for index, part in enumerate(parts[0]):
+            last = index == len(parts[0]) - 1
+            course = Course(
+                bench.data,
+                train_on,
+                bench.validation if last else None,
+                bench.teacher,
+                part.view_seed,
+                bench.device,
+                self.teacher_cache,
+            )
+            going = [place for place in range(len(students)) if place not in failed]
+            pupils = [self._pupil(*students[place], parts[place][index]) for place in going]
+            for place, outcome in zip(going, train(course, pupils), strict=True):
+                if isinstance(outcome, TrialError):
+                    failed[place] = outcome
+                else:
+                    done[place].append(outcome)
+        return [
+            failed[place] if place in failed else _whole(done[place], job.fidelity)
+            for place, (_, job, _) in enumerate(students)
+        ]
+
+    @staticmethod
+    def _pupil(module: nn.Module, job: Job, on_epoch: Callable[[EpochRecord], None], part: _Part) -> Pupil:
+        training = job.recipe.training.model_copy(update={"epochs": part.epochs})
+        recipe = job.recipe.model_copy(update={"training": training})
+        return Pupil(module, recipe, job.init_seed, on_epoch, part.checkpoint, part.begin_from)
+
+    def _parts(self, job: Job) -> list[_Part]:
+        """Return what is to be trained: legs that are still there from an earlier job are not repeated.
+
+        The score is the same whichever they are: each leg is a function of the one before it.
+        """
+        if not job.legs:
+            return [_Part(job.recipe.training.epochs, job.view_seed)]
+        paths = [self.context.folder / leg.checkpoint for leg in job.legs]
+        whole = [epochs_done(path) == leg.epochs for path, leg in zip(paths, job.legs, strict=True)]
+        first = max((index + 1 for index in range(len(paths) - 1) if whole[index]), default=0)
+        return [
+            _Part(
+                job.legs[index].epochs,
+                derive_seed(job.view_seed, "leg", index) if index else job.view_seed,
+                paths[index],
+                paths[index - 1] if index else None,
+            )
+            for index in range(first, len(paths))
+        ]
 
     def at_once(self) -> Packing:
         """Return how many students of the space's median MACs pay on this device; one, unmeasured, on a CPU."""
@@ -94,41 +144,17 @@ class DistillingEvaluator(TrainingEvaluator):
     def _macs(self, arch: Arch) -> float:
         return self.price(arch)["macs"]
 
-    def _train_in_legs(self, module: nn.Module, job: Job, on_epoch: Callable[[EpochRecord], None]) -> Trained:
-        """Return `module` at the end of the last leg, the legs that are still there from an earlier job not repeated.
 
-        The score is the same whichever they are: each leg is a function of the one before it.
-        """
-        bench, training = self.bench, job.recipe.training
-        paths = [self.context.folder / leg.checkpoint for leg in job.legs]
-        whole = [epochs_done(path) == leg.epochs for path, leg in zip(paths, job.legs, strict=True)]
-        first = max((index + 1 for index in range(len(paths) - 1) if whole[index]), default=0)
-        legs: list[Trained] = []
-        for index in range(first, len(paths)):
-            update = {"epochs": job.legs[index].epochs}
-            legs.append(
-                distil(
-                    module,
-                    bench.teacher,
-                    self.training_images(training.data_fraction),
-                    bench.validation if index == len(paths) - 1 else None,
-                    job.recipe.model_copy(update={"training": training.model_copy(update=update)}),
-                    data=bench.data,
-                    seed=job.init_seed,
-                    view_seed=derive_seed(job.view_seed, "leg", index) if index else job.view_seed,
-                    device=bench.device,
-                    on_epoch=on_epoch,
-                    checkpoint=paths[index],
-                    begin_from=paths[index - 1] if index else None,
-                    teacher_cache=self.teacher_cache,
-                )
-            )
-        return dataclasses.replace(
-            legs[-1],
-            train_seconds=sum(leg.train_seconds for leg in legs),
-            teacher_seconds=sum(leg.teacher_seconds for leg in legs),
-            fidelity=job.fidelity,
-            graph_failure=next((leg.graph_failure for leg in legs if leg.graph_failure is not None), None),
-            phases={phase: sum(leg.phases.get(phase, 0.0) for leg in legs) for phase in legs[-1].phases},
-            live_teacher=any(leg.live_teacher for leg in legs),
-        )
+def _whole(parts: Sequence[Trained], fidelity: Fidelity) -> Trained:
+    """Return a training of several parts as one."""
+    if len(parts) == 1:
+        return dataclasses.replace(parts[0], fidelity=fidelity)
+    return dataclasses.replace(
+        parts[-1],
+        train_seconds=sum(part.train_seconds for part in parts),
+        teacher_seconds=sum(part.teacher_seconds for part in parts),
+        fidelity=fidelity,
+        graph_failure=next((part.graph_failure for part in parts if part.graph_failure is not None), None),
+        phases={phase: sum(part.phases.get(phase, 0.0) for part in parts) for phase in parts[-1].phases},
+        live_teacher=any(part.live_teacher for part in parts),
+    )

@@ -40,8 +40,8 @@ from kdnas.study.records import TrialRecord
 from kdnas.study.spaces import arch_of
 from kdnas.study.teacher_check import report_teacher, teacher_test_accuracy
 from kdnas.training.batches import Batches, batches_in
-from kdnas.training.distil import EpochRecord, Trained
 from kdnas.training.evaluation import accuracy
+from kdnas.training.loop import EpochRecord, Trained
 from kdnas.training.numerics import computing, in_bfloat16
 from kdnas.training.teacher_cache import TeacherCache
 from kdnas.training.teaching import why_live

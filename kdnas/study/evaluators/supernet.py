@@ -13,7 +13,7 @@ from torch import nn
 from kdnas.study.evaluators import EVALUATORS
 from kdnas.study.evaluators._shared_weights import SharingEvaluator
 from kdnas.study.jobs import Job
-from kdnas.training.distil import EpochRecord, Trained
+from kdnas.training.loop import EpochRecord, Trained
 
 
 @EVALUATORS.register

@@ -14,6 +14,7 @@ from lessons import Tape
 from kdnas.study.evaluators import EvaluatorContext, Workplan, open_evaluator
 from kdnas.study.jobs import search_job
 from kdnas.study.loading import load_study
+from kdnas.training.loop import train
 from kdnas.training.packing import Packing
 from kdnas.training.teacher_cache import TeacherCache
 
@@ -113,3 +114,30 @@ def test_a_latency_table_prices_in_the_search_and_is_the_same_for_every_worker(f
     assert trial["values"]["latency_ms"] == priced
     assert trial["measurements"] == {}
     assert set(worker.measure(student(evaluator))) == {"latency_ms"}
+
+
+def test_students_at_rungs_are_trained_at_once_and_as_each_would_be_alone(folder, tmp_path, monkeypatch):
+    """Three at the first rung, one of them promoted: it goes on by itself, the others beside it."""
+    study = load_study(folder, ["rungs=[{epochs: 1}, {epochs: 3}]", "training.precision=float32"])
+    at_once: list[int] = []
+
+    def counting(course, pupils):
+        at_once.append(len(pupils))
+        return train(course, pupils)
+
+    monkeypatch.setattr("kdnas.study.evaluators._distilling.train", counting)
+
+    def evaluator(run):
+        cache = Path(os.environ["KDNAS_CACHE"])
+        return open_evaluator(EvaluatorContext(study.config, study.space, run, folder, cache, "cpu"))
+
+    together, alone = evaluator(tmp_path / "together"), evaluator(tmp_path / "alone")
+    students = [student(together, seed) for seed in (0, 1, 2)]
+    first = [search_job(study.config, one, {}, 0).as_dict() for one in students]
+    promoted = search_job(study.config, students[0], {}, 1).as_dict()
+    scores = [answer["values"]["accuracy"] for answer in together.together(first)]
+    assert at_once == [3]
+    other = search_job(study.config, student(together, 3), {}, 0).as_dict()
+    scores += [answer["values"]["accuracy"] for answer in together.together([promoted, other])]
+    assert at_once == [3, 1, 1]
+    assert scores == [alone(job)["values"]["accuracy"] for job in (*first, promoted, other)]

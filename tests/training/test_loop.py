@@ -21,8 +21,8 @@ from kdnas.errors import ConfigError, RunFolderError, TrialError
 from kdnas.nn.normalise import Normalised
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.distil import EpochRecord, Trained, distil
 from kdnas.training.evaluation import accuracy
+from kdnas.training.loop import EpochRecord, Trained, distil
 from kdnas.training.optimizer import build_optimizer, learning_rate
 from kdnas.training.recipe import Augmentation, Distillation, LossTerm, Recipe, Training
 
