@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from kdnas import atomic
 from kdnas.cli._members import Option, describe
 from kdnas.core.arch import Scalar
 from kdnas.core.words import command_line
-from kdnas.errors import ConfigError, Problem
+from kdnas.errors import ConfigError, InputError, Problem
 
 # What stands for the user's own where an option must be given. Other required options get a value of their type.
 _PLACEHOLDERS = {
@@ -54,6 +55,14 @@ def command(
             min=4, max=4096, metavar="PIXELS", help="Side that images are resized to. Default: as the data has them."
         ),
     ] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Training images, which epochs and batch size follow. Default: those of the data, if it is there.",
+        ),
+    ] = None,
     own_space: Annotated[
         bool, typer.Option("--own-space", help=f"Also write that space as {_SPACE_FILE}, to be changed.")
     ] = False,
@@ -73,7 +82,9 @@ def command(
 
     if directory.suffix in (".yaml", ".yml") or directory.is_file():
         raise ConfigError(Problem(str(directory), "names a file, and a study is a folder", str(directory.parent)))
-    files = study_files(directory, data, teacher, space, size=size, own_space=own_space)
+    files = study_files(
+        directory, data, teacher, space, size=size, own_space=own_space, images=images or _images_there(data)
+    )
     taken = [name for name in files if (directory / name).exists()]
     if taken and not force:
         raise ConfigError(Problem(str(directory / name), "is there already; --force replaces it") for name in taken)
@@ -87,11 +98,19 @@ def command(
 
 
 def study_files(
-    directory: Path, data: str, teacher: str, space: str, *, size: int | None = None, own_space: bool
+    directory: Path,
+    data: str,
+    teacher: str,
+    space: str,
+    *,
+    size: int | None = None,
+    own_space: bool,
+    images: int | None = None,
 ) -> dict[str, str]:
     """Return the files of a new study by name, in the order they are written. Raises ConfigError on unknown names.
 
-    `space` auto is one made for images of `size` pixels, or of the size that the data is known to have.
+    `space` auto is one made for images of `size` pixels, or of the size that the data is known to have. So
+    many training `images` decide epochs and batch size; None: not known, taken as 5,000.
     """
     from kdnas.study.loading import STUDY_FILE
     from kdnas.study.members import registry_of
@@ -114,7 +133,10 @@ def study_files(
         raise ConfigError(Problem("--size", f"{data} gives its images in one size: resize them before", "no --size"))
     searched = load_space(space, directory)
     largest = searched.active({choice.name: _most(choice.values) for choice in searched.choices})
-    trained_here = {"family": searched.family, "choices": largest, "training": {"epochs": 30}}
+    images = images or _UNKNOWN_IMAGES
+    epochs, batch_size = proposed_training(images)
+    recipe = {"epochs": max(30, epochs), "batch_size": batch_size}
+    trained_here = {"family": searched.family, "choices": largest, "training": recipe}
     files = {}
     if own_space:
         files[_SPACE_FILE] = _space_text(space)
@@ -125,6 +147,12 @@ def study_files(
         space=_SPACE_FILE if own_space else space,
         spaces=", ".join(space_names()),
         losses=_losses(),
+        images=images,
+        epochs=epochs,
+        batch_size=batch_size,
+        updates=epochs * math.ceil(images / batch_size),
+        short=max(1, epochs // 3),
+        nearly=epochs - 1,
     )
     return files
 
@@ -132,6 +160,32 @@ def study_files(
 def space_for(size: int | None) -> str:
     """Return the space whose images are nearest to `size` pixels in proportion; None: not known, taken as 32."""
     return _MADE_FOR[min(_MADE_FOR, key=lambda made: abs(math.log(made / (size or 32))))]
+
+
+_UPDATES = 1_000
+"""Of a proposed score: twice what says little (`kdnas.report.summary.FEW_UPDATES`)."""
+_UNKNOWN_IMAGES = 5_000
+
+
+def proposed_training(images: int) -> tuple[int, int]:
+    """Return (epochs, batch size) of a score on so many training images: small batches on few, `_UPDATES` at least."""
+    batch_size = 128 if images >= 20_000 else 64 if images >= _UNKNOWN_IMAGES else 32
+    return max(5, math.ceil(_UPDATES / math.ceil(images / batch_size))), batch_size
+
+
+def _images_there(data: str) -> int | None:
+    """Return how many training images the data has, None where it is not there yet or cannot be read."""
+    from kdnas.study.config import DataConfig
+    from kdnas.study.opening import cache_dir, data_root, open_data
+
+    options = {option: value for (name, option), value in _PLACEHOLDERS.items() if name == data}
+    root = data_root(None)
+    if data == "module" or any(not (root / str(value)).exists() for value in options.values()):
+        return None
+    with contextlib.suppress(InputError):
+        section = DataConfig.model_validate({"type": data, **options})
+        return round(len(open_data(section, root, cache_dir()).train) * (1 - section.validation_fraction))
+    return None
 
 
 def _most(values: tuple[Scalar, ...]) -> Scalar:
@@ -239,12 +293,13 @@ constraints: []  # such as ["macs<=10M", "latency_ms<=2"]
 #   latency_ms: {{threads: 1}}
 
 # --- How a student is trained to be scored. Fewer epochs, a share of the data, or of the images' height and width, make
-# cheaper and rougher scores.
+# cheaper and rougher scores. Updates decide, not epochs: here a score is {updates:,} of them, on {images:,} training
+# images; below about 500 it says little. With few images take more epochs and smaller batches.
 training:
-  epochs: 5
+  epochs: {epochs}
   data_fraction: 1.0
   resolution_fraction: 1.0
-  batch_size: 128
+  batch_size: {batch_size}
   optimizer: sgd  # or adamw
   learning_rate: 0.1  # warmed up, then a cosine to zero
   momentum: 0.9
@@ -276,9 +331,10 @@ distillation:
     # - {{type: dkd, warmup_fraction: 0.083}}  # its weight grows in this share of the steps
   # teacher_top_k: 100  # with thousands of classes: keep only the largest of the teacher's logits
 
-# --- Training settings to search with the architecture (none by default):
-# tune:
-#   training.learning_rate: {{low: 0.01, high: 0.3, log: true}}
+# --- Training settings to search with the architecture. The learning rate often decides more than the network does; for
+# adamw it is about 3e-4 to 1e-2. Take this out where a supernet scores.
+tune:
+  training.learning_rate: {{low: 0.01, high: 0.3, log: true}}
 #   distillation.losses.0.temperature: {{low: 1.0, high: 8.0}}
 
 # --- The search.
@@ -288,14 +344,14 @@ executor:
   per_device: 1  # students trained at once on a GPU; auto measures how many pay
 # Lowest first, the last one as `training` above; the promising students of one are trained on at the next. A budget of
 # trials counts the scores of all rungs.
-# rungs: [{{epochs: 2}}, {{epochs: 5}}]
-# rungs: [{{epochs: 4, resolution_fraction: 0.5}}, {{epochs: 5}}]  # or data_fraction: then they are trained anew
+# rungs: [{{epochs: {short}}}, {{epochs: {epochs}}}]
+# rungs: [{{epochs: {nearly}, resolution_fraction: 0.5}}, {{epochs: {epochs}}}]  # or data_fraction: trained anew
 # promotion:
 #   rule: rank  # who is promising: rank, moasha, halving
 #   eta: 3  # one of so many goes on; by default the step between rungs
 # evaluator: scratch  # where a score comes from: a brief training; kdnas list evaluators
 # One supernet, trained first, scores hundreds of students without training; the promising ones are trained as before:
-# rungs: [{{evaluator: supernet}}, {{evaluator: finetune, epochs: 1, data_fraction: 0.2}}, {{epochs: 5}}]
+# rungs: [{{evaluator: supernet}}, {{evaluator: finetune, epochs: 1, data_fraction: 0.2}}, {{epochs: {epochs}}}]
 # supernet:
 #   epochs: 20  # of training, counted in epochs of its largest student
 #   score_images: 1000  # validation images of a score; all of them unless stated
@@ -310,8 +366,8 @@ budget:  # the first limit that is reached ends the search
 final:
   seeds: 3
   # epochs: 30  # as in `training` unless stated
-  # until: flat  # doubles these epochs until twice as many give less than 1 point more, at most max_epochs
-  # max_epochs: 200
+  until: flat  # doubles these epochs until twice as many give less than 1 point more; or `epochs`: no more than those
+  max_epochs: 200
   control: true  # the picked student is also trained once without its teacher: what does distillation add?
   data_fraction: 1.0
   max_students: 8

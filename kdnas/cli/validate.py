@@ -103,7 +103,8 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
         "budget": f"{budget_in_words(budget)}; a score is of "
         f"{' or '.join(fidelity.words for fidelity in config.fidelities)}, at most {budget.trial_time_limit_s:g} s",
         "final": f"up to {counted(final.max_students, 'student')} retrained with {counted(final.seeds, 'seed')}, "
-        f"{config.final_fidelity.words}",
+        f"{config.final_fidelity.words}"
+        + (f" or more, until flat, at most {final.max_epochs}" if final.until == "flat" else ""),
         "export_pick": config.export.pick,
         "export": list(config.export.formats),
         "data_root": str(root.absolute()),

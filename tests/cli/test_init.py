@@ -7,7 +7,7 @@ import itertools
 import pytest
 import yaml
 
-from kdnas.cli.init import study_files
+from kdnas.cli.init import proposed_training, study_files
 from kdnas.cli.main import main
 from kdnas.datasets import DATASETS
 from kdnas.study.config import StudyConfig
@@ -43,7 +43,29 @@ def test_every_setting_is_named_and_the_written_values_are_the_defaults(tmp_path
     plain = yaml.safe_load(text)
     config = StudyConfig.model_validate(plain)
     written = {key: getattr(config, key) for key in ("budget", "final", "export", "objectives", "constraints", "seed")}
-    assert written == {key: StudyConfig.model_fields[key].get_default() for key in written}
+    defaults = {key: StudyConfig.model_fields[key].get_default() for key in written}
+    defaults["final"] = defaults["final"].model_copy(update={"until": "flat"})
+    assert written == defaults
+
+
+@pytest.mark.parametrize("images", [60, 800, 2_062, 5_000, 45_000, 1_200_000])
+def test_epochs_and_batches_follow_the_number_of_images(tmp_path, images):
+    epochs, batch_size = proposed_training(images)
+    assert epochs * -(-images // batch_size) >= 1_000
+    assert (batch_size <= 32) == (images < 5_000)
+    text = study_files(tmp_path, "digits", "student", "digits_resnet", own_space=False, images=images)["study.yaml"]
+    (tmp_path / "study.yaml").write_text(text)
+    config = load_study(tmp_path).config
+    assert (config.training.epochs, config.training.batch_size) == (epochs, batch_size)
+    assert "training.learning_rate" in config.tune
+
+
+def test_data_that_is_there_is_looked_at(tmp_path, capsys):
+    assert main(["init", str(tmp_path / "a"), "--data", "digits", "--teacher", "student"]) == 0
+    training = load_study(tmp_path / "a").config.training
+    assert training.epochs * -(-1150 // training.batch_size) >= 1_000
+    assert main(["init", str(tmp_path / "b"), "--images", "50000"]) == 0
+    assert load_study(tmp_path / "b").config.training.batch_size == 128
 
 
 def test_the_command_writes_tells_what_is_next_and_never_overwrites(tmp_path, capsys):
