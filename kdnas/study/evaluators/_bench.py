@@ -140,7 +140,7 @@ class Bench:
             "test_images": len(self.data.test),
             "channel_mean": list(self.data.channel_mean),
             "channel_std": list(self.data.channel_std),
-            "notes": list(self.data_notes),
+            **({"notes": list(self.data_notes)} if self.data_notes else {}),
         }
 
 
