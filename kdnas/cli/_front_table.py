@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from kdnas.report.student_tables import full_trainings_rows
 from kdnas.report.tables import enqueued_numbers, other_quantities, short_archs
 from kdnas.report.wording import label, shown, shown_interval
 from kdnas.study.front import front, indistinguishable, recommended
 from kdnas.study.records import FrontMember, RunRecord
+from kdnas.study.training_folder import FullTraining
 
 _WIDE = 180
 """Columns of a terminal from which a student's choices fit beside its numbers."""
@@ -61,6 +63,19 @@ def front_table(run: RunRecord, width: int, rows: int | None = None) -> Table:
         scores = (run.teacher.accuracy, run.teacher.test_accuracy) if retrained else (run.teacher.accuracy,)
         accuracies = [shown("accuracy", score) for score in scores]
         table.add_row("★ teacher", *accuracies, *costs, style="dim")
+    return table
+
+
+def full_trainings_table(run: RunRecord, trainings: Sequence[FullTraining]) -> Table:
+    """Return the students that `kdnas train` trained in this run as a terminal table."""
+    headings, rows = full_trainings_rows(run, trainings)
+    caption = "full trainings: one each; the test split was used once"
+    table = Table(box=None, caption=caption, caption_justify="left", pad_edge=False, header_style="bold")
+    shown_columns = headings[:-1]  # the folder is named after the student
+    for place, heading in enumerate(shown_columns):
+        table.add_column(heading, justify="right" if place else "left", no_wrap=place == 0)
+    for row in rows:
+        table.add_row(*(escape(cell.text) for cell in row[: len(shown_columns)]))
     return table
 
 

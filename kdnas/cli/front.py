@@ -15,7 +15,7 @@ def command(
 ) -> None:
     """Show the run's Pareto front: accuracy with its 95 % interval, costs, and the teacher beside it.
 
-    The recommended student is marked, and it is said how it was chosen.
+    The recommended student is marked, and it is said how it was chosen. Students that `kdnas train` trained follow.
 
     Students whose accuracy is not distinguishable from another's are marked, and one line says how far an audit found
     the search's scores to be trusted.
@@ -25,12 +25,14 @@ def command(
     record = load_run(run)
     if as_json:
         from kdnas.report.audit import audit_document
-        from kdnas.report.tables import front_document
+        from kdnas.report.tables import front_document, full_trainings_document
 
-        typer.echo(json.dumps({**front_document(record), "audit": audit_document(record)}, indent=2))
+        document = {**front_document(record), "full_trainings": full_trainings_document(record)}
+        typer.echo(json.dumps({**document, "audit": audit_document(record)}, indent=2))
         return
     from kdnas.cli._console import console as terminal
-    from kdnas.cli._front_table import front_table
+    from kdnas.cli._front_table import front_table, full_trainings_table
+    from kdnas.report.architecture import architecture_in_words
     from kdnas.report.audit import trust_line
     from kdnas.report.searched import stuck_at_bounds
     from kdnas.report.summary import (
@@ -43,6 +45,7 @@ def command(
         still_rising,
     )
     from kdnas.study.front import front
+    from kdnas.study.training_folder import full_trainings
 
     console = terminal()
     console.print(progress(record), markup=False)
@@ -57,4 +60,10 @@ def command(
         console.print(told, markup=False)
     for title, member, sentence in highlights(record):
         console.print(f"{title}: {member.trial.arch.arch_id}. {sentence}", markup=False)
+        console.print(f"  {architecture_in_words(member.trial.arch)}", markup=False)
+    trainings, troubles = full_trainings(record.folder)
+    if trainings:
+        console.print(full_trainings_table(record, trainings))
+    for trouble in troubles:
+        console.print(trouble, markup=False)
     console.print(trust_line(record), markup=False)

@@ -26,6 +26,7 @@ from kdnas.study.front import (
     rise,
 )
 from kdnas.study.records import FrontMember, RunRecord, TrialRecord
+from kdnas.study.training_folder import full_trainings
 
 FIRST_COLUMNS = ("trial", "arch_id", "state", "fidelity_epochs", "accuracy", "accuracy_ci95", "macs", "params")
 _FIDELITY = ("fidelity_data_fraction", "fidelity_weights", "fidelity_resolution_fraction")
@@ -129,6 +130,21 @@ def control_document(run: RunRecord) -> dict[str, Any] | None:
         return None
     arch_id = next(trial.arch.arch_id for trial in run.trials if trial.number == control.number)
     return {"arch_id": arch_id, "accuracy": control.accuracy, "test_accuracy": control.test_accuracy}
+
+
+def full_trainings_document(run: RunRecord) -> list[dict[str, Any]]:
+    """Return the students that `kdnas train` trained in this run as plain data; accuracies are fractions."""
+    return [
+        {
+            "arch_id": training.arch_id,
+            "folder": str(training.folder),
+            "epochs": training.epochs,
+            "accuracy": training.accuracy,
+            "test_accuracy": training.test_accuracy,
+            "train_seconds": training.train_seconds,
+        }
+        for training in full_trainings(run.folder)[0]
+    ]
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -12,8 +13,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from rich.console import Console
 from synthetic_run import HOSTILE, complete, run_of, synthetic_run
 
+from kdnas.cli._front_table import full_trainings_table
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import Constraint
 from kdnas.errors import RunFolderError
@@ -34,10 +37,11 @@ from kdnas.report.summary import (
     unreached_rung,
     what_was_searched,
 )
-from kdnas.report.tables import front_table, trials_table
+from kdnas.report.tables import front_table, full_trainings_document, trials_table
 from kdnas.report.wording import shown_interval
 from kdnas.study.config import Rung
 from kdnas.study.front import front, hypervolume, recommended
+from kdnas.study.training_folder import full_trainings
 
 
 class Reader(HTMLParser):
@@ -165,6 +169,11 @@ def test_full_trainings_stand_in_the_report(full, tmp_path):
     document = page(run)
     assert "<h2>Full trainings</h2>" in document
     assert 'data-value="0.9634">96.34 %</td>' in document
+    (plain,) = full_trainings_document(run)
+    assert (plain["arch_id"], plain["epochs"], plain["test_accuracy"]) == (trial.arch.arch_id, 200, 0.9634)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(full_trainings_table(run, full_trainings(tmp_path)[0]))
+    assert all(text in console.file.getvalue() for text in (trial.arch.arch_id, "96.34 %", "97.12 %", "200"))
     (trace,) = [t for t in accuracy_figure(run, "macs").drawing.data if t.name == "fully trained"]
     assert (trace.x[0], trace.y[0]) == (trial.values["macs"], 0.9712)
     (folder / "result.json").write_text("{")

@@ -204,3 +204,14 @@ def test_a_search_chooses_the_size_of_its_packs(tiny_study, tmp_path, kdnas) -> 
     done = kdnas("search", tiny_study, "--out", tmp_path / "run", *options, timeout=120)
     assert done.code == 0, done.stderr
     assert {state for state, _ in scores(tmp_path / "run").values()} == {"complete"}
+
+
+def test_how_far_a_pack_is_every_job_of_it_is() -> None:
+    executor, inner = packs(workers=1, size=2)
+    fill(executor, 2)
+    executor.wait(0)
+    (pack,) = executor._sent
+    inner.take_progress = lambda: {pack: 0.5, "of a pack that has ended": 1.0}  # type: ignore[method-assign]
+    keys = [job.key for job in executor._sent[pack]]
+    assert len(keys) == 2
+    assert executor.take_progress() == dict.fromkeys(keys, 0.5)
