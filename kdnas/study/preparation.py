@@ -25,7 +25,7 @@ from kdnas.study.loading import LoadedStudy
 from kdnas.study.numerics import differences, resumed, settled_config
 from kdnas.study.records import RunRecord, TeacherReport
 from kdnas.study.run_folder import LOCK_FILE, check_answers, check_identity, identity, machine, read_lock, write_lock
-from kdnas.study.storage import Record, proposed_names, refreshed, run_of_lock
+from kdnas.study.storage import Record, refreshed, run_of_lock
 from kdnas.training.recipe import Training
 
 _SMALLEST_TRIED = 5
@@ -112,7 +112,7 @@ def prepare_study(
         if locked is not None and (folder / "trials.csv").exists():
             raise RunFolderError(f"{folder} has lost its record study.db; restore it or choose another --out")
         Record.create(folder, config.name, run.objectives)
-    record = Record.open(folder, config.name, run.objectives, proposed_names(run))
+    record = Record.open(folder, config.name, run.objectives)
     record.name_axes(run.objectives)
     if locked is not None and lock != locked:
         write_lock(folder, lock)  # once the record has shown itself to be this run's

@@ -479,7 +479,7 @@ def load_run(folder: Path) -> RunRecord:
     if not folder.is_dir():
         raise RunFolderError(f"there is no run folder {folder}")
     run = run_of_lock(folder, read_lock(folder))
-    return refreshed(run, Record.open(folder, run.config.name, run.objectives, proposed_names(run)))
+    return refreshed(run, Record.open(folder, run.config.name, run.objectives))
 
 
 def proposed_names(run: RunRecord) -> set[str]:

@@ -65,7 +65,6 @@ def as_result(value) -> str:
         ("update trials set state = 'DONE' where trial_id = 2", "trial 1: its state is 'DONE'"),
         ("update trials set datetime_start = 'noon' where trial_id = 2", "trial 1: its time 'noon' is none"),
         ("update trial_params set distribution_json = '{' where trial_id = 2", "trial 1: its parameter 'a' cannot be"),
-        ("delete from trial_params where trial_id = 2 and param_name = 'b'", "trial 1: its parameter 'b' is missing"),
         ("delete from trial_values where trial_id = 2 and objective = 1", "trial 1: it has no value of"),
         ("update study_user_attributes set value_json = '[' where key like 'final:%'", "the note 'final:"),
         ("update study_user_attributes set value_json = '{\"seed\": 0}' where key like 'final:%'", "no 'fidelity'"),
