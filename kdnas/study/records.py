@@ -242,7 +242,7 @@ class RunRecord:
     def sources(self) -> tuple[DataConfig, Member]:
         """Return the sections `data` and `teacher`. Raises ConfigError where kdnas itself trained nothing."""
         if not self.trains:
-            what = f"{self.config.evaluator.type} trained its students itself: there are no weights here"
+            what = f"{self.config.evaluator.type} trains no students here: there are no weights and no data"
             raise ConfigError(Problem("evaluator", what))
         return self.config.sources()
 

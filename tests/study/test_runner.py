@@ -117,7 +117,10 @@ def test_the_lock_says_what_ran(finished):
         "test_images": 359,
         "channel_mean": 0,
         "channel_std": 0,
+        "notes": [],
     }
+    assert len(lock["teacher_answers"]) == 32
+    assert lock["teacher"]["outputs"] == "logits"
     assert lock["reference_point"].keys() == {"accuracy", "macs"}
     assert 0.09 < lock["reference_point"]["accuracy"] < 0.12  # the largest of ten nearly even classes
     assert lock["machine"]["packages"]["optuna"].startswith("5.")
