@@ -34,8 +34,8 @@ class Adaptive(Policy):
     later (`_modes`). After a start in the first
     mode, each is tried for a stage, then each again in the opposite order, which cancels that progress slows down. The
     best lowers the panel's loss most per MAC. None of this is wasted: all stages train the same weights. As many modes
-    race as the budget affords: a stage must be worth `race_steps` steps, and a quarter of the race may be measuring. On
-    a budget too small for two, the first mode takes it all.
+    race as the budget affords: a stage must be worth `race_steps` steps, and a quarter of the race may be measuring. In
+    all, the race spends `race_share` at most. On a budget too small for two modes, the first takes it all.
 
     If unlocking later wins, the cheapest is unlocked first, as measured: at each boundary the next unlock of every
     elastic dimension is tried on the largest subnet, for the validation accuracy lost per share of MACs saved. Such a

@@ -34,7 +34,7 @@ from kdnas.study.loading import load_study
 from kdnas.study.run_folder import machine
 from kdnas.training.batches import Batches
 from kdnas.training.loop import distil
-from kdnas.training.recipe import Recipe
+from kdnas.training.recipe import Distillation, Recipe
 from kdnas.training.teacher_cache import TeacherCache
 
 HERE = Path(__file__).resolve().parent
@@ -69,6 +69,13 @@ STUDENTS_TRIED: Mapping[str, tuple[str, dict[str, Scalar]]] = {
     "mobilenet": ("mobilenet", _mobilenet(8, (1, 8, 2), (2, 16, 3), (2, 40, 3), (1, 72, 3))),
     "ResNet-20": ("resnet", _resnet(16, (3, 16, "plain"), (3, 32, "plain"), (3, 64, "plain"))),
 }
+LOSSES_TRIED: Mapping[str, dict[str, Any]] = {
+    "kd": {},  # the study's own
+    "dkd": {"task_weight": 1.0, "losses": [{"type": "dkd"}]},
+    "dkd, warm-up": {"task_weight": 1.0, "losses": [{"type": "dkd", "warmup_fraction": 1 / 12}]},
+    "dkd, task 0.1": {"task_weight": 0.1, "losses": [{"type": "dkd"}]},
+}
+"""dkd as its authors have it: cross entropy at 1, its weight growing in 20 of 240 epochs; then without either."""
 WITH_SKIPS = ("resnet", "bottlenecks", "mobilenet", "ResNet-20")
 
 
@@ -82,13 +89,16 @@ class Run:
     learning_rate: float = 0.1
     data_fraction: float = 0.2
     seed: int = 0
+    loss: str = "kd"
+    """One of `LOSSES_TRIED`."""
 
     @property
     def file(self) -> str:
         """The name of its record."""
         name = self.student.replace(", ", "-").replace(" ", "-")
         parts = self.scale, self.warmup, self.learning_rate, self.data_fraction
-        return f"{name}-{'-'.join(f'{part:g}' for part in parts)}-{self.seed}.json"
+        loss = "" if self.loss == "kd" else f"-{self.loss.replace(', ', '-').replace(' ', '-')}"
+        return f"{name}-{'-'.join(f'{part:g}' for part in parts)}-{self.seed}{loss}.json"
 
 
 SEEDS = (0, 1)
@@ -108,10 +118,6 @@ def _longer() -> Iterator[Run]:
             yield Run(student, scale, data_fraction=LONGER)
 
 
-def _between() -> Iterator[Run]:
-    return (Run(student, 0.25, seed=seed) for student in ("resnet", "mobilenet") for seed in SEEDS)
-
-
 def _recipes() -> Iterator[Run]:
     """Yield both starts by the study's own recipe: of the resnet with both seeds, of the mobilenet with one."""
     for student, seeds in (("resnet", SEEDS), ("mobilenet", SEEDS[:1])):
@@ -126,12 +132,16 @@ def _rate() -> Iterator[Run]:
     return (replace(run, learning_rate=rate) for run in _recipes() for rate in (0.05, 0.2))
 
 
+def _loss() -> Iterator[Run]:
+    return (Run("resnet", loss=loss, seed=seed) for loss in LOSSES_TRIED for seed in SEEDS)
+
+
 QUESTIONS: Mapping[str, tuple[Run, ...]] = {
     "start": tuple(_start()),
     "longer": tuple(_longer()),
     "warmup": tuple(_warmup()),
     "rate": tuple(_rate()),
-    "between": tuple(_between()),
+    "loss": tuple(_loss()),
 }
 
 
@@ -166,8 +176,10 @@ class Bench:
                 "learning_rate": run.learning_rate,
                 "warmup_fraction": run.warmup,
                 "data_fraction": fraction,
+                "precision": "bfloat16",  # not what is quicker at the moment: all are to be compared
             }
         )
+        distillation = Distillation.model_validate({**self.config.distillation.model_dump(), **LOSSES_TRIED[run.loss]})
         indices = opening.training_indices(self.data, self.train, fraction, self.config.seed)
         started = time.process_time()
         trained = distil(
@@ -175,7 +187,7 @@ class Bench:
             self.teacher,
             self._batches(indices),
             self.validation,
-            Recipe(training=training, distillation=self.config.distillation),
+            Recipe(training=training, distillation=distillation),
             data=self.data,
             seed=run.seed,
             device=self.device,
@@ -257,17 +269,17 @@ def _table(found: Mapping[Run, Mapping[str, Any]], question: str) -> list[str]:
     wanted = list(QUESTIONS[question])
     if question in ("warmup", "rate"):  # beside the recipe's own setting
         wanted += _recipes()
-    if question == "between":
-        lines[2] = "| student | MACs | views | scale | | accuracy | |"
+    if question == "loss":
+        lines[2:] = ["| student | MACs | views | loss | accuracy |", "|---|---|---|---|---|"]
         for run in dict.fromkeys(replace(run, seed=0) for run in wanted):
             record = found.get(run)
             if record is not None:
-                cells = f"{record['macs'] / 1e6:.1f} M | {record['views']:,} | {run.scale:g} |"
-                lines.append(f"| {run.student} | {cells} | {_accuracies(found, run)} | |")
+                cells = f"{record['macs'] / 1e6:.1f} M | {record['views']:,} | {run.loss}"
+                lines.append(f"| {run.student} | {cells} | {_accuracies(found, run)} |")
         return lines
     rows = dict.fromkeys(replace(run, scale=1.0, seed=0) for run in wanted)
     for run in sorted(rows, key=lambda run: (list(STUDENTS_TRIED).index(run.student), run.warmup, run.learning_rate)):
-        record = found.get(run)
+        record = found.get(run) or found.get(replace(run, scale=0.0))
         if record is None:
             continue
         before = _accuracies(found, replace(run, scale=0.0)) if run.student in WITH_SKIPS else "(no shortcut)"

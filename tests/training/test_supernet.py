@@ -388,6 +388,25 @@ def test_feature_losses_are_for_the_largest_subnet_alone(data, teacher):
         assert all(p.grad is not None for p in lesson.criteria.parameters())
 
 
+def test_weights_of_losses_warm_up_with_what_is_spent(data, teacher, monkeypatch):
+    told: list[tuple[float, list[float]]] = []
+    at = SubnetLesson.at
+
+    def telling(self, progress):
+        at(self, progress)
+        told.append((progress, [float(criterion.warmth[0]) for criterion in self.criteria.values()]))
+
+    monkeypatch.setattr(SubnetLesson, "at", telling)
+    warming = LossTerm(type="dkd", warmup_fraction=0.5)
+    trained = run(data, teacher, recipe(warming, epochs=1, batch_size=32), policy="random")
+    progresses = [progress for progress, _ in told]
+    assert len(told) == trained.steps
+    assert progresses == sorted(progresses)
+    assert progresses[-1] == 1.0
+    for progress, weights in told:
+        assert weights == pytest.approx([min(1.0, progress / 0.5)] * 2)
+
+
 def test_resolution_is_one_more_dimension(data, teacher):
     settings = {"resolutions": (8, 4), **FEW}
     given = recipe(KD, epochs=4, batch_size=16)
