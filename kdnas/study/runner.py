@@ -271,6 +271,9 @@ class Search:
         """Return a new trial, its job and its tuned settings; None where there is no student left to propose."""
         fixed: Mapping[str, Scalar] = {}
         if start.params is not None:
+            if lost := sorted(self._domain.keys() - start.params.keys()):
+                what = f"a trial to be run again or trained on has lost its parameter {lost[0]!r}: restore the file"
+                raise RunFolderError(f"{self._record.path}: {what}")
             sampler: optuna.samplers.BaseSampler = Preset(start.params, self._domain)
             fixed = start.params
         else:
