@@ -19,7 +19,7 @@ from kdnas.study.jobs import search_job
 from kdnas.study.loading import load_study
 from kdnas.study.preparation import prepare_study
 from kdnas.study.records import RunRecord
-from kdnas.study.storage import load_run
+from kdnas.study.storage import distributions, load_run
 
 BRIEF, FULL = Fidelity(3), Fidelity(30)
 CHOICES = {"depth1": [1, 2, 3, 4], "depth2": [1, 2, 3, 4], "width": [8, 16, 24]}
@@ -78,8 +78,14 @@ def write_run(folder: Path, *, trials: int = 48, **changed: Any) -> RunRecord:
         result = {**opened.evaluator(job.as_dict()), "train_seconds": 10.0}
         attributes = {"arch_id": arch.arch_id, "arch": arch.canonical_json, "tuned": {}, "result": result}
         values = [result["values"][objective.name] for objective in opened.run.objectives]
+        attributes["fidelity"] = job.fidelity.as_dict()
         frozen.append(
-            optuna.trial.create_trial(values=values, user_attrs={**attributes, "fidelity": job.fidelity.as_dict()})
+            optuna.trial.create_trial(
+                values=values,
+                params=assignments[index],
+                distributions=distributions(study.space, {}),
+                user_attrs=attributes,
+            )
         )
     opened.record.study.add_trials(frozen)
     return opened.snapshot()

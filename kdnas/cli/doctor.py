@@ -57,7 +57,7 @@ _EXTRAS = {
     "optuna_dashboard": ("dashboard", "optuna-dashboard on a study.db"),
 }
 
-_CORE = ("optuna", "pandas", "plotly", "pydantic", "yaml", "safetensors", "sklearn", "PIL")
+_CORE = ("optuna", "fvcore", "pandas", "plotly", "pydantic", "yaml", "safetensors", "sklearn", "PIL")
 
 
 def command(

@@ -18,6 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 Shape = tuple[int, ...]
 
+_FVCORE_PRODUCTS = ("conv", "linear", "matmul", "addmm", "mm", "bmm", "einsum")
+
 
 def traced_macs(module: nn.Module, input_shape: tuple[int, int, int], device: torch.device) -> int:
     """Return the multiply-accumulates of `module` for one input [C, H, W], as torch's FlopCounterMode sees them.
@@ -33,6 +35,22 @@ def traced_macs(module: nn.Module, input_shape: tuple[int, int, int], device: to
     ):
         module(example)
     return counter.get_total_flops() // 2
+
+
+def fvcore_macs(module: nn.Module, input_shape: tuple[int, int, int]) -> int:
+    """Return the multiply-accumulates of `module`, on the CPU, for one input [C, H, W], by fvcore's operator counts.
+
+    A second opinion: its tracer is another one than torch's counter. Convolutions, linear layers and matrix products
+    count; it does not see fused attention.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates the tracer that fvcore counts with
+        from fvcore.nn import FlopCountAnalysis
+
+        analysis = FlopCountAnalysis(module, torch.zeros(1, *input_shape))
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        counts = analysis.by_operator()
+    return int(sum(counts.get(operator, 0) for operator in _FVCORE_PRODUCTS))
 
 
 def parameter_count(module: nn.Module) -> int:

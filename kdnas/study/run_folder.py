@@ -262,7 +262,7 @@ def read_lock(folder: Path) -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """Return what this machine and its installed packages are, for the lock file."""
     packages = {}
-    for name in ("kdnas", "torch", "optuna", "nni", "numpy"):
+    for name in ("kdnas", "torch", "optuna", "nni", "numpy", "fvcore"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:

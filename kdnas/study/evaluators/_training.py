@@ -21,7 +21,7 @@ from kdnas.core.objective import ACCURACY, Quantity, breaches
 from kdnas.core.words import counted
 from kdnas.errors import RunError, TrialError
 from kdnas.nn.normalise import Normalised
-from kdnas.nn.tracing import traced_macs
+from kdnas.nn.tracing import fvcore_macs, traced_macs
 from kdnas.nn.weights import save_weights
 from kdnas.study.evaluators import (
     Evaluator,
@@ -298,11 +298,14 @@ class TrainingEvaluator(Evaluator):
         return kept[fraction]
 
     def check(self, trial: TrialRecord) -> None:
-        """Raise RunError where tracing counts other MACs than the closed form."""
-        module = self.bench.family.build(trial.arch, self.bench.data.task)
-        traced = traced_macs(module, self.bench.data.task.input_shape, torch.device("cpu"))
-        if traced != trial.values["macs"]:
-            raise RunError(f"trial {trial.number}: {traced} MACs traced, {trial.values['macs']:g} in closed form")
+        """Raise RunError where torch's counter or fvcore's counts other MACs than the closed form."""
+        module = self.bench.family.build(trial.arch, self.bench.data.task).eval()
+        shape = self.bench.data.task.input_shape
+        counts = {"torch": traced_macs(module, shape, torch.device("cpu")), "fvcore": fvcore_macs(module, shape)}
+        for who, count in counts.items():
+            if count != trial.values["macs"]:
+                closed = f"{trial.values['macs']:g} in closed form"
+                raise RunError(f"trial {trial.number}: {count} MACs counted by {who}, {closed}")
 
     def teacher_test_accuracy(self) -> float | None:
         """Return the teacher's accuracy on the test split, scored as the front has been."""

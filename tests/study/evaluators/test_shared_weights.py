@@ -20,7 +20,7 @@ from kdnas.study.audit_result import audit_result
 from kdnas.study.events import Note
 from kdnas.study.jobs import final_job, search_job
 from kdnas.study.run_folder import controller_lock, read_lock, write_lock
-from kdnas.study.storage import load_run
+from kdnas.study.storage import distributions, load_run
 from kdnas.study.supernets import load_supernet
 from kdnas.training.schedule_file import read_schedule
 
@@ -276,7 +276,11 @@ def test_an_audit_tells_the_agreement_of_every_rung(ready, tmp_path, capsys):
             attributes = {"arch_id": student(ready, seed).arch_id, "arch": one["arch"], "tuned": {}, "result": result}
             values = [result["values"][objective.name] for objective in opened.run.objectives]
             attributes["fidelity"] = SHARED.as_dict()
-            frozen.append(optuna.trial.create_trial(values=values, user_attrs=attributes))
+            proposed = ready.space.random(np.random.default_rng(seed))
+            made_by = distributions(ready.space, {})
+            frozen.append(
+                optuna.trial.create_trial(values=values, params=proposed, distributions=made_by, user_attrs=attributes)
+            )
         record.study.add_trials(frozen)
     plan = plan_audit(load_run(run), students=6, seeds=1)
     assert plan.brief == SHARED
