@@ -12,12 +12,12 @@ from kdnas.core.arch import Arch, Scalar
 from kdnas.core.data import ImageData
 from kdnas.core.route import RouteFacts, Scored, space_down_to
 from kdnas.core.space import Choice, SearchSpace
+from kdnas.plan.schedules import ladders_of
+from kdnas.plan.scheduling import Plan
+from kdnas.plan.train_file import train_file_for, with_epochs
+from kdnas.plan.training_steps import Progress
 from kdnas.students import STUDENTS
-from kdnas.study.opening import split, training_indices
-from kdnas.study.schedules import ladders_of
-from kdnas.study.scheduling import Plan
-from kdnas.study.train_file import train_file_for, with_epochs
-from kdnas.study.training_steps import Progress
+from kdnas.workshop.opening import split, training_indices
 
 SPACES = {
     "resnet": SearchSpace(

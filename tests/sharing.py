@@ -10,11 +10,11 @@ from typing import Any
 import tiny
 import torch
 
-from kdnas.study.evaluators import Evaluator, EvaluatorContext, Workplan, open_evaluator
-from kdnas.study.events import Event
+from kdnas.controller.events import Event
+from kdnas.controller.preparation import Opened, prepare_study
+from kdnas.record.run_folder import controller_lock
 from kdnas.study.loading import LoadedStudy, load_study
-from kdnas.study.preparation import Opened, prepare_study
-from kdnas.study.run_folder import controller_lock
+from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, Workplan, open_evaluator
 
 RUNGS = "rungs=[{evaluator: supernet}, {evaluator: finetune, epochs: 1}, {evaluator: scratch, epochs: 2}]"
 SMALL = (

@@ -13,8 +13,8 @@ from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import ACCURACY, Quantity, parse_constraint
+from kdnas.record.records import Repeat, RunRecord, TeacherReport, TrialRecord
 from kdnas.study.config import Final, StudyConfig
-from kdnas.study.records import Repeat, RunRecord, TeacherReport, TrialRecord
 
 MACS = Quantity("macs", "MACs", "minimize", "cheap")
 PARAMS = Quantity("params", "parameters", "minimize", "cheap")
@@ -149,7 +149,7 @@ def _synthetic_trial(number: int, rng: np.random.Generator) -> TrialRecord:
 
 
 def _retrain(run: RunRecord, rng: np.random.Generator) -> RunRecord:
-    from kdnas.study.front import front
+    from kdnas.record.front import front
 
     finalists = {member.trial.number for member in front(run)}
     trials = []

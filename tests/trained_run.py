@@ -14,9 +14,9 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import ACCURACY, Quantity
 from kdnas.core.task import ImageTask
+from kdnas.record.records import FrontMember, Repeat, RunRecord, TeacherReport, TrialRecord
 from kdnas.students import STUDENTS
 from kdnas.study.config import StudyConfig
-from kdnas.study.records import FrontMember, Repeat, RunRecord, TeacherReport, TrialRecord
 
 CHOICES = {
     "stem_width": 4,

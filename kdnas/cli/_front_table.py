@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from kdnas.plan.training_folder import FullTraining
+from kdnas.record.front import front, indistinguishable, recommended
+from kdnas.record.records import FrontMember, RunRecord
 from kdnas.report.student_tables import full_trainings_rows
 from kdnas.report.tables import enqueued_numbers, other_quantities, short_archs
 from kdnas.report.wording import label, shown, shown_interval
-from kdnas.study.front import front, indistinguishable, recommended
-from kdnas.study.records import FrontMember, RunRecord
-from kdnas.study.training_folder import FullTraining
 
 _WIDE = 180
 """Columns of a terminal from which a student's choices fit beside its numbers."""

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from kdnas.cli._search_view import View
-from kdnas.study.events import Advanced, Event
-from kdnas.study.front import measured_values
-from kdnas.study.records import RunRecord, TrialRecord
+from kdnas.controller.events import Advanced, Event
+from kdnas.record.front import measured_values
+from kdnas.record.records import RunRecord, TrialRecord
 
 
 class JsonView(View):

@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kdnas.report.wording import duration
-from kdnas.study.events import (
+from kdnas.controller.events import (
     Advanced,
     Event,
     Note,
@@ -19,6 +18,7 @@ from kdnas.study.events import (
     TrialEnded,
     TrialStarted,
 )
+from kdnas.report.wording import duration
 
 
 @dataclass

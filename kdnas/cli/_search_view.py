@@ -17,8 +17,20 @@ from rich.text import Text
 
 from kdnas.cli._front_table import front_table
 from kdnas.cli._search_progress import Progress
+from kdnas.controller.events import (
+    Event,
+    Note,
+    Ready,
+    RepeatEnded,
+    SearchEnded,
+    StudyEnded,
+    TrialEnded,
+)
+from kdnas.controller.stopping import budget_in_words
 from kdnas.core.objective import breaches
 from kdnas.core.words import counted, printable
+from kdnas.record.front import best_of, comparable, front, hypervolume, is_near_chance, measured_values
+from kdnas.record.records import RunRecord, TrialRecord
 from kdnas.report.searched import stuck_at_bounds
 from kdnas.report.summary import (
     control_in_words,
@@ -31,18 +43,6 @@ from kdnas.report.summary import (
     updates,
 )
 from kdnas.report.wording import label, reason_in_words, shown
-from kdnas.study.events import (
-    Event,
-    Note,
-    Ready,
-    RepeatEnded,
-    SearchEnded,
-    StudyEnded,
-    TrialEnded,
-)
-from kdnas.study.front import best_of, comparable, front, hypervolume, is_near_chance, measured_values
-from kdnas.study.records import RunRecord, TrialRecord
-from kdnas.study.stopping import budget_in_words
 
 _FRONT_ROWS = 12
 _OTHER_ROWS = 14

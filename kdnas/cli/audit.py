@@ -19,8 +19,8 @@ from kdnas.core.words import counted
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from kdnas.study.audit import Audited, AuditPlan, AuditTask
-    from kdnas.study.records import RunRecord
+    from kdnas.audit.auditing import Audited, AuditPlan, AuditTask
+    from kdnas.record.records import RunRecord
 
 
 Epochs = Annotated[
@@ -79,11 +79,11 @@ def command(
 
       kdnas audit runs/digits --students 24 --epochs 30 --seeds 2 --loss ce --loss dkd
     """
+    from kdnas.audit.auditing import pending, plan_audit
+    from kdnas.audit.losses import parse_losses
     from kdnas.cli._console import console as terminal
-    from kdnas.study import opening
-    from kdnas.study.audit import pending, plan_audit
-    from kdnas.study.audit_losses import parse_losses
-    from kdnas.study.storage import load_run
+    from kdnas.record.storage import load_run
+    from kdnas.workshop import opening
 
     record = load_run(run)
     losses = parse_losses(loss or [], record.config.distillation)
@@ -113,12 +113,12 @@ def command(
 
 def _carry_out(plan: AuditPlan, workers: int | None, root_option: Path | None, console: Console) -> RunRecord:
     """Train what is pending and write the report anew; return the run."""
+    from kdnas.audit.auditing import limited, open_run, run_audit
     from kdnas.errors import KdnasError, RunError
+    from kdnas.record.outcome import most_often
+    from kdnas.record.run_folder import controller_lock
     from kdnas.report.files import write_report
-    from kdnas.study import opening
-    from kdnas.study.audit import limited, open_run, run_audit
-    from kdnas.study.outcome import most_often
-    from kdnas.study.run_folder import controller_lock
+    from kdnas.workshop import opening
 
     folder = plan.run.folder.resolve()
     progress = _Progress(console)
@@ -147,9 +147,9 @@ def _carry_out(plan: AuditPlan, workers: int | None, root_option: Path | None, c
 
 def _restate(plan: AuditPlan) -> RunRecord:
     """Return the run with this audit as its last; written only where the last was another."""
+    from kdnas.audit.auditing import is_last, restated
+    from kdnas.record.run_folder import controller_lock
     from kdnas.report.files import write_report
-    from kdnas.study.audit import is_last, restated
-    from kdnas.study.run_folder import controller_lock
 
     if is_last(plan):
         return plan.run
@@ -232,9 +232,9 @@ def _plan_document(plan: AuditPlan, tasks: Sequence[AuditTask]) -> dict[str, obj
 
 
 def _show(run: RunRecord, console: Console) -> None:
+    from kdnas.audit.losses import loss_name
+    from kdnas.audit.result import audit_result
     from kdnas.report.audit import findings, loss_table, rung_table, tau_table
-    from kdnas.study.audit_losses import loss_name
-    from kdnas.study.audit_result import audit_result
 
     result = audit_result(run)
     if result is None:

@@ -15,8 +15,8 @@ def command(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.", min=0, max=65535)] = 8321,
 ) -> None:
     """Serve the run's page, live and read-only, on the loopback address until Ctrl-C."""
+    from kdnas.record.storage import load_run, storage_url
     from kdnas.report.dashboard import DashboardServer
-    from kdnas.study.storage import load_run, storage_url
 
     load_run(run)  # A folder that is no run is refused before anything is served.
     with DashboardServer(run, port) as server:

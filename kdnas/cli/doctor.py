@@ -104,8 +104,8 @@ def _checks(data_root: Path | None, out: Path) -> Iterator[Check]:
     yield check_sqlite()
     if not torch_works:
         return  # what opens data and folders needs torch
-    from kdnas.study.opening import cache_dir
-    from kdnas.study.opening import data_root as resolved_data_root
+    from kdnas.workshop.opening import cache_dir
+    from kdnas.workshop.opening import data_root as resolved_data_root
 
     yield check_folder("cache", cache_dir(), "set KDNAS_CACHE to a folder you may write to")
     yield check_folder("run folder", out, "give `kdnas search` another --out")

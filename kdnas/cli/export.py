@@ -37,11 +37,11 @@ def command(
       kdnas export runs/digits --pick best-0.5 --out student
       kdnas export runs/digits --pick 'macs<=1M' --format onnx --format model_card --out student
     """
+    from kdnas.plan.exporting import available_formats, check_formats, export_student
+    from kdnas.record.front import pick as pick_member
+    from kdnas.record.storage import load_run
     from kdnas.report.summary import in_doubt
-    from kdnas.study import opening
-    from kdnas.study.exporting import available_formats, check_formats, export_student
-    from kdnas.study.front import pick as pick_member
-    from kdnas.study.storage import load_run
+    from kdnas.workshop import opening
 
     if formats:
         check_formats(formats)

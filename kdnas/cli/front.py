@@ -20,7 +20,7 @@ def command(
     Students whose accuracy is not distinguishable from another's are marked, and one line says how far an audit found
     the search's scores to be trusted.
     """
-    from kdnas.study.storage import load_run
+    from kdnas.record.storage import load_run
 
     record = load_run(run)
     if as_json:
@@ -32,6 +32,8 @@ def command(
         return
     from kdnas.cli._console import console as terminal
     from kdnas.cli._front_table import front_table, full_trainings_table
+    from kdnas.plan.training_folder import full_trainings
+    from kdnas.record.front import front
     from kdnas.report.architecture import architecture_in_words
     from kdnas.report.audit import trust_line
     from kdnas.report.searched import stuck_at_bounds
@@ -44,8 +46,6 @@ def command(
         progress,
         still_rising,
     )
-    from kdnas.study.front import front
-    from kdnas.study.training_folder import full_trainings
 
     console = terminal()
     console.print(progress(record), markup=False)

@@ -176,7 +176,7 @@ def proposed_training(images: int) -> tuple[int, int]:
 def _images_there(data: str) -> int | None:
     """Return how many training images the data has, None where it is not there yet or cannot be read."""
     from kdnas.study.config import DataConfig
-    from kdnas.study.opening import cache_dir, data_root, open_data
+    from kdnas.workshop.opening import cache_dir, data_root, open_data
 
     options = {option: value for (name, option), value in _PLACEHOLDERS.items() if name == data}
     root = data_root(None)

@@ -14,7 +14,7 @@ from kdnas.core.pick import PICKS
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from kdnas.study.measuring import TargetReport
+    from kdnas.workshop.measuring import TargetReport
 
 
 def command(
@@ -58,7 +58,7 @@ def command(
       kdnas measure runs/digits --pick best --target cpu --target onnxruntime --threads 2
       kdnas measure student/student.onnx --target onnxruntime --json
     """
-    from kdnas.study.measuring import measure, subjects, targets
+    from kdnas.workshop.measuring import measure, subjects, targets
 
     found = [subject for path in students for subject in subjects(path, pick)]
     options = {"threads": threads, "batch_size": batch_size}

@@ -16,8 +16,8 @@ from kdnas.core.pick import DEFAULT_PICK
 from kdnas.core.words import command_line, counted
 
 if TYPE_CHECKING:
-    from kdnas.study.schedules import TrainingSchedule
-    from kdnas.study.scheduling import Plan
+    from kdnas.plan.schedules import TrainingSchedule
+    from kdnas.plan.scheduling import Plan
 
 
 Epochs = Annotated[
@@ -74,13 +74,13 @@ def command(
     """
     from kdnas.core.route import ROUTES
     from kdnas.errors import ConfigError, Problem
-    from kdnas.study import opening
-    from kdnas.study.front import pick as pick_member
-    from kdnas.study.schedules import write_training_schedule
-    from kdnas.study.scheduling import open_plan
-    from kdnas.study.storage import load_run
-    from kdnas.study.train_file import with_threads
+    from kdnas.plan.schedules import write_training_schedule
+    from kdnas.plan.scheduling import open_plan
+    from kdnas.plan.train_file import with_threads
+    from kdnas.record.front import pick as pick_member
+    from kdnas.record.storage import load_run
     from kdnas.training.schedule_file import SCHEDULE_FILE
+    from kdnas.workshop import opening
 
     if route not in ("auto", *ROUTES):
         raise ConfigError(Problem("--route", f"{route!r} is no route", ", ".join(("auto", *ROUTES))))
@@ -107,7 +107,7 @@ def command(
 
 def _chosen(plan: Plan, route: str) -> TrainingSchedule:
     from kdnas.core.route import ROUTES, choose_route
-    from kdnas.study.scheduling import schedule_by
+    from kdnas.plan.scheduling import schedule_by
 
     asked = next((name for name in ROUTES if name == route), None)
     if asked is not None:
@@ -117,8 +117,8 @@ def _chosen(plan: Plan, route: str) -> TrainingSchedule:
 
 
 def _measured(plan: Plan, share: float, data_root: Path, device: str | None, *, quiet: bool) -> TrainingSchedule:
-    from kdnas.study import opening
-    from kdnas.study.schedule_measuring import measured_schedule
+    from kdnas.plan.schedule_measuring import measured_schedule
+    from kdnas.workshop import opening
 
     folder = plan.run.folder / "schedule" / plan.file.arch_id
     try:
@@ -139,8 +139,8 @@ def _measured(plan: Plan, share: float, data_root: Path, device: str | None, *, 
 
 
 def _tell(schedule: TrainingSchedule, path: Path, run: Path) -> None:
+    from kdnas.plan.schedules import DistilStep
     from kdnas.report.wording import scaled
-    from kdnas.study.schedules import DistilStep
 
     budget = schedule.budget
     typer.echo(f"student {schedule.student.arch_id}: route {schedule.route} ({schedule.why})")

@@ -13,7 +13,7 @@ from kdnas.cli._trust import TrustCode, allow_code_of_run
 
 if TYPE_CHECKING:
     from kdnas.cli._search_view import View
-    from kdnas.study.records import RunRecord
+    from kdnas.record.records import RunRecord
 
 _TELL_TERMINAL_S, _TELL_LOG_S = 15.0, 60.0
 """How often a dumb terminal, and a log, are told how far everything is where nothing ends meanwhile."""
@@ -82,28 +82,28 @@ def _search(
     trust_code: bool,
 ) -> None:
     from kdnas.errors import KdnasError, RunError
-    from kdnas.study.loading import load_study, run_folder
-    from kdnas.study.run_folder import controller_lock
+    from kdnas.record.run_folder import controller_lock
+    from kdnas.record.started_study import read_study, run_folder
 
-    loaded = load_study(study, settings)
+    loaded = read_study(study, settings)
     continued = run_folder(study)
     if continued is not None:
-        from kdnas.study.opening import data_root
+        from kdnas.workshop.opening import data_root
 
         allow_code_of_run(continued, data_root(root_option), trust_code)
     folder = (out or continued or Path("runs") / loaded.config.name).resolve()
     hand_made = []
     if queue:
-        from kdnas.study.hand_made import read_students
+        from kdnas.controller.hand_made import read_students
 
         hand_made = read_students(queue, loaded.config, loaded.space)
     with controller_lock(folder):
+        from kdnas.controller.events import Note, Ready
+        from kdnas.controller.preparation import prepare_study
+        from kdnas.controller.runner import Search
+        from kdnas.record.outcome import failure
         from kdnas.report.files import write_report
-        from kdnas.study.events import Note, Ready
-        from kdnas.study.opening import cache_dir, data_root, resolve_device
-        from kdnas.study.outcome import failure
-        from kdnas.study.preparation import prepare_study
-        from kdnas.study.runner import Search
+        from kdnas.workshop.opening import cache_dir, data_root, resolve_device
 
         root = data_root(root_option).resolve()
         with _open_view(json, loaded.config.budget.trials) as view:
@@ -116,7 +116,7 @@ def _search(
                 observe=view.observe,
             )
             if hand_made:
-                from kdnas.study.hand_made import enqueue
+                from kdnas.controller.hand_made import enqueue
 
                 enqueue(opened, hand_made, view.observe)
             view.observe(Ready(opened.run, bool(opened.run.trials), opened.workers))
@@ -158,9 +158,9 @@ def _is_current(run: RunRecord, view: View) -> bool:
     """Whether report and export were made from the record as it is, the export as the study now wants it, and are all
     there still; `view` is told what is not.
     """
-    from kdnas.study.events import Note
-    from kdnas.study.exporting import wanted_export
-    from kdnas.study.products import is_current, lost_products
+    from kdnas.controller.events import Note
+    from kdnas.plan.exporting import wanted_export
+    from kdnas.record.products import is_current, lost_products
 
     losses = [*lost_products(run, "report"), *lost_products(run, "export")]
     for loss in losses:
@@ -175,9 +175,9 @@ def _exports(run: RunRecord) -> bool:
 
 def _export(run: RunRecord, root: Path) -> list[Path]:
     """Export the student that the study's `export` section picks."""
-    from kdnas.study.exporting import export_folder, export_student, wanted_export
-    from kdnas.study.front import front, pick
-    from kdnas.study.products import note_products
+    from kdnas.plan.exporting import export_folder, export_student, wanted_export
+    from kdnas.record.front import front, pick
+    from kdnas.record.products import note_products
 
     if not _exports(run) or not any(member.trial.repeats for member in front(run)):
         note_products(run, "export", (), wanted_export(run))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kdnas.core.space import SearchSpace
     from kdnas.nn.cutting import Axis
     from kdnas.students import StudentFamily
-    from kdnas.study.teacher_anatomy import TeacherAnatomy
+    from kdnas.workshop.teacher_anatomy import TeacherAnatomy
 
 _SAMPLES = 1000
 
@@ -147,12 +147,12 @@ def show_anatomy(
 
       kdnas spaces anatomy my-study --importance taylor
     """
-    from kdnas.study.loading import load_study
-    from kdnas.study.opening import cache_dir
-    from kdnas.study.opening import data_root as resolved_data_root
-    from kdnas.study.teacher_anatomy import open_anatomy
+    from kdnas.record.started_study import read_study
+    from kdnas.workshop.opening import cache_dir
+    from kdnas.workshop.opening import data_root as resolved_data_root
+    from kdnas.workshop.teacher_anatomy import open_anatomy
 
-    loaded = load_study(study)
+    loaded = read_study(study)
     found = open_anatomy(
         loaded.config,
         data_root=resolved_data_root(data_root),

@@ -18,11 +18,11 @@ from kdnas.report.wording import duration, shown
 if TYPE_CHECKING:
     from torch import nn
 
-    from kdnas.study.full_training import FullTraining
-    from kdnas.study.records import RunRecord
-    from kdnas.study.schedules import TrainingSchedule
-    from kdnas.study.train_file import TrainFile
-    from kdnas.study.training_ground import Ground
+    from kdnas.plan.full_training import FullTraining
+    from kdnas.plan.schedules import TrainingSchedule
+    from kdnas.plan.train_file import TrainFile
+    from kdnas.plan.training_ground import Ground
+    from kdnas.record.records import RunRecord
 
 
 Pick = Annotated[
@@ -95,9 +95,9 @@ def command(
       kdnas train runs/digits --schedule runs/digits/schedule.yaml
       kdnas train student/train.yaml
     """
-    from kdnas.study import opening
-    from kdnas.study.full_training import DEFAULT_FORMATS, train_fully
-    from kdnas.study.train_file import with_threads
+    from kdnas.plan.full_training import DEFAULT_FORMATS, train_fully
+    from kdnas.plan.train_file import with_threads
+    from kdnas.workshop import opening
 
     root = opening.data_root(data_root)
     if device is not None:
@@ -137,7 +137,7 @@ class _Asked:
 
     def shared(self, ground: Ground) -> nn.Module:
         """Return the student cut out of the run's supernet."""
-        from kdnas.study.scheduling import cut_from_run
+        from kdnas.plan.scheduling import cut_from_run
 
         assert self.run is not None  # a schedule that begins from a supernet was checked against one
         return cut_from_run(self.run, self.file.student, ground)
@@ -146,11 +146,11 @@ class _Asked:
 def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_root: Path, trust_code: bool) -> _Asked:
     """Return the training that is asked for. Raises ConfigError, RunFolderError or DataError."""
     from kdnas.errors import ConfigError, Problem
-    from kdnas.study import opening
-    from kdnas.study.front import pick as pick_member
-    from kdnas.study.run_data import open_run_data
-    from kdnas.study.storage import load_run
-    from kdnas.study.train_file import load_train_file, locked_fingerprint, train_file_for, with_epochs
+    from kdnas.plan.train_file import load_train_file, locked_fingerprint, train_file_for, with_epochs
+    from kdnas.record.front import pick as pick_member
+    from kdnas.record.storage import load_run
+    from kdnas.workshop import opening
+    from kdnas.workshop.run_data import open_run_data
 
     record = None
     if run.is_dir():
@@ -177,9 +177,9 @@ def _scheduled_training(
 ) -> tuple[TrainingSchedule, _Asked]:
     """Return the schedule at `path` and the training it is for. Raises InputError."""
     from kdnas.errors import ConfigError, Problem
-    from kdnas.study.schedule_checks import check_schedule
-    from kdnas.study.schedules import load_schedule
-    from kdnas.study.train_file import locked_fingerprint
+    from kdnas.plan.schedule_checks import check_schedule
+    from kdnas.plan.schedules import load_schedule
+    from kdnas.plan.train_file import locked_fingerprint
 
     steps, document = load_schedule(path)
     if epochs is not None:

@@ -17,8 +17,8 @@ from kdnas.core.words import counted, printable
 from kdnas.errors import InputError, Problem
 
 if TYPE_CHECKING:
+    from kdnas.record.records import TeacherReport
     from kdnas.study.loading import LoadedStudy
-    from kdnas.study.records import TeacherReport
 
 
 _MISSING = "MISSING"
@@ -47,11 +47,11 @@ def command(
       kdnas validate studies/digits
       kdnas validate my-study --set budget.trials=100 --open
     """
-    from kdnas.study.loading import load_study, run_folder
-    from kdnas.study.opening import data_root as resolved_data_root
+    from kdnas.record.started_study import read_study, run_folder
+    from kdnas.workshop.opening import data_root as resolved_data_root
 
     try:
-        loaded = load_study(study, overrides or ())
+        loaded = read_study(study, overrides or ())
         facts = summary(loaded, data_root)
         if open_all:
             if (run := run_folder(study)) is not None:
@@ -75,9 +75,9 @@ def command(
 
 def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
     """Return what the study resolves to, as plain data. Only looks whether files are there."""
-    from kdnas.study.opening import cache_dir
-    from kdnas.study.opening import data_root as resolved_data_root
-    from kdnas.study.stopping import budget_in_words
+    from kdnas.controller.stopping import budget_in_words
+    from kdnas.workshop.opening import cache_dir
+    from kdnas.workshop.opening import data_root as resolved_data_root
 
     config, space, root = loaded.config, loaded.space, resolved_data_root(data_root)
     budget, final = config.budget, config.final
@@ -136,12 +136,12 @@ def opened(loaded: LoadedStudy, data_root: Path | None, say: Any) -> dict[str, A
     """
     import dataclasses
 
-    from kdnas.study.evaluators import EvaluatorContext, open_evaluator
-    from kdnas.study.numerics import settled_config
-    from kdnas.study.opening import cache_dir, resolve_device
-    from kdnas.study.opening import data_root as resolved_data_root
-    from kdnas.study.preparation import examine
-    from kdnas.study.records import TeacherReport
+    from kdnas.controller.preparation import examine
+    from kdnas.record.records import TeacherReport
+    from kdnas.workshop.evaluators import EvaluatorContext, open_evaluator
+    from kdnas.workshop.numerics import settled_config
+    from kdnas.workshop.opening import cache_dir, resolve_device
+    from kdnas.workshop.opening import data_root as resolved_data_root
 
     device = resolve_device(loaded.config.device)
     study = dataclasses.replace(loaded, config=settled_config(loaded.config, device, None))

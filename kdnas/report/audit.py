@@ -8,16 +8,16 @@ import math
 import numpy as np
 import plotly.graph_objects as go
 
+from kdnas.audit.losses import loss_name
+from kdnas.audit.result import TARGET_TAU, AuditedStudent, AuditResult, NeededFidelity, audit_result
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.interval import pooled_ci95
 from kdnas.core.rank import Estimate
 from kdnas.core.words import command_line, counted
+from kdnas.record.records import RunRecord
 from kdnas.report.html_table import Column, plain_rows, table_html
 from kdnas.report.style import FRONT, Figure, styled
 from kdnas.report.wording import label, scaled, shown, shown_interval
-from kdnas.study.audit_losses import loss_name
-from kdnas.study.audit_result import TARGET_TAU, AuditedStudent, AuditResult, NeededFidelity, audit_result
-from kdnas.study.records import RunRecord
 
 _RANKERS = {"accuracy": "search score", "params": "params alone", "macs": "MACs alone"}
 UNKNOWN = "not known"

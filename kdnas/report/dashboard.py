@@ -44,8 +44,8 @@ class LivePage:
 
     def render(self) -> bytes:
         """Return the page as UTF-8. Raises RunFolderError where the record cannot be read."""
+        from kdnas.record.storage import load_run
         from kdnas.report.page import page
-        from kdnas.study.storage import load_run
 
         with self._lock:
             # Taken before reading: a change while reading makes the next request render again.

@@ -1,4 +1,4 @@
-"""The figures of a report. Data is computed by `kdnas.study.front` and the tables first, and only drawn here."""
+"""The figures of a report. Data is computed by `kdnas.record.front` and the tables first, and only drawn here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ from kdnas.core.interval import share_interval
 from kdnas.core.objective import Quantity, breaches, minimised
 from kdnas.core.pareto import non_dominated
 from kdnas.core.words import counted
+from kdnas.plan.training_folder import full_trainings
+from kdnas.record.front import (
+    candidates,
+    comparable,
+    front,
+    hypervolume_over_time,
+    measured_values,
+    recommended,
+)
+from kdnas.record.records import FrontMember, RunRecord, TrialRecord
 from kdnas.report.architecture import architecture_lines
 from kdnas.report.importance import Importance
 from kdnas.report.style import (
@@ -31,16 +41,6 @@ from kdnas.report.style import (
 )
 from kdnas.report.tables import other_quantities
 from kdnas.report.wording import axis_title, bound_in_words, label, reason_in_words, scaled, shown, shown_interval
-from kdnas.study.front import (
-    candidates,
-    comparable,
-    front,
-    hypervolume_over_time,
-    measured_values,
-    recommended,
-)
-from kdnas.study.records import FrontMember, RunRecord, TrialRecord
-from kdnas.study.training_folder import full_trainings
 
 _LOWER = "scored at a lower rung"
 

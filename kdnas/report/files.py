@@ -6,11 +6,11 @@ from pathlib import Path
 
 from kdnas import atomic
 from kdnas.errors import RunFolderError
+from kdnas.record.products import note_products
+from kdnas.record.records import RunRecord
 from kdnas.report.page import page
 from kdnas.report.picture import front_picture
 from kdnas.report.tables import front_table, trials_table, write_csv
-from kdnas.study.products import note_products
-from kdnas.study.records import RunRecord
 
 
 def write_report(run: RunRecord, folder: Path | None = None) -> tuple[Path, ...]:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from kdnas.audit.sample import search_fidelity
+from kdnas.record.front import measured_values
+from kdnas.record.records import RunRecord
 from kdnas.report.searched import Searched, searched
-from kdnas.study.audit_sample import search_fidelity
-from kdnas.study.front import measured_values
-from kdnas.study.records import RunRecord
 
 FEWEST_TRIALS = 10
 """Below so many complete trials an importance is noise and none is shown."""

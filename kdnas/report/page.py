@@ -10,6 +10,10 @@ from importlib import resources
 import plotly.offline
 
 import kdnas
+from kdnas.audit.result import AuditResult, audit_result
+from kdnas.plan.training_folder import full_trainings
+from kdnas.record.front import front, hypervolume_over_time
+from kdnas.record.records import FrontMember, RunRecord
 from kdnas.report import summary
 from kdnas.report.architecture import architecture_drawing, architecture_in_words
 from kdnas.report.audit import audit_figure, audit_html
@@ -21,10 +25,6 @@ from kdnas.report.student_tables import front_html, full_trainings_html, trials_
 from kdnas.report.style import Figure
 from kdnas.report.time_spent import seconds_by_phase, time_figure
 from kdnas.report.wording import shown, shown_interval
-from kdnas.study.audit_result import AuditResult, audit_result
-from kdnas.study.front import front, hypervolume_over_time
-from kdnas.study.records import FrontMember, RunRecord
-from kdnas.study.training_folder import full_trainings
 
 # The browser itself refuses every request: nothing but what stands in the page may be used. Plotly compiles
 # functions for some traces, hence unsafe-eval; the live page may ask its own server for the version.

@@ -13,12 +13,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from kdnas.record.front import as_member, comparable, front, measured_values
+from kdnas.record.records import FrontMember, RunRecord, TrialRecord
 from kdnas.report.architecture import architecture_lines
 from kdnas.report.searched import Searched, searched
 from kdnas.report.style import INK, TEACHER, Figure, blend, escaped, is_log, styled, teacher_value
 from kdnas.report.wording import OFF, label, number, shown
-from kdnas.study.front import as_member, comparable, front, measured_values
-from kdnas.study.records import FrontMember, RunRecord, TrialRecord
 
 MOST_LINES = 200
 """Lines drawn at most: more can neither be told apart nor drawn quickly."""

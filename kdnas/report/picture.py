@@ -10,11 +10,11 @@ from pathlib import Path
 from kdnas import atomic
 from kdnas.core.interval import share_interval
 from kdnas.core.objective import breaches
+from kdnas.record.front import comparable, front, measured_values, recommended
+from kdnas.record.records import FrontMember, RunRecord
 from kdnas.report.figures import cost_names, staircase
 from kdnas.report.style import BROKEN, FAINT, FRONT, GRID, INK, RECOMMENDED, TEACHER, is_log, round_ticks
 from kdnas.report.wording import axis_title, scaled
-from kdnas.study.front import comparable, front, measured_values, recommended
-from kdnas.study.records import FrontMember, RunRecord
 
 _WIDTH, _HEIGHT = 760, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 20, 52, 62

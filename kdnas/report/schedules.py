@@ -13,6 +13,7 @@ from kdnas.core.arch import Scalar
 from kdnas.core.schedule import Schedule
 from kdnas.core.words import counted
 from kdnas.errors import InputError
+from kdnas.record.records import RunRecord
 from kdnas.report.html_table import Column, plain_rows, table_html
 from kdnas.report.schedule_figure import (
     begins,
@@ -24,11 +25,10 @@ from kdnas.report.schedule_figure import (
 )
 from kdnas.report.style import Figure
 from kdnas.report.wording import duration, scaled, shown
-from kdnas.study.records import RunRecord
 from kdnas.training.schedule_file import SCHEDULE_FILE, read_schedule
 
 if TYPE_CHECKING:
-    from kdnas.study.schedules import Step, TrainingSchedule
+    from kdnas.plan.schedules import Step, TrainingSchedule
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _plans(paths: Sequence[Path]) -> Iterator[FoundSchedule]:
     for path in paths:
         if not path.is_file():
             continue
-        from kdnas.study.schedules import load_schedule  # torch comes with it: not before there is a schedule
+        from kdnas.plan.schedules import load_schedule  # torch comes with it: not before there is a schedule
 
         try:
             plan, _ = load_schedule(path)

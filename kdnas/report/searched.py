@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from kdnas.core.arch import Scalar, normalise_scalar
 from kdnas.core.space import SearchSpace
 from kdnas.errors import RunFolderError
+from kdnas.record.front import comparable, measured_values
+from kdnas.record.records import RunRecord, TrialRecord
+from kdnas.record.run_folder import recorded_space
 from kdnas.report.wording import number
-from kdnas.study.front import comparable, measured_values
-from kdnas.study.records import RunRecord, TrialRecord
-from kdnas.study.run_folder import recorded_space
 
 FEWEST_BEST = 3
 _BEST_SHARE = 0.2

@@ -12,13 +12,13 @@ from typing import Any
 import pandas as pd
 
 from kdnas.core.arch import Arch
+from kdnas.plan.training_folder import FullTraining
+from kdnas.record.front import recommended
+from kdnas.record.records import RunRecord
 from kdnas.report.architecture import architecture_lines
 from kdnas.report.html_table import Cell, Column, table_html
 from kdnas.report.tables import front_table, other_quantities, trials_table
 from kdnas.report.wording import column_title, duration, reason_in_words, shown, shown_interval
-from kdnas.study.front import recommended
-from kdnas.study.records import RunRecord
-from kdnas.study.training_folder import FullTraining
 
 Row = Mapping[str, Any]
 _NAMES = {

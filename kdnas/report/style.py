@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from kdnas.study.records import RunRecord
+from kdnas.record.records import RunRecord
 
 FRONT, FAINT, TEACHER, RECOMMENDED, BROKEN, FULL = "#1d5fa8", "#9fb0c3", "#d1480f", "#0f8a6a", "#b6505f", "#7a55a3"
 GRID, INK = "#e6eaf0", "#2b3440"

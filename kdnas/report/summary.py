@@ -12,18 +12,7 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import breaches
 from kdnas.core.pick import FEWEST_FOR_A_KNEE, SHORTEST_PREFIX
 from kdnas.core.words import counted
-from kdnas.report.architecture import family_in_words
-from kdnas.report.searched import stuck_at_bounds
-from kdnas.report.wording import (
-    bound_in_words,
-    duration,
-    fraction_of,
-    label,
-    reason_in_words,
-    shown,
-    shown_interval,
-)
-from kdnas.study.front import (
+from kdnas.record.front import (
     FLAT,
     SIGNIFICANCE,
     best_of,
@@ -36,7 +25,18 @@ from kdnas.study.front import (
     recommended,
     rise,
 )
-from kdnas.study.records import FrontMember, RunRecord, SupernetRecord
+from kdnas.record.records import FrontMember, RunRecord, SupernetRecord
+from kdnas.report.architecture import family_in_words
+from kdnas.report.searched import stuck_at_bounds
+from kdnas.report.wording import (
+    bound_in_words,
+    duration,
+    fraction_of,
+    label,
+    reason_in_words,
+    shown,
+    shown_interval,
+)
 from kdnas.training.batches import batches_in
 
 _NAMED_PAIRS = 6

@@ -14,8 +14,8 @@ import pandas as pd
 
 from kdnas import atomic
 from kdnas.core.pick import FEWEST_FOR_A_KNEE
-from kdnas.report.wording import arch_in_words
-from kdnas.study.front import (
+from kdnas.plan.training_folder import full_trainings
+from kdnas.record.front import (
     doubts,
     front,
     hypervolume,
@@ -25,8 +25,8 @@ from kdnas.study.front import (
     recommended,
     rise,
 )
-from kdnas.study.records import FrontMember, RunRecord, TrialRecord
-from kdnas.study.training_folder import full_trainings
+from kdnas.record.records import FrontMember, RunRecord, TrialRecord
+from kdnas.report.wording import arch_in_words
 
 FIRST_COLUMNS = ("trial", "arch_id", "state", "fidelity_epochs", "accuracy", "accuracy_ci95", "macs", "params")
 _FIDELITY = ("fidelity_data_fraction", "fidelity_weights", "fidelity_resolution_fraction")

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import plotly.graph_objects as go
 
 from kdnas.core.words import counted
+from kdnas.record.records import RunRecord, TrialRecord
 from kdnas.report.style import BROKEN, FAINT, FRONT, RECOMMENDED, TEACHER, Figure, styled
 from kdnas.report.wording import duration
-from kdnas.study.records import RunRecord, TrialRecord
 
 _PHASES: Mapping[str, tuple[str, str]] = {
     "student": ("student’s steps", FRONT),

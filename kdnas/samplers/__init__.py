@@ -2,7 +2,7 @@
 
 Every choice of the space is always proposed (inactive ones are dropped when the arch is made), so that a sampler sees
 one static space; proposals that repeat a student or break a cheap constraint never reach the record
-(`kdnas.study.proposals`).
+(`kdnas.controller.proposals`).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""A study: its configuration, the loop that runs it, and the records it leaves."""
+"""What a study asks for: its configuration, its search space, and what can be checked without opening anything."""

@@ -15,11 +15,10 @@ import pydantic
 
 from kdnas.core.space import SearchSpace
 from kdnas.core.words import command_line
-from kdnas.errors import ConfigError, Problem, RunFolderError
+from kdnas.errors import ConfigError, Problem
 from kdnas.registry import validation_problems
 from kdnas.study.config import StudyConfig
 from kdnas.study.members import member_problems, quantity_problems, registry_of
-from kdnas.study.run_folder import LOCK_FILE, read_lock, recorded_space
 from kdnas.study.rungs import rung_problems, supernet_problems
 from kdnas.study.yaml_lines import KeyPath, YamlDocument, parse_value, read_yaml
 
@@ -43,33 +42,11 @@ class LoadedStudy:
 def load_study(path: Path, overrides: Sequence[str] = ()) -> LoadedStudy:
     """Return the study at `path`, a folder with a study.yaml or a YAML file, with `key.sub=value` overrides applied.
 
-    A run folder is a study too: the one that it was started with, whole, space included, as its lock file holds it.
     Raises ConfigError with every problem, spelled `study.yaml:12: dotted.key: what (allowed: ...)` and sorted by line.
     """
-    if (folder := run_folder(path)) is not None:
-        return _locked_study(folder, overrides)
     file = study_file(path)
     document, problems = apply_overrides(read_yaml(file), overrides)
-    return _checked(document, file.parent, problems)
-
-
-def run_folder(path: Path) -> Path | None:
-    """Return the run folder that `path`, or the lock file at `path`, is; None where it is a study of its own."""
-    folder = path.parent if path.name == LOCK_FILE else path
-    return folder if (folder / LOCK_FILE).is_file() else None
-
-
-def _locked_study(folder: Path, overrides: Sequence[str]) -> LoadedStudy:
-    """Return the study of the run in `folder`. Raises ConfigError, RunFolderError."""
-    lock = read_lock(folder)
-    config = lock["config"]
-    if not isinstance(config, dict):
-        raise RunFolderError(f"{folder / LOCK_FILE} is damaged: its config is no mapping")
-    document, problems = apply_overrides(YamlDocument(LOCK_FILE, config, {}), overrides)
-    if document.data.get("space") != config.get("space"):
-        return _checked(document, folder, problems)
-    space = recorded_space(Path(str(config.get("space"))).stem, lock["identity"].get("space", {}))
-    return _checked(document, folder, problems, space)
+    return check_study(document, file.parent, problems)
 
 
 def study_file(path: Path) -> Path:
@@ -134,7 +111,7 @@ def _key_path(data: Any, dotted: str) -> KeyPath:
     return tuple(path)
 
 
-def _checked(
+def check_study(
     document: YamlDocument, folder: Path, problems: list[Problem], space: SearchSpace | None = None
 ) -> LoadedStudy:
     """Return the study that `document` spells, over `space` or the one that it names.

@@ -30,7 +30,7 @@ _PACKAGES = {
     "students": "kdnas.students",
     "losses": "kdnas.losses",
     "costs": "kdnas.costs",
-    "evaluators": "kdnas.study.evaluators",
+    "evaluators": "kdnas.workshop.evaluators",
     "samplers": "kdnas.samplers",
     "executors": "kdnas.executors",
     "exporters": "kdnas.exporters",

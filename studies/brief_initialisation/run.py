@@ -28,14 +28,14 @@ from kdnas import atomic
 from kdnas.core.arch import Scalar
 from kdnas.core.seeds import derive_seed
 from kdnas.errors import InputError
+from kdnas.record.run_folder import machine
 from kdnas.students import STUDENTS
-from kdnas.study import opening
 from kdnas.study.loading import load_study
-from kdnas.study.run_folder import machine
 from kdnas.training.batches import Batches
 from kdnas.training.loop import distil
 from kdnas.training.recipe import Distillation, Recipe
 from kdnas.training.teacher_cache import TeacherCache
+from kdnas.workshop import opening
 
 HERE = Path(__file__).resolve().parent
 STUDY = HERE.parent / "cifar10_resnet"

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdnas.errors import InputError
-from kdnas.study.front import comparable, hypervolume_over_time
-from kdnas.study.records import RunRecord, TrialRecord
-from kdnas.study.storage import load_run
+from kdnas.record.front import comparable, hypervolume_over_time
+from kdnas.record.records import RunRecord, TrialRecord
+from kdnas.record.storage import load_run
 
 SHARES = (0.8, 0.9, 0.95, 1.0)
 

@@ -9,7 +9,7 @@ import setting
 from bench import Bench, Row
 
 from kdnas.errors import RunError
-from kdnas.study.measuring import Subject, measure, targets
+from kdnas.workshop.measuring import Subject, measure, targets
 
 _LARGE = 1024
 

@@ -24,11 +24,11 @@ import torch
 from kdnas import atomic
 from kdnas.core.task import ImageTask
 from kdnas.costs import COSTS
+from kdnas.record.run_folder import machine
 from kdnas.report.style import FAINT, FRONT, GRID, INK, TEACHER, round_ticks
 from kdnas.students import STUDENTS
-from kdnas.study.latency_table import LatencyTable, LearnedTable, in_words, learn_latency_table
-from kdnas.study.run_folder import machine
 from kdnas.study.spaces import arch_of, load_space
+from kdnas.workshop.latency_table import LatencyTable, LearnedTable, in_words, learn_latency_table
 
 HERE = Path(__file__).parent
 TASK = ImageTask((3, 32, 32), 10)

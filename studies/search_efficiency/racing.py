@@ -11,15 +11,15 @@ import numpy as np
 import optuna
 from tables import LOW_COST, Table
 
+from kdnas.controller.proposals import ValidProposals
 from kdnas.core.arch import Scalar
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.hypervolume import hypervolume
 from kdnas.core.pareto import non_dominated
 from kdnas.core.promotion import Rule, Rung, promotable
+from kdnas.record.storage import distributions
 from kdnas.samplers import SAMPLERS, SamplerContext
 from kdnas.samplers.hvi import HypervolumeImprovement
-from kdnas.study.proposals import ValidProposals
-from kdnas.study.storage import distributions
 
 RUNGS = (Fidelity(12), Fidelity(200))
 _ETA = 8.0

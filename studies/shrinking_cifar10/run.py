@@ -24,7 +24,7 @@ from summary import write_results
 
 from kdnas import atomic
 from kdnas.errors import InputError
-from kdnas.study.run_folder import locked
+from kdnas.record.run_folder import locked
 from kdnas.training.schedule_file import write_schedule
 
 HERE = Path(__file__).resolve().parent

@@ -17,7 +17,6 @@ from kdnas.core.data import ImageData, stratified_split
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import Choice, SearchSpace
 from kdnas.students import STUDENTS, StudentFamily
-from kdnas.study import opening
 from kdnas.study.loading import load_study
 from kdnas.study.spaces import load_space
 from kdnas.teachers import Teacher
@@ -25,6 +24,7 @@ from kdnas.training.batches import Batches
 from kdnas.training.numerics import bfloat16_is_native
 from kdnas.training.recipe import Augmentation, Recipe, Training
 from kdnas.training.teacher_cache import TeacherCache
+from kdnas.workshop import opening
 
 SIZES = ("small", "middle", "large")
 VALIDATION_FRACTION = 0.1

@@ -28,13 +28,13 @@ from kdnas.core.arch import Arch
 from kdnas.core.objective import breaches
 from kdnas.core.seeds import derive_seed
 from kdnas.errors import InputError
-from kdnas.study import opening
-from kdnas.study.evaluators import Evaluator, EvaluatorContext, open_evaluator
-from kdnas.study.jobs import Job, final_job, search_job
+from kdnas.record.run_folder import locked
 from kdnas.study.loading import LoadedStudy, load_study
-from kdnas.study.run_folder import locked
-from kdnas.study.supernets import SCHEDULE_FILE, SUPERNET_FOLDER
 from kdnas.training.schedule_file import read_schedule
+from kdnas.workshop import opening
+from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, open_evaluator
+from kdnas.workshop.jobs import Job, final_job, search_job
+from kdnas.workshop.supernets import SCHEDULE_FILE, SUPERNET_FOLDER
 
 HERE = Path(__file__).resolve().parent
 STUDY = HERE.parent / "cifar10_supernet"

@@ -11,7 +11,7 @@ import pandas as pd
 from kdnas import atomic
 from kdnas.core.rank import Estimate, agreement, agreement_gain, mean_agreement
 from kdnas.core.words import counted
-from kdnas.study.run_folder import machine
+from kdnas.record.run_folder import machine
 
 KINDS = ("supernet", "finetune", "scratch")
 """The scores, in the order of a search's rungs."""

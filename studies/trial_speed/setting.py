@@ -16,10 +16,10 @@ from kdnas.core.seeds import derive_seed
 from kdnas.datasets import DATASETS
 from kdnas.nn.normalise import Normalised
 from kdnas.students import STUDENTS
-from kdnas.study import opening
 from kdnas.study.loading import load_study
 from kdnas.teachers import Teacher
 from kdnas.training.recipe import Augmentation, Recipe, Training
+from kdnas.workshop import opening
 
 TEMPERATURE, TASK_WEIGHT, KD_WEIGHT = 4.0, 0.1, 0.9
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, WARMUP = 0.1, 0.9, 5e-4, 0.1

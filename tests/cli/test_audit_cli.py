@@ -14,7 +14,7 @@ import tiny
 from audited_run import InProcess
 
 from kdnas.cli.main import main
-from kdnas.study.storage import load_run
+from kdnas.record.storage import load_run
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def run(written, tmp_path, monkeypatch):
-    monkeypatch.setattr("kdnas.study.audit.start_executor", lambda opened, observe: InProcess(opened.workplan))
+    monkeypatch.setattr("kdnas.audit.auditing.start_executor", lambda opened, observe: InProcess(opened.workplan))
     monkeypatch.setenv("COLUMNS", "80")
     return audited_run.copy_run(written, tmp_path)
 
@@ -83,7 +83,7 @@ def test_an_audit_in_which_everything_fails_is_a_failure(run, capsys, monkeypatc
             self._broken = [key]
             super().submit(key, job)
 
-    monkeypatch.setattr("kdnas.study.audit.start_executor", lambda opened, observe: Broken(opened.workplan))
+    monkeypatch.setattr("kdnas.audit.auditing.start_executor", lambda opened, observe: Broken(opened.workplan))
     assert command(run, "--students", "6", "--seeds", "1") == 1
     out, err = capsys.readouterr()
     assert "failed: broke" in out
@@ -92,7 +92,7 @@ def test_an_audit_in_which_everything_fails_is_a_failure(run, capsys, monkeypatc
 
 def test_an_interrupted_audit_says_how_to_go_on(run, capsys, monkeypatch):
     stopping = lambda opened, observe: InProcess(opened.workplan, stop_after=9)  # noqa: E731
-    monkeypatch.setattr("kdnas.study.audit.start_executor", stopping)
+    monkeypatch.setattr("kdnas.audit.auditing.start_executor", stopping)
     assert command(run, "--students", "12") == 130
     assert "interrupted; the same command continues" in capsys.readouterr().err
     assert len(load_run(run.folder).audit.trainings) == 9
@@ -127,7 +127,7 @@ def test_what_is_no_run_is_told(tmp_path, capsys):
 
 
 def test_a_run_that_is_being_searched_is_not_audited(run, capsys):
-    from kdnas.study.run_folder import controller_lock
+    from kdnas.record.run_folder import controller_lock
 
     with controller_lock(run.folder):
         assert command(run, "--students", "6") == 2

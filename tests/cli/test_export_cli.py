@@ -10,18 +10,18 @@ import pytest
 from trained_run import member_of, study_config, trained_run
 
 from kdnas.cli.main import main
+from kdnas.plan.train_file import dump_train_file, train_file_for, with_epochs
+from kdnas.record.records import RunRecord
 from kdnas.report.wording import shown
-from kdnas.study.opening import open_data
-from kdnas.study.records import RunRecord
-from kdnas.study.train_file import dump_train_file, train_file_for, with_epochs
+from kdnas.workshop.opening import open_data
 
 
 @pytest.fixture
 def run(kdnas_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRecord:
     """A hand-written run that the commands find under its folder."""
     record = trained_run(tmp_path / "run", open_data(study_config().data, tmp_path, kdnas_cache))
-    monkeypatch.setattr("kdnas.study.storage.load_run", lambda folder: record)
-    monkeypatch.setattr("kdnas.study.front.pick", lambda run, text: member_of(record))
+    monkeypatch.setattr("kdnas.record.storage.load_run", lambda folder: record)
+    monkeypatch.setattr("kdnas.record.front.pick", lambda run, text: member_of(record))
     return record
 
 

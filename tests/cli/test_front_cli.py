@@ -17,9 +17,9 @@ import yaml
 from synthetic_run import synthetic_run
 
 from kdnas.cli.main import main
-from kdnas.study.front import front, recommended
-from kdnas.study.records import RunRecord
-from kdnas.study.storage import Record, load_run, storage_url
+from kdnas.record.front import front, recommended
+from kdnas.record.records import RunRecord
+from kdnas.record.storage import Record, load_run, storage_url
 
 
 def write_run(folder: Path) -> RunRecord:

@@ -4,8 +4,8 @@ import pytest
 
 from kdnas.cli.main import main
 from kdnas.core.task import ImageTask
-from kdnas.study import measuring
 from kdnas.targets import Missing
+from kdnas.workshop import measuring
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ import torch
 import yaml
 
 from kdnas.cli.main import main
-from kdnas.study.schedules import load_schedule
-from kdnas.study.storage import load_run
+from kdnas.plan.schedules import load_schedule
+from kdnas.record.storage import load_run
 
 
 @pytest.fixture(scope="module")

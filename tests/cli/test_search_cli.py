@@ -20,7 +20,7 @@ from fvcore.nn import FlopCountAnalysis
 from safetensors.torch import load_file
 
 from kdnas.cli.main import main
-from kdnas.study.storage import load_run, storage_url
+from kdnas.record.storage import load_run, storage_url
 from kdnas.user_code import load_user_function
 
 FORMATS = "export.formats=[safetensors, student_json, student_py, train_yaml, model_card]"

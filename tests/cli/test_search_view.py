@@ -17,10 +17,7 @@ from kdnas.cli._search_json import JsonView
 from kdnas.cli._search_progress import Progress
 from kdnas.cli._search_view import LiveView, PlainView
 from kdnas.cli._training_view import _Bar, training_view
-from kdnas.core.arch import Arch
-from kdnas.core.fidelity import Fidelity
-from kdnas.study.config import Budget, Rung
-from kdnas.study.events import (
+from kdnas.controller.events import (
     Advanced,
     Note,
     Ready,
@@ -30,8 +27,11 @@ from kdnas.study.events import (
     TrialEnded,
     TrialStarted,
 )
-from kdnas.study.records import Repeat
-from kdnas.study.training_steps import Progress as TrainingProgress
+from kdnas.core.arch import Arch
+from kdnas.core.fidelity import Fidelity
+from kdnas.plan.training_steps import Progress as TrainingProgress
+from kdnas.record.records import Repeat
+from kdnas.study.config import Budget, Rung
 
 
 def test_json_lines_are_json_whatever_is_printed_or_measured_meanwhile(capsys):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from kdnas.cli.main import main
-from kdnas.study.run_folder import LOCK_FILE
+from kdnas.record.run_folder import LOCK_FILE
 
 _CODE = """
 from pathlib import Path
@@ -148,7 +148,7 @@ def _train_file(folder: Path) -> Path:
 
 def test_a_train_yaml_from_elsewhere_is_refused_and_may_be_trusted(folder: Path, capsys, monkeypatch) -> None:
     path = _train_file(folder)
-    monkeypatch.setattr("kdnas.study.train_file._arch_problems", lambda file: [])  # any student does
+    monkeypatch.setattr("kdnas.plan.train_file._arch_problems", lambda file: [])  # any student does
     words = ["train", str(path), "--data-root", str(folder)]
     assert main(words) == 2
     told = capsys.readouterr().err

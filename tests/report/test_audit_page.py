@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 from synthetic_run import HOSTILE, complete, run_of, synthetic_run
 
+from kdnas.audit.result import Beside, NeededFidelity, audit_result
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.rank import Estimate
+from kdnas.record.records import AuditRecord, AuditTraining
 from kdnas.report.audit import (
     audit_document,
     audit_figure,
@@ -22,8 +24,6 @@ from kdnas.report.audit import (
     verdict,
 )
 from kdnas.report.page import page
-from kdnas.study.audit_result import Beside, NeededFidelity, audit_result
-from kdnas.study.records import AuditRecord, AuditTraining
 
 LONG = Fidelity(30, 1.0)
 

@@ -28,7 +28,7 @@ def record(tmp_path, monkeypatch):
             raise state.error
         return replace(run_of(state.trials), folder=folder)
 
-    monkeypatch.setattr("kdnas.study.storage.load_run", load_run)
+    monkeypatch.setattr("kdnas.record.storage.load_run", load_run)
     return state
 
 

@@ -20,6 +20,8 @@ from kdnas.cli._front_table import full_trainings_table
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import Constraint
 from kdnas.errors import RunFolderError
+from kdnas.plan.training_folder import full_trainings
+from kdnas.record.front import front, hypervolume, recommended
 from kdnas.report.figures import accuracy_figure, cost_names, hypervolume_figure, staircase
 from kdnas.report.files import write_report
 from kdnas.report.importance import importance
@@ -40,8 +42,6 @@ from kdnas.report.summary import (
 from kdnas.report.tables import front_table, full_trainings_document, trials_table
 from kdnas.report.wording import shown_interval
 from kdnas.study.config import Rung
-from kdnas.study.front import front, hypervolume, recommended
-from kdnas.study.training_folder import full_trainings
 
 
 class Reader(HTMLParser):

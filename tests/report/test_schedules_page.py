@@ -10,10 +10,7 @@ from synthetic_run import complete, run_of
 
 from kdnas.core.route import Route
 from kdnas.core.schedule import Check, FinishedStage, Panel, Probe, Schedule, Stage
-from kdnas.report.page import page
-from kdnas.report.schedule_figure import unlocking_figure
-from kdnas.report.schedules import found_schedules, stage_table
-from kdnas.study.schedules import (
+from kdnas.plan.schedules import (
     Budget,
     DataSection,
     DistilStep,
@@ -25,7 +22,10 @@ from kdnas.study.schedules import (
     TrainingSchedule,
     write_training_schedule,
 )
-from kdnas.study.train_file import ArchSection
+from kdnas.plan.train_file import ArchSection
+from kdnas.report.page import page
+from kdnas.report.schedule_figure import unlocking_figure
+from kdnas.report.schedules import found_schedules, stage_table
 from kdnas.training.schedule_file import write_schedule
 
 LADDERS = {"stage1.depth": (3, 2, 1), "stage1.width": (16, 8), "stage1.skip": ("identity",)}

@@ -9,8 +9,8 @@ import pytest
 from synthetic_run import complete, run_of, synthetic_run
 
 from kdnas.core.arch import Arch
+from kdnas.record.front import front
 from kdnas.report.tables import front_document, front_table, short_archs, trials_table, write_csv
-from kdnas.study.front import front
 
 FIRST = ["trial", "arch_id", "state", "fidelity_epochs", "accuracy", "accuracy_ci95", "macs", "params"]
 

@@ -9,12 +9,12 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 
+from kdnas.controller.proposals import ValidProposals
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import ACCURACY, Quantity
 from kdnas.core.space import Choice, Condition, SearchSpace
+from kdnas.record.storage import distributions
 from kdnas.samplers import SAMPLERS, SamplerContext
-from kdnas.study.proposals import ValidProposals
-from kdnas.study.storage import distributions
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

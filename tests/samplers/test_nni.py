@@ -14,13 +14,13 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from kdnas.controller.proposals import ValidProposals
 from kdnas.core.objective import ACCURACY, Quantity
 from kdnas.core.space import Choice, SearchSpace
 from kdnas.errors import ConfigError
 from kdnas.samplers import SAMPLERS, SamplerContext
 from kdnas.samplers._chebyshev import augmented_chebyshev, rotating_weights
 from kdnas.study.loading import load_study
-from kdnas.study.proposals import ValidProposals
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

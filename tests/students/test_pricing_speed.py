@@ -10,8 +10,8 @@ import pytest
 
 from kdnas.core.task import ImageTask
 from kdnas.students import STUDENTS
-from kdnas.study.latency_table import designed_sample, fitted
 from kdnas.study.spaces import arch_of, load_space
+from kdnas.workshop.latency_table import designed_sample, fitted
 
 TASK = ImageTask((3, 32, 32), 10)
 COUNT = 2000

@@ -20,7 +20,7 @@ def scored_search(
     `study` is of `scored_study.write`, or the run folder, which is tmp_path / "run".
     """
     monkeypatch.setattr(
-        "kdnas.study.runner.start_executor", lambda opened, observe: scored_study.Inline(opened.workplan)
+        "kdnas.controller.runner.start_executor", lambda opened, observe: scored_study.Inline(opened.workplan)
     )
 
     def run(study: Path, *arguments: str | Path | int) -> tuple[int, str, str]:

@@ -11,15 +11,15 @@ import tiny
 from synthetic_run import complete, run_of
 
 from kdnas.cli.main import main
+from kdnas.controller.retraining import Retraining
 from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError, TrialError
+from kdnas.record.front import front, rise
+from kdnas.record.records import Control
+from kdnas.record.storage import load_run
 from kdnas.report.summary import control_in_words, still_rising, updates
-from kdnas.study.front import front, rise
-from kdnas.study.jobs import control_job, final_job
 from kdnas.study.loading import load_study
-from kdnas.study.records import Control
-from kdnas.study.retraining import Retraining
-from kdnas.study.storage import load_run
+from kdnas.workshop.jobs import control_job, final_job
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 import scored_study
 
 from kdnas.errors import ConfigError
+from kdnas.record.run_folder import read_lock, space_record
+from kdnas.record.storage import load_run
 from kdnas.study.loading import load_study
-from kdnas.study.run_folder import read_lock, space_record
-from kdnas.study.storage import load_run
 
 GOOD = """\
 name: small

@@ -17,22 +17,22 @@ import tiny
 import torch
 import yaml
 
+from kdnas.controller.events import SearchEnded, StudyEnded, TrialStarted
+from kdnas.controller.finalists import finalists
+from kdnas.controller.preparation import prepare_study
+from kdnas.controller.promotion import next_promotion, student_key
+from kdnas.controller.proposals import at_one_fidelity
+from kdnas.controller.runner import Search
+from kdnas.controller.stopping import full_trainings
 from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError, RunFolderError
 from kdnas.executors import Executor, Finished
+from kdnas.record.front import front, hypervolume_over_time, pick
+from kdnas.record.run_folder import controller_lock
+from kdnas.record.storage import load_run, storage_url
 from kdnas.report.tables import trials_table
-from kdnas.study.events import SearchEnded, StudyEnded, TrialStarted
-from kdnas.study.finalists import finalists
-from kdnas.study.front import front, hypervolume_over_time, pick
-from kdnas.study.jobs import RUNG_FOLDER, Job, search_job
 from kdnas.study.loading import load_study
-from kdnas.study.preparation import prepare_study
-from kdnas.study.promotion import next_promotion, student_key
-from kdnas.study.proposals import at_one_fidelity
-from kdnas.study.run_folder import controller_lock
-from kdnas.study.runner import Search
-from kdnas.study.stopping import full_trainings
-from kdnas.study.storage import load_run, storage_url
+from kdnas.workshop.jobs import RUNG_FOLDER, Job, search_job
 
 RUNGS = [{"epochs": 2}, {"epochs": 6}, {"epochs": 18}]
 TWO_RUNGS = [{"epochs": 2}, {"epochs": 18}]
@@ -132,7 +132,7 @@ def search(study, folder, *overrides, observe=lambda event: None, workers=1, fai
             executors.append(InProcess(opened.workplan, workers, fails))
             return executors[-1]
 
-        with mock.patch("kdnas.study.runner.start_executor", start):
+        with mock.patch("kdnas.controller.runner.start_executor", start):
             run = searching.run()
         search.answered = [job for executor in executors for job in executor.answered]
         return run
@@ -307,7 +307,7 @@ def test_units_are_final_trainings_and_who_goes_on_pays_for_the_further_epochs_o
 
 def test_a_budget_of_time_counts_every_call(study, tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("kdnas.study.runner.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("kdnas.controller.runner.time.monotonic", lambda: now[0])
 
     def observe(event):
         if isinstance(event, TrialStarted):

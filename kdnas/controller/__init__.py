@@ -1,0 +1,1 @@
+"""The loop: proposals, promotion, stopping, workers, and the retraining that earns the front."""

@@ -1,0 +1,111 @@
+"""What a running search tells whoever watches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kdnas.core.arch import Arch
+from kdnas.core.fidelity import Fidelity
+from kdnas.core.words import printable
+from kdnas.record.records import Repeat, RunRecord, TrialRecord
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line worth showing, such as a stage of the preparation; a `passing` one is soon followed by the next."""
+
+    text: str
+    passing: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", printable(self.text))  # it may quote a user's module
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Data, teacher and record are open; `resumed` when the run already held trials."""
+
+    run: RunRecord
+    resumed: bool
+    workers: int
+
+
+@dataclass(frozen=True)
+class TrialStarted:
+    """A student went to a worker, to be trained to `fidelity`."""
+
+    number: int
+    arch: Arch
+    fidelity: Fidelity
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """How far a training is: the share `done`, in [0, 1]. `key` is its trial's number, or "number:seed"."""
+
+    key: str
+    done: float
+
+
+@dataclass(frozen=True)
+class TrialEnded:
+    """A trial was closed. `run` is the record with it."""
+
+    run: RunRecord
+    trial: TrialRecord
+
+
+@dataclass(frozen=True)
+class SearchEnded:
+    """No further student will be proposed; `reason` says why."""
+
+    run: RunRecord
+    reason: str
+    finalists: int
+    retrainings: int
+    """Retrainings of finalists still to do."""
+
+
+@dataclass(frozen=True)
+class RepeatStarted:
+    """A retraining of a finalist went to a worker."""
+
+    number: int
+    seed: int
+    arch: Arch
+    fidelity: Fidelity
+
+    @property
+    def key(self) -> str:
+        """As `Advanced` has it."""
+        return f"{self.number}:{self.seed}"
+
+
+@dataclass(frozen=True)
+class RepeatEnded:
+    """One retraining of a finalist ended; `repeat` is None when it failed for `failure`."""
+
+    number: int
+    repeat: Repeat | None
+    failure: str = ""
+    seed: int | None = None
+    """None where it is not said: `repeat` says it, where there is one."""
+
+    @property
+    def key(self) -> str:
+        """As `Advanced` has it."""
+        return f"{self.number}:{self.repeat.seed if self.repeat is not None else self.seed}"
+
+
+@dataclass(frozen=True)
+class StudyEnded:
+    """Everything is done and recorded; `new_trials` and `new_repeats` are what this call added."""
+
+    run: RunRecord
+    new_trials: int
+    new_repeats: int
+
+
+Event = Note | Ready | TrialStarted | Advanced | TrialEnded | SearchEnded | RepeatStarted | RepeatEnded | StudyEnded
+Observer = Callable[[Event], None]

@@ -1,0 +1,146 @@
+"""Jobs sent to the workers in packs, so that one worker trains several students at once on its device.
+
+A pack is one job of the executor underneath: {"pack": [job, ...]}. One student that fails is one failure. A pack that
+is lost whole (a crash, the time limit) tells nobody whose fault that was, so each of its jobs is run again alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kdnas.errors import TrialError
+from kdnas.executors import Evaluate, Executor, Finished
+from kdnas.workshop.evaluators import Evaluator, Progress, Say
+
+
+@dataclass(frozen=True)
+class _Job:
+    key: str
+    job: Mapping[str, Any]
+    time_limit_s: float
+
+
+class Packs(Executor):
+    """An executor over another: its workers take up to `size` jobs at once.
+
+    Jobs are sent when `wait` is called, shared out evenly among the workers that are free then. `time_limit_s` is for
+    jobs without a limit of their own; a pack may take as long as its jobs one after the other.
+    """
+
+    def __init__(self, inner: Executor, size: int, *, time_limit_s: float):
+        self._inner = inner
+        self._size = size
+        self._time_limit_s = time_limit_s
+        self._waiting: list[_Job] = []
+        self._lost: list[_Job] = []
+        self._sent: dict[str, list[_Job]] = {}
+        self._numbers = itertools.count()
+
+    @property
+    def free(self) -> int:
+        """The number of jobs that can be submitted now without queueing."""
+        return max(0, (self._inner.free - len(self._lost)) * self._size - len(self._waiting))
+
+    @property
+    def running(self) -> int:
+        """The number of jobs submitted and not yet finished."""
+        return len(self._waiting) + len(self._lost) + sum(map(len, self._sent.values()))
+
+    def submit(self, key: str, job: Mapping[str, Any], *, time_limit_s: float | None = None) -> None:
+        """Keep `job` for the next `wait`. Raises RuntimeError when no worker has room for it."""
+        if not self.free:
+            raise RuntimeError("no worker is free")
+        self._waiting.append(_Job(key, job, self._time_limit_s if time_limit_s is None else time_limit_s))
+
+    def wait(self, timeout_s: float) -> list[Finished]:
+        """Send what is kept, and return the jobs that ended within `timeout_s`."""
+        self._send()
+        return [ended for finished in self._inner.wait(timeout_s) for ended in self._opened(finished)]
+
+    def take_notes(self) -> list[str]:
+        """Return the passing lines that workers said since the last call."""
+        return self._inner.take_notes()
+
+    def take_progress(self) -> dict[str, float]:
+        """Return how far running jobs have come: each as far as its pack."""
+        packs = self._inner.take_progress().items()
+        return {job.key: share for pack, share in packs for job in self._sent.get(pack, ())}
+
+    def close(self) -> None:
+        """Stop every worker at once, dropping what runs."""
+        self._inner.close()
+
+    def _send(self) -> None:
+        while self._lost and self._inner.free:
+            self._submit([self._lost.pop()])
+        for left in range(self._inner.free, 0, -1):
+            share = -(-len(self._waiting) // left)
+            if share:
+                self._submit(self._waiting[:share])
+                self._waiting = self._waiting[share:]
+
+    def _submit(self, jobs: list[_Job]) -> None:
+        key = f"pack {next(self._numbers)}"
+        self._sent[key] = jobs
+        limit = sum(job.time_limit_s for job in jobs)
+        self._inner.submit(key, {"pack": [dict(job.job) for job in jobs]}, time_limit_s=limit)
+
+    def _opened(self, finished: Finished) -> Iterable[Finished]:
+        jobs = self._sent.pop(finished.key)
+        if finished.result is not None:
+            for job, outcome in zip(jobs, finished.result["pack"], strict=True):
+                yield Finished(job.key, **outcome)
+        elif len(jobs) == 1:
+            yield Finished(jobs[0].key, failure=finished.failure)
+        else:
+            self._lost += jobs
+
+
+@dataclass(frozen=True)
+class PackedWorkplan:
+    """Opens a worker's evaluator and has it answer packs: picklable, called once in each worker."""
+
+    workplan: Callable[[], Evaluator]
+
+    def __call__(self) -> Evaluate:
+        """Return what answers packs."""
+        return _Packed(self.workplan())
+
+
+class _Packed:
+    def __init__(self, evaluator: Evaluator):
+        self.evaluator = evaluator
+
+    @property
+    def say(self) -> Say:
+        """What the evaluator says lines to."""
+        return self.evaluator.say
+
+    @say.setter
+    def say(self, say: Say) -> None:
+        self.evaluator.say = say
+
+    @property
+    def progress(self) -> Progress:
+        """What the evaluator tells how far it is."""
+        return self.evaluator.progress
+
+    @progress.setter
+    def progress(self, progress: Progress) -> None:
+        self.evaluator.progress = progress
+
+    def __call__(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outcome of every job of a pack: its `result`, or the `failure` reason.
+
+        A lone job may raise what it likes, as without packs: the worker knows what to make of it.
+        """
+        jobs = job["pack"]
+        outcomes = [self.evaluator(jobs[0])] if len(jobs) == 1 else self.evaluator.together(jobs)
+        return {"pack": [_plain(outcome) for outcome in outcomes]}
+
+
+def _plain(outcome: dict[str, Any] | TrialError) -> dict[str, Any]:
+    return {"failure": str(outcome)} if isinstance(outcome, TrialError) else {"result": outcome}

@@ -1,0 +1,213 @@
+"""From a study on paper to one that can run: everything is opened, checked and locked, and nothing is left behind when
+something is wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdnas.controller.events import Note, Observer
+from kdnas.core.arch import Arch
+from kdnas.core.objective import breaches
+from kdnas.core.seeds import derive_seed
+from kdnas.core.space import SearchSpace
+from kdnas.errors import RunFolderError
+from kdnas.machine import usable_cores
+from kdnas.record.records import RunRecord, TeacherReport
+from kdnas.record.run_folder import LOCK_FILE, check_answers, check_identity, identity, machine, read_lock, write_lock
+from kdnas.record.storage import Record, refreshed, run_of_lock
+from kdnas.study.config import StudyConfig
+from kdnas.study.feasibility import PricedArch, nearest_miss, reference_costs, relative_excess, sample_prices
+from kdnas.study.loading import LoadedStudy
+from kdnas.training.recipe import Training
+from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, Workplan, open_evaluator
+from kdnas.workshop.numerics import differences, resumed, settled_config
+
+_SMALLEST_TRIED = 5
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A study that is ready to run: what it is, its evaluator and record, and the run as it was when it was opened."""
+
+    config: StudyConfig
+    """With the teacher's numbers in the constraints that speak of it."""
+    space: SearchSpace
+    evaluator: Evaluator
+    record: Record
+    workplan: Workplan
+    run: RunRecord
+
+    def snapshot(self) -> RunRecord:
+        """Return the run as it stands."""
+        return refreshed(self.run, self.record)
+
+    @property
+    def device(self) -> torch.device:
+        """Where students are trained."""
+        return torch.device(self.evaluator.context.device)
+
+    @property
+    def workers(self) -> int:
+        """Workers that will run: as configured, else one a device, or as many as the cores have threads for."""
+        return self.config.executor.workers or default_workers(self.device, self.config.training)
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each worker: what its trainings compute with, on a CUDA device a share of the cores."""
+        threads = self.config.training.threads
+        return max(usable_cores() // self.workers, 1) if threads == "auto" else threads
+
+
+def prepare_study(
+    study: LoadedStudy, folder: Path, *, data_root: Path, cache: Path, device: torch.device, observe: Observer
+) -> Opened:
+    """Return `study`, ready to run in `folder`: a new run, or the one that is there.
+
+    The caller holds the folder's controller lock. Raises InputError where data, teacher, constraints or the run folder
+    are wrong; nothing has been written then. What all scores rest on, such as a supernet, is trained last: stopped in
+    it, the next call goes on.
+    """
+    locked = read_lock(folder) if (folder / LOCK_FILE).exists() else None
+    config, space = settled_config(study.config, device, locked), study.space
+    study = dataclasses.replace(study, config=config)
+    context = EvaluatorContext(
+        config,
+        space,
+        folder,
+        data_root,
+        cache,
+        str(device),
+        calibrations=locked.get("calibrations", {}) if locked else {},
+        prepared=locked.get("prepared", {}) if locked else {},
+        run_data=locked["identity"].get("fingerprints", {}).get("data", "") if locked else "",
+        say=lambda line: observe(Note(line)),
+    )
+    evaluator = open_evaluator(context)
+    this = identity(config, space, evaluator.fingerprints)
+    if locked is not None:
+        # What was measured on one device says nothing beside what is measured on another.
+        where = (str(device), locked.get("device")) if evaluator.measured else ("", "")
+        lock = resumed(locked, config)
+        check_identity(
+            folder,
+            {**locked["identity"], "device": where[1]},
+            {**this, "device": where[0]},
+            was=locked["config"],
+            now=lock["config"],
+        )
+        for difference in differences(locked, config, device):
+            observe(Note(difference))
+        check_answers(folder, locked, evaluator.teacher_answers)
+    else:
+        lock = {"identity": this, **examine(study, evaluator, str(device)).lock}
+        write_lock(folder, lock)
+    run = run_of_lock(folder, lock)
+    if not (folder / "study.db").exists():
+        if locked is not None and (folder / "trials.csv").exists():
+            raise RunFolderError(f"{folder} has lost its record study.db; restore it or choose another --out")
+        Record.create(folder, config.name, run.objectives)
+    record = Record.open(folder, config.name, run.objectives)
+    record.name_axes(run.objectives)
+    if locked is not None and lock != locked:
+        write_lock(folder, lock)  # once the record has shown itself to be this run's
+    if (prepared := evaluator.prepare()) != lock.get("prepared", {}):
+        lock = {**lock, "prepared": prepared}
+        write_lock(folder, lock)
+        run = run_of_lock(folder, lock)
+    config = config.against(run.standard)
+    context = dataclasses.replace(
+        context,
+        config=config,
+        calibrations=lock["calibrations"],
+        prepared=prepared,
+        run_data=evaluator.fingerprints.get("data", ""),
+        run_teacher=evaluator.fingerprints.get("teacher", ""),
+        teacher_answers=evaluator.teacher_answers,
+    )
+    return Opened(config, space, evaluator, record, Workplan(context), refreshed(run, record))
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a new run needs to know once, found out: everything of its lock file but the identity, and sampled prices.
+
+    `config` has the teacher's numbers in the constraints that speak of it.
+    """
+
+    lock: dict[str, Any]
+    config: StudyConfig
+    sample: list[PricedArch]
+
+
+def examine(study: LoadedStudy, evaluator: Evaluator, device: str) -> Examined:
+    """Check and measure what `evaluator` has opened for a study that has not been run yet; nothing is written.
+
+    Raises InputError where a search would: a teacher that should not teach, losses that cannot be computed, constraints
+    that no student meets.
+    """
+    stated = study.config
+
+    def priced(config: StudyConfig) -> list[PricedArch]:
+        seed = derive_seed(config.seed, "feasibility")
+        return sample_prices(study.space, evaluator.arch, evaluator.price, constraints=config.limits, seed=seed)
+
+    sample = priced(stated)  # refuses what no student can meet before anything is measured
+    evaluator.try_out(_extremes(sample))
+    facts = evaluator.facts()
+    report = TeacherReport.of(facts["teacher"])
+    config = stated.against(None if report is None else report.standard)
+    if config != stated or evaluator.price(sample[0].arch).keys() != sample[0].costs.keys():
+        sample = priced(config)  # what speaks of the teacher is a number now, and a latency table prices too
+    _check_measured(config, study.space, evaluator, sample)
+    costs = [name for name in config.objectives if name != "accuracy"]
+    teacher = facts["teacher"]["values"] if facts["teacher"] else {}
+    reference = {"accuracy": facts.pop("chance"), **reference_costs(sample, config.limits, teacher, costs)}
+    lock = {
+        "config": stated.model_dump(mode="json"),
+        "quantities": [dataclasses.asdict(quantity) for quantity in evaluator.quantities.values()],
+        "reference_point": {name: reference[name] for name in config.objectives},
+        **facts,
+        "teacher_answers": list(evaluator.teacher_answers),
+        "device": device,
+        "machine": machine(),
+    }
+    return Examined(lock, config, sample)
+
+
+def _extremes(sample: list[PricedArch]) -> dict[str, Arch]:
+    """Return the sampled students of the least and the most MACs, by what they are called; none without MACs."""
+    if "macs" not in sample[0].costs:
+        return {}
+    by_macs = sorted(sample, key=lambda candidate: candidate.costs["macs"])
+    return {"the smallest student": by_macs[0].arch, "the largest student": by_macs[-1].arch}
+
+
+def _check_measured(config: StudyConfig, space: SearchSpace, evaluator: Evaluator, sample: list[PricedArch]) -> None:
+    """Measure the smallest feasible students. Raises ConfigError when none of them meets the measured constraints."""
+    bounds = config.limits
+    if not {bound.name for bound in bounds} & set(evaluator.measured):
+        return
+    feasible = [candidate for candidate in sample if not breaches(candidate.costs, bounds, known_only=True)]
+    tried = []
+    for candidate in sorted(feasible, key=lambda candidate: candidate.costs["macs"])[:_SMALLEST_TRIED]:
+        measured = evaluator.measure(candidate.arch)
+        values = {**candidate.costs, **{name: measurement.value for name, measurement in measured.items()}}
+        excess = relative_excess(values, bounds)
+        if excess == 0.0:
+            return
+        tried.append((excess, candidate.arch, values))
+    _, arch, values = min(tried, key=lambda entry: entry[0])
+    raise nearest_miss(space, bounds, arch, values)
+
+
+def default_workers(device: torch.device, training: Training) -> int:
+    """Return one worker a CUDA device, or as many as use the CPU cores of this process with the training's threads."""
+    if device.type == "cuda":
+        return max(torch.cuda.device_count(), 1)
+    return max(usable_cores() // (1 if training.threads == "auto" else training.threads), 1)

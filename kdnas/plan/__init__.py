@@ -1,0 +1,1 @@
+"""The full training of one student: its file, its steps, and its export."""

@@ -1,0 +1,292 @@
+"""Export of a run's student: the checkpoint, the record and the recipe put together, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import nn
+
+import kdnas
+from kdnas import atomic
+from kdnas.core.data import ImageData
+from kdnas.core.task import ImageTask
+from kdnas.core.words import command_line
+from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, Problem, RunFolderError
+from kdnas.exporters import EXPORTERS, TrainedStudent
+from kdnas.plan.train_file import TrainFile, locked_fingerprint, train_file_for
+from kdnas.record.front import doubts
+from kdnas.record.products import checkpoint_path, note_products
+from kdnas.record.records import FrontMember, Repeat, RunRecord, TeacherReport, TrialRecord
+from kdnas.students import STUDENTS
+
+
+def available_formats() -> tuple[list[str], dict[str, str]]:
+    """Return (the formats whose packages are installed, why each other one is missing)."""
+    available, missing = [], {}
+    for name in EXPORTERS.names():
+        module = sys.modules[EXPORTERS.get(name).__module__]
+        absent = [package for package in getattr(module, "REQUIRES", ()) if importlib.util.find_spec(package) is None]
+        if absent:
+            missing[name] = f"needs {', '.join(absent)}: pip install 'kdnas[{module.EXTRA}]'"
+        else:
+            available.append(name)
+    return available, missing
+
+
+def export_student(
+    run: RunRecord,
+    member: FrontMember,
+    formats: Sequence[str],
+    out: Path,
+    *,
+    data_root: Path,
+    cache: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Write the student of `member` to `out` in every one of `formats` and return the files.
+
+    The weights are those of the repeat with the best validation accuracy. Raises ConfigError when the student was not
+    retrained or a format is unknown, RunFolderError when its checkpoint is missing or damaged, DataError when the data
+    is not what the run was made on, and ExportError, with nothing written, when a format fails its check.
+    """
+    from kdnas.workshop.opening import cache_dir
+    from kdnas.workshop.run_data import open_run_data
+
+    data_config, _ = run.sources()
+    repeat = best_repeat(run, member.trial)
+    check_formats(formats)
+    expected = locked_fingerprint(run, "data")
+    data = open_run_data(data_config, data_root, cache or cache_dir(), expected, say=say)
+    if expected and data.fingerprint != expected:
+        raise DataError(
+            f"data: {data.name} is not what {run.folder} was made on (content hash {data.fingerprint}, was {expected})"
+        )
+    say(f"student {member.trial.arch.arch_id}, seed {repeat.seed}")
+    student = trained_student(run, member, repeat, data)
+    written = write_formats(student, formats, out, say=say)
+    if out.resolve() == export_folder(run).resolve():
+        note_products(run, "export", written, wanted_export(run))
+    return written
+
+
+def export_folder(run: RunRecord) -> Path:
+    """Return where a search itself exports the student that its study picks."""
+    return run.folder / "export"
+
+
+def wanted_export(run: RunRecord) -> str:
+    """Return what the study wants exported, as one line."""
+    return run.config.export.model_dump_json()
+
+
+def best_repeat(run: RunRecord, trial: TrialRecord) -> Repeat:
+    """Return the retraining of `trial` with the best validation accuracy, of equals the first.
+
+    Raises ConfigError, saying what to run, when it was never retrained.
+    """
+    if not trial.repeats:
+        retrained = [other.arch.arch_id for other in run.trials if other.repeats]
+        hint = f"; retrained ones: {', '.join(retrained)}" if retrained else ""
+        raise ConfigError(
+            f"student {trial.arch.arch_id} has only its brief search score, no trained weights: let the search end "
+            f"(`kdnas search` with --out {run.folder}), or train it: "
+            f"`{command_line('kdnas', 'train', run.folder, '--pick', trial.arch.arch_id)}`{hint}"
+        )
+    return max(trial.repeats, key=lambda repeat: repeat.accuracy)
+
+
+def trained_student(run: RunRecord, member: FrontMember, repeat: Repeat, data: ImageData) -> TrainedStudent:
+    """Return the student of `member` with the weights of `repeat`. Raises RunFolderError on a bad checkpoint."""
+    file = train_file_for(run, member.trial, data)
+    module = load_network(
+        file, checkpoint_path(run, repeat), repeat.sha256, command_line("kdnas", "search", run.folder)
+    )
+    return assemble(file, module, data, card=run_card(run, member, repeat, data))
+
+
+def assemble(file: TrainFile, module: nn.Module, data: ImageData, *, card: Mapping[str, Any]) -> TrainedStudent:
+    """Return `module`, trained by `file` on `data`, with everything an exporter may write."""
+    arch = file.student
+    return TrainedStudent(
+        arch=arch,
+        task=data.task,
+        module=module.eval(),
+        source=STUDENTS.build(arch.family).source(arch, data.task),
+        class_names=data.class_names,
+        channel_mean=tuple(float(value) for value in data.channel_mean),
+        channel_std=tuple(float(value) for value in data.channel_std),
+        recipe=file.with_preprocessing().plain(),
+        card=card,
+        background=file.preparation.background,
+        from_pictures=file.preparation.from_pictures,
+    )
+
+
+def load_network(file: TrainFile, path: Path, sha256: str = "", remedy: str = "") -> nn.Module:
+    """Return the student of `file` with the weights in the safetensors file `path`.
+
+    Raises RunFolderError where it is missing, damaged, of another network, or not the file of the hash `sha256`
+    (empty: not known); `remedy` is the command that trains it anew.
+    """
+    again = f"; `{remedy}` trains it again" if remedy else ""
+    network: nn.Module = build_network(file, file.task)
+    try:
+        content = path.read_bytes()
+        if sha256 and (found := hashlib.sha256(content).hexdigest()) != sha256:
+            raise RunFolderError(
+                f"{path} holds other weights than were trained (SHA-256 {found[:16]}, the record says {sha256[:16]}): "
+                f"it was altered or swapped with another{again}"
+            )
+        network.load_state_dict(safetensors.torch.load(content))
+    except FileNotFoundError:
+        raise RunFolderError(f"there is no checkpoint {path}{again}") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise RunFolderError(f"{path} is truncated or not a safetensors file: {error}{again}") from error
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[-1].strip()
+        raise RunFolderError(f"{path} holds the weights of another network than {file.arch_id}: {first}") from error
+    return network.eval()
+
+
+def build_network(file: TrainFile, task: ImageTask) -> nn.Module:
+    """Return the student of `file`, freshly initialised from torch's global generator."""
+    network: nn.Module = STUDENTS.build(file.arch.family).build(file.student, task)
+    return network
+
+
+def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: ImageData) -> dict[str, Any]:
+    """Return what the model card says of `member`, as plain data."""
+    trained = len(member.trial.repeats)
+    quantities: dict[str, dict[str, Any]] = {}
+    for name, value in member.values.items():
+        if name == "accuracy":
+            continue
+        unit = run.quantities[name].unit if name in run.quantities else ""
+        measured = member.trial.measurements.get(name)
+        quantities[name] = {"value": measured.value if measured else value, "unit": unit}
+        if measured is not None:
+            quantities[name] |= {"spread": measured.spread, "repeats": measured.repeats, "context": measured.context}
+    return {
+        "study": run.config.name,
+        "trial": member.trial.number,
+        "made_by": f"kdnas {kdnas.__version__}",
+        "accuracy": {
+            "validation": {
+                "mean": member.values.get("accuracy"),
+                "ci95": member.accuracy_ci95,
+                "trainings": trained,
+            },
+            "test": {"mean": member.test_accuracy, "ci95": member.test_accuracy_ci95, "trainings": trained},
+        },
+        "weights": {
+            "seed": repeat.seed,
+            "accuracy": repeat.accuracy,
+            "test_accuracy": repeat.test_accuracy,
+            "epochs": repeat.fidelity.epochs,
+            "data_fraction": repeat.fidelity.data_fraction,
+            "train_seconds": repeat.train_seconds,
+            "chosen_by": f"the best of {trained} on the validation split",
+        },
+        "control": next(
+            (
+                {"validation": control.accuracy, "test": control.test_accuracy}
+                for control in run.controls
+                if control.number == member.trial.number and control.accuracy is not None
+            ),
+            None,
+        ),
+        "quantities": quantities,
+        "teacher": _teacher_card(run.teacher),
+        "data": data_card(run.sources()[0].validation_fraction, run.config.seed, data),
+        "limits": [f"As it is, {why}." for why in doubts(run, member)],
+    }
+
+
+def data_card(validation_fraction: float, seed: int, data: ImageData) -> dict[str, Any]:
+    """Return what the model card says of the data and its split, as plain data."""
+    return {
+        "name": data.name,
+        "fingerprint": data.fingerprint,
+        "split": (
+            f"Of its {len(data.train):,} training images {100 * validation_fraction:g} %, drawn class by class with "
+            f"seed {seed}, were held out for validation. Its {len(data.test):,} test images were only used for "
+            "the test accuracy."
+        ),
+        "notes": list(data.notes),
+    }
+
+
+def _teacher_card(report: TeacherReport | None) -> dict[str, Any] | None:
+    if report is None:
+        return None
+    return {
+        "name": report.name,
+        "accuracy": report.accuracy,
+        "test_accuracy": report.test_accuracy,
+        "values": {name: float(value) for name, value in report.values.items()},
+        "notes": list(report.notes),
+    }
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raise ConfigError naming every unknown or repeated format, and an empty list."""
+    known = EXPORTERS.names()
+    problems = [
+        Problem("--format", f"{name!r} is no export format", ", ".join(known)) for name in formats if name not in known
+    ]
+    if not formats:
+        problems.append(Problem("--format", "names no format", ", ".join(known)))
+    if problems:
+        raise ConfigError(problems)
+
+
+def write_formats(
+    student: TrainedStudent, formats: Sequence[str], out: Path, *, say: Callable[[str], None] = lambda line: None
+) -> list[Path]:
+    """Write `student` to the folder `out` in every one of `formats`, all or none, and return the files.
+
+    They are written and checked in a scratch folder beside `out` and moved when all are sound; other files in
+    `out` stay as they are. Raises ExportError when a check fails, ConfigError when `out` cannot be written.
+    """
+    check_formats(formats)
+    out = out.resolve()
+    try:
+        if out.exists() and not out.is_dir():
+            raise ConfigError(Problem("--out", f"{out} is a file, not a folder"))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.scratch_folder(out) as scratch:
+            names: list[str] = []
+            for name in dict.fromkeys(formats):
+                names += [file for file in _write_one(student, name, scratch) if file not in names]
+                say(f"checked {name}")
+            return _move(names, scratch, out)
+    except OSError as error:
+        raise ConfigError(Problem("--out", f"{out} cannot be written: {error.strerror or error}")) from error
+
+
+def _write_one(student: TrainedStudent, name: str, folder: Path) -> list[str]:
+    try:
+        files: list[str] = EXPORTERS.build(name, student, folder)
+    except (KdnasError, OSError):
+        raise
+    except Exception as error:  # an exporter stands on other people's converters; their failures are all export errors
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise ExportError(f"{name}: {type(error).__name__}: {first}") from error
+    return files
+
+
+def _move(names: Sequence[str], scratch: Path, out: Path) -> list[Path]:
+    blocked = [name for name in names if (out / name).is_dir()]
+    if blocked:
+        raise ConfigError(Problem("--out", f"{out} holds folders where files go: {', '.join(blocked)}"))
+    out.mkdir(exist_ok=True)
+    for name in names:
+        (scratch / name).replace(out / name)
+    return [out / name for name in names]

@@ -1,0 +1,240 @@
+"""train.yaml: one student's training, whole. Written by exports, followed by `kdnas train` or any other pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import torch
+from pydantic import Field, field_validator, model_validator
+
+import kdnas
+from kdnas.core.arch import Arch
+from kdnas.core.data import ImageData
+from kdnas.core.task import ImageTask
+from kdnas.datasets import DATASETS
+from kdnas.errors import ConfigError, Problem
+from kdnas.losses import LOSSES
+from kdnas.plain_yaml import dump_yaml
+from kdnas.record.records import RunRecord, TrialRecord
+from kdnas.registry import Registry, validation_problems
+from kdnas.students import STUDENTS
+from kdnas.study.config import DataConfig, Member
+from kdnas.study.members import option_problems
+from kdnas.study.tuning import final_recipe
+from kdnas.study.yaml_lines import YamlDocument, read_yaml
+from kdnas.teachers import TEACHERS
+from kdnas.training.numerics import settled
+from kdnas.training.recipe import Distillation, Recipe, Section, Training, numerics_of
+
+FORMAT_VERSION: Literal[1] = 1
+
+Deviation = Annotated[float, Field(gt=0.0)]
+Extent = Annotated[int, Field(ge=1)]
+
+
+class ArchSection(Section):
+    """The network: its family and choices."""
+
+    family: str
+    choices: dict[str, bool | int | float | str]
+
+
+class Preparation(Section):
+    """What is done to a picture before the student sees it (`kdnas.core.preprocessing`), for other pipelines."""
+
+    orientation: Literal["upright"] = "upright"
+    background: str = "white"
+    resize: Literal["bilinear"] = "bilinear"
+    aspect: Literal["stretched"] = "stretched"
+    from_pictures: bool = True
+    """False: the training images came as arrays, and how those were resized is not known."""
+
+
+class Provenance(Section):
+    """Where the recipe comes from."""
+
+    study: str = ""
+    trial: int | None = None
+    kdnas_version: str = ""
+
+
+class TrainFile(Section):
+    """Everything that decides one training. Two equal files give the same student on the same machine."""
+
+    format_version: Literal[1]
+    name: str
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    """The study's seed: it draws the validation split, the first weights, the order of images and their views."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    arch_id: str
+    arch: ArchSection
+    input_shape: tuple[Extent, Extent, Extent]
+    """Channels, height, width."""
+    class_names: Annotated[tuple[str, ...], Field(min_length=2)]
+    channel_mean: tuple[float, ...]
+    channel_std: tuple[Deviation, ...]
+    data: DataConfig
+    data_fingerprint: str
+    """Hash of the data's content."""
+    teacher: Member
+    teacher_fingerprint: str = ""
+    """Hash of the teacher's weights; empty: not checked."""
+    teacher_answers: tuple[float, ...] = ()
+    """A sketch of what the teacher says to a few fixed images, compared up to rounding; empty: not checked."""
+    training: Training
+    distillation: Distillation
+    preprocessing: Preparation | None = None
+    """Of pictures, as the data set reads them; kdnas itself goes by `data`."""
+    provenance: Provenance = Provenance()
+
+    @model_validator(mode="after")
+    def _channels(self) -> TrainFile:
+        if not len(self.channel_mean) == len(self.channel_std) == self.input_shape[0]:
+            raise ValueError("channel_mean and channel_std need one value for each channel of input_shape")
+        return self
+
+    @field_validator("training")
+    @classmethod
+    def _whole_images(cls, training: Training) -> Training:
+        if training.resolution_fraction != 1.0:
+            raise ValueError("a full training is at the full resolution: resolution_fraction has to be 1")
+        return training
+
+    @property
+    def student(self) -> Arch:
+        """The arch, canonical."""
+        family = STUDENTS.build(self.arch.family)
+        arch: Arch = family.canonical(self.arch.choices)
+        return arch
+
+    @property
+    def task(self) -> ImageTask:
+        """The task the student solves."""
+        return ImageTask(self.input_shape, len(self.class_names))
+
+    @property
+    def recipe(self) -> Recipe:
+        """What `distil` follows."""
+        return Recipe(training=self.training, distillation=self.distillation)
+
+    @property
+    def preparation(self) -> Preparation:
+        """How the data set of `data` reads pictures; where it reads arrays, how pictures may be read for it."""
+        options = DATASETS.options(self.data.type).model_fields
+        if "background" not in options:
+            return Preparation(from_pictures=False)
+        return Preparation(background=self.data.options.get("background", options["background"].default))
+
+    def with_preprocessing(self) -> TrainFile:
+        """Return the file with what it says of pictures written out."""
+        return self.model_copy(update={"preprocessing": self.preparation})
+
+    def settled(self, device: torch.device, locked: Mapping[str, Any]) -> TrainFile:
+        """Return the file with its numerics decided: as the plain `locked` training has them, else by what is here."""
+        return self.model_copy(update={"training": settled(numerics_of(self.training, locked), device)})
+
+    def plain(self) -> dict[str, Any]:
+        """Return the file's content as plain data, in the order of this class."""
+        return self.model_dump(mode="json")
+
+
+def train_file_for(run: RunRecord, trial: TrialRecord, data: ImageData) -> TrainFile:
+    """Return the full training of `trial`'s student: the recipe of the run's finalists with the trial's tuned settings.
+
+    Raises ConfigError when a tuned setting does not fit the recipe.
+    """
+    config = run.config
+    data_config, teacher_config = run.sources()
+    recipe = final_recipe(config, trial.tuned)
+    return TrainFile(
+        format_version=FORMAT_VERSION,
+        name=f"{config.name}-{trial.arch.arch_id}",
+        seed=config.seed,
+        device=config.device,
+        arch_id=trial.arch.arch_id,
+        arch=ArchSection(family=trial.arch.family, choices=trial.arch.choices),
+        input_shape=data.task.input_shape,
+        class_names=data.class_names,
+        channel_mean=tuple(float(value) for value in data.channel_mean),
+        channel_std=tuple(float(value) for value in data.channel_std),
+        data=data_config,
+        data_fingerprint=data.fingerprint,
+        teacher=teacher_config,
+        teacher_fingerprint=locked_fingerprint(run, "teacher"),
+        teacher_answers=tuple(run.lock.get("teacher_answers") or ()),
+        training=recipe.training,
+        distillation=recipe.distillation,
+        provenance=Provenance(study=config.name, trial=trial.number, kdnas_version=kdnas.__version__),
+    )
+
+
+def with_epochs(file: TrainFile, epochs: int) -> TrainFile:
+    """Return `file` with a training of `epochs` epochs."""
+    return file.model_copy(update={"training": file.training.model_copy(update={"epochs": epochs})})
+
+
+def with_threads(file: TrainFile, threads: int | None) -> TrainFile:
+    """Return `file` with a training by so many CPU threads; None: as it is."""
+    if threads is None:
+        return file
+    return file.model_copy(update={"training": file.training.model_copy(update={"threads": threads})})
+
+
+def locked_fingerprint(run: RunRecord, what: Literal["data", "teacher", "space"]) -> str:
+    """Return the hash that study.lock.yaml records of `what`; empty where it records none."""
+    fingerprints = run.lock.get("identity", {}).get("fingerprints", {})
+    return str(fingerprints.get(what) or "")
+
+
+def dump_train_file(file: TrainFile) -> str:
+    """Return the text of `file`, without a header."""
+    return dump_yaml(file.plain())
+
+
+def load_train_file(path: Path) -> TrainFile:
+    """Return the train.yaml at `path`. Raises ConfigError with everything that is wrong with it, and where."""
+    document = read_yaml(path)
+    try:
+        file = TrainFile.model_validate(document.data)
+    except pydantic.ValidationError as error:
+        raise ConfigError(_placed(document, validation_problems(error, TrainFile))) from None
+    problems = [*_arch_problems(file), *_member_problems(file)]
+    if problems:
+        raise ConfigError(_placed(document, problems))
+    return file
+
+
+def _placed(document: YamlDocument, problems: list[Problem]) -> list[Problem]:
+    return [
+        Problem(f"{document.name}:{document.line_of(problem.where)}: {problem.where}", problem.what, problem.allowed)
+        for problem in problems
+    ]
+
+
+def _arch_problems(file: TrainFile) -> list[Problem]:
+    try:
+        arch = file.student
+    except ConfigError as error:
+        return [
+            Problem(f"arch.choices.{p.where}" if p.where else "arch.family", p.what, p.allowed) for p in error.problems
+        ]
+    if arch.arch_id != file.arch_id:
+        return [Problem("arch_id", f"is {file.arch_id}, but the arch below it is {arch.arch_id}: one was edited")]
+    return []
+
+
+def _member_problems(file: TrainFile) -> list[Problem]:
+    named: list[tuple[str, Registry[Any], str, Mapping[str, Any]]] = [
+        ("data", DATASETS, file.data.type, file.data.options),
+        ("teacher", TEACHERS, file.teacher.type, file.teacher.options),
+    ]
+    for index, term in enumerate(file.distillation.losses):
+        named.append((f"distillation.losses.{index}", LOSSES, term.type, term.options))
+    return [
+        problem
+        for where, registry, name, options in named
+        for problem in option_problems(registry, where, name, options)
+    ]

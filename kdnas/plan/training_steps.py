@@ -1,0 +1,279 @@
+"""The steps of a training, done in order, each in a folder of its own and resumable after any interruption.
+
+While a step runs, its folder holds a checkpoint; afterwards `weights.safetensors` of the network that it gives, for a
+supernet `schedule.yaml` with the stages as they went, and `step.json`, written last: a finished step is not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from kdnas.core.schedule import Schedule
+from kdnas.core.seeds import derive_seed
+from kdnas.errors import RunFolderError
+from kdnas.nn.weights import save_weights
+from kdnas.plan.schedules import RUN_SUPERNET, DistilStep, Step, SupernetStep, ladders_of
+from kdnas.plan.train_file import TrainFile
+from kdnas.plan.training_folder import CHECKPOINT_FILE, read_history, write_history
+from kdnas.plan.training_ground import Ground
+from kdnas.record.products import file_sha256, loss_of
+from kdnas.record.run_folder import write_text
+from kdnas.students import STUDENTS, StudentFamily
+from kdnas.training.evaluation import accuracy
+from kdnas.training.loop import EpochRecord, distil
+from kdnas.training.recipe import Recipe
+from kdnas.training.schedule_file import SCHEDULE_FILE, read_schedule, write_schedule
+from kdnas.training.supernet import Tick, train_supernet
+
+STEP_FILE = "step.json"
+WEIGHTS_FILE = "weights.safetensors"
+_EVALUATION_SHARE = 0.1
+"""At most about this share of the training time goes into looking at the validation accuracy on the way."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """News of a training. `done` of the whole is a share in [0, 1]; `accuracy` is on the validation split, where known.
+
+    `step` counts from 1, of `steps`; `at` says where in the step this is: "epoch 3/20".
+    """
+
+    step: int
+    steps: int
+    name: str
+    at: str
+    done: float
+    loss: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A finished step: the network that it gives, in eval mode, and its accuracy on the validation split.
+
+    The accuracy is computed in float32, as exported students are used, whatever the training's precision is.
+    `schedule` has the stages of a supernet as they went; `train_seconds` include what came before a resume.
+    """
+
+    network: nn.Module
+    accuracy: float
+    train_seconds: float
+    schedule: Schedule | None = None
+
+
+def follow(
+    file: TrainFile,
+    steps: Sequence[Step],
+    ground: Ground,
+    out: Path,
+    *,
+    budget_macs: int | None = None,
+    shared: nn.Module | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_step: Callable[[Step, StepResult], None] = lambda step, result: None,
+) -> StepResult:
+    """Do `steps` by the recipe of `file` and return the last one's result, with the `train_seconds` of all.
+
+    With `budget_macs`, what the steps may spend together, each has a folder of its own under `out`: what an earlier
+    call finished is read from there, what it left unfinished is continued. Without, the one step's folder is `out`
+    itself, and its checkpoint stays there. `shared` is the student as it is cut out of the run's supernet. `on_step` is
+    called after each step. Raises TrialError when a loss is no longer finite, RunFolderError when a folder is damaged.
+    """
+    results: dict[str, StepResult] = {}
+    whole, before = sum(step.share for step in steps), 0.0
+    for index, step in enumerate(steps):
+        folder = out if budget_macs is None else out / f"{index + 1}-{step.name}"
+        part = (before / whole, step.share / whole)
+        work = _Work(file, ground, folder, step.name, index, len(steps), part, on_progress)
+        result = work.finished(step)
+        if result is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            networks = {RUN_SUPERNET: shared, **{name: done.network for name, done in results.items()}}
+            if isinstance(step, SupernetStep):
+                result = work.supernet(step, step.budget(budget_macs or 0))
+            else:
+                result = work.distil(step, networks.get(step.init), networks.get(step.teacher))
+            if budget_macs is not None:
+                work.finish(step, result)
+        results[step.name] = result
+        on_step(step, result)
+        before += step.share
+    train_seconds = sum(done.train_seconds for done in results.values())
+    return replace(results[steps[-1].name], train_seconds=train_seconds)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One step's place: its folder, and its part of the whole training."""
+
+    file: TrainFile
+    ground: Ground
+    folder: Path
+    name: str
+    index: int
+    steps: int
+    part: tuple[float, float]
+    """Of the whole: where it begins, and its share."""
+    on_progress: Callable[[Progress], None]
+
+    def distil(self, step: DistilStep, start: nn.Module | None, assistant: nn.Module | None) -> StepResult:
+        """Train the step's network, beginning with the weights of `start`, beside `assistant` or the teacher."""
+        arch, ground = step.network(self.ground.data.task), self.ground
+        seed = derive_seed(self.file.seed, "full", arch.arch_id)
+        torch.manual_seed(seed)
+        network = _family(arch.family).build(arch, ground.data.task)
+        if start is not None:
+            network.load_state_dict(start.state_dict())
+        network.to(ground.device)
+        watch = _Watch(self, step, ground.on_pixels(network))
+        teacher = ground.teacher if assistant is None else ground.as_teacher(step.teacher, assistant)
+        trained = distil(
+            network,
+            teacher,
+            ground.train,
+            None,
+            self.recipe(step.epochs, step.learning_rate),
+            data=ground.data,
+            seed=seed,
+            view_seed=self.view_seed,
+            device=ground.device,
+            on_epoch=watch,
+            checkpoint=self.folder / CHECKPOINT_FILE,
+        )
+        watch.rewrite(trained.history)
+        seen = accuracy(ground.on_pixels(trained.network), ground.validation)
+        return StepResult(trained.network.eval(), seen, trained.train_seconds)
+
+    def supernet(self, step: SupernetStep, budget: int) -> StepResult:
+        """Train the step's supernet and cut its smallest network out."""
+        data, ground, space = self.ground.data, self.ground, step.search_space
+        elastic, ladders = ladders_of(space, data.task)
+        seed = derive_seed(self.file.seed, "full", step.name)
+        torch.manual_seed(seed)
+        supernet = _family(space.family).supernet(space, data.task)
+        epochs = max(1, math.ceil(budget / (3 * elastic.price(ladders.largest) * len(ground.train))))
+        trained = train_supernet(
+            supernet,
+            space,
+            ground.teacher,
+            ground.train,
+            ground.validation,
+            self.recipe(epochs, 1.0),
+            step.settings,
+            data=data,
+            seed=seed,
+            view_seed=self.view_seed,
+            device=ground.device,
+            schedule=step.schedule,
+            on_tick=self.tell,
+            checkpoint=self.folder / CHECKPOINT_FILE,
+            budget_macs=budget,
+        )
+        smallest = trained.space.spec(trained.ladders.smallest(trained.ladders.values))
+        network = trained.scorer.cut(trained.supernet, smallest)
+        seen = accuracy(ground.on_pixels(network), ground.validation)
+        return StepResult(network, seen, trained.train_seconds, trained.schedule)
+
+    def recipe(self, epochs: int, factor: float) -> Recipe:
+        """Return the file's recipe for `epochs`, its learning rate times `factor`."""
+        training = self.file.training
+        changes = {"epochs": epochs, "learning_rate": training.learning_rate * factor}
+        return Recipe(training=training.model_copy(update=changes), distillation=self.file.distillation)
+
+    @property
+    def view_seed(self) -> int:
+        """What draws the images' views: other ones in each step."""
+        return derive_seed(self.file.seed, "full views", *([self.index] if self.index else []))
+
+    def tell(self, tick: Tick) -> None:
+        """Pass on how far a supernet's training is."""
+        seen = None if tick.check is None else tick.check.smallest
+        self.report(f"stage {tick.stage}, {min(tick.spent, 1.0):.0%}", tick.spent, tick.loss, seen)
+
+    def report(self, at: str, done: float, loss: float, seen: float | None) -> None:
+        """Tell `on_progress` that the share `done` of the step is."""
+        begins, share = self.part
+        whole = begins + share * min(done, 1.0)
+        self.on_progress(Progress(self.index + 1, self.steps, self.name, at, whole, loss, seen))
+
+    def finish(self, step: Step, result: StepResult) -> None:
+        """Write what the step gave into its folder, and that it is finished."""
+        save_weights(result.network, self.folder / WEIGHTS_FILE)
+        if result.schedule is not None:
+            write_schedule(self.folder / SCHEDULE_FILE, result.schedule)
+        plain = {
+            "name": step.name,
+            "accuracy": result.accuracy,
+            "train_seconds": result.train_seconds,
+            "sha256": file_sha256(self.folder / WEIGHTS_FILE),
+        }
+        write_text(self.folder / STEP_FILE, json.dumps(plain, indent=2) + "\n")
+        (self.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+    def finished(self, step: Step) -> StepResult | None:
+        """Return what an earlier call finished, None where it did not. Raises RunFolderError where it is damaged."""
+        path = self.folder / STEP_FILE
+        if not path.exists():
+            return None
+        arch = step.network(self.ground.data.task)
+        network = _family(arch.family).build(arch, self.ground.data.task)
+        try:
+            plain: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if loss := loss_of(self.folder / WEIGHTS_FILE, plain.get("sha256", "")):
+                raise ValueError(f"{WEIGHTS_FILE} {loss.words}")
+            network.load_state_dict(safetensors.torch.load_file(self.folder / WEIGHTS_FILE))
+            recorded = read_schedule(self.folder / SCHEDULE_FILE) if isinstance(step, SupernetStep) else None
+            network.to(self.ground.device).eval()
+            return StepResult(network, float(plain["accuracy"]), float(plain["train_seconds"]), recorded)
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+            first = str(error).partition("\n")[0]
+            raise RunFolderError(f"{self.folder} is damaged ({first}); remove it to repeat the step") from error
+
+
+class _Watch:
+    """Called at each epoch's end: looks at the validation accuracy now and then, and keeps history.csv."""
+
+    def __init__(self, work: _Work, step: DistilStep, module: nn.Module):
+        self._work = work
+        self._epochs = step.epochs
+        self._module = module
+        self._records, self._looks = read_history(work.folder)
+        self._next_look = 0
+
+    def __call__(self, record: EpochRecord) -> None:
+        """Note `record` and tell of it."""
+        seen = self._look(record) if record.epoch >= self._next_look else None
+        self._looks = {epoch: look for epoch, look in self._looks.items() if epoch < record.epoch}
+        if seen is not None:
+            self._looks[record.epoch] = seen
+        self._records = [*(earlier for earlier in self._records if earlier.epoch < record.epoch), record]
+        write_history(self._work.folder, self._records, self._looks)
+        self._work.report(f"epoch {record.epoch}/{self._epochs}", record.epoch / self._epochs, record.loss, seen)
+
+    def rewrite(self, records: Sequence[EpochRecord]) -> None:
+        """Write history.csv anew from the whole training's `records`: an interruption may have cost it a row."""
+        write_history(self._work.folder, records, self._looks)
+
+    def _look(self, record: EpochRecord) -> float:
+        begun = time.perf_counter()
+        seen = accuracy(self._module, self._work.ground.validation)
+        took = time.perf_counter() - begun
+        pause = math.ceil(took / (_EVALUATION_SHARE * max(record.seconds, 1e-3)))
+        self._next_look = record.epoch + max(1, pause)
+        return seen
+
+
+def _family(name: str) -> StudentFamily:
+    family: StudentFamily = STUDENTS.build(name)
+    return family

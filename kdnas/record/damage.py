@@ -1,0 +1,278 @@
+"""Damage inside a record: rows that no longer say what was written, found before anything rests on them.
+
+The database is read as it is, row by row, since Optuna reads all trials or none. What is damaged can be left out, which
+closes a trial as failed with the reason, or removes what was noted of the study; it is never done unasked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sqlite3
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from optuna.distributions import json_to_distribution
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
+
+from kdnas.core.fidelity import Fidelity
+from kdnas.core.words import command_line, printable
+from kdnas.errors import ConfigError, Problem, RunFolderError
+from kdnas.record.trials import audit_training, measurements_of, repeat_of, trial_record
+
+_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError)
+_LOCK_TIMEOUT_S = 60
+_SHOWN = 10
+_OWN = {"arch", "arch_id", "fidelity", "result"}
+"""Attributes that only trials of kdnas have."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A trial, by its number, or something noted of the whole study, by its key, that cannot be read."""
+
+    name: str
+    reason: str
+
+    @property
+    def words(self) -> str:
+        """What is damaged, and how."""
+        return f"{f'trial {self.name}' if self.name.isdecimal() else f'the note {self.name!r}'}: {self.reason}"
+
+
+def refuse_damage(path: Path, study: str, objectives: Sequence[str], params: Collection[str] = ()) -> None:
+    """Raise RunFolderError, naming each and the way to leave it out, where rows of `study` in `path` are damaged.
+
+    Every complete trial has to state `objectives`, every student `params`.
+    """
+    found = find_damage(path, study, objectives, params)
+    if not found:
+        return
+    names = [word for damage in found for word in ("--leave-out", damage.name)]
+    remedy = command_line("kdnas", "report", path.parent, *names)
+    what = "1 entry is" if len(found) == 1 else f"{len(found)} entries are"
+    raise RunFolderError(
+        [
+            *(Problem(str(path), damage.words) for damage in found[:_SHOWN]),
+            Problem(
+                str(path),
+                f"{what} damaged: restore the file, or leave them out, which closes a trial as failed: {remedy}",
+            ),
+        ]
+    )
+
+
+def find_damage(path: Path, study: str, objectives: Sequence[str], params: Collection[str] = ()) -> list[Damage]:
+    """Return what of `study` cannot be read; nothing where the database itself cannot, which is Optuna's to tell."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True)) as database:
+            database.execute(f"pragma busy_timeout = {1000 * _LOCK_TIMEOUT_S}")
+            rows = _Rows.read(database, study)
+    except sqlite3.Error:
+        return []
+    trials = ((str(row[1]), _trial_problem(rows, row, objectives, params)) for row in rows.trials)
+    notes = ((str(key), _note_problem(str(key), text)) for key, text in rows.notes)
+    return [Damage(name, printable(reason, 200)) for name, reason in (*trials, *notes) if reason]
+
+
+def leave_out(
+    path: Path, study: str, objectives: Sequence[str], params: Collection[str], names: Sequence[str]
+) -> list[str]:
+    """Leave what `names` say out of `study` for good, and return in words what was done. The caller holds the run.
+
+    Raises ConfigError where one of them is not damaged, RunFolderError where the file cannot be written.
+    """
+    found = {damage.name: damage for damage in find_damage(path, study, objectives, params)}
+    if sound := [name for name in names if name not in found]:
+        allowed = ", ".join(found) or "nothing: every entry is sound"
+        raise ConfigError([Problem("--leave-out", f"{name} is not damaged", allowed) for name in sound])
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=_LOCK_TIMEOUT_S)) as database, database:
+            for name in names:
+                _remove(database, study, found[name])
+    except sqlite3.Error as error:
+        raise RunFolderError(f"{path} cannot be written: {error}") from error
+    return [f"left out {found[name].words}" for name in names]
+
+
+def _remove(database: sqlite3.Connection, study: str, damage: Damage) -> None:
+    (study_id,) = database.execute("select study_id from studies where study_name = ?", (study,)).fetchone()
+    if not damage.name.isdecimal():
+        database.execute("delete from study_user_attributes where study_id = ? and key = ?", (study_id, damage.name))
+        return
+    (trial_id,) = database.execute(
+        "select trial_id from trials where study_id = ? and number = ?", (study_id, int(damage.name))
+    ).fetchone()
+    for table in ("user_attributes", "system_attributes", "params", "values", "intermediate_values"):
+        database.execute(f"delete from trial_{table} where trial_id = ?", (trial_id,))
+    database.execute(
+        "update trials set state = 'FAIL', datetime_start = null, datetime_complete = null where trial_id = ?",
+        (trial_id,),
+    )
+    said = json.dumps(f"left out as damaged: {damage.reason}")
+    database.execute(
+        "insert into trial_user_attributes (trial_id, key, value_json) values (?, 'set_aside', ?)", (trial_id, said)
+    )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What the database holds of one study, as text and numbers."""
+
+    trials: list[tuple[int, int, str, Any, Any]]
+    """(trial_id, number, state, begun, ended)"""
+    attributes: Mapping[int, list[tuple[str, Any]]]
+    system: Mapping[int, list[tuple[str, Any]]]
+    params: Mapping[int, list[tuple[str, Any, Any]]]
+    values: Mapping[int, list[tuple[int, Any]]]
+    notes: list[tuple[str, Any]]
+
+    @classmethod
+    def read(cls, database: sqlite3.Connection, study: str) -> _Rows:
+        """Raises sqlite3.Error."""
+        of = "study_id = (select study_id from studies where study_name = ?)"
+
+        def by_trial(columns: str, table: str) -> dict[int, list[Any]]:
+            grouped: dict[int, list[Any]] = defaultdict(list)
+            query = (
+                f"select trial_id, {columns} from {table} where trial_id in (select trial_id from trials where {of})"
+            )
+            for trial_id, *row in database.execute(query, (study,)):
+                grouped[trial_id].append(tuple(row))
+            return grouped
+
+        trials = "select trial_id, number, state, datetime_start, datetime_complete from trials where"
+        return cls(
+            database.execute(f"{trials} {of} order by number", (study,)).fetchall(),
+            by_trial("key, value_json", "trial_user_attributes"),
+            by_trial("key, value_json", "trial_system_attributes"),
+            by_trial("param_name, param_value, distribution_json", "trial_params"),
+            by_trial("objective, value", "trial_values"),
+            database.execute(f"select key, value_json from study_user_attributes where {of}", (study,)).fetchall(),
+        )
+
+
+def _trial_problem(
+    rows: _Rows, row: tuple[int, int, str, Any, Any], objectives: Sequence[str], params: Collection[str]
+) -> str:
+    """Return what is wrong with a trial, empty where it can be read."""
+    trial_id, number, state, begun, ended = row
+    if state not in OptunaState.__members__:
+        return f"its state is {state!r}"
+    moments = []
+    for moment in (begun, ended):
+        try:
+            moments.append(None if moment is None else datetime.fromisoformat(moment))
+        except (TypeError, ValueError):
+            return f"its time {moment!r} is none"
+    attributes: dict[str, Any] = {}
+    for key, text in (*rows.system[trial_id], *rows.attributes[trial_id]):
+        try:
+            attributes[key] = json.loads(text)
+        except _UNREADABLE as error:
+            return f"its attribute {key!r} is not JSON: {error}"
+    for name, value, distribution in rows.params[trial_id]:
+        try:
+            json_to_distribution(distribution).to_external_repr(float(value))
+        except (*_UNREADABLE, IndexError, AssertionError) as error:
+            return f"its parameter {name!r} cannot be read: {error}"
+    if state == "COMPLETE" and sorted(place for place, _ in rows.values[trial_id]) != list(range(len(objectives))):
+        return "it has no value of every objective"
+    if "fidelity" not in attributes:
+        own = sorted(_OWN & attributes.keys())
+        return f"its attribute 'fidelity' is missing, it has {', '.join(own)}" if own and state == "COMPLETE" else ""
+    if lost := sorted({*params} - {name for name, _, _ in rows.params[trial_id]}):
+        return f"its parameter {lost[0]!r} is missing"
+    return _student_problem(number, OptunaState[state], attributes, (moments[0], moments[1]), objectives)
+
+
+def _student_problem(
+    number: int,
+    state: OptunaState,
+    attributes: Mapping[str, Any],
+    moments: tuple[datetime | None, datetime | None],
+    objectives: Sequence[str],
+) -> str:
+    if missing := [name for name in ("arch_id", "arch") if name not in attributes]:
+        return f"its attribute {missing[0]!r} is missing"
+    if state == OptunaState.COMPLETE and "result" not in attributes:
+        return "its attribute 'result' is missing"
+    try:
+        # Its parameters have been read above; without them Optuna's own checks have nothing to say.
+        frozen = FrozenTrial(number, state, None, *moments, {}, {}, dict(attributes), {}, {}, number)
+        record = trial_record(frozen)
+        for numbers in (record.tuned, record.values, record.profile):
+            _check_numbers(numbers)
+        _check_numbers({"train_seconds": record.train_seconds, "teacher_seconds": record.teacher_seconds})
+        _check_numbers({name: taken.value for name, taken in record.measurements.items()})
+        _check_fidelity(record.fidelity)
+        if record.arch.arch_id != attributes["arch_id"]:
+            return f"its arch is {record.arch.arch_id}, not {attributes['arch_id']}"
+    except KeyError as error:
+        return f"an attribute says no {error}"
+    except _UNREADABLE as error:
+        return f"its attributes are no student's: {error}"
+    known = {**record.values, **record.measurements}
+    unsaid = [name for name in objectives if name not in known]
+    return f"its result says no {', '.join(unsaid)}" if unsaid and state == OptunaState.COMPLETE else ""
+
+
+def _note_problem(key: str, text: Any) -> str:
+    """Return what is wrong with something noted of the study, empty where it can be read."""
+    try:
+        value = json.loads(text)
+        kind = key.partition(":")[0]
+        if kind == "final":
+            repeat = repeat_of(value)
+            _check_fidelity(repeat.fidelity)
+            numbers = {"accuracy": repeat.accuracy, "train_seconds": repeat.train_seconds, "seed": repeat.seed}
+            _check_numbers(numbers if repeat.test_accuracy is None else {**numbers, "test": repeat.test_accuracy})
+            if not isinstance(repeat.checkpoint, str) or not isinstance(repeat.sha256, str):
+                raise TypeError("its checkpoint is no file name")
+        elif kind == "failed":
+            _check_numbers({"attempts": value["attempts"]})
+            str(value["reason"]).encode()
+        elif kind == "measured":
+            _check_numbers({name: taken.value for name, taken in measurements_of(value).items()})
+        elif key == "audit":
+            _check_fidelity(Fidelity(**value["fidelity"]))
+            _check_numbers({"seeds": value["seeds"], **{str(place): n for place, n in enumerate(value["students"])}})
+        elif kind == "audit":
+            training = audit_training(value)
+            _check_fidelity(training.fidelity)
+            _check_numbers({"accuracy": training.accuracy, "train_seconds": training.train_seconds})
+        if kind in ("final", "failed", "measured"):
+            int(key.split(":")[1])
+    except KeyError as error:
+        return f"it says no {error}"
+    except (*_UNREADABLE, IndexError) as error:
+        return f"it cannot be read: {error}"
+    return ""
+
+
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError where one of `values` is no finite number."""
+    for name, value in _items(values):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} is {value!r}, no number")
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}")
+
+
+def _check_fidelity(fidelity: Fidelity) -> None:
+    _check_numbers(fidelity.training)
+    if fidelity.weights not in ("own", "shared"):
+        raise ValueError(f"weights are {fidelity.weights!r}")
+
+
+def _items(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{values!r} is no mapping")
+    yield from values.items()

@@ -1,0 +1,313 @@
+"""The Pareto front of a run, and the ways to point at one of its students.
+
+Where finalists were retrained, only they stand on the front: a mean over seeds and a single brief score are not
+comparable, and a brief score flatters whoever was lucky.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+
+from kdnas.core import hypervolume as volumes
+from kdnas.core import pick as pick_rules
+from kdnas.core.comparison import welch_p_value
+from kdnas.core.interval import mean_ci95
+from kdnas.core.objective import ACCURACY, Quantity, breaches, minimised
+from kdnas.core.pareto import non_dominated
+from kdnas.core.pick import (
+    DEFAULT_PICK,
+    PICKS,
+    Candidate,
+    Near,
+    Pick,
+    PickError,
+    choose,
+    parse_pick,
+    score_of,
+)
+from kdnas.errors import ConfigError, Problem
+from kdnas.record.records import FrontMember, RunRecord, TrialRecord
+
+SIGNIFICANCE = 0.05
+"""Below this p-value two students of a front count as different in accuracy."""
+NEAR_CHANCE = 0.05
+"""An accuracy so little above that of always guessing alike is no success."""
+FLAT = 0.01
+"""A rise of accuracy with a doubling of the training below which a curve counts as flat."""
+FAR_BELOW_TEACHER = 0.75
+"""Of the teacher's lead over guessing: a student with a smaller share of it is no recommendation."""
+
+
+def measured_values(trial: TrialRecord) -> dict[str, float]:
+    """Return everything known of `trial`; a measurement overrides an estimate of the same name."""
+    return {**trial.values, **{name: float(taken.value) for name, taken in trial.measurements.items()}}
+
+
+def as_member(trial: TrialRecord) -> FrontMember:
+    """Return `trial` with its accuracy as the mean over its repeats, or as the search scored it where it has none."""
+    values = measured_values(trial)
+    if not trial.repeats:
+        return FrontMember(trial, values, None)
+    accuracy, accuracy_ci95 = mean_ci95([repeat.accuracy for repeat in trial.repeats])
+    tested = [repeat.test_accuracy for repeat in trial.repeats if repeat.test_accuracy is not None]
+    test_accuracy, test_ci95 = mean_ci95(tested) if tested else (None, None)
+    return FrontMember(trial, {**values, "accuracy": accuracy}, accuracy_ci95, test_accuracy, test_ci95)
+
+
+def comparable(run: RunRecord) -> tuple[TrialRecord, ...]:
+    """Return the complete trials of the highest fidelity that has any: scores of different ones do not compare."""
+    complete = [trial for trial in run.trials if trial.state == "complete"]
+    highest = max((trial.fidelity.amount for trial in complete), default=0.0)
+    return tuple(trial for trial in complete if trial.fidelity.amount == highest)
+
+
+def candidates(run: RunRecord) -> tuple[FrontMember, ...]:
+    """Return the students the front is drawn from: retrained ones where there are any, else the `comparable` ones.
+
+    Every one of them has a finite value for each objective and meets each limit with its measured value. Those that
+    miss a goal are left out once anybody reaches it.
+    """
+    pool = [trial for trial in run.trials if trial.state == "complete" and trial.repeats] or comparable(run)
+    members = [as_member(trial) for trial in pool]
+    sound = tuple(
+        member
+        for member in members
+        if all(math.isfinite(member.values.get(objective.name, math.nan)) for objective in run.objectives)
+        and not breaches(member.values, run.limits)
+    )
+    return tuple(member for member in sound if not breaches(member.values, run.goals)) or sound
+
+
+def front(run: RunRecord) -> tuple[FrontMember, ...]:
+    """Return the Pareto front of `run`, mutually non-dominated, sorted by the first cheap objective."""
+    members = candidates(run)
+    mask = non_dominated(minimised([member.values for member in members], run.objectives))
+    axis = _sort_axis(run.objectives)
+    sign = -1.0 if axis.direction == "maximize" else 1.0
+    kept = [member for member, on_front in zip(members, mask, strict=True) if on_front]
+    return tuple(sorted(kept, key=lambda member: (sign * member.values[axis.name], member.trial.number)))
+
+
+def knee_of(members: Sequence[FrontMember], objectives: Sequence[Quantity]) -> FrontMember:
+    """Return the member of a front that gives most for least. ValueError where no knee is: below three members."""
+    return members[choose(Pick("knee"), _as_candidates(members), objectives)]
+
+
+def best_of(members: Sequence[FrontMember]) -> FrontMember:
+    """Return the most accurate member; of equals the first. ValueError on an empty front."""
+    return max(members, key=_accuracy)
+
+
+def is_near_chance(run: RunRecord, member: FrontMember) -> bool:
+    """Return whether `member` is hardly better than guessing: at most `NEAR_CHANCE` above it, where that is known."""
+    guess = run.reference_point.get(ACCURACY.name)
+    return guess is not None and member.values[ACCURACY.name] <= guess + NEAR_CHANCE
+
+
+def indistinguishable(members: Sequence[FrontMember]) -> dict[int, tuple[FrontMember, ...] | None]:
+    """Return, by trial number, the other members whose mean accuracy over the retrainings does not differ from its own.
+
+    By Welch's t-test at 5 %, each pair by itself: intervals that overlap would hide differences that are there. None
+    for a member that was not retrained at least twice, which cannot be tested.
+    """
+    repeats = {member.trial.number: [repeat.accuracy for repeat in member.trial.repeats] for member in members}
+    alike: dict[int, tuple[FrontMember, ...] | None] = {}
+    for member in members:
+        number = member.trial.number
+        tests = [(other, welch_p_value(repeats[number], repeats[other.trial.number])) for other in members]
+        alike[number] = (
+            None
+            if len(repeats[number]) < 2
+            else tuple(other for other, p in tests if other is not member and p is not None and p >= SIGNIFICANCE)
+        )
+    return alike
+
+
+def hypervolume(run: RunRecord) -> float | None:
+    """Return the hypervolume of `front(run)` below the run's reference point; None while that is not known."""
+    reference = _reference(run)
+    if reference is None:
+        return None
+    return volumes.hypervolume(minimised([member.values for member in front(run)], run.objectives), reference)
+
+
+def hypervolume_over_time(
+    run: RunRecord, trials: Iterable[TrialRecord] | None = None, *, steps: Iterable[TrialRecord] | None = None
+) -> list[tuple[int, float, float]]:
+    """Return (trial number, seconds since the first trial began, hypervolume) after each complete trial, in end order.
+
+    Made of the search's own scores: those of `trials`, by default of one fidelity (`comparable`), so that its points
+    can be compared. With `steps` there is a point after each of these as well, at which the volume stays as it was.
+    Retraining does not enter. What training a supernet took before is in the seconds. Empty while the reference point
+    is not known.
+    """
+    reference = _reference(run)
+    if reference is None:
+        return []
+    counted = tuple(comparable(run) if trials is None else trials)
+    counting = {trial.number for trial in counted}
+    others = [trial for trial in steps or () if trial.number not in counting]
+    measured = [(trial, measured_values(trial)) for trial in (*counted, *others)]
+    scored = [
+        (trial, values)
+        for trial, values in measured
+        if all(math.isfinite(values.get(objective.name, math.nan)) for objective in run.objectives)
+    ]
+    begun = min((trial.started for trial in run.trials if trial.started is not None), default=None)
+    scored.sort(key=lambda pair: (_timestamp(pair[0].ended), pair[0].number))
+    points = np.empty((0, len(run.objectives)))
+    curve: list[tuple[int, float, float]] = []
+    before = run.supernet.train_seconds if run.supernet else 0.0
+    seconds, volume = before, 0.0
+    for trial, values in scored:
+        if begun is not None and trial.ended is not None:
+            seconds = max(seconds, before + (trial.ended - begun).total_seconds())
+        if trial.number in counting and not breaches(values, run.limits):
+            points = np.vstack([points, minimised([values], run.objectives)])
+            mask = non_dominated(points)
+            points = points[mask]
+            # The volume moves only when the newest point, the last row, is on the front.
+            volume = volumes.hypervolume(points, reference) if mask[-1] else volume
+        curve.append((trial.number, seconds, volume))
+    return curve
+
+
+def pick(run: RunRecord, text: str) -> FrontMember:
+    """Return the student that `text` names (`kdnas.core.pick.PICKS`).
+
+    An arch_id, or a unique beginning of one, may be that of any complete trial; everything else chooses from the front.
+    Raises ConfigError saying what there is, and for bounds nobody meets the nearest miss.
+    """
+    members = front(run)
+    if not members:
+        states = ", ".join(f"{count} {state}" for state, count in sorted(Counter(t.state for t in run.trials).items()))
+        raise ConfigError(f"{run.folder} has no student to pick yet (trials: {states or 'none'})")
+    try:
+        wanted = parse_pick(text)
+        if wanted.arch_id:
+            return _by_arch_id(run, members, wanted.arch_id)
+        return members[choose(wanted, _as_candidates(members), run.objectives, run.standard)]
+    except PickError as error:
+        raise ConfigError(Problem("pick", str(error), error.allowed)) from None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The student that kdnas recommends, and in words how it was chosen: "the cheapest within 1 point of the best"."""
+
+    member: FrontMember
+    words: str
+
+
+def recommended(run: RunRecord) -> Recommendation | None:
+    """Return the student that the default pick means; None where there is no front."""
+    members = front(run)
+    if not members:
+        return None
+    candidates, score = _as_candidates(members), score_of(run.objectives)
+    best = pick_rules.best_of(candidates, score)
+    chosen = choose(parse_pick(DEFAULT_PICK), candidates, run.objectives)
+    if chosen == best:
+        words = "the best"
+    else:
+        points = pick_rules.margin(Near("best"), candidates[best], score) / pick_rules.point(score)
+        distance = "1 point" if points <= 1 else f"{points:.2g} points (its 95 % interval)"
+        words = f"the cheapest within {distance} of the best"
+    return Recommendation(members[chosen], words)
+
+
+def picked_or_recommended(run: RunRecord) -> FrontMember | None:
+    """Return the student that the study's `export.pick` means, where nobody does the recommended one."""
+    with contextlib.suppress(ConfigError):
+        return pick(run, run.config.export.pick)
+    chosen = recommended(run)
+    return None if chosen is None else chosen.member
+
+
+def rise(run: RunRecord, member: FrontMember) -> float | None:
+    """Return by how much `member`'s accuracy rose with each doubling of its training, from its search score on.
+
+    How far from flat its curve is: a schedule that ends at no learning rate looks flat at its end however short it was.
+    None where it was trained no longer than for its score, or by other weights.
+    """
+    trial = member.trial
+    if not trial.repeats or ACCURACY.name not in trial.values:
+        return None
+    brief, final = trial.fidelity, trial.repeats[0].fidelity
+    if brief.weights != final.weights or brief.resolution_fraction != final.resolution_fraction or not brief.amount:
+        return None
+    doublings = math.log2(final.amount / brief.amount)
+    return (member.values[ACCURACY.name] - trial.values[ACCURACY.name]) / doublings if doublings >= 0.5 else None
+
+
+def doubts(run: RunRecord, member: FrontMember) -> list[str]:
+    """Return why `member` is no student to recommend, one sentence each; empty where nothing speaks against it."""
+    found = []
+    if is_near_chance(run, member):
+        found.append("it is hardly better than guessing")
+    elif (kept := kept_of_teacher(run, member)) is not None and kept < FAR_BELOW_TEACHER:
+        found.append(f"it is far below its teacher: of what that is better than guessing it has {100 * kept:.0f} %")
+    if missed := breaches(member.values, run.goals):
+        found.append(f"it misses {', '.join(missed)}")
+    return found
+
+
+def kept_of_teacher(run: RunRecord, member: FrontMember) -> float | None:
+    """Return the share of the teacher's lead over guessing that `member` has; None where that is not known."""
+    guess, score = run.reference_point.get(ACCURACY.name), member.values.get(ACCURACY.name)
+    if run.teacher is None or guess is None or score is None or run.teacher.accuracy <= guess:
+        return None
+    return (score - guess) / (run.teacher.accuracy - guess)
+
+
+def _as_candidates(members: Sequence[FrontMember]) -> list[Candidate]:
+    return [Candidate(member.trial.arch.arch_id, member.values, member.accuracy_ci95) for member in members]
+
+
+def _by_arch_id(run: RunRecord, members: Sequence[FrontMember], wanted: str) -> FrontMember:
+    """Return the student whose arch_id begins with `wanted`. Raises ConfigError, PickError."""
+    complete = [as_member(trial) for trial in run.trials if trial.state == "complete"]
+    for pool in (members, complete):
+        named = [member for member in pool if member.trial.arch.arch_id.startswith(wanted)]
+        ids = sorted({member.trial.arch.arch_id for member in named})
+        if not ids:
+            continue
+        if len(ids) > 1:
+            raise ConfigError(Problem("pick", f"{wanted!r} begins more than one arch_id", ", ".join(ids)))
+        longest = max(member.trial.fidelity.amount for member in named)
+        chosen = best_of([member for member in named if member.trial.fidelity.amount == longest])
+        broken = breaches(chosen.values, run.limits)
+        if broken:
+            raise ConfigError(Problem("pick", f"student {ids[0]} breaks {', '.join(broken)}"))
+        return chosen
+    shown = ", ".join(member.trial.arch.arch_id for member in members)
+    raise PickError(f"{wanted!r} names no complete student of this run", f"{PICKS}; on the front: {shown}")
+
+
+def _accuracy(member: FrontMember) -> float:
+    return member.values.get("accuracy", -math.inf)
+
+
+def _sort_axis(objectives: Sequence[Quantity]) -> Quantity:
+    for kind in ("cheap", "measured"):
+        for objective in objectives:
+            if objective.kind == kind:
+                return objective
+    return objectives[0]
+
+
+def _reference(run: RunRecord) -> np.ndarray | None:
+    if any(objective.name not in run.reference_point for objective in run.objectives):
+        return None
+    return minimised([run.reference_point], run.objectives)[0]
+
+
+def _timestamp(moment: datetime | None) -> float:
+    return math.inf if moment is None else moment.timestamp()

@@ -1,0 +1,258 @@
+"""What a run leaves behind, as frozen records. Everything shown or exported is derived from these.
+
+`kdnas.record.storage` reads and writes them; reports, the command line and exporters only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from kdnas.core.arch import Arch, Scalar
+from kdnas.core.fidelity import Fidelity
+from kdnas.core.measurement import Measurement
+from kdnas.core.objective import ACCURACY, Constraint, Quantity
+from kdnas.core.pick import Standard
+from kdnas.core.words import printable
+from kdnas.errors import ConfigError, Problem
+from kdnas.study.config import DataConfig, Member, StudyConfig
+
+TrialState = Literal["complete", "failed", "infeasible", "interrupted", "running"]
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A finalist trained anew: `accuracy` on the validation split, `test_accuracy` on the test split.
+
+    Where the evaluator trains nothing itself, there is no checkpoint and perhaps no test accuracy.
+    """
+
+    seed: int
+    accuracy: float
+    test_accuracy: float | None
+    fidelity: Fidelity
+    train_seconds: float
+    checkpoint: str
+    """File name under the run folder's checkpoints/."""
+    sha256: str = ""
+    """Of that file; empty where there is none, or where an earlier version did not write it down."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """The student of a trial trained once without its teacher: as its first retraining, by cross entropy alone."""
+
+    number: int
+    accuracy: float | None
+    """None where the training failed, for `failure`."""
+    test_accuracy: float | None
+    fidelity: Fidelity
+    train_seconds: float = 0.0
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class OtherTrial:
+    """A trial of the record that is no student of the search: `reason` says what it is, or why it was left out."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class FailedRepeat:
+    """A retraining of a finalist that failed so often, the last time for `reason`."""
+
+    number: int
+    seed: int
+    attempts: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One proposed student and what became of it."""
+
+    number: int
+    arch: Arch
+    state: TrialState
+    fidelity: Fidelity
+    tuned: Mapping[str, float] = field(default_factory=dict)
+    """Training settings searched with the architecture, by dotted name."""
+    proposed: Mapping[str, Scalar] = field(default_factory=dict)
+    """What the sampler proposed for every choice, those included that are not active in the arch."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """Every quantity known of it, objectives and others: accuracy, macs, params, latency_ms, ..."""
+    measurements: Mapping[str, Measurement] = field(default_factory=dict)
+    """The measured quantities with their spread."""
+    enqueued: bool = False
+    """Whether somebody queued it, instead of the sampler proposing it."""
+    reason: str = ""
+    """Why it failed, was infeasible or was interrupted."""
+    train_seconds: float = 0.0
+    teacher_seconds: float = 0.0
+    """Share of train_seconds spent on the teacher."""
+    profile: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by phase: student, teacher, data, evaluation, build, proposal; those that are known."""
+    notes: tuple[str, ...] = ()
+    """What slowed its training, in words."""
+    started: datetime | None = None
+    ended: datetime | None = None
+    repeats: tuple[Repeat, ...] = ()
+    """Final retrainings, when it was a finalist."""
+
+
+@dataclass(frozen=True)
+class AuditTraining:
+    """One training of an audit: a longer one, or a brief one under another loss than the study's."""
+
+    number: int
+    """The student's trial."""
+    seed: int
+    accuracy: float
+    """On the validation split."""
+    fidelity: Fidelity
+    loss: str = ""
+    """What the student learned from, in words; empty for the study's own loss."""
+    train_seconds: float = 0.0
+    curve: tuple[tuple[int, float], ...] = ()
+    """(epoch, accuracy) at some epochs on the way, where they were looked at."""
+
+
+@dataclass(frozen=True)
+class AuditRecord:
+    """What the last audit of a run asked for, and every training that any audit of it has made."""
+
+    students: tuple[int, ...]
+    """Trial numbers of the sample."""
+    fidelity: Fidelity
+    """Of the longer trainings."""
+    seeds: int
+    trainings: tuple[AuditTraining, ...] = ()
+
+
+@dataclass(frozen=True)
+class TeacherReport:
+    """The teacher, measured before the search on the same splits and device."""
+
+    name: str
+    accuracy: float
+    test_accuracy: float | None
+    values: Mapping[str, float]
+    """macs, params, latency_ms, ... as for a student."""
+    notes: tuple[str, ...] = ()
+    outputs: str = "logits"
+    """What its network gives: logits, or probabilities, of which students learn the logarithm."""
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any] | None) -> TeacherReport | None:
+        """Return the report that a lock file holds; None where there is no teacher."""
+        return None if plain is None else cls(**{**plain, "notes": tuple(map(printable, plain["notes"]))})
+
+    @property
+    def standard(self) -> Standard:
+        """What bounds may speak of."""
+        return Standard({ACCURACY.name: self.accuracy, **self.values})
+
+
+@dataclass(frozen=True)
+class SupernetRecord:
+    """The supernet that a run trained before its first trial; its weights and schedule are in RUN/supernet/."""
+
+    fingerprint: str
+    """Of the file of its weights."""
+    epochs: int
+    """Its budget, in epochs of the largest student on `data_fraction` of the training split."""
+    data_fraction: float
+    train_seconds: float
+    inherited: float | None = None
+    """The share of the largest student's parameters that began as the teacher's; None where none was asked to."""
+
+    @property
+    def amount(self) -> float:
+        """Its budget as that of a fidelity: epochs x data fraction."""
+        return self.epochs * self.data_fraction
+
+
+@dataclass(frozen=True)
+class FrontMember:
+    """A student of the final front. `values["accuracy"]` is the mean over its repeats where it was retrained."""
+
+    trial: TrialRecord
+    values: Mapping[str, float]
+    accuracy_ci95: float | None
+    """Half width of Student's t interval over the repeats."""
+    test_accuracy: float | None = None
+    test_accuracy_ci95: float | None = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder, read whole."""
+
+    folder: Path
+    config: StudyConfig
+    lock: Mapping[str, Any]
+    """study.lock.yaml: resolved config, versions, machine, seeds, and the hashes of space, teacher and data."""
+    objectives: tuple[Quantity, ...]
+    constraints: tuple[Constraint, ...]
+    quantities: Mapping[str, Quantity]
+    """Every quantity that values may hold, by name."""
+    trials: tuple[TrialRecord, ...]
+    teacher: TeacherReport | None
+    reference_point: Mapping[str, float]
+    """By objective name, in the objective's own unit and direction; every hypervolume of the run uses it."""
+    class_names: tuple[str, ...]
+    finished: str = ""
+    """Why the search ended, empty while it has not."""
+    packing: str = ""
+    """How many students each device trained at once and by what measurement, empty where nothing was measured."""
+    others: tuple[OtherTrial, ...] = ()
+    """Trials that wait, that other tools added, or that were left out."""
+    failed_repeats: tuple[FailedRepeat, ...] = ()
+    """Retrainings to the final fidelity that failed."""
+    controls: tuple[Control, ...] = ()
+    """Students trained without their teacher, to the final fidelity."""
+    audit: AuditRecord | None = None
+    """None where no audit was made."""
+
+    @property
+    def limits(self) -> tuple[Constraint, ...]:
+        """The constraints on costs: what breaks one is no student of the run."""
+        return tuple(bound for bound in self.constraints if not bound.is_score_floor)
+
+    @property
+    def goals(self) -> tuple[Constraint, ...]:
+        """The constraints on the score, which retrained students are to reach: a brief one is no measure of them."""
+        return tuple(bound for bound in self.constraints if bound.is_score_floor)
+
+    @property
+    def standard(self) -> Standard | None:
+        """The teacher, as bounds may speak of it; None where there is none."""
+        return None if self.teacher is None else self.teacher.standard
+
+    @property
+    def trains(self) -> bool:
+        """Whether kdnas itself trained the students: a function of the user's may have, whatever data a study names."""
+        return self.config.data is not None and "training_images" in self.lock.get("data", {"training_images": 0})
+
+    def sources(self) -> tuple[DataConfig, Member]:
+        """Return the sections `data` and `teacher`. Raises ConfigError where kdnas itself trained nothing."""
+        if not self.trains:
+            what = f"{self.config.evaluator.type} trains no students here: there are no weights and no data"
+            raise ConfigError(Problem("evaluator", what))
+        return self.config.sources()
+
+    @property
+    def data_notes(self) -> tuple[str, ...]:
+        """What the user should know of the data: what was converted, left out, occurs twice, or is scarce."""
+        return tuple(self.lock.get("data", {}).get("notes", ()))
+
+    @property
+    def supernet(self) -> SupernetRecord | None:
+        """The run's supernet; None where it has none, or none yet."""
+        plain = self.lock.get("prepared", {}).get("supernet")
+        return None if plain is None else SupernetRecord(**plain)

@@ -1,0 +1,39 @@
+"""The study that a run was started with, whole, its space included, as the lock file of its folder holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdnas.errors import RunFolderError
+from kdnas.record.run_folder import LOCK_FILE, read_lock, recorded_space
+from kdnas.study.loading import LoadedStudy, apply_overrides, check_study, load_study
+from kdnas.study.yaml_lines import YamlDocument
+
+
+def read_study(path: Path, overrides: Sequence[str] = ()) -> LoadedStudy:
+    """Return the study at `path`: a folder with a study.yaml, a YAML file, or a run folder, which is one too.
+
+    `overrides` are `key.sub=value`. Raises ConfigError with every problem, RunFolderError where a lock is damaged.
+    """
+    folder = run_folder(path)
+    return load_study(path, overrides) if folder is None else _locked_study(folder, overrides)
+
+
+def run_folder(path: Path) -> Path | None:
+    """Return the run folder that `path`, or the lock file at `path`, is; None where it is a study of its own."""
+    folder = path.parent if path.name == LOCK_FILE else path
+    return folder if (folder / LOCK_FILE).is_file() else None
+
+
+def _locked_study(folder: Path, overrides: Sequence[str]) -> LoadedStudy:
+    """Return the study of the run in `folder`. Raises ConfigError, RunFolderError."""
+    lock = read_lock(folder)
+    config = lock["config"]
+    if not isinstance(config, dict):
+        raise RunFolderError(f"{folder / LOCK_FILE} is damaged: its config is no mapping")
+    document, problems = apply_overrides(YamlDocument(LOCK_FILE, config, {}), overrides)
+    if document.data.get("space") != config.get("space"):
+        return check_study(document, folder, problems)
+    space = recorded_space(Path(str(config.get("space"))).stem, lock["identity"].get("space", {}))
+    return check_study(document, folder, problems, space)

@@ -1,0 +1,504 @@
+"""The record of a run: Optuna's storage, and what kdnas keeps in it.
+
+A trial's parameters are the proposed assignment. Beside them stand, as user attributes: `arch_id`, `arch`, `fidelity`,
+`tuned` from the start; `result` (values, measurements, seconds), `reason` and `interrupted` at the end. A trial without
+`fidelity` is no student: one that was queued and waits, that another tool added, or that was left out, for the reason
+in `set_aside`. Retrainings of
+finalists are study attributes `final:<trial>:<seed>`, since Optuna does not let a finished trial change. So are the
+trainings of an audit, `audit:<trial>:<seed>:<epochs>x<data fraction>:<loss>`, and what it asked for, `audit`; and how
+often a retraining failed, `failed:<trial>:<seed>:<epochs>x<data fraction>`; and trainings without a teacher,
+`control:<trial>:<epochs>x<data fraction>`.
+
+In a search with rungs a student has one trial at each rung that it reached; the first is the one that was proposed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
+from sqlalchemy.exc import SQLAlchemyError
+
+from kdnas.core.arch import Arch, Scalar
+from kdnas.core.fidelity import Fidelity
+from kdnas.core.measurement import Measurement
+from kdnas.core.objective import Quantity
+from kdnas.core.space import SearchSpace
+from kdnas.core.words import printable
+from kdnas.errors import RunFolderError
+from kdnas.record.damage import leave_out, refuse_damage
+from kdnas.record.database import at_once, database_url, open_storage
+from kdnas.record.records import (
+    AuditRecord,
+    AuditTraining,
+    Control,
+    FailedRepeat,
+    OtherTrial,
+    Repeat,
+    RunRecord,
+    TeacherReport,
+    TrialRecord,
+    TrialState,
+)
+from kdnas.record.run_folder import LOCK_FILE, read_lock
+from kdnas.record.trials import audit_training, repeat_of, trial_record, what_else, with_retraining
+from kdnas.study.config import StudyConfig, TuneRange
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_FILE = "study.db"
+_REFUSALS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+"""What the disk or the database raises."""
+
+
+def distributions(space: SearchSpace, tune: Mapping[str, TuneRange]) -> dict[str, BaseDistribution]:
+    """Return Optuna's distribution of every choice and tuned setting: evenly spaced integers keep their order."""
+    result: dict[str, BaseDistribution] = {}
+    for choice in space.choices:
+        if choice.step is not None:
+            result[choice.name] = IntDistribution(choice.values[0], choice.values[-1], step=choice.step)  # type: ignore[arg-type]
+        else:
+            result[choice.name] = CategoricalDistribution(choice.values)
+    for name, bounds in tune.items():
+        result[name] = FloatDistribution(bounds.low, bounds.high, log=bounds.log)
+    return result
+
+
+def _on_disk(method: Callable[Concatenate[Record, P], R]) -> Callable[Concatenate[Record, P], R]:
+    """Let `method` tell what the disk or the database refuses as a RunFolderError that names the file."""
+
+    @functools.wraps(method)
+    def guarded(self: Record, /, *arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return method(self, *arguments, **options)
+        except _REFUSALS as error:
+            raise _unusable(self.path, error) from error
+
+    return guarded
+
+
+class Record:
+    """One run's trials, on disk. Only the controller writes; readers may open it at any time.
+
+    Every method that reads or writes raises RunFolderError when the disk is full or read-only, or when another program
+    keeps the database locked for more than a minute.
+    """
+
+    def __init__(self, study: optuna.Study, path: Path, storage: optuna.storages.RDBStorage):
+        self.study = study
+        self.path = path
+        self._storage = storage
+        self._ended: dict[int, TrialRecord] = {}
+        """By number: trials that change no more, but for what is said of finalists afterwards."""
+
+    @classmethod
+    def create(cls, folder: Path, name: str, objectives: Sequence[Quantity]) -> Record:
+        """Create the record in `folder`, whole or not at all. Raises RunFolderError when the folder cannot hold it."""
+        scratch = folder / f".{_FILE}.new"
+        scratch.unlink(missing_ok=True)
+        with _storage_errors(folder):
+            storage = open_storage(scratch)
+            directions = [objective.direction for objective in objectives]
+            optuna.create_study(study_name=name, storage=storage, directions=directions)
+            storage.remove_session()
+            storage.engine.dispose()
+            scratch.replace(folder / _FILE)
+        record = cls.open(folder, name, objectives)
+        record.name_axes(objectives)
+        return record
+
+    @classmethod
+    def open(cls, folder: Path, name: str, objectives: Sequence[Quantity], params: Collection[str] = ()) -> Record:
+        """Open the record in `folder`, whose every student states `params`.
+
+        Raises RunFolderError when it is damaged, foreign or of another study.
+        """
+        path = folder / _FILE
+        try:
+            header = _header(path) if path.is_file() else None
+        except OSError as error:
+            raise RunFolderError(f"{path} cannot be read: {error}") from error
+        if header is None:
+            raise RunFolderError(f"{folder} has no {_FILE}: it is not a kdnas run, or its record was removed")
+        if header != b"SQLite format 3\x00":
+            raise RunFolderError(
+                f"{path} is not an SQLite database: it is damaged or foreign; restore it or choose another --out"
+            )
+        refuse_damage(path, name, [objective.name for objective in objectives], params)
+        with _storage_errors(folder):
+            storage = open_storage(path, skip_table_creation=True)  # nothing is written into a foreign database
+            names = optuna.get_all_study_names(storage)
+            if name not in names:
+                raise RunFolderError(f"{path} holds no study {name!r} (it holds: {', '.join(names) or 'none'})")
+            study = optuna.load_study(study_name=name, storage=storage, sampler=optuna.samplers.RandomSampler(seed=0))
+            study.get_trials(deepcopy=False)  # read once, so that a file cut short is told here
+        directions = [direction.name.lower() for direction in study.directions]
+        expected = [objective.direction for objective in objectives]
+        if directions != expected:
+            raise RunFolderError(f"{path} records objectives {directions}, the study has {expected}")
+        return cls(study, path, storage)
+
+    @property
+    @_on_disk
+    def next_number(self) -> int:
+        """The number the next trial will get."""
+        return len(self.study.get_trials(deepcopy=False))
+
+    @_on_disk
+    def name_axes(self, objectives: Sequence[Quantity]) -> None:
+        """Name the objectives for Optuna's own tools, where that was not done: records of old do not have it."""
+        if self.study.metric_names is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self.study.set_metric_names([objective.name for objective in objectives])
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Write all that is written inside in one transaction: whole or not at all, and one wait for the disk."""
+        try:
+            with at_once(self._storage):
+                yield
+        except _REFUSALS as error:
+            raise _unusable(self.path, error) from error
+
+    @_on_disk
+    def ask(
+        self,
+        sampler: optuna.samplers.BaseSampler,
+        domain: Mapping[str, BaseDistribution],
+        waiting: int | None = None,
+    ) -> tuple[optuna.Trial, dict[str, Scalar]]:
+        """Return a new running trial and what `sampler` proposed for it.
+
+        Where `waiting` is the number of a queued trial, it is that one, whose own values come first. (Optuna's `ask`
+        would take whichever waits, whoever is asked for.)
+        """
+        storage, study = self.study._storage, self.study
+        study.sampler = sampler
+        study._thread_local.cached_all_trials = None
+        if waiting is None:
+            trial_id = storage.create_new_trial(study._study_id)
+        else:
+            trial_id = self._trial_id(waiting)
+            storage.set_trial_state_values(trial_id, OptunaState.RUNNING)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trial = optuna.Trial(study, trial_id)
+            for name, distribution in domain.items():
+                trial._suggest(name, distribution)
+        return trial, dict(trial.params)
+
+    @_on_disk
+    def waiting(self) -> dict[int, dict[str, Any]]:
+        """Return the queued trials, first come first, by number: the values that they state."""
+        trials = self.study.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
+        return {trial.number: {**trial.params, **trial.system_attrs.get("fixed_params", {})} for trial in trials}
+
+    @_on_disk
+    def enqueue(self, values: Mapping[str, Scalar], where: str) -> None:
+        """Let a student of `values` wait until the search takes it; `where` says who made it."""
+        self.study.enqueue_trial(dict(values), user_attrs={"enqueued": where})
+
+    @_on_disk
+    def set_aside(self, number: int, reason: str) -> None:
+        """Close a trial that has not been described, and say why it becomes no student."""
+        storage, trial_id = self.study._storage, self._trial_id(number)
+        storage.set_trial_state_values(trial_id, OptunaState.RUNNING)  # a waiting one
+        storage.set_trial_user_attr(trial_id, "set_aside", printable(reason))
+        self.study.tell(number, state=OptunaState.FAIL)
+
+    @_on_disk
+    def describe(self, trial: optuna.Trial, arch: Arch, tuned: Mapping[str, float], fidelity: Fidelity) -> None:
+        """Write what a running trial is."""
+        trial.set_user_attr("arch_id", arch.arch_id)
+        trial.set_user_attr("arch", arch.canonical_json)
+        trial.set_user_attr("tuned", dict(tuned))
+        trial.set_user_attr("fidelity", fidelity.as_dict())
+
+    @_on_disk
+    def complete(self, trial: optuna.Trial, result: Mapping[str, Any], objectives: Sequence[Quantity]) -> None:
+        """Close a trial with its result."""
+        trial.set_user_attr("result", dict(result))
+        values = [float(result["values"][objective.name]) for objective in objectives]
+        self.study.tell(trial, values, state=OptunaState.COMPLETE)
+
+    @_on_disk
+    def close_without_score(
+        self, trial: optuna.Trial | int, state: TrialState, reason: str, result: Mapping[str, Any] | None = None
+    ) -> None:
+        """Close a trial as failed, infeasible or interrupted, with the reason and what was measured until then."""
+        trial_id = trial._trial_id if isinstance(trial, optuna.Trial) else self._trial_id(trial)
+        storage = self.study._storage
+        storage.set_trial_user_attr(trial_id, "reason", printable(reason))
+        if result is not None:
+            storage.set_trial_user_attr(trial_id, "result", dict(result))
+        if state == "interrupted":
+            storage.set_trial_user_attr(trial_id, "interrupted", True)
+        self.study.tell(trial, state=OptunaState.PRUNED if state == "infeasible" else OptunaState.FAIL)
+
+    @_on_disk
+    def set_constraints(self, trial: optuna.Trial, violations: Mapping[str, float]) -> None:
+        """Write how far each constraint is violated (<= 0 is feasible), for samplers that read it."""
+        for name, violation in violations.items():
+            trial.set_constraint(name, violation)
+
+    @_on_disk
+    def add_repeat(self, number: int, repeat: Repeat) -> None:
+        """Write one retraining of finalist `number`."""
+        self.study.set_user_attr(f"final:{number}:{repeat.seed}", dataclasses.asdict(repeat))
+
+    @_on_disk
+    def add_control(self, control: Control) -> None:
+        """Write that a student was trained without its teacher."""
+        key = f"control:{control.number}:{control.fidelity.key}"
+        self.study.set_user_attr(key, dataclasses.asdict(control))
+
+    @_on_disk
+    def controls(self, fidelity: Fidelity) -> tuple[Control, ...]:
+        """Return the controls that were trained to `fidelity`."""
+        found = [value for key, value in self.study.user_attrs.items() if key.startswith("control:")]
+        controls = [Control(**{**value, "fidelity": Fidelity(**value["fidelity"])}) for value in found]
+        return tuple(control for control in controls if control.fidelity == fidelity)
+
+    @_on_disk
+    def add_failed_repeat(self, number: int, seed: int, fidelity: Fidelity, reason: str) -> None:
+        """Write that a retraining of finalist `number` failed once more, and why."""
+        attempts = self.failed_repeats(number, seed, fidelity) + 1
+        failed = {"attempts": attempts, "reason": printable(reason)}
+        self.study.set_user_attr(_failed_key(number, seed, fidelity), failed)
+
+    @_on_disk
+    def failed_repeats(self, number: int, seed: int, fidelity: Fidelity) -> int:
+        """Return how often a retraining of finalist `number` failed."""
+        return int(self.study.user_attrs.get(_failed_key(number, seed, fidelity), {}).get("attempts", 0))
+
+    @_on_disk
+    def all_failed_repeats(self, fidelity: Fidelity) -> tuple[FailedRepeat, ...]:
+        """Return the retrainings to `fidelity` that failed."""
+        return tuple(
+            FailedRepeat(int(number), int(seed), int(value["attempts"]), printable(value["reason"]))
+            for key, value in self.study.user_attrs.items()
+            if key.startswith("failed:")
+            for _, number, seed, amount in [key.split(":")]
+            if amount == fidelity.key
+        )
+
+    @_on_disk
+    def begin_audit(self, students: Sequence[int], fidelity: Fidelity, seeds: int) -> None:
+        """Write what an audit asks for; it replaces what an earlier one did, whose trainings stay."""
+        self.study.set_user_attr("audit", {"students": list(students), "fidelity": fidelity.as_dict(), "seeds": seeds})
+
+    @_on_disk
+    def add_audit_training(self, training: AuditTraining) -> None:
+        """Write one training of an audit."""
+        key = f"audit:{training.number}:{training.seed}:{training.fidelity.key}:{training.loss}"
+        self.study.set_user_attr(key, dataclasses.asdict(training))
+
+    @_on_disk
+    def audit(self) -> AuditRecord | None:
+        """Return the run's audit, None where none was begun."""
+        attributes = self.study.user_attrs
+        plan = attributes.get("audit")
+        if plan is None:
+            return None
+        known = {trial.number for trial in self.study.get_trials(deepcopy=False) if "fidelity" in trial.user_attrs}
+        made = (audit_training(value) for key, value in attributes.items() if key.startswith("audit:"))
+        trainings = tuple(training for training in made if training.number in known)
+        students = tuple(number for number in plan["students"] if number in known)  # none that was left out since
+        return AuditRecord(students, Fidelity(**plan["fidelity"]), plan["seeds"], trainings)
+
+    @_on_disk
+    def has_final_measurements(self, number: int) -> bool:
+        """Whether finalist `number` was measured after the search."""
+        return f"measured:{number}" in self.study.user_attrs
+
+    @_on_disk
+    def add_final_measurements(self, number: int, measurements: Mapping[str, Measurement]) -> None:
+        """Write what finalist `number` measures on the quiet machine; it replaces what its trial measured."""
+        plain = {name: measurement.as_dict() for name, measurement in measurements.items()}
+        self.study.set_user_attr(f"measured:{number}", plain)
+
+    @_on_disk
+    def set_note(self, key: str, value: Any) -> None:
+        """Write a fact about the whole run, such as why the search ended."""
+        self.study.set_user_attr(f"note:{key}", value)
+
+    @_on_disk
+    def notes(self) -> dict[str, Any]:
+        """Return the facts that `set_note` wrote."""
+        attributes = self.study.user_attrs
+        return {key.partition(":")[2]: value for key, value in attributes.items() if key.startswith("note:")}
+
+    @_on_disk
+    def proposal(self, number: int) -> dict[str, Scalar]:
+        """Return what was proposed as trial `number`."""
+        return dict(self.study.get_trials(deepcopy=False)[number].params)
+
+    @_on_disk
+    def trials(self) -> tuple[TrialRecord, ...]:
+        """Return every trial that became a student, in order."""
+        repeats: dict[int, list[Repeat]] = {}
+        attributes = self.study.user_attrs
+        for key, value in attributes.items():
+            if key.startswith("final:"):
+                repeats.setdefault(int(key.split(":")[1]), []).append(repeat_of(value))
+        return tuple(
+            with_retraining(
+                self._trial(trial), repeats.get(trial.number, []), attributes.get(f"measured:{trial.number}", {})
+            )
+            for trial in self.study.get_trials(deepcopy=False)
+            if "fidelity" in trial.user_attrs  # the last of what `describe` writes
+        )
+
+    @_on_disk
+    def others(self) -> tuple[OtherTrial, ...]:
+        """Return the trials that are no students, but for proposals that were withdrawn."""
+        return tuple(
+            OtherTrial(trial.number, reason)
+            for trial in self.study.get_trials(deepcopy=False)
+            if "fidelity" not in trial.user_attrs and (reason := what_else(trial))
+        )
+
+    def _trial(self, trial: FrozenTrial) -> TrialRecord:
+        """Return what a trial says of itself, which is read once of each that has ended."""
+        known = self._ended.get(trial.number)
+        if known is None:
+            known = trial_record(trial)
+            if trial.state.is_finished():
+                self._ended[trial.number] = known
+        return known
+
+    @_on_disk
+    def unfinished(self) -> list[int]:
+        """Return the numbers of trials that no controller is running any more."""
+        return [trial.number for trial in self.study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,))]
+
+    def _trial_id(self, number: int) -> int:
+        return self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+
+
+def _failed_key(number: int, seed: int, fidelity: Fidelity) -> str:
+    return f"failed:{number}:{seed}:{fidelity.key}"
+
+
+def _header(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(16)
+
+
+@contextmanager
+def _storage_errors(folder: Path) -> Iterator[None]:
+    """Turn what a database can do wrong into one message that names the file."""
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, OSError, KeyError, AssertionError) as error:
+        raise _unusable(folder / _FILE, error) from error
+
+
+def _unusable(path: Path, error: BaseException) -> RunFolderError:
+    cause: BaseException = error
+    while cause.__cause__ is not None:  # what SQLite itself says lies deepest
+        cause = cause.__cause__
+    text = " ".join(str(cause).split())[:200] or type(cause).__name__
+    return RunFolderError(f"{path} cannot be used: {text}")
+
+
+def refreshed(run: RunRecord, record: Record) -> RunRecord:
+    """Return `run` with the trials and notes that `record` holds now.
+
+    Retrainings of another fidelity than the run's final one are left out: `final` may change when a run resumes, and
+    means over trainings of different lengths are not comparable.
+    """
+    notes = record.notes()
+    if run.config.final.until == "flat" and "final_epochs" in notes:
+        run = dataclasses.replace(run, config=run.config.with_final_epochs(notes["final_epochs"]))
+    wanted = run.config.final_fidelity
+    trials = tuple(
+        dataclasses.replace(trial, repeats=tuple(repeat for repeat in trial.repeats if repeat.fidelity == wanted))
+        if trial.repeats
+        else trial
+        for trial in record.trials()
+    )
+    teacher = run.teacher
+    if teacher is not None and "teacher_test_accuracy" in notes:
+        teacher = dataclasses.replace(teacher, test_accuracy=notes["teacher_test_accuracy"])
+    said = {name: notes.get(name, "") for name in ("finished", "packing")}
+    return dataclasses.replace(
+        run,
+        trials=trials,
+        teacher=teacher,
+        controls=record.controls(wanted),
+        audit=record.audit(),
+        others=record.others(),
+        failed_repeats=record.all_failed_repeats(wanted),
+        **said,
+    )
+
+
+def run_of_lock(folder: Path, lock: Mapping[str, Any]) -> RunRecord:
+    """Return the run that a lock file describes, without its trials. Raises RunFolderError when it is damaged."""
+    try:
+        config = StudyConfig.model_validate(lock["config"])
+        known = {entry["name"]: Quantity(**entry) for entry in lock["quantities"]}
+        teacher = TeacherReport.of(lock["teacher"])
+        return RunRecord(
+            folder=folder,
+            config=config,
+            lock=lock,
+            objectives=tuple(known[name] for name in config.objectives),
+            constraints=config.against(None if teacher is None else teacher.standard).bounds,
+            quantities=known,
+            trials=(),
+            teacher=teacher,
+            reference_point=lock["reference_point"],
+            class_names=tuple(lock["data"]["class_names"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"{folder / LOCK_FILE} is damaged: {' '.join(str(error).split())[:200]}") from error
+
+
+def load_run(folder: Path) -> RunRecord:
+    """Return the run in `folder`. Raises RunFolderError when it is not one, or damaged."""
+    if not folder.is_dir():
+        raise RunFolderError(f"there is no run folder {folder}")
+    run = run_of_lock(folder, read_lock(folder))
+    return refreshed(run, Record.open(folder, run.config.name, run.objectives))
+
+
+def proposed_names(run: RunRecord) -> set[str]:
+    """Return the names of what every trial of `run` proposes: the choices of its space, and the tuned settings."""
+    space = run.lock["identity"].get("space")
+    choices = space.get("choices") if isinstance(space, Mapping) else None
+    return {*(choices if isinstance(choices, Mapping) else ()), *run.config.tune}
+
+
+def leave_out_damaged(folder: Path, names: Sequence[str]) -> list[str]:
+    """Leave the damaged trials and notes that `names` say out of the run in `folder`; return in words what was done.
+
+    The caller holds the folder's controller lock. Raises RunFolderError, and ConfigError where one is not damaged.
+    """
+    run = run_of_lock(folder, read_lock(folder))
+    objectives = [objective.name for objective in run.objectives]
+    return leave_out(folder / _FILE, run.config.name, objectives, proposed_names(run), names)
+
+
+def storage_url(folder: Path) -> str:
+    """Return the URL under which Optuna's own tools open the record."""
+    return database_url(folder / _FILE)

@@ -1,0 +1,245 @@
+"""Evaluators: where the score of a student comes from.
+
+An evaluator is opened once by the controller, which prices and checks proposals with it, and once by each worker, which
+answers jobs with it. Jobs and results are plain dictionaries, so that any executor can carry them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from kdnas.core.arch import Arch, Scalar
+from kdnas.core.measurement import Measurement
+from kdnas.core.objective import Quantity
+from kdnas.core.space import SearchSpace
+from kdnas.errors import ConfigError, Problem, TrialError
+from kdnas.record.records import TrialRecord
+from kdnas.registry import Registry
+from kdnas.study.config import StudyConfig
+from kdnas.study.spaces import arch_of
+from kdnas.training.packing import Packing
+
+T = TypeVar("T")
+Say = Callable[[str], None]
+Progress = Callable[[float], None]
+"""Takes the share of a job that is done, in [0, 1]."""
+
+
+def _silent(line: object) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class EvaluatorContext:
+    """What an evaluator is opened from. Picklable: a worker opens its own from the same context."""
+
+    config: StudyConfig
+    space: SearchSpace
+    folder: Path
+    """The run folder."""
+    data_root: Path
+    cache: Path
+    device: str
+    calibrations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What the run measured once, by cost: empty until `Evaluator.facts` has said it."""
+    prepared: Mapping[str, Any] = field(default_factory=dict)
+    """What the run's lock file says of its preparation: empty until `Evaluator.prepare` has said it."""
+    run_data: str = ""
+    """The fingerprint of the run's data; empty until they have been opened."""
+    run_teacher: str = ""
+    """The fingerprint of the teacher that the controller has opened; empty until it has."""
+    teacher_answers: tuple[float, ...] = ()
+    """A sketch of what that teacher says to a few fixed images."""
+    in_worker: bool = False
+    """Whether this is a worker's: it works on the data that the controller opened."""
+    beside: Evaluator | None = None
+    """An evaluator of the same study that this process has open: what that has opened need not be opened again."""
+    say: Say = _silent
+
+
+class Evaluator(ABC):
+    """One way to score students.
+
+    Calling it with a plain job (`kdnas.workshop.jobs`) returns the plain result: `values` by quantity, `measurements`,
+    `train_seconds`, `teacher_seconds`; `infeasible` (the reason) instead of an accuracy where a measured constraint is
+    broken; `test_accuracy` and `checkpoint` where the job asked for them and there are any; `notes`, lines on what
+    slowed it, where there are any. It raises TrialError when the scoring fails.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What a study must state for it: of "data", "teacher" and "family" (of its space)."""
+    continues: ClassVar[bool] = False
+    """Whether a student that is promoted goes on from the weights of the rung below; else it is scored anew."""
+    repeats: int | None = None
+    """How many independent retrainings it can give; None: any number."""
+
+    def __init__(self, context: EvaluatorContext):
+        self.context = context
+        self.calibrations = context.calibrations
+        self.prepared = context.prepared
+        self.say = context.say
+        self.progress: Progress = _silent
+
+    @property
+    @abstractmethod
+    def quantities(self) -> Mapping[str, Quantity]:
+        """Every quantity that its students know, by name, accuracy first."""
+
+    @property
+    @abstractmethod
+    def fingerprints(self) -> Mapping[str, str]:
+        """What its scores rest on, hashed, by name: a run is not resumed when one of them has changed."""
+
+    @property
+    def teacher_answers(self) -> tuple[float, ...]:
+        """A sketch of what the teacher says to a few fixed images, which tells one from another where hashes do not."""
+        return ()
+
+    @property
+    @abstractmethod
+    def description(self) -> dict[str, str]:
+        """What was opened, in words by topic, for `kdnas validate --open`."""
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The quantities that are measured on the built student."""
+        return tuple(name for name, quantity in self.quantities.items() if quantity.kind == "measured")
+
+    def arch(self, assignment: Mapping[str, Scalar]) -> Arch:
+        """Return the arch that a full assignment stands for."""
+        return arch_of(self.context.space, assignment, None)
+
+    @abstractmethod
+    def price(self, arch: Arch) -> dict[str, float]:
+        """Return the cheap quantities of `arch`; microseconds."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Return what is found out once a run, for its lock file.
+
+        `chance` (the accuracy that is worth nothing), `teacher` (a plain TeacherReport, or None), `data` (plain, with
+        `class_names`), and `calibrations` by cost, which it uses itself from then on. Raises InputError where the study
+        cannot be run.
+        """
+
+    def try_out(self, students: Mapping[str, Arch]) -> None:
+        """Raise InputError where one of `students`, by what they are called, cannot be trained as the study says."""
+        return
+
+    def know(self, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
+        """Measure and price by `calibrations` from now on."""
+        self.calibrations = calibrations
+
+    def prepare(self) -> dict[str, Any]:
+        """Do the long work that all scores rest on, and return what came of it, plain, for the lock file.
+
+        It is called whenever the controller opens a run, once the lock file is there, so that a work that was stopped
+        is continued; `self.prepared` is what came of it, where it is done. Raises RunFolderError where that is not in
+        the run folder any more.
+        """
+        return {}
+
+    def measure(self, arch: Arch) -> dict[str, Measurement]:
+        """Return the measured quantities of `arch`, built anew. Raises TrialError where they are no finite numbers."""
+        return {}
+
+    @abstractmethod
+    def __call__(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the plain result of a plain job."""
+
+    def together(self, jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | TrialError]:
+        """Return the plain result of every job, or why it failed: at once where the evaluator can."""
+        return [attempted(lambda job=job: self(job)) for job in jobs]  # type: ignore[misc]
+
+    def at_once(self) -> Packing:
+        """Return how many jobs one worker should answer at once on this device, measured here; seconds."""
+        return Packing(1)
+
+    def check(self, trial: TrialRecord) -> None:
+        """Raise RunError where the record of a finalist contradicts the student itself."""
+        return
+
+    def teacher_test_accuracy(self) -> float | None:
+        """Return the teacher's accuracy on the test split, None where there is no teacher."""
+        return None
+
+
+def attempted(answer: Callable[[], T]) -> T | TrialError:
+    """Return `answer()`, or the TrialError that it raises."""
+    try:
+        return answer()
+    except TrialError as error:
+        return error
+
+
+EVALUATORS: Registry[Callable[..., Evaluator]] = Registry("evaluator", __name__)
+"""Members: Evaluator classes, `(context: EvaluatorContext, *, options)`."""
+
+
+def open_evaluator(context: EvaluatorContext) -> Evaluator:
+    """Return what scores the study's students: the evaluator that it names, or several, each for the jobs of its own.
+
+    Raises InputError where something that they need is wrong.
+    """
+    from kdnas.workshop.evaluators._by_rung import ByRung
+
+    config = context.config
+    several = len(config.evaluators) > 1
+    evaluator: Evaluator = ByRung(context, open_member) if several else open_member(context, config.evaluator.type)
+    unknown = [name for name in config.objectives if name not in evaluator.quantities]
+    unknown += [name for name in config.bounded if name not in evaluator.quantities]
+    if unknown:
+        raise ConfigError(
+            Problem("evaluator", f"{config.evaluator.type} does not tell {name}", ", ".join(evaluator.quantities))
+            for name in dict.fromkeys(unknown)
+        )
+    return evaluator
+
+
+def open_member(context: EvaluatorContext, name: str) -> Evaluator:
+    """Return the evaluator called `name`, with the study's options where it is the study's own."""
+    own = context.config.evaluator
+    evaluator: Evaluator = EVALUATORS.build(name, context, **(own.options if name == own.type else {}))
+    return evaluator
+
+
+@dataclass(frozen=True)
+class Workplan:
+    """Opens a worker's own evaluator: picklable, called once in each worker."""
+
+    context: EvaluatorContext
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "context", replace(self.context, say=_silent, in_worker=True))
+
+    def __call__(self) -> Evaluator:
+        """Return the worker's evaluator."""
+        return open_evaluator(self.context)
+
+
+def refuse_unmeasurable(values: Mapping[str, float]) -> None:
+    """Raise TrialError where a value is no finite number: it would meet every constraint and top the front."""
+    for name, value in values.items():
+        if not np.isfinite(value):
+            raise TrialError(f"the {name} is {value}")
+
+
+def looked_up(values: Mapping[str, float], *, seconds: float = 0.0, **more: Any) -> dict[str, Any]:
+    """Return the plain result of a scoring that trained nothing here."""
+    return {"values": dict(values), "measurements": {}, "train_seconds": seconds, "teacher_seconds": 0.0, **more}
+
+
+def plain_measurements(measured: Mapping[str, Measurement]) -> dict[str, Any]:
+    """Return measurements as they stand in a plain result."""
+    return {name: measurement.as_dict() for name, measurement in measured.items()}
+
+
+def names(quantities: Sequence[Quantity]) -> dict[str, Quantity]:
+    """Return `quantities` by name."""
+    return {quantity.name: quantity for quantity in quantities}

@@ -1,0 +1,186 @@
+"""What the evaluators share whose students get their weights from the run's supernet."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdnas.core.arch import Arch
+from kdnas.core.fidelity import Fidelity
+from kdnas.core.schedule import Ladders
+from kdnas.core.seeds import derive_seed
+from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
+from kdnas.nn.elastic import Supernet
+from kdnas.nn.normalise import Normalised
+from kdnas.study.config import SupernetConfig
+from kdnas.training.batches import Batches
+from kdnas.training.inherit import images_to_inherit_by, inherit_supernet
+from kdnas.training.recipe import Recipe
+from kdnas.training.schedule_file import write_schedule
+from kdnas.training.subnets import ElasticSpace
+from kdnas.training.supernet import TrainedSupernet, train_supernet
+from kdnas.training.supernet_run import Tick
+from kdnas.workshop.evaluators import EvaluatorContext
+from kdnas.workshop.evaluators._training import TrainingEvaluator
+from kdnas.workshop.supernets import (
+    CHECKPOINT_FILE,
+    SCHEDULE_FILE,
+    SUPERNET_FOLDER,
+    SharedWeights,
+    check_supernet,
+    load_supernet,
+    save_supernet,
+    saved_facts,
+)
+
+_BAR = 20
+"""Characters of a progress bar."""
+_INHERITING = 256
+"""Training images that tell which of the teacher's blocks change most."""
+
+
+class SharingEvaluator(TrainingEvaluator):
+    """Takes students' weights from the run's supernet, which the controller trains before the first trial."""
+
+    def __init__(self, context: EvaluatorContext):
+        super().__init__(context)
+        self._settings = context.config.supernet or SupernetConfig()
+        self._largest = self._largest_student()
+        self._ancestor()
+
+    @functools.cached_property
+    def shared(self) -> SharedWeights:
+        """The trained supernet. Raises RunFolderError where it is not that of the run's lock file."""
+        context, bench = self.context, self.bench
+        known = self.prepared.get("supernet")
+        if known is None:
+            raise RunFolderError(f"{context.folder} has no trained supernet yet: `kdnas search` trains it")
+        return load_supernet(
+            context.folder,
+            context.config,
+            context.space,
+            bench.data,
+            self._images(),
+            bench.validation,
+            fingerprint=known["fingerprint"],
+        )
+
+    def prepare(self) -> dict[str, Any]:
+        """Train the run's supernet, or continue where that was stopped; check it where it is done."""
+        known = self.prepared.get("supernet")
+        if known is not None:
+            check_supernet(self.context.folder, known["fingerprint"])
+            return dict(self.prepared)
+        if saved_facts(self.context.folder) is None:
+            self._train_supernet()
+        self.prepared = {"supernet": saved_facts(self.context.folder)}
+        return dict(self.prepared)
+
+    def _train_supernet(self) -> None:
+        """Train the supernet and write its folder: the weights last. Raises RunError where the training fails."""
+        config, settings, bench = self.context.config, self._settings, self.bench
+        folder = self.context.folder / SUPERNET_FOLDER
+        checkpoint = folder / CHECKPOINT_FILE
+        train = self._images()
+        torch.manual_seed(derive_seed(config.seed, "supernet init"))
+        supernet = bench.family.supernet(self.context.space, bench.data.task).to(bench.device)
+        inherited = self._inherit(supernet, train)
+        update = {"epochs": settings.epochs, "data_fraction": self._fraction}
+        recipe = config.recipe.model_copy(update={"training": config.training.model_copy(update=update)})
+        self.say(
+            f"{'going on with' if checkpoint.exists() else 'training'} the supernet, once: the work of "
+            f"{Fidelity(settings.epochs).words} of its largest student on {len(train):,} images"
+            + ("" if inherited is None else f"; {100 * inherited:.0f} % of that student's weights are the teacher's")
+            + ("" if config.training.ema is None else "; training.ema is for students, not for it")
+        )
+        try:
+            trained = self._trained(supernet, train, recipe)
+        except TrialError as error:
+            what = f"the training of the supernet failed: {error}; a lower training.learning_rate may help"
+            raise RunError(what) from error
+        write_schedule(folder / SCHEDULE_FILE, trained.schedule)
+        facts = {**update, "train_seconds": trained.train_seconds, "inherited": inherited}
+        save_supernet(trained.supernet, self.context.folder, facts)
+        checkpoint.unlink(missing_ok=True)
+
+    def _trained(self, supernet: Supernet, train: Batches, recipe: Recipe) -> TrainedSupernet:
+        """Return `supernet`, trained by `recipe` beside the teacher, whose outputs on these views the trials share."""
+        config, bench = self.context.config, self.bench
+        return train_supernet(
+            supernet,
+            self.context.space,
+            bench.teacher,
+            train,
+            bench.validation,
+            recipe,
+            self._settings,
+            data=bench.data,
+            seed=derive_seed(config.seed, "supernet"),
+            view_seed=derive_seed(config.seed, "views"),
+            device=bench.device,
+            on_tick=_told(self.say),
+            checkpoint=self.context.folder / SUPERNET_FOLDER / CHECKPOINT_FILE,
+            teacher_cache=self.teacher_cache,
+        )
+
+    @property
+    def _fraction(self) -> float:
+        return self._settings.data_fraction or self.context.config.training.data_fraction
+
+    def _images(self) -> Batches:
+        """Return the images that the supernet is trained on."""
+        return self.training_images(self._fraction)
+
+    def _largest_student(self) -> Arch:
+        """Return the largest student of the space. Raises ConfigError where it has no supernet, or none of it."""
+        space, bench = self.context.space, self.bench
+        elastic = ElasticSpace(space, bench.family, bench.data.task, self._settings.resolutions)
+        ladders = Ladders.of(elastic.space, elastic.price)
+        elastic.price(ladders.smallest(ladders.values))  # refused where every stage may be left out
+        sides, own = self._settings.resolutions, bench.data.task.input_shape[1]
+        if sides and own not in sides:
+            what = f"students are scored on images of {own} pixels, the data's own, which are not among them"
+            raise ConfigError(Problem("supernet.resolutions", what))
+        return elastic.spec(ladders.largest).arch
+
+    def _ancestor(self) -> tuple[nn.Module, Arch] | None:
+        """Return the teacher's network (normalised images in) and arch where the supernet is to begin from them.
+
+        Raises ConfigError where that is asked for and cannot be.
+        """
+        teacher, family, wanted = self.bench.teacher, self.context.space.family, self._settings.inherit_teacher
+        fitting = teacher.arch is not None and teacher.arch.family == family
+        if wanted and not fitting:
+            of = "of no student family" if teacher.arch is None else f"a {teacher.arch.family}"
+            what = f"the teacher {teacher.name} is {of}, the students are {family}: no weights can be inherited"
+            raise ConfigError(Problem("supernet.inherit_teacher", what, f"false, or a {family} as the teacher"))
+        if wanted is False or not fitting or teacher.arch is None:
+            return None
+        network = next(part.network for part in teacher.module.modules() if isinstance(part, Normalised))
+        return network, teacher.arch
+
+    def _inherit(self, supernet: Supernet, train: Batches) -> float | None:
+        """Begin `supernet` with the teacher's weights, and return the share of its largest student's that they are."""
+        ancestor = self._ancestor()
+        if ancestor is None:
+            return None
+        images = images_to_inherit_by(train, self.bench.data, _INHERITING)
+        return inherit_supernet(supernet, self._largest, *ancestor, images).share
+
+
+def _told(say: Callable[[str], None]) -> Callable[[Tick], None]:
+    """Return what tells the news of a training as a line."""
+
+    def tell(tick: Tick) -> None:
+        done = min(round(_BAR * tick.spent), _BAR)
+        line = f"supernet  {'█' * done}{'░' * (_BAR - done)}  {100 * min(tick.spent, 1.0):.0f} %  {tick.stage}"
+        line += f"  loss {tick.loss:.3f}"
+        if tick.check is not None:
+            line += f"  largest {100 * tick.check.largest:.1f} %, smallest {100 * tick.check.smallest:.1f} %"
+        say(line)
+
+    return tell

@@ -1,0 +1,323 @@
+"""What every evaluator shares that builds and trains its students."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdnas.core.arch import Arch, Scalar
+from kdnas.core.fidelity import Fidelity
+from kdnas.core.measurement import Measurement
+from kdnas.core.objective import ACCURACY, Quantity, breaches
+from kdnas.core.words import counted
+from kdnas.errors import RunError, TrialError
+from kdnas.nn.normalise import Normalised
+from kdnas.nn.tracing import fvcore_macs, traced_macs
+from kdnas.nn.weights import save_weights
+from kdnas.record.records import TrialRecord
+from kdnas.study.spaces import arch_of
+from kdnas.training.batches import Batches, batches_in
+from kdnas.training.evaluation import accuracy
+from kdnas.training.loop import EpochRecord, Trained
+from kdnas.training.numerics import computing, in_bfloat16
+from kdnas.training.teacher_cache import TeacherCache
+from kdnas.training.teaching import why_live
+from kdnas.training.top_logits import truncation_error
+from kdnas.workshop.evaluators import (
+    Evaluator,
+    EvaluatorContext,
+    attempted,
+    looked_up,
+    names,
+    plain_measurements,
+)
+from kdnas.workshop.evaluators._bench import Bench, Curve
+from kdnas.workshop.jobs import Job
+from kdnas.workshop.latency_table import TablePrices, learn_tables
+from kdnas.workshop.loss_check import check_losses
+from kdnas.workshop.opening import training_indices
+from kdnas.workshop.teacher_check import report_teacher, teacher_test_accuracy
+
+_BAR = 20
+"""Characters of a progress bar."""
+_TRUNCATED = 256
+"""Validation images that show what keeping a few logits loses."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A job whose student is built and measured: its plain result so far holds `infeasible` where it is refused."""
+
+    job: Job
+    module: nn.Module
+    curve: Curve
+    result: dict[str, Any]
+
+    @property
+    def refused(self) -> bool:
+        """Whether the student is not to be trained."""
+        return "infeasible" in self.result
+
+
+class TrainingEvaluator(Evaluator):
+    """Builds each student, measures it, and has `train` train it on a bench."""
+
+    needs = ("data", "teacher", "family")
+    bench: Bench
+    teacher_cache: TeacherCache
+    _training_sets: dict[float, Batches]
+
+    def __init__(self, context: EvaluatorContext):
+        super().__init__(context)
+        beside = context.beside
+        if isinstance(beside, TrainingEvaluator):
+            self.bench, self.teacher_cache = beside.bench, beside.teacher_cache
+            self._training_sets = beside._training_sets
+        else:
+            self.bench = Bench.open(context)
+            self.teacher_cache = TeacherCache(
+                context.cache / "teacher_outputs",
+                top_k=context.config.distillation.teacher_top_k,
+                on_fill=lambda view, part, parts: self.say(_filling(view, part, parts)),
+            )
+            self._training_sets = {}
+        self.know(context.calibrations)
+
+    @abstractmethod
+    def train(self, module: nn.Module, job: Job, on_epoch: Callable[[EpochRecord], None]) -> Trained:
+        """Return `module` trained as `job` says, with its accuracy on the validation split.
+
+        `on_epoch` is called after each epoch, with `module` as it is then.
+        """
+
+    @property
+    def _decisive(self) -> set[str]:
+        """What must be measured to decide on a trial: no more than finalists need, and nothing that a table prices."""
+        config = self.context.config
+        return {*config.objectives, *config.bounded} - self._table_prices.names
+
+    @property
+    def quantities(self) -> Mapping[str, Quantity]:
+        """Accuracy and the costs that the study names."""
+        return names([ACCURACY, *(cost.quantity for cost in self.bench.costs.values())])
+
+    @property
+    def description(self) -> dict[str, str]:
+        """The images and the teacher."""
+        bench, task = self.bench, self.bench.data.task
+        return {
+            "images": f"{len(bench.train_indices):,} to train, {len(bench.validation_indices):,} to score, "
+            f"{len(bench.data.test):,} to test; {'x'.join(map(str, task.input_shape))}, {task.num_classes} classes",
+            **({"data_notes": "; ".join(bench.data_notes)} if bench.data_notes else {}),
+            "teacher_opened": bench.teacher.name,
+            "updates": self._updates,
+        }
+
+    @property
+    def _updates(self) -> str:
+        """How many optimiser updates a score and a final training are, in words."""
+        config, images = self.context.config, len(self.bench.train_indices)
+        size = config.training.batch_size
+
+        def words(fidelity: Fidelity) -> str:
+            batches = batches_in(round(images * fidelity.data_fraction), size)
+            return f"{batches * fidelity.epochs:,} ({counted(fidelity.epochs, 'epoch')} of {batches:,})"
+
+        paid = [fidelity for fidelity in config.fidelities if fidelity.epochs]
+        scores = f"a score {' or '.join(words(fidelity) for fidelity in paid)}" if paid else "a score none"
+        final = words(config.final_fidelity) if config.final_fidelity.epochs else "none"
+        return f"{scores}, a final training {final}, of batches of {size:,}"
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the data and of the teacher."""
+        return {"data": self.bench.data.fingerprint, "teacher": self.bench.teacher.fingerprint}
+
+    @property
+    def teacher_answers(self) -> tuple[float, ...]:
+        """What the teacher says to a few fixed images."""
+        return self.bench.teacher.answers
+
+    def arch(self, assignment: Mapping[str, Scalar]) -> Arch:
+        """Return the arch that a full assignment stands for, as the family spells it."""
+        return arch_of(self.context.space, assignment, self.bench.family)
+
+    def price(self, arch: Arch) -> dict[str, float]:
+        """Return the closed-form costs of `arch`, and those that the run's latency table prices."""
+        return self.bench.price(arch) | self._table_prices(arch)
+
+    def know(self, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
+        """Measure and price by `calibrations` from now on."""
+        super().know(calibrations)
+        self._table_prices = TablePrices(calibrations, self.bench.family, self.bench.data.task)
+
+    def facts(self) -> dict[str, Any]:
+        """Check and measure the teacher, and calibrate the measured costs. Raises TeacherError."""
+        bench = self.bench
+        config, space, say = self.context.config, self.context.space, self.context.say
+        say("measuring the teacher")
+        with computing(config.training, bench.device):
+            teacher = report_teacher(
+                bench.teacher,
+                bench.data,
+                bench.validation_indices,
+                device=bench.device,
+                bfloat16=in_bfloat16(config.training, bench.device),
+                say=say,
+            )
+        calibrated = {name: cost.calibrate(bench.data.task) for name, cost in bench.measured_costs.items()}
+        self.know(learn_tables(bench.costs, space, bench.data.task, calibrated, seed=config.seed, say=say))
+        costs = {
+            name: cost.measure(bench.teacher.module, bench.data.task, self.calibrations.get(name, {})).value
+            for name, cost in bench.measured_costs.items()
+        }
+        notes = [*teacher.notes, *self._teacher_cache_notes()]
+        plain = {**dataclasses.asdict(teacher), "notes": notes, "values": {**teacher.values, **costs}}
+        return {
+            "chance": bench.chance(),
+            "teacher": plain,
+            "data": bench.describe(),
+            "calibrations": self.calibrations,
+        }
+
+    def try_out(self, students: Mapping[str, Arch]) -> None:
+        """Try every loss of the recipe on the teacher and these students. Raises ConfigError."""
+        bench = self.bench
+        with torch.random.fork_rng(devices=[]):
+            built = {name: bench.build(arch) for name, arch in students.items()}
+        check_losses(self.context.config.recipe, bench.teacher, built, bench.data, device=bench.device)
+
+    def _teacher_cache_notes(self) -> list[str]:
+        """Return what the user should know of how the teacher's outputs are kept."""
+        distillation = self.context.config.distillation
+        images = len(self.bench.train_indices)
+        if live := why_live(distillation, self.bench.teacher_shapes, images):
+            return [f"runs on every batch: {live}"]
+        kept = distillation.teacher_top_k
+        if kept is None or kept >= self.bench.data.task.num_classes:
+            return []
+        few = self.bench.batches(self.bench.data.train, self.bench.validation_indices[:_TRUNCATED])
+        with torch.no_grad():
+            answers = [self.bench.teacher.module(batch.images) for batch in few.ordered(batch_size=_TRUNCATED)]
+        logits = torch.cat(answers).cpu()
+        lost = truncation_error(logits, kept)
+        return [f"{kept} of its {logits.shape[1]} logits are kept, which loses {lost:.2g} nats at temperature 1"]
+
+    def measure(self, arch: Arch) -> dict[str, Measurement]:
+        """Return the measured costs of `arch`, built anew."""
+        return self.bench.measure(self.bench.build(arch), self.calibrations, self.measured)
+
+    def __call__(self, plain: Mapping[str, Any]) -> dict[str, Any]:
+        """Measure, refuse or train the student of a job."""
+        begun = self._begin(Job.from_dict(plain))
+        if begun.refused:
+            return begun.result
+        return self._conclude(begun, self.train(begun.module, begun.job, begun.curve))
+
+    def together(self, jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | TrialError]:
+        """Measure or refuse the jobs' students one by one, and train the others at once where `train_all` can."""
+        every = [attempted(functools.partial(self._begin, Job.from_dict(plain))) for plain in jobs]
+        begun = [one for one in every if isinstance(one, Begun) and not one.refused]
+        trained = dict(zip(map(id, begun), self.train_all(begun), strict=True))
+
+        def outcome(one: Begun | TrialError) -> dict[str, Any] | TrialError:
+            if isinstance(one, TrialError) or one.refused:
+                return one if isinstance(one, TrialError) else one.result
+            ended = trained[id(one)]
+            return ended if isinstance(ended, TrialError) else attempted(lambda: self._conclude(one, ended))
+
+        return [outcome(one) for one in every]
+
+    def train_all(self, begun: Sequence[Begun]) -> list[Trained | TrialError]:
+        """Return how each student trained; here one after the other."""
+        return [attempted(functools.partial(self.train, one.module, one.job, one.curve)) for one in begun]
+
+    def build(self, job: Job) -> nn.Module:
+        """Return the student as its training begins, on the bench's device; here at random, by the job's seed."""
+        torch.manual_seed(job.init_seed)
+        return self.bench.build(job.arch)
+
+    def _begin(self, job: Job) -> Begun:
+        """Return the built student of `job`, measured, and whether it is to be trained."""
+        bench, began = self.bench, time.perf_counter()
+        module = self.build(job)
+        measured = bench.measure(module, self.calibrations, self._decisive) if job.measure else {}
+        values = self.price(job.arch) | {name: measurement.value for name, measurement in measured.items()}
+        result = looked_up(values) | {"measurements": plain_measurements(measured)}
+        result["profile"] = {"build": time.perf_counter() - began}
+        broken = breaches(values, self.context.config.limits, known_only=True)
+        if broken:
+            result["infeasible"] = f"breaks {'; '.join(broken)}"
+        curve = Curve(
+            bench,
+            module,
+            job.looks,
+            bfloat16=in_bfloat16(job.recipe.training, bench.device),
+            epochs=job.legs[-1].epochs if job.legs else job.recipe.training.epochs,
+            progress=self.progress,
+        )
+        return Begun(job, module, curve, result)
+
+    def _conclude(self, begun: Begun, trained: Trained) -> dict[str, Any]:
+        """Return the plain result of a student that has been trained."""
+        job, bench, result = begun.job, self.bench, begun.result
+        if trained.accuracy is None or not np.isfinite(trained.accuracy):
+            raise TrialError(f"the validation accuracy is {trained.accuracy}")
+        result["values"]["accuracy"] = trained.accuracy
+        result |= {"train_seconds": trained.train_seconds, "teacher_seconds": trained.teacher_seconds}
+        result["profile"] |= trained.phases
+        if trained.notes:
+            result["notes"] = list(trained.notes)
+        if job.test:
+            network = Normalised(trained.network, bench.data.channel_mean, bench.data.channel_std).to(bench.device)
+            with computing(job.recipe.training, bench.device):
+                result["test_accuracy"] = accuracy(network, bench.test)
+        if job.looks:
+            result["curve"] = [*begun.curve.points, (job.fidelity.epochs, trained.accuracy)]
+        if job.checkpoint is not None:
+            save_weights(trained.network, self.context.folder / job.checkpoint)
+            result["checkpoint"] = job.checkpoint
+        return result
+
+    def training_images(self, fraction: float) -> Batches:
+        """Return this share of the training images. One share is kept: the search has one, the retrainings another."""
+        bench, kept = self.bench, self._training_sets
+        if fraction not in kept:
+            kept.clear()  # its memory is free before the next is made
+            indices = training_indices(bench.data, bench.train_indices, fraction, self.context.config.seed)
+            kept[fraction] = bench.batches(bench.data.train, indices)
+        return kept[fraction]
+
+    def check(self, trial: TrialRecord) -> None:
+        """Raise RunError where torch's counter or fvcore's counts other MACs than the closed form."""
+        module = self.bench.family.build(trial.arch, self.bench.data.task).eval()
+        shape = self.bench.data.task.input_shape
+        counts = {"torch": traced_macs(module, shape, torch.device("cpu")), "fvcore": fvcore_macs(module, shape)}
+        for who, count in counts.items():
+            if count != trial.values["macs"]:
+                closed = f"{trial.values['macs']:g} in closed form"
+                raise RunError(f"trial {trial.number}: {count} MACs counted by {who}, {closed}")
+
+    def teacher_test_accuracy(self) -> float | None:
+        """Return the teacher's accuracy on the test split, scored as the front has been."""
+        self.context.say("scoring the teacher on the test split")
+        bench, training = self.bench, self.context.config.training
+        with computing(training, bench.device):
+            return teacher_test_accuracy(
+                bench.teacher, bench.data, device=bench.device, bfloat16=in_bfloat16(training, bench.device)
+            )
+
+
+def _filling(view: int, part: int, parts: int) -> str:
+    """Return how far the teacher's outputs on a view are kept, as a bar."""
+    done = round(_BAR * part / max(parts, 1))
+    return f"keeping the teacher's outputs on view {view + 1}  {'█' * done}{'░' * (_BAR - done)}  {part}/{parts}"

@@ -1,0 +1,242 @@
+"""The teacher, checked before it teaches: what it answers, in which order, how well, and what it costs.
+
+Shapes: B batch, K classes, C channels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdnas.core.data import ImageArrays, ImageData
+from kdnas.errors import Problem, TeacherError
+from kdnas.nn.normalise import Normalised
+from kdnas.nn.tracing import parameter_count, traced_macs
+from kdnas.record.records import TeacherReport
+from kdnas.teachers import Teacher
+from kdnas.training.batches import Batches
+from kdnas.training.evaluation import accuracy
+from kdnas.workshop.class_order import Renaming, find_renaming
+from kdnas.workshop.teacher_answers import Answers, answers_to
+from kdnas.workshop.teacher_conduct import check_conduct
+
+# The share of what is left above the largest class's share that a teacher must have gained.
+_ROOM = 0.05
+# Other normalisations are tried on so many validation images, while that costs fewer multiply-accumulates than this.
+_PROBED = 256
+_PROBE_MACS = 1e12
+_ASKED_TWICE = 16
+"""Validation images that the teacher is asked about in several ways."""
+_LOST = 0.02
+"""Accuracy that bfloat16 may cost without a word."""
+_NAMED = 60
+"""Class names that a message spells out."""
+_USUAL: dict[str, tuple[float | tuple[float, ...], float | tuple[float, ...]]] = {
+    "pixels in 0..1": (0.0, 255.0),
+    "pixels in -1..1": (127.5, 127.5),
+    "raw pixels in 0..255": (0.0, 1.0),
+    "ImageNet's normalisation": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+}
+
+
+def report_teacher(
+    teacher: Teacher,
+    data: ImageData,
+    validation_indices: np.ndarray,
+    *,
+    device: torch.device,
+    bfloat16: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> TeacherReport:
+    """Return the teacher's accuracy on the validation split, its MACs and its parameters.
+
+    `bfloat16`: it computes in that, as it does when it teaches. The test split is not touched
+    (`teacher_test_accuracy`). What a user should know before it teaches is said and
+    noted. Raises TeacherError for a teacher that should not teach: one whose answers depend on more than the image,
+    whose classes stand in another order than the data's, near chance (not above `least_accuracy`), or that a usual
+    normalisation other than the stated clearly makes better.
+    """
+    where, labels = f"teacher {teacher.name}", data.train.labels[validation_indices]
+    few = _spread(validation_indices, _ASKED_TWICE)
+    images = torch.from_numpy(np.array(data.train.images[few], copy=True)).float().to(device)
+    noticed = check_conduct(teacher.name, teacher.module, images)
+    batches = Batches(data.train, validation_indices, num_classes=data.task.num_classes, device=device)
+    try:
+        answers = answers_to(teacher.module, batches, teacher.outputs, bfloat16=bfloat16)
+    except Exception as error:  # the network is the user's: anything may come
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        what = f"fails on the validation images{' in bfloat16' if bfloat16 else ''}: {type(error).__name__}: {reason}"
+        raise TeacherError(Problem(where, what, "training.precision: float32" if bfloat16 else "")) from error
+    if not answers.finite.all():
+        what = f"gives NaN or infinite logits for {int((~answers.finite).sum())} of {len(labels)} validation images"
+        raise TeacherError(Problem(where, what))
+    if answers.contradicts_probabilities:
+        what = "gives probabilities, numbers of one sum, for the first images, and other numbers for others"
+        raise TeacherError(Problem(where, what, "logits"))
+    noticed += answers.doubts
+    macs = traced_macs(teacher.module, data.task.input_shape, device)
+    share, least = least_accuracy(labels)
+    score, renaming = answers.accuracy, find_renaming(answers.predicted, labels, data.class_names)
+    if renaming is not None and renaming.renamed <= least:
+        renaming = None  # no order makes answers of a network that learned nothing
+    near_chance = score <= least
+    affordable = macs * min(_PROBED, len(labels)) * (len(_USUAL) + 3) <= _PROBE_MACS
+    doubted = near_chance or renaming is not None or affordable
+    hint = _better_normalisation(teacher, data, validation_indices, device, bfloat16) if doubted else ""
+    if bfloat16 and affordable:
+        noticed += _coarse(teacher, data, _spread(validation_indices, _PROBED), device)
+    measured = f"its accuracy on the {len(labels)} validation images is {score:.4f}"
+    if renaming is not None and not hint:
+        raise TeacherError(_other_order(where, measured, renaming, data))
+    if near_chance:
+        chance = f"which is chance (always answering the largest class scores {share:.4f})"
+        doubts = hint or _doubts(teacher, answers, data)
+        raise TeacherError(Problem(where, f"{measured}, {chance}; {doubts}", f"above {least:.4f}"))
+    if hint:
+        raise TeacherError(Problem(where, f"{measured}, but {hint}"))
+    maybe = find_renaming(answers.predicted, labels, data.class_names, proven=False)
+    if maybe is not None:
+        noticed += (f"perhaps {maybe.words}: then {maybe.renamed:.2f} would be right; too few images to tell",)
+    for line in noticed:
+        say(f"{where}: {line}")
+    values = {"macs": float(macs), "params": float(parameter_count(teacher.module))}
+    return TeacherReport(teacher.name, score, None, values, (*teacher.notes, *noticed), teacher.outputs)
+
+
+def _coarse(teacher: Teacher, data: ImageData, probe: np.ndarray, device: torch.device) -> tuple[str, ...]:
+    """Return a note where the teacher names other classes in bfloat16, in which it teaches, than in float32."""
+    batches = Batches(data.train, probe, num_classes=data.task.num_classes, device=device)
+    coarse, exact = (
+        answers_to(teacher.module, batches, teacher.outputs, bfloat16=bfloat16) for bfloat16 in (True, False)
+    )
+    error = math.sqrt(2 * max(exact.accuracy * (1 - exact.accuracy), 1 / len(probe)) / len(probe))
+    if exact.accuracy - coarse.accuracy <= max(_LOST, 3 * error):
+        return ()
+    return (
+        f"in bfloat16, in which it teaches, {coarse.accuracy:.1%} of {len(probe)} validation images are right, "
+        f"in float32 {exact.accuracy:.1%}: set training.precision: float32",
+    )
+
+
+def _other_order(where: str, measured: str, renaming: Renaming, data: ImageData) -> Problem:
+    names = renaming.names(data.class_names)
+    shown = ", ".join(json.dumps(name, ensure_ascii=False) for name in names[:_NAMED])
+    more = ", ..." if len(names) > _NAMED else ""
+    what = f"{measured}, but {renaming.renamed:.4f} when its classes are read in another order: {renaming.words}"
+    return Problem(where, what, f"its classes named in its own order, teacher.class_names: [{shown}{more}]")
+
+
+def least_accuracy(labels: np.ndarray) -> tuple[float, float]:
+    """Return (the largest class's share of `labels` [N], the accuracy in [0, 1] that a teacher must exceed on them).
+
+    The bound lies above the share by three standard errors of it and by a twentieth of what is left, whichever is more,
+    but never by more than half of what is left: few images must not refuse a perfect teacher.
+    """
+    share = float(np.bincount(labels).max() / len(labels))
+    significant = 3 * math.sqrt(share * (1 - share) / len(labels))
+    return share, share + min(max(significant, _ROOM * (1 - share)), (1 - share) / 2)
+
+
+def _doubts(teacher: Teacher, answers: Answers, data: ImageData) -> str:
+    adapted = f"; what was adapted: {'; '.join(teacher.notes)}" if teacher.notes else ""
+    if answers.constant is not None:
+        name = data.class_names[answers.constant]
+        return f"it answers {name!r} for every image: check its weights and what its images are divided by{adapted}"
+    return f"no usual normalisation helps: check its weights, its input size and the order of its classes{adapted}"
+
+
+def teacher_test_accuracy(teacher: Teacher, data: ImageData, *, device: torch.device, bfloat16: bool = False) -> float:
+    """Return the teacher's accuracy on the test split, in [0, 1]: for the final evaluation only."""
+    return _accuracy(teacher.module, data, data.test, np.arange(len(data.test)), device, bfloat16)
+
+
+def _accuracy(
+    module: nn.Module,
+    data: ImageData,
+    arrays: ImageArrays,
+    indices: np.ndarray,
+    device: torch.device,
+    bfloat16: bool,
+) -> float:
+    batches = Batches(arrays, indices, num_classes=data.task.num_classes, device=device)
+    return accuracy(module, batches, bfloat16=bfloat16)
+
+
+def _better_normalisation(
+    teacher: Teacher, data: ImageData, indices: np.ndarray, device: torch.device, bfloat16: bool
+) -> str:
+    """Return a hint naming a usual normalisation, or channel order, that is clearly better than the stated; else ""."""
+    normalised = next((part for part in teacher.module.modules() if isinstance(part, Normalised)), None)
+    if normalised is None:
+        return ""
+    probe = _spread(indices, _PROBED)
+
+    def measured() -> float:
+        return _accuracy(teacher.module, data, data.train, probe, device, bfloat16)
+
+    stated = measured()
+    tried: dict[str, float] = {}
+    candidates = {**_USUAL, "the data's own statistics": (data.channel_mean, data.channel_std)}
+    for name, (mean, std) in candidates.items():
+        if isinstance(mean, tuple) and len(mean) != data.task.input_shape[0]:
+            continue
+        with _fed(normalised, mean, std):
+            shown = f"with {name} (mean {_shown(mean)}, std {_shown(std)})"
+            tried[f"{shown} in place of the stated one"] = measured()
+    if data.task.input_shape[0] == 3:
+        with _reversed(normalised):
+            tried["with its channels in the order BGR"] = measured()
+    best = max(tried, key=lambda name: tried[name])
+    error = math.sqrt(2 * max(tried[best] * (1 - tried[best]), stated * (1 - stated)) / len(probe))
+    if tried[best] - stated <= max(0.05, 3 * error):
+        return ""
+    remedy = "convert its first convolution to RGB" if best.endswith("BGR") else "set mean and std in the study"
+    return f"{best} it reaches {tried[best]:.2f} on {len(probe)} validation images, not {stated:.2f}: {remedy}"
+
+
+def _spread(indices: np.ndarray, count: int) -> np.ndarray:
+    """Return at most `count` of `indices`, evenly spread."""
+    return indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(np.int64)]
+
+
+def _shown(values: float | tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in (values if isinstance(values, tuple) else (values,)))
+
+
+@contextlib.contextmanager
+def _fed(normalised: Normalised, mean: float | tuple[float, ...], std: float | tuple[float, ...]) -> Iterator[None]:
+    """Within it, the network gets `(raw - mean) / std` instead of what `normalised` makes of the raw images."""
+    raw: list[Tensor] = []
+
+    def before(part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        raw[:] = inputs
+
+    def instead(part: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        shift, scale = (torch.tensor(values, device=raw[0].device).reshape(-1, 1, 1) for values in (mean, std))
+        return ((raw[0] - shift) / scale,)
+
+    handles = [
+        normalised.register_forward_pre_hook(before),
+        normalised.network.register_forward_pre_hook(instead),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def _reversed(normalised: Normalised) -> Iterator[None]:
+    """Within it, the network gets its channels in the opposite order."""
+    handle = normalised.register_forward_pre_hook(lambda part, inputs: (inputs[0].flip(1),))
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,294 @@
+"""schedule.yaml: written, read back, and everything wrong with an edited one told at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from scheduled_training import plan_of
+from trained_run import TASK, study_config
+
+from kdnas.core.data import ImageData
+from kdnas.core.route import Route
+from kdnas.core.schedule import Check, FinishedStage, Schedule, Stage
+from kdnas.errors import ConfigError
+from kdnas.plan.schedule_checks import check_schedule, schedule_problems
+from kdnas.plan.schedules import (
+    SupernetSection,
+    SupernetStep,
+    TrainingSchedule,
+    dump_schedule,
+    load_schedule,
+    write_training_schedule,
+)
+from kdnas.plan.scheduling import Plan, schedule_by
+from kdnas.workshop.opening import open_data
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def digits(kdnas_cache: Path) -> ImageData:
+    return open_data(study_config().data, Path("nowhere"), kdnas_cache)
+
+
+@pytest.fixture(scope="module")
+def plans(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Plan]:
+    return {name: plan_of(name, digits, tmp_path_factory.mktemp(name), epochs=20) for name in ("resnet", "mobilenet")}
+
+
+def recorded(schedule: TrainingSchedule) -> TrainingSchedule:
+    """The schedule of route shrink with invented stages."""
+    step = schedule.steps[0]
+    assert isinstance(step, SupernetStep)
+    largest = {name: tuple(values[:1]) for name, values in step.space.choices.items()} | {"resolution": (8,)}
+    everything = {name: tuple(values) for name, values in step.space.choices.items()} | {"resolution": (8,)}
+    stages = (
+        FinishedStage(Stage("largest", largest, 0.2), 0, 9, 0.2, "spent", (Check(9, 0.2, 0.9, 1e-05),)),
+        FinishedStage(Stage("everything", everything, 0.8, subnets=4, sandwich=True, gap=0.1), 9, 20, 0.8, "over"),
+    )
+    budget = step.budget(schedule.budget.macs)
+    return schedule.with_recorded(step.name, Schedule("adaptive", "supernet", step.space.family, budget, stages))
+
+
+@pytest.mark.parametrize("family", ["resnet", "mobilenet"])
+@pytest.mark.parametrize("route", ["direct", "shrink", "assistants", "recorded"])
+def test_written_and_read_back_it_is_equal_and_sound(plans, tmp_path, family, route):
+    plan = plans[family]
+    schedule = recorded(schedule_by(plan, "shrink", "so")) if route == "recorded" else schedule_by(plan, route, "so")
+    write_training_schedule(tmp_path / "schedule.yaml", schedule)
+    again, document = load_schedule(tmp_path / "schedule.yaml")
+    assert again == schedule
+    check_schedule(again, document, plan.file)
+    if route == "recorded":
+        assert again.steps[0].schedule == schedule.steps[0].schedule
+    header = [line for line in dump_schedule(schedule).splitlines() if line.startswith("#")]
+    assert "3 x MACs" in " ".join(header)
+
+
+def test_every_route_spends_the_same_budget(plans):
+    for plan in plans.values():
+        macs = plan.facts.student.macs
+        for route in ("direct", "shrink", "assistants"):
+            schedule = schedule_by(plan, route, "so")
+            assert schedule.budget.macs == 3 * macs * plan.images * 20
+            total = sum(step.share for step in schedule.steps)
+            assert 1.0 - 1.0 / 20 <= total <= 1.0 + 1e-5, route
+            assert schedule.steps[-1].name == "student"
+        shrink = schedule_by(plan, "shrink", "so")
+        tuning = shrink.steps[1].epochs * 3 * macs * plan.images
+        assert shrink.steps[0].budget(shrink.budget.macs) + tuning == pytest.approx(shrink.budget.macs, rel=1e-6)
+
+
+def test_a_chain_learns_one_from_the_other(plans):
+    first, last = schedule_by(plans["resnet"], "assistants", "so").steps
+    assert (first.name, first.teacher, last.teacher, last.init) == ("assistant1", "teacher", "assistant1", "random")
+    assert first.network(TASK) != last.network(TASK)
+    assert first.epochs >= 1
+
+
+def test_the_student_is_the_smallest_of_its_supernet(plans):
+    for plan in plans.values():
+        step = schedule_by(plan, "shrink", "so").steps[0]
+        assert step.network(TASK) == plan.file.student
+        assert all(len(values) > 1 for name, values in step.space.choices.items() if name != "stage1.skip")
+
+
+@pytest.mark.parametrize(
+    ("change", "route", "told"),
+    [
+        (
+            {"space": None, "no_supernet": "the student is the largest"},
+            "shrink",
+            "route shrink: the student is the largest",
+        ),
+        ({"epochs": 1}, "shrink", "the budget is one epoch"),
+        ({"front": ()}, "assistants", "the front has no student between"),
+        ({"epochs": 1}, "assistants", "the front has no student between"),
+    ],
+)
+def test_routes_that_cannot_be_taken_say_why(plans, change, route: Route, told):
+    plan = plans["resnet"]
+    facts = {name: change[name] for name in ("epochs", "front") if name in change}
+    own = {name: value for name, value in change.items() if name not in facts}
+    with pytest.raises(ConfigError, match=told):
+        schedule_by(replace(plan, facts=replace(plan.facts, **facts), **own), route, "so")
+
+
+def edited(path: Path, schedule: TrainingSchedule, edit: Edit) -> Path:
+    plain = schedule.plain()
+    edit(plain)
+    path.write_text("# a comment\n" + yaml.safe_dump(plain, sort_keys=False))
+    return path
+
+
+def line_with(path: Path, text: str, start: int = 0) -> int:
+    lines = path.read_text().splitlines()
+    return 1 + next(index for index, line in enumerate(lines) if index >= start and text in line)
+
+
+def test_mistakes_of_form_are_told_at_once_with_their_lines(plans, tmp_path):
+    def edit(plain: dict[str, Any]) -> None:
+        plain["budget"]["epochs"] = 0
+        plain["rout"] = plain.pop("route")
+        plain["steps"][0]["space"]["choices"]["stage1.depth"] = []
+        plain["steps"][0]["settings"]["shrinking"]["policy"] = "adoptive"
+        plain["steps"][1]["epochs"] = "many"
+        plain["steps"].append({"kind": "prune"})
+
+    path = edited(tmp_path / "schedule.yaml", schedule_by(plans["resnet"], "shrink", "so"), edit)
+    with pytest.raises(ConfigError) as caught:
+        load_schedule(path)
+    places = [problem.where for problem in caught.value.problems]
+    assert f"schedule.yaml:{line_with(path, 'epochs: 0')}: budget.epochs" in places
+    assert f"schedule.yaml:{line_with(path, 'epochs: many')}: steps.1.epochs" in places
+    assert f"schedule.yaml:{line_with(path, 'adoptive')}: steps.0.settings.shrinking.policy" in places
+    assert f"schedule.yaml:{line_with(path, 'stage1.depth: []')}: steps.0.space.choices.stage1.depth" in places
+    assert any(place.endswith(": steps.2.kind") for place in places)
+    assert any(place.endswith(": rout") for place in places)
+    assert any(place.endswith(": route") for place in places)
+    assert len(places) == 7
+
+
+def set_in(*path: Any) -> Edit:
+    """An edit that puts the last of `path` at the rest."""
+
+    def edit(plain: dict[str, Any]) -> None:
+        for key in path[:-2]:
+            plain = plain[key]
+        plain[path[-2]] = path[-1]
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("route", "edit", "where", "told"),
+    [
+        ("shrink", set_in("steps", 1, "name", "supernet"), "steps.1.name", "already taken"),
+        ("shrink", set_in("steps", 1, "name", "random"), "steps.1.name", "already taken"),
+        ("shrink", set_in("steps", 1, "init", "later"), "steps.1.init", r"no earlier step \(allowed: random, supernet"),
+        ("shrink", set_in("steps", 1, "teacher", "student"), "steps.1.teacher", "no earlier step"),
+        ("shrink", set_in("steps", 1, "epochs", 9), "steps.1.share", r"is 0.4, but 9 epochs are 0.45 of the budget"),
+        ("shrink", set_in("steps", 0, "share", 0.7), "steps", "spend 1.1 of the budget together"),
+        ("shrink", set_in("steps", 0, "settings", "resolutions", [4]), "steps.0.settings.resolutions", "size of"),
+        ("shrink", set_in("steps", 0, "space", "family", "rasnet"), "steps.0.space", "did you mean 'resnet'"),
+        ("shrink", set_in("steps", 0, "space", "choices", "stage1.width", [16, "x"]), "steps.0.space", "stage1.width"),
+        ("shrink", set_in("steps", 0, "space", "conditions", [{"choice": "a"}]), "steps.0.space", "damaged"),
+        ("shrink", set_in("steps", 0, "space", "choices", "stage1.width", [16, 8]), "steps.1.init", "this one trains"),
+        ("assistants", set_in("steps", 1, "init", "assistant1"), "steps.1.init", "this one trains"),
+        ("direct", set_in("steps", 0, "arch", "choices", "stage1.width", "wide"), "steps.0.arch.choices", "width"),
+        ("direct", set_in("steps", 0, "arch", "choices", "stage1.width", 8), "steps.0", "not the student"),
+        ("direct", set_in("student", "choices", "stage1.width", 8), "student.arch_id", "one was edited"),
+        ("direct", set_in("student", "family", "rasnet"), "student.family", "did you mean 'resnet'"),
+        ("direct", set_in("budget", "student_macs", 1), "budget.student_macs", "is 1"),
+        ("direct", set_in("budget", "macs", 1), "budget.macs", "not 3 x student_macs x images x epochs"),
+        ("recorded", set_in("steps", 0, "recorded", "stages", 1, "first_step", None), None, None),
+        ("recorded", set_in("steps", 0, "recorded", "stages", 1, 3), "steps.0.recorded.stages.1", "no recorded stage"),
+        ("recorded", set_in("steps", 0, "recorded", "policy", {}), None, None),
+        ("recorded", set_in("steps", 0, "recorded", "colour", 1), "steps.0.recorded", "holds no recorded stages"),
+        ("recorded", set_in("steps", 0, "recorded", "budget_macs", 1), "steps.0.recorded.budget_macs", "share is"),
+        ("recorded", set_in("steps", 0, "recorded", "stages", 0, "allowed", {"stage1.width": [16]}),
+         "steps.0.recorded.stages", "are the choices"),
+        ("recorded", set_in("steps", 0, "recorded", "stages", 0, "allowed", "stage1.width", [99]),
+         "steps.0.recorded.stages", "99 is no value of the space"),
+    ],
+)  # fmt: skip
+def test_mistakes_of_content_are_told_with_their_places(plans, tmp_path, route, edit, where, told):
+    plan = plans["resnet"]
+    schedule = recorded(schedule_by(plan, "shrink", "so")) if route == "recorded" else schedule_by(plan, route, "so")
+    loaded, document = load_schedule(edited(tmp_path / "schedule.yaml", schedule, edit))
+    if where is None:  # odd, but nothing that following it could stumble over
+        check_schedule(loaded, document, plan.file)
+        return
+    problems = schedule_problems(loaded, TASK)
+    assert any(problem.where.startswith(where) for problem in problems), problems
+    with pytest.raises(ConfigError, match=told) as caught:
+        check_schedule(loaded, document, plan.file)
+    assert all(problem.where.startswith("schedule.yaml:") for problem in caught.value.problems)
+
+
+def test_several_mistakes_of_content_at_once(plans, tmp_path):
+    def edit(plain: dict[str, Any]) -> None:
+        plain["steps"][1]["init"] = "nothing"
+        plain["steps"][1]["epochs"] = 15
+        plain["budget"]["macs"] += 1
+
+    plan = plans["mobilenet"]
+    loaded, document = load_schedule(edited(tmp_path / "s.yaml", schedule_by(plan, "shrink", "so"), edit))
+    with pytest.raises(ConfigError) as caught:
+        check_schedule(loaded, document, plan.file)
+    assert [problem.where.partition(": ")[2] for problem in caught.value.problems] == [
+        "budget.macs", "steps.1.share", "steps.1.init"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["student", "teacher", "data set", "search space"])
+def test_a_schedule_for_something_else_is_one_message(plans, tmp_path, what):
+    plan = plans["resnet"]
+    schedule = schedule_by(plan, "shrink", "so").model_copy(update={"space": "0123"})
+    file, space = plan.file.model_copy(update={"teacher_fingerprint": "feed"}), "0123"
+    schedule = schedule.model_copy(update={"teacher": schedule.teacher.model_copy(update={"fingerprint": "feed"})})
+    write_training_schedule(tmp_path / "schedule.yaml", schedule)
+    loaded, document = load_schedule(tmp_path / "schedule.yaml")
+    check_schedule(loaded, document, file, space=space)
+    other = plans["mobilenet"].file
+    changes: dict[str, Any] = {
+        "student": {"arch_id": other.arch_id, "arch": other.arch},
+        "teacher": {"teacher_fingerprint": "beef"},
+        "data set": {"data_fingerprint": "beef"},
+    }
+    file = file.model_copy(update=changes.get(what, {}))
+    with pytest.raises(ConfigError, match=f"is a schedule for another {what}") as caught:
+        check_schedule(loaded, document, file, space="4567" if what == "search space" else space)
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "is empty"),
+        ("format: kdnas schedule 1\nstages: []\n", "begins with 'format: kdnas training schedule 1'"),
+        ("format: kdnas training schedule 1\n", "study"),
+        ("format: kdnas training schedule 1\nsteps: [1]\n", "steps.0.kind"),
+        ("a: [\n", "schedule.yaml"),
+        ("!!python/object/apply:os.system ['true']\n", "schedule.yaml"),
+    ],
+)
+def test_what_is_no_schedule_is_refused(tmp_path, text, told):
+    (tmp_path / "schedule.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        load_schedule(tmp_path / "schedule.yaml")
+
+
+def test_stages_keep_what_is_not_known(plans):
+    """`cost` is null where nothing is saved, and the gap of a first stage."""
+    schedule = recorded(schedule_by(plans["resnet"], "shrink", "so"))
+    plain = schedule.plain()["steps"][0]["recorded"]["stages"]
+    assert plain[0]["gap"] is None
+    assert math.isclose(plain[1]["gap"], 0.1)
+
+
+def test_a_schedule_from_the_runs_supernet_needs_it(plans, tmp_path):
+    supernet = SupernetSection(fingerprint="5e7", macs=10**9)
+    plan = replace(plans["resnet"], supernet=supernet)
+    schedule = schedule_by(plan, "shrink", "so")
+    assert [(step.kind, step.init, step.epochs, step.share) for step in schedule.steps] == [
+        ("distil", "run-supernet", 20, 1.0)
+    ]
+    write_training_schedule(tmp_path / "schedule.yaml", schedule)
+    loaded, document = load_schedule(tmp_path / "schedule.yaml")
+    check_schedule(loaded, document, plan.file, supernet="5e7")
+    with pytest.raises(ConfigError, match=r"another supernet \(5e7, here it is 5e8\)"):
+        check_schedule(loaded, document, plan.file, supernet="5e8")
+    with pytest.raises(ConfigError, match=r"schedule.yaml:\d+: supernet: begins from the supernet that"):
+        check_schedule(loaded, document, plan.file)
+    assert schedule_by(plan, "direct", "so").supernet is None
+    foreign = edited(tmp_path / "s.yaml", schedule_by(plan, "direct", "so"), set_in("steps", 0, "init", "run-supernet"))
+    loaded, document = load_schedule(foreign)
+    with pytest.raises(ConfigError, match="'run-supernet' is no earlier step"):
+        check_schedule(loaded, document, plan.file, supernet="5e7")

@@ -1,0 +1,143 @@
+"""The evaluator that trains: what it measures when, what it tells of the teacher, and how it prices by a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from lessons import Tape
+
+from kdnas.study.loading import load_study
+from kdnas.training.loop import train
+from kdnas.training.packing import Packing
+from kdnas.training.teacher_cache import TeacherCache
+from kdnas.workshop.evaluators import EvaluatorContext, Workplan, open_evaluator
+from kdnas.workshop.jobs import search_job
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.write(tmp_path_factory.mktemp("study"))
+
+
+def opened(folder, *overrides):
+    study = load_study(folder, overrides)
+    cache = Path(os.environ["KDNAS_CACHE"])
+    context = EvaluatorContext(study.config, study.space, folder, folder, cache, "cpu")
+    return study.config, open_evaluator(context)
+
+
+def student(evaluator, seed=0):
+    return evaluator.arch(evaluator.context.space.random(np.random.default_rng(seed)))
+
+
+def result(config, evaluator):
+    return evaluator(search_job(config, student(evaluator), {}).as_dict())
+
+
+def test_what_decides_nothing_is_not_measured_in_a_trial_but_on_a_finalist(folder):
+    config, evaluator = opened(folder, "costs={peak_memory_bytes: {}}", "training.epochs=1")
+    assert result(config, evaluator)["measurements"] == {}
+    assert set(evaluator.measure(student(evaluator))) == {"peak_memory_bytes"}
+
+
+def test_what_is_bounded_is_measured_before_training(folder):
+    config, evaluator = opened(folder, "constraints=[peak_memory_bytes<=1]")
+    refused = result(config, evaluator)
+    assert set(refused["measurements"]) == {"peak_memory_bytes"}
+    assert refused["infeasible"].startswith("breaks peak_memory_bytes<=1 (peak_memory_bytes is ")
+    assert "accuracy" not in refused["values"]
+
+
+def test_a_trial_tells_where_its_time_went(folder):
+    config, evaluator = opened(folder, "training.epochs=1")
+    profile = result(config, evaluator)["profile"]
+    assert set(profile) >= {"build", "teacher", "data", "student", "evaluation"}
+    assert all(seconds >= 0 for seconds in profile.values())
+    assert profile["student"] > 0
+
+
+def test_a_trial_tells_what_slowed_it(folder, tmp_path, monkeypatch):
+    config, evaluator = opened(folder, "training.epochs=1")
+    assert "notes" not in result(config, evaluator)
+    monkeypatch.setattr("kdnas.training.lesson.recorder_for", lambda device: Tape(fail="operation not permitted"))
+    monkeypatch.setattr(TeacherCache, "can_write", lambda self, key: False)
+    evaluator.teacher_cache = TeacherCache(tmp_path)
+    jobs = [search_job(config, student(evaluator, seed), {}).as_dict() for seed in (0, 1)]
+    for told in (evaluator(jobs[0]), *evaluator.together(jobs)):
+        capture, teacher = told["notes"]
+        assert capture.endswith("failed (operation not permitted)")
+        assert teacher.startswith("the teacher was run on batches as they came")
+        assert set(told["profile"]) == {"build", "teacher", "data", "student", "evaluation"}
+
+
+def test_the_number_of_students_at_a_time_is_not_measured_on_a_cpu(folder):
+    assert opened(folder)[1].at_once() == Packing(1)
+
+
+def test_the_teachers_notes_say_what_is_lost_and_what_runs_live(folder):
+    def notes(*overrides):
+        return opened(folder, *overrides)[1].facts()["teacher"]["notes"]
+
+    assert not any("logits are kept" in note or "every batch" in note for note in notes())
+    assert not any("logits are kept" in note for note in notes("distillation.teacher_top_k=10"))
+    (kept,) = [note for note in notes("distillation.teacher_top_k=3") if "3 of its 10 logits are kept" in note]
+    assert float(kept.split("loses ")[1].split()[0]) > 0
+    losses = "distillation.losses=[{type: hint, weight: 1}]"
+    assert any("runs on every batch: hint" in note for note in notes(losses))
+
+
+def test_truncated_teacher_outputs_still_train_a_student(folder):
+    config, evaluator = opened(folder, "distillation.teacher_top_k=3", "training.epochs=1")
+    said = []
+    evaluator.say = said.append
+    assert result(config, evaluator)["values"]["accuracy"] > 0
+    assert said
+    assert said[0].startswith("keeping the teacher's outputs on view 1")
+
+
+@pytest.mark.slow
+def test_a_latency_table_prices_in_the_search_and_is_the_same_for_every_worker(folder):
+    overrides = ("objectives=[accuracy, latency_ms]", "costs={latency_ms: {table: auto}}", "training.epochs=1")
+    config, evaluator = opened(folder, *overrides, "space=digits_resnet")
+    assert "latency_ms" not in evaluator.price(student(evaluator))
+    facts = evaluator.facts()
+    priced = evaluator.price(student(evaluator))["latency_ms"]
+    assert priced > 0
+    worker = Workplan(dataclasses.replace(evaluator.context, calibrations=facts["calibrations"]))()
+    assert worker.price(student(evaluator))["latency_ms"] == priced
+    trial = worker(search_job(config, student(evaluator), {}).as_dict())
+    assert trial["values"]["latency_ms"] == priced
+    assert trial["measurements"] == {}
+    assert set(worker.measure(student(evaluator))) == {"latency_ms"}
+
+
+def test_students_at_rungs_are_trained_at_once_and_as_each_would_be_alone(folder, tmp_path, monkeypatch):
+    """Three at the first rung, one of them promoted: it goes on by itself, the others beside it."""
+    study = load_study(folder, ["rungs=[{epochs: 1}, {epochs: 3}]", "training.precision=float32"])
+    at_once: list[int] = []
+
+    def counting(course, pupils):
+        at_once.append(len(pupils))
+        return train(course, pupils)
+
+    monkeypatch.setattr("kdnas.workshop.evaluators._distilling.train", counting)
+
+    def evaluator(run):
+        cache = Path(os.environ["KDNAS_CACHE"])
+        return open_evaluator(EvaluatorContext(study.config, study.space, run, folder, cache, "cpu"))
+
+    together, alone = evaluator(tmp_path / "together"), evaluator(tmp_path / "alone")
+    students = [student(together, seed) for seed in (0, 1, 2)]
+    first = [search_job(study.config, one, {}, 0).as_dict() for one in students]
+    promoted = search_job(study.config, students[0], {}, 1).as_dict()
+    scores = [answer["values"]["accuracy"] for answer in together.together(first)]
+    assert at_once == [3]
+    other = search_job(study.config, student(together, 3), {}, 0).as_dict()
+    scores += [answer["values"]["accuracy"] for answer in together.together([promoted, other])]
+    assert at_once == [3, 1, 1]
+    assert scores == [alone(job)["values"]["accuracy"] for job in (*first, promoted, other)]

@@ -1,0 +1,97 @@
+"""Losses are tried when a study opens: what a teacher or a student cannot serve is named before anything is trained."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdnas.core.data import ImageData
+from kdnas.errors import ConfigError
+from kdnas.teachers import Teacher
+from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
+from kdnas.workshop.loss_check import check_losses
+
+CPU = torch.device("cpu")
+
+
+class Student(nn.Module):
+    """Two stages and a classifier, as every student family builds them."""
+
+    def __init__(self, width: int = 4, stages: int = 2, classifier: type[nn.Module] = nn.Linear):
+        super().__init__()
+        sizes = [1, *(width * 2**index for index in range(stages))]
+        layers = [nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(sizes)]
+        self.stages = nn.ModuleList(layers)
+        self.classifier = nn.Linear(sizes[-1], 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        for stage in self.stages:
+            images = stage(images).relu()
+        return self.classifier(images.mean((2, 3)))
+
+
+class Tokens(nn.Module):
+    """A network without maps, as a vision transformer is, whose head reads no vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(8, 16), nn.Linear(16, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.embed(images.flatten(1, 2) / 255)).mean(1)
+
+
+def _convnet(**options) -> Teacher:
+    network = Student(8, **options).eval()
+    return Teacher("conv", network, tuple(f"stages.{i}" for i in range(len(network.stages))), "classifier", "0")
+
+
+TOKENS = Teacher("vit", Tokens().eval(), (), None, "1")
+STUDENTS = {"the smallest student": Student(2), "the largest student": Student(4)}
+
+
+def _check(data: ImageData, teacher: Teacher, *losses: str | LossTerm, students=STUDENTS) -> None:
+    terms = tuple(LossTerm(type=loss, weight=1.0) if isinstance(loss, str) else loss for loss in losses)
+    recipe = Recipe(training=Training(), distillation=Distillation(losses=terms))
+    check_losses(recipe, teacher, students, data, device=CPU)
+
+
+def test_losses_that_can_be_computed_pass(digits: ImageData) -> None:
+    _check(digits, _convnet(), "kd", "dkd", "attention", "hint", "similarity", "cosine", "rkd")
+    _check(digits, TOKENS, "kd", "dkd")
+    _check(digits, TOKENS, "kd", LossTerm(type="attention", weight=0.0))
+
+
+def test_what_a_teacher_cannot_serve_is_named_for_every_loss(digits: ImageData) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _check(digits, TOKENS, "kd", "attention", "cosine")
+    stages, embedding = caught.value.problems
+    assert (stages.where, embedding.where) == ("distillation.losses.1", "distillation.losses.2")
+    assert "attention compares maps [B, C, H, W] of several stages; the teacher vit has none" in stages.what
+    assert "cosine compares the embedding" in embedding.what
+    assert "dkd, kd" in stages.allowed
+    assert "attention" not in stages.allowed
+
+
+def test_a_student_that_lacks_something_is_named(digits: ImageData) -> None:
+    students = {**STUDENTS, "the largest student": nn.Sequential(nn.Flatten(), nn.Linear(64, 10))}
+    with pytest.raises(ConfigError, match="the largest student has none that can be read"):
+        _check(digits, _convnet(), "attention", students=students)
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (LossTerm(type="hint", weight=1.0, stage=7), r"hint cannot compare .*there is no matched stage 7"),
+        (LossTerm(type="kd", weight=1.0), r"kd of the teacher conv and the smallest student is nan"),
+    ],
+)
+def test_a_loss_that_fails_is_told_with_its_reason(digits: ImageData, term: LossTerm, message: str) -> None:
+    teacher = _convnet()
+    if term.type == "kd":
+        teacher.module.classifier.bias.data.fill_(float("nan"))
+    with pytest.raises(ConfigError, match=message):
+        _check(digits, teacher, term)
