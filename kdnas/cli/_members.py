@@ -55,6 +55,10 @@ def describe(registry: Any, name: str) -> Entry:
         )
 
 
+_RAISES = re.compile(r"\s*\bRaises \w+Error\b[^.]*\.")
+"""What a docstring says to who calls the member from Python."""
+
+
 def _explanations(documentation: str) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the paragraphs of a docstring after its first line, and what its Args section says of each name."""
     paragraphs, explained, name, inside = [""], {}, "", False
@@ -73,7 +77,7 @@ def _explanations(documentation: str) -> tuple[tuple[str, ...], dict[str, str]]:
             paragraphs[-1] = f"{paragraphs[-1]} {line.strip()}".strip()
         else:
             paragraphs.append("")
-    return tuple(filter(None, paragraphs)), explained
+    return tuple(filter(None, (_RAISES.sub("", paragraph).strip() for paragraph in paragraphs))), explained
 
 
 def _choices(member: Any) -> tuple[Option, ...]:

@@ -96,19 +96,29 @@ def _section(family: str, entries: list[Entry], *, with_options: bool) -> str:
     width = max((len(entry.name) for entry in entries), default=0)
     lines = [f"{typer.style(heading, bold=True)}  ({key})"]
     for entry in entries:
-        lines.append(f"  {entry.name:<{width}}  {entry.unusable or entry.summary}".rstrip())
+        lines.append(_headline(f"  {entry.name:<{width}}  ", entry.unusable or entry.summary))
         if with_options:
             lines += [_wrapped(paragraph) for paragraph in entry.details]
             lines += [_wrapped(_option_line(option), hanging=True) for option in (*entry.choices, *entry.options)]
     return "\n".join(lines)
 
 
+def _headline(start: str, text: str) -> str:
+    """Return a member's first line: in a file whole, for tools that go by lines; else wrapped beneath itself."""
+    if not sys.stdout.isatty():
+        return f"{start}{text}".rstrip()
+    return _filled(text, shutil.get_terminal_size().columns, start, " " * len(start)).rstrip() or start.rstrip()
+
+
 def _wrapped(text: str, *, hanging: bool = False) -> str:
     """Return `text` below its member, whole: it goes on in further lines, those of an option set in."""
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else _FILE_COLUMNS
-    further = "          " if hanging else "      "
+    return _filled(text, columns, "      ", "          " if hanging else "      ")
+
+
+def _filled(text: str, columns: int, start: str, further: str) -> str:
     return textwrap.fill(
-        text, max(columns, 40), initial_indent="      ", subsequent_indent=further, break_long_words=False,
+        text, max(columns, 40), initial_indent=start, subsequent_indent=further, break_long_words=False,
         break_on_hyphens=False,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from kdnas.core.answers import sketch
@@ -31,6 +31,19 @@ InputSize = Pixels | tuple[Pixels, Pixels] | None
 Statistics = tuple[float, ...] | None
 """An option: one number a channel on the 0-255 scale; None is the source's default."""
 
+
+def _of_bytes(std: Statistics) -> Statistics:
+    """Return `std`. Raises ValueError where its numbers are of images in 0..1, as most model cards state them."""
+    if std and all(0 < value < 1 for value in std):
+        raise ValueError(
+            "must be on the 0-255 scale, and these are of images in 0..1: multiply mean and std by 255, which makes "
+            f"std [{', '.join(f'{255 * value:.6g}' for value in std)}]"
+        )
+    return std
+
+
+Deviations = Annotated[Statistics, AfterValidator(_of_bytes)]
+"""Statistics by which pixels are divided."""
 
 _PROBED = 8
 """Fixed images that tell how a network answers."""
@@ -69,7 +82,11 @@ def fit_teacher(
     mean, std, adapted = _statistics(expected, context)
     size = (expected.size, expected.size) if isinstance(expected.size, int) else expected.size
     if size is not None and tuple(size) != (height, width):
-        adapted.append(f"images of {height}x{width} are resized to {size[0]}x{size[1]} pixels (height x width)")
+        coarse = "; enlarged like that they may cost it accuracy: set data.size nearer to its own to see"
+        adapted.append(
+            f"images of {height}x{width} are resized to {size[0]}x{size[1]} pixels (height x width)"
+            f"{coarse if size[0] > height or size[1] > width else ''}"
+        )
     else:
         size = None
     network = network.float().eval()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdnas.errors import Problem, TeacherError
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
-from kdnas.teachers._adapting import Expected, InputSize, Statistics, fit_teacher
+from kdnas.teachers._adapting import Deviations, Expected, InputSize, Statistics, fit_teacher
 from kdnas.teachers._class_names import ClassNames, naming_of
 from kdnas.teachers._image_processor import Processing, read_processing
 from kdnas.teachers._loading import MAYBE_SEEN, require
@@ -37,7 +37,7 @@ def huggingface(
     model: str,
     revision: str = "main",
     mean: Statistics = None,
-    std: Statistics = None,
+    std: Deviations = None,
     input_size: InputSize = None,
     class_names: ClassNames = None,
 ) -> Teacher:

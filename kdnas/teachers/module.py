@@ -11,7 +11,7 @@ from torch import nn
 
 from kdnas.errors import ConfigError, Problem, TeacherError
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
-from kdnas.teachers._adapting import Expected, InputSize, Statistics, fit_teacher
+from kdnas.teachers._adapting import Deviations, Expected, InputSize, Statistics, fit_teacher
 from kdnas.teachers._class_names import ClassNames, names_beside, names_on, naming_of
 from kdnas.teachers._loading import MAYBE_SEEN, find_file, read_weights
 from kdnas.teachers._plain import plain_network, refuse_inside_script, refuse_without_weights
@@ -28,7 +28,7 @@ def module(
     weights: str | None = None,
     weights_key: str | None = None,
     mean: Statistics = None,
-    std: Statistics = None,
+    std: Deviations = None,
     input_size: InputSize = None,
     stages: tuple[str, ...] | None = None,
     classifier: str | None = None,

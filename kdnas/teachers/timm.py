@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdnas.errors import Problem, TeacherError
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
-from kdnas.teachers._adapting import Expected, InputSize, Statistics, fit_teacher
+from kdnas.teachers._adapting import Deviations, Expected, InputSize, Statistics, fit_teacher
 from kdnas.teachers._class_names import ClassNames, names_beside, naming_of, other_classes
 from kdnas.teachers._loading import MAYBE_SEEN, find_file, only_weights, read_weights, require
 from kdnas.teachers._state_dict import find_weights, load_found
@@ -25,7 +25,7 @@ def timm(
     pretrained: bool = False,
     arguments: dict[str, Any] | None = None,
     mean: Statistics = None,
-    std: Statistics = None,
+    std: Deviations = None,
     input_size: InputSize = None,
     class_names: ClassNames = None,
 ) -> Teacher:

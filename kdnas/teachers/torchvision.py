@@ -11,7 +11,7 @@ from torch import nn
 
 from kdnas.errors import Problem, TeacherError
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
-from kdnas.teachers._adapting import Expected, InputSize, Statistics, fit_teacher
+from kdnas.teachers._adapting import Deviations, Expected, InputSize, Statistics, fit_teacher
 from kdnas.teachers._class_names import ClassNames, names_beside, naming_of, other_classes
 from kdnas.teachers._loading import MAYBE_SEEN, Checkpoint, find_file, read_weights, require
 from kdnas.teachers._state_dict import find_weights, load_found, load_weights
@@ -29,7 +29,7 @@ def torchvision(
     weights_key: str | None = None,
     arguments: dict[str, Any] | None = None,
     mean: Statistics = None,
-    std: Statistics = None,
+    std: Deviations = None,
     input_size: InputSize = None,
     class_names: ClassNames = None,
 ) -> Teacher:

@@ -74,6 +74,22 @@ def test_what_a_users_function_takes_and_returns_is_shown_in_full(capsys, family
     assert told in " ".join(capsys.readouterr().out.split())
 
 
+def test_what_is_raised_in_python_is_not_told_to_who_writes_a_study():
+    for family in FAMILIES:
+        registry = registry_of(family)
+        for name in registry.names():
+            for paragraph in describe(registry, name).details:
+                assert "Raises" not in paragraph, (family, name)
+                assert paragraph.endswith((".", ":", "`")), (family, name, paragraph)
+
+
+def test_in_a_terminal_no_line_is_wider_than_it(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert main(["list"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
 def test_nothing_that_a_member_says_of_an_option_is_cut(capsys):
     for family in FAMILIES:
         registry = registry_of(family)

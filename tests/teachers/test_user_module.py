@@ -171,3 +171,17 @@ def test_what_does_not_fit_is_refused(build, factory: str, options: dict, messag
 def test_unknown_options_are_refused(build) -> None:
     with pytest.raises(ConfigError, match=r"weight.*did you mean 'weights'"):
         build(weight="x")
+
+
+def test_statistics_of_images_in_0_to_1_are_refused_with_those_of_bytes(build) -> None:
+    with pytest.raises(ConfigError, match=r"std: must be on the 0-255 scale.*\[127\.5, 58\.395, 51\]"):
+        build(mean=(0.485, 0.456, 0.406), std=(0.5, 0.229, 0.2))
+    assert not TEACHERS.problems("timm", {"model": "resnet18", "mean": [0, 0, 0], "std": [1, 1, 1]})
+    assert all(TEACHERS.problems(name, {"std": [0.5]}) for name in ("timm", "torchvision", "huggingface"))
+
+
+def test_it_is_said_that_an_enlarged_image_has_lost_what_the_data_s_size_left_out(build, open_context) -> None:
+    [note] = [note for note in build(input_size=48, context=open_context()).notes if "resized" in note]
+    assert "set data.size" in note
+    [note] = [note for note in build(input_size=16, context=open_context()).notes if "resized" in note]
+    assert "data.size" not in note
