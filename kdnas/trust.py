@@ -97,6 +97,18 @@ def is_trusted(source: Path, named: Sequence[NamedCode], data_root: Path) -> boo
     return _decision(source, named, data_root).is_file()
 
 
+def strange_code(source: Path, settings: Mapping[str, Any], data_root: Path) -> list[NamedCode]:
+    """Return the code that the YAML file `source` names and nobody vouches for: no study of this user's, nor he."""
+    named = code_named(settings)
+    if not named or is_trusted(source, named, data_root):
+        return []
+    try:
+        text = source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    return [] if is_signed(text, named) else named
+
+
 def trust(source: Path, named: Sequence[NamedCode], data_root: Path) -> None:
     """Remember that what `source` names may run; where that cannot be kept, it is asked again."""
     decision = _decision(source, named, data_root)

@@ -11,7 +11,7 @@ import typer
 
 from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, Problem
-from kdnas.trust import code_named, is_signed, is_trusted, trust
+from kdnas.trust import strange_code, trust
 
 TrustCode = Annotated[
     bool,
@@ -27,14 +27,8 @@ def allow_code(source: Path, settings: Mapping[str, Any], data_root: Path, trust
 
     On a terminal the user is asked. Raises ConfigError where it may not, with what would run.
     """
-    named = code_named(settings)
-    if not named or is_trusted(source, named, data_root):
-        return
-    try:
-        text = source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        text = ""
-    if is_signed(text, named):
+    named = strange_code(source, settings, data_root)
+    if not named:
         return
     told = "; ".join(code.told(data_root) for code in named)
     if not trusted and sys.stdin.isatty() and sys.stderr.isatty():

@@ -21,12 +21,12 @@ from typing import Annotated, Any
 import typer
 
 import kdnas.cli
-from kdnas import __version__
 from kdnas.cli._options import colour
 from kdnas.cli._stopping import stopped_by_signals
 from kdnas.core.words import printable
 from kdnas.errors import InputError, KdnasError
 from kdnas.outlets import open_outlets, quiet_libraries
+from kdnas.version import __version__
 
 _HELP = """\
 Search for the student networks that knowledge distillation trains best.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,6 @@ from kdnas.cli._trust import TrustCode, allow_code_of_run
 
 if TYPE_CHECKING:
     from kdnas.cli._search_view import View
-    from kdnas.record.records import RunRecord
 
 _TELL_TERMINAL_S, _TELL_LOG_S = 15.0, 60.0
 """How often a dumb terminal, and a log, are told how far everything is where nothing ends meanwhile."""
@@ -81,15 +79,13 @@ def _search(
     json: bool,
     trust_code: bool,
 ) -> None:
-    from kdnas.errors import KdnasError, RunError
-    from kdnas.record.run_folder import controller_lock
     from kdnas.record.started_study import read_study, run_folder
+    from kdnas.session import search_study
+    from kdnas.workshop.opening import data_root
 
     loaded = read_study(study, settings)
     continued = run_folder(study)
     if continued is not None:
-        from kdnas.workshop.opening import data_root
-
         allow_code_of_run(continued, data_root(root_option), trust_code)
     folder = (out or continued or Path("runs") / loaded.config.name).resolve()
     hand_made = []
@@ -97,47 +93,15 @@ def _search(
         from kdnas.controller.hand_made import read_students
 
         hand_made = read_students(queue, loaded.config, loaded.space)
-    with controller_lock(folder):
-        from kdnas.controller.events import Note, Ready
-        from kdnas.controller.preparation import prepare_study
-        from kdnas.controller.runner import Search
-        from kdnas.record.outcome import failure
-        from kdnas.report.files import write_report
-        from kdnas.workshop.opening import cache_dir, data_root, resolve_device
-
-        root = data_root(root_option).resolve()
-        with _open_view(json, loaded.config.budget.trials) as view:
-            opened = prepare_study(
-                loaded,
-                folder,
-                data_root=root,
-                cache=cache_dir().resolve(),
-                device=resolve_device(loaded.config.device),
-                observe=view.observe,
-            )
-            if hand_made:
-                from kdnas.controller.hand_made import enqueue
-
-                enqueue(opened, hand_made, view.observe)
-            view.observe(Ready(opened.run, bool(opened.run.trials), opened.workers))
-            search = Search(opened, view.observe)
-            try:
-                run = search.run()
-            except BaseException:
-                with contextlib.suppress(KdnasError):  # a full disk: what ended the search is told, not this
-                    view.observe(Note("writing the report"))
-                    write_report(opened.snapshot())
-                raise
-            if search.did_nothing and _is_current(run, view):
-                view.close(run, [])
-            else:
-                written = [*write_report(run)]
-                try:
-                    written += _export(run, root)
-                finally:
-                    view.close(run, written)
-        if failed := failure(run):
-            raise RunError(failed)
+    with _open_view(json, loaded.config.budget.trials) as view:
+        search_study(
+            loaded,
+            folder,
+            data_root=data_root(root_option).resolve(),
+            observe=view.observe,
+            hand_made=hand_made,
+            on_end=view.close,
+        )
 
 
 def _open_view(as_json: bool, budget: int | None) -> View:
@@ -152,35 +116,3 @@ def _open_view(as_json: bool, budget: int | None) -> View:
     if redraws(terminal):
         return LiveView(terminal, budget)
     return PlainView(terminal, budget, interval_s=_TELL_TERMINAL_S if terminal.is_terminal else _TELL_LOG_S)
-
-
-def _is_current(run: RunRecord, view: View) -> bool:
-    """Whether report and export were made from the record as it is, the export as the study now wants it, and are all
-    there still; `view` is told what is not.
-    """
-    from kdnas.controller.events import Note
-    from kdnas.plan.exporting import wanted_export
-    from kdnas.record.products import is_current, lost_products
-
-    losses = [*lost_products(run, "report"), *lost_products(run, "export")]
-    for loss in losses:
-        view.observe(Note(f"{loss.path} {loss.words}: it is written anew"))
-    return not losses and is_current(run, "report") and is_current(run, "export", wanted_export(run))
-
-
-def _exports(run: RunRecord) -> bool:
-    """Whether the study has students with weights, and wants one exported."""
-    return run.trains and bool(run.config.export.formats)
-
-
-def _export(run: RunRecord, root: Path) -> list[Path]:
-    """Export the student that the study's `export` section picks."""
-    from kdnas.plan.exporting import export_folder, export_student, wanted_export
-    from kdnas.record.front import front, pick
-    from kdnas.record.products import note_products
-
-    if not _exports(run) or not any(member.trial.repeats for member in front(run)):
-        note_products(run, "export", (), wanted_export(run))
-        return []
-    member = pick(run, run.config.export.pick)
-    return export_student(run, member, run.config.export.formats, export_folder(run), data_root=root)

@@ -8,8 +8,10 @@ import multiprocessing.connection
 import multiprocessing.resource_tracker
 import os
 import signal
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -143,7 +145,7 @@ class Local(Executor):
         process = self._context.Process(
             target=_serve, args=(there, self._make_evaluate, self._threads, device), name=f"kdnas-{index}", daemon=True
         )
-        with _interrupts_held():
+        with _interrupts_held(), _main_hidden():
             process.start()
         there.close()
         return _Worker(process, here)
@@ -211,6 +213,20 @@ def _interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Let a process start without running the program's main module again, which a worker needs nothing of.
+
+    So a script or a notebook may search at its top level, as nobody expects otherwise of a function call.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _kill(process: BaseProcess) -> None:

@@ -13,18 +13,19 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
-import kdnas
 from kdnas import atomic
 from kdnas.core.data import ImageData
 from kdnas.core.task import ImageTask
 from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, Problem, RunFolderError
 from kdnas.exporters import EXPORTERS, TrainedStudent
+from kdnas.nn.normalise import Normalised
 from kdnas.plan.train_file import TrainFile, locked_fingerprint, train_file_for
 from kdnas.record.front import doubts
 from kdnas.record.products import checkpoint_path, note_products
 from kdnas.record.records import FrontMember, Repeat, RunRecord, TeacherReport, TrialRecord
 from kdnas.students import STUDENTS
+from kdnas.version import __version__
 
 
 def available_formats() -> tuple[list[str], dict[str, str]]:
@@ -129,14 +130,38 @@ def assemble(file: TrainFile, module: nn.Module, data: ImageData, *, card: Mappi
     )
 
 
+def load_student(run: RunRecord, member: FrontMember) -> nn.Module:
+    """Return the student of `member` behind its normalisation, with the weights of its best retraining, in eval mode.
+
+    It takes raw images [B, C, H, W] as floats in 0..255. Raises ConfigError when the student was not retrained,
+    RunFolderError when its checkpoint is missing or damaged.
+    """
+    run.sources()
+    repeat, facts, arch = best_repeat(run, member.trial), run.lock["data"], member.trial.arch
+    channels, height, width = facts["input_shape"]
+    network = STUDENTS.build(arch.family).build(arch, ImageTask((channels, height, width), len(run.class_names)))
+    remedy = command_line("kdnas", "search", run.folder)
+    _load_weights(network, arch.arch_id, checkpoint_path(run, repeat), repeat.sha256, remedy)
+    return Normalised(network, facts["channel_mean"], facts["channel_std"]).eval()
+
+
 def load_network(file: TrainFile, path: Path, sha256: str = "", remedy: str = "") -> nn.Module:
-    """Return the student of `file` with the weights in the safetensors file `path`.
+    """Return the student of `file` with the weights in the safetensors file `path`, in eval mode.
+
+    Raises RunFolderError as `_load_weights` does.
+    """
+    network: nn.Module = build_network(file, file.task)
+    _load_weights(network, file.arch_id, path, sha256, remedy)
+    return network.eval()
+
+
+def _load_weights(network: nn.Module, arch_id: str, path: Path, sha256: str, remedy: str) -> None:
+    """Load the safetensors file `path` into `network`, the student `arch_id`.
 
     Raises RunFolderError where it is missing, damaged, of another network, or not the file of the hash `sha256`
     (empty: not known); `remedy` is the command that trains it anew.
     """
     again = f"; `{remedy}` trains it again" if remedy else ""
-    network: nn.Module = build_network(file, file.task)
     try:
         content = path.read_bytes()
         if sha256 and (found := hashlib.sha256(content).hexdigest()) != sha256:
@@ -151,8 +176,7 @@ def load_network(file: TrainFile, path: Path, sha256: str = "", remedy: str = ""
         raise RunFolderError(f"{path} is truncated or not a safetensors file: {error}{again}") from error
     except RuntimeError as error:
         first = str(error).strip().splitlines()[-1].strip()
-        raise RunFolderError(f"{path} holds the weights of another network than {file.arch_id}: {first}") from error
-    return network.eval()
+        raise RunFolderError(f"{path} holds the weights of another network than {arch_id}: {first}") from error
 
 
 def build_network(file: TrainFile, task: ImageTask) -> nn.Module:
@@ -176,7 +200,7 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: ImageDat
     return {
         "study": run.config.name,
         "trial": member.trial.number,
-        "made_by": f"kdnas {kdnas.__version__}",
+        "made_by": f"kdnas {__version__}",
         "accuracy": {
             "validation": {
                 "mean": member.values.get("accuracy"),

@@ -16,7 +16,6 @@ from typing import Any
 
 from torch import nn
 
-import kdnas
 from kdnas.core.words import counted
 from kdnas.errors import ConfigError, Problem
 from kdnas.machine import usable_cores
@@ -40,6 +39,7 @@ from kdnas.students import STUDENTS
 from kdnas.study.config import ExportConfig
 from kdnas.training.numerics import computing
 from kdnas.training.schedule_file import SCHEDULE_FILE
+from kdnas.version import __version__
 from kdnas.workshop.opening import cache_dir, resolve_device
 
 _FEW_CORES = 2
@@ -211,7 +211,7 @@ def _card(
     return {
         "study": file.provenance.study,
         "trial": file.provenance.trial,
-        "made_by": f"kdnas {kdnas.__version__}",
+        "made_by": f"kdnas {__version__}",
         "accuracy": {
             "validation": {"mean": trained.accuracy, "ci95": None, "trainings": 1},
             "test": {"mean": test_accuracy, "ci95": None, "trainings": 1},

@@ -10,7 +10,6 @@ import pydantic
 import torch
 from pydantic import Field, field_validator, model_validator
 
-import kdnas
 from kdnas.core.arch import Arch
 from kdnas.core.data import ImageData
 from kdnas.core.task import ImageTask
@@ -28,6 +27,7 @@ from kdnas.study.yaml_lines import YamlDocument, read_yaml
 from kdnas.teachers import TEACHERS
 from kdnas.training.numerics import settled
 from kdnas.training.recipe import Distillation, Recipe, Section, Training, numerics_of
+from kdnas.version import __version__
 
 FORMAT_VERSION: Literal[1] = 1
 
@@ -167,7 +167,7 @@ def train_file_for(run: RunRecord, trial: TrialRecord, data: ImageData) -> Train
         teacher_answers=tuple(run.lock.get("teacher_answers") or ()),
         training=recipe.training,
         distillation=recipe.distillation,
-        provenance=Provenance(study=config.name, trial=trial.number, kdnas_version=kdnas.__version__),
+        provenance=Provenance(study=config.name, trial=trial.number, kdnas_version=__version__),
     )
 
 

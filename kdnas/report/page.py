@@ -9,7 +9,6 @@ from importlib import resources
 
 import plotly.offline
 
-import kdnas
 from kdnas.audit.result import AuditResult, audit_result
 from kdnas.plan.training_folder import full_trainings
 from kdnas.record.front import front, hypervolume_over_time
@@ -25,6 +24,7 @@ from kdnas.report.student_tables import front_html, full_trainings_html, trials_
 from kdnas.report.style import Figure
 from kdnas.report.time_spent import seconds_by_phase, time_figure
 from kdnas.report.wording import shown, shown_interval
+from kdnas.version import __version__
 
 # The browser itself refuses every request: nothing but what stands in the page may be used. Plotly compiles
 # functions for some traces, hence unsafe-eval; the live page may ask its own server for the version.
@@ -204,7 +204,7 @@ def _numbered(numbers: Sequence[int]) -> str:
 
 def _footer(run: RunRecord) -> str:
     state = "" if run.finished or not run.trials else " It is a snapshot of a search that has not ended."
-    return f"<footer>Written by kdnas {_text(kdnas.__version__)} from {_text(run.folder)}.{state}</footer>"
+    return f"<footer>Written by kdnas {_text(__version__)} from {_text(run.folder)}.{state}</footer>"
 
 
 def _definitions(pairs: Iterable[tuple[str, str]]) -> str:

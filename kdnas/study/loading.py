@@ -20,6 +20,7 @@ from kdnas.registry import validation_problems
 from kdnas.study.config import StudyConfig
 from kdnas.study.members import member_problems, quantity_problems, registry_of
 from kdnas.study.rungs import rung_problems, supernet_problems
+from kdnas.study.spaces import space_of
 from kdnas.study.yaml_lines import KeyPath, YamlDocument, parse_value, read_yaml
 
 STUDY_FILE = "study.yaml"
@@ -47,6 +48,25 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> LoadedStudy:
     file = study_file(path)
     document, problems = apply_overrides(read_yaml(file), overrides)
     return check_study(document, file.parent, problems)
+
+
+def study_of(document: YamlDocument, folder: Path, settings: Sequence[str] = ()) -> LoadedStudy:
+    """Return the study that plain data spell, with `key.sub=value` settings applied; `space` may be a space's own keys.
+
+    Raises ConfigError with every problem.
+    """
+    changed, problems = apply_overrides(document, settings)
+    space = changed.data.get("space")
+    if not isinstance(space, dict):
+        return check_study(changed, folder, problems)
+    name = str(space.get("name", f"{changed.data.get('name', 'study')}_space"))
+    found: SearchSpace | None = None
+    try:
+        found = space_of(YamlDocument("space", space, {}), name)
+    except ConfigError as error:
+        problems += error.problems
+    named = changed.with_value(("space",), name)
+    return check_study(YamlDocument(named.name, named.data, changed.lines), folder, problems, found)
 
 
 def study_file(path: Path) -> Path:

@@ -33,7 +33,7 @@ from kdnas.core.arch import Arch, Scalar, normalise_scalar
 from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.errors import ConfigError, Problem
 from kdnas.students import STUDENTS, StudentFamily
-from kdnas.study.yaml_lines import read_yaml
+from kdnas.study.yaml_lines import YamlDocument, read_yaml
 
 _KEYS = ("name", "family", "description", "choices", "conditions", "fixed")
 _MAX_VALUES = 10_000
@@ -73,9 +73,13 @@ def load_space(name_or_path: str, folder: Path) -> SearchSpace:
 
 def read_space(path: Path) -> SearchSpace:
     """Return the space in the YAML file at `path`. Raises ConfigError with every problem and its line."""
-    document = read_yaml(path)
+    return space_of(read_yaml(path), path.stem)
+
+
+def space_of(document: YamlDocument, default_name: str) -> SearchSpace:
+    """Return the space that `document` spells. Raises ConfigError with every problem and its line."""
     reader = _SpaceReader(document.data)
-    space = reader.space(path.stem)
+    space = reader.space(default_name)
     problems = list(reader.problems)
     # A mistake elsewhere than in the name or in some value of a choice would make the family complain of sound lines.
     harmless = ("name", "description", *(f"choices.{choice.name}" for choice in space.choices if choice.values))

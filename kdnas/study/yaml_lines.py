@@ -45,6 +45,7 @@ class YamlDocument:
     """What problems call the file, `study.yaml`."""
     data: dict[str, Any]
     lines: Mapping[KeyPath, int]
+    """Without the whole document's, the key path (), where the data never stood in a file."""
 
     def line_of(self, where: str | Sequence[str | int]) -> int:
         """Return the line of `where` (a key path or its dotted text), or of the nearest section around it."""
@@ -63,7 +64,10 @@ class YamlDocument:
         """Return a problem at `where`, spelled `study.yaml:12: dotted.key: what (allowed: ...)`."""
         dotted = where if isinstance(where, str) else _dotted(where)
         line = self.line_of(dotted)
-        place = f"{self.name}:{line}" if line != OVERRIDE else "--set"
+        if line == OVERRIDE:
+            place = "--set"
+        else:
+            place = f"{self.name}:{line}" if () in self.lines else self.name
         return Problem(f"{place}: {dotted}" if dotted else place, what, allowed)
 
     def in_order(self, problems: Iterable[Problem]) -> list[Problem]:

@@ -1,0 +1,89 @@
+"""One call of a search, whole: a study opened and searched, its front retrained, report and student written."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kdnas.controller.events import Note, Observer, Ready
+from kdnas.controller.hand_made import HandMade, enqueue
+from kdnas.controller.preparation import prepare_study
+from kdnas.controller.runner import Search
+from kdnas.errors import KdnasError, RunError
+from kdnas.plan.exporting import export_folder, export_student, wanted_export
+from kdnas.record.front import front, pick
+from kdnas.record.outcome import failure
+from kdnas.record.products import is_current, lost_products, note_products
+from kdnas.record.records import RunRecord
+from kdnas.record.run_folder import controller_lock
+from kdnas.report.files import write_report
+from kdnas.study.loading import LoadedStudy
+from kdnas.workshop.opening import cache_dir, resolve_device
+
+
+def search_study(
+    study: LoadedStudy,
+    folder: Path,
+    *,
+    data_root: Path,
+    observe: Observer,
+    hand_made: Sequence[HandMade] = (),
+    on_end: Callable[[RunRecord, list[Path]], None] = lambda run, written: None,
+) -> RunRecord:
+    """Search in the run folder `folder`, or go on there, and return the run.
+
+    `on_end` gets the run and the files that were written, none where everything was done before. Raises InputError
+    where something is wrong before anything is trained, RunError where every student failed.
+    """
+    with controller_lock(folder):
+        opened = prepare_study(
+            study,
+            folder,
+            data_root=data_root,
+            cache=cache_dir().resolve(),
+            device=resolve_device(study.config.device),
+            observe=observe,
+        )
+        if hand_made:
+            enqueue(opened, hand_made, observe)
+        observe(Ready(opened.run, bool(opened.run.trials), opened.workers))
+        search = Search(opened, observe)
+        try:
+            run = search.run()
+        except BaseException:
+            with contextlib.suppress(KdnasError):  # a full disk: what ended the search is told, not this
+                observe(Note("writing the report"))
+                write_report(opened.snapshot())
+            raise
+        if search.did_nothing and _is_current(run, observe):
+            on_end(run, [])
+        else:
+            written = [*write_report(run)]
+            try:
+                written += _export(run, data_root)
+            finally:
+                on_end(run, written)
+        if failed := failure(run):
+            raise RunError(failed)
+        return run
+
+
+def _is_current(run: RunRecord, observe: Observer) -> bool:
+    """Whether report and export were made from the record as it is, the export as the study now wants it, and are all
+    there still; `observe` is told what is not.
+    """
+    losses = [*lost_products(run, "report"), *lost_products(run, "export")]
+    for loss in losses:
+        observe(Note(f"{loss.path} {loss.words}: it is written anew"))
+    return not losses and is_current(run, "report") and is_current(run, "export", wanted_export(run))
+
+
+def _export(run: RunRecord, data_root: Path) -> list[Path]:
+    """Export the student that the study's `export` section picks, where there are students with weights."""
+    wants = run.trains and bool(run.config.export.formats)
+    if not wants or not any(member.trial.repeats for member in front(run)):
+        note_products(run, "export", (), wanted_export(run))
+        return []
+    member = pick(run, run.config.export.pick)
+    return export_student(run, member, run.config.export.formats, export_folder(run), data_root=data_root)
