@@ -375,7 +375,7 @@ final:
 
 # --- What is exported at the end. kdnas list exporters
 export:
-  # near-best: the cheapest student within 1 point of the best, or within its 95 % interval where that is wider; or
+  # near-best: the cheapest student within 1 point of the best, or within its 95 % interval up to 3 points; or
   # best-0.5, teacher-1 (within 1 point of the teacher), best, knee, 'accuracy>=0.95' (the cheapest that reaches it),
   # 'macs<=5M' or 'macs<=5%' of the teacher's (the best within it)
   pick: near-best

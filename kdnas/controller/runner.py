@@ -304,13 +304,13 @@ class Search:
 
         Each has the values of `fixed`.
         """
-        number = self._record.next_number
+        place = self._record.next_place  # a search that was stopped proposes what an undisturbed one does
         rungs = self._config.fidelities if self._config.rungs else ()
         context = SamplerContext(
             self._opened.space,
             self._opened.run.objectives,
             self._config.expected_trials,
-            derive_seed(self._config.seed, "sampler", number) % 2**32,
+            derive_seed(self._config.seed, "sampler", place) % 2**32,
             price=lambda params: self._candidate(params).price,
             acceptable=self._acceptable,
             reference_point=self._opened.run.reference_point,
@@ -321,7 +321,7 @@ class Search:
             SAMPLERS.build(self._config.sampler.type, context, **self._config.sampler.options),
             self._domain,
             self._acceptable,
-            seed=derive_seed(self._config.seed, "proposals", number),
+            seed=derive_seed(self._config.seed, "proposals", place),
             excess=lambda params: relative_excess(context.price({**params, **fixed}), self._config.limits),
             fidelities=rungs,
             fixed=fixed,

@@ -19,7 +19,7 @@ SHORTEST_PREFIX = 4
 """Hexadecimal digits of an arch_id that are enough to name a student."""
 DEFAULT_PICK = "near-best"
 PICKS = (
-    "near-best (the cheapest within 1 point of the best, or within its 95 % interval where that is wider), "
+    "near-best (the cheapest within 1 point of the best, or within its 95 % interval up to 3 points), "
     "best-0.5 (the cheapest within 0.5 points of the best), "
     "teacher-1 (the cheapest within 1 point of the teacher), "
     "best, knee (needs three students), an arch_id, or bounds joined by commas: "
@@ -29,6 +29,8 @@ PICKS = (
 """What a pick may be, for help and messages."""
 FEWEST_FOR_A_KNEE = 3
 _DEFAULT_POINTS = 1.0
+MOST_POINTS = 3.0
+"""As far as an interval reaches: that of two seeds may span the whole scale, within which everybody is near."""
 _ROUNDING = 1e-9
 _NEAR = re.compile(r"^(best|teacher)\s*-\s*(\d+(?:\.\d+)?)$")
 _ARCH_ID = re.compile(rf"^[0-9a-f]{{{SHORTEST_PREFIX},12}}$")
@@ -44,7 +46,7 @@ class PickError(ValueError):
 
 @dataclass(frozen=True)
 class Near:
-    """At most `points` worse than the best student or the teacher; None: a point, or the best one's interval."""
+    """At most `points` worse than the best student or the teacher; None: a point, or the best one's interval, to 3."""
 
     to: Literal["best", "teacher"]
     points: float | None = None
@@ -160,7 +162,7 @@ def margin(near: Near, best: Candidate, score: Quantity) -> float:
     """Return how much worse than `best` a student may be that is near it, in the score's unit."""
     if near.points is not None:
         return near.points * point(score)
-    return max(_DEFAULT_POINTS * point(score), best.half_width or 0.0)
+    return min(max(_DEFAULT_POINTS * point(score), best.half_width or 0.0), MOST_POINTS * point(score))
 
 
 def choose(

@@ -218,7 +218,8 @@ def recommended(run: RunRecord) -> Recommendation | None:
         words = "the best"
     else:
         points = pick_rules.margin(Near("best"), candidates[best], score) / pick_rules.point(score)
-        distance = "1 point" if points <= 1 else f"{points:.2g} points (its 95 % interval)"
+        why = "its 95 % interval" if points < pick_rules.MOST_POINTS else "its 95 % interval, which is wider"
+        distance = "1 point" if points <= 1 else f"{points:.2g} points ({why})"
         words = f"the cheapest within {distance} of the best"
     return Recommendation(members[chosen], words)
 

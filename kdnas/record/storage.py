@@ -161,6 +161,12 @@ class Record:
         """The number the next trial will get."""
         return len(self.study.get_trials(deepcopy=False))
 
+    @property
+    @_on_disk
+    def next_place(self) -> int:
+        """The number the next trial would get had nothing been interrupted: what was is run again, in its own place."""
+        return sum(not trial.user_attrs.get("interrupted") for trial in self.study.get_trials(deepcopy=False))
+
     @_on_disk
     def name_axes(self, objectives: Sequence[Quantity]) -> None:
         """Name the objectives for Optuna's own tools, where that was not done: records of old do not have it."""

@@ -204,6 +204,22 @@ def test_ctrl_c_closes_what_runs(finished, tmp_path):
     assert [trial.state for trial in load_run(folder).trials] == ["complete", "interrupted"]
 
 
+def test_a_search_that_was_stopped_ends_as_an_undisturbed_one(tiny_study, tmp_path):
+    settings = ("training.epochs=1", "budget.trials=3", "final.seeds=1", "final.max_students=1", "final.control=false")
+    undisturbed = search(tiny_study, tmp_path / "undisturbed", *settings)
+
+    def interrupt(event):
+        if isinstance(event, TrialStarted) and event.number == 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tiny_study, tmp_path / "stopped", *settings, observe=interrupt)
+    stopped = search(tiny_study, tmp_path / "stopped", *settings)
+    assert [trial.number for trial in stopped.trials if trial.state == "interrupted"] == [0]
+    scored = [row[1:] for row in table(stopped) if row[2] != "interrupted"]
+    assert scored == [row[1:] for row in table(undisturbed)]
+
+
 def test_failing_trainings_are_recorded_and_the_search_goes_on(tiny_study, tmp_path):
     run = search(tiny_study, tmp_path / "r", "training.learning_rate=100", "training.weight_decay=10")
     assert Counter(trial.state for trial in run.trials) == {"failed": 4}

@@ -38,7 +38,9 @@ def test_every_spelling_means_one_student(text, place):
     assert chosen(text, FOUR) == place
 
 
-def test_near_the_best_is_a_point_or_the_intervals_width():
+def test_near_the_best_is_a_point_or_the_intervals_width_up_to_three_points():
+    assert chosen("near-best", front((0.508, 10), (0.827, 20), half_widths=(0.05, 0.67))) == 1  # two seeds' interval
+    assert chosen("near-best", front((0.759, 10), (0.761, 20), (0.79, 30), half_widths=(0.1, 0.1, 0.1))) == 1
     bad_and_good = front((0.49, 10), (0.79, 20), half_widths=(0.202, 0.093))
     assert chosen("near-best", bad_and_good) == 1  # 49 % is not within 9.3 points of 79 %
     assert chosen("near-best", front((0.78, 10), (0.79, 20))) == 0  # rounding of 0.79 - 0.01 decides nothing
