@@ -40,7 +40,11 @@ def eight_bits(picture: Picture, kind: str | None) -> Picture:
     from PIL import Image
 
     if picture.mode.startswith("I;16") or (picture.mode == "I" and kind in ("PNG", "PPM")):
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))  # as Pillow itself reads 16 bits of colour
+        values, hidden = np.asarray(picture), picture.info.get("transparency")
+        shallow = Image.fromarray((values >> 8).astype(np.uint8))  # as Pillow itself reads 16 bits of colour
+        if isinstance(hidden, int):  # a PNG's value that is transparent, all its 16 bits
+            shallow.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
+        return shallow
     if picture.mode in ("F", "I"):
         raise ValueError(f"has pixels of mode {picture.mode}, more than 16 bits a channel, on an unknown scale")
     return picture

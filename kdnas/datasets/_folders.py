@@ -246,6 +246,11 @@ def _refuse_unsplit(
         named = _listed([name for name, kinds in tokens.items() if kinds - {None}])
         problems.add(source, f"{named} may be splits or classes", "the options `train` and `test`, or `train: .`")
     below = {(parts[0], parts[1]) for parts in inner if len(parts) > 2}
+    inside = sorted({child for _, child in below})
+    if not direct and len(inside) > 1 and all(split_of(child) is not None for child in inside):
+        what = f"the splits {_listed(inside)} lie inside the classes {_listed(sorted(nested))}"
+        problems.add(source, what, "train/<class>/* and test/<class>/*; or `train: .` where one split is made of them")
+        return
     others = direct | nested
     for name in sorted(nested):
         shared = sorted({child for top, child in below if top == name} & (others - {name}))

@@ -46,7 +46,7 @@ def label(files, top, as_json, probabilities_of):
     for file in files:
         try:
             pixels = read_picture(file)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # Pillow's decoders raise whatever they stumble over, and refuse huge pictures
             print(f"{file}: {error}", file=sys.stderr)
             unreadable += 1
             continue

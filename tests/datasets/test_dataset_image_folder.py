@@ -484,6 +484,15 @@ def test_folders_that_may_be_splits_are_no_classes_unless_the_user_says_so(tmp_p
     assert open_it(tmp_path, train=".", test_fraction=0.25).class_names == tuple(sorted(names))
 
 
+def test_splits_inside_the_classes_are_not_mixed_unless_the_user_says_so(tmp_path):
+    places = [f"{name}/{split}/{i}.png" for name in ("cat", "dog") for split in ("Train", "val") for i in range(4)]
+    lay(tmp_path / "data", {place: png(pixels("x", place, 0)) for place in places})
+    for options in ({}, {"test_fraction": 0.25}):
+        with pytest.raises(DataError, match="the splits Train, val lie inside the classes cat, dog"):
+            open_it(tmp_path, **options)
+    assert len(open_it(tmp_path, train=".", test_fraction=0.25).train) == 12
+
+
 def test_splits_without_labels_or_images_are_told_in_one_line(tmp_path):
     lay(tmp_path / "flat", {**tree({"train": 4}), **{f"test/{i}.png": png(pixels("x", "y", i)) for i in range(4)}})
     with pytest.raises(DataError, match="test/: holds images but no class folders") as caught:

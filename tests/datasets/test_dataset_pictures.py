@@ -96,6 +96,13 @@ def test_sixteen_bits_keep_their_upper_eight_and_the_brightest_is_told():
     assert "brightest value is 4092 of 65535, so that they are nearly black" in note
 
 
+def test_the_transparent_value_of_sixteen_bits_is_that_of_all_bits():
+    values = np.array([[1000, 1001], [65535, 0]], dtype=np.uint16)
+    content = encoded(Image.fromarray(values), transparency=1000)
+    np.testing.assert_array_equal(shown(content, grayscale=True)[..., 0], [[255, 3], [255, 0]])
+    assert set(conversions(content)) == {"transparent", "sixteen_bits"}
+
+
 def test_cmyk_and_animations_are_converted_and_said():
     cmyk = PHOTO.convert("CMYK")
     content = encoded(cmyk, "TIFF")

@@ -129,9 +129,12 @@ def test_it_says_what_it_does_and_what_it_cannot_read(made, tmp_path):
     assert "20 x 16" in shown
     Image.new("RGB", (9, 9), "red").save(tmp_path / "good.png")
     (tmp_path / "bad.jpg").write_text("no picture")
-    ran = labelled(out / "student.py", str(tmp_path / "bad.jpg"), str(tmp_path / "good.png"), "--top", "1")
+    Image.new("1", (14_000, 14_000)).save(tmp_path / "huge.png")
+    given = [str(tmp_path / name) for name in ("bad.jpg", "huge.png", "good.png")]
+    ran = labelled(out / "student.py", *given, "--top", "1")
     assert ran.returncode == 1
     assert "bad.jpg" in ran.stderr
+    assert "huge.png: Image size (196000000 pixels)" in ran.stderr
     assert "Traceback" not in ran.stderr
     assert ran.stdout.startswith(str(tmp_path / "good.png"))
     assert ran.stdout.count("%") == 1
