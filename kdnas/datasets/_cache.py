@@ -36,7 +36,7 @@ try:
 except ImportError:  # no POSIX locks: processes may then decode the same data side by side, the first one done wins
     fcntl = None  # type: ignore[assignment]
 
-_FORMAT = 2
+_FORMAT = 3
 _CHUNK_BYTES = 16 << 20
 _HEADER_BYTES = 128
 
