@@ -193,7 +193,7 @@ def _anatomy_document(found: TeacherAnatomy) -> dict[str, Any]:
 
 def _print_anatomy(found: TeacherAnatomy) -> None:
     anatomy, ranking = found.anatomy, found.ranking
-    typer.echo(f"teacher {found.teacher}: a {found.network}, read as {anatomy.kind}")
+    typer.echo(f"teacher {found.teacher}: {found.network}, read as {anatomy.kind}")
     typer.echo(
         f"{found.macs:,} MACs, {found.params:,} parameters; with the fewest blocks and units that work "
         f"{found.least_macs:,} and {found.least_params:,}\n"

@@ -12,7 +12,6 @@ import typer
 from kdnas.cli._options import DataRoot, Json, Overrides, StudyPath
 from kdnas.cli._trust import TrustCode, allow_code_of_run
 from kdnas.core.fidelity import Fidelity
-from kdnas.core.pick import parse_bound
 from kdnas.core.words import counted, printable
 from kdnas.errors import InputError, Problem
 
@@ -91,7 +90,7 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
         "space": f"{space.name}: {space.family or 'no family'}, {len(space.choices)} choices, "
         f"{space.count():,} distinct settings",
         "objectives": list(config.objectives),
-        "constraints": [str(parse_bound(text)) for text in config.constraints],
+        "constraints": list(config.constraints),
         "losses": [f"{config.distillation.task_weight:g} cross entropy"]
         + [f"{term.weight:g} {term.type}" for term in config.distillation.losses],
         "tuned": sorted(config.tune),

@@ -47,7 +47,7 @@ def label(files, top, as_json, probabilities_of):
         try:
             pixels = read_picture(file)
         except Exception as error:  # Pillow's decoders raise whatever they stumble over, and refuse huge pictures
-            print(f"{file}: {error}", file=sys.stderr)
+            print(f"{file}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
             unreadable += 1
             continue
         ranked = sorted(zip(probabilities_of(pixels), CLASS_NAMES, strict=True), key=lambda pair: -pair[0])[:top]

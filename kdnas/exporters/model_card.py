@@ -106,7 +106,12 @@ def _teacher(card: Mapping[str, Any]) -> str:
         for key, split in (("accuracy", "validation"), ("test_accuracy", "test"))
         if teacher.get(key) is not None
     ]
-    costs = [f"{name} {value:,.6g}" for name, value in teacher.get("values", {}).items() if name != "accuracy"]
+    units = {name: entry.get("unit", "") for name, entry in card.get("quantities", {}).items()}
+    costs = [
+        f"{name} {value:,.0f}" if float(value).is_integer() else f"{name} {value:,.6g} {units.get(name, '')}".rstrip()
+        for name, value in teacher.get("values", {}).items()
+        if name != "accuracy"
+    ]
     notes = "".join(f"\n- {note}" for note in teacher.get("notes", ()))
     numbers = ", ".join([*accuracies, *costs])
     return f"## Teacher\n\n{teacher['name']}{': ' if numbers else ''}{numbers}.{notes}\n"

@@ -167,7 +167,8 @@ def _tables(run: RunRecord) -> str:
     )
     parts = []
     if front(run):
-        told = f"The recommended student is tinted green. {summary.near_chance(run)} {summary.distinguishing(run)}"
+        tinted = "The student at the top of this page is tinted green."
+        told = f"{tinted} {summary.near_chance(run)} {summary.distinguishing(run)}"
         parts.append(f'<h2>The front</h2>{hint}{front_html(run)}<p class="lead">{_text(told.strip())}</p>')
     parts.append(_full_trainings(run))
     parts.append(f"<h2>All trials</h2>{trials_html(run)}")

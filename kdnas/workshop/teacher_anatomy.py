@@ -67,7 +67,7 @@ def open_anatomy(
         found = read_anatomy(network, example)
     except ValueError as error:
         raise TeacherError(Problem(f"teacher {teacher.name}", str(error))) from None
-    say(f"cutting a {type(network).__name__} along {len(found.axes)} axes and comparing each with the masked network")
+    say(f"cutting {type(network).__name__} along {len(found.axes)} axes and comparing each with the masked network")
     anatomy = sound_part(found, network, example)
     if not anatomy.axes and not anatomy.depths:
         why = "; ".join(f"{part.what}: {part.why}" for part in anatomy.uncut[:3])

@@ -31,7 +31,7 @@ def test_a_sound_study_is_summed_up(study, capsys):
     assert main(["validate", str(study)]) == 0
     shown = capsys.readouterr().out
     assert shown.endswith("\nok\n")
-    for fact in ("digits_resnet", "accuracy, macs", "40 trials", "macs<=100000", "0.9 kd"):
+    for fact in ("digits_resnet", "accuracy, macs", "40 trials", "macs<=100k", "0.9 kd"):
         assert fact in shown
 
 

@@ -33,7 +33,13 @@ CARD = {
         "macs": {"value": 1234567, "unit": "MACs"},
         "latency_ms": {"value": 0.5, "unit": "ms", "spread": 0.02, "repeats": 50, "context": "cpu, 1 thread"},
     },
-    "teacher": {"name": "big", "accuracy": 0.97, "test_accuracy": None, "values": {"macs": 9e6}, "notes": ["adapted"]},
+    "teacher": {
+        "name": "big",
+        "accuracy": 0.97,
+        "test_accuracy": None,
+        "values": {"macs": 9e6, "latency_ms": 7.25},
+        "notes": ["adapted"],
+    },
     "data": {"name": "digits", "fingerprint": "abc", "split": "20 % were held out."},
 }
 
@@ -163,7 +169,7 @@ def test_model_card_shows_the_measured_numbers(exported: Path, student: TrainedS
     assert "FLOPs = 2 x MACs | 2,469,134" in text
     assert "| latency_ms | 0.5 | ms | 0.02 | median of 50; cpu, 1 thread |" in text
     assert "20 % were held out." in text
-    assert "big: validation accuracy 0.9700" in text
+    assert "big: validation accuracy 0.9700, macs 9,000,000, latency_ms 7.25 ms" in text
     params = sum(parameter.numel() for parameter in student.module.parameters())
     assert f"| params | {params:,} |" in text
 
