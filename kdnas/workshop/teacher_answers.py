@@ -28,14 +28,16 @@ _TIMID = 0.2
 class Answers:
     """A teacher's answers to N validation images, reduced to a few numbers an image, each array [N].
 
-    `low`, `high` and `total` are the least and largest of an image's values and their sum, `hard` whether all of them
-    are 0 or 1: of the probabilities where the network gives such, else of the logits. `confidence` is the softmax's
-    largest value at temperature 1, `rest` what it leaves to the others at temperature 4.
+    `predicted` and `least` are the classes of the largest and the smallest output. `low`, `high` and `total` are the
+    least and largest of an image's values and their sum, `hard` whether all of them are 0 or 1: of the probabilities
+    where the network gives such, else of the logits. `confidence` is the softmax's largest value at temperature 1,
+    `rest` what it leaves to the others at temperature 4.
     """
 
     outputs: str
     labels: np.ndarray
     predicted: np.ndarray
+    least: np.ndarray
     finite: np.ndarray
     low: np.ndarray
     high: np.ndarray
@@ -98,6 +100,7 @@ def answers_to(module: nn.Module, batches: Batches, outputs: str, *, bfloat16: b
             columns = [
                 batch.labels,
                 said.argmax(dim=1),
+                said.argmin(dim=1),
                 torch.isfinite(logits).all(dim=1),
                 values.amin(dim=1),
                 values.amax(dim=1),
@@ -107,11 +110,12 @@ def answers_to(module: nn.Module, batches: Batches, outputs: str, *, bfloat16: b
                 1 - (logits / _SOFT_AT).double().softmax(dim=1).amax(dim=1),
             ]
             rows.append(torch.stack([column.double() for column in columns]))
-    labels, predicted, finite, low, high, total, hard, confidence, rest = torch.cat(rows, dim=1).cpu().numpy()
+    labels, predicted, least, finite, low, high, total, hard, confidence, rest = torch.cat(rows, dim=1).cpu().numpy()
     return Answers(
         outputs=outputs,
         labels=labels.astype(np.int64),
         predicted=predicted.astype(np.int64),
+        least=least.astype(np.int64),
         finite=finite.astype(bool),
         low=low,
         high=high,

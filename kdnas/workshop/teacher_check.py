@@ -86,12 +86,16 @@ def report_teacher(
     if renaming is not None and renaming.renamed <= least:
         renaming = None  # no order makes answers of a network that learned nothing
     near_chance = score <= least
+    measured = f"its accuracy on the {len(labels)} validation images is {score:.4f}"
+    by_least = float((answers.least == labels).mean())
+    if near_chance and answers.classes > 2 and by_least > max(least, 0.0 if renaming is None else renaming.renamed):
+        what = f"{measured}, but {by_least:.4f} by its smallest output: it gives distances or losses"
+        raise TeacherError(Problem(where, what, "logits, the larger the likelier: -1 times these"))
     affordable = macs * min(_PROBED, len(labels)) * (len(_USUAL) + 3) <= _PROBE_MACS
     doubted = near_chance or renaming is not None or affordable
     hint = _better_normalisation(teacher, data, validation_indices, device, bfloat16) if doubted else ""
     if bfloat16 and affordable:
         noticed += _coarse(teacher, data, _spread(validation_indices, _PROBED), device)
-    measured = f"its accuracy on the {len(labels)} validation images is {score:.4f}"
     if renaming is not None and not hint:
         raise TeacherError(_other_order(where, measured, renaming, data))
     if near_chance:

@@ -109,6 +109,12 @@ def test_logits_that_are_not_finite_are_counted(report) -> None:
         report(lambda net, z: torch.where(z.amax(1, keepdim=True) > 13, float("inf"), z))
 
 
+@pytest.mark.parametrize("distances", [lambda net, z: -z, lambda net, z: -z.log_softmax(1)])
+def test_distances_and_losses_are_no_logits(report, distances) -> None:
+    with pytest.raises(TeacherError, match=r"but 0\.9\d+ by its smallest output: it gives distances or losses"):
+        report(distances)
+
+
 # -- classes -----------------------------------------------------------------------------------------------------------
 
 
