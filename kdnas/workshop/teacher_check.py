@@ -93,6 +93,8 @@ def report_teacher(
         raise TeacherError(Problem(where, what, "logits, the larger the likelier: -1 times these"))
     affordable = macs * min(_PROBED, len(labels)) * (len(_USUAL) + 3) <= _PROBE_MACS
     doubted = near_chance or renaming is not None or affordable
+    if near_chance:
+        say(f"{where}: {score:.1%} of the validation images right is near chance; trying the usual normalisations")
     hint = _better_normalisation(teacher, data, validation_indices, device, bfloat16) if doubted else ""
     if bfloat16 and affordable:
         noticed += _coarse(teacher, data, _spread(validation_indices, _PROBED), device)
