@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import scored_study
 import tiny
+
+from kdnas.cli.main import main
 
 if TYPE_CHECKING:
     from kdnas.core.data import ImageData
@@ -117,3 +120,23 @@ def kdnas(kdnas_cache: Path) -> Callable[..., Result]:
 def tiny_study(tmp_path: Path) -> Path:
     """A study on the real digits that ends in seconds; edit its study.yaml and space.yaml at will."""
     return tiny.write(tmp_path)
+
+
+@pytest.fixture
+def scored_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run `kdnas search` without worker processes: `code, stdout, stderr = scored_search(study, "--trials", 4)`.
+
+    `study` is of `scored_study.write`, or the run folder, which is tmp_path / "run".
+    """
+    monkeypatch.setattr(
+        "kdnas.controller.runner.start_executor", lambda opened, observe: scored_study.Inline(opened.workplan)
+    )
+
+    def run(study: Path, *arguments: str | Path | int) -> tuple[int, str, str]:
+        own = ["--out", tmp_path / "run", "--data-root", tmp_path / "scored"]
+        code = main([str(argument) for argument in ("search", study, *own, *arguments)])
+        return code, *capfd.readouterr()
+
+    return run

@@ -169,8 +169,9 @@ class Search:
         if self._retry:
             return self._retry[0]
         exhausted = bool(self._record.notes().get("exhausted"))
-        promoted = next_promotion(self._run)
-        if promoted is None and (exhausted or self._is_ending()):
+        ending = self._is_ending()
+        promoted = None if ending else next_promotion(self._run)
+        if promoted is None and (exhausted or ending):
             top = self._config.fidelities[-1]
             if any(job.fidelity != top for _, job in self._running.values()):
                 return None  # who is being scored may deserve it more than those that wait

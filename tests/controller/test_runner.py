@@ -117,7 +117,6 @@ def test_the_lock_says_what_ran(finished):
         "test_images": 359,
         "channel_mean": 0,
         "channel_std": 0,
-        "notes": [],
     }
     assert len(lock["teacher_answers"]) == 32
     assert lock["teacher"]["outputs"] == "logits"
