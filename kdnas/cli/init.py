@@ -163,7 +163,7 @@ def space_for(size: int | None) -> str:
 
 
 _UPDATES = 1_000
-"""Of a proposed score: twice what says little (`kdnas.report.summary.FEW_UPDATES`)."""
+"""Of a proposed score: twice what says little (`kdnas.study.updates.FEW_UPDATES`)."""
 _UNKNOWN_IMAGES = 5_000
 
 

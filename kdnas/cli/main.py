@@ -35,7 +35,7 @@ Bring a teacher, a data set and limits; get the students on the accuracy-cost Pa
 
 \b
 Start here:
-  kdnas search studies/digits        a first search: 8x8 digits, no download, a few minutes
+  kdnas search studies/digits        a first search: 8x8 digits, no download, a minute or two
   kdnas init my-study                a commented study.yaml for your own teacher and data
   kdnas validate my-study            every problem of a study at once, with line numbers
   kdnas doctor                       what works on this machine, and why not

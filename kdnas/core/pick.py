@@ -84,6 +84,7 @@ class Standard:
 def parse_pick(text: str) -> Pick:
     """Return the pick that `text` spells (`PICKS`). Raises PickError on anything else."""
     wanted = text.strip()
+    wanted = wanted.lower() if wanted.lower() in ("best", "knee", DEFAULT_PICK) else wanted
     if _ARCH_ID.match(wanted.lower()):
         return Pick("best", arch_id=wanted.lower())
     words, bounds, near = [], [], None

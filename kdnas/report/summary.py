@@ -37,11 +37,9 @@ from kdnas.report.wording import (
     shown,
     shown_interval,
 )
-from kdnas.training.batches import batches_in
+from kdnas.study.updates import updates_in_words
 
 _NAMED_PAIRS = 6
-FEW_UPDATES = 500
-"""Below so many optimiser updates a network has hardly begun to learn."""
 _MEASURED = re.compile(r" \([a-z_0-9]+ is -?[0-9][-+.0-9e]*\)")
 """What a student that breaks a constraint has: it differs from trial to trial, the reason does not."""
 
@@ -188,26 +186,8 @@ def control_in_words(run: RunRecord) -> str:
 
 def updates(run: RunRecord) -> str:
     """Return how many optimiser updates a score and a final training are, and whether those are too few."""
-    images, training = run.lock["data"].get("training_images"), run.config.training
-    if not run.trains or not isinstance(images, int):
-        return ""
-
-    def count(fidelity: Fidelity) -> int:
-        return fidelity.epochs * batches_in(round(images * fidelity.data_fraction), training.batch_size)
-
-    scores = [count(fidelity) for fidelity in run.config.fidelities if fidelity.epochs]
-    final = count(run.config.final_fidelity)
-    text = f"a final training is {final:,} updates of batches of {training.batch_size:,}"
-    if scores:
-        text = f"a score is {' or '.join(f'{number:,}' for number in scores)} updates, {text}"
-    stages = [("score", max(scores, default=FEW_UPDATES)), ("final training", final)]
-    few = [name for name, number in stages if number < FEW_UPDATES]
-    if few:
-        text += (
-            f". Below about {FEW_UPDATES} a {' or a '.join(few)} says little of a student, however many epochs it is: "
-            "more epochs, or a smaller training.batch_size"
-        )
-    return text
+    images = run.lock["data"].get("training_images")
+    return updates_in_words(run.config, images) if run.trains and isinstance(images, int) else ""
 
 
 def still_rising(run: RunRecord) -> str:

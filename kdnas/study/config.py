@@ -185,6 +185,14 @@ class Final(Section):
     control: bool = True
     """Train the picked student once more without its teacher, by cross entropy alone, to say what distillation adds."""
 
+    @model_validator(mode="after")
+    def _room_to_grow(self) -> Final:
+        if self.until == "flat" and self.epochs is not None and self.epochs > self.max_epochs:
+            raise ValueError(
+                f"epochs, {self.epochs}, are the fewest of `until: flat`: max_epochs must be at least that"
+            )
+        return self
+
 
 def _pick(text: str) -> str:
     try:

@@ -50,6 +50,9 @@ class YamlDocument:
     def line_of(self, where: str | Sequence[str | int]) -> int:
         """Return the line of `where` (a key path or its dotted text), or of the nearest section around it."""
         dotted = where if isinstance(where, str) else _dotted(where)
+        inside = [line for text, line in self._by_text.items() if text.startswith(f"{dotted}.")]
+        if dotted not in self._by_text and inside:  # a section that an override has made
+            return min(inside)
         while dotted:
             if dotted in self._by_text:
                 return self._by_text[dotted]

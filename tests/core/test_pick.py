@@ -27,6 +27,7 @@ FOUR = front((0.5, 10), (0.90, 18), (0.955, 50), (0.96, 90))
 @pytest.mark.parametrize(
     ("text", "place"),
     [
+        ("BEST", 3), ("Knee", 1),
         ("near-best", 2), ("best", 3), ("knee", 1), ("best-0", 3), ("best-0.4", 3), ("best-0.5", 2), ("best-6", 1),
         ("best - 50", 0), ("teacher-1", 3), ("teacher-1.5", 2), ("teacher-7", 1), ("accuracy>=0.95", 2),
         ("accuracy>=95%", 2), ("accuracy>=0.2", 0), ("macs<=60", 2), ("macs<=5%", 2), ("macs<=2%", 1),

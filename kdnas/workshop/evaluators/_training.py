@@ -15,17 +15,16 @@ import torch
 from torch import nn
 
 from kdnas.core.arch import Arch, Scalar
-from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import ACCURACY, Quantity, breaches
-from kdnas.core.words import counted
 from kdnas.errors import RunError, TrialError
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.tracing import fvcore_macs, traced_macs
 from kdnas.nn.weights import save_weights
 from kdnas.record.records import TrialRecord
 from kdnas.study.spaces import arch_of
-from kdnas.training.batches import Batches, batches_in
+from kdnas.study.updates import updates_in_words
+from kdnas.training.batches import Batches
 from kdnas.training.evaluation import accuracy
 from kdnas.training.loop import EpochRecord, Trained
 from kdnas.training.numerics import computing, in_bfloat16
@@ -119,23 +118,8 @@ class TrainingEvaluator(Evaluator):
             f"{len(bench.data.test):,} to test; {'x'.join(map(str, task.input_shape))}, {task.num_classes} classes",
             **({"data_notes": "; ".join(bench.data_notes)} if bench.data_notes else {}),
             "teacher_opened": bench.teacher.name,
-            "updates": self._updates,
+            "updates": updates_in_words(self.context.config, len(bench.train_indices)),
         }
-
-    @property
-    def _updates(self) -> str:
-        """How many optimiser updates a score and a final training are, in words."""
-        config, images = self.context.config, len(self.bench.train_indices)
-        size = config.training.batch_size
-
-        def words(fidelity: Fidelity) -> str:
-            batches = batches_in(round(images * fidelity.data_fraction), size)
-            return f"{batches * fidelity.epochs:,} ({counted(fidelity.epochs, 'epoch')} of {batches:,})"
-
-        paid = [fidelity for fidelity in config.fidelities if fidelity.epochs]
-        scores = f"a score {' or '.join(words(fidelity) for fidelity in paid)}" if paid else "a score none"
-        final = words(config.final_fidelity) if config.final_fidelity.epochs else "none"
-        return f"{scores}, a final training {final}, of batches of {size:,}"
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
