@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kdnas.controller.events import Advanced, Note, Observer
-from kdnas.controller.packs import PackedWorkplan, Packs
+from kdnas.controller.packed import PackedExecutor, PackedWorkplan
 from kdnas.controller.preparation import Opened
 from kdnas.executors import EXECUTORS, Executor, Finished
 
@@ -27,7 +27,7 @@ def start_executor(opened: Opened, observe: Observer) -> Executor:
     built: Executor = EXECUTORS.build(section.type, plan, **{**taken, **section.options})
     if built.notice:
         observe(Note(built.notice))
-    return built if size == 1 else Packs(built, size, time_limit_s=opened.config.budget.trial_time_limit_s)
+    return built if size == 1 else PackedExecutor(built, size, time_limit_s=opened.config.budget.trial_time_limit_s)
 
 
 def _measured_size(opened: Opened, observe: Observer) -> int:

@@ -1,7 +1,7 @@
 """The training loop: students trained by their recipes, one or several at once, beside their teacher.
 
 Images stay raw floats in 0..255 on the device; student and teacher see the same batch. What a step is stands in
-`kdnas.training.lesson`.
+`kdnas.training.step`.
 
 A small student's kernels leave most of a GPU idle, and kernels of different processes never run side by side there
 (unless a multi-process service shares its context). So one process may train several students: trainings that share
@@ -30,23 +30,23 @@ from kdnas.errors import TrialError
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.checkpoint import load_checkpoint, load_modules, save_checkpoint
-from kdnas.training.lesson import (
-    Lesson,
+from kdnas.training.loss import needs_of
+from kdnas.training.numerics import computing, settled_recipe
+from kdnas.training.recipe import Recipe
+from kdnas.training.step import (
+    Step,
     TaughtBatch,
     TimedBatches,
     memory_failures_as_trial_errors,
-    open_lesson,
-    open_teaching,
+    open_step,
+    open_teacher_outputs,
     own_randomness,
     scored,
     seconds_by_phase,
     taught_batches,
 )
-from kdnas.training.loss import needs_of
-from kdnas.training.numerics import computing, settled_recipe
-from kdnas.training.recipe import Recipe
 from kdnas.training.teacher_cache import TeacherCache
-from kdnas.training.teaching import Teaching
+from kdnas.training.teacher_outputs import TeacherOutputs
 
 _STEPS_KEPT = 16
 
@@ -155,7 +155,7 @@ def train(course: Course, pupils: Sequence[Pupil]) -> list[Trained | TrialError]
             stack.enter_context(memory_failures_as_trial_errors())
             stack.enter_context(computing(recipes[0].training, course.device))
             stack.enter_context(own_randomness(derive_seed(pupils[0].seed, "training"), course.device))
-            teaching, shapes = open_teaching(
+            outputs, shapes = open_teacher_outputs(
                 stack,
                 course.teacher,
                 course.train,
@@ -166,7 +166,7 @@ def train(course: Course, pupils: Sequence[Pupil]) -> list[Trained | TrialError]
                 teacher_cache=course.teacher_cache,
             )
             for pupil, recipe in zip(pupils, recipes, strict=True):
-                lesson = open_lesson(
+                step = open_step(
                     stack,
                     pupil.network,
                     shapes,
@@ -177,16 +177,16 @@ def train(course: Course, pupils: Sequence[Pupil]) -> list[Trained | TrialError]
                     graphs=course.graphs,
                 )
                 several = len(pupils) > 1 and course.device.type == "cuda"
-                lane = _Lane(pupil, lesson, torch.cuda.Stream(course.device) if several else None)
+                lane = _Lane(pupil, step, torch.cuda.Stream(course.device) if several else None)
                 lane.begin(course, recipe)
                 lanes.append(lane)
             for epoch in range(min(len(lane.history) for lane in lanes), recipes[0].training.epochs):
                 going = [lane for lane in lanes if lane.failure is None and len(lane.history) == epoch]
                 if going:
-                    _train_epoch(going, course, teaching, epoch)
+                    _train_epoch(going, course, outputs, epoch)
                 for lane in going:
                     lane.close_epoch(course.device)
-            live = teaching is not None and teaching.is_live
+            live = outputs is not None and outputs.is_live
             return [lane.outcome(course.validation, live) for lane in lanes]
     except TrialError as failure:  # what they share has failed
         return [failure] * len(pupils)
@@ -245,10 +245,10 @@ def batches_key(recipe: Recipe) -> tuple[object, ...]:
 
 @dataclass
 class _Lane:
-    """One student of a course: its lesson, the stream that it has beside others on a CUDA device, and how it goes."""
+    """One student of a course: its step, the stream that it has beside others on a CUDA device, and how it goes."""
 
     pupil: Pupil
-    lesson: Lesson
+    step: Step
     stream: torch.cuda.Stream | None
     failure: TrialError | None = None
     history: list[EpochRecord] = field(default_factory=list)
@@ -261,11 +261,11 @@ class _Lane:
     def begin(self, course: Course, recipe: Recipe) -> None:
         """Begin from the pupil's origin, or go on from its own checkpoint. Raises RunFolderError."""
         pupil = self.pupil
-        self.modules, origin = _modules(pupil.network, self.lesson, pupil.begin_from)
+        self.modules, origin = _modules(pupil.network, self.step, pupil.begin_from)
         self.identity = _identity(course, pupil, recipe, origin)
         if pupil.checkpoint is not None and pupil.checkpoint.exists():
             progress = load_checkpoint(
-                pupil.checkpoint, self.modules, self.lesson.optimizer, identity=self.identity, device=course.device
+                pupil.checkpoint, self.modules, self.step.optimizer, identity=self.identity, device=course.device
             )
             self.history = [EpochRecord(**record) for record in progress["history"]]
             self.teacher_seconds = progress["teacher_seconds"]
@@ -294,22 +294,22 @@ class _Lane:
             save_checkpoint(
                 self.pupil.checkpoint,
                 self.modules,
-                self.lesson.optimizer,
+                self.step.optimizer,
                 identity=self.identity,
                 progress=progress,
                 device=device,
             )
         if self.pupil.on_epoch is not None:
-            with self.lesson.shown():
+            with self.step.shown():
                 self.pupil.on_epoch(self.history[-1])
 
     def outcome(self, validation: Batches | None, live_teacher: bool) -> Trained | TrialError:
         """Return how the student did, scored on the validation split."""
-        graph_failure = self.lesson.finish()
+        graph_failure = self.step.finish()
         score = None
         if self.failure is None and validation is not None:
             with self.turn():
-                score = scored(self.lesson, validation, self.phases)
+                score = scored(self.step, validation, self.phases)
         if self.failure is not None:
             return self.failure
         return Trained(
@@ -318,9 +318,9 @@ class _Lane:
             history=tuple(self.history),
             train_seconds=sum(record.seconds for record in self.history),
             teacher_seconds=self.teacher_seconds,
-            fidelity=self.lesson.training.fidelity,
+            fidelity=self.step.training.fidelity,
             graph_failure=graph_failure,
-            unfused=self.lesson.unfused,
+            unfused=self.step.unfused,
             phases=self.phases,
             live_teacher=live_teacher,
         )
@@ -344,17 +344,17 @@ class _Kept:
         self._batches = []
 
 
-def _train_epoch(lanes: Sequence[_Lane], course: Course, teaching: Teaching | None, epoch: int) -> None:
+def _train_epoch(lanes: Sequence[_Lane], course: Course, outputs: TeacherOutputs | None, epoch: int) -> None:
     """Train `lanes` on view `epoch` of the data."""
-    training = lanes[0].lesson.training
+    training = lanes[0].step.training
     started = time.perf_counter()
     steps = course.train.steps(training.batch_size)
     for lane in lanes:
         with lane.turn():
-            lane.lesson.begin(epoch, steps)
+            lane.step.begin(epoch, steps)
     kept = _Kept()
     batches = TimedBatches(
-        taught_batches(course.train, teaching, training, data=course.data, epoch=epoch, view_seed=course.view_seed)
+        taught_batches(course.train, outputs, training, data=course.data, epoch=epoch, view_seed=course.view_seed)
     )
     streams = [lane.stream for lane in lanes if lane.stream is not None]
     for batch in batches:
@@ -364,17 +364,17 @@ def _train_epoch(lanes: Sequence[_Lane], course: Course, teaching: Teaching | No
                 with lane.turn():
                     if lane.stream is not None and made is not None:
                         lane.stream.wait_event(made)
-                    lane.lesson.learn(*batch)
+                    lane.step.learn(*batch)
         if streams:
             kept.add(batch, streams)
     losses: dict[int, float] = {}
     for number, lane in enumerate(lanes):
         with lane.turn():
             if lane.failure is None:
-                losses[number] = lane.lesson.end()
+                losses[number] = lane.step.end()
         if lane.stream is not None:
             lane.stream.synchronize()  # the batches go now
-    taught = 0.0 if teaching is None else teaching.end()
+    taught = 0.0 if outputs is None else outputs.end()
     seconds = time.perf_counter() - started
     spent = seconds_by_phase(course.device, seconds, taught, batches.seconds)
     for number, loss in losses.items():
@@ -385,13 +385,13 @@ def _train_epoch(lanes: Sequence[_Lane], course: Course, teaching: Teaching | No
             lane.phases[phase] += whole / len(lanes)
 
 
-def _modules(network: nn.Module, lesson: Lesson, begin_from: Path | None) -> tuple[dict[str, nn.Module], str | None]:
+def _modules(network: nn.Module, step: Step, begin_from: Path | None) -> tuple[dict[str, nn.Module], str | None]:
     """Return what a checkpoint keeps, begun from that of another training where asked for, and that one's identity."""
-    modules = {"network": network, "losses": lesson.criterion}
+    modules = {"network": network, "losses": step.criterion}
     origin = None if begin_from is None else load_modules(begin_from, modules)
-    if lesson.average is not None:
-        lesson.average.begin()
-        modules["average"] = lesson.average.module
+    if step.average is not None:
+        step.average.begin()
+        modules["average"] = step.average.module
     return modules, origin
 
 

@@ -1,7 +1,7 @@
 """The training of a supernet: all students of a space at once, beside their teacher, by a shrinking policy.
 
 A step takes one batch through one or several subnets, adds up their gradients and updates the shared weights once: what
-each of them learns from stands in `subnet_lesson`, which subnets there are in `shrinking`, what is spent in
+each of them learns from stands in `subnet_step`, which subnets there are in `shrinking`, what is spent in
 `supernet_run`.
 """
 
@@ -28,16 +28,16 @@ from kdnas.students import STUDENTS, StudentFamily
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import accuracy
-from kdnas.training.lesson import TaughtBatch, memory_failures_as_trial_errors, open_teaching, own_randomness
 from kdnas.training.numerics import computing, in_bfloat16, settled_recipe
 from kdnas.training.recipe import Recipe
 from kdnas.training.shrinking import Recorded, policy_of
-from kdnas.training.subnet_lesson import SubnetLesson
+from kdnas.training.step import TaughtBatch, memory_failures_as_trial_errors, open_teacher_outputs, own_randomness
+from kdnas.training.subnet_step import SubnetStep
 from kdnas.training.subnets import ElasticSpace, SubnetScorer
 from kdnas.training.supernet_run import SupernetRun, Tick
 from kdnas.training.supernet_settings import SupernetSettings as SupernetSettings
 from kdnas.training.teacher_cache import TeacherCache
-from kdnas.training.teaching import Teaching
+from kdnas.training.teacher_outputs import TeacherOutputs
 
 _PANEL_SHARE = 0.005
 """Scoring the three subnets of the panel takes so many images that it spends about this of the budget, at most."""
@@ -109,23 +109,23 @@ def train_supernet(
         pixels = recipe.training.epochs * len(train) * math.prod(data.task.input_shape[1:])
         stack.enter_context(computing(recipe.training, device))
         stack.enter_context(own_randomness(derive_seed(seed, "training"), device))
-        teaching, shapes = open_teaching(
+        outputs, shapes = open_teacher_outputs(
             stack, teacher, train, recipe, data=data, device=device, view_seed=view_seed, teacher_cache=teacher_cache
         )
         assert shapes is not None  # there is a teacher
-        lesson = SubnetLesson(
+        subnet_step = SubnetStep(
             stack, supernet, elastic.spec(ladders.largest), shapes, recipe.distillation,
             data=data, in_place=settings.in_place, bfloat16=bfloat16, device=device, seed=seed,
             pixels=pixels if recipe.training.fused_norms is True else 0.0,
         )  # fmt: skip
         taught = accuracy(teacher.module.to(device), validation, bfloat16=bfloat16)
         run = SupernetRun(
-            supernet, elastic, ladders, policy, lesson, checker, recipe.training, settings.shrinking,
+            supernet, elastic, ladders, policy, subnet_step, checker, recipe.training, settings.shrinking,
             budget_macs=budget_macs, teacher_accuracy=taught, seed=seed,
         )  # fmt: skip
         if checkpoint is not None and checkpoint.exists():
             run.resume(checkpoint, identity)
-        batches = stack.enter_context(closing(_stream(run, train, teaching, recipe, data, view_seed, settings.views)))
+        batches = stack.enter_context(closing(_stream(run, train, outputs, recipe, data, view_seed, settings.views)))
         run.train(batches, lambda: None if checkpoint is None else run.save(checkpoint, identity), on_tick)
     supernet.eval().zero_grad(set_to_none=True)
     record = Schedule(policy.name, space.name, space.family, run.budget_macs, tuple(run.history))
@@ -162,7 +162,7 @@ def _elastic(space: SearchSpace, settings: SupernetSettings, data: ImageData) ->
 def _stream(
     run: SupernetRun,
     train: Batches,
-    teaching: Teaching | None,
+    outputs: TeacherOutputs | None,
     recipe: Recipe,
     data: ImageData,
     view_seed: int,
@@ -178,18 +178,18 @@ def _stream(
             fill=data.channel_mean,
             seed=view_seed,
         )
-        if teaching is not None:
-            teaching.begin(view)
+        if outputs is not None:
+            outputs.begin(view)
         try:
             for index, batch in enumerate(batches):
                 if index >= run.batch:
                     images = batch.images.contiguous(memory_format=torch.channels_last)
-                    theirs = None if teaching is None else teaching(images, batch.samples)
+                    theirs = None if outputs is None else outputs(images, batch.samples)
                     run.batch = index + 1
                     yield images, batch.labels, theirs
         finally:
-            if teaching is not None:
-                teaching.end()
+            if outputs is not None:
+                outputs.end()
         run.epoch, run.batch = run.epoch + 1, 0
 
 

@@ -26,11 +26,11 @@ from kdnas.errors import TrialError
 from kdnas.nn.elastic import Supernet
 from kdnas.nn.taps import Outputs
 from kdnas.training.checkpoint import load_checkpoint, save_checkpoint
-from kdnas.training.lesson import TaughtBatch
 from kdnas.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from kdnas.training.recipe import Training
 from kdnas.training.shrinking import Policy, Shrinking, Situation
-from kdnas.training.subnet_lesson import SubnetLesson
+from kdnas.training.step import TaughtBatch
+from kdnas.training.subnet_step import SubnetStep
 from kdnas.training.subnets import ElasticSpace, FrontSampler, SubnetScorer, SubnetSpec
 
 _RATE_STEPS = 1_000_000
@@ -73,7 +73,7 @@ class SupernetRun:
         space: ElasticSpace,
         ladders: Ladders,
         policy: Policy,
-        lesson: SubnetLesson,
+        subnet_step: SubnetStep,
         scorer: SubnetScorer,
         training: Training,
         shrinking: Shrinking,
@@ -83,7 +83,7 @@ class SupernetRun:
         seed: int,
     ):
         self._supernet, self._space, self._ladders, self._policy = supernet, space, ladders, policy
-        self._lesson, self._scorer, self._training = lesson, scorer, training
+        self._subnet_step, self._scorer, self._training = subnet_step, scorer, training
         self._shrinking, self._teacher_accuracy, self._seed = shrinking, teacher_accuracy, seed
         self._sampler = FrontSampler(space, share=shrinking.front_share)
         self._optimizer = self._new_optimizer()
@@ -112,7 +112,7 @@ class SupernetRun:
                 self.ticked_macs = self.spent_macs
                 measured_little = self.measured_macs <= self._shrinking.measuring_share * self.spent_macs
                 check = self._check() if stage.plan.watched and measured_little else None
-            if ticks or self._lesson.device.type == "cpu":  # looking makes a CUDA device wait
+            if ticks or self._subnet_step.device.type == "cpu":  # looking makes a CUDA device wait
                 _refuse_non_finite(loss, self.step)
             steps, spent = self.step - stage.first_step, self.spent - stage.spent_before
             ended = self._policy.verdict(stage.plan, steps, spent, stage.checks, self._teacher_accuracy)
@@ -136,11 +136,11 @@ class SupernetRun:
         rate = learning_rate(min(int(position * _RATE_STEPS), _RATE_STEPS - 1), _RATE_STEPS, self._training)
         set_learning_rate(self._optimizer, rate * plan.learning_rate)
         self._supernet.train()
-        self._lesson.criteria.train()
+        self._subnet_step.criteria.train()
         self._optimizer.zero_grad(set_to_none=True)
         self.spent_macs += 3 * len(images) * sum(self._space.macs(spec) for spec in specs)
-        self._lesson.at(min(1.0, self.spent))
-        losses = self._lesson.backward(specs, images, labels, theirs, plan.kd_weight)
+        self._subnet_step.at(min(1.0, self.spent))
+        losses = self._subnet_step.backward(specs, images, labels, theirs, plan.kd_weight)
         if self._training.clip_norm is not None:
             parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self._training.clip_norm)
@@ -243,7 +243,7 @@ class SupernetRun:
         return Probe(unlock.dimension, unlock.adds, accuracy, accuracy_of_largest - accuracy, saved)
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        optimizer = build_optimizer((self._supernet, self._lesson.criteria), self._training)
+        optimizer = build_optimizer((self._supernet, self._subnet_step.criteria), self._training)
         for group in optimizer.param_groups:
             if group.get("momentum"):
                 # A step moves some weights only, and the fused kernel takes no weight that has no momentum yet.
@@ -267,12 +267,14 @@ class SupernetRun:
             "observations": self._sampler.observations,
         }
         save_checkpoint(
-            path, self._modules, self._optimizer, identity=identity, progress=progress, device=self._lesson.device
+            path, self._modules, self._optimizer, identity=identity, progress=progress, device=self._subnet_step.device
         )
 
     def resume(self, path: Path, identity: str) -> None:
         """Continue from the checkpoint at `path`. Raises RunFolderError where it is damaged or another training's."""
-        progress = load_checkpoint(path, self._modules, self._optimizer, identity=identity, device=self._lesson.device)
+        progress = load_checkpoint(
+            path, self._modules, self._optimizer, identity=identity, device=self._subnet_step.device
+        )
         for name in _COUNTERS:
             setattr(self, name, progress[name])
         self.history = [FinishedStage.from_dict(record) for record in progress["stages"]]
@@ -284,7 +286,7 @@ class SupernetRun:
 
     @property
     def _modules(self) -> dict[str, nn.Module]:
-        return {"supernet": self._supernet, "losses": self._lesson.criteria}
+        return {"supernet": self._supernet, "losses": self._subnet_step.criteria}
 
 
 _COUNTERS = ("step", "epoch", "batch", "spent_macs", "measured_macs", "ticked_macs", "train_seconds")

@@ -7,7 +7,7 @@ import torch
 from audited_run import InProcess, write_study
 
 from kdnas.controller.events import Note
-from kdnas.controller.packs import Packs
+from kdnas.controller.packed import PackedExecutor
 from kdnas.controller.preparation import prepare_study
 from kdnas.controller.runner import Search
 from kdnas.controller.workers import start_executor
@@ -40,7 +40,7 @@ def opened(tmp_path, events, monkeypatch):
 
 
 def test_where_nothing_is_measured_nothing_is_told(opened, events):
-    assert not isinstance(start_executor(opened, events.append), Packs)
+    assert not isinstance(start_executor(opened, events.append), PackedExecutor)
     assert opened.snapshot().packing == ""
     assert not any(isinstance(event, Note) and "at a time" in event.text for event in events)
 
@@ -49,7 +49,7 @@ def test_the_measured_number_of_students_is_recorded_and_shown(opened, events, m
     measured = Packing(2, {1: 100.0, 2: 190.0, 4: 195.0})
     monkeypatch.setattr(Table, "at_once", lambda self: measured)
     executor = start_executor(opened, events.append)
-    assert isinstance(executor, Packs)
+    assert isinstance(executor, PackedExecutor)
     assert executor.free == 2
     assert Note(measured.words) in events
     assert opened.snapshot().packing == measured.words

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from lessons import CPU, KD, Tape, batches, net, recipe, teacher
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from trainings import CPU, KD, Tape, batches, net, recipe, teacher
 
-import kdnas.training.lesson
+import kdnas.training.step
 from kdnas.training.averaging import Average
-from kdnas.training.lesson import Lesson
 from kdnas.training.loop import Course, EpochRecord, Pupil, Trained, distil
 from kdnas.training.recipe import Training
+from kdnas.training.step import Step
 
 DECAY = 0.95
 
@@ -60,13 +60,13 @@ def test_it_is_torchs_average_with_a_warmed_up_decay():
 
 def test_the_student_that_is_given_back_is_the_average_of_what_each_step_left(data, monkeypatch):
     left: list[dict[str, torch.Tensor]] = []
-    learn = Lesson.learn
+    learn = Step.learn
 
-    def watched(self: Lesson, *batch: Any) -> None:
+    def watched(self: Step, *batch: Any) -> None:
         learn(self, *batch)
         left.append(state(self.student.network))
 
-    monkeypatch.setattr(Lesson, "learn", watched)
+    monkeypatch.setattr(Step, "learn", watched)
     plain_student = net(4, 8)
     mean = {name: value.double() for name, value in state(plain_student).items()}
     plain = train(data, plain_student, training={"ema": None})
@@ -131,7 +131,7 @@ def test_students_trained_together_have_the_averages_that_they_have_alone(data, 
         for k, one in enumerate(recipes)
     ]
     if graphs:
-        monkeypatch.setattr(kdnas.training.lesson, "recorder_for", lambda device: Tape())
+        monkeypatch.setattr(kdnas.training.step, "recorder_for", lambda device: Tape())
     course = Course(data, train_images, validation, teacher(data), 0, CPU)
     pupils = [Pupil(net(4, 8, seed=k), one, k, on_epoch=lambda record: None) for k, one in enumerate(recipes)]
     together = kdnas.training.loop.train(course, pupils)

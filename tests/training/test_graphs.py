@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import lessons
 import pytest
 import torch
-from lessons import CPU, KD, Tape, batches, net, recipe, same
+import trainings
 from torch import Tensor, nn
 from torch.nn import functional
+from trainings import CPU, KD, Tape, batches, net, recipe, same
 
-import kdnas.training.lesson
+import kdnas.training.step
 from kdnas.core.data import ImageData
 from kdnas.nn.taps import Outputs
 from kdnas.teachers import Teacher
@@ -34,7 +34,7 @@ CUDA = torch.device("cuda")
 
 @pytest.fixture
 def teacher(data: ImageData) -> Teacher:
-    return lessons.teacher(data)
+    return trainings.teacher(data)
 
 
 def recorded(seen: list[Any]) -> Callable[[Tensor, Tensor, Outputs | None], Tensor]:
@@ -134,7 +134,7 @@ def test_a_training_through_graphs_is_the_same_training(data, teacher, tmp_path,
 
     eager = trained()
     tape = Tape(fail)
-    monkeypatch.setattr(kdnas.training.lesson, "recorder_for", lambda device: tape)
+    monkeypatch.setattr(kdnas.training.step, "recorder_for", lambda device: tape)
     graphed = trained()
     assert same(eager.network, graphed.network)
     assert [record.loss for record in eager.history] == [record.loss for record in graphed.history]
@@ -223,7 +223,7 @@ def trained_on(device: torch.device, data: ImageData, *, graphs: bool = True, **
     settings = {"clip_norm": 1.0, "learning_rate": 0.02, "epochs": 3, **options.pop("training", {})}
     given = recipe(*options.pop("losses", (KD,)), **settings)
     train, scored = batches(data, 0, 500, device), batches(data, 500, 900, device)
-    teacher = lessons.teacher(data)
+    teacher = trainings.teacher(data)
     return distil(net(8, 16), teacher, train, scored, given, data=data, seed=3, device=device, graphs=graphs, **options)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lessons import CPU, Net, batches, net
 from torch import Tensor, nn
+from trainings import CPU, Net, batches, net
 
 from kdnas.core.data import ImageData
 from kdnas.core.fidelity import Fidelity
@@ -113,7 +113,7 @@ def test_the_weight_of_a_loss_warms_up_by_steps(data, train, teacher) -> None:
 
 def test_adapters_are_trained(data, train, teacher, monkeypatch) -> None:
     built: list[nn.Module] = []
-    import kdnas.training.lesson as module
+    import kdnas.training.step as module
 
     original = module.TrainingLoss
 

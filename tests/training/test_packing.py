@@ -5,12 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import lessons
 import pytest
 import torch
-from lessons import CPU, KD, Tape, batches, net, recipe, same
+import trainings
+from trainings import CPU, KD, Tape, batches, net, recipe, same
 
-import kdnas.training.lesson
+import kdnas.training.step
 from kdnas.core.data import ImageData
 from kdnas.errors import TrialError
 from kdnas.training.loop import Course, Pupil, Trained, distil, share_batches, train
@@ -29,7 +29,7 @@ def given(losses: tuple[LossTerm, ...] = (KD,), **settings: Any) -> list[Recipe]
 
 def together(data: ImageData, recipes: list[Recipe], device: torch.device = CPU, **options: Any) -> list[Any]:
     images, held_out = batches(data, 0, 300, device), batches(data, 300, 500, device)
-    course = Course(data, images, held_out, lessons.teacher(data), 5, device, **options)
+    course = Course(data, images, held_out, trainings.teacher(data), 5, device, **options)
     given_each = zip(WIDTHS, recipes, strict=True)
     return train(course, [Pupil(net(*widths, seed=k), one, 10 + k) for k, (widths, one) in enumerate(given_each)])
 
@@ -37,7 +37,7 @@ def together(data: ImageData, recipes: list[Recipe], device: torch.device = CPU,
 def alone(data: ImageData, recipes: list[Recipe], number: int, device: torch.device = CPU, **options: Any) -> Trained:
     return distil(
         net(*WIDTHS[number], seed=number),
-        lessons.teacher(data),
+        trainings.teacher(data),
         batches(data, 0, 300, device),
         batches(data, 300, 500, device),
         recipes[number],
@@ -56,7 +56,7 @@ def test_each_student_learns_what_it_would_alone(data, tmp_path, monkeypatch, lo
     recipes = given(losses, augmentation=Augmentation(crop_padding=1))
     expected = [alone(data, recipes, number) for number in range(3)]
     if graphs:
-        monkeypatch.setattr(kdnas.training.lesson, "recorder_for", lambda device: Tape())
+        monkeypatch.setattr(kdnas.training.step, "recorder_for", lambda device: Tape())
     found = together(data, recipes, teacher_cache=TeacherCache(tmp_path))
     for one, other in zip(found, expected, strict=True):
         assert same(one.network, other.network)
@@ -69,9 +69,7 @@ def test_each_student_learns_what_it_would_alone(data, tmp_path, monkeypatch, lo
 
 
 def test_each_student_tells_where_its_share_of_the_time_went(data, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(
-        kdnas.training.lesson, "recorder_for", lambda device: Tape(fail="not permitted while capturing")
-    )
+    monkeypatch.setattr(kdnas.training.step, "recorder_for", lambda device: Tape(fail="not permitted while capturing"))
     kept = together(data, given(), teacher_cache=TeacherCache(tmp_path))
     live = together(data, given())
     for one in kept + live:
@@ -111,7 +109,7 @@ def test_a_student_that_fails_does_not_disturb_the_others(data) -> None:
 
 
 def test_memory_that_runs_out_in_one_student_is_its_own_failure(data) -> None:
-    class Full(lessons.Net):
+    class Full(trainings.Net):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             if self.training:
                 raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
@@ -230,7 +228,7 @@ def test_students_go_on_together_from_their_own_checkpoints(data, tmp_path) -> N
     recipes = given(epochs=3)
     paths = [tmp_path / f"{number}.safetensors" for number in range(3)]
     images, held_out = batches(data, 0, 300), batches(data, 300, 500)
-    course = Course(data, images, held_out, lessons.teacher(data), 5, CPU)
+    course = Course(data, images, held_out, trainings.teacher(data), 5, CPU)
 
     def pupil(number: int, stop: int | None = None) -> Pupil:
         def on_epoch(record: Any) -> None:

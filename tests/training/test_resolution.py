@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from lessons import CPU, KD, batches, net, recipe, teacher
+from trainings import CPU, KD, batches, net, recipe, teacher
 
 from kdnas.core.fidelity import Fidelity
 from kdnas.training.loop import Course, Pupil, Trained, distil

@@ -32,7 +32,7 @@ from kdnas.training.loop import distil
 from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
 from kdnas.training.schedule_file import read_schedule, write_schedule
 from kdnas.training.shrinking import Shrinking
-from kdnas.training.subnet_lesson import SubnetLesson
+from kdnas.training.subnet_step import SubnetStep
 from kdnas.training.subnets import ElasticSpace, FrontSampler, SubnetScorer, SubnetSpec
 from kdnas.training.supernet import SupernetSettings, Tick, TrainedSupernet, train_supernet
 from kdnas.training.teacher_cache import TeacherCache
@@ -180,7 +180,7 @@ def test_every_policy_spends_the_same_budget(data, teacher, policy, monkeypatch)
     space = ElasticSpace(RESNET, STUDENTS.build("resnet"), data.task)
     passes: list[tuple[int, list[int]]] = []
     scored: list[int] = []
-    backward, score = SubnetLesson.backward, SubnetScorer.accuracy_and_loss
+    backward, score = SubnetStep.backward, SubnetScorer.accuracy_and_loss
 
     def counting_backward(self, subnets, images, *others):
         passes.append((len(images), [space.macs(spec) for spec in subnets]))
@@ -190,7 +190,7 @@ def test_every_policy_spends_the_same_budget(data, teacher, policy, monkeypatch)
         scored.append(space.macs(spec) * (8 + 4))
         return score(self, supernet, spec)
 
-    monkeypatch.setattr(SubnetLesson, "backward", counting_backward)
+    monkeypatch.setattr(SubnetStep, "backward", counting_backward)
     monkeypatch.setattr(SubnetScorer, "accuracy_and_loss", counting_score)
     shrinking = {"check_share": 0.05, **RACE}
     given = recipe(KD, epochs=3, batch_size=16)
@@ -295,11 +295,11 @@ def test_labels_alone_and_mixup(data, teacher):
     assert all(np.isfinite(tick.loss) for tick in ticks)
 
 
-def lesson_of(stack: ExitStack, supernet: Supernet, data: ImageData, teacher: Teacher, largest: SubnetSpec,
-              *losses: LossTerm, in_place: bool, pixels: float = 0.0) -> SubnetLesson:  # fmt: skip
+def step_of(stack: ExitStack, supernet: Supernet, data: ImageData, teacher: Teacher, largest: SubnetSpec,
+              *losses: LossTerm, in_place: bool, pixels: float = 0.0) -> SubnetStep:  # fmt: skip
     shapes = output_shapes(teacher.module, teacher.stages, teacher.classifier, torch.zeros(2, *data.task.input_shape))
     distillation = Distillation(task_weight=0.3, losses=losses)
-    return SubnetLesson(stack, supernet, largest, shapes, distillation, data=data, in_place=in_place, bfloat16=False,
+    return SubnetStep(stack, supernet, largest, shapes, distillation, data=data, in_place=in_place, bfloat16=False,
                         device=CPU, seed=0, pixels=pixels)  # fmt: skip
 
 
@@ -330,8 +330,8 @@ def test_losses_and_gradients_of_a_step(data, teacher, in_place):
     gradients = {name: p.grad.clone() for name, p in supernet.named_parameters() if p.grad is not None}
     supernet.zero_grad()
     with ExitStack() as stack:
-        lesson = lesson_of(stack, supernet, data, teacher, specs[0], KD, in_place=in_place)
-        losses = lesson.backward(specs, images, labels, theirs, 0.5)
+        step = step_of(stack, supernet, data, teacher, specs[0], KD, in_place=in_place)
+        losses = step.backward(specs, images, labels, theirs, 0.5)
     torch.testing.assert_close(losses, torch.stack(expected).detach())
     for name, parameter in supernet.named_parameters():
         if name in gradients:
@@ -354,8 +354,8 @@ def test_fused_norms_change_nothing_but_the_time(data, teacher, space, monkeypat
         losses = []
         for supernet, pixels in zip(supernets, (0.0, 1e9), strict=True):
             with ExitStack() as stack:
-                lesson = lesson_of(stack, supernet, data, teacher, specs[-1], KD, in_place=True, pixels=pixels)
-                losses.append(lesson.backward(specs[::-1], images, labels, Outputs(torch.randn(16, 10)), 0.0))
+                step = step_of(stack, supernet, data, teacher, specs[-1], KD, in_place=True, pixels=pixels)
+                losses.append(step.backward(specs[::-1], images, labels, Outputs(torch.randn(16, 10)), 0.0))
             assert bool(fused) == (pixels > 0)
     finally:
         torch.set_num_threads(threads)
@@ -372,31 +372,31 @@ def test_feature_losses_are_for_the_largest_subnet_alone(data, teacher):
     ladders = Ladders.of(space.space, space.price)
     largest, smallest = space.spec(ladders.largest), space.spec(ladders.smallest(ladders.values))
     with ExitStack() as stack:
-        lesson = lesson_of(
+        step = step_of(
             stack, supernet_of(RESNET, data), data, teacher, largest, KD, LossTerm(type="hint"), in_place=True
         )
-        assert [type(term).__name__ for term in lesson.criteria["largest"].terms] == ["HintonKD", "Hint"]
-        assert [type(term).__name__ for term in lesson.criteria["others"].terms] == ["HintonKD"]
+        assert [type(term).__name__ for term in step.criteria["largest"].terms] == ["HintonKD", "Hint"]
+        assert [type(term).__name__ for term in step.criteria["others"].terms] == ["HintonKD"]
         images, labels = torch.rand(8, *data.task.input_shape) * 255, torch.arange(8)
         with torch.no_grad():
             module = teacher.module
             stage = module.network.stages[0](module.network.stem((images - module.mean) / module.std))
             theirs = Outputs(module(images), (stage, module.network.stages[1](stage)), None)
-        lesson.backward([smallest], images, labels, theirs, 1.0)
-        assert all(p.grad is None for p in lesson.criteria.parameters())
-        lesson.backward([largest], images, labels, theirs, 1.0)
-        assert all(p.grad is not None for p in lesson.criteria.parameters())
+        step.backward([smallest], images, labels, theirs, 1.0)
+        assert all(p.grad is None for p in step.criteria.parameters())
+        step.backward([largest], images, labels, theirs, 1.0)
+        assert all(p.grad is not None for p in step.criteria.parameters())
 
 
 def test_weights_of_losses_warm_up_with_what_is_spent(data, teacher, monkeypatch):
     told: list[tuple[float, list[float]]] = []
-    at = SubnetLesson.at
+    at = SubnetStep.at
 
     def telling(self, progress):
         at(self, progress)
         told.append((progress, [float(criterion.warmth[0]) for criterion in self.criteria.values()]))
 
-    monkeypatch.setattr(SubnetLesson, "at", telling)
+    monkeypatch.setattr(SubnetStep, "at", telling)
     warming = LossTerm(type="dkd", warmup_fraction=0.5)
     trained = run(data, teacher, recipe(warming, epochs=1, batch_size=32), policy="random")
     progresses = [progress for progress, _ in told]
@@ -473,13 +473,13 @@ def test_growing_subnets_are_small_at_first(data, teacher, monkeypatch):
     elastic = ElasticSpace(RESNET, STUDENTS.build("resnet"), data.task)
     ladders = Ladders.of(elastic.space, elastic.price)
     sizes: list[int] = []
-    backward = SubnetLesson.backward
+    backward = SubnetStep.backward
 
     def noted(self, specs, *rest):
         sizes.extend(map(elastic.macs, specs))
         return backward(self, specs, *rest)
 
-    monkeypatch.setattr(SubnetLesson, "backward", noted)
+    monkeypatch.setattr(SubnetStep, "backward", noted)
     (only,) = run(data, teacher, policy="adaptive", shrinking={"race_steps": 1e6}).schedule.stages
     assert only.stage.mode == "growing"
     low, high = elastic.price(ladders.smallest(ladders.values)), elastic.price(ladders.largest)

@@ -21,7 +21,7 @@ from kdnas.training.batches import Batches
 from kdnas.training.loop import Trained
 from kdnas.training.recipe import Augmentation, Distillation, LossTerm
 from kdnas.training.teacher_cache import TeacherCache, ViewsKey
-from kdnas.training.teaching import Teaching, Views, views_key, why_live
+from kdnas.training.teacher_outputs import TeacherOutputs, Views, views_key, why_live
 
 KEY = ViewsKey(
     teacher="t",
@@ -84,12 +84,14 @@ def test_cached_rows_equal_the_teacher_on_the_same_view(data, teacher, tmp_path,
     images = batches(data)
     key, views = key_of(data, teacher, images, bfloat16=bfloat16), views_of(data, images)
     with Taps(teacher.module, (), "head") as tapped:
-        teaching = Teaching(tapped, device=CPU, bfloat16=bfloat16, cache=(TeacherCache(tmp_path), key), views=views)
-        teaching.begin(1)
+        outputs = TeacherOutputs(
+            tapped, device=CPU, bfloat16=bfloat16, cache=(TeacherCache(tmp_path), key), views=views
+        )
+        outputs.begin(1)
         before = teacher.module.asked
-        cached = [teaching(batch.images, batch.samples) for batch in views.batches(1, range(5))]
+        cached = [outputs(batch.images, batch.samples) for batch in views.batches(1, range(5))]
         assert teacher.module.asked == before
-        online = Teaching(tapped, device=CPU, bfloat16=bfloat16, cache=None)
+        online = TeacherOutputs(tapped, device=CPU, bfloat16=bfloat16, cache=None)
         online.begin(1)
         for batch, read in zip(views.batches(1, range(5)), cached, strict=True):
             live = online(batch.images.contiguous(memory_format=torch.channels_last), batch.samples)
@@ -114,11 +116,11 @@ def test_finer_parts_of_a_row_keep_all_of_it_fine(data, teacher, tmp_path) -> No
     images = batches(data)
     key, views = key_of(data, mixed, images, bfloat16=True), views_of(data, images)
     with Taps(mixed.module, (), "head") as tapped:
-        teaching = Teaching(tapped, device=CPU, bfloat16=True, cache=(TeacherCache(tmp_path), key), views=views)
-        teaching.begin(0)
+        outputs = TeacherOutputs(tapped, device=CPU, bfloat16=True, cache=(TeacherCache(tmp_path), key), views=views)
+        outputs.begin(0)
         for batch in views.batches(0, range(5)):
-            read = teaching(batch.images, batch.samples)
-            live = Teaching(tapped, device=CPU, bfloat16=True, cache=None)(batch.images, batch.samples)
+            read = outputs(batch.images, batch.samples)
+            live = TeacherOutputs(tapped, device=CPU, bfloat16=True, cache=None)(batch.images, batch.samples)
             assert live.logits.dtype == torch.float32
             assert torch.equal(read.logits, live.logits)
             assert torch.equal(read.embedding, live.embedding.float())
@@ -131,11 +133,11 @@ def test_the_largest_logits_alone_may_be_kept(data, teacher, tmp_path, top_k) ->
     assert key.top_k == min(top_k, 10)
     with Taps(teacher.module, (), "head") as tapped:
         cache = TeacherCache(tmp_path, top_k=top_k)
-        teaching = Teaching(tapped, device=CPU, bfloat16=False, cache=(cache, key), views=views)
-        teaching.begin(0)
+        outputs = TeacherOutputs(tapped, device=CPU, bfloat16=False, cache=(cache, key), views=views)
+        outputs.begin(0)
         for batch in views.batches(0, range(5)):
-            read = teaching(batch.images, batch.samples)
-            live = Teaching(tapped, device=CPU, bfloat16=False, cache=None)(batch.images, batch.samples)
+            read = outputs(batch.images, batch.samples)
+            live = TeacherOutputs(tapped, device=CPU, bfloat16=False, cache=None)(batch.images, batch.samples)
             assert torch.equal(read.embedding, live.embedding)
             kept = read.logits.topk(key.top_k).values
             assert torch.equal(kept, live.logits.topk(key.top_k).values)
@@ -184,7 +186,7 @@ def test_a_killed_process_gives_its_claim_back(tmp_path: Path) -> None:
 
 
 def test_a_process_that_hangs_is_not_waited_for_for_ever(data, teacher, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("kdnas.training.teaching._PATIENCE_S", 0.2)
+    monkeypatch.setattr("kdnas.training.teacher_outputs._PATIENCE_S", 0.2)
     images = batches(data)
     key, views = key_of(data, teacher, images), views_of(data, images)
     context = multiprocessing.get_context("fork")
@@ -195,9 +197,11 @@ def test_a_process_that_hangs_is_not_waited_for_for_ever(data, teacher, tmp_path
     try:
         assert claimed.wait(10)
         with Taps(teacher.module, (), "head") as tapped:
-            teaching = Teaching(tapped, device=CPU, bfloat16=False, cache=(TeacherCache(tmp_path), key), views=views)
+            outputs = TeacherOutputs(
+                tapped, device=CPU, bfloat16=False, cache=(TeacherCache(tmp_path), key), views=views
+            )
             begun = time.monotonic()
-            teaching.begin(0)
+            outputs.begin(0)
         assert time.monotonic() - begun >= 0.2
         assert TeacherCache(tmp_path).filled(key, 0)[images.indices].all()
     finally:
@@ -206,7 +210,7 @@ def test_a_process_that_hangs_is_not_waited_for_for_ever(data, teacher, tmp_path
 
 
 def test_filling_tells_how_far_it_is_and_goes_on_where_it_stopped(data, teacher, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("kdnas.training.teaching._PART_IMAGES", {"cpu": 128})
+    monkeypatch.setattr("kdnas.training.teacher_outputs._PART_IMAGES", {"cpu": 128})
     told: list[tuple[int, int, int]] = []
 
     def stop_at_the_second(view: int, part: int, parts: int) -> None:

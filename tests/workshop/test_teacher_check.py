@@ -21,7 +21,7 @@ from kdnas.teachers import Teacher, TeacherContext
 from kdnas.teachers._adapting import Expected, fit_teacher
 from kdnas.teachers._class_names import naming_of
 from kdnas.training.recipe import Augmentation
-from kdnas.training.teaching import views_key
+from kdnas.training.teacher_outputs import views_key
 from kdnas.workshop.evaluators import EvaluatorContext, open_evaluator
 from kdnas.workshop.opening import cache_dir, split
 from kdnas.workshop.teacher_check import report_teacher

@@ -132,7 +132,7 @@ class Evaluator(ABC):
         """Raise InputError where one of `students`, by what they are called, cannot be trained as the study says."""
         return
 
-    def know(self, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
+    def calibrate(self, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
         """Measure and price by `calibrations` from now on."""
         self.calibrations = calibrations
 

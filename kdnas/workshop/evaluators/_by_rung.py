@@ -43,7 +43,7 @@ class ByRung(Evaluator):
         if name not in self._members:
             member = self._open_member(dataclasses.replace(self.context, beside=self._leader), name)
             member.say, member.progress, member.prepared = self.say, self.progress, self.prepared
-            member.know(self.calibrations)
+            member.calibrate(self.calibrations)
             self._members[name] = member
         return self._members[name]
 
@@ -106,16 +106,16 @@ class ByRung(Evaluator):
         """Try the losses of the recipe that all of them share."""
         self._leader.try_out(students)
 
-    def know(self, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
+    def calibrate(self, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
         """Measure and price by `calibrations` from now on."""
-        super().know(calibrations)
+        super().calibrate(calibrations)
         for member in self._members.values():
-            member.know(calibrations)
+            member.calibrate(calibrations)
 
     def facts(self) -> dict[str, Any]:
         """Return what the leader finds out."""
         facts = self._leader.facts()
-        self.know(facts["calibrations"])
+        self.calibrate(facts["calibrations"])
         return facts
 
     def prepare(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from kdnas.training.evaluation import accuracy
 from kdnas.training.loop import EpochRecord, Trained
 from kdnas.training.numerics import computing, in_bfloat16
 from kdnas.training.teacher_cache import TeacherCache
-from kdnas.training.teaching import why_live
+from kdnas.training.teacher_outputs import why_live
 from kdnas.training.top_logits import truncation_error
 from kdnas.workshop.evaluators import (
     Evaluator,
@@ -89,7 +89,7 @@ class TrainingEvaluator(Evaluator):
                 on_fill=lambda view, part, parts: self.say(_filling(view, part, parts)),
             )
             self._training_sets = {}
-        self.know(context.calibrations)
+        self.calibrate(context.calibrations)
 
     @abstractmethod
     def train(self, module: nn.Module, job: Job, on_epoch: Callable[[EpochRecord], None]) -> Trained:
@@ -139,9 +139,9 @@ class TrainingEvaluator(Evaluator):
         """Return the closed-form costs of `arch`, and those that the run's latency table prices."""
         return self.bench.price(arch) | self._table_prices(arch)
 
-    def know(self, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
+    def calibrate(self, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
         """Measure and price by `calibrations` from now on."""
-        super().know(calibrations)
+        super().calibrate(calibrations)
         self._table_prices = TablePrices(calibrations, self.bench.family, self.bench.data.task)
 
     def facts(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class TrainingEvaluator(Evaluator):
                 say=say,
             )
         calibrated = {name: cost.calibrate(bench.data.task) for name, cost in bench.measured_costs.items()}
-        self.know(learn_tables(bench.costs, space, bench.data.task, calibrated, seed=config.seed, say=say))
+        self.calibrate(learn_tables(bench.costs, space, bench.data.task, calibrated, seed=config.seed, say=say))
         costs = {
             name: cost.measure(bench.teacher.module, bench.data.task, self.calibrations.get(name, {})).value
             for name, cost in bench.measured_costs.items()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from lessons import Tape
+from trainings import Tape
 
 from kdnas.study.loading import load_study
 from kdnas.training.loop import train
@@ -64,7 +64,7 @@ def test_a_trial_tells_where_its_time_went(folder):
 def test_a_trial_tells_what_slowed_it(folder, tmp_path, monkeypatch):
     config, evaluator = opened(folder, "training.epochs=1")
     assert "notes" not in result(config, evaluator)
-    monkeypatch.setattr("kdnas.training.lesson.recorder_for", lambda device: Tape(fail="operation not permitted"))
+    monkeypatch.setattr("kdnas.training.step.recorder_for", lambda device: Tape(fail="operation not permitted"))
     monkeypatch.setattr(TeacherCache, "can_write", lambda self, key: False)
     evaluator.teacher_cache = TeacherCache(tmp_path)
     jobs = [search_job(config, student(evaluator, seed), {}).as_dict() for seed in (0, 1)]

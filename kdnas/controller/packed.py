@@ -23,7 +23,7 @@ class _Job:
     time_limit_s: float
 
 
-class Packs(Executor):
+class PackedExecutor(Executor):
     """An executor over another: its workers take up to `size` jobs at once.
 
     Jobs are sent when `wait` is called, shared out evenly among the workers that are free then. `time_limit_s` is for

@@ -29,7 +29,7 @@ from kdnas.training.recipe import Distillation, LossTerm
 from kdnas.training.subnets import SubnetSpec
 
 
-class SubnetLesson:
+class SubnetStep:
     """Losses and gradients of a step's subnets. Taps stay hooked into the largest subnet until `stack` closes.
 
     Args:

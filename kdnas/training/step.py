@@ -30,7 +30,7 @@ from kdnas.training.numerics import in_bfloat16
 from kdnas.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from kdnas.training.recipe import Distillation, Recipe, Training
 from kdnas.training.teacher_cache import TeacherCache
-from kdnas.training.teaching import Teaching, Views, views_key
+from kdnas.training.teacher_outputs import TeacherOutputs, Views, views_key
 
 _STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 100}
 """Looking at the loss makes a CUDA device wait, and costs a CPU nothing."""
@@ -39,7 +39,7 @@ TaughtBatch = tuple[Tensor, Tensor, Outputs | None]
 """Raw images [B, C, H, W], labels [B] or probabilities [B, K], and the teacher's outputs."""
 
 
-class Lesson:
+class Step:
     """The student with its taps, its loss and its optimizer, trained by `learn` one batch after the other.
 
     With a `recorder` its steps are captured and replayed (`kdnas.training.graphs`).
@@ -67,7 +67,7 @@ class Lesson:
         self.device = device
         self.unfused = unfused
         """Whether norms were to be fused and are not: nothing here compiles them."""
-        self.graph = None if recorder is None else GraphedStep(self.step, recorder)
+        self.graph = None if recorder is None else GraphedStep(self.run, recorder)
         self.average = average
         """Of the weights, where the recipe has it scored and kept in their place."""
         self._tapped = tapped
@@ -77,7 +77,7 @@ class Lesson:
         self._checked = 0
         self._losses = torch.empty(0)
 
-    def step(self, images: Tensor, labels: Tensor, theirs: Outputs | None) -> Tensor:
+    def run(self, images: Tensor, labels: Tensor, theirs: Outputs | None) -> Tensor:
         """Train on one batch at the optimizer's present rate and return the loss, detached. All of a step is here."""
         # Casts are not kept on a GPU: a graph must make its own from the weights of the moment.
         with torch.autocast(
@@ -106,8 +106,8 @@ class Lesson:
         number, total = self._epoch * steps + self._done, self.training.epochs * steps
         set_learning_rate(self.optimizer, learning_rate(number, total, self.training))
         self.criterion.at((number + 1) / total)
-        step = self.step if self.graph is None else self.graph
-        self._losses[self._done] = step(images, labels, theirs)
+        run = self.run if self.graph is None else self.graph
+        self._losses[self._done] = run(images, labels, theirs)
         self._done += 1
         if self.average is not None:
             self.average.update(self._epoch * steps + self._done)
@@ -147,7 +147,7 @@ class Lesson:
         self._checked = self._done
 
 
-def open_teaching(
+def open_teacher_outputs(
     stack: ExitStack,
     teacher: Teacher | None,
     train: Batches,
@@ -157,7 +157,7 @@ def open_teaching(
     device: torch.device,
     view_seed: int,
     teacher_cache: TeacherCache | None,
-) -> tuple[Teaching | None, OutputShapes | None]:
+) -> tuple[TeacherOutputs | None, OutputShapes | None]:
     """Return the teacher's side, None where no loss asks for it, and its shapes, None without a teacher.
 
     Taps stay hooked into the teacher until `stack` closes.
@@ -189,10 +189,10 @@ def open_teaching(
         cache = None if key is None else (teacher_cache, key)
     tapped = stack.enter_context(Taps(teacher.module, teacher.stages, teacher.classifier, needs=needs))
     views = Views(train, training.batch_size, training.augmentation, data.channel_mean, view_seed)
-    return Teaching(tapped, device=device, bfloat16=bfloat16, cache=cache, views=views), shapes
+    return TeacherOutputs(tapped, device=device, bfloat16=bfloat16, cache=cache, views=views), shapes
 
 
-def open_lesson(
+def open_step(
     stack: ExitStack,
     network: nn.Module,
     teacher_shapes: OutputShapes | None,
@@ -202,8 +202,8 @@ def open_lesson(
     device: torch.device,
     seed: int,
     graphs: bool,
-) -> Lesson:
-    """Return the lesson of `network`; its taps stay hooked in until `stack` closes.
+) -> Step:
+    """Return the step of `network`; its taps stay hooked in until `stack` closes.
 
     Without a teacher (`teacher_shapes` None) the loss is cross entropy alone, at weight 1. `seed` starts the adapters.
     The student itself resizes the images that it is given to the recipe's resolution: the teacher sees them whole.
@@ -224,7 +224,7 @@ def open_lesson(
     wanted = recipe.training.fused_norms is True
     stack.enter_context(fused_norms(network, device, pixels=pixels, wanted=wanted))
     criterion = TrainingLoss(distillation, shapes, teacher_shapes or shapes, seed=seed).to(device)
-    return Lesson(
+    return Step(
         student,
         tapped,
         criterion,
@@ -239,11 +239,17 @@ def open_lesson(
 
 
 def taught_batches(
-    train: Batches, teaching: Teaching | None, training: Training, *, data: ImageData, epoch: int, view_seed: int
+    train: Batches,
+    outputs: TeacherOutputs | None,
+    training: Training,
+    *,
+    data: ImageData,
+    epoch: int,
+    view_seed: int,
 ) -> Iterator[TaughtBatch]:
     """Yield the batches of view `epoch` as students are given them, with what the teacher says of each."""
-    if teaching is not None:
-        teaching.begin(epoch)
+    if outputs is not None:
+        outputs.begin(epoch)
     views = epoch_of_views(
         train,
         epoch,
@@ -255,7 +261,7 @@ def taught_batches(
     )
     for batch in views:
         images = batch.images.contiguous(memory_format=torch.channels_last)
-        yield images, batch.labels, None if teaching is None else teaching(images, batch.samples)
+        yield images, batch.labels, None if outputs is None else outputs(images, batch.samples)
 
 
 class TimedBatches:
@@ -285,10 +291,10 @@ def seconds_by_phase(device: torch.device, whole: float, teacher: float, fetchin
     return {"teacher": teacher, "data": data, "student": whole - teacher - data}
 
 
-def scored(lesson: Lesson, validation: Batches, phases: dict[str, float]) -> float:
+def scored(step: Step, validation: Batches, phases: dict[str, float]) -> float:
     """Return the student's accuracy on the validation split, and put its seconds into `phases`."""
     started = time.perf_counter()
-    score = accuracy(lesson.student, validation, bfloat16=lesson.bfloat16)
+    score = accuracy(step.student, validation, bfloat16=step.bfloat16)
     phases["evaluation"] = time.perf_counter() - started
     return score
 

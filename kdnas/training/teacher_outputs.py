@@ -106,10 +106,10 @@ class Views:
         )
 
 
-class Teaching:
+class TeacherOutputs:
     """The teacher's outputs for the batches of one training, view by view.
 
-        teaching.begin(view); outputs = teaching(images, samples) ...; teaching.end()
+        teacher_outputs.begin(view); outputs = teacher_outputs(images, samples) ...; teacher_outputs.end()
 
     With `cache` and `views`, `begin` has the teacher say what the cache lacks of the view, shared out among the
     processes that need the same, and batches are then read. Without, or where the disk is full, the teacher is run on

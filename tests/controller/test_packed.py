@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdnas.controller.packs import PackedWorkplan, Packs
+from kdnas.controller.packed import PackedExecutor, PackedWorkplan
 from kdnas.errors import TrialError
 from kdnas.executors import EXECUTORS, Executor, Finished
 
@@ -54,9 +54,9 @@ class Played(Executor):
         return sorted(len(jobs) for jobs, _ in self.jobs.values())
 
 
-def packs(workers: int, size: int) -> tuple[Packs, Played]:
+def packs(workers: int, size: int) -> tuple[PackedExecutor, Played]:
     inner = Played(workers)
-    return Packs(inner, size, time_limit_s=10.0), inner
+    return PackedExecutor(inner, size, time_limit_s=10.0), inner
 
 
 def fill(executor: Executor, count: int, start: int = 0) -> None:
@@ -160,7 +160,7 @@ def make_answers() -> Answers:
 @pytest.mark.slow
 def test_real_workers_answer_packs_and_a_crash_costs_one_job() -> None:
     inner = EXECUTORS.build("local", PackedWorkplan(make_answers), workers=1, threads=1)  # type: ignore[arg-type]
-    executor = Packs(inner, 4, time_limit_s=60.0)
+    executor = PackedExecutor(inner, 4, time_limit_s=60.0)
     try:
         for key, x in {"a": 2, "b": -1, "c": 3, "crash": 13}.items():
             executor.submit(key, {"x": x})
