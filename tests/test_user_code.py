@@ -232,6 +232,22 @@ def test_what_the_code_sets_for_the_process_is_put_back_and_said(tmp_path, chang
     assert change in note
 
 
+@pytest.mark.parametrize("when", ["imported", "called"])
+def test_an_autocast_left_open_keeps_no_old_weights_for_the_trainings_that_follow(tmp_path, when):
+    line = "torch.autocast('cpu').__enter__()"
+    body = f"{line}\ndef build(): pass\n" if when == "imported" else f"def build():\n    {line}\n"
+    (tmp_path / "mine.py").write_text(f"import torch\n{body}")
+    load_user_function("mine.py:build", tmp_path)()
+    layer, ones = torch.nn.Linear(1, 1, bias=False), torch.ones(1, 1)
+    seen = []
+    for value in (1.0, 2.0):
+        with torch.no_grad():
+            layer.weight.fill_(value)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            seen.append(float(layer(ones).detach()))
+    assert seen == [1.0, 2.0]
+
+
 def test_code_that_changes_nothing_has_no_notes(tmp_path):
     (tmp_path / "mine.py").write_text("import torch\ndef build():\n    print('built')\n    return torch.rand(3)\n")
     function = load_user_function("mine.py:build", tmp_path)

@@ -143,6 +143,8 @@ def _torch_settings() -> Iterator[Setting]:
         dtype = partial(torch.get_autocast_dtype, device), partial(torch.set_autocast_dtype, device)
         yield Setting(f"autocast on {device}", *enabled)
         yield Setting(f"the dtype of autocast on {device}", *dtype)
+    # Weights that autocast has cast are kept until its outermost context ends: one left open would keep them for good.
+    yield Setting("how deep in autocast", _read_autocast_depth, _write_autocast_depth, told=False)
     shared = torch.multiprocessing
     yield Setting("how tensors are shared", shared.get_sharing_strategy, shared.set_sharing_strategy)
     yield Setting("torch's random seed", torch.initial_seed, lambda seed: None)  # written with the state
@@ -189,6 +191,23 @@ def _write_inference_mode(on: bool) -> None:
     guard = torch.inference_mode(on)
     guard.__enter__()
     _held.append(guard)
+
+
+def _read_autocast_depth() -> int:
+    import torch
+
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
+
+
+def _write_autocast_depth(depth: int) -> None:
+    import torch
+
+    while _read_autocast_depth() > depth:
+        torch.autocast_decrement_nesting()
+    while _read_autocast_depth() < depth:
+        torch.autocast_increment_nesting()
+    torch.clear_autocast_cache()
 
 
 def _read_numpy_random() -> tuple[Any, ...]:
