@@ -83,7 +83,8 @@ def test_open_reads_the_data_makes_the_teacher_and_prices_students(study, capsys
     assert 50 < float(facts["teacher_measured"].partition(" %")[0]) <= 100
     assert "; macs " in facts["teacher_measured"]
     assert facts["teacher_outputs"] == "logits"
-    assert facts["updates"].startswith("a score 27 (3 epochs of 9), a final training 45 (5 epochs of 9)")
+    assert facts["updates"].startswith("a score is 27 updates, a final training is 45 updates of batches of 128")
+    assert "Below about 500" in facts["updates"]
 
 
 def test_open_refuses_what_a_search_refuses(study, capsys):
