@@ -97,8 +97,8 @@ STUDIES = {
         {},
         then=(
             ("train", "RUN", "--pick", "best", "--epochs", "3"),
-            ("schedule", "RUN", "--pick", "best", "--epochs", "6", "--route", "shrink"),
-            ("train", "RUN", "--pick", "best", "--schedule", "RUN/schedule.yaml"),
+            ("schedule", "RUN", "--pick", "accuracy>=0", "--epochs", "6", "--route", "shrink"),
+            ("train", "RUN", "--pick", "accuracy>=0", "--schedule", "RUN/schedule.yaml"),
         ),
     ),
     "table": Study(
