@@ -7,7 +7,7 @@ queries that share keys and values), MLP neurons, and the residual stream's widt
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -64,15 +64,12 @@ class StreamRoles:
 
     def below(self, base: str) -> StreamRoles:
         """Return the same roles, their names `base` + name."""
-        return self._each(lambda names: tuple(base + name for name in names))
+        return StreamRoles(*(tuple(base + name for name in getattr(self, part.name)) for part in fields(self)))
 
     def beside(self, other: StreamRoles) -> StreamRoles:
         """Return these roles and `other`'s."""
         both = ((getattr(self, part.name), getattr(other, part.name)) for part in fields(self))
         return StreamRoles(*((*mine, *others) for mine, others in both))
-
-    def _each(self, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> StreamRoles:
-        return StreamRoles(*(change(getattr(self, part.name)) for part in fields(self)))
 
 
 def transformer(
@@ -82,14 +79,13 @@ def transformer(
     stream: StreamRoles,
     *,
     finish: Finish,
-    uncut: Sequence[Uncut] = (),
 ) -> Anatomy | None:
     """Return the anatomy of a transformer whose layers play `roles`; None where no layer does."""
     paths = [path for path, module in network.named_modules() if roles.fits(module)]
     containers = {path.rpartition(".")[0] for path in paths}
     if not paths or len(containers) != 1:
         return None
-    axes, whole = [], list(uncut)
+    axes, whole = [], list[Uncut]()
     for path in paths:
         layer = network.get_submodule(path)
         if roles.uncuttable_without and not _has(layer, roles.uncuttable_without):
