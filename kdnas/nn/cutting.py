@@ -61,8 +61,6 @@ class Axis:
     counts: tuple[Count, ...] = ()
     least: int = 1
     """Fewest units that work."""
-    multiple: int = 1
-    """Sizes are multiples of it."""
     inexact: str = ""
     """Why a cut network differs from the masked one by nature, such as a LayerNorm over fewer channels; else empty."""
 
@@ -131,9 +129,8 @@ class Anatomy:
             if part is None:
                 raise ValueError(f"no part is called {name}; there are {', '.join(self.by_name)}")
             most = len(part.blocks) if isinstance(part, Depth) else part.size
-            step = 1 if isinstance(part, Depth) else part.multiple
-            if not part.least <= size <= most or size % step:
-                raise ValueError(f"{name} is {size}: {part.least} to {most}, by {step}")
+            if not part.least <= size <= most:
+                raise ValueError(f"{name} is {size}: {part.least} to {most}")
             kept[name] = tuple(sorted(part.order[:size])) if isinstance(part, Depth) else tuple(range(size))
         return kept
 
@@ -372,9 +369,8 @@ def _fault(anatomy: Anatomy, network: nn.Module, example: Tensor, parts: Sequenc
 
 
 def _half(part: Axis | Depth) -> int:
-    if isinstance(part, Depth):
-        return max(part.least, len(part.blocks) // 2)
-    return max(part.least, part.size // 2 // part.multiple * part.multiple, part.multiple)
+    size = len(part.blocks) if isinstance(part, Depth) else part.size
+    return max(part.least, size // 2)
 
 
 def outputs(network: nn.Module, example: Tensor, *, grad: bool = False) -> Tensor:
