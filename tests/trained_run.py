@@ -13,7 +13,7 @@ from kdnas.core.data import ImageData
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import ACCURACY, Quantity
-from kdnas.core.task import ImageTask
+from kdnas.core.task import image_classification
 from kdnas.record.records import FrontMember, Repeat, RunRecord, TeacherReport, TrialRecord
 from kdnas.students import STUDENTS
 from kdnas.study.config import StudyConfig
@@ -23,7 +23,7 @@ CHOICES = {
     "stage1.depth": 1, "stage1.width": 4, "stage1.bottleneck": "plain", "stage1.skip": "identity",
     "stage2.depth": 1, "stage2.width": 8, "stage2.bottleneck": 0.5, "stage2.skip": "projection",
 }  # fmt: skip
-TASK = ImageTask((1, 8, 8), 10)
+TASK = image_classification((1, 8, 8), 10)
 ACCURACIES = {0: 0.90, 1: 0.94, 2: 0.92}
 """By seed; the best is neither the first nor the last."""
 
@@ -40,7 +40,7 @@ def small_network(seed: int) -> torch.nn.Module:
         network = STUDENTS.build("resnet").build(small_arch(), TASK)
         network.train()
         for _ in range(3):
-            network(torch.randn(32, *TASK.input_shape) * 2 + 0.5)
+            network(torch.randn(32, *TASK.image_shape) * 2 + 0.5)
     return network.eval()
 
 

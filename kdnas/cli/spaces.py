@@ -59,11 +59,11 @@ def show_space(
     as_json: Json = False,
 ) -> None:
     """Show the choices of a search space, and what its networks cost on images of a given size."""
-    from kdnas.core.task import ImageTask
+    from kdnas.core.task import image_classification
     from kdnas.study.space_size import random_prices
     from kdnas.study.spaces import family_of
 
-    task = ImageTask(_parse_shape(input_shape), classes)
+    task = image_classification(_parse_shape(input_shape), classes)
     loaded = _load(space)
     family = family_of(loaded)
     costs = {}
@@ -76,7 +76,7 @@ def show_space(
             {
                 **_described(loaded),
                 "strides": [{"part": part, "stride": list(s), "size": list(sides)} for part, s, sides in steps],
-                "costs": {"input": list(task.input_shape), "classes": classes, "sampled_archs": _SAMPLES, **costs},
+                "costs": {"input": list(task.image_shape), "classes": classes, "sampled_archs": _SAMPLES, **costs},
             }
         )
         return

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from kdnas.core.task import ImageTask
+from kdnas.core.task import TaskSpec, image_classification
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class ImageData:
     """What the user should know of how the data was read: what was converted, left out, or occurs twice."""
 
     @cached_property
-    def task(self) -> ImageTask:
+    def task(self) -> TaskSpec:
         """The task this data poses."""
         channels, height, width = self.train.images.shape[1:]
-        return ImageTask((channels, height, width), len(self.class_names))
+        return image_classification((channels, height, width), len(self.class_names))
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,30 +1,84 @@
-"""The seam between kinds of work: what every student, teacher and loss must know of the data's shape."""
+"""The shape of a kind of work: what every student, teacher, loss and cost must know of samples and predictions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
-_LEAST_HEIGHT = 4
+from kdnas.core.objective import ACCURACY, Quantity
+
+InputKind = Literal["pixels", "tokens", "mask", "floats"]
+_LEAST_SIZE = 4
 
 
 @dataclass(frozen=True)
-class ImageTask:
-    """Image classification. `input_shape` is (channels, height, width) in pixels."""
+class Input:
+    """One of the tensors a network takes.
 
-    input_shape: tuple[int, int, int]
-    num_classes: int
+    `shape` is that of one sample: (channels, height, width) of pixels, (length,) of tokens and of the mask that says
+    which of them are text. `levels` is the number of values an element can have: 256, or the size of the vocabulary.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: InputKind
+    levels: int = 256
+
+    @property
+    def size(self) -> int:
+        """Height in pixels, or length in tokens: what a reduced size reduces."""
+        return self.shape[1] if self.kind == "pixels" else self.shape[0]
+
+    def at(self, size: int) -> Input:
+        """Return this input of samples brought to `size`: pixels keep their proportions, plain floats their shape."""
+        if self.kind == "pixels":
+            channels, height, width = self.shape
+            return replace(self, shape=(channels, size, max(1, round(width * size / height))))
+        return self if self.kind == "floats" else replace(self, shape=(size, *self.shape[1:]))
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a network is given, in the order it is called with, what it answers, and how that is scored.
+
+    `outputs` is K classes or V tokens. `rows` is the number of predictions a sample: 1 (logits [B, K]), or one a
+    position of a sequence of T (logits [B, T, V]).
+    """
+
+    kind: str
+    inputs: tuple[Input, ...]
+    outputs: int
+    rows: int
+    score: Quantity
+
+    @property
+    def size(self) -> int:
+        """Height in pixels, or length in tokens, of the samples."""
+        return self.inputs[0].size
+
+    def at(self, size: int) -> TaskSpec:
+        """Return the task of the same samples brought to `size` pixels high, or tokens long."""
+        rows = size if self.rows > 1 else 1
+        return replace(self, inputs=tuple(taken.at(size) for taken in self.inputs), rows=rows)
+
+    def at_share(self, share: float) -> TaskSpec:
+        """Return the task at this share, in (0, 1], of its size: a whole number, at least 4 where it was."""
+        return self.at(min(self.size, max(_LEAST_SIZE, round(share * self.size))))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the pixels. Raises ValueError where samples are not images alone."""
+        if [taken.kind for taken in self.inputs] != ["pixels"]:
+            raise ValueError(f"the samples of {self.kind} are not images: {', '.join(t.name for t in self.inputs)}")
+        channels, height, width = self.inputs[0].shape
+        return channels, height, width
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.input_shape[1:]
+        """Height and width in pixels. Raises ValueError where samples are not images alone."""
+        return self.image_shape[1:]
 
-    def at_height(self, side: int) -> ImageTask:
-        """Return the task of the same images resized to `side` pixels high, their width in proportion."""
-        channels, height, width = self.input_shape
-        return replace(self, input_shape=(channels, side, max(1, round(width * side / height))))
 
-    def at_resolution(self, fraction: float) -> ImageTask:
-        """Return the task at this share, in (0, 1], of height and width: whole pixels, at least 4 high where it was."""
-        height = self.input_shape[1]
-        return self.at_height(min(height, max(_LEAST_HEIGHT, round(fraction * height))))
+def image_classification(shape: tuple[int, int, int], classes: int) -> TaskSpec:
+    """Return the task of naming the class of an image of `shape` (channels, height, width), scored by accuracy."""
+    return TaskSpec("image_classification", (Input("pixels", tuple(shape), "pixels"),), classes, 1, ACCURACY)

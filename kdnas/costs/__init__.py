@@ -11,7 +11,7 @@ from torch import nn
 
 from kdnas.core.measurement import Measurement, Price
 from kdnas.core.objective import Quantity
-from kdnas.core.task import ImageTask
+from kdnas.core.task import TaskSpec
 from kdnas.registry import Registry
 
 
@@ -33,12 +33,12 @@ class MeasuredCost(ABC):
     def __init__(self, device: torch.device):
         self.device = device
 
-    def calibrate(self, task: ImageTask) -> dict[str, Any]:
+    def calibrate(self, task: TaskSpec) -> dict[str, Any]:
         """Return what must be measured once a study, on a quiet machine; it is stored and handed to every `measure`."""
         return {}
 
     @abstractmethod
-    def measure(self, module: nn.Module, task: ImageTask, calibration: Mapping[str, Any]) -> Measurement:
+    def measure(self, module: nn.Module, task: TaskSpec, calibration: Mapping[str, Any]) -> Measurement:
         """Return the measured cost of `module` (left in the mode it was in)."""
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import Quantity
-from kdnas.core.task import ImageTask
+from kdnas.core.task import TaskSpec
 from kdnas.costs import COSTS, MeasuredCost
 from kdnas.nn.timing import CALM, Timing, calmest, interleaved, median_and_spread, reference_network
 from kdnas.targets import TARGETS, Target
@@ -62,7 +62,7 @@ class LatencyMs(MeasuredCost):
         self.table = table
         self._repeats, self._warmup = repeats, warmup
 
-    def calibrate(self, task: ImageTask) -> dict[str, Any]:
+    def calibrate(self, task: TaskSpec) -> dict[str, Any]:
         """Return `reference_ms`, the median time of one pass of the reference network."""
         with self.target.ready():
             timing = interleaved(
@@ -70,11 +70,11 @@ class LatencyMs(MeasuredCost):
             )
         return {"reference_ms": timing.reference_ms}
 
-    def measure(self, module: nn.Module, task: ImageTask, calibration: Mapping[str, Any]) -> Measurement:
+    def measure(self, module: nn.Module, task: TaskSpec, calibration: Mapping[str, Any]) -> Measurement:
         """Return the median latency of `module` and its interquartile range, in ms."""
         reference_ms = float((calibration or self.calibrate(task))["reference_ms"])
         with self.target.ready():
-            run = self.target.run(module, (self.target.batch_size, *task.input_shape))
+            run = self.target.run(module, (self.target.batch_size, *task.image_shape))
             timing = calmest(
                 [run], self.reference(), rounds=self._repeats, warmup=self._warmup, clock=self.target.clock
             )

@@ -11,7 +11,7 @@ from torch import nn
 
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import Quantity
-from kdnas.core.task import ImageTask
+from kdnas.core.task import TaskSpec
 from kdnas.costs import COSTS, MeasuredCost
 from kdnas.targets import TARGETS
 
@@ -27,8 +27,8 @@ class PeakMemoryBytes(MeasuredCost):
         options = {"device": str(device)} if device.type == "cuda" else {}
         self._target = TARGETS.build(device.type, batch_size=batch_size, **options)
 
-    def measure(self, module: nn.Module, task: ImageTask, calibration: Mapping[str, Any]) -> Measurement:
+    def measure(self, module: nn.Module, task: TaskSpec, calibration: Mapping[str, Any]) -> Measurement:
         """Return the peak bytes of `module`; deterministic on a CPU, so its spread is 0."""
-        measured = self._target.peak_memory_bytes(module, task.input_shape)
+        measured = self._target.peak_memory_bytes(module, task.image_shape)
         assert isinstance(measured, Measurement)  # cpu and cuda always tell
         return measured

@@ -10,7 +10,7 @@ from torch import nn
 
 from kdnas.core.arch import Arch
 from kdnas.core.preprocessing import Preprocessing
-from kdnas.core.task import ImageTask
+from kdnas.core.task import TaskSpec
 from kdnas.registry import Registry
 
 
@@ -24,7 +24,7 @@ class TrainedStudent:
     """
 
     arch: Arch
-    task: ImageTask
+    task: TaskSpec
     module: nn.Module
     source: str
     class_names: tuple[str, ...]
@@ -40,7 +40,7 @@ class TrainedStudent:
     @property
     def preprocessing(self) -> Preprocessing:
         """What is done to a picture before the network sees it."""
-        channels, height, width = self.task.input_shape
+        channels, height, width = self.task.image_shape
         return Preprocessing(
             size=(height, width),
             colour="greyscale" if channels == 1 else "RGB",

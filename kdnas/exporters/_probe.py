@@ -14,19 +14,19 @@ from PIL import ExifTags, Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdnas.core.task import ImageTask
+from kdnas.core.task import TaskSpec, image_classification
 from kdnas.errors import ExportError
 from kdnas.exporters import TrainedStudent
 from kdnas.nn.normalise import Normalised
 from kdnas.picture import eight_bits, fitted, opaque, upright
 
 
-def probe_images(task: ImageTask, count: int, seed: int = 0) -> Tensor:
+def probe_images(task: TaskSpec, count: int, seed: int = 0) -> Tensor:
     """Return uint8 images [count, C, H, W]: a black one, a white one, then noise and smooth scenes in turn.
 
     Smooth scenes (coarse noise, enlarged) have the low frequencies of photographs, which plain noise lacks.
     """
-    channels, height, width = task.input_shape
+    channels, height, width = task.image_shape
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randint(0, 256, (count, channels, height, width), generator=generator).float()
     coarse = torch.rand((count, channels, 3, 3), generator=generator) * 255.0
@@ -43,8 +43,8 @@ def probe_pictures(student: TrainedStudent, folder: Path) -> list[tuple[Path, np
 
     Return each with the pixels, uint8 [C, H, W], that the student's training would have made of it.
     """
-    channels, height, width = student.task.input_shape
-    scene = probe_images(ImageTask((3, 2 * height + 5, 3 * width + 1), 2), 4)[3].permute(1, 2, 0).numpy()
+    channels, height, width = student.task.image_shape
+    scene = probe_images(image_classification((3, 2 * height + 5, 3 * width + 1), 2), 4)[3].permute(1, 2, 0).numpy()
     large = Image.fromarray(scene)
     clear = large.copy()
     clear.putalpha(large.convert("L"))
@@ -80,7 +80,7 @@ def reference_logits(student: TrainedStudent, pixels: Tensor) -> Tensor:
     Raises ExportError when they are not finite numbers of the right shape: such a student cannot be checked.
     """
     logits: Tensor = pixels_to_logits(student)(pixels.float())
-    expected = (len(pixels), student.task.num_classes)
+    expected = (len(pixels), student.task.outputs)
     if tuple(logits.shape) != expected:
         raise ExportError(f"the student gives outputs of shape {list(logits.shape)}, not {list(expected)}")
     if not torch.isfinite(logits).all():

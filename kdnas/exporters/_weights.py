@@ -39,7 +39,7 @@ def metadata(student: TrainedStudent) -> dict[str, str]:
         "format": "pt",
         "arch_id": student.arch.arch_id,
         "arch": student.arch.canonical_json,
-        "input_shape": json.dumps(student.task.input_shape),
+        "input_shape": json.dumps(student.task.image_shape),
         "class_names": json.dumps(student.class_names),
         "channel_mean": json.dumps(student.channel_mean),
         "channel_std": json.dumps(student.channel_std),

@@ -43,12 +43,12 @@ def model_card(student: TrainedStudent, folder: Path) -> list[str]:
 
 
 def _title(student: TrainedStudent) -> str:
-    channels, height, width = student.task.input_shape
+    channels, height, width = student.task.image_shape
     colour = {1: "greyscale", 3: "RGB"}.get(channels, f"{channels}-channel")
     return (
         f"# Student {student.arch.arch_id}\n\n"
         f"A `{student.arch.family}` image classifier: {height} x {width} {colour} images in, "
-        f"{student.task.num_classes} classes out.\n\n"
+        f"{student.task.outputs} classes out.\n\n"
         f"Architecture: `{student.arch.canonical_json}`\n"
     )
 
@@ -162,7 +162,7 @@ def _making(student: TrainedStudent) -> str:
 
 def _limits(student: TrainedStudent) -> str:
     limits = [
-        f"It has only ever seen images like those of its data set; it answers one of its {student.task.num_classes} "
+        f"It has only ever seen images like those of its data set; it answers one of its {student.task.outputs} "
         "classes for any image, also for one that shows none of them.",
         "Its probabilities were not calibrated.",
         "Latency and memory hold for the machine and settings named beside them, and for no others.",

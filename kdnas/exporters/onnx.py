@@ -96,7 +96,7 @@ def script(student: TrainedStudent) -> str:
         file=FILE,
         script=SCRIPT,
         arch_id=student.arch.arch_id,
-        input_shape=student.task.input_shape,
+        input_shape=student.task.image_shape,
         class_names=tuple(student.class_names),
         background=student.background,
         preparation=preparation(student),

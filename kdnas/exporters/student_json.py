@@ -37,7 +37,7 @@ def _record(student: TrainedStudent, weights: Path) -> dict[str, Any]:
         "arch_id": student.arch.arch_id,
         "arch": json.loads(student.arch.canonical_json),
         "input": {
-            "shape": list(student.task.input_shape),
+            "shape": list(student.task.image_shape),
             "layout": "channels, height, width",
             "pixel_range": [0, 255],
             "normalisation": "(pixel - channel_mean) / channel_std",
@@ -58,9 +58,9 @@ def _check(student: TrainedStudent, path: Path, weights: Path) -> None:
     record = json.loads(path.read_text(encoding="utf-8"))
     if Arch.from_json(record["arch"]) != student.arch or record["arch_id"] != student.arch.arch_id:
         raise ExportError(f"{FILE}: the arch did not read back as written")
-    if len(record["classes"]) != student.task.num_classes:
+    if len(record["classes"]) != student.task.outputs:
         raise ExportError(
-            f"{FILE}: {len(record['classes'])} class names for a student of {student.task.num_classes} classes"
+            f"{FILE}: {len(record['classes'])} class names for a student of {student.task.outputs} classes"
         )
     described = dataclasses.replace(
         student,

@@ -156,11 +156,11 @@ def script(student: TrainedStudent) -> str:
         raise ExportError(f"{FILE}: the network's source is not Python: {error}") from error
     if not any(isinstance(node, ast.FunctionDef) and node.name == "build_student" for node in tree.body):
         raise ExportError(f"{FILE}: the network's source defines no build_student()")
-    channels, height, width = student.task.input_shape
+    channels, height, width = student.task.image_shape
     values = {"arch_id": student.arch.arch_id, "channels": channels, "height": height, "width": width}
     imports, body = _split_head(student.source, tree)
     loader = _LOADER.format(
-        input_shape=student.task.input_shape,
+        input_shape=student.task.image_shape,
         class_names=_tuple_literal(student.class_names),
         channel_mean=tuple(student.channel_mean),
         channel_std=tuple(student.channel_std),

@@ -15,7 +15,7 @@ from torch import nn
 
 from kdnas import atomic
 from kdnas.core.data import ImageData
-from kdnas.core.task import ImageTask
+from kdnas.core.task import TaskSpec, image_classification
 from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, Problem, RunFolderError
 from kdnas.exporters import EXPORTERS, TrainedStudent
@@ -139,7 +139,9 @@ def load_student(run: RunRecord, member: FrontMember) -> nn.Module:
     run.sources()
     repeat, facts, arch = best_repeat(run, member.trial), run.lock["data"], member.trial.arch
     channels, height, width = facts["input_shape"]
-    network = STUDENTS.build(arch.family).build(arch, ImageTask((channels, height, width), len(run.class_names)))
+    network = STUDENTS.build(arch.family).build(
+        arch, image_classification((channels, height, width), len(run.class_names))
+    )
     remedy = command_line("kdnas", "search", run.folder)
     _load_weights(network, arch.arch_id, checkpoint_path(run, repeat), repeat.sha256, remedy)
     return Normalised(network, facts["channel_mean"], facts["channel_std"]).eval()
@@ -179,7 +181,7 @@ def _load_weights(network: nn.Module, arch_id: str, path: Path, sha256: str, rem
         raise RunFolderError(f"{path} holds the weights of another network than {arch_id}: {first}") from error
 
 
-def build_network(file: TrainFile, task: ImageTask) -> nn.Module:
+def build_network(file: TrainFile, task: TaskSpec) -> nn.Module:
     """Return the student of `file`, freshly initialised from torch's global generator."""
     network: nn.Module = STUDENTS.build(file.arch.family).build(file.student, task)
     return network

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from kdnas.core.arch import Arch
 from kdnas.core.schedule import FinishedStage, Schedule
-from kdnas.core.task import ImageTask
+from kdnas.core.task import TaskSpec
 from kdnas.errors import ConfigError, InputError, Problem
 from kdnas.plan.schedules import (
     RANDOM,
@@ -57,7 +57,7 @@ def check_schedule(
         raise ConfigError(document.in_order(problems))
 
 
-def schedule_problems(schedule: TrainingSchedule, task: ImageTask) -> list[Problem]:
+def schedule_problems(schedule: TrainingSchedule, task: TaskSpec) -> list[Problem]:
     """Return everything that keeps `schedule` from being followed; `where` is the dotted key."""
     student, problems = _student(schedule, task)
     networks: dict[str, Arch | None] = {}
@@ -90,7 +90,7 @@ def schedule_problems(schedule: TrainingSchedule, task: ImageTask) -> list[Probl
     return problems
 
 
-def _student(schedule: TrainingSchedule, task: ImageTask) -> tuple[Arch | None, list[Problem]]:
+def _student(schedule: TrainingSchedule, task: TaskSpec) -> tuple[Arch | None, list[Problem]]:
     """Return the student, None where the file spells none, and what is wrong with it and the budget."""
     section, budget = schedule.student, schedule.budget
     try:
@@ -131,7 +131,7 @@ def _init_problems(where: str, step: Step, network: Arch, earlier: Mapping[str, 
 
 
 def _share_problems(
-    where: str, step: DistilStep, network: Arch, schedule: TrainingSchedule, task: ImageTask
+    where: str, step: DistilStep, network: Arch, schedule: TrainingSchedule, task: TaskSpec
 ) -> Iterator[Problem]:
     macs = STUDENTS.build(network.family).price(network, task).macs
     share = distil_share(step.epochs, macs, schedule)
@@ -144,7 +144,7 @@ def distil_share(epochs: int, macs: int, schedule: TrainingSchedule) -> float:
     return epochs * macs / (schedule.budget.epochs * schedule.budget.student_macs)
 
 
-def _supernet_problems(where: str, step: SupernetStep, schedule: TrainingSchedule, task: ImageTask) -> list[Problem]:
+def _supernet_problems(where: str, step: SupernetStep, schedule: TrainingSchedule, task: TaskSpec) -> list[Problem]:
     if step.settings.resolutions:
         return [Problem(f"{where}.settings.resolutions", "a schedule keeps the size of the data's images", "[]")]
     try:

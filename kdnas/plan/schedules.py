@@ -18,7 +18,7 @@ from kdnas.core.arch import Arch
 from kdnas.core.route import Route
 from kdnas.core.schedule import Ladders, Schedule
 from kdnas.core.space import SearchSpace
-from kdnas.core.task import ImageTask
+from kdnas.core.task import TaskSpec
 from kdnas.errors import ConfigError, Problem
 from kdnas.plain_yaml import dump_yaml
 from kdnas.plan.train_file import ArchSection
@@ -131,7 +131,7 @@ class DistilStep(Section):
     learning_rate: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     """Factor of the recipe's."""
 
-    def network(self, task: ImageTask) -> Arch:
+    def network(self, task: TaskSpec) -> Arch:
         """Return the network that the step gives, for any task. Raises ConfigError where it is none."""
         arch: Arch = STUDENTS.build(self.arch.family).canonical(self.arch.choices)
         return arch
@@ -174,7 +174,7 @@ class SupernetStep(Section):
         """Return what the supernet's training may spend of the `whole` budget, in multiply-accumulates."""
         return round(self.share * whole)
 
-    def network(self, task: ImageTask) -> Arch:
+    def network(self, task: TaskSpec) -> Arch:
         """Return the network that the step gives: the smallest. Raises ConfigError, RunFolderError."""
         elastic, ladders = ladders_of(self.search_space, task)
         return elastic.spec(ladders.smallest(ladders.values)).arch
@@ -221,7 +221,7 @@ class TrainingSchedule(_Head):
         return self.model_copy(update={"steps": tuple(steps)})
 
 
-def ladders_of(space: SearchSpace, task: ImageTask) -> tuple[ElasticSpace, Ladders]:
+def ladders_of(space: SearchSpace, task: TaskSpec) -> tuple[ElasticSpace, Ladders]:
     """Return `space` as the training of its supernet sees it, and its ladders. Raises ConfigError."""
     family: StudentFamily = STUDENTS.build(space.family)
     elastic = ElasticSpace(space, family, task)

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from kdnas.core.arch import Arch
 from kdnas.core.data import ImageData
-from kdnas.core.task import ImageTask
+from kdnas.core.task import TaskSpec, image_classification
 from kdnas.datasets import DATASETS
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
@@ -111,9 +111,9 @@ class TrainFile(Section):
         return arch
 
     @property
-    def task(self) -> ImageTask:
+    def task(self) -> TaskSpec:
         """The task the student solves."""
-        return ImageTask(self.input_shape, len(self.class_names))
+        return image_classification(self.input_shape, len(self.class_names))
 
     @property
     def recipe(self) -> Recipe:
@@ -156,7 +156,7 @@ def train_file_for(run: RunRecord, trial: TrialRecord, data: ImageData) -> Train
         device=config.device,
         arch_id=trial.arch.arch_id,
         arch=ArchSection(family=trial.arch.family, choices=trial.arch.choices),
-        input_shape=data.task.input_shape,
+        input_shape=data.task.image_shape,
         class_names=data.class_names,
         channel_mean=tuple(float(value) for value in data.channel_mean),
         channel_std=tuple(float(value) for value in data.channel_std),

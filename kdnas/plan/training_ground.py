@@ -56,7 +56,7 @@ class Ground:
 
     def test_accuracy(self, network: nn.Module) -> float:
         """Return the accuracy in [0, 1] of `network` on the test split."""
-        test, classes = self.data.test, self.data.task.num_classes
+        test, classes = self.data.test, self.data.task.outputs
         return accuracy(
             self.on_pixels(network), Batches(test, np.arange(len(test)), num_classes=classes, device=self.device)
         )
@@ -94,7 +94,7 @@ def open_ground(
             student = family.build(file.student, data.task)
         check_losses(file.recipe, teacher, {"the student": student}, data, device=hardware)
     used = training_indices(data, train_indices, file.training.data_fraction, file.seed)
-    classes = data.task.num_classes
+    classes = data.task.outputs
     train = Batches(data.train, used, num_classes=classes, device=hardware)
     validation = Batches(data.train, validation_indices, num_classes=classes, device=hardware)
     return Ground(data, teacher, train, validation, hardware)
@@ -104,7 +104,7 @@ def check_data(file: TrainFile, data: ImageData) -> None:
     """Raise DataError naming everything in which `data` is not what `file` was written for."""
     expected: list[tuple[str, Any, Any]] = [
         ("data_fingerprint", file.data_fingerprint, data.fingerprint),
-        ("input_shape", tuple(file.input_shape), tuple(data.task.input_shape)),
+        ("input_shape", tuple(file.input_shape), tuple(data.task.image_shape)),
         ("class_names", tuple(file.class_names), tuple(data.class_names)),
         ("channel_mean", tuple(file.channel_mean), tuple(float(value) for value in data.channel_mean)),
         ("channel_std", tuple(file.channel_std), tuple(float(value) for value in data.channel_std)),

@@ -12,7 +12,7 @@ from kdnas.core.arch import Arch, Scalar
 from kdnas.core.measurement import Price
 from kdnas.core.operator import Operator, OperatorGroup
 from kdnas.core.space import SearchSpace
-from kdnas.core.task import ImageTask
+from kdnas.core.task import TaskSpec
 from kdnas.errors import ConfigError, Problem
 from kdnas.nn.elastic import Supernet
 from kdnas.registry import Registry
@@ -39,24 +39,24 @@ class StudentFamily(ABC):
         """
 
     @abstractmethod
-    def groups(self, arch: Arch, task: ImageTask) -> Sequence[OperatorGroup]:
+    def groups(self, arch: Arch, task: TaskSpec) -> Sequence[OperatorGroup]:
         """Return what a forward pass of `arch` consists of, in groups: what recurs among archs is the same object."""
 
-    def operators(self, arch: Arch, task: ImageTask) -> tuple[Operator, ...]:
+    def operators(self, arch: Arch, task: TaskSpec) -> tuple[Operator, ...]:
         """Return what a forward pass of `arch` consists of; a latency table adds up its operators' times."""
         return tuple(itertools.chain.from_iterable([group.operators for group in self.groups(arch, task)]))
 
-    def price(self, arch: Arch, task: ImageTask) -> Price:
+    def price(self, arch: Arch, task: TaskSpec) -> Price:
         """Return the closed-form MACs and parameters of `arch`, equal to fvcore's conv, linear and matmul counts."""
         groups = self.groups(arch, task)
         return Price(macs=sum([group.macs for group in groups]), params=sum([group.params for group in groups]))
 
     @abstractmethod
-    def build(self, arch: Arch, task: ImageTask) -> nn.Module:
+    def build(self, arch: Arch, task: TaskSpec) -> nn.Module:
         """Return the student, freshly initialised from torch's global generator."""
 
     @abstractmethod
-    def source(self, arch: Arch, task: ImageTask) -> str:
+    def source(self, arch: Arch, task: TaskSpec) -> str:
         """Return Python source that needs only torch and defines `build_student() -> nn.Module` for this arch."""
 
     def strides(self, domains: Mapping[str, Sequence[Scalar]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -66,7 +66,7 @@ class StudentFamily(ABC):
         """
         return ()
 
-    def supernet(self, space: SearchSpace, task: ImageTask) -> Supernet:
+    def supernet(self, space: SearchSpace, task: TaskSpec) -> Supernet:
         """Return a supernet that holds every network of `space`, freshly initialised from torch's global generator.
 
         Raises ConfigError where the family has no elastic networks, as here.

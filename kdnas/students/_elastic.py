@@ -18,7 +18,7 @@ from torch import nn
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.space import SearchSpace
-from kdnas.core.task import ImageTask
+from kdnas.core.task import TaskSpec
 from kdnas.nn.blocks import ConvNorm
 from kdnas.nn.elastic import SharedTensor, Supernet, Unfilled
 from kdnas.students._staged import BlockPlan, Stage, StagedFamily, default_stride
@@ -43,7 +43,7 @@ class ElasticFamily(StagedFamily):
     def shortcut(plan: Any) -> Literal["identity", "projection", "none"]:
         """Return the shortcut around the block's branch."""
 
-    def supernet(self, space: SearchSpace, task: ImageTask) -> Supernet:
+    def supernet(self, space: SearchSpace, task: TaskSpec) -> Supernet:
         """Return a supernet that holds every network of `space`, freshly initialised from torch's global generator."""
         return Supernet(StagedLayout(self, space, task))
 
@@ -62,7 +62,7 @@ class Slot(NamedTuple):
 class StagedLayout:
     """The shared tensors of the networks of `space`, which all are of `family`."""
 
-    def __init__(self, family: ElasticFamily, space: SearchSpace, task: ImageTask):
+    def __init__(self, family: ElasticFamily, space: SearchSpace, task: TaskSpec):
         self._family = family
         self._task = task
         self.tensors: dict[str, SharedTensor] = {}
@@ -70,7 +70,7 @@ class StagedLayout:
         domains: dict[str, tuple[Scalar, ...]] = {name: (value,) for name, value in space.fixed.items()}
         domains |= {choice.name: choice.values for choice in space.choices}
         stems = _numbers(domains["stem_width"])
-        stem = ConvNorm(task.input_shape[0], max(stems), 3)
+        stem = ConvNorm(task.image_shape[0], max(stems), 3)
         self._add("stem", _shapes(stem), (_stream(0), None))
         widths, slots = stems, list(_slots(family, domains))
         for place, slot in enumerate(slots, 1):
@@ -124,7 +124,7 @@ class StagedLayout:
             self._merge(f"{prefix}.{name}", shape, axes)
 
     def _add_exit(self, place: int, width: int, heads: tuple[int, ...]) -> None:
-        prefix, classes = f"exits.{place}", self._task.num_classes
+        prefix, classes = f"exits.{place}", self._task.outputs
         if 0 in heads:
             self._add(f"{prefix}.pooled", _shapes(nn.Linear(width, classes)), (None, _stream(place)))
         if max(heads):

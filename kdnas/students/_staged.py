@@ -23,7 +23,7 @@ from torch import nn
 
 from kdnas.core.arch import Arch, Scalar, normalise_scalar
 from kdnas.core.operator import Operator, OperatorGroup
-from kdnas.core.task import ImageTask
+from kdnas.core.task import TaskSpec
 from kdnas.errors import ConfigError, Problem
 from kdnas.nn import blocks
 from kdnas.nn.blocks import InvertedPlan, ResidualPlan, StudentPlan
@@ -131,7 +131,7 @@ class StagedFamily(StudentFamily):
             raise ConfigError(Problem("stage1.depth", "every stage has depth 0; at least one stage must remain"))
         return Arch(self.name, tuple(sorted(items)))
 
-    def plan(self, arch: Arch, task: ImageTask) -> StudentPlan:
+    def plan(self, arch: Arch, task: TaskSpec) -> StudentPlan:
         """Return every block's shape for `arch` on `task`."""
         network = self._read(arch.choices)
         stages, channels = [], network.stem_width
@@ -139,19 +139,19 @@ class StagedFamily(StudentFamily):
             stages.append(self.blocks(channels, stage))
             channels = stage.width
         return StudentPlan(
-            in_channels=task.input_shape[0],
+            in_channels=task.image_shape[0],
             stem_width=network.stem_width,
             stem_stride=network.stem_stride,
             stages=tuple(stages),
             head_width=network.head_width,
-            num_classes=task.num_classes,
+            num_classes=task.outputs,
         )
 
-    def groups(self, arch: Arch, task: ImageTask) -> Sequence[OperatorGroup]:
+    def groups(self, arch: Arch, task: TaskSpec) -> Sequence[OperatorGroup]:
         """Return stem, stages, and head with classifier."""
         return _pieces(type(self), arch, task)
 
-    def build(self, arch: Arch, task: ImageTask) -> nn.Module:
+    def build(self, arch: Arch, task: TaskSpec) -> nn.Module:
         """Return the student, freshly initialised from torch's global generator."""
         return blocks.Student(self.plan(arch, task), self.block)
 
@@ -161,11 +161,11 @@ class StagedFamily(StudentFamily):
         named = [("stem", "stem_stride", 1), *((f"stage{i}", f"stage{i}.stride", default_stride(i)) for i in stages)]
         return tuple((part, tuple(sorted(domains.get(key, (default,))))) for part, key, default in named)  # type: ignore[arg-type]
 
-    def source(self, arch: Arch, task: ImageTask) -> str:
+    def source(self, arch: Arch, task: TaskSpec) -> str:
         """Return Python source that needs only torch and defines `build_student()` for this arch."""
-        shape = ", ".join(map(str, task.input_shape))
+        shape = ", ".join(map(str, task.image_shape))
         pieces = [
-            _HEADER.format(family=self.name, arch_id=arch.arch_id, shape=shape, classes=task.num_classes),
+            _HEADER.format(family=self.name, arch_id=arch.arch_id, shape=shape, classes=task.outputs),
             *(inspect.getsource(item).rstrip() for item in self.exported),
             inspect.getsource(blocks.initialise).rstrip(),
             "PLAN = " + _literal(self.plan(arch, task)),
@@ -322,11 +322,11 @@ class _Piece(OperatorGroup):
 
 
 @functools.lru_cache(maxsize=1024)
-def _pieces(family: type[StagedFamily], arch: Arch, task: ImageTask) -> list[_Piece]:
+def _pieces(family: type[StagedFamily], arch: Arch, task: TaskSpec) -> list[_Piece]:
     """Return stem, stages, and head with classifier: kept for whoever asks for price and operators in turn."""
     choices = dict(arch.items)
     given: Callable[[str], Any] = choices.get
-    piece = _stem(*task.input_shape, given("stem_width"), given("stem_stride") or 1)
+    piece = _stem(*task.image_shape, given("stem_width"), given("stem_stride") or 1)
     pieces = [piece]
     for index, keys in enumerate(_all_keys(family), 1):
         depth = given(keys[0])
@@ -335,7 +335,7 @@ def _pieces(family: type[StagedFamily], arch: Arch, task: ImageTask) -> list[_Pi
         if depth:
             piece = _stage_piece(family, index, piece.channels, piece.height, piece.width, *map(given, keys))
             pieces.append(piece)
-    return [*pieces, _ending(piece.channels, piece.height, piece.width, given("head_width") or 0, task.num_classes)]
+    return [*pieces, _ending(piece.channels, piece.height, piece.width, given("head_width") or 0, task.outputs)]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -11,7 +11,7 @@ import numpy as np
 from kdnas.core.arch import Scalar
 from kdnas.core.measurement import Price
 from kdnas.core.space import Assignment, SearchSpace
-from kdnas.core.task import ImageTask
+from kdnas.core.task import TaskSpec
 from kdnas.students import StudentFamily
 from kdnas.study.spaces import arch_of
 
@@ -76,7 +76,7 @@ def _spellings(space: SearchSpace, family: StudentFamily | None, start: Assignme
 
 
 def random_prices(
-    space: SearchSpace, family: StudentFamily, task: ImageTask, *, samples: int, seed: int = 0
+    space: SearchSpace, family: StudentFamily, task: TaskSpec, *, samples: int, seed: int = 0
 ) -> list[Price]:
     """Return the prices on `task` of `samples` random archs of the space."""
     rng = np.random.default_rng(seed)

@@ -78,7 +78,7 @@ def fit_teacher(
     `network`, found by looking where None. `facts` are what else decides the outputs. Raises TeacherError: another
     number of classes or channels, no logits, unknown names.
     """
-    channels, height, width = context.data.task.input_shape
+    channels, height, width = context.data.task.image_shape
     mean, std, adapted = _statistics(expected, context)
     size = (expected.size, expected.size) if isinstance(expected.size, int) else expected.size
     if size is not None and tuple(size) != (height, width):
@@ -90,7 +90,7 @@ def fit_teacher(
     else:
         size = None
     network = network.float().eval()
-    classes = len(naming.spellings) if naming is not None else context.data.task.num_classes
+    classes = len(naming.spellings) if naming is not None else context.data.task.outputs
     probe = _probe(context)
 
     def fitted(repeat: int) -> Fitted:
@@ -146,7 +146,7 @@ def _statistics(expected: Expected, context: TeacherContext) -> tuple[tuple[floa
         shown = f"mean {_numbers(mean)}, std {_numbers(std)}"
         return mean, std, [f"no normalisation was stated: images are normalised with the data's own {shown}"]
     mean, std = tuple(expected.mean), tuple(expected.std)
-    channels = context.data.task.input_shape[0]
+    channels = context.data.task.image_shape[0]
     if len(mean) != len(std) or not (len(mean) == channels or (channels == 1 and len(mean) == 3)):
         what = f"{len(mean)} and {len(std)} numbers for images of {channels} channels"
         raise TeacherError(Problem("mean, std", what, "one number a channel, on the 0-255 scale"))

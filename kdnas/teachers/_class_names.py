@@ -213,9 +213,9 @@ def _unmatched(naming: Naming, class_names: Sequence[str], found: Mapping[str, i
 
 def other_classes(count: int, data: ImageData) -> Problem:
     """Return the problem of a teacher of `count` classes that the data does not have."""
-    what = f"has {count} classes, the data {data.name} has {data.task.num_classes}"
+    what = f"has {count} classes, the data {data.name} has {data.task.outputs}"
     allowed = "a teacher trained for this data's classes"
-    if count > data.task.num_classes:
+    if count > data.task.outputs:
         allowed += "; or teacher.class_names, its names in its own order, among which the data's are found"
     return Problem("teacher", what, allowed)
 

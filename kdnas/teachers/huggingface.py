@@ -99,7 +99,7 @@ def _processing(
 ) -> Processing | None:
     """Return what the model's processor does to images of the data's size; None where it is not there, nor needed."""
     channels = int(getattr(network.config, "num_channels", None) or 3)
-    _, height, width = context.data.task.input_shape
+    _, height, width = context.data.task.image_shape
     try:
         return read_processing(library, source, options, channels=channels, height=height, width=width)
     except TeacherError:

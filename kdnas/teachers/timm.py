@@ -52,7 +52,7 @@ def timm(
     options = dict(arguments or {})
     checkpoint = None if path is None else read_weights(path)
     if path is not None:
-        options.setdefault("num_classes", context.data.task.num_classes)
+        options.setdefault("num_classes", context.data.task.outputs)
     network = _create(library, model, pretrained, options)
     known = () if path is None else names_beside(path)
     notes = [MAYBE_SEEN]

@@ -110,7 +110,7 @@ def _from_file(
     named: Callable[[int], bool],
 ) -> tuple[nn.Module, list[str]]:
     """Return the network with the file's weights, and notes; of other classes than the data's only where `named`."""
-    options.setdefault("num_classes", context.data.task.num_classes)
+    options.setdefault("num_classes", context.data.task.outputs)
     network = _create(library, model, options)
     checkpoint = read_weights(path)
     found = find_weights(network, checkpoint, weights_key)

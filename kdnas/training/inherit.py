@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from kdnas.core.arch import Arch
 from kdnas.core.data import ImageData
 from kdnas.core.space import SearchSpace
-from kdnas.core.task import ImageTask
+from kdnas.core.task import TaskSpec, image_classification
 from kdnas.errors import ConfigError, Problem
 from kdnas.nn.elastic import Layout, Supernet, Unfilled
 from kdnas.nn.matching import match_stages
@@ -84,7 +84,7 @@ def _inherit(
         what = f"is a {teacher_arch.family}, the student a {arch.family}: weights are inherited within a family"
         raise ConfigError(Problem("teacher", what))
     channels, *size = images.shape[1:]
-    task = ImageTask((channels, size[0], size[1]), int(student.classifier.out_features))  # type: ignore[arg-type, union-attr]
+    task = image_classification((channels, size[0], size[1]), int(student.classifier.out_features))  # type: ignore[arg-type, union-attr]
     for name, network, own in (("student", student, arch), ("teacher", teacher, teacher_arch)):
         _check(name, network, own, family, task)
     ours = family.supernet(_alone(arch), task).layout
@@ -291,7 +291,7 @@ def _alone(arch: Arch) -> SearchSpace:
     return SearchSpace("alone", arch.family, (), fixed=arch.choices)
 
 
-def _check(name: str, network: nn.Module, arch: Arch, family: StudentFamily, task: ImageTask) -> None:
+def _check(name: str, network: nn.Module, arch: Arch, family: StudentFamily, task: TaskSpec) -> None:
     with Unfilled():
         expected = family.build(arch, task).state_dict()
     own = network.state_dict()

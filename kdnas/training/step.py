@@ -166,9 +166,9 @@ def open_teacher_outputs(
         return None, None
     needs = needs_of(recipe.distillation)
     if not needs:
-        return None, OutputShapes(data.task.num_classes)
+        return None, OutputShapes(data.task.outputs)
     teacher.module.to(device).eval()
-    example = torch.zeros(2, *data.task.input_shape, device=device)
+    example = torch.zeros(2, *data.task.image_shape, device=device)
     shapes = output_shapes(teacher.module, teacher.stages, teacher.classifier, example)
     training = recipe.training
     bfloat16 = in_bfloat16(training, device)
@@ -211,14 +211,14 @@ def open_step(
     distillation = recipe.distillation
     if teacher_shapes is None:
         distillation = Distillation(task_weight=1.0, label_smoothing=distillation.label_smoothing, losses=())
-    size = data.task.at_resolution(recipe.training.resolution_fraction).image_size
+    size = data.task.at_share(recipe.training.resolution_fraction).image_size
     student = Normalised(network, data.channel_mean, data.channel_std, size)
     student.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = None if recipe.training.ema is None else Average(network, recipe.training.ema)
     stages, classifier = stage_names(network)
     stages = tuple(f"network.{name}" for name in stages)
     classifier = None if classifier is None else f"network.{classifier}"
-    shapes = output_shapes(student, stages, classifier, torch.zeros(2, *data.task.input_shape, device=device))
+    shapes = output_shapes(student, stages, classifier, torch.zeros(2, *data.task.image_shape, device=device))
     tapped = stack.enter_context(Taps(student, stages, classifier, needs=needs_of(distillation)))
     pixels = recipe.training.epochs * recipe.training.data_fraction * len(data.train) * math.prod(size)
     wanted = recipe.training.fused_norms is True
@@ -257,7 +257,7 @@ def taught_batches(
         augmentation=training.augmentation,
         fill=data.channel_mean,
         seed=view_seed,
-        together=batches_together(training.batch_size, data.task.input_shape, train.device),
+        together=batches_together(training.batch_size, data.task.image_shape, train.device),
     )
     for batch in views:
         images = batch.images.contiguous(memory_format=torch.channels_last)

@@ -68,7 +68,7 @@ class SubnetStep:
         self._std = torch.tensor(data.channel_std, device=device).view(1, -1, 1, 1)
         view = supernet.running(largest.arch)
         names = [f"student.stages.{index}" for index in range(_stages(view))], "student.classifier"
-        shapes = output_shapes(view, *names, torch.zeros(2, *data.task.input_shape, device=device))
+        shapes = output_shapes(view, *names, torch.zeros(2, *data.task.image_shape, device=device))
         self._tapped = stack.enter_context(Taps(view, *names, needs=needs_of(distillation)))
         self._tapped_view = view
         self.criteria = nn.ModuleDict()
@@ -114,7 +114,7 @@ class SubnetStep:
         return torch.stack(losses)
 
     def _outputs(self, spec: SubnetSpec, images: Tensor, *, tapped: bool) -> Outputs:
-        size = self._task.at_height(spec.side).image_size
+        size = self._task.at(spec.side).image_size
         pixels = (resized(images, size) - self._mean) / self._std
         view = self._tapped_view if tapped else self._supernet.running(spec.arch)
         view.train(self._supernet.training)

@@ -20,7 +20,7 @@ from kdnas.core.arch import Arch, Scalar
 from kdnas.core.data import ImageData
 from kdnas.core.schedule import RESOLUTION, Domains
 from kdnas.core.space import Assignment, Choice, SearchSpace
-from kdnas.core.task import ImageTask
+from kdnas.core.task import TaskSpec
 from kdnas.nn.elastic import Supernet
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.recalibration import recalibrate
@@ -54,8 +54,8 @@ class ElasticSpace:
         resolutions: Sides in pixels that images may be resized to; empty: the full one only.
     """
 
-    def __init__(self, space: SearchSpace, family: StudentFamily, task: ImageTask, resolutions: Sequence[int] = ()):
-        sides = tuple(dict.fromkeys([*resolutions])) or (task.input_shape[1],)
+    def __init__(self, space: SearchSpace, family: StudentFamily, task: TaskSpec, resolutions: Sequence[int] = ()):
+        sides = tuple(dict.fromkeys([*resolutions])) or (task.image_shape[1],)
         self.family = family
         self.task = task
         self.space = replace(space, choices=(*space.choices, Choice(RESOLUTION, sides)))
@@ -68,7 +68,7 @@ class ElasticSpace:
 
     def macs(self, spec: SubnetSpec) -> int:
         """Return the MACs of one image."""
-        return self.family.price(spec.arch, self.task.at_height(spec.side)).macs
+        return self.family.price(spec.arch, self.task.at(spec.side)).macs
 
     def price(self, assignment: Assignment) -> int:
         """Return the MACs of one image for the subnet that `assignment` stands for."""
@@ -199,7 +199,7 @@ class SubnetScorer:
         return self._recalibrated(supernet, spec).network.eval()
 
     def _recalibrated(self, supernet: Supernet, spec: SubnetSpec) -> Normalised:
-        size = self._data.task.at_height(spec.side).image_size
+        size = self._data.task.at(spec.side).image_size
         student = supernet.subnet(spec.arch)
         network = Normalised(student, self._data.channel_mean, self._data.channel_std, size).to(self._train.device)
         with self._precision():

@@ -106,7 +106,7 @@ def train_supernet(
     supernet.to(device)
     with ExitStack() as stack:
         stack.enter_context(memory_failures_as_trial_errors())
-        pixels = recipe.training.epochs * len(train) * math.prod(data.task.input_shape[1:])
+        pixels = recipe.training.epochs * len(train) * math.prod(data.task.image_shape[1:])
         stack.enter_context(computing(recipe.training, device))
         stack.enter_context(own_randomness(derive_seed(seed, "training"), device))
         outputs, shapes = open_teacher_outputs(
@@ -149,7 +149,7 @@ def _scorers(
 
 def _elastic(space: SearchSpace, settings: SupernetSettings, data: ImageData) -> tuple[ElasticSpace, Ladders]:
     """Return the space as the training sees it, and its ladders. Raises ConfigError."""
-    height = data.task.input_shape[1]
+    height = data.task.image_shape[1]
     if any(side > height for side in settings.resolutions):
         raise ConfigError(Problem("resolutions", f"{settings.resolutions} exceed the images' height", f"1..{height}"))
     family: StudentFamily = STUDENTS.build(space.family)

@@ -34,7 +34,7 @@ def check_split(data: ImageData, validation_indices: np.ndarray, fraction: float
 
 def split_notes(data: ImageData, train_indices: np.ndarray, validation_indices: np.ndarray) -> tuple[str, ...]:
     """Return what the user should know of a split of the training images: classes of few images, coarse scores."""
-    names, classes = tuple(map(escaped, data.class_names)), data.task.num_classes
+    names, classes = tuple(map(escaped, data.class_names)), data.task.outputs
     learnt = np.bincount(data.train.labels[train_indices], minlength=classes)
     scored = np.bincount(data.train.labels[validation_indices], minlength=classes)
     tested = len(data.test)

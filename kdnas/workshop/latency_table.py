@@ -28,7 +28,7 @@ from kdnas.core.operator import Operator, OperatorGroup
 from kdnas.core.rank import kendall_tau
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
-from kdnas.core.task import ImageTask
+from kdnas.core.task import TaskSpec
 from kdnas.costs.latency_ms import LatencyMs
 from kdnas.errors import RunError
 from kdnas.nn.timing import interleaved, median_and_spread, middle_mean
@@ -163,7 +163,7 @@ class LearnedTable:
 
 def learn_latency_table(
     space: SearchSpace,
-    task: ImageTask,
+    task: TaskSpec,
     cost: LatencyMs,
     *,
     reference_ms: float | None = None,
@@ -202,7 +202,7 @@ def learn_latency_table(
 def learn_tables(
     costs: Mapping[str, Any],
     space: SearchSpace,
-    task: ImageTask,
+    task: TaskSpec,
     calibrations: Mapping[str, Mapping[str, Any]],
     *,
     seed: int,
@@ -236,7 +236,7 @@ def in_words(verdict: Mapping[str, float]) -> str:
 class TablePrices:
     """The quantities that a run's tables price. Empty where it has none."""
 
-    def __init__(self, calibrations: Mapping[str, Mapping[str, Any]], family: StudentFamily, task: ImageTask):
+    def __init__(self, calibrations: Mapping[str, Mapping[str, Any]], family: StudentFamily, task: TaskSpec):
         self._family, self._task = family, task
         self._tables = {
             name: LatencyTable.from_dict(calibration["table"])
@@ -266,8 +266,8 @@ def _pool(space: SearchSpace, family: StudentFamily, least: int, seed: int) -> l
     return list(pool)[:_POOL]
 
 
-def _measured(archs: Sequence[Arch], family: StudentFamily, task: ImageTask, cost: LatencyMs, rounds: int) -> Any:
-    target, shape = cost.target, (cost.target.batch_size, *task.input_shape)
+def _measured(archs: Sequence[Arch], family: StudentFamily, task: TaskSpec, cost: LatencyMs, rounds: int) -> Any:
+    target, shape = cost.target, (cost.target.batch_size, *task.image_shape)
     with target.ready():
         runs = []
         with torch.random.fork_rng(devices=[]):

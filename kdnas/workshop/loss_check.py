@@ -57,7 +57,7 @@ def check_losses(
     few = np.linspace(0, len(data.train) - 1, min(_IMAGES, len(data.train))).astype(np.int64)
     images = torch.from_numpy(np.array(data.train.images[few], copy=True)).float().to(device)
     labels = torch.from_numpy(np.asarray(data.train.labels)[few].astype(np.int64)).to(device)
-    size = data.task.at_resolution(recipe.training.resolution_fraction).image_size
+    size = data.task.at_share(recipe.training.resolution_fraction).image_size
     with exact_arithmetic():
         theirs = _asked(f"the teacher {teacher.name}", teacher.module, teacher.stages, teacher.classifier, images)
         sides = []

@@ -14,7 +14,7 @@ from torch import nn
 
 from kdnas.core.arch import Arch
 from kdnas.core.measurement import Measurement
-from kdnas.core.task import ImageTask
+from kdnas.core.task import TaskSpec, image_classification
 from kdnas.errors import ConfigError, InputError, Problem, RunError, RunFolderError
 from kdnas.nn.timing import Run, calmest, median_and_spread, reference_network
 from kdnas.record.front import front
@@ -39,7 +39,7 @@ class Subject:
 
     source: str
     arch: Arch
-    task: ImageTask
+    task: TaskSpec
     onnx: Path | None = None
     onnx_alone: bool = False
 
@@ -159,7 +159,7 @@ def measure(
     networks = [student.network(target) for student in students]
     with target.ready():
         runs = [
-            target.run(network, (target.batch_size, *student.task.input_shape))
+            target.run(network, (target.batch_size, *student.task.image_shape))
             for network, student in zip(networks, students, strict=True)
         ]
         reference, image = reference_network()
@@ -173,7 +173,7 @@ def measure(
             )
         energies = _energies(runs, target)
         memories = [
-            target.peak_memory_bytes(network, student.task.input_shape)
+            target.peak_memory_bytes(network, student.task.image_shape)
             for network, student in zip(networks, students, strict=True)
         ]
     measured = []
@@ -215,11 +215,11 @@ def _of_run(folder: Path, pick: str | None) -> list[Subject]:
     shape = run.lock.get("data", {}).get("input_shape")
     if shape is None or not run.class_names:
         raise RunFolderError(f"{folder} does not say what its students' images are: they cannot be built")
-    task = ImageTask(tuple(shape), len(run.class_names))
+    task = image_classification(tuple(shape), len(run.class_names))
     return [Subject(str(folder), member.trial.arch, task) for member in members]
 
 
-def _stated_in_json(file: Path) -> tuple[Arch, ImageTask]:
+def _stated_in_json(file: Path) -> tuple[Arch, TaskSpec]:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         if record["format"] != "kdnas-student":
@@ -229,7 +229,7 @@ def _stated_in_json(file: Path) -> tuple[Arch, ImageTask]:
         raise ConfigError(Problem(str(file), f"is not a student that kdnas exported: {_reason(error)}")) from error
 
 
-def _stated_in_onnx(file: Path) -> tuple[Arch, ImageTask]:
+def _stated_in_onnx(file: Path) -> tuple[Arch, TaskSpec]:
     try:
         import onnx
     except ImportError:
@@ -243,13 +243,13 @@ def _stated_in_onnx(file: Path) -> tuple[Arch, ImageTask]:
         raise ConfigError(Problem(str(file), f"is not a student that kdnas exported: {_reason(error)}")) from error
 
 
-def _checked(arch: Any, shape: Any, classes: Any) -> tuple[Arch, ImageTask]:
+def _checked(arch: Any, shape: Any, classes: Any) -> tuple[Arch, TaskSpec]:
     """Return the arch as its family spells it, and its task. Raises ValueError or InputError."""
     if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape) or not len(classes):
         raise ValueError("its input shape or its classes are missing")
     stated = Arch.from_json(arch)
     family: StudentFamily = STUDENTS.build(stated.family)
-    return family.canonical(stated.choices), ImageTask((shape[0], shape[1], shape[2]), len(classes))
+    return family.canonical(stated.choices), image_classification((shape[0], shape[1], shape[2]), len(classes))
 
 
 def _reason(error: Exception) -> str:

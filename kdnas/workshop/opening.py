@@ -202,7 +202,7 @@ class _TeacherTraining:
             distil,
             network.to(self._device),
             None,
-            Batches(self._data.train, indices, num_classes=self._data.task.num_classes, device=self._device),
+            Batches(self._data.train, indices, num_classes=self._data.task.outputs, device=self._device),
             None,
             Recipe(training=taught, distillation=Distillation(task_weight=1.0, losses=())),
             data=self._data,

@@ -90,7 +90,7 @@ def load_supernet(
         validation_images=settings.score_images,
         bfloat16=in_bfloat16(config.training, train.device),
     )
-    return SharedWeights(supernet.to(train.device).eval(), scorer, data.task.input_shape[1])
+    return SharedWeights(supernet.to(train.device).eval(), scorer, data.task.image_shape[1])
 
 
 def save_supernet(supernet: Supernet, folder: Path, facts: dict[str, Any]) -> None:

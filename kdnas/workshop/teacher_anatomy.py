@@ -77,7 +77,7 @@ def open_anatomy(
     ranking = None
     if importance is not None:
         say(f"ranking what matters by {importance} on {min(_CALIBRATED, len(train))} training images")
-        samples = Batches(data.train, train[:_CALIBRATED], num_classes=data.task.num_classes, device=device)
+        samples = Batches(data.train, train[:_CALIBRATED], num_classes=data.task.outputs, device=device)
         batches = [(inside(teacher.module, b.images)[1], b.labels) for b in samples.ordered(batch_size=_BATCH)]
         ranking = rank(network, anatomy, batches, method=importance)
     shape = (int(example.shape[1]), int(example.shape[2]), int(example.shape[3]))

@@ -66,7 +66,7 @@ def report_teacher(
     few = _spread(validation_indices, _ASKED_TWICE)
     images = torch.from_numpy(np.array(data.train.images[few], copy=True)).float().to(device)
     noticed = check_conduct(teacher.name, teacher.module, images)
-    batches = Batches(data.train, validation_indices, num_classes=data.task.num_classes, device=device)
+    batches = Batches(data.train, validation_indices, num_classes=data.task.outputs, device=device)
     try:
         answers = answers_to(teacher.module, batches, teacher.outputs, bfloat16=bfloat16)
     except Exception as error:  # the network is the user's: anything may come
@@ -80,7 +80,7 @@ def report_teacher(
         what = "gives probabilities, numbers of one sum, for the first images, and other numbers for others"
         raise TeacherError(Problem(where, what, "logits"))
     noticed += answers.doubts
-    macs = traced_macs(teacher.module, data.task.input_shape, device)
+    macs = traced_macs(teacher.module, data.task.image_shape, device)
     share, least = least_accuracy(labels)
     score, renaming = answers.accuracy, find_renaming(answers.predicted, labels, data.class_names)
     if renaming is not None and renaming.renamed <= least:
@@ -117,7 +117,7 @@ def report_teacher(
 
 def _coarse(teacher: Teacher, data: ImageData, probe: np.ndarray, device: torch.device) -> tuple[str, ...]:
     """Return a note where the teacher names other classes in bfloat16, in which it teaches, than in float32."""
-    batches = Batches(data.train, probe, num_classes=data.task.num_classes, device=device)
+    batches = Batches(data.train, probe, num_classes=data.task.outputs, device=device)
     coarse, exact = (
         answers_to(teacher.module, batches, teacher.outputs, bfloat16=bfloat16) for bfloat16 in (True, False)
     )
@@ -170,7 +170,7 @@ def _accuracy(
     device: torch.device,
     bfloat16: bool,
 ) -> float:
-    batches = Batches(arrays, indices, num_classes=data.task.num_classes, device=device)
+    batches = Batches(arrays, indices, num_classes=data.task.outputs, device=device)
     return accuracy(module, batches, bfloat16=bfloat16)
 
 
@@ -190,12 +190,12 @@ def _better_normalisation(
     tried: dict[str, float] = {}
     candidates = {**_USUAL, "the data's own statistics": (data.channel_mean, data.channel_std)}
     for name, (mean, std) in candidates.items():
-        if isinstance(mean, tuple) and len(mean) != data.task.input_shape[0]:
+        if isinstance(mean, tuple) and len(mean) != data.task.image_shape[0]:
             continue
         with _fed(normalised, mean, std):
             shown = f"with {name} (mean {_shown(mean)}, std {_shown(std)})"
             tried[f"{shown} in place of the stated one"] = measured()
-    if data.task.input_shape[0] == 3:
+    if data.task.image_shape[0] == 3:
         with _reversed(normalised):
             tried["with its channels in the order BGR"] = measured()
     best = max(tried, key=lambda name: tried[name])

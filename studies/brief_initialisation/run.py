@@ -205,7 +205,7 @@ class Bench:
         }
 
     def _batches(self, indices: Any) -> Batches:
-        return Batches(self.data.train, indices, num_classes=self.data.task.num_classes, device=self.device)
+        return Batches(self.data.train, indices, num_classes=self.data.task.outputs, device=self.device)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from kdnas import atomic
-from kdnas.core.task import ImageTask
+from kdnas.core.task import image_classification
 from kdnas.costs import COSTS
 from kdnas.record.run_folder import machine
 from kdnas.report.style import FAINT, FRONT, GRID, INK, TEACHER, round_ticks
@@ -31,7 +31,7 @@ from kdnas.study.spaces import arch_of, load_space
 from kdnas.workshop.latency_table import LatencyTable, LearnedTable, in_words, learn_latency_table
 
 HERE = Path(__file__).parent
-TASK = ImageTask((3, 32, 32), 10)
+TASK = image_classification((3, 32, 32), 10)
 CASES = (("cpu", "cifar_resnet", 150), ("cpu", "cifar_mobilenet", 120), ("onnxruntime", "cifar_resnet", 200))
 """Target, space, and how often each of the 80 students is timed."""
 GOAL = {"median_error": 0.05, "spearman": 0.97}

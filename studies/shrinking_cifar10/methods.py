@@ -110,7 +110,7 @@ def shared(policy: str) -> Callable[[Bench, int], Outcome]:
         recipe = setting.recipe(setting.fine_tune_epochs, fine_tune=True)
         for size in SIZES:
             student = trained.scorer.cut(
-                trained.supernet, SubnetSpec(bench.archs[size], bench.data.task.input_shape[1])
+                trained.supernet, SubnetSpec(bench.archs[size], bench.data.task.image_shape[1])
             )
             outcome.cut[size] = _accuracy(bench, student, bench.test)
             outcome.spent_macs += _train(bench, size, student, bench.teacher, recipe, seed)

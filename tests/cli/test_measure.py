@@ -3,7 +3,7 @@ import json
 import pytest
 
 from kdnas.cli.main import main
-from kdnas.core.task import ImageTask
+from kdnas.core.task import image_classification
 from kdnas.targets import Missing
 from kdnas.workshop import measuring
 
@@ -37,7 +37,7 @@ def test_the_front_of_a_run_is_measured(run, capsys):
     members = measuring.subjects(run)
     assert members
     for member in members:
-        assert member.task == ImageTask((1, 8, 8), 10)
+        assert member.task == image_classification((1, 8, 8), 10)
         assert member.arch.arch_id in shown.out
     assert f"measuring {len(members)} on" in shown.err
 

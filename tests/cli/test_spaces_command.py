@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from kdnas.cli.main import build_app, main
-from kdnas.core.task import ImageTask
+from kdnas.core.task import image_classification
 from kdnas.students import STUDENTS
 from kdnas.study.spaces import load_space
 
@@ -49,7 +49,7 @@ def test_show_tells_how_stem_and_stages_stride(space, side, sides, capsys):
     loaded = load_space(space, Path())
     family = STUDENTS.build(loaded.family)
     largest = loaded.active({choice.name: choice.values[-1] for choice in loaded.choices})
-    network = family.build(family.canonical(largest), ImageTask((3, side, side), 10)).eval()
+    network = family.build(family.canonical(largest), image_classification((3, side, side), 10)).eval()
     seen = []
     for stage in network.stages:
         stage.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[2]))

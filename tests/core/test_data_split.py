@@ -32,4 +32,4 @@ def test_image_data_knows_its_task():
     arrays = ImageArrays(np.zeros((4, 3, 5, 6), np.uint8), np.array([0, 1, 0, 1]))
     data = ImageData("d", ("a", "b"), arrays, arrays, "f", (0.0,) * 3, (1.0,) * 3)
     assert len(arrays) == 4
-    assert (data.task.input_shape, data.task.num_classes) == ((3, 5, 6), 2)
+    assert (data.task.image_shape, data.task.outputs) == ((3, 5, 6), 2)

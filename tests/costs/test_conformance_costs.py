@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from kdnas.core.measurement import Measurement, Price
-from kdnas.core.task import ImageTask
+from kdnas.core.task import image_classification
 from kdnas.costs import COSTS, CheapCost
 from kdnas.errors import ConfigError
 from kdnas.nn.blocks import ResidualBlock, ResidualPlan, Student, StudentPlan
 
-TASK = ImageTask((3, 16, 16), 5)
+TASK = image_classification((3, 16, 16), 5)
 
 
 def student(width: int = 8) -> Student:

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from kdnas.core.task import ImageTask
+from kdnas.core.task import image_classification
 from kdnas.costs import COSTS
 from kdnas.errors import ConfigError
 
 CPU = torch.device("cpu")
-TASK = ImageTask((3, 8, 8), 4)
+TASK = image_classification((3, 8, 8), 4)
 NETWORK = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
 
 
@@ -100,7 +100,7 @@ def test_real_times_agree_with_a_plain_stopwatch():
     import time
 
     module = nn.Conv2d(3, 256, 7, padding=3).eval()
-    task, x = ImageTask((3, 64, 64), 2), torch.zeros(1, 3, 64, 64)
+    task, x = image_classification((3, 64, 64), 2), torch.zeros(1, 3, 64, 64)
     cost = COSTS.build("latency_ms", CPU)
     calibration = cost.calibrate(task)
     value = cost.measure(module, task, calibration).value

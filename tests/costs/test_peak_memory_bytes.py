@@ -1,10 +1,10 @@
 import torch
 from torch import nn
 
-from kdnas.core.task import ImageTask
+from kdnas.core.task import image_classification
 from kdnas.costs import COSTS
 
-TASK = ImageTask((3, 8, 8), 10)
+TASK = image_classification((3, 8, 8), 10)
 
 
 def peak(module: nn.Module, batch_size: int = 1) -> float:

@@ -35,8 +35,8 @@ def test_digits_are_scikit_learns_on_the_full_scale(tmp_path):
 
     data = DATASETS.build("digits", tmp_path, tmp_path)
     assert (len(data.train), len(data.test)) == (1438, 359)
-    assert data.task.input_shape == (1, 8, 8)
-    assert data.task.num_classes == 10
+    assert data.task.image_shape == (1, 8, 8)
+    assert data.task.outputs == 10
     both = np.concatenate([data.train.images, data.test.images])[:, 0]
     assert both.max() == 255
     source = load_digits()
@@ -71,7 +71,7 @@ def test_npz_layouts_agree(tmp_path):
 def test_npz_layout_can_be_stated_where_it_cannot_be_told(tmp_path):
     images = RNG.integers(0, 256, (12, 3, 4, 3), dtype=np.uint8)
     save(tmp_path, train_images=images, test_images=images[:6])
-    assert open_npz(tmp_path).task.input_shape == (3, 3, 4)
+    assert open_npz(tmp_path).task.image_shape == (3, 3, 4)
     np.testing.assert_array_equal(open_npz(tmp_path, layout="NCHW").train.images, images)
 
 
@@ -193,7 +193,7 @@ def open_module(folder: Path, **options):
 def test_a_users_function_is_called_with_its_options(tmp_path):
     data = open_module(tmp_path, classes=4)
     assert data.class_names == ("class 0", "class 1", "class 2", "class 3")
-    assert data.task.input_shape == (1, 4, 4)
+    assert data.task.image_shape == (1, 4, 4)
     expected = np.random.default_rng(0).integers(0, 256, (12, 4, 4), dtype=np.uint8)
     np.testing.assert_array_equal(data.train.images[:, 0], expected)
     assert isinstance(data.train.images, np.memmap)

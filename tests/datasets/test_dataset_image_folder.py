@@ -130,9 +130,9 @@ def test_resizing_and_grey(tmp_path):
     files = {name: png(np.full((4 + i % 3, 5, 3), 40 * (i % 4), dtype=np.uint8)) for i, name in enumerate(tree())}
     lay(tmp_path / "data", files)
     data = open_it(tmp_path, size=(8, 7), grayscale=True)
-    assert data.task.input_shape == (1, 8, 7)
+    assert data.task.image_shape == (1, 8, 7)
     assert set(np.unique(data.train.images)) == {0, 40, 80, 120}
-    assert open_it(tmp_path, size=3).task.input_shape == (3, 3, 3)
+    assert open_it(tmp_path, size=3).task.image_shape == (3, 3, 3)
     with pytest.raises(
         DataError, match=r"is 5x5 pixels, but train/ant/0.png 5x4 \(allowed: one size, or the option `size`"
     ):

@@ -63,7 +63,7 @@ def test_texts_numbers_other_columns_and_a_carved_split(tmp_path):
     data = open_it(tmp_path, image_column="img", label_column="kind", size=8, grayscale=True)
     assert data.class_names == ("ant", "bee", "cat")
     assert data.train.labels.tolist() == [2, 0, 1] * 4
-    assert data.task.input_shape == (1, 8, 8)
+    assert data.task.image_shape == (1, 8, 8)
     lay(tmp_path)
     data = open_it(tmp_path, test=None, test_fraction=0.25)
     assert (len(data.train), len(data.test)) == (9, 3)

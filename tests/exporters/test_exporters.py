@@ -79,7 +79,7 @@ def exported(student: TrainedStudent, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    return np.random.default_rng(11).integers(0, 256, size=(5, *TASK.input_shape), dtype=np.uint8)
+    return np.random.default_rng(11).integers(0, 256, size=(5, *TASK.image_shape), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")

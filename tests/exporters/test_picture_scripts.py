@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from kdnas.core.task import ImageTask
+from kdnas.core.task import image_classification
 from kdnas.datasets import DATASETS
 from kdnas.exporters import EXPORTERS, TrainedStudent
 from kdnas.exporters._probe import pixels_to_logits
@@ -56,7 +56,7 @@ def made(request, tmp_path_factory) -> tuple[TrainedStudent, Path, torch.Tensor]
     pictures(root / "photos")
     options = {"size": (20, 16), "grayscale": request.param == 1, "background": BACKGROUND}
     data = DATASETS.build("image_folder", root, root / "cache", path="photos", **options)
-    task = ImageTask(data.task.input_shape, len(NAMES))
+    task = image_classification(data.task.image_shape, len(NAMES))
     family = STUDENTS.build("resnet")
     arch = family.canonical(CHOICES)
     torch.manual_seed(0)
@@ -148,7 +148,7 @@ def test_every_export_carries_the_preprocessing_as_data(made):
     plain = student.preprocessing.as_dict()
     assert plain["size"] == [20, 16]
     assert (plain["resize"], plain["aspect"], plain["background"]) == ("bilinear", "stretched", BACKGROUND)
-    assert plain["colour"] == ("greyscale" if student.task.input_shape[0] == 1 else "RGB")
+    assert plain["colour"] == ("greyscale" if student.task.image_shape[0] == 1 else "RGB")
     assert json.loads((out / "student.json").read_text())["input"]["preprocessing"] == plain
     with safetensors.safe_open(out / "student.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["preprocessing"]) == plain

@@ -14,18 +14,18 @@ from torch import nn
 
 from kdnas.core.arch import Arch
 from kdnas.core.space import Choice, SearchSpace
-from kdnas.core.task import ImageTask
+from kdnas.core.task import TaskSpec, image_classification
 from kdnas.errors import ConfigError
 from kdnas.students import STUDENTS
 from kdnas.study.spaces import arch_of, load_space, space_names
 
 TASKS = (
-    ImageTask((1, 8, 8), 10),
-    ImageTask((3, 32, 32), 10),
-    ImageTask((1, 28, 28), 2),
-    ImageTask((3, 17, 9), 7),
-    ImageTask((2, 1, 1), 3),
-    ImageTask((4, 5, 31), 101),
+    image_classification((1, 8, 8), 10),
+    image_classification((3, 32, 32), 10),
+    image_classification((1, 28, 28), 2),
+    image_classification((3, 17, 9), 7),
+    image_classification((2, 1, 1), 3),
+    image_classification((4, 5, 31), 101),
 )
 COUNTED = {"conv", "linear", "addmm", "matmul", "bmm", "einsum"}
 
@@ -65,9 +65,9 @@ def random_archs(family: str, count: int, seed: int = 0) -> list[Arch]:
     return [arch_of(space, space.random(rng), built) for space in spaces_of(family) for _ in range(count)]
 
 
-def fvcore_macs(module: nn.Module, task: ImageTask) -> int:
+def fvcore_macs(module: nn.Module, task: TaskSpec) -> int:
     logging.getLogger("fvcore").setLevel(logging.ERROR)
-    counts = FlopCountAnalysis(module.eval(), torch.zeros(1, *task.input_shape)).unsupported_ops_warnings(False)
+    counts = FlopCountAnalysis(module.eval(), torch.zeros(1, *task.image_shape)).unsupported_ops_warnings(False)
     return int(sum(value for name, value in counts.by_operator().items() if name in COUNTED))
 
 
@@ -109,8 +109,8 @@ def test_module_contract(name, family):
             stage.register_forward_hook(lambda _, __, output: seen.append(output))  # noqa: B023
         embedding = []
         module.classifier.register_forward_hook(lambda _, inputs, __, e=embedding: e.append(inputs[0]))
-        logits = module(torch.randn(3, *task.input_shape))
-        assert logits.shape == (3, task.num_classes)
+        logits = module(torch.randn(3, *task.image_shape))
+        assert logits.shape == (3, task.outputs)
         assert torch.isfinite(logits).all()
         assert len(seen) == len(module.stages) >= 1
         assert all(output.ndim == 4 for output in seen)
@@ -135,7 +135,7 @@ def signature(module: nn.Module) -> tuple:
 def test_an_arch_is_one_network_and_a_network_one_arch(name, family):
     """Neighbours in a space with many redundant spellings: equal archs exactly where the built modules are equal."""
     rng, space = np.random.default_rng(5), spaces_of(name)[-1]
-    task = ImageTask((2, 13, 11), 3)
+    task = image_classification((2, 13, 11), 3)
     equal = 0
     for _ in range(100):
         one = space.random(rng)
@@ -151,7 +151,7 @@ def test_an_arch_is_one_network_and_a_network_one_arch(name, family):
 
 def test_canonical_spelling_builds_what_the_raw_spelling_says(name, family):
     """Canonicalising changes no network: price and modules of the raw choices equal those of the canonical arch."""
-    rng, space, task = np.random.default_rng(6), spaces_of(name)[-1], ImageTask((3, 12, 12), 4)
+    rng, space, task = np.random.default_rng(6), spaces_of(name)[-1], image_classification((3, 12, 12), 4)
     for _ in range(60):
         raw = Arch.of(name, space.active(space.random(rng)))
         canonical = family.canonical(raw.choices)
@@ -202,7 +202,7 @@ def alone(tmp_path_factory) -> dict[str, tuple[int, str]]:
             for p in module.parameters():
                 nn.init.uniform_(p, -0.5, 0.5)
             module.eval()
-            x = torch.randn(4, *task.input_shape)
+            x = torch.randn(4, *task.image_shape)
             with torch.no_grad():
                 saved.append((module.state_dict(), x, module(x)))
             source = family.source(arch, task)

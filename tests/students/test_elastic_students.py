@@ -12,15 +12,15 @@ from torch import nn
 
 from kdnas.core.arch import Arch
 from kdnas.core.space import Choice, SearchSpace
-from kdnas.core.task import ImageTask
+from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError
 from kdnas.nn.elastic import Supernet
 from kdnas.students import STUDENTS, StudentFamily
 from kdnas.study.spaces import arch_of, load_space, space_names
 
 FAMILIES = [name for name in STUDENTS.names() if STUDENTS.get(name).supernet is not StudentFamily.supernet]
-TASKS = {"digits_resnet": ImageTask((1, 8, 8), 10)}
-CIFAR = ImageTask((3, 9, 7), 10)
+TASKS = {"digits_resnet": image_classification((1, 8, 8), 10)}
+CIFAR = image_classification((3, 9, 7), 10)
 
 WIDER = {
     "resnet": {
@@ -71,7 +71,7 @@ def supernet_of(space: SearchSpace, seed: int = 0) -> Supernet:
 
 
 def images_of(space: SearchSpace, count: int = 4) -> torch.Tensor:
-    return torch.randn(count, *TASKS.get(space.name, CIFAR).input_shape)
+    return torch.randn(count, *TASKS.get(space.name, CIFAR).image_shape)
 
 
 @pytest.fixture(params=SPACES, ids=lambda space: space.name)

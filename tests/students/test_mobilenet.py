@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from kdnas.core.task import ImageTask
+from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError
 from kdnas.students import STUDENTS
 
 MOBILENET = STUDENTS.build("mobilenet")
-TASK = ImageTask((3, 16, 16), 10)
+TASK = image_classification((3, 16, 16), 10)
 
 
 def stage(index, depth=1, width=16, expand=3, kernel=3, squeeze_excite=False, skip="identity"):

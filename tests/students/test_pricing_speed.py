@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdnas.core.task import ImageTask
+from kdnas.core.task import image_classification
 from kdnas.students import STUDENTS
 from kdnas.study.spaces import arch_of, load_space
 from kdnas.workshop.latency_table import designed_sample, fitted
 
-TASK = ImageTask((3, 32, 32), 10)
+TASK = image_classification((3, 32, 32), 10)
 COUNT = 2000
 
 

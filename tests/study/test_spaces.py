@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kdnas.core.space import Choice, Condition, SearchSpace
-from kdnas.core.task import ImageTask
+from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError
 from kdnas.students import STUDENTS
 from kdnas.study.space_size import random_prices, space_size
@@ -53,13 +53,13 @@ def test_every_committed_space_loads_is_large_and_its_samples_are_archs(reposito
 @pytest.mark.parametrize(
     ("name", "task", "low", "high"),
     [
-        ("digits_resnet", ImageTask((1, 8, 8), 10), 4e3, 1.7e6),
-        ("cifar_resnet", ImageTask((3, 32, 32), 10), 0.37e6, 86e6),
-        ("cifar_mobilenet", ImageTask((3, 32, 32), 10), 0.79e6, 55e6),
-        ("photo64_resnet", ImageTask((3, 64, 64), 10), 0.5e6, 192e6),
-        ("photo64_mobilenet", ImageTask((3, 64, 64), 10), 0.8e6, 77.2e6),
-        ("photo224_resnet", ImageTask((3, 224, 224), 1000), 9e6, 3.55e9),
-        ("photo224_mobilenet", ImageTask((3, 224, 224), 1000), 13e6, 0.72e9),
+        ("digits_resnet", image_classification((1, 8, 8), 10), 4e3, 1.7e6),
+        ("cifar_resnet", image_classification((3, 32, 32), 10), 0.37e6, 86e6),
+        ("cifar_mobilenet", image_classification((3, 32, 32), 10), 0.79e6, 55e6),
+        ("photo64_resnet", image_classification((3, 64, 64), 10), 0.5e6, 192e6),
+        ("photo64_mobilenet", image_classification((3, 64, 64), 10), 0.8e6, 77.2e6),
+        ("photo224_resnet", image_classification((3, 224, 224), 1000), 9e6, 3.55e9),
+        ("photo224_mobilenet", image_classification((3, 224, 224), 1000), 13e6, 0.72e9),
     ],
 )
 def test_committed_spaces_cost_what_their_comments_say(name, task, low, high):

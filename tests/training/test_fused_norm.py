@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdnas.core.task import ImageTask
+from kdnas.core.task import image_classification
 from kdnas.students import STUDENTS
 from kdnas.training.fused_norm import LEAST_PIXELS, fused_norm, fused_norms, library
 
 CPU = torch.device("cpu")
-TASK = ImageTask((3, 8, 8), 5)
+TASK = image_classification((3, 8, 8), 5)
 
 needs_compiler = pytest.mark.skipif(library() is None, reason="there is no C compiler here")
 

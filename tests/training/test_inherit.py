@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from kdnas.core.arch import Arch
 from kdnas.core.space import Choice, SearchSpace
-from kdnas.core.task import ImageTask
+from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError
 from kdnas.students import STUDENTS
 from kdnas.study.spaces import arch_of, load_space
 from kdnas.training.inherit import block_influence, inherit, inherit_supernet
 
-TASK = ImageTask((3, 12, 12), 7)
+TASK = image_classification((3, 12, 12), 7)
 RESNET = {"stem_width": 8} | {
     f"stage{i}.{name}": value
     for i, width in ((1, 8), (2, 16))
@@ -46,7 +46,7 @@ def network(choices: dict[str, Any], seed: int) -> tuple[nn.Module, Arch]:
 
 
 def images(count: int = 32, seed: int = 0) -> Tensor:
-    return torch.randn(count, *TASK.input_shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(count, *TASK.image_shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("choices", [RESNET, MOBILENET], ids=["resnet", "mobilenet"])

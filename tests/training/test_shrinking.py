@@ -12,7 +12,7 @@ import pytest
 
 from kdnas.core.schedule import Check, FinishedStage, Ladders, Panel, Probe, Schedule, Stage
 from kdnas.core.space import SearchSpace
-from kdnas.core.task import ImageTask
+from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError, RunFolderError
 from kdnas.students import STUDENTS
 from kdnas.study.spaces import load_space
@@ -20,7 +20,7 @@ from kdnas.training.schedule_file import read_schedule, write_schedule
 from kdnas.training.shrinking import Policy, Recorded, Shrinking, Situation, policy_of
 from kdnas.training.subnets import ElasticSpace
 
-TASK = ImageTask((3, 32, 32), 10)
+TASK = image_classification((3, 32, 32), 10)
 
 
 def ladders_of(name: str) -> Ladders:

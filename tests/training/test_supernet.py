@@ -297,7 +297,7 @@ def test_labels_alone_and_mixup(data, teacher):
 
 def step_of(stack: ExitStack, supernet: Supernet, data: ImageData, teacher: Teacher, largest: SubnetSpec,
               *losses: LossTerm, in_place: bool, pixels: float = 0.0) -> SubnetStep:  # fmt: skip
-    shapes = output_shapes(teacher.module, teacher.stages, teacher.classifier, torch.zeros(2, *data.task.input_shape))
+    shapes = output_shapes(teacher.module, teacher.stages, teacher.classifier, torch.zeros(2, *data.task.image_shape))
     distillation = Distillation(task_weight=0.3, losses=losses)
     return SubnetStep(stack, supernet, largest, shapes, distillation, data=data, in_place=in_place, bfloat16=False,
                         device=CPU, seed=0, pixels=pixels)  # fmt: skip
@@ -344,7 +344,7 @@ def test_fused_norms_change_nothing_but_the_time(data, teacher, space, monkeypat
     elastic = ElasticSpace(space, STUDENTS.build(space.family), data.task)
     ladders = Ladders.of(elastic.space, elastic.price)
     specs = [elastic.spec(assignment) for assignment in ladders.panel]
-    images, labels = torch.rand(16, *data.task.input_shape) * 255, torch.arange(16) % 10
+    images, labels = torch.rand(16, *data.task.image_shape) * 255, torch.arange(16) % 10
     supernets = [supernet_of(space, data).train() for _ in range(2)]
     threads, fused = torch.get_num_threads(), []
     apply = FusedNorm.forward
@@ -377,7 +377,7 @@ def test_feature_losses_are_for_the_largest_subnet_alone(data, teacher):
         )
         assert [type(term).__name__ for term in step.criteria["largest"].terms] == ["HintonKD", "Hint"]
         assert [type(term).__name__ for term in step.criteria["others"].terms] == ["HintonKD"]
-        images, labels = torch.rand(8, *data.task.input_shape) * 255, torch.arange(8)
+        images, labels = torch.rand(8, *data.task.image_shape) * 255, torch.arange(8)
         with torch.no_grad():
             module = teacher.module
             stage = module.network.stages[0](module.network.stem((images - module.mean) / module.std))

@@ -11,7 +11,7 @@ from torch import nn
 
 from kdnas.core.operator import Operator
 from kdnas.core.space import Choice, SearchSpace
-from kdnas.core.task import ImageTask
+from kdnas.core.task import image_classification
 from kdnas.costs import COSTS
 from kdnas.errors import RunError
 from kdnas.students import STUDENTS
@@ -27,7 +27,7 @@ from kdnas.workshop.latency_table import (
     learn_tables,
 )
 
-TASK = ImageTask((3, 32, 32), 10)
+TASK = image_classification((3, 32, 32), 10)
 SPACES = ("cifar_resnet", "cifar_mobilenet")
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kdnas.core.measurement import Measurement
-from kdnas.core.task import ImageTask
+from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError, RunError
 from kdnas.exporters import EXPORTERS, TrainedStudent
 from kdnas.students import STUDENTS
@@ -15,7 +15,7 @@ from kdnas.targets import EnergyCounter, Missing
 from kdnas.workshop import measuring
 from kdnas.workshop.measuring import measure, subjects, targets
 
-TASK = ImageTask((1, 8, 8), 10)
+TASK = image_classification((1, 8, 8), 10)
 
 
 def arch(width: int):

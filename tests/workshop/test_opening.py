@@ -299,8 +299,8 @@ def _nearest_mean(data: ImageData, reverse: bool = False) -> nn.Linear:
     mean, std = (np.array(part)[:, None, None] for part in (data.channel_mean, data.channel_std))
     pixels = (pixels[:, ::-1] if reverse else pixels) - mean
     flat = np.c_[(pixels / std).reshape(len(pixels), -1), np.ones(len(pixels))]
-    solved = np.linalg.lstsq(flat, np.eye(data.task.num_classes)[data.train.labels], rcond=None)[0].T
-    layer = nn.Linear(flat.shape[1] - 1, data.task.num_classes)
+    solved = np.linalg.lstsq(flat, np.eye(data.task.outputs)[data.train.labels], rcond=None)[0].T
+    layer = nn.Linear(flat.shape[1] - 1, data.task.outputs)
     layer.weight.data = torch.from_numpy(solved[:, :-1]).float()
     layer.bias.data = torch.from_numpy(solved[:, -1]).float()
     return layer

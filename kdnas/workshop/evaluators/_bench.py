@@ -101,12 +101,12 @@ class Bench:
 
     def batches(self, arrays: ImageArrays, indices: np.ndarray) -> Batches:
         """Return batches of some samples on this bench's device."""
-        return Batches(arrays, indices, num_classes=self.data.task.num_classes, device=self.device)
+        return Batches(arrays, indices, num_classes=self.data.task.outputs, device=self.device)
 
     @cached_property
     def teacher_shapes(self) -> OutputShapes:
         """The shapes of what the teacher says of an image."""
-        example = torch.zeros(2, *self.data.task.input_shape, device=self.device)
+        example = torch.zeros(2, *self.data.task.image_shape, device=self.device)
         return output_shapes(self.teacher.module, self.teacher.stages, self.teacher.classifier, example)
 
     @cached_property
@@ -134,7 +134,7 @@ class Bench:
         return {
             "name": self.data.name,
             "class_names": list(self.data.class_names),
-            "input_shape": list(self.data.task.input_shape),
+            "input_shape": list(self.data.task.image_shape),
             "training_images": len(self.train_indices),
             "validation_images": len(self.validation_indices),
             "test_images": len(self.data.test),

@@ -141,7 +141,7 @@ class SharingEvaluator(TrainingEvaluator):
         elastic = ElasticSpace(space, bench.family, bench.data.task, self._settings.resolutions)
         ladders = Ladders.of(elastic.space, elastic.price)
         elastic.price(ladders.smallest(ladders.values))  # refused where every stage may be left out
-        sides, own = self._settings.resolutions, bench.data.task.input_shape[1]
+        sides, own = self._settings.resolutions, bench.data.task.image_shape[1]
         if sides and own not in sides:
             what = f"students are scored on images of {own} pixels, the data's own, which are not among them"
             raise ConfigError(Problem("supernet.resolutions", what))

@@ -115,7 +115,7 @@ class TrainingEvaluator(Evaluator):
         bench, task = self.bench, self.bench.data.task
         return {
             "images": f"{len(bench.train_indices):,} to train, {len(bench.validation_indices):,} to score, "
-            f"{len(bench.data.test):,} to test; {'x'.join(map(str, task.input_shape))}, {task.num_classes} classes",
+            f"{len(bench.data.test):,} to test; {'x'.join(map(str, task.image_shape))}, {task.outputs} classes",
             **({"data_notes": "; ".join(bench.data_notes)} if bench.data_notes else {}),
             "teacher_opened": bench.teacher.name,
             "updates": updates_in_words(self.context.config, len(bench.train_indices)),
@@ -187,7 +187,7 @@ class TrainingEvaluator(Evaluator):
         if live := why_live(distillation, self.bench.teacher_shapes, images):
             return [f"runs on every batch: {live}"]
         kept = distillation.teacher_top_k
-        if kept is None or kept >= self.bench.data.task.num_classes:
+        if kept is None or kept >= self.bench.data.task.outputs:
             return []
         few = self.bench.batches(self.bench.data.train, self.bench.validation_indices[:_TRUNCATED])
         with torch.no_grad():
@@ -284,7 +284,7 @@ class TrainingEvaluator(Evaluator):
     def check(self, trial: TrialRecord) -> None:
         """Raise RunError where torch's counter or fvcore's counts other MACs than the closed form."""
         module = self.bench.family.build(trial.arch, self.bench.data.task).eval()
-        shape = self.bench.data.task.input_shape
+        shape = self.bench.data.task.image_shape
         counts = {"torch": traced_macs(module, shape, torch.device("cpu")), "fvcore": fvcore_macs(module, shape)}
         for who, count in counts.items():
             if count != trial.values["macs"]:
