@@ -17,9 +17,8 @@ from kdnas.core.hypervolume import hypervolume
 from kdnas.core.objective import ACCURACY, Quantity
 from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.samplers import SAMPLERS, SamplerContext
-from kdnas.samplers._hvi_encoding import Encoding
-from kdnas.samplers._hvi_history import read_history
-from kdnas.samplers._hvi_process import (
+from kdnas.samplers.hvi.encoding import Encoding, read_history
+from kdnas.samplers.hvi.process import (
     _MEAN,
     _NAMES,
     Process,

@@ -20,12 +20,12 @@ from kdnas.core.arch import Scalar
 from kdnas.core.objective import minimised
 from kdnas.core.pareto import non_dominated
 from kdnas.samplers import SAMPLERS, SamplerContext
-from kdnas.samplers._hvi_candidates import draws, neighbours, variations
-from kdnas.samplers._hvi_encoding import Encoding
-from kdnas.samplers._hvi_history import History, read_history
-from kdnas.samplers._hvi_model import Features, Outlook
+from kdnas.samplers.hvi.encoding import Encoding, History, read_history
+from kdnas.samplers.hvi.outlook import Features, Outlook
 
 _DRAWS = 700
+_WHOLE = 2_000
+"""Assignments up to which the whole space is looked at."""
 _VARIATIONS = 500
 _ROUNDS = 3
 """Of looking at the neighbours of the leaders."""
@@ -44,8 +44,8 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
     """Proposes the student that is expected to add most hypervolume at the highest rung.
 
     The first `startup_trials` are spread over the quantiles of the cheap costs, each unlike those before it. After them
-    a Gaussian process models every objective that is not cheap (`_hvi_process`) and every bound that was ever missed,
-    failing included (`_hvi_model`). Candidates are random students, variations of the front, and then, again and again,
+    a Gaussian process (`process`) models every objective that is not cheap, and every bound that was ever missed,
+    failing included (`outlook`). Candidates are random students, variations of the front, and then, again and again,
     the neighbours of the most promising. A proposal is a function of the seed and the history alone.
     """
 
@@ -78,7 +78,7 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
     ) -> dict[str, Any]:
         """Return the proposal."""
         history = self._history(study)
-        sample = draws(self._encoding, _DRAWS, self._rng)
+        sample = _draws(self._encoding, _DRAWS, self._rng)
         features = Features(self._encoding, self._prices, sample, self._rungs)
         sample = self._new(sample, features, history.codes)
         few = len(history) < self._startup or not history.eligible.any()
@@ -91,7 +91,7 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
         """Return the hypervolume [N] that each of these trials should add once trained at the highest rung."""
         trials = study.get_trials(deepcopy=False)
         history = self._history(study)
-        sample = draws(self._encoding, _DRAWS, self._rng)
+        sample = _draws(self._encoding, _DRAWS, self._rng)
         features = Features(self._encoding, self._prices, sample, self._rungs)
         outlook = self._outlook(features, history)
         codes = self._encoding.codes([trials[number].params for number in numbers])
@@ -157,11 +157,11 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
         boxes = outlook.boxes(believe=True)
         parents = self._parents(history)
         pool, gains = sample, outlook.gains(sample, boxes)
-        more = variations(self._encoding, parents, _VARIATIONS, self._rng)
+        more = _variations(self._encoding, parents, _VARIATIONS, self._rng)
         for _ in range(1 + _ROUNDS):
             more = self._new(more, features, np.concatenate([history.codes, pool]))
             pool, gains = np.concatenate([pool, more]), np.concatenate([gains, outlook.gains(more, boxes)])
-            more = neighbours(self._encoding, pool[np.argsort(-gains, kind="stable")[:_LEADERS]])
+            more = _neighbours(self._encoding, pool[np.argsort(-gains, kind="stable")[:_LEADERS]])
         return pool[np.argsort(-gains, kind="stable")]
 
     def _parents(self, history: History) -> np.ndarray:
@@ -181,3 +181,40 @@ def _van_der_corput(number: int) -> float:
         number, digit = divmod(number, 2)
         share += digit / denominator
     return share
+
+
+def _draws(encoding: Encoding, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return about `count` codes [N, D] of the whole space: all of a small one, else random draws and uniform ones.
+
+    Uniform ones have the same level in every choice: the cheapest and dearest networks of a space are among them, which
+    random draws miss.
+    """
+    levels = encoding.levels
+    if np.prod(levels.astype(float)) <= _WHOLE:
+        return np.indices(tuple(levels.tolist())).reshape(len(levels), -1).T
+    drawn = rng.integers(levels, size=(count, len(levels)))
+    uniform = np.minimum(np.arange(levels.max())[:, None], levels[None, :] - 1)
+    return np.concatenate([uniform, drawn])
+
+
+def _variations(encoding: Encoding, parents: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return `count` codes [N, D] from `parents` [Q, D]: half crossed with another parent, then all mutated."""
+    dimensions = len(encoding.levels)
+    children = parents[rng.integers(len(parents), size=count)]
+    others = parents[rng.integers(len(parents), size=count)]
+    crossed = (rng.random((count, dimensions)) < 0.5) & (rng.random(count) < 0.5)[:, None]
+    children = np.where(crossed, others, children)
+    changes = rng.geometric(0.5, size=count)
+    redrawn = rng.random((count, dimensions)).argsort(axis=1) < changes[:, None]
+    return np.where(redrawn, rng.integers(encoding.levels, size=(count, dimensions)), children)
+
+
+def _neighbours(encoding: Encoding, codes: np.ndarray) -> np.ndarray:
+    """Return every code that differs in one dimension from one of `codes` [Q, D]."""
+    result = []
+    for column, levels in enumerate(encoding.levels):
+        for level in range(levels):
+            moved = codes[codes[:, column] != level]
+            result.append(moved.copy())
+            result[-1][:, column] = level
+    return np.concatenate(result)

@@ -12,9 +12,8 @@ from scipy.special import log_ndtr, ndtr
 
 from kdnas.core.improvement import FreeBoxes, Shortfall, expected_improvement, free_boxes
 from kdnas.core.pareto import non_dominated
-from kdnas.samplers._hvi_encoding import Encoding
-from kdnas.samplers._hvi_history import History
-from kdnas.samplers._hvi_process import Process, Rows
+from kdnas.samplers.hvi.encoding import Encoding, History
+from kdnas.samplers.hvi.process import Process, Rows
 
 _FIT_LIMIT = 120
 """Scores to which hyperparameters are fitted."""
