@@ -159,7 +159,7 @@ def audit_result(run: RunRecord) -> AuditResult | None:
         AuditedStudent(
             trial,
             bands.get(trial.number),
-            {training.seed: training.accuracy for training in longer[trial.number]},
+            {training.seed: training.score for training in longer[trial.number]},
             {training.seed: dict(training.curve) for training in longer[trial.number] if training.curve},
         )
         for trial in scored
@@ -187,7 +187,7 @@ def _longer_trainings(run: RunRecord) -> dict[int, list[AuditTraining]]:
     audit = run.audit
     assert audit is not None
     reused = [
-        AuditTraining(number, repeat.seed, repeat.accuracy, repeat.fidelity, "", repeat.train_seconds)
+        AuditTraining(number, repeat.seed, repeat.score, repeat.fidelity, "", repeat.train_seconds)
         for number, repeat in retrainings(run)
     ]
     own = [training for training in audit.trainings if not training.loss]
@@ -296,7 +296,7 @@ def _losses(students: Sequence[AuditedStudent], trainings: Sequence[AuditTrainin
     scores: dict[str, dict[int, float]] = {}
     for training in trainings:
         if training.loss:
-            scores.setdefault(training.loss, {})[training.number] = training.accuracy
+            scores.setdefault(training.loss, {})[training.number] = training.score
     found = []
     for loss, by_number in scores.items():
         trained = [student for student in students if student.trial.number in by_number]

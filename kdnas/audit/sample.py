@@ -73,9 +73,7 @@ def scores_at(run: RunRecord, fidelity: Fidelity) -> dict[int, float]:
     """Return the accuracies of `fidelity` by the number of the student's scored trial: the search's or an audit's."""
     numbers = {student_key(trial.arch, trial.tuned): trial.number for trial in scored_trials(run)}
     made = {
-        t.number: t.accuracy
-        for t in (run.audit.trainings if run.audit else ())
-        if t.fidelity == fidelity and not t.loss
+        t.number: t.score for t in (run.audit.trainings if run.audit else ()) if t.fidelity == fidelity and not t.loss
     }
     searched = {
         numbers[key]: _accuracy(trial)

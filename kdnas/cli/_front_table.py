@@ -48,11 +48,11 @@ def front_table(run: RunRecord, width: int, rows: int | None = None) -> Table:
     if width >= _WIDE:
         table.add_column("choices in which they differ", overflow="fold")  # the numbers stay whole
     for member in _spread(members, rows, marked):
-        test = [_interval(member.test_accuracy, member.test_accuracy_ci95, width)] if retrained else []
+        test = [_interval(member.test_score, member.test_score_ci95, width)] if retrained else []
         table.add_row(
             f"{'◆' if member.trial.number == marked else ' '} {member.trial.arch.arch_id}"
             f"{' ≈' if alike[member.trial.number] else ''}{' +' if member.trial.number in queued else ''}",
-            _interval(member.values.get("accuracy"), member.accuracy_ci95, width),
+            _interval(member.values.get("accuracy"), member.score_ci95, width),
             *test,
             *(shown(name, member.values.get(name)) for name in names),
             *([escape(archs[member.trial.number])] if width >= _WIDE else []),
@@ -60,7 +60,7 @@ def front_table(run: RunRecord, width: int, rows: int | None = None) -> Table:
         )
     if run.teacher is not None:
         costs = [shown(name, run.teacher.values.get(name)) for name in names]
-        scores = (run.teacher.accuracy, run.teacher.test_accuracy) if retrained else (run.teacher.accuracy,)
+        scores = (run.teacher.score, run.teacher.test_score) if retrained else (run.teacher.score,)
         accuracies = [shown("accuracy", score) for score in scores]
         table.add_row("★ teacher", *accuracies, *costs, style="dim")
     return table

@@ -92,7 +92,7 @@ def teacher_lines(run: RunRecord) -> list[str]:
     if teacher is None:
         return []
     numbers = ", ".join(f"{name} {shown(name, value)}" for name, value in teacher.values.items())
-    return [f"teacher {teacher.name}: validation accuracy {shown('accuracy', teacher.accuracy)}, {numbers}"]
+    return [f"teacher {teacher.name}: validation accuracy {shown('accuracy', teacher.score)}, {numbers}"]
 
 
 class PlainView(View):
@@ -292,8 +292,8 @@ def repeat_line(event: RepeatEnded) -> str:
         return f"retraining of trial {event.number} failed: {event.failure}"
     repeat = event.repeat
     return (
-        f"retrained trial {event.number}, seed {repeat.seed}: accuracy {shown('accuracy', repeat.accuracy)}, "
-        f"test {shown('accuracy', repeat.test_accuracy)} ({repeat.train_seconds:.1f} s)"
+        f"retrained trial {event.number}, seed {repeat.seed}: accuracy {shown('accuracy', repeat.score)}, "
+        f"test {shown('accuracy', repeat.test_score)} ({repeat.train_seconds:.1f} s)"
     )
 
 

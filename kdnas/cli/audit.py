@@ -182,7 +182,7 @@ class _Progress:
             outcome = f"failed: {event.failure}"
         else:
             score = shown("accuracy", task.trial.values["accuracy"])
-            outcome = f"accuracy {shown('accuracy', event.training.accuracy)} (search score {score})"
+            outcome = f"accuracy {shown('accuracy', event.training.score)} (search score {score})"
         end = f"  {left} left" if event.done < event.total else ""
         self._console.print(f"[{event.done}/{event.total}]{end}  {what}: {outcome}", markup=False, soft_wrap=True)
 

@@ -204,8 +204,7 @@ def _tell(result: FullTraining) -> None:
     if result.already_done:
         typer.echo(f"already done: {result.folder} holds this student, trained for {counted(result.epochs, 'epoch')}")
     accuracies = (
-        f"validation accuracy {shown('accuracy', result.accuracy)}, "
-        f"test accuracy {shown('accuracy', result.test_accuracy)}"
+        f"validation accuracy {shown('accuracy', result.score)}, test accuracy {shown('accuracy', result.test_score)}"
     )
     took = f"after {counted(result.epochs, 'epoch')} ({duration(result.train_seconds)} of training)"
     typer.echo(f"student {result.arch_id}: {accuracies} {took}")

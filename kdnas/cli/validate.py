@@ -172,7 +172,7 @@ def _teacher(report: TeacherReport | None) -> dict[str, Any]:
         for name, value in report.values.items()
     )
     return {
-        "teacher_measured": f"{100 * report.accuracy:.1f} % of the validation images right; {costs}",
+        "teacher_measured": f"{100 * report.score:.1f} % of the validation images right; {costs}",
         "teacher_outputs": report.outputs,
         "teacher_notes": list(report.notes),
     }

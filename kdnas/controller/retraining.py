@@ -210,8 +210,8 @@ class Retraining:
         earned = [trial for trial in self._opened.snapshot().trials if trial.repeats]
         for trial in earned:
             evaluator.check(trial)
-        if earned and "teacher_test_accuracy" not in self._record.notes():
-            self._record.set_note("teacher_test_accuracy", evaluator.teacher_test_accuracy())
+        if earned and not {"teacher_test_score", "teacher_test_accuracy"} & self._record.notes().keys():
+            self._record.set_note("teacher_test_score", evaluator.teacher_test_accuracy())
 
     def _measure(self, trial: TrialRecord) -> None:
         measured = {}

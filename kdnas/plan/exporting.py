@@ -100,7 +100,7 @@ def best_repeat(run: RunRecord, trial: TrialRecord) -> Repeat:
             f"(`kdnas search` with --out {run.folder}), or train it: "
             f"`{command_line('kdnas', 'train', run.folder, '--pick', trial.arch.arch_id)}`{hint}"
         )
-    return max(trial.repeats, key=lambda repeat: repeat.accuracy)
+    return max(trial.repeats, key=lambda repeat: repeat.score)
 
 
 def trained_student(run: RunRecord, member: FrontMember, repeat: Repeat, data: ImageData) -> TrainedStudent:
@@ -206,15 +206,15 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: ImageDat
         "accuracy": {
             "validation": {
                 "mean": member.values.get("accuracy"),
-                "ci95": member.accuracy_ci95,
+                "ci95": member.score_ci95,
                 "trainings": trained,
             },
-            "test": {"mean": member.test_accuracy, "ci95": member.test_accuracy_ci95, "trainings": trained},
+            "test": {"mean": member.test_score, "ci95": member.test_score_ci95, "trainings": trained},
         },
         "weights": {
             "seed": repeat.seed,
-            "accuracy": repeat.accuracy,
-            "test_accuracy": repeat.test_accuracy,
+            "accuracy": repeat.score,
+            "test_accuracy": repeat.test_score,
             "epochs": repeat.fidelity.epochs,
             "data_fraction": repeat.fidelity.data_fraction,
             "train_seconds": repeat.train_seconds,
@@ -222,9 +222,9 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: ImageDat
         },
         "control": next(
             (
-                {"validation": control.accuracy, "test": control.test_accuracy}
+                {"validation": control.score, "test": control.test_score}
                 for control in run.controls
-                if control.number == member.trial.number and control.accuracy is not None
+                if control.number == member.trial.number and control.score is not None
             ),
             None,
         ),
@@ -254,8 +254,8 @@ def _teacher_card(report: TeacherReport | None) -> dict[str, Any] | None:
         return None
     return {
         "name": report.name,
-        "accuracy": report.accuracy,
-        "test_accuracy": report.test_accuracy,
+        "accuracy": report.score,
+        "test_accuracy": report.test_score,
         "values": {name: float(value) for name, value in report.values.items()},
         "notes": list(report.notes),
     }

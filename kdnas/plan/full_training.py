@@ -97,7 +97,7 @@ def train_fully(
         weights = out / _WEIGHTS_FILE
         if done is not None and _WEIGHTS_FILE in done.files and weights not in [loss.path for loss in lost]:
             network = load_network(file, weights).to(ground.device)
-            trained = StepResult(network, done.accuracy, done.train_seconds)
+            trained = StepResult(network, done.score, done.train_seconds)
             return _finish(file, schedule, out, ground, trained, done.formats or formats, say)
         start = None if shared is None else shared(ground)
         trained = _follow(file, schedule, ground, out, start, on_progress)
@@ -183,8 +183,8 @@ def _finish(
         folder=out,
         arch_id=file.arch_id,
         epochs=file.training.epochs,
-        accuracy=trained.accuracy,
-        test_accuracy=test_accuracy,
+        score=trained.accuracy,
+        test_score=test_accuracy,
         train_seconds=trained.train_seconds,
         files=tuple(path.name for path in written),
         formats=tuple(formats),

@@ -103,7 +103,7 @@ def open_plan(run: RunRecord, member: FrontMember, epochs: int | None, *, data_r
     facts = RouteFacts(
         epochs=file.training.epochs,
         student=_scored(member, data),
-        teacher_accuracy=run.teacher.accuracy,
+        teacher_accuracy=run.teacher.score,
         teacher_macs=run.teacher.values.get("macs"),
         largest_macs=largest,
         shared_weights=supernet is not None,
@@ -144,7 +144,7 @@ def schedule_by(plan: Plan, route: Route, why: str) -> TrainingSchedule:
         teacher=TeacherSection(
             name=teacher.name,
             fingerprint=file.teacher_fingerprint,
-            accuracy=teacher.accuracy,
+            accuracy=teacher.score,
             macs=teacher.values.get("macs"),
         ),
         data=DataSection(name=plan.data.name, fingerprint=plan.data.fingerprint),

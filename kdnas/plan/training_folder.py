@@ -14,6 +14,7 @@ import yaml
 
 from kdnas.errors import Problem, RunFolderError
 from kdnas.record.products import Loss, loss_of
+from kdnas.record.records import scored
 from kdnas.record.run_folder import leaves, recorded_numerics, write_text
 from kdnas.training.loop import EpochRecord
 
@@ -22,19 +23,20 @@ RESULT_FILE = "result.json"
 HISTORY_FILE = "history.csv"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 GUARD_FILE = ".training"
-_COLUMNS = ("epoch", "loss", "validation_accuracy", "seconds")
+_COLUMNS = ("epoch", "loss", "validation_score", "seconds")
+_OF_OLD = "validation_accuracy"
 
 
 @dataclass(frozen=True)
 class FullTraining:
-    """A finished full training. `accuracy` is on the validation split, `test_accuracy` on the test split."""
+    """A finished full training. `score` is on the validation split, `test_score` on the test split."""
 
     folder: Path
     arch_id: str
     epochs: int
     """Of the student; with a schedule what all its steps together might spend."""
-    accuracy: float
-    test_accuracy: float
+    score: float
+    test_score: float
     train_seconds: float
     files: tuple[str, ...]
     formats: tuple[str, ...] = ()
@@ -104,7 +106,7 @@ def read_result(out: Path) -> FullTraining | None:
     try:
         plain: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         listed = {"files": tuple(plain["files"]), "formats": tuple(plain.get("formats", ()))}
-        return FullTraining(folder=out, already_done=True, **{**plain, **listed})
+        return FullTraining(folder=out, already_done=True, **{**scored(plain), **listed})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunFolderError(f"{path} is damaged: {error}; remove it to finish the training again") from error
 
@@ -127,27 +129,29 @@ def full_trainings(folder: Path) -> tuple[list[FullTraining], list[str]]:
 
 
 def read_history(out: Path) -> tuple[list[EpochRecord], dict[int, float]]:
-    """Return the epochs in history.csv and the validation accuracies seen after some; none where it is damaged.
+    """Return the epochs in history.csv and the validation scores seen after some; none where it is damaged.
 
     It is a log: the checkpoint alone says how far the training is.
     """
     try:
         rows = list(csv.DictReader((out / HISTORY_FILE).read_text(encoding="utf-8").splitlines()))
         records = [EpochRecord(int(row["epoch"]), float(row["loss"]), float(row["seconds"])) for row in rows]
-        seen = {int(row["epoch"]): float(row["validation_accuracy"]) for row in rows if row["validation_accuracy"]}
+        seen = {
+            int(row["epoch"]): float(score) for row in rows if (score := row.get("validation_score", row.get(_OF_OLD)))
+        }
     except (OSError, ValueError, KeyError, TypeError):
         return [], {}
     return records, seen
 
 
 def write_history(out: Path, records: Sequence[EpochRecord], seen: Mapping[int, float]) -> None:
-    """Write history.csv: a row an epoch, with the validation accuracy (a fraction) where `seen` holds it."""
+    """Write history.csv: a row an epoch, with the validation score where `seen` holds it."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
     for record in records:
-        accuracy = f"{seen[record.epoch]:.6f}" if record.epoch in seen else ""
-        writer.writerow((record.epoch, f"{record.loss:.6g}", accuracy, f"{record.seconds:.3f}"))
+        score = f"{seen[record.epoch]:.6f}" if record.epoch in seen else ""
+        writer.writerow((record.epoch, f"{record.loss:.6g}", score, f"{record.seconds:.3f}"))
     write_text(out / HISTORY_FILE, text.getvalue())
 
 

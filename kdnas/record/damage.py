@@ -232,8 +232,8 @@ def _note_problem(key: str, text: Any) -> str:
         if kind == "final":
             repeat = repeat_of(value)
             _check_fidelity(repeat.fidelity)
-            numbers = {"accuracy": repeat.accuracy, "train_seconds": repeat.train_seconds, "seed": repeat.seed}
-            _check_numbers(numbers if repeat.test_accuracy is None else {**numbers, "test": repeat.test_accuracy})
+            numbers = {"score": repeat.score, "train_seconds": repeat.train_seconds, "seed": repeat.seed}
+            _check_numbers(numbers if repeat.test_score is None else {**numbers, "test": repeat.test_score})
             if not isinstance(repeat.checkpoint, str) or not isinstance(repeat.sha256, str):
                 raise TypeError("its checkpoint is no file name")
         elif kind == "failed":
@@ -247,7 +247,7 @@ def _note_problem(key: str, text: Any) -> str:
         elif kind == "audit":
             training = audit_training(value)
             _check_fidelity(training.fidelity)
-            _check_numbers({"accuracy": training.accuracy, "train_seconds": training.train_seconds})
+            _check_numbers({"score": training.score, "train_seconds": training.train_seconds})
         if kind in ("final", "failed", "measured"):
             int(key.split(":")[1])
     except KeyError as error:

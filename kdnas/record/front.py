@@ -55,10 +55,10 @@ def as_member(trial: TrialRecord) -> FrontMember:
     values = measured_values(trial)
     if not trial.repeats:
         return FrontMember(trial, values, None)
-    accuracy, accuracy_ci95 = mean_ci95([repeat.accuracy for repeat in trial.repeats])
-    tested = [repeat.test_accuracy for repeat in trial.repeats if repeat.test_accuracy is not None]
-    test_accuracy, test_ci95 = mean_ci95(tested) if tested else (None, None)
-    return FrontMember(trial, {**values, "accuracy": accuracy}, accuracy_ci95, test_accuracy, test_ci95)
+    score, score_ci95 = mean_ci95([repeat.score for repeat in trial.repeats])
+    tested = [repeat.test_score for repeat in trial.repeats if repeat.test_score is not None]
+    test_score, test_ci95 = mean_ci95(tested) if tested else (None, None)
+    return FrontMember(trial, {**values, "accuracy": score}, score_ci95, test_score, test_ci95)
 
 
 def comparable(run: RunRecord) -> tuple[TrialRecord, ...]:
@@ -117,7 +117,7 @@ def indistinguishable(members: Sequence[FrontMember]) -> dict[int, tuple[FrontMe
     By Welch's t-test at 5 %, each pair by itself: intervals that overlap would hide differences that are there. None
     for a member that was not retrained at least twice, which cannot be tested.
     """
-    repeats = {member.trial.number: [repeat.accuracy for repeat in member.trial.repeats] for member in members}
+    repeats = {member.trial.number: [repeat.score for repeat in member.trial.repeats] for member in members}
     alike: dict[int, tuple[FrontMember, ...] | None] = {}
     for member in members:
         number = member.trial.number
@@ -263,13 +263,13 @@ def doubts(run: RunRecord, member: FrontMember) -> list[str]:
 def kept_of_teacher(run: RunRecord, member: FrontMember) -> float | None:
     """Return the share of the teacher's lead over guessing that `member` has; None where that is not known."""
     guess, score = run.reference_point.get(ACCURACY.name), member.values.get(ACCURACY.name)
-    if run.teacher is None or guess is None or score is None or run.teacher.accuracy <= guess:
+    if run.teacher is None or guess is None or score is None or run.teacher.score <= guess:
         return None
-    return (score - guess) / (run.teacher.accuracy - guess)
+    return (score - guess) / (run.teacher.score - guess)
 
 
 def _as_candidates(members: Sequence[FrontMember]) -> list[Candidate]:
-    return [Candidate(member.trial.arch.arch_id, member.values, member.accuracy_ci95) for member in members]
+    return [Candidate(member.trial.arch.arch_id, member.values, member.score_ci95) for member in members]
 
 
 def _by_arch_id(run: RunRecord, members: Sequence[FrontMember], wanted: str) -> FrontMember:

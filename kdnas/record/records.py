@@ -23,16 +23,22 @@ from kdnas.study.config import DataConfig, Member, StudyConfig
 TrialState = Literal["complete", "failed", "infeasible", "interrupted", "running"]
 
 
+def scored(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plain record with its scores by the names of today: once every score was an accuracy."""
+    old = {"accuracy": "score", "test_accuracy": "test_score"}
+    return {old.get(name, name): value for name, value in plain.items()}
+
+
 @dataclass(frozen=True)
 class Repeat:
-    """A finalist trained anew: `accuracy` on the validation split, `test_accuracy` on the test split.
+    """A finalist trained anew: `score` on the validation split, `test_score` on the test split.
 
-    Where the evaluator trains nothing itself, there is no checkpoint and perhaps no test accuracy.
+    Where the evaluator trains nothing itself, there is no checkpoint and perhaps no test score.
     """
 
     seed: int
-    accuracy: float
-    test_accuracy: float | None
+    score: float
+    test_score: float | None
     fidelity: Fidelity
     train_seconds: float
     checkpoint: str
@@ -46,9 +52,9 @@ class Control:
     """The student of a trial trained once without its teacher: as its first retraining, by cross entropy alone."""
 
     number: int
-    accuracy: float | None
+    score: float | None
     """None where the training failed, for `failure`."""
-    test_accuracy: float | None
+    test_score: float | None
     fidelity: Fidelity
     train_seconds: float = 0.0
     failure: str = ""
@@ -112,14 +118,14 @@ class AuditTraining:
     number: int
     """The student's trial."""
     seed: int
-    accuracy: float
+    score: float
     """On the validation split."""
     fidelity: Fidelity
     loss: str = ""
     """What the student learned from, in words; empty for the study's own loss."""
     train_seconds: float = 0.0
     curve: tuple[tuple[int, float], ...] = ()
-    """(epoch, accuracy) at some epochs on the way, where they were looked at."""
+    """(epoch, score) at some epochs on the way, where they were looked at."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +145,8 @@ class TeacherReport:
     """The teacher, measured before the search on the same splits and device."""
 
     name: str
-    accuracy: float
-    test_accuracy: float | None
+    score: float
+    test_score: float | None
     values: Mapping[str, float]
     """macs, params, latency_ms, ... as for a student."""
     notes: tuple[str, ...] = ()
@@ -150,12 +156,12 @@ class TeacherReport:
     @classmethod
     def of(cls, plain: Mapping[str, Any] | None) -> TeacherReport | None:
         """Return the report that a lock file holds; None where there is no teacher."""
-        return None if plain is None else cls(**{**plain, "notes": tuple(map(printable, plain["notes"]))})
+        return None if plain is None else cls(**{**scored(plain), "notes": tuple(map(printable, plain["notes"]))})
 
     @property
     def standard(self) -> Standard:
         """What bounds may speak of."""
-        return Standard({ACCURACY.name: self.accuracy, **self.values})
+        return Standard({ACCURACY.name: self.score, **self.values})
 
 
 @dataclass(frozen=True)
@@ -183,10 +189,10 @@ class FrontMember:
 
     trial: TrialRecord
     values: Mapping[str, float]
-    accuracy_ci95: float | None
+    score_ci95: float | None
     """Half width of Student's t interval over the repeats."""
-    test_accuracy: float | None = None
-    test_accuracy_ci95: float | None = None
+    test_score: float | None = None
+    test_score_ci95: float | None = None
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ from kdnas.record.records import (
     TrialState,
 )
 from kdnas.record.run_folder import LOCK_FILE, read_lock
-from kdnas.record.trials import audit_training, repeat_of, trial_record, what_else, with_retraining
+from kdnas.record.trials import audit_training, control_of, repeat_of, trial_record, what_else, with_retraining
 from kdnas.study.config import StudyConfig, TuneRange
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -280,8 +280,7 @@ class Record:
     def controls(self, fidelity: Fidelity) -> tuple[Control, ...]:
         """Return the controls that were trained to `fidelity`."""
         found = [value for key, value in self.study.user_attrs.items() if key.startswith("control:")]
-        controls = [Control(**{**value, "fidelity": Fidelity(**value["fidelity"])}) for value in found]
-        return tuple(control for control in controls if control.fidelity == fidelity)
+        return tuple(control for control in map(control_of, found) if control.fidelity == fidelity)
 
     @_on_disk
     def add_failed_repeat(self, number: int, seed: int, fidelity: Fidelity, reason: str) -> None:
@@ -443,8 +442,9 @@ def refreshed(run: RunRecord, record: Record) -> RunRecord:
         for trial in record.trials()
     )
     teacher = run.teacher
-    if teacher is not None and "teacher_test_accuracy" in notes:
-        teacher = dataclasses.replace(teacher, test_accuracy=notes["teacher_test_accuracy"])
+    tested = notes.get("teacher_test_score", notes.get("teacher_test_accuracy"))  # the latter in runs of old
+    if teacher is not None and tested is not None:
+        teacher = dataclasses.replace(teacher, test_score=tested)
     said = {name: notes.get(name, "") for name in ("finished", "packing")}
     return dataclasses.replace(
         run,

@@ -13,7 +13,7 @@ from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
 from kdnas.core.words import printable
-from kdnas.record.records import AuditTraining, Repeat, TrialRecord, TrialState
+from kdnas.record.records import AuditTraining, Control, Repeat, TrialRecord, TrialState, scored
 
 _STATES: dict[OptunaState, TrialState] = {
     OptunaState.COMPLETE: "complete",
@@ -80,10 +80,15 @@ def measurements_of(plain: Mapping[str, Any]) -> dict[str, Measurement]:
 
 def repeat_of(plain: Mapping[str, Any]) -> Repeat:
     """Return the retraining that a study attribute holds."""
-    return Repeat(**{**plain, "fidelity": Fidelity(**plain["fidelity"])})
+    return Repeat(**{**scored(plain), "fidelity": Fidelity(**plain["fidelity"])})
+
+
+def control_of(plain: Mapping[str, Any]) -> Control:
+    """Return the training without a teacher that a study attribute holds."""
+    return Control(**{**scored(plain), "fidelity": Fidelity(**plain["fidelity"])})
 
 
 def audit_training(plain: Mapping[str, Any]) -> AuditTraining:
     """Return the training of an audit that a study attribute holds."""
-    curve = tuple((int(epoch), float(accuracy)) for epoch, accuracy in plain["curve"])
-    return AuditTraining(**{**plain, "fidelity": Fidelity(**plain["fidelity"]), "curve": curve})
+    curve = tuple((int(epoch), float(score)) for epoch, score in plain["curve"])
+    return AuditTraining(**{**scored(plain), "fidelity": Fidelity(**plain["fidelity"]), "curve": curve})

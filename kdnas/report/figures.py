@@ -69,25 +69,25 @@ def accuracy_figure(run: RunRecord, name: str) -> Figure:
     if members:
         _add_front(drawing, run, members, name)
         xs += [member.values[name] for member in members if name in member.values]
-        ys += [end for m in members for end in share_interval(m.values["accuracy"], m.accuracy_ci95)]
+        ys += [end for m in members for end in share_interval(m.values["accuracy"], m.score_ci95)]
     for total, fully in zip((xs, ys), _add_full_trainings(drawing, run, name), strict=True):
         total += fully
     if run.teacher is not None and name in run.teacher.values:
         xs.append(run.teacher.values[name])
-        ys.append(run.teacher.accuracy)
+        ys.append(run.teacher.score)
         drawing.add_scatter(
-            x=[run.teacher.values[name]], y=[run.teacher.accuracy], mode="markers", name="teacher",
+            x=[run.teacher.values[name]], y=[run.teacher.score], mode="markers", name="teacher",
             marker={"symbol": "star", "size": 17, "color": TEACHER, "line": {"color": "white", "width": 1}},
-            text=[f"teacher {escaped(run.teacher.name)}<br>accuracy {shown('accuracy', run.teacher.accuracy)}<br>"
+            text=[f"teacher {escaped(run.teacher.name)}<br>accuracy {shown('accuracy', run.teacher.score)}<br>"
                   f"{label(name)} {shown(name, run.teacher.values[name])}"],
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     elif run.teacher is not None:
         drawing.add_hline(
-            run.teacher.accuracy, line={"color": TEACHER, "dash": "dash", "width": 1.5}, annotation_text="★ teacher",
+            run.teacher.score, line={"color": TEACHER, "dash": "dash", "width": 1.5}, annotation_text="★ teacher",
             annotation_font_color=TEACHER, annotation_position="bottom left",
         )  # fmt: skip
-        ys.append(run.teacher.accuracy)
+        ys.append(run.teacher.score)
     floor = _padded(ys)[0] if ys else 0.0
     xs += _add_infeasible(drawing, run, name, floor)
     for bound in run.constraints:
@@ -178,7 +178,7 @@ def importance_figure(run: RunRecord, importance: Importance) -> Figure:
     drawing = styled(drawing, height=max(240, 120 + 26 * len(pairs)))
     drawing.update_layout(showlegend=False, margin={"b": 60})
     drawing.update_yaxes(showgrid=False, automargin=True, tickfont={"size": 12})
-    teacher = "" if run.teacher is None else f" The teacher ({shown('accuracy', run.teacher.accuracy)}) takes no part."
+    teacher = "" if run.teacher is None else f" The teacher ({shown('accuracy', run.teacher.score)}) takes no part."
     return Figure("importance", "Importance of each choice for accuracy", importance.explanation + teacher, drawing)
 
 
@@ -244,14 +244,14 @@ def _add_members(
         mode="markers", name=title,
         marker={"color": colour, "size": 9, "symbol": "circle-open" if hollow else "circle"},
         error_y=_interval_bars(members),
-        text=[_hover(member.trial, name, member.values, member.accuracy_ci95) for member in members],
+        text=[_hover(member.trial, name, member.values, member.score_ci95) for member in members],
         hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
 
 
 def _interval_bars(members: Sequence[FrontMember]) -> dict[str, Any]:
     """Return the members' intervals as plotly takes them; none leaves 0 to 100 %."""
-    halves = [(member.values["accuracy"], member.accuracy_ci95 or 0.0) for member in members]
+    halves = [(member.values["accuracy"], member.score_ci95 or 0.0) for member in members]
     up, down = [min(half, 1 - mean) for mean, half in halves], [min(half, mean) for mean, half in halves]
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1.3, "width": 4}
 
@@ -262,11 +262,11 @@ def _add_full_trainings(drawing: go.Figure, run: RunRecord, name: str) -> tuple[
     found = [t for t in full_trainings(run.folder)[0] if name in costs.get(t.arch_id, {})]
     if not found:
         return [], []
-    xs, ys = [costs[training.arch_id][name] for training in found], [training.accuracy for training in found]
+    xs, ys = [costs[training.arch_id][name] for training in found], [training.score for training in found]
     drawing.add_scatter(
         x=xs, y=ys, mode="markers", name="fully trained", marker={"symbol": "diamond", "size": 11, "color": FULL},
         text=[f"{training.arch_id}, trained for {counted(training.epochs, 'epoch')}<br>accuracy "
-              f"{shown('accuracy', training.accuracy)}, test {shown('accuracy', training.test_accuracy)}"
+              f"{shown('accuracy', training.score)}, test {shown('accuracy', training.test_score)}"
               for training in found],
         hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip

@@ -112,11 +112,11 @@ def _no_front(run: RunRecord) -> str:
 
 
 def _card(title: str, member: FrontMember, sentence: str) -> str:
-    accuracy, test = member.values.get("accuracy"), member.test_accuracy
+    accuracy, test = member.values.get("accuracy"), member.test_score
     pairs = [("student", member.trial.arch.arch_id), ("trial", str(member.trial.number))]
     if test is not None:
-        pairs.append(("validation accuracy", shown_interval("accuracy", accuracy, member.accuracy_ci95)))
-        big = f"{shown_interval('accuracy', test, member.test_accuracy_ci95)} test accuracy"
+        pairs.append(("validation accuracy", shown_interval("accuracy", accuracy, member.score_ci95)))
+        big = f"{shown_interval('accuracy', test, member.test_score_ci95)} test accuracy"
     else:
         big = f"{shown('accuracy', accuracy)} validation accuracy"
     against = f'<div class="against">{_text(sentence)}</div>' if sentence else ""

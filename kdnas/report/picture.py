@@ -58,17 +58,17 @@ def front_svg(run: RunRecord, name: str | None = None) -> str:
     teacher = run.teacher if run.teacher is not None and name in run.teacher.values else None
     xs = [values[name] for values in scored] + [member.values[name] for member in members if name in member.values]
     ys = [values["accuracy"] for values in scored]
-    ys += [end for m in members for end in share_interval(m.values["accuracy"], m.accuracy_ci95)]
+    ys += [end for m in members for end in share_interval(m.values["accuracy"], m.score_ci95)]
     if teacher is not None:
         xs.append(teacher.values[name])
     if run.teacher is not None:
-        ys.append(run.teacher.accuracy)
+        ys.append(run.teacher.score)
     x, y = _scales(xs, ys)
     parts = [*_grid(x, y, name), *_points(run, scored, name, x, y), *_front(run, members, name, x, y)]
     if teacher is not None:
-        parts.append(_star(x(teacher.values[name]), y(teacher.accuracy)))
+        parts.append(_star(x(teacher.values[name]), y(teacher.score)))
     elif run.teacher is not None:
-        height = y(run.teacher.accuracy)
+        height = y(run.teacher.score)
         parts.append(_line(x.start, height, x.end, height, TEACHER, 'stroke-dasharray="5 4"'))
     return _document(run, [*parts, *_legend(run, members)])
 
@@ -127,8 +127,8 @@ def _front(run: RunRecord, members: tuple[FrontMember, ...], name: str, x: _Scal
         if name not in member.values:
             continue
         across, accuracy = x(member.values[name]), member.values["accuracy"]
-        if member.accuracy_ci95:
-            low, high = map(y, share_interval(accuracy, member.accuracy_ci95))
+        if member.score_ci95:
+            low, high = map(y, share_interval(accuracy, member.score_ci95))
             parts.append(_line(across, low, across, high, FRONT, 'stroke-width="1.3"'))
             parts += [_line(across - 4, end, across + 4, end, FRONT, 'stroke-width="1.3"') for end in (low, high)]
         parts.append(f'<circle cx="{across:.1f}" cy="{y(accuracy):.1f}" r="4.6" fill="{FRONT}"/>')

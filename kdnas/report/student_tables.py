@@ -69,13 +69,13 @@ def full_trainings_rows(run: RunRecord, trainings: Sequence[FullTraining]) -> tu
     """Return (headings, rows) of full trainings, the most accurate first."""
     costs = {trial.arch.arch_id: trial.values for trial in run.trials if trial.state == "complete"}
     rows = []
-    for training in sorted(trainings, key=lambda training: -training.test_accuracy):
+    for training in sorted(trainings, key=lambda training: -training.test_score):
         values = costs.get(training.arch_id, {})
         rows.append(
             [
                 Cell(training.arch_id, training.arch_id, code=True),
-                Cell(shown("accuracy", training.test_accuracy), training.test_accuracy),
-                Cell(shown("accuracy", training.accuracy), training.accuracy),
+                Cell(shown("accuracy", training.test_score), training.test_score),
+                Cell(shown("accuracy", training.score), training.score),
                 *(Cell(shown(name, values.get(name)), values.get(name)) for name in ("macs", "params")),
                 Cell(str(training.epochs), training.epochs),
                 Cell(duration(training.train_seconds), training.train_seconds),

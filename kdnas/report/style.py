@@ -56,7 +56,7 @@ def teacher_value(run: RunRecord, name: str) -> float | None:
     """Return the teacher's value of a quantity (its validation accuracy for accuracy); None when it is not known."""
     if run.teacher is None:
         return None
-    return run.teacher.accuracy if name == "accuracy" else run.teacher.values.get(name)
+    return run.teacher.score if name == "accuracy" else run.teacher.values.get(name)
 
 
 def blend(share: float) -> str:

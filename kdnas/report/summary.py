@@ -113,9 +113,9 @@ def teacher_numbers(run: RunRecord) -> list[tuple[str, str]]:
     """Return the teacher's numbers as (name, value) pairs; FLOPs stand beside MACs."""
     if run.teacher is None:
         return []
-    pairs = [("validation accuracy", shown("accuracy", run.teacher.accuracy))]
-    if run.teacher.test_accuracy is not None:
-        pairs.append(("test accuracy", shown("accuracy", run.teacher.test_accuracy)))
+    pairs = [("validation accuracy", shown("accuracy", run.teacher.score))]
+    if run.teacher.test_score is not None:
+        pairs.append(("test accuracy", shown("accuracy", run.teacher.test_score)))
     return pairs + quantity_pairs(run.teacher.values)
 
 
@@ -166,21 +166,21 @@ def in_doubt(run: RunRecord, member: FrontMember) -> str:
 def control_in_words(run: RunRecord) -> str:
     """Return what distillation adds to a student that was trained without its teacher too; empty where none was."""
     members = {member.trial.number: member for member in front(run)}
-    known = [control for control in run.controls if control.number in members and control.accuracy is not None]
+    known = [control for control in run.controls if control.number in members and control.score is not None]
     if not known:
         return ""
     control = known[-1]
-    member, alone = members[control.number], control.accuracy or 0.0
-    with_teacher = shown_interval("accuracy", member.values["accuracy"], member.accuracy_ci95)
+    member, alone = members[control.number], control.score or 0.0
+    with_teacher = shown_interval("accuracy", member.values["accuracy"], member.score_ci95)
     gain = 100 * (member.values["accuracy"] - alone)
     adds = f"distillation adds {gain:.1f} points" if gain > 0 else f"distillation takes {-gain:.1f} points away"
     on_test = ""
-    if control.test_accuracy is not None and member.test_accuracy is not None:
-        tested = shown_interval("accuracy", member.test_accuracy, member.test_accuracy_ci95)
-        on_test = f"; on the test split {shown('accuracy', control.test_accuracy)} and {tested}"
+    if control.test_score is not None and member.test_score is not None:
+        tested = shown_interval("accuracy", member.test_score, member.test_score_ci95)
+        on_test = f"; on the test split {shown('accuracy', control.test_score)} and {tested}"
     return (
         f"Control: student {member.trial.arch.arch_id} trained once without its teacher, by cross entropy alone and as "
-        f"long, has {shown('accuracy', control.accuracy)}, with it {with_teacher} ({adds}){on_test}."
+        f"long, has {shown('accuracy', control.score)}, with it {with_teacher} ({adds}){on_test}."
     )
 
 
@@ -227,9 +227,9 @@ def against_teacher(run: RunRecord, member: FrontMember) -> str:
     teacher = run.teacher
     if teacher is None:
         return ""
-    on_test = member.test_accuracy is not None and teacher.test_accuracy is not None
-    student = member.test_accuracy if on_test else member.values.get("accuracy")
-    whole = teacher.test_accuracy if on_test else teacher.accuracy
+    on_test = member.test_score is not None and teacher.test_score is not None
+    student = member.test_score if on_test else member.values.get("accuracy")
+    whole = teacher.test_score if on_test else teacher.score
     if student is None or not whole:
         return ""
     split = "test" if on_test else "validation"

@@ -100,17 +100,17 @@ def front_document(run: RunRecord) -> dict[str, Any]:
         "teacher": teacher
         and {
             "name": teacher.name,
-            "accuracy": teacher.accuracy,
-            "test_accuracy": teacher.test_accuracy,
+            "accuracy": teacher.score,
+            "test_accuracy": teacher.test_score,
             "values": dict(teacher.values),
         },
         "front": [
             {
                 "trial": member.trial.number,
                 "arch_id": member.trial.arch.arch_id,
-                "accuracy_ci95": member.accuracy_ci95,
-                "test_accuracy": member.test_accuracy,
-                "test_accuracy_ci95": member.test_accuracy_ci95,
+                "accuracy_ci95": member.score_ci95,
+                "test_accuracy": member.test_score,
+                "test_accuracy_ci95": member.test_score_ci95,
                 "rise_per_doubling": rise(run, member),
                 "seeds": len(member.trial.repeats),
                 "values": dict(member.values),
@@ -125,11 +125,11 @@ def front_document(run: RunRecord) -> dict[str, Any]:
 
 def control_document(run: RunRecord) -> dict[str, Any] | None:
     """Return the last student that was trained without its teacher, as plain data."""
-    control = next((control for control in reversed(run.controls) if control.accuracy is not None), None)
+    control = next((control for control in reversed(run.controls) if control.score is not None), None)
     if control is None:
         return None
     arch_id = next(trial.arch.arch_id for trial in run.trials if trial.number == control.number)
-    return {"arch_id": arch_id, "accuracy": control.accuracy, "test_accuracy": control.test_accuracy}
+    return {"arch_id": arch_id, "accuracy": control.score, "test_accuracy": control.test_score}
 
 
 def full_trainings_document(run: RunRecord) -> list[dict[str, Any]]:
@@ -139,8 +139,8 @@ def full_trainings_document(run: RunRecord) -> list[dict[str, Any]]:
             "arch_id": training.arch_id,
             "folder": str(training.folder),
             "epochs": training.epochs,
-            "accuracy": training.accuracy,
-            "test_accuracy": training.test_accuracy,
+            "accuracy": training.score,
+            "test_accuracy": training.test_score,
             "train_seconds": training.train_seconds,
         }
         for training in full_trainings(run.folder)[0]
@@ -212,9 +212,9 @@ def _front_row(run: RunRecord, member: FrontMember) -> dict[str, Any]:
     seconds = sum(repeat.train_seconds for repeat in repeats) / len(repeats) if repeats else trial.train_seconds
     return {
         **_common(run, trial, member.values),
-        "accuracy_ci95": member.accuracy_ci95,
-        "test_accuracy": member.test_accuracy,
-        "test_accuracy_ci95": member.test_accuracy_ci95,
+        "accuracy_ci95": member.score_ci95,
+        "test_accuracy": member.test_score,
+        "test_accuracy_ci95": member.test_score_ci95,
         "seeds": len(repeats) or 1,
         "search_accuracy": measured_values(trial).get("accuracy"),
         "fidelity_epochs": fidelity.epochs,

@@ -190,7 +190,7 @@ def digest(run: Path) -> dict[str, str]:
         facts[str(path.relative_to(run))] = content.hexdigest()[:16]
     for path in sorted(run.rglob("result.json")):
         result = json.loads(path.read_text())
-        facts[str(path.relative_to(run))] = json.dumps([result["accuracy"], result["test_accuracy"]])
+        facts[str(path.relative_to(run))] = json.dumps([result["score"], result["test_score"]])
     return facts
 
 

@@ -136,7 +136,7 @@ def test_the_recorded_accuracies_are_the_tables(run, monkeypatch):
     for training in audited.audit.trainings:
         choices = trials[training.number].arch.choices
         expected = rows[choices["depth1"], choices["depth2"], choices["width"]][training.seed]
-        assert training.accuracy == pytest.approx(expected)
+        assert training.score == pytest.approx(expected)
         assert training.fidelity == FULL
 
 

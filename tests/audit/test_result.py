@@ -39,7 +39,7 @@ def audited(n=32, *, score_noise=0.02, seed_noise=0.004, size=1.0, seeds=2, curv
 def means(run):
     by_trial = {}
     for training in run.audit.trainings:
-        by_trial.setdefault(training.number, []).append(training.accuracy)
+        by_trial.setdefault(training.number, []).append(training.score)
     return [float(np.mean(by_trial[trial.number])) for trial in run.trials]
 
 
@@ -80,7 +80,7 @@ def test_a_score_that_knows_more_than_the_size_adds_to_it():
 def test_the_ceiling_is_the_agreement_of_two_trainings():
     run = audited(seed_noise=0.02, score_noise=0.05)
     result = audit_result(run)
-    first, second = ([t.accuracy for t in run.audit.trainings if t.seed == seed] for seed in (0, 1))
+    first, second = ([t.score for t in run.audit.trainings if t.seed == seed] for seed in (0, 1))
     scores = [trial.values["accuracy"] for trial in run.trials]
     assert result.ceiling.value == pytest.approx(stats.kendalltau(first, second).statistic)
     single = [stats.kendalltau(scores, one).statistic for one in (first, second)]
@@ -129,7 +129,7 @@ def test_losses_are_compared_on_the_same_students():
     assert [row.loss for row in result.losses] == ["dkd", "ce"]
     best, worst = result.losses
     scores = [trial.values["accuracy"] for trial in run.trials[:20]]
-    assert best.tau.value == pytest.approx(stats.kendalltau([t.accuracy for t in good], truth[:20]).statistic)
+    assert best.tau.value == pytest.approx(stats.kendalltau([t.score for t in good], truth[:20]).statistic)
     own = stats.kendalltau(scores, truth[:20]).statistic
     assert best.gain.value == pytest.approx(best.tau.value - own)
     assert best.gain.low > 0

@@ -85,9 +85,9 @@ def test_the_front_is_retrained_with_every_seed_and_tested(finished):
         assert [repeat.seed for repeat in member.trial.repeats] == [0, 1]
         assert all(repeat.fidelity.epochs == 5 for repeat in member.trial.repeats)
         assert all((run.folder / "checkpoints" / repeat.checkpoint).is_file() for repeat in member.trial.repeats)
-        assert member.accuracy_ci95 is not None
-        assert 0 <= member.test_accuracy <= 1
-    assert run.teacher.test_accuracy is not None
+        assert member.score_ci95 is not None
+        assert 0 <= member.test_score <= 1
+    assert run.teacher.test_score is not None
 
 
 def test_the_test_split_is_not_used_by_search_trials(finished):
@@ -309,7 +309,7 @@ def test_changed_final_trainings_are_done_anew_and_never_averaged_with_the_old(t
     run = search(tiny_study, folder, "budget.trials=1", "final.seeds=2", "final.epochs=2")
     (member,) = front(run)
     assert [(repeat.seed, repeat.fidelity.epochs) for repeat in member.trial.repeats] == [(0, 2), (1, 2)]
-    assert member.values["accuracy"] == pytest.approx(sum(repeat.accuracy for repeat in member.trial.repeats) / 2)
+    assert member.values["accuracy"] == pytest.approx(sum(repeat.score for repeat in member.trial.repeats) / 2)
     # The way back: nothing of the longer trainings is left in the shorter ones' mean.
     back = search(tiny_study, folder, "budget.trials=1", "final.seeds=1", "final.epochs=1")
     assert [repeat.fidelity.epochs for repeat in back.trials[0].repeats] == [1]

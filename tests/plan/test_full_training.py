@@ -60,11 +60,11 @@ def test_it_trains_and_leaves_the_student(whole: tuple[FullTraining, list[Progre
     assert [report.done for report in reports] == pytest.approx([epoch / EPOCHS for epoch in range(1, EPOCHS + 1)])
     assert reports[0].accuracy is not None
     assert reports[-1].loss < reports[0].loss
-    assert result.accuracy > 0.3  # chance is 0.1
+    assert result.score > 0.3  # chance is 0.1
     assert {"student.safetensors", "student.json", "student.py", "train.yaml", "MODEL_CARD.md"} == set(result.files)
     assert not (result.folder / "checkpoint.safetensors").exists()
     assert [row["epoch"] for row in history(result.folder)] == [str(epoch) for epoch in range(1, EPOCHS + 1)]
-    assert json.loads((result.folder / "result.json").read_text())["test_accuracy"] == result.test_accuracy
+    assert json.loads((result.folder / "result.json").read_text())["test_accuracy"] == result.test_score
 
 
 def test_the_accuracies_are_those_of_the_written_weights(
@@ -86,8 +86,8 @@ def test_the_accuracies_are_those_of_the_written_weights(
     # One image's difference may come from the other summation order of the training's memory layout.
     slack = 1.5 / len(validation)
     expected = share(digits.train.images[validation], digits.train.labels[validation])
-    assert result.accuracy == pytest.approx(expected, abs=slack)
-    assert result.test_accuracy == pytest.approx(share(digits.test.images, digits.test.labels), abs=slack)
+    assert result.score == pytest.approx(expected, abs=slack)
+    assert result.test_score == pytest.approx(share(digits.test.images, digits.test.labels), abs=slack)
 
 
 @pytest.mark.parametrize("stop", [1, EPOCHS])
@@ -107,7 +107,7 @@ def test_interrupted_and_continued_it_gives_the_same_student(
     reference = whole[0]
     ours, theirs = (safetensors.torch.load_file(f / "student.safetensors") for f in (out, reference.folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert (result.accuracy, result.test_accuracy) == (reference.accuracy, reference.test_accuracy)
+    assert (result.score, result.test_score) == (reference.score, reference.test_score)
     assert [row["loss"] for row in history(out)] == [row["loss"] for row in history(reference.folder)]
 
 
@@ -120,7 +120,7 @@ def test_a_finished_training_is_not_repeated(
     monkeypatch.setattr("kdnas.plan.training_steps.distil", refuse)
     again = train_fully(file, whole[0].folder, data_root=NOWHERE)
     assert again.already_done
-    assert (again.accuracy, again.files) == (whole[0].accuracy, whole[0].files)
+    assert (again.score, again.files) == (whole[0].score, whole[0].files)
 
 
 def test_lost_files_of_a_finished_training_are_written_anew_and_lost_weights_trained_again(
@@ -136,7 +136,7 @@ def test_lost_files_of_a_finished_training_are_written_anew_and_lost_weights_tra
         result = train_fully(
             file, out, data_root=NOWHERE, on_progress=lambda at: trained.append(at.at), say=said.append
         )
-        assert result.accuracy == whole[0].accuracy
+        assert result.score == whole[0].score
         ours = safetensors.torch.load_file(out / "student.safetensors")
         assert all(torch.equal(ours[name], tensor) for name, tensor in kept.items())
         assert not result.lost

@@ -80,7 +80,7 @@ def test_shrinking_leaves_a_student_and_the_stages_as_they_went(shrunk, plans):
     assert 1.0 <= sum(finished.spent for finished in recorded.stages) < 1.2
     steps = [json.loads((result.folder / name / "step.json").read_text()) for name in ("1-supernet", "2-student")]
     assert result.train_seconds == pytest.approx(sum(step["train_seconds"] for step in steps))
-    assert steps[1]["accuracy"] == result.accuracy
+    assert steps[1]["accuracy"] == result.score
     assert not list(result.folder.rglob("checkpoint.safetensors"))
     assert {(item.step, item.steps, item.name) for item in news} == {(1, 2, "supernet"), (2, 2, "student")}
     done = [item.done for item in news]
@@ -94,7 +94,7 @@ def test_followed_again_the_student_is_the_same_bit_for_bit(shrunk, plans, tmp_p
     schedule, _ = load_schedule(result.folder / "schedule.yaml")
     again = train(plans["resnet"], "shrink", tmp_path / "again", schedule=schedule)
     assert same_student(again.folder, result.folder)
-    assert (again.accuracy, again.test_accuracy) == (result.accuracy, result.test_accuracy)
+    assert (again.score, again.test_score) == (result.score, result.test_score)
     assert load_schedule(again.folder / "schedule.yaml")[0] == schedule
 
 
@@ -117,7 +117,7 @@ def test_interrupted_anywhere_and_continued_it_is_the_same(shrunk, plans, tmp_pa
     monkeypatch.setattr("kdnas.plan.training_steps.distil", None)
     again = train(plans["resnet"], "shrink", out)
     assert again.already_done
-    assert again.test_accuracy == resumed.test_accuracy
+    assert again.test_score == resumed.test_score
 
 
 def test_stopped_between_the_steps(shrunk, plans, tmp_path, monkeypatch):
@@ -140,7 +140,7 @@ def test_direct_is_the_plain_training(plans, tmp_path):
     plain = train_fully(plan.file, tmp_path / "plain", data_root=NOWHERE, formats=["safetensors"], device="cpu")
     direct = train(plan, "direct", tmp_path / "direct")
     assert same_student(tmp_path / "plain", tmp_path / "direct")
-    assert direct.accuracy == plain.accuracy
+    assert direct.score == plain.score
     assert (tmp_path / "direct" / "1-student" / "history.csv").exists()
     assert not (tmp_path / "plain" / "schedule.yaml").exists()
 

@@ -34,17 +34,17 @@ def numbers(members) -> list[int]:
 def test_front_of_complete_trials_is_sorted_by_the_cheap_objective():
     run = run_of([complete(0, 0.9, 50), complete(1, 0.8, 20), complete(2, 0.7, 30), complete(3, 0.95, 90)])
     assert numbers(front(run)) == [1, 0, 3]
-    assert front(run)[0].accuracy_ci95 is None
-    assert front(run)[0].test_accuracy is None
+    assert front(run)[0].score_ci95 is None
+    assert front(run)[0].test_score is None
 
 
 def test_finalists_get_the_mean_and_t_interval_of_their_repeats():
     (member,) = front(run_of([complete(0, 0.5, 50, repeats=[0.90, 0.92, 0.94])]))
     # t(0.975, 2) * 0.02 / sqrt(3)
     assert member.values["accuracy"] == pytest.approx(0.92)
-    assert member.accuracy_ci95 == pytest.approx(4.30265 * 0.02 / 3**0.5, rel=1e-4)
-    assert member.test_accuracy == pytest.approx(0.91)
-    assert member.test_accuracy_ci95 == pytest.approx(member.accuracy_ci95)
+    assert member.score_ci95 == pytest.approx(4.30265 * 0.02 / 3**0.5, rel=1e-4)
+    assert member.test_score == pytest.approx(0.91)
+    assert member.test_score_ci95 == pytest.approx(member.score_ci95)
 
 
 def test_members_are_alike_where_welchs_test_finds_no_difference():
@@ -53,7 +53,7 @@ def test_members_are_alike_where_welchs_test_finds_no_difference():
     members = [as_member(trial) for trial in trials]
     alike = indistinguishable(members)
     found = {(a.trial.number, b.trial.number) for a in members for b in alike[a.trial.number]}
-    scores = [[repeat.accuracy for repeat in trial.repeats] for trial in trials]
+    scores = [[repeat.score for repeat in trial.repeats] for trial in trials]
     expected = {
         (a, b)
         for a in range(8)
@@ -73,7 +73,7 @@ def test_what_was_trained_once_cannot_be_tested():
 
 def test_one_repeat_has_no_interval():
     (member,) = front(run_of([complete(0, 0.5, 50, repeats=[0.9])]))
-    assert (member.values["accuracy"], member.accuracy_ci95) == (0.9, None)
+    assert (member.values["accuracy"], member.score_ci95) == (0.9, None)
 
 
 def test_front_is_recomputed_after_retraining_and_holds_only_retrained_students():

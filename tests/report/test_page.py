@@ -118,7 +118,7 @@ def test_tables_begin_with_score_and_costs_and_show_per_cent(full, document):
     assert heads[1][:5] == ["trial", "student", "accuracy (%)", "MACs", "parameters"]
     assert not re.search(r">0\.9\d+<", document)
     member = front(full)[0]
-    shown = shown_interval("accuracy", member.values["accuracy"], member.accuracy_ci95).removesuffix(" %")
+    shown = shown_interval("accuracy", member.values["accuracy"], member.score_ci95).removesuffix(" %")
     assert f'data-value="{member.values["accuracy"]!r}">{shown}</td>' in document
     assert document.count('aria-sort="none"') == document.count("<th ")
     assert "hold the same numbers as fractions" in document
@@ -186,7 +186,7 @@ def test_accuracy_figure_draws_front_intervals_and_refused_students(full):
     members = front(full)
     drawn = traces["front, retrained (95 %)"]
     assert list(drawn.y) == [member.values["accuracy"] for member in members]
-    assert list(drawn.error_y.array) == [member.accuracy_ci95 for member in members]
+    assert list(drawn.error_y.array) == [member.score_ci95 for member in members]
     chosen, ring = recommended(full).member, traces["recommended"]
     assert (ring.x[0], ring.y[0]) == (chosen.values["macs"], chosen.values["accuracy"])
     assert len(traces["refused untrained"].x) == 2
@@ -229,7 +229,7 @@ def test_the_staircase_rises(full):
 def test_a_teacher_without_that_cost_is_a_line(full):
     run = replace(full, teacher=replace(full.teacher, values={}))
     layout = accuracy_figure(run, "macs").drawing.layout
-    assert any(shape.y0 == run.teacher.accuracy for shape in layout.shapes)
+    assert any(shape.y0 == run.teacher.score for shape in layout.shapes)
     assert "★ teacher" in {annotation.text for annotation in layout.annotations}
     assert "stroke-dasharray" in front_svg(run)
 
@@ -287,7 +287,7 @@ def test_importance_declines_where_nothing_can_be_said():
 def test_summary_compares_with_the_teacher_on_the_test_split():
     trial = complete(0, 0.5, 1e6, repeats=[0.96, 0.98])  # test accuracies 0.95 and 0.97
     run = run_of([trial])
-    teacher = replace(synthetic_run().teacher, test_accuracy=0.98, values={"macs": 12e6})
+    teacher = replace(synthetic_run().teacher, test_score=0.98, values={"macs": 12e6})
     run = replace(run, teacher=teacher)
     assert against_teacher(run, front(run)[0]) == "98.0 % of the teacher’s accuracy (test split) at 1/12 of its MACs."
     assert highlights(run)[0][0] == "Recommended: the most accurate student"

@@ -32,7 +32,7 @@ def test_trials_hold_search_scores_and_the_front_the_means_of_retraining():
     for member in front(run):
         number = member.trial.number
         assert trials.loc[number, "accuracy"] == member.trial.values["accuracy"] == best.loc[number, "search_accuracy"]
-        assert best.loc[number, "accuracy"] == pytest.approx(sum(r.accuracy for r in member.trial.repeats) / 3)
+        assert best.loc[number, "accuracy"] == pytest.approx(sum(r.score for r in member.trial.repeats) / 3)
         assert (trials.loc[number, "fidelity_epochs"], best.loc[number, "fidelity_epochs"]) == (3, 10)
         assert best.loc[number, "seeds"] == 3
     assert trials["accuracy_ci95"].isna().all()
@@ -98,7 +98,7 @@ def test_front_document_is_json_with_the_numbers_of_the_front():
     assert [row["arch_id"] for row in document["front"]] == [member.trial.arch.arch_id for member in front(run)]
     assert document["knee"] in {row["arch_id"] for row in document["front"]}
     assert document["retrained"] is True
-    assert document["teacher"]["test_accuracy"] == run.teacher.test_accuracy
+    assert document["teacher"]["test_accuracy"] == run.teacher.test_score
     assert document["front"][0]["values"]["accuracy"] == front_table(run)["accuracy"][0]
     empty = front_document(synthetic_run(trials=0, retrained=False))
     assert (empty["front"], empty["knee"], empty["hypervolume"]) == ([], None, 0.0)

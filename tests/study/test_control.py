@@ -37,15 +37,15 @@ def test_the_picked_student_is_trained_without_its_teacher_once(run, capsys):
     run, command = run
     (control,) = run.controls
     assert control.fidelity == run.config.final_fidelity
-    assert 0 <= control.accuracy <= 1
+    assert 0 <= control.score <= 1
     assert control.number in {member.trial.number for member in front(run)}
     assert main(command) == 0  # nothing is trained again
     assert load_run(run.folder).controls == run.controls
     capsys.readouterr()
     assert main(["front", str(run.folder), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["control"]["accuracy"] == control.accuracy
+    assert json.loads(capsys.readouterr().out)["control"]["accuracy"] == control.score
     card = json.loads((run.folder / "export" / "student.json").read_text())["measured"]
-    assert card["control"]["validation"] == control.accuracy
+    assert card["control"]["validation"] == control.score
     assert "without its teacher" in (run.folder / "report.html").read_text()
 
 

@@ -60,7 +60,7 @@ def scores(study: Path, folder: Path, *overrides: str) -> dict[str, tuple[object
         opened = prepare(study, folder, *overrides)
         run = Search(opened, lambda event: None).run()
     return {
-        trial.arch.arch_id: (dict(trial.values), [(r.seed, r.accuracy, r.test_accuracy) for r in trial.repeats])
+        trial.arch.arch_id: (dict(trial.values), [(r.seed, r.score, r.test_score) for r in trial.repeats])
         for trial in run.trials
     }
 

@@ -127,8 +127,8 @@ def test_a_student_teacher_is_trained_once_and_measured(digits: ImageData, tmp_p
         hits = teacher.module(images).argmax(1).numpy() == digits.train.labels[validation]
     assert hits.mean() > 0.8  # it learnt digits it has not seen
     report = report_teacher(teacher, digits, validation, device=CPU)
-    assert report.accuracy == pytest.approx(hits.mean(), abs=0.01)  # bfloat16 where that is native
-    assert report.test_accuracy is None
+    assert report.score == pytest.approx(hits.mean(), abs=0.01)  # bfloat16 where that is native
+    assert report.test_score is None
     assert report.values["params"] == sum(p.numel() for p in teacher.module.parameters())
 
     said.clear()
@@ -268,10 +268,10 @@ def test_the_real_cifar_teacher_is_reported(cifar: ImageData, data_root: Path, t
     teacher = _open({**CIFAR, **STATED}, cifar, everything, tmp_path, print, data_root=data_root)
     report = report_teacher(teacher, cifar, everything, device=CPU)
     # 0.8992 on all 10,000 test images; 120 of them stray from that by three standard errors of 0.027 at most.
-    assert report.accuracy == pytest.approx(0.8992, abs=0.083)
+    assert report.score == pytest.approx(0.8992, abs=0.083)
     assert report.values == {"macs": 162_366_720, "params": 1_084_586}
-    assert report.test_accuracy is None
-    assert teacher_test_accuracy(teacher, cifar, device=CPU) == report.accuracy
+    assert report.test_score is None
+    assert teacher_test_accuracy(teacher, cifar, device=CPU) == report.score
     assert len(teacher.stages) == 3
     assert teacher.classifier.endswith("fc")
 
@@ -336,7 +336,7 @@ def test_reversed_channels_are_recognised(coloured: ImageData, tmp_path: Path) -
         teacher = _open(config, coloured, everything, tmp_path, print, data_root=tmp_path)
         if not reverse:
             report = report_teacher(teacher, coloured, everything, device=CPU)
-            assert report.accuracy > 0.95
+            assert report.score > 0.95
             assert report.values["macs"] == 3 * 4 * 4 * 3
             continue
         with pytest.raises(TeacherError, match="in the order BGR it reaches"):

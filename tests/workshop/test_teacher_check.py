@@ -73,7 +73,7 @@ def report(digits: ImageData, weights: np.ndarray):
 
 def test_a_sound_teacher_passes_without_a_word(report) -> None:
     found = report()
-    assert found.accuracy > 0.9
+    assert found.score > 0.9
     assert found.outputs == "logits"
     assert found.notes == ()
     assert report(lambda net, z: z.log_softmax(1)).notes == ()
@@ -101,7 +101,7 @@ def test_what_is_no_plain_logit_is_noted(report, say, outputs: str, words: str) 
     found = report(say)
     assert found.outputs == outputs
     assert words in "; ".join(found.notes)
-    assert found.accuracy == pytest.approx(report().accuracy, abs=0.02)  # scored in bfloat16 where that is native
+    assert found.score == pytest.approx(report().score, abs=0.02)  # scored in bfloat16 where that is native
 
 
 def test_logits_that_are_not_finite_are_counted(report) -> None:
@@ -131,7 +131,7 @@ def test_rotated_classes_are_refused_named_and_mended(report, digits: ImageData)
     stated = '["zero", "one", "four", "two", "three", "five", "six", "seven", "eight", "nine"]'
     assert f"teacher.class_names: {stated}" in message
     mended = report(data=data, order=ROTATED, names=[names[index] for index in ROTATED])
-    assert mended.accuracy == report().accuracy
+    assert mended.score == report().score
     with pytest.raises(TeacherError, match="read in another order"):
         report(data=data, order=ROTATED, names=names)  # stated, and wrong
 
