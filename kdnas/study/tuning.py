@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pydantic
@@ -16,24 +19,25 @@ from kdnas.study.config import StudyConfig, TuneRange
 from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
 
 _FIDELITY = ("training.epochs", "training.data_fraction", "training.resolution_fraction")
-_EXAMPLES = "training.learning_rate, distillation.task_weight, distillation.losses.0.temperature, ..."
 
 
 def tuned_recipe(recipe: Recipe, tuned: Mapping[str, float]) -> Recipe:
     """Return `recipe` with each dotted setting of `tuned` replaced, validated again.
 
-    `distillation.losses.0.temperature` is the temperature of the first loss. Raises ConfigError naming every setting
-    that does not exist or does not take its value.
+    `distillation.losses.0.temperature` is the temperature of the first loss, and
+    `training.augmentation.random_resized_crop.scale.0` the least area of a crop: a section that is off is switched on
+    by a setting inside it. Raises ConfigError naming every setting that does not exist or does not take its value.
     """
     plain = recipe.model_dump(mode="json")
     problems = []
     for path, value in tuned.items():
-        if _annotation(recipe, path) is None:
-            problems.append(_unknown(path))
+        setting = _setting(recipe, path)
+        if setting is None:
+            problems.append(_unknown(recipe, path))
         elif not math.isfinite(value):
             problems.append(Problem(path, f"needs a finite number, got {value}"))
         else:
-            _put(plain, path.split("."), value)
+            setting.put(plain, value)
     if problems:
         raise ConfigError(problems)
     try:
@@ -67,11 +71,11 @@ def _range_problems(recipe: Recipe, path: str, bounds: TuneRange) -> list[Proble
     where = f"tune.{path}"
     if path in _FIDELITY:
         return [Problem(where, "decides how much training a score has seen and is the same for every trial")]
-    annotation = _annotation(recipe, path)
-    if annotation is None:
-        unknown = _unknown(path)
+    setting = _setting(recipe, path)
+    if setting is None:
+        unknown = _unknown(recipe, path)
         return [Problem(where, unknown.what, unknown.allowed)]
-    if float not in _plain_types(annotation):
+    if not setting.takes_numbers:
         return [Problem(where, "is not a setting that takes any real number, so it cannot be tuned")]
     problems = []
     for side in ("low", "high"):
@@ -82,40 +86,97 @@ def _range_problems(recipe: Recipe, path: str, bounds: TuneRange) -> list[Proble
     return problems
 
 
-def _unknown(path: str) -> Problem:
-    return Problem(path, "is no setting of the recipe", _EXAMPLES)
+@dataclass(frozen=True)
+class _Setting:
+    """One setting of a recipe: the way to it, and what stands for each section of the way that is not there."""
+
+    path: tuple[str, ...]
+    annotation: Any
+    usual: tuple[Any, ...]
+
+    @property
+    def takes_numbers(self) -> bool:
+        """Whether any real number within bounds is a value of it."""
+        return float in _plain_types(self.annotation)
+
+    def put(self, plain: Any, value: float) -> None:
+        """Write `value` into a recipe's plain data."""
+        for part, usual in zip(self.path[:-1], self.usual, strict=True):
+            key: Any = int(part) if isinstance(plain, list) else part
+            if isinstance(plain, dict) and plain.get(key) is None:
+                plain[key] = usual
+            plain = plain[key]
+        last: Any = int(self.path[-1]) if isinstance(plain, list) else self.path[-1]
+        plain[last] = value
 
 
-def _annotation(recipe: Recipe, path: str) -> Any | None:
-    """Return the type of the setting that `path` names, None where there is none."""
-    section, _, rest = path.partition(".")
-    if section == "training":
-        return _field(Training, rest.split("."))
-    if section != "distillation":
-        return None
-    name, *deeper = rest.split(".")
-    if name != "losses":
-        return _field(Distillation, [name, *deeper])
-    if len(deeper) != 2 or not deeper[0].isdecimal() or int(deeper[0]) >= len(recipe.distillation.losses):
-        return None
-    term = recipe.distillation.losses[int(deeper[0])]
-    if deeper[1] in LossTerm.model_fields:
-        return _field(LossTerm, deeper[1:])
-    try:
-        return _field(LOSSES.options(term.type), deeper[1:])
-    except ConfigError:  # an unknown loss is the distillation section's problem, and told there
-        return None
+def _settings(recipe: Recipe) -> Iterator[_Setting]:
+    """Yield every setting of `recipe`, those of sections that are off too."""
+    yield from _inside(Training, ("training",), ({},))
+    for setting in _inside(Distillation, ("distillation",), ({},)):
+        if setting.path[1] != "losses":
+            yield setting
+    for index, term in enumerate(recipe.distillation.losses):
+        way = ("distillation", "losses", str(index))
+        yield from _inside(LossTerm, way, ({}, [], {}))
+        try:
+            yield from _inside(LOSSES.options(term.type), way, ({}, [], {}))
+        except ConfigError:  # an unknown loss is the distillation section's problem, and told there
+            continue
 
 
-def _field(model: type[pydantic.BaseModel], parts: list[str]) -> Any | None:
-    """Return the annotation of the field that `parts` leads to, None where it is missing or itself a section."""
-    field = model.model_fields.get(parts[0])
-    if field is None:
-        return None
-    inner = isinstance(field.annotation, type) and issubclass(field.annotation, pydantic.BaseModel)
-    if inner:
-        return _field(typing.cast(type[pydantic.BaseModel], field.annotation), parts[1:]) if parts[1:] else None
-    return field.annotation if len(parts) == 1 else None
+def _inside(model: type[pydantic.BaseModel], way: tuple[str, ...], usual: tuple[Any, ...]) -> Iterator[_Setting]:
+    for name, field in model.model_fields.items():
+        section, pair = _section(field.annotation), _pair(field.annotation)
+        here = (*way, name)
+        if section is not None:
+            yield from _inside(section, here, (*usual, section().model_dump(mode="json")))
+        elif pair is not None:
+            stated = [None] * len(pair) if field.is_required() else list(field.get_default() or [None] * len(pair))
+            for index, annotation in enumerate(pair):
+                yield _Setting((*here, str(index)), annotation, (*usual, stated))
+        else:
+            yield _Setting(here, field.annotation, usual)
+
+
+def _section(annotation: Any) -> type[pydantic.BaseModel] | None:
+    """Return the section that a field holds, though it may also hold None; None where it holds a value."""
+    parts = _of_union(annotation)
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, pydantic.BaseModel)), None)
+
+
+def _pair(annotation: Any) -> tuple[Any, ...] | None:
+    """Return the types of the places of a list of fixed length; None for anything else."""
+    for part in _of_union(annotation):
+        places = typing.get_args(part)
+        if typing.get_origin(part) is tuple and Ellipsis not in places:
+            return places
+    return None
+
+
+def _of_union(annotation: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _setting(recipe: Recipe, path: str) -> _Setting | None:
+    return next((setting for setting in _settings(recipe) if ".".join(setting.path) == path), None)
+
+
+def _unknown(recipe: Recipe, path: str) -> Problem:
+    """Return that `path` is no setting, with those of the section that it comes nearest to."""
+    tunable = [".".join(setting.path) for setting in _settings(recipe) if setting.takes_numbers]
+    tunable = [setting for setting in tunable if setting not in _FIDELITY]
+    inside = [setting for setting in tunable if setting.startswith(f"{path}.")]
+    if inside:
+        return Problem(path, "is a section, not a setting of the recipe", ", ".join(inside))
+    near = difflib.get_close_matches(path, tunable, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    above = path.rpartition(".")[0]
+    while above and not any(setting.startswith(f"{above}.") for setting in tunable):
+        above = above.rpartition(".")[0]
+    beside = [setting for setting in tunable if setting.startswith(f"{above}.")] if above else tunable
+    return Problem(path, f"is no setting of the recipe{hint}", ", ".join(beside))
 
 
 def _plain_types(annotation: Any) -> set[Any]:
@@ -124,9 +185,3 @@ def _plain_types(annotation: Any) -> set[Any]:
         return _plain_types(typing.get_args(annotation)[0])
     inner = typing.get_args(annotation)
     return set().union(*(_plain_types(part) for part in inner)) if inner else {annotation}
-
-
-def _put(section: Any, parts: list[str], value: float) -> None:
-    for part in parts[:-1]:
-        section = section[int(part)] if isinstance(section, list) else section[part]
-    section[parts[-1]] = value

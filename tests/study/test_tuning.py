@@ -79,7 +79,12 @@ def test_sound_ranges_have_no_problems() -> None:
         ("training.augmentation.flip", 0, 1, "cannot be tuned"),
         ("training.epochs", 1, 5, "same for every trial"),
         ("training.data_fraction", 0.1, 0.5, "same for every trial"),
-        ("training.augmentation", 0.1, 0.5, "no setting"),
+        ("training.augmentation", 0.1, 0.5, "is a section"),
+        ("training.augmentation.random_resized_crop", 0.1, 0.5, "is a section"),
+        ("training.augmentation.random_resized_crop.scale.2", 0.1, 0.5, "no setting"),
+        ("training.augmentation.random_resized_crop.least_area", 0.1, 0.5, "no setting"),
+        ("training.augmentation.rand_augment.ops", 1, 3, "cannot be tuned"),
+        ("training.augmentation.random_erasing.scale.0", 0.1, 0.5, "scale needs its lowest value first"),
         ("distillation.losses.0.type", 0.1, 0.5, "cannot be tuned"),
         ("distillation.losses.9.weight", 0.1, 0.5, "no setting"),
         ("training.momentum", 0.5, 1.5, "must be below 1"),
@@ -89,3 +94,30 @@ def test_a_range_that_cannot_be_searched_is_named(path: str, low: float, high: f
     (problem,) = tunable_problems(study_config(tune={path: {"low": low, "high": high}}))
     assert problem.where.startswith(f"tune.{path}")
     assert what in problem.what
+
+
+def test_settings_inside_the_sections_of_augmentation_are_tuned(recipe: Recipe) -> None:
+    crop, erase = "training.augmentation.random_resized_crop", "training.augmentation.random_erasing"
+    changed = tuned_recipe(recipe, {f"{crop}.scale.0": 0.3, f"{erase}.probability": 0.25, f"{erase}.ratio.1": 2.0})
+    augmentation = changed.training.augmentation
+    assert augmentation.random_resized_crop is not None
+    assert augmentation.random_erasing is not None
+    assert augmentation.random_resized_crop.scale == (0.3, 1.0)
+    assert augmentation.random_resized_crop.ratio == (3 / 4, 4 / 3)
+    assert augmentation.random_erasing.probability == 0.25
+    assert augmentation.random_erasing.ratio == (0.3, 2.0)
+    assert augmentation.color_jitter is None
+    # What a study states inside such a section stays, the tuned setting apart.
+    stated = recipe.model_dump(mode="json")
+    stated["training"]["augmentation"]["random_resized_crop"] = {"scale": [0.5, 0.9]}
+    again = tuned_recipe(Recipe.model_validate(stated), {f"{crop}.scale.0": 0.3}).training.augmentation
+    assert again.random_resized_crop is not None
+    assert again.random_resized_crop.scale == (0.3, 0.9)
+
+
+def test_an_unknown_setting_is_told_those_beside_it(recipe: Recipe) -> None:
+    path = "training.augmentation.random_resized_crop.scal"
+    (problem,) = tunable_problems(study_config(tune={path: {"low": 0.1, "high": 0.5}}))
+    assert problem.allowed.split(", ") == [
+        f"training.augmentation.random_resized_crop.{name}.{index}" for name in ("scale", "ratio") for index in (0, 1)
+    ]
