@@ -12,33 +12,32 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, shape_wrapper
 
 Shape = tuple[int, ...]
 
 _FVCORE_PRODUCTS = ("conv", "linear", "matmul", "addmm", "mm", "bmm", "einsum")
 
 
-def traced_macs(module: nn.Module, input_shape: tuple[int, int, int], device: torch.device) -> int:
-    """Return the multiply-accumulates of `module` for one input [C, H, W], as torch's FlopCounterMode sees them.
+def traced_macs(module: nn.Module, *inputs: Tensor) -> int:
+    """Return the multiply-accumulates of `module(*inputs)`, as torch's FlopCounterMode sees them.
 
     Convolutions, linear layers and matrix products count, whoever asks for them: recurrent layers, attention's two
     products, einsum. Nothing elementwise does.
     """
-    example = torch.zeros(1, *input_shape, device=device)
     with (
-        _whole_operators_taken_apart(),
+        whole_operators_taken_apart(),
         torch.no_grad(),
         FlopCounterMode(display=False, custom_mapping=_MORE) as counter,
     ):
-        module(example)
+        module(*inputs)
     return counter.get_total_flops() // 2
 
 
-def fvcore_macs(module: nn.Module, input_shape: tuple[int, int, int]) -> int:
-    """Return the multiply-accumulates of `module`, on the CPU, for one input [C, H, W], by fvcore's operator counts.
+def fvcore_macs(module: nn.Module, *inputs: Tensor) -> int:
+    """Return the multiply-accumulates of `module(*inputs)` by fvcore's operator counts.
 
     A second opinion: its tracer is another one than torch's counter. Convolutions, linear layers and matrix products
     count; it does not see fused attention.
@@ -47,7 +46,7 @@ def fvcore_macs(module: nn.Module, input_shape: tuple[int, int, int]) -> int:
         warnings.simplefilter("ignore")  # torch deprecates the tracer that fvcore counts with
         from fvcore.nn import FlopCountAnalysis
 
-        analysis = FlopCountAnalysis(module, torch.zeros(1, *input_shape))
+        analysis = FlopCountAnalysis(module, inputs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         counts = analysis.by_operator()
     return int(sum(counts.get(operator, 0) for operator in _FVCORE_PRODUCTS))
@@ -58,8 +57,17 @@ def parameter_count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def flops_of(operator: Any) -> Callable[..., int] | None:
+    """Return what counts the FLOPs (two a MAC) of one call of an operator of torch, None where it counts none."""
+    packet = getattr(operator, "_overloadpacket", None)
+    own = _MORE.get(packet)
+    if own is None:
+        return flop_registry.get(packet)
+    return shape_wrapper(own)
+
+
 @contextlib.contextmanager
-def _whole_operators_taken_apart() -> Iterator[None]:
+def whole_operators_taken_apart() -> Iterator[None]:
     """Within it, torch does layers by their matrix products, where it has one opaque operator that nothing can count.
 
     These are oneDNN's and cuDNN's recurrent layers, the fused attention kernels, and the encoder's fast path.

@@ -80,14 +80,13 @@ def open_anatomy(
         samples = Batches(data.train, train[:_CALIBRATED], num_classes=data.task.outputs, device=device)
         batches = [(inside(teacher.module, b.images)[1], b.labels) for b in samples.ordered(batch_size=_BATCH)]
         ranking = rank(network, anatomy, batches, method=importance)
-    shape = (int(example.shape[1]), int(example.shape[2]), int(example.shape[3]))
     return TeacherAnatomy(
         teacher.name,
         type(network).__name__,
         anatomy,
-        traced_macs(network, shape, device),
+        traced_macs(network, example[:1]),
         parameter_count(network),
-        traced_macs(smallest, shape, device),
+        traced_macs(smallest, example[:1]),
         parameter_count(smallest),
         ranking,
     )

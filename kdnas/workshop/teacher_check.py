@@ -80,7 +80,7 @@ def report_teacher(
         what = "gives probabilities, numbers of one sum, for the first images, and other numbers for others"
         raise TeacherError(Problem(where, what, "logits"))
     noticed += answers.doubts
-    macs = traced_macs(teacher.module, data.task.image_shape, device)
+    macs = traced_macs(teacher.module, torch.zeros(1, *data.task.image_shape, device=device))
     share, least = least_accuracy(labels)
     score, renaming = answers.accuracy, find_renaming(answers.predicted, labels, data.class_names)
     if renaming is not None and renaming.renamed <= least:

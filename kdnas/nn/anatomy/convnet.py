@@ -195,9 +195,11 @@ def _residual_blocks(network: nn.Module, example: Tensor) -> dict[str, tuple[int
 
 
 def _is_residual(block: nn.Module, fed: Tensor) -> bool:
-    """Whether `block` with zero parameters gives back what it is `fed`."""
+    """Whether `block` with zero parameters gives back what it is `fed`, made as large as rounding leaves alone."""
     if not any(parameter.numel() for parameter in block.parameters()):
         return False
+    largest = fed.abs().max()
+    fed = fed / largest if largest > 0 else torch.rand_like(fed)
     empty = copy.deepcopy(block)
     for parameter in empty.parameters():
         parameter.zero_()

@@ -116,6 +116,13 @@ def test_channels_that_are_flattened_into_a_linear_layer_are_cut_with_all_their_
     assert torch.allclose(outputs(cut, example), outputs(anatomy.mask(network, kept), example), atol=1e-5)
 
 
+def test_blocks_that_are_fed_next_to_nothing_are_not_taken_for_residual_ones():
+    network, example = own(False), torch.randn(2, 3, 8, 8)
+    for parameter in network[0].parameters():
+        parameter.data.mul_(1e-9)
+    assert read_anatomy(network, example).depths == ()
+
+
 class Shuffled(nn.Module):
     """Reads the second half of its channels by position: no axis of it can be cut."""
 
