@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdnas.core.schedule import Ladders
+from kdnas.core.shrinking import Ladders
 from kdnas.core.space import Choice, SearchSpace
 
 SPACE = SearchSpace(

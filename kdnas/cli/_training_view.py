@@ -14,7 +14,7 @@ from kdnas.report.wording import duration, shown
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from kdnas.plan.training_steps import Progress
+    from kdnas.plan.training import Progress
 
 
 class TrainingView:

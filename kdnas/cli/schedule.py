@@ -1,4 +1,4 @@
-"""`kdnas schedule`: how the chosen student is trained best, as a file that `kdnas train --schedule` follows."""
+"""`kdnas schedule`: how the chosen student is trained best, as a plan that `kdnas train --plan` follows."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from kdnas.core.pick import DEFAULT_PICK
 from kdnas.core.words import command_line, counted
 
 if TYPE_CHECKING:
-    from kdnas.plan.schedules import TrainingSchedule
-    from kdnas.plan.scheduling import Plan
+    from kdnas.plan.making import PlanBasis
+    from kdnas.plan.plan_file import TrainingPlan
 
 
 Epochs = Annotated[
@@ -52,7 +52,7 @@ def command(
     epochs: Epochs = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Default: RUN/schedule.yaml.", show_default=False),
+        typer.Option("--out", metavar="FILE", help="Default: RUN/plan.yaml.", show_default=False),
     ] = None,
     device: Device = None,
     threads: Threads = None,
@@ -60,26 +60,25 @@ def command(
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
-    """Write how the chosen student is trained best: a schedule.yaml.
+    """Write how the chosen student is trained best: its training plan, a plan.yaml.
 
     direct: distillation from the teacher. shrink: progressive shrinking through a supernet whose smallest network is
     the student, then fine-tuning. assistants: a chain of networks of the front, each distilled from the one before.
     All routes have the same budget; a run that has trained a supernet of its own lends its weights to shrink, which
-    then costs nothing of it. With --measure what is finished stays in RUN/schedule, so that the same command
+    then costs nothing of it. With --measure what is finished stays in RUN/plan, so that the same command
     continues after an interruption.
 
       kdnas schedule runs/digits --pick 'macs<=1e5' --epochs 100
       kdnas schedule runs/digits --measure
-      kdnas train runs/digits --schedule runs/digits/schedule.yaml
+      kdnas train runs/digits --plan runs/digits/plan.yaml
     """
     from kdnas.core.route import ROUTES
     from kdnas.errors import ConfigError, Problem
-    from kdnas.plan.schedules import write_training_schedule
-    from kdnas.plan.scheduling import open_plan
+    from kdnas.plan.making import open_basis
+    from kdnas.plan.plan_file import PLAN_FILE, write_plan
     from kdnas.plan.train_file import with_threads
     from kdnas.record.front import pick as pick_member
     from kdnas.record.storage import load_run
-    from kdnas.training.schedule_file import SCHEDULE_FILE
     from kdnas.workshop import opening
 
     if route not in ("auto", *ROUTES):
@@ -91,40 +90,40 @@ def command(
         opening.resolve_device(device)
     record = load_run(run)
     allow_code_of_run(run, root, trust_code)
-    plan = open_plan(record, pick_member(record, pick), epochs, data_root=root, cache=opening.cache_dir())
-    plan = dataclasses.replace(plan, file=with_threads(plan.file, threads))
+    basis = open_basis(record, pick_member(record, pick), epochs, data_root=root, cache=opening.cache_dir())
+    basis = dataclasses.replace(basis, file=with_threads(basis.file, threads))
     if measure:
-        schedule = _measured(plan, share, root, device, quiet=as_json)
+        plan = _measured(basis, share, root, device, quiet=as_json)
     else:
-        schedule = _chosen(plan, route)
-    path = out or run / SCHEDULE_FILE
-    write_training_schedule(path, schedule)
+        plan = _chosen(basis, route)
+    path = out or run / PLAN_FILE
+    write_plan(path, plan)
     if as_json:
-        typer.echo(json.dumps(schedule.plain(), indent=2))
+        typer.echo(json.dumps(plan.plain(), indent=2))
         return
-    _tell(schedule, path, run)
+    _tell(plan, path, run)
 
 
-def _chosen(plan: Plan, route: str) -> TrainingSchedule:
+def _chosen(basis: PlanBasis, route: str) -> TrainingPlan:
     from kdnas.core.route import ROUTES, choose_route
-    from kdnas.plan.scheduling import schedule_by
+    from kdnas.plan.making import make_plan
 
     asked = next((name for name in ROUTES if name == route), None)
     if asked is not None:
-        return schedule_by(plan, asked, "it was asked for")
-    chosen, why = choose_route(plan.facts)
-    return schedule_by(plan, chosen, f"rule: {why}")
+        return make_plan(basis, asked, "it was asked for")
+    chosen, why = choose_route(basis.facts)
+    return make_plan(basis, chosen, f"rule: {why}")
 
 
-def _measured(plan: Plan, share: float, data_root: Path, device: str | None, *, quiet: bool) -> TrainingSchedule:
-    from kdnas.plan.schedule_measuring import measured_schedule
+def _measured(basis: PlanBasis, share: float, data_root: Path, device: str | None, *, quiet: bool) -> TrainingPlan:
+    from kdnas.plan.making import make_measured_plan
     from kdnas.workshop import opening
 
-    folder = plan.run.folder / "schedule" / plan.file.arch_id
+    folder = basis.run.folder / "plan" / basis.file.arch_id
     try:
         with training_view(quiet=quiet) as view:
-            return measured_schedule(
-                plan,
+            return make_measured_plan(
+                basis,
                 share,
                 folder,
                 data_root=data_root,
@@ -138,22 +137,22 @@ def _measured(plan: Plan, share: float, data_root: Path, device: str | None, *, 
         raise
 
 
-def _tell(schedule: TrainingSchedule, path: Path, run: Path) -> None:
-    from kdnas.plan.schedules import DistilStep
+def _tell(plan: TrainingPlan, path: Path, run: Path) -> None:
+    from kdnas.plan.plan_file import DistilStep
     from kdnas.report.wording import scaled
 
-    budget = schedule.budget
-    typer.echo(f"student {schedule.student.arch_id}: route {schedule.route} ({schedule.why})")
+    budget = plan.budget
+    typer.echo(f"student {plan.student.arch_id}: route {plan.route} ({plan.why})")
     typer.echo(
         f"budget: the work of {counted(budget.epochs, 'epoch')} of the student, {scaled(budget.macs).strip()} MACs"
     )
-    if schedule.supernet is not None:
-        paid = scaled(schedule.supernet.macs).strip()
+    if plan.supernet is not None:
+        paid = scaled(plan.supernet.macs).strip()
         typer.echo(f"  not in it: {paid} MACs of the run's supernet, which the search paid for")
-    for item in schedule.measured:
+    for item in plan.measured:
         if item.note:
             typer.echo(f"  not measured: {item.note}")
-    for step in schedule.steps:
+    for step in plan.steps:
         what = (
             f"{counted(step.epochs, 'epoch')} beside {step.teacher}"
             if isinstance(step, DistilStep)
@@ -161,4 +160,4 @@ def _tell(schedule: TrainingSchedule, path: Path, run: Path) -> None:
         )
         typer.echo(f"  {step.name}: {step.kind}, {step.share:.0%} of the budget, {what}")
     typer.echo(str(path))
-    typer.echo(f"next: {command_line('kdnas', 'train', run, '--schedule', path)}")
+    typer.echo(f"next: {command_line('kdnas', 'train', run, '--plan', path)}")

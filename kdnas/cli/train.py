@@ -18,9 +18,9 @@ from kdnas.report.wording import duration, shown
 if TYPE_CHECKING:
     from torch import nn
 
-    from kdnas.plan.full_training import FullTraining
-    from kdnas.plan.schedules import TrainingSchedule
+    from kdnas.plan.plan_file import TrainingPlan
     from kdnas.plan.train_file import TrainFile
+    from kdnas.plan.training import FullTraining
     from kdnas.plan.training_ground import Ground
     from kdnas.record.records import RunRecord
 
@@ -34,12 +34,13 @@ Pick = Annotated[
         show_default=False,
     ),
 ]
-ScheduleFile = Annotated[
+PlanFile = Annotated[
     Path | None,
     typer.Option(
+        "--plan",
         "--schedule",
         metavar="FILE",
-        help="Follow this schedule.yaml, which `kdnas schedule` writes, instead of training once.",
+        help="Follow this plan.yaml, which `kdnas schedule` writes, instead of training once.",
         show_default=False,
     ),
 ]
@@ -49,7 +50,7 @@ Out = Annotated[
         "--out",
         metavar="DIR",
         help="Default: RUN/training/<arch_id>, or a folder `training-<arch_id>` beside the train.yaml; with a "
-        "schedule its route is added to the name.",
+        "plan its route is added to the name.",
         show_default=False,
     ),
 ]
@@ -75,7 +76,7 @@ def command(
     ],
     pick: Pick = None,
     epochs: Epochs = None,
-    schedule: ScheduleFile = None,
+    plan: PlanFile = None,
     out: Out = None,
     formats: Formats = None,
     device: Annotated[
@@ -88,32 +89,32 @@ def command(
     """Train one student fully, by the recipe that the search used or that a train.yaml states.
 
     Stopped at any moment, the same command continues after the last whole epoch. The test split is used once, at
-    the end. With a schedule the steps' own folders lie in the training's folder, and the schedule as it went, which
+    the end. With a plan the steps' own folders lie in the training's folder, and the plan as it went, which
     can be followed again.
 
       kdnas train runs/digits --pick best --epochs 100
-      kdnas train runs/digits --schedule runs/digits/schedule.yaml
+      kdnas train runs/digits --plan runs/digits/plan.yaml
       kdnas train student/train.yaml
     """
-    from kdnas.plan.full_training import DEFAULT_FORMATS, train_fully
     from kdnas.plan.train_file import with_threads
+    from kdnas.plan.training import DEFAULT_FORMATS, train_fully
     from kdnas.workshop import opening
 
     root = opening.data_root(data_root)
     if device is not None:
         opening.resolve_device(device)
     steps = None
-    if schedule is None:
+    if plan is None:
         asked = _training_asked_for(run, pick, epochs, root, trust_code)
     else:
-        steps, asked = _scheduled_training(run, pick, epochs, schedule, root, trust_code)
+        steps, asked = _planned_training(run, pick, epochs, plan, root, trust_code)
     folder = out or asked.folder
     with training_view() as view:
         try:
             result = train_fully(
                 with_threads(asked.file, threads),
                 folder,
-                schedule=steps,
+                plan=steps,
                 shared=None if steps is None or steps.supernet is None else asked.shared,
                 data_root=root,
                 device=device,
@@ -137,9 +138,9 @@ class _Asked:
 
     def shared(self, ground: Ground) -> nn.Module:
         """Return the student cut out of the run's supernet."""
-        from kdnas.plan.scheduling import cut_from_run
+        from kdnas.plan.making import cut_from_run
 
-        assert self.run is not None  # a schedule that begins from a supernet was checked against one
+        assert self.run is not None  # a plan that begins from a supernet was checked against one
         return cut_from_run(self.run, self.file.student, ground)
 
 
@@ -172,16 +173,15 @@ def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_ro
     return _Asked(file if epochs is None else with_epochs(file, epochs), folder, record)
 
 
-def _scheduled_training(
+def _planned_training(
     run: Path, pick: str | None, epochs: int | None, path: Path, data_root: Path, trust_code: bool
-) -> tuple[TrainingSchedule, _Asked]:
-    """Return the schedule at `path` and the training it is for. Raises InputError."""
+) -> tuple[TrainingPlan, _Asked]:
+    """Return the plan at `path` and the training it is for. Raises InputError."""
     from kdnas.errors import ConfigError, Problem
-    from kdnas.plan.schedule_checks import check_schedule
-    from kdnas.plan.schedules import load_schedule
+    from kdnas.plan.plan_file import check_plan, load_plan
     from kdnas.plan.train_file import locked_fingerprint
 
-    steps, document = load_schedule(path)
+    steps, document = load_plan(path)
     if epochs is not None:
         raise ConfigError(Problem("--epochs", f"{path} states its own budget: write another one with `kdnas schedule`"))
     student = steps.student.arch_id
@@ -190,13 +190,13 @@ def _scheduled_training(
         asked = _training_asked_for(run, own, steps.budget.epochs, data_root, trust_code)
     except ConfigError as error:
         if pick is None and [problem.where for problem in error.problems] == ["pick"]:
-            raise ConfigError(Problem(document.name, f"is a schedule for student {student}, not of {run}")) from None
+            raise ConfigError(Problem(document.name, f"is a plan for student {student}, not of {run}")) from None
         raise
     space = supernet = ""
     if asked.run is not None:
         space = locked_fingerprint(asked.run, "space")
         supernet = asked.run.supernet.fingerprint if asked.run.supernet else ""
-    check_schedule(steps, document, asked.file, space=space, supernet=supernet)
+    check_plan(steps, document, asked.file, space=space, supernet=supernet)
     return steps, replace(asked, folder=asked.folder.with_name(f"{asked.folder.name}-{steps.route}"))
 
 

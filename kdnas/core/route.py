@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from kdnas.core.arch import Scalar
-from kdnas.core.schedule import Ladders
+from kdnas.core.shrinking import Ladders
 from kdnas.core.space import Choice, SearchSpace
 
 Route = Literal["direct", "shrink", "assistants"]

@@ -34,7 +34,7 @@ class FullTraining:
     folder: Path
     arch_id: str
     epochs: int
-    """Of the student; with a schedule what all its steps together might spend."""
+    """Of the student; with a plan what all its steps together might spend."""
     score: float
     test_score: float
     train_seconds: float
@@ -76,6 +76,7 @@ def claim(out: Path, settings: Mapping[str, Any]) -> None:
         return
     if not isinstance(locked, dict):
         raise RunFolderError(f"{lock} is damaged: it holds no settings; choose another --out")
+    locked = {"plan" if key == "schedule" else key: value for key, value in locked.items()}  # its earlier name
     if isinstance(locked.get("training"), dict):
         locked = {**locked, "training": recorded_numerics(locked["training"], settings.get("training", {}))}
     before, after = leaves(locked), leaves(settings)

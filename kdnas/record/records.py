@@ -166,7 +166,7 @@ class TeacherReport:
 
 @dataclass(frozen=True)
 class SupernetRecord:
-    """The supernet that a run trained before its first trial; its weights and schedule are in RUN/supernet/."""
+    """The supernet that a run trained before its first trial; its weights and its shrinking are in RUN/supernet/."""
 
     fingerprint: str
     """Of the file of its weights."""

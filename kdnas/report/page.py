@@ -19,7 +19,7 @@ from kdnas.report.audit import audit_figure, audit_html
 from kdnas.report.figures import accuracy_figure, cost_names, hypervolume_figure, importance_figure
 from kdnas.report.importance import importance
 from kdnas.report.parallel import parallel_figure
-from kdnas.report.schedules import found_schedules, schedule_figures, schedules_html
+from kdnas.report.plans import draw_plans, find_plans, plans_html
 from kdnas.report.student_tables import front_html, full_trainings_html, trials_html
 from kdnas.report.style import Figure
 from kdnas.report.time_spent import seconds_by_phase, time_figure
@@ -42,9 +42,9 @@ def page(run: RunRecord, *, version: str = "") -> str:
     drawings = figures(run)
     audit = audit_result(run)
     audit_drawing = [audit_figure(run, audit)] if audit is not None and audit.scopes else []
-    schedules = found_schedules(run)
-    schedule_drawings = schedule_figures(schedules)
-    everything = [*drawings, *audit_drawing, *itertools.chain(*schedule_drawings)]
+    plans = find_plans(run)
+    plan_drawings = draw_plans(plans)
+    everything = [*drawings, *audit_drawing, *itertools.chain(*plan_drawings)]
     policy = _POLICY.format(connect="'self'" if version else "'none'")
     return "\n".join(
         [
@@ -58,7 +58,7 @@ def page(run: RunRecord, *, version: str = "") -> str:
             _trust(run),
             _audit(run, audit, audit_drawing),
             _figures(drawings, run),
-            schedules_html(run, schedules, ["".join(map(_figure, drawn)) for drawn in schedule_drawings]),
+            plans_html(run, plans, ["".join(map(_figure, drawn)) for drawn in plan_drawings]),
             _tables(run),
             _costs_and_failures(run),
             "</main>",

@@ -14,7 +14,7 @@ from kdnas.core.objective import Constraint
 from kdnas.core.pick import DEFAULT_PICK, PickError, Standard, against, parse_bound, parse_pick
 from kdnas.errors import ConfigError, Problem
 from kdnas.training.recipe import Distillation, Recipe, Section, Training
-from kdnas.training.supernet_settings import SupernetSettings
+from kdnas.training.supernet import SupernetSettings
 
 SUPERNET, FINETUNE, SCRATCH = "supernet", "finetune", "scratch"
 """The evaluators of shared weights: those of a supernet as they are, and trained on; and the one that needs none."""

@@ -1,7 +1,7 @@
 """A run's supernet: trained once before the first trial, kept in RUN/supernet/, read by whoever shares its weights.
 
-The folder holds `weights.safetensors`, `schedule.yaml` (what the training unlocked when, and why) and, as long as it is
-being trained, `checkpoint.safetensors`.
+The folder holds `weights.safetensors`, `shrinking.yaml` (what the training unlocked when, and why) and, as long as it
+is being trained, `checkpoint.safetensors`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from kdnas.students import STUDENTS, StudentFamily
 from kdnas.study.config import StudyConfig, SupernetConfig
 from kdnas.training.batches import Batches
 from kdnas.training.numerics import in_bfloat16
-from kdnas.training.subnets import SubnetScorer, SubnetSpec
+from kdnas.training.supernet.subnets import SubnetScorer, SubnetSpec
 
 SUPERNET_FOLDER = "supernet"
 """Relative to the run folder."""
 WEIGHTS_FILE = "weights.safetensors"
-SCHEDULE_FILE = "schedule.yaml"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _FACTS = "supernet"
 

@@ -98,7 +98,7 @@ STUDIES = {
         then=(
             ("train", "RUN", "--pick", "best", "--epochs", "3"),
             ("schedule", "RUN", "--pick", "accuracy>=0", "--epochs", "6", "--route", "shrink"),
-            ("train", "RUN", "--pick", "accuracy>=0", "--schedule", "RUN/schedule.yaml"),
+            ("train", "RUN", "--pick", "accuracy>=0", "--plan", "RUN/plan.yaml"),
         ),
     ),
     "table": Study(

@@ -16,8 +16,8 @@ import torch
 from setting import INHERITING, SIZES, VIEW_SEED, Bench
 from torch import nn
 
-from kdnas.core.schedule import Schedule
 from kdnas.core.seeds import derive_seed
+from kdnas.core.shrinking import ShrinkingRecord
 from kdnas.nn.normalise import Normalised
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
@@ -25,22 +25,22 @@ from kdnas.training.evaluation import accuracy
 from kdnas.training.inherit import images_to_inherit_by, inherit
 from kdnas.training.loop import distil
 from kdnas.training.recipe import Recipe
-from kdnas.training.shrinking import Shrinking
-from kdnas.training.subnets import SubnetSpec
-from kdnas.training.supernet import train_supernet
-from kdnas.training.supernet_settings import SupernetSettings
+from kdnas.training.supernet import SupernetSettings
+from kdnas.training.supernet.policies._fixed import ShrinkingSettings
+from kdnas.training.supernet.subnets import SubnetSpec
+from kdnas.training.supernet.training import train_supernet
 
 POLICIES = ("once_for_all", "sandwich", "random", "delayed", "adaptive")
 
 
 @dataclass
 class Outcome:
-    """Students by target, what they cost, and for a supernet its schedule and the students before fine-tuning."""
+    """Students by target, what they cost, and for a supernet its shrinking and the students before fine-tuning."""
 
     students: dict[str, nn.Module] = field(default_factory=dict)
     spent_macs: int = 0
     cut: dict[str, float] = field(default_factory=dict)
-    schedule: Schedule | None = None
+    shrinking: ShrinkingRecord | None = None
 
 
 def direct(bench: Bench, seed: int) -> Outcome:
@@ -96,7 +96,7 @@ def shared(policy: str) -> Callable[[Bench, int], Outcome]:
 
     def method(bench: Bench, seed: int) -> Outcome:
         setting = bench.setting
-        settings = SupernetSettings(shrinking=Shrinking(policy=policy), views=setting.epochs)  # type: ignore[arg-type]
+        settings = SupernetSettings(shrinking=ShrinkingSettings(policy=policy), views=setting.epochs)
         torch.manual_seed(derive_seed(seed, "weights", "supernet"))
         supernet = bench.family.supernet(bench.space, bench.data.task)
         trained = train_supernet(
@@ -105,8 +105,8 @@ def shared(policy: str) -> Callable[[Bench, int], Outcome]:
             budget_macs=setting.budget(bench.macs) - setting.fine_tuning(bench.macs),
             data=bench.data, seed=seed, view_seed=VIEW_SEED, device=bench.device, teacher_cache=bench.cache,
         )  # fmt: skip
-        share = sum(stage.spent for stage in trained.schedule.stages)
-        outcome = Outcome(spent_macs=round(share * trained.schedule.budget_macs), schedule=trained.schedule)
+        share = sum(stage.spent for stage in trained.shrinking.stages)
+        outcome = Outcome(spent_macs=round(share * trained.shrinking.budget_macs), shrinking=trained.shrinking)
         recipe = setting.recipe(setting.fine_tune_epochs, fine_tune=True)
         for size in SIZES:
             student = trained.scorer.cut(
@@ -130,8 +130,8 @@ METHODS: Mapping[str, Callable[[Bench, int], Outcome]] = {
 }
 
 
-def cell(bench: Bench, method: str, seed: int) -> tuple[dict[str, Any], Schedule | None]:
-    """Return the record of one method with one seed, and its schedule where it trains a supernet."""
+def cell(bench: Bench, method: str, seed: int) -> tuple[dict[str, Any], ShrinkingRecord | None]:
+    """Return the record of one method with one seed, and its shrinking where it trains a supernet."""
     begun, begun_cpu = time.perf_counter(), time.process_time()
     outcome = METHODS[method](bench, seed)
     record = {
@@ -148,7 +148,7 @@ def cell(bench: Bench, method: str, seed: int) -> tuple[dict[str, Any], Schedule
         "seconds": round(time.perf_counter() - begun, 1),
         "cpu_seconds": round(time.process_time() - begun_cpu, 1),
     }
-    return record, outcome.schedule
+    return record, outcome.shrinking
 
 
 def _each(bench: Bench, seed: int, epochs: Mapping[str, int], teacher: Teacher | None) -> Outcome:

@@ -25,7 +25,7 @@ from summary import write_results
 from kdnas import atomic
 from kdnas.errors import InputError
 from kdnas.record.run_folder import locked
-from kdnas.training.schedule_file import write_schedule
+from kdnas.training.supernet.shrinking_file import write_shrinking
 
 HERE = Path(__file__).resolve().parent
 
@@ -82,9 +82,9 @@ def _run(bench: Bench, runs: Path, method: str, seed: int) -> None:
         if not locked(claim) or path.exists():
             return
         print(f"{method}, seed {seed} ...", flush=True)
-        record, schedule = cell(bench, method, seed)
-        if schedule is not None:
-            write_schedule(runs / f"{method}-{seed}.schedule.yaml", schedule)
+        record, shrinking = cell(bench, method, seed)
+        if shrinking is not None:
+            write_shrinking(runs / f"{method}-{seed}.shrinking.yaml", shrinking)
         atomic.write_text(path, json.dumps(record, indent=1))
         print(
             f"{method}, seed {seed}: {record['test']}, {record['seconds']} s, {record['cpu_seconds']} CPU s", flush=True

@@ -35,7 +35,7 @@ GOAL_POINTS = 1.0
 
 
 def write_results(folder: Path, setting: Setting, records: Records, runs: Path) -> None:
-    """Write all results of `records` into `folder`, the first adaptive schedule too."""
+    """Write all results of `records` into `folder`, the first adaptive shrinking too."""
     folder.mkdir(parents=True, exist_ok=True)
     methods = list(dict.fromkeys(record["method"] for record in records))
     atomic.write_text(folder / "results.csv", _csv(_rows(records)))
@@ -47,9 +47,9 @@ def write_results(folder: Path, setting: Setting, records: Records, runs: Path) 
         for method in methods
     }
     atomic.write_text(folder / "accuracy.svg", accuracies(points, records[0]["macs"]))
-    schedule = runs / "adaptive-0.schedule.yaml"
-    if schedule.exists():
-        shutil.copyfile(schedule, folder / "adaptive_schedule.yaml")
+    shrinking = runs / "adaptive-0.shrinking.yaml"
+    if shrinking.exists():
+        shutil.copyfile(shrinking, folder / "adaptive_shrinking.yaml")
 
 
 def summarised(records: Records) -> list[dict[str, Any]]:

@@ -30,11 +30,11 @@ from kdnas.core.seeds import derive_seed
 from kdnas.errors import InputError
 from kdnas.record.run_folder import locked
 from kdnas.study.loading import LoadedStudy, load_study
-from kdnas.training.schedule_file import read_schedule
+from kdnas.training.supernet.shrinking_file import read_shrinking
 from kdnas.workshop import opening
 from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, open_evaluator
 from kdnas.workshop.jobs import Job, final_job, search_job
-from kdnas.workshop.supernets import SCHEDULE_FILE, SUPERNET_FOLDER
+from kdnas.workshop.supernets import SUPERNET_FOLDER
 
 HERE = Path(__file__).resolve().parent
 STUDY = HERE.parent / "cifar10_supernet"
@@ -127,9 +127,9 @@ def _work(study: LoadedStudy, setting: Setting, runs: Path) -> None:
         locked(claim, wait=True)
         evaluator = open_evaluator(context)
         facts = evaluator.prepare()["supernet"]
-        schedule = read_schedule(runs / SUPERNET_FOLDER / SCHEDULE_FILE)
-        spent = sum(stage.spent for stage in schedule.stages) * schedule.budget_macs
-        cost = {"macs": round(spent), "seconds": round(facts["train_seconds"], 1), "policy": schedule.policy}
+        shrinking = read_shrinking(runs / SUPERNET_FOLDER)
+        spent = sum(stage.spent for stage in shrinking.stages) * shrinking.budget_macs
+        cost = {"macs": round(spent), "seconds": round(facts["train_seconds"], 1), "policy": shrinking.policy}
         atomic.write_text(runs / SUPERNET_FOLDER / "cost.json", json.dumps(cost))
     archs = _archs(study, evaluator, setting.archs)
     for kind, seed in [*((kind, 0) for kind in KINDS), *(("reference", seed) for seed in range(setting.seeds))]:

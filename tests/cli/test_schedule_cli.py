@@ -1,4 +1,4 @@
-"""`kdnas schedule` and `kdnas train --schedule` on a real run of the tiny digits study."""
+"""`kdnas schedule` and `kdnas train --plan` on a real run of the tiny digits study."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from kdnas.cli.main import main
-from kdnas.plan.schedules import load_schedule
+from kdnas.plan.plan_file import load_plan
 from kdnas.record.storage import load_run
 
 
@@ -52,8 +52,8 @@ def test_by_default_a_rule_picks_the_route_and_train_follows(run, smallest, caps
     assert main(["schedule", str(run), "--pick", smallest, "--epochs", "2"]) == 0
     told = capsys.readouterr().out
     assert f"student {smallest}: route direct (rule: " in told
-    assert str(run / "schedule.yaml") in told
-    arguments = ["train", str(run), "--schedule", str(run / "schedule.yaml"), "--format", "safetensors"]
+    assert str(run / "plan.yaml") in told
+    arguments = ["train", str(run), "--plan", str(run / "plan.yaml"), "--format", "safetensors"]
     assert main(arguments) == 0
     told = capsys.readouterr().out
     assert "epoch 2/2: loss" in told
@@ -65,13 +65,13 @@ def test_by_default_a_rule_picks_the_route_and_train_follows(run, smallest, caps
 
 @pytest.mark.slow
 def test_shrink_is_killed_continued_and_followed_again(run, smallest, tmp_path, kdnas_cache, capsys):
-    file, out = tmp_path / "schedule.yaml", tmp_path / "out"
+    file, out = tmp_path / "plan.yaml", tmp_path / "out"
     asked = ["schedule", str(run), "--pick", smallest, "--route", "shrink", "--epochs", "4", "--out", str(file)]
     assert main([*asked, "--json"]) == 0
     plain = json.loads(capsys.readouterr().out)
     assert plain == json.loads(json.dumps(yaml.safe_load(file.read_text())))
     assert [step["kind"] for step in plain["steps"]] == ["supernet", "distil"]
-    command = ["train", str(run), "--schedule", str(file), "--out", str(out), "--format", "safetensors"]
+    command = ["train", str(run), "--plan", str(file), "--out", str(out), "--format", "safetensors"]
     process = subprocess.Popen(
         [sys.executable, "-m", "kdnas", *command],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -84,36 +84,36 @@ def test_shrink_is_killed_continued_and_followed_again(run, smallest, tmp_path, 
     process.communicate(timeout=60)
     assert main(command) == 0
     assert "step 2/2 student, epoch 2/2" in capsys.readouterr().out
-    recorded, again = out / "schedule.yaml", tmp_path / "again"
-    assert main(["train", str(run), "--schedule", str(recorded), "--out", str(again), "--format", "safetensors"]) == 0
+    recorded, again = out / "plan.yaml", tmp_path / "again"
+    assert main(["train", str(run), "--plan", str(recorded), "--out", str(again), "--format", "safetensors"]) == 0
     assert same(again, out)
-    assert load_schedule(again / "schedule.yaml")[0] == load_schedule(recorded)[0]
+    assert load_plan(again / "plan.yaml")[0] == load_plan(recorded)[0]
 
 
 def test_measured_routes_stand_in_the_file(run, smallest, tmp_path, capsys):
-    file = tmp_path / "schedule.yaml"
+    file = tmp_path / "plan.yaml"
     asked = ["schedule", str(run), "--pick", smallest, "--epochs", "10", "--measure", "--out", str(file)]
     assert main(asked) == 0
     told = capsys.readouterr().out
     assert "shrink: step 1/2 supernet" in told
     assert "direct: validation accuracy" in told
-    schedule, _ = load_schedule(file)
-    assert {item.route for item in schedule.measured} == {"direct", "shrink", "assistants"}
-    assert "best on the" in schedule.why
+    plan, _ = load_plan(file)
+    assert {item.route for item in plan.measured} == {"direct", "shrink", "assistants"}
+    assert "best on the" in plan.why
     assert main(asked) == 0
     assert "loss" not in capsys.readouterr().out  # nothing is trained again
 
 
 def test_the_report_draws_what_was_unlocked(run, smallest, tmp_path):
-    file = run / "schedule.yaml"
+    file = run / "plan.yaml"
     assert (
         main(["schedule", str(run), "--pick", smallest, "--route", "shrink", "--epochs", "2", "--out", str(file)]) == 0
     )
-    assert main(["train", str(run), "--schedule", str(file), "--format", "safetensors"]) == 0
+    assert main(["train", str(run), "--plan", str(file), "--format", "safetensors"]) == 0
     assert main(["report", str(run)]) == 0
     document = (run / "report.html").read_text()
     assert f"Training of student {smallest}, route shrink" in document
-    assert 'id="data-schedule-1"' in document
+    assert 'id="data-plan-1"' in document
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +137,12 @@ def names(run: Path, smallest: str, tmp_path_factory: pytest.TempPathFactory) ->
         (["schedule", "nowhere"], "nowhere"),
         (["schedule", "RUN", "--device", "tpu"], "no device 'tpu'"),
         (["schedule", "RUN", "--epochs", "1", "--route", "shrink"], "route shrink: "),
-        (["schedule", "RUN", "--out", "no/folder/schedule.yaml"], "cannot be written"),
+        (["schedule", "RUN", "--out", "no/folder/plan.yaml"], "cannot be written"),
         (["train", "RUN", "--schedule", "gone.yaml", "--epochs", "3"], "gone.yaml: No such file"),
         (["train", "RUN", "--schedule", "FILE", "--epochs", "3"], "states its own budget"),
-        (["train", "RUN", "--schedule", "nowhere.yaml"], "nowhere.yaml"),
-        (["train", "RUN", "--schedule", "FILE", "--pick", "OTHER"], "is a schedule for another student"),
-        (["train", "RUN", "--schedule", "STRANGE"], "is a schedule for student 0123456789ab, not of"),
+        (["train", "RUN", "--plan", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "RUN", "--schedule", "FILE", "--pick", "OTHER"], "is a plan for another student"),
+        (["train", "RUN", "--schedule", "STRANGE"], "is a plan for student 0123456789ab, not of"),
         (["train", "RUN", "--schedule", "LINES"], "lines.yaml:"),
     ],
 )

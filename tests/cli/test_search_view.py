@@ -29,7 +29,7 @@ from kdnas.controller.events import (
 )
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
-from kdnas.plan.training_steps import Progress as TrainingProgress
+from kdnas.plan.training import Progress as TrainingProgress
 from kdnas.record.records import Repeat
 from kdnas.study.config import Budget, Rung
 

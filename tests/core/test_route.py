@@ -20,7 +20,7 @@ from kdnas.core.route import (
     supernet_epochs,
     tuning_epochs,
 )
-from kdnas.core.schedule import Ladders
+from kdnas.core.shrinking import Ladders
 from kdnas.core.space import Condition
 
 STUDENT = Scored("student", 0.60, 1_000)

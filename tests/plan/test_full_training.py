@@ -15,9 +15,8 @@ from trained_run import trained_run
 from kdnas.core.data import ImageData
 from kdnas.errors import ConfigError, DataError, RunFolderError, TeacherError
 from kdnas.nn.normalise import Normalised
-from kdnas.plan.full_training import FullTraining, train_fully
 from kdnas.plan.train_file import TrainFile, train_file_for, with_epochs
-from kdnas.plan.training_steps import Progress
+from kdnas.plan.training import FullTraining, Progress, train_fully
 from kdnas.workshop.opening import split
 
 EPOCHS = 6
@@ -117,7 +116,7 @@ def test_a_finished_training_is_not_repeated(
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("kdnas.plan.training_steps.distil", refuse)
+    monkeypatch.setattr("kdnas.plan.training.distil", refuse)
     again = train_fully(file, whole[0].folder, data_root=NOWHERE)
     assert again.already_done
     assert (again.score, again.files) == (whole[0].score, whole[0].files)

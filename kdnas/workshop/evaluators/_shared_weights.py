@@ -11,8 +11,8 @@ from torch import nn
 
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
-from kdnas.core.schedule import Ladders
 from kdnas.core.seeds import derive_seed
+from kdnas.core.shrinking import Ladders
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
 from kdnas.nn.elastic import Supernet
 from kdnas.nn.normalise import Normalised
@@ -20,15 +20,13 @@ from kdnas.study.config import SupernetConfig
 from kdnas.training.batches import Batches
 from kdnas.training.inherit import images_to_inherit_by, inherit_supernet
 from kdnas.training.recipe import Recipe
-from kdnas.training.schedule_file import write_schedule
-from kdnas.training.subnets import ElasticSpace
-from kdnas.training.supernet import TrainedSupernet, train_supernet
-from kdnas.training.supernet_run import Tick
+from kdnas.training.supernet.shrinking_file import SHRINKING_FILE, write_shrinking
+from kdnas.training.supernet.subnets import ElasticSpace
+from kdnas.training.supernet.training import Tick, TrainedSupernet, train_supernet
 from kdnas.workshop.evaluators import EvaluatorContext
 from kdnas.workshop.evaluators._training import TrainingEvaluator
 from kdnas.workshop.supernets import (
     CHECKPOINT_FILE,
-    SCHEDULE_FILE,
     SUPERNET_FOLDER,
     SharedWeights,
     check_supernet,
@@ -102,7 +100,7 @@ class SharingEvaluator(TrainingEvaluator):
         except TrialError as error:
             what = f"the training of the supernet failed: {error}; a lower training.learning_rate may help"
             raise RunError(what) from error
-        write_schedule(folder / SCHEDULE_FILE, trained.schedule)
+        write_shrinking(folder / SHRINKING_FILE, trained.shrinking)
         facts = {**update, "train_seconds": trained.train_seconds, "inherited": inherited}
         save_supernet(trained.supernet, self.context.folder, facts)
         checkpoint.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from kdnas.errors import ConfigError, RunError, RunFolderError, TrialError
 from kdnas.record.run_folder import controller_lock, read_lock, write_lock
 from kdnas.record.storage import distributions, load_run
 from kdnas.report.tables import front_table, trials_table
-from kdnas.training.schedule_file import read_schedule
+from kdnas.training.supernet.shrinking_file import read_shrinking
 from kdnas.workshop.jobs import final_job, search_job
 from kdnas.workshop.supernets import load_supernet
 
@@ -46,12 +46,12 @@ def ready(study, tmp_path_factory):
     return sharing.prepared(study, tmp_path_factory.mktemp("runs") / "ready")
 
 
-def test_the_supernet_is_trained_once_and_its_schedule_left(study, ready):
+def test_the_supernet_is_trained_once_and_its_shrinking_left(study, ready):
     folder = ready.run.folder
-    assert sorted(path.name for path in (folder / "supernet").iterdir()) == ["schedule.yaml", "weights.safetensors"]
-    schedule = read_schedule(folder / "supernet" / "schedule.yaml")
-    assert schedule.policy == "sandwich"
-    assert sum(stage.spent for stage in schedule.stages) == pytest.approx(1.0, abs=0.1)
+    assert sorted(path.name for path in (folder / "supernet").iterdir()) == ["shrinking.yaml", "weights.safetensors"]
+    shrinking = read_shrinking(folder / "supernet" / "shrinking.yaml")
+    assert shrinking.policy == "sandwich"
+    assert sum(stage.spent for stage in shrinking.stages) == pytest.approx(1.0, abs=0.1)
     record = ready.run.supernet
     assert (record.epochs, record.data_fraction) == (2, 0.3)
     assert record.train_seconds > 0

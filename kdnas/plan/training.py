@@ -1,11 +1,18 @@
-"""The steps of a training, done in order, each in a folder of its own and resumable after any interruption.
+"""Full training of one student by its train.yaml: resumable after any interruption, finished once.
 
-While a step runs, its folder holds a checkpoint; afterwards `weights.safetensors` of the network that it gives, for a
-supernet `schedule.yaml` with the stages as they went, and `step.json`, written last: a finished step is not repeated.
+A training is a list of steps: a plain one has a single step, a training plan may have more. The folder holds
+`training.lock.yaml` (exactly what is being trained), `history.csv` (one row an epoch) and the checkpoint of the last
+whole epoch while it runs, with a plan `plan.yaml` and a folder of each step instead, and at the end the student's files
+and `result.json`, written last.
+
+A step's own folder holds a checkpoint while it runs; afterwards `weights.safetensors` of the network that it gives, of
+a supernet `shrinking.yaml` with the stages as they went, and `step.json`, written last: a finished step is not
+repeated.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -19,22 +26,238 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from kdnas.core.schedule import Schedule
 from kdnas.core.seeds import derive_seed
-from kdnas.errors import RunFolderError
+from kdnas.core.shrinking import ShrinkingRecord
+from kdnas.core.words import counted
+from kdnas.errors import ConfigError, Problem, RunFolderError
+from kdnas.machine import usable_cores
 from kdnas.nn.weights import save_weights
-from kdnas.plan.schedules import RUN_SUPERNET, DistilStep, Step, SupernetStep, ladders_of
+from kdnas.plan.exporting import assemble, check_formats, data_card, load_network, write_formats
+from kdnas.plan.plan_file import (
+    PLAN_FILE,
+    RUN_SUPERNET,
+    DistilStep,
+    Step,
+    SupernetStep,
+    TrainingPlan,
+    ladders_of,
+    write_plan,
+)
 from kdnas.plan.train_file import TrainFile
-from kdnas.plan.training_folder import CHECKPOINT_FILE, read_history, write_history
-from kdnas.plan.training_ground import Ground
+from kdnas.plan.training_folder import (
+    CHECKPOINT_FILE,
+    GUARD_FILE,
+    RESULT_FILE,
+    FullTraining,
+    claim,
+    locked_training,
+    read_history,
+    read_result,
+    write_history,
+)
+from kdnas.plan.training_ground import Ground, open_ground
 from kdnas.record.products import file_sha256, loss_of
-from kdnas.record.run_folder import write_text
+from kdnas.record.run_folder import exclusively, fingerprint, write_text
 from kdnas.students import STUDENTS, StudentFamily
+from kdnas.study.config import ExportConfig
 from kdnas.training.evaluation import accuracy
 from kdnas.training.loop import EpochRecord, distil
+from kdnas.training.numerics import computing
 from kdnas.training.recipe import Recipe
-from kdnas.training.schedule_file import SCHEDULE_FILE, read_schedule, write_schedule
-from kdnas.training.supernet import Tick, train_supernet
+from kdnas.training.supernet.shrinking_file import SHRINKING_FILE, read_shrinking, write_shrinking
+from kdnas.training.supernet.training import Tick, train_supernet
+from kdnas.version import __version__
+from kdnas.workshop.opening import cache_dir, resolve_device
+
+_FEW_CORES = 2
+"""More threads than one gain nothing on so many (`kdnas.training.numerics`)."""
+_OUTSIDE = ("device", "provenance", "name", "teacher_answers", "preprocessing")
+"""What of a train.yaml decides nothing of the student, or only checks what another line decides."""
+DEFAULT_FORMATS = ExportConfig().formats
+_WEIGHTS_FILE = "student.safetensors"
+"""Most formats write it (`kdnas.exporters`)."""
+
+
+def train_fully(
+    file: TrainFile,
+    out: Path,
+    *,
+    plan: TrainingPlan | None = None,
+    shared: Callable[[Ground], nn.Module] | None = None,
+    data_root: Path,
+    cache: Path | None = None,
+    device: str | None = None,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> FullTraining:
+    """Train the student of `file` in the folder `out` and return its result; continue where an earlier call stopped.
+
+    `plan`, which has been checked against the file, is followed instead of the file's one plain training. A
+    finished training is not repeated, but where its weights are lost; other lost files are written anew. `shared` gives
+    the student as it is cut out of the run's supernet, where a plan begins from that. `device` overrides the
+    file's. The test split is read once, at the end. Raises RunFolderError when `out` holds something else, DataError or
+    TeacherError when data or teacher are not those of the file, TrialError when the loss is no longer finite.
+    """
+    check_formats(formats)
+    hardware = resolve_device(device or file.device)
+    file = file.settled(hardware, locked_training(out))
+    claim(out, identity(file, plan))
+    with exclusively(out / GUARD_FILE, "kdnas train"), computing(file.training, hardware):
+        done = read_result(out)
+        lost = [] if done is None else done.lost
+        if done is not None and not lost:
+            return done
+        for loss in lost:
+            say(f"{loss.path} {loss.words}")
+        ground = open_ground(file, data_root=data_root, cache=cache or cache_dir(), device=device, say=say)
+        if plan is None:
+            length = counted(file.training.epochs, "epoch")
+        else:
+            check_images(plan, ground)
+            write_plan(out / PLAN_FILE, plan)
+            length = f"{counted(len(plan.steps), 'step')} worth {counted(plan.budget.epochs, 'epoch')}"
+        say(
+            f"student {file.arch_id} of {file.name}: {length} on {len(ground.train):,} images, "
+            f"{len(ground.validation):,} held out, on {ground.device}{_computed(file)}"
+        )
+        weights = out / _WEIGHTS_FILE
+        if done is not None and _WEIGHTS_FILE in done.files and weights not in [loss.path for loss in lost]:
+            network = load_network(file, weights).to(ground.device)
+            trained = StepResult(network, done.score, done.train_seconds)
+            return _finish(file, plan, out, ground, trained, done.formats or formats, say)
+        start = None if shared is None else shared(ground)
+        trained = _follow(file, plan, ground, out, start, on_progress)
+        return _finish(file, plan, out, ground, trained, formats, say)
+
+
+def _computed(file: TrainFile) -> str:
+    """Return in words what the training computes with."""
+    threads = file.training.threads
+    if threads == "auto":
+        return f" in {file.training.precision}"
+    cores = usable_cores()
+    hint = f" of {cores} cores; --threads uses more" if threads == 1 and cores > _FEW_CORES else ""
+    return f" in {file.training.precision}, {counted(threads, 'thread')}{hint}"
+
+
+def identity(file: TrainFile, plan: TrainingPlan | None = None) -> dict[str, Any]:
+    """Return what decides the trained student; the device and who found it do not."""
+    plain = {key: value for key, value in file.plain().items() if key not in _OUTSIDE}
+    if plan is not None:
+        whole = plan.plain()
+        steps = [
+            {**step, "recorded": fingerprint(step["recorded"])} if "recorded" in step else step
+            for step in whole["steps"]
+        ]
+        plain["plan"] = {"budget": whole["budget"], "steps": steps}
+    return plain
+
+
+def check_images(plan: TrainingPlan, ground: Ground) -> None:
+    """Raise ConfigError when the budget of `plan` was counted for another number of training images."""
+    if plan.budget.images != len(ground.train):
+        what = f"is {plan.budget.images}, but {len(ground.train)} images are trained on: write the plan anew"
+        raise ConfigError(Problem("budget.images", what))
+
+
+def _follow(
+    file: TrainFile,
+    plan: TrainingPlan | None,
+    ground: Ground,
+    out: Path,
+    shared: nn.Module | None,
+    on_progress: Callable[[Progress], None],
+) -> StepResult:
+    """Do the steps; after each supernet the stages as they went are written into the plan."""
+    if plan is None:
+        only = DistilStep(name="student", share=1.0, arch=file.arch, epochs=file.training.epochs)
+        return follow(file, [only], ground, out, on_progress=on_progress)
+    recorded = plan
+
+    def on_step(step: Step, result: StepResult) -> None:
+        nonlocal recorded
+        if result.shrinking is not None:
+            recorded = recorded.with_recorded(step.name, result.shrinking)
+            write_plan(out / PLAN_FILE, recorded)
+
+    return follow(
+        file,
+        plan.steps,
+        ground,
+        out,
+        budget_macs=plan.budget.macs,
+        shared=shared,
+        on_progress=on_progress,
+        on_step=on_step,
+    )
+
+
+def _finish(
+    file: TrainFile,
+    plan: TrainingPlan | None,
+    out: Path,
+    ground: Ground,
+    trained: StepResult,
+    formats: Sequence[str],
+    say: Callable[[str], None],
+) -> FullTraining:
+    test_accuracy = ground.test_accuracy(trained.network)
+    card = _card(file, plan, ground, trained, test_accuracy)
+    student = assemble(file, trained.network, ground.data, card=card)
+    written = write_formats(student, formats, out, say=say)
+    result = FullTraining(
+        folder=out,
+        arch_id=file.arch_id,
+        epochs=file.training.epochs,
+        score=trained.accuracy,
+        test_score=test_accuracy,
+        train_seconds=trained.train_seconds,
+        files=tuple(path.name for path in written),
+        formats=tuple(formats),
+        sha256={path.name: file_sha256(path) for path in written},
+    )
+    plain = dataclasses.asdict(result)
+    del plain["folder"], plain["already_done"]
+    write_text(out / RESULT_FILE, json.dumps(plain, indent=2) + "\n")
+    (out / CHECKPOINT_FILE).unlink(missing_ok=True)
+    return result
+
+
+def _card(
+    file: TrainFile, plan: TrainingPlan | None, ground: Ground, trained: StepResult, test_accuracy: float
+) -> dict[str, Any]:
+    data, teacher = ground.data, ground.teacher
+    limits = ["Its accuracy is that of one training; how far another one would differ was not measured."]
+    if plan is not None:
+        limits.append(
+            f"It was trained by the route `{plan.route}`: the steps of plan.yaml, together worth the epochs "
+            "stated. train.yaml has the recipe that they share."
+        )
+    price = STUDENTS.build(file.arch.family).price(file.student, data.task)
+    return {
+        "study": file.provenance.study,
+        "trial": file.provenance.trial,
+        "made_by": f"kdnas {__version__}",
+        "accuracy": {
+            "validation": {"mean": trained.accuracy, "ci95": None, "trainings": 1},
+            "test": {"mean": test_accuracy, "ci95": None, "trainings": 1},
+        },
+        "weights": {
+            "seed": file.seed,
+            "epochs": file.training.epochs,
+            "data_fraction": file.training.data_fraction,
+            "train_seconds": trained.train_seconds,
+        },
+        "quantities": {
+            "macs": {"value": price.macs, "unit": "multiply-accumulates"},
+            "params": {"value": price.params, "unit": "parameters"},
+        },
+        "teacher": {"name": teacher.name, "values": {}, "notes": list(teacher.notes)},
+        "data": data_card(file.data.validation_fraction, file.seed, data),
+        "limits": limits,
+    }
+
 
 STEP_FILE = "step.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -63,13 +286,13 @@ class StepResult:
     """A finished step: the network that it gives, in eval mode, and its accuracy on the validation split.
 
     The accuracy is computed in float32, as exported students are used, whatever the training's precision is.
-    `schedule` has the stages of a supernet as they went; `train_seconds` include what came before a resume.
+    `shrinking` has the stages of a supernet as they went; `train_seconds` include what came before a resume.
     """
 
     network: nn.Module
     accuracy: float
     train_seconds: float
-    schedule: Schedule | None = None
+    shrinking: ShrinkingRecord | None = None
 
 
 def follow(
@@ -175,7 +398,7 @@ class _Work:
             seed=seed,
             view_seed=self.view_seed,
             device=ground.device,
-            schedule=step.schedule,
+            recorded=step.recorded,
             on_tick=self.tell,
             checkpoint=self.folder / CHECKPOINT_FILE,
             budget_macs=budget,
@@ -183,7 +406,7 @@ class _Work:
         smallest = trained.space.spec(trained.ladders.smallest(trained.ladders.values))
         network = trained.scorer.cut(trained.supernet, smallest)
         seen = accuracy(ground.on_pixels(network), ground.validation)
-        return StepResult(network, seen, trained.train_seconds, trained.schedule)
+        return StepResult(network, seen, trained.train_seconds, trained.shrinking)
 
     def recipe(self, epochs: int, factor: float) -> Recipe:
         """Return the file's recipe for `epochs`, its learning rate times `factor`."""
@@ -210,8 +433,8 @@ class _Work:
     def finish(self, step: Step, result: StepResult) -> None:
         """Write what the step gave into its folder, and that it is finished."""
         save_weights(result.network, self.folder / WEIGHTS_FILE)
-        if result.schedule is not None:
-            write_schedule(self.folder / SCHEDULE_FILE, result.schedule)
+        if result.shrinking is not None:
+            write_shrinking(self.folder / SHRINKING_FILE, result.shrinking)
         plain = {
             "name": step.name,
             "accuracy": result.accuracy,
@@ -233,7 +456,7 @@ class _Work:
             if loss := loss_of(self.folder / WEIGHTS_FILE, plain.get("sha256", "")):
                 raise ValueError(f"{WEIGHTS_FILE} {loss.words}")
             network.load_state_dict(safetensors.torch.load_file(self.folder / WEIGHTS_FILE))
-            recorded = read_schedule(self.folder / SCHEDULE_FILE) if isinstance(step, SupernetStep) else None
+            recorded = read_shrinking(self.folder) if isinstance(step, SupernetStep) else None
             network.to(self.ground.device).eval()
             return StepResult(network, float(plain["accuracy"]), float(plain["train_seconds"]), recorded)
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kdnas.core.schedule import Check, FinishedStage, Ladders, Panel, Probe, Schedule, Stage
+from kdnas.core.shrinking import Check, FinishedStage, Ladders, Panel, Probe, ShrinkingRecord, Stage
 from kdnas.core.space import SearchSpace
 from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError, RunFolderError
 from kdnas.students import STUDENTS
 from kdnas.study.spaces import load_space
-from kdnas.training.schedule_file import read_schedule, write_schedule
-from kdnas.training.shrinking import Policy, Recorded, Shrinking, Situation, policy_of
-from kdnas.training.subnets import ElasticSpace
+from kdnas.training.supernet.policies._fixed import Policy, Recorded, ShrinkingSettings, Situation, policy_of
+from kdnas.training.supernet.shrinking_file import read_shrinking, write_shrinking
+from kdnas.training.supernet.subnets import ElasticSpace
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 TASK = image_classification((3, 32, 32), 10)
 
 
@@ -94,7 +96,7 @@ def after_race(history: list[FinishedStage]) -> list[FinishedStage]:
 @pytest.mark.parametrize("best", TRUSTED)
 @pytest.mark.parametrize("panel", [0.0, 0.001])
 def test_adaptive_goes_on_with_the_mode_that_gains_most(resnet, best, panel):
-    history = play(policy_of(Shrinking(), resnet), rates={best: 1.2}, tick=0.001, panel=panel)
+    history = play(policy_of(ShrinkingSettings(), resnet), rates={best: 1.2}, tick=0.001, panel=panel)
     race = [item for item in history if item not in after_race(history)]
     assert sum(item.spent for item in race) == pytest.approx(0.16, abs=0.025)
     tried = [item.stage.mode for item in race if item.stage.judged][1:]
@@ -115,7 +117,7 @@ def test_adaptive_goes_on_with_the_mode_that_gains_most(resnet, best, panel):
 
 
 def test_the_race_shows_what_the_largest_alone_is_worth_to_the_others(resnet):
-    history = play(policy_of(Shrinking(), resnet), rates={"at random": 1.2}, tick=0.001)
+    history = play(policy_of(ShrinkingSettings(), resnet), rates={"at random": 1.2}, tick=0.001)
     race = [item.stage for item in history if item.stage.mode == "largest first"]
     assert [stage.allowed == resnet.only_largest for stage in race] == [True, False, True, False]
     assert [stage.judged for stage in race] == [False, True, False, True]
@@ -130,7 +132,7 @@ def test_the_race_shows_what_the_largest_alone_is_worth_to_the_others(resnet):
 )
 def test_as_many_modes_race_as_the_budget_affords(resnet, measure, raced):
     """In 0.16 of the budget a quarter may be measuring, and a stage is worth forty steps."""
-    history = play(policy_of(Shrinking(), resnet), rates={"at random": 1.2}, tick=0.001, **measure)
+    history = play(policy_of(ShrinkingSettings(), resnet), rates={"at random": 1.2}, tick=0.001, **measure)
     assert [item.stage.mode for item in history if item.stage.judged][1 : raced + 1] == list(TRUSTED[:raced])
     stages = {5: 13, 4: 9, 3: 7, 0: 0}[raced]
     assert len(history) == stages + 1
@@ -145,7 +147,7 @@ def test_as_many_modes_race_as_the_budget_affords(resnet, measure, raced):
 def test_a_race_never_spends_more_than_its_share(resnet, share, race_steps):
     """Over budgets from a few steps to many thousands, steps of any size and panels of any price."""
     rng, raced = np.random.default_rng(3), 0
-    settings = Shrinking(race_share=share, race_steps=race_steps)
+    settings = ShrinkingSettings(race_share=share, race_steps=race_steps)
     for largest, panel, smallest in itertools.product(
         (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 5e-2), (0.0, 1e-5, 1e-3, 0.003, 0.01), (0.02, 0.5, 1.0)
     ):
@@ -170,12 +172,12 @@ def test_a_race_never_spends_more_than_its_share(resnet, share, race_steps):
 
 def test_a_space_of_one_network_is_trained_without_a_race():
     ladders = Ladders({"stage1.depth": (1,)}, {"stage1.depth": (100,)})
-    (only,) = play(policy_of(Shrinking(), ladders))
+    (only,) = play(policy_of(ShrinkingSettings(), ladders))
     assert only.spent == pytest.approx(1.0)
 
 
 def test_adaptive_unlocks_the_cheapest_first_and_everything_at_last(resnet):
-    policy = policy_of(Shrinking(shortest_share=0.01, final_share=0.5, patience=100), resnet)
+    policy = policy_of(ShrinkingSettings(shortest_share=0.01, final_share=0.5, patience=100), resnet)
     history = play(policy, rates=LATER, tick=0.002)
     unlocking = after_race(history)
     names = [item.stage.name for item in unlocking]
@@ -197,7 +199,7 @@ def test_adaptive_unlocks_the_cheapest_first_and_everything_at_last(resnet):
 
 
 def test_adaptive_ends_a_stage_that_stopped_improving(resnet):
-    settings = Shrinking(shortest_share=0.03, final_share=0.5, patience=3, improvement=0.01, teaching_gap=0.05)
+    settings = ShrinkingSettings(shortest_share=0.03, final_share=0.5, patience=3, improvement=0.01, teaching_gap=0.05)
     history = after_race(play(policy_of(settings, resnet), accuracy=lambda spent: 0.9, tick=0.01, rates=LATER))
     assert history[0].steps == 4
     assert "neither subnet rose by more than 0.01 in 3 checks" in history[0].ended
@@ -206,17 +208,17 @@ def test_adaptive_ends_a_stage_that_stopped_improving(resnet):
 
 
 def test_adaptive_unlocks_the_rest_at_once_where_the_budget_is_short(resnet):
-    history = after_race(play(policy_of(Shrinking(shortest_share=0.15), resnet), rates=LATER))
+    history = after_race(play(policy_of(ShrinkingSettings(shortest_share=0.15), resnet), rates=LATER))
     assert [item.stage.name for item in history] == ["largest", "everything"]
     assert "budget leaves no stage" in history[1].stage.reason
-    policy = policy_of(Shrinking(shortest_share=0.01, final_share=0.4), resnet)
+    policy = policy_of(ShrinkingSettings(shortest_share=0.01, final_share=0.4), resnet)
     assert len(after_race(play(policy, measuring=0.001, rates=LATER))) > 3
     few = after_race(play(policy, measuring=0.02, rates=LATER))
     assert [item.stage.name for item in few] == ["largest", "everything"]
 
 
 def test_the_largest_alone_is_left_as_soon_as_it_can_teach(resnet):
-    policy = policy_of(Shrinking(teaching_gap=0.1), resnet)
+    policy = policy_of(ShrinkingSettings(teaching_gap=0.1), resnet)
     history = after_race(play(policy, accuracy=lambda spent: 0.75 + spent, rates=LATER))
     assert history[0].ended == "the largest subnet is within 0.1 of the teacher"
     assert history[0].spent < 0.1
@@ -225,7 +227,7 @@ def test_the_largest_alone_is_left_as_soon_as_it_can_teach(resnet):
 def test_adaptive_settings_follow_the_gap(resnet):
     """Every probe has accuracy 0.5, the largest 1.0 like the teacher: the gap is 0.25."""
     options = {"subnets": 6, "final_share": 0.5, "teaching_gap": 0.0}
-    far_policy, near_policy = (policy_of(Shrinking(wide_gap=wide, **options), resnet) for wide in (0.2, 0.5))
+    far_policy, near_policy = (policy_of(ShrinkingSettings(wide_gap=wide, **options), resnet) for wide in (0.2, 0.5))
     far, near = (after_race(play(each, lambda spent: 1.0, rates=LATER))[1].stage for each in (far_policy, near_policy))
     assert far.gap == near.gap == pytest.approx(0.25)
     assert (far.learning_rate, far.subnets, far.kd_weight) == (1.0, 6, 1.0)
@@ -238,12 +240,12 @@ def test_adaptive_settings_follow_the_gap(resnet):
     [("adaptive", {"front"}), ("sandwich", {"front"}), ("random", {"uniform"}), ("once_for_all", {"uniform"})],
 )
 def test_random_subnets_are_drawn_near_the_front_where_that_is_asked_for(resnet, policy, drawn):
-    history = play(policy_of(Shrinking(policy=policy, sampling="front"), resnet))
+    history = play(policy_of(ShrinkingSettings(policy=policy, sampling="front"), resnet))
     assert {item.stage.sampling for item in history if item.stage.allowed != resnet.only_largest} == drawn
 
 
 def test_by_choice_one_choice_at_a_time(resnet):
-    policy = policy_of(Shrinking(unlock_by="choice"), resnet)
+    policy = policy_of(ShrinkingSettings(unlock_by="choice"), resnet)
     history = play(policy, rates=LATER)
     first = history.index(after_race(history)[0])
     assert len(policy.to_probe(history[: first + 1])) == len([v for v in resnet.values.values() if len(v) > 1])
@@ -252,7 +254,7 @@ def test_by_choice_one_choice_at_a_time(resnet):
 @pytest.mark.parametrize("name", ["once_for_all", "sandwich", "random", "delayed"])
 def test_baselines_spend_the_budget_and_allow_everything_at_last(name, resnet, mobilenet):
     for ladders in (resnet, mobilenet):
-        policy = policy_of(Shrinking(policy=name), ladders)
+        policy = policy_of(ShrinkingSettings(policy=name), ladders)
         assert policy.name == name
         assert not policy.to_probe([])
         history = play(policy)
@@ -262,7 +264,7 @@ def test_baselines_spend_the_budget_and_allow_everything_at_last(name, resnet, m
 
 
 def test_the_phases_of_once_for_all(resnet, mobilenet):
-    stages = [item.stage for item in play(policy_of(Shrinking(policy="once_for_all"), mobilenet), tick=0.001)]
+    stages = [item.stage for item in play(policy_of(ShrinkingSettings(policy="once_for_all"), mobilenet), tick=0.001)]
     assert [stage.name for stage in stages] == ["largest", "kernel size", "depth 1", "depth 2", "width 1", "everything"]
     assert [stage.subnets for stage in stages] == [1, 1, 2, 2, 4, 4]
     assert [stage.learning_rate for stage in stages] == [1.0, 0.37, 0.031, 0.092, 0.031, 0.092]
@@ -272,68 +274,78 @@ def test_the_phases_of_once_for_all(resnet, mobilenet):
     assert stages[2].allowed["stage2.depth"] == (3, 2)
     assert stages[3].allowed["stage2.depth"] == (3, 2, 1)
     assert [stage.sort_channels for stage in stages] == [False, False, False, False, True, False]
-    names = [item.stage.name for item in play(policy_of(Shrinking(policy="once_for_all"), resnet), tick=0.001)]
+    names = [item.stage.name for item in play(policy_of(ShrinkingSettings(policy="once_for_all"), resnet), tick=0.001)]
     assert names == ["largest", "depth 1", "depth 2", "width 1", "everything"]
 
 
 def test_the_other_baselines(resnet):
-    (sandwich,) = play(policy_of(Shrinking(policy="sandwich", subnets=3), resnet))
+    (sandwich,) = play(policy_of(ShrinkingSettings(policy="sandwich", subnets=3), resnet))
     assert (sandwich.stage.subnets, sandwich.stage.sandwich, sandwich.stage.sampling) == (3, True, "uniform")
-    (random,) = play(policy_of(Shrinking(policy="random"), resnet))
+    (random,) = play(policy_of(ShrinkingSettings(policy="random"), resnet))
     assert (random.stage.subnets, random.stage.sandwich) == (1, False)
-    alone, rest = play(policy_of(Shrinking(policy="delayed"), resnet))
+    alone, rest = play(policy_of(ShrinkingSettings(policy="delayed"), resnet))
     assert alone.stage.allowed == resnet.only_largest
     assert alone.spent == pytest.approx(0.5, abs=0.011)
     assert rest.stage.sort_channels
 
 
-def recorded(ladders: Ladders) -> Schedule:
-    stages = tuple(play(policy_of(Shrinking(), ladders), rates=LATER))
-    return Schedule("adaptive", "cifar_resnet", "resnet", 10**12, stages)
+def recorded(ladders: Ladders) -> ShrinkingRecord:
+    stages = tuple(play(policy_of(ShrinkingSettings(), ladders), rates=LATER))
+    return ShrinkingRecord("adaptive", "cifar_resnet", "resnet", 10**12, stages)
 
 
-def test_a_recorded_schedule_is_followed(resnet, tmp_path):
-    schedule = recorded(resnet)
-    write_schedule(tmp_path / "schedule.yaml", schedule)
-    again = read_schedule(tmp_path / "schedule.yaml")
-    assert again == schedule
+def test_a_recorded_shrinking_is_followed(resnet, tmp_path):
+    shrinking = recorded(resnet)
+    write_shrinking(tmp_path / "shrinking.yaml", shrinking)
+    again = read_shrinking(tmp_path / "shrinking.yaml")
+    assert again == shrinking
     # Other accuracies, same stages.
     assert [(item.stage, item.steps, item.ended) for item in play(Recorded(resnet, again), lambda spent: 0.1)] == [
-        (item.stage, item.steps, item.ended) for item in schedule.stages
+        (item.stage, item.steps, item.ended) for item in shrinking.stages
     ]
 
 
-def test_a_schedule_for_another_space_is_refused(resnet, mobilenet):
-    schedule = recorded(resnet)
+def test_a_shrinking_for_another_space_is_refused(resnet, mobilenet):
+    shrinking = recorded(resnet)
     with pytest.raises(ConfigError, match="are the choices"):
-        Recorded(mobilenet, schedule)
-    plain = schedule.as_dict()
+        Recorded(mobilenet, shrinking)
+    plain = shrinking.as_dict()
     plain["stages"][0]["allowed"]["stem_width"] = [33]
     with pytest.raises(ConfigError, match=r"stem_width: 33 is no value of the space \(allowed: 32, 24, 16, 8\)"):
-        Recorded(resnet, Schedule.from_dict(plain))
+        Recorded(resnet, ShrinkingRecord.from_dict(plain))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a: [", "cannot be read"),
-        ("a: 1", "is no schedule"),
-        ("- 1", "is no schedule"),
-        ("format: kdnas schedule 1\npolicy: x", "is damaged"),
-        ("format: kdnas schedule 1\nstages: [{name: 1}]", "is damaged"),
-        ("format: kdnas schedule 1\nstages: [3]", "is damaged"),
-        ("format: kdnas schedule 1\nstages: 3", "is damaged"),
+        ("a: 1", "is no record of a supernet's shrinking"),
+        ("- 1", "is no record of a supernet's shrinking"),
+        ("format: kdnas shrinking 1\npolicy: x", "is damaged"),
+        ("format: kdnas shrinking 1\nstages: [{name: 1}]", "is damaged"),
+        ("format: kdnas shrinking 1\nstages: [3]", "is damaged"),
+        ("format: kdnas shrinking 1\nstages: 3", "is damaged"),
     ],
 )
-def test_a_damaged_schedule_file_is_refused(tmp_path, text, message):
-    path = tmp_path / "schedule.yaml"
+def test_a_damaged_shrinking_file_is_refused(tmp_path, text, message):
+    path = tmp_path / "shrinking.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        read_schedule(path)
+        read_shrinking(path)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "studies").glob("*/results/**/*shrinking.yaml")), ids=str)
+def test_files_of_earlier_versions_are_read(path, tmp_path):
+    """They were called schedule.yaml, and a schedule inside."""
+    assert path.read_text().startswith("format: kdnas schedule 1")
+    record = read_shrinking(path)
+    assert record.policy == "adaptive"
+    shutil.copyfile(path, tmp_path / "schedule.yaml")
+    assert read_shrinking(tmp_path) == record
 
 
 def test_files_that_are_not_there(resnet, tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
-        read_schedule(tmp_path / "none.yaml")
+        read_shrinking(tmp_path / "none.yaml")
     with pytest.raises(RunFolderError, match="cannot be written"):
-        write_schedule(tmp_path / "none" / "schedule.yaml", recorded(resnet))
+        write_shrinking(tmp_path / "none" / "shrinking.yaml", recorded(resnet))

@@ -1,17 +1,204 @@
-"""What a supernet's training unlocked when and why, and how well its subnets did meanwhile, as one figure."""
+"""A run's training plans: their steps as tables, and what a supernet unlocked when and why as a figure."""
 
 from __future__ import annotations
 
+import html
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import plotly.graph_objects as go
 
 from kdnas.core.arch import Scalar
-from kdnas.core.schedule import FinishedStage, Schedule, Stage, dimension_of
+from kdnas.core.shrinking import FinishedStage, ShrinkingRecord, Stage, dimension_of
+from kdnas.core.words import counted
+from kdnas.errors import InputError
+from kdnas.plan.plan_file import Step, TrainingPlan, find_plan, load_plan
+from kdnas.record.records import RunRecord
+from kdnas.report.html_table import Column, plain_rows, table_html
 from kdnas.report.style import BROKEN, FAINT, FRONT, GRID, INK, RECOMMENDED, TEACHER, Figure, escaped, styled
-from kdnas.report.wording import scaled, shown
+from kdnas.report.wording import duration, scaled, shown
+from kdnas.training.supernet.shrinking_file import find_shrinking, read_shrinking
+
+
+@dataclass(frozen=True)
+class FoundPlan:
+    """A plan file of a run. `plan` is None where it is a supernet's alone; `problem` says why it cannot be read."""
+
+    path: Path
+    plan: TrainingPlan | None = None
+    recorded: tuple[tuple[str, ShrinkingRecord, Mapping[str, Sequence[Scalar]]], ...] = ()
+    """Of each recorded supernet: the step's name, its stages, and the values it was to unlock, by choice."""
+    problem: str = ""
+
+
+def find_plans(run: RunRecord) -> tuple[FoundPlan, ...]:
+    """Return the plans in the run's folder: the supernet's own stages, the plan to follow, and those of trainings."""
+    planned = map(find_plan, [run.folder, *sorted(run.folder.glob("training/*/"))])
+    return tuple(itertools.chain(_supernets(find_shrinking(run.folder / "supernet")), _plans(planned)))
+
+
+def draw_plans(plans: Sequence[FoundPlan]) -> list[list[Figure]]:
+    """Return for each plan the figures of its recorded supernets."""
+    figures: list[list[Figure]] = []
+    numbers = itertools.count(1)
+    for found in plans:
+        accuracy = None if found.plan is None else found.plan.teacher.accuracy
+        figures.append(
+            [
+                unlocking_figure(recorded, ladders, name=f"plan-{next(numbers)}", teacher=accuracy)
+                for _, recorded, ladders in found.recorded
+                if recorded.stages
+            ]
+        )
+    return figures
+
+
+def plans_html(run: RunRecord, plans: Sequence[FoundPlan], drawings: Sequence[str]) -> str:
+    """Return the report's section on plans, empty without any; `drawings` are each one's figures as HTML."""
+    if not plans:
+        return ""
+    parts = ["<section class=plans><h2>Training plans</h2>"]
+    for found, drawing in zip(plans, drawings, strict=True):
+        where = found.path.relative_to(run.folder)
+        if found.problem:
+            parts.append(f"<p class='notice'>{_text(where)} cannot be shown: {_text(found.problem)}</p>")
+            continue
+        if found.plan is not None:
+            parts.append(f"<h3>{_text(_title(found.plan, where))}</h3>{_plan_html(found.plan)}")
+        else:
+            parts.append(f"<h3>The run’s supernet: {_text(where)}</h3>")
+        parts.append(f'<div class="figures">{drawing}</div>' if drawing else "")
+        for name, recorded, _ in found.recorded:
+            parts.append(_table(*stage_table(recorded), f"Stages of {name}", text=(1, 3, 6), long=(2, 8, 9, 10)))
+    return "".join(parts) + "</section>"
+
+
+def stage_table(recorded: ShrinkingRecord) -> tuple[list[str], list[list[str]]]:
+    """Return (headings, rows) of a supernet's stages: settings, what was allowed, and why each began and ended."""
+    headings = ["#", "stage", "allowed", "budget", "steps", "learning rate", "subnets a step", "KD weight"]
+    rows = []
+    before: Mapping[str, Sequence[Scalar]] = {}
+    for number, (begin, finished) in enumerate(zip(begins(recorded), recorded.stages, strict=True), 1):
+        stage = finished.stage
+        rows.append(
+            [
+                str(number),
+                stage.name,
+                _change(before, stage.allowed),
+                f"{begin:.1%} to {begin + finished.spent:.1%}",
+                str(finished.steps),
+                f"× {stage.learning_rate:g}",
+                subnets_in_words(stage),
+                f"× {stage.kd_weight:g}",
+                why_it_began(stage),
+                "; ".join(what_was_measured(stage)) or "–",
+                how_it_ended(finished),
+            ]
+        )
+        before = stage.allowed
+    return [*headings, "why it began", "measured before it", "how it ended"], rows
+
+
+def _change(before: Mapping[str, Sequence[Scalar]], allowed: Mapping[str, Sequence[Scalar]]) -> str:
+    if all(len(values) == 1 for values in allowed.values()):
+        return "the largest network alone"
+    if before == allowed:
+        return "as before"
+    new = {
+        name: [value for value in values if value not in before.get(name, ())]
+        for name, values in allowed.items()
+        if len(values) > 1
+    }
+    text = "; ".join(f"{name} {', '.join(map(str, added))}" for name, added in new.items() if added)
+    return f"also {text}" if before else text
+
+
+def _supernets(path: Path) -> Iterator[FoundPlan]:
+    if path.is_file():
+        try:
+            recorded = read_shrinking(path)
+        except InputError as error:
+            yield FoundPlan(path, problem=str(error))
+            return
+        last: Mapping[str, Sequence[Scalar]] = recorded.stages[-1].stage.allowed if recorded.stages else {}
+        yield FoundPlan(path, recorded=(("the supernet", recorded, last),))
+
+
+def _plans(paths: Iterable[Path]) -> Iterator[FoundPlan]:
+    for path in paths:
+        if not path.is_file():
+            continue
+        try:
+            plan, _ = load_plan(path)
+            recorded = tuple(
+                (step.name, step.recorded, step.space.choices)
+                for step in plan.steps
+                if step.kind == "supernet" and step.recorded is not None
+            )
+        except InputError as error:
+            yield FoundPlan(path, problem=str(error).partition("\n")[0])
+            continue
+        yield FoundPlan(path, plan, recorded)
+
+
+def _title(plan: TrainingPlan, where: Path) -> str:
+    what = "Training" if where.parent.name else "The plan to follow"
+    return f"{what} of student {plan.student.arch_id}, route {plan.route}: {where}"
+
+
+def _plan_html(plan: TrainingPlan) -> str:
+    budget = plan.budget
+    lead = (
+        f"Chosen because: {plan.why}. Budget: the work of {counted(budget.epochs, 'epoch')} of the student on "
+        f"{budget.images:,} images, {scaled(budget.macs).strip()} multiply-accumulates; teachers’ forward passes are "
+        "not counted."
+    )
+    if plan.supernet is not None:
+        lead += f" Nor is the run’s supernet, {scaled(plan.supernet.macs).strip()}, which the search paid for."
+    rows = [[step.name, step.kind, *_step_cells(step), f"{step.share:.1%}"] for step in plan.steps]
+    headings = ["step", "kind", "teacher", "begins from", "for", "learning rate", "budget"]
+    measured = [
+        [
+            item.route,
+            str(item.epochs),
+            shown("accuracy", item.accuracy),
+            duration(item.train_seconds) if item.accuracy is not None else "–",
+            item.note or "–",
+        ]
+        for item in plan.measured
+    ]
+    table = _table(headings, rows, "Steps", text=range(5))
+    if measured:
+        table += _table(
+            ["route", "epochs", "validation accuracy", "time", "note"], measured, "Measured routes", long=(4,)
+        )
+    return f"<p class=lead>{_text(lead)}</p>{table}"
+
+
+def _step_cells(step: Step) -> list[str]:
+    if step.kind == "distil":
+        return [step.teacher, step.init, counted(step.epochs, "epoch"), f"× {step.learning_rate:g}"]
+    return [step.teacher, step.init, f"policy {step.settings.shrinking.policy}", "by stage"]
+
+
+def _table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    name: str,
+    *,
+    text: Sequence[int] = (0,),
+    long: Sequence[int] = (),
+) -> str:
+    """Return a table of texts; the columns of `text` and `long` are aligned left, and wrap in the latter."""
+    columns = [Column(head, text=k in (*text, *long), long=k in long) for k, head in enumerate(headings)]
+    return table_html(columns, plain_rows(rows), name)
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value), quote=True)
+
 
 _COLOURS = {"depth": FRONT, "width": RECOMMENDED, "bottleneck": "#7a55a3", "skip": BROKEN, "kernel size": "#c9a227"}
 """By elastic dimension; any other one is grey."""
@@ -31,7 +218,7 @@ _LEGEND = 66
 
 
 def unlocking_figure(
-    recorded: Schedule, ladders: Mapping[str, Sequence[Scalar]], *, name: str, teacher: float | None = None
+    recorded: ShrinkingRecord, ladders: Mapping[str, Sequence[Scalar]], *, name: str, teacher: float | None = None
 ) -> Figure:
     """Return what was unlocked when: a lane for each value of each choice, and below them the accuracies at the checks.
 
@@ -86,7 +273,7 @@ def unlocking_figure(
     )
 
 
-def begins(recorded: Schedule) -> list[float]:
+def begins(recorded: ShrinkingRecord) -> list[float]:
     """Return the share of the budget that was spent when each stage began, in [0, 1]."""
     return list(itertools.accumulate((finished.spent for finished in recorded.stages[:-1]), initial=0.0))
 
@@ -136,7 +323,7 @@ class _Lane:
     label: str
 
 
-def _lanes(recorded: Schedule, ladders: Mapping[str, Sequence[Scalar]]) -> list[_Lane]:
+def _lanes(recorded: ShrinkingRecord, ladders: Mapping[str, Sequence[Scalar]]) -> list[_Lane]:
     lanes: list[_Lane] = []
     place = 0.0
     for choice, values in sorted(ladders.items(), key=lambda item: (dimension_of(item[0]), item[0])):
@@ -169,7 +356,7 @@ def _by_dimension(lanes: Sequence[_Lane]) -> dict[str, list[_Lane]]:
     return groups
 
 
-def _accuracies(recorded: Schedule) -> dict[str, list[tuple[float, float]]]:
+def _accuracies(recorded: ShrinkingRecord) -> dict[str, list[tuple[float, float]]]:
     """Return (share spent, accuracy) of each subnet that was scored, by its name, where there are any."""
     largest, smallest, panels = [], [], []
     for begin, finished in zip(begins(recorded), recorded.stages, strict=True):
@@ -188,7 +375,7 @@ def _accuracies(recorded: Schedule) -> dict[str, list[tuple[float, float]]]:
     return {name: points for name, points in series.items() if points}
 
 
-def _add_accuracies(drawing: go.Figure, recorded: Schedule, teacher: float | None, split: float) -> None:
+def _add_accuracies(drawing: go.Figure, recorded: ShrinkingRecord, teacher: float | None, split: float) -> None:
     """Draw the accuracies of scored subnets into a panel of its own, below `split` of the height."""
     series = _accuracies(recorded)
     if not series:
@@ -231,7 +418,7 @@ def _stage_text(number: int, finished: FinishedStage) -> str:
     return "<br>".join(map(escaped, lines))
 
 
-def _caption(recorded: Schedule, scored: bool) -> str:
+def _caption(recorded: ShrinkingRecord, scored: bool) -> str:
     text = (
         "One lane a value of each choice, filled from where it might be sampled; the numbers on top are those of the "
         f"stages in the table below. The budget is "

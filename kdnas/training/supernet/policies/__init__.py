@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kdnas.core.schedule import Check, FinishedStage, Ladders, Probe, Stage, Unlock
+from kdnas.core.shrinking import Check, FinishedStage, Ladders, Probe, Stage, Unlock
 from kdnas.training.recipe import Fraction, Section
 
 
-class Shrinking(Section):
+class ShrinkingSettings(Section):
     """How a supernet's training shrinks. Shares are fractions of the whole budget."""
 
     policy: Literal["adaptive", "once_for_all", "sandwich", "random", "delayed"] = "adaptive"

@@ -1,4 +1,4 @@
-"""schedule.yaml: written, read back, and everything wrong with an edited one told at once."""
+"""plan.yaml: written, read back, and everything wrong with an edited one told at once."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from typing import Any
 
 import pytest
 import yaml
-from scheduled_training import plan_of
+from planned_training import basis_of
 from trained_run import TASK, study_config
 
 from kdnas.core.data import ImageData
 from kdnas.core.route import Route
-from kdnas.core.schedule import Check, FinishedStage, Schedule, Stage
+from kdnas.core.shrinking import Check, FinishedStage, ShrinkingRecord, Stage
 from kdnas.errors import ConfigError
-from kdnas.plan.schedule_checks import check_schedule, schedule_problems
-from kdnas.plan.schedules import (
+from kdnas.plan.making import PlanBasis, make_plan
+from kdnas.plan.plan_file import (
     SupernetSection,
     SupernetStep,
-    TrainingSchedule,
-    dump_schedule,
-    load_schedule,
-    write_training_schedule,
+    TrainingPlan,
+    check_plan,
+    find_plan,
+    load_plan,
+    plan_problems,
+    write_plan,
 )
-from kdnas.plan.scheduling import Plan, schedule_by
 from kdnas.workshop.opening import open_data
 
 Edit = Callable[[dict[str, Any]], None]
@@ -38,13 +39,13 @@ def digits(kdnas_cache: Path) -> ImageData:
 
 
 @pytest.fixture(scope="module")
-def plans(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Plan]:
-    return {name: plan_of(name, digits, tmp_path_factory.mktemp(name), epochs=20) for name in ("resnet", "mobilenet")}
+def bases(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, PlanBasis]:
+    return {name: basis_of(name, digits, tmp_path_factory.mktemp(name), epochs=20) for name in ("resnet", "mobilenet")}
 
 
-def recorded(schedule: TrainingSchedule) -> TrainingSchedule:
-    """The schedule of route shrink with invented stages."""
-    step = schedule.steps[0]
+def recorded(plan: TrainingPlan) -> TrainingPlan:
+    """The plan of route shrink with invented stages."""
+    step = plan.steps[0]
     assert isinstance(step, SupernetStep)
     largest = {name: tuple(values[:1]) for name, values in step.space.choices.items()} | {"resolution": (8,)}
     everything = {name: tuple(values) for name, values in step.space.choices.items()} | {"resolution": (8,)}
@@ -52,50 +53,50 @@ def recorded(schedule: TrainingSchedule) -> TrainingSchedule:
         FinishedStage(Stage("largest", largest, 0.2), 0, 9, 0.2, "spent", (Check(9, 0.2, 0.9, 1e-05),)),
         FinishedStage(Stage("everything", everything, 0.8, subnets=4, sandwich=True, gap=0.1), 9, 20, 0.8, "over"),
     )
-    budget = step.budget(schedule.budget.macs)
-    return schedule.with_recorded(step.name, Schedule("adaptive", "supernet", step.space.family, budget, stages))
+    budget = step.budget(plan.budget.macs)
+    return plan.with_recorded(step.name, ShrinkingRecord("adaptive", "supernet", step.space.family, budget, stages))
 
 
 @pytest.mark.parametrize("family", ["resnet", "mobilenet"])
 @pytest.mark.parametrize("route", ["direct", "shrink", "assistants", "recorded"])
-def test_written_and_read_back_it_is_equal_and_sound(plans, tmp_path, family, route):
-    plan = plans[family]
-    schedule = recorded(schedule_by(plan, "shrink", "so")) if route == "recorded" else schedule_by(plan, route, "so")
-    write_training_schedule(tmp_path / "schedule.yaml", schedule)
-    again, document = load_schedule(tmp_path / "schedule.yaml")
-    assert again == schedule
-    check_schedule(again, document, plan.file)
+def test_written_and_read_back_it_is_equal_and_sound(bases, tmp_path, family, route):
+    basis = bases[family]
+    plan = recorded(make_plan(basis, "shrink", "so")) if route == "recorded" else make_plan(basis, route, "so")
+    write_plan(tmp_path / "plan.yaml", plan)
+    again, document = load_plan(tmp_path / "plan.yaml")
+    assert again == plan
+    check_plan(again, document, basis.file)
     if route == "recorded":
-        assert again.steps[0].schedule == schedule.steps[0].schedule
-    header = [line for line in dump_schedule(schedule).splitlines() if line.startswith("#")]
+        assert again.steps[0].recorded == plan.steps[0].recorded
+    header = [line for line in (tmp_path / "plan.yaml").read_text().splitlines() if line.startswith("#")]
     assert "3 x MACs" in " ".join(header)
 
 
-def test_every_route_spends_the_same_budget(plans):
-    for plan in plans.values():
-        macs = plan.facts.student.macs
+def test_every_route_spends_the_same_budget(bases):
+    for basis in bases.values():
+        macs = basis.facts.student.macs
         for route in ("direct", "shrink", "assistants"):
-            schedule = schedule_by(plan, route, "so")
-            assert schedule.budget.macs == 3 * macs * plan.images * 20
-            total = sum(step.share for step in schedule.steps)
+            plan = make_plan(basis, route, "so")
+            assert plan.budget.macs == 3 * macs * basis.images * 20
+            total = sum(step.share for step in plan.steps)
             assert 1.0 - 1.0 / 20 <= total <= 1.0 + 1e-5, route
-            assert schedule.steps[-1].name == "student"
-        shrink = schedule_by(plan, "shrink", "so")
-        tuning = shrink.steps[1].epochs * 3 * macs * plan.images
+            assert plan.steps[-1].name == "student"
+        shrink = make_plan(basis, "shrink", "so")
+        tuning = shrink.steps[1].epochs * 3 * macs * basis.images
         assert shrink.steps[0].budget(shrink.budget.macs) + tuning == pytest.approx(shrink.budget.macs, rel=1e-6)
 
 
-def test_a_chain_learns_one_from_the_other(plans):
-    first, last = schedule_by(plans["resnet"], "assistants", "so").steps
+def test_a_chain_learns_one_from_the_other(bases):
+    first, last = make_plan(bases["resnet"], "assistants", "so").steps
     assert (first.name, first.teacher, last.teacher, last.init) == ("assistant1", "teacher", "assistant1", "random")
     assert first.network(TASK) != last.network(TASK)
     assert first.epochs >= 1
 
 
-def test_the_student_is_the_smallest_of_its_supernet(plans):
-    for plan in plans.values():
-        step = schedule_by(plan, "shrink", "so").steps[0]
-        assert step.network(TASK) == plan.file.student
+def test_the_student_is_the_smallest_of_its_supernet(bases):
+    for basis in bases.values():
+        step = make_plan(basis, "shrink", "so").steps[0]
+        assert step.network(TASK) == basis.file.student
         assert all(len(values) > 1 for name, values in step.space.choices.items() if name != "stage1.skip")
 
 
@@ -112,16 +113,16 @@ def test_the_student_is_the_smallest_of_its_supernet(plans):
         ({"epochs": 1}, "assistants", "the front has no student between"),
     ],
 )
-def test_routes_that_cannot_be_taken_say_why(plans, change, route: Route, told):
-    plan = plans["resnet"]
+def test_routes_that_cannot_be_taken_say_why(bases, change, route: Route, told):
+    basis = bases["resnet"]
     facts = {name: change[name] for name in ("epochs", "front") if name in change}
     own = {name: value for name, value in change.items() if name not in facts}
     with pytest.raises(ConfigError, match=told):
-        schedule_by(replace(plan, facts=replace(plan.facts, **facts), **own), route, "so")
+        make_plan(replace(basis, facts=replace(basis.facts, **facts), **own), route, "so")
 
 
-def edited(path: Path, schedule: TrainingSchedule, edit: Edit) -> Path:
-    plain = schedule.plain()
+def edited(path: Path, plan: TrainingPlan, edit: Edit) -> Path:
+    plain = plan.plain()
     edit(plain)
     path.write_text("# a comment\n" + yaml.safe_dump(plain, sort_keys=False))
     return path
@@ -132,7 +133,7 @@ def line_with(path: Path, text: str, start: int = 0) -> int:
     return 1 + next(index for index, line in enumerate(lines) if index >= start and text in line)
 
 
-def test_mistakes_of_form_are_told_at_once_with_their_lines(plans, tmp_path):
+def test_mistakes_of_form_are_told_at_once_with_their_lines(bases, tmp_path):
     def edit(plain: dict[str, Any]) -> None:
         plain["budget"]["epochs"] = 0
         plain["rout"] = plain.pop("route")
@@ -141,14 +142,14 @@ def test_mistakes_of_form_are_told_at_once_with_their_lines(plans, tmp_path):
         plain["steps"][1]["epochs"] = "many"
         plain["steps"].append({"kind": "prune"})
 
-    path = edited(tmp_path / "schedule.yaml", schedule_by(plans["resnet"], "shrink", "so"), edit)
+    path = edited(tmp_path / "plan.yaml", make_plan(bases["resnet"], "shrink", "so"), edit)
     with pytest.raises(ConfigError) as caught:
-        load_schedule(path)
+        load_plan(path)
     places = [problem.where for problem in caught.value.problems]
-    assert f"schedule.yaml:{line_with(path, 'epochs: 0')}: budget.epochs" in places
-    assert f"schedule.yaml:{line_with(path, 'epochs: many')}: steps.1.epochs" in places
-    assert f"schedule.yaml:{line_with(path, 'adoptive')}: steps.0.settings.shrinking.policy" in places
-    assert f"schedule.yaml:{line_with(path, 'stage1.depth: []')}: steps.0.space.choices.stage1.depth" in places
+    assert f"plan.yaml:{line_with(path, 'epochs: 0')}: budget.epochs" in places
+    assert f"plan.yaml:{line_with(path, 'epochs: many')}: steps.1.epochs" in places
+    assert f"plan.yaml:{line_with(path, 'adoptive')}: steps.0.settings.shrinking.policy" in places
+    assert f"plan.yaml:{line_with(path, 'stage1.depth: []')}: steps.0.space.choices.stage1.depth" in places
     assert any(place.endswith(": steps.2.kind") for place in places)
     assert any(place.endswith(": rout") for place in places)
     assert any(place.endswith(": route") for place in places)
@@ -188,9 +189,7 @@ def set_in(*path: Any) -> Edit:
         ("direct", set_in("budget", "student_macs", 1), "budget.student_macs", "is 1"),
         ("direct", set_in("budget", "macs", 1), "budget.macs", "not 3 x student_macs x images x epochs"),
         ("recorded", set_in("steps", 0, "recorded", "stages", 1, "first_step", None), None, None),
-        ("recorded", set_in("steps", 0, "recorded", "stages", 1, 3), "steps.0.recorded.stages.1", "no recorded stage"),
         ("recorded", set_in("steps", 0, "recorded", "policy", {}), None, None),
-        ("recorded", set_in("steps", 0, "recorded", "colour", 1), "steps.0.recorded", "holds no recorded stages"),
         ("recorded", set_in("steps", 0, "recorded", "budget_macs", 1), "steps.0.recorded.budget_macs", "share is"),
         ("recorded", set_in("steps", 0, "recorded", "stages", 0, "allowed", {"stage1.width": [16]}),
          "steps.0.recorded.stages", "are the choices"),
@@ -198,53 +197,82 @@ def set_in(*path: Any) -> Edit:
          "steps.0.recorded.stages", "99 is no value of the space"),
     ],
 )  # fmt: skip
-def test_mistakes_of_content_are_told_with_their_places(plans, tmp_path, route, edit, where, told):
-    plan = plans["resnet"]
-    schedule = recorded(schedule_by(plan, "shrink", "so")) if route == "recorded" else schedule_by(plan, route, "so")
-    loaded, document = load_schedule(edited(tmp_path / "schedule.yaml", schedule, edit))
+def test_mistakes_of_content_are_told_with_their_places(bases, tmp_path, route, edit, where, told):
+    basis = bases["resnet"]
+    plan = recorded(make_plan(basis, "shrink", "so")) if route == "recorded" else make_plan(basis, route, "so")
+    loaded, document = load_plan(edited(tmp_path / "plan.yaml", plan, edit))
     if where is None:  # odd, but nothing that following it could stumble over
-        check_schedule(loaded, document, plan.file)
+        check_plan(loaded, document, basis.file)
         return
-    problems = schedule_problems(loaded, TASK)
+    problems = plan_problems(loaded, TASK)
     assert any(problem.where.startswith(where) for problem in problems), problems
     with pytest.raises(ConfigError, match=told) as caught:
-        check_schedule(loaded, document, plan.file)
-    assert all(problem.where.startswith("schedule.yaml:") for problem in caught.value.problems)
+        check_plan(loaded, document, basis.file)
+    assert all(problem.where.startswith("plan.yaml:") for problem in caught.value.problems)
 
 
-def test_several_mistakes_of_content_at_once(plans, tmp_path):
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (set_in("steps", 0, "recorded", "stages", 1, 3), "steps.0.recorded: stage 2 of the shrinking is damaged"),
+        (
+            set_in("steps", 0, "recorded", "stages", 0, {}),
+            "stage 1 of .*: 'first_step' is missing",
+        ),
+        (set_in("steps", 0, "recorded", "colour", 1), "the record of the shrinking is damaged: .*'colour'"),
+    ],
+)
+def test_damaged_stages_are_told_with_their_place(bases, tmp_path, edit, told):
+    path = edited(tmp_path / "plan.yaml", recorded(make_plan(bases["resnet"], "shrink", "so")), edit)
+    with pytest.raises(ConfigError, match=told):
+        load_plan(path)
+
+
+def test_a_plan_of_an_earlier_version_is_read(bases, tmp_path):
+    """It was called schedule.yaml then, and a training schedule inside."""
+    plan = recorded(make_plan(bases["resnet"], "shrink", "so"))
+    write_plan(tmp_path / "schedule.yaml", plan)
+    text = (tmp_path / "schedule.yaml").read_text()
+    (tmp_path / "schedule.yaml").write_text(text.replace("kdnas training plan 1", "kdnas training schedule 1"))
+    assert find_plan(tmp_path) == tmp_path / "schedule.yaml"
+    assert load_plan(find_plan(tmp_path))[0] == plan
+    write_plan(tmp_path / "plan.yaml", plan)
+    assert find_plan(tmp_path) == tmp_path / "plan.yaml"
+
+
+def test_several_mistakes_of_content_at_once(bases, tmp_path):
     def edit(plain: dict[str, Any]) -> None:
         plain["steps"][1]["init"] = "nothing"
         plain["steps"][1]["epochs"] = 15
         plain["budget"]["macs"] += 1
 
-    plan = plans["mobilenet"]
-    loaded, document = load_schedule(edited(tmp_path / "s.yaml", schedule_by(plan, "shrink", "so"), edit))
+    basis = bases["mobilenet"]
+    loaded, document = load_plan(edited(tmp_path / "s.yaml", make_plan(basis, "shrink", "so"), edit))
     with pytest.raises(ConfigError) as caught:
-        check_schedule(loaded, document, plan.file)
+        check_plan(loaded, document, basis.file)
     assert [problem.where.partition(": ")[2] for problem in caught.value.problems] == [
         "budget.macs", "steps.1.share", "steps.1.init"
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("what", ["student", "teacher", "data set", "search space"])
-def test_a_schedule_for_something_else_is_one_message(plans, tmp_path, what):
-    plan = plans["resnet"]
-    schedule = schedule_by(plan, "shrink", "so").model_copy(update={"space": "0123"})
-    file, space = plan.file.model_copy(update={"teacher_fingerprint": "feed"}), "0123"
-    schedule = schedule.model_copy(update={"teacher": schedule.teacher.model_copy(update={"fingerprint": "feed"})})
-    write_training_schedule(tmp_path / "schedule.yaml", schedule)
-    loaded, document = load_schedule(tmp_path / "schedule.yaml")
-    check_schedule(loaded, document, file, space=space)
-    other = plans["mobilenet"].file
+def test_a_plan_for_something_else_is_one_message(bases, tmp_path, what):
+    basis = bases["resnet"]
+    plan = make_plan(basis, "shrink", "so").model_copy(update={"space": "0123"})
+    file, space = basis.file.model_copy(update={"teacher_fingerprint": "feed"}), "0123"
+    plan = plan.model_copy(update={"teacher": plan.teacher.model_copy(update={"fingerprint": "feed"})})
+    write_plan(tmp_path / "plan.yaml", plan)
+    loaded, document = load_plan(tmp_path / "plan.yaml")
+    check_plan(loaded, document, file, space=space)
+    other = bases["mobilenet"].file
     changes: dict[str, Any] = {
         "student": {"arch_id": other.arch_id, "arch": other.arch},
         "teacher": {"teacher_fingerprint": "beef"},
         "data set": {"data_fingerprint": "beef"},
     }
     file = file.model_copy(update=changes.get(what, {}))
-    with pytest.raises(ConfigError, match=f"is a schedule for another {what}") as caught:
-        check_schedule(loaded, document, file, space="4567" if what == "search space" else space)
+    with pytest.raises(ConfigError, match=f"is a plan for another {what}") as caught:
+        check_plan(loaded, document, file, space="4567" if what == "search space" else space)
     assert len(caught.value.problems) == 1
 
 
@@ -252,43 +280,43 @@ def test_a_schedule_for_something_else_is_one_message(plans, tmp_path, what):
     ("text", "told"),
     [
         ("", "is empty"),
-        ("format: kdnas schedule 1\nstages: []\n", "begins with 'format: kdnas training schedule 1'"),
+        ("format: kdnas schedule 1\nstages: []\n", "begins with 'format: kdnas training plan 1'"),
         ("format: kdnas training schedule 1\n", "study"),
-        ("format: kdnas training schedule 1\nsteps: [1]\n", "steps.0.kind"),
-        ("a: [\n", "schedule.yaml"),
-        ("!!python/object/apply:os.system ['true']\n", "schedule.yaml"),
+        ("format: kdnas training plan 1\nsteps: [1]\n", "steps.0.kind"),
+        ("a: [\n", "plan.yaml"),
+        ("!!python/object/apply:os.system ['true']\n", "plan.yaml"),
     ],
 )
-def test_what_is_no_schedule_is_refused(tmp_path, text, told):
-    (tmp_path / "schedule.yaml").write_text(text)
+def test_what_is_no_plan_is_refused(tmp_path, text, told):
+    (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(ConfigError, match=told):
-        load_schedule(tmp_path / "schedule.yaml")
+        load_plan(tmp_path / "plan.yaml")
 
 
-def test_stages_keep_what_is_not_known(plans):
+def test_stages_keep_what_is_not_known(bases):
     """`cost` is null where nothing is saved, and the gap of a first stage."""
-    schedule = recorded(schedule_by(plans["resnet"], "shrink", "so"))
-    plain = schedule.plain()["steps"][0]["recorded"]["stages"]
+    plan = recorded(make_plan(bases["resnet"], "shrink", "so"))
+    plain = plan.plain()["steps"][0]["recorded"]["stages"]
     assert plain[0]["gap"] is None
     assert math.isclose(plain[1]["gap"], 0.1)
 
 
-def test_a_schedule_from_the_runs_supernet_needs_it(plans, tmp_path):
+def test_a_plan_from_the_runs_supernet_needs_it(bases, tmp_path):
     supernet = SupernetSection(fingerprint="5e7", macs=10**9)
-    plan = replace(plans["resnet"], supernet=supernet)
-    schedule = schedule_by(plan, "shrink", "so")
-    assert [(step.kind, step.init, step.epochs, step.share) for step in schedule.steps] == [
+    basis = replace(bases["resnet"], supernet=supernet)
+    plan = make_plan(basis, "shrink", "so")
+    assert [(step.kind, step.init, step.epochs, step.share) for step in plan.steps] == [
         ("distil", "run-supernet", 20, 1.0)
     ]
-    write_training_schedule(tmp_path / "schedule.yaml", schedule)
-    loaded, document = load_schedule(tmp_path / "schedule.yaml")
-    check_schedule(loaded, document, plan.file, supernet="5e7")
+    write_plan(tmp_path / "plan.yaml", plan)
+    loaded, document = load_plan(tmp_path / "plan.yaml")
+    check_plan(loaded, document, basis.file, supernet="5e7")
     with pytest.raises(ConfigError, match=r"another supernet \(5e7, here it is 5e8\)"):
-        check_schedule(loaded, document, plan.file, supernet="5e8")
-    with pytest.raises(ConfigError, match=r"schedule.yaml:\d+: supernet: begins from the supernet that"):
-        check_schedule(loaded, document, plan.file)
-    assert schedule_by(plan, "direct", "so").supernet is None
-    foreign = edited(tmp_path / "s.yaml", schedule_by(plan, "direct", "so"), set_in("steps", 0, "init", "run-supernet"))
-    loaded, document = load_schedule(foreign)
+        check_plan(loaded, document, basis.file, supernet="5e8")
+    with pytest.raises(ConfigError, match=r"plan.yaml:\d+: supernet: begins from the supernet that"):
+        check_plan(loaded, document, basis.file)
+    assert make_plan(basis, "direct", "so").supernet is None
+    foreign = edited(tmp_path / "s.yaml", make_plan(basis, "direct", "so"), set_in("steps", 0, "init", "run-supernet"))
+    loaded, document = load_plan(foreign)
     with pytest.raises(ConfigError, match="'run-supernet' is no earlier step"):
-        check_schedule(loaded, document, plan.file, supernet="5e7")
+        check_plan(loaded, document, basis.file, supernet="5e7")

@@ -1,4 +1,4 @@
-"""What the report draws and tells of schedules, against a schedule written by hand."""
+"""What the report draws and tells of plans, against a plan written by hand."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from synthetic_run import complete, run_of
 
 from kdnas.core.route import Route
-from kdnas.core.schedule import Check, FinishedStage, Panel, Probe, Schedule, Stage
-from kdnas.plan.schedules import (
+from kdnas.core.shrinking import Check, FinishedStage, Panel, Probe, ShrinkingRecord, Stage
+from kdnas.plan.plan_file import (
     Budget,
     DataSection,
     DistilStep,
@@ -19,14 +19,13 @@ from kdnas.plan.schedules import (
     StudentSection,
     SupernetStep,
     TeacherSection,
-    TrainingSchedule,
-    write_training_schedule,
+    TrainingPlan,
+    write_plan,
 )
 from kdnas.plan.train_file import ArchSection
 from kdnas.report.page import page
-from kdnas.report.schedule_figure import unlocking_figure
-from kdnas.report.schedules import found_schedules, stage_table
-from kdnas.training.schedule_file import write_schedule
+from kdnas.report.plans import find_plans, stage_table, unlocking_figure
+from kdnas.training.supernet.shrinking_file import write_shrinking
 
 LADDERS = {"stage1.depth": (3, 2, 1), "stage1.width": (16, 8), "stage1.skip": ("identity",)}
 PROBES = (
@@ -57,7 +56,7 @@ STAGES = (
         17, 20, 0.6, "its share is spent", (Check(37, 1.0, 0.8, 0.75),),
     ),
 )  # fmt: skip
-RECORDED = Schedule("adaptive", "tiny", "resnet", 123_000_000, STAGES)
+RECORDED = ShrinkingRecord("adaptive", "tiny", "resnet", 123_000_000, STAGES)
 
 
 def bars(figure) -> dict[str, list[tuple[float, float, float]]]:
@@ -70,7 +69,7 @@ def bars(figure) -> dict[str, list[tuple[float, float, float]]]:
 
 
 def test_a_lane_is_filled_from_where_its_value_was_unlocked():
-    figure = unlocking_figure(RECORDED, LADDERS, name="schedule-1", teacher=0.9)
+    figure = unlocking_figure(RECORDED, LADDERS, name="plan-1", teacher=0.9)
     drawn = bars(figure)
     assert set(drawn) == {"depth", "width"}  # one value is no choice
     starts = {name: [start for _, start, _ in group] for name, group in drawn.items()}
@@ -87,13 +86,13 @@ def test_a_lane_is_filled_from_where_its_value_was_unlocked():
 
 def test_what_was_locked_again_leaves_a_hole():
     again = (STAGES[2], STAGES[0], STAGES[2])
-    drawn = bars(unlocking_figure(replace(RECORDED, stages=again), LADDERS, name="schedule-1"))
+    drawn = bars(unlocking_figure(replace(RECORDED, stages=again), LADDERS, name="plan-1"))
     spans = [(start, end) for _, start, end in drawn["width"]]
     assert spans == [(0.0, pytest.approx(1.45)), (0.0, pytest.approx(0.6)), (pytest.approx(0.85), pytest.approx(1.45))]
 
 
 def test_the_accuracies_at_the_checks_are_drawn_below():
-    figure = unlocking_figure(RECORDED, LADDERS, name="schedule-1", teacher=0.9)
+    figure = unlocking_figure(RECORDED, LADDERS, name="plan-1", teacher=0.9)
     below = {trace.name: trace for trace in figure.drawing.data if trace.yaxis == "y2"}
     assert set(below) == {
         "largest subnet", "middle subnet", "smallest subnet of all", "smallest that is allowed", "teacher"
@@ -111,14 +110,14 @@ def test_the_accuracies_at_the_checks_are_drawn_below():
 
 def test_a_policy_that_checks_nothing_has_one_panel():
     silent = replace(RECORDED, stages=tuple(replace(finished, checks=(), panel=None) for finished in STAGES))
-    figure = unlocking_figure(silent, LADDERS, name="schedule-1")
+    figure = unlocking_figure(silent, LADDERS, name="plan-1")
     assert not [trace for trace in figure.drawing.data if trace.yaxis == "y2"]
     assert "scores nothing on the way" in figure.caption
 
 
 def test_what_was_never_unlocked_is_an_empty_lane():
     short = replace(RECORDED, stages=STAGES[:2])
-    drawn = bars(unlocking_figure(short, LADDERS, name="schedule-1"))
+    drawn = bars(unlocking_figure(short, LADDERS, name="plan-1"))
     assert [len(drawn[name]) for name in ("depth", "width")] == [2, 1]
     assert drawn["depth"][0][2] == pytest.approx(0.4)  # where the training ended
 
@@ -155,14 +154,14 @@ def test_the_table_tells_of_modes():
     assert second["allowed"] == "as before"
 
 
-def schedule(route: Route, recorded: Schedule | None) -> TrainingSchedule:
+def plan(route: Route, recorded: ShrinkingRecord | None) -> TrainingPlan:
     choices = {name: list(values) for name, values in LADDERS.items()}
     arch = {"family": "resnet", "choices": {"stem_width": 8}}
     steps = (
         SupernetStep(name="supernet", share=0.6, space=SpaceSection(family="resnet", choices=choices)),
         DistilStep(name="student", share=0.4, arch=ArchSection(**arch), init="supernet", epochs=4, learning_rate=0.3),
     )
-    made = TrainingSchedule(
+    made = TrainingPlan(
         study="synthetic",
         student=StudentSection(arch_id="0123456789ab", **arch),
         teacher=TeacherSection(name="teacher", accuracy=0.9),
@@ -183,23 +182,21 @@ def schedule(route: Route, recorded: Schedule | None) -> TrainingSchedule:
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "training" / "0123456789ab-shrink").mkdir(parents=True)
     (tmp_path / "supernet").mkdir()
-    write_training_schedule(tmp_path / "schedule.yaml", schedule("shrink", None))
-    write_training_schedule(
-        tmp_path / "training" / "0123456789ab-shrink" / "schedule.yaml", schedule("shrink", RECORDED)
-    )
-    write_schedule(tmp_path / "supernet" / "schedule.yaml", RECORDED)
+    write_plan(tmp_path / "plan.yaml", plan("shrink", None))
+    write_plan(tmp_path / "training" / "0123456789ab-shrink" / "plan.yaml", plan("shrink", RECORDED))
+    write_shrinking(tmp_path / "supernet" / "shrinking.yaml", RECORDED)
     return tmp_path
 
 
-def test_the_page_has_every_schedule_of_the_run(folder):
+def test_the_page_has_every_plan_of_the_run(folder):
     run = run_of([complete(0, 0.8, 1e6), complete(1, 0.9, 2e6)], folder=folder)
     document = page(run)
-    assert '<figure id="schedule-1" class=wide>' in document
-    assert '<figure id="schedule-2" class=wide>' in document
-    assert 'id="data-schedule-2"' in document
-    assert "The run’s supernet: supernet/schedule.yaml" in document
-    assert "The schedule to follow of student 0123456789ab, route shrink: schedule.yaml" in document
-    assert "training/0123456789ab-shrink/schedule.yaml" in document
+    assert '<figure id="plan-1" class=wide>' in document
+    assert '<figure id="plan-2" class=wide>' in document
+    assert 'id="data-plan-2"' in document
+    assert "The run’s supernet: supernet/shrinking.yaml" in document
+    assert "The plan to follow of student 0123456789ab, route shrink: plan.yaml" in document
+    assert "training/0123456789ab-shrink/plan.yaml" in document
     assert "&lt;b&gt;measured&lt;/b&gt;" in document
     assert "<b>measured</b>" not in document
     assert "&lt;cheapest&gt;" in document
@@ -208,15 +205,15 @@ def test_the_page_has_every_schedule_of_the_run(folder):
 
 
 def test_damaged_files_are_told_of_and_the_page_stands(folder):
-    (folder / "schedule.yaml").write_text("a: [")
-    (folder / "supernet" / "schedule.yaml").write_text("format: kdnas schedule 1\nstages: 3\n")
+    (folder / "plan.yaml").write_text("a: [")
+    (folder / "supernet" / "shrinking.yaml").write_text("format: kdnas shrinking 1\nstages: 3\n")
     run = run_of([complete(0, 0.8, 1e6)], folder=folder)
-    assert [bool(found.problem) for found in found_schedules(run)] == [True, True, False]
+    assert [bool(found.problem) for found in find_plans(run)] == [True, True, False]
     document = page(run)
     assert document.count("cannot be shown") == 2
-    assert '<figure id="schedule-1" class=wide>' in document
+    assert '<figure id="plan-1" class=wide>' in document
 
 
-def test_without_schedules_there_is_no_section(tmp_path):
+def test_without_plans_there_is_no_section(tmp_path):
     document = page(run_of([complete(0, 0.8, 1e6)], folder=tmp_path))
-    assert "Training schedules" not in document
+    assert "Training plans" not in document

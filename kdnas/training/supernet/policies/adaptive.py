@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from kdnas.core.schedule import (
+from kdnas.core.shrinking import (
     Check,
     FinishedStage,
     Ladders,
@@ -18,7 +18,7 @@ from kdnas.core.schedule import (
     stalled,
     teacher_gap,
 )
-from kdnas.training.shrinking_policy import Policy, Shrinking, Situation
+from kdnas.training.supernet.policies import Policy, ShrinkingSettings, Situation
 
 _MEASURING_IN_RACE = 0.25
 """The share of a race that may be measuring."""
@@ -51,7 +51,7 @@ class Adaptive(Policy):
 
     name = "adaptive"
 
-    def __init__(self, ladders: Ladders, settings: Shrinking):
+    def __init__(self, ladders: Ladders, settings: ShrinkingSettings):
         super().__init__(ladders)
         self._settings = settings
         self._modes = _modes(ladders, settings)
@@ -166,7 +166,7 @@ class Adaptive(Policy):
         return replace(stage, learning_rate=half, kd_weight=half, subnets=fewer if together else stage.subnets)
 
 
-def _modes(ladders: Ladders, settings: Shrinking) -> tuple[Stage, ...]:
+def _modes(ladders: Ladders, settings: ShrinkingSettings) -> tuple[Stage, ...]:
     """Return the modes that the adaptive policy chooses from, the one that it trusts most first.
 
     Those come first that make more updates of the same work: the less a budget affords, the more this decides.

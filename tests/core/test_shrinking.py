@@ -8,12 +8,12 @@ import math
 import pytest
 from toy_space import LADDERS, SPACE, macs
 
-from kdnas.core.schedule import (
+from kdnas.core.shrinking import (
     Check,
     FinishedStage,
     Panel,
     Probe,
-    Schedule,
+    ShrinkingRecord,
     Stage,
     Unlock,
     cheapest,
@@ -148,7 +148,7 @@ def test_random_subnets_may_grow_over_a_part_of_the_stage():
     assert Stage("everything", LADDERS.values, 1.0).most_macs(10, 30, 0.0) == 30
 
 
-def schedule() -> Schedule:
+def record() -> ShrinkingRecord:
     probes = (
         Probe("depth", {"stage1.depth": 1}, 0.8, 0.1, 0.45),
         Probe("skip", {"stage1.skip": "none"}, 0.9, 0.0, 0.0),
@@ -161,19 +161,19 @@ def schedule() -> Schedule:
         kd_weight=0.75, sort_channels=True, watched=True, reason="cheapest", gap=0.1, gains={"in turn": 2.0},
         probes=probes,
     )  # fmt: skip
-    return Schedule("adaptive", "toy", "resnet", 10**15, (first, FinishedStage(stage, 12, 30, 0.69, "over")))
+    return ShrinkingRecord("adaptive", "toy", "resnet", 10**15, (first, FinishedStage(stage, 12, 30, 0.69, "over")))
 
 
-def test_a_schedule_survives_its_plain_form():
-    plain = json.loads(json.dumps(schedule().as_dict(), allow_nan=False))
-    assert Schedule.from_dict(plain) == schedule()
+def test_a_record_survives_its_plain_form():
+    plain = json.loads(json.dumps(record().as_dict(), allow_nan=False))
+    assert ShrinkingRecord.from_dict(plain) == record()
     assert plain["stages"][1]["probes"][0]["cost"] == pytest.approx(0.1 / 0.45)
     assert plain["stages"][1]["probes"][1]["cost"] is None
 
 
 @pytest.mark.parametrize("damage", [("annealing", "daily"), ("sampling", "best"), ("growth", 1.5), ("colour", 1)])
 def test_a_damaged_plain_form_is_refused(damage):
-    plain = schedule().as_dict()
+    plain = record().as_dict()
     plain["stages"][0][damage[0]] = damage[1]
     with pytest.raises((ValueError, TypeError)):
-        Schedule.from_dict(plain)
+        ShrinkingRecord.from_dict(plain)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdnas.core.data import ImageData
-from kdnas.core.schedule import Ladders
+from kdnas.core.shrinking import Ladders
 from kdnas.core.space import Choice, SearchSpace
 from kdnas.datasets import DATASETS
 from kdnas.errors import ConfigError, RunFolderError, TrialError
@@ -30,11 +30,10 @@ from kdnas.training.fused_norm import FusedNorm, library
 from kdnas.training.inherit import inherit_supernet
 from kdnas.training.loop import distil
 from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
-from kdnas.training.schedule_file import read_schedule, write_schedule
-from kdnas.training.shrinking import Shrinking
-from kdnas.training.subnet_step import SubnetStep
-from kdnas.training.subnets import ElasticSpace, FrontSampler, SubnetScorer, SubnetSpec
-from kdnas.training.supernet import SupernetSettings, Tick, TrainedSupernet, train_supernet
+from kdnas.training.supernet.policies._fixed import ShrinkingSettings
+from kdnas.training.supernet.shrinking_file import read_shrinking, write_shrinking
+from kdnas.training.supernet.subnets import ElasticSpace, FrontSampler, SubnetScorer, SubnetSpec, SubnetStep
+from kdnas.training.supernet.training import SupernetSettings, Tick, TrainedSupernet, train_supernet
 from kdnas.training.teacher_cache import TeacherCache
 
 CPU = torch.device("cpu")
@@ -122,7 +121,7 @@ def run(
         batches(data, 0, images),
         batches(data, 1000, 1300),
         given or recipe(KD),
-        SupernetSettings(shrinking=Shrinking(policy=policy, **(shrinking or {})), **few),
+        SupernetSettings(shrinking=ShrinkingSettings(policy=policy, **(shrinking or {})), **few),
         data=data,
         seed=3,
         device=CPU,
@@ -171,7 +170,7 @@ FEW = {"check_images": 8}
 def unlocking_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the race of the adaptive policy measures, the largest first and unlocking later wins it."""
     monkeypatch.setattr(
-        "kdnas.training.shrinking_adaptive.gains", lambda history: {"in turn": 1.0, "largest first": 2.0}
+        "kdnas.training.supernet.policies.adaptive.gains", lambda history: {"in turn": 1.0, "largest first": 2.0}
     )
 
 
@@ -196,17 +195,17 @@ def test_every_policy_spends_the_same_budget(data, teacher, policy, monkeypatch)
     given = recipe(KD, epochs=3, batch_size=16)
     trained = run(data, teacher, given, policy=policy, shrinking=shrinking, settings=FEW)
     largest = space.macs(space.spec(trained.ladders.largest))
-    assert trained.schedule.budget_macs == 3 * 3 * 256 * largest
+    assert trained.shrinking.budget_macs == 3 * 3 * 256 * largest
     spent = sum(3 * images * sum(macs) for images, macs in passes) + sum(scored)
-    assert sum(stage.spent for stage in trained.schedule.stages) == pytest.approx(
-        spent / trained.schedule.budget_macs, rel=1e-9
+    assert sum(stage.spent for stage in trained.shrinking.stages) == pytest.approx(
+        spent / trained.shrinking.budget_macs, rel=1e-9
     )
     last_step = 3 * passes[-1][0] * sum(passes[-1][1])
-    assert spent - last_step < trained.schedule.budget_macs <= spent  # not a step more than needed
-    assert sum(stage.steps for stage in trained.schedule.stages) == trained.steps == len(passes)
+    assert spent - last_step < trained.shrinking.budget_macs <= spent  # not a step more than needed
+    assert sum(stage.steps for stage in trained.shrinking.stages) == trained.steps == len(passes)
     assert bool(scored) == (policy == "adaptive")
     assert max(len(macs) for _, macs in passes) == (1 if policy == "random" else 4)
-    assert trained.schedule.stages[-1].stage.allowed == trained.ladders.values
+    assert trained.shrinking.stages[-1].stage.allowed == trained.ladders.values
 
 
 @pytest.mark.parametrize(("epochs", "batch_size", "share"), [(2, 16, 0.5), (3, 32, 0.4), (3, 16, 0.3)])
@@ -214,7 +213,7 @@ def test_a_race_keeps_within_its_share(data, teacher, epochs, batch_size, share)
     given = recipe(KD, epochs=epochs, batch_size=batch_size)
     shrinking = {"race_share": share, "race_steps": 0.0}
     trained = run(data, teacher, given, policy="adaptive", shrinking=shrinking, settings=FEW)
-    race = [finished for finished in trained.schedule.stages if finished.stage.name.startswith("race")]
+    race = [finished for finished in trained.shrinking.stages if finished.stage.name.startswith("race")]
     assert len(race) >= 5
     assert all(finished.steps for finished in race)
     assert sum(finished.spent for finished in race) <= share
@@ -241,7 +240,7 @@ def test_an_interrupted_training_continues_exactly(data, teacher, tmp_path):
     shrinking = {"check_share": 0.05, **RACE}
     options: dict[str, Any] = {"policy": "adaptive", "shrinking": shrinking, "settings": FEW, "view_seed": 5}
     whole = run(data, teacher, given, **options)
-    assert len(whole.schedule.stages) > 10
+    assert len(whole.shrinking.stages) > 10
     path = tmp_path / "supernet.checkpoint"
     cached = {**options, "checkpoint": path, "teacher_cache": TeacherCache(tmp_path / "cache")}
     for count in (3, 4):
@@ -250,25 +249,25 @@ def test_an_interrupted_training_continues_exactly(data, teacher, tmp_path):
                 on_tick=stopping_after(count), **cached)  # fmt: skip
     resumed = run(data, teacher, given, supernet=supernet_of(RESNET, data, seed=9), **cached)
     assert same(resumed.supernet, whole.supernet)
-    assert resumed.schedule == whole.schedule
+    assert resumed.shrinking == whole.shrinking
     with pytest.raises(RunFolderError, match="another training"):
         run(data, teacher, recipe(KD), **cached)
 
 
-def test_a_schedule_followed_again_gives_the_same_stages(data, teacher, tmp_path, unlocking_wins):
+def test_a_recorded_shrinking_followed_again_gives_the_same_stages(data, teacher, tmp_path, unlocking_wins):
     shrinking = {"shortest_share": 0.02, "first_share": 0.1, "final_share": 0.05, "check_share": 0.05}
     shrinking |= {"race_share": 0.3, "race_steps": 0.0}
     given = recipe(KD, epochs=5, batch_size=16)
     first = run(data, teacher, given, policy="adaptive", shrinking=shrinking, settings=FEW)
-    write_schedule(tmp_path / "schedule.yaml", first.schedule)
-    recorded = read_schedule(tmp_path / "schedule.yaml")
-    again = run(data, teacher, given, schedule=recorded, shrinking=shrinking, settings=FEW)
-    assert [(f.stage, f.first_step, f.steps, f.ended) for f in again.schedule.stages] == [
-        (f.stage, f.first_step, f.steps, f.ended) for f in first.schedule.stages
+    write_shrinking(tmp_path / "shrinking.yaml", first.shrinking)
+    recorded = read_shrinking(tmp_path / "shrinking.yaml")
+    again = run(data, teacher, given, recorded=recorded, shrinking=shrinking, settings=FEW)
+    assert [(f.stage, f.first_step, f.steps, f.ended) for f in again.shrinking.stages] == [
+        (f.stage, f.first_step, f.steps, f.ended) for f in first.shrinking.stages
     ]
-    assert again.schedule == first.schedule
+    assert again.shrinking == first.shrinking
     assert same(again.supernet, first.supernet)
-    unlocking = [finished for finished in first.schedule.stages if not finished.stage.name.startswith("race")]
+    unlocking = [finished for finished in first.shrinking.stages if not finished.stage.name.startswith("race")]
     assert len(unlocking) >= 3
     assert unlocking[0].stage.gains == {"in turn": 1.0, "largest first": 2.0}
     for finished in unlocking[1:]:
@@ -480,7 +479,7 @@ def test_growing_subnets_are_small_at_first(data, teacher, monkeypatch):
         return backward(self, specs, *rest)
 
     monkeypatch.setattr(SubnetStep, "backward", noted)
-    (only,) = run(data, teacher, policy="adaptive", shrinking={"race_steps": 1e6}).schedule.stages
+    (only,) = run(data, teacher, policy="adaptive", shrinking={"race_steps": 1e6}).shrinking.stages
     assert only.stage.mode == "growing"
     low, high = elastic.price(ladders.smallest(ladders.values)), elastic.price(ladders.largest)
     spent = np.cumsum([0, *sizes[:-1]]) / sum(sizes)

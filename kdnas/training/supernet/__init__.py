@@ -7,13 +7,13 @@ from typing import Annotated
 from pydantic import Field
 
 from kdnas.training.recipe import Section
-from kdnas.training.shrinking import Shrinking
+from kdnas.training.supernet.policies._fixed import ShrinkingSettings
 
 
 class SupernetSettings(Section):
     """What a supernet's training has beside the recipe of a student's."""
 
-    shrinking: Shrinking = Shrinking()
+    shrinking: ShrinkingSettings = ShrinkingSettings()
     in_place: bool = True
     """In-place distillation: where a step has the largest subnet, the others learn from it instead of the teacher."""
     resolutions: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = ()

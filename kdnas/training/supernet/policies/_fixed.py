@@ -1,6 +1,6 @@
 """Shrinking policies: which stage of a supernet training comes next, and when one ends. All rules are pure.
 
-- `adaptive`: stages are not written down beforehand; see `kdnas.training.shrinking_adaptive`.
+- `adaptive`: stages are not written down beforehand; see `kdnas.training.supernet.policies.adaptive`.
 - `once_for_all`: the fixed phases of Cai et al. (ICLR 2020): kernel size, depth, then width and all the rest.
 - `sandwich`: everything from the start; largest, smallest and random subnets in every step (Yu and Huang, ICCV 2019).
 - `random`: everything from the start, one uniformly random subnet a step (Shipard et al., CVPR workshops 2022).
@@ -13,17 +13,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from kdnas.core.schedule import Check, FinishedStage, Ladders, Schedule, Stage, Unlock
+from kdnas.core.shrinking import Check, FinishedStage, Ladders, ShrinkingRecord, Stage, Unlock
 from kdnas.errors import ConfigError, Problem
-from kdnas.training.shrinking_adaptive import Adaptive
-from kdnas.training.shrinking_policy import Policy as Policy
-from kdnas.training.shrinking_policy import Shrinking as Shrinking
-from kdnas.training.shrinking_policy import Situation as Situation
+from kdnas.training.supernet.policies import Policy as Policy
+from kdnas.training.supernet.policies import ShrinkingSettings as ShrinkingSettings
+from kdnas.training.supernet.policies import Situation as Situation
+from kdnas.training.supernet.policies.adaptive import Adaptive
 
 _WIDTHS = ("width", "bottleneck")
 
 
-def policy_of(settings: Shrinking, ladders: Ladders) -> Policy:
+def policy_of(settings: ShrinkingSettings, ladders: Ladders) -> Policy:
     """Return the policy that `settings` ask for."""
     if settings.policy == "adaptive":
         return Adaptive(ladders, settings)
@@ -58,7 +58,7 @@ class Recorded(Policy):
     another space.
     """
 
-    def __init__(self, ladders: Ladders, schedule: Schedule):
+    def __init__(self, ladders: Ladders, schedule: ShrinkingRecord):
         super().__init__(ladders)
         self.name = schedule.policy
         self._finished = schedule.stages
@@ -99,7 +99,7 @@ def _misfits(stage: Stage, ladders: Ladders) -> list[Problem]:
     ]
 
 
-def _fixed_stages(settings: Shrinking, ladders: Ladders) -> list[Stage]:
+def _fixed_stages(settings: ShrinkingSettings, ladders: Ladders) -> list[Stage]:
     everything, largest = ladders.values, ladders.only_largest
     if settings.policy == "random":
         return [Stage("everything", everything, 1.0, reason="written down")]

@@ -1,6 +1,6 @@
-"""Shrinking schedules: what was unlocked when and why, as plain records, and the pure rules that decide it.
+"""Progressive shrinking: what a supernet unlocked when and why, as plain records, and the pure rules that decide it.
 
-A schedule is the ordered list of a supernet training's stages. A stage says which values of each choice may be sampled,
+A supernet's training is an ordered list of stages. A stage says which values of each choice may be sampled,
 which share of the budget it may spend, and at which settings. Shares and what was spent are fractions of the whole
 budget in [0, 1]; learning rates and the weight of the distillation losses are factors of the recipe's.
 
@@ -301,8 +301,8 @@ class FinishedStage:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """A supernet training's stages. `budget_macs` counts multiply-accumulates as `kdnas.training.supernet` does."""
+class ShrinkingRecord:
+    """The stages of a supernet's training as they went; `budget_macs` is in the unit of `kdnas.training.supernet`."""
 
     policy: str
     space: str
@@ -316,7 +316,16 @@ class Schedule:
         return {**own, "stages": [finished.as_dict() for finished in self.stages]}
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Schedule:
-        """Return the schedule that `as_dict` wrote. Raises KeyError, TypeError or ValueError on anything else."""
-        stages = tuple(FinishedStage.from_dict(record) for record in plain["stages"])
-        return cls(**{**plain, "stages": stages})
+    def from_dict(cls, plain: Mapping[str, Any]) -> ShrinkingRecord:
+        """Return the record that `as_dict` wrote. Raises ValueError on anything else, naming the stage."""
+        at = "the record"
+        try:
+            stages = []
+            for number, stage in enumerate(plain["stages"], 1):
+                at = f"stage {number}"
+                stages.append(FinishedStage.from_dict(stage))
+            at = "the record"
+            return cls(**{**plain, "stages": tuple(stages)})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{at} of the shrinking is damaged: {what}") from error

@@ -1,4 +1,4 @@
-"""Plans for schedules of small students on the digits, made without a run's record: real data, invented scores."""
+"""Plans for plans of small students on the digits, made without a run's record: real data, invented scores."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kdnas.core.arch import Arch, Scalar
 from kdnas.core.data import ImageData
 from kdnas.core.route import RouteFacts, Scored, space_down_to
 from kdnas.core.space import Choice, SearchSpace
-from kdnas.plan.schedules import ladders_of
-from kdnas.plan.scheduling import Plan
+from kdnas.plan.making import PlanBasis
+from kdnas.plan.plan_file import ladders_of
 from kdnas.plan.train_file import train_file_for, with_epochs
-from kdnas.plan.training_steps import Progress
+from kdnas.plan.training import Progress
 from kdnas.students import STUDENTS
 from kdnas.workshop.opening import split, training_indices
 
@@ -53,8 +53,8 @@ def arch_of(family: str, assignment: dict[str, Scalar]) -> Arch:
     return STUDENTS.build(family).canonical(SPACES[family].active(assignment))
 
 
-def plan_of(family: str, data: ImageData, folder: Path, *, epochs: int = 5) -> Plan:
-    """A plan for the smallest student of the family's space; one network of the front stands between."""
+def basis_of(family: str, data: ImageData, folder: Path, *, epochs: int = 5) -> PlanBasis:
+    """A basis for the smallest student of the family's space; one network of the front stands between."""
     run = trained_run(folder, data, teacher_fingerprint="")
     arch, between = arch_of(family, STUDENTS_OF[family]), arch_of(family, BETWEEN[family])
     trial = replace(run.trials[0], arch=arch, tuned={"training.learning_rate": 0.05})
@@ -74,7 +74,7 @@ def plan_of(family: str, data: ImageData, folder: Path, *, epochs: int = 5) -> P
     )
     archs = {network.arch_id: network for network in macs}
     images = len(training_indices(data, train, file.training.data_fraction, file.seed))
-    return Plan(run, file, data, images, facts, archs, space)
+    return PlanBasis(run, file, data, images, facts, archs, space)
 
 
 def stop_at(count: int) -> Callable[[Progress], None]:

@@ -1,0 +1,351 @@
+"""From a student of a run to the plan of its full training: by a route that is named, ruled or measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from kdnas.core.arch import Arch
+from kdnas.core.data import ImageData
+from kdnas.core.route import (
+    ROUTES,
+    Route,
+    RouteFacts,
+    Scored,
+    choose_assistants,
+    space_down_to,
+    student_epochs,
+    tuning_epochs,
+)
+from kdnas.core.space import SearchSpace
+from kdnas.core.words import counted, printable
+from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
+from kdnas.nn.elastic import Unfilled
+from kdnas.plan.plan_file import (
+    RANDOM,
+    RUN_SUPERNET,
+    TEACHER,
+    Budget,
+    DataSection,
+    DistilStep,
+    MeasuredRoute,
+    SpaceSection,
+    Step,
+    StudentSection,
+    SupernetSection,
+    SupernetStep,
+    TeacherSection,
+    TrainingPlan,
+    ladders_of,
+)
+from kdnas.plan.train_file import ArchSection, TrainFile, locked_fingerprint, train_file_for, with_epochs
+from kdnas.plan.training import Progress, follow, identity
+from kdnas.plan.training_folder import GUARD_FILE, claim
+from kdnas.plan.training_ground import Ground, open_ground
+from kdnas.record.front import front
+from kdnas.record.outcome import most_often
+from kdnas.record.records import FrontMember, RunRecord
+from kdnas.record.run_folder import exclusively, recorded_space, space_record
+from kdnas.record.storage import Record
+from kdnas.students import STUDENTS, StudentFamily
+from kdnas.training.numerics import computing
+from kdnas.training.supernet import SupernetSettings
+from kdnas.training.supernet.shrinking_file import read_shrinking
+from kdnas.workshop.opening import resolve_device, split, training_indices
+from kdnas.workshop.run_data import open_run_data
+from kdnas.workshop.supernets import SUPERNET_FOLDER, load_supernet
+
+_STUDENT = "student"
+_SUPERNET = "supernet"
+
+
+@dataclass(frozen=True)
+class PlanBasis:
+    """What plans of one student's training are made from; `file.training.epochs` is the budget.
+
+    `space` is that of the supernet to shrink, None where there is none, for the reason `no_supernet`; `supernet` is the
+    run's own where it has one, from which route shrink begins then. `archs` are those of the networks in `facts`, by
+    arch_id.
+    """
+
+    run: RunRecord
+    file: TrainFile
+    data: ImageData
+    images: int
+    facts: RouteFacts
+    archs: dict[str, Arch]
+    space: SearchSpace | None
+    no_supernet: str = ""
+    supernet: SupernetSection | None = None
+
+    def with_epochs(self, epochs: int) -> PlanBasis:
+        """Return the basis with a budget of `epochs` of the student."""
+        facts = dataclasses.replace(self.facts, epochs=epochs)
+        return dataclasses.replace(self, file=with_epochs(self.file, epochs), facts=facts)
+
+
+def open_basis(run: RunRecord, member: FrontMember, epochs: int | None, *, data_root: Path, cache: Path) -> PlanBasis:
+    """Return what the plans of `member` are made from; `epochs` None: those of the study's final trainings.
+
+    Raises ConfigError or DataError where the run's data or the student's recipe cannot be had.
+    """
+    data = open_run_data(run.sources()[0], data_root, cache, locked_fingerprint(run, "data"))
+    file = train_file_for(run, member.trial, data)
+    file = file if epochs is None else with_epochs(file, epochs)
+    if run.teacher is None:
+        raise ConfigError(Problem(str(run.folder), "has no teacher on record, which a plan is measured by"))
+    train, _ = split(data, file.data, file.seed)
+    images = len(training_indices(data, train, file.training.data_fraction, file.seed))
+    student = member.trial.arch
+    supernet = _supernet_of(run)
+    space, why = _space_to_shrink(run, member, data) if supernet is None else (None, "")
+    largest = None
+    if space is not None:
+        elastic, ladders = ladders_of(space, data.task)
+        largest = elastic.price(ladders.largest)
+    others = [other for other in front(run) if other.trial.arch != student]
+    facts = RouteFacts(
+        epochs=file.training.epochs,
+        student=_scored(member, data),
+        teacher_accuracy=run.teacher.score,
+        teacher_macs=run.teacher.values.get("macs"),
+        largest_macs=largest,
+        shared_weights=supernet is not None,
+        front=tuple(_scored(other, data) for other in others),
+    )
+    archs = {other.trial.arch.arch_id: other.trial.arch for other in (member, *others)}
+    return PlanBasis(run, file, data, images, facts, archs, space, why, supernet)
+
+
+def cut_from_run(run: RunRecord, student: Arch, ground: Ground) -> nn.Module:
+    """Return `student` cut out of the run's own supernet. Raises RunFolderError where that is not there any more."""
+    if run.supernet is None:
+        raise RunFolderError(f"{run.folder} has no supernet")
+    space = recorded_space(Path(run.config.space).stem, run.lock["identity"]["space"])
+    shared = load_supernet(
+        run.folder,
+        run.config,
+        space,
+        ground.data,
+        ground.train,
+        ground.validation,
+        fingerprint=run.supernet.fingerprint,
+    )
+    return shared.cut(student)
+
+
+def make_plan(basis: PlanBasis, route: Route, why: str) -> TrainingPlan:
+    """Return the plan of the basis's student by `route`, chosen because of `why`.
+
+    Raises ConfigError, saying why, where the student cannot be trained that way.
+    """
+    steps = {"direct": _direct, "shrink": _shrink, "assistants": _assistants}[route](basis)
+    file, facts, teacher = basis.file, basis.facts, basis.run.teacher
+    assert teacher is not None  # open_basis refuses a run without
+    return TrainingPlan(
+        study=basis.run.config.name,
+        student=StudentSection(arch_id=file.arch_id, family=file.arch.family, choices=file.arch.choices),
+        teacher=TeacherSection(
+            name=teacher.name,
+            fingerprint=file.teacher_fingerprint,
+            accuracy=teacher.score,
+            macs=teacher.values.get("macs"),
+        ),
+        data=DataSection(name=basis.data.name, fingerprint=basis.data.fingerprint),
+        space=locked_fingerprint(basis.run, "space"),
+        supernet=basis.supernet if route == "shrink" else None,
+        budget=Budget(
+            epochs=facts.epochs,
+            images=basis.images,
+            student_macs=facts.student.macs,
+            macs=3 * facts.student.macs * basis.images * facts.epochs,
+        ),
+        route=route,
+        why=why,
+        steps=steps,
+    )
+
+
+def _direct(basis: PlanBasis) -> tuple[Step, ...]:
+    return (_distil(basis, _STUDENT, basis.file.student, basis.facts.epochs),)
+
+
+def _shrink(basis: PlanBasis) -> tuple[Step, ...]:
+    epochs = basis.facts.epochs
+    if basis.supernet is not None:
+        return (_distil(basis, _STUDENT, basis.file.student, epochs, init=RUN_SUPERNET),)
+    if basis.space is None:
+        raise ConfigError(Problem("route shrink", basis.no_supernet))
+    if epochs < 2:
+        raise ConfigError(Problem("route shrink", "the budget is one epoch", "2 epochs or more"))
+    tuning = tuning_epochs(epochs)
+    supernet = SupernetStep(
+        name=_SUPERNET,
+        share=round(1.0 - tuning / epochs, 6),
+        space=SpaceSection(**space_record(basis.space)),
+        settings=SupernetSettings(),
+    )
+    return (
+        supernet,
+        _distil(basis, _STUDENT, basis.file.student, tuning, init=_SUPERNET),
+    )
+
+
+def _assistants(basis: PlanBasis) -> tuple[Step, ...]:
+    chain = choose_assistants(basis.facts)
+    if not chain:
+        what = "the front has no student between this one and the teacher that the budget could train for an epoch"
+        raise ConfigError(Problem("route assistants", what))
+    steps: list[Step] = []
+    teacher = TEACHER
+    for index, assistant in enumerate(chain, 1):
+        arch = basis.archs[assistant.network.arch_id]
+        steps.append(_distil(basis, f"assistant{index}", arch, assistant.epochs, teacher=teacher))
+        teacher = steps[-1].name
+    left = student_epochs(basis.facts, chain)
+    return (*steps, _distil(basis, _STUDENT, basis.file.student, left, teacher=teacher))
+
+
+def _distil(
+    basis: PlanBasis,
+    name: str,
+    arch: Arch,
+    epochs: int,
+    *,
+    teacher: str = TEACHER,
+    init: str = RANDOM,
+) -> DistilStep:
+    macs = STUDENTS.build(arch.family).price(arch, basis.data.task).macs
+    return DistilStep(
+        name=name,
+        share=round(epochs * macs / (basis.facts.epochs * basis.facts.student.macs), 6),
+        arch=ArchSection(family=arch.family, choices=arch.choices),
+        teacher=teacher,
+        init=init,
+        epochs=epochs,
+    )
+
+
+def _supernet_of(run: RunRecord) -> SupernetSection | None:
+    if run.supernet is None:
+        return None
+    recorded = read_shrinking(run.folder / SUPERNET_FOLDER)
+    return SupernetSection(fingerprint=run.supernet.fingerprint, macs=recorded.budget_macs)
+
+
+def _scored(member: FrontMember, data: ImageData) -> Scored:
+    arch = member.trial.arch
+    macs = STUDENTS.build(arch.family).price(arch, data.task).macs
+    return Scored(arch.arch_id, member.values["accuracy"], macs)
+
+
+def _space_to_shrink(run: RunRecord, member: FrontMember, data: ImageData) -> tuple[SearchSpace | None, str]:
+    """Return the part of the run's space from its largest network down to the student, or why there is none."""
+    record = run.lock.get("identity", {}).get("space")
+    if record is None:
+        return None, "the run records no search space"
+    space = recorded_space(Path(run.config.space).stem, record)
+    if not space.family:
+        return None, f"the space {space.name} names no student family"
+    proposed = Record.open(run.folder, run.config.name, run.objectives).proposal(member.trial.number)
+    own = {choice.name: proposed.get(choice.name, choice.values[0]) for choice in space.choices}
+    family: StudentFamily = STUDENTS.build(space.family)
+    try:
+        with Unfilled():
+            family.supernet(space, data.task)
+        down = space_down_to(space, ladders_of(space, data.task)[1], own)
+        elastic, ladders = ladders_of(down, data.task)
+        smallest, largest = (elastic.spec(a).arch for a in (ladders.smallest(ladders.values), ladders.largest))
+    except ConfigError as error:
+        return None, str(error)
+    if smallest != member.trial.arch:
+        return None, f"student {member.trial.arch.arch_id} is not the smallest network of what lies above it"
+    if elastic.price(ladders.largest) <= elastic.price(ladders.smallest(ladders.values)) or smallest == largest:
+        return None, "the student is the largest network of the space"
+    return down, ""
+
+
+def make_measured_plan(
+    basis: PlanBasis,
+    share: float,
+    out: Path,
+    *,
+    data_root: Path,
+    cache: Path,
+    device: str | None = None,
+    on_progress: Callable[[Route, Progress], None] = lambda route, progress: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> TrainingPlan:
+    """Return the plan of the basis's student by the route that was best with `share` in (0, 1] of the budget.
+
+    Each route's training has a folder in `out`, where a later call finds what is finished and continues the rest; of
+    equals the first of `ROUTES` wins. The test split is not touched. Raises InputError where data, teacher or a folder
+    are not what they should be, RunError where every route's training fails; one that fails is noted with its reason.
+    """
+    brief = basis.with_epochs(max(1, round(share * basis.facts.epochs)))
+    hardware = resolve_device(device or brief.file.device)
+    brief = dataclasses.replace(brief, file=brief.file.settled(hardware, {}))
+    with computing(brief.file.training, hardware):
+        return _best_plan(basis, brief, out, data_root, cache, device, on_progress, say)
+
+
+def _best_plan(
+    basis: PlanBasis,
+    brief: PlanBasis,
+    out: Path,
+    data_root: Path,
+    cache: Path,
+    device: str | None,
+    on_progress: Callable[[Route, Progress], None],
+    say: Callable[[str], None],
+) -> TrainingPlan:
+    """Return the plan of `basis` by the route that did best in trainings as long as `brief`."""
+    ground = open_ground(brief.file, data_root=data_root, cache=cache, device=device, say=say)
+    measured: list[MeasuredRoute] = []
+    for route in ROUTES:
+        epochs = brief.facts.epochs
+        try:
+            make_plan(basis, route, "")  # a route that the whole budget cannot take is not worth trying
+            plan = make_plan(brief, route, "measured")
+        except ConfigError as error:
+            measured.append(MeasuredRoute(route=route, epochs=epochs, note=str(error)))
+            continue
+        folder = out / f"{epochs}-epochs" / route
+        claim(folder, identity(brief.file, plan))
+        tell = functools.partial(on_progress, route)
+        try:
+            with exclusively(folder / GUARD_FILE, "kdnas schedule"):
+                result = follow(
+                    brief.file,
+                    plan.steps,
+                    ground,
+                    folder,
+                    budget_macs=plan.budget.macs,
+                    shared=None if plan.supernet is None else cut_from_run(basis.run, basis.file.student, ground),
+                    on_progress=tell,
+                )
+        except TrialError as error:
+            failed = f"failed: {printable(str(error))}"
+            say(f"{route}: {failed}")
+            measured.append(MeasuredRoute(route=route, epochs=epochs, note=failed))
+            continue
+        say(f"{route}: validation accuracy {100 * result.accuracy:.2f} % with {counted(epochs, 'epoch')}")
+        measured.append(
+            MeasuredRoute(
+                route=route, epochs=epochs, accuracy=result.accuracy, train_seconds=round(result.train_seconds, 3)
+            )
+        )
+    if all(item.accuracy is None for item in measured):
+        raise RunError(f"no route could be measured{most_often([item.note for item in measured])}")
+    best = max((item for item in measured if item.accuracy is not None), key=lambda item: item.accuracy or 0.0)
+    told = ", ".join(f"{item.route} {100 * item.accuracy:.2f} %" for item in measured if item.accuracy is not None)
+    why = (
+        f"best on the {len(ground.validation)} validation images with {brief.facts.epochs} of {basis.facts.epochs} "
+        f"epochs, one seed each: {told}"
+    )
+    return make_plan(basis, best.route, why).model_copy(update={"measured": tuple(measured)})

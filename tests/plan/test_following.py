@@ -1,0 +1,281 @@
+"""Plans followed: by every route and for both families, interrupted and continued, and followed again."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import sharing
+import torch
+from planned_training import basis_of, stop_at
+from torch import nn
+from trained_run import study_config
+
+from kdnas.core.data import ImageData
+from kdnas.core.fidelity import Fidelity
+from kdnas.core.route import Route
+from kdnas.errors import ConfigError, RunError, RunFolderError, TrialError
+from kdnas.plan.making import PlanBasis, cut_from_run, make_measured_plan, make_plan, open_basis
+from kdnas.plan.plan_file import SupernetStep, TrainingPlan, check_plan, load_plan
+from kdnas.plan.training import FullTraining, Progress, StepResult, train_fully
+from kdnas.plan.training_ground import open_ground
+from kdnas.record.records import FrontMember, TrialRecord
+from kdnas.workshop.opening import open_data
+
+NOWHERE = Path("nowhere")
+EPOCHS = 5
+
+
+@pytest.fixture(scope="module")
+def digits(kdnas_cache: Path) -> ImageData:
+    return open_data(study_config().data, NOWHERE, kdnas_cache)
+
+
+@pytest.fixture(scope="module")
+def bases(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, PlanBasis]:
+    return {
+        name: basis_of(name, digits, tmp_path_factory.mktemp(name), epochs=EPOCHS) for name in ("resnet", "mobilenet")
+    }
+
+
+def train(basis: PlanBasis, route: Route, out: Path, *, plan: TrainingPlan | None = None, **options) -> FullTraining:
+    plan = plan or make_plan(basis, route, "asked for")
+    return train_fully(basis.file, out, plan=plan, data_root=NOWHERE, device="cpu", formats=["safetensors"], **options)
+
+
+@pytest.fixture(scope="module")
+def shrunk(
+    bases: dict[str, PlanBasis], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[FullTraining, list[Progress]]:
+    """An uninterrupted training by route shrink, and its news."""
+    news: list[Progress] = []
+    return train(bases["resnet"], "shrink", tmp_path_factory.mktemp("shrunk"), on_progress=news.append), news
+
+
+def same_student(a: Path, b: Path) -> bool:
+    ours, theirs = (safetensors.torch.load_file(folder / "student.safetensors") for folder in (a, b))
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_shrinking_leaves_a_student_and_the_stages_as_they_went(shrunk, bases):
+    result, news = shrunk
+    assert {path.name for path in result.folder.iterdir() if not path.name.startswith(".")} == {
+        "training.lock.yaml", "result.json", "plan.yaml", "student.safetensors", "1-supernet", "2-student"
+    }  # fmt: skip
+    plan, document = load_plan(result.folder / "plan.yaml")
+    check_plan(plan, document, bases["resnet"].file)
+    step = plan.steps[0]
+    assert isinstance(step, SupernetStep)
+    recorded = step.recorded
+    assert recorded is not None
+    assert recorded.policy == "adaptive"
+    assert recorded.budget_macs == step.budget(plan.budget.macs)
+    assert 1.0 <= sum(finished.spent for finished in recorded.stages) < 1.2
+    steps = [json.loads((result.folder / name / "step.json").read_text()) for name in ("1-supernet", "2-student")]
+    assert result.train_seconds == pytest.approx(sum(step["train_seconds"] for step in steps))
+    assert steps[1]["accuracy"] == result.score
+    assert not list(result.folder.rglob("checkpoint.safetensors"))
+    assert {(item.step, item.steps, item.name) for item in news} == {(1, 2, "supernet"), (2, 2, "student")}
+    done = [item.done for item in news]
+    assert done == sorted(done)
+    assert done[-1] == pytest.approx(1.0)
+    assert [item.at for item in news if item.step == 2] == ["epoch 1/2", "epoch 2/2"]
+
+
+def test_followed_again_the_student_is_the_same_bit_for_bit(shrunk, bases, tmp_path):
+    result, _ = shrunk
+    plan, _ = load_plan(result.folder / "plan.yaml")
+    again = train(bases["resnet"], "shrink", tmp_path / "again", plan=plan)
+    assert same_student(again.folder, result.folder)
+    assert (again.score, again.test_score) == (result.score, result.test_score)
+    assert load_plan(again.folder / "plan.yaml")[0] == plan
+
+
+def test_interrupted_anywhere_and_continued_it_is_the_same(shrunk, bases, tmp_path, monkeypatch):
+    result, news = shrunk
+    out = tmp_path / "out"
+    in_supernet = sum(item.step == 1 for item in news)
+    for count in (2, in_supernet - 2, 1):  # twice in the supernet, then after the first epoch of fine-tuning
+        with pytest.raises(KeyboardInterrupt):
+            train(bases["resnet"], "shrink", out, on_progress=stop_at(count))
+        assert not (out / "result.json").exists()
+    assert (out / "1-supernet" / "step.json").exists()
+    monkeypatch.setattr("kdnas.plan.training.train_supernet", None)  # it is finished
+    later: list[Progress] = []
+    resumed = train(bases["resnet"], "shrink", out, on_progress=later.append)
+    assert [item.at for item in later] == ["epoch 2/2"]
+    assert same_student(out, result.folder)
+    ours, theirs = (load_plan(folder / "plan.yaml")[0] for folder in (out, result.folder))
+    assert ours == theirs
+    monkeypatch.setattr("kdnas.plan.training.distil", None)
+    again = train(bases["resnet"], "shrink", out)
+    assert again.already_done
+    assert again.test_score == resumed.test_score
+
+
+def test_stopped_between_the_steps(shrunk, bases, tmp_path, monkeypatch):
+    """The supernet is finished; what kills it is the very next thing."""
+    result, _ = shrunk
+
+    def killed(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kdnas.plan.training.distil", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(bases["resnet"], "shrink", tmp_path / "out")
+    train(bases["resnet"], "shrink", tmp_path / "out")
+    assert same_student(tmp_path / "out", result.folder)
+
+
+def test_direct_is_the_plain_training(bases, tmp_path):
+    basis = bases["resnet"]
+    plain = train_fully(basis.file, tmp_path / "plain", data_root=NOWHERE, formats=["safetensors"], device="cpu")
+    direct = train(basis, "direct", tmp_path / "direct")
+    assert same_student(tmp_path / "plain", tmp_path / "direct")
+    assert direct.score == plain.score
+    assert (tmp_path / "direct" / "1-student" / "history.csv").exists()
+    assert not (tmp_path / "plain" / "plan.yaml").exists()
+
+
+def test_a_student_learns_from_its_assistant(bases, tmp_path, monkeypatch):
+    from kdnas.plan import training
+
+    taught: list[str] = []
+    distil = training.distil
+
+    def watching(network, teacher, *arguments, **options):
+        taught.append(teacher.name)
+        return distil(network, teacher, *arguments, **options)
+
+    monkeypatch.setattr("kdnas.plan.training.distil", watching)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        train(bases["resnet"], "assistants", out, on_progress=stop_at(2))
+    train(bases["resnet"], "assistants", out)
+    assert taught[0].startswith("resnet")
+    assert taught[-1] == "assistant1"
+    whole = train(bases["resnet"], "assistants", tmp_path / "whole")
+    assert same_student(out, whole.folder)
+
+
+def test_shrinking_of_the_other_family(bases, tmp_path):
+    result = train(bases["mobilenet"], "shrink", tmp_path / "out")
+    again = train(bases["mobilenet"], "shrink", tmp_path / "again", plan=load_plan(tmp_path / "out" / "plan.yaml")[0])
+    assert same_student(result.folder, again.folder)
+
+
+def test_another_plan_in_the_folder_is_refused(shrunk, bases):
+    with pytest.raises(RunFolderError, match="holds another training"):
+        train(bases["resnet"], "direct", shrunk[0].folder)
+    with pytest.raises(RunFolderError, match="holds another training"):
+        train_fully(bases["resnet"].file, shrunk[0].folder, data_root=NOWHERE)
+    recorded, _ = load_plan(shrunk[0].folder / "plan.yaml")
+    with pytest.raises(RunFolderError, match="holds another training") as caught:
+        train(bases["resnet"], "shrink", shrunk[0].folder, plan=recorded)
+    assert [problem.where for problem in caught.value.problems][1:] == ["plan.steps.0.recorded"]
+
+
+def test_a_budget_counted_for_other_images_is_refused(bases, tmp_path):
+    plan = make_plan(bases["resnet"], "direct", "so")
+    budget = plan.budget.model_copy(update={"images": 3})
+    with pytest.raises(ConfigError, match="images are trained on: write the plan anew"):
+        train(bases["resnet"], "direct", tmp_path, plan=plan.model_copy(update={"budget": budget}))
+
+
+@pytest.mark.parametrize("damage", ["weights.safetensors", "step.json"])
+def test_a_damaged_step_is_refused(bases, tmp_path, damage):
+    with pytest.raises(KeyboardInterrupt):
+        train(bases["resnet"], "assistants", tmp_path, on_progress=stop_at(2))
+    (tmp_path / "1-assistant1" / damage).write_text("nothing")
+    with pytest.raises(RunFolderError, match=r"1-assistant1 is damaged .* remove it to repeat"):
+        train(bases["resnet"], "assistants", tmp_path)
+
+
+def test_every_route_is_measured_once(bases, tmp_path, kdnas_cache, monkeypatch):
+    basis = bases["resnet"].with_epochs(20)
+    news: list[str] = []
+
+    def measured(**options) -> TrainingPlan:
+        return make_measured_plan(basis, 0.1, tmp_path, data_root=NOWHERE, cache=kdnas_cache, device="cpu", **options)
+
+    def stop(route: Route, progress: Progress) -> None:
+        news.append(route)
+        if len(news) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measured(on_progress=stop)
+    plan = measured()
+    by_route = {item.route: item for item in plan.measured}
+    assert set(by_route) == {"direct", "shrink", "assistants"}
+    assert all(item.epochs == 2 for item in plan.measured)
+    scores = {route: item.accuracy for route, item in by_route.items() if item.accuracy is not None}
+    assert {"direct", "shrink"} <= set(scores)
+    assert plan.route == max(scores, key=lambda route: scores[route])
+    assert plan.budget.epochs == 20
+    assert f"{100 * scores[plan.route]:.2f} %" in plan.why
+    monkeypatch.setattr("kdnas.plan.training.distil", None)
+    monkeypatch.setattr("kdnas.plan.training.train_supernet", None)
+    assert measured() == plan  # nothing is trained again
+
+
+def test_a_route_that_fails_is_noted_and_all_of_them_are_an_error(bases, tmp_path, kdnas_cache, monkeypatch):
+    basis, done = bases["resnet"].with_epochs(20), StepResult(nn.Identity(), 0.5, 1.0)
+
+    def measured(sound: int) -> TrainingPlan:
+        def follow(file, steps, *arguments, **options) -> StepResult:
+            if len(steps) > sound:
+                raise TrialError(f"the loss is\x1b[31m nan in step {len(steps)}")
+            return done
+
+        monkeypatch.setattr("kdnas.plan.making.follow", follow)
+        return make_measured_plan(basis, 0.1, tmp_path, data_root=NOWHERE, cache=kdnas_cache, device="cpu")
+
+    plan = measured(sound=1)
+    assert plan.route == "direct"
+    assert "failed: the loss is nan in step 2" in [item.note for item in plan.measured]
+    with pytest.raises(RunError, match="no route could be measured, .* for this reason .*: failed: the loss is nan"):
+        measured(sound=0)
+
+
+@pytest.fixture(scope="module")
+def sharing_basis(kdnas_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> PlanBasis:
+    """A basis for a student of a run that has trained a supernet."""
+    parent = tmp_path_factory.mktemp("sharing")
+    opened = sharing.prepared(sharing.load(sharing.write(parent)), parent / "run")
+    arch = opened.evaluator.arch(opened.space.random(np.random.default_rng(1)))
+    trial = TrialRecord(0, arch, "complete", Fidelity(2, 0.3), values={"accuracy": 0.3, "macs": 1.0})
+    return open_basis(opened.run, FrontMember(trial, trial.values, None), 2, data_root=NOWHERE, cache=kdnas_cache)
+
+
+def test_shrinking_begins_from_the_runs_own_supernet(sharing_basis, tmp_path, monkeypatch):
+    from kdnas.plan import training
+
+    basis, begun = sharing_basis, []
+    distil = training.distil
+
+    def watching(network, *arguments, **options):
+        begun.append({name: value.clone() for name, value in network.state_dict().items()})
+        return distil(network, *arguments, **options)
+
+    def shared(ground):
+        return cut_from_run(basis.run, basis.file.student, ground)
+
+    monkeypatch.setattr("kdnas.plan.training.distil", watching)
+    plan = make_plan(basis, "shrink", "so")
+    assert plan.supernet is not None
+    assert plan.supernet.fingerprint == basis.run.supernet.fingerprint
+    result = train(basis, "shrink", tmp_path, plan=plan, shared=shared)
+    ground = open_ground(basis.file, data_root=NOWHERE, cache=Path(os.environ["KDNAS_CACHE"]), device="cpu", say=print)
+    cut = shared(ground).state_dict()
+    assert all(torch.equal(begun[0][name], value) for name, value in cut.items())
+    assert result.epochs == 2
+    assert basis.facts.shared_weights
+    (basis.run.folder / "supernet" / "weights.safetensors").unlink()
+    with pytest.raises(RunFolderError, match="missing"):
+        shared(ground)
