@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
-from kdnas.core.objective import ACCURACY, Quantity, parse_constraint
+from kdnas.core.objective import ACCURACY, PERPLEXITY, Quantity, parse_constraint
 from kdnas.record.records import Repeat, RunRecord, TeacherReport, TrialRecord
 from kdnas.study.config import Final, StudyConfig
 
@@ -63,12 +64,60 @@ def run_of(
         config=config,
         lock={},
         objectives=(ACCURACY, MACS),
-        constraints=tuple(parse_constraint(text) for text in constraints),
+        constraints=tuple(parse_constraint(text, ACCURACY) for text in constraints),
         quantities={quantity.name: quantity for quantity in (ACCURACY, MACS, PARAMS, LATENCY)},
         trials=tuple(trials),
         teacher=None,
         reference_point={"accuracy": 0.0, "macs": 100.0},
         class_names=("a", "b"),
+    )
+
+
+def perplexity_of(accuracy: float) -> float:
+    """A perplexity that is the smaller the larger `accuracy` is."""
+    return 12 * math.exp(4 * (1 - accuracy))
+
+
+def as_perplexity(run: RunRecord, goals: Sequence[str] = ()) -> RunRecord:
+    """The same run scored by a perplexity, which is to be small; `goals` are constraints on it."""
+
+    def of(values: Mapping[str, float]) -> dict[str, float]:
+        return {
+            "perplexity" if name == "accuracy" else name: perplexity_of(value) if name == "accuracy" else value
+            for name, value in values.items()
+        }
+
+    def repeat(one: Repeat) -> Repeat:
+        tested = None if one.test_score is None else perplexity_of(one.test_score)
+        return replace(one, score=perplexity_of(one.score), test_score=tested)
+
+    teacher = run.teacher
+    if teacher is not None:
+        tested = None if teacher.test_score is None else perplexity_of(teacher.test_score)
+        teacher = replace(teacher, score=perplexity_of(teacher.score), test_score=tested)
+    stated = [*run.config.constraints, *goals]
+    objectives = tuple(PERPLEXITY if objective == ACCURACY else objective for objective in run.objectives)
+    return replace(
+        run,
+        config=run.config.model_copy(
+            update={"objectives": tuple(o.name for o in objectives), "constraints": tuple(stated)}
+        ),
+        objectives=objectives,
+        quantities={PERPLEXITY.name: PERPLEXITY, **{k: v for k, v in run.quantities.items() if v != ACCURACY}},
+        constraints=tuple(parse_constraint(text, PERPLEXITY) for text in stated),
+        reference_point=of(run.reference_point),
+        teacher=teacher,
+        trials=tuple(
+            replace(trial, values=of(trial.values), repeats=tuple(map(repeat, trial.repeats))) for trial in run.trials
+        ),
+        controls=tuple(
+            replace(
+                control,
+                score=None if control.score is None else perplexity_of(control.score),
+                test_score=None if control.test_score is None else perplexity_of(control.test_score),
+            )
+            for control in run.controls
+        ),
     )
 
 

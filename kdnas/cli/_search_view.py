@@ -29,7 +29,7 @@ from kdnas.controller.events import (
 from kdnas.controller.stopping import budget_in_words
 from kdnas.core.objective import breaches
 from kdnas.core.words import counted, printable
-from kdnas.record.front import best_of, comparable, front, hypervolume, is_near_chance, measured_values
+from kdnas.record.front import best_of, comparable, front, hypervolume, is_near_worst, measured_values
 from kdnas.record.records import RunRecord, TrialRecord
 from kdnas.report.searched import stuck_at_bounds
 from kdnas.report.summary import (
@@ -299,8 +299,8 @@ def repeat_line(event: RepeatEnded) -> str:
 
 def _doubt(run: RunRecord) -> str:
     """Return why not even the best student is one to recommend; empty where it is, or another line says so."""
-    best = best_of(front(run))
-    return "" if is_near_chance(run, best) or not run.trains else in_doubt(run, best)
+    best = best_of(run, front(run))
+    return "" if is_near_worst(run, best.values[run.score.name]) or not run.trains else in_doubt(run, best)
 
 
 def _print_result(console: Console, run: RunRecord, written: Sequence[Path]) -> None:

@@ -14,7 +14,6 @@ from kdnas.controller.promotion import student_key
 from kdnas.core.improvement import free_boxes, improvement
 from kdnas.core.objective import breaches, minimised
 from kdnas.core.pareto import non_dominated
-from kdnas.core.pick import score_of
 from kdnas.core.promotion import lifted
 from kdnas.record.front import comparable, measured_values
 from kdnas.record.records import RunRecord, TrialRecord
@@ -53,7 +52,7 @@ def _largest(values: np.ndarray, chosen: list[int], most: int, run: RunRecord) -
     """
     scale = _logarithmic(values, run)
     reference = _reference(scale, run)
-    score = run.objectives.index(score_of(run.objectives))
+    score = run.objectives.index(run.score)
     picked = list(chosen)
     while len(picked) < min(most, len(values)):
         rest = [place for place in range(len(values)) if place not in picked]

@@ -161,13 +161,14 @@ def examine(study: LoadedStudy, evaluator: Evaluator, device: str) -> Examined:
     evaluator.try_out(_extremes(sample))
     facts = evaluator.facts()
     report = TeacherReport.of(facts["teacher"])
-    config = stated.against(None if report is None else report.standard)
+    config = stated.against(None if report is None else report.standard(stated.score))
     if config != stated or evaluator.price(sample[0].arch).keys() != sample[0].costs.keys():
         sample = priced(config)  # what speaks of the teacher is a number now, and a latency table prices too
     _check_measured(config, study.space, evaluator, sample)
-    costs = [name for name in config.objectives if name != "accuracy"]
+    score = config.score.name
+    costs = [name for name in config.objectives if name != score]
     teacher = facts["teacher"]["values"] if facts["teacher"] else {}
-    reference = {"accuracy": facts.pop("chance"), **reference_costs(sample, config.limits, teacher, costs)}
+    reference = {score: facts.pop("chance"), **reference_costs(sample, config.limits, teacher, costs)}
     lock = {
         "config": stated.model_dump(mode="json"),
         "quantities": [dataclasses.asdict(quantity) for quantity in evaluator.quantities.values()],

@@ -9,7 +9,7 @@ from datetime import datetime
 import numpy as np
 
 from kdnas.core.arch import Arch
-from kdnas.core.objective import ACCURACY, breaches, minimised
+from kdnas.core.objective import breaches, minimised
 from kdnas.core.promotion import Call, Rung, best_by_front, promotable
 from kdnas.record.front import measured_values
 from kdnas.record.records import RunRecord, TrialRecord
@@ -54,7 +54,6 @@ def next_promotion(run: RunRecord, call: Call = "share") -> TrialRecord | None:
     if len(fidelities) == 1:
         return None
     started, running = places(run), places(run, running=True)
-    names = [objective.name for objective in run.objectives]
     for rung in reversed(range(len(fidelities) - 1)):
         trials = _scored_at(run, rung)
         above = [(student_key(trial.arch, trial.tuned), rung + 1) for trial in trials]
@@ -69,7 +68,7 @@ def next_promotion(run: RunRecord, call: Call = "share") -> TrialRecord | None:
             ),
             eta=run.config.eta(rung),
             reference=minimised([run.reference_point], run.objectives)[0],
-            lead=names.index(ACCURACY.name) if ACCURACY.name in names else 0,
+            lead=run.objectives.index(run.score),
             call=call,
         )
         if best:

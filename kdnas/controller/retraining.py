@@ -14,11 +14,10 @@ from kdnas.controller.finalists import finalists
 from kdnas.controller.preparation import Opened
 from kdnas.controller.promotion import student_key
 from kdnas.controller.workers import wait
-from kdnas.core.objective import ACCURACY
 from kdnas.core.words import counted
 from kdnas.errors import TrialError
 from kdnas.executors import Executor, Finished
-from kdnas.record.front import FLAT, NEAR_CHANCE, picked_or_recommended
+from kdnas.record.front import is_flat, is_near_worst, picked_or_recommended
 from kdnas.record.products import file_sha256, lost_checkpoints
 from kdnas.record.records import Control, Repeat, TrialRecord
 from kdnas.study.config import StudyConfig
@@ -109,17 +108,18 @@ class Retraining:
         return until_flat and "final_epochs" not in self._record.notes()
 
     def find_length(self, executor: Executor, chosen: tuple[TrialRecord, ...]) -> None:
-        """Find out how long a final training is: doubled until the best of `chosen` gains less than `FLAT` by it.
+        """Find out how long a final training is: doubled until the best of `chosen` gains less than a point by it.
 
-        Each length is a training from its start, with a whole learning-rate schedule, since accuracy in the middle of
+        Each length is a training from its start, with a whole learning-rate schedule, since the score in the middle of
         one says little. What was tried before an interruption is in the record.
         """
         self.did_something = True
         final = self._config.final
         epochs = final.epochs or self._config.training.epochs
-        student = max(chosen, key=lambda trial: trial.values[ACCURACY.name])
+        run, score = self._opened.run, self._opened.run.score
+        student = min(chosen, key=lambda trial: score.minimised(trial.values[score.name]))
         tried = {int(length): score for length, score in self._record.notes().get("lengths", {}).items()}
-        before, guess = None, self._opened.run.reference_point.get(ACCURACY.name, 0.0)
+        before: int | None = None
         while True:
             if epochs not in tried:
                 try:
@@ -129,15 +129,14 @@ class Retraining:
                     epochs = before or epochs
                     break
                 self._record.set_note("lengths", tried)
-            gain = None if before is None else tried[epochs] - tried[before]
-            has_begun = tried[epochs] > guess + NEAR_CHANCE  # flat at its start is no curve's end
-            if gain is not None and gain < FLAT and has_begun:
-                assert before is not None
-                told = f"{counted(before, 'epoch')} a final training: {epochs} add {100 * gain:+.1f} points"
+            gain = None if before is None else score.gain(tried[epochs], tried[before])
+            has_begun = not is_near_worst(run, tried[epochs])  # flat at its start is no curve's end
+            if before is not None and gain is not None and is_flat(run, gain) and has_begun:
+                told = f"{counted(before, 'epoch')} a final training: {epochs} gain {score.shown_points(gain)}"
                 epochs = before
                 break
             if 2 * epochs > final.max_epochs:
-                rising = "" if gain is None else f", though the last doubling added {100 * gain:.1f} points"
+                rising = "" if gain is None else f", though the last doubling gained {score.shown_points(gain)}"
                 told = (
                     f"{counted(epochs, 'epoch')} a final training: twice as many are more than final.max_epochs{rising}"
                 )
@@ -160,9 +159,10 @@ class Retraining:
         self._observe(
             Note(f"student {trial.arch.arch_id}: trained for {counted(epochs, 'epoch')}, to see how long pays")
         )
-        accuracy = self._alone(executor, "length", job, config)["values"][ACCURACY.name]
-        self._observe(Note(f"student {trial.arch.arch_id}: {100 * accuracy:.2f} % after {counted(epochs, 'epoch')}"))
-        return float(accuracy)
+        score = self._opened.run.score
+        value = float(self._alone(executor, "length", job, config)["values"][score.name])
+        self._observe(Note(f"student {trial.arch.arch_id}: {score.shown(value)} after {counted(epochs, 'epoch')}"))
+        return value
 
     def _alone(self, executor: Executor, key: str, job: Job, config: StudyConfig) -> Mapping[str, Any]:
         """Return the result of one training, while nothing else runs. Raises TrialError where it fails."""
@@ -200,9 +200,10 @@ class Retraining:
             self._record.add_control(Control(trial.number, None, None, job.fidelity, failure=str(error)))
             self._observe(Note(f"{student} could not be trained without its teacher: {error}"))
             return
-        accuracy, tested = result["values"]["accuracy"], result.get("test_accuracy")
-        self._record.add_control(Control(trial.number, accuracy, tested, job.fidelity, result["train_seconds"]))
-        self._observe(Note(f"{student} without its teacher: accuracy {100 * accuracy:.2f} %"))
+        score = self._opened.run.score
+        value, tested = result["values"][score.name], result.get("test_accuracy")
+        self._record.add_control(Control(trial.number, value, tested, job.fidelity, result["train_seconds"]))
+        self._observe(Note(f"{student} without its teacher: {score.name} {score.shown(value)}"))
 
     def finish(self) -> None:
         """Check the finalists against the record, and score the teacher on the test split, as the front has been."""
@@ -229,7 +230,7 @@ class Retraining:
         written = result.get("checkpoint", "")
         repeat = Repeat(
             seed,
-            result["values"]["accuracy"],
+            result["values"][self._opened.run.score.name],
             result.get("test_accuracy"),
             job.fidelity,
             result["train_seconds"],

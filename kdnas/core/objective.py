@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
+from kdnas.core.interval import share_interval
 
 Direction = Literal["maximize", "minimize"]
 Kind = Literal["cheap", "measured", "trained"]
@@ -19,7 +21,8 @@ class Quantity:
     """Something known about a student.
 
     `kind` says what it takes to know it: "cheap" follows from the arch alone in under a millisecond, "measured"
-    needs the built but untrained student, "trained" needs training.
+    needs the built but untrained student, "trained" needs training. One whose unit is "fraction" lies in [0, 1] and is
+    shown in per cent.
     """
 
     name: str
@@ -27,8 +30,61 @@ class Quantity:
     direction: Direction
     kind: Kind
 
+    @property
+    def is_fraction(self) -> bool:
+        """Whether it lies in [0, 1]: a point of it is a hundredth, of anything else one unit."""
+        return self.unit == "fraction"
+
+    @property
+    def point(self) -> float:
+        """One point, in its own unit."""
+        return 0.01 if self.is_fraction else 1.0
+
+    def minimised(self, value: float) -> float:
+        """Return `value`, or its negative, so that smaller is better."""
+        return -value if self.direction == "maximize" else value
+
+    def gain(self, value: float, over: float) -> float:
+        """Return by how much `value` is better than `over`, in its own unit; negative where it is worse."""
+        return self.minimised(over) - self.minimised(value)
+
+    def lead(self, value: float, over: float) -> float:
+        """Return how far ahead of `over` a score is on a scale on which steps count alike.
+
+        For a fraction the difference; for a positive score without an upper end, such as a perplexity, that of the
+        logarithms, where 0.05 is 5 per cent.
+        """
+        if self.is_fraction or value <= 0 or over <= 0:
+            return self.gain(value, over)
+        return self.gain(math.log(value), math.log(over))
+
+    def ends(self, mean: float, half_width: float | None) -> tuple[float, float]:
+        """Return the ends of an interval around `mean`; that of a fraction leaves [0, 1] at neither end."""
+        if self.is_fraction:
+            return share_interval(mean, half_width)
+        half = half_width or 0.0
+        return mean - half, mean + half
+
+    def shown(self, value: float) -> str:
+        """Return a score as it is printed: "97.10 %", or "23.4"."""
+        if self.is_fraction:
+            return f"{100 * value:.2f} %"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+    def shown_points(self, difference: float) -> str:
+        """Return a difference of scores: "2.1 points" of a fraction, else a number in its own unit."""
+        return f"{100 * difference:.1f} points" if self.is_fraction else f"{difference:.3g}"
+
 
 ACCURACY = Quantity("accuracy", "fraction", "maximize", "trained")
+PERPLEXITY = Quantity("perplexity", "per token", "minimize", "trained")
+SCORES = {score.name: score for score in (ACCURACY, PERPLEXITY)}
+"""What tasks are scored by, by name."""
+
+
+def score_among(names: Iterable[str]) -> Quantity:
+    """Return the score that a study's objectives name: accuracy where they name none."""
+    return next((SCORES[name] for name in names if name in SCORES), ACCURACY)
 
 
 @dataclass(frozen=True)
@@ -41,10 +97,9 @@ class Constraint:
     percent: bool = False
     """Whether `bound` is a percentage of the teacher's value, which must be put in its place first."""
 
-    @property
-    def is_score_floor(self) -> bool:
-        """Whether it says how good a student must at least be: known only once it is trained."""
-        return self.name == ACCURACY.name and self.operator == ">="
+    def is_goal_for(self, score: Quantity) -> bool:
+        """Whether it says how good the score must at least be, which is known only once a student is trained."""
+        return self.name == score.name and (self.operator == ">=") == (score.direction == "maximize")
 
     def violation(self, value: float) -> float:
         """Return how far `value` lies on the wrong side of the bound (<= 0 is feasible), in the quantity's unit."""
@@ -60,10 +115,11 @@ _BOUND = re.compile(r"^\s*([a-z_][a-z0-9_]*)\s*(<=|>=)\s*([-+0-9.eE]+)\s*([kKMG%
 _SUFFIX = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 
 
-def parse_constraint(text: str) -> Constraint:
+def parse_constraint(text: str, score: Quantity | None = None) -> Constraint:
     """Return the constraint that `text` spells. Raises ValueError on anything else.
 
-    `macs<=10e6`, `macs<=10M`; `macs<=5%` is a share of the teacher's, `accuracy>=95%` the same as `accuracy>=0.95`.
+    `macs<=10e6`, `macs<=10M`; `macs<=5%` is a share of the teacher's. Of a `score` that is a fraction, `accuracy>=95%`
+    is the same as `accuracy>=0.95`.
     """
     match = _BOUND.match(text)
     try:
@@ -75,10 +131,10 @@ def parse_constraint(text: str) -> Constraint:
             raise ValueError
     except ValueError:
         raise ValueError(f"{text!r} is not a bound such as 'macs<=10e6', 'params<=1M' or 'macs<=5%'") from None
-    if match[1] == ACCURACY.name:
+    if score is not None and match[1] == score.name and score.is_fraction:
         bound, percent = bound / 100 if percent else bound, False
         if not 0.0 <= bound <= 1.0:
-            raise ValueError(f"{text!r}: an accuracy is a fraction, such as 0.95 or 95%")
+            raise ValueError(f"{text!r}: {score.name} is a fraction, such as 0.95 or 95%")
     return Constraint(match[1], match[2], bound, percent)  # type: ignore[arg-type]
 
 
@@ -102,8 +158,5 @@ def breaches(
 
 def minimised(rows: Sequence[Mapping[str, float]], objectives: Sequence[Quantity]) -> np.ndarray:
     """Return the objective values of `rows` as an array [N, M] in which smaller is always better."""
-    signs = [-1.0 if objective.direction == "maximize" else 1.0 for objective in objectives]
-    values = [
-        [sign * float(row[objective.name]) for sign, objective in zip(signs, objectives, strict=True)] for row in rows
-    ]
+    values = [[objective.minimised(float(row[objective.name])) for objective in objectives] for row in rows]
     return np.asarray(values, dtype=float).reshape(len(rows), len(objectives))

@@ -1,7 +1,7 @@
 """Pointing at one student of a front: the words a user may write, and which student they mean.
 
-One spelling serves `--pick`, `export.pick` and, as far as it bounds anything, `constraints`. The score is the objective
-that takes training to know; a point of it is a hundredth where it is a fraction, else one unit.
+One spelling serves `--pick`, `export.pick` and, as far as it bounds anything, `constraints`. The score is the task's
+(`kdnas.core.task.TaskSpec.score`): a fraction such as accuracy, or a number that is to be small such as perplexity.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from kdnas.core.objective import ACCURACY, Constraint, Quantity, breaches, minimised, parse_constraint
+from kdnas.core.objective import Constraint, Quantity, breaches, minimised, parse_constraint
 from kdnas.core.pareto import knee
 
 SHORTEST_PREFIX = 4
@@ -24,7 +24,7 @@ PICKS = (
     "teacher-1 (the cheapest within 1 point of the teacher), "
     "best, knee (needs three students), an arch_id, or bounds joined by commas: "
     "macs<=10e6 or macs<=5% (of the teacher's) for the best within them, "
-    "accuracy>=0.95 for the cheapest that reaches it"
+    "a bound on the score, such as accuracy>=0.95 or perplexity<=20, for the cheapest that reaches it"
 )
 """What a pick may be, for help and messages."""
 FEWEST_FOR_A_KNEE = 3
@@ -81,8 +81,8 @@ class Standard:
     values: Mapping[str, float]
 
 
-def parse_pick(text: str) -> Pick:
-    """Return the pick that `text` spells (`PICKS`). Raises PickError on anything else."""
+def parse_pick(text: str, score: Quantity) -> Pick:
+    """Return the pick that `text` spells (`PICKS`) of students with this `score`. Raises PickError on anything else."""
     wanted = text.strip()
     wanted = wanted.lower() if wanted.lower() in ("best", "knee", DEFAULT_PICK) else wanted
     if _ARCH_ID.match(wanted.lower()):
@@ -96,7 +96,7 @@ def parse_pick(text: str) -> Pick:
             near = distance
         else:
             try:
-                bounds.append(parse_constraint(part))
+                bounds.append(parse_constraint(part, score))
             except ValueError as error:
                 unknown = not re.search(r"[<>=]", part)
                 raise PickError(f"{wanted!r} picks nothing" if unknown else str(error), PICKS) from None
@@ -104,19 +104,19 @@ def parse_pick(text: str) -> Pick:
         raise PickError(f"{' and '.join(words)} are two picks", PICKS)
     if words == ["knee"]:
         return Pick("knee", tuple(bounds))
-    asks_for_quality = bool(bounds) and all(bound.is_score_floor for bound in bounds) and not words
+    asks_for_quality = bool(bounds) and all(bound.is_goal_for(score) for bound in bounds) and not words
     return Pick("cheapest" if near is not None or asks_for_quality else "best", tuple(bounds), near)
 
 
-def parse_bound(text: str) -> Constraint | Near:
+def parse_bound(text: str, score: Quantity) -> Constraint | Near:
     """Return what a constraint of a study says: a bound, or a distance to the teacher. Raises ValueError."""
     near = _near(text.strip())
     if near is not None and near.to == "teacher":
         return near
-    return parse_constraint(text)
+    return parse_constraint(text, score)
 
 
-def against(bound: Constraint | Near, teacher: Standard | None, score: Quantity = ACCURACY) -> Constraint:
+def against(bound: Constraint | Near, teacher: Standard | None, score: Quantity) -> Constraint:
     """Return `bound` as a number, where it speaks of the teacher. Raises PickError where that is not known."""
     if isinstance(bound, Constraint) and not bound.percent:
         return bound
@@ -126,23 +126,8 @@ def against(bound: Constraint | Near, teacher: Standard | None, score: Quantity 
     if not math.isfinite(teacher.values.get(name, math.nan)):
         raise PickError(f"{bound}: the teacher's {name!r} is not known", ", ".join(teacher.values))
     if isinstance(bound, Near):
-        return floor(score, teacher.values[name], (bound.points or 0.0) * point(score))
+        return floor(score, teacher.values[name], (bound.points or 0.0) * score.point)
     return replace(bound, bound=bound.bound / 100 * teacher.values[name], percent=False)
-
-
-def score_of(objectives: Sequence[Quantity]) -> Quantity:
-    """Return the objective that takes training to know."""
-    return next((objective for objective in objectives if objective.kind == "trained"), ACCURACY)
-
-
-def cost_of(objectives: Sequence[Quantity]) -> Quantity:
-    """Return the cost that "cheapest" is about: the first one the study names."""
-    return next((objective for objective in objectives if objective.kind != "trained"), objectives[0])
-
-
-def point(score: Quantity) -> float:
-    """Return one point of `score` in its own unit."""
-    return 0.01 if score.unit == "fraction" else 1.0
 
 
 def floor(score: Quantity, value: float, distance: float) -> Constraint:
@@ -154,27 +139,32 @@ def floor(score: Quantity, value: float, distance: float) -> Constraint:
 
 def best_of(candidates: Sequence[Candidate], score: Quantity) -> int:
     """Return the candidate with the best score; of equals the first. ValueError where there is none."""
-    worst = math.inf
-    sign = -1.0 if score.direction == "maximize" else 1.0
-    return min(range(len(candidates)), key=lambda place: sign * candidates[place].values.get(score.name, sign * worst))
+    known = [candidate.values.get(score.name) for candidate in candidates]
+    losses = [math.inf if value is None else score.minimised(value) for value in known]
+    return min(range(len(losses)), key=losses.__getitem__)
 
 
 def margin(near: Near, best: Candidate, score: Quantity) -> float:
     """Return how much worse than `best` a student may be that is near it, in the score's unit."""
     if near.points is not None:
-        return near.points * point(score)
-    return min(max(_DEFAULT_POINTS * point(score), best.half_width or 0.0), MOST_POINTS * point(score))
+        return near.points * score.point
+    return min(max(_DEFAULT_POINTS * score.point, best.half_width or 0.0), MOST_POINTS * score.point)
 
 
 def choose(
-    pick: Pick, candidates: Sequence[Candidate], objectives: Sequence[Quantity], teacher: Standard | None = None
+    pick: Pick,
+    candidates: Sequence[Candidate],
+    objectives: Sequence[Quantity],
+    score: Quantity,
+    teacher: Standard | None = None,
 ) -> int:
     """Return the place of the student that `pick` means among the `candidates` of a front.
+
+    "Cheapest" is about the first of `objectives` that is not the `score`.
 
     Bounds come first; the rule chooses among those within them. Raises PickError where nobody meets them, naming the
     nearest miss, where a bound speaks of something unknown, and where there is no knee.
     """
-    score = score_of(objectives)
     bounds = [against(bound, teacher, score) for bound in pick.bounds]
     known = sorted(set().union(*(candidate.values for candidate in candidates)))
     for bound in bounds:
@@ -191,7 +181,7 @@ def choose(
     if pick.rule == "knee":
         return fitting[_knee(chosen, objectives)]
     if pick.rule == "cheapest":
-        return fitting[_cheapest(chosen, objectives)]
+        return fitting[_cheapest(chosen, objectives, score)]
     return fitting[best_of(chosen, score)]
 
 
@@ -225,15 +215,14 @@ def _relative_miss(values: Mapping[str, float], bounds: Sequence[Constraint]) ->
     return sum(misses)
 
 
-def _cheapest(candidates: Sequence[Candidate], objectives: Sequence[Quantity]) -> int:
+def _cheapest(candidates: Sequence[Candidate], objectives: Sequence[Quantity], score: Quantity) -> int:
     """Return the cheapest, of equals the one with the better score."""
-    order = (cost_of(objectives), score_of(objectives))
-    signs = [-1.0 if quantity.direction == "maximize" else 1.0 for quantity in order]
+    order = (next((objective for objective in objectives if objective != score), score), score)
 
     def key(place: int) -> tuple[float, ...]:
-        values = [candidates[place].values.get(quantity.name, math.nan) for quantity in order]
-        pairs = zip(signs, values, strict=True)
-        return tuple(math.inf if math.isnan(value) else sign * value for sign, value in pairs)
+        values = candidates[place].values
+        known = [quantity.minimised(values.get(quantity.name, math.nan)) for quantity in order]
+        return tuple(math.inf if math.isnan(value) else value for value in known)
 
     return min(range(len(candidates)), key=key)
 

@@ -15,8 +15,8 @@ may gain something, then everyone, and the rule is but the order. Until then the
   between rungs, so nothing is foretold of it.
 - `moasha`: MO-ASHA (Schmucker et al., "Multi-objective asynchronous successive halving", 2021): first fronts again, and
   within a front the order of an epsilon-net, each the farthest from those before it.
-- `halving`: plain successive halving by the accuracy alone: of each block of students that came to a rung one after the
-  other, as many as lead to one student at the highest, the most accurate 1 / eta are promoted once all are scored.
+- `halving`: plain successive halving by the score alone: of each block of students that came to a rung one after the
+  other, as many as lead to one student at the highest, the best 1 / eta are promoted once all are scored.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from kdnas.core import hypervolume as volumes
 from kdnas.core import pick as pick_rules
 from kdnas.core.comparison import welch_p_value
 from kdnas.core.interval import mean_ci95
-from kdnas.core.objective import ACCURACY, Quantity, breaches, minimised
+from kdnas.core.objective import Quantity, breaches, minimised
 from kdnas.core.pareto import non_dominated
 from kdnas.core.pick import (
     DEFAULT_PICK,
@@ -30,19 +30,16 @@ from kdnas.core.pick import (
     PickError,
     choose,
     parse_pick,
-    score_of,
 )
 from kdnas.errors import ConfigError, Problem
 from kdnas.record.records import FrontMember, RunRecord, TrialRecord
 
 SIGNIFICANCE = 0.05
-"""Below this p-value two students of a front count as different in accuracy."""
-NEAR_CHANCE = 0.05
-"""An accuracy so little above that of always guessing alike is no success."""
-FLAT = 0.01
-"""A rise of accuracy with a doubling of the training below which a curve counts as flat."""
+"""Below this p-value two students of a front count as different in their scores."""
+NEAR_WORST = 0.05
+"""A lead over the worst score, such as that of always guessing alike, that is no success (`Quantity.lead`)."""
 FAR_BELOW_TEACHER = 0.75
-"""Of the teacher's lead over guessing: a student with a smaller share of it is no recommendation."""
+"""Of the teacher's lead over the worst score: a student with a smaller share of it is no recommendation."""
 
 
 def measured_values(trial: TrialRecord) -> dict[str, float]:
@@ -50,15 +47,15 @@ def measured_values(trial: TrialRecord) -> dict[str, float]:
     return {**trial.values, **{name: float(taken.value) for name, taken in trial.measurements.items()}}
 
 
-def as_member(trial: TrialRecord) -> FrontMember:
-    """Return `trial` with its accuracy as the mean over its repeats, or as the search scored it where it has none."""
+def as_member(run: RunRecord, trial: TrialRecord) -> FrontMember:
+    """Return `trial` with its score as the mean over its repeats, or as the search scored it where it has none."""
     values = measured_values(trial)
     if not trial.repeats:
         return FrontMember(trial, values, None)
     score, score_ci95 = mean_ci95([repeat.score for repeat in trial.repeats])
     tested = [repeat.test_score for repeat in trial.repeats if repeat.test_score is not None]
     test_score, test_ci95 = mean_ci95(tested) if tested else (None, None)
-    return FrontMember(trial, {**values, "accuracy": score}, score_ci95, test_score, test_ci95)
+    return FrontMember(trial, {**values, run.score.name: score}, score_ci95, test_score, test_ci95)
 
 
 def comparable(run: RunRecord) -> tuple[TrialRecord, ...]:
@@ -75,7 +72,7 @@ def candidates(run: RunRecord) -> tuple[FrontMember, ...]:
     miss a goal are left out once anybody reaches it.
     """
     pool = [trial for trial in run.trials if trial.state == "complete" and trial.repeats] or comparable(run)
-    members = [as_member(trial) for trial in pool]
+    members = [as_member(run, trial) for trial in pool]
     sound = tuple(
         member
         for member in members
@@ -90,29 +87,32 @@ def front(run: RunRecord) -> tuple[FrontMember, ...]:
     members = candidates(run)
     mask = non_dominated(minimised([member.values for member in members], run.objectives))
     axis = _sort_axis(run.objectives)
-    sign = -1.0 if axis.direction == "maximize" else 1.0
     kept = [member for member, on_front in zip(members, mask, strict=True) if on_front]
-    return tuple(sorted(kept, key=lambda member: (sign * member.values[axis.name], member.trial.number)))
+    return tuple(sorted(kept, key=lambda member: (axis.minimised(member.values[axis.name]), member.trial.number)))
 
 
-def knee_of(members: Sequence[FrontMember], objectives: Sequence[Quantity]) -> FrontMember:
+def knee_of(run: RunRecord, members: Sequence[FrontMember]) -> FrontMember:
     """Return the member of a front that gives most for least. ValueError where no knee is: below three members."""
-    return members[choose(Pick("knee"), _as_candidates(members), objectives)]
+    return members[choose(Pick("knee"), _as_candidates(members), run.objectives, run.score)]
 
 
-def best_of(members: Sequence[FrontMember]) -> FrontMember:
-    """Return the most accurate member; of equals the first. ValueError on an empty front."""
-    return max(members, key=_accuracy)
+def best_of(run: RunRecord, members: Sequence[FrontMember]) -> FrontMember:
+    """Return the member with the best score; of equals the first. ValueError on an empty front."""
+    return members[pick_rules.best_of(_as_candidates(members), run.score)]
 
 
-def is_near_chance(run: RunRecord, member: FrontMember) -> bool:
-    """Return whether `member` is hardly better than guessing: at most `NEAR_CHANCE` above it, where that is known."""
-    guess = run.reference_point.get(ACCURACY.name)
-    return guess is not None and member.values[ACCURACY.name] <= guess + NEAR_CHANCE
+def is_near_worst(run: RunRecord, score: float) -> bool:
+    """Return whether `score` is hardly better than the worst, by at most `NEAR_WORST`, where that is known."""
+    return run.worst is not None and run.score.lead(score, run.worst) <= NEAR_WORST
+
+
+def is_flat(run: RunRecord, gain: float) -> bool:
+    """Return whether a curve counts as flat whose score a doubling of the training improves by `gain`."""
+    return gain < run.score.point
 
 
 def indistinguishable(members: Sequence[FrontMember]) -> dict[int, tuple[FrontMember, ...] | None]:
-    """Return, by trial number, the other members whose mean accuracy over the retrainings does not differ from its own.
+    """Return, by trial number, the other members whose mean score over the retrainings does not differ from its own.
 
     By Welch's t-test at 5 %, each pair by itself: intervals that overlap would hide differences that are there. None
     for a member that was not retrained at least twice, which cannot be tested.
@@ -190,10 +190,10 @@ def pick(run: RunRecord, text: str) -> FrontMember:
         states = ", ".join(f"{count} {state}" for state, count in sorted(Counter(t.state for t in run.trials).items()))
         raise ConfigError(f"{run.folder} has no student to pick yet (trials: {states or 'none'})")
     try:
-        wanted = parse_pick(text)
+        wanted = parse_pick(text, run.score)
         if wanted.arch_id:
             return _by_arch_id(run, members, wanted.arch_id)
-        return members[choose(wanted, _as_candidates(members), run.objectives, run.standard)]
+        return members[choose(wanted, _as_candidates(members), run.objectives, run.score, run.standard)]
     except PickError as error:
         raise ConfigError(Problem("pick", str(error), error.allowed)) from None
 
@@ -211,13 +211,13 @@ def recommended(run: RunRecord) -> Recommendation | None:
     members = front(run)
     if not members:
         return None
-    candidates, score = _as_candidates(members), score_of(run.objectives)
+    candidates, score = _as_candidates(members), run.score
     best = pick_rules.best_of(candidates, score)
-    chosen = choose(parse_pick(DEFAULT_PICK), candidates, run.objectives)
+    chosen = choose(parse_pick(DEFAULT_PICK, score), candidates, run.objectives, score)
     if chosen == best:
         words = "the best"
     else:
-        points = pick_rules.margin(Near("best"), candidates[best], score) / pick_rules.point(score)
+        points = pick_rules.margin(Near("best"), candidates[best], score) / score.point
         why = "its 95 % interval" if points < pick_rules.MOST_POINTS else "its 95 % interval, which is wider"
         distance = "1 point" if points <= 1 else f"{points:.2g} points ({why})"
         words = f"the cheapest within {distance} of the best"
@@ -233,25 +233,27 @@ def picked_or_recommended(run: RunRecord) -> FrontMember | None:
 
 
 def rise(run: RunRecord, member: FrontMember) -> float | None:
-    """Return by how much `member`'s accuracy rose with each doubling of its training, from its search score on.
+    """Return by how much `member`'s score improved with each doubling of its training, from its search score on.
 
     How far from flat its curve is: a schedule that ends at no learning rate looks flat at its end however short it was.
     None where it was trained no longer than for its score, or by other weights.
     """
     trial = member.trial
-    if not trial.repeats or ACCURACY.name not in trial.values:
+    score = run.score
+    if not trial.repeats or score.name not in trial.values:
         return None
     brief, final = trial.fidelity, trial.repeats[0].fidelity
     if brief.weights != final.weights or brief.resolution_fraction != final.resolution_fraction or not brief.amount:
         return None
     doublings = math.log2(final.amount / brief.amount)
-    return (member.values[ACCURACY.name] - trial.values[ACCURACY.name]) / doublings if doublings >= 0.5 else None
+    gain = score.gain(member.values[score.name], trial.values[score.name])
+    return gain / doublings if doublings >= 0.5 else None
 
 
 def doubts(run: RunRecord, member: FrontMember) -> list[str]:
     """Return why `member` is no student to recommend, one sentence each; empty where nothing speaks against it."""
     found = []
-    if is_near_chance(run, member):
+    if is_near_worst(run, member.values[run.score.name]):
         found.append("it is hardly better than guessing")
     elif (kept := kept_of_teacher(run, member)) is not None and kept < FAR_BELOW_TEACHER:
         found.append(f"it is far below its teacher: of what that is better than guessing it has {100 * kept:.0f} %")
@@ -261,11 +263,12 @@ def doubts(run: RunRecord, member: FrontMember) -> list[str]:
 
 
 def kept_of_teacher(run: RunRecord, member: FrontMember) -> float | None:
-    """Return the share of the teacher's lead over guessing that `member` has; None where that is not known."""
-    guess, score = run.reference_point.get(ACCURACY.name), member.values.get(ACCURACY.name)
-    if run.teacher is None or guess is None or score is None or run.teacher.score <= guess:
+    """Return the share of the teacher's lead over the worst score that `member` has; None where it is not known."""
+    value = member.values.get(run.score.name)
+    if run.teacher is None or run.worst is None or value is None:
         return None
-    return (score - guess) / (run.teacher.score - guess)
+    lead = run.score.lead(run.teacher.score, run.worst)
+    return run.score.lead(value, run.worst) / lead if lead > 0 else None
 
 
 def _as_candidates(members: Sequence[FrontMember]) -> list[Candidate]:
@@ -274,7 +277,7 @@ def _as_candidates(members: Sequence[FrontMember]) -> list[Candidate]:
 
 def _by_arch_id(run: RunRecord, members: Sequence[FrontMember], wanted: str) -> FrontMember:
     """Return the student whose arch_id begins with `wanted`. Raises ConfigError, PickError."""
-    complete = [as_member(trial) for trial in run.trials if trial.state == "complete"]
+    complete = [as_member(run, trial) for trial in run.trials if trial.state == "complete"]
     for pool in (members, complete):
         named = [member for member in pool if member.trial.arch.arch_id.startswith(wanted)]
         ids = sorted({member.trial.arch.arch_id for member in named})
@@ -283,17 +286,13 @@ def _by_arch_id(run: RunRecord, members: Sequence[FrontMember], wanted: str) -> 
         if len(ids) > 1:
             raise ConfigError(Problem("pick", f"{wanted!r} begins more than one arch_id", ", ".join(ids)))
         longest = max(member.trial.fidelity.amount for member in named)
-        chosen = best_of([member for member in named if member.trial.fidelity.amount == longest])
+        chosen = best_of(run, [member for member in named if member.trial.fidelity.amount == longest])
         broken = breaches(chosen.values, run.limits)
         if broken:
             raise ConfigError(Problem("pick", f"student {ids[0]} breaks {', '.join(broken)}"))
         return chosen
     shown = ", ".join(member.trial.arch.arch_id for member in members)
     raise PickError(f"{wanted!r} names no complete student of this run", f"{PICKS}; on the front: {shown}")
-
-
-def _accuracy(member: FrontMember) -> float:
-    return member.values.get("accuracy", -math.inf)
 
 
 def _sort_axis(objectives: Sequence[Quantity]) -> Quantity:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
-from kdnas.core.objective import ACCURACY, Constraint, Quantity
+from kdnas.core.objective import Constraint, Quantity
 from kdnas.core.pick import Standard
 from kdnas.core.words import printable
 from kdnas.errors import ConfigError, Problem
@@ -158,10 +158,9 @@ class TeacherReport:
         """Return the report that a lock file holds; None where there is no teacher."""
         return None if plain is None else cls(**{**scored(plain), "notes": tuple(map(printable, plain["notes"]))})
 
-    @property
-    def standard(self) -> Standard:
-        """What bounds may speak of."""
-        return Standard({ACCURACY.name: self.score, **self.values})
+    def standard(self, score: Quantity) -> Standard:
+        """Return what bounds may speak of, `score` being what the task is scored by."""
+        return Standard({score.name: self.score, **self.values})
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ class SupernetRecord:
 
 @dataclass(frozen=True)
 class FrontMember:
-    """A student of the final front. `values["accuracy"]` is the mean over its repeats where it was retrained."""
+    """A student of the final front. The score in `values` is the mean over its repeats where it was retrained."""
 
     trial: TrialRecord
     values: Mapping[str, float]
@@ -206,7 +205,7 @@ class RunRecord:
     objectives: tuple[Quantity, ...]
     constraints: tuple[Constraint, ...]
     quantities: Mapping[str, Quantity]
-    """Every quantity that values may hold, by name."""
+    """Every quantity that values may hold, by name, the score first."""
     trials: tuple[TrialRecord, ...]
     teacher: TeacherReport | None
     reference_point: Mapping[str, float]
@@ -226,19 +225,29 @@ class RunRecord:
     """None where no audit was made."""
 
     @property
+    def score(self) -> Quantity:
+        """What its students are scored by."""
+        return next(iter(self.quantities.values()))
+
+    @property
+    def worst(self) -> float | None:
+        """The score that is worth nothing, such as that of guessing; None where it is not known."""
+        return self.reference_point.get(self.score.name)
+
+    @property
     def limits(self) -> tuple[Constraint, ...]:
         """The constraints on costs: what breaks one is no student of the run."""
-        return tuple(bound for bound in self.constraints if not bound.is_score_floor)
+        return tuple(bound for bound in self.constraints if not bound.is_goal_for(self.score))
 
     @property
     def goals(self) -> tuple[Constraint, ...]:
         """The constraints on the score, which retrained students are to reach: a brief one is no measure of them."""
-        return tuple(bound for bound in self.constraints if bound.is_score_floor)
+        return tuple(bound for bound in self.constraints if bound.is_goal_for(self.score))
 
     @property
     def standard(self) -> Standard | None:
         """The teacher, as bounds may speak of it; None where there is none."""
-        return None if self.teacher is None else self.teacher.standard
+        return None if self.teacher is None else self.teacher.standard(self.score)
 
     @property
     def trains(self) -> bool:

@@ -469,7 +469,7 @@ def run_of_lock(folder: Path, lock: Mapping[str, Any]) -> RunRecord:
             config=config,
             lock=lock,
             objectives=tuple(known[name] for name in config.objectives),
-            constraints=config.against(None if teacher is None else teacher.standard).bounds,
+            constraints=config.against(None if teacher is None else teacher.standard(config.score)).bounds,
             quantities=known,
             trials=(),
             teacher=teacher,

@@ -30,13 +30,13 @@ def parallel_figure(run: RunRecord) -> Figure:
     members = {member.trial.number: member for member in front(run)}
     ranked = sorted(everyone, key=lambda trial: (trial.number not in members, -measured_values(trial)["accuracy"]))
     scored = ranked[:MOST_LINES]
-    axes = _axes(run, scored, [members[t.number] if t.number in members else as_member(t) for t in scored])
+    axes = _axes(run, scored, [members[t.number] if t.number in members else as_member(run, t) for t in scored])
     drawing = go.Figure()
     accuracies = [measured_values(trial)["accuracy"] for trial in scored]
     low, high = min(accuracies, default=0.0), max(accuracies, default=1.0)
     lines: list[dict[str, Any]] = []
     for trial, accuracy in sorted(zip(scored, accuracies, strict=True), key=lambda pair: pair[1]):
-        member = members.get(trial.number) or as_member(trial)
+        member = members.get(trial.number) or as_member(run, trial)
         jitter = 0.07 * (((trial.number * 0.618034) % 1.0) - 0.5)
         heights = [axis.height(member, jitter) for axis in axes]
         colour = blend((accuracy - low) / ((high - low) or 1.0))

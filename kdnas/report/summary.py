@@ -13,14 +13,14 @@ from kdnas.core.objective import breaches
 from kdnas.core.pick import FEWEST_FOR_A_KNEE, SHORTEST_PREFIX
 from kdnas.core.words import counted
 from kdnas.record.front import (
-    FLAT,
     SIGNIFICANCE,
     best_of,
     doubts,
     front,
     hypervolume,
     indistinguishable,
-    is_near_chance,
+    is_flat,
+    is_near_worst,
     knee_of,
     recommended,
     rise,
@@ -139,7 +139,7 @@ def highlights(run: RunRecord) -> list[tuple[str, FrontMember, str]]:
     members, chosen = front(run), recommended(run)
     if chosen is None:
         return []
-    best, against = best_of(members), doubts(run, chosen.member)
+    best, against = best_of(run, members), doubts(run, chosen.member)
     name = "No student to recommend yet; the best of them" if against else f"Recommended: {chosen.words}"
     recommends_best = chosen.member.trial.number == best.trial.number
     if not against and recommends_best:
@@ -148,7 +148,7 @@ def highlights(run: RunRecord) -> list[tuple[str, FrontMember, str]]:
     if not against and not recommends_best:
         cards.append((best, "Most accurate student"))
     if len(members) >= FEWEST_FOR_A_KNEE:
-        knee = knee_of(members, run.objectives)
+        knee = knee_of(run, members)
         if not doubts(run, knee) and knee.trial.number not in [member.trial.number for member, _ in cards]:
             cards.append((knee, "Knee: the most for the least"))
     return [
@@ -203,7 +203,7 @@ def still_rising(run: RunRecord) -> str:
     ]
     rose = "From the search’s score to the final one, each doubling of the training changed accuracy by"
     text = f"{rose} (points): {', '.join(named)}"
-    if max(rises.values()) < FLAT:
+    if is_flat(run, max(rises.values())):
         return f"{text}. Their curves are about flat."
     flat = run.config.final.until == "flat"
     what = "final.max_epochs" if flat else "final.epochs, or let kdnas find them out (final.until: flat)"
@@ -215,7 +215,7 @@ def goals(run: RunRecord) -> str:
     members, wanted = front(run), " and ".join(map(bound_in_words, run.goals))
     if not run.goals or not members:
         return ""
-    best = best_of(members)
+    best = best_of(run, members)
     if not breaches(best.values, run.goals):
         return f"Every student of the front reaches {wanted}."
     brief = "" if best.trial.repeats else ", by a brief score"
@@ -240,9 +240,9 @@ def against_teacher(run: RunRecord, member: FrontMember) -> str:
 
 
 def near_chance(run: RunRecord) -> str:
-    """Return which members of the front are hardly better than guessing, as `is_near_chance` says; else empty."""
+    """Return which members of the front are hardly better than guessing, as `is_near_worst` says; else empty."""
     members = front(run)
-    poor = [member for member in members if is_near_chance(run, member)]
+    poor = [member for member in members if is_near_worst(run, member.values[run.score.name])]
     if not poor:
         return ""
     named = ", ".join(_brief_id(member, members) for member in poor)

@@ -95,7 +95,7 @@ def front_document(run: RunRecord) -> dict[str, Any]:
         "hypervolume": hypervolume(run),
         "recommended": chosen
         and {"arch_id": chosen.member.trial.arch.arch_id, "rule": chosen.words, "doubts": doubts(run, chosen.member)},
-        "knee": None if len(members) < FEWEST_FOR_A_KNEE else knee_of(members, run.objectives).trial.arch.arch_id,
+        "knee": None if len(members) < FEWEST_FOR_A_KNEE else knee_of(run, members).trial.arch.arch_id,
         "control": control_document(run),
         "teacher": teacher
         and {

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from kdnas.core.fidelity import Fidelity
-from kdnas.core.objective import Constraint
-from kdnas.core.pick import DEFAULT_PICK, PickError, Standard, against, parse_bound, parse_pick
+from kdnas.core.objective import ACCURACY, Constraint, Quantity, score_among
+from kdnas.core.pick import DEFAULT_PICK, Near, PickError, Standard, against, parse_bound, parse_pick
 from kdnas.errors import ConfigError, Problem
 from kdnas.training.recipe import Distillation, Recipe, Section, Training
 from kdnas.training.supernet import SupernetSettings
@@ -196,7 +196,7 @@ class Final(Section):
 
 def _pick(text: str) -> str:
     try:
-        parse_pick(text)
+        parse_pick(text, ACCURACY)  # its spelling; what it means depends on the run's score
     except PickError as error:
         raise ValueError(f"{error} (allowed: {error.allowed})") from None
     return text
@@ -215,8 +215,8 @@ def _name(text: str) -> str:
     return text
 
 
-def _bound(text: str) -> str:
-    parse_bound(text)
+def _bound(text: str, info: ValidationInfo) -> str:
+    parse_bound(text, score_among(info.data.get("objectives", ())))
     return text
 
 
@@ -290,21 +290,29 @@ class StudyConfig(Section):
         return self.data, self.teacher
 
     @property
+    def score(self) -> Quantity:
+        """What students are scored by."""
+        return score_among(self.objectives)
+
+    @property
+    def _stated_bounds(self) -> list[Constraint | Near]:
+        return [parse_bound(text, self.score) for text in self.constraints]
+
+    @property
     def bounds(self) -> tuple[Constraint, ...]:
         """The constraints that are numbers: all of them once those that speak of the teacher are `against` it."""
-        stated = (parse_bound(text) for text in self.constraints)
+        stated = self._stated_bounds
         return tuple(bound for bound in stated if isinstance(bound, Constraint) and not bound.percent)
 
     @property
     def limits(self) -> tuple[Constraint, ...]:
         """The bounds on costs, as far as they are numbers: what is known of a student without training it."""
-        return tuple(bound for bound in self.bounds if not bound.is_score_floor)
+        return tuple(bound for bound in self.bounds if not bound.is_goal_for(self.score))
 
     @property
     def bounded(self) -> tuple[str, ...]:
         """The quantities that constraints are about."""
-        stated = [parse_bound(text) for text in self.constraints]
-        return tuple(dict.fromkeys(bound.name for bound in stated if isinstance(bound, Constraint)))
+        return tuple(dict.fromkeys(bound.name for bound in self._stated_bounds if isinstance(bound, Constraint)))
 
     @property
     def needs_teacher_numbers(self) -> bool:
@@ -319,9 +327,9 @@ class StudyConfig(Section):
         if not self.needs_teacher_numbers:
             return self
         numbers, problems = [], []
-        for index, text in enumerate(self.constraints):
+        for index, stated in enumerate(self._stated_bounds):
             try:
-                bound = against(parse_bound(text), teacher)
+                bound = against(stated, teacher, self.score)
                 numbers.append(f"{bound.name}{bound.operator}{bound.bound!r}")
             except PickError as error:
                 problems.append(Problem(f"constraints.{index}", str(error), error.allowed))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pydantic
 
-from kdnas.core.objective import ACCURACY, Constraint
+from kdnas.core.objective import SCORES, Constraint, score_among
 from kdnas.core.pick import Near, parse_bound
 from kdnas.errors import ConfigError, Problem
 from kdnas.registry import Registry, validation_problems
@@ -190,23 +190,24 @@ def _objectives(data: Mapping[str, Any]) -> Iterator[Problem]:
     names = data.get("objectives", list(StudyConfig.model_fields["objectives"].default))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return
-    known = [ACCURACY.name, *registry_of("costs").names()]
+    known = [*SCORES, *registry_of("costs").names()]
     for index, name in enumerate(names):
         if name not in known:
             yield Problem(f"objectives.{index}", f"no quantity is called {name!r}", ", ".join(known))
         elif name in names[:index]:
             yield Problem(f"objectives.{index}", f"{name!r} stands twice")
-    if ACCURACY.name not in names:
-        yield Problem("objectives", "must include accuracy")
+    if sum(name in SCORES for name in names) != 1:
+        yield Problem("objectives", "must include one score", ", ".join(SCORES))
 
 
 def _constraints(data: Mapping[str, Any]) -> Iterator[Problem]:
-    texts = data.get("constraints")
+    texts, names = data.get("constraints"), data.get("objectives")
+    score = score_among(names if isinstance(names, list) and all(isinstance(name, str) for name in names) else ())
     bounds: dict[int, Constraint] = {}
     of_teacher: dict[int, Constraint | Near] = {}
     for index, text in enumerate(texts if isinstance(texts, list) else []):
         try:
-            bound = parse_bound(text)
+            bound = parse_bound(text, score)
         except (ValueError, TypeError, AttributeError):
             continue  # the schema has said so
         if isinstance(bound, Near) or bound.percent:
@@ -219,9 +220,11 @@ def _constraints(data: Mapping[str, Any]) -> Iterator[Problem]:
     costs = registry_of("costs").names()
     for index, bound in bounds.items():
         where = f"constraints.{index}"
-        if bound.name == ACCURACY.name and bound.operator == "<=":
-            yield Problem(where, "accuracy is to be high: it can be bounded from below only", "such as accuracy>=0.9")
-        elif bound.name == ACCURACY.name:
+        if bound.name == score.name and not bound.is_goal_for(score):
+            high = score.direction == "maximize"
+            what = "high: it can be bounded from below only" if high else "low: it can be bounded from above only"
+            yield Problem(where, f"{score.name} is to be {what}", f"such as {score.name}{'>=0.9' if high else '<=20'}")
+        elif bound.name == score.name:
             pass
         elif bound.name not in costs:
             yield Problem(where, f"no cost is called {bound.name!r}", ", ".join(costs))

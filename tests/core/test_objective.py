@@ -17,7 +17,7 @@ MACS = Quantity("macs", "MACs", "minimize", "cheap")
     ],
 )
 def test_bounds_are_parsed(text, name, operator, bound):
-    assert parse_constraint(text) == Constraint(name, operator, bound)
+    assert parse_constraint(text, ACCURACY) == Constraint(name, operator, bound)
 
 
 @pytest.mark.parametrize(
@@ -26,11 +26,11 @@ def test_bounds_are_parsed(text, name, operator, bound):
 )
 def test_what_is_no_bound_is_refused(text):
     with pytest.raises(ValueError, match="is not a bound"):
-        parse_constraint(text)
+        parse_constraint(text, ACCURACY)
 
 
 def test_violation_is_positive_on_the_wrong_side_only():
-    at_most, at_least = parse_constraint("macs<=10"), parse_constraint("accuracy>=0.5")
+    at_most, at_least = parse_constraint("macs<=10"), parse_constraint("accuracy>=0.5", ACCURACY)
     assert [at_most.violation(value) for value in (8, 10, 13)] == [-2, 0, 3]
     assert [at_least.violation(value) for value in (0.25, 0.5, 1.0)] == [0.25, 0.0, -0.5]
 

@@ -1,11 +1,10 @@
 import pytest
 
-from kdnas.core.objective import ACCURACY, Constraint, Quantity
+from kdnas.core.objective import ACCURACY, PERPLEXITY, Constraint, Quantity
 from kdnas.core.pick import Candidate, Near, PickError, Standard, against, choose, parse_bound, parse_pick
 
 MACS = Quantity("macs", "MACs", "minimize", "cheap")
 LATENCY = Quantity("latency_ms", "ms", "minimize", "measured")
-PERPLEXITY = Quantity("perplexity", "", "minimize", "trained")
 TEACHER = Standard({"accuracy": 0.97, "macs": 1000.0})
 
 
@@ -18,7 +17,7 @@ def front(*points: tuple[float, float], half_widths: tuple[float, ...] = ()) -> 
 
 
 def chosen(text: str, students: list[Candidate], objectives=(ACCURACY, MACS), teacher=TEACHER) -> int:
-    return choose(parse_pick(text), students, objectives, teacher)
+    return choose(parse_pick(text, ACCURACY), students, objectives, ACCURACY, teacher)
 
 
 FOUR = front((0.5, 10), (0.90, 18), (0.955, 50), (0.96, 90))
@@ -61,11 +60,17 @@ def test_two_students_have_no_knee_and_one_is_whatever_is_picked():
 
 def test_a_score_may_be_any_trained_objective_in_either_direction():
     students = [Candidate(str(p), {"perplexity": p, "latency_ms": cost}) for p, cost in ((30, 1), (21, 2), (20.5, 4))]
-    objectives = (LATENCY, PERPLEXITY)
-    assert choose(parse_pick("near-best"), students, objectives) == 1
-    assert choose(parse_pick("best-0.4"), students, objectives) == 2
-    assert choose(parse_pick("best"), students, objectives) == 2
-    assert choose(parse_pick("teacher-1"), students, objectives, Standard({"perplexity": 20.0})) == 1
+    teacher = Standard({"perplexity": 20.0})
+
+    def place(text: str) -> int:
+        return choose(parse_pick(text, PERPLEXITY), students, (LATENCY, PERPLEXITY), PERPLEXITY, teacher)
+
+    assert [place(text) for text in ("near-best", "best-0.4", "best", "teacher-1")] == [1, 2, 2, 1]
+    assert [place(text) for text in ("perplexity<=22", "perplexity<=20.7", "perplexity<=110%")] == [1, 2, 1]
+    assert place("latency_ms<=2") == 1
+    assert place("knee") == 1
+    with pytest.raises(PickError, match="meets perplexity<=20; the nearest is 20.5 with perplexity 20.5"):
+        place("perplexity<=20")
 
 
 def test_the_cheapest_is_by_the_first_cost_named_then_by_the_score():
@@ -74,8 +79,8 @@ def test_the_cheapest_is_by_the_first_cost_named_then_by_the_score():
         Candidate("b", {"accuracy": 0.955, "macs": 9, "latency_ms": 1}),
         Candidate("c", {"accuracy": 0.956, "macs": 5, "latency_ms": 2}),
     ]
-    assert choose(parse_pick("near-best"), students, (ACCURACY, MACS, LATENCY)) == 2
-    assert choose(parse_pick("near-best"), students, (ACCURACY, LATENCY, MACS)) == 1
+    assert chosen("near-best", students, (ACCURACY, MACS, LATENCY)) == 2
+    assert chosen("near-best", students, (ACCURACY, LATENCY, MACS)) == 1
 
 
 @pytest.mark.parametrize(
@@ -86,7 +91,7 @@ def test_the_cheapest_is_by_the_first_cost_named_then_by_the_score():
         ("macs<=0.1%", "meets macs<=0.1% .macs<=1.; the nearest is student0 with macs 10"),
         ("latency_ms<=3", "no student's 'latency_ms' is known"),
         ("params<=5%", "the teacher's 'params' is not known"),
-        ("accuracy>=95", "an accuracy is a fraction"),
+        ("accuracy>=95", "accuracy is a fraction"),
         ("macs<10", "is not a bound"), ("best,knee", "two picks"), ("best-1,teacher-1", "two picks"),
         ("zzz", "picks nothing"), ("0a1", "picks nothing"), ("best-", "picks nothing"), ("", "picks nothing"),
     ],
@@ -103,17 +108,17 @@ def test_without_a_teacher_nothing_is_compared_with_one():
 
 
 def test_an_arch_id_is_told_by_its_spelling():
-    assert parse_pick(" 0A1B2C ").arch_id == "0a1b2c"
-    assert parse_pick("0a1b2c3d4e5f").arch_id == "0a1b2c3d4e5f"
-    assert parse_pick("best").arch_id == ""
+    assert parse_pick(" 0A1B2C ", ACCURACY).arch_id == "0a1b2c"
+    assert parse_pick("0a1b2c3d4e5f", ACCURACY).arch_id == "0a1b2c3d4e5f"
+    assert parse_pick("best", ACCURACY).arch_id == ""
 
 
 def test_constraints_that_speak_of_the_teacher_become_numbers():
-    assert parse_bound("teacher-1") == Near("teacher", 1.0)
-    assert against(parse_bound("macs<=5%"), TEACHER) == Constraint("macs", "<=", 50.0)
-    bound = against(parse_bound("teacher-1"), TEACHER)
+    assert parse_bound("teacher-1", ACCURACY) == Near("teacher", 1.0)
+    assert against(parse_bound("macs<=5%", ACCURACY), TEACHER, ACCURACY) == Constraint("macs", "<=", 50.0)
+    bound = against(parse_bound("teacher-1", ACCURACY), TEACHER, ACCURACY)
     assert (bound.name, bound.operator, bound.bound) == ("accuracy", ">=", pytest.approx(0.96))
     with pytest.raises(ValueError, match="is not a bound"):
-        parse_bound("best-1")
+        parse_bound("best-1", ACCURACY)
     with pytest.raises(ValueError, match="not put in its place"):
         Constraint("macs", "<=", 5.0, percent=True).violation(3.0)

@@ -50,7 +50,7 @@ def test_finalists_get_the_mean_and_t_interval_of_their_repeats():
 def test_members_are_alike_where_welchs_test_finds_no_difference():
     rng = np.random.default_rng(0)
     trials = [complete(k, 0.5, 10.0 + k, repeats=list(0.8 + 0.01 * k + 0.02 * rng.normal(size=3))) for k in range(8)]
-    members = [as_member(trial) for trial in trials]
+    members = [as_member(run_of([]), trial) for trial in trials]
     alike = indistinguishable(members)
     found = {(a.trial.number, b.trial.number) for a in members for b in alike[a.trial.number]}
     scores = [[repeat.score for repeat in trial.repeats] for trial in trials]
@@ -65,7 +65,7 @@ def test_members_are_alike_where_welchs_test_finds_no_difference():
 
 
 def test_what_was_trained_once_cannot_be_tested():
-    members = [as_member(complete(k, 0.5, k + 1.0, repeats=[0.8] * n)) for k, n in enumerate((0, 1, 2, 2))]
+    members = [as_member(run_of([]), complete(k, 0.5, k + 1.0, repeats=[0.8] * n)) for k, n in enumerate((0, 1, 2, 2))]
     alike = indistinguishable(members)
     assert alike[0] is alike[1] is None
     assert [numbers(alike[2]), numbers(alike[3])] == [[3], [2]]
@@ -155,10 +155,10 @@ def four():
 
 
 def test_pick_knee_and_best(four):
-    assert knee_of(front(four), four.objectives).trial.number == 1
+    assert knee_of(four, front(four)).trial.number == 1
     assert pick(four, " knee ").trial.number == 1
     assert pick(four, "best").trial.number == 3
-    assert best_of(front(four)).trial.number == 3
+    assert best_of(four, front(four)).trial.number == 3
 
 
 def test_pick_by_bounds_takes_the_most_accurate_within(four):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdnas.core.objective import parse_constraint
+from kdnas.core.objective import ACCURACY, parse_constraint
 from kdnas.report.wording import (
     axis_title,
     bound_in_words,
@@ -77,7 +77,7 @@ def test_intervals_stop_at_nothing_and_everything():
     ],
 )
 def test_bounds_in_words(bound, text):
-    constraint = parse_constraint(bound)
+    constraint = parse_constraint(bound, ACCURACY)
     assert bound_in_words(constraint) == text
     assert reason_in_words(f"breaks {constraint}") == f"breaks {text}"
 

@@ -90,7 +90,8 @@ def test_the_length_is_doubled_until_a_doubling_gives_less_than_a_point(tmp_path
 
     retraining = Retraining.__new__(Retraining)
     retraining._config, retraining._observe = config, lambda event: None
-    retraining._opened = SimpleNamespace(run=SimpleNamespace(reference_point={"accuracy": 0.1}))
+    run = dataclasses.replace(run_of([]), reference_point={"accuracy": 0.1, "macs": 100.0})
+    retraining._opened = SimpleNamespace(run=run)
     retraining._record = type(
         "Notes", (), {"notes": staticmethod(lambda: notes), "set_note": staticmethod(notes.__setitem__)}
     )

@@ -79,7 +79,7 @@ export: {formats: [onnx, foo], pick: zzz}
         "study.yaml:2: data.type: no data set is called 'digitz'; did you mean 'digits'? (allowed: ",
         "study.yaml:3: teacher.family: no student family is called 'resnett' (allowed: ",
         "study.yaml:4: space: no search space is called 'digits_resne'; did you mean 'digits_resnet'?",
-        "study.yaml:5: objectives: must include accuracy",
+        "study.yaml:5: objectives: must include one score",
         "study.yaml:5: objectives.1: no quantity is called 'flops' (allowed: accuracy, ",
         "study.yaml:5: objectives.2: 'macs' stands twice",
         "study.yaml:6: constraints.1: no student can meet both macs<=1e+06 and macs>=1e+07",
