@@ -16,7 +16,7 @@ from kdnas.plan.making import PlanBasis
 from kdnas.plan.plan_file import ladders_of
 from kdnas.plan.train_file import train_file_for, with_epochs
 from kdnas.plan.training import Progress
-from kdnas.students import STUDENTS
+from kdnas.students import family_for, stated_arch
 from kdnas.workshop.opening import split, training_indices
 
 SPACES = {
@@ -50,7 +50,7 @@ BETWEEN: dict[str, dict[str, Scalar]] = {
 
 def arch_of(family: str, assignment: dict[str, Scalar]) -> Arch:
     """The arch of `assignment` in the family's space."""
-    return STUDENTS.build(family).canonical(SPACES[family].active(assignment))
+    return stated_arch(family, SPACES[family].active(assignment))
 
 
 def basis_of(family: str, data: ImageData, folder: Path, *, epochs: int = 5) -> PlanBasis:
@@ -60,7 +60,7 @@ def basis_of(family: str, data: ImageData, folder: Path, *, epochs: int = 5) -> 
     trial = replace(run.trials[0], arch=arch, tuned={"training.learning_rate": 0.05})
     file = with_epochs(train_file_for(run, trial, data), epochs)
     train, _ = split(data, file.data, file.seed)
-    macs = {network: STUDENTS.build(family).price(network, TASK).macs for network in (arch, between)}
+    macs = {network: family_for(family, TASK).price(network).macs for network in (arch, between)}
     full = ladders_of(SPACES[family], TASK)[1]
     space = space_down_to(SPACES[family], full, STUDENTS_OF[family])
     elastic, ladders = ladders_of(space, TASK)

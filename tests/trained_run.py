@@ -15,7 +15,7 @@ from kdnas.core.measurement import Measurement
 from kdnas.core.objective import ACCURACY, Quantity
 from kdnas.core.task import image_classification
 from kdnas.record.records import FrontMember, Repeat, RunRecord, TeacherReport, TrialRecord
-from kdnas.students import STUDENTS
+from kdnas.students import family_for, stated_arch
 from kdnas.study.config import StudyConfig
 
 CHOICES = {
@@ -30,14 +30,14 @@ ACCURACIES = {0: 0.90, 1: 0.94, 2: 0.92}
 
 def small_arch() -> Arch:
     """A digits-sized resnet."""
-    return STUDENTS.build("resnet").canonical(CHOICES)
+    return stated_arch("resnet", CHOICES)
 
 
 def small_network(seed: int) -> torch.nn.Module:
     """That arch with random weights and norm statistics that are not the initial ones, in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = STUDENTS.build("resnet").build(small_arch(), TASK)
+        network = family_for("resnet", TASK).build(small_arch())
         network.train()
         for _ in range(3):
             network(torch.randn(32, *TASK.image_shape) * 2 + 0.5)
@@ -75,7 +75,7 @@ def study_config(**changes: object) -> StudyConfig:
 def trained_run(folder: Path, data: ImageData, *, teacher_fingerprint: str = "") -> RunRecord:
     """A run of one student with three retrainings, whose checkpoints lie in `folder`."""
     arch = small_arch()
-    price = STUDENTS.build("resnet").price(arch, TASK)
+    price = family_for("resnet", TASK).price(arch)
     (folder / "checkpoints").mkdir(parents=True)
     repeats = []
     for seed, accuracy in ACCURACIES.items():

@@ -60,15 +60,15 @@ def show_space(
 ) -> None:
     """Show the choices of a search space, and what its networks cost on images of a given size."""
     from kdnas.core.task import image_classification
+    from kdnas.students import family_for
     from kdnas.study.space_size import random_prices
-    from kdnas.study.spaces import family_of
 
     task = image_classification(_parse_shape(input_shape), classes)
     loaded = _load(space)
-    family = family_of(loaded)
+    family = family_for(loaded.family, task) if loaded.family else None
     costs = {}
     if family is not None:
-        prices = random_prices(loaded, family, task, samples=_SAMPLES)
+        prices = random_prices(loaded, family, samples=_SAMPLES)
         costs = {name: _quantiles([getattr(price, name) for price in prices]) for name in ("macs", "params")}
     if as_json:
         steps = () if family is None else _strides(loaded, family, task.image_size)
@@ -100,10 +100,9 @@ def show_space(
 def count_space(space: Space, as_json: Json = False) -> None:
     """Count a search space: its assignments, those that differ in an active choice, and the distinct networks."""
     from kdnas.study.space_size import space_size
-    from kdnas.study.spaces import family_of
 
     loaded = _load(space)
-    size = space_size(loaded, family_of(loaded))
+    size = space_size(loaded)
     if as_json:
         _print_json(
             {

@@ -25,9 +25,8 @@ from kdnas.core.space import SearchSpace
 from kdnas.core.words import counted
 from kdnas.errors import ConfigError, Problem
 from kdnas.record.storage import distributions
-from kdnas.students import StudentFamily
 from kdnas.study.config import StudyConfig
-from kdnas.study.spaces import arch_of, family_of
+from kdnas.study.spaces import arch_of
 
 
 @dataclass(frozen=True)
@@ -139,22 +138,21 @@ def _completed(values: Mapping[str, Scalar], space: SearchSpace) -> tuple[dict[s
     A choice may be left out where that says what one of its values says: a stage that is not there, an option of it, or
     what the family does unless told. Raises ConfigError naming each choice that is missing.
     """
-    family = family_of(space)
     stated = {choice.name: values[choice.name] for choice in space.choices if choice.name in values}
-    wanted = arch_of(space, stated, family)
+    wanted = arch_of(space, stated)
     whole, missing = dict(values), []
     for choice in space.choices:
         if choice.name not in values:
-            same = [v for v in choice.values if _stands_for({**stated, choice.name: v}, wanted, space, family)]
+            same = [v for v in choice.values if _stands_for({**stated, choice.name: v}, wanted, space)]
             missing += [] if same else [choice]
             whole[choice.name] = same[0] if same else choice.values[0]
-    arch = arch_of(space, {choice.name: whole[choice.name] for choice in space.choices}, family)
+    arch = arch_of(space, {choice.name: whole[choice.name] for choice in space.choices})
     if missing and arch != wanted:
         raise ConfigError(Problem(choice.name, "is missing", ", ".join(map(str, choice.values))) for choice in missing)
     return whole, arch
 
 
-def _stands_for(stated: Mapping[str, Scalar], wanted: Arch, space: SearchSpace, family: StudentFamily | None) -> bool:
+def _stands_for(stated: Mapping[str, Scalar], wanted: Arch, space: SearchSpace) -> bool:
     with contextlib.suppress(ConfigError):  # an option of a stage that is not there
-        return arch_of(space, stated, family) == wanted
+        return arch_of(space, stated) == wanted
     return False

@@ -24,7 +24,7 @@ from kdnas.plan.train_file import TrainFile, locked_fingerprint, train_file_for
 from kdnas.record.front import doubts
 from kdnas.record.products import checkpoint_path, note_products
 from kdnas.record.records import FrontMember, Repeat, RunRecord, TeacherReport, TrialRecord
-from kdnas.students import STUDENTS
+from kdnas.students import family_for
 from kdnas.version import __version__
 
 
@@ -119,7 +119,7 @@ def assemble(file: TrainFile, module: nn.Module, data: ImageData, *, card: Mappi
         arch=arch,
         task=data.task,
         module=module.eval(),
-        source=STUDENTS.build(arch.family).source(arch, data.task),
+        source=family_for(arch.family, data.task).source(arch) or "",
         class_names=data.class_names,
         channel_mean=tuple(float(value) for value in data.channel_mean),
         channel_std=tuple(float(value) for value in data.channel_std),
@@ -139,9 +139,8 @@ def load_student(run: RunRecord, member: FrontMember) -> nn.Module:
     run.sources()
     repeat, facts, arch = best_repeat(run, member.trial), run.lock["data"], member.trial.arch
     channels, height, width = facts["input_shape"]
-    network = STUDENTS.build(arch.family).build(
-        arch, image_classification((channels, height, width), len(run.class_names))
-    )
+    task = image_classification((channels, height, width), len(run.class_names))
+    network = family_for(arch.family, task).build(arch)
     remedy = command_line("kdnas", "search", run.folder)
     _load_weights(network, arch.arch_id, checkpoint_path(run, repeat), repeat.sha256, remedy)
     return Normalised(network, facts["channel_mean"], facts["channel_std"]).eval()
@@ -183,7 +182,7 @@ def _load_weights(network: nn.Module, arch_id: str, path: Path, sha256: str, rem
 
 def build_network(file: TrainFile, task: TaskSpec) -> nn.Module:
     """Return the student of `file`, freshly initialised from torch's global generator."""
-    network: nn.Module = STUDENTS.build(file.arch.family).build(file.student, task)
+    network: nn.Module = family_for(file.arch.family, task).build(file.student)
     return network
 
 

@@ -52,7 +52,7 @@ from kdnas.record.outcome import most_often
 from kdnas.record.records import FrontMember, RunRecord
 from kdnas.record.run_folder import exclusively, recorded_space, space_record
 from kdnas.record.storage import Record
-from kdnas.students import STUDENTS, StudentFamily
+from kdnas.students import family_for
 from kdnas.training.numerics import computing
 from kdnas.training.supernet import SupernetSettings
 from kdnas.training.supernet.shrinking_file import read_shrinking
@@ -131,6 +131,7 @@ def cut_from_run(run: RunRecord, student: Arch, ground: Ground) -> nn.Module:
         run.folder,
         run.config,
         space,
+        family_for(space.family, ground.data.task),
         ground.data,
         ground.train,
         ground.validation,
@@ -220,7 +221,7 @@ def _distil(
     teacher: str = TEACHER,
     init: str = RANDOM,
 ) -> DistilStep:
-    macs = STUDENTS.build(arch.family).price(arch, basis.data.task).macs
+    macs = family_for(arch.family, basis.data.task).price(arch).macs
     return DistilStep(
         name=name,
         share=round(epochs * macs / (basis.facts.epochs * basis.facts.student.macs), 6),
@@ -240,7 +241,7 @@ def _supernet_of(run: RunRecord) -> SupernetSection | None:
 
 def _scored(member: FrontMember, data: ImageData) -> Scored:
     arch = member.trial.arch
-    macs = STUDENTS.build(arch.family).price(arch, data.task).macs
+    macs = family_for(arch.family, data.task).price(arch).macs
     return Scored(arch.arch_id, member.values["accuracy"], macs)
 
 
@@ -254,10 +255,9 @@ def _space_to_shrink(run: RunRecord, member: FrontMember, data: ImageData) -> tu
         return None, f"the space {space.name} names no student family"
     proposed = Record.open(run.folder, run.config.name, run.objectives).proposal(member.trial.number)
     own = {choice.name: proposed.get(choice.name, choice.values[0]) for choice in space.choices}
-    family: StudentFamily = STUDENTS.build(space.family)
     try:
         with Unfilled():
-            family.supernet(space, data.task)
+            family_for(space.family, data.task).supernet(space)
         down = space_down_to(space, ladders_of(space, data.task)[1], own)
         elastic, ladders = ladders_of(down, data.task)
         smallest, largest = (elastic.spec(a).arch for a in (ladders.smallest(ladders.values), ladders.largest))

@@ -26,7 +26,7 @@ from kdnas.plain_yaml import dump_yaml
 from kdnas.plan.train_file import ArchSection, TrainFile
 from kdnas.record.run_folder import recorded_space, write_text
 from kdnas.registry import validation_problems
-from kdnas.students import STUDENTS, StudentFamily
+from kdnas.students import family_for, stated_arch
 from kdnas.study.yaml_lines import YamlDocument, read_yaml
 from kdnas.training.recipe import Fraction, Section
 from kdnas.training.supernet import SupernetSettings
@@ -139,8 +139,7 @@ class DistilStep(Section):
 
     def network(self, task: TaskSpec) -> Arch:
         """Return the network that the step gives, for any task. Raises ConfigError where it is none."""
-        arch: Arch = STUDENTS.build(self.arch.family).canonical(self.arch.choices)
-        return arch
+        return stated_arch(self.arch.family, self.arch.choices)
 
 
 def _recorded(plain: Any) -> ShrinkingRecord:
@@ -231,8 +230,7 @@ class TrainingPlan(_Head):
 
 def ladders_of(space: SearchSpace, task: TaskSpec) -> tuple[ElasticSpace, Ladders]:
     """Return `space` as the training of its supernet sees it, and its ladders. Raises ConfigError."""
-    family: StudentFamily = STUDENTS.build(space.family)
-    elastic = ElasticSpace(space, family, task)
+    elastic = ElasticSpace(space, family_for(space.family, task))
     return elastic, Ladders.of(elastic.space, elastic.price)
 
 
@@ -357,9 +355,8 @@ def _student(plan: TrainingPlan, task: TaskSpec) -> tuple[Arch | None, list[Prob
     """Return the student, None where the file spells none, and what is wrong with it and the budget."""
     section, budget = plan.student, plan.budget
     try:
-        family = STUDENTS.build(section.family)
-        arch: Arch = family.canonical(section.choices)
-        macs = family.price(arch, task).macs
+        arch = stated_arch(section.family, section.choices)
+        macs = family_for(section.family, task).price(arch).macs
     except ConfigError as error:
         return None, [
             Problem(f"student.choices.{p.where}" if p.where else "student.family", p.what, p.allowed)
@@ -396,7 +393,7 @@ def _init_problems(where: str, step: Step, network: Arch, earlier: Mapping[str, 
 def _share_problems(
     where: str, step: DistilStep, network: Arch, plan: TrainingPlan, task: TaskSpec
 ) -> Iterator[Problem]:
-    macs = STUDENTS.build(network.family).price(network, task).macs
+    macs = family_for(network.family, task).price(network).macs
     share = distil_share(step.epochs, macs, plan)
     if not math.isclose(share, step.share, rel_tol=_ROUNDED, abs_tol=_ROUNDED):
         yield Problem(f"{where}.share", f"is {step.share:g}, but {step.epochs} epochs are {share:.4g} of the budget")

@@ -19,7 +19,7 @@ from kdnas.losses import LOSSES
 from kdnas.plain_yaml import dump_yaml
 from kdnas.record.records import RunRecord, TrialRecord
 from kdnas.registry import Registry, validation_problems
-from kdnas.students import STUDENTS
+from kdnas.students import stated_arch
 from kdnas.study.config import DataConfig, Member
 from kdnas.study.members import option_problems
 from kdnas.study.tuning import final_recipe
@@ -106,9 +106,7 @@ class TrainFile(Section):
     @property
     def student(self) -> Arch:
         """The arch, canonical."""
-        family = STUDENTS.build(self.arch.family)
-        arch: Arch = family.canonical(self.arch.choices)
-        return arch
+        return stated_arch(self.arch.family, self.arch.choices)
 
     @property
     def task(self) -> TaskSpec:

@@ -58,7 +58,7 @@ from kdnas.plan.training_folder import (
 from kdnas.plan.training_ground import Ground, open_ground
 from kdnas.record.products import file_sha256, loss_of
 from kdnas.record.run_folder import exclusively, fingerprint, write_text
-from kdnas.students import STUDENTS, StudentFamily
+from kdnas.students import family_for
 from kdnas.study.config import ExportConfig
 from kdnas.training.evaluation import accuracy
 from kdnas.training.loop import EpochRecord, distil
@@ -234,7 +234,7 @@ def _card(
             f"It was trained by the route `{plan.route}`: the steps of plan.yaml, together worth the epochs "
             "stated. train.yaml has the recipe that they share."
         )
-    price = STUDENTS.build(file.arch.family).price(file.student, data.task)
+    price = family_for(file.arch.family, data.task).price(file.student)
     return {
         "study": file.provenance.study,
         "trial": file.provenance.trial,
@@ -355,7 +355,7 @@ class _Work:
         arch, ground = step.network(self.ground.data.task), self.ground
         seed = derive_seed(self.file.seed, "full", arch.arch_id)
         torch.manual_seed(seed)
-        network = _family(arch.family).build(arch, ground.data.task)
+        network = family_for(arch.family, ground.data.task).build(arch)
         if start is not None:
             network.load_state_dict(start.state_dict())
         network.to(ground.device)
@@ -384,11 +384,12 @@ class _Work:
         elastic, ladders = ladders_of(space, data.task)
         seed = derive_seed(self.file.seed, "full", step.name)
         torch.manual_seed(seed)
-        supernet = _family(space.family).supernet(space, data.task)
+        supernet = elastic.family.supernet(space)
         epochs = max(1, math.ceil(budget / (3 * elastic.price(ladders.largest) * len(ground.train))))
         trained = train_supernet(
             supernet,
             space,
+            elastic.family,
             ground.teacher,
             ground.train,
             ground.validation,
@@ -450,7 +451,7 @@ class _Work:
         if not path.exists():
             return None
         arch = step.network(self.ground.data.task)
-        network = _family(arch.family).build(arch, self.ground.data.task)
+        network = family_for(arch.family, self.ground.data.task).build(arch)
         try:
             plain: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if loss := loss_of(self.folder / WEIGHTS_FILE, plain.get("sha256", "")):
@@ -495,8 +496,3 @@ class _Watch:
         pause = math.ceil(took / (_EVALUATION_SHARE * max(record.seconds, 1e-3)))
         self._next_look = record.epoch + max(1, pause)
         return seen
-
-
-def _family(name: str) -> StudentFamily:
-    family: StudentFamily = STUDENTS.build(name)
-    return family

@@ -19,7 +19,7 @@ from kdnas.nn.normalise import Normalised
 from kdnas.nn.taps import stage_names
 from kdnas.plan.train_file import TrainFile
 from kdnas.plan.training_folder import brief
-from kdnas.students import STUDENTS, StudentFamily
+from kdnas.students import family_for
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import accuracy
@@ -89,9 +89,8 @@ def open_ground(
     if not file.teacher_fingerprint:  # that of a study has been looked at when the study was opened
         bfloat16 = in_bfloat16(file.training, hardware)
         report_teacher(teacher, data, validation_indices, device=hardware, bfloat16=bfloat16, say=say)
-        family: StudentFamily = STUDENTS.build(file.arch.family)
         with torch.random.fork_rng(devices=[]):
-            student = family.build(file.student, data.task)
+            student = family_for(file.arch.family, data.task).build(file.student)
         check_losses(file.recipe, teacher, {"the student": student}, data, device=hardware)
     used = training_indices(data, train_indices, file.training.data_fraction, file.seed)
     classes = data.task.outputs

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.measurement import Price
@@ -15,21 +18,50 @@ from kdnas.core.space import SearchSpace
 from kdnas.core.task import TaskSpec
 from kdnas.errors import ConfigError, Problem
 from kdnas.nn.elastic import Supernet
+from kdnas.nn.teacher import Teacher
 from kdnas.registry import Registry
+
+Samples = Callable[[int], tuple[tuple[Tensor, ...], Tensor]]
+"""Returns (inputs, targets) of at most so many training samples, raw, on the study's device: the same each time."""
+
+
+@dataclass(frozen=True)
+class FamilyContext:
+    """What students are made for, and what they may be cut from."""
+
+    task: TaskSpec
+    teachers: Mapping[str, Teacher] = field(default_factory=dict)
+    """By name. Empty where a family is only asked what its networks are and cost."""
+    samples: Samples | None = None
+    """Shows what matters in a teacher; None where no data are open."""
 
 
 class StudentFamily(ABC):
-    """One family of student networks. Built with no arguments; holds no state.
+    """One family of student networks, built once for a study from what that has opened.
 
     The module that `build` returns takes normalised images [B, C, H, W] and gives logits [B, K]. It has a
     `stages` ModuleList (each stage's output is [B, C, H, W]) and a `classifier` linear layer, whose input is the
     embedding.
     """
 
+    derived: ClassVar[bool] = False
+    """Whether its choices are read off the study's teacher: nothing is known of them before that is open.
+
+    Where they are not, `canonical` is a class method: what only reads a study opens nothing.
+    """
+
+    def __init__(self, context: FamilyContext):
+        self.context = context
+        self.task = context.task
+
     @classmethod
     def stated_choices(cls) -> Mapping[str, tuple[str, str | None]]:
         """Return for every choice that a space may have, in words, the values it takes and its default (None: none)."""
         return {}
+
+    def space(self, stated: SearchSpace) -> SearchSpace:
+        """Return the space as it is searched: what a study states, completed by what the teacher has."""
+        return stated
 
     @abstractmethod
     def canonical(self, choices: Mapping[str, Scalar]) -> Arch:
@@ -39,25 +71,39 @@ class StudentFamily(ABC):
         """
 
     @abstractmethod
-    def groups(self, arch: Arch, task: TaskSpec) -> Sequence[OperatorGroup]:
+    def groups(self, arch: Arch) -> Sequence[OperatorGroup]:
         """Return what a forward pass of `arch` consists of, in groups: what recurs among archs is the same object."""
 
-    def operators(self, arch: Arch, task: TaskSpec) -> tuple[Operator, ...]:
+    def operators(self, arch: Arch) -> tuple[Operator, ...]:
         """Return what a forward pass of `arch` consists of; a latency table adds up its operators' times."""
-        return tuple(itertools.chain.from_iterable([group.operators for group in self.groups(arch, task)]))
+        return tuple(itertools.chain.from_iterable([group.operators for group in self.groups(arch)]))
 
-    def price(self, arch: Arch, task: TaskSpec) -> Price:
+    def price(self, arch: Arch) -> Price:
         """Return the closed-form MACs and parameters of `arch`, equal to fvcore's conv, linear and matmul counts."""
-        groups = self.groups(arch, task)
+        groups = self.groups(arch)
         return Price(macs=sum([group.macs for group in groups]), params=sum([group.params for group in groups]))
 
     @abstractmethod
-    def build(self, arch: Arch, task: TaskSpec) -> nn.Module:
+    def build(self, arch: Arch) -> nn.Module:
         """Return the student, freshly initialised from torch's global generator."""
 
-    @abstractmethod
-    def source(self, arch: Arch, task: TaskSpec) -> str:
-        """Return Python source that needs only torch and defines `build_student() -> nn.Module` for this arch."""
+    def ancestor(self) -> Teacher | None:
+        """Return the teacher whose weights students can begin with; None where there is none, as here."""
+        return None
+
+    def inherit(self, arch: Arch) -> nn.Module:
+        """Return the student with what its ancestor has for it, on that one's device, the rest freshly initialised.
+
+        Raises ConfigError where it has no ancestor, or no samples to judge that one by.
+        """
+        raise ConfigError(Problem("start", f"students of {arch.family} inherit nothing from a teacher", "random"))
+
+    def source(self, arch: Arch) -> str | None:
+        """Return Python source that needs only torch and defines `build_student() -> nn.Module` for this arch.
+
+        None where there is none: the network is the user's code.
+        """
+        return None
 
     def strides(self, domains: Mapping[str, Sequence[Scalar]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Return (part, the strides that it may have) in the order of the network, given the values of each choice.
@@ -66,12 +112,50 @@ class StudentFamily(ABC):
         """
         return ()
 
-    def supernet(self, space: SearchSpace, task: TaskSpec) -> Supernet:
+    def supernet(self, space: SearchSpace) -> Supernet:
         """Return a supernet that holds every network of `space`, freshly initialised from torch's global generator.
 
         Raises ConfigError where the family has no elastic networks, as here.
         """
         raise ConfigError(Problem("space.family", f"students of {space.family} cannot share weights in a supernet"))
 
+    def inherit_supernet(self, supernet: Supernet, largest: Arch, images: Tensor) -> float:
+        """Give the `largest` network of `supernet` what its ancestor has for it: the share of its weights, in [0, 1].
+
+        `images` are raw training images that tell what matters in the ancestor. Raises ConfigError where it has none.
+        """
+        raise ConfigError(Problem("space.family", f"students of {largest.family} inherit nothing from a teacher"))
+
+    def at(self, size: int) -> Self:
+        """Return the family of the same students for samples brought to `size`: pixels high, or tokens long.
+
+        A family that has options hands them on.
+        """
+        return type(self)(dataclasses.replace(self.context, task=self.task.at(size)))
+
 
 STUDENTS: Registry[type[StudentFamily]] = Registry("student family", __name__)
+"""Members: StudentFamily classes, `(context: FamilyContext, *, options)`."""
+
+
+def family_for(
+    name: str,
+    task: TaskSpec,
+    teachers: Mapping[str, Teacher] | None = None,
+    samples: Samples | None = None,
+) -> StudentFamily:
+    """Return the family called `name` for students of `task`. Raises ConfigError where there is none of that name."""
+    family: StudentFamily = STUDENTS.build(name, FamilyContext(task, teachers or {}, samples))
+    return family
+
+
+def stated_arch(family: str, choices: Mapping[str, Scalar]) -> Arch:
+    """Return the arch that `choices` of the family of that name spell, as far as it is known with nothing open.
+
+    The choices of a derived family stand as they are. Raises ConfigError as `StudentFamily.canonical` does.
+    """
+    member = STUDENTS.get(family)
+    if member.derived:
+        return Arch.of(family, choices)
+    spelled: Arch = member.canonical(choices)  # type: ignore[call-arg, arg-type]
+    return spelled

@@ -14,15 +14,20 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.space import SearchSpace
-from kdnas.core.task import TaskSpec
+from kdnas.errors import ConfigError, Problem
 from kdnas.nn.blocks import ConvNorm
 from kdnas.nn.elastic import SharedTensor, Supernet, Unfilled
+from kdnas.nn.normalise import Normalised
+from kdnas.nn.teacher import Teacher
+from kdnas.students._inheriting import inherit, inherit_supernet
 from kdnas.students._staged import BlockPlan, Stage, StagedFamily, default_stride
 
+_INHERITED_BY = 512
+"""Training samples that tell which of the teacher's blocks change most."""
 _DEPTH = re.compile(r"stage(\d+)\.depth")
 _IN_BRANCH = re.compile(r"branch\.(\d+)\.(.+)")
 
@@ -43,9 +48,39 @@ class ElasticFamily(StagedFamily):
     def shortcut(plan: Any) -> Literal["identity", "projection", "none"]:
         """Return the shortcut around the block's branch."""
 
-    def supernet(self, space: SearchSpace, task: TaskSpec) -> Supernet:
+    def supernet(self, space: SearchSpace) -> Supernet:
         """Return a supernet that holds every network of `space`, freshly initialised from torch's global generator."""
-        return Supernet(StagedLayout(self, space, task))
+        return Supernet(StagedLayout(self, space))
+
+    def ancestor(self) -> Teacher | None:
+        """Return the teacher that is of this family; None where there is none."""
+        teachers = self.context.teachers.values()
+        return next((each for each in teachers if each.arch is not None and each.arch.family == self.name), None)
+
+    def inherit(self, arch: Arch) -> nn.Module:
+        """Return the student with what a teacher of this family has for it. Raises ConfigError."""
+        teacher, own = self._known_ancestor()
+        if self.context.samples is None:
+            raise ConfigError(Problem("start", "no samples are open, by which a teacher's weights are chosen"))
+        (images,), _ = self.context.samples(_INHERITED_BY)
+        student = self.build(arch).to(images.device)
+        inherit(self, student, arch, teacher.network, own, (images - teacher.mean) / teacher.std)
+        return student
+
+    def inherit_supernet(self, supernet: Supernet, largest: Arch, images: Tensor) -> float:
+        """Give the `largest` network of `supernet` what a teacher of this family has for it, and return its share."""
+        teacher, own = self._known_ancestor()
+        normalised = (images - teacher.mean) / teacher.std
+        return inherit_supernet(self, supernet, largest, teacher.network, own, normalised).share
+
+    def _known_ancestor(self) -> tuple[Normalised, Arch]:
+        """Return the network of the ancestor behind its normalisation, and its arch. Raises ConfigError."""
+        teacher = self.ancestor()
+        if teacher is None or teacher.arch is None:
+            of = ", ".join(each.name for each in self.context.teachers.values()) or "none is open"
+            what = f"no teacher is a {self.name} of kdnas ({of}): no weights can be inherited"
+            raise ConfigError(Problem("start", what, f"random, or a teacher `type: student, family: {self.name}`"))
+        return next(part for part in teacher.module.modules() if isinstance(part, Normalised)), teacher.arch
 
 
 class Slot(NamedTuple):
@@ -62,15 +97,14 @@ class Slot(NamedTuple):
 class StagedLayout:
     """The shared tensors of the networks of `space`, which all are of `family`."""
 
-    def __init__(self, family: ElasticFamily, space: SearchSpace, task: TaskSpec):
+    def __init__(self, family: ElasticFamily, space: SearchSpace):
         self._family = family
-        self._task = task
         self.tensors: dict[str, SharedTensor] = {}
         self.aligned: list[list[str]] = [[_stream(0)]]
         domains: dict[str, tuple[Scalar, ...]] = {name: (value,) for name, value in space.fixed.items()}
         domains |= {choice.name: choice.values for choice in space.choices}
         stems = _numbers(domains["stem_width"])
-        stem = ConvNorm(task.image_shape[0], max(stems), 3)
+        stem = ConvNorm(family.task.image_shape[0], max(stems), 3)
         self._add("stem", _shapes(stem), (_stream(0), None))
         widths, slots = stems, list(_slots(family, domains))
         for place, slot in enumerate(slots, 1):
@@ -81,11 +115,11 @@ class StagedLayout:
 
     def build(self, arch: Arch) -> nn.Module:
         """Return the family's module for `arch`."""
-        return self._family.build(arch, self._task)
+        return self._family.build(arch)
 
     def shared_names(self, arch: Arch, keys: Sequence[str]) -> dict[str, str]:
         """Return the shared tensor's name for each of the state-dict `keys` of the module of `arch`."""
-        plan = self._family.plan(arch, self._task)
+        plan = self._family.plan(arch)
         leaving = f"exits.{len(plan.stages)}"
         ending = {"head": f"{leaving}.head", "classifier": f"{leaving}.{'headed' if plan.head_width else 'pooled'}"}
         names = {}
@@ -124,7 +158,7 @@ class StagedLayout:
             self._merge(f"{prefix}.{name}", shape, axes)
 
     def _add_exit(self, place: int, width: int, heads: tuple[int, ...]) -> None:
-        prefix, classes = f"exits.{place}", self._task.outputs
+        prefix, classes = f"exits.{place}", self._family.task.outputs
         if 0 in heads:
             self._add(f"{prefix}.pooled", _shapes(nn.Linear(width, classes)), (None, _stream(place)))
         if max(heads):

@@ -23,12 +23,11 @@ from torch import nn
 
 from kdnas.core.arch import Arch, Scalar, normalise_scalar
 from kdnas.core.operator import Operator, OperatorGroup
-from kdnas.core.task import TaskSpec
 from kdnas.errors import ConfigError, Problem
 from kdnas.nn import blocks
 from kdnas.nn.blocks import InvertedPlan, ResidualPlan, StudentPlan
 from kdnas.nn.counting import chain
-from kdnas.students import StudentFamily
+from kdnas.students import FamilyContext, StudentFamily
 
 BlockPlan = ResidualPlan | InvertedPlan
 
@@ -104,6 +103,13 @@ class StagedFamily(StudentFamily):
     def block_operators(plan: Any, height: int, width: int) -> tuple[Operator, ...]:
         """Return the operators of one block on an input of `height` x `width` pixels."""
 
+    def __init__(self, context: FamilyContext):
+        super().__init__(context)
+        try:
+            self._shape = context.task.image_shape
+        except ValueError as error:
+            raise ConfigError(Problem("space.family", f"students of {self.name} take images: {error}")) from None
+
     @classmethod
     def stated_choices(cls) -> Mapping[str, tuple[str, str | None]]:
         """Return for every choice the values it takes and its default; `stage<i>` stands for stage1, stage2, ..."""
@@ -112,48 +118,49 @@ class StagedFamily(StudentFamily):
         settings = {**_network_settings(cls), **stages}
         return {name: (setting.allowed, defaults.get(name)) for name, setting in settings.items()}
 
-    def canonical(self, choices: Mapping[str, Scalar]) -> Arch:
+    @classmethod
+    def canonical(cls, choices: Mapping[str, Scalar]) -> Arch:
         """Return the arch that `choices` spell. Raises ConfigError naming every problem."""
-        family, given = type(self), choices.get
-        stages = _named_stages(family, tuple(choices))
+        given = choices.get
+        stages = _named_stages(cls, tuple(choices))
         ends = _spelled_ends(given("stem_width"), given("stem_stride"), given("head_width"))
         if stages is None or ends is None:
-            raise ConfigError(self._problems(choices))
+            raise ConfigError(cls._problems(choices))
         channels, items = ends
         position = 1
         for index, keys in enumerate(stages, 1):
-            stage = _spelled_stage(family, index, position, channels, *map(given, keys))
+            stage = _spelled_stage(cls, index, position, channels, *map(given, keys))
             if stage is None:
-                raise ConfigError(self._problems(choices))
+                raise ConfigError(cls._problems(choices))
             if stage.items:
                 channels, items, position = stage.width, items + stage.items, position + 1
         if position == 1:
             raise ConfigError(Problem("stage1.depth", "every stage has depth 0; at least one stage must remain"))
-        return Arch(self.name, tuple(sorted(items)))
+        return Arch(cls.name, tuple(sorted(items)))
 
-    def plan(self, arch: Arch, task: TaskSpec) -> StudentPlan:
-        """Return every block's shape for `arch` on `task`."""
+    def plan(self, arch: Arch) -> StudentPlan:
+        """Return every block's shape for `arch`."""
         network = self._read(arch.choices)
         stages, channels = [], network.stem_width
         for stage in network.stages:
             stages.append(self.blocks(channels, stage))
             channels = stage.width
         return StudentPlan(
-            in_channels=task.image_shape[0],
+            in_channels=self._shape[0],
             stem_width=network.stem_width,
             stem_stride=network.stem_stride,
             stages=tuple(stages),
             head_width=network.head_width,
-            num_classes=task.outputs,
+            num_classes=self.task.outputs,
         )
 
-    def groups(self, arch: Arch, task: TaskSpec) -> Sequence[OperatorGroup]:
+    def groups(self, arch: Arch) -> Sequence[OperatorGroup]:
         """Return stem, stages, and head with classifier."""
-        return _pieces(type(self), arch, task)
+        return _pieces(type(self), arch, self._shape, self.task.outputs)
 
-    def build(self, arch: Arch, task: TaskSpec) -> nn.Module:
+    def build(self, arch: Arch) -> nn.Module:
         """Return the student, freshly initialised from torch's global generator."""
-        return blocks.Student(self.plan(arch, task), self.block)
+        return blocks.Student(self.plan(arch), self.block)
 
     def strides(self, domains: Mapping[str, Sequence[Scalar]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Return the strides that stem and stages may have, given the values of every choice of a space."""
@@ -161,36 +168,37 @@ class StagedFamily(StudentFamily):
         named = [("stem", "stem_stride", 1), *((f"stage{i}", f"stage{i}.stride", default_stride(i)) for i in stages)]
         return tuple((part, tuple(sorted(domains.get(key, (default,))))) for part, key, default in named)  # type: ignore[arg-type]
 
-    def source(self, arch: Arch, task: TaskSpec) -> str:
+    def source(self, arch: Arch) -> str:
         """Return Python source that needs only torch and defines `build_student()` for this arch."""
-        shape = ", ".join(map(str, task.image_shape))
+        shape = ", ".join(map(str, self._shape))
         pieces = [
-            _HEADER.format(family=self.name, arch_id=arch.arch_id, shape=shape, classes=task.outputs),
+            _HEADER.format(family=self.name, arch_id=arch.arch_id, shape=shape, classes=self.task.outputs),
             *(inspect.getsource(item).rstrip() for item in self.exported),
             inspect.getsource(blocks.initialise).rstrip(),
-            "PLAN = " + _literal(self.plan(arch, task)),
+            "PLAN = " + _literal(self.plan(arch)),
             _BUILD.format(block=self.block.__name__),
         ]
         return "\n\n\n".join(pieces)
 
-    def _problems(self, choices: Mapping[str, Scalar]) -> list[Problem]:
+    @classmethod
+    def _problems(cls, choices: Mapping[str, Scalar]) -> list[Problem]:
         """Return every unknown, missing and impossible choice."""
-        problems, stages, family = [], set(), type(self)
+        problems, stages = [], set()
         choices = {name: normalise_scalar(value) for name, value in choices.items()}
         for name, value in choices.items():
-            setting, index = _setting(family, name)
+            setting, index = _setting(cls, name)
             if setting is None:
-                known = (*_network_settings(family), *(f"stage<i>.{part}" for part in _stage_settings(family)))
-                problems.append(Problem(name, f"is no choice of {self.name}", ", ".join(known)))
+                known = (*_network_settings(cls), *(f"stage<i>.{part}" for part in _stage_settings(cls)))
+                problems.append(Problem(name, f"is no choice of {cls.name}", ", ".join(known)))
             else:
                 stages.add(index)
                 if not setting.accepts(value):
                     problems.append(Problem(name, f"cannot be {value!r}", setting.allowed))
         required = ["stem_width"]
         for index in range(1, max([1, *stages]) + 1):
-            depth, *others = _stage_keys(family, index)
+            depth, *others = _stage_keys(cls, index)
             required += [key for key in others if not key.endswith(".stride")] if choices.get(depth) else [depth]
-        problems += [Problem(key, "is required", _allowed(family, key)) for key in required if key not in choices]
+        problems += [Problem(key, "is required", _allowed(cls, key)) for key in required if key not in choices]
         return problems
 
     def _read(self, choices: Mapping[str, Any]) -> Network:
@@ -322,11 +330,11 @@ class _Piece(OperatorGroup):
 
 
 @functools.lru_cache(maxsize=1024)
-def _pieces(family: type[StagedFamily], arch: Arch, task: TaskSpec) -> list[_Piece]:
+def _pieces(family: type[StagedFamily], arch: Arch, shape: tuple[int, int, int], classes: int) -> list[_Piece]:
     """Return stem, stages, and head with classifier: kept for whoever asks for price and operators in turn."""
     choices = dict(arch.items)
     given: Callable[[str], Any] = choices.get
-    piece = _stem(*task.image_shape, given("stem_width"), given("stem_stride") or 1)
+    piece = _stem(*shape, given("stem_width"), given("stem_stride") or 1)
     pieces = [piece]
     for index, keys in enumerate(_all_keys(family), 1):
         depth = given(keys[0])
@@ -335,7 +343,7 @@ def _pieces(family: type[StagedFamily], arch: Arch, task: TaskSpec) -> list[_Pie
         if depth:
             piece = _stage_piece(family, index, piece.channels, piece.height, piece.width, *map(given, keys))
             pieces.append(piece)
-    return [*pieces, _ending(piece.channels, piece.height, piece.width, given("head_width") or 0, task.outputs)]
+    return [*pieces, _ending(piece.channels, piece.height, piece.width, given("head_width") or 0, classes)]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -138,8 +138,10 @@ def _student_teacher(data: Mapping[str, Any]) -> Iterator[Problem]:
     if isinstance(family, str) and family not in students.names():
         yield Problem("teacher.family", f"no student family is called {family!r}", ", ".join(students.names()))
     elif isinstance(family, str) and isinstance(choices, dict):
+        from kdnas.students import stated_arch
+
         try:
-            students.build(family).canonical(choices)
+            stated_arch(family, choices)
         except ConfigError as error:
             for problem in error.problems:
                 yield Problem(f"teacher.choices.{problem.where}".rstrip("."), problem.what, problem.allowed)

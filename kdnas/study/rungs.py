@@ -33,8 +33,7 @@ def supernet_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
     from kdnas.students import StudentFamily
 
     problems = []
-    family = registry_of("students").build(space.family)
-    if type(family).supernet is StudentFamily.supernet:
+    if registry_of("students").get(space.family).supernet is StudentFamily.supernet:
         needed = next(name for name in config.evaluators if name in (SUPERNET, FINETUNE))
         what = f"students of {space.family} cannot share weights in a supernet, which the evaluator {needed} needs"
         problems.append(Problem("space", what))

@@ -11,7 +11,6 @@ import numpy as np
 from kdnas.core.arch import Scalar
 from kdnas.core.measurement import Price
 from kdnas.core.space import Assignment, SearchSpace
-from kdnas.core.task import TaskSpec
 from kdnas.students import StudentFamily
 from kdnas.study.spaces import arch_of
 
@@ -31,7 +30,7 @@ class SpaceSize:
 
 def space_size(
     space: SearchSpace,
-    family: StudentFamily | None,
+    family: StudentFamily | None = None,
     *,
     enumerate_up_to: int = 300_000,
     samples: int = 200,
@@ -75,9 +74,7 @@ def _spellings(space: SearchSpace, family: StudentFamily | None, start: Assignme
     return total
 
 
-def random_prices(
-    space: SearchSpace, family: StudentFamily, task: TaskSpec, *, samples: int, seed: int = 0
-) -> list[Price]:
-    """Return the prices on `task` of `samples` random archs of the space."""
+def random_prices(space: SearchSpace, family: StudentFamily, *, samples: int, seed: int = 0) -> list[Price]:
+    """Return the prices of `samples` random archs of the space."""
     rng = np.random.default_rng(seed)
-    return [family.price(arch_of(space, space.random(rng), family), task) for _ in range(samples)]
+    return [family.price(arch_of(space, space.random(rng), family)) for _ in range(samples)]

@@ -32,7 +32,7 @@ import numpy as np
 from kdnas.core.arch import Arch, Scalar, normalise_scalar
 from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.errors import ConfigError, Problem
-from kdnas.students import STUDENTS, StudentFamily
+from kdnas.students import STUDENTS, StudentFamily, stated_arch
 from kdnas.study.yaml_lines import YamlDocument, read_yaml
 
 _KEYS = ("name", "family", "description", "choices", "conditions", "fixed")
@@ -90,18 +90,16 @@ def space_of(document: YamlDocument, default_name: str) -> SearchSpace:
     return space
 
 
-def family_of(space: SearchSpace) -> StudentFamily | None:
-    """Return the family that builds the space's students, None where the space names none."""
-    return STUDENTS.build(space.family) if space.family else None
-
-
-def arch_of(space: SearchSpace, assignment: Mapping[str, Scalar], family: StudentFamily | None) -> Arch:
+def arch_of(space: SearchSpace, assignment: Mapping[str, Scalar], family: StudentFamily | None = None) -> Arch:
     """Return the arch that `assignment` stands for, inactive choices dropped. Raises ConfigError where it is none.
 
-    Without a family every combination of active choices is an arch, named after the space.
+    `family` is the space's own where it is open. In a space that names none every combination of active choices is an
+    arch, named after the space.
     """
     active = space.active(assignment)
-    return Arch.of(space.name, active) if family is None else family.canonical(active)
+    if family is not None:
+        return family.canonical(active)
+    return stated_arch(space.family, active) if space.family else Arch.of(space.name, active)
 
 
 def _carried_folder() -> Path:
@@ -284,8 +282,7 @@ def _cycle(conditions: list[Condition]) -> list[str]:
 
 def _building_problems(space: SearchSpace) -> list[Problem]:
     """Return what the family objects to in the corners of the space and in assignments drawn from it."""
-    family = family_of(space)
-    if family is None:
+    if not space.family:
         return []
     rng = np.random.default_rng(0)
     corners = [{choice.name: choice.values[end] for choice in space.choices} for end in (0, -1)]
@@ -295,7 +292,7 @@ def _building_problems(space: SearchSpace) -> list[Problem]:
     problems: dict[Problem, None] = {}
     for assignment in [*corners, *single, *(space.random(rng) for _ in range(_TRIED_ASSIGNMENTS))]:
         try:
-            family.canonical(space.active(assignment))
+            stated_arch(space.family, space.active(assignment))
         except ConfigError as error:
             for problem in error.problems:
                 section = "choices" if problem.where in searched or problem.where not in space.fixed else "fixed"

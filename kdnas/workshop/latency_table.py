@@ -28,11 +28,10 @@ from kdnas.core.operator import Operator, OperatorGroup
 from kdnas.core.rank import kendall_tau
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
-from kdnas.core.task import TaskSpec
 from kdnas.costs.latency_ms import LatencyMs
 from kdnas.errors import RunError
 from kdnas.nn.timing import interleaved, median_and_spread, middle_mean
-from kdnas.students import STUDENTS, StudentFamily
+from kdnas.students import StudentFamily
 from kdnas.study.spaces import arch_of
 
 Floats = NDArray[np.float64]
@@ -163,7 +162,7 @@ class LearnedTable:
 
 def learn_latency_table(
     space: SearchSpace,
-    task: TaskSpec,
+    family: StudentFamily,
     cost: LatencyMs,
     *,
     reference_ms: float | None = None,
@@ -178,17 +177,16 @@ def learn_latency_table(
     `reference_ms` is what the run has found for the reference network (by default it is found now). Raises RunError
     where the space holds too few students.
     """
-    family: StudentFamily = STUDENTS.build(space.family)
     pool = _pool(space, family, samples + held_out, seed)
-    chosen = designed_sample([family.operators(arch, task) for arch in pool], samples)
+    chosen = designed_sample([family.operators(arch) for arch in pool], samples)
     taken = set(chosen)
     rest = [index for index in range(len(pool)) if index not in taken]  # in the order of drawing: a random sample
     archs = [pool[index] for index in (*chosen, *rest[:held_out])]
     say(f"learning the latency table: {samples} students, and {held_out} to judge it, {rounds} times each")
-    timing = _measured(archs, family, task, cost, rounds)
+    timing = _measured(archs, family, cost, rounds)
     reference_ms = reference_ms or timing.reference_ms
     ratios = [timing.ratios(index) for index in range(len(archs))]
-    operators = [family.operators(arch, task) for arch in archs]
+    operators = [family.operators(arch) for arch in archs]
     latency_ms = np.array([middle_mean(values) for values in ratios]) * reference_ms
     spread_ms = np.array([median_and_spread(values)[1] for values in ratios]) * reference_ms
     table = fitted(operators[:samples], latency_ms[:samples])
@@ -202,7 +200,7 @@ def learn_latency_table(
 def learn_tables(
     costs: Mapping[str, Any],
     space: SearchSpace,
-    task: TaskSpec,
+    family: StudentFamily,
     calibrations: Mapping[str, Mapping[str, Any]],
     *,
     seed: int,
@@ -216,7 +214,7 @@ def learn_tables(
     for name, cost in costs.items():
         if isinstance(cost, LatencyMs) and cost.table is not None:
             found = learn_latency_table(
-                space, task, cost, reference_ms=learned[name]["reference_ms"], seed=seed, say=say
+                space, family, cost, reference_ms=learned[name]["reference_ms"], seed=seed, say=say
             )
             verdict = found.verdict()
             say(f"{name} table: {in_words(verdict)}")
@@ -236,8 +234,8 @@ def in_words(verdict: Mapping[str, float]) -> str:
 class TablePrices:
     """The quantities that a run's tables price. Empty where it has none."""
 
-    def __init__(self, calibrations: Mapping[str, Mapping[str, Any]], family: StudentFamily, task: TaskSpec):
-        self._family, self._task = family, task
+    def __init__(self, calibrations: Mapping[str, Mapping[str, Any]], family: StudentFamily):
+        self._family = family
         self._tables = {
             name: LatencyTable.from_dict(calibration["table"])
             for name, calibration in calibrations.items()
@@ -253,7 +251,7 @@ class TablePrices:
         """Return the tables' prices of `arch`; microseconds."""
         if not self._tables:
             return {}
-        groups = self._family.groups(arch, self._task)
+        groups = self._family.groups(arch)
         return {name: table.price_groups(groups) for name, table in self._tables.items()}
 
 
@@ -266,13 +264,13 @@ def _pool(space: SearchSpace, family: StudentFamily, least: int, seed: int) -> l
     return list(pool)[:_POOL]
 
 
-def _measured(archs: Sequence[Arch], family: StudentFamily, task: TaskSpec, cost: LatencyMs, rounds: int) -> Any:
-    target, shape = cost.target, (cost.target.batch_size, *task.image_shape)
+def _measured(archs: Sequence[Arch], family: StudentFamily, cost: LatencyMs, rounds: int) -> Any:
+    target, shape = cost.target, (cost.target.batch_size, *family.task.image_shape)
     with target.ready():
         runs = []
         with torch.random.fork_rng(devices=[]):
             for arch in archs:
-                runs.append(target.run(family.build(arch, task), shape))
+                runs.append(target.run(family.build(arch), shape))
         return interleaved(runs, cost.reference(), rounds=rounds, warmup=2, clock=target.clock)
 
 

@@ -21,7 +21,7 @@ from kdnas.record.front import front
 from kdnas.record.front import pick as pick_member
 from kdnas.record.run_folder import LOCK_FILE
 from kdnas.record.storage import load_run
-from kdnas.students import STUDENTS, StudentFamily
+from kdnas.students import family_for, stated_arch
 from kdnas.targets import TARGETS, EnergyCounter, Missing, Target
 
 Say = Callable[[str], None]
@@ -55,9 +55,8 @@ class Subject:
             raise ConfigError(
                 Problem(self.source, what, "--target onnxruntime, or the student's folder or student.json")
             )
-        family: StudentFamily = STUDENTS.build(self.arch.family)
         with torch.random.fork_rng(devices=[]):
-            return family.build(self.arch, self.task)
+            return family_for(self.arch.family, self.task).build(self.arch)
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ def measure(
         ]
     measured = []
     for index, (student, memory, energy) in enumerate(zip(students, memories, energies, strict=True)):
-        price = STUDENTS.build(student.arch.family).price(student.arch, student.task)
+        price = family_for(student.arch.family, student.task).price(student.arch)
         median, spread = median_and_spread(timing.ratios(index))
         scale = timing.reference_ms
         latency = Measurement(median * scale, spread * scale, repeats, target.where)
@@ -248,8 +247,8 @@ def _checked(arch: Any, shape: Any, classes: Any) -> tuple[Arch, TaskSpec]:
     if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape) or not len(classes):
         raise ValueError("its input shape or its classes are missing")
     stated = Arch.from_json(arch)
-    family: StudentFamily = STUDENTS.build(stated.family)
-    return family.canonical(stated.choices), image_classification((shape[0], shape[1], shape[2]), len(classes))
+    task = image_classification((shape[0], shape[1], shape[2]), len(classes))
+    return stated_arch(stated.family, stated.choices), task
 
 
 def _reason(error: Exception) -> str:

@@ -27,7 +27,7 @@ from kdnas.errors import ConfigError, DataError, Problem, RunFolderError, Teache
 from kdnas.nn.weights import save_weights
 from kdnas.record.run_folder import locked
 from kdnas.registry import validation_problems
-from kdnas.students import STUDENTS, StudentFamily
+from kdnas.students import family_for
 from kdnas.study.config import DataConfig, Member
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.training.batches import Batches
@@ -162,11 +162,11 @@ class _TeacherTraining:
     ) -> tuple[nn.Module, Arch]:
         """Return the trained network, which takes normalised images, and its arch: from the cache where it is there."""
         settings = _training(training)
-        student: StudentFamily = STUDENTS.build(family)
+        student = family_for(family, self._data.task)
         arch = student.canonical(choices)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self._seed, "teacher init"))
-            network = student.build(arch, self._data.task)
+            network = student.build(arch)
         kept = self._folder / f"{self._key(arch, settings)}.safetensors"
         if not _load_kept(network, kept, say):
             with _made_once(kept, say):

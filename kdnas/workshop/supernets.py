@@ -20,7 +20,7 @@ from kdnas.core.space import SearchSpace
 from kdnas.errors import RunFolderError
 from kdnas.nn.elastic import Supernet
 from kdnas.nn.weights import load_weights, save_weights, weights_metadata
-from kdnas.students import STUDENTS, StudentFamily
+from kdnas.students import StudentFamily
 from kdnas.study.config import StudyConfig, SupernetConfig
 from kdnas.training.batches import Batches
 from kdnas.training.numerics import in_bfloat16
@@ -57,6 +57,7 @@ def load_supernet(
     folder: Path,
     config: StudyConfig,
     space: SearchSpace,
+    family: StudentFamily,
     data: ImageData,
     train: Batches,
     validation: Batches,
@@ -69,6 +70,7 @@ def load_supernet(
         folder: The run folder.
         config: The run's study, which has a supernet.
         space: Its search space.
+        family: Its student family.
         data: Its data.
         train: Images that batch-norm statistics are estimated on: the first few of a drawing that is always the same.
         validation: Images that subnets are scored on.
@@ -77,9 +79,8 @@ def load_supernet(
     Raises RunFolderError where the weights are missing, damaged or not those of the lock file.
     """
     check_supernet(folder, fingerprint)
-    family: StudentFamily = STUDENTS.build(space.family)
     settings = config.supernet or SupernetConfig()
-    supernet = family.supernet(space, data.task)
+    supernet = family.supernet(space)
     load_weights(supernet, _weights(folder))
     scorer = SubnetScorer(
         data,

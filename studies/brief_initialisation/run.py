@@ -29,7 +29,7 @@ from kdnas.core.arch import Scalar
 from kdnas.core.seeds import derive_seed
 from kdnas.errors import InputError
 from kdnas.record.run_folder import machine
-from kdnas.students import STUDENTS
+from kdnas.students import family_for, stated_arch
 from kdnas.study.loading import load_study
 from kdnas.training.batches import Batches
 from kdnas.training.loop import distil
@@ -165,11 +165,11 @@ class Bench:
     def __call__(self, run: Run) -> dict[str, Any]:
         """Train and return the record."""
         family, choices = STUDENTS_TRIED[run.student]
-        arch = STUDENTS.build(family).canonical(choices)
+        arch = stated_arch(family, choices)
         torch.manual_seed(derive_seed(run.seed, "weights"))
-        network = STUDENTS.build(family).build(arch, self.data.task)
+        network = family_for(family, self.data.task).build(arch)
         begin_at(network, run.scale)
-        price = STUDENTS.build(family).price(arch, self.data.task)
+        price = family_for(family, self.data.task).price(arch)
         fraction = run.data_fraction * self.share
         training = self.config.recipe.training.model_copy(
             update={

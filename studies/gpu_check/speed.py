@@ -18,7 +18,7 @@ from setting import Images
 from tuned_loop import TunedTrial
 
 from kdnas.errors import TrialError
-from kdnas.students import STUDENTS
+from kdnas.students import family_for
 from kdnas.targets import TARGETS, Missing
 from kdnas.training.loop import Course, Pupil, train
 from kdnas.training.teacher_cache import TeacherCache
@@ -122,8 +122,8 @@ def _one_process(job: tuple[str, str, bool]) -> Row:
 def teacher(bench: Bench) -> Iterator[Row]:
     """How much of the arithmetic that the teacher's cache saves becomes time saved."""
     bench.fill()
-    family = STUDENTS.build("resnet")
-    ours, theirs = (family.price(setting.resnet(depth), bench.data.task).macs for depth in (20, 56))
+    family = family_for("resnet", bench.data.task)
+    ours, theirs = (family.price(setting.resnet(depth)).macs for depth in (20, 56))
     saved_arithmetic = theirs / (theirs + 3 * ours)  # a step is a forward and a backward of twice its cost
     for batch_size in (32,) if bench.quick else (128, 2048):
         rows = {kind: bench.train(batch_size, teacher=kind) for kind in ("cached", "live", "none")}

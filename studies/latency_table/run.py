@@ -26,7 +26,7 @@ from kdnas.core.task import image_classification
 from kdnas.costs import COSTS
 from kdnas.record.run_folder import machine
 from kdnas.report.style import FAINT, FRONT, GRID, INK, TEACHER, round_ticks
-from kdnas.students import STUDENTS
+from kdnas.students import family_for
 from kdnas.study.spaces import arch_of, load_space
 from kdnas.workshop.latency_table import LatencyTable, LearnedTable, in_words, learn_latency_table
 
@@ -52,7 +52,9 @@ def main() -> int:
     for target, space, rounds in cases:
         begun = time.perf_counter()
         cost = COSTS.build("latency_ms", torch.device("cpu"), target=target)
-        found = learn_latency_table(load_space(space, Path()), TASK, cost, rounds=rounds, say=print)
+        loaded = load_space(space, Path())
+        family = family_for(loaded.family, TASK)
+        found = learn_latency_table(loaded, family, cost, rounds=rounds, say=print)
         learned[target, space] = found
         write_students(arguments.out / f"{target}_{space}.csv", found)
         rows.append({"target": cost.target.where, "space": space, "rounds": rounds, **found.verdict()})
@@ -81,21 +83,21 @@ def macs_correlation(found: LearnedTable) -> float:
     """Return the rank correlation with latency that MACs alone would have, on the held-out students."""
     from scipy.stats import spearmanr
 
-    family = STUDENTS.build(found.students[0].arch.family)
-    macs = [family.price(student.arch, TASK).macs for student in found.held_out]
+    family = family_for(found.students[0].arch.family, TASK)
+    macs = [family.price(student.arch).macs for student in found.held_out]
     return float(spearmanr(macs, [student.latency_ms for student in found.held_out]).statistic)
 
 
 def pricing(space_name: str, table: LatencyTable) -> dict[str, float]:
     """Return the processor time in microseconds from an assignment to MACs, parameters and table latency."""
     space = load_space(space_name, Path())
-    family, rng = STUDENTS.build(space.family), np.random.default_rng(1)
+    family, rng = family_for(space.family, TASK), np.random.default_rng(1)
     assignments = [space.random(rng) for _ in range(PRICED)]
 
     def price(assignment: dict[str, Any]) -> None:
         arch = arch_of(space, assignment, family)
-        family.price(arch, TASK)
-        table.price_groups(family.groups(arch, TASK))
+        family.price(arch)
+        table.price_groups(family.groups(arch))
 
     times = [_microseconds(price, assignments) for _ in range(10)]
     return {"price_first_us": times[0], "price_us": statistics.median(times[1:])}
@@ -110,10 +112,10 @@ def _microseconds(work: Callable[[Any], None], items: list[Any]) -> float:
 
 def write_students(path: Path, found: LearnedTable) -> None:
     """Write one row a student."""
-    family = STUDENTS.build(found.students[0].arch.family)
+    family = family_for(found.students[0].arch.family, TASK)
     rows = []
     for student in found.students:
-        price = family.price(student.arch, TASK)
+        price = family.price(student.arch)
         rows.append(
             {
                 "arch_id": student.arch.arch_id,

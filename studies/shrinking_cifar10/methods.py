@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from setting import INHERITING, SIZES, VIEW_SEED, Bench
+from setting import SIZES, VIEW_SEED, Bench
 from torch import nn
 
 from kdnas.core.seeds import derive_seed
@@ -22,7 +22,6 @@ from kdnas.nn.normalise import Normalised
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import accuracy
-from kdnas.training.inherit import images_to_inherit_by, inherit
 from kdnas.training.loop import distil
 from kdnas.training.recipe import Recipe
 from kdnas.training.supernet import SupernetSettings
@@ -64,11 +63,7 @@ def inherited(bench: Bench, seed: int) -> Outcome:
     """Return each target distilled as in `direct`, the middle one from the large one's weights, the small from its."""
     outcome, larger = Outcome(), None
     for size in reversed(SIZES):
-        student = bench.build(size, seed)
-        if larger is not None:
-            source = outcome.students[larger].eval()
-            images = images_to_inherit_by(bench.train, bench.data, INHERITING)
-            inherit(student, bench.archs[size], source, bench.archs[larger], images)
+        student = bench.build(size, seed, None if larger is None else (larger, outcome.students[larger].eval()))
         recipe = bench.setting.recipe(bench.setting.epochs)
         outcome.spent_macs += _train(bench, size, student, bench.teacher, recipe, seed)
         outcome.students[size], larger = student, size
@@ -98,9 +93,9 @@ def shared(policy: str) -> Callable[[Bench, int], Outcome]:
         setting = bench.setting
         settings = SupernetSettings(shrinking=ShrinkingSettings(policy=policy), views=setting.epochs)
         torch.manual_seed(derive_seed(seed, "weights", "supernet"))
-        supernet = bench.family.supernet(bench.space, bench.data.task)
+        supernet = bench.family.supernet(bench.space)
         trained = train_supernet(
-            supernet, bench.space, bench.teacher, bench.train, bench.validation,
+            supernet, bench.space, bench.family, bench.teacher, bench.train, bench.validation,
             setting.recipe(setting.epochs), settings,
             budget_macs=setting.budget(bench.macs) - setting.fine_tuning(bench.macs),
             data=bench.data, seed=seed, view_seed=VIEW_SEED, device=bench.device, teacher_cache=bench.cache,

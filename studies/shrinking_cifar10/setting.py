@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.data import ImageData, stratified_split
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import Choice, SearchSpace
-from kdnas.students import STUDENTS, StudentFamily
+from kdnas.nn.normalise import Normalised
+from kdnas.students import StudentFamily, family_for
 from kdnas.study.loading import load_study
 from kdnas.study.spaces import load_space
 from kdnas.teachers import Teacher
@@ -31,8 +32,6 @@ VALIDATION_FRACTION = 0.1
 _TEACHERS_STUDY = Path(__file__).resolve().parents[1] / "cifar10_resnet"
 VIEW_SEED = 0
 """All trainings see the same views of the images in the same order, so that the teacher answers each of them once."""
-INHERITING = 512
-"""So many images show which blocks matter and what the batch norms are where weights are inherited."""
 
 
 def _resnet(stem: int, depth: int, *widths: int) -> dict[str, Scalar]:
@@ -171,7 +170,7 @@ class Bench:
     @cached_property
     def family(self) -> StudentFamily:
         """The student family."""
-        return STUDENTS.build(self.setting.family)
+        return family_for(self.setting.family, self.data.task)
 
     @cached_property
     def archs(self) -> dict[str, Arch]:
@@ -181,7 +180,7 @@ class Bench:
     @cached_property
     def macs(self) -> dict[str, int]:
         """The MACs of each target."""
-        return {size: self.family.price(arch, self.data.task).macs for size, arch in self.archs.items()}
+        return {size: self.family.price(arch).macs for size, arch in self.archs.items()}
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -202,10 +201,20 @@ class Bench:
         """Whether accuracies are computed in bfloat16, as trainings are where the processor has instructions for it."""
         return bfloat16_is_native(self.device)
 
-    def build(self, size: str, seed: int) -> nn.Module:
-        """Return the freshly initialised target; it takes normalised images."""
+    def build(self, size: str, seed: int, larger: tuple[str, nn.Module] | None = None) -> nn.Module:
+        """Return the target, freshly initialised or with weights of a `larger` one; it takes normalised images."""
         torch.manual_seed(derive_seed(seed, "weights", size))
-        return self.family.build(self.archs[size], self.data.task)
+        if larger is None:
+            return self.family.build(self.archs[size])
+        name, network = larger
+        module = Normalised(network, self.data.channel_mean, self.data.channel_std).to(self.device)
+        teacher = Teacher(name, module, (), None, fingerprint="", arch=self.archs[name])
+        return family_for(self.setting.family, self.data.task, {name: teacher}, self._samples).inherit(self.archs[size])
+
+    def _samples(self, count: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        fill, size = self.data.channel_mean, min(count, len(self.train))
+        batch = next(iter(self.train.epoch(0, batch_size=size, augmentation=Augmentation(), fill=fill, seed=0)))
+        return (batch.images,), batch.labels
 
     @cached_property
     def _split(self) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from setting import Images
 
 from kdnas.core.arch import Arch
 from kdnas.nn.normalise import Normalised
-from kdnas.students import STUDENTS
+from kdnas.students import family_for, stated_arch
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import accuracy
 
@@ -43,7 +43,7 @@ class Task:
     def row(self, result: dict[str, Any]) -> dict[str, Any]:
         """Return the line of the results' file."""
         arch = Arch.from_json(self.arch)
-        macs = STUDENTS.build(arch.family).price(arch, setting.cifar10().task).macs
+        macs = family_for(arch.family, setting.cifar10().task).price(arch).macs
         return {"way": self.way, "arch_id": arch.arch_id, "macs": macs, "seed": self.seed, **result}
 
 
@@ -133,7 +133,6 @@ def _serve(pipe: Any) -> None:
 
 def small_archs() -> list[Arch]:
     """Return three students of the space cifar_resnet, of 2 to 20 M MACs."""
-    family = STUDENTS.build("resnet")
     shapes = [
         {"stem": 8, "width": (8, 16, 32), "depth": 1, "bottleneck": "plain", "skip": "projection"},
         {"stem": 16, "width": (16, 32, 48), "depth": 1, "bottleneck": "plain", "skip": "identity"},
@@ -145,7 +144,7 @@ def small_archs() -> list[Arch]:
         for stage, width in enumerate(shape["width"], 1):  # type: ignore[var-annotated, arg-type]
             choices |= {f"stage{stage}.depth": shape["depth"], f"stage{stage}.width": width}
             choices |= {f"stage{stage}.bottleneck": shape["bottleneck"], f"stage{stage}.skip": shape["skip"]}
-        archs.append(family.canonical(choices))
+        archs.append(stated_arch("resnet", choices))
     return archs
 
 

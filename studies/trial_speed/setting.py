@@ -15,7 +15,7 @@ from kdnas.core.data import ImageData
 from kdnas.core.seeds import derive_seed
 from kdnas.datasets import DATASETS
 from kdnas.nn.normalise import Normalised
-from kdnas.students import STUDENTS
+from kdnas.students import family_for, stated_arch
 from kdnas.study.loading import load_study
 from kdnas.teachers import Teacher
 from kdnas.training.recipe import Augmentation, Recipe, Training
@@ -41,13 +41,13 @@ def resnet(depth: int) -> Arch:
     for stage, width in enumerate((16, 32, 64), 1):
         choices |= {f"stage{stage}.depth": (depth - 2) // 6, f"stage{stage}.width": width}
         choices |= {f"stage{stage}.bottleneck": "plain", f"stage{stage}.skip": "identity"}
-    return STUDENTS.build("resnet").canonical(choices)
+    return stated_arch("resnet", choices)
 
 
 def build(arch: Arch, data: ImageData, seed: int) -> nn.Module:
     """Return the freshly initialised network of `arch`; it takes normalised images."""
     torch.manual_seed(seed)
-    return STUDENTS.build(arch.family).build(arch, data.task)
+    return family_for(arch.family, data.task).build(arch)
 
 
 def resnet56(data: ImageData, device: torch.device) -> Teacher:

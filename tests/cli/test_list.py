@@ -12,7 +12,7 @@ from kdnas.cli._members import describe, type_text
 from kdnas.cli.main import main
 from kdnas.errors import ConfigError
 from kdnas.registry import Registry
-from kdnas.students import STUDENTS
+from kdnas.students import STUDENTS, stated_arch
 from kdnas.study.members import FAMILIES, registry_of
 from kdnas.teachers import TEACHERS
 
@@ -54,7 +54,7 @@ def test_the_stated_choices_are_those_that_a_family_takes():
     for name, family in ((name, STUDENTS.get(name)) for name in STUDENTS.names()):
         keys = family.stated_choices()
         with pytest.raises(ConfigError) as caught:
-            STUDENTS.build(name).canonical({"stage1.nothing": 1})
+            stated_arch(name, {"stage1.nothing": 1})
         known = {key.replace("<i>", "1") for key in keys}
         missing = {problem.where for problem in caught.value.problems} - {"stage1.nothing"}
         assert missing <= known, name

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from kdnas.cli.main import build_app, main
 from kdnas.core.task import image_classification
-from kdnas.students import STUDENTS
+from kdnas.students import family_for
 from kdnas.study.spaces import load_space
 
 
@@ -47,9 +47,9 @@ def test_show_tells_how_stem_and_stages_stride(space, side, sides, capsys):
     shown = run_json("show", space, "--input", f"3x{side}x{side}")["strides"]
     assert [part["size"] for part in shown] == [[f"{size}x{size}"] for size in sides]
     loaded = load_space(space, Path())
-    family = STUDENTS.build(loaded.family)
+    family = family_for(loaded.family, image_classification((3, side, side), 10))
     largest = loaded.active({choice.name: choice.values[-1] for choice in loaded.choices})
-    network = family.build(family.canonical(largest), image_classification((3, side, side), 10)).eval()
+    network = family.build(family.canonical(largest)).eval()
     seen = []
     for stage in network.stages:
         stage.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[2]))

@@ -14,7 +14,7 @@ from kdnas.controller.hand_made import read_students
 from kdnas.errors import ConfigError
 from kdnas.record.storage import load_run
 from kdnas.study.config import StudyConfig
-from kdnas.study.spaces import arch_of, family_of, load_space
+from kdnas.study.spaces import arch_of, load_space
 
 SPACE = load_space("digits_resnet", Path())
 MINE = {"stem_width": 8, "stage1.depth": 1, "stage1.width": 8, "stage1.bottleneck": "plain", "stage1.skip": "none"}
@@ -35,14 +35,14 @@ def write(path: Path, record) -> Path:
 @pytest.mark.parametrize("name", ["digits_resnet", "cifar_resnet", "cifar_mobilenet"])
 def test_any_exported_student_of_a_space_is_read_back(tmp_path, name):
     space = load_space(name, Path())
-    family, rng = family_of(space), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for number in range(20):
-        arch = arch_of(space, space.random(rng), family)
+        arch = arch_of(space, space.random(rng))
         file = tmp_path / f"{number}.json"
         file.write_text(json.dumps({"format": "kdnas-student", "arch": json.loads(arch.canonical_json)}))
         (read,) = read_students([file], config(space=name), space)
         assert read.arch == arch
-        assert arch_of(space, {c.name: read.values[c.name] for c in space.choices}, family) == arch
+        assert arch_of(space, {c.name: read.values[c.name] for c in space.choices}) == arch
 
 
 def test_choices_may_stand_alone_or_in_a_list_with_tuned_settings(tmp_path):

@@ -17,7 +17,7 @@ from trained_run import TASK, small_arch, small_network
 
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent
-from kdnas.students import STUDENTS
+from kdnas.students import family_for
 
 MEAN, STD = (77.5,), (96.25,)
 RECIPE = {"format_version": 1, "seed": 3, "training": {"learning_rate": 1e-05, "optimizer": "sgd"}, "name": "yes"}
@@ -50,7 +50,7 @@ def make_student(module: nn.Module | None = None, **changes: object) -> TrainedS
         arch=arch,
         task=TASK,
         module=small_network(0) if module is None else module,
-        source=STUDENTS.build("resnet").source(arch, TASK),
+        source=family_for("resnet", TASK).source(arch),
         class_names=tuple(f"digit {label}" for label in range(10)),
         channel_mean=MEAN,
         channel_std=STD,

@@ -18,7 +18,7 @@ from kdnas.core.task import image_classification
 from kdnas.datasets import DATASETS
 from kdnas.exporters import EXPORTERS, TrainedStudent
 from kdnas.exporters._probe import pixels_to_logits
-from kdnas.students import STUDENTS
+from kdnas.students import family_for
 
 NAMES = ("cat", "dog", 'owl; or "bird"')
 BACKGROUND = "#203040"
@@ -57,10 +57,10 @@ def made(request, tmp_path_factory) -> tuple[TrainedStudent, Path, torch.Tensor]
     options = {"size": (20, 16), "grayscale": request.param == 1, "background": BACKGROUND}
     data = DATASETS.build("image_folder", root, root / "cache", path="photos", **options)
     task = image_classification(data.task.image_shape, len(NAMES))
-    family = STUDENTS.build("resnet")
+    family = family_for("resnet", task)
     arch = family.canonical(CHOICES)
     torch.manual_seed(0)
-    module = family.build(arch, task).eval()
+    module = family.build(arch).eval()
     for part in module.modules():
         if isinstance(part, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(part.running_mean, -0.5, 0.5)
@@ -68,7 +68,7 @@ def made(request, tmp_path_factory) -> tuple[TrainedStudent, Path, torch.Tensor]
         arch=arch,
         task=task,
         module=module,
-        source=family.source(arch, task),
+        source=family.source(arch),
         class_names=NAMES,
         channel_mean=data.channel_mean,
         channel_std=data.channel_std,

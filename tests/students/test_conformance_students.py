@@ -16,7 +16,7 @@ from kdnas.core.arch import Arch
 from kdnas.core.space import Choice, SearchSpace
 from kdnas.core.task import TaskSpec, image_classification
 from kdnas.errors import ConfigError
-from kdnas.students import STUDENTS
+from kdnas.students import STUDENTS, family_for
 from kdnas.study.spaces import arch_of, load_space, space_names
 
 TASKS = (
@@ -61,8 +61,8 @@ def spaces_of(family: str) -> list[SearchSpace]:
 
 def random_archs(family: str, count: int, seed: int = 0) -> list[Arch]:
     """`count` archs of every space of the family."""
-    rng, built = np.random.default_rng(seed), STUDENTS.build(family)
-    return [arch_of(space, space.random(rng), built) for space in spaces_of(family) for _ in range(count)]
+    rng = np.random.default_rng(seed)
+    return [arch_of(space, space.random(rng)) for space in spaces_of(family) for _ in range(count)]
 
 
 def fvcore_macs(module: nn.Module, task: TaskSpec) -> int:
@@ -78,7 +78,7 @@ def name(request) -> str:
 
 @pytest.fixture
 def family(name):
-    return STUDENTS.build(name)
+    return family_for(name, TASKS[0])
 
 
 def test_has_a_summary_and_no_options(name):
@@ -87,21 +87,23 @@ def test_has_a_summary_and_no_options(name):
 
 
 @pytest.mark.parametrize("count", [12, pytest.param(120, marks=pytest.mark.slow)])
-def test_price_equals_fvcore_and_the_parameter_count(name, family, count):
+def test_price_equals_fvcore_and_the_parameter_count(name, count):
     archs = random_archs(name, count, seed=count)
     assert len(archs) >= 2 * count
     for index, arch in enumerate(archs):
         task = TASKS[index % len(TASKS)]
-        module = family.build(arch, task)
-        price = family.price(arch, task)
+        family = family_for(name, task)
+        module = family.build(arch)
+        price = family.price(arch)
         assert price.macs == fvcore_macs(module, task), (arch, task)
         assert price.params == sum(p.numel() for p in module.parameters()), (arch, task)
 
 
-def test_module_contract(name, family):
+def test_module_contract(name):
     for index, arch in enumerate(random_archs(name, 6, seed=1)):
         task = TASKS[index % len(TASKS)]
-        module = family.build(arch, task)
+        family = family_for(name, task)
+        module = family.build(arch)
         assert isinstance(module.stages, nn.ModuleList)
         assert isinstance(module.classifier, nn.Linear)
         seen = []
@@ -132,39 +134,40 @@ def signature(module: nn.Module) -> tuple:
     return structure, shortcuts, tuple((key, tuple(value.shape)) for key, value in module.state_dict().items())
 
 
-def test_an_arch_is_one_network_and_a_network_one_arch(name, family):
+def test_an_arch_is_one_network_and_a_network_one_arch(name):
     """Neighbours in a space with many redundant spellings: equal archs exactly where the built modules are equal."""
     rng, space = np.random.default_rng(5), spaces_of(name)[-1]
-    task = image_classification((2, 13, 11), 3)
+    family = family_for(name, image_classification((2, 13, 11), 3))
     equal = 0
     for _ in range(100):
         one = space.random(rng)
         two = space.mutate(one, rng, int(rng.integers(1, 3)))
         archs = [arch_of(space, assignment, family) for assignment in (one, two)]
         # The networks are built from the raw spellings' own archs, never from one shared object.
-        modules = [family.build(arch, task) for arch in archs]
+        modules = [family.build(arch) for arch in archs]
         assert (archs[0] == archs[1]) == (signature(modules[0]) == signature(modules[1])), (one, two)
         assert (archs[0] == archs[1]) == (archs[0].arch_id == archs[1].arch_id)
         equal += archs[0] == archs[1]
     assert 5 < equal < 95
 
 
-def test_canonical_spelling_builds_what_the_raw_spelling_says(name, family):
+def test_canonical_spelling_builds_what_the_raw_spelling_says(name):
     """Canonicalising changes no network: price and modules of the raw choices equal those of the canonical arch."""
-    rng, space, task = np.random.default_rng(6), spaces_of(name)[-1], image_classification((3, 12, 12), 4)
+    rng, space = np.random.default_rng(6), spaces_of(name)[-1]
+    family = family_for(name, image_classification((3, 12, 12), 4))
     for _ in range(60):
         raw = Arch.of(name, space.active(space.random(rng)))
         canonical = family.canonical(raw.choices)
-        assert family.price(raw, task) == family.price(canonical, task)
-        assert signature(family.build(raw, task)) == signature(family.build(canonical, task))
+        assert family.price(raw) == family.price(canonical)
+        assert signature(family.build(raw)) == signature(family.build(canonical))
 
 
 def test_building_follows_torchs_generator(name, family):
-    arch, task = random_archs(name, 1)[0], TASKS[0]
+    (arch,) = random_archs(name, 1)[:1]
     states = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        states.append(family.build(arch, task).stem[0].weight.detach())
+        states.append(family.build(arch).stem[0].weight.detach())
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
 
@@ -195,17 +198,18 @@ def alone(tmp_path_factory) -> dict[str, tuple[int, str]]:
     """By family, how many students were written as source, and what a process without kdnas says of them."""
     folders, counts = {}, {}
     for name in STUDENTS.names():
-        folder, family, saved = tmp_path_factory.mktemp(name), STUDENTS.build(name), []
+        folder, saved = tmp_path_factory.mktemp(name), []
         for index, arch in enumerate(random_archs(name, 2, seed=3)):
             task = TASKS[index % len(TASKS)]
-            module = family.build(arch, task)
+            family = family_for(name, task)
+            module = family.build(arch)
             for p in module.parameters():
                 nn.init.uniform_(p, -0.5, 0.5)
             module.eval()
             x = torch.randn(4, *task.image_shape)
             with torch.no_grad():
                 saved.append((module.state_dict(), x, module(x)))
-            source = family.source(arch, task)
+            source = family.source(arch)
             assert arch.arch_id in source
             (folder / f"student{index}.py").write_text(source)
         torch.save(saved, folder / "saved.pt")
@@ -223,7 +227,7 @@ def test_source_alone_reproduces_the_student_bit_by_bit(name, alone):
 
 
 def test_source_imports_only_torch_and_the_standard_library(name, family):
-    source = family.source(random_archs(name, 1)[0], TASKS[1])
+    source = family.source(random_archs(name, 1)[0])
     imported = {line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import ", "from "))}
     assert imported <= {"__future__", "collections", "dataclasses", "typing", "torch"}
     assert max(map(len, source.splitlines())) <= 120
@@ -232,12 +236,12 @@ def test_source_imports_only_torch_and_the_standard_library(name, family):
 def test_price_is_fast(name, family):
     archs = random_archs(name, 300, seed=4)
     for arch in archs:
-        family.price(arch, TASKS[1])
+        family.price(arch)
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
         for arch in archs:
-            family.price(arch, TASKS[1])
+            family.price(arch)
         best = min(best, (time.perf_counter() - start) / len(archs))
     assert best < 200e-6  # about 10 microseconds on a quiet machine
 

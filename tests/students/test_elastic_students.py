@@ -15,7 +15,7 @@ from kdnas.core.space import Choice, SearchSpace
 from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError
 from kdnas.nn.elastic import Supernet
-from kdnas.students import STUDENTS, StudentFamily
+from kdnas.students import STUDENTS, StudentFamily, family_for
 from kdnas.study.spaces import arch_of, load_space, space_names
 
 FAMILIES = [name for name in STUDENTS.names() if STUDENTS.get(name).supernet is not StudentFamily.supernet]
@@ -50,8 +50,12 @@ SPACES = [load_space(name, None) for name in space_names()] + [  # type: ignore[
 SPACES = [space for space in SPACES if space.family in FAMILIES]
 
 
+def family_of(space: SearchSpace) -> StudentFamily:
+    return family_for(space.family, TASKS.get(space.name, CIFAR))
+
+
 def random_archs(space: SearchSpace, count: int, seed: int) -> list[Arch]:
-    family, rng, archs = STUDENTS.build(space.family), np.random.default_rng(seed), []
+    family, rng, archs = family_of(space), np.random.default_rng(seed), []
     while len(archs) < count:
         assignment = space.random(rng)
         if any(value for name, value in assignment.items() if name.endswith(".depth")):
@@ -62,7 +66,7 @@ def random_archs(space: SearchSpace, count: int, seed: int) -> list[Arch]:
 def supernet_of(space: SearchSpace, seed: int = 0) -> Supernet:
     """A supernet in which no weight has a special value, norm scales and learned kernel maps included."""
     torch.manual_seed(seed)
-    supernet = STUDENTS.build(space.family).supernet(space, TASKS.get(space.name, CIFAR))
+    supernet = family_of(space).supernet(space)
     with torch.no_grad():
         for name, parameter in supernet.named_parameters():
             if parameter.ndim == 1 or "@" in name:
@@ -80,17 +84,16 @@ def space(request) -> SearchSpace:
 
 
 def test_a_cut_subnet_is_the_one_that_ran_inside(space):
-    supernet, family = supernet_of(space), STUDENTS.build(space.family)
-    task = TASKS.get(space.name, CIFAR)
+    supernet, family = supernet_of(space), family_of(space)
     for arch in random_archs(space, 3, seed=1):
         images = images_of(space)
         for training in (True, False):
             supernet.train(training)
             cut = supernet.subnet(arch)
             assert cut.training is training
-            assert type(cut) is type(family.build(arch, task))
+            assert type(cut) is type(family.build(arch))
             torch.testing.assert_close(cut(images), supernet(images, arch), rtol=1e-5, atol=1e-5)
-        assert sum(p.numel() for p in cut.parameters()) == family.price(arch, task).params
+        assert sum(p.numel() for p in cut.parameters()) == family.price(arch).params
         # Training mode updated the running statistics, inside as outside.
         inside = supernet.running(arch).tensors()
         assert all(torch.equal(inside[key], value) for key, value in supernet.subnet(arch).state_dict().items())
@@ -108,7 +111,7 @@ def test_running_in_training_mode_gathers_the_same_statistics_as_the_cut_subnet(
 
 
 def test_macs_of_cut_subnets_are_the_closed_form(space):
-    supernet, family, task = supernet_of(space), STUDENTS.build(space.family), TASKS.get(space.name, CIFAR)
+    supernet, family = supernet_of(space), family_of(space)
     for arch in random_archs(space, 3, seed=3):
         macs = 0
 
@@ -122,7 +125,7 @@ def test_macs_of_cut_subnets_are_the_closed_form(space):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.register_forward_hook(count)
         cut(images_of(space, 1))
-        assert macs == family.price(arch, task).macs
+        assert macs == family.price(arch).macs
 
 
 def test_gradients_reach_the_shared_weights_and_only_the_running_pieces(space):
@@ -173,7 +176,7 @@ def test_sorting_channels_changes_no_network_at_the_full_widths(space):
     stages = sorted({name.partition(".")[0] for name in widest if name.startswith("stage")})
     optional = [choice.name for choice in space.choices if choice.name.endswith(".depth") and 0 in choice.values]
     widest |= dict.fromkeys((name for name in optional if name.partition(".")[0] != stages[-1]), 0)
-    family, images = STUDENTS.build(space.family), images_of(space)
+    family, images = family_of(space), images_of(space)
     skips = next(choice.values for choice in space.choices if choice.name.endswith(".skip"))
     bottlenecks = [choice.values for choice in space.choices if choice.name.endswith(".bottleneck")] or [(None,)]
     sorted_ = copy.deepcopy(supernet)
@@ -197,13 +200,13 @@ def test_sorting_channels_changes_no_network_at_the_full_widths(space):
 
 
 def test_adopting_a_student_makes_it_a_subnet(space):
-    supernet, family = supernet_of(space), STUDENTS.build(space.family)
+    supernet, family = supernet_of(space), family_of(space)
     with torch.no_grad():
         for name, parameter in supernet.named_parameters():
             if "@" in name:
                 parameter.zero_()
     (arch,) = random_archs(space, 1, seed=6)
-    student = family.build(arch, TASKS.get(space.name, CIFAR))
+    student = family.build(arch)
     supernet.adopt(arch, student)
     state = supernet.subnet(arch).state_dict()
     assert all(torch.equal(state[key], value) for key, value in student.state_dict().items())
@@ -224,7 +227,7 @@ def test_building_and_running_draw_no_random_numbers_but_the_first_weights():
 
 
 def test_norms_start_at_scale_one_as_those_of_students_do(space):
-    supernet = STUDENTS.build(space.family).supernet(space, TASKS.get(space.name, CIFAR))
+    supernet = family_of(space).supernet(space)
     scales = [
         name for name, tensor in supernet.layout.tensors.items() if name.endswith("1.weight") and len(tensor.shape) == 1
     ]

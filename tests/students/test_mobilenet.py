@@ -3,10 +3,10 @@ import torch
 
 from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError
-from kdnas.students import STUDENTS
+from kdnas.students import family_for
 
-MOBILENET = STUDENTS.build("mobilenet")
 TASK = image_classification((3, 16, 16), 10)
+MOBILENET = family_for("mobilenet", TASK)
 
 
 def stage(index, depth=1, width=16, expand=3, kernel=3, squeeze_excite=False, skip="identity"):
@@ -33,13 +33,13 @@ def test_price_of_one_block_by_hand():
     expand, depthwise, project = 4 * 8, 8 * 25, 8 * 8
     gate, gate_biases = 2 * 8 * 2, 2 + 8
     norms = 2 * (4 + 8 + 8 + 8)
-    price = MOBILENET.price(arch, TASK)
+    price = MOBILENET.price(arch)
     assert price.macs == (stem + expand + depthwise + project) * 256 + gate + 8 * 10
     assert price.params == stem + expand + depthwise + project + gate + gate_biases + norms + 8 * 10 + 10
 
 
 def test_skips_only_where_shapes_allow():
-    plan = MOBILENET.plan(canonical(stage(1, depth=2), stage(2, depth=3)), TASK)
+    plan = MOBILENET.plan(canonical(stage(1, depth=2), stage(2, depth=3)))
     assert [[block.skip for block in blocks] for blocks in plan.stages] == [[True, True], [False, True, True]]
 
 
@@ -52,7 +52,7 @@ def test_redundant_spellings_are_merged():
 
 
 def test_head_is_a_convolution_before_pooling():
-    module = MOBILENET.build(canonical(stage(1), head_width=40), TASK)
+    module = MOBILENET.build(canonical(stage(1), head_width=40))
     assert module.classifier.in_features == 40
     assert module.head(torch.zeros(2, 16, 4, 4)).shape == (2, 40, 4, 4)
 

@@ -3,9 +3,9 @@ import torch
 
 from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError
-from kdnas.students import STUDENTS
+from kdnas.students import family_for
 
-RESNET = STUDENTS.build("resnet")
+RESNET = family_for("resnet", image_classification((1, 8, 8), 2))
 
 
 def stage(index, depth=1, width=16, bottleneck="plain", skip="identity", **more):
@@ -59,7 +59,7 @@ def test_a_removed_stage_takes_its_choices_and_its_downsampling_along():
 def test_the_middle_of_a_bottleneck_is_rounded_and_at_least_one():
     def middles(width, ratio):
         arch = RESNET.canonical({"stem_width": 8} | stage(1, width=width, bottleneck=ratio))
-        return [block.middle for block in RESNET.plan(arch, image_classification((1, 8, 8), 2)).stages[0]]
+        return [block.middle for block in RESNET.plan(arch).stages[0]]
 
     assert middles(3, 0.01) == [1]
     assert middles(10, 0.25) == [3]  # halves up

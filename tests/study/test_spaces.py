@@ -6,9 +6,9 @@ import pytest
 from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError
-from kdnas.students import STUDENTS
+from kdnas.students import family_for
 from kdnas.study.space_size import random_prices, space_size
-from kdnas.study.spaces import arch_of, family_of, load_space, read_space, space_names
+from kdnas.study.spaces import arch_of, load_space, read_space, space_names
 
 GOOD = """\
 family: resnet
@@ -41,9 +41,8 @@ def test_every_committed_space_loads_is_large_and_its_samples_are_archs(reposito
     assert {"digits_resnet", "cifar_resnet", "cifar_mobilenet"} <= set(space_names())
     for name in space_names():
         space = load_space(name, Path("/nowhere"))
-        family = STUDENTS.build(space.family)
         rng = np.random.default_rng(0)
-        archs = {arch_of(space, space.random(rng), family) for _ in range(300)}
+        archs = {arch_of(space, space.random(rng)) for _ in range(300)}
         assert len(archs) > 200
         assert space.count() > 10**5
         assert space.name == name
@@ -64,7 +63,7 @@ def test_every_committed_space_loads_is_large_and_its_samples_are_archs(reposito
 )
 def test_committed_spaces_cost_what_their_comments_say(name, task, low, high):
     space = load_space(name, Path())
-    macs = [price.macs for price in random_prices(space, STUDENTS.build(space.family), task, samples=500)]
+    macs = [price.macs for price in random_prices(space, family_for(space.family, task), samples=500)]
     assert low <= min(macs) < max(macs) <= high
     assert max(macs) > 10 * min(macs)
 
@@ -100,10 +99,10 @@ def test_paths_are_relative_to_the_folder(tmp_path):
 
 
 def test_arch_of_drops_what_a_condition_switches_off(tmp_path):
-    space, family = load(tmp_path, GOOD), STUDENTS.build("resnet")
+    space = load(tmp_path, GOOD)
     base = {"stem_width": 8, "stage1.depth": 1, "stage1.width": 8, "stage1.bottleneck": "plain", "stage2.depth": 0}
     archs = {
-        arch_of(space, {**base, "stage2.width": width, "stage2.bottleneck": ratio}, family)
+        arch_of(space, {**base, "stage2.width": width, "stage2.bottleneck": ratio})
         for width in (8, 16)
         for ratio in ("plain", 0.25)
     }
@@ -208,7 +207,7 @@ def small_space() -> SearchSpace:
 
 
 def test_space_size_by_hand():
-    size = space_size(small_space(), STUDENTS.build("resnet"))
+    size = space_size(small_space())
     stage1_spellings, stage2_spellings = 2 * 2 * 2 * 3 * 3, 1 + 2 * 2 * 2 * 3
     # bottlenecks 0.25 and 0.26 are one; a projection is one of its own only where the width changes (half of the pairs)
     stage1_networks = 2 * 2 * (2 + 3) * 2
@@ -218,9 +217,9 @@ def test_space_size_by_hand():
 
 
 def test_the_estimate_agrees_with_the_exact_count():
-    space, family = small_space(), STUDENTS.build("resnet")
-    exact = space_size(space, family)
-    estimate = space_size(space, family, enumerate_up_to=0, samples=400)
+    space = small_space()
+    exact = space_size(space)
+    estimate = space_size(space, enumerate_up_to=0, samples=400)
     assert estimate.sampled == 400
     assert estimate.active == exact.active
     assert estimate.networks == pytest.approx(exact.networks, rel=0.15)
@@ -232,7 +231,6 @@ def test_a_space_without_a_family_is_one_for_tables_and_functions(tmp_path):
         "choices: {depth: [0, 1, 2], width: [8, 16]}\nconditions:\n  - {choice: width, when: depth, in: [1, 2]}\n"
     )
     space = read_space(path)
-    assert family_of(space) is None
     assert space.count() == 5
     arch = arch_of(space, {"depth": 0, "width": 16}, None)
     assert (arch.family, arch.choices) == ("plain", {"depth": 0})

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.core.task import image_classification
-from kdnas.students import STUDENTS
+from kdnas.students import family_for
 from kdnas.training.fused_norm import LEAST_PIXELS, fused_norm, fused_norms, library
 
 CPU = torch.device("cpu")
@@ -133,13 +133,13 @@ def test_norms_of_other_kinds_are_torchs_own(kind, relu, with_skip):
 
 
 def network(family: str, **extras: object) -> nn.Module:
-    student = STUDENTS.build(family)
+    student = family_for(family, image_classification((3, 16, 16), 10))
     choices = {"stem_width": 8}
     for stage, width in ((1, 8), (2, 16)):
         choices |= {f"stage{stage}.depth": 2, f"stage{stage}.width": width}
         choices |= {f"stage{stage}.{name}": value for name, value in extras.items()}
     torch.manual_seed(3)
-    return student.build(student.canonical(choices), TASK).to(memory_format=torch.channels_last)
+    return student.build(student.canonical(choices)).to(memory_format=torch.channels_last)
 
 
 FAMILIES = [

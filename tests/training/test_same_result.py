@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from kdnas.core.data import ImageData
 from kdnas.nn.normalise import Normalised
-from kdnas.students import STUDENTS
+from kdnas.students import family_for
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.loop import distil
@@ -34,11 +34,11 @@ CHOICES = [
 
 
 def student(data: ImageData, number: int, seed: int) -> nn.Module:
-    family, shape = STUDENTS.build("resnet"), CHOICES[number]
+    family, shape = family_for("resnet", data.task), CHOICES[number]
     choices = {"stem_width": 8, **{f"stage1.{name}": value for name, value in shape.items()}}
     choices |= {f"stage2.{name}": value for name, value in {**shape, "width": 24, "depth": 1}.items()}
     torch.manual_seed(seed)
-    return family.build(family.canonical(choices), data.task)
+    return family.build(family.canonical(choices))
 
 
 def plain_batches(images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

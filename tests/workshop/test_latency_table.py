@@ -14,7 +14,7 @@ from kdnas.core.space import Choice, SearchSpace
 from kdnas.core.task import image_classification
 from kdnas.costs import COSTS
 from kdnas.errors import RunError
-from kdnas.students import STUDENTS
+from kdnas.students import StudentFamily, family_for
 from kdnas.study.spaces import arch_of, load_space
 from kdnas.workshop import latency_table
 from kdnas.workshop.latency_table import (
@@ -33,8 +33,8 @@ SPACES = ("cifar_resnet", "cifar_mobilenet")
 
 def students(name: str, count: int, seed: int = 0) -> list[tuple[Operator, ...]]:
     space, rng = load_space(name, Path()), np.random.default_rng(seed)
-    family = STUDENTS.build(space.family)
-    return [family.operators(arch_of(space, space.random(rng), family), TASK) for _ in range(count)]
+    family = family_for(space.family, TASK)
+    return [family.operators(arch_of(space, space.random(rng), family)) for _ in range(count)]
 
 
 def additive_ms(operator: Operator) -> float:
@@ -155,9 +155,14 @@ def counting_cost(**options):
     return cost
 
 
+def opened(name: str) -> tuple[SearchSpace, StudentFamily]:
+    space = load_space(name, Path())
+    return space, family_for(space.family, TASK)
+
+
 def test_learning_measures_a_sample_and_judges_on_others():
     learned = learn_latency_table(
-        load_space("cifar_resnet", Path()), TASK, counting_cost(), reference_ms=1.0, rounds=5, samples=40, held_out=12
+        *opened("cifar_resnet"), counting_cost(), reference_ms=1.0, rounds=5, samples=40, held_out=12
     )
     assert len({student.arch for student in learned.students}) == 52
     assert [student.held_out for student in learned.students] == [False] * 40 + [True] * 12
@@ -179,7 +184,7 @@ def test_learning_measures_a_sample_and_judges_on_others():
 def test_learning_is_a_function_of_the_seed():
     def archs(seed):
         learned = learn_latency_table(
-            load_space("digits_resnet", Path()), TASK, counting_cost(), rounds=2, samples=10, held_out=5, seed=seed
+            *opened("digits_resnet"), counting_cost(), rounds=2, samples=10, held_out=5, seed=seed
         )
         return [student.arch for student in learned.students]
 
@@ -194,7 +199,7 @@ def test_a_space_of_too_few_students_is_refused():
         fixed={"stage1.depth": 1, "stage1.bottleneck": "plain", "stage1.skip": "none"},
     )
     with pytest.raises(RunError, match=r"needs 80 students to measure; space 'narrow' gave 6"):
-        learn_latency_table(space, TASK, counting_cost(), rounds=2)
+        learn_latency_table(space, family_for(space.family, TASK), counting_cost(), rounds=2)
 
 
 def test_a_study_that_asks_for_a_table_gets_it_with_its_calibration(monkeypatch):
@@ -204,9 +209,9 @@ def test_a_study_that_asks_for_a_table_gets_it_with_its_calibration(monkeypatch)
     memory = COSTS.build("peak_memory_bytes", torch.device("cpu"))
     for table in (None, "auto"):
         costs = {"latency_ms": counting_cost(table=table), "peak_memory_bytes": memory}
-        learned = json.loads(json.dumps(learn_tables(costs, space, TASK, calibrations, seed=3, say=said.append)))
-        prices = TablePrices(learned, STUDENTS.build("resnet"), TASK)
-        family = STUDENTS.build("resnet")
+        family = family_for("resnet", TASK)
+        learned = json.loads(json.dumps(learn_tables(costs, space, family, calibrations, seed=3, say=said.append)))
+        prices = TablePrices(learned, family)
         arch = arch_of(space, space.random(np.random.default_rng(0)), family)
         if table is None:
             assert learned == calibrations
@@ -215,7 +220,7 @@ def test_a_study_that_asks_for_a_table_gets_it_with_its_calibration(monkeypatch)
         else:
             assert prices.names == {"latency_ms"}
             table = LatencyTable.from_dict(learned["latency_ms"]["table"])
-            assert prices(arch) == {"latency_ms": pytest.approx(table.price(family.operators(arch, TASK)))}
+            assert prices(arch) == {"latency_ms": pytest.approx(table.price(family.operators(arch)))}
             assert learned["latency_ms"]["reference_ms"] == 1.0
             assert 0.5 < prices(arch)["latency_ms"] < 5
             assert any("rank correlation" in line for line in said)

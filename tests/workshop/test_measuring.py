@@ -10,7 +10,7 @@ from kdnas.core.measurement import Measurement
 from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError, RunError
 from kdnas.exporters import EXPORTERS, TrainedStudent
-from kdnas.students import STUDENTS
+from kdnas.students import family_for, stated_arch
 from kdnas.targets import EnergyCounter, Missing
 from kdnas.workshop import measuring
 from kdnas.workshop.measuring import measure, subjects, targets
@@ -19,26 +19,25 @@ TASK = image_classification((1, 8, 8), 10)
 
 
 def arch(width: int):
-    return STUDENTS.build("resnet").canonical(
+    return stated_arch(
+        "resnet",
         {
             "stem_width": 4,
             "stage1.depth": 1,
             "stage1.width": width,
             "stage1.bottleneck": "plain",
             "stage1.skip": "identity",
-        }
+        },
     )
 
 
 def exported(folder: Path, width: int = 8, formats: tuple[str, ...] = ("student_json",)) -> Path:
     """The export of an untrained student."""
     folder.mkdir()
-    family = STUDENTS.build("resnet")
+    family = family_for("resnet", TASK)
     classes = tuple("0123456789")
-    module = family.build(arch(width), TASK).eval()
-    student = TrainedStudent(
-        arch(width), TASK, module, family.source(arch(width), TASK), classes, (8.0,), (4.0,), {}, {}
-    )
+    module = family.build(arch(width)).eval()
+    student = TrainedStudent(arch(width), TASK, module, family.source(arch(width)), classes, (8.0,), (4.0,), {}, {})
     for name in formats:
         EXPORTERS.build(name, student, folder)
     return folder
@@ -103,7 +102,7 @@ def test_students_are_measured_side_by_side_and_drift_cancels(tmp_path):
     report = measure(both, "fake", target, repeats=40)
     assert set(target.shapes) == {(3, 1, 8, 8), (1, 16, 32, 32)}
     for student, subject in zip(report.students, both, strict=True):
-        price = STUDENTS.build("resnet").price(subject.arch, TASK)
+        price = family_for("resnet", TASK).price(subject.arch)
         assert (student.macs, student.params) == (price.macs, price.params)
         assert student.latency_ms.value == pytest.approx(price.params * 1e-4, rel=0.12)
         assert student.latency_ms.repeats == 40

@@ -29,7 +29,6 @@ from kdnas.core.arch import Arch, Scalar
 from kdnas.core.data import ImageData
 from kdnas.core.shrinking import RESOLUTION, Domains
 from kdnas.core.space import Assignment, Choice, SearchSpace
-from kdnas.core.task import TaskSpec
 from kdnas.losses import LOSSES
 from kdnas.nn.elastic import Subnet, Supernet
 from kdnas.nn.normalise import Normalised, resized
@@ -62,15 +61,14 @@ class ElasticSpace:
 
     Args:
         space: The space of archs.
-        family: Its student family.
-        task: The task at full resolution.
+        family: Its student family, for samples of full size.
         resolutions: Sides in pixels that images may be resized to; empty: the full one only.
     """
 
-    def __init__(self, space: SearchSpace, family: StudentFamily, task: TaskSpec, resolutions: Sequence[int] = ()):
-        sides = tuple(dict.fromkeys([*resolutions])) or (task.image_shape[1],)
+    def __init__(self, space: SearchSpace, family: StudentFamily, resolutions: Sequence[int] = ()):
+        sides = tuple(dict.fromkeys([*resolutions])) or (family.task.size,)
         self.family = family
-        self.task = task
+        self._at = {side: family.at(side) for side in sides}
         self.space = replace(space, choices=(*space.choices, Choice(RESOLUTION, sides)))
 
     def spec(self, assignment: Mapping[str, Scalar]) -> SubnetSpec:
@@ -81,7 +79,7 @@ class ElasticSpace:
 
     def macs(self, spec: SubnetSpec) -> int:
         """Return the MACs of one image."""
-        return self.family.price(spec.arch, self.task.at(spec.side)).macs
+        return self._at[spec.side].price(spec.arch).macs
 
     def price(self, assignment: Assignment) -> int:
         """Return the MACs of one image for the subnet that `assignment` stands for."""

@@ -33,7 +33,7 @@ from kdnas.core.space import Assignment, SearchSpace
 from kdnas.errors import ConfigError, Problem, TrialError
 from kdnas.nn.elastic import Supernet
 from kdnas.nn.taps import Outputs
-from kdnas.students import STUDENTS, StudentFamily
+from kdnas.students import StudentFamily
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.checkpoint import load_checkpoint, save_checkpoint
@@ -73,6 +73,7 @@ class TrainedSupernet:
 def train_supernet(
     supernet: Supernet,
     space: SearchSpace,
+    family: StudentFamily,
     teacher: Teacher,
     train: Batches,
     validation: Batches,
@@ -89,7 +90,7 @@ def train_supernet(
     teacher_cache: TeacherCache | None = None,
     budget_macs: int | None = None,
 ) -> TrainedSupernet:
-    """Train `supernet`, which holds the networks of `space`, in place, and return it with the record of its shrinking.
+    """Train `supernet`, which holds the networks of `space`, of `family`, in place: return it with its shrinking.
 
     The budget is `budget_macs`, by default the work of `recipe.training.epochs` epochs of the largest subnet alone.
     The stages of `recorded` are followed instead of the policy of `settings`. `seed` draws subnets and starts
@@ -101,7 +102,7 @@ def train_supernet(
     finite or memory runs out, RunFolderError when the checkpoint is damaged or another training's.
     """
     view_seed = seed if view_seed is None else view_seed
-    elastic, ladders = _elastic(space, settings, data)
+    elastic, ladders = _elastic(space, family, settings)
     policy = policy_of(settings.shrinking, ladders) if recorded is None else Recorded(ladders, recorded)
     recipe = settled_recipe(recipe, device)
     bfloat16 = in_bfloat16(recipe.training, device)
@@ -156,13 +157,12 @@ def _scorers(
     )
 
 
-def _elastic(space: SearchSpace, settings: SupernetSettings, data: ImageData) -> tuple[ElasticSpace, Ladders]:
+def _elastic(space: SearchSpace, family: StudentFamily, settings: SupernetSettings) -> tuple[ElasticSpace, Ladders]:
     """Return the space as the training sees it, and its ladders. Raises ConfigError."""
-    height = data.task.image_shape[1]
+    height = family.task.size
     if any(side > height for side in settings.resolutions):
         raise ConfigError(Problem("resolutions", f"{settings.resolutions} exceed the images' height", f"1..{height}"))
-    family: StudentFamily = STUDENTS.build(space.family)
-    elastic = ElasticSpace(space, family, data.task, settings.resolutions)
+    elastic = ElasticSpace(space, family, settings.resolutions)
     ladders = Ladders.of(elastic.space, elastic.price)
     elastic.price(ladders.smallest(ladders.values))  # refused where every stage may be left out
     return elastic, ladders

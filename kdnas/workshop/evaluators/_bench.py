@@ -20,7 +20,7 @@ from kdnas.costs import COSTS, CheapCost, MeasuredCost
 from kdnas.errors import Problem, TeacherError
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.taps import OutputShapes, output_shapes
-from kdnas.students import STUDENTS, StudentFamily
+from kdnas.students import StudentFamily, family_for
 from kdnas.study.config import DataConfig, StudyConfig
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
@@ -69,9 +69,8 @@ class Bench:
         for name in named_costs(config):
             objects = (device,) if issubclass(COSTS.get(name), MeasuredCost) else ()
             costs[name] = COSTS.build(name, *objects, **config.costs.get(name, {}))
-        return cls(
-            STUDENTS.build(context.space.family), data, train_indices, validation_indices, teacher, device, costs
-        )
+        family = family_for(context.space.family, data.task, {"teacher": teacher})
+        return cls(family, data, train_indices, validation_indices, teacher, device, costs)
 
     @property
     def measured_costs(self) -> dict[str, MeasuredCost]:
@@ -80,7 +79,7 @@ class Bench:
 
     def price(self, arch: Arch) -> dict[str, float]:
         """Return the cheap costs of `arch`."""
-        price = self.family.price(arch, self.data.task)
+        price = self.family.price(arch)
         return {name: cost.value(price) for name, cost in self.costs.items() if isinstance(cost, CheapCost)}
 
     def measure(
@@ -97,7 +96,7 @@ class Bench:
 
     def build(self, arch: Arch) -> nn.Module:
         """Return the student on this bench's device, initialised from torch's global generator."""
-        return self.family.build(arch, self.data.task).to(self.device)
+        return self.family.build(arch).to(self.device)
 
     def batches(self, arrays: ImageArrays, indices: np.ndarray) -> Batches:
         """Return batches of some samples on this bench's device."""

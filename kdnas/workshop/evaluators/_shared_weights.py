@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
@@ -15,11 +14,9 @@ from kdnas.core.seeds import derive_seed
 from kdnas.core.shrinking import Ladders
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
 from kdnas.nn.elastic import Supernet
-from kdnas.nn.normalise import Normalised
 from kdnas.study.config import SupernetConfig
 from kdnas.training.batches import Batches
-from kdnas.training.inherit import images_to_inherit_by, inherit_supernet
-from kdnas.training.recipe import Recipe
+from kdnas.training.recipe import Augmentation, Recipe
 from kdnas.training.supernet.shrinking_file import SHRINKING_FILE, write_shrinking
 from kdnas.training.supernet.subnets import ElasticSpace
 from kdnas.training.supernet.training import Tick, TrainedSupernet, train_supernet
@@ -48,7 +45,7 @@ class SharingEvaluator(TrainingEvaluator):
         super().__init__(context)
         self._settings = context.config.supernet or SupernetConfig()
         self._largest = self._largest_student()
-        self._ancestor()
+        self._inherits()
 
     @functools.cached_property
     def shared(self) -> SharedWeights:
@@ -61,6 +58,7 @@ class SharingEvaluator(TrainingEvaluator):
             context.folder,
             context.config,
             context.space,
+            bench.family,
             bench.data,
             self._images(),
             bench.validation,
@@ -85,7 +83,7 @@ class SharingEvaluator(TrainingEvaluator):
         checkpoint = folder / CHECKPOINT_FILE
         train = self._images()
         torch.manual_seed(derive_seed(config.seed, "supernet init"))
-        supernet = bench.family.supernet(self.context.space, bench.data.task).to(bench.device)
+        supernet = bench.family.supernet(self.context.space).to(bench.device)
         inherited = self._inherit(supernet, train)
         update = {"epochs": settings.epochs, "data_fraction": self._fraction}
         recipe = config.recipe.model_copy(update={"training": config.training.model_copy(update=update)})
@@ -111,6 +109,7 @@ class SharingEvaluator(TrainingEvaluator):
         return train_supernet(
             supernet,
             self.context.space,
+            bench.family,
             bench.teacher,
             train,
             bench.validation,
@@ -136,7 +135,7 @@ class SharingEvaluator(TrainingEvaluator):
     def _largest_student(self) -> Arch:
         """Return the largest student of the space. Raises ConfigError where it has no supernet, or none of it."""
         space, bench = self.context.space, self.bench
-        elastic = ElasticSpace(space, bench.family, bench.data.task, self._settings.resolutions)
+        elastic = ElasticSpace(space, bench.family, self._settings.resolutions)
         ladders = Ladders.of(elastic.space, elastic.price)
         elastic.price(ladders.smallest(ladders.values))  # refused where every stage may be left out
         sides, own = self._settings.resolutions, bench.data.task.image_shape[1]
@@ -145,29 +144,23 @@ class SharingEvaluator(TrainingEvaluator):
             raise ConfigError(Problem("supernet.resolutions", what))
         return elastic.spec(ladders.largest).arch
 
-    def _ancestor(self) -> tuple[nn.Module, Arch] | None:
-        """Return the teacher's network (normalised images in) and arch where the supernet is to begin from them.
-
-        Raises ConfigError where that is asked for and cannot be.
-        """
+    def _inherits(self) -> bool:
+        """Whether the supernet begins with the teacher's weights. Raises ConfigError where it is to and cannot."""
         teacher, family, wanted = self.bench.teacher, self.context.space.family, self._settings.inherit_teacher
-        fitting = teacher.arch is not None and teacher.arch.family == family
+        fitting = self.bench.family.ancestor() is not None
         if wanted and not fitting:
             of = "of no student family" if teacher.arch is None else f"a {teacher.arch.family}"
             what = f"the teacher {teacher.name} is {of}, the students are {family}: no weights can be inherited"
             raise ConfigError(Problem("supernet.inherit_teacher", what, f"false, or a {family} as the teacher"))
-        if wanted is False or not fitting or teacher.arch is None:
-            return None
-        network = next(part.network for part in teacher.module.modules() if isinstance(part, Normalised))
-        return network, teacher.arch
+        return fitting and wanted is not False
 
     def _inherit(self, supernet: Supernet, train: Batches) -> float | None:
         """Begin `supernet` with the teacher's weights, and return the share of its largest student's that they are."""
-        ancestor = self._ancestor()
-        if ancestor is None:
+        if not self._inherits():
             return None
-        images = images_to_inherit_by(train, self.bench.data, _INHERITING)
-        return inherit_supernet(supernet, self._largest, *ancestor, images).share
+        size, fill = min(_INHERITING, len(train)), self.bench.data.channel_mean
+        views = train.epoch(0, batch_size=size, augmentation=Augmentation(), fill=fill, seed=0)
+        return self.bench.family.inherit_supernet(supernet, self._largest, next(iter(views)).images)
 
 
 def _told(say: Callable[[str], None]) -> Callable[[Tick], None]:

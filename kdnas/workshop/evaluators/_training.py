@@ -142,7 +142,7 @@ class TrainingEvaluator(Evaluator):
     def calibrate(self, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
         """Measure and price by `calibrations` from now on."""
         super().calibrate(calibrations)
-        self._table_prices = TablePrices(calibrations, self.bench.family, self.bench.data.task)
+        self._table_prices = TablePrices(calibrations, self.bench.family)
 
     def facts(self) -> dict[str, Any]:
         """Check and measure the teacher, and calibrate the measured costs. Raises TeacherError."""
@@ -159,7 +159,7 @@ class TrainingEvaluator(Evaluator):
                 say=say,
             )
         calibrated = {name: cost.calibrate(bench.data.task) for name, cost in bench.measured_costs.items()}
-        self.calibrate(learn_tables(bench.costs, space, bench.data.task, calibrated, seed=config.seed, say=say))
+        self.calibrate(learn_tables(bench.costs, space, bench.family, calibrated, seed=config.seed, say=say))
         costs = {
             name: cost.measure(bench.teacher.module, bench.data.task, self.calibrations.get(name, {})).value
             for name, cost in bench.measured_costs.items()
@@ -283,7 +283,7 @@ class TrainingEvaluator(Evaluator):
 
     def check(self, trial: TrialRecord) -> None:
         """Raise RunError where torch's counter or fvcore's counts other MACs than the closed form."""
-        module = self.bench.family.build(trial.arch, self.bench.data.task).eval()
+        module = self.bench.family.build(trial.arch).eval()
         example = torch.zeros(1, *self.bench.data.task.image_shape)
         counts = {"torch": traced_macs(module, example), "fvcore": fvcore_macs(module, example)}
         for who, count in counts.items():

@@ -15,7 +15,7 @@ from kdnas.core.shrinking import Check, FinishedStage, Ladders, Panel, Probe, Sh
 from kdnas.core.space import SearchSpace
 from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError, RunFolderError
-from kdnas.students import STUDENTS
+from kdnas.students import family_for
 from kdnas.study.spaces import load_space
 from kdnas.training.supernet.policies._fixed import Policy, Recorded, ShrinkingSettings, Situation, policy_of
 from kdnas.training.supernet.shrinking_file import read_shrinking, write_shrinking
@@ -27,7 +27,7 @@ TASK = image_classification((3, 32, 32), 10)
 
 def ladders_of(name: str) -> Ladders:
     space: SearchSpace = load_space(name, Path())
-    elastic = ElasticSpace(space, STUDENTS.build(space.family), TASK)
+    elastic = ElasticSpace(space, family_for(space.family, TASK))
     return Ladders.of(elastic.space, elastic.price)
 
 

@@ -16,18 +16,19 @@ from torch.nn import functional as F
 from kdnas.core.data import ImageData
 from kdnas.core.shrinking import Ladders
 from kdnas.core.space import Choice, SearchSpace
+from kdnas.core.task import image_classification
 from kdnas.datasets import DATASETS
 from kdnas.errors import ConfigError, RunFolderError, TrialError
 from kdnas.losses import LOSSES
 from kdnas.nn.elastic import Supernet
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.taps import Outputs, output_shapes
-from kdnas.students import STUDENTS
+from kdnas.students import StudentFamily, family_for, stated_arch
+from kdnas.students._inheriting import inherit_supernet
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import accuracy
 from kdnas.training.fused_norm import FusedNorm, library
-from kdnas.training.inherit import inherit_supernet
 from kdnas.training.loop import distil
 from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
 from kdnas.training.supernet.policies._fixed import ShrinkingSettings
@@ -59,7 +60,7 @@ TEACHER = {"stem_width": 8, "stage1.depth": 2, "stage1.width": 16, "stage1.bottl
     "stage1.skip": "identity",
     **{"stage2.depth": 1, "stage2.width": 16, "stage2.bottleneck": "plain", "stage2.skip": "identity"},
 }
-ARCH = STUDENTS.build("resnet").canonical(TEACHER)
+ARCH = stated_arch("resnet", TEACHER)
 """The teacher's, and the largest of the tiny residual space."""
 KD = LossTerm(type="kd", weight=0.9)
 
@@ -84,11 +85,14 @@ def recipe(*losses: LossTerm, task_weight: float = 0.1, **training: Any) -> Reci
     return Recipe(training=Training(**settings), distillation=Distillation(task_weight=task_weight, losses=losses))
 
 
+def family(data: ImageData) -> StudentFamily:
+    return family_for("resnet", data.task)
+
+
 @pytest.fixture(scope="module")
 def teacher(data: ImageData) -> Teacher:
-    family = STUDENTS.build("resnet")
     torch.manual_seed(0)
-    network = family.build(family.canonical(TEACHER), data.task)
+    network = family(data).build(ARCH)
     given = recipe(epochs=8, batch_size=32, learning_rate=0.05)
     distil(network, None, batches(data, 0, 1000), None, given, data=data, seed=0, device=CPU)
     module = Normalised(network, data.channel_mean, data.channel_std).eval()
@@ -97,7 +101,7 @@ def teacher(data: ImageData) -> Teacher:
 
 def supernet_of(space: SearchSpace, data: ImageData, seed: int = 0) -> Supernet:
     torch.manual_seed(seed)
-    return STUDENTS.build(space.family).supernet(space, data.task)
+    return family_for(space.family, data.task).supernet(space)
 
 
 def run(
@@ -117,6 +121,7 @@ def run(
     return train_supernet(
         supernet or supernet_of(space, data),
         space,
+        family_for(space.family, data.task),
         teacher,
         batches(data, 0, images),
         batches(data, 1000, 1300),
@@ -138,10 +143,10 @@ def test_subnets_learn_together(data, teacher, space):
     """From the teacher's weights where it is of the family, else from none: chance is 0.1."""
     supernet, seen = supernet_of(space, data), 400
     if space is RESNET:
-        inherit_supernet(supernet, ARCH, teacher.module.network, ARCH, normalised(data, seen))
+        inherit_supernet(family(data), supernet, ARCH, teacher.module.network, ARCH, normalised(data, seen))
     scorer = SubnetScorer(data, batches(data, 0, seen), batches(data, 1000, 1300))
     given = recipe(KD, task_weight=1.0, epochs=10, batch_size=32, learning_rate=0.05, clip_norm=5.0)
-    elastic = ElasticSpace(space, STUDENTS.build(space.family), data.task)
+    elastic = ElasticSpace(space, family_for(space.family, data.task))
     ladders = Ladders.of(elastic.space, elastic.price)
     largest, smallest = elastic.spec(ladders.largest), elastic.spec(ladders.smallest(ladders.values))
     untrained = scorer(supernet, smallest)
@@ -176,7 +181,7 @@ def unlocking_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("policy", ["adaptive", "once_for_all", "sandwich", "random", "delayed"])
 def test_every_policy_spends_the_same_budget(data, teacher, policy, monkeypatch):
-    space = ElasticSpace(RESNET, STUDENTS.build("resnet"), data.task)
+    space = ElasticSpace(RESNET, family_for("resnet", data.task))
     passes: list[tuple[int, list[int]]] = []
     scored: list[int] = []
     backward, score = SubnetStep.backward, SubnetScorer.accuracy_and_loss
@@ -305,7 +310,7 @@ def step_of(stack: ExitStack, supernet: Supernet, data: ImageData, teacher: Teac
 @pytest.mark.parametrize("in_place", [True, False])
 def test_losses_and_gradients_of_a_step(data, teacher, in_place):
     """Against the losses written out: Hinton's at temperature 4, from the largest subnet or from the teacher."""
-    space = ElasticSpace(RESNET, STUDENTS.build("resnet"), data.task)
+    space = ElasticSpace(RESNET, family_for("resnet", data.task))
     ladders = Ladders.of(space.space, space.price)
     specs = [space.spec(ladders.largest), space.spec(ladders.smallest(ladders.values))]
     supernet = supernet_of(RESNET, data).train()
@@ -340,7 +345,7 @@ def test_losses_and_gradients_of_a_step(data, teacher, in_place):
 @pytest.mark.skipif(library() is None, reason="there is no C compiler here")
 @pytest.mark.parametrize("space", [RESNET, MOBILENET], ids=lambda space: space.family)
 def test_fused_norms_change_nothing_but_the_time(data, teacher, space, monkeypatch):
-    elastic = ElasticSpace(space, STUDENTS.build(space.family), data.task)
+    elastic = ElasticSpace(space, family_for(space.family, data.task))
     ladders = Ladders.of(elastic.space, elastic.price)
     specs = [elastic.spec(assignment) for assignment in ladders.panel]
     images, labels = torch.rand(16, *data.task.image_shape) * 255, torch.arange(16) % 10
@@ -367,7 +372,7 @@ def test_fused_norms_change_nothing_but_the_time(data, teacher, space, monkeypat
 
 
 def test_feature_losses_are_for_the_largest_subnet_alone(data, teacher):
-    space = ElasticSpace(RESNET, STUDENTS.build("resnet"), data.task)
+    space = ElasticSpace(RESNET, family_for("resnet", data.task))
     ladders = Ladders.of(space.space, space.price)
     largest, smallest = space.spec(ladders.largest), space.spec(ladders.smallest(ladders.values))
     with ExitStack() as stack:
@@ -415,14 +420,13 @@ def test_resolution_is_one_more_dimension(data, teacher):
     assert "resolution" in {unlock.dimension for unlock in unlocks}
     smallest = trained.space.spec(trained.ladders.smallest(trained.ladders.values))
     assert smallest.side == 4
-    family = STUDENTS.build("resnet")
-    quarter = family.price(smallest.arch, data.task.__class__((1, 4, 4), 10)).macs
-    assert trained.space.macs(smallest) == quarter < family.price(smallest.arch, data.task).macs
+    quarter = family_for("resnet", image_classification((1, 4, 4), 10)).price(smallest.arch).macs
+    assert trained.space.macs(smallest) == quarter < family(data).price(smallest.arch).macs
     assert 0 <= trained.scorer(trained.supernet, smallest) <= 1
 
 
 def test_front_sampling_is_even_over_macs_and_prefers_what_was_good(data):
-    space = ElasticSpace(RESNET, STUDENTS.build("resnet"), data.task)
+    space = ElasticSpace(RESNET, family_for("resnet", data.task))
     ladders = Ladders.of(space.space, space.price)
     bounds = (space.price(ladders.smallest(ladders.values)), space.price(ladders.largest))
     rng = np.random.default_rng(0)
@@ -453,7 +457,7 @@ def test_front_sampling_is_even_over_macs_and_prefers_what_was_good(data):
 
 
 def test_an_assignment_is_made_as_small_as_a_bound_asks_for(data):
-    space = ElasticSpace(RESNET, STUDENTS.build("resnet"), data.task)
+    space = ElasticSpace(RESNET, family_for("resnet", data.task))
     ladders = Ladders.of(space.space, space.price)
     smallest, rng = ladders.smallest(ladders.values), np.random.default_rng(0)
     low, high = space.price(smallest), space.price(ladders.largest)
@@ -469,7 +473,7 @@ def test_an_assignment_is_made_as_small_as_a_bound_asks_for(data):
 
 def test_growing_subnets_are_small_at_first(data, teacher, monkeypatch):
     """On a budget too small for a race, adaptive trains subnets that grow."""
-    elastic = ElasticSpace(RESNET, STUDENTS.build("resnet"), data.task)
+    elastic = ElasticSpace(RESNET, family_for("resnet", data.task))
     ladders = Ladders.of(elastic.space, elastic.price)
     sizes: list[int] = []
     backward = SubnetStep.backward
@@ -490,7 +494,7 @@ def test_growing_subnets_are_small_at_first(data, teacher, monkeypatch):
 
 def test_inherited_supernets_start_as_the_teacher(data, teacher):
     supernet = supernet_of(RESNET, data)
-    report = inherit_supernet(supernet, ARCH, teacher.module.network, ARCH, normalised(data, 300))
+    report = inherit_supernet(family(data), supernet, ARCH, teacher.module.network, ARCH, normalised(data, 300))
     assert report.share == 1.0
     scorer = SubnetScorer(data, batches(data, 0, 300), batches(data, 1000, 1300))
     taught = accuracy(teacher.module, batches(data, 1000, 1300))

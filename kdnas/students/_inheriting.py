@@ -25,18 +25,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdnas.core.arch import Arch
-from kdnas.core.data import ImageData
 from kdnas.core.space import SearchSpace
-from kdnas.core.task import TaskSpec, image_classification
 from kdnas.errors import ConfigError, Problem
 from kdnas.nn.elastic import Layout, Supernet, Unfilled
 from kdnas.nn.matching import match_stages
-from kdnas.nn.normalise import Normalised
 from kdnas.nn.recalibration import recalibrate
 from kdnas.nn.taps import output_shapes, stage_names
-from kdnas.students import STUDENTS, StudentFamily
-from kdnas.training.batches import Batches
-from kdnas.training.recipe import Augmentation
+from kdnas.students import StudentFamily
 
 _BLOCK = re.compile(r"stages\.(\d+)\.(\d+)\.(.+)")
 _ELSEWHERE = re.compile(r"(exits|stream)\.(\d+)(.*)")
@@ -58,10 +53,13 @@ class Inheritance:
     influence: tuple[tuple[float, ...], ...]
 
 
-def inherit(student: nn.Module, arch: Arch, teacher: nn.Module, teacher_arch: Arch, images: Tensor) -> Inheritance:
+def inherit(
+    family: StudentFamily, student: nn.Module, arch: Arch, teacher: nn.Module, teacher_arch: Arch, images: Tensor
+) -> Inheritance:
     """Copy into `student` what `teacher` has for it, and return what that was.
 
     Args:
+        family: The family of both.
         student: The module of `arch`. Unless that is the teacher's, its batch-norm statistics are estimated anew on
             `images`.
         arch: The student's architecture.
@@ -72,23 +70,27 @@ def inherit(student: nn.Module, arch: Arch, teacher: nn.Module, teacher_arch: Ar
     A student of the teacher's own arch becomes its copy, statistics included. Raises ConfigError where the two are not
     of one family, or a module is not that of its arch.
     """
-    return _inherit(student, arch, teacher, teacher_arch, images, sort=False)
+    return _inherit(family, student, arch, teacher, teacher_arch, images, sort=False)
 
 
 def _inherit(
-    student: nn.Module, arch: Arch, teacher: nn.Module, teacher_arch: Arch, images: Tensor, *, sort: bool
+    family: StudentFamily,
+    student: nn.Module,
+    arch: Arch,
+    teacher: nn.Module,
+    teacher_arch: Arch,
+    images: Tensor,
+    *,
+    sort: bool,
 ) -> Inheritance:
     """Do what `inherit` does, with `sort` the most important channels in the first places."""
-    family: StudentFamily = STUDENTS.build(arch.family)
     if teacher_arch.family != arch.family:
         what = f"is a {teacher_arch.family}, the student a {arch.family}: weights are inherited within a family"
         raise ConfigError(Problem("teacher", what))
-    channels, *size = images.shape[1:]
-    task = image_classification((channels, size[0], size[1]), int(student.classifier.out_features))  # type: ignore[arg-type, union-attr]
     for name, network, own in (("student", student, arch), ("teacher", teacher, teacher_arch)):
-        _check(name, network, own, family, task)
-    ours = family.supernet(_alone(arch), task).layout
-    source = family.supernet(_alone(teacher_arch), task).to(images.device)
+        _check(name, network, own, family)
+    ours = family.supernet(_alone(arch)).layout
+    source = family.supernet(_alone(teacher_arch)).to(images.device)
     source.adopt(teacher_arch, teacher)
 
     shapes = [output_shapes(net, *stage_names(net), images[:2]).stages for net in (student, teacher)]
@@ -107,18 +109,8 @@ def _inherit(
     return Inheritance(copied / total, stages, tuple(blocks), tuple(tuple(influence[t]) for _, t in stages))
 
 
-def images_to_inherit_by(train: Batches, data: ImageData, count: int) -> Tensor:
-    """Return at most `count` of the training images, normalised [B, C, H, W], the same ones each time."""
-    size = min(count, len(train))
-    views = train.epoch(0, batch_size=size, augmentation=Augmentation(), fill=data.channel_mean, seed=0)
-    images = next(iter(views)).images
-    normalise = Normalised(nn.Identity(), data.channel_mean, data.channel_std).to(images.device)
-    normalised: Tensor = normalise(images)
-    return normalised
-
-
 def inherit_supernet(
-    supernet: Supernet, largest: Arch, teacher: nn.Module, teacher_arch: Arch, images: Tensor
+    family: StudentFamily, supernet: Supernet, largest: Arch, teacher: nn.Module, teacher_arch: Arch, images: Tensor
 ) -> Inheritance:
     """Copy into the `largest` subnet of `supernet` what `teacher` has for it, as `inherit` does, and return it.
 
@@ -126,7 +118,7 @@ def inherit_supernet(
     does not use stay as they are. Raises ConfigError.
     """
     student = supernet.subnet(largest)
-    report = _inherit(student, largest, teacher, teacher_arch, images, sort=True)
+    report = _inherit(family, student, largest, teacher, teacher_arch, images, sort=True)
     supernet.adopt(largest, student)
     return report
 
@@ -291,9 +283,9 @@ def _alone(arch: Arch) -> SearchSpace:
     return SearchSpace("alone", arch.family, (), fixed=arch.choices)
 
 
-def _check(name: str, network: nn.Module, arch: Arch, family: StudentFamily, task: TaskSpec) -> None:
+def _check(name: str, network: nn.Module, arch: Arch, family: StudentFamily) -> None:
     with Unfilled():
-        expected = family.build(arch, task).state_dict()
+        expected = family.build(arch).state_dict()
     own = network.state_dict()
     if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in expected.items()}:
         raise ConfigError(Problem(name, f"is not the {arch.family} network of arch {arch.arch_id}"))

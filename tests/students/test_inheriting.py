@@ -13,9 +13,10 @@ from kdnas.core.arch import Arch
 from kdnas.core.space import Choice, SearchSpace
 from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError
-from kdnas.students import STUDENTS
+from kdnas.students import family_for
+from kdnas.students._inheriting import Inheritance, block_influence, inherit_supernet
+from kdnas.students._inheriting import inherit as inherit_within
 from kdnas.study.spaces import arch_of, load_space
-from kdnas.training.inherit import block_influence, inherit, inherit_supernet
 
 TASK = image_classification((3, 12, 12), 7)
 RESNET = {"stem_width": 8} | {
@@ -32,12 +33,16 @@ MOBILENET = {"stem_width": 8, "head_width": 12} | {
 }
 
 
+def inherit(student: nn.Module, arch: Arch, teacher: nn.Module, teacher_arch: Arch, seen: torch.Tensor) -> Inheritance:
+    return inherit_within(family_for(arch.family, TASK), student, arch, teacher, teacher_arch, seen)
+
+
 def network(choices: dict[str, Any], seed: int) -> tuple[nn.Module, Arch]:
     """A network in which every weight is drawn, norm scales and statistics included."""
-    family = STUDENTS.build("mobilenet" if "stage1.kernel" in choices else "resnet")
+    family = family_for("mobilenet" if "stage1.kernel" in choices else "resnet", TASK)
     arch = family.canonical(choices)
     torch.manual_seed(seed)
-    module = family.build(arch, TASK)
+    module = family.build(arch)
     with torch.no_grad():
         for name, value in module.state_dict().items():
             if value.ndim == 1:
@@ -150,8 +155,8 @@ def test_a_supernet_inherits_where_a_shortcut_narrows():
     widths = Choice("stage1.width", (4, 8)), Choice("stage2.width", (8, 16))
     space = SearchSpace("narrowing", "resnet", widths, fixed=fixed | {"stage1.depth": 2, "stage2.depth": 1})
     teacher, arch = network({**space.fixed, "stage1.width": 8, "stage2.width": 16}, 1)
-    supernet = STUDENTS.build("resnet").supernet(space, TASK)
-    assert inherit_supernet(supernet, arch, teacher, arch, images(8)).share == 1.0
+    supernet = family_for("resnet", TASK).supernet(space)
+    assert inherit_supernet(family_for("resnet", TASK), supernet, arch, teacher, arch, images(8)).share == 1.0
     x = images(8, seed=1)
     torch.testing.assert_close(supernet.eval()(x, arch), teacher.eval()(x), rtol=1e-4, atol=1e-4)
     importance = supernet.importance()["stages.0.0.inner"].tolist()
@@ -253,10 +258,10 @@ def test_random_students_of_random_teachers_inherit_without_complaint():
     """Any pair of a space works, and what is inherited is finite."""
     for name in ("cifar_resnet", "cifar_mobilenet"):
         space: SearchSpace = load_space(name, None)  # type: ignore[arg-type]
-        family, rng = STUDENTS.build(space.family), np.random.default_rng(0)
+        family, rng = family_for(space.family, TASK), np.random.default_rng(0)
         for _ in range(2):
             archs = [arch_of(space, space.random(rng), family) for _ in range(2)]
-            student, teacher = (family.build(arch, TASK) for arch in archs)
+            student, teacher = (family.build(arch) for arch in archs)
             report = inherit(student, archs[0], teacher, archs[1], images(8))
             assert 0 < report.share <= 1
             assert torch.isfinite(student.eval()(images(2))).all()
