@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from kdnas.executors import Executor, Finished
 from kdnas.record.records import RunRecord
 from kdnas.record.storage import distributions, load_run
 from kdnas.study.loading import load_study
-from kdnas.workshop.jobs import search_job
+from kdnas.workshop.jobs import Job, Result, search_job
 
 BRIEF, FULL = Fidelity(3), Fidelity(30)
 CHOICES = {"depth1": [1, 2, 3, 4], "depth2": [1, 2, 3, 4], "width": [8, 16, 24]}
@@ -75,9 +76,9 @@ def write_run(folder: Path, *, trials: int = 48, **changed: Any) -> RunRecord:
     for index in order:
         arch = opened.evaluator.arch(assignments[index])
         job = search_job(study.config, arch, {})
-        result = {**opened.evaluator(job.as_dict()), "train_seconds": 10.0}
-        attributes = {"arch_id": arch.arch_id, "arch": arch.canonical_json, "tuned": {}, "result": result}
-        values = [result["values"][objective.name] for objective in opened.run.objectives]
+        result = dataclasses.replace(opened.evaluator(job), train_seconds=10.0)
+        attributes = {"arch_id": arch.arch_id, "arch": arch.canonical_json, "tuned": {}, "result": result.as_dict()}
+        values = [result.values[objective.name] for objective in opened.run.objectives]
         attributes["fidelity"] = job.fidelity.as_dict()
         frozen.append(
             optuna.trial.create_trial(
@@ -97,16 +98,16 @@ def copy_run(run: RunRecord, folder: Path) -> RunRecord:
     return load_run(folder / "run")
 
 
-class InProcess(Executor):
+class InProcess(Executor[Job, Result]):
     """Runs a job when it is submitted; after `stop_after` of them the next is a Ctrl-C."""
 
     def __init__(self, make_evaluate: Any, stop_after: int = 10**9, broken: Sequence[str] = ()):
         super().__init__(make_evaluate)
         self._evaluate = make_evaluate()
-        self._ended: list[Finished] = []
+        self._ended: list[Finished[Result]] = []
         self._stop_after = stop_after
         self._broken = broken
-        self.jobs: list[Mapping[str, Any]] = []
+        self.jobs: list[Job] = []
 
     @property
     def free(self) -> int:
@@ -116,14 +117,14 @@ class InProcess(Executor):
     def running(self) -> int:
         return len(self._ended)
 
-    def submit(self, key: str, job: Mapping[str, Any], *, time_limit_s: float | None = None) -> None:
+    def submit(self, key: str, job: Job, *, time_limit_s: float | None = None) -> None:
         if len(self.jobs) >= self._stop_after:
             raise KeyboardInterrupt
         self.jobs.append(job)
         broken = key in self._broken
         self._ended.append(Finished(key, failure="broke") if broken else Finished(key, self._evaluate(job)))
 
-    def wait(self, timeout_s: float) -> list[Finished]:
+    def wait(self, timeout_s: float) -> list[Finished[Result]]:
         ended, self._ended = self._ended, []
         return ended
 

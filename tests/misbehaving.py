@@ -8,31 +8,56 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kdnas.errors import DataError, RunFolderError, TrialError
 from kdnas.executors import Executor, Finished
 
-Answer = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker is to do."""
+
+    do: str = ""
+    x: int = 0
+    seconds: float = 0.0
+    file: str = ""
+    arch: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what it states."""
+        return {name: value for name, value in asdict(self).items() if value}
 
 
-def answer(job: Mapping[str, Any]) -> dict[str, Any]:
-    match job["do"]:
+@dataclass(frozen=True)
+class Seen:
+    """What came of it: the `values` that a scoring would state, and what the test looks at."""
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    seen: Mapping[str, Any] = field(default_factory=dict)
+
+
+Answer = Callable[[Task], Seen]
+
+
+def answer(job: Task) -> Seen:
+    match job.do:
         case "square":
-            return {"values": {"accuracy": job["x"] / 10, "macs": 5.0}, "value": job["x"] ** 2, "pid": os.getpid()}
+            return Seen({"accuracy": job.x / 10, "macs": 5.0}, {"value": job.x**2, "pid": os.getpid()})
         case "infeasible":
-            return {"values": {"macs": 5.0}, "infeasible": "too large"}
+            return Seen({"macs": 5.0}, {"infeasible": "too large"})
         case "sleep":
-            time.sleep(job["seconds"])
-            return {"pid": os.getpid()}
+            time.sleep(job.seconds)
+            return Seen(seen={"pid": os.getpid()})
         case "start a process":
-            Path(job["file"]).write_text(str(os.getpid()))
+            Path(job.file).write_text(str(os.getpid()))
             subprocess.run(["sleep", "300"], check=False)
         case "load with workers":
             from torch.utils.data import DataLoader
 
-            return {"sum": int(sum(batch.sum() for batch in DataLoader(range(10), batch_size=5, num_workers=2)))}
+            return Seen(seen={"sum": int(sum(b.sum() for b in DataLoader(range(10), batch_size=5, num_workers=2)))})
         case "trial error":
             raise TrialError("loss became nan")
         case "error":
@@ -44,17 +69,17 @@ def answer(job: Mapping[str, Any]) -> dict[str, Any]:
             os._exit(3)
         case "print":
             print("from a user's module")
-            return {}
+            return Seen()
         case "full disk":
             raise RunFolderError("the disk is full")
         case "threads":
             import torch
 
-            return {"threads": torch.get_num_threads()}
+            return Seen(seen={"threads": torch.get_num_threads()})
         case "where":
             shown = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HOME", "KDNAS_NNI_MANAGER")
             open_files = [str(Path(entry).readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.exists()]
-            return {"cwd": str(Path.cwd()), "files": open_files, **{name: os.environ.get(name) for name in shown}}
+            return Seen(seen={"cwd": str(Path.cwd()), "files": open_files, **{n: os.environ.get(n) for n in shown}})
     raise AssertionError(job)
 
 
@@ -79,9 +104,9 @@ def die_at_the_first_start() -> Answer:
     return answer
 
 
-def collect(executor: Executor, count: int, seconds: float = 90) -> list[Finished]:
+def collect(executor: Executor[Task, Seen], count: int, seconds: float = 90) -> list[Finished[Seen]]:
     """Return what ended within `seconds`, up to `count` jobs."""
-    finished: list[Finished] = []
+    finished: list[Finished[Seen]] = []
     end = time.monotonic() + seconds
     while len(finished) < count and time.monotonic() < end:
         finished += executor.wait(0.2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import yaml
 
 from kdnas.executors import Executor, Finished
 from kdnas.executors._worker import answer
+from kdnas.workshop.jobs import Job, Result
 
 SCORE = """\
 def score(choices, epochs, data_fraction, seed):
@@ -43,13 +43,13 @@ def write(parent: Path, *, score: str = SCORE, **sections: Any) -> Path:
     return folder
 
 
-class Inline(Executor):
+class Inline(Executor[Job, Result]):
     """Answers each job at once, in this process."""
 
     def __init__(self, make_evaluate: Any):
         super().__init__(make_evaluate)
         self._evaluate = make_evaluate()
-        self._done: list[Finished] = []
+        self._done: list[Finished[Result]] = []
 
     @property
     def free(self) -> int:
@@ -61,13 +61,13 @@ class Inline(Executor):
         """The job that is answered and not told."""
         return len(self._done)
 
-    def submit(self, key: str, job: Mapping[str, Any], *, time_limit_s: float | None = None) -> None:
+    def submit(self, key: str, job: Job, *, time_limit_s: float | None = None) -> None:
         """Answer `job`."""
         kind, content = answer(self._evaluate, job)
         assert kind != "broken", content
         self._done.append(Finished(key, **{"result" if kind == "result" else "failure": content}))
 
-    def wait(self, timeout_s: float) -> list[Finished]:
+    def wait(self, timeout_s: float) -> list[Finished[Result]]:
         """Return what was answered."""
         done, self._done = self._done, []
         return done

@@ -31,6 +31,7 @@ from kdnas.controller.preparation import Opened, prepare_study
 from kdnas.controller.promotion import student_key
 from kdnas.controller.workers import start_executor, wait
 from kdnas.core.fidelity import Fidelity
+from kdnas.core.objective import ACCURACY
 from kdnas.errors import ConfigError, Problem
 from kdnas.executors import Finished
 from kdnas.record.records import AuditTraining, RunRecord, TrialRecord
@@ -39,7 +40,7 @@ from kdnas.record.storage import Record, refreshed
 from kdnas.study.config import StudyConfig
 from kdnas.study.loading import LoadedStudy
 from kdnas.training.recipe import Distillation
-from kdnas.workshop.jobs import RUNG_FOLDER, Job, final_job, search_job
+from kdnas.workshop.jobs import RUNG_FOLDER, Job, Result, final_job, search_job
 from kdnas.workshop.opening import Say, resolve_device
 
 _LOOKS = 10
@@ -206,7 +207,7 @@ def run_audit(
             while waiting and executor.free:
                 task = waiting.popleft()
                 running[task.key] = task
-                executor.submit(task.key, _job(plan, task).as_dict(), time_limit_s=_time_limit_s(plan, task))
+                executor.submit(task.key, _job(plan, task), time_limit_s=_time_limit_s(plan, task))
             for finished in wait(executor, noted):
                 task = running.pop(finished.key)
                 training, failure = _ended(task, finished)
@@ -257,19 +258,19 @@ def _job(plan: AuditPlan, task: AuditTask) -> Job:
     return dataclasses.replace(job, recipe=recipe, measure=False, legs=())
 
 
-def _ended(task: AuditTask, finished: Finished) -> tuple[AuditTraining | None, str]:
+def _ended(task: AuditTask, finished: Finished[Result]) -> tuple[AuditTraining | None, str]:
     result = finished.result
-    if result is None or "accuracy" not in result["values"]:
-        reason = result.get("infeasible") if result is not None else finished.failure
+    if result is None or ACCURACY.name not in result.values:
+        reason = result.infeasible if result is not None else finished.failure
         return None, reason or "no reason was given"
     training = AuditTraining(
         task.trial.number,
         task.seed,
-        result["values"]["accuracy"],
+        result.values[ACCURACY.name],
         task.fidelity,
         task.loss,
-        result["train_seconds"],
-        tuple((int(epoch), float(accuracy)) for epoch, accuracy in result.get("curve", ())),
+        result.train_seconds,
+        result.curve,
     )
     return training, ""
 

@@ -1,42 +1,63 @@
 """Jobs sent to the workers in packs, so that one worker trains several students at once on its device.
 
-A pack is one job of the executor underneath: {"pack": [job, ...]}. One student that fails is one failure. A pack that
+A pack is one job of the executor underneath. One student that fails is one failure. A pack that
 is lost whole (a crash, the time limit) tells nobody whose fault that was, so each of its jobs is run again alone.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from kdnas.errors import TrialError
 from kdnas.executors import Evaluate, Executor, Finished
 from kdnas.workshop.evaluators import Evaluator, Progress, Say
+from kdnas.workshop.jobs import Job, Result
 
 
 @dataclass(frozen=True)
-class _Job:
+class Pack:
+    """Jobs for one worker at once."""
+
+    jobs: tuple[Job, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plain form."""
+        return {"pack": [job.as_dict() for job in self.jobs]}
+
+
+@dataclass(frozen=True)
+class PackResult:
+    """What came of each job of a pack: its result, or the reason why it failed."""
+
+    outcomes: tuple[Result | str, ...]
+    values: Mapping[str, float] = field(default_factory=dict)
+    """A pack has none of its own."""
+
+
+@dataclass(frozen=True)
+class _Kept:
     key: str
-    job: Mapping[str, Any]
+    job: Job
     time_limit_s: float
 
 
-class PackedExecutor(Executor):
+class PackedExecutor(Executor[Job, Result]):
     """An executor over another: its workers take up to `size` jobs at once.
 
     Jobs are sent when `wait` is called, shared out evenly among the workers that are free then. `time_limit_s` is for
     jobs without a limit of their own; a pack may take as long as its jobs one after the other.
     """
 
-    def __init__(self, inner: Executor, size: int, *, time_limit_s: float):
+    def __init__(self, inner: Executor[Pack, PackResult], size: int, *, time_limit_s: float):
         self._inner = inner
         self._size = size
         self._time_limit_s = time_limit_s
-        self._waiting: list[_Job] = []
-        self._lost: list[_Job] = []
-        self._sent: dict[str, list[_Job]] = {}
+        self._waiting: list[_Kept] = []
+        self._lost: list[_Kept] = []
+        self._sent: dict[str, list[_Kept]] = {}
         self._numbers = itertools.count()
 
     @property
@@ -49,13 +70,13 @@ class PackedExecutor(Executor):
         """The number of jobs submitted and not yet finished."""
         return len(self._waiting) + len(self._lost) + sum(map(len, self._sent.values()))
 
-    def submit(self, key: str, job: Mapping[str, Any], *, time_limit_s: float | None = None) -> None:
+    def submit(self, key: str, job: Job, *, time_limit_s: float | None = None) -> None:
         """Keep `job` for the next `wait`. Raises RuntimeError when no worker has room for it."""
         if not self.free:
             raise RuntimeError("no worker is free")
-        self._waiting.append(_Job(key, job, self._time_limit_s if time_limit_s is None else time_limit_s))
+        self._waiting.append(_Kept(key, job, self._time_limit_s if time_limit_s is None else time_limit_s))
 
-    def wait(self, timeout_s: float) -> list[Finished]:
+    def wait(self, timeout_s: float) -> list[Finished[Result]]:
         """Send what is kept, and return the jobs that ended within `timeout_s`."""
         self._send()
         return [ended for finished in self._inner.wait(timeout_s) for ended in self._opened(finished)]
@@ -82,17 +103,20 @@ class PackedExecutor(Executor):
                 self._submit(self._waiting[:share])
                 self._waiting = self._waiting[share:]
 
-    def _submit(self, jobs: list[_Job]) -> None:
+    def _submit(self, jobs: list[_Kept]) -> None:
         key = f"pack {next(self._numbers)}"
         self._sent[key] = jobs
-        limit = sum(job.time_limit_s for job in jobs)
-        self._inner.submit(key, {"pack": [dict(job.job) for job in jobs]}, time_limit_s=limit)
+        limit = sum(kept.time_limit_s for kept in jobs)
+        self._inner.submit(key, Pack(tuple(kept.job for kept in jobs)), time_limit_s=limit)
 
-    def _opened(self, finished: Finished) -> Iterable[Finished]:
+    def _opened(self, finished: Finished[PackResult]) -> Iterable[Finished[Result]]:
         jobs = self._sent.pop(finished.key)
         if finished.result is not None:
-            for job, outcome in zip(jobs, finished.result["pack"], strict=True):
-                yield Finished(job.key, **outcome)
+            for kept, outcome in zip(jobs, finished.result.outcomes, strict=True):
+                if isinstance(outcome, str):
+                    yield Finished(kept.key, failure=outcome)
+                else:
+                    yield Finished(kept.key, outcome)
         elif len(jobs) == 1:
             yield Finished(jobs[0].key, failure=finished.failure)
         else:
@@ -105,7 +129,7 @@ class PackedWorkplan:
 
     workplan: Callable[[], Evaluator]
 
-    def __call__(self) -> Evaluate:
+    def __call__(self) -> Evaluate[Pack, PackResult]:
         """Return what answers packs."""
         return _Packed(self.workplan())
 
@@ -132,15 +156,12 @@ class _Packed:
     def progress(self, progress: Progress) -> None:
         self.evaluator.progress = progress
 
-    def __call__(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the outcome of every job of a pack: its `result`, or the `failure` reason.
+    def __call__(self, pack: Pack) -> PackResult:
+        """Return the outcome of every job of a pack.
 
         A lone job may raise what it likes, as without packs: the worker knows what to make of it.
         """
-        jobs = job["pack"]
+        jobs = pack.jobs
+        outcomes: Sequence[Result | TrialError]
         outcomes = [self.evaluator(jobs[0])] if len(jobs) == 1 else self.evaluator.together(jobs)
-        return {"pack": [_plain(outcome) for outcome in outcomes]}
-
-
-def _plain(outcome: dict[str, Any] | TrialError) -> dict[str, Any]:
-    return {"failure": str(outcome)} if isinstance(outcome, TrialError) else {"result": outcome}
+        return PackResult(tuple(str(one) if isinstance(one, TrialError) else one for one in outcomes))

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from kdnas.controller.events import Note, Observer, RepeatEnded, RepeatStarted
 from kdnas.controller.finalists import finalists
@@ -18,10 +16,10 @@ from kdnas.core.words import counted
 from kdnas.errors import TrialError
 from kdnas.executors import Executor, Finished
 from kdnas.record.front import is_flat, is_near_worst, picked_or_recommended
-from kdnas.record.products import file_sha256, lost_checkpoints
+from kdnas.record.products import lost_checkpoints
 from kdnas.record.records import Control, Repeat, TrialRecord
 from kdnas.study.config import StudyConfig
-from kdnas.workshop.jobs import Job, control_job, final_job
+from kdnas.workshop.jobs import Job, Result, control_job, final_job
 
 Pending = tuple[TrialRecord, int]
 """A finalist, and the seed of a retraining that it still needs."""
@@ -81,7 +79,7 @@ class Retraining:
             lost.append((trial, repeat.seed))
         return lost
 
-    def run(self, executor: Executor, pending: list[Pending]) -> None:
+    def run(self, executor: Executor[Job, Result], pending: list[Pending]) -> None:
         """Do the `pending` retrainings; one that fails is tried again, as often as the study allows."""
         self.did_something = True
         limit_s = self._config.time_limit_s(self._config.final_fidelity)
@@ -93,7 +91,7 @@ class Retraining:
                 job = final_job(self._config, trial.number, trial.arch, trial.tuned, seed)
                 started = RepeatStarted(trial.number, seed, trial.arch, job.fidelity)
                 jobs[started.key] = (trial, seed, job)
-                executor.submit(started.key, job.as_dict(), time_limit_s=limit_s)
+                executor.submit(started.key, job, time_limit_s=limit_s)
                 self._observe(started)
             for finished in wait(executor, self._observe):
                 trial, seed, job = jobs.pop(finished.key)
@@ -107,7 +105,7 @@ class Retraining:
         until_flat = self._config.final.until == "flat" and self._opened.run.trains
         return until_flat and "final_epochs" not in self._record.notes()
 
-    def find_length(self, executor: Executor, chosen: tuple[TrialRecord, ...]) -> None:
+    def find_length(self, executor: Executor[Job, Result], chosen: tuple[TrialRecord, ...]) -> None:
         """Find out how long a final training is: doubled until the best of `chosen` gains less than a point by it.
 
         Each length is a training from its start, with a whole learning-rate schedule, since the score in the middle of
@@ -151,7 +149,7 @@ class Retraining:
         if self._config.final.until == "flat" and epochs is not None:
             self._config = self._config.with_final_epochs(epochs)
 
-    def _score_of_length(self, executor: Executor, trial: TrialRecord, epochs: int) -> float:
+    def _score_of_length(self, executor: Executor[Job, Result], trial: TrialRecord, epochs: int) -> float:
         config = self._config.with_final_epochs(epochs)
         job = dataclasses.replace(
             final_job(config, trial.number, trial.arch, trial.tuned, 0), checkpoint=None, test=False
@@ -160,13 +158,13 @@ class Retraining:
             Note(f"student {trial.arch.arch_id}: trained for {counted(epochs, 'epoch')}, to see how long pays")
         )
         score = self._opened.run.score
-        value = float(self._alone(executor, "length", job, config)["values"][score.name])
+        value = float(self._alone(executor, "length", job, config).values[score.name])
         self._observe(Note(f"student {trial.arch.arch_id}: {score.shown(value)} after {counted(epochs, 'epoch')}"))
         return value
 
-    def _alone(self, executor: Executor, key: str, job: Job, config: StudyConfig) -> Mapping[str, Any]:
+    def _alone(self, executor: Executor[Job, Result], key: str, job: Job, config: StudyConfig) -> Result:
         """Return the result of one training, while nothing else runs. Raises TrialError where it fails."""
-        executor.submit(key, job.as_dict(), time_limit_s=config.time_limit_s(job.fidelity))
+        executor.submit(key, job, time_limit_s=config.time_limit_s(job.fidelity))
         while True:
             for ended in wait(executor, self._observe):
                 if ended.result is None:
@@ -188,7 +186,7 @@ class Retraining:
         known = {control.number for control in run.controls}
         return None if picked.trial.number in known else picked.trial
 
-    def control(self, executor: Executor, trial: TrialRecord) -> None:
+    def control(self, executor: Executor[Job, Result], trial: TrialRecord) -> None:
         """Train the student of `trial` without its teacher; a failure is recorded, and not tried again."""
         self.did_something = True
         student = f"student {trial.arch.arch_id}"
@@ -201,8 +199,8 @@ class Retraining:
             self._observe(Note(f"{student} could not be trained without its teacher: {error}"))
             return
         score = self._opened.run.score
-        value, tested = result["values"][score.name], result.get("test_accuracy")
-        self._record.add_control(Control(trial.number, value, tested, job.fidelity, result["train_seconds"]))
+        value = result.values[score.name]
+        self._record.add_control(Control(trial.number, value, result.test, job.fidelity, result.train_seconds))
         self._observe(Note(f"{student} without its teacher: {score.name} {score.shown(value)}"))
 
     def finish(self) -> None:
@@ -220,22 +218,21 @@ class Retraining:
             measured = self._opened.evaluator.measure(trial.arch)
         self._record.add_final_measurements(trial.number, measured)
 
-    def _keep(self, trial: TrialRecord, seed: int, job: Job, finished: Finished) -> None:
+    def _keep(self, trial: TrialRecord, seed: int, job: Job, finished: Finished[Result]) -> None:
         if finished.result is None:
             failure = finished.failure or "no reason was given"
             self._record.add_failed_repeat(trial.number, seed, job.fidelity, failure)
             self._observe(RepeatEnded(trial.number, None, failure, seed))
             return
-        result: Mapping[str, Any] = finished.result
-        written = result.get("checkpoint", "")
+        result = finished.result
         repeat = Repeat(
             seed,
-            result["values"][self._opened.run.score.name],
-            result.get("test_accuracy"),
+            result.values[self._opened.run.score.name],
+            result.test,
             job.fidelity,
-            result["train_seconds"],
-            Path(written).name,
-            file_sha256(self._opened.run.folder / written) if written else "",
+            result.train_seconds,
+            Path(result.checkpoint).name,
+            result.sha256,
         )
         self._record.add_repeat(trial.number, repeat)
         self.new_repeats += 1

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import optuna
 
@@ -35,7 +35,7 @@ from kdnas.record.records import RunRecord, TrialRecord
 from kdnas.record.storage import distributions
 from kdnas.samplers import SAMPLERS, SamplerContext
 from kdnas.study.feasibility import relative_excess
-from kdnas.workshop.jobs import RUNG_FOLDER, Job, search_job
+from kdnas.workshop.jobs import RUNG_FOLDER, Job, Result, search_job
 
 _CANDIDATES_KEPT = 50_000
 
@@ -95,7 +95,7 @@ class Search:
 
     def run(self) -> RunRecord:
         """Search, earn the front, measure it; return the run. KeyboardInterrupt closes what runs and propagates."""
-        executor: Executor | None = None
+        executor: Executor[Job, Result] | None = None
         try:
             if self._next() is not None:
                 executor = start_executor(self._opened, self._observe)
@@ -228,7 +228,7 @@ class Search:
         """Seconds of searching, over all calls."""
         return self._seconds_before + (0.0 if self._began is None else time.monotonic() - self._began)
 
-    def _search(self, executor: Executor) -> None:
+    def _search(self, executor: Executor[Job, Result]) -> None:
         if self._record.notes().get("finished"):
             self._record.set_note("finished", "")  # a larger budget goes on
             self._run = self._opened.snapshot()
@@ -247,7 +247,7 @@ class Search:
         self._record.set_note("finished", self._over)
         shutil.rmtree(self._opened.run.folder / RUNG_FOLDER, ignore_errors=True)
 
-    def _begin(self, executor: Executor, start: _Start) -> None:
+    def _begin(self, executor: Executor[Job, Result], start: _Start) -> None:
         """Start one trial, unless the sampler has nothing left to propose."""
         if self._retry and start is self._retry[0]:
             self._retry.popleft()
@@ -265,7 +265,7 @@ class Search:
         self._running[str(trial.number)] = (trial, job)
         running = TrialRecord(trial.number, job.arch, "running", job.fidelity, tuned)
         self._run = dataclasses.replace(self._run, trials=(*self._run.trials, running))
-        executor.submit(str(trial.number), job.as_dict())
+        executor.submit(str(trial.number), job)
         self._observe(TrialStarted(trial.number, job.arch, job.fidelity))
 
     def _ask(self, start: _Start) -> tuple[optuna.Trial, Job, dict[str, float]] | None:
@@ -352,23 +352,23 @@ class Search:
             self._candidates[key] = known
         return known
 
-    def _tell(self, finished: Finished) -> None:
+    def _tell(self, finished: Finished[Result]) -> None:
         trial, job = self._running.pop(finished.key)
         proposal = self._proposed_in.pop(finished.key)
         with self._record.at_once():
             if finished.result is None:
                 self._record.close_without_score(trial, "failed", finished.failure or "no reason was given")
             else:
-                result = dict(self._with_measurements(job, finished.key, finished.result))
-                result["profile"] = {"proposal": proposal, **result.get("profile", {})}
-                values = result["values"]
+                result = self._with_measurements(job, finished.key, finished.result)
+                result = dataclasses.replace(result, profile={"proposal": proposal, **result.profile})
+                values = result.values
                 self._record.set_constraints(
                     trial, {str(b): b.violation(values[b.name]) for b in self._bounds(job) if b.name in values}
                 )
-                if "infeasible" in result:
-                    self._record.close_without_score(trial, "infeasible", result["infeasible"], result)
+                if result.infeasible:
+                    self._record.close_without_score(trial, "infeasible", result.infeasible, result.as_dict())
                 else:
-                    self._record.complete(trial, result, self._opened.run.objectives)
+                    self._record.complete(trial, result.as_dict(), self._opened.run.objectives)
             self._note_seconds()
         self._new_trials += 1
         self._run = self._opened.snapshot()
@@ -386,7 +386,7 @@ class Search:
         full = job.fidelity.amount >= self._config.final_fidelity.amount
         return self._config.bounds if full else self._config.limits
 
-    def _with_measurements(self, job: Job, key: str, result: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _with_measurements(self, job: Job, key: str, result: Result) -> Result:
         """Return `result` with what the student's lowest rung measured: at the others nothing is measured again."""
         if job.measure:
             return result
@@ -396,9 +396,8 @@ class Search:
             for trial in self._run.trials
             if trial.state == "complete" and trial.arch == student.arch and trial.tuned == student.tuned
         )
-        measured = {name: taken.as_dict() for name, taken in lowest.measurements.items()}
         values = {name: float(taken.value) for name, taken in lowest.measurements.items()}
-        return {**result, "values": {**values, **result["values"]}, "measurements": measured}
+        return dataclasses.replace(result, values={**values, **result.values}, measurements=lowest.measurements)
 
     def _sweep(self) -> None:
         """Delete the checkpoints of students that will not be promoted any more."""

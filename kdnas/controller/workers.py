@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from kdnas.controller.events import Advanced, Note, Observer
 from kdnas.controller.packed import PackedExecutor, PackedWorkplan
 from kdnas.controller.preparation import Opened
 from kdnas.executors import EXECUTORS, Executor, Finished
+from kdnas.workshop.jobs import Job, Result
 
 _POLL_S = 0.5
 
 
-def start_executor(opened: Opened, observe: Observer) -> Executor:
+def start_executor(opened: Opened, observe: Observer) -> Executor[Job, Result]:
     """Return the study's executor with its workers starting; `observe` is told where to watch them."""
     section = opened.config.executor
     offered = {
@@ -24,7 +27,7 @@ def start_executor(opened: Opened, observe: Observer) -> Executor:
     taken = {name: value for name, value in offered.items() if name in EXECUTORS.options(section.type).model_fields}
     size = _measured_size(opened, observe) if section.per_device == "auto" else section.per_device
     plan = opened.workplan if size == 1 else PackedWorkplan(opened.workplan)
-    built: Executor = EXECUTORS.build(section.type, plan, **{**taken, **section.options})
+    built: Executor[Any, Any] = EXECUTORS.build(section.type, plan, **{**taken, **section.options})
     if built.notice:
         observe(Note(built.notice))
     return built if size == 1 else PackedExecutor(built, size, time_limit_s=opened.config.budget.trial_time_limit_s)
@@ -39,7 +42,7 @@ def _measured_size(opened: Opened, observe: Observer) -> int:
     return packing.size
 
 
-def wait(executor: Executor, observe: Observer) -> list[Finished]:
+def wait(executor: Executor[Job, Result], observe: Observer) -> list[Finished[Result]]:
     """Return the jobs that ended within half a second; `observe` is told what workers said meanwhile."""
     finished = executor.wait(_POLL_S)
     for line in executor.take_notes():

@@ -5,13 +5,31 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from kdnas.core.words import printable
 from kdnas.registry import Registry
 
-Evaluate = Callable[[Mapping[str, Any]], dict[str, Any]]
-"""Takes a plain job and returns a plain result. Raises TrialError (or anything) when it fails.
+
+class Task(Protocol):
+    """What an executor carries to a worker: picklable, with a plain form that can be shown."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plain form."""
+
+
+class Outcome(Protocol):
+    """What a worker answers: picklable, with numbers that can be shown."""
+
+    @property
+    def values(self) -> Mapping[str, float]:
+        """Every quantity that it states, by name."""
+
+
+T = TypeVar("T", bound=Task)
+R = TypeVar("R", bound=Outcome)
+Evaluate = Callable[[T], R]
+"""Takes a job and returns its result. Raises TrialError (or anything) when it fails.
 
 One that has an attribute `say` may be given a function there that shows the user a passing line; one that has
 `progress`, a function that takes the share of the job that is done, in [0, 1].
@@ -19,11 +37,11 @@ One that has an attribute `say` may be given a function there that shows the use
 
 
 @dataclass(frozen=True)
-class Finished:
+class Finished(Generic[R]):
     """A job that ended: its `result`, or the `failure` reason, which is one line that can be shown anywhere."""
 
     key: str
-    result: Mapping[str, Any] | None = None
+    result: R | None = None
     failure: str | None = None
 
     def __post_init__(self) -> None:
@@ -31,10 +49,10 @@ class Finished:
             object.__setattr__(self, "failure", printable(self.failure) or "no reason was given")
 
 
-class Executor(ABC):
+class Executor(ABC, Generic[T, R]):
     """Runs jobs. `make_evaluate` is a picklable callable that each worker calls once to get its `Evaluate`."""
 
-    def __init__(self, make_evaluate: Callable[[], Evaluate]):
+    def __init__(self, make_evaluate: Callable[[], Evaluate[T, R]]):
         self._make_evaluate = make_evaluate
 
     @property
@@ -53,11 +71,11 @@ class Executor(ABC):
         """The number of jobs submitted and not yet finished."""
 
     @abstractmethod
-    def submit(self, key: str, job: Mapping[str, Any], *, time_limit_s: float | None = None) -> None:
+    def submit(self, key: str, job: T, *, time_limit_s: float | None = None) -> None:
         """Start `job`. Its end is reported once by `wait` under `key`. A limit of None is the executor's own."""
 
     @abstractmethod
-    def wait(self, timeout_s: float) -> list[Finished]:
+    def wait(self, timeout_s: float) -> list[Finished[R]]:
         """Return the jobs that finished, waiting up to `timeout_s` for the first."""
 
     def take_notes(self) -> list[str]:
@@ -73,7 +91,7 @@ class Executor(ABC):
         """Stop every worker at once, dropping what runs. Idempotent."""
 
 
-EXECUTORS: Registry[type[Executor]] = Registry("executor", __name__)
+EXECUTORS: Registry[type[Executor[Any, Any]]] = Registry("executor", __name__)
 """Members: Executor classes, `(make_evaluate, *, workers, time_limit_s, ...)`.
 
 The run sets `workers`, `threads` (of each worker), `time_limit_s` and `devices` (CUDA devices, 0 on a CPU), as far as

@@ -51,7 +51,7 @@ def main(path: str) -> int:
     controller.send(("ready", None))
     kind, content = answer(evaluate, job)
     if kind == "result":
-        _report(channel, trial, number, content)
+        _report(channel, trial, number, content.values)
     else:
         print(content, file=sys.stderr)
     told.set()
@@ -100,12 +100,11 @@ def _leave_with(controller: Connection) -> threading.Event:
     return told
 
 
-def _report(channel: str, trial: str, number: int | None, result: Mapping[str, Any]) -> None:
-    """Tell NNI every number of `result["values"]`, as `nni.report_final_result` does; the accuracy is what it ranks by.
+def _report(channel: str, trial: str, number: int | None, values: Mapping[str, float]) -> None:
+    """Tell NNI every number of `values`, as `nni.report_final_result` does; the accuracy is what it ranks by.
 
     A result without an accuracy (an infeasible student) is not reported. That NNI cannot be told fails no trial.
     """
-    values = {name: value for name, value in dict(result.get("values", {})).items() if isinstance(value, int | float)}
     if "accuracy" not in values:
         return
     metric = {

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from kdnas.core.words import printable
@@ -17,11 +16,11 @@ from kdnas.executors import Evaluate
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 Answer = tuple[Literal["result", "failure", "crash", "broken"], Any]
-"""The plain `result`; the reason of a `failure`, or of a `crash` that nobody foresaw; the error that would meet every
+"""The `result`; the reason of a `failure`, or of a `crash` that nobody foresaw; the error that would meet every
 job, and so is the run's: `broken`."""
 
 
-def answer(evaluate: Evaluate, job: Mapping[str, Any]) -> Answer:
+def answer(evaluate: Evaluate[Any, Any], job: Any) -> Answer:
     """Return what came of `job`. Raises nothing: whatever a student does, the search goes on."""
     try:
         return "result", evaluate(job)

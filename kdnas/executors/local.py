@@ -12,16 +12,16 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic
 
 from pydantic import Field
 
 from kdnas.errors import InputError, RunError
-from kdnas.executors import EXECUTORS, Evaluate, Executor, Finished
+from kdnas.executors import EXECUTORS, Evaluate, Executor, Finished, R, T
 from kdnas.executors._worker import answer, limit_threads, uses_cuda, visible_device
 from kdnas.outlets import open_outlets
 
@@ -31,20 +31,20 @@ _STOP_REACHES_ALL_S = 1.0
 
 
 @dataclass
-class _Worker:
+class _Worker(Generic[T]):
     process: BaseProcess
     pipe: Connection
     ready: bool = False
     """Whether it has opened its data; until then what it dies of is no job's fault."""
     key: str | None = None
-    job: Mapping[str, Any] | None = None
+    job: T | None = None
     time_limit_s: float = 0.0
     deadline: float | None = None
     """On the monotonic clock; None while no job runs."""
 
 
 @EXECUTORS.register
-class Local(Executor):
+class Local(Executor[T, R]):
     """Spawned processes on this machine, one job at a time each.
 
     Each worker has `threads` torch threads and, where there are CUDA devices, one of them in turn. A job that outlives
@@ -53,7 +53,7 @@ class Local(Executor):
 
     def __init__(
         self,
-        make_evaluate: Callable[[], Evaluate],
+        make_evaluate: Callable[[], Evaluate[T, R]],
         *,
         workers: Annotated[int, Field(ge=1)] = 1,
         threads: Annotated[int, Field(ge=1)] = 1,
@@ -81,7 +81,7 @@ class Local(Executor):
         """The number of workers with a job."""
         return sum(worker.key is not None for worker in self._workers)
 
-    def submit(self, key: str, job: Mapping[str, Any], *, time_limit_s: float | None = None) -> None:
+    def submit(self, key: str, job: T, *, time_limit_s: float | None = None) -> None:
         """Hand `job` to a free worker. Raises RuntimeError when there is none."""
         idle = [index for index, worker in enumerate(self._workers) if worker.key is None]
         if not idle:
@@ -96,15 +96,15 @@ class Local(Executor):
         worker.time_limit_s = self._time_limit_s if time_limit_s is None else time_limit_s
         self._send(worker)
 
-    def _send(self, worker: _Worker) -> None:
+    def _send(self, worker: _Worker[T]) -> None:
         worker.deadline = time.monotonic() + worker.time_limit_s if worker.ready else None
         with contextlib.suppress(OSError):  # the worker just died: `wait` sees it
-            worker.pipe.send(dict(worker.job or {}))
+            worker.pipe.send(worker.job)
 
-    def wait(self, timeout_s: float) -> list[Finished]:
+    def wait(self, timeout_s: float) -> list[Finished[R]]:
         """Return the jobs that ended within `timeout_s`, at least one if any does."""
         end = time.monotonic() + timeout_s
-        finished: list[Finished] = []
+        finished: list[Finished[R]] = []
         while not finished:
             deadlines = [worker.deadline for worker in self._workers if worker.deadline is not None]
             pause = max(min([end, *deadlines]) - time.monotonic(), 0.0)
@@ -139,7 +139,7 @@ class Local(Executor):
             worker.process.join()
             worker.pipe.close()
 
-    def _start(self, index: int) -> _Worker:
+    def _start(self, index: int) -> _Worker[T]:
         here, there = self._context.Pipe()
         device = index % self._devices if self._devices else None
         process = self._context.Process(
@@ -150,7 +150,7 @@ class Local(Executor):
         there.close()
         return _Worker(process, here)
 
-    def _receive(self, index: int) -> list[Finished]:
+    def _receive(self, index: int) -> list[Finished[R]]:
         worker = self._workers[index]
         try:
             kind, content = worker.pipe.recv()
@@ -178,7 +178,7 @@ class Local(Executor):
         assert key is not None
         return [Finished(key, result=content) if kind == "result" else Finished(key, failure=content)]
 
-    def _replace(self, index: int, reason: str) -> list[Finished]:
+    def _replace(self, index: int, reason: str) -> list[Finished[R]]:
         """Put a new worker in the place of a dead one, and return the job it died of.
 
         A job that waited for a worker which could not even start is not to blame: the new worker gets it.
@@ -245,7 +245,7 @@ def _death(exit_code: int | None) -> str:
     return f"the worker process died with exit code {exit_code}"
 
 
-def _serve(pipe: Connection, make_evaluate: Callable[[], Evaluate], threads: int, device: int | None) -> None:
+def _serve(pipe: Connection, make_evaluate: Callable[[], Evaluate[Any, Any]], threads: int, device: int | None) -> None:
     """Run in the worker: open once, then answer jobs until the controller is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)

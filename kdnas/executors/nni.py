@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic
 
 from pydantic import Field
 
 from kdnas.errors import RunError
-from kdnas.executors import EXECUTORS, Evaluate, Executor, Finished
+from kdnas.executors import EXECUTORS, Evaluate, Executor, Finished, R, T
 from kdnas.executors._nni_experiment import Ended, Experiment, Scratch
 
 _START_FAILURES_ALLOWED = 3
@@ -32,9 +32,9 @@ _EXPLANATION_S = 5.0
 
 
 @dataclass
-class _Trial:
+class _Trial(Generic[T]):
     key: str
-    job: Mapping[str, Any]
+    job: T
     time_limit_s: float
     place: int
     """Which of the workers' places it has: it decides the device."""
@@ -48,7 +48,7 @@ class _Trial:
 
 
 @EXECUTORS.register
-class Nni(Executor):
+class Nni(Executor[T, R]):
     """Trials of an NNI experiment on this machine, one process each, with NNI's web page on the loopback address.
 
     A trial opens its data anew, a few seconds each. Up to `workers` run at a time, each with `threads` torch threads
@@ -59,7 +59,7 @@ class Nni(Executor):
 
     def __init__(
         self,
-        make_evaluate: Callable[[], Evaluate],
+        make_evaluate: Callable[[], Evaluate[T, R]],
         *,
         workers: Annotated[int, Field(ge=1)] = 1,
         threads: Annotated[int, Field(ge=1)] = 1,
@@ -73,7 +73,7 @@ class Nni(Executor):
         self._time_limit_s = time_limit_s
         self._devices = devices
         self._places = set(range(workers))
-        self._trials: dict[int, _Trial] = {}
+        self._trials: dict[int, _Trial[T]] = {}
         """By the number that NNI knows them by."""
         self._numbers = itertools.count()
         self._greeting: list[Connection] = []
@@ -117,22 +117,22 @@ class Nni(Executor):
         """The number of trials handed out and not yet ended."""
         return len(self._trials)
 
-    def submit(self, key: str, job: Mapping[str, Any], *, time_limit_s: float | None = None) -> None:
+    def submit(self, key: str, job: T, *, time_limit_s: float | None = None) -> None:
         """Hand `job` to NNI. Raises RuntimeError when as many as there are workers run, RunError when NNI is gone."""
         if not self._places:
             raise RuntimeError("no worker is free")
         limit_s = self._time_limit_s if time_limit_s is None else time_limit_s
         self._propose(_Trial(key, job, limit_s, self._places.pop()))
 
-    def _propose(self, trial: _Trial) -> None:
+    def _propose(self, trial: _Trial[T]) -> None:
         number = next(self._numbers)
         self._trials[number] = trial
-        self._experiment.propose(number, {"trial": trial.key, **_shown(trial.job)})
+        self._experiment.propose(number, {"trial": trial.key, **_shown(trial.job.as_dict())})
 
-    def wait(self, timeout_s: float) -> list[Finished]:
+    def wait(self, timeout_s: float) -> list[Finished[R]]:
         """Return the jobs that ended within `timeout_s`, at least one if any does. Raises RunError when NNI is gone."""
         end = time.monotonic() + timeout_s
-        finished: list[Finished] = []
+        finished: list[Finished[R]] = []
         while not finished:
             pause = max(min(end - time.monotonic(), _LOOK_S), 0.0)
             talking = {trial.connection: number for number, trial in self._trials.items() if trial.connection}
@@ -173,13 +173,13 @@ class Nni(Executor):
                 return
             device = trial.place % self._devices if self._devices else None
             connection.send({"path": sys.path, "threads": self._threads, "device": device})
-            connection.send((self._make_evaluate, dict(trial.job)))
+            connection.send((self._make_evaluate, trial.job))
         except (EOFError, OSError):
             connection.close()
             return
         trial.connection, trial.pid = connection, pid
 
-    def _receive(self, number: int) -> list[Finished]:
+    def _receive(self, number: int) -> list[Finished[R]]:
         trial = self._trials[number]
         assert trial.connection is not None
         try:
@@ -198,8 +198,8 @@ class Nni(Executor):
         self._forget(number)
         return [Finished(trial.key, result=content) if kind == "result" else Finished(trial.key, failure=content)]
 
-    def _overdue(self) -> list[Finished]:
-        finished = []
+    def _overdue(self) -> list[Finished[R]]:
+        finished: list[Finished[R]] = []
         for number, trial in list(self._trials.items()):
             if trial.deadline is not None and time.monotonic() >= trial.deadline:
                 with contextlib.suppress(ProcessLookupError):
@@ -224,7 +224,7 @@ class Nni(Executor):
             if trial.died is not None and trial.died < silent and number not in told
         ]
 
-    def _explain(self, ended: Ended) -> list[Finished]:
+    def _explain(self, ended: Ended) -> list[Finished[R]]:
         """Return the job that died with its process. One that had not even started is handed out again."""
         trial = self._trials.get(ended.number)
         while trial is not None and trial.connection is not None and trial.connection.poll():

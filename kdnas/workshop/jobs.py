@@ -1,14 +1,15 @@
-"""One scoring to do, as plain data that any executor can carry to a worker."""
+"""One student to score, and what came of it: records that any executor can carry to a worker and back."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
+from kdnas.core.measurement import Measurement
 from kdnas.core.seeds import derive_seed
 from kdnas.study.config import SCRATCH, SUPERNET, StudyConfig, fidelity_by
 from kdnas.study.tuning import final_recipe, tuned_recipe
@@ -51,22 +52,48 @@ class Job:
     training, by the recipe."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the plain form."""
+        """Return the plain form, for JSON."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         legs = [dataclasses.asdict(leg) for leg in self.legs]
         return {**plain, "arch": self.arch.canonical_json, "recipe": self.recipe.model_dump(mode="json"), "legs": legs}
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Job:
-        """Return the job that `as_dict` wrote."""
-        arch, recipe = Arch.from_json(plain["arch"]), Recipe.model_validate(plain["recipe"])
-        looks, legs = tuple(plain.get("looks", ())), tuple(Leg(**leg) for leg in plain.get("legs", ()))
-        return cls(**{**plain, "arch": arch, "recipe": recipe, "looks": looks, "legs": legs})
 
     @property
     def fidelity(self) -> Fidelity:
         """How much training the score will have seen."""
         return fidelity_by(self.evaluator, self.recipe.training.fidelity)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a job. A job that failed has none: whoever runs it raises TrialError with the reason."""
+
+    values: Mapping[str, float]
+    """Every quantity known of the student, by name; no score where it is `infeasible`."""
+    measurements: Mapping[str, Measurement] = field(default_factory=dict)
+    """The measured quantities with their spread."""
+    train_seconds: float = 0.0
+    teacher_seconds: float = 0.0
+    """Share of train_seconds spent on the teacher."""
+    profile: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by phase; those that are known."""
+    infeasible: str = ""
+    """Why a measured constraint ruled the student out before it was trained; empty where none did."""
+    test: float | None = None
+    """The score on the test split, where the job asked for it and there is one."""
+    checkpoint: str = ""
+    """Where the weights are, relative to the run folder; empty where the job asked for none."""
+    sha256: str = ""
+    """Of the file of the weights."""
+    curve: tuple[tuple[int, float], ...] = ()
+    """(epoch, validation score) at the epochs that the job asked to look at, the last included."""
+    notes: tuple[str, ...] = ()
+    """What slowed the training, in words."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plain form, for JSON: what is empty is left out."""
+        plain = {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, "", (), {})}
+        always = ("measurements", "train_seconds", "teacher_seconds")
+        return {**{name: getattr(self, name) for name in always}, **plain, "values": dict(self.values)}
 
 
 def search_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, float], rung: int = -1) -> Job:

@@ -162,7 +162,7 @@ def _score(study: LoadedStudy, evaluator: Evaluator, runs: Path, kind: str, seed
         if not locked(claim) or path.exists():
             return
         job = _job(study, kind, seed, number, arch)
-        result = evaluator(job.as_dict())
+        result = evaluator(job)
         price = evaluator.price(arch)
         images = _images(study, evaluator, job)
         record = {
@@ -173,8 +173,8 @@ def _score(study: LoadedStudy, evaluator: Evaluator, runs: Path, kind: str, seed
             "arch": arch.canonical_json,
             "macs": price["macs"],
             "params": price["params"],
-            "accuracy": result["values"]["accuracy"],
-            "seconds": round(result["train_seconds"], 3),
+            "accuracy": result.values["accuracy"],
+            "seconds": round(result.train_seconds, 3),
             "spent_macs": round(images * price["macs"]),
         }
         atomic.write_text(path, json.dumps(record))

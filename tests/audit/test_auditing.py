@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections import Counter
 
 import audited_run
@@ -22,7 +23,7 @@ from kdnas.record.run_folder import read_lock, write_lock
 from kdnas.record.storage import load_run
 from kdnas.training.recipe import Distillation
 from kdnas.workshop.evaluators import Workplan
-from kdnas.workshop.jobs import Job, final_job, search_job
+from kdnas.workshop.jobs import final_job, search_job
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +222,7 @@ def test_jobs_are_a_finalists_and_the_searchs_own():
     assert (other.init_seed, other.view_seed, other.fidelity) == (brief.init_seed, brief.view_seed, Fidelity(1, 0.5))
     assert other.recipe.training.learning_rate == 0.2
     assert other.recipe.distillation == losses["ce"]
-    assert Job.from_dict(longer.as_dict()) == longer
+    assert pickle.loads(pickle.dumps(longer)) == longer
     assert derive_seed(config.seed, "views") == other.view_seed
 
 

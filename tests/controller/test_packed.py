@@ -5,25 +5,26 @@ from __future__ import annotations
 import csv
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from misbehaving import Seen, Task
 
-from kdnas.controller.packed import PackedExecutor, PackedWorkplan
+from kdnas.controller.packed import Pack, PackedExecutor, PackedWorkplan, PackResult
 from kdnas.errors import TrialError
 from kdnas.executors import EXECUTORS, Executor, Finished
 
 
-class Played(Executor):
+class Played(Executor[Pack, PackResult]):
     """Keeps what it is given until the test ends it."""
 
     def __init__(self, workers: int):
         self.workers = workers
-        self.jobs: dict[str, tuple[list[Any], float | None]] = {}
-        self.ended: list[Finished] = []
+        self.jobs: dict[str, tuple[tuple[Any, ...], float | None]] = {}
+        self.ended: list[Finished[PackResult]] = []
         self.closed = False
 
     @property
@@ -34,20 +35,20 @@ class Played(Executor):
     def running(self) -> int:
         return len(self.jobs)
 
-    def submit(self, key: str, job: Mapping[str, Any], *, time_limit_s: float | None = None) -> None:
+    def submit(self, key: str, job: Pack, *, time_limit_s: float | None = None) -> None:
         assert self.free
-        self.jobs[key] = list(job["pack"]), time_limit_s
+        self.jobs[key] = job.jobs, time_limit_s
 
-    def wait(self, timeout_s: float) -> list[Finished]:
+    def wait(self, timeout_s: float) -> list[Finished[PackResult]]:
         ended, self.ended = self.ended, []
         return ended
 
     def close(self) -> None:
         self.closed = True
 
-    def end(self, key: str, outcomes: list[dict[str, Any]] | None = None, failure: str | None = None) -> None:
+    def end(self, key: str, outcomes: Sequence[Any] | None = None, failure: str | None = None) -> None:
         del self.jobs[key]
-        self.ended.append(Finished(key, None if outcomes is None else {"pack": outcomes}, failure))
+        self.ended.append(Finished(key, None if outcomes is None else PackResult(tuple(outcomes)), failure))
 
     @property
     def sizes(self) -> list[int]:
@@ -59,9 +60,9 @@ def packs(workers: int, size: int) -> tuple[PackedExecutor, Played]:
     return PackedExecutor(inner, size, time_limit_s=10.0), inner
 
 
-def fill(executor: Executor, count: int, start: int = 0) -> None:
+def fill(executor: PackedExecutor, count: int, start: int = 0) -> None:
     for number in range(start, start + count):
-        executor.submit(str(number), {"x": number})
+        executor.submit(str(number), Task(x=number))
 
 
 def test_every_worker_gets_a_full_pack() -> None:
@@ -90,11 +91,11 @@ def test_outcomes_come_back_under_their_own_keys() -> None:
     fill(executor, 3)
     executor.wait(0)
     (key,) = inner.jobs
-    inner.end(key, [{"result": {"y": 0}}, {"failure": "loss became nan"}, {"result": {"y": 2}}])
+    inner.end(key, [Seen({"y": 0}), "loss became nan", Seen({"y": 2})])
     assert executor.wait(0) == [
-        Finished("0", {"y": 0}),
+        Finished("0", Seen({"y": 0})),
         Finished("1", failure="loss became nan"),
-        Finished("2", {"y": 2}),
+        Finished("2", Seen({"y": 2})),
     ]
     assert (executor.free, executor.running) == (3, 0)
 
@@ -109,14 +110,14 @@ def test_the_jobs_of_a_lost_pack_run_again_alone() -> None:
     assert (executor.free, executor.running) == (0, 4)
     executor.wait(0)
     assert inner.sizes == [1, 2]
-    inner.end(second, [{"result": {}}, {"result": {}}])
+    inner.end(second, [Seen(), Seen()])
     assert len(executor.wait(0)) == 2
     executor.wait(0)
     assert inner.sizes == [1, 1]  # the free worker takes the other one, and nothing beside it
     assert executor.free == 0
     one, other = inner.jobs
     inner.end(one, failure="the worker process was killed by SIGKILL")
-    inner.end(other, [{"result": {"y": 1}}])
+    inner.end(other, [Seen({"y": 1})])
     ended = executor.wait(0)
     assert sorted((e.failure is None) for e in ended) == [False, True]
     assert {e.key for e in ended} == {"0", "1"}
@@ -125,8 +126,8 @@ def test_the_jobs_of_a_lost_pack_run_again_alone() -> None:
 
 def test_a_limit_of_a_jobs_own_counts() -> None:
     executor, inner = packs(1, 2)
-    executor.submit("a", {}, time_limit_s=3.0)
-    executor.submit("b", {})
+    executor.submit("a", Task(), time_limit_s=3.0)
+    executor.submit("b", Task())
     executor.wait(0)
     assert [limit for _, limit in inner.jobs.values()] == [13.0]
 
@@ -140,17 +141,17 @@ def test_close_closes_the_workers() -> None:
 class Answers:
     """An evaluator as a worker has it."""
 
-    def __call__(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        if job["x"] == 13:
+    def __call__(self, job: Task) -> Seen:
+        if job.x == 13:
             os.kill(os.getpid(), signal.SIGKILL)
-        if job["x"] < 0:
+        if job.x < 0:
             raise TrialError("negative")
-        return {"value": job["x"] ** 2, "alone": True}
+        return Seen({"value": job.x**2, "alone": True})
 
-    def together(self, jobs: list[Mapping[str, Any]]) -> list[dict[str, Any] | TrialError]:
-        if any(job["x"] == 13 for job in jobs):
+    def together(self, jobs: Sequence[Task]) -> list[Seen | TrialError]:
+        if any(job.x == 13 for job in jobs):
             os.kill(os.getpid(), signal.SIGKILL)
-        return [TrialError("negative") if job["x"] < 0 else {"value": job["x"] ** 2, "alone": False} for job in jobs]
+        return [TrialError("negative") if job.x < 0 else Seen({"value": job.x**2, "alone": False}) for job in jobs]
 
 
 def make_answers() -> Answers:
@@ -163,20 +164,23 @@ def test_real_workers_answer_packs_and_a_crash_costs_one_job() -> None:
     executor = PackedExecutor(inner, 4, time_limit_s=60.0)
     try:
         for key, x in {"a": 2, "b": -1, "c": 3, "crash": 13}.items():
-            executor.submit(key, {"x": x})
+            executor.submit(key, Task(x=x))
         ended: dict[str, Finished] = {}
         while len(ended) < 4:
             ended |= {finished.key: finished for finished in executor.wait(1.0)}
-        assert ended["a"].result == {"value": 4, "alone": True}
-        assert ended["c"].result == {"value": 9, "alone": True}
+        assert ended["a"].result == Seen({"value": 4, "alone": True})
+        assert ended["c"].result == Seen({"value": 9, "alone": True})
         assert ended["b"].failure == "negative"
         assert "SIGKILL" in str(ended["crash"].failure)
-        executor.submit("d", {"x": 5})
-        executor.submit("e", {"x": 6})
+        executor.submit("d", Task(x=5))
+        executor.submit("e", Task(x=6))
         ended = {}
         while len(ended) < 2:
             ended |= {finished.key: finished for finished in executor.wait(1.0)}
-        assert [ended[key].result for key in "de"] == [{"value": 25, "alone": False}, {"value": 36, "alone": False}]
+        assert [ended[key].result for key in "de"] == [
+            Seen({"value": 25, "alone": False}),
+            Seen({"value": 36, "alone": False}),
+        ]
     finally:
         executor.close()
 

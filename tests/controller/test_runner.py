@@ -356,7 +356,7 @@ def test_a_value_that_is_no_number_fails_the_trial(tiny_study, tmp_path, monkeyp
     for value in (math.nan, math.inf):
         monkeypatch.setattr(PeakMemoryBytes, "measure", lambda *_, value=value: Measurement(value, 0.0, 1, "broken"))
         with pytest.raises(TrialError, match=f"the peak_memory_bytes is {value}"):
-            evaluate(search_job(opened.config, arch, {}).as_dict())
+            evaluate(search_job(opened.config, arch, {}))
 
 
 def test_what_was_measured_on_another_device_is_not_continued(tiny_study, tmp_path):

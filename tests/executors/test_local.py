@@ -7,12 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from misbehaving import collect, die_at_start, die_at_the_first_start, make_evaluate, refuse_input
+from misbehaving import Seen, Task, collect, die_at_start, die_at_the_first_start, make_evaluate, refuse_input
 
 from kdnas.errors import DataError, RunError, RunFolderError
 from kdnas.executors import EXECUTORS, Finished
@@ -25,11 +24,11 @@ class Talker:
     say: Callable[[str], None]
     progress: Callable[[float], None]
 
-    def __call__(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        self.say(f"working on {job['x']}")
+    def __call__(self, job: Task) -> Seen:
+        self.say(f"working on {job.x}")
         self.progress(0.25)
         self.progress(0.5)
-        return {"value": job["x"]}
+        return Seen({"value": job.x})
 
 
 def make_talker() -> Talker:
@@ -56,26 +55,26 @@ def shared():
 
 
 def test_results_come_back_under_their_keys(shared):
-    shared.submit("a", {"do": "square", "x": 3})
-    shared.submit("b", {"do": "square", "x": 4})
+    shared.submit("a", Task("square", x=3))
+    shared.submit("b", Task("square", x=4))
     assert (shared.free, shared.running) == (0, 2)
     with pytest.raises(RuntimeError, match="no worker is free"):
-        shared.submit("c", {"do": "square", "x": 5})
+        shared.submit("c", Task("square", x=5))
     done = {finished.key: finished.result for finished in collect(shared, 2)}
-    assert done["a"]["value"] == 9
-    assert done["b"]["value"] == 16
+    assert done["a"].seen["value"] == 9
+    assert done["b"].seen["value"] == 16
     assert (shared.free, shared.running) == (2, 0)
-    assert os.getpid() not in {result["pid"] for result in done.values()}
+    assert os.getpid() not in {result.seen["pid"] for result in done.values()}
 
 
 @pytest.mark.parametrize(
     ("job", "reason"),
     [
-        ({"do": "trial error"}, "loss became nan"),
-        ({"do": "error"}, "ZeroDivisionError: by zero"),
-        ({"do": "die"}, "killed by SIGKILL"),
-        ({"do": "exit"}, "exit code 3"),
-        ({"do": "sleep", "seconds": 60}, "time limit of 3 s"),
+        (Task("trial error"), "loss became nan"),
+        (Task("error"), "ZeroDivisionError: by zero"),
+        (Task("die"), "killed by SIGKILL"),
+        (Task("exit"), "exit code 3"),
+        (Task("sleep", seconds=60), "time limit of 3 s"),
     ],
 )
 def test_a_failure_is_reported_and_the_worker_works_on(shared, job, reason):
@@ -85,13 +84,13 @@ def test_a_failure_is_reported_and_the_worker_works_on(shared, job, reason):
     assert finished.result is None
     assert reason in finished.failure
     for key in ("x", "y"):
-        shared.submit(key, {"do": "square", "x": 2})
-    assert {done.result["value"] for done in collect(shared, 2)} == {4}
+        shared.submit(key, Task("square", x=2))
+    assert {done.result.seen["value"] for done in collect(shared, 2)} == {4}
 
 
 def test_workers_have_the_threads_they_are_given(shared):
-    shared.submit("t", {"do": "threads"}, time_limit_s=60)  # importing torch takes seconds
-    assert collect(shared, 1)[0].result == {"threads": 1}
+    shared.submit("t", Task("threads"), time_limit_s=60)  # importing torch takes seconds
+    assert collect(shared, 1)[0].result.seen == {"threads": 1}
 
 
 def test_bad_input_at_the_start_reaches_the_user():
@@ -107,10 +106,10 @@ def test_workers_that_never_start_end_the_run():
 
 
 def test_close_kills_what_runs(executor):
-    executor.submit("a", {"do": "square", "x": 1})
-    pid = collect(executor, 1)[0].result["pid"]
-    executor.submit("b", {"do": "sleep", "seconds": 60})
-    executor.submit("c", {"do": "sleep", "seconds": 60})
+    executor.submit("a", Task("square", x=1))
+    pid = collect(executor, 1)[0].result.seen["pid"]
+    executor.submit("b", Task("sleep", seconds=60))
+    executor.submit("c", Task("sleep", seconds=60))
     started = time.monotonic()
     executor.close()
     executor.close()
@@ -122,34 +121,34 @@ def test_close_kills_what_runs(executor):
 def test_a_job_does_not_die_of_a_worker_that_could_not_start(tmp_path, monkeypatch):
     monkeypatch.setenv("KDNAS_TEST_FIRST_START", str(tmp_path / "started"))
     executor = EXECUTORS.build("local", die_at_the_first_start, workers=1)
-    executor.submit("a", {"do": "square", "x": 3})
+    executor.submit("a", Task("square", x=3))
     (finished,) = collect(executor, 1)
     executor.close()
-    assert (finished.failure, finished.result["value"]) == (None, 9)
+    assert (finished.failure, finished.result.seen["value"]) == (None, 9)
     assert (tmp_path / "started").exists()
 
 
 def test_a_job_does_not_die_of_a_worker_that_died_idle(executor):
-    executor.submit("a", {"do": "square", "x": 1})
-    executor.submit("b", {"do": "square", "x": 1})
+    executor.submit("a", Task("square", x=1))
+    executor.submit("b", Task("square", x=1))
     for finished in collect(executor, 2):
-        os.kill(finished.result["pid"], signal.SIGKILL)
+        os.kill(finished.result.seen["pid"], signal.SIGKILL)
     for worker in executor._workers:
         worker.process.join(30)
-    executor.submit("c", {"do": "square", "x": 3})
-    executor.submit("d", {"do": "square", "x": 3})
-    assert [(done.failure, done.result["value"]) for done in collect(executor, 2)] == [(None, 9)] * 2
+    executor.submit("c", Task("square", x=3))
+    executor.submit("d", Task("square", x=3))
+    assert [(done.failure, done.result.seen["value"]) for done in collect(executor, 2)] == [(None, 9)] * 2
 
 
 def test_a_job_may_have_its_own_time_limit(shared):
-    shared.submit("long", {"do": "sleep", "seconds": 3.5}, time_limit_s=60)
-    shared.submit("short", {"do": "sleep", "seconds": 60}, time_limit_s=0.5)
+    shared.submit("long", Task("sleep", seconds=3.5), time_limit_s=60)
+    shared.submit("short", Task("sleep", seconds=60), time_limit_s=0.5)
     done = {finished.key: finished.failure for finished in collect(shared, 2)}
     assert done == {"short": "stopped at the time limit of 0.5 s", "long": None}
 
 
 def test_a_full_disk_ends_the_run_instead_of_failing_every_job(executor):
-    executor.submit("a", {"do": "full disk"})
+    executor.submit("a", Task("full disk"))
     with pytest.raises(RunFolderError, match="the disk is full"):
         collect(executor, 1)
 
@@ -160,7 +159,7 @@ def test_workers_neither_write_to_standard_output_nor_mind_ctrl_c(capfd):
     while time.monotonic() < end:  # all through its start
         os.kill(executor._workers[0].process.pid, signal.SIGINT)
         time.sleep(0.02)
-    executor.submit("a", {"do": "print"})
+    executor.submit("a", Task("print"))
     (finished,) = collect(executor, 1)
     executor.close()
     assert finished.failure is None
@@ -181,11 +180,11 @@ def test_a_worker_takes_one_of_the_devices_that_the_controller_may_use(index, vi
 def test_what_a_worker_says_reaches_the_controller_once():
     executor = EXECUTORS.build("local", make_talker)
     try:
-        executor.submit("a", {"x": 3})
+        executor.submit("a", Task(x=3))
         finished = []
         while not finished:
             finished = executor.wait(60)
-        assert finished == [Finished("a", result={"value": 3})]
+        assert finished == [Finished("a", result=Seen({"value": 3}))]
         assert executor.take_notes() == ["working on 3"]
         assert executor.take_notes() == []
         assert executor.take_progress() == {"a": 0.5}
@@ -195,9 +194,9 @@ def test_what_a_worker_says_reaches_the_controller_once():
 
 
 def test_a_users_function_may_load_data_with_workers_of_its_own(shared):
-    shared.submit("a", {"do": "load with workers"}, time_limit_s=60)
+    shared.submit("a", Task("load with workers"), time_limit_s=60)
     (done,) = collect(shared, 1)
-    assert done.result == {"sum": 45}
+    assert done.result.seen == {"sum": 45}
 
 
 def _is_there(pid: int) -> bool:
@@ -231,12 +230,12 @@ def _ends(pid: int) -> bool:
 def test_what_a_workers_code_started_ends_with_it(tmp_path):
     executor = EXECUTORS.build("local", make_evaluate, workers=1, threads=1, time_limit_s=1.0)
     try:
-        executor.submit("a", {"do": "start a process", "file": str(tmp_path / "a")})
+        executor.submit("a", Task("start a process", file=str(tmp_path / "a")))
         child = _started(tmp_path / "a")
         (done,) = collect(executor, 1)
         assert "time limit" in done.failure
         assert _ends(child)
-        executor.submit("b", {"do": "start a process", "file": str(tmp_path / "b")}, time_limit_s=60)
+        executor.submit("b", Task("start a process", file=str(tmp_path / "b")), time_limit_s=60)
         child = _started(tmp_path / "b")
     finally:
         executor.close()
@@ -246,11 +245,11 @@ def test_what_a_workers_code_started_ends_with_it(tmp_path):
 _CONTROLLER = """
 import sys
 sys.path.insert(0, {tests!r})
-from misbehaving import make_evaluate
+from misbehaving import Task, make_evaluate
 from kdnas.executors import EXECUTORS
 if __name__ == "__main__":
     executor = EXECUTORS.build("local", make_evaluate, workers=1, threads=1, time_limit_s=60)
-    executor.submit("a", {{"do": "start a process", "file": {file!r}}})
+    executor.submit("a", Task("start a process", file={file!r}))
     executor.wait(60)
 """
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from misbehaving import collect, die_at_start, die_at_the_first_start, make_evaluate, refuse_input
+from misbehaving import Task, collect, die_at_start, die_at_the_first_start, make_evaluate, refuse_input
 
 from kdnas.errors import ConfigError, DataError, RunError, RunFolderError
 from kdnas.executors import EXECUTORS, Executor
@@ -120,15 +120,15 @@ def shared(tmp_path_factory):
 
 def test_results_come_back_and_nni_has_them(shared):
     arch = {"family": "resnet", "choices": {"stage1.depth": 2}}
-    shared.submit("a", {"do": "square", "x": 3, "arch": json.dumps(arch)})
-    shared.submit("b", {"do": "square", "x": 4})
+    shared.submit("a", Task("square", x=3, arch=json.dumps(arch)))
+    shared.submit("b", Task("square", x=4))
     assert (shared.free, shared.running) == (0, 2)
     with pytest.raises(RuntimeError, match="no worker is free"):
-        shared.submit("c", {"do": "square", "x": 5})
+        shared.submit("c", Task("square", x=5))
     done = {finished.key: finished.result for finished in collect(shared, 2)}
-    assert done["a"]["value"] == 9
-    assert done["b"]["value"] == 16
-    assert len({os.getpid(), done["a"]["pid"], done["b"]["pid"]}) == 3
+    assert done["a"].seen["value"] == 9
+    assert done["b"].seen["value"] == 16
+    assert len({os.getpid(), done["a"].seen["pid"], done["b"].seen["pid"]}) == 3
     assert (shared.free, shared.running) == (2, 0)
     until(lambda: {trials(shared)[key]["status"] for key in "ab"} == {"SUCCEEDED"})
     recorded = trials(shared)
@@ -164,9 +164,9 @@ def test_nothing_listens_beyond_the_loopback_address(shared):
 
 
 def test_a_trial_sees_the_controllers_world(shared):
-    shared.submit("here", {"do": "where"})
-    shared.submit("there", {"do": "where"})
-    here, there = (finished.result for finished in collect(shared, 2))
+    shared.submit("here", Task("where"))
+    shared.submit("there", Task("where"))
+    here, there = (finished.result.seen for finished in collect(shared, 2))
     assert {here["CUDA_VISIBLE_DEVICES"], there["CUDA_VISIBLE_DEVICES"]} == {"0", "1"}
     for seen in (here, there):
         assert seen["cwd"] == str(Path.cwd())
@@ -179,10 +179,10 @@ def test_a_trial_sees_the_controllers_world(shared):
 @pytest.mark.parametrize(
     ("job", "reason"),
     [
-        ({"do": "trial error"}, "loss became nan"),
-        ({"do": "error"}, "ZeroDivisionError: by zero"),
-        ({"do": "die"}, "was killed"),
-        ({"do": "exit"}, "its last words: out of luck"),
+        (Task("trial error"), "loss became nan"),
+        (Task("error"), "ZeroDivisionError: by zero"),
+        (Task("die"), "was killed"),
+        (Task("exit"), "its last words: out of luck"),
     ],
 )
 def test_a_failure_is_reported(shared, job, reason):
@@ -191,25 +191,25 @@ def test_a_failure_is_reported(shared, job, reason):
     assert (finished.key, finished.result) == (reason, None)
     assert reason in finished.failure
     assert (shared.free, shared.running) == (2, 0)
-    status = "USER_CANCELED" if job["do"] == "die" else "FAILED"
+    status = "USER_CANCELED" if job.do == "die" else "FAILED"
     until(lambda: trials(shared)[reason]["status"] == status)
 
 
 def test_a_time_limit_ends_a_trial_with_what_it_started(shared, tmp_path):
-    shared.submit("long", {"do": "start a process", "file": str(tmp_path / "pid")}, time_limit_s=0.5)
-    shared.submit("infeasible", {"do": "infeasible"})
+    shared.submit("long", Task("start a process", file=str(tmp_path / "pid")), time_limit_s=0.5)
+    shared.submit("infeasible", Task("infeasible"))
     done = {finished.key: finished for finished in collect(shared, 2)}
     assert done["long"].failure == "stopped at the time limit of 0.5 s"
-    assert done["infeasible"].result["infeasible"] == "too large"
+    assert done["infeasible"].result.seen["infeasible"] == "too large"
     until(lambda: not Path("/proc", (tmp_path / "pid").read_text()).exists())
-    shared.submit("next", {"do": "square", "x": 2})
-    assert collect(shared, 1)[0].result["value"] == 4
+    shared.submit("next", Task("square", x=2))
+    assert collect(shared, 1)[0].result.seen["value"] == 4
     assert trials(shared)["infeasible"]["metrics"] == []
 
 
 @pytest.mark.slow
 def test_a_trial_can_be_stopped_and_none_added_from_the_page(shared, tmp_path):
-    shared.submit("stopped", {"do": "start a process", "file": str(tmp_path / "pid")}, time_limit_s=60)
+    shared.submit("stopped", Task("start a process", file=str(tmp_path / "pid")), time_limit_s=60)
     until(lambda: shared.wait(0.1) or (tmp_path / "pid").exists())
     base = f"{address(shared)}api/v1/nni/trial-jobs"
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -225,14 +225,14 @@ def test_a_trial_can_be_stopped_and_none_added_from_the_page(shared, tmp_path):
     assert finished.key == "stopped"
     assert "NNI's page" in finished.failure
     until(lambda: shared.wait(0.1) or trials(shared).get("added", {}).get("status") == "FAILED")
-    shared.submit("after", {"do": "square", "x": 2})
+    shared.submit("after", Task("square", x=2))
     assert [done.key for done in collect(shared, 1)] == ["after"]
 
 
 @pytest.mark.slow
 def test_bad_input_at_the_start_reaches_the_user(build):
     executor = build(refuse_input)
-    executor.submit("a", {"do": "square", "x": 1})
+    executor.submit("a", Task("square", x=1))
     with pytest.raises(DataError, match="the data went away"):
         collect(executor, 1)
 
@@ -240,7 +240,7 @@ def test_bad_input_at_the_start_reaches_the_user(build):
 @pytest.mark.slow
 def test_a_full_disk_ends_the_run(build):
     executor = build()
-    executor.submit("a", {"do": "full disk"})
+    executor.submit("a", Task("full disk"))
     with pytest.raises(RunFolderError, match="the disk is full"):
         collect(executor, 1)
 
@@ -248,7 +248,7 @@ def test_a_full_disk_ends_the_run(build):
 @pytest.mark.slow
 def test_trials_that_never_start_end_the_run(build):
     executor = build(die_at_start)
-    executor.submit("a", {"do": "square", "x": 1})
+    executor.submit("a", Task("square", x=1))
     with pytest.raises(RunError, match=r"3 trials in a row could not start; the last: .*no such library"):
         collect(executor, 1)
 
@@ -257,29 +257,29 @@ def test_trials_that_never_start_end_the_run(build):
 def test_a_job_does_not_die_of_a_trial_that_could_not_start(build, tmp_path, monkeypatch):
     monkeypatch.setenv("KDNAS_TEST_FIRST_START", str(tmp_path / "started"))
     executor = build(die_at_the_first_start)
-    executor.submit("a", {"do": "square", "x": 3})
+    executor.submit("a", Task("square", x=3))
     (finished,) = collect(executor, 1)
-    assert (finished.failure, finished.result["value"]) == (None, 9)
+    assert (finished.failure, finished.result.seen["value"]) == (None, 9)
     assert (tmp_path / "started").exists()
 
 
 @pytest.mark.slow
 def test_a_manager_that_is_stopped_ends_the_run(build):
     executor = build()
-    executor.submit("a", {"do": "square", "x": 3})
+    executor.submit("a", Task("square", x=3))
     collect(executor, 1)
     os.kill(executor._experiment._process.pid, signal.SIGTERM)
     with pytest.raises(RunError, match="NNI's experiment was stopped"):
         collect(executor, 1)
     with pytest.raises(RunError, match="NNI's experiment was stopped"):
-        executor.submit("b", {"do": "square", "x": 3})
+        executor.submit("b", Task("square", x=3))
 
 
 @pytest.mark.slow
 def test_close_kills_what_runs_and_keeps_the_files_that_were_asked_for(build, tmp_path):
     executor = build(folder=str(tmp_path / "nni"), workers=2)
     for key in "ab":
-        executor.submit(key, {"do": "start a process", "file": str(tmp_path / key)})
+        executor.submit(key, Task("start a process", file=str(tmp_path / key)))
     until(lambda: executor.wait(0.1) or ((tmp_path / "a").exists() and (tmp_path / "b").exists()))
     manager, scratch = executor._experiment._process.pid, executor._scratch.path
     assert len(processes(manager)) >= 5  # the manager, two trials, and what each of them started
@@ -296,9 +296,9 @@ _CONTROLLER = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from kdnas.executors import EXECUTORS
-from misbehaving import make_evaluate
+from misbehaving import Task, make_evaluate
 executor = EXECUTORS.build("nni", make_evaluate, workers=2)
-executor.submit("a", {{"do": "start a process", "file": {file!r}}})
+executor.submit("a", Task("start a process", file={file!r}))
 print(executor._experiment._process.pid, flush=True)
 while True:
     executor.wait(0.2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 from collections import Counter, deque
 from pathlib import Path
 from unittest import mock
@@ -32,14 +33,14 @@ from kdnas.record.run_folder import controller_lock
 from kdnas.record.storage import load_run, storage_url
 from kdnas.report.tables import trials_table
 from kdnas.study.loading import load_study
-from kdnas.workshop.jobs import RUNG_FOLDER, Job, search_job
+from kdnas.workshop.jobs import RUNG_FOLDER, Job, Result, search_job
 
 RUNGS = [{"epochs": 2}, {"epochs": 6}, {"epochs": 18}]
 TWO_RUNGS = [{"epochs": 2}, {"epochs": 18}]
 CHOICES = {"a": [1, 2, 3, 4, 5], "b": [1, 2, 3, 4, 5], "c": ["x", "y", "z"]}
 
 
-class InProcess(Executor):
+class InProcess(Executor[Job, Result]):
     """Runs jobs here, one after the other, up to `workers` waiting; fails those whose (arch, epochs) `fails` names."""
 
     def __init__(self, make_evaluate, workers=1, fails=lambda job: False):
@@ -61,12 +62,11 @@ class InProcess(Executor):
         self._jobs.append((key, job))
 
     def wait(self, timeout_s):
-        key, plain = self._jobs.popleft()
-        job = Job.from_dict(plain)
+        key, job = self._jobs.popleft()
         self.answered.append(job)
         if self._fails(job):
             return [Finished(key, failure="broken")]
-        return [Finished(key, result=self._evaluate(plain))]
+        return [Finished(key, result=self._evaluate(job))]
 
     def close(self):
         self._jobs.clear()
@@ -438,7 +438,7 @@ def test_legs_are_the_further_epochs_and_other_data_or_resolution_begins_anew(st
     job = search_job(config, arch, {})
     assert [leg.epochs for leg in job.legs] == [2, 4, 12]
     assert job.fidelity == Fidelity(18)
-    assert Job.from_dict(job.as_dict()) == job
+    assert pickle.loads(pickle.dumps(job)) == job
     assert [leg.epochs for leg in search_job(config, arch, {}, 0).legs] == [2]
     shares = load_study(study, ["rungs=[{epochs: 2, data_fraction: 0.5}, {epochs: 6}, {epochs: 18}]"]).config
     assert [leg.epochs for leg in search_job(shares, arch, {}).legs] == [6, 12]

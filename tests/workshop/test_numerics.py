@@ -89,8 +89,8 @@ def test_a_score_does_not_depend_on_the_threads_that_its_process_has(locked, stu
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            results.append(evaluator(search_job(opened.config, arch, {}).as_dict())["values"]["accuracy"])
-            results.append(evaluator(final_job(opened.config, 0, arch, {}, 0).as_dict())["test_accuracy"])
+            results.append(evaluator(search_job(opened.config, arch, {})).values["accuracy"])
+            results.append(evaluator(final_job(opened.config, 0, arch, {}, 0)).test)
     finally:
         torch.set_num_threads(before)
     assert results[:2] == results[2:]

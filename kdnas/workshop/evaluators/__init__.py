@@ -1,7 +1,7 @@
 """Evaluators: where the score of a student comes from.
 
 An evaluator is opened once by the controller, which prices and checks proposals with it, and once by each worker, which
-answers jobs with it. Jobs and results are plain dictionaries, so that any executor can carry them.
+answers jobs with it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from kdnas.registry import Registry
 from kdnas.study.config import StudyConfig
 from kdnas.study.spaces import arch_of
 from kdnas.training.packing import Packing
+from kdnas.workshop.jobs import Job, Result
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -66,10 +67,7 @@ class EvaluatorContext:
 class Evaluator(ABC):
     """One way to score students.
 
-    Calling it with a plain job (`kdnas.workshop.jobs`) returns the plain result: `values` by quantity, `measurements`,
-    `train_seconds`, `teacher_seconds`; `infeasible` (the reason) instead of an accuracy where a measured constraint is
-    broken; `test_accuracy` and `checkpoint` where the job asked for them and there are any; `notes`, lines on what
-    slowed it, where there are any. It raises TrialError when the scoring fails.
+    Calling it with a job (`kdnas.workshop.jobs`) returns the result. It raises TrialError when the scoring fails.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -150,11 +148,11 @@ class Evaluator(ABC):
         return {}
 
     @abstractmethod
-    def __call__(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the plain result of a plain job."""
+    def __call__(self, job: Job) -> Result:
+        """Return the result of a job."""
 
-    def together(self, jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | TrialError]:
-        """Return the plain result of every job, or why it failed: at once where the evaluator can."""
+    def together(self, jobs: Sequence[Job]) -> list[Result | TrialError]:
+        """Return the result of every job, or why it failed: at once where the evaluator can."""
         return [attempted(lambda job=job: self(job)) for job in jobs]  # type: ignore[misc]
 
     def at_once(self) -> Packing:
@@ -228,16 +226,6 @@ def refuse_unmeasurable(values: Mapping[str, float]) -> None:
     for name, value in values.items():
         if not np.isfinite(value):
             raise TrialError(f"the {name} is {value}")
-
-
-def looked_up(values: Mapping[str, float], *, seconds: float = 0.0, **more: Any) -> dict[str, Any]:
-    """Return the plain result of a scoring that trained nothing here."""
-    return {"values": dict(values), "measurements": {}, "train_seconds": seconds, "teacher_seconds": 0.0, **more}
-
-
-def plain_measurements(measured: Mapping[str, Measurement]) -> dict[str, Any]:
-    """Return measurements as they stand in a plain result."""
-    return {name: measurement.as_dict() for name, measurement in measured.items()}
 
 
 def names(quantities: Sequence[Quantity]) -> dict[str, Quantity]:

@@ -13,6 +13,7 @@ from kdnas.errors import ConfigError, Problem, TrialError
 from kdnas.record.records import TrialRecord
 from kdnas.training.packing import Packing
 from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, Progress, Say
+from kdnas.workshop.jobs import Job, Result
 
 
 class ByRung(Evaluator):
@@ -131,15 +132,15 @@ class ByRung(Evaluator):
         """Return the measured quantities of `arch`."""
         return self._leader.measure(arch)
 
-    def __call__(self, job: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, job: Job) -> Result:
         """Return the answer of the evaluator that the job names."""
-        return self._member(job["evaluator"])(job)
+        return self._member(job.evaluator)(job)
 
-    def together(self, jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | TrialError]:
+    def together(self, jobs: Sequence[Job]) -> list[Result | TrialError]:
         """Return the answers, in the order of `jobs`: those of one evaluator at once where it can."""
-        answers: dict[int, dict[str, Any] | TrialError] = {}
-        for name in dict.fromkeys(job["evaluator"] for job in jobs):
-            places = [place for place, job in enumerate(jobs) if job["evaluator"] == name]
+        answers: dict[int, Result | TrialError] = {}
+        for name in dict.fromkeys(job.evaluator for job in jobs):
+            places = [place for place, job in enumerate(jobs) if job.evaluator == name]
             answers |= zip(places, self._member(name).together([jobs[place] for place in places]), strict=True)
         return [answers[place] for place in range(len(jobs))]
 

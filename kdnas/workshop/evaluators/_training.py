@@ -21,6 +21,7 @@ from kdnas.errors import RunError, TrialError
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.tracing import fvcore_macs, traced_macs
 from kdnas.nn.weights import save_weights
+from kdnas.record.products import file_sha256
 from kdnas.record.records import TrialRecord
 from kdnas.study.spaces import arch_of
 from kdnas.study.updates import updates_in_words
@@ -35,12 +36,10 @@ from kdnas.workshop.evaluators import (
     Evaluator,
     EvaluatorContext,
     attempted,
-    looked_up,
     names,
-    plain_measurements,
 )
 from kdnas.workshop.evaluators._bench import Bench, Curve
-from kdnas.workshop.jobs import Job
+from kdnas.workshop.jobs import Job, Result
 from kdnas.workshop.latency_table import TablePrices, learn_tables
 from kdnas.workshop.loss_check import check_losses
 from kdnas.workshop.opening import training_indices
@@ -54,17 +53,17 @@ _TRUNCATED = 256
 
 @dataclass(frozen=True)
 class Begun:
-    """A job whose student is built and measured: its plain result so far holds `infeasible` where it is refused."""
+    """A job whose student is built and measured: its result so far is `infeasible` where it is refused."""
 
     job: Job
     module: nn.Module
     curve: Curve
-    result: dict[str, Any]
+    result: Result
 
     @property
     def refused(self) -> bool:
         """Whether the student is not to be trained."""
-        return "infeasible" in self.result
+        return bool(self.result.infeasible)
 
 
 class TrainingEvaluator(Evaluator):
@@ -200,20 +199,20 @@ class TrainingEvaluator(Evaluator):
         """Return the measured costs of `arch`, built anew."""
         return self.bench.measure(self.bench.build(arch), self.calibrations, self.measured)
 
-    def __call__(self, plain: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, job: Job) -> Result:
         """Measure, refuse or train the student of a job."""
-        begun = self._begin(Job.from_dict(plain))
+        begun = self._begin(job)
         if begun.refused:
             return begun.result
         return self._conclude(begun, self.train(begun.module, begun.job, begun.curve))
 
-    def together(self, jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | TrialError]:
+    def together(self, jobs: Sequence[Job]) -> list[Result | TrialError]:
         """Measure or refuse the jobs' students one by one, and train the others at once where `train_all` can."""
-        every = [attempted(functools.partial(self._begin, Job.from_dict(plain))) for plain in jobs]
+        every = [attempted(functools.partial(self._begin, job)) for job in jobs]
         begun = [one for one in every if isinstance(one, Begun) and not one.refused]
         trained = dict(zip(map(id, begun), self.train_all(begun), strict=True))
 
-        def outcome(one: Begun | TrialError) -> dict[str, Any] | TrialError:
+        def outcome(one: Begun | TrialError) -> Result | TrialError:
             if isinstance(one, TrialError) or one.refused:
                 return one if isinstance(one, TrialError) else one.result
             ended = trained[id(one)]
@@ -236,11 +235,13 @@ class TrainingEvaluator(Evaluator):
         module = self.build(job)
         measured = bench.measure(module, self.calibrations, self._decisive) if job.measure else {}
         values = self.price(job.arch) | {name: measurement.value for name, measurement in measured.items()}
-        result = looked_up(values) | {"measurements": plain_measurements(measured)}
-        result["profile"] = {"build": time.perf_counter() - began}
         broken = breaches(values, self.context.config.limits, known_only=True)
-        if broken:
-            result["infeasible"] = f"breaks {'; '.join(broken)}"
+        result = Result(
+            values,
+            measured,
+            profile={"build": time.perf_counter() - began},
+            infeasible=f"breaks {'; '.join(broken)}" if broken else "",
+        )
         curve = Curve(
             bench,
             module,
@@ -251,26 +252,30 @@ class TrainingEvaluator(Evaluator):
         )
         return Begun(job, module, curve, result)
 
-    def _conclude(self, begun: Begun, trained: Trained) -> dict[str, Any]:
-        """Return the plain result of a student that has been trained."""
-        job, bench, result = begun.job, self.bench, begun.result
+    def _conclude(self, begun: Begun, trained: Trained) -> Result:
+        """Return the result of a student that has been trained."""
+        job, bench, tested = begun.job, self.bench, None
         if trained.accuracy is None or not np.isfinite(trained.accuracy):
             raise TrialError(f"the validation accuracy is {trained.accuracy}")
-        result["values"]["accuracy"] = trained.accuracy
-        result |= {"train_seconds": trained.train_seconds, "teacher_seconds": trained.teacher_seconds}
-        result["profile"] |= trained.phases
-        if trained.notes:
-            result["notes"] = list(trained.notes)
         if job.test:
             network = Normalised(trained.network, bench.data.channel_mean, bench.data.channel_std).to(bench.device)
             with computing(job.recipe.training, bench.device):
-                result["test_accuracy"] = accuracy(network, bench.test)
-        if job.looks:
-            result["curve"] = [*begun.curve.points, (job.fidelity.epochs, trained.accuracy)]
-        if job.checkpoint is not None:
-            save_weights(trained.network, self.context.folder / job.checkpoint)
-            result["checkpoint"] = job.checkpoint
-        return result
+                tested = accuracy(network, bench.test)
+        checkpoint = None if job.checkpoint is None else self.context.folder / job.checkpoint
+        if checkpoint is not None:
+            save_weights(trained.network, checkpoint)
+        return dataclasses.replace(
+            begun.result,
+            values={**begun.result.values, ACCURACY.name: trained.accuracy},
+            train_seconds=trained.train_seconds,
+            teacher_seconds=trained.teacher_seconds,
+            profile={**begun.result.profile, **trained.phases},
+            test=tested,
+            checkpoint=job.checkpoint or "",
+            sha256="" if checkpoint is None else file_sha256(checkpoint),
+            curve=(*begun.curve.points, (job.fidelity.epochs, trained.accuracy)) if job.looks else (),
+            notes=tuple(trained.notes),
+        )
 
     def training_images(self, fraction: float) -> Batches:
         """Return this share of the training images. One share is kept: the search has one, the retrainings another."""

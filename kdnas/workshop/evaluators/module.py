@@ -18,8 +18,8 @@ from kdnas.core.objective import ACCURACY, Kind, Quantity
 from kdnas.costs import COSTS
 from kdnas.errors import ConfigError, Problem, TrialError
 from kdnas.user_code import UserCodeFailed, UserFunction, load_user_function
-from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, looked_up, names, refuse_unmeasurable
-from kdnas.workshop.jobs import Job
+from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, names, refuse_unmeasurable
+from kdnas.workshop.jobs import Job, Result
 
 
 @EVALUATORS.register
@@ -91,15 +91,14 @@ class Module(Evaluator):
         data = {"name": self._name, "class_names": []}
         return {"chance": self._chance, "teacher": None, "data": data, "calibrations": {}}
 
-    def __call__(self, job: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, job: Job) -> Result:
         """Call the function."""
-        wanted = Job.from_dict(job)
         began = time.perf_counter()
-        amount = wanted.fidelity.training
+        amount = job.fidelity.training
         if amount["resolution_fraction"] == 1:
             del amount["resolution_fraction"]  # a function that knows of none is not asked for it
-        returned = _called(self._score, wanted.arch.choices, **amount, seed=wanted.init_seed % 2**32, **self._options)
-        values = self.price(wanted.arch) | _numbers(returned, self._name)
+        returned = _called(self._score, job.arch.choices, **amount, seed=job.init_seed % 2**32, **self._options)
+        values = self.price(job.arch) | _numbers(returned, self._name)
         missing = [name for name in self.quantities if name not in values]
         if missing:
             raise TrialError(f"{self._name} did not return {', '.join(missing)}")
@@ -107,7 +106,7 @@ class Module(Evaluator):
         refuse_unmeasurable(values)
         if not 0 <= values[ACCURACY.name] <= 1:
             raise TrialError(f"{self._name} returned the accuracy {values[ACCURACY.name]:g}, not a fraction in 0..1")
-        return looked_up(values, seconds=time.perf_counter() - began)
+        return Result(values, train_seconds=time.perf_counter() - began)
 
     def _price_of(self, choices: Mapping[str, Scalar]) -> dict[str, float]:
         return {} if self._price is None else _numbers(_called(self._price, dict(choices), **self._options), "price")

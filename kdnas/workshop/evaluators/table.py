@@ -19,8 +19,8 @@ from kdnas.core.arch import Arch
 from kdnas.core.objective import ACCURACY, Quantity
 from kdnas.costs import COSTS
 from kdnas.errors import ConfigError, DataError, Problem, TrialError
-from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, looked_up, names
-from kdnas.workshop.jobs import Job
+from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, names
+from kdnas.workshop.jobs import Job, Result
 
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
@@ -138,16 +138,15 @@ class Table(Evaluator):
         data = {"name": self._path.name, "class_names": [], "rows": len(self._rows)}
         return {"chance": self._chance, "teacher": None, "data": data, "calibrations": {}}
 
-    def __call__(self, job: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, job: Job) -> Result:
         """Look the job's arch up. Raises TrialError where the table has no accuracy after so many epochs."""
-        wanted = Job.from_dict(job)
-        column = self._accuracies.get(wanted.fidelity.epochs)
+        column = self._accuracies.get(job.fidelity.epochs)
         if column is None:
             known = ", ".join(map(str, sorted(self._accuracies)))
-            raise TrialError(f"the table has no accuracy after {wanted.fidelity.epochs} epochs (it has: {known})")
+            raise TrialError(f"the table has no accuracy after {job.fidelity.epochs} epochs (it has: {known})")
         columns = column.columns
-        accuracy = self._row(wanted.arch)[columns[(wanted.repeat or 0) % len(columns)]] * column.scale
-        return looked_up(self.price(wanted.arch) | {ACCURACY.name: accuracy})
+        accuracy = self._row(job.arch)[columns[(job.repeat or 0) % len(columns)]] * column.scale
+        return Result(self.price(job.arch) | {ACCURACY.name: accuracy})
 
     @cached_property
     def _by_key(self) -> dict[str, dict[str, float]]:

@@ -42,11 +42,11 @@ def test_an_evaluator_that_trains_answers_a_job_the_same_in_any_process(study, r
     arch = evaluators[0].arch(study.space.random(np.random.default_rng(3)))
     job = search_job(config, arch, {})
     assert job.evaluator == name
-    results = [evaluator(job.as_dict()) for evaluator in evaluators]
-    assert results[0]["values"] == results[1]["values"]
-    assert all(math.isfinite(value) for value in results[0]["values"].values())
-    assert set(results[0]["values"]) >= {"accuracy", "macs", "params"}
-    assert results[0]["train_seconds"] >= 0
+    results = [evaluator(job) for evaluator in evaluators]
+    assert results[0].values == results[1].values
+    assert all(math.isfinite(value) for value in results[0].values.values())
+    assert set(results[0].values) >= {"accuracy", "macs", "params"}
+    assert results[0].train_seconds >= 0
     assert job.fidelity == config.fidelities[-1]
 
 

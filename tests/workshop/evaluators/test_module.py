@@ -59,12 +59,12 @@ def opened(folder, **changed):
 
 def scored(folder, depth=2, **changed):
     study, evaluator = opened(folder, **changed)
-    return evaluator(search_job(study.config, evaluator.arch({"depth": depth}), {}).as_dict())
+    return evaluator(search_job(study.config, evaluator.arch({"depth": depth}), {}))
 
 
 def test_the_function_gets_choices_and_fidelity(tmp_path):
-    assert scored(tmp_path)["values"] == {"macs": 2000.0, "accuracy": 0.2, "latency_ms": 3.5}
-    assert scored(tmp_path, options={"slope": 2})["values"]["accuracy"] == 0.4
+    assert scored(tmp_path).values == {"macs": 2000.0, "accuracy": 0.2, "latency_ms": 3.5}
+    assert scored(tmp_path, options={"slope": 2}).values["accuracy"] == 0.4
 
 
 def test_a_lower_resolution_is_asked_of_the_function(tmp_path):
@@ -72,7 +72,7 @@ def test_a_lower_resolution_is_asked_of_the_function(tmp_path):
     training = study.config.training.model_copy(update={"resolution_fraction": 0.5})
     for config, expected in ((study.config, 1.0), (study.config.model_copy(update={"training": training}), 0.5)):
         job = search_job(config, evaluator.arch({"depth": 2}), {})
-        assert evaluator(job.as_dict())["values"]["accuracy"] == expected
+        assert evaluator(job).values["accuracy"] == expected
 
 
 def test_what_price_tells_is_cheap_and_the_rest_is_not(tmp_path):

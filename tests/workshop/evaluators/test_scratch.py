@@ -36,26 +36,26 @@ def student(evaluator, seed=0):
 
 
 def result(config, evaluator):
-    return evaluator(search_job(config, student(evaluator), {}).as_dict())
+    return evaluator(search_job(config, student(evaluator), {}))
 
 
 def test_what_decides_nothing_is_not_measured_in_a_trial_but_on_a_finalist(folder):
     config, evaluator = opened(folder, "costs={peak_memory_bytes: {}}", "training.epochs=1")
-    assert result(config, evaluator)["measurements"] == {}
+    assert result(config, evaluator).measurements == {}
     assert set(evaluator.measure(student(evaluator))) == {"peak_memory_bytes"}
 
 
 def test_what_is_bounded_is_measured_before_training(folder):
     config, evaluator = opened(folder, "constraints=[peak_memory_bytes<=1]")
     refused = result(config, evaluator)
-    assert set(refused["measurements"]) == {"peak_memory_bytes"}
-    assert refused["infeasible"].startswith("breaks peak_memory_bytes<=1 (peak_memory_bytes is ")
-    assert "accuracy" not in refused["values"]
+    assert set(refused.measurements) == {"peak_memory_bytes"}
+    assert refused.infeasible.startswith("breaks peak_memory_bytes<=1 (peak_memory_bytes is ")
+    assert "accuracy" not in refused.values
 
 
 def test_a_trial_tells_where_its_time_went(folder):
     config, evaluator = opened(folder, "training.epochs=1")
-    profile = result(config, evaluator)["profile"]
+    profile = result(config, evaluator).profile
     assert set(profile) >= {"build", "teacher", "data", "student", "evaluation"}
     assert all(seconds >= 0 for seconds in profile.values())
     assert profile["student"] > 0
@@ -67,12 +67,12 @@ def test_a_trial_tells_what_slowed_it(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("kdnas.training.step.recorder_for", lambda device: Tape(fail="operation not permitted"))
     monkeypatch.setattr(TeacherCache, "can_write", lambda self, key: False)
     evaluator.teacher_cache = TeacherCache(tmp_path)
-    jobs = [search_job(config, student(evaluator, seed), {}).as_dict() for seed in (0, 1)]
+    jobs = [search_job(config, student(evaluator, seed), {}) for seed in (0, 1)]
     for told in (evaluator(jobs[0]), *evaluator.together(jobs)):
-        capture, teacher = told["notes"]
+        capture, teacher = told.notes
         assert capture.endswith("failed (operation not permitted)")
         assert teacher.startswith("the teacher was run on batches as they came")
-        assert set(told["profile"]) == {"build", "teacher", "data", "student", "evaluation"}
+        assert set(told.profile) == {"build", "teacher", "data", "student", "evaluation"}
 
 
 def test_the_number_of_students_at_a_time_is_not_measured_on_a_cpu(folder):
@@ -95,7 +95,7 @@ def test_truncated_teacher_outputs_still_train_a_student(folder):
     config, evaluator = opened(folder, "distillation.teacher_top_k=3", "training.epochs=1")
     said = []
     evaluator.say = said.append
-    assert result(config, evaluator)["values"]["accuracy"] > 0
+    assert result(config, evaluator).values["accuracy"] > 0
     assert said
     assert said[0].startswith("keeping the teacher's outputs on view 1")
 
@@ -110,9 +110,9 @@ def test_a_latency_table_prices_in_the_search_and_is_the_same_for_every_worker(f
     assert priced > 0
     worker = Workplan(dataclasses.replace(evaluator.context, calibrations=facts["calibrations"]))()
     assert worker.price(student(evaluator))["latency_ms"] == priced
-    trial = worker(search_job(config, student(evaluator), {}).as_dict())
-    assert trial["values"]["latency_ms"] == priced
-    assert trial["measurements"] == {}
+    trial = worker(search_job(config, student(evaluator), {}))
+    assert trial.values["latency_ms"] == priced
+    assert trial.measurements == {}
     assert set(worker.measure(student(evaluator))) == {"latency_ms"}
 
 
@@ -133,11 +133,11 @@ def test_students_at_rungs_are_trained_at_once_and_as_each_would_be_alone(folder
 
     together, alone = evaluator(tmp_path / "together"), evaluator(tmp_path / "alone")
     students = [student(together, seed) for seed in (0, 1, 2)]
-    first = [search_job(study.config, one, {}, 0).as_dict() for one in students]
-    promoted = search_job(study.config, students[0], {}, 1).as_dict()
-    scores = [answer["values"]["accuracy"] for answer in together.together(first)]
+    first = [search_job(study.config, one, {}, 0) for one in students]
+    promoted = search_job(study.config, students[0], {}, 1)
+    scores = [answer.values["accuracy"] for answer in together.together(first)]
     assert at_once == [3]
-    other = search_job(study.config, student(together, 3), {}, 0).as_dict()
-    scores += [answer["values"]["accuracy"] for answer in together.together([promoted, other])]
+    other = search_job(study.config, student(together, 3), {}, 0)
+    scores += [answer.values["accuracy"] for answer in together.together([promoted, other])]
     assert at_once == [3, 1, 1]
-    assert scores == [alone(job)["values"]["accuracy"] for job in (*first, promoted, other)]
+    assert scores == [alone(job).values["accuracy"] for job in (*first, promoted, other)]

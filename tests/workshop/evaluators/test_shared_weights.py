@@ -32,7 +32,7 @@ def student(opened, seed=0):
 
 
 def job(opened, rung, seed=0):
-    return search_job(opened.config, student(opened, seed), {}, rung).as_dict()
+    return search_job(opened.config, student(opened, seed), {}, rung)
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +65,13 @@ def test_the_supernet_is_trained_once_and_its_shrinking_left(study, ready):
 def test_a_score_is_the_same_for_every_worker_and_every_time(ready):
     there = sharing.worker(ready)
     for rung in (0, 1):
-        scores = [evaluator(job(ready, rung))["values"] for evaluator in (ready.evaluator, there, there)]
+        scores = [evaluator(job(ready, rung)).values for evaluator in (ready.evaluator, there, there)]
         assert scores[0] == scores[1] == scores[2]
         assert 0 < scores[0]["accuracy"] <= 1
         assert scores[0]["macs"] == ready.evaluator.price(student(ready))["macs"]
     jobs = [job(ready, 0, 1), job(ready, 1, 1), job(ready, 0, 2)]
-    together = [answer["values"]["accuracy"] for answer in there.together(jobs)]
-    assert together == [there(one)["values"]["accuracy"] for one in jobs]
+    together = [answer.values["accuracy"] for answer in there.together(jobs)]
+    assert together == [there(one).values["accuracy"] for one in jobs]
 
 
 def test_what_is_scored_is_the_students_own_subnet(ready):
@@ -99,13 +99,12 @@ def test_what_is_scored_is_the_students_own_subnet(ready):
 
 def test_finetuning_begins_from_the_shared_weights(ready):
     member = ready.evaluator._member("finetune")
-    from kdnas.workshop.jobs import Job
 
-    built = member.build(Job.from_dict(job(ready, 1)))
+    built = member.build(job(ready, 1))
     cut = member.shared.cut(student(ready))
     for name, value in cut.state_dict().items():
         torch.testing.assert_close(built.state_dict()[name], value)
-    scratch = ready.evaluator._member("scratch").build(Job.from_dict(job(ready, 2)))
+    scratch = ready.evaluator._member("scratch").build(job(ready, 2))
     assert any(not torch.equal(scratch.state_dict()[name], value) for name, value in cut.state_dict().items())
 
 
@@ -172,7 +171,7 @@ def test_without_a_trained_supernet_nothing_is_scored(study, tmp_path):
     evaluator = sharing.opened(study, tmp_path)
     arch = evaluator.arch(study.space.random(np.random.default_rng(0)))
     with pytest.raises(RunFolderError, match="has no trained supernet yet"):
-        evaluator(search_job(study.config, arch, {}, 0).as_dict())
+        evaluator(search_job(study.config, arch, {}, 0))
 
 
 def test_a_supernet_that_does_not_learn_says_what_may_help(study, tmp_path, monkeypatch):
@@ -273,8 +272,9 @@ def test_an_audit_tells_the_agreement_of_every_rung(ready, tmp_path, capsys):
         for seed in range(12):
             one = job(ready, 0, seed)
             result = ready.evaluator(one)
-            attributes = {"arch_id": student(ready, seed).arch_id, "arch": one["arch"], "tuned": {}, "result": result}
-            values = [result["values"][objective.name] for objective in opened.run.objectives]
+            attributes = {"arch_id": student(ready, seed).arch_id, "arch": one.arch.canonical_json, "tuned": {}}
+            attributes["result"] = result.as_dict()
+            values = [result.values[objective.name] for objective in opened.run.objectives]
             attributes["fidelity"] = SHARED.as_dict()
             proposed = ready.space.random(np.random.default_rng(seed))
             made_by = distributions(ready.space, {})

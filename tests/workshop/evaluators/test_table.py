@@ -60,7 +60,7 @@ def test_a_row_is_found_and_brought_to_kdnas_units(tmp_path):
     study, evaluator = opened(tmp_path)
     student = arch(evaluator, 2, 8)
     assert evaluator.price(student) == {"macs": 3e6}
-    values = evaluator(search_job(study.config, student, {}).as_dict())["values"]
+    values = evaluator(search_job(study.config, student, {})).values
     assert values == pytest.approx({"macs": 3e6, "accuracy": 0.7})
 
 
@@ -68,18 +68,20 @@ def test_repeats_are_the_further_columns(tmp_path):
     study, evaluator = opened(tmp_path)
     student = arch(evaluator, 1, 8)
     assert evaluator.repeats == 2
-    scores = [evaluator(final_job(study.config, 0, student, {}, repeat).as_dict()) for repeat in range(2)]
-    assert [score["values"]["accuracy"] for score in scores] == pytest.approx([0.50, 0.52])
+    scores = [evaluator(final_job(study.config, 0, student, {}, repeat)) for repeat in range(2)]
+    assert [score.values["accuracy"] for score in scores] == pytest.approx([0.50, 0.52])
 
 
 def test_fewer_epochs_read_the_shorter_training_and_others_fail(tmp_path):
     study, evaluator = opened(tmp_path)
-    job = search_job(study.config, arch(evaluator, 2, 16), {}).as_dict()
-    job["recipe"]["training"]["epochs"] = 2
-    assert evaluator(job)["values"]["accuracy"] == pytest.approx(0.45)
-    job["recipe"]["training"]["epochs"] = 3
+
+    def job(epochs):
+        training = study.config.training.model_copy(update={"epochs": epochs})
+        return search_job(study.config.model_copy(update={"training": training}), arch(evaluator, 2, 16), {})
+
+    assert evaluator(job(2)).values["accuracy"] == pytest.approx(0.45)
     with pytest.raises(TrialError, match=r"no accuracy after 3 epochs \(it has: 2, 10\)"):
-        evaluator(job)
+        evaluator(job(3))
 
 
 def test_costs_are_cheap_and_the_worst_accuracy_is_worth_nothing(tmp_path):
@@ -142,8 +144,8 @@ def test_compressed_csv_and_nested_json_are_read(tmp_path):
     values = {"accuracy": {"column": ["runs.0", "runs.1"]}, "macs": {"column": "cost.macs"}}
     changed = {"file": "table.json", "key": "{depth}{width}", "key_columns": [], "values": values, "shorter": []}
     study, evaluator = opened(tmp_path, **changed)
-    result = evaluator(search_job(study.config, arch(evaluator, 2, 16), {}).as_dict())
-    assert result["values"] == pytest.approx({"macs": 32.0, "accuracy": 0.2})
+    result = evaluator(search_job(study.config, arch(evaluator, 2, 16), {}))
+    assert result.values == pytest.approx({"macs": 32.0, "accuracy": 0.2})
 
 
 def test_a_worker_opens_its_own(tmp_path):
@@ -179,6 +181,6 @@ def test_the_published_table_agrees_with_its_file(data_root):
     for _ in range(20):
         assignment = study.space.random(rng)
         row = rows["".join(str(assignment[f"layer{layer}"]) for layer in range(1, 9))]
-        result = evaluator(search_job(study.config, evaluator.arch(assignment), {}).as_dict())
-        assert result["values"]["accuracy"] == pytest.approx(row["test_acc"][0] / 100)
-        assert result["values"]["macs"] == row["flops"]
+        result = evaluator(search_job(study.config, evaluator.arch(assignment), {}))
+        assert result.values["accuracy"] == pytest.approx(row["test_acc"][0] / 100)
+        assert result.values["macs"] == row["flops"]
