@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a picture file to a network's input, in the order of the fields (`kdnas.picture` does all but the last)."""
+    """From a picture file to a network's input, in the order of the fields, and from its answers to names.
+
+    `kdnas.picture` does what comes before the normalisation.
+    """
 
     size: tuple[int, int]
     """Height and width in pixels."""
@@ -17,16 +20,25 @@ class Preprocessing:
     channel_mean: tuple[float, ...]
     """Of pixels in 0..255; the network takes (pixel - channel_mean) / channel_std, channels first."""
     channel_std: tuple[float, ...]
+    class_names: tuple[str, ...]
+    """In the order of the network's answers."""
     orientation: Literal["upright"] = "upright"
     """By the picture's EXIF orientation."""
     background: str = "white"
     """The colour behind what is transparent."""
+    crop: Literal["none"] = "none"
     resize: Literal["bilinear"] = "bilinear"
     """Pillow's, antialiased where it makes a picture smaller."""
     aspect: Literal["stretched"] = "stretched"
     """The whole picture is resized to `size`; its aspect ratio is not kept."""
     from_pictures: bool = True
     """Whether the training images were read so; else they came as arrays, and how those were resized is not known."""
+    repeat: int = 1
+    """Into how many channels each of the picture's is copied."""
+    network_size: tuple[int, int] | None = None
+    """Height and width that the pixels are brought to then, as floats, by torch's antialiased bilinear filter."""
+    channel_order: tuple[int, ...] = ()
+    """Which normalised channel is the network's first, second, ...; empty: in their own order."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plain form."""
@@ -35,7 +47,33 @@ class Preprocessing:
 
     @property
     def words(self) -> str:
-        """What is done, in a sentence."""
+        """What is done to a picture up to its normalisation, in a sentence."""
         height, width = self.size
         resized = f"resized to {height} x {width} pixels ({self.resize}, the aspect ratio not kept)"
-        return f"turned upright, {self.colour}, on a {self.background} ground where transparent, {resized}"
+        done = f"turned upright, {self.colour}, on a {self.background} ground where transparent, {resized}"
+        return done if self.from_pictures else f"{done}. {_ARRAYS}"
+
+
+@dataclass(frozen=True)
+class TextPreprocessing:
+    """From a text to a network's tokens, and from its answers to names."""
+
+    length: int
+    """In tokens: longer texts are cut off there."""
+    class_names: tuple[str, ...] = ()
+    """In the order of the network's answers; of a language model none."""
+    tokenizer: tuple[str, ...] = ()
+    """Files that make the tokenizer, as Hugging Face's libraries read them."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plain form."""
+        plain = asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+
+    @property
+    def words(self) -> str:
+        """What is done to a text, in a sentence."""
+        return f"cut off after {self.length} tokens"
+
+
+_ARRAYS = "The training images came as arrays: how their pictures were made so small is not known"

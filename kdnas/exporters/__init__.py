@@ -1,4 +1,7 @@
-"""Exporters: a trained student in the formats that training and serving pipelines read."""
+"""Exporters: a trained student in the formats that training and serving pipelines read.
+
+Shapes: B samples, C channels, H and W height and width, T tokens, K classes, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -9,50 +12,41 @@ from typing import Any
 from torch import nn
 
 from kdnas.core.arch import Arch
-from kdnas.core.preprocessing import Preprocessing
+from kdnas.core.preprocessing import Preprocessing, TextPreprocessing
 from kdnas.core.task import TaskSpec
 from kdnas.registry import Registry
 
 
 @dataclass(frozen=True)
 class TrainedStudent:
-    """Everything an exporter may write. `module` is in eval mode and takes normalised images [B, C, H, W].
-
-    `channel_mean` and `channel_std` (0-255 scale) are the normalisation it was trained with; `source` is the
-    self-contained Python of the network; `recipe` the whole of train.yaml; `card` the measured numbers of the model
-    card.
-    """
+    """Everything an exporter may write. The two modules are in eval mode and share their weights."""
 
     arch: Arch
-    task: TaskSpec
+    spec: TaskSpec
     module: nn.Module
-    source: str
-    class_names: tuple[str, ...]
-    channel_mean: tuple[float, ...]
-    channel_std: tuple[float, ...]
+    """The whole student: raw inputs in the order of `spec.inputs` (images as floats in 0..255) to logits."""
+    network: nn.Module
+    """What is inside it, behind the normalisation: its weights are the student's."""
+    source: str | None
+    """Python that needs no kdnas and defines `build_student()`, which returns `network` with other weights."""
+    preprocessing: Preprocessing | TextPreprocessing
+    """From a picture file or a text to what `network` takes."""
     recipe: Mapping[str, Any]
+    """The whole of train.yaml."""
     card: Mapping[str, Any]
-    background: str = "white"
-    """The colour behind what is transparent in pictures."""
-    from_pictures: bool = True
-    """Whether the training images were read from pictures by kdnas."""
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """What is done to a picture before the network sees it."""
-        channels, height, width = self.task.image_shape
-        return Preprocessing(
-            size=(height, width),
-            colour="greyscale" if channels == 1 else "RGB",
-            channel_mean=tuple(self.channel_mean),
-            channel_std=tuple(self.channel_std),
-            background=self.background,
-            from_pictures=self.from_pictures,
-        )
+    """The measured numbers of the model card."""
 
 
-EXPORTERS: Registry[Callable[..., list[str]]] = Registry("export format", __name__)
-"""Members: `function(student: TrainedStudent, folder: Path, *, options) -> list of file names written`.
+@dataclass(frozen=True)
+class Written:
+    """What an exporter wrote: names of files in its folder, and what the user should know of them."""
+
+    files: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+EXPORTERS: Registry[Callable[..., Written]] = Registry("export format", __name__)
+"""Members: `function(student: TrainedStudent, folder: Path, *, options) -> Written`.
 
 `folder` is a fresh scratch folder: it becomes the user's only when every format has been checked against `module`.
 Raise ExportError where the written files do not reproduce the student's outputs."""

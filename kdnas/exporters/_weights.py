@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from kdnas.errors import ExportError
 from kdnas.exporters import TrainedStudent
-from kdnas.exporters._probe import pixels_to_logits, plain_copy, probe_images, reference_logits
+from kdnas.exporters._probe import as_fed, plain, plain_copy, probe_inputs, reference_logits
 
 WEIGHTS = "student.safetensors"
 _PROBES = 8
@@ -27,7 +28,7 @@ def write_weights(student: TrainedStudent, folder: Path) -> Path:
     path = folder / WEIGHTS
     if path.exists():
         return path
-    tensors = {name: tensor.contiguous().clone() for name, tensor in plain_copy(student.module).state_dict().items()}
+    tensors = {name: tensor.contiguous().clone() for name, tensor in plain_copy(student.network).state_dict().items()}
     path.write_bytes(safetensors.torch.save(tensors, metadata=metadata(student)))
     _check(student, path)
     return path
@@ -35,15 +36,14 @@ def write_weights(student: TrainedStudent, folder: Path) -> Path:
 
 def metadata(student: TrainedStudent) -> dict[str, str]:
     """Return the text that travels inside the weights file; structured values as JSON."""
+    plain = student.preprocessing.as_dict()
     return {
         "format": "pt",
         "arch_id": student.arch.arch_id,
         "arch": student.arch.canonical_json,
-        "input_shape": json.dumps(student.task.image_shape),
-        "class_names": json.dumps(student.class_names),
-        "channel_mean": json.dumps(student.channel_mean),
-        "channel_std": json.dumps(student.channel_std),
-        "preprocessing": json.dumps(student.preprocessing.as_dict()),
+        "input_shape": json.dumps(student.spec.inputs[0].shape),
+        "preprocessing": json.dumps(plain),
+        **{name: json.dumps(plain[name]) for name in ("class_names", "channel_mean", "channel_std") if name in plain},
     }
 
 
@@ -52,14 +52,15 @@ def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def logits_from_weights(student: TrainedStudent, path: Path, pixels: Tensor) -> Tensor:
-    """Return the logits [B, K] for raw `pixels` of the student's network with every weight taken from `path`."""
-    module = pixels_to_logits(student)
-    for tensor in module.network.state_dict().values():
+def logits_from_weights(student: TrainedStudent, path: Path, *inputs: Tensor) -> Tensor:
+    """Return the logits for raw `inputs` of the whole student with every weight of its network taken from `path`."""
+    module, network = copy.deepcopy((student.module, student.network))
+    plain(module)
+    for tensor in network.state_dict().values():
         tensor.zero_()
-    module.network.load_state_dict(safetensors.torch.load_file(path))
+    network.load_state_dict(safetensors.torch.load_file(path))
     with torch.no_grad():
-        logits: Tensor = module(pixels.float())
+        logits: Tensor = module(*map(as_fed, inputs))
     return logits
 
 
@@ -67,6 +68,6 @@ def _check(student: TrainedStudent, path: Path) -> None:
     with safetensors.safe_open(path, framework="pt") as written:
         if written.metadata() != metadata(student):
             raise ExportError(f"{WEIGHTS}: its metadata did not read back as written")
-    pixels = probe_images(student.task, _PROBES)
-    if not torch.equal(logits_from_weights(student, path, pixels), reference_logits(student, pixels)):
+    probes = probe_inputs(student.spec, _PROBES)
+    if not torch.equal(logits_from_weights(student, path, *probes), reference_logits(student, *probes)):
         raise ExportError(f"{WEIGHTS}: the weights read back do not give the student's outputs")

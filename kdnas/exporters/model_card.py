@@ -9,19 +9,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdnas.core.preprocessing import Preprocessing
+from kdnas.core.task import TaskSpec
 from kdnas.core.words import counted, printable
 from kdnas.errors import ExportError
-from kdnas.exporters import EXPORTERS, TrainedStudent
-from kdnas.exporters._picture_script import ARRAYS
+from kdnas.exporters import EXPORTERS, TrainedStudent, Written
+from kdnas.exporters._predict import write_preprocessing
 from kdnas.nn.tracing import parameter_count
 
 FILE = "MODEL_CARD.md"
 
 
 @EXPORTERS.register
-def model_card(student: TrainedStudent, folder: Path) -> list[str]:
+def model_card(student: TrainedStudent, folder: Path) -> Written:
     """A model card in Markdown: measured numbers with their spread, data and split, how it was made, limits."""
-    params = parameter_count(student.module)
+    params = parameter_count(student.network)
     recorded = student.card.get("quantities", {}).get("params", {}).get("value")
     if recorded is not None and int(recorded) != params:
         raise ExportError(f"{FILE}: the record says {int(recorded)} parameters, the network has {params}")
@@ -39,18 +41,25 @@ def model_card(student: TrainedStudent, folder: Path) -> list[str]:
     path.write_text(text, encoding="utf-8")
     if path.read_text(encoding="utf-8") != text:
         raise ExportError(f"{FILE}: it did not read back as written")
-    return [FILE]
+    return Written((FILE, write_preprocessing(student, folder)))
 
 
 def _title(student: TrainedStudent) -> str:
-    channels, height, width = student.task.image_shape
-    colour = {1: "greyscale", 3: "RGB"}.get(channels, f"{channels}-channel")
     return (
         f"# Student {student.arch.arch_id}\n\n"
-        f"A `{student.arch.family}` image classifier: {height} x {width} {colour} images in, "
-        f"{student.task.outputs} classes out.\n\n"
+        f"A `{student.arch.family}` network for {student.spec.kind.replace('_', ' ')}: {_inputs(student.spec)} in, "
+        f"{student.spec.outputs:,} {'classes' if student.spec.rows == 1 else 'scores a token'} out.\n\n"
         f"Architecture: `{student.arch.canonical_json}`\n"
     )
+
+
+def _inputs(spec: TaskSpec) -> str:
+    taken = spec.inputs[0]
+    if taken.kind != "pixels":
+        return f"{taken.shape[0]} {taken.name}"
+    channels, height, width = spec.image_shape
+    colour = {1: "greyscale", 3: "RGB"}.get(channels, f"{channels}-channel")
+    return f"{height} x {width} {colour} images"
 
 
 def _accuracy(card: Mapping[str, Any]) -> str:
@@ -124,11 +133,17 @@ def _data(student: TrainedStudent) -> str:
         lines.append(data["split"])
     if data.get("notes"):
         lines.append("\n".join(f"- {note}" for note in data["notes"]))
-    mean = ", ".join(f"{value:.4g}" for value in student.channel_mean)
-    std = ", ".join(f"{value:.4g}" for value in student.channel_std)
-    lines.append(f"Pictures are {student.preprocessing.words}{'' if student.from_pictures else f'. {ARRAYS}'}")
-    lines.append(f"Input: (pixel - mean) / deviation, pixels 0..255, mean [{mean}], deviation [{std}].")
-    lines.append(f"Classes: {', '.join(map(printable, student.class_names))}.")
+    given = student.preprocessing
+    if isinstance(given, Preprocessing):
+        mean, std = (
+            ", ".join(f"{value:.4g}" for value in values) for values in (given.channel_mean, given.channel_std)
+        )
+        lines.append(f"Pictures are {given.words}.")
+        lines.append(f"Input: (pixel - mean) / deviation, pixels 0..255, mean [{mean}], deviation [{std}].")
+    else:
+        lines.append(f"Texts are {given.words}.")
+    if given.class_names:
+        lines.append(f"Classes: {', '.join(map(printable, given.class_names))}.")
     return "## Data\n\n" + "\n\n".join(lines) + "\n"
 
 
@@ -160,10 +175,18 @@ def _making(student: TrainedStudent) -> str:
     return "## How it was made\n\n" + ("\n\n".join(lines) or "Not recorded.") + "\n"
 
 
+def _narrow(spec: TaskSpec) -> str:
+    """Return in words what it means to have learnt from one data set."""
+    what = "images" if spec.inputs[0].kind == "pixels" else "samples"
+    only = f"It has only ever seen {what} like those of its data set"
+    if spec.rows > 1:
+        return f"{only}."
+    return f"{only}; it answers one of its {spec.outputs} classes for any of them, also for one that is of no class."
+
+
 def _limits(student: TrainedStudent) -> str:
     limits = [
-        f"It has only ever seen images like those of its data set; it answers one of its {student.task.outputs} "
-        "classes for any image, also for one that shows none of them.",
+        _narrow(student.spec),
         "Its probabilities were not calibrated.",
         "Latency and memory hold for the machine and settings named beside them, and for no others.",
         "The validation split chose the architecture, so accuracy on it is optimistic; the test split was not used "

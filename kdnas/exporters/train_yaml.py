@@ -7,7 +7,8 @@ from pathlib import Path
 import yaml
 
 from kdnas.errors import ExportError
-from kdnas.exporters import EXPORTERS, TrainedStudent
+from kdnas.exporters import EXPORTERS, TrainedStudent, Written
+from kdnas.exporters._predict import write_preprocessing
 from kdnas.plain_yaml import dump_yaml
 from kdnas.trust import signature_line
 
@@ -30,7 +31,7 @@ _HEADER = """\
 
 
 @EXPORTERS.register
-def train_yaml(student: TrainedStudent, folder: Path) -> list[str]:
+def train_yaml(student: TrainedStudent, folder: Path) -> Written:
     """The whole recipe as YAML: teacher, losses, schedule, data, seeds, arch, normalisation."""
     header = _HEADER.format(arch_id=student.arch.arch_id, family=student.arch.family, file=FILE)
     recipe = dict(student.recipe)
@@ -39,4 +40,4 @@ def train_yaml(student: TrainedStudent, folder: Path) -> list[str]:
     path.write_text(f"{header}{signature_line(recipe)}\n{body}", encoding="utf-8")
     if yaml.safe_load(path.read_text(encoding="utf-8")) != recipe:
         raise ExportError(f"{FILE}: the recipe did not read back as written")
-    return [FILE]
+    return Written((FILE, write_preprocessing(student, folder)))

@@ -1,7 +1,4 @@
-"""A network as an ONNX model with a dynamic batch.
-
-Shapes: B images, C channels, H and W height and width, K classes.
-"""
+"""A network as an ONNX model with a dynamic batch, and for texts a dynamic length."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,20 +18,24 @@ EXTRA = "onnx"
 _OPSET = 18
 
 
-def onnx_model(module: nn.Module, example: Tensor, *, input_name: str) -> Any:
-    """Return `module` as an `onnx.ModelProto` that takes `input_name` like `example` [B, C, H, W], for any B.
+def onnx_model(module: nn.Module, examples: Mapping[str, Tensor], *, dynamic_length: bool = False) -> Any:
+    """Return `module` as an `onnx.ModelProto` that takes inputs of the names and kinds of `examples`, for any batch.
 
-    Its output is called `logits`.
+    With `dynamic_length` the second dimension of every input, the same for all, is any number, too. Its output is
+    called `logits`.
     """
+    dims = {0: torch.export.Dim("batch")}
+    if dynamic_length:
+        dims[1] = torch.export.Dim.DYNAMIC
     with _quiet():
         program = torch.onnx.export(
             module,
-            (example,),
+            tuple(examples.values()),
             dynamo=True,
             opset_version=_OPSET,
-            input_names=[input_name],
+            input_names=list(examples),
             output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=tuple(dims for _ in examples),
             verbose=False,
         )
     assert program is not None  # it is None only where a file was asked for

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from torch import nn
 
 from kdnas import atomic
 from kdnas.core.data import ImageData
+from kdnas.core.preprocessing import Preprocessing
 from kdnas.core.task import TaskSpec, image_classification
 from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, Problem, RunFolderError
-from kdnas.exporters import EXPORTERS, TrainedStudent
+from kdnas.exporters import EXPORTERS, TrainedStudent, Written
 from kdnas.nn.normalise import Normalised
 from kdnas.plan.train_file import TrainFile, locked_fingerprint, train_file_for
 from kdnas.record.front import doubts
@@ -114,19 +115,26 @@ def trained_student(run: RunRecord, member: FrontMember, repeat: Repeat, data: I
 
 def assemble(file: TrainFile, module: nn.Module, data: ImageData, *, card: Mapping[str, Any]) -> TrainedStudent:
     """Return `module`, trained by `file` on `data`, with everything an exporter may write."""
-    arch = file.student
+    arch, reading = file.student, file.preparation
+    channels, height, width = data.task.image_shape
+    mean, std = (tuple(map(float, values)) for values in (data.channel_mean, data.channel_std))
     return TrainedStudent(
         arch=arch,
-        task=data.task,
-        module=module.eval(),
-        source=family_for(arch.family, data.task).source(arch) or "",
-        class_names=data.class_names,
-        channel_mean=tuple(float(value) for value in data.channel_mean),
-        channel_std=tuple(float(value) for value in data.channel_std),
+        spec=data.task,
+        module=Normalised(module, mean, std).eval(),
+        network=module,
+        source=family_for(arch.family, data.task).source(arch),
+        preprocessing=Preprocessing(
+            size=(height, width),
+            colour="greyscale" if channels == 1 else "RGB",
+            channel_mean=mean,
+            channel_std=std,
+            class_names=data.class_names,
+            background=reading.background,
+            from_pictures=reading.from_pictures,
+        ),
         recipe=file.with_preprocessing().plain(),
         card=card,
-        background=file.preparation.background,
-        from_pictures=file.preparation.from_pictures,
     )
 
 
@@ -287,31 +295,35 @@ def write_formats(
             raise ConfigError(Problem("--out", f"{out} is a file, not a folder"))
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic.scratch_folder(out) as scratch:
-            names: list[str] = []
+            names: dict[str, None] = {}
             for name in dict.fromkeys(formats):
-                names += [file for file in _write_one(student, name, scratch) if file not in names]
+                made = _write_one(student, name, scratch)
+                names |= dict.fromkeys(made.files)
                 say(f"checked {name}")
+                for note in made.notes:
+                    say(f"{name}: {note}")
             return _move(names, scratch, out)
     except OSError as error:
         raise ConfigError(Problem("--out", f"{out} cannot be written: {error.strerror or error}")) from error
 
 
-def _write_one(student: TrainedStudent, name: str, folder: Path) -> list[str]:
+def _write_one(student: TrainedStudent, name: str, folder: Path) -> Written:
     try:
-        files: list[str] = EXPORTERS.build(name, student, folder)
+        made: Written = EXPORTERS.build(name, student, folder)
     except (KdnasError, OSError):
         raise
     except Exception as error:  # an exporter stands on other people's converters; their failures are all export errors
         first = (str(error).strip().splitlines() or [""])[0]
         raise ExportError(f"{name}: {type(error).__name__}: {first}") from error
-    return files
+    return made
 
 
-def _move(names: Sequence[str], scratch: Path, out: Path) -> list[Path]:
+def _move(names: Collection[str], scratch: Path, out: Path) -> list[Path]:
     blocked = [name for name in names if (out / name).is_dir()]
     if blocked:
         raise ConfigError(Problem("--out", f"{out} holds folders where files go: {', '.join(blocked)}"))
     out.mkdir(exist_ok=True)
     for name in names:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
         (scratch / name).replace(out / name)
     return [out / name for name in names]

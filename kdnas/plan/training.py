@@ -206,6 +206,7 @@ def _finish(
     card = _card(file, plan, ground, trained, test_accuracy)
     student = assemble(file, trained.network, ground.data, card=card)
     written = write_formats(student, formats, out, say=say)
+    sha256 = {str(path.relative_to(out.resolve())): file_sha256(path) for path in written}
     result = FullTraining(
         folder=out,
         arch_id=file.arch_id,
@@ -213,9 +214,9 @@ def _finish(
         score=trained.accuracy,
         test_score=test_accuracy,
         train_seconds=trained.train_seconds,
-        files=tuple(path.name for path in written),
+        files=tuple(sha256),
         formats=tuple(formats),
-        sha256={path.name: file_sha256(path) for path in written},
+        sha256=sha256,
     )
     plain = dataclasses.asdict(result)
     del plain["folder"], plain["already_done"]

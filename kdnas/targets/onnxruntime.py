@@ -91,7 +91,7 @@ def _model_bytes(network: nn.Module | Path, shape: tuple[int, ...]) -> bytes:
         return network.read_bytes()
     plain = copy.deepcopy(network).to("cpu", torch.float32).eval()
     example = noise((2, *shape[1:]))  # two images: of one, the converter would make a constant
-    model: bytes = onnx_model(plain, example, input_name="images").SerializeToString()
+    model: bytes = onnx_model(plain, {"images": example}).SerializeToString()
     return model
 
 

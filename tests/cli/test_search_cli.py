@@ -78,7 +78,10 @@ def test_a_search_ends_with_a_front_a_report_and_an_exported_student(done):
     assert (code, stderr) == (0, "")
     assert {path.name for path in out.iterdir() if path.is_file()} >= RUN_FILES
     exported = {path.name for path in (out / "export").iterdir()}
-    assert exported == {"student.safetensors", "student.json", "student.py", "train.yaml", "MODEL_CARD.md"}
+    assert exported == {
+        *("student.safetensors", "student.json", "student.py", "train.yaml", "MODEL_CARD.md"),
+        *("preprocessing.json", "predict.py"),
+    }
     for said in ("teacher", "macs", "[4/4]", "search over", "retraining", "Pareto front", "± 95 %", "hypervolume"):
         assert said in stdout
 

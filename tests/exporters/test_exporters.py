@@ -15,8 +15,10 @@ import yaml
 from torch import nn
 from trained_run import TASK, small_arch, small_network
 
+from kdnas.core.preprocessing import Preprocessing
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent
+from kdnas.nn.normalise import Normalised
 from kdnas.students import family_for
 
 MEAN, STD = (77.5,), (96.25,)
@@ -44,16 +46,15 @@ CARD = {
 }
 
 
-def make_student(module: nn.Module | None = None, **changes: object) -> TrainedStudent:
-    arch = small_arch()
+def make_student(network: nn.Module | None = None, **changes: object) -> TrainedStudent:
+    arch, network = small_arch(), small_network(0) if network is None else network
     student = TrainedStudent(
         arch=arch,
-        task=TASK,
-        module=small_network(0) if module is None else module,
+        spec=TASK,
+        module=Normalised(network, MEAN, STD).eval(),
+        network=network,
         source=family_for("resnet", TASK).source(arch),
-        class_names=tuple(f"digit {label}" for label in range(10)),
-        channel_mean=MEAN,
-        channel_std=STD,
+        preprocessing=Preprocessing((8, 8), "greyscale", MEAN, STD, tuple(f"digit {label}" for label in range(10))),
         recipe=RECIPE,
         card=CARD,
     )
@@ -71,7 +72,7 @@ def exported(student: TrainedStudent, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("exported")
     for name in EXPORTERS.names():
         before = {path.name for path in folder.iterdir()}
-        files = EXPORTERS.build(name, student, folder)
+        files = EXPORTERS.build(name, student, folder).files
         assert {path.name for path in folder.iterdir()} == before | set(files)
         assert files
     return folder
@@ -86,19 +87,19 @@ def images() -> np.ndarray:
 def logits(student: TrainedStudent, images: np.ndarray) -> torch.Tensor:
     normal = (images.astype(np.float32) - np.float32(MEAN[0])) / np.float32(STD[0])
     with torch.no_grad():
-        return student.module(torch.from_numpy(normal))
+        return student.network(torch.from_numpy(normal))
 
 
 def test_safetensors_holds_every_tensor_and_says_what_it_is(exported: Path, student: TrainedStudent) -> None:
     path = exported / "student.safetensors"
     tensors = safetensors.torch.load_file(path)
-    own = student.module.state_dict()
+    own = student.network.state_dict()
     assert tensors.keys() == own.keys()
     assert all(torch.equal(tensors[name], own[name]) for name in own)
     with safetensors.safe_open(path, framework="pt") as file:
         notes = file.metadata()
     assert notes["arch_id"] == student.arch.arch_id
-    assert json.loads(notes["class_names"]) == list(student.class_names)
+    assert json.loads(notes["class_names"]) == list(student.preprocessing.class_names)
     assert json.loads(notes["channel_std"]) == list(STD)
 
 
@@ -116,7 +117,7 @@ def test_student_json_names_its_weights_by_hash(exported: Path, student: Trained
 def test_student_py_runs_alone(exported: Path, student: TrainedStudent, tmp_path: Path) -> None:
     command = [sys.executable, "-I", str(exported / "student.py")]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    params = sum(parameter.numel() for parameter in student.module.parameters())
+    params = sum(parameter.numel() for parameter in student.network.parameters())
     assert "output: [4, 10] float32 logits" in ran.stdout
     assert f"parameters: {params}\n" in ran.stdout
     assert "digit 0, digit 1" in ran.stdout
@@ -128,7 +129,7 @@ def test_student_py_gives_the_same_outputs(exported: Path, images: np.ndarray, l
     module = runpy.run_path(str(exported / "student.py"), run_name="exported")
     network = module["load_student"](exported / "student.safetensors")
     with torch.no_grad():
-        assert torch.equal(network(module["preprocess"](torch.from_numpy(images))), logits)
+        assert torch.equal(module["logits_of"](network, torch.from_numpy(images)), logits)
 
 
 def test_student_py_refuses_damaged_weights(exported: Path, tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_model_card_shows_the_measured_numbers(exported: Path, student: TrainedS
     assert "| latency_ms | 0.5 | ms | 0.02 | median of 50; cpu, 1 thread |" in text
     assert "20 % were held out." in text
     assert "big: validation accuracy 0.9700, macs 9,000,000, latency_ms 7.25 ms" in text
-    params = sum(parameter.numel() for parameter in student.module.parameters())
+    params = sum(parameter.numel() for parameter in student.network.parameters())
     assert f"| params | {params:,} |" in text
 
 
@@ -217,6 +218,15 @@ def test_onnx_that_deviates_is_refused(tmp_path: Path) -> None:
         EXPORTERS.build("onnx", make_student(Scaled(small_network(0), when_exported=True)), tmp_path)
 
 
+def test_weights_stand_alone_where_the_network_cannot_be_written_as_code(student, tmp_path) -> None:
+    unusable = dataclasses.replace(student, source="def build_student(): raise ValueError('not here')")
+    for name in ("safetensors", "student_json"):
+        made = EXPORTERS.build(name, unusable, tmp_path)
+        assert "not here" in made.notes[0]
+        assert set(made.files) == {path.name for path in tmp_path.iterdir()} - {"student.json"} | set(made.files)
+    assert {path.name for path in tmp_path.iterdir()} == {"student.safetensors", "student.json", "preprocessing.json"}
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
@@ -231,16 +241,18 @@ def test_unusable_source_is_refused(student: TrainedStudent, tmp_path: Path, sou
 
 
 def test_student_with_infinite_outputs_is_refused(tmp_path: Path) -> None:
-    module = small_network(0)
+    network = small_network(0)
     with torch.no_grad():
-        module.classifier.bias[0] = float("nan")
+        network.classifier.bias[0] = float("nan")
     with pytest.raises(ExportError, match="not all finite"):
-        EXPORTERS.build("safetensors", make_student(module), tmp_path)
+        EXPORTERS.build("safetensors", make_student(network), tmp_path)
 
 
 def test_class_names_that_do_not_fit_are_refused(student: TrainedStudent, tmp_path: Path) -> None:
+    few = dataclasses.replace(student.preprocessing, class_names=("a", "b"))
+    changed = dataclasses.replace(student, preprocessing=few)
     with pytest.raises(ExportError, match="2 class names for a student of 10 classes"):
-        EXPORTERS.build("student_json", dataclasses.replace(student, class_names=("a", "b")), tmp_path)
+        EXPORTERS.build("student_json", changed, tmp_path)
 
 
 def test_onnx_without_its_packages_names_the_extra(

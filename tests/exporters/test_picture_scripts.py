@@ -14,10 +14,11 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
+from kdnas.core.preprocessing import Preprocessing
 from kdnas.core.task import image_classification
 from kdnas.datasets import DATASETS
 from kdnas.exporters import EXPORTERS, TrainedStudent
-from kdnas.exporters._probe import pixels_to_logits
+from kdnas.nn.normalise import Normalised
 from kdnas.students import family_for
 
 NAMES = ("cat", "dog", 'owl; or "bird"')
@@ -66,21 +67,26 @@ def made(request, tmp_path_factory) -> tuple[TrainedStudent, Path, torch.Tensor]
             torch.nn.init.uniform_(part.running_mean, -0.5, 0.5)
     student = TrainedStudent(
         arch=arch,
-        task=task,
-        module=module,
+        spec=task,
+        module=Normalised(module, data.channel_mean, data.channel_std).eval(),
+        network=module,
         source=family.source(arch),
-        class_names=NAMES,
-        channel_mean=data.channel_mean,
-        channel_std=data.channel_std,
+        preprocessing=Preprocessing(
+            size=(20, 16),
+            colour="greyscale" if request.param == 1 else "RGB",
+            channel_mean=data.channel_mean,
+            channel_std=data.channel_std,
+            class_names=NAMES,
+            background=BACKGROUND,
+        ),
         recipe={},
         card={},
-        background=BACKGROUND,
     )
     out = tmp_path_factory.mktemp("export")
-    for name in ("student_py", "safetensors", "student_json", "model_card"):
+    for name in ("student_py", "safetensors", "student_json", "model_card", "train_yaml"):
         EXPORTERS.build(name, student, out)
     with torch.no_grad():
-        logits = pixels_to_logits(student)(torch.from_numpy(np.array(data.test.images)).float())
+        logits = student.module(torch.from_numpy(np.array(data.test.images)).float())
     return student, out, logits.softmax(1)
 
 
@@ -98,10 +104,10 @@ colour = pytest.mark.parametrize("made", [3], indirect=True)
 
 
 @pytest.mark.parametrize("made", [1, 3], indirect=True)
-def test_student_py_labels_picture_files_as_kdnas_does(made, tmp_path):
+def test_predict_py_labels_picture_files_as_kdnas_does(made, tmp_path):
     _, out, expected = made
     pictures(tmp_path / "photos")
-    ran = labelled(out / "student.py", str(tmp_path / "photos" / "test"), "--json")
+    ran = labelled(out / "predict.py", str(tmp_path / "photos" / "test"), "--json")
     assert ran.returncode == 0, ran.stderr
     assert torch.allclose(probabilities(ran.stdout), expected, atol=1e-5)
     assert float((expected.max(0).values - expected.min(0).values).max()) > 1e-3  # the pictures do differ
@@ -113,25 +119,25 @@ def test_predict_py_does_so_with_onnx(made, tmp_path):
         pytest.skip("no ONNX")
     student, _, expected = made
     pictures(tmp_path / "photos")
-    assert EXPORTERS.build("onnx", student, tmp_path) == ["student.onnx", "predict.py"]
+    assert EXPORTERS.build("onnx", student, tmp_path).files == ("student.onnx", "preprocessing.json", "predict.py")
     ran = labelled(tmp_path / "predict.py", str(tmp_path / "photos" / "test"), "--json")
     assert ran.returncode == 0, ran.stderr
     assert torch.allclose(probabilities(ran.stdout), expected, atol=1e-4)
-    shown = labelled(tmp_path / "predict.py")
+    shown = labelled(tmp_path / "predict.py", "--help")
     assert "Labels pictures with one of 3 classes" in shown.stdout
 
 
 @colour
 def test_it_says_what_it_does_and_what_it_cannot_read(made, tmp_path):
     _, out, _ = made
-    shown = labelled(out / "student.py", "--help").stdout
+    shown = labelled(out / "predict.py", "--help").stdout
     assert "bilinear" in shown
     assert "20 x 16" in shown
     Image.new("RGB", (9, 9), "red").save(tmp_path / "good.png")
     (tmp_path / "bad.jpg").write_text("no picture")
     Image.new("1", (14_000, 14_000)).save(tmp_path / "huge.png")
     given = [str(tmp_path / name) for name in ("bad.jpg", "huge.png", "good.png")]
-    ran = labelled(out / "student.py", *given, "--top", "1")
+    ran = labelled(out / "predict.py", *given, "--top", "1")
     assert ran.returncode == 1
     assert "bad.jpg" in ran.stderr
     assert "huge.png: Image size (196000000 pixels)" in ran.stderr
@@ -148,7 +154,9 @@ def test_every_export_carries_the_preprocessing_as_data(made):
     plain = student.preprocessing.as_dict()
     assert plain["size"] == [20, 16]
     assert (plain["resize"], plain["aspect"], plain["background"]) == ("bilinear", "stretched", BACKGROUND)
-    assert plain["colour"] == ("greyscale" if student.task.image_shape[0] == 1 else "RGB")
+    assert plain["colour"] == ("greyscale" if student.spec.image_shape[0] == 1 else "RGB")
+    assert plain["class_names"] == list(NAMES)
+    assert json.loads((out / "preprocessing.json").read_text()) == plain
     assert json.loads((out / "student.json").read_text())["input"]["preprocessing"] == plain
     with safetensors.safe_open(out / "student.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["preprocessing"]) == plain
@@ -157,8 +165,8 @@ def test_every_export_carries_the_preprocessing_as_data(made):
 
 @colour
 def test_where_the_images_came_as_arrays_the_exports_say_so(made, tmp_path):
-    student = dataclasses.replace(made[0], from_pictures=False)
+    arrays = dataclasses.replace(made[0].preprocessing, from_pictures=False)
     for name in ("student_py", "model_card"):
-        EXPORTERS.build(name, student, tmp_path)
-    for file in ("student.py", "MODEL_CARD.md"):
+        EXPORTERS.build(name, dataclasses.replace(made[0], preprocessing=arrays), tmp_path)
+    for file in ("predict.py", "MODEL_CARD.md"):
         assert "came as arrays" in (tmp_path / file).read_text()

@@ -37,7 +37,10 @@ def test_the_best_on_validation_is_exported(run: RunRecord, tmp_path: Path) -> N
     written = export(run, tmp_path / "new" / "out")
     assert sorted(path.name for path in written) == [
         "MODEL_CARD.md",
+        "predict.py",
+        "preprocessing.json",
         "student.json",
+        "student.py",
         "student.safetensors",
         "train.yaml",
     ]

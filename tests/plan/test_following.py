@@ -64,7 +64,8 @@ def same_student(a: Path, b: Path) -> bool:
 def test_shrinking_leaves_a_student_and_the_stages_as_they_went(shrunk, bases):
     result, news = shrunk
     assert {path.name for path in result.folder.iterdir() if not path.name.startswith(".")} == {
-        "training.lock.yaml", "result.json", "plan.yaml", "student.safetensors", "1-supernet", "2-student"
+        "training.lock.yaml", "result.json", "plan.yaml", "student.safetensors", "1-supernet", "2-student",
+        "student.py", "preprocessing.json", "predict.py",
     }  # fmt: skip
     plan, document = load_plan(result.folder / "plan.yaml")
     check_plan(plan, document, bases["resnet"].file)

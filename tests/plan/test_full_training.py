@@ -60,7 +60,10 @@ def test_it_trains_and_leaves_the_student(whole: tuple[FullTraining, list[Progre
     assert reports[0].accuracy is not None
     assert reports[-1].loss < reports[0].loss
     assert result.score > 0.3  # chance is 0.1
-    assert {"student.safetensors", "student.json", "student.py", "train.yaml", "MODEL_CARD.md"} == set(result.files)
+    assert {
+        *("student.safetensors", "student.json", "student.py", "train.yaml", "MODEL_CARD.md"),
+        *("preprocessing.json", "predict.py"),
+    } == set(result.files)
     assert not (result.folder / "checkpoint.safetensors").exists()
     assert [row["epoch"] for row in history(result.folder)] == [str(epoch) for epoch in range(1, EPOCHS + 1)]
     assert json.loads((result.folder / "result.json").read_text())["test_accuracy"] == result.test_score
