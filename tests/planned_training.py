@@ -13,7 +13,7 @@ from kdnas.core.data import ImageData
 from kdnas.core.route import RouteFacts, Scored, space_down_to
 from kdnas.core.space import Choice, SearchSpace
 from kdnas.plan.making import PlanBasis
-from kdnas.plan.plan_file import ladders_of
+from kdnas.plan.plan_file import elastic_space
 from kdnas.plan.train_file import train_file_for, with_epochs
 from kdnas.plan.training import Progress
 from kdnas.students import family_for, stated_arch
@@ -61,15 +61,15 @@ def basis_of(family: str, data: ImageData, folder: Path, *, epochs: int = 5) -> 
     file = with_epochs(train_file_for(run, trial, data), epochs)
     train, _ = split(data, file.data, file.seed)
     macs = {network: family_for(family, TASK).price(network).macs for network in (arch, between)}
-    full = ladders_of(SPACES[family], TASK)[1]
+    full = elastic_space(SPACES[family], TASK).ladders
     space = space_down_to(SPACES[family], full, STUDENTS_OF[family])
-    elastic, ladders = ladders_of(space, TASK)
+    elastic = elastic_space(space, TASK)
     facts = RouteFacts(
         epochs=epochs,
         student=Scored(arch.arch_id, 0.5, macs[arch]),
         teacher_accuracy=0.97,
         teacher_macs=macs[between] ** 2 / macs[arch],
-        largest_macs=elastic.price(ladders.largest),
+        largest_macs=elastic.macs(elastic.largest),
         front=(Scored(between.arch_id, 0.74, macs[between]),),
     )
     archs = {network.arch_id: network for network in macs}

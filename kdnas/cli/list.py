@@ -28,6 +28,7 @@ _HEADINGS = {
     "executors": ("Executors", "executor.type"),
     "exporters": ("Export formats", "export.formats"),
     "targets": ("Targets", "kdnas measure --target, costs.latency_ms.target"),
+    "policies": ("Shrinking policies", "supernet.shrinking.policy"),
 }
 
 _FILE_COLUMNS = 120

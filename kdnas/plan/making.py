@@ -41,7 +41,7 @@ from kdnas.plan.plan_file import (
     SupernetStep,
     TeacherSection,
     TrainingPlan,
-    ladders_of,
+    elastic_space,
 )
 from kdnas.plan.train_file import ArchSection, TrainFile, locked_fingerprint, train_file_for, with_epochs
 from kdnas.plan.training import Progress, follow, identity
@@ -104,17 +104,14 @@ def open_basis(run: RunRecord, member: FrontMember, epochs: int | None, *, data_
     student = member.trial.arch
     supernet = _supernet_of(run)
     space, why = _space_to_shrink(run, member, data) if supernet is None else (None, "")
-    largest = None
-    if space is not None:
-        elastic, ladders = ladders_of(space, data.task)
-        largest = elastic.price(ladders.largest)
+    elastic = None if space is None else elastic_space(space, data.task)
     others = [other for other in front(run) if other.trial.arch != student]
     facts = RouteFacts(
         epochs=file.training.epochs,
         student=_scored(member, data),
         teacher_accuracy=run.teacher.score,
         teacher_macs=run.teacher.values.get("macs"),
-        largest_macs=largest,
+        largest_macs=None if elastic is None else elastic.macs(elastic.largest),
         shared_weights=supernet is not None,
         front=tuple(_scored(other, data) for other in others),
     )
@@ -258,14 +255,13 @@ def _space_to_shrink(run: RunRecord, member: FrontMember, data: ImageData) -> tu
     try:
         with Unfilled():
             family_for(space.family, data.task).supernet(space)
-        down = space_down_to(space, ladders_of(space, data.task)[1], own)
-        elastic, ladders = ladders_of(down, data.task)
-        smallest, largest = (elastic.spec(a).arch for a in (ladders.smallest(ladders.values), ladders.largest))
+        down = space_down_to(space, elastic_space(space, data.task).ladders, own)
+        elastic = elastic_space(down, data.task)
     except ConfigError as error:
         return None, str(error)
-    if smallest != member.trial.arch:
+    if elastic.smallest.arch != member.trial.arch:
         return None, f"student {member.trial.arch.arch_id} is not the smallest network of what lies above it"
-    if elastic.price(ladders.largest) <= elastic.price(ladders.smallest(ladders.values)) or smallest == largest:
+    if elastic.macs(elastic.largest) <= elastic.macs(elastic.smallest):
         return None, "the student is the largest network of the space"
     return down, ""
 

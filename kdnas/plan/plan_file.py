@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator
 
 from kdnas.core.arch import Arch
 from kdnas.core.route import Route
-from kdnas.core.shrinking import Ladders, ShrinkingRecord
+from kdnas.core.shrinking import ShrinkingRecord
 from kdnas.core.space import SearchSpace
 from kdnas.core.task import TaskSpec
 from kdnas.errors import ConfigError, InputError, Problem
@@ -30,7 +30,7 @@ from kdnas.students import family_for, stated_arch
 from kdnas.study.yaml_lines import YamlDocument, read_yaml
 from kdnas.training.recipe import Fraction, Section
 from kdnas.training.supernet import SupernetSettings
-from kdnas.training.supernet.policies._fixed import Recorded
+from kdnas.training.supernet.policies._recorded import Recorded
 from kdnas.training.supernet.subnets import ElasticSpace
 
 PLAN_FILE = "plan.yaml"
@@ -183,8 +183,7 @@ class SupernetStep(Section):
 
     def network(self, task: TaskSpec) -> Arch:
         """Return the network that the step gives: the smallest. Raises ConfigError, RunFolderError."""
-        elastic, ladders = ladders_of(self.search_space, task)
-        return elastic.spec(ladders.smallest(ladders.values)).arch
+        return elastic_space(self.search_space, task).smallest.arch
 
 
 Step = DistilStep | SupernetStep
@@ -228,10 +227,9 @@ class TrainingPlan(_Head):
         return self.model_copy(update={"steps": tuple(steps)})
 
 
-def ladders_of(space: SearchSpace, task: TaskSpec) -> tuple[ElasticSpace, Ladders]:
-    """Return `space` as the training of its supernet sees it, and its ladders. Raises ConfigError."""
-    elastic = ElasticSpace(space, family_for(space.family, task))
-    return elastic, Ladders.of(elastic.space, elastic.price)
+def elastic_space(space: SearchSpace, task: TaskSpec) -> ElasticSpace:
+    """Return `space` as the training of its supernet sees it. Raises ConfigError."""
+    return ElasticSpace(space, family_for(space.family, task))
 
 
 def find_plan(folder: Path) -> Path:
@@ -416,7 +414,7 @@ def _supernet_problems(where: str, step: SupernetStep, plan: TrainingPlan, task:
         what = f"is {recorded.budget_macs}, but the step's share is {budget}"
         problems.append(Problem(f"{where}.recorded.budget_macs", what))
     try:
-        Recorded(ladders_of(step.search_space, task)[1], recorded)
+        Recorded(elastic_space(step.search_space, task).ladders, step.settings.shrinking, recorded)
     except ConfigError as error:
         problems += [Problem(f"{where}.recorded.stages", str(problem)) for problem in error.problems]
     return problems

@@ -40,7 +40,7 @@ from kdnas.plan.plan_file import (
     Step,
     SupernetStep,
     TrainingPlan,
-    ladders_of,
+    elastic_space,
     write_plan,
 )
 from kdnas.plan.train_file import TrainFile
@@ -382,11 +382,11 @@ class _Work:
     def supernet(self, step: SupernetStep, budget: int) -> StepResult:
         """Train the step's supernet and cut its smallest network out."""
         data, ground, space = self.ground.data, self.ground, step.search_space
-        elastic, ladders = ladders_of(space, data.task)
+        elastic = elastic_space(space, data.task)
         seed = derive_seed(self.file.seed, "full", step.name)
         torch.manual_seed(seed)
         supernet = elastic.family.supernet(space)
-        epochs = max(1, math.ceil(budget / (3 * elastic.price(ladders.largest) * len(ground.train))))
+        epochs = max(1, math.ceil(budget / (3 * elastic.macs(elastic.largest) * len(ground.train))))
         trained = train_supernet(
             supernet,
             space,
@@ -405,8 +405,7 @@ class _Work:
             checkpoint=self.folder / CHECKPOINT_FILE,
             budget_macs=budget,
         )
-        smallest = trained.space.spec(trained.ladders.smallest(trained.ladders.values))
-        network = trained.scorer.cut(trained.supernet, smallest)
+        network = trained.scorer.cut(trained.supernet, trained.space.smallest)
         seen = accuracy(ground.on_pixels(network), ground.validation)
         return StepResult(network, seen, trained.train_seconds, trained.shrinking)
 

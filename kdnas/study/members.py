@@ -35,6 +35,7 @@ _PACKAGES = {
     "executors": "kdnas.executors",
     "exporters": "kdnas.exporters",
     "targets": "kdnas.targets",
+    "policies": "kdnas.training.supernet.policies",
 }
 FAMILIES = tuple(_PACKAGES)
 """What a study can name members of. Each family's package holds its registry under the family's name in capitals."""

@@ -1,4 +1,7 @@
-"""What a study may say of its supernet's training. Nothing heavy is imported, so that a study can be read at once."""
+"""Supernets: one set of weights that holds all students of a space, trained at once beside their teacher.
+
+Here stands what a study may say of it; nothing heavy is imported, so that a study can be read at once.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ from typing import Annotated
 from pydantic import Field
 
 from kdnas.training.recipe import Section
-from kdnas.training.supernet.policies._fixed import ShrinkingSettings
+from kdnas.training.supernet.policies import ShrinkingSettings
 
 
 class SupernetSettings(Section):
     """What a supernet's training has beside the recipe of a student's."""
 
-    shrinking: ShrinkingSettings = ShrinkingSettings()
+    shrinking: ShrinkingSettings = Field(default_factory=ShrinkingSettings)
     in_place: bool = True
     """In-place distillation: where a step has the largest subnet, the others learn from it instead of the teacher."""
     resolutions: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = ()

@@ -27,8 +27,9 @@ from torch.nn import functional as F
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.data import ImageData
-from kdnas.core.shrinking import RESOLUTION, Domains
+from kdnas.core.shrinking import RESOLUTION, Domains, Ladders
 from kdnas.core.space import Assignment, Choice, SearchSpace
+from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
 from kdnas.nn.elastic import Subnet, Supernet
 from kdnas.nn.normalise import Normalised, resized
@@ -57,19 +58,26 @@ class SubnetSpec:
 
 
 class ElasticSpace:
-    """A search space, with the resolution as one more choice where there is more than one.
+    """A search space, with the resolution as one more choice where there is more than one, and its ladders.
 
     Args:
         space: The space of archs.
         family: Its student family, for samples of full size.
         resolutions: Sides in pixels that images may be resized to; empty: the full one only.
+
+    Raises ConfigError where a resolution exceeds the images', or a network of the space cannot be built.
     """
 
     def __init__(self, space: SearchSpace, family: StudentFamily, resolutions: Sequence[int] = ()):
-        sides = tuple(dict.fromkeys([*resolutions])) or (family.task.size,)
+        height = family.task.size
+        sides = tuple(dict.fromkeys([*resolutions])) or (height,)
+        if max(sides) > height:
+            raise ConfigError(Problem("resolutions", f"{resolutions} exceed the images' height", f"1..{height}"))
         self.family = family
         self._at = {side: family.at(side) for side in sides}
         self.space = replace(space, choices=(*space.choices, Choice(RESOLUTION, sides)))
+        self.ladders = Ladders.of(self.space, self.price)
+        self.price(self.ladders.smallest(self.ladders.values))  # refused where every stage may be left out
 
     def spec(self, assignment: Mapping[str, Scalar]) -> SubnetSpec:
         """Return the subnet that `assignment` stands for."""
@@ -84,6 +92,16 @@ class ElasticSpace:
     def price(self, assignment: Assignment) -> int:
         """Return the MACs of one image for the subnet that `assignment` stands for."""
         return self.macs(self.spec(assignment))
+
+    @property
+    def largest(self) -> SubnetSpec:
+        """The largest subnet."""
+        return self.spec(self.ladders.largest)
+
+    @property
+    def smallest(self) -> SubnetSpec:
+        """The smallest subnet."""
+        return self.spec(self.ladders.smallest(self.ladders.values))
 
     def draw(self, allowed: Domains, rng: np.random.Generator) -> Assignment:
         """Draw an assignment, every choice uniform over its allowed values."""

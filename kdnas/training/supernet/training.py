@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from kdnas.core.data import ImageData
 from kdnas.core.seeds import derive_seed
-from kdnas.core.shrinking import Check, FinishedStage, Ladders, Panel, Probe, ShrinkingRecord, Stage, Unlock
+from kdnas.core.shrinking import Check, FinishedStage, Panel, Probe, ShrinkingRecord, Stage, Unlock
 from kdnas.core.space import Assignment, SearchSpace
-from kdnas.errors import ConfigError, Problem, TrialError
+from kdnas.errors import TrialError
 from kdnas.nn.elastic import Supernet
 from kdnas.nn.taps import Outputs
 from kdnas.students import StudentFamily
@@ -43,7 +43,8 @@ from kdnas.training.optimizer import build_optimizer, learning_rate, set_learnin
 from kdnas.training.recipe import Recipe, Training
 from kdnas.training.step import TaughtBatch, memory_failures_as_trial_errors, open_teacher_outputs, own_randomness
 from kdnas.training.supernet import SupernetSettings as SupernetSettings
-from kdnas.training.supernet.policies._fixed import Policy, Recorded, ShrinkingSettings, Situation, policy_of
+from kdnas.training.supernet.policies import Policy, ShrinkingSettings, Situation, open_policy
+from kdnas.training.supernet.policies._recorded import Recorded
 from kdnas.training.supernet.subnets import ElasticSpace, FrontSampler, SubnetScorer, SubnetSpec, SubnetStep
 from kdnas.training.teacher_cache import TeacherCache
 from kdnas.training.teacher_outputs import TeacherOutputs
@@ -62,7 +63,6 @@ class TrainedSupernet:
 
     supernet: Supernet
     space: ElasticSpace
-    ladders: Ladders
     scorer: SubnetScorer
     shrinking: ShrinkingRecord
     teacher_accuracy: float
@@ -102,8 +102,9 @@ def train_supernet(
     finite or memory runs out, RunFolderError when the checkpoint is damaged or another training's.
     """
     view_seed = seed if view_seed is None else view_seed
-    elastic, ladders = _elastic(space, family, settings)
-    policy = policy_of(settings.shrinking, ladders) if recorded is None else Recorded(ladders, recorded)
+    elastic = ElasticSpace(space, family, settings.resolutions)
+    ladders, shrinking = elastic.ladders, settings.shrinking
+    policy = open_policy(shrinking, ladders) if recorded is None else Recorded(ladders, shrinking, recorded)
     recipe = settled_recipe(recipe, device)
     bfloat16 = in_bfloat16(recipe.training, device)
     budget_macs = budget_macs or 3 * elastic.price(ladders.largest) * len(train) * recipe.training.epochs
@@ -124,13 +125,13 @@ def train_supernet(
         )
         assert shapes is not None  # there is a teacher
         subnet_step = SubnetStep(
-            stack, supernet, elastic.spec(ladders.largest), shapes, recipe.distillation,
+            stack, supernet, elastic.largest, shapes, recipe.distillation,
             data=data, in_place=settings.in_place, bfloat16=bfloat16, device=device, seed=seed,
             pixels=pixels if recipe.training.fused_norms is True else 0.0,
         )  # fmt: skip
         taught = accuracy(teacher.module.to(device), validation, bfloat16=bfloat16)
         run = SupernetRun(
-            supernet, elastic, ladders, policy, subnet_step, checker, recipe.training, settings.shrinking,
+            supernet, elastic, policy, subnet_step, checker, recipe.training, shrinking,
             budget_macs=budget_macs, teacher_accuracy=taught, seed=seed,
         )  # fmt: skip
         if checkpoint is not None and checkpoint.exists():
@@ -139,7 +140,7 @@ def train_supernet(
         run.train(batches, lambda: None if checkpoint is None else run.save(checkpoint, identity), on_tick)
     supernet.eval().zero_grad(set_to_none=True)
     record = ShrinkingRecord(policy.name, space.name, space.family, run.budget_macs, tuple(run.history))
-    return TrainedSupernet(supernet, elastic, ladders, scorer, record, taught, run.step, run.train_seconds)
+    return TrainedSupernet(supernet, elastic, scorer, record, taught, run.step, run.train_seconds)
 
 
 def _scorers(
@@ -155,17 +156,6 @@ def _scorers(
         SubnetScorer(data, train, validation, recalibration_images=few, validation_images=count, bfloat16=bfloat16)
         for few, count in counts
     )
-
-
-def _elastic(space: SearchSpace, family: StudentFamily, settings: SupernetSettings) -> tuple[ElasticSpace, Ladders]:
-    """Return the space as the training sees it, and its ladders. Raises ConfigError."""
-    height = family.task.size
-    if any(side > height for side in settings.resolutions):
-        raise ConfigError(Problem("resolutions", f"{settings.resolutions} exceed the images' height", f"1..{height}"))
-    elastic = ElasticSpace(space, family, settings.resolutions)
-    ladders = Ladders.of(elastic.space, elastic.price)
-    elastic.price(ladders.smallest(ladders.values))  # refused where every stage may be left out
-    return elastic, ladders
 
 
 def _stream(
@@ -266,7 +256,6 @@ class SupernetRun:
         self,
         supernet: Supernet,
         space: ElasticSpace,
-        ladders: Ladders,
         policy: Policy,
         subnet_step: SubnetStep,
         scorer: SubnetScorer,
@@ -277,7 +266,7 @@ class SupernetRun:
         teacher_accuracy: float,
         seed: int,
     ):
-        self._supernet, self._space, self._ladders, self._policy = supernet, space, ladders, policy
+        self._supernet, self._space, self._ladders, self._policy = supernet, space, space.ladders, policy
         self._subnet_step, self._scorer, self._training = subnet_step, scorer, training
         self._shrinking, self._teacher_accuracy, self._seed = shrinking, teacher_accuracy, seed
         self._sampler = FrontSampler(space, share=shrinking.front_share)
@@ -310,7 +299,7 @@ class SupernetRun:
             if ticks or self._subnet_step.device.type == "cpu":  # looking makes a CUDA device wait
                 _refuse_non_finite(loss, self.step)
             steps, spent = self.step - stage.first_step, self.spent - stage.spent_before
-            ended = self._policy.verdict(stage.plan, steps, spent, stage.checks, self._teacher_accuracy)
+            ended = self._policy.ends_because(stage.plan, steps, spent, stage.checks, self._teacher_accuracy)
             if ended is None and self.spent >= 1.0:
                 ended = "the budget is spent"
             if ended is not None:
@@ -412,7 +401,7 @@ class SupernetRun:
         before = self.spent
         probes: tuple[Probe, ...] = ()
         if last is not None:
-            probes = tuple(self._probe(unlock, last.largest) for unlock in self._policy.to_probe(self.history))
+            probes = tuple(self._probe(unlock, last.largest) for unlock in self._policy.unlocks_to_probe(self.history))
         smallest, middle, largest = map(self._space.price, self._ladders.panel)
         step = 3 * self._training.batch_size * (smallest + (self._shrinking.subnets - 2) * middle + largest)
         panel = self._scorer.images * (smallest + middle + largest)

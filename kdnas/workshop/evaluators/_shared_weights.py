@@ -11,7 +11,6 @@ import torch
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.seeds import derive_seed
-from kdnas.core.shrinking import Ladders
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
 from kdnas.nn.elastic import Supernet
 from kdnas.study.config import SupernetConfig
@@ -136,13 +135,11 @@ class SharingEvaluator(TrainingEvaluator):
         """Return the largest student of the space. Raises ConfigError where it has no supernet, or none of it."""
         space, bench = self.context.space, self.bench
         elastic = ElasticSpace(space, bench.family, self._settings.resolutions)
-        ladders = Ladders.of(elastic.space, elastic.price)
-        elastic.price(ladders.smallest(ladders.values))  # refused where every stage may be left out
         sides, own = self._settings.resolutions, bench.data.task.image_shape[1]
         if sides and own not in sides:
             what = f"students are scored on images of {own} pixels, the data's own, which are not among them"
             raise ConfigError(Problem("supernet.resolutions", what))
-        return elastic.spec(ladders.largest).arch
+        return elastic.largest.arch
 
     def _inherits(self) -> bool:
         """Whether the supernet begins with the teacher's weights. Raises ConfigError where it is to and cannot."""

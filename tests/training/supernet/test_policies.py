@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import pydantic
 import pytest
 
 from kdnas.core.shrinking import Check, FinishedStage, Ladders, Panel, Probe, ShrinkingRecord, Stage
 from kdnas.core.space import SearchSpace
 from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError, RunFolderError
+from kdnas.registry import validation_problems
 from kdnas.students import family_for
 from kdnas.study.spaces import load_space
-from kdnas.training.supernet.policies._fixed import Policy, Recorded, ShrinkingSettings, Situation, policy_of
+from kdnas.training.supernet import SupernetSettings
+from kdnas.training.supernet.policies import POLICIES, Policy, ShrinkingSettings, Situation, open_policy
+from kdnas.training.supernet.policies._recorded import Recorded
 from kdnas.training.supernet.shrinking_file import read_shrinking, write_shrinking
 from kdnas.training.supernet.subnets import ElasticSpace
 
@@ -27,8 +33,7 @@ TASK = image_classification((3, 32, 32), 10)
 
 def ladders_of(name: str) -> Ladders:
     space: SearchSpace = load_space(name, Path())
-    elastic = ElasticSpace(space, family_for(space.family, TASK))
-    return Ladders.of(elastic.space, elastic.price)
+    return ElasticSpace(space, family_for(space.family, TASK)).ladders
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,7 @@ LATER = {"largest first": 2.0, "together": 1.5}
 
 
 def play(
-    policy: Policy,
+    policy: Policy | Callable[[], Policy],
     accuracy: Callable[[float], float] = lambda spent: spent,
     tick: float = 0.005,
     measuring: float = 0.0,
@@ -62,14 +67,16 @@ def play(
 
     The panel's loss falls at the rate of a stage's mode (1 where `rates` has none), slower and slower. `panel` is what
     scoring it spends, `step_share` a step, `largest_share` one of the largest alone. `cost` gives another cost of steps
-    than `tick`.
+    than `tick`. Something that makes a policy is asked for one at every boundary, as after an interruption.
     """
     history: list[FinishedStage] = []
     spent, step, loss = 0.0, 0, 2.3
+    begin = policy if callable(policy) else lambda: policy
     while True:
+        policy = begin()
         probes = tuple(
             Probe(unlock.dimension, unlock.adds, 0.5, COSTS.get(unlock.dimension, 0.1) * 0.1, 0.1)
-            for unlock in policy.to_probe(history)
+            for unlock in policy.unlocks_to_probe(history)
         )
         before = spent
         spent += measuring if probes else 0.0
@@ -82,7 +89,7 @@ def play(
             loss *= math.exp(-(rates or {}).get(stage.mode, 1.0) * (1.0 - spent) * tick)
             if stage.watched:
                 checks.append(Check(step, spent, accuracy(spent), accuracy(spent) / 2))
-            ended = policy.verdict(stage, step - first, spent - before, checks, 1.0)
+            ended = policy.ends_because(stage, step - first, spent - before, checks, 1.0)
         judged = Panel(accuracy(spent), accuracy(spent), accuracy(spent), loss) if stage.judged else None
         spent += panel if stage.judged else 0.0
         parts = step - first, spent - before, ended or "budget", tuple(checks), judged
@@ -96,7 +103,7 @@ def after_race(history: list[FinishedStage]) -> list[FinishedStage]:
 @pytest.mark.parametrize("best", TRUSTED)
 @pytest.mark.parametrize("panel", [0.0, 0.001])
 def test_adaptive_goes_on_with_the_mode_that_gains_most(resnet, best, panel):
-    history = play(policy_of(ShrinkingSettings(), resnet), rates={best: 1.2}, tick=0.001, panel=panel)
+    history = play(open_policy(ShrinkingSettings(), resnet), rates={best: 1.2}, tick=0.001, panel=panel)
     race = [item for item in history if item not in after_race(history)]
     assert sum(item.spent for item in race) == pytest.approx(0.16, abs=0.025)
     tried = [item.stage.mode for item in race if item.stage.judged][1:]
@@ -117,7 +124,7 @@ def test_adaptive_goes_on_with_the_mode_that_gains_most(resnet, best, panel):
 
 
 def test_the_race_shows_what_the_largest_alone_is_worth_to_the_others(resnet):
-    history = play(policy_of(ShrinkingSettings(), resnet), rates={"at random": 1.2}, tick=0.001)
+    history = play(open_policy(ShrinkingSettings(), resnet), rates={"at random": 1.2}, tick=0.001)
     race = [item.stage for item in history if item.stage.mode == "largest first"]
     assert [stage.allowed == resnet.only_largest for stage in race] == [True, False, True, False]
     assert [stage.judged for stage in race] == [False, True, False, True]
@@ -132,7 +139,7 @@ def test_the_race_shows_what_the_largest_alone_is_worth_to_the_others(resnet):
 )
 def test_as_many_modes_race_as_the_budget_affords(resnet, measure, raced):
     """In 0.16 of the budget a quarter may be measuring, and a stage is worth forty steps."""
-    history = play(policy_of(ShrinkingSettings(), resnet), rates={"at random": 1.2}, tick=0.001, **measure)
+    history = play(open_policy(ShrinkingSettings(), resnet), rates={"at random": 1.2}, tick=0.001, **measure)
     assert [item.stage.mode for item in history if item.stage.judged][1 : raced + 1] == list(TRUSTED[:raced])
     stages = {5: 13, 4: 9, 3: 7, 0: 0}[raced]
     assert len(history) == stages + 1
@@ -158,7 +165,9 @@ def test_a_race_never_spends_more_than_its_share(resnet, share, race_steps):
             count = 1 if stage.in_turn else stage.subnets
             return largest * float(rng.uniform(smallest, 1.0, count).sum())
 
-        history = play(policy_of(settings, resnet), panel=panel, step_share=one_step, largest_share=largest, cost=cost)
+        history = play(
+            open_policy(settings, resnet), panel=panel, step_share=one_step, largest_share=largest, cost=cost
+        )
         race = [item for item in history if item.stage.name.startswith("race")]
         assert sum(item.spent for item in race) <= share + 1e-9
         assert all(item.steps >= 1 for item in race)
@@ -172,12 +181,12 @@ def test_a_race_never_spends_more_than_its_share(resnet, share, race_steps):
 
 def test_a_space_of_one_network_is_trained_without_a_race():
     ladders = Ladders({"stage1.depth": (1,)}, {"stage1.depth": (100,)})
-    (only,) = play(policy_of(ShrinkingSettings(), ladders))
+    (only,) = play(open_policy(ShrinkingSettings(), ladders))
     assert only.spent == pytest.approx(1.0)
 
 
 def test_adaptive_unlocks_the_cheapest_first_and_everything_at_last(resnet):
-    policy = policy_of(ShrinkingSettings(shortest_share=0.01, final_share=0.5, patience=100), resnet)
+    policy = open_policy(ShrinkingSettings(shortest_share=0.01, final_share=0.5, patience=100), resnet)
     history = play(policy, rates=LATER, tick=0.002)
     unlocking = after_race(history)
     names = [item.stage.name for item in unlocking]
@@ -200,7 +209,7 @@ def test_adaptive_unlocks_the_cheapest_first_and_everything_at_last(resnet):
 
 def test_adaptive_ends_a_stage_that_stopped_improving(resnet):
     settings = ShrinkingSettings(shortest_share=0.03, final_share=0.5, patience=3, improvement=0.01, teaching_gap=0.05)
-    history = after_race(play(policy_of(settings, resnet), accuracy=lambda spent: 0.9, tick=0.01, rates=LATER))
+    history = after_race(play(open_policy(settings, resnet), accuracy=lambda spent: 0.9, tick=0.01, rates=LATER))
     assert history[0].steps == 4
     assert "neither subnet rose by more than 0.01 in 3 checks" in history[0].ended
     assert all(item.spent >= 0.03 - 1e-9 for item in history)
@@ -208,17 +217,17 @@ def test_adaptive_ends_a_stage_that_stopped_improving(resnet):
 
 
 def test_adaptive_unlocks_the_rest_at_once_where_the_budget_is_short(resnet):
-    history = after_race(play(policy_of(ShrinkingSettings(shortest_share=0.15), resnet), rates=LATER))
+    history = after_race(play(open_policy(ShrinkingSettings(shortest_share=0.15), resnet), rates=LATER))
     assert [item.stage.name for item in history] == ["largest", "everything"]
     assert "budget leaves no stage" in history[1].stage.reason
-    policy = policy_of(ShrinkingSettings(shortest_share=0.01, final_share=0.4), resnet)
+    policy = open_policy(ShrinkingSettings(shortest_share=0.01, final_share=0.4), resnet)
     assert len(after_race(play(policy, measuring=0.001, rates=LATER))) > 3
     few = after_race(play(policy, measuring=0.02, rates=LATER))
     assert [item.stage.name for item in few] == ["largest", "everything"]
 
 
 def test_the_largest_alone_is_left_as_soon_as_it_can_teach(resnet):
-    policy = policy_of(ShrinkingSettings(teaching_gap=0.1), resnet)
+    policy = open_policy(ShrinkingSettings(teaching_gap=0.1), resnet)
     history = after_race(play(policy, accuracy=lambda spent: 0.75 + spent, rates=LATER))
     assert history[0].ended == "the largest subnet is within 0.1 of the teacher"
     assert history[0].spent < 0.1
@@ -227,7 +236,7 @@ def test_the_largest_alone_is_left_as_soon_as_it_can_teach(resnet):
 def test_adaptive_settings_follow_the_gap(resnet):
     """Every probe has accuracy 0.5, the largest 1.0 like the teacher: the gap is 0.25."""
     options = {"subnets": 6, "final_share": 0.5, "teaching_gap": 0.0}
-    far_policy, near_policy = (policy_of(ShrinkingSettings(wide_gap=wide, **options), resnet) for wide in (0.2, 0.5))
+    far_policy, near_policy = (open_policy(ShrinkingSettings(wide_gap=wide, **options), resnet) for wide in (0.2, 0.5))
     far, near = (after_race(play(each, lambda spent: 1.0, rates=LATER))[1].stage for each in (far_policy, near_policy))
     assert far.gap == near.gap == pytest.approx(0.25)
     assert (far.learning_rate, far.subnets, far.kd_weight) == (1.0, 6, 1.0)
@@ -240,31 +249,96 @@ def test_adaptive_settings_follow_the_gap(resnet):
     [("adaptive", {"front"}), ("sandwich", {"front"}), ("random", {"uniform"}), ("once_for_all", {"uniform"})],
 )
 def test_random_subnets_are_drawn_near_the_front_where_that_is_asked_for(resnet, policy, drawn):
-    history = play(policy_of(ShrinkingSettings(policy=policy, sampling="front"), resnet))
+    history = play(open_policy(ShrinkingSettings(policy=policy, sampling="front"), resnet))
     assert {item.stage.sampling for item in history if item.stage.allowed != resnet.only_largest} == drawn
 
 
 def test_by_choice_one_choice_at_a_time(resnet):
-    policy = policy_of(ShrinkingSettings(unlock_by="choice"), resnet)
+    policy = open_policy(ShrinkingSettings(unlock_by="choice"), resnet)
     history = play(policy, rates=LATER)
     first = history.index(after_race(history)[0])
-    assert len(policy.to_probe(history[: first + 1])) == len([v for v in resnet.values.values() if len(v) > 1])
+    assert len(policy.unlocks_to_probe(history[: first + 1])) == len([v for v in resnet.values.values() if len(v) > 1])
+
+
+@pytest.mark.parametrize("name", POLICIES.names())
+@pytest.mark.parametrize("space", ["resnet", "mobilenet"])
+@pytest.mark.parametrize("costs", [{}, {"panel": 0.001, "step_share": 0.0003}], ids=["free", "measured"])
+class TestEveryPolicy:
+    """What holds for each: of a new one this is asked at once."""
+
+    @pytest.fixture
+    def ladders(self, space, request) -> Ladders:
+        return request.getfixturevalue(space)
+
+    def test_it_spends_the_budget_and_allows_everything_at_last(self, name, ladders, costs):
+        policy = open_policy(ShrinkingSettings(policy=name), ladders)
+        assert policy.name == name
+        history = play(policy, tick=0.001, **costs)
+        assert 1.0 <= sum(item.spent for item in history) < 1.0 + 0.0011 + costs.get("panel", 0.0)
+        assert history[-1].stage.allowed == ladders.values
+        for item in history:
+            assert item.steps >= 1
+            assert item.stage.reason
+            assert 0.0 < item.stage.share <= 1.0
+            assert item.stage.allowed.keys() == ladders.values.keys()
+            for choice, values in item.stage.allowed.items():
+                assert values == ladders.values[choice][: len(values)]  # the first rungs, the largest among them
+                assert values
+
+    def test_it_goes_on_after_an_interruption_as_it_would_have(self, name, ladders, costs):
+        settings = ShrinkingSettings(policy=name)
+        whole = play(open_policy(settings, ladders), tick=0.001, **costs)
+        assert play(lambda: open_policy(settings, ladders), tick=0.001, **costs) == whole
+
+    def test_what_was_recorded_is_followed_whatever_is_measured(self, name, ladders, costs):
+        settings = ShrinkingSettings(policy=name)
+        stages = tuple(play(open_policy(settings, ladders), tick=0.001, **costs))
+        record = ShrinkingRecord(name, "space", "family", 10**12, stages)
+        again = Recorded(ladders, settings, ShrinkingRecord.from_dict(json.loads(json.dumps(record.as_dict()))))
+        assert again.name == name
+        followed = play(again, lambda spent: 0.1, tick=0.001, rates={"together": 9.0}, **costs)
+        assert [(item.stage, item.steps) for item in followed] == [(item.stage, item.steps) for item in stages]
 
 
 @pytest.mark.parametrize("name", ["once_for_all", "sandwich", "random", "delayed"])
-def test_baselines_spend_the_budget_and_allow_everything_at_last(name, resnet, mobilenet):
-    for ladders in (resnet, mobilenet):
-        policy = policy_of(ShrinkingSettings(policy=name), ladders)
-        assert policy.name == name
-        assert not policy.to_probe([])
-        history = play(policy)
-        assert not any(item.stage.watched or item.stage.judged for item in history)
-        assert sum(item.spent for item in history) == pytest.approx(1.0)
-        assert history[-1].stage.allowed == ladders.values
+def test_baselines_measure_nothing(name, resnet):
+    policy = open_policy(ShrinkingSettings(policy=name), resnet)
+    assert not policy.unlocks_to_probe([])
+    history = play(policy)
+    assert not any(item.stage.watched or item.stage.judged for item in history)
+    assert sum(item.spent for item in history) == pytest.approx(1.0)
+
+
+def test_settings_of_a_policy_stand_beside_those_of_all():
+    settings = ShrinkingSettings(race_share=0.3, subnets=5)
+    assert (settings.options["race_share"], settings.options["patience"], settings.subnets) == (0.3, 2, 5)
+    assert ShrinkingSettings(**settings.model_dump()) == settings
+    # A study may change its policy alone, and records of earlier versions state every option with each policy.
+    assert ShrinkingSettings(policy="sandwich", race_share=0.3) == ShrinkingSettings(policy="sandwich")
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"policy": "adoptive"}, "shrinking.policy: no shrinking policy is .* 'adoptive'; did you mean 'adaptive'"),
+        ({"race_shaer": 0.1}, "shrinking.race_shaer: unknown key; did you mean 'race_share'"),
+        (
+            {"policy": "random", "sampel": 1},
+            r"shrinking.sampel: unknown key.*\(allowed: check_share, front",
+        ),
+        ({"race_share": 2}, "shrinking.race_share: must be at most 1, got 2"),
+        ({"subnets": 1}, "shrinking.subnets: must be at least 2, got 1"),
+    ],
+)
+def test_wrong_settings_are_told_with_their_place(section, told):
+    with pytest.raises(pydantic.ValidationError) as caught:
+        SupernetSettings.model_validate({"shrinking": section})
+    (problem,) = validation_problems(caught.value, SupernetSettings)
+    assert re.search(told, str(problem))
 
 
 def test_the_phases_of_once_for_all(resnet, mobilenet):
-    stages = [item.stage for item in play(policy_of(ShrinkingSettings(policy="once_for_all"), mobilenet), tick=0.001)]
+    stages = [item.stage for item in play(open_policy(ShrinkingSettings(policy="once_for_all"), mobilenet), tick=0.001)]
     assert [stage.name for stage in stages] == ["largest", "kernel size", "depth 1", "depth 2", "width 1", "everything"]
     assert [stage.subnets for stage in stages] == [1, 1, 2, 2, 4, 4]
     assert [stage.learning_rate for stage in stages] == [1.0, 0.37, 0.031, 0.092, 0.031, 0.092]
@@ -274,23 +348,25 @@ def test_the_phases_of_once_for_all(resnet, mobilenet):
     assert stages[2].allowed["stage2.depth"] == (3, 2)
     assert stages[3].allowed["stage2.depth"] == (3, 2, 1)
     assert [stage.sort_channels for stage in stages] == [False, False, False, False, True, False]
-    names = [item.stage.name for item in play(policy_of(ShrinkingSettings(policy="once_for_all"), resnet), tick=0.001)]
+    names = [
+        item.stage.name for item in play(open_policy(ShrinkingSettings(policy="once_for_all"), resnet), tick=0.001)
+    ]
     assert names == ["largest", "depth 1", "depth 2", "width 1", "everything"]
 
 
 def test_the_other_baselines(resnet):
-    (sandwich,) = play(policy_of(ShrinkingSettings(policy="sandwich", subnets=3), resnet))
+    (sandwich,) = play(open_policy(ShrinkingSettings(policy="sandwich", subnets=3), resnet))
     assert (sandwich.stage.subnets, sandwich.stage.sandwich, sandwich.stage.sampling) == (3, True, "uniform")
-    (random,) = play(policy_of(ShrinkingSettings(policy="random"), resnet))
+    (random,) = play(open_policy(ShrinkingSettings(policy="random"), resnet))
     assert (random.stage.subnets, random.stage.sandwich) == (1, False)
-    alone, rest = play(policy_of(ShrinkingSettings(policy="delayed"), resnet))
+    alone, rest = play(open_policy(ShrinkingSettings(policy="delayed"), resnet))
     assert alone.stage.allowed == resnet.only_largest
     assert alone.spent == pytest.approx(0.5, abs=0.011)
     assert rest.stage.sort_channels
 
 
 def recorded(ladders: Ladders) -> ShrinkingRecord:
-    stages = tuple(play(policy_of(ShrinkingSettings(), ladders), rates=LATER))
+    stages = tuple(play(open_policy(ShrinkingSettings(), ladders), rates=LATER))
     return ShrinkingRecord("adaptive", "cifar_resnet", "resnet", 10**12, stages)
 
 
@@ -300,19 +376,20 @@ def test_a_recorded_shrinking_is_followed(resnet, tmp_path):
     again = read_shrinking(tmp_path / "shrinking.yaml")
     assert again == shrinking
     # Other accuracies, same stages.
-    assert [(item.stage, item.steps, item.ended) for item in play(Recorded(resnet, again), lambda spent: 0.1)] == [
-        (item.stage, item.steps, item.ended) for item in shrinking.stages
-    ]
+    assert [
+        (item.stage, item.steps, item.ended)
+        for item in play(Recorded(resnet, ShrinkingSettings(), again), lambda spent: 0.1)
+    ] == [(item.stage, item.steps, item.ended) for item in shrinking.stages]
 
 
 def test_a_shrinking_for_another_space_is_refused(resnet, mobilenet):
     shrinking = recorded(resnet)
     with pytest.raises(ConfigError, match="are the choices"):
-        Recorded(mobilenet, shrinking)
+        Recorded(mobilenet, ShrinkingSettings(), shrinking)
     plain = shrinking.as_dict()
     plain["stages"][0]["allowed"]["stem_width"] = [33]
     with pytest.raises(ConfigError, match=r"stem_width: 33 is no value of the space \(allowed: 32, 24, 16, 8\)"):
-        Recorded(resnet, ShrinkingRecord.from_dict(plain))
+        Recorded(resnet, ShrinkingSettings(), ShrinkingRecord.from_dict(plain))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdnas.core.data import ImageData
-from kdnas.core.shrinking import Ladders
 from kdnas.core.space import Choice, SearchSpace
 from kdnas.core.task import image_classification
 from kdnas.datasets import DATASETS
@@ -31,7 +30,7 @@ from kdnas.training.evaluation import accuracy
 from kdnas.training.fused_norm import FusedNorm, library
 from kdnas.training.loop import distil
 from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
-from kdnas.training.supernet.policies._fixed import ShrinkingSettings
+from kdnas.training.supernet.policies import POLICIES, ShrinkingSettings
 from kdnas.training.supernet.shrinking_file import read_shrinking, write_shrinking
 from kdnas.training.supernet.subnets import ElasticSpace, FrontSampler, SubnetScorer, SubnetSpec, SubnetStep
 from kdnas.training.supernet.training import SupernetSettings, Tick, TrainedSupernet, train_supernet
@@ -147,12 +146,12 @@ def test_subnets_learn_together(data, teacher, space):
     scorer = SubnetScorer(data, batches(data, 0, seen), batches(data, 1000, 1300))
     given = recipe(KD, task_weight=1.0, epochs=10, batch_size=32, learning_rate=0.05, clip_norm=5.0)
     elastic = ElasticSpace(space, family_for(space.family, data.task))
-    ladders = Ladders.of(elastic.space, elastic.price)
-    largest, smallest = elastic.spec(ladders.largest), elastic.spec(ladders.smallest(ladders.values))
+    ladders = elastic.ladders
+    largest, smallest = elastic.largest, elastic.smallest
     untrained = scorer(supernet, smallest)
     trained = run(data, teacher, given, space=space, supernet=supernet, images=seen)
     assert not trained.supernet.training
-    assert trained.ladders == ladders
+    assert trained.space.ladders == ladders
     before = {name: value.clone() for name, value in trained.supernet.state_dict().items()}
     scores = {spec: trained.scorer(trained.supernet, spec) for spec in (largest, smallest)}
     assert scores[largest] > (0.6 if space is RESNET else 0.3)
@@ -179,7 +178,7 @@ def unlocking_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.parametrize("policy", ["adaptive", "once_for_all", "sandwich", "random", "delayed"])
+@pytest.mark.parametrize("policy", POLICIES.names())
 def test_every_policy_spends_the_same_budget(data, teacher, policy, monkeypatch):
     space = ElasticSpace(RESNET, family_for("resnet", data.task))
     passes: list[tuple[int, list[int]]] = []
@@ -199,7 +198,7 @@ def test_every_policy_spends_the_same_budget(data, teacher, policy, monkeypatch)
     shrinking = {"check_share": 0.05, **RACE}
     given = recipe(KD, epochs=3, batch_size=16)
     trained = run(data, teacher, given, policy=policy, shrinking=shrinking, settings=FEW)
-    largest = space.macs(space.spec(trained.ladders.largest))
+    largest = space.macs(space.largest)
     assert trained.shrinking.budget_macs == 3 * 3 * 256 * largest
     spent = sum(3 * images * sum(macs) for images, macs in passes) + sum(scored)
     assert sum(stage.spent for stage in trained.shrinking.stages) == pytest.approx(
@@ -210,7 +209,7 @@ def test_every_policy_spends_the_same_budget(data, teacher, policy, monkeypatch)
     assert sum(stage.steps for stage in trained.shrinking.stages) == trained.steps == len(passes)
     assert bool(scored) == (policy == "adaptive")
     assert max(len(macs) for _, macs in passes) == (1 if policy == "random" else 4)
-    assert trained.shrinking.stages[-1].stage.allowed == trained.ladders.values
+    assert trained.shrinking.stages[-1].stage.allowed == trained.space.ladders.values
 
 
 @pytest.mark.parametrize(("epochs", "batch_size", "share"), [(2, 16, 0.5), (3, 32, 0.4), (3, 16, 0.3)])
@@ -240,12 +239,13 @@ def stopping_after(count: int) -> Callable[[Tick], None]:
     return on_tick
 
 
-def test_an_interrupted_training_continues_exactly(data, teacher, tmp_path):
-    given = recipe(KD, LossTerm(type="hint"), epochs=3, batch_size=16)
+@pytest.mark.parametrize("policy", POLICIES.names())
+def test_an_interrupted_training_continues_exactly(data, teacher, policy, tmp_path):
+    given = recipe(KD, LossTerm(type="hint"), epochs=3 if policy == "adaptive" else 1, batch_size=16)
     shrinking = {"check_share": 0.05, **RACE}
-    options: dict[str, Any] = {"policy": "adaptive", "shrinking": shrinking, "settings": FEW, "view_seed": 5}
+    options: dict[str, Any] = {"policy": policy, "shrinking": shrinking, "settings": FEW, "view_seed": 5}
     whole = run(data, teacher, given, **options)
-    assert len(whole.shrinking.stages) > 10
+    assert len(whole.shrinking.stages) > (10 if policy == "adaptive" else 0)
     path = tmp_path / "supernet.checkpoint"
     cached = {**options, "checkpoint": path, "teacher_cache": TeacherCache(tmp_path / "cache")}
     for count in (3, 4):
@@ -311,8 +311,7 @@ def step_of(stack: ExitStack, supernet: Supernet, data: ImageData, teacher: Teac
 def test_losses_and_gradients_of_a_step(data, teacher, in_place):
     """Against the losses written out: Hinton's at temperature 4, from the largest subnet or from the teacher."""
     space = ElasticSpace(RESNET, family_for("resnet", data.task))
-    ladders = Ladders.of(space.space, space.price)
-    specs = [space.spec(ladders.largest), space.spec(ladders.smallest(ladders.values))]
+    specs = [space.largest, space.smallest]
     supernet = supernet_of(RESNET, data).train()
     batch = next(batches(data, 0, 32).ordered(batch_size=32))
     images, labels = batch.images, batch.labels
@@ -346,7 +345,7 @@ def test_losses_and_gradients_of_a_step(data, teacher, in_place):
 @pytest.mark.parametrize("space", [RESNET, MOBILENET], ids=lambda space: space.family)
 def test_fused_norms_change_nothing_but_the_time(data, teacher, space, monkeypatch):
     elastic = ElasticSpace(space, family_for(space.family, data.task))
-    ladders = Ladders.of(elastic.space, elastic.price)
+    ladders = elastic.ladders
     specs = [elastic.spec(assignment) for assignment in ladders.panel]
     images, labels = torch.rand(16, *data.task.image_shape) * 255, torch.arange(16) % 10
     supernets = [supernet_of(space, data).train() for _ in range(2)]
@@ -373,8 +372,7 @@ def test_fused_norms_change_nothing_but_the_time(data, teacher, space, monkeypat
 
 def test_feature_losses_are_for_the_largest_subnet_alone(data, teacher):
     space = ElasticSpace(RESNET, family_for("resnet", data.task))
-    ladders = Ladders.of(space.space, space.price)
-    largest, smallest = space.spec(ladders.largest), space.spec(ladders.smallest(ladders.values))
+    largest, smallest = space.largest, space.smallest
     with ExitStack() as stack:
         step = step_of(
             stack, supernet_of(RESNET, data), data, teacher, largest, KD, LossTerm(type="hint"), in_place=True
@@ -415,10 +413,10 @@ def test_resolution_is_one_more_dimension(data, teacher):
     settings = {"resolutions": (8, 4), **FEW}
     given = recipe(KD, epochs=4, batch_size=16)
     trained = run(data, teacher, given, policy="adaptive", settings=settings, shrinking=RACE)
-    assert trained.ladders.values["resolution"] == (8, 4)
-    unlocks = trained.ladders.unlocks(trained.ladders.only_largest, "dimension")
+    assert trained.space.ladders.values["resolution"] == (8, 4)
+    unlocks = trained.space.ladders.unlocks(trained.space.ladders.only_largest, "dimension")
     assert "resolution" in {unlock.dimension for unlock in unlocks}
-    smallest = trained.space.spec(trained.ladders.smallest(trained.ladders.values))
+    smallest = trained.space.smallest
     assert smallest.side == 4
     quarter = family_for("resnet", image_classification((1, 4, 4), 10)).price(smallest.arch).macs
     assert trained.space.macs(smallest) == quarter < family(data).price(smallest.arch).macs
@@ -427,7 +425,7 @@ def test_resolution_is_one_more_dimension(data, teacher):
 
 def test_front_sampling_is_even_over_macs_and_prefers_what_was_good(data):
     space = ElasticSpace(RESNET, family_for("resnet", data.task))
-    ladders = Ladders.of(space.space, space.price)
+    ladders = space.ladders
     bounds = (space.price(ladders.smallest(ladders.values)), space.price(ladders.largest))
     rng = np.random.default_rng(0)
     edges = np.exp(np.linspace(*np.log(bounds), 5))
@@ -458,7 +456,7 @@ def test_front_sampling_is_even_over_macs_and_prefers_what_was_good(data):
 
 def test_an_assignment_is_made_as_small_as_a_bound_asks_for(data):
     space = ElasticSpace(RESNET, family_for("resnet", data.task))
-    ladders = Ladders.of(space.space, space.price)
+    ladders = space.ladders
     smallest, rng = ladders.smallest(ladders.values), np.random.default_rng(0)
     low, high = space.price(smallest), space.price(ladders.largest)
     for most in np.linspace(low, high, 7):
@@ -474,7 +472,7 @@ def test_an_assignment_is_made_as_small_as_a_bound_asks_for(data):
 def test_growing_subnets_are_small_at_first(data, teacher, monkeypatch):
     """On a budget too small for a race, adaptive trains subnets that grow."""
     elastic = ElasticSpace(RESNET, family_for("resnet", data.task))
-    ladders = Ladders.of(elastic.space, elastic.price)
+    ladders = elastic.ladders
     sizes: list[int] = []
     backward = SubnetStep.backward
 
