@@ -27,7 +27,7 @@ from kdnas.core.answers import what_differs
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.errors import Problem, RunFolderError
-from kdnas.study.config import StudyConfig
+from kdnas.study.config import StudyConfig, SupernetConfig
 from kdnas.training.recipe import NUMERICS
 from kdnas.trust import signature_line
 
@@ -171,6 +171,8 @@ def check_identity(
         locked = {"evaluator": {"type": "scratch"}, **locked}
         if "rungs" in locked:
             locked["rungs"] = [Fidelity(**rung).as_dict() for rung in locked["rungs"]]
+    if "supernet" in locked:  # earlier versions wrote the options of every shrinking policy
+        locked = {**locked, "supernet": SupernetConfig(**locked["supernet"]).model_dump(mode="json")}
     if "training" in locked and "training" in current:
         locked = {**locked, "training": recorded_numerics(locked["training"], current["training"])}
     changed: list[Problem] = []

@@ -238,3 +238,16 @@ def test_a_study_that_shares_no_weights_keeps_its_identity(tmp_path):
     assert "supernet" not in identity(study.config, study.space, {})
     shared = sharing.load(tmp_path / "tiny")
     assert identity(shared.config, shared.space, {})["supernet"]["epochs"] == 2
+
+
+def test_a_run_whose_lock_states_the_options_of_every_policy_goes_on(tmp_path):
+    """As earlier versions wrote it."""
+    tiny.write(tmp_path)
+    study = sharing.load(tmp_path / "tiny", "supernet.shrinking.policy=sandwich")
+    now = identity(study.config, study.space, {})
+    section = now["supernet"]
+    stated = {**section["shrinking"], "race_share": 0.16, "patience": 2, "unlock_by": "dimension"}
+    before = {**now, "supernet": {**section, "shrinking": stated}}
+    check_identity(tmp_path, before, now)
+    with pytest.raises(RunFolderError, match="supernet.shrinking.policy: delayed -> sandwich"):
+        check_identity(tmp_path, {**now, "supernet": {**section, "shrinking": {**stated, "policy": "delayed"}}}, now)
