@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trained_run import TASK, trained_run
+from workshops import workshop_of
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.data import ImageData
@@ -17,7 +18,6 @@ from kdnas.plan.plan_file import elastic_space
 from kdnas.plan.train_file import train_file_for, with_epochs
 from kdnas.plan.training import Progress
 from kdnas.students import family_for, stated_arch
-from kdnas.workshop.opening import split, training_indices
 
 SPACES = {
     "resnet": SearchSpace(
@@ -59,7 +59,7 @@ def basis_of(family: str, data: ImageData, folder: Path, *, epochs: int = 5) -> 
     arch, between = arch_of(family, STUDENTS_OF[family]), arch_of(family, BETWEEN[family])
     trial = replace(run.trials[0], arch=arch, tuned={"training.learning_rate": 0.05})
     file = with_epochs(train_file_for(run, trial, data), epochs)
-    train, _ = split(data, file.data, file.seed)
+    opened = workshop_of(data, validation_fraction=file.data.validation_fraction, seed=file.seed)
     macs = {network: family_for(family, TASK).price(network).macs for network in (arch, between)}
     full = elastic_space(SPACES[family], TASK).ladders
     space = space_down_to(SPACES[family], full, STUDENTS_OF[family])
@@ -73,7 +73,7 @@ def basis_of(family: str, data: ImageData, folder: Path, *, epochs: int = 5) -> 
         front=(Scored(between.arch_id, 0.74, macs[between]),),
     )
     archs = {network.arch_id: network for network in macs}
-    images = len(training_indices(data, train, file.training.data_fraction, file.seed))
+    images = len(opened.share(file.training.data_fraction))
     return PlanBasis(run, file, data, images, facts, archs, space)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,17 +66,14 @@ def test_a_search_tells_its_events_and_gives_tables(searched):
 
 
 def test_a_student_is_a_module_on_raw_images_that_scores_as_recorded(searched):
-    from kdnas.study.config import DataConfig
-    from kdnas.workshop.opening import open_data, split
+    from kdnas.workshop.opening import cache_dir, open_run
 
     run, _ = searched
     member = run.pick("best")
     student = run.student("best")
     assert not student.training
-    data = open_data(
-        DataConfig(type="digits", validation_fraction=0.25), Path("nowhere"), Path(os.environ["KDNAS_CACHE"])
-    )
-    _, held_out = split(data, run.record.config.data, run.record.config.seed)
+    opened = open_run(run.record, data_root=Path("nowhere"), cache=cache_dir())
+    data, held_out = opened.data, opened.validation_indices
     images = torch.from_numpy(data.train.images[held_out]).float()
     with torch.no_grad():
         answers = student(images).argmax(dim=1).numpy()

@@ -176,7 +176,7 @@ def proposed_training(images: int) -> tuple[int, int]:
 def _images_there(data: str) -> int | None:
     """Return how many training images the data has, None where it is not there yet or cannot be read."""
     from kdnas.study.config import DataConfig
-    from kdnas.workshop.opening import cache_dir, data_root, open_data
+    from kdnas.workshop.opening import cache_dir, data_root, load_data
 
     options = {option: value for (name, option), value in _PLACEHOLDERS.items() if name == data}
     root = data_root(None)
@@ -184,7 +184,7 @@ def _images_there(data: str) -> int | None:
         return None
     with contextlib.suppress(InputError):
         section = DataConfig.model_validate({"type": data, **options})
-        return round(len(open_data(section, root, cache_dir()).train) * (1 - section.validation_fraction))
+        return round(len(load_data(section, root, cache_dir()).train) * (1 - section.validation_fraction))
     return None
 
 

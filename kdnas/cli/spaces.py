@@ -147,18 +147,18 @@ def show_anatomy(
       kdnas spaces anatomy my-study --importance taylor
     """
     from kdnas.record.started_study import read_study
-    from kdnas.workshop.opening import cache_dir
-    from kdnas.workshop.opening import data_root as resolved_data_root
+    from kdnas.workshop import opening
     from kdnas.workshop.teacher_anatomy import open_anatomy
 
     loaded = read_study(study)
-    found = open_anatomy(
-        loaded.config,
-        data_root=resolved_data_root(data_root),
-        cache=cache_dir(),
-        importance=importance,
+    workshop = opening.Workshop(
+        opening.Sources.of_study(loaded.config, loaded.space),
+        data_root=opening.data_root(data_root),
+        cache=opening.cache_dir(),
+        device=opening.resolve_device(loaded.config.device),
         say=lambda line: typer.echo(line, err=True),
     )
+    found = open_anatomy(workshop, importance=importance)
     if as_json:
         _print_json(_anatomy_document(found))
     else:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from kdnas.plan.plan_file import TrainingPlan
     from kdnas.plan.train_file import TrainFile
     from kdnas.plan.training import FullTraining
-    from kdnas.plan.training_ground import Ground
     from kdnas.record.records import RunRecord
+    from kdnas.workshop.opening import Workshop
 
 
 Pick = Annotated[
@@ -136,31 +136,29 @@ class _Asked:
     folder: Path
     run: RunRecord | None
 
-    def shared(self, ground: Ground) -> nn.Module:
+    def shared(self, workshop: Workshop) -> nn.Module:
         """Return the student cut out of the run's supernet."""
         from kdnas.plan.making import cut_from_run
 
         assert self.run is not None  # a plan that begins from a supernet was checked against one
-        return cut_from_run(self.run, self.file.student, ground)
+        return cut_from_run(self.run, self.file.student, workshop)
 
 
 def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_root: Path, trust_code: bool) -> _Asked:
     """Return the training that is asked for. Raises ConfigError, RunFolderError or DataError."""
     from kdnas.errors import ConfigError, Problem
-    from kdnas.plan.train_file import load_train_file, locked_fingerprint, train_file_for, with_epochs
+    from kdnas.plan.train_file import load_train_file, train_file_for, with_epochs
     from kdnas.record.front import pick as pick_member
     from kdnas.record.storage import load_run
     from kdnas.workshop import opening
-    from kdnas.workshop.run_data import open_run_data
 
     record = None
     if run.is_dir():
         record = load_run(run)
         allow_code_of_run(run, data_root, trust_code)
         member = pick_member(record, pick or DEFAULT_PICK)
-        source, made_on = record.sources()[0], locked_fingerprint(record, "data")
-        data = open_run_data(source, data_root, opening.cache_dir(), made_on)
-        file = train_file_for(record, member.trial, data)
+        workshop = opening.open_run(record, data_root=data_root, cache=opening.cache_dir())
+        file = train_file_for(record, member.trial, workshop.data)
         folder = run / "training" / file.arch_id
     else:
         if pick is not None:

@@ -27,6 +27,7 @@ from kdnas.study.loading import LoadedStudy
 from kdnas.training.recipe import Training
 from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, Workplan, open_evaluator
 from kdnas.workshop.numerics import differences, resumed, settled_config
+from kdnas.workshop.opening import MadeOn
 
 _SMALLEST_TRIED = 5
 
@@ -74,21 +75,22 @@ def prepare_study(
     it, the next call goes on.
     """
     locked = read_lock(folder) if (folder / LOCK_FILE).exists() else None
-    config, space = settled_config(study.config, device, locked), study.space
+    config = settled_config(study.config, device, locked)
     study = dataclasses.replace(study, config=config)
     context = EvaluatorContext(
         config,
-        space,
+        study.space,
         folder,
         data_root,
         cache,
         str(device),
         calibrations=locked.get("calibrations", {}) if locked else {},
         prepared=locked.get("prepared", {}) if locked else {},
-        run_data=locked["identity"].get("fingerprints", {}).get("data", "") if locked else "",
+        made_on=MadeOn(locked["identity"].get("fingerprints", {}).get("data", "") if locked else ""),
         say=lambda line: observe(Note(line)),
     )
     evaluator = open_evaluator(context)
+    space = evaluator.space
     this = identity(config, space, evaluator.fingerprints)
     if locked is not None:
         # What was measured on one device says nothing beside what is measured on another.
@@ -126,9 +128,11 @@ def prepare_study(
         config=config,
         calibrations=lock["calibrations"],
         prepared=prepared,
-        run_data=evaluator.fingerprints.get("data", ""),
-        run_teacher=evaluator.fingerprints.get("teacher", ""),
-        teacher_answers=evaluator.teacher_answers,
+        made_on=MadeOn(
+            evaluator.fingerprints.get("data", ""),
+            evaluator.fingerprints.get("teacher", ""),
+            evaluator.teacher_answers,
+        ),
     )
     return Opened(config, space, evaluator, record, Workplan(context), refreshed(run, record))
 
@@ -155,7 +159,7 @@ def examine(study: LoadedStudy, evaluator: Evaluator, device: str) -> Examined:
 
     def priced(config: StudyConfig) -> list[PricedArch]:
         seed = derive_seed(config.seed, "feasibility")
-        return sample_prices(study.space, evaluator.arch, evaluator.price, constraints=config.limits, seed=seed)
+        return sample_prices(evaluator.space, evaluator.arch, evaluator.price, constraints=config.limits, seed=seed)
 
     sample = priced(stated)  # refuses what no student can meet before anything is measured
     evaluator.try_out(_extremes(sample))
@@ -164,7 +168,7 @@ def examine(study: LoadedStudy, evaluator: Evaluator, device: str) -> Examined:
     config = stated.against(None if report is None else report.standard(stated.score))
     if config != stated or evaluator.price(sample[0].arch).keys() != sample[0].costs.keys():
         sample = priced(config)  # what speaks of the teacher is a number now, and a latency table prices too
-    _check_measured(config, study.space, evaluator, sample)
+    _check_measured(config, evaluator, sample)
     score = config.score.name
     costs = [name for name in config.objectives if name != score]
     teacher = facts["teacher"]["values"] if facts["teacher"] else {}
@@ -189,7 +193,7 @@ def _extremes(sample: list[PricedArch]) -> dict[str, Arch]:
     return {"the smallest student": by_macs[0].arch, "the largest student": by_macs[-1].arch}
 
 
-def _check_measured(config: StudyConfig, space: SearchSpace, evaluator: Evaluator, sample: list[PricedArch]) -> None:
+def _check_measured(config: StudyConfig, evaluator: Evaluator, sample: list[PricedArch]) -> None:
     """Measure the smallest feasible students. Raises ConfigError when none of them meets the measured constraints."""
     bounds = config.limits
     if not {bound.name for bound in bounds} & set(evaluator.measured):
@@ -204,7 +208,7 @@ def _check_measured(config: StudyConfig, space: SearchSpace, evaluator: Evaluato
             return
         tried.append((excess, candidate.arch, values))
     _, arch, values = min(tried, key=lambda entry: entry[0])
-    raise nearest_miss(space, bounds, arch, values)
+    raise nearest_miss(evaluator.space, bounds, arch, values)
 
 
 def default_workers(device: torch.device, training: Training) -> int:

@@ -58,14 +58,13 @@ def export_student(
     retrained or a format is unknown, RunFolderError when its checkpoint is missing or damaged, DataError when the data
     is not what the run was made on, and ExportError, with nothing written, when a format fails its check.
     """
-    from kdnas.workshop.opening import cache_dir
-    from kdnas.workshop.run_data import open_run_data
+    from kdnas.workshop.opening import cache_dir, open_run
 
-    data_config, _ = run.sources()
+    run.sources()
     repeat = best_repeat(run, member.trial)
     check_formats(formats)
     expected = locked_fingerprint(run, "data")
-    data = open_run_data(data_config, data_root, cache or cache_dir(), expected, say=say)
+    data = open_run(run, data_root=data_root, cache=cache or cache_dir(), say=say).data
     if expected and data.fingerprint != expected:
         raise DataError(
             f"data: {data.name} is not what {run.folder} was made on (content hash {data.fingerprint}, was {expected})"

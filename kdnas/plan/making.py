@@ -46,7 +46,7 @@ from kdnas.plan.plan_file import (
 from kdnas.plan.train_file import ArchSection, TrainFile, locked_fingerprint, train_file_for, with_epochs
 from kdnas.plan.training import Progress, follow, identity
 from kdnas.plan.training_folder import GUARD_FILE, claim
-from kdnas.plan.training_ground import Ground, open_ground
+from kdnas.plan.training_ground import open_training
 from kdnas.record.front import front
 from kdnas.record.outcome import most_often
 from kdnas.record.records import FrontMember, RunRecord
@@ -56,8 +56,7 @@ from kdnas.students import family_for
 from kdnas.training.numerics import computing
 from kdnas.training.supernet import SupernetSettings
 from kdnas.training.supernet.shrinking_file import read_shrinking
-from kdnas.workshop.opening import resolve_device, split, training_indices
-from kdnas.workshop.run_data import open_run_data
+from kdnas.workshop.opening import Workshop, open_run, resolve_device
 from kdnas.workshop.supernets import SUPERNET_FOLDER, load_supernet
 
 _STUDENT = "student"
@@ -94,13 +93,13 @@ def open_basis(run: RunRecord, member: FrontMember, epochs: int | None, *, data_
 
     Raises ConfigError or DataError where the run's data or the student's recipe cannot be had.
     """
-    data = open_run_data(run.sources()[0], data_root, cache, locked_fingerprint(run, "data"))
+    workshop = open_run(run, data_root=data_root, cache=cache)
+    data = workshop.data
     file = train_file_for(run, member.trial, data)
     file = file if epochs is None else with_epochs(file, epochs)
     if run.teacher is None:
         raise ConfigError(Problem(str(run.folder), "has no teacher on record, which a plan is measured by"))
-    train, _ = split(data, file.data, file.seed)
-    images = len(training_indices(data, train, file.training.data_fraction, file.seed))
+    images = len(workshop.share(file.training.data_fraction))
     student = member.trial.arch
     supernet = _supernet_of(run)
     space, why = _space_to_shrink(run, member, data) if supernet is None else (None, "")
@@ -119,7 +118,7 @@ def open_basis(run: RunRecord, member: FrontMember, epochs: int | None, *, data_
     return PlanBasis(run, file, data, images, facts, archs, space, why, supernet)
 
 
-def cut_from_run(run: RunRecord, student: Arch, ground: Ground) -> nn.Module:
+def cut_from_run(run: RunRecord, student: Arch, workshop: Workshop) -> nn.Module:
     """Return `student` cut out of the run's own supernet. Raises RunFolderError where that is not there any more."""
     if run.supernet is None:
         raise RunFolderError(f"{run.folder} has no supernet")
@@ -128,10 +127,10 @@ def cut_from_run(run: RunRecord, student: Arch, ground: Ground) -> nn.Module:
         run.folder,
         run.config,
         space,
-        family_for(space.family, ground.data.task),
-        ground.data,
-        ground.train,
-        ground.validation,
+        workshop.family,
+        workshop.data,
+        workshop.train,
+        workshop.validation,
         fingerprint=run.supernet.fingerprint,
     )
     return shared.cut(student)
@@ -301,7 +300,7 @@ def _best_plan(
     say: Callable[[str], None],
 ) -> TrainingPlan:
     """Return the plan of `basis` by the route that did best in trainings as long as `brief`."""
-    ground = open_ground(brief.file, data_root=data_root, cache=cache, device=device, say=say)
+    workshop = open_training(brief.file, data_root=data_root, cache=cache, device=device, say=say)
     measured: list[MeasuredRoute] = []
     for route in ROUTES:
         epochs = brief.facts.epochs
@@ -319,10 +318,10 @@ def _best_plan(
                 result = follow(
                     brief.file,
                     plan.steps,
-                    ground,
+                    workshop,
                     folder,
                     budget_macs=plan.budget.macs,
-                    shared=None if plan.supernet is None else cut_from_run(basis.run, basis.file.student, ground),
+                    shared=None if plan.supernet is None else cut_from_run(basis.run, basis.file.student, workshop),
                     on_progress=tell,
                 )
         except TrialError as error:
@@ -341,7 +340,7 @@ def _best_plan(
     best = max((item for item in measured if item.accuracy is not None), key=lambda item: item.accuracy or 0.0)
     told = ", ".join(f"{item.route} {100 * item.accuracy:.2f} %" for item in measured if item.accuracy is not None)
     why = (
-        f"best on the {len(ground.validation)} validation images with {brief.facts.epochs} of {basis.facts.epochs} "
+        f"best on the {len(workshop.validation)} validation images with {brief.facts.epochs} of {basis.facts.epochs} "
         f"epochs, one seed each: {told}"
     )
     return make_plan(basis, best.route, why).model_copy(update={"measured": tuple(measured)})

@@ -55,10 +55,9 @@ from kdnas.plan.training_folder import (
     read_result,
     write_history,
 )
-from kdnas.plan.training_ground import Ground, open_ground
+from kdnas.plan.training_ground import open_training
 from kdnas.record.products import file_sha256, loss_of
 from kdnas.record.run_folder import exclusively, fingerprint, write_text
-from kdnas.students import family_for
 from kdnas.study.config import ExportConfig
 from kdnas.training.evaluation import accuracy
 from kdnas.training.loop import EpochRecord, distil
@@ -67,7 +66,7 @@ from kdnas.training.recipe import Recipe
 from kdnas.training.supernet.shrinking_file import SHRINKING_FILE, read_shrinking, write_shrinking
 from kdnas.training.supernet.training import Tick, train_supernet
 from kdnas.version import __version__
-from kdnas.workshop.opening import cache_dir, resolve_device
+from kdnas.workshop.opening import Workshop, cache_dir, resolve_device
 
 _FEW_CORES = 2
 """More threads than one gain nothing on so many (`kdnas.training.numerics`)."""
@@ -83,7 +82,7 @@ def train_fully(
     out: Path,
     *,
     plan: TrainingPlan | None = None,
-    shared: Callable[[Ground], nn.Module] | None = None,
+    shared: Callable[[Workshop], nn.Module] | None = None,
     data_root: Path,
     cache: Path | None = None,
     device: str | None = None,
@@ -110,25 +109,25 @@ def train_fully(
             return done
         for loss in lost:
             say(f"{loss.path} {loss.words}")
-        ground = open_ground(file, data_root=data_root, cache=cache or cache_dir(), device=device, say=say)
+        workshop = open_training(file, data_root=data_root, cache=cache or cache_dir(), device=device, say=say)
         if plan is None:
             length = counted(file.training.epochs, "epoch")
         else:
-            check_images(plan, ground)
+            check_images(plan, workshop)
             write_plan(out / PLAN_FILE, plan)
             length = f"{counted(len(plan.steps), 'step')} worth {counted(plan.budget.epochs, 'epoch')}"
         say(
-            f"student {file.arch_id} of {file.name}: {length} on {len(ground.train):,} images, "
-            f"{len(ground.validation):,} held out, on {ground.device}{_computed(file)}"
+            f"student {file.arch_id} of {file.name}: {length} on {len(workshop.train):,} images, "
+            f"{len(workshop.validation):,} held out, on {workshop.device}{_computed(file)}"
         )
         weights = out / _WEIGHTS_FILE
         if done is not None and _WEIGHTS_FILE in done.files and weights not in [loss.path for loss in lost]:
-            network = load_network(file, weights).to(ground.device)
+            network = load_network(file, weights).to(workshop.device)
             trained = StepResult(network, done.score, done.train_seconds)
-            return _finish(file, plan, out, ground, trained, done.formats or formats, say)
-        start = None if shared is None else shared(ground)
-        trained = _follow(file, plan, ground, out, start, on_progress)
-        return _finish(file, plan, out, ground, trained, formats, say)
+            return _finish(file, plan, out, workshop, trained, done.formats or formats, say)
+        start = None if shared is None else shared(workshop)
+        trained = _follow(file, plan, workshop, out, start, on_progress)
+        return _finish(file, plan, out, workshop, trained, formats, say)
 
 
 def _computed(file: TrainFile) -> str:
@@ -154,17 +153,17 @@ def identity(file: TrainFile, plan: TrainingPlan | None = None) -> dict[str, Any
     return plain
 
 
-def check_images(plan: TrainingPlan, ground: Ground) -> None:
+def check_images(plan: TrainingPlan, workshop: Workshop) -> None:
     """Raise ConfigError when the budget of `plan` was counted for another number of training images."""
-    if plan.budget.images != len(ground.train):
-        what = f"is {plan.budget.images}, but {len(ground.train)} images are trained on: write the plan anew"
+    if plan.budget.images != len(workshop.train):
+        what = f"is {plan.budget.images}, but {len(workshop.train)} images are trained on: write the plan anew"
         raise ConfigError(Problem("budget.images", what))
 
 
 def _follow(
     file: TrainFile,
     plan: TrainingPlan | None,
-    ground: Ground,
+    workshop: Workshop,
     out: Path,
     shared: nn.Module | None,
     on_progress: Callable[[Progress], None],
@@ -172,7 +171,7 @@ def _follow(
     """Do the steps; after each supernet the stages as they went are written into the plan."""
     if plan is None:
         only = DistilStep(name="student", share=1.0, arch=file.arch, epochs=file.training.epochs)
-        return follow(file, [only], ground, out, on_progress=on_progress)
+        return follow(file, [only], workshop, out, on_progress=on_progress)
     recorded = plan
 
     def on_step(step: Step, result: StepResult) -> None:
@@ -184,7 +183,7 @@ def _follow(
     return follow(
         file,
         plan.steps,
-        ground,
+        workshop,
         out,
         budget_macs=plan.budget.macs,
         shared=shared,
@@ -197,14 +196,14 @@ def _finish(
     file: TrainFile,
     plan: TrainingPlan | None,
     out: Path,
-    ground: Ground,
+    workshop: Workshop,
     trained: StepResult,
     formats: Sequence[str],
     say: Callable[[str], None],
 ) -> FullTraining:
-    test_accuracy = ground.test_accuracy(trained.network)
-    card = _card(file, plan, ground, trained, test_accuracy)
-    student = assemble(file, trained.network, ground.data, card=card)
+    test_accuracy = workshop.test_score(trained.network)
+    card = _card(file, plan, workshop, trained, test_accuracy)
+    student = assemble(file, trained.network, workshop.data, card=card)
     written = write_formats(student, formats, out, say=say)
     sha256 = {str(path.relative_to(out.resolve())): file_sha256(path) for path in written}
     result = FullTraining(
@@ -226,16 +225,16 @@ def _finish(
 
 
 def _card(
-    file: TrainFile, plan: TrainingPlan | None, ground: Ground, trained: StepResult, test_accuracy: float
+    file: TrainFile, plan: TrainingPlan | None, workshop: Workshop, trained: StepResult, test_accuracy: float
 ) -> dict[str, Any]:
-    data, teacher = ground.data, ground.teacher
+    data, teacher = workshop.data, workshop.teacher
     limits = ["Its accuracy is that of one training; how far another one would differ was not measured."]
     if plan is not None:
         limits.append(
             f"It was trained by the route `{plan.route}`: the steps of plan.yaml, together worth the epochs "
             "stated. train.yaml has the recipe that they share."
         )
-    price = family_for(file.arch.family, data.task).price(file.student)
+    price = workshop.family.price(file.student)
     return {
         "study": file.provenance.study,
         "trial": file.provenance.trial,
@@ -299,7 +298,7 @@ class StepResult:
 def follow(
     file: TrainFile,
     steps: Sequence[Step],
-    ground: Ground,
+    workshop: Workshop,
     out: Path,
     *,
     budget_macs: int | None = None,
@@ -319,7 +318,7 @@ def follow(
     for index, step in enumerate(steps):
         folder = out if budget_macs is None else out / f"{index + 1}-{step.name}"
         part = (before / whole, step.share / whole)
-        work = _Work(file, ground, folder, step.name, index, len(steps), part, on_progress)
+        work = _Work(file, workshop, folder, step.name, index, len(steps), part, on_progress)
         result = work.finished(step)
         if result is None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -342,7 +341,7 @@ class _Work:
     """One step's place: its folder, and its part of the whole training."""
 
     file: TrainFile
-    ground: Ground
+    workshop: Workshop
     folder: Path
     name: str
     index: int
@@ -353,60 +352,60 @@ class _Work:
 
     def distil(self, step: DistilStep, start: nn.Module | None, assistant: nn.Module | None) -> StepResult:
         """Train the step's network, beginning with the weights of `start`, beside `assistant` or the teacher."""
-        arch, ground = step.network(self.ground.data.task), self.ground
+        arch, workshop = step.network(self.workshop.data.task), self.workshop
         seed = derive_seed(self.file.seed, "full", arch.arch_id)
         torch.manual_seed(seed)
-        network = family_for(arch.family, ground.data.task).build(arch)
+        network = workshop.family.build(arch)
         if start is not None:
             network.load_state_dict(start.state_dict())
-        network.to(ground.device)
-        watch = _Watch(self, step, ground.on_pixels(network))
-        teacher = ground.teacher if assistant is None else ground.as_teacher(step.teacher, assistant)
+        network.to(workshop.device)
+        watch = _Watch(self, step, workshop.entered(network))
+        teacher = workshop.teacher if assistant is None else workshop.as_teacher(step.teacher, assistant)
         trained = distil(
             network,
             teacher,
-            ground.train,
+            workshop.train,
             None,
             self.recipe(step.epochs, step.learning_rate),
-            data=ground.data,
+            data=workshop.data,
             seed=seed,
             view_seed=self.view_seed,
-            device=ground.device,
+            device=workshop.device,
             on_epoch=watch,
             checkpoint=self.folder / CHECKPOINT_FILE,
         )
         watch.rewrite(trained.history)
-        seen = accuracy(ground.on_pixels(trained.network), ground.validation)
+        seen = accuracy(workshop.entered(trained.network), workshop.validation)
         return StepResult(trained.network.eval(), seen, trained.train_seconds)
 
     def supernet(self, step: SupernetStep, budget: int) -> StepResult:
         """Train the step's supernet and cut its smallest network out."""
-        data, ground, space = self.ground.data, self.ground, step.search_space
+        data, workshop, space = self.workshop.data, self.workshop, step.search_space
         elastic = elastic_space(space, data.task)
         seed = derive_seed(self.file.seed, "full", step.name)
         torch.manual_seed(seed)
         supernet = elastic.family.supernet(space)
-        epochs = max(1, math.ceil(budget / (3 * elastic.macs(elastic.largest) * len(ground.train))))
+        epochs = max(1, math.ceil(budget / (3 * elastic.macs(elastic.largest) * len(workshop.train))))
         trained = train_supernet(
             supernet,
             space,
             elastic.family,
-            ground.teacher,
-            ground.train,
-            ground.validation,
+            workshop.teacher,
+            workshop.train,
+            workshop.validation,
             self.recipe(epochs, 1.0),
             step.settings,
             data=data,
             seed=seed,
             view_seed=self.view_seed,
-            device=ground.device,
+            device=workshop.device,
             recorded=step.recorded,
             on_tick=self.tell,
             checkpoint=self.folder / CHECKPOINT_FILE,
             budget_macs=budget,
         )
         network = trained.scorer.cut(trained.supernet, trained.space.smallest)
-        seen = accuracy(ground.on_pixels(network), ground.validation)
+        seen = accuracy(workshop.entered(network), workshop.validation)
         return StepResult(network, seen, trained.train_seconds, trained.shrinking)
 
     def recipe(self, epochs: int, factor: float) -> Recipe:
@@ -450,15 +449,15 @@ class _Work:
         path = self.folder / STEP_FILE
         if not path.exists():
             return None
-        arch = step.network(self.ground.data.task)
-        network = family_for(arch.family, self.ground.data.task).build(arch)
+        arch = step.network(self.workshop.data.task)
+        network = self.workshop.family.build(arch)
         try:
             plain: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if loss := loss_of(self.folder / WEIGHTS_FILE, plain.get("sha256", "")):
                 raise ValueError(f"{WEIGHTS_FILE} {loss.words}")
             network.load_state_dict(safetensors.torch.load_file(self.folder / WEIGHTS_FILE))
             recorded = read_shrinking(self.folder) if isinstance(step, SupernetStep) else None
-            network.to(self.ground.device).eval()
+            network.to(self.workshop.device).eval()
             return StepResult(network, float(plain["accuracy"]), float(plain["train_seconds"]), recorded)
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
             first = str(error).partition("\n")[0]
@@ -491,7 +490,7 @@ class _Watch:
 
     def _look(self, record: EpochRecord) -> float:
         begun = time.perf_counter()
-        seen = accuracy(self._module, self._work.ground.validation)
+        seen = accuracy(self._module, self._work.workshop.validation)
         took = time.perf_counter() - begun
         pause = math.ceil(took / (_EVALUATION_SHARE * max(record.seconds, 1e-3)))
         self._next_look = record.epoch + max(1, pause)

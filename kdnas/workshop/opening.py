@@ -1,41 +1,58 @@
-"""Opening what a study names: folders, device, data, the validation split, and the teacher."""
+"""What a study works with, opened in one place: data and their split, teachers, students, costs, on one device.
+
+Every part is opened when it is first asked for, and once: whoever needs the data alone opens no teacher.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import pydantic
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
+from kdnas.core.answers import what_differs
 from kdnas.core.arch import Arch
 from kdnas.core.data import ImageData, stratified_split
+from kdnas.core.measurement import Measurement
+from kdnas.core.objective import ACCURACY
 from kdnas.core.seeds import derive_seed
-from kdnas.core.words import counted
+from kdnas.core.space import SearchSpace
+from kdnas.costs import COSTS, CheapCost, MeasuredCost
 from kdnas.datasets import DATASETS
-from kdnas.errors import ConfigError, DataError, Problem, RunFolderError, TeacherError, TrialError
-from kdnas.nn.weights import save_weights
-from kdnas.record.run_folder import locked
-from kdnas.registry import validation_problems
-from kdnas.students import family_for
-from kdnas.study.config import DataConfig, Member
+from kdnas.datasets._cache import kept_data
+from kdnas.errors import ConfigError, DataError, Problem, TeacherError, TrialError
+from kdnas.nn.normalise import Normalised
+from kdnas.nn.taps import OutputShapes, output_shapes, stage_names
+from kdnas.record.records import RunRecord
+from kdnas.record.run_folder import recorded_space
+from kdnas.students import StudentFamily, family_for
+from kdnas.study.config import DataConfig, Member, StudyConfig
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.training.batches import Batches
-from kdnas.training.loop import EpochRecord, distil
-from kdnas.training.recipe import Distillation, Recipe, Training, numerics_of
-from kdnas.workshop.data_check import check_split
+from kdnas.training.evaluation import accuracy
+from kdnas.training.numerics import in_bfloat16
+from kdnas.training.recipe import Augmentation, Training
+from kdnas.workshop.data_check import check_split, split_notes
+from kdnas.workshop.teacher_training import TeacherTraining
 
 Say = Callable[[str], None]
+TEACHER = "teacher"
+"""What the one teacher of a study is called that states no name."""
+_CALLED = "module"
+"""The data set that is a function of the user's: whether it changed cannot be seen but by calling it."""
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""
 
 
 def cache_dir() -> Path:
@@ -78,201 +95,391 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def open_data(config: DataConfig, data_root: Path, cache: Path) -> ImageData:
+@dataclass(frozen=True)
+class Sources:
+    """What a study or a train.yaml names that is to be opened."""
+
+    data: DataConfig
+    teachers: Mapping[str, Member]
+    family: str
+    seed: int
+    """Draws the split, and a teacher that is trained here."""
+    training: Training
+    """Of the students: its precision and threads are the teacher's, too, which is trained here."""
+    space: SearchSpace | None = None
+    """As it is stated; None where one student is all."""
+    costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The options of each cost."""
+
+    @classmethod
+    def of_study(cls, config: StudyConfig, space: SearchSpace) -> Sources:
+        """Return what a study names. Raises ConfigError where it trains nothing itself."""
+        data, teacher = config.sources()
+        costs = {name: config.costs.get(name, {}) for name in _named_costs(config)}
+        return cls(data, {TEACHER: teacher}, space.family, config.seed, config.training, space, costs)
+
+
+def _named_costs(config: StudyConfig) -> list[str]:
+    """Return the costs a study reports: macs, params, and every one that it names, in a fixed order."""
+    named = {"macs", "params", *config.costs, *config.objectives, *config.bounded}
+    return sorted(named - {ACCURACY.name}, key=lambda name: (name not in ("macs", "params"), name))
+
+
+@dataclass(frozen=True)
+class MadeOn:
+    """What a run that has begun was made on, by hash; empty where that is not known or not to be compared."""
+
+    data: str = ""
+    teacher: str = ""
+    answers: tuple[float, ...] = ()
+    """A sketch of what the teacher says to a few fixed images."""
+    reader: Literal["controller", "worker", "afterwards"] = "controller"
+    """Who opens its data. A user's function (`data: {type: module}`) may give others at each call, and is called once a
+    run: a controller that resumes finds out whether it does, its workers get the very data that it has opened, and
+    whoever does something with its students afterwards gets those that the run has kept. Files are read as they are."""
+
+
+class Workshop:
+    """What a study works with, on one device.
+
+    `train_indices` and `validation_indices` are sorted places in the data's training images. Whatever is wrong is told
+    by the part that is opened: DataError, TeacherError, ConfigError.
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        *,
+        data_root: Path,
+        cache: Path,
+        device: torch.device,
+        made_on: MadeOn = MadeOn(),
+        say: Say = _silent,
+    ):
+        self.sources = sources
+        self.data_root = data_root
+        self.cache = cache
+        self.device = device
+        self.say = say
+        self._made_on = made_on
+        self._shares: dict[float, Batches] = {}
+        self._samples: dict[int, tuple[tuple[Tensor, ...], Tensor]] = {}
+
+    def opened(self) -> Workshop:
+        """Return this workshop with everything open that a search needs; what a user should know of the data is said.
+
+        It is said before a teacher is trained on them, or refused for what is wrong with them.
+        """
+        for note in self.data_notes:
+            self.say(f"note: {note}")
+        _ = self.teacher, self.costs, self.space
+        return self
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The data set; of a run that has begun, its own."""
+        known, reader = self._made_on.data, self._made_on.reader
+        called = self.sources.data.type == _CALLED
+        if known and (reader == "worker" or (called and reader == "afterwards")):
+            return self._kept_data(known)
+        data = self._load_data()
+        if not (known and called) or data.fingerprint == known:
+            return data
+        with _other_random_states():
+            again = self._load_data()
+        if again.fingerprint == data.fingerprint:
+            return data  # it gives one thing, which is not what it was: the caller compares
+        kept = self._kept_data(known)
+        self.say(
+            f"note: {self.sources.data.options['function']} gives other data whenever it is called, as without a seed; "
+            f"the run goes on with its own, kept in {self.cache}"
+        )
+        return kept
+
+    def _load_data(self) -> ImageData:
+        return load_data(self.sources.data, self.data_root, self.cache)
+
+    def _kept_data(self, fingerprint: str) -> ImageData:
+        """Return the very data that the run's controller has opened. Raises DataError where they are gone."""
+        config, reader = self.sources.data, self._made_on.reader
+        kept = kept_data(self.cache, fingerprint)
+        if kept is None:
+            kept = self._load_data()
+        elif reader == "afterwards":
+            called = f"{config.options['function']} is not called again"
+            self.say(f"note: the data are those of the run, kept in {self.cache}: {called}")
+        if kept.fingerprint != fingerprint:
+            what = (
+                f"gives other data (content hash {kept.fingerprint}) than those that the run is made on "
+                f"({fingerprint}), which are no longer in {self.cache}"
+            )
+            often = ": the function draws without a seed, or was changed" if config.type == _CALLED else ""
+            raise DataError(Problem(f"data: {kept.name}", what + often, "the same data whenever they are loaded"))
+        return kept
+
+    @cached_property
+    def _split(self) -> tuple[np.ndarray, np.ndarray]:
+        data, fraction = self.data, self.sources.data.validation_fraction
+        parts = stratified_split(data.train.labels, fraction, derive_seed(self.sources.seed, "validation split"))
+        check_split(data, parts[1], fraction)
+        return parts
+
+    @property
+    def train_indices(self) -> np.ndarray:
+        """The places of the training split: stratified, a function of the seed."""
+        return self._split[0]
+
+    @property
+    def validation_indices(self) -> np.ndarray:
+        """The places of the validation split: search scores are made on it."""
+        return self._split[1]
+
+    @property
+    def data_notes(self) -> tuple[str, ...]:
+        """What the user should know of the data and of its split."""
+        return (*self.data.notes, *split_notes(self.data, self.train_indices, self.validation_indices))
+
+    def batches(self, indices: np.ndarray) -> Batches:
+        """Return batches of some of the data's training images."""
+        return Batches(self.data.train, indices, num_classes=self.data.task.outputs, device=self.device)
+
+    def share(self, fraction: float) -> Batches:
+        """Return the share `fraction` in (0, 1] of the training split: stratified, with every class, by the seed.
+
+        One is kept: a search has one, its retrainings another.
+        """
+        if fraction not in self._shares:
+            self._shares.clear()  # its memory is free before the next is made
+            self._shares[fraction] = self.batches(self._share_indices(fraction))
+        return self._shares[fraction]
+
+    def _share_indices(self, fraction: float) -> np.ndarray:
+        if fraction >= 1.0:
+            return self.train_indices
+        labels = self.data.train.labels[self.train_indices]
+        left, drawn = stratified_split(labels, fraction, derive_seed(self.sources.seed, "data fraction"))
+        only = left[~np.isin(labels[left], labels[drawn])]
+        return self.train_indices[np.union1d(drawn, only)]
+
+    @property
+    def train(self) -> Batches:
+        """The share of the training split that the study's own training sees."""
+        return self.share(self.sources.training.data_fraction)
+
+    @cached_property
+    def validation(self) -> Batches:
+        """The validation split."""
+        return self.batches(self.validation_indices)
+
+    @cached_property
+    def test(self) -> Batches:
+        """The test split: only for final evaluations."""
+        test, classes = self.data.test, self.data.task.outputs
+        return Batches(test, np.arange(len(test)), num_classes=classes, device=self.device)
+
+    def samples(self, count: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return (inputs, targets) of at most `count` training samples, raw, on the device: the same each time."""
+        if count not in self._samples:
+            every, fill = self.batches(self.train_indices), self.data.channel_mean
+            self._samples[count] = first_samples(every, count, fill=fill)
+        return self._samples[count]
+
+    @cached_property
+    def teachers(self) -> Mapping[str, Teacher]:
+        """The teachers by name, each opened when it is first asked for."""
+        return _Teachers(self)
+
+    @property
+    def teacher(self) -> Teacher:
+        """The first teacher."""
+        return next(iter(self.teachers.values()))
+
+    def _open_teacher(self, name: str) -> Teacher:
+        sources, made_on = self.sources, self._made_on
+        training = TeacherTraining(
+            self.data,
+            self.train_indices,
+            self.share,
+            self.cache / "teachers",
+            self.device,
+            sources.seed,
+            sources.training,
+        )
+        context = TeacherContext(self.data, self.data_root, self.device, training.network, self.say)
+        member = sources.teachers[name]
+        teacher: Teacher = TEACHERS.build(member.type, context, **member.options)
+        where = f"teacher {teacher.name}"
+        if made_on.teacher and teacher.fingerprint != made_on.teacher:
+            what = (
+                f"is another network (content hash {teacher.fingerprint}) than that of the run ({made_on.teacher}): "
+                "the function that builds it draws weights, or a file was changed while the run went on"
+            )
+            raise TeacherError(Problem(where, what, "the same weights whenever it is built, as from a file"))
+        if differs := what_differs(made_on.answers, teacher.answers):
+            raise TeacherError(Problem(where, differs, "the teacher that the run began with"))
+        return teacher
+
+    @cached_property
+    def teacher_shapes(self) -> OutputShapes:
+        """The shapes of what the first teacher says of an image."""
+        example = torch.zeros(2, *self.data.task.image_shape, device=self.device)
+        return output_shapes(self.teacher.module, self.teacher.stages, self.teacher.classifier, example)
+
+    @cached_property
+    def family(self) -> StudentFamily:
+        """The students' family; it opens a teacher where it asks for one."""
+        return family_for(self.sources.family, self.data.task, self.teachers, self.samples)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The space as it is searched. Raises ConfigError where there is none."""
+        if self.sources.space is None:
+            raise ConfigError(Problem("space", "one student is trained here: there is no search space"))
+        return self.family.space(self.sources.space)
+
+    @cached_property
+    def costs(self) -> Mapping[str, CheapCost | MeasuredCost]:
+        """The study's costs by name."""
+
+        def cost(name: str, options: Mapping[str, Any]) -> CheapCost | MeasuredCost:
+            objects = (self.device,) if issubclass(COSTS.get(name), MeasuredCost) else ()
+            built: CheapCost | MeasuredCost = COSTS.build(name, *objects, **options)
+            return built
+
+        return {name: cost(name, options) for name, options in self.sources.costs.items()}
+
+    @property
+    def measured_costs(self) -> dict[str, MeasuredCost]:
+        """The costs that need a built student."""
+        return {name: cost for name, cost in self.costs.items() if isinstance(cost, MeasuredCost)}
+
+    def price(self, arch: Arch) -> dict[str, float]:
+        """Return the cheap costs of `arch`."""
+        price = self.family.price(arch)
+        return {name: cost.value(price) for name, cost in self.costs.items() if isinstance(cost, CheapCost)}
+
+    def measure(
+        self, module: nn.Module, calibrations: Mapping[str, Mapping[str, Any]], wanted: Collection[str]
+    ) -> dict[str, Measurement]:
+        """Return the `wanted` of the measured costs on a built student. Raises TrialError on no finite number."""
+        measured = {
+            name: cost.measure(module, self.data.task, calibrations.get(name, {}))
+            for name, cost in self.measured_costs.items()
+            if name in wanted
+        }
+        for name, measurement in measured.items():
+            if not np.isfinite(measurement.value):
+                raise TrialError(f"the {name} is {measurement.value}")
+        return measured
+
+    def build(self, arch: Arch) -> nn.Module:
+        """Return the student on the device, initialised from torch's global generator."""
+        return self.family.build(arch).to(self.device)
+
+    def entered(self, network: nn.Module) -> nn.Module:
+        """Return `network`, which takes normalised images, behind the normalisation, on the device."""
+        return Normalised(network, self.data.channel_mean, self.data.channel_std).to(self.device)
+
+    def as_teacher(self, name: str, network: nn.Module) -> Teacher:
+        """Return `network`, a trained student, as the fixed teacher of others."""
+        module = self.entered(network).eval().requires_grad_(False)
+        stages, classifier = stage_names(network)
+        content = hashlib.sha256()
+        for key, value in network.state_dict().items():
+            content.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        inside = tuple(f"network.{stage}" for stage in stages)
+        return Teacher(name, module, inside, classifier and f"network.{classifier}", content.hexdigest()[:16])
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether students are trained, and scored on the validation split, in bfloat16."""
+        return in_bfloat16(self.sources.training, self.device)
+
+    def test_score(self, network: nn.Module) -> float:
+        """Return the score of `network`, a trained student, on the test split, in float32, as students are used."""
+        return accuracy(self.entered(network), self.test)
+
+    def chance(self) -> float:
+        """Return the accuracy of always answering the validation split's largest class."""
+        labels = self.data.train.labels[self.validation_indices]
+        return float(np.bincount(labels).max() / len(labels))
+
+    def describe_data(self) -> dict[str, Any]:
+        """Return the plain facts of the data for a lock file."""
+        return {
+            "name": self.data.name,
+            "class_names": list(self.data.class_names),
+            "input_shape": list(self.data.task.image_shape),
+            "training_images": len(self.train_indices),
+            "validation_images": len(self.validation_indices),
+            "test_images": len(self.data.test),
+            "channel_mean": list(self.data.channel_mean),
+            "channel_std": list(self.data.channel_std),
+            **({"notes": list(self.data_notes)} if self.data_notes else {}),
+        }
+
+
+class _Teachers(Mapping[str, Teacher]):
+    """Opens each teacher of a workshop when it is first asked for."""
+
+    def __init__(self, workshop: Workshop):
+        self._workshop = workshop
+        self._open: dict[str, Teacher] = {}
+
+    def __getitem__(self, name: str) -> Teacher:
+        if name not in self._open and name in self._workshop.sources.teachers:
+            self._open[name] = self._workshop._open_teacher(name)
+        return self._open[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._workshop.sources.teachers)
+
+    def __len__(self) -> int:
+        return len(self._workshop.sources.teachers)
+
+
+def open_run(run: RunRecord, *, data_root: Path, cache: Path, device: str = "cpu", say: Say = _silent) -> Workshop:
+    """Return the workshop of a run, for what is done with its students.
+
+    Its data are compared by the caller. Raises ConfigError where kdnas trained none of them.
+    """
+    run.sources()
+    identity = run.lock.get("identity", {})
+    known = str(identity.get("fingerprints", {}).get("data") or "")
+    space = recorded_space(Path(run.config.space).stem, identity.get("space", {}))
+    return Workshop(
+        Sources.of_study(run.config, space),
+        data_root=data_root,
+        cache=cache,
+        device=resolve_device(device),
+        made_on=MadeOn(data=known, reader="afterwards"),
+        say=say,
+    )
+
+
+def load_data(config: DataConfig, data_root: Path, cache: Path) -> ImageData:
     """Return the data set that `config` names. Raises DataError, ConfigError."""
     data: ImageData = DATASETS.build(config.type, data_root, cache, **config.options)
     return data
 
 
-def split(data: ImageData, config: DataConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted (train, validation) indices into the training images: stratified, a function of `seed`.
-
-    Raises DataError where the classes are too small for a score.
-    """
-    fraction = config.validation_fraction
-    train, validation = stratified_split(data.train.labels, fraction, derive_seed(seed, "validation split"))
-    check_split(data, validation, fraction)
-    return train, validation
+def first_samples(train: Batches, count: int, *, fill: tuple[float, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return (inputs, targets) of at most `count` of `train`, raw, always the same; `fill` is what borders hold."""
+    size = min(count, len(train))
+    batch = next(iter(train.epoch(0, batch_size=size, augmentation=Augmentation(), fill=fill, seed=0)))
+    return (batch.images,), batch.labels
 
 
-def training_indices(data: ImageData, train_indices: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Return the sorted share `fraction` in (0, 1] of `train_indices`: stratified, a function of `seed`.
-
-    Every class has a part in it.
-    """
-    if fraction >= 1.0:
-        return train_indices
-    labels = data.train.labels[train_indices]
-    left, drawn = stratified_split(labels, fraction, derive_seed(seed, "data fraction"))
-    only = left[~np.isin(labels[left], labels[drawn])]
-    return train_indices[np.union1d(drawn, only)]
-
-
-def open_teacher(
-    config: Member,
-    data: ImageData,
-    train_indices: np.ndarray,
-    *,
-    data_root: Path,
-    cache: Path,
-    device: torch.device,
-    seed: int,
-    numerics: Training | None = None,
-    say: Say = lambda line: None,
-) -> Teacher:
-    """Return the teacher that `config` names, on `device`. A student family is trained on `train_indices`, once.
-
-    It is trained in the precision and with the threads of `numerics`, the students' training, unless it states its own.
-    None: as if it were the only training.
-    Raises TeacherError, ConfigError, RunFolderError (a cache that cannot be written).
-    """
-
-    def train_student(
-        family: str, choices: Mapping[str, Any], training: Mapping[str, Any], say: Say
-    ) -> tuple[nn.Module, Arch]:
-        trainer = _TeacherTraining(data, train_indices, cache / "teachers", device, seed, numerics)
-        return trainer.network(family, choices, training, say)
-
-    context = TeacherContext(data, data_root, device, train_student, say)
-    teacher: Teacher = TEACHERS.build(config.type, context, **config.options)
-    return teacher
-
-
-class _TeacherTraining:
-    """Trains a student family's member with cross entropy, and keeps it under `folder`."""
-
-    def __init__(
-        self,
-        data: ImageData,
-        train_indices: np.ndarray,
-        folder: Path,
-        device: torch.device,
-        seed: int,
-        numerics: Training | None,
-    ):
-        self._data = data
-        self._train_indices = train_indices
-        self._folder = folder
-        self._device = device
-        self._seed = seed
-        self._numerics = numerics or Training()
-
-    def network(
-        self, family: str, choices: Mapping[str, Any], training: Mapping[str, Any], say: Say
-    ) -> tuple[nn.Module, Arch]:
-        """Return the trained network, which takes normalised images, and its arch: from the cache where it is there."""
-        settings = _training(training)
-        student = family_for(family, self._data.task)
-        arch = student.canonical(choices)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self._seed, "teacher init"))
-            network = student.build(arch)
-        kept = self._folder / f"{self._key(arch, settings)}.safetensors"
-        if not _load_kept(network, kept, say):
-            with _made_once(kept, say):
-                if not _load_kept(network, kept, say):  # another process made it meanwhile
-                    self._train(network, arch, settings, kept, say)
-        return network.eval(), arch
-
-    def _key(self, arch: Arch, training: Training) -> str:
-        """Return a hash of everything that decides the trained weights."""
-        indices = np.ascontiguousarray(self._train_indices, dtype=np.int64).tobytes()
-        facts = {
-            "data": self._data.fingerprint,
-            "train_indices": hashlib.sha256(indices).hexdigest(),
-            "arch": arch.canonical_json,
-            "training": training.model_dump(mode="json"),
-            "seed": self._seed,
-        }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
-
-    def _train(self, network: nn.Module, arch: Arch, training: Training, kept: Path, say: Say) -> None:
-        indices = training_indices(self._data, self._train_indices, training.data_fraction, self._seed)
-        say(
-            f"training the teacher ({arch.family} {arch.arch_id}): {counted(training.epochs, 'epoch')} on "
-            f"{len(indices)} images, once; it will be kept in {kept}"
-        )
-
-        def on_epoch(record: EpochRecord) -> None:
-            say(f"teacher epoch {record.epoch}/{training.epochs}: loss {record.loss:.4f}, {record.seconds:.1f} s")
-
-        taught = numerics_of(training, self._numerics)
-        resumable = kept.with_suffix(".checkpoint")
-        train = functools.partial(
-            distil,
-            network.to(self._device),
-            None,
-            Batches(self._data.train, indices, num_classes=self._data.task.outputs, device=self._device),
-            None,
-            Recipe(training=taught, distillation=Distillation(task_weight=1.0, losses=())),
-            data=self._data,
-            seed=derive_seed(self._seed, "teacher"),
-            device=self._device,
-            on_epoch=on_epoch,
-            checkpoint=resumable,
-        )
-        interrupted = resumable.exists()
-        try:
-            train()
-        except RunFolderError as error:
-            if not interrupted:
-                raise
-            say(f"the interrupted training of the teacher cannot be continued and starts anew: {error}")
-            resumable.unlink(missing_ok=True)
-            train()
-        except TrialError as error:
-            what = f"the training of the teacher failed: {error}"
-            raise TeacherError(Problem("teacher.training", what, "a lower learning_rate may help")) from error
-        save_weights(network, kept)
-        resumable.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _made_once(kept: Path, say: Say) -> Iterator[None]:
-    """Hold the making of the teacher `kept`, waiting for another process that has it, until that is done or dead.
-
-    Where the file system has no locks, every process makes it: work is done twice, and nothing is wrong. Raises
-    ConfigError where the cache cannot be made.
-    """
-    guard = kept.with_suffix(".lock")
+@contextmanager
+def _other_random_states() -> Iterator[None]:
+    """Give the generators that a program shares other states within, so that what draws from them shows."""
+    kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed()
+    np.random.seed()
+    torch.seed()
     try:
-        guard.parent.mkdir(parents=True, exist_ok=True)
-        file = guard.open("a")
-    except OSError as error:
-        raise ConfigError(Problem("KDNAS_CACHE", f"{guard.parent} cannot be written: {error}")) from error
-    with file:
-        if not locked(file):
-            say(f"waiting for another process that trains this teacher and will keep it in {kept}")
-            locked(file, wait=True)
         yield
-        guard.unlink(missing_ok=True)  # who waits on it finds the teacher made
-
-
-def _training(settings: Mapping[str, Any]) -> Training:
-    """Return the teacher's training section. Raises ConfigError with every problem."""
-    try:
-        training = Training.model_validate(dict(settings))
-    except pydantic.ValidationError as error:
-        raise ConfigError(
-            Problem(f"teacher.training.{problem.where}", problem.what, problem.allowed)
-            for problem in validation_problems(error, Training)
-        ) from None
-    if training.resolution_fraction != 1.0:
-        raise ConfigError(Problem("teacher.training.resolution_fraction", "a teacher sees the whole images", "1"))
-    return training
-
-
-def _load_kept(network: nn.Module, kept: Path, say: Say) -> bool:
-    """Load `kept` into `network`; False where there is none or it is damaged."""
-    if not kept.is_file():
-        return False
-    own = network.state_dict()
-    try:
-        state = load_file(kept)
-    except (SafetensorError, OSError):
-        state = {}
-    if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
-        say(f"the kept teacher {kept} is damaged and is trained again")
-        return False
-    network.load_state_dict(state)
-    return True
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])
+        torch.set_rng_state(kept[2])

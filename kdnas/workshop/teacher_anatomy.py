@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -13,9 +11,7 @@ from kdnas.nn.anatomy import read_anatomy
 from kdnas.nn.cutting import Anatomy, inside, sound_part
 from kdnas.nn.importance import Method, Ranking, rank
 from kdnas.nn.tracing import parameter_count, traced_macs
-from kdnas.study.config import StudyConfig
-from kdnas.training.batches import Batches
-from kdnas.workshop.opening import open_data, open_teacher, resolve_device, split
+from kdnas.workshop.opening import Workshop
 
 _EXAMPLES = 2
 _CALIBRATED = 512
@@ -40,28 +36,13 @@ class TeacherAnatomy:
     """How much each unit and block matters on training samples, where that was asked for."""
 
 
-def open_anatomy(
-    config: StudyConfig,
-    *,
-    data_root: Path,
-    cache: Path,
-    importance: Method | None = None,
-    say: Callable[[str], None] = lambda line: None,
-) -> TeacherAnatomy:
+def open_anatomy(workshop: Workshop, *, importance: Method | None = None) -> TeacherAnatomy:
     """Return what can be cut out of the study's teacher, and by `importance` what of it matters most.
 
-    Raises DataError, TeacherError where data or teacher cannot be opened.
-
-    Raises TeacherError, too, where nothing of the teacher can be cut.
+    Raises TeacherError where nothing of the teacher can be cut, and what opening data and teacher raises.
     """
-    data_config, teacher_config = config.sources()
-    device = resolve_device(config.device)
-    data = open_data(data_config, data_root, cache)
-    train, _ = split(data, data_config, config.seed)
-    teacher = open_teacher(
-        teacher_config, data, train, data_root=data_root, cache=cache, device=device, seed=config.seed, say=say
-    )
-    images = torch.from_numpy(data.train.images[train[:_EXAMPLES]]).float().to(device)
+    say, data, train, teacher = workshop.say, workshop.data, workshop.train_indices, workshop.teacher
+    images = torch.from_numpy(data.train.images[train[:_EXAMPLES]]).float().to(workshop.device)
     network, example = inside(teacher.module, images)
     try:
         found = read_anatomy(network, example)
@@ -77,7 +58,7 @@ def open_anatomy(
     ranking = None
     if importance is not None:
         say(f"ranking what matters by {importance} on {min(_CALIBRATED, len(train))} training images")
-        samples = Batches(data.train, train[:_CALIBRATED], num_classes=data.task.outputs, device=device)
+        samples = workshop.batches(train[:_CALIBRATED])
         batches = [(inside(teacher.module, b.images)[1], b.labels) for b in samples.ordered(batch_size=_BATCH)]
         ranking = rank(network, anatomy, batches, method=importance)
     return TeacherAnatomy(

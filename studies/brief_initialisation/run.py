@@ -31,7 +31,6 @@ from kdnas.errors import InputError
 from kdnas.record.run_folder import machine
 from kdnas.students import family_for, stated_arch
 from kdnas.study.loading import load_study
-from kdnas.training.batches import Batches
 from kdnas.training.loop import distil
 from kdnas.training.recipe import Distillation, Recipe
 from kdnas.training.teacher_cache import TeacherCache
@@ -149,16 +148,16 @@ class Bench:
     """Data, teacher, splits and recipe, opened once."""
 
     def __init__(self, cache: Path, *, quick: bool):
-        root, kept = opening.data_root(None), opening.cache_dir()
-        self.config = load_study(STUDY).config
-        data_config, teacher = self.config.sources()
-        self.device = torch.device("cpu")
-        self.data = opening.open_data(data_config, root, kept)
-        self.train, held_out = opening.split(self.data, data_config, self.config.seed)
-        self.teacher = opening.open_teacher(
-            teacher, self.data, self.train, data_root=root, cache=kept, device=self.device, seed=0
+        study = load_study(STUDY)
+        self.config, self.device = study.config, torch.device("cpu")
+        self.workshop = opening.Workshop(
+            opening.Sources.of_study(study.config, study.space),
+            data_root=opening.data_root(None),
+            cache=opening.cache_dir(),
+            device=self.device,
         )
-        self.validation = self._batches(held_out[::10] if quick else held_out)
+        self.data, self.teacher, held_out = self.workshop.data, self.workshop.teacher, self.workshop.validation_indices
+        self.validation = self.workshop.batches(held_out[::10] if quick else held_out)
         self.share = 0.05 if quick else 1.0
         self.cache = TeacherCache(cache)
 
@@ -180,12 +179,12 @@ class Bench:
             }
         )
         distillation = Distillation.model_validate({**self.config.distillation.model_dump(), **LOSSES_TRIED[run.loss]})
-        indices = opening.training_indices(self.data, self.train, fraction, self.config.seed)
+        images = self.workshop.share(fraction)
         started = time.process_time()
         trained = distil(
             network,
             self.teacher,
-            self._batches(indices),
+            images,
             self.validation,
             Recipe(training=training, distillation=distillation),
             data=self.data,
@@ -198,14 +197,11 @@ class Bench:
             **asdict(run),
             "arch_id": arch.arch_id,
             "macs": price.macs,
-            "views": len(indices) * training.epochs,
+            "views": len(images) * training.epochs,
             "accuracy": trained.accuracy,
             "last_loss": trained.history[-1].loss,
             "cpu_seconds": round(time.process_time() - started, 1),
         }
-
-    def _batches(self, indices: Any) -> Batches:
-        return Batches(self.data.train, indices, num_classes=self.data.task.outputs, device=self.device)
 
 
 @torch.no_grad()

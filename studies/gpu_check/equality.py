@@ -33,7 +33,7 @@ def equality(bench: Bench) -> Iterator[Row]:
     A comparison follows as soon as its trainings are there. Raises InputError where there is no CIFAR-10.
     """
     data = bench.data if bench.quick else setting.cifar10()
-    teacher = bench.teacher() if bench.quick else setting.trained_teacher(data, bench.device)
+    teacher = bench.teacher() if bench.quick else setting.trained_teacher(bench.device)
     teacher.module.to(bench.device).eval()
     archs, seeds = outcome.small_archs()[: 1 if bench.quick else None], range(2 if bench.quick else 3)
     rows: list[Row] = []

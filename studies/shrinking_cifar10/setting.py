@@ -139,14 +139,14 @@ class Bench:
     @classmethod
     def open(cls, setting: Setting, cache: Path, device: torch.device) -> Bench:
         """Return the bench. Raises InputError where data or teacher are missing."""
-        root, kept = opening.data_root(None), opening.cache_dir()
-        opened, teacher = load_study(_TEACHERS_STUDY).config.sources()
-        data = opening.open_data(opened, root, kept)
-        trained = opening.open_teacher(
-            teacher, data, np.empty(0, np.int64),  # it is trained already
-            data_root=root, cache=kept, device=device, seed=0,
-        )  # fmt: skip
-        return cls(setting, data, trained, TeacherCache(cache), device)
+        study = load_study(_TEACHERS_STUDY)
+        opened = opening.Workshop(
+            opening.Sources.of_study(study.config, study.space),
+            data_root=opening.data_root(None),
+            cache=opening.cache_dir(),
+            device=device,
+        )
+        return cls(setting, opened.data, opened.teacher, TeacherCache(cache), device)
 
     @cached_property
     def train(self) -> Batches:

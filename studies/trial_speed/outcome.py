@@ -51,7 +51,7 @@ def trained(task: Task) -> dict[str, Any]:
     """Return the test accuracy and the seconds of one training; each process has one thread."""
     torch.set_num_threads(1)
     data = setting.cifar10()
-    teacher = setting.trained_teacher(data, CPU)
+    teacher = setting.trained_teacher(CPU)
     indices = setting.some(data, task.images, "outcome")
     student = setting.build(Arch.from_json(task.arch), data, seed=task.seed)
     begun = time.perf_counter()

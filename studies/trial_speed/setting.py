@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from torch import nn
 from kdnas.core.arch import Arch
 from kdnas.core.data import ImageData
 from kdnas.core.seeds import derive_seed
-from kdnas.datasets import DATASETS
 from kdnas.nn.normalise import Normalised
 from kdnas.students import family_for, stated_arch
+from kdnas.study.config import DataConfig
 from kdnas.study.loading import load_study
 from kdnas.teachers import Teacher
 from kdnas.training.recipe import Augmentation, Recipe, Training
@@ -29,10 +29,15 @@ _TEACHERS_STUDY = Path(__file__).resolve().parents[1] / "cifar10_resnet"
 
 def cifar10() -> ImageData:
     """Return CIFAR-10, decoded once; where there is only the subset of studies/gpu_check, that."""
-    root, cache = opening.data_root(None), opening.cache_dir()
+    return opening.load_data(data_config(), opening.data_root(None), opening.cache_dir())
+
+
+def data_config() -> DataConfig:
+    """Return what names CIFAR-10; where there is only the subset of studies/gpu_check, that."""
+    root = opening.data_root(None)
     if not (root / "cifar10.tar.xz").exists() and (root / "cifar10.npz").exists():
-        return DATASETS.build("npz", root, cache, path="cifar10.npz")
-    return DATASETS.build("image_folder", root, cache, path="cifar10.tar.xz")
+        return DataConfig(type="npz", path="cifar10.npz")
+    return DataConfig(type="image_folder", path="cifar10.tar.xz")
 
 
 def resnet(depth: int) -> Arch:
@@ -61,14 +66,12 @@ def resnet56(data: ImageData, device: torch.device) -> Teacher:
     return Teacher("ResNet-56", module, stages, "network.classifier", fingerprint="resnet56 of studies/trial_speed")
 
 
-def trained_teacher(data: ImageData, device: torch.device) -> Teacher:
+def trained_teacher(device: torch.device) -> Teacher:
     """Return the trained teacher of studies/cifar10_resnet (162 M MACs)."""
-
-    _, teacher = load_study(_TEACHERS_STUDY).config.sources()
-    return opening.open_teacher(
-        teacher, data, np.empty(0, np.int64),  # it is trained already
-        data_root=opening.data_root(None), cache=opening.cache_dir(), device=device, seed=0,
-    )  # fmt: skip
+    study = load_study(_TEACHERS_STUDY)
+    sources = replace(opening.Sources.of_study(study.config, study.space), data=data_config())
+    root, cache = opening.data_root(None), opening.cache_dir()
+    return opening.Workshop(sources, data_root=root, cache=cache, device=device).teacher
 
 
 def recipe(batch_size: int, epochs: int = 1) -> Recipe:

@@ -13,13 +13,13 @@ from kdnas.cli.main import main
 from kdnas.plan.train_file import dump_train_file, train_file_for, with_epochs
 from kdnas.record.records import RunRecord
 from kdnas.report.wording import shown
-from kdnas.workshop.opening import open_data
+from kdnas.workshop.opening import load_data
 
 
 @pytest.fixture
 def run(kdnas_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRecord:
     """A hand-written run that the commands find under its folder."""
-    record = trained_run(tmp_path / "run", open_data(study_config().data, tmp_path, kdnas_cache))
+    record = trained_run(tmp_path / "run", load_data(study_config().data, tmp_path, kdnas_cache))
     monkeypatch.setattr("kdnas.record.storage.load_run", lambda folder: record)
     monkeypatch.setattr("kdnas.record.front.pick", lambda run, text: member_of(record))
     return record
@@ -27,7 +27,7 @@ def run(kdnas_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
 
 @pytest.fixture
 def train_yaml(run: RunRecord, kdnas_cache: Path, tmp_path: Path) -> Path:
-    data = open_data(study_config().data, tmp_path, kdnas_cache)
+    data = load_data(study_config().data, tmp_path, kdnas_cache)
     path = tmp_path / "train.yaml"
     path.write_text(dump_train_file(with_epochs(train_file_for(run, run.trials[0], data), 1)))
     return path

@@ -352,7 +352,7 @@ def test_a_value_that_is_no_number_fails_the_trial(tiny_study, tmp_path, monkeyp
     with controller_lock(tmp_path / "r"):
         opened = prepare(tiny_study, tmp_path / "r", "objectives=[accuracy, peak_memory_bytes]")
     evaluate = opened.workplan()
-    arch = arch_of(opened.space, opened.space.random(np.random.default_rng(0)), opened.evaluator.bench.family)
+    arch = arch_of(opened.space, opened.space.random(np.random.default_rng(0)), opened.evaluator.workshop.family)
     for value in (math.nan, math.inf):
         monkeypatch.setattr(PeakMemoryBytes, "measure", lambda *_, value=value: Measurement(value, 0.0, 1, "broken"))
         with pytest.raises(TrialError, match=f"the peak_memory_bytes is {value}"):

@@ -22,9 +22,9 @@ from kdnas.errors import ConfigError, RunError, RunFolderError, TrialError
 from kdnas.plan.making import PlanBasis, cut_from_run, make_measured_plan, make_plan, open_basis
 from kdnas.plan.plan_file import SupernetStep, TrainingPlan, check_plan, load_plan
 from kdnas.plan.training import FullTraining, Progress, StepResult, train_fully
-from kdnas.plan.training_ground import open_ground
+from kdnas.plan.training_ground import open_training
 from kdnas.record.records import FrontMember, TrialRecord
-from kdnas.workshop.opening import open_data
+from kdnas.workshop.opening import load_data
 
 NOWHERE = Path("nowhere")
 EPOCHS = 5
@@ -32,7 +32,7 @@ EPOCHS = 5
 
 @pytest.fixture(scope="module")
 def digits(kdnas_cache: Path) -> ImageData:
-    return open_data(study_config().data, NOWHERE, kdnas_cache)
+    return load_data(study_config().data, NOWHERE, kdnas_cache)
 
 
 @pytest.fixture(scope="module")
@@ -264,19 +264,21 @@ def test_shrinking_begins_from_the_runs_own_supernet(sharing_basis, tmp_path, mo
         begun.append({name: value.clone() for name, value in network.state_dict().items()})
         return distil(network, *arguments, **options)
 
-    def shared(ground):
-        return cut_from_run(basis.run, basis.file.student, ground)
+    def shared(workshop):
+        return cut_from_run(basis.run, basis.file.student, workshop)
 
     monkeypatch.setattr("kdnas.plan.training.distil", watching)
     plan = make_plan(basis, "shrink", "so")
     assert plan.supernet is not None
     assert plan.supernet.fingerprint == basis.run.supernet.fingerprint
     result = train(basis, "shrink", tmp_path, plan=plan, shared=shared)
-    ground = open_ground(basis.file, data_root=NOWHERE, cache=Path(os.environ["KDNAS_CACHE"]), device="cpu", say=print)
-    cut = shared(ground).state_dict()
+    workshop = open_training(
+        basis.file, data_root=NOWHERE, cache=Path(os.environ["KDNAS_CACHE"]), device="cpu", say=print
+    )
+    cut = shared(workshop).state_dict()
     assert all(torch.equal(begun[0][name], value) for name, value in cut.items())
     assert result.epochs == 2
     assert basis.facts.shared_weights
     (basis.run.folder / "supernet" / "weights.safetensors").unlink()
     with pytest.raises(RunFolderError, match="missing"):
-        shared(ground)
+        shared(workshop)

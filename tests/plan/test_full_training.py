@@ -11,13 +11,13 @@ import pytest
 import safetensors.torch
 import torch
 from trained_run import trained_run
+from workshops import split_of
 
 from kdnas.core.data import ImageData
 from kdnas.errors import ConfigError, DataError, RunFolderError, TeacherError
 from kdnas.nn.normalise import Normalised
 from kdnas.plan.train_file import TrainFile, train_file_for, with_epochs
 from kdnas.plan.training import FullTraining, Progress, train_fully
-from kdnas.workshop.opening import split
 
 EPOCHS = 6
 NOWHERE = Path("nowhere")
@@ -78,7 +78,7 @@ def test_the_accuracies_are_those_of_the_written_weights(
     network = build_network(file, file.task)
     network.load_state_dict(safetensors.torch.load_file(result.folder / "student.safetensors"))
     module = Normalised(network, digits.channel_mean, digits.channel_std).eval()
-    _, validation = split(digits, file.data, file.seed)
+    _, validation = split_of(digits, file.data.validation_fraction, file.seed)
 
     def share(images: np.ndarray, labels: np.ndarray) -> float:
         with torch.no_grad():

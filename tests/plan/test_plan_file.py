@@ -28,14 +28,14 @@ from kdnas.plan.plan_file import (
     plan_problems,
     write_plan,
 )
-from kdnas.workshop.opening import open_data
+from kdnas.workshop.opening import load_data
 
 Edit = Callable[[dict[str, Any]], None]
 
 
 @pytest.fixture(scope="module")
 def digits(kdnas_cache: Path) -> ImageData:
-    return open_data(study_config().data, Path("nowhere"), kdnas_cache)
+    return load_data(study_config().data, Path("nowhere"), kdnas_cache)
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from workshops import split_of, workshop_of
 
 from kdnas.core.data import ImageArrays, ImageData, stratified_split
 from kdnas.errors import DataError
-from kdnas.study.config import DataConfig
 from kdnas.workshop.data_check import split_notes
-from kdnas.workshop.opening import split, training_indices
 
 
 def data_of(*counts: int, test: int = 300) -> ImageData:
@@ -19,15 +18,11 @@ def data_of(*counts: int, test: int = 300) -> ImageData:
     return ImageData("few", tuple("abcdefgh"[: len(counts)]), arrays, tested, "f", (0.0,), (1.0,))
 
 
-def config(fraction: float) -> DataConfig:
-    return DataConfig(type="digits", validation_fraction=fraction)
-
-
 @pytest.mark.parametrize("fraction", [0.05, 0.2, 0.6, 0.95])
 @pytest.mark.parametrize("counts", [(60, 60, 1), (2, 2, 2), (1, 2, 400)])
 def test_a_validation_split_never_takes_the_last_image_of_a_class(counts, fraction):
     data = data_of(*counts)
-    train, validation = split(data, config(fraction), 0)
+    train, validation = split_of(data, fraction)
     assert sorted([*train, *validation]) == list(range(sum(counts)))
     learnt = np.bincount(data.train.labels[train], minlength=3)
     assert (learnt >= 1).all()
@@ -44,7 +39,7 @@ def test_a_validation_split_never_takes_the_last_image_of_a_class(counts, fracti
 )
 def test_a_split_on_which_nothing_can_be_scored_is_refused(counts, message):
     with pytest.raises(DataError, match=message) as caught:
-        split(data_of(*counts), config(0.6), 0)
+        split_of(data_of(*counts), 0.6)
     assert len(caught.value.problems) == 1
 
 
@@ -52,7 +47,7 @@ def test_every_class_has_a_part_in_a_small_share_of_the_images():
     data = data_of(400, 1, 1, 2)
     indices = np.arange(len(data.train))
     for fraction in (0.001, 0.3, 0.7):
-        drawn = training_indices(data, indices, fraction, 0)
+        drawn = workshop_of(data, train=indices).share(fraction).indices
         assert set(data.train.labels[drawn]) == {0, 1, 2, 3}
         assert (np.diff(drawn) > 0).all()
     kept, carved = stratified_split(data.train.labels[:400], 0.3, 0)
@@ -61,7 +56,7 @@ def test_every_class_has_a_part_in_a_small_share_of_the_images():
 
 def test_scarce_and_uneven_images_are_said():
     data = data_of(400, 3, 1, test=20)
-    train, validation = split(data, config(0.2), 0)
+    train, validation = split_of(data)
     notes = split_notes(data, train, validation)
     assert notes == (
         "no validation image of class c: no score tells how well it is learnt",
@@ -71,4 +66,4 @@ def test_scarce_and_uneven_images_are_said():
         "uneven classes: 320 images to learn from of a, 1 of c; always answering a scores 99%",
     )
     data = data_of(300, 300)
-    assert split_notes(data, *split(data, config(0.2), 0)) == ()
+    assert split_notes(data, *split_of(data)) == ()

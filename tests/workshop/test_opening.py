@@ -17,14 +17,13 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from workshops import split_of, workshop_of
 
 from kdnas.core.data import ImageArrays, ImageData
 from kdnas.errors import ConfigError, DataError, TeacherError, TrialError
 from kdnas.record.run_folder import locked
-from kdnas.study.config import DataConfig, Member
 from kdnas.teachers import Teacher
-from kdnas.workshop import opening
-from kdnas.workshop.opening import open_teacher, split, training_indices
+from kdnas.workshop import opening, teacher_training
 from kdnas.workshop.teacher_check import least_accuracy, report_teacher, teacher_test_accuracy
 
 CPU = torch.device("cpu")
@@ -82,38 +81,38 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_split_is_stratified_seeded_and_whole(digits: ImageData) -> None:
-    config = DataConfig(type="digits", validation_fraction=0.25)
-    train, validation = split(digits, config, 3)
+    train, validation = split_of(digits, 0.25, 3)
     assert sorted([*train, *validation]) == list(range(len(digits.train)))
     for label in range(10):
         whole = np.sum(digits.train.labels == label)
         assert abs(np.sum(digits.train.labels[validation] == label) - 0.25 * whole) <= 0.5
-    again = split(digits, config, 3)
+    again = split_of(digits, 0.25, 3)
     assert np.array_equal(again[1], validation)
-    assert not np.array_equal(split(digits, config, 4)[1], validation)
+    assert not np.array_equal(split_of(digits, 0.25, 4)[1], validation)
 
 
 def test_a_share_of_the_training_split(digits: ImageData) -> None:
-    train, validation = split(digits, DataConfig(type="digits"), 0)
-    assert training_indices(digits, train, 1.0, 0) is train
-    tenth = training_indices(digits, train, 0.1, 0)
+    opened = workshop_of(digits)
+    train, validation = opened.train_indices, opened.validation_indices
+    assert opened.share(1.0).indices is train
+    tenth = opened.share(0.1).indices
+    assert opened.share(0.1) is opened.share(0.1)
     assert set(tenth) <= set(train)
     assert not set(tenth) & set(validation)
     assert np.all(np.diff(tenth) > 0)
     counts = Counter(digits.train.labels[tenth])
     whole = Counter(digits.train.labels[train])
     assert all(abs(counts[label] - 0.1 * whole[label]) <= 0.5 for label in range(10))
-    assert np.array_equal(training_indices(digits, train, 0.1, 0), tenth)
-    assert not np.array_equal(training_indices(digits, train, 0.1, 1), tenth)
+    assert np.array_equal(workshop_of(digits).share(0.1).indices, tenth)
+    assert not np.array_equal(workshop_of(digits, train=train, seed=1).share(0.1).indices, tenth)
 
 
 def _open(config: dict, data: ImageData, train: np.ndarray, cache: Path, say: Callable, **options) -> Teacher:
-    settings = {"data_root": Path("data"), "cache": cache, "device": CPU, "seed": 0, "say": say, **options}
-    return open_teacher(Member(**config), data, train, **settings)
+    return workshop_of(data, train=train, teacher=config, cache=cache, say=say, **options).teacher
 
 
 def test_a_student_teacher_is_trained_once_and_measured(digits: ImageData, tmp_path: Path) -> None:
-    train, validation = split(digits, DataConfig(type="digits"), 0)
+    train, validation = split_of(digits)
     said: list[str] = []
     state = torch.get_rng_state()
     teacher = _open(STUDENT, digits, train, tmp_path, said.append)
@@ -140,11 +139,11 @@ def test_a_student_teacher_is_trained_once_and_measured(digits: ImageData, tmp_p
 
 @pytest.mark.parametrize("changed", ["seed", "split", "training", "data"])
 def test_a_kept_teacher_is_only_used_where_nothing_changed(digits: ImageData, tmp_path: Path, changed: str) -> None:
-    train, _ = split(digits, DataConfig(type="digits"), 0)
+    train, _ = split_of(digits)
     brief = {**STUDENT, "training": {"epochs": 1, "data_fraction": 0.2}}
     said: list[str] = []
     _open(brief, digits, train, tmp_path, said.append)
-    assert any(f"on {len(training_indices(digits, train, 0.2, 0))} images" in line for line in said)
+    assert any(f"on {len(workshop_of(digits, train=train).share(0.2))} images" in line for line in said)
     other, data, options = dict(brief), digits, {}
     if changed == "seed":
         options["seed"] = 1
@@ -161,7 +160,7 @@ def test_a_kept_teacher_is_only_used_where_nothing_changed(digits: ImageData, tm
 
 
 def test_an_interrupted_teacher_training_continues_exactly(digits: ImageData, tmp_path: Path) -> None:
-    train, _ = split(digits, DataConfig(type="digits"), 0)
+    train, _ = split_of(digits)
     config = {**STUDENT, "training": {"epochs": 4, "data_fraction": 0.2}}
     whole = _open(config, digits, train, tmp_path / "whole", lambda line: None)
 
@@ -180,7 +179,7 @@ def test_an_interrupted_teacher_training_continues_exactly(digits: ImageData, tm
 
 
 def test_two_runs_that_share_a_cold_cache_train_their_teacher_once(digits: ImageData, tmp_path: Path) -> None:
-    train, _ = split(digits, DataConfig(type="digits"), 0)
+    train, _ = split_of(digits)
     _open(STUDENT, digits, train, tmp_path / "a", lambda line: None)
     (made,) = (tmp_path / "a" / "teachers").glob("*.safetensors")
     shared = tmp_path / "b" / "teachers" / made.name
@@ -200,7 +199,7 @@ def test_two_runs_that_share_a_cold_cache_train_their_teacher_once(digits: Image
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".checkpoint"])
 def test_a_damaged_cache_is_made_anew(digits: ImageData, tmp_path: Path, suffix: str) -> None:
-    train, _ = split(digits, DataConfig(type="digits"), 0)
+    train, _ = split_of(digits)
     config = {**STUDENT, "training": {"epochs": 1, "data_fraction": 0.2}}
     first = _open(config, digits, train, tmp_path, lambda line: None)
     (kept,) = (tmp_path / "teachers").iterdir()
@@ -221,7 +220,7 @@ def test_a_teacher_training_that_fails_is_bad_input(
     def fail(*args, **kwargs):
         raise TrialError("the loss is nan")
 
-    monkeypatch.setattr(opening, "distil", fail)
+    monkeypatch.setattr(teacher_training, "distil", fail)
     with pytest.raises(TeacherError, match=r"teacher\.training: the training of the teacher failed: the loss is nan"):
         _open(STUDENT, digits, np.arange(200), tmp_path, lambda line: None)
 

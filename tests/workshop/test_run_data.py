@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from workshops import workshop_of
 
 from kdnas.controller.preparation import prepare_study
+from kdnas.core.data import ImageData
 from kdnas.datasets._cache import kept_data
 from kdnas.errors import DataError
 from kdnas.study.config import DataConfig
 from kdnas.study.loading import load_study
-from kdnas.workshop.opening import open_data
-from kdnas.workshop.run_data import open_handed_data, open_run_data, reopen_data
+from kdnas.workshop.opening import MadeOn, load_data
 
 LOADER = """
 from pathlib import Path
@@ -48,6 +52,21 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def _read(
+    reader: Literal["controller", "worker", "afterwards"],
+    config: DataConfig,
+    root: Path,
+    cache: Path,
+    fingerprint: str,
+    say: Callable[[str], None] = lambda line: None,
+) -> ImageData:
+    made_on = MadeOn(fingerprint, reader=reader)
+    return workshop_of(config, data_root=root, cache=cache, made_on=made_on, say=say).data
+
+
+_reread = partial(_read, "controller")
+
+
 def calls(root: Path) -> int:
     return (root / "calls").stat().st_size
 
@@ -76,7 +95,7 @@ def test_workers_open_what_the_controller_opened_without_another_call(root: Path
     for _ in range(2):
         worker = pickle.loads(pickle.dumps(opened.workplan))()
         assert worker.fingerprints == opened.evaluator.fingerprints
-        np.testing.assert_array_equal(worker.bench.data.test.images, opened.evaluator.bench.data.test.images)
+        np.testing.assert_array_equal(worker.workshop.data.test.images, opened.evaluator.workshop.data.test.images)
     assert calls(root) == 1
     assert not any("whenever it is called" in note for note in notes)
     resumed = prepare()
@@ -86,28 +105,28 @@ def test_workers_open_what_the_controller_opened_without_another_call(root: Path
 
 def test_commands_on_a_run_take_its_data_from_the_cache(root: Path) -> None:
     cache = root / "cache"
-    data = open_data(DRAWS, root, cache)
+    data = load_data(DRAWS, root, cache)
     said: list[str] = []
-    again = open_run_data(DRAWS, root, cache, data.fingerprint, say=said.append)
+    again = _read("afterwards", DRAWS, root, cache, data.fingerprint, say=said.append)
     assert (again.fingerprint, calls(root)) == (data.fingerprint, 1)
     assert "load.py:load is not called again" in said[0]
     with pytest.raises(DataError, match="the function draws without a seed, or was changed"):
-        open_run_data(DRAWS, root, root / "elsewhere", data.fingerprint)
+        _read("afterwards", DRAWS, root, root / "elsewhere", data.fingerprint)
 
 
 def test_a_resumed_run_tells_drawn_data_from_changed_data(root: Path) -> None:
     cache, said = root / "cache", []
-    drawn = open_data(DRAWS, root, cache)
-    assert reopen_data(DRAWS, root, cache, drawn.fingerprint, say=said.append).fingerprint == drawn.fingerprint
+    drawn = load_data(DRAWS, root, cache)
+    assert _reread(DRAWS, root, cache, drawn.fingerprint, say=said.append).fingerprint == drawn.fingerprint
     assert len(said) == 1
-    seeded = open_data(SEEDED, root, cache)
+    seeded = load_data(SEEDED, root, cache)
     before = calls(root)
-    assert reopen_data(SEEDED, root, cache, seeded.fingerprint, say=said.append).fingerprint == seeded.fingerprint
+    assert _reread(SEEDED, root, cache, seeded.fingerprint, say=said.append).fingerprint == seeded.fingerprint
     assert (calls(root), len(said)) == (before + 1, 1)
     # Another seed gives one other thing: that is what the caller gets, and refuses.
-    assert reopen_data(SEEDED, root, cache, drawn.fingerprint, say=said.append).fingerprint == seeded.fingerprint
+    assert _reread(SEEDED, root, cache, drawn.fingerprint, say=said.append).fingerprint == seeded.fingerprint
     with pytest.raises(DataError, match="which are no longer in"):
-        reopen_data(DRAWS, root, cache, "0" * 64, say=said.append)
+        _reread(DRAWS, root, cache, "0" * 64, say=said.append)
 
 
 @pytest.mark.parametrize("generator", ["global", "torch"])
@@ -116,11 +135,11 @@ def test_drawing_from_a_shared_generator_shows_within_one_process(root: Path, ge
     cache, said = root / "cache", []
     np.random.seed(5)
     torch.manual_seed(5)
-    drawn = open_data(config, root, cache)
+    drawn = load_data(config, root, cache)
     np.random.seed(6)
     torch.manual_seed(6)
     before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    again = reopen_data(config, root, cache, drawn.fingerprint, say=said.append)
+    again = _reread(config, root, cache, drawn.fingerprint, say=said.append)
     assert again.fingerprint == drawn.fingerprint
     assert "gives other data whenever it is called" in said[0]
     assert (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
@@ -128,11 +147,11 @@ def test_drawing_from_a_shared_generator_shows_within_one_process(root: Path, ge
 
 def test_files_are_read_anew_for_a_run_and_found_by_content_for_a_worker(root: Path) -> None:
     cache, digits = root / "cache", DataConfig(type="digits")
-    data = open_data(digits, root, cache)
-    assert open_run_data(digits, root, cache, "0" * 64).fingerprint == data.fingerprint  # the caller compares
-    assert open_handed_data(digits, root, cache, data.fingerprint).fingerprint == data.fingerprint
+    data = load_data(digits, root, cache)
+    assert _read("afterwards", digits, root, cache, "0" * 64).fingerprint == data.fingerprint  # the caller compares
+    assert _read("worker", digits, root, cache, data.fingerprint).fingerprint == data.fingerprint
     with pytest.raises(DataError, match="gives other data"):
-        open_handed_data(digits, root, cache, "0" * 64)
+        _read("worker", digits, root, cache, "0" * 64)
     for meta in (cache / "datasets").glob("*/meta.json"):
         meta.write_text("{")
     assert kept_data(cache, data.fingerprint) is None

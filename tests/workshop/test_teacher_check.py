@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from workshops import split_of
 
 from kdnas.controller.preparation import prepare_study
 from kdnas.core.data import ImageData
 from kdnas.errors import RunFolderError, TeacherError
-from kdnas.study.config import DataConfig
 from kdnas.study.loading import load_study
 from kdnas.teachers import Teacher, TeacherContext
 from kdnas.teachers._adapting import Expected, fit_teacher
@@ -23,7 +23,7 @@ from kdnas.teachers._class_names import naming_of
 from kdnas.training.recipe import Augmentation
 from kdnas.training.teacher_outputs import views_key
 from kdnas.workshop.evaluators import EvaluatorContext, open_evaluator
-from kdnas.workshop.opening import cache_dir, split
+from kdnas.workshop.opening import cache_dir
 from kdnas.workshop.teacher_check import report_teacher
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ class Linear(nn.Module):
 
 @pytest.fixture(scope="module")
 def weights(digits: ImageData) -> np.ndarray:
-    train, _ = split(digits, DataConfig(type="digits"), 0)
+    train, _ = split_of(digits)
     pixels = digits.train.images[train].reshape(len(train), -1) / 255.0
     inputs = np.c_[pixels, np.ones(len(pixels))]
     return np.linalg.lstsq(inputs, np.eye(10)[digits.train.labels[train]], rcond=None)[0]
@@ -57,7 +57,7 @@ def weights(digits: ImageData) -> np.ndarray:
 @pytest.fixture
 def report(digits: ImageData, weights: np.ndarray):
     """Return a function that fits the digits' linear teacher and reports on it."""
-    _, validation = split(digits, DataConfig(type="digits"), 0)
+    _, validation = split_of(digits)
 
     def make(say=None, *, parts=None, data: ImageData = digits, order=None, names=None, images=None, bfloat16=False):
         network = Linear(weights if order is None else weights[:, order], say, parts)
@@ -272,10 +272,10 @@ def test_kept_answers_are_those_of_the_teacher_as_it_is(study: Path) -> None:
     keys = set()
     for scale in ("1", "0.9", "1"):
         (study / "scale").write_text(scale)
-        bench = open_evaluator(EvaluatorContext(*_loaded(study), study, study, cache_dir(), "cpu")).bench
+        opened = open_evaluator(EvaluatorContext(*_loaded(study), study, study, cache_dir(), "cpu")).workshop
         options = {"needs": frozenset({"logits"}), "augmentation": Augmentation(), "view_seed": 0, "bfloat16": False}
-        samples = bench.train_indices
-        keys.add(views_key(bench.teacher, bench.teacher_shapes, bench.data, device=CPU, samples=samples, **options))
+        samples = opened.train_indices
+        keys.add(views_key(opened.teacher, opened.teacher_shapes, opened.data, device=CPU, samples=samples, **options))
     assert len({key.digest for key in keys}) == 2
 
 

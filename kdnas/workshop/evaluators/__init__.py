@@ -25,6 +25,7 @@ from kdnas.study.config import StudyConfig
 from kdnas.study.spaces import arch_of
 from kdnas.training.packing import Packing
 from kdnas.workshop.jobs import Job, Result
+from kdnas.workshop.opening import MadeOn
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -51,14 +52,8 @@ class EvaluatorContext:
     """What the run measured once, by cost: empty until `Evaluator.facts` has said it."""
     prepared: Mapping[str, Any] = field(default_factory=dict)
     """What the run's lock file says of its preparation: empty until `Evaluator.prepare` has said it."""
-    run_data: str = ""
-    """The fingerprint of the run's data; empty until they have been opened."""
-    run_teacher: str = ""
-    """The fingerprint of the teacher that the controller has opened; empty until it has."""
-    teacher_answers: tuple[float, ...] = ()
-    """A sketch of what that teacher says to a few fixed images."""
-    in_worker: bool = False
-    """Whether this is a worker's: it works on the data that the controller opened."""
+    made_on: MadeOn = field(default_factory=MadeOn)
+    """What the run was made on, as far as it has begun."""
     beside: Evaluator | None = None
     """An evaluator of the same study that this process has open: what that has opened need not be opened again."""
     say: Say = _silent
@@ -109,9 +104,14 @@ class Evaluator(ABC):
         """The quantities that are measured on the built student."""
         return tuple(name for name, quantity in self.quantities.items() if quantity.kind == "measured")
 
+    @property
+    def space(self) -> SearchSpace:
+        """The space as it is searched."""
+        return self.context.space
+
     def arch(self, assignment: Mapping[str, Scalar]) -> Arch:
         """Return the arch that a full assignment stands for."""
-        return arch_of(self.context.space, assignment, None)
+        return arch_of(self.space, assignment)
 
     @abstractmethod
     def price(self, arch: Arch) -> dict[str, float]:
@@ -214,7 +214,8 @@ class Workplan:
     context: EvaluatorContext
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "context", replace(self.context, say=_silent, in_worker=True))
+        made_on = replace(self.context.made_on, reader="worker")
+        object.__setattr__(self, "context", replace(self.context, say=_silent, made_on=made_on))
 
     def __call__(self) -> Evaluator:
         """Return the worker's evaluator."""

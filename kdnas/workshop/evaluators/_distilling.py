@@ -69,20 +69,20 @@ class DistillingEvaluator(TrainingEvaluator):
         self, students: Sequence[tuple[nn.Module, Job, Callable[[EpochRecord], None]]]
     ) -> list[Trained | TrialError]:
         """Return the students trained at once, part by part; their jobs have parts of the same epochs and views."""
-        bench = self.bench
+        workshop = self.workshop
         parts = [self._parts(job) for _, job, _ in students]
-        train_on = self.training_images(students[0][1].recipe.training.data_fraction)
+        train_on = self.workshop.share(students[0][1].recipe.training.data_fraction)
         done: list[list[Trained]] = [[] for _ in students]
         failed: dict[int, TrialError] = {}
         for index, part in enumerate(parts[0]):
             last = index == len(parts[0]) - 1
             course = Course(
-                bench.data,
+                workshop.data,
                 train_on,
-                bench.validation if last else None,
-                bench.teacher,
+                workshop.validation if last else None,
+                workshop.teacher,
                 part.view_seed,
-                bench.device,
+                workshop.device,
                 self.teacher_cache,
             )
             going = [place for place in range(len(students)) if place not in failed]
@@ -125,18 +125,18 @@ class DistillingEvaluator(TrainingEvaluator):
 
     def at_once(self) -> Packing:
         """Return how many students of the space's median MACs pay on this device; one, unmeasured, on a CPU."""
-        bench, config = self.bench, self.context.config
-        if bench.device.type != "cuda":
+        workshop, config = self.workshop, self.context.config
+        if workshop.device.type != "cuda":
             return Packing(1)
         draws = np.random.default_rng(derive_seed(config.seed, "at once"))
-        archs = sorted((self.arch(self.context.space.random(draws)) for _ in range(_DRAWS)), key=self._macs)
-        few = bench.train_indices[: _STEPS_TIMED * config.training.batch_size]
-        train = bench.batches(bench.data.train, few)
+        archs = sorted((self.arch(self.space.random(draws)) for _ in range(_DRAWS)), key=self._macs)
+        few = workshop.train_indices[: _STEPS_TIMED * config.training.batch_size]
+        train = workshop.batches(few)
 
         def rate(size: int) -> float:
             median = archs[_DRAWS // 2]
             return measured_rate(
-                lambda: bench.build(median), size, train, config.recipe, data=bench.data, device=bench.device
+                lambda: workshop.build(median), size, train, config.recipe, data=workshop.data, device=workshop.device
             )
 
         return choose_size(rate)

@@ -15,12 +15,13 @@ from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialEr
 from kdnas.nn.elastic import Supernet
 from kdnas.study.config import SupernetConfig
 from kdnas.training.batches import Batches
-from kdnas.training.recipe import Augmentation, Recipe
+from kdnas.training.recipe import Recipe
 from kdnas.training.supernet.shrinking_file import SHRINKING_FILE, write_shrinking
 from kdnas.training.supernet.subnets import ElasticSpace
 from kdnas.training.supernet.training import Tick, TrainedSupernet, train_supernet
 from kdnas.workshop.evaluators import EvaluatorContext
 from kdnas.workshop.evaluators._training import TrainingEvaluator
+from kdnas.workshop.opening import first_samples
 from kdnas.workshop.supernets import (
     CHECKPOINT_FILE,
     SUPERNET_FOLDER,
@@ -49,18 +50,18 @@ class SharingEvaluator(TrainingEvaluator):
     @functools.cached_property
     def shared(self) -> SharedWeights:
         """The trained supernet. Raises RunFolderError where it is not that of the run's lock file."""
-        context, bench = self.context, self.bench
+        context, workshop = self.context, self.workshop
         known = self.prepared.get("supernet")
         if known is None:
             raise RunFolderError(f"{context.folder} has no trained supernet yet: `kdnas search` trains it")
         return load_supernet(
             context.folder,
             context.config,
-            context.space,
-            bench.family,
-            bench.data,
+            self.space,
+            workshop.family,
+            workshop.data,
             self._images(),
-            bench.validation,
+            workshop.validation,
             fingerprint=known["fingerprint"],
         )
 
@@ -77,12 +78,12 @@ class SharingEvaluator(TrainingEvaluator):
 
     def _train_supernet(self) -> None:
         """Train the supernet and write its folder: the weights last. Raises RunError where the training fails."""
-        config, settings, bench = self.context.config, self._settings, self.bench
+        config, settings, workshop = self.context.config, self._settings, self.workshop
         folder = self.context.folder / SUPERNET_FOLDER
         checkpoint = folder / CHECKPOINT_FILE
         train = self._images()
         torch.manual_seed(derive_seed(config.seed, "supernet init"))
-        supernet = bench.family.supernet(self.context.space).to(bench.device)
+        supernet = workshop.family.supernet(self.space).to(workshop.device)
         inherited = self._inherit(supernet, train)
         update = {"epochs": settings.epochs, "data_fraction": self._fraction}
         recipe = config.recipe.model_copy(update={"training": config.training.model_copy(update=update)})
@@ -104,20 +105,20 @@ class SharingEvaluator(TrainingEvaluator):
 
     def _trained(self, supernet: Supernet, train: Batches, recipe: Recipe) -> TrainedSupernet:
         """Return `supernet`, trained by `recipe` beside the teacher, whose outputs on these views the trials share."""
-        config, bench = self.context.config, self.bench
+        config, workshop = self.context.config, self.workshop
         return train_supernet(
             supernet,
-            self.context.space,
-            bench.family,
-            bench.teacher,
+            self.space,
+            workshop.family,
+            workshop.teacher,
             train,
-            bench.validation,
+            workshop.validation,
             recipe,
             self._settings,
-            data=bench.data,
+            data=workshop.data,
             seed=derive_seed(config.seed, "supernet"),
             view_seed=derive_seed(config.seed, "views"),
-            device=bench.device,
+            device=workshop.device,
             on_tick=_told(self.say),
             checkpoint=self.context.folder / SUPERNET_FOLDER / CHECKPOINT_FILE,
             teacher_cache=self.teacher_cache,
@@ -129,13 +130,13 @@ class SharingEvaluator(TrainingEvaluator):
 
     def _images(self) -> Batches:
         """Return the images that the supernet is trained on."""
-        return self.training_images(self._fraction)
+        return self.workshop.share(self._fraction)
 
     def _largest_student(self) -> Arch:
         """Return the largest student of the space. Raises ConfigError where it has no supernet, or none of it."""
-        space, bench = self.context.space, self.bench
-        elastic = ElasticSpace(space, bench.family, self._settings.resolutions)
-        sides, own = self._settings.resolutions, bench.data.task.image_shape[1]
+        space, workshop = self.space, self.workshop
+        elastic = ElasticSpace(space, workshop.family, self._settings.resolutions)
+        sides, own = self._settings.resolutions, workshop.data.task.image_shape[1]
         if sides and own not in sides:
             what = f"students are scored on images of {own} pixels, the data's own, which are not among them"
             raise ConfigError(Problem("supernet.resolutions", what))
@@ -143,8 +144,8 @@ class SharingEvaluator(TrainingEvaluator):
 
     def _inherits(self) -> bool:
         """Whether the supernet begins with the teacher's weights. Raises ConfigError where it is to and cannot."""
-        teacher, family, wanted = self.bench.teacher, self.context.space.family, self._settings.inherit_teacher
-        fitting = self.bench.family.ancestor() is not None
+        teacher, family, wanted = self.workshop.teacher, self.space.family, self._settings.inherit_teacher
+        fitting = self.workshop.family.ancestor() is not None
         if wanted and not fitting:
             of = "of no student family" if teacher.arch is None else f"a {teacher.arch.family}"
             what = f"the teacher {teacher.name} is {of}, the students are {family}: no weights can be inherited"
@@ -155,9 +156,8 @@ class SharingEvaluator(TrainingEvaluator):
         """Begin `supernet` with the teacher's weights, and return the share of its largest student's that they are."""
         if not self._inherits():
             return None
-        size, fill = min(_INHERITING, len(train)), self.bench.data.channel_mean
-        views = train.epoch(0, batch_size=size, augmentation=Augmentation(), fill=fill, seed=0)
-        return self.bench.family.inherit_supernet(supernet, self._largest, next(iter(views)).images)
+        (images,), _ = first_samples(train, _INHERITING, fill=self.workshop.data.channel_mean)
+        return self.workshop.family.inherit_supernet(supernet, self._largest, images)
 
 
 def _told(say: Callable[[str], None]) -> Callable[[Tick], None]:

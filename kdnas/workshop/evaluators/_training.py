@@ -17,15 +17,14 @@ from torch import nn
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import ACCURACY, Quantity, breaches
+from kdnas.core.space import SearchSpace
 from kdnas.errors import RunError, TrialError
-from kdnas.nn.normalise import Normalised
 from kdnas.nn.tracing import fvcore_macs, traced_macs
 from kdnas.nn.weights import save_weights
 from kdnas.record.products import file_sha256
 from kdnas.record.records import TrialRecord
 from kdnas.study.spaces import arch_of
 from kdnas.study.updates import updates_in_words
-from kdnas.training.batches import Batches
 from kdnas.training.evaluation import accuracy
 from kdnas.training.loop import EpochRecord, Trained
 from kdnas.training.numerics import computing, in_bfloat16
@@ -38,17 +37,50 @@ from kdnas.workshop.evaluators import (
     attempted,
     names,
 )
-from kdnas.workshop.evaluators._bench import Bench, Curve
 from kdnas.workshop.jobs import Job, Result
 from kdnas.workshop.latency_table import TablePrices, learn_tables
 from kdnas.workshop.loss_check import check_losses
-from kdnas.workshop.opening import training_indices
+from kdnas.workshop.opening import Sources, Workshop
 from kdnas.workshop.teacher_check import report_teacher, teacher_test_accuracy
 
 _BAR = 20
 """Characters of a progress bar."""
 _TRUNCATED = 256
 """Validation images that show what keeping a few logits loses."""
+
+
+class Curve:
+    """Called at each epoch's end: notes the validation accuracy after those that are to be looked at.
+
+    `bfloat16`: computed so, as the score at the end of a training that is. `progress` is told the share of the
+    `epochs` that is done.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        module: nn.Module,
+        looks: tuple[int, ...],
+        *,
+        bfloat16: bool,
+        epochs: int,
+        progress: Callable[[float], None],
+    ):
+        self._workshop = workshop
+        self._bfloat16 = bfloat16
+        self._module = module
+        self._looks = looks
+        self.points: list[tuple[int, float]] = []
+        self._epochs, self._done = epochs, 0
+        self._progress = progress
+
+    def __call__(self, record: EpochRecord) -> None:
+        """Take in that an epoch has ended."""
+        self._done += 1
+        self._progress(min(self._done / self._epochs, 1.0))
+        if record.epoch in self._looks:
+            network = self._workshop.entered(self._module)
+            self.points.append((record.epoch, accuracy(network, self._workshop.validation, bfloat16=self._bfloat16)))
 
 
 @dataclass(frozen=True)
@@ -67,27 +99,31 @@ class Begun:
 
 
 class TrainingEvaluator(Evaluator):
-    """Builds each student, measures it, and has `train` train it on a bench."""
+    """Builds each student, measures it, and has `train` train it on a workshop."""
 
     needs = ("data", "teacher", "family")
-    bench: Bench
+    workshop: Workshop
     teacher_cache: TeacherCache
-    _training_sets: dict[float, Batches]
 
     def __init__(self, context: EvaluatorContext):
         super().__init__(context)
         beside = context.beside
         if isinstance(beside, TrainingEvaluator):
-            self.bench, self.teacher_cache = beside.bench, beside.teacher_cache
-            self._training_sets = beside._training_sets
+            self.workshop, self.teacher_cache = beside.workshop, beside.teacher_cache
         else:
-            self.bench = Bench.open(context)
+            self.workshop = Workshop(
+                Sources.of_study(context.config, context.space),
+                data_root=context.data_root,
+                cache=context.cache,
+                device=torch.device(context.device),
+                made_on=context.made_on,
+                say=context.say,
+            ).opened()
             self.teacher_cache = TeacherCache(
                 context.cache / "teacher_outputs",
                 top_k=context.config.distillation.teacher_top_k,
                 on_fill=lambda view, part, parts: self.say(_filling(view, part, parts)),
             )
-            self._training_sets = {}
         self.calibrate(context.calibrations)
 
     @abstractmethod
@@ -106,98 +142,103 @@ class TrainingEvaluator(Evaluator):
     @property
     def quantities(self) -> Mapping[str, Quantity]:
         """Accuracy and the costs that the study names."""
-        return names([ACCURACY, *(cost.quantity for cost in self.bench.costs.values())])
+        return names([ACCURACY, *(cost.quantity for cost in self.workshop.costs.values())])
 
     @property
     def description(self) -> dict[str, str]:
         """The images and the teacher."""
-        bench, task = self.bench, self.bench.data.task
+        workshop, task = self.workshop, self.workshop.data.task
         return {
-            "images": f"{len(bench.train_indices):,} to train, {len(bench.validation_indices):,} to score, "
-            f"{len(bench.data.test):,} to test; {'x'.join(map(str, task.image_shape))}, {task.outputs} classes",
-            **({"data_notes": "; ".join(bench.data_notes)} if bench.data_notes else {}),
-            "teacher_opened": bench.teacher.name,
-            "updates": updates_in_words(self.context.config, len(bench.train_indices)),
+            "images": f"{len(workshop.train_indices):,} to train, {len(workshop.validation_indices):,} to score, "
+            f"{len(workshop.data.test):,} to test; {'x'.join(map(str, task.image_shape))}, {task.outputs} classes",
+            **({"data_notes": "; ".join(workshop.data_notes)} if workshop.data_notes else {}),
+            "teacher_opened": workshop.teacher.name,
+            "updates": updates_in_words(self.context.config, len(workshop.train_indices)),
         }
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
         """Of the data and of the teacher."""
-        return {"data": self.bench.data.fingerprint, "teacher": self.bench.teacher.fingerprint}
+        return {"data": self.workshop.data.fingerprint, "teacher": self.workshop.teacher.fingerprint}
 
     @property
     def teacher_answers(self) -> tuple[float, ...]:
         """What the teacher says to a few fixed images."""
-        return self.bench.teacher.answers
+        return self.workshop.teacher.answers
+
+    @property
+    def space(self) -> SearchSpace:
+        """The space as it is searched."""
+        return self.workshop.space
 
     def arch(self, assignment: Mapping[str, Scalar]) -> Arch:
         """Return the arch that a full assignment stands for, as the family spells it."""
-        return arch_of(self.context.space, assignment, self.bench.family)
+        return arch_of(self.space, assignment, self.workshop.family)
 
     def price(self, arch: Arch) -> dict[str, float]:
         """Return the closed-form costs of `arch`, and those that the run's latency table prices."""
-        return self.bench.price(arch) | self._table_prices(arch)
+        return self.workshop.price(arch) | self._table_prices(arch)
 
     def calibrate(self, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
         """Measure and price by `calibrations` from now on."""
         super().calibrate(calibrations)
-        self._table_prices = TablePrices(calibrations, self.bench.family)
+        self._table_prices = TablePrices(calibrations, self.workshop.family)
 
     def facts(self) -> dict[str, Any]:
         """Check and measure the teacher, and calibrate the measured costs. Raises TeacherError."""
-        bench = self.bench
-        config, space, say = self.context.config, self.context.space, self.context.say
+        workshop = self.workshop
+        config, space, say = self.context.config, self.space, self.context.say
         say("measuring the teacher")
-        with computing(config.training, bench.device):
+        with computing(config.training, workshop.device):
             teacher = report_teacher(
-                bench.teacher,
-                bench.data,
-                bench.validation_indices,
-                device=bench.device,
-                bfloat16=in_bfloat16(config.training, bench.device),
+                workshop.teacher,
+                workshop.data,
+                workshop.validation_indices,
+                device=workshop.device,
+                bfloat16=in_bfloat16(config.training, workshop.device),
                 say=say,
             )
-        calibrated = {name: cost.calibrate(bench.data.task) for name, cost in bench.measured_costs.items()}
-        self.calibrate(learn_tables(bench.costs, space, bench.family, calibrated, seed=config.seed, say=say))
+        calibrated = {name: cost.calibrate(workshop.data.task) for name, cost in workshop.measured_costs.items()}
+        self.calibrate(learn_tables(workshop.costs, space, workshop.family, calibrated, seed=config.seed, say=say))
         costs = {
-            name: cost.measure(bench.teacher.module, bench.data.task, self.calibrations.get(name, {})).value
-            for name, cost in bench.measured_costs.items()
+            name: cost.measure(workshop.teacher.module, workshop.data.task, self.calibrations.get(name, {})).value
+            for name, cost in workshop.measured_costs.items()
         }
         notes = [*teacher.notes, *self._teacher_cache_notes()]
         plain = {**dataclasses.asdict(teacher), "notes": notes, "values": {**teacher.values, **costs}}
         return {
-            "chance": bench.chance(),
+            "chance": workshop.chance(),
             "teacher": plain,
-            "data": bench.describe(),
+            "data": workshop.describe_data(),
             "calibrations": self.calibrations,
         }
 
     def try_out(self, students: Mapping[str, Arch]) -> None:
         """Try every loss of the recipe on the teacher and these students. Raises ConfigError."""
-        bench = self.bench
+        workshop = self.workshop
         with torch.random.fork_rng(devices=[]):
-            built = {name: bench.build(arch) for name, arch in students.items()}
-        check_losses(self.context.config.recipe, bench.teacher, built, bench.data, device=bench.device)
+            built = {name: workshop.build(arch) for name, arch in students.items()}
+        check_losses(self.context.config.recipe, workshop.teacher, built, workshop.data, device=workshop.device)
 
     def _teacher_cache_notes(self) -> list[str]:
         """Return what the user should know of how the teacher's outputs are kept."""
         distillation = self.context.config.distillation
-        images = len(self.bench.train_indices)
-        if live := why_live(distillation, self.bench.teacher_shapes, images):
+        images = len(self.workshop.train_indices)
+        if live := why_live(distillation, self.workshop.teacher_shapes, images):
             return [f"runs on every batch: {live}"]
         kept = distillation.teacher_top_k
-        if kept is None or kept >= self.bench.data.task.outputs:
+        if kept is None or kept >= self.workshop.data.task.outputs:
             return []
-        few = self.bench.batches(self.bench.data.train, self.bench.validation_indices[:_TRUNCATED])
+        few = self.workshop.batches(self.workshop.validation_indices[:_TRUNCATED])
         with torch.no_grad():
-            answers = [self.bench.teacher.module(batch.images) for batch in few.ordered(batch_size=_TRUNCATED)]
+            answers = [self.workshop.teacher.module(batch.images) for batch in few.ordered(batch_size=_TRUNCATED)]
         logits = torch.cat(answers).cpu()
         lost = truncation_error(logits, kept)
         return [f"{kept} of its {logits.shape[1]} logits are kept, which loses {lost:.2g} nats at temperature 1"]
 
     def measure(self, arch: Arch) -> dict[str, Measurement]:
         """Return the measured costs of `arch`, built anew."""
-        return self.bench.measure(self.bench.build(arch), self.calibrations, self.measured)
+        return self.workshop.measure(self.workshop.build(arch), self.calibrations, self.measured)
 
     def __call__(self, job: Job) -> Result:
         """Measure, refuse or train the student of a job."""
@@ -225,15 +266,15 @@ class TrainingEvaluator(Evaluator):
         return [attempted(functools.partial(self.train, one.module, one.job, one.curve)) for one in begun]
 
     def build(self, job: Job) -> nn.Module:
-        """Return the student as its training begins, on the bench's device; here at random, by the job's seed."""
+        """Return the student as its training begins, on the workshop's device; here at random, by the job's seed."""
         torch.manual_seed(job.init_seed)
-        return self.bench.build(job.arch)
+        return self.workshop.build(job.arch)
 
     def _begin(self, job: Job) -> Begun:
         """Return the built student of `job`, measured, and whether it is to be trained."""
-        bench, began = self.bench, time.perf_counter()
+        workshop, began = self.workshop, time.perf_counter()
         module = self.build(job)
-        measured = bench.measure(module, self.calibrations, self._decisive) if job.measure else {}
+        measured = workshop.measure(module, self.calibrations, self._decisive) if job.measure else {}
         values = self.price(job.arch) | {name: measurement.value for name, measurement in measured.items()}
         broken = breaches(values, self.context.config.limits, known_only=True)
         result = Result(
@@ -243,10 +284,10 @@ class TrainingEvaluator(Evaluator):
             infeasible=f"breaks {'; '.join(broken)}" if broken else "",
         )
         curve = Curve(
-            bench,
+            workshop,
             module,
             job.looks,
-            bfloat16=in_bfloat16(job.recipe.training, bench.device),
+            bfloat16=in_bfloat16(job.recipe.training, workshop.device),
             epochs=job.legs[-1].epochs if job.legs else job.recipe.training.epochs,
             progress=self.progress,
         )
@@ -254,13 +295,12 @@ class TrainingEvaluator(Evaluator):
 
     def _conclude(self, begun: Begun, trained: Trained) -> Result:
         """Return the result of a student that has been trained."""
-        job, bench, tested = begun.job, self.bench, None
+        job, workshop, tested = begun.job, self.workshop, None
         if trained.accuracy is None or not np.isfinite(trained.accuracy):
             raise TrialError(f"the validation accuracy is {trained.accuracy}")
         if job.test:
-            network = Normalised(trained.network, bench.data.channel_mean, bench.data.channel_std).to(bench.device)
-            with computing(job.recipe.training, bench.device):
-                tested = accuracy(network, bench.test)
+            with computing(job.recipe.training, workshop.device):
+                tested = workshop.test_score(trained.network)
         checkpoint = None if job.checkpoint is None else self.context.folder / job.checkpoint
         if checkpoint is not None:
             save_weights(trained.network, checkpoint)
@@ -277,19 +317,10 @@ class TrainingEvaluator(Evaluator):
             notes=tuple(trained.notes),
         )
 
-    def training_images(self, fraction: float) -> Batches:
-        """Return this share of the training images. One share is kept: the search has one, the retrainings another."""
-        bench, kept = self.bench, self._training_sets
-        if fraction not in kept:
-            kept.clear()  # its memory is free before the next is made
-            indices = training_indices(bench.data, bench.train_indices, fraction, self.context.config.seed)
-            kept[fraction] = bench.batches(bench.data.train, indices)
-        return kept[fraction]
-
     def check(self, trial: TrialRecord) -> None:
         """Raise RunError where torch's counter or fvcore's counts other MACs than the closed form."""
-        module = self.bench.family.build(trial.arch).eval()
-        example = torch.zeros(1, *self.bench.data.task.image_shape)
+        module = self.workshop.family.build(trial.arch).eval()
+        example = torch.zeros(1, *self.workshop.data.task.image_shape)
         counts = {"torch": traced_macs(module, example), "fvcore": fvcore_macs(module, example)}
         for who, count in counts.items():
             if count != trial.values["macs"]:
@@ -299,10 +330,10 @@ class TrainingEvaluator(Evaluator):
     def teacher_test_accuracy(self) -> float | None:
         """Return the teacher's accuracy on the test split, scored as the front has been."""
         self.context.say("scoring the teacher on the test split")
-        bench, training = self.bench, self.context.config.training
-        with computing(training, bench.device):
+        workshop, training = self.workshop, self.context.config.training
+        with computing(training, workshop.device):
             return teacher_test_accuracy(
-                bench.teacher, bench.data, device=bench.device, bfloat16=in_bfloat16(training, bench.device)
+                workshop.teacher, workshop.data, device=workshop.device, bfloat16=in_bfloat16(training, workshop.device)
             )
 
 

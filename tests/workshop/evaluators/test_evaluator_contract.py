@@ -54,8 +54,7 @@ def test_an_evaluator_that_trains_answers_a_job_the_same_in_any_process(study, r
 def test_what_is_opened_beside_another_shares_its_data_and_teacher(ready, name):
     first = open_member(ready.workplan.context, "scratch")
     beside = open_member(dataclasses.replace(ready.workplan.context, beside=first), name)
-    assert beside.bench is first.bench
-    assert beside.training_images(0.3) is first.training_images(0.3)
+    assert beside.workshop is first.workshop
 
 
 def test_several_evaluators_share_one_price_and_one_voice(ready):

@@ -76,12 +76,12 @@ def test_a_score_is_the_same_for_every_worker_and_every_time(ready):
 
 def test_what_is_scored_is_the_students_own_subnet(ready):
     member = ready.evaluator._member("supernet")
-    shared, bench, arch = member.shared, member.bench, student(ready)
+    shared, opened, arch = member.shared, member.workshop, student(ready)
     network = shared.cut(arch)
     hits = total = 0
-    mean, std = (torch.tensor(part)[:, None, None] for part in (bench.data.channel_mean, bench.data.channel_std))
+    mean, std = (torch.tensor(part)[:, None, None] for part in (opened.data.channel_mean, opened.data.channel_std))
     with torch.no_grad():
-        for batch in bench.validation.ordered(batch_size=128):
+        for batch in opened.validation.ordered(batch_size=128):
             hits += int((network((batch.images - mean) / std).argmax(dim=1) == batch.labels).sum())
             total += len(batch.labels)
     assert shared.score(arch) == pytest.approx(hits / total, abs=1.5 / total)  # a close call may turn
@@ -89,9 +89,10 @@ def test_what_is_scored_is_the_students_own_subnet(ready):
         ready.run.folder,
         ready.config,
         ready.space,
-        bench.data,
-        member.training_images(0.3),
-        bench.validation,
+        opened.family,
+        opened.data,
+        member.workshop.share(0.3),
+        opened.validation,
         fingerprint=ready.run.supernet.fingerprint,
     )
     assert again.score(arch) == shared.score(arch)

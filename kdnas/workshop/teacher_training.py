@@ -1,0 +1,173 @@
+"""A teacher that is a student family's member: trained once with cross entropy, and kept in the cache.
+
+Whoever opens the same teacher beside another process waits for it, and an interrupted training is continued.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from kdnas.core.arch import Arch
+from kdnas.core.data import ImageData
+from kdnas.core.seeds import derive_seed
+from kdnas.core.words import counted
+from kdnas.errors import ConfigError, Problem, RunFolderError, TeacherError, TrialError
+from kdnas.nn.weights import save_weights
+from kdnas.record.run_folder import locked
+from kdnas.registry import validation_problems
+from kdnas.students import family_for
+from kdnas.training.batches import Batches
+from kdnas.training.loop import EpochRecord, distil
+from kdnas.training.recipe import Distillation, Recipe, Training, numerics_of
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TeacherTraining:
+    """Trains a student family's member on `images`, a share of the training split, and keeps it under `folder`.
+
+    Its training has the precision and the threads of `numerics`, the students' training, unless it states its own.
+    """
+
+    data: ImageData
+    train_indices: np.ndarray
+    images: Callable[[float], Batches]
+    folder: Path
+    device: torch.device
+    seed: int
+    numerics: Training
+
+    def network(
+        self, family: str, choices: Mapping[str, Any], training: Mapping[str, Any], say: Say
+    ) -> tuple[nn.Module, Arch]:
+        """Return the trained network, which takes normalised images, and its arch: from the cache where it is there."""
+        settings = _training(training)
+        student = family_for(family, self.data.task)
+        arch = student.canonical(choices)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.seed, "teacher init"))
+            network = student.build(arch)
+        kept = self.folder / f"{self._key(arch, settings)}.safetensors"
+        if not _load_kept(network, kept, say):
+            with _made_once(kept, say):
+                if not _load_kept(network, kept, say):  # another process made it meanwhile
+                    self._train(network, arch, settings, kept, say)
+        return network.eval(), arch
+
+    def _key(self, arch: Arch, training: Training) -> str:
+        """Return a hash of everything that decides the trained weights."""
+        indices = np.ascontiguousarray(self.train_indices, dtype=np.int64).tobytes()
+        facts = {
+            "data": self.data.fingerprint,
+            "train_indices": hashlib.sha256(indices).hexdigest(),
+            "arch": arch.canonical_json,
+            "training": training.model_dump(mode="json"),
+            "seed": self.seed,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+    def _train(self, network: nn.Module, arch: Arch, training: Training, kept: Path, say: Say) -> None:
+        images = self.images(training.data_fraction)
+        say(
+            f"training the teacher ({arch.family} {arch.arch_id}): {counted(training.epochs, 'epoch')} on "
+            f"{len(images)} images, once; it will be kept in {kept}"
+        )
+
+        def on_epoch(record: EpochRecord) -> None:
+            say(f"teacher epoch {record.epoch}/{training.epochs}: loss {record.loss:.4f}, {record.seconds:.1f} s")
+
+        taught = numerics_of(training, self.numerics)
+        resumable = kept.with_suffix(".checkpoint")
+        train = functools.partial(
+            distil,
+            network.to(self.device),
+            None,
+            images,
+            None,
+            Recipe(training=taught, distillation=Distillation(task_weight=1.0, losses=())),
+            data=self.data,
+            seed=derive_seed(self.seed, "teacher"),
+            device=self.device,
+            on_epoch=on_epoch,
+            checkpoint=resumable,
+        )
+        interrupted = resumable.exists()
+        try:
+            train()
+        except RunFolderError as error:
+            if not interrupted:
+                raise
+            say(f"the interrupted training of the teacher cannot be continued and starts anew: {error}")
+            resumable.unlink(missing_ok=True)
+            train()
+        except TrialError as error:
+            what = f"the training of the teacher failed: {error}"
+            raise TeacherError(Problem("teacher.training", what, "a lower learning_rate may help")) from error
+        save_weights(network, kept)
+        resumable.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _made_once(kept: Path, say: Say) -> Iterator[None]:
+    """Hold the making of the teacher `kept`, waiting for another process that has it, until that is done or dead.
+
+    Where the file system has no locks, every process makes it: work is done twice, and nothing is wrong. Raises
+    ConfigError where the cache cannot be made.
+    """
+    guard = kept.with_suffix(".lock")
+    try:
+        guard.parent.mkdir(parents=True, exist_ok=True)
+        file = guard.open("a")
+    except OSError as error:
+        raise ConfigError(Problem("KDNAS_CACHE", f"{guard.parent} cannot be written: {error}")) from error
+    with file:
+        if not locked(file):
+            say(f"waiting for another process that trains this teacher and will keep it in {kept}")
+            locked(file, wait=True)
+        yield
+        guard.unlink(missing_ok=True)  # who waits on it finds the teacher made
+
+
+def _training(settings: Mapping[str, Any]) -> Training:
+    """Return the teacher's training section. Raises ConfigError with every problem."""
+    try:
+        training = Training.model_validate(dict(settings))
+    except pydantic.ValidationError as error:
+        raise ConfigError(
+            Problem(f"teacher.training.{problem.where}", problem.what, problem.allowed)
+            for problem in validation_problems(error, Training)
+        ) from None
+    if training.resolution_fraction != 1.0:
+        raise ConfigError(Problem("teacher.training.resolution_fraction", "a teacher sees the whole images", "1"))
+    return training
+
+
+def _load_kept(network: nn.Module, kept: Path, say: Say) -> bool:
+    """Load `kept` into `network`; False where there is none or it is damaged."""
+    if not kept.is_file():
+        return False
+    own = network.state_dict()
+    try:
+        state = load_file(kept)
+    except (SafetensorError, OSError):
+        state = {}
+    if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
+        say(f"the kept teacher {kept} is damaged and is trained again")
+        return False
+    network.load_state_dict(state)
+    return True
