@@ -141,7 +141,7 @@ class Run:
 
     def report(self) -> Path:
         """Write report.html and the tables beside it from the record, and return the page."""
-        from kdnas.report.files import write_report
+        from kdnas.report.page import write_report
 
         return write_report(self.record)[0]
 

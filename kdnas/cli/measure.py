@@ -82,7 +82,7 @@ def command(
     if as_json:
         typer.echo(json.dumps({"targets": [report.as_dict() for report in reports]}, indent=2))
         return
-    from kdnas.cli._console import console as terminal
+    from kdnas.cli._terminal import console as terminal
 
     console = terminal()
     for report in reports:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdnas.cli._options import DataRoot, Json, Pick, RunFolder, Threads
+from kdnas.cli._options import DataRoot, Json, Pick, RunFolder, Threads, TrustCode, allow_code_of_run
 from kdnas.cli._training_view import training_view
-from kdnas.cli._trust import TrustCode, allow_code_of_run
 from kdnas.core.pick import DEFAULT_PICK
 from kdnas.core.words import command_line, counted
 

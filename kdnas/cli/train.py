@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdnas.cli._options import DataRoot, Threads
+from kdnas.cli._options import DataRoot, Threads, TrustCode, allow_code, allow_code_of_run
 from kdnas.cli._training_view import training_view
-from kdnas.cli._trust import TrustCode, allow_code, allow_code_of_run
+from kdnas.core.objective import ACCURACY
 from kdnas.core.pick import DEFAULT_PICK, PICKS
 from kdnas.core.words import counted
-from kdnas.report.wording import duration, shown
+from kdnas.report.wording import duration
 
 if TYPE_CHECKING:
     from torch import nn
@@ -202,7 +202,7 @@ def _tell(result: FullTraining) -> None:
     if result.already_done:
         typer.echo(f"already done: {result.folder} holds this student, trained for {counted(result.epochs, 'epoch')}")
     accuracies = (
-        f"validation accuracy {shown('accuracy', result.score)}, test accuracy {shown('accuracy', result.test_score)}"
+        f"validation accuracy {ACCURACY.shown(result.score)}, test accuracy {ACCURACY.shown(result.test_score)}"
     )
     took = f"after {counted(result.epochs, 'epoch')} ({duration(result.train_seconds)} of training)"
     typer.echo(f"student {result.arch_id}: {accuracies} {took}")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdnas.cli._options import DataRoot, Json, Overrides, StudyPath
-from kdnas.cli._trust import TrustCode, allow_code_of_run
+from kdnas.cli._options import DataRoot, Json, Overrides, StudyPath, TrustCode, allow_code_of_run
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.words import counted, printable
 from kdnas.errors import InputError, Problem
 
 if TYPE_CHECKING:
+    from kdnas.core.objective import Quantity
     from kdnas.record.records import TeacherReport
     from kdnas.study.loading import LoadedStudy
 
@@ -157,13 +157,13 @@ def opened(loaded: LoadedStudy, data_root: Path | None, say: Any) -> dict[str, A
     ranges = {name: [priced.costs[name] for priced in sample] for name in sample[0].costs}
     return {
         **evaluator.description,
-        **_teacher(TeacherReport.of(found.lock["teacher"])),
+        **_teacher(TeacherReport.of(found.lock["teacher"]), study.config.score),
         "students": [f"{name} {min(values):,.0f} to {max(values):,.0f}" for name, values in ranges.items()],
         "within_constraints": f"{within / len(sample):.1%} of {len(sample):,} random students",
     }
 
 
-def _teacher(report: TeacherReport | None) -> dict[str, Any]:
+def _teacher(report: TeacherReport | None, score: Quantity) -> dict[str, Any]:
     """Return what was measured of the teacher, and what is to be known of it."""
     if report is None:
         return {}
@@ -172,7 +172,7 @@ def _teacher(report: TeacherReport | None) -> dict[str, Any]:
         for name, value in report.values.items()
     )
     return {
-        "teacher_measured": f"{100 * report.score:.1f} % of the validation images right; {costs}",
+        "teacher_measured": f"validation {score.name} {score.shown(report.score)}; {costs}",
         "teacher_outputs": report.outputs,
         "teacher_notes": list(report.notes),
     }
