@@ -110,7 +110,7 @@ def _chosen(basis: PlanBasis, route: str) -> TrainingPlan:
     asked = next((name for name in ROUTES if name == route), None)
     if asked is not None:
         return make_plan(basis, asked, "it was asked for")
-    chosen, why = choose_route(basis.facts)
+    chosen, why = choose_route(basis.inputs)
     return make_plan(basis, chosen, f"rule: {why}")
 
 
