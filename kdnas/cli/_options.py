@@ -104,9 +104,8 @@ def allow_code(source: Path, settings: Mapping[str, Any], data_root: Path, trust
 
 def allow_code_of_run(run: Path, data_root: Path, trusted: bool) -> None:
     """Return where the code that the run folder `run` names may run. Raises ConfigError, RunFolderError."""
-    from kdnas.record.run_folder import LOCK_FILE, read_lock
+    from kdnas.record.run_folder import LOCK_FILE, code_settings, read_lock
 
     if not (run / LOCK_FILE).exists():  # then it is no run, which is told by who opens it
         return
-    config = read_lock(run)["config"]
-    allow_code(run / LOCK_FILE, config if isinstance(config, dict) else {}, data_root, trusted)
+    allow_code(run / LOCK_FILE, code_settings(read_lock(run)), data_root, trusted)

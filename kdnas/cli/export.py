@@ -9,6 +9,7 @@ import typer
 
 from kdnas.cli._options import DataRoot, Pick, RunFolder, TrustCode, allow_code_of_run
 from kdnas.core.pick import DEFAULT_PICK
+from kdnas.plugins import own_name
 from kdnas.report.wording import shown
 
 
@@ -43,6 +44,7 @@ def command(
     from kdnas.workshop import opening
 
     if formats:
+        formats = [own_name(name) for name in formats]
         check_formats(formats)
         wanted = formats
     else:

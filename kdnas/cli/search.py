@@ -82,10 +82,10 @@ def _search(
     from kdnas.session import search_study
     from kdnas.workshop.opening import data_root
 
-    loaded = read_study(study, settings)
     continued = run_folder(study)
     if continued is not None:
         allow_code_of_run(continued, data_root(root_option), trust_code)
+    loaded = read_study(study, settings)
     folder = (out or continued or Path("runs") / loaded.config.name).resolve()
     hand_made = []
     if queue:

@@ -12,6 +12,7 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import breaches
 from kdnas.core.pick import FEWEST_FOR_A_KNEE, SHORTEST_PREFIX
 from kdnas.core.words import counted
+from kdnas.plugins import short_name
 from kdnas.record.front import (
     SIGNIFICANCE,
     best_of,
@@ -53,10 +54,10 @@ def what_was_searched(run: RunRecord) -> str:
     stated = " and ".join(bound_in_words(bound, run.score) for bound in run.constraints)
     bounds = f", with {stated}" if stated else ""
     classes = f" ({len(run.class_names)} classes)" if run.class_names else ""
-    source = f"scored by the evaluator {config.evaluator.type}"
+    source = f"scored by the evaluator {short_name(config.evaluator.type)}"
     if run.trains and config.data is not None and config.teacher is not None:
-        teacher = run.teacher.name if run.teacher else config.teacher.type
-        source = f"for the data set {config.data.type}{classes}, distilled from the teacher {teacher}"
+        teacher = run.teacher.name if run.teacher else short_name(config.teacher.type)
+        source = f"for the data set {short_name(config.data.type)}{classes}, distilled from the teacher {teacher}"
     return f"{_students_of(run)} {source}, for the best trade-off of {objectives}{bounds}."
 
 
@@ -371,7 +372,7 @@ def failures(run: RunRecord) -> list[tuple[str, str, list[int]]]:
 
 def _validation_sentence(run: RunRecord) -> str:
     if not run.trains or run.config.data is None:
-        return f"Search scores are what the evaluator {run.config.evaluator.type} says."
+        return f"Search scores are what the evaluator {short_name(run.config.evaluator.type)} says."
     data = run.lock.get("data")
     count: Any = data.get("validation_images") if isinstance(data, Mapping) else None
     size = f"{count} {run.samples}" if isinstance(count, int) else run.samples

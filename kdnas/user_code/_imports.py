@@ -61,6 +61,25 @@ def folders_of(module: ModuleType) -> tuple[Path, ...]:
     return () if package is None else tuple(Path(entry) for entry in sys.modules[package].__path__)
 
 
+def files_of(module: ModuleType) -> tuple[Path, ...]:
+    """Return the file of `module`, then those of the user's modules that it has taken something from, sorted."""
+    package = _package_of(module.__name__)
+    found: dict[str, ModuleType] = {}
+    pending = [module]
+    while pending:
+        here = pending.pop()
+        if here.__name__ in found:
+            continue
+        found[here.__name__] = here
+        for value in list(vars(here).values()):
+            name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+            if isinstance(name, str) and package is not None and name.startswith(f"{package}.") and name in sys.modules:
+                pending.append(sys.modules[name])
+    own = getattr(module, "__file__", None)
+    files = {file for item in found.values() if (file := getattr(item, "__file__", None)) is not None}
+    return tuple(Path(file) for file in sorted(files, key=lambda file: (file != own, file)))
+
+
 def adopt(module: ModuleType, entries: Sequence[str]) -> None:
     """Let `module` and those beside it go on importing from `entries`, which the user's code put into sys.path."""
     package = _package_of(module.__name__)
