@@ -132,7 +132,7 @@ def load_plugin(spec: str) -> UserObject:
         what = f"{spec} does not run: no study of yours on this machine named it"
         raise ConfigError(Problem("", f"{what}; where you trust the run that does: kdnas search RUN --trust-code"))
     folder, _, inside = spec.rpartition(_ROOT)
-    return load_user_object(inside, Path(folder))
+    return load_user_object(inside, Path(folder or os.devnull))  # no folder: an installed module
 
 
 def code_fingerprints(settings: Mapping[str, Any]) -> dict[str, str]:

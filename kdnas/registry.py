@@ -99,7 +99,7 @@ class Registry(Generic[T]):
         if self._bases:
             wanted = " or ".join(f"{base.__name__} ({base.__module__})" for base in self._bases)
             if not inspect.isclass(member):
-                return [f"{what} is no class: a {self.family} derives from {wanted}"]
+                return [f"{what} is no class, and every {self.family} derives from {wanted}"]
             if not issubclass(member, self._bases):
                 return [f"{what} is no {self.family}: it has to derive from {wanted}"]
             abstract = sorted(getattr(member, "__abstractmethods__", ()))
@@ -108,7 +108,7 @@ class Registry(Generic[T]):
             problems = [f"{what} leaves abstract: {', '.join(abstract)}"] if abstract else []
             return problems + ([f"{what} does not state: {', '.join(lacking)}"] if lacking else [])
         if not callable(member):
-            return [f"{what} is of type {type(member).__name__}: a {self.family} is a function"]
+            return [f"{what} is of type {type(member).__name__}, and every {self.family} is a function"]
         problems = []
         if self._objects and not _takes(member, len(self._objects)):
             problems.append(f"{what} has to take {len(self._objects)} positional objects: {', '.join(self._objects)}")

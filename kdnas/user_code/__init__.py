@@ -40,7 +40,7 @@ class UserObject:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The file that it stands in, then those of the user's that this one imports when it is imported, sorted."""
+        """The file that it stands in, then those of the user's own that it has imported."""
         return () if self._kept.module is None else _imports.files_of(self._kept.module)
 
     @property

@@ -62,22 +62,16 @@ def folders_of(module: ModuleType) -> tuple[Path, ...]:
 
 
 def files_of(module: ModuleType) -> tuple[Path, ...]:
-    """Return the file of `module`, then those of the user's modules that it has taken something from, sorted."""
-    package = _package_of(module.__name__)
-    found: dict[str, ModuleType] = {}
-    pending = [module]
+    """Return the file of `module`, then those of the user's modules that it and these imported."""
+    seen: set[str] = set()
+    pending = [module.__name__]
     while pending:
-        here = pending.pop()
-        if here.__name__ in found:
-            continue
-        found[here.__name__] = here
-        for value in list(vars(here).values()):
-            name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-            if isinstance(name, str) and package is not None and name.startswith(f"{package}.") and name in sys.modules:
-                pending.append(sys.modules[name])
-    own = getattr(module, "__file__", None)
-    files = {file for item in found.values() if (file := getattr(item, "__file__", None)) is not None}
-    return tuple(Path(file) for file in sorted(files, key=lambda file: (file != own, file)))
+        name = pending.pop()
+        if name not in seen:
+            seen.add(name)
+            pending += _IMPORTED.get(name, ())
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in [module.__name__, *sorted(seen)]]
+    return tuple(dict.fromkeys(Path(file) for file in files if file is not None))
 
 
 def adopt(module: ModuleType, entries: Sequence[str]) -> None:
@@ -162,20 +156,24 @@ class _Importer:
         level: int = 0,
     ) -> Any:
         if level:
-            return builtins.__import__(name, globals, locals, fromlist or (), level)
+            module = builtins.__import__(name, globals, locals, fromlist or (), level)
+            _note_import(
+                globals, importlib.util.resolve_name("." * level + name, _text(globals, "__package__")), fromlist
+            )
+            return module
         top = name.partition(".")[0]
         own = self._kind(top)
         system = top in sys.stdlib_module_names
         if (own == "regular" and not system) or (own == "folder" and not _is_installed(top)):
-            return self._own(name, fromlist)
+            return self._own(name, fromlist, globals)
         try:
             module = builtins.__import__(name, globals, locals, fromlist or (), 0)
         except ModuleNotFoundError as error:
             if own is None or error.name is None or error.name.partition(".")[0] != top:
                 raise
-            return self._own(name, fromlist)
+            return self._own(name, fromlist, globals)
         if system and own == "regular" and not all(hasattr(module, item) for item in fromlist or ()):
-            return self._own(name, fromlist)  # `from test import evaluate` means the user's test.py
+            return self._own(name, fromlist, globals)  # `from test import evaluate` means the user's test.py
         return module
 
     def _kind(self, top: str) -> str | None:
@@ -191,11 +189,31 @@ class _Importer:
             return None
         return "folder" if specification.origin is None else "regular"
 
-    def _own(self, name: str, fromlist: Sequence[str] | None) -> ModuleType:
+    def _own(self, name: str, fromlist: Sequence[str] | None, globals: Mapping[str, object] | None) -> ModuleType:
+        full = f"{self._package}.{name}"
         if fromlist:
-            return builtins.__import__(f"{self._package}.{name}", None, None, fromlist, 0)
-        importlib.import_module(f"{self._package}.{name}")
-        return sys.modules[f"{self._package}.{name.partition('.')[0]}"]
+            module = builtins.__import__(full, None, None, fromlist, 0)
+        else:
+            importlib.import_module(full)
+            module = sys.modules[f"{self._package}.{name.partition('.')[0]}"]
+        _note_import(globals, full, fromlist)
+        return module
+
+
+_IMPORTED: dict[str, set[str]] = {}
+"""By a user's module, those of the user's modules that it has imported."""
+
+
+def _note_import(importer: Mapping[str, object] | None, name: str, fromlist: Sequence[str] | None) -> None:
+    """Note that the module of these globals imported the user's module `name`, or modules inside that package."""
+    parts = name.split(".")
+    names = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
+    names |= {f"{name}.{item}" for item in fromlist or () if f"{name}.{item}" in sys.modules}
+    _IMPORTED.setdefault(_text(importer, "__name__"), set()).update(n for n in names if n.startswith(_PREFIX))
+
+
+def _text(namespace: Mapping[str, object] | None, key: str) -> str:
+    return str((namespace or {}).get(key) or "")
 
 
 _path_before: list[str] = []
@@ -238,6 +256,7 @@ def _package(folders: Sequence[Path]) -> str:
     if name in sys.modules and _has_changed(name):
         for loaded in [loaded for loaded in sys.modules if loaded == name or loaded.startswith(f"{name}.")]:
             del sys.modules[loaded]
+            _IMPORTED.pop(loaded, None)
     os.environ[_FOLDERS] = json.dumps(_known() | {name: path})
     importlib.import_module(name)
     return name
