@@ -31,6 +31,7 @@ PLACES = {
     "teachers": ("teacher",),
     "students": ("family", "space.family", "teacher.family", "arch.family"),
     "losses": ("distillation.losses.*",),
+    "policies": ("supernet.shrinking.policy",),
     "costs": ("costs.*",),
     "targets": ("costs.*.target",),
     "samplers": ("sampler",),
