@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from kdnas.core.objective import ACCURACY
-from kdnas.report.wording import duration
+from kdnas.report.wording import duration, shown
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -32,7 +31,7 @@ class TrainingView:
 @contextlib.contextmanager
 def training_view(*, quiet: bool = False) -> Iterator[TrainingView]:
     """Give what shows a training on this terminal; a quiet one shows no progress and says lines on standard error."""
-    from kdnas.cli._terminal import console, redraws
+    from kdnas.cli._console import console, redraws
 
     if quiet:
         yield _Quiet()
@@ -96,8 +95,8 @@ class _PlainLines(TrainingView):
         """Print `progress`."""
         self._clock.take(progress, label)
         left = f", {self._clock.left}" if self._clock.left else ""
-        score = f", {_score(progress)}" if progress.accuracy is not None else ""
-        typer.echo(f"{_where(progress, label)}: loss {progress.loss:.4f}{score}{left}")
+        accuracy = f", accuracy {shown('accuracy', progress.accuracy)}" if progress.accuracy is not None else ""
+        typer.echo(f"{_where(progress, label)}: loss {progress.loss:.4f}{accuracy}{left}")
 
 
 class _Bar(TrainingView):
@@ -107,15 +106,15 @@ class _Bar(TrainingView):
         self._terminal = terminal
         self._clock = _Clock()
         self._progress: Progress | None = None
-        self._label, self._score = "", ""
+        self._label, self._accuracy = "", ""
 
     def __call__(self, progress: Progress, label: str = "") -> None:
         """Take in `progress`; the screen redraws by itself."""
         if self._clock.take(progress, label):
-            self._score = ""
+            self._accuracy = ""
         self._label, self._progress = label, progress
         if progress.accuracy is not None:
-            self._score = f"  {_score(progress)}"
+            self._accuracy = f"  accuracy {shown('accuracy', progress.accuracy)}"
 
     def say(self, line: str) -> None:
         """Print `line` above the bar."""
@@ -137,12 +136,7 @@ class _Bar(TrainingView):
             f"{progress.done:.0%}",
             Text(", ".join(filter(None, (self._clock.elapsed, self._clock.left))), style="dim"),
         )
-        return Group(Text(f"{_where(progress, self._label)}  loss {progress.loss:.4f}{self._score}"), row)
-
-
-def _score(progress: Progress) -> str:
-    assert progress.accuracy is not None
-    return f"{ACCURACY.name} {ACCURACY.shown(progress.accuracy)}"
+        return Group(Text(f"{_where(progress, self._label)}  loss {progress.loss:.4f}{self._accuracy}"), row)
 
 
 def _where(progress: Progress, label: str) -> str:

@@ -81,7 +81,8 @@ class SearchSpace:
     def count(self) -> int:
         """Return the number of distinct assignments once inactive choices are dropped, exactly.
 
-        Choices that no condition links are independent, so the count is a product over linked groups.
+        Choices that no condition links are independent, so the count is a product over linked groups. In a group those
+        that gate others are walked through; the others multiply.
         """
         parent = {choice.name: choice.name for choice in self.choices}
 
@@ -97,12 +98,16 @@ class SearchSpace:
         for choice in self.choices:
             groups.setdefault(root(choice.name), []).append(choice)
         total = 1
+        gating = {condition.when for condition in self.conditions}
         for group in groups.values():
-            names = {choice.name for choice in group}
-            spellings = {
-                tuple(sorted((k, v) for k, v in self.active(drawn).items() if k in names)) for drawn in _product(group)
-            }
-            total *= len(spellings)
+            gates = [choice for choice in group if choice.name in gating]
+            free = {choice.name: choice.values for choice in group if choice.name not in gating}
+            counts: dict[tuple[tuple[str, Scalar], ...], int] = {}
+            for drawn in _product(gates):
+                active = self.active({**drawn, **{name: values[0] for name, values in free.items()}})
+                spelled = tuple((choice.name, active[choice.name]) for choice in gates if choice.name in active)
+                counts[spelled] = math.prod(len(values) for name, values in free.items() if name in active)
+            total *= sum(counts.values())
         return total
 
     def enumerate(self) -> Iterator[Assignment]:

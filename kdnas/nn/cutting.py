@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -24,7 +24,8 @@ from kdnas.nn.normalise import Normalised
 NORM_OVER_CHANNELS = "a norm over the channels sees fewer of them"
 """Why cutting the channels under a LayerNorm is inexact by nature."""
 
-Role = Literal["width", "inner", "heads", "channels"]
+Role = Literal["width", "inner", "heads"]
+"""What flows from block to block; what a block works with inside; whole heads of attention."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,12 @@ class Axis:
     """Fewest units that work."""
     inexact: str = ""
     """Why a cut network differs from the masked one by nature, such as a LayerNorm over fewer channels; else empty."""
+    stage: int = 1
+    """The stage that it belongs to, counted from 1; 0 before all of them, one more than their number after."""
+    block: str = ""
+    """The block that it lies in, empty where several share it."""
+    order: tuple[int, ...] = ()
+    """Ranks the units, the one to keep longest first; empty: the first ones stay."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,9 @@ class Depth:
     blocks: tuple[str, ...]
     order: tuple[int, ...]
     least: int = 1
+    stage: int = 1
+    fixed: int = 0
+    """Blocks of the stage that always stay, beside these."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +117,15 @@ class Anatomy:
     uncut: tuple[Uncut, ...] = ()
     finish: Finish = field(default=_nothing, compare=False)
 
+    @property
+    def parts(self) -> tuple[Axis | Depth, ...]:
+        """All of them."""
+        return (*self.axes, *self.depths)
+
     @cached_property
     def by_name(self) -> dict[str, Axis | Depth]:
         """Every axis and depth by its name."""
-        parts: tuple[Axis | Depth, ...] = (*self.axes, *self.depths)
-        return {part.name: part for part in parts}
+        return {part.name: part for part in self.parts}
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -119,9 +133,10 @@ class Anatomy:
         return {name: len(part.blocks) if isinstance(part, Depth) else part.size for name, part in self.by_name.items()}
 
     def prefix(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-        """Return what stays of a sorted network at `sizes`: first units, best blocks; what is not named stays whole.
+        """Return what stays at `sizes`: the units and blocks that rank first, as the network has them in its order.
 
-        Raises ValueError where a size is none of its part's.
+        What is not named stays whole. What stays at a size is part of what stays at every larger one. Raises ValueError
+        where a size is none of its part's.
         """
         kept: dict[str, tuple[int, ...]] = {}
         for name, size in sizes.items():
@@ -131,7 +146,7 @@ class Anatomy:
             most = len(part.blocks) if isinstance(part, Depth) else part.size
             if not part.least <= size <= most:
                 raise ValueError(f"{name} is {size}: {part.least} to {most}")
-            kept[name] = tuple(sorted(part.order[:size])) if isinstance(part, Depth) else tuple(range(size))
+            kept[name] = tuple(sorted(part.order[:size])) if part.order else tuple(range(size))
         return kept
 
     def cut(self, network: nn.Module, kept: Kept) -> nn.Module:
@@ -166,6 +181,28 @@ class Anatomy:
                         tensors[tie.tensor].index_fill_(tie.dim, _flat(tie, dropped), 0.0)
         _remove_blocks(masked, self.depths, kept)
         return masked
+
+    def renamed(self, network: nn.Module, name: str, kept: Kept) -> str:
+        """Return what the module of `network` called `name` is called once only `kept` is left of it.
+
+        A block that is gone gives the one before it in its container, or the first that is left.
+        """
+        gone = _gone_blocks(self.depths, kept)
+        parts: list[str] = []
+        original = ""
+        for part in filter(None, name.split(".")):
+            container = network.get_submodule(original)
+            leaving = gone.get(original, set())
+            if leaving and isinstance(container, nn.Sequential | nn.ModuleList):
+                children = list(container._modules)
+                left = sum(child not in leaving for child in children[: children.index(part) + 1])
+                parts.append(str(max(left - 1, 0)))
+                if part in leaving:
+                    break
+            else:
+                parts.append(part)
+            original = f"{original}.{part}".removeprefix(".")
+        return ".".join(parts)
 
     def sort(self, network: nn.Module, orders: Mapping[str, Sequence[int]]) -> None:
         """Reorder the units of axes in place, by name: unit `order[i]` becomes unit i. The outputs stay as they are."""
@@ -288,18 +325,22 @@ def _set(network: nn.Module, attribute: str, value: int) -> None:
     setattr(network.get_submodule(path), name, value)
 
 
+def _gone_blocks(depths: Sequence[Depth], kept: Kept) -> dict[str, set[str]]:
+    """Return by container the names inside it of the blocks that are not kept."""
+    gone: dict[str, set[str]] = {}
+    for depth in depths:
+        stay = set(kept.get(depth.name, range(len(depth.blocks))))
+        for index, name in enumerate(depth.blocks):
+            if index not in stay:
+                parent, _, child = name.rpartition(".")
+                gone.setdefault(parent, set()).add(child)
+    return gone
+
+
 def _remove_blocks(network: nn.Module, depths: Sequence[Depth], kept: Kept) -> None:
     """Take the blocks that are not kept out of their containers, and number the others anew."""
-    gone = [
-        name
-        for depth in depths
-        if depth.name in kept
-        for index, name in enumerate(depth.blocks)
-        if index not in set(kept[depth.name])
-    ]
-    for parent in dict.fromkeys(name.rpartition(".")[0] for name in gone):
+    for parent, leaving in _gone_blocks(depths, kept).items():
         container = network.get_submodule(parent)
-        leaving = {name.rpartition(".")[2] for name in gone if name.rpartition(".")[0] == parent}
         if not isinstance(container, nn.Sequential | nn.ModuleList):
             for name in leaving:
                 setattr(container, name, nn.Identity())
@@ -316,21 +357,25 @@ TOLERANCE = 1e-4
 """The largest difference of an output, as a share of the largest output."""
 
 
+def part_of(anatomy: Anatomy, names: Collection[str]) -> Anatomy:
+    """Return `anatomy` with these axes and depths alone."""
+    return dataclasses.replace(
+        anatomy,
+        axes=tuple(axis for axis in anatomy.axes if axis.name in names),
+        depths=tuple(depth for depth in anatomy.depths if depth.name in names),
+    )
+
+
 def sound_part(anatomy: Anatomy, network: nn.Module, example: Tensor) -> Anatomy:
     """Return `anatomy` without the axes and blocks that `network`, in eval mode, cannot be cut along.
 
     Every part is cut to half and run on `example`. What fails, or computes something else than the masked network, is
     left whole, and the reason stands in `uncut`. Parts that are inexact by nature must only run.
     """
-    parts: list[Axis | Depth] = [*anatomy.axes, *anatomy.depths]
-    faults = dict(_faults(anatomy, network, example, parts))
+    faults = dict(_faults(anatomy, network, example, anatomy.parts))
     uncut = [Uncut(name, why) for name, why in faults.items()]
-    return dataclasses.replace(
-        anatomy,
-        axes=tuple(axis for axis in anatomy.axes if axis.name not in faults),
-        depths=tuple(depth for depth in anatomy.depths if depth.name not in faults),
-        uncut=(*anatomy.uncut, *uncut),
-    )
+    sound = part_of(anatomy, anatomy.by_name.keys() - faults.keys())
+    return dataclasses.replace(sound, uncut=(*anatomy.uncut, *uncut))
 
 
 def _faults(

@@ -49,10 +49,12 @@ def rank(
     *,
     method: Method = "activation",
     depth: Literal["influence", "even"] = "influence",
+    through: nn.Module | None = None,
 ) -> Ranking:
     """Return how much every unit and block of `network`, in eval mode, matters on `batches`.
 
-    `l1` looks at no data, and blocks are then ranked as the anatomy does. Some 512 samples are enough.
+    `batches` go through the module `through`, which has `network` in it and gives logits; None: `network` itself. `l1`
+    looks at no data, and blocks are then ranked as the anatomy does. Some 512 samples are enough.
     """
     scores: dict[str, Tensor] = {}
     if method == "l1":
@@ -62,20 +64,17 @@ def rank(
         influence = _Influence(network, anatomy.depths if depth == "influence" else ())
         with meters.watching(), influence.watching():
             for inputs, labels in batches:
-                meters.run(inputs, labels)
+                meters.run(network if through is None else through, inputs, labels)
         scores = meters.scores() | influence.scores()
     return Ranking({name: tuple(float(value) for value in values) for name, values in scores.items()})
 
 
-def sorted_by(network: nn.Module, anatomy: Anatomy, ranking: Ranking) -> Anatomy:
-    """Sort the units of `network` in place, the most important first, and return the anatomy with its blocks ranked."""
+def ranked(anatomy: Anatomy, ranking: Ranking) -> Anatomy:
+    """Return `anatomy` with units and blocks ranked: every size is a prefix of the same order."""
     orders = ranking.orders
-    anatomy.sort(network, {axis.name: orders[axis.name] for axis in anatomy.axes if axis.name in orders})
-    depths = tuple(
-        dataclasses.replace(depth, order=orders[depth.name]) if depth.name in orders else depth
-        for depth in anatomy.depths
-    )
-    return dataclasses.replace(anatomy, depths=depths)
+    axes = tuple(dataclasses.replace(axis, order=orders.get(axis.name, axis.order)) for axis in anatomy.axes)
+    depths = tuple(dataclasses.replace(depth, order=orders.get(depth.name, depth.order)) for depth in anatomy.depths)
+    return dataclasses.replace(anatomy, axes=axes, depths=depths)
 
 
 def _l1(network: nn.Module, axis: Axis) -> Tensor:
@@ -123,9 +122,9 @@ class _Activations:
 
         return meter
 
-    def run(self, inputs: Tensor, labels: Tensor) -> None:
+    def run(self, through: nn.Module, inputs: Tensor, labels: Tensor) -> None:
         """Measure one batch."""
-        outputs(self._network, inputs)
+        outputs(through, inputs)
 
     def scores(self) -> dict[str, Tensor]:
         """Return the scores of every axis [U]."""
@@ -169,11 +168,11 @@ class _Taylor:
                 parameter.requires_grad_(before[name])
                 parameter.grad = None
 
-    def run(self, inputs: Tensor, labels: Tensor) -> None:
+    def run(self, through: nn.Module, inputs: Tensor, labels: Tensor) -> None:
         """Measure one batch against its labels."""
         self._network.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            F.cross_entropy(outputs(self._network, inputs, grad=True), labels).backward()
+            F.cross_entropy(outputs(through, inputs, grad=True), labels).backward()
         for axis in self._anatomy.axes:
             for tie in _readers(axis):
                 weight = self._network.get_parameter(tie.tensor)

@@ -174,11 +174,20 @@ def find_stages(module: nn.Module, example: Tensor) -> tuple[tuple[str, ...], st
     return tuple(last_at[size] for size in _after_stem(list(last_at), convolutions)), classifier
 
 
+def with_taps(module: nn.Module, stages: tuple[str, ...], classifier: str | None) -> nn.Module:
+    """Return `module`, which says from now on itself what its stages and its classifier are called."""
+    module.taps = stages, classifier  # type: ignore[assignment]
+    return module
+
+
 def stage_names(module: nn.Module) -> tuple[tuple[str, ...], str | None]:
     """Return (stage names, classifier name) of a network that keeps the student families' contract.
 
-    Its `stages` is a ModuleList and its `classifier` a module; either may be missing.
+    It says them itself (`with_taps`), or its `stages` is a ModuleList and its `classifier` a module; either may be
+    missing.
     """
+    if (said := getattr(module, "taps", None)) is not None:
+        return said
     stages = getattr(module, "stages", None)
     count = len(stages) if isinstance(stages, nn.ModuleList) else 0
     classifier = "classifier" if isinstance(getattr(module, "classifier", None), nn.Module) else None

@@ -15,7 +15,7 @@ from kdnas.core.data import ImageData
 from kdnas.core.route import (
     ROUTES,
     Route,
-    RouteInputs,
+    RouteFacts,
     Scored,
     choose_assistants,
     space_down_to,
@@ -68,7 +68,7 @@ class PlanBasis:
     """What plans of one student's training are made from; `file.training.epochs` is the budget.
 
     `space` is that of the supernet to shrink, None where there is none, for the reason `no_supernet`; `supernet` is the
-    run's own where it has one, from which route shrink begins then. `archs` are those of the networks in `inputs`, by
+    run's own where it has one, from which route shrink begins then. `archs` are those of the networks in `facts`, by
     arch_id.
     """
 
@@ -76,7 +76,7 @@ class PlanBasis:
     file: TrainFile
     data: ImageData
     images: int
-    inputs: RouteInputs
+    facts: RouteFacts
     archs: dict[str, Arch]
     space: SearchSpace | None
     no_supernet: str = ""
@@ -84,8 +84,8 @@ class PlanBasis:
 
     def with_epochs(self, epochs: int) -> PlanBasis:
         """Return the basis with a budget of `epochs` of the student."""
-        inputs = dataclasses.replace(self.inputs, epochs=epochs)
-        return dataclasses.replace(self, file=with_epochs(self.file, epochs), inputs=inputs)
+        facts = dataclasses.replace(self.facts, epochs=epochs)
+        return dataclasses.replace(self, file=with_epochs(self.file, epochs), facts=facts)
 
 
 def open_basis(run: RunRecord, member: FrontMember, epochs: int | None, *, data_root: Path, cache: Path) -> PlanBasis:
@@ -105,18 +105,17 @@ def open_basis(run: RunRecord, member: FrontMember, epochs: int | None, *, data_
     space, why = _space_to_shrink(run, member, data) if supernet is None else (None, "")
     elastic = None if space is None else elastic_space(space, data.task)
     others = [other for other in front(run) if other.trial.arch != student]
-    inputs = RouteInputs(
+    facts = RouteFacts(
         epochs=file.training.epochs,
-        student=_scored(run, member, data),
-        teacher_score=run.teacher.score,
+        student=_scored(member, data),
+        teacher_accuracy=run.teacher.score,
         teacher_macs=run.teacher.values.get("macs"),
         largest_macs=None if elastic is None else elastic.macs(elastic.largest),
         shared_weights=supernet is not None,
-        score=run.score,
-        front=tuple(_scored(run, other, data) for other in others),
+        front=tuple(_scored(other, data) for other in others),
     )
     archs = {other.trial.arch.arch_id: other.trial.arch for other in (member, *others)}
-    return PlanBasis(run, file, data, images, inputs, archs, space, why, supernet)
+    return PlanBasis(run, file, data, images, facts, archs, space, why, supernet)
 
 
 def cut_from_run(run: RunRecord, student: Arch, workshop: Workshop) -> nn.Module:
@@ -143,7 +142,7 @@ def make_plan(basis: PlanBasis, route: Route, why: str) -> TrainingPlan:
     Raises ConfigError, saying why, where the student cannot be trained that way.
     """
     steps = {"direct": _direct, "shrink": _shrink, "assistants": _assistants}[route](basis)
-    file, inputs, teacher = basis.file, basis.inputs, basis.run.teacher
+    file, facts, teacher = basis.file, basis.facts, basis.run.teacher
     assert teacher is not None  # open_basis refuses a run without
     return TrainingPlan(
         study=basis.run.config.name,
@@ -158,10 +157,10 @@ def make_plan(basis: PlanBasis, route: Route, why: str) -> TrainingPlan:
         space=locked_fingerprint(basis.run, "space"),
         supernet=basis.supernet if route == "shrink" else None,
         budget=Budget(
-            epochs=inputs.epochs,
+            epochs=facts.epochs,
             images=basis.images,
-            student_macs=inputs.student.macs,
-            macs=3 * inputs.student.macs * basis.images * inputs.epochs,
+            student_macs=facts.student.macs,
+            macs=3 * facts.student.macs * basis.images * facts.epochs,
         ),
         route=route,
         why=why,
@@ -170,11 +169,11 @@ def make_plan(basis: PlanBasis, route: Route, why: str) -> TrainingPlan:
 
 
 def _direct(basis: PlanBasis) -> tuple[Step, ...]:
-    return (_distil(basis, _STUDENT, basis.file.student, basis.inputs.epochs),)
+    return (_distil(basis, _STUDENT, basis.file.student, basis.facts.epochs),)
 
 
 def _shrink(basis: PlanBasis) -> tuple[Step, ...]:
-    epochs = basis.inputs.epochs
+    epochs = basis.facts.epochs
     if basis.supernet is not None:
         return (_distil(basis, _STUDENT, basis.file.student, epochs, init=RUN_SUPERNET),)
     if basis.space is None:
@@ -195,7 +194,7 @@ def _shrink(basis: PlanBasis) -> tuple[Step, ...]:
 
 
 def _assistants(basis: PlanBasis) -> tuple[Step, ...]:
-    chain = choose_assistants(basis.inputs)
+    chain = choose_assistants(basis.facts)
     if not chain:
         what = "the front has no student between this one and the teacher that the budget could train for an epoch"
         raise ConfigError(Problem("route assistants", what))
@@ -205,7 +204,7 @@ def _assistants(basis: PlanBasis) -> tuple[Step, ...]:
         arch = basis.archs[assistant.network.arch_id]
         steps.append(_distil(basis, f"assistant{index}", arch, assistant.epochs, teacher=teacher))
         teacher = steps[-1].name
-    left = student_epochs(basis.inputs, chain)
+    left = student_epochs(basis.facts, chain)
     return (*steps, _distil(basis, _STUDENT, basis.file.student, left, teacher=teacher))
 
 
@@ -221,7 +220,7 @@ def _distil(
     macs = family_for(arch.family, basis.data.task).price(arch).macs
     return DistilStep(
         name=name,
-        share=round(epochs * macs / (basis.inputs.epochs * basis.inputs.student.macs), 6),
+        share=round(epochs * macs / (basis.facts.epochs * basis.facts.student.macs), 6),
         arch=ArchSection(family=arch.family, choices=arch.choices),
         teacher=teacher,
         init=init,
@@ -236,10 +235,10 @@ def _supernet_of(run: RunRecord) -> SupernetSection | None:
     return SupernetSection(fingerprint=run.supernet.fingerprint, macs=recorded.budget_macs)
 
 
-def _scored(run: RunRecord, member: FrontMember, data: ImageData) -> Scored:
+def _scored(member: FrontMember, data: ImageData) -> Scored:
     arch = member.trial.arch
     macs = family_for(arch.family, data.task).price(arch).macs
-    return Scored(arch.arch_id, member.values[run.score.name], macs)
+    return Scored(arch.arch_id, member.values["accuracy"], macs)
 
 
 def _space_to_shrink(run: RunRecord, member: FrontMember, data: ImageData) -> tuple[SearchSpace | None, str]:
@@ -283,7 +282,7 @@ def make_measured_plan(
     equals the first of `ROUTES` wins. The test split is not touched. Raises InputError where data, teacher or a folder
     are not what they should be, RunError where every route's training fails; one that fails is noted with its reason.
     """
-    brief = basis.with_epochs(max(1, round(share * basis.inputs.epochs)))
+    brief = basis.with_epochs(max(1, round(share * basis.facts.epochs)))
     hardware = resolve_device(device or brief.file.device)
     brief = dataclasses.replace(brief, file=brief.file.settled(hardware, {}))
     with computing(brief.file.training, hardware):
@@ -304,7 +303,7 @@ def _best_plan(
     workshop = open_training(brief.file, data_root=data_root, cache=cache, device=device, say=say)
     measured: list[MeasuredRoute] = []
     for route in ROUTES:
-        epochs = brief.inputs.epochs
+        epochs = brief.facts.epochs
         try:
             make_plan(basis, route, "")  # a route that the whole budget cannot take is not worth trying
             plan = make_plan(brief, route, "measured")
@@ -341,7 +340,7 @@ def _best_plan(
     best = max((item for item in measured if item.accuracy is not None), key=lambda item: item.accuracy or 0.0)
     told = ", ".join(f"{item.route} {100 * item.accuracy:.2f} %" for item in measured if item.accuracy is not None)
     why = (
-        f"best on the {len(workshop.validation)} validation images with {brief.inputs.epochs} of {basis.inputs.epochs} "
+        f"best on the {len(workshop.validation)} validation images with {brief.facts.epochs} of {basis.facts.epochs} "
         f"epochs, one seed each: {told}"
     )
     return make_plan(basis, best.route, why).model_copy(update={"measured": tuple(measured)})

@@ -49,5 +49,5 @@ class SamplerContext:
     """Training settings that are proposed with the architecture, by dotted name."""
 
 
-SAMPLERS: Registry[Callable[..., optuna.samplers.BaseSampler]] = Registry("sampler", __name__, "context")
+SAMPLERS: Registry[Callable[..., optuna.samplers.BaseSampler]] = Registry("sampler", __name__)
 """Members: `function(context: SamplerContext, *, options) -> optuna.samplers.BaseSampler`."""

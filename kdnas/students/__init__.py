@@ -7,6 +7,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Self
 
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ class FamilyContext:
     """By name. Empty where a family is only asked what its networks are and cost."""
     samples: Samples | None = None
     """Shows what matters in a teacher; None where no data are open."""
+    kept: Path | None = None
+    """A file of the run folder for what a family finds out once; None where there is no run folder."""
 
 
 class StudentFamily(ABC):
@@ -43,9 +46,6 @@ class StudentFamily(ABC):
     `stages` ModuleList (each stage's output is [B, C, H, W]) and a `classifier` linear layer, whose input is the
     embedding.
     """
-
-    name: ClassVar[str] = ""
-    """What spaces name it by, and so the family of its archs: `Arch.of(cls.name, ...)`. Set where it is registered."""
 
     derived: ClassVar[bool] = False
     """Whether its choices are read off the study's teacher: nothing is known of them before that is open.
@@ -137,7 +137,7 @@ class StudentFamily(ABC):
         return type(self)(dataclasses.replace(self.context, task=self.task.at(size)))
 
 
-STUDENTS: Registry[type[StudentFamily]] = Registry("student family", __name__, StudentFamily)
+STUDENTS: Registry[type[StudentFamily]] = Registry("student family", __name__)
 """Members: StudentFamily classes, `(context: FamilyContext, *, options)`."""
 
 

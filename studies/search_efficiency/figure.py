@@ -13,11 +13,11 @@ from summary import GOAL, Curves, quartiles, ratio_after
 from tables import Table
 
 from kdnas import atomic
-from kdnas.report.figures import FAINT, FRONT, GRID, INK, RECOMMENDED, TEACHER
+from kdnas.report.style import FAINT, FRONT, GRID, INK, KNEE, TEACHER
 
 COLOURS = {
     "hvi": FRONT,
-    "hvi_rungs": RECOMMENDED,
+    "hvi_rungs": KNEE,
     "gp": "#7b4ea3",
     "tpe": TEACHER,
     "nsga2": "#c79a1e",

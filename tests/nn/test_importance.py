@@ -1,4 +1,4 @@
-import copy
+import itertools
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from kdnas.nn.anatomy import read_anatomy
 from kdnas.nn.cutting import outputs
-from kdnas.nn.importance import rank, sorted_by
+from kdnas.nn.importance import rank, ranked
 
 SETTINGS = {
     "hidden_size": 32,
@@ -35,7 +35,7 @@ def network():
 def batches():
     generator = torch.Generator().manual_seed(1)
     return [
-        (torch.randint(0, 100, (5, 9), generator=generator), torch.randint(0, 3, (5,), generator=generator))
+        (torch.randint(0, 99, (5, 9), generator=generator), torch.randint(0, 3, (5,), generator=generator))
         for _ in range(3)
     ]
 
@@ -95,24 +95,48 @@ def test_a_block_that_changes_nothing_goes_first_and_a_prefix_without_it_compute
 
     anatomy = read_anatomy(network, batches[0][0])
     network.bert.encoder.layer[2].forward = Idle().forward
-    ranked = sorted_by(network, anatomy, rank(network, anatomy, batches))
-    (depth,) = ranked.depths
+    ordered = ranked(anatomy, rank(network, anatomy, batches))
+    (depth,) = ordered.depths
     assert depth.order[-1] == 2
-    cut = ranked.cut(network, ranked.prefix({depth.name: 3}))
+    cut = ordered.cut(network, ordered.prefix({depth.name: 3}))
     assert torch.equal(outputs(cut, batches[0][0]), outputs(network, batches[0][0]))
 
 
-def test_the_prefix_of_a_sorted_network_loses_less_than_the_other_end(network, batches):
+def test_what_ranks_first_loses_less_than_what_ranks_last(network, batches):
     anatomy = read_anatomy(network, batches[0][0])
-    before = copy.deepcopy(network)
-    ranked = sorted_by(network, anatomy, rank(network, anatomy, batches, method="taylor"))
+    ordered = ranked(anatomy, rank(network, anatomy, batches, method="taylor"))
     inputs = torch.cat([inputs for inputs, _ in batches])
-    whole = outputs(before, inputs)
-    assert torch.allclose(outputs(network, inputs), whole, atol=1e-5)
-    inner = [axis for axis in ranked.axes if axis.role == "inner"]
-    best = ranked.cut(network, {axis.name: range(axis.size // 2) for axis in inner})
-    worst = ranked.cut(network, {axis.name: range(axis.size // 2, axis.size) for axis in inner})
+    whole = outputs(network, inputs)
+    inner = [axis for axis in ordered.axes if axis.role == "inner"]
+    best = ordered.cut(network, ordered.prefix({axis.name: axis.size // 2 for axis in inner}))
+    worst = ordered.cut(network, {axis.name: sorted(axis.order[axis.size // 2 :]) for axis in inner})
     assert (outputs(best, inputs) - whole).norm() < (outputs(worst, inputs) - whole).norm()
+
+
+def test_a_smaller_size_keeps_a_part_of_what_a_larger_one_keeps(network, batches):
+    anatomy = read_anatomy(network, batches[0][0])
+    ordered = ranked(anatomy, rank(network, anatomy, batches))
+    for name, size in ordered.sizes.items():
+        sizes = range(ordered.by_name[name].least, size + 1)
+        kept = [set(ordered.prefix({name: size})[name]) for size in sizes]
+        assert all(fewer < more for fewer, more in itertools.pairwise(kept))
+        assert ordered.prefix({name: size})[name] == tuple(range(size))
+
+
+def test_a_ranking_through_a_module_around_the_network_is_that_of_what_it_passes_on(network, batches):
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, words):
+            return self.network(words + 1).logits.flip(-1)
+
+    anatomy = read_anatomy(network, batches[0][0])
+    around = rank(network, anatomy, batches, method="taylor", through=Around())
+    shifted = rank(network, anatomy, [(words + 1, 2 - labels) for words, labels in batches], method="taylor")
+    for name, scores in shifted.scores.items():
+        assert around.scores[name] == pytest.approx(scores, rel=1e-4, abs=1e-12)
 
 
 def test_grouped_convolutions_are_measured_within_their_groups():

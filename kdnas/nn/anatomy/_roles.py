@@ -120,7 +120,15 @@ def _heads(path: str, layer: nn.Module, roles: LayerRoles) -> Axis:
     per_unit = {"heads": queries // units, "width": queries // units * size}
     counts = tuple(Count(f"{path}.{name}", per_unit[what]) for name, what in roles.counts if _has(layer, name))
     norms = _norms(path, layer, roles.head_norms, _runs(units, _in_size(out) // units))
-    return Axis(f"{path}.heads", "heads", units, (*ties, *norms), counts, inexact=NORM_OVER_CHANNELS if norms else "")
+    return Axis(
+        f"{path}.heads",
+        "heads",
+        units,
+        (*ties, *norms),
+        counts,
+        inexact=NORM_OVER_CHANNELS if norms else "",
+        block=path,
+    )
 
 
 def _neurons(path: str, layer: nn.Module, roles: LayerRoles) -> Axis:
@@ -130,7 +138,9 @@ def _neurons(path: str, layer: nn.Module, roles: LayerRoles) -> Axis:
     ties = [tie for name in roles.up for tie in _out_ties(f"{path}.{name}", _linear(layer, name), places)]
     ties.append(_in_tie(f"{path}.{roles.down}", down, places))
     norms = _norms(path, layer, roles.neuron_norms, places)
-    return Axis(f"{path}.inner", "inner", size, (*ties, *norms), inexact=NORM_OVER_CHANNELS if norms else "")
+    return Axis(
+        f"{path}.inner", "inner", size, (*ties, *norms), inexact=NORM_OVER_CHANNELS if norms else "", block=path
+    )
 
 
 def _width(network: nn.Module, paths: Sequence[str], roles: LayerRoles, stream: StreamRoles) -> Axis | None:

@@ -6,6 +6,8 @@ Which channels belong together is read off torch-pruning's dependency graph (Fan
 from __future__ import annotations
 
 import copy
+import dataclasses
+import itertools
 import math
 import warnings
 from collections.abc import Iterable, Sequence
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.nn.anatomy import ANATOMIES
-from kdnas.nn.cutting import NORM_OVER_CHANNELS, Anatomy, Axis, Depth, Tie, Uncut
+from kdnas.nn.cutting import NORM_OVER_CHANNELS, Anatomy, Axis, Depth, Role, Tie, Uncut
 
 _PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
 _CHANNELS = ".channels"
@@ -28,7 +30,8 @@ def convnet(network: nn.Module, example: Tensor) -> Anatomy | None:
     if not any(isinstance(module, _CONVOLUTIONS) for module in network.modules()):
         return None
     axes, uncut = _channels(network, example)
-    return Anatomy("convnet", tuple(axes), tuple(_depths(network, example)), tuple(uncut))
+    depths = _depths(network, example)
+    return Anatomy("convnet", tuple(_placed(axes, depths, network)), tuple(depths), tuple(uncut))
 
 
 def _channels(network: nn.Module, example: Tensor) -> tuple[list[Axis], list[Uncut]]:
@@ -91,7 +94,7 @@ def _axis(name: str, group: Any, graph: Any, names: dict[nn.Module, str]) -> Axi
         raise ValueError("no layer of the network reads them")
     normed = any(isinstance(member.dep.target.module, nn.LayerNorm | nn.GroupNorm) for member in members)
     return Axis(
-        f"{name}{_CHANNELS}", "channels", units, tuple(ties.values()), inexact=NORM_OVER_CHANNELS if normed else ""
+        f"{name}{_CHANNELS}", "width", units, tuple(ties.values()), inexact=NORM_OVER_CHANNELS if normed else ""
     )
 
 
@@ -150,24 +153,67 @@ def _last_layer(network: nn.Module, example: Tensor) -> nn.Module:
     return ran[-1]
 
 
+def _placed(axes: Sequence[Axis], depths: Sequence[Depth], network: nn.Module) -> list[Axis]:
+    """Return the axes with their stages, those that lie in one block as its inner ones.
+
+    A stage ends with its last removable block. A width belongs to the first stage whose blocks write it.
+    """
+    place = {name: index for index, (name, _) in enumerate(network.named_modules())}
+    firsts = [place[depth.blocks[0]] for depth in depths]
+    lasts = [max(index for name, index in place.items() if _within(name, depth.blocks[-1])) for depth in depths]
+    removable = [block for depth in depths for block in depth.blocks]
+    placed = []
+    for axis in axes:
+        writer = place[axis.name.removesuffix(_CHANNELS)]
+        stage = next(
+            (depth.stage for depth, last in zip(depths, lasts, strict=True) if writer <= last), len(depths) + 1
+        )
+        block = _block_around(axis, network, removable)
+        if not block:
+            written = [tie.tensor for tie in axis.ties if not tie.reads]
+            writing = [d.stage for d in depths if any(_within(name, block) for block in d.blocks for name in written)]
+            stage = min(writing) if writing else 0 if firsts and writer < firsts[0] else stage
+        role: Role = "inner" if block else "width"
+        placed.append(dataclasses.replace(axis, role=role, stage=stage, block=block))
+    return placed
+
+
+def _block_around(axis: Axis, network: nn.Module, removable: Sequence[str]) -> str:
+    """Return the block that holds all the layers of `axis`, empty where there is none: a removable one, or like one."""
+    paths = [tie.tensor.split(".")[:-1] for tie in axis.ties]
+    common = [parts[0] for parts in itertools.takewhile(lambda p: len(set(p)) == 1, zip(*paths, strict=False))]
+    around = [".".join(common[: length + 1]) for length in range(len(common))]  # from the outside
+    if found := next((name for name in around if name in removable), ""):
+        return found
+    like_one = [
+        name
+        for name in around
+        if not isinstance(network.get_submodule(name), nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        and not any(_within(block, name) for block in removable)
+    ]
+    # Without removable blocks nothing tells a block from a wrapper around the whole network: the innermost is one.
+    return (like_one[0] if removable else like_one[-1]) if like_one else ""
+
+
+def _within(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
 def _depths(network: nn.Module, example: Tensor) -> list[Depth]:
-    """Return the stages of residual blocks: runs of siblings that work at one shape."""
+    """Return the stages of residual blocks, in the network's order: runs of siblings that work at one shape."""
     runs: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for name, shape in _residual_blocks(network, example).items():
         runs.setdefault((name.rpartition(".")[0], shape), []).append(name)
     parents = [parent for parent, _ in runs]
     depths: list[Depth] = []
-    for (parent, _), blocks in runs.items():
+    for stage, ((parent, _), blocks) in enumerate(runs.items(), 1):
         number = f"{len([d for d in depths if d.name.startswith(f'{parent}.depth')]) + 1}"
         several = parents.count(parent) > 1
         siblings = [child for child, _ in network.get_submodule(parent).named_children()]
         least = 0 if len(blocks) < len(siblings) else 1
-        depths.append(Depth(f"{parent}.depth{number if several else ''}", tuple(blocks), _first_ones(blocks), least))
+        name = f"{parent}.depth{number if several else ''}"
+        depths.append(Depth(name, tuple(blocks), tuple(range(len(blocks))), least, stage, fixed=1 - least))
     return depths
-
-
-def _first_ones(blocks: Sequence[str]) -> tuple[int, ...]:
-    return tuple(range(len(blocks)))
 
 
 def _residual_blocks(network: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,324 @@
+"""Students cut out of the study's own teacher: which sizes they may have, what they cost, and how they are cut.
+
+The teacher's network is read once (`kdnas.nn.anatomy`), its units and blocks are ranked by what they matter on training
+samples, and every student keeps what ranks first: a smaller one is a part of every larger one.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdnas import atomic
+from kdnas.core.arch import Arch, Scalar
+from kdnas.core.measurement import Price
+from kdnas.core.operator import OperatorGroup
+from kdnas.core.space import SearchSpace
+from kdnas.errors import ConfigError, Problem, TeacherError
+from kdnas.nn.anatomy import read_anatomy
+from kdnas.nn.cut_costs import CutCosts
+from kdnas.nn.cutting import Anatomy, Uncut, inside, outputs, part_of, sound_part
+from kdnas.nn.importance import Method, Ranking, rank, ranked
+from kdnas.nn.recalibration import recalibrate
+from kdnas.nn.starting import initialise_anew
+from kdnas.nn.taps import with_taps
+from kdnas.nn.teacher import Teacher
+from kdnas.nn.tracing import parameter_count, traced_macs
+from kdnas.students import STUDENTS, FamilyContext, StudentFamily
+from kdnas.students._cut_choices import Bounds, CutChoices, Granularity, Options
+
+_SAMPLES = 512
+"""More change no order (Muralidharan et al., "Minitron", NeurIPS 2024)."""
+_BATCH = 64
+_EXAMPLES = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What was found out once about a teacher: what of it can be cut, and how much every unit and block matters."""
+
+    teacher: str
+    """Its fingerprint."""
+    parts: tuple[str, ...]
+    """The axes and depths that can be cut, by name."""
+    uncut: tuple[Uncut, ...]
+    method: str
+    scores: Mapping[str, tuple[float, ...]]
+
+    @property
+    def text(self) -> str:
+        """The file that holds it."""
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of its content."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+    @classmethod
+    def read(cls, path: Path) -> Calibration:
+        """Return what the file at `path` holds. Raises ValueError where it is damaged."""
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+            scores = {name: tuple(map(float, values)) for name, values in plain.pop("scores").items()}
+            uncut = tuple(Uncut(**part) for part in plain.pop("uncut"))
+            return cls(**{**plain, "parts": tuple(plain["parts"])}, uncut=uncut, scores=scores)
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+
+
+@STUDENTS.register
+class Derived(StudentFamily):
+    """Networks cut out of the study's own teacher, whatever that is: depth, width, inner width and heads.
+
+    Each of `depth`, `width` (what flows from block to block), `inner` (bottlenecks, expansions, MLPs) and `heads` is a
+    list of shares of the teacher's (`[0.5, 1]`), of sizes (`[96, 128]`), or a range of either (`0.25..1`).
+
+    Args:
+        context: What the study has opened.
+        granularity: Whether a choice rules the whole network, a stage or a block; None: the whole network of a
+            transformer, the stages of others.
+        depth: How many blocks stay.
+        width: How wide what flows from block to block is.
+        inner: How wide blocks are inside.
+        heads: How many heads of attention stay, with all queries that share keys and values.
+        round_to: Widths are multiples of it, but for the teacher's own.
+        freeze: What stays whole: modules, choices or parts by name; `*` stands for anything.
+        importance: How units are ranked (`kdnas spaces anatomy --importance`).
+        block_importance: How blocks are ranked: by how far they turn what flows through them, or evenly spaced.
+    """
+
+    derived = True
+
+    def __init__(
+        self,
+        context: FamilyContext,
+        *,
+        granularity: Granularity | None = None,
+        depth: Options = "0.25..1",
+        width: Options = (0.25, 0.5, 0.75, 1.0),
+        inner: Options = (0.25, 0.5, 0.75, 1.0),
+        heads: Options = (0.25, 0.5, 0.75, 1.0),
+        round_to: Annotated[int, Field(ge=1, le=1024)] = 8,
+        freeze: tuple[str, ...] = (),
+        importance: Method = "activation",
+        block_importance: Literal["influence", "even"] = "influence",
+    ):
+        super().__init__(context)
+        stated = {"depth": depth, "width": width, "inner": inner, "heads": heads}
+        self._bounds = {role: Bounds.of(options) for role, options in stated.items()}
+        self._granularity = granularity
+        self._round_to = round_to
+        self._freeze = freeze
+        self._method: Method = importance
+        self._block_importance: Literal["influence", "even"] = block_importance
+        self._sizes_of = lru_cache(maxsize=4096)(self._sizes)
+
+    # -- what the teacher is ---------------------------------------------------------------------------------------
+
+    def ancestor(self) -> Teacher:
+        """Return the teacher that students are cut out of. Raises ConfigError where none is open."""
+        teacher = next(iter(self.context.teachers.values()), None)
+        if teacher is None:
+            raise ConfigError(Problem("space.derive", "students are cut out of a teacher, and none is open"))
+        return teacher
+
+    @cached_property
+    def _opened(self) -> tuple[nn.Module, Tensor]:
+        """The network that is cut, behind what the teacher expects, and what it is given."""
+        module = self.ancestor().module
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        generator = torch.Generator().manual_seed(0)
+        taken = self.task.inputs[0]
+        example = torch.randint(0, taken.levels, (_EXAMPLES, *taken.shape), generator=generator)
+        plain = example.float() if taken.kind == "pixels" else example
+        return inside(module, plain.to(device))
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """What is known of the teacher: read from the run folder, else found out now."""
+        teacher, kept = self.ancestor(), self.context.kept
+        if kept is not None and kept.is_file():
+            try:
+                found = Calibration.read(kept)
+            except ValueError as error:
+                raise ConfigError(Problem(str(kept), str(error), "remove it: it is made anew")) from None
+            if found.teacher == teacher.fingerprint:
+                return found
+        network, example = self._opened
+        anatomy = self._sound(network, example)
+        method = f"{self._method}, blocks by {self._block_importance}"
+        names = tuple(part for part in anatomy.by_name)
+        ranking = self._ranking(network, anatomy)
+        return Calibration(teacher.fingerprint, names, anatomy.uncut, method, ranking.scores)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """The hash of what is known of the teacher."""
+        return {"calibration": self.calibration.fingerprint}
+
+    def keep(self, path: Path) -> None:
+        """Write what is known of the teacher to `path`, where the family finds it when it is opened again."""
+        if not path.is_file():
+            atomic.write_text(path, self.calibration.text)
+
+    def _sound(self, network: nn.Module, example: Tensor) -> Anatomy:
+        """Return what can be cut, every part of which has been. Raises TeacherError where nothing can."""
+        where = f"teacher {self.ancestor().name}"
+        try:
+            found = read_anatomy(network, example)
+        except ValueError as error:
+            raise TeacherError(Problem(where, str(error))) from None
+        anatomy = sound_part(found, network, example)
+        if not anatomy.axes and not anatomy.depths:
+            why = "; ".join(f"{part.what}: {part.why}" for part in anatomy.uncut[:3])
+            raise TeacherError(Problem(where, f"nothing of it can be cut ({why})"))
+        return anatomy
+
+    def _ranking(self, network: nn.Module, anatomy: Anatomy) -> Ranking:
+        if self.context.samples is None and self._method != "l1":
+            return Ranking({})
+        batches: list[tuple[Tensor, Tensor]] = []
+        if self._method != "l1" and self.context.samples is not None:
+            (inputs, *_), targets = self.context.samples(_SAMPLES)
+            batches = list(zip(inputs.split(_BATCH), targets.split(_BATCH), strict=True))
+        module = self.ancestor().module
+        return rank(network, anatomy, batches, method=self._method, depth=self._block_importance, through=module)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """What can be cut, ranked."""
+        network, example = self._opened
+        calibration = self.calibration
+        found = part_of(read_anatomy(network, example), calibration.parts)
+        return ranked(dataclasses.replace(found, uncut=calibration.uncut), Ranking(dict(calibration.scores)))
+
+    @cached_property
+    def choices(self) -> CutChoices:
+        """The choices of its students."""
+        transformer = any(axis.role == "heads" for axis in self.anatomy.axes)
+        granularity: Granularity = self._granularity or ("network" if transformer else "stage")
+        return CutChoices(
+            self.anatomy,
+            granularity=granularity,
+            bounds=self._bounds,
+            round_to=self._round_to,
+            freeze=self._freeze,
+        )
+
+    @cached_property
+    def _costs(self) -> CutCosts:
+        network, example = self._opened
+        try:
+            return CutCosts(self.anatomy, network, example)
+        except ValueError as error:
+            what = f"its students have no price in closed form: {error}"
+            raise TeacherError(Problem(f"teacher {self.ancestor().name}", what)) from None
+
+    # -- the contract of a family ----------------------------------------------------------------------------------
+
+    def space(self, stated: SearchSpace) -> SearchSpace:
+        """Return the space of the teacher's students. Its smallest and its largest are built, run and counted.
+
+        Raises TeacherError where one of them cannot be had as it is spelled.
+        """
+        choices = self.choices
+        space = dataclasses.replace(
+            stated, choices=choices.searched, conditions=choices.conditions, fixed=choices.fixed
+        )
+        for end in (0, -1):
+            self._try_out(self.canonical(space.active({choice.name: choice.values[end] for choice in space.choices})))
+        return space
+
+    def _try_out(self, arch: Arch) -> None:
+        _, example = self._opened
+        spelled = ", ".join(f"{name} {value}" for name, value in arch.items)
+        where = f"teacher {self.ancestor().name}"
+        try:
+            cut = self._cut(arch)
+            logits = outputs(cut, example)
+            macs, params = traced_macs(cut, example[:1]), parameter_count(cut)
+        except Exception as error:  # the teacher's own code runs, which may raise anything
+            why = str(error).partition("\n")[0][:120]
+            what = f"its student of {spelled} does not run: {type(error).__name__}: {why}"
+            raise TeacherError(Problem(where, what, "other bounds")) from None
+        if not bool(torch.isfinite(logits).all()):
+            raise TeacherError(Problem(where, f"its student of {spelled} gives outputs that are not finite"))
+        if self.price(arch) != Price(macs=macs, params=params):
+            counted = f"costs {macs:,} MACs and {params:,} parameters"
+            what = f"its student of {spelled} {counted}, in closed form {self.price(arch)}"
+            raise TeacherError(Problem(where, what))
+
+    def canonical(self, choices: Mapping[str, Scalar]) -> Arch:
+        """Return the arch that `choices` spell; what they do not speak of stays whole.
+
+        Sizes are brought to the nearest that can be, broken numbers are shares. Raises ConfigError.
+        """
+        return Arch.of("derived", self.choices.canonical(choices))
+
+    def price(self, arch: Arch) -> Price:
+        """Return the closed-form MACs and parameters of `arch`."""
+        return self._costs.price(self._sizes_of(arch))
+
+    def groups(self, arch: Arch) -> Sequence[OperatorGroup]:
+        """Return nothing: what a teacher consists of is its own."""
+        return ()
+
+    def build(self, arch: Arch) -> nn.Module:
+        """Return the student with the teacher's architecture cut to `arch`, freshly initialised."""
+        network = self._cut(arch)
+        initialise_anew(network)
+        return self._student(network, arch)
+
+    def inherit(self, arch: Arch) -> nn.Module:
+        """Return the student cut out of the teacher, its batch norms estimated anew; whole it is the teacher itself."""
+        student = self._student(self._cut(arch), arch)
+        norms = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in student.modules())
+        if norms and self.context.samples is not None and self._sizes_of(arch) != self._whole:
+            (inputs, *_), _targets = self.context.samples(_SAMPLES)
+            recalibrate(student, inputs.split(_BATCH))
+        return student
+
+    def supernet(self, space: SearchSpace) -> Any:
+        """Raise ConfigError: its networks share no weights yet."""
+        what = "students cut out of a teacher cannot share weights in a supernet"
+        raise ConfigError(Problem("space.derive", what, "start: inherited or random"))
+
+    # -- cutting ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _whole(self) -> dict[str, int]:
+        return self._sizes(self.canonical({}))
+
+    def _sizes(self, arch: Arch) -> dict[str, int]:
+        return self.choices.sizes(arch.choices)
+
+    def _cut(self, arch: Arch) -> nn.Module:
+        """Return what stays of the teacher's network, to be trained."""
+        network, _ = self._opened
+        return self.anatomy.cut(network, self.anatomy.prefix(self._sizes_of(arch))).requires_grad_(True)
+
+    def _student(self, network: nn.Module, arch: Arch) -> nn.Module:
+        """Return `network` in the place of the teacher's, behind the same preparation of inputs and answers."""
+        teacher = self.ancestor()
+        student: nn.Module = copy.deepcopy(teacher.module, {id(self._opened[0]): network})
+        path = next(name for name, part in student.named_modules() if part is network)
+        kept = self.anatomy.prefix(self._sizes_of(arch))
+
+        def there(name: str) -> str:
+            inside_it = name.removeprefix(f"{path}.") if path else name
+            left = self.anatomy.renamed(self._opened[0], inside_it, kept)
+            return f"{path}.{left}" if path else left
+
+        stages = tuple(dict.fromkeys(map(there, teacher.stages)))
+        return with_taps(student, stages, teacher.classifier and there(teacher.classifier))
