@@ -20,7 +20,7 @@ from kdnas.core.pick import DEFAULT_PICK
 from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, Problem
 from kdnas.record.records import FrontMember, RunRecord
-from kdnas.record.run_folder import LOCK_FILE, read_lock
+from kdnas.record.run_folder import LOCK_FILE, code_settings, read_lock
 from kdnas.record.started_study import read_study, run_folder
 from kdnas.study.config import StudyConfig
 from kdnas.study.loading import LoadedStudy, study_of
@@ -141,7 +141,7 @@ class Run:
 
     def report(self) -> Path:
         """Write report.html and the tables beside it from the record, and return the page."""
-        from kdnas.report.files import write_report
+        from kdnas.report.page import write_report
 
         return write_report(self.record)[0]
 
@@ -201,10 +201,10 @@ def search(
     if isinstance(study, Study):
         loaded = study.loaded(changes)
     else:
-        loaded = read_study(Path(study), _spelled(changes))
         continued = run_folder(Path(study))
         if continued is not None:
             _refuse_strange_code(continued, root)
+        loaded = read_study(Path(study), _spelled(changes))
     folder = (Path(out) if out is not None else continued or Path("runs") / loaded.config.name).resolve()
     return Run(search_study(loaded, folder, data_root=root, observe=observe), data_root)
 
@@ -223,8 +223,7 @@ def _spelled(settings: Mapping[str, Any] | None) -> list[str]:
 
 def _refuse_strange_code(run: Path, data_root: Path) -> None:
     """Raise ConfigError where the run folder names code that no study of this user's has named, and he trusts not."""
-    config = read_lock(run)["config"]
-    strange = strange_code(run / LOCK_FILE, config if isinstance(config, dict) else {}, data_root)
+    strange = strange_code(run / LOCK_FILE, code_settings(read_lock(run)), data_root)
     if strange:
         told = "; ".join(code.told(data_root) for code in strange)
         how = command_line("kdnas", "search", run, "--trust-code")

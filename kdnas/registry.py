@@ -6,9 +6,11 @@ A member is one file in the family's package; the file's name is the member's na
     class Cosine(DistillationLoss): ...        # kdnas/losses/cosine.py -> "cosine"
 
 Positional parameters of that callable are run-time objects, keyword-only ones are its configuration, checked against
-their annotations before anything is built. Other distributions add members through entry points of the group
-`kdnas.<family>`. Only the file that is asked for is imported, so listing names is free. What members
-share stands in the package's `__init__` (the contract) or in a file whose name starts with an underscore.
+their annotations before anything is built. Only the file that is asked for is imported, so listing names is free. What
+members share stands in the package's `__init__` (the contract) or in a file whose name starts with an underscore.
+
+Others add members in two ways, which are held to the contract when they are asked for: `path/to/file.py:Name` in the
+place of a name (`kdnas.plugins`), and the entry points of a distribution, in the group `kdnas.<family>`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from typing import Any, Generic, TypeVar
 import pydantic
 from pydantic_core import ErrorDetails
 
-from kdnas.errors import ConfigError, Problem
+from kdnas.errors import ConfigError, KdnasError, Problem
+from kdnas.plugins import SPELLING, is_plugin, load_plugin, short_name
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -36,9 +39,16 @@ T = TypeVar("T", bound=Callable[..., Any])
 class Registry(Generic[T]):
     """The members of one family, by name."""
 
-    def __init__(self, family: str, package: str):
+    def __init__(self, family: str, package: str, *contract: type | str):
+        """Make the registry of `package`, whose members are called `family` in messages.
+
+        `contract` is what every member is: a class derived from one of these, or, where they are names, a function of
+        so many run-time objects.
+        """
         self.family = family
         self._package = package
+        self._bases = tuple(item for item in contract if isinstance(item, type))
+        self._objects = tuple(item for item in contract if isinstance(item, str))
         self._members: dict[str, T] = {}
 
     def register(self, member: T) -> T:
@@ -52,26 +62,57 @@ class Registry(Generic[T]):
         if taken is not None and (taken.__module__, taken.__qualname__) != (member.__module__, member.__qualname__):
             raise ValueError(f"{self.family} {name!r} is already registered by {taken.__module__}")
         self._members[name] = member
+        self._christen(name, member)
 
     def names(self) -> list[str]:
-        """Return every member's name, sorted, importing none."""
+        """Return every member's name, sorted, importing none; plug-ins that a study names are not among them."""
         package = importlib.import_module(self._package)
         files = {module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")}
         return sorted(files | set(self._entry_points()) | set(self._members))
 
+    def missing(self, name: str) -> Problem | None:
+        """Return that there is no member called `name`, with the nearest names; None where there may be one."""
+        if is_plugin(name) or name in self._members or name in self.names():
+            return None
+        near = difflib.get_close_matches(name, self.names(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return Problem("", f"no {self.family} is called {name!r}{hint}", f"{', '.join(self.names())}, {SPELLING}")
+
     def get(self, name: str) -> T:
-        """Return the member called `name`. Raises ConfigError naming the nearest names."""
+        """Return the member called `name`. Raises ConfigError: it is not there, or no member."""
+        if is_plugin(name):
+            return self._held(name, load_plugin(name).value)
         if name not in self._members:
-            if name not in self.names():
-                near = difflib.get_close_matches(name, self.names(), n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ConfigError(Problem("", f"no {self.family} is called {name!r}{hint}", ", ".join(self.names())))
+            missing = self.missing(name)
+            if missing is not None:
+                raise ConfigError(missing)
             entry = self._entry_points().get(name)
             if entry is not None:
-                self.add(name, entry.load())
+                self.add(name, self._held(name, entry.load()))
             else:
                 importlib.import_module(f"{self._package}.{name}")
         return self._members[name]
+
+    def contract_problems(self, member: Any) -> list[str]:
+        """Return why `member` is none of this family, in words; empty where it is one."""
+        what = getattr(member, "__qualname__", repr(member))
+        if self._bases:
+            wanted = " or ".join(f"{base.__name__} ({base.__module__})" for base in self._bases)
+            if not inspect.isclass(member):
+                return [f"{what} is no class, and every {self.family} derives from {wanted}"]
+            if not issubclass(member, self._bases):
+                return [f"{what} is no {self.family}: it has to derive from {wanted}"]
+            abstract = sorted(getattr(member, "__abstractmethods__", ()))
+            lacking = [name for base in self._bases if issubclass(member, base) for name in _stated_by_members(base)]
+            lacking = [name for name in lacking if not hasattr(member, name)]
+            problems = [f"{what} leaves abstract: {', '.join(abstract)}"] if abstract else []
+            return problems + ([f"{what} does not state: {', '.join(lacking)}"] if lacking else [])
+        if not callable(member):
+            return [f"{what} is of type {type(member).__name__}, and every {self.family} is a function"]
+        problems = []
+        if self._objects and not _takes(member, len(self._objects)):
+            problems.append(f"{what} has to take {len(self._objects)} positional objects: {', '.join(self._objects)}")
+        return problems
 
     def summary(self, name: str) -> str:
         """Return the first line of the member's docstring."""
@@ -82,7 +123,10 @@ class Registry(Generic[T]):
         return _options_model(self.get(name))
 
     def problems(self, name: str, options: Mapping[str, Any]) -> list[Problem]:
-        """Return what is wrong with building `name` from `options`, all of it; `where` is the dotted option."""
+        """Return what is wrong with building `name` from `options`, all of it; `where` is the dotted option.
+
+        Of a name that cannot be had it is `type`.
+        """
         try:
             self.options(name).model_validate(dict(options))
         except ConfigError as error:
@@ -101,7 +145,33 @@ class Registry(Generic[T]):
             )
         checked = self.options(name).model_validate(options)
         values = {field: getattr(checked, field) for field in checked.model_fields_set}
-        return member(*objects, **values)
+        if not is_plugin(name):
+            return member(*objects, **values)
+        try:
+            return member(*objects, **values)
+        except KdnasError:
+            raise
+        except Exception as error:
+            what = f"fails: {load_plugin(name).failure(error)}"
+            raise ConfigError(Problem(f"{self.family} {short_name(name)}", what)) from error
+
+    def _held(self, name: str, member: Any) -> Any:
+        """Return `member`, which others wrote, held to the contract. Raises ConfigError with all that breaks it."""
+        problems = self.contract_problems(member)
+        if not problems:
+            try:
+                _options_model(member)
+            except Exception as error:
+                problems = [f"its options cannot be read: {type(error).__name__}: {error}"]
+        if problems:
+            raise ConfigError(Problem("", f"{short_name(name)}: {problem}") for problem in problems)
+        self._christen(name, member)
+        return member
+
+    def _christen(self, name: str, member: Any) -> None:
+        """Tell the member its name, where its contract has it know that."""
+        if any("name" in inspect.get_annotations(base) for base in self._bases):
+            member.name = name
 
     def _entry_points(self) -> dict[str, Any]:
         return _entry_points(f"kdnas.{self._package.rpartition('.')[2]}")
@@ -177,6 +247,21 @@ def _keys_beside(model: type[pydantic.BaseModel], location: tuple[int | str, ...
         if inner:
             model = inner[0]
     return sorted(model.model_fields)
+
+
+def _stated_by_members(base: type) -> list[str]:
+    """Return the class variables that `base` declares and leaves to its members."""
+    declared = inspect.get_annotations(base).items()
+    return [name for name, kind in declared if str(kind).startswith("ClassVar") and not hasattr(base, name)]
+
+
+def _takes(member: Callable[..., Any], count: int) -> bool:
+    """Return whether `member` can be called with so many positional objects."""
+    kinds = inspect.Parameter
+    parameters = inspect.signature(member).parameters.values()
+    places = [p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    required = sum(place.default is kinds.empty for place in places)
+    return required <= count and (count <= len(places) or any(p.kind is kinds.VAR_POSITIONAL for p in parameters))
 
 
 @functools.cache

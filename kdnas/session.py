@@ -17,7 +17,7 @@ from kdnas.record.outcome import failure
 from kdnas.record.products import is_current, lost_products, note_products
 from kdnas.record.records import RunRecord
 from kdnas.record.run_folder import controller_lock
-from kdnas.report.files import write_report
+from kdnas.report.page import write_report
 from kdnas.study.loading import LoadedStudy
 from kdnas.workshop.opening import cache_dir, resolve_device
 

@@ -21,8 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from kdnas.core.words import printable
+from kdnas.plugins import plugins_named, resolved, vouch
 
 _KEY_BYTES = 32
+_NO_ROOT = Path("/")
+"""Stands for the data root of plug-ins, which lie in none."""
 _LINE = "# The code that this file names was named by a user's own study, who signed it: "
 _SIGNATURE = re.compile(rf"^{re.escape(_LINE)}([0-9a-f]{{64}})$", re.MULTILINE)
 # Of members of the type `module`: the options that name code, and the one that holds what it is called with.
@@ -35,11 +38,12 @@ _NAMING = {
 
 @dataclass(frozen=True)
 class NamedCode:
-    """A function that a file names as `spec`, under the key `where`, called with `arguments`."""
+    """A function or a plug-in that a file names as `spec`, under the key `where`, called with `arguments`."""
 
     where: str
     spec: str
     arguments: Mapping[str, Any]
+    plugin: bool = False
 
     def told(self, data_root: Path) -> str:
         """Return in words what would run."""
@@ -59,8 +63,8 @@ def config_dir() -> Path:
 
 
 def code_named(settings: Mapping[str, Any]) -> list[NamedCode]:
-    """Return the code that plain settings (a study's or a train.yaml's) name."""
-    named: list[NamedCode] = []
+    """Return the code that plain settings (a study's or a train.yaml's) name: plug-ins, then functions."""
+    named = [NamedCode(plugin.where, plugin.spec, plugin.options, plugin=True) for plugin in plugins_named(settings)]
     for section, (keys, called_with) in _NAMING.items():
         member = settings.get(section)
         if not isinstance(member, Mapping) or member.get("type") != "module":
@@ -98,24 +102,44 @@ def is_trusted(source: Path, named: Sequence[NamedCode], data_root: Path) -> boo
 
 
 def strange_code(source: Path, settings: Mapping[str, Any], data_root: Path) -> list[NamedCode]:
-    """Return the code that the YAML file `source` names and nobody vouches for: no study of this user's, nor he."""
+    """Return the code that the YAML file `source` names and nobody vouches for: no study of this user's, nor he.
+
+    Where somebody does, its plug-ins may run from now on.
+    """
+    settings = resolved(settings, source.parent)
     named = code_named(settings)
-    if not named or is_trusted(source, named, data_root):
-        return []
-    try:
-        text = source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        text = ""
-    return [] if is_signed(text, named) else named
+    if named and not is_trusted(source, named, data_root):
+        try:
+            text = source.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            text = ""
+        if not is_signed(text, named):
+            return named
+    vouch(code.spec for code in named if code.plugin)
+    return []
+
+
+def vouch_for_signed(source: Path, text: str, settings: Mapping[str, Any]) -> None:
+    """Let the plug-ins run that the YAML file `source`, holding `text`, names: if this user signed it or trusts them.
+
+    Unlike functions, plug-ins do not lie in a data root, which is not asked for.
+    """
+    named = code_named(resolved(settings, source.parent))
+    plugins = [code for code in named if code.plugin]
+    if plugins and (is_signed(text, named) or is_trusted(source, plugins, _NO_ROOT)):
+        vouch(code.spec for code in plugins)
 
 
 def trust(source: Path, named: Sequence[NamedCode], data_root: Path) -> None:
     """Remember that what `source` names may run; where that cannot be kept, it is asked again."""
-    decision = _decision(source, named, data_root)
-    with contextlib.suppress(OSError):
-        decision.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lines = [f"{source.resolve()}: {code.told(data_root)}\n" for code in named]
-        decision.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+    plugins = [code for code in named if code.plugin]
+    vouch(code.spec for code in plugins)
+    for part, root in ((named, data_root), (plugins, _NO_ROOT)):
+        decision = _decision(source, part, root)
+        with contextlib.suppress(OSError):
+            decision.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lines = [f"{source.resolve()}: {code.told(root)}\n" for code in part]
+            decision.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
 
 
 def _signature(key: bytes, named: Sequence[NamedCode]) -> str:

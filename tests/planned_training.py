@@ -11,7 +11,7 @@ from workshops import workshop_of
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.data import ImageData
-from kdnas.core.route import RouteFacts, Scored, space_down_to
+from kdnas.core.route import RouteInputs, Scored, space_down_to
 from kdnas.core.space import Choice, SearchSpace
 from kdnas.plan.making import PlanBasis
 from kdnas.plan.plan_file import elastic_space
@@ -64,17 +64,17 @@ def basis_of(family: str, data: ImageData, folder: Path, *, epochs: int = 5) -> 
     full = elastic_space(SPACES[family], TASK).ladders
     space = space_down_to(SPACES[family], full, STUDENTS_OF[family])
     elastic = elastic_space(space, TASK)
-    facts = RouteFacts(
+    inputs = RouteInputs(
         epochs=epochs,
         student=Scored(arch.arch_id, 0.5, macs[arch]),
-        teacher_accuracy=0.97,
+        teacher_score=0.97,
         teacher_macs=macs[between] ** 2 / macs[arch],
         largest_macs=elastic.macs(elastic.largest),
         front=(Scored(between.arch_id, 0.74, macs[between]),),
     )
     archs = {network.arch_id: network for network in macs}
     images = len(opened.share(file.training.data_fraction))
-    return PlanBasis(run, file, data, images, facts, archs, space)
+    return PlanBasis(run, file, data, images, inputs, archs, space)
 
 
 def stop_at(count: int) -> Callable[[Progress], None]:

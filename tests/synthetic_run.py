@@ -97,8 +97,20 @@ def as_perplexity(run: RunRecord, goals: Sequence[str] = ()) -> RunRecord:
         teacher = replace(teacher, score=perplexity_of(teacher.score), test_score=tested)
     stated = [*run.config.constraints, *goals]
     objectives = tuple(PERPLEXITY if objective == ACCURACY else objective for objective in run.objectives)
+    audit = run.audit
+    if audit is not None:
+        made = [
+            replace(
+                training,
+                score=perplexity_of(training.score),
+                curve=tuple((epoch, perplexity_of(value)) for epoch, value in training.curve),
+            )
+            for training in audit.trainings
+        ]
+        audit = replace(audit, trainings=tuple(made))
     return replace(
         run,
+        audit=audit,
         config=run.config.model_copy(
             update={"objectives": tuple(o.name for o in objectives), "constraints": tuple(stated)}
         ),

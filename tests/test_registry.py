@@ -59,8 +59,9 @@ def test_build_hands_over_objects_and_options_and_keeps_the_members_own_defaults
 def test_an_unknown_name_is_told_the_nearest_and_all(family):
     with pytest.raises(ConfigError) as caught:
         family.get("onee")
-    assert str(caught.value) == "no shape is called 'onee'; did you mean 'one'? (allowed: one, two)"
-    assert family.problems("zzz", {}) == [Problem("type", "no shape is called 'zzz'", "one, two")]
+    allowed = "one, two, or path/to/file.py:Name of your own"
+    assert str(caught.value) == f"no shape is called 'onee'; did you mean 'one'? (allowed: {allowed})"
+    assert family.problems("zzz", {}) == [Problem("type", "no shape is called 'zzz'", allowed)]
 
 
 def test_every_problem_of_the_options_comes_at_once(family):

@@ -31,7 +31,6 @@ from kdnas.controller.preparation import Opened, prepare_study
 from kdnas.controller.promotion import student_key
 from kdnas.controller.workers import start_executor, wait
 from kdnas.core.fidelity import Fidelity
-from kdnas.core.objective import ACCURACY
 from kdnas.errors import ConfigError, Problem
 from kdnas.executors import Finished
 from kdnas.record.records import AuditTraining, RunRecord, TrialRecord
@@ -210,7 +209,7 @@ def run_audit(
                 executor.submit(task.key, _job(plan, task), time_limit_s=_time_limit_s(plan, task))
             for finished in wait(executor, noted):
                 task = running.pop(finished.key)
-                training, failure = _ended(task, finished)
+                training, failure = _ended(plan, task, finished)
                 if training is not None:
                     opened.record.add_audit_training(training)
                 done += 1
@@ -258,15 +257,15 @@ def _job(plan: AuditPlan, task: AuditTask) -> Job:
     return dataclasses.replace(job, recipe=recipe, measure=False, legs=())
 
 
-def _ended(task: AuditTask, finished: Finished[Result]) -> tuple[AuditTraining | None, str]:
-    result = finished.result
-    if result is None or ACCURACY.name not in result.values:
+def _ended(plan: AuditPlan, task: AuditTask, finished: Finished[Result]) -> tuple[AuditTraining | None, str]:
+    result, score = finished.result, plan.run.score.name
+    if result is None or score not in result.values:
         reason = result.infeasible if result is not None else finished.failure
         return None, reason or "no reason was given"
     training = AuditTraining(
         task.trial.number,
         task.seed,
-        result.values[ACCURACY.name],
+        result.values[score],
         task.fidelity,
         task.loss,
         result.train_seconds,

@@ -9,6 +9,7 @@ import pydantic
 
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
+from kdnas.plugins import SPELLING, own_name, short_name
 from kdnas.study.yaml_lines import parse_value
 from kdnas.training.recipe import Distillation, LossTerm
 
@@ -40,17 +41,19 @@ def parse_losses(texts: Sequence[str], study: Distillation) -> dict[str, Distill
 
 def loss_name(study: Distillation) -> str:
     """Return what a study's own loss is called beside others: "kd", or "kd + attention"."""
-    return " + ".join(term.type for term in study.losses if term.weight > 0) or TASK_LOSS
+    return " + ".join(short_name(term.type) for term in study.losses if term.weight > 0) or TASK_LOSS
 
 
 def _parse(text: str, study: Distillation) -> tuple[str, Distillation]:
     value = parse_value(text)
     plain: dict[str, Any] = {"type": value} if isinstance(value, str) else value if isinstance(value, dict) else {}
     kind = plain.pop("type", None)
-    if not isinstance(kind, str) or kind not in (TASK_LOSS, *LOSSES.names()):
-        what = "is no loss" if kind is None else f"no loss is called {kind!r}"
-        raise ConfigError(Problem("", what, ", ".join((TASK_LOSS, *LOSSES.names()))))
-    name = " ".join([kind, *(f"{key}={option}" for key, option in sorted(plain.items()))])
+    kind = own_name(kind) if isinstance(kind, str) else kind
+    missing = LOSSES.missing(kind) if isinstance(kind, str) and kind != TASK_LOSS else None
+    if not isinstance(kind, str) or missing is not None:
+        what = "is no loss" if missing is None else missing.what
+        raise ConfigError(Problem("", what, ", ".join((TASK_LOSS, *LOSSES.names(), SPELLING))))
+    name = " ".join([short_name(kind), *(f"{key}={option}" for key, option in sorted(plain.items()))])
     if kind == TASK_LOSS:
         if plain:
             raise ConfigError(Problem("", f"{TASK_LOSS} takes no options"))

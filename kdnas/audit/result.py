@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -33,29 +33,27 @@ from kdnas.core.rank import (
 from kdnas.record.records import AuditTraining, RunRecord, TrialRecord
 
 TARGET_TAU = 0.8
+SCORE = "score"
+"""What the search's own score is called among what ranks students; the others are costs, by their names."""
 SCOPES = ("all", "best quarter", "equal MACs")
 _FEWEST_BEST = 5
 
 
 @dataclass(frozen=True)
 class AuditedStudent:
-    """A student of the sample with its search score and the accuracies of its longer trainings, by seed."""
+    """A student of the sample with its search `score` and those of its longer trainings, by seed."""
 
     trial: TrialRecord
+    score: float
     band: int | None
     """Its band of equal MACs."""
     longer: Mapping[int, float]
     curves: Mapping[int, Mapping[int, float]]
-    """Accuracy by epoch, by seed."""
-
-    @property
-    def score(self) -> float:
-        """The search's score."""
-        return self.trial.values["accuracy"]
+    """Scores by epoch, by seed."""
 
     @property
     def mean(self) -> float:
-        """The mean accuracy of the longer trainings."""
+        """The mean score of the longer trainings."""
         return sum(self.longer.values()) / len(self.longer)
 
 
@@ -65,7 +63,7 @@ class Scope:
 
     name: str
     taus: Mapping[str, Estimate | None]
-    """By what ranks: "accuracy" is the search score, "params" and "macs" are those alone."""
+    """By what ranks: `SCORE`, and "params" and "macs" alone. Positive where what is better ranks as longer training."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Beside:
 
 @dataclass(frozen=True)
 class NeededFidelity:
-    """From which epoch of a longer training on its accuracy agrees with the end of one at tau >= 0.8.
+    """From which epoch of a longer training on its score agrees with the end of one at tau >= 0.8.
 
     `epochs` is None where it never does; `low` and `high` are the middle 95 % of the resamples, infinite where one
     never does. `crossed` says that start and end are of different seeds, else they are of the same training, which
@@ -144,7 +142,7 @@ class AuditResult:
     @property
     def overall(self) -> Estimate | None:
         """Tau of the search score over all students of the sample."""
-        return self.scopes[0].taus["accuracy"] if self.scopes else None
+        return self.scopes[0].taus[SCORE] if self.scopes else None
 
 
 def audit_result(run: RunRecord) -> AuditResult | None:
@@ -158,6 +156,7 @@ def audit_result(run: RunRecord) -> AuditResult | None:
     students = tuple(
         AuditedStudent(
             trial,
+            trial.values[run.score.name],
             bands.get(trial.number),
             {training.seed: training.score for training in longer[trial.number]},
             {training.seed: dict(training.curve) for training in longer[trial.number] if training.curve},
@@ -170,15 +169,29 @@ def audit_result(run: RunRecord) -> AuditResult | None:
     if len(students) < FEWEST:
         return AuditResult(*known)
     costs = [name for name in ("params", "macs") if all(name in student.trial.values for student in students)]
+    better = [_larger_is_better(run, student) for student in students]
     return AuditResult(
         *known,
-        scopes=_scopes(students, costs),
-        beside={name: _beside(students, name) for name in costs},
-        one_training=_one_training(students, audit.seeds),
-        ceiling=_ceiling(students, audit.seeds),
-        needed=_needed(students, audit.fidelity.epochs),
-        losses=_losses(students, [training for training in audit.trainings if training.fidelity == known[0]]),
-        rungs=_rungs(run, students, costs),
+        scopes=_scopes(better, costs),
+        beside={name: _beside(better, name) for name in costs},
+        one_training=_one_training(better, audit.seeds),
+        ceiling=_ceiling(better, audit.seeds),
+        needed=_needed(better, audit.fidelity.epochs),
+        losses=_losses(run, better, [training for training in audit.trainings if training.fidelity == known[0]]),
+        rungs=_rungs(run, better, costs),
+    )
+
+
+def _larger_is_better(run: RunRecord, student: AuditedStudent) -> AuditedStudent:
+    """Return `student` with scores that rank as its costs are expected to: larger is better."""
+    return replace(
+        student,
+        score=-run.score.minimised(student.score),
+        longer={seed: -run.score.minimised(value) for seed, value in student.longer.items()},
+        curves={
+            seed: {epoch: -run.score.minimised(value) for epoch, value in curve.items()}
+            for seed, curve in student.curves.items()
+        },
     )
 
 
@@ -201,13 +214,13 @@ def _longer_trainings(run: RunRecord) -> dict[int, list[AuditTraining]]:
 def _scopes(students: Sequence[AuditedStudent], costs: Sequence[str]) -> tuple[Scope, ...]:
     means = [student.mean for student in students]
     best = sorted(students, key=lambda student: -student.mean)[: math.ceil(len(students) / 4)]
-    found = [Scope(SCOPES[0], {name: agreement(_of(students, name), means) for name in ("accuracy", *costs)})]
+    found = [Scope(SCOPES[0], {name: agreement(_of(students, name), means) for name in (SCORE, *costs)})]
     few = len(best) < _FEWEST_BEST
     best_means = [student.mean for student in best]
     found.append(
         Scope(
             SCOPES[1],
-            {name: None if few else agreement(_of(best, name), best_means) for name in ("accuracy", *costs)},
+            {name: None if few else agreement(_of(best, name), best_means) for name in (SCORE, *costs)},
         )
     )
     if all(student.band is not None for student in students):
@@ -215,14 +228,14 @@ def _scopes(students: Sequence[AuditedStudent], costs: Sequence[str]) -> tuple[S
         found.append(
             Scope(
                 SCOPES[2],
-                {name: agreement(_of(students, name), means, within=bands) for name in ("accuracy", *costs)},
+                {name: agreement(_of(students, name), means, within=bands) for name in (SCORE, *costs)},
             )
         )
     return tuple(found)
 
 
 def _beside(students: Sequence[AuditedStudent], cost: str) -> Beside:
-    scores, costs = _of(students, "accuracy"), _of(students, cost)
+    scores, costs = _of(students, SCORE), _of(students, cost)
     means = [student.mean for student in students]
     banded = all(student.band is not None for student in students)
     return Beside(
@@ -240,7 +253,7 @@ def _complete(students: Sequence[AuditedStudent], seeds: int) -> list[AuditedStu
 
 def _one_training(students: Sequence[AuditedStudent], seeds: int) -> Estimate | None:
     whole = _complete(students, seeds)
-    scores = _of(whole, "accuracy")
+    scores = _of(whole, SCORE)
     return mean_agreement([(scores, [student.longer[seed] for student in whole]) for seed in range(seeds)])
 
 
@@ -292,20 +305,20 @@ def _first_lasting(epochs: np.ndarray, taus: np.ndarray) -> np.ndarray:
     return np.where(lasting.any(axis=1), epochs[lasting.argmax(axis=1)], math.inf)
 
 
-def _losses(students: Sequence[AuditedStudent], trainings: Sequence[AuditTraining]) -> tuple[LossAgreement, ...]:
+def _losses(
+    run: RunRecord, students: Sequence[AuditedStudent], trainings: Sequence[AuditTraining]
+) -> tuple[LossAgreement, ...]:
     scores: dict[str, dict[int, float]] = {}
     for training in trainings:
         if training.loss:
-            scores.setdefault(training.loss, {})[training.number] = training.score
+            scores.setdefault(training.loss, {})[training.number] = -run.score.minimised(training.score)
     found = []
     for loss, by_number in scores.items():
         trained = [student for student in students if student.trial.number in by_number]
         if len(trained) < FEWEST:
             continue
         other, means = [by_number[s.trial.number] for s in trained], [s.mean for s in trained]
-        found.append(
-            LossAgreement(loss, agreement(other, means), agreement_gain(other, _of(trained, "accuracy"), means))
-        )
+        found.append(LossAgreement(loss, agreement(other, means), agreement_gain(other, _of(trained, SCORE), means)))
     return tuple(sorted(found, key=lambda row: -(row.tau.value if row.tau else -2.0)))
 
 
@@ -320,8 +333,8 @@ def _rungs(run: RunRecord, students: Sequence[AuditedStudent], costs: Sequence[s
         scores = scores_at(run, fidelity)
         scored = [student for student in students if student.trial.number in scores]
         means = [student.mean for student in scored]
-        own = [scores[student.trial.number] for student in scored]
-        rankers = {"accuracy": own, **{name: _of(scored, name) for name in costs}}
+        own = [-run.score.minimised(scores[student.trial.number]) for student in scored]
+        rankers = {SCORE: own, **{name: _of(scored, name) for name in costs}}
         few = len(scored) < FEWEST
         taus = {name: None if few else agreement(ranker, means) for name, ranker in rankers.items()}
         known = not few and "params" in rankers
@@ -330,7 +343,7 @@ def _rungs(run: RunRecord, students: Sequence[AuditedStudent], costs: Sequence[s
 
 
 def _of(students: Sequence[AuditedStudent], name: str) -> list[float]:
-    return [student.trial.values[name] for student in students]
+    return [student.score if name == SCORE else student.trial.values[name] for student in students]
 
 
 def _bands(students: Sequence[AuditedStudent]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Which students of a search an audit trains again: a stratified sample, its strata accuracy within bands of MACs.
+"""Which students of a search an audit trains again: a stratified sample, its strata scores within bands of MACs.
 
 Rank agreement inside bands of equal MACs can only be measured on students that have equals, so the sample is drawn from
 a few narrow bands spread over the search's MACs, and within each over the quantiles of the search score.
@@ -31,7 +31,7 @@ _A_BAND = 4
 
 def scored_trials(run: RunRecord) -> tuple[TrialRecord, ...]:
     """Return the complete trials of the search's usual fidelity, one a student: of several the first."""
-    complete = [trial for trial in run.trials if trial.state == "complete" and math.isfinite(_accuracy(trial))]
+    complete = [trial for trial in run.trials if trial.state == "complete" and math.isfinite(_score(run, trial))]
     if not complete:
         return ()
     usual = search_fidelity(complete)
@@ -70,13 +70,13 @@ def scoring_configs(config: StudyConfig) -> tuple[StudyConfig, ...]:
 
 
 def scores_at(run: RunRecord, fidelity: Fidelity) -> dict[int, float]:
-    """Return the accuracies of `fidelity` by the number of the student's scored trial: the search's or an audit's."""
+    """Return the scores of `fidelity` by the number of the student's scored trial: the search's or an audit's."""
     numbers = {student_key(trial.arch, trial.tuned): trial.number for trial in scored_trials(run)}
     made = {
         t.number: t.score for t in (run.audit.trainings if run.audit else ()) if t.fidelity == fidelity and not t.loss
     }
     searched = {
-        numbers[key]: _accuracy(trial)
+        numbers[key]: _score(run, trial)
         for trial in run.trials
         if trial.state == "complete"
         and trial.fidelity == fidelity
@@ -107,13 +107,13 @@ def stratified_sample(run: RunRecord, students: int, paid: Set[int] = frozenset(
     """Return at most `students` scored trials, in trial order: members of the front (half at most), then the strata.
 
     Trials of `paid` numbers, whose longer training is there already, are kept as far as there is room. A function of
-    the study's seed and the record alone. Where the MACs are not known, strata are of accuracy alone.
+    the study's seed and the record alone. Where the MACs are not known, strata are of scores alone.
     """
     draw = _Draw(run.config.seed, paid)
     trials = scored_trials(run)
     if len(trials) <= students:
         return trials
-    ranked = sorted(trials, key=lambda trial: (_accuracy(trial), trial.number))
+    ranked = sorted(trials, key=lambda trial: (-run.score.minimised(_score(run, trial)), trial.number))
     ids = {member.trial.arch.arch_id for member in front(run)}
     members = [trial for trial in ranked if trial.arch.arch_id in ids]
     chosen = {trial.number for trial in draw.one_a_stratum(members, min(students // 2, len(members)))}
@@ -176,5 +176,5 @@ class _Draw:
         return trial.number not in self.paid, derive_seed(self.seed, "audit", trial.arch.arch_id)
 
 
-def _accuracy(trial: TrialRecord) -> float:
-    return trial.values.get("accuracy", math.nan)
+def _score(run: RunRecord, trial: TrialRecord) -> float:
+    return trial.values.get(run.score.name, math.nan)

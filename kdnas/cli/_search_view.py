@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
+import math
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,19 +22,21 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from kdnas.cli._front_table import front_table
-from kdnas.cli._search_progress import Progress
+from kdnas.cli._terminal import printed_front
 from kdnas.controller.events import (
+    Advanced,
     Event,
     Note,
     Ready,
     RepeatEnded,
+    RepeatStarted,
     SearchEnded,
     StudyEnded,
     TrialEnded,
+    TrialStarted,
 )
 from kdnas.controller.stopping import budget_in_words
-from kdnas.core.objective import breaches
+from kdnas.core.objective import ACCURACY, Quantity, breaches
 from kdnas.core.words import counted, printable
 from kdnas.record.front import best_of, comparable, front, hypervolume, is_near_worst, measured_values
 from kdnas.record.records import RunRecord, TrialRecord
@@ -42,11 +51,110 @@ from kdnas.report.summary import (
     unreached_rung,
     updates,
 )
-from kdnas.report.wording import label, reason_in_words, shown
+from kdnas.report.tables import front_document
+from kdnas.report.wording import duration, label, reason_in_words, reference_in_words, shown
 
 _FRONT_ROWS = 12
 _OTHER_ROWS = 14
 """Lines of the screen that are not students of the front."""
+
+
+@dataclass
+class _Running:
+    """A training that runs: what it is called, since when, and its share that is done, where it says so."""
+
+    name: str
+    since: float
+    done: float = 0.0
+
+
+class Progress:
+    """Counts what is done and estimates what is left, of trials first and of retrainings then.
+
+    A training that runs counts by the share that it has done, so that there is an estimate before the first has ended.
+    """
+
+    def __init__(self, budget: int | None, clock: Callable[[], float] = time.monotonic):
+        self.budget = budget
+        self.stage = "preparing"
+        self.done = 0
+        self.total = 0
+        self._clock = clock
+        self._stage_began = clock()
+        self._done_before = 0
+        self._running: dict[str, _Running] = {}
+        self._note, self._note_since = "", 0.0
+
+    def take(self, event: Event) -> None:
+        """Count `event`."""
+        if isinstance(event, Note):
+            if event.text != self._note:
+                self._note, self._note_since = event.text, self._clock()
+            return
+        if isinstance(event, Advanced):
+            if event.key in self._running:
+                self._running[event.key].done = event.done
+            return
+        self._note = ""
+        if isinstance(event, Ready):
+            closed = sum(trial.state in ("complete", "failed", "infeasible") for trial in event.run.trials)
+            self._start("searching", closed, self.budget or 0)
+        elif isinstance(event, TrialStarted):
+            self._running[str(event.number)] = _Running(f"trial {event.number} ({event.arch.arch_id})", self._clock())
+        elif isinstance(event, RepeatStarted):
+            name = f"trial {event.number} ({event.arch.arch_id}), seed {event.seed}"
+            self._running[event.key] = _Running(name, self._clock())
+        elif isinstance(event, SearchEnded):
+            self._start("retraining the front", 0, event.retrainings)
+        elif isinstance(event, (TrialEnded, RepeatEnded)):
+            key = str(event.trial.number) if isinstance(event, TrialEnded) else event.key
+            self._running.pop(key, None)
+            self.done += 1
+        elif isinstance(event, StudyEnded):
+            self._start("writing the report", 0, 0)
+
+    def _start(self, stage: str, done: int, total: int) -> None:
+        self.stage, self.done, self.total = stage, done, max(total, done) if total else 0
+        self._stage_began, self._done_before = self._clock(), done
+        self._running.clear()
+
+    @property
+    def counted(self) -> str:
+        """Such as `3/40`, or `3` where the budget is not a number of trials."""
+        return f"{self.done}/{self.total}" if self.total else str(self.done)
+
+    @property
+    def share(self) -> float:
+        """How much of the total is done, those that run by their share; trainings."""
+        return self.done + sum(training.done for training in [*self._running.values()])
+
+    @property
+    def left(self) -> str:
+        """The time left in this stage, as far as its pace tells."""
+        fresh = self.share - self._done_before
+        if fresh <= 0 or self.done >= self.total:
+            return ""
+        pace = (self._clock() - self._stage_began) / fresh
+        return f"{duration(max(pace * (self.total - self.share), 0.0))} left"
+
+    @property
+    def lasting(self) -> str:
+        """How long this stage has lasted."""
+        return f"for {duration(self._clock() - self._stage_began)}"
+
+    @property
+    def note(self) -> str:
+        """What is being done besides trainings and since when; empty where nothing was said."""
+        return f"{self._note}, for {duration(self._clock() - self._note_since)}" if self._note else ""
+
+    @property
+    def running(self) -> list[str]:
+        """What trains now: how far it is, and since when."""
+        now = self._clock()
+        return [
+            f"{training.name} {f'{training.done:.0%}, ' if training.done else ''}for {duration(now - training.since)}"
+            for training in [*self._running.values()]  # a screen asks while trainings begin and end
+        ]
 
 
 class View(ABC):
@@ -79,10 +187,10 @@ def trial_line(run: RunRecord, trial: TrialRecord) -> str:
     if run.config.rungs:
         head += f"{trial.fidelity.words}  "
     if trial.state != "complete":
-        return f"{head}{trial.state}: {printable(reason_in_words(trial.reason))}"
+        return f"{head}{trial.state}: {printable(reason_in_words(trial.reason, run.score))}"
     values = measured_values(trial)
     # By their names in a study, which the log of a search is looked through for.
-    numbers = "  ".join(f"{name} {shown(name, values[name])}" for name in run.quantities if name in values)
+    numbers = "  ".join(f"{name} {shown(name, values[name], run.score)}" for name in run.quantities if name in values)
     return f"{head}{numbers}  ({trial.train_seconds:.1f} s{', enqueued' if trial.enqueued else ''})"
 
 
@@ -92,7 +200,7 @@ def teacher_lines(run: RunRecord) -> list[str]:
     if teacher is None:
         return []
     numbers = ", ".join(f"{name} {shown(name, value)}" for name, value in teacher.values.items())
-    return [f"teacher {teacher.name}: validation accuracy {shown('accuracy', teacher.score)}, {numbers}"]
+    return [f"teacher {teacher.name}: validation {label(run.score.name)} {run.score.shown(teacher.score)}, {numbers}"]
 
 
 class PlainView(View):
@@ -101,6 +209,7 @@ class PlainView(View):
     def __init__(self, console: Console, budget: int | None, *, interval_s: float = 60.0):
         self._console = console
         self._progress = Progress(budget)
+        self._score = ACCURACY
         self._interval_s = interval_s
         self._printed = time.monotonic()
         self._lock = threading.Lock()
@@ -118,6 +227,7 @@ class PlainView(View):
         """Print what `event` says."""
         with self._lock:
             self._progress.take(event)
+            self._score = event.run.score if isinstance(event, Ready) else self._score
             self._print(self._lines(event))
 
     def tell(self) -> None:
@@ -152,7 +262,7 @@ class PlainView(View):
             return search_ended_lines(event)
         if isinstance(event, RepeatEnded):
             left = f"  {progress.left}" if progress.left else ""
-            return [f"[{progress.counted}]{left}  {repeat_line(event)}"]
+            return [f"[{progress.counted}]{left}  {repeat_line(event, self._score)}"]
         return []
 
     def close(self, run: RunRecord, written: Sequence[Path]) -> None:
@@ -168,6 +278,7 @@ class LiveView(View):
     def __init__(self, console: Console, budget: int | None):
         self._console = console
         self._progress = Progress(budget)
+        self._score = ACCURACY
         self._run: RunRecord | None = None
         self._numbers: list[tuple[str, str]] = []
         self._front: list[RenderableType] = []
@@ -185,8 +296,9 @@ class LiveView(View):
     def observe(self, event: Event) -> None:
         """Take in `event`; the screen redraws by itself."""
         self._progress.take(event)
+        self._score = event.run.score if isinstance(event, Ready) else self._score
         if isinstance(event, RepeatEnded):
-            self._last_failure = repeat_line(event) if event.repeat is None else self._last_failure
+            self._last_failure = repeat_line(event, self._score) if event.repeat is None else self._last_failure
         elif isinstance(event, (Ready, TrialEnded, SearchEnded, StudyEnded)):
             self._run = event.run
             self._count(event.run)
@@ -239,12 +351,13 @@ class LiveView(View):
         if not complete:
             return
         sound = [trial for trial in complete if not breaches(measured_values(trial), run.limits)]
-        best = max(sound or complete, key=lambda trial: trial.values["accuracy"])
+        score = run.score
+        best = min(sound or complete, key=lambda trial: score.minimised(trial.values[score.name]))
         volume = hypervolume(run)
         self._numbers.append(("best", trial_line(run, best)))
         self._numbers.append(("front", f"{counted(len(front(run)), 'student')}, hypervolume {volume or 0.0:,.6g}"))
         rows = min(max(self._console.height - _OTHER_ROWS, 2), _FRONT_ROWS)
-        self._front = [Text(""), front_table(run, self._console.width, rows)]
+        self._front = [Text(""), printed_front(run, self._console.width, rows)]
 
 
 def ready_lines(event: Ready) -> list[str]:
@@ -255,8 +368,9 @@ def ready_lines(event: Ready) -> list[str]:
         lines.append(f"scores from {data['name']}; kdnas itself trains nothing")
     else:
         lines.append(
-            f"data {data['name']}: {data['training_images']} training, {data['validation_images']} validation images "
-            f"(stratified, seed {run.config.seed}), {data['test_images']} test images kept for the final front"
+            f"data {data['name']}: {data['training_images']} training, {data['validation_images']} validation "
+            f"{run.samples} (stratified, seed {run.config.seed}), {data['test_images']} test {run.samples} kept for "
+            "the final front"
         )
     lines += teacher_lines(run)
     lines += [f"note: {note}" for note in (run.teacher.notes if run.teacher else ())]
@@ -286,14 +400,14 @@ def search_ended_lines(event: SearchEnded) -> list[str]:
     ]
 
 
-def repeat_line(event: RepeatEnded) -> str:
+def repeat_line(event: RepeatEnded, score: Quantity) -> str:
     """Return one line on a retraining."""
     if event.repeat is None:
         return f"retraining of trial {event.number} failed: {event.failure}"
     repeat = event.repeat
     return (
-        f"retrained trial {event.number}, seed {repeat.seed}: accuracy {shown('accuracy', repeat.score)}, "
-        f"test {shown('accuracy', repeat.test_score)} ({repeat.train_seconds:.1f} s)"
+        f"retrained trial {event.number}, seed {repeat.seed}: {label(score.name)} {score.shown(repeat.score)}, "
+        f"test {shown(score, repeat.test_score)} ({repeat.train_seconds:.1f} s)"
     )
 
 
@@ -310,20 +424,83 @@ def _print_result(console: Console, run: RunRecord, written: Sequence[Path]) -> 
     else:
         seeds = max(len(member.trial.repeats) for member in members)
         console.print(
-            f"\nPareto front: {counted(len(members), 'student')}; accuracy"
+            f"\nPareto front: {counted(len(members), 'student')}; {label(run.score.name)}"
             + (" on the validation split" if run.trains else "")
             + (f", mean of {seeds} trainings ± 95 %" if seeds > 1 else "")
         )
-        console.print(front_table(run, console.width))
+        console.print(printed_front(run, console.width))
         told_of = [goals(run), near_chance(run), unreached_rung(run), _doubt(run), control_in_words(run)]
         told_of += [still_rising(run), *stuck_at_bounds(run)]
         for told in filter(None, told_of):
             console.print(told, markup=False)
         volume = hypervolume(run)
-        point = ", ".join(f"{label(name)} {shown(name, value)}" for name, value in run.reference_point.items())
         if volume is not None:
-            console.print(f"hypervolume {volume:,.6g} below the reference point {point}", markup=False)
+            console.print(
+                f"hypervolume {volume:,.6g} below the reference point {reference_in_words(run)}", markup=False
+            )
     if not written:
         console.print("nothing new: every trial and retraining was done before, and the report is up to date")
     for path in written:
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+class JsonView(View):
+    """One JSON object a line: `{"event": ..., ...}`; the last is `result`.
+
+    Standard output is these lines alone: while the view is open, what a user's module prints goes to the errors.
+    """
+
+    def __init__(self) -> None:
+        self._lines = sys.stdout
+        self._elsewhere = contextlib.redirect_stdout(sys.stderr)
+
+    def __enter__(self) -> JsonView:
+        self._elsewhere.__enter__()
+        return self
+
+    def release(self) -> None:
+        """Give standard output back."""
+        self._elsewhere.__exit__(None, None, None)
+
+    def observe(self, event: Event) -> None:
+        """Print `event`; what is said many times while a training runs is left to screens."""
+        if isinstance(event, Advanced):
+            return
+        record: dict[str, Any] = {"event": type(event).__name__}
+        for field in dataclasses.fields(event):
+            value = getattr(event, field.name)
+            if field.name == "run":
+                continue
+            record[field.name] = _plain(value)
+        self._print(record)
+
+    def close(self, run: RunRecord, written: Sequence[Path]) -> None:
+        """Print the result."""
+        self._print({"event": "result", **front_document(run), "written": [str(path) for path in written]})
+
+    def _print(self, record: dict[str, Any]) -> None:
+        self._lines.write(json.dumps(_finite(record), default=str, allow_nan=False) + "\n")
+        self._lines.flush()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, TrialRecord):
+        return {
+            "number": value.number,
+            "arch_id": value.arch.arch_id,
+            "state": value.state,
+            "fidelity": value.fidelity.as_dict(),
+            "values": measured_values(value),
+            "reason": value.reason,
+            "train_seconds": value.train_seconds,
+        }
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _finite(value: Any) -> Any:
+    """Return `value` with null for each number that JSON cannot write."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

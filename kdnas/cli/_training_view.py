@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from kdnas.report.wording import duration, shown
+from kdnas.core.objective import ACCURACY
+from kdnas.report.wording import duration
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -31,7 +32,7 @@ class TrainingView:
 @contextlib.contextmanager
 def training_view(*, quiet: bool = False) -> Iterator[TrainingView]:
     """Give what shows a training on this terminal; a quiet one shows no progress and says lines on standard error."""
-    from kdnas.cli._console import console, redraws
+    from kdnas.cli._terminal import console, redraws
 
     if quiet:
         yield _Quiet()
@@ -95,8 +96,8 @@ class _PlainLines(TrainingView):
         """Print `progress`."""
         self._clock.take(progress, label)
         left = f", {self._clock.left}" if self._clock.left else ""
-        accuracy = f", accuracy {shown('accuracy', progress.accuracy)}" if progress.accuracy is not None else ""
-        typer.echo(f"{_where(progress, label)}: loss {progress.loss:.4f}{accuracy}{left}")
+        score = f", {_score(progress)}" if progress.accuracy is not None else ""
+        typer.echo(f"{_where(progress, label)}: loss {progress.loss:.4f}{score}{left}")
 
 
 class _Bar(TrainingView):
@@ -106,15 +107,15 @@ class _Bar(TrainingView):
         self._terminal = terminal
         self._clock = _Clock()
         self._progress: Progress | None = None
-        self._label, self._accuracy = "", ""
+        self._label, self._score = "", ""
 
     def __call__(self, progress: Progress, label: str = "") -> None:
         """Take in `progress`; the screen redraws by itself."""
         if self._clock.take(progress, label):
-            self._accuracy = ""
+            self._score = ""
         self._label, self._progress = label, progress
         if progress.accuracy is not None:
-            self._accuracy = f"  accuracy {shown('accuracy', progress.accuracy)}"
+            self._score = f"  {_score(progress)}"
 
     def say(self, line: str) -> None:
         """Print `line` above the bar."""
@@ -136,7 +137,12 @@ class _Bar(TrainingView):
             f"{progress.done:.0%}",
             Text(", ".join(filter(None, (self._clock.elapsed, self._clock.left))), style="dim"),
         )
-        return Group(Text(f"{_where(progress, self._label)}  loss {progress.loss:.4f}{self._accuracy}"), row)
+        return Group(Text(f"{_where(progress, self._label)}  loss {progress.loss:.4f}{self._score}"), row)
+
+
+def _score(progress: Progress) -> str:
+    assert progress.accuracy is not None
+    return f"{ACCURACY.name} {ACCURACY.shown(progress.accuracy)}"
 
 
 def _where(progress: Progress, label: str) -> str:

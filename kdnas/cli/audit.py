@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdnas.cli._options import DataRoot, Json, RunFolder
-from kdnas.cli._trust import TrustCode, allow_code_of_run
+from kdnas.cli._options import DataRoot, Json, RunFolder, TrustCode, allow_code_of_run
 from kdnas.core.words import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from kdnas.audit.auditing import Audited, AuditPlan, AuditTask
+    from kdnas.core.objective import Quantity
     from kdnas.record.records import RunRecord
 
 
@@ -36,7 +36,7 @@ DataFraction = Annotated[
         min=0.001,
         max=1.0,
         metavar="F",
-        help="Their share of the training images. Default: the finalists'.",
+        help="Their share of the training samples. Default: the finalists'.",
         show_default=False,
     ),
 ]
@@ -81,7 +81,7 @@ def command(
     """
     from kdnas.audit.auditing import pending, plan_audit
     from kdnas.audit.losses import parse_losses
-    from kdnas.cli._console import console as terminal
+    from kdnas.cli._terminal import console as terminal
     from kdnas.record.storage import load_run
     from kdnas.workshop import opening
 
@@ -117,11 +117,11 @@ def _carry_out(plan: AuditPlan, workers: int | None, root_option: Path | None, c
     from kdnas.errors import KdnasError, RunError
     from kdnas.record.outcome import most_often
     from kdnas.record.run_folder import controller_lock
-    from kdnas.report.files import write_report
+    from kdnas.report.page import write_report
     from kdnas.workshop import opening
 
     folder = plan.run.folder.resolve()
-    progress = _Progress(console)
+    progress = _Progress(console, plan.run.score)
     with controller_lock(folder):
         opened = open_run(
             plan.run,
@@ -149,7 +149,7 @@ def _restate(plan: AuditPlan) -> RunRecord:
     """Return the run with this audit as its last; written only where the last was another."""
     from kdnas.audit.auditing import is_last, restated
     from kdnas.record.run_folder import controller_lock
-    from kdnas.report.files import write_report
+    from kdnas.report.page import write_report
 
     if is_last(plan):
         return plan.run
@@ -162,15 +162,16 @@ def _restate(plan: AuditPlan) -> RunRecord:
 class _Progress:
     """Prints one line a training, with the time left by the pace so far."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, score: Quantity):
         self._console = console
+        self._score = score
         self._begun = time.monotonic()
         self.ended = 0
         self.failures: list[str] = []
 
     def __call__(self, event: Audited) -> None:
         """Print `event`."""
-        from kdnas.report.wording import duration, shown
+        from kdnas.report.wording import duration
 
         self.ended += 1
         left = duration((time.monotonic() - self._begun) / event.done * (event.total - event.done))
@@ -181,8 +182,8 @@ class _Progress:
             self.failures.append(event.failure)
             outcome = f"failed: {event.failure}"
         else:
-            score = shown("accuracy", task.trial.values["accuracy"])
-            outcome = f"accuracy {shown('accuracy', event.training.score)} (search score {score})"
+            score, searched = self._score, task.trial.values[self._score.name]
+            outcome = f"{score.name} {score.shown(event.training.score)} (search score {score.shown(searched)})"
         end = f"  {left} left" if event.done < event.total else ""
         self._console.print(f"[{event.done}/{event.total}]{end}  {what}: {outcome}", markup=False, soft_wrap=True)
 
@@ -234,28 +235,16 @@ def _plan_document(plan: AuditPlan, tasks: Sequence[AuditTask]) -> dict[str, obj
 def _show(run: RunRecord, console: Console) -> None:
     from kdnas.audit.losses import loss_name
     from kdnas.audit.result import audit_result
-    from kdnas.report.audit import findings, loss_table, rung_table, tau_table
+    from kdnas.cli._terminal import printed
+    from kdnas.report.audit import findings, tables
 
     result = audit_result(run)
     if result is None:
         return
-    tables = (tau_table(result), rung_table(result), loss_table(result, loss_name(run.config.distillation)))
-    for headings, rows in tables:
-        if rows:
-            console.print()
-            _print_table(headings, rows, console)
+    for table in tables(result, loss_name(run.config.distillation)):
+        console.print()
+        console.print(printed(table))
     console.print()
     for sentence in findings(run, result):
         console.print(sentence, markup=False)
     console.print(f"wrote {run.folder / 'report.html'}", markup=False, soft_wrap=True)
-
-
-def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from kdnas.cli._options import DataRoot, Pick, RunFolder
-from kdnas.cli._trust import TrustCode, allow_code_of_run
+from kdnas.cli._options import DataRoot, Pick, RunFolder, TrustCode, allow_code_of_run
 from kdnas.core.pick import DEFAULT_PICK
+from kdnas.plugins import own_name
 from kdnas.report.wording import shown
 
 
@@ -31,7 +31,7 @@ def command(
 ) -> None:
     """Write a trained student of RUN to a folder, each format checked against the student's own outputs.
 
-    The weights are those of the retraining with the best validation accuracy. Where a format does not reproduce the
+    The weights are those of the retraining with the best validation score. Where a format does not reproduce the
     student's outputs, nothing is written.
 
       kdnas export runs/digits --pick best-0.5 --out student
@@ -44,6 +44,7 @@ def command(
     from kdnas.workshop import opening
 
     if formats:
+        formats = [own_name(name) for name in formats]
         check_formats(formats)
         wanted = formats
     else:

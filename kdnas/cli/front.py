@@ -13,11 +13,11 @@ def command(
     run: RunFolder,
     as_json: Json = False,
 ) -> None:
-    """Show the run's Pareto front: accuracy with its 95 % interval, costs, and the teacher beside it.
+    """Show the run's Pareto front: the score with its 95 % interval, costs, and the teacher beside it.
 
     The recommended student is marked, and it is said how it was chosen. Students that `kdnas train` trained follow.
 
-    Students whose accuracy is not distinguishable from another's are marked, and one line says how far an audit found
+    Students whose score is not distinguishable from another's are marked, and one line says how far an audit found
     the search's scores to be trusted.
     """
     from kdnas.record.storage import load_run
@@ -30,8 +30,8 @@ def command(
         document = {**front_document(record), "full_trainings": full_trainings_document(record)}
         typer.echo(json.dumps({**document, "audit": audit_document(record)}, indent=2))
         return
-    from kdnas.cli._console import console as terminal
-    from kdnas.cli._front_table import front_table, full_trainings_table
+    from kdnas.cli._terminal import console as terminal
+    from kdnas.cli._terminal import printed, printed_front
     from kdnas.plan.training_folder import full_trainings
     from kdnas.record.front import front
     from kdnas.report.architecture import architecture_in_words
@@ -46,6 +46,7 @@ def command(
         progress,
         still_rising,
     )
+    from kdnas.report.tables import full_trainings_table
 
     console = terminal()
     console.print(progress(record), markup=False)
@@ -54,7 +55,7 @@ def command(
     if not front(record):
         console.print("There is no front yet: no student was scored that meets every constraint.", markup=False)
         return
-    console.print(front_table(record, console.width))
+    console.print(printed_front(record, console.width))
     lines = (goals(record), near_chance(record), distinguishing(record), control_in_words(record), still_rising(record))
     for told in filter(None, (*lines, *stuck_at_bounds(record))):
         console.print(told, markup=False)
@@ -63,7 +64,8 @@ def command(
         console.print(f"  {architecture_in_words(member.trial.arch)}", markup=False)
     trainings, troubles = full_trainings(record.folder)
     if trainings:
-        console.print(full_trainings_table(record, trainings))
+        caption = "full trainings: one each; the test split was used once"  # a folder is named after its student
+        console.print(printed(full_trainings_table(record, trainings), caption=caption, without=["folder"]))
     for trouble in troubles:
         console.print(trouble, markup=False)
     console.print(trust_line(record), markup=False)

@@ -31,7 +31,7 @@ from kdnas.version import __version__
 _HELP = """\
 Search for the student networks that knowledge distillation trains best.
 
-Bring a teacher, a data set and limits; get the students on the accuracy-cost Pareto front, trained and exported.
+Bring a teacher, a data set and limits; get the students on the Pareto front of quality and cost, trained and exported.
 
 \b
 Start here:

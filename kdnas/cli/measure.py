@@ -58,13 +58,13 @@ def command(
       kdnas measure runs/digits --pick best --target cpu --target onnxruntime --threads 2
       kdnas measure student/student.onnx --target onnxruntime --json
     """
+    from kdnas.plugins import own_name
     from kdnas.workshop.measuring import measure, subjects, targets
 
     found = [subject for path in students for subject in subjects(path, pick)]
     options = {"threads": threads, "batch_size": batch_size}
-    chosen = {
-        name: targets(name, {k: v for k, v in options.items() if v is not None}) for name in dict.fromkeys(target)
-    }
+    stated = {key: value for key, value in options.items() if value is not None}
+    chosen = {name: targets(name, stated) for name in dict.fromkeys(map(own_name, target))}
 
     def say(line: str) -> None:
         if not as_json:
@@ -82,7 +82,7 @@ def command(
     if as_json:
         typer.echo(json.dumps({"targets": [report.as_dict() for report in reports]}, indent=2))
         return
-    from kdnas.cli._console import console as terminal
+    from kdnas.cli._terminal import console as terminal
 
     console = terminal()
     for report in reports:

@@ -11,7 +11,7 @@ def command(run: RunFolder, leave_out: LeaveOut = None) -> None:
     """Write report.html (one file, works offline), front.csv, trials.csv and front.svg into the run folder."""
     from kdnas.record.run_folder import controller_lock, read_lock
     from kdnas.record.storage import leave_out_damaged, load_run
-    from kdnas.report.files import write_report
+    from kdnas.report.page import write_report
 
     if leave_out:
         read_lock(run)  # a folder that is no run is refused before anything is made in it

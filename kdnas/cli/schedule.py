@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdnas.cli._options import DataRoot, Json, Pick, RunFolder, Threads
+from kdnas.cli._options import DataRoot, Json, Pick, RunFolder, Threads, TrustCode, allow_code_of_run
 from kdnas.cli._training_view import training_view
-from kdnas.cli._trust import TrustCode, allow_code_of_run
 from kdnas.core.pick import DEFAULT_PICK
 from kdnas.core.words import command_line, counted
 
@@ -111,7 +110,7 @@ def _chosen(basis: PlanBasis, route: str) -> TrainingPlan:
     asked = next((name for name in ROUTES if name == route), None)
     if asked is not None:
         return make_plan(basis, asked, "it was asked for")
-    chosen, why = choose_route(basis.facts)
+    chosen, why = choose_route(basis.inputs)
     return make_plan(basis, chosen, f"rule: {why}")
 
 

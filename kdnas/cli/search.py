@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdnas.cli._options import DataRoot, Overrides, StudyPath
-from kdnas.cli._trust import TrustCode, allow_code_of_run
+from kdnas.cli._options import DataRoot, Overrides, StudyPath, TrustCode, allow_code_of_run
 
 if TYPE_CHECKING:
     from kdnas.cli._search_view import View
@@ -83,10 +82,10 @@ def _search(
     from kdnas.session import search_study
     from kdnas.workshop.opening import data_root
 
-    loaded = read_study(study, settings)
     continued = run_folder(study)
     if continued is not None:
         allow_code_of_run(continued, data_root(root_option), trust_code)
+    loaded = read_study(study, settings)
     folder = (out or continued or Path("runs") / loaded.config.name).resolve()
     hand_made = []
     if queue:
@@ -106,9 +105,8 @@ def _search(
 
 def _open_view(as_json: bool, budget: int | None) -> View:
     """Return the view that fits: JSON lines if asked for, live on a terminal, else plain lines."""
-    from kdnas.cli._console import console, redraws
-    from kdnas.cli._search_json import JsonView
-    from kdnas.cli._search_view import LiveView, PlainView
+    from kdnas.cli._search_view import JsonView, LiveView, PlainView
+    from kdnas.cli._terminal import console, redraws
 
     if as_json:
         return JsonView()

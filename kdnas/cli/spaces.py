@@ -312,7 +312,7 @@ def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], right
     from rich.table import Table
     from rich.text import Text
 
-    from kdnas.cli._console import console
+    from kdnas.cli._terminal import console
 
     table = Table(box=None, pad_edge=False)
     for index, title in enumerate(header):

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdnas.cli._options import DataRoot, Threads
+from kdnas.cli._options import DataRoot, Threads, TrustCode, allow_code, allow_code_of_run
 from kdnas.cli._training_view import training_view
-from kdnas.cli._trust import TrustCode, allow_code, allow_code_of_run
+from kdnas.core.objective import ACCURACY
 from kdnas.core.pick import DEFAULT_PICK, PICKS
 from kdnas.core.words import counted
-from kdnas.report.wording import duration, shown
+from kdnas.plugins import own_name
+from kdnas.report.wording import duration
 
 if TYPE_CHECKING:
     from torch import nn
@@ -118,7 +119,7 @@ def command(
                 shared=None if steps is None or steps.supernet is None else asked.shared,
                 data_root=root,
                 device=device,
-                formats=formats or DEFAULT_FORMATS,
+                formats=[own_name(name) for name in formats or DEFAULT_FORMATS],
                 on_progress=view,
                 say=view.say,
             )
@@ -150,6 +151,7 @@ def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_ro
     from kdnas.plan.train_file import load_train_file, train_file_for, with_epochs
     from kdnas.record.front import pick as pick_member
     from kdnas.record.storage import load_run
+    from kdnas.study.yaml_lines import read_yaml
     from kdnas.workshop import opening
 
     record = None
@@ -165,8 +167,8 @@ def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_ro
             raise ConfigError(
                 Problem("--pick", f"{run} is not a run folder: a train.yaml names its one student itself")
             )
+        allow_code(run, read_yaml(run).data, data_root, trust_code)
         file = load_train_file(run)
-        allow_code(run, file.plain(), data_root, trust_code)
         folder = run.parent / f"training-{file.arch_id}"
     return _Asked(file if epochs is None else with_epochs(file, epochs), folder, record)
 
@@ -202,7 +204,7 @@ def _tell(result: FullTraining) -> None:
     if result.already_done:
         typer.echo(f"already done: {result.folder} holds this student, trained for {counted(result.epochs, 'epoch')}")
     accuracies = (
-        f"validation accuracy {shown('accuracy', result.score)}, test accuracy {shown('accuracy', result.test_score)}"
+        f"validation accuracy {ACCURACY.shown(result.score)}, test accuracy {ACCURACY.shown(result.test_score)}"
     )
     took = f"after {counted(result.epochs, 'epoch')} ({duration(result.train_seconds)} of training)"
     typer.echo(f"student {result.arch_id}: {accuracies} {took}")

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdnas.cli._options import DataRoot, Json, Overrides, StudyPath
-from kdnas.cli._trust import TrustCode, allow_code_of_run
+from kdnas.cli._options import DataRoot, Json, Overrides, StudyPath, TrustCode, allow_code_of_run
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.words import counted, printable
 from kdnas.errors import InputError, Problem
+from kdnas.plugins import short_name
 
 if TYPE_CHECKING:
+    from kdnas.core.objective import Quantity
     from kdnas.record.records import TeacherReport
     from kdnas.study.loading import LoadedStudy
 
@@ -50,11 +51,11 @@ def command(
     from kdnas.workshop.opening import data_root as resolved_data_root
 
     try:
+        if (open_all or trust_code) and (run := run_folder(study)) is not None:
+            allow_code_of_run(run, resolved_data_root(data_root), trust_code)
         loaded = read_study(study, overrides or ())
         facts = summary(loaded, data_root)
         if open_all:
-            if (run := run_folder(study)) is not None:
-                allow_code_of_run(run, resolved_data_root(data_root), trust_code)
             facts |= opened(loaded, data_root, say=lambda line: typer.echo(line, err=True))
     except InputError as error:
         if not as_json:
@@ -82,19 +83,20 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
     budget, final = config.budget, config.final
     return {
         "study": config.name,
-        "evaluator": ", ".join(dict.fromkeys(config.rung_evaluators)),
+        "evaluator": ", ".join(map(short_name, dict.fromkeys(config.rung_evaluators))),
         "data": "none"
         if config.data is None
-        else f"{config.data.type}, {config.data.validation_fraction:.0%} of the training split held out for scores",
-        "teacher": "none" if config.teacher is None else config.teacher.type,
-        "space": f"{space.name}: {space.family or 'no family'}, {len(space.choices)} choices, "
+        else f"{short_name(config.data.type)}, {config.data.validation_fraction:.0%} of the training split held out "
+        "for scores",
+        "teacher": "none" if config.teacher is None else short_name(config.teacher.type),
+        "space": f"{space.name}: {short_name(space.family) or 'no family'}, {len(space.choices)} choices, "
         f"{space.count():,} distinct settings",
         "objectives": list(config.objectives),
         "constraints": list(config.constraints),
         "losses": [f"{config.distillation.task_weight:g} cross entropy"]
-        + [f"{term.weight:g} {term.type}" for term in config.distillation.losses],
+        + [f"{term.weight:g} {short_name(term.type)}" for term in config.distillation.losses],
         "tuned": sorted(config.tune),
-        "sampler": config.sampler.type,
+        "sampler": short_name(config.sampler.type),
         "supernet": "none"
         if config.supernet is None or not config.shares_weights
         else f"the work of {Fidelity(config.supernet.epochs).words} of its largest student, "
@@ -105,7 +107,7 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
         f"{config.final_fidelity.words}"
         + (f" or more, until flat, at most {final.max_epochs}" if final.until == "flat" else ""),
         "export_pick": config.export.pick,
-        "export": list(config.export.formats),
+        "export": list(map(short_name, config.export.formats)),
         "data_root": str(root.absolute()),
         "cache": str(cache_dir()),
         "files": [
@@ -157,13 +159,13 @@ def opened(loaded: LoadedStudy, data_root: Path | None, say: Any) -> dict[str, A
     ranges = {name: [priced.costs[name] for priced in sample] for name in sample[0].costs}
     return {
         **evaluator.description,
-        **_teacher(TeacherReport.of(found.lock["teacher"])),
+        **_teacher(TeacherReport.of(found.lock["teacher"]), study.config.score),
         "students": [f"{name} {min(values):,.0f} to {max(values):,.0f}" for name, values in ranges.items()],
         "within_constraints": f"{within / len(sample):.1%} of {len(sample):,} random students",
     }
 
 
-def _teacher(report: TeacherReport | None) -> dict[str, Any]:
+def _teacher(report: TeacherReport | None, score: Quantity) -> dict[str, Any]:
     """Return what was measured of the teacher, and what is to be known of it."""
     if report is None:
         return {}
@@ -172,7 +174,7 @@ def _teacher(report: TeacherReport | None) -> dict[str, Any]:
         for name, value in report.values.items()
     )
     return {
-        "teacher_measured": f"{100 * report.score:.1f} % of the validation images right; {costs}",
+        "teacher_measured": f"validation {score.name} {score.shown(report.score)}; {costs}",
         "teacher_outputs": report.outputs,
         "teacher_notes": list(report.notes),
     }

@@ -45,12 +45,18 @@ class Arch:
     @property
     def canonical_json(self) -> str:
         """The one JSON text of this arch: sorted keys, no spaces."""
-        return _JSON.encode({"family": self.family, "choices": self.choices})
+        return self._json(self.family)
 
     @functools.cached_property
     def arch_id(self) -> str:
-        """Twelve hexadecimal digits of the SHA-256 of `canonical_json`."""
-        return hashlib.sha256(self.canonical_json.encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits of the SHA-256 of `canonical_json`.
+
+        The folder of a family of the user's own, which is named by its file, has no part in it.
+        """
+        return hashlib.sha256(self._json(self.family.rpartition("/./")[2]).encode()).hexdigest()[:12]
+
+    def _json(self, family: str) -> str:
+        return _JSON.encode({"family": family, "choices": self.choices})
 
     @classmethod
     def from_json(cls, text: str | Mapping[str, Any]) -> Arch:

@@ -6,8 +6,8 @@
   knowledge distillation via teacher assistant", AAAI 2020).
 
 All routes spend one budget: 3 x MACs for each image that a network is trained on. Here it is counted in epochs of the
-student; a larger network gets fewer epochs for it. Teachers' forward passes are not counted. Accuracies are on the
-validation split, as fractions in [0, 1].
+student; a larger network gets fewer epochs for it. Teachers' forward passes are not counted. Scores are on the
+validation split, in the unit of the task's score.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from kdnas.core.arch import Scalar
+from kdnas.core.objective import ACCURACY, Quantity
 from kdnas.core.shrinking import Ladders
 from kdnas.core.space import Choice, SearchSpace
 
@@ -32,7 +33,8 @@ LARGEST_STEP = 8.0
 """assistants: a network can learn from one of up to so many times its MACs; more call for an assistant between."""
 MOST_ASSISTANTS = 2
 NARROW_GAP = 0.03
-"""auto: a student whose score is so close to the teacher's is trained directly."""
+"""auto: a student whose score is so close to the teacher's is trained directly: a difference of fractions, of other
+scores that of the logarithms (`Quantity.lead`)."""
 ENOUGH_EPOCHS = 30
 """auto: a supernet's largest subnet, or an assistant, must be worth so many epochs of the budget: what is trained for
 less teaches worse than the teacher does."""
@@ -40,20 +42,20 @@ less teaches worse than the teacher does."""
 
 @dataclass(frozen=True)
 class Scored:
-    """A network of the run: its validation accuracy and its MACs."""
+    """A network of the run: its validation score and its MACs."""
 
     arch_id: str
-    accuracy: float
+    score: float
     macs: int
 
 
 @dataclass(frozen=True)
-class RouteFacts:
+class RouteInputs:
     """What the rule reads. `epochs` is the budget in epochs of the student, `front` the networks to pick from."""
 
     epochs: int
     student: Scored
-    teacher_accuracy: float
+    teacher_score: float
     teacher_macs: float | None
     """None where it is not known."""
     largest_macs: int | None
@@ -61,6 +63,12 @@ class RouteFacts:
     front: tuple[Scored, ...] = ()
     shared_weights: bool = False
     """Whether the run has a trained supernet, from which shrinking begins at no cost."""
+    score: Quantity = ACCURACY
+    """What scores are, and which way they are good."""
+
+    def lead(self, network: Scored) -> float:
+        """Return how far the teacher is ahead of `network`, on the scale of `Quantity.lead`."""
+        return self.score.lead(self.teacher_score, network.score)
 
 
 @dataclass(frozen=True)
@@ -76,39 +84,39 @@ def tuning_epochs(epochs: int) -> int:
     return max(1, round(TUNING_SHARE * epochs))
 
 
-def supernet_epochs(facts: RouteFacts) -> float:
+def supernet_epochs(inputs: RouteInputs) -> float:
     """Return what the supernet's part of the budget is in epochs of its largest subnet; 0 where there is none."""
-    if facts.largest_macs is None or facts.epochs < 2:
+    if inputs.largest_macs is None or inputs.epochs < 2:
         return 0.0
-    return (facts.epochs - tuning_epochs(facts.epochs)) * facts.student.macs / facts.largest_macs
+    return (inputs.epochs - tuning_epochs(inputs.epochs)) * inputs.student.macs / inputs.largest_macs
 
 
-def choose_assistants(facts: RouteFacts) -> tuple[Assistant, ...]:
+def choose_assistants(inputs: RouteInputs) -> tuple[Assistant, ...]:
     """Return the chain of assistants from the teacher's side down, empty where none is called for or affordable.
 
-    Where a network is on the way is the mean of two positions, 0 at the student and 1 at the teacher: of its accuracy,
+    Where a network is on the way is the mean of two positions, 0 at the student and 1 at the teacher: of its score,
     and of the logarithm of its MACs. As many assistants as keep every step's MACs ratio within `LARGEST_STEP`, one
     at least and `MOST_ASSISTANTS` at most, stand nearest to equal steps, none more than half a step away. What
     `STUDENT_SHARE` leaves is shared equally; where that is less than one epoch for one of them, there are fewer.
     """
-    ratio = facts.teacher_macs / facts.student.macs if facts.teacher_macs else 1.0
+    ratio = inputs.teacher_macs / inputs.student.macs if inputs.teacher_macs else 1.0
     wanted = min(max(math.ceil(math.log(max(ratio, 1.0), LARGEST_STEP)) - 1, 1), MOST_ASSISTANTS)
     for count in range(wanted, 0, -1):
-        networks = _at_equal_steps(facts, count)
-        share = (1.0 - STUDENT_SHARE) * facts.epochs / max(len(networks), 1)
-        chain = tuple(Assistant(network, int(share * facts.student.macs / network.macs)) for network in networks)
+        networks = _at_equal_steps(inputs, count)
+        share = (1.0 - STUDENT_SHARE) * inputs.epochs / max(len(networks), 1)
+        chain = tuple(Assistant(network, int(share * inputs.student.macs / network.macs)) for network in networks)
         if chain and all(assistant.epochs >= 1 for assistant in chain):
             return chain
     return ()
 
 
-def student_epochs(facts: RouteFacts, chain: tuple[Assistant, ...]) -> int:
+def student_epochs(inputs: RouteInputs, chain: tuple[Assistant, ...]) -> int:
     """Return the whole epochs of the student that are left once `chain` is paid for."""
     paid = sum(assistant.epochs * assistant.network.macs for assistant in chain)
-    return (facts.epochs * facts.student.macs - paid) // facts.student.macs
+    return (inputs.epochs * inputs.student.macs - paid) // inputs.student.macs
 
 
-def choose_route(facts: RouteFacts) -> tuple[Route, str]:
+def choose_route(inputs: RouteInputs) -> tuple[Route, str]:
     """Return the route that the numbers speak for, and why in one sentence.
 
     `direct`, unless the student is far from the teacher (`NARROW_GAP`). Then `shrink` where the run has a supernet with
@@ -116,19 +124,21 @@ def choose_route(facts: RouteFacts) -> tuple[Route, str]:
     `ENOUGH_EPOCHS`, else `assistants` if each of them does and the teacher has more than `LARGEST_STEP` times the
     student's MACs. The constants are set so that small budgets are trained directly, which has been hard to beat there.
     """
-    gap = facts.teacher_accuracy - facts.student.accuracy
-    apart = f"the student's score is {100 * gap:.1f} points below the teacher's {100 * facts.teacher_accuracy:.1f} %"
+    gap, score = inputs.lead(inputs.student), inputs.score
+    points = score.shown_points(score.gain(inputs.teacher_score, inputs.student.score))
+    apart = f"the student's {score.name} is {points} worse than the teacher's {score.shown(inputs.teacher_score)}"
     if gap < NARROW_GAP:
-        return "direct", f"{apart}, less than {100 * NARROW_GAP:g}: there is little to win on a detour"
-    if facts.shared_weights:
+        narrow = f"{100 * NARROW_GAP:g} {'points' if score.is_fraction else '%'}"
+        return "direct", f"{apart}, less than {narrow}: there is little to win on a detour"
+    if inputs.shared_weights:
         return "shrink", f"{apart}, and the run's supernet has weights for it to begin with, which the search paid for"
-    worth = supernet_epochs(facts)
+    worth = supernet_epochs(inputs)
     supernet = f"a supernet gets {worth:.1f} epochs of its largest subnet"
     if worth >= ENOUGH_EPOCHS:
         return "shrink", f"{apart}, and {supernet}, at least {ENOUGH_EPOCHS}"
-    chain = choose_assistants(facts)
+    chain = choose_assistants(inputs)
     fewest = min((assistant.epochs for assistant in chain), default=0)
-    ratio = facts.teacher_macs / facts.student.macs if facts.teacher_macs else 0.0
+    ratio = inputs.teacher_macs / inputs.student.macs if inputs.teacher_macs else 0.0
     if fewest >= ENOUGH_EPOCHS and ratio > LARGEST_STEP:
         times = f"the teacher has {ratio:.1f} times its MACs, more than {LARGEST_STEP:g}"
         return "assistants", f"{apart}, {times}, and every assistant gets {fewest} epochs, at least {ENOUGH_EPOCHS}"
@@ -154,9 +164,9 @@ def space_down_to(space: SearchSpace, ladders: Ladders, student: Mapping[str, Sc
     return replace(space, choices=tuple(choices))
 
 
-def _at_equal_steps(facts: RouteFacts, count: int) -> list[Scored]:
+def _at_equal_steps(inputs: RouteInputs, count: int) -> list[Scored]:
     """Return `count` networks or fewer from the teacher's side down, each nearest to one of as many equal steps."""
-    places = {network: place for network in facts.front if 0 < (place := _place(facts, network)) < 1}
+    places = {network: place for network in inputs.front if 0 < (place := _place(inputs, network)) < 1}
     chosen: list[Scored] = []
     for step in range(count, 0, -1):
         ideal, reach = step / (count + 1), 0.5 / (count + 1)
@@ -170,15 +180,16 @@ def _at_equal_steps(facts: RouteFacts, count: int) -> list[Scored]:
     return chosen
 
 
-def _place(facts: RouteFacts, network: Scored) -> float:
+def _place(inputs: RouteInputs, network: Scored) -> float:
     """Return where `network` is between the student, 0, and the teacher, 1; -1 where it is not between in both ways."""
-    student = facts.student
-    if network.macs <= student.macs or not student.accuracy < network.accuracy < facts.teacher_accuracy:
+    student, score = inputs.student, inputs.score
+    ahead = score.lead(network.score, student.score)
+    if network.macs <= student.macs or ahead <= 0 or inputs.lead(network) <= 0:
         return -1.0
-    accuracy = (network.accuracy - student.accuracy) / (facts.teacher_accuracy - student.accuracy)
-    if facts.teacher_macs is None:
-        return accuracy
-    if network.macs >= facts.teacher_macs:
+    place = ahead / inputs.lead(student)
+    if inputs.teacher_macs is None:
+        return place
+    if network.macs >= inputs.teacher_macs:
         return -1.0
-    macs = math.log(network.macs / student.macs) / math.log(facts.teacher_macs / student.macs)
-    return 0.5 * (accuracy + macs)
+    macs = math.log(network.macs / student.macs) / math.log(inputs.teacher_macs / student.macs)
+    return 0.5 * (place + macs)

@@ -42,5 +42,5 @@ class MeasuredCost(ABC):
         """Return the measured cost of `module` (left in the mode it was in)."""
 
 
-COSTS: Registry[type[CheapCost] | type[MeasuredCost]] = Registry("cost", __name__)
+COSTS: Registry[type[CheapCost] | type[MeasuredCost]] = Registry("cost", __name__, CheapCost, MeasuredCost)
 """Members: CheapCost classes, built with no arguments, and MeasuredCost classes, `(device, *, options)`."""

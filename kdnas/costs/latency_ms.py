@@ -18,6 +18,7 @@ from kdnas.core.objective import Quantity
 from kdnas.core.task import TaskSpec
 from kdnas.costs import COSTS, MeasuredCost
 from kdnas.nn.timing import CALM, Timing, calmest, interleaved, median_and_spread, reference_network
+from kdnas.plugins import SPELLING
 from kdnas.targets import TARGETS, Target
 
 _DRIFT = 3.0
@@ -25,8 +26,8 @@ _DRIFT = 3.0
 
 
 def _known_target(name: str) -> str:
-    if name != "auto" and name not in TARGETS.names():
-        raise ValueError(f"is no target; there are auto, {', '.join(TARGETS.names())}")
+    if name != "auto" and TARGETS.missing(name):
+        raise ValueError(f"is no target; there are auto, {', '.join(TARGETS.names())}, {SPELLING}")
     return name
 
 

@@ -7,5 +7,5 @@ from collections.abc import Callable
 from kdnas.core.data import ImageData
 from kdnas.registry import Registry
 
-DATASETS: Registry[Callable[..., ImageData]] = Registry("data set", __name__)
+DATASETS: Registry[Callable[..., ImageData]] = Registry("data set", __name__, "data_root", "cache")
 """Members: `function(data_root: Path, cache: Path, *, options) -> ImageData`. Raise DataError."""

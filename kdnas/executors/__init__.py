@@ -91,7 +91,7 @@ class Executor(ABC, Generic[T, R]):
         """Stop every worker at once, dropping what runs. Idempotent."""
 
 
-EXECUTORS: Registry[type[Executor[Any, Any]]] = Registry("executor", __name__)
+EXECUTORS: Registry[type[Executor[Any, Any]]] = Registry("executor", __name__, Executor)
 """Members: Executor classes, `(make_evaluate, *, workers, time_limit_s, ...)`.
 
 The run sets `workers`, `threads` (of each worker), `time_limit_s` and `devices` (CUDA devices, 0 on a CPU), as far as

@@ -45,7 +45,7 @@ class Written:
     notes: tuple[str, ...] = ()
 
 
-EXPORTERS: Registry[Callable[..., Written]] = Registry("export format", __name__)
+EXPORTERS: Registry[Callable[..., Written]] = Registry("export format", __name__, "student", "folder")
 """Members: `function(student: TrainedStudent, folder: Path, *, options) -> Written`.
 
 `folder` is a fresh scratch folder: it becomes the user's only when every format has been checked against `module`.

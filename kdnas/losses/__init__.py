@@ -41,4 +41,4 @@ class DistillationLoss(nn.Module, ABC):
         """Return the loss, a float32 scalar. `labels` is int64 [B], or probabilities [B, K] where images are mixed."""
 
 
-LOSSES: Registry[type[DistillationLoss]] = Registry("loss", __name__)
+LOSSES: Registry[type[DistillationLoss]] = Registry("loss", __name__, DistillationLoss)

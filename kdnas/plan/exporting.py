@@ -269,12 +269,13 @@ def _teacher_card(report: TeacherReport | None) -> dict[str, Any] | None:
 
 def check_formats(formats: Sequence[str]) -> None:
     """Raise ConfigError naming every unknown or repeated format, and an empty list."""
-    known = EXPORTERS.names()
     problems = [
-        Problem("--format", f"{name!r} is no export format", ", ".join(known)) for name in formats if name not in known
+        Problem("--format", problem.what, problem.allowed)
+        for name in formats
+        if (problem := EXPORTERS.missing(name)) is not None
     ]
     if not formats:
-        problems.append(Problem("--format", "names no format", ", ".join(known)))
+        problems.append(Problem("--format", "names no format", ", ".join(EXPORTERS.names())))
     if problems:
         raise ConfigError(problems)
 

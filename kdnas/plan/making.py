@@ -15,7 +15,7 @@ from kdnas.core.data import ImageData
 from kdnas.core.route import (
     ROUTES,
     Route,
-    RouteFacts,
+    RouteInputs,
     Scored,
     choose_assistants,
     space_down_to,
@@ -68,7 +68,7 @@ class PlanBasis:
     """What plans of one student's training are made from; `file.training.epochs` is the budget.
 
     `space` is that of the supernet to shrink, None where there is none, for the reason `no_supernet`; `supernet` is the
-    run's own where it has one, from which route shrink begins then. `archs` are those of the networks in `facts`, by
+    run's own where it has one, from which route shrink begins then. `archs` are those of the networks in `inputs`, by
     arch_id.
     """
 
@@ -76,7 +76,7 @@ class PlanBasis:
     file: TrainFile
     data: ImageData
     images: int
-    facts: RouteFacts
+    inputs: RouteInputs
     archs: dict[str, Arch]
     space: SearchSpace | None
     no_supernet: str = ""
@@ -84,8 +84,8 @@ class PlanBasis:
 
     def with_epochs(self, epochs: int) -> PlanBasis:
         """Return the basis with a budget of `epochs` of the student."""
-        facts = dataclasses.replace(self.facts, epochs=epochs)
-        return dataclasses.replace(self, file=with_epochs(self.file, epochs), facts=facts)
+        inputs = dataclasses.replace(self.inputs, epochs=epochs)
+        return dataclasses.replace(self, file=with_epochs(self.file, epochs), inputs=inputs)
 
 
 def open_basis(run: RunRecord, member: FrontMember, epochs: int | None, *, data_root: Path, cache: Path) -> PlanBasis:
@@ -105,17 +105,18 @@ def open_basis(run: RunRecord, member: FrontMember, epochs: int | None, *, data_
     space, why = _space_to_shrink(run, member, data) if supernet is None else (None, "")
     elastic = None if space is None else elastic_space(space, data.task)
     others = [other for other in front(run) if other.trial.arch != student]
-    facts = RouteFacts(
+    inputs = RouteInputs(
         epochs=file.training.epochs,
-        student=_scored(member, data),
-        teacher_accuracy=run.teacher.score,
+        student=_scored(run, member, data),
+        teacher_score=run.teacher.score,
         teacher_macs=run.teacher.values.get("macs"),
         largest_macs=None if elastic is None else elastic.macs(elastic.largest),
         shared_weights=supernet is not None,
-        front=tuple(_scored(other, data) for other in others),
+        score=run.score,
+        front=tuple(_scored(run, other, data) for other in others),
     )
     archs = {other.trial.arch.arch_id: other.trial.arch for other in (member, *others)}
-    return PlanBasis(run, file, data, images, facts, archs, space, why, supernet)
+    return PlanBasis(run, file, data, images, inputs, archs, space, why, supernet)
 
 
 def cut_from_run(run: RunRecord, student: Arch, workshop: Workshop) -> nn.Module:
@@ -142,7 +143,7 @@ def make_plan(basis: PlanBasis, route: Route, why: str) -> TrainingPlan:
     Raises ConfigError, saying why, where the student cannot be trained that way.
     """
     steps = {"direct": _direct, "shrink": _shrink, "assistants": _assistants}[route](basis)
-    file, facts, teacher = basis.file, basis.facts, basis.run.teacher
+    file, inputs, teacher = basis.file, basis.inputs, basis.run.teacher
     assert teacher is not None  # open_basis refuses a run without
     return TrainingPlan(
         study=basis.run.config.name,
@@ -157,10 +158,10 @@ def make_plan(basis: PlanBasis, route: Route, why: str) -> TrainingPlan:
         space=locked_fingerprint(basis.run, "space"),
         supernet=basis.supernet if route == "shrink" else None,
         budget=Budget(
-            epochs=facts.epochs,
+            epochs=inputs.epochs,
             images=basis.images,
-            student_macs=facts.student.macs,
-            macs=3 * facts.student.macs * basis.images * facts.epochs,
+            student_macs=inputs.student.macs,
+            macs=3 * inputs.student.macs * basis.images * inputs.epochs,
         ),
         route=route,
         why=why,
@@ -169,11 +170,11 @@ def make_plan(basis: PlanBasis, route: Route, why: str) -> TrainingPlan:
 
 
 def _direct(basis: PlanBasis) -> tuple[Step, ...]:
-    return (_distil(basis, _STUDENT, basis.file.student, basis.facts.epochs),)
+    return (_distil(basis, _STUDENT, basis.file.student, basis.inputs.epochs),)
 
 
 def _shrink(basis: PlanBasis) -> tuple[Step, ...]:
-    epochs = basis.facts.epochs
+    epochs = basis.inputs.epochs
     if basis.supernet is not None:
         return (_distil(basis, _STUDENT, basis.file.student, epochs, init=RUN_SUPERNET),)
     if basis.space is None:
@@ -194,7 +195,7 @@ def _shrink(basis: PlanBasis) -> tuple[Step, ...]:
 
 
 def _assistants(basis: PlanBasis) -> tuple[Step, ...]:
-    chain = choose_assistants(basis.facts)
+    chain = choose_assistants(basis.inputs)
     if not chain:
         what = "the front has no student between this one and the teacher that the budget could train for an epoch"
         raise ConfigError(Problem("route assistants", what))
@@ -204,7 +205,7 @@ def _assistants(basis: PlanBasis) -> tuple[Step, ...]:
         arch = basis.archs[assistant.network.arch_id]
         steps.append(_distil(basis, f"assistant{index}", arch, assistant.epochs, teacher=teacher))
         teacher = steps[-1].name
-    left = student_epochs(basis.facts, chain)
+    left = student_epochs(basis.inputs, chain)
     return (*steps, _distil(basis, _STUDENT, basis.file.student, left, teacher=teacher))
 
 
@@ -220,7 +221,7 @@ def _distil(
     macs = family_for(arch.family, basis.data.task).price(arch).macs
     return DistilStep(
         name=name,
-        share=round(epochs * macs / (basis.facts.epochs * basis.facts.student.macs), 6),
+        share=round(epochs * macs / (basis.inputs.epochs * basis.inputs.student.macs), 6),
         arch=ArchSection(family=arch.family, choices=arch.choices),
         teacher=teacher,
         init=init,
@@ -235,10 +236,10 @@ def _supernet_of(run: RunRecord) -> SupernetSection | None:
     return SupernetSection(fingerprint=run.supernet.fingerprint, macs=recorded.budget_macs)
 
 
-def _scored(member: FrontMember, data: ImageData) -> Scored:
+def _scored(run: RunRecord, member: FrontMember, data: ImageData) -> Scored:
     arch = member.trial.arch
     macs = family_for(arch.family, data.task).price(arch).macs
-    return Scored(arch.arch_id, member.values["accuracy"], macs)
+    return Scored(arch.arch_id, member.values[run.score.name], macs)
 
 
 def _space_to_shrink(run: RunRecord, member: FrontMember, data: ImageData) -> tuple[SearchSpace | None, str]:
@@ -282,7 +283,7 @@ def make_measured_plan(
     equals the first of `ROUTES` wins. The test split is not touched. Raises InputError where data, teacher or a folder
     are not what they should be, RunError where every route's training fails; one that fails is noted with its reason.
     """
-    brief = basis.with_epochs(max(1, round(share * basis.facts.epochs)))
+    brief = basis.with_epochs(max(1, round(share * basis.inputs.epochs)))
     hardware = resolve_device(device or brief.file.device)
     brief = dataclasses.replace(brief, file=brief.file.settled(hardware, {}))
     with computing(brief.file.training, hardware):
@@ -303,7 +304,7 @@ def _best_plan(
     workshop = open_training(brief.file, data_root=data_root, cache=cache, device=device, say=say)
     measured: list[MeasuredRoute] = []
     for route in ROUTES:
-        epochs = brief.facts.epochs
+        epochs = brief.inputs.epochs
         try:
             make_plan(basis, route, "")  # a route that the whole budget cannot take is not worth trying
             plan = make_plan(brief, route, "measured")
@@ -340,7 +341,7 @@ def _best_plan(
     best = max((item for item in measured if item.accuracy is not None), key=lambda item: item.accuracy or 0.0)
     told = ", ".join(f"{item.route} {100 * item.accuracy:.2f} %" for item in measured if item.accuracy is not None)
     why = (
-        f"best on the {len(workshop.validation)} validation images with {brief.facts.epochs} of {basis.facts.epochs} "
+        f"best on the {len(workshop.validation)} validation images with {brief.inputs.epochs} of {basis.inputs.epochs} "
         f"epochs, one seed each: {told}"
     )
     return make_plan(basis, best.route, why).model_copy(update={"measured": tuple(measured)})

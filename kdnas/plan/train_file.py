@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from kdnas.datasets import DATASETS
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
 from kdnas.plain_yaml import dump_yaml
+from kdnas.plugins import resolved
 from kdnas.record.records import RunRecord, TrialRecord
 from kdnas.registry import Registry, validation_problems
 from kdnas.students import stated_arch
@@ -27,6 +29,7 @@ from kdnas.study.yaml_lines import YamlDocument, read_yaml
 from kdnas.teachers import TEACHERS
 from kdnas.training.numerics import settled
 from kdnas.training.recipe import Distillation, Recipe, Section, Training, numerics_of
+from kdnas.trust import vouch_for_signed
 from kdnas.version import __version__
 
 FORMAT_VERSION: Literal[1] = 1
@@ -195,6 +198,8 @@ def dump_train_file(file: TrainFile) -> str:
 def load_train_file(path: Path) -> TrainFile:
     """Return the train.yaml at `path`. Raises ConfigError with everything that is wrong with it, and where."""
     document = read_yaml(path)
+    document = replace(document, data=resolved(document.data, path.parent))
+    vouch_for_signed(path, path.read_text(encoding="utf-8"), document.data)
     try:
         file = TrainFile.model_validate(document.data)
     except pydantic.ValidationError as error:

@@ -230,6 +230,11 @@ class RunRecord:
         return next(iter(self.quantities.values()))
 
     @property
+    def samples(self) -> str:
+        """What its task calls samples, in the plural; records of old, which do not say it, are of images."""
+        return str(self.lock.get("data", {}).get("samples", "images"))
+
+    @property
     def worst(self) -> float | None:
         """The score that is worth nothing, such as that of guessing; None where it is not known."""
         return self.reference_point.get(self.score.name)

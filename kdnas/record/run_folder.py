@@ -27,9 +27,10 @@ from kdnas.core.answers import what_differs
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.errors import Problem, RunFolderError
+from kdnas.plugins import code_fingerprints, shortened
 from kdnas.study.config import StudyConfig, SupernetConfig
 from kdnas.training.recipe import NUMERICS
-from kdnas.trust import signature_line
+from kdnas.trust import signature_line, vouch_for_signed
 
 LOCK_FILE = "study.lock.yaml"
 _GUARD = ".controller"
@@ -137,15 +138,20 @@ def recorded_space(name: str, record: Mapping[str, Any]) -> SearchSpace:
 
 
 def identity(config: StudyConfig, space: SearchSpace, fingerprints: Mapping[str, str]) -> dict[str, Any]:
-    """Return what must not change when a run resumes. `fingerprints` are those of what the scores rest on."""
+    """Return what must not change when a run resumes. `fingerprints` are those of what the scores rest on.
+
+    The code of plug-ins that have a part in the scores is hashed too, by file.
+    """
     resolved = config.model_dump(mode="json")
+    sections = {section: resolved[section] for section in _IDENTITY_SECTIONS}
+    code = code_fingerprints({**sections, "rungs": resolved["rungs"], "family": space.family})
     return {
         "name": config.name,
-        **{section: resolved[section] for section in _IDENTITY_SECTIONS},
+        **sections,
         **({"rungs": [fidelity.as_dict() for fidelity in config.fidelities]} if config.rungs else {}),
         **({"supernet": resolved["supernet"]} if config.shares_weights else {}),
         "space": space_record(space),
-        "fingerprints": {**fingerprints, "space": fingerprint(space_record(space))},
+        "fingerprints": {**fingerprints, **code, "space": fingerprint(space_record(space))},
     }
 
 
@@ -176,8 +182,8 @@ def check_identity(
     if "training" in locked and "training" in current:
         locked = {**locked, "training": recorded_numerics(locked["training"], current["training"])}
     changed: list[Problem] = []
-    for difference in _differences(locked, current):
-        section, _, what = difference.where.rpartition(".")
+    for difference in _differences(shortened(locked), shortened(current)):
+        section, _, what = difference.where.partition(".")
         if section != "fingerprints":
             changed.append(difference)
         elif what != "space":  # the record of the space is compared itself
@@ -243,21 +249,34 @@ def write_lock(folder: Path, lock: Mapping[str, Any]) -> None:
     """Write study.lock.yaml."""
     header = "# Written by kdnas: exactly what this run is. Resuming compares `identity` with the study.\n"
     plain = json.loads(json.dumps(lock, default=str))
-    header += signature_line(plain["config"]) if isinstance(plain.get("config"), dict) else ""
+    header += signature_line(code_settings(plain)) if isinstance(plain.get("config"), dict) else ""
     write_text(folder / LOCK_FILE, header + yaml.safe_dump(plain, sort_keys=False, width=120))
 
 
+def code_settings(lock: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a lock file that may name code: the study's, and its space's family."""
+    config, identity = lock.get("config"), lock.get("identity")
+    space = identity.get("space") if isinstance(identity, Mapping) else None
+    family = {"family": space["family"]} if isinstance(space, Mapping) and "family" in space else {}
+    return {**(config if isinstance(config, Mapping) else {}), **family}
+
+
 def read_lock(folder: Path) -> dict[str, Any]:
-    """Return the content of study.lock.yaml. Raises RunFolderError when it is missing or damaged."""
+    """Return the content of study.lock.yaml. Raises RunFolderError when it is missing or damaged.
+
+    Plug-ins that it names may run from now on where this user signed it or trusts them.
+    """
     path = folder / LOCK_FILE
     try:
-        lock = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        lock = yaml.safe_load(text)
     except FileNotFoundError:
         raise RunFolderError(f"{folder} is not a kdnas run: it has no {LOCK_FILE}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RunFolderError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(lock, dict) or not {"identity", "config", "teacher", "reference_point"} <= lock.keys():
         raise RunFolderError(f"{path} is not a lock file of a kdnas run, or it is damaged")
+    vouch_for_signed(path, text, code_settings(lock))
     return lock
 
 

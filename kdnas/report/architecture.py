@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.words import counted
+from kdnas.plugins import short_name
 
 _FAMILIES = {"resnet": "residual network", "mobilenet": "inverted residual network"}
 _STAGE = re.compile(r"stage(\d+)\.(.+)")
@@ -37,7 +38,7 @@ class Stage:
 
 def family_in_words(family: str) -> str:
     """Return what students of a family are, in the singular."""
-    return _FAMILIES.get(family, f"{family} network")
+    return _FAMILIES.get(family, f"{short_name(family)} network")
 
 
 def stages_of(arch: Arch) -> tuple[Stage, ...]:

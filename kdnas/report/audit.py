@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import plotly.graph_objects as go
 
 from kdnas.audit.losses import loss_name
-from kdnas.audit.result import TARGET_TAU, AuditedStudent, AuditResult, NeededFidelity, audit_result
+from kdnas.audit.result import SCORE, TARGET_TAU, AuditedStudent, AuditResult, NeededFidelity, audit_result
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.interval import pooled_ci95
+from kdnas.core.objective import Quantity
 from kdnas.core.rank import Estimate
 from kdnas.core.words import command_line, counted
 from kdnas.record.records import RunRecord
-from kdnas.report.html_table import Column, plain_rows, table_html
-from kdnas.report.style import FRONT, Figure, styled
+from kdnas.report.figures import FRONT, Figure, score_axis, styled
+from kdnas.report.table import Table
 from kdnas.report.wording import label, scaled, shown, shown_interval
 
-_RANKERS = {"accuracy": "search score", "params": "params alone", "macs": "MACs alone"}
+_RANKERS = {SCORE: "search score", "params": "params alone", "macs": "MACs alone"}
 UNKNOWN = "not known"
 
 
@@ -30,44 +32,52 @@ def shown_tau(estimate: Estimate | None) -> str:
     return f"{_rounded(estimate.value)} [{_rounded(estimate.low)}, {_rounded(estimate.high)}]"
 
 
-def tau_table(result: AuditResult) -> tuple[list[str], list[list[str]]]:
-    """Return (headings, rows) of the taus against longer training: where, what ranked, how many were compared."""
+def tables(result: AuditResult, own: str) -> list[Table]:
+    """Return what the audit found as tables; `own` is what to call the study's loss."""
+    found = [_tau_table(result), _rung_table(result), _loss_table(result, own)]
+    return [table for table in found if table is not None]
+
+
+def _tau_table(result: AuditResult) -> Table | None:
+    """Return the taus against longer training: where, what ranked, how many were compared."""
     if not result.scopes:
-        return [], []
+        return None
     rankers = list(result.scopes[0].taus)
     rows = []
     for scope in result.scopes:
         some = next((estimate for estimate in scope.taus.values() if estimate is not None), None)
         compared = f"{some.items} ({some.pairs})" if some else "too few"
         rows.append([scope.name, *(shown_tau(scope.taus[ranker]) for ranker in rankers), compared])
-    return ["Kendall tau", *(_RANKERS[ranker] for ranker in rankers), "n"], rows
+    headings = ["Kendall tau", *(_RANKERS[ranker] for ranker in rankers), "n"]
+    return Table.of_texts("Rank agreement with longer training", headings, rows)
 
 
-def rung_table(result: AuditResult) -> tuple[list[str], list[list[str]]]:
-    """Return (headings, rows) of each rung's taus against longer training; empty where there is one kind of score."""
+def _rung_table(result: AuditResult) -> Table | None:
+    """Return each rung's taus against longer training; None where there is one kind of score."""
     if not result.rungs:
-        return [], []
+        return None
     rankers = list(result.rungs[0].taus)
     rows = [
         [
             rung.fidelity.words,
             *(shown_tau(rung.taus[ranker]) for ranker in rankers),
             shown_tau(rung.gain),
-            _students(rung.taus["accuracy"]),
+            _students(rung.taus[SCORE]),
         ]
         for rung in result.rungs
     ]
     alone = [_RANKERS[ranker] for ranker in rankers[1:]]
-    return ["score", "Kendall tau", *alone, "over params alone", "n"], rows
+    headings = ["score", "Kendall tau", *alone, "over params alone", "n"]
+    return Table.of_texts("Rank agreement of every rung", headings, rows)
 
 
-def loss_table(result: AuditResult, own: str) -> tuple[list[str], list[list[str]]]:
-    """Return (headings, rows) of the losses' taus; `own` is what to call the study's. Empty where none was tried."""
+def _loss_table(result: AuditResult, own: str) -> Table | None:
+    """Return the losses' taus; `own` is what to call the study's. None where no other was tried."""
     if not result.losses:
-        return [], []
+        return None
     rows = [[row.loss, shown_tau(row.tau), shown_tau(row.gain), _students(row.tau)] for row in result.losses]
     rows.insert(0, [f"{own} (the study’s)", shown_tau(result.overall), "–", _students(result.overall)])
-    return ["brief loss", "Kendall tau", f"over {own}", "n"], rows
+    return Table.of_texts("Rank agreement by loss", ["brief loss", "Kendall tau", f"over {own}", "n"], rows)
 
 
 def findings(run: RunRecord, result: AuditResult) -> list[str]:
@@ -83,7 +93,7 @@ def findings(run: RunRecord, result: AuditResult) -> list[str]:
     if not result.scopes:
         return [*sentences, "That is too little to say how well the search’s scores rank."]
     sentences.append(
-        f"{len(result.students)} students of the search, drawn over accuracy within bands of MACs and with members of "
+        f"{len(result.students)} students of the search, drawn over scores within bands of MACs and with members of "
         f"the front among them, were trained for {result.longer.words} with "
         f"{counted(result.asked_seeds, 'seed')}; {_most(result)} are of {result.brief.words} and one "
         "seed. Both are on the validation split. Square brackets are 95 % intervals (bootstrap over the students)."
@@ -147,23 +157,29 @@ def audit_figure(run: RunRecord, result: AuditResult) -> Figure:
     marker: dict[str, object] = {"size": 9, "color": FRONT, "line": {"color": "white", "width": 1}}
     if _has_macs(macs):
         marker |= {"color": np.log10(macs).tolist(), "colorscale": "Viridis", "colorbar": _macs_bar(macs)}
+    score, name = run.score, label(run.score.name)
     drawing = go.Figure()
     drawing.add_scatter(
         x=[student.score for student in students], y=[student.mean for student in students], mode="markers",
         marker=marker, showlegend=False, hovertemplate="%{text}<extra></extra>",
         error_y={"type": "data", "array": [half or 0.0 for half in halves], "thickness": 1.2, "width": 3,
                  "color": "#8793a3"},
-        text=[_hover(student, half) for student, half in zip(students, halves, strict=True)],
+        text=[_hover(score, student, half) for student, half in zip(students, halves, strict=True)],
     )  # fmt: skip
-    rows = [f"{row[0]}: {row[1]}" for row in tau_table(result)[1]]
+    taus = _tau_table(result)
+    rows = [f"{row[0].text}: {row[1].text}" for row in taus.rows] if taus else []
     drawing.add_annotation(
         text="<br>".join(["Kendall tau [95 %]", *rows]), xref="paper", yref="paper", x=0.02, y=0.98, xanchor="left",
         yanchor="top", align="left", showarrow=False, bgcolor="rgba(255,255,255,0.8)", font={"size": 11},
     )  # fmt: skip
-    means = [student.mean for student in students]
-    ticks = ".0%" if max(means) - min(means) > 0.05 else ".1%"
-    drawing.update_xaxes(title=f"Search score: accuracy {result.brief.reached}", tickformat=ticks)
-    drawing.update_yaxes(title=f"Accuracy after {result.longer.words}", tickformat=ticks)
+    drawing.update_xaxes(
+        title=f"Search score: {name} {result.brief.reached}",
+        **score_axis(score, [student.score for student in students]),
+    )
+    drawing.update_yaxes(
+        title=f"{name[:1].upper()}{name[1:]} after {result.longer.words}",
+        **score_axis(score, [student.mean for student in students]),
+    )
     drawing = styled(drawing)
     drawing.update_layout(margin={"b": 60})
     caption = "One point a student, coloured by MACs." if _has_macs(macs) else "One point a student."
@@ -181,10 +197,8 @@ def audit_html(run: RunRecord, result: AuditResult | None, drawing: str) -> str:
     if result is None:
         return f"<section>{heading}<p class='lead'>{_text(trust_line(run))}</p></section>"
     items = "".join(f"<li>{_text(sentence)}</li>" for sentence in findings(run, result))
-    tables = _table(*tau_table(result), "Rank agreement with longer training")
-    tables += _table(*rung_table(result), "Rank agreement of every rung")
-    tables += _table(*loss_table(result, loss_name(run.config.distillation)), "Rank agreement by loss")
-    return f"<section>{heading}<ul>{items}</ul>{tables}{drawing}</section>"
+    shown_tables = "".join(table.html() for table in tables(result, loss_name(run.config.distillation)))
+    return f"<section>{heading}<ul>{items}</ul>{shown_tables}{drawing}</section>"
 
 
 def audit_document(run: RunRecord) -> dict[str, object] | None:
@@ -202,7 +216,7 @@ def audit_document(run: RunRecord) -> dict[str, object] | None:
         "asked": {"students": result.asked_students, "seeds": result.asked_seeds},
         "trainings": result.trainings,
         "band_width": result.tolerance,
-        "tau": {scope.name: {name: _plain(e) for name, e in scope.taus.items()} for scope in result.scopes},
+        "tau": {scope.name: _taus(run, scope.taus) for scope in result.scopes},
         "beside": {
             cost: {"gain": _plain(b.gain), "gain_in_bands": _plain(b.gain_in_bands), "partial": _plain(b.partial)}
             for cost, b in result.beside.items()
@@ -221,7 +235,7 @@ def audit_document(run: RunRecord) -> dict[str, object] | None:
         "rungs": [
             {
                 "fidelity": rung.fidelity.as_dict(),
-                "tau": {name: _plain(estimate) for name, estimate in rung.taus.items()},
+                "tau": _taus(run, rung.taus),
                 "gain": _plain(rung.gain),
             }
             for rung in result.rungs
@@ -233,12 +247,16 @@ def audit_document(run: RunRecord) -> dict[str, object] | None:
                 "trial": student.trial.number,
                 "arch_id": student.trial.arch.arch_id,
                 "band": student.band,
-                "search_accuracy": student.score,
-                "accuracies": [student.longer[seed] for seed in sorted(student.longer)],
+                f"search_{run.score.name}": student.score,
+                "scores": [student.longer[seed] for seed in sorted(student.longer)],
             }
             for student in result.students
         ],
     }
+
+
+def _taus(run: RunRecord, taus: Mapping[str, Estimate | None]) -> dict[str, object]:
+    return {run.score.name if name == SCORE else name: _plain(estimate) for name, estimate in taus.items()}
 
 
 def _most(result: AuditResult) -> str:
@@ -258,12 +276,12 @@ def _ceiling(result: AuditResult) -> list[str]:
 def _needed(needed: NeededFidelity | None, longer: Fidelity) -> list[str]:
     wanted = f"For tau {TARGET_TAU:g}"
     if needed is None:
-        return [f"{wanted}, how many epochs a score would need is not known: accuracies on the way were not looked at."]
+        return [f"{wanted}, how many epochs a score would need is not known: scores on the way were not looked at."]
     share = "" if longer.data_fraction == 1 else f" on {100 * longer.data_fraction:g} % of the data"
     how = (
-        "accuracy on the way against the end of trainings with other seeds"
+        "the score on the way against the end of trainings with other seeds"
         if needed.crossed
-        else "accuracy on the way against the end of the same training, which flatters"
+        else "the score on the way against the end of the same training, which flatters"
     )
     method = (
         f"(learning curves of {counted(needed.curve[0][1].items, 'student')}: {how}; on the way the learning rate is "
@@ -301,17 +319,12 @@ def _macs_bar(macs: list[float]) -> dict[str, object]:
     return {"title": {"text": label("macs")}, "tickvals": marks, "ticktext": texts, "thickness": 12, "len": 0.8}
 
 
-def _hover(student: AuditedStudent, half: float | None) -> str:
+def _hover(score: Quantity, student: AuditedStudent, half: float | None) -> str:
     trial = student.trial
     return (
-        f"trial {trial.number} · {trial.arch.arch_id}<br>search score {shown('accuracy', student.score)}"
-        f"<br>longer {shown_interval('accuracy', student.mean, half)}<br>MACs {shown('macs', trial.values.get('macs'))}"
+        f"trial {trial.number} · {trial.arch.arch_id}<br>search score {score.shown(student.score)}"
+        f"<br>longer {shown_interval(score, student.mean, half)}<br>MACs {shown('macs', trial.values.get('macs'))}"
     )
-
-
-def _table(headings: list[str], rows: list[list[str]], name: str) -> str:
-    columns = [Column(heading, text=place == 0) for place, heading in enumerate(headings)]
-    return table_html(columns, plain_rows(rows), name) if rows else ""
 
 
 def _plain(estimate: Estimate | None) -> dict[str, float | None] | None:

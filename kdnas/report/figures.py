@@ -1,75 +1,148 @@
-"""The figures of a report. Data is computed by `kdnas.record.front` and the tables first, and only drawn here."""
+"""The figures of a report, how they look, and what they are made of: computed from the record first, drawn second."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
 from kdnas.core import hypervolume as volumes
-from kdnas.core.interval import share_interval
 from kdnas.core.objective import Quantity, breaches, minimised
 from kdnas.core.pareto import non_dominated
 from kdnas.core.words import counted
 from kdnas.plan.training_folder import full_trainings
-from kdnas.record.front import (
-    candidates,
-    comparable,
-    front,
-    hypervolume_over_time,
-    measured_values,
-    recommended,
-)
+from kdnas.record.front import candidates, comparable, front, hypervolume_over_time, measured_values, recommended
 from kdnas.record.records import FrontMember, RunRecord, TrialRecord
 from kdnas.report.architecture import architecture_lines
-from kdnas.report.importance import Importance
-from kdnas.report.style import (
-    BROKEN,
-    FAINT,
-    FRONT,
-    FULL,
-    RECOMMENDED,
-    TEACHER,
-    Figure,
-    escaped,
-    is_log,
-    round_ticks,
-    styled,
-    teacher_value,
-)
+from kdnas.report.searched import Importance
 from kdnas.report.tables import other_quantities
-from kdnas.report.wording import axis_title, bound_in_words, label, reason_in_words, scaled, shown, shown_interval
+from kdnas.report.wording import (
+    axis_title,
+    bound_in_words,
+    duration,
+    label,
+    reason_in_words,
+    reference_in_words,
+    scaled,
+    shown,
+    shown_interval,
+)
+
+FRONT, FAINT, TEACHER, RECOMMENDED, BROKEN, FULL = "#1d5fa8", "#9fb0c3", "#d1480f", "#0f8a6a", "#b6505f", "#7a55a3"
+GRID, INK = "#e6eaf0", "#2b3440"
+_LOG_RANGE = 10.0
+"""A ratio of largest to smallest value above which an axis is logarithmic."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure, a one-line title and what the reader must know to read it. `wide` ones span the page."""
+
+    name: str
+    title: str
+    caption: str
+    drawing: go.Figure
+    wide: bool = False
+
+
+def is_log(values: Sequence[float]) -> bool:
+    """Return whether these values span so much that their axis must be logarithmic."""
+    return len(values) > 1 and min(values) > 0 and max(values) / min(values) > _LOG_RANGE
+
+
+def round_ticks(low: float, high: float, *, log: bool) -> list[float]:
+    """Return round values from `low` to `high` (low < high) to mark an axis at: 1, 2 or 5 times powers of ten."""
+    if log:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        steps = (1, 2, 5) if high / low < 300 else (1,)
+        values = [step * 10.0**power for power in powers for step in steps]
+    else:
+        rough = (high - low) / 5
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+        first = math.ceil(low / step)
+        values = [k * step for k in range(first, first + 12)]
+    return [value for value in values if low <= value <= high]
+
+
+def escaped(text: str) -> str:
+    """Return `text` so that plotly, which reads a little HTML in labels, shows it as it is."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def teacher_value(run: RunRecord, name: str) -> float | None:
+    """Return the teacher's value of a quantity (on the validation split for the score); None when it is not known."""
+    if run.teacher is None:
+        return None
+    return run.teacher.score if name == run.score.name else run.teacher.values.get(name)
+
+
+def score_axis(score: Quantity, values: Sequence[float]) -> dict[str, Any]:
+    """Return how plotly marks and limits the axis of scores among which `values` are."""
+    if score.is_fraction:
+        return {"tickformat": ".0%" if _spread(values) > 0.05 else ".1%", "range": list(_padded(values))}
+    if is_log(values):
+        low, high = min(values) / 1.2, max(values) * 1.2
+        marks = round_ticks(low, high, log=True)
+        ends = [math.log10(low), math.log10(high)]
+        return {"type": "log", "tickvals": marks, "ticktext": [f"{mark:g}" for mark in marks], "range": ends}
+    return {"range": list(_padded(values))}
+
+
+def blend(share: float) -> str:
+    """Return the colour of a relative score in [0, 1], 1 the best: amber over teal to deep blue, readable on white."""
+    stops = ((232, 163, 61), (58, 160, 150), (24, 60, 128))
+    place = min(max(share, 0.0), 1.0) * 2
+    left, right, weight = (stops[0], stops[1], place) if place < 1 else (stops[1], stops[2], place - 1)
+    red, green, blue = (round(a + (b - a) * weight) for a, b in zip(left, right, strict=True))
+    return f"rgb({red},{green},{blue})"
+
+
+def styled(drawing: go.Figure, height: int = 400) -> go.Figure:
+    """Return `drawing` with the report's fonts, grid, margins and legend, `height` pixels high."""
+    drawing.update_layout(
+        template="none", height=height, autosize=True,
+        font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
+        margin={"l": 62, "r": 16, "t": 12, "b": 110}, paper_bgcolor="white", plot_bgcolor="white",
+        legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0, "font": {"size": 12}}, hovermode="closest",
+    )  # fmt: skip
+    drawing.update_xaxes(gridcolor=GRID, zeroline=False, linecolor="#8793a3", ticks="outside", title={"standoff": 8})
+    drawing.update_yaxes(gridcolor=GRID, zeroline=False, linecolor="#8793a3", title={"standoff": 6})
+    return drawing
+
 
 _LOWER = "scored at a lower rung"
 
 
 def cost_names(run: RunRecord) -> list[str]:
-    """Return the quantities accuracy is drawn against: MACs, latency, then the rest that any student has."""
-    known = {name for trial in run.trials for name in measured_values(trial)} - {"accuracy"}
+    """Return the quantities the score is drawn against: MACs, latency, then the rest that any student has."""
+    known = {name for trial in run.trials for name in measured_values(trial)} - {run.score.name}
     order = ["macs", "latency_ms", *(o.name for o in run.objectives), "params", *other_quantities(run)]
     return [name for name in dict.fromkeys(order) if name in known]
 
 
-def staircase(members: Sequence[FrontMember], name: str, direction: str) -> list[FrontMember]:
-    """Return the members that stand on the front of accuracy against `name` alone, cheapest first."""
-    axes = (Quantity(name, "", direction, "cheap"), Quantity("accuracy", "", "maximize", "trained"))  # type: ignore[arg-type]
-    having = [member for member in members if name in member.values and "accuracy" in member.values]
+def staircase(run: RunRecord, members: Sequence[FrontMember], name: str) -> list[FrontMember]:
+    """Return the members that stand on the front of the score against `name` alone, cheapest first."""
+    axes = (run.quantities.get(name, Quantity(name, "", "minimize", "cheap")), run.score)
+    having = [member for member in members if name in member.values and run.score.name in member.values]
     values = minimised([member.values for member in having], axes)
     kept = [(row[0], member) for row, member, on in zip(values, having, non_dominated(values), strict=True) if on]
     return [member for _, member in sorted(kept, key=lambda pair: float(pair[0]))]
 
 
-def accuracy_figure(run: RunRecord, name: str) -> Figure:
-    """Return accuracy against the quantity `name`: every student, the front, the recommended one and the teacher."""
-    drawing = go.Figure()
+def score_figure(run: RunRecord, name: str) -> Figure:
+    """Return the score against the quantity `name`: every student, the front, the recommended one and the teacher."""
+    drawing, score = go.Figure(), run.score
     xs, ys = _add_scored(drawing, run, name)
     members = front(run)
     if members:
         _add_front(drawing, run, members, name)
         xs += [member.values[name] for member in members if name in member.values]
-        ys += [end for m in members for end in share_interval(m.values["accuracy"], m.score_ci95)]
+        ys += [end for m in members for end in score.ends(m.values[score.name], m.score_ci95)]
     for total, fully in zip((xs, ys), _add_full_trainings(drawing, run, name), strict=True):
         total += fully
     if run.teacher is not None and name in run.teacher.values:
@@ -78,7 +151,7 @@ def accuracy_figure(run: RunRecord, name: str) -> Figure:
         drawing.add_scatter(
             x=[run.teacher.values[name]], y=[run.teacher.score], mode="markers", name="teacher",
             marker={"symbol": "star", "size": 17, "color": TEACHER, "line": {"color": "white", "width": 1}},
-            text=[f"teacher {escaped(run.teacher.name)}<br>accuracy {shown('accuracy', run.teacher.score)}<br>"
+            text=[f"teacher {escaped(run.teacher.name)}<br>{label(score.name)} {score.shown(run.teacher.score)}<br>"
                   f"{label(name)} {shown(name, run.teacher.values[name])}"],
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
@@ -88,8 +161,6 @@ def accuracy_figure(run: RunRecord, name: str) -> Figure:
             annotation_font_color=TEACHER, annotation_position="bottom left",
         )  # fmt: skip
         ys.append(run.teacher.score)
-    floor = _padded(ys)[0] if ys else 0.0
-    xs += _add_infeasible(drawing, run, name, floor)
     for bound in run.constraints:
         if bound.name == name:
             drawing.add_vline(bound.bound, line={"color": BROKEN, "dash": "dot", "width": 1.5})
@@ -97,17 +168,20 @@ def accuracy_figure(run: RunRecord, name: str) -> Figure:
     for goal in run.goals:
         drawing.add_hline(goal.bound, line={"color": BROKEN, "dash": "dot", "width": 1.5})
         ys.append(goal.bound)
+    vertical = score_axis(score, ys) if ys else {}
+    xs += _add_infeasible(drawing, run, name, vertical)
     log = is_log(xs)
     drawing.update_xaxes(title=axis_title(name) + (", log scale" if log else ""), type="log" if log else "linear")
     if log:
         marks = round_ticks(min(xs) / 2, max(xs) * 2, log=True)
         drawing.update_xaxes(tickvals=marks, ticktext=[scaled(value).strip() for value in marks])
-    drawing.update_yaxes(title="Validation accuracy", tickformat=".0%" if _spread(ys) > 0.05 else ".1%")
-    if ys:
-        drawing.update_yaxes(range=list(_padded(ys)))
-    bounds = " and ".join(bound_in_words(bound) for bound in run.constraints if bound.name == name)
-    caption = _accuracy_caption(run, members) + (f" The dotted line is the constraint: {bounds}." if bounds else "")
-    return Figure(f"accuracy-{name}", f"Accuracy against {label(name)}", caption, styled(drawing))
+    drawing.update_yaxes(title=f"Validation {label(score.name)}{_direction(score)}", **vertical)
+    bounds = " and ".join(bound_in_words(bound, score) for bound in run.constraints if bound.name == name)
+    caption = _score_caption(run, members) + (f" The dotted line is the constraint: {bounds}." if bounds else "")
+    title = label(score.name)
+    return Figure(
+        f"{score.name}-{name}", f"{title[:1].upper()}{title[1:]} against {label(name)}", caption, styled(drawing)
+    )
 
 
 def hypervolume_figure(run: RunRecord, over: str) -> Figure:
@@ -119,7 +193,6 @@ def hypervolume_figure(run: RunRecord, over: str) -> Figure:
     drawing = go.Figure()
     complete = [trial for trial in run.trials if trial.state == "complete"]
     fidelities = sorted({trial.fidelity for trial in complete}, key=lambda fidelity: fidelity.amount)
-    reference = ", ".join(f"{label(name)} {shown(name, value)}" for name, value in run.reference_point.items())
     unit, xs = "s", [0.0]
     for fidelity in fidelities:
         counted = [trial for trial in complete if trial.fidelity == fidelity]
@@ -151,7 +224,8 @@ def hypervolume_figure(run: RunRecord, over: str) -> Figure:
     drawing.update_xaxes(title=scores if over == "trials" else f"{since} ({unit})")
     drawing.update_yaxes(title="Hypervolume", rangemode="tozero")
     caption = (
-        f"Volume of objective space that the students found so far dominate, below the reference point ({reference}). "
+        f"Volume of objective space that the students found so far dominate, below the reference point "
+        f"({reference_in_words(run)}). "
         "Made of the search’s own scores; a flat end says that more trials of this kind found nothing better."
     )
     if len(fidelities) > 1:
@@ -164,7 +238,7 @@ def hypervolume_figure(run: RunRecord, over: str) -> Figure:
 
 
 def importance_figure(run: RunRecord, importance: Importance) -> Figure:
-    """Return one bar a choice: how much of the accuracy's variance it explains."""
+    """Return one bar a choice: how much of the scores' variance it explains."""
     pairs = sorted(importance.shares.items(), key=lambda pair: pair[1])
     drawing = go.Figure(
         go.Bar(
@@ -178,20 +252,17 @@ def importance_figure(run: RunRecord, importance: Importance) -> Figure:
     drawing = styled(drawing, height=max(240, 120 + 26 * len(pairs)))
     drawing.update_layout(showlegend=False, margin={"b": 60})
     drawing.update_yaxes(showgrid=False, automargin=True, tickfont={"size": 12})
-    teacher = "" if run.teacher is None else f" The teacher ({shown('accuracy', run.teacher.score)}) takes no part."
-    return Figure("importance", "Importance of each choice for accuracy", importance.explanation + teacher, drawing)
+    teacher = "" if run.teacher is None else f" The teacher ({run.score.shown(run.teacher.score)}) takes no part."
+    title = f"Importance of each choice for {label(run.score.name)}"
+    return Figure("importance", title, importance.explanation + teacher, drawing)
 
 
 def _add_scored(drawing: go.Figure, run: RunRecord, name: str) -> tuple[list[float], list[float]]:
     groups: dict[str, list[TrialRecord]] = {_LOWER: [], "scored by the search": [], "breaks a constraint": []}
-    full = {trial.number for trial in comparable(run)}
+    full, score = {trial.number for trial in comparable(run)}, run.score.name
     for trial in run.trials:
         values = measured_values(trial)
-        if (
-            trial.state in ("complete", "infeasible")
-            and name in values
-            and math.isfinite(values.get("accuracy", math.nan))
-        ):
+        if trial.state in ("complete", "infeasible") and name in values and math.isfinite(values.get(score, math.nan)):
             broken = trial.state == "infeasible" or bool(breaches(values, run.limits))
             scored = "scored by the search" if trial.number in full else _LOWER
             groups["breaks a constraint" if broken else scored].append(trial)
@@ -203,14 +274,14 @@ def _add_scored(drawing: go.Figure, run: RunRecord, name: str) -> tuple[list[flo
         rows = [measured_values(trial) for trial in trials]
         broken = title == "breaks a constraint"
         drawing.add_scatter(
-            x=[row[name] for row in rows], y=[row["accuracy"] for row in rows], mode="markers", name=title,
+            x=[row[name] for row in rows], y=[row[score] for row in rows], mode="markers", name=title,
             marker={"color": BROKEN if broken else FAINT, "size": 8, "opacity": 0.7,
                     "symbol": "x" if broken else "circle-open" if title == _LOWER else "circle"},
-            text=[_hover(trial, name, row) for trial, row in zip(trials, rows, strict=True)],
+            text=[_hover(run, trial, name, row) for trial, row in zip(trials, rows, strict=True)],
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
         xs += [row[name] for row in rows]
-        ys += [row["accuracy"] for row in rows]
+        ys += [row[score] for row in rows]
     return xs, ys
 
 
@@ -218,41 +289,47 @@ def _add_front(drawing: go.Figure, run: RunRecord, members: Sequence[FrontMember
     on_front = {member.trial.number for member in members}
     beaten = [m for m in candidates(run) if m.trial.repeats and m.trial.number not in on_front and name in m.values]
     if beaten:
-        _add_members(drawing, beaten, name, "retrained, dominated", FAINT, hollow=True)
-    quantity = run.quantities.get(name)
-    steps = staircase(members, name, quantity.direction if quantity else "minimize")
+        _add_members(drawing, run, beaten, name, "retrained, dominated", FAINT, hollow=True)
+    steps = staircase(run, members, name)
     drawing.add_scatter(
-        x=[member.values[name] for member in steps], y=[member.values["accuracy"] for member in steps], mode="lines",
+        x=[member.values[name] for member in steps], y=[m.values[run.score.name] for m in steps], mode="lines",
         line={"color": FRONT, "width": 2, "shape": "hv"}, showlegend=False, hoverinfo="skip",
     )  # fmt: skip
     having = [member for member in members if name in member.values]
     retrained = any(member.trial.repeats for member in members)
-    _add_members(drawing, having, name, "front, retrained (95 %)" if retrained else "front so far", FRONT)
+    _add_members(drawing, run, having, name, "front, retrained (95 %)" if retrained else "front so far", FRONT)
     chosen = recommended(run)
     if chosen is not None and name in (values := chosen.member.values):
         drawing.add_scatter(
-            x=[values[name]], y=[values["accuracy"]], mode="markers", name="recommended", hoverinfo="skip",
+            x=[values[name]], y=[values[run.score.name]], mode="markers", name="recommended", hoverinfo="skip",
             marker={"symbol": "circle-open", "size": 18, "color": RECOMMENDED, "line": {"width": 2.5}},
         )  # fmt: skip
 
 
 def _add_members(
-    drawing: go.Figure, members: Sequence[FrontMember], name: str, title: str, colour: str, hollow: bool = False
+    drawing: go.Figure,
+    run: RunRecord,
+    members: Sequence[FrontMember],
+    name: str,
+    title: str,
+    colour: str,
+    hollow: bool = False,
 ) -> None:
     drawing.add_scatter(
-        x=[member.values[name] for member in members], y=[member.values["accuracy"] for member in members],
+        x=[member.values[name] for member in members], y=[member.values[run.score.name] for member in members],
         mode="markers", name=title,
         marker={"color": colour, "size": 9, "symbol": "circle-open" if hollow else "circle"},
-        error_y=_interval_bars(members),
-        text=[_hover(member.trial, name, member.values, member.score_ci95) for member in members],
+        error_y=_interval_bars(run.score, members),
+        text=[_hover(run, member.trial, name, member.values, member.score_ci95) for member in members],
         hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
 
 
-def _interval_bars(members: Sequence[FrontMember]) -> dict[str, Any]:
-    """Return the members' intervals as plotly takes them; none leaves 0 to 100 %."""
-    halves = [(member.values["accuracy"], member.score_ci95 or 0.0) for member in members]
-    up, down = [min(half, 1 - mean) for mean, half in halves], [min(half, mean) for mean, half in halves]
+def _interval_bars(score: Quantity, members: Sequence[FrontMember]) -> dict[str, Any]:
+    """Return the members' intervals as plotly takes them; none of a fraction leaves 0 to 100 %."""
+    halves = [(member.values[score.name], member.score_ci95 or 0.0) for member in members]
+    up = [min(half, 1 - mean) if score.is_fraction else half for mean, half in halves]
+    down = [min(half, mean) for mean, half in halves]
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1.3, "width": 4}
 
 
@@ -265,42 +342,50 @@ def _add_full_trainings(drawing: go.Figure, run: RunRecord, name: str) -> tuple[
     xs, ys = [costs[training.arch_id][name] for training in found], [training.score for training in found]
     drawing.add_scatter(
         x=xs, y=ys, mode="markers", name="fully trained", marker={"symbol": "diamond", "size": 11, "color": FULL},
-        text=[f"{training.arch_id}, trained for {counted(training.epochs, 'epoch')}<br>accuracy "
-              f"{shown('accuracy', training.score)}, test {shown('accuracy', training.test_score)}"
+        text=[f"{training.arch_id}, trained for {counted(training.epochs, 'epoch')}<br>{label(run.score.name)} "
+              f"{run.score.shown(training.score)}, test {run.score.shown(training.test_score)}"
               for training in found],
         hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
     return xs, ys
 
 
-def _add_infeasible(drawing: go.Figure, run: RunRecord, name: str, floor: float) -> list[float]:
-    """Draw students refused before training as ticks on the lower edge; return where they stand."""
+def _add_infeasible(drawing: go.Figure, run: RunRecord, name: str, vertical: Mapping[str, Any]) -> list[float]:
+    """Draw students refused before training as ticks on the lower edge of the axis; return where they stand."""
+    edge = vertical.get("range", [0.0])[0]
+    floor = 10**edge if vertical.get("type") == "log" else edge
     refused = [
-        trial for trial in run.trials if trial.state == "infeasible" and "accuracy" not in measured_values(trial)
+        trial
+        for trial in run.trials
+        if trial.state == "infeasible" and name in (values := measured_values(trial)) and run.score.name not in values
     ]
-    refused = [trial for trial in refused if name in measured_values(trial)]
     if not refused:
         return []
     xs = [measured_values(trial)[name] for trial in refused]
     drawing.add_scatter(
         x=xs, y=[floor] * len(xs), mode="markers", name="refused untrained", cliponaxis=False,
         marker={"symbol": "line-ns", "size": 10, "color": BROKEN, "line": {"color": BROKEN, "width": 1.5}},
-        text=[f"trial {trial.number}: {escaped(reason_in_words(trial.reason))}" for trial in refused],
+        text=[f"trial {trial.number}: {escaped(reason_in_words(trial.reason, run.score))}" for trial in refused],
         hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
     return xs
 
 
-def _hover(trial: TrialRecord, name: str, values: Mapping[str, float], ci95: float | None = None) -> str:
-    accuracy = shown_interval("accuracy", values["accuracy"], ci95)
+def _hover(
+    run: RunRecord, trial: TrialRecord, name: str, values: Mapping[str, float], ci95: float | None = None
+) -> str:
+    score = f"{label(run.score.name)} {shown_interval(run.score, values[run.score.name], ci95)}"
     what = "<br>".join(escaped(line) for line in architecture_lines(trial.arch))
     return (
-        f"trial {trial.number} · {trial.arch.arch_id}<br>accuracy {accuracy}"
-        f"<br>{label(name)} {shown(name, values[name])}<br>{what}"
+        f"trial {trial.number} · {trial.arch.arch_id}<br>{score}<br>{label(name)} {shown(name, values[name])}<br>{what}"
     )
 
 
-def _accuracy_caption(run: RunRecord, members: Sequence[FrontMember]) -> str:
+def _direction(score: Quantity) -> str:
+    return "" if score.direction == "maximize" else " (lower is better)"
+
+
+def _score_caption(run: RunRecord, members: Sequence[FrontMember]) -> str:
     if any(member.trial.repeats for member in members):
         origin = run.config.final_fidelity.origin
         text = f"Grey: brief scores of the search. Blue: the front, retrained {origin}, mean and 95 % interval."
@@ -331,3 +416,71 @@ def _spread(values: Sequence[float]) -> float:
 def _padded(values: Sequence[float]) -> tuple[float, float]:
     margin = 0.08 * _spread(values) or 0.02
     return min(values) - margin, max(values) + margin
+
+
+_PHASES: Mapping[str, tuple[str, str]] = {
+    "student": ("student’s steps", FRONT),
+    "teacher": ("teacher", TEACHER),
+    "data": ("making batches", RECOMMENDED),
+    "evaluation": ("evaluation", "#7a55a3"),
+    "build": ("building and measuring", BROKEN),
+    "proposal": ("proposing", "#c9a227"),
+    "other": ("start-up, waiting and all else", FAINT),
+}
+"""Name in a trial's profile -> (words, colour), in the order in which bars are stacked."""
+
+
+def seconds_of(trial: TrialRecord) -> dict[str, float]:
+    """Return the seconds of one trial by phase, from its proposal to its end; what no phase accounts for is `other`.
+
+    Trials without a profile know only the teacher's share of their training.
+    """
+    profile = {name: seconds for name, seconds in trial.profile.items() if name in _PHASES}
+    known = profile or {"teacher": trial.teacher_seconds, "student": trial.train_seconds - trial.teacher_seconds}
+    if trial.started is None or trial.ended is None:
+        return known
+    whole = (trial.ended - trial.started).total_seconds()
+    return {**known, "other": max(0.0, whole - sum(known.values()))}
+
+
+def seconds_by_phase(run: RunRecord) -> dict[str, float]:
+    """Return the seconds of all trials by phase, the largest first; empty before a trial has taken time."""
+    sums: dict[str, float] = {}
+    for trial in run.trials:
+        for name, seconds in seconds_of(trial).items():
+            sums[name] = sums.get(name, 0.0) + seconds
+    return dict(sorted(((n, s) for n, s in sums.items() if s > 0), key=lambda item: -item[1]))
+
+
+def remarks(run: RunRecord) -> str:
+    """Return, in sentences, how many students a device trained at once and what slowed trials; empty where nothing."""
+    slowed = Counter(note for trial in run.trials for note in trial.notes)
+    lines = [run.packing[:1].upper() + run.packing[1:]] if run.packing else []
+    lines += [f"In {counted(trials, 'trial')} {note}" for note, trials in slowed.most_common()]
+    return " ".join(f"{line}." for line in lines)
+
+
+def time_figure(run: RunRecord) -> Figure:
+    """Return a stacked bar a trial, from its proposal to its end; the legend has each phase's share of all."""
+    sums = seconds_by_phase(run)
+    total = sum(sums.values()) or 1.0
+    rows = [(trial.number, seconds_of(trial)) for trial in run.trials]
+    drawing = go.Figure()
+    for name, (words, colour) in _PHASES.items():
+        if name in sums:
+            drawing.add_bar(
+                x=[number for number, _ in rows], y=[seconds.get(name, 0.0) for _, seconds in rows],
+                name=f"{words}: {100 * sums[name] / total:.1f} %", marker={"color": colour},
+                hovertemplate=f"trial %{{x}}: %{{y:.2f}} s, {words}<extra></extra>",
+            )  # fmt: skip
+    drawing.update_xaxes(title="Trial")
+    drawing.update_yaxes(title="Seconds", rangemode="tozero")
+    drawing = styled(drawing)
+    drawing.update_layout(barmode="stack", bargap=0.15, legend={"traceorder": "normal"})
+    return Figure(
+        "time",
+        "Where the time of the search went",
+        f"{duration(total)} of all trials together, each from proposal to end; those of several workers overlap. "
+        f"The first trials pay for the teacher’s outputs and for starting the workers. {remarks(run)}".rstrip(),
+        drawing,
+    )

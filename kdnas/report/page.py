@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run: works offline, asks nothing of any network."""
+"""A run's report: one self-contained HTML page that works offline and asks nothing of any network, and its files."""
 
 from __future__ import annotations
 
@@ -6,24 +6,42 @@ import html
 import itertools
 from collections.abc import Iterable, Sequence
 from importlib import resources
+from pathlib import Path
 
 import plotly.offline
 
+from kdnas import atomic
 from kdnas.audit.result import AuditResult, audit_result
+from kdnas.errors import RunFolderError
 from kdnas.plan.training_folder import full_trainings
 from kdnas.record.front import front, hypervolume_over_time
+from kdnas.record.products import note_products
 from kdnas.record.records import FrontMember, RunRecord
 from kdnas.report import summary
 from kdnas.report.architecture import architecture_drawing, architecture_in_words
 from kdnas.report.audit import audit_figure, audit_html
-from kdnas.report.figures import accuracy_figure, cost_names, hypervolume_figure, importance_figure
-from kdnas.report.importance import importance
+from kdnas.report.figures import (
+    Figure,
+    cost_names,
+    hypervolume_figure,
+    importance_figure,
+    score_figure,
+    seconds_by_phase,
+    time_figure,
+)
 from kdnas.report.parallel import parallel_figure
+from kdnas.report.picture import front_picture
 from kdnas.report.plans import draw_plans, find_plans, plans_html
-from kdnas.report.student_tables import front_html, full_trainings_html, trials_html
-from kdnas.report.style import Figure
-from kdnas.report.time_spent import seconds_by_phase, time_figure
-from kdnas.report.wording import shown, shown_interval
+from kdnas.report.searched import importance
+from kdnas.report.tables import (
+    front_of_page,
+    front_table,
+    full_trainings_table,
+    trials_of_page,
+    trials_table,
+    write_csv,
+)
+from kdnas.report.wording import label, shown_interval
 from kdnas.version import __version__
 
 # The browser itself refuses every request: nothing but what stands in the page may be used. Plotly compiles
@@ -70,11 +88,31 @@ def page(run: RunRecord, *, version: str = "") -> str:
     )
 
 
+def write_report(run: RunRecord, folder: Path | None = None) -> tuple[Path, ...]:
+    """Write report.html, front.csv, trials.csv and front.svg of `run` into `folder` (its own by default).
+
+    Each file is whole or untouched. Returns the paths. Raises RunFolderError where the folder cannot be written.
+    """
+    folder = run.folder if folder is None else folder
+    document = page(run)
+    try:
+        write_csv(trials_table(run), folder / "trials.csv")
+        write_csv(front_table(run), folder / "front.csv")
+        front_picture(run, folder / "front.svg")
+        atomic.write_text(folder / "report.html", document)
+    except OSError as error:
+        raise RunFolderError(f"{folder} cannot be written: {error.strerror or error}") from error
+    written = tuple(folder / name for name in ("report.html", "front.csv", "trials.csv", "front.svg"))
+    if folder == run.folder:
+        note_products(run, "report", written)
+    return written
+
+
 def figures(run: RunRecord) -> list[Figure]:
     """Return every figure there is data for; none before the first student is scored."""
     if not any(trial.state == "complete" for trial in run.trials):
         return []
-    drawings = [accuracy_figure(run, name) for name in cost_names(run)]
+    drawings = [score_figure(run, name) for name in cost_names(run)]
     drawings.append(parallel_figure(run))
     if hypervolume_over_time(run):
         drawings += [hypervolume_figure(run, "trials"), hypervolume_figure(run, "time")]
@@ -87,7 +125,7 @@ def figures(run: RunRecord) -> list[Figure]:
 
 
 def _header(run: RunRecord) -> str:
-    cards = [_card(title, member, sentence) for title, member, sentence in summary.highlights(run)]
+    cards = [_card(run, title, member, sentence) for title, member, sentence in summary.highlights(run)]
     if run.teacher is not None:
         notes = "".join(f"<p class=note>{_text(note)}</p>" for note in run.teacher.notes)
         cards.append(
@@ -111,16 +149,17 @@ def _no_front(run: RunRecord) -> str:
     return f'<p class="notice" role="status">{text}</p>\n'
 
 
-def _card(title: str, member: FrontMember, sentence: str) -> str:
-    accuracy, test = member.values.get("accuracy"), member.test_score
+def _card(run: RunRecord, title: str, member: FrontMember, sentence: str) -> str:
+    score, name = run.score, label(run.score.name)
+    value, test = member.values.get(score.name), member.test_score
     pairs = [("student", member.trial.arch.arch_id), ("trial", str(member.trial.number))]
     if test is not None:
-        pairs.append(("validation accuracy", shown_interval("accuracy", accuracy, member.score_ci95)))
-        big = f"{shown_interval('accuracy', test, member.test_score_ci95)} test accuracy"
+        pairs.append((f"validation {name}", shown_interval(score, value, member.score_ci95)))
+        big = f"{shown_interval(score, test, member.test_score_ci95)} test {name}"
     else:
-        big = f"{shown('accuracy', accuracy)} validation accuracy"
+        big = f"{shown_interval(score, value, None)} validation {name}"
     against = f'<div class="against">{_text(sentence)}</div>' if sentence else ""
-    pairs += summary.quantity_pairs(member.values)
+    pairs += summary.cost_pairs(run, member.values)
     head = f'<h3>{_text(title)}</h3><div class="big">{_text(big)}</div>'
     arch = member.trial.arch
     what = f'{architecture_drawing(arch)}<p class="what">{_text(architecture_in_words(arch))}</p>'
@@ -161,17 +200,15 @@ def _figure(figure: Figure) -> str:
 def _tables(run: RunRecord) -> str:
     if not run.trials:
         return ""
-    hint = (
-        '<p class="lead">Accuracies are in per cent here; front.csv and trials.csv hold the same numbers as fractions. '
-        "A column’s name sorts by it.</p>"
-    )
+    percent = "Scores are in per cent here; front.csv and trials.csv hold the same numbers as fractions. "
+    hint = f'<p class="lead">{percent if run.score.is_fraction else ""}A column’s name sorts by it.</p>'
     parts = []
     if front(run):
         tinted = "The student at the top of this page is tinted green."
         told = f"{tinted} {summary.near_chance(run)} {summary.distinguishing(run)}"
-        parts.append(f'<h2>The front</h2>{hint}{front_html(run)}<p class="lead">{_text(told.strip())}</p>')
+        parts.append(f'<h2>The front</h2>{hint}{front_of_page(run).html()}<p class="lead">{_text(told.strip())}</p>')
     parts.append(_full_trainings(run))
-    parts.append(f"<h2>All trials</h2>{trials_html(run)}")
+    parts.append(f"<h2>All trials</h2>{trials_of_page(run).html()}")
     return f"<section>{''.join(parts)}</section>"
 
 
@@ -180,7 +217,7 @@ def _full_trainings(run: RunRecord) -> str:
     if not found and not troubles:
         return ""
     told = '<p class="lead">One training each, by `kdnas train`; the test split was used once, at its end.</p>'
-    table = told + full_trainings_html(run, found) if found else ""
+    table = told + full_trainings_table(run, found).html() if found else ""
     return "<h2>Full trainings</h2>" + table + "".join(f'<p class="notice">{_text(line)}</p>' for line in troubles)
 
 

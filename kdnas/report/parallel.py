@@ -13,11 +13,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from kdnas.core.objective import Quantity
 from kdnas.record.front import as_member, comparable, front, measured_values
 from kdnas.record.records import FrontMember, RunRecord, TrialRecord
 from kdnas.report.architecture import architecture_lines
+from kdnas.report.figures import INK, TEACHER, Figure, blend, escaped, is_log, styled, teacher_value
 from kdnas.report.searched import Searched, searched
-from kdnas.report.style import INK, TEACHER, Figure, blend, escaped, is_log, styled, teacher_value
 from kdnas.report.wording import OFF, label, number, shown
 
 MOST_LINES = 200
@@ -26,26 +27,29 @@ MOST_LINES = 200
 
 def parallel_figure(run: RunRecord) -> Figure:
     """Return parallel coordinates over all that was searched and every objective: one line a student."""
-    everyone = [trial for trial in comparable(run) if "accuracy" in measured_values(trial)]
+    score = run.score
+    scores = {trial.number: values.get(score.name) for trial in comparable(run) for values in [measured_values(trial)]}
+    losses = {number: score.minimised(value) for number, value in scores.items() if value is not None}
+    everyone = [trial for trial in comparable(run) if trial.number in losses]
     members = {member.trial.number: member for member in front(run)}
-    ranked = sorted(everyone, key=lambda trial: (trial.number not in members, -measured_values(trial)["accuracy"]))
+    ranked = sorted(everyone, key=lambda trial: (trial.number not in members, losses[trial.number]))
     scored = ranked[:MOST_LINES]
     axes = _axes(run, scored, [members[t.number] if t.number in members else as_member(run, t) for t in scored])
     drawing = go.Figure()
-    accuracies = [measured_values(trial)["accuracy"] for trial in scored]
-    low, high = min(accuracies, default=0.0), max(accuracies, default=1.0)
+    found = [losses[trial.number] for trial in scored]
+    best, worst = min(found, default=0.0), max(found, default=1.0)
     lines: list[dict[str, Any]] = []
-    for trial, accuracy in sorted(zip(scored, accuracies, strict=True), key=lambda pair: pair[1]):
+    for trial in sorted(scored, key=lambda trial: -losses[trial.number]):
         member = members.get(trial.number) or as_member(run, trial)
         jitter = 0.07 * (((trial.number * 0.618034) % 1.0) - 0.5)
         heights = [axis.height(member, jitter) for axis in axes]
-        colour = blend((accuracy - low) / ((high - low) or 1.0))
+        colour = blend((worst - losses[trial.number]) / ((worst - best) or 1.0))
         on_front = trial.number in members
         lines.append({
             "type": "scatter", "x": list(range(len(axes))), "y": heights, "mode": "lines", "showlegend": False,
             "opacity": 1.0 if on_front else 0.45, "line": {"color": colour, "width": 3 if on_front else 1.1},
-            "hovertemplate": f"trial {trial.number}{', on the front' if on_front else ''}<br>accuracy "
-            f"{shown('accuracy', member.values['accuracy'])}<br>"
+            "hovertemplate": f"trial {trial.number}{', on the front' if on_front else ''}<br>"
+            f"{label(score.name)} {score.shown(member.values[score.name])}<br>"
             f"{'<br>'.join(map(escaped, architecture_lines(trial.arch)))}<extra></extra>",
         })  # fmt: skip
     # All at once: plotly's time for one more trace grows with those it has.
@@ -54,10 +58,12 @@ def parallel_figure(run: RunRecord) -> Figure:
     _add_teacher_on_axes(drawing, run, axes)
     drawing.add_scatter(
         x=[None], y=[None], mode="markers", showlegend=False, hoverinfo="skip",
-        marker={"color": [low], "cmin": low, "cmax": high or 1.0, "showscale": True, "size": 0.1,
-                "colorscale": [[i / 10, blend(i / 10)] for i in range(11)],
-                "colorbar": {"title": {"text": "search<br>accuracy"}, "tickformat": ".0%", "thickness": 12, "len": 0.9},
-                },
+        marker={"color": [score.minimised(best)], "showscale": True, "size": 0.1,
+                "cmin": min(map(score.minimised, (best, worst))), "cmax": max(map(score.minimised, (best, worst))) or 1,
+                "colorscale": [[i / 10, blend(i / 10 if score.direction == "maximize" else 1 - i / 10)]
+                               for i in range(11)],
+                "colorbar": {"title": {"text": f"search<br>{label(score.name)}"}, "thickness": 12, "len": 0.9,
+                             "tickformat": ".0%" if score.is_fraction else ""}},
     )  # fmt: skip
     # Titles of many axes are slanted, so the longest of them says how much room they need below.
     below = max(90, 30 + round(4.3 * max((len(axis.title) for axis in axes), default=0))) if len(axes) > 6 else 90
@@ -71,13 +77,13 @@ def parallel_figure(run: RunRecord) -> Figure:
     )  # fmt: skip
     drawing.update_yaxes(visible=False, range=[-0.09, 1.09])
     caption = (
-        "Each line is one student, coloured by the accuracy of the search; thick lines stand on the front. Lines at "
+        "Each line is one student, coloured by the score of the search; thick lines stand on the front. Lines at "
         "the same choice are spread a little so that they can be told apart; “off” is a choice that this student does "
         "not have. What took one value has no axis. The teacher is no point of the space, so its stars stand on the "
         "axes of the objectives only."
     )
     if len(everyone) > len(scored):
-        caption += f" Of {len(everyone)} students only the front and the most accurate are drawn, {len(scored)} in all."
+        caption += f" Of {len(everyone)} students only the front and the best are drawn, {len(scored)} in all."
     return Figure("parallel", "Choices and what came of them", caption, drawing, wide=True)
 
 
@@ -93,6 +99,8 @@ class _Axis:
     log: bool = False
     chosen: Mapping[int, Any] = field(default_factory=dict)
     """Of what was searched: the value by trial number."""
+    of: Quantity | None = None
+    """The score, where it is the score's axis."""
 
     @property
     def is_quantity(self) -> bool:
@@ -113,7 +121,7 @@ class _Axis:
 
     def shown(self, value: float) -> str:
         """Return a number on the axis with its unit."""
-        return shown(self.name, value) if self.is_quantity else number(value)
+        return shown(self.of or self.name, value) if self.is_quantity else number(value)
 
 
 def _axes(run: RunRecord, trials: Sequence[TrialRecord], members: Sequence[FrontMember]) -> list[_Axis]:
@@ -123,7 +131,9 @@ def _axes(run: RunRecord, trials: Sequence[TrialRecord], members: Sequence[Front
         if run.teacher is not None and (teacher := teacher_value(run, objective.name)) is not None:
             known.append(teacher)
         if known:
-            axes.append(_Axis(label(objective.name), objective.name, (), min(known), max(known), log=is_log(known)))
+            of = run.score if objective == run.score else None
+            ends = min(known), max(known)
+            axes.append(_Axis(label(objective.name), objective.name, (), *ends, log=is_log(known), of=of))
     return axes
 
 
@@ -155,7 +165,7 @@ def _add_axes(drawing: go.Figure, axes: Sequence[_Axis]) -> None:
 
 def _add_teacher_on_axes(drawing: go.Figure, run: RunRecord, axes: Sequence[_Axis]) -> None:
     places = [
-        (i, axis.position(value), f"teacher: {label(axis.name)} {shown(axis.name, value)}")
+        (i, axis.position(value), f"teacher: {label(axis.name)} {axis.shown(value)}")
         for i, axis in enumerate(axes)
         if axis.is_quantity and (value := teacher_value(run, axis.name)) is not None
     ]

@@ -1,4 +1,4 @@
-"""The front as a small SVG picture, for a README: accuracy against one cost, written by hand, so nothing is needed."""
+"""The front as a small SVG picture, for a README: the score against one cost, written by hand, so nothing is needed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,23 @@ from html import escape
 from pathlib import Path
 
 from kdnas import atomic
-from kdnas.core.interval import share_interval
-from kdnas.core.objective import breaches
+from kdnas.core.objective import Quantity, breaches
 from kdnas.record.front import comparable, front, measured_values, recommended
 from kdnas.record.records import FrontMember, RunRecord
-from kdnas.report.figures import cost_names, staircase
-from kdnas.report.style import BROKEN, FAINT, FRONT, GRID, INK, RECOMMENDED, TEACHER, is_log, round_ticks
-from kdnas.report.wording import axis_title, scaled
+from kdnas.report.figures import (
+    BROKEN,
+    FAINT,
+    FRONT,
+    GRID,
+    INK,
+    RECOMMENDED,
+    TEACHER,
+    cost_names,
+    is_log,
+    round_ticks,
+    staircase,
+)
+from kdnas.report.wording import axis_title, label, scaled
 
 _WIDTH, _HEIGHT = 760, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 20, 52, 62
@@ -45,26 +55,24 @@ def front_picture(run: RunRecord, path: Path) -> None:
 
 
 def front_svg(run: RunRecord, name: str | None = None) -> str:
-    """Return accuracy against the quantity `name` (by default the first) as SVG; without a front a line saying so."""
-    members = front(run)
+    """Return the score against the quantity `name` (by default the first) as SVG; without a front a line saying so."""
+    members, score = front(run), run.score
     names = cost_names(run)
     name = name or (names[0] if names else None)
     if not members or name is None:
         text = f'<text x="{_WIDTH / 2}" y="{_HEIGHT / 2}" text-anchor="middle">No student has been scored yet.</text>'
         return _document(run, [text])
-    scored = [
-        values for trial in comparable(run) if name in (values := measured_values(trial)) and "accuracy" in values
-    ]
+    scored = [v for trial in comparable(run) if name in (v := measured_values(trial)) and score.name in v]
     teacher = run.teacher if run.teacher is not None and name in run.teacher.values else None
     xs = [values[name] for values in scored] + [member.values[name] for member in members if name in member.values]
-    ys = [values["accuracy"] for values in scored]
-    ys += [end for m in members for end in share_interval(m.values["accuracy"], m.score_ci95)]
+    ys = [values[score.name] for values in scored]
+    ys += [end for m in members for end in score.ends(m.values[score.name], m.score_ci95)]
     if teacher is not None:
         xs.append(teacher.values[name])
     if run.teacher is not None:
         ys.append(run.teacher.score)
-    x, y = _scales(xs, ys)
-    parts = [*_grid(x, y, name), *_points(run, scored, name, x, y), *_front(run, members, name, x, y)]
+    x, y = _scales(xs, ys, score)
+    parts = [*_grid(x, y, name, score), *_points(run, scored, name, x, y), *_front(run, members, name, x, y)]
     if teacher is not None:
         parts.append(_star(x(teacher.values[name]), y(teacher.score)))
     elif run.teacher is not None:
@@ -73,26 +81,30 @@ def front_svg(run: RunRecord, name: str | None = None) -> str:
     return _document(run, [*parts, *_legend(run, members)])
 
 
-def _scales(xs: list[float], ys: list[float]) -> tuple[_Scale, _Scale]:
-    log = is_log(xs)
+def _scales(xs: list[float], ys: list[float], score: Quantity) -> tuple[_Scale, _Scale]:
     low, high = min(xs), max(xs)
+    flat = 0.5 * abs(high) or 1.0
+    horizontal = _Scale(*_padded(low, high, 0.05, flat, is_log(xs)), _LEFT, _WIDTH - _RIGHT, is_log(xs))
+    log = not score.is_fraction and is_log(ys)
+    return horizontal, _Scale(*_padded(min(ys), max(ys), 0.06, 0.02, log), _HEIGHT - _BOTTOM, _TOP, log)
+
+
+def _padded(low: float, high: float, share: float, flat: float, log: bool) -> tuple[float, float]:
+    """Return a range with a margin of this share of it at both ends, `flat` where it has no length."""
     if log:
-        margin = (high / low) ** 0.05
-        low, high = low / margin, high * margin
-    else:
-        margin = 0.05 * (high - low) or 0.5 * abs(high) or 1.0
-        low, high = low - margin, high + margin
-    margin = 0.06 * (max(ys) - min(ys)) or 0.02
-    horizontal = _Scale(low, high, _LEFT, _WIDTH - _RIGHT, log)
-    return horizontal, _Scale(min(ys) - margin, max(ys) + margin, _HEIGHT - _BOTTOM, _TOP, False)
+        margin = (high / low) ** share
+        return low / margin, high * margin
+    margin = share * (high - low) or flat
+    return low - margin, high + margin
 
 
-def _grid(x: _Scale, y: _Scale, name: str) -> list[str]:
+def _grid(x: _Scale, y: _Scale, name: str, score: Quantity) -> list[str]:
     parts = []
     decimals = 0 if y.high - y.low > 0.05 else 1
     for value in y.ticks():
+        mark = f"{100 * value:.{decimals}f} %" if score.is_fraction else f"{value:g}"
         parts.append(_line(x.start, y(value), x.end, y(value), GRID))
-        parts.append(_label(x.start - 8, y(value) + 4, f"{100 * value:.{decimals}f} %", "end"))
+        parts.append(_label(x.start - 8, y(value) + 4, mark, "end"))
     for value in x.ticks():
         parts.append(_line(x(value), y.start, x(value), y.end, GRID))
         parts.append(_label(x(value), y.start + 18, scaled(value).strip(), "middle"))
@@ -102,40 +114,39 @@ def _grid(x: _Scale, y: _Scale, name: str) -> list[str]:
     parts.append(_label((x.start + x.end) / 2, _HEIGHT - 16, title, "middle"))
     middle = (y.start + y.end) / 2
     parts.append(f'<text x="18" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 18 {middle:.1f})">'
-                 "Validation accuracy</text>")  # fmt: skip
+                 f"Validation {label(score.name)}</text>")  # fmt: skip
     return parts
 
 
 def _points(run: RunRecord, scored: list[dict[str, float]], name: str, x: _Scale, y: _Scale) -> list[str]:
     return [
-        f'<circle cx="{x(values[name]):.1f}" cy="{y(values["accuracy"]):.1f}" r="3.6" '
+        f'<circle cx="{x(values[name]):.1f}" cy="{y(values[run.score.name]):.1f}" r="3.6" '
         f'fill="{BROKEN if breaches(values, run.limits) else FAINT}" fill-opacity="0.65"/>'
         for values in scored
     ]
 
 
 def _front(run: RunRecord, members: tuple[FrontMember, ...], name: str, x: _Scale, y: _Scale) -> list[str]:
-    quantity = run.quantities.get(name)
-    steps = staircase(members, name, quantity.direction if quantity else "minimize")
+    score, steps = run.score, staircase(run, members, name)
     path = "".join(
-        f"M{x(m.values[name]):.1f} {y(m.values['accuracy']):.1f}" if i == 0
-        else f"H{x(m.values[name]):.1f}V{y(m.values['accuracy']):.1f}"
+        f"M{x(m.values[name]):.1f} {y(m.values[score.name]):.1f}" if i == 0
+        else f"H{x(m.values[name]):.1f}V{y(m.values[score.name]):.1f}"
         for i, m in enumerate(steps)
     )  # fmt: skip
     parts = [f'<path d="{path}" fill="none" stroke="{FRONT}" stroke-width="1.8"/>']
     for member in members:
         if name not in member.values:
             continue
-        across, accuracy = x(member.values[name]), member.values["accuracy"]
+        across, mean = x(member.values[name]), member.values[score.name]
         if member.score_ci95:
-            low, high = map(y, share_interval(accuracy, member.score_ci95))
+            low, high = map(y, score.ends(mean, member.score_ci95))
             parts.append(_line(across, low, across, high, FRONT, 'stroke-width="1.3"'))
             parts += [_line(across - 4, end, across + 4, end, FRONT, 'stroke-width="1.3"') for end in (low, high)]
-        parts.append(f'<circle cx="{across:.1f}" cy="{y(accuracy):.1f}" r="4.6" fill="{FRONT}"/>')
+        parts.append(f'<circle cx="{across:.1f}" cy="{y(mean):.1f}" r="4.6" fill="{FRONT}"/>')
     chosen = recommended(run)
     if chosen is not None and name in (values := chosen.member.values):
         parts.append(
-            f'<circle cx="{x(values[name]):.1f}" cy="{y(values["accuracy"]):.1f}" r="9" fill="none" '
+            f'<circle cx="{x(values[name]):.1f}" cy="{y(values[score.name]):.1f}" r="9" fill="none" '
             f'stroke="{RECOMMENDED}" stroke-width="2.2"/>'
         )
     return parts
@@ -177,7 +188,7 @@ def _label(x: float, y: float, text: str, anchor: str) -> str:
 
 
 def _document(run: RunRecord, parts: list[str]) -> str:
-    title = escape(f"{run.config.name}: accuracy of the students against their cost")
+    title = escape(f"{run.config.name}: {label(run.score.name)} of the students against their cost")
     lines = "\n".join(parts)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '

@@ -11,14 +11,15 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from kdnas.core.arch import Scalar
+from kdnas.core.objective import ACCURACY
 from kdnas.core.shrinking import FinishedStage, ShrinkingRecord, Stage, dimension_of
 from kdnas.core.words import counted
 from kdnas.errors import InputError
 from kdnas.plan.plan_file import Step, TrainingPlan, find_plan, load_plan
 from kdnas.record.records import RunRecord
-from kdnas.report.html_table import Column, plain_rows, table_html
-from kdnas.report.style import BROKEN, FAINT, FRONT, GRID, INK, RECOMMENDED, TEACHER, Figure, escaped, styled
-from kdnas.report.wording import duration, scaled, shown
+from kdnas.report.figures import BROKEN, FAINT, FRONT, GRID, INK, RECOMMENDED, TEACHER, Figure, escaped, styled
+from kdnas.report.table import Table
+from kdnas.report.wording import duration, label, scaled, shown
 from kdnas.training.supernet.shrinking_file import find_shrinking, read_shrinking
 
 
@@ -66,17 +67,17 @@ def plans_html(run: RunRecord, plans: Sequence[FoundPlan], drawings: Sequence[st
             parts.append(f"<p class='notice'>{_text(where)} cannot be shown: {_text(found.problem)}</p>")
             continue
         if found.plan is not None:
-            parts.append(f"<h3>{_text(_title(found.plan, where))}</h3>{_plan_html(found.plan)}")
+            parts.append(f"<h3>{_text(_title(found.plan, where))}</h3>{_plan_html(found.plan, run)}")
         else:
             parts.append(f"<h3>The run’s supernet: {_text(where)}</h3>")
         parts.append(f'<div class="figures">{drawing}</div>' if drawing else "")
         for name, recorded, _ in found.recorded:
-            parts.append(_table(*stage_table(recorded), f"Stages of {name}", text=(1, 3, 6), long=(2, 8, 9, 10)))
+            parts.append(stage_table(recorded, f"Stages of {name}").html())
     return "".join(parts) + "</section>"
 
 
-def stage_table(recorded: ShrinkingRecord) -> tuple[list[str], list[list[str]]]:
-    """Return (headings, rows) of a supernet's stages: settings, what was allowed, and why each began and ended."""
+def stage_table(recorded: ShrinkingRecord, name: str) -> Table:
+    """Return a supernet's stages as a table called `name`: settings, what was allowed, and why each began and ended."""
     headings = ["#", "stage", "allowed", "budget", "steps", "learning rate", "subnets a step", "KD weight"]
     rows = []
     before: Mapping[str, Sequence[Scalar]] = {}
@@ -98,7 +99,8 @@ def stage_table(recorded: ShrinkingRecord) -> tuple[list[str], list[list[str]]]:
             ]
         )
         before = stage.allowed
-    return [*headings, "why it began", "measured before it", "how it ended"], rows
+    headings += ["why it began", "measured before it", "how it ended"]
+    return Table.of_texts(name, headings, rows, text=(1, 3, 6), long=(2, 8, 9, 10))
 
 
 def _change(before: Mapping[str, Sequence[Scalar]], allowed: Mapping[str, Sequence[Scalar]]) -> str:
@@ -148,7 +150,7 @@ def _title(plan: TrainingPlan, where: Path) -> str:
     return f"{what} of student {plan.student.arch_id}, route {plan.route}: {where}"
 
 
-def _plan_html(plan: TrainingPlan) -> str:
+def _plan_html(plan: TrainingPlan, run: RunRecord) -> str:
     budget = plan.budget
     lead = (
         f"Chosen because: {plan.why}. Budget: the work of {counted(budget.epochs, 'epoch')} of the student on "
@@ -163,37 +165,24 @@ def _plan_html(plan: TrainingPlan) -> str:
         [
             item.route,
             str(item.epochs),
-            shown("accuracy", item.accuracy),
+            shown(run.score, item.accuracy),
             duration(item.train_seconds) if item.accuracy is not None else "–",
             item.note or "–",
         ]
         for item in plan.measured
     ]
-    table = _table(headings, rows, "Steps", text=range(5))
-    if measured:
-        table += _table(
-            ["route", "epochs", "validation accuracy", "time", "note"], measured, "Measured routes", long=(4,)
-        )
-    return f"<p class=lead>{_text(lead)}</p>{table}"
+    tried = ["route", "epochs", f"validation {label(run.score.name)}", "time", "note"]
+    tables = (
+        Table.of_texts("Steps", headings, rows, text=range(5)),
+        Table.of_texts("Measured routes", tried, measured, long=(4,)),
+    )
+    return f"<p class=lead>{_text(lead)}</p>{''.join(table.html() for table in tables)}"
 
 
 def _step_cells(step: Step) -> list[str]:
     if step.kind == "distil":
         return [step.teacher, step.init, counted(step.epochs, "epoch"), f"× {step.learning_rate:g}"]
     return [step.teacher, step.init, f"policy {step.settings.shrinking.policy}", "by stage"]
-
-
-def _table(
-    headings: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    name: str,
-    *,
-    text: Sequence[int] = (0,),
-    long: Sequence[int] = (),
-) -> str:
-    """Return a table of texts; the columns of `text` and `long` are aligned left, and wrap in the latter."""
-    columns = [Column(head, text=k in (*text, *long), long=k in long) for k, head in enumerate(headings)]
-    return table_html(columns, plain_rows(rows), name)
 
 
 def _text(value: object) -> str:
@@ -306,9 +295,7 @@ def how_it_ended(finished: FinishedStage) -> str:
     panel = finished.panel
     if panel is None:
         return finished.ended
-    scores = ", ".join(
-        f"{part} {shown('accuracy', getattr(panel, part))}" for part in ("smallest", "middle", "largest")
-    )
+    scores = ", ".join(f"{part} {ACCURACY.shown(getattr(panel, part))}" for part in ("smallest", "middle", "largest"))
     return f"{finished.ended}; then {scores}, mean loss {panel.loss:.4g}"
 
 
@@ -384,7 +371,7 @@ def _add_accuracies(drawing: go.Figure, recorded: ShrinkingRecord, teacher: floa
         drawing.add_scatter(
             x=[spent for spent, _ in points], y=[value for _, value in points], yaxis="y2", mode="lines+markers",
             name=name, line={"color": _SCORED[name], "width": 1.6}, marker={"size": 5},
-            text=[f"{name} {shown('accuracy', value)}<br>{spent:.1%} of the budget spent" for spent, value in points],
+            text=[f"{name} {ACCURACY.shown(value)}<br>{spent:.1%} of the budget spent" for spent, value in points],
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     if teacher is not None:

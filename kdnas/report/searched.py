@@ -1,18 +1,27 @@
-"""What a search varied, student by student, and which of it is stuck at an end of the range that it was given."""
+"""What a search varied, student by student: which of it is stuck at an end of its range, and how much each matters.
+
+Importance is by functional ANOVA over the search's own scores (Hutter, Hoos and Leyton-Brown, "An Efficient Approach
+for Assessing Hyperparameter Importance", ICML 2014).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+
+from kdnas.audit.sample import search_fidelity
 from kdnas.core.arch import Scalar, normalise_scalar
 from kdnas.core.space import SearchSpace
 from kdnas.errors import RunFolderError
 from kdnas.record.front import comparable, measured_values
 from kdnas.record.records import RunRecord, TrialRecord
 from kdnas.record.run_folder import recorded_space
-from kdnas.report.wording import number
+from kdnas.report.wording import label, number
 
 FEWEST_BEST = 3
 _BEST_SHARE = 0.2
@@ -74,23 +83,22 @@ def searched(run: RunRecord, trials: Sequence[TrialRecord]) -> list[Searched]:
 
 
 def stuck_at_bounds(run: RunRecord) -> list[str]:
-    """Return in words which choices and tuned settings the most accurate students have at an end of their range.
+    """Return in words which choices and tuned settings the best students have at an end of their range.
 
     Said where at least four in five of the best fifth are there, the very best among them, where an even search would
     leave so many there in less than one of twenty cases, and where students there score better than the others (Mann
     and Whitney's test, 1 %). A depth of 0 is the end of what there is, not of what was offered.
     """
-    trials = [t for t in comparable(run) if math.isfinite(measured_values(t).get("accuracy", math.nan))]
+    trials, losses = _losses(run, comparable(run))
     if len(trials) < 2 * FEWEST_BEST:
         return []
-    accuracies = [measured_values(trial)["accuracy"] for trial in trials]
-    best = sorted(range(len(trials)), key=lambda index: -accuracies[index])
+    best = sorted(range(len(trials)), key=losses.__getitem__)
     best = best[: max(FEWEST_BEST, round(_BEST_SHARE * len(trials)))]
-    sentences = [_stuck(setting, accuracies, best) for setting in searched(run, trials) if setting.numeric]
+    sentences = [_stuck(setting, losses, best) for setting in searched(run, trials) if setting.numeric]
     return [sentence for sentence in sentences if sentence]
 
 
-def _stuck(setting: Searched, accuracies: Sequence[float], best: Sequence[int]) -> str:
+def _stuck(setting: Searched, losses: Sequence[float], best: Sequence[int]) -> str:
     numbers = [float(value) for value in setting.domain]
     low, high = min(numbers), max(numbers)
     by_chance = _END_SHARE if setting.tuned else 1 / len(numbers)
@@ -98,8 +106,8 @@ def _stuck(setting: Searched, accuracies: Sequence[float], best: Sequence[int]) 
         there = [None if value is None else setting.is_at(value, end, _END_SHARE) for value in setting.values]
         having = [index for index in best if there[index] is not None]
         hits = sum(bool(there[index]) for index in having)
-        at_end = [accuracy for accuracy, is_there in zip(accuracies, there, strict=True) if is_there]
-        others = [accuracy for accuracy, is_there in zip(accuracies, there, strict=True) if is_there is False]
+        at_end = [loss for loss, is_there in zip(losses, there, strict=True) if is_there]
+        others = [loss for loss, is_there in zip(losses, there, strict=True) if is_there is False]
         if (
             len(having) < FEWEST_BEST
             or not setting.is_at(setting.values[having[0]], end, _TIP_SHARE)
@@ -109,7 +117,7 @@ def _stuck(setting: Searched, accuracies: Sequence[float], best: Sequence[int]) 
             or end == 0 == low
         ):
             continue
-        count = f"{hits} of the {len(having)} most accurate students"
+        count = f"{hits} of the {len(having)} best students"
         if setting.tuned:
             return (
                 f"{setting.name} is stuck at the {which} end of its range, {number(low)} to {number(high)} ({count}): "
@@ -122,9 +130,16 @@ def _stuck(setting: Searched, accuracies: Sequence[float], best: Sequence[int]) 
     return ""
 
 
+def _losses(run: RunRecord, trials: Iterable[TrialRecord]) -> tuple[list[TrialRecord], list[float]]:
+    """Return those of `trials` with a finite score, and the scores so that smaller is better."""
+    scores = [(trial, measured_values(trial).get(run.score.name, math.nan)) for trial in trials]
+    known = [(trial, run.score.minimised(value)) for trial, value in scores if math.isfinite(value)]
+    return [trial for trial, _ in known], [loss for _, loss in known]
+
+
 def _better_by_chance(ours: Sequence[float], others: Sequence[float]) -> float:
-    """Return how likely `ours` are so much above `others` by chance (Mann and Whitney's U, normal approximation)."""
-    wins = sum((a > b) + 0.5 * (a == b) for a in ours for b in others)
+    """Return how likely `ours` are so much below `others` by chance (Mann and Whitney's U, normal approximation)."""
+    wins = sum((a < b) + 0.5 * (a == b) for a in ours for b in others)
     pairs = len(ours) * len(others)
     deviation = math.sqrt(pairs * (len(ours) + len(others) + 1) / 12)
     return 0.5 * math.erfc((wins - pairs / 2) / deviation / math.sqrt(2)) if pairs else 1.0
@@ -183,3 +198,112 @@ def _tuned(run: RunRecord, trials: Sequence[TrialRecord]) -> list[Searched]:
 
 def _in_order(values: set[Scalar]) -> tuple[Scalar, ...]:
     return tuple(sorted(values, key=lambda value: (isinstance(value, str), value)))
+
+
+FEWEST_TRIALS = 10
+"""Below so many complete trials an importance is noise and none is shown."""
+# Trees times trials: the forest shrinks as trials grow, because a live page is redrawn after every trial.
+_TREE_TRIALS = 6400
+_FILLINGS = 4
+"""So often is what a student does not have drawn anew: one drawing would correlate with the score by chance."""
+
+
+@dataclass(frozen=True)
+class Importance:
+    """The share of the scores' variance by choice, in [0, 1], summing to 1; empty when it cannot be known."""
+
+    shares: Mapping[str, float]
+    explanation: str
+
+
+def importance(run: RunRecord) -> Importance:
+    """Return the importance for the score of every choice and tuned setting that varied among the complete trials."""
+    complete, _ = _losses(run, (trial for trial in run.trials if trial.state == "complete"))
+    # Of a search with rungs: the scores of the one that most students reached.
+    usual = search_fidelity(complete) if complete else None
+    trials = [trial for trial in complete if trial.fidelity == usual]
+    scores = [measured_values(trial)[run.score.name] for trial in trials]
+    if len(trials) < FEWEST_TRIALS:
+        return Importance({}, f"Needs at least {FEWEST_TRIALS} complete trials; there are {len(trials)}.")
+    columns = searched(run, trials)
+    if not columns or min(scores) == max(scores):
+        return Importance({}, "Every complete trial made the same choices or reached the same score.")
+    return Importance(
+        _shares(columns, scores),
+        f"Share of the variance of {label(run.score.name)} that each choice explains by itself: functional ANOVA "
+        f"(Hutter et al., ICML 2014), a random forest on the {len(trials)} brief scores of the search "
+        f"{trials[0].fidelity.reached}. Choices that took one value are left out. Where a student does not have a "
+        "choice, such as the width of a stage left out, that says nothing of the choice and counts for the one that "
+        "left it out, such as the stage’s depth. It describes the students that this search visited, not the whole "
+        "space, and with few trials it is rough: read the order, not the digits.",
+    )
+
+
+def _shares(columns: Sequence[Searched], scores: Sequence[float]) -> dict[str, float]:
+    """Return the main effects, as the mean over several fillings of what students do not have."""
+    gaps = any(value is None for column in columns for value in column.values)
+    trees = max(4, min(32, _TREE_TRIALS // len(scores)))
+    fillings = _FILLINGS if gaps else 1
+    rng = np.random.default_rng(0)
+    found = [_effects(_filled(columns, rng), scores, -(-trees // fillings)) for _ in range(fillings)]
+    means = {column.name: sum(effects[column.name] for effects in found) / fillings for column in columns}
+    return dict(sorted(means.items(), key=lambda item: -item[1]))
+
+
+def _filled(columns: Sequence[Searched], rng: np.random.Generator) -> dict[str, tuple[Searched, list[Any]]]:
+    """Return the columns with each gap drawn from the values that other students have.
+
+    A student without the choice would score the same with any value of it. A value of its own for the gap would tell
+    again, in every choice that vanishes with a stage, that the stage is left out.
+    """
+    filled = {}
+    for column in columns:
+        known = [value for value in column.values if value is not None]
+        drawn = rng.integers(len(known), size=len(column.values))
+        values = [known[pick] if value is None else value for value, pick in zip(column.values, drawn, strict=True)]
+        filled[column.name] = (column, values)
+    return filled
+
+
+def _effects(
+    columns: Mapping[str, tuple[Searched, list[Any]]], scores: Sequence[float], trees: int
+) -> dict[str, float]:
+    import optuna
+
+    encoded = {name: _encoded(column, values) for name, (column, values) in columns.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            study = optuna.create_study(direction="maximize")
+        finally:
+            optuna.logging.set_verbosity(verbosity)
+        study.add_trials(
+            [
+                optuna.trial.create_trial(
+                    value=score,
+                    params={name: values[i] for name, (values, _) in encoded.items()},
+                    distributions={name: distribution for name, (_, distribution) in encoded.items()},
+                )
+                for i, score in enumerate(scores)
+            ]
+        )
+        evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=trees, max_depth=32, seed=0)
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+        return {name: float(share) for name, share in found.items()}
+
+
+def _encoded(column: Searched, values: Sequence[Any]) -> tuple[list[Any], Any]:
+    """Return the column as Optuna takes it: real numbers as they are, ordered ones by rank, all else by name."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    domain = {value for value in column.values if value is not None}
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in domain)
+    if numbers and any(isinstance(value, float) for value in domain):
+        low, high = (float(end(domain)) for end in (min, max))
+        return list(values), FloatDistribution(low, high, log=column.log)
+    if numbers:
+        ranks = {value: rank for rank, value in enumerate(sorted(domain))}
+        return [ranks[value] for value in values], IntDistribution(0, len(ranks) - 1)
+    return [str(value) for value in values], CategoricalDistribution(sorted(str(value) for value in domain))

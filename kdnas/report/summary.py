@@ -12,6 +12,7 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import breaches
 from kdnas.core.pick import FEWEST_FOR_A_KNEE, SHORTEST_PREFIX
 from kdnas.core.words import counted
+from kdnas.plugins import short_name
 from kdnas.record.front import (
     SIGNIFICANCE,
     best_of,
@@ -34,6 +35,7 @@ from kdnas.report.wording import (
     fraction_of,
     label,
     reason_in_words,
+    reference_in_words,
     shown,
     shown_interval,
 )
@@ -49,12 +51,13 @@ def what_was_searched(run: RunRecord) -> str:
     config = run.config
     names = [label(objective.name) for objective in run.objectives]
     objectives = f"{', '.join(names[:-1])} and {names[-1]}"
-    bounds = f", with {' and '.join(map(bound_in_words, run.constraints))}" if run.constraints else ""
+    stated = " and ".join(bound_in_words(bound, run.score) for bound in run.constraints)
+    bounds = f", with {stated}" if stated else ""
     classes = f" ({len(run.class_names)} classes)" if run.class_names else ""
-    source = f"scored by the evaluator {config.evaluator.type}"
+    source = f"scored by the evaluator {short_name(config.evaluator.type)}"
     if run.trains and config.data is not None and config.teacher is not None:
-        teacher = run.teacher.name if run.teacher else config.teacher.type
-        source = f"for the data set {config.data.type}{classes}, distilled from the teacher {teacher}"
+        teacher = run.teacher.name if run.teacher else short_name(config.teacher.type)
+        source = f"for the data set {short_name(config.data.type)}{classes}, distilled from the teacher {teacher}"
     return f"{_students_of(run)} {source}, for the best trade-off of {objectives}{bounds}."
 
 
@@ -113,17 +116,17 @@ def teacher_numbers(run: RunRecord) -> list[tuple[str, str]]:
     """Return the teacher's numbers as (name, value) pairs; FLOPs stand beside MACs."""
     if run.teacher is None:
         return []
-    pairs = [("validation accuracy", shown("accuracy", run.teacher.score))]
+    pairs = [(f"validation {label(run.score.name)}", run.score.shown(run.teacher.score))]
     if run.teacher.test_score is not None:
-        pairs.append(("test accuracy", shown("accuracy", run.teacher.test_score)))
-    return pairs + quantity_pairs(run.teacher.values)
+        pairs.append((f"test {label(run.score.name)}", run.score.shown(run.teacher.test_score)))
+    return pairs + cost_pairs(run, run.teacher.values)
 
 
-def quantity_pairs(values: Mapping[str, float]) -> list[tuple[str, str]]:
+def cost_pairs(run: RunRecord, values: Mapping[str, float]) -> list[tuple[str, str]]:
     """Return the costs among `values` as (name, value) pairs, FLOPs = 2 x MACs beside MACs."""
     pairs = []
     for name, value in values.items():
-        if name.endswith("accuracy"):
+        if name == run.score.name:
             continue
         pairs.append((label(name), shown(name, value)))
         if name == "macs":
@@ -132,7 +135,7 @@ def quantity_pairs(values: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def highlights(run: RunRecord) -> list[tuple[str, FrontMember, str]]:
-    """Return (title, student, sentence) for the recommended student, the most accurate one, and the knee.
+    """Return (title, student, sentence) for the recommended student, the one with the best score, and the knee.
 
     The knee only where there is one that nothing speaks against; the sentence compares with the teacher.
     """
@@ -143,10 +146,10 @@ def highlights(run: RunRecord) -> list[tuple[str, FrontMember, str]]:
     name = "No student to recommend yet; the best of them" if against else f"Recommended: {chosen.words}"
     recommends_best = chosen.member.trial.number == best.trial.number
     if not against and recommends_best:
-        name = "Recommended: the most accurate student"
+        name = f"Recommended: the student with the best {label(run.score.name)}"
     cards = [(best if against else chosen.member, name)]
     if not against and not recommends_best:
-        cards.append((best, "Most accurate student"))
+        cards.append((best, f"Best {label(run.score.name)}"))
     if len(members) >= FEWEST_FOR_A_KNEE:
         knee = knee_of(run, members)
         if not doubts(run, knee) and knee.trial.number not in [member.trial.number for member, _ in cards]:
@@ -169,18 +172,19 @@ def control_in_words(run: RunRecord) -> str:
     known = [control for control in run.controls if control.number in members and control.score is not None]
     if not known:
         return ""
-    control = known[-1]
-    member, alone = members[control.number], control.score or 0.0
-    with_teacher = shown_interval("accuracy", member.values["accuracy"], member.score_ci95)
-    gain = 100 * (member.values["accuracy"] - alone)
-    adds = f"distillation adds {gain:.1f} points" if gain > 0 else f"distillation takes {-gain:.1f} points away"
+    control, score = known[-1], run.score
+    member = members[control.number]
+    assert control.score is not None
+    with_teacher = shown_interval(score, member.values[score.name], member.score_ci95)
+    gain = score.gain(member.values[score.name], control.score)
+    adds = f"distillation {'improves' if gain > 0 else 'worsens'} it by {score.shown_points(abs(gain))}"
     on_test = ""
     if control.test_score is not None and member.test_score is not None:
-        tested = shown_interval("accuracy", member.test_score, member.test_score_ci95)
-        on_test = f"; on the test split {shown('accuracy', control.test_score)} and {tested}"
+        tested = shown_interval(score, member.test_score, member.test_score_ci95)
+        on_test = f"; on the test split {score.shown(control.test_score)} and {tested}"
     return (
         f"Control: student {member.trial.arch.arch_id} trained once without its teacher, by cross entropy alone and as "
-        f"long, has {shown('accuracy', control.score)}, with it {with_teacher} ({adds}){on_test}."
+        f"long, has {label(score.name)} {score.shown(control.score)}, with it {with_teacher} ({adds}){on_test}."
     )
 
 
@@ -197,12 +201,13 @@ def still_rising(run: RunRecord) -> str:
     if not rises:
         return ""
     named = [
-        f"{_brief_id(member, members)} {100 * rises[member.trial.number]:+.1f}"
+        f"{_brief_id(member, members)} {rises[member.trial.number] / run.score.point:+.1f}"
         for member in members
         if member.trial.number in rises
     ]
-    rose = "From the search’s score to the final one, each doubling of the training changed accuracy by"
-    text = f"{rose} (points): {', '.join(named)}"
+    unit = "points" if run.score.is_fraction else "in its own unit"
+    rose = f"each doubling of the training improved {label(run.score.name)} by ({unit})"
+    text = f"From the search’s score to the final one, {rose}: {', '.join(named)}"
     if is_flat(run, max(rises.values())):
         return f"{text}. Their curves are about flat."
     flat = run.config.final.until == "flat"
@@ -212,28 +217,33 @@ def still_rising(run: RunRecord) -> str:
 
 def goals(run: RunRecord) -> str:
     """Return whether students of the front reach the study's goals for the score; empty where it has none."""
-    members, wanted = front(run), " and ".join(map(bound_in_words, run.goals))
+    members, wanted = front(run), " and ".join(bound_in_words(goal, run.score) for goal in run.goals)
     if not run.goals or not members:
         return ""
     best = best_of(run, members)
     if not breaches(best.values, run.goals):
         return f"Every student of the front reaches {wanted}."
     brief = "" if best.trial.repeats else ", by a brief score"
-    return f"No student reaches {wanted}: the best has {shown('accuracy', best.values['accuracy'])}{brief}."
+    return f"No student reaches {wanted}: the best has {run.score.shown(best.values[run.score.name])}{brief}."
 
 
 def against_teacher(run: RunRecord, member: FrontMember) -> str:
-    """Return "98.1 % of the teacher's accuracy (test split) at 1/12 of its MACs"; empty without a teacher."""
+    """Return "98.1 % of the teacher's accuracy (test split) at 1/12 of its MACs"; empty without a teacher.
+
+    Of a score that is to be small: "1.31 times the teacher's perplexity".
+    """
     teacher = run.teacher
     if teacher is None:
         return ""
     on_test = member.test_score is not None and teacher.test_score is not None
-    student = member.test_score if on_test else member.values.get("accuracy")
+    student = member.test_score if on_test else member.values.get(run.score.name)
     whole = teacher.test_score if on_test else teacher.score
     if student is None or not whole:
         return ""
     split = "test" if on_test else "validation"
-    text = f"{100 * student / whole:.1f} % of the teacher’s accuracy ({split} split)"
+    high = run.score.direction == "maximize"
+    times = f"{100 * student / whole:.1f} % of" if high else f"{student / whole:.2f} times"
+    text = f"{times} the teacher’s {label(run.score.name)} ({split} split)"
     costs = [name for name in ("macs", "latency_ms") if name in member.values and teacher.values.get(name)]
     shares = [f"{fraction_of(member.values[name], teacher.values[name])} of its {label(name)}" for name in costs]
     return f"{text} at {' and '.join(shares)}." if shares else f"{text}."
@@ -247,19 +257,20 @@ def near_chance(run: RunRecord) -> str:
         return ""
     named = ", ".join(_brief_id(member, members) for member in poor)
     return (
-        f"Hardly better than guessing, which has {shown('accuracy', run.reference_point['accuracy'])}: {named}. "
+        f"Hardly better than guessing, which has {shown(run.score, run.worst)}: {named}. "
         "Train longer, at another learning rate, or allow larger students."
     )
 
 
 def distinguishing(run: RunRecord) -> str:
-    """Return which members of the front do not differ in accuracy, and by which test; empty below two members."""
+    """Return which members of the front do not differ in score, and by which test; empty below two members."""
     members = front(run)
     if len(members) < 2:
         return ""
+    score = label(run.score.name)
     alike = indistinguishable(members)
     if all(others is None for others in alike.values()):
-        return "No member was trained twice, so which of them differ in accuracy cannot be tested."
+        return f"No member was trained twice, so which of them differ in {score} cannot be tested."
     order = {member.trial.number: place for place, member in enumerate(members)}
     pairs = [
         (member, other)
@@ -269,10 +280,10 @@ def distinguishing(run: RunRecord) -> str:
     ]
     test = f"Welch’s t-test over the retrainings, {100 * SIGNIFICANCE:g} %, each pair by itself"
     if not pairs:
-        return f"Every pair of the front differs in accuracy ({test})."
+        return f"Every pair of the front differs in {score} ({test})."
     named = ", ".join(f"{_brief_id(a, members)} and {_brief_id(b, members)}" for a, b in pairs[:_NAMED_PAIRS])
     more = f" and {len(pairs) - _NAMED_PAIRS} pairs more" if len(pairs) > _NAMED_PAIRS else ""
-    return f"Not distinguishable in accuracy: {named}{more} ({test})."
+    return f"Not distinguishable in {score}: {named}{more} ({test})."
 
 
 def _brief_id(member: FrontMember, members: Sequence[FrontMember]) -> str:
@@ -297,7 +308,7 @@ def trust(run: RunRecord) -> list[str]:
         sentences.append(
             f"The front’s students were retrained {run.config.final_fidelity.origin} with {count} "
             f"{'seed' if seeds == [1] else 'seeds'}; "
-            "their accuracies are means, ± half the width of Student’s t interval at 95 %. The front was recomputed "
+            "their scores are means, ± half the width of Student’s t interval at 95 %. The front was recomputed "
             "with them."
         )
         if seeds[0] < asked:
@@ -306,7 +317,7 @@ def trust(run: RunRecord) -> list[str]:
             sentences.append("A single seed gives no interval.")
         sentences.append(
             "The test split was touched only by these retrained students and the teacher; it chose nothing. The "
-            "interval covers the chance of training, not that of which images were drawn."
+            f"interval covers the chance of training, not that of which {run.samples} were drawn."
         )
     elif members:
         sentences.append(
@@ -316,8 +327,8 @@ def trust(run: RunRecord) -> list[str]:
     sentences += filter(None, [control_in_words(run), still_rising(run)])
     volume = hypervolume(run)
     if volume is not None and members:
-        reference = ", ".join(f"{label(name)} {shown(name, value)}" for name, value in run.reference_point.items())
-        sentences.append(f"Hypervolume of the front: {volume:,.6g}, below the reference point {reference}.")
+        point = reference_in_words(run)
+        sentences.append(f"Hypervolume of the front: {volume:,.6g}, below the reference point {point}.")
     return [*sentences, *stuck_at_bounds(run), *_measurement_sentences(run)]
 
 
@@ -351,7 +362,7 @@ def failures(run: RunRecord) -> list[tuple[str, str, list[int]]]:
     groups: dict[tuple[str, str], list[int]] = {}
     for trial in run.trials:
         if trial.state in ("failed", "infeasible", "interrupted"):
-            reason = _MEASURED.sub("", reason_in_words(trial.reason)) or "no reason recorded"
+            reason = _MEASURED.sub("", reason_in_words(trial.reason, run.score)) or "no reason recorded"
             groups.setdefault((trial.state, reason), []).append(trial.number)
     for other in run.others:
         groups.setdefault(("left out", other.reason), []).append(other.number)
@@ -361,18 +372,19 @@ def failures(run: RunRecord) -> list[tuple[str, str, list[int]]]:
 
 def _validation_sentence(run: RunRecord) -> str:
     if not run.trains or run.config.data is None:
-        return f"Search scores are what the evaluator {run.config.evaluator.type} says."
+        return f"Search scores are what the evaluator {short_name(run.config.evaluator.type)} says."
     data = run.lock.get("data")
-    images: Any = data.get("validation_images") if isinstance(data, Mapping) else None
-    size = f"{images} images" if isinstance(images, int) else "images"
+    count: Any = data.get("validation_images") if isinstance(data, Mapping) else None
+    size = f"{count} {run.samples}" if isinstance(count, int) else run.samples
     fraction = run.config.data.validation_fraction
     text = (
         f"Search scores are brief (one training, one seed, {run.config.fidelities[-1].words}) and are made on "
         f"{size} carved from the training data ({100 * fraction:g} % of it, stratified)."
     )
-    if isinstance(images, int) and images > 0:
-        # Half the 95 % interval of a binomial at accuracy 0.9, the usual neighbourhood of a useful student.
-        text += f" At 90 % accuracy that many images leave ± {196 * (0.09 / images) ** 0.5:.1f} points of chance."
+    if isinstance(count, int) and count > 0 and run.score.is_fraction:
+        # Half the 95 % interval of a binomial at 0.9, the usual neighbourhood of a useful student.
+        chance = f"± {196 * (0.09 / count) ** 0.5:.1f} points of chance"
+        text += f" At 90 % {label(run.score.name)} that many {run.samples} leave {chance}."
     return text
 
 

@@ -1,20 +1,25 @@
 """A run as tables: every number that figures, page and terminal show is taken from here.
 
 trials.csv holds the search's own scores (one brief training each, so no interval); front.csv the students of the
-final front, with the mean and 95 % interval of their retrainings, and the search's score beside it.
+final front, with the mean and 95 % interval of their retrainings, and the search's score beside it. Columns of scores
+bear the score's own name: `accuracy`, `accuracy_ci95`, `test_accuracy`. The page's tables show the same numbers, a
+fraction in per cent; each cell sorts by the number of the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from kdnas import atomic
+from kdnas.core.arch import Arch
+from kdnas.core.objective import Quantity
 from kdnas.core.pick import FEWEST_FOR_A_KNEE
-from kdnas.plan.training_folder import full_trainings
+from kdnas.plan.training_folder import FullTraining, full_trainings
 from kdnas.record.front import (
     doubts,
     front,
@@ -26,24 +31,49 @@ from kdnas.record.front import (
     rise,
 )
 from kdnas.record.records import FrontMember, RunRecord, TrialRecord
-from kdnas.report.wording import arch_in_words
+from kdnas.report.architecture import architecture_lines
+from kdnas.report.table import Cell, Column, Table
+from kdnas.report.wording import arch_in_words, column_title, duration, label, reason_in_words, shown, shown_interval
 
-FIRST_COLUMNS = ("trial", "arch_id", "state", "fidelity_epochs", "accuracy", "accuracy_ci95", "macs", "params")
+Row = Mapping[str, Any]
 _FIDELITY = ("fidelity_data_fraction", "fidelity_weights", "fidelity_resolution_fraction")
 _INTEGERS = ("trial", "fidelity_epochs", "macs", "params", "seeds")
 
+_HEADINGS = {
+    "arch_id": "student",
+    "fidelity_epochs": "epochs",
+    "fidelity_data_fraction": "share of the data (%)",
+    "fidelity_resolution_fraction": "resolution (%)",
+    "fidelity_weights": "weights",
+    "train_seconds": "training (s)",
+    "teacher_seconds": "of it the teacher’s (s)",
+    "indistinguishable_from": "not distinguishable from",
+    "arch": "what it is",
+}
+_TEXT, _LONG = ("arch_id", "fidelity_weights", "state", "enqueued", "arch"), ("reason", "indistinguishable_from")
+_CODE = ("arch_id", "indistinguishable_from")
+_LAST = (
+    "state", "enqueued", "reason", "seeds", "fidelity_epochs", "fidelity_data_fraction", "fidelity_weights",
+    "fidelity_resolution_fraction", "train_seconds", "teacher_seconds", "indistinguishable_from", "arch",
+)  # fmt: skip
+
+
+def first_columns(score: Quantity) -> list[str]:
+    """Return the columns that both files begin with."""
+    return ["trial", "arch_id", "state", "fidelity_epochs", score.name, f"{score.name}_ci95", "macs", "params"]
+
 
 def other_quantities(run: RunRecord) -> list[str]:
-    """Return the quantities known of any student besides accuracy, MACs and parameters; objectives first."""
+    """Return the quantities known of any student besides the score, MACs and parameters; objectives first."""
     known = {name for trial in run.trials for name in measured_values(trial)}
     names = [objective.name for objective in run.objectives] + [name for name in run.quantities if name in known]
     names += sorted(known - set(run.quantities))
-    return [name for name in dict.fromkeys(names) if name not in FIRST_COLUMNS]
+    return [name for name in dict.fromkeys(names) if name not in first_columns(run.score)]
 
 
 def trials_table(run: RunRecord) -> pd.DataFrame:
     """Return every trial, in the order of their numbers, as trials.csv has it."""
-    columns = [*FIRST_COLUMNS, *_quantity_columns(run), *_FIDELITY]
+    columns = [*first_columns(run.score), *_quantity_columns(run), *_FIDELITY]
     columns += [*_tuned_names(run), "train_seconds", "teacher_seconds", "enqueued", "reason", "arch"]
     rows = [
         {**_common(run, trial, measured_values(trial)), "reason": trial.reason}
@@ -55,11 +85,12 @@ def trials_table(run: RunRecord) -> pd.DataFrame:
 def front_table(run: RunRecord) -> pd.DataFrame:
     """Return the Pareto front, sorted by the first cheap objective, as front.csv has it.
 
-    `indistinguishable_from` holds the arch_ids of the members whose accuracy does not differ (Welch's t-test over the
+    `indistinguishable_from` holds the arch_ids of the members whose score does not differ (Welch's t-test over the
     retrainings, 5 %), "none" where all do, nothing where a single training cannot tell.
     """
-    columns = [*FIRST_COLUMNS, *_quantity_columns(run), "test_accuracy", "test_accuracy_ci95", "seeds"]
-    columns += ["indistinguishable_from", "search_accuracy", *_FIDELITY]
+    score = run.score.name
+    columns = [*first_columns(run.score), *_quantity_columns(run), f"test_{score}", f"test_{score}_ci95", "seeds"]
+    columns += ["indistinguishable_from", f"search_{score}", *_FIDELITY]
     columns += [*_tuned_names(run), "train_seconds", "enqueued", "reason", "arch"]
     members = front(run)
     alike = indistinguishable(members)
@@ -70,18 +101,18 @@ def front_table(run: RunRecord) -> pd.DataFrame:
 
 
 def front_document(run: RunRecord) -> dict[str, Any]:
-    """Return the front as plain data, as `kdnas front --json` prints it.
+    """Return the front as plain data, as `kdnas front --json` prints it; scores are fractions, or as their task has it.
 
-    Keys: study, folder, finished (why the search ended, empty while it has not), retrained (true when accuracies are
-    means over retrainings), objectives (name, unit, direction), constraints, reference_point, hypervolume (null while
+    Keys: study, folder, finished (why the search ended, empty while it has not), retrained (true when scores are means
+    over retrainings), objectives (name, unit, direction), constraints, reference_point, hypervolume (null while
     unknown), recommended (arch_id, rule, and doubts: why it may be none to recommend) or null, knee (arch_id, null
-    below three members), control (the student trained without its teacher) or null,
-    teacher (name, accuracy, test_accuracy, values) or null, and front: one record a student with trial, arch_id,
-    accuracy_ci95, test_accuracy, test_accuracy_ci95, rise_per_doubling (of the training, null where not known), seeds,
-    values, tuned, arch, and indistinguishable_from (arch_ids whose accuracy does not differ by Welch's t-test at 5 %;
-    null where not testable).
+    below three members), control (the student trained without its teacher) or null, teacher (name, accuracy,
+    test_accuracy, values) or null, and front: one record a student with trial, arch_id, accuracy_ci95, test_accuracy,
+    test_accuracy_ci95, rise_per_doubling (of the training, null where not known), seeds, values, tuned, arch, and
+    indistinguishable_from (arch_ids whose score does not differ by Welch's t-test at 5 %; null where not testable).
+    Where the score is another than accuracy, its name stands in these keys.
     """
-    members = front(run)
+    members, score = front(run), run.score.name
     alike = indistinguishable(members)
     teacher, chosen = run.teacher, recommended(run)
     return {
@@ -96,21 +127,21 @@ def front_document(run: RunRecord) -> dict[str, Any]:
         "recommended": chosen
         and {"arch_id": chosen.member.trial.arch.arch_id, "rule": chosen.words, "doubts": doubts(run, chosen.member)},
         "knee": None if len(members) < FEWEST_FOR_A_KNEE else knee_of(run, members).trial.arch.arch_id,
-        "control": control_document(run),
+        "control": _control_document(run),
         "teacher": teacher
         and {
             "name": teacher.name,
-            "accuracy": teacher.score,
-            "test_accuracy": teacher.test_score,
+            score: teacher.score,
+            f"test_{score}": teacher.test_score,
             "values": dict(teacher.values),
         },
         "front": [
             {
                 "trial": member.trial.number,
                 "arch_id": member.trial.arch.arch_id,
-                "accuracy_ci95": member.score_ci95,
-                "test_accuracy": member.test_score,
-                "test_accuracy_ci95": member.test_score_ci95,
+                f"{score}_ci95": member.score_ci95,
+                f"test_{score}": member.test_score,
+                f"test_{score}_ci95": member.test_score_ci95,
                 "rise_per_doubling": rise(run, member),
                 "seeds": len(member.trial.repeats),
                 "values": dict(member.values),
@@ -123,24 +154,23 @@ def front_document(run: RunRecord) -> dict[str, Any]:
     }
 
 
-def control_document(run: RunRecord) -> dict[str, Any] | None:
-    """Return the last student that was trained without its teacher, as plain data."""
+def _control_document(run: RunRecord) -> dict[str, Any] | None:
     control = next((control for control in reversed(run.controls) if control.score is not None), None)
     if control is None:
         return None
     arch_id = next(trial.arch.arch_id for trial in run.trials if trial.number == control.number)
-    return {"arch_id": arch_id, "accuracy": control.score, "test_accuracy": control.test_score}
+    return {"arch_id": arch_id, run.score.name: control.score, f"test_{run.score.name}": control.test_score}
 
 
 def full_trainings_document(run: RunRecord) -> list[dict[str, Any]]:
-    """Return the students that `kdnas train` trained in this run as plain data; accuracies are fractions."""
+    """Return the students that `kdnas train` trained in this run as plain data."""
     return [
         {
             "arch_id": training.arch_id,
             "folder": str(training.folder),
             "epochs": training.epochs,
-            "accuracy": training.score,
-            "test_accuracy": training.test_score,
+            run.score.name: training.score,
+            f"test_{run.score.name}": training.test_score,
             "train_seconds": training.train_seconds,
         }
         for training in full_trainings(run.folder)[0]
@@ -164,6 +194,50 @@ def short_archs(trials: Sequence[TrialRecord]) -> dict[int, str]:
     }
 
 
+def enqueued_numbers(run: RunRecord) -> set[int]:
+    """Return the trials of students that somebody queued, at every rung that these reached."""
+    theirs = {(trial.arch, tuple(trial.tuned.items())) for trial in run.trials if trial.enqueued}
+    return {trial.number for trial in run.trials if (trial.arch, tuple(trial.tuned.items())) in theirs}
+
+
+def front_of_page(run: RunRecord) -> Table:
+    """Return the front as the page shows it, score and costs first, the recommended student tinted."""
+    table, score = front_table(run), run.score.name
+    chosen = recommended(run)
+    number = None if chosen is None else chosen.member.trial.number
+    first = ["arch_id", score, f"test_{score}", "macs", "params", *other_quantities(run), f"search_{score}"]
+    return _students(run, table, first, "Students of the front", number)
+
+
+def trials_of_page(run: RunRecord) -> Table:
+    """Return every trial as the page shows it."""
+    first = ["trial", "arch_id", run.score.name, "macs", "params", *other_quantities(run), "state"]
+    return _students(run, trials_table(run), first, "All trials with the search’s scores")
+
+
+def full_trainings_table(run: RunRecord, trainings: Sequence[FullTraining]) -> Table:
+    """Return the students that `kdnas train` trained in this run, the best first."""
+    score, costs = run.score, {t.arch.arch_id: t.values for t in run.trials if t.state == "complete"}
+    rows = []
+    for training in sorted(trainings, key=lambda training: score.minimised(training.test_score)):
+        values = costs.get(training.arch_id, {})
+        rows.append(
+            (
+                Cell(training.arch_id, training.arch_id, code=True),
+                Cell(score.shown(training.test_score), training.test_score),
+                Cell(score.shown(training.score), training.score),
+                *(Cell(shown(name, values.get(name)), values.get(name)) for name in ("macs", "params")),
+                Cell(str(training.epochs), training.epochs),
+                Cell(duration(training.train_seconds), training.train_seconds),
+                Cell(f"training/{training.folder.name}", training.folder.name),
+            )
+        )
+    scores = [f"test {label(score.name)}", f"validation {label(score.name)}"]
+    headings = ["student", *scores, "MACs", "parameters", "epochs", "took", "folder"]
+    columns = tuple(Column(heading, text=heading in ("student", "folder")) for heading in headings)
+    return Table("Full trainings", columns, tuple(rows))
+
+
 def _only(items: tuple[tuple[str, Any], ...], names: set[str]) -> tuple[tuple[str, Any], ...]:
     return tuple((name, value) for name, value in items if name in names)
 
@@ -182,14 +256,14 @@ def _tuned_names(run: RunRecord) -> list[str]:
 
 def _common(run: RunRecord, trial: TrialRecord, values: Mapping[str, float]) -> dict[str, Any]:
     return {
-        **{name: values.get(name) for name in ("accuracy", "macs", "params", *other_quantities(run))},
+        **{name: values.get(name) for name in (run.score.name, "macs", "params", *other_quantities(run))},
         **{f"{name}_spread": taken.spread for name, taken in trial.measurements.items()},
         **trial.tuned,
         "trial": trial.number,
         "arch_id": trial.arch.arch_id,
         "state": trial.state,
         "fidelity_epochs": trial.fidelity.epochs,
-        "accuracy_ci95": None,
+        f"{run.score.name}_ci95": None,
         "fidelity_data_fraction": trial.fidelity.data_fraction,
         "fidelity_weights": trial.fidelity.weights,
         "fidelity_resolution_fraction": trial.fidelity.resolution_fraction,
@@ -200,23 +274,17 @@ def _common(run: RunRecord, trial: TrialRecord, values: Mapping[str, float]) -> 
     }
 
 
-def enqueued_numbers(run: RunRecord) -> set[int]:
-    """Return the trials of students that somebody queued, at every rung that these reached."""
-    theirs = {(trial.arch, tuple(trial.tuned.items())) for trial in run.trials if trial.enqueued}
-    return {trial.number for trial in run.trials if (trial.arch, tuple(trial.tuned.items())) in theirs}
-
-
 def _front_row(run: RunRecord, member: FrontMember) -> dict[str, Any]:
-    trial, repeats = member.trial, member.trial.repeats
+    trial, repeats, score = member.trial, member.trial.repeats, run.score.name
     fidelity = repeats[0].fidelity if repeats else trial.fidelity
     seconds = sum(repeat.train_seconds for repeat in repeats) / len(repeats) if repeats else trial.train_seconds
     return {
         **_common(run, trial, member.values),
-        "accuracy_ci95": member.score_ci95,
-        "test_accuracy": member.test_score,
-        "test_accuracy_ci95": member.test_score_ci95,
+        f"{score}_ci95": member.score_ci95,
+        f"test_{score}": member.test_score,
+        f"test_{score}_ci95": member.test_score_ci95,
         "seeds": len(repeats) or 1,
-        "search_accuracy": measured_values(trial).get("accuracy"),
+        f"search_{score}": measured_values(trial).get(score),
         "fidelity_epochs": fidelity.epochs,
         "fidelity_data_fraction": fidelity.data_fraction,
         "fidelity_weights": fidelity.weights,
@@ -230,7 +298,7 @@ def _ids(members: Sequence[FrontMember] | None) -> str | None:
     return None if members is None else " ".join(member.trial.arch.arch_id for member in members) or "none"
 
 
-def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+def _frame(rows: Sequence[Row], columns: Sequence[str]) -> pd.DataFrame:
     table = pd.DataFrame([[row.get(column) for column in columns] for row in rows], columns=list(columns))
     for column in _INTEGERS:
         if column in table and _all_whole(table[column].tolist()):
@@ -240,3 +308,71 @@ def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.Data
 
 def _all_whole(values: Sequence[Any]) -> bool:
     return all(pd.isna(value) or float(value).is_integer() for value in values)
+
+
+def _students(run: RunRecord, table: pd.DataFrame, first: Sequence[str], name: str, marked: int | None = None) -> Table:
+    """Return a file's rows with the columns of `first` first; the trial of number `marked` is tinted."""
+    rows: list[Row] = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+    columns = _ordered(table, first)
+    heads = tuple(Column(_heading(name, rows, run.score), name in (*_TEXT, *_LONG), name in _LONG) for name in columns)
+    cells = tuple(tuple(_cell(column, row, run.score) for column in columns) for row in rows)
+    return Table(name, heads, cells, frozenset(k for k, row in enumerate(rows) if row["trial"] == marked))
+
+
+def _ordered(table: pd.DataFrame, first: Sequence[str]) -> list[str]:
+    """Return the columns to show, `first` ones first; intervals stand with their value, what nobody has is left out."""
+    middle = [str(column) for column in table.columns if column not in _LAST]
+    names = dict.fromkeys([*first, *middle, *_LAST])
+    return [
+        name
+        for name in names
+        if name in table.columns and not name.endswith(("_ci95", "_spread")) and any(map(_is_known, table[name]))
+    ]
+
+
+def _is_score(column: str, score: Quantity) -> bool:
+    return column in (score.name, f"test_{score.name}", f"search_{score.name}")
+
+
+def _heading(column: str, rows: Sequence[Row], score: Quantity) -> str:
+    if column == f"search_{score.name}":
+        return f"{label(score.name)} in the search{' (%)' if score.is_fraction else ''}"
+    if _is_score(column, score):
+        known = any(_is_known(row.get(f"{column}_ci95")) for row in rows)
+        return column_title(column, score) + (", 95 % interval" if known else "")
+    name = _HEADINGS.get(column) or (column if "." in column else column_title(column))
+    return f"{name}, spread in brackets" if f"{column}_spread" in rows[0] else name
+
+
+def _cell(column: str, row: Row, score: Quantity) -> Cell:
+    value = row[column]
+    if not _is_known(value):
+        return Cell("–")
+    shows: dict[str, Callable[[Any], str]] = {
+        "arch": lambda text: "; ".join(architecture_lines(Arch.from_json(text))),
+        "reason": lambda text: reason_in_words(text, score),
+        "fidelity_data_fraction": lambda share: f"{100 * share:g}",
+        "fidelity_resolution_fraction": lambda share: f"{100 * share:g}",
+    }
+    if column in (*_TEXT, *_LONG):
+        text = shows.get(column, str)(value)
+        return Cell(text, text, code=column in _CODE)
+    if _is_score(column, score):
+        half = row.get(f"{column}_ci95")
+        return Cell(shown_interval(score, value, half if _is_known(half) else None).replace(" %", ""), value)
+    if column in shows:
+        return Cell(shows[column](value), value)
+    spread = row.get(f"{column}_spread")
+    text = _number(value) + (f" ({spread:.2g})" if _is_known(spread) else "")
+    return Cell(text, value)
+
+
+def _number(value: Any) -> str:
+    """Return a number whole where it is a count, with thin spaces between its thousands, else to four digits."""
+    if isinstance(value, int) or float(value).is_integer():
+        return f"{int(value):,}".replace(",", "\u202f")
+    return f"{value:.4g}"
+
+
+def _is_known(value: Any) -> bool:
+    return not (value is None or value is pd.NA or value == "" or (isinstance(value, float) and math.isnan(value)))

@@ -6,15 +6,10 @@ import math
 import re
 
 from kdnas.core.arch import Arch
-from kdnas.core.interval import share_interval
-from kdnas.core.objective import Constraint, parse_constraint
+from kdnas.core.objective import Constraint, Quantity, parse_constraint
+from kdnas.record.records import RunRecord
 
-_LABELS = {
-    "accuracy": "accuracy",
-    "test_accuracy": "test accuracy",
-    "macs": "MACs",
-    "params": "parameters",
-}
+_LABELS = {"macs": "MACs", "params": "parameters"}
 OFF = "off"
 """What a choice is shown as in a student that does not have it."""
 _UNIT_SUFFIXES = {"_ms": "ms", "_mj": "mJ", "_seconds": "s", "_bytes": "B"}
@@ -34,9 +29,9 @@ def _unit(name: str) -> str:
     return next((unit for suffix, unit in _UNIT_SUFFIXES.items() if name.endswith(suffix)), "")
 
 
-def column_title(name: str) -> str:
-    """Return the heading of a column of a quantity's bare values: "latency (ms)", "accuracy (%)", "MACs"."""
-    unit = "%" if name.endswith("accuracy") else _unit(name)
+def column_title(name: str, score: Quantity | None = None) -> str:
+    """Return the heading of a column of bare values: "latency (ms)", "MACs"; "accuracy (%)" of a `score`."""
+    unit = "%" if score is not None and score.is_fraction else _unit(name)
     return label(name) + (f" ({unit})" if unit else "")
 
 
@@ -49,40 +44,53 @@ def axis_title(name: str) -> str:
     return f"{text[0].upper()}{text[1:]}" + (f" ({unit})" if unit else "")
 
 
-def shown(name: str, value: float | None) -> str:
-    """Return `value` of the quantity `name` with its unit, to about four digits; a dash when it is not known."""
+def shown(of: str | Quantity, value: float | None, score: Quantity | None = None) -> str:
+    """Return `value` of a score, or of the cost of this name, with its unit; a dash when it is not known.
+
+    Where it may be either, by its name, `score` is the run's.
+    """
     if value is None or math.isnan(value):
         return "–"
-    if name.endswith("accuracy"):
-        return f"{100 * value:.2f} %"
+    if isinstance(of, Quantity):
+        return of.shown(value)
+    name = of
+    if score is not None and name == score.name:
+        return score.shown(value)
     unit = _unit(name)
     if name in ("macs", "params") or unit == "B":
         return f"{scaled(value)}{unit}" if unit else scaled(value).strip()
     return f"{value:.4g} {unit}".strip()
 
 
-def shown_interval(name: str, value: float | None, half_width: float | None) -> str:
-    """Return `shown` with its 95 % interval where there is one: "97.10 ± 0.31 %".
+def reference_in_words(run: RunRecord) -> str:
+    """Return the point from which a run's hypervolumes are measured: "accuracy 10.00 %, MACs 6 M"."""
+    return ", ".join(f"{label(name)} {shown(name, value, run.score)}" for name, value in run.reference_point.items())
 
-    One that reaches past 0 or 100 % is told by its ends, cut off there: "97.10 % [90.20, 100]".
+
+def shown_interval(score: Quantity, value: float | None, half_width: float | None) -> str:
+    """Return a score with its 95 % interval where there is one: "97.10 ± 0.31 %", "23.4 ± 0.82".
+
+    One of a fraction that reaches past 0 or 100 % is given by its ends, cut off there: "97.10 % [90.20, 100]".
     """
     if value is None or half_width is None:
-        return shown(name, value)
-    low, high = share_interval(value, half_width)
+        return shown(score, value)
+    if not score.is_fraction:
+        return f"{score.shown(value)} ± {half_width:.2g}"
+    low, high = score.ends(value, half_width)
     if (low, high) == (value - half_width, value + half_width):
         return f"{100 * value:.2f} ± {100 * half_width:.2f} %"
     ends = ["0" if end == 0 else "100" if end == 1 else f"{100 * end:.2f}" for end in (low, high)]
     return f"{100 * value:.2f} % [{', '.join(ends)}]"
 
 
-def bound_in_words(bound: Constraint) -> str:
+def bound_in_words(bound: Constraint, score: Quantity) -> str:
     """Return a constraint as a reader says it: "at most 6 M MACs", "at least 95 % accuracy"."""
     limit = "at most" if bound.operator == "<=" else "at least"
     unit = _unit(bound.name)
     if bound.percent:
         return f"{limit} {bound.bound:g} % of the teacher’s {label(bound.name)}"
-    if bound.name.endswith("accuracy"):
-        value = f"{100 * bound.bound:g} %"
+    if bound.name == score.name:
+        value = f"{100 * bound.bound:g} %" if score.is_fraction else f"{bound.bound:g}"
     elif bound.name in ("macs", "params") or unit == "B":
         value = f"{scaled(bound.bound, digits=6)}{unit}".strip()
     else:
@@ -90,12 +98,12 @@ def bound_in_words(bound: Constraint) -> str:
     return f"{limit} {value} {label(bound.name)}"
 
 
-def reason_in_words(reason: str) -> str:
+def reason_in_words(reason: str, score: Quantity) -> str:
     """Return why a trial has no score with its constraints in words: "breaks macs<=6e+06" is "... at most 6 M MACs"."""
 
     def said(match: re.Match[str]) -> str:
         try:
-            return bound_in_words(parse_constraint(match[0]))
+            return bound_in_words(parse_constraint(match[0], score), score)
         except ValueError:
             return match[0]
 

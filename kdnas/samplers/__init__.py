@@ -49,5 +49,5 @@ class SamplerContext:
     """Training settings that are proposed with the architecture, by dotted name."""
 
 
-SAMPLERS: Registry[Callable[..., optuna.samplers.BaseSampler]] = Registry("sampler", __name__)
+SAMPLERS: Registry[Callable[..., optuna.samplers.BaseSampler]] = Registry("sampler", __name__, "context")
 """Members: `function(context: SamplerContext, *, options) -> optuna.samplers.BaseSampler`."""

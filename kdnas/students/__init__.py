@@ -47,6 +47,9 @@ class StudentFamily(ABC):
     embedding.
     """
 
+    name: ClassVar[str] = ""
+    """What spaces name it by, and so the family of its archs: `Arch.of(cls.name, ...)`. Set where it is registered."""
+
     derived: ClassVar[bool] = False
     """Whether its choices are read off the study's teacher: nothing is known of them before that is open.
 
@@ -137,7 +140,7 @@ class StudentFamily(ABC):
         return type(self)(dataclasses.replace(self.context, task=self.task.at(size)))
 
 
-STUDENTS: Registry[type[StudentFamily]] = Registry("student family", __name__)
+STUDENTS: Registry[type[StudentFamily]] = Registry("student family", __name__, StudentFamily)
 """Members: StudentFamily classes, `(context: FamilyContext, *, options)`."""
 
 

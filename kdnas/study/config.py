@@ -238,7 +238,7 @@ class StudyConfig(Section):
     """Bounds on costs (`macs<=10M`, `macs<=5%` of the teacher's), which no student of the run breaks, and goals for the
     score (`accuracy>=0.9`, `teacher-1`), which the retrained students are to reach."""
     costs: dict[str, dict[str, Any]] = Field(default={"latency_ms": {}})
-    """Options of measured costs, by name: `latency_ms: {threads: 1, batch_size: 1}`."""
+    """Options of costs, by name: `latency_ms: {threads: 1, batch_size: 1}`; a cost of your own is given its `type`."""
     training: Training = Training()
     distillation: Distillation = Distillation()
     supernet: SupernetConfig | None = None
@@ -280,6 +280,10 @@ class StudyConfig(Section):
         if self.shares_weights and self.supernet is None:
             object.__setattr__(self, "supernet", SupernetConfig())
         return self
+
+    def cost(self, name: str) -> Member:
+        """Return the cost of this name with its options: the registry's, or the one whose type the study states."""
+        return Member.model_validate({"type": name, **self.costs.get(name, {})})
 
     def sources(self) -> tuple[DataConfig, Member]:
         """Return the sections `data` and `teacher`. Raises ConfigError where the study trains nothing itself."""

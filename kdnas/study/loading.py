@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pydantic
 from kdnas.core.space import SearchSpace
 from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, Problem
+from kdnas.plugins import adopted
 from kdnas.registry import validation_problems
 from kdnas.study.config import StudyConfig
 from kdnas.study.members import member_problems, quantity_problems, registry_of
@@ -47,7 +48,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> LoadedStudy:
     """
     file = study_file(path)
     document, problems = apply_overrides(read_yaml(file), overrides)
-    return check_study(document, file.parent, problems)
+    return check_study(own_study(document, file.parent), file.parent, problems)
 
 
 def study_of(document: YamlDocument, folder: Path, settings: Sequence[str] = ()) -> LoadedStudy:
@@ -56,17 +57,23 @@ def study_of(document: YamlDocument, folder: Path, settings: Sequence[str] = ())
     Raises ConfigError with every problem.
     """
     changed, problems = apply_overrides(document, settings)
+    changed = own_study(changed, folder)
     space = changed.data.get("space")
     if not isinstance(space, dict):
         return check_study(changed, folder, problems)
     name = str(space.get("name", f"{changed.data.get('name', 'study')}_space"))
     found: SearchSpace | None = None
     try:
-        found = space_of(YamlDocument("space", space, {}), name)
+        found = space_of(YamlDocument("space", adopted(space, folder), {}), name)
     except ConfigError as error:
         problems += error.problems
     named = changed.with_value(("space",), name)
     return check_study(YamlDocument(named.name, named.data, changed.lines), folder, problems, found)
+
+
+def own_study(document: YamlDocument, folder: Path) -> YamlDocument:
+    """Return a document of this user's own with its plug-ins, which lie relative to `folder` and may run, resolved."""
+    return replace(document, data=adopted(document.data, folder))
 
 
 def study_file(path: Path) -> Path:

@@ -6,9 +6,10 @@ where the data has the wrong shape they say nothing, because the schema does. No
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import importlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pydantic
@@ -16,6 +17,7 @@ import pydantic
 from kdnas.core.objective import SCORES, Constraint, score_among
 from kdnas.core.pick import Near, parse_bound
 from kdnas.errors import ConfigError, Problem
+from kdnas.plugins import is_plugin, short_name
 from kdnas.registry import Registry, validation_problems
 from kdnas.study.config import DataConfig, ExecutorConfig, Member, SamplerConfig, StudyConfig
 from kdnas.training.recipe import LossTerm, Training
@@ -103,10 +105,13 @@ def _evaluators_beside(data: Mapping[str, Any]) -> Iterator[Problem]:
     named = _named_evaluators(data)
     own, registry = named.pop("evaluator", None), registry_of("evaluators")
     for where, name in named.items():
-        if name not in registry.names():
-            yield Problem(where, f"no evaluator is called {name!r}", ", ".join(registry.names()))
-        elif name != own and (missing := registry.problems(name, {})):
-            needed = ", ".join(problem.where for problem in missing)
+        if name == own:
+            continue
+        problems = registry.problems(name, {})
+        unknown = [problem for problem in problems if problem.where == "type"]
+        yield from (Problem(where, problem.what, problem.allowed) for problem in unknown)
+        if problems and not unknown:
+            needed = ", ".join(problem.where for problem in problems)
             yield Problem(where, f"{name} must be told more ({needed}): make it the study's evaluator")
 
 
@@ -115,9 +120,9 @@ def _needs(data: Mapping[str, Any]) -> Iterator[Problem]:
     registry = registry_of("evaluators")
     needed: dict[str, str] = {}
     for name in _named_evaluators(data).values():
-        if name in registry.names():
+        with contextlib.suppress(ConfigError, ImportError):  # told above
             for key in getattr(registry.get(name), "needs", ()):
-                needed.setdefault(key, name)
+                needed.setdefault(key, short_name(name))
     for key, name in needed.items():
         if key in StudyConfig.model_fields and data.get(key) is None:
             yield Problem(key, f"is required by the evaluator {name}")
@@ -136,9 +141,9 @@ def _student_teacher(data: Mapping[str, Any]) -> Iterator[Problem]:
             for problem in validation_problems(error, Training):
                 yield Problem(f"teacher.training.{problem.where}", problem.what, problem.allowed)
     students = registry_of("students")
-    if isinstance(family, str) and family not in students.names():
-        yield Problem("teacher.family", f"no student family is called {family!r}", ", ".join(students.names()))
-    elif isinstance(family, str) and isinstance(choices, dict):
+    unknown = [p for p in students.problems(family, {}) if p.where == "type"] if isinstance(family, str) else []
+    yield from (Problem("teacher.family", problem.what, problem.allowed) for problem in unknown)
+    if isinstance(family, str) and not unknown and isinstance(choices, dict):
         from kdnas.students import stated_arch
 
         try:
@@ -182,18 +187,20 @@ def _export(data: Mapping[str, Any]) -> Iterator[Problem]:
     section = data.get("export")
     if not isinstance(section, dict):
         return
-    known = registry_of("exporters").names()
+    registry = registry_of("exporters")
     formats = section.get("formats", [])
     for index, name in enumerate(formats if isinstance(formats, list) else []):
-        if isinstance(name, str) and name not in known:
-            yield Problem(f"export.formats.{index}", f"no export format is called {name!r}", ", ".join(known))
+        # Built-in ones are not imported, which would bring their packages.
+        if isinstance(name, str) and (is_plugin(name) or registry.missing(name)):
+            for problem in registry.problems(name, {}):
+                yield Problem(f"export.formats.{index}", problem.what, problem.allowed)
 
 
 def _objectives(data: Mapping[str, Any]) -> Iterator[Problem]:
     names = data.get("objectives", list(StudyConfig.model_fields["objectives"].default))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return
-    known = [*SCORES, *registry_of("costs").names()]
+    known = [*SCORES, *_cost_names(data)]
     for index, name in enumerate(names):
         if name not in known:
             yield Problem(f"objectives.{index}", f"no quantity is called {name!r}", ", ".join(known))
@@ -220,7 +227,7 @@ def _constraints(data: Mapping[str, Any]) -> Iterator[Problem]:
     if data.get("teacher") is None:
         for index, said in of_teacher.items():
             yield Problem(f"constraints.{index}", f"{said} speaks of the teacher, and the study has none")
-    costs = registry_of("costs").names()
+    costs = _cost_names(data)
     for index, bound in bounds.items():
         where = f"constraints.{index}"
         if bound.name == score.name and not bound.is_goal_for(score):
@@ -241,14 +248,29 @@ def _constraints(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _contradict(one: Constraint, other: Constraint) -> bool:
-    return dataclasses.replace(one, percent=False).violation(other.bound) > 0
+    return replace(one, percent=False).violation(other.bound) > 0
 
 
 def _cost_options(data: Mapping[str, Any]) -> Iterator[Problem]:
     section = data.get("costs")
     registry = registry_of("costs")
-    for name, options in section.items() if isinstance(section, dict) else ():
-        if name not in registry.names():
-            yield Problem(f"costs.{name}", f"no cost is called {name!r}", ", ".join(registry.names()))
-        elif isinstance(options, dict):
-            yield from option_problems(registry, f"costs.{name}", name, options)
+    for name, stated in section.items() if isinstance(section, dict) else ():
+        if not isinstance(stated, dict):
+            continue
+        options = dict(stated)
+        kind = options.pop("type", name)
+        if not isinstance(kind, str):
+            yield Problem(f"costs.{name}.type", f"must be the name of a cost, got {kind!r}")
+        elif problems := option_problems(registry, f"costs.{name}", kind, options):
+            untyped = f"costs.{name}.type" if "type" not in stated else ""
+            yield from (replace(p, where=f"costs.{name}") if p.where == untyped else p for p in problems)
+        elif (own := registry.get(kind).quantity.name) != name:
+            yield Problem(f"costs.{name}", f"{short_name(kind)} is the cost {own}: state it under that name")
+
+
+def _cost_names(data: Mapping[str, Any]) -> list[str]:
+    """Return the names of the costs that there are: built-in ones, and those to which the study gives a type."""
+    section = data.get("costs")
+    own = section if isinstance(section, dict) else {}
+    typed = [name for name, options in own.items() if isinstance(options, dict) and "type" in options]
+    return list(dict.fromkeys([*registry_of("costs").names(), *typed]))

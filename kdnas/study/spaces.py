@@ -24,6 +24,7 @@ import fnmatch
 import importlib.resources
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ import numpy as np
 from kdnas.core.arch import Arch, Scalar, normalise_scalar
 from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.errors import ConfigError, Problem
+from kdnas.plugins import adopted
 from kdnas.students import STUDENTS, StudentFamily, stated_arch
 from kdnas.study.yaml_lines import YamlDocument, read_yaml
 
@@ -73,7 +75,8 @@ def load_space(name_or_path: str, folder: Path) -> SearchSpace:
 
 def read_space(path: Path) -> SearchSpace:
     """Return the space in the YAML file at `path`. Raises ConfigError with every problem and its line."""
-    return space_of(read_yaml(path), path.stem)
+    document = read_yaml(path)
+    return space_of(replace(document, data=adopted(document.data, path.parent)), path.stem)
 
 
 def space_of(document: YamlDocument, default_name: str) -> SearchSpace:
@@ -127,8 +130,9 @@ class _SpaceReader:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             self._complain("name", f"{name!r} is no name", "letters, digits, '.', '_' and '-'")
         family = self._text("family", "")
-        if family and family not in STUDENTS.names():
-            self._complain("family", f"no student family is called {family!r}", ", ".join(STUDENTS.names()))
+        for problem in STUDENTS.problems(family, {}) if family else ():
+            if problem.where == "type":
+                self._complain("family", problem.what, problem.allowed)
         choices = self._choices()
         fixed = self._fixed(choices)
         domains = {**choices, **{name: (value,) for name, value in fixed.items()}}

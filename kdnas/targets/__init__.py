@@ -72,5 +72,5 @@ def noise(shape: tuple[int, ...]) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
-TARGETS: Registry[type[Target]] = Registry("target", __name__)
+TARGETS: Registry[type[Target]] = Registry("target", __name__, Target)
 """Members: Target classes, `(*, options)`."""

@@ -31,5 +31,5 @@ class TeacherContext:
     say: Callable[[str], None] = field(default=lambda line: None)
 
 
-TEACHERS: Registry[Callable[..., Teacher]] = Registry("teacher", __name__)
+TEACHERS: Registry[Callable[..., Teacher]] = Registry("teacher", __name__, "context")
 """Members: `function(context: TeacherContext, *, options) -> Teacher`. Raise TeacherError."""

@@ -23,25 +23,25 @@ class UserCodeFailed(Exception):
     """A user's function raised or left; `str` says what, and where in the user's files."""
 
 
-class UserFunction:
-    """A function that a study names as `spec`, called as the user's program would call it.
+class UserObject:
+    """What a study names as `spec`: a function, or a class that stands in for a member of kdnas's own.
 
-    What its module set for the whole process (gradients, dtype, threads, random state, working folder ...) holds while
-    it runs, and what it sets holds for its next call; kdnas's own settings are put back after each. `notes` name them.
+    `notes` name what its module changed of what holds for the whole process.
     """
 
-    def __init__(self, spec: str, function: Callable[..., Any], kept: _Kept):
+    def __init__(self, spec: str, value: Any, kept: _Kept):
         self.spec = spec
-        self.function = function
+        self.value = value
         self._kept = kept
 
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Call the function. Raises UserCodeFailed whatever it raises, `sys.exit()` too."""
-        try:
-            with self._kept.theirs():
-                return self.function(*arguments, **options)
-        except (Exception, SystemExit) as error:
-            raise UserCodeFailed(f"{self.spec!r} fails: {_told(error, self._kept.folders)}") from error
+    def failure(self, error: BaseException) -> str:
+        """Return what was raised and, where it was raised in a user's file, the line of that file."""
+        return _told(error, self._kept.folders)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file that it stands in, then those of the user's own that it has imported."""
+        return () if self._kept.module is None else _imports.files_of(self._kept.module)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -52,12 +52,42 @@ class UserFunction:
         return (f"the code of {self.spec} changed what holds for the whole process ({changed}): put back",)
 
 
+class UserFunction(UserObject):
+    """A function that a study names, called as the user's program would call it.
+
+    What its module set for the whole process (gradients, dtype, threads, random state, working folder ...) holds while
+    it runs, and what it sets holds for its next call; kdnas's own settings are put back after each. `notes` name them.
+    """
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function itself."""
+        function: Callable[..., Any] = self.value
+        return function
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Call the function. Raises UserCodeFailed whatever it raises, `sys.exit()` too."""
+        try:
+            with self._kept.theirs():
+                return self.function(*arguments, **options)
+        except (Exception, SystemExit) as error:
+            raise UserCodeFailed(f"{self.spec!r} fails: {self.failure(error)}") from error
+
+
 def load_user_function(spec: str, root: Path) -> UserFunction:
-    """Return the function that `spec` names: `package.module:function` or `path/to/file.py:function`.
+    """Return the function that `spec` names. Raises ConfigError as `load_user_object` does, and where it is none."""
+    named = load_user_object(spec, root)
+    if not callable(named.value):
+        raise ConfigError(Problem("", f"{spec!r} is not a function but of type {type(named.value).__name__}"))
+    return UserFunction(spec, named.value, named._kept)
+
+
+def load_user_object(spec: str, root: Path) -> UserObject:
+    """Return what `spec` names: `package.module:name` or `path/to/file.py:name`.
 
     Files and modules are looked for in `root`, modules then among the installed ones. The file's folder and `root` are
     importable by the user's modules, at any time. Raises ConfigError when the spec is malformed, the module or the name
-    is missing or no function, or the module itself fails to import.
+    is missing, or the module itself fails to import.
     """
     module_name, separator, name = spec.rpartition(":")
     if not separator or not module_name or not name:
@@ -79,10 +109,7 @@ def load_user_function(spec: str, root: Path) -> UserFunction:
     if not hasattr(module, name):
         public = ", ".join(sorted(key for key in vars(module) if not key.startswith("_")))
         raise ConfigError(Problem("", f"{spec!r}: the module has no {name!r}", public))
-    function = getattr(module, name)
-    if not callable(function):
-        raise ConfigError(Problem("", f"{spec!r} is not a function but of type {type(function).__name__}"))
-    return UserFunction(spec, function, kept)
+    return UserObject(spec, getattr(module, name), kept)
 
 
 class _Kept:

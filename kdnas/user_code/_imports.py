@@ -61,6 +61,19 @@ def folders_of(module: ModuleType) -> tuple[Path, ...]:
     return () if package is None else tuple(Path(entry) for entry in sys.modules[package].__path__)
 
 
+def files_of(module: ModuleType) -> tuple[Path, ...]:
+    """Return the file of `module`, then those of the user's modules that it and these imported."""
+    seen: set[str] = set()
+    pending = [module.__name__]
+    while pending:
+        name = pending.pop()
+        if name not in seen:
+            seen.add(name)
+            pending += _IMPORTED.get(name, ())
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in [module.__name__, *sorted(seen)]]
+    return tuple(dict.fromkeys(Path(file) for file in files if file is not None))
+
+
 def adopt(module: ModuleType, entries: Sequence[str]) -> None:
     """Let `module` and those beside it go on importing from `entries`, which the user's code put into sys.path."""
     package = _package_of(module.__name__)
@@ -143,20 +156,24 @@ class _Importer:
         level: int = 0,
     ) -> Any:
         if level:
-            return builtins.__import__(name, globals, locals, fromlist or (), level)
+            module = builtins.__import__(name, globals, locals, fromlist or (), level)
+            _note_import(
+                globals, importlib.util.resolve_name("." * level + name, _text(globals, "__package__")), fromlist
+            )
+            return module
         top = name.partition(".")[0]
         own = self._kind(top)
         system = top in sys.stdlib_module_names
         if (own == "regular" and not system) or (own == "folder" and not _is_installed(top)):
-            return self._own(name, fromlist)
+            return self._own(name, fromlist, globals)
         try:
             module = builtins.__import__(name, globals, locals, fromlist or (), 0)
         except ModuleNotFoundError as error:
             if own is None or error.name is None or error.name.partition(".")[0] != top:
                 raise
-            return self._own(name, fromlist)
+            return self._own(name, fromlist, globals)
         if system and own == "regular" and not all(hasattr(module, item) for item in fromlist or ()):
-            return self._own(name, fromlist)  # `from test import evaluate` means the user's test.py
+            return self._own(name, fromlist, globals)  # `from test import evaluate` means the user's test.py
         return module
 
     def _kind(self, top: str) -> str | None:
@@ -172,11 +189,31 @@ class _Importer:
             return None
         return "folder" if specification.origin is None else "regular"
 
-    def _own(self, name: str, fromlist: Sequence[str] | None) -> ModuleType:
+    def _own(self, name: str, fromlist: Sequence[str] | None, globals: Mapping[str, object] | None) -> ModuleType:
+        full = f"{self._package}.{name}"
         if fromlist:
-            return builtins.__import__(f"{self._package}.{name}", None, None, fromlist, 0)
-        importlib.import_module(f"{self._package}.{name}")
-        return sys.modules[f"{self._package}.{name.partition('.')[0]}"]
+            module = builtins.__import__(full, None, None, fromlist, 0)
+        else:
+            importlib.import_module(full)
+            module = sys.modules[f"{self._package}.{name.partition('.')[0]}"]
+        _note_import(globals, full, fromlist)
+        return module
+
+
+_IMPORTED: dict[str, set[str]] = {}
+"""By a user's module, those of the user's modules that it has imported."""
+
+
+def _note_import(importer: Mapping[str, object] | None, name: str, fromlist: Sequence[str] | None) -> None:
+    """Note that the module of these globals imported the user's module `name`, or modules inside that package."""
+    parts = name.split(".")
+    names = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
+    names |= {f"{name}.{item}" for item in fromlist or () if f"{name}.{item}" in sys.modules}
+    _IMPORTED.setdefault(_text(importer, "__name__"), set()).update(n for n in names if n.startswith(_PREFIX))
+
+
+def _text(namespace: Mapping[str, object] | None, key: str) -> str:
+    return str((namespace or {}).get(key) or "")
 
 
 _path_before: list[str] = []
@@ -219,6 +256,7 @@ def _package(folders: Sequence[Path]) -> str:
     if name in sys.modules and _has_changed(name):
         for loaded in [loaded for loaded in sys.modules if loaded == name or loaded.startswith(f"{name}.")]:
             del sys.modules[loaded]
+            _IMPORTED.pop(loaded, None)
     os.environ[_FOLDERS] = json.dumps(_known() | {name: path})
     importlib.import_module(name)
     return name

@@ -108,14 +108,14 @@ class Sources:
     """Of the students: its precision and threads are the teacher's, too, which is trained here."""
     space: SearchSpace | None = None
     """As it is stated; None where one student is all."""
-    costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """The options of each cost."""
+    costs: Mapping[str, Member] = field(default_factory=dict)
+    """By the names of their quantities."""
 
     @classmethod
     def of_study(cls, config: StudyConfig, space: SearchSpace) -> Sources:
         """Return what a study names. Raises ConfigError where it trains nothing itself."""
         data, teacher = config.sources()
-        costs = {name: config.costs.get(name, {}) for name in _named_costs(config)}
+        costs = {name: config.cost(name) for name in _named_costs(config)}
         return cls(data, {TEACHER: teacher}, space.family, config.seed, config.training, space, costs)
 
 
@@ -341,12 +341,12 @@ class Workshop:
     def costs(self) -> Mapping[str, CheapCost | MeasuredCost]:
         """The study's costs by name."""
 
-        def cost(name: str, options: Mapping[str, Any]) -> CheapCost | MeasuredCost:
-            objects = (self.device,) if issubclass(COSTS.get(name), MeasuredCost) else ()
-            built: CheapCost | MeasuredCost = COSTS.build(name, *objects, **options)
+        def cost(stated: Member) -> CheapCost | MeasuredCost:
+            objects = (self.device,) if issubclass(COSTS.get(stated.type), MeasuredCost) else ()
+            built: CheapCost | MeasuredCost = COSTS.build(stated.type, *objects, **stated.options)
             return built
 
-        return {name: cost(name, options) for name, options in self.sources.costs.items()}
+        return {name: cost(stated) for name, stated in self.sources.costs.items()}
 
     @property
     def measured_costs(self) -> dict[str, MeasuredCost]:

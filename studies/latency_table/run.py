@@ -25,7 +25,7 @@ from kdnas import atomic
 from kdnas.core.task import image_classification
 from kdnas.costs import COSTS
 from kdnas.record.run_folder import machine
-from kdnas.report.style import FAINT, FRONT, GRID, INK, TEACHER, round_ticks
+from kdnas.report.figures import FAINT, FRONT, GRID, INK, TEACHER, round_ticks
 from kdnas.students import family_for
 from kdnas.study.spaces import arch_of, load_space
 from kdnas.workshop.latency_table import LatencyTable, LearnedTable, in_words, learn_latency_table

@@ -13,11 +13,11 @@ from summary import GOAL, Curves, quartiles, ratio_after
 from tables import Table
 
 from kdnas import atomic
-from kdnas.report.style import FAINT, FRONT, GRID, INK, KNEE, TEACHER
+from kdnas.report.figures import FAINT, FRONT, GRID, INK, RECOMMENDED, TEACHER
 
 COLOURS = {
     "hvi": FRONT,
-    "hvi_rungs": KNEE,
+    "hvi_rungs": RECOMMENDED,
     "gp": "#7b4ea3",
     "tpe": TEACHER,
     "nsga2": "#c79a1e",

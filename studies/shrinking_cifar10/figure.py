@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from kdnas.report.style import FAINT, FRONT, GRID, INK, round_ticks
+from kdnas.report.figures import FAINT, FRONT, GRID, INK, round_ticks
 
 _LEFT, _PANEL, _GAP, _ROW, _TOP = 330, 220, 26, 26, 64
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy import stats
-from synthetic_run import complete, run_of
+from synthetic_run import as_perplexity, complete, run_of
 
-from kdnas.audit.result import audit_result
+from kdnas.audit.result import SCORE, audit_result
 from kdnas.core.fidelity import Fidelity
 from kdnas.record.records import AuditRecord, AuditTraining, Repeat
 
@@ -49,16 +49,16 @@ def test_taus_are_scipys():
     scores, longer = [trial.values["accuracy"] for trial in run.trials], means(run)
     overall, best, bands = result.scopes
     assert (overall.name, best.name, bands.name) == ("all", "best quarter", "equal MACs")
-    assert overall.taus["accuracy"].value == pytest.approx(stats.kendalltau(scores, longer).statistic)
+    assert overall.taus[SCORE].value == pytest.approx(stats.kendalltau(scores, longer).statistic)
     params = [trial.values["params"] for trial in run.trials]
     assert overall.taus["params"].value == pytest.approx(stats.kendalltau(params, longer).statistic)
     top = np.argsort(longer)[-8:]
     expected = stats.kendalltau(np.array(scores)[top], np.array(longer)[top]).statistic
-    assert best.taus["accuracy"].value == pytest.approx(expected)
-    assert (best.taus["accuracy"].items, bands.taus["accuracy"].pairs) == (8, 8 * 6)
+    assert best.taus[SCORE].value == pytest.approx(expected)
+    assert (best.taus[SCORE].items, bands.taus[SCORE].pairs) == (8, 8 * 6)
     inside = [(a, b) for start in range(0, 32, 4) for a in range(start, start + 4) for b in range(start, a)]
     agree = [np.sign((scores[a] - scores[b]) * (longer[a] - longer[b])) for a, b in inside]
-    assert bands.taus["accuracy"].value == pytest.approx(np.mean(agree))
+    assert bands.taus[SCORE].value == pytest.approx(np.mean(agree))
     assert result.tolerance == 0.10
 
 
@@ -163,9 +163,25 @@ def test_an_audit_of_too_little_states_nothing():
     assert audit_result(replace(run_of([]), audit=run.audit)) is None
 
 
+def test_a_score_that_is_to_be_small_ranks_as_one_that_is_to_be_large():
+    run = audited(curves=True)
+    losses = [AuditTraining(k, 0, 0.4 + k / 100, Fidelity(3, 0.5), "dkd") for k in range(12)]
+    run = replace(run, audit=replace(run.audit, trainings=(*run.audit.trainings, *losses)))
+    large, small = audit_result(run), audit_result(as_perplexity(run))
+    for one, other in zip(large.scopes, small.scopes, strict=True):
+        for name in one.taus:  # the mean over seeds is not that of the logarithms, so a pair or two may change places
+            assert other.taus[name].value == pytest.approx(one.taus[name].value, abs=0.02)
+    assert large.scopes[0].taus["params"].value > 0.5
+    assert small.one_training == large.one_training
+    assert small.ceiling == large.ceiling
+    assert small.needed == large.needed
+    assert small.losses[0].tau.value == pytest.approx(large.losses[0].tau.value, abs=0.04)
+    assert [student.score > 12 for student in small.students] == [True] * 32  # what is shown stays a perplexity
+
+
 def test_a_small_sample_has_no_best_quarter_and_equal_scores_no_tau():
     result = audit_result(audited(n=12))
-    assert result.scopes[1].taus["accuracy"] is None
+    assert result.scopes[1].taus[SCORE] is None
     run = audited(n=12)
     same = tuple(replace(t, values={**t.values, "accuracy": 0.5}) for t in run.trials)
     assert audit_result(replace(run, trials=same)).overall is None

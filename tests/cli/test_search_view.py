@@ -10,12 +10,10 @@ import re
 import time
 
 from rich.console import Console
-from synthetic_run import complete, run_of
+from synthetic_run import as_perplexity, complete, run_of
 
-from kdnas.cli._console import console, redraws
-from kdnas.cli._search_json import JsonView
-from kdnas.cli._search_progress import Progress
-from kdnas.cli._search_view import LiveView, PlainView
+from kdnas.cli._search_view import JsonView, LiveView, PlainView, Progress
+from kdnas.cli._terminal import console, redraws
 from kdnas.cli._training_view import _Bar, training_view
 from kdnas.controller.events import (
     Advanced,
@@ -66,6 +64,20 @@ def test_the_live_screen_shows_best_front_and_failures():
     assert "front     2 students" in shown
     for trial in trials:
         assert trial.arch.arch_id in shown
+
+
+def test_a_perplexity_is_shown_as_a_number_and_the_smallest_is_best():
+    console = Console(file=io.StringIO(), width=120, force_terminal=False)
+    view = LiveView(console, 3)
+    run = as_perplexity(run_of([complete(0, 0.9, 50), complete(1, 0.8, 20)]))
+    view.observe(TrialEnded(run, run.trials[1]))
+    console.print(view._screen())
+    view.close(run, [])
+    shown = console.file.getvalue()
+    assert f"best      trial    0  {run.trials[0].arch.arch_id}  perplexity 17.9" in shown
+    assert "Pareto front: 2 students; perplexity" in shown
+    assert "%" not in shown.replace("± 95 %", "")
+    assert "ccurac" not in shown
 
 
 def test_retrainings_are_counted_with_the_time_left():

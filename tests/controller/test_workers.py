@@ -14,7 +14,7 @@ from kdnas.controller.workers import start_executor
 from kdnas.executors import EXECUTORS
 from kdnas.record.run_folder import controller_lock
 from kdnas.record.storage import load_run
-from kdnas.report.time_spent import time_figure
+from kdnas.report.figures import time_figure
 from kdnas.study.loading import load_study
 from kdnas.training.packing import Packing
 from kdnas.workshop.evaluators.table import Table

@@ -278,7 +278,7 @@ def test_shrinking_begins_from_the_runs_own_supernet(sharing_basis, tmp_path, mo
     cut = shared(workshop).state_dict()
     assert all(torch.equal(begun[0][name], value) for name, value in cut.items())
     assert result.epochs == 2
-    assert basis.facts.shared_weights
+    assert basis.inputs.shared_weights
     (basis.run.folder / "supernet" / "weights.safetensors").unlink()
     with pytest.raises(RunFolderError, match="missing"):
         shared(workshop)

@@ -74,7 +74,7 @@ def test_written_and_read_back_it_is_equal_and_sound(bases, tmp_path, family, ro
 
 def test_every_route_spends_the_same_budget(bases):
     for basis in bases.values():
-        macs = basis.facts.student.macs
+        macs = basis.inputs.student.macs
         for route in ("direct", "shrink", "assistants"):
             plan = make_plan(basis, route, "so")
             assert plan.budget.macs == 3 * macs * basis.images * 20
@@ -115,10 +115,10 @@ def test_the_student_is_the_smallest_of_its_supernet(bases):
 )
 def test_routes_that_cannot_be_taken_say_why(bases, change, route: Route, told):
     basis = bases["resnet"]
-    facts = {name: change[name] for name in ("epochs", "front") if name in change}
-    own = {name: value for name, value in change.items() if name not in facts}
+    inputs = {name: change[name] for name in ("epochs", "front") if name in change}
+    own = {name: value for name, value in change.items() if name not in inputs}
     with pytest.raises(ConfigError, match=told):
-        make_plan(replace(basis, facts=replace(basis.facts, **facts), **own), route, "so")
+        make_plan(replace(basis, inputs=replace(basis.inputs, **inputs), **own), route, "so")
 
 
 def edited(path: Path, plan: TrainingPlan, edit: Edit) -> Path:

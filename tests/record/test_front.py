@@ -8,7 +8,7 @@ import moocore
 import numpy as np
 import pytest
 from scipy import stats
-from synthetic_run import complete, run_of, synthetic_run
+from synthetic_run import as_perplexity, complete, perplexity_of, run_of, synthetic_run
 
 from kdnas.core.measurement import Measurement
 from kdnas.errors import ConfigError
@@ -20,9 +20,12 @@ from kdnas.record.front import (
     hypervolume,
     hypervolume_over_time,
     indistinguishable,
+    is_near_worst,
+    kept_of_teacher,
     knee_of,
     pick,
     recommended,
+    rise,
 )
 from kdnas.record.records import TeacherReport
 
@@ -226,6 +229,55 @@ def retrained(*means: tuple[float, float], goals: tuple[str, ...] = (), teacher:
         teacher=TeacherReport("big", teacher, None, {"macs": 1000.0}),
         reference_point={"accuracy": 0.1, "macs": 100.0},
     )
+
+
+@pytest.mark.parametrize("made", [synthetic_run(), synthetic_run(retrained=False)], ids=["retrained", "brief"])
+def test_a_front_of_perplexities_is_that_of_the_accuracies_they_stand_for(made):
+    small = as_perplexity(made)
+    assert small.score.name == "perplexity"
+    brief = not any(trial.repeats for trial in made.trials)
+    if brief:  # a mean over seeds is not that of the logarithms
+        assert numbers(front(small)) == numbers(front(made))
+    assert best_of(small, front(small)).trial.number == best_of(made, front(made)).trial.number
+    best = best_of(small, front(small)).values["perplexity"]
+    assert best <= recommended(small).member.values["perplexity"] <= best + 3  # 3 points at most
+    assert hypervolume(small) > 0
+    volumes = [volume for _, _, volume in hypervolume_over_time(small)]
+    assert volumes == sorted(volumes)
+    for member in front(small):
+        if not brief:
+            assert member.score_ci95 > 0
+            expected = np.mean([repeat.score for repeat in member.trial.repeats])
+            assert member.values["perplexity"] == pytest.approx(expected)
+            assert member.test_score > member.values["perplexity"]  # the test split is the harder one
+
+
+def test_perplexities_are_picked_bounded_and_doubted():
+    run = as_perplexity(
+        retrained((0.12, 5), (0.5, 10), (0.95, 20), (0.99, 40), goals=()), goals=[f"perplexity<={perplexity_of(0.6)}"]
+    )
+    assert [goal.name for goal in run.goals] == ["perplexity"]
+    assert run.limits == ()
+    assert numbers(front(run)) == [2, 3]  # those that reach the goal push the others out
+    open_run = replace(run, constraints=())
+    members = front(open_run)
+    assert numbers(members) == [0, 1, 2, 3]
+    assert [is_near_worst(open_run, member.values["perplexity"]) for member in members] == [False, False, False, False]
+    close = perplexity_of(0.1) * 0.96  # 4 % below guessing
+    assert is_near_worst(open_run, close)
+    assert "hardly better than guessing" in doubts(open_run, replace(members[0], values={"perplexity": close}))[0]
+    assert "far below its teacher" in doubts(open_run, members[1])[0]
+    assert doubts(open_run, members[3]) == []
+    assert kept_of_teacher(open_run, members[1]) == pytest.approx(0.4 / 0.89, rel=0.01)
+    assert pick(open_run, f"perplexity<={perplexity_of(0.9)}").trial.number == 2  # the cheapest that reaches it
+    assert pick(open_run, "best").trial.number == 3
+    assert pick(open_run, "best-5").trial.number == 2  # points of a perplexity are whole ones
+    assert pick(open_run, "teacher-3").trial.number == 2
+    assert pick(open_run, "macs<=10").trial.number == 1
+    with pytest.raises(ConfigError, match="no student of the front meets perplexity<=12"):
+        pick(open_run, "perplexity<=12")
+    gains = [rise(open_run, member) for member in members]
+    assert all(gain is None or gain > -1 for gain in gains)
 
 
 def test_the_better_of_two_is_recommended_unless_the_cheap_one_is_as_good():

@@ -12,34 +12,34 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
-from synthetic_run import HOSTILE, complete, run_of, synthetic_run
+from synthetic_run import HOSTILE, as_perplexity, complete, run_of, synthetic_run
 
-from kdnas.cli._front_table import full_trainings_table
+from kdnas.cli._terminal import printed
 from kdnas.core.fidelity import Fidelity
-from kdnas.core.objective import Constraint
+from kdnas.core.objective import ACCURACY, Constraint
 from kdnas.errors import RunFolderError
 from kdnas.plan.training_folder import full_trainings
 from kdnas.record.front import front, hypervolume, recommended
-from kdnas.report.figures import accuracy_figure, cost_names, hypervolume_figure, staircase
-from kdnas.report.files import write_report
-from kdnas.report.importance import importance
-from kdnas.report.page import page
+from kdnas.report.figures import blend, cost_names, hypervolume_figure, is_log, round_ticks, score_figure, staircase
+from kdnas.report.page import page, write_report
 from kdnas.report.parallel import parallel_figure
 from kdnas.report.picture import front_svg
-from kdnas.report.style import is_log, round_ticks
+from kdnas.report.searched import importance
 from kdnas.report.summary import (
     against_teacher,
     costs,
     failures,
+    goals,
     highlights,
     near_chance,
     trust,
     unreached_rung,
     what_was_searched,
 )
-from kdnas.report.tables import front_table, full_trainings_document, trials_table
+from kdnas.report.tables import front_table, full_trainings_document, full_trainings_table, trials_table
 from kdnas.report.wording import shown_interval
 from kdnas.study.config import Rung
 
@@ -118,7 +118,7 @@ def test_tables_begin_with_score_and_costs_and_show_per_cent(full, document):
     assert heads[1][:5] == ["trial", "student", "accuracy (%)", "MACs", "parameters"]
     assert not re.search(r">0\.9\d+<", document)
     member = front(full)[0]
-    shown = shown_interval("accuracy", member.values["accuracy"], member.score_ci95).removesuffix(" %")
+    shown = shown_interval(ACCURACY, member.values["accuracy"], member.score_ci95).removesuffix(" %")
     assert f'data-value="{member.values["accuracy"]!r}">{shown}</td>' in document
     assert document.count('aria-sort="none"') == document.count("<th ")
     assert "hold the same numbers as fractions" in document
@@ -128,7 +128,7 @@ def test_tables_begin_with_score_and_costs_and_show_per_cent(full, document):
 def test_no_interval_leaves_nothing_to_everything():
     trials = [complete(0, 0.5, 50, repeats=[0.99, 1.0, 0.9]), complete(1, 0.3, 5, repeats=[0.0, 0.02, 0.1])]
     run = run_of(trials)
-    bars = next(t for t in accuracy_figure(run, "macs").drawing.data if t.name == "front, retrained (95 %)").error_y
+    bars = next(t for t in score_figure(run, "macs").drawing.data if t.name == "front, retrained (95 %)").error_y
     means = [member.values["accuracy"] for member in front(run)]
     for mean, up, down in zip(means, bars.array, bars.arrayminus, strict=True):
         assert mean + up <= 1.0
@@ -172,16 +172,16 @@ def test_full_trainings_stand_in_the_report(full, tmp_path):
     (plain,) = full_trainings_document(run)
     assert (plain["arch_id"], plain["epochs"], plain["test_accuracy"]) == (trial.arch.arch_id, 200, 0.9634)
     console = Console(file=io.StringIO(), width=100)
-    console.print(full_trainings_table(run, full_trainings(tmp_path)[0]))
+    console.print(printed(full_trainings_table(run, full_trainings(tmp_path)[0])))
     assert all(text in console.file.getvalue() for text in (trial.arch.arch_id, "96.34 %", "97.12 %", "200"))
-    (trace,) = [t for t in accuracy_figure(run, "macs").drawing.data if t.name == "fully trained"]
+    (trace,) = [t for t in score_figure(run, "macs").drawing.data if t.name == "fully trained"]
     assert (trace.x[0], trace.y[0]) == (trial.values["macs"], 0.9712)
     (folder / "result.json").write_text("{")
     assert "is damaged" in page(run)
 
 
-def test_accuracy_figure_draws_front_intervals_and_refused_students(full):
-    figure = accuracy_figure(full, "macs").drawing
+def test_score_figure_draws_front_intervals_and_refused_students(full):
+    figure = score_figure(full, "macs").drawing
     traces = {trace.name: trace for trace in figure.data if trace.name}
     members = front(full)
     drawn = traces["front, retrained (95 %)"]
@@ -192,7 +192,7 @@ def test_accuracy_figure_draws_front_intervals_and_refused_students(full):
     assert len(traces["refused untrained"].x) == 2
     assert traces["teacher"].x[0] == full.teacher.values["macs"]
     assert figure.layout.xaxis.type == "log"
-    assert accuracy_figure(full, "latency_ms").drawing.layout.xaxis.type == "linear"
+    assert score_figure(full, "latency_ms").drawing.layout.xaxis.type == "linear"
 
 
 def test_a_front_that_only_guesses_is_said_to(full):
@@ -219,7 +219,7 @@ def test_a_highest_rung_that_nobody_reached_is_said(full):
 
 
 def test_the_staircase_rises(full):
-    steps = staircase(front(full), "latency_ms", "minimize")
+    steps = staircase(full, front(full), "latency_ms")
     latencies, accuracies = zip(*[(m.values["latency_ms"], m.values["accuracy"]) for m in steps], strict=True)
     assert list(latencies) == sorted(latencies)
     assert list(accuracies) == sorted(accuracies)
@@ -228,7 +228,7 @@ def test_the_staircase_rises(full):
 
 def test_a_teacher_without_that_cost_is_a_line(full):
     run = replace(full, teacher=replace(full.teacher, values={}))
-    layout = accuracy_figure(run, "macs").drawing.layout
+    layout = score_figure(run, "macs").drawing.layout
     assert any(shape.y0 == run.teacher.score for shape in layout.shapes)
     assert "★ teacher" in {annotation.text for annotation in layout.annotations}
     assert "stroke-dasharray" in front_svg(run)
@@ -290,8 +290,54 @@ def test_summary_compares_with_the_teacher_on_the_test_split():
     teacher = replace(synthetic_run().teacher, test_score=0.98, values={"macs": 12e6})
     run = replace(run, teacher=teacher)
     assert against_teacher(run, front(run)[0]) == "98.0 % of the teacher’s accuracy (test split) at 1/12 of its MACs."
-    assert highlights(run)[0][0] == "Recommended: the most accurate student"
+    assert highlights(run)[0][0] == "Recommended: the student with the best accuracy"
     assert any("only by these retrained students" in sentence for sentence in trust(run))
+
+
+@pytest.mark.parametrize("retrained", [True, False])
+def test_the_page_of_a_perplexity_speaks_of_no_accuracy(tmp_path, retrained):
+    run = as_perplexity(synthetic_run(tmp_path, retrained=retrained), goals=["perplexity<=20"])
+    for path in write_report(run):
+        text = re.sub(r"<script>.*?</script>", "", path.read_text(), flags=re.S)  # plotly's own code
+        assert "ccurac" not in text
+    table = pd.read_csv(tmp_path / "front.csv")
+    assert list(table.columns[:8]) == [
+        "trial", "arch_id", "state", "fidelity_epochs", "perplexity", "perplexity_ci95", "macs", "params",
+    ]  # fmt: skip
+    assert {"test_perplexity", "test_perplexity_ci95", "search_perplexity"} <= set(table.columns)
+    assert (table["perplexity"] > 12).all()
+    text = (tmp_path / "report.html").read_text()
+    assert "times the teacher’s perplexity" in text
+    assert "Importance of each choice for perplexity" in text
+    assert "student of the front reaches at most 20 perplexity" in " ".join([*trust(run), goals(run)])
+
+
+def test_figures_of_a_perplexity_are_read_downwards():
+    run = as_perplexity(synthetic_run())
+    figure = score_figure(run, "macs")
+    assert (figure.name, figure.title) == ("perplexity-macs", "Perplexity against MACs")
+    axis = figure.drawing.layout.yaxis
+    assert axis.title.text == "Validation perplexity (lower is better)"
+    assert axis.tickformat is None
+    steps = staircase(run, front(run), "macs")
+    scores = [member.values["perplexity"] for member in steps]
+    assert scores == sorted(scores, reverse=True)
+    (bars,) = [trace.error_y for trace in figure.drawing.data if trace.name == "front, retrained (95 %)"]
+    assert list(bars.array) == [member.score_ci95 for member in front(run)]
+    ticks = next(trace for trace in figure.drawing.data if trace.name == "refused untrained")
+    assert set(ticks.y) == {axis.range[0]}
+    teacher = next(trace for trace in figure.drawing.data if trace.name == "teacher")
+    assert teacher.y[0] == run.teacher.score
+    wide = replace(run, trials=(complete(90, 0.0, 1e6, perplexity=900.0), *run.trials))
+    upright = score_figure(wide, "macs").drawing.layout.yaxis
+    assert upright.type == "log"
+    assert 10 ** upright.range[0] < 13
+    assert 10 ** upright.range[1] > 900
+    lines = [trace for trace in parallel_figure(run).drawing.data if trace.mode == "lines"]
+    best = min((t for t in run.trials if t.state == "complete"), key=lambda trial: trial.values["perplexity"])
+    (blue,) = [trace for trace in lines if trace.line.color == blend(1.0)]
+    assert blue.hovertemplate.startswith(f"trial {best.number}")
+    assert "Validation perplexity" in front_svg(run)
 
 
 def test_summary_says_when_nothing_is_retrained(full):

@@ -122,9 +122,15 @@ def test_what_was_never_unlocked_is_an_empty_lane():
     assert drawn["depth"][0][2] == pytest.approx(0.4)  # where the training ended
 
 
+def stages(recorded: ShrinkingRecord) -> list[dict[str, str]]:
+    """The rows of a table of stages, by heading."""
+    table = stage_table(recorded, "Stages")
+    headings = [column.heading for column in table.columns]
+    return [dict(zip(headings, [cell.text for cell in row], strict=True)) for row in table.rows]
+
+
 def test_the_table_says_why():
-    headings, rows = stage_table(RECORDED)
-    first, second, third = (dict(zip(headings, row, strict=True)) for row in rows)
+    first, second, third = stages(RECORDED)
     assert first["allowed"] == "the largest network alone"
     assert second["allowed"] == "also stage1.depth 2"
     assert third["allowed"] == "also stage1.depth 1; stage1.width 8"
@@ -145,8 +151,7 @@ def test_the_table_says_why():
 
 def test_the_table_tells_of_modes():
     stage = replace(STAGES[2].stage, in_turn=True, gains={"in turn": 12.5, "together": -0.5})
-    headings, rows = stage_table(replace(RECORDED, stages=(replace(STAGES[2], stage=stage),) * 2))
-    first, second = (dict(zip(headings, row, strict=True)) for row in rows)
+    first, second = stages(replace(RECORDED, stages=(replace(STAGES[2], stage=stage),) * 2))
     assert first["subnets a step"] == "1 of 4 in turn"
     gains = "in turn: ln(loss) falls by 12.5 a budget; together: ln(loss) falls by −0.5 a budget"
     assert first["measured before it"] == gains

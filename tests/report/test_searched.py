@@ -12,9 +12,8 @@ from synthetic_run import complete, run_of
 from kdnas.core.arch import Arch
 from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.record.run_folder import space_record
-from kdnas.report.importance import importance
 from kdnas.report.parallel import parallel_figure
-from kdnas.report.searched import searched, stuck_at_bounds
+from kdnas.report.searched import importance, searched, stuck_at_bounds
 from kdnas.study.config import TuneRange
 from kdnas.study.spaces import arch_of
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import synthetic_run
 
+from kdnas.report.figures import seconds_by_phase, seconds_of, time_figure
 from kdnas.report.page import page
-from kdnas.report.time_spent import seconds_by_phase, seconds_of, time_figure
 
 PROFILE = {"student": 5.0, "teacher": 1.0, "data": 0.5, "evaluation": 0.25, "unknown": 9.0}
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdnas.core.objective import ACCURACY, parse_constraint
+from kdnas.core.objective import ACCURACY, PERPLEXITY, parse_constraint
 from kdnas.report.wording import (
     axis_title,
     bound_in_words,
@@ -18,7 +18,9 @@ from kdnas.report.wording import (
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("accuracy", 0.98125, "98.12 %"),
+        (ACCURACY, 0.98125, "98.12 %"),
+        (PERPLEXITY, 23.41837, "23.42"),
+        (PERPLEXITY, 50_257.3, "50,257"),
         ("macs", 40_813_184, "40.81 M"),
         ("params", 950, "950"),
         ("latency_ms", 1.23456, "1.235 ms"),
@@ -28,7 +30,7 @@ from kdnas.report.wording import (
         ("size_bytes", 999_960, "1 MB"),  # rounding crosses the prefix
         ("energy_mj", 3, "3 mJ"),
         ("macs", None, "–"),
-        ("accuracy", float("nan"), "–"),
+        (ACCURACY, float("nan"), "–"),
     ],
 )
 def test_values_carry_their_unit(name, value, text):
@@ -36,8 +38,10 @@ def test_values_carry_their_unit(name, value, text):
 
 
 def test_intervals():
-    assert shown_interval("accuracy", 0.971, 0.0031) == "97.10 ± 0.31 %"
-    assert shown_interval("accuracy", 0.971, None) == "97.10 %"
+    assert shown_interval(ACCURACY, 0.971, 0.0031) == "97.10 ± 0.31 %"
+    assert shown_interval(ACCURACY, 0.971, None) == "97.10 %"
+    assert shown_interval(PERPLEXITY, 23.418, 0.8231) == "23.42 ± 0.82"
+    assert shown_interval(PERPLEXITY, 1.5, 3.0) == "1.5 ± 3"
 
 
 @pytest.mark.parametrize(
@@ -59,9 +63,9 @@ def test_flops_are_labelled_as_twice_the_macs():
 
 
 def test_intervals_stop_at_nothing_and_everything():
-    assert shown_interval("accuracy", 0.972, 0.109) == "97.20 % [86.30, 100]"
-    assert shown_interval("accuracy", 0.1, 0.3185) == "10.00 % [0, 41.85]"
-    assert shown_interval("accuracy", 0.5, 0.9) == "50.00 % [0, 100]"
+    assert shown_interval(ACCURACY, 0.972, 0.109) == "97.20 % [86.30, 100]"
+    assert shown_interval(ACCURACY, 0.1, 0.3185) == "10.00 % [0, 41.85]"
+    assert shown_interval(ACCURACY, 0.5, 0.9) == "50.00 % [0, 100]"
 
 
 @pytest.mark.parametrize(
@@ -78,15 +82,21 @@ def test_intervals_stop_at_nothing_and_everything():
 )
 def test_bounds_in_words(bound, text):
     constraint = parse_constraint(bound, ACCURACY)
-    assert bound_in_words(constraint) == text
-    assert reason_in_words(f"breaks {constraint}") == f"breaks {text}"
+    assert bound_in_words(constraint, ACCURACY) == text
+    assert reason_in_words(f"breaks {constraint}", ACCURACY) == f"breaks {text}"
+
+
+def test_a_bound_on_a_perplexity_is_a_plain_number():
+    assert bound_in_words(parse_constraint("perplexity<=20.5", PERPLEXITY), PERPLEXITY) == "at most 20.5 perplexity"
 
 
 def test_a_reason_without_a_bound_stays_as_it_is():
-    assert reason_in_words("a<=b and x <= 3 crashed") == "a<=b and x <= 3 crashed"
+    assert reason_in_words("a<=b and x <= 3 crashed", ACCURACY) == "a<=b and x <= 3 crashed"
 
 
 def test_columns_have_their_unit():
-    assert [column_title(name) for name in ("latency_ms", "accuracy", "macs", "energy_mj")] == [
-        "latency (ms)", "accuracy (%)", "MACs", "energy (mJ)",
+    assert [column_title(name) for name in ("latency_ms", "macs", "energy_mj")] == [
+        "latency (ms)", "MACs", "energy (mJ)",
     ]  # fmt: skip
+    assert column_title("test_accuracy", ACCURACY) == "test accuracy (%)"
+    assert column_title("perplexity", PERPLEXITY) == "perplexity"

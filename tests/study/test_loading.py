@@ -77,7 +77,7 @@ export: {formats: [onnx, foo], pick: zzz}
     expected = [
         "study.yaml:1: name: ",
         "study.yaml:2: data.type: no data set is called 'digitz'; did you mean 'digits'? (allowed: ",
-        "study.yaml:3: teacher.family: no student family is called 'resnett' (allowed: ",
+        "study.yaml:3: teacher.family: no student family is called 'resnett'; did you mean 'resnet'? (allowed: ",
         "study.yaml:4: space: no search space is called 'digits_resne'; did you mean 'digits_resnet'?",
         "study.yaml:5: objectives: must include one score",
         "study.yaml:5: objectives.1: no quantity is called 'flops' (allowed: accuracy, ",

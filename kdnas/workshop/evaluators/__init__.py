@@ -176,7 +176,7 @@ def attempted(answer: Callable[[], T]) -> T | TrialError:
         return error
 
 
-EVALUATORS: Registry[Callable[..., Evaluator]] = Registry("evaluator", __name__)
+EVALUATORS: Registry[Callable[..., Evaluator]] = Registry("evaluator", __name__, Evaluator)
 """Members: Evaluator classes, `(context: EvaluatorContext, *, options)`."""
 
 

@@ -67,7 +67,7 @@ class Module(Evaluator):
         """Accuracy and every cost that the study names; those that `price` tells are cheap."""
         config = self.context.config
         named = {*config.objectives, *config.bounded, *self._priced} - {ACCURACY.name}
-        costs = [COSTS.get(name).quantity for name in sorted(named)]
+        costs = [COSTS.get(config.cost(name).type).quantity for name in sorted(named)]
         kinds: dict[bool, Kind] = {True: "cheap", False: "trained"}
         return names([ACCURACY, *(dataclasses.replace(c, kind=kinds[c.name in self._priced]) for c in costs)])
 

@@ -82,7 +82,8 @@ class Table(Evaluator):
         self._values = values
         self._full_epochs = full_epochs
         self._path = context.data_root / Path(file).expanduser()
-        known = [ACCURACY.name, *COSTS.names()]
+        stated = context.config.costs
+        known = [ACCURACY.name, *COSTS.names(), *(name for name in stated if "type" in stated[name])]
         problems = [
             Problem(f"evaluator.values.{name}", f"no quantity is called {name!r}", ", ".join(known))
             for name in values
@@ -109,7 +110,8 @@ class Table(Evaluator):
     @property
     def quantities(self) -> Mapping[str, Quantity]:
         """Accuracy, and the other quantities of the table as known without a trial."""
-        costs = [COSTS.get(name).quantity for name in self._values if name != ACCURACY.name]
+        config = self.context.config
+        costs = [COSTS.get(config.cost(name).type).quantity for name in self._values if name != ACCURACY.name]
         return names([ACCURACY, *(dataclasses.replace(cost, kind="cheap") for cost in costs)])
 
     @cached_property

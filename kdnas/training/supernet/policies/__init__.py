@@ -109,7 +109,7 @@ class FixedPolicy(Policy):
         return replace(stages[done], share=1.0 - situation.spent) if done == len(stages) - 1 else stages[done]
 
 
-POLICIES: Registry[type[Policy]] = Registry("shrinking policy", __name__)
+POLICIES: Registry[type[Policy]] = Registry("shrinking policy", __name__, Policy)
 
 
 class ShrinkingSettings(Section):
