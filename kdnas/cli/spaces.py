@@ -13,6 +13,7 @@ import typer
 from kdnas.cli._options import DataRoot, Json, StudyPath
 from kdnas.core.space import Choice, Condition
 from kdnas.errors import ConfigError, Problem
+from kdnas.plugins import short_name
 
 if TYPE_CHECKING:
     from kdnas.core.space import SearchSpace
@@ -81,7 +82,7 @@ def show_space(
         )
         return
     typer.echo(": ".join(filter(None, (loaded.name, loaded.description))))
-    typer.echo(f"family {loaded.family or 'none'}, {loaded.count():,} archs\n")
+    typer.echo(f"family {short_name(loaded.family) or 'none'}, {loaded.count():,} archs\n")
     rows = [(choice.name, _domain(choice), _when(loaded, choice.name)) for choice in loaded.choices]
     rows += [(name, f"{value} (fixed)", _when(loaded, name)) for name, value in loaded.fixed.items()]
     _print_table(("choice", "values", "active when"), rows)

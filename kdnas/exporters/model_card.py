@@ -16,6 +16,7 @@ from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written
 from kdnas.exporters._predict import write_preprocessing
 from kdnas.nn.tracing import parameter_count
+from kdnas.plugins import short_name
 
 FILE = "MODEL_CARD.md"
 
@@ -47,7 +48,7 @@ def model_card(student: TrainedStudent, folder: Path) -> Written:
 def _title(student: TrainedStudent) -> str:
     return (
         f"# Student {student.arch.arch_id}\n\n"
-        f"A `{student.arch.family}` network for {student.spec.kind.replace('_', ' ')}: {_inputs(student.spec)} in, "
+        f"A `{short_name(student.arch.family)}` network for {student.spec.kind.replace('_', ' ')}: {_inputs(student.spec)} in, "
         f"{student.spec.outputs:,} {'classes' if student.spec.rows == 1 else 'scores a token'} out.\n\n"
         f"Architecture: `{student.arch.canonical_json}`\n"
     )

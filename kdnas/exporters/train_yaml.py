@@ -10,6 +10,7 @@ from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written
 from kdnas.exporters._predict import write_preprocessing
 from kdnas.plain_yaml import dump_yaml
+from kdnas.plugins import short_name
 from kdnas.trust import signature_line
 
 FILE = "train.yaml"
@@ -27,13 +28,14 @@ _HEADER = """\
 #   training      optimiser, schedule (linear warm-up, then cosine to zero) and random views of the images
 #   distillation  loss = task_weight * cross entropy + the sum over losses of weight * distillation loss
 #   provenance    the study that found it
+# A type or family spelled path/to/file.py:Name is code of the study's author, looked for beside this file.
 """
 
 
 @EXPORTERS.register
 def train_yaml(student: TrainedStudent, folder: Path) -> Written:
     """The whole recipe as YAML: teacher, losses, schedule, data, seeds, arch, normalisation."""
-    header = _HEADER.format(arch_id=student.arch.arch_id, family=student.arch.family, file=FILE)
+    header = _HEADER.format(arch_id=student.arch.arch_id, family=short_name(student.arch.family), file=FILE)
     recipe = dict(student.recipe)
     path = folder / FILE
     body = dump_yaml(recipe)

@@ -22,6 +22,7 @@ from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, Proble
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written
 from kdnas.nn.normalise import Normalised
 from kdnas.plan.train_file import TrainFile, locked_fingerprint, train_file_for
+from kdnas.plugins import short_name
 from kdnas.record.front import doubts
 from kdnas.record.products import checkpoint_path, note_products
 from kdnas.record.records import FrontMember, Repeat, RunRecord, TeacherReport, TrialRecord
@@ -299,7 +300,7 @@ def write_formats(
             for name in dict.fromkeys(formats):
                 made = _write_one(student, name, scratch)
                 names |= dict.fromkeys(made.files)
-                say(f"checked {name}")
+                say(f"checked {short_name(name)}")
                 for note in made.notes:
                     say(f"{name}: {note}")
             return _move(names, scratch, out)

@@ -56,6 +56,7 @@ from kdnas.plan.training_folder import (
     write_history,
 )
 from kdnas.plan.training_ground import open_training
+from kdnas.plugins import code_fingerprints
 from kdnas.record.products import file_sha256, loss_of
 from kdnas.record.run_folder import exclusively, fingerprint, write_text
 from kdnas.study.config import ExportConfig
@@ -143,6 +144,8 @@ def _computed(file: TrainFile) -> str:
 def identity(file: TrainFile, plan: TrainingPlan | None = None) -> dict[str, Any]:
     """Return what decides the trained student; the device and who found it do not."""
     plain = {key: value for key, value in file.plain().items() if key not in _OUTSIDE}
+    if code := code_fingerprints(plain):
+        plain["code"] = code
     if plan is not None:
         whole = plan.plain()
         steps = [

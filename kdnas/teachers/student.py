@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from kdnas.plugins import short_name
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Expected, fit_teacher
 
@@ -27,5 +28,7 @@ def student(
     network, arch = context.train_student(family, choices, training or {}, context.say)
     data = context.data
     expected = Expected(data.channel_mean, data.channel_std)
-    teacher = fit_teacher(f"{family} trained here", network, context, expected, facts={"family": family})
+    teacher = fit_teacher(
+        f"{short_name(family)} trained here", network, context, expected, facts={"family": short_name(family)}
+    )
     return dataclasses.replace(teacher, arch=arch)

@@ -27,6 +27,7 @@ from kdnas.core.seeds import derive_seed
 from kdnas.core.words import counted
 from kdnas.errors import ConfigError, Problem, RunFolderError, TeacherError, TrialError
 from kdnas.nn.weights import save_weights
+from kdnas.plugins import code_fingerprints, is_plugin, short_name
 from kdnas.record.run_folder import locked
 from kdnas.registry import validation_problems
 from kdnas.students import family_for
@@ -79,12 +80,14 @@ class TeacherTraining:
             "training": training.model_dump(mode="json"),
             "seed": self.seed,
         }
+        if is_plugin(arch.family):
+            facts |= {"arch": arch.arch_id, "code": code_fingerprints({"family": arch.family})}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
     def _train(self, network: nn.Module, arch: Arch, training: Training, kept: Path, say: Say) -> None:
         images = self.images(training.data_fraction)
         say(
-            f"training the teacher ({arch.family} {arch.arch_id}): {counted(training.epochs, 'epoch')} on "
+            f"training the teacher ({short_name(arch.family)} {arch.arch_id}): {counted(training.epochs, 'epoch')} on "
             f"{len(images)} images, once; it will be kept in {kept}"
         )
 
