@@ -48,7 +48,8 @@ def model_card(student: TrainedStudent, folder: Path) -> Written:
 def _title(student: TrainedStudent) -> str:
     return (
         f"# Student {student.arch.arch_id}\n\n"
-        f"A `{short_name(student.arch.family)}` network for {student.spec.kind.replace('_', ' ')}: {_inputs(student.spec)} in, "
+        f"A `{short_name(student.arch.family)}` network for {student.spec.kind.replace('_', ' ')}: "
+        f"{_inputs(student.spec)} in, "
         f"{student.spec.outputs:,} {'classes' if student.spec.rows == 1 else 'scores a token'} out.\n\n"
         f"Architecture: `{student.arch.canonical_json}`\n"
     )
