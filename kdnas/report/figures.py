@@ -175,7 +175,7 @@ def score_figure(run: RunRecord, name: str) -> Figure:
     if log:
         marks = round_ticks(min(xs) / 2, max(xs) * 2, log=True)
         drawing.update_xaxes(tickvals=marks, ticktext=[scaled(value).strip() for value in marks])
-    drawing.update_yaxes(title=f"Validation {label(score.name)}{_direction(score)}", **vertical)
+    drawing.update_yaxes(title=f"Validation {label(score.name)}", **vertical)
     bounds = " and ".join(bound_in_words(bound, score) for bound in run.constraints if bound.name == name)
     caption = _score_caption(run, members) + (f" The dotted line is the constraint: {bounds}." if bounds else "")
     title = label(score.name)
@@ -351,8 +351,9 @@ def _add_full_trainings(drawing: go.Figure, run: RunRecord, name: str) -> tuple[
 
 
 def _add_infeasible(drawing: go.Figure, run: RunRecord, name: str, vertical: Mapping[str, Any]) -> list[float]:
-    """Draw students refused before training as ticks on the lower edge of the axis; return where they stand."""
-    edge = vertical.get("range", [0.0])[0]
+    """Draw students refused before training as ticks on the worse edge of the axis; return where they stand."""
+    worst = 0 if run.score.direction == "maximize" else 1
+    edge = vertical.get("range", [0.0, 0.0])[worst]
     floor = 10**edge if vertical.get("type") == "log" else edge
     refused = [
         trial
@@ -381,16 +382,13 @@ def _hover(
     )
 
 
-def _direction(score: Quantity) -> str:
-    return "" if score.direction == "maximize" else " (lower is better)"
-
-
 def _score_caption(run: RunRecord, members: Sequence[FrontMember]) -> str:
     if any(member.trial.repeats for member in members):
         origin = run.config.final_fidelity.origin
         text = f"Grey: brief scores of the search. Blue: the front, retrained {origin}, mean and 95 % interval."
     else:
         text = "Grey: brief scores of the search, one training each. Blue: the best so far; nothing is retrained yet."
+    text += f" A lower {label(run.score.name)} is better." if run.score.direction == "minimize" else ""
     if full_trainings(run.folder)[0]:
         text += " Diamonds: students trained by `kdnas train`, one training each."
     if len(run.objectives) > 2 and members:

@@ -209,7 +209,7 @@ def _tables(run: RunRecord) -> str:
         parts.append(f'<h2>The front</h2>{hint}{front_of_page(run).html()}<p class="lead">{_text(told.strip())}</p>')
     parts.append(_full_trainings(run))
     parts.append(f"<h2>All trials</h2>{trials_of_page(run).html()}")
-    return f"<section>{''.join(parts)}</section>"
+    return f"<section class=tables>{''.join(parts)}</section>"
 
 
 def _full_trainings(run: RunRecord) -> str:

@@ -205,8 +205,8 @@ def still_rising(run: RunRecord) -> str:
         for member in members
         if member.trial.number in rises
     ]
-    unit = "points" if run.score.is_fraction else "in its own unit"
-    rose = f"each doubling of the training improved {label(run.score.name)} by ({unit})"
+    points = " (points)" if run.score.is_fraction else ""
+    rose = f"each doubling of the training improved {label(run.score.name)} by{points}"
     text = f"From the search’s score to the final one, {rose}: {', '.join(named)}"
     if is_flat(run, max(rises.values())):
         return f"{text}. Their curves are about flat."

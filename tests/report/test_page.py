@@ -317,7 +317,7 @@ def test_figures_of_a_perplexity_are_read_downwards():
     figure = score_figure(run, "macs")
     assert (figure.name, figure.title) == ("perplexity-macs", "Perplexity against MACs")
     axis = figure.drawing.layout.yaxis
-    assert axis.title.text == "Validation perplexity (lower is better)"
+    assert axis.title.text == "Validation perplexity"
     assert axis.tickformat is None
     steps = staircase(run, front(run), "macs")
     scores = [member.values["perplexity"] for member in steps]
@@ -325,7 +325,8 @@ def test_figures_of_a_perplexity_are_read_downwards():
     (bars,) = [trace.error_y for trace in figure.drawing.data if trace.name == "front, retrained (95 %)"]
     assert list(bars.array) == [member.score_ci95 for member in front(run)]
     ticks = next(trace for trace in figure.drawing.data if trace.name == "refused untrained")
-    assert set(ticks.y) == {axis.range[0]}
+    assert set(ticks.y) == {axis.range[1]}  # the worse end
+    assert "A lower perplexity is better." in figure.caption
     teacher = next(trace for trace in figure.drawing.data if trace.name == "teacher")
     assert teacher.y[0] == run.teacher.score
     wide = replace(run, trials=(complete(90, 0.0, 1e6, perplexity=900.0), *run.trials))
