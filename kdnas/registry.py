@@ -1,4 +1,4 @@
-"""One registry for every family: losses, students, teachers, data sets, costs, samplers, executors, exporters.
+"""One registry for every family: tasks, losses, students, teachers, data sets, costs, samplers, executors, exporters.
 
 A member is one file in the family's package; the file's name is the member's name, and it registers one callable:
 
@@ -34,6 +34,12 @@ from kdnas.errors import ConfigError, KdnasError, Problem
 from kdnas.plugins import SPELLING, is_plugin, load_plugin, short_name
 
 T = TypeVar("T", bound=Callable[..., Any])
+
+
+class Section(pydantic.BaseModel):
+    """A section of a configuration file: frozen, unknown keys refused."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
 
 class Registry(Generic[T]):

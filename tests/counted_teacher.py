@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.core.data import ImageData
+from kdnas.tasks.image_classification import Augmentation
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.loop import Trained, distil
-from kdnas.training.recipe import Augmentation, Distillation, LossTerm, Recipe, Training
+from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
 from kdnas.training.teacher_cache import TeacherCache
 
 CPU = torch.device("cpu")
@@ -41,7 +42,7 @@ def counting_teacher() -> Teacher:
 
 
 def batches(data: ImageData, count: int = 300) -> Batches:
-    return Batches(data.train, np.arange(0, 2 * count, 2), num_classes=10, device=CPU)
+    return Batches(data, np.arange(0, 2 * count, 2), device=CPU)
 
 
 class Student(nn.Module):

@@ -74,11 +74,11 @@ def test_a_student_is_a_module_on_raw_images_that_scores_as_recorded(searched):
     assert not student.training
     opened = open_run(run.record, data_root=Path("nowhere"), cache=cache_dir())
     data, held_out = opened.data, opened.validation_indices
-    images = torch.from_numpy(data.train.images[held_out]).float()
+    images = torch.from_numpy(data.train.inputs["pixels"][held_out]).float()
     with torch.no_grad():
         answers = student(images).argmax(dim=1).numpy()
     best = max(member.trial.repeats, key=lambda repeat: repeat.score)
-    assert (answers == data.train.labels[held_out]).mean() == pytest.approx(best.score, abs=0.01)
+    assert (answers == data.train.targets[held_out]).mean() == pytest.approx(best.score, abs=0.01)
 
 
 def test_a_run_is_loaded_exported_and_continued(searched, tmp_path):

@@ -45,7 +45,7 @@ def net(*widths: int, seed: int = 0, **options: Any) -> Net:
 
 
 def batches(data: ImageData, start: int, stop: int, device: torch.device = CPU) -> Batches:
-    return Batches(data.train, np.arange(start, stop), num_classes=10, device=device)
+    return Batches(data, np.arange(start, stop), device=device)
 
 
 def teacher(data: ImageData) -> Teacher:

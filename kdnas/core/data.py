@@ -1,8 +1,10 @@
-"""Labelled images as plain arrays, and the seeded split that search scores are made on."""
+"""Decoded data sets as plain arrays, and the seeded split that search scores are made on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -11,49 +13,65 @@ from kdnas.core.task import TaskSpec, image_classification
 
 
 @dataclass(frozen=True)
-class ImageArrays:
-    """Decoded images and labels. `images` is uint8 [N, C, H, W], perhaps a read-only memory map; `labels` int64 [N]."""
+class Samples:
+    """N samples of a data set.
 
-    images: np.ndarray
-    labels: np.ndarray
+    `inputs` are arrays [N, ...] by the names of the task's inputs and in their order, perhaps read-only memory maps;
+    `targets` is int64 [N], or [N, T] where a sample has T predictions.
+    """
+
+    inputs: Mapping[str, np.ndarray]
+    targets: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
 
 @dataclass(frozen=True)
-class ImageData:
+class Data(ABC):
     """A decoded data set. `fingerprint` is a hash of its content; `test` is only for the final evaluation."""
 
     name: str
     class_names: tuple[str, ...]
-    train: ImageArrays
-    test: ImageArrays
+    """In the order of the outputs; empty where these have no names."""
+    train: Samples
+    test: Samples
     fingerprint: str
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
+    """What the user should know of how the data was read: what was converted, left out, or occurs twice."""
+
+    @property
+    @abstractmethod
+    def task(self) -> TaskSpec:
+        """The task this data poses."""
+
+
+@dataclass(frozen=True)
+class ImageData(Data):
+    """Labelled images: the one input, `pixels`, is uint8 [N, C, H, W]."""
+
     channel_mean: tuple[float, ...]
     """Per channel over the training images, on the 0-255 scale."""
     channel_std: tuple[float, ...]
-    notes: tuple[str, ...] = ()
-    """What the user should know of how the data was read: what was converted, left out, or occurs twice."""
 
     @cached_property
     def task(self) -> TaskSpec:
-        """The task this data poses."""
-        channels, height, width = self.train.images.shape[1:]
+        """Image classification at the images' size."""
+        channels, height, width = self.train.inputs["pixels"].shape[1:]
         return image_classification((channels, height, width), len(self.class_names))
 
 
-def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (kept, carved) sorted index arrays; `carved` holds `fraction` of every class, drawn by `seed`.
 
     Every class keeps at least one sample on both sides where it has two or more; its only one is kept.
     """
     rng = np.random.default_rng(seed)
     carved: list[np.ndarray] = []
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
+    for target in np.unique(targets):
+        members = rng.permutation(np.flatnonzero(targets == target))
         count = round(fraction * len(members))
         count = min(max(count, min(1, len(members) - 1)), len(members) - 1) if 0 < fraction < 1 else count
         carved.append(members[:count])
     chosen = np.sort(np.concatenate(carved)) if carved else np.empty(0, dtype=np.int64)
-    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+    return np.setdiff1d(np.arange(len(targets)), chosen), chosen

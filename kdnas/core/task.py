@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -55,6 +56,16 @@ class TaskSpec:
     def size(self) -> int:
         """Height in pixels, or length in tokens, of the samples."""
         return self.inputs[0].size
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers a sample's inputs have."""
+        return sum(math.prod(taken.shape) for taken in self.inputs)
+
+    @property
+    def positions(self) -> int:
+        """How many places of a sample a network works on: pixels of an image, tokens of a sequence."""
+        return math.prod(self.inputs[0].shape[1:] if self.inputs[0].kind == "pixels" else self.inputs[0].shape)
 
     def at(self, size: int) -> TaskSpec:
         """Return the task of the same samples brought to `size` pixels high, or tokens long."""

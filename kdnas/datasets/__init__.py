@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kdnas.core.data import ImageData
+from kdnas.core.data import Data
 from kdnas.registry import Registry
 
-DATASETS: Registry[Callable[..., ImageData]] = Registry("data set", __name__, "data_root", "cache")
+DATASETS: Registry[Callable[..., Data]] = Registry("data set", __name__, "data_root", "cache")
 """Members: `function(data_root: Path, cache: Path, *, options) -> ImageData`. Raise DataError."""

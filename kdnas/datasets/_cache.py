@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from kdnas.core.data import ImageArrays, ImageData
+from kdnas.core.data import ImageData, Samples
 from kdnas.core.words import escaped
 from kdnas.datasets._content import check_scales, content_notes
 from kdnas.datasets._inputs import class_name_problems
@@ -42,7 +42,7 @@ _HEADER_BYTES = 128
 
 
 @dataclass(frozen=True)
-class Samples:
+class Labelling:
     """What a source tells of the images that it wrote, in the order written.
 
     `labels` is int64 [N] in [0, K); `is_test` bool [N]; `keep` int64 [M] picks and orders the samples that belong
@@ -99,7 +99,9 @@ class ImageWriter:
         self._file.close()
 
 
-def cached(name: str, cache: Path, identity: Mapping[str, Any], decode: Callable[[ImageWriter], Samples]) -> ImageData:
+def cached(
+    name: str, cache: Path, identity: Mapping[str, Any], decode: Callable[[ImageWriter], Labelling]
+) -> ImageData:
     """Return the data set that `identity` names from the cache, decoding it first where it is not there.
 
     Args:
@@ -144,7 +146,7 @@ def kept_data(cache: Path, fingerprint: str) -> ImageData | None:
     return None
 
 
-def _decode(name: str, folder: Path, decode: Callable[[ImageWriter], Samples]) -> None:
+def _decode(name: str, folder: Path, decode: Callable[[ImageWriter], Labelling]) -> None:
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         with ImageWriter(work / "images.npy") as writer:
@@ -178,7 +180,7 @@ def _decode(name: str, folder: Path, decode: Callable[[ImageWriter], Samples]) -
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _arrange(work: Path, samples: Samples) -> tuple[int, np.ndarray]:
+def _arrange(work: Path, samples: Labelling) -> tuple[int, np.ndarray]:
     """Put the training images first and drop what is not kept; return (training images, labels in that order)."""
     keep = samples.keep if samples.keep is not None else np.arange(len(samples.labels))
     is_test = samples.is_test[keep]
@@ -194,7 +196,7 @@ def _arrange(work: Path, samples: Samples) -> tuple[int, np.ndarray]:
     return int((~is_test).sum()), samples.labels[order].astype(np.int64)
 
 
-def _check(name: str, samples: Samples, written: int) -> None:
+def _check(name: str, samples: Labelling, written: int) -> None:
     """Check that samples make a data set: raises DataError with every problem found."""
     problems: list[Problem] = []
     names, labels, is_test = samples.class_names, samples.labels, samples.is_test
@@ -270,8 +272,8 @@ def _open(folder: Path) -> ImageData | None:
         return ImageData(
             name=meta["name"],
             class_names=tuple(meta["class_names"]),
-            train=ImageArrays(images[:train], labels[:train]),
-            test=ImageArrays(images[train:], labels[train:]),
+            train=Samples({"pixels": images[:train]}, labels[:train]),
+            test=Samples({"pixels": images[train:]}, labels[train:]),
             fingerprint=meta["fingerprint"],
             channel_mean=tuple(meta["channel_mean"]),
             channel_std=tuple(meta["channel_std"]),

@@ -13,7 +13,7 @@ import numpy as np
 from kdnas.core.data import ImageData
 from kdnas.datasets import DATASETS
 from kdnas.datasets._archives import is_archive, members
-from kdnas.datasets._cache import ImageWriter, Samples, cached
+from kdnas.datasets._cache import ImageWriter, Labelling, cached
 from kdnas.datasets._inputs import Problems, file_identity, locate
 from kdnas.errors import DataError, Problem
 
@@ -44,7 +44,7 @@ def cifar_archive(data_root: Path, cache: Path, *, path: str, labels: Literal["f
     files = [source] if source.is_file() else sorted(file for file in source.rglob("*") if file.name in _FILES)
     identity = {"files": [[file.name, file_identity(file)] for file in files], "labels": labels}
 
-    def decode(writer: ImageWriter) -> Samples:
+    def decode(writer: ImageWriter) -> Labelling:
         return _decode(_contents(source, files), source, writer, labels)
 
     return cached(source.name, cache, identity, decode)
@@ -63,7 +63,7 @@ def _contents(source: Path, files: list[Path]) -> Iterator[tuple[str, bytes]]:
 
 def _decode(
     contents: Iterator[tuple[str, bytes]], source: Path, writer: ImageWriter, labels: Literal["fine", "coarse"]
-) -> Samples:
+) -> Labelling:
     problems = Problems()
     names: list[str] | None = None
     parts: dict[str, tuple[int, np.ndarray]] = {}
@@ -99,7 +99,7 @@ def _decode(
         is_test[rows] = name not in _TRAIN
     if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
         names = [str(label) for label in range(int(by_row.max(initial=-1)) + 1)]
-    return Samples(tuple(names), by_row, is_test, keep)
+    return Labelling(tuple(names), by_row, is_test, keep)
 
 
 def _mistake(images: Any, labels: Any) -> str:

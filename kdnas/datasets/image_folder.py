@@ -15,7 +15,7 @@ from kdnas.core.data import ImageData
 from kdnas.core.words import counted, escaped
 from kdnas.datasets import DATASETS
 from kdnas.datasets._archives import ARCHIVE_SUFFIXES, Member, is_archive, members
-from kdnas.datasets._cache import ImageWriter, Samples, cached
+from kdnas.datasets._cache import ImageWriter, Labelling, cached
 from kdnas.datasets._folders import LAYOUT, Layout, Parts, Splits, lay_out
 from kdnas.datasets._inputs import (
     Problems,
@@ -94,7 +94,7 @@ def image_folder(
         "class_names": class_names,
     }
 
-    def decode(writer: ImageWriter) -> Samples:
+    def decode(writer: ImageWriter) -> Labelling:
         reading = _Reading(source, splits, class_names, reader, writer)
         if listing is None:
             reading.stream(members(source, _MAX_FILE_BYTES))
@@ -170,7 +170,7 @@ class _Reading:
                 continue
             self._write(member, content)
 
-    def samples(self) -> Samples:
+    def samples(self) -> Labelling:
         """Return what was written. Raises DataError with every problem found."""
         self._problems.raise_if_any()
         layout = self._laid_out(self._written)
@@ -184,7 +184,7 @@ class _Reading:
             is_test[keep] = carve_test(labels[keep], self._splits.test_fraction)
         converted = self._reader.notes([self._conversions[i] for i in keep])
         notes = dict.fromkeys((*self._notes, *layout.notes, *self._left_out(), *converted))
-        return Samples(layout.class_names, labels, is_test, keep, tuple(notes))
+        return Labelling(layout.class_names, labels, is_test, keep, tuple(notes))
 
     def _laid_out(self, pictures: Sequence[Parts]) -> Layout:
         """Return where the pictures belong. Raises DataError."""

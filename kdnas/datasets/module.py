@@ -10,7 +10,7 @@ import numpy as np
 
 from kdnas.core.data import ImageData
 from kdnas.datasets import DATASETS
-from kdnas.datasets._cache import ImageWriter, Samples, cached, fingerprint
+from kdnas.datasets._cache import ImageWriter, Labelling, cached, fingerprint
 from kdnas.datasets._inputs import Problems, as_channels_first, check_labels, names_or_numbers
 from kdnas.errors import DataError, Problem
 from kdnas.user_code import UserCodeFailed, load_user_function
@@ -45,10 +45,10 @@ def module(data_root: Path, cache: Path, *, function: str, options: dict[str, An
     labels = np.concatenate([train_labels, test_labels])
     class_names = names_or_numbers(names, labels)
 
-    def decode(writer: ImageWriter) -> Samples:
+    def decode(writer: ImageWriter) -> Labelling:
         writer.extend(train)
         writer.extend(test)
-        return Samples(class_names, labels, np.arange(len(labels)) >= len(train))
+        return Labelling(class_names, labels, np.arange(len(labels)) >= len(train))
 
     content = [
         fingerprint(images, part, class_names, len(train))

@@ -11,7 +11,7 @@ import numpy as np
 
 from kdnas.core.data import ImageData
 from kdnas.datasets import DATASETS
-from kdnas.datasets._cache import ImageWriter, Samples, cached
+from kdnas.datasets._cache import ImageWriter, Labelling, cached
 from kdnas.datasets._inputs import (
     Problems,
     TestFraction,
@@ -67,7 +67,7 @@ def npz(
         "class_names": class_names,
     }
 
-    def decode(writer: ImageWriter) -> Samples:
+    def decode(writer: ImageWriter) -> Labelling:
         problems = Problems()
         with _opened(source) as file:
             for name in wanted:
@@ -84,7 +84,7 @@ def npz(
         is_test = np.arange(len(every)) >= len(labels[0])
         if test_fraction is not None:
             is_test = carve_test(every, test_fraction)
-        return Samples(names_or_numbers(class_names, every), every, is_test)
+        return Labelling(names_or_numbers(class_names, every), every, is_test)
 
     return cached(source.name, cache, identity, decode)
 

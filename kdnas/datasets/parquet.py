@@ -15,7 +15,7 @@ import numpy as np
 from kdnas.core.data import ImageData
 from kdnas.core.words import escaped
 from kdnas.datasets import DATASETS
-from kdnas.datasets._cache import ImageWriter, Samples, cached
+from kdnas.datasets._cache import ImageWriter, Labelling, cached
 from kdnas.datasets._inputs import (
     Problems,
     Size,
@@ -83,11 +83,11 @@ def parquet(
         "class_names": class_names,
     }
 
-    def decode(writer: ImageWriter) -> Samples:
+    def decode(writer: ImageWriter) -> Labelling:
         rows = _read(files, image_column, label_column, writer, reader)
         labels, names, notes = _numbered(rows, class_names, label_column)
         is_test = np.array(rows.is_test, dtype=bool) if test_fraction is None else carve_test(labels, test_fraction)
-        return Samples(names, labels, is_test, None, (*notes, *reader.notes(rows.conversions)))
+        return Labelling(names, labels, is_test, None, (*notes, *reader.notes(rows.conversions)))
 
     return cached(files[0][0].parent.name or "parquet", cache, identity, decode)
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from kdnas.errors import ConfigError
+from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Output, Outputs, OutputShapes
 from kdnas.registry import Registry
 
@@ -37,8 +38,11 @@ class DistillationLoss(nn.Module, ABC):
             raise ConfigError(f"the loss {name} reads the embedding: student and teacher need a linear classifier")
 
     @abstractmethod
-    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """Return the loss, a float32 scalar. `labels` is int64 [B], or probabilities [B, K] where images are mixed."""
+    def forward(self, student: Outputs, teacher: Outputs, rows: Rows) -> Tensor:
+        """Return the loss, a float32 scalar. `rows` are the student's logits with their targets and weights.
+
+        A loss on logits is the mean over the rows by their weights (`Rows.mean`).
+        """
 
 
 LOSSES: Registry[type[DistillationLoss]] = Registry("loss", __name__, DistillationLoss)

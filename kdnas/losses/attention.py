@@ -13,6 +13,7 @@ from kdnas.losses import LOSSES, DistillationLoss
 from kdnas.nn.directions import bounded, directions
 from kdnas.nn.matching import match_stages, to_common_size
 from kdnas.nn.precision import in_float32
+from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
 
 
@@ -40,8 +41,8 @@ class AttentionTransfer(DistillationLoss):
         self.power = power
 
     @in_float32
-    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """Return the sum over the stages; `labels` are not used."""
+    def forward(self, student: Outputs, teacher: Outputs, rows: Rows) -> Tensor:
+        """Return the sum over the stages."""
         return torch.stack([self._stage(student.stages[s], teacher.stages[t]) for s, t in self.pairs]).sum()
 
     def _stage(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from kdnas.losses import LOSSES, DistillationLoss
 from kdnas.nn.directions import directions
 from kdnas.nn.precision import in_float32
+from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
 
 
@@ -27,8 +28,8 @@ class Cosine(DistillationLoss):
             self.adapter = nn.Linear(student.embedding, teacher.embedding, bias=False)
 
     @in_float32
-    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """Return the mean over the batch; `labels` are not used."""
+    def forward(self, student: Outputs, teacher: Outputs, rows: Rows) -> Tensor:
+        """Return the mean over the batch."""
         assert student.embedding is not None
         assert teacher.embedding is not None
         ours, theirs = directions(self.adapter(student.embedding)), directions(teacher.embedding)

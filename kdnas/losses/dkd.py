@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from kdnas.losses import LOSSES, DistillationLoss
 from kdnas.nn.precision import in_float32
+from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
 
 
@@ -41,20 +42,20 @@ class DecoupledKD(DistillationLoss):
         self.temperature = temperature
 
     @in_float32
-    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """Return the mean over the batch.
+    def forward(self, student: Outputs, teacher: Outputs, rows: Rows) -> Tensor:
+        """Return the mean over the rows.
 
-        Mixed labels [B, K] have two classes: the loss is its expectation over the two, weighted by their probabilities.
+        Mixed targets [M, V] have two classes: the loss is its expectation over them, weighted by their probabilities.
         """
-        if labels.ndim == 1:
-            return self._per_sample(student.logits, teacher.logits, labels).mean()
-        weights, classes = labels.float().topk(2, dim=1)
-        weights = weights / weights.sum(dim=1, keepdim=True)
-        first = self._per_sample(student.logits, teacher.logits, classes[:, 0])
-        second = self._per_sample(student.logits, teacher.logits, classes[:, 1])
-        return (weights[:, 0] * first + weights[:, 1] * second).mean()
+        if rows.targets.ndim == 1:
+            return rows.mean(self._per_row(student.logits, teacher.logits, rows.targets))
+        shares, classes = rows.targets.float().topk(2, dim=1)
+        shares = shares / shares.sum(dim=1, keepdim=True)
+        first = self._per_row(student.logits, teacher.logits, classes[:, 0])
+        second = self._per_row(student.logits, teacher.logits, classes[:, 1])
+        return rows.mean(shares[:, 0] * first + shares[:, 1] * second)
 
-    def _per_sample(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+    def _per_row(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         target_s, others_s = _decouple(student / self.temperature, target)
         target_t, others_t = _decouple(teacher / self.temperature, target)
         target_part = _kl(target_t, target_s)
@@ -63,7 +64,7 @@ class DecoupledKD(DistillationLoss):
 
 
 def _decouple(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log probabilities: [target, not target] [B, 2], and among the other classes [B, K - 1]."""
+    """Return log probabilities: [target, not target] [M, 2], and among the other classes [M, V - 1]."""
     positions = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
     others = logits.gather(1, positions + (positions >= target[:, None]))
     pair = torch.cat([logits.gather(1, target[:, None]), others.logsumexp(dim=1, keepdim=True)], dim=1)

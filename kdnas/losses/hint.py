@@ -9,6 +9,7 @@ from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES, DistillationLoss
 from kdnas.nn.matching import match_stages, to_common_size
 from kdnas.nn.precision import in_float32
+from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
 
 
@@ -38,8 +39,8 @@ class Hint(DistillationLoss):
         self.adapter = nn.Sequential(*layers, *([nn.ReLU()] if relu else []))
 
     @in_float32
-    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """Return the mean over the batch and the map; `labels` are not used."""
+    def forward(self, student: Outputs, teacher: Outputs, rows: Rows) -> Tensor:
+        """Return the mean over the batch and the map."""
         ours, theirs = to_common_size(student.stages[self.student_stage], teacher.stages[self.teacher_stage])
         # One value a channel has no variance: such a batch is normalised by the statistics of those before it.
         self.adapter[1].train(self.training and ours.numel() > ours.shape[1])

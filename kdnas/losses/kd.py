@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from kdnas.losses import LOSSES, DistillationLoss
 from kdnas.nn.precision import in_float32
+from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
 
 
@@ -34,8 +35,12 @@ class HintonKD(DistillationLoss):
         self.temperature = temperature
 
     @in_float32
-    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """Return the mean over the batch; `labels` are not used."""
+    def forward(self, student: Outputs, teacher: Outputs, rows: Rows) -> Tensor:
+        """Return the mean over the rows."""
         ours = F.log_softmax(student.logits / self.temperature, dim=1)
         theirs = F.log_softmax(teacher.logits / self.temperature, dim=1)
-        return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * self.temperature**2
+        if rows.weights is None:
+            divergence = F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        else:
+            divergence = rows.mean(F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1))
+        return divergence * self.temperature**2

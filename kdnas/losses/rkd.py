@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from kdnas.losses import LOSSES, DistillationLoss
 from kdnas.nn.directions import bounded
 from kdnas.nn.precision import in_float32
+from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
 
 _SMALLEST = 1e-6
@@ -43,8 +44,8 @@ class RelationalKD(DistillationLoss):
         self.angle_samples = angle_samples
 
     @in_float32
-    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """Return distance_weight * distance term + angle_weight * angle term; `labels` are not used."""
+    def forward(self, student: Outputs, teacher: Outputs, rows: Rows) -> Tensor:
+        """Return distance_weight * distance term + angle_weight * angle term."""
         assert student.embedding is not None
         assert teacher.embedding is not None
         ours, theirs = _spread(student.embedding), _spread(teacher.embedding)

@@ -9,6 +9,7 @@ from kdnas.losses import LOSSES, DistillationLoss
 from kdnas.nn.directions import bounded, directions
 from kdnas.nn.matching import match_stages
 from kdnas.nn.precision import in_float32
+from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
 
 
@@ -29,8 +30,8 @@ class SimilarityPreserving(DistillationLoss):
         self.student_stage, self.teacher_stage = pairs[-1]
 
     @in_float32
-    def forward(self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
-        """Return the mean over the matrix; `labels` are not used."""
+    def forward(self, student: Outputs, teacher: Outputs, rows: Rows) -> Tensor:
+        """Return the mean over the matrix."""
         return F.mse_loss(
             _similarities(student.stages[self.student_stage]), _similarities(teacher.stages[self.teacher_stage])
         )

@@ -9,10 +9,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs
 
 Self = TypeVar("Self")
-Forward = Callable[[Self, Outputs, Outputs, Tensor], Tensor]
+Forward = Callable[[Self, Outputs, Outputs, Rows], Tensor]
 
 
 def in_float32(forward: Forward[Self]) -> Forward[Self]:
@@ -22,8 +23,8 @@ def in_float32(forward: Forward[Self]) -> Forward[Self]:
     """
 
     @functools.wraps(forward)
-    def wrapped(self: Self, student: Outputs, teacher: Outputs, labels: Tensor) -> Tensor:
+    def wrapped(self: Self, student: Outputs, teacher: Outputs, rows: Rows) -> Tensor:
         with torch.autocast(student.logits.device.type, enabled=False):
-            return forward(self, student.float(), teacher.float().detach(), labels)
+            return forward(self, student.float(), teacher.float().detach(), rows.float())
 
     return wrapped

@@ -13,16 +13,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @torch.no_grad()
-def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Set the running statistics of the batch norms in `network` to their means over `batches`, and return the images.
+def recalibrate(network: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> int:
+    """Set the running statistics of the batch norms in `network` to their means over `batches`, and return the samples.
 
-    Every batch [B, C, H, W], as `network` takes them, counts the same. Weights, training flags and settings stay.
-    Raises ValueError where there are no images.
+    Every batch, inputs [B, ...] as `network` takes them, counts the same. Weights, training flags and settings stay.
+    Raises ValueError where there are no samples.
     """
     norms = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
     modes = [(part, part.training) for part in network.modules()]
     momenta = [norm.momentum for norm in norms]
-    images = 0
+    samples = 0
     network.eval()
     try:
         for norm in norms:
@@ -30,13 +30,13 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
             norm.momentum = None  # the plain mean of all batches
             norm.train()
         for batch in batches:
-            network(batch)
-            images += len(batch)
+            network(*batch)
+            samples += len(batch[0])
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for part, training in modes:
             part.training = training
-    if not images:
-        raise ValueError("no images to recalibrate on")
-    return images
+    if not samples:
+        raise ValueError("no samples to recalibrate on")
+    return samples

@@ -1,6 +1,7 @@
 """Feature taps: read a network's stage outputs and embedding with hooks, leaving the network as it is.
 
-Shapes: B batch, K classes, C channels, H and W height and width, D embedding width.
+Shapes: B batch, T positions of a sequence, M predictions (B, or B * T), V outputs of each, C channels, H and W height
+and width, D embedding width.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from kdnas.core.task import TaskSpec
+
 Output = Literal["logits", "stages", "embedding"]
 ALL_OUTPUTS: frozenset[Output] = frozenset({"logits", "stages", "embedding"})
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a network gave for one batch: `logits` [B, K], `stages` each [B, C, H, W], `embedding` [B, D]."""
+    """What a network gave for one batch: `logits` [M, V], `stages` each [B, C, H, W], `embedding` [M, D]."""
 
     logits: Tensor
     stages: tuple[Tensor, ...] = ()
@@ -40,9 +43,9 @@ class Outputs:
 
 @dataclass(frozen=True)
 class OutputShapes:
-    """The shapes of `Outputs` without the batch: classes, each stage's (C, H, W), and the embedding's width."""
+    """The shapes of `Outputs` without the batch: logits, each stage's (C, H, W), and the embedding's width."""
 
-    num_classes: int
+    outputs: int
     stages: tuple[tuple[int, int, int], ...] = ()
     embedding: int = 0
 
@@ -51,7 +54,7 @@ class Taps:
     """A network whose call gives `Outputs`: a context manager that removes its hooks on exit.
 
         with Taps(module, ("stages.0", "stages.1"), "classifier") as tapped:
-            outputs = tapped(images)
+            outputs = tapped(*inputs)
 
     `stages` and `classifier` are dotted names inside `module`; `classifier` None means that there is no embedding. Only
     the outputs in `needs` are captured. A submodule that runs several times in one forward gives its last output.
@@ -93,12 +96,18 @@ class Taps:
         self._handles.clear()
         self._release()
 
-    def __call__(self, images: Tensor) -> Outputs:
-        """Return the outputs of one forward of the network on `images` [B, C, H, W]. Only inside the context."""
+    def __call__(self, *inputs: Tensor) -> Outputs:
+        """Return the outputs of one forward of the network on `inputs` [B, ...]. Only inside the context.
+
+        The predictions [B, T, V] of sequences stand one after the other, and so do their embeddings.
+        """
         try:
-            logits = self._module(images)
+            logits = self._module(*inputs)
             stages = tuple(self._captured[position] for position in range(len(self._stages)))
-            return Outputs(logits, stages, self._embedding)
+            embedding = self._embedding
+            if embedding is not None:
+                embedding = embedding.flatten(0, 1) if logits.ndim == embedding.ndim == 3 else embedding.flatten(1)
+            return Outputs(logits.flatten(0, -2), stages, embedding)
         finally:
             self._release()  # holding the last batch's graph would keep its memory
 
@@ -113,27 +122,36 @@ class Taps:
         return hook
 
     def _embedding_hook(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        self._embedding = arguments[0].flatten(1)
+        self._embedding = arguments[0]
 
 
 def output_shapes(
     module: nn.Module,
     stages: Sequence[str],
     classifier: str | None,
-    example: Tensor,
+    *example: Tensor,
 ) -> OutputShapes:
-    """Return the shapes of what `Taps` gives, from one forward on `example` [B, C, H, W] in eval mode.
+    """Return the shapes of what `Taps` gives, from one forward on `example` inputs [B, ...] in eval mode.
 
     The network is left as it was, training flags and running statistics included.
     """
     with _evaluating(module), torch.no_grad(), Taps(module, stages, classifier) as tapped:
-        outputs = tapped(example)
+        outputs = tapped(*example)
     for name, stage in zip(stages, outputs.stages, strict=True):
         if stage.ndim != 4:
             raise ValueError(f"stage {name!r} gives {tuple(stage.shape)}, not [B, C, H, W]")
     shapes = tuple((stage.shape[1], stage.shape[2], stage.shape[3]) for stage in outputs.stages)
     embedding = 0 if outputs.embedding is None else outputs.embedding.shape[1]
     return OutputShapes(outputs.logits.shape[1], shapes, embedding)
+
+
+def example_inputs(spec: TaskSpec, device: torch.device, count: int = 2) -> tuple[Tensor, ...]:
+    """Return the inputs of `count` samples of the task: pixels, tokens and floats 0, masks 1."""
+    made = []
+    for taken in spec.inputs:
+        dtype = torch.float32 if taken.kind in ("pixels", "floats") else torch.int64
+        made.append(torch.full((count, *taken.shape), float(taken.kind == "mask"), dtype=dtype, device=device))
+    return tuple(made)
 
 
 def find_stages(module: nn.Module, example: Tensor) -> tuple[tuple[str, ...], str | None]:

@@ -25,10 +25,10 @@ from kdnas.errors import ConfigError, InputError, Problem
 from kdnas.plain_yaml import dump_yaml
 from kdnas.plan.train_file import ArchSection, TrainFile
 from kdnas.record.run_folder import recorded_space, write_text
-from kdnas.registry import validation_problems
+from kdnas.registry import Section, validation_problems
 from kdnas.students import family_for, stated_arch
 from kdnas.study.yaml_lines import YamlDocument, read_yaml
-from kdnas.training.recipe import Fraction, Section
+from kdnas.training.recipe import Fraction
 from kdnas.training.supernet import SupernetSettings
 from kdnas.training.supernet.policies._recorded import Recorded
 from kdnas.training.supernet.subnets import ElasticSpace

@@ -20,7 +20,7 @@ from kdnas.losses import LOSSES
 from kdnas.plain_yaml import dump_yaml
 from kdnas.plugins import resolved
 from kdnas.record.records import RunRecord, TrialRecord
-from kdnas.registry import Registry, validation_problems
+from kdnas.registry import Registry, Section, validation_problems
 from kdnas.students import stated_arch
 from kdnas.study.config import DataConfig, Member
 from kdnas.study.members import option_problems
@@ -28,7 +28,7 @@ from kdnas.study.tuning import final_recipe
 from kdnas.study.yaml_lines import YamlDocument, read_yaml
 from kdnas.teachers import TEACHERS
 from kdnas.training.numerics import settled
-from kdnas.training.recipe import Distillation, Recipe, Section, Training, numerics_of
+from kdnas.training.recipe import Distillation, Recipe, Training, numerics_of
 from kdnas.trust import vouch_for_signed
 from kdnas.version import __version__
 

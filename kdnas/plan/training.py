@@ -60,7 +60,7 @@ from kdnas.plugins import code_fingerprints
 from kdnas.record.products import file_sha256, loss_of
 from kdnas.record.run_folder import exclusively, fingerprint, write_text
 from kdnas.study.config import ExportConfig
-from kdnas.training.evaluation import accuracy
+from kdnas.training.evaluation import evaluate
 from kdnas.training.loop import EpochRecord, distil
 from kdnas.training.numerics import computing
 from kdnas.training.recipe import Recipe
@@ -378,7 +378,7 @@ class _Work:
             checkpoint=self.folder / CHECKPOINT_FILE,
         )
         watch.rewrite(trained.history)
-        seen = accuracy(workshop.entered(trained.network), workshop.validation)
+        seen = evaluate(workshop.entered(trained.network), workshop.validation)
         return StepResult(trained.network.eval(), seen, trained.train_seconds)
 
     def supernet(self, step: SupernetStep, budget: int) -> StepResult:
@@ -408,7 +408,7 @@ class _Work:
             budget_macs=budget,
         )
         network = trained.scorer.cut(trained.supernet, trained.space.smallest)
-        seen = accuracy(workshop.entered(network), workshop.validation)
+        seen = evaluate(workshop.entered(network), workshop.validation)
         return StepResult(network, seen, trained.train_seconds, trained.shrinking)
 
     def recipe(self, epochs: int, factor: float) -> Recipe:
@@ -493,7 +493,7 @@ class _Watch:
 
     def _look(self, record: EpochRecord) -> float:
         begun = time.perf_counter()
-        seen = accuracy(self._module, self._work.workshop.validation)
+        seen = evaluate(self._module, self._work.workshop.validation)
         took = time.perf_counter() - begun
         pause = math.ceil(took / (_EVALUATION_SHARE * max(record.seconds, 1e-3)))
         self._next_look = record.epoch + max(1, pause)

@@ -104,7 +104,7 @@ def _inherit(
     kept = _kept_channels(ours, source, there, sort=sort)
     copied = _copy(student, arch, ours, source, there, kept)
     if arch != teacher_arch:
-        recalibrate(student, images.split(256))
+        recalibrate(student, ((part,) for part in images.split(256)))
     total = sum(parameter.numel() for parameter in student.parameters())
     return Inheritance(copied / total, stages, tuple(blocks), tuple(tuple(influence[t]) for _, t in stages))
 

@@ -13,7 +13,8 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import ACCURACY, Constraint, Quantity, score_among
 from kdnas.core.pick import DEFAULT_PICK, Near, PickError, Standard, against, parse_bound, parse_pick
 from kdnas.errors import ConfigError, Problem
-from kdnas.training.recipe import Distillation, Recipe, Section, Training
+from kdnas.registry import Section
+from kdnas.training.recipe import Distillation, Recipe, Training
 from kdnas.training.supernet import SupernetSettings
 
 SUPERNET, FINETUNE, SCRATCH = "supernet", "finetune", "scratch"

@@ -27,6 +27,7 @@ _EXECUTOR_BY_THE_RUN = {"workers": 1, "time_limit_s": 1.0, "devices": 0}
 
 
 _PACKAGES = {
+    "tasks": "kdnas.tasks",
     "datasets": "kdnas.datasets",
     "teachers": "kdnas.teachers",
     "students": "kdnas.students",

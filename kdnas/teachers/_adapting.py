@@ -132,7 +132,7 @@ def fit_teacher(
 
 def _probe(context: TeacherContext) -> Tensor:
     """Return a few fixed images of the data [B, C, H, W], spread over its training images."""
-    images = context.data.train.images
+    images = context.data.train.inputs["pixels"]
     chosen = np.linspace(0, len(images) - 1, min(_PROBED, len(images))).astype(np.int64)
     return torch.from_numpy(np.array(images[chosen], copy=True)).float().to(context.device)
 

@@ -8,12 +8,11 @@ should change from step to step.
 A captured network repeats the host's decisions of the captured step: a module that draws from Python's or NumPy's
 generators would repeat its draw. Torch's own generators are advanced by a replay as by an eager step.
 
-Shapes: B batch, C channels, H and W height and width, K classes.
+Shapes: B batch.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -21,12 +20,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kdnas.core.task import TaskSpec
+from kdnas.nn.rows import Batch
 from kdnas.nn.taps import Outputs
-from kdnas.training.batches import Batch, Batches
-from kdnas.training.recipe import Augmentation
+from kdnas.registry import Section
+from kdnas.training.batches import Batches
 
-Step = Callable[[Tensor, Tensor, Outputs | None], Tensor]
-"""Trains on images [B, C, H, W], labels [B] or [B, K] and the teacher's outputs; returns the loss, detached."""
+Step = Callable[[tuple[Tensor, ...], Tensor, Outputs | None], Tensor]
+"""Trains on inputs [B, ...], their targets and the teacher's outputs; returns the loss, detached."""
 
 WARM_UP_STEPS = 3
 """Eager steps before the capture: libraries choose their kernels and the optimizer makes its state in them."""
@@ -111,21 +112,24 @@ class GraphedStep:
         """Whether batches of the first one's shape are replayed now."""
         return self._replay is not None
 
-    def __call__(self, images: Tensor, labels: Tensor, theirs: Outputs | None) -> Tensor:
+    def __call__(self, inputs: tuple[Tensor, ...], targets: Tensor, theirs: Outputs | None) -> Tensor:
         """Train on one batch and return its loss, a scalar that the next call may overwrite."""
-        batch = _flat(images, labels, theirs)
+        batch = _flat(inputs, targets, theirs)
         shapes = [(tensor.shape, tensor.dtype) for tensor in batch]
         if self._shapes is None:
             self._shapes = shapes
-        if shapes == self._shapes and self._ready(batch, theirs):
+        if shapes == self._shapes and self._ready(batch, len(inputs), theirs):
             assert self._replay is not None
             for static, tensor in zip(self._inputs, batch, strict=True):
                 static.copy_(tensor, non_blocking=True)
             return self._replay()
-        return self._recorder.run(lambda: self._step(images, labels, theirs))
+        return self._recorder.run(lambda: self._step(inputs, targets, theirs))
 
-    def _ready(self, batch: Sequence[Tensor], theirs: Outputs | None) -> bool:
-        """Return whether there is a graph to replay; makes it when the warm-up is over."""
+    def _ready(self, batch: Sequence[Tensor], count: int, theirs: Outputs | None) -> bool:
+        """Return whether there is a graph to replay; makes it when the warm-up is over.
+
+        `count` is how many inputs a network takes.
+        """
         if self._replay is not None or self.failure is not None:
             return self._replay is not None
         if self._warmed < WARM_UP_STEPS:
@@ -134,10 +138,10 @@ class GraphedStep:
         started = time.perf_counter()
         # Copies, not the batch itself: a graph reads from where its inputs were.
         self._inputs = [tensor.clone() for tensor in batch]
-        images, labels, *rest = self._inputs
+        inputs, (targets, *rest) = tuple(self._inputs[:count]), self._inputs[count:]
         static = None if theirs is None else _outputs(rest, theirs)
         try:
-            self._replay = self._recorder.capture(lambda: self._step(images, labels, static))
+            self._replay = self._recorder.capture(lambda: self._step(inputs, targets, static))
         except RuntimeError as error:
             self.failure = str(error).partition("\n")[0] or type(error).__name__
             self._inputs = []
@@ -145,13 +149,13 @@ class GraphedStep:
         return self._replay is not None
 
 
-def _flat(images: Tensor, labels: Tensor, theirs: Outputs | None) -> list[Tensor]:
+def _flat(inputs: tuple[Tensor, ...], targets: Tensor, theirs: Outputs | None) -> list[Tensor]:
     """Return the tensors of a batch. The teacher's are float32, as the losses read them, cached or not."""
     if theirs is None:
-        return [images, labels]
+        return [*inputs, targets]
     theirs = theirs.float()
     embedding = [] if theirs.embedding is None else [theirs.embedding]
-    return [images, labels, theirs.logits, *embedding, *theirs.stages]
+    return [*inputs, targets, theirs.logits, *embedding, *theirs.stages]
 
 
 def _outputs(tensors: Sequence[Tensor], like: Outputs) -> Outputs:
@@ -161,33 +165,25 @@ def _outputs(tensors: Sequence[Tensor], like: Outputs) -> Outputs:
     return Outputs(logits, tuple(rest), embedding)
 
 
-def batches_together(batch_size: int, input_shape: tuple[int, int, int], device: torch.device) -> int:
-    """Return how many batches of images [C, H, W] are made at once: on a CUDA device up to 16 that fit in 64 MiB."""
+def batches_together(batch_size: int, spec: TaskSpec, device: torch.device) -> int:
+    """Return how many batches are made at once: on a CUDA device up to 16 that fit in 64 MiB."""
     if device.type != "cuda":
         return 1
-    return max(1, min(_VIEWS_BYTES // (batch_size * math.prod(input_shape) * 4), _MOST_BATCHES_TOGETHER))
+    return max(1, min(_VIEWS_BYTES // (batch_size * spec.numbers * 4), _MOST_BATCHES_TOGETHER))
 
 
 def epoch_of_views(
-    train: Batches,
-    epoch: int,
-    *,
-    batch_size: int,
-    augmentation: Augmentation,
-    fill: Sequence[float],
-    seed: int,
-    together: int,
+    train: Batches, epoch: int, *, batch_size: int, views: Section, seed: int, together: int
 ) -> Iterator[Batch]:
     """Yield the very batches of `train.epoch`, cut from batches `together` times as large.
 
-    A view depends on its sample alone, so nothing changes but that the many small kernels of the augmentation are
+    A view depends on its sample alone, so nothing changes but that the many small kernels of a view are
     launched once for several steps.
     """
     if batch_size == 1:
         together = 1  # an epoch's last sample is a batch of its own then, and would be left out of a larger one
-    for large in train.epoch(epoch, batch_size=batch_size * together, augmentation=augmentation, fill=fill, seed=seed):
-        count = len(large.samples)
+    for large in train.epoch(epoch, batch_size=batch_size * together, views=views, seed=seed):
+        count = len(large)
         for start in range(0, count, batch_size):
-            part = slice(start, start + batch_size)
             if count - start > 1 or count == 1:  # as in `Batches.steps`, a last batch of one sample is left out
-                yield Batch(large.images[part], large.labels[part], large.samples[part])
+                yield large[start : start + batch_size]

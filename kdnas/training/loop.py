@@ -1,7 +1,7 @@
 """The training loop: students trained by their recipes, one or several at once, beside their teacher.
 
-Images stay raw floats in 0..255 on the device; student and teacher see the same batch. What a step is stands in
-`kdnas.training.step`.
+Samples stay plain on the device, images as floats in 0..255; student and teacher see the same batch. What a step is
+stands in `kdnas.training.step`.
 
 A small student's kernels leave most of a GPU idle, and kernels of different processes never run side by side there
 (unless a multi-process service shares its context). So one process may train several students: trainings that share
@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kdnas.core.data import ImageData
+from kdnas.core.data import Data
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.seeds import derive_seed
 from kdnas.errors import TrialError
@@ -53,15 +53,15 @@ _STEPS_KEPT = 16
 
 @dataclass(frozen=True)
 class Course:
-    """What trainings share that go together: their images in one order, and the teacher beside them.
+    """What trainings share that go together: their samples in one order, and the teacher beside them.
 
-    `train` holds the images to use, a recipe's `data_fraction` applied. `view_seed` orders and augments them: trainings
+    `train` holds the samples to use, a recipe's `data_fraction` applied. `view_seed` orders and varies them: trainings
     that share it see the same batches, which lets them share `teacher_cache` and makes their comparison less noisy.
     Without a teacher the loss is cross entropy alone, at weight 1. `graphs`: capture whole steps on a CUDA device;
     elsewhere it changes nothing.
     """
 
-    data: ImageData
+    data: Data
     train: Batches
     validation: Batches | None
     teacher: Teacher | None
@@ -73,7 +73,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Pupil:
-    """One student of a course. `network` (normalised images in, logits out) is trained in place.
+    """One student of a course. `network` (behind `Task.entrance`) is trained in place.
 
     `seed` starts the adapters and dropout. `on_epoch` is called after each epoch; what it raises ends all trainings.
     `checkpoint` is rewritten before that call, and a training that finds its own checkpoint there continues exactly.
@@ -102,7 +102,7 @@ class EpochRecord:
 class Trained:
     """A trained student and how it went.
 
-    `network` takes normalised images and is in eval mode; `accuracy` is on the validation split, None without one.
+    `network` is in eval mode, without its entrance; `score` is on the validation split, None without one.
     `teacher_seconds` is the teacher's share of `train_seconds`; both include the epochs before a resume.
     `graph_failure` is why steps could not be captured on a CUDA device and ran one kernel at a time; else None.
     `unfused` is whether the recipe asks for fused norms that cannot be compiled on this machine.
@@ -112,7 +112,7 @@ class Trained:
     """
 
     network: nn.Module
-    accuracy: float | None
+    score: float | None
     history: tuple[EpochRecord, ...]
     train_seconds: float
     teacher_seconds: float
@@ -199,7 +199,7 @@ def distil(
     validation: Batches | None,
     recipe: Recipe,
     *,
-    data: ImageData,
+    data: Data,
     seed: int,
     device: torch.device,
     on_epoch: Callable[[EpochRecord], None] | None = None,
@@ -314,7 +314,7 @@ class _Lane:
             return self.failure
         return Trained(
             network=self.pupil.network.to(memory_format=torch.contiguous_format),
-            accuracy=score,
+            score=score,
             history=tuple(self.history),
             train_seconds=sum(record.seconds for record in self.history),
             teacher_seconds=self.teacher_seconds,
@@ -353,9 +353,7 @@ def _train_epoch(lanes: Sequence[_Lane], course: Course, outputs: TeacherOutputs
         with lane.turn():
             lane.step.begin(epoch, steps)
     kept = _Kept()
-    batches = TimedBatches(
-        taught_batches(course.train, outputs, training, data=course.data, epoch=epoch, view_seed=course.view_seed)
-    )
+    batches = TimedBatches(taught_batches(course.train, outputs, training, epoch=epoch, view_seed=course.view_seed))
     streams = [lane.stream for lane in lanes if lane.stream is not None]
     for batch in batches:
         made = torch.cuda.current_stream().record_event() if streams else None

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from kdnas.core.seeds import derive_seed
 from kdnas.errors import ConfigError
 from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Output, Outputs, OutputShapes
 from kdnas.training.recipe import Distillation
 
@@ -29,9 +30,9 @@ class TrainingLoss(nn.Module):
         self.label_smoothing = recipe.label_smoothing
         if recipe.task_weight <= 0 and not any(term.weight > 0 for term in recipe.losses):
             raise ConfigError("distillation: task_weight and every loss's weight are 0: there is nothing to learn")
-        if student.num_classes != teacher.num_classes and "logits" in needs_of(recipe):
+        if student.outputs != teacher.outputs and "logits" in needs_of(recipe):
             raise ConfigError(
-                f"the student has {student.num_classes} classes and the teacher {teacher.num_classes}: "
+                f"the student has {student.outputs} outputs and the teacher {teacher.outputs}: "
                 "their logits cannot be compared"
             )
         terms = [term for term in recipe.losses if term.weight > 0]
@@ -50,23 +51,26 @@ class TrainingLoss(nn.Module):
             if warmup > 0:
                 self.warmth[index].fill_(min(1.0, progress / warmup))
 
-    def forward(self, student: Outputs, teacher: Outputs | None, labels: Tensor) -> Tensor:
-        """Return the loss, a scalar in float32; `labels` int64 [B] or probabilities [B, K].
+    def forward(self, student: Outputs, teacher: Outputs | None, rows: Rows) -> Tensor:
+        """Return the loss, a scalar in float32; `rows` are the student's logits with their targets and weights.
 
         `teacher` may be None where no distillation loss is asked for.
         """
         loss = student.logits.new_zeros((), dtype=torch.float32)
         if self.task_weight > 0:
-            loss = loss + self.task_weight * task_loss(student.logits, labels, self.label_smoothing)
+            loss = loss + self.task_weight * task_loss(rows, self.label_smoothing)
         for index, (weight, term) in enumerate(zip(self.weights, self.terms, strict=True)):
-            value = weight * term(student, teacher, labels)
+            value = weight * term(student, teacher, rows)
             loss = loss + (value * self.warmth[index] if self._warmups[index] > 0 else value)
         return loss
 
 
-def task_loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    """Return the mean cross entropy in float32; `labels` int64 [B] or probabilities [B, K]."""
-    return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+def task_loss(rows: Rows, label_smoothing: float) -> Tensor:
+    """Return the mean cross entropy in float32."""
+    logits, targets = rows.logits.float(), rows.targets
+    if rows.weights is None:
+        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    return rows.mean(F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none"))
 
 
 def needs_of(recipe: Distillation) -> frozenset[Output]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from kdnas.core.data import ImageData
+from kdnas.core.data import Data
 from kdnas.errors import TrialError
 from kdnas.training.batches import Batches
 from kdnas.training.loop import Course, Pupil, train
@@ -19,7 +19,7 @@ SIZES = (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True)
 class Packing:
-    """How many students to train at once, and the images a second, of all of them, at each number that was tried."""
+    """How many students to train at once, and the samples a second, of all of them, at each number that was tried."""
 
     size: int
     rates: Mapping[int, float] = field(default_factory=dict)
@@ -31,13 +31,13 @@ class Packing:
             return ""
         tried = ", ".join(f"{size}: {rate:,.0f}" for size, rate in self.rates.items())
         chosen = "one student" if self.size == 1 else f"{self.size} students"
-        return f"{chosen} at a time on each device, as measured (images a second by students at a time: {tried})"
+        return f"{chosen} at a time on each device, as measured (samples a second by students at a time: {tried})"
 
 
 def choose_size(rate: Callable[[int], float], *, sizes: Sequence[int] = SIZES, least_gain: float = 0.05) -> Packing:
     """Return the largest of `sizes` that was still worth it: each must be `least_gain` faster than the one before.
 
-    `rate` measures the images a second of so many students together. A size that fails (TrialError: memory) ends the
+    `rate` measures the samples a second of so many students together. A size that fails (TrialError: memory) ends the
     trying; the first one's failure is raised.
     """
     rates: dict[int, float] = {}
@@ -63,11 +63,11 @@ def measured_rate(
     train_on: Batches,
     recipe: Recipe,
     *,
-    data: ImageData,
+    data: Data,
     device: torch.device,
     graphs: bool = True,
 ) -> float:
-    """Return the images a second of `size` such students trained together without a teacher, all of them counted.
+    """Return the samples a second of `size` such students trained together without a teacher, all of them counted.
 
     Two epochs are trained; the second is measured, when everything is captured. Raises TrialError where one fails.
     """

@@ -2,12 +2,11 @@
 
 Nothing in a step waits for the device. Losses are float32 whatever the networks run in.
 
-Shapes: B batch, C channels, H and W height and width, K classes.
+Shapes: B batch.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -15,14 +14,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 import torch
 from torch import Tensor, nn
 
-from kdnas.core.data import ImageData
+from kdnas.core.data import Data
 from kdnas.errors import TrialError
-from kdnas.nn.normalise import Normalised
-from kdnas.nn.taps import Outputs, OutputShapes, Taps, output_shapes, stage_names
+from kdnas.nn.taps import Outputs, OutputShapes, Taps, example_inputs, output_shapes, stage_names
+from kdnas.tasks import Task, task_of
 from kdnas.teachers import Teacher
 from kdnas.training.averaging import Average
 from kdnas.training.batches import Batches
-from kdnas.training.evaluation import accuracy
+from kdnas.training.evaluation import evaluate
 from kdnas.training.fused_norm import fused_norms, library, pay
 from kdnas.training.graphs import GraphedStep, Recorder, batches_together, epoch_of_views, recorder_for
 from kdnas.training.loss import TrainingLoss, needs_of
@@ -30,13 +29,13 @@ from kdnas.training.numerics import in_bfloat16
 from kdnas.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from kdnas.training.recipe import Distillation, Recipe, Training
 from kdnas.training.teacher_cache import TeacherCache
-from kdnas.training.teacher_outputs import TeacherOutputs, Views, views_key
+from kdnas.training.teacher_outputs import BatchPlan, TeacherOutputs, views_key
 
 _STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 100}
 """Looking at the loss makes a CUDA device wait, and costs a CPU nothing."""
 
-TaughtBatch = tuple[Tensor, Tensor, Outputs | None]
-"""Raw images [B, C, H, W], labels [B] or probabilities [B, K], and the teacher's outputs."""
+TaughtBatch = tuple[tuple[Tensor, ...], Tensor, Outputs | None]
+"""Plain inputs [B, ...], targets, and the teacher's outputs."""
 
 
 class Step:
@@ -47,6 +46,7 @@ class Step:
 
     def __init__(
         self,
+        task: Task,
         student: nn.Module,
         tapped: Taps,
         criterion: TrainingLoss,
@@ -59,6 +59,7 @@ class Step:
         unfused: bool = False,
         average: Average | None = None,
     ):
+        self.task = task
         self.student = student
         self.criterion = criterion
         self.optimizer = optimizer
@@ -77,14 +78,14 @@ class Step:
         self._checked = 0
         self._losses = torch.empty(0)
 
-    def run(self, images: Tensor, labels: Tensor, theirs: Outputs | None) -> Tensor:
+    def run(self, inputs: tuple[Tensor, ...], targets: Tensor, theirs: Outputs | None) -> Tensor:
         """Train on one batch at the optimizer's present rate and return the loss, detached. All of a step is here."""
         # Casts are not kept on a GPU: a graph must make its own from the weights of the moment.
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16, cache_enabled=self.device.type != "cuda"
         ):
-            ours = self._tapped(images)
-        loss = self.criterion(ours, theirs, labels)
+            ours = self._tapped(*inputs)
+        loss = self.criterion(ours, theirs, self.task.rows(ours.logits, inputs, targets))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.training.clip_norm is not None:
@@ -100,14 +101,14 @@ class Step:
         self.student.train()
         self.criterion.train()
 
-    def learn(self, images: Tensor, labels: Tensor, theirs: Outputs | None) -> None:
+    def learn(self, inputs: tuple[Tensor, ...], targets: Tensor, theirs: Outputs | None) -> None:
         """Train on the next batch of the epoch. Raises TrialError where a loss is seen that is not finite."""
         steps = len(self._losses)
         number, total = self._epoch * steps + self._done, self.training.epochs * steps
         set_learning_rate(self.optimizer, learning_rate(number, total, self.training))
         self.criterion.at((number + 1) / total)
         run = self.run if self.graph is None else self.graph
-        self._losses[self._done] = run(images, labels, theirs)
+        self._losses[self._done] = run(inputs, targets, theirs)
         self._done += 1
         if self.average is not None:
             self.average.update(self._epoch * steps + self._done)
@@ -153,7 +154,7 @@ def open_teacher_outputs(
     train: Batches,
     recipe: Recipe,
     *,
-    data: ImageData,
+    data: Data,
     device: torch.device,
     view_seed: int,
     teacher_cache: TeacherCache | None,
@@ -168,28 +169,16 @@ def open_teacher_outputs(
     if not needs:
         return None, OutputShapes(data.task.outputs)
     teacher.module.to(device).eval()
-    example = torch.zeros(2, *data.task.image_shape, device=device)
-    shapes = output_shapes(teacher.module, teacher.stages, teacher.classifier, example)
+    shapes = output_shapes(teacher.module, teacher.stages, teacher.classifier, *example_inputs(data.task, device))
     training = recipe.training
     bfloat16 = in_bfloat16(training, device)
+    plan = BatchPlan(train, training.batch_size, training.augmentation, view_seed)
     cache = None
     if teacher_cache is not None:
-        key = views_key(
-            teacher,
-            shapes,
-            data,
-            needs=needs,
-            augmentation=training.augmentation,
-            view_seed=view_seed,
-            bfloat16=bfloat16,
-            device=device,
-            samples=train.indices,
-            top_k=teacher_cache.top_k,
-        )
+        key = views_key(teacher, shapes, plan, needs=needs, bfloat16=bfloat16, top_k=teacher_cache.top_k)
         cache = None if key is None else (teacher_cache, key)
     tapped = stack.enter_context(Taps(teacher.module, teacher.stages, teacher.classifier, needs=needs))
-    views = Views(train, training.batch_size, training.augmentation, data.channel_mean, view_seed)
-    return TeacherOutputs(tapped, device=device, bfloat16=bfloat16, cache=cache, views=views), shapes
+    return TeacherOutputs(tapped, device=device, bfloat16=bfloat16, cache=cache, plan=plan), shapes
 
 
 def open_step(
@@ -198,7 +187,7 @@ def open_step(
     teacher_shapes: OutputShapes | None,
     recipe: Recipe,
     *,
-    data: ImageData,
+    data: Data,
     device: torch.device,
     seed: int,
     graphs: bool,
@@ -206,25 +195,26 @@ def open_step(
     """Return the step of `network`; its taps stay hooked in until `stack` closes.
 
     Without a teacher (`teacher_shapes` None) the loss is cross entropy alone, at weight 1. `seed` starts the adapters.
-    The student itself resizes the images that it is given to the recipe's resolution: the teacher sees them whole.
+    The student itself brings the samples that it is given to the recipe's size: the teacher sees them whole.
     """
     distillation = recipe.distillation
     if teacher_shapes is None:
         distillation = Distillation(task_weight=1.0, label_smoothing=distillation.label_smoothing, losses=())
-    size = data.task.at_share(recipe.training.resolution_fraction).image_size
-    student = Normalised(network, data.channel_mean, data.channel_std, size)
+    task, reduced = task_of(data.task), data.task.at_share(recipe.training.resolution_fraction)
+    student = task.entrance(network, data, reduced.size)
     student.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = None if recipe.training.ema is None else Average(network, recipe.training.ema)
     stages, classifier = stage_names(network)
     stages = tuple(f"network.{name}" for name in stages)
     classifier = None if classifier is None else f"network.{classifier}"
-    shapes = output_shapes(student, stages, classifier, torch.zeros(2, *data.task.image_shape, device=device))
+    shapes = output_shapes(student, stages, classifier, *example_inputs(data.task, device))
     tapped = stack.enter_context(Taps(student, stages, classifier, needs=needs_of(distillation)))
-    pixels = recipe.training.epochs * recipe.training.data_fraction * len(data.train) * math.prod(size)
+    pixels = recipe.training.epochs * recipe.training.data_fraction * len(data.train) * reduced.positions
     wanted = recipe.training.fused_norms is True
     stack.enter_context(fused_norms(network, device, pixels=pixels, wanted=wanted))
     criterion = TrainingLoss(distillation, shapes, teacher_shapes or shapes, seed=seed).to(device)
     return Step(
+        task,
         student,
         tapped,
         criterion,
@@ -243,7 +233,6 @@ def taught_batches(
     outputs: TeacherOutputs | None,
     training: Training,
     *,
-    data: ImageData,
     epoch: int,
     view_seed: int,
 ) -> Iterator[TaughtBatch]:
@@ -254,14 +243,13 @@ def taught_batches(
         train,
         epoch,
         batch_size=training.batch_size,
-        augmentation=training.augmentation,
-        fill=data.channel_mean,
+        views=training.augmentation,
         seed=view_seed,
-        together=batches_together(training.batch_size, data.task.image_shape, train.device),
+        together=batches_together(training.batch_size, train.task.spec, train.device),
     )
     for batch in views:
-        images = batch.images.contiguous(memory_format=torch.channels_last)
-        yield images, batch.labels, None if outputs is None else outputs(images, batch.samples)
+        inputs = batch.laid_out
+        yield inputs, batch.targets, None if outputs is None else outputs(inputs, batch.samples)
 
 
 class TimedBatches:
@@ -292,9 +280,9 @@ def seconds_by_phase(device: torch.device, whole: float, teacher: float, fetchin
 
 
 def scored(step: Step, validation: Batches, phases: dict[str, float]) -> float:
-    """Return the student's accuracy on the validation split, and put its seconds into `phases`."""
+    """Return the student's score on the validation split, and put its seconds into `phases`."""
     started = time.perf_counter()
-    score = accuracy(step.student, validation, bfloat16=step.bfloat16)
+    score = evaluate(step.student, validation, bfloat16=step.bfloat16)
     phases["evaluation"] = time.perf_counter() - started
     return score
 

@@ -1,6 +1,6 @@
 """What the teacher says of each batch: computed, or read from the cache of the study's shared views.
 
-Shapes: B batch, C channels, H and W height and width, K classes, D embedding width.
+Shapes: B batch.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,19 +16,18 @@ import torch
 from torch import Tensor
 
 from kdnas.core.answers import coarse_key
-from kdnas.core.data import ImageData
-from kdnas.errors import TrialError
 from kdnas.losses import LOSSES
+from kdnas.nn.rows import Batch
 from kdnas.nn.taps import Output, Outputs, OutputShapes, Taps
+from kdnas.registry import Section
 from kdnas.teachers import Teacher
-from kdnas.training.batches import Batch, Batches
+from kdnas.training.batches import Batches
 from kdnas.training.loss import needs_of
-from kdnas.training.recipe import Augmentation, Distillation
+from kdnas.training.recipe import Distillation
 from kdnas.training.teacher_cache import TeacherCache, View, ViewsKey
-from kdnas.training.top_logits import restored, truncated
 
-_PART_IMAGES = {"cpu": 512, "cuda": 8192}
-"""Images that one claim covers: seconds of work."""
+_PART_SAMPLES = {"cpu": 512, "cuda": 8192}
+"""Samples that one claim covers: seconds of work."""
 _MAP_BYTES = 4
 """Of a number in a stage map."""
 _PATIENCE_S = 60.0
@@ -71,23 +70,22 @@ class Stopwatch:
 
 
 @dataclass(frozen=True)
-class Views:
+class BatchPlan:
     """A training's batches, of which any may be made ahead of its turn."""
 
     train: Batches
     batch_size: int
-    augmentation: Augmentation
-    fill: Sequence[float]
+    views: Section
     seed: int
 
     @property
-    def plan(self) -> str:
+    def digest(self) -> str:
         """A hash of what decides which samples stand in which batch: processes that share it divide work alike."""
         return hashlib.sha256(f"{self.batch_size} {self.seed}".encode() + self.train.indices.tobytes()).hexdigest()
 
-    def parts(self, images: int) -> list[range]:
-        """Return the steps of an epoch in parts of about so many images."""
-        steps, size = self.train.steps(self.batch_size), max(1, images // self.batch_size)
+    def parts(self, samples: int) -> list[range]:
+        """Return the steps of an epoch in parts of about so many samples."""
+        steps, size = self.train.steps(self.batch_size), max(1, samples // self.batch_size)
         return [range(start, min(start + size, steps)) for start in range(0, steps, size)]
 
     def samples(self, view: int, steps: range) -> np.ndarray:
@@ -96,22 +94,15 @@ class Views:
 
     def batches(self, view: int, steps: range) -> Iterator[Batch]:
         """Yield some batches."""
-        return self.train.epoch(
-            view,
-            batch_size=self.batch_size,
-            augmentation=self.augmentation,
-            fill=self.fill,
-            seed=self.seed,
-            steps=steps,
-        )
+        return self.train.epoch(view, batch_size=self.batch_size, views=self.views, seed=self.seed, steps=steps)
 
 
 class TeacherOutputs:
     """The teacher's outputs for the batches of one training, view by view.
 
-        teacher_outputs.begin(view); outputs = teacher_outputs(images, samples) ...; teacher_outputs.end()
+        teacher_outputs.begin(view); outputs = teacher_outputs(inputs, samples) ...; teacher_outputs.end()
 
-    With `cache` and `views`, `begin` has the teacher say what the cache lacks of the view, shared out among the
+    With `cache` and `plan`, `begin` has the teacher say what the cache lacks of the view, shared out among the
     processes that need the same, and batches are then read. Without, or where the disk is full, the teacher is run on
     each batch. Use inside `tapped`'s context.
     """
@@ -123,14 +114,14 @@ class TeacherOutputs:
         device: torch.device,
         bfloat16: bool,
         cache: tuple[TeacherCache, ViewsKey] | None,
-        views: Views | None = None,
+        plan: BatchPlan | None = None,
     ):
         self._stopwatch = Stopwatch(device)
         self._tapped = tapped
         self._device = device
         self._bfloat16 = bfloat16
         self._cache = cache
-        self._views = views
+        self._plan = plan
         self._rows: _Rows | None = None
         self._storing = True
         self.is_live = False
@@ -144,20 +135,20 @@ class TeacherOutputs:
         cache, key = self._cache
         self._stopwatch.start()
         self._storing = self._storing and cache.can_write(key)
-        if self._views is not None and self._storing:
-            self._fill(view, self._views)
+        if self._plan is not None and self._storing:
+            self._fill(view, self._plan)
         found = cache.read(key, view)
         if found is not None:
-            self._rows = _Rows(found, key, self._device, None if self._views is None else self._views.train.indices)
+            self._rows = _Rows(found, key, self._device, None if self._plan is None else self._plan.train.indices)
         self._stopwatch.stop()
 
-    def __call__(self, images: Tensor, samples: Tensor) -> Outputs:
-        """Return the teacher's outputs for raw `images` [B, C, H, W] of `samples` [B], without gradients."""
+    def __call__(self, inputs: tuple[Tensor, ...], samples: Tensor) -> Outputs:
+        """Return the teacher's outputs for the plain `inputs` of `samples` [B], without gradients."""
         self._stopwatch.start()
         outputs = None if self._rows is None else self._rows(samples)
         if outputs is None:
             self.is_live = True
-            outputs = self._live(images)
+            outputs = self._live(inputs)
         self._stopwatch.stop()
         return outputs
 
@@ -166,11 +157,11 @@ class TeacherOutputs:
         self._rows = None
         return self._stopwatch.take()
 
-    def _live(self, images: Tensor) -> Outputs:
+    def _live(self, inputs: tuple[Tensor, ...]) -> Outputs:
         with torch.no_grad(), torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
-            return self._tapped(images)
+            return self._tapped(*inputs)
 
-    def _fill(self, view: int, views: Views) -> None:
+    def _fill(self, view: int, plan: BatchPlan) -> None:
         """Have the rows of the view that are missing computed, here or by other processes that need them too.
 
         First everybody takes parts that nobody else has claimed, then what is left is waited for, and taken over from
@@ -178,17 +169,17 @@ class TeacherOutputs:
         """
         assert self._cache is not None
         cache, key = self._cache
-        parts = views.parts(_PART_IMAGES.get(self._device.type, 512))
-        missing = [steps for steps in parts if self._lacks(view, views.samples(view, steps))]
+        parts = plan.parts(_PART_SAMPLES.get(self._device.type, 512))
+        missing = [steps for steps in parts if self._lacks(view, plan.samples(view, steps))]
         for patience_s in (0.0, _PATIENCE_S):
             for steps in missing:
-                if not self._lacks(view, views.samples(view, steps)):
+                if not self._lacks(view, plan.samples(view, steps)):
                     continue
-                with cache.claim(key, f"{view} {steps.start} {views.plan}", patience_s=patience_s) as ours:
+                with cache.claim(key, f"{view} {steps.start} {plan.digest}", patience_s=patience_s) as ours:
                     waited = patience_s > 0
                     if not ours and not waited:
                         continue
-                    if self._lacks(view, views.samples(view, steps)) and not self._store(view, views, steps):
+                    if self._lacks(view, plan.samples(view, steps)) and not self._store(view, plan, steps):
                         self._storing = False  # the disk is full
                         return
                 if cache.on_fill is not None:
@@ -200,15 +191,13 @@ class TeacherOutputs:
         filled = cache.filled(key, view)
         return filled is None or not bool(filled[samples].all())
 
-    def _store(self, view: int, views: Views, steps: range) -> bool:
+    def _store(self, view: int, plan: BatchPlan, steps: range) -> bool:
         """Run the teacher on some batches and store what it says; False where that cannot be stored."""
         assert self._cache is not None
         cache, key = self._cache
-        said = []
-        for batch in views.batches(view, steps):
-            said.append(self._live(batch.images.contiguous(memory_format=torch.channels_last)))
-        values, classes = _to_rows(said, key)
-        return cache.write(key, view, views.samples(view, steps), values, classes)
+        said = [self._live(batch.laid_out) for batch in plan.batches(view, steps)]
+        values, classes = key.pack(said)
+        return cache.write(key, view, plan.samples(view, steps), values, classes)
 
 
 class _Rows:
@@ -239,7 +228,7 @@ class _Rows:
                 return None
             rows = _tensor(self._rows[wanted])
             classes = None if self._classes is None else torch.from_numpy(self._classes[wanted])
-        return _from_rows(rows, classes, self._key)
+        return self._key.unpack(rows, classes)
 
 
 def _tensor(rows: np.ndarray) -> Tensor:
@@ -247,40 +236,15 @@ def _tensor(rows: np.ndarray) -> Tensor:
     return torch.from_numpy(rows).view(torch.bfloat16) if rows.dtype == np.uint16 else torch.from_numpy(rows)
 
 
-def _to_rows(said: Sequence[Outputs], key: ViewsKey) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the rows of several batches, bfloat16's bits where the teacher gave nothing finer, and their classes."""
-    classes = None
-    logits = torch.cat([outputs.logits for outputs in said])
-    if key.top_k is not None:
-        logits, classes = truncated(logits, key.top_k)
-    columns = [logits]
-    if key.embedding:
-        columns.append(torch.cat([outputs.embedding for outputs in said if outputs.embedding is not None]))
-    in_bfloat16 = all(column.dtype == torch.bfloat16 for column in columns)
-    rows = torch.cat([column if in_bfloat16 else column.float() for column in columns], dim=1).cpu()
-    if not bool(torch.isfinite(rows).all()):
-        raise TrialError("the teacher gave outputs that are not finite")
-    bits = rows.view(torch.uint16) if in_bfloat16 else rows
-    return bits.numpy(), None if classes is None else classes.cpu().numpy()
-
-
-def _from_rows(rows: Tensor, classes: Tensor | None, key: ViewsKey) -> Outputs:
-    split = key.width - key.embedding
-    logits = rows[:, :split] if key.embedding else rows
-    if classes is not None:
-        logits = restored(logits, classes, key.classes)
-    return Outputs(logits, embedding=rows[:, split:] if key.embedding else None)
-
-
-def why_live(distillation: Distillation, shapes: OutputShapes, images: int) -> str | None:
+def why_live(distillation: Distillation, shapes: OutputShapes, samples: int) -> str | None:
     """Return why the teacher is run on every batch of a training by this recipe; None where its outputs are kept.
 
-    `shapes` are those of what it says of an image, `images` how many a view has.
+    `shapes` are those of what it says of a sample, `samples` how many a view has.
     """
     if "stages" not in needs_of(distillation):
         return None
     readers = [term.type for term in distillation.losses if term.weight > 0 and "stages" in LOSSES.get(term.type).needs]
-    size = images * sum(math.prod(stage) for stage in shapes.stages) * _MAP_BYTES / 2**30
+    size = samples * sum(math.prod(stage) for stage in shapes.stages) * _MAP_BYTES / 2**30
     read = "reads" if len(readers) == 1 else "read"
     return f"{', '.join(readers)} {read} the teacher's stage maps, which are not kept: {size:,.3g} GiB a view"
 
@@ -288,34 +252,32 @@ def why_live(distillation: Distillation, shapes: OutputShapes, images: int) -> s
 def views_key(
     teacher: Teacher,
     shapes: OutputShapes,
-    data: ImageData,
+    plan: BatchPlan,
     *,
     needs: frozenset[Output],
-    augmentation: Augmentation,
-    view_seed: int,
     bfloat16: bool,
-    device: torch.device,
-    samples: np.ndarray,
     top_k: int | None = None,
 ) -> ViewsKey | None:
     """Return the cache's key for what the losses read, or None where they read stage maps.
 
-    Mixup draws a sample's partner from `samples` [n], so they belong to its key.
+    Where views mix samples, those that are trained on belong to the key.
     """
     if "stages" in needs:
         return None
-    described = augmentation.model_dump_json()
-    if augmentation.mixup > 0:
-        described += f" of {hashlib.sha256(samples.astype('<i8').tobytes()).hexdigest()}"
+    train = plan.train
+    described = plan.views.model_dump_json()
+    if train.task.mixes(plan.views):
+        described += f" of {hashlib.sha256(train.indices.astype('<i8').tobytes()).hexdigest()}"
     return ViewsKey(
         teacher=f"{teacher.fingerprint} {coarse_key(teacher.answers)}".strip(),
-        data=data.fingerprint,
+        data=train.data.fingerprint,
         augmentation=described,
-        view_seed=view_seed,
+        view_seed=plan.seed,
         precision="bfloat16" if bfloat16 else "float32",
-        device=device.type,
-        samples=len(data.train),
-        classes=shapes.num_classes,
+        device=train.device.type,
+        samples=len(train.data.train),
+        outputs=shapes.outputs,
         embedding=shapes.embedding if "embedding" in needs else 0,
-        top_k=None if top_k is None else min(top_k, shapes.num_classes),
+        top_k=None if top_k is None else min(top_k, shapes.outputs),
+        predictions=train.task.spec.rows,
     )

@@ -20,7 +20,7 @@ _LISTED = 10
 
 def check_split(data: ImageData, validation_indices: np.ndarray, fraction: float) -> None:
     """Raise DataError where no score can be made on the training images at `validation_indices`."""
-    labels = data.train.labels[validation_indices]
+    labels = data.train.targets[validation_indices]
     allowed = "two or more training images of at least two classes"
     if not len(labels):
         what = "no image is left to score students on: each class has one training image, which stays to be learnt from"
@@ -35,8 +35,8 @@ def check_split(data: ImageData, validation_indices: np.ndarray, fraction: float
 def split_notes(data: ImageData, train_indices: np.ndarray, validation_indices: np.ndarray) -> tuple[str, ...]:
     """Return what the user should know of a split of the training images: classes of few images, coarse scores."""
     names, classes = tuple(map(escaped, data.class_names)), data.task.outputs
-    learnt = np.bincount(data.train.labels[train_indices], minlength=classes)
-    scored = np.bincount(data.train.labels[validation_indices], minlength=classes)
+    learnt = np.bincount(data.train.targets[train_indices], minlength=classes)
+    scored = np.bincount(data.train.targets[validation_indices], minlength=classes)
     tested = len(data.test)
     notes = []
     unscored = [name for name, count in zip(names, scored, strict=True) if count == 0]

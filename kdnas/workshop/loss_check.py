@@ -10,15 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kdnas.core.data import ImageData
+from kdnas.core.data import Data
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
 from kdnas.nn.exact import exact_arithmetic
-from kdnas.nn.normalise import Normalised
+from kdnas.nn.rows import Batch, Rows
 from kdnas.nn.taps import Output, Outputs, OutputShapes, Taps, output_shapes, stage_names
+from kdnas.tasks import task_of
 from kdnas.teachers import Teacher
+from kdnas.training.batches import Batches
 from kdnas.training.recipe import LossTerm, Recipe
 
 _IMAGES = 4
@@ -44,7 +46,7 @@ class _Side:
 
 
 def check_losses(
-    recipe: Recipe, teacher: Teacher, students: Mapping[str, nn.Module], data: ImageData, *, device: torch.device
+    recipe: Recipe, teacher: Teacher, students: Mapping[str, nn.Module], data: Data, *, device: torch.device
 ) -> None:
     """Try each loss of `recipe` on what `teacher` and each of the `students` (by what they are called) say.
 
@@ -55,32 +57,34 @@ def check_losses(
     if not terms:
         return
     few = np.linspace(0, len(data.train) - 1, min(_IMAGES, len(data.train))).astype(np.int64)
-    images = torch.from_numpy(np.array(data.train.images[few], copy=True)).float().to(device)
-    labels = torch.from_numpy(np.asarray(data.train.labels)[few].astype(np.int64)).to(device)
-    size = data.task.at_share(recipe.training.resolution_fraction).image_size
+    (batch,) = Batches(data, few, device=device).ordered(batch_size=len(few))
+    task, size = task_of(data.task), data.task.at_share(recipe.training.resolution_fraction).size
     with exact_arithmetic():
-        theirs = _asked(f"the teacher {teacher.name}", teacher.module, teacher.stages, teacher.classifier, images)
+        theirs = _asked(f"the teacher {teacher.name}", teacher.module, teacher.stages, teacher.classifier, batch)
         sides = []
         for name, network in students.items():
-            module = Normalised(network, data.channel_mean, data.channel_std, size).to(device).eval()
+            module = task.entrance(network, data, size).to(device).eval()
             stages, classifier = stage_names(network)
             inside = tuple(f"network.{stage}" for stage in stages)
-            sides.append(_asked(name, module, inside, classifier and f"network.{classifier}", images))
+            sides.append(_asked(name, module, inside, classifier and f"network.{classifier}", batch))
         problems = []
         for index, term in terms:
-            found = (_problem(f"distillation.losses.{index}", term, ours, theirs, labels) for ours in sides)
-            problems += [problem for problem in found if problem is not None][:1]
+            for ours in sides:
+                rows = task.rows(ours.outputs.logits, batch.inputs, batch.targets)
+                if found := _problem(f"distillation.losses.{index}", term, ours, theirs, rows):
+                    problems.append(found)
+                    break
     if problems:
         raise ConfigError(problems)
 
 
-def _asked(name: str, module: nn.Module, stages: Sequence[str], classifier: str | None, images: Tensor) -> _Side:
-    shapes = output_shapes(module, stages, classifier, images)
+def _asked(name: str, module: nn.Module, stages: Sequence[str], classifier: str | None, batch: Batch) -> _Side:
+    shapes = output_shapes(module, stages, classifier, *batch.inputs)
     with torch.no_grad(), Taps(module, stages, classifier) as tapped:
-        return _Side(name, shapes, tapped(images).float())
+        return _Side(name, shapes, tapped(*batch.inputs).float())
 
 
-def _problem(where: str, term: LossTerm, ours: _Side, theirs: _Side, labels: Tensor) -> Problem | None:
+def _problem(where: str, term: LossTerm, ours: _Side, theirs: _Side, rows: Rows) -> Problem | None:
     """Return why the loss cannot be computed for this student, None where it can."""
     needs = LOSSES.get(term.type).needs
     for need in sorted(needs):
@@ -93,8 +97,8 @@ def _problem(where: str, term: LossTerm, ours: _Side, theirs: _Side, labels: Ten
             return Problem(where, what, f"losses that both sides can serve: {_served(ours, theirs)}{hint}")
     try:
         with torch.random.fork_rng(devices=[]):
-            loss = LOSSES.build(term.type, ours.shapes, theirs.shapes, **term.options).to(labels.device)
-        value = float(loss.train()(ours.outputs, theirs.outputs, labels).detach())
+            loss = LOSSES.build(term.type, ours.shapes, theirs.shapes, **term.options).to(rows.logits.device)
+        value = float(loss.train()(ours.outputs, theirs.outputs, rows).detach())
     except ConfigError as error:
         what = "; ".join(str(problem) for problem in error.problems)
         return Problem(where, f"{term.type} cannot compare {theirs.name} with {ours.name}: {what}")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from kdnas.core.answers import what_differs
 from kdnas.core.arch import Arch
-from kdnas.core.data import ImageData, stratified_split
+from kdnas.core.data import ImageData
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import ACCURACY
 from kdnas.core.seeds import derive_seed
@@ -30,17 +30,17 @@ from kdnas.costs import COSTS, CheapCost, MeasuredCost
 from kdnas.datasets import DATASETS
 from kdnas.datasets._cache import kept_data
 from kdnas.errors import ConfigError, DataError, Problem, TeacherError, TrialError
-from kdnas.nn.normalise import Normalised
-from kdnas.nn.taps import OutputShapes, output_shapes, stage_names
+from kdnas.nn.taps import OutputShapes, example_inputs, output_shapes, stage_names
 from kdnas.record.records import RunRecord
 from kdnas.record.run_folder import recorded_space
 from kdnas.students import StudentFamily, family_for
 from kdnas.study.config import DataConfig, Member, StudyConfig
+from kdnas.tasks import Task, task_of
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.training.batches import Batches
-from kdnas.training.evaluation import accuracy
+from kdnas.training.evaluation import evaluate
 from kdnas.training.numerics import in_bfloat16
-from kdnas.training.recipe import Augmentation, Training
+from kdnas.training.recipe import Training
 from kdnas.workshop.data_check import check_split, split_notes
 from kdnas.workshop.teacher_training import TeacherTraining
 
@@ -218,9 +218,14 @@ class Workshop:
         return kept
 
     @cached_property
+    def task(self) -> Task:
+        """The kind of work that the data pose."""
+        return task_of(self.data.task)
+
+    @cached_property
     def _split(self) -> tuple[np.ndarray, np.ndarray]:
         data, fraction = self.data, self.sources.data.validation_fraction
-        parts = stratified_split(data.train.labels, fraction, derive_seed(self.sources.seed, "validation split"))
+        parts = self.task.split(data.train.targets, fraction, derive_seed(self.sources.seed, "validation split"))
         check_split(data, parts[1], fraction)
         return parts
 
@@ -240,8 +245,8 @@ class Workshop:
         return (*self.data.notes, *split_notes(self.data, self.train_indices, self.validation_indices))
 
     def batches(self, indices: np.ndarray) -> Batches:
-        """Return batches of some of the data's training images."""
-        return Batches(self.data.train, indices, num_classes=self.data.task.outputs, device=self.device)
+        """Return batches of some of the data's training samples."""
+        return Batches(self.data, indices, device=self.device)
 
     def share(self, fraction: float) -> Batches:
         """Return the share `fraction` in (0, 1] of the training split: stratified, with every class, by the seed.
@@ -256,10 +261,8 @@ class Workshop:
     def _share_indices(self, fraction: float) -> np.ndarray:
         if fraction >= 1.0:
             return self.train_indices
-        labels = self.data.train.labels[self.train_indices]
-        left, drawn = stratified_split(labels, fraction, derive_seed(self.sources.seed, "data fraction"))
-        only = left[~np.isin(labels[left], labels[drawn])]
-        return self.train_indices[np.union1d(drawn, only)]
+        targets = self.data.train.targets[self.train_indices]
+        return self.train_indices[self.task.draw(targets, fraction, derive_seed(self.sources.seed, "data fraction"))]
 
     @property
     def train(self) -> Batches:
@@ -274,14 +277,12 @@ class Workshop:
     @cached_property
     def test(self) -> Batches:
         """The test split: only for final evaluations."""
-        test, classes = self.data.test, self.data.task.outputs
-        return Batches(test, np.arange(len(test)), num_classes=classes, device=self.device)
+        return Batches(self.data, np.arange(len(self.data.test)), device=self.device, split="test")
 
     def samples(self, count: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return (inputs, targets) of at most `count` training samples, raw, on the device: the same each time."""
         if count not in self._samples:
-            every, fill = self.batches(self.train_indices), self.data.channel_mean
-            self._samples[count] = first_samples(every, count, fill=fill)
+            self._samples[count] = first_samples(self.batches(self.train_indices), count)
         return self._samples[count]
 
     @cached_property
@@ -321,9 +322,9 @@ class Workshop:
 
     @cached_property
     def teacher_shapes(self) -> OutputShapes:
-        """The shapes of what the first teacher says of an image."""
-        example = torch.zeros(2, *self.data.task.image_shape, device=self.device)
-        return output_shapes(self.teacher.module, self.teacher.stages, self.teacher.classifier, example)
+        """The shapes of what the first teacher says of a sample."""
+        example = example_inputs(self.data.task, self.device)
+        return output_shapes(self.teacher.module, self.teacher.stages, self.teacher.classifier, *example)
 
     @cached_property
     def family(self) -> StudentFamily:
@@ -377,8 +378,8 @@ class Workshop:
         return self.family.build(arch).to(self.device)
 
     def entered(self, network: nn.Module) -> nn.Module:
-        """Return `network`, which takes normalised images, behind the normalisation, on the device."""
-        return Normalised(network, self.data.channel_mean, self.data.channel_std).to(self.device)
+        """Return `network`, a built student, behind the task's entrance, on the device."""
+        return self.task.entrance(network, self.data).to(self.device)
 
     def as_teacher(self, name: str, network: nn.Module) -> Teacher:
         """Return `network`, a trained student, as the fixed teacher of others."""
@@ -397,12 +398,11 @@ class Workshop:
 
     def test_score(self, network: nn.Module) -> float:
         """Return the score of `network`, a trained student, on the test split, in float32, as students are used."""
-        return accuracy(self.entered(network), self.test)
+        return evaluate(self.entered(network), self.test)
 
     def chance(self) -> float:
-        """Return the accuracy of always answering the validation split's largest class."""
-        labels = self.data.train.labels[self.validation_indices]
-        return float(np.bincount(labels).max() / len(labels))
+        """Return the score on the validation split of the best answer that looks at no sample."""
+        return self.task.worst(self.data.train.targets[self.validation_indices])
 
     def describe_data(self) -> dict[str, Any]:
         """Return the plain facts of the data for a lock file."""
@@ -463,11 +463,10 @@ def load_data(config: DataConfig, data_root: Path, cache: Path) -> ImageData:
     return data
 
 
-def first_samples(train: Batches, count: int, *, fill: tuple[float, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Return (inputs, targets) of at most `count` of `train`, raw, always the same; `fill` is what borders hold."""
-    size = min(count, len(train))
-    batch = next(iter(train.epoch(0, batch_size=size, augmentation=Augmentation(), fill=fill, seed=0)))
-    return (batch.images,), batch.labels
+def first_samples(train: Batches, count: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return (inputs, targets) of at most `count` of `train`, plain, always the same."""
+    batch = next(train.epoch(0, batch_size=min(count, len(train)), seed=0))
+    return batch.inputs, batch.targets
 
 
 @contextmanager

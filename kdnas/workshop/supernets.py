@@ -83,14 +83,13 @@ def load_supernet(
     supernet = family.supernet(space)
     load_weights(supernet, _weights(folder))
     scorer = SubnetScorer(
-        data,
         train,
         validation,
-        recalibration_images=settings.recalibration_images,
-        validation_images=settings.score_images,
+        recalibration_samples=settings.recalibration_images,
+        validation_samples=settings.score_images,
         bfloat16=in_bfloat16(config.training, train.device),
     )
-    return SharedWeights(supernet.to(train.device).eval(), scorer, data.task.image_shape[1])
+    return SharedWeights(supernet.to(train.device).eval(), scorer, data.task.size)
 
 
 def save_supernet(supernet: Supernet, folder: Path, facts: dict[str, Any]) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from kdnas.errors import Problem, TeacherError
 from kdnas.nn.anatomy import read_anatomy
 from kdnas.nn.cutting import Anatomy, inside, sound_part
@@ -41,8 +39,8 @@ def open_anatomy(workshop: Workshop, *, importance: Method | None = None) -> Tea
 
     Raises TeacherError where nothing of the teacher can be cut, and what opening data and teacher raises.
     """
-    say, data, train, teacher = workshop.say, workshop.data, workshop.train_indices, workshop.teacher
-    images = torch.from_numpy(data.train.images[train[:_EXAMPLES]]).float().to(workshop.device)
+    say, train, teacher = workshop.say, workshop.train_indices, workshop.teacher
+    (images,) = next(workshop.batches(train[:_EXAMPLES]).ordered(batch_size=_EXAMPLES)).inputs
     network, example = inside(teacher.module, images)
     try:
         found = read_anatomy(network, example)
@@ -59,7 +57,7 @@ def open_anatomy(workshop: Workshop, *, importance: Method | None = None) -> Tea
     if importance is not None:
         say(f"ranking what matters by {importance} on {min(_CALIBRATED, len(train))} training images")
         samples = workshop.batches(train[:_CALIBRATED])
-        batches = [(inside(teacher.module, b.images)[1], b.labels) for b in samples.ordered(batch_size=_BATCH)]
+        batches = [(inside(teacher.module, b.inputs[0])[1], b.targets) for b in samples.ordered(batch_size=_BATCH)]
         ranking = rank(network, anatomy, batches, method=importance)
     return TeacherAnatomy(
         teacher.name,

@@ -91,14 +91,13 @@ def answers_to(module: nn.Module, batches: Batches, outputs: str, *, bfloat16: b
     rows: list[torch.Tensor] = []
     module.eval()
     with torch.inference_mode():
-        for batch in batches.ordered(batch_size=evaluation_batch(batches.image_shape, batches.device)):
-            images = batch.images.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-                said = module(images)
+        for batch in batches.ordered(batch_size=evaluation_batch(batches.task.spec, batches.device)):
+            with torch.autocast(batches.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+                said = module(*batch.laid_out)
             logits = said.float()
             values = logits.exp() if outputs == "probabilities" else logits
             columns = [
-                batch.labels,
+                batch.targets,
                 said.argmax(dim=1),
                 said.argmin(dim=1),
                 torch.isfinite(logits).all(dim=1),

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdnas.core.data import ImageArrays, ImageData
+from kdnas.core.data import ImageData
 from kdnas.errors import Problem, TeacherError
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.tracing import parameter_count, traced_macs
 from kdnas.record.records import TeacherReport
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.evaluation import accuracy
+from kdnas.training.evaluation import evaluate
 from kdnas.workshop.class_order import Renaming, find_renaming
 from kdnas.workshop.teacher_answers import Answers, answers_to
 from kdnas.workshop.teacher_conduct import check_conduct
@@ -62,11 +62,11 @@ def report_teacher(
     whose classes stand in another order than the data's, near chance (not above `least_accuracy`), or that a usual
     normalisation other than the stated clearly makes better.
     """
-    where, labels = f"teacher {teacher.name}", data.train.labels[validation_indices]
+    where, labels = f"teacher {teacher.name}", data.train.targets[validation_indices]
     few = _spread(validation_indices, _ASKED_TWICE)
-    images = torch.from_numpy(np.array(data.train.images[few], copy=True)).float().to(device)
+    images = torch.from_numpy(np.array(data.train.inputs["pixels"][few], copy=True)).float().to(device)
     noticed = check_conduct(teacher.name, teacher.module, images)
-    batches = Batches(data.train, validation_indices, num_classes=data.task.outputs, device=device)
+    batches = Batches(data, validation_indices, device=device)
     try:
         answers = answers_to(teacher.module, batches, teacher.outputs, bfloat16=bfloat16)
     except Exception as error:  # the network is the user's: anything may come
@@ -117,7 +117,7 @@ def report_teacher(
 
 def _coarse(teacher: Teacher, data: ImageData, probe: np.ndarray, device: torch.device) -> tuple[str, ...]:
     """Return a note where the teacher names other classes in bfloat16, in which it teaches, than in float32."""
-    batches = Batches(data.train, probe, num_classes=data.task.outputs, device=device)
+    batches = Batches(data, probe, device=device)
     coarse, exact = (
         answers_to(teacher.module, batches, teacher.outputs, bfloat16=bfloat16) for bfloat16 in (True, False)
     )
@@ -159,19 +159,8 @@ def _doubts(teacher: Teacher, answers: Answers, data: ImageData) -> str:
 
 def teacher_test_accuracy(teacher: Teacher, data: ImageData, *, device: torch.device, bfloat16: bool = False) -> float:
     """Return the teacher's accuracy on the test split, in [0, 1]: for the final evaluation only."""
-    return _accuracy(teacher.module, data, data.test, np.arange(len(data.test)), device, bfloat16)
-
-
-def _accuracy(
-    module: nn.Module,
-    data: ImageData,
-    arrays: ImageArrays,
-    indices: np.ndarray,
-    device: torch.device,
-    bfloat16: bool,
-) -> float:
-    batches = Batches(arrays, indices, num_classes=data.task.outputs, device=device)
-    return accuracy(module, batches, bfloat16=bfloat16)
+    batches = Batches(data, np.arange(len(data.test)), device=device, split="test")
+    return evaluate(teacher.module, batches, bfloat16=bfloat16)
 
 
 def _better_normalisation(
@@ -181,10 +170,10 @@ def _better_normalisation(
     normalised = next((part for part in teacher.module.modules() if isinstance(part, Normalised)), None)
     if normalised is None:
         return ""
-    probe = _spread(indices, _PROBED)
+    probe = Batches(data, _spread(indices, _PROBED), device=device)
 
     def measured() -> float:
-        return _accuracy(teacher.module, data, data.train, probe, device, bfloat16)
+        return evaluate(teacher.module, probe, bfloat16=bfloat16)
 
     stated = measured()
     tried: dict[str, float] = {}

@@ -198,7 +198,7 @@ class Bench:
             "arch_id": arch.arch_id,
             "macs": price.macs,
             "views": len(images) * training.epochs,
-            "accuracy": trained.accuracy,
+            "accuracy": trained.score,
             "last_loss": trained.history[-1].loss,
             "cpu_seconds": round(time.process_time() - started, 1),
         }

@@ -15,7 +15,7 @@ import setting
 import torch
 from torch import nn
 
-from kdnas.core.data import ImageArrays, ImageData
+from kdnas.core.data import ImageData, Samples
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.loop import EpochRecord, distil
@@ -37,7 +37,7 @@ class Bench:
         """Return the bench; the teacher's outputs are kept in `cache`."""
         count, rng = 96 if quick else 32_768, np.random.default_rng(0)
         images = rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
-        arrays = ImageArrays(images, rng.integers(0, 10, count))
+        arrays = Samples({"pixels": images}, rng.integers(0, 10, count))
         names = tuple(map(str, range(10)))
         return cls(
             device, ImageData("random", names, arrays, arrays, "random", (127.5,) * 3, (73.9,) * 3), cache, quick
@@ -68,7 +68,7 @@ class Bench:
 
     def images(self) -> Batches:
         """Return the images on the device."""
-        return Batches(self.data.train, self.indices, num_classes=10, device=self.device)
+        return Batches(self.data, self.indices, device=self.device)
 
     def train(self, batch_size: int, *, graphs: bool = True, teacher: str = "cached") -> Row:
         """Train one student and return its speed; `teacher` is cached, live or none."""

@@ -19,7 +19,7 @@ from kdnas.core.data import ImageData
 from kdnas.nn.normalise import Normalised
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.evaluation import accuracy
+from kdnas.training.evaluation import evaluate
 
 EAGER, CAPTURED = "kdnas, eager steps", "kdnas, captured steps"
 _BATCH = 64
@@ -62,5 +62,5 @@ def _trained(
             batch_size=_BATCH, device=bench.device, seed=seed, cache=bench.cache, graphs=way == CAPTURED,
         ).graph_failure  # fmt: skip
     network = Normalised(student, data.channel_mean, data.channel_std).to(bench.device)
-    test = Batches(data.test, np.arange(len(data.test)), num_classes=len(data.class_names), device=bench.device)
-    return accuracy(network, test, bfloat16=way != measure.PLAIN), failure
+    test = Batches(data, np.arange(len(data.test)), device=bench.device, split="test")
+    return evaluate(network, test, bfloat16=way != measure.PLAIN), failure

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from kdnas.core.data import ImageArrays
+from kdnas.core.data import Samples
 from kdnas.datasets import DATASETS
 
 
-def first_of_each(arrays: ImageArrays, count: int) -> tuple[np.ndarray, np.ndarray]:
+def first_of_each(arrays: Samples, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return images uint8 [M, H, W, C] and labels [M]: the first `count` // classes of every class."""
-    labels = np.asarray(arrays.labels)
+    labels = np.asarray(arrays.targets)
     classes = np.unique(labels)
     chosen = np.sort(np.concatenate([np.flatnonzero(labels == label)[: count // len(classes)] for label in classes]))
-    return np.asarray(arrays.images)[chosen].transpose(0, 2, 3, 1), labels[chosen]
+    return np.asarray(arrays.inputs["pixels"])[chosen].transpose(0, 2, 3, 1), labels[chosen]
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from kdnas.core.shrinking import ShrinkingRecord
 from kdnas.nn.normalise import Normalised
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.evaluation import accuracy
+from kdnas.training.evaluation import evaluate
 from kdnas.training.loop import distil
 from kdnas.training.recipe import Recipe
 from kdnas.training.supernet import SupernetSettings
@@ -169,4 +169,4 @@ def _train(
 
 def _accuracy(bench: Bench, student: nn.Module, images: Batches) -> float:
     network = Normalised(student, bench.data.channel_mean, bench.data.channel_std).to(bench.device)
-    return round(accuracy(network, images, bfloat16=bench.bfloat16), 5)
+    return round(evaluate(network, images, bfloat16=bench.bfloat16), 5)

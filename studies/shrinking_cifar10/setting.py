@@ -20,10 +20,11 @@ from kdnas.nn.normalise import Normalised
 from kdnas.students import StudentFamily, family_for
 from kdnas.study.loading import load_study
 from kdnas.study.spaces import load_space
+from kdnas.tasks.image_classification import Augmentation
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.numerics import bfloat16_is_native
-from kdnas.training.recipe import Augmentation, Recipe, Training
+from kdnas.training.recipe import Recipe, Training
 from kdnas.training.teacher_cache import TeacherCache
 from kdnas.workshop import opening
 
@@ -152,7 +153,7 @@ class Bench:
     def train(self) -> Batches:
         """The training images: of every class the same share, drawn once and for all."""
         kept, _ = self._split
-        _, drawn = stratified_split(self.data.train.labels[kept], self.setting.images / len(kept), _seed("images"))
+        _, drawn = stratified_split(self.data.train.targets[kept], self.setting.images / len(kept), _seed("images"))
         return self._batches(kept[drawn])
 
     @cached_property
@@ -165,7 +166,7 @@ class Bench:
     def test(self) -> Batches:
         """The test images."""
         indices = np.arange(0, len(self.data.test), len(self.data.test) // self.setting.test_images)
-        return Batches(self.data.test, indices, num_classes=10, device=self.device)
+        return Batches(self.data, indices, device=self.device, split="test")
 
     @cached_property
     def family(self) -> StudentFamily:
@@ -212,16 +213,15 @@ class Bench:
         return family_for(self.setting.family, self.data.task, {name: teacher}, self._samples).inherit(self.archs[size])
 
     def _samples(self, count: int) -> tuple[tuple[Tensor, ...], Tensor]:
-        fill, size = self.data.channel_mean, min(count, len(self.train))
-        batch = next(iter(self.train.epoch(0, batch_size=size, augmentation=Augmentation(), fill=fill, seed=0)))
-        return (batch.images,), batch.labels
+        batch = next(self.train.epoch(0, batch_size=min(count, len(self.train)), seed=0))
+        return batch.inputs, batch.targets
 
     @cached_property
     def _split(self) -> tuple[np.ndarray, np.ndarray]:
-        return stratified_split(self.data.train.labels, VALIDATION_FRACTION, _seed("validation split"))
+        return stratified_split(self.data.train.targets, VALIDATION_FRACTION, _seed("validation split"))
 
     def _batches(self, indices: np.ndarray) -> Batches:
-        return Batches(self.data.train, indices, num_classes=10, device=self.device)
+        return Batches(self.data, indices, device=self.device)
 
 
 def _between(values: tuple[Scalar, ...], used: list[Scalar]) -> tuple[Scalar, ...]:

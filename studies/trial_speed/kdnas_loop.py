@@ -33,7 +33,7 @@ def train(
 
     The teacher's outputs are kept in `cache`; None: the teacher is run on every batch.
     """
-    batches = Batches(data.train, indices, num_classes=data.task.outputs, device=device)
+    batches = Batches(data, indices, device=device)
     return distil(
         student,
         teacher,

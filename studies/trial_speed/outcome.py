@@ -25,7 +25,7 @@ from kdnas.core.arch import Arch
 from kdnas.nn.normalise import Normalised
 from kdnas.students import family_for, stated_arch
 from kdnas.training.batches import Batches
-from kdnas.training.evaluation import accuracy
+from kdnas.training.evaluation import evaluate
 
 BATCH_SIZE = 64
 
@@ -66,8 +66,8 @@ def trained(task: Task) -> dict[str, Any]:
             batch_size=BATCH_SIZE, device=CPU, seed=task.seed, cache=Path(task.cache),
         )  # fmt: skip
     seconds = time.perf_counter() - begun
-    test = Batches(data.test, np.arange(0, len(data.test), 2), num_classes=10, device=CPU)
-    score = accuracy(Normalised(student, data.channel_mean, data.channel_std), test, bfloat16=task.way == KDNAS)
+    test = Batches(data, np.arange(0, len(data.test), 2), device=CPU, split="test")
+    score = evaluate(Normalised(student, data.channel_mean, data.channel_std), test, bfloat16=task.way == KDNAS)
     return {"accuracy": round(score, 4), "seconds": round(seconds, 2)}
 
 

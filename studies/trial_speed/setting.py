@@ -17,8 +17,9 @@ from kdnas.nn.normalise import Normalised
 from kdnas.students import family_for, stated_arch
 from kdnas.study.config import DataConfig
 from kdnas.study.loading import load_study
+from kdnas.tasks.image_classification import Augmentation
 from kdnas.teachers import Teacher
-from kdnas.training.recipe import Augmentation, Recipe, Training
+from kdnas.training.recipe import Recipe, Training
 from kdnas.workshop import opening
 
 TEMPERATURE, TASK_WEIGHT, KD_WEIGHT = 4.0, 0.1, 0.9
@@ -108,8 +109,8 @@ class Images:
         """Return the training images `indices`."""
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.channel_mean, data.channel_std))
         return cls(
-            torch.from_numpy(np.asarray(data.train.images)[indices]),
-            torch.from_numpy(np.asarray(data.train.labels)[indices].astype(np.int64)),
+            torch.from_numpy(np.asarray(data.train.inputs["pixels"])[indices]),
+            torch.from_numpy(np.asarray(data.train.targets)[indices].astype(np.int64)),
             mean,
             std,
         )

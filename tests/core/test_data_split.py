@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kdnas.core.data import ImageArrays, ImageData, stratified_split
+from kdnas.core.data import ImageData, Samples, stratified_split
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
@@ -29,7 +29,7 @@ def test_the_seed_decides():
 
 
 def test_image_data_knows_its_task():
-    arrays = ImageArrays(np.zeros((4, 3, 5, 6), np.uint8), np.array([0, 1, 0, 1]))
+    arrays = Samples({"pixels": np.zeros((4, 3, 5, 6), np.uint8)}, np.array([0, 1, 0, 1]))
     data = ImageData("d", ("a", "b"), arrays, arrays, "f", (0.0,) * 3, (1.0,) * 3)
     assert len(arrays) == 4
     assert (data.task.image_shape, data.task.outputs) == ((3, 5, 6), 2)

@@ -37,12 +37,12 @@ def test_digits_are_scikit_learns_on_the_full_scale(tmp_path):
     assert (len(data.train), len(data.test)) == (1438, 359)
     assert data.task.image_shape == (1, 8, 8)
     assert data.task.outputs == 10
-    both = np.concatenate([data.train.images, data.test.images])[:, 0]
+    both = np.concatenate([data.train.inputs["pixels"], data.test.inputs["pixels"]])[:, 0]
     assert both.max() == 255
     source = load_digits()
     ours = sorted(map(bytes, np.rint(both / (255 / 16)).astype(np.uint8).reshape(len(both), -1)))
     assert ours == sorted(map(bytes, source.images.astype(np.uint8).reshape(len(both), -1)))
-    share = np.bincount(data.test.labels) / np.bincount(source.target)
+    share = np.bincount(data.test.targets) / np.bincount(source.target)
     assert (np.abs(share - 0.2) < 0.01).all()
 
 
@@ -58,13 +58,13 @@ def test_digits_split_is_always_the_same_and_follows_its_fraction(tmp_path):
 def test_npz_layouts_agree(tmp_path):
     save(tmp_path)
     last = open_npz(tmp_path)
-    np.testing.assert_array_equal(last.train.images, TRAIN.transpose(0, 3, 1, 2))
-    np.testing.assert_array_equal(last.test.labels, TEST_LABELS)
+    np.testing.assert_array_equal(last.train.inputs["pixels"], TRAIN.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(last.test.targets, TEST_LABELS)
     save(tmp_path, train_images=TRAIN.transpose(0, 3, 1, 2), test_images=TEST.transpose(0, 3, 1, 2))
     assert open_npz(tmp_path).fingerprint == last.fingerprint
     save(tmp_path, train_images=TRAIN[..., 0], test_images=TEST[..., 0], train_labels=TRAIN_LABELS[:, np.newaxis])
     grey = open_npz(tmp_path, class_names=("x", "y", "z"))
-    np.testing.assert_array_equal(grey.train.images, TRAIN[..., :1].transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(grey.train.inputs["pixels"], TRAIN[..., :1].transpose(0, 3, 1, 2))
     assert grey.class_names == ("x", "y", "z")
 
 
@@ -72,13 +72,13 @@ def test_npz_layout_can_be_stated_where_it_cannot_be_told(tmp_path):
     images = RNG.integers(0, 256, (12, 3, 4, 3), dtype=np.uint8)
     save(tmp_path, train_images=images, test_images=images[:6])
     assert open_npz(tmp_path).task.image_shape == (3, 3, 4)
-    np.testing.assert_array_equal(open_npz(tmp_path, layout="NCHW").train.images, images)
+    np.testing.assert_array_equal(open_npz(tmp_path, layout="NCHW").train.inputs["pixels"], images)
 
 
 def test_npz_carves_a_test_split_of_every_class(tmp_path):
     save(tmp_path, test_images=None, test_labels=None)
     data = open_npz(tmp_path, test_fraction=0.25)
-    assert np.bincount(data.test.labels).tolist() == [1, 1, 1]
+    assert np.bincount(data.test.targets).tolist() == [1, 1, 1]
     assert len(data.train) == 9
 
 
@@ -195,8 +195,8 @@ def test_a_users_function_is_called_with_its_options(tmp_path):
     assert data.class_names == ("class 0", "class 1", "class 2", "class 3")
     assert data.task.image_shape == (1, 4, 4)
     expected = np.random.default_rng(0).integers(0, 256, (12, 4, 4), dtype=np.uint8)
-    np.testing.assert_array_equal(data.train.images[:, 0], expected)
-    assert isinstance(data.train.images, np.memmap)
+    np.testing.assert_array_equal(data.train.inputs["pixels"][:, 0], expected)
+    assert isinstance(data.train.inputs["pixels"], np.memmap)
     assert open_module(tmp_path, classes=3).fingerprint != data.fingerprint
 
 
@@ -253,5 +253,5 @@ def test_a_users_function_may_use_workers_and_what_stands_beside_it(tmp_path, co
     (tmp_path / "code" / "labels.py").write_text("NAMES = ['x', 'y', 'z']\n")
     data = DATASETS.build("module", tmp_path, tmp_path / "cache", function="code/mine.py:load")
     assert data.class_names == ("x", "y", "z")
-    assert data.train.images[:, 0, 0, 0].tolist() == list(range(12))
+    assert data.train.inputs["pixels"][:, 0, 0, 0].tolist() == list(range(12))
     assert "(gradients on or off): put back" in data.notes[-1]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdnas.datasets._cache import ImageWriter, Samples, cached, channel_statistics
+from kdnas.datasets._cache import ImageWriter, Labelling, cached, channel_statistics
 from kdnas.errors import DataError
 
 RNG = np.random.default_rng(3)
@@ -15,25 +15,25 @@ IS_TEST = np.arange(30) % 5 == 0
 NAMES = ("a", "b", "c")
 
 
-def write(writer: ImageWriter) -> Samples:
+def write(writer: ImageWriter) -> Labelling:
     for image in IMAGES:
         writer.append(image)
-    return Samples(NAMES, LABELS, IS_TEST)
+    return Labelling(NAMES, LABELS, IS_TEST)
 
 
 def open_from_process(cache: str, queue: multiprocessing.Queue) -> None:
     data = cached("toy", Path(cache), {"v": 1}, write)
-    queue.put((data.fingerprint, int(data.train.images.sum())))
+    queue.put((data.fingerprint, int(data.train.inputs["pixels"].sum())))
 
 
 def test_splits_are_arranged_and_memory_mapped(tmp_path):
     data = cached("toy", tmp_path, {"v": 1}, write)
-    np.testing.assert_array_equal(data.train.images, IMAGES[~IS_TEST])
-    np.testing.assert_array_equal(data.test.images, IMAGES[IS_TEST])
-    np.testing.assert_array_equal(data.train.labels, LABELS[~IS_TEST])
-    np.testing.assert_array_equal(data.test.labels, LABELS[IS_TEST])
-    assert isinstance(data.train.images, np.memmap)
-    assert not data.train.images.flags.writeable
+    np.testing.assert_array_equal(data.train.inputs["pixels"], IMAGES[~IS_TEST])
+    np.testing.assert_array_equal(data.test.inputs["pixels"], IMAGES[IS_TEST])
+    np.testing.assert_array_equal(data.train.targets, LABELS[~IS_TEST])
+    np.testing.assert_array_equal(data.test.targets, LABELS[IS_TEST])
+    assert isinstance(data.train.inputs["pixels"], np.memmap)
+    assert not data.train.inputs["pixels"].flags.writeable
     assert data.class_names == NAMES
     np.testing.assert_allclose(data.channel_mean, IMAGES[~IS_TEST].mean(axis=(0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(data.channel_std, IMAGES[~IS_TEST].std(axis=(0, 2, 3)), rtol=1e-12)
@@ -69,7 +69,7 @@ def test_the_fingerprint_sees_every_change_of_content(tmp_path, changed):
         if changed == "split":
             is_test[1] = True
         writer.extend(images)
-        return Samples(names, labels, is_test)
+        return Labelling(names, labels, is_test)
 
     assert cached("toy", tmp_path, {"v": changed}, decode).fingerprint != base.fingerprint
 
@@ -79,11 +79,11 @@ def test_keep_drops_and_orders(tmp_path):
 
     def decode(writer):
         writer.extend(IMAGES)
-        return Samples(NAMES, LABELS, IS_TEST, keep)
+        return Labelling(NAMES, LABELS, IS_TEST, keep)
 
     data = cached("toy", tmp_path, {}, decode)
-    np.testing.assert_array_equal(data.train.images, IMAGES[[4, 2, 9, 6, 7]])
-    np.testing.assert_array_equal(data.test.images, IMAGES[[5, 10]])
+    np.testing.assert_array_equal(data.train.inputs["pixels"], IMAGES[[4, 2, 9, 6, 7]])
+    np.testing.assert_array_equal(data.test.inputs["pixels"], IMAGES[[5, 10]])
 
 
 def test_an_interrupted_decoding_leaves_nothing(tmp_path):
@@ -98,7 +98,7 @@ def test_an_interrupted_decoding_leaves_nothing(tmp_path):
 
 def test_what_a_killed_process_left_is_swept_and_a_damaged_entry_is_made_anew(tmp_path):
     data = cached("toy", tmp_path, {}, write)
-    folder = Path(data.train.images.filename).parent
+    folder = Path(data.train.inputs["pixels"].filename).parent
     left = folder.parent / f".{folder.name}-killed"
     left.mkdir()
     (left / "images.npy").write_bytes(b"half")
@@ -106,7 +106,7 @@ def test_what_a_killed_process_left_is_swept_and_a_damaged_entry_is_made_anew(tm
         (folder / name).write_bytes(damage)
         again = cached("toy", tmp_path, {}, write)
         assert again.fingerprint == data.fingerprint
-        np.testing.assert_array_equal(again.train.images, IMAGES[~IS_TEST])
+        np.testing.assert_array_equal(again.train.inputs["pixels"], IMAGES[~IS_TEST])
     assert not left.exists()
 
 
@@ -132,7 +132,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
 def test_all_problems_of_the_samples_are_told_at_once(tmp_path):
     def decode(writer):
         writer.extend(IMAGES)
-        return Samples(("a", "b", "c", "d"), LABELS, np.zeros(30, dtype=bool))
+        return Labelling(("a", "b", "c", "d"), LABELS, np.zeros(30, dtype=bool))
 
     with pytest.raises(DataError, match="no image of class d") as caught:
         cached("toy", tmp_path, {}, decode)
@@ -153,7 +153,7 @@ def test_all_problems_of_the_samples_are_told_at_once(tmp_path):
 def test_unusable_samples_are_refused(tmp_path, names, labels, message):
     def decode(writer):
         writer.extend(IMAGES)
-        return Samples(names, labels, IS_TEST)
+        return Labelling(names, labels, IS_TEST)
 
     with pytest.raises(DataError, match=message):
         cached("toy", tmp_path, {}, decode)
@@ -166,7 +166,7 @@ def test_a_constant_channel_has_a_usable_deviation():
 
 def test_the_meta_file_holds_plain_facts(tmp_path):
     data = cached("toy", tmp_path, {}, write)
-    meta = json.loads((Path(data.train.images.filename).parent / "meta.json").read_text())
+    meta = json.loads((Path(data.train.inputs["pixels"].filename).parent / "meta.json").read_text())
     assert meta["fingerprint"] == data.fingerprint
     assert meta["train_count"] == 24
 

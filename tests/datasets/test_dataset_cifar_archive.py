@@ -55,9 +55,9 @@ def test_cifar10_archive_and_folder(tmp_path, protocol):
     pack(tmp_path / "cifar.tar.gz", contents)
     data = open_it(tmp_path)
     expected = np.concatenate([files[f"data_batch_{i}"]["data"] for i in range(1, 6)]).reshape(-1, 3, 32, 32)
-    np.testing.assert_array_equal(data.train.images, expected)
-    np.testing.assert_array_equal(data.test.images, files["test_batch"]["data"].reshape(-1, 3, 32, 32))
-    assert data.train.labels.tolist() == list(range(10)) * 10
+    np.testing.assert_array_equal(data.train.inputs["pixels"], expected)
+    np.testing.assert_array_equal(data.test.inputs["pixels"], files["test_batch"]["data"].reshape(-1, 3, 32, 32))
+    assert data.train.targets.tolist() == list(range(10)) * 10
     assert data.class_names == tuple(f"name {i}" for i in range(10))
     folder = tmp_path / "extracted" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
@@ -81,8 +81,8 @@ def test_a_pickle_as_python_2_wrote_it(tmp_path):
     files = {**{f"data_batch_{i}": content for i in range(1, 6)}, "test_batch": content}
     pack(tmp_path / "cifar.tar.gz", files)
     data = open_it(tmp_path)
-    assert data.train.images[0].tobytes() == pixels
-    assert data.train.labels.tolist() == [0, 1] * 5
+    assert data.train.inputs["pixels"][0].tobytes() == pixels
+    assert data.train.targets.tolist() == [0, 1] * 5
     assert data.class_names == ("0", "1")
 
 
@@ -95,7 +95,7 @@ def test_cifar100(tmp_path, labels, classes):
     data = open_it(tmp_path, labels=labels)
     assert (len(data.train), len(data.test)) == (200, 100)
     assert data.class_names == tuple(f"{labels[0]}{i}" for i in range(classes))
-    assert data.train.labels.tolist() == (np.arange(200) % classes).tolist()
+    assert data.train.targets.tolist() == (np.arange(200) % classes).tolist()
 
 
 class Evil:

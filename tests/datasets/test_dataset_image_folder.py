@@ -68,10 +68,10 @@ def test_a_folder_is_read_in_order_of_its_paths(tmp_path):
     assert data.class_names == CLASSES
     assert data.name == "data"
     expected = [pixels("train", name, index).transpose(2, 0, 1) for name in CLASSES for index in range(4)]
-    np.testing.assert_array_equal(data.train.images, expected)
-    assert data.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    np.testing.assert_array_equal(data.train.inputs["pixels"], expected)
+    assert data.train.targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     expected = [pixels("test", name, index).transpose(2, 0, 1) for name in CLASSES for index in range(2)]
-    np.testing.assert_array_equal(data.test.images, expected)
+    np.testing.assert_array_equal(data.test.inputs["pixels"], expected)
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.xz", "tar.bz2", "zip"])
@@ -108,8 +108,8 @@ def test_a_test_split_is_carved_where_asked(tmp_path):
     files = {name.removeprefix("train/"): content for name, content in tree({"train": 10}).items()}
     lay(tmp_path / "data", files)
     data = open_it(tmp_path, test_fraction=0.3)
-    assert np.bincount(data.test.labels).tolist() == [3, 3, 3]
-    train, test = ({image.tobytes() for image in part.images} for part in (data.train, data.test))
+    assert np.bincount(data.test.targets).tolist() == [3, 3, 3]
+    train, test = ({image.tobytes() for image in part.inputs["pixels"]} for part in (data.train, data.test))
     assert len(train) == 21
     assert not train & test
     with pytest.raises(DataError, match="no test split"):
@@ -131,7 +131,7 @@ def test_resizing_and_grey(tmp_path):
     lay(tmp_path / "data", files)
     data = open_it(tmp_path, size=(8, 7), grayscale=True)
     assert data.task.image_shape == (1, 8, 7)
-    assert set(np.unique(data.train.images)) == {0, 40, 80, 120}
+    assert set(np.unique(data.train.inputs["pixels"])) == {0, 40, 80, 120}
     assert open_it(tmp_path, size=3).task.image_shape == (3, 3, 3)
     with pytest.raises(
         DataError, match=r"is 5x5 pixels, but train/ant/0.png 5x4 \(allowed: one size, or the option `size`"
@@ -280,8 +280,8 @@ def test_a_member_beyond_all_reason_is_refused_before_it_is_read(tmp_path):
 @pytest.mark.slow
 def test_the_real_cifar10_archive(data_root, tmp_path):
     data = DATASETS.build("image_folder", data_root, tmp_path, path="cifar10.tar.xz")
-    assert np.bincount(data.train.labels).tolist() == [5000] * 10
-    assert np.bincount(data.test.labels).tolist() == [1000] * 10
+    assert np.bincount(data.train.targets).tolist() == [5000] * 10
+    assert np.bincount(data.test.targets).tolist() == [1000] * 10
     assert data.class_names[0] == "airplane"
     assert data.class_names[9] == "truck"
     np.testing.assert_allclose(data.channel_mean, [125.3, 122.9, 113.9], atol=0.06)
@@ -409,7 +409,7 @@ def test_a_link_is_followed_as_often_as_it_is_met_but_never_in_circles(tmp_path)
     os.mkfifo(tmp_path / "data/train/ant/pipe")
     data = open_it(tmp_path)
     assert data.class_names == ("ant", "bee", "cow", "dog")
-    assert np.bincount(data.train.labels).tolist() == [4] * 4
+    assert np.bincount(data.train.targets).tolist() == [4] * 4
     assert any(note.endswith("a folder around it: not followed") for note in data.notes)
     assert any("equal to one of another class" in note for note in data.notes)
 
@@ -515,7 +515,7 @@ def test_the_order_of_the_classes_may_be_stated(tmp_path, suffix):
     (pack if suffix else lay)(tmp_path / f"data{suffix}", tree())
     plain, stated = (open_it(tmp_path, f"data{suffix}", class_names=names) for names in (None, ("cow", "ant", "bee")))
     assert stated.class_names == ("cow", "ant", "bee")
-    np.testing.assert_array_equal(stated.train.images, plain.train.images)
-    assert [stated.class_names[i] for i in stated.test.labels] == [plain.class_names[i] for i in plain.test.labels]
+    np.testing.assert_array_equal(stated.train.inputs["pixels"], plain.train.inputs["pixels"])
+    assert [stated.class_names[i] for i in stated.test.targets] == [plain.class_names[i] for i in plain.test.targets]
     with pytest.raises(DataError, match=r"class_names: are not the class folders: bee, yak \(allowed: ant, bee, cow\)"):
         open_it(tmp_path, f"data{suffix}", class_names=("cow", "ant", "yak"))

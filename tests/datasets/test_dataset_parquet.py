@@ -52,9 +52,9 @@ def lay(root: Path, **options) -> None:
 def test_shards_in_order_with_the_names_of_their_metadata(tmp_path, struct):
     lay(tmp_path, struct=struct, names=["x", "y", "z"])
     data = open_it(tmp_path)
-    np.testing.assert_array_equal(data.train.images, IMAGES[:12].transpose(0, 3, 1, 2))
-    np.testing.assert_array_equal(data.test.images, IMAGES[12:].transpose(0, 3, 1, 2))
-    assert data.train.labels.tolist() == (np.arange(12) % 3).tolist()
+    np.testing.assert_array_equal(data.train.inputs["pixels"], IMAGES[:12].transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(data.test.inputs["pixels"], IMAGES[12:].transpose(0, 3, 1, 2))
+    assert data.train.targets.tolist() == (np.arange(12) % 3).tolist()
     assert data.class_names == ("x", "y", "z")
 
 
@@ -62,7 +62,7 @@ def test_texts_numbers_other_columns_and_a_carved_split(tmp_path):
     lay(tmp_path, texts=True, columns=("img", "kind"))
     data = open_it(tmp_path, image_column="img", label_column="kind", size=8, grayscale=True)
     assert data.class_names == ("ant", "bee", "cat")
-    assert data.train.labels.tolist() == [2, 0, 1] * 4
+    assert data.train.targets.tolist() == [2, 0, 1] * 4
     assert data.task.image_shape == (1, 8, 8)
     lay(tmp_path)
     data = open_it(tmp_path, test=None, test_fraction=0.25)
@@ -151,10 +151,10 @@ def test_files_that_number_the_classes_differently_are_matched_by_name(tmp_path)
     data = open_it(tmp_path)
     assert data.class_names == ("y", "z", "x")
     for split, rows in ((data.train, range(12)), (data.test, range(12, 18))):
-        assert [data.class_names[label] for label in split.labels] == [KINDS[row % 3] for row in rows]
+        assert [data.class_names[label] for label in split.targets] == [KINDS[row % 3] for row in rows]
     assert "its files number the classes differently: labels are matched by their names" in data.notes
     stated = open_it(tmp_path, class_names=("z", "x", "y"))
-    assert [stated.class_names[label] for label in stated.train.labels] == [KINDS[row % 3] for row in range(12)]
+    assert [stated.class_names[label] for label in stated.train.targets] == [KINDS[row % 3] for row in range(12)]
     with pytest.raises(DataError, match="none of `class_names` is a name of theirs"):
         open_it(tmp_path, class_names=("ant", "bee", "cat"))
 
@@ -164,14 +164,14 @@ def test_numbers_and_texts_of_the_same_classes_may_be_mixed(tmp_path):
     save(tmp_path / "train-1.parquet", IMAGES[6:12], [KINDS[row % 3] for row in range(6, 12)])
     named(tmp_path, "test.parquet", slice(12, 18), KINDS)
     data = open_it(tmp_path)
-    assert [data.class_names[label] for label in data.train.labels] == [KINDS[row % 3] for row in range(12)]
+    assert [data.class_names[label] for label in data.train.targets] == [KINDS[row % 3] for row in range(12)]
 
 
 def test_class_names_rename_what_every_file_numbers_alike(tmp_path):
     lay(tmp_path, names=KINDS)
     data = open_it(tmp_path, class_names=("ant", "bee", "cat"))
     assert data.class_names == ("ant", "bee", "cat")
-    assert data.train.labels.tolist() == (np.arange(12) % 3).tolist()
+    assert data.train.targets.tolist() == (np.arange(12) % 3).tolist()
     with pytest.raises(DataError, match="2 names for 3 classes"):
         open_it(tmp_path, class_names=("ant", "bee"))
     with pytest.raises(DataError, match="labels z are no class"):
@@ -200,7 +200,7 @@ def test_pictures_are_decoded_as_from_files(tmp_path):
     Image.fromarray(IMAGES[0]).save(file, "PNG", exif=exif)
     save(tmp_path / "train-0.parquet", [file.getvalue(), *IMAGES[1:6]], [0, 1, 2] * 2)
     data = open_it(tmp_path)
-    np.testing.assert_array_equal(data.train.images[0], IMAGES[0][::-1, ::-1].transpose(2, 0, 1))
+    np.testing.assert_array_equal(data.train.inputs["pixels"][0], IMAGES[0][::-1, ::-1].transpose(2, 0, 1))
     assert any(note.startswith("1 of 18 pictures is stored turned") for note in data.notes)
     with pytest.raises(DataError, match="holds no image bytes but the path 'a.png'"):
         table = pyarrow.table({"image": [{"bytes": None, "path": "a.png"}], "label": [0]})

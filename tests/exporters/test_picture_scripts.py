@@ -86,7 +86,7 @@ def made(request, tmp_path_factory) -> tuple[TrainedStudent, Path, torch.Tensor]
     for name in ("student_py", "safetensors", "student_json", "model_card", "train_yaml"):
         EXPORTERS.build(name, student, out)
     with torch.no_grad():
-        logits = student.module(torch.from_numpy(np.array(data.test.images)).float())
+        logits = student.module(torch.from_numpy(np.array(data.test.inputs["pixels"])).float())
     return student, out, logits.softmax(1)
 
 

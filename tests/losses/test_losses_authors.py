@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from kdnas.losses import LOSSES
+from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
 from kdnas.training.loss import TrainingLoss
 from kdnas.training.recipe import Distillation, LossTerm
@@ -112,7 +113,7 @@ AUTHORS: dict[str, tuple[float, float, Callable[[Outputs, Outputs], float]]] = {
 
 def whole(name: str, task_weight: float, term: LossTerm, s: Outputs, t: Outputs) -> float:
     criterion = TrainingLoss(Distillation(task_weight=task_weight, losses=(term,)), STUDENT, TEACHER, seed=0)
-    return float(criterion(s, t, torch.from_numpy(LABELS)))
+    return float(criterion(s, t, Rows(s.logits, torch.from_numpy(LABELS))))
 
 
 @pytest.mark.parametrize("name", AUTHORS)
@@ -136,7 +137,9 @@ def test_hint_is_a_mean_over_batch_channels_and_positions_of_the_middle_stage() 
     mean, var = (f(mapped, axis=(0, 2, 3), keepdims=True) for f in (np.mean, np.var))
     regressed = np.maximum((mapped - mean) / np.sqrt(var + 1e-5), 0)
     expected = 100 * ((regressed - t.stages[1].numpy()) ** 2).mean()
-    assert float(criterion(s, t, torch.from_numpy(LABELS)).detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(criterion(s, t, Rows(s.logits, torch.from_numpy(LABELS))).detach()) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
@@ -169,7 +172,7 @@ def warmed(progresses: Sequence[float]) -> list[float]:
     s, t, found = outputs(STUDENT, 1), outputs(TEACHER, 2), []
     for progress in progresses:
         criterion.at(progress)
-        found.append(float(criterion(s, t, torch.from_numpy(LABELS))))
+        found.append(float(criterion(s, t, Rows(s.logits, torch.from_numpy(LABELS)))))
     return found
 
 

@@ -5,6 +5,7 @@ import torch
 
 from kdnas.errors import ConfigError
 from kdnas.losses import LOSSES
+from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
 
 BATCH, CLASSES = 6, 5
@@ -25,7 +26,7 @@ def outputs(shapes: OutputShapes, seed: int, dtype: torch.dtype = torch.float32)
         return torch.randn(*shape, generator=generator).to(dtype).requires_grad_()
 
     stages = tuple(leaf(BATCH, *shape) for shape in shapes.stages)
-    return Outputs(3 * leaf(BATCH, shapes.num_classes), stages, leaf(BATCH, shapes.embedding))
+    return Outputs(3 * leaf(BATCH, shapes.outputs), stages, leaf(BATCH, shapes.embedding))
 
 
 def leaves(given: Outputs) -> list[torch.Tensor]:
@@ -50,7 +51,7 @@ def test_gives_a_scalar_whose_gradient_reaches_the_student_alone(name: str, case
     loss = LOSSES.build(name, student_shapes, teacher_shapes)
     student, teacher = outputs(student_shapes, 1), outputs(teacher_shapes, 2)
     inputs, sources = leaves(student), leaves(teacher)
-    value = loss(student, teacher, LABELS[labels])
+    value = loss(student, teacher, Rows(student.logits, LABELS[labels]))
     assert value.shape == ()
     assert value.dtype == torch.float32
     assert 0 < float(value.detach()) < float("inf")
@@ -80,8 +81,8 @@ def test_bfloat16_networks_get_a_float32_loss(name: str) -> None:
     loss = LOSSES.build(name, STUDENT, TEACHER)
     student, teacher = outputs(STUDENT, 1, torch.bfloat16), outputs(TEACHER, 2, torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = loss(student, teacher, LABELS["classes"])
-    outside = loss(student.float(), teacher.float(), LABELS["classes"])
+        inside = loss(student, teacher, Rows(student.logits, LABELS["classes"]))
+    outside = loss(student.float(), teacher.float(), Rows(student.logits, LABELS["classes"]))
     assert inside.dtype == torch.float32
     assert torch.equal(inside, outside)
 
@@ -90,7 +91,7 @@ def test_bfloat16_networks_get_a_float32_loss(name: str) -> None:
 def test_identical_outputs_cost_nothing(name: str) -> None:
     loss = LOSSES.build(name, TEACHER, TEACHER)
     given = outputs(TEACHER, 3)
-    assert loss(given, given, LABELS["classes"]).item() == pytest.approx(0.0, abs=1e-6)
+    assert loss(given, given, Rows(given.logits, LABELS["classes"])).item() == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES.names())

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from kdnas.losses import LOSSES
 from kdnas.nn.directions import bounded, directions
+from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
 
 SHAPES = OutputShapes(4, ((3, 4, 4), (5, 2, 2), (6, 1, 1)), 6)
-TWO = dataclasses.replace(SHAPES, num_classes=2)
+TWO = dataclasses.replace(SHAPES, outputs=2)
 OTHER = OutputShapes(4, ((4, 4, 4), (7, 2, 2), (8, 1, 1)), 9)
 
 KINDS = {
@@ -38,16 +39,16 @@ def draw(shapes: OutputShapes, batch: int, kind: str, seed: int, dtype: torch.dt
         return KINDS[kind](torch.randn(batch, *shape, generator=generator)).to(dtype).requires_grad_()
 
     stages = tuple(leaf(*shape) for shape in shapes.stages)
-    return Outputs(leaf(shapes.num_classes), stages, leaf(shapes.embedding))
+    return Outputs(leaf(shapes.outputs), stages, leaf(shapes.embedding))
 
 
 def check(name: str, ours: OutputShapes, theirs: OutputShapes, s: Outputs, t: Outputs, **options: object) -> None:
     torch.manual_seed(0)
     loss = LOSSES.build(name, ours, theirs, **options)
-    labels = torch.arange(len(s.logits)) % ours.num_classes
-    mixed = torch.nn.functional.one_hot(labels, ours.num_classes).float().lerp(torch.tensor(1 / ours.num_classes), 0.5)
+    labels = torch.arange(len(s.logits)) % ours.outputs
+    mixed = torch.nn.functional.one_hot(labels, ours.outputs).float().lerp(torch.tensor(1 / ours.outputs), 0.5)
     for target in (labels, mixed):
-        value = loss(s, t, target)
+        value = loss(s, t, Rows(s.logits, target))
         assert torch.isfinite(value)
         assert value >= -1e-5
         if value.requires_grad:
@@ -92,7 +93,7 @@ def test_losses_by_direction_do_not_know_the_scale_of_features(name: str, scale:
     values, gradients = [], []
     for factor in (1.0, scale):
         ours = scaled(s, factor)
-        value = loss(ours, scaled(t, factor), labels)
+        value = loss(ours, scaled(t, factor), Rows(ours.logits, labels))
         value.backward()
         values.append(float(value.detach()))
         gradients.append([factor * x.grad for x in (*ours.stages, ours.embedding) if x.grad is not None])
@@ -105,8 +106,8 @@ def test_rkd_does_not_know_where_the_embeddings_lie() -> None:
     s, t = (draw(SHAPES, 6, "random", seed, torch.float32).embedding.detach() for seed in (1, 2))
     loss = LOSSES.build("rkd", SHAPES, SHAPES)
     logits, labels = torch.zeros(6, 4), torch.zeros(6, dtype=torch.int64)
-    plain = float(loss(Outputs(logits, (), s), Outputs(logits, (), t), labels))
-    moved = float(loss(Outputs(logits, (), 100 + s), Outputs(logits, (), t - 50), labels))
+    plain = float(loss(Outputs(logits, (), s), Outputs(logits, (), t), Rows(logits, labels)))
+    moved = float(loss(Outputs(logits, (), 100 + s), Outputs(logits, (), t - 50), Rows(logits, labels)))
     assert moved == pytest.approx(plain, rel=1e-3)
 
 
@@ -117,20 +118,20 @@ def test_hint_takes_one_sample_of_one_pixel() -> None:
     labels = torch.zeros(5, dtype=torch.int64)
     many, one = ([draw(shapes, count, "random", seed, torch.float32) for seed in (1, 2)] for count in (5, 1))
     for _ in range(200):
-        loss(*many, labels)
+        loss(*many, Rows(many[0].logits, labels))
     norm = loss.adapter[1]
     before = norm.running_mean.clone()
-    value = loss(*one, labels[:1])
+    value = loss(*one, Rows(one[0].logits, labels[:1]))
     # The statistics of the batches before it, and the next batch has its own again.
     mapped = loss.adapter[0](one[0].stages[0])[0, :, 0, 0]
     expected = ((mapped - before) / (norm.running_var + norm.eps).sqrt()).relu() - one[1].stages[0][0, :, 0, 0]
     assert float(value.detach()) == pytest.approx(float(expected.square().mean().detach()), rel=1e-4)
     assert torch.equal(norm.running_mean, before)
-    loss(*many, labels)
+    loss(*many, Rows(many[0].logits, labels))
     assert norm.training
     assert not torch.equal(norm.running_mean, before + 1)
     assert not loss.eval().adapter[1].training
-    loss(*many, labels)
+    loss(*many, Rows(many[0].logits, labels))
     assert not norm.training
 
 

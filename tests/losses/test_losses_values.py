@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdnas.errors import ConfigError
 from kdnas.losses import LOSSES
+from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
 
 NONE = torch.zeros(1, dtype=torch.int64)
@@ -35,7 +36,7 @@ def build(name: str, student: Outputs, teacher: Outputs, **options: object) -> t
 
 
 def value(name: str, student: Outputs, teacher: Outputs, labels: Tensor = NONE, **options: object) -> float:
-    return float(build(name, student, teacher, **options)(student, teacher, labels))
+    return float(build(name, student, teacher, **options)(student, teacher, Rows(student.logits, labels)))
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -59,7 +60,7 @@ def test_kd_by_hand() -> None:
 def kd_gradient(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     student = student.clone().requires_grad_()
     loss = LOSSES.build("kd", OutputShapes(5), OutputShapes(5), temperature=temperature)
-    loss(Outputs(student), Outputs(teacher), NONE).backward()
+    loss(Outputs(student), Outputs(teacher), Rows(student, NONE)).backward()
     return student.grad
 
 
@@ -145,7 +146,7 @@ def test_hint_by_hand() -> None:
     for relu, expected in ((True, 2.5), (False, 5.0)):
         loss = build("hint", student, teacher, relu=relu)
         torch.nn.init.ones_(loss.adapter[0].weight)
-        assert loss(student, teacher, NONE).item() == pytest.approx(expected, abs=1e-4)
+        assert loss(student, teacher, Rows(student.logits, NONE)).item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_hint_pools_the_larger_map() -> None:
@@ -155,7 +156,7 @@ def test_hint_pools_the_larger_map() -> None:
     teacher = staged(torch.tensor([0.0, 2.0, 4.0, 6.0]).view(1, 1, 2, 2).expand(2, 1, 2, 2))
     loss = build("hint", student, teacher)
     torch.nn.init.ones_(loss.adapter[0].weight)
-    assert loss(student, teacher, NONE).item() == pytest.approx(6.5, abs=1e-4)
+    assert loss(student, teacher, Rows(student.logits, NONE)).item() == pytest.approx(6.5, abs=1e-4)
 
 
 def test_hint_takes_the_middle_stage_unless_told() -> None:
@@ -172,12 +173,12 @@ def test_hint_can_be_learnt_to_nothing() -> None:
     teacher = staged(target)
     loss = build("hint", student, teacher)
     optimizer = torch.optim.Adam(loss.parameters(), lr=0.05)
-    before = loss(student, teacher, NONE).item()
+    before = loss(student, teacher, Rows(student.logits, NONE)).item()
     for _ in range(200):
         optimizer.zero_grad()
-        loss(student, teacher, NONE).backward()
+        loss(student, teacher, Rows(student.logits, NONE)).backward()
         optimizer.step()
-    assert loss(student, teacher, NONE).item() < 0.02 * before
+    assert loss(student, teacher, Rows(student.logits, NONE)).item() < 0.02 * before
 
 
 # --------------------------------------------------------------------------------------------------------- attention
@@ -260,7 +261,7 @@ def test_rkd_stays_finite_where_samples_coincide() -> None:
     student = torch.zeros(4, 3, requires_grad=True)
     teacher = random(4, 3, seed=2)
     loss = build("rkd", embedded(student), embedded(teacher))
-    loss(embedded(student), embedded(teacher), NONE).backward()
+    loss(embedded(student), embedded(teacher), Rows(embedded(student).logits, NONE)).backward()
     assert torch.isfinite(student.grad).all()
 
 

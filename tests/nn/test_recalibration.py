@@ -21,7 +21,7 @@ def test_statistics_are_the_means_over_the_batches():
     net[1].momentum = 0.3
     net[4].eval()
     weights = [p.clone() for p in net.parameters()]
-    assert recalibrate(net, iter(batches)) == 24
+    assert recalibrate(net, ((batch,) for batch in batches)) == 24
     features = [net[0](batch) for batch in batches]
     torch.testing.assert_close(net[1].running_mean, torch.stack([x.mean(dim=(0, 2, 3)) for x in features]).mean(dim=0))
     variances = [x.transpose(0, 1).flatten(1).var(dim=1) for x in features]
@@ -38,9 +38,9 @@ def test_statistics_are_the_means_over_the_batches():
     )
 
 
-def test_no_images_are_refused():
+def test_no_samples_are_refused():
     net = network()
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ValueError, match="no samples"):
         recalibrate(net, [])
     assert net.training
     assert net[1].momentum == 0.1

@@ -146,7 +146,7 @@ def test_find_stages_of_known_architectures() -> None:
     sizes = [shape[1] for shape in shapes.stages]
     assert sizes == sorted(set(sizes), reverse=True)
     assert len(sizes) >= 3
-    assert shapes.num_classes == 10
+    assert shapes.outputs == 10
     assert shapes.embedding == mobile.classifier.in_features
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=10, depth=2)
     assert find_stages(vit, example) == ((), "head")

@@ -87,9 +87,9 @@ def test_the_accuracies_are_those_of_the_written_weights(
 
     # One image's difference may come from the other summation order of the training's memory layout.
     slack = 1.5 / len(validation)
-    expected = share(digits.train.images[validation], digits.train.labels[validation])
+    expected = share(digits.train.inputs["pixels"][validation], digits.train.targets[validation])
     assert result.score == pytest.approx(expected, abs=slack)
-    assert result.test_score == pytest.approx(share(digits.test.images, digits.test.labels), abs=slack)
+    assert result.test_score == pytest.approx(share(digits.test.inputs["pixels"], digits.test.targets), abs=slack)
 
 
 @pytest.mark.parametrize("stop", [1, EPOCHS])

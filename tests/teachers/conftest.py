@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from kdnas.core.data import ImageArrays, ImageData
+from kdnas.core.data import ImageData, Samples
 from kdnas.teachers import TeacherContext
 
 
 def _data(channels: int, size: int, classes: int) -> ImageData:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2 * classes, channels, size, size), dtype=np.uint8)
-    arrays = ImageArrays(images, np.arange(2 * classes, dtype=np.int64) % classes)
+    arrays = Samples({"pixels": images}, np.arange(2 * classes, dtype=np.int64) % classes)
     names = tuple(f"class{index}" for index in range(classes))
     statistics = tuple(float(index + 120) for index in range(channels)), tuple(float(60 + i) for i in range(channels))
     return ImageData("random", names, arrays, arrays, "0", *statistics)
@@ -38,4 +38,4 @@ def open_context(tmp_path: Path) -> Callable[..., TeacherContext]:
 @pytest.fixture
 def raw_images() -> Callable[[TeacherContext], torch.Tensor]:
     """Return a function that gives four raw images of a context's data as floats in 0..255."""
-    return lambda context: torch.from_numpy(context.data.train.images[:4]).float()
+    return lambda context: torch.from_numpy(context.data.train.inputs["pixels"][:4]).float()

@@ -105,10 +105,10 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(data, tmp_pa
     resumed = train(data, net(4, 8, seed=9), checkpoint=checkpoint)
     whole = train(data, net(4, 8))
     assert equal(state(resumed.network), state(whole.network))
-    assert resumed.accuracy == whole.accuracy
+    assert resumed.score == whole.score
     again = train(data, net(4, 8, seed=5), checkpoint=checkpoint)
     assert equal(state(again.network), state(whole.network))
-    assert again.accuracy == whole.accuracy
+    assert again.score == whole.score
 
 
 def test_a_warm_restart_goes_on_from_the_weights_and_begins_its_average_anew(data, tmp_path: Path):
@@ -138,7 +138,7 @@ def test_students_trained_together_have_the_averages_that_they_have_alone(data, 
     for one, other in zip(alone, together, strict=True):
         assert isinstance(other, Trained)
         assert equal(state(one.network), state(other.network))
-        assert one.accuracy == other.accuracy
+        assert one.score == other.score
 
 
 def test_old_records_do_not_know_it():

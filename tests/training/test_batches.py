@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdnas.core.data import ImageArrays
-from kdnas.training.augment import augment
+from kdnas.core.data import ImageData, Samples
+from kdnas.tasks._draws import Draws
+from kdnas.tasks._image_views import augment
+from kdnas.tasks.image_classification import Augmentation
 from kdnas.training.batches import Batches, available_memory
-from kdnas.training.recipe import Augmentation
 
 CPU = torch.device("cpu")
 FILL = (100.0, 50.0)
@@ -13,36 +14,40 @@ ALL = Augmentation(flip=True, crop_padding=2, cutout=3)
 INDICES = np.array([3, 50, 7, 8, 21, 40, 41, 42, 1, 59, 30])
 
 
-def arrays(count: int = 60) -> ImageArrays:
+def arrays(count: int = 60) -> Samples:
     rng = np.random.default_rng(0)
-    return ImageArrays(rng.integers(0, 256, (count, 2, 6, 5), dtype=np.uint8), rng.integers(0, 4, count))
+    return Samples({"pixels": rng.integers(0, 256, (count, 2, 6, 5), dtype=np.uint8)}, rng.integers(0, 4, count))
 
 
-def batches(source: ImageArrays | None = None, indices: np.ndarray = INDICES, **options) -> Batches:
-    return Batches(source or arrays(), indices, num_classes=4, device=CPU, **options)
+def of(source: Samples) -> ImageData:
+    return ImageData("some", ("a", "b", "c", "d"), source, source, "f", FILL, (1.0, 1.0))
+
+
+def batches(source: Samples | None = None, indices: np.ndarray = INDICES, **options) -> Batches:
+    return Batches(of(source or arrays()), indices, device=CPU, **options)
 
 
 def epoch(source: Batches, number: int = 0, *, batch_size: int = 4, augmentation: Augmentation = ALL, seed: int = 9):
-    return list(source.epoch(number, batch_size=batch_size, augmentation=augmentation, fill=FILL, seed=seed))
+    return list(source.epoch(number, batch_size=batch_size, views=augmentation, seed=seed))
 
 
 def by_sample(found) -> dict[int, bytes]:
     return {
         int(sample): image.numpy().tobytes() + label.numpy().tobytes()
         for batch in found
-        for image, label, sample in zip(batch.images, batch.labels, batch.samples, strict=True)
+        for image, label, sample in zip(batch.inputs[0], batch.targets, batch.samples, strict=True)
     }
 
 
 def test_ordered_gives_everything_once_as_it_is():
     source = arrays()
     found = list(batches(source).ordered(batch_size=4))
-    assert [len(batch.labels) for batch in found] == [4, 4, 3]
+    assert [len(batch.targets) for batch in found] == [4, 4, 3]
     assert torch.cat([batch.samples for batch in found]).tolist() == INDICES.tolist()
-    images = torch.cat([batch.images for batch in found])
+    images = torch.cat([batch.inputs[0] for batch in found])
     assert images.dtype == torch.float32
-    np.testing.assert_array_equal(images, source.images[INDICES])
-    np.testing.assert_array_equal(torch.cat([batch.labels for batch in found]), source.labels[INDICES])
+    np.testing.assert_array_equal(images, source.inputs["pixels"][INDICES])
+    np.testing.assert_array_equal(torch.cat([batch.targets for batch in found]), source.targets[INDICES])
 
 
 def test_an_epoch_is_a_shuffle_of_the_samples_in_their_views():
@@ -51,9 +56,9 @@ def test_an_epoch_is_a_shuffle_of_the_samples_in_their_views():
     samples = torch.cat([batch.samples for batch in found])
     assert sorted(samples.tolist()) == sorted(INDICES.tolist())
     assert samples.tolist() != INDICES.tolist()
-    np.testing.assert_array_equal(torch.cat([batch.labels for batch in found]), source.labels[samples])
-    expected = augment(torch.from_numpy(source.images[samples]), samples, augmentation=ALL, fill=FILL, seed=9, view=5)
-    assert torch.equal(torch.cat([batch.images for batch in found]), expected)
+    np.testing.assert_array_equal(torch.cat([batch.targets for batch in found]), source.targets[samples])
+    expected = augment(torch.from_numpy(source.inputs["pixels"][samples]), Draws(samples, 9, 5), ALL, FILL)
+    assert torch.equal(torch.cat([batch.inputs[0] for batch in found]), expected)
 
 
 def test_epochs_and_seeds_differ_and_repeat():
@@ -70,8 +75,8 @@ def test_epochs_and_seeds_differ_and_repeat():
 @pytest.mark.parametrize("augmentation", [ALL, Augmentation(flip=True, mixup=0.4)])
 def test_streaming_from_a_memory_map_equals_holding_in_memory(tmp_path, augmentation):
     source = arrays()
-    np.save(tmp_path / "images.npy", source.images)
-    mapped = ImageArrays(np.load(tmp_path / "images.npy", mmap_mode="r"), source.labels)
+    np.save(tmp_path / "images.npy", source.inputs["pixels"])
+    mapped = Samples({"pixels": np.load(tmp_path / "images.npy", mmap_mode="r")}, source.targets)
     needed = len(INDICES) * 2 * 6 * 5
     held, streamed = batches(mapped, memory_limit_bytes=needed), batches(mapped, memory_limit_bytes=needed - 1)
     assert held.is_resident
@@ -79,11 +84,11 @@ def test_streaming_from_a_memory_map_equals_holding_in_memory(tmp_path, augmenta
     for first, second in zip(
         epoch(held, augmentation=augmentation), epoch(streamed, augmentation=augmentation), strict=True
     ):
-        assert torch.equal(first.images, second.images)
-        assert torch.equal(first.labels, second.labels)
+        assert torch.equal(first.inputs[0], second.inputs[0])
+        assert torch.equal(first.targets, second.targets)
         assert torch.equal(first.samples, second.samples)
     for first, second in zip(held.ordered(batch_size=3), streamed.ordered(batch_size=3), strict=True):
-        assert torch.equal(first.images, second.images)
+        assert torch.equal(first.inputs[0], second.inputs[0])
 
 
 @pytest.mark.parametrize("augmentation", [ALL, Augmentation(flip=True, mixup=0.4)])
@@ -102,18 +107,18 @@ def test_views_are_those_of_a_larger_selection_too():
 
 def test_mixup_mixes_two_views_and_their_labels_alike():
     source = arrays(8)
-    source = ImageArrays(source.images, np.arange(8) % 4)
+    source = Samples({"pixels": source.inputs["pixels"]}, np.arange(8) % 4)
     one = batches(source, np.arange(8))
     (plain,) = epoch(one, batch_size=8, augmentation=Augmentation(flip=True))
     (mixed,) = epoch(one, batch_size=8, augmentation=Augmentation(flip=True, mixup=1.0))
     assert torch.equal(plain.samples, mixed.samples)
-    assert mixed.labels.shape == (8, 4)
-    assert mixed.labels.dtype == torch.float32
-    torch.testing.assert_close(mixed.labels.sum(1), torch.ones(8))
-    assert (mixed.labels >= 0).all()
-    views = dict(zip(plain.samples.tolist(), plain.images, strict=True))
+    assert mixed.targets.shape == (8, 4)
+    assert mixed.targets.dtype == torch.float32
+    torch.testing.assert_close(mixed.targets.sum(1), torch.ones(8))
+    assert (mixed.targets >= 0).all()
+    views = dict(zip(plain.samples.tolist(), plain.inputs[0], strict=True))
     mixtures = 0
-    for image, label, sample in zip(mixed.images, mixed.labels, mixed.samples.tolist(), strict=True):
+    for image, label, sample in zip(mixed.inputs[0], mixed.targets, mixed.samples.tolist(), strict=True):
         own = sample % 4
         others = [other for other in range(8) if other % 4 != own and label[other % 4] > 0]
         if not others:  # the partner has the same label
@@ -147,11 +152,11 @@ def test_the_memory_of_this_machine_is_known():
 @pytest.mark.gpu
 def test_a_cuda_device_gives_the_same_batches():
     here = batches()
-    there = Batches(arrays(), INDICES, num_classes=4, device=torch.device("cuda"))
+    there = Batches(of(arrays()), INDICES, device=torch.device("cuda"))
     for augmentation in (ALL, Augmentation(flip=True, mixup=0.4)):
         for first, second in zip(
             epoch(here, augmentation=augmentation), epoch(there, augmentation=augmentation), strict=True
         ):
-            assert second.images.is_cuda
-            torch.testing.assert_close(second.images.cpu(), first.images)
-            torch.testing.assert_close(second.labels.cpu(), first.labels)
+            assert second.inputs[0].is_cuda
+            torch.testing.assert_close(second.inputs[0].cpu(), first.inputs[0])
+            torch.testing.assert_close(second.targets.cpu(), first.targets)

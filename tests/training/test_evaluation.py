@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdnas.core.data import ImageArrays
+from kdnas.core.data import ImageData, Samples
 from kdnas.training.batches import Batches
-from kdnas.training.evaluation import accuracy
+from kdnas.training.evaluation import evaluate
 
 CPU = torch.device("cpu")
 
@@ -30,16 +30,17 @@ def batches(labels: list[int], indices: list[int] | None = None) -> Batches:
     images = np.zeros((10, 1, 1, 4), dtype=np.uint8)
     images[np.arange(10), 0, 0, np.arange(10) % 4] = 200
     chosen = np.arange(10) if indices is None else np.array(indices, dtype=np.int64)
-    return Batches(ImageArrays(images, np.array(labels, dtype=np.int64)), chosen, num_classes=4, device=CPU)
+    samples = Samples({"pixels": images}, np.array(labels, dtype=np.int64))
+    return Batches(ImageData("some", tuple("abcd"), samples, samples, "f", (0.0,), (1.0,)), chosen, device=CPU)
 
 
 def test_accuracy_counts_every_sample_once_also_in_a_last_small_batch() -> None:
     # Column of sample i is i % 4: 0 1 2 3 0 1 2 3 0 1. The labels agree in 7 of 10 places.
     labels = [0, 1, 2, 3, 0, 1, 2, 0, 1, 2]
     network = Brightest()
-    assert accuracy(network, batches(labels), batch_size=3) == pytest.approx(0.7)
+    assert evaluate(network, batches(labels), batch_size=3) == pytest.approx(0.7)
     assert network.seen == [3, 3, 3, 1]
-    assert accuracy(network, batches(labels, [6, 7, 8, 9]), batch_size=512) == pytest.approx(0.25)
+    assert evaluate(network, batches(labels, [6, 7, 8, 9]), batch_size=512) == pytest.approx(0.25)
 
 
 def test_accuracy_leaves_the_network_as_it_was() -> None:
@@ -48,7 +49,7 @@ def test_accuracy_leaves_the_network_as_it_was() -> None:
     network[0].train()
     network.training = True
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    accuracy(network, batches([0] * 10))
+    evaluate(network, batches([0] * 10))
     assert network.training
     assert network[0].norm.training
     assert not network[1].training
@@ -66,11 +67,11 @@ def test_accuracy_in_bfloat16_runs_the_network_in_it() -> None:
     network = Linear(4, 4, bias=False)
     nn.init.eye_(network.weight)
     labels = [i % 4 for i in range(10)]
-    assert accuracy(network, batches(labels), bfloat16=True) == 1.0
-    assert accuracy(network, batches(labels)) == 1.0
+    assert evaluate(network, batches(labels), bfloat16=True) == 1.0
+    assert evaluate(network, batches(labels)) == 1.0
     assert dtypes == [torch.bfloat16, torch.float32]
 
 
 def test_accuracy_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="no images"):
-        accuracy(Brightest(), batches([0] * 10, []))
+    with pytest.raises(ValueError, match="no samples"):
+        evaluate(Brightest(), batches([0] * 10, []))

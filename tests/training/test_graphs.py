@@ -14,7 +14,9 @@ from trainings import CPU, KD, Tape, batches, net, recipe, same
 
 import kdnas.training.step
 from kdnas.core.data import ImageData
+from kdnas.core.task import image_classification
 from kdnas.nn.taps import Outputs
+from kdnas.tasks.image_classification import Augmentation
 from kdnas.teachers import Teacher
 from kdnas.training.graphs import (
     WARM_UP_STEPS,
@@ -26,10 +28,11 @@ from kdnas.training.graphs import (
 )
 from kdnas.training.loop import Trained, distil
 from kdnas.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from kdnas.training.recipe import Augmentation, LossTerm, Training
+from kdnas.training.recipe import LossTerm, Training
 from kdnas.training.teacher_cache import TeacherCache
 
 CUDA = torch.device("cuda")
+SMALL = image_classification((3, 32, 32), 10)
 
 
 @pytest.fixture
@@ -38,16 +41,17 @@ def teacher(data: ImageData) -> Teacher:
 
 
 def recorded(seen: list[Any]) -> Callable[[Tensor, Tensor, Outputs | None], Tensor]:
-    def step(images: Tensor, labels: Tensor, theirs: Outputs | None) -> Tensor:
+    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: Outputs | None) -> Tensor:
+        (images,) = inputs
         seen.append((images.clone(), labels.clone(), None if theirs is None else theirs.logits.clone()))
         return images.sum()
 
     return step
 
 
-def batch(number: int, size: int = 4, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Outputs]:
+def batch(number: int, size: int = 4, dtype: torch.dtype = torch.float32) -> tuple[tuple[Tensor, ...], Tensor, Outputs]:
     images = torch.full((size, 1, 2, 2), float(number)).contiguous(memory_format=torch.channels_last)
-    return images, torch.full((size,), number), Outputs(torch.full((size, 3), float(number), dtype=dtype))
+    return (images,), torch.full((size,), number), Outputs(torch.full((size, 3), float(number), dtype=dtype))
 
 
 def test_every_call_trains_once_on_its_own_batch() -> None:
@@ -90,7 +94,8 @@ def test_a_teacher_that_turns_from_live_to_cached_feeds_one_graph() -> None:
 def test_stages_and_embeddings_reach_the_captured_step() -> None:
     seen: list[Outputs] = []
 
-    def step(images: Tensor, labels: Tensor, theirs: Outputs | None) -> Tensor:
+    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: Outputs | None) -> Tensor:
+        (images,) = inputs
         assert theirs is not None
         assert theirs.embedding is not None
         seen.append(Outputs(theirs.logits.clone(), tuple(s.clone() for s in theirs.stages), theirs.embedding.clone()))
@@ -154,12 +159,11 @@ def test_distil_is_the_plain_loop(data) -> None:
     losses = []
     for epoch in range(2):
         train = batches(data, 0, 200)
-        plain = Augmentation()
-        for batch in train.epoch(epoch, batch_size=64, augmentation=plain, fill=data.channel_mean, seed=3):
+        for batch in train.epoch(epoch, batch_size=64, seed=3):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(len(losses), 8, given.training)
-            images = batch.images.contiguous(memory_format=torch.channels_last)
-            loss = functional.cross_entropy(network((images - mean) / std), batch.labels)
+            (images,) = batch.laid_out
+            loss = functional.cross_entropy(network((images - mean) / std), batch.targets)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 0.5)
@@ -178,8 +182,7 @@ def test_distil_is_the_plain_loop(data) -> None:
 def test_views_made_together_are_the_same_batches(data, count, batch_size, together, mixup) -> None:
     train = batches(data, 10, 10 + count)
     options: dict[str, Any] = {
-        "augmentation": Augmentation(flip=True, crop_padding=1, mixup=mixup),
-        "fill": data.channel_mean,
+        "views": Augmentation(flip=True, crop_padding=1, mixup=mixup),
         "seed": 5,
     }
     wanted = list(train.epoch(1, batch_size=batch_size, **options))
@@ -187,15 +190,15 @@ def test_views_made_together_are_the_same_batches(data, count, batch_size, toget
     assert len(found) == len(wanted) == train.steps(batch_size)
     for one, other in zip(found, wanted, strict=True):
         assert torch.equal(one.samples, other.samples)
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.inputs[0], other.inputs[0])
+        assert torch.equal(one.targets, other.targets)
 
 
 def test_how_many_views_are_made_together() -> None:
-    assert batches_together(128, (3, 32, 32), CPU) == 1
-    assert batches_together(128, (3, 32, 32), CUDA) == 16
-    assert batches_together(1024, (3, 32, 32), CUDA) == 5  # 12 MiB each
-    assert batches_together(4096, (3, 224, 224), CUDA) == 1
+    assert batches_together(128, SMALL, CPU) == 1
+    assert batches_together(128, SMALL, CUDA) == 16
+    assert batches_together(1024, SMALL, CUDA) == 5  # 12 MiB each
+    assert batches_together(4096, image_classification((3, 224, 224), 10), CUDA) == 1
 
 
 def test_a_cpu_captures_nothing() -> None:
@@ -237,7 +240,7 @@ def test_a_captured_training_is_the_eager_one(cuda, data, optimizer, precision) 
     assert captured.graph_failure is None
     for one, other in zip(captured.history, eager.history, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=2e-3 if precision == "float32" else 2e-2)
-    assert captured.accuracy == pytest.approx(eager.accuracy, abs=0.03)
+    assert captured.score == pytest.approx(eager.score, abs=0.03)
 
 
 @pytest.mark.gpu
@@ -261,7 +264,8 @@ def test_a_replay_reads_rate_and_batch_anew(cuda) -> None:
     weight = nn.Parameter(torch.zeros(4, 1, 2, 2, device=cuda))
     optimizer = torch.optim.SGD([weight], lr=torch.tensor(0.0, device=cuda), fused=True)
 
-    def step(images: Tensor, labels: Tensor, theirs: Outputs | None) -> Tensor:
+    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: Outputs | None) -> Tensor:
+        (images,) = inputs
         loss = (weight * images).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -273,7 +277,7 @@ def test_a_replay_reads_rate_and_batch_anew(cuda) -> None:
     for number in range(1, 12):
         images = torch.full((4, 1, 2, 2), float(number))
         set_learning_rate(optimizer, 1.0 / number)
-        loss = graphed(images.to(cuda), torch.zeros(4, dtype=torch.int64, device=cuda), None)
+        loss = graphed((images.to(cuda),), torch.zeros(4, dtype=torch.int64, device=cuda), None)
         assert loss.item() == pytest.approx(float((expected * images).sum()), rel=1e-5)
         expected -= images / number
     assert graphed.captured
@@ -286,7 +290,8 @@ def test_a_step_that_waits_for_the_device_falls_back(cuda) -> None:
     optimizer = torch.optim.SGD([weight], lr=1.0)
     calls = []
 
-    def step(images: Tensor, labels: Tensor, theirs: Outputs | None) -> Tensor:
+    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: Outputs | None) -> Tensor:
+        (images,) = inputs
         calls.append(torch.cuda.current_stream())
         loss = (weight * images.mean()).sum()
         optimizer.zero_grad(set_to_none=True)
@@ -299,7 +304,7 @@ def test_a_step_that_waits_for_the_device_falls_back(cuda) -> None:
     graphed = GraphedStep(step, CudaRecorder(cuda))
     before = torch.cuda.current_stream()
     for _ in range(8):
-        graphed(torch.ones(2, 1, 2, 2, device=cuda), torch.zeros(2, device=cuda), None)
+        graphed((torch.ones(2, 1, 2, 2, device=cuda),), torch.zeros(2, device=cuda), None)
     assert graphed.failure
     assert torch.cuda.current_stream() == before
     assert weight.item() == -8.0  # every call trained once, the failed capture not at all

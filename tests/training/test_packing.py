@@ -13,9 +13,10 @@ from trainings import CPU, KD, Tape, batches, net, recipe, same
 import kdnas.training.step
 from kdnas.core.data import ImageData
 from kdnas.errors import TrialError
+from kdnas.tasks.image_classification import Augmentation
 from kdnas.training.loop import Course, Pupil, Trained, distil, share_batches, train
 from kdnas.training.packing import Packing, choose_size, measured_rate
-from kdnas.training.recipe import Augmentation, LossTerm, Recipe
+from kdnas.training.recipe import LossTerm, Recipe
 from kdnas.training.teacher_cache import TeacherCache
 
 WIDTHS = ((8, 16), (4,), (6, 12, 24))
@@ -60,7 +61,7 @@ def test_each_student_learns_what_it_would_alone(data, tmp_path, monkeypatch, lo
     found = together(data, recipes, teacher_cache=TeacherCache(tmp_path))
     for one, other in zip(found, expected, strict=True):
         assert same(one.network, other.network)
-        assert one.accuracy == other.accuracy
+        assert one.score == other.score
         assert [record.loss for record in one.history] == [record.loss for record in other.history]
         assert one.fidelity == other.fidelity
         assert not one.network.training
@@ -161,7 +162,7 @@ def test_students_are_added_while_they_pay(rates, size, tried) -> None:
 def test_what_was_measured_is_told_in_words() -> None:
     assert Packing(1).words == ""
     assert Packing(1, {1: 1234.5, 2: 900.0}).words == (
-        "one student at a time on each device, as measured (images a second by students at a time: 1: 1,234, 2: 900)"
+        "one student at a time on each device, as measured (samples a second by students at a time: 1: 1,234, 2: 900)"
     )
     assert Packing(4, {1: 1.0, 4: 3.0}).words.startswith("4 students at a time on each device")
 

@@ -11,9 +11,10 @@ import torch
 from trainings import CPU, KD, batches, net, recipe, teacher
 
 from kdnas.core.fidelity import Fidelity
+from kdnas.tasks.image_classification import Augmentation
 from kdnas.training.loop import Course, Pupil, Trained, distil
 from kdnas.training.loop import train as train_all
-from kdnas.training.recipe import Augmentation, LossTerm, Training
+from kdnas.training.recipe import LossTerm, Training
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,11 +60,11 @@ def test_the_student_sees_small_images_and_the_teacher_whole_ones(data) -> None:
 def test_the_score_is_that_of_the_resized_validation_images(data) -> None:
     result = trained(data, net(8, 16), images=1000, epochs=4, resolution_fraction=0.5)
     assert result.fidelity == Fidelity(4, resolution_fraction=0.5)
-    images = (halved(np.array(data.train.images[1000:1400])) - data.channel_mean[0]) / data.channel_std[0]
+    images = (halved(np.array(data.train.inputs["pixels"][1000:1400])) - data.channel_mean[0]) / data.channel_std[0]
     with torch.no_grad():
         guesses = result.network(torch.from_numpy(images).float()).argmax(dim=1).numpy()
-    assert result.accuracy == np.mean(guesses == data.train.labels[1000:1400])
-    assert result.accuracy > 0.5  # chance is 0.1
+    assert result.score == np.mean(guesses == data.train.targets[1000:1400])
+    assert result.score > 0.5  # chance is 0.1
 
 
 @pytest.mark.parametrize("loss", ["dkd", "cosine", "hint", "attention", "rkd", "similarity"])
@@ -87,7 +88,7 @@ def test_packed_students_may_differ_in_resolution_and_learn_what_they_would_alon
         alone = distil(student, teacher(data), train, validation, given, **options)
         assert isinstance(packed, Trained)
         assert packed.fidelity == alone.fidelity == given.training.fidelity
-        assert packed.accuracy == alone.accuracy
+        assert packed.score == alone.score
         assert [record.loss for record in packed.history] == [record.loss for record in alone.history]
     losses = [one.history[0].loss for one in together if isinstance(one, Trained)]
     assert losses[0] != losses[1]

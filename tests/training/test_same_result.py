@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from kdnas.core.data import ImageData
 from kdnas.nn.normalise import Normalised
 from kdnas.students import family_for
+from kdnas.tasks.image_classification import Augmentation
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.loop import distil
-from kdnas.training.recipe import Augmentation, Distillation, LossTerm, Recipe, Training
+from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
 from kdnas.training.teacher_cache import TeacherCache
 
 CPU = torch.device("cpu")
@@ -58,8 +59,8 @@ def plainly_trained(
     """Train on the raw images, in float32, asking the teacher for each batch; return the module on raw images."""
     torch.manual_seed(seed)
     module = Normalised(network, data.channel_mean, data.channel_std).train()
-    images = torch.tensor(np.asarray(data.train.images[::every])).float()
-    labels = torch.tensor(np.asarray(data.train.labels[::every]))
+    images = torch.tensor(np.asarray(data.train.inputs["pixels"][::every])).float()
+    labels = torch.tensor(np.asarray(data.train.targets[::every]))
     groups = [
         {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": 5e-4},
         {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
@@ -89,8 +90,8 @@ def plainly_trained(
 
 @torch.no_grad()
 def score(module: nn.Module, data: ImageData) -> float:
-    logits = module(torch.tensor(np.asarray(data.test.images)).float())
-    return float((logits.argmax(1) == torch.tensor(np.asarray(data.test.labels))).float().mean())
+    logits = module(torch.tensor(np.asarray(data.test.inputs["pixels"])).float())
+    return float((logits.argmax(1) == torch.tensor(np.asarray(data.test.targets))).float().mean())
 
 
 @pytest.mark.slow
@@ -104,7 +105,7 @@ def test_accuracy_after_the_same_steps_is_that_of_a_plain_loop(data, tmp_path: P
     recipe = Recipe(
         training=training, distillation=Distillation(task_weight=0.1, losses=(LossTerm(type="kd", weight=0.9),))
     )
-    train = Batches(data.train, np.arange(0, len(data.train), EVERY), num_classes=10, device=CPU)
+    train = Batches(data, np.arange(0, len(data.train), EVERY), device=CPU)
     differences, plain = [], []
     for number in range(len(CHOICES)):
         for seed in range(3):

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from kdnas.errors import TrialError
 from kdnas.nn.taps import OutputShapes, Taps
+from kdnas.tasks.image_classification import Augmentation
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.loop import Trained
-from kdnas.training.recipe import Augmentation, Distillation, LossTerm
+from kdnas.training.recipe import Distillation, LossTerm
 from kdnas.training.teacher_cache import TeacherCache, ViewsKey
-from kdnas.training.teacher_outputs import TeacherOutputs, Views, views_key, why_live
+from kdnas.training.teacher_outputs import BatchPlan, TeacherOutputs, views_key, why_live
 
 KEY = ViewsKey(
     teacher="t",
@@ -31,7 +32,7 @@ KEY = ViewsKey(
     precision="float32",
     device="cpu",
     samples=10,
-    classes=3,
+    outputs=3,
     embedding=0,
 )
 
@@ -58,49 +59,43 @@ def test_a_second_training_never_asks_the_teacher_and_is_the_same_to_the_bit(dat
     assert same(plain, second)
 
 
-def key_of(data, teacher, images: Batches, *, bfloat16: bool = False, top_k: int | None = None) -> ViewsKey:
+def key_of(teacher, images: Batches, *, bfloat16: bool = False, top_k: int | None = None) -> ViewsKey:
     key = views_key(
         teacher,
         OutputShapes(10, embedding=48),
-        data,
+        plan_of(images),
         needs=frozenset({"logits", "embedding"}),
-        augmentation=VIEWS,
-        view_seed=4,
         bfloat16=bfloat16,
-        device=CPU,
-        samples=images.indices,
         top_k=top_k,
     )
     assert key is not None
     return key
 
 
-def views_of(data, images: Batches) -> Views:
-    return Views(images, 64, VIEWS, data.channel_mean, 4)
+def plan_of(images: Batches) -> BatchPlan:
+    return BatchPlan(images, 64, VIEWS, 4)
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_cached_rows_equal_the_teacher_on_the_same_view(data, teacher, tmp_path, bfloat16) -> None:
     images = batches(data)
-    key, views = key_of(data, teacher, images, bfloat16=bfloat16), views_of(data, images)
+    key, plan = key_of(teacher, images, bfloat16=bfloat16), plan_of(images)
     with Taps(teacher.module, (), "head") as tapped:
-        outputs = TeacherOutputs(
-            tapped, device=CPU, bfloat16=bfloat16, cache=(TeacherCache(tmp_path), key), views=views
-        )
+        outputs = TeacherOutputs(tapped, device=CPU, bfloat16=bfloat16, cache=(TeacherCache(tmp_path), key), plan=plan)
         outputs.begin(1)
         before = teacher.module.asked
-        cached = [outputs(batch.images, batch.samples) for batch in views.batches(1, range(5))]
+        cached = [outputs(batch.inputs, batch.samples) for batch in plan.batches(1, range(5))]
         assert teacher.module.asked == before
         online = TeacherOutputs(tapped, device=CPU, bfloat16=bfloat16, cache=None)
         online.begin(1)
-        for batch, read in zip(views.batches(1, range(5)), cached, strict=True):
-            live = online(batch.images.contiguous(memory_format=torch.channels_last), batch.samples)
+        for batch, read in zip(plan.batches(1, range(5)), cached, strict=True):
+            live = online(batch.laid_out, batch.samples)
             assert read.logits.dtype == live.logits.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
             assert torch.equal(read.logits, live.logits)
             assert live.embedding is not None
             assert torch.equal(read.embedding, live.embedding)
             with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-                alone = teacher.module(batch.images[:1])
+                alone = teacher.module(batch.inputs[0][:1])
             # In another batch the last bits may differ: float32 rounding, or bfloat16's eight bits.
             assert torch.allclose(alone.float(), read.logits[:1].float(), atol=0.02 if bfloat16 else 1e-5)
     size = next(tmp_path.glob("*/*.rows")).stat().st_size
@@ -114,13 +109,13 @@ def test_finer_parts_of_a_row_keep_all_of_it_fine(data, teacher, tmp_path) -> No
 
     mixed = replace(teacher, module=InFloat32().eval())
     images = batches(data)
-    key, views = key_of(data, mixed, images, bfloat16=True), views_of(data, images)
+    key, plan = key_of(mixed, images, bfloat16=True), plan_of(images)
     with Taps(mixed.module, (), "head") as tapped:
-        outputs = TeacherOutputs(tapped, device=CPU, bfloat16=True, cache=(TeacherCache(tmp_path), key), views=views)
+        outputs = TeacherOutputs(tapped, device=CPU, bfloat16=True, cache=(TeacherCache(tmp_path), key), plan=plan)
         outputs.begin(0)
-        for batch in views.batches(0, range(5)):
-            read = outputs(batch.images, batch.samples)
-            live = TeacherOutputs(tapped, device=CPU, bfloat16=True, cache=None)(batch.images, batch.samples)
+        for batch in plan.batches(0, range(5)):
+            read = outputs(batch.inputs, batch.samples)
+            live = TeacherOutputs(tapped, device=CPU, bfloat16=True, cache=None)(batch.inputs, batch.samples)
             assert live.logits.dtype == torch.float32
             assert torch.equal(read.logits, live.logits)
             assert torch.equal(read.embedding, live.embedding.float())
@@ -129,15 +124,15 @@ def test_finer_parts_of_a_row_keep_all_of_it_fine(data, teacher, tmp_path) -> No
 @pytest.mark.parametrize("top_k", [1, 4, 10, 99])
 def test_the_largest_logits_alone_may_be_kept(data, teacher, tmp_path, top_k) -> None:
     images = batches(data)
-    key, views = key_of(data, teacher, images, top_k=top_k), views_of(data, images)
+    key, plan = key_of(teacher, images, top_k=top_k), plan_of(images)
     assert key.top_k == min(top_k, 10)
     with Taps(teacher.module, (), "head") as tapped:
         cache = TeacherCache(tmp_path, top_k=top_k)
-        outputs = TeacherOutputs(tapped, device=CPU, bfloat16=False, cache=(cache, key), views=views)
+        outputs = TeacherOutputs(tapped, device=CPU, bfloat16=False, cache=(cache, key), plan=plan)
         outputs.begin(0)
-        for batch in views.batches(0, range(5)):
-            read = outputs(batch.images, batch.samples)
-            live = TeacherOutputs(tapped, device=CPU, bfloat16=False, cache=None)(batch.images, batch.samples)
+        for batch in plan.batches(0, range(5)):
+            read = outputs(batch.inputs, batch.samples)
+            live = TeacherOutputs(tapped, device=CPU, bfloat16=False, cache=None)(batch.inputs, batch.samples)
             assert torch.equal(read.embedding, live.embedding)
             kept = read.logits.topk(key.top_k).values
             assert torch.equal(kept, live.logits.topk(key.top_k).values)
@@ -188,18 +183,16 @@ def test_a_killed_process_gives_its_claim_back(tmp_path: Path) -> None:
 def test_a_process_that_hangs_is_not_waited_for_for_ever(data, teacher, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("kdnas.training.teacher_outputs._PATIENCE_S", 0.2)
     images = batches(data)
-    key, views = key_of(data, teacher, images), views_of(data, images)
+    key, plan = key_of(teacher, images), plan_of(images)
     context = multiprocessing.get_context("fork")
     claimed = context.Event()
-    part = f"0 0 {views.plan}"
+    part = f"0 0 {plan.digest}"
     process = context.Process(target=_claim_and_hang, args=(tmp_path, claimed, key, part))
     process.start()
     try:
         assert claimed.wait(10)
         with Taps(teacher.module, (), "head") as tapped:
-            outputs = TeacherOutputs(
-                tapped, device=CPU, bfloat16=False, cache=(TeacherCache(tmp_path), key), views=views
-            )
+            outputs = TeacherOutputs(tapped, device=CPU, bfloat16=False, cache=(TeacherCache(tmp_path), key), plan=plan)
             begun = time.monotonic()
             outputs.begin(0)
         assert time.monotonic() - begun >= 0.2
@@ -210,7 +203,7 @@ def test_a_process_that_hangs_is_not_waited_for_for_ever(data, teacher, tmp_path
 
 
 def test_filling_tells_how_far_it_is_and_goes_on_where_it_stopped(data, teacher, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("kdnas.training.teacher_outputs._PART_IMAGES", {"cpu": 128})
+    monkeypatch.setattr("kdnas.training.teacher_outputs._PART_SAMPLES", {"cpu": 128})
     told: list[tuple[int, int, int]] = []
 
     def stop_at_the_second(view: int, part: int, parts: int) -> None:
@@ -302,9 +295,7 @@ def test_mixtures_are_views_like_any_other(data, teacher, tmp_path) -> None:
 
 def test_stage_maps_are_not_cached(data, teacher) -> None:
     needs = frozenset({"logits", "stages"})
-    options: dict[str, Any] = {"augmentation": VIEWS, "view_seed": 0, "bfloat16": False, "device": CPU}
-    samples = np.arange(3)
-    assert views_key(teacher, OutputShapes(10), data, needs=needs, samples=samples, **options) is None
+    assert views_key(teacher, OutputShapes(10), plan_of(batches(data)), needs=needs, bfloat16=False) is None
 
 
 def test_why_a_teacher_is_run_live_is_told() -> None:

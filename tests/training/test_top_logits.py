@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.special import logsumexp, softmax
 
-from kdnas.training.top_logits import restored, truncated, truncation_error
+from kdnas.training.teacher_cache import restored, truncated, truncation_error
 
 
 def logits(rows: int = 6, classes: int = 50) -> torch.Tensor:

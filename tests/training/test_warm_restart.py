@@ -45,7 +45,7 @@ def recipe(epochs: int) -> Recipe:
 def setting(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[Any, ...], dict[str, Any]]:
     folder = tmp_path_factory.mktemp("digits")
     data = DATASETS.build("digits", folder, folder)
-    train = Batches(data.train, np.arange(256), num_classes=10, device=CPU)
+    train = Batches(data, np.arange(256), device=CPU)
     module = Normalised(Net(12), data.channel_mean, data.channel_std).eval()
     teacher = Teacher("wide", module, ("network.stages.0",), "network.classifier", fingerprint="wide")
     return (teacher, train, None), {"data": data, "seed": 1, "device": CPU}

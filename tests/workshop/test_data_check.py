@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from workshops import split_of, workshop_of
 
-from kdnas.core.data import ImageArrays, ImageData, stratified_split
+from kdnas.core.data import ImageData, Samples, stratified_split
 from kdnas.errors import DataError
 from kdnas.workshop.data_check import split_notes
 
 
 def data_of(*counts: int, test: int = 300) -> ImageData:
     labels = np.repeat(np.arange(len(counts)), counts)
-    arrays = ImageArrays(np.zeros((len(labels), 1, 2, 2), dtype=np.uint8), labels)
-    tested = ImageArrays(np.zeros((test, 1, 2, 2), dtype=np.uint8), np.arange(test) % len(counts))
+    arrays = Samples({"pixels": np.zeros((len(labels), 1, 2, 2), dtype=np.uint8)}, labels)
+    tested = Samples({"pixels": np.zeros((test, 1, 2, 2), dtype=np.uint8)}, np.arange(test) % len(counts))
     return ImageData("few", tuple("abcdefgh"[: len(counts)]), arrays, tested, "f", (0.0,), (1.0,))
 
 
@@ -24,9 +24,9 @@ def test_a_validation_split_never_takes_the_last_image_of_a_class(counts, fracti
     data = data_of(*counts)
     train, validation = split_of(data, fraction)
     assert sorted([*train, *validation]) == list(range(sum(counts)))
-    learnt = np.bincount(data.train.labels[train], minlength=3)
+    learnt = np.bincount(data.train.targets[train], minlength=3)
     assert (learnt >= 1).all()
-    scored = np.bincount(data.train.labels[validation], minlength=3)
+    scored = np.bincount(data.train.targets[validation], minlength=3)
     assert [count > 0 for count in scored] == [count > 1 for count in counts]
 
 
@@ -48,9 +48,9 @@ def test_every_class_has_a_part_in_a_small_share_of_the_images():
     indices = np.arange(len(data.train))
     for fraction in (0.001, 0.3, 0.7):
         drawn = workshop_of(data, train=indices).share(fraction).indices
-        assert set(data.train.labels[drawn]) == {0, 1, 2, 3}
+        assert set(data.train.targets[drawn]) == {0, 1, 2, 3}
         assert (np.diff(drawn) > 0).all()
-    kept, carved = stratified_split(data.train.labels[:400], 0.3, 0)
+    kept, carved = stratified_split(data.train.targets[:400], 0.3, 0)
     assert (len(kept), len(carved)) == (280, 120)
 
 

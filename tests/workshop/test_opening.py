@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 from workshops import split_of, workshop_of
 
-from kdnas.core.data import ImageArrays, ImageData
+from kdnas.core.data import ImageData, Samples
 from kdnas.errors import ConfigError, DataError, TeacherError, TrialError
 from kdnas.record.run_folder import locked
 from kdnas.teachers import Teacher
@@ -84,8 +84,8 @@ def test_the_split_is_stratified_seeded_and_whole(digits: ImageData) -> None:
     train, validation = split_of(digits, 0.25, 3)
     assert sorted([*train, *validation]) == list(range(len(digits.train)))
     for label in range(10):
-        whole = np.sum(digits.train.labels == label)
-        assert abs(np.sum(digits.train.labels[validation] == label) - 0.25 * whole) <= 0.5
+        whole = np.sum(digits.train.targets == label)
+        assert abs(np.sum(digits.train.targets[validation] == label) - 0.25 * whole) <= 0.5
     again = split_of(digits, 0.25, 3)
     assert np.array_equal(again[1], validation)
     assert not np.array_equal(split_of(digits, 0.25, 4)[1], validation)
@@ -100,8 +100,8 @@ def test_a_share_of_the_training_split(digits: ImageData) -> None:
     assert set(tenth) <= set(train)
     assert not set(tenth) & set(validation)
     assert np.all(np.diff(tenth) > 0)
-    counts = Counter(digits.train.labels[tenth])
-    whole = Counter(digits.train.labels[train])
+    counts = Counter(digits.train.targets[tenth])
+    whole = Counter(digits.train.targets[train])
     assert all(abs(counts[label] - 0.1 * whole[label]) <= 0.5 for label in range(10))
     assert np.array_equal(workshop_of(digits).share(0.1).indices, tenth)
     assert not np.array_equal(workshop_of(digits, train=train, seed=1).share(0.1).indices, tenth)
@@ -121,9 +121,9 @@ def test_a_student_teacher_is_trained_once_and_measured(digits: ImageData, tmp_p
     (kept,) = (tmp_path / "teachers").iterdir()
     assert kept.suffix == ".safetensors"
 
-    images = torch.from_numpy(digits.train.images[validation]).float()
+    images = torch.from_numpy(digits.train.inputs["pixels"][validation]).float()
     with torch.no_grad():
-        hits = teacher.module(images).argmax(1).numpy() == digits.train.labels[validation]
+        hits = teacher.module(images).argmax(1).numpy() == digits.train.targets[validation]
     assert hits.mean() > 0.8  # it learnt digits it has not seen
     report = report_teacher(teacher, digits, validation, device=CPU)
     assert report.score == pytest.approx(hits.mean(), abs=0.01)  # bfloat16 where that is native
@@ -258,7 +258,7 @@ def cifar(data_root: Path) -> ImageData:
             picture = Image.open(io.BytesIO(archive.extractfile(member).read())).convert("RGB")
             images.append(np.asarray(picture).transpose(2, 0, 1))
             labels.append(names.index(label))
-    arrays = ImageArrays(np.stack(images), np.array(labels, dtype=np.int64))
+    arrays = Samples({"pixels": np.stack(images)}, np.array(labels, dtype=np.int64))
     return ImageData("cifar10", tuple(names), arrays, arrays, "c", (125.3, 122.9, 113.9), (62.5, 61.9, 66.5))
 
 
@@ -294,11 +294,11 @@ def test_another_normalisation_is_refused_with_the_right_one(
 
 def _nearest_mean(data: ImageData, reverse: bool = False) -> nn.Linear:
     """Return the least-squares classifier of normalised pixels, its channels perhaps in the order BGR."""
-    pixels = data.train.images.astype(np.float64)
+    pixels = data.train.inputs["pixels"].astype(np.float64)
     mean, std = (np.array(part)[:, None, None] for part in (data.channel_mean, data.channel_std))
     pixels = (pixels[:, ::-1] if reverse else pixels) - mean
     flat = np.c_[(pixels / std).reshape(len(pixels), -1), np.ones(len(pixels))]
-    solved = np.linalg.lstsq(flat, np.eye(data.task.outputs)[data.train.labels], rcond=None)[0].T
+    solved = np.linalg.lstsq(flat, np.eye(data.task.outputs)[data.train.targets], rcond=None)[0].T
     layer = nn.Linear(flat.shape[1] - 1, data.task.outputs)
     layer.weight.data = torch.from_numpy(solved[:, :-1]).float()
     layer.bias.data = torch.from_numpy(solved[:, -1]).float()
@@ -312,7 +312,7 @@ def coloured() -> ImageData:
     labels = np.arange(300) % 3
     images = rng.integers(0, 120, (300, 3, 4, 4))
     images[np.arange(300), labels] += 60
-    arrays = ImageArrays(images.astype(np.uint8), labels)
+    arrays = Samples({"pixels": images.astype(np.uint8)}, labels)
     return ImageData("colours", ("r", "g", "b"), arrays, arrays, "d", (80.0, 80.0, 80.0), (45.0, 45.0, 45.0))
 
 

@@ -95,7 +95,9 @@ def test_workers_open_what_the_controller_opened_without_another_call(root: Path
     for _ in range(2):
         worker = pickle.loads(pickle.dumps(opened.workplan))()
         assert worker.fingerprints == opened.evaluator.fingerprints
-        np.testing.assert_array_equal(worker.workshop.data.test.images, opened.evaluator.workshop.data.test.images)
+        np.testing.assert_array_equal(
+            worker.workshop.data.test.inputs["pixels"], opened.evaluator.workshop.data.test.inputs["pixels"]
+        )
     assert calls(root) == 1
     assert not any("whenever it is called" in note for note in notes)
     resumed = prepare()

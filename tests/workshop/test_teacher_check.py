@@ -17,10 +17,10 @@ from kdnas.controller.preparation import prepare_study
 from kdnas.core.data import ImageData
 from kdnas.errors import RunFolderError, TeacherError
 from kdnas.study.loading import load_study
+from kdnas.tasks.image_classification import Augmentation
 from kdnas.teachers import Teacher, TeacherContext
 from kdnas.teachers._adapting import Expected, fit_teacher
 from kdnas.teachers._class_names import naming_of
-from kdnas.training.recipe import Augmentation
 from kdnas.training.teacher_outputs import views_key
 from kdnas.workshop.evaluators import EvaluatorContext, open_evaluator
 from kdnas.workshop.opening import cache_dir
@@ -49,9 +49,9 @@ class Linear(nn.Module):
 @pytest.fixture(scope="module")
 def weights(digits: ImageData) -> np.ndarray:
     train, _ = split_of(digits)
-    pixels = digits.train.images[train].reshape(len(train), -1) / 255.0
+    pixels = digits.train.inputs["pixels"][train].reshape(len(train), -1) / 255.0
     inputs = np.c_[pixels, np.ones(len(pixels))]
-    return np.linalg.lstsq(inputs, np.eye(10)[digits.train.labels[train]], rcond=None)[0]
+    return np.linalg.lstsq(inputs, np.eye(10)[digits.train.targets[train]], rcond=None)[0]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kdnas.training.recipe import Section
+from kdnas.registry import Section
 from kdnas.training.supernet.policies import ShrinkingSettings
 
 

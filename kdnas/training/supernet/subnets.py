@@ -1,13 +1,13 @@
 """The subnets of a supernet as its training sees them: drawn, priced, trained in a step, scored.
 
-A subnet is an arch at a resolution. Its cost is the MACs of one image.
+A subnet is an arch at a size (resolution, sequence length). Its cost is the MACs of one sample.
 
 In a step the largest subnet learns from the labels and the fixed teacher by every loss of the recipe, taps included.
 The others learn from the labels and the teacher by those losses that read logits alone; where the recipe has only other
 losses, by `kd` at weight 1. With in-place distillation the step's largest subnet takes the teacher's place for the
 others. Feature losses are for the largest alone because their adapters are made for one width.
 
-Shapes: B batch, C channels, H and W height and width, K classes.
+Shapes: B batch.
 
 Sources: sandwich rule and in-place distillation, Yu and Huang (ICCV 2019) and Yu et al., "BigNAS" (ECCV 2020).
 """
@@ -23,24 +23,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdnas.core.arch import Arch, Scalar
-from kdnas.core.data import ImageData
+from kdnas.core.data import Data
 from kdnas.core.shrinking import RESOLUTION, Domains, Ladders
 from kdnas.core.space import Assignment, Choice, SearchSpace
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
 from kdnas.nn.elastic import Subnet, Supernet
-from kdnas.nn.normalise import Normalised, resized
 from kdnas.nn.recalibration import recalibrate
-from kdnas.nn.taps import Outputs, OutputShapes, Taps, output_shapes
+from kdnas.nn.rows import Batch
+from kdnas.nn.taps import Outputs, OutputShapes, Taps, example_inputs, output_shapes
 from kdnas.students import StudentFamily
-from kdnas.training.batches import Batch, Batches
-from kdnas.training.evaluation import accuracy
+from kdnas.tasks import task_of
+from kdnas.training.batches import Batches
+from kdnas.training.evaluation import evaluate
 from kdnas.training.fused_norm import fused_norms
 from kdnas.training.loss import TrainingLoss, needs_of, task_loss
-from kdnas.training.recipe import Augmentation, Distillation, LossTerm
+from kdnas.training.recipe import Distillation, LossTerm
 
 _DRAWS = 16
 """Assignments looked at for one front-aware subnet."""
@@ -51,7 +51,7 @@ _RIDGE = 1.0
 
 @dataclass(frozen=True)
 class SubnetSpec:
-    """An arch at a resolution: images are resized to `side` pixels high before it sees them."""
+    """An arch at a size: samples are brought to `side` (pixels high, tokens long) before it sees them."""
 
     arch: Arch
     side: int
@@ -65,14 +65,14 @@ class ElasticSpace:
         family: Its student family, for samples of full size.
         resolutions: Sides in pixels that images may be resized to; empty: the full one only.
 
-    Raises ConfigError where a resolution exceeds the images', or a network of the space cannot be built.
+    Raises ConfigError where a resolution exceeds the samples', or a network of the space cannot be built.
     """
 
     def __init__(self, space: SearchSpace, family: StudentFamily, resolutions: Sequence[int] = ()):
-        height = family.task.size
-        sides = tuple(dict.fromkeys([*resolutions])) or (height,)
-        if max(sides) > height:
-            raise ConfigError(Problem("resolutions", f"{resolutions} exceed the images' height", f"1..{height}"))
+        size = family.task.size
+        sides = tuple(dict.fromkeys([*resolutions])) or (size,)
+        if max(sides) > size:
+            raise ConfigError(Problem("resolutions", f"{resolutions} exceed the samples' size", f"1..{size}"))
         self.family = family
         self._at = {side: family.at(side) for side in sides}
         self.space = replace(space, choices=(*space.choices, Choice(RESOLUTION, sides)))
@@ -86,11 +86,11 @@ class ElasticSpace:
         return SubnetSpec(self.family.canonical(choices), int(side))
 
     def macs(self, spec: SubnetSpec) -> int:
-        """Return the MACs of one image."""
+        """Return the MACs of one sample."""
         return self._at[spec.side].price(spec.arch).macs
 
     def price(self, assignment: Assignment) -> int:
-        """Return the MACs of one image for the subnet that `assignment` stands for."""
+        """Return the MACs of one sample for the subnet that `assignment` stands for."""
         return self.macs(self.spec(assignment))
 
     @property
@@ -172,78 +172,79 @@ class SubnetScorer:
     """Scores subnets on the validation split, each with batch-norm statistics of its own.
 
     Args:
-        data: The data set, for its task and channel statistics.
-        train: Images for the statistics: `recalibration_images` of them, always the same, as they are.
-        validation: Images for the score: all of them, or always the same `validation_images`.
-        recalibration_images: At most so many.
-        validation_images: At most so many, None for all.
+        train: Samples for the statistics: `recalibration_samples` of them, always the same, as they are.
+        validation: Samples for the score: all of them, or always the same `validation_samples`.
+        recalibration_samples: At most so many.
+        validation_samples: At most so many, None for all.
         bfloat16: The precision of the forward passes.
     """
 
     def __init__(
         self,
-        data: ImageData,
         train: Batches,
         validation: Batches,
         *,
-        recalibration_images: int = 512,
-        validation_images: int | None = None,
+        recalibration_samples: int = 512,
+        validation_samples: int | None = None,
         bfloat16: bool = False,
     ):
-        self._data = data
         self._train = train
         self._validation = validation
-        self._recalibration_images = min(recalibration_images, len(train))
-        self._validation_images = min(validation_images or len(validation), len(validation))
+        self._recalibration_samples = min(recalibration_samples, len(train))
+        self._validation_samples = min(validation_samples or len(validation), len(validation))
         self._bfloat16 = bfloat16
 
     @property
-    def images(self) -> int:
-        """The images that one score takes through the subnet."""
-        return self._recalibration_images + self._validation_images
+    def samples(self) -> int:
+        """The samples that one score takes through the subnet."""
+        return self._recalibration_samples + self._validation_samples
 
     def __call__(self, supernet: Supernet, spec: SubnetSpec) -> float:
-        """Return the validation accuracy in [0, 1] of the subnet cut out of `supernet`, which stays as it is."""
-        if self._validation_images < len(self._validation):
-            return self.accuracy_and_loss(supernet, spec)[0]
-        return accuracy(self._recalibrated(supernet, spec), self._validation, bfloat16=self._bfloat16)
+        """Return the validation score of the subnet cut out of `supernet`, which stays as it is."""
+        if self._validation_samples < len(self._validation):
+            return self.score_and_loss(supernet, spec)[0]
+        return evaluate(self._recalibrated(supernet, spec), self._validation, bfloat16=self._bfloat16)
 
-    def accuracy_and_loss(self, supernet: Supernet, spec: SubnetSpec) -> tuple[float, float]:
-        """Return the validation accuracy in [0, 1] and the mean cross entropy, in nats, of the subnet cut out."""
-        network = self._recalibrated(supernet, spec).eval()
-        hits = loss = seen = 0.0
-        for batch in self._some(self._validation, self._validation_images):
+    def score_and_loss(self, supernet: Supernet, spec: SubnetSpec) -> tuple[float, float]:
+        """Return the validation score and the mean cross entropy, in nats, of the subnet cut out."""
+        network, task = self._recalibrated(supernet, spec).eval(), self._validation.task
+        tally, loss, seen = torch.zeros(2, dtype=torch.float64), 0.0, 0
+        for batch in self._some(self._validation, self._validation_samples):
             with torch.inference_mode(), self._precision():
-                logits = network(batch.images).float()
-            hits += float((logits.argmax(dim=1) == batch.labels).sum())
-            loss += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
-            seen += len(batch.images)
-        return hits / seen, loss / seen
+                rows = task.rows(network(*batch.inputs).float(), batch.inputs, batch.targets)
+            tally += task.tally(rows).cpu()
+            loss += float(task_loss(rows, 0.0)) * len(batch)
+            seen += len(batch)
+        return task.score(tally), loss / seen
 
     def cut(self, supernet: Supernet, spec: SubnetSpec) -> torch.nn.Module:
         """Return the subnet cut out of `supernet` with batch-norm statistics of its own, in eval mode.
 
-        It takes normalised images at the subnet's resolution.
+        It is without its entrance.
         """
-        return self._recalibrated(supernet, spec).network.eval()
-
-    def _recalibrated(self, supernet: Supernet, spec: SubnetSpec) -> Normalised:
-        size = self._data.task.at(spec.side).image_size
         student = supernet.subnet(spec.arch)
-        network = Normalised(student, self._data.channel_mean, self._data.channel_std, size).to(self._train.device)
+        self._recalibrate(student, spec)
+        return student.eval()
+
+    def _recalibrated(self, supernet: Supernet, spec: SubnetSpec) -> nn.Module:
+        return self._recalibrate(supernet.subnet(spec.arch), spec)
+
+    def _recalibrate(self, student: nn.Module, spec: SubnetSpec) -> nn.Module:
+        """Give `student` batch-norm statistics of its own, and return it behind its entrance."""
+        train = self._train
+        network = train.task.entrance(student, train.data, spec.side).to(train.device)
         with self._precision():
-            recalibrate(network, (batch.images for batch in self._some(self._train, self._recalibration_images)))
+            recalibrate(network, (batch.inputs for batch in self._some(train, self._recalibration_samples)))
         return network
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self._train.device.type, dtype=torch.bfloat16, enabled=self._bfloat16)
 
     def _some(self, batches: Batches, count: int) -> Iterator[Batch]:
-        """Yield about `count` images, always the same, drawn over all of `batches`: data may be sorted by class."""
+        """Yield about `count` samples, always the same, drawn over all of `batches`: data may be sorted by class."""
         steps = math.ceil(count / 256)
         size = math.ceil(count / steps)
-        drawn = batches.epoch(0, batch_size=size, augmentation=Augmentation(), fill=self._data.channel_mean, seed=0)
-        return itertools.islice(drawn, steps)
+        return itertools.islice(batches.epoch(0, batch_size=size, seed=0), steps)
 
 
 class SubnetStep:
@@ -255,12 +256,12 @@ class SubnetStep:
         largest: The supernet's largest subnet, which feature losses read.
         teacher: The shapes of the teacher's outputs.
         distillation: The recipe's losses.
-        data: The data set, for its task and channel statistics.
+        data: The data set, for its task and its statistics.
         in_place: Whether the step's largest subnet teaches the others.
         bfloat16: The precision of the forward passes.
         device: Where all of it is.
         seed: Starts the adapters.
-        pixels: Of all images that the training sees at least: whether fused norms pay.
+        positions: Of all samples that the training sees at least: whether fused norms pay.
     """
 
     def __init__(
@@ -271,22 +272,23 @@ class SubnetStep:
         teacher: OutputShapes,
         distillation: Distillation,
         *,
-        data: ImageData,
+        data: Data,
         in_place: bool,
         bfloat16: bool,
         device: torch.device,
         seed: int,
-        pixels: float = 0.0,
+        positions: float = 0.0,
     ):
-        self._pixels = pixels
+        self._positions = positions
         self._supernet, self._largest, self._distillation = supernet, largest, distillation
-        self._task, self._in_place, self._bfloat16, self.device = data.task, in_place, bfloat16, device
-        self._mean = torch.tensor(data.channel_mean, device=device).view(1, -1, 1, 1)
-        self._std = torch.tensor(data.channel_std, device=device).view(1, -1, 1, 1)
+        self._task, self._in_place, self._bfloat16, self.device = task_of(data.task), in_place, bfloat16, device
+        self._data = data
+        self._entrances: dict[int, nn.Module] = {}
         view = supernet.running(largest.arch)
-        names = [f"student.stages.{index}" for index in range(_stages(view))], "student.classifier"
-        shapes = output_shapes(view, *names, torch.zeros(2, *data.task.image_shape, device=device))
-        self._tapped = stack.enter_context(Taps(view, *names, needs=needs_of(distillation)))
+        names = [f"network.student.stages.{index}" for index in range(_stages(view))], "network.student.classifier"
+        entrance = self._task.entrance(view, data, largest.side).to(device)
+        shapes = output_shapes(entrance, *names, *example_inputs(data.task, device))
+        self._tapped = stack.enter_context(Taps(entrance, *names, needs=needs_of(distillation)))
         self._tapped_view = view
         self.criteria = nn.ModuleDict()
         terms = [term for term in distillation.losses if term.weight > 0]
@@ -303,43 +305,53 @@ class SubnetStep:
             criterion.at(progress)  # type: ignore[operator]
 
     def backward(
-        self, subnets: Sequence[SubnetSpec], images: Tensor, labels: Tensor, theirs: Outputs | None, kd_weight: float
+        self,
+        subnets: Sequence[SubnetSpec],
+        inputs: tuple[Tensor, ...],
+        targets: Tensor,
+        theirs: Outputs | None,
+        kd_weight: float,
     ) -> Tensor:
-        """Add the gradients of each of `subnets` on raw `images` and return their losses [len(subnets)], detached.
+        """Add the gradients of each of `subnets` on a batch and return their losses [len(subnets)], detached.
 
         Args:
             subnets: The largest first, where it is among them.
-            images: Raw images [B, C, H, W].
-            labels: int64 [B], or probabilities [B, K].
+            inputs: Plain inputs [B, ...].
+            targets: Theirs.
             theirs: The teacher's outputs, None where the recipe has no distillation loss.
             kd_weight: Factor of all distillation losses.
         """
         losses, guide = [], theirs
         for position, spec in enumerate(subnets):
             largest = position == 0 and spec == self._largest  # drawn again it learns as the others do
-            ours = self._outputs(spec, images, tapped=largest)
+            ours = self._outputs(spec, inputs, tapped=largest)
+            rows = self._task.rows(ours.logits, inputs, targets)
             loss = ours.logits.new_zeros((), dtype=torch.float32)
             if self._distillation.task_weight > 0:
                 weight, smoothing = self._distillation.task_weight, self._distillation.label_smoothing
-                loss = loss + weight * task_loss(ours.logits, labels, smoothing)
+                loss = loss + weight * task_loss(rows, smoothing)
             if self.criteria and guide is not None:
-                loss = loss + kd_weight * self.criteria["largest" if largest else "others"](ours, guide, labels)
+                loss = loss + kd_weight * self.criteria["largest" if largest else "others"](ours, guide, rows)
             loss.backward()
             losses.append(loss.detach())
             if largest and self._in_place and guide is not None:
                 guide = Outputs(ours.logits.detach())
         return torch.stack(losses)
 
-    def _outputs(self, spec: SubnetSpec, images: Tensor, *, tapped: bool) -> Outputs:
-        size = self._task.at(spec.side).image_size
-        pixels = (resized(images, size) - self._mean) / self._std
+    def _outputs(self, spec: SubnetSpec, inputs: tuple[Tensor, ...], *, tapped: bool) -> Outputs:
         view = self._tapped_view if tapped else self._supernet.running(spec.arch)
         view.train(self._supernet.training)
         with (
-            fused_norms(view.student, self.device, pixels=self._pixels),
+            fused_norms(view.student, self.device, pixels=self._positions),
             torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bfloat16),
         ):
-            return self._tapped(pixels) if tapped else Outputs(view(pixels))
+            if tapped:
+                return self._tapped(*inputs)
+            if spec.side not in self._entrances:
+                self._entrances[spec.side] = self._task.entrance(view, self._data, spec.side).to(self.device)
+            entrance = self._entrances[spec.side]
+            entrance.network = view
+            return Outputs(entrance(*inputs).flatten(0, -2))
 
 
 def _stages(view: Subnet) -> int:

@@ -3,9 +3,9 @@
 A step takes one batch through one or several subnets, adds up their gradients and updates the shared weights once: what
 each of them learns from stands in `subnets`, which subnets there are is decided in `policies`.
 
-The budget is counted in multiply-accumulates: 3 x MACs of the subnet for each image trained on (forward, and twice that
-backward), 1 x for each image of a score that a policy asks for, batch-norm statistics included. The teacher is not
-counted, nor is what is scored after the training.
+The budget is counted in multiply-accumulates: 3 x MACs of the subnet for each sample trained on (forward, and twice
+that backward), 1 x for each sample of a score that a policy asks for, batch-norm statistics included. The teacher is
+not counted, nor is what is scored after the training.
 
 Shapes: B batch, C channels, H and W height and width, K classes.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdnas.core.data import ImageData
+from kdnas.core.data import Data
 from kdnas.core.seeds import derive_seed
 from kdnas.core.shrinking import Check, FinishedStage, Panel, Probe, ShrinkingRecord, Stage, Unlock
 from kdnas.core.space import Assignment, SearchSpace
@@ -37,7 +36,7 @@ from kdnas.students import StudentFamily
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.checkpoint import load_checkpoint, save_checkpoint
-from kdnas.training.evaluation import accuracy
+from kdnas.training.evaluation import evaluate
 from kdnas.training.numerics import computing, in_bfloat16, settled_recipe
 from kdnas.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from kdnas.training.recipe import Recipe, Training
@@ -51,7 +50,7 @@ from kdnas.training.teacher_outputs import TeacherOutputs
 
 _PANEL_SHARE = 0.005
 """Scoring the three subnets of the panel takes so many images that it spends about this of the budget, at most."""
-_FEWEST_IMAGES = 64
+_FEWEST_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def train_supernet(
     recipe: Recipe,
     settings: SupernetSettings,
     *,
-    data: ImageData,
+    data: Data,
     seed: int,
     device: torch.device,
     recorded: ShrinkingRecord | None = None,
@@ -109,15 +108,13 @@ def train_supernet(
     bfloat16 = in_bfloat16(recipe.training, device)
     budget_macs = budget_macs or 3 * elastic.price(ladders.largest) * len(train) * recipe.training.epochs
     panel_macs = sum(map(elastic.price, ladders.panel))
-    scorer, checker = _scorers(
-        data, train, validation, settings, bfloat16, int(_PANEL_SHARE * budget_macs / panel_macs)
-    )
+    scorer, checker = _scorers(train, validation, settings, bfloat16, int(_PANEL_SHARE * budget_macs / panel_macs))
     identity = _identity(supernet, space, teacher, train, recipe, settings, data, recorded, [seed, view_seed])
     identity += f"-{budget_macs}"
     supernet.to(device)
     with ExitStack() as stack:
         stack.enter_context(memory_failures_as_trial_errors())
-        pixels = recipe.training.epochs * len(train) * math.prod(data.task.image_shape[1:])
+        positions = recipe.training.epochs * len(train) * data.task.positions
         stack.enter_context(computing(recipe.training, device))
         stack.enter_context(own_randomness(derive_seed(seed, "training"), device))
         outputs, shapes = open_teacher_outputs(
@@ -127,16 +124,16 @@ def train_supernet(
         subnet_step = SubnetStep(
             stack, supernet, elastic.largest, shapes, recipe.distillation,
             data=data, in_place=settings.in_place, bfloat16=bfloat16, device=device, seed=seed,
-            pixels=pixels if recipe.training.fused_norms is True else 0.0,
+            positions=positions if recipe.training.fused_norms is True else 0.0,
         )  # fmt: skip
-        taught = accuracy(teacher.module.to(device), validation, bfloat16=bfloat16)
+        taught = evaluate(teacher.module.to(device), validation, bfloat16=bfloat16)
         run = SupernetRun(
             supernet, elastic, policy, subnet_step, checker, recipe.training, shrinking,
             budget_macs=budget_macs, teacher_accuracy=taught, seed=seed,
         )  # fmt: skip
         if checkpoint is not None and checkpoint.exists():
             run.resume(checkpoint, identity)
-        batches = stack.enter_context(closing(_stream(run, train, outputs, recipe, data, view_seed, settings.views)))
+        batches = stack.enter_context(closing(_stream(run, train, outputs, recipe, view_seed, settings.views)))
         run.train(batches, lambda: None if checkpoint is None else run.save(checkpoint, identity), on_tick)
     supernet.eval().zero_grad(set_to_none=True)
     record = ShrinkingRecord(policy.name, space.name, space.family, run.budget_macs, tuple(run.history))
@@ -144,16 +141,16 @@ def train_supernet(
 
 
 def _scorers(
-    data: ImageData, train: Batches, validation: Batches, settings: SupernetSettings, bfloat16: bool, affordable: int
+    train: Batches, validation: Batches, settings: SupernetSettings, bfloat16: bool, affordable: int
 ) -> tuple[SubnetScorer, SubnetScorer]:
     """Return what scores subnets on the whole validation split, and on as much of it as the training's checks take.
 
-    `affordable` images are what a check may take altogether, a third of them for the statistics.
+    `affordable` samples are what a check may take altogether, a third of them for the statistics.
     """
-    scored = min(settings.check_images, max(_FEWEST_IMAGES, 2 * affordable // 3))
+    scored = min(settings.check_images, max(_FEWEST_SAMPLES, 2 * affordable // 3))
     counts = (settings.recalibration_images, None), (min(settings.recalibration_images, -(-scored // 2)), scored)
     return tuple(  # type: ignore[return-value]
-        SubnetScorer(data, train, validation, recalibration_images=few, validation_images=count, bfloat16=bfloat16)
+        SubnetScorer(train, validation, recalibration_samples=few, validation_samples=count, bfloat16=bfloat16)
         for few, count in counts
     )
 
@@ -163,29 +160,23 @@ def _stream(
     train: Batches,
     outputs: TeacherOutputs | None,
     recipe: Recipe,
-    data: ImageData,
     view_seed: int,
     views: int | None,
 ) -> Generator[TaughtBatch, None, None]:
     """Yield batches for ever, view after view, from where `run` stands, and keep its place."""
     while True:
         view = run.epoch if views is None else run.epoch % views
-        batches = train.epoch(
-            view,
-            batch_size=recipe.training.batch_size,
-            augmentation=recipe.training.augmentation,
-            fill=data.channel_mean,
-            seed=view_seed,
-        )
+        training = recipe.training
+        batches = train.epoch(view, batch_size=training.batch_size, views=training.augmentation, seed=view_seed)
         if outputs is not None:
             outputs.begin(view)
         try:
             for index, batch in enumerate(batches):
                 if index >= run.batch:
-                    images = batch.images.contiguous(memory_format=torch.channels_last)
-                    theirs = None if outputs is None else outputs(images, batch.samples)
+                    inputs = batch.laid_out
+                    theirs = None if outputs is None else outputs(inputs, batch.samples)
                     run.batch = index + 1
-                    yield images, batch.labels, theirs
+                    yield inputs, batch.targets, theirs
         finally:
             if outputs is not None:
                 outputs.end()
@@ -199,7 +190,7 @@ def _identity(
     train: Batches,
     recipe: Recipe,
     settings: SupernetSettings,
-    data: ImageData,
+    data: Data,
     recorded: ShrinkingRecord | None,
     seeds: list[int],
 ) -> str:
@@ -310,7 +301,7 @@ class SupernetRun:
                 save()
                 on_tick(Tick(self.step, self.spent, stage.plan.name, float(loss.mean()), check))
 
-    def _step(self, stage: _Running, images: Tensor, labels: Tensor, theirs: Outputs | None) -> Tensor:
+    def _step(self, stage: _Running, inputs: tuple[Tensor, ...], targets: Tensor, theirs: Outputs | None) -> Tensor:
         """Train a step's subnets on one batch and return their losses."""
         plan, rng = stage.plan, np.random.default_rng(derive_seed(self._seed, "subnets", self.step))
         drawn = self._draw(stage, rng)
@@ -322,9 +313,9 @@ class SupernetRun:
         self._supernet.train()
         self._subnet_step.criteria.train()
         self._optimizer.zero_grad(set_to_none=True)
-        self.spent_macs += 3 * len(images) * sum(self._space.macs(spec) for spec in specs)
+        self.spent_macs += 3 * len(targets) * sum(self._space.macs(spec) for spec in specs)
         self._subnet_step.at(min(1.0, self.spent))
-        losses = self._subnet_step.backward(specs, images, labels, theirs, plan.kd_weight)
+        losses = self._subnet_step.backward(specs, inputs, targets, theirs, plan.kd_weight)
         if self._training.clip_norm is not None:
             parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self._training.clip_norm)
@@ -373,12 +364,12 @@ class SupernetRun:
         for assignment in self._ladders.panel:
             spec = self._space.spec(assignment)
             self._spend_on_measuring(spec)
-            scores.append(self._scorer.accuracy_and_loss(self._supernet, spec))
+            scores.append(self._scorer.score_and_loss(self._supernet, spec))
         (smallest, middle, largest), losses = zip(*scores, strict=True)
         return Panel(smallest, middle, largest, sum(losses) / len(losses))
 
     def _spend_on_measuring(self, spec: SubnetSpec) -> None:
-        cost = self._scorer.images * self._space.macs(spec)
+        cost = self._scorer.samples * self._space.macs(spec)
         self.spent_macs, self.measured_macs = self.spent_macs + cost, self.measured_macs + cost
 
     def _end_stage(self, ended: str) -> None:
@@ -404,7 +395,7 @@ class SupernetRun:
             probes = tuple(self._probe(unlock, last.largest) for unlock in self._policy.unlocks_to_probe(self.history))
         smallest, middle, largest = map(self._space.price, self._ladders.panel)
         step = 3 * self._training.batch_size * (smallest + (self._shrinking.subnets - 2) * middle + largest)
-        panel = self._scorer.images * (smallest + middle + largest)
+        panel = self._scorer.samples * (smallest + middle + largest)
         situation = Situation(
             tuple(self.history),
             self.spent,

@@ -136,7 +136,7 @@ class SharingEvaluator(TrainingEvaluator):
         """Return the largest student of the space. Raises ConfigError where it has no supernet, or none of it."""
         space, workshop = self.space, self.workshop
         elastic = ElasticSpace(space, workshop.family, self._settings.resolutions)
-        sides, own = self._settings.resolutions, workshop.data.task.image_shape[1]
+        sides, own = self._settings.resolutions, workshop.data.task.size
         if sides and own not in sides:
             what = f"students are scored on images of {own} pixels, the data's own, which are not among them"
             raise ConfigError(Problem("supernet.resolutions", what))
@@ -156,7 +156,7 @@ class SharingEvaluator(TrainingEvaluator):
         """Begin `supernet` with the teacher's weights, and return the share of its largest student's that they are."""
         if not self._inherits():
             return None
-        (images,), _ = first_samples(train, _INHERITING, fill=self.workshop.data.channel_mean)
+        (images,), _ = first_samples(train, _INHERITING)
         return self.workshop.family.inherit_supernet(supernet, self._largest, images)
 
 

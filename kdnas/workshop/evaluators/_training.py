@@ -25,12 +25,11 @@ from kdnas.record.products import file_sha256
 from kdnas.record.records import TrialRecord
 from kdnas.study.spaces import arch_of
 from kdnas.study.updates import updates_in_words
-from kdnas.training.evaluation import accuracy
+from kdnas.training.evaluation import evaluate
 from kdnas.training.loop import EpochRecord, Trained
 from kdnas.training.numerics import computing, in_bfloat16
-from kdnas.training.teacher_cache import TeacherCache
+from kdnas.training.teacher_cache import TeacherCache, truncation_error
 from kdnas.training.teacher_outputs import why_live
-from kdnas.training.top_logits import truncation_error
 from kdnas.workshop.evaluators import (
     Evaluator,
     EvaluatorContext,
@@ -80,7 +79,7 @@ class Curve:
         self._progress(min(self._done / self._epochs, 1.0))
         if record.epoch in self._looks:
             network = self._workshop.entered(self._module)
-            self.points.append((record.epoch, accuracy(network, self._workshop.validation, bfloat16=self._bfloat16)))
+            self.points.append((record.epoch, evaluate(network, self._workshop.validation, bfloat16=self._bfloat16)))
 
 
 @dataclass(frozen=True)
@@ -231,8 +230,8 @@ class TrainingEvaluator(Evaluator):
             return []
         few = self.workshop.batches(self.workshop.validation_indices[:_TRUNCATED])
         with torch.no_grad():
-            answers = [self.workshop.teacher.module(batch.images) for batch in few.ordered(batch_size=_TRUNCATED)]
-        logits = torch.cat(answers).cpu()
+            answers = [self.workshop.teacher.module(*batch.inputs) for batch in few.ordered(batch_size=_TRUNCATED)]
+        logits = torch.cat(answers).flatten(0, -2).cpu()
         lost = truncation_error(logits, kept)
         return [f"{kept} of its {logits.shape[1]} logits are kept, which loses {lost:.2g} nats at temperature 1"]
 
@@ -296,8 +295,8 @@ class TrainingEvaluator(Evaluator):
     def _conclude(self, begun: Begun, trained: Trained) -> Result:
         """Return the result of a student that has been trained."""
         job, workshop, tested = begun.job, self.workshop, None
-        if trained.accuracy is None or not np.isfinite(trained.accuracy):
-            raise TrialError(f"the validation accuracy is {trained.accuracy}")
+        if trained.score is None or not np.isfinite(trained.score):
+            raise TrialError(f"the validation accuracy is {trained.score}")
         if job.test:
             with computing(job.recipe.training, workshop.device):
                 tested = workshop.test_score(trained.network)
@@ -306,14 +305,14 @@ class TrainingEvaluator(Evaluator):
             save_weights(trained.network, checkpoint)
         return dataclasses.replace(
             begun.result,
-            values={**begun.result.values, ACCURACY.name: trained.accuracy},
+            values={**begun.result.values, ACCURACY.name: trained.score},
             train_seconds=trained.train_seconds,
             teacher_seconds=trained.teacher_seconds,
             profile={**begun.result.profile, **trained.phases},
             test=tested,
             checkpoint=job.checkpoint or "",
             sha256="" if checkpoint is None else file_sha256(checkpoint),
-            curve=(*begun.curve.points, (job.fidelity.epochs, trained.accuracy)) if job.looks else (),
+            curve=(*begun.curve.points, (job.fidelity.epochs, trained.score)) if job.looks else (),
             notes=tuple(trained.notes),
         )
 

@@ -26,7 +26,7 @@ from kdnas.students import StudentFamily, family_for, stated_arch
 from kdnas.students._inheriting import inherit_supernet
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.evaluation import accuracy
+from kdnas.training.evaluation import evaluate
 from kdnas.training.fused_norm import FusedNorm, library
 from kdnas.training.loop import distil
 from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
@@ -71,12 +71,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
 
 
 def batches(data: ImageData, start: int, stop: int) -> Batches:
-    return Batches(data.train, np.arange(start, stop), num_classes=10, device=CPU)
+    return Batches(data, np.arange(start, stop), device=CPU)
 
 
 def normalised(data: ImageData, count: int) -> Tensor:
     mean, std = (torch.tensor(value).view(1, -1, 1, 1) for value in (data.channel_mean, data.channel_std))
-    return (torch.tensor(np.asarray(data.train.images[:count])).float() - mean) / std
+    return (torch.tensor(np.asarray(data.train.inputs["pixels"][:count])).float() - mean) / std
 
 
 def recipe(*losses: LossTerm, task_weight: float = 0.1, **training: Any) -> Recipe:
@@ -143,7 +143,7 @@ def test_subnets_learn_together(data, teacher, space):
     supernet, seen = supernet_of(space, data), 400
     if space is RESNET:
         inherit_supernet(family(data), supernet, ARCH, teacher.module.network, ARCH, normalised(data, seen))
-    scorer = SubnetScorer(data, batches(data, 0, seen), batches(data, 1000, 1300))
+    scorer = SubnetScorer(batches(data, 0, seen), batches(data, 1000, 1300))
     given = recipe(KD, task_weight=1.0, epochs=10, batch_size=32, learning_rate=0.05, clip_norm=5.0)
     elastic = ElasticSpace(space, family_for(space.family, data.task))
     ladders = elastic.ladders
@@ -159,7 +159,7 @@ def test_subnets_learn_together(data, teacher, space):
     assert all(torch.equal(value, before[name]) for name, value in trained.supernet.state_dict().items())
     # What is cut has the score's batch-norm statistics.
     cut = trained.scorer.cut(trained.supernet, smallest)
-    score = accuracy(Normalised(cut, data.channel_mean, data.channel_std).eval(), batches(data, 1000, 1300))
+    score = evaluate(Normalised(cut, data.channel_mean, data.channel_std).eval(), batches(data, 1000, 1300))
     assert score == scores[smallest]
 
 
@@ -183,18 +183,18 @@ def test_every_policy_spends_the_same_budget(data, teacher, policy, monkeypatch)
     space = ElasticSpace(RESNET, family_for("resnet", data.task))
     passes: list[tuple[int, list[int]]] = []
     scored: list[int] = []
-    backward, score = SubnetStep.backward, SubnetScorer.accuracy_and_loss
+    backward, score = SubnetStep.backward, SubnetScorer.score_and_loss
 
-    def counting_backward(self, subnets, images, *others):
-        passes.append((len(images), [space.macs(spec) for spec in subnets]))
-        return backward(self, subnets, images, *others)
+    def counting_backward(self, subnets, inputs, *others):
+        passes.append((len(inputs[0]), [space.macs(spec) for spec in subnets]))
+        return backward(self, subnets, inputs, *others)
 
     def counting_score(self, supernet, spec):
         scored.append(space.macs(spec) * (8 + 4))
         return score(self, supernet, spec)
 
     monkeypatch.setattr(SubnetStep, "backward", counting_backward)
-    monkeypatch.setattr(SubnetScorer, "accuracy_and_loss", counting_score)
+    monkeypatch.setattr(SubnetScorer, "score_and_loss", counting_score)
     shrinking = {"check_share": 0.05, **RACE}
     given = recipe(KD, epochs=3, batch_size=16)
     trained = run(data, teacher, given, policy=policy, shrinking=shrinking, settings=FEW)
@@ -300,11 +300,11 @@ def test_labels_alone_and_mixup(data, teacher):
 
 
 def step_of(stack: ExitStack, supernet: Supernet, data: ImageData, teacher: Teacher, largest: SubnetSpec,
-              *losses: LossTerm, in_place: bool, pixels: float = 0.0) -> SubnetStep:  # fmt: skip
+              *losses: LossTerm, in_place: bool, positions: float = 0.0) -> SubnetStep:  # fmt: skip
     shapes = output_shapes(teacher.module, teacher.stages, teacher.classifier, torch.zeros(2, *data.task.image_shape))
     distillation = Distillation(task_weight=0.3, losses=losses)
     return SubnetStep(stack, supernet, largest, shapes, distillation, data=data, in_place=in_place, bfloat16=False,
-                        device=CPU, seed=0, pixels=pixels)  # fmt: skip
+                        device=CPU, seed=0, positions=positions)  # fmt: skip
 
 
 @pytest.mark.parametrize("in_place", [True, False])
@@ -314,7 +314,7 @@ def test_losses_and_gradients_of_a_step(data, teacher, in_place):
     specs = [space.largest, space.smallest]
     supernet = supernet_of(RESNET, data).train()
     batch = next(batches(data, 0, 32).ordered(batch_size=32))
-    images, labels = batch.images, batch.labels
+    (images,), labels = batch.inputs, batch.targets
     mean, std = (torch.tensor(value).view(1, -1, 1, 1) for value in (data.channel_mean, data.channel_std))
     with torch.no_grad():
         theirs = Outputs(teacher.module(images))
@@ -334,7 +334,7 @@ def test_losses_and_gradients_of_a_step(data, teacher, in_place):
     supernet.zero_grad()
     with ExitStack() as stack:
         step = step_of(stack, supernet, data, teacher, specs[0], KD, in_place=in_place)
-        losses = step.backward(specs, images, labels, theirs, 0.5)
+        losses = step.backward(specs, (images,), labels, theirs, 0.5)
     torch.testing.assert_close(losses, torch.stack(expected).detach())
     for name, parameter in supernet.named_parameters():
         if name in gradients:
@@ -357,8 +357,8 @@ def test_fused_norms_change_nothing_but_the_time(data, teacher, space, monkeypat
         losses = []
         for supernet, pixels in zip(supernets, (0.0, 1e9), strict=True):
             with ExitStack() as stack:
-                step = step_of(stack, supernet, data, teacher, specs[-1], KD, in_place=True, pixels=pixels)
-                losses.append(step.backward(specs[::-1], images, labels, Outputs(torch.randn(16, 10)), 0.0))
+                step = step_of(stack, supernet, data, teacher, specs[-1], KD, in_place=True, positions=pixels)
+                losses.append(step.backward(specs[::-1], (images,), labels, Outputs(torch.randn(16, 10)), 0.0))
             assert bool(fused) == (pixels > 0)
     finally:
         torch.set_num_threads(threads)
@@ -384,9 +384,9 @@ def test_feature_losses_are_for_the_largest_subnet_alone(data, teacher):
             module = teacher.module
             stage = module.network.stages[0](module.network.stem((images - module.mean) / module.std))
             theirs = Outputs(module(images), (stage, module.network.stages[1](stage)), None)
-        step.backward([smallest], images, labels, theirs, 1.0)
+        step.backward([smallest], (images,), labels, theirs, 1.0)
         assert all(p.grad is None for p in step.criteria.parameters())
-        step.backward([largest], images, labels, theirs, 1.0)
+        step.backward([largest], (images,), labels, theirs, 1.0)
         assert all(p.grad is not None for p in step.criteria.parameters())
 
 
@@ -494,8 +494,8 @@ def test_inherited_supernets_start_as_the_teacher(data, teacher):
     supernet = supernet_of(RESNET, data)
     report = inherit_supernet(family(data), supernet, ARCH, teacher.module.network, ARCH, normalised(data, 300))
     assert report.share == 1.0
-    scorer = SubnetScorer(data, batches(data, 0, 300), batches(data, 1000, 1300))
-    taught = accuracy(teacher.module, batches(data, 1000, 1300))
+    scorer = SubnetScorer(batches(data, 0, 300), batches(data, 1000, 1300))
+    taught = evaluate(teacher.module, batches(data, 1000, 1300))
     assert scorer(supernet, SubnetSpec(ARCH, 8)) > taught - 0.05
 
 

@@ -18,8 +18,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from kdnas.core.shrinking import Check, FinishedStage, Ladders, Probe, Stage, Unlock
 from kdnas.errors import ConfigError
-from kdnas.registry import Registry
-from kdnas.training.recipe import Fraction, Section
+from kdnas.registry import Registry, Section
+from kdnas.training.recipe import Fraction
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 """Of the whole budget."""

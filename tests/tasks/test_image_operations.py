@@ -6,11 +6,12 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from kdnas.training import boxes, colours
-from kdnas.training.augment import augment
-from kdnas.training.draws import Draws
-from kdnas.training.rand_augment import OPERATIONS, apply
-from kdnas.training.recipe import Augmentation, RandomErasing, RandomResizedCrop
+from kdnas.tasks import _image_operations as operations
+from kdnas.tasks import _image_views as views
+from kdnas.tasks._draws import Draws
+from kdnas.tasks._image_operations import OPERATIONS, apply
+from kdnas.tasks._image_settings import Augmentation, RandomErasing, RandomResizedCrop
+from kdnas.tasks._image_views import augment
 
 FILL = (125.4, 60.0, 254.6)
 COLOUR = torch.tensor([125, 60, 255], dtype=torch.uint8)[None, :, None, None]
@@ -49,10 +50,10 @@ FACTORS = torch.linspace(0.1, 1.9, 12, dtype=torch.float64)
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (colours.brightness, ImageEnhance.Brightness),
-        (colours.contrast, ImageEnhance.Contrast),
-        (colours.saturation, ImageEnhance.Color),
-        (colours.sharpness, ImageEnhance.Sharpness),
+        (operations.brightness, ImageEnhance.Brightness),
+        (operations.contrast, ImageEnhance.Contrast),
+        (operations.saturation, ImageEnhance.Color),
+        (operations.sharpness, ImageEnhance.Sharpness),
     ],
 )
 def test_blends_are_pillows(ours, theirs):
@@ -65,13 +66,13 @@ def test_blends_are_pillows(ours, theirs):
 def test_what_takes_no_strength_or_a_level_is_pillows():
     images = photos()
     level = torch.full((12,), 3.0, dtype=torch.float64)
-    assert gap(colours.equalize(images, level), [ImageOps.equalize(pillow(image)) for image in images]) == 0
-    assert gap(colours.autocontrast(images, level), [ImageOps.autocontrast(pillow(image)) for image in images]) <= 1
-    assert gap(colours.posterize(images, level), [ImageOps.posterize(pillow(image), 3) for image in images]) == 0
+    assert gap(operations.equalize(images, level), [ImageOps.equalize(pillow(image)) for image in images]) == 0
+    assert gap(operations.autocontrast(images, level), [ImageOps.autocontrast(pillow(image)) for image in images]) <= 1
+    assert gap(operations.posterize(images, level), [ImageOps.posterize(pillow(image), 3) for image in images]) == 0
     level = torch.full((12,), 100.0, dtype=torch.float64)
-    assert gap(colours.solarize(images, level), [ImageOps.solarize(pillow(image), 100) for image in images]) == 0
+    assert gap(operations.solarize(images, level), [ImageOps.solarize(pillow(image), 100) for image in images]) == 0
     plain = torch.full((2, 3, 5, 5), 77, dtype=torch.uint8)
-    for change in (colours.equalize, colours.autocontrast):
+    for change in (operations.equalize, operations.autocontrast):
         assert torch.equal(change(plain, level[:2]), plain)
 
 
@@ -80,7 +81,7 @@ def test_a_turned_hue_is_that_of_colorsys():
 
     images = photos(3, height=6, width=5)
     shifts = torch.tensor([-0.3, 0.0, 0.45], dtype=torch.float64)
-    turned = colours.hue(images, shifts)
+    turned = operations.hue(images, shifts)
     for image, shift, result in zip(images, shifts.tolist(), turned, strict=True):
         for place in np.ndindex(6, 5):
             h, s, v = colorsys.rgb_to_hsv(*(image[:, place[0], place[1]] / 255.0).tolist())
@@ -95,15 +96,15 @@ def test_a_turned_hue_is_that_of_colorsys():
 def test_a_resized_crop_is_pillows(top, left, height, width):
     images = photos(2)
     place = [torch.full((2,), value) for value in (top, left, height, width)]
-    rows, columns = boxes._resizing(place[0], place[2], 24), boxes._resizing(place[1], place[3], 32)
-    assert torch.allclose(rows.sum(2) / boxes._ONE, torch.ones(2, 24), atol=2e-3)
-    known = boxes.Boxes(*place, torch.ones(2, dtype=torch.bool))
-    original = boxes.random_boxes
+    rows, columns = views._resizing(place[0], place[2], 24), views._resizing(place[1], place[3], 32)
+    assert torch.allclose(rows.sum(2) / views._ONE, torch.ones(2, 24), atol=2e-3)
+    known = views.Boxes(*place, torch.ones(2, dtype=torch.bool))
+    original = views.random_boxes
     try:
-        boxes.random_boxes = lambda *arguments: known
-        ours = boxes.random_resized_crop(images, Draws(torch.arange(2), 0, 0), RandomResizedCrop())
+        views.random_boxes = lambda *arguments: known
+        ours = views.random_resized_crop(images, Draws(torch.arange(2), 0, 0), RandomResizedCrop())
     finally:
-        boxes.random_boxes = original
+        views.random_boxes = original
     box = (left, top, left + width, top + height)
     theirs = [pillow(image).crop(box).resize((32, 24), Image.Resampling.BILINEAR) for image in images]
     assert gap(ours, theirs) <= 1
@@ -112,7 +113,7 @@ def test_a_resized_crop_is_pillows(top, left, height, width):
 
 def test_boxes_have_the_areas_and_aspects_that_are_asked_for():
     samples = torch.arange(4000)
-    drawn = boxes.random_boxes(Draws(samples, 0, 0), (64, 64), (0.08, 1.0), (3 / 4, 4 / 3), "resized-crop")
+    drawn = views.random_boxes(Draws(samples, 0, 0), (64, 64), (0.08, 1.0), (3 / 4, 4 / 3), "resized-crop")
     assert drawn.found.float().mean() > 0.99
     kept = drawn.found
     area = (drawn.height * drawn.width)[kept] / 64**2
@@ -128,7 +129,7 @@ def test_boxes_have_the_areas_and_aspects_that_are_asked_for():
 
 def test_erasing_hides_boxes_in_its_share_of_the_views():
     images = torch.zeros(3000, 3, 16, 16, dtype=torch.uint8)
-    erased = boxes.random_erasing(images, Draws(torch.arange(3000), 0, 0), RandomErasing(probability=0.25), COLOUR)
+    erased = views.random_erasing(images, Draws(torch.arange(3000), 0, 0), RandomErasing(probability=0.25), COLOUR)
     changed = (erased != images).any(1)
     assert 0.2 < float(changed.any(2).any(1).float().mean()) < 0.3
     assert set(map(tuple, erased.permute(0, 2, 3, 1)[changed].tolist())) == {(125, 60, 255)}
@@ -177,9 +178,9 @@ def test_every_operation_is_drawn_alike_and_a_magnitude_of_zero_moves_nothing():
 def test_large_images_are_cropped_a_few_at_a_time_and_alike(monkeypatch):
     images, samples = photos(), torch.arange(12)
     settings = Augmentation(random_resized_crop={})
-    whole = augment(images, samples, augmentation=settings, fill=FILL, seed=0, view=1)
-    monkeypatch.setattr(boxes, "_WEIGHTS", 5 * 32 * 32)
-    assert torch.equal(augment(images, samples, augmentation=settings, fill=FILL, seed=0, view=1), whole)
+    whole = augment(images, Draws(samples, 0, 1), settings, FILL)
+    monkeypatch.setattr(views, "_WEIGHTS", 5 * 32 * 32)
+    assert torch.equal(augment(images, Draws(samples, 0, 1), settings, FILL), whole)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -187,20 +188,18 @@ def test_a_view_depends_on_nothing_but_seed_view_and_sample(channels):
     images, fill = photos(40, channels), FILL[:channels]
     settings = Augmentation(flip=True, crop_padding=2, cutout=4, **EVERYTHING)
     samples = torch.arange(100, 140)
-    whole = augment(images, samples, augmentation=settings, fill=fill, seed=3, view=5)
+    whole = augment(images, Draws(samples, 3, 5), settings, fill)
     assert whole.shape == images.shape
     assert whole.dtype == torch.float32
     assert torch.equal(whole, whole.round())
     mixed = torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    other = augment(images[mixed], samples[mixed], augmentation=settings, fill=fill, seed=3, view=5)
+    other = augment(images[mixed], Draws(samples[mixed], 3, 5), settings, fill)
     assert torch.equal(other, whole[mixed])
     for place in (0, 17, 39):
         part = slice(place, place + 1)
-        assert torch.equal(
-            augment(images[part], samples[part], augmentation=settings, fill=fill, seed=3, view=5), whole[part]
-        )
+        assert torch.equal(augment(images[part], Draws(samples[part], 3, 5), settings, fill), whole[part])
     for seed, view in ((4, 5), (3, 6)):
-        another = augment(images, samples, augmentation=settings, fill=fill, seed=seed, view=view)
+        another = augment(images, Draws(samples, seed, view), settings, fill)
         assert (another != whole).flatten(1).any(1).float().mean() > 0.9
 
 
@@ -208,14 +207,14 @@ def test_colour_jitter_is_torchvisions():
     functional = pytest.importorskip("torchvision.transforms.functional")
     images = photos(4)
     for ours, theirs in (
-        (colours.brightness, functional.adjust_brightness),
-        (colours.saturation, functional.adjust_saturation),
-        (colours.contrast, functional.adjust_contrast),
+        (operations.brightness, functional.adjust_brightness),
+        (operations.saturation, functional.adjust_saturation),
+        (operations.contrast, functional.adjust_contrast),
     ):
         expected = torch.stack([theirs(image, 1.3) for image in images])
         assert (ours(images, torch.full((4,), 1.3).double()).int() - expected.int()).abs().max() <= 2
     expected = torch.stack([functional.adjust_hue(image, 0.2) for image in images])
-    assert (colours.hue(images, torch.full((4,), 0.2).double()).int() - expected.int()).abs().max() <= 1
+    assert (operations.hue(images, torch.full((4,), 0.2).double()).int() - expected.int()).abs().max() <= 1
 
 
 def test_settings_are_spelled_as_users_know_them_and_old_records_stay():

@@ -5,9 +5,10 @@ import pytest
 import torch
 from scipy import stats
 
-from kdnas.training.augment import augment, mix, mixup_shares
-from kdnas.training.draws import random_below, random_bits, random_uniform
-from kdnas.training.recipe import Augmentation
+from kdnas.tasks import _draws
+from kdnas.tasks._draws import Draws
+from kdnas.tasks._image_views import augment, mix, mixup_shares
+from kdnas.tasks.image_classification import Augmentation
 
 FILL = (125.4, 0.0, 254.6)
 FILLED = (125, 0, 255)
@@ -33,17 +34,15 @@ def test_the_plain_reference_gives_splitmix64s_published_numbers():
 
 
 def test_the_hash_is_splitmix64_at_a_counter(monkeypatch):
-    from kdnas.training import draws as module
-
     for key in (0, 1234567, 2**63 - 1):
-        monkeypatch.setattr(module, "derive_seed", lambda *path, key=key: key)
+        monkeypatch.setattr(_draws, "derive_seed", lambda *path, key=key: key)
         samples = torch.tensor([0, 1, 2, 59_999, 10**12])
-        bits = random_bits(samples, seed=0, view=0, stream="x")
+        bits = Draws(samples, 0, 0).bits("x")
         assert [int(value) % 2**64 for value in bits] == [splitmix64(key, int(sample)) for sample in samples]
 
 
 def test_every_bit_and_every_byte_is_uniform():
-    bits = random_bits(torch.arange(100_000), seed=5, view=3, stream="flip").numpy().view(np.uint64)
+    bits = Draws(torch.arange(100_000), 5, 3).bits("flip").numpy().view(np.uint64)
     ones = np.array([((bits >> np.uint64(i)) & np.uint64(1)).mean() for i in range(64)])
     assert np.abs(ones - 0.5).max() < 5 * 0.5 / math.sqrt(100_000)
     counts = np.bincount(bits.view(np.uint8), minlength=256)
@@ -52,12 +51,12 @@ def test_every_bit_and_every_byte_is_uniform():
 
 def test_samples_views_seeds_and_streams_are_independent():
     samples = torch.arange(20_000)
-    base = random_uniform(samples, seed=0, view=0, stream="a").numpy()
+    base = Draws(samples, 0, 0).uniform("a").numpy()
     others = [
-        random_uniform(samples, seed=1, view=0, stream="a"),
-        random_uniform(samples, seed=0, view=1, stream="a"),
-        random_uniform(samples, seed=0, view=0, stream="b"),
-        random_uniform(samples + 1, seed=0, view=0, stream="a"),
+        Draws(samples, 1, 0).uniform("a"),
+        Draws(samples, 0, 1).uniform("a"),
+        Draws(samples, 0, 0).uniform("b"),
+        Draws(samples + 1, 0, 0).uniform("a"),
     ]
     for other in others:
         assert abs(np.corrcoef(base, other.numpy())[0, 1]) < 5 / math.sqrt(20_000)
@@ -66,7 +65,7 @@ def test_samples_views_seeds_and_streams_are_independent():
 
 @pytest.mark.parametrize("limit", [1, 2, 9, 33])
 def test_integers_are_uniform_below_the_limit(limit):
-    drawn = random_below(torch.arange(50_000), limit, seed=1, view=0, stream="s")
+    drawn = Draws(torch.arange(50_000), 1, 0).below("s", limit)
     counts = torch.bincount(drawn, minlength=limit).numpy()
     assert len(counts) == limit
     assert limit == 1 or stats.chisquare(counts).pvalue > 1e-4
@@ -74,7 +73,7 @@ def test_integers_are_uniform_below_the_limit(limit):
 
 @pytest.mark.parametrize("beta", [0.2, 1.0, 4.0])
 def test_mixup_shares_follow_the_beta_distribution(beta):
-    shares = mixup_shares(torch.arange(20_000), beta=beta, seed=1, view=2).numpy()
+    shares = mixup_shares(Draws(torch.arange(20_000), 1, 2), beta).numpy()
     edges = stats.beta(beta, beta).ppf(np.linspace(0.1, 0.9, 9))
     assert stats.chisquare(np.bincount(np.searchsorted(edges, shares), minlength=10)).pvalue > 1e-4
     assert shares.mean() == pytest.approx(0.5, abs=0.02)
@@ -86,11 +85,11 @@ def naive(image: np.ndarray, sample: int, augmentation: Augmentation, seed: int,
     one = torch.tensor([sample])
 
     def below(limit: int, stream: str) -> int:
-        return int(random_below(one, limit, seed=seed, view=view, stream=stream))
+        return int(Draws(one, seed, view).below(stream, limit))
 
     channels, height, width = image.shape
     padding = augmentation.crop_padding
-    mirrored = augmentation.flip and int(random_bits(one, seed=seed, view=view, stream="flip")) < 0
+    mirrored = augmentation.flip and int(Draws(one, seed, view).bits("flip")) < 0
     top = below(2 * padding + 1, "crop-top") - padding
     left = below(2 * padding + 1, "crop-left") - padding
     row0 = below(height, "cutout-row") - augmentation.cutout // 2
@@ -123,7 +122,7 @@ def naive(image: np.ndarray, sample: int, augmentation: Augmentation, seed: int,
 )
 def test_views_equal_a_loop_over_pixels(augmentation):
     source, samples = images(), torch.arange(40) * 7 + 3
-    views = augment(source, samples, augmentation=augmentation, fill=FILL, seed=4, view=6)
+    views = augment(source, Draws(samples, 4, 6), augmentation, FILL)
     assert views.dtype == torch.float32
     expected = [naive(source[i].numpy(), int(samples[i]), augmentation, 4, 6) for i in range(40)]
     np.testing.assert_array_equal(views.numpy(), expected)
@@ -134,13 +133,11 @@ ALL = Augmentation(flip=True, crop_padding=2, cutout=3)
 
 def test_a_view_depends_on_no_order_and_no_batch():
     source, samples = images(), torch.arange(40)
-    whole = augment(source, samples, augmentation=ALL, fill=FILL, seed=1, view=2)
+    whole = augment(source, Draws(samples, 1, 2), ALL, FILL)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    shuffled = augment(source[order], samples[order], augmentation=ALL, fill=FILL, seed=1, view=2)
+    shuffled = augment(source[order], Draws(samples[order], 1, 2), ALL, FILL)
     assert torch.equal(shuffled, whole[order])
-    alone = [
-        augment(source[i : i + 1], samples[i : i + 1], augmentation=ALL, fill=FILL, seed=1, view=2) for i in range(40)
-    ]
+    alone = [augment(source[i : i + 1], Draws(samples[i : i + 1], 1, 2), ALL, FILL) for i in range(40)]
     assert torch.equal(torch.cat(alone), whole)
 
 
@@ -148,7 +145,7 @@ def test_views_and_seeds_differ_and_repeat():
     source, samples = images(), torch.arange(40)
 
     def views(seed, view):
-        return augment(source, samples, augmentation=ALL, fill=FILL, seed=seed, view=view)
+        return augment(source, Draws(samples, seed, view), ALL, FILL)
 
     assert torch.equal(views(1, 2), views(1, 2))
     for other in (views(1, 3), views(2, 2)):
@@ -158,11 +155,11 @@ def test_views_and_seeds_differ_and_repeat():
 def test_half_of_the_images_are_mirrored_and_all_shifts_occur():
     source = torch.zeros(4000, 1, 5, 5, dtype=torch.uint8)
     source[:, 0, 2, 1] = 255
-    views = augment(source, torch.arange(4000), augmentation=Augmentation(flip=True), fill=[0], seed=0, view=0)
+    views = augment(source, Draws(torch.arange(4000), 0, 0), Augmentation(flip=True), [0])
     assert (views[:, 0, 2, 3] == 255).float().mean() == pytest.approx(0.5, abs=0.04)
     source = torch.zeros(4000, 1, 5, 5, dtype=torch.uint8)
     source[:, 0, 2, 2] = 255
-    views = augment(source, torch.arange(4000), augmentation=Augmentation(crop_padding=1), fill=[0], seed=0, view=0)
+    views = augment(source, Draws(torch.arange(4000), 0, 0), Augmentation(crop_padding=1), [0])
     places = views[:, 0, 1:4, 1:4].reshape(4000, 9).argmax(1)
     assert (views.flatten(1).sum(1) == 255).all()
     assert stats.chisquare(torch.bincount(places, minlength=9).numpy()).pvalue > 1e-4
@@ -171,7 +168,7 @@ def test_half_of_the_images_are_mirrored_and_all_shifts_occur():
 def test_the_source_is_left_as_it_was():
     source = images()
     before = source.clone()
-    augment(source, torch.arange(40), augmentation=ALL, fill=FILL, seed=0, view=0)
+    augment(source, Draws(torch.arange(40), 0, 0), ALL, FILL)
     assert torch.equal(source, before)
 
 
@@ -186,6 +183,6 @@ def test_mix_is_the_weighted_mean():
 @pytest.mark.gpu
 def test_views_are_the_same_on_a_cuda_device():
     source, samples = images(), torch.arange(40)
-    here = augment(source, samples, augmentation=ALL, fill=FILL, seed=1, view=2)
-    there = augment(source.cuda(), samples.cuda(), augmentation=ALL, fill=FILL, seed=1, view=2)
+    here = augment(source, Draws(samples, 1, 2), ALL, FILL)
+    there = augment(source.cuda(), Draws(samples.cuda(), 1, 2), ALL, FILL)
     assert torch.equal(there.cpu(), here)

@@ -31,32 +31,6 @@ def _shift(bits: Tensor, count: int) -> Tensor:
     return (bits >> count) & ((1 << (64 - count)) - 1)
 
 
-def random_bits(samples: Tensor, *, seed: int, view: int, stream: str) -> Tensor:
-    """Return 64 random bits a sample as int64 [B], a pure function of (seed, view, stream, sample).
-
-    Args:
-        samples: int64 [B], sample numbers >= 0.
-        seed: The study's seed.
-        view: Number of the view, the epoch.
-        stream: What is drawn: every stream is independent of the others.
-    """
-    key = derive_seed(seed, "augment", stream, view)
-    bits = samples * _signed(_GAMMA) + _signed(key + _GAMMA)  # int64 wraps around
-    bits = (bits ^ _shift(bits, 30)) * _signed(_MULTIPLIER_1)
-    bits = (bits ^ _shift(bits, 27)) * _signed(_MULTIPLIER_2)
-    return bits ^ _shift(bits, 31)
-
-
-def random_below(samples: Tensor, limit: int, *, seed: int, view: int, stream: str) -> Tensor:
-    """Return a random integer in [0, limit) a sample as int64 [B]; `limit` is at most 2**31."""
-    return (_shift(random_bits(samples, seed=seed, view=view, stream=stream), 33) * limit) >> 31
-
-
-def random_uniform(samples: Tensor, *, seed: int, view: int, stream: str) -> Tensor:
-    """Return a random number in [0, 1) a sample as float64 [B]."""
-    return _shift(random_bits(samples, seed=seed, view=view, stream=stream), 11).double() * 2.0**-53
-
-
 @dataclass(frozen=True)
 class Draws:
     """What is drawn for the view `view` of `samples` int64 [B] (sample numbers >= 0); every stream for itself."""
@@ -66,17 +40,20 @@ class Draws:
     view: int
 
     def bits(self, stream: str) -> Tensor:
-        """Return 64 random bits a sample, int64 [B]."""
-        return random_bits(self.samples, seed=self.seed, view=self.view, stream=stream)
+        """Return 64 random bits a sample, int64 [B]; every `stream` is independent of the others."""
+        key = derive_seed(self.seed, "augment", stream, self.view)
+        bits = self.samples * _signed(_GAMMA) + _signed(key + _GAMMA)  # int64 wraps around
+        bits = (bits ^ _shift(bits, 30)) * _signed(_MULTIPLIER_1)
+        bits = (bits ^ _shift(bits, 27)) * _signed(_MULTIPLIER_2)
+        return bits ^ _shift(bits, 31)
 
     def below(self, stream: str, limit: int) -> Tensor:
         """Return a random integer in [0, limit) a sample, int64 [B]; `limit` is at most 2**31."""
-        return random_below(self.samples, limit, seed=self.seed, view=self.view, stream=stream)
+        return (_shift(self.bits(stream), 33) * limit) >> 31
 
     def uniform(self, stream: str, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Return a random number in [low, high) a sample, float64 [B]."""
-        drawn = random_uniform(self.samples, seed=self.seed, view=self.view, stream=stream)
-        return low + (high - low) * drawn
+        return low + (high - low) * (_shift(self.bits(stream), 11).double() * 2.0**-53)
 
     def sign(self, stream: str) -> Tensor:
         """Return -1 or 1 a sample, float64 [B]."""

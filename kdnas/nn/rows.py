@@ -1,0 +1,66 @@
+"""What every task is trained and scored on: batches of samples, and predictions as rows.
+
+A row is one prediction: one a sample of a classification, one a position of a sequence. Losses on logits, their cache
+and the evaluation work on rows alone, hence serve every task.
+
+Shapes: B batch, M rows, V outputs (classes or tokens).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+_LEAST_WEIGHT = 1e-12
+"""Of a batch in which nothing counts: its mean is 0."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples on a device.
+
+    `inputs` [B, ...] stand in the order of the task's inputs, and a network is called with them; `targets` is int64 [B]
+    or [B, T], or probabilities [B, K] where samples are mixed; `samples` int64 [B] are places in the data's arrays.
+    """
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor
+    samples: Tensor
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, part: slice) -> Batch:
+        return Batch(tuple(taken[part] for taken in self.inputs), self.targets[part], self.samples[part])
+
+    @property
+    def laid_out(self) -> tuple[Tensor, ...]:
+        """The inputs with images in the channels-last format, in which convolutions are quickest."""
+        return tuple(
+            taken.contiguous(memory_format=torch.channels_last) if taken.ndim == 4 else taken for taken in self.inputs
+        )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`logits` [M, V]; `targets` int64 [M] or probabilities [M, V]; `weights` float [M] >= 0, None where all count.
+
+    A row of weight 0, such as padding, still has finite logits and a valid target.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    weights: Tensor | None = None
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean of `values` [M] over the rows, by their weights."""
+        if self.weights is None:
+            return values.mean()
+        weights = self.weights.to(values.dtype)
+        return (values * weights).sum() / weights.sum().clamp_min(_LEAST_WEIGHT)
+
+    def float(self) -> Rows:
+        """Return the same rows with logits in float32."""
+        return replace(self, logits=self.logits.float())
