@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from kdnas.core.pick import DEFAULT_PICK
 from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, Problem
+from kdnas.record.lock import read_code_settings
 from kdnas.record.records import FrontMember, RunRecord
-from kdnas.record.run_folder import LOCK_FILE, code_settings, read_lock
+from kdnas.record.run_folder import LOCK_FILE
 from kdnas.record.started_study import read_study, run_folder
 from kdnas.study.config import StudyConfig
 from kdnas.study.loading import LoadedStudy, study_of
@@ -223,7 +224,7 @@ def _spelled(settings: Mapping[str, Any] | None) -> list[str]:
 
 def _refuse_strange_code(run: Path, data_root: Path) -> None:
     """Raise ConfigError where the run folder names code that no study of this user's has named, and he trusts not."""
-    strange = strange_code(run / LOCK_FILE, code_settings(read_lock(run)), data_root)
+    strange = strange_code(run / LOCK_FILE, read_code_settings(run), data_root)
     if strange:
         told = "; ".join(code.told(data_root) for code in strange)
         how = command_line("kdnas", "search", run, "--trust-code")

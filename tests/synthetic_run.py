@@ -14,7 +14,9 @@ from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import ACCURACY, PERPLEXITY, Quantity, parse_constraint
-from kdnas.record.records import Repeat, RunRecord, TeacherReport, TrialRecord
+from kdnas.core.space import SearchSpace
+from kdnas.record.lock import DataDescription, Lock, TeacherReport
+from kdnas.record.records import Repeat, RunRecord, TrialRecord
 from kdnas.study.config import Final, StudyConfig
 
 MACS = Quantity("macs", "MACs", "minimize", "cheap")
@@ -59,17 +61,26 @@ def run_of(
             "constraints": constraints,
         }
     )
+    lock = Lock(
+        config=config,
+        space=SearchSpace("digits_resnet", "resnet", ()),
+        fingerprints={},
+        quantities=(ACCURACY, MACS, PARAMS, LATENCY),
+        reference_point={"accuracy": 0.0, "macs": 100.0},
+        teacher=None,
+        data=DataDescription("digits", ("a", "b"), (1, 8, 8), 1150, 287, 360),
+    )
     return RunRecord(
         folder=folder,
         config=config,
-        lock={},
+        lock=lock,
         objectives=(ACCURACY, MACS),
         constraints=tuple(parse_constraint(text, ACCURACY) for text in constraints),
-        quantities={quantity.name: quantity for quantity in (ACCURACY, MACS, PARAMS, LATENCY)},
+        quantities={quantity.name: quantity for quantity in lock.quantities},
         trials=tuple(trials),
         teacher=None,
-        reference_point={"accuracy": 0.0, "macs": 100.0},
-        class_names=("a", "b"),
+        reference_point=lock.reference_point,
+        class_names=lock.data.class_names,
     )
 
 
@@ -163,7 +174,6 @@ def synthetic_run(folder: Path = Path("runs/synthetic"), *, trials: int = 40, re
     run = replace(
         base,
         config=base.config.model_copy(update={"final": Final(epochs=_FINAL_EPOCHS)}),
-        lock={"data": {"training_images": 1150, "validation_images": 287, "test_images": 360}},
         objectives=(ACCURACY, MACS, LATENCY),
         reference_point={"accuracy": 0.1, "macs": 6e6, "latency_ms": 4.0},
         teacher=TeacherReport(

@@ -128,7 +128,7 @@ def test_a_search_runs_on_members_of_the_users_own(made: Path) -> None:
     assert len(trials) == 4
     assert all("complete" in line for line in trials[1:])
     lock = yaml.safe_load((made / "run" / LOCK_FILE).read_text())
-    assert set(lock["identity"]["fingerprints"]) == {"runs.py", "helpers.py", "space"}
+    assert set(lock["fingerprints"]) == {"runs.py", "helpers.py"}
     assert "scored by the evaluator parts/runs.py:Invented" in (made / "run" / "report.html").read_text()
 
 

@@ -13,8 +13,10 @@ from kdnas.core.data import ImageData
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import ACCURACY, Quantity
+from kdnas.core.space import SearchSpace
 from kdnas.core.task import image_classification
-from kdnas.record.records import FrontMember, Repeat, RunRecord, TeacherReport, TrialRecord
+from kdnas.record.lock import DataDescription, Lock, TeacherReport
+from kdnas.record.records import FrontMember, Repeat, RunRecord, TrialRecord
 from kdnas.students import family_for, stated_arch
 from kdnas.study.config import StudyConfig
 
@@ -94,17 +96,26 @@ def trained_run(folder: Path, data: ImageData, *, teacher_fingerprint: str = "")
         repeats=tuple(repeats),
     )
     macs = Quantity("macs", "MACs", "minimize", "cheap")
+    lock = Lock(
+        config=study_config(),
+        space=SearchSpace("digits_resnet", "resnet", ()),
+        fingerprints={"data": data.fingerprint, "teacher": teacher_fingerprint},
+        quantities=(macs, Quantity("latency_ms", "ms", "minimize", "measured")),
+        reference_point={"accuracy": 0.1, "macs": 1e6},
+        teacher=TeacherReport("resnet trained here", 0.97, 0.96, {"macs": 12345.0}),
+        data=DataDescription(data.name, tuple(data.class_names), training_samples=1000),
+    )
     return RunRecord(
         folder=folder,
-        config=study_config(),
-        lock={"identity": {"fingerprints": {"data": data.fingerprint, "teacher": teacher_fingerprint}}},
+        config=lock.config,
+        lock=lock,
         objectives=(ACCURACY, macs),
         constraints=(),
-        quantities={"macs": macs, "latency_ms": Quantity("latency_ms", "ms", "minimize", "measured")},
+        quantities={quantity.name: quantity for quantity in lock.quantities},
         trials=(trial, replace(trial, number=8, repeats=())),
-        teacher=TeacherReport("resnet trained here", 0.97, 0.96, {"macs": 12345.0}),
-        reference_point={"accuracy": 0.1, "macs": 1e6},
-        class_names=data.class_names,
+        teacher=lock.teacher,
+        reference_point=lock.reference_point,
+        class_names=lock.data.class_names,
         finished="",
     )
 

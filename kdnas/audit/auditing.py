@@ -34,7 +34,6 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError, Problem
 from kdnas.executors import Finished
 from kdnas.record.records import AuditTraining, RunRecord, TrialRecord
-from kdnas.record.run_folder import read_lock, recorded_space
 from kdnas.record.storage import Record, refreshed
 from kdnas.study.config import StudyConfig
 from kdnas.study.loading import LoadedStudy
@@ -168,10 +167,8 @@ def open_run(run: RunRecord, *, data_root: Path, cache: Path, workers: int | Non
 
     Raises InputError where data, teacher or device are not those of the run any more.
     """
-    lock = read_lock(run.folder)
-    space = recorded_space(Path(run.config.space).stem, lock["identity"]["space"])
-    study = LoadedStudy(run.config, run.folder, space)
-    device = resolve_device(str(lock.get("device", "auto")))
+    study = LoadedStudy(run.config, run.folder, run.lock.space)
+    device = resolve_device(run.lock.device or "auto")
 
     def observe(event: Event) -> None:
         if isinstance(event, Note):

@@ -104,8 +104,9 @@ def allow_code(source: Path, settings: Mapping[str, Any], data_root: Path, trust
 
 def allow_code_of_run(run: Path, data_root: Path, trusted: bool) -> None:
     """Return where the code that the run folder `run` names may run. Raises ConfigError, RunFolderError."""
-    from kdnas.record.run_folder import LOCK_FILE, code_settings, read_lock
+    from kdnas.record.lock import read_code_settings
+    from kdnas.record.run_folder import LOCK_FILE
 
     if not (run / LOCK_FILE).exists():  # then it is no run, which is told by who opens it
         return
-    allow_code(run / LOCK_FILE, code_settings(read_lock(run)), data_root, trusted)
+    allow_code(run / LOCK_FILE, read_code_settings(run), data_root, trusted)

@@ -362,14 +362,14 @@ class LiveView(View):
 
 def ready_lines(event: Ready) -> list[str]:
     """Return what is known before the first trial."""
-    run, data = event.run, event.run.lock["data"]
+    run, data = event.run, event.run.lock.data
     lines = [f"study {run.config.name} in {run.folder}"]
     if not run.trains:
-        lines.append(f"scores from {data['name']}; kdnas itself trains nothing")
+        lines.append(f"scores from {data.name}; kdnas itself trains nothing")
     else:
         lines.append(
-            f"data {data['name']}: {data['training_images']} training, {data['validation_images']} validation "
-            f"{run.samples} (stratified, seed {run.config.seed}), {data['test_images']} test {run.samples} kept for "
+            f"data {data.name}: {data.training_samples} training, {data.validation_samples} validation "
+            f"{run.samples} (stratified, seed {run.config.seed}), {data.test_samples} test {run.samples} kept for "
             "the final front"
         )
     lines += teacher_lines(run)
@@ -385,7 +385,7 @@ def ready_lines(event: Ready) -> list[str]:
         lines.append(supernet_in_words(run.supernet))
     lines += filter(None, [updates(run)])
     crew = "1 worker" if event.workers == 1 else f"{event.workers} workers"
-    lines.append(f"{budget} on {crew}, device {run.lock['device']}")
+    lines.append(f"{budget} on {crew}, device {run.lock.device}")
     return lines
 
 

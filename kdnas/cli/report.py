@@ -9,7 +9,8 @@ from kdnas.cli._options import LeaveOut, RunFolder
 
 def command(run: RunFolder, leave_out: LeaveOut = None) -> None:
     """Write report.html (one file, works offline), front.csv, trials.csv and front.svg into the run folder."""
-    from kdnas.record.run_folder import controller_lock, read_lock
+    from kdnas.record.lock import read_lock
+    from kdnas.record.run_folder import controller_lock
     from kdnas.record.storage import leave_out_damaged, load_run
     from kdnas.report.page import write_report
 

@@ -17,7 +17,7 @@ from kdnas.plugins import short_name
 
 if TYPE_CHECKING:
     from kdnas.core.objective import Quantity
-    from kdnas.record.records import TeacherReport
+    from kdnas.record.lock import TeacherReport
     from kdnas.study.loading import LoadedStudy
 
 
@@ -138,7 +138,6 @@ def opened(loaded: LoadedStudy, data_root: Path | None, say: Any) -> dict[str, A
     import dataclasses
 
     from kdnas.controller.preparation import examine
-    from kdnas.record.records import TeacherReport
     from kdnas.workshop.evaluators import EvaluatorContext, open_evaluator
     from kdnas.workshop.numerics import settled_config
     from kdnas.workshop.opening import cache_dir, resolve_device
@@ -159,7 +158,7 @@ def opened(loaded: LoadedStudy, data_root: Path | None, say: Any) -> dict[str, A
     ranges = {name: [priced.costs[name] for priced in sample] for name in sample[0].costs}
     return {
         **evaluator.description,
-        **_teacher(TeacherReport.of(found.lock["teacher"]), study.config.score),
+        **_teacher(found.lock.teacher, study.config.score),
         "students": [f"{name} {min(values):,.0f} to {max(values):,.0f}" for name, values in ranges.items()],
         "within_constraints": f"{within / len(sample):.1%} of {len(sample):,} random students",
     }

@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,8 +17,17 @@ from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
 from kdnas.errors import RunFolderError
 from kdnas.machine import usable_cores
-from kdnas.record.records import RunRecord, TeacherReport
-from kdnas.record.run_folder import LOCK_FILE, check_answers, check_identity, identity, machine, read_lock, write_lock
+from kdnas.record.lock import (
+    Lock,
+    hashes,
+    read_lock,
+    refuse_another_study,
+    refuse_other_answers,
+    this_machine,
+    write_lock,
+)
+from kdnas.record.records import RunRecord
+from kdnas.record.run_folder import LOCK_FILE
 from kdnas.record.storage import Record, refreshed, run_of_lock
 from kdnas.study.config import StudyConfig
 from kdnas.study.feasibility import PricedArch, nearest_miss, reference_costs, relative_excess, sample_prices
@@ -84,30 +92,22 @@ def prepare_study(
         data_root,
         cache,
         str(device),
-        calibrations=locked.get("calibrations", {}) if locked else {},
-        prepared=locked.get("prepared", {}) if locked else {},
-        made_on=MadeOn(locked["identity"].get("fingerprints", {}).get("data", "") if locked else ""),
+        calibrations=locked.calibrations if locked else {},
+        supernet=locked.supernet if locked else None,
+        made_on=MadeOn(locked.fingerprints.get("data", "") if locked else ""),
         say=lambda line: observe(Note(line)),
     )
     evaluator = open_evaluator(context)
     space = evaluator.space
-    this = identity(config, space, evaluator.fingerprints)
     if locked is not None:
-        # What was measured on one device says nothing beside what is measured on another.
-        where = (str(device), locked.get("device")) if evaluator.measured else ("", "")
+        where = str(device) if evaluator.measured else None
+        refuse_another_study(folder, locked, config, space, evaluator.fingerprints, where)
         lock = resumed(locked, config)
-        check_identity(
-            folder,
-            {**locked["identity"], "device": where[1]},
-            {**this, "device": where[0]},
-            was=locked["config"],
-            now=lock["config"],
-        )
         for difference in differences(locked, config, device):
             observe(Note(difference))
-        check_answers(folder, locked, evaluator.teacher_answers)
+        refuse_other_answers(folder, locked, evaluator.teacher_answers)
     else:
-        lock = {"identity": this, **examine(study, evaluator, str(device)).lock}
+        lock = examine(study, evaluator, str(device)).lock
         write_lock(folder, lock)
     run = run_of_lock(folder, lock)
     if not (folder / "study.db").exists():
@@ -118,16 +118,16 @@ def prepare_study(
     record.name_axes(run.objectives)
     if locked is not None and lock != locked:
         write_lock(folder, lock)  # once the record has shown itself to be this run's
-    if (prepared := evaluator.prepare()) != lock.get("prepared", {}):
-        lock = {**lock, "prepared": prepared}
+    if (supernet := evaluator.prepare()) != lock.supernet:
+        lock = dataclasses.replace(lock, supernet=supernet)
         write_lock(folder, lock)
         run = run_of_lock(folder, lock)
     config = config.against(run.standard)
     context = dataclasses.replace(
         context,
         config=config,
-        calibrations=lock["calibrations"],
-        prepared=prepared,
+        calibrations=lock.calibrations,
+        supernet=supernet,
         made_on=MadeOn(
             evaluator.fingerprints.get("data", ""),
             evaluator.fingerprints.get("teacher", ""),
@@ -139,12 +139,12 @@ def prepare_study(
 
 @dataclass(frozen=True)
 class Examined:
-    """What a new run needs to know once, found out: everything of its lock file but the identity, and sampled prices.
+    """What a new run needs to know once, found out: its lock file, and sampled prices.
 
     `config` has the teacher's numbers in the constraints that speak of it.
     """
 
-    lock: dict[str, Any]
+    lock: Lock
     config: StudyConfig
     sample: list[PricedArch]
 
@@ -163,25 +163,28 @@ def examine(study: LoadedStudy, evaluator: Evaluator, device: str) -> Examined:
 
     sample = priced(stated)  # refuses what no student can meet before anything is measured
     evaluator.try_out(_extremes(sample))
-    facts = evaluator.facts()
-    report = TeacherReport.of(facts["teacher"])
-    config = stated.against(None if report is None else report.standard(stated.score))
+    found = evaluator.facts()
+    config = stated.against(None if found.teacher is None else found.teacher.standard(stated.score))
     if config != stated or evaluator.price(sample[0].arch).keys() != sample[0].costs.keys():
         sample = priced(config)  # what speaks of the teacher is a number now, and a latency table prices too
     _check_measured(config, evaluator, sample)
     score = config.score.name
     costs = [name for name in config.objectives if name != score]
-    teacher = facts["teacher"]["values"] if facts["teacher"] else {}
-    reference = {score: facts.pop("chance"), **reference_costs(sample, config.limits, teacher, costs)}
-    lock = {
-        "config": stated.model_dump(mode="json"),
-        "quantities": [dataclasses.asdict(quantity) for quantity in evaluator.quantities.values()],
-        "reference_point": {name: reference[name] for name in config.objectives},
-        **facts,
-        "teacher_answers": list(evaluator.teacher_answers),
-        "device": device,
-        "machine": machine(),
-    }
+    teacher = found.teacher.values if found.teacher else {}
+    reference = {score: found.worst, **reference_costs(sample, config.limits, teacher, costs)}
+    lock = Lock(
+        config=stated,
+        space=evaluator.space,
+        fingerprints=hashes(stated, evaluator.space, evaluator.fingerprints),
+        quantities=tuple(evaluator.quantities.values()),
+        reference_point={name: reference[name] for name in config.objectives},
+        teacher=found.teacher,
+        data=found.data,
+        calibrations=found.calibrations,
+        teacher_answers=evaluator.teacher_answers,
+        device=device,
+        machine=this_machine(),
+    )
     return Examined(lock, config, sample)
 
 

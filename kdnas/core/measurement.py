@@ -15,6 +15,11 @@ class Price:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """What a measured cost found out once a study, on a quiet machine. A cost that finds something has its own."""
+
+
+@dataclass(frozen=True)
 class Measurement:
     """A measured quantity: median `value`, interquartile range `spread`, `repeats`, and where it was taken."""
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from kdnas.core.measurement import Measurement, Price
+from kdnas.core.measurement import Calibration, Measurement, Price
 from kdnas.core.objective import Quantity
 from kdnas.core.task import TaskSpec
 from kdnas.registry import Registry
@@ -29,16 +28,18 @@ class MeasuredCost(ABC):
     """A cost measured on a built student on `device`. `quantity.kind` is "measured"."""
 
     quantity: ClassVar[Quantity]
+    calibration: ClassVar[type[Calibration]] = Calibration
+    """What `calibrate` returns: a frozen dataclass of numbers, texts and other such records."""
 
     def __init__(self, device: torch.device):
         self.device = device
 
-    def calibrate(self, task: TaskSpec) -> dict[str, Any]:
+    def calibrate(self, task: TaskSpec) -> Calibration:
         """Return what must be measured once a study, on a quiet machine; it is stored and handed to every `measure`."""
-        return {}
+        return Calibration()
 
     @abstractmethod
-    def measure(self, module: nn.Module, task: TaskSpec, calibration: Mapping[str, Any]) -> Measurement:
+    def measure(self, module: nn.Module, task: TaskSpec, calibration: Calibration) -> Measurement:
         """Return the measured cost of `module` (left in the mode it was in)."""
 
 

@@ -6,14 +6,15 @@ was taken once, at the start of the study.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, Field
 from torch import nn
 
-from kdnas.core.measurement import Measurement
+from kdnas.core.latency_table import LatencyTable, TableFit
+from kdnas.core.measurement import Calibration, Measurement
 from kdnas.core.objective import Quantity
 from kdnas.core.task import TaskSpec
 from kdnas.costs import COSTS, MeasuredCost
@@ -31,6 +32,15 @@ def _known_target(name: str) -> str:
     return name
 
 
+@dataclass(frozen=True)
+class LatencyCalibration(Calibration):
+    """The reference network's median time, and the table that prices students where the study asks for one."""
+
+    reference_ms: float
+    table: LatencyTable | None = None
+    verdict: TableFit | None = None
+
+
 @COSTS.register
 class LatencyMs(MeasuredCost):
     """Median latency of one forward pass in milliseconds, interleaved with a reference network.
@@ -41,6 +51,7 @@ class LatencyMs(MeasuredCost):
     """
 
     quantity = Quantity("latency_ms", "ms", "minimize", "measured")
+    calibration = LatencyCalibration
 
     def __init__(
         self,
@@ -63,17 +74,18 @@ class LatencyMs(MeasuredCost):
         self.table = table
         self._repeats, self._warmup = repeats, warmup
 
-    def calibrate(self, task: TaskSpec) -> dict[str, Any]:
+    def calibrate(self, task: TaskSpec) -> LatencyCalibration:
         """Return `reference_ms`, the median time of one pass of the reference network."""
         with self.target.ready():
             timing = interleaved(
                 [], self.reference(), rounds=3 * self._repeats, warmup=self._warmup, clock=self.target.clock
             )
-        return {"reference_ms": timing.reference_ms}
+        return LatencyCalibration(timing.reference_ms)
 
-    def measure(self, module: nn.Module, task: TaskSpec, calibration: Mapping[str, Any]) -> Measurement:
+    def measure(self, module: nn.Module, task: TaskSpec, calibration: Calibration) -> Measurement:
         """Return the median latency of `module` and its interquartile range, in ms."""
-        reference_ms = float((calibration or self.calibrate(task))["reference_ms"])
+        known = calibration if isinstance(calibration, LatencyCalibration) else self.calibrate(task)
+        reference_ms = known.reference_ms
         with self.target.ready():
             run = self.target.run(module, (self.target.batch_size, *task.image_shape))
             timing = calmest(

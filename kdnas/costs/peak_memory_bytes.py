@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from kdnas.core.measurement import Measurement
+from kdnas.core.measurement import Calibration, Measurement
 from kdnas.core.objective import Quantity
 from kdnas.core.task import TaskSpec
 from kdnas.costs import COSTS, MeasuredCost
@@ -27,7 +26,7 @@ class PeakMemoryBytes(MeasuredCost):
         options = {"device": str(device)} if device.type == "cuda" else {}
         self._target = TARGETS.build(device.type, batch_size=batch_size, **options)
 
-    def measure(self, module: nn.Module, task: TaskSpec, calibration: Mapping[str, Any]) -> Measurement:
+    def measure(self, module: nn.Module, task: TaskSpec, calibration: Calibration) -> Measurement:
         """Return the peak bytes of `module`; deterministic on a CPU, so its spread is 0."""
         measured = self._target.peak_memory_bytes(module, task.image_shape)
         assert isinstance(measured, Measurement)  # cpu and cuda always tell

@@ -24,8 +24,9 @@ from kdnas.nn.normalise import Normalised
 from kdnas.plan.train_file import TrainFile, locked_fingerprint, train_file_for
 from kdnas.plugins import short_name
 from kdnas.record.front import doubts
+from kdnas.record.lock import TeacherReport
 from kdnas.record.products import checkpoint_path, note_products
-from kdnas.record.records import FrontMember, Repeat, RunRecord, TeacherReport, TrialRecord
+from kdnas.record.records import FrontMember, Repeat, RunRecord, TrialRecord
 from kdnas.students import family_for
 from kdnas.version import __version__
 
@@ -145,13 +146,13 @@ def load_student(run: RunRecord, member: FrontMember) -> nn.Module:
     RunFolderError when its checkpoint is missing or damaged.
     """
     run.sources()
-    repeat, facts, arch = best_repeat(run, member.trial), run.lock["data"], member.trial.arch
-    channels, height, width = facts["input_shape"]
+    repeat, facts, arch = best_repeat(run, member.trial), run.lock.data, member.trial.arch
+    channels, height, width = facts.input_shape
     task = image_classification((channels, height, width), len(run.class_names))
     network = family_for(arch.family, task).build(arch)
     remedy = command_line("kdnas", "search", run.folder)
     _load_weights(network, arch.arch_id, checkpoint_path(run, repeat), repeat.sha256, remedy)
-    return Normalised(network, facts["channel_mean"], facts["channel_std"]).eval()
+    return Normalised(network, facts.channel_mean, facts.channel_std).eval()
 
 
 def load_network(file: TrainFile, path: Path, sha256: str = "", remedy: str = "") -> nn.Module:

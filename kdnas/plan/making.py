@@ -48,9 +48,10 @@ from kdnas.plan.training import Progress, follow, identity
 from kdnas.plan.training_folder import GUARD_FILE, claim
 from kdnas.plan.training_ground import open_training
 from kdnas.record.front import front
+from kdnas.record.lock import space_record
 from kdnas.record.outcome import most_often
 from kdnas.record.records import FrontMember, RunRecord
-from kdnas.record.run_folder import exclusively, recorded_space, space_record
+from kdnas.record.run_folder import exclusively
 from kdnas.record.storage import Record
 from kdnas.students import family_for
 from kdnas.training.numerics import computing
@@ -123,7 +124,7 @@ def cut_from_run(run: RunRecord, student: Arch, workshop: Workshop) -> nn.Module
     """Return `student` cut out of the run's own supernet. Raises RunFolderError where that is not there any more."""
     if run.supernet is None:
         raise RunFolderError(f"{run.folder} has no supernet")
-    space = recorded_space(Path(run.config.space).stem, run.lock["identity"]["space"])
+    space = run.lock.space
     shared = load_supernet(
         run.folder,
         run.config,
@@ -244,10 +245,7 @@ def _scored(run: RunRecord, member: FrontMember, data: ImageData) -> Scored:
 
 def _space_to_shrink(run: RunRecord, member: FrontMember, data: ImageData) -> tuple[SearchSpace | None, str]:
     """Return the part of the run's space from its largest network down to the student, or why there is none."""
-    record = run.lock.get("identity", {}).get("space")
-    if record is None:
-        return None, "the run records no search space"
-    space = recorded_space(Path(run.config.space).stem, record)
+    space = run.lock.space
     if not space.family:
         return None, f"the space {space.name} names no student family"
     proposed = Record.open(run.folder, run.config.name, run.objectives).proposal(member.trial.number)

@@ -24,7 +24,8 @@ from kdnas.core.task import TaskSpec
 from kdnas.errors import ConfigError, InputError, Problem
 from kdnas.plain_yaml import dump_yaml
 from kdnas.plan.train_file import ArchSection, TrainFile
-from kdnas.record.run_folder import recorded_space, write_text
+from kdnas.record.lock import recorded_space
+from kdnas.record.run_folder import write_text
 from kdnas.registry import Section, validation_problems
 from kdnas.students import family_for, stated_arch
 from kdnas.study.yaml_lines import YamlDocument, read_yaml

@@ -19,6 +19,7 @@ from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
 from kdnas.plain_yaml import dump_yaml
 from kdnas.plugins import resolved
+from kdnas.record.lock import fingerprint, space_record
 from kdnas.record.records import RunRecord, TrialRecord
 from kdnas.registry import Registry, Section, validation_problems
 from kdnas.students import stated_arch
@@ -165,7 +166,7 @@ def train_file_for(run: RunRecord, trial: TrialRecord, data: ImageData) -> Train
         data_fingerprint=data.fingerprint,
         teacher=teacher_config,
         teacher_fingerprint=locked_fingerprint(run, "teacher"),
-        teacher_answers=tuple(run.lock.get("teacher_answers") or ()),
+        teacher_answers=run.lock.teacher_answers,
         training=recipe.training,
         distillation=recipe.distillation,
         provenance=Provenance(study=config.name, trial=trial.number, kdnas_version=__version__),
@@ -186,8 +187,7 @@ def with_threads(file: TrainFile, threads: int | None) -> TrainFile:
 
 def locked_fingerprint(run: RunRecord, what: Literal["data", "teacher", "space"]) -> str:
     """Return the hash that study.lock.yaml records of `what`; empty where it records none."""
-    fingerprints = run.lock.get("identity", {}).get("fingerprints", {})
-    return str(fingerprints.get(what) or "")
+    return fingerprint(space_record(run.lock.space)) if what == "space" else run.lock.fingerprints.get(what, "")
 
 
 def dump_train_file(file: TrainFile) -> str:

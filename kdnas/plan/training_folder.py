@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 from kdnas.errors import Problem, RunFolderError
+from kdnas.record.lock import leaves, recorded_numerics, scored
 from kdnas.record.products import Loss, loss_of
-from kdnas.record.records import scored
-from kdnas.record.run_folder import leaves, recorded_numerics, write_text
+from kdnas.record.run_folder import write_text
 from kdnas.training.loop import EpochRecord
 
 LOCK_FILE = "training.lock.yaml"

@@ -9,24 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import Constraint, Quantity
 from kdnas.core.pick import Standard
-from kdnas.core.words import printable
 from kdnas.errors import ConfigError, Problem
+from kdnas.record.lock import Lock, SupernetRecord, TeacherReport
 from kdnas.study.config import DataConfig, Member, StudyConfig
 
 TrialState = Literal["complete", "failed", "infeasible", "interrupted", "running"]
-
-
-def scored(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a plain record with its scores by the names of today: once every score was an accuracy."""
-    old = {"accuracy": "score", "test_accuracy": "test_score"}
-    return {old.get(name, name): value for name, value in plain.items()}
 
 
 @dataclass(frozen=True)
@@ -141,48 +135,6 @@ class AuditRecord:
 
 
 @dataclass(frozen=True)
-class TeacherReport:
-    """The teacher, measured before the search on the same splits and device."""
-
-    name: str
-    score: float
-    test_score: float | None
-    values: Mapping[str, float]
-    """macs, params, latency_ms, ... as for a student."""
-    notes: tuple[str, ...] = ()
-    outputs: str = "logits"
-    """What its network gives: logits, or probabilities, of which students learn the logarithm."""
-
-    @classmethod
-    def of(cls, plain: Mapping[str, Any] | None) -> TeacherReport | None:
-        """Return the report that a lock file holds; None where there is no teacher."""
-        return None if plain is None else cls(**{**scored(plain), "notes": tuple(map(printable, plain["notes"]))})
-
-    def standard(self, score: Quantity) -> Standard:
-        """Return what bounds may speak of, `score` being what the task is scored by."""
-        return Standard({score.name: self.score, **self.values})
-
-
-@dataclass(frozen=True)
-class SupernetRecord:
-    """The supernet that a run trained before its first trial; its weights and its shrinking are in RUN/supernet/."""
-
-    fingerprint: str
-    """Of the file of its weights."""
-    epochs: int
-    """Its budget, in epochs of the largest student on `data_fraction` of the training split."""
-    data_fraction: float
-    train_seconds: float
-    inherited: float | None = None
-    """The share of the largest student's parameters that began as the teacher's; None where none was asked to."""
-
-    @property
-    def amount(self) -> float:
-        """Its budget as that of a fidelity: epochs x data fraction."""
-        return self.epochs * self.data_fraction
-
-
-@dataclass(frozen=True)
 class FrontMember:
     """A student of the final front. The score in `values` is the mean over its repeats where it was retrained."""
 
@@ -200,8 +152,7 @@ class RunRecord:
 
     folder: Path
     config: StudyConfig
-    lock: Mapping[str, Any]
-    """study.lock.yaml: resolved config, versions, machine, seeds, and the hashes of space, teacher and data."""
+    lock: Lock
     objectives: tuple[Quantity, ...]
     constraints: tuple[Constraint, ...]
     quantities: Mapping[str, Quantity]
@@ -231,8 +182,8 @@ class RunRecord:
 
     @property
     def samples(self) -> str:
-        """What its task calls samples, in the plural; records of old, which do not say it, are of images."""
-        return str(self.lock.get("data", {}).get("samples", "images"))
+        """What its task calls samples, in the plural."""
+        return self.lock.data.samples
 
     @property
     def worst(self) -> float | None:
@@ -257,7 +208,7 @@ class RunRecord:
     @property
     def trains(self) -> bool:
         """Whether kdnas itself trained the students: a function of the user's may have, whatever data a study names."""
-        return self.config.data is not None and "training_images" in self.lock.get("data", {"training_images": 0})
+        return self.config.data is not None and self.lock.data.training_samples is not None
 
     def sources(self) -> tuple[DataConfig, Member]:
         """Return the sections `data` and `teacher`. Raises ConfigError where kdnas itself trained nothing."""
@@ -269,10 +220,9 @@ class RunRecord:
     @property
     def data_notes(self) -> tuple[str, ...]:
         """What the user should know of the data: what was converted, left out, occurs twice, or is scarce."""
-        return tuple(self.lock.get("data", {}).get("notes", ()))
+        return self.lock.data.notes
 
     @property
     def supernet(self) -> SupernetRecord | None:
         """The run's supernet; None where it has none, or none yet."""
-        plain = self.lock.get("prepared", {}).get("supernet")
-        return None if plain is None else SupernetRecord(**plain)
+        return self.lock.supernet

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from kdnas.errors import RunFolderError
 from kdnas.plugins import plugins_named, resolved, vouch
-from kdnas.record.run_folder import LOCK_FILE, read_lock, recorded_space
+from kdnas.record.lock import read_config, read_lock
+from kdnas.record.run_folder import LOCK_FILE
 from kdnas.study.loading import LoadedStudy, apply_overrides, check_study, load_study
 from kdnas.study.yaml_lines import YamlDocument
 
@@ -30,15 +30,11 @@ def run_folder(path: Path) -> Path | None:
 
 def _locked_study(folder: Path, overrides: Sequence[str]) -> LoadedStudy:
     """Return the study of the run in `folder`. Raises ConfigError, RunFolderError."""
-    lock = read_lock(folder)
-    config = lock["config"]
-    if not isinstance(config, dict):
-        raise RunFolderError(f"{folder / LOCK_FILE} is damaged: its config is no mapping")
+    config = read_config(folder)
     document, problems = apply_overrides(YamlDocument(LOCK_FILE, config, {}), overrides)
-    document = replace(document, data=resolved(document.data, folder))
+    document = dataclasses.replace(document, data=resolved(document.data, folder))
     locked = {plugin.spec for plugin in plugins_named(resolved(config, folder))}
     vouch({plugin.spec for plugin in plugins_named(document.data)} - locked)  # those of the command line
     if document.data.get("space") != config.get("space"):
         return check_study(document, folder, problems)
-    space = recorded_space(Path(str(config.get("space"))).stem, lock["identity"].get("space", {}))
-    return check_study(document, folder, problems, space)
+    return check_study(document, folder, problems, read_lock(folder).space)

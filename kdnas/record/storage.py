@@ -42,6 +42,7 @@ from kdnas.core.words import printable
 from kdnas.errors import RunFolderError
 from kdnas.record.damage import leave_out, refuse_damage
 from kdnas.record.database import at_once, database_url, open_storage
+from kdnas.record.lock import Lock, read_lock
 from kdnas.record.records import (
     AuditRecord,
     AuditTraining,
@@ -50,13 +51,12 @@ from kdnas.record.records import (
     OtherTrial,
     Repeat,
     RunRecord,
-    TeacherReport,
     TrialRecord,
     TrialState,
 )
-from kdnas.record.run_folder import LOCK_FILE, read_lock
+from kdnas.record.run_folder import LOCK_FILE
 from kdnas.record.trials import audit_training, control_of, repeat_of, trial_record, what_else, with_retraining
-from kdnas.study.config import StudyConfig, TuneRange
+from kdnas.study.config import TuneRange
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -458,26 +458,24 @@ def refreshed(run: RunRecord, record: Record) -> RunRecord:
     )
 
 
-def run_of_lock(folder: Path, lock: Mapping[str, Any]) -> RunRecord:
+def run_of_lock(folder: Path, lock: Lock) -> RunRecord:
     """Return the run that a lock file describes, without its trials. Raises RunFolderError when it is damaged."""
-    try:
-        config = StudyConfig.model_validate(lock["config"])
-        known = {entry["name"]: Quantity(**entry) for entry in lock["quantities"]}
-        teacher = TeacherReport.of(lock["teacher"])
-        return RunRecord(
-            folder=folder,
-            config=config,
-            lock=lock,
-            objectives=tuple(known[name] for name in config.objectives),
-            constraints=config.against(None if teacher is None else teacher.standard(config.score)).bounds,
-            quantities=known,
-            trials=(),
-            teacher=teacher,
-            reference_point=lock["reference_point"],
-            class_names=tuple(lock["data"]["class_names"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunFolderError(f"{folder / LOCK_FILE} is damaged: {' '.join(str(error).split())[:200]}") from error
+    config, teacher = lock.config, lock.teacher
+    known = {quantity.name: quantity for quantity in lock.quantities}
+    if lost := [name for name in config.objectives if name not in known]:
+        raise RunFolderError(f"{folder / LOCK_FILE} is damaged: quantities: {', '.join(lost)} is not among them")
+    return RunRecord(
+        folder=folder,
+        config=config,
+        lock=lock,
+        objectives=tuple(known[name] for name in config.objectives),
+        constraints=config.against(None if teacher is None else teacher.standard(config.score)).bounds,
+        quantities=known,
+        trials=(),
+        teacher=teacher,
+        reference_point=lock.reference_point,
+        class_names=lock.data.class_names,
+    )
 
 
 def load_run(folder: Path) -> RunRecord:
@@ -490,9 +488,7 @@ def load_run(folder: Path) -> RunRecord:
 
 def proposed_names(run: RunRecord) -> set[str]:
     """Return the names of what every trial of `run` proposes: the choices of its space, and the tuned settings."""
-    space = run.lock["identity"].get("space")
-    choices = space.get("choices") if isinstance(space, Mapping) else None
-    return {*(choices if isinstance(choices, Mapping) else ()), *run.config.tune}
+    return {*(choice.name for choice in run.lock.space.choices), *run.config.tune}
 
 
 def leave_out_damaged(folder: Path, names: Sequence[str]) -> list[str]:

@@ -13,7 +13,8 @@ from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
 from kdnas.core.words import printable
-from kdnas.record.records import AuditTraining, Control, Repeat, TrialRecord, TrialState, scored
+from kdnas.record.lock import scored
+from kdnas.record.records import AuditTraining, Control, Repeat, TrialRecord, TrialState
 
 _STATES: dict[OptunaState, TrialState] = {
     OptunaState.COMPLETE: "complete",

@@ -17,10 +17,8 @@ import numpy as np
 from kdnas.audit.sample import search_fidelity
 from kdnas.core.arch import Scalar, normalise_scalar
 from kdnas.core.space import SearchSpace
-from kdnas.errors import RunFolderError
 from kdnas.record.front import comparable, measured_values
 from kdnas.record.records import RunRecord, TrialRecord
-from kdnas.record.run_folder import recorded_space
 from kdnas.report.wording import label, number
 
 FEWEST_BEST = 3
@@ -65,7 +63,7 @@ def searched(run: RunRecord, trials: Sequence[TrialRecord]) -> list[Searched]:
     A choice that takes one value wherever a student has it did not vary, however many students lack it: that they do is
     another choice's doing.
     """
-    space = _space(run)
+    space = run.lock.space
     rows = [_assignment(trial, space) for trial in trials]
     depths = {name for row in rows for name in row if name.endswith(".depth")}
     rows = [{**dict.fromkeys(depths, 0), **row} for row in rows]  # an arch does not speak of a stage that it lacks
@@ -148,17 +146,6 @@ def _better_by_chance(ours: Sequence[float], others: Sequence[float]) -> float:
 def _at_least(hits: int, tries: int, share: float) -> float:
     """Return how likely at least `hits` of `tries` are, each with chance `share` (binomial)."""
     return sum(math.comb(tries, k) * share**k * (1 - share) ** (tries - k) for k in range(hits, tries + 1))
-
-
-def _space(run: RunRecord) -> SearchSpace | None:
-    """Return the space that the run recorded, None where it did not."""
-    record = run.lock.get("identity", {}).get("space")
-    if record is None:
-        return None
-    try:
-        return recorded_space(run.config.space, record)
-    except RunFolderError:
-        return None
 
 
 def _assignment(trial: TrialRecord, space: SearchSpace | None) -> dict[str, Scalar]:

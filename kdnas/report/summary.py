@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import breaches
@@ -26,7 +25,8 @@ from kdnas.record.front import (
     recommended,
     rise,
 )
-from kdnas.record.records import FrontMember, RunRecord, SupernetRecord
+from kdnas.record.lock import SupernetRecord
+from kdnas.record.records import FrontMember, RunRecord
 from kdnas.report.architecture import family_in_words
 from kdnas.report.searched import stuck_at_bounds
 from kdnas.report.wording import (
@@ -64,7 +64,7 @@ def what_was_searched(run: RunRecord) -> str:
 def _students_of(run: RunRecord) -> str:
     """Return which students were searched: a carried space by its name, a file of the study's own as such."""
     families = list(dict.fromkeys(trial.arch.family for trial in run.trials))
-    recorded = run.lock.get("identity", {}).get("space", {}).get("family")
+    recorded = run.lock.space.family
     kind = f"{family_in_words(recorded or families[0])}s" if recorded or families else "students"
     name = run.config.space
     where = f"the study’s own space {Path(name).stem}" if name.endswith((".yaml", ".yml")) else f"the space {name}"
@@ -190,8 +190,8 @@ def control_in_words(run: RunRecord) -> str:
 
 def updates(run: RunRecord) -> str:
     """Return how many optimiser updates a score and a final training are, and whether those are too few."""
-    images = run.lock["data"].get("training_images")
-    return updates_in_words(run.config, images) if run.trains and isinstance(images, int) else ""
+    samples = run.lock.data.training_samples
+    return updates_in_words(run.config, samples) if run.trains and samples is not None else ""
 
 
 def still_rising(run: RunRecord) -> str:
@@ -373,15 +373,14 @@ def failures(run: RunRecord) -> list[tuple[str, str, list[int]]]:
 def _validation_sentence(run: RunRecord) -> str:
     if not run.trains or run.config.data is None:
         return f"Search scores are what the evaluator {short_name(run.config.evaluator.type)} says."
-    data = run.lock.get("data")
-    count: Any = data.get("validation_images") if isinstance(data, Mapping) else None
-    size = f"{count} {run.samples}" if isinstance(count, int) else run.samples
+    count = run.lock.data.validation_samples
+    size = run.samples if count is None else f"{count} {run.samples}"
     fraction = run.config.data.validation_fraction
     text = (
         f"Search scores are brief (one training, one seed, {run.config.fidelities[-1].words}) and are made on "
         f"{size} carved from the training data ({100 * fraction:g} % of it, stratified)."
     )
-    if isinstance(count, int) and count > 0 and run.score.is_fraction:
+    if count and run.score.is_fraction:
         # Half the 95 % interval of a binomial at 0.9, the usual neighbourhood of a useful student.
         chance = f"± {196 * (0.09 / count) ** 0.5:.1f} points of chance"
         text += f" At 90 % {label(run.score.name)} that many {run.samples} leave {chance}."

@@ -116,10 +116,7 @@ class Training(Section):
     def _without_later_defaults(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave unsaid what is as it was before there was a choice: old hashes and records stay what they are."""
         settings: dict[str, Any] = plain(self)
-        for name, default in _LATER.items():
-            if settings.get(name) == default:
-                del settings[name]
-        return settings
+        return {name: value for name, value in settings.items() if name not in _LATER or value != _LATER[name]}
 
 
 def numerics_of(training: Training, other: Training | Mapping[str, Any]) -> Training:

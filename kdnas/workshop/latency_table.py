@@ -1,7 +1,4 @@
-"""An additive latency table: what each operator of a space adds to a student's latency, learned from whole students.
-
-    latency(arch) = constant + sum over its operators of entry(operator)
-    entry(operator) = weights(sort of operator) . (1, MACs, elements written, elements read, and these in full vectors)
+"""Learning an additive latency table (`kdnas.core.latency_table`) from whole students.
 
 Timing operators one by one misses caches and dispatch, so the entries are solved for from about 50 whole students,
 by ridge-regularised non-negative least squares on relative errors. An operator that no measured student had gets its
@@ -13,9 +10,8 @@ Non-negative least squares: Lawson and Hanson, "Solving Least Squares Problems" 
 
 from __future__ import annotations
 
-import functools
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +20,13 @@ import torch
 from numpy.typing import NDArray
 
 from kdnas.core.arch import Arch
-from kdnas.core.operator import Operator, OperatorGroup
+from kdnas.core.latency_table import FEATURES, LatencyTable, TableFit, features, sort_of
+from kdnas.core.measurement import Calibration
+from kdnas.core.operator import Operator
 from kdnas.core.rank import kendall_tau
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
-from kdnas.costs.latency_ms import LatencyMs
+from kdnas.costs.latency_ms import LatencyCalibration, LatencyMs
 from kdnas.errors import RunError
 from kdnas.nn.timing import interleaved, median_and_spread, middle_mean
 from kdnas.students import StudentFamily
@@ -41,75 +39,6 @@ SAMPLES, HELD_OUT = 50, 30
 _POOL = 1500
 _RIDGE = 0.02
 """Penalty on weights, in shares of a student's latency; errors hardly change between 0.003 and 0.1."""
-_VECTOR = 16
-"""Channels that a processor's vector of float32 holds: a convolution of fewer costs as many."""
-_FEATURES = 7
-
-
-@dataclass(frozen=True)
-class LatencyTable:
-    """The table of one space on one target: `constant_ms`, and `weights_ms` of each feature by sort of operator."""
-
-    constant_ms: float
-    weights_ms: Mapping[str, tuple[float, ...]]
-
-    def price(self, operators: Iterable[Operator]) -> float:
-        """Return the latency in ms of a student that consists of `operators`."""
-        return self.constant_ms + sum(map(self._entries.__getitem__, operators))
-
-    def price_groups(self, groups: Iterable[OperatorGroup]) -> float:
-        """Return the same of operators in groups; microseconds."""
-        return self.constant_ms + sum(map(self._sums.__getitem__, groups))
-
-    @functools.cached_property
-    def _entries(self) -> _Entries:
-        return _Entries(self.weights_ms)
-
-    @functools.cached_property
-    def _sums(self) -> _Sums:
-        return _Sums(self._entries)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the plain form, for a lock file."""
-        weights = {sort: list(values) for sort, values in self.weights_ms.items()}
-        return {"constant_ms": self.constant_ms, "weights_ms": weights}
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> LatencyTable:
-        """Return the table that `as_dict` wrote."""
-        weights = {sort: tuple(map(float, values)) for sort, values in plain["weights_ms"].items()}
-        return cls(float(plain["constant_ms"]), weights)
-
-
-class _Entries(dict[Operator, float]):
-    """The milliseconds of each operator met so far."""
-
-    def __init__(self, weights_ms: Mapping[str, tuple[float, ...]]):
-        super().__init__()
-        self._weights_ms = weights_ms
-
-    def __missing__(self, operator: Operator) -> float:
-        weights = self._weights_ms.get(_sort(operator)) or self._nearest(operator)
-        self[operator] = sum(weight * value for weight, value in zip(weights, _features(operator), strict=True))
-        return self[operator]
-
-    def _nearest(self, operator: Operator) -> tuple[float, ...]:
-        """Return the weights of the sort that is most alike, for one that the sample did not hold."""
-        wanted = _sort(operator).split()
-        alike = {sort: sum(map(str.__eq__, sort.split(), wanted)) for sort in sorted(self._weights_ms)}
-        return self._weights_ms[max(alike, key=lambda sort: alike[sort])]
-
-
-class _Sums(dict[OperatorGroup, float]):
-    """The milliseconds of each group of operators met so far."""
-
-    def __init__(self, entries: _Entries):
-        super().__init__()
-        self._entries = entries
-
-    def __missing__(self, group: OperatorGroup) -> float:
-        self[group] = sum(map(self._entries.__getitem__, group.operators))
-        return self[group]
 
 
 @dataclass(frozen=True)
@@ -143,21 +72,21 @@ class LearnedTable:
         """The students that the table has not seen."""
         return tuple(student for student in self.students if student.held_out)
 
-    def verdict(self) -> dict[str, float]:
+    def fit(self) -> TableFit:
         """Return the median and largest relative error and the rank correlations over the held-out students."""
         from scipy.stats import spearmanr
 
         errors = [abs(student.relative_error) for student in self.held_out]
         measured = [student.latency_ms for student in self.held_out]
         predicted = [student.predicted_ms for student in self.held_out]
-        return {
-            "learned_from": len(self.students) - len(errors),
-            "held_out": len(errors),
-            "median_error": statistics.median(errors),
-            "max_error": max(errors),
-            "spearman": float(spearmanr(measured, predicted).statistic),
-            "kendall": kendall_tau(measured, predicted),
-        }
+        return TableFit(
+            learned_from=len(self.students) - len(errors),
+            held_out=len(errors),
+            median_error=statistics.median(errors),
+            max_error=max(errors),
+            spearman=float(spearmanr(measured, predicted).statistic),
+            kendall=kendall_tau(measured, predicted),
+        )
 
 
 def learn_latency_table(
@@ -201,45 +130,32 @@ def learn_tables(
     costs: Mapping[str, Any],
     space: SearchSpace,
     family: StudentFamily,
-    calibrations: Mapping[str, Mapping[str, Any]],
+    calibrations: Mapping[str, Calibration],
     *,
     seed: int,
     say: Say = lambda line: None,
-) -> dict[str, dict[str, Any]]:
-    """Return `calibrations` with a `table`, and the `verdict` on it, for each of `costs` that asks for one.
-
-    They are plain data for the run's lock file, so that a resumed run prices as it did before.
-    """
-    learned = {name: dict(calibration) for name, calibration in calibrations.items()}
+) -> dict[str, Calibration]:
+    """Return `calibrations` with a table, and its fit, for each of `costs` that asks for one."""
+    learned = dict(calibrations)
     for name, cost in costs.items():
         if isinstance(cost, LatencyMs) and cost.table is not None:
-            found = learn_latency_table(
-                space, family, cost, reference_ms=learned[name]["reference_ms"], seed=seed, say=say
-            )
-            verdict = found.verdict()
-            say(f"{name} table: {in_words(verdict)}")
-            learned[name] |= {"table": found.table.as_dict(), "verdict": verdict}
+            known = learned[name]
+            assert isinstance(known, LatencyCalibration)
+            found = learn_latency_table(space, family, cost, reference_ms=known.reference_ms, seed=seed, say=say)
+            learned[name] = LatencyCalibration(known.reference_ms, found.table, found.fit())
+            say(f"{name} table: {found.fit().words}")
     return learned
-
-
-def in_words(verdict: Mapping[str, float]) -> str:
-    """Return what `LearnedTable.verdict` found, on one line."""
-    return (
-        f"on {verdict['held_out']:.0f} students held out it errs by {verdict['median_error']:.1%} in the median and "
-        f"{verdict['max_error']:.1%} at most; rank correlation {verdict['spearman']:.3f} (Spearman), "
-        f"{verdict['kendall']:.3f} (Kendall)"
-    )
 
 
 class TablePrices:
     """The quantities that a run's tables price. Empty where it has none."""
 
-    def __init__(self, calibrations: Mapping[str, Mapping[str, Any]], family: StudentFamily):
+    def __init__(self, calibrations: Mapping[str, Calibration], family: StudentFamily):
         self._family = family
         self._tables = {
-            name: LatencyTable.from_dict(calibration["table"])
+            name: calibration.table
             for name, calibration in calibrations.items()
-            if "table" in calibration
+            if isinstance(calibration, LatencyCalibration) and calibration.table is not None
         }
 
     @property
@@ -314,41 +230,12 @@ def fitted(students: Sequence[Sequence[Operator]], latency_ms: Floats) -> Latenc
 
 def _design(students: Sequence[Sequence[Operator]]) -> tuple[Floats, list[tuple[str, int]]]:
     """Return the summed features of each student [N, D], the constant first, and the (sort, feature) of each column."""
-    sorts = sorted({_sort(operator) for operators in students for operator in operators})
-    place = {sort: 1 + _FEATURES * index for index, sort in enumerate(sorts)}
-    rows = np.zeros((len(students), 1 + _FEATURES * len(sorts)))
+    sorts = sorted({sort_of(operator) for operators in students for operator in operators})
+    place = {sort: 1 + FEATURES * index for index, sort in enumerate(sorts)}
+    rows = np.zeros((len(students), 1 + FEATURES * len(sorts)))
     rows[:, 0] = 1.0
     for row, operators in zip(rows, students, strict=True):
         for operator in operators:
-            start = place[_sort(operator)]
-            row[start : start + _FEATURES] += _features(operator)
-    return rows, [("constant", 0), *((sort, feature) for sort in sorts for feature in range(_FEATURES))]
-
-
-def _sort(operator: Operator) -> str:
-    """Return what operators must share to share weights."""
-    depthwise = "depthwise" if operator.groups > 1 else "dense"
-    return f"{operator.kind} {depthwise} {operator.kernel}x{operator.kernel} stride{operator.stride}"
-
-
-def _features(operator: Operator) -> tuple[float, ...]:
-    """Return what an operator's time grows with, of order 1."""
-    written, read = operator.out_height * operator.out_width, operator.height * operator.width
-    full = operator._replace(
-        in_channels=_whole_vectors(operator.in_channels), out_channels=_whole_vectors(operator.out_channels)
-    )
-    if operator.groups > 1:
-        full = full._replace(groups=full.in_channels)
-    return (
-        1.0,
-        operator.macs / 1e6,
-        operator.out_channels * written / 1e4,
-        operator.in_channels * read / 1e4,
-        full.macs / 1e6,
-        full.out_channels * written / 1e4,
-        full.in_channels * read / 1e4,
-    )
-
-
-def _whole_vectors(channels: int) -> int:
-    return -(-channels // _VECTOR) * _VECTOR
+            start = place[sort_of(operator)]
+            row[start : start + FEATURES] += features(operator)
+    return rows, [("constant", 0), *((sort, feature) for sort in sorts for feature in range(FEATURES))]

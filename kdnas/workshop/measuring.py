@@ -211,10 +211,10 @@ def _of_run(folder: Path, pick: str | None) -> list[Subject]:
     members = [pick_member(run, pick)] if pick is not None else list(front(run))
     if not members:
         raise ConfigError(Problem(str(folder), "has no front yet: no student was scored that meets every constraint"))
-    shape = run.lock.get("data", {}).get("input_shape")
-    if shape is None or not run.class_names:
+    if not run.lock.data.input_shape or not run.class_names:
         raise RunFolderError(f"{folder} does not say what its students' images are: they cannot be built")
-    task = image_classification(tuple(shape), len(run.class_names))
+    channels, height, width = run.lock.data.input_shape
+    task = image_classification((channels, height, width), len(run.class_names))
     return [Subject(str(folder), member.trial.arch, task) for member in members]
 
 

@@ -7,18 +7,17 @@ them now.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
 
 import torch
 
-from kdnas.record.run_folder import machine
+from kdnas.record.lock import Lock, this_machine
 from kdnas.study.config import StudyConfig
 from kdnas.training.numerics import bfloat16_is_native, settled
 from kdnas.training.recipe import Training, numerics_of
 
 
-def settled_config(config: StudyConfig, device: torch.device, lock: Mapping[str, Any] | None) -> StudyConfig:
+def settled_config(config: StudyConfig, device: torch.device, lock: Lock | None) -> StudyConfig:
     """Return `config` with its training settled, as the run's `lock` says where there is one.
 
     The `threads` that an executor is given are those of its trainings.
@@ -26,32 +25,30 @@ def settled_config(config: StudyConfig, device: torch.device, lock: Mapping[str,
     training, stated = config.training, config.executor.options.get("threads")
     if training.threads == "auto" and isinstance(stated, int):
         training = training.model_copy(update={"threads": stated})
-    locked = {} if lock is None else lock["config"].get("training", {})
-    return config.model_copy(update={"training": settled(numerics_of(training, locked), device)})
+    known = training if lock is None else numerics_of(training, lock.config.training)
+    return config.model_copy(update={"training": settled(known, device)})
 
 
-def resumed(lock: Mapping[str, Any], config: StudyConfig) -> dict[str, Any]:
+def resumed(lock: Lock, config: StudyConfig) -> Lock:
     """Return the lock of a run that goes on as `config` says; it names every further machine under `resumed_on`."""
-    known, here = list(lock.get("resumed_on", [])), machine()
-    if here not in (lock.get("machine"), *known):
-        known.append(here)
-    more = {"resumed_on": known} if known else {}
-    return {**lock, "config": config.model_dump(mode="json"), **more}
+    here = this_machine()
+    further = () if here in (lock.machine, *lock.resumed_on) else (here,)
+    return dataclasses.replace(lock, config=config, resumed_on=(*lock.resumed_on, *further))
 
 
-def differences(lock: Mapping[str, Any], config: StudyConfig, device: torch.device) -> list[str]:
+def differences(lock: Lock, config: StudyConfig, device: torch.device) -> list[str]:
     """Return in words in what the machine of the run's `lock` differs from this one, as far as scores rest on it."""
     if config.teacher is None:
         return []  # nothing is trained here
-    training, before, now = config.training, lock.get("machine", {}), machine()
+    training, before, now = config.training, lock.machine, this_machine()
     said = []
-    if lock["config"].get("training", {}).get("precision", "auto") == "auto":
+    if lock.config.training.precision == "auto":
         said.append(
             f"this run was begun before kdnas recorded what it computes in; from now on it is {_words(training)}"
         )
     pairs = [
-        (before.get("processor"), now["processor"]),
-        *((f"{name} {before.get('packages', {}).get(name)}", f"{name} {now['packages'][name]}") for name in ("torch",)),
+        (before.processor, now.processor),
+        (f"torch {before.packages.get('torch')}", f"torch {now.packages['torch']}"),
     ]
     changed = [(was, here) for was, here in pairs if was and was != here]
     if changed:

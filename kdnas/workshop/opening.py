@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from kdnas.core.answers import what_differs
 from kdnas.core.arch import Arch
 from kdnas.core.data import ImageData
-from kdnas.core.measurement import Measurement
+from kdnas.core.measurement import Calibration, Measurement
 from kdnas.core.objective import ACCURACY
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
@@ -31,8 +31,8 @@ from kdnas.datasets import DATASETS
 from kdnas.datasets._cache import kept_data
 from kdnas.errors import ConfigError, DataError, Problem, TeacherError, TrialError
 from kdnas.nn.taps import OutputShapes, example_inputs, output_shapes, stage_names
+from kdnas.record.lock import DataDescription
 from kdnas.record.records import RunRecord
-from kdnas.record.run_folder import recorded_space
 from kdnas.students import StudentFamily, family_for
 from kdnas.study.config import DataConfig, Member, StudyConfig
 from kdnas.tasks import Task, task_of
@@ -360,11 +360,11 @@ class Workshop:
         return {name: cost.value(price) for name, cost in self.costs.items() if isinstance(cost, CheapCost)}
 
     def measure(
-        self, module: nn.Module, calibrations: Mapping[str, Mapping[str, Any]], wanted: Collection[str]
+        self, module: nn.Module, calibrations: Mapping[str, Calibration], wanted: Collection[str]
     ) -> dict[str, Measurement]:
         """Return the `wanted` of the measured costs on a built student. Raises TrialError on no finite number."""
         measured = {
-            name: cost.measure(module, self.data.task, calibrations.get(name, {}))
+            name: cost.measure(module, self.data.task, calibrations.get(name, Calibration()))
             for name, cost in self.measured_costs.items()
             if name in wanted
         }
@@ -404,19 +404,19 @@ class Workshop:
         """Return the score on the validation split of the best answer that looks at no sample."""
         return self.task.worst(self.data.train.targets[self.validation_indices])
 
-    def describe_data(self) -> dict[str, Any]:
-        """Return the plain facts of the data for a lock file."""
-        return {
-            "name": self.data.name,
-            "class_names": list(self.data.class_names),
-            "input_shape": list(self.data.task.image_shape),
-            "training_images": len(self.train_indices),
-            "validation_images": len(self.validation_indices),
-            "test_images": len(self.data.test),
-            "channel_mean": list(self.data.channel_mean),
-            "channel_std": list(self.data.channel_std),
-            **({"notes": list(self.data_notes)} if self.data_notes else {}),
-        }
+    def describe_data(self) -> DataDescription:
+        """Return what a lock file says of the data."""
+        return DataDescription(
+            name=self.data.name,
+            class_names=tuple(self.data.class_names),
+            input_shape=tuple(self.data.task.image_shape),
+            training_samples=len(self.train_indices),
+            validation_samples=len(self.validation_indices),
+            test_samples=len(self.data.test),
+            channel_mean=tuple(map(float, self.data.channel_mean)),
+            channel_std=tuple(map(float, self.data.channel_std)),
+            notes=self.data_notes,
+        )
 
 
 class _Teachers(Mapping[str, Teacher]):
@@ -444,15 +444,12 @@ def open_run(run: RunRecord, *, data_root: Path, cache: Path, device: str = "cpu
     Its data are compared by the caller. Raises ConfigError where kdnas trained none of them.
     """
     run.sources()
-    identity = run.lock.get("identity", {})
-    known = str(identity.get("fingerprints", {}).get("data") or "")
-    space = recorded_space(Path(run.config.space).stem, identity.get("space", {}))
     return Workshop(
-        Sources.of_study(run.config, space),
+        Sources.of_study(run.config, run.lock.space),
         data_root=data_root,
         cache=cache,
         device=resolve_device(device),
-        made_on=MadeOn(data=known, reader="afterwards"),
+        made_on=MadeOn(data=run.lock.fingerprints.get("data", ""), reader="afterwards"),
         say=say,
     )
 

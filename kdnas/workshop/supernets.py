@@ -20,6 +20,7 @@ from kdnas.core.space import SearchSpace
 from kdnas.errors import RunFolderError
 from kdnas.nn.elastic import Supernet
 from kdnas.nn.weights import load_weights, save_weights, weights_metadata
+from kdnas.record.lock import SupernetRecord
 from kdnas.students import StudentFamily
 from kdnas.study.config import StudyConfig, SupernetConfig
 from kdnas.training.batches import Batches
@@ -97,8 +98,8 @@ def save_supernet(supernet: Supernet, folder: Path, facts: dict[str, Any]) -> No
     save_weights(supernet, _weights(folder), {_FACTS: json.dumps(facts)})
 
 
-def saved_facts(folder: Path) -> dict[str, Any] | None:
-    """Return the facts of the run's weights and their `fingerprint`; None while there are none.
+def saved_supernet(folder: Path) -> SupernetRecord | None:
+    """Return the supernet whose weights are in the run folder; None while there are none.
 
     Raises RunFolderError where the file is damaged.
     """
@@ -108,7 +109,7 @@ def saved_facts(folder: Path) -> dict[str, Any] | None:
     facts = weights_metadata(path).get(_FACTS)
     if facts is None:
         raise RunFolderError(f"{path} is no supernet that kdnas saved; remove it and the supernet is trained anew")
-    return {**json.loads(facts), "fingerprint": _fingerprint(path)}
+    return SupernetRecord(**json.loads(facts), fingerprint=_fingerprint(path))
 
 
 def check_supernet(folder: Path, fingerprint: str) -> None:

@@ -18,7 +18,7 @@ from kdnas.core.data import ImageData
 from kdnas.errors import Problem, TeacherError
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.tracing import parameter_count, traced_macs
-from kdnas.record.records import TeacherReport
+from kdnas.record.lock import TeacherReport
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import evaluate

@@ -28,7 +28,7 @@ from kdnas import atomic
 from kdnas.core.arch import Scalar
 from kdnas.core.seeds import derive_seed
 from kdnas.errors import InputError
-from kdnas.record.run_folder import machine
+from kdnas.record.lock import this_machine
 from kdnas.students import family_for, stated_arch
 from kdnas.study.loading import load_study
 from kdnas.training.loop import distil
@@ -249,7 +249,7 @@ def write_results(folder: Path, runs: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     atomic.write_text(folder / "scores.csv", lines.getvalue())
     table = "\n\n".join(["\n".join(_table(found, question)) for question in QUESTIONS])
-    processor = machine()["processor"]
+    processor = this_machine().processor
     atomic.write_text(folder / "table.md", f"{processor}, one thread. Validation accuracy, seeds apart.\n\n{table}\n")
     print(table)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
 import os
 import statistics
@@ -22,13 +23,14 @@ import numpy as np
 import torch
 
 from kdnas import atomic
+from kdnas.core.latency_table import LatencyTable
 from kdnas.core.task import image_classification
 from kdnas.costs import COSTS
-from kdnas.record.run_folder import machine
+from kdnas.record.lock import this_machine
 from kdnas.report.figures import FAINT, FRONT, GRID, INK, TEACHER, round_ticks
 from kdnas.students import family_for
 from kdnas.study.spaces import arch_of, load_space
-from kdnas.workshop.latency_table import LatencyTable, LearnedTable, in_words, learn_latency_table
+from kdnas.workshop.latency_table import LearnedTable, learn_latency_table
 
 HERE = Path(__file__).parent
 TASK = image_classification((3, 32, 32), 10)
@@ -57,16 +59,16 @@ def main() -> int:
         found = learn_latency_table(loaded, family, cost, rounds=rounds, say=print)
         learned[target, space] = found
         write_students(arguments.out / f"{target}_{space}.csv", found)
-        rows.append({"target": cost.target.where, "space": space, "rounds": rounds, **found.verdict()})
+        rows.append({"target": cost.target.where, "space": space, "rounds": rounds, **dataclasses.asdict(found.fit())})
         rows[-1] |= {"macs_spearman": macs_correlation(found), "reference_ms": found.reference_ms}
         rows[-1] |= {"drift": found.drift, "seconds": time.perf_counter() - begun, **pricing(space, found.table)}
-        print(f"{target}, {space}: {in_words(found.verdict())}")
+        print(f"{target}, {space}: {found.fit().words}")
         print(f"  MACs alone: {rows[-1]['macs_spearman']:.3f}; reference changed by {found.drift:.0%} meanwhile")
         print(f"  pricing one candidate: {rows[-1]['price_us']:.1f} µs of processor time (median of 9 x {PRICED:,})")
     write_csv(arguments.out / "summary.csv", rows)
     about = {
         "date": datetime.now(UTC).date().isoformat(),
-        **machine(),
+        **dataclasses.asdict(this_machine()),
         "load_before": load,
         "load_after": os.getloadavg(),
     }
@@ -165,8 +167,8 @@ def panel(target: str, space: str, found: LearnedTable, left: float) -> str:
     def at(value: float) -> float:
         return SIDE * value / high
 
-    verdict = found.verdict()
-    facts = f"held out: median error {100 * verdict['median_error']:.1f} %, rank correlation {verdict['spearman']:.3f}"
+    fit = found.fit()
+    facts = f"held out: median error {100 * fit.median_error:.1f} %, rank correlation {fit.spearman:.3f}"
     parts = [
         f'<text x="{x0}" y="22" font-size="15" font-weight="600">{target}, {space}</text>',
         f'<text x="{x0}" y="44" font-size="12">{facts}</text>',

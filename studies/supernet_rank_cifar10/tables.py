@@ -11,7 +11,7 @@ import pandas as pd
 from kdnas import atomic
 from kdnas.core.rank import Estimate, agreement, agreement_gain, mean_agreement
 from kdnas.core.words import counted
-from kdnas.record.run_folder import machine
+from kdnas.record.lock import this_machine
 
 KINDS = ("supernet", "finetune", "scratch")
 """The scores, in the order of a search's rungs."""
@@ -99,7 +99,7 @@ def _markdown(
     lines = [
         f"{len(whole)} students of {whole['macs'].min() / 1e6:.1f} to {whole['macs'].max() / 1e6:.1f} M MACs; "
         f"reference: {setting['reference_epochs']} epochs of {100 * setting['data_fraction']:g} % of the training "
-        f"images from scratch, {repeated}. {machine()['processor']}, one thread a score.",
+        f"images from scratch, {repeated}. {this_machine().processor}, one thread a score.",
         "",
         "| score | Kendall tau with the reference | over params | seconds a score | MACs a score | share of scratch |",
         "|---|---|---|---|---|---|",

@@ -8,6 +8,7 @@ from collections import Counter
 
 import audited_run
 import pytest
+import yaml
 from audited_run import BRIEF, FULL, InProcess
 from synthetic_run import complete, run_of
 from trained_run import study_config
@@ -19,7 +20,7 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.seeds import derive_seed
 from kdnas.errors import ConfigError, RunFolderError
 from kdnas.record.records import Repeat
-from kdnas.record.run_folder import read_lock, write_lock
+from kdnas.record.run_folder import LOCK_FILE
 from kdnas.record.storage import load_run
 from kdnas.training.recipe import Distillation
 from kdnas.workshop.evaluators import Workplan
@@ -192,10 +193,11 @@ def test_what_the_run_rests_on_must_still_be_there(run):
 
 
 def test_a_damaged_space_in_the_lock_file_is_told(run):
-    lock = read_lock(run.folder)
-    del lock["identity"]["space"]["choices"]
-    write_lock(run.folder, lock)
-    with pytest.raises(RunFolderError, match="lock file is damaged"):
+    path = run.folder / LOCK_FILE
+    lock = yaml.safe_load(path.read_text())
+    del lock["space"]["choices"]
+    path.write_text(yaml.safe_dump(lock, sort_keys=False))
+    with pytest.raises(RunFolderError, match="space: the record of the search space has no 'choices'"):
         reopened(run)
 
 

@@ -13,11 +13,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-import yaml
 from synthetic_run import synthetic_run
 
 from kdnas.cli.main import main
 from kdnas.record.front import front, recommended
+from kdnas.record.lock import write_lock
 from kdnas.record.records import RunRecord
 from kdnas.record.storage import Record, load_run, storage_url
 
@@ -25,17 +25,9 @@ from kdnas.record.storage import Record, load_run, storage_url
 def write_run(folder: Path) -> RunRecord:
     """Write the complete trials of a synthetic run as a run folder and return what is read back."""
     run = synthetic_run(folder)
-    lock = {
-        "config": run.config.model_copy(update={"objectives": tuple(o.name for o in run.objectives)}).model_dump(
-            mode="json"
-        ),
-        "quantities": [dataclasses.asdict(quantity) for quantity in run.quantities.values()],
-        "teacher": {**dataclasses.asdict(run.teacher), "notes": list(run.teacher.notes)},
-        "reference_point": dict(run.reference_point),
-        "identity": {},
-        "data": {"class_names": list(run.class_names), **run.lock["data"]},
-    }
-    (folder / "study.lock.yaml").write_text(yaml.safe_dump(lock))
+    config = run.config.model_copy(update={"objectives": tuple(o.name for o in run.objectives)})
+    lock = dataclasses.replace(run.lock, config=config, teacher=run.teacher, reference_point=run.reference_point)
+    write_lock(folder, lock)
     record = Record.create(folder, run.config.name, run.objectives)
     from optuna.samplers import RandomSampler
 

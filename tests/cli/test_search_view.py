@@ -28,6 +28,7 @@ from kdnas.controller.events import (
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
 from kdnas.plan.training import Progress as TrainingProgress
+from kdnas.record.lock import DataDescription
 from kdnas.record.records import Repeat
 from kdnas.study.config import Budget, Rung
 
@@ -100,7 +101,8 @@ def test_a_search_with_rungs_says_how_long_a_score_was_trained_and_what_its_budg
     run = run_of([trial])
     rungs, budget = (Rung(epochs=3, data_fraction=0.5), Rung(epochs=5)), Budget(full_trainings=4)
     config = run.config.model_copy(update={"rungs": rungs, "budget": budget, "data": None})
-    run = dataclasses.replace(run, config=config, lock={"data": {"name": "a table"}, "device": "cpu"})
+    lock = dataclasses.replace(run.lock, data=DataDescription("a table"), device="cpu")
+    run = dataclasses.replace(run, config=config, lock=lock)
     view.observe(Ready(run, False, 2))
     view.observe(TrialEnded(run, trial))
     lines = console.file.getvalue().splitlines()
@@ -169,7 +171,7 @@ def test_nothing_of_the_live_screen_is_cut_at_eighty_columns():
     text = io.StringIO()
     view = LiveView(Console(file=text, width=80, height=24), 3)
     trial = complete(0, 0.9, 50, params=1234, latency_ms=1.5)
-    run = dataclasses.replace(run_of([trial]), lock={"data": {}})
+    run = run_of([trial])
     rungs = (Rung(epochs=3, data_fraction=0.5), Rung(epochs=5))
     run = dataclasses.replace(run, config=run.config.model_copy(update={"rungs": rungs}))
     view.observe(TrialEnded(run, trial))

@@ -22,7 +22,8 @@ from kdnas.controller.runner import Search
 from kdnas.core.measurement import Measurement
 from kdnas.errors import ConfigError, RunFolderError, TeacherError, TrialError
 from kdnas.record.front import front
-from kdnas.record.run_folder import controller_lock, read_lock, write_lock
+from kdnas.record.lock import read_lock, write_lock
+from kdnas.record.run_folder import controller_lock
 from kdnas.record.storage import load_run
 from kdnas.study.loading import load_study
 from kdnas.study.spaces import arch_of
@@ -112,9 +113,9 @@ def test_the_lock_says_what_ran(finished):
         "name": "digits",
         "class_names": [str(digit) for digit in range(10)],
         "input_shape": [1, 8, 8],
-        "training_images": 1079,
-        "validation_images": 359,
-        "test_images": 359,
+        "training_samples": 1079,
+        "validation_samples": 359,
+        "test_samples": 359,
         "channel_mean": 0,
         "channel_std": 0,
     }
@@ -365,7 +366,7 @@ def test_what_was_measured_on_another_device_is_not_continued(tiny_study, tmp_pa
         prepare(tiny_study, folder, costs)
         prepare(tiny_study, folder, costs)
         lock = read_lock(folder)
-        write_lock(folder, {**lock, "device": "cuda"})
+        write_lock(folder, dataclasses.replace(lock, device="cuda"))
         with pytest.raises(RunFolderError, match="device: cuda -> cpu"):
             prepare(tiny_study, folder, costs)
 

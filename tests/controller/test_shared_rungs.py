@@ -9,6 +9,7 @@ import sqlite3
 import pytest
 import sharing
 import tiny
+import yaml
 from audited_run import write_run
 from synthetic_run import complete, run_of
 
@@ -16,11 +17,13 @@ from kdnas.audit.sample import scoring_configs
 from kdnas.cli.main import main
 from kdnas.controller.stopping import full_trainings, spent_by
 from kdnas.core.fidelity import Fidelity
+from kdnas.core.objective import ACCURACY
 from kdnas.errors import ConfigError, RunFolderError
 from kdnas.record.front import comparable, hypervolume_over_time
-from kdnas.record.run_folder import check_identity, identity, read_lock, write_lock
+from kdnas.record.lock import DataDescription, Lock, SupernetRecord, read_lock, refuse_another_study, write_lock
+from kdnas.record.run_folder import LOCK_FILE
 from kdnas.record.storage import load_run
-from kdnas.study.config import Budget, StudyConfig
+from kdnas.study.config import Budget, StudyConfig, SupernetConfig
 from kdnas.study.loading import load_study
 
 SHARED = Fidelity(0, 1.0, "shared")
@@ -166,8 +169,8 @@ def shared_run(**prepared):
         "final": {"epochs": 4},
         "budget": {"trials": 10},
     }
-    facts = {"fingerprint": "f", "epochs": 8, "data_fraction": 0.5, "train_seconds": 100.0, "inherited": None}
-    return dataclasses.replace(run, config=StudyConfig.model_validate(plain), lock={"prepared": {"supernet": facts}})
+    lock = dataclasses.replace(run.lock, supernet=SupernetRecord("f", 8, 0.5, 100.0))
+    return dataclasses.replace(run, config=StudyConfig.model_validate(plain), lock=lock)
 
 
 def test_the_supernets_training_is_counted_and_its_scores_cost_nothing():
@@ -201,11 +204,9 @@ def without_weights(plain):
 def test_a_run_from_before_weights_were_shared_loads_and_goes_on(tmp_path, capsys):
     rungs = [{"epochs": 3}, {"epochs": 30}]
     run = write_run(tmp_path, rungs=rungs, training={"epochs": 30}, trials=6)
-    lock = read_lock(run.folder)
-    assert "weights" in str(lock["identity"])
-    write_lock(run.folder, without_weights(lock))
-    assert "weights" not in str(read_lock(run.folder))
-    assert "evaluator" not in read_lock(run.folder)["config"]["rungs"][0]
+    lock = yaml.safe_load((run.folder / LOCK_FILE).read_text())
+    assert "evaluator" in lock["config"]["rungs"][0]
+    (run.folder / LOCK_FILE).write_text(yaml.safe_dump(without_weights(lock), sort_keys=False))
     table = "trial_user_attributes"
     with sqlite3.connect(run.folder / "study.db") as database:
         for number, value in database.execute(f"select trial_user_attribute_id, value_json from {table}").fetchall():
@@ -226,28 +227,39 @@ def test_a_run_from_before_weights_were_shared_loads_and_goes_on(tmp_path, capsy
 
 def test_other_weights_at_a_rung_are_another_study(tmp_path):
     run = write_run(tmp_path, rungs=[{"epochs": 3}, {"epochs": 30}], training={"epochs": 30}, trials=6)
-    locked = read_lock(run.folder)["identity"]
-    other = {**locked, "rungs": [{**rung, "weights": "shared"} for rung in locked["rungs"]]}
-    check_identity(run.folder, without_weights(locked), locked)
+    plain = run.lock.config.model_dump(mode="json")
+    plain["rungs"][0]["evaluator"] = "finetune"
     with pytest.raises(RunFolderError, match="rungs.0.weights: own -> shared"):
-        check_identity(run.folder, without_weights(locked), other)
+        refuse_another_study(run.folder, read_lock(run.folder), StudyConfig.model_validate(plain), run.lock.space, {})
 
 
-def test_a_study_that_shares_no_weights_keeps_its_identity(tmp_path):
+def locked(folder, study, **shrinking):
+    """Return the lock of `study` as it is read from its file, in which more of `supernet.shrinking` is stated."""
+    write_lock(folder, Lock(study.config, study.space, {}, (ACCURACY,), {}, None, DataDescription()))
+    plain = yaml.safe_load((folder / LOCK_FILE).read_text())
+    if shrinking:
+        plain["config"]["supernet"]["shrinking"] |= shrinking
+    (folder / LOCK_FILE).write_text(yaml.safe_dump(plain, sort_keys=False))
+    return read_lock(folder)
+
+
+def test_a_study_that_shares_no_weights_may_change_what_it_says_of_a_supernet(tmp_path):
     study = load_study(tiny.write(tmp_path))
-    assert "supernet" not in identity(study.config, study.space, {})
-    shared = sharing.load(tmp_path / "tiny")
-    assert identity(shared.config, shared.space, {})["supernet"]["epochs"] == 2
+    supernet = {"supernet": SupernetConfig(epochs=9)}
+    refuse_another_study(tmp_path, locked(tmp_path, study), study.config.model_copy(update=supernet), study.space, {})
+    study = sharing.load(tmp_path / "tiny")
+    with pytest.raises(RunFolderError, match="supernet.epochs: 2 -> 9"):
+        refuse_another_study(
+            tmp_path, locked(tmp_path, study), study.config.model_copy(update=supernet), study.space, {}
+        )
 
 
 def test_a_run_whose_lock_states_the_options_of_every_policy_goes_on(tmp_path):
     """As earlier versions wrote it."""
     tiny.write(tmp_path)
     study = sharing.load(tmp_path / "tiny", "supernet.shrinking.policy=sandwich")
-    now = identity(study.config, study.space, {})
-    section = now["supernet"]
-    stated = {**section["shrinking"], "race_share": 0.16, "patience": 2, "unlock_by": "dimension"}
-    before = {**now, "supernet": {**section, "shrinking": stated}}
-    check_identity(tmp_path, before, now)
+    others = {"race_share": 0.16, "patience": 2, "unlock_by": "dimension"}
+    refuse_another_study(tmp_path, locked(tmp_path, study, **others), study.config, study.space, {})
+    other = locked(tmp_path, study, policy="delayed", **others)
     with pytest.raises(RunFolderError, match="supernet.shrinking.policy: delayed -> sandwich"):
-        check_identity(tmp_path, {**now, "supernet": {**section, "shrinking": {**stated, "policy": "delayed"}}}, now)
+        refuse_another_study(tmp_path, other, study.config, study.space, {})

@@ -1,9 +1,8 @@
 """What every cost keeps."""
 
-import json
-
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from kdnas.core.measurement import Measurement, Price
 from kdnas.core.task import image_classification
@@ -47,7 +46,8 @@ def test_cheap_costs_are_built_with_nothing_and_rise_with_the_price(name):
 @pytest.mark.parametrize("training", [True, False])
 def test_measured_costs_leave_the_module_as_it_was(name, training):
     cost = COSTS.build(name, torch.device("cpu"))
-    calibration = json.loads(json.dumps(cost.calibrate(TASK)))  # it is stored as JSON
+    adapter = TypeAdapter(cost.calibration)  # it is stored as YAML
+    calibration = adapter.validate_python(adapter.dump_python(cost.calibrate(TASK), mode="json"))
     module = student().train(training)
     before = {key: value.clone() for key, value in module.state_dict().items()}
     threads = torch.get_num_threads()

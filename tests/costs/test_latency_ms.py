@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from kdnas.core.measurement import Calibration
 from kdnas.core.task import image_classification
 from kdnas.costs import COSTS
+from kdnas.costs.latency_ms import LatencyCalibration
 from kdnas.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -41,7 +43,7 @@ def measured(slowness, **options):
     cost = COSTS.build("latency_ms", CPU, **options)
     cost.target = FakeTarget(lambda passes: 1.0)
     calibration = cost.calibrate(TASK)
-    assert calibration == {"reference_ms": pytest.approx(2.0)}
+    assert calibration.reference_ms == pytest.approx(2.0)
     cost.target = FakeTarget(slowness)
     return cost.measure(NETWORK, TASK, calibration)
 
@@ -70,7 +72,7 @@ def test_an_unsteady_attempt_is_repeated():
 
 def test_context_and_repeats_follow_the_options():
     cost = COSTS.build("latency_ms", CPU, threads=2, batch_size=3, repeats=7, warmup=1)
-    measurement = cost.measure(NETWORK, TASK, {})
+    measurement = cost.measure(NETWORK, TASK, Calibration())
     assert measurement.repeats == 7
     assert measurement.context.startswith("cpu, 2 threads, batch 3, float32")
 
@@ -91,7 +93,7 @@ def test_threads_are_set_inside_and_restored_even_after_an_error():
 
     before = torch.get_num_threads()
     with pytest.raises(RuntimeError, match="no"):
-        COSTS.build("latency_ms", CPU, threads=2, batch_size=5).measure(Failing(), TASK, {"reference_ms": 1.0})
+        COSTS.build("latency_ms", CPU, threads=2, batch_size=5).measure(Failing(), TASK, LatencyCalibration(1.0))
     assert seen == [(2, True, (5, 3, 8, 8), False)]
     assert torch.get_num_threads() == before
 

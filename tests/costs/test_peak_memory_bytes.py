@@ -1,6 +1,7 @@
 import torch
 from torch import nn
 
+from kdnas.core.measurement import Calibration
 from kdnas.core.task import image_classification
 from kdnas.costs import COSTS
 
@@ -8,7 +9,11 @@ TASK = image_classification((3, 8, 8), 10)
 
 
 def peak(module: nn.Module, batch_size: int = 1) -> float:
-    return COSTS.build("peak_memory_bytes", torch.device("cpu"), batch_size=batch_size).measure(module, TASK, {}).value
+    return (
+        COSTS.build("peak_memory_bytes", torch.device("cpu"), batch_size=batch_size)
+        .measure(module, TASK, Calibration())
+        .value
+    )
 
 
 def chain(inplace: bool) -> nn.Module:
@@ -52,7 +57,7 @@ def test_views_are_not_counted_twice_and_what_is_held_stays():
 
 def test_is_deterministic_and_says_what_it_is():
     cost = COSTS.build("peak_memory_bytes", torch.device("cpu"))
-    first, second = (cost.measure(chain(False), TASK, {}) for _ in range(2))
+    first, second = (cost.measure(chain(False), TASK, Calibration()) for _ in range(2))
     assert first == second
     assert first.spread == 0.0
     assert first.context.startswith("cpu, batch 1, float32; tensor storages")

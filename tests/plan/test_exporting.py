@@ -141,7 +141,7 @@ def test_a_missing_checkpoint_is_refused(run: RunRecord, tmp_path: Path) -> None
 
 
 def test_changed_data_is_refused(run: RunRecord, tmp_path: Path) -> None:
-    run.lock["identity"]["fingerprints"]["data"] = "0000"
+    run = dataclasses.replace(run, lock=dataclasses.replace(run.lock, fingerprints={"data": "0000"}))
     with pytest.raises(DataError, match="content hash"):
         export(run, tmp_path / "out")
 

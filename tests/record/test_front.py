@@ -27,7 +27,7 @@ from kdnas.record.front import (
     recommended,
     rise,
 )
-from kdnas.record.records import TeacherReport
+from kdnas.record.lock import TeacherReport
 
 
 def numbers(members) -> list[int]:

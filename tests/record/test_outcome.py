@@ -46,7 +46,7 @@ def test_one_score_is_enough(scored_search, tmp_path):
 
 
 def test_a_front_whose_retrainings_all_fail_has_failed(scored_search, tmp_path):
-    found = "next(f.frame.f_locals['wanted'] for f in inspect.stack() if 'wanted' in f.frame.f_locals)"
+    found = "next(f.frame.f_locals['job'] for f in inspect.stack() if 'job' in f.frame.f_locals)"
     body = f"import inspect; assert {found}.repeat is None, 'x'; return {{'accuracy': .5}}"
     study = scored_study.write(tmp_path, score=scoring(body))
     code, _, stderr = scored_search(study)

@@ -1,26 +1,14 @@
-"""The run folder: locking, foreign content, the identity check."""
+"""The run folder: locking and foreign content."""
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 
 import pytest
-import yaml
 
 from kdnas.errors import RunFolderError
-from kdnas.record.run_folder import (
-    LOCK_FILE,
-    check_identity,
-    controller_lock,
-    identity,
-    machine,
-    read_lock,
-    write_lock,
-    write_text,
-)
-from kdnas.study.loading import load_study
+from kdnas.record.run_folder import LOCK_FILE, controller_lock, write_text
 
 
 def test_a_new_folder_is_removed_again_when_nothing_was_recorded(tmp_path):
@@ -74,81 +62,9 @@ with controller_lock(Path({str(folder)!r})):
         pass
 
 
-def test_identity_notices_what_changes_a_score_and_nothing_else(tiny_study):
-    study = load_study(tiny_study)
-
-    def of(**changes):
-        config = study.config.model_copy(update=changes)
-        return identity(config, study.space, {"data": "d", "teacher": "t"})
-
-    before = of()
-    budget = study.config.budget.model_copy(update={"trials": 99})
-    check_identity(tiny_study, before, of(budget=budget, device="cpu"))
-    training = study.config.training.model_copy(update={"epochs": 7})
-    with pytest.raises(RunFolderError) as caught:
-        check_identity(tiny_study, before, of(training=training, seed=3))
-    text = str(caught.value)
-    assert "training.epochs: 3 -> 7" in text
-    assert "seed: 0 -> 3" in text
-    other = identity(study.config, study.space, {"data": "other", "teacher": "t"})
-    with pytest.raises(RunFolderError, match="data: its content is not what it was"):
-        check_identity(tiny_study, before, other)
-    was, now = ({"data": {"type": "npz", "path": path}} for path in ("a.npz", "b.npz"))
-    with pytest.raises(RunFolderError, match=r"data\.path: a\.npz -> b\.npz$"):
-        check_identity(tiny_study, before, other, was=was, now=now)
-    smaller = dataclasses.replace(study.space, choices=study.space.choices[:-1])
-    with pytest.raises(RunFolderError, match="space.choices.stage1.skip") as caught:
-        check_identity(tiny_study, before, identity(study.config, smaller, {"data": "d", "teacher": "t"}))
-    assert len(caught.value.problems) == 2  # the folder and the choice: no hash of the space beside it
-
-
-def test_an_emptied_section_is_a_difference(tiny_study):
-    study = load_study(tiny_study)
-    before = identity(study.config, study.space, {"data": "d", "teacher": "t"})
-    assert before["costs"] == {}
-    after = {**before, "costs": {"latency_ms": {}}}
-    with pytest.raises(RunFolderError, match="costs.latency_ms"):
-        check_identity(tiny_study, before, after)
-
-
-@pytest.mark.parametrize("content", ["", "just text", "{identity: 1}", "a: [", "\x00"])
-def test_a_damaged_lock_file_is_named(tmp_path, content):
-    (tmp_path / LOCK_FILE).write_text(content)
-    with pytest.raises(RunFolderError, match=LOCK_FILE):
-        read_lock(tmp_path)
-
-
-def test_a_folder_without_a_lock_is_no_run(tmp_path):
-    with pytest.raises(RunFolderError, match="is not a kdnas run"):
-        read_lock(tmp_path)
-
-
-def test_the_lock_file_round_trips(tmp_path):
-    lock = {"identity": {"a": 1}, "config": {"b": [1, 2]}, "teacher": {}, "reference_point": {"macs": 1e6}}
-    write_lock(tmp_path, lock)
-    assert read_lock(tmp_path) == lock
-    assert yaml.safe_load((tmp_path / LOCK_FILE).read_text()) == lock
-
-
 def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "inside").write_text("")
     with pytest.raises(RunFolderError, match="taken cannot be written"):
         write_text(tmp_path / "taken", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
-
-
-def test_the_machine_is_described():
-    found = machine()
-    assert found["cores"] >= 1
-    assert found["packages"]["torch"][0].isdigit()
-    assert found["packages"]["nni"][0].isdigit()
-
-
-def test_a_run_begun_before_there_were_evaluators_trains_from_scratch(tiny_study):
-    study = load_study(tiny_study)
-    now = identity(study.config, study.space, {"data": "d", "teacher": "t"})
-    old = {key: value for key, value in now.items() if key != "evaluator"}
-    check_identity(tiny_study, old, now)
-    with pytest.raises(RunFolderError, match="evaluator.type: scratch -> table"):
-        check_identity(tiny_study, old, {**now, "evaluator": {"type": "table"}})

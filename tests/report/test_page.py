@@ -444,8 +444,7 @@ def test_a_browser_draws_every_figure_and_sorts_the_table(full, document, tmp_pa
 def test_what_the_data_is_told_for_stands_among_the_reasons_to_doubt():
     run = synthetic_run()
     assert not any(sentence.startswith("The data:") for sentence in trust(run))
-    noted = replace(
-        run, lock={**run.lock, "data": {**run.lock["data"], "notes": ["3 test images are <training> images"]}}
-    )
+    data = replace(run.lock.data, notes=("3 test images are <training> images",))
+    noted = replace(run, lock=replace(run.lock, data=data))
     assert "The data: 3 test images are <training> images." in trust(noted)
     assert "3 test images are &lt;training&gt; images" in page(noted)

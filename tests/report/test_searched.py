@@ -11,7 +11,6 @@ from synthetic_run import complete, run_of
 
 from kdnas.core.arch import Arch
 from kdnas.core.space import Choice, Condition, SearchSpace
-from kdnas.record.run_folder import space_record
 from kdnas.report.parallel import parallel_figure
 from kdnas.report.searched import importance, searched, stuck_at_bounds
 from kdnas.study.config import TuneRange
@@ -42,7 +41,7 @@ def student(number, accuracy, proposed, space=SPACE, tuned=None):
 def run_in(space, trials, **changes):
     run = run_of(trials)
     config = run.config.model_copy(update=changes)
-    return replace(run, config=config, lock={"identity": {"space": space_record(space)}})
+    return replace(run, config=config, lock=replace(run.lock, space=space))
 
 
 def presence_run(*, recorded=True):

@@ -15,6 +15,7 @@ from kdnas.controller.retraining import Retraining
 from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError, TrialError
 from kdnas.record.front import front, rise
+from kdnas.record.lock import DataDescription
 from kdnas.record.records import Control
 from kdnas.record.storage import load_run
 from kdnas.report.summary import control_in_words, still_rising, updates
@@ -138,6 +139,8 @@ def test_what_distillation_adds_is_said():
 
 @pytest.mark.parametrize(("images", "few"), [(1_000, True), (40_000, False)])
 def test_too_few_updates_are_warned_of(images, few):
-    run = dataclasses.replace(run_of([]), lock={"data": {"training_images": images}})
+    run = run_of([])
+    lock = dataclasses.replace(run.lock, data=DataDescription(training_samples=images))
+    run = dataclasses.replace(run, lock=lock)
     assert ("says little" in updates(run)) == few
     assert f"{5 * -(-images // 128):,}" in updates(run) or not few

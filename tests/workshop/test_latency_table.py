@@ -1,28 +1,30 @@
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from pydantic import TypeAdapter
 from scipy.optimize import lsq_linear
 from scipy.stats import kendalltau, spearmanr
 from torch import nn
 
+from kdnas.core.latency_table import LatencyTable
+from kdnas.core.measurement import Calibration
 from kdnas.core.operator import Operator
 from kdnas.core.space import Choice, SearchSpace
 from kdnas.core.task import image_classification
 from kdnas.costs import COSTS
+from kdnas.costs.latency_ms import LatencyCalibration
 from kdnas.errors import RunError
 from kdnas.students import StudentFamily, family_for
 from kdnas.study.spaces import arch_of, load_space
 from kdnas.workshop import latency_table
 from kdnas.workshop.latency_table import (
-    LatencyTable,
     TablePrices,
     designed_sample,
     fitted,
-    in_words,
     learn_latency_table,
     learn_tables,
 )
@@ -110,10 +112,11 @@ def test_the_sample_is_designed():
     assert information(chosen) > max(information(rng.choice(600, 50, replace=False)) for _ in range(20))
 
 
-def test_a_table_survives_json_and_prices_alike():
+def test_a_table_survives_yaml_and_prices_alike():
     everyone = students("cifar_resnet", 60, seed=4)
     table = fitted(everyone, np.array([sum(map(roofline_ms, operators)) for operators in everyone]))
-    again = LatencyTable.from_dict(json.loads(json.dumps(table.as_dict())))
+    adapter = TypeAdapter(LatencyTable)
+    again = adapter.validate_python(yaml.safe_load(yaml.safe_dump(adapter.dump_python(table, mode="json"))))
     assert [again.price(o) for o in everyone] == [table.price(o) for o in everyone]
 
 
@@ -169,16 +172,14 @@ def test_learning_measures_a_sample_and_judges_on_others():
     for student in learned.students:
         depth = sum(v for k, v in student.arch.items if k.endswith(".depth"))
         assert 0.5 + 0.1 * depth < student.latency_ms < 0.5 + 0.1 * (1 + 4 * depth) + 0.1
-    verdict = learned.verdict()
+    fit = learned.fit()
     measured = [student.latency_ms for student in learned.held_out]
     predicted = [student.predicted_ms for student in learned.held_out]
-    assert verdict["median_error"] == pytest.approx(
-        float(np.median(np.abs(np.array(predicted) / np.array(measured) - 1)))
-    )
-    assert verdict["median_error"] < 0.03
-    assert verdict["spearman"] == pytest.approx(spearmanr(measured, predicted).statistic)
-    assert verdict["kendall"] == pytest.approx(kendalltau(measured, predicted).statistic)
-    assert "12 students held out" in in_words(verdict)
+    assert fit.median_error == pytest.approx(float(np.median(np.abs(np.array(predicted) / np.array(measured) - 1))))
+    assert fit.median_error < 0.03
+    assert fit.spearman == pytest.approx(spearmanr(measured, predicted).statistic)
+    assert fit.kendall == pytest.approx(kendalltau(measured, predicted).statistic)
+    assert "12 students held out" in fit.words
 
 
 def test_learning_is_a_function_of_the_seed():
@@ -205,12 +206,12 @@ def test_a_space_of_too_few_students_is_refused():
 def test_a_study_that_asks_for_a_table_gets_it_with_its_calibration(monkeypatch):
     monkeypatch.setattr(latency_table, "SAMPLES", 10)
     space, said = load_space("digits_resnet", Path()), []
-    calibrations = {"latency_ms": {"reference_ms": 1.0}, "peak_memory_bytes": {}}
+    calibrations = {"latency_ms": LatencyCalibration(1.0), "peak_memory_bytes": Calibration()}
     memory = COSTS.build("peak_memory_bytes", torch.device("cpu"))
     for table in (None, "auto"):
         costs = {"latency_ms": counting_cost(table=table), "peak_memory_bytes": memory}
         family = family_for("resnet", TASK)
-        learned = json.loads(json.dumps(learn_tables(costs, space, family, calibrations, seed=3, say=said.append)))
+        learned = learn_tables(costs, space, family, calibrations, seed=3, say=said.append)
         prices = TablePrices(learned, family)
         arch = arch_of(space, space.random(np.random.default_rng(0)), family)
         if table is None:
@@ -219,8 +220,8 @@ def test_a_study_that_asks_for_a_table_gets_it_with_its_calibration(monkeypatch)
             assert not prices.names
         else:
             assert prices.names == {"latency_ms"}
-            table = LatencyTable.from_dict(learned["latency_ms"]["table"])
+            table = learned["latency_ms"].table
             assert prices(arch) == {"latency_ms": pytest.approx(table.price(family.operators(arch)))}
-            assert learned["latency_ms"]["reference_ms"] == 1.0
+            assert learned["latency_ms"].reference_ms == 1.0
             assert 0.5 < prices(arch)["latency_ms"] < 5
             assert any("rank correlation" in line for line in said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from kdnas.controller.events import Note
 from kdnas.controller.preparation import Opened, prepare_study
 from kdnas.controller.runner import Search
 from kdnas.errors import RunFolderError
-from kdnas.record.run_folder import LOCK_FILE, controller_lock, read_lock
+from kdnas.record.lock import read_lock, this_machine
+from kdnas.record.run_folder import LOCK_FILE, controller_lock
 from kdnas.study.loading import load_study
 from kdnas.workshop import numerics
 from kdnas.workshop.jobs import final_job, search_job
@@ -97,55 +99,54 @@ def test_a_score_does_not_depend_on_the_threads_that_its_process_has(locked, stu
 
 
 def test_the_lock_says_what_is_computed_in_and_every_job_too(locked, study, tmp_path):
-    decided = read_lock(locked)["config"]["training"]
-    assert (decided["precision"], decided["threads"]) == (
+    decided = read_lock(locked).config.training
+    assert (decided.precision, decided.threads) == (
         "bfloat16" if numerics.bfloat16_is_native(CPU) else "float32",
         1,
     )
-    assert isinstance(decided["fused_norms"], bool)
-    assert read_lock(locked)["identity"]["training"] == decided
+    assert isinstance(decided.fused_norms, bool)
     with controller_lock(locked):
         opened = prepare(study, locked, "executor.workers=3")
     assert opened.threads == 1  # whatever the number of workers
     arch = opened.evaluator.arch(opened.space.random(np.random.default_rng(0)))
     job = search_job(opened.config, arch, {})
-    assert job.recipe.training.precision == decided["precision"]
+    assert job.recipe.training.precision == decided.precision
     assert opened.workplan.context.config.training == opened.config.training
 
 
 def test_another_machine_keeps_what_is_locked_and_says_what_differs(locked, study, monkeypatch):
-    decided = read_lock(locked)["config"]["training"]
-    other = decided["precision"] == "float32"
+    decided = read_lock(locked).config.training
+    other = decided.precision == "float32"
     monkeypatch.setattr("kdnas.training.numerics.bfloat16_is_native", lambda device: other)
     monkeypatch.setattr(numerics, "bfloat16_is_native", lambda device: other)
-    here = {**numerics.machine(), "processor": "Another 9000"}
-    monkeypatch.setattr(numerics, "machine", lambda: here)
+    here = dataclasses.replace(this_machine(), processor="Another 9000")
+    monkeypatch.setattr(numerics, "this_machine", lambda: here)
     notes: list[str] = []
     with controller_lock(locked):
         opened = prepare(study, locked, notes=notes)
-    assert opened.config.training.precision == decided["precision"]
-    assert any("Another 9000" in note and decided["precision"] in note for note in notes)
+    assert opened.config.training.precision == decided.precision
+    assert any("Another 9000" in note and decided.precision in note for note in notes)
     assert any("emulates bfloat16" in note for note in notes) is not other
-    assert [there["processor"] for there in read_lock(locked)["resumed_on"]] == ["Another 9000"]
+    assert [there.processor for there in read_lock(locked).resumed_on] == ["Another 9000"]
 
 
 @pytest.mark.parametrize("change", ["training.precision={}", "training.threads=2", "executor.threads=2"])
 def test_stating_something_else_is_refused_with_both_values(locked, study, change):
-    decided = read_lock(locked)["config"]["training"]["precision"]
+    decided = read_lock(locked).config.training.precision
     with controller_lock(locked), pytest.raises(RunFolderError) as refused:
         prepare(study, locked, change.format("float32" if decided == "bfloat16" else "bfloat16"))
     assert any("->" in problem.what for problem in refused.value.problems)
-    assert read_lock(locked)["config"]["training"]["precision"] == decided
+    assert read_lock(locked).config.training.precision == decided
 
 
 def test_a_run_from_before_this_was_recorded_goes_on_and_says_so(study, tmp_path):
     folder = tmp_path / "old"
     with controller_lock(folder):
         prepare(study, folder)
-    lock = read_lock(folder)
-    for part in (lock["config"]["training"], lock["identity"]["training"]):
-        part["precision"] = "auto"
-        del part["threads"], part["fused_norms"]
+    lock = yaml.safe_load((folder / LOCK_FILE).read_text())
+    training = lock["config"]["training"]
+    training["precision"] = "auto"
+    del training["threads"], training["fused_norms"]
     (folder / LOCK_FILE).write_text(yaml.safe_dump(lock, sort_keys=False))
     notes: list[str] = []
     for expected in (True, False):
@@ -154,4 +155,4 @@ def test_a_run_from_before_this_was_recorded_goes_on_and_says_so(study, tmp_path
             opened = prepare(study, folder, notes=notes)
         assert any("before kdnas recorded" in note for note in notes) is expected
         assert opened.config.training.threads == 1
-    assert read_lock(folder)["config"]["training"]["precision"] != "auto"
+    assert read_lock(folder).config.training.precision != "auto"

@@ -247,7 +247,7 @@ def _prepared(study: Path):
 
 def test_a_resume_notices_a_teacher_that_answers_otherwise(study: Path) -> None:
     first = _prepared(study)
-    assert len(first.run.lock["teacher_answers"]) == 32
+    assert len(first.run.lock.teacher_answers) == 32
     (study / "scale").write_text("1.00001")  # as another machine rounds
     assert _prepared(study).run.lock == first.run.lock
     (study / "scale").write_text("0.9")

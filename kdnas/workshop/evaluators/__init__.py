@@ -10,15 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
 from kdnas.core.arch import Arch, Scalar
-from kdnas.core.measurement import Measurement
+from kdnas.core.measurement import Calibration, Measurement
 from kdnas.core.objective import Quantity
 from kdnas.core.space import SearchSpace
 from kdnas.errors import ConfigError, Problem, TrialError
+from kdnas.record.lock import Findings, SupernetRecord
 from kdnas.record.records import TrialRecord
 from kdnas.registry import Registry
 from kdnas.study.config import StudyConfig
@@ -48,10 +49,10 @@ class EvaluatorContext:
     data_root: Path
     cache: Path
     device: str
-    calibrations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What the run measured once, by cost: empty until `Evaluator.facts` has said it."""
-    prepared: Mapping[str, Any] = field(default_factory=dict)
-    """What the run's lock file says of its preparation: empty until `Evaluator.prepare` has said it."""
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    """What the run measured once, by cost: empty until `Evaluator.facts` has found it."""
+    supernet: SupernetRecord | None = None
+    """The run's supernet: None until `Evaluator.prepare` has trained it."""
     made_on: MadeOn = field(default_factory=MadeOn)
     """What the run was made on, as far as it has begun."""
     beside: Evaluator | None = None
@@ -75,7 +76,7 @@ class Evaluator(ABC):
     def __init__(self, context: EvaluatorContext):
         self.context = context
         self.calibrations = context.calibrations
-        self.prepared = context.prepared
+        self.supernet = context.supernet
         self.say = context.say
         self.progress: Progress = _silent
 
@@ -118,30 +119,28 @@ class Evaluator(ABC):
         """Return the cheap quantities of `arch`; microseconds."""
 
     @abstractmethod
-    def facts(self) -> dict[str, Any]:
-        """Return what is found out once a run, for its lock file.
+    def facts(self) -> Findings:
+        """Return what is found out once a run. The evaluator uses the calibrations itself from then on.
 
-        `chance` (the accuracy that is worth nothing), `teacher` (a plain TeacherReport, or None), `data` (plain, with
-        `class_names`), and `calibrations` by cost, which it uses itself from then on. Raises InputError where the study
-        cannot be run.
+        Raises InputError where the study cannot be run.
         """
 
     def try_out(self, students: Mapping[str, Arch]) -> None:
         """Raise InputError where one of `students`, by what they are called, cannot be trained as the study says."""
         return
 
-    def calibrate(self, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
+    def calibrate(self, calibrations: Mapping[str, Calibration]) -> None:
         """Measure and price by `calibrations` from now on."""
         self.calibrations = calibrations
 
-    def prepare(self) -> dict[str, Any]:
-        """Do the long work that all scores rest on, and return what came of it, plain, for the lock file.
+    def prepare(self) -> SupernetRecord | None:
+        """Do the long work that all scores rest on, the training of a supernet, and return what came of it.
 
         It is called whenever the controller opens a run, once the lock file is there, so that a work that was stopped
-        is continued; `self.prepared` is what came of it, where it is done. Raises RunFolderError where that is not in
+        is continued; `self.supernet` is what came of it, where it is done. Raises RunFolderError where that is not in
         the run folder any more.
         """
-        return {}
+        return None
 
     def measure(self, arch: Arch) -> dict[str, Measurement]:
         """Return the measured quantities of `arch`, built anew. Raises TrialError where they are no finite numbers."""

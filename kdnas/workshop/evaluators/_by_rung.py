@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from kdnas.core.arch import Arch, Scalar
-from kdnas.core.measurement import Measurement
+from kdnas.core.measurement import Calibration, Measurement
 from kdnas.core.objective import Quantity
 from kdnas.errors import ConfigError, Problem, TrialError
+from kdnas.record.lock import Findings, SupernetRecord
 from kdnas.record.records import TrialRecord
 from kdnas.training.packing import Packing
 from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, Progress, Say
@@ -43,7 +43,7 @@ class ByRung(Evaluator):
     def _member(self, name: str) -> Evaluator:
         if name not in self._members:
             member = self._open_member(dataclasses.replace(self.context, beside=self._leader), name)
-            member.say, member.progress, member.prepared = self.say, self.progress, self.prepared
+            member.say, member.progress, member.supernet = self.say, self.progress, self.supernet
             member.calibrate(self.calibrations)
             self._members[name] = member
         return self._members[name]
@@ -107,26 +107,24 @@ class ByRung(Evaluator):
         """Try the losses of the recipe that all of them share."""
         self._leader.try_out(students)
 
-    def calibrate(self, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
+    def calibrate(self, calibrations: Mapping[str, Calibration]) -> None:
         """Measure and price by `calibrations` from now on."""
         super().calibrate(calibrations)
         for member in self._members.values():
             member.calibrate(calibrations)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Findings:
         """Return what the leader finds out."""
         facts = self._leader.facts()
-        self.calibrate(facts["calibrations"])
+        self.calibrate(facts.calibrations)
         return facts
 
-    def prepare(self) -> dict[str, Any]:
+    def prepare(self) -> SupernetRecord | None:
         """Do the long work of each once: what one has done the next finds there."""
-        found = dict(self.prepared)
         for member in self._members.values():
-            member.prepared = found
-            found |= member.prepare()
-        self.prepared = found
-        return found
+            member.supernet = self.supernet
+            self.supernet = member.prepare() or self.supernet
+        return self.supernet
 
     def measure(self, arch: Arch) -> dict[str, Measurement]:
         """Return the measured quantities of `arch`."""

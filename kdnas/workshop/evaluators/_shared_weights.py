@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -13,6 +12,7 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.seeds import derive_seed
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
 from kdnas.nn.elastic import Supernet
+from kdnas.record.lock import SupernetRecord
 from kdnas.study.config import SupernetConfig
 from kdnas.training.batches import Batches
 from kdnas.training.recipe import Recipe
@@ -29,7 +29,7 @@ from kdnas.workshop.supernets import (
     check_supernet,
     load_supernet,
     save_supernet,
-    saved_facts,
+    saved_supernet,
 )
 
 _BAR = 20
@@ -51,7 +51,7 @@ class SharingEvaluator(TrainingEvaluator):
     def shared(self) -> SharedWeights:
         """The trained supernet. Raises RunFolderError where it is not that of the run's lock file."""
         context, workshop = self.context, self.workshop
-        known = self.prepared.get("supernet")
+        known = self.supernet
         if known is None:
             raise RunFolderError(f"{context.folder} has no trained supernet yet: `kdnas search` trains it")
         return load_supernet(
@@ -62,19 +62,19 @@ class SharingEvaluator(TrainingEvaluator):
             workshop.data,
             self._images(),
             workshop.validation,
-            fingerprint=known["fingerprint"],
+            fingerprint=known.fingerprint,
         )
 
-    def prepare(self) -> dict[str, Any]:
+    def prepare(self) -> SupernetRecord:
         """Train the run's supernet, or continue where that was stopped; check it where it is done."""
-        known = self.prepared.get("supernet")
-        if known is not None:
-            check_supernet(self.context.folder, known["fingerprint"])
-            return dict(self.prepared)
-        if saved_facts(self.context.folder) is None:
+        if self.supernet is not None:
+            check_supernet(self.context.folder, self.supernet.fingerprint)
+            return self.supernet
+        if saved_supernet(self.context.folder) is None:
             self._train_supernet()
-        self.prepared = {"supernet": saved_facts(self.context.folder)}
-        return dict(self.prepared)
+        self.supernet = saved_supernet(self.context.folder)
+        assert self.supernet is not None
+        return self.supernet
 
     def _train_supernet(self) -> None:
         """Train the supernet and write its folder: the weights last. Raises RunError where the training fails."""

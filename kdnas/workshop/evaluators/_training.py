@@ -8,19 +8,19 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from kdnas.core.arch import Arch, Scalar
-from kdnas.core.measurement import Measurement
+from kdnas.core.measurement import Calibration, Measurement
 from kdnas.core.objective import ACCURACY, Quantity, breaches
 from kdnas.core.space import SearchSpace
 from kdnas.errors import RunError, TrialError
 from kdnas.nn.tracing import fvcore_macs, traced_macs
 from kdnas.nn.weights import save_weights
+from kdnas.record.lock import Findings
 from kdnas.record.products import file_sha256
 from kdnas.record.records import TrialRecord
 from kdnas.study.spaces import arch_of
@@ -178,12 +178,12 @@ class TrainingEvaluator(Evaluator):
         """Return the closed-form costs of `arch`, and those that the run's latency table prices."""
         return self.workshop.price(arch) | self._table_prices(arch)
 
-    def calibrate(self, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
+    def calibrate(self, calibrations: Mapping[str, Calibration]) -> None:
         """Measure and price by `calibrations` from now on."""
         super().calibrate(calibrations)
         self._table_prices = TablePrices(calibrations, self.workshop.family)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Findings:
         """Check and measure the teacher, and calibrate the measured costs. Raises TeacherError."""
         workshop = self.workshop
         config, space, say = self.context.config, self.space, self.context.say
@@ -200,17 +200,12 @@ class TrainingEvaluator(Evaluator):
         calibrated = {name: cost.calibrate(workshop.data.task) for name, cost in workshop.measured_costs.items()}
         self.calibrate(learn_tables(workshop.costs, space, workshop.family, calibrated, seed=config.seed, say=say))
         costs = {
-            name: cost.measure(workshop.teacher.module, workshop.data.task, self.calibrations.get(name, {})).value
+            name: cost.measure(workshop.teacher.module, workshop.data.task, self.calibrations[name]).value
             for name, cost in workshop.measured_costs.items()
         }
-        notes = [*teacher.notes, *self._teacher_cache_notes()]
-        plain = {**dataclasses.asdict(teacher), "notes": notes, "values": {**teacher.values, **costs}}
-        return {
-            "chance": workshop.chance(),
-            "teacher": plain,
-            "data": workshop.describe_data(),
-            "calibrations": self.calibrations,
-        }
+        notes = (*teacher.notes, *self._teacher_cache_notes())
+        teacher = dataclasses.replace(teacher, notes=notes, values={**teacher.values, **costs})
+        return Findings(workshop.chance(), workshop.describe_data(), teacher, self.calibrations)
 
     def try_out(self, students: Mapping[str, Arch]) -> None:
         """Try every loss of the recipe on the teacher and these students. Raises ConfigError."""

@@ -17,6 +17,7 @@ from kdnas.core.arch import Arch, Scalar
 from kdnas.core.objective import ACCURACY, Kind, Quantity
 from kdnas.costs import COSTS
 from kdnas.errors import ConfigError, Problem, TrialError
+from kdnas.record.lock import DataDescription, Findings
 from kdnas.user_code import UserCodeFailed, UserFunction, load_user_function
 from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, names, refuse_unmeasurable
 from kdnas.workshop.jobs import Job, Result
@@ -86,10 +87,9 @@ class Module(Evaluator):
         """Return what the user's `price` says."""
         return self._price_of(arch.choices)
 
-    def facts(self) -> dict[str, Any]:
-        """Return the facts of the lock file."""
-        data = {"name": self._name, "class_names": []}
-        return {"chance": self._chance, "teacher": None, "data": data, "calibrations": {}}
+    def facts(self) -> Findings:
+        """Return what the study states."""
+        return Findings(self._chance, DataDescription(self._name))
 
     def __call__(self, job: Job) -> Result:
         """Call the function."""

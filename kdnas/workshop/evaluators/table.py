@@ -19,6 +19,7 @@ from kdnas.core.arch import Arch
 from kdnas.core.objective import ACCURACY, Quantity
 from kdnas.costs import COSTS
 from kdnas.errors import ConfigError, DataError, Problem, TrialError
+from kdnas.record.lock import DataDescription, Findings
 from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, names
 from kdnas.workshop.jobs import Job, Result
 
@@ -135,10 +136,9 @@ class Table(Evaluator):
             if name != ACCURACY.name
         }
 
-    def facts(self) -> dict[str, Any]:
-        """Return the facts of the lock file."""
-        data = {"name": self._path.name, "class_names": [], "rows": len(self._rows)}
-        return {"chance": self._chance, "teacher": None, "data": data, "calibrations": {}}
+    def facts(self) -> Findings:
+        """Return what the study states, and the worst score of the table."""
+        return Findings(self._chance, DataDescription(self._path.name))
 
     def __call__(self, job: Job) -> Result:
         """Look the job's arch up. Raises TrialError where the table has no accuracy after so many epochs."""

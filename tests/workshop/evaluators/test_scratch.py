@@ -63,7 +63,7 @@ def test_a_trial_tells_where_its_time_went(folder):
 
 def test_a_trial_tells_what_slowed_it(folder, tmp_path, monkeypatch):
     config, evaluator = opened(folder, "training.epochs=1")
-    assert "notes" not in result(config, evaluator)
+    assert result(config, evaluator).notes == ()
     monkeypatch.setattr("kdnas.training.step.recorder_for", lambda device: Tape(fail="operation not permitted"))
     monkeypatch.setattr(TeacherCache, "can_write", lambda self, key: False)
     evaluator.teacher_cache = TeacherCache(tmp_path)
@@ -81,7 +81,7 @@ def test_the_number_of_students_at_a_time_is_not_measured_on_a_cpu(folder):
 
 def test_the_teachers_notes_say_what_is_lost_and_what_runs_live(folder):
     def notes(*overrides):
-        return opened(folder, *overrides)[1].facts()["teacher"]["notes"]
+        return opened(folder, *overrides)[1].facts().teacher.notes
 
     assert not any("logits are kept" in note or "every batch" in note for note in notes())
     assert not any("logits are kept" in note for note in notes("distillation.teacher_top_k=10"))
@@ -108,7 +108,7 @@ def test_a_latency_table_prices_in_the_search_and_is_the_same_for_every_worker(f
     facts = evaluator.facts()
     priced = evaluator.price(student(evaluator))["latency_ms"]
     assert priced > 0
-    worker = Workplan(dataclasses.replace(evaluator.context, calibrations=facts["calibrations"]))()
+    worker = Workplan(dataclasses.replace(evaluator.context, calibrations=facts.calibrations))()
     assert worker.price(student(evaluator))["latency_ms"] == priced
     trial = worker(search_job(config, student(evaluator), {}))
     assert trial.values["latency_ms"] == priced

@@ -17,7 +17,8 @@ from kdnas.cli.main import main
 from kdnas.controller.events import Note
 from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError, RunError, RunFolderError, TrialError
-from kdnas.record.run_folder import controller_lock, read_lock, write_lock
+from kdnas.record.lock import read_lock, write_lock
+from kdnas.record.run_folder import controller_lock
 from kdnas.record.storage import distributions, load_run
 from kdnas.report.tables import front_table, trials_table
 from kdnas.training.supernet.shrinking_file import read_shrinking
@@ -133,7 +134,7 @@ def test_a_stopped_training_of_the_supernet_is_continued_to_the_same_weights(stu
     with pytest.raises(KeyboardInterrupt):
         sharing.prepared(study, run, observe=stop)
     assert [path.name for path in (run / "supernet").iterdir()] == ["checkpoint.safetensors"]
-    assert "prepared" not in read_lock(run)
+    assert read_lock(run).supernet is None
     said = []
     continued = sharing.prepared(study, run, observe=said.append)
     shares = [event.text for event in said if isinstance(event, Note) and "supernet" in event.text]
@@ -148,8 +149,7 @@ def test_a_stopped_training_of_the_supernet_is_continued_to_the_same_weights(stu
 def test_a_controller_that_dies_before_the_lock_names_the_weights_does_not_train_again(study, ready, tmp_path):
     shutil.copytree(ready.run.folder, tmp_path / "run")
     lock = read_lock(tmp_path / "run")
-    del lock["prepared"]
-    write_lock(tmp_path / "run", lock)
+    write_lock(tmp_path / "run", dataclasses.replace(lock, supernet=None))
     said = []
     again = sharing.prepared(study, tmp_path / "run", observe=said.append)
     assert not [event for event in said if isinstance(event, Note) and "supernet" in event.text]

@@ -90,8 +90,8 @@ def test_costs_are_cheap_and_the_worst_accuracy_is_worth_nothing(tmp_path):
         "accuracy": "trained",
         "macs": "cheap",
     }
-    assert evaluator.facts()["chance"] == pytest.approx(0.5)
-    assert opened(tmp_path, chance=0.1)[1].facts()["chance"] == 0.1
+    assert evaluator.facts().worst == pytest.approx(0.5)
+    assert opened(tmp_path, chance=0.1)[1].facts().worst == 0.1
 
 
 def test_another_table_is_another_study(tmp_path):
