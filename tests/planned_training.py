@@ -73,8 +73,8 @@ def basis_of(family: str, data: ImageData, folder: Path, *, epochs: int = 5) -> 
         front=(Scored(between.arch_id, 0.74, macs[between]),),
     )
     archs = {network.arch_id: network for network in macs}
-    images = len(opened.share(file.training.data_fraction))
-    return PlanBasis(run, file, data, images, inputs, archs, space)
+    samples = len(opened.share(file.training.data_fraction))
+    return PlanBasis(run, file, data, samples, inputs, archs, space)
 
 
 def stop_at(count: int) -> Callable[[Progress], None]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from kdnas.core.objective import ACCURACY
 from kdnas.report.wording import duration
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ class _PlainLines(TrainingView):
         """Print `progress`."""
         self._clock.take(progress, label)
         left = f", {self._clock.left}" if self._clock.left else ""
-        score = f", {_score(progress)}" if progress.accuracy is not None else ""
+        score = f", {_score(progress)}" if progress.score is not None else ""
         typer.echo(f"{_where(progress, label)}: loss {progress.loss:.4f}{score}{left}")
 
 
@@ -114,7 +113,7 @@ class _Bar(TrainingView):
         if self._clock.take(progress, label):
             self._score = ""
         self._label, self._progress = label, progress
-        if progress.accuracy is not None:
+        if progress.score is not None:
             self._score = f"  {_score(progress)}"
 
     def say(self, line: str) -> None:
@@ -141,8 +140,8 @@ class _Bar(TrainingView):
 
 
 def _score(progress: Progress) -> str:
-    assert progress.accuracy is not None
-    return f"{ACCURACY.name} {ACCURACY.shown(progress.accuracy)}"
+    assert progress.score is not None
+    return f"{progress.quantity.name} {progress.quantity.shown(progress.score)}"
 
 
 def _where(progress: Progress, label: str) -> str:

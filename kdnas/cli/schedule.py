@@ -100,7 +100,7 @@ def command(
     if as_json:
         typer.echo(json.dumps(plan.plain(), indent=2))
         return
-    _tell(plan, path, run)
+    _print(plan, path, run)
 
 
 def _chosen(basis: PlanBasis, route: str) -> TrainingPlan:
@@ -136,7 +136,7 @@ def _measured(basis: PlanBasis, share: float, data_root: Path, device: str | Non
         raise
 
 
-def _tell(plan: TrainingPlan, path: Path, run: Path) -> None:
+def _print(plan: TrainingPlan, path: Path, run: Path) -> None:
     from kdnas.plan.plan_file import DistilStep
     from kdnas.report.wording import scaled
 

@@ -10,7 +10,7 @@ import typer
 
 from kdnas.cli._options import DataRoot, Threads, TrustCode, allow_code, allow_code_of_run
 from kdnas.cli._training_view import training_view
-from kdnas.core.objective import ACCURACY
+from kdnas.core.objective import Quantity
 from kdnas.core.pick import DEFAULT_PICK, PICKS
 from kdnas.core.words import counted
 from kdnas.plugins import own_name
@@ -126,7 +126,7 @@ def command(
         except KeyboardInterrupt:
             typer.echo(f"interrupted; the same command continues in {folder}", err=True)
             raise
-    _tell(result)
+    _print(result, asked.file.task.score)
 
 
 @dataclass(frozen=True)
@@ -200,13 +200,11 @@ def _planned_training(
     return steps, replace(asked, folder=asked.folder.with_name(f"{asked.folder.name}-{steps.route}"))
 
 
-def _tell(result: FullTraining) -> None:
+def _print(result: FullTraining, score: Quantity) -> None:
     if result.already_done:
         typer.echo(f"already done: {result.folder} holds this student, trained for {counted(result.epochs, 'epoch')}")
-    accuracies = (
-        f"validation accuracy {ACCURACY.shown(result.score)}, test accuracy {ACCURACY.shown(result.test_score)}"
-    )
+    scores = f"validation {score.name} {score.shown(result.score)}, test {score.name} {score.shown(result.test_score)}"
     took = f"after {counted(result.epochs, 'epoch')} ({duration(result.train_seconds)} of training)"
-    typer.echo(f"student {result.arch_id}: {accuracies} {took}")
+    typer.echo(f"student {result.arch_id}: {scores} {took}")
     for name in result.files:
         typer.echo(str(result.folder / name))

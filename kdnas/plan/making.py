@@ -76,7 +76,7 @@ class PlanBasis:
     run: RunRecord
     file: TrainFile
     data: ImageData
-    images: int
+    samples: int
     inputs: RouteInputs
     archs: dict[str, Arch]
     space: SearchSpace | None
@@ -100,7 +100,7 @@ def open_basis(run: RunRecord, member: FrontMember, epochs: int | None, *, data_
     file = file if epochs is None else with_epochs(file, epochs)
     if run.teacher is None:
         raise ConfigError(Problem(str(run.folder), "has no teacher on record, which a plan is measured by"))
-    images = len(workshop.share(file.training.data_fraction))
+    samples = len(workshop.share(file.training.data_fraction))
     student = member.trial.arch
     supernet = _supernet_of(run)
     space, why = _space_to_shrink(run, member, data) if supernet is None else (None, "")
@@ -117,7 +117,7 @@ def open_basis(run: RunRecord, member: FrontMember, epochs: int | None, *, data_
         front=tuple(_scored(run, other, data) for other in others),
     )
     archs = {other.trial.arch.arch_id: other.trial.arch for other in (member, *others)}
-    return PlanBasis(run, file, data, images, inputs, archs, space, why, supernet)
+    return PlanBasis(run, file, data, samples, inputs, archs, space, why, supernet)
 
 
 def cut_from_run(run: RunRecord, student: Arch, workshop: Workshop) -> nn.Module:
@@ -152,7 +152,7 @@ def make_plan(basis: PlanBasis, route: Route, why: str) -> TrainingPlan:
         teacher=TeacherSection(
             name=teacher.name,
             fingerprint=file.teacher_fingerprint,
-            accuracy=teacher.score,
+            score=teacher.score,
             macs=teacher.values.get("macs"),
         ),
         data=DataSection(name=basis.data.name, fingerprint=basis.data.fingerprint),
@@ -160,9 +160,9 @@ def make_plan(basis: PlanBasis, route: Route, why: str) -> TrainingPlan:
         supernet=basis.supernet if route == "shrink" else None,
         budget=Budget(
             epochs=inputs.epochs,
-            images=basis.images,
+            samples=basis.samples,
             student_macs=inputs.student.macs,
-            macs=3 * inputs.student.macs * basis.images * inputs.epochs,
+            macs=3 * inputs.student.macs * basis.samples * inputs.epochs,
         ),
         route=route,
         why=why,
@@ -285,61 +285,52 @@ def make_measured_plan(
     hardware = resolve_device(device or brief.file.device)
     brief = dataclasses.replace(brief, file=brief.file.settled(hardware, {}))
     with computing(brief.file.training, hardware):
-        return _best_plan(basis, brief, out, data_root, cache, device, on_progress, say)
+        workshop = open_training(brief.file, data_root=data_root, cache=cache, device=device, say=say)
+        measured = [
+            _measure_route(route, basis, brief, workshop, out, functools.partial(on_progress, route), say)
+            for route in ROUTES
+        ]
+    scores = {item.route: item.score for item in measured if item.score is not None}
+    if not scores:
+        raise RunError(f"no route could be measured{most_often([item.note for item in measured])}")
+    best = min(scores, key=lambda route: basis.inputs.score.minimised(scores[route]))
+    why = (
+        f"best on the {len(workshop.validation)} validation samples with {brief.inputs.epochs} of "
+        f"{basis.inputs.epochs} epochs, one seed each: "
+        + ", ".join(f"{route} {basis.inputs.score.shown(score)}" for route, score in scores.items())
+    )
+    return make_plan(basis, best, why).model_copy(update={"measured": tuple(measured)})
 
 
-def _best_plan(
+def _measure_route(
+    route: Route,
     basis: PlanBasis,
     brief: PlanBasis,
+    workshop: Workshop,
     out: Path,
-    data_root: Path,
-    cache: Path,
-    device: str | None,
-    on_progress: Callable[[Route, Progress], None],
+    on_progress: Callable[[Progress], None],
     say: Callable[[str], None],
-) -> TrainingPlan:
-    """Return the plan of `basis` by the route that did best in trainings as long as `brief`."""
-    workshop = open_training(brief.file, data_root=data_root, cache=cache, device=device, say=say)
-    measured: list[MeasuredRoute] = []
-    for route in ROUTES:
-        epochs = brief.inputs.epochs
-        try:
-            make_plan(basis, route, "")  # a route that the whole budget cannot take is not worth trying
-            plan = make_plan(brief, route, "measured")
-        except ConfigError as error:
-            measured.append(MeasuredRoute(route=route, epochs=epochs, note=str(error)))
-            continue
-        folder = out / f"{epochs}-epochs" / route
-        claim(folder, identity(brief.file, plan))
-        tell = functools.partial(on_progress, route)
-        try:
-            with exclusively(folder / GUARD_FILE, "kdnas schedule"):
-                result = follow(
-                    brief.file,
-                    plan.steps,
-                    workshop,
-                    folder,
-                    budget_macs=plan.budget.macs,
-                    shared=None if plan.supernet is None else cut_from_run(basis.run, basis.file.student, workshop),
-                    on_progress=tell,
-                )
-        except TrialError as error:
-            failed = f"failed: {printable(str(error))}"
-            say(f"{route}: {failed}")
-            measured.append(MeasuredRoute(route=route, epochs=epochs, note=failed))
-            continue
-        say(f"{route}: validation accuracy {100 * result.accuracy:.2f} % with {counted(epochs, 'epoch')}")
-        measured.append(
-            MeasuredRoute(
-                route=route, epochs=epochs, accuracy=result.accuracy, train_seconds=round(result.train_seconds, 3)
+) -> MeasuredRoute:
+    """Return what came of `route` with the budget of `brief`, or why it was not tried; it is taken by `basis`."""
+    epochs, score = brief.inputs.epochs, basis.inputs.score
+    try:
+        make_plan(basis, route, "")  # a route that the whole budget cannot take is not worth trying
+        plan = make_plan(brief, route, "measured")
+    except ConfigError as error:
+        return MeasuredRoute(route=route, epochs=epochs, note=str(error))
+    folder = out / f"{epochs}-epochs" / route
+    claim(folder, identity(brief.file, plan))
+    shared = None if plan.supernet is None else cut_from_run(basis.run, basis.file.student, workshop)
+    budget = plan.budget.macs
+    try:
+        with exclusively(folder / GUARD_FILE, "kdnas schedule"):
+            result = follow(
+                brief.file, plan.steps, workshop, folder, budget_macs=budget, shared=shared, on_progress=on_progress
             )
-        )
-    if all(item.accuracy is None for item in measured):
-        raise RunError(f"no route could be measured{most_often([item.note for item in measured])}")
-    best = max((item for item in measured if item.accuracy is not None), key=lambda item: item.accuracy or 0.0)
-    told = ", ".join(f"{item.route} {100 * item.accuracy:.2f} %" for item in measured if item.accuracy is not None)
-    why = (
-        f"best on the {len(workshop.validation)} validation images with {brief.inputs.epochs} of {basis.inputs.epochs} "
-        f"epochs, one seed each: {told}"
-    )
-    return make_plan(basis, best.route, why).model_copy(update={"measured": tuple(measured)})
+    except TrialError as error:
+        failed = f"failed: {printable(str(error))}"
+        say(f"{route}: {failed}")
+        return MeasuredRoute(route=route, epochs=epochs, note=failed)
+    say(f"{route}: validation {score.name} {score.shown(result.score)} with {counted(epochs, 'epoch')}")
+    seconds = round(result.train_seconds, 3)
+    return MeasuredRoute(route=route, epochs=epochs, score=result.score, train_seconds=seconds)

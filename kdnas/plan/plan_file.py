@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator
+from pydantic import AfterValidator, AliasChoices, Field, PlainSerializer, PlainValidator
 
 from kdnas.core.arch import Arch
 from kdnas.core.route import Route
@@ -25,11 +25,11 @@ from kdnas.errors import ConfigError, InputError, Problem
 from kdnas.plain_yaml import dump_yaml
 from kdnas.plan.train_file import ArchSection, TrainFile
 from kdnas.record.lock import recorded_space
+from kdnas.record.records import scored
 from kdnas.record.run_folder import write_text
 from kdnas.registry import Section, validation_problems
 from kdnas.students import family_for, stated_arch
 from kdnas.study.yaml_lines import YamlDocument, read_yaml
-from kdnas.training.recipe import Fraction
 from kdnas.training.supernet import SupernetSettings
 from kdnas.training.supernet.policies._recorded import Recorded
 from kdnas.training.supernet.subnets import ElasticSpace
@@ -65,8 +65,8 @@ _HEADER = """\
 #             with the student's. `settings` decide which values may be sampled when; what was decided is in `recorded`,
 #             and a plan that has it is followed to the letter. Then the smallest network is cut out and its
 #             batch-norm statistics are estimated anew.
-# The budget, the same for every route, is epochs x images x 3 x student_macs: 3 x MACs for each image that a network is
-# trained on, and 1 x for each one that the supernet's policy measures on. Teachers' forward passes are not counted.
+# The budget, the same for every route, is epochs x samples x 3 x student_macs: 3 x MACs for each sample that a network
+# is trained on, and 1 x for each one that the supernet's policy measures on. Teachers' forward passes are not counted.
 """
 
 
@@ -76,18 +76,27 @@ class StudentSection(ArchSection):
     arch_id: str
 
 
-class TeacherSection(Section):
+class _ScoredSection(Section):
+    """A section with a score, which earlier versions called an accuracy."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _scored(cls, plain: Any) -> Any:
+        return scored(plain) if isinstance(plain, dict) else plain
+
+
+class TeacherSection(_ScoredSection):
     """The study's teacher, whose forward passes the budget does not count."""
 
     name: str
     fingerprint: str = ""
-    accuracy: Fraction | None = None
+    score: float | None = None
     """On the validation split."""
     macs: float | None = None
 
 
 class DataSection(Section):
-    """What the images are."""
+    """What the samples are."""
 
     name: str
     fingerprint: str
@@ -98,11 +107,11 @@ class Budget(Section):
 
     epochs: Annotated[int, Field(ge=1, le=100_000)]
     """Of the student."""
-    images: Count
-    """Trained on in an epoch."""
+    samples: Annotated[int, Field(ge=1, validation_alias=AliasChoices("samples", "images"))]
+    """Trained on in an epoch; earlier versions said images."""
     student_macs: Count
     macs: Count
-    """Multiply-accumulates: 3 x student_macs x images x epochs."""
+    """Multiply-accumulates: 3 x student_macs x samples x epochs."""
 
 
 class SupernetSection(Section):
@@ -113,13 +122,13 @@ class SupernetSection(Section):
     """Multiply-accumulates of its training, counted as the budget is."""
 
 
-class MeasuredRoute(Section):
-    """A route tried with a part of the budget. `accuracy` is on the validation split, None where it was not tried."""
+class MeasuredRoute(_ScoredSection):
+    """A route tried with a part of the budget. `score` is on the validation split, None where it was not tried."""
 
     route: Route
     epochs: int
     """Of the student: what the whole route might spend."""
-    accuracy: Fraction | None = None
+    score: float | None = None
     train_seconds: float = 0.0
     note: str = ""
 
@@ -367,9 +376,9 @@ def _student(plan: TrainingPlan, task: TaskSpec) -> tuple[Arch | None, list[Prob
         problems.append(Problem("student.arch_id", what))
     if macs != budget.student_macs:
         problems.append(Problem("budget.student_macs", f"is {budget.student_macs}", str(macs)))
-    whole = 3 * budget.student_macs * budget.images * budget.epochs
+    whole = 3 * budget.student_macs * budget.samples * budget.epochs
     if whole != budget.macs:
-        what = f"is {budget.macs}, not 3 x student_macs x images x epochs"
+        what = f"is {budget.macs}, not 3 x student_macs x samples x epochs"
         problems.append(Problem("budget.macs", what, str(whole)))
     return arch, problems
 
@@ -405,7 +414,7 @@ def distil_share(epochs: int, macs: int, plan: TrainingPlan) -> float:
 
 def _supernet_problems(where: str, step: SupernetStep, plan: TrainingPlan, task: TaskSpec) -> list[Problem]:
     if step.settings.resolutions:
-        return [Problem(f"{where}.settings.resolutions", "a plan keeps the size of the data's images", "[]")]
+        return [Problem(f"{where}.settings.resolutions", "a plan keeps the size of the data's samples", "[]")]
     recorded = step.recorded
     if recorded is None:
         return []

@@ -16,7 +16,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from kdnas.core.objective import Quantity
 from kdnas.core.seeds import derive_seed
 from kdnas.core.shrinking import ShrinkingRecord
 from kdnas.core.words import counted
@@ -59,6 +60,7 @@ from kdnas.plan.training_ground import open_training
 from kdnas.plugins import code_fingerprints
 from kdnas.record.lock import fingerprint
 from kdnas.record.products import file_sha256, loss_of
+from kdnas.record.records import scored
 from kdnas.record.run_folder import exclusively, write_text
 from kdnas.study.config import ExportConfig
 from kdnas.training.evaluation import evaluate
@@ -115,11 +117,11 @@ def train_fully(
         if plan is None:
             length = counted(file.training.epochs, "epoch")
         else:
-            check_images(plan, workshop)
+            check_samples(plan, workshop)
             write_plan(out / PLAN_FILE, plan)
             length = f"{counted(len(plan.steps), 'step')} worth {counted(plan.budget.epochs, 'epoch')}"
         say(
-            f"student {file.arch_id} of {file.name}: {length} on {len(workshop.train):,} images, "
+            f"student {file.arch_id} of {file.name}: {length} on {len(workshop.train):,} samples, "
             f"{len(workshop.validation):,} held out, on {workshop.device}{_computed(file)}"
         )
         weights = out / _WEIGHTS_FILE
@@ -157,11 +159,11 @@ def identity(file: TrainFile, plan: TrainingPlan | None = None) -> dict[str, Any
     return plain
 
 
-def check_images(plan: TrainingPlan, workshop: Workshop) -> None:
-    """Raise ConfigError when the budget of `plan` was counted for another number of training images."""
-    if plan.budget.images != len(workshop.train):
-        what = f"is {plan.budget.images}, but {len(workshop.train)} images are trained on: write the plan anew"
-        raise ConfigError(Problem("budget.images", what))
+def check_samples(plan: TrainingPlan, workshop: Workshop) -> None:
+    """Raise ConfigError when the budget of `plan` was counted for another number of training samples."""
+    if plan.budget.samples != len(workshop.train):
+        what = f"is {plan.budget.samples}, but {len(workshop.train)} samples are trained on: write the plan anew"
+        raise ConfigError(Problem("budget.samples", what))
 
 
 def _follow(
@@ -205,8 +207,8 @@ def _finish(
     formats: Sequence[str],
     say: Callable[[str], None],
 ) -> FullTraining:
-    test_accuracy = workshop.test_score(trained.network)
-    card = _card(file, plan, workshop, trained, test_accuracy)
+    test_score = workshop.test_score(trained.network)
+    card = _card(file, plan, workshop, trained, test_score)
     student = assemble(file, trained.network, workshop.data, card=card)
     written = write_formats(student, formats, out, say=say)
     sha256 = {str(path.relative_to(out.resolve())): file_sha256(path) for path in written}
@@ -214,8 +216,8 @@ def _finish(
         folder=out,
         arch_id=file.arch_id,
         epochs=file.training.epochs,
-        score=trained.accuracy,
-        test_score=test_accuracy,
+        score=trained.score,
+        test_score=test_score,
         train_seconds=trained.train_seconds,
         files=tuple(sha256),
         formats=tuple(formats),
@@ -229,10 +231,10 @@ def _finish(
 
 
 def _card(
-    file: TrainFile, plan: TrainingPlan | None, workshop: Workshop, trained: StepResult, test_accuracy: float
+    file: TrainFile, plan: TrainingPlan | None, workshop: Workshop, trained: StepResult, test_score: float
 ) -> dict[str, Any]:
     data, teacher = workshop.data, workshop.teacher
-    limits = ["Its accuracy is that of one training; how far another one would differ was not measured."]
+    limits = [f"Its {data.task.score.name} is that of one training; how far another one would differ was not measured."]
     if plan is not None:
         limits.append(
             f"It was trained by the route `{plan.route}`: the steps of plan.yaml, together worth the epochs "
@@ -244,8 +246,8 @@ def _card(
         "trial": file.provenance.trial,
         "made_by": f"kdnas {__version__}",
         "accuracy": {
-            "validation": {"mean": trained.accuracy, "ci95": None, "trainings": 1},
-            "test": {"mean": test_accuracy, "ci95": None, "trainings": 1},
+            "validation": {"mean": trained.score, "ci95": None, "trainings": 1},
+            "test": {"mean": test_score, "ci95": None, "trainings": 1},
         },
         "weights": {
             "seed": file.seed,
@@ -266,12 +268,13 @@ def _card(
 STEP_FILE = "step.json"
 WEIGHTS_FILE = "weights.safetensors"
 _EVALUATION_SHARE = 0.1
-"""At most about this share of the training time goes into looking at the validation accuracy on the way."""
+"""At most about this share of the training time goes into looking at the validation score on the way."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """News of a training. `done` of the whole is a share in [0, 1]; `accuracy` is on the validation split, where known.
+    """News of a training. `done` of the whole is a share in [0, 1]; `score` is on the validation split, where known,
+    of the `quantity` that the task is scored by.
 
     `step` counts from 1, of `steps`; `at` says where in the step this is: "epoch 3/20".
     """
@@ -282,19 +285,20 @@ class Progress:
     at: str
     done: float
     loss: float
-    accuracy: float | None
+    score: float | None
+    quantity: Quantity
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """A finished step: the network that it gives, in eval mode, and its accuracy on the validation split.
+    """A finished step: the network that it gives, in eval mode, and its score on the validation split.
 
-    The accuracy is computed in float32, as exported students are used, whatever the training's precision is.
+    The score is computed in float32, as exported students are used, whatever the training's precision is.
     `shrinking` has the stages of a supernet as they went; `train_seconds` include what came before a resume.
     """
 
     network: nn.Module
-    accuracy: float
+    score: float
     train_seconds: float
     shrinking: ShrinkingRecord | None = None
 
@@ -420,7 +424,7 @@ class _Work:
 
     @property
     def view_seed(self) -> int:
-        """What draws the images' views: other ones in each step."""
+        """What draws the samples' views: other ones in each step."""
         return derive_seed(self.file.seed, "full views", *([self.index] if self.index else []))
 
     def tell(self, tick: Tick) -> None:
@@ -432,7 +436,8 @@ class _Work:
         """Tell `on_progress` that the share `done` of the step is."""
         begins, share = self.part
         whole = begins + share * min(done, 1.0)
-        self.on_progress(Progress(self.index + 1, self.steps, self.name, at, whole, loss, seen))
+        score = self.workshop.data.task.score
+        self.on_progress(Progress(self.index + 1, self.steps, self.name, at, whole, loss, seen, score))
 
     def finish(self, step: Step, result: StepResult) -> None:
         """Write what the step gave into its folder, and that it is finished."""
@@ -441,7 +446,7 @@ class _Work:
             write_shrinking(self.folder / SHRINKING_FILE, result.shrinking)
         plain = {
             "name": step.name,
-            "accuracy": result.accuracy,
+            "score": result.score,
             "train_seconds": result.train_seconds,
             "sha256": file_sha256(self.folder / WEIGHTS_FILE),
         }
@@ -456,20 +461,20 @@ class _Work:
         arch = step.network(self.workshop.data.task)
         network = self.workshop.family.build(arch)
         try:
-            plain: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            plain = scored(json.loads(path.read_text(encoding="utf-8")))
             if loss := loss_of(self.folder / WEIGHTS_FILE, plain.get("sha256", "")):
                 raise ValueError(f"{WEIGHTS_FILE} {loss.words}")
             network.load_state_dict(safetensors.torch.load_file(self.folder / WEIGHTS_FILE))
             recorded = read_shrinking(self.folder) if isinstance(step, SupernetStep) else None
             network.to(self.workshop.device).eval()
-            return StepResult(network, float(plain["accuracy"]), float(plain["train_seconds"]), recorded)
+            return StepResult(network, float(plain["score"]), float(plain["train_seconds"]), recorded)
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
             first = str(error).partition("\n")[0]
             raise RunFolderError(f"{self.folder} is damaged ({first}); remove it to repeat the step") from error
 
 
 class _Watch:
-    """Called at each epoch's end: looks at the validation accuracy now and then, and keeps history.csv."""
+    """Called at each epoch's end: looks at the validation score now and then, and keeps history.csv."""
 
     def __init__(self, work: _Work, step: DistilStep, module: nn.Module):
         self._work = work

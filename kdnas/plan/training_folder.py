@@ -76,7 +76,7 @@ def claim(out: Path, settings: Mapping[str, Any]) -> None:
         return
     if not isinstance(locked, dict):
         raise RunFolderError(f"{lock} is damaged: it holds no settings; choose another --out")
-    locked = {"plan" if key == "schedule" else key: value for key, value in locked.items()}  # its earlier name
+    locked = _by_todays_names(locked)
     if isinstance(locked.get("training"), dict):
         locked = {**locked, "training": recorded_numerics(locked["training"], settings.get("training", {}))}
     before, after = leaves(locked), leaves(settings)
@@ -88,6 +88,15 @@ def claim(out: Path, settings: Mapping[str, Any]) -> None:
                 *(Problem(key, f"{brief(before.get(key))} -> {brief(after.get(key))}") for key in changed),
             ]
         )
+
+
+def _by_todays_names(locked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plain lock with the plan, and the samples of its budget, by the names that they have now."""
+    plain = {"plan" if key == "schedule" else key: value for key, value in locked.items()}
+    if isinstance(plan := plain.get("plan"), dict) and isinstance(plan.get("budget"), dict):
+        budget = {"samples" if key == "images" else key: value for key, value in plan["budget"].items()}
+        plain["plan"] = {**plan, "budget": budget}
+    return plain
 
 
 def locked_training(out: Path) -> dict[str, Any]:

@@ -45,10 +45,10 @@ def draw_plans(plans: Sequence[FoundPlan]) -> list[list[Figure]]:
     figures: list[list[Figure]] = []
     numbers = itertools.count(1)
     for found in plans:
-        accuracy = None if found.plan is None else found.plan.teacher.accuracy
+        score = None if found.plan is None else found.plan.teacher.score
         figures.append(
             [
-                unlocking_figure(recorded, ladders, name=f"plan-{next(numbers)}", teacher=accuracy)
+                unlocking_figure(recorded, ladders, name=f"plan-{next(numbers)}", teacher=score)
                 for _, recorded, ladders in found.recorded
                 if recorded.stages
             ]
@@ -146,15 +146,15 @@ def _plans(paths: Iterable[Path]) -> Iterator[FoundPlan]:
 
 
 def _title(plan: TrainingPlan, where: Path) -> str:
-    what = "Training" if where.parent.name else "The plan to follow"
-    return f"{what} of student {plan.student.arch_id}, route {plan.route}: {where}"
+    what = "Training of student" if where.parent.name else "The plan to follow for student"
+    return f"{what} {plan.student.arch_id}, route {plan.route}: {where}"
 
 
 def _plan_html(plan: TrainingPlan, run: RunRecord) -> str:
     budget = plan.budget
     lead = (
         f"Chosen because: {plan.why}. Budget: the work of {counted(budget.epochs, 'epoch')} of the student on "
-        f"{budget.images:,} images, {scaled(budget.macs).strip()} multiply-accumulates; teachers’ forward passes are "
+        f"{budget.samples:,} samples, {scaled(budget.macs).strip()} multiply-accumulates; teachers’ forward passes are "
         "not counted."
     )
     if plan.supernet is not None:
@@ -165,8 +165,8 @@ def _plan_html(plan: TrainingPlan, run: RunRecord) -> str:
         [
             item.route,
             str(item.epochs),
-            shown(run.score, item.accuracy),
-            duration(item.train_seconds) if item.accuracy is not None else "–",
+            shown(run.score, item.score),
+            duration(item.train_seconds) if item.score is not None else "–",
             item.note or "–",
         ]
         for item in plan.measured

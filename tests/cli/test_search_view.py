@@ -27,6 +27,7 @@ from kdnas.controller.events import (
 )
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
+from kdnas.core.objective import ACCURACY
 from kdnas.plan.training import Progress as TrainingProgress
 from kdnas.record.lock import DataDescription
 from kdnas.record.records import Repeat
@@ -207,9 +208,9 @@ def test_a_training_says_what_its_times_are_and_lines_stand_above_the_bar():
     bar._clock._read, bar._clock._opened = clock, 0.0
     assert "preparing, 0.0 s elapsed" in rendered(bar)
     clock.now = 100.0
-    bar(TrainingProgress(1, 1, "student", "epoch 1/10", 0.1, 0.5, None))
+    bar(TrainingProgress(1, 1, "student", "epoch 1/10", 0.1, 0.5, None, ACCURACY))
     clock.now = 110.0
-    bar(TrainingProgress(1, 1, "student", "epoch 2/10", 0.2, 0.4, 0.91))
+    bar(TrainingProgress(1, 1, "student", "epoch 2/10", 0.2, 0.4, 0.91, ACCURACY))
     shown = rendered(bar)
     assert "epoch 2/10  loss 0.4000  accuracy 91.00 %" in shown
     assert "20% 1 min 50 s elapsed, 1 min 20 s left" in shown
@@ -219,7 +220,7 @@ def test_a_training_says_what_its_times_are_and_lines_stand_above_the_bar():
 
 def test_a_quiet_training_keeps_standard_output_to_itself(capsys):
     with training_view(quiet=True) as view:
-        view(TrainingProgress(1, 1, "student", "epoch 1/10", 0.1, 0.5, None))
+        view(TrainingProgress(1, 1, "student", "epoch 1/10", 0.1, 0.5, None, ACCURACY))
         view.say("a line")
     assert capsys.readouterr() == ("", "a line\n")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_shrinking_leaves_a_student_and_the_stages_as_they_went(shrunk, bases):
     assert 1.0 <= sum(finished.spent for finished in recorded.stages) < 1.2
     steps = [json.loads((result.folder / name / "step.json").read_text()) for name in ("1-supernet", "2-student")]
     assert result.train_seconds == pytest.approx(sum(step["train_seconds"] for step in steps))
-    assert steps[1]["accuracy"] == result.score
+    assert steps[1]["score"] == result.score
     assert not list(result.folder.rglob("checkpoint.safetensors"))
     assert {(item.step, item.steps, item.name) for item in news} == {(1, 2, "supernet"), (2, 2, "student")}
     done = [item.done for item in news]
@@ -181,10 +182,24 @@ def test_another_plan_in_the_folder_is_refused(shrunk, bases):
     assert [problem.where for problem in caught.value.problems][1:] == ["plan.steps.0.recorded"]
 
 
-def test_a_budget_counted_for_other_images_is_refused(bases, tmp_path):
+def test_a_training_of_an_earlier_version_is_known(shrunk, bases, tmp_path):
+    """Its lock said schedule for plan and images for samples, its results accuracy for score."""
+    folder = shutil.copytree(shrunk[0].folder, tmp_path / "earlier")
+    names = [("training.lock.yaml", "plan:", "schedule:"), ("training.lock.yaml", "samples:", "images:")]
+    for name, now, then in [*names, ("2-student/step.json", '"score"', '"accuracy"')]:
+        text = (folder / name).read_text()
+        assert now in text
+        (folder / name).write_text(text.replace(now, then))
+    assert train(bases["resnet"], "shrink", folder).already_done
+    (folder / "result.json").unlink()
+    again = train(bases["resnet"], "shrink", folder)  # its steps are finished
+    assert (again.score, again.test_score) == (shrunk[0].score, shrunk[0].test_score)
+
+
+def test_a_budget_counted_for_other_samples_is_refused(bases, tmp_path):
     plan = make_plan(bases["resnet"], "direct", "so")
-    budget = plan.budget.model_copy(update={"images": 3})
-    with pytest.raises(ConfigError, match="images are trained on: write the plan anew"):
+    budget = plan.budget.model_copy(update={"samples": 3})
+    with pytest.raises(ConfigError, match="samples are trained on: write the plan anew"):
         train(bases["resnet"], "direct", tmp_path, plan=plan.model_copy(update={"budget": budget}))
 
 
@@ -215,7 +230,7 @@ def test_every_route_is_measured_once(bases, tmp_path, kdnas_cache, monkeypatch)
     by_route = {item.route: item for item in plan.measured}
     assert set(by_route) == {"direct", "shrink", "assistants"}
     assert all(item.epochs == 2 for item in plan.measured)
-    scores = {route: item.accuracy for route, item in by_route.items() if item.accuracy is not None}
+    scores = {route: item.score for route, item in by_route.items() if item.score is not None}
     assert {"direct", "shrink"} <= set(scores)
     assert plan.route == max(scores, key=lambda route: scores[route])
     assert plan.budget.epochs == 20

@@ -57,7 +57,7 @@ def test_it_trains_and_leaves_the_student(whole: tuple[FullTraining, list[Progre
     result, reports = whole
     assert [report.at for report in reports] == [at(epoch) for epoch in range(1, EPOCHS + 1)]
     assert [report.done for report in reports] == pytest.approx([epoch / EPOCHS for epoch in range(1, EPOCHS + 1)])
-    assert reports[0].accuracy is not None
+    assert reports[0].score is not None
     assert reports[-1].loss < reports[0].loss
     assert result.score > 0.3  # chance is 0.1
     assert {
@@ -66,7 +66,7 @@ def test_it_trains_and_leaves_the_student(whole: tuple[FullTraining, list[Progre
     } == set(result.files)
     assert not (result.folder / "checkpoint.safetensors").exists()
     assert [row["epoch"] for row in history(result.folder)] == [str(epoch) for epoch in range(1, EPOCHS + 1)]
-    assert json.loads((result.folder / "result.json").read_text())["test_accuracy"] == result.test_score
+    assert json.loads((result.folder / "result.json").read_text())["test_score"] == result.test_score
 
 
 def test_the_accuracies_are_those_of_the_written_weights(

@@ -19,6 +19,7 @@ from kdnas.core.shrinking import Check, FinishedStage, ShrinkingRecord, Stage
 from kdnas.errors import ConfigError
 from kdnas.plan.making import PlanBasis, make_plan
 from kdnas.plan.plan_file import (
+    MeasuredRoute,
     SupernetSection,
     SupernetStep,
     TrainingPlan,
@@ -77,12 +78,12 @@ def test_every_route_spends_the_same_budget(bases):
         macs = basis.inputs.student.macs
         for route in ("direct", "shrink", "assistants"):
             plan = make_plan(basis, route, "so")
-            assert plan.budget.macs == 3 * macs * basis.images * 20
+            assert plan.budget.macs == 3 * macs * basis.samples * 20
             total = sum(step.share for step in plan.steps)
             assert 1.0 - 1.0 / 20 <= total <= 1.0 + 1e-5, route
             assert plan.steps[-1].name == "student"
         shrink = make_plan(basis, "shrink", "so")
-        tuning = shrink.steps[1].epochs * 3 * macs * basis.images
+        tuning = shrink.steps[1].epochs * 3 * macs * basis.samples
         assert shrink.steps[0].budget(shrink.budget.macs) + tuning == pytest.approx(shrink.budget.macs, rel=1e-6)
 
 
@@ -187,7 +188,7 @@ def set_in(*path: Any) -> Edit:
         ("direct", set_in("student", "choices", "stage1.width", 8), "student.arch_id", "one was edited"),
         ("direct", set_in("student", "family", "rasnet"), "student.family", "did you mean 'resnet'"),
         ("direct", set_in("budget", "student_macs", 1), "budget.student_macs", "is 1"),
-        ("direct", set_in("budget", "macs", 1), "budget.macs", "not 3 x student_macs x images x epochs"),
+        ("direct", set_in("budget", "macs", 1), "budget.macs", "not 3 x student_macs x samples x epochs"),
         ("recorded", set_in("steps", 0, "recorded", "stages", 1, "first_step", None), None, None),
         ("recorded", set_in("steps", 0, "recorded", "policy", {}), None, None),
         ("recorded", set_in("steps", 0, "recorded", "budget_macs", 1), "steps.0.recorded.budget_macs", "share is"),
@@ -229,11 +230,15 @@ def test_damaged_stages_are_told_with_their_place(bases, tmp_path, edit, told):
 
 
 def test_a_plan_of_an_earlier_version_is_read(bases, tmp_path):
-    """It was called schedule.yaml then, and a training schedule inside."""
+    """It was called schedule.yaml then, and a training schedule inside; scores were accuracies, samples images."""
     plan = recorded(make_plan(bases["resnet"], "shrink", "so"))
+    plan = plan.model_copy(update={"measured": (MeasuredRoute(route="direct", epochs=2, score=0.5),)})
     write_plan(tmp_path / "schedule.yaml", plan)
     text = (tmp_path / "schedule.yaml").read_text()
-    (tmp_path / "schedule.yaml").write_text(text.replace("kdnas training plan 1", "kdnas training schedule 1"))
+    for now, then in (("training plan 1", "training schedule 1"), ("samples:", "images:"), (" score:", " accuracy:")):
+        assert now in text
+        text = text.replace(now, then)
+    (tmp_path / "schedule.yaml").write_text(text)
     assert find_plan(tmp_path) == tmp_path / "schedule.yaml"
     assert load_plan(find_plan(tmp_path))[0] == plan
     write_plan(tmp_path / "plan.yaml", plan)

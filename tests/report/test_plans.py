@@ -169,13 +169,13 @@ def plan(route: Route, recorded: ShrinkingRecord | None) -> TrainingPlan:
     made = TrainingPlan(
         study="synthetic",
         student=StudentSection(arch_id="0123456789ab", **arch),
-        teacher=TeacherSection(name="teacher", accuracy=0.9),
+        teacher=TeacherSection(name="teacher", score=0.9),
         data=DataSection(name="digits", fingerprint="d"),
-        budget=Budget(epochs=10, images=100, student_macs=1000, macs=3_000_000),
+        budget=Budget(epochs=10, samples=100, student_macs=1000, macs=3_000_000),
         route=route,
         why="<b>measured</b>",
         measured=(
-            MeasuredRoute(route="direct", epochs=2, accuracy=0.5, train_seconds=3.0),
+            MeasuredRoute(route="direct", epochs=2, score=0.5, train_seconds=3.0),
             MeasuredRoute(route="assistants", epochs=2, note="no network between"),
         ),
         steps=steps,
@@ -200,7 +200,7 @@ def test_the_page_has_every_plan_of_the_run(folder):
     assert '<figure id="plan-2" class=wide>' in document
     assert 'id="data-plan-2"' in document
     assert "The run’s supernet: supernet/shrinking.yaml" in document
-    assert "The plan to follow of student 0123456789ab, route shrink: plan.yaml" in document
+    assert "The plan to follow for student 0123456789ab, route shrink: plan.yaml" in document
     assert "training/0123456789ab-shrink/plan.yaml" in document
     assert "&lt;b&gt;measured&lt;/b&gt;" in document
     assert "<b>measured</b>" not in document
