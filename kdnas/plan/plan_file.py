@@ -24,8 +24,7 @@ from kdnas.core.task import TaskSpec
 from kdnas.errors import ConfigError, InputError, Problem
 from kdnas.plain_yaml import dump_yaml
 from kdnas.plan.train_file import ArchSection, TrainFile
-from kdnas.record.lock import recorded_space
-from kdnas.record.records import scored
+from kdnas.record.lock import recorded_space, scored
 from kdnas.record.run_folder import write_text
 from kdnas.registry import Section, validation_problems
 from kdnas.students import family_for, stated_arch
