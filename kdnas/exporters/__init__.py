@@ -14,6 +14,7 @@ from torch import nn
 from kdnas.core.arch import Arch
 from kdnas.core.preprocessing import Preprocessing, TextPreprocessing
 from kdnas.core.task import TaskSpec
+from kdnas.nn.origin import Cut
 from kdnas.registry import Registry
 
 
@@ -28,13 +29,18 @@ class TrainedStudent:
     network: nn.Module
     """What is inside it, behind the normalisation: its weights are the student's."""
     source: str | None
-    """Python that needs no kdnas and defines `build_student()`, which returns `network` with other weights."""
+    """Python that needs no kdnas and defines `build_student()`, which returns `network` with other weights.
+
+    None where there is only what `cut` tells.
+    """
     preprocessing: Preprocessing | TextPreprocessing
     """From a picture file or a text to what `network` takes."""
     recipe: Mapping[str, Any]
     """The whole of train.yaml."""
     card: Mapping[str, Any]
     """The measured numbers of the model card."""
+    cut: Cut | None = None
+    """What `network` was cut from; None where it is a family's own."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import runpy
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from kdnas.core.task import Input
 from kdnas.errors import ExportError
 from kdnas.exporters import TrainedStudent, Written
 from kdnas.exporters._alone import run_alone
-from kdnas.exporters._predict import check_predict, write_predict, write_preprocessing
+from kdnas.exporters._predict import LOADERS, check_predict, write_predict, write_preprocessing
 from kdnas.exporters._probe import probe_inputs, reference_logits
 from kdnas.exporters._weights import WEIGHTS, write_weights
+from kdnas.nn.origin import CODE_FOLDER, cut_source
 from kdnas.nn.tracing import parameter_count
 
 FILE = "student.py"
@@ -133,27 +135,41 @@ def write_code(student: TrainedStudent, folder: Path) -> Written:
     """
     weights, path = write_weights(student, folder), folder / FILE
     path.write_text(script(student), encoding="utf-8")
+    users = _write_users_files(student, folder)
     _check_alone(student, path)
     names = write_predict(student, folder)
-    check_predict(student, folder, FILE)
-    return Written((FILE, weights.name, *names))
+    check_predict(student, folder, LOADERS[FILE])
+    return Written((FILE, weights.name, *users, *names))
 
 
 def write_beside_weights(student: TrainedStudent, folder: Path, *files: str) -> Written:
     """Write beside the weights `files` the code that runs them, or, where there is none, how they are fed alone.
 
-    The code is compared in this process, which takes a hundredth of the time of one of its own.
+    The code is compared in this process, which takes a hundredth of the time of one of its own; a user's is not.
     """
     path = folder / FILE
-    if not path.exists():  # else another format of this export has written and compared it
-        try:
+    try:
+        if student.cut is not None and student.cut.origin.files:
+            return Written((*files, *write_code(student, folder).files))
+        if not path.exists():  # else another format of this export has written and compared it
             path.write_text(script(student), encoding="utf-8")
             inputs = probe_inputs(student.spec, _PROBES)
             _compare(student, _logits_here(path, folder / WEIGHTS, inputs), inputs)
-        except ExportError as error:
-            path.unlink(missing_ok=True)
-            return Written((*files, write_preprocessing(student, folder)), (f"no {FILE} beside the weights: {error}",))
+    except ExportError as error:
+        path.unlink(missing_ok=True)
+        return Written((*files, write_preprocessing(student, folder)), (f"no {FILE} beside the weights: {error}",))
     return Written((*files, FILE, *write_predict(student, folder)))
+
+
+def _write_users_files(student: TrainedStudent, folder: Path) -> list[str]:
+    """Copy the user's own files that the network's code needs, and return their names."""
+    names = []
+    for inside, path in (student.cut.origin.files if student.cut is not None else {}).items():
+        name = f"{CODE_FOLDER}/{inside}"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
+        names.append(name)
+    return names
 
 
 def script(student: TrainedStudent) -> str:
@@ -161,10 +177,9 @@ def script(student: TrainedStudent) -> str:
 
     Raises ExportError when there is no source, or it is not Python or defines no `build_student`.
     """
-    if student.source is None:
-        raise ExportError(f"{FILE}: the network has no source of its own")
+    source = _source(student)
     try:
-        tree = ast.parse(student.source)
+        tree = ast.parse(source)
     except SyntaxError as error:
         raise ExportError(f"{FILE}: the network's source is not Python: {error}") from error
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
@@ -185,7 +200,7 @@ def script(student: TrainedStudent) -> str:
         )
     else:
         feeding = _PLAIN.format(inputs=inputs, call=call)
-    imports, body = _split_head(student.source, tree)
+    imports, body = _split_head(source, tree)
     packages = [line.split()[1].partition(".")[0] for line in imports.splitlines() if line]
     others = [package for package in dict.fromkeys(packages) if package in _LIBRARIES]
     docstring = _DOCSTRING.format(
@@ -198,6 +213,17 @@ def script(student: TrainedStudent) -> str:
     example = ", ".join(map(_example, student.spec.inputs))
     main = _MAIN.format(weights=WEIGHTS, example=example, more=more)
     return "\n".join([docstring, imports, "", body.rstrip(), _LOADER.rstrip() + "\n" + feeding.rstrip() + "\n" + main])
+
+
+def _source(student: TrainedStudent) -> str:
+    if student.source is not None:
+        return student.source
+    if student.cut is None:
+        raise ExportError(f"{FILE}: the network has no source of its own")
+    try:
+        return cut_source(student.cut, student.network)
+    except ValueError as error:
+        raise ExportError(f"{FILE}: {error}") from error
 
 
 def _steps(preprocessing: Preprocessing) -> list[str]:

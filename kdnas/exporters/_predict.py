@@ -197,12 +197,15 @@ def write_preprocessing(student: TrainedStudent, folder: Path) -> str:
     return PREPROCESSING
 
 
-def write_predict(student: TrainedStudent, folder: Path) -> tuple[str, ...]:
-    """Write preprocessing.json, and for pictures predict.py for every network in `folder`, and return their names."""
+def write_predict(student: TrainedStudent, folder: Path, *loaders: Loader) -> tuple[str, ...]:
+    """Write preprocessing.json, and for pictures predict.py for the networks of `loaders`, and return their names.
+
+    Without loaders it is for every network that lies in `folder`.
+    """
     names = (write_preprocessing(student, folder),)
     if not isinstance(student.preprocessing, Preprocessing):
         return names
-    there = [loader for file, loader in LOADERS.items() if (folder / file).exists()]
+    there = loaders or [loader for file, loader in LOADERS.items() if (folder / file).exists()]
     (folder / SCRIPT).write_text(predict_script(student.preprocessing, there), encoding="utf-8")
     return *names, SCRIPT
 
@@ -218,14 +221,14 @@ def predict_script(preprocessing: Preprocessing, loaders: Sequence[Loader]) -> s
     return f"{head.rstrip()}\n{reading}{texts}\n\nNETWORKS = {{{networks}}}\n{_MAIN}"
 
 
-def check_predict(student: TrainedStudent, folder: Path, network: str) -> None:
-    """Raise ExportError unless predict.py, run alone with the file `network`, labels pictures as the student does."""
+def check_predict(student: TrainedStudent, folder: Path, loader: Loader) -> None:
+    """Raise ExportError unless predict.py, run alone with the loader's network, labels pictures as the student does."""
     if not isinstance(student.preprocessing, Preprocessing):
         return
-    script, absent, names = folder / SCRIPT, LOADERS[network].unneeded, student.preprocessing.class_names
+    script, absent, names = folder / SCRIPT, loader.unneeded, student.preprocessing.class_names
     with tempfile.TemporaryDirectory(prefix="kdnas-export-") as scratch:
         pictures = probe_pictures(student, Path(scratch))
-        options = ["--json", "--top", len(names), "--network", network]
+        options = ["--json", "--top", len(names), "--network", loader.file]
         arguments = [*(path for path, _ in pictures), *options]
         printed = run_alone(script, *arguments, folder=Path(scratch), absent=absent, threads="torch" not in absent)
     pixels = torch.stack([torch.from_numpy(seen.copy()) for _, seen in pictures])
@@ -234,4 +237,6 @@ def check_predict(student: TrainedStudent, folder: Path, network: str) -> None:
         found = {entry["class"]: entry["probability"] for entry in json.loads(line)["classes"]}
         for name, probability in zip(names, wanted, strict=True):
             if not abs(found.get(name, -1.0) - probability) <= _TOLERANCE:
-                raise ExportError(f"{SCRIPT}: for {name} {network} gives {found.get(name)}, the student {probability}")
+                raise ExportError(
+                    f"{SCRIPT}: for {name} {loader.file} gives {found.get(name)}, the student {probability}"
+                )

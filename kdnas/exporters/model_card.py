@@ -1,19 +1,12 @@
-"""MODEL_CARD.md: what the student is, how good and how costly it was measured to be, how it was made, and its limits.
-
-The sections follow Mitchell et al., "Model cards for model reporting" (FAT* 2019).
-"""
+"""MODEL_CARD.md: what the student is, what was measured of it, how it was made, and its limits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from kdnas.core.preprocessing import Preprocessing
-from kdnas.core.task import TaskSpec
-from kdnas.core.words import counted, printable
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written
+from kdnas.exporters._card import card_text
 from kdnas.exporters._predict import write_preprocessing
 from kdnas.nn.tracing import parameter_count
 from kdnas.plugins import short_name
@@ -24,21 +17,7 @@ FILE = "MODEL_CARD.md"
 @EXPORTERS.register
 def model_card(student: TrainedStudent, folder: Path) -> Written:
     """A model card in Markdown: measured numbers with their spread, data and split, how it was made, limits."""
-    params = parameter_count(student.network)
-    recorded = student.card.get("quantities", {}).get("params", {}).get("value")
-    if recorded is not None and int(recorded) != params:
-        raise ExportError(f"{FILE}: the record says {int(recorded)} parameters, the network has {params}")
-    sections = [
-        _title(student),
-        _accuracy(student.card),
-        _costs(student.card, params),
-        _teacher(student.card),
-        _data(student),
-        _making(student),
-        _limits(student),
-    ]
-    path = folder / FILE
-    text = "\n".join(sections)
+    path, text = folder / FILE, card_text(student)
     path.write_text(text, encoding="utf-8")
     if path.read_text(encoding="utf-8") != text:
         raise ExportError(f"{FILE}: it did not read back as written")

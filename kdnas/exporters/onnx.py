@@ -15,7 +15,7 @@ from pydantic import Field
 
 from kdnas.errors import ConfigError, ExportError, Problem
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written
-from kdnas.exporters._predict import check_predict, write_predict
+from kdnas.exporters._predict import LOADERS, check_predict, write_predict
 from kdnas.exporters._probe import as_fed, plain_copy, probe_inputs, reference_logits
 from kdnas.nn.onnx_program import EXTRA, REQUIRES, onnx_model
 
@@ -41,7 +41,7 @@ def onnx(
     _write(student, path)
     _check(student, path, tolerance)
     names = write_predict(student, folder)
-    check_predict(student, folder, FILE)
+    check_predict(student, folder, LOADERS[FILE])
     return Written((FILE, *names))
 
 

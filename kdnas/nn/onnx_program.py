@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -27,6 +28,7 @@ def onnx_model(module: nn.Module, examples: Mapping[str, Tensor], *, dynamic_len
     dims = {0: torch.export.Dim("batch")}
     if dynamic_length:
         dims[1] = torch.export.Dim.DYNAMIC
+    each = tuple(dims for _ in examples)
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -35,11 +37,17 @@ def onnx_model(module: nn.Module, examples: Mapping[str, Tensor], *, dynamic_len
             opset_version=_OPSET,
             input_names=list(examples),
             output_names=["logits"],
-            dynamic_shapes=tuple(dims for _ in examples),
+            dynamic_shapes=(each,) if _takes_any_number(module) else each,
             verbose=False,
         )
     assert program is not None  # it is None only where a file was asked for
     return program.model_proto
+
+
+def _takes_any_number(module: nn.Module) -> bool:
+    """Whether a module is called with `*inputs`, whose shapes torch.export wants together."""
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    return bool(kinds) and kinds[0] is inspect.Parameter.VAR_POSITIONAL
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import nn
 
 from kdnas.core.arch import Arch
+from kdnas.nn.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -33,3 +34,5 @@ class Teacher:
     arch: Arch | None = None
     answers: tuple[float, ...] = ()
     outputs: Literal["logits", "probabilities"] = "logits"
+    origin: Origin | None = None
+    """How its network is made without kdnas; None where that is not known."""

@@ -5,6 +5,7 @@ Shapes: B batch, K classes, C channels, H and W height and width in pixels.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from kdnas.core.answers import sketch
 from kdnas.errors import Problem, TeacherError
 from kdnas.nn.exact import exact_arithmetic
+from kdnas.nn.origin import Entrance, Origin
 from kdnas.nn.taps import find_stages
 from kdnas.teachers import Teacher, TeacherContext
 from kdnas.teachers._class_names import Naming, class_order
@@ -69,6 +71,7 @@ def fit_teacher(
     classifier: str | None = None,
     naming: Naming | None = None,
     notes: Sequence[str] = (),
+    origin: Origin | None = None,
 ) -> Teacher:
     """Return `network` as the teacher of the context's data: adapted where that is safe, refused where it is not.
 
@@ -76,7 +79,7 @@ def fit_teacher(
     classes are put in the data's order by their names (`naming`), the log of probabilities is taken, and one that fails
     on channels-last images is given others; each adaptation is noted. `stages` and `classifier` are names inside
     `network`, found by looking where None. `facts` are what else decides the outputs. Raises TeacherError: another
-    number of classes or channels, no logits, unknown names.
+    number of classes or channels, no logits, unknown names. `origin` says how the network is made without kdnas.
     """
     channels, height, width = context.data.task.image_shape
     mean, std, adapted = _statistics(expected, context)
@@ -111,7 +114,8 @@ def fit_teacher(
             adapted.append("grey images are repeated to three channels")
         found = _tapped(module, network, probe[:2], stages, classifier)
         adapted += module.adapted
-        order, named = class_order(naming, context.data, module(probe[:2]).shape[1])
+        own_classes = module(probe[:2]).shape[1]
+        order, named = class_order(naming, context.data, own_classes)
         module.put_in_order(order)
         answers = module(probe)
     if not torch.isfinite(answers).all():
@@ -119,6 +123,11 @@ def fit_teacher(
     identity = {**facts, "mean": mean, "std": std, "size": size, "repeat": module.repeat, "order": order, "taps": found}
     if module.default_format or module.total is not None:
         identity |= {"default_format": module.default_format, "total": module.total}
+    if origin is not None:
+        wide = module.repeat if len(mean) == 1 else 1
+        classes_in_order = () if order is None or list(order) == list(range(own_classes)) else tuple(order)
+        entrance = Entrance(mean * wide, std * wide, module.repeat, size, classes_in_order, module.total)
+        origin = dataclasses.replace(origin, entrance=entrance)
     return Teacher(
         name,
         module,
@@ -127,6 +136,7 @@ def fit_teacher(
         (*notes, *adapted, *named),
         answers=sketch(answers.cpu().numpy()),
         outputs="logits" if module.total is None else "probabilities",
+        origin=origin,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdnas.errors import Problem, TeacherError
+from kdnas.nn.origin import Origin
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Deviations, Expected, InputSize, Statistics, fit_teacher
 from kdnas.teachers._class_names import ClassNames, naming_of
@@ -91,6 +92,15 @@ def huggingface(
         facts={"huggingface": type(network).__name__} | ({"channels": order} if list(order) != sorted(order) else {}),
         naming=naming_of(class_names, (known, "its config's id2label")),
         notes=notes,
+        origin=Origin(
+            "transformers",
+            type(network).__name__,
+            network.config.to_diff_dict(),
+            config=type(network.config).__name__,
+            inputs=("pixel_values",),
+            channels=() if list(order) == sorted(order) else order,
+            folder=folder if folder.is_dir() else None,
+        ),
     )
 
 

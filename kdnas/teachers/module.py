@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from kdnas.errors import ConfigError, Problem, TeacherError
+from kdnas.nn.origin import Origin
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Deviations, Expected, InputSize, Statistics, fit_teacher
 from kdnas.teachers._class_names import ClassNames, names_beside, names_on, naming_of
@@ -73,6 +74,7 @@ def module(
         classifier=classifier,
         naming=naming_of(class_names, *(names_beside(path) if path is not None else ()), names_on(network)),
         notes=notes,
+        origin=Origin("module", function.name, arguments or {}, files=function.files),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from kdnas.errors import Problem, TeacherError
+from kdnas.nn.origin import Origin
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Deviations, Expected, InputSize, Statistics, fit_teacher
 from kdnas.teachers._class_names import ClassNames, names_beside, naming_of, other_classes
@@ -82,6 +83,7 @@ def timm(
         facts={"timm": model, "arguments": options},
         naming=naming,
         notes=notes,
+        origin=Origin("timm", model, {**options, "num_classes": classes}),
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from kdnas.errors import Problem, TeacherError
+from kdnas.nn.origin import Origin
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Deviations, Expected, InputSize, Statistics, fit_teacher
 from kdnas.teachers._class_names import ClassNames, names_beside, naming_of, other_classes
@@ -80,14 +81,16 @@ def torchvision(
         input_size = input_size or transforms.crop_size[0]
     if mean is None and std is None:
         mean, std = (tuple(part) for part in normalisation)
+    classes = _classes(network)
     return fit_teacher(
         f"torchvision {model}",
         network,
         context,
         Expected(mean, std, input_size),
         facts={"torchvision": model, "arguments": options},
-        naming=naming_of(class_names, *known, count=_classes(network)),
+        naming=naming_of(class_names, *known, count=classes),
         notes=notes,
+        origin=Origin("torchvision", model, options if classes is None else {**options, "num_classes": classes}),
     )
 
 

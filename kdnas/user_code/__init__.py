@@ -44,6 +44,17 @@ class UserObject:
         return () if self._kept.module is None else _imports.files_of(self._kept.module)
 
     @property
+    def name(self) -> str:
+        """`module:function` as a program beside the user's files would import it."""
+        module = self._kept.module
+        return self.spec if module is None else f"{_imports.own_name(module)}:{self.spec.rpartition(':')[2]}"
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The user's files that were imported for it, by where they lie in the folder that they are imported from."""
+        return {} if self._kept.module is None else _imports.files_with(self._kept.module)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the code changed of the process, in words; empty where nothing."""
         if not self._kept.changed:

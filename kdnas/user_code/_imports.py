@@ -81,6 +81,24 @@ def adopt(module: ModuleType, entries: Sequence[str]) -> None:
         _adopt(package, entries, first=False)
 
 
+def own_name(module: ModuleType) -> str:
+    """Return the name of a user's module as those beside it import it; of an installed one its own."""
+    return without_prefix(module.__name__)
+
+
+def files_with(module: ModuleType) -> dict[str, Path]:
+    """Return the user's files that were imported with `module`, by where they lie in the folder they come from."""
+    package = _package_of(module.__name__)
+    files: dict[str, Path] = {}
+    for name, other in list(sys.modules.items()) if package is not None else []:
+        file = getattr(other, "__file__", None)
+        if name.startswith(f"{package}.") and file is not None:
+            path = Path(file)
+            inside = name.removeprefix(f"{package}.").replace(".", "/")
+            files[f"{inside}/__init__.py" if path.name == "__init__.py" else f"{inside}.py"] = path
+    return files
+
+
 def is_users(file: str, folders: Sequence[Path]) -> bool:
     """Return whether `file` stands in one of the user's folders and is no installed package's."""
     path = Path(file)

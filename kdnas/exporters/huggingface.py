@@ -1,0 +1,238 @@
+"""A folder that Hugging Face transformers opens by itself, with its image processor or tokenizer, and a card."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdnas.core.preprocessing import Preprocessing
+from kdnas.errors import ConfigError, ExportError, Problem
+from kdnas.exporters import EXPORTERS, TrainedStudent, Written
+from kdnas.exporters._own_kind import check_opened, foreign, in_own_order, other_shape, write_card
+from kdnas.exporters._predict import NORMALISED, Loader, check_predict, write_predict
+from kdnas.exporters._probe import plain, probe_inputs
+from kdnas.nn.origin import Cut, Origin
+
+REQUIRES = ("transformers",)
+EXTRA = "hf"
+FOLDER = "huggingface"
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"),
+    *("vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "generation_config.json"),
+)
+_AUTO = {
+    "ForImageClassification": ("AutoModelForImageClassification", "image-classification"),
+    "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
+    "ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
+    "LMHeadModel": ("AutoModelForCausalLM", "text-generation"),
+}
+"""By what the name of a class has in it: what opens it, and what model hubs call its work."""
+
+_LOADER = Loader(
+    "model.safetensors",
+    "load_network",
+    "transformers",
+    NORMALISED
+    + '''
+
+def load_network():
+    """Return the network, a function: uint8 pixels [B, C, H, W] to logits [B, K]. Needs transformers."""
+    import torch
+    from transformers import AutoModelForImageClassification
+
+    network = AutoModelForImageClassification.from_pretrained(FOLDER).eval()
+
+    @torch.no_grad()
+    def logits_of(pixels):
+        return network(pixel_values=torch.from_numpy(normalised(pixels))).logits.numpy()
+
+    return logits_of
+''',
+)
+
+_TEXT_SCRIPT = '''"""{what} with the network beside this script. It needs transformers.
+
+    python predict.py "{example}"
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from transformers import {auto}, AutoTokenizer
+
+FOLDER = Path(__file__).resolve().parent
+
+
+@torch.no_grad()
+def main():
+    """{what}: the texts that the command line names."""
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    tokenizer, network = AutoTokenizer.from_pretrained(FOLDER), {auto}.from_pretrained(FOLDER).eval()
+    for text in sys.argv[1:]:
+        tokens = tokenizer(text, return_tensors="pt", truncation=True, max_length={length})
+        {body}
+
+
+main()
+'''
+_LABEL = """shares = network(**tokens).logits.softmax(1)[0].tolist()
+        ranked = sorted(zip(shares, network.config.id2label.values()), reverse=True)[:3]
+        print(f"{text}: {', '.join(f'{name} {100 * share:.1f} %' for share, name in ranked)}")"""
+_CONTINUE = """made = network.generate(**tokens, max_new_tokens=32, do_sample=False)
+        print(tokenizer.decode(made[0], skip_special_tokens=True))"""
+
+
+@EXPORTERS.register
+def huggingface(student: TrainedStudent, folder: Path) -> Written:
+    """A folder that AutoModel...from_pretrained opens, where one number says a size for all layers of the student."""
+    if importlib.util.find_spec("transformers") is None:
+        raise ConfigError(Problem("format huggingface", f"needs transformers: pip install 'kdnas[{EXTRA}]'"))
+    reason = why_not(student.cut, student.network)
+    if reason or student.cut is None:
+        raise ExportError(f"{FOLDER}: {reason}")
+    origin = student.cut.origin
+    own, out = in_own_order(student, origin), folder / FOLDER
+    out.mkdir()
+    network: Any = plain(copy.deepcopy(student.network))
+    network.config = _stock(network)[0]
+    network.config.dtype = torch.float32
+    names = own.preprocessing.class_names
+    if names:
+        network.config.id2label = dict(enumerate(names))
+        network.config.label2id = {name: index for index, name in enumerate(names)}
+    _save(network, out)
+    if isinstance(own.preprocessing, Preprocessing):
+        _write_processor(own.preprocessing, origin, out)
+        write_predict(own, out, _LOADER)
+    else:
+        _copy_tokenizer(origin, out)
+        write_predict(own, out)
+        _write_text_script(own, origin, out)
+    auto, pipeline = _auto(origin)
+    write_card(own, out, "transformers", pipeline)
+    opener = f"import transformers\nnetwork = transformers.{auto}.from_pretrained(folder)"
+    check_opened(student, out, opener, _probes(own, origin))
+    if isinstance(own.preprocessing, Preprocessing):
+        check_predict(student, out, _LOADER)
+    return Written(tuple(f"{FOLDER}/{path.name}" for path in sorted(out.iterdir())))
+
+
+def why_not(cut: Cut | None, network: nn.Module) -> str:
+    """Return why no stock configuration tells the student's network; empty where one does."""
+    reason = foreign(cut, "transformers")
+    if reason or cut is None:
+        return reason
+    if not _auto(cut.origin)[0]:
+        return f"{cut.origin.model} is no classifier and no language model"
+    _, other = _stock(network)
+    return f"a {type(network).__name__}'s configuration tells one size for all layers: {other}" if other else ""
+
+
+def _save(network: Any, folder: Path) -> None:
+    """Write the network as its library does, without its progress bar."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        network.save_pretrained(folder)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _auto(origin: Origin) -> tuple[str, str]:
+    return next((auto for part, auto in _AUTO.items() if part in origin.model), ("", ""))
+
+
+def _stock(network: Any) -> tuple[Any, str]:
+    """Return the configuration that tells `network`, and which tensor it tells wrongly, empty where none.
+
+    Heads of another width than the stream's share are told by `head_dim`, which not every class reads.
+    """
+    others = []
+    for head_dim in (None, _head_dim(network)):
+        config = copy.deepcopy(network.config)
+        if head_dim is not None:
+            config.head_dim = head_dim
+        try:
+            with torch.device("meta"):
+                other = other_shape(type(network)(config), network)
+        except (ValueError, TypeError) as error:  # heads that do not divide the width
+            other = str(error).partition("\n")[0]
+        if not other:
+            return config, ""
+        others.append(other)
+    return network.config, others[0]
+
+
+def _head_dim(network: nn.Module) -> int | None:
+    sizes = {
+        getattr(module, "head_dim", None) or getattr(module, "attention_head_size", None)
+        for module in network.modules()
+    }
+    return next((size for size in sizes if isinstance(size, int)), None)
+
+
+def _probes(student: TrainedStudent, origin: Origin) -> dict[str, Tensor]:
+    """Return inputs of the network by the names of its arguments."""
+    given = student.preprocessing
+    if not isinstance(given, Preprocessing):
+        return dict(zip(origin.inputs, probe_inputs(student.spec, 3), strict=True))
+    height, width = given.network_size or given.size
+    generator = torch.Generator().manual_seed(0)
+    return {"pixel_values": torch.randn(3, len(given.channel_mean), height, width, generator=generator)}
+
+
+def _write_processor(given: Preprocessing, origin: Origin, folder: Path) -> None:
+    """Write what AutoImageProcessor reads: pictures are resized whole, as in training."""
+    height, width = given.network_size or given.size
+    settings: dict[str, Any] = {"image_processor_type": "ViTImageProcessor"}
+    theirs = origin.folder / "preprocessor_config.json" if origin.folder is not None else None
+    if given.channel_order and theirs is not None and theirs.is_file():  # a class that puts channels in another order
+        settings = json.loads(theirs.read_text(encoding="utf-8"))
+    settings |= {
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": 2,
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [value / 255 for value in given.channel_mean],
+        "image_std": [value / 255 for value in given.channel_std],
+    }
+    text = json.dumps(settings, indent=2) + "\n"
+    (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+
+
+def _copy_tokenizer(origin: Origin, folder: Path) -> None:
+    if origin.folder is None:
+        return
+    for name in TOKENIZER_FILES:
+        if (origin.folder / name).is_file():
+            shutil.copyfile(origin.folder / name, folder / name)
+
+
+def _write_text_script(student: TrainedStudent, origin: Origin, folder: Path) -> None:
+    if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
+        return
+    auto, _ = _auto(origin)
+    labels = student.spec.rows == 1
+    text = _TEXT_SCRIPT.format(
+        what="Labels texts" if labels else "Continues texts",
+        example="a fine piece of work" if labels else "Once upon a time",
+        auto=auto,
+        length=student.spec.size,
+        body=_LABEL if labels else _CONTINUE,
+    )
+    (folder / "predict.py").write_text(text, encoding="utf-8")

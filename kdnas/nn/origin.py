@@ -1,0 +1,270 @@
+"""Where a network's code stands, and what was cut out of it: enough to write it down as code without kdnas.
+
+A student that was cut out of a network is described by what differs from the whole one: blocks that are gone, shapes of
+tensors, and numbers that modules say of themselves. The weights are loaded afterwards.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from kdnas.nn.cutting import Anatomy, Kept, _refit
+
+Library = Literal["timm", "torchvision", "transformers", "module"]
+CODE_FOLDER = "teacher_code"
+"""Where an export keeps the user's own files."""
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """What stands between raw images [B, C, H, W] in 0..255 and a network, and between its answers and the logits."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    repeat: int = 1
+    """Into how many channels each of the image's is copied."""
+    size: tuple[int, int] | None = None
+    """Height and width that images are resized to, antialiased; None: they come as they are."""
+    classes: tuple[int, ...] = ()
+    """Which of the network's answers is the data's first class, second, ...; empty: they are the same."""
+    total: float | None = None
+    """What its answers sum to where they are probabilities, whose logarithm is taken."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a network is made anew, with random weights."""
+
+    library: Library
+    model: str
+    """Its name in the library; of transformers the class; of a user's module `module:function`."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What it is made with: plain data. Of transformers the configuration."""
+    config: str = ""
+    """Of transformers the configuration's class."""
+    inputs: tuple[str, ...] = ()
+    """Of transformers what it calls the task's inputs."""
+    channels: tuple[int, ...] = ()
+    """Which normalised channel is the network's first, second, ...; empty: in their own order."""
+    entrance: Entrance | None = None
+    """None where the network takes raw inputs and gives logits."""
+    folder: Path | None = None
+    """Of a Hugging Face network: where its tokenizer and its image processor lie."""
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """Of a user's module: his files, by where they lie in the folder that they are imported from."""
+
+    @property
+    def code(self) -> str:
+        """Python that defines `whole_network()`, and of transformers the names of its INPUTS."""
+        module, _, function = self.model.rpartition(":")
+        arguments = {name: value for name, value in self.arguments.items() if name != "transformers_version"}
+        return f"ARGUMENTS = {_literal(arguments)}\n\n" + _CODE[self.library].format(
+            model=self.model,
+            module=module,
+            function=function,
+            config=self.config,
+            inputs=self.inputs,
+            folder=CODE_FOLDER,
+        )
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a student was cut from, and how: `whole` as its library makes it, with the weights of the teacher."""
+
+    origin: Origin
+    whole: nn.Module
+    anatomy: Anatomy
+    kept: Kept
+    path: str = ""
+    """Where `whole` lies in the network that the anatomy's names are of."""
+
+    @property
+    def gone(self) -> tuple[str, ...]:
+        """Dotted names, inside `whole`, of the blocks that were left out."""
+        prefix = f"{self.path}." if self.path else ""
+        return tuple(
+            name.removeprefix(prefix)
+            for depth in self.anatomy.depths
+            for index, name in enumerate(depth.blocks)
+            if index not in set(self.kept.get(depth.name, range(len(depth.blocks))))
+        )
+
+
+def cut_source(cut: Cut, network: nn.Module) -> str:
+    """Return Python without kdnas that defines `build_student()`: `network`, which was cut from `cut.whole`.
+
+    It defines `answer(network, *inputs)` too, which gives the logits. Raises ValueError where the difference between
+    the two cannot be told by blocks, shapes and numbers.
+    """
+    rebuilt = copy.deepcopy(cut.whole)
+    remove_blocks(rebuilt, cut.gone)
+    shapes = _shapes(rebuilt, network)
+    set_shapes(rebuilt, shapes)
+    data = {"BLOCKS_THAT_ARE_GONE": cut.gone, "SHAPES": shapes, "NUMBERS": _numbers(rebuilt, network)}
+    tables = "\n".join(f"{name} = {_literal(value)}" for name, value in data.items())
+    functions = "\n\n".join(inspect.getsource(part) for part in (remove_blocks, set_shapes, _refit, set_numbers))
+    return "\n\n\n".join(
+        text.strip("\n") for text in (_HEAD, cut.origin.code, tables, functions, _BUILD, _answer(cut.origin))
+    )
+
+
+def remove_blocks(network: nn.Module, blocks: Sequence[str]) -> None:
+    """Take blocks out of their containers by dotted names; what is no list of blocks gets the identity instead."""
+    for parent in dict.fromkeys(name.rpartition(".")[0] for name in blocks):
+        container = network.get_submodule(parent)
+        leaving = {name.rpartition(".")[2] for name in blocks if name.rpartition(".")[0] == parent}
+        if isinstance(container, nn.Sequential | nn.ModuleList):
+            for index in reversed([i for i, name in enumerate(container._modules) if name in leaving]):
+                del container[index]
+        else:
+            for name in leaving:
+                setattr(container, name, nn.Identity())
+
+
+def set_shapes(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Give parameters and buffers other shapes, by dotted names; tied ones stay tied."""
+    named = dict([*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)])
+    made: dict[int, torch.Tensor] = {}
+    for name, shape in shapes.items():
+        old = named[name]
+        if id(old) not in made:
+            empty = torch.zeros(tuple(shape), dtype=old.dtype)
+            made[id(old)] = nn.Parameter(empty) if isinstance(old, nn.Parameter) else empty
+        path, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(path), leaf, made[id(old)])
+    for path in {name.rpartition(".")[0] for name in shapes}:
+        _refit(network.get_submodule(path))
+
+
+def set_numbers(network: nn.Module, numbers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set what modules, and the configuration of the network, say of themselves: by dotted name and attribute."""
+    for path, values in numbers.items():
+        owner: Any = getattr(network, "config", None) if path == "config" else network.get_submodule(path)
+        for name, value in values.items():
+            setattr(owner, name, value)
+
+
+def _shapes(whole: nn.Module, cut: nn.Module) -> dict[str, tuple[int, ...]]:
+    ours, theirs = (
+        dict([*n.named_parameters(remove_duplicate=False), *n.named_buffers(remove_duplicate=False)])
+        for n in (cut, whole)
+    )
+    if ours.keys() != theirs.keys():
+        odd = ", ".join(sorted(ours.keys() ^ theirs.keys())[:3])
+        raise ValueError(f"the student and what it was cut from have other tensors: {odd}")
+    return {name: tuple(value.shape) for name, value in ours.items() if value.shape != theirs[name].shape}
+
+
+def _numbers(whole: nn.Module, cut: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return what the modules of `cut` say of themselves otherwise than those of `whole`."""
+    theirs = dict(whole.named_modules(remove_duplicate=False))
+    found: dict[str, dict[str, Any]] = {}
+    for path, module in cut.named_modules(remove_duplicate=False):
+        found[path] = _differing(theirs[path], module)
+    if hasattr(cut, "config") and not isinstance(cut.config, nn.Module):
+        found["config"] = _differing(whole.config, cut.config)
+    return {path: values for path, values in found.items() if values}
+
+
+def _differing(theirs: object, ours: object) -> dict[str, Any]:
+    before = vars(theirs)
+    return {
+        name: value
+        for name, value in vars(ours).items()
+        if name != "training"
+        and _is_plain(value)
+        and (name not in before or before[name] != value or type(before[name]) is not type(value))
+    }
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _literal(value: Any) -> str:
+    """Return plain data as Python, an entry a line."""
+    if isinstance(value, Mapping):
+        return "{\n" + "".join(f"    {key!r}: {entry!r},\n" for key, entry in value.items()) + "}" if value else "{}"
+    return "(\n" + "".join(f"    {entry!r},\n" for entry in value) + ")" if value else "()"
+
+
+def _answer(origin: Origin) -> str:
+    """Return the text of `answer`: from what `build_student()` gives and its inputs to the logits of the data."""
+    if origin.library == "transformers":
+        steps = ["logits = network(**dict(zip(INPUTS, inputs)), return_dict=True).logits"]
+    else:
+        steps = ["logits = network(*inputs)"]
+    entrance = origin.entrance
+    if entrance is not None and origin.library != "transformers":
+        steps.append("logits = getattr(logits, 'logits', logits)")
+        steps.append("logits = logits.flatten(1) if logits.ndim > 2 else logits")
+    if entrance is not None and entrance.total is not None:
+        least = "torch.finfo(torch.float32).tiny"
+        steps.append(f"logits = (logits.float() / {entrance.total!r}).clamp_min({least}).log()")
+    if entrance is not None and entrance.classes:
+        steps.append(f"logits = logits[:, {list(entrance.classes)}]")
+    body = "\n    ".join([*steps, "return logits"])
+    return f'def answer(network, *inputs):\n    """Return the logits, from what the network takes."""\n    {body}\n'
+
+
+_HEAD = "from __future__ import annotations\n\nimport torch\nfrom torch import Tensor, nn"
+_BUILD = '''
+def build_student():
+    """Return the student: the whole network cut to its sizes. Its weights are loaded afterwards."""
+    network = whole_network()
+    remove_blocks(network, BLOCKS_THAT_ARE_GONE)
+    set_shapes(network, SHAPES)
+    set_numbers(network, NUMBERS)
+    return network
+'''
+_CODE: dict[Library, str] = {
+    "timm": '''
+import timm
+
+
+def whole_network():
+    """Return the network that the student was cut from, with random weights."""
+    return timm.create_model("{model}", **ARGUMENTS)
+''',
+    "torchvision": '''
+import torchvision
+
+
+def whole_network():
+    """Return the network that the student was cut from, with random weights."""
+    return torchvision.models.get_model("{model}", weights=None, **ARGUMENTS)
+''',
+    "transformers": '''
+import transformers
+
+INPUTS = {inputs}
+
+
+def whole_network():
+    """Return the network that the student was cut from, with random weights."""
+    config = transformers.{config}.from_dict(ARGUMENTS)
+    return transformers.{model}(config)
+''',
+    "module": '''
+import importlib
+import sys
+from pathlib import Path
+
+
+def whole_network():
+    """Return the network that the student was cut from, with whatever weights its function gives it."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent / "{folder}"))
+    return importlib.import_module("{module}").{function}(**ARGUMENTS)
+''',
+}
