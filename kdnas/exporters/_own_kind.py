@@ -32,7 +32,7 @@ def foreign(cut: Cut | None, library: Library) -> str:
         return ""
     if entrance.total is not None:
         return "the teacher gives probabilities, whose logarithm kdnas takes"
-    if entrance.classes and sorted(entrance.classes) != list(range(len(entrance.classes))):
+    if entrance.classes and entrance.outputs not in (None, len(entrance.classes)):
         return "the teacher answers for other classes than the data's, too"
     return ""
 

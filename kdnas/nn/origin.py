@@ -37,6 +37,8 @@ class Entrance:
     """Which of the network's answers is the data's first class, second, ...; empty: they are the same."""
     total: float | None = None
     """What its answers sum to where they are probabilities, whose logarithm is taken."""
+    outputs: int | None = None
+    """How many answers the network gives; None: as many as the data has classes."""
 
 
 @dataclass(frozen=True)

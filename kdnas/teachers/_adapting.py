@@ -126,7 +126,7 @@ def fit_teacher(
     if origin is not None:
         wide = module.repeat if len(mean) == 1 else 1
         classes_in_order = () if order is None or list(order) == list(range(own_classes)) else tuple(order)
-        entrance = Entrance(mean * wide, std * wide, module.repeat, size, classes_in_order, module.total)
+        entrance = Entrance(mean * wide, std * wide, module.repeat, size, classes_in_order, module.total, own_classes)
         origin = dataclasses.replace(origin, entrance=entrance)
     return Teacher(
         name,

@@ -87,7 +87,7 @@ def randomised(network: nn.Module) -> nn.Module:
 
 
 def _sizes(anatomy, roles: tuple[str, ...]) -> dict[str, int]:
-    """Return half of every axis of these roles, whole multiples of 4 where they can be, and two layers of three."""
+    """Return half of every axis of these roles, and two blocks of three."""
     sizes = {axis.name: max(axis.size // 2, 1) for axis in anatomy.axes if axis.role in roles}
     if "depth" in roles:
         sizes |= {depth.name: max(depth.least, 2 * len(depth.blocks) // 3) for depth in anatomy.depths}
@@ -97,14 +97,12 @@ def _sizes(anatomy, roles: tuple[str, ...]) -> dict[str, int]:
 def image_student(network: nn.Module, origin: Origin, *roles: str, side: int = 32) -> TrainedStudent:
     """Return a student cut to half of the axes of `roles` ("depth": of the layers), or of them all."""
     network = randomised(network)
-    wrapped = Answers(network, origin.inputs) if origin.inputs else network
     example = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(2))
     anatomy = sound_part(read_anatomy(network, example), network, example)
-    chosen = roles or (*{axis.role for axis in anatomy.axes}, "depth")
+    chosen = roles or ("width", "inner", "heads", "depth")
     kept = anatomy.prefix(_sizes(anatomy, chosen))
     own = anatomy.cut(network, kept).eval()
     entered = Answers(own, origin.inputs) if origin.inputs else own
-    del wrapped
     return TrainedStudent(
         arch=Arch.of("derived", {"sizes": "half"}),
         spec=image_classification((3, side, side), len(CLASSES)),
@@ -123,7 +121,7 @@ def text_student(network: nn.Module, origin: Origin, *roles: str, length: int = 
     network = randomised(network)
     example = torch.randint(3, 100, (2, length), generator=torch.Generator().manual_seed(2))
     anatomy = sound_part(read_anatomy(network, example), network, example)
-    chosen = roles or (*{axis.role for axis in anatomy.axes}, "depth")
+    chosen = roles or ("width", "inner", "heads", "depth")
     kept = anatomy.prefix(_sizes(anatomy, chosen))
     own = anatomy.cut(network, kept).eval()
     classifies = "Classification" in origin.model
