@@ -74,7 +74,7 @@ def module(
         classifier=classifier,
         naming=naming_of(class_names, *(names_beside(path) if path is not None else ()), names_on(network)),
         notes=notes,
-        origin=Origin("module", function.name, arguments or {}, files=function.files),
+        origin=Origin("module", function.name, arguments or {}, files=function.sources),
     )
 
 

@@ -50,7 +50,7 @@ class UserObject:
         return self.spec if module is None else f"{_imports.own_name(module)}:{self.spec.rpartition(':')[2]}"
 
     @property
-    def files(self) -> dict[str, Path]:
+    def sources(self) -> dict[str, Path]:
         """The user's files that were imported for it, by where they lie in the folder that they are imported from."""
         return {} if self._kept.module is None else _imports.files_with(self._kept.module)
 

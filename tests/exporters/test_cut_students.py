@@ -152,9 +152,9 @@ def test_a_users_own_module_travels_with_the_files_that_it_imports(tmp_path):
     from kdnas.user_code import load_user_function
 
     function = load_user_function("net.py:build", tmp_path)
-    origin = Origin("module", function.name, {"width": 8}, Entrance(MEAN, STD), files=function.files)
+    origin = Origin("module", function.name, {"width": 8}, Entrance(MEAN, STD), files=function.sources)
     assert function.name == "net:build"
-    assert set(function.files) == {"net.py", "layers.py"}
+    assert set(function.sources) == {"net.py", "layers.py"}
     cut = image_student(function(width=8), origin, side=16)
     files = EXPORTERS.build("student_py", cut, tmp_path / "out").files if (tmp_path / "out").mkdir() is None else ()
     assert {"teacher_code/net.py", "teacher_code/layers.py", "student.py"} <= set(files)
