@@ -123,11 +123,6 @@ def fit_teacher(
     identity = {**facts, "mean": mean, "std": std, "size": size, "repeat": module.repeat, "order": order, "taps": found}
     if module.default_format or module.total is not None:
         identity |= {"default_format": module.default_format, "total": module.total}
-    if origin is not None:
-        wide = module.repeat if len(mean) == 1 else 1
-        classes_in_order = () if order is None or list(order) == list(range(own_classes)) else tuple(order)
-        entrance = Entrance(mean * wide, std * wide, module.repeat, size, classes_in_order, module.total, own_classes)
-        origin = dataclasses.replace(origin, entrance=entrance)
     return Teacher(
         name,
         module,
@@ -136,7 +131,18 @@ def fit_teacher(
         (*notes, *adapted, *named),
         answers=sketch(answers.cpu().numpy()),
         outputs="logits" if module.total is None else "probabilities",
-        origin=origin,
+        origin=origin and _entered(origin, module, Expected(mean, std, size), order, own_classes),
+    )
+
+
+def _entered(origin: Origin, module: Fitted, expected: Expected, order: Sequence[int] | None, classes: int) -> Origin:
+    """Return `origin` with what was found to stand between raw images and a network of so many `classes`."""
+    assert expected.mean is not None and expected.std is not None and not isinstance(expected.size, int)
+    wide = module.repeat if len(expected.mean) == 1 else 1
+    mean, std = tuple(expected.mean) * wide, tuple(expected.std) * wide
+    reordered = () if order is None or list(order) == list(range(classes)) else tuple(order)
+    return dataclasses.replace(
+        origin, entrance=Entrance(mean, std, module.repeat, expected.size, reordered, module.total, classes)
     )
 
 
