@@ -137,12 +137,12 @@ def fit_teacher(
 
 def _entered(origin: Origin, module: Fitted, expected: Expected, order: Sequence[int] | None, classes: int) -> Origin:
     """Return `origin` with what was found to stand between raw images and a network of so many `classes`."""
-    assert expected.mean is not None and expected.std is not None and not isinstance(expected.size, int)
-    wide = module.repeat if len(expected.mean) == 1 else 1
-    mean, std = tuple(expected.mean) * wide, tuple(expected.std) * wide
+    mean, std = tuple(expected.mean or ()), tuple(expected.std or ())
+    wide = module.repeat if len(mean) == 1 else 1
     reordered = () if order is None or list(order) == list(range(classes)) else tuple(order)
     return dataclasses.replace(
-        origin, entrance=Entrance(mean, std, module.repeat, expected.size, reordered, module.total, classes)
+        origin,
+        entrance=Entrance(mean * wide, std * wide, module.repeat, module.size, reordered, module.total, classes),
     )
 
 
