@@ -19,12 +19,12 @@ from pydantic import AfterValidator, AliasChoices, Field, PlainSerializer, Plain
 from kdnas.core.arch import Arch
 from kdnas.core.route import Route
 from kdnas.core.shrinking import ShrinkingRecord
-from kdnas.core.space import SearchSpace
+from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.core.task import TaskSpec
 from kdnas.errors import ConfigError, InputError, Problem
 from kdnas.plain_yaml import dump_yaml
 from kdnas.plan.train_file import ArchSection, TrainFile
-from kdnas.record.lock import recorded_space, scored
+from kdnas.record.lock import scored
 from kdnas.record.run_folder import write_text
 from kdnas.registry import Section, validation_problems
 from kdnas.students import family_for, stated_arch
@@ -158,13 +158,30 @@ def _recorded(plain: Any) -> ShrinkingRecord:
 RecordedShrinking = Annotated[ShrinkingRecord, PlainValidator(_recorded), PlainSerializer(ShrinkingRecord.as_dict)]
 
 
+Values = Annotated[tuple[bool | int | float | str, ...], Field(min_length=1)]
+
+
+class ConditionSection(Section):
+    """A choice that is active while another one has one of some values."""
+
+    choice: str
+    when: str
+    values: Annotated[Values, Field(alias="in")]
+
+
 class SpaceSection(Section):
     """The networks of a supernet; the fields of a search space."""
 
     family: str
-    choices: dict[str, Annotated[list[bool | int | float | str], Field(min_length=1)]]
-    conditions: list[dict[str, Any]] = Field(default=[])
+    choices: dict[str, Values]
+    conditions: tuple[ConditionSection, ...] = ()
     fixed: dict[str, bool | int | float | str] = Field(default={})
+
+    def search_space(self, name: str) -> SearchSpace:
+        """Return the space, called `name`."""
+        choices = tuple(Choice(choice, values) for choice, values in self.choices.items())
+        conditions = tuple(Condition(given.choice, given.when, given.values) for given in self.conditions)
+        return SearchSpace(name, self.family, choices, conditions, dict(self.fixed))
 
 
 class SupernetStep(Section):
@@ -183,15 +200,15 @@ class SupernetStep(Section):
 
     @property
     def search_space(self) -> SearchSpace:
-        """The space of the supernet. Raises RunFolderError where its conditions are damaged."""
-        return recorded_space(self.name, self.space.model_dump())
+        """The space of the supernet."""
+        return self.space.search_space(self.name)
 
     def budget(self, whole: int) -> int:
         """Return what the supernet's training may spend of the `whole` budget, in multiply-accumulates."""
         return round(self.share * whole)
 
     def network(self, task: TaskSpec) -> Arch:
-        """Return the network that the step gives: the smallest. Raises ConfigError, RunFolderError."""
+        """Return the network that the step gives: the smallest. Raises ConfigError."""
         return elastic_space(self.search_space, task).smallest.arch
 
 
@@ -223,7 +240,7 @@ class TrainingPlan(_Head):
 
     def plain(self) -> dict[str, Any]:
         """Return plain data in the order of the file; what is not known is left out."""
-        return self.model_dump(mode="json", exclude_none=True)
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     def with_recorded(self, name: str, recorded: ShrinkingRecord) -> TrainingPlan:
         """Return the plan with the stages of the supernet step `name` recorded."""

@@ -20,6 +20,7 @@ from kdnas.errors import ConfigError
 from kdnas.plan.making import PlanBasis, make_plan
 from kdnas.plan.plan_file import (
     MeasuredRoute,
+    SpaceSection,
     SupernetSection,
     SupernetStep,
     TrainingPlan,
@@ -29,6 +30,8 @@ from kdnas.plan.plan_file import (
     plan_problems,
     write_plan,
 )
+from kdnas.record.lock import space_record
+from kdnas.study.spaces import load_space
 from kdnas.workshop.opening import load_data
 
 Edit = Callable[[dict[str, Any]], None]
@@ -139,6 +142,7 @@ def test_mistakes_of_form_are_told_at_once_with_their_lines(bases, tmp_path):
         plain["budget"]["epochs"] = 0
         plain["rout"] = plain.pop("route")
         plain["steps"][0]["space"]["choices"]["stage1.depth"] = []
+        plain["steps"][0]["space"]["conditions"] = [{"choice": "stage1.skip", "when": "stage1.depth"}]
         plain["steps"][0]["settings"]["shrinking"]["policy"] = "adoptive"
         plain["steps"][1]["epochs"] = "many"
         plain["steps"].append({"kind": "prune"})
@@ -151,10 +155,11 @@ def test_mistakes_of_form_are_told_at_once_with_their_lines(bases, tmp_path):
     assert f"plan.yaml:{line_with(path, 'epochs: many')}: steps.1.epochs" in places
     assert f"plan.yaml:{line_with(path, 'adoptive')}: steps.0.settings.shrinking.policy" in places
     assert f"plan.yaml:{line_with(path, 'stage1.depth: []')}: steps.0.space.choices.stage1.depth" in places
+    assert any(place.endswith(": steps.0.space.conditions.0.in") for place in places)
     assert any(place.endswith(": steps.2.kind") for place in places)
     assert any(place.endswith(": rout") for place in places)
     assert any(place.endswith(": route") for place in places)
-    assert len(places) == 7
+    assert len(places) == 8
 
 
 def set_in(*path: Any) -> Edit:
@@ -180,7 +185,6 @@ def set_in(*path: Any) -> Edit:
         ("shrink", set_in("steps", 0, "settings", "resolutions", [4]), "steps.0.settings.resolutions", "size of"),
         ("shrink", set_in("steps", 0, "space", "family", "rasnet"), "steps.0.space", "did you mean 'resnet'"),
         ("shrink", set_in("steps", 0, "space", "choices", "stage1.width", [16, "x"]), "steps.0.space", "stage1.width"),
-        ("shrink", set_in("steps", 0, "space", "conditions", [{"choice": "a"}]), "steps.0.space", "damaged"),
         ("shrink", set_in("steps", 0, "space", "choices", "stage1.width", [16, 8]), "steps.1.init", "this one trains"),
         ("assistants", set_in("steps", 1, "init", "assistant1"), "steps.1.init", "this one trains"),
         ("direct", set_in("steps", 0, "arch", "choices", "stage1.width", "wide"), "steps.0.arch.choices", "width"),
@@ -243,6 +247,16 @@ def test_a_plan_of_an_earlier_version_is_read(bases, tmp_path):
     assert load_plan(find_plan(tmp_path))[0] == plan
     write_plan(tmp_path / "plan.yaml", plan)
     assert find_plan(tmp_path) == tmp_path / "plan.yaml"
+
+
+def test_conditions_of_a_space_are_read_back(bases, tmp_path):
+    plan = make_plan(bases["resnet"], "shrink", "so")
+    plain = space_record(load_space("cifar_resnet", Path()))
+    assert plain["conditions"]
+    step = plan.steps[0].model_copy(update={"space": SpaceSection(**plain)})
+    write_plan(tmp_path / "plan.yaml", plan.model_copy(update={"steps": (step, *plan.steps[1:])}))
+    space = load_plan(tmp_path / "plan.yaml")[0].steps[0].search_space
+    assert space_record(space) == plain
 
 
 def test_several_mistakes_of_content_at_once(bases, tmp_path):
