@@ -17,6 +17,7 @@ from kdnas.cli._options import Json, colour
 
 # Family -> the heading, and the key of study.yaml that takes its names.
 _HEADINGS = {
+    "tasks": ("Kinds of work", "what the data pose"),
     "datasets": ("Data sets", "data.type"),
     "teachers": ("Teacher sources", "teacher.type"),
     "students": ("Student families", "a space's family"),

@@ -118,7 +118,7 @@ class Task(ABC):
         """Return the score on samples with these `targets` of the best answer that looks at no sample."""
 
 
-TASKS: Registry[Callable[[TaskSpec], Task]] = Registry("task", __name__)
+TASKS: Registry[Callable[[TaskSpec], Task]] = Registry("task", __name__, Task)
 """Members: subclasses of `Task`, by the `kind` of their specs."""
 
 
