@@ -16,7 +16,7 @@ from kdnas.record.run_folder import controller_lock
 from kdnas.study.loading import LoadedStudy, load_study
 from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, Workplan, open_evaluator
 
-RUNGS = "rungs=[{evaluator: supernet}, {evaluator: finetune, epochs: 1}, {evaluator: scratch, epochs: 2}]"
+RUNGS = "rungs=[{start: supernet}, {start: supernet, epochs: 1}, {epochs: 2}]"
 SMALL = (
     "supernet={epochs: 2, shrinking: {policy: sandwich, subnets: 3, check_share: 0.2}, recalibration_images: 64}",
     "training.epochs=2",

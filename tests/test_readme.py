@@ -30,7 +30,7 @@ def test_the_study_and_the_space_load(readme, tmp_path):
     assert load_study(tmp_path).config.name == "flowers"
     own = re.sub(r"^(rungs|tune):.*\n(?:  .*\n)*", "", study, flags=re.MULTILINE)
     (tmp_path / "study.yaml").write_text(own + shared)
-    assert load_study(tmp_path).config.rung_evaluators == ("supernet", "finetune", "scratch")
+    assert [rung.start for rung in load_study(tmp_path).config.fidelities] == ["supernet", "supernet", "random"]
     (tmp_path / "space.yaml").write_text(space)
     assert load_space("space.yaml", tmp_path).count() > 1000
 

@@ -11,7 +11,7 @@ from kdnas.trust import code_named, config_dir, is_signed, is_trusted, signature
 SETTINGS = {
     "data": {"type": "module", "function": "data.py:load", "options": {"size": 8}},
     "teacher": {"type": "module", "factory": "os:system", "arguments": {"command": "true"}},
-    "evaluator": {"type": "scratch"},
+    "evaluator": {"type": "distil"},
 }
 
 
@@ -27,7 +27,7 @@ def test_every_function_that_settings_name_is_found(tmp_path: Path) -> None:
     assert teacher.told(tmp_path) == "teacher.factory: os:system(command='true')"
     evaluator = {"evaluator": {"type": "module", "function": "a:b", "price": "c:d"}}
     assert [code.where for code in code_named(evaluator)] == ["evaluator.function", "evaluator.price"]
-    assert code_named({"data": {"type": "digits"}, "teacher": None, "evaluator": {"type": "scratch"}}) == []
+    assert code_named({"data": {"type": "digits"}, "teacher": None, "evaluator": {"type": "distil"}}) == []
 
 
 def test_a_signature_is_this_users_and_of_this_code_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from kdnas.core.rank import equal_bands
 from kdnas.core.seeds import derive_seed
 from kdnas.record.front import front
 from kdnas.record.records import Repeat, RunRecord, TrialRecord
-from kdnas.study.config import FINETUNE, SUPERNET, Member, StudyConfig
+from kdnas.study.config import StudyConfig
 
 FEWEST = 6
 """Students below which no agreement can be stated."""
@@ -59,13 +59,13 @@ def search_fidelity(trials: Sequence[TrialRecord]) -> Fidelity:
 def scoring_configs(config: StudyConfig) -> tuple[StudyConfig, ...]:
     """Return a study for each kind of score whose rank agreement an audit tells: its highest rung is that score.
 
-    They are the search's rungs, lowest first, and where all its scores are of shared weights, a brief training from
-    these as well.
+    They are the search's rungs, lowest first, and where all its scores are of weights as they were cut out, a brief
+    training from these as well.
     """
     rungs = config.rungs
     found = [config.model_copy(update={"rungs": rungs[: count + 1]}) for count in range(len(rungs))] or [config]
-    if config.rung_evaluators == (SUPERNET,):
-        found.append(config.model_copy(update={"rungs": (), "evaluator": Member(type=FINETUNE)}))
+    if [fidelity.epochs for fidelity in config.fidelities] == [0]:
+        found.append(config.model_copy(update={"rungs": (), "start": config.fidelities[0].start}))
     return tuple(found)
 
 

@@ -349,9 +349,10 @@ executor:
 # promotion:
 #   rule: rank  # who is promising: rank, moasha, halving
 #   eta: 3  # one of so many goes on; by default the step between rungs
-# evaluator: scratch  # where a score comes from: a brief training; kdnas list evaluators
+# evaluator: distil  # where a score comes from: a brief training; kdnas list evaluators
+# start: inherited  # begin from weights of a teacher of the students' family; random unless stated
 # One supernet, trained first, scores hundreds of students without training; the promising ones are trained as before:
-# rungs: [{{evaluator: supernet}}, {{evaluator: finetune, epochs: 1, data_fraction: 0.2}}, {{epochs: {epochs}}}]
+# rungs: [{{start: supernet}}, {{start: supernet, epochs: 1, data_fraction: 0.2}}, {{epochs: {epochs}}}]
 # supernet:
 #   epochs: 20  # of training, counted in epochs of its largest student
 #   score_images: 1000  # validation images of a score; all of them unless stated

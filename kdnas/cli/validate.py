@@ -83,7 +83,7 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
     budget, final = config.budget, config.final
     return {
         "study": config.name,
-        "evaluator": ", ".join(map(short_name, dict.fromkeys(config.rung_evaluators))),
+        "evaluator": short_name(config.evaluator.type),
         "data": "none"
         if config.data is None
         else f"{short_name(config.data.type)}, {config.data.validation_fraction:.0%} of the training split held out "

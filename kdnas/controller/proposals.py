@@ -235,7 +235,7 @@ def at_one_fidelity(trials: Sequence[FrozenTrial], fidelities: Sequence[Fidelity
     shown = list(trials)
     for index, trial in enumerate(trials):
         said = trial.user_attrs.get("fidelity")
-        rung = None if said is None else places.get(Fidelity(**said))
+        rung = None if said is None else places.get(Fidelity.from_dict(said))
         if rung is None or trial.user_attrs.get("interrupted"):
             continue
         student = json.dumps([trial.user_attrs["arch_id"], trial.user_attrs["tuned"]], sort_keys=True)

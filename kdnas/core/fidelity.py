@@ -1,12 +1,17 @@
-"""Fidelity: how much of full training a score has seen, and whose weights it began from."""
+"""Fidelity: how much of full training a score has seen, and from what weights the training began."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-Weights = Literal["own", "shared"]
-"""own: the student's, from a random start; shared: cut from the run's supernet."""
+Start = Literal["random", "inherited", "supernet"]
+"""Where a student's weights come from: drawn, cut from its teacher, or cut from the run's supernet."""
+STARTS: tuple[Start, ...] = get_args(Start)
+_EARLIER: Mapping[str, Start] = {"own": "random", "shared": "supernet"}
+"""What records of earlier versions say as `weights`."""
+_WORDS = {"inherited": "inherited weights", "supernet": "shared weights"}
 
 
 @dataclass(frozen=True)
@@ -14,15 +19,28 @@ class Fidelity:
     """Stored with every trained score. `data_fraction` is the share of the training split, in (0, 1].
 
     `resolution_fraction`, in (0, 1], is the share of the images' height and width that the student was trained and
-    scored at. Where the weights are shared, `epochs` are those that the student was trained after they were cut: 0 for
-    none.
+    scored at. `epochs` are those that the student itself was trained: 0 where it was scored as it was cut out.
     """
 
     epochs: int
     data_fraction: float = 1.0
-    weights: Weights = "own"
-    """Records from before there was a choice do not say it: their weights are own."""
+    start: Start = "random"
     resolution_fraction: float = 1.0
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Fidelity:
+        """Return the fidelity of a plain record; one that says nothing of a start is of random weights.
+
+        Raises TypeError or ValueError where it is none.
+        """
+        known = dict(plain)
+        if "weights" in known:
+            weights = known.pop("weights")
+            known["start"] = _EARLIER.get(weights, weights)
+        fidelity = cls(**known)
+        if fidelity.start not in STARTS:
+            raise ValueError(f"start is {fidelity.start!r}, none of {', '.join(STARTS)}")
+        return fidelity
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plain record that goes into a trial."""
@@ -44,16 +62,16 @@ class Fidelity:
 
     @property
     def words(self) -> str:
-        """Such as `6 epochs`, `6 epochs of 25 % of the data`, `shared weights` or `2 epochs from shared weights`.
+        """Such as `6 epochs`, `6 epochs of 25 % of the data`, `shared weights` or `2 epochs from inherited weights`.
 
         A lower resolution is told as `6 epochs at 50 % of the resolution`.
         """
-        if self.weights == "shared" and self.epochs == 0:
-            return "shared weights"
+        if self.epochs == 0:
+            return _WORDS.get(self.start, "random weights")
         words = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
         words += "" if self.data_fraction == 1 else f" of {100 * self.data_fraction:g} % of the data"
         words += "" if self.resolution_fraction == 1 else f" at {100 * self.resolution_fraction:g} % of the resolution"
-        return words if self.weights == "own" else f"{words} from shared weights"
+        return words if self.start == "random" else f"{words} {self.origin}"
 
     @property
     def reached(self) -> str:
@@ -63,11 +81,11 @@ class Fidelity:
     @property
     def origin(self) -> str:
         """From what the student's training began, in words."""
-        return "from scratch" if self.weights == "own" else "from shared weights"
+        return f"from {_WORDS.get(self.start, 'scratch')}"
 
     @property
     def key(self) -> str:
         """A short spelling for the names of records, such as `6x0.25` or, at half the resolution, `6x0.25@0.5`."""
         own = f"{self.epochs}x{self.data_fraction:g}"
         own += "" if self.resolution_fraction == 1 else f"@{self.resolution_fraction:g}"
-        return own if self.weights == "own" else f"{own}-shared"
+        return own if self.start == "random" else f"{own}-{'shared' if self.start == 'supernet' else self.start}"

@@ -127,12 +127,10 @@ def cut_from_run(run: RunRecord, student: Arch, workshop: Workshop) -> nn.Module
     space = run.lock.space
     shared = load_supernet(
         run.folder,
-        run.config,
+        run.config.supernet,
         space,
-        workshop.family,
-        workshop.data,
+        workshop,
         workshop.train,
-        workshop.validation,
         fingerprint=run.supernet.fingerprint,
     )
     return shared.cut(student)

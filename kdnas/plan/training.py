@@ -206,7 +206,7 @@ def _finish(
     formats: Sequence[str],
     say: Callable[[str], None],
 ) -> FullTraining:
-    test_score = workshop.test_score(trained.network)
+    test_score = workshop.test_score(workshop.entered(trained.network))
     card = _card(file, plan, workshop, trained, test_score)
     student = assemble(file, trained.network, workshop.data, card=card)
     written = write_formats(student, formats, out, say=say)

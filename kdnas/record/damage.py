@@ -212,7 +212,7 @@ def _student_problem(
             _check_numbers(numbers)
         _check_numbers({"train_seconds": record.train_seconds, "teacher_seconds": record.teacher_seconds})
         _check_numbers({name: taken.value for name, taken in record.measurements.items()})
-        _check_fidelity(record.fidelity)
+        _check_numbers(record.fidelity.training)
         if record.arch.arch_id != attributes["arch_id"]:
             return f"its arch is {record.arch.arch_id}, not {attributes['arch_id']}"
     except KeyError as error:
@@ -231,7 +231,7 @@ def _note_problem(key: str, text: Any) -> str:
         kind = key.partition(":")[0]
         if kind == "final":
             repeat = repeat_of(value)
-            _check_fidelity(repeat.fidelity)
+            _check_numbers(repeat.fidelity.training)
             numbers = {"score": repeat.score, "train_seconds": repeat.train_seconds, "seed": repeat.seed}
             _check_numbers(numbers if repeat.test_score is None else {**numbers, "test": repeat.test_score})
             if not isinstance(repeat.checkpoint, str) or not isinstance(repeat.sha256, str):
@@ -242,11 +242,11 @@ def _note_problem(key: str, text: Any) -> str:
         elif kind == "measured":
             _check_numbers({name: taken.value for name, taken in measurements_of(value).items()})
         elif key == "audit":
-            _check_fidelity(Fidelity(**value["fidelity"]))
+            _check_numbers(Fidelity.from_dict(value["fidelity"]).training)
             _check_numbers({"seeds": value["seeds"], **{str(place): n for place, n in enumerate(value["students"])}})
         elif kind == "audit":
             training = audit_training(value)
-            _check_fidelity(training.fidelity)
+            _check_numbers(training.fidelity.training)
             _check_numbers({"score": training.score, "train_seconds": training.train_seconds})
         if kind in ("final", "failed", "measured"):
             int(key.split(":")[1])
@@ -264,12 +264,6 @@ def _check_numbers(values: Mapping[str, Any]) -> None:
             raise TypeError(f"{name} is {value!r}, no number")
         if not math.isfinite(value):
             raise ValueError(f"{name} is {value}")
-
-
-def _check_fidelity(fidelity: Fidelity) -> None:
-    _check_numbers(fidelity.training)
-    if fidelity.weights not in ("own", "shared"):
-        raise ValueError(f"weights are {fidelity.weights!r}")
 
 
 def _items(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -243,7 +243,7 @@ def rise(run: RunRecord, member: FrontMember) -> float | None:
     if not trial.repeats or score.name not in trial.values:
         return None
     brief, final = trial.fidelity, trial.repeats[0].fidelity
-    if brief.weights != final.weights or brief.resolution_fraction != final.resolution_fraction or not brief.amount:
+    if brief.start != final.start or brief.resolution_fraction != final.resolution_fraction or not brief.amount:
         return None
     doublings = math.log2(final.amount / brief.amount)
     gain = score.gain(member.values[score.name], trial.values[score.name])

@@ -30,7 +30,7 @@ from kdnas.core.words import printable
 from kdnas.errors import Problem, RunFolderError
 from kdnas.plugins import code_fingerprints, shortened
 from kdnas.record.run_folder import LOCK_FILE, write_text
-from kdnas.study.config import StudyConfig
+from kdnas.study.config import DISTIL, StudyConfig
 from kdnas.training.recipe import NUMERICS, numerics_of
 from kdnas.trust import signature_line, vouch_for_signed
 
@@ -39,6 +39,7 @@ _IDENTITY_SECTIONS = (
     "name",
     "seed",
     "evaluator",
+    "start",
     "data",
     "teacher",
     "objectives",
@@ -353,7 +354,8 @@ def refuse_another_study(
     """
     was = lock.config.model_copy(update={"training": numerics_of(lock.config.training, config.training)})
     fingerprints = hashes(config, space, fingerprints)
-    before = {"evaluator": {"type": "scratch"}, **_identity(was, lock.space, stated=True)}  # of old there was no other
+    of_old = {"evaluator": {"type": DISTIL}, "start": "random"}  # of old there was no other
+    before = {**of_old, **_identity(was, lock.space, stated=True)}
     after = _identity(config, space)
     if device is not None:
         before, after = {**before, "device": lock.device}, {**after, "device": device}

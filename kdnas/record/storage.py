@@ -327,7 +327,7 @@ class Record:
         made = (audit_training(value) for key, value in attributes.items() if key.startswith("audit:"))
         trainings = tuple(training for training in made if training.number in known)
         students = tuple(number for number in plan["students"] if number in known)  # none that was left out since
-        return AuditRecord(students, Fidelity(**plan["fidelity"]), plan["seeds"], trainings)
+        return AuditRecord(students, Fidelity.from_dict(plan["fidelity"]), plan["seeds"], trainings)
 
     @_on_disk
     def has_final_measurements(self, number: int) -> bool:

@@ -33,7 +33,7 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
         number=trial.number,
         arch=Arch.from_json(attributes["arch"]),
         state="interrupted" if attributes.get("interrupted") else _STATES[trial.state],
-        fidelity=Fidelity(**attributes["fidelity"]),
+        fidelity=Fidelity.from_dict(attributes["fidelity"]),
         tuned=attributes.get("tuned", {}),
         proposed=trial.params,
         values=result.get("values", {}),
@@ -81,15 +81,15 @@ def measurements_of(plain: Mapping[str, Any]) -> dict[str, Measurement]:
 
 def repeat_of(plain: Mapping[str, Any]) -> Repeat:
     """Return the retraining that a study attribute holds."""
-    return Repeat(**{**scored(plain), "fidelity": Fidelity(**plain["fidelity"])})
+    return Repeat(**{**scored(plain), "fidelity": Fidelity.from_dict(plain["fidelity"])})
 
 
 def control_of(plain: Mapping[str, Any]) -> Control:
     """Return the training without a teacher that a study attribute holds."""
-    return Control(**{**scored(plain), "fidelity": Fidelity(**plain["fidelity"])})
+    return Control(**{**scored(plain), "fidelity": Fidelity.from_dict(plain["fidelity"])})
 
 
 def audit_training(plain: Mapping[str, Any]) -> AuditTraining:
     """Return the training of an audit that a study attribute holds."""
     curve = tuple((int(epoch), float(score)) for epoch, score in plain["curve"])
-    return AuditTraining(**{**scored(plain), "fidelity": Fidelity(**plain["fidelity"]), "curve": curve})
+    return AuditTraining(**{**scored(plain), "fidelity": Fidelity.from_dict(plain["fidelity"]), "curve": curve})

@@ -36,7 +36,7 @@ from kdnas.report.table import Cell, Column, Table
 from kdnas.report.wording import arch_in_words, column_title, duration, label, reason_in_words, shown, shown_interval
 
 Row = Mapping[str, Any]
-_FIDELITY = ("fidelity_data_fraction", "fidelity_weights", "fidelity_resolution_fraction")
+_FIDELITY = ("fidelity_data_fraction", "fidelity_start", "fidelity_resolution_fraction")
 _INTEGERS = ("trial", "fidelity_epochs", "macs", "params", "seeds")
 
 _HEADINGS = {
@@ -44,16 +44,16 @@ _HEADINGS = {
     "fidelity_epochs": "epochs",
     "fidelity_data_fraction": "share of the data (%)",
     "fidelity_resolution_fraction": "resolution (%)",
-    "fidelity_weights": "weights",
+    "fidelity_start": "start",
     "train_seconds": "training (s)",
     "teacher_seconds": "of it the teacher’s (s)",
     "indistinguishable_from": "not distinguishable from",
     "arch": "what it is",
 }
-_TEXT, _LONG = ("arch_id", "fidelity_weights", "state", "enqueued", "arch"), ("reason", "indistinguishable_from")
+_TEXT, _LONG = ("arch_id", "fidelity_start", "state", "enqueued", "arch"), ("reason", "indistinguishable_from")
 _CODE = ("arch_id", "indistinguishable_from")
 _LAST = (
-    "state", "enqueued", "reason", "seeds", "fidelity_epochs", "fidelity_data_fraction", "fidelity_weights",
+    "state", "enqueued", "reason", "seeds", "fidelity_epochs", "fidelity_data_fraction", "fidelity_start",
     "fidelity_resolution_fraction", "train_seconds", "teacher_seconds", "indistinguishable_from", "arch",
 )  # fmt: skip
 
@@ -265,7 +265,7 @@ def _common(run: RunRecord, trial: TrialRecord, values: Mapping[str, float]) -> 
         "fidelity_epochs": trial.fidelity.epochs,
         f"{run.score.name}_ci95": None,
         "fidelity_data_fraction": trial.fidelity.data_fraction,
-        "fidelity_weights": trial.fidelity.weights,
+        "fidelity_start": trial.fidelity.start,
         "fidelity_resolution_fraction": trial.fidelity.resolution_fraction,
         "train_seconds": trial.train_seconds,
         "teacher_seconds": trial.teacher_seconds,
@@ -287,7 +287,7 @@ def _front_row(run: RunRecord, member: FrontMember) -> dict[str, Any]:
         f"search_{score}": measured_values(trial).get(score),
         "fidelity_epochs": fidelity.epochs,
         "fidelity_data_fraction": fidelity.data_fraction,
-        "fidelity_weights": fidelity.weights,
+        "fidelity_start": fidelity.start,
         "fidelity_resolution_fraction": fidelity.resolution_fraction,
         "train_seconds": seconds,
         "reason": trial.reason,

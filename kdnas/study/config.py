@@ -9,16 +9,17 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from kdnas.core.fidelity import Fidelity
+from kdnas.core.fidelity import Fidelity, Start
 from kdnas.core.objective import ACCURACY, Constraint, Quantity, score_among
 from kdnas.core.pick import DEFAULT_PICK, Near, PickError, Standard, against, parse_bound, parse_pick
 from kdnas.errors import ConfigError, Problem
 from kdnas.registry import Section
+from kdnas.study.earlier import in_present_words
 from kdnas.training.recipe import Distillation, Recipe, Training
 from kdnas.training.supernet import SupernetSettings
 
-SUPERNET, FINETUNE, SCRATCH = "supernet", "finetune", "scratch"
-"""The evaluators of shared weights: those of a supernet as they are, and trained on; and the one that needs none."""
+DISTIL = "distil"
+"""The evaluator that trains students here."""
 _UNKNOWN_TRIALS = 100
 """What a search is planned for whose budget is a time alone."""
 _FREE_ETA = 8.0
@@ -84,10 +85,10 @@ class TuneRange(Section):
 class Rung(Section):
     """One fidelity of a search that trains every student briefly and the promising ones longer."""
 
-    evaluator: str | None = None
-    """Who scores there; None: the study's evaluator."""
-    epochs: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    """Required but where the evaluator is `supernet`, which trains no student."""
+    start: Start | None = None
+    """Where its students' weights come from; None: as the study says."""
+    epochs: Annotated[int, Field(ge=0, le=100_000)] | None = None
+    """0: a student is scored as it is cut out, as it is where this is left out. Required of random weights."""
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """None: as `training` says."""
     resolution_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
@@ -167,8 +168,8 @@ class ExecutorConfig(Member):
 class Final(Section):
     """How the front is earned: its students retrained, several seeds, then the test split."""
 
-    evaluator: str | None = None
-    """Who trains them; None: the study's evaluator, `scratch` where that one shares weights."""
+    start: Start | None = None
+    """Where their weights come from; None: as the study says, at random where that shares weights."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
     epochs: Annotated[int, Field(ge=1)] | None = None
     """None: as many as in the search. With `until: flat` the fewest."""
@@ -227,8 +228,10 @@ class StudyConfig(Section):
     name: Annotated[str, AfterValidator(_name)]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    evaluator: Member = Member(type="scratch")
+    evaluator: Member = Member(type=DISTIL)
     """Where a student's score comes from."""
+    start: Start = "random"
+    """Where the weights come from that `distil` trains: drawn, inherited from the teacher, or cut from a supernet."""
     data: DataConfig | None = None
     teacher: Member | None = None
     """Data and teacher are required by the evaluators that train."""
@@ -243,7 +246,7 @@ class StudyConfig(Section):
     training: Training = Training()
     distillation: Distillation = Distillation()
     supernet: SupernetConfig | None = None
-    """Read where an evaluator shares weights; None is then the default of every setting."""
+    """Read where a start is `supernet`; None is then the default of every setting."""
     rungs: tuple[Rung, ...] = ()
     """Fidelities of the search, lowest first; the last one is its full score, `training.epochs`. None: only that."""
     promotion: Promotion = Promotion()
@@ -259,10 +262,12 @@ class StudyConfig(Section):
     @classmethod
     def _training_of_the_last_rung(cls, value: Any) -> Any:
         """Let `training` say what the last rung says, where it does not speak of it itself."""
-        rungs = value.get("rungs") if isinstance(value, dict) else None
+        if not isinstance(value, dict):
+            return value
+        value = in_present_words(value)
+        rungs, training = value.get("rungs"), value.get("training", {})
         last = rungs[-1] if isinstance(rungs, (list, tuple)) and rungs else None
-        training = value.get("training", {}) if isinstance(value, dict) else None
-        if not isinstance(last, dict) or not isinstance(training, dict):
+        if not isinstance(last, dict) or not isinstance(training, dict) or not last.get("epochs"):
             return value
         names = ("epochs", "data_fraction", "resolution_fraction")
         said = {name: last[name] for name in names if last.get(name) is not None}
@@ -343,34 +348,26 @@ class StudyConfig(Section):
         return self.model_copy(update={"constraints": tuple(numbers)})
 
     @property
-    def rung_evaluators(self) -> tuple[str, ...]:
-        """Who scores at each of the `fidelities`."""
-        own = self.evaluator.type
-        return tuple(rung.evaluator or own for rung in self.rungs) or (own,)
-
-    @property
-    def final_evaluator(self) -> str:
-        """Who trains the finalists."""
-        own = self.evaluator.type
-        return self.final.evaluator or (SCRATCH if own in (SUPERNET, FINETUNE) else own)
-
-    @property
-    def evaluators(self) -> tuple[str, ...]:
-        """Every evaluator of the study once: who trains the finalists, then who scores at the rungs."""
-        return tuple(dict.fromkeys((self.final_evaluator, *self.rung_evaluators)))
+    def starts(self) -> frozenset[Start]:
+        """Where the weights come from of any student that is scored or retrained."""
+        return frozenset(fidelity.start for fidelity in (*self.fidelities, self.final_fidelity))
 
     @property
     def shares_weights(self) -> bool:
         """Whether the study needs a supernet."""
-        return SUPERNET in self.evaluators or FINETUNE in self.evaluators
+        return "supernet" in self.starts
 
     @property
     def fidelities(self) -> tuple[Fidelity, ...]:
         """The fidelities of the search's scores, lowest first: one where there are no rungs."""
-        full = self.training.fidelity
-        stated = [rung.model_dump(exclude={"evaluator"}, exclude_none=True) for rung in self.rungs] or [{}]
-        names = self.rung_evaluators
-        return tuple(fidelity_by(name, replace(full, **said)) for name, said in zip(names, stated, strict=True))
+        full = replace(self.training.fidelity, start=self.start)
+        return tuple(self._fidelity(rung, full) for rung in self.rungs) or (full,)
+
+    @staticmethod
+    def _fidelity(rung: Rung, full: Fidelity) -> Fidelity:
+        stated = replace(full, **rung.model_dump(exclude_none=True))
+        as_cut = not rung.epochs and stated.start != "random"
+        return Fidelity(0, start=stated.start) if as_cut else stated
 
     def eta(self, rung: int) -> float:
         """Return one of how many students of `rung` is promoted to the next."""
@@ -402,17 +399,10 @@ class StudyConfig(Section):
     @property
     def final_fidelity(self) -> Fidelity:
         """How much training each retraining of a finalist sees, at the full resolution."""
-        amount = Fidelity(self.final.epochs or self.training.epochs, self.final.data_fraction)
-        return fidelity_by(self.final_evaluator, amount)
+        start = self.final.start or ("random" if self.start == "supernet" else self.start)
+        return Fidelity(self.final.epochs or self.training.epochs, self.final.data_fraction, start)
 
     @property
     def recipe(self) -> Recipe:
         """The recipe of a search trial."""
         return Recipe(training=self.training, distillation=self.distillation)
-
-
-def fidelity_by(evaluator: str, training: Fidelity) -> Fidelity:
-    """Return the fidelity of the score that `evaluator` gives by a recipe whose own is `training`."""
-    if evaluator == SUPERNET:
-        return Fidelity(0, weights="shared")
-    return replace(training, weights="shared" if evaluator == FINETUNE else "own")

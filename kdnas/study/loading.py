@@ -19,8 +19,9 @@ from kdnas.errors import ConfigError, Problem
 from kdnas.plugins import adopted
 from kdnas.registry import validation_problems
 from kdnas.study.config import StudyConfig
+from kdnas.study.earlier import in_present_words
 from kdnas.study.members import member_problems, quantity_problems, registry_of
-from kdnas.study.rungs import rung_problems, supernet_problems
+from kdnas.study.rungs import rung_problems, start_problems
 from kdnas.study.spaces import space_of
 from kdnas.study.yaml_lines import KeyPath, YamlDocument, parse_value, read_yaml
 
@@ -145,6 +146,7 @@ def check_study(
 
     Raises ConfigError with `problems` and everything else that is wrong.
     """
+    document = YamlDocument(document.name, in_present_words(document.data), document.lines)
     found: list[Problem] = []
     config: StudyConfig | None = None
     try:
@@ -163,7 +165,7 @@ def check_study(
     return LoadedStudy(config, folder, space)
 
 
-_EVALUATORS = ("evaluator.type", "rungs", "final.evaluator")
+_STARTS = ("evaluator.type", "start", "rungs", "final.start")
 _FIDELITY = ("training.epochs", "training.data_fraction", "training.resolution_fraction")
 
 
@@ -180,12 +182,12 @@ def _problems_between(config: StudyConfig, space: SearchSpace | None, unsound: S
         from kdnas.study.tuning import tunable_problems
 
         problems += tunable_problems(config)
-    if sound(*_EVALUATORS, *_FIDELITY):
+    if sound(*_STARTS, *_FIDELITY):
         problems += rung_problems(config)
-    if space is not None and sound(*_EVALUATORS):
+    if space is not None and sound(*_STARTS):
         problems += _family_problems(config, space)
-    if space is not None and space.family and sound(*_EVALUATORS, "supernet", "teacher.type", "teacher.family"):
-        problems += supernet_problems(config, space)
+    if space is not None and space.family and sound(*_STARTS, "supernet", "teacher.type", "teacher.family"):
+        problems += start_problems(config, space)
     return problems
 
 
@@ -212,13 +214,11 @@ def _without(value: Any, path: KeyPath) -> Any:
 
 
 def _family_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
-    """Return whether an evaluator builds students and the space does not say of which family."""
-    builders = [
-        name for name in config.evaluators if "family" in getattr(registry_of("evaluators").get(name), "needs", ())
-    ]
-    if space.family or not builders:
+    """Return whether the evaluator builds students and the space does not say of which family."""
+    name = config.evaluator.type
+    if space.family or "family" not in getattr(registry_of("evaluators").get(name), "needs", ()):
         return []
-    what = f"the space {space.name} names no student family, and the evaluator {builders[0]} builds students"
+    what = f"the space {space.name} names no student family, and the evaluator {name} builds students"
     return [Problem("space", what, "a space with `family:`")]
 
 

@@ -19,7 +19,7 @@ from kdnas.core.pick import Near, parse_bound
 from kdnas.errors import ConfigError, Problem
 from kdnas.plugins import is_plugin, short_name
 from kdnas.registry import Registry, validation_problems
-from kdnas.study.config import DataConfig, ExecutorConfig, Member, SamplerConfig, StudyConfig
+from kdnas.study.config import DISTIL, DataConfig, ExecutorConfig, Member, SamplerConfig, StudyConfig
 from kdnas.training.recipe import LossTerm, Training
 
 # What the run itself hands to an executor; a study cannot set it there.
@@ -54,7 +54,6 @@ def member_problems(data: Mapping[str, Any]) -> list[Problem]:
     """Return what is wrong with the members that the study `data` names; `where` is the dotted key."""
     return [
         *_section(data, "evaluator", "evaluators", Member),
-        *_evaluators_beside(data),
         *_needs(data),
         *_section(data, "data", "datasets", DataConfig),
         *_section(data, "teacher", "teachers", Member),
@@ -88,45 +87,14 @@ def _section(data: Mapping[str, Any], key: str, family: str, model: type[Member]
     return option_problems(registry_of(family), key, section["type"], options)
 
 
-def _named_evaluators(data: Mapping[str, Any]) -> dict[str, str]:
-    """Return the evaluators that the study names, by the key where each stands; the study's own first."""
-    section = data.get("evaluator", StudyConfig.model_fields["evaluator"].default.type)
-    named = {"evaluator": section.get("type") if isinstance(section, dict) else section}
-    rungs, final = data.get("rungs"), data.get("final")
-    for index, rung in enumerate(rungs if isinstance(rungs, list) else []):
-        if isinstance(rung, dict) and rung.get("evaluator") is not None:
-            named[f"rungs.{index}.evaluator"] = rung["evaluator"]
-    if isinstance(final, dict) and final.get("evaluator") is not None:
-        named["final.evaluator"] = final["evaluator"]
-    return {where: name for where, name in named.items() if isinstance(name, str)}
-
-
-def _evaluators_beside(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what is wrong with the evaluators of rungs and finalists, which take no options."""
-    named = _named_evaluators(data)
-    own, registry = named.pop("evaluator", None), registry_of("evaluators")
-    for where, name in named.items():
-        if name == own:
-            continue
-        problems = registry.problems(name, {})
-        unknown = [problem for problem in problems if problem.where == "type"]
-        yield from (Problem(where, problem.what, problem.allowed) for problem in unknown)
-        if problems and not unknown:
-            needed = ", ".join(problem.where for problem in problems)
-            yield Problem(where, f"{name} must be told more ({needed}): make it the study's evaluator")
-
-
 def _needs(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what the evaluators need and the study does not say."""
-    registry = registry_of("evaluators")
-    needed: dict[str, str] = {}
-    for name in _named_evaluators(data).values():
-        with contextlib.suppress(ConfigError, ImportError):  # told above
-            for key in getattr(registry.get(name), "needs", ()):
-                needed.setdefault(key, short_name(name))
-    for key, name in needed.items():
-        if key in StudyConfig.model_fields and data.get(key) is None:
-            yield Problem(key, f"is required by the evaluator {name}")
+    """Yield what the evaluator needs and the study does not say."""
+    section, registry = data.get("evaluator", DISTIL), registry_of("evaluators")
+    name = section.get("type") if isinstance(section, dict) else section
+    with contextlib.suppress(ConfigError, ImportError):  # told above
+        for key in getattr(registry.get(str(name)), "needs", ()):
+            if key in StudyConfig.model_fields and data.get(key) is None:
+                yield Problem(key, f"is required by the evaluator {short_name(str(name))}")
 
 
 def _student_teacher(data: Mapping[str, Any]) -> Iterator[Problem]:

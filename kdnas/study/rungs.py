@@ -1,4 +1,4 @@
-"""What must hold between the rungs of a study, its supernet and what else it asks for."""
+"""What must hold between the rungs of a study, the starts of its students and what else it asks for."""
 
 from __future__ import annotations
 
@@ -6,61 +6,82 @@ import itertools
 
 from kdnas.core.space import SearchSpace
 from kdnas.errors import Problem
-from kdnas.study.config import FINETUNE, SCRATCH, SUPERNET, StudyConfig
+from kdnas.study.config import DISTIL, StudyConfig
 from kdnas.study.members import registry_of
 
-_LENGTHS = ("epochs", "data_fraction", "resolution_fraction")
 _AMOUNT = "epochs x data_fraction x resolution_fraction^2"
 
 
 def rung_problems(config: StudyConfig) -> list[Problem]:
-    """Return what is wrong with the rungs of `config` and with who scores at them; `where` is the dotted key."""
+    """Return what is wrong with the rungs of `config` and with their starts; `where` is the dotted key."""
     problems = _each(config)
     if not problems and config.rungs:
         problems += _ladder(config)
-    if config.final_evaluator == SUPERNET:
-        problems.append(Problem("final.evaluator", "supernet trains nothing", f"{SCRATCH}, {FINETUNE}"))
-    if config.tune and SUPERNET in config.rung_evaluators:
-        what = "a score of shared weights does not depend on how a student is trained, so nothing can be tuned by it"
+    if config.tune and any(fidelity.epochs == 0 and fidelity.start != "random" for fidelity in config.fidelities):
+        what = "a score without training does not depend on how a student is trained, so nothing can be tuned by it"
         problems.append(Problem("tune", what))
+    if config.evaluator.type != DISTIL and config.starts != {"random"}:
+        what = f"the evaluator {config.evaluator.type} begins from no weights of kdnas's"
+        problems.append(Problem(_where(config, config.starts - {"random"}), what, f"the evaluator {DISTIL}"))
     return problems
 
 
-def supernet_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
-    """Return why `config` cannot have the supernet that it needs, as far as the names alone tell."""
-    if not config.shares_weights or config.supernet is None:
-        return []
+def start_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
+    """Return why students of `space` cannot begin as `config` says, as far as the names alone tell."""
+    problems = []
+    if config.shares_weights and not _shares(space.family):
+        what = f"students of {space.family} cannot share weights in a supernet, which the start supernet needs"
+        problems.append(Problem("space", what))
+    if "inherited" in config.starts and (what := _no_ancestor(config, space)):
+        allowed = f"random, or a teacher `type: student, family: {space.family}`"
+        problems.append(Problem(_where(config, {"inherited"}), what, allowed))
+    inherits = config.shares_weights and config.supernet is not None and config.supernet.inherit_teacher
+    if inherits and (what := _no_ancestor(config, space)):
+        allowed = f"false, or a teacher `type: student, family: {space.family}`"
+        problems.append(Problem("supernet.inherit_teacher", what, allowed))
+    return problems
+
+
+def _shares(family: str) -> bool:
     from kdnas.students import StudentFamily
 
-    problems = []
-    if registry_of("students").get(space.family).supernet is StudentFamily.supernet:
-        needed = next(name for name in config.evaluators if name in (SUPERNET, FINETUNE))
-        what = f"students of {space.family} cannot share weights in a supernet, which the evaluator {needed} needs"
-        problems.append(Problem("space", what))
+    return registry_of("students").get(family).supernet is not StudentFamily.supernet
+
+
+def _no_ancestor(config: StudyConfig, space: SearchSpace) -> str:
+    """Return why the teacher has no weights for students of `space`; empty where it may have some."""
     teacher = config.teacher
-    if config.supernet.inherit_teacher and teacher is not None:
-        of = teacher.options.get("family") if teacher.type == "student" else None
-        if of != space.family:
-            is_what = f"a {of}" if of else f"not of a student family (its source is {teacher.type})"
-            what = f"the teacher is {is_what}, the students are {space.family}: no weights can be inherited"
-            allowed = f"false, or a teacher `type: student, family: {space.family}`"
-            problems.append(Problem("supernet.inherit_teacher", what, allowed))
-    return problems
+    if teacher is None or registry_of("students").get(space.family).derived:
+        return ""
+    of = teacher.options.get("family") if teacher.type == "student" else None
+    if of == space.family:
+        return ""
+    is_what = f"a {of}" if of else f"not of a student family (its source is {teacher.type})"
+    return f"the teacher is {is_what}, the students are {space.family}: no weights can be inherited"
+
+
+def _where(config: StudyConfig, starts: set[str] | frozenset[str]) -> str:
+    """Return the key where one of `starts` is asked for first."""
+    rungs = {f"rungs.{index}.start": rung.start for index, rung in enumerate(config.rungs)}
+    stated = {"start": config.start, **rungs, "final.start": config.final.start}
+    return next((key for key, start in stated.items() if start in starts), "start")
 
 
 def _each(config: StudyConfig) -> list[Problem]:
     """Return what is wrong with single rungs."""
     problems = []
-    for index, (rung, evaluator) in enumerate(zip(config.rungs, config.rung_evaluators, strict=False)):
+    for index, (rung, fidelity) in enumerate(zip(config.rungs, config.fidelities, strict=False)):
         where = f"rungs.{index}"
-        if evaluator == SUPERNET:
-            stated = [name for name in _LENGTHS if getattr(rung, name) is not None]
-            problems += [Problem(f"{where}.{name}", "a score of shared weights trains no student") for name in stated]
+        if fidelity.start == "random" and not rung.epochs:
+            what = "is required" if rung.epochs is None else "random weights are no student: they need training"
+            problems.append(Problem(f"{where}.epochs", what, "" if rung.epochs is None else "1 or more"))
+        elif fidelity.epochs == 0:
+            stated = [name for name in ("data_fraction", "resolution_fraction") if getattr(rung, name) is not None]
+            what = "a score of weights as they are cut out trains no student"
+            problems += [Problem(f"{where}.{name}", what) for name in stated]
             if index > 0:
-                what = "scores of shared weights can only be the lowest rung: no training is less than theirs"
-                problems.append(Problem(f"{where}.evaluator", what))
-        elif rung.epochs is None:
-            problems.append(Problem(f"{where}.epochs", "is required"))
+                what = "scores without training can only be the lowest rung: no training is less than theirs"
+                problems.append(Problem(where, what))
     return problems
 
 

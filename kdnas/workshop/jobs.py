@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdnas.core.arch import Arch
-from kdnas.core.fidelity import Fidelity
+from kdnas.core.fidelity import Fidelity, Start
 from kdnas.core.measurement import Measurement
 from kdnas.core.seeds import derive_seed
-from kdnas.study.config import SCRATCH, SUPERNET, StudyConfig, fidelity_by
+from kdnas.study.config import StudyConfig
 from kdnas.study.tuning import final_recipe, tuned_recipe
 from kdnas.training.recipe import Distillation, Recipe
 
@@ -36,8 +36,10 @@ class Job:
     recipe: Recipe
     init_seed: int
     view_seed: int
-    evaluator: str = SCRATCH
-    """Who is to score it."""
+    start: Start = "random"
+    """Where its weights come from."""
+    trains: bool = True
+    """Whether it is trained, else scored with the weights that it begins with."""
     repeat: int | None = None
     """None for a trial of the search, else the number of the retraining."""
     measure: bool = True
@@ -60,7 +62,8 @@ class Job:
     @property
     def fidelity(self) -> Fidelity:
         """How much training the score will have seen."""
-        return fidelity_by(self.evaluator, self.recipe.training.fidelity)
+        trained = self.recipe.training.fidelity if self.trains else Fidelity(0)
+        return dataclasses.replace(trained, start=self.start)
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,9 @@ def search_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, float], rung
     score does not depend on when the arch was proposed. Costs are measured at the lowest rung only.
     """
     rung %= len(config.fidelities)
-    evaluator, fidelity = config.rung_evaluators[rung], config.fidelities[rung]
-    recipe = tuned_recipe(config.recipe, tuned)
-    if evaluator != SUPERNET:
+    fidelity, recipe = config.fidelities[rung], tuned_recipe(config.recipe, tuned)
+    trains = fidelity.epochs > 0
+    if trains:
         training = recipe.training.model_copy(update=fidelity.training)
         recipe = recipe.model_copy(update={"training": training})
     return Job(
@@ -113,9 +116,10 @@ def search_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, float], rung
         recipe,
         init_seed=derive_seed(config.seed, "init", arch.arch_id),
         view_seed=derive_seed(config.seed, "views"),
-        evaluator=evaluator,
+        start=fidelity.start,
+        trains=trains,
         measure=rung == 0,
-        legs=_legs(config, arch, tuned, rung) if config.rungs and evaluator != SUPERNET else (),
+        legs=_legs(config, arch, tuned, rung) if config.rungs and trains else (),
     )
 
 
@@ -134,13 +138,13 @@ def _legs(config: StudyConfig, arch: Arch, tuned: Mapping[str, float], rung: int
 def continues(config: StudyConfig, rung: int) -> bool:
     """Whether a student promoted to `rung` may go on from its weights: the rung below differs in epochs alone.
 
-    A training on another share of the data, at another resolution or by another evaluator is begun anew, so that a
+    A training on another share of the data, at another resolution or from another start is begun anew, so that a
     fidelity says what the student has seen.
     """
-    if rung == 0 or config.rung_evaluators[rung - 1] != config.rung_evaluators[rung]:
+    if rung == 0:
         return False
     below, here = config.fidelities[rung - 1 : rung + 1]
-    return dataclasses.replace(below, epochs=here.epochs) == here
+    return below.epochs > 0 and dataclasses.replace(below, epochs=here.epochs) == here
 
 
 def rung_checkpoint(arch: Arch, tuned: Mapping[str, float], rung: int) -> str:
@@ -164,7 +168,7 @@ def final_job(config: StudyConfig, number: int, arch: Arch, tuned: Mapping[str, 
         final_recipe(config, tuned),
         init_seed=derive_seed(config.seed, "final", repeat, arch.arch_id),
         view_seed=derive_seed(config.seed, "final views", repeat),
-        evaluator=config.final_evaluator,
+        start=config.final_fidelity.start,
         repeat=repeat,
         measure=False,
         test=True,

@@ -396,9 +396,13 @@ class Workshop:
         """Whether students are trained, and scored on the validation split, in bfloat16."""
         return in_bfloat16(self.sources.training, self.device)
 
-    def test_score(self, network: nn.Module) -> float:
-        """Return the score of `network`, a trained student, on the test split, in float32, as students are used."""
-        return evaluate(self.entered(network), self.test)
+    def validation_score(self, network: nn.Module) -> float:
+        """Return the score of `network`, a student, on the validation split, computed as its training is."""
+        return evaluate(self.entered(network), self.validation, bfloat16=self.bfloat16)
+
+    def test_score(self, module: nn.Module) -> float:
+        """Return the score of `module`, which takes plain samples, on the test split: in float32, as it is used."""
+        return evaluate(module, self.test)
 
     def chance(self) -> float:
         """Return the score on the validation split of the best answer that looks at no sample."""

@@ -8,37 +8,47 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from kdnas.core.arch import Arch
-from kdnas.core.data import ImageData
+from kdnas.core.fidelity import Fidelity
+from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
-from kdnas.errors import RunFolderError
+from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
 from kdnas.nn.elastic import Supernet
 from kdnas.nn.weights import load_weights, save_weights, weights_metadata
 from kdnas.record.lock import SupernetRecord
-from kdnas.students import StudentFamily
 from kdnas.study.config import StudyConfig, SupernetConfig
 from kdnas.training.batches import Batches
-from kdnas.training.numerics import in_bfloat16
-from kdnas.training.supernet.subnets import SubnetScorer, SubnetSpec
+from kdnas.training.supernet.shrinking_file import SHRINKING_FILE, write_shrinking
+from kdnas.training.supernet.subnets import ElasticSpace, SubnetScorer, SubnetSpec
+from kdnas.training.supernet.training import Tick, train_supernet
+from kdnas.training.teacher_cache import TeacherCache
+from kdnas.workshop.opening import Workshop, first_samples
 
 SUPERNET_FOLDER = "supernet"
 """Relative to the run folder."""
 WEIGHTS_FILE = "weights.safetensors"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _FACTS = "supernet"
+_BAR = 20
+"""Characters of a progress bar."""
+_INHERITING = 256
+"""Training images that tell which of the teacher's blocks change most."""
 
 
 @dataclass(frozen=True)
 class SharedWeights:
     """A trained supernet, and what scores and cuts its subnets, each with batch-norm statistics of its own.
 
-    Subnets see images of `side` pixels, the data's own height.
+    Subnets see images of `side` pixels, the data's own height. Scores of students as they are cut out: Guo et al.,
+    "Single path one-shot neural architecture search with uniform sampling" (ECCV 2020).
     """
 
     supernet: Supernet
@@ -54,43 +64,157 @@ class SharedWeights:
         return self.scorer.cut(self.supernet, SubnetSpec(arch, self.side))
 
 
+class RunSupernet:
+    """The supernet of the run in `folder`, whose study `config` asks for one.
+
+    Raises ConfigError where the space has none, or the teacher's weights are asked for and cannot be inherited.
+    """
+
+    def __init__(self, folder: Path, config: StudyConfig, workshop: Workshop):
+        self._folder, self._config, self._workshop = folder, config, workshop
+        self._settings = config.supernet or SupernetConfig()
+        self._largest = self._largest_student()
+        self._inherits = self._is_to_inherit()
+
+    def prepare(self, *, teacher_cache: TeacherCache, say: Callable[[str], None]) -> SupernetRecord:
+        """Return the trained supernet: trained now, or on from where an earlier call stopped, unless it is there.
+
+        Raises RunError where the training fails, RunFolderError where the folder is damaged.
+        """
+        saved = saved_supernet(self._folder)
+        if saved is None:
+            self._train(teacher_cache, say)
+            saved = saved_supernet(self._folder)
+        assert saved is not None  # it has just been written
+        return saved
+
+    def load(self, fingerprint: str) -> SharedWeights:
+        """Return the weights. Raises RunFolderError where they are not those of `fingerprint`."""
+        workshop = self._workshop
+        return load_supernet(
+            self._folder, self._settings, workshop.space, workshop, self._images(), fingerprint=fingerprint
+        )
+
+    def _train(self, teacher_cache: TeacherCache, say: Callable[[str], None]) -> None:
+        """Train the supernet beside the teacher, whose outputs the trials share, and write its folder: weights last."""
+        config, settings, workshop = self._config, self._settings, self._workshop
+        folder = self._folder / SUPERNET_FOLDER
+        checkpoint = folder / CHECKPOINT_FILE
+        train = self._images()
+        torch.manual_seed(derive_seed(config.seed, "supernet init"))
+        supernet = workshop.family.supernet(workshop.space).to(workshop.device)
+        inherited = None
+        if self._inherits:
+            (images,), _ = first_samples(train, _INHERITING)
+            inherited = workshop.family.inherit_supernet(supernet, self._largest, images)
+        update = {"epochs": settings.epochs, "data_fraction": self._fraction}
+        recipe = config.recipe.model_copy(update={"training": config.training.model_copy(update=update)})
+        say(
+            f"{'going on with' if checkpoint.exists() else 'training'} the supernet, once: the work of "
+            f"{Fidelity(settings.epochs).words} of its largest student on {len(train):,} images"
+            + ("" if inherited is None else f"; {100 * inherited:.0f} % of that student's weights are the teacher's")
+            + ("" if config.training.ema is None else "; training.ema is for students, not for it")
+        )
+        try:
+            trained = train_supernet(
+                supernet,
+                workshop.space,
+                workshop.family,
+                workshop.teacher,
+                train,
+                workshop.validation,
+                recipe,
+                settings,
+                data=workshop.data,
+                seed=derive_seed(config.seed, "supernet"),
+                view_seed=derive_seed(config.seed, "views"),
+                device=workshop.device,
+                on_tick=_announce(say),
+                checkpoint=checkpoint,
+                teacher_cache=teacher_cache,
+            )
+        except TrialError as error:
+            what = f"the training of the supernet failed: {error}; a lower training.learning_rate may help"
+            raise RunError(what) from error
+        write_shrinking(folder / SHRINKING_FILE, trained.shrinking)
+        facts = {**update, "train_seconds": trained.train_seconds, "inherited": inherited}
+        save_supernet(trained.supernet, self._folder, facts)
+        checkpoint.unlink(missing_ok=True)
+
+    @property
+    def _fraction(self) -> float:
+        return self._settings.data_fraction or self._config.training.data_fraction
+
+    def _images(self) -> Batches:
+        """Return the images that the supernet is trained on."""
+        return self._workshop.share(self._fraction)
+
+    def _largest_student(self) -> Arch:
+        workshop, sides = self._workshop, self._settings.resolutions
+        elastic = ElasticSpace(workshop.space, workshop.family, sides)
+        own = workshop.data.task.size
+        if sides and own not in sides:
+            what = f"students are scored on images of {own} pixels, the data's own, which are not among them"
+            raise ConfigError(Problem("supernet.resolutions", what))
+        return elastic.largest.arch
+
+    def _is_to_inherit(self) -> bool:
+        teacher, family, wanted = self._workshop.teacher, self._workshop.space.family, self._settings.inherit_teacher
+        fitting = self._workshop.family.ancestor() is not None
+        if wanted and not fitting:
+            of = "of no student family" if teacher.arch is None else f"a {teacher.arch.family}"
+            what = f"the teacher {teacher.name} is {of}, the students are {family}: no weights can be inherited"
+            raise ConfigError(Problem("supernet.inherit_teacher", what, f"false, or a {family} as the teacher"))
+        return fitting and wanted is not False
+
+
+def _announce(say: Callable[[str], None]) -> Callable[[Tick], None]:
+    """Return what says the news of a training as a line."""
+
+    def announce(tick: Tick) -> None:
+        done = min(round(_BAR * tick.spent), _BAR)
+        line = f"supernet  {'█' * done}{'░' * (_BAR - done)}  {100 * min(tick.spent, 1.0):.0f} %  {tick.stage}"
+        line += f"  loss {tick.loss:.3f}"
+        if tick.check is not None:
+            line += f"  largest {100 * tick.check.largest:.1f} %, smallest {100 * tick.check.smallest:.1f} %"
+        say(line)
+
+    return announce
+
+
 def load_supernet(
     folder: Path,
-    config: StudyConfig,
+    settings: SupernetConfig | None,
     space: SearchSpace,
-    family: StudentFamily,
-    data: ImageData,
+    workshop: Workshop,
     train: Batches,
-    validation: Batches,
     *,
     fingerprint: str,
 ) -> SharedWeights:
-    """Return the supernet of the run in `folder`, on the device of `train`.
+    """Return the supernet of the run in `folder`, on the workshop's device.
 
     Args:
         folder: The run folder.
-        config: The run's study, which has a supernet.
-        space: Its search space.
-        family: Its student family.
-        data: Its data.
+        settings: Those of its supernet; None: the defaults.
+        space: The space whose students it holds.
+        workshop: Its data and family.
         train: Images that batch-norm statistics are estimated on: the first few of a drawing that is always the same.
-        validation: Images that subnets are scored on.
         fingerprint: What the run's lock file says of the weights (`RunRecord.supernet`).
 
     Raises RunFolderError where the weights are missing, damaged or not those of the lock file.
     """
     check_supernet(folder, fingerprint)
-    settings = config.supernet or SupernetConfig()
-    supernet = family.supernet(space)
+    settings = settings or SupernetConfig()
+    supernet = workshop.family.supernet(space)
     load_weights(supernet, _weights(folder))
     scorer = SubnetScorer(
         train,
-        validation,
+        workshop.validation,
         recalibration_samples=settings.recalibration_images,
         validation_samples=settings.score_images,
-        bfloat16=in_bfloat16(config.training, train.device),
+        bfloat16=workshop.bfloat16,
     )
-    return SharedWeights(supernet.to(train.device).eval(), scorer, data.task.size)
+    return SharedWeights(supernet.to(workshop.device).eval(), scorer, workshop.data.task.size)
 
 
 def save_supernet(supernet: Supernet, folder: Path, facts: dict[str, Any]) -> None:

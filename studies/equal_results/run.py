@@ -68,13 +68,18 @@ STUDIES = {
     "supernet_rungs": Study(
         {
             "supernet": _SUPERNET,
-            "rungs": [{"evaluator": "supernet"}, {"evaluator": "finetune", "epochs": 1}, {"epochs": 3}],
+            "rungs": [{"start": "supernet"}, {"start": "supernet", "epochs": 1}, {"epochs": 3}],
             "budget": {"trials": 12},
         },
         then=(("audit", "RUN", "--students", "6", "--epochs", "4", "--seeds", "1"),),
     ),
     "finetuned_front": Study(
-        {"evaluator": "supernet", "supernet": _SUPERNET, "final": {"evaluator": "finetune", "seeds": 1, "epochs": 2}},
+        {
+            "start": "supernet",
+            "rungs": [{"epochs": 0}],
+            "supernet": _SUPERNET,
+            "final": {"start": "supernet", "seeds": 1, "epochs": 2},
+        },
         space="mobilenet.yaml",
     ),
     "tuned": Study({"tune": {"training.learning_rate": {"low": 0.02, "high": 0.2, "log": True}}}),
@@ -198,13 +203,21 @@ def print_differences(before: dict[str, dict[str, str]], after: dict[str, dict[s
     """Print a line a study, and every fact that differs; return 1 where one does."""
     unequal = 0
     for name in sorted({*before, *after}):
-        old, new = before.get(name, {}), after.get(name, {})
+        old, new = (_in_present_words(digests.get(name, {})) for digests in (before, after))
         changed = [fact for fact in sorted({*old, *new}) if old.get(fact) != new.get(fact)]
         unequal |= bool(changed)
         print(f"{name:<24} {len(old):>3} facts, " + (f"{len(changed)} DIFFER" if changed else "equal"))
         for fact in changed:
             print(f"    {fact}\n      - {old.get(fact, '(absent)')}\n      + {new.get(fact, '(absent)')}")
     return unequal
+
+
+def _in_present_words(facts: dict[str, str]) -> dict[str, str]:
+    """Return facts whose trials say where their weights came from as this version does."""
+    for earlier, start in (("own", "random"), ("shared", "supernet")):
+        was, is_now = f'"fidelity_weights": "{earlier}"', f'"fidelity_start": "{start}"'
+        facts = {name: fact.replace(was, is_now) for name, fact in facts.items()}
+    return facts
 
 
 if __name__ == "__main__":

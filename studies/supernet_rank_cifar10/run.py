@@ -2,7 +2,8 @@
 
     python studies/supernet_rank_cifar10/run.py [--quick | --full] [--processes 2] [--set KEY=VALUE] [--tables]
 
-The scores are those of a search with the rungs supernet, finetune and scratch, made by kdnas's own evaluators. One
+The scores are those of a search whose rungs begin from a supernet's weights, as they are and trained on, and from
+random ones, made by kdnas's own evaluator. One
 small file a score is kept under --runs, and the supernet with its checkpoint: a run that was interrupted goes on.
 """
 
@@ -64,15 +65,14 @@ class Setting:
     def overrides(self) -> list[str]:
         """What it changes in the study whose search is judged."""
         return [
-            f"rungs=[{{evaluator: supernet}}, {{evaluator: finetune, epochs: {self.finetune_epochs}, "
-            f"data_fraction: {self.finetune_data_fraction}}}, "
-            f"{{evaluator: scratch, epochs: {self.scratch_epochs}}}]",
+            f"rungs=[{{start: supernet}}, {{start: supernet, epochs: {self.finetune_epochs}, "
+            f"data_fraction: {self.finetune_data_fraction}}}, {{epochs: {self.scratch_epochs}}}]",
             f"training.data_fraction={self.data_fraction}",
             f"training.batch_size={self.batch_size}",
             f"supernet.epochs={self.supernet_epochs}",
             f"supernet.views={'null' if self.supernet_views is None else self.supernet_views}",
             f"supernet.score_images={self.score_images}",
-            "final.evaluator=scratch",
+            "final.start=random",
             f"final.epochs={self.reference_epochs}",
             f"final.data_fraction={self.data_fraction}",
             f"final.seeds={self.seeds}",
@@ -185,7 +185,7 @@ def _images(study: LoadedStudy, evaluator: Evaluator, job: Job) -> float:
     """Return how many images' forward passes a score costs: training takes three for each image."""
     supernet = study.config.supernet
     assert supernet is not None
-    if job.evaluator == "supernet":
+    if not job.trains:
         return supernet.recalibration_images + (supernet.score_images or 0)
     training_images = 0.9 * 50_000 * job.recipe.training.data_fraction
     return 3 * job.recipe.training.epochs * training_images

@@ -44,7 +44,7 @@ def test_a_dry_run_says_what_it_would_cost_and_trains_nothing(run, capsys):
     assert command(run, "--students", "12", "--dry-run", "--json") == 0
     plan = json.loads(capsys.readouterr().out)
     assert len(plan["trainings"]) == 24
-    whole = {"data_fraction": 1.0, "weights": "own", "resolution_fraction": 1.0}
+    whole = {"data_fraction": 1.0, "start": "random", "resolution_fraction": 1.0}
     assert plan["longer"] == {"epochs": 30, **whole}
 
 

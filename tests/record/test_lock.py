@@ -179,7 +179,7 @@ def test_a_run_begun_before_there_were_evaluators_trains_from_scratch(tmp_path, 
     old = read_lock(tmp_path)
     refuse_another_study(tmp_path, old, lock.config, lock.space, FINGERPRINTS)
     table = lock.config.model_copy(update={"evaluator": type(lock.config.evaluator)(type="table")})
-    with pytest.raises(RunFolderError, match="evaluator.type: scratch -> table"):
+    with pytest.raises(RunFolderError, match="evaluator.type: distil -> table"):
         refuse_another_study(tmp_path, old, table, lock.space, FINGERPRINTS)
 
 

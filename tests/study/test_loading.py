@@ -174,7 +174,7 @@ def test_what_is_wrong_between_sections_is_told_beside_everything_else(study):
     ("old", "new", "alone"),
     [
         # The last rung is wrong in itself: whether it is longer than the first, and what training says, is not known.
-        ("training: {epochs: 3}", "rungs: [{epochs: 2}, {epochs: 0}]", ["rungs.1.epochs", "training.epochs"]),
+        ("training: {epochs: 3}", "rungs: [{epochs: 2}, {epochs: 0}]", ["rungs.1.epochs"]),
         ("training: {epochs: 3}", "training: {epochs: 0}\nrungs: [{epochs: 2}]", ["training.epochs"]),
         ("temperature: 4}", "temperature: 4}\n    - {typ: kd}", ["distillation.losses.1.type"]),
         ("{low: 0.01, high: 0.3, log: true}", "{low: 0.01}", ["tune.training.learning_rate.high"]),

@@ -231,5 +231,5 @@ def _rung(trial: FrozenTrial, fidelities: Sequence[Fidelity]) -> int:
     said = trial.user_attrs.get("fidelity")
     if said is None:
         return 0 if trial.state == TrialState.RUNNING else len(fidelities) - 1
-    amount = Fidelity(**said).amount
+    amount = Fidelity.from_dict(said).amount
     return int(np.argmin([abs(rung.amount - amount) for rung in fidelities]))

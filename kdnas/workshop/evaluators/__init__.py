@@ -55,8 +55,6 @@ class EvaluatorContext:
     """The run's supernet: None until `Evaluator.prepare` has trained it."""
     made_on: MadeOn = field(default_factory=MadeOn)
     """What the run was made on, as far as it has begun."""
-    beside: Evaluator | None = None
-    """An evaluator of the same study that this process has open: what that has opened need not be opened again."""
     say: Say = _silent
 
 
@@ -180,29 +178,15 @@ EVALUATORS: Registry[Callable[..., Evaluator]] = Registry("evaluator", __name__,
 
 
 def open_evaluator(context: EvaluatorContext) -> Evaluator:
-    """Return what scores the study's students: the evaluator that it names, or several, each for the jobs of its own.
-
-    Raises InputError where something that they need is wrong.
-    """
-    from kdnas.workshop.evaluators._by_rung import ByRung
-
+    """Return what scores the study's students. Raises InputError where something that it needs is wrong."""
     config = context.config
-    several = len(config.evaluators) > 1
-    evaluator: Evaluator = ByRung(context, open_member) if several else open_member(context, config.evaluator.type)
-    unknown = [name for name in config.objectives if name not in evaluator.quantities]
-    unknown += [name for name in config.bounded if name not in evaluator.quantities]
+    evaluator: Evaluator = EVALUATORS.build(config.evaluator.type, context, **config.evaluator.options)
+    unknown = [name for name in (*config.objectives, *config.bounded) if name not in evaluator.quantities]
     if unknown:
         raise ConfigError(
             Problem("evaluator", f"{config.evaluator.type} does not tell {name}", ", ".join(evaluator.quantities))
             for name in dict.fromkeys(unknown)
         )
-    return evaluator
-
-
-def open_member(context: EvaluatorContext, name: str) -> Evaluator:
-    """Return the evaluator called `name`, with the study's options where it is the study's own."""
-    own = context.config.evaluator
-    evaluator: Evaluator = EVALUATORS.build(name, context, **(own.options if name == own.type else {}))
     return evaluator
 
 

@@ -125,7 +125,7 @@ def test_students_at_rungs_are_trained_at_once_and_as_each_would_be_alone(folder
         at_once.append(len(pupils))
         return train(course, pupils)
 
-    monkeypatch.setattr("kdnas.workshop.evaluators._distilling.train", counting)
+    monkeypatch.setattr("kdnas.workshop.evaluators.distil.train", counting)
 
     def evaluator(run):
         cache = Path(os.environ["KDNAS_CACHE"])

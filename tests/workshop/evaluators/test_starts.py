@@ -1,4 +1,4 @@
-"""Scores of shared weights on the real digits: one supernet a run, the same scores everywhere, resumed after a stop."""
+"""Students that begin from a supernet or from their teacher, on the real digits: the same scores everywhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kdnas.training.supernet.shrinking_file import read_shrinking
 from kdnas.workshop.jobs import final_job, search_job
 from kdnas.workshop.supernets import load_supernet
 
-SHARED, TUNED, OWN = Fidelity(0, 1.0, "shared"), Fidelity(1, 0.3, "shared"), Fidelity(2, 0.3)
+SHARED, TUNED, OWN = Fidelity(0, start="supernet"), Fidelity(1, 0.3, "supernet"), Fidelity(2, 0.3)
 
 
 def student(opened, seed=0):
@@ -76,8 +76,7 @@ def test_a_score_is_the_same_for_every_worker_and_every_time(ready):
 
 
 def test_what_is_scored_is_the_students_own_subnet(ready):
-    member = ready.evaluator._member("supernet")
-    shared, opened, arch = member.shared, member.workshop, student(ready)
+    shared, opened, arch = ready.evaluator.shared, ready.evaluator.workshop, student(ready)
     network = shared.cut(arch)
     hits = total = 0
     mean, std = (torch.tensor(part)[:, None, None] for part in (opened.data.channel_mean, opened.data.channel_std))
@@ -88,37 +87,33 @@ def test_what_is_scored_is_the_students_own_subnet(ready):
     assert shared.score(arch) == pytest.approx(hits / total, abs=1.5 / total)  # a close call may turn
     again = load_supernet(
         ready.run.folder,
-        ready.config,
+        ready.config.supernet,
         ready.space,
-        opened.family,
-        opened.data,
-        member.workshop.share(0.3),
-        opened.validation,
+        opened,
+        opened.share(0.3),
         fingerprint=ready.run.supernet.fingerprint,
     )
     assert again.score(arch) == shared.score(arch)
 
 
 def test_finetuning_begins_from_the_shared_weights(ready):
-    member = ready.evaluator._member("finetune")
-
-    built = member.build(job(ready, 1))
-    cut = member.shared.cut(student(ready))
+    built = ready.evaluator.build(job(ready, 1))
+    cut = ready.evaluator.shared.cut(student(ready))
     for name, value in cut.state_dict().items():
         torch.testing.assert_close(built.state_dict()[name], value)
-    scratch = ready.evaluator._member("scratch").build(job(ready, 2))
+    scratch = ready.evaluator.build(job(ready, 2))
     assert any(not torch.equal(scratch.state_dict()[name], value) for name, value in cut.state_dict().items())
 
 
-def test_jobs_say_who_scores_and_what_the_score_has_seen(study, ready):
+def test_jobs_say_where_they_begin_and_what_the_score_has_seen(study, ready):
     config, arch = ready.config, student(ready)
     jobs = [search_job(config, arch, {}, rung) for rung in range(3)]
-    assert [one.evaluator for one in jobs] == ["supernet", "finetune", "scratch"]
+    assert [(one.start, one.trains) for one in jobs] == [("supernet", False), ("supernet", True), ("random", True)]
     assert [one.fidelity for one in jobs] == list(config.fidelities) == [SHARED, TUNED, OWN]
     assert [[leg.epochs for leg in one.legs] for one in jobs] == [[], [1], [2]]  # scratch begins anew
     assert final_job(config, 0, arch, {}, 0).fidelity == Fidelity(3, 0.3)
-    tuned = sharing.load(study.folder, "final.evaluator=finetune").config
-    assert final_job(tuned, 0, arch, {}, 0).fidelity == Fidelity(3, 0.3, "shared")
+    tuned = sharing.load(study.folder, "final.start=supernet").config
+    assert final_job(tuned, 0, arch, {}, 0).fidelity == Fidelity(3, 0.3, "supernet")
 
 
 def test_a_stopped_training_of_the_supernet_is_continued_to_the_same_weights(study, ready, tmp_path):
@@ -179,7 +174,7 @@ def test_a_supernet_that_does_not_learn_says_what_may_help(study, tmp_path, monk
     def diverging(*arguments, **options):
         raise TrialError("loss became nan at step 3")
 
-    monkeypatch.setattr("kdnas.workshop.evaluators._shared_weights.train_supernet", diverging)
+    monkeypatch.setattr("kdnas.workshop.supernets.train_supernet", diverging)
     with pytest.raises(RunError, match=r"the supernet failed: loss became nan at step 3; a lower .*learning_rate"):
         sharing.prepared(study, tmp_path / "run")
 
@@ -209,6 +204,32 @@ def test_weights_of_another_family_cannot_be_inherited(tmp_path):
         sharing.load(folder, "supernet.inherit_teacher=true", module)
 
 
+def test_students_inherit_from_a_teacher_of_their_family(tmp_path):
+    """As they are cut, they are far better than chance; the teacher's own arch is the teacher; trained on, better."""
+    study = sharing.load(sharing.write(tmp_path), "start=inherited", "rungs=[{epochs: 0}, {epochs: 2}]")
+    evaluator = sharing.opened(study, tmp_path)
+    workshop = evaluator.workshop
+    assert workshop.teacher.arch is not None
+    own = dataclasses.replace(search_job(study.config, workshop.teacher.arch, {}, 0), measure=False)
+    as_cut = evaluator(own)
+    taught = workshop.teacher.module(*workshop.samples(64)[0])
+    cut = workshop.entered(evaluator.build(own).eval())(*workshop.samples(64)[0])
+    torch.testing.assert_close(cut, taught, rtol=1e-3, atol=1e-3)
+    assert as_cut.values["accuracy"] > 0.6
+    arch = evaluator.arch(study.space.random(np.random.default_rng(1)))
+    scores = [evaluator(search_job(study.config, arch, {}, rung)).values["accuracy"] for rung in (0, 1)]
+    random = dataclasses.replace(search_job(study.config, arch, {}, 1), start="random", legs=())
+    assert scores[1] > max(scores[0], evaluator(random).values["accuracy"] - 0.05)
+
+
+def test_a_teacher_without_weights_for_the_students_is_refused(tmp_path):
+    folder = sharing.write(tmp_path, "mobilenet")
+    with pytest.raises(ConfigError, match=r"start: the teacher is a resnet, the students are mobilenet.*random, or a"):
+        sharing.load(folder, "start=inherited")
+    with pytest.raises(ConfigError, match=r"rungs\.0\.start: the teacher is not of a student family"):
+        sharing.load(folder, "rungs=[{start: inherited}, {epochs: 2}]", "teacher={type: module, factory: 'x.py:f'}")
+
+
 # -- whole searches ---------------------------------------------------------------------------------------------------
 
 
@@ -230,14 +251,14 @@ def test_a_whole_search_by_the_command_line(tmp_path, capsys, family):
     assert all(trial.state == "complete" for trial in record.trials)
     table = trials_table(record)
     assert set(table["fidelity_epochs"]) == {0, 1, 2}
-    assert dict(zip(table["fidelity_epochs"], table["fidelity_weights"], strict=True)) == {
-        0: "shared",
-        1: "shared",
-        2: "own",
+    assert dict(zip(table["fidelity_epochs"], table["fidelity_start"], strict=True)) == {
+        0: "supernet",
+        1: "supernet",
+        2: "random",
     }
     front = front_table(record)
     assert set(front["fidelity_epochs"]) == {3}
-    assert set(front["fidelity_weights"]) == {"own"}
+    assert set(front["fidelity_start"]) == {"random"}
     assert record.supernet.inherited is None if family == "mobilenet" else record.supernet.inherited > 0
     page = (run / "report.html").read_text()
     assert "with shared weights" in page
@@ -249,14 +270,14 @@ def test_a_whole_search_by_the_command_line(tmp_path, capsys, family):
 @pytest.mark.slow
 def test_a_search_by_shared_weights_alone_whose_finalists_are_trained_on_from_them(tmp_path, capsys):
     folder, run = sharing.write(tmp_path), tmp_path / "run"
-    settings = [*sharing.SMALL, "evaluator=supernet", "final.evaluator=finetune", "budget.trials=6"]
+    settings = [*sharing.SMALL, "start=supernet", "rungs=[{epochs: 0}]", "final.start=supernet", "budget.trials=6"]
     command = ["search", str(folder), "--out", str(run), *(word for text in settings for word in ("--set", text))]
     assert main(command) == 0
     assert "students of its front from shared weights: " in capsys.readouterr().out
     record = load_run(run)
     assert {trial.fidelity for trial in record.trials} == {SHARED}
     repeats = [repeat for trial in record.trials for repeat in trial.repeats]
-    assert {repeat.fidelity for repeat in repeats} == {Fidelity(3, 0.3, "shared")}
+    assert {repeat.fidelity for repeat in repeats} == {Fidelity(3, 0.3, "supernet")}
     assert all((run / "checkpoints" / repeat.checkpoint).is_file() for repeat in repeats)
     assert "retrained from shared weights" in (run / "report.html").read_text()
 

@@ -1,0 +1,476 @@
+"""Distillation: students trained briefly beside their teacher, from any of three starts.
+
+A student begins with random weights, with weights inherited from its teacher, or with those of the run's supernet, and
+may be scored as it begins, without training.
+
+A student that climbs the rungs of a search trains in legs: each rung's score is the end of a whole learning-rate
+schedule, since accuracy in the middle of one ranks students badly, and the next leg begins from its weights with a
+schedule of its own, a warm restart (Loshchilov and Hutter, "SGDR", ICLR 2017).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdnas.core.arch import Arch, Scalar
+from kdnas.core.fidelity import Fidelity
+from kdnas.core.measurement import Calibration, Measurement
+from kdnas.core.objective import ACCURACY, Quantity, breaches
+from kdnas.core.seeds import derive_seed
+from kdnas.core.space import SearchSpace
+from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
+from kdnas.nn.tracing import fvcore_macs, traced_macs
+from kdnas.nn.weights import save_weights
+from kdnas.record.lock import Findings, SupernetRecord
+from kdnas.record.products import file_sha256
+from kdnas.record.records import TrialRecord
+from kdnas.study.spaces import arch_of
+from kdnas.study.updates import updates_in_words
+from kdnas.training.checkpoint import epochs_done
+from kdnas.training.loop import Course, EpochRecord, Pupil, Trained, batches_key, train
+from kdnas.training.numerics import computing
+from kdnas.training.packing import Packing, choose_size, measured_rate
+from kdnas.training.teacher_cache import TeacherCache, truncation_error
+from kdnas.training.teacher_outputs import why_live
+from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, attempted, names
+from kdnas.workshop.jobs import Job, Result
+from kdnas.workshop.latency_table import TablePrices, learn_tables
+from kdnas.workshop.loss_check import check_losses
+from kdnas.workshop.opening import Sources, Workshop
+from kdnas.workshop.supernets import RunSupernet, SharedWeights, check_supernet
+from kdnas.workshop.teacher_check import report_teacher
+
+_BAR = 20
+"""Characters of a progress bar."""
+_TRUNCATED = 256
+"""Validation images that show what keeping a few logits loses."""
+_DRAWS = 31
+"""Random students whose median one stands for the space."""
+_STEPS_TIMED = 64
+"""Steps in each of the two epochs that time a number of students."""
+
+
+class _Curve:
+    """Called at each epoch's end: notes the validation accuracy after those that are to be looked at.
+
+    `progress` is given the share of the `epochs` that is done.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        module: nn.Module,
+        looks: tuple[int, ...],
+        *,
+        epochs: int,
+        progress: Callable[[float], None],
+    ):
+        self._workshop = workshop
+        self._module = module
+        self._looks = looks
+        self.points: list[tuple[int, float]] = []
+        self._epochs, self._done = epochs, 0
+        self._progress = progress
+
+    def __call__(self, record: EpochRecord) -> None:
+        """Take in that an epoch has ended."""
+        self._done += 1
+        self._progress(min(self._done / self._epochs, 1.0))
+        if record.epoch in self._looks:
+            self.points.append((record.epoch, self._workshop.validation_score(self._module)))
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A job whose student is built and measured: its result so far is `infeasible` where it is refused."""
+
+    job: Job
+    module: nn.Module
+    curve: _Curve
+    result: Result
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a job's training that is a training of its own: all of it, or one leg."""
+
+    epochs: int
+    view_seed: int
+    checkpoint: Path | None = None
+    begin_from: Path | None = None
+
+
+@EVALUATORS.register
+class Distil(Evaluator):
+    """Trains each student briefly beside the teacher: from random, inherited or shared weights, or not at all."""
+
+    needs = ("data", "teacher", "family")
+    continues = True
+
+    def __init__(self, context: EvaluatorContext):
+        super().__init__(context)
+        config = context.config
+        self.workshop = Workshop(
+            Sources.of_study(config, context.space),
+            data_root=context.data_root,
+            cache=context.cache,
+            device=torch.device(context.device),
+            made_on=context.made_on,
+            say=context.say,
+        ).opened()
+        self.teacher_cache = TeacherCache(
+            context.cache / "teacher_outputs",
+            top_k=config.distillation.teacher_top_k,
+            on_fill=lambda view, part, parts: self.say(_filling(view, part, parts)),
+        )
+        if "inherited" in config.starts and self.workshop.family.ancestor() is None:
+            what = f"the teacher {self.workshop.teacher.name} has no weights for students of {self.space.family}"
+            raise ConfigError(Problem("start", what, f"random, or a teacher of the family {self.space.family}"))
+        if config.shares_weights:
+            _ = self._run_supernet  # refused where the space has none
+        self.calibrate(context.calibrations)
+
+    @functools.cached_property
+    def _run_supernet(self) -> RunSupernet:
+        return RunSupernet(self.context.folder, self.context.config, self.workshop)
+
+    @functools.cached_property
+    def shared(self) -> SharedWeights:
+        """The trained supernet. Raises RunFolderError where it is not that of the run's lock file."""
+        if self.supernet is None:
+            raise RunFolderError(f"{self.context.folder} has no trained supernet yet: `kdnas search` trains it")
+        return self._run_supernet.load(self.supernet.fingerprint)
+
+    def prepare(self) -> SupernetRecord | None:
+        """Train the run's supernet, or continue where that was stopped; check it where it is done."""
+        if self.supernet is not None:
+            check_supernet(self.context.folder, self.supernet.fingerprint)
+        elif self.context.config.shares_weights:
+            self.supernet = self._run_supernet.prepare(teacher_cache=self.teacher_cache, say=self.say)
+        return self.supernet
+
+    @property
+    def _decisive(self) -> set[str]:
+        """What must be measured to decide on a trial: no more than finalists need, and nothing that a table prices."""
+        config = self.context.config
+        return {*config.objectives, *config.bounded} - self._table_prices.names
+
+    @property
+    def quantities(self) -> Mapping[str, Quantity]:
+        """Accuracy and the costs that the study names."""
+        return names([ACCURACY, *(cost.quantity for cost in self.workshop.costs.values())])
+
+    @property
+    def description(self) -> dict[str, str]:
+        """The images and the teacher."""
+        workshop, task = self.workshop, self.workshop.data.task
+        return {
+            "images": f"{len(workshop.train_indices):,} to train, {len(workshop.validation_indices):,} to score, "
+            f"{len(workshop.data.test):,} to test; {'x'.join(map(str, task.image_shape))}, {task.outputs} classes",
+            **({"data_notes": "; ".join(workshop.data_notes)} if workshop.data_notes else {}),
+            "teacher_opened": workshop.teacher.name,
+            "updates": updates_in_words(self.context.config, len(workshop.train_indices)),
+        }
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the data and of the teacher."""
+        return {"data": self.workshop.data.fingerprint, "teacher": self.workshop.teacher.fingerprint}
+
+    @property
+    def teacher_answers(self) -> tuple[float, ...]:
+        """What the teacher says to a few fixed images."""
+        return self.workshop.teacher.answers
+
+    @property
+    def space(self) -> SearchSpace:
+        """The space as it is searched."""
+        return self.workshop.space
+
+    def arch(self, assignment: Mapping[str, Scalar]) -> Arch:
+        """Return the arch that a full assignment stands for, as the family spells it."""
+        return arch_of(self.space, assignment, self.workshop.family)
+
+    def price(self, arch: Arch) -> dict[str, float]:
+        """Return the closed-form costs of `arch`, and those that the run's latency table prices."""
+        return self.workshop.price(arch) | self._table_prices(arch)
+
+    def calibrate(self, calibrations: Mapping[str, Calibration]) -> None:
+        """Measure and price by `calibrations` from now on."""
+        super().calibrate(calibrations)
+        self._table_prices = TablePrices(calibrations, self.workshop.family)
+
+    def facts(self) -> Findings:
+        """Check and measure the teacher, and calibrate the measured costs. Raises TeacherError."""
+        workshop = self.workshop
+        config, space, say = self.context.config, self.space, self.context.say
+        say("measuring the teacher")
+        with computing(config.training, workshop.device):
+            teacher = report_teacher(
+                workshop.teacher,
+                workshop.data,
+                workshop.validation_indices,
+                device=workshop.device,
+                bfloat16=workshop.bfloat16,
+                say=say,
+            )
+        calibrated = {name: cost.calibrate(workshop.data.task) for name, cost in workshop.measured_costs.items()}
+        self.calibrate(learn_tables(workshop.costs, space, workshop.family, calibrated, seed=config.seed, say=say))
+        costs = {
+            name: cost.measure(workshop.teacher.module, workshop.data.task, self.calibrations[name]).value
+            for name, cost in workshop.measured_costs.items()
+        }
+        notes = (*teacher.notes, *self._teacher_cache_notes())
+        teacher = dataclasses.replace(teacher, notes=notes, values={**teacher.values, **costs})
+        return Findings(workshop.chance(), workshop.describe_data(), teacher, self.calibrations)
+
+    def try_out(self, students: Mapping[str, Arch]) -> None:
+        """Try every loss of the recipe on the teacher and these students. Raises ConfigError."""
+        workshop = self.workshop
+        with torch.random.fork_rng(devices=[]):
+            built = {name: workshop.build(arch) for name, arch in students.items()}
+        check_losses(self.context.config.recipe, workshop.teacher, built, workshop.data, device=workshop.device)
+
+    def _teacher_cache_notes(self) -> list[str]:
+        """Return what the user should know of how the teacher's outputs are kept."""
+        distillation = self.context.config.distillation
+        images = len(self.workshop.train_indices)
+        if live := why_live(distillation, self.workshop.teacher_shapes, images):
+            return [f"runs on every batch: {live}"]
+        kept = distillation.teacher_top_k
+        if kept is None or kept >= self.workshop.data.task.outputs:
+            return []
+        few = self.workshop.batches(self.workshop.validation_indices[:_TRUNCATED])
+        with torch.no_grad():
+            answers = [self.workshop.teacher.module(*batch.inputs) for batch in few.ordered(batch_size=_TRUNCATED)]
+        logits = torch.cat(answers).flatten(0, -2).cpu()
+        lost = truncation_error(logits, kept)
+        return [f"{kept} of its {logits.shape[1]} logits are kept, which loses {lost:.2g} nats at temperature 1"]
+
+    def measure(self, arch: Arch) -> dict[str, Measurement]:
+        """Return the measured costs of `arch`, built anew."""
+        return self.workshop.measure(self.workshop.build(arch), self.calibrations, self.measured)
+
+    def __call__(self, job: Job) -> Result:
+        """Measure, refuse, train or merely score the student of a job."""
+        (outcome,) = self.together([job])
+        if isinstance(outcome, TrialError):
+            raise outcome
+        return outcome
+
+    def together(self, jobs: Sequence[Job]) -> list[Result | TrialError]:
+        """Measure or refuse the jobs' students one by one, and train at once those that see the same batches."""
+        every = [attempted(functools.partial(self._begin, job)) for job in jobs]
+        going = {place: one for place, one in enumerate(every) if isinstance(one, _Begun) and not one.result.infeasible}
+        trained = self._train(going)
+
+        def outcome(place: int, one: _Begun | TrialError) -> Result | TrialError:
+            if isinstance(one, TrialError):
+                return one
+            if place not in trained:
+                return one.result
+            ended = trained[place]
+            return ended if isinstance(ended, TrialError) else attempted(lambda: self._conclude(one, ended))
+
+        return [outcome(place, one) for place, one in enumerate(every)]
+
+    def build(self, job: Job) -> nn.Module:
+        """Return the student as it begins, on the workshop's device."""
+        torch.manual_seed(job.init_seed)
+        if job.start == "inherited":
+            return self.workshop.family.inherit(job.arch).to(self.workshop.device)
+        module = self.workshop.build(job.arch)
+        if job.start == "supernet" and job.trains:
+            module.load_state_dict(self.shared.cut(job.arch).state_dict())
+        return module
+
+    def _begin(self, job: Job) -> _Begun:
+        """Return the built student of `job`, measured, and whether it is refused."""
+        workshop, began = self.workshop, time.perf_counter()
+        module = self.build(job)
+        measured = workshop.measure(module, self.calibrations, self._decisive) if job.measure else {}
+        values = self.price(job.arch) | {name: measurement.value for name, measurement in measured.items()}
+        broken = breaches(values, self.context.config.limits, known_only=True)
+        result = Result(
+            values,
+            measured,
+            profile={"build": time.perf_counter() - began},
+            infeasible=f"breaks {'; '.join(broken)}" if broken else "",
+        )
+        epochs = job.legs[-1].epochs if job.legs else job.recipe.training.epochs
+        return _Begun(job, module, _Curve(workshop, module, job.looks, epochs=epochs, progress=self.progress), result)
+
+    def _conclude(self, begun: _Begun, trained: Trained) -> Result:
+        """Return the result of a student that has been trained."""
+        job, workshop, tested = begun.job, self.workshop, None
+        if trained.score is None or not np.isfinite(trained.score):
+            raise TrialError(f"the validation accuracy is {trained.score}")
+        if job.test:
+            with computing(job.recipe.training, workshop.device):
+                tested = workshop.test_score(workshop.entered(trained.network))
+        checkpoint = None if job.checkpoint is None else self.context.folder / job.checkpoint
+        if checkpoint is not None:
+            save_weights(trained.network, checkpoint)
+        return dataclasses.replace(
+            begun.result,
+            values={**begun.result.values, ACCURACY.name: trained.score},
+            train_seconds=trained.train_seconds,
+            teacher_seconds=trained.teacher_seconds,
+            profile={**begun.result.profile, **trained.phases},
+            test=tested,
+            checkpoint=job.checkpoint or "",
+            sha256="" if checkpoint is None else file_sha256(checkpoint),
+            curve=(*begun.curve.points, (job.fidelity.epochs, trained.score)) if job.looks else (),
+            notes=tuple(trained.notes),
+        )
+
+    def _train(self, begun: Mapping[int, _Begun]) -> dict[int, Trained | TrialError]:
+        """Return the students trained: at once those that see the same batches, whatever legs they go through."""
+        outcomes: dict[int, Trained | TrialError] = {}
+        groups: dict[object, list[int]] = {}
+        for place, one in begun.items():
+            if one.job.trains:
+                parts = tuple((part.epochs, part.view_seed) for part in self._parts(one.job))
+                groups.setdefault((parts, batches_key(one.job.recipe)), []).append(place)
+            else:
+                outcomes[place] = attempted(functools.partial(self._as_cut, one))
+        for places in groups.values():
+            outcomes |= zip(places, self._train_together([begun[place] for place in places]), strict=True)
+        return outcomes
+
+    def _as_cut(self, begun: _Begun) -> Trained:
+        """Return a student as it begins, with its score: no training."""
+        job, network, began = begun.job, begun.module, time.perf_counter()
+        if job.start == "supernet":
+            score = self.shared.score(job.arch)
+        else:
+            score = self.workshop.validation_score(network)
+        seconds = time.perf_counter() - began
+        if job.start == "supernet" and (job.test or job.checkpoint):
+            network = self.shared.cut(job.arch)
+        return Trained(network, score, (), seconds, 0.0, job.fidelity, phases={"evaluation": seconds})
+
+    def _train_together(self, students: Sequence[_Begun]) -> list[Trained | TrialError]:
+        """Return the students trained at once, part by part; their jobs have parts of the same epochs and views."""
+        workshop = self.workshop
+        parts = [self._parts(student.job) for student in students]
+        train_on = workshop.share(students[0].job.recipe.training.data_fraction)
+        done: list[list[Trained]] = [[] for _ in students]
+        failed: dict[int, TrialError] = {}
+        for index, part in enumerate(parts[0]):
+            last = index == len(parts[0]) - 1
+            course = Course(
+                workshop.data,
+                train_on,
+                workshop.validation if last else None,
+                workshop.teacher,
+                part.view_seed,
+                workshop.device,
+                self.teacher_cache,
+            )
+            going = [place for place in range(len(students)) if place not in failed]
+            pupils = [self._pupil(students[place], parts[place][index]) for place in going]
+            for place, outcome in zip(going, train(course, pupils), strict=True):
+                if isinstance(outcome, TrialError):
+                    failed[place] = outcome
+                else:
+                    done[place].append(outcome)
+        return [
+            failed[place] if place in failed else _whole(done[place], student.job.fidelity)
+            for place, student in enumerate(students)
+        ]
+
+    @staticmethod
+    def _pupil(student: _Begun, part: _Part) -> Pupil:
+        job = student.job
+        training = job.recipe.training.model_copy(update={"epochs": part.epochs})
+        recipe = job.recipe.model_copy(update={"training": training})
+        return Pupil(student.module, recipe, job.init_seed, student.curve, part.checkpoint, part.begin_from)
+
+    def _parts(self, job: Job) -> list[_Part]:
+        """Return what is to be trained: legs that are still there from an earlier job are not repeated.
+
+        The score is the same whichever they are: each leg is a function of the one before it.
+        """
+        if not job.legs:
+            return [_Part(job.recipe.training.epochs, job.view_seed)]
+        paths = [self.context.folder / leg.checkpoint for leg in job.legs]
+        whole = [epochs_done(path) == leg.epochs for path, leg in zip(paths, job.legs, strict=True)]
+        first = max((index + 1 for index in range(len(paths) - 1) if whole[index]), default=0)
+        return [
+            _Part(
+                job.legs[index].epochs,
+                derive_seed(job.view_seed, "leg", index) if index else job.view_seed,
+                paths[index],
+                paths[index - 1] if index else None,
+            )
+            for index in range(first, len(paths))
+        ]
+
+    def at_once(self) -> Packing:
+        """Return how many students of the space's median MACs pay on this device; one, unmeasured, on a CPU."""
+        workshop, config = self.workshop, self.context.config
+        if workshop.device.type != "cuda":
+            return Packing(1)
+        draws = np.random.default_rng(derive_seed(config.seed, "at once"))
+        archs = sorted((self.arch(self.space.random(draws)) for _ in range(_DRAWS)), key=self._macs)
+        few = workshop.train_indices[: _STEPS_TIMED * config.training.batch_size]
+        train = workshop.batches(few)
+
+        def rate(size: int) -> float:
+            median = archs[_DRAWS // 2]
+            return measured_rate(
+                lambda: workshop.build(median), size, train, config.recipe, data=workshop.data, device=workshop.device
+            )
+
+        return choose_size(rate)
+
+    def _macs(self, arch: Arch) -> float:
+        return self.price(arch)["macs"]
+
+    def check(self, trial: TrialRecord) -> None:
+        """Raise RunError where torch's counter or fvcore's counts other MACs than the closed form."""
+        module = self.workshop.family.build(trial.arch).eval()
+        example = torch.zeros(1, *self.workshop.data.task.image_shape)
+        counts = {"torch": traced_macs(module, example), "fvcore": fvcore_macs(module, example)}
+        for who, count in counts.items():
+            if count != trial.values["macs"]:
+                closed = f"{trial.values['macs']:g} in closed form"
+                raise RunError(f"trial {trial.number}: {count} MACs counted by {who}, {closed}")
+
+    def teacher_test_accuracy(self) -> float | None:
+        """Return the teacher's accuracy on the test split, scored as the front has been."""
+        self.context.say("scoring the teacher on the test split")
+        workshop = self.workshop
+        with computing(self.context.config.training, workshop.device):
+            return workshop.test_score(workshop.teacher.module)
+
+
+def _whole(parts: Sequence[Trained], fidelity: Fidelity) -> Trained:
+    """Return a training of several parts as one."""
+    if len(parts) == 1:
+        return dataclasses.replace(parts[0], fidelity=fidelity)
+    return dataclasses.replace(
+        parts[-1],
+        train_seconds=sum(part.train_seconds for part in parts),
+        teacher_seconds=sum(part.teacher_seconds for part in parts),
+        fidelity=fidelity,
+        graph_failure=next((part.graph_failure for part in parts if part.graph_failure is not None), None),
+        phases={phase: sum(part.phases.get(phase, 0.0) for part in parts) for phase in parts[-1].phases},
+        live_teacher=any(part.live_teacher for part in parts),
+    )
+
+
+def _filling(view: int, part: int, parts: int) -> str:
+    """Return how far the teacher's outputs on a view are kept, as a bar."""
+    done = round(_BAR * part / max(parts, 1))
+    return f"keeping the teacher's outputs on view {view + 1}  {'█' * done}{'░' * (_BAR - done)}  {part}/{parts}"
