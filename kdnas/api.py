@@ -131,14 +131,13 @@ class Run:
         Raises ConfigError, DataError, RunFolderError on bad input, ExportError where a format does not reproduce the
         student's outputs; nothing is written then.
         """
-        from kdnas.plan.exporting import available_formats, check_formats, export_student
+        from kdnas.plan.exporting import check_formats, export_student
         from kdnas.workshop import opening
 
         if formats is not None:
             check_formats(formats)
-        wanted = available_formats()[0] if formats is None else list(formats)
         root = opening.data_root(None if self._data_root is None else Path(self._data_root))
-        return export_student(self.record, self.pick(pick), wanted, Path(out), data_root=root, say=say)
+        return export_student(self.record, self.pick(pick), formats, Path(out), data_root=root, say=say)
 
     def report(self) -> Path:
         """Write report.html and the tables beside it from the record, and return the page."""

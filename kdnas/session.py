@@ -86,4 +86,6 @@ def _export(run: RunRecord, data_root: Path) -> list[Path]:
         note_products(run, "export", (), wanted_export(run))
         return []
     member = pick(run, run.config.export.pick)
-    return export_student(run, member, run.config.export.formats, export_folder(run), data_root=data_root)
+    return export_student(
+        run, member, run.config.export.formats, export_folder(run), data_root=data_root, skip_lacking=True
+    )

@@ -22,7 +22,8 @@ def command(
         typer.Option(
             "--format",
             metavar="F",
-            help="safetensors, student_json, student_py, onnx, train_yaml, model_card; may be repeated. Default: all.",
+            help="safetensors, student_json, student_py, onnx, huggingface, timm, train_yaml, model_card; may be "
+            "repeated. Default: all that the student has.",
             show_default=False,
         ),
     ] = None,
@@ -37,27 +38,22 @@ def command(
       kdnas export runs/digits --pick best-0.5 --out student
       kdnas export runs/digits --pick 'macs<=1M' --format onnx --format model_card --out student
     """
-    from kdnas.plan.exporting import available_formats, check_formats, export_student
+    from kdnas.plan.exporting import check_formats, export_student
     from kdnas.record.front import pick as pick_member
     from kdnas.record.storage import load_run
     from kdnas.report.summary import in_doubt
     from kdnas.workshop import opening
 
+    formats = [own_name(name) for name in formats or ()]
     if formats:
-        formats = [own_name(name) for name in formats]
         check_formats(formats)
-        wanted = formats
-    else:
-        wanted, missing = available_formats()
-        for name, why in missing.items():
-            typer.echo(f"skipped {name}: {why}", err=True)
     root = opening.data_root(data_root)
     record = load_run(run)
     allow_code_of_run(run, root, trust_code)
     member = pick_member(record, pick)
     if told := in_doubt(record, member):
         typer.echo(f"student {member.trial.arch.arch_id}: {told}", err=True)
-    written = export_student(record, member, wanted, out, data_root=root, say=typer.echo)
+    written = export_student(record, member, formats or None, out, data_root=root, say=typer.echo)
     width = max(len(str(path)) for path in written)
     for path in written:
         typer.echo(f"{path!s:<{width}}  {shown('size_bytes', path.stat().st_size)}")

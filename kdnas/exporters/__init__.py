@@ -5,7 +5,8 @@ Shapes: B samples, C channels, H and W height and width, T tokens, K classes, V 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,3 +57,16 @@ EXPORTERS: Registry[Callable[..., Written]] = Registry("export format", __name__
 
 `folder` is a fresh scratch folder: it becomes the user's only when every format has been checked against `module`.
 Raise ExportError where the written files do not reproduce the student's outputs."""
+
+
+def lacking_formats(formats: Sequence[str], cut: Cut | None, network: nn.Module) -> dict[str, str]:
+    """Return those of `formats` that a student does not have, with the reason; `network` need not be trained.
+
+    A member's file says so by a function `why_not(cut, network)`, which gives an empty text where it has it.
+    """
+    lacking = {}
+    for name in formats:
+        why_not = getattr(sys.modules[EXPORTERS.get(name).__module__], "why_not", None)
+        if why_not is not None and (reason := why_not(cut, network)):
+            lacking[name] = reason
+    return lacking

@@ -54,6 +54,8 @@ class Origin:
     """Of transformers the configuration's class."""
     inputs: tuple[str, ...] = ()
     """Of transformers what it calls the task's inputs."""
+    path: str = ""
+    """Where the library's network lies in what a teacher is made of."""
     channels: tuple[int, ...] = ()
     """Which normalised channel is the network's first, second, ...; empty: in their own order."""
     entrance: Entrance | None = None

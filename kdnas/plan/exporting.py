@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import sys
@@ -16,10 +17,10 @@ from torch import nn
 from kdnas import atomic
 from kdnas.core.data import ImageData
 from kdnas.core.preprocessing import Preprocessing
-from kdnas.core.task import TaskSpec, image_classification
+from kdnas.core.task import image_classification
 from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, Problem, RunFolderError
-from kdnas.exporters import EXPORTERS, TrainedStudent, Written
+from kdnas.exporters import EXPORTERS, TrainedStudent, Written, lacking_formats
 from kdnas.nn.normalise import Normalised
 from kdnas.plan.train_file import TrainFile, locked_fingerprint, train_file_for
 from kdnas.plugins import short_name
@@ -27,8 +28,10 @@ from kdnas.record.front import doubts
 from kdnas.record.lock import TeacherReport
 from kdnas.record.products import checkpoint_path, note_products
 from kdnas.record.records import FrontMember, Repeat, RunRecord, TrialRecord
-from kdnas.students import family_for
+from kdnas.students import STUDENTS, family_for
 from kdnas.version import __version__
+from kdnas.workshop.opening import Workshop, cache_dir, open_run
+from kdnas.workshop.opening import data_root as stated_root
 
 
 def available_formats() -> tuple[list[str], dict[str, str]]:
@@ -47,36 +50,52 @@ def available_formats() -> tuple[list[str], dict[str, str]]:
 def export_student(
     run: RunRecord,
     member: FrontMember,
-    formats: Sequence[str],
+    formats: Sequence[str] | None,
     out: Path,
     *,
     data_root: Path,
     cache: Path | None = None,
+    skip_lacking: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
     """Write the student of `member` to `out` in every one of `formats` and return the files.
 
-    The weights are those of the repeat with the best validation accuracy. Raises ConfigError when the student was not
-    retrained or a format is unknown, RunFolderError when its checkpoint is missing or damaged, DataError when the data
-    is not what the run was made on, and ExportError, with nothing written, when a format fails its check.
+    None stands for every format that is installed and that the student has; with `skip_lacking` those that it has not
+    are said and left out. The weights are those of the repeat with
+    the best validation score. Raises ConfigError when the student was not retrained or a format is unknown,
+    RunFolderError when its checkpoint is missing or damaged, DataError when the data is not what the run was made on,
+    and ExportError, with nothing written, when a format fails its check.
     """
-    from kdnas.workshop.opening import cache_dir, open_run
-
     run.sources()
     repeat = best_repeat(run, member.trial)
-    check_formats(formats)
+    if formats is not None:
+        check_formats(formats)
     expected = locked_fingerprint(run, "data")
-    data = open_run(run, data_root=data_root, cache=cache or cache_dir(), say=say).data
-    if expected and data.fingerprint != expected:
+    workshop = open_run(run, data_root=data_root, cache=cache or cache_dir(), say=say)
+    if expected and workshop.data.fingerprint != expected:
         raise DataError(
-            f"data: {data.name} is not what {run.folder} was made on (content hash {data.fingerprint}, was {expected})"
+            f"data: {workshop.data.name} is not what {run.folder} was made on "
+            f"(content hash {workshop.data.fingerprint}, was {expected})"
         )
     say(f"student {member.trial.arch.arch_id}, seed {repeat.seed}")
-    student = trained_student(run, member, repeat, data)
+    student = trained_student(run, member, repeat, workshop)
+    if formats is None or skip_lacking:
+        formats = _had(student, formats, say)
     written = write_formats(student, formats, out, say=say)
     if out.resolve() == export_folder(run).resolve():
         note_products(run, "export", written, wanted_export(run))
     return written
+
+
+def _had(student: TrainedStudent, formats: Sequence[str] | None, say: Callable[[str], None]) -> list[str]:
+    """Return those of `formats`, or of all that are installed, that `student` has; others are said with the reason."""
+    missing: dict[str, str] = {}
+    if formats is None:
+        formats, missing = available_formats()
+    lacking = lacking_formats(formats, student.cut, student.network)
+    for name, why in {**missing, **lacking}.items():
+        say(f"skipped {name}: {why}")
+    return [name for name in formats if name not in lacking]
 
 
 def export_folder(run: RunRecord) -> Path:
@@ -105,37 +124,49 @@ def best_repeat(run: RunRecord, trial: TrialRecord) -> Repeat:
     return max(trial.repeats, key=lambda repeat: repeat.score)
 
 
-def trained_student(run: RunRecord, member: FrontMember, repeat: Repeat, data: ImageData) -> TrainedStudent:
+def trained_student(run: RunRecord, member: FrontMember, repeat: Repeat, workshop: Workshop) -> TrainedStudent:
     """Return the student of `member` with the weights of `repeat`. Raises RunFolderError on a bad checkpoint."""
-    file = train_file_for(run, member.trial, data)
-    module = load_network(
-        file, checkpoint_path(run, repeat), repeat.sha256, command_line("kdnas", "search", run.folder)
-    )
-    return assemble(file, module, data, card=run_card(run, member, repeat, data))
+    file = train_file_for(run, member.trial, workshop.data)
+    remedy = command_line("kdnas", "search", run.folder)
+    network = load_network(file, workshop, checkpoint_path(run, repeat), repeat.sha256, remedy)
+    return assemble(file, network, workshop, card=run_card(run, member, repeat, workshop.data))
 
 
-def assemble(file: TrainFile, module: nn.Module, data: ImageData, *, card: Mapping[str, Any]) -> TrainedStudent:
-    """Return `module`, trained by `file` on `data`, with everything an exporter may write."""
-    arch, reading = file.student, file.preparation
+def assemble(file: TrainFile, network: nn.Module, workshop: Workshop, *, card: Mapping[str, Any]) -> TrainedStudent:
+    """Return `network`, trained by `file` in `workshop`, with everything an exporter may write."""
+    arch, reading, data = file.student, file.preparation, workshop.data
     channels, height, width = data.task.image_shape
     mean, std = (tuple(map(float, values)) for values in (data.channel_mean, data.channel_std))
+    preprocessing = Preprocessing(
+        size=(height, width),
+        colour="greyscale" if channels == 1 else "RGB",
+        channel_mean=mean,
+        channel_std=std,
+        class_names=data.class_names,
+        background=reading.background,
+        from_pictures=reading.from_pictures,
+    )
+    own, cut = workshop.family.cut(arch, network) or (network, None)
+    entrance = None if cut is None else cut.origin.entrance
+    if cut is not None and entrance is not None:
+        preprocessing = dataclasses.replace(
+            preprocessing,
+            channel_mean=entrance.mean,
+            channel_std=entrance.std,
+            repeat=entrance.repeat,
+            network_size=entrance.size,
+            channel_order=cut.origin.channels,
+        )
     return TrainedStudent(
         arch=arch,
         spec=data.task,
-        module=Normalised(module, mean, std).eval(),
-        network=module,
-        source=family_for(arch.family, data.task).source(arch),
-        preprocessing=Preprocessing(
-            size=(height, width),
-            colour="greyscale" if channels == 1 else "RGB",
-            channel_mean=mean,
-            channel_std=std,
-            class_names=data.class_names,
-            background=reading.background,
-            from_pictures=reading.from_pictures,
-        ),
+        module=workshop.task.entrance(network, data).eval(),
+        network=own,
+        source=workshop.family.source(arch),
+        preprocessing=preprocessing,
         recipe=file.with_preprocessing().plain(),
         card=card,
+        cut=cut,
     )
 
 
@@ -146,21 +177,25 @@ def load_student(run: RunRecord, member: FrontMember) -> nn.Module:
     RunFolderError when its checkpoint is missing or damaged.
     """
     run.sources()
-    repeat, facts, arch = best_repeat(run, member.trial), run.lock.data, member.trial.arch
-    channels, height, width = facts.input_shape
-    task = image_classification((channels, height, width), len(run.class_names))
-    network = family_for(arch.family, task).build(arch)
-    remedy = command_line("kdnas", "search", run.folder)
-    _load_weights(network, arch.arch_id, checkpoint_path(run, repeat), repeat.sha256, remedy)
-    return Normalised(network, facts.channel_mean, facts.channel_std).eval()
+    repeat, arch = best_repeat(run, member.trial), member.trial.arch
+    checkpoint = checkpoint_path(run, repeat), repeat.sha256, command_line("kdnas", "search", run.folder)
+    if STUDENTS.get(arch.family).derived:  # its teacher tells what it is
+        workshop = open_run(run, data_root=stated_root(None), cache=cache_dir())
+        network = workshop.family.build(arch)
+        _load_weights(network, arch.arch_id, *checkpoint)
+        return workshop.task.entrance(network, workshop.data).eval()
+    channels, height, width = run.lock.data.input_shape
+    network = family_for(arch.family, image_classification((channels, height, width), len(run.class_names))).build(arch)
+    _load_weights(network, arch.arch_id, *checkpoint)
+    return Normalised(network, run.lock.data.channel_mean, run.lock.data.channel_std).eval()
 
 
-def load_network(file: TrainFile, path: Path, sha256: str = "", remedy: str = "") -> nn.Module:
+def load_network(file: TrainFile, workshop: Workshop, path: Path, sha256: str = "", remedy: str = "") -> nn.Module:
     """Return the student of `file` with the weights in the safetensors file `path`, in eval mode.
 
     Raises RunFolderError as `_load_weights` does.
     """
-    network: nn.Module = build_network(file, file.task)
+    network: nn.Module = workshop.family.build(file.student)
     _load_weights(network, file.arch_id, path, sha256, remedy)
     return network.eval()
 
@@ -187,12 +222,6 @@ def _load_weights(network: nn.Module, arch_id: str, path: Path, sha256: str, rem
     except RuntimeError as error:
         first = str(error).strip().splitlines()[-1].strip()
         raise RunFolderError(f"{path} holds the weights of another network than {arch_id}: {first}") from error
-
-
-def build_network(file: TrainFile, task: TaskSpec) -> nn.Module:
-    """Return the student of `file`, freshly initialised from torch's global generator."""
-    network: nn.Module = family_for(file.arch.family, task).build(file.student)
-    return network
 
 
 def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: ImageData) -> dict[str, Any]:
@@ -298,6 +327,9 @@ def write_formats(
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic.scratch_folder(out) as scratch:
             names: dict[str, None] = {}
+            lacking = lacking_formats(formats, student.cut, student.network)
+            if lacking:
+                raise ExportError(next(f"{name}: {why}" for name, why in lacking.items()))
             for name in dict.fromkeys(formats):
                 made = _write_one(student, name, scratch)
                 names |= dict.fromkeys(made.files)

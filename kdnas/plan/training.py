@@ -125,7 +125,7 @@ def train_fully(
         )
         weights = out / _WEIGHTS_FILE
         if done is not None and _WEIGHTS_FILE in done.files and weights not in [loss.path for loss in lost]:
-            network = load_network(file, weights).to(workshop.device)
+            network = load_network(file, workshop, weights).to(workshop.device)
             trained = StepResult(network, done.score, done.train_seconds)
             return _finish(file, plan, out, workshop, trained, done.formats or formats, say)
         start = None if shared is None else shared(workshop)
@@ -208,7 +208,7 @@ def _finish(
 ) -> FullTraining:
     test_score = workshop.test_score(workshop.entered(trained.network))
     card = _card(file, plan, workshop, trained, test_score)
-    student = assemble(file, trained.network, workshop.data, card=card)
+    student = assemble(file, trained.network, workshop, card=card)
     written = write_formats(student, formats, out, say=say)
     sha256 = {str(path.relative_to(out.resolve())): file_sha256(path) for path in written}
     result = FullTraining(

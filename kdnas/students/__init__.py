@@ -19,6 +19,7 @@ from kdnas.core.space import SearchSpace
 from kdnas.core.task import TaskSpec
 from kdnas.errors import ConfigError, Problem
 from kdnas.nn.elastic import Supernet
+from kdnas.nn.origin import Cut
 from kdnas.nn.teacher import Teacher
 from kdnas.registry import Registry
 
@@ -103,6 +104,13 @@ class StudentFamily(ABC):
         Raises ConfigError where it has no ancestor, or no samples to judge that one by.
         """
         raise ConfigError(Problem("start", f"students of {arch.family} inherit nothing from a teacher", "random"))
+
+    def cut(self, arch: Arch, student: nn.Module) -> tuple[nn.Module, Cut] | None:
+        """Return the library's own network inside a built `student`, and what that was cut from.
+
+        None where it is no library's, as here.
+        """
+        return None
 
     def source(self, arch: Arch) -> str | None:
         """Return Python source that needs only torch and defines `build_student() -> nn.Module` for this arch.

@@ -29,6 +29,7 @@ from kdnas.nn.anatomy import read_anatomy
 from kdnas.nn.cut_costs import CutCosts
 from kdnas.nn.cutting import Anatomy, Uncut, inside, outputs, part_of, sound_part
 from kdnas.nn.importance import Method, Ranking, rank, ranked
+from kdnas.nn.origin import Cut
 from kdnas.nn.recalibration import recalibrate
 from kdnas.nn.starting import initialise_anew
 from kdnas.nn.taps import with_taps
@@ -293,6 +294,20 @@ class Derived(StudentFamily):
         """Raise ConfigError: its networks share no weights yet."""
         what = "students cut out of a teacher cannot share weights in a supernet"
         raise ConfigError(Problem("space.derive", what, "start: inherited or random"))
+
+    def cut(self, arch: Arch, student: nn.Module) -> tuple[nn.Module, Cut] | None:
+        """Return the teacher's kind of network inside `student`, and what that was cut from.
+
+        None where it is not known how the teacher's is made.
+        """
+        teacher, (network, _) = self.ancestor(), self._opened
+        if teacher.origin is None:
+            return None
+        path = next(name for name, part in teacher.module.named_modules() if part is network)
+        own = student.get_submodule(path).get_submodule(teacher.origin.path)
+        whole = network.get_submodule(teacher.origin.path)
+        kept = self.anatomy.prefix(self._sizes_of(arch))
+        return own, Cut(teacher.origin, whole, self.anatomy, kept, teacher.origin.path)
 
     # -- cutting ---------------------------------------------------------------------------------------------------
 

@@ -98,6 +98,7 @@ def huggingface(
             network.config.to_diff_dict(),
             config=type(network.config).__name__,
             inputs=("pixel_values",),
+            path="network",
             channels=() if list(order) == sorted(order) else order,
             folder=folder if folder.is_dir() else None,
         ),
