@@ -14,10 +14,10 @@ from kdnas.core.data import ImageData
 from kdnas.core.route import RouteInputs, Scored, space_down_to
 from kdnas.core.space import Choice, SearchSpace
 from kdnas.plan.making import PlanBasis
-from kdnas.plan.plan_file import elastic_space
 from kdnas.plan.train_file import train_file_for, with_epochs
 from kdnas.plan.training import Progress
 from kdnas.students import family_for, stated_arch
+from kdnas.training.supernet.subnets import ElasticSpace
 
 SPACES = {
     "resnet": SearchSpace(
@@ -60,10 +60,10 @@ def basis_of(family: str, data: ImageData, folder: Path, *, epochs: int = 5) -> 
     trial = replace(run.trials[0], arch=arch, tuned={"training.learning_rate": 0.05})
     file = with_epochs(train_file_for(run, trial, data), epochs)
     opened = workshop_of(data, validation_fraction=file.data.validation_fraction, seed=file.seed)
-    macs = {network: family_for(family, TASK).price(network).macs for network in (arch, between)}
-    full = elastic_space(SPACES[family], TASK).ladders
-    space = space_down_to(SPACES[family], full, STUDENTS_OF[family])
-    elastic = elastic_space(space, TASK)
+    students = family_for(family, TASK)
+    macs = {network: students.price(network).macs for network in (arch, between)}
+    space = space_down_to(SPACES[family], ElasticSpace(SPACES[family], students).ladders, STUDENTS_OF[family])
+    elastic = ElasticSpace(space, students)
     inputs = RouteInputs(
         epochs=epochs,
         student=Scored(arch.arch_id, 0.5, macs[arch]),
@@ -74,7 +74,7 @@ def basis_of(family: str, data: ImageData, folder: Path, *, epochs: int = 5) -> 
     )
     archs = {network.arch_id: network for network in macs}
     samples = len(opened.share(file.training.data_fraction))
-    return PlanBasis(run, file, data, samples, inputs, archs, space)
+    return PlanBasis(run, file, data, students, samples, inputs, archs, space)
 
 
 def stop_at(count: int) -> Callable[[Progress], None]:

@@ -131,10 +131,11 @@ def command(
 
 @dataclass(frozen=True)
 class _Asked:
-    """The training that the arguments name, its default folder, and the run: None for a train.yaml."""
+    """The training that the arguments name, its default folder, what it works with, and the run: None for a file."""
 
     file: TrainFile
     folder: Path
+    workshop: Workshop
     run: RunRecord | None
 
     def shared(self, workshop: Workshop) -> nn.Module:
@@ -149,17 +150,18 @@ def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_ro
     """Return the training that is asked for. Raises ConfigError, RunFolderError or DataError."""
     from kdnas.errors import ConfigError, Problem
     from kdnas.plan.train_file import load_train_file, train_file_for, with_epochs
+    from kdnas.plan.training_ground import training_workshop
     from kdnas.record.front import pick as pick_member
     from kdnas.record.storage import load_run
     from kdnas.study.yaml_lines import read_yaml
     from kdnas.workshop import opening
 
-    record = None
+    record, cache = None, opening.cache_dir()
     if run.is_dir():
         record = load_run(run)
         allow_code_of_run(run, data_root, trust_code)
         member = pick_member(record, pick or DEFAULT_PICK)
-        workshop = opening.open_run(record, data_root=data_root, cache=opening.cache_dir())
+        workshop = opening.open_run(record, data_root=data_root, cache=cache)
         file = train_file_for(record, member.trial, workshop.data)
         folder = run / "training" / file.arch_id
     else:
@@ -169,8 +171,9 @@ def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_ro
             )
         allow_code(run, read_yaml(run).data, data_root, trust_code)
         file = load_train_file(run)
+        workshop = training_workshop(file, data_root=data_root, cache=cache)
         folder = run.parent / f"training-{file.arch_id}"
-    return _Asked(file if epochs is None else with_epochs(file, epochs), folder, record)
+    return _Asked(file if epochs is None else with_epochs(file, epochs), folder, workshop, record)
 
 
 def _planned_training(
@@ -196,7 +199,7 @@ def _planned_training(
     if asked.run is not None:
         space = locked_fingerprint(asked.run, "space")
         supernet = asked.run.supernet.fingerprint if asked.run.supernet else ""
-    check_plan(steps, document, asked.file, space=space, supernet=supernet)
+    check_plan(steps, document, asked.file, asked.workshop.family, space=space, supernet=supernet)
     return steps, replace(asked, folder=asked.folder.with_name(f"{asked.folder.name}-{steps.route}"))
 
 

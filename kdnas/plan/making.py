@@ -41,7 +41,6 @@ from kdnas.plan.plan_file import (
     SupernetStep,
     TeacherSection,
     TrainingPlan,
-    elastic_space,
 )
 from kdnas.plan.train_file import ArchSection, TrainFile, locked_fingerprint, train_file_for, with_epochs
 from kdnas.plan.training import Progress, follow, identity
@@ -53,10 +52,11 @@ from kdnas.record.outcome import most_often
 from kdnas.record.records import FrontMember, RunRecord
 from kdnas.record.run_folder import exclusively
 from kdnas.record.storage import Record
-from kdnas.students import family_for
+from kdnas.students import StudentFamily
 from kdnas.training.numerics import computing
 from kdnas.training.supernet import SupernetSettings
 from kdnas.training.supernet.shrinking_file import read_shrinking
+from kdnas.training.supernet.subnets import ElasticSpace
 from kdnas.workshop.opening import Workshop, open_run, resolve_device
 from kdnas.workshop.supernets import SUPERNET_FOLDER, load_supernet
 
@@ -76,6 +76,7 @@ class PlanBasis:
     run: RunRecord
     file: TrainFile
     data: ImageData
+    family: StudentFamily
     samples: int
     inputs: RouteInputs
     archs: dict[str, Arch]
@@ -95,7 +96,7 @@ def open_basis(run: RunRecord, member: FrontMember, epochs: int | None, *, data_
     Raises ConfigError or DataError where the run's data or the student's recipe cannot be had.
     """
     workshop = open_run(run, data_root=data_root, cache=cache)
-    data = workshop.data
+    data, family = workshop.data, workshop.family
     file = train_file_for(run, member.trial, data)
     file = file if epochs is None else with_epochs(file, epochs)
     if run.teacher is None:
@@ -103,21 +104,21 @@ def open_basis(run: RunRecord, member: FrontMember, epochs: int | None, *, data_
     samples = len(workshop.share(file.training.data_fraction))
     student = member.trial.arch
     supernet = _supernet_of(run)
-    space, why = _space_to_shrink(run, member, data) if supernet is None else (None, "")
-    elastic = None if space is None else elastic_space(space, data.task)
+    space, why = _space_to_shrink(run, member, family) if supernet is None else (None, "")
+    elastic = None if space is None else ElasticSpace(space, family)
     others = [other for other in front(run) if other.trial.arch != student]
     inputs = RouteInputs(
         epochs=file.training.epochs,
-        student=_scored(run, member, data),
+        student=_scored(run, member, family),
         teacher_score=run.teacher.score,
         teacher_macs=run.teacher.values.get("macs"),
         largest_macs=None if elastic is None else elastic.macs(elastic.largest),
         shared_weights=supernet is not None,
         score=run.score,
-        front=tuple(_scored(run, other, data) for other in others),
+        front=tuple(_scored(run, other, family) for other in others),
     )
     archs = {other.trial.arch.arch_id: other.trial.arch for other in (member, *others)}
-    return PlanBasis(run, file, data, samples, inputs, archs, space, why, supernet)
+    return PlanBasis(run, file, data, family, samples, inputs, archs, space, why, supernet)
 
 
 def cut_from_run(run: RunRecord, student: Arch, workshop: Workshop) -> nn.Module:
@@ -217,7 +218,7 @@ def _distil(
     teacher: str = TEACHER,
     init: str = RANDOM,
 ) -> DistilStep:
-    macs = family_for(arch.family, basis.data.task).price(arch).macs
+    macs = basis.family.price(arch).macs
     return DistilStep(
         name=name,
         share=round(epochs * macs / (basis.inputs.epochs * basis.inputs.student.macs), 6),
@@ -235,13 +236,12 @@ def _supernet_of(run: RunRecord) -> SupernetSection | None:
     return SupernetSection(fingerprint=run.supernet.fingerprint, macs=recorded.budget_macs)
 
 
-def _scored(run: RunRecord, member: FrontMember, data: ImageData) -> Scored:
+def _scored(run: RunRecord, member: FrontMember, family: StudentFamily) -> Scored:
     arch = member.trial.arch
-    macs = family_for(arch.family, data.task).price(arch).macs
-    return Scored(arch.arch_id, member.values[run.score.name], macs)
+    return Scored(arch.arch_id, member.values[run.score.name], family.price(arch).macs)
 
 
-def _space_to_shrink(run: RunRecord, member: FrontMember, data: ImageData) -> tuple[SearchSpace | None, str]:
+def _space_to_shrink(run: RunRecord, member: FrontMember, family: StudentFamily) -> tuple[SearchSpace | None, str]:
     """Return the part of the run's space from its largest network down to the student, or why there is none."""
     space = run.lock.space
     if not space.family:
@@ -250,9 +250,9 @@ def _space_to_shrink(run: RunRecord, member: FrontMember, data: ImageData) -> tu
     own = {choice.name: proposed.get(choice.name, choice.values[0]) for choice in space.choices}
     try:
         with Unfilled():
-            family_for(space.family, data.task).supernet(space)
-        down = space_down_to(space, elastic_space(space, data.task).ladders, own)
-        elastic = elastic_space(down, data.task)
+            family.supernet(space)
+        down = space_down_to(space, ElasticSpace(space, family).ladders, own)
+        elastic = ElasticSpace(down, family)
     except ConfigError as error:
         return None, str(error)
     if elastic.smallest.arch != member.trial.arch:

@@ -20,14 +20,13 @@ from kdnas.core.arch import Arch
 from kdnas.core.route import Route
 from kdnas.core.shrinking import ShrinkingRecord
 from kdnas.core.space import Choice, Condition, SearchSpace
-from kdnas.core.task import TaskSpec
 from kdnas.errors import ConfigError, InputError, Problem
 from kdnas.plain_yaml import dump_yaml
 from kdnas.plan.train_file import ArchSection, TrainFile
 from kdnas.record.lock import scored
 from kdnas.record.run_folder import write_text
 from kdnas.registry import Section, validation_problems
-from kdnas.students import family_for, stated_arch
+from kdnas.students import StudentFamily, family_for, stated_arch
 from kdnas.study.yaml_lines import YamlDocument, read_yaml
 from kdnas.training.supernet import SupernetSettings
 from kdnas.training.supernet.policies._recorded import Recorded
@@ -146,8 +145,8 @@ class DistilStep(Section):
     learning_rate: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     """Factor of the recipe's."""
 
-    def network(self, task: TaskSpec) -> Arch:
-        """Return the network that the step gives, for any task. Raises ConfigError where it is none."""
+    def network(self, family: StudentFamily) -> Arch:
+        """Return the network that the step gives. Raises ConfigError where it is none."""
         return stated_arch(self.arch.family, self.arch.choices)
 
 
@@ -207,9 +206,13 @@ class SupernetStep(Section):
         """Return what the supernet's training may spend of the `whole` budget, in multiply-accumulates."""
         return round(self.share * whole)
 
-    def network(self, task: TaskSpec) -> Arch:
+    def elastic(self, family: StudentFamily) -> ElasticSpace:
+        """Return the space as the training of its supernet sees it. Raises ConfigError."""
+        return ElasticSpace(self.search_space, family_beside(family, self.space.family))
+
+    def network(self, family: StudentFamily) -> Arch:
         """Return the network that the step gives: the smallest. Raises ConfigError."""
-        return elastic_space(self.search_space, task).smallest.arch
+        return self.elastic(family).smallest.arch
 
 
 Step = DistilStep | SupernetStep
@@ -253,9 +256,10 @@ class TrainingPlan(_Head):
         return self.model_copy(update={"steps": tuple(steps)})
 
 
-def elastic_space(space: SearchSpace, task: TaskSpec) -> ElasticSpace:
-    """Return `space` as the training of its supernet sees it. Raises ConfigError."""
-    return ElasticSpace(space, family_for(space.family, task))
+def family_beside(family: StudentFamily, name: str) -> StudentFamily:
+    """Return the family called `name` for what `family` is for, which is itself most often. Raises ConfigError."""
+    context = family.context
+    return family if name == family.name else family_for(name, context.task, context.teachers, context.samples)
 
 
 def find_plan(folder: Path) -> Path:
@@ -314,12 +318,18 @@ _ROUNDED = 1e-3
 
 
 def check_plan(
-    plan: TrainingPlan, document: YamlDocument, file: TrainFile, *, space: str = "", supernet: str = ""
+    plan: TrainingPlan,
+    document: YamlDocument,
+    file: TrainFile,
+    family: StudentFamily,
+    *,
+    space: str = "",
+    supernet: str = "",
 ) -> None:
     """Raise ConfigError where `plan` is not for the training of `file`, or else everything that is wrong in it.
 
-    `document` has its lines; `space` and `supernet` are the hashes of the run's search space and supernet, empty where
-    there is none.
+    `document` has its lines, `family` is that of the file's student; `space` and `supernet` are the hashes of the run's
+    search space and supernet, empty where there is none.
     """
     differences = [
         f"another {what} ({theirs}, here it is {ours})"
@@ -337,14 +347,14 @@ def check_plan(
     if plan.supernet is not None and not supernet:
         what = "begins from the supernet that a search trained: name that run's folder, where the supernet still is"
         raise ConfigError(document.problem("supernet", what))
-    problems = plan_problems(plan, file.task)
+    problems = plan_problems(plan, family)
     if problems:
         raise ConfigError(document.in_order(problems))
 
 
-def plan_problems(plan: TrainingPlan, task: TaskSpec) -> list[Problem]:
+def plan_problems(plan: TrainingPlan, family: StudentFamily) -> list[Problem]:
     """Return everything that keeps `plan` from being followed; `where` is the dotted key."""
-    student, problems = _student(plan, task)
+    student, problems = _student(plan, family)
     networks: dict[str, Arch | None] = {}
     for index, step in enumerate(plan.steps):
         where = f"steps.{index}"
@@ -352,7 +362,7 @@ def plan_problems(plan: TrainingPlan, task: TaskSpec) -> list[Problem]:
             problems.append(Problem(f"{where}.name", f"{step.name!r} is already taken"))
         problems += _origin_problems(where, step, networks, plan)
         try:
-            network = step.network(task)
+            network = step.network(family)
         except InputError as error:
             inner = ".choices" if isinstance(step, DistilStep) else ""
             part = f"{where}.arch{inner}" if inner else f"{where}.space"
@@ -361,9 +371,9 @@ def plan_problems(plan: TrainingPlan, task: TaskSpec) -> list[Problem]:
             continue
         problems += _init_problems(where, step, network, {RUN_SUPERNET: student, **networks})
         if isinstance(step, SupernetStep):
-            problems += _supernet_problems(where, step, plan, task)
+            problems += _supernet_problems(where, step, plan, family)
         else:
-            problems += _share_problems(where, step, network, plan, task)
+            problems += _share_problems(where, step, network, plan, family)
         networks[step.name] = network
     last = networks.get(plan.steps[-1].name)
     if student is not None and last is not None and last != student:
@@ -375,12 +385,12 @@ def plan_problems(plan: TrainingPlan, task: TaskSpec) -> list[Problem]:
     return problems
 
 
-def _student(plan: TrainingPlan, task: TaskSpec) -> tuple[Arch | None, list[Problem]]:
+def _student(plan: TrainingPlan, family: StudentFamily) -> tuple[Arch | None, list[Problem]]:
     """Return the student, None where the file spells none, and what is wrong with it and the budget."""
     section, budget = plan.student, plan.budget
     try:
         arch = stated_arch(section.family, section.choices)
-        macs = family_for(section.family, task).price(arch).macs
+        macs = family_beside(family, section.family).price(arch).macs
     except ConfigError as error:
         return None, [
             Problem(f"student.choices.{p.where}" if p.where else "student.family", p.what, p.allowed)
@@ -415,9 +425,9 @@ def _init_problems(where: str, step: Step, network: Arch, earlier: Mapping[str, 
 
 
 def _share_problems(
-    where: str, step: DistilStep, network: Arch, plan: TrainingPlan, task: TaskSpec
+    where: str, step: DistilStep, network: Arch, plan: TrainingPlan, family: StudentFamily
 ) -> Iterator[Problem]:
-    macs = family_for(network.family, task).price(network).macs
+    macs = family_beside(family, network.family).price(network).macs
     share = distil_share(step.epochs, macs, plan)
     if not math.isclose(share, step.share, rel_tol=_ROUNDED, abs_tol=_ROUNDED):
         yield Problem(f"{where}.share", f"is {step.share:g}, but {step.epochs} epochs are {share:.4g} of the budget")
@@ -428,7 +438,7 @@ def distil_share(epochs: int, macs: int, plan: TrainingPlan) -> float:
     return epochs * macs / (plan.budget.epochs * plan.budget.student_macs)
 
 
-def _supernet_problems(where: str, step: SupernetStep, plan: TrainingPlan, task: TaskSpec) -> list[Problem]:
+def _supernet_problems(where: str, step: SupernetStep, plan: TrainingPlan, family: StudentFamily) -> list[Problem]:
     if step.settings.resolutions:
         return [Problem(f"{where}.settings.resolutions", "a plan keeps the size of the data's samples", "[]")]
     recorded = step.recorded
@@ -440,7 +450,7 @@ def _supernet_problems(where: str, step: SupernetStep, plan: TrainingPlan, task:
         what = f"is {recorded.budget_macs}, but the step's share is {budget}"
         problems.append(Problem(f"{where}.recorded.budget_macs", what))
     try:
-        Recorded(elastic_space(step.search_space, task).ladders, step.settings.shrinking, recorded)
+        Recorded(step.elastic(family).ladders, step.settings.shrinking, recorded)
     except ConfigError as error:
         problems += [Problem(f"{where}.recorded.stages", str(problem)) for problem in error.problems]
     return problems

@@ -41,7 +41,7 @@ from kdnas.plan.plan_file import (
     Step,
     SupernetStep,
     TrainingPlan,
-    elastic_space,
+    family_beside,
     write_plan,
 )
 from kdnas.plan.train_file import TrainFile
@@ -359,10 +359,11 @@ class _Work:
 
     def distil(self, step: DistilStep, start: nn.Module | None, assistant: nn.Module | None) -> StepResult:
         """Train the step's network, beginning with the weights of `start`, beside `assistant` or the teacher."""
-        arch, workshop = step.network(self.workshop.data.task), self.workshop
+        workshop = self.workshop
+        arch = step.network(workshop.family)
         seed = derive_seed(self.file.seed, "full", arch.arch_id)
         torch.manual_seed(seed)
-        network = workshop.family.build(arch)
+        network = family_beside(workshop.family, arch.family).build(arch)
         if start is not None:
             network.load_state_dict(start.state_dict())
         network.to(workshop.device)
@@ -388,7 +389,7 @@ class _Work:
     def supernet(self, step: SupernetStep, budget: int) -> StepResult:
         """Train the step's supernet and cut its smallest network out."""
         data, workshop, space = self.workshop.data, self.workshop, step.search_space
-        elastic = elastic_space(space, data.task)
+        elastic = step.elastic(workshop.family)
         seed = derive_seed(self.file.seed, "full", step.name)
         torch.manual_seed(seed)
         supernet = elastic.family.supernet(space)
@@ -457,8 +458,8 @@ class _Work:
         path = self.folder / STEP_FILE
         if not path.exists():
             return None
-        arch = step.network(self.workshop.data.task)
-        network = self.workshop.family.build(arch)
+        arch = step.network(self.workshop.family)
+        network = family_beside(self.workshop.family, arch.family).build(arch)
         try:
             plain = scored(json.loads(path.read_text(encoding="utf-8")))
             if loss := loss_of(self.folder / WEIGHTS_FILE, plain.get("sha256", "")):

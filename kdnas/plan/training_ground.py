@@ -19,15 +19,19 @@ from kdnas.workshop.opening import TEACHER, MadeOn, Sources, Workshop, resolve_d
 from kdnas.workshop.teacher_check import report_teacher
 
 
-def open_training(
-    file: TrainFile, *, data_root: Path, cache: Path, device: str | None, say: Callable[[str], None]
+def training_workshop(
+    file: TrainFile,
+    *,
+    data_root: Path,
+    cache: Path,
+    device: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Workshop:
-    """Return what the training of `file` works with; `device` overrides the file's.
+    """Return what the training of `file` works with, nothing opened; `device` overrides the file's.
 
-    Raises DataError or TeacherError when data or teacher are not those of the file, ConfigError for a device that is
-    not there.
+    Raises ConfigError for a device that is not there.
     """
-    workshop = Workshop(
+    return Workshop(
         Sources(file.data, {TEACHER: file.teacher}, file.arch.family, file.seed, file.training),
         data_root=data_root,
         cache=cache,
@@ -35,6 +39,17 @@ def open_training(
         made_on=MadeOn(file.data_fingerprint, reader="afterwards"),
         say=say,
     )
+
+
+def open_training(
+    file: TrainFile, *, data_root: Path, cache: Path, device: str | None, say: Callable[[str], None]
+) -> Workshop:
+    """Return what the training of `file` works with, opened and compared with it.
+
+    Raises DataError or TeacherError when data or teacher are not those of the file, ConfigError for a device that is
+    not there.
+    """
+    workshop = training_workshop(file, data_root=data_root, cache=cache, device=device, say=say)
     check_data(file, workshop.data)
     data, teacher = workshop.data, workshop.teacher
     check_teacher(file, teacher)

@@ -69,7 +69,7 @@ def test_shrinking_leaves_a_student_and_the_stages_as_they_went(shrunk, bases):
         "student.py", "preprocessing.json", "predict.py",
     }  # fmt: skip
     plan, document = load_plan(result.folder / "plan.yaml")
-    check_plan(plan, document, bases["resnet"].file)
+    check_plan(plan, document, bases["resnet"].file, bases["resnet"].family)
     step = plan.steps[0]
     assert isinstance(step, SupernetStep)
     recorded = step.recorded
@@ -163,6 +163,21 @@ def test_a_student_learns_from_its_assistant(bases, tmp_path, monkeypatch):
     assert taught[-1] == "assistant1"
     whole = train(bases["resnet"], "assistants", tmp_path / "whole")
     assert same_student(out, whole.folder)
+
+
+def test_an_assistant_may_be_of_another_family(bases, tmp_path):
+    """Where the plan is edited by hand."""
+    basis, other = bases["resnet"], bases["mobilenet"]
+    plan = make_plan(basis, "assistants", "so")
+    first, last = plan.steps
+    macs = other.family.price(other.file.student).macs
+    share = macs / (plan.budget.epochs * plan.budget.student_macs)
+    assistant = first.model_copy(update={"arch": other.file.arch, "epochs": 1, "share": share})
+    edited = plan.model_copy(update={"steps": (assistant, last.model_copy(update={"epochs": 1}))})
+    result = train(basis, "assistants", tmp_path, plan=edited)
+    weights = safetensors.torch.load_file(tmp_path / "1-assistant1" / "weights.safetensors")
+    assert weights.keys() == other.family.build(other.file.student).state_dict().keys()
+    assert same_student(result.folder, train(basis, "assistants", tmp_path, plan=edited).folder)
 
 
 def test_shrinking_of_the_other_family(bases, tmp_path):

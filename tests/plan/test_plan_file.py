@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from planned_training import basis_of
-from trained_run import TASK, study_config
+from trained_run import study_config
 
 from kdnas.core.data import ImageData
 from kdnas.core.route import Route
@@ -69,7 +69,7 @@ def test_written_and_read_back_it_is_equal_and_sound(bases, tmp_path, family, ro
     write_plan(tmp_path / "plan.yaml", plan)
     again, document = load_plan(tmp_path / "plan.yaml")
     assert again == plan
-    check_plan(again, document, basis.file)
+    check_plan(again, document, basis.file, basis.family)
     if route == "recorded":
         assert again.steps[0].recorded == plan.steps[0].recorded
     header = [line for line in (tmp_path / "plan.yaml").read_text().splitlines() if line.startswith("#")]
@@ -93,14 +93,14 @@ def test_every_route_spends_the_same_budget(bases):
 def test_a_chain_learns_one_from_the_other(bases):
     first, last = make_plan(bases["resnet"], "assistants", "so").steps
     assert (first.name, first.teacher, last.teacher, last.init) == ("assistant1", "teacher", "assistant1", "random")
-    assert first.network(TASK) != last.network(TASK)
+    assert first.network(bases["resnet"].family) != last.network(bases["resnet"].family)
     assert first.epochs >= 1
 
 
 def test_the_student_is_the_smallest_of_its_supernet(bases):
     for basis in bases.values():
         step = make_plan(basis, "shrink", "so").steps[0]
-        assert step.network(TASK) == basis.file.student
+        assert step.network(basis.family) == basis.file.student
         assert all(len(values) > 1 for name, values in step.space.choices.items() if name != "stage1.skip")
 
 
@@ -207,12 +207,12 @@ def test_mistakes_of_content_are_told_with_their_places(bases, tmp_path, route, 
     plan = recorded(make_plan(basis, "shrink", "so")) if route == "recorded" else make_plan(basis, route, "so")
     loaded, document = load_plan(edited(tmp_path / "plan.yaml", plan, edit))
     if where is None:  # odd, but nothing that following it could stumble over
-        check_plan(loaded, document, basis.file)
+        check_plan(loaded, document, basis.file, basis.family)
         return
-    problems = plan_problems(loaded, TASK)
+    problems = plan_problems(loaded, basis.family)
     assert any(problem.where.startswith(where) for problem in problems), problems
     with pytest.raises(ConfigError, match=told) as caught:
-        check_plan(loaded, document, basis.file)
+        check_plan(loaded, document, basis.file, basis.family)
     assert all(problem.where.startswith("plan.yaml:") for problem in caught.value.problems)
 
 
@@ -268,7 +268,7 @@ def test_several_mistakes_of_content_at_once(bases, tmp_path):
     basis = bases["mobilenet"]
     loaded, document = load_plan(edited(tmp_path / "s.yaml", make_plan(basis, "shrink", "so"), edit))
     with pytest.raises(ConfigError) as caught:
-        check_plan(loaded, document, basis.file)
+        check_plan(loaded, document, basis.file, basis.family)
     assert [problem.where.partition(": ")[2] for problem in caught.value.problems] == [
         "budget.macs", "steps.1.share", "steps.1.init"
     ]  # fmt: skip
@@ -282,7 +282,7 @@ def test_a_plan_for_something_else_is_one_message(bases, tmp_path, what):
     plan = plan.model_copy(update={"teacher": plan.teacher.model_copy(update={"fingerprint": "feed"})})
     write_plan(tmp_path / "plan.yaml", plan)
     loaded, document = load_plan(tmp_path / "plan.yaml")
-    check_plan(loaded, document, file, space=space)
+    check_plan(loaded, document, file, basis.family, space=space)
     other = bases["mobilenet"].file
     changes: dict[str, Any] = {
         "student": {"arch_id": other.arch_id, "arch": other.arch},
@@ -291,7 +291,7 @@ def test_a_plan_for_something_else_is_one_message(bases, tmp_path, what):
     }
     file = file.model_copy(update=changes.get(what, {}))
     with pytest.raises(ConfigError, match=f"is a plan for another {what}") as caught:
-        check_plan(loaded, document, file, space="4567" if what == "search space" else space)
+        check_plan(loaded, document, file, basis.family, space="4567" if what == "search space" else space)
     assert len(caught.value.problems) == 1
 
 
@@ -329,13 +329,13 @@ def test_a_plan_from_the_runs_supernet_needs_it(bases, tmp_path):
     ]
     write_plan(tmp_path / "plan.yaml", plan)
     loaded, document = load_plan(tmp_path / "plan.yaml")
-    check_plan(loaded, document, basis.file, supernet="5e7")
+    check_plan(loaded, document, basis.file, basis.family, supernet="5e7")
     with pytest.raises(ConfigError, match=r"another supernet \(5e7, here it is 5e8\)"):
-        check_plan(loaded, document, basis.file, supernet="5e8")
+        check_plan(loaded, document, basis.file, basis.family, supernet="5e8")
     with pytest.raises(ConfigError, match=r"plan.yaml:\d+: supernet: begins from the supernet that"):
-        check_plan(loaded, document, basis.file)
+        check_plan(loaded, document, basis.file, basis.family)
     assert make_plan(basis, "direct", "so").supernet is None
     foreign = edited(tmp_path / "s.yaml", make_plan(basis, "direct", "so"), set_in("steps", 0, "init", "run-supernet"))
     loaded, document = load_plan(foreign)
     with pytest.raises(ConfigError, match="'run-supernet' is no earlier step"):
-        check_plan(loaded, document, basis.file, supernet="5e7")
+        check_plan(loaded, document, basis.file, basis.family, supernet="5e7")
