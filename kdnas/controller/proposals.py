@@ -5,7 +5,7 @@ proposal is asked for again, then mutated, then drawn at random, then looked for
 a proposal is acceptable costs microseconds, so no training and no record line is ever spent on a duplicate.
 
 Where a search has rungs, most samplers know nothing of them: they are shown each student once, at comparable scores
-(`OwnTrials`). None is shown a trial that another tool added: it may be of another space, and nobody knows what its
+(`own_trials`). None is shown a trial that another tool added: it may be of another space, and nobody knows what its
 score means.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from kdnas.core.arch import Scalar
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.promotion import lifted
+from kdnas.record.database import showing
 
 _ASKS = 2
 _MUTATIONS = 300
@@ -77,7 +78,7 @@ class ValidProposals(optuna.samplers.BaseSampler):
     def _propose(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
         proposal = previous = None
         foreign = any(map(_is_foreign, study.get_trials(deepcopy=False)))
-        seen = OwnTrials(study, self._fidelities) if foreign or self._fidelities else study
+        seen = showing(study, own_trials(study, self._fidelities)) if foreign or self._fidelities else study
         for _ in range(_ASKS):
             proposal = self._ask(seen, trial)
             if self._acceptable(proposal):
@@ -202,22 +203,10 @@ class Preset(optuna.samplers.BaseSampler):
         return self._params[param_name]
 
 
-class OwnTrials(optuna.Study):
-    """A study that shows its search's trials alone, where there are `fidelities` as `at_one_fidelity` shows them.
-
-    All else, what is written too, is the study's.
-    """
-
-    def __init__(self, study: optuna.Study, fidelities: Sequence[Fidelity] = ()):
-        self.__dict__.update(study.__dict__)
-        own = [_hidden(trial) if _is_foreign(trial) else trial for trial in study.get_trials(deepcopy=False)]
-        self._shown = at_one_fidelity(own, fidelities) if fidelities else own
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        trials = [trial for trial in self._shown if states is None or trial.state in states]
-        return copy.deepcopy(trials) if deepcopy else trials
+def own_trials(study: optuna.Study, fidelities: Sequence[Fidelity] = ()) -> list[FrozenTrial]:
+    """Return the trials of the study's search alone, where there are `fidelities` as `at_one_fidelity` shows them."""
+    own = [_hidden(trial) if _is_foreign(trial) else trial for trial in study.get_trials(deepcopy=False)]
+    return at_one_fidelity(own, fidelities) if fidelities else own
 
 
 def at_one_fidelity(trials: Sequence[FrozenTrial], fidelities: Sequence[Fidelity]) -> list[FrozenTrial]:

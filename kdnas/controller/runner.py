@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import optuna
+from optuna.samplers import BaseSampler
 
 from kdnas.controller.events import Note, Observer, SearchEnded, StudyEnded, TrialEnded, TrialStarted
 from kdnas.controller.preparation import Opened
@@ -73,9 +73,9 @@ class Search:
         """As it stood when a trial began or ended last."""
         self._seen: set[str] = set()
         self._retry: deque[_Start] = deque()
-        self._running: dict[str, tuple[optuna.Trial, Job]] = {}
+        self._running: dict[int, Job] = {}
         self._candidates: dict[tuple[tuple[str, Scalar], ...], _Candidate] = {}
-        self._proposed_in: dict[str, float] = {}
+        self._proposed_in: dict[int, float] = {}
         """Seconds that each running trial's proposal took."""
         self._over = ""
         """Why the search ends here, as far as it is known."""
@@ -173,7 +173,7 @@ class Search:
         promoted = None if ending else next_promotion(self._run)
         if promoted is None and (exhausted or ending):
             top = self._config.fidelities[-1]
-            if any(job.fidelity != top for _, job in self._running.values()):
+            if any(job.fidelity != top for job in self._running.values()):
                 return None  # who is being scored may deserve it more than those that wait
             promoted = next_promotion(self._run, "gain") or next_promotion(self._run, "all")
         if promoted is not None:
@@ -255,50 +255,50 @@ class Search:
             asked = self._ask(start)
         if asked is None:
             return
-        trial, job, tuned = asked
+        number, job, tuned = asked
         self._seen.add(student_key(job.arch, tuned))
         if start.waiting is not None:  # who was interrupted and is queued too runs once
             queued = student_key(job.arch, tuned)
             self._retry = deque(
                 other for other in self._retry if other.rung or self._candidate(other.params or {}).student != queued
             )
-        self._running[str(trial.number)] = (trial, job)
-        running = TrialRecord(trial.number, job.arch, "running", job.fidelity, tuned)
+        self._running[number] = job
+        running = TrialRecord(number, job.arch, "running", job.fidelity, tuned)
         self._run = dataclasses.replace(self._run, trials=(*self._run.trials, running))
-        executor.submit(str(trial.number), job)
-        self._observe(TrialStarted(trial.number, job.arch, job.fidelity))
+        executor.submit(str(number), job)
+        self._observe(TrialStarted(number, job.arch, job.fidelity))
 
-    def _ask(self, start: _Start) -> tuple[optuna.Trial, Job, dict[str, float]] | None:
-        """Return a new trial, its job and its tuned settings; None where there is no student left to propose."""
+    def _ask(self, start: _Start) -> tuple[int, Job, dict[str, float]] | None:
+        """Return the number of a new trial, its job and tuned settings; None where no student is left to propose."""
         fixed: Mapping[str, Scalar] = {}
         if start.params is not None:
             if lost := sorted(self._domain.keys() - start.params.keys()):
                 what = f"a trial to be run again or trained on has lost its parameter {lost[0]!r}: restore the file"
-                raise RunFolderError(f"{self._record.path}: {what}")
-            sampler: optuna.samplers.BaseSampler = Preset(start.params, self._domain)
+                raise RunFolderError(f"{self._record.place}: {what}")
+            sampler: BaseSampler = Preset(start.params, self._domain)
             fixed = start.params
         else:
             if start.waiting is not None:
                 fixed = queued_values(self._record.waiting()[start.waiting], self._opened.space, self._domain)
             sampler = self._proposals(fixed)
         began = time.monotonic()
-        trial, params = self._record.ask(sampler, self._domain, start.waiting)
-        self._proposed_in[str(trial.number)] = time.monotonic() - began
+        number, params = self._record.ask(sampler, self._domain, start.waiting)
+        self._proposed_in[number] = time.monotonic() - began
         arch, tuned = self._read({**params, **fixed})
         if start.waiting is not None and isinstance(sampler, ValidProposals) and sampler.exhausted:
-            self._set_aside(trial.number, "no student with its values is new and meets the constraints")
+            self._set_aside(number, "no student with its values is new and meets the constraints")
             return None
         if start.params is None and start.waiting is None:
             exhausted = sampler.exhausted if isinstance(sampler, ValidProposals) else ""
             if student_key(arch, tuned) in self._seen:  # Optuna asks no sampler where every choice has one value
                 exhausted = exhausted or "every student of the space has been scored"
             if exhausted:
-                self._record.close_without_score(trial, "interrupted", "no further student could be proposed")
+                self._record.close_without_score(number, "interrupted", "no further student could be proposed")
                 self._record.set_note("exhausted", exhausted)
                 return None
         job = search_job(self._config, arch, tuned, start.rung)
-        self._record.describe(trial, arch, tuned, job.fidelity)
-        return trial, job, tuned
+        self._record.describe(number, arch, tuned, job.fidelity)
+        return number, job, tuned
 
     def _proposals(self, fixed: Mapping[str, Scalar]) -> ValidProposals:
         """Return the study's sampler, made for the next trial and kept to students that are worth a training.
@@ -353,44 +353,44 @@ class Search:
         return known
 
     def _tell(self, finished: Finished[Result]) -> None:
-        trial, job = self._running.pop(finished.key)
-        proposal = self._proposed_in.pop(finished.key)
+        number = int(finished.key)
+        job, proposal = self._running.pop(number), self._proposed_in.pop(number)
         with self._record.at_once():
             if finished.result is None:
-                self._record.close_without_score(trial, "failed", finished.failure or "no reason was given")
+                self._record.close_without_score(number, "failed", finished.failure or "no reason was given")
             else:
-                result = self._with_measurements(job, finished.key, finished.result)
+                result = self._with_measurements(job, number, finished.result)
                 result = dataclasses.replace(result, profile={"proposal": proposal, **result.profile})
                 values = result.values
                 self._record.set_constraints(
-                    trial, {str(b): b.violation(values[b.name]) for b in self._bounds(job) if b.name in values}
+                    number, {str(b): b.violation(values[b.name]) for b in self._bounds(job) if b.name in values}
                 )
                 if result.infeasible:
-                    self._record.close_without_score(trial, "infeasible", result.infeasible, result.as_dict())
+                    self._record.close_without_score(number, "infeasible", result.infeasible, result.as_dict())
                 else:
-                    self._record.complete(trial, result.as_dict(), self._opened.run.objectives)
+                    self._record.complete(number, result.as_dict(), self._opened.run.objectives)
             self._note_seconds()
         self._new_trials += 1
         self._run = self._opened.snapshot()
         if job.legs:
             self._sweep()
-        ended = next(record for record in self._run.trials if record.number == trial.number)
+        ended = next(record for record in self._run.trials if record.number == number)
         self._observe(TrialEnded(self._run, ended))
         for note in ended.notes:  # told once: the report counts the trials
             if note not in self._told:
                 self._told.add(note)
-                self._observe(Note(f"trial {trial.number}: {note}"))
+                self._observe(Note(f"trial {number}: {note}"))
 
     def _bounds(self, job: Job) -> tuple[Constraint, ...]:
         """Return what a score of `job` is judged by: a goal for the full training only where it is one."""
         full = job.fidelity.amount >= self._config.final_fidelity.amount
         return self._config.bounds if full else self._config.limits
 
-    def _with_measurements(self, job: Job, key: str, result: Result) -> Result:
+    def _with_measurements(self, job: Job, number: int, result: Result) -> Result:
         """Return `result` with what the student's lowest rung measured: at the others nothing is measured again."""
         if job.measure:
             return result
-        student = next(trial for trial in self._run.trials if trial.number == int(key))
+        student = next(trial for trial in self._run.trials if trial.number == number)
         lowest = next(
             trial
             for trial in self._run.trials
@@ -412,7 +412,7 @@ class Search:
             self._record.set_note("search_seconds", self._seconds)
 
     def _drop(self, reason: str) -> None:
-        for trial, _ in self._running.values():
-            self._record.close_without_score(trial, "interrupted", reason)
+        for number in self._running:
+            self._record.close_without_score(number, "interrupted", reason)
         self._running.clear()
         self._note_seconds()

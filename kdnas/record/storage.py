@@ -29,6 +29,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy.exc import SQLAlchemyError
@@ -40,8 +41,7 @@ from kdnas.core.objective import Quantity
 from kdnas.core.space import SearchSpace
 from kdnas.core.words import printable
 from kdnas.errors import RunFolderError
-from kdnas.record.damage import leave_out, refuse_damage
-from kdnas.record.database import at_once, database_url, open_storage
+from kdnas.record.database import Database, at_once, cached, database_of, queueing
 from kdnas.record.lock import Lock, read_lock
 from kdnas.record.records import (
     AuditRecord,
@@ -55,7 +55,15 @@ from kdnas.record.records import (
     TrialState,
 )
 from kdnas.record.run_folder import LOCK_FILE
-from kdnas.record.trials import audit_training, control_of, repeat_of, trial_record, what_else, with_retraining
+from kdnas.record.trials import (
+    FIXED_PARAMS,
+    audit_training,
+    control_of,
+    repeat_of,
+    trial_record,
+    what_else,
+    with_retraining,
+)
 from kdnas.study.config import TuneRange
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -63,7 +71,6 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_FILE = "study.db"
 _REFUSALS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 """What the disk or the database raises."""
 
@@ -89,7 +96,7 @@ def _on_disk(method: Callable[Concatenate[Record, P], R]) -> Callable[Concatenat
         try:
             return method(self, *arguments, **options)
         except _REFUSALS as error:
-            raise _unusable(self.path, error) from error
+            raise self._database.unusable(error) from error
 
     return guarded
 
@@ -101,25 +108,21 @@ class Record:
     keeps the database locked for more than a minute.
     """
 
-    def __init__(self, study: optuna.Study, path: Path, storage: optuna.storages.RDBStorage):
-        self.study = study
-        self.path = path
-        self._storage = storage
+    def __init__(self, database: Database, name: str, storage: RDBStorage):
+        self._database = database
+        self._name = name
+        self._rows = storage
+        self._storage = cached(storage)
+        self.study = optuna.Study(name, self._storage, optuna.samplers.RandomSampler(seed=0))
+        self._asked: dict[int, optuna.Trial] = {}
+        """By number: the trials that this process runs."""
         self._ended: dict[int, TrialRecord] = {}
         """By number: trials that change no more, but for what is said of finalists afterwards."""
 
     @classmethod
     def create(cls, folder: Path, name: str, objectives: Sequence[Quantity]) -> Record:
         """Create the record in `folder`, whole or not at all. Raises RunFolderError when the folder cannot hold it."""
-        scratch = folder / f".{_FILE}.new"
-        scratch.unlink(missing_ok=True)
-        with _storage_errors(folder):
-            storage = open_storage(scratch)
-            directions = [objective.direction for objective in objectives]
-            optuna.create_study(study_name=name, storage=storage, directions=directions)
-            storage.remove_session()
-            storage.engine.dispose()
-            scratch.replace(folder / _FILE)
+        database_of(folder).create(name, [objective.direction for objective in objectives])
         record = cls.open(folder, name, objectives)
         record.name_axes(objectives)
         return record
@@ -130,30 +133,21 @@ class Record:
 
         Raises RunFolderError when it is damaged, foreign or of another study.
         """
-        path = folder / _FILE
-        try:
-            header = _header(path) if path.is_file() else None
-        except OSError as error:
-            raise RunFolderError(f"{path} cannot be read: {error}") from error
-        if header is None:
-            raise RunFolderError(f"{folder} has no {_FILE}: it is not a kdnas run, or its record was removed")
-        if header != b"SQLite format 3\x00":
-            raise RunFolderError(
-                f"{path} is not an SQLite database: it is damaged or foreign; restore it or choose another --out"
-            )
-        refuse_damage(path, name, [objective.name for objective in objectives], params)
-        with _storage_errors(folder):
-            storage = open_storage(path, skip_table_creation=True)  # nothing is written into a foreign database
-            names = optuna.get_all_study_names(storage)
-            if name not in names:
-                raise RunFolderError(f"{path} holds no study {name!r} (it holds: {', '.join(names) or 'none'})")
-            study = optuna.load_study(study_name=name, storage=storage, sampler=optuna.samplers.RandomSampler(seed=0))
-            study.get_trials(deepcopy=False)  # read once, so that a file cut short is told here
-        directions = [direction.name.lower() for direction in study.directions]
+        database = database_of(folder)
+        storage = database.open(name, [objective.name for objective in objectives], params)
+        with database.errors():
+            record = cls(database, name, storage)
+            record.study.get_trials(deepcopy=False)  # read once, so that a file cut short is told here
+        directions = [direction.name.lower() for direction in record.study.directions]
         expected = [objective.direction for objective in objectives]
         if directions != expected:
-            raise RunFolderError(f"{path} records objectives {directions}, the study has {expected}")
-        return cls(study, path, storage)
+            raise RunFolderError(f"{database.place} records objectives {directions}, the study has {expected}")
+        return record
+
+    @property
+    def place(self) -> str:
+        """Where it is, as messages call it."""
+        return self._database.place
 
     @property
     @_on_disk
@@ -179,10 +173,10 @@ class Record:
     def at_once(self) -> Iterator[None]:
         """Write all that is written inside in one transaction: whole or not at all, and one wait for the disk."""
         try:
-            with at_once(self._storage):
+            with at_once(self._rows):
                 yield
         except _REFUSALS as error:
-            raise _unusable(self.path, error) from error
+            raise self._database.unusable(error) from error
 
     @_on_disk
     def ask(
@@ -190,32 +184,22 @@ class Record:
         sampler: optuna.samplers.BaseSampler,
         domain: Mapping[str, BaseDistribution],
         waiting: int | None = None,
-    ) -> tuple[optuna.Trial, dict[str, Scalar]]:
-        """Return a new running trial and what `sampler` proposed for it.
+    ) -> tuple[int, dict[str, Scalar]]:
+        """Return the number of a new running trial, and what `sampler` proposed for it.
 
-        Where `waiting` is the number of a queued trial, it is that one, whose own values come first. (Optuna's `ask`
-        would take whichever waits, whoever is asked for.)
+        Where `waiting` is the number of a queued trial, it is that one, whose own values come first.
         """
-        storage, study = self.study._storage, self.study
-        study.sampler = sampler
-        study._thread_local.cached_all_trials = None
-        if waiting is None:
-            trial_id = storage.create_new_trial(study._study_id)
-        else:
-            trial_id = self._trial_id(waiting)
-            storage.set_trial_state_values(trial_id, OptunaState.RUNNING)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trial = optuna.Trial(study, trial_id)
-            for name, distribution in domain.items():
-                trial._suggest(name, distribution)
-        return trial, dict(trial.params)
+            trial = queueing(self._name, self._storage, waiting, sampler).ask(dict(domain))
+        self._asked[trial.number] = trial
+        return trial.number, dict(trial.params)
 
     @_on_disk
     def waiting(self) -> dict[int, dict[str, Any]]:
         """Return the queued trials, first come first, by number: the values that they state."""
         trials = self.study.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
-        return {trial.number: {**trial.params, **trial.system_attrs.get("fixed_params", {})} for trial in trials}
+        return {trial.number: {**trial.params, **trial.system_attrs.get(FIXED_PARAMS, {})} for trial in trials}
 
     @_on_disk
     def enqueue(self, values: Mapping[str, Scalar], where: str) -> None:
@@ -225,45 +209,49 @@ class Record:
     @_on_disk
     def set_aside(self, number: int, reason: str) -> None:
         """Close a trial that has not been described, and say why it becomes no student."""
-        storage, trial_id = self.study._storage, self._trial_id(number)
-        storage.set_trial_state_values(trial_id, OptunaState.RUNNING)  # a waiting one
-        storage.set_trial_user_attr(trial_id, "set_aside", printable(reason))
-        self.study.tell(number, state=OptunaState.FAIL)
+        trial_id = self._trial_id(number)
+        self._storage.set_trial_state_values(trial_id, OptunaState.RUNNING)  # a waiting one
+        self._storage.set_trial_user_attr(trial_id, "set_aside", printable(reason))
+        self._close(number, OptunaState.FAIL)
 
     @_on_disk
-    def describe(self, trial: optuna.Trial, arch: Arch, tuned: Mapping[str, float], fidelity: Fidelity) -> None:
+    def describe(self, number: int, arch: Arch, tuned: Mapping[str, float], fidelity: Fidelity) -> None:
         """Write what a running trial is."""
+        trial = self._asked[number]
         trial.set_user_attr("arch_id", arch.arch_id)
         trial.set_user_attr("arch", arch.canonical_json)
         trial.set_user_attr("tuned", dict(tuned))
         trial.set_user_attr("fidelity", fidelity.as_dict())
 
     @_on_disk
-    def complete(self, trial: optuna.Trial, result: Mapping[str, Any], objectives: Sequence[Quantity]) -> None:
-        """Close a trial with its result."""
-        trial.set_user_attr("result", dict(result))
+    def complete(self, number: int, result: Mapping[str, Any], objectives: Sequence[Quantity]) -> None:
+        """Close a running trial with its plain result."""
+        self._asked[number].set_user_attr("result", dict(result))
         values = [float(result["values"][objective.name]) for objective in objectives]
-        self.study.tell(trial, values, state=OptunaState.COMPLETE)
+        self._close(number, OptunaState.COMPLETE, values)
 
     @_on_disk
     def close_without_score(
-        self, trial: optuna.Trial | int, state: TrialState, reason: str, result: Mapping[str, Any] | None = None
+        self, number: int, state: TrialState, reason: str, result: Mapping[str, Any] | None = None
     ) -> None:
         """Close a trial as failed, infeasible or interrupted, with the reason and what was measured until then."""
-        trial_id = trial._trial_id if isinstance(trial, optuna.Trial) else self._trial_id(trial)
-        storage = self.study._storage
-        storage.set_trial_user_attr(trial_id, "reason", printable(reason))
+        trial_id = self._trial_id(number)
+        self._storage.set_trial_user_attr(trial_id, "reason", printable(reason))
         if result is not None:
-            storage.set_trial_user_attr(trial_id, "result", dict(result))
+            self._storage.set_trial_user_attr(trial_id, "result", dict(result))
         if state == "interrupted":
-            storage.set_trial_user_attr(trial_id, "interrupted", True)
-        self.study.tell(trial, state=OptunaState.PRUNED if state == "infeasible" else OptunaState.FAIL)
+            self._storage.set_trial_user_attr(trial_id, "interrupted", True)
+        self._close(number, OptunaState.PRUNED if state == "infeasible" else OptunaState.FAIL)
+
+    def _close(self, number: int, state: OptunaState, values: Sequence[float] | None = None) -> None:
+        self.study.tell(number, values, state=state)
+        self._asked.pop(number, None)
 
     @_on_disk
-    def set_constraints(self, trial: optuna.Trial, violations: Mapping[str, float]) -> None:
-        """Write how far each constraint is violated (<= 0 is feasible), for samplers that read it."""
+    def set_constraints(self, number: int, violations: Mapping[str, float]) -> None:
+        """Write how far a running trial violates each constraint (<= 0 is feasible), for samplers that read it."""
         for name, violation in violations.items():
-            trial.set_constraint(name, violation)
+            self._asked[number].set_constraint(name, violation)
 
     @_on_disk
     def add_repeat(self, number: int, repeat: Repeat) -> None:
@@ -396,33 +384,12 @@ class Record:
         return [trial.number for trial in self.study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,))]
 
     def _trial_id(self, number: int) -> int:
-        return self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+        study_id = self._storage.get_study_id_from_name(self._name)
+        return self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
 
 def _failed_key(number: int, seed: int, fidelity: Fidelity) -> str:
     return f"failed:{number}:{seed}:{fidelity.key}"
-
-
-def _header(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(16)
-
-
-@contextmanager
-def _storage_errors(folder: Path) -> Iterator[None]:
-    """Turn what a database can do wrong into one message that names the file."""
-    try:
-        yield
-    except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, OSError, KeyError, AssertionError) as error:
-        raise _unusable(folder / _FILE, error) from error
-
-
-def _unusable(path: Path, error: BaseException) -> RunFolderError:
-    cause: BaseException = error
-    while cause.__cause__ is not None:  # what SQLite itself says lies deepest
-        cause = cause.__cause__
-    text = " ".join(str(cause).split())[:200] or type(cause).__name__
-    return RunFolderError(f"{path} cannot be used: {text}")
 
 
 def refreshed(run: RunRecord, record: Record) -> RunRecord:
@@ -498,9 +465,9 @@ def leave_out_damaged(folder: Path, names: Sequence[str]) -> list[str]:
     """
     run = run_of_lock(folder, read_lock(folder))
     objectives = [objective.name for objective in run.objectives]
-    return leave_out(folder / _FILE, run.config.name, objectives, proposed_names(run), names)
+    return database_of(folder).leave_out(run.config.name, objectives, proposed_names(run), names)
 
 
 def storage_url(folder: Path) -> str:
     """Return the URL under which Optuna's own tools open the record."""
-    return database_url(folder / _FILE)
+    return database_of(folder).url

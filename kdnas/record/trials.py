@@ -16,6 +16,7 @@ from kdnas.core.words import printable
 from kdnas.record.lock import scored
 from kdnas.record.records import AuditTraining, Control, Repeat, TrialRecord, TrialState
 
+FIXED_PARAMS = "fixed_params"
 _STATES: dict[OptunaState, TrialState] = {
     OptunaState.COMPLETE: "complete",
     OptunaState.FAIL: "failed",
@@ -43,7 +44,7 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
         teacher_seconds=result.get("teacher_seconds", 0.0),
         profile=result.get("profile", {}),
         notes=tuple(map(printable, result.get("notes", ()))),
-        enqueued="fixed_params" in trial.system_attrs,
+        enqueued=FIXED_PARAMS in trial.system_attrs,
         started=trial.datetime_start,
         ended=trial.datetime_complete,
     )

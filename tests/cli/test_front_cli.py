@@ -40,7 +40,7 @@ def write_run(folder: Path) -> RunRecord:
         seconds = {"train_seconds": trial.train_seconds, "teacher_seconds": trial.teacher_seconds}
         record.complete(asked, {"values": dict(trial.values), "measurements": measurements, **seconds}, run.objectives)
         for repeat in trial.repeats:
-            record.add_repeat(asked.number, repeat)
+            record.add_repeat(asked, repeat)
     return load_run(folder)
 
 

@@ -84,7 +84,7 @@ def test_every_end_of_a_trial_is_read_back(tmp_path, record):
 
 def test_what_is_written_at_once_reaches_the_disk_in_one_transaction(tmp_path, record):
     commits = []
-    sqlalchemy.event.listen(record._storage.engine, "commit", lambda connection: commits.append(connection))
+    sqlalchemy.event.listen(record._rows.engine, "commit", lambda connection: commits.append(connection))
     with record.at_once():
         trial, arch = ask(record)
         assert Record.open(tmp_path, "study", OBJECTIVES).trials() == ()  # a reader sees the trial whole or not at all
@@ -115,7 +115,7 @@ def test_a_transaction_that_the_disk_refuses_is_one_message(record):
         cause = sqlite3.OperationalError("disk I/O error")
         raise sqlalchemy.exc.OperationalError("COMMIT", None, cause) from cause
 
-    sqlalchemy.event.listen(record._storage.engine, "commit", refuse)
+    sqlalchemy.event.listen(record._rows.engine, "commit", refuse)
     with pytest.raises(RunFolderError, match=r"study.db cannot be used: disk I/O error"), record.at_once():
         ask(record)
 
@@ -133,7 +133,7 @@ def test_optuna_opens_the_record_with_the_same_numbers(tmp_path, record):
 def test_optunas_own_tools_know_the_names_of_the_objectives(tmp_path, record):
     study = optuna.load_study(study_name="study", storage=storage_url(tmp_path))
     assert study.metric_names == [objective.name for objective in OBJECTIVES]
-    record.study._storage.set_study_system_attr(record.study._study_id, "study:metric_names", None)
+    record._storage.set_study_system_attr(record._storage.get_study_id_from_name("study"), "study:metric_names", None)
     old = Record.open(tmp_path, "study", OBJECTIVES)  # a record of before there were names opens, and gets them
     assert old.study.metric_names is None
     old.name_axes(OBJECTIVES)
@@ -233,8 +233,10 @@ def test_load_run_says_what_is_not_a_run(tmp_path):
 
 def test_a_trial_whose_description_was_cut_short_is_closed_and_no_student(record):
     trial, _ = record.ask(optuna.samplers.RandomSampler(seed=0), DOMAIN)
-    trial.set_user_attr("arch_id", "0" * 12)
-    trial.set_user_attr("arch", Arch.of("resnet", {"depth": 1}).canonical_json)  # killed here, before its fidelity
+    record._asked[trial].set_user_attr("arch_id", "0" * 12)
+    record._asked[trial].set_user_attr(
+        "arch", Arch.of("resnet", {"depth": 1}).canonical_json
+    )  # killed here, before its fidelity
     assert record.trials() == ()
     assert record.unfinished() == [0]
     record.close_without_score(0, "interrupted", "the controller stopped while it ran")
@@ -258,7 +260,7 @@ def test_a_locked_database_is_one_message(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_one_message(record):
-    storage = record.study._storage._backend
+    storage = record._rows
 
     def fill(connection, _):
         connection.execute("PRAGMA max_page_count = 1")  # SQLite then answers as it does on a full disk
