@@ -57,6 +57,8 @@ from kdnas.report.wording import duration, label, reason_in_words, reference_in_
 _FRONT_ROWS = 12
 _OTHER_ROWS = 14
 """Lines of the screen that are not students of the front."""
+_NAMES_WIDTH = 10
+"""Columns before the texts of the screen."""
 
 
 @dataclass
@@ -192,6 +194,15 @@ def trial_line(run: RunRecord, trial: TrialRecord) -> str:
     # By their names in a study, which the log of a search is looked through for.
     numbers = "  ".join(f"{name} {shown(name, values[name], run.score)}" for name in run.quantities if name in values)
     return f"{head}{numbers}  ({trial.train_seconds:.1f} s{', enqueued' if trial.enqueued else ''})"
+
+
+def _whole(line: str, width: int) -> str:
+    """Return `line` broken so that no number loses its unit: only where two spaces part what it says."""
+    lines = [""]
+    for part in line.split("  "):
+        longer = f"{lines[-1]}  {part}" if lines[-1] else part
+        lines[-1:] = [longer] if len(longer) <= width or not lines[-1] else [lines[-1], part]
+    return "\n".join(lines)
 
 
 def teacher_lines(run: RunRecord) -> list[str]:
@@ -354,7 +365,7 @@ class LiveView(View):
         score = run.score
         best = min(sound or complete, key=lambda trial: score.minimised(trial.values[score.name]))
         volume = hypervolume(run)
-        self._numbers.append(("best", trial_line(run, best)))
+        self._numbers.append(("best", _whole(trial_line(run, best), self._console.width - _NAMES_WIDTH)))
         self._numbers.append(("front", f"{counted(len(front(run)), 'student')}, hypervolume {volume or 0.0:,.6g}"))
         rows = min(max(self._console.height - _OTHER_ROWS, 2), _FRONT_ROWS)
         self._front = [Text(""), printed_front(run, self._console.width, rows)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -40,11 +40,9 @@ def redraws(terminal: Console) -> bool:
     return terminal.is_terminal and not terminal.is_dumb_terminal
 
 
-def printed(table: Table, *, caption: str = "", without: Sequence[str] = ()) -> RichTable:
-    """Return `table` for a terminal, but for the columns headed as in `without`."""
-    shown_table = RichTable(
-        box=None, pad_edge=False, header_style="bold", caption=caption or None, caption_justify="left"
-    )
+def printed(table: Table, *, caption: str = "", without: Sequence[str] = ()) -> RenderableType:
+    """Return `table` for a terminal, but for the columns headed as in `without`, `caption` below it."""
+    shown_table = RichTable(box=None, pad_edge=False, header_style="bold")
     places = [place for place, column in enumerate(table.columns) if column.heading not in without]
     for place in places:
         column = table.columns[place]
@@ -54,10 +52,10 @@ def printed(table: Table, *, caption: str = "", without: Sequence[str] = ()) -> 
     for number, row in enumerate(table.rows):
         style = "bold green" if number in table.marked else None
         shown_table.add_row(*(escape(row[place].text) for place in places), style=style)
-    return shown_table
+    return _captioned(shown_table, caption)
 
 
-def printed_front(run: RunRecord, width: int, rows: int | None = None) -> RichTable:
+def printed_front(run: RunRecord, width: int, rows: int | None = None) -> RenderableType:
     """Return the front as a terminal table, the recommended student marked, the teacher as its last row.
 
     A wide one shows the choices, too. Of a front longer than `rows`, as many members spread over it, the recommended
@@ -84,7 +82,7 @@ def printed_front(run: RunRecord, width: int, rows: int | None = None) -> RichTa
             ],
         )
     )
-    table = RichTable(box=None, caption=caption, caption_justify="left", pad_edge=False, header_style="bold")
+    table = RichTable(box=None, pad_edge=False, header_style="bold")
     table.add_column("student", no_wrap=True)
     for heading in (label(score.name), *(["on test"] if retrained else []), *map(_heading, names)):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -111,7 +109,12 @@ def printed_front(run: RunRecord, width: int, rows: int | None = None) -> RichTa
         scores = [run.teacher.score, run.teacher.test_score] if retrained else [run.teacher.score]
         costs = [shown(name, run.teacher.values.get(name)) for name in names]
         table.add_row("★ teacher", *(shown(score, value) for value in scores), *costs, style="dim")
-    return table
+    return _captioned(table, caption)
+
+
+def _captioned(table: RichTable, caption: str) -> RenderableType:
+    """Return `table` with a line below it that may be as wide as the terminal: rich's own captions may not."""
+    return Group(table, Text(caption, style="dim italic")) if caption else table
 
 
 def _heading(name: str) -> str:
