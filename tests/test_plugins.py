@@ -63,7 +63,7 @@ class Invented(Evaluator):
         return {"joules": HALF * (arch.choices["a"] + arch.choices["b"])}
 
     def facts(self):
-        return {"chance": 0.0, "teacher": None, "data": {"name": "none", "class_names": []}, "calibrations": {}}
+        return {"worst": 0.0, "teacher": None, "data": {"name": "none", "class_names": []}, "calibrations": {}}
 
     def __call__(self, job):
         return Result({**self.price(job.arch), "accuracy": self._best - 1 / (1 + self.price(job.arch)["joules"])})

@@ -8,13 +8,12 @@ import json
 import time
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from kdnas.core.arch import Arch, Scalar
-from kdnas.core.objective import ACCURACY, Kind, Quantity
+from kdnas.core.objective import Kind, Quantity
 from kdnas.costs import COSTS
 from kdnas.errors import ConfigError, Problem, TrialError
 from kdnas.record.lock import DataDescription, Findings
@@ -29,7 +28,7 @@ class Module(Evaluator):
 
     It is called as `function(choices, epochs=..., data_fraction=..., seed=..., **options)`, `choices` being the active
     choices by name, with `resolution_fraction=...` too where that is below 1, and returns the quantities by name:
-    `accuracy` in [0, 1], and every objective and bounded cost that `price` does not tell. What it raises fails the
+    the score that the study's objectives name, such as `accuracy` in [0, 1], and every objective and bounded cost that `price` does not tell. What it raises fails the
     trial. Its file's folder and the data root are importable by its code.
 
     Args:
@@ -38,7 +37,7 @@ class Module(Evaluator):
         price: Called as `price(choices, **options)`: the quantities known without training, in microseconds. Without it
             nothing is known before a trial.
         options: Keyword arguments of both.
-        chance: The accuracy that is worth nothing.
+        chance: The score that is worth nothing: 0 for a fraction unless stated.
     """
 
     def __init__(
@@ -48,14 +47,19 @@ class Module(Evaluator):
         function: str,
         price: str | None = None,
         options: dict[str, Any] | None = None,
-        chance: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0,
+        chance: float | None = None,
     ):
         super().__init__(context)
         self._name = function
         self._score = load_user_function(function, context.data_root)
         self._price = None if price is None else load_user_function(price, context.data_root)
         self._options = options or {}
-        self._chance = chance
+        score = context.config.score
+        if chance is None and not score.is_fraction:
+            raise ConfigError(Problem("evaluator.chance", f"must state the {score.name} that is worth nothing"))
+        if chance is not None and score.is_fraction and not 0.0 <= chance < 1.0:
+            raise ConfigError(Problem("evaluator.chance", f"must be at least 0 and below 1, got {chance:g}"))
+        self._worst = chance or 0.0
         try:
             self._priced = self._price_of(context.space.active(context.space.random(np.random.default_rng(0))))
         except TrialError as error:  # it would fail every trial
@@ -65,12 +69,12 @@ class Module(Evaluator):
 
     @cached_property
     def quantities(self) -> Mapping[str, Quantity]:
-        """Accuracy and every cost that the study names; those that `price` tells are cheap."""
+        """The score and every cost that the study names; those that `price` tells are cheap."""
         config = self.context.config
-        named = {*config.objectives, *config.bounded, *self._priced} - {ACCURACY.name}
+        named = {*config.objectives, *config.bounded, *self._priced} - {config.score.name}
         costs = [COSTS.get(config.cost(name).type).quantity for name in sorted(named)]
         kinds: dict[bool, Kind] = {True: "cheap", False: "trained"}
-        return names([ACCURACY, *(dataclasses.replace(c, kind=kinds[c.name in self._priced]) for c in costs)])
+        return names([config.score, *(dataclasses.replace(c, kind=kinds[c.name in self._priced]) for c in costs)])
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
@@ -89,7 +93,7 @@ class Module(Evaluator):
 
     def facts(self) -> Findings:
         """Return what the study states."""
-        return Findings(self._chance, DataDescription(self._name))
+        return Findings(self._worst, DataDescription(self._name))
 
     def __call__(self, job: Job) -> Result:
         """Call the function."""
@@ -104,8 +108,9 @@ class Module(Evaluator):
             raise TrialError(f"{self._name} did not return {', '.join(missing)}")
         values = {name: values[name] for name in self.quantities}
         refuse_unmeasurable(values)
-        if not 0 <= values[ACCURACY.name] <= 1:
-            raise TrialError(f"{self._name} returned the accuracy {values[ACCURACY.name]:g}, not a fraction in 0..1")
+        score = self.context.config.score
+        if score.is_fraction and not 0 <= values[score.name] <= 1:
+            raise TrialError(f"{self._name} returned the {score.name} {values[score.name]:g}, not a fraction in 0..1")
         return Result(values, train_seconds=time.perf_counter() - began)
 
     def _price_of(self, choices: Mapping[str, Scalar]) -> dict[str, float]:

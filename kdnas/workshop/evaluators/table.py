@@ -16,7 +16,7 @@ import pydantic
 from pydantic import Field
 
 from kdnas.core.arch import Arch
-from kdnas.core.objective import ACCURACY, Quantity
+from kdnas.core.objective import Quantity
 from kdnas.costs import COSTS
 from kdnas.errors import ConfigError, DataError, Problem, TrialError
 from kdnas.record.lock import DataDescription, Findings
@@ -41,7 +41,7 @@ class Column(pydantic.BaseModel):
 
 
 class Shorter(Column):
-    """The accuracy after a shorter training, of `epochs`."""
+    """The score after a shorter training, of `epochs`."""
 
     epochs: Annotated[int, Field(ge=1)]
 
@@ -51,19 +51,19 @@ class Table(Evaluator):
     """Looks students up in a CSV (.csv, .csv.gz) or JSON file: no training, so samplers can be raced in minutes.
 
     A row is found by its key: `key: "{stage1}{stage2}"` is filled with the arch's choices and compared with the keys of
-    the JSON object, or with the CSV's `key_columns`, joined by commas. The other quantities than accuracy are known
-    without a trial. The study's `training.epochs` must be one of those that the table has.
+    the JSON object, or with the CSV's `key_columns`, joined by commas. The other quantities than the score, which
+    is accuracy or another that the study's objectives name, are known without a trial. The study's `training.epochs` must be one of those that the table has.
 
     Args:
         context: The study.
         file: The table, relative to the data root.
         key: How an arch spells its key.
         values: The column of each quantity, such as `accuracy: {column: [run1, run2], scale: 0.01}`. Inner keys and
-            list items of a JSON file go by dots: `test_acc.0`. The further columns of accuracy are its repeats.
+            list items of a JSON file go by dots: `test_acc.0`. The further columns of the score are its repeats.
         full_epochs: The epochs of the trainings in `values`.
         key_columns: The columns that hold the key in a CSV file.
-        shorter: Accuracies of shorter trainings.
-        chance: The accuracy that is worth nothing; the lowest of the table by default.
+        shorter: Scores of shorter trainings.
+        chance: The score that is worth nothing; the worst of the table by default.
     """
 
     def __init__(
@@ -76,44 +76,48 @@ class Table(Evaluator):
         full_epochs: Annotated[int, Field(ge=1)],
         key_columns: tuple[str, ...] = (),
         shorter: tuple[Shorter, ...] = (),
-        chance: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None,
+        chance: float | None = None,
     ):
         super().__init__(context)
+        score = context.config.score
         self._key = key
         self._values = values
         self._full_epochs = full_epochs
         self._path = context.data_root / Path(file).expanduser()
         stated = context.config.costs
-        known = [ACCURACY.name, *COSTS.names(), *(name for name in stated if "type" in stated[name])]
+        known = [score.name, *COSTS.names(), *(name for name in stated if "type" in stated[name])]
         problems = [
             Problem(f"evaluator.values.{name}", f"no quantity is called {name!r}", ", ".join(known))
             for name in values
             if name not in known
         ]
-        if ACCURACY.name not in values:
-            problems.append(Problem("evaluator.values", "must say where the accuracy stands"))
+        if score.name not in values:
+            problems.append(Problem("evaluator.values", f"must say where {score.name} stands"))
+        if chance is not None and score.is_fraction and not 0.0 <= chance < 1.0:
+            problems.append(Problem("evaluator.chance", f"must be at least 0 and below 1, got {chance:g}"))
         if problems:
             raise ConfigError(problems)
-        self._accuracies = {full_epochs: values[ACCURACY.name], **{column.epochs: column for column in shorter}}
-        missing = {fidelity.epochs for fidelity in context.config.fidelities} - self._accuracies.keys()
+        self._scores = {full_epochs: values[score.name], **{column.epochs: column for column in shorter}}
+        missing = {fidelity.epochs for fidelity in context.config.fidelities} - self._scores.keys()
         if context.config.rungs and missing:
-            what = f"the table has no accuracy after {', '.join(map(str, sorted(missing)))} epochs"
-            raise ConfigError(Problem("rungs", what, ", ".join(map(str, sorted(self._accuracies)))))
-        self.repeats = len(values[ACCURACY.name].columns)
+            what = f"the table has no {score.name} after {', '.join(map(str, sorted(missing)))} epochs"
+            raise ConfigError(Problem("rungs", what, ", ".join(map(str, sorted(self._scores)))))
+        self.repeats = len(values[score.name].columns)
         self._rows = _read(self._path, key_columns, [*values.values(), *shorter])
-        first = values[ACCURACY.name]
+        first = values[score.name]
         scores = self._rows[first.columns[0]] * first.scale
-        if not scores.between(0, 1).all():
-            what = f"the accuracy reaches from {scores.min():g} to {scores.max():g}, not within 0..1"
+        if score.is_fraction and not scores.between(0, 1).all():
+            what = f"{score.name} reaches from {scores.min():g} to {scores.max():g}, not within 0..1"
             raise DataError(Problem(str(self._path), what, "scale: 0.01 where it is in percent"))
-        self._chance = float(scores.min()) if chance is None else chance
+        worst = scores.min() if score.direction == "maximize" else scores.max()
+        self._worst = float(worst) if chance is None else chance
 
     @property
     def quantities(self) -> Mapping[str, Quantity]:
-        """Accuracy, and the other quantities of the table as known without a trial."""
+        """The score, and the other quantities of the table as known without a trial."""
         config = self.context.config
-        costs = [COSTS.get(config.cost(name).type).quantity for name in self._values if name != ACCURACY.name]
-        return names([ACCURACY, *(dataclasses.replace(cost, kind="cheap") for cost in costs)])
+        costs = [COSTS.get(config.cost(name).type).quantity for name in self._values if name != config.score.name]
+        return names([config.score, *(dataclasses.replace(cost, kind="cheap") for cost in costs)])
 
     @cached_property
     def fingerprints(self) -> Mapping[str, str]:
@@ -128,27 +132,24 @@ class Table(Evaluator):
         return {"table": f"{self._path}: {len(self._rows):,} rows"}
 
     def price(self, arch: Arch) -> dict[str, float]:
-        """Return everything but the accuracy. Raises DataError where the table has no such arch."""
-        row = self._row(arch)
-        return {
-            name: row[column.columns[0]] * column.scale
-            for name, column in self._values.items()
-            if name != ACCURACY.name
-        }
+        """Return everything but the score. Raises DataError where the table has no such arch."""
+        row, score = self._row(arch), self.context.config.score.name
+        return {name: row[column.columns[0]] * column.scale for name, column in self._values.items() if name != score}
 
     def facts(self) -> Findings:
         """Return what the study states, and the worst score of the table."""
-        return Findings(self._chance, DataDescription(self._path.name))
+        return Findings(self._worst, DataDescription(self._path.name))
 
     def __call__(self, job: Job) -> Result:
-        """Look the job's arch up. Raises TrialError where the table has no accuracy after so many epochs."""
-        column = self._accuracies.get(job.fidelity.epochs)
+        """Look the job's arch up. Raises TrialError where the table has no score after so many epochs."""
+        score = self.context.config.score.name
+        column = self._scores.get(job.fidelity.epochs)
         if column is None:
-            known = ", ".join(map(str, sorted(self._accuracies)))
-            raise TrialError(f"the table has no accuracy after {job.fidelity.epochs} epochs (it has: {known})")
+            known = ", ".join(map(str, sorted(self._scores)))
+            raise TrialError(f"the table has no {score} after {job.fidelity.epochs} epochs (it has: {known})")
         columns = column.columns
-        accuracy = self._row(job.arch)[columns[(job.repeat or 0) % len(columns)]] * column.scale
-        return Result(self.price(job.arch) | {ACCURACY.name: accuracy})
+        found = self._row(job.arch)[columns[(job.repeat or 0) % len(columns)]] * column.scale
+        return Result(self.price(job.arch) | {score: found})
 
     @cached_property
     def _by_key(self) -> dict[str, dict[str, float]]:
