@@ -378,11 +378,9 @@ def ready_lines(event: Ready) -> list[str]:
     if not run.trains:
         lines.append(f"scores from {data.name}; kdnas itself trains nothing")
     else:
-        lines.append(
-            f"data {data.name}: {data.training_samples} training, {data.validation_samples} validation "
-            f"{run.samples} (stratified, seed {run.config.seed}), {data.test_samples} test {run.samples} kept for "
-            "the final front"
-        )
+        scored = f"{data.training_samples} training, {data.validation_samples} validation {run.samples}"
+        kept = f"{data.test_samples} test {run.samples} kept for the final front"
+        lines.append(f"data {data.name}: {scored} (stratified, seed {run.config.seed}), {kept}")
     lines += teacher_lines(run)
     lines += [f"note: {note}" for note in (run.teacher.notes if run.teacher else ())]
     closed = sum(trial.state in ("complete", "failed", "infeasible") for trial in run.trials)

@@ -114,7 +114,7 @@ def printed_front(run: RunRecord, width: int, rows: int | None = None) -> Render
 
 def _captioned(table: RichTable, caption: str) -> RenderableType:
     """Return `table` with a line below it that may be as wide as the terminal: rich's own captions may not."""
-    return Group(table, Text(caption, style="dim italic")) if caption else table
+    return Group(table, f"[dim italic]{escape(caption)}[/]") if caption else table
 
 
 def _heading(name: str) -> str:

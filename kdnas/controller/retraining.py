@@ -210,7 +210,7 @@ class Retraining:
         for trial in earned:
             evaluator.check(trial)
         if earned and not {"teacher_test_score", "teacher_test_accuracy"} & self._record.notes().keys():
-            self._record.set_note("teacher_test_score", evaluator.teacher_test_accuracy())
+            self._record.set_note("teacher_test_score", evaluator.teacher_test_score())
 
     def _measure(self, trial: TrialRecord) -> None:
         measured = {}

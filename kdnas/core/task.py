@@ -51,6 +51,8 @@ class TaskSpec:
     outputs: int
     rows: int
     score: Quantity
+    samples: str = "samples"
+    """What samples are called, in the plural."""
 
     @property
     def size(self) -> int:
@@ -92,4 +94,4 @@ class TaskSpec:
 
 def image_classification(shape: tuple[int, int, int], classes: int) -> TaskSpec:
     """Return the task of naming the class of an image of `shape` (channels, height, width), scored by accuracy."""
-    return TaskSpec("image_classification", (Input("pixels", tuple(shape), "pixels"),), classes, 1, ACCURACY)
+    return TaskSpec("image_classification", (Input("pixels", tuple(shape), "pixels"),), classes, 1, ACCURACY, "images")

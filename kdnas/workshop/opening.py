@@ -23,7 +23,6 @@ from kdnas.core.answers import what_differs
 from kdnas.core.arch import Arch
 from kdnas.core.data import ImageData
 from kdnas.core.measurement import Calibration, Measurement
-from kdnas.core.objective import ACCURACY
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
 from kdnas.costs import COSTS, CheapCost, MeasuredCost
@@ -122,7 +121,7 @@ class Sources:
 def _named_costs(config: StudyConfig) -> list[str]:
     """Return the costs a study reports: macs, params, and every one that it names, in a fixed order."""
     named = {"macs", "params", *config.costs, *config.objectives, *config.bounded}
-    return sorted(named - {ACCURACY.name}, key=lambda name: (name not in ("macs", "params"), name))
+    return sorted(named - {config.score.name}, key=lambda name: (name not in ("macs", "params"), name))
 
 
 @dataclass(frozen=True)
@@ -404,7 +403,7 @@ class Workshop:
         """Return the score of `module`, which takes plain samples, on the test split: in float32, as it is used."""
         return evaluate(module, self.test)
 
-    def chance(self) -> float:
+    def worst_score(self) -> float:
         """Return the score on the validation split of the best answer that looks at no sample."""
         return self.task.worst(self.data.train.targets[self.validation_indices])
 
@@ -419,6 +418,7 @@ class Workshop:
             test_samples=len(self.data.test),
             channel_mean=tuple(map(float, self.data.channel_mean)),
             channel_std=tuple(map(float, self.data.channel_std)),
+            samples=self.task.spec.samples,
             notes=self.data_notes,
         )
 

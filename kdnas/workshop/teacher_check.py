@@ -57,7 +57,7 @@ def report_teacher(
     """Return the teacher's accuracy on the validation split, its MACs and its parameters.
 
     `bfloat16`: it computes in that, as it does when it teaches. The test split is not touched
-    (`teacher_test_accuracy`). What a user should know before it teaches is said and
+    (`teacher_test_score`). What a user should know before it teaches is said and
     noted. Raises TeacherError for a teacher that should not teach: one whose answers depend on more than the image,
     whose classes stand in another order than the data's, near chance (not above `least_accuracy`), or that a usual
     normalisation other than the stated clearly makes better.
@@ -157,7 +157,7 @@ def _doubts(teacher: Teacher, answers: Answers, data: ImageData) -> str:
     return f"no usual normalisation helps: check its weights, its input size and the order of its classes{adapted}"
 
 
-def teacher_test_accuracy(teacher: Teacher, data: ImageData, *, device: torch.device, bfloat16: bool = False) -> float:
+def teacher_test_score(teacher: Teacher, data: ImageData, *, device: torch.device, bfloat16: bool = False) -> float:
     """Return the teacher's accuracy on the test split, in [0, 1]: for the final evaluation only."""
     batches = Batches(data, np.arange(len(data.test)), device=device, split="test")
     return evaluate(teacher.module, batches, bfloat16=bfloat16)

@@ -24,7 +24,7 @@ from kdnas.errors import ConfigError, DataError, TeacherError, TrialError
 from kdnas.record.run_folder import locked
 from kdnas.teachers import Teacher
 from kdnas.workshop import opening, teacher_training
-from kdnas.workshop.teacher_check import least_accuracy, report_teacher, teacher_test_accuracy
+from kdnas.workshop.teacher_check import least_accuracy, report_teacher, teacher_test_score
 
 CPU = torch.device("cpu")
 CIFAR = {
@@ -270,7 +270,7 @@ def test_the_real_cifar_teacher_is_reported(cifar: ImageData, data_root: Path, t
     assert report.score == pytest.approx(0.8992, abs=0.083)
     assert report.values == {"macs": 162_366_720, "params": 1_084_586}
     assert report.test_score is None
-    assert teacher_test_accuracy(teacher, cifar, device=CPU) == report.score
+    assert teacher_test_score(teacher, cifar, device=CPU) == report.score
     assert len(teacher.stages) == 3
     assert teacher.classifier.endswith("fc")
 

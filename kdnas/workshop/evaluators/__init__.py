@@ -160,8 +160,8 @@ class Evaluator(ABC):
         """Raise RunError where the record of a finalist contradicts the student itself."""
         return
 
-    def teacher_test_accuracy(self) -> float | None:
-        """Return the teacher's accuracy on the test split, None where there is no teacher."""
+    def teacher_test_score(self) -> float | None:
+        """Return the teacher's score on the test split, None where there is no teacher."""
         return None
 
 

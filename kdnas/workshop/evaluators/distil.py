@@ -24,7 +24,7 @@ from torch import nn
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Calibration, Measurement
-from kdnas.core.objective import ACCURACY, Quantity, breaches
+from kdnas.core.objective import Quantity, breaches
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
@@ -166,8 +166,8 @@ class Distil(Evaluator):
 
     @property
     def quantities(self) -> Mapping[str, Quantity]:
-        """Accuracy and the costs that the study names."""
-        return names([ACCURACY, *(cost.quantity for cost in self.workshop.costs.values())])
+        """The task's score and the costs that the study names."""
+        return names([self.workshop.task.spec.score, *(cost.quantity for cost in self.workshop.costs.values())])
 
     @property
     def description(self) -> dict[str, str]:
@@ -231,7 +231,7 @@ class Distil(Evaluator):
         }
         notes = (*teacher.notes, *self._teacher_cache_notes())
         teacher = dataclasses.replace(teacher, notes=notes, values={**teacher.values, **costs})
-        return Findings(workshop.chance(), workshop.describe_data(), teacher, self.calibrations)
+        return Findings(workshop.worst_score(), workshop.describe_data(), teacher, self.calibrations)
 
     def try_out(self, students: Mapping[str, Arch]) -> None:
         """Try every loss of the recipe on the teacher and these students. Raises ConfigError."""
@@ -313,7 +313,7 @@ class Distil(Evaluator):
         """Return the result of a student that has been trained."""
         job, workshop, tested = begun.job, self.workshop, None
         if trained.score is None or not np.isfinite(trained.score):
-            raise TrialError(f"the validation accuracy is {trained.score}")
+            raise TrialError(f"the validation score is {trained.score}")
         if job.test:
             with computing(job.recipe.training, workshop.device):
                 tested = workshop.test_score(workshop.entered(trained.network))
@@ -322,7 +322,7 @@ class Distil(Evaluator):
             save_weights(trained.network, checkpoint)
         return dataclasses.replace(
             begun.result,
-            values={**begun.result.values, ACCURACY.name: trained.score},
+            values={**begun.result.values, workshop.task.spec.score.name: trained.score},
             train_seconds=trained.train_seconds,
             teacher_seconds=trained.teacher_seconds,
             profile={**begun.result.profile, **trained.phases},
@@ -447,8 +447,8 @@ class Distil(Evaluator):
                 closed = f"{trial.values['macs']:g} in closed form"
                 raise RunError(f"trial {trial.number}: {count} MACs counted by {who}, {closed}")
 
-    def teacher_test_accuracy(self) -> float | None:
-        """Return the teacher's accuracy on the test split, scored as the front has been."""
+    def teacher_test_score(self) -> float | None:
+        """Return the teacher's score on the test split, scored as the front has been."""
         self.context.say("scoring the teacher on the test split")
         workshop = self.workshop
         with computing(self.context.config.training, workshop.device):

@@ -28,8 +28,9 @@ class Module(Evaluator):
 
     It is called as `function(choices, epochs=..., data_fraction=..., seed=..., **options)`, `choices` being the active
     choices by name, with `resolution_fraction=...` too where that is below 1, and returns the quantities by name:
-    the score that the study's objectives name, such as `accuracy` in [0, 1], and every objective and bounded cost that `price` does not tell. What it raises fails the
-    trial. Its file's folder and the data root are importable by its code.
+    the score that the study's objectives name, such as `accuracy` in [0, 1], and every objective and bounded cost that
+    `price` does not tell. What it raises fails the trial. Its file's folder and the data root are importable by its
+    code.
 
     Args:
         context: The study.

@@ -51,8 +51,9 @@ class Table(Evaluator):
     """Looks students up in a CSV (.csv, .csv.gz) or JSON file: no training, so samplers can be raced in minutes.
 
     A row is found by its key: `key: "{stage1}{stage2}"` is filled with the arch's choices and compared with the keys of
-    the JSON object, or with the CSV's `key_columns`, joined by commas. The other quantities than the score, which
-    is accuracy or another that the study's objectives name, are known without a trial. The study's `training.epochs` must be one of those that the table has.
+    the JSON object, or with the CSV's `key_columns`, joined by commas. The other quantities than the score,
+    which is accuracy or another that the study's objectives name, are known without a trial. The study's
+    `training.epochs` must be one of those that the table has.
 
     Args:
         context: The study.
