@@ -100,7 +100,7 @@ def trained_run(folder: Path, data: ImageData, *, teacher_fingerprint: str = "")
         config=study_config(),
         space=SearchSpace("digits_resnet", "resnet", ()),
         fingerprints={"data": data.fingerprint, "teacher": teacher_fingerprint},
-        quantities=(macs, Quantity("latency_ms", "ms", "minimize", "measured")),
+        quantities=(ACCURACY, macs, Quantity("latency_ms", "ms", "minimize", "measured")),
         reference_point={"accuracy": 0.1, "macs": 1e6},
         teacher=TeacherReport("resnet trained here", 0.97, 0.96, {"macs": 12345.0}),
         data=DataDescription(data.name, tuple(data.class_names), training_samples=1000),

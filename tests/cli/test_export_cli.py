@@ -49,7 +49,7 @@ def test_export_of_an_unknown_format_is_one_message(
     run: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", str(run.folder), "--out", str(tmp_path / "out"), "--format", "tflite"]) == 2
-    assert "error: --format: 'tflite' is no export format" in capsys.readouterr().err
+    assert "error: --format: no export format is called 'tflite'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
