@@ -26,6 +26,7 @@ _HEADER = """\
 #                 drawn by seed, class by class; the test part is used once, at the end
 #   teacher       the fixed network that is imitated, and the hash of its weights
 #   training      optimiser, schedule (linear warm-up, then cosine to zero) and random views of the images
+#   start         random: random weights; inherited: the teacher's own, as it is cut to the student
 #   distillation  loss = task_weight * cross entropy + the sum over losses of weight * distillation loss
 #   provenance    the study that found it
 # A type or family spelled path/to/file.py:Name is code of the study's author, looked for beside this file.

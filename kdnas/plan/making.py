@@ -27,7 +27,6 @@ from kdnas.core.words import counted, printable
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
 from kdnas.nn.elastic import Unfilled
 from kdnas.plan.plan_file import (
-    RANDOM,
     RUN_SUPERNET,
     TEACHER,
     Budget,
@@ -216,7 +215,7 @@ def _distil(
     epochs: int,
     *,
     teacher: str = TEACHER,
-    init: str = RANDOM,
+    init: str = "",
 ) -> DistilStep:
     macs = basis.family.price(arch).macs
     return DistilStep(
@@ -224,7 +223,7 @@ def _distil(
         share=round(epochs * macs / (basis.inputs.epochs * basis.inputs.student.macs), 6),
         arch=ArchSection(family=arch.family, choices=arch.choices),
         teacher=teacher,
-        init=init,
+        init=init or basis.file.start,
         epochs=epochs,
     )
 

@@ -26,7 +26,7 @@ from kdnas.plan.train_file import ArchSection, TrainFile
 from kdnas.record.lock import scored
 from kdnas.record.run_folder import write_text
 from kdnas.registry import Section, validation_problems
-from kdnas.students import StudentFamily, family_for, stated_arch
+from kdnas.students import StudentFamily, family_beside, stated_arch
 from kdnas.study.yaml_lines import YamlDocument, read_yaml
 from kdnas.training.supernet import SupernetSettings
 from kdnas.training.supernet.policies._recorded import Recorded
@@ -37,7 +37,7 @@ _EARLIER_FILE = "schedule.yaml"
 FORMAT: Literal["kdnas training plan 1"] = "kdnas training plan 1"
 _EARLIER_FORMAT = "kdnas training schedule 1"
 TEACHER = "teacher"
-RANDOM = "random"
+RANDOM, INHERITED = "random", "inherited"
 RUN_SUPERNET = "run-supernet"
 
 Count = Annotated[int, Field(ge=1)]
@@ -57,8 +57,9 @@ _HEADER = """\
 # The steps are done in order; the last one gives the student. Data, views, losses and optimizer are those of the
 # student's train.yaml (`kdnas export --format train_yaml`), with the step's epochs and its factor of the learning rate.
 #   distil    trains `arch` for `epochs`. It learns from `teacher`: the study's, or the network of an earlier step. It
-#             begins from `init`: random weights, those of the earlier step of that name, which is the same network, or
-#             its weights cut out of the `supernet` that the search trained (run-supernet).
+#             begins from `init`: random weights, those of the study's teacher as it is cut to the network (inherited),
+#             those of the earlier step of that name, which is the same network, or its weights cut out of the
+#             `supernet` that the search trained (run-supernet).
 #   supernet  trains all networks of `space` at once; every list begins with the value of the largest network and ends
 #             with the student's. `settings` decide which values may be sampled when; what was decided is in `recorded`,
 #             and a plan that has it is followed to the letter. Then the smallest network is cut out and its
@@ -256,12 +257,6 @@ class TrainingPlan(_Head):
         return self.model_copy(update={"steps": tuple(steps)})
 
 
-def family_beside(family: StudentFamily, name: str) -> StudentFamily:
-    """Return the family called `name` for what `family` is for, which is itself most often. Raises ConfigError."""
-    context = family.context
-    return family if name == family.name else family_for(name, context.task, context.teachers, context.samples)
-
-
 def find_plan(folder: Path) -> Path:
     """Return the path of the plan.yaml in `folder`, under its earlier name where only that is there."""
     path, earlier = folder / PLAN_FILE, folder / _EARLIER_FILE
@@ -358,7 +353,7 @@ def plan_problems(plan: TrainingPlan, family: StudentFamily) -> list[Problem]:
     networks: dict[str, Arch | None] = {}
     for index, step in enumerate(plan.steps):
         where = f"steps.{index}"
-        if step.name in (*networks, TEACHER, RANDOM, RUN_SUPERNET):
+        if step.name in (*networks, TEACHER, RANDOM, INHERITED, RUN_SUPERNET):
             problems.append(Problem(f"{where}.name", f"{step.name!r} is already taken"))
         problems += _origin_problems(where, step, networks, plan)
         try:
@@ -412,7 +407,7 @@ def _student(plan: TrainingPlan, family: StudentFamily) -> tuple[Arch | None, li
 def _origin_problems(
     where: str, step: Step, earlier: Mapping[str, Arch | None], plan: TrainingPlan
 ) -> Iterator[Problem]:
-    inits = (RANDOM,) if plan.supernet is None else (RANDOM, RUN_SUPERNET)
+    inits = (RANDOM, INHERITED) if plan.supernet is None else (RANDOM, INHERITED, RUN_SUPERNET)
     for part, given, own in (("teacher", step.teacher, (TEACHER,)), ("init", step.init, inits)):
         if given not in (*own, *earlier):
             yield Problem(f"{where}.{part}", f"{given!r} is no earlier step", ", ".join((*own, *earlier)))

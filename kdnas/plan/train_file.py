@@ -90,6 +90,8 @@ class TrainFile(Section):
     """A sketch of what the teacher says to a few fixed images, compared up to rounding; empty: not checked."""
     training: Training
     distillation: Distillation
+    start: Literal["random", "inherited"] = "random"
+    """What the student begins from: random weights, or those that it has when it is cut out of its teacher."""
     preprocessing: Preparation | None = None
     """Of pictures, as the data set reads them; kdnas itself goes by `data`."""
     provenance: Provenance = Provenance()
@@ -169,6 +171,7 @@ def train_file_for(run: RunRecord, trial: TrialRecord, data: ImageData) -> Train
         teacher_answers=run.lock.teacher_answers,
         training=recipe.training,
         distillation=recipe.distillation,
+        start="inherited" if config.final_fidelity.start == "inherited" else "random",
         provenance=Provenance(study=config.name, trial=trial.number, kdnas_version=__version__),
     )
 

@@ -35,13 +35,13 @@ from kdnas.machine import usable_cores
 from kdnas.nn.weights import save_weights
 from kdnas.plan.exporting import assemble, check_formats, data_card, load_network, write_formats
 from kdnas.plan.plan_file import (
+    INHERITED,
     PLAN_FILE,
     RUN_SUPERNET,
     DistilStep,
     Step,
     SupernetStep,
     TrainingPlan,
-    family_beside,
     write_plan,
 )
 from kdnas.plan.train_file import TrainFile
@@ -61,6 +61,7 @@ from kdnas.plugins import code_fingerprints
 from kdnas.record.lock import fingerprint, scored
 from kdnas.record.products import file_sha256, loss_of
 from kdnas.record.run_folder import exclusively, write_text
+from kdnas.students import family_beside
 from kdnas.study.config import ExportConfig
 from kdnas.training.evaluation import evaluate
 from kdnas.training.loop import EpochRecord, distil
@@ -175,7 +176,7 @@ def _follow(
 ) -> StepResult:
     """Do the steps; after each supernet the stages as they went are written into the plan."""
     if plan is None:
-        only = DistilStep(name="student", share=1.0, arch=file.arch, epochs=file.training.epochs)
+        only = DistilStep(name="student", share=1.0, arch=file.arch, epochs=file.training.epochs, init=file.start)
         return follow(file, [only], workshop, out, on_progress=on_progress)
     recorded = plan
 
@@ -362,11 +363,9 @@ class _Work:
         workshop = self.workshop
         arch = step.network(workshop.family)
         seed = derive_seed(self.file.seed, "full", arch.arch_id)
-        torch.manual_seed(seed)
-        network = family_beside(workshop.family, arch.family).build(arch)
+        network = workshop.begin(arch, "inherited" if step.init == INHERITED else "random", seed)
         if start is not None:
             network.load_state_dict(start.state_dict())
-        network.to(workshop.device)
         watch = _Watch(self, step, workshop.entered(network))
         teacher = workshop.teacher if assistant is None else workshop.as_teacher(step.teacher, assistant)
         trained = distil(

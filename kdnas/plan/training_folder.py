@@ -76,7 +76,7 @@ def claim(out: Path, settings: Mapping[str, Any]) -> None:
         return
     if not isinstance(locked, dict):
         raise RunFolderError(f"{lock} is damaged: it holds no settings; choose another --out")
-    locked = _by_todays_names(locked)
+    locked = {"start": "random", **_by_todays_names(locked)}
     if isinstance(locked.get("training"), dict):
         locked = {**locked, "training": recorded_numerics(locked["training"], settings.get("training", {}))}
     before, after = leaves(locked), leaves(settings)

@@ -163,6 +163,12 @@ def family_for(
     return family
 
 
+def family_beside(family: StudentFamily, name: str) -> StudentFamily:
+    """Return the family called `name` for what `family` is for, which is itself most often. Raises ConfigError."""
+    context = family.context
+    return family if name == family.name else family_for(name, context.task, context.teachers, context.samples)
+
+
 def stated_arch(family: str, choices: Mapping[str, Scalar]) -> Arch:
     """Return the arch that `choices` of the family of that name spell, as far as it is known with nothing open.
 

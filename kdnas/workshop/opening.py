@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from kdnas.core.answers import what_differs
 from kdnas.core.arch import Arch
 from kdnas.core.data import ImageData
+from kdnas.core.fidelity import Start
 from kdnas.core.measurement import Calibration, Measurement
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
@@ -32,7 +33,7 @@ from kdnas.errors import ConfigError, DataError, Problem, TeacherError, TrialErr
 from kdnas.nn.taps import OutputShapes, example_inputs, output_shapes, stage_names
 from kdnas.record.lock import DataDescription
 from kdnas.record.records import RunRecord
-from kdnas.students import StudentFamily, family_for
+from kdnas.students import StudentFamily, family_beside, family_for
 from kdnas.study.config import DataConfig, Member, StudyConfig
 from kdnas.tasks import Task, task_of
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
@@ -375,6 +376,15 @@ class Workshop:
     def build(self, arch: Arch) -> nn.Module:
         """Return the student on the device, initialised from torch's global generator."""
         return self.family.build(arch).to(self.device)
+
+    def begin(self, arch: Arch, start: Start, seed: int) -> nn.Module:
+        """Return the student as its training begins, on the device: drawn by `seed`, or cut out of its teacher.
+
+        It may be of another family than the study's. Raises ConfigError where it has nothing to inherit.
+        """
+        torch.manual_seed(seed)
+        family = family_beside(self.family, arch.family)
+        return (family.inherit(arch) if start == "inherited" else family.build(arch)).to(self.device)
 
     def entered(self, network: nn.Module) -> nn.Module:
         """Return `network`, a built student, behind the task's entrance, on the device."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from trained_run import study_config
 from kdnas.core.data import ImageData
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.route import Route
+from kdnas.core.seeds import derive_seed
 from kdnas.errors import ConfigError, RunError, RunFolderError, TrialError
 from kdnas.plan.making import PlanBasis, cut_from_run, make_measured_plan, make_plan, open_basis
 from kdnas.plan.plan_file import SupernetStep, TrainingPlan, check_plan, load_plan
@@ -165,6 +167,37 @@ def test_a_student_learns_from_its_assistant(bases, tmp_path, monkeypatch):
     assert same_student(out, whole.folder)
 
 
+def test_a_student_inherits_from_its_teacher(bases, tmp_path, monkeypatch):
+    """As the run's finalists do: the plain training, and every step that begins with its network."""
+    from kdnas.plan import training
+
+    basis, begun = bases["resnet"], []
+    distil = training.distil
+
+    def watching(network, *arguments, **options):
+        begun.append({name: value.clone() for name, value in network.state_dict().items()})
+        return distil(network, *arguments, **options)
+
+    monkeypatch.setattr("kdnas.plan.training.distil", watching)
+    file = basis.file.model_copy(update={"start": "inherited"})
+    basis = replace(basis, file=file)
+    assert [step.init for step in make_plan(basis, "assistants", "so").steps] == ["inherited", "inherited"]
+    assert [step.init for step in make_plan(basis, "shrink", "so").steps] == ["random", "supernet"]
+    plain = train_fully(file, tmp_path / "plain", data_root=NOWHERE, formats=["safetensors"], device="cpu")
+    planned = train(basis, "direct", tmp_path / "planned")
+    assert same_student(plain.folder, planned.folder)
+    cache = Path(os.environ["KDNAS_CACHE"])
+    workshop = open_training(file, data_root=NOWHERE, cache=cache, device="cpu", say=print)
+    torch.manual_seed(derive_seed(file.seed, "full", file.arch_id))
+    inherited = workshop.family.inherit(file.student).state_dict()
+    random = workshop.family.build(file.student).state_dict()
+    for weights in begun:
+        assert all(torch.equal(weights[name], value) for name, value in inherited.items())
+    assert not all(torch.equal(inherited[name], value) for name, value in random.items())
+    with pytest.raises(RunFolderError, match="start: .*random.* -> .*inherited"):
+        train_fully(basis.file, train(bases["resnet"], "direct", tmp_path / "random").folder, data_root=NOWHERE)
+
+
 def test_an_assistant_may_be_of_another_family(bases, tmp_path):
     """Where the plan is edited by hand."""
     basis, other = bases["resnet"], bases["mobilenet"]
@@ -201,6 +234,7 @@ def test_a_training_of_an_earlier_version_is_known(shrunk, bases, tmp_path):
     """Its lock said schedule for plan and images for samples, its results accuracy for score."""
     folder = shutil.copytree(shrunk[0].folder, tmp_path / "earlier")
     names = [("training.lock.yaml", "plan:", "schedule:"), ("training.lock.yaml", "samples:", "images:")]
+    names.append(("training.lock.yaml", "start: random\n", ""))
     for name, now, then in [*names, ("2-student/step.json", '"score"', '"accuracy"')]:
         text = (folder / name).read_text()
         assert now in text

@@ -285,10 +285,7 @@ class Distil(Evaluator):
 
     def build(self, job: Job) -> nn.Module:
         """Return the student as it begins, on the workshop's device."""
-        torch.manual_seed(job.init_seed)
-        if job.start == "inherited":
-            return self.workshop.family.inherit(job.arch).to(self.workshop.device)
-        module = self.workshop.build(job.arch)
+        module = self.workshop.begin(job.arch, job.start, job.init_seed)
         if job.start == "supernet" and job.trains:
             module.load_state_dict(self.shared.cut(job.arch).state_dict())
         return module
