@@ -235,6 +235,8 @@ class StudyConfig(Section):
     data: DataConfig | None = None
     teacher: Member | None = None
     """Data and teacher are required by the evaluators that train."""
+    teacher_name: Annotated[str, AfterValidator(_name)] = "teacher"
+    """What it is called: `teachers: {NAME: ...}` states both."""
     space: str
     """The name of a space that kdnas carries, or a path to a YAML file relative to the study."""
     objectives: Annotated[tuple[str, ...], Field(min_length=2, max_length=4)] = ("accuracy", "macs")
@@ -298,6 +300,11 @@ class StudyConfig(Section):
                 Problem("evaluator", f"{self.evaluator.type} trains no students here: there are no weights and no data")
             )
         return self.data, self.teacher
+
+    @property
+    def teachers(self) -> dict[str, Member]:
+        """The teachers by name: one, or none where the study trains nothing itself."""
+        return {} if self.teacher is None else {self.teacher_name: self.teacher}
 
     @property
     def score(self) -> Quantity:

@@ -48,7 +48,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> LoadedStudy:
     Raises ConfigError with every problem, spelled `study.yaml:12: dotted.key: what (allowed: ...)` and sorted by line.
     """
     file = study_file(path)
-    document, problems = apply_overrides(read_yaml(file), overrides)
+    document, problems = apply_overrides(with_one_teacher(read_yaml(file)), overrides)
     return check_study(own_study(document, file.parent), file.parent, problems)
 
 
@@ -57,7 +57,7 @@ def study_of(document: YamlDocument, folder: Path, settings: Sequence[str] = ())
 
     Raises ConfigError with every problem.
     """
-    changed, problems = apply_overrides(document, settings)
+    changed, problems = apply_overrides(with_one_teacher(document), settings)
     changed = own_study(changed, folder)
     space = changed.data.get("space")
     if not isinstance(space, dict):
@@ -70,6 +70,25 @@ def study_of(document: YamlDocument, folder: Path, settings: Sequence[str] = ())
         problems += error.problems
     named = changed.with_value(("space",), name)
     return check_study(YamlDocument(named.name, named.data, changed.lines), folder, problems, found)
+
+
+def with_one_teacher(document: YamlDocument) -> YamlDocument:
+    """Return a study's document with `teachers: {NAME: ...}` as its `teacher` and `teacher_name`.
+
+    Raises ConfigError where there is not exactly one, which students learn from.
+    """
+    teachers = document.data.get("teachers")
+    if teachers is None:
+        return document
+    if "teacher" in document.data or not isinstance(teachers, dict) or len(teachers) != 1:
+        what = "are a mapping of one name to a teacher, in the place of `teacher`: students learn from one"
+        raise ConfigError(document.problem("teachers", what, "teachers: {NAME: {type: ...}}"))
+    ((name, teacher),) = teachers.items()
+    rest = {key: value for key, value in document.data.items() if key != "teachers"}
+    lines = {
+        ("teacher", *path[2:]) if path[:1] == ("teachers",) else path: line for path, line in document.lines.items()
+    }
+    return YamlDocument(document.name, {**rest, "teacher": teacher, "teacher_name": name}, lines)
 
 
 def own_study(document: YamlDocument, folder: Path) -> YamlDocument:

@@ -114,9 +114,9 @@ class Sources:
     @classmethod
     def of_study(cls, config: StudyConfig, space: SearchSpace) -> Sources:
         """Return what a study names. Raises ConfigError where it trains nothing itself."""
-        data, teacher = config.sources()
+        data, _ = config.sources()
         costs = {name: config.cost(name) for name in _named_costs(config)}
-        return cls(data, {TEACHER: teacher}, space.family, config.seed, config.training, space, costs)
+        return cls(data, config.teachers, space.family, config.seed, config.training, space, costs)
 
 
 def _named_costs(config: StudyConfig) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from kdnas.errors import ConfigError
 from kdnas.study.loading import load_study
@@ -168,6 +169,24 @@ def test_what_is_wrong_between_sections_is_told_beside_everything_else(study):
     found = problems_of(study, text)
     assert [any(line.startswith(start) for line in found) for start in starts] == [True] * len(starts), found
     assert len(found) == len(starts), found
+
+
+def test_a_teacher_may_have_a_name(study):
+    """`teachers` is a mapping; students learn from one."""
+    plain = yaml.safe_load(GOOD)
+    named = {**{key: value for key, value in plain.items() if key != "teacher"}, "teachers": {"big": plain["teacher"]}}
+    (study / "study.yaml").write_text(yaml.safe_dump(named, sort_keys=False))
+    config = load_study(study).config
+    assert config.teachers == {"big": config.teacher}
+    (study / "study.yaml").write_text(GOOD)
+    assert load_study(study).config.model_copy(update={"teacher_name": "big"}) == config
+    assert load_study(study).config.teachers.keys() == {"teacher"}
+    for wrong in ({**named, "teacher": plain["teacher"]}, {**named, "teachers": {"a": plain["teacher"], "b": {}}}):
+        (found,) = problems_of(study, yaml.safe_dump(wrong, sort_keys=False))
+        assert "teachers: are a mapping of one name to a teacher" in found
+    named["teachers"]["big"]["family"] = "odd"
+    (found,) = problems_of(study, yaml.safe_dump(named, sort_keys=False))
+    assert "teacher.family: no student family is called 'odd'" in found
 
 
 @pytest.mark.parametrize(
