@@ -84,8 +84,10 @@ class Registry(Generic[T]):
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return Problem("", f"no {self.family} is called {name!r}{hint}", f"{', '.join(self.names())}, {SPELLING}")
 
-    def get(self, name: str) -> T:
-        """Return the member called `name`. Raises ConfigError: it is not there, or no member."""
+    def get(self, name: str | T) -> T:
+        """Return the member called `name`, or the one given. Raises ConfigError: there is none, or it is no member."""
+        if not isinstance(name, str):
+            return self._held(getattr(name, "__qualname__", repr(name)), name)
         if is_plugin(name):
             return self._held(name, load_plugin(name).value)
         if name not in self._members:
@@ -120,15 +122,15 @@ class Registry(Generic[T]):
             problems.append(f"{what} has to take {len(self._objects)} positional objects: {', '.join(self._objects)}")
         return problems
 
-    def summary(self, name: str) -> str:
+    def summary(self, name: str | T) -> str:
         """Return the first line of the member's docstring."""
         return (inspect.getdoc(self.get(name)) or "").partition("\n")[0]
 
-    def options(self, name: str) -> type[pydantic.BaseModel]:
+    def options(self, name: str | T) -> type[pydantic.BaseModel]:
         """Return the pydantic model of the member's keyword-only parameters (unknown keys are refused)."""
         return _options_model(self.get(name))
 
-    def problems(self, name: str, options: Mapping[str, Any]) -> list[Problem]:
+    def problems(self, name: str | T, options: Mapping[str, Any]) -> list[Problem]:
         """Return what is wrong with building `name` from `options`, all of it; `where` is the dotted option.
 
         Of a name that cannot be had it is `type`.
@@ -141,17 +143,19 @@ class Registry(Generic[T]):
             return validation_problems(error, self.options(name))
         return []
 
-    def build(self, name: str, /, *objects: Any, **options: Any) -> Any:
+    def build(self, name: str | T, /, *objects: Any, **options: Any) -> Any:
         """Return the member built from run-time `objects` and validated `options`. Raises ConfigError."""
         member = self.get(name)
         problems = self.problems(name, options)
+        called = short_name(name) if isinstance(name, str) else name.__qualname__
         if problems:
             raise ConfigError(
-                Problem(f"{self.family} {name}: {problem.where}", problem.what, problem.allowed) for problem in problems
+                Problem(f"{self.family} {short_name(called)}: {problem.where}", problem.what, problem.allowed)
+                for problem in problems
             )
         checked = self.options(name).model_validate(options)
         values = {field: getattr(checked, field) for field in checked.model_fields_set}
-        if not is_plugin(name):
+        if not isinstance(name, str) or not is_plugin(name):
             return member(*objects, **values)
         try:
             return member(*objects, **values)
@@ -176,7 +180,7 @@ class Registry(Generic[T]):
 
     def _christen(self, name: str, member: Any) -> None:
         """Tell the member its name, where its contract has it know that."""
-        if any("name" in inspect.get_annotations(base) for base in self._bases):
+        if any("name" in inspect.get_annotations(base) for base in self._bases) and not member.__dict__.get("name"):
             member.name = name
 
     def _entry_points(self) -> dict[str, Any]:

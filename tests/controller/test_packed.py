@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from misbehaving import Seen, Task
 
 from kdnas.controller.packed import Pack, PackedExecutor, PackedWorkplan, PackResult
 from kdnas.errors import TrialError
 from kdnas.executors import EXECUTORS, Executor, Finished
+from kdnas.testing._jobs import Seen, Task
 
 
 class Played(Executor[Pack, PackResult]):

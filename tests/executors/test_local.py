@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from misbehaving import Seen, Task, collect, die_at_start, die_at_the_first_start, make_evaluate, refuse_input
 
-from kdnas.errors import DataError, RunError, RunFolderError
+from kdnas.errors import RunError, RunFolderError
 from kdnas.executors import EXECUTORS, Finished
 from kdnas.executors._worker import visible_device
+from kdnas.testing import ExecutorConformance, suites
+from kdnas.testing._jobs import Seen, Task, collect, die_at_start, die_at_the_first_start, make_evaluate
 
 
 class Talker:
@@ -38,6 +39,9 @@ def make_talker() -> Talker:
     return talker
 
 
+globals().update(suites(ExecutorConformance, "nni"))  # whose trials are processes of an experiment: test_nni
+
+
 @pytest.fixture
 def executor():
     """An executor of a test's own, for those that leave it broken or closed."""
@@ -54,68 +58,15 @@ def shared():
     executor.close()
 
 
-def test_results_come_back_under_their_keys(shared):
-    shared.submit("a", Task("square", x=3))
-    shared.submit("b", Task("square", x=4))
-    assert (shared.free, shared.running) == (0, 2)
-    with pytest.raises(RuntimeError, match="no worker is free"):
-        shared.submit("c", Task("square", x=5))
-    done = {finished.key: finished.result for finished in collect(shared, 2)}
-    assert done["a"].seen["value"] == 9
-    assert done["b"].seen["value"] == 16
-    assert (shared.free, shared.running) == (2, 0)
-    assert os.getpid() not in {result.seen["pid"] for result in done.values()}
-
-
-@pytest.mark.parametrize(
-    ("job", "reason"),
-    [
-        (Task("trial error"), "loss became nan"),
-        (Task("error"), "ZeroDivisionError: by zero"),
-        (Task("die"), "killed by SIGKILL"),
-        (Task("exit"), "exit code 3"),
-        (Task("sleep", seconds=60), "time limit of 3 s"),
-    ],
-)
-def test_a_failure_is_reported_and_the_worker_works_on(shared, job, reason):
-    shared.submit("bad", job)
-    (finished,) = collect(shared, 1)
-    assert finished.key == "bad"
-    assert finished.result is None
-    assert reason in finished.failure
-    for key in ("x", "y"):
-        shared.submit(key, Task("square", x=2))
-    assert {done.result.seen["value"] for done in collect(shared, 2)} == {4}
-
-
 def test_workers_have_the_threads_they_are_given(shared):
     shared.submit("t", Task("threads"), time_limit_s=60)  # importing torch takes seconds
     assert collect(shared, 1)[0].result.seen == {"threads": 1}
-
-
-def test_bad_input_at_the_start_reaches_the_user():
-    executor = EXECUTORS.build("local", refuse_input, workers=1)
-    with pytest.raises(DataError, match="the data went away"):
-        collect(executor, 1)
 
 
 def test_workers_that_never_start_end_the_run():
     executor = EXECUTORS.build("local", die_at_start, workers=1)
     with pytest.raises(RunError, match=r"could not start; the last: .*exit code 7"):
         collect(executor, 1)
-
-
-def test_close_kills_what_runs(executor):
-    executor.submit("a", Task("square", x=1))
-    pid = collect(executor, 1)[0].result.seen["pid"]
-    executor.submit("b", Task("sleep", seconds=60))
-    executor.submit("c", Task("sleep", seconds=60))
-    started = time.monotonic()
-    executor.close()
-    executor.close()
-    assert time.monotonic() - started < 5
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
 
 
 def test_a_job_does_not_die_of_a_worker_that_could_not_start(tmp_path, monkeypatch):
@@ -138,13 +89,6 @@ def test_a_job_does_not_die_of_a_worker_that_died_idle(executor):
     executor.submit("c", Task("square", x=3))
     executor.submit("d", Task("square", x=3))
     assert [(done.failure, done.result.seen["value"]) for done in collect(executor, 2)] == [(None, 9)] * 2
-
-
-def test_a_job_may_have_its_own_time_limit(shared):
-    shared.submit("long", Task("sleep", seconds=3.5), time_limit_s=60)
-    shared.submit("short", Task("sleep", seconds=60), time_limit_s=0.5)
-    done = {finished.key: finished.failure for finished in collect(shared, 2)}
-    assert done == {"short": "stopped at the time limit of 0.5 s", "long": None}
 
 
 def test_a_full_disk_ends_the_run_instead_of_failing_every_job(executor):
@@ -244,8 +188,7 @@ def test_what_a_workers_code_started_ends_with_it(tmp_path):
 
 _CONTROLLER = """
 import sys
-sys.path.insert(0, {tests!r})
-from misbehaving import Task, make_evaluate
+from kdnas.testing._jobs import Task, make_evaluate
 from kdnas.executors import EXECUTORS
 if __name__ == "__main__":
     executor = EXECUTORS.build("local", make_evaluate, workers=1, threads=1, time_limit_s=60)

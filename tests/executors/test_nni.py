@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from misbehaving import Task, collect, die_at_start, die_at_the_first_start, make_evaluate, refuse_input
 
 from kdnas.errors import ConfigError, DataError, RunError, RunFolderError
 from kdnas.executors import EXECUTORS, Executor
 from kdnas.executors._nni_experiment import Scratch
 from kdnas.executors.nni import _shown
+from kdnas.testing._jobs import Task, collect, die_at_start, die_at_the_first_start, make_evaluate, refuse_input
 
 
 def until(true: Callable[[], Any], seconds: float = 60) -> Any:
@@ -296,7 +296,7 @@ _CONTROLLER = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from kdnas.executors import EXECUTORS
-from misbehaving import Task, make_evaluate
+from kdnas.testing._jobs import Task, make_evaluate
 executor = EXECUTORS.build("nni", make_evaluate, workers=2)
 executor.submit("a", Task("start a process", file={file!r}))
 print(executor._experiment._process.pid, flush=True)

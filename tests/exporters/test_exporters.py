@@ -20,30 +20,11 @@ from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent
 from kdnas.nn.normalise import Normalised
 from kdnas.students import family_for
+from kdnas.testing import ExporterConformance, suites
+from kdnas.testing.exporters import CARD, RECIPE
 
 MEAN, STD = (77.5,), (96.25,)
-RECIPE = {"format_version": 1, "seed": 3, "training": {"learning_rate": 1e-05, "optimizer": "sgd"}, "name": "yes"}
-CARD = {
-    "study": "tiny",
-    "trial": 7,
-    "made_by": "kdnas 0",
-    "accuracy": {
-        "validation": {"mean": 0.91234, "ci95": 0.01, "trainings": 3},
-        "test": {"mean": 0.9, "ci95": None, "trainings": 3},
-    },
-    "quantities": {
-        "macs": {"value": 1234567, "unit": "MACs"},
-        "latency_ms": {"value": 0.5, "unit": "ms", "spread": 0.02, "repeats": 50, "context": "cpu, 1 thread"},
-    },
-    "teacher": {
-        "name": "big",
-        "accuracy": 0.97,
-        "test_accuracy": None,
-        "values": {"macs": 9e6, "latency_ms": 7.25},
-        "notes": ["adapted"],
-    },
-    "data": {"name": "digits", "fingerprint": "abc", "split": "20 % were held out."},
-}
+globals().update(suites(ExporterConformance))
 
 
 def make_student(network: nn.Module | None = None, **changes: object) -> TrainedStudent:
@@ -266,9 +247,3 @@ def test_onnx_without_its_packages_names_the_extra(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "onnxruntime" else find(name))
     with pytest.raises(ConfigError, match=re.escape("needs onnxruntime: pip install 'kdnas[onnx]'")):
         EXPORTERS.build("onnx", student, tmp_path)
-
-
-@pytest.mark.parametrize("name", EXPORTERS.names())
-def test_every_format_has_a_summary_and_sound_defaults(name: str) -> None:
-    assert len(EXPORTERS.summary(name)) > 10
-    assert EXPORTERS.problems(name, {}) == []

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import json
-import math
 import re
 import shutil
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pydantic
 import pytest
 
-from kdnas.core.shrinking import Check, FinishedStage, Ladders, Panel, Probe, ShrinkingRecord, Stage
+from kdnas.core.shrinking import FinishedStage, Ladders, ShrinkingRecord, Stage
 from kdnas.core.space import SearchSpace
 from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError, RunFolderError
 from kdnas.registry import validation_problems
 from kdnas.students import family_for
 from kdnas.study.spaces import load_space
+from kdnas.testing import PolicyConformance, suites
+from kdnas.testing.policies import COSTS, play
 from kdnas.training.supernet import SupernetSettings
-from kdnas.training.supernet.policies import POLICIES, Policy, ShrinkingSettings, Situation, open_policy
+from kdnas.training.supernet.policies import ShrinkingSettings, open_policy
 from kdnas.training.supernet.policies._recorded import Recorded
 from kdnas.training.supernet.shrinking_file import read_shrinking, write_shrinking
 from kdnas.training.supernet.subnets import ElasticSpace
@@ -31,6 +31,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 TASK = image_classification((3, 32, 32), 10)
 
 
+@functools.cache
 def ladders_of(name: str) -> Ladders:
     space: SearchSpace = load_space(name, Path())
     return ElasticSpace(space, family_for(space.family, TASK)).ladders
@@ -46,54 +47,9 @@ def mobilenet() -> Ladders:
     return ladders_of("cifar_mobilenet")
 
 
-COSTS = {"depth": 0.05, "width": 0.1, "bottleneck": 0.3, "skip": 0.2, "kernel size": 0.01, "squeeze_excite": 0.02}
 TRUSTED = ("growing", "at random", "in turn", "together", "largest first")
 LATER = {"largest first": 2.0, "together": 1.5}
 """Rates at which unlocking later wins the race, and of the other modes the sandwich rule."""
-
-
-def play(
-    policy: Policy | Callable[[], Policy],
-    accuracy: Callable[[float], float] = lambda spent: spent,
-    tick: float = 0.005,
-    measuring: float = 0.0,
-    rates: Mapping[str, float] | None = None,
-    panel: float = 0.0,
-    step_share: float = 0.0,
-    largest_share: float = 0.0,
-    cost: Callable[[Stage], float] | None = None,
-) -> list[FinishedStage]:
-    """Let a policy decide a whole training in which steps spend `tick` and are checks, and probes `measuring`.
-
-    The panel's loss falls at the rate of a stage's mode (1 where `rates` has none), slower and slower. `panel` is what
-    scoring it spends, `step_share` a step, `largest_share` one of the largest alone. `cost` gives another cost of steps
-    than `tick`. Something that makes a policy is asked for one at every boundary, as after an interruption.
-    """
-    history: list[FinishedStage] = []
-    spent, step, loss = 0.0, 0, 2.3
-    begin = policy if callable(policy) else lambda: policy
-    while True:
-        policy = begin()
-        probes = tuple(
-            Probe(unlock.dimension, unlock.adds, 0.5, COSTS.get(unlock.dimension, 0.1) * 0.1, 0.1)
-            for unlock in policy.unlocks_to_probe(history)
-        )
-        before = spent
-        spent += measuring if probes else 0.0
-        stage = policy.next_stage(Situation(tuple(history), spent, 1.0, probes, panel, step_share, largest_share))
-        if stage is None or spent >= 1.0:
-            return history
-        first, checks, ended = step, [], None
-        while ended is None and spent < 1.0:
-            step, spent = step + 1, round(spent + tick, 6) if cost is None else spent + cost(stage)
-            loss *= math.exp(-(rates or {}).get(stage.mode, 1.0) * (1.0 - spent) * tick)
-            if stage.watched:
-                checks.append(Check(step, spent, accuracy(spent), accuracy(spent) / 2))
-            ended = policy.ends_because(stage, step - first, spent - before, checks, 1.0)
-        judged = Panel(accuracy(spent), accuracy(spent), accuracy(spent), loss) if stage.judged else None
-        spent += panel if stage.judged else 0.0
-        parts = step - first, spent - before, ended or "budget", tuple(checks), judged
-        history.append(FinishedStage(stage, first, *parts))
 
 
 def after_race(history: list[FinishedStage]) -> list[FinishedStage]:
@@ -260,44 +216,22 @@ def test_by_choice_one_choice_at_a_time(resnet):
     assert len(policy.unlocks_to_probe(history[: first + 1])) == len([v for v in resnet.values.values() if len(v) > 1])
 
 
-@pytest.mark.parametrize("name", POLICIES.names())
-@pytest.mark.parametrize("space", ["resnet", "mobilenet"])
-@pytest.mark.parametrize("costs", [{}, {"panel": 0.001, "step_share": 0.0003}], ids=["free", "measured"])
-class TestEveryPolicy:
-    """What holds for each: of a new one this is asked at once."""
+class OnCarriedSpaces(PolicyConformance):
+    """Of a new policy this is asked at once."""
 
-    @pytest.fixture
-    def ladders(self, space, request) -> Ladders:
-        return request.getfixturevalue(space)
+    space = "cifar_resnet"
 
-    def test_it_spends_the_budget_and_allows_everything_at_last(self, name, ladders, costs):
-        policy = open_policy(ShrinkingSettings(policy=name), ladders)
-        assert policy.name == name
-        history = play(policy, tick=0.001, **costs)
-        assert 1.0 <= sum(item.spent for item in history) < 1.0 + 0.0011 + costs.get("panel", 0.0)
-        assert history[-1].stage.allowed == ladders.values
-        for item in history:
-            assert item.steps >= 1
-            assert item.stage.reason
-            assert 0.0 < item.stage.share <= 1.0
-            assert item.stage.allowed.keys() == ladders.values.keys()
-            for choice, values in item.stage.allowed.items():
-                assert values == ladders.values[choice][: len(values)]  # the first rungs, the largest among them
-                assert values
+    @property
+    def ladders(self) -> Ladders:
+        return ladders_of(self.space)
 
-    def test_it_goes_on_after_an_interruption_as_it_would_have(self, name, ladders, costs):
-        settings = ShrinkingSettings(policy=name)
-        whole = play(open_policy(settings, ladders), tick=0.001, **costs)
-        assert play(lambda: open_policy(settings, ladders), tick=0.001, **costs) == whole
 
-    def test_what_was_recorded_is_followed_whatever_is_measured(self, name, ladders, costs):
-        settings = ShrinkingSettings(policy=name)
-        stages = tuple(play(open_policy(settings, ladders), tick=0.001, **costs))
-        record = ShrinkingRecord(name, "space", "family", 10**12, stages)
-        again = Recorded(ladders, settings, ShrinkingRecord.from_dict(json.loads(json.dumps(record.as_dict()))))
-        assert again.name == name
-        followed = play(again, lambda spent: 0.1, tick=0.001, rates={"together": 9.0}, **costs)
-        assert [(item.stage, item.steps) for item in followed] == [(item.stage, item.steps) for item in stages]
+class OnMobilenets(OnCarriedSpaces):
+    space = "cifar_mobilenet"
+
+
+globals().update(suites(OnCarriedSpaces))
+globals().update({f"{name}OnMobilenets": suite for name, suite in suites(OnMobilenets).items()})
 
 
 @pytest.mark.parametrize("name", ["once_for_all", "sandwich", "random", "delayed"])

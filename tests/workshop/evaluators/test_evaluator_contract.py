@@ -6,39 +6,64 @@ import math
 
 import numpy as np
 import pytest
+import scored_study
 import sharing
 
 from kdnas.core.fidelity import STARTS
-from kdnas.workshop.evaluators import EVALUATORS, Evaluator, open_evaluator
+from kdnas.study.loading import load_study
+from kdnas.testing import EvaluatorConformance, suites
+from kdnas.workshop.evaluators import EVALUATORS, EvaluatorContext, open_evaluator
 from kdnas.workshop.jobs import search_job
 
-
-@pytest.mark.parametrize("name", EVALUATORS.names())
-def test_a_member_says_what_it_is_and_needs(name):
-    member = EVALUATORS.get(name)
-    assert issubclass(member, Evaluator)
-    assert EVALUATORS.summary(name).endswith(".")
-    assert set(member.needs) <= {"data", "teacher", "family"}
-    assert isinstance(member.continues, bool)
+TRAINING = [name for name in EVALUATORS.names() if "family" in getattr(EVALUATORS.get(name), "needs", ())]
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def tiny_rungs(tmp_path_factory):
     return sharing.load(sharing.write(tmp_path_factory.mktemp("study")))
 
 
 @pytest.fixture(scope="module")
-def ready(study, tmp_path_factory):
-    return sharing.prepared(study, tmp_path_factory.mktemp("runs") / "ready")
+def ready(tiny_rungs, tmp_path_factory):
+    return sharing.prepared(tiny_rungs, tmp_path_factory.mktemp("runs") / "ready")
+
+
+class Trains(EvaluatorConformance):
+    @pytest.fixture
+    def context(self, ready):
+        return ready.workplan.context
+
+
+class LooksUp(EvaluatorConformance):
+    """Of a study whose scores a function gives, or the same numbers as a table."""
+
+    @property
+    def options(self):
+        if self.member == "module":
+            return {"function": "score.py:score", "price": "score.py:price"}
+        values = {"accuracy": {"column": "score"}, "macs": {"column": "macs"}}
+        return {"file": "scores.csv", "key": "{a}-{b}", "key_columns": ["student"], "values": values, "full_epochs": 1}
+
+    @pytest.fixture
+    def context(self, tmp_path):
+        folder = scored_study.write(tmp_path)
+        study = load_study(folder)
+        rows = [f"{a}-{b},{1 - 1 / (1 + a + b)},{1000 * (a + b)}" for a in range(1, 9) for b in range(1, 9)]
+        (folder / "scores.csv").write_text("\n".join(["student,score,macs", *rows]))
+        return EvaluatorContext(study.config, study.space, tmp_path, folder, tmp_path, "cpu")
+
+
+globals().update(suites(Trains, *(name for name in EVALUATORS.names() if name not in TRAINING)))
+globals().update(suites(LooksUp, *TRAINING))
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_a_job_has_the_same_answer_in_any_process(study, ready, start):
+def test_a_job_has_the_same_answer_in_any_process(tiny_rungs, ready, start):
     rungs = "rungs=[]" if start == "random" else "rungs=[{epochs: 0}, {epochs: 1}]"
-    config = sharing.load(study.folder, rungs, "training.epochs=1", f"start={start}").config
+    config = sharing.load(tiny_rungs.folder, rungs, "training.epochs=1", f"start={start}").config
     context = ready.workplan.context
     evaluators = [open_evaluator(context), open_evaluator(context)]
-    arch = evaluators[0].arch(study.space.random(np.random.default_rng(3)))
+    arch = evaluators[0].arch(tiny_rungs.space.random(np.random.default_rng(3)))
     for rung, fidelity in enumerate(config.fidelities):
         job = search_job(config, arch, {}, rung)
         assert (job.start, job.fidelity) == (start, fidelity)

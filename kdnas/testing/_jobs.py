@@ -1,4 +1,7 @@
-"""What workers are given in tests of executors: jobs that do as they are told, and starts that fail."""
+"""What workers are given in tests of executors: jobs that do as they are told, and starts that fail.
+
+Worker processes import this file: it needs no pytest.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,7 @@ Answer = Callable[[Task], Seen]
 
 
 def answer(job: Task) -> Seen:
+    """Do what the job says."""
     match job.do:
         case "square":
             return Seen({"accuracy": job.x / 10, "macs": 5.0}, {"value": job.x**2, "pid": os.getpid()})
@@ -57,7 +61,8 @@ def answer(job: Task) -> Seen:
         case "load with workers":
             from torch.utils.data import DataLoader
 
-            return Seen(seen={"sum": int(sum(b.sum() for b in DataLoader(range(10), batch_size=5, num_workers=2)))})
+            loader: Any = DataLoader(range(10), batch_size=5, num_workers=2)  # type: ignore[arg-type]
+            return Seen(seen={"sum": int(sum(b.sum() for b in loader))})
         case "trial error":
             raise TrialError("loss became nan")
         case "error":
@@ -84,19 +89,23 @@ def answer(job: Task) -> Seen:
 
 
 def make_evaluate() -> Answer:
+    """Return what answers jobs."""
     return answer
 
 
 def refuse_input() -> Answer:
+    """Fail as a worker whose data are not there."""
     raise DataError("the data went away")
 
 
 def die_at_start() -> Answer:
+    """Die as a worker that lacks a library."""
     print("no such library", file=sys.stderr, flush=True)
     os._exit(7)
 
 
 def die_at_the_first_start() -> Answer:
+    """Die at the first start of all, and answer jobs from the second on."""
     first = Path(os.environ["KDNAS_TEST_FIRST_START"])
     if not first.exists():
         first.touch()

@@ -1,0 +1,100 @@
+"""What every distillation loss keeps.
+
+Shapes: B images, K classes, stages [B, C, H, W], embeddings [B, E].
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+import torch
+
+from kdnas.errors import ConfigError
+from kdnas.losses import LOSSES
+from kdnas.nn.rows import Rows
+from kdnas.nn.taps import Outputs, OutputShapes
+from kdnas.testing._member import MemberConformance
+
+BATCH, CLASSES = 6, 5
+# Widths, sizes and the number of stages all differ.
+STUDENT = OutputShapes(CLASSES, ((4, 8, 8), (6, 4, 4)), 6)
+TEACHER = OutputShapes(CLASSES, ((8, 16, 16), (12, 8, 8), (16, 4, 4)), 10)
+PAIRS = {"differing": (STUDENT, TEACHER), "equal": (TEACHER, TEACHER), "student deeper": (TEACHER, STUDENT)}
+LABELS = {
+    "classes": torch.tensor([0, 1, 2, 3, 4, 0]),
+    "mixed": 0.3 * torch.eye(CLASSES)[[0, 1, 2, 3, 4, 0]] + 0.7 * torch.eye(CLASSES)[[1, 1, 0, 4, 2, 3]],
+}
+
+
+def outputs(shapes: OutputShapes, seed: int, dtype: torch.dtype = torch.float32) -> Outputs:
+    """Return random outputs of `shapes` that gradients are taken by."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def leaf(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype).requires_grad_()
+
+    stages = tuple(leaf(BATCH, *shape) for shape in shapes.stages)
+    return Outputs(3 * leaf(BATCH, shapes.outputs), stages, leaf(BATCH, shapes.embedding or 1))
+
+
+def _tensors(given: Outputs) -> list[torch.Tensor]:
+    found = [tensor for tensor in (given.logits, *given.stages, given.embedding) if tensor is not None]
+    for tensor in found:
+        tensor.retain_grad()
+    return found
+
+
+class LossConformance(MemberConformance):
+    """The suite of losses."""
+
+    registry = LOSSES
+    zero_when_equal: ClassVar[bool] = True
+    """Whether a student that gives what its teacher gives costs nothing; not where a random adapter stands between."""
+
+    @pytest.mark.parametrize("pair", PAIRS)
+    @pytest.mark.parametrize("labels", LABELS)
+    def test_it_is_a_scalar_whose_gradient_reaches_the_student_alone(self, pair: str, labels: str) -> None:
+        student_shapes, teacher_shapes = PAIRS[pair]
+        torch.manual_seed(0)
+        loss = self.build(student_shapes, teacher_shapes)
+        student, teacher = outputs(student_shapes, 1), outputs(teacher_shapes, 2)
+        inputs, sources = _tensors(student), _tensors(teacher)
+        value = loss(student, teacher, Rows(student.logits, LABELS[labels]))
+        assert value.shape == ()
+        assert value.dtype == torch.float32
+        assert 0 < float(value.detach()) < float("inf")
+        value.backward()
+        assert any(x.grad is not None and float(x.grad.abs().sum()) > 0 for x in inputs)
+        assert all(x.grad is None or torch.isfinite(x.grad).all() for x in inputs)
+        assert all(x.grad is None for x in sources), "the teacher is fixed: detach its outputs"
+        for parameter in loss.parameters():
+            assert parameter.requires_grad
+            assert parameter.grad is not None
+            assert torch.isfinite(parameter.grad).all()
+
+    def test_bfloat16_networks_get_a_float32_loss(self) -> None:
+        torch.manual_seed(0)
+        loss = self.build(STUDENT, TEACHER)
+        student, teacher = outputs(STUDENT, 1, torch.bfloat16), outputs(TEACHER, 2, torch.bfloat16)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = loss(student, teacher, Rows(student.logits, LABELS["classes"]))
+        outside = loss(student.float(), teacher.float(), Rows(student.logits, LABELS["classes"]))
+        assert inside.dtype == torch.float32
+        assert torch.equal(inside, outside)
+
+    def test_identical_outputs_cost_nothing(self) -> None:
+        if not self.zero_when_equal:
+            return
+        given = outputs(TEACHER, 3)
+        value = self.build(TEACHER, TEACHER)(given, given, Rows(given.logits, LABELS["classes"]))
+        assert value.item() == pytest.approx(0.0, abs=1e-6)
+
+    def test_what_cannot_be_matched_is_refused(self) -> None:
+        bare = OutputShapes(CLASSES)
+        if LOSSES.get(self._member).needs <= {"logits"}:
+            self.build(bare, TEACHER)
+            return
+        for student, teacher in ((STUDENT, bare), (bare, TEACHER)):
+            with pytest.raises(ConfigError):
+                self.build(student, teacher)

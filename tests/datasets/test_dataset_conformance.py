@@ -1,0 +1,97 @@
+"""Every data set of the registry keeps its family's contract, on a few small files."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdnas.datasets import DATASETS
+from kdnas.testing import DatasetConformance
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (24, 3, 8, 8), dtype=np.uint8)
+LABELS = np.arange(24) % 3
+
+
+class TestDigits(DatasetConformance):
+    member = "digits"
+
+
+class TestNpz(DatasetConformance):
+    member = "npz"
+
+    def write(self, data_root: Path):
+        parts = {"train_images": IMAGES[:18], "train_labels": LABELS[:18]}
+        np.savez(data_root / "d.npz", **parts, test_images=IMAGES[18:], test_labels=LABELS[18:])
+        return {"path": "d.npz"}
+
+
+class TestModule(DatasetConformance):
+    member = "module"
+
+    def write(self, data_root: Path):
+        np.savez(data_root / "d.npz", images=IMAGES, labels=LABELS)
+        (data_root / "own.py").write_text(
+            "import numpy as np\n"
+            "def load(data_root):\n"
+            "    d = np.load(data_root / 'd.npz')\n"
+            "    return d['images'][:18], d['labels'][:18], d['images'][18:], d['labels'][18:]\n"
+        )
+        return {"function": "own.py:load"}
+
+
+class TestImageFolder(DatasetConformance):
+    member = "image_folder"
+
+    def write(self, data_root: Path):
+        for index, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+            folder = data_root / "pictures" / ("train" if index < 18 else "test") / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{index}.png")
+        return {"path": "pictures", "size": 8}
+
+
+class TestParquet(DatasetConformance):
+    member = "parquet"
+
+    def write(self, data_root: Path):
+        pytest.importorskip("pyarrow")
+        import io
+
+        import pyarrow
+        import pyarrow.parquet
+
+        def encoded(image):
+            file = io.BytesIO()
+            Image.fromarray(image.transpose(1, 2, 0)).save(file, "PNG")
+            return {"bytes": file.getvalue()}
+
+        for name, part in (("train", slice(0, 18)), ("test", slice(18, 24))):
+            table = {"image": [encoded(image) for image in IMAGES[part]], "label": LABELS[part].tolist()}
+            pyarrow.parquet.write_table(pyarrow.table(table), data_root / f"{name}.parquet")
+        return {"train": "train.parquet", "test": "test.parquet", "size": 8}
+
+
+class TestCifarArchive(DatasetConformance):
+    member = "cifar_archive"
+
+    def write(self, data_root: Path):
+        images = RNG.integers(0, 256, (30, 3072), dtype=np.uint8)
+        folder = data_root / "cifar-10-batches-py"
+        folder.mkdir()
+        names = [f"data_batch_{number}" for number in range(1, 6)]
+        for number, name in enumerate([*names, "test_batch"]):
+            part = slice(5 * number, 5 * number + 5)
+            batch = {"data": images[part], "labels": [index % 10 for index in range(30)][part]}
+            (folder / name).write_bytes(pickle.dumps(batch))
+        (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class{i}" for i in range(10)]}))
+        return {"path": "cifar-10-batches-py"}
+
+
+def test_no_data_set_is_left_out() -> None:
+    tried = {suite.member for suite in DatasetConformance.__subclasses__()}
+    assert set(DATASETS.names()) <= tried
