@@ -26,7 +26,7 @@ _SPEC = re.compile(r"(?P<module>.+):(?P<name>[A-Za-z_]\w*)")
 # Where members are named in a study, a search space, a train.yaml or a lock file; `*` is every key or place. What
 # stands there is a name, or a section whose `type` is the name and whose other keys are options.
 PLACES = {
-    "evaluators": ("evaluator", "rungs.*.evaluator", "final.evaluator"),
+    "evaluators": ("evaluator",),
     "datasets": ("data",),
     "teachers": ("teacher",),
     "students": ("family", "space.family", "teacher.family", "arch.family"),

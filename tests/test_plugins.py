@@ -29,6 +29,7 @@ import optuna
 from kdnas.core.objective import ACCURACY, Quantity
 from kdnas.costs import CheapCost, COSTS
 from kdnas.executors.local import Local
+from kdnas.record.lock import DataDescription, Findings
 from kdnas.workshop.evaluators import Evaluator
 from kdnas.workshop.jobs import Result
 from parts.helpers import HALF
@@ -63,7 +64,7 @@ class Invented(Evaluator):
         return {"joules": HALF * (arch.choices["a"] + arch.choices["b"])}
 
     def facts(self):
-        return {"worst": 0.0, "teacher": None, "data": {"name": "none", "class_names": []}, "calibrations": {}}
+        return Findings(0.0, DataDescription("none"))
 
     def __call__(self, job):
         return Result({**self.price(job.arch), "accuracy": self._best - 1 / (1 + self.price(job.arch)["joules"])})
@@ -260,8 +261,6 @@ def test_every_place_that_names_a_member_is_known(tmp_path: Path) -> None:
         "data": {"type": "f.py:b", "size": 3},
         "teacher": {"type": "student", "family": "f.py:c"},
         "distillation": {"losses": [{"type": "kd"}, {"type": "f.py:d", "weight": 2}]},
-        "rungs": [{"evaluator": "f.py:e"}, {"epochs": 3}],
-        "final": {"evaluator": "f.py:f"},
         "costs": {"joules": {"type": "f.py:g"}, "latency_ms": {"target": "f.py:h"}},
         "sampler": {"type": "nni:TPE"},
         "executor": {"type": "f.py:i"},
@@ -269,7 +268,7 @@ def test_every_place_that_names_a_member_is_known(tmp_path: Path) -> None:
         "family": "f.py:k",
     }
     found = plugins_named(resolved(settings, tmp_path))
-    assert sorted(short_name(plugin.spec) for plugin in found) == [f"f.py:{letter}" for letter in "abcdefghijk"]
+    assert sorted(short_name(plugin.spec) for plugin in found) == [f"f.py:{letter}" for letter in "abcdghijk"]
     options = {plugin.where: plugin.options for plugin in found}
     assert options["data.type"] == {"size": 3}
     assert options["distillation.losses.1.type"] == {"weight": 2}

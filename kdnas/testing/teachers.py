@@ -56,7 +56,9 @@ class TeacherConformance(MemberConformance):
 
     def images(self) -> torch.Tensor:
         """Return four raw images [4, C, H, W] in 0..255."""
-        return torch.from_numpy(random_data(self.shape[0], self.shape[1], self.classes).train.inputs["pixels"][:4]).float()
+        return torch.from_numpy(
+            random_data(self.shape[0], self.shape[1], self.classes).train.inputs["pixels"][:4]
+        ).float()
 
     def test_it_is_a_fixed_network_from_raw_images_to_logits(self, opened: tuple[Teacher, Teacher]) -> None:
         teacher, _ = opened
