@@ -17,6 +17,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from synthetic_run import perplexity_of
 
 from kdnas.controller.events import SearchEnded, StudyEnded, TrialStarted
 from kdnas.controller.finalists import finalists
@@ -72,14 +73,18 @@ class InProcess(Executor[Job, Result]):
         self._jobs.clear()
 
 
-def table_study(folder: Path, **changed) -> Path:
-    """Write a table of 75 students, whose ranks at 2, 6 and 18 epochs agree roughly, and a study that searches it."""
+def table_study(folder: Path, shown=lambda accuracy: accuracy, score: str = "accuracy", **changed) -> Path:
+    """Write a table of 75 students, whose ranks at 2, 6 and 18 epochs agree roughly, and a study that searches it.
+
+    Its `score` is what `shown` makes of an accuracy.
+    """
     lines = ["a,b,c,e2,e6,e18,m"]
     for number, (a, b, c) in enumerate(itertools.product(*CHOICES.values())):
         cost = a * b + "xyz".index(c)
         full = 1 - 1 / (1 + 0.4 * a + 0.3 * b) - 0.05 * "xyz".index(c)
         wobble = ((number * 37) % 11 - 5) / 100
-        lines.append(f"{a},{b},{c},{0.5 * full + wobble:.5f},{0.8 * full + wobble / 3:.5f},{full:.5f},{cost}")
+        scores = (0.5 * full + wobble, 0.8 * full + wobble / 3, full)
+        lines.append(f"{a},{b},{c},{','.join(f'{shown(value):.5f}' for value in scores)},{cost}")
     (folder / "table.csv").write_text("\n".join(lines) + "\n")
     (folder / "space.yaml").write_text(yaml.safe_dump({"name": "grid", "choices": CHOICES}))
     study = {
@@ -89,11 +94,12 @@ def table_study(folder: Path, **changed) -> Path:
             "file": str(folder / "table.csv"),
             "key": "{a},{b},{c}",
             "key_columns": ["a", "b", "c"],
-            "values": {"accuracy": {"column": "e18"}, "macs": {"column": "m"}},
+            "values": {score: {"column": "e18"}, "macs": {"column": "m"}},
             "shorter": [{"epochs": 2, "column": "e2"}, {"epochs": 6, "column": "e6"}],
             "full_epochs": 18,
-            "chance": 0.01,
+            "chance": shown(0.01),
         },
+        "objectives": [score, "macs"],
         "space": "space.yaml",
         "rungs": RUNGS,
         "sampler": "random",
@@ -144,6 +150,39 @@ def rows(run):
 
 def places(run):
     return [(student_key(t.arch, t.tuned), t.fidelity) for t in run.trials if t.state != "interrupted"]
+
+
+def test_a_score_that_is_to_be_small_is_searched_as_the_one_it_stands_for(study, tmp_path):
+    small = table_study(
+        tmp_path, perplexity_of, "perplexity", constraints=[f"perplexity<={perplexity_of(0.6):.3f}"],
+    )  # fmt: skip
+    overrides = ("promotion.rule=halving", "export.pick=best")
+    large, run = search(study, tmp_path / "large", *overrides), search(small, tmp_path / "small", *overrides)
+    assert run.score.name == "perplexity"
+    assert places(run) == places(large)  # proposed, promoted and finished alike
+    assert len({fidelity for _, fidelity in places(run)}) == 3
+    best = min((t for t in run.trials if t.repeats), key=lambda trial: trial.repeats[0].score)
+    assert pick(run, "best").trial.arch == best.arch == pick(large, "best").trial.arch
+    assert [goal.name for goal in run.goals] == ["perplexity"]
+    assert run.limits == ()
+    assert all(member.values["perplexity"] <= perplexity_of(0.6) for member in front(run))
+    again = load_run(tmp_path / "small")
+    assert (again.score, again.worst) == (run.score, pytest.approx(perplexity_of(0.01)))
+    volumes = [volume for _, _, volume in hypervolume_over_time(again)]
+    assert volumes[0] > 0
+    assert volumes == sorted(volumes)
+    assert list(trials_table(again).columns[4:6]) == ["perplexity", "perplexity_ci95"]
+
+
+@pytest.mark.parametrize("rule", ["rank", "moasha"])
+def test_every_promotion_rule_reads_a_perplexity_downwards(tmp_path, rule):
+    run = search(table_study(tmp_path, perplexity_of, "perplexity"), tmp_path / "run", f"promotion.rule={rule}")
+    lowest, next_rung = run.config.fidelities[:2]
+    brief = {t.arch: t.values["perplexity"] for t in run.trials if t.fidelity == lowest}
+    promoted = {t.arch for t in run.trials if t.fidelity == next_rung}
+    assert len(promoted) >= 3
+    chosen, left = ([brief[arch] for arch in brief if (arch in promoted) is kept] for kept in (True, False))
+    assert sum(chosen) / len(chosen) < sum(left) / len(left)
 
 
 def test_the_promising_students_climb_and_each_place_is_scored_once(climbed):

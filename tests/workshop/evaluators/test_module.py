@@ -30,6 +30,9 @@ def wild(choices, **more):
 def sized(choices, epochs, data_fraction, seed, resolution_fraction=1.0):
     return {"accuracy": resolution_fraction, "latency_ms": 1.0}
 
+def surprise(choices, **more):
+    return {"perplexity": 100.0 / choices["depth"], "latency_ms": 1.0}
+
 def text(choices, **more):
     return "good"
 
@@ -38,14 +41,14 @@ def leaves(choices, **more):
 """
 
 
-def opened(folder, **changed):
+def opened(folder, objectives=("accuracy", "macs", "latency_ms"), **changed):
     (folder / "mine.py").write_text(CODE)
     (folder / "space.yaml").write_text(yaml.safe_dump({"name": "tiny", "choices": {"depth": [1, 2, 3, 4]}}))
     study = {
         "name": "own",
         "evaluator": {"type": "module", "function": "mine.py:score", "price": "mine.py:price", **changed},
         "space": "space.yaml",
-        "objectives": ["accuracy", "macs", "latency_ms"],
+        "objectives": list(objectives),
         "constraints": ["latency_ms<=10"],
         "training": {"epochs": 2},
         "budget": {"trials": 4},
@@ -141,3 +144,17 @@ def test_an_evaluator_that_trains_asks_for_its_sections(tmp_path):
     (tmp_path / "study.yaml").write_text("name: x\nspace: space.yaml\ndata: digits\nteacher: {type: timm, model: x}\n")
     with pytest.raises(ConfigError, match="names no student family"):
         load_study(tmp_path / "study.yaml")
+
+
+def test_a_score_without_an_upper_end_needs_its_worst_value(tmp_path):
+    names = ("latency_ms", "perplexity", "macs")
+    with pytest.raises(ConfigError, match="must state the perplexity that is worth nothing"):
+        opened(tmp_path, names, function="mine.py:surprise")
+    loaded, evaluator = opened(tmp_path, names, function="mine.py:surprise", chance=500.0)
+    assert loaded.config.score.name == "perplexity"
+    assert next(iter(evaluator.quantities)) == "perplexity"
+    assert evaluator.facts().worst == 500.0
+    result = evaluator(search_job(loaded.config, evaluator.arch({"depth": 2}), {}))
+    assert result.values == {"perplexity": 50.0, "latency_ms": 1.0, "macs": 2000.0}
+    with pytest.raises(ConfigError, match="at least 0 and below 1"):
+        opened(tmp_path, chance=1.5)
