@@ -17,6 +17,7 @@ from kdnas.plugins import short_name
 
 if TYPE_CHECKING:
     from kdnas.core.objective import Quantity
+    from kdnas.core.space import SearchSpace
     from kdnas.record.lock import TeacherReport
     from kdnas.study.loading import LoadedStudy
 
@@ -89,8 +90,9 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
         else f"{short_name(config.data.type)}, {config.data.validation_fraction:.0%} of the training split held out "
         "for scores",
         "teacher": "none" if config.teacher is None else short_name(config.teacher.type),
-        "space": f"{space.name}: {short_name(space.family) or 'no family'}, {len(space.choices)} choices, "
-        f"{space.count():,} distinct settings",
+        "space": "students cut out of the teacher, which --open reads"
+        if not isinstance(config.space, str)
+        else f"{space.name}: {short_name(space.family) or 'no family'}, {_size(space)}",
         "objectives": list(config.objectives),
         "constraints": list(config.constraints),
         "losses": [f"{config.distillation.task_weight:g} cross entropy"]
@@ -114,6 +116,10 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
             f"{path} ({'there' if path.exists() else _MISSING})" for path in _named_files(loaded, root.absolute())
         ],
     }
+
+
+def _size(space: SearchSpace) -> str:
+    return f"{len(space.choices)} choices, {space.count():,} distinct settings"
 
 
 def _named_files(loaded: LoadedStudy, root: Path) -> list[Path]:
@@ -156,8 +162,10 @@ def opened(loaded: LoadedStudy, data_root: Path | None, say: Any) -> dict[str, A
     cheap = [bound for bound in limits if bound.name in sample[0].costs]
     within = sum(all(bound.violation(priced.costs[bound.name]) <= 0 for bound in cheap) for priced in sample)
     ranges = {name: [priced.costs[name] for priced in sample] for name in sample[0].costs}
+    cut_out = not isinstance(study.config.space, str)
     return {
         **evaluator.description,
+        **({"space": f"cut out of the teacher, {_size(evaluator.space)}"} if cut_out else {}),
         **_teacher(found.lock.teacher, study.config.score),
         "students": [f"{name} {min(values):,.0f} to {max(values):,.0f}" for name, values in ranges.items()],
         "within_constraints": f"{within / len(sample):.1%} of {len(sample):,} random students",

@@ -118,6 +118,7 @@ def prepare_study(
     record.name_axes(run.objectives)
     if locked is not None and lock != locked:
         write_lock(folder, lock)  # once the record has shown itself to be this run's
+    evaluator.keep()
     if (supernet := evaluator.prepare()) != lock.supernet:
         lock = dataclasses.replace(lock, supernet=supernet)
         write_lock(folder, lock)

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +56,8 @@ class SearchSpace:
     conditions: tuple[Condition, ...] = ()
     fixed: Mapping[str, Scalar] = field(default_factory=dict)
     description: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """How the family is built, where it has options."""
 
     @property
     def assignments(self) -> int:

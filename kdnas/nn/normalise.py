@@ -23,7 +23,8 @@ class Normalised(nn.Module):
     """`network` behind per-channel normalisation: takes raw images [B, C, H, W] as floats in 0..255.
 
     `mean` and `std` are per channel on the 0-255 scale. They are not part of the state dict, which is `network`'s own.
-    With a `size` (height, width) images are resized to it first.
+    With a `size` (height, width) images are resized to it first. A `network` that prepares its inputs itself, as a
+    student cut out of a teacher does (`takes_raw`), is given them as they are.
     """
 
     mean: Tensor
@@ -35,6 +36,8 @@ class Normalised(nn.Module):
         super().__init__()
         if len(mean) != len(std) or not all(value > 0 for value in std):
             raise ValueError(f"need one mean and one positive std a channel, got {tuple(mean)} and {tuple(std)}")
+        if getattr(network, "takes_raw", False):
+            mean, std = [0.0] * len(mean), [1.0] * len(std)
         self.network = network
         self.size = size
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)

@@ -30,7 +30,7 @@ from kdnas.core.words import printable
 from kdnas.errors import Problem, RunFolderError
 from kdnas.plugins import code_fingerprints, shortened
 from kdnas.record.run_folder import LOCK_FILE, write_text
-from kdnas.study.config import DISTIL, StudyConfig
+from kdnas.study.config import DERIVED, DISTIL, StudyConfig
 from kdnas.training.recipe import NUMERICS, numerics_of
 from kdnas.trust import signature_line, vouch_for_signed
 
@@ -62,6 +62,7 @@ def space_record(space: SearchSpace) -> dict[str, Any]:
             for condition in space.conditions
         ],
         "fixed": dict(space.fixed),
+        **({"options": dict(space.options)} if space.options else {}),
     }
 
 
@@ -74,6 +75,7 @@ def recorded_space(name: str, record: Mapping[str, Any]) -> SearchSpace:
             choices=tuple(Choice(choice, tuple(values)) for choice, values in record["choices"].items()),
             conditions=tuple(Condition(c["choice"], c["when"], tuple(c["in"])) for c in record["conditions"]),
             fixed=dict(record["fixed"]),
+            options=dict(record.get("options", {})),
         )
     except KeyError as error:
         raise ValueError(f"the record of the search space has no {error}") from error
@@ -301,7 +303,8 @@ def _of_today(plain: Mapping[str, Any]) -> dict[str, Any]:
     if supernet := _section(plain, "prepared").get("supernet"):
         lock.setdefault("supernet", supernet)
     if isinstance(lock.get("space"), Mapping):
-        lock["space"] = {**lock["space"], "name": Path(str(_section(plain, "config").get("space", ""))).stem}
+        stated = _section(plain, "config").get("space", "")
+        lock["space"] = {**lock["space"], "name": DERIVED if isinstance(stated, Mapping) else Path(str(stated)).stem}
     if data := _section(plain, "data"):
         lock["data"] = {name.replace("_images", "_samples"): value for name, value in data.items()}
     if teacher := _section(plain, "teacher"):

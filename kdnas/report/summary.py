@@ -67,6 +67,8 @@ def _students_of(run: RunRecord) -> str:
     recorded = run.lock.space.family
     kind = f"{family_in_words(recorded or families[0])}s" if recorded or families else "students"
     name = run.config.space
+    if not isinstance(name, str):
+        return "Students cut out of their teacher"
     where = f"the study’s own space {Path(name).stem}" if name.endswith((".yaml", ".yml")) else f"the space {name}"
     return f"{kind[:1].upper()}{kind[1:]} of {where}"
 

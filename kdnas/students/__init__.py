@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -65,6 +65,15 @@ class StudentFamily(ABC):
     def stated_choices(cls) -> Mapping[str, tuple[str, str | None]]:
         """Return for every choice that a space may have, in words, the values it takes and its default (None: none)."""
         return {}
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What it has found out that decides its students, hashed, by name; empty where their archs alone do."""
+        return {}
+
+    def keep(self, path: Path) -> None:
+        """Write what it has found out to `path`, where it finds that again (`FamilyContext.kept`); here nothing."""
+        return
 
     def space(self, stated: SearchSpace) -> SearchSpace:
         """Return the space as it is searched: what a study states, completed by what the teacher has."""
@@ -157,9 +166,12 @@ def family_for(
     task: TaskSpec,
     teachers: Mapping[str, Teacher] | None = None,
     samples: Samples | None = None,
+    *,
+    kept: Path | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> StudentFamily:
     """Return the family called `name` for students of `task`. Raises ConfigError where there is none of that name."""
-    family: StudentFamily = STUDENTS.build(name, FamilyContext(task, teachers or {}, samples))
+    family: StudentFamily = STUDENTS.build(name, FamilyContext(task, teachers or {}, samples, kept), **(options or {}))
     return family
 
 

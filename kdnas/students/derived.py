@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -286,14 +286,9 @@ class Derived(StudentFamily):
         student = self._student(self._cut(arch), arch)
         norms = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in student.modules())
         if norms and self.context.samples is not None and self._sizes_of(arch) != self._whole:
-            (inputs, *_), _targets = self.context.samples(_SAMPLES)
-            recalibrate(student, inputs.split(_BATCH))
+            inputs, _ = self.context.samples(_SAMPLES)
+            recalibrate(student, zip(*(one.split(_BATCH) for one in inputs), strict=True))
         return student
-
-    def supernet(self, space: SearchSpace) -> Any:
-        """Raise ConfigError: its networks share no weights yet."""
-        what = "students cut out of a teacher cannot share weights in a supernet"
-        raise ConfigError(Problem("space.derive", what, "start: inherited or random"))
 
     def cut(self, arch: Arch, student: nn.Module) -> tuple[nn.Module, Cut] | None:
         """Return the teacher's kind of network inside `student`, and what that was cut from.
@@ -336,4 +331,5 @@ class Derived(StudentFamily):
             return f"{path}.{left}" if path else left
 
         stages = tuple(dict.fromkeys(map(there, teacher.stages)))
+        student.takes_raw = True  # type: ignore[assignment]
         return with_taps(student, stages, teacher.classifier and there(teacher.classifier))

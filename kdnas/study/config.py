@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -20,6 +21,8 @@ from kdnas.training.supernet import SupernetSettings
 
 DISTIL = "distil"
 """The evaluator that trains students here."""
+DERIVED = "derived"
+"""The family of students cut out of the study's teacher, and what their space is called."""
 _UNKNOWN_TRIALS = 100
 """What a search is planned for whose budget is a time alone."""
 _FREE_ETA = 8.0
@@ -222,6 +225,20 @@ def _bound(text: str, info: ValidationInfo) -> str:
     return text
 
 
+class DerivedSpace(pydantic.BaseModel):
+    """Students cut out of the study's own teacher: how, are the options of the family `derived`, beside `derive`."""
+
+    model_config = pydantic.ConfigDict(extra="allow", frozen=True)
+
+    derive: str = ""
+    """Which teacher: there is one, `teacher`."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How they are cut."""
+        return dict(self.model_extra or {})
+
+
 class StudyConfig(Section):
     """One study, every default resolved."""
 
@@ -231,14 +248,15 @@ class StudyConfig(Section):
     evaluator: Member = Member(type=DISTIL)
     """Where a student's score comes from."""
     start: Start = "random"
-    """Where the weights come from that `distil` trains: drawn, inherited from the teacher, or cut from a supernet."""
+    """Where the weights come from that `distil` trains: drawn, inherited from the teacher, or cut from a supernet. The
+    default of students cut out of their teacher is inherited."""
     data: DataConfig | None = None
     teacher: Member | None = None
     """Data and teacher are required by the evaluators that train."""
     teacher_name: Annotated[str, AfterValidator(_name)] = "teacher"
     """What it is called: `teachers: {NAME: ...}` states both."""
-    space: str
-    """The name of a space that kdnas carries, or a path to a YAML file relative to the study."""
+    space: str | DerivedSpace
+    """The name of a space that kdnas carries, a path to a YAML file relative to the study, or `derive: teacher`."""
     objectives: Annotated[tuple[str, ...], Field(min_length=2, max_length=4)] = ("accuracy", "macs")
     constraints: tuple[Annotated[str, AfterValidator(_bound)], ...] = ()
     """Bounds on costs (`macs<=10M`, `macs<=5%` of the teacher's), which no student of the run breaks, and goals for the
@@ -275,6 +293,16 @@ class StudyConfig(Section):
         said = {name: last[name] for name in names if last.get(name) is not None}
         return {**value, "training": {**said, **training}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _start_of_what_is_cut(cls, value: Any) -> Any:
+        """Let students that are cut out of their teacher begin with its weights, where nothing else is said."""
+        if not isinstance(value, dict) or not isinstance(value.get("space"), dict) or "start" in value:
+            return value
+        trains = Member.spelled_out(value.get("evaluator", DISTIL))
+        distils = isinstance(trains, dict) and trains.get("type") == DISTIL
+        return {**value, "start": "inherited"} if distils else value
+
     @model_validator(mode="after")
     def _known_unit(self) -> StudyConfig:
         if self.final.until == "flat" and self.budget.full_trainings is not None:
@@ -292,6 +320,11 @@ class StudyConfig(Section):
     def cost(self, name: str) -> Member:
         """Return the cost of this name with its options: the registry's, or the one whose type the study states."""
         return Member.model_validate({"type": name, **self.costs.get(name, {})})
+
+    @property
+    def space_name(self) -> str:
+        """What the space is called: a file of the user's by its name."""
+        return Path(self.space).stem if isinstance(self.space, str) else DERIVED
 
     def sources(self) -> tuple[DataConfig, Member]:
         """Return the sections `data` and `teacher`. Raises ConfigError where the study trains nothing itself."""

@@ -60,7 +60,7 @@ def study_of(document: YamlDocument, folder: Path, settings: Sequence[str] = ())
     changed, problems = apply_overrides(with_one_teacher(document), settings)
     changed = own_study(changed, folder)
     space = changed.data.get("space")
-    if not isinstance(space, dict):
+    if not isinstance(space, dict) or "derive" in space:
         return check_study(changed, folder, problems)
     name = str(space.get("name", f"{changed.data.get('name', 'study')}_space"))
     found: SearchSpace | None = None
@@ -176,8 +176,9 @@ def check_study(
     space, space_problems = _space(document.data, folder) if space is None else (space, [])
     found += _problems_between(config or _sound_part(document.data), space, [problem.where for problem in found])
     # What stands in the space's own file carries its own file and line, and comes last.
-    found += [problem for problem in space_problems if problem.where == "space"]
-    elsewhere = [problem for problem in space_problems if problem.where != "space"]
+    here = [problem for problem in space_problems if problem.where.partition(".")[0] == "space"]
+    found += here
+    elsewhere = [problem for problem in space_problems if problem not in here]
     located = [*problems, *document.in_order(found), *elsewhere]
     if located or config is None or space is None:
         raise ConfigError(located)
@@ -243,10 +244,13 @@ def _family_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
 
 def _space(data: Mapping[str, Any], folder: Path) -> tuple[SearchSpace | None, list[Problem]]:
     name = data.get("space")
+    from kdnas.study.spaces import derived_space, load_space
+
+    if isinstance(name, dict):
+        named = data.get("teachers")
+        return derived_space(name, ("teacher", *(named if isinstance(named, dict) else ())))
     if not isinstance(name, str):
         return None, []  # the schema has said so
-    from kdnas.study.spaces import load_space
-
     try:
         return load_space(name, folder), []
     except ConfigError as error:

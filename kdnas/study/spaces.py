@@ -23,7 +23,7 @@ import difflib
 import fnmatch
 import importlib.resources
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.errors import ConfigError, Problem
 from kdnas.plugins import adopted
 from kdnas.students import STUDENTS, StudentFamily, stated_arch
+from kdnas.study.config import DERIVED
 from kdnas.study.yaml_lines import YamlDocument, read_yaml
 
 _KEYS = ("name", "family", "description", "choices", "conditions", "fixed")
@@ -71,6 +72,22 @@ def load_space(name_or_path: str, folder: Path) -> SearchSpace:
             )
         )
     return read_space(space_path(name_or_path))
+
+
+def derived_space(section: Mapping[str, Any], teachers: Collection[str]) -> tuple[SearchSpace, list[Problem]]:
+    """Return the space of students cut out of a teacher, whose choices only the open teacher shows, and what is wrong.
+
+    `section` holds the options of the family `derived`, beside `derive`, one of the names of the `teachers`.
+    """
+    options = {name: value for name, value in section.items() if name != "derive"}
+    derive = section.get("derive")
+    wrong = "is required" if derive is None else f"there is no teacher called {derive!r}"
+    problems = [] if derive in teachers else [Problem("space.derive", wrong, ", ".join(teachers))]
+    problems += [
+        Problem(f"space.{problem.where}", problem.what, problem.allowed)
+        for problem in STUDENTS.problems(DERIVED, options)
+    ]
+    return SearchSpace(DERIVED, DERIVED, (), options=options), problems
 
 
 def read_space(path: Path) -> SearchSpace:
@@ -133,6 +150,9 @@ class _SpaceReader:
         for problem in STUDENTS.problems(family, {}) if family else ():
             if problem.where == "type":
                 self._complain("family", problem.what, problem.allowed)
+        if family in STUDENTS.names() and STUDENTS.get(family).derived:
+            said = f"{family}: its choices are the teacher's, which a study says by `space: {{derive: teacher}}`"
+            self._complain("family", said)
         choices = self._choices()
         fixed = self._fixed(choices)
         domains = {**choices, **{name: (value,) for name, value in fixed.items()}}

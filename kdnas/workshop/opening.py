@@ -45,6 +45,8 @@ from kdnas.workshop.data_check import check_split, split_notes
 from kdnas.workshop.teacher_training import TeacherTraining
 
 Say = Callable[[str], None]
+FAMILY_FILE = "family.json"
+"""What a student family has found out once, in the run folder."""
 TEACHER = "teacher"
 """What the one teacher of a study is called that states no name."""
 _CALLED = "module"
@@ -110,13 +112,19 @@ class Sources:
     """As it is stated; None where one student is all."""
     costs: Mapping[str, Member] = field(default_factory=dict)
     """By the names of their quantities."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """Those of the family."""
+    kept: Path | None = None
+    """Where the family keeps what it finds out once; None where there is no run folder."""
 
     @classmethod
-    def of_study(cls, config: StudyConfig, space: SearchSpace) -> Sources:
-        """Return what a study names. Raises ConfigError where it trains nothing itself."""
+    def of_study(cls, config: StudyConfig, space: SearchSpace, folder: Path | None = None) -> Sources:
+        """Return what a study names; `folder` is its run's. Raises ConfigError where it trains nothing itself."""
         data, _ = config.sources()
         costs = {name: config.cost(name) for name in _named_costs(config)}
-        return cls(data, config.teachers, space.family, config.seed, config.training, space, costs)
+        kept = None if folder is None else folder / FAMILY_FILE
+        teachers = config.teachers
+        return cls(data, teachers, space.family, config.seed, config.training, space, costs, space.options, kept)
 
 
 def _named_costs(config: StudyConfig) -> list[str]:
@@ -329,7 +337,10 @@ class Workshop:
     @cached_property
     def family(self) -> StudentFamily:
         """The students' family; it opens a teacher where it asks for one."""
-        return family_for(self.sources.family, self.data.task, self.teachers, self.samples)
+        sources = self.sources
+        return family_for(
+            sources.family, self.data.task, self.teachers, self.samples, kept=sources.kept, options=sources.options
+        )
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -459,7 +470,7 @@ def open_run(run: RunRecord, *, data_root: Path, cache: Path, device: str = "cpu
     """
     run.sources()
     return Workshop(
-        Sources.of_study(run.config, run.lock.space),
+        Sources.of_study(run.config, run.lock.space, run.folder),
         data_root=data_root,
         cache=cache,
         device=resolve_device(device),

@@ -292,3 +292,47 @@ def test_a_member_whose_import_fails_is_told_not_raised(study, monkeypatch):
         "study.yaml:13: sampler.type: 'tpe' cannot be used on this machine: No module named 'optuna'; "
         "see `kdnas doctor`"
     ]
+
+
+DERIVED = GOOD.replace(
+    "space: digits_resnet", "space: {derive: teacher, depth: 0.5..1, width: [0.5, 1], freeze: [stem]}"
+)
+
+
+def test_students_cut_out_of_the_teacher_are_stated_in_the_study(study):
+    (study / "study.yaml").write_text(DERIVED)
+    loaded = load_study(study)
+    assert (loaded.space.name, loaded.space.family, loaded.space.choices) == ("derived", "derived", ())
+    assert loaded.space.options == {"depth": "0.5..1", "width": [0.5, 1], "freeze": ["stem"]}
+    assert loaded.config.space_name == "derived"
+    assert (loaded.config.start, loaded.config.final_fidelity.start) == ("inherited", "inherited")
+    assert load_study(study, ["start=random"]).config.start == "random"
+    assert load_study(study, ["space.round_to=4"]).space.options["round_to"] == 4
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ("{derive: student}", "study.yaml:7: space.derive: there is no teacher called 'student' (allowed: teacher)"),
+        ("{derive: teacher, widths: [0.5]}", "study.yaml:7: space.widths: unknown key; did you mean 'width'?"),
+        ("{derive: teacher, depth: most}", "study.yaml:7: space.depth: must be shares of the whole such as [0.5, 1]"),
+        ("{derive: teacher, width: [0.5, 64]}", "study.yaml:7: space.width: must be shares"),
+        ("{derive: teacher, granularity: layer}", "space.granularity: must be 'network', 'stage' or 'block'"),
+        ("{derive: teacher, round_to: 0}", "space.round_to: must be at least 1, got 0"),
+        ("{depth: 0.5..1}", "study.yaml:7: space.derive: is required"),
+    ],
+)
+def test_what_is_wrong_with_a_derived_space_is_told_with_its_line_and_what_is_allowed(study, space, message):
+    (problem,) = problems_of(study, GOOD.replace("space: digits_resnet", f"space: {space}"))
+    assert message in problem
+
+
+def test_students_cut_out_of_the_teacher_share_no_weights(study):
+    (problem,) = problems_of(study, DERIVED, "start=supernet")
+    assert problem.startswith("study.yaml:7: space: students of derived cannot share weights in a supernet")
+
+
+def test_a_space_file_has_no_students_of_the_teacher(study):
+    (study / "own.yaml").write_text("family: derived\nchoices: {depth: [1, 2]}\n")
+    (problem,) = problems_of(study, GOOD.replace("digits_resnet", "own.yaml"))
+    assert "own.yaml:1: family: derived: its choices are the teacher's, which a study says by" in problem

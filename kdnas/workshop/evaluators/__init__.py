@@ -131,6 +131,10 @@ class Evaluator(ABC):
         """Measure and price by `calibrations` from now on."""
         self.calibrations = calibrations
 
+    def keep(self) -> None:
+        """Write into the run folder what workers, and a resume, find there: called once the lock file is there."""
+        return
+
     def prepare(self) -> SupernetRecord | None:
         """Do the long work that all scores rest on, the training of a supernet, and return what came of it.
 

@@ -45,7 +45,7 @@ from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, a
 from kdnas.workshop.jobs import Job, Result
 from kdnas.workshop.latency_table import TablePrices, learn_tables
 from kdnas.workshop.loss_check import check_losses
-from kdnas.workshop.opening import Sources, Workshop
+from kdnas.workshop.opening import FAMILY_FILE, Sources, Workshop
 from kdnas.workshop.supernets import RunSupernet, SharedWeights, check_supernet
 from kdnas.workshop.teacher_check import report_teacher
 
@@ -120,7 +120,7 @@ class Distil(Evaluator):
         super().__init__(context)
         config = context.config
         self.workshop = Workshop(
-            Sources.of_study(config, context.space),
+            Sources.of_study(config, context.space, context.folder),
             data_root=context.data_root,
             cache=context.cache,
             device=torch.device(context.device),
@@ -149,6 +149,10 @@ class Distil(Evaluator):
         if self.supernet is None:
             raise RunFolderError(f"{self.context.folder} has no trained supernet yet: `kdnas search` trains it")
         return self._run_supernet.load(self.supernet.fingerprint)
+
+    def keep(self) -> None:
+        """Write down what the family has found out."""
+        self.workshop.family.keep(self.context.folder / FAMILY_FILE)
 
     def prepare(self) -> SupernetRecord | None:
         """Train the run's supernet, or continue where that was stopped; check it where it is done."""
@@ -183,8 +187,10 @@ class Distil(Evaluator):
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Of the data and of the teacher."""
-        return {"data": self.workshop.data.fingerprint, "teacher": self.workshop.teacher.fingerprint}
+        """Of the data, of the teacher, and of what the family has found out."""
+        workshop = self.workshop
+        of_both = {"data": workshop.data.fingerprint, "teacher": workshop.teacher.fingerprint}
+        return {**of_both, **workshop.family.fingerprints}
 
     @property
     def teacher_answers(self) -> tuple[float, ...]:

@@ -1,0 +1,80 @@
+"""A search among students cut out of the study's own teacher, on the real digits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny
+
+from kdnas.cli.main import main
+from kdnas.errors import RunFolderError
+from kdnas.record.lock import read_lock
+from kdnas.session import search_study
+from kdnas.study.loading import load_study
+
+STUDY = (
+    tiny.STUDY.replace("stem_width: 8, stage1.depth: 1", "stem_width: 16, stage1.depth: 3")
+    .replace("space: space.yaml", "space: {derive: teacher, round_to: 2, inner: 1}")
+    .replace("seeds: 2, epochs: 5", "seeds: 1, epochs: 2")
+)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cut")
+    (folder / "study.yaml").write_text(STUDY.replace("formats: [safetensors, student_json]", "formats: []"))
+    return folder
+
+
+def searched(study, *settings):
+    return search_study(load_study(study, settings), study / "run", data_root=study, observe=lambda event: None)
+
+
+@pytest.fixture(scope="module")
+def run(study):
+    return searched(study)
+
+
+def test_the_space_is_read_off_the_teacher_and_recorded(run, study):
+    space = read_lock(study / "run").space
+    assert (space.name, space.family) == ("derived", "derived")
+    assert {choice.name: choice.values for choice in space.choices} == {
+        "stage1.depth": (1, 2, 3),
+        "stage1.width": (4, 8, 12, 16),
+    }
+    assert space.options == {"round_to": 2, "inner": 1}
+    assert run.lock.fingerprints["calibration"]
+
+
+def test_its_students_are_scored_and_retrained(run):
+    assert [trial.state for trial in run.trials] == ["complete"] * 4
+    assert all(trial.arch.family == "derived" for trial in run.trials)
+    prices = {trial.arch.arch_id: trial.values["macs"] for trial in run.trials}
+    assert len(set(prices.values())) > 1
+    assert max(prices.values()) <= run.lock.teacher.values["macs"]
+    assert any(trial.repeats for trial in run.trials)
+    assert all(trial.fidelity.start == "inherited" for trial in run.trials)
+
+
+def test_what_matters_in_the_teacher_is_kept_in_the_run_folder_and_read_when_it_goes_on(run, study):
+    kept = json.loads((study / "run" / "family.json").read_text())
+    assert kept["teacher"] == run.lock.fingerprints["teacher"]
+    assert len(kept["scores"]["stem.0.channels"]) == 16
+    before = (study / "run" / "family.json").read_bytes()
+    again = searched(study, "budget.trials=5")
+    assert len(again.trials) == 5
+    assert (study / "run" / "family.json").read_bytes() == before
+
+
+def test_another_space_of_the_same_teacher_is_another_study(run, study):
+    with pytest.raises(RunFolderError, match="started with another study") as caught:
+        searched(study, "space.width=[0.5, 1]")
+    assert "stage1.width" in str(caught.value)
+
+
+def test_validate_open_says_how_many_students_there_are(study, capsys):
+    assert main(["validate", str(study), "--data-root", str(study)]) == 0
+    assert "students cut out of the teacher, which --open reads" in capsys.readouterr().out
+    assert main(["validate", str(study), "--data-root", str(study), "--open"]) == 0
+    assert "cut out of the teacher, 2 choices, 12 distinct settings" in capsys.readouterr().out
