@@ -16,6 +16,7 @@ from kdnas.training.batches import Batches
 from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
 
 CPU = torch.device("cpu")
+FLOAT32 = Training(precision="float32")
 KD = LossTerm(type="kd", weight=0.9)
 
 

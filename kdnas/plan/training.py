@@ -382,7 +382,7 @@ class _Work:
             checkpoint=self.folder / CHECKPOINT_FILE,
         )
         watch.rewrite(trained.history)
-        seen = evaluate(workshop.entered(trained.network), workshop.validation)
+        seen = workshop.validation_score(trained.network)
         return StepResult(trained.network.eval(), seen, trained.train_seconds)
 
     def supernet(self, step: SupernetStep, budget: int) -> StepResult:
@@ -412,7 +412,7 @@ class _Work:
             budget_macs=budget,
         )
         network = trained.scorer.cut(trained.supernet, trained.space.smallest)
-        seen = evaluate(workshop.entered(network), workshop.validation)
+        seen = workshop.validation_score(network)
         return StepResult(network, seen, trained.train_seconds, trained.shrinking)
 
     def recipe(self, epochs: int, factor: float) -> Recipe:
@@ -498,7 +498,7 @@ class _Watch:
 
     def _look(self, record: EpochRecord) -> float:
         begun = time.perf_counter()
-        seen = evaluate(self._module, self._work.workshop.validation)
+        seen = evaluate(self._module, self._work.workshop.validation, self._work.file.training)
         took = time.perf_counter() - begun
         pause = math.ceil(took / (_EVALUATION_SHARE * max(record.seconds, 1e-3)))
         self._next_look = record.epoch + max(1, pause)

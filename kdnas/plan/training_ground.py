@@ -54,9 +54,7 @@ def open_training(
     data, teacher = workshop.data, workshop.teacher
     check_teacher(file, teacher)
     if not file.teacher_fingerprint:  # that of a study has been looked at when the study was opened
-        report_teacher(
-            teacher, data, workshop.validation_indices, device=workshop.device, bfloat16=workshop.bfloat16, say=say
-        )
+        report_teacher(teacher, data, workshop.validation_indices, file.training, device=workshop.device, say=say)
         with torch.random.fork_rng(devices=[]):
             student = workshop.family.build(file.student)
         check_losses(file.recipe, teacher, {"the student": student}, data, device=workshop.device)

@@ -45,6 +45,7 @@ class Batches:
         memory_limit_bytes: int | None = None,
     ):
         self.data = data
+        self.split = split
         self.task = task_of(data.task)
         self.indices = np.asarray(indices, dtype=np.int64)
         self.device = device

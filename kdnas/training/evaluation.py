@@ -7,20 +7,23 @@ from torch import nn
 
 from kdnas.core.task import TaskSpec
 from kdnas.training.batches import Batches
+from kdnas.training.numerics import is_scored_in_bfloat16
+from kdnas.training.recipe import Training
 
 _EVALUATION_BYTES = 64 << 20
 
 
-def evaluate(network: nn.Module, batches: Batches, *, batch_size: int | None = None, bfloat16: bool = False) -> float:
+def evaluate(network: nn.Module, batches: Batches, training: Training, *, batch_size: int | None = None) -> float:
     """Return the task's score of `network` on `batches`, samples as they are, in eval mode.
 
-    `network` takes plain samples (`Task.entrance`) and is left in the mode it came in. `batch_size` None is that of
-    `evaluation_batch`. Raises ValueError when there are no samples.
+    `network` takes plain samples (`Task.entrance`) and is left in the mode it came in. `training` is its own, or that
+    of the students beside a teacher: it decides the precision, as `kdnas.training.numerics` says. `batch_size` None is
+    that of `evaluation_batch`. Raises ValueError when there are no samples.
     """
     if len(batches) == 0:
         raise ValueError("no samples to evaluate on")
-    task = batches.task
-    training = [part for part in network.modules() if part.training]
+    task, bfloat16 = batches.task, is_scored_in_bfloat16(batches, training)
+    modes = [part for part in network.modules() if part.training]
     network.eval()
     tallies: list[torch.Tensor] = []
     try:
@@ -31,7 +34,7 @@ def evaluate(network: nn.Module, batches: Batches, *, batch_size: int | None = N
                     logits = network(*inputs)
                 tallies.append(task.tally(task.rows(logits, inputs, batch.targets)))
     finally:
-        for part in training:
+        for part in modes:
             part.training = True
     return task.score(torch.stack(tallies).sum(dim=0).cpu())  # the only wait for the device
 

@@ -4,6 +4,10 @@ A setting that is `auto` is decided once, by what the machine is and never by a 
 by the controller of a run, which writes the decision into the lock file and hands it to every worker, or at the start
 of a training that is in no run. Scores then depend neither on how busy the machine is nor on the number of workers.
 
+There is one rule of precision, for students and teachers alike. What trains, teaches, or is scored on samples of the
+training split computes in the training's precision; what is scored on the test split computes in float32, as an
+exported network does (`is_scored_in_bfloat16`).
+
 One CPU thread trains a student unless the user states more. Seconds for 20 steps of a ResNet student (stem 16, widths
 16/32/64, depth 2, batch 128 of 32x32 images, bfloat16) on two cores of an AMD EPYC, that three other processes share:
 
@@ -27,6 +31,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from kdnas.training.batches import Batches
 from kdnas.training.fused_norm import compiler
 from kdnas.training.recipe import Recipe, Training
 
@@ -73,6 +78,11 @@ def computing(training: Training, device: torch.device) -> Iterator[None]:
 def in_bfloat16(training: Training, device: torch.device) -> bool:
     """Return whether networks compute in bfloat16 in `training` on `device`, which decides where it does not."""
     return settled(training, device).precision == "bfloat16"
+
+
+def is_scored_in_bfloat16(batches: Batches, training: Training) -> bool:
+    """Return whether networks of `training`, or beside them, are scored on `batches` in bfloat16."""
+    return batches.split == "train" and in_bfloat16(training, batches.device)
 
 
 def bfloat16_is_native(device: torch.device) -> bool:

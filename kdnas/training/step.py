@@ -282,7 +282,7 @@ def seconds_by_phase(device: torch.device, whole: float, teacher: float, fetchin
 def scored(step: Step, validation: Batches, phases: dict[str, float]) -> float:
     """Return the student's score on the validation split, and put its seconds into `phases`."""
     started = time.perf_counter()
-    score = evaluate(step.student, validation, bfloat16=step.bfloat16)
+    score = evaluate(step.student, validation, step.training)
     phases["evaluation"] = time.perf_counter() - started
     return score
 

@@ -39,7 +39,6 @@ from kdnas.tasks import Task, task_of
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import evaluate
-from kdnas.training.numerics import in_bfloat16
 from kdnas.training.recipe import Training
 from kdnas.workshop.data_check import check_split, split_notes
 from kdnas.workshop.teacher_training import TeacherTraining
@@ -411,18 +410,13 @@ class Workshop:
         inside = tuple(f"network.{stage}" for stage in stages)
         return Teacher(name, module, inside, classifier and f"network.{classifier}", content.hexdigest()[:16])
 
-    @property
-    def bfloat16(self) -> bool:
-        """Whether students are trained, and scored on the validation split, in bfloat16."""
-        return in_bfloat16(self.sources.training, self.device)
-
     def validation_score(self, network: nn.Module) -> float:
         """Return the score of `network`, a student, on the validation split, computed as its training is."""
-        return evaluate(self.entered(network), self.validation, bfloat16=self.bfloat16)
+        return evaluate(self.entered(network), self.validation, self.sources.training)
 
     def test_score(self, module: nn.Module) -> float:
-        """Return the score of `module`, which takes plain samples, on the test split: in float32, as it is used."""
-        return evaluate(module, self.test)
+        """Return the score of `module`, which takes plain samples, on the test split."""
+        return evaluate(module, self.test, self.sources.training)
 
     def worst_score(self) -> float:
         """Return the score on the validation split of the best answer that looks at no sample."""

@@ -210,9 +210,9 @@ def load_supernet(
     scorer = SubnetScorer(
         train,
         workshop.validation,
+        workshop.sources.training,
         recalibration_samples=settings.recalibration_images,
         validation_samples=settings.score_images,
-        bfloat16=workshop.bfloat16,
     )
     return SharedWeights(supernet.to(workshop.device).eval(), scorer, workshop.data.task.size)
 

@@ -22,6 +22,8 @@ from kdnas.record.lock import TeacherReport
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import evaluate
+from kdnas.training.numerics import in_bfloat16
+from kdnas.training.recipe import Training
 from kdnas.workshop.class_order import Renaming, find_renaming
 from kdnas.workshop.teacher_answers import Answers, answers_to
 from kdnas.workshop.teacher_conduct import check_conduct
@@ -49,24 +51,23 @@ def report_teacher(
     teacher: Teacher,
     data: ImageData,
     validation_indices: np.ndarray,
+    training: Training,
     *,
     device: torch.device,
-    bfloat16: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> TeacherReport:
     """Return the teacher's accuracy on the validation split, its MACs and its parameters.
 
-    `bfloat16`: it computes in that, as it does when it teaches. The test split is not touched
-    (`teacher_test_score`). What a user should know before it teaches is said and
-    noted. Raises TeacherError for a teacher that should not teach: one whose answers depend on more than the image,
-    whose classes stand in another order than the data's, near chance (not above `least_accuracy`), or that a usual
-    normalisation other than the stated clearly makes better.
+    It computes in the precision of the students' `training`, as it does when it teaches. The test split is not touched.
+    What a user should know before it teaches is said and noted. Raises TeacherError for a teacher that should not
+    teach: one whose answers depend on more than the image, whose classes stand in another order than the data's, near
+    chance (not above `least_accuracy`), or that a usual normalisation other than the stated clearly makes better.
     """
     where, labels = f"teacher {teacher.name}", data.train.targets[validation_indices]
     few = _spread(validation_indices, _ASKED_TWICE)
     images = torch.from_numpy(np.array(data.train.inputs["pixels"][few], copy=True)).float().to(device)
     noticed = check_conduct(teacher.name, teacher.module, images)
-    batches = Batches(data, validation_indices, device=device)
+    batches, bfloat16 = Batches(data, validation_indices, device=device), in_bfloat16(training, device)
     try:
         answers = answers_to(teacher.module, batches, teacher.outputs, bfloat16=bfloat16)
     except Exception as error:  # the network is the user's: anything may come
@@ -95,7 +96,7 @@ def report_teacher(
     doubted = near_chance or renaming is not None or affordable
     if near_chance:
         say(f"{where}: {score:.1%} of the validation images right is near chance; trying the usual normalisations")
-    hint = _better_normalisation(teacher, data, validation_indices, device, bfloat16) if doubted else ""
+    hint = _better_normalisation(teacher, data, validation_indices, training, device) if doubted else ""
     if bfloat16 and affordable:
         noticed += _coarse(teacher, data, _spread(validation_indices, _PROBED), device)
     if renaming is not None and not hint:
@@ -157,14 +158,8 @@ def _doubts(teacher: Teacher, answers: Answers, data: ImageData) -> str:
     return f"no usual normalisation helps: check its weights, its input size and the order of its classes{adapted}"
 
 
-def teacher_test_score(teacher: Teacher, data: ImageData, *, device: torch.device, bfloat16: bool = False) -> float:
-    """Return the teacher's accuracy on the test split, in [0, 1]: for the final evaluation only."""
-    batches = Batches(data, np.arange(len(data.test)), device=device, split="test")
-    return evaluate(teacher.module, batches, bfloat16=bfloat16)
-
-
 def _better_normalisation(
-    teacher: Teacher, data: ImageData, indices: np.ndarray, device: torch.device, bfloat16: bool
+    teacher: Teacher, data: ImageData, indices: np.ndarray, training: Training, device: torch.device
 ) -> str:
     """Return a hint naming a usual normalisation, or channel order, that is clearly better than the stated; else ""."""
     normalised = next((part for part in teacher.module.modules() if isinstance(part, Normalised)), None)
@@ -173,7 +168,7 @@ def _better_normalisation(
     probe = Batches(data, _spread(indices, _PROBED), device=device)
 
     def measured() -> float:
-        return evaluate(teacher.module, probe, bfloat16=bfloat16)
+        return evaluate(teacher.module, probe, training)
 
     stated = measured()
     tried: dict[str, float] = {}

@@ -20,6 +20,7 @@ from kdnas.nn.normalise import Normalised
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import evaluate
+from kdnas.training.recipe import Training
 
 EAGER, CAPTURED = "kdnas, eager steps", "kdnas, captured steps"
 _BATCH = 64
@@ -63,4 +64,4 @@ def _trained(
         ).graph_failure  # fmt: skip
     network = Normalised(student, data.channel_mean, data.channel_std).to(bench.device)
     test = Batches(data, np.arange(len(data.test)), device=bench.device, split="test")
-    return evaluate(network, test, bfloat16=way != measure.PLAIN), failure
+    return evaluate(network, test, Training(precision="float32" if way == measure.PLAIN else "bfloat16")), failure

@@ -169,4 +169,4 @@ def _train(
 
 def _accuracy(bench: Bench, student: nn.Module, images: Batches) -> float:
     network = Normalised(student, bench.data.channel_mean, bench.data.channel_std).to(bench.device)
-    return round(evaluate(network, images, bfloat16=bench.bfloat16), 5)
+    return round(evaluate(network, images, bench.setting.recipe(1).training), 5)

@@ -26,6 +26,7 @@ from kdnas.nn.normalise import Normalised
 from kdnas.students import family_for, stated_arch
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import evaluate
+from kdnas.training.recipe import Training
 
 BATCH_SIZE = 64
 
@@ -67,7 +68,11 @@ def trained(task: Task) -> dict[str, Any]:
         )  # fmt: skip
     seconds = time.perf_counter() - begun
     test = Batches(data, np.arange(0, len(data.test), 2), device=CPU, split="test")
-    score = evaluate(Normalised(student, data.channel_mean, data.channel_std), test, bfloat16=task.way == KDNAS)
+    score = evaluate(
+        Normalised(student, data.channel_mean, data.channel_std),
+        test,
+        Training(precision="bfloat16" if task.way == KDNAS else "float32"),
+    )
     return {"accuracy": round(score, 4), "seconds": round(seconds, 2)}
 
 

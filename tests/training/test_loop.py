@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from trainings import CPU, Net, batches, net
+from trainings import CPU, FLOAT32, Net, batches, net
 
 from kdnas.core.data import ImageData
 from kdnas.core.fidelity import Fidelity
@@ -367,4 +367,4 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
 def test_accuracy_is_that_of_the_returned_network(data, train, validation) -> None:
     result = distil(net(8, 16), None, train, validation, recipe(epochs=1), data=data, seed=1, device=CPU)
     module = Normalised(result.network, data.channel_mean, data.channel_std)
-    assert evaluate(module, validation) == result.score
+    assert evaluate(module, validation, FLOAT32) == result.score

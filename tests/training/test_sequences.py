@@ -27,6 +27,7 @@ from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
 from kdnas.training.teacher_cache import TeacherCache
 
 CPU = torch.device("cpu")
+FLOAT32 = Training(precision="float32")
 LENGTH, VOCABULARY, COUNT, PADDING = 6, 11, 96, 9
 
 
@@ -228,7 +229,7 @@ def test_a_score_is_the_perplexity_of_the_tokens_that_are_text() -> None:
         nats += [-math.log(chances[place, targets[place]]) for place in range(LENGTH) if mask[place]]
     entered = Modelling(data.task).entrance(network, data)
     for size in (7, 512):
-        score = evaluate(entered, Batches(data, np.arange(COUNT), device=CPU), batch_size=size)
+        score = evaluate(entered, Batches(data, np.arange(COUNT), device=CPU), FLOAT32, batch_size=size)
         assert score == pytest.approx(math.exp(sum(nats) / len(nats)), rel=1e-6)
 
 

@@ -23,10 +23,14 @@ from kdnas.core.data import ImageData, Samples
 from kdnas.errors import ConfigError, DataError, TeacherError, TrialError
 from kdnas.record.run_folder import locked
 from kdnas.teachers import Teacher
+from kdnas.training.batches import Batches
+from kdnas.training.evaluation import evaluate
+from kdnas.training.recipe import Training
 from kdnas.workshop import opening, teacher_training
-from kdnas.workshop.teacher_check import least_accuracy, report_teacher, teacher_test_score
+from kdnas.workshop.teacher_check import least_accuracy, report_teacher
 
 CPU = torch.device("cpu")
+FLOAT32 = Training(precision="float32")
 CIFAR = {
     "type": "module",
     "factory": "teachers/cifar10/teacher.py:build_teacher",
@@ -125,7 +129,7 @@ def test_a_student_teacher_is_trained_once_and_measured(digits: ImageData, tmp_p
     with torch.no_grad():
         hits = teacher.module(images).argmax(1).numpy() == digits.train.targets[validation]
     assert hits.mean() > 0.8  # it learnt digits it has not seen
-    report = report_teacher(teacher, digits, validation, device=CPU)
+    report = report_teacher(teacher, digits, validation, FLOAT32, device=CPU)
     assert report.score == pytest.approx(hits.mean(), abs=0.01)  # bfloat16 where that is native
     assert report.test_score is None
     assert report.values["params"] == sum(p.numel() for p in teacher.module.parameters())
@@ -265,12 +269,13 @@ def cifar(data_root: Path) -> ImageData:
 def test_the_real_cifar_teacher_is_reported(cifar: ImageData, data_root: Path, tmp_path: Path) -> None:
     everything = np.arange(len(cifar.train))
     teacher = _open({**CIFAR, **STATED}, cifar, everything, tmp_path, print, data_root=data_root)
-    report = report_teacher(teacher, cifar, everything, device=CPU)
+    report = report_teacher(teacher, cifar, everything, FLOAT32, device=CPU)
     # 0.8992 on all 10,000 test images; 120 of them stray from that by three standard errors of 0.027 at most.
     assert report.score == pytest.approx(0.8992, abs=0.083)
     assert report.values == {"macs": 162_366_720, "params": 1_084_586}
     assert report.test_score is None
-    assert teacher_test_score(teacher, cifar, device=CPU) == report.score
+    test = Batches(cifar, np.arange(len(cifar.test)), device=CPU, split="test")
+    assert evaluate(teacher.module, test, Training(precision="bfloat16")) == report.score
     assert len(teacher.stages) == 3
     assert teacher.classifier.endswith("fc")
 
@@ -289,7 +294,7 @@ def test_another_normalisation_is_refused_with_the_right_one(
     config = {**CIFAR, "mean": mean, "std": std}
     teacher = _open(config, cifar, everything, tmp_path, print, data_root=data_root)
     with pytest.raises(TeacherError, match=message):
-        report_teacher(teacher, cifar, everything, device=CPU)
+        report_teacher(teacher, cifar, everything, FLOAT32, device=CPU)
 
 
 def _nearest_mean(data: ImageData, reverse: bool = False) -> nn.Linear:
@@ -334,12 +339,12 @@ def test_reversed_channels_are_recognised(coloured: ImageData, tmp_path: Path) -
         config = _saved(coloured, _nearest_mean(coloured, reverse), tmp_path)
         teacher = _open(config, coloured, everything, tmp_path, print, data_root=tmp_path)
         if not reverse:
-            report = report_teacher(teacher, coloured, everything, device=CPU)
+            report = report_teacher(teacher, coloured, everything, FLOAT32, device=CPU)
             assert report.score > 0.95
             assert report.values["macs"] == 3 * 4 * 4 * 3
             continue
         with pytest.raises(TeacherError, match="in the order BGR it reaches"):
-            report_teacher(teacher, coloured, everything, device=CPU)
+            report_teacher(teacher, coloured, everything, FLOAT32, device=CPU)
 
 
 def test_an_untrained_teacher_is_refused_as_chance(coloured: ImageData, tmp_path: Path) -> None:
@@ -348,7 +353,7 @@ def test_an_untrained_teacher_is_refused_as_chance(coloured: ImageData, tmp_path
     layer.weight.data.zero_()
     teacher = _open(_saved(coloured, layer, tmp_path), coloured, np.arange(300), tmp_path, print, data_root=tmp_path)
     with pytest.raises(TeacherError) as caught:
-        report_teacher(teacher, coloured, np.arange(300), device=CPU)
+        report_teacher(teacher, coloured, np.arange(300), FLOAT32, device=CPU)
     message = str(caught.value)
     assert "0.3333, which is chance" in message
     assert "check its weights" in message

@@ -21,7 +21,8 @@ from kdnas.tasks.image_classification import Augmentation
 from kdnas.teachers import Teacher, TeacherContext
 from kdnas.teachers._adapting import Expected, fit_teacher
 from kdnas.teachers._class_names import naming_of
-from kdnas.training.teacher_outputs import views_key
+from kdnas.training.recipe import Training
+from kdnas.training.teacher_outputs import BatchPlan, views_key
 from kdnas.workshop.evaluators import EvaluatorContext, open_evaluator
 from kdnas.workshop.opening import cache_dir
 from kdnas.workshop.teacher_check import report_teacher
@@ -64,9 +65,9 @@ def report(digits: ImageData, weights: np.ndarray):
         context = TeacherContext(data, Path("nowhere"), CPU, None)
         expected = Expected((0.0,), (255.0,))
         teacher: Teacher = fit_teacher("net", network, context, expected, facts={}, naming=naming_of(names))
-        return report_teacher(
-            teacher, data, validation if images is None else validation[:images], device=CPU, bfloat16=bfloat16
-        )
+        training = Training(precision="bfloat16" if bfloat16 else "float32")
+        asked = validation if images is None else validation[:images]
+        return report_teacher(teacher, data, asked, training, device=CPU)
 
     return make
 
@@ -273,9 +274,8 @@ def test_kept_answers_are_those_of_the_teacher_as_it_is(study: Path) -> None:
     for scale in ("1", "0.9", "1"):
         (study / "scale").write_text(scale)
         opened = open_evaluator(EvaluatorContext(*_loaded(study), study, study, cache_dir(), "cpu")).workshop
-        options = {"needs": frozenset({"logits"}), "augmentation": Augmentation(), "view_seed": 0, "bfloat16": False}
-        samples = opened.train_indices
-        keys.add(views_key(opened.teacher, opened.teacher_shapes, opened.data, device=CPU, samples=samples, **options))
+        plan = BatchPlan(opened.batches(opened.train_indices), 64, Augmentation(), 0)
+        keys.add(views_key(opened.teacher, opened.teacher_shapes, plan, needs=frozenset({"logits"}), bfloat16=False))
     assert len({key.digest for key in keys}) == 2
 
 

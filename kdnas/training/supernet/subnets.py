@@ -40,7 +40,8 @@ from kdnas.training.batches import Batches
 from kdnas.training.evaluation import evaluate
 from kdnas.training.fused_norm import fused_norms
 from kdnas.training.loss import TrainingLoss, needs_of, task_loss
-from kdnas.training.recipe import Distillation, LossTerm
+from kdnas.training.numerics import in_bfloat16
+from kdnas.training.recipe import Distillation, LossTerm, Training
 
 _DRAWS = 16
 """Assignments looked at for one front-aware subnet."""
@@ -174,25 +175,26 @@ class SubnetScorer:
     Args:
         train: Samples for the statistics: `recalibration_samples` of them, always the same, as they are.
         validation: Samples for the score: all of them, or always the same `validation_samples`.
+        training: The supernet's, which decides the precision.
         recalibration_samples: At most so many.
         validation_samples: At most so many, None for all.
-        bfloat16: The precision of the forward passes.
     """
 
     def __init__(
         self,
         train: Batches,
         validation: Batches,
+        training: Training,
         *,
         recalibration_samples: int = 512,
         validation_samples: int | None = None,
-        bfloat16: bool = False,
     ):
         self._train = train
         self._validation = validation
         self._recalibration_samples = min(recalibration_samples, len(train))
         self._validation_samples = min(validation_samples or len(validation), len(validation))
-        self._bfloat16 = bfloat16
+        self._training = training
+        self._bfloat16 = in_bfloat16(training, train.device)
 
     @property
     def samples(self) -> int:
@@ -203,7 +205,7 @@ class SubnetScorer:
         """Return the validation score of the subnet cut out of `supernet`, which stays as it is."""
         if self._validation_samples < len(self._validation):
             return self.score_and_loss(supernet, spec)[0]
-        return evaluate(self._recalibrated(supernet, spec), self._validation, bfloat16=self._bfloat16)
+        return evaluate(self._recalibrated(supernet, spec), self._validation, self._training)
 
     def score_and_loss(self, supernet: Supernet, spec: SubnetSpec) -> tuple[float, float]:
         """Return the validation score and the mean cross entropy, in nats, of the subnet cut out."""

@@ -108,7 +108,9 @@ def train_supernet(
     bfloat16 = in_bfloat16(recipe.training, device)
     budget_macs = budget_macs or 3 * elastic.price(ladders.largest) * len(train) * recipe.training.epochs
     panel_macs = sum(map(elastic.price, ladders.panel))
-    scorer, checker = _scorers(train, validation, settings, bfloat16, int(_PANEL_SHARE * budget_macs / panel_macs))
+    scorer, checker = _scorers(
+        train, validation, settings, recipe.training, int(_PANEL_SHARE * budget_macs / panel_macs)
+    )
     identity = _identity(supernet, space, teacher, train, recipe, settings, data, recorded, [seed, view_seed])
     identity += f"-{budget_macs}"
     supernet.to(device)
@@ -126,7 +128,7 @@ def train_supernet(
             data=data, in_place=settings.in_place, bfloat16=bfloat16, device=device, seed=seed,
             positions=positions if recipe.training.fused_norms is True else 0.0,
         )  # fmt: skip
-        taught = evaluate(teacher.module.to(device), validation, bfloat16=bfloat16)
+        taught = evaluate(teacher.module.to(device), validation, recipe.training)
         run = SupernetRun(
             supernet, elastic, policy, subnet_step, checker, recipe.training, shrinking,
             budget_macs=budget_macs, teacher_accuracy=taught, seed=seed,
@@ -141,7 +143,7 @@ def train_supernet(
 
 
 def _scorers(
-    train: Batches, validation: Batches, settings: SupernetSettings, bfloat16: bool, affordable: int
+    train: Batches, validation: Batches, settings: SupernetSettings, training: Training, affordable: int
 ) -> tuple[SubnetScorer, SubnetScorer]:
     """Return what scores subnets on the whole validation split, and on as much of it as the training's checks take.
 
@@ -150,7 +152,7 @@ def _scorers(
     scored = min(settings.check_images, max(_FEWEST_SAMPLES, 2 * affordable // 3))
     counts = (settings.recalibration_images, None), (min(settings.recalibration_images, -(-scored // 2)), scored)
     return tuple(  # type: ignore[return-value]
-        SubnetScorer(train, validation, recalibration_samples=few, validation_samples=count, bfloat16=bfloat16)
+        SubnetScorer(train, validation, training, recalibration_samples=few, validation_samples=count)
         for few, count in counts
     )
 

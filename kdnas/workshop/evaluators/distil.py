@@ -225,8 +225,8 @@ class Distil(Evaluator):
                 workshop.teacher,
                 workshop.data,
                 workshop.validation_indices,
+                config.training,
                 device=workshop.device,
-                bfloat16=workshop.bfloat16,
                 say=say,
             )
         calibrated = {name: cost.calibrate(workshop.data.task) for name, cost in workshop.measured_costs.items()}

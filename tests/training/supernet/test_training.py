@@ -37,6 +37,7 @@ from kdnas.training.supernet.training import SupernetSettings, Tick, TrainedSupe
 from kdnas.training.teacher_cache import TeacherCache
 
 CPU = torch.device("cpu")
+FLOAT32 = Training(precision="float32")
 RESNET = SearchSpace(
     "tiny_resnet",
     "resnet",
@@ -143,7 +144,7 @@ def test_subnets_learn_together(data, teacher, space):
     supernet, seen = supernet_of(space, data), 400
     if space is RESNET:
         inherit_supernet(family(data), supernet, ARCH, teacher.module.network, ARCH, normalised(data, seen))
-    scorer = SubnetScorer(batches(data, 0, seen), batches(data, 1000, 1300))
+    scorer = SubnetScorer(batches(data, 0, seen), batches(data, 1000, 1300), FLOAT32)
     given = recipe(KD, task_weight=1.0, epochs=10, batch_size=32, learning_rate=0.05, clip_norm=5.0)
     elastic = ElasticSpace(space, family_for(space.family, data.task))
     ladders = elastic.ladders
@@ -159,7 +160,7 @@ def test_subnets_learn_together(data, teacher, space):
     assert all(torch.equal(value, before[name]) for name, value in trained.supernet.state_dict().items())
     # What is cut has the score's batch-norm statistics.
     cut = trained.scorer.cut(trained.supernet, smallest)
-    score = evaluate(Normalised(cut, data.channel_mean, data.channel_std).eval(), batches(data, 1000, 1300))
+    score = evaluate(Normalised(cut, data.channel_mean, data.channel_std).eval(), batches(data, 1000, 1300), FLOAT32)
     assert score == scores[smallest]
 
 
@@ -494,8 +495,8 @@ def test_inherited_supernets_start_as_the_teacher(data, teacher):
     supernet = supernet_of(RESNET, data)
     report = inherit_supernet(family(data), supernet, ARCH, teacher.module.network, ARCH, normalised(data, 300))
     assert report.share == 1.0
-    scorer = SubnetScorer(batches(data, 0, 300), batches(data, 1000, 1300))
-    taught = evaluate(teacher.module, batches(data, 1000, 1300))
+    scorer = SubnetScorer(batches(data, 0, 300), batches(data, 1000, 1300), FLOAT32)
+    taught = evaluate(teacher.module, batches(data, 1000, 1300), FLOAT32)
     assert scorer(supernet, SubnetSpec(ARCH, 8)) > taught - 0.05
 
 
