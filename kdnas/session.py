@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kdnas.controller.events import Note, Observer, Ready
-from kdnas.controller.hand_made import HandMade, enqueue
 from kdnas.controller.preparation import prepare_study
+from kdnas.controller.queue import HandMade, enqueue
 from kdnas.controller.runner import Search
 from kdnas.errors import KdnasError, RunError
 from kdnas.plan.exporting import export_folder, export_student, wanted_export
-from kdnas.record.front import front, pick
-from kdnas.record.outcome import failure
+from kdnas.record.front import failure, front, pick
 from kdnas.record.products import is_current, lost_products, note_products
 from kdnas.record.records import RunRecord
 from kdnas.record.run_folder import controller_lock

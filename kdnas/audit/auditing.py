@@ -29,7 +29,7 @@ from kdnas.audit.sample import (
 from kdnas.controller.events import Event, Note
 from kdnas.controller.preparation import Opened, prepare_study
 from kdnas.controller.promotion import student_key
-from kdnas.controller.workers import start_executor, wait
+from kdnas.controller.workers import start_executor, work_off
 from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError, Problem
 from kdnas.executors import Finished
@@ -197,20 +197,24 @@ def run_audit(
         return opened.snapshot()
     executor = start_executor(opened, noted)
     running: dict[str, AuditTask] = {}
-    done = 0
+
+    def begin() -> bool:
+        if not waiting:
+            return False
+        task = waiting.popleft()
+        running[task.key] = task
+        executor.submit(task.key, _job(plan, task), time_limit_s=_time_limit_s(plan, task))
+        return True
+
+    def end(finished: Finished[Result]) -> None:
+        task = running.pop(finished.key)
+        training, failure = _ended(plan, task, finished)
+        if training is not None:
+            opened.record.add_audit_training(training)
+        observe(Audited(task, training, failure, total - len(waiting) - len(running), total))
+
     try:
-        while waiting or running:
-            while waiting and executor.free:
-                task = waiting.popleft()
-                running[task.key] = task
-                executor.submit(task.key, _job(plan, task), time_limit_s=_time_limit_s(plan, task))
-            for finished in wait(executor, noted):
-                task = running.pop(finished.key)
-                training, failure = _ended(plan, task, finished)
-                if training is not None:
-                    opened.record.add_audit_training(training)
-                done += 1
-                observe(Audited(task, training, failure, done, total))
+        work_off(executor, begin, end, noted)
     finally:
         executor.close()
         shutil.rmtree(opened.run.folder / RUNG_FOLDER, ignore_errors=True)

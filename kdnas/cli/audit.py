@@ -115,7 +115,7 @@ def _carry_out(plan: AuditPlan, workers: int | None, root_option: Path | None, c
     """Train what is pending and write the report anew; return the run."""
     from kdnas.audit.auditing import limited, open_run, run_audit
     from kdnas.errors import KdnasError, RunError
-    from kdnas.record.outcome import most_often
+    from kdnas.record.front import most_often
     from kdnas.record.run_folder import controller_lock
     from kdnas.report.page import write_report
     from kdnas.workshop import opening

@@ -89,7 +89,7 @@ def _search(
     folder = (out or continued or Path("runs") / loaded.config.name).resolve()
     hand_made = []
     if queue:
-        from kdnas.controller.hand_made import read_students
+        from kdnas.controller.queue import read_students
 
         hand_made = read_students(queue, loaded.config, loaded.space)
     with _open_view(json, loaded.config.budget.trials) as view:

@@ -1,23 +1,33 @@
-"""The front is earned: its students are measured on the quiet machine and trained anew, several seeds each."""
+"""The front is earned: the students that may belong to it are measured on the quiet machine and trained anew.
+
+Whom that is worth is decided on costs by their logarithm: on a linear axis the expensive end hides what the cheap end
+adds, and the other way round.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections import deque
 from pathlib import Path
 
+import numpy as np
+
 from kdnas.controller.events import Note, Observer, RepeatEnded, RepeatStarted
-from kdnas.controller.finalists import finalists
 from kdnas.controller.preparation import Opened
 from kdnas.controller.promotion import student_key
-from kdnas.controller.workers import wait
+from kdnas.controller.workers import work_off
+from kdnas.core.improvement import free_boxes, improvement
+from kdnas.core.objective import breaches, minimised
+from kdnas.core.pareto import non_dominated
+from kdnas.core.promotion import lifted
 from kdnas.core.words import counted
 from kdnas.errors import TrialError
 from kdnas.executors import Executor, Finished
-from kdnas.record.front import is_flat, is_near_worst, picked_or_recommended
+from kdnas.record.front import comparable, is_flat, is_near_worst, measured_values, picked_or_recommended
 from kdnas.record.products import lost_checkpoints
-from kdnas.record.records import Control, Repeat, TrialRecord
+from kdnas.record.records import Control, Repeat, RunRecord, TrialRecord
 from kdnas.study.config import StudyConfig
 from kdnas.workshop.jobs import Job, Result, control_job, final_job
 
@@ -85,19 +95,25 @@ class Retraining:
         limit_s = self._config.time_limit_s(self._config.final_fidelity)
         waiting = deque(pending)
         jobs: dict[str, tuple[TrialRecord, int, Job]] = {}
-        while waiting or jobs:
-            while waiting and executor.free:
-                trial, seed = waiting.popleft()
-                job = final_job(self._config, trial.number, trial.arch, trial.tuned, seed)
-                started = RepeatStarted(trial.number, seed, trial.arch, job.fidelity)
-                jobs[started.key] = (trial, seed, job)
-                executor.submit(started.key, job, time_limit_s=limit_s)
-                self._observe(started)
-            for finished in wait(executor, self._observe):
-                trial, seed, job = jobs.pop(finished.key)
-                self._keep(trial, seed, job, finished)
-                if finished.result is None and self._may_try(trial, seed):
-                    waiting.append((trial, seed))
+
+        def begin() -> bool:
+            if not waiting:
+                return False
+            trial, seed = waiting.popleft()
+            job = final_job(self._config, trial.number, trial.arch, trial.tuned, seed)
+            started = RepeatStarted(trial.number, seed, trial.arch, job.fidelity)
+            jobs[started.key] = (trial, seed, job)
+            executor.submit(started.key, job, time_limit_s=limit_s)
+            self._observe(started)
+            return True
+
+        def end(finished: Finished[Result]) -> None:
+            trial, seed, job = jobs.pop(finished.key)
+            self._keep(trial, seed, job, finished)
+            if finished.result is None and self._may_try(trial, seed):
+                waiting.append((trial, seed))
+
+        work_off(executor, begin, end, self._observe)
 
     @property
     def length_is_open(self) -> bool:
@@ -165,11 +181,11 @@ class Retraining:
     def _alone(self, executor: Executor[Job, Result], key: str, job: Job, config: StudyConfig) -> Result:
         """Return the result of one training, while nothing else runs. Raises TrialError where it fails."""
         executor.submit(key, job, time_limit_s=config.time_limit_s(job.fidelity))
-        while True:
-            for ended in wait(executor, self._observe):
-                if ended.result is None:
-                    raise TrialError(ended.failure or "no reason was given")
-                return ended.result
+        ended: list[Finished[Result]] = []
+        work_off(executor, lambda: False, ended.append, self._observe)
+        if (result := ended[0].result) is None:
+            raise TrialError(ended[0].failure or "no reason was given")
+        return result
 
     def uncontrolled(self) -> TrialRecord | None:
         """Return the picked student, where the study wants it trained without its teacher too and it is not yet."""
@@ -241,3 +257,117 @@ class Retraining:
     def _may_try(self, trial: TrialRecord, seed: int) -> bool:
         failed = self._record.failed_repeats(trial.number, seed, self._config.final_fidelity)
         return failed < self._config.final.attempts
+
+
+_BEYOND = 0.1
+"""Of the front's range: how far past its most expensive member the reference is put for the choice of finalists."""
+_FEWEST_CHANGES = 3
+"""Students with a score at two rungs that it takes to say how uncertain a foretold score is."""
+
+
+def finalists(run: RunRecord) -> tuple[TrialRecord, ...]:
+    """Return the front of the search's scores of the highest fidelity, within the limits, in trial order.
+
+    Of a front larger than `final.max_students` the best score stays, then always who adds most hypervolume to those
+    chosen. A smaller one is filled with students of lower rungs that may belong to it: whose score, foretold from the
+    typical change between rungs and given the benefit of its spread, nobody is known to beat.
+    """
+    most = run.config.final.max_students
+    sound = [trial for trial in comparable(run) if _is_sound(trial, run)]
+    values = _values(sound, run)
+    kept = non_dominated(values)
+    front = [trial for trial, on_front in zip(sound, kept, strict=True) if on_front]
+    chosen = [front[place] for place in _largest(values[kept], [], most, run)]
+    if front and len(chosen) < most and run.config.rungs:
+        lower, foretold = _hopeful(run, sound)
+        known = np.concatenate([_values(chosen, run), foretold])
+        places = _largest(known, list(range(len(chosen))), most, run)
+        chosen += [lower[place - len(chosen)] for place in places[len(chosen) :]]
+    return tuple(sorted(chosen, key=lambda trial: trial.number))
+
+
+def _largest(values: np.ndarray, chosen: list[int], most: int, run: RunRecord) -> list[int]:
+    """Return `chosen` and further rows of `values` [N, M], up to `most`: the best score, then the largest gains.
+
+    Of equal gains the better score.
+    """
+    scale = _logarithmic(values, run)
+    reference = _reference(scale, run)
+    score = run.objectives.index(run.score)
+    picked = list(chosen)
+    while len(picked) < min(most, len(values)):
+        rest = [place for place in range(len(values)) if place not in picked]
+        gains = improvement(scale[rest], free_boxes(scale[picked], reference)) if picked else np.zeros(len(rest))
+        picked.append(rest[int(np.lexsort((values[rest, score], -gains))[0])])
+    return picked
+
+
+def _hopeful(run: RunRecord, above: list[TrialRecord]) -> tuple[list[TrialRecord], np.ndarray]:
+    """Return students that stayed below the rung of `above` and may belong to its front, with their foretold scores."""
+    fidelities = run.config.fidelities
+    top = max((fidelities.index(trial.fidelity) for trial in above), default=0)
+    students: dict[str, TrialRecord] = {}
+    scores: dict[str, np.ndarray] = {}
+    for trial in run.trials:
+        if trial.state == "complete" and trial.fidelity in fidelities[: top + 1] and _is_sound(trial, run):
+            key, rung = student_key(trial.arch, trial.tuned), fidelities.index(trial.fidelity)
+            scores.setdefault(key, np.full((top + 1, len(run.objectives)), np.nan))[rung] = _values([trial], run)[0]
+            if key not in students or students[key].fidelity.amount < trial.fidelity.amount:
+                students[key] = trial
+    table = np.stack([scores[key] for key in students]) if students else np.empty((0, top + 1, len(run.objectives)))
+    foretold = lifted(table)
+    hopeful = []
+    for place, trial in enumerate(students.values()):
+        if trial.fidelity == fidelities[top]:
+            continue
+        others = np.delete(foretold, place, axis=0)
+        best = foretold[place] - _spread(table, fidelities.index(trial.fidelity))
+        beaten = np.all(others <= best, axis=1) & np.any(others < best, axis=1)
+        if not beaten.any():
+            hopeful.append(place)
+    everyone = list(students.values())
+    return [everyone[place] for place in hopeful], foretold[hopeful].reshape(-1, len(run.objectives))
+
+
+def _spread(table: np.ndarray, rung: int) -> np.ndarray:
+    """Return how uncertain [M] a score foretold from `rung` is, of `table` [N, R, M]; infinite where too few tell."""
+    changes = [table[:, above] - table[:, above - 1] for above in range(rung + 1, table.shape[1])]
+    known = [change[~np.isnan(change).any(axis=1)] for change in changes]
+    if any(len(change) < _FEWEST_CHANGES for change in known):
+        return np.full(table.shape[2], np.inf)
+    return np.sqrt(sum(change.var(axis=0) for change in known))
+
+
+def _is_sound(trial: TrialRecord, run: RunRecord) -> bool:
+    values = measured_values(trial)
+    known = all(math.isfinite(values.get(objective.name, math.nan)) for objective in run.objectives)
+    return known and not breaches(values, run.limits)
+
+
+def _values(trials: list[TrialRecord], run: RunRecord) -> np.ndarray:
+    return minimised([measured_values(trial) for trial in trials], run.objectives)
+
+
+def _logarithmic(values: np.ndarray, run: RunRecord) -> np.ndarray:
+    """Return `values` [N, M] with the logarithm of every cost that is minimised and above 0."""
+    scaled = values.copy()
+    for column, objective in enumerate(run.objectives):
+        if objective.kind != "trained" and len(values) and values[:, column].min() > 0:
+            scaled[:, column] = np.log(values[:, column])
+    return scaled
+
+
+def _reference(front: np.ndarray, run: RunRecord) -> np.ndarray:
+    """Return the point [M] that gains are measured from: the score that is worth nothing, and past the front's costs.
+
+    The run's own reference cost is a bound or a sampled price, which the most accurate student may well have: below it
+    that one would add nothing.
+    """
+    chance = minimised([run.reference_point], run.objectives)[0]
+    if not len(front):
+        return chance
+    worst = front.max(axis=0)
+    span = worst - front.min(axis=0)
+    past = worst + _BEYOND * np.where(span > 0, span, 1.0)
+    is_cost = np.array([objective.kind != "trained" for objective in run.objectives])
+    return np.where(is_cost, past, chance)

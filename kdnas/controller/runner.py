@@ -24,7 +24,7 @@ from kdnas.controller.proposals import Preset, ValidProposals
 from kdnas.controller.queue import queued_values
 from kdnas.controller.retraining import Retraining
 from kdnas.controller.stopping import full_trainings, is_ending, spent_by, why_over
-from kdnas.controller.workers import start_executor, wait
+from kdnas.controller.workers import start_executor, work_off
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.objective import Constraint, breaches
 from kdnas.core.seeds import derive_seed
@@ -233,19 +233,20 @@ class Search:
             self._record.set_note("finished", "")  # a larger budget goes on
             self._run = self._opened.snapshot()
         self._began = time.monotonic()
-        while True:
-            while executor.free and (start := self._next()) is not None:
-                self._begin(executor, start)
-            if not self._running:
-                break
-            for finished in wait(executor, self._observe):
-                self._tell(finished)
+        work_off(executor, lambda: self._begin_next(executor), self._tell, self._observe)
         self._seconds_before, self._began = self._seconds, None
         self._end()
 
     def _end(self) -> None:
         self._record.set_note("finished", self._over)
         shutil.rmtree(self._opened.run.folder / RUNG_FOLDER, ignore_errors=True)
+
+    def _begin_next(self, executor: Executor[Job, Result]) -> bool:
+        """Begin what a free worker is to do; False where there is nothing."""
+        start = self._next()
+        if start is not None:
+            self._begin(executor, start)
+        return start is not None
 
     def _begin(self, executor: Executor[Job, Result], start: _Start) -> None:
         """Start one trial, unless the sampler has nothing left to propose."""

@@ -45,9 +45,8 @@ from kdnas.plan.train_file import ArchSection, TrainFile, locked_fingerprint, tr
 from kdnas.plan.training import Progress, follow, identity
 from kdnas.plan.training_folder import GUARD_FILE, claim
 from kdnas.plan.training_ground import open_training
-from kdnas.record.front import front
+from kdnas.record.front import front, most_often
 from kdnas.record.lock import space_record
-from kdnas.record.outcome import most_often
 from kdnas.record.records import FrontMember, RunRecord
 from kdnas.record.run_folder import exclusively
 from kdnas.record.storage import Record

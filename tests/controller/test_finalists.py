@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from synthetic_run import complete, run_of
 
-from kdnas.controller.finalists import finalists
+from kdnas.controller.retraining import finalists
 
 
 def numbers(run, most):

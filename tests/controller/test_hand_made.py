@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from kdnas.cli.main import main
-from kdnas.controller.hand_made import read_students
+from kdnas.controller.queue import read_students
 from kdnas.errors import ConfigError
 from kdnas.record.storage import load_run
 from kdnas.study.config import StudyConfig

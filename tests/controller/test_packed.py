@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdnas.controller.packed import Pack, PackedExecutor, PackedWorkplan, PackResult
+from kdnas.controller.workers import Pack, PackedExecutor, PackedWorkplan, PackResult
 from kdnas.errors import TrialError
 from kdnas.executors import EXECUTORS, Executor, Finished
 from kdnas.testing._jobs import Seen, Task

@@ -7,10 +7,9 @@ import torch
 from audited_run import InProcess, write_study
 
 from kdnas.controller.events import Note
-from kdnas.controller.packed import PackedExecutor
 from kdnas.controller.preparation import prepare_study
 from kdnas.controller.runner import Search
-from kdnas.controller.workers import start_executor
+from kdnas.controller.workers import PackedExecutor, start_executor
 from kdnas.executors import EXECUTORS
 from kdnas.record.run_folder import controller_lock
 from kdnas.record.storage import load_run

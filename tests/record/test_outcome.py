@@ -6,7 +6,7 @@ import pytest
 import scored_study
 
 from kdnas.core.words import commonest, printable
-from kdnas.record.outcome import failure
+from kdnas.record.front import failure
 from kdnas.record.storage import load_run
 
 

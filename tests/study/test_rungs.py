@@ -20,10 +20,10 @@ import yaml
 from synthetic_run import perplexity_of
 
 from kdnas.controller.events import SearchEnded, StudyEnded, TrialStarted
-from kdnas.controller.finalists import finalists
 from kdnas.controller.preparation import prepare_study
 from kdnas.controller.promotion import next_promotion, student_key
 from kdnas.controller.proposals import at_one_fidelity
+from kdnas.controller.retraining import finalists
 from kdnas.controller.runner import Search
 from kdnas.controller.stopping import full_trainings
 from kdnas.core.fidelity import Fidelity
