@@ -33,7 +33,11 @@ class DistillationLoss(nn.Module, ABC):
         super().__init__()
         name = type(self).__module__.rpartition(".")[2]
         if "stages" in self.needs and not (student.stages and teacher.stages):
-            raise ConfigError(f"the loss {name} needs a student and a teacher with stages [B, C, H, W]")
+            raise ConfigError(f"the loss {name} needs a student and a teacher with stages: maps, or layers of tokens")
+        if "attention" in self.needs and not (student.attention and teacher.attention):
+            raise ConfigError(
+                f"the loss {name} reads attention: student and teacher need to be transformers kdnas knows"
+            )
         if "embedding" in self.needs and not (student.embedding and teacher.embedding):
             raise ConfigError(f"the loss {name} reads the embedding: student and teacher need a linear classifier")
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES, DistillationLoss
-from kdnas.nn.matching import match_stages, to_common_size
+from kdnas.nn.matching import channels, match_stages, to_common_size
 from kdnas.nn.precision import in_float32
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
@@ -33,8 +33,8 @@ class Hint(DistillationLoss):
             allowed = f"{-len(pairs)}..{len(pairs) - 1}"
             raise ConfigError(Problem("stage", f"there is no matched stage {stage}", allowed))
         self.student_stage, self.teacher_stage = pairs[position]
-        channels_s = student.stages[self.student_stage][0]
-        channels_t = teacher.stages[self.teacher_stage][0]
+        channels_s = channels(student.stages[self.student_stage])
+        channels_t = channels(teacher.stages[self.teacher_stage])
         layers: list[nn.Module] = [nn.Conv2d(channels_s, channels_t, 1, bias=False), nn.BatchNorm2d(channels_t)]
         self.adapter = nn.Sequential(*layers, *([nn.ReLU()] if relu else []))
 

@@ -28,3 +28,12 @@ def in_float32(forward: Forward[Self]) -> Forward[Self]:
             return forward(self, student.float(), teacher.float().detach(), rows.float())
 
     return wrapped
+
+
+_LARGEST = 1e15
+"""Differences beyond it count as it: their squares would leave float32's range."""
+
+
+def squared(differences: Tensor) -> Tensor:
+    """Return the squares, all of them finite."""
+    return differences.clamp(-_LARGEST, _LARGEST).square()

@@ -1,15 +1,15 @@
 """Feature taps: read a network's stage outputs and embedding with hooks, leaving the network as it is.
 
-Shapes: B batch, T positions of a sequence, M predictions (B, or B * T), V outputs of each, C channels, H and W height
-and width, D embedding width.
+Shapes: B batch, N tokens, T positions of a sequence, M predictions (B, or B * T), V outputs of each, C channels, H and
+W height and width, D embedding width.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,37 +17,67 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kdnas.core.task import TaskSpec
+from kdnas.nn.attention import AttentionShape, AttentionTaps, Projections, attention_layers
 
-Output = Literal["logits", "stages", "embedding"]
+Output = Literal["logits", "stages", "embedding", "attention"]
 ALL_OUTPUTS: frozenset[Output] = frozenset({"logits", "stages", "embedding"})
+"""Without the attention: it is three tensors a layer."""
+EVERYTHING: frozenset[Output] = ALL_OUTPUTS | {"attention"}
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a network gave for one batch: `logits` [M, V], `stages` each [B, C, H, W], `embedding` [M, D]."""
+    """What a network gave for one batch: `logits` [M, V], `embedding` [M, D], `stages` and `attention`.
+
+    A stage is a map [B, C, H, W], or the tokens [B, N, C] of a layer. `mask` [B, N] is 1 where a token is text; None
+    where all are. `attention` is what the layers attend with.
+    """
 
     logits: Tensor
     stages: tuple[Tensor, ...] = ()
     embedding: Tensor | None = None
+    attention: tuple[Projections, ...] = ()
+    mask: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that there are, in an order of their own."""
+        flat = [tensor for layer in self.attention for tensor in layer.tensors]
+        more = [tensor for tensor in (self.embedding, self.mask) if tensor is not None]
+        return [self.logits, *self.stages, *flat, *more]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
+        """Return the same outputs with every tensor changed."""
+        return self.of([change(tensor) for tensor in self.tensors])
+
+    def of(self, tensors: Sequence[Tensor]) -> Outputs:
+        """Return outputs like these that hold `tensors`, in the order of `tensors`."""
+        left = iter(tensors)
+        logits, stages = next(left), tuple(next(left) for _ in self.stages)
+        attention = tuple(replace(p, queries=next(left), keys=next(left), values=next(left)) for p in self.attention)
+        embedding = None if self.embedding is None else next(left)
+        return Outputs(logits, stages, embedding, attention, None if self.mask is None else next(left))
 
     def float(self) -> Outputs:
         """Return the same outputs in float32."""
-        embedding = None if self.embedding is None else self.embedding.float()
-        return Outputs(self.logits.float(), tuple(stage.float() for stage in self.stages), embedding)
+        return self.map(Tensor.float)
 
     def detach(self) -> Outputs:
         """Return the same outputs, cut off from the graph that made them."""
-        embedding = None if self.embedding is None else self.embedding.detach()
-        return Outputs(self.logits.detach(), tuple(stage.detach() for stage in self.stages), embedding)
+        return self.map(Tensor.detach)
 
 
 @dataclass(frozen=True)
 class OutputShapes:
-    """The shapes of `Outputs` without the batch: logits, each stage's (C, H, W), and the embedding's width."""
+    """The shapes of `Outputs` without the batch: logits, each stage's (C, H, W) or (N, C), and the embedding's width.
+
+    `attention` are the widths that each layer attends with.
+    """
 
     outputs: int
-    stages: tuple[tuple[int, int, int], ...] = ()
+    stages: tuple[tuple[int, ...], ...] = ()
     embedding: int = 0
+    attention: tuple[AttentionShape, ...] = ()
 
 
 class Taps:
@@ -57,7 +87,9 @@ class Taps:
             outputs = tapped(*inputs)
 
     `stages` and `classifier` are dotted names inside `module`; `classifier` None means that there is no embedding. Only
-    the outputs in `needs` are captured. A submodule that runs several times in one forward gives its last output.
+    the outputs in `needs` are captured; the attention is that of the layers whose roles kdnas knows. `mask` is the
+    place among the inputs of the one that says which tokens are text. A submodule that runs several times in one
+    forward gives its last output.
     Raises ValueError when a name does not exist.
     """
 
@@ -68,6 +100,7 @@ class Taps:
         classifier: str | None = None,
         *,
         needs: Collection[Output] = ALL_OUTPUTS,
+        mask: int | None = None,
     ):
         names = list(stages) if "stages" in needs else []
         wanted = [*names, *([classifier] if classifier is not None else [])]
@@ -82,12 +115,16 @@ class Taps:
         self._handles: list[RemovableHandle] = []
         self._captured: dict[int, Tensor] = {}
         self._embedding: Tensor | None = None
+        self._attention = AttentionTaps(module) if "attention" in needs else None
+        self._mask = mask
 
     def __enter__(self) -> Taps:
         for position, stage in enumerate(self._stages):
             self._handles.append(stage.register_forward_hook(self._stage_hook(position)))
         if self._classifier is not None:
             self._handles.append(self._classifier.register_forward_pre_hook(self._embedding_hook))
+        if self._attention is not None:
+            self._handles += self._attention.hooks()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -107,13 +144,17 @@ class Taps:
             embedding = self._embedding
             if embedding is not None:
                 embedding = embedding.flatten(0, 1) if logits.ndim == embedding.ndim == 3 else embedding.flatten(1)
-            return Outputs(logits.flatten(0, -2), stages, embedding)
+            attention = () if self._attention is None else self._attention.taken()
+            mask = None if self._mask is None else inputs[self._mask]
+            return Outputs(logits.flatten(0, -2), stages, embedding, attention, mask)
         finally:
             self._release()  # holding the last batch's graph would keep its memory
 
     def _release(self) -> None:
         self._captured.clear()
         self._embedding = None
+        if self._attention is not None:
+            self._attention.release()
 
     def _stage_hook(self, position: int) -> Any:
         def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
@@ -135,14 +176,19 @@ def output_shapes(
 
     The network is left as it was, training flags and running statistics included.
     """
-    with _evaluating(module), torch.no_grad(), Taps(module, stages, classifier) as tapped:
+    with _evaluating(module), torch.no_grad(), Taps(module, stages, classifier, needs=EVERYTHING) as tapped:
         outputs = tapped(*example)
     for name, stage in zip(stages, outputs.stages, strict=True):
-        if stage.ndim != 4:
-            raise ValueError(f"stage {name!r} gives {tuple(stage.shape)}, not [B, C, H, W]")
-    shapes = tuple((stage.shape[1], stage.shape[2], stage.shape[3]) for stage in outputs.stages)
+        if stage.ndim not in (3, 4):
+            raise ValueError(f"stage {name!r} gives {tuple(stage.shape)}, not [B, C, H, W] or [B, N, C]")
+    shapes = tuple(tuple(stage.shape[1:]) for stage in outputs.stages)
     embedding = 0 if outputs.embedding is None else outputs.embedding.shape[1]
-    return OutputShapes(outputs.logits.shape[1], shapes, embedding)
+    return OutputShapes(outputs.logits.shape[1], shapes, embedding, tuple(p.shape for p in outputs.attention))
+
+
+def mask_place(spec: TaskSpec) -> int | None:
+    """Return which input of the task says which tokens are text; None where there is none."""
+    return next((place for place, taken in enumerate(spec.inputs) if taken.kind == "mask"), None)
 
 
 def example_inputs(spec: TaskSpec, device: torch.device, count: int = 2) -> tuple[Tensor, ...]:
@@ -158,8 +204,9 @@ def find_stages(module: nn.Module, example: Tensor) -> tuple[tuple[str, ...], st
     """Return (stage names, classifier name or None) of an unknown network, from one forward on `example` [B, C, H, W].
 
     A stage is the last submodule that gives [B, C, H, W] at a spatial size, sizes falling, 1x1 left out (pooling,
-    squeeze-excite). Leading sizes with fewer than two convolutions are the stem. Networks that work on tokens
-    [B, T, D] have no stages. The classifier is the last linear layer, when it reads [B, D] and gives the logits.
+    squeeze-excite). Leading sizes with fewer than two convolutions are the stem. The stages of a transformer are its
+    layers, which give tokens [B, N, C]. The classifier is the last linear layer, when it reads [B, D] and gives the
+    logits.
     """
     last_at: dict[tuple[int, int], str] = {}
     convolutions: Counter[tuple[int, int]] = Counter()
@@ -189,7 +236,8 @@ def find_stages(module: nn.Module, example: Tensor) -> tuple[tuple[str, ...], st
     classifier = None
     if linears and len(linears[-1][1]) == 2 and linears[-1][2] == tuple(logits.shape):
         classifier = linears[-1][0]
-    return tuple(last_at[size] for size in _after_stem(list(last_at), convolutions)), classifier
+    maps = tuple(last_at[size] for size in _after_stem(list(last_at), convolutions))
+    return maps or tuple(layer.path for layer in attention_layers(module)), classifier
 
 
 def with_taps(module: nn.Module, stages: tuple[str, ...], classifier: str | None) -> nn.Module:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from kdnas.core.answers import sketch
 from kdnas.errors import Problem, TeacherError
+from kdnas.nn.attention import attention_layers
 from kdnas.nn.exact import exact_arithmetic
 from kdnas.nn.origin import Entrance, Origin
 from kdnas.nn.taps import find_stages
@@ -120,7 +121,9 @@ def fit_teacher(
         answers = module(probe)
     if not torch.isfinite(answers).all():
         raise TeacherError(Problem("teacher", "the network gives NaN or infinite logits on the data's first images"))
-    identity = {**facts, "mean": mean, "std": std, "size": size, "repeat": module.repeat, "order": order, "taps": found}
+    identity = {**facts, "mean": mean, "std": std, "size": size, "repeat": module.repeat, "order": order}
+    layers = {layer.path for layer in attention_layers(module)}  # known before they were tapped: no part of what it is
+    identity["taps"] = tuple(name for name in found[0] if name not in layers), found[1]
     if module.default_format or module.total is not None:
         identity |= {"default_format": module.default_format, "total": module.total}
     return Teacher(
@@ -203,12 +206,12 @@ def _tapped(
 
 
 def _check_maps(module: nn.Module, example: Tensor, stages: Mapping[str, nn.Module]) -> None:
-    """Raise TeacherError unless each of `stages` gives a map [B, C, H, W]."""
+    """Raise TeacherError unless each of `stages` gives a map [B, C, H, W] or tokens [B, N, C]."""
     wrong = dict.fromkeys(stages, "nothing: it is never called")
 
     def watch(name: str) -> Any:
         def hook(part: nn.Module, inputs: Any, output: Any) -> None:
-            is_map = isinstance(output, Tensor) and output.ndim == 4
+            is_map = isinstance(output, Tensor) and output.ndim in (3, 4)
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             wrong[name] = "" if is_map else str(shape)
 
@@ -221,7 +224,9 @@ def _check_maps(module: nn.Module, example: Tensor, stages: Mapping[str, nn.Modu
     finally:
         for handle in handles:
             handle.remove()
-    problems = [Problem("stages", f"{name} gives {what}", "[B, C, H, W]") for name, what in wrong.items() if what]
+    problems = [
+        Problem("stages", f"{name} gives {what}", "[B, C, H, W] or [B, N, C]") for name, what in wrong.items() if what
+    ]
     if problems:
         raise TeacherError(problems)
 

@@ -1,10 +1,11 @@
 """What every distillation loss keeps.
 
-Shapes: B images, K classes, stages [B, C, H, W], embeddings [B, E].
+Shapes: B images, K classes, stages [B, C, H, W] or [B, N, C], embeddings [B, E].
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -12,15 +13,26 @@ import torch
 
 from kdnas.errors import ConfigError
 from kdnas.losses import LOSSES
+from kdnas.nn.attention import AttentionShape, Projections
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
 from kdnas.testing._member import MemberConformance
 
 BATCH, CLASSES = 6, 5
 # Widths, sizes and the number of stages all differ.
-STUDENT = OutputShapes(CLASSES, ((4, 8, 8), (6, 4, 4)), 6)
-TEACHER = OutputShapes(CLASSES, ((8, 16, 16), (12, 8, 8), (16, 4, 4)), 10)
-PAIRS = {"differing": (STUDENT, TEACHER), "equal": (TEACHER, TEACHER), "student deeper": (TEACHER, STUDENT)}
+STUDENT = OutputShapes(CLASSES, ((4, 8, 8), (6, 4, 4)), 6, 2 * (AttentionShape(7, 2, 8, 8, 8),))
+TEACHER = OutputShapes(
+    CLASSES, ((8, 16, 16), (12, 8, 8), (16, 4, 4)), 10, 3 * (AttentionShape(7, 4, 16, 8, 8, causal=True),)
+)
+_LAYERS_S = replace(STUDENT, stages=2 * ((17, 8),))
+_LAYERS_T = replace(TEACHER, stages=3 * ((17, 16),))
+PAIRS = {
+    "differing": (STUDENT, TEACHER),
+    "equal": (TEACHER, TEACHER),
+    "student deeper": (TEACHER, STUDENT),
+    "layers": (_LAYERS_S, _LAYERS_T),
+    "layers from maps": (_LAYERS_S, TEACHER),
+}
 LABELS = {
     "classes": torch.tensor([0, 1, 2, 3, 4, 0]),
     "mixed": 0.3 * torch.eye(CLASSES)[[0, 1, 2, 3, 4, 0]] + 0.7 * torch.eye(CLASSES)[[1, 1, 0, 4, 2, 3]],
@@ -35,11 +47,19 @@ def outputs(shapes: OutputShapes, seed: int, dtype: torch.dtype = torch.float32)
         return torch.randn(*shape, generator=generator).to(dtype).requires_grad_()
 
     stages = tuple(leaf(BATCH, *shape) for shape in shapes.stages)
-    return Outputs(3 * leaf(BATCH, shapes.outputs), stages, leaf(BATCH, shapes.embedding or 1))
+    attention = tuple(
+        Projections(
+            *(leaf(BATCH, layer.tokens, width) for width in (layer.queries, layer.keys, layer.values)),
+            heads=layer.heads,
+            causal=layer.causal,
+        )
+        for layer in shapes.attention
+    )
+    return Outputs(3 * leaf(BATCH, shapes.outputs), stages, leaf(BATCH, shapes.embedding or 1), attention)
 
 
 def _tensors(given: Outputs) -> list[torch.Tensor]:
-    found = [tensor for tensor in (given.logits, *given.stages, given.embedding) if tensor is not None]
+    found = given.tensors
     for tensor in found:
         tensor.retain_grad()
     return found

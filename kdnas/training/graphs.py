@@ -139,7 +139,7 @@ class GraphedStep:
         # Copies, not the batch itself: a graph reads from where its inputs were.
         self._inputs = [tensor.clone() for tensor in batch]
         inputs, (targets, *rest) = tuple(self._inputs[:count]), self._inputs[count:]
-        static = None if theirs is None else _outputs(rest, theirs)
+        static = None if theirs is None else theirs.of(rest)
         try:
             self._replay = self._recorder.capture(lambda: self._step(inputs, targets, static))
         except RuntimeError as error:
@@ -153,16 +153,7 @@ def _flat(inputs: tuple[Tensor, ...], targets: Tensor, theirs: Outputs | None) -
     """Return the tensors of a batch. The teacher's are float32, as the losses read them, cached or not."""
     if theirs is None:
         return [*inputs, targets]
-    theirs = theirs.float()
-    embedding = [] if theirs.embedding is None else [theirs.embedding]
-    return [*inputs, targets, theirs.logits, *embedding, *theirs.stages]
-
-
-def _outputs(tensors: Sequence[Tensor], like: Outputs) -> Outputs:
-    """Return the teacher's part of `_flat` as outputs again."""
-    logits, *rest = tensors
-    embedding = None if like.embedding is None else rest.pop(0)
-    return Outputs(logits, tuple(rest), embedding)
+    return [*inputs, targets, *theirs.float().tensors]
 
 
 def batches_together(batch_size: int, spec: TaskSpec, device: torch.device) -> int:

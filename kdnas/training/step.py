@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kdnas.core.data import Data
 from kdnas.errors import TrialError
-from kdnas.nn.taps import Outputs, OutputShapes, Taps, example_inputs, output_shapes, stage_names
+from kdnas.nn.taps import Outputs, OutputShapes, Taps, example_inputs, mask_place, output_shapes, stage_names
 from kdnas.tasks import Task, task_of
 from kdnas.teachers import Teacher
 from kdnas.training.averaging import Average
@@ -177,7 +177,8 @@ def open_teacher_outputs(
     if teacher_cache is not None:
         key = views_key(teacher, shapes, plan, needs=needs, bfloat16=bfloat16, top_k=teacher_cache.top_k)
         cache = None if key is None else (teacher_cache, key)
-    tapped = stack.enter_context(Taps(teacher.module, teacher.stages, teacher.classifier, needs=needs))
+    taps = Taps(teacher.module, teacher.stages, teacher.classifier, needs=needs, mask=mask_place(data.task))
+    tapped = stack.enter_context(taps)
     return TeacherOutputs(tapped, device=device, bfloat16=bfloat16, cache=cache, plan=plan), shapes
 
 
@@ -208,7 +209,8 @@ def open_step(
     stages = tuple(f"network.{name}" for name in stages)
     classifier = None if classifier is None else f"network.{classifier}"
     shapes = output_shapes(student, stages, classifier, *example_inputs(data.task, device))
-    tapped = stack.enter_context(Taps(student, stages, classifier, needs=needs_of(distillation)))
+    taps = Taps(student, stages, classifier, needs=needs_of(distillation), mask=mask_place(data.task))
+    tapped = stack.enter_context(taps)
     pixels = recipe.training.epochs * recipe.training.data_fraction * len(data.train) * reduced.positions
     wanted = recipe.training.fused_norms is True
     stack.enter_context(fused_norms(network, device, pixels=pixels, wanted=wanted))

@@ -30,6 +30,8 @@ _PART_SAMPLES = {"cpu": 512, "cuda": 8192}
 """Samples that one claim covers: seconds of work."""
 _MAP_BYTES = 4
 """Of a number in a stage map."""
+_TOO_LARGE: frozenset[Output] = frozenset({"stages", "attention"})
+"""Outputs that are not kept."""
 _PATIENCE_S = 60.0
 """How long to wait for a living process that holds a claim and does not get on, before its work is done here too."""
 
@@ -241,12 +243,18 @@ def why_live(distillation: Distillation, shapes: OutputShapes, samples: int) -> 
 
     `shapes` are those of what it says of a sample, `samples` how many a view has.
     """
-    if "stages" not in needs_of(distillation):
+    if not _TOO_LARGE & needs_of(distillation):
         return None
-    readers = [term.type for term in distillation.losses if term.weight > 0 and "stages" in LOSSES.get(term.type).needs]
-    size = samples * sum(math.prod(stage) for stage in shapes.stages) * _MAP_BYTES / 2**30
+    terms = [term for term in distillation.losses if term.weight > 0]
+    readers = [term.type for term in terms if _TOO_LARGE & LOSSES.get(term.type).needs]
+    numbers = sum(math.prod(stage) for stage in shapes.stages)
+    what = "stage maps" if all(len(stage) == 3 for stage in shapes.stages) else "tokens"
+    if "attention" in needs_of(distillation):
+        numbers += sum(layer.tokens * (layer.queries + layer.keys + layer.values) for layer in shapes.attention)
+        what = "attention"
     read = "reads" if len(readers) == 1 else "read"
-    return f"{', '.join(readers)} {read} the teacher's stage maps, which are not kept: {size:,.3g} GiB a view"
+    size = samples * numbers * _MAP_BYTES / 2**30
+    return f"{', '.join(readers)} {read} the teacher's {what}, which are not kept: {size:,.3g} GiB a view"
 
 
 def views_key(
@@ -258,11 +266,11 @@ def views_key(
     bfloat16: bool,
     top_k: int | None = None,
 ) -> ViewsKey | None:
-    """Return the cache's key for what the losses read, or None where they read stage maps.
+    """Return the cache's key for what the losses read, or None where they read what is not kept.
 
     Where views mix samples, those that are trained on belong to the key.
     """
-    if "stages" in needs:
+    if _TOO_LARGE & needs:
         return None
     train = plan.train
     described = plan.views.model_dump_json()

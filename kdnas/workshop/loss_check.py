@@ -17,7 +17,7 @@ from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
 from kdnas.nn.exact import exact_arithmetic
 from kdnas.nn.rows import Batch, Rows
-from kdnas.nn.taps import Output, Outputs, OutputShapes, Taps, output_shapes, stage_names
+from kdnas.nn.taps import EVERYTHING, Output, Outputs, OutputShapes, Taps, output_shapes, stage_names
 from kdnas.tasks import task_of
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
@@ -25,7 +25,8 @@ from kdnas.training.recipe import LossTerm, Recipe
 
 _IMAGES = 4
 _READ: Mapping[Output, str] = {
-    "stages": "maps [B, C, H, W] of several stages",
+    "stages": "maps [B, C, H, W] of several stages, or the tokens [B, N, C] of layers",
+    "attention": "what layers attend with",
     "embedding": "the embedding, which is what a linear classifier at the end takes",
     "logits": "logits",
 }
@@ -42,7 +43,8 @@ class _Side:
 
     def lacks(self, need: Output) -> bool:
         """Whether losses cannot read `need` of it."""
-        return (need == "stages" and not self.shapes.stages) or (need == "embedding" and not self.shapes.embedding)
+        given = {"stages": self.shapes.stages, "embedding": self.shapes.embedding, "attention": self.shapes.attention}
+        return not given.get(need, True)
 
 
 def check_losses(
@@ -80,7 +82,7 @@ def check_losses(
 
 def _asked(name: str, module: nn.Module, stages: Sequence[str], classifier: str | None, batch: Batch) -> _Side:
     shapes = output_shapes(module, stages, classifier, *batch.inputs)
-    with torch.no_grad(), Taps(module, stages, classifier) as tapped:
+    with torch.no_grad(), Taps(module, stages, classifier, needs=EVERYTHING) as tapped:
         return _Side(name, shapes, tapped(*batch.inputs).float())
 
 

@@ -8,7 +8,7 @@ from kdnas.errors import ConfigError
 from kdnas.losses import LOSSES
 from kdnas.nn.taps import OutputShapes
 from kdnas.testing import LossConformance, suites
-from kdnas.testing.losses import CLASSES, STUDENT, TEACHER
+from kdnas.testing.losses import CLASSES, PAIRS, STUDENT, TEACHER
 
 globals().update(suites(LossConformance, hint={"zero_when_equal": False}))
 
@@ -21,6 +21,13 @@ def test_adapters_appear_where_the_widths_differ_and_only_there(name: str) -> No
         return
     assert [tuple(p.shape) for p in adapted] == [(10, 6)]
     assert not list(LOSSES.build(name, TEACHER, TEACHER).parameters())
+
+
+@pytest.mark.parametrize("name", ["hidden", "hidden_cosine", "patient", "statistics"])
+def test_layers_of_other_widths_share_one_adapter(name: str) -> None:
+    student, teacher = PAIRS["layers"]
+    assert [tuple(p.shape) for p in LOSSES.build(name, student, teacher).parameters()] == [(16, 8)]
+    assert not list(LOSSES.build(name, teacher, teacher).parameters())
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES.names() if not LOSSES.get(name).needs <= {"logits"}])

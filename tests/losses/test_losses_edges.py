@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from kdnas.losses import LOSSES
+from kdnas.nn.attention import AttentionShape, Projections
 from kdnas.nn.directions import bounded, directions
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
 
-SHAPES = OutputShapes(4, ((3, 4, 4), (5, 2, 2), (6, 1, 1)), 6)
+SHAPES = OutputShapes(4, ((3, 4, 4), (5, 2, 2), (6, 1, 1)), 6, 3 * (AttentionShape(3, 2, 4, 4, 4),))
 TWO = dataclasses.replace(SHAPES, outputs=2)
-OTHER = OutputShapes(4, ((4, 4, 4), (7, 2, 2), (8, 1, 1)), 9)
+OTHER = OutputShapes(4, ((4, 4, 4), (7, 2, 2), (8, 1, 1)), 9, 4 * (AttentionShape(3, 4, 8, 4, 4),))
 
 KINDS = {
     "random": lambda x: x,
@@ -39,7 +40,11 @@ def draw(shapes: OutputShapes, batch: int, kind: str, seed: int, dtype: torch.dt
         return KINDS[kind](torch.randn(batch, *shape, generator=generator)).to(dtype).requires_grad_()
 
     stages = tuple(leaf(*shape) for shape in shapes.stages)
-    return Outputs(leaf(shapes.outputs), stages, leaf(shapes.embedding))
+    attention = tuple(
+        Projections(*(leaf(layer.tokens, width) for width in (layer.queries, layer.keys, layer.values)), layer.heads)
+        for layer in shapes.attention
+    )
+    return Outputs(leaf(shapes.outputs), stages, leaf(shapes.embedding), attention)
 
 
 def check(name: str, ours: OutputShapes, theirs: OutputShapes, s: Outputs, t: Outputs, **options: object) -> None:
@@ -53,7 +58,7 @@ def check(name: str, ours: OutputShapes, theirs: OutputShapes, s: Outputs, t: Ou
         assert value >= -1e-5
         if value.requires_grad:
             value.backward()
-    for tensor in (s.logits, *s.stages, s.embedding, *loss.parameters()):
+    for tensor in (*s.tensors, *loss.parameters()):
         assert tensor.grad is None or torch.isfinite(tensor.grad).all()
         if tensor.grad is not None:
             tensor.grad = None

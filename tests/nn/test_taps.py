@@ -149,7 +149,7 @@ def test_find_stages_of_known_architectures() -> None:
     assert shapes.outputs == 10
     assert shapes.embedding == mobile.classifier.in_features
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=10, depth=2)
-    assert find_stages(vit, example) == ((), "head")
+    assert find_stages(vit, example) == (("blocks.0", "blocks.1"), "head")
     swin = timm.create_model(
         "swin_tiny_patch4_window7_224", img_size=64, window_size=2, num_classes=10, depths=(1, 1, 1, 1)
     )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from kdnas.nn.anatomy._roles import LayerRoles
 from kdnas.nn.cutting import Anatomy
 from kdnas.registry import Registry
 
@@ -28,3 +29,11 @@ def read_anatomy(network: nn.Module, example: Tensor) -> Anatomy:
             return found
     kinds = ", ".join(ANATOMIES.names())
     raise ValueError(f"nothing of a {type(network).__name__} can be cut; what kdnas reads: {kinds}")
+
+
+def layer_roles() -> list[tuple[LayerRoles, bool]]:
+    """Return what layers of every kind are made of, and whether their tokens look only back."""
+    from kdnas.nn.anatomy import bert, gpt, vit
+
+    looking = [(bert.ROLES, False), (vit.ROLES, False), (gpt.ROLES, True)]
+    return [(roles, causal) for kind, causal in looking for roles in kind]

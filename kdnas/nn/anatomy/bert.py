@@ -41,6 +41,10 @@ _DISTILBERT = LayerRoles(
 _BASES = ("", "bert.", "roberta.", "electra.", "distilbert.")
 
 
+ROLES = (_BERT, _DISTILBERT)
+"""Of the layers of every make."""
+
+
 @ANATOMIES.register
 def bert(network: nn.Module, example: Tensor) -> Anatomy | None:
     """Read an encoder of the BERT kind: heads and MLP neurons of every layer, its layers, and the width they share."""

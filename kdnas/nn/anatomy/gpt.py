@@ -31,6 +31,10 @@ _STREAM = StreamRoles(writes=("wte", "wpe", "embed_tokens"), norms=("ln_f", "nor
 _HEADS = StreamRoles(reads=("lm_head", "score", "classifier"))
 
 
+ROLES = (_GPT2, _LLAMA)
+"""Of the layers of every make."""
+
+
 @ANATOMIES.register
 def gpt(network: nn.Module, example: Tensor) -> Anatomy | None:
     """Read a decoder: query groups and MLP neurons of every layer, its layers, and the width they share.

@@ -54,6 +54,10 @@ _HUGGING_FACE_STREAM = StreamRoles(
 _HEADS = StreamRoles(reads=("classifier", "cls_classifier", "distillation_classifier"))
 
 
+ROLES = (_TIMM, _TIMM_GATED, _HUGGING_FACE)
+"""Of the layers of every make."""
+
+
 @ANATOMIES.register
 def vit(network: nn.Module, example: Tensor) -> Anatomy | None:
     """Read a vision transformer: heads and MLP neurons of every layer, its layers, and the width they share."""
