@@ -46,13 +46,13 @@ class TestTimm:
         resized = TEACHERS.build("timm", context, model="test_resnet", weights="w.safetensors")
         assert any(f"resized to {side}x{side}" in note for note in resized.notes)
 
-    def test_a_transformer_has_no_stages(self, tmp_path, open_context) -> None:
+    def test_the_stages_of_a_transformer_are_its_layers(self, tmp_path, open_context) -> None:
         timm = pytest.importorskip("timm")
         network = timm.create_model("test_vit", pretrained=False, num_classes=10, img_size=32)
         _save(network, tmp_path / "w.safetensors")
         options = {"model": "test_vit", "weights": "w.safetensors", "arguments": {"img_size": 32}}
         teacher = TEACHERS.build("timm", open_context(), **options)
-        assert teacher.stages == ()
+        assert [stage.rpartition(".")[2] for stage in teacher.stages] == list("012345")
         assert not any("resized" in note for note in teacher.notes)
 
     def test_a_head_for_other_classes_is_refused_naming_both(self, tmp_path, open_context) -> None:
