@@ -47,15 +47,11 @@ def outputs(shapes: OutputShapes, seed: int, dtype: torch.dtype = torch.float32)
         return torch.randn(*shape, generator=generator).to(dtype).requires_grad_()
 
     stages = tuple(leaf(BATCH, *shape) for shape in shapes.stages)
-    attention = tuple(
-        Projections(
-            *(leaf(BATCH, layer.tokens, width) for width in (layer.queries, layer.keys, layer.values)),
-            heads=layer.heads,
-            causal=layer.causal,
-        )
-        for layer in shapes.attention
-    )
-    return Outputs(3 * leaf(BATCH, shapes.outputs), stages, leaf(BATCH, shapes.embedding or 1), attention)
+    attention = []
+    for layer in shapes.attention:
+        queries, keys, values = (leaf(BATCH, layer.tokens, w) for w in (layer.queries, layer.keys, layer.values))
+        attention.append(Projections(queries, keys, values, layer.heads, layer.causal))
+    return Outputs(3 * leaf(BATCH, shapes.outputs), stages, leaf(BATCH, shapes.embedding or 1), tuple(attention))
 
 
 def _tensors(given: Outputs) -> list[torch.Tensor]:
