@@ -21,13 +21,14 @@ from kdnas.record.run_folder import LOCK_FILE
 from kdnas.students import STUDENTS
 
 _RUNS = """
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
 
 from kdnas.core.objective import ACCURACY, Quantity
-from kdnas.costs import CheapCost, COSTS
+from kdnas.core.measurement import Calibration
+from kdnas.costs import CheapCost, MeasuredCost
 from kdnas.executors.local import Local
 from kdnas.record.lock import DataDescription, Findings
 from kdnas.workshop.evaluators import Evaluator
@@ -35,6 +36,21 @@ from kdnas.workshop.jobs import Result
 from parts.helpers import HALF
 
 (Path(__file__).parent / "ran").touch()
+
+
+@dataclass(frozen=True)
+class Warmth(Calibration):
+    kelvin: float
+
+
+class Heat(MeasuredCost):
+    '''Measured, and calibrated once a run.'''
+
+    quantity = Quantity("heat", "K", "minimize", "measured")
+    calibration = Warmth
+
+    def measure(self, module, task, calibration):
+        raise AssertionError("no student is built here")
 
 
 class Joules(CheapCost):
@@ -64,7 +80,7 @@ class Invented(Evaluator):
         return {"joules": HALF * (arch.choices["a"] + arch.choices["b"])}
 
     def facts(self):
-        return Findings(0.0, DataDescription("none"))
+        return Findings(0.0, DataDescription("none"), calibrations={"heat": Warmth(300.0)})
 
     def __call__(self, job):
         return Result({**self.price(job.arch), "accuracy": self._best - 1 / (1 + self.price(job.arch)["joules"])})
@@ -84,7 +100,7 @@ STUDY = {
     "evaluator": {"type": "parts/runs.py:Invented", "best": 0.9},
     "space": "space.yaml",
     "objectives": ["accuracy", "joules"],
-    "costs": {"joules": {"type": "parts.runs:Joules", "each": 2.0}},
+    "costs": {"joules": {"type": "parts.runs:Joules", "each": 2.0}, "heat": {"type": "parts/runs.py:Heat"}},
     "sampler": {"type": "parts/runs.py:draws", "shift": 1},
     "executor": {"type": "parts/runs.py:Mine", "workers": 1},
     "budget": {"trials": 3},
@@ -158,10 +174,9 @@ def test_plugins_of_somebody_elses_run_do_not_run_until_it_is_trusted(folder: Pa
     made = text[text.index("type: /") + len("type: ") : text.index("/./")]
     lock.write_text(text.replace(made, str(folder)))
     run, ran = str(folder / "run"), folder / "parts" / "ran"
-    for command in (["front", run], ["report", run]):
-        assert main(command) == 0
-    assert main(["validate", run]) == 2
-    assert "no study of yours on this machine named it" in capfd.readouterr().err
+    for command in ("front", "report", "validate"):
+        assert main([command, run]) == 2  # the lock file holds what a measured cost of its own found out
+        assert "no study of yours on this machine named it" in capfd.readouterr().err
     assert main(["search", run]) == 2
     assert f"in {folder / 'parts' / 'runs.py'}" in capfd.readouterr().err
     assert not ran.exists()
@@ -169,6 +184,16 @@ def test_plugins_of_somebody_elses_run_do_not_run_until_it_is_trusted(folder: Pa
     assert ran.exists()
     os.environ[plugins._VOUCHED] = "[]"
     assert main(["validate", run]) == 0  # remembered, whatever the data root
+
+
+def test_a_studys_own_members_are_listed_with_their_options(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "costs", "--study", str(folder)]) == 0
+    out = capfd.readouterr().out
+    assert "parts/runs.py:Joules  Energy by a rule of thumb." in out
+    assert "each: float (default 1)" in out
+    assert "latency_ms" in out
+    assert main(["list", "losses", "--study", str(folder)]) == 0
+    assert "parts/" not in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import typing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from kdnas.plugins import short_name
+
 
 @dataclass(frozen=True)
 class Option:
@@ -43,16 +45,15 @@ def describe(registry: Any, name: str) -> Entry:
         details, explained = _explanations(inspect.getdoc(member) or "")
         fields = registry.options(name).model_fields
         return Entry(
-            name,
+            short_name(name),
             registry.summary(name),
             tuple(_option(key, field, explained.get(key, "")) for key, field in fields.items()),
             details=details,
             choices=_choices(member),
         )
     except Exception as error:  # one member that cannot be imported must not hide the others
-        return Entry(
-            name, "", unusable=f"cannot be used here: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        )
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return Entry(short_name(name), "", unusable=f"cannot be used here: {why}")
 
 
 _RAISES = re.compile(r"\s*\bRaises \w+Error\b[^.]*\.")

@@ -6,8 +6,10 @@ import json
 import shutil
 import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -42,6 +44,10 @@ def command(
     family: Annotated[
         Family | None, typer.Argument(help="Only this family, with every option.", show_default=False)
     ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option("--study", metavar="STUDY", help="Also the members of your own that this study names."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List what a study can name: data sets, teachers, spaces, losses, costs, evaluators, samplers, executors, formats.
@@ -52,10 +58,12 @@ def command(
     Examples:
       kdnas list
       kdnas list losses
+      kdnas list losses --study my-study
       kdnas list --json | jq .teachers
     """
     families = [family.value] if family else list(_HEADINGS)
-    entries = {name: _entries(name) for name in families}
+    own = _own_members(study) if study is not None else {}
+    entries = {name: _entries(name, own.get(name, ())) for name in families}
     if as_json:
         typer.echo(json.dumps({name: [asdict(entry) for entry in found] for name, found in entries.items()}, indent=2))
         return
@@ -67,18 +75,34 @@ def command(
         typer.echo("\nOptions: kdnas list FAMILY, such as `kdnas list losses`.")
 
 
-def _entries(family: str) -> list[Entry]:
+def _own_members(study: Path) -> dict[str, list[str]]:
+    """Return the plug-ins that a study and its space name, by family. Raises ConfigError where it cannot be read."""
+    from kdnas.plugins import plugins_named
+    from kdnas.study.loading import own_study, study_file
+    from kdnas.study.yaml_lines import read_yaml
+
+    file = study_file(study)
+    documents = [own_study(read_yaml(file), file.parent)]
+    space = documents[0].data.get("space")
+    if isinstance(space, str) and (file.parent / space).is_file():
+        documents.append(own_study(read_yaml(file.parent / space), (file.parent / space).parent))
+    found: dict[str, list[str]] = {}
+    for document in documents:
+        for plugin in plugins_named(document.data):
+            found.setdefault(plugin.family, []).append(plugin.spec)
+    return found
+
+
+def _entries(family: str, own: Sequence[str]) -> list[Entry]:
     if family == "spaces":
         return _spaces()
     from kdnas.study.members import registry_of
 
     registry = registry_of(family)
-    return [describe(registry, name) for name in registry.names()]
+    return [describe(registry, name) for name in dict.fromkeys([*registry.names(), *own])]
 
 
 def _spaces() -> list[Entry]:
-    from pathlib import Path
-
     from kdnas.errors import ConfigError
     from kdnas.study.spaces import load_space, space_names
 

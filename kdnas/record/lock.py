@@ -167,12 +167,13 @@ def _read_space(record: Any) -> SearchSpace:
     return recorded_space(str(record.get("name", "")), record)
 
 
-def _read_calibrations(plain: Any) -> dict[str, Calibration]:
+def _read_calibrations(plain: Any, info: pydantic.ValidationInfo) -> dict[str, Calibration]:
     if not isinstance(plain, Mapping):
         raise ValueError("Input should be a mapping of costs to what was measured")
     from kdnas.costs import COSTS, MeasuredCost  # here, because it brings torch
 
-    kinds = {name: COSTS.get(name) for name in plain}
+    config: StudyConfig | None = info.data.get("config")
+    kinds = {name: COSTS.get(config.cost(name).type) for name in plain} if config is not None else {}
     return {
         name: TypeAdapter(kind.calibration).validate_python(plain[name])
         for name, kind in kinds.items()
