@@ -86,7 +86,7 @@ class Run:
 
     @cached_property
     def front(self) -> pd.DataFrame:
-        """The Pareto front, one student a row, as in front.csv; scores are fractions."""
+        """The Pareto front, one student a row, as in front.csv; an accuracy is a fraction."""
         from kdnas.report.tables import front_table
 
         return front_table(self.record)

@@ -52,7 +52,7 @@ from kdnas.report.summary import (
     updates,
 )
 from kdnas.report.tables import front_document
-from kdnas.report.wording import duration, label, reason_in_words, reference_in_words, shown
+from kdnas.report.wording import duration, label, reason_in_words, reference_in_words, shown, volume_in_words
 
 _FRONT_ROWS = 12
 _OTHER_ROWS = 14
@@ -366,7 +366,9 @@ class LiveView(View):
         best = min(sound or complete, key=lambda trial: score.minimised(trial.values[score.name]))
         volume = hypervolume(run)
         self._numbers.append(("best", _whole(trial_line(run, best), self._console.width - _NAMES_WIDTH)))
-        self._numbers.append(("front", f"{counted(len(front(run)), 'student')}, hypervolume {volume or 0.0:,.6g}"))
+        self._numbers.append(
+            ("front", f"{counted(len(front(run)), 'student')}, hypervolume {volume_in_words(volume or 0.0)}")
+        )
         rows = min(max(self._console.height - _OTHER_ROWS, 2), _FRONT_ROWS)
         self._front = [Text(""), printed_front(run, self._console.width, rows)]
 
@@ -445,7 +447,8 @@ def _print_result(console: Console, run: RunRecord, written: Sequence[Path]) -> 
         volume = hypervolume(run)
         if volume is not None:
             console.print(
-                f"hypervolume {volume:,.6g} below the reference point {reference_in_words(run)}", markup=False
+                f"hypervolume {volume_in_words(volume)} below the reference point {reference_in_words(run)}",
+                markup=False,
             )
     if not written:
         console.print("nothing new: every trial and retraining was done before, and the report is up to date")

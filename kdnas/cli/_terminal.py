@@ -77,8 +77,8 @@ def printed_front(run: RunRecord, width: int, rows: int | None = None) -> Render
                 "+ enqueued" if any(member.trial.number in queued for member in members) else "",
                 f"◆ {chosen.words}" if chosen is not None else "",
                 "★ teacher" if run.teacher is not None else "",
-                f"{f'≈ {label(score.name)} like another’s; ' if any(alike.values()) else ''}scores are "
-                f"{'means of the retrainings ± 95 %' if retrained else 'brief, of one seed'}",
+                f"≈ {label(score.name)} like another’s" if any(alike.values()) else "",
+                f"scores: {'means of the retrainings ± 95 %' if retrained else 'brief, one seed'}",
             ],
         )
     )

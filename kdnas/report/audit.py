@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping
 
@@ -19,7 +18,7 @@ from kdnas.core.words import command_line, counted
 from kdnas.record.records import RunRecord
 from kdnas.report.figures import FRONT, Figure, score_axis, styled
 from kdnas.report.table import Table
-from kdnas.report.wording import label, scaled, shown, shown_interval
+from kdnas.report.wording import in_html, label, scaled, shown, shown_interval
 
 _RANKERS = {SCORE: "search score", "params": "params alone", "macs": "MACs alone"}
 UNKNOWN = "not known"
@@ -195,8 +194,8 @@ def audit_html(run: RunRecord, result: AuditResult | None, drawing: str) -> str:
     """Return the report's section on the audit; `drawing` is its figure as HTML, empty where there is none."""
     heading = "<h2>How well the search’s scores rank</h2>"
     if result is None:
-        return f"<section>{heading}<p class='lead'>{_text(trust_line(run))}</p></section>"
-    items = "".join(f"<li>{_text(sentence)}</li>" for sentence in findings(run, result))
+        return f"<section>{heading}<p class='lead'>{in_html(trust_line(run))}</p></section>"
+    items = "".join(f"<li>{in_html(sentence)}</li>" for sentence in findings(run, result))
     shown_tables = "".join(table.html() for table in tables(result, loss_name(run.config.distillation)))
     return f"<section>{heading}<ul>{items}</ul>{shown_tables}{drawing}</section>"
 
@@ -332,7 +331,3 @@ def _plain(estimate: Estimate | None) -> dict[str, float | None] | None:
         return None
     low, high = (end if math.isfinite(end) else None for end in (estimate.low, estimate.high))
     return {"value": estimate.value, "low": low, "high": high, "items": estimate.items, "pairs": estimate.pairs}
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)

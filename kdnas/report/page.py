@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -41,7 +40,7 @@ from kdnas.report.tables import (
     trials_table,
     write_csv,
 )
-from kdnas.report.wording import label, shown_interval
+from kdnas.report.wording import in_html, label, shown_interval
 from kdnas.version import __version__
 
 # The browser itself refuses every request: nothing but what stands in the page may be used. Plotly compiles
@@ -69,8 +68,8 @@ def page(run: RunRecord, *, version: str = "") -> str:
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{_text(run.config.name)} · kdnas</title>\n<style>\n{_resource('page.css')}</style>\n</head>",
-            f'<body data-version="{_text(version)}">',
+            f"<title>{in_html(run.config.name)} · kdnas</title>\n<style>\n{_resource('page.css')}</style>\n</head>",
+            f'<body data-version="{in_html(version)}">',
             _header(run),
             "<main>",
             _trust(run),
@@ -127,15 +126,16 @@ def figures(run: RunRecord) -> list[Figure]:
 def _header(run: RunRecord) -> str:
     cards = [_card(run, title, member, sentence) for title, member, sentence in summary.highlights(run)]
     if run.teacher is not None:
-        notes = "".join(f"<p class=note>{_text(note)}</p>" for note in run.teacher.notes)
+        notes = "".join(f"<p class=note>{in_html(note)}</p>" for note in run.teacher.notes)
         cards.append(
-            f'<div class="card teacher"><h3>Teacher</h3><div class="big">{_text(run.teacher.name)}</div>'
+            f'<div class="card teacher"><h3>Teacher</h3><div class="big">{in_html(run.teacher.name)}</div>'
             f"{_definitions(summary.teacher_numbers(run))}{notes}</div>"
         )
     nothing = "" if front(run) else _no_front(run)
     return (
-        f"<header>\n<h1>{_text(run.config.name)}</h1>\n<p class='lead'>{_text(summary.what_was_searched(run))}</p>\n"
-        f"<p class='lead'>{_text(summary.progress(run))}</p>\n{nothing}"
+        f"<header>\n<h1>{in_html(run.config.name)}</h1>\n"
+        f"<p class='lead'>{in_html(summary.what_was_searched(run))}</p>\n"
+        f"<p class='lead'>{in_html(summary.progress(run))}</p>\n{nothing}"
         f"<div class='cards'>{''.join(cards)}</div>\n</header>"
     )
 
@@ -158,16 +158,16 @@ def _card(run: RunRecord, title: str, member: FrontMember, sentence: str) -> str
         big = f"{shown_interval(score, test, member.test_score_ci95)} test {name}"
     else:
         big = f"{shown_interval(score, value, None)} validation {name}"
-    against = f'<div class="against">{_text(sentence)}</div>' if sentence else ""
+    against = f'<div class="against">{in_html(sentence)}</div>' if sentence else ""
     pairs += summary.cost_pairs(run, member.values)
-    head = f'<h3>{_text(title)}</h3><div class="big">{_text(big)}</div>'
+    head = f'<h3>{in_html(title)}</h3><div class="big">{in_html(big)}</div>'
     arch = member.trial.arch
-    what = f'{architecture_drawing(arch)}<p class="what">{_text(architecture_in_words(arch))}</p>'
+    what = f'{architecture_drawing(arch)}<p class="what">{in_html(architecture_in_words(arch))}</p>'
     return f'<div class="card">{head}{against}{what}{_definitions(pairs)}</div>'
 
 
 def _trust(run: RunRecord) -> str:
-    items = "".join(f"<li>{_text(sentence)}</li>" for sentence in summary.trust(run))
+    items = "".join(f"<li>{in_html(sentence)}</li>" for sentence in summary.trust(run))
     return f"<section><h2>How far to trust this</h2><ul>{items}</ul></section>"
 
 
@@ -183,17 +183,17 @@ def _figures(drawings: Sequence[Figure], run: RunRecord) -> str:
         return ""
     parts = [_figure(figure) for figure in drawings]
     missing = "" if any(figure.name == "importance" for figure in drawings) else importance(run).explanation
-    note = f'<p class="lead">Importance of each choice: {_text(missing)}</p>' if missing else ""
+    note = f'<p class="lead">Importance of each choice: {in_html(missing)}</p>' if missing else ""
     return f'<section><h2>Figures</h2><div class="figures">{"".join(parts)}</div>{note}</section>'
 
 
 def _figure(figure: Figure) -> str:
     return (
-        f'<figure id="{_text(figure.name)}"{" class=wide" if figure.wide else ""}><h3>{_text(figure.title)}</h3>'
-        f'<div class="drawing"{" tabindex=0" if figure.wide else ""} role="img" aria-label="{_text(figure.title)}">'
-        f'<div data-figure="data-{_text(figure.name)}" '
+        f'<figure id="{in_html(figure.name)}"{" class=wide" if figure.wide else ""}><h3>{in_html(figure.title)}</h3>'
+        f'<div class="drawing"{" tabindex=0" if figure.wide else ""} role="img" aria-label="{in_html(figure.title)}">'
+        f'<div data-figure="data-{in_html(figure.name)}" '
         f'style="height:{int(figure.drawing.layout.height)}px"></div></div>'
-        f"<figcaption>{_text(figure.caption)}</figcaption></figure>"
+        f"<figcaption>{in_html(figure.caption)}</figcaption></figure>"
     )
 
 
@@ -206,7 +206,7 @@ def _tables(run: RunRecord) -> str:
     if front(run):
         tinted = "The student at the top of this page is tinted green."
         told = f"{tinted} {summary.near_chance(run)} {summary.distinguishing(run)}"
-        parts.append(f'<h2>The front</h2>{hint}{front_of_page(run).html()}<p class="lead">{_text(told.strip())}</p>')
+        parts.append(f'<h2>The front</h2>{hint}{front_of_page(run).html()}<p class="lead">{in_html(told.strip())}</p>')
     parts.append(_full_trainings(run))
     parts.append(f"<h2>All trials</h2>{trials_of_page(run).html()}")
     return f"<section class=tables>{''.join(parts)}</section>"
@@ -218,7 +218,7 @@ def _full_trainings(run: RunRecord) -> str:
         return ""
     told = '<p class="lead">One training each, by `kdnas train`; the test split was used once, at its end.</p>'
     table = told + full_trainings_table(run, found).html() if found else ""
-    return "<h2>Full trainings</h2>" + table + "".join(f'<p class="notice">{_text(line)}</p>' for line in troubles)
+    return "<h2>Full trainings</h2>" + table + "".join(f'<p class="notice">{in_html(line)}</p>' for line in troubles)
 
 
 def _costs_and_failures(run: RunRecord) -> str:
@@ -228,7 +228,8 @@ def _costs_and_failures(run: RunRecord) -> str:
     groups = summary.failures(run)
     if groups:
         items = "".join(
-            f"<li><b>{len(numbers)} × {_text(state)}</b>: {_text(reason)} <small>({_numbered(numbers)})</small></li>"
+            f"<li><b>{len(numbers)} × {in_html(state)}</b>: {in_html(reason)} "
+            f"<small>({_numbered(numbers)})</small></li>"
             for state, reason, numbers in groups
         )
         parts.append(f"<h2>Trials without a score</h2><ul>{items}</ul>")
@@ -242,22 +243,18 @@ def _numbered(numbers: Sequence[int]) -> str:
 
 def _footer(run: RunRecord) -> str:
     state = "" if run.finished or not run.trials else " It is a snapshot of a search that has not ended."
-    return f"<footer>Written by kdnas {_text(__version__)} from {_text(run.folder)}.{state}</footer>"
+    return f"<footer>Written by kdnas {in_html(__version__)} from {in_html(run.folder)}.{state}</footer>"
 
 
 def _definitions(pairs: Iterable[tuple[str, str]]) -> str:
-    return "<dl>" + "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in pairs) + "</dl>"
+    return "<dl>" + "".join(f"<dt>{in_html(name)}</dt><dd>{in_html(value)}</dd>" for name, value in pairs) + "</dl>"
 
 
 def _data_script(figure: Figure) -> str:
     # In a script element only "</" and "<!--" could end or change it; an escaped "<" is the same JSON string.
     text = str(figure.drawing.to_json()).replace("<", "\\u003c")
-    return f'<script type="application/json" id="data-{_text(figure.name)}">{text}</script>'
+    return f'<script type="application/json" id="data-{in_html(figure.name)}">{text}</script>'
 
 
 def _resource(name: str) -> str:
     return resources.files("kdnas.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)

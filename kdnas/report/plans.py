@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from kdnas.plan.plan_file import Step, TrainingPlan, find_plan, load_plan
 from kdnas.record.records import RunRecord
 from kdnas.report.figures import BROKEN, FAINT, FRONT, GRID, INK, RECOMMENDED, TEACHER, Figure, escaped, styled
 from kdnas.report.table import Table
-from kdnas.report.wording import duration, label, scaled, shown
+from kdnas.report.wording import duration, in_html, label, scaled, shown
 from kdnas.training.supernet.shrinking_file import find_shrinking, read_shrinking
 
 
@@ -64,12 +63,12 @@ def plans_html(run: RunRecord, plans: Sequence[FoundPlan], drawings: Sequence[st
     for found, drawing in zip(plans, drawings, strict=True):
         where = found.path.relative_to(run.folder)
         if found.problem:
-            parts.append(f"<p class='notice'>{_text(where)} cannot be shown: {_text(found.problem)}</p>")
+            parts.append(f"<p class='notice'>{in_html(where)} cannot be shown: {in_html(found.problem)}</p>")
             continue
         if found.plan is not None:
-            parts.append(f"<h3>{_text(_title(found.plan, where))}</h3>{_plan_html(found.plan, run)}")
+            parts.append(f"<h3>{in_html(_title(found.plan, where))}</h3>{_plan_html(found.plan, run)}")
         else:
-            parts.append(f"<h3>The run’s supernet: {_text(where)}</h3>")
+            parts.append(f"<h3>The run’s supernet: {in_html(where)}</h3>")
         parts.append(f'<div class="figures">{drawing}</div>' if drawing else "")
         for name, recorded, _ in found.recorded:
             parts.append(stage_table(recorded, f"Stages of {name}").html())
@@ -176,17 +175,13 @@ def _plan_html(plan: TrainingPlan, run: RunRecord) -> str:
         Table.of_texts("Steps", headings, rows, text=range(5)),
         Table.of_texts("Measured routes", tried, measured, long=(4,)),
     )
-    return f"<p class=lead>{_text(lead)}</p>{''.join(table.html() for table in tables)}"
+    return f"<p class=lead>{in_html(lead)}</p>{''.join(table.html() for table in tables)}"
 
 
 def _step_cells(step: Step) -> list[str]:
     if step.kind == "distil":
         return [step.teacher, step.init, counted(step.epochs, "epoch"), f"× {step.learning_rate:g}"]
     return [step.teacher, step.init, f"policy {step.settings.shrinking.policy}", "by stage"]
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)
 
 
 _COLOURS = {"depth": FRONT, "width": RECOMMENDED, "bottleneck": "#7a55a3", "skip": BROKEN, "kernel size": "#c9a227"}

@@ -38,6 +38,7 @@ from kdnas.report.wording import (
     reference_in_words,
     shown,
     shown_interval,
+    volume_in_words,
 )
 from kdnas.study.updates import updates_in_words
 
@@ -330,7 +331,7 @@ def trust(run: RunRecord) -> list[str]:
     volume = hypervolume(run)
     if volume is not None and members:
         point = reference_in_words(run)
-        sentences.append(f"Hypervolume of the front: {volume:,.6g}, below the reference point {point}.")
+        sentences.append(f"Hypervolume of the front: {volume_in_words(volume)}, below the reference point {point}.")
     return [*sentences, *stuck_at_bounds(run), *_measurement_sentences(run)]
 
 

@@ -5,11 +5,12 @@ The page renders it with `Table.html`, the command line with rich (`kdnas.cli._t
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from kdnas.report.wording import in_html
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Table:
             return ""
         heads = "".join(
             f'<th scope="col" aria-sort="none"{_class(column.css)}>'
-            f'<button type="button">{_text(column.heading)}</button></th>'
+            f'<button type="button">{in_html(column.heading)}</button></th>'
             for column in self.columns
         )
         body = []
@@ -80,20 +81,16 @@ class Table:
             cells = "".join(_cell(column, cell) for column, cell in zip(self.columns, row, strict=True))
             body.append(f"<tr{_class('chosen' if place in self.marked else '')}>{cells}</tr>")
         return (
-            f'<div class="table" role="region" tabindex="0" aria-label="{_text(self.name)}"><table class="sortable">'
+            f'<div class="table" role="region" tabindex="0" aria-label="{in_html(self.name)}"><table class="sortable">'
             f"<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
             '<p class="note scrolls" hidden>Wider than the page: the table scrolls sideways to its other columns.</p>'
         )
 
 
 def _cell(column: Column, cell: Cell) -> str:
-    content = f"<code>{_text(cell.text)}</code>" if cell.code else _text(cell.text)
-    return f'<td{_class(column.css)} data-value="{_text(cell.sort_key)}">{content}</td>'
+    content = f"<code>{in_html(cell.text)}</code>" if cell.code else in_html(cell.text)
+    return f'<td{_class(column.css)} data-value="{in_html(cell.sort_key)}">{content}</td>'
 
 
 def _class(css: str) -> str:
     return f' class="{css}"' if css else ""
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)

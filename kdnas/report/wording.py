@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 
@@ -60,6 +61,16 @@ def shown(of: str | Quantity, value: float | None, score: Quantity | None = None
     if name in ("macs", "params") or unit == "B":
         return f"{scaled(value)}{unit}" if unit else scaled(value).strip()
     return f"{value:.4g} {unit}".strip()
+
+
+def volume_in_words(volume: float) -> str:
+    """Return a hypervolume to six digits, a large one without an exponent: "408,256", "17,460,300"."""
+    return f"{float(f'{volume:.6g}'):,.0f}" if volume >= 1e6 else f"{volume:,.6g}"
+
+
+def in_html(value: object) -> str:
+    """Return `value` as text of an HTML page, in an attribute or outside of one."""
+    return html.escape(str(value), quote=True)
 
 
 def reference_in_words(run: RunRecord) -> str:
