@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +26,7 @@ from kdnas.core.fidelity import Start
 from kdnas.core.measurement import Calibration, Measurement
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
+from kdnas.core.words import counted, escaped
 from kdnas.costs import COSTS, CheapCost, MeasuredCost
 from kdnas.datasets import DATASETS
 from kdnas.datasets._cache import kept_data
@@ -40,7 +41,6 @@ from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import evaluate
 from kdnas.training.recipe import Training
-from kdnas.workshop.data_check import check_split, split_notes
 from kdnas.workshop.teacher_training import TeacherTraining
 
 Say = Callable[[str], None]
@@ -50,6 +50,12 @@ TEACHER = "teacher"
 """What the one teacher of a study is called that states no name."""
 _CALLED = "module"
 """The data set that is a function of the user's: whether it changed cannot be seen but by calling it."""
+_FEW_SCORED = 100
+"""Below so many validation images, how coarse a score is is said."""
+_FEW_LEARNT = 5
+_UNEVEN = 10
+"""From so many times the smallest class on, the largest is told of."""
+_LISTED = 10
 
 
 def _silent(line: str) -> None:
@@ -233,7 +239,7 @@ class Workshop:
     def _split(self) -> tuple[np.ndarray, np.ndarray]:
         data, fraction = self.data, self.sources.data.validation_fraction
         parts = self.task.split(data.train.targets, fraction, derive_seed(self.sources.seed, "validation split"))
-        check_split(data, parts[1], fraction)
+        _check_split(data, parts[1], fraction)
         return parts
 
     @property
@@ -498,3 +504,47 @@ def _other_random_states() -> Iterator[None]:
         random.setstate(kept[0])
         np.random.set_state(kept[1])
         torch.set_rng_state(kept[2])
+
+
+def _check_split(data: ImageData, validation_indices: np.ndarray, fraction: float) -> None:
+    """Raise DataError where no score can be made on the training images at `validation_indices`."""
+    labels = data.train.targets[validation_indices]
+    allowed = "two or more training images of at least two classes"
+    if not len(labels):
+        what = "no image is left to score students on: each class has one training image, which stays to be learnt from"
+        raise DataError(Problem(f"{data.name}: validation_fraction {fraction:g}", what, allowed))
+    scored = np.unique(labels)
+    if len(scored) < 2:
+        only = escaped(data.class_names[scored[0]])
+        what = f"all validation images are of class {only}: the other classes have one training image each"
+        raise DataError(Problem(f"{data.name}: validation_fraction {fraction:g}", what, allowed))
+
+
+def split_notes(data: ImageData, train_indices: np.ndarray, validation_indices: np.ndarray) -> tuple[str, ...]:
+    """Return what the user should know of a split of the training images: classes of few images, coarse scores."""
+    names, classes = tuple(map(escaped, data.class_names)), data.task.outputs
+    learnt = np.bincount(data.train.targets[train_indices], minlength=classes)
+    scored = np.bincount(data.train.targets[validation_indices], minlength=classes)
+    tested = len(data.test)
+    notes = []
+    unscored = [name for name, count in zip(names, scored, strict=True) if count == 0]
+    if unscored:
+        notes.append(f"no validation image of class {_listed(unscored)}: no score tells how well it is learnt")
+    few = [name for name, count, there in zip(names, learnt, scored, strict=True) if count < _FEW_LEARNT and there]
+    if few:
+        notes.append(f"fewer than {_FEW_LEARNT} images to learn from of class {_listed(few)}")
+    for count, kind in ((len(validation_indices), "validation"), (tested, "test")):
+        if count < _FEW_SCORED:
+            notes.append(f"{kind} accuracies move in steps of {100 / count:.1f} points: {counted(count, 'image')}")
+    if learnt.max() >= _UNEVEN * learnt.min():
+        most, least = int(learnt.argmax()), int(learnt.argmin())
+        notes.append(
+            f"uneven classes: {learnt[most]:,} images to learn from of {names[most]}, {learnt[least]:,} of "
+            f"{names[least]}; always answering {names[most]} scores {scored[most] / scored.sum():.0%}"
+        )
+    return tuple(notes)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{', '.join(names[:_LISTED])}{more}"

@@ -1,6 +1,9 @@
 """The teacher, checked before it teaches: what it answers, in which order, how well, and what it costs.
 
-Shapes: B batch, K classes, C channels, H and W height and width.
+It must be a function of each image alone. Dropout that stays active, batch statistics and heads that lose a batch of
+one make answers that no student can learn, and that no cache can keep.
+
+Shapes: N images, B batch, K classes, C channels, H and W height and width.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,17 +20,16 @@ from torch import Tensor, nn
 
 from kdnas.core.data import ImageData
 from kdnas.errors import Problem, TeacherError
+from kdnas.nn.exact import ROUNDING, apart, exact_arithmetic
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.tracing import parameter_count, traced_macs
 from kdnas.record.lock import TeacherReport
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.evaluation import evaluate
+from kdnas.training.evaluation import evaluate, evaluation_batch
 from kdnas.training.numerics import in_bfloat16
 from kdnas.training.recipe import Training
 from kdnas.workshop.class_order import Renaming, find_renaming
-from kdnas.workshop.teacher_answers import Answers, answers_to
-from kdnas.workshop.teacher_conduct import check_conduct
 
 # The share of what is left above the largest class's share that a teacher must have gained.
 _ROOM = 0.05
@@ -45,6 +48,17 @@ _USUAL: dict[str, tuple[float | tuple[float, ...], float | tuple[float, ...]]] =
     "raw pixels in 0..255": (0.0, 1.0),
     "ImageNet's normalisation": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
 }
+_SOFT_AT = 4.0
+"""The temperature at which an over-confident teacher is looked at: kd's usual one."""
+_ONE_HOT = 0.99
+"""Answers are one-hot when so many of them are."""
+_NOTHING_LEFT = 1e-4
+"""Mass that all but the first class share."""
+_TIMID = 0.2
+"""A teacher is timid whose confidence above chance is no more than this share of its accuracy above chance."""
+_PARTS = 5
+_WITHIN = "normalised.network."
+_ACTIVE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
 def report_teacher(
@@ -230,3 +244,184 @@ def _reversed(normalised: Normalised) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def check_conduct(name: str, module: nn.Module, images: Tensor) -> tuple[str, ...]:
+    """Return notes on the teacher `module`, which answers `images` [B, C, H, W], raw, alike however they are asked.
+
+    Raises TeacherError where two forwards, another order, a part of the batch or an image alone give other answers.
+    """
+    module.eval()
+    images = images.contiguous(memory_format=torch.channels_last)
+    with exact_arithmetic(), torch.no_grad():
+        whole = module(images)
+        if not bool(torch.isfinite(whole).all()):
+            raise TeacherError(Problem(f"teacher {name}", "gives NaN or infinite logits on the validation images"))
+        for words, places in _ways(len(images)):
+            try:
+                answers = module(images[places].contiguous(memory_format=torch.channels_last))
+            except Exception as error:  # the network is the user's: anything may come
+                reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+                what = f"fails on {words}: {type(error).__name__}: {reason}{_about_squeeze(len(places))}"
+                raise TeacherError(Problem(f"teacher {name}", what, "one row of logits an image")) from error
+            expected = whole[places]
+            if answers.shape != expected.shape:
+                what = f"gives {tuple(answers.shape)} for {words}{_about_squeeze(len(places))}"
+                raise TeacherError(Problem(f"teacher {name}", what, str(tuple(expected.shape))))
+            share = apart(answers, expected)
+            if not share <= ROUNDING:
+                raise TeacherError(_dependence(name, module, words, share))
+    still = [part_name for part_name, part in _parts(module) if part.training]
+    if not still:
+        return ()
+    return (f"these parts say that they train even in eval mode, though its answers do not show it: {_first(still)}",)
+
+
+def _ways(count: int) -> list[tuple[str, list[int]]]:
+    everything = list(range(count))
+    ways = [("the same images a second time", everything)]
+    if count > 1:
+        ways += [
+            ("the same images in another order", everything[::-1]),
+            ("half of the same images", everything[: max(count // 2, 1)]),
+            ("an image alone", [count - 1]),
+        ]
+    return ways
+
+
+def _parts(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the parts of a teacher under the names that they have in its own network."""
+    return [(name.removeprefix(_WITHIN), part) for name, part in module.named_modules() if name]
+
+
+def _dependence(name: str, module: nn.Module, words: str, share: float) -> Problem:
+    """Return the problem of a teacher whose answers depend on more than the image, with what may be the reason."""
+    reasons = []
+    training = [(part, one) for part, one in _parts(module) if one.training]
+    deciding = [(part, one) for part, one in training if isinstance(one, _ACTIVE)]
+    active = [f"{part} ({type(one).__name__})" for part, one in deciding or training]
+    if active:
+        reasons.append(f"these parts train even in eval mode: {_first(active)}")
+    norms = [
+        f"{part} ({type(one).__name__})"
+        for part, one in _parts(module)
+        if isinstance(one, nn.modules.batchnorm._BatchNorm) and one.running_mean is None
+    ]
+    if norms:
+        reasons.append(f"these keep no running statistics and normalise by the batch: {_first(norms)}")
+    if not reasons and words.endswith("second time"):
+        reasons.append("something in its forward draws at random, as functional dropout without training=self.training")
+    if not reasons:
+        reasons.append("something in its forward reads other images of the batch, as a mean over dimension 0")
+    what = f"its answers for {words} differ by {100 * share:.2g} % of its largest logit: {'; '.join(reasons)}"
+    return Problem(f"teacher {name}", what, "answers that each image alone decides")
+
+
+def _about_squeeze(count: int) -> str:
+    return "; a squeeze() without a dimension loses a batch of one: use flatten(1)" if count == 1 else ""
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:_PARTS]) + (f", ... ({len(names)})" if len(names) > _PARTS else "")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A teacher's answers to N validation images, reduced to a few numbers an image, each array [N].
+
+    `predicted` and `least` are the classes of the largest and the smallest output. `low`, `high` and `total` are the
+    least and largest of an image's values and their sum, `hard` whether all of them are 0 or 1: of the probabilities
+    where the network gives such, else of the logits. `confidence` is the softmax's largest value at temperature 1,
+    `rest` what it leaves to the others at temperature 4.
+    """
+
+    outputs: str
+    labels: np.ndarray
+    predicted: np.ndarray
+    least: np.ndarray
+    finite: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    total: np.ndarray
+    hard: np.ndarray
+    confidence: np.ndarray
+    rest: np.ndarray
+    classes: int
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images, in [0, 1], that are right."""
+        return float((self.predicted == self.labels).mean())
+
+    @property
+    def constant(self) -> int | None:
+        """The class that it answers for every image; None where it answers several."""
+        return int(self.predicted[0]) if (self.predicted == self.predicted[0]).all() else None
+
+    @property
+    def contradicts_probabilities(self) -> bool:
+        """Whether some images' values do not sum to 1, though those that were looked at first did."""
+        return self.outputs == "probabilities" and bool((self.total > 1.02).any())
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What a student would not learn from these answers, in words."""
+        if self.hard.mean() >= _ONE_HOT:
+            return ("outputs: one-hot: they name a class and say nothing of the others, no more than labels do",)
+        if self.outputs == "logits" and self.low.min() >= 0 and self.high.max() <= 1:
+            return (
+                "outputs: all within 0..1, as scores of a sigmoid are: taken for logits they are almost equal for all "
+                "classes, and students learn little from them; leave the last layer out of the teacher",
+            )
+        chance = 1 / self.classes
+        if self.confidence.mean() - chance <= _TIMID * (self.accuracy - chance):
+            return (
+                f"its answers are almost equal for all classes (the first has {self.confidence.mean():.1%} on average, "
+                f"{self.accuracy:.1%} are right): are these its logits, or were they divided by something?",
+            )
+        if self.rest.mean() <= _NOTHING_LEFT:
+            return (
+                f"it leaves {self.rest.mean():.1g} to all classes but the first even at temperature {_SOFT_AT:g}: "
+                "students learn from it little more than from labels",
+            )
+        return ()
+
+
+def answers_to(module: nn.Module, batches: Batches, outputs: str, *, bfloat16: bool) -> Answers:
+    """Return what the teacher `module` says to the images of `batches`, raw, in eval mode."""
+    rows: list[torch.Tensor] = []
+    module.eval()
+    with torch.inference_mode():
+        for batch in batches.ordered(batch_size=evaluation_batch(batches.task.spec, batches.device)):
+            with torch.autocast(batches.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+                said = module(*batch.laid_out)
+            logits = said.float()
+            values = logits.exp() if outputs == "probabilities" else logits
+            columns = [
+                batch.targets,
+                said.argmax(dim=1),
+                said.argmin(dim=1),
+                torch.isfinite(logits).all(dim=1),
+                values.amin(dim=1),
+                values.amax(dim=1),
+                values.sum(dim=1),
+                ((values.abs() < 1e-30) | ((values - 1).abs() < 1e-7)).all(dim=1),
+                logits.softmax(dim=1).amax(dim=1),
+                1 - (logits / _SOFT_AT).double().softmax(dim=1).amax(dim=1),
+            ]
+            rows.append(torch.stack([column.double() for column in columns]))
+    labels, predicted, least, finite, low, high, total, hard, confidence, rest = torch.cat(rows, dim=1).cpu().numpy()
+    return Answers(
+        outputs=outputs,
+        labels=labels.astype(np.int64),
+        predicted=predicted.astype(np.int64),
+        least=least.astype(np.int64),
+        finite=finite.astype(bool),
+        low=low,
+        high=high,
+        total=total,
+        hard=hard.astype(bool),
+        confidence=confidence,
+        rest=rest,
+        classes=int(said.shape[1]),
+    )
