@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from kdnas.core.space import SearchSpace
     from kdnas.nn.cutting import Axis
     from kdnas.students import StudentFamily
+    from kdnas.study.loading import LoadedStudy
+    from kdnas.workshop.opening import Workshop
     from kdnas.workshop.teacher_anatomy import TeacherAnatomy
 
 _SAMPLES = 1000
@@ -28,7 +30,9 @@ app = typer.Typer(help="Search spaces: list them, show one, count its networks."
 Space = Annotated[
     str,
     typer.Argument(
-        metavar="NAME", help="A name from `kdnas spaces list`, or a path to a YAML file.", show_default=False
+        metavar="NAME",
+        help="A name from `kdnas spaces list`, a path to a YAML file, or a study.",
+        show_default=False,
     ),
 ]
 
@@ -57,15 +61,23 @@ def show_space(
         str, typer.Option("--input", metavar="CxHxW", help="Image channels, height and width.")
     ] = "3x32x32",
     classes: Annotated[int, typer.Option("--classes", min=1, help="Number of classes.")] = 10,
+    data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Show the choices of a search space, and what its networks cost on images of a given size."""
+    """Show the choices of a search space, and what its networks cost on images of a given size.
+
+    Of a study whose students are cut out of its teacher that is opened: what of it can be cut, and what cannot, and
+    why, comes first.
+    """
     from kdnas.core.task import image_classification
     from kdnas.students import family_for
     from kdnas.study.space_size import random_prices
 
+    loaded, workshop = _space_of(space, data_root)
+    if workshop is not None:
+        _show_cut(workshop, as_json=as_json)
+        return
     task = image_classification(_parse_shape(input_shape), classes)
-    loaded = _load(space)
     family = family_for(loaded.family, task) if loaded.family else None
     costs = {}
     if family is not None:
@@ -98,12 +110,12 @@ def show_space(
 
 
 @app.command("count")
-def count_space(space: Space, as_json: Json = False) -> None:
+def count_space(space: Space, data_root: DataRoot = None, as_json: Json = False) -> None:
     """Count a search space: its assignments, those that differ in an active choice, and the distinct networks."""
     from kdnas.study.space_size import space_size
 
-    loaded = _load(space)
-    size = space_size(loaded)
+    loaded, workshop = _space_of(space, data_root)
+    size = space_size(loaded, None if workshop is None else workshop.family)
     if as_json:
         _print_json(
             {
@@ -148,22 +160,72 @@ def show_anatomy(
       kdnas spaces anatomy my-study --importance taylor
     """
     from kdnas.record.started_study import read_study
-    from kdnas.workshop import opening
     from kdnas.workshop.teacher_anatomy import open_anatomy
 
-    loaded = read_study(study)
-    workshop = opening.Workshop(
+    found = open_anatomy(_workshop_of(read_study(study), data_root), importance=importance)
+    if as_json:
+        _print_json(_anatomy_document(found))
+    else:
+        _print_anatomy(found)
+
+
+def _workshop_of(loaded: LoadedStudy, data_root: Path | None) -> Workshop:
+    from kdnas.workshop import opening
+
+    return opening.Workshop(
         opening.Sources.of_study(loaded.config, loaded.space),
         data_root=opening.data_root(data_root),
         cache=opening.cache_dir(),
         device=opening.resolve_device(loaded.config.device),
         say=lambda line: typer.echo(line, err=True),
     )
-    found = open_anatomy(workshop, importance=importance)
+
+
+def _space_of(name: str, data_root: Path | None) -> tuple[SearchSpace, Workshop | None]:
+    """Return the space called `name`, or that of a study; beside it the workshop where its teacher says what it is."""
+    from kdnas.record.started_study import read_study, run_folder
+    from kdnas.study.yaml_lines import read_yaml
+
+    path = Path(name)
+    if not (path.is_dir() or run_folder(path) or (path.is_file() and "space" in read_yaml(path).data)):
+        return _load(name), None
+    study = read_study(path)
+    if isinstance(study.config.space, str):
+        return study.space, None
+    workshop = _workshop_of(study, data_root)
+    return workshop.space, workshop
+
+
+def _show_cut(workshop: Workshop, *, as_json: bool) -> None:
+    """Show what a study's students are cut out of, and the choices that follow."""
+    from kdnas.students.derived import Derived
+    from kdnas.study.space_size import random_prices
+    from kdnas.workshop.teacher_anatomy import anatomy_of
+
+    family, space = workshop.family, workshop.space
+    assert isinstance(family, Derived)
+    found = anatomy_of(family)
+    prices = random_prices(space, family, samples=_SAMPLES)
+    costs = {name: _quantiles([getattr(price, name) for price in prices]) for name in ("macs", "params")}
+    parts = {choice.name: [part.name for part in choice.parts] for choice in family.choices.choices}
     if as_json:
-        _print_json(_anatomy_document(found))
-    else:
-        _print_anatomy(found)
+        costs_document = {"sampled_archs": _SAMPLES, **costs}
+        _print_json({**_described(space), "cuts": parts, "costs": costs_document, "anatomy": _anatomy_document(found)})
+        return
+    _print_anatomy(found)
+    typer.echo(f"\n{space.count():,} archs")
+    rows = [
+        (choice.name, _domain(choice), _when(space, choice.name), _some(parts[choice.name])) for choice in space.choices
+    ]
+    rows += [(name, f"{value} (fixed)", "", _some(parts[name])) for name, value in space.fixed.items()]
+    _print_table(("choice", "values", "active when", "cuts"), rows)
+    typer.echo(f"\nCosts of {_SAMPLES:,} random archs:")
+    cells = [(name, *(f"{value:,}" for value in quantiles.values())) for name, quantiles in costs.items()]
+    _print_table(("cost", "smallest", "10 %", "median", "90 %", "largest"), cells, right=(1, 2, 3, 4, 5))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _anatomy_document(found: TeacherAnatomy) -> dict[str, Any]:
@@ -172,9 +234,9 @@ def _anatomy_document(found: TeacherAnatomy) -> dict[str, Any]:
         "teacher": found.teacher,
         "network": found.network,
         "kind": anatomy.kind,
-        "macs": found.macs,
-        "params": found.params,
-        "smallest": {"macs": found.least_macs, "params": found.least_params},
+        "macs": found.whole.macs,
+        "params": found.whole.params,
+        "smallest": {"macs": found.least.macs, "params": found.least.params},
         "blocks": [{"name": d.name, "blocks": d.blocks, "least": d.least} for d in anatomy.depths],
         "axes": [
             {
@@ -195,8 +257,8 @@ def _print_anatomy(found: TeacherAnatomy) -> None:
     anatomy, ranking = found.anatomy, found.ranking
     typer.echo(f"teacher {found.teacher}: {found.network}, read as {anatomy.kind}")
     typer.echo(
-        f"{found.macs:,} MACs, {found.params:,} parameters; with the fewest blocks and units that work "
-        f"{found.least_macs:,} and {found.least_params:,}\n"
+        f"{found.whole.macs:,} MACs, {found.whole.params:,} parameters; with the fewest blocks and units that work "
+        f"{found.least.macs:,} and {found.least.params:,}\n"
     )
     if anatomy.depths:
         ranks = {} if ranking is None else ranking.orders

@@ -93,6 +93,8 @@ def _had(student: TrainedStudent, formats: Sequence[str] | None, say: Callable[[
     if formats is None:
         formats, missing = available_formats()
     lacking = lacking_formats(formats, student.cut, student.network)
+    if "student_py" in formats and student.source is None and student.cut is None:
+        lacking["student_py"] = "how the teacher's network is made is not known, so there is no code of a cut one"
     for name, why in {**missing, **lacking}.items():
         say(f"skipped {name}: {why}")
     return [name for name in formats if name not in lacking]

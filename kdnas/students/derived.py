@@ -145,6 +145,11 @@ class Derived(StudentFamily):
         plain = example.float() if taken.kind == "pixels" else example
         return inside(module, plain.to(device))
 
+    @property
+    def network(self) -> nn.Module:
+        """The network that is cut, inside the teacher's module."""
+        return self._opened[0]
+
     @cached_property
     def calibration(self) -> Calibration:
         """What is known of the teacher: read from the run folder, else found out now."""
@@ -270,6 +275,10 @@ class Derived(StudentFamily):
     def price(self, arch: Arch) -> Price:
         """Return the closed-form MACs and parameters of `arch`."""
         return self._costs.price(self._sizes_of(arch))
+
+    def price_at(self, sizes: Mapping[str, int]) -> Price:
+        """Return the closed-form costs of the network cut to `sizes`, by the name of an axis or depth."""
+        return self._costs.price(sizes)
 
     def groups(self, arch: Arch) -> Sequence[OperatorGroup]:
         """Return nothing: what a teacher consists of is its own."""

@@ -247,8 +247,7 @@ def _space(data: Mapping[str, Any], folder: Path) -> tuple[SearchSpace | None, l
     from kdnas.study.spaces import derived_space, load_space
 
     if isinstance(name, dict):
-        named = data.get("teachers")
-        return derived_space(name, ("teacher", *(named if isinstance(named, dict) else ())))
+        return derived_space(name, tuple(dict.fromkeys([str(data.get("teacher_name", "teacher")), "teacher"])))
     if not isinstance(name, str):
         return None, []  # the schema has said so
     try:

@@ -124,3 +124,39 @@ def test_anatomy_shows_what_can_be_cut_out_of_a_studys_teacher(tmp_path):
 def test_anatomy_of_a_study_without_a_teacher_is_refused(tmp_path, capsys):
     assert main(["spaces", "anatomy", "studies/nas_bench_macro"]) == 2
     assert "trains no students here" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """A study whose students are cut out of its teacher."""
+    study = tiny.write(tmp_path_factory.mktemp("cut"))
+    text = (study / "study.yaml").read_text().replace("stem_width: 8", "stem_width: 16")
+    space = "{derive: teacher, round_to: 4, freeze: [stages.0.0.branch.0], width: [0.5, 1]}"
+    (study / "study.yaml").write_text(
+        text.replace("space: space.yaml", f"space: {space}").replace("depth: 1", "depth: 3")
+    )
+    return study
+
+
+def test_show_of_a_study_says_what_its_students_are_cut_out_of(cut, capsys):
+    shown = run_json("show", str(cut))
+    assert shown["choices"] == {"stage1.depth": [1, 2, 3], "stage1.width": [8, 16], "stage1.inner": [4, 8, 12, 16]}
+    assert shown["cuts"]["stage1.inner"] == ["stages.0.1.branch.0.0.channels", "stages.0.2.branch.0.0.channels"]
+    assert shown["archs"] == 24
+    axes = {axis["name"]: axis for axis in shown["anatomy"]["axes"]}
+    assert (axes["stem.0.channels"]["size"], axes["stem.0.channels"]["role"]) == (16, "width")
+    assert shown["costs"]["macs"]["max"] <= shown["anatomy"]["macs"]
+    assert main(["spaces", "show", str(cut)]) == 0
+    told = capsys.readouterr().out
+    assert "24 archs" in told
+    assert "stages.0.depth" in told
+
+
+def test_count_of_a_study_counts_networks_once(cut):
+    counted = run_json("count", str(cut))
+    # At depth 1 every inner width that is searched is gone with its block.
+    assert (counted["assignments"], counted["networks"], counted["networks_exact"]) == (24, 2 * (1 + 2 * 4), True)
+
+
+def test_show_of_a_study_with_a_space_of_its_own_shows_that(tmp_path):
+    assert run_json("show", str(tiny.write(tmp_path)))["name"] == "space"
