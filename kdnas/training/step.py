@@ -1,4 +1,4 @@
-"""One student's training, batch by batch: what a step is, eager or captured, and the batches that it is given.
+"""One student's training, batch by batch: what a step is, eager or captured, its optimizer, and the batches it gets.
 
 Nothing in a step waits for the device. Losses are float32 whatever the networks run in.
 
@@ -7,6 +7,7 @@ Shapes: B batch.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -26,7 +27,6 @@ from kdnas.training.fused_norm import fused_norms, library, pay
 from kdnas.training.graphs import GraphedStep, Recorder, batches_together, epoch_of_views, recorder_for
 from kdnas.training.loss import TrainingLoss, needs_of
 from kdnas.training.numerics import in_bfloat16
-from kdnas.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from kdnas.training.recipe import Distillation, Recipe, Training
 from kdnas.training.teacher_cache import TeacherCache
 from kdnas.training.teacher_outputs import BatchPlan, TeacherOutputs, views_key
@@ -211,9 +211,9 @@ def open_step(
     shapes = output_shapes(student, stages, classifier, *example_inputs(data.task, device))
     taps = Taps(student, stages, classifier, needs=needs_of(distillation), mask=mask_place(data.task))
     tapped = stack.enter_context(taps)
-    pixels = recipe.training.epochs * recipe.training.data_fraction * len(data.train) * reduced.positions
+    positions = recipe.training.epochs * recipe.training.data_fraction * len(data.train) * reduced.positions
     wanted = recipe.training.fused_norms is True
-    stack.enter_context(fused_norms(network, device, pixels=pixels, wanted=wanted))
+    stack.enter_context(fused_norms(network, device, pixels=positions, wanted=wanted))
     criterion = TrainingLoss(distillation, shapes, teacher_shapes or shapes, seed=seed).to(device)
     return Step(
         task,
@@ -225,7 +225,7 @@ def open_step(
         bfloat16=in_bfloat16(recipe.training, device),
         device=device,
         recorder=recorder_for(device) if graphs else None,
-        unfused=wanted and pay(device, pixels) and library() is None,
+        unfused=wanted and pay(device, positions) and library() is None,
         average=average,
     )
 
@@ -252,6 +252,57 @@ def taught_batches(
     for batch in views:
         inputs = batch.laid_out
         yield inputs, batch.targets, None if outputs is None else outputs(inputs, batch.samples)
+
+
+def build_optimizer(modules: Iterable[nn.Module], training: Training) -> torch.optim.Optimizer:
+    """Return SGD with Nesterov momentum or AdamW over the trainable parameters of `modules`.
+
+    Biases and norm parameters (one dimension or none) get no weight decay. `momentum` 0 gives plain SGD.
+    """
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    # One fused kernel for all parameters instead of several launches for each.
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    # On a GPU the rate is a tensor there, which a captured step reads anew each time.
+    on_cuda = bool(parameters) and all(p.device.type == "cuda" for p in parameters)
+    rate: float | Tensor = training.learning_rate
+    if on_cuda:
+        rate = torch.tensor(training.learning_rate, dtype=torch.float32, device=parameters[0].device)
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=rate, fused=fused, capturable=on_cuda)
+    return torch.optim.SGD(
+        groups,
+        lr=rate,
+        momentum=training.momentum,
+        nesterov=training.momentum > 0,
+        fused=fused,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of every group of `optimizer`, where it is a tensor in its place."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def learning_rate(step: int, total_steps: int, training: Training) -> float:
+    """Return the learning rate of `step` in 0..total_steps-1: a linear warm-up, then a cosine to zero.
+
+    The warm-up takes `warmup_fraction` of the steps and ends at the full rate; the cosine starts there and would reach
+    zero one step after the last.
+    """
+    warmup = round(training.warmup_fraction * total_steps)
+    if step < warmup:
+        return training.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return training.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 class TimedBatches:

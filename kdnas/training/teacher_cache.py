@@ -104,11 +104,11 @@ class ViewsKey:
         Rows are bfloat16's bits where the teacher gave nothing finer, else float32. Raises TrialError where one is not
         finite.
         """
-        classes = None
+        places = None
         logits = torch.cat([outputs.logits for outputs in said])
         if self.top_k is not None:
-            logits, classes = truncated(logits, self.top_k)
-            classes = classes.view(-1, self.predictions * self.top_k)
+            logits, places = truncated(logits, self.top_k)
+            places = places.view(-1, self.predictions * self.top_k)
         columns = [logits]
         if self.embedding:
             columns.append(torch.cat([outputs.embedding for outputs in said if outputs.embedding is not None]))
@@ -117,14 +117,14 @@ class ViewsKey:
         if not bool(torch.isfinite(rows).all()):
             raise TrialError("the teacher gave outputs that are not finite")
         bits = (rows.view(torch.uint16) if in_bfloat16 else rows).view(-1, self.width)
-        return bits.numpy(), None if classes is None else classes.cpu().numpy()
+        return bits.numpy(), None if places is None else places.cpu().numpy()
 
-    def unpack(self, rows: Tensor, classes: Tensor | None) -> Outputs:
+    def unpack(self, rows: Tensor, places: Tensor | None) -> Outputs:
         """Return the outputs that `pack` was given, from rows [n, W] of floats."""
         rows = rows.view(-1, self.logits + self.embedding)
         logits = rows[:, : self.logits] if self.embedding else rows
-        if classes is not None:
-            logits = restored(logits, classes.view(len(rows), -1), self.outputs)
+        if places is not None:
+            logits = restored(logits, places.view(len(rows), -1), self.outputs)
         return Outputs(logits, embedding=rows[:, self.logits :] if self.embedding else None)
 
 
@@ -132,12 +132,12 @@ class ViewsKey:
 class View:
     """The rows of one view, read-only maps: float32, or uint16 with the bits of bfloat16, [N, W].
 
-    `filled` bool [N] says which are there; `classes` int32 which logits, where not all are kept.
+    `filled` bool [N] says which are there; `places` int32 which logits, where not all are kept.
     """
 
     rows: np.ndarray
     filled: np.ndarray
-    classes: np.ndarray | None = None
+    places: np.ndarray | None = None
 
 
 class TeacherCache:
@@ -178,7 +178,7 @@ class TeacherCache:
 
     def read(self, key: ViewsKey, view: int) -> View | None:
         """Return what is there of `view`, None where nothing is."""
-        rows, _, classes = self._paths(key, view)
+        rows, _, places = self._paths(key, view)
         try:
             filled = self.filled(key, view)
             if filled is None:
@@ -187,25 +187,25 @@ class TeacherCache:
             kept = None
             if key.top_k is not None:
                 shape = key.samples, key.predictions * key.top_k
-                kept = np.memmap(classes, dtype=np.int32, mode="r", shape=shape)
+                kept = np.memmap(places, dtype=np.int32, mode="r", shape=shape)
             return View(np.memmap(rows, dtype=dtype, mode="r", shape=(key.samples, key.width)), filled, kept)
         except (OSError, ValueError, StopIteration):  # somebody cut a file short
             return None
 
     def write(
-        self, key: ViewsKey, view: int, samples: np.ndarray, values: np.ndarray, classes: np.ndarray | None = None
+        self, key: ViewsKey, view: int, samples: np.ndarray, values: np.ndarray, places: np.ndarray | None = None
     ) -> bool:
         """Store `values` [M, W], float32 or the bits of bfloat16, as the rows of `samples` [M].
 
-        `classes` int32 are those kept of each. Returns False, storing nothing, where the disk is full.
+        `places` int32 are those kept of each. Returns False, storing nothing, where the disk is full.
         """
         rows, mask, kept = self._paths(key, view)
         try:
             rows.parent.mkdir(parents=True, exist_ok=True)
             if mask.exists() and (not rows.exists() or rows.stat().st_size != _size(key, values.dtype)):
                 mask.unlink(missing_ok=True)  # rows that somebody cut short: the mask promises what is lost
-            if classes is not None:
-                _write_rows(kept, key.samples, samples, classes.astype(np.int32))
+            if places is not None:
+                _write_rows(kept, key.samples, samples, places.astype(np.int32))
             _write_rows(rows, key.samples, samples, values)
             _write_rows(mask, key.samples, samples, np.ones((len(samples), 1), dtype=np.uint8))
         except OSError:
@@ -276,19 +276,19 @@ def _write_rows(path: Path, count: int, samples: np.ndarray, values: np.ndarray)
 
 
 def truncated(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """Return (values float32 [M, k + 1], classes int32 [M, k]) of `logits` [M, V]; with k = V nothing is lost."""
+    """Return (values float32 [M, k + 1], places int32 [M, k]) of `logits` [M, V]; with k = V nothing is lost."""
     logits = logits.float()
     count = logits.shape[1]
-    largest, classes = logits.topk(top_k, dim=1)
-    others = logits.double().scatter(1, classes, -math.inf)
+    largest, places = logits.topk(top_k, dim=1)
+    others = logits.double().scatter(1, places, -math.inf)
     tail = others.logsumexp(dim=1) - math.log(count - top_k) if top_k < count else logits.new_zeros(len(logits))
-    return torch.cat([largest, tail[:, None].float()], dim=1), classes.int()
+    return torch.cat([largest, tail[:, None].float()], dim=1), places.int()
 
 
-def restored(values: Tensor, classes: Tensor, count: int) -> Tensor:
+def restored(values: Tensor, places: Tensor, count: int) -> Tensor:
     """Return logits [M, `count`] from what `truncated` gave: every class not kept gets the others' mean mass."""
     logits = values[:, -1:].repeat(1, count)
-    return logits.scatter_(1, classes.long(), values[:, :-1])
+    return logits.scatter_(1, places.long(), values[:, :-1])
 
 
 def truncation_error(logits: Tensor, top_k: int, *, temperature: float = 1.0) -> float:

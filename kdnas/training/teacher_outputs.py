@@ -198,8 +198,8 @@ class TeacherOutputs:
         assert self._cache is not None
         cache, key = self._cache
         said = [self._live(batch.laid_out) for batch in plan.batches(view, steps)]
-        values, classes = key.pack(said)
-        return cache.write(key, view, plan.samples(view, steps), values, classes)
+        values, places = key.pack(said)
+        return cache.write(key, view, plan.samples(view, steps), values, places)
 
 
 class _Rows:
@@ -209,28 +209,28 @@ class _Rows:
         """`asked`: the samples that will be looked up, None for any."""
         self._key = key
         self._on_device = device.type != "cpu"
-        self._rows, self._classes, self._filled = view.rows, view.classes, view.filled
+        self._rows, self._places, self._filled = view.rows, view.places, view.filled
         if self._on_device:
             self._tensors = _tensor(np.array(view.rows)).to(device)
-            self._kept = None if view.classes is None else torch.from_numpy(np.array(view.classes)).to(device)
+            self._kept = None if view.places is None else torch.from_numpy(np.array(view.places)).to(device)
             complete = bool((view.filled if asked is None else view.filled[asked]).all())
             # Asking the device whether a row is there waits for it: only where some are missing.
             self._there = None if complete else torch.from_numpy(view.filled).to(device)
 
     def __call__(self, samples: Tensor) -> Outputs | None:
         """Return the outputs for `samples` [B]; None where not all are there."""
-        classes: Tensor | None
+        places: Tensor | None
         if self._on_device:
             if self._there is not None and not bool(self._there[samples].all()):
                 return None
-            rows, classes = self._tensors[samples], None if self._kept is None else self._kept[samples]
+            rows, places = self._tensors[samples], None if self._kept is None else self._kept[samples]
         else:
             wanted = samples.numpy()
             if not self._filled[wanted].all():
                 return None
             rows = _tensor(self._rows[wanted])
-            classes = None if self._classes is None else torch.from_numpy(self._classes[wanted])
-        return self._key.unpack(rows, classes)
+            places = None if self._places is None else torch.from_numpy(self._places[wanted])
+        return self._key.unpack(rows, places)
 
 
 def _tensor(rows: np.ndarray) -> Tensor:

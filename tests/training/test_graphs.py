@@ -27,8 +27,8 @@ from kdnas.training.graphs import (
     recorder_for,
 )
 from kdnas.training.loop import Trained, distil
-from kdnas.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from kdnas.training.recipe import LossTerm, Training
+from kdnas.training.step import build_optimizer, learning_rate, set_learning_rate
 from kdnas.training.teacher_cache import TeacherCache
 
 CUDA = torch.device("cuda")

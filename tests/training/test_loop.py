@@ -24,8 +24,8 @@ from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import evaluate
 from kdnas.training.loop import EpochRecord, Trained, distil
-from kdnas.training.optimizer import build_optimizer, learning_rate
 from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
+from kdnas.training.step import build_optimizer, learning_rate
 
 EVERY_LOSS = ("kd", "dkd", "cosine", "hint", "attention", "rkd", "similarity")
 

@@ -38,9 +38,16 @@ from kdnas.training.batches import Batches
 from kdnas.training.checkpoint import load_checkpoint, save_checkpoint
 from kdnas.training.evaluation import evaluate
 from kdnas.training.numerics import computing, in_bfloat16, settled_recipe
-from kdnas.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from kdnas.training.recipe import Recipe, Training
-from kdnas.training.step import TaughtBatch, memory_failures_as_trial_errors, open_teacher_outputs, own_randomness
+from kdnas.training.step import (
+    TaughtBatch,
+    build_optimizer,
+    learning_rate,
+    memory_failures_as_trial_errors,
+    open_teacher_outputs,
+    own_randomness,
+    set_learning_rate,
+)
 from kdnas.training.supernet import SupernetSettings as SupernetSettings
 from kdnas.training.supernet.policies import Policy, ShrinkingSettings, Situation, open_policy
 from kdnas.training.supernet.policies._recorded import Recorded
