@@ -35,6 +35,13 @@ def done(tmp_path_factory, kdnas):
     return study, out, kdnas("search", study, "--out", out, "--set", FORMATS)
 
 
+def test_an_export_that_no_student_has_is_refused_before_the_search(tmp_path, capsys):
+    study = tiny.write(tmp_path)
+    assert again(study, tmp_path / "run", "--set", "export.formats=[safetensors, timm]") == 2
+    assert "export.formats: the students of this study have no timm: only students cut from" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "study.db").exists()
+
+
 def again(study: Path, out: Path, *arguments: str) -> int:
     """Run the command in this process, whose imports are paid for; return its exit status."""
     return main(["search", str(study), "--out", str(out), *arguments])

@@ -28,6 +28,7 @@ from kdnas.core.objective import Quantity, breaches
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
+from kdnas.exporters import lacking_formats
 from kdnas.nn.tracing import fvcore_macs, traced_macs
 from kdnas.nn.weights import save_weights
 from kdnas.record.lock import Findings, SupernetRecord
@@ -240,11 +241,34 @@ class Distil(Evaluator):
         return Findings(workshop.worst_score(), workshop.describe_data(), teacher, self.calibrations)
 
     def try_out(self, students: Mapping[str, Arch]) -> None:
-        """Try every loss of the recipe on the teacher and these students. Raises ConfigError."""
+        """Try every loss of the recipe on the teacher and these students, and whether they have the wanted exports.
+
+        Raises ConfigError where a loss cannot be computed, and where none of them has an export; one that only some
+        have is said.
+        """
         workshop = self.workshop
         with torch.random.fork_rng(devices=[]):
             built = {name: workshop.build(arch) for name, arch in students.items()}
         check_losses(self.context.config.recipe, workshop.teacher, built, workshop.data, device=workshop.device)
+        self._foretell_exports(students, built)
+
+    def _foretell_exports(self, students: Mapping[str, Arch], built: Mapping[str, nn.Module]) -> None:
+        """Raise ConfigError for wanted exports that none of the students has; say which ones one of them lacks."""
+        problems, formats = [], self.context.config.export.formats
+        lacking: dict[str, dict[str, str]] = {export: {} for export in formats}
+        for name, network in built.items():
+            own, cut = self.workshop.family.cut(students[name], network) or (network, None)
+            for export, why in lacking_formats(formats, cut, own).items():
+                lacking[export][name] = why
+        for export, whose in lacking.items():
+            if whose and len(whose) == len(built):
+                why = next(iter(whose.values()))
+                problems.append(Problem("export.formats", f"the students of this study have no {export}: {why}"))
+            else:
+                for name, why in whose.items():
+                    self.workshop.say(f"export {export}: {name} has none: {why}")
+        if problems:
+            raise ConfigError(problems)
 
     def _teacher_cache_notes(self) -> list[str]:
         """Return what the user should know of how the teacher's outputs are kept."""
