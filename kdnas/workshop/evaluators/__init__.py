@@ -23,7 +23,6 @@ from kdnas.record.lock import Findings, SupernetRecord
 from kdnas.record.records import TrialRecord
 from kdnas.registry import Registry
 from kdnas.study.config import StudyConfig
-from kdnas.study.spaces import arch_of
 from kdnas.training.packing import Packing
 from kdnas.workshop.jobs import Job, Result
 from kdnas.workshop.opening import MadeOn
@@ -109,8 +108,8 @@ class Evaluator(ABC):
         return self.context.space
 
     def arch(self, assignment: Mapping[str, Scalar]) -> Arch:
-        """Return the arch that a full assignment stands for."""
-        return arch_of(self.space, assignment)
+        """Return the arch that a full assignment stands for: named after the space, for no family is asked."""
+        return Arch.of(self.space.name, self.space.active(assignment))
 
     @abstractmethod
     def price(self, arch: Arch) -> dict[str, float]:

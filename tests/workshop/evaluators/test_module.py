@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from kdnas.cli.main import main
+from kdnas.core.arch import Arch
 from kdnas.errors import ConfigError, TrialError
 from kdnas.record.storage import load_run
 from kdnas.study.loading import load_study
@@ -65,6 +66,17 @@ def scored(folder, depth=2, **changed):
     return evaluator(search_job(study.config, evaluator.arch({"depth": depth}), {}))
 
 
+def test_students_of_a_family_are_named_after_the_space_with_every_choice_as_it_is_stated(tmp_path):
+    opened(tmp_path)
+    choices = {"stem_width": [8, 16], "stage1.depth": [1], "stage1.width": [16], "stage1.bottleneck": ["plain"]}
+    choices |= {"stage1.skip": ["identity"]}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"family": "resnet", "choices": choices}))
+    loaded = load_study(tmp_path / "study.yaml")
+    evaluator = open_evaluator(EvaluatorContext(loaded.config, loaded.space, tmp_path, tmp_path, tmp_path, "cpu"))
+    stated = {name: values[0] for name, values in choices.items()}
+    assert evaluator.arch(stated) == Arch.of(loaded.space.name, stated)
+
+
 def test_the_function_gets_choices_and_fidelity(tmp_path):
     assert scored(tmp_path).values == {"macs": 2000.0, "accuracy": 0.2, "latency_ms": 3.5}
     assert scored(tmp_path, options={"slope": 2}).values["accuracy"] == 0.4
@@ -90,7 +102,7 @@ def test_what_price_tells_is_cheap_and_the_rest_is_not(tmp_path):
         ("mine.py:short", "did not return accuracy"),
         ("mine.py:wild", "accuracy 7, not a fraction"),
         ("mine.py:text", "returned str, not a mapping"),
-        ("mine.py:leaves", r"'mine.py:leaves' fails: SystemExit: usage: score.*\(mine.py, line 23, in leaves\)"),
+        ("mine.py:leaves", r"'mine.py:leaves' fails: SystemExit: usage: score.*\(mine.py, line 26, in leaves\)"),
     ],
 )
 def test_a_function_that_does_not_answer_fails_the_trial(tmp_path, function, message):
