@@ -178,7 +178,7 @@ def set_in(*path: Any) -> Edit:
     [
         ("shrink", set_in("steps", 1, "name", "supernet"), "steps.1.name", "already taken"),
         ("shrink", set_in("steps", 1, "name", "random"), "steps.1.name", "already taken"),
-        ("shrink", set_in("steps", 1, "init", "later"), "steps.1.init", r"no earlier step \(allowed: random, inherited, supernet"),
+        ("shrink", set_in("steps", 1, "init", "later"), "steps.1.init", r"step \(allowed: random, inherited, supernet"),
         ("shrink", set_in("steps", 1, "teacher", "student"), "steps.1.teacher", "no earlier step"),
         ("shrink", set_in("steps", 1, "epochs", 9), "steps.1.share", r"is 0.4, but 9 epochs are 0.45 of the budget"),
         ("shrink", set_in("steps", 0, "share", 0.7), "steps", "spend 1.1 of the budget together"),
