@@ -80,14 +80,14 @@ def export_student(
     say(f"student {member.trial.arch.arch_id}, seed {repeat.seed}")
     student = trained_student(run, member, repeat, workshop)
     if formats is None or skip_lacking:
-        formats = _had(student, formats, say)
+        formats = had_formats(student, formats, say)
     written = write_formats(student, formats, out, say=say)
     if out.resolve() == export_folder(run).resolve():
         note_products(run, "export", written, wanted_export(run))
     return written
 
 
-def _had(student: TrainedStudent, formats: Sequence[str] | None, say: Callable[[str], None]) -> list[str]:
+def had_formats(student: TrainedStudent, formats: Sequence[str] | None, say: Callable[[str], None]) -> list[str]:
     """Return those of `formats`, or of all that are installed, that `student` has; others are said with the reason."""
     missing: dict[str, str] = {}
     if formats is None:

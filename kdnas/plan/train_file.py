@@ -75,6 +75,8 @@ class TrainFile(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     arch_id: str
     arch: ArchSection
+    family_options: dict[str, Any] = Field(default_factory=dict)
+    """How the family is built, where it has options: what students are cut out of their teacher by."""
     input_shape: tuple[Extent, Extent, Extent]
     """Channels, height, width."""
     class_names: Annotated[tuple[str, ...], Field(min_length=2)]
@@ -160,6 +162,7 @@ def train_file_for(run: RunRecord, trial: TrialRecord, data: ImageData) -> Train
         device=config.device,
         arch_id=trial.arch.arch_id,
         arch=ArchSection(family=trial.arch.family, choices=trial.arch.choices),
+        family_options=dict(run.lock.space.options),
         input_shape=data.task.image_shape,
         class_names=data.class_names,
         channel_mean=tuple(float(value) for value in data.channel_mean),

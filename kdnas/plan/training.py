@@ -33,7 +33,7 @@ from kdnas.core.words import counted
 from kdnas.errors import ConfigError, Problem, RunFolderError
 from kdnas.machine import usable_cores
 from kdnas.nn.weights import save_weights
-from kdnas.plan.exporting import assemble, check_formats, data_card, load_network, write_formats
+from kdnas.plan.exporting import assemble, check_formats, data_card, had_formats, load_network, write_formats
 from kdnas.plan.plan_file import (
     INHERITED,
     PLAN_FILE,
@@ -210,7 +210,7 @@ def _finish(
     test_score = workshop.test_score(workshop.entered(trained.network))
     card = _card(file, plan, workshop, trained, test_score)
     student = assemble(file, trained.network, workshop, card=card)
-    written = write_formats(student, formats, out, say=say)
+    written = write_formats(student, had_formats(student, formats, say), out, say=say)
     sha256 = {str(path.relative_to(out.resolve())): file_sha256(path) for path in written}
     result = FullTraining(
         folder=out,

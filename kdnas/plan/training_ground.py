@@ -32,7 +32,14 @@ def training_workshop(
     Raises ConfigError for a device that is not there.
     """
     return Workshop(
-        Sources(file.data, {TEACHER: file.teacher}, file.arch.family, file.seed, file.training),
+        Sources(
+            file.data,
+            {TEACHER: file.teacher},
+            file.arch.family,
+            file.seed,
+            file.training,
+            options=file.family_options,
+        ),
         data_root=data_root,
         cache=cache,
         device=resolve_device(device or file.device),

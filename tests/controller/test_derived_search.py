@@ -78,3 +78,12 @@ def test_validate_open_says_how_many_students_there_are(study, capsys):
     assert "students cut out of the teacher, which --open reads" in capsys.readouterr().out
     assert main(["validate", str(study), "--data-root", str(study), "--open"]) == 0
     assert "cut out of the teacher, 2 choices, 12 distinct settings" in capsys.readouterr().out
+
+
+def test_its_best_student_is_trained_whole_and_again_by_its_train_yaml(run, study, tmp_path, capsys):
+    assert main(["train", str(study / "run"), "--out", str(tmp_path / "whole"), "--data-root", str(study)]) == 0
+    said = capsys.readouterr()
+    assert "skipped student_py: how the teacher's network is made is not known" in said.out + said.err
+    file = (tmp_path / "whole" / "train.yaml").read_text()
+    assert "family_options:\n  round_to: 2\n  inner: 1\n" in file
+    assert "start: inherited" in file
