@@ -54,6 +54,7 @@ _EXTRAS = {
     "onnx": ("onnx", "export to ONNX"),
     "onnxscript": ("onnx", "export to ONNX"),
     "onnxruntime": ("onnx", "the check of an ONNX export"),
+    "openvino": ("openvino", "export to OpenVINO"),
     "optuna_dashboard": ("dashboard", "optuna-dashboard on a study.db"),
 }
 

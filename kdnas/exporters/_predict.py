@@ -112,6 +112,21 @@ def load_onnx():
     return logits_of
 '''
 
+_OPENVINO = '''
+
+def load_openvino():
+    """Return the network of student.xml, a function: uint8 pixels [B, C, H, W] to logits [B, K]. Needs openvino."""
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    network = openvino.Core().compile_model(FOLDER / "student.xml", "CPU", settings)
+
+    def logits_of(pixels):
+        return network({"pixels": pixels.astype(np.float32)})["logits"]
+
+    return logits_of
+'''
+
 
 @dataclass(frozen=True)
 class Loader:
@@ -132,6 +147,7 @@ LOADERS = {
     for loader in (
         Loader("student.py", "load_student", "PyTorch", _STUDENT),
         Loader("student.onnx", "load_onnx", "onnxruntime", _ONNX, unneeded=("torch",)),
+        Loader("student.xml", "load_openvino", "openvino", _OPENVINO, unneeded=("torch",)),
     )
 }
 

@@ -56,6 +56,13 @@ def test_onnx_takes_any_batch_and_any_length(name, tmp_path):
         assert bool(dims[1].dim_param) == (name in TEXTS)
 
 
+@pytest.mark.parametrize("name", ["timm_vit", "bert"])
+def test_openvino_takes_any_batch_and_any_length(name, tmp_path):
+    pytest.importorskip("openvino")
+    files = EXPORTERS.build("openvino", student(name), tmp_path).files  # three batches, three lengths, in its runtime
+    assert {"student.xml", "student.bin"} <= set(files)
+
+
 @slow
 @pytest.mark.parametrize("name", ["hf_vit", *TEXTS])
 def test_a_uniform_student_opens_as_a_folder_of_its_library(name, tmp_path):
