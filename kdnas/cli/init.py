@@ -66,6 +66,10 @@ def command(
     own_space: Annotated[
         bool, typer.Option("--own-space", help=f"Also write that space as {_SPACE_FILE}, to be changed.")
     ] = False,
+    from_teacher: Annotated[
+        bool,
+        typer.Option("--from-teacher", help="Search students that are cut out of the teacher, in place of --space."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
     """Write a commented study.yaml for your own teacher and data, ready to be filled in.
@@ -76,6 +80,7 @@ def command(
       kdnas init my-study
       kdnas init my-study --data npz --teacher timm --own-space
       kdnas init my-photos --size 64
+      kdnas init my-model --teacher huggingface --from-teacher
       kdnas init tryout --data digits --teacher student --space digits_resnet
     """
     from kdnas.study.loading import STUDY_FILE, load_study
@@ -83,7 +88,14 @@ def command(
     if directory.suffix in (".yaml", ".yml") or directory.is_file():
         raise ConfigError(Problem(str(directory), "names a file, and a study is a folder", str(directory.parent)))
     files = study_files(
-        directory, data, teacher, space, size=size, own_space=own_space, images=images or _images_there(data)
+        directory,
+        data,
+        teacher,
+        space,
+        size=size,
+        own_space=own_space,
+        images=images or _images_there(data),
+        from_teacher=from_teacher,
     )
     taken = [name for name in files if (directory / name).exists()]
     if taken and not force:
@@ -106,6 +118,7 @@ def study_files(
     size: int | None = None,
     own_space: bool,
     images: int | None = None,
+    from_teacher: bool = False,
 ) -> dict[str, str]:
     """Return the files of a new study by name, in the order they are written. Raises ConfigError on unknown names.
 
@@ -125,6 +138,9 @@ def study_files(
         )
         if name not in names
     ]
+    if from_teacher and (own_space or space != "auto"):
+        what = "students are cut out of the teacher: there is no other space"
+        problems.append(Problem("--from-teacher", what, "without --space and --own-space"))
     if problems:
         raise ConfigError(problems)
     space = space_for(size or _SIZES.get(data)) if space == "auto" else space
@@ -144,8 +160,12 @@ def study_files(
         name=_study_name(directory),
         data=_section("datasets", data, given),
         teacher=_section("teachers", teacher, trained_here if teacher == "student" else {}),
-        space=_SPACE_FILE if own_space else space,
-        spaces=", ".join(space_names()),
+        students=_CUT
+        if from_teacher
+        else _STATED.format(space=_SPACE_FILE if own_space else space, spaces=", ".join(space_names())),
+        rate=_INHERITED_RATE if from_teacher else _RATE,
+        low=_INHERITED_RATE / 4 if from_teacher else 0.01,
+        high=_INHERITED_RATE * 4 if from_teacher else 0.3,
         losses=_losses(),
         images=images,
         epochs=epochs,
@@ -162,6 +182,8 @@ def space_for(size: int | None) -> str:
     return _MADE_FOR[min(_MADE_FOR, key=lambda made: abs(math.log(made / (size or 32))))]
 
 
+_RATE, _INHERITED_RATE = 0.1, 0.02
+"""Learning rates of sgd: from random weights, and where larger steps would undo what was inherited."""
 _UPDATES = 1_000
 """Of a proposed score: twice what says little (`kdnas.study.updates.FEW_UPDATES`)."""
 _UNKNOWN_IMAGES = 5_000
@@ -258,6 +280,28 @@ def _write(path: Path, text: str) -> None:
         raise ConfigError(Problem(str(path), f"cannot be written: {error.strerror or error}")) from error
 
 
+_STATED = """\
+# --- Students: {spaces}, or a .yaml file of your own. `kdnas spaces show NAME --input 3x64x64` tells
+# what its students cost on images of that size, and how stem and stages stride.
+space: {space}
+"""
+_CUT = """\
+# --- Students: cut out of the teacher, beginning with its weights. `kdnas spaces show .` opens it and tells what of it
+# can be cut, what cannot and why, and the choices that follow; `kdnas spaces count .` counts them.
+# Each is a list of shares of the teacher's ([0.5, 1]), of sizes ([96, 128]), or a range of either (0.25..1).
+space:
+  derive: teacher
+  # granularity: stage  # or network, or block: what one choice rules; network for transformers unless stated
+  depth: 0.25..1  # blocks that stay
+  width: [0.5, 0.75, 1]  # of what flows from block to block
+  inner: [0.25, 0.5, 0.75, 1]  # inside blocks: bottlenecks, expansions, MLPs
+  # heads: [0.5, 1]  # of attention, with all queries that share keys and values
+  # round_to: 8
+  # freeze: []  # modules, choices or parts that stay whole, by name; * stands for anything
+  # importance: activation  # what ranks units; or taylor, l1
+  # block_importance: influence  # what ranks blocks; or even
+start: inherited  # or random
+"""
 _TEMPLATE = """\
 # A kdnas study. Fill in the lines marked YOURS; everything else has a sensible default.
 #   kdnas validate .          every problem at once, with its line
@@ -279,10 +323,7 @@ data:
 teacher:
 {teacher}
 
-# --- Students: {spaces}, or a .yaml file of your own. `kdnas spaces show NAME --input 3x64x64` tells
-# what its students cost on images of that size, and how stem and stages stride.
-space: {space}
-
+{students}
 # --- What is wanted: accuracy, and what it shall be traded for (two to four in all).
 objectives: [accuracy, macs]  # kdnas list costs
 # Hard bounds on costs: what breaks one known from the arch alone is never trained. Also of the teacher's ("macs<=5%"),
@@ -301,7 +342,7 @@ training:
   resolution_fraction: 1.0
   batch_size: {batch_size}
   optimizer: sgd  # or adamw
-  learning_rate: 0.1  # warmed up, then a cosine to zero
+  learning_rate: {rate:g}  # warmed up, then a cosine to zero
   momentum: 0.9
   weight_decay: 5.0e-4
   warmup_fraction: 0.1
@@ -334,7 +375,7 @@ distillation:
 # --- Training settings to search with the architecture. The learning rate often decides more than the network does; for
 # adamw it is about 3e-4 to 1e-2. Take this out where a supernet scores.
 tune:
-  training.learning_rate: {{low: 0.01, high: 0.3, log: true}}
+  training.learning_rate: {{low: {low:g}, high: {high:g}, log: true}}
 #   distillation.losses.0.temperature: {{low: 1.0, high: 8.0}}
 
 # --- The search.

@@ -423,6 +423,8 @@ def outputs(network: nn.Module, example: Tensor, *, grad: bool = False) -> Tenso
     with torch.set_grad_enabled(grad):
         answer = network(example)
     logits = getattr(answer, "logits", answer)
+    if isinstance(logits, Mapping):
+        logits = logits.get("logits", next(iter(logits.values())))
     if isinstance(logits, tuple | list):
         logits = logits[0]
     assert isinstance(logits, Tensor)

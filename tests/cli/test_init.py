@@ -128,3 +128,13 @@ def test_the_space_fits_the_size_of_the_images(arguments, space, tmp_path):
 def test_data_of_one_size_is_not_resized(tmp_path, capsys):
     assert main(["init", str(tmp_path / "s"), "--data", "digits", "--size", "64"]) == 2
     assert "--size" in capsys.readouterr().err
+
+
+def test_a_study_of_students_cut_out_of_the_teacher(tmp_path, capsys):
+    assert main(["init", str(tmp_path / "cut"), "--data", "digits", "--teacher", "student", "--from-teacher"]) == 0
+    study = load_study(tmp_path / "cut")
+    assert study.space.family == "derived"
+    assert study.config.start == "inherited"
+    assert study.config.training.learning_rate == 0.02
+    assert main(["init", str(tmp_path / "other"), "--from-teacher", "--space", "digits_resnet"]) == 2
+    assert "students are cut out of the teacher: there is no other space" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from kdnas.nn.taps import Taps, find_stages, stage_names
 from kdnas.nn.teacher import Teacher
 from kdnas.nn.tracing import parameter_count, traced_macs
 from kdnas.students import STUDENTS, FamilyContext
+from kdnas.teachers._fitted import Fitted
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "nn" / "anatomy"))
 from test_convnets import randomised
@@ -232,3 +233,48 @@ def test_options_are_checked_before_a_teacher_is_open(options, message):
     context = FamilyContext(image_classification((3, 8, 8), 2))
     with pytest.raises(ConfigError, match=message):
         STUDENTS.build("derived", context, **options)
+
+
+class Odd(nn.Module):
+    """A small residual network that is odd in one way."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.stem, self.mid, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3)
+        self.head = nn.Conv2d(16, 2, 1) if kind == "no linear classifier" else nn.Linear(16, 2)
+        if kind == "a buffer of fixed size":
+            self.register_buffer("scale", torch.linspace(0.5, 1.5, 16).view(1, 16, 1, 1))
+
+    def forward(self, images):
+        maps = torch.relu(self.stem(images))
+        if self.kind == "a buffer of fixed size":
+            maps = maps * self.scale
+        if self.kind == "control flow" and bool(maps.mean() > 1e9):
+            return self.head(maps.mean((2, 3)))
+        maps = self.last(torch.relu(self.mid(maps)))
+        if self.kind == "no linear classifier":
+            return self.head(maps).mean((2, 3))
+        logits = self.head(maps.mean((2, 3)))
+        return {"a mapping": {"logits": logits}, "a tuple": (logits, maps)}.get(self.kind, logits)
+
+
+@pytest.mark.parametrize(
+    "kind", ["a mapping", "a tuple", "no linear classifier", "a buffer of fixed size", "control flow", "half precision"]
+)
+def test_odd_teachers_are_cut_as_far_as_they_can_be_and_the_rest_is_said(kind):
+    torch.manual_seed(0)
+    task = image_classification((3, 12, 12), 2)
+    module = Fitted(Odd(kind), (120.0,) * 3, (60.0,) * 3, classes=2).eval().requires_grad_(False)
+    teacher = Teacher("odd", module, (), None, "odd")
+    family = STUDENTS.build("derived", FamilyContext(task, {"teacher": teacher}, samples_of(task)), round_to=4)
+    space = family.space(UNDERIVED)
+    raw = samples_of(task, seed=1)(4)[0][0]
+    with torch.no_grad():
+        assert torch.equal(family.inherit(family.canonical({}))(raw), module(raw))
+    for arch in drawn(family, space, 3):
+        assert family.inherit(arch)(raw).shape == (4, 2)
+        assert family.price(arch).params == parameter_count(family.build(arch))
+    if kind == "a buffer of fixed size":  # what is multiplied by it stays whole, with the reason
+        assert family.anatomy.uncut
+        assert all(part.why for part in family.anatomy.uncut)
