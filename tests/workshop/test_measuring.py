@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from kdnas.core.measurement import Measurement
+from kdnas.core.preprocessing import Preprocessing
 from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError, RunError
 from kdnas.exporters import EXPORTERS, TrainedStudent
+from kdnas.nn.normalise import Normalised
 from kdnas.students import family_for, stated_arch
 from kdnas.targets import EnergyCounter, Missing
 from kdnas.workshop import measuring
@@ -35,9 +37,10 @@ def exported(folder: Path, width: int = 8, formats: tuple[str, ...] = ("student_
     """The export of an untrained student."""
     folder.mkdir()
     family = family_for("resnet", TASK)
-    classes = tuple("0123456789")
-    module = family.build(arch(width)).eval()
-    student = TrainedStudent(arch(width), TASK, module, family.source(arch(width)), classes, (8.0,), (4.0,), {}, {})
+    read = Preprocessing((8, 8), "greyscale", (8.0,), (4.0,), tuple("0123456789"))
+    network = family.build(arch(width)).eval()
+    module = Normalised(network, (8.0,), (4.0,)).eval()
+    student = TrainedStudent(arch(width), TASK, module, network, family.source(arch(width)), read, {}, {})
     for name in formats:
         EXPORTERS.build(name, student, folder)
     return folder

@@ -312,7 +312,7 @@ def test_an_audit_tells_the_agreement_of_every_rung(ready, tmp_path, capsys):
     assert "1 epoch of 30 % of the data from shared weights" in shown
     result = audit_result(load_run(run))
     assert [rung.fidelity for rung in result.rungs] == [SHARED, TUNED, OWN]
-    assert all(rung.taus["accuracy"].items == 6 for rung in result.rungs)
+    assert all(rung.taus["score"].items == 6 for rung in result.rungs)
     assert not (run / "checkpoints" / "rungs").exists()
     assert main(["audit", str(run), "--students", "6", "--seeds", "1"]) == 0
     assert "nothing is trained" in capsys.readouterr().out
