@@ -19,6 +19,7 @@ from kdnas.record.records import FrontMember, RunRecord
 from kdnas.report import summary
 from kdnas.report.architecture import architecture_drawing, architecture_in_words
 from kdnas.report.audit import audit_figure, audit_html
+from kdnas.report.cut_figure import cut_figure
 from kdnas.report.figures import (
     Figure,
     cost_names,
@@ -120,6 +121,8 @@ def figures(run: RunRecord) -> list[Figure]:
         drawings.append(importance_figure(run, shares))
     if seconds_by_phase(run):
         drawings.append(time_figure(run))
+    if (cut := cut_figure(run)) is not None:
+        drawings.append(cut)
     return drawings
 
 

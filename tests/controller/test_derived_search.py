@@ -10,6 +10,7 @@ import tiny
 from kdnas.cli.main import main
 from kdnas.errors import RunFolderError
 from kdnas.record.lock import read_lock
+from kdnas.report.cut_figure import cut_figure
 from kdnas.session import search_study
 from kdnas.study.loading import load_study
 
@@ -65,6 +66,14 @@ def test_what_matters_in_the_teacher_is_kept_in_the_run_folder_and_read_when_it_
     again = searched(study, "budget.trials=5")
     assert len(again.trials) == 5
     assert (study / "run" / "family.json").read_bytes() == before
+
+
+def test_the_report_draws_what_matters_in_the_teacher(run, study):
+    figure = cut_figure(run)
+    rows = dict(zip(figure.drawing.data[0].y, figure.drawing.data[0].z, strict=True))
+    assert set(rows) == set(json.loads((study / "run" / "family.json").read_text())["scores"])
+    assert all(list(row) == sorted(row) and row[-1] == pytest.approx(1.0) for row in rows.values())
+    assert "What matters in the teacher" in (study / "run" / "report.html").read_text()
 
 
 def test_another_space_of_the_same_teacher_is_another_study(run, study):
