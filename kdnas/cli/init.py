@@ -322,6 +322,7 @@ data:
 # on the 0-255 scale; unless stated, those of the data. Other sources: kdnas list teachers
 teacher:
 {teacher}
+# teacher_name: teacher  # what it is called; `teachers: {{NAME: {{type: ...}}}}` states both
 
 {students}
 # --- What is wanted: accuracy, and what it shall be traded for (two to four in all).

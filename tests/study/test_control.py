@@ -132,7 +132,7 @@ def test_what_distillation_adds_is_said():
     run = trained(0.5, 0.9)
     assert control_in_words(run) == ""
     run = dataclasses.replace(run, controls=(Control(0, 0.87, 0.86, Fidelity(12)),))
-    assert "distillation adds 3.0 points" in control_in_words(run)
+    assert "distillation improves it by 3.0 points" in control_in_words(run)
     failed = dataclasses.replace(run, controls=(Control(0, None, None, Fidelity(12), failure="no memory"),))
     assert control_in_words(failed) == ""
 

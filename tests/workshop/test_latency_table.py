@@ -10,7 +10,7 @@ from scipy.optimize import lsq_linear
 from scipy.stats import kendalltau, spearmanr
 from torch import nn
 
-from kdnas.core.latency_table import LatencyTable
+from kdnas.core.latency_table import LatencyTable, sort_of
 from kdnas.core.measurement import Calibration
 from kdnas.core.operator import Operator
 from kdnas.core.space import Choice, SearchSpace
@@ -97,8 +97,8 @@ def test_the_sample_is_designed():
     everyone = students("cifar_mobilenet", 600, seed=3)
     chosen = designed_sample(everyone, 50)
     assert len(set(chosen)) == 50
-    sorts = {latency_table._sort(operator) for operators in everyone for operator in operators}
-    assert {latency_table._sort(operator) for index in chosen for operator in everyone[index]} == sorts
+    sorts = {sort_of(operator) for operators in everyone for operator in operators}
+    assert {sort_of(operator) for index in chosen for operator in everyone[index]} == sorts
 
     rows, _ = latency_table._design(everyone)
     rows = rows[:, rows.any(axis=0)]
