@@ -126,7 +126,10 @@ def choose_route(inputs: RouteInputs) -> tuple[Route, str]:
     """
     gap, score = inputs.lead(inputs.student), inputs.score
     points = score.shown_points(score.gain(inputs.teacher_score, inputs.student.score))
-    apart = f"the student's {score.name} is {points} worse than the teacher's {score.shown(inputs.teacher_score)}"
+    teachers = f"the teacher's {score.shown(inputs.teacher_score)}"
+    if gap <= 0:
+        return "direct", f"the student's {score.name} is no worse than {teachers}: there is nothing to win on a detour"
+    apart = f"the student's {score.name} is {points} worse than {teachers}"
     if gap < NARROW_GAP:
         narrow = f"{100 * NARROW_GAP:g} {'points' if score.is_fraction else '%'}"
         return "direct", f"{apart}, less than {narrow}: there is little to win on a detour"

@@ -139,6 +139,14 @@ def _data(student: TrainedStudent) -> str:
     return "## Data\n\n" + "\n\n".join(lines) + "\n"
 
 
+_BEGUN = {
+    "random": "from random weights",
+    "inherited": "from weights inherited from the teacher",
+    "supernet": "from the supernet's weights",
+    "plan": "by the steps of plan.yaml",
+}
+
+
 def _making(student: TrainedStudent) -> str:
     training, distillation = student.recipe.get("training", {}), student.recipe.get("distillation", {})
     weights = student.card.get("weights", {})
@@ -153,8 +161,9 @@ def _making(student: TrainedStudent) -> str:
     if epochs is not None:
         fraction = weights.get("data_fraction", training.get("data_fraction", 1.0))
         lines.append(
-            f"Trained from random weights for {counted(epochs, 'epoch')} on {100 * fraction:g} % of the training part "
-            f"with {training.get('optimizer', 'sgd')}, learning rate {training.get('learning_rate', 0):g}, "
+            f"Trained {_BEGUN[weights.get('start', 'random')]} for {counted(epochs, 'epoch')} "
+            f"on {100 * fraction:g} % of the training part with {training.get('optimizer', 'sgd')}, "
+            f"learning rate {training.get('learning_rate', 0):g}, "
             f"batch size {training.get('batch_size', 0)}, computing in {training.get('precision', 'float32')}"
             + (f"; the weights are a moving average of decay {training['ema']:g}." if training.get("ema") else ".")
         )

@@ -164,7 +164,7 @@ def picture_files(paths):
 
 def label(file, logits_of, top, as_json):
     """Print the likeliest classes of one picture."""
-    logits = logits_of(np.ascontiguousarray(read_picture(file)[np.newaxis]))[0]
+    logits = logits_of(np.array(read_picture(file)[np.newaxis], order="C"))[0]  # a copy: Pillow's own is read-only
     raised = np.exp(logits - logits.max())
     named = zip((raised / raised.sum()).tolist(), PREPROCESSING["class_names"], strict=True)
     ranked = sorted(named, key=lambda pair: -pair[0])[:top]

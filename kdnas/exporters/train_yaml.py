@@ -19,7 +19,8 @@ _HEADER = """\
 # How to train student {arch_id} of the family {family}, whole: `kdnas train {file}` follows it.
 # Plain YAML; nothing here is code. For another pipeline:
 #   arch          the network; student.py builds the same one and needs only torch
-#   channel_*     x = (pixel - channel_mean) / channel_std, pixels 0..255, one value a channel
+#   channel_*     x = (pixel - channel_mean) / channel_std, pixels 0..255, one value a channel; a student that is cut
+#                 out of its teacher takes the teacher's instead: preprocessing.json has them
 #   preprocessing of pictures, before that: turned upright, on this background where transparent, then the whole
 #                 picture resized by Pillow to input_shape, its aspect ratio not kept
 #   data          the data set, relative to the data root; validation_fraction of its training part is held out,

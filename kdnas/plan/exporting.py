@@ -256,6 +256,7 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: ImageDat
             "test_accuracy": repeat.test_score,
             "epochs": repeat.fidelity.epochs,
             "data_fraction": repeat.fidelity.data_fraction,
+            "start": repeat.fidelity.start,
             "train_seconds": repeat.train_seconds,
             "chosen_by": f"the best of {trained} on the validation split",
         },

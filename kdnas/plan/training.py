@@ -253,6 +253,7 @@ def _card(
             "seed": file.seed,
             "epochs": file.training.epochs,
             "data_fraction": file.training.data_fraction,
+            "start": file.start if plan is None else "plan",
             "train_seconds": trained.train_seconds,
         },
         "quantities": {

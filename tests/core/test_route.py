@@ -44,6 +44,9 @@ def test_a_student_near_its_teacher_is_trained_directly_whatever_the_budget():
     route, why = choose_route(inputs)
     assert route == "direct"
     assert "less than 3 points" in why
+    route, why = choose_route(replace(INPUTS, student=replace(STUDENT, score=0.91)))
+    assert route == "direct"
+    assert why.startswith("the student's accuracy is no worse than the teacher's 90.00 %:")
 
 
 def test_shrink_once_the_supernet_gets_enough():

@@ -62,6 +62,21 @@ def test_what_it_says_is_what_the_run_recorded(run: RunRecord, tmp_path: Path, d
     assert load_train_file(tmp_path / "out" / "train.yaml").training.learning_rate == 0.15
 
 
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [
+        ("random", "Trained from random weights for 2 epochs"),
+        ("inherited", "Trained from weights inherited from the teacher for 2 epochs"),
+        ("supernet", "Trained from the supernet's weights for 2 epochs"),
+    ],
+)
+def test_a_card_says_from_what_weights_the_student_began(run: RunRecord, tmp_path: Path, start, told) -> None:
+    trial = run.trials[0]
+    begun = [dataclasses.replace(r, fidelity=dataclasses.replace(r.fidelity, start=start)) for r in trial.repeats]
+    export(dataclasses.replace(run, trials=(dataclasses.replace(trial, repeats=tuple(begun)),)), tmp_path / "out")
+    assert told in (tmp_path / "out" / "MODEL_CARD.md").read_text()
+
+
 def test_a_card_says_when_the_student_hardly_does_better_than_guessing(run: RunRecord, tmp_path: Path) -> None:
     for guess, told in ((0.1, False), (0.88, True)):
         out = tmp_path / str(guess)
