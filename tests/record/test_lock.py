@@ -31,7 +31,7 @@ from kdnas.record.started_study import read_study
 from kdnas.record.storage import load_run
 from kdnas.study.loading import load_study
 
-EARLIER = Path(__file__).parents[2] / "studies" / "cifar10_resnet" / "results"
+EARLIER = Path(__file__).parent / "earlier"
 """A run of version 0.1."""
 FINGERPRINTS = {"data": "d", "teacher": "t"}
 
