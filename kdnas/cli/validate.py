@@ -119,7 +119,7 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
 
 
 def _size(space: SearchSpace) -> str:
-    return f"{len(space.choices)} choices, {space.count():,} distinct settings"
+    return f"{counted(len(space.choices), 'choice')}, {space.count():,} distinct settings"
 
 
 def _named_files(loaded: LoadedStudy, root: Path) -> list[Path]:

@@ -45,7 +45,8 @@ class DistillationLoss(nn.Module, ABC):
     def forward(self, student: Outputs, teacher: Outputs, rows: Rows) -> Tensor:
         """Return the loss, a float32 scalar. `rows` are the student's logits with their targets and weights.
 
-        A loss on logits is the mean over the rows by their weights (`Rows.mean`).
+        A loss on logits is the mean over the rows by their weights (`Rows.mean`). No gradient may reach the teacher's
+        outputs and the networks may run in bfloat16: `kdnas.nn.precision.in_float32` around it sees to both.
         """
 
 

@@ -51,6 +51,11 @@ class Bounds:
         known = [number for number in numbers if number is not None and number > 0]
         if not known or len(known) < len(numbers):
             raise ValueError(f"must be {_ALLOWED}, got {options!r}")
+        odd = [number for number in known if number > 1 and not float(number).is_integer()]
+        if odd:
+            raise ValueError(
+                f"must be {_ALLOWED}: {odd[0]} is no share, being above 1, and no size, being no whole number"
+            )
         shares = all(number <= 1 for number in known)
         if not shares and not all(float(number).is_integer() for number in known):
             raise ValueError(f"must be {_ALLOWED}: {options!r} has shares beside sizes")

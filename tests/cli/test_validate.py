@@ -71,6 +71,15 @@ def test_where_files_are_expected_and_whether_they_are_there(study, capsys):
     assert f"{root / 'photos'} (there)" in capsys.readouterr().out
 
 
+def test_one_choice_is_one_choice(study, capsys):
+    (study / "space.yaml").write_text(
+        "family: resnet\nchoices: {stem_width: [8, 16]}\nfixed: {stage1.depth: 1, stage1.width: 8, "
+        "stage1.bottleneck: plain, stage1.skip: identity}\n"
+    )
+    assert main(["validate", str(study), "--set", "space=space.yaml"]) == 0
+    assert ", 1 choice, 2 distinct settings" in capsys.readouterr().out
+
+
 def test_open_reads_the_data_makes_the_teacher_and_prices_students(study, capsys):
     trained = ["--set", "teacher.training={epochs: 6, batch_size: 64, learning_rate: 0.1}"]
     epochs = ["--set", "training.epochs=3", "--set", "final.epochs=5", "--set", "training.batch_size=128"]
