@@ -25,11 +25,14 @@ from optuna.trial import TrialState as OptunaState
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.words import command_line, printable
 from kdnas.errors import ConfigError, Problem, RunFolderError
-from kdnas.record.trials import audit_training, measurements_of, repeat_of, trial_record
+from kdnas.record.trials import audit_training, control_of, measurements_of, repeat_of, trial_record
 
 _UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError)
 _LOCK_TIMEOUT_S = 60
 _SHOWN = 10
+_TEXTS = {"finished", "packing"}
+_NUMBERS = {"search_seconds", "final_epochs", "teacher_test_score", "teacher_test_accuracy"}
+"""Facts of a run, by kind; the test score of a teacher of old was an accuracy."""
 _OWN = {"arch", "arch_id", "fidelity", "result"}
 """Attributes that only trials of kdnas have."""
 
@@ -248,6 +251,14 @@ def _note_problem(key: str, text: Any) -> str:
             training = audit_training(value)
             _check_numbers(training.fidelity.training)
             _check_numbers({"score": training.score, "train_seconds": training.train_seconds})
+        elif kind == "control":
+            control = control_of(value)
+            _check_numbers(control.fidelity.training)
+            numbers = {"train_seconds": control.train_seconds, "trial": control.number}
+            _check_numbers({**numbers, **({} if control.score is None else {"score": control.score})})
+            _check_numbers({} if control.test_score is None else {"test": control.test_score})
+        elif kind == "note":
+            _check_note(key.partition(":")[2], value)
         if kind in ("final", "failed", "measured"):
             int(key.split(":")[1])
     except KeyError as error:
@@ -255,6 +266,17 @@ def _note_problem(key: str, text: Any) -> str:
     except (*_UNREADABLE, IndexError) as error:
         return f"it cannot be read: {error}"
     return ""
+
+
+def _check_note(name: str, value: Any) -> None:
+    """Raise TypeError or ValueError where a fact that `Record.set_note` wrote is none of its kind."""
+    if name in _TEXTS:
+        if not isinstance(value, str):
+            raise TypeError(f"it is {value!r}, no text")
+    elif name in _NUMBERS and value is not None:  # there may be no teacher to test
+        _check_numbers({name: value})
+    elif name == "lengths":
+        _check_numbers({int(length): score for length, score in value.items()})
 
 
 def _check_numbers(values: Mapping[str, Any]) -> None:

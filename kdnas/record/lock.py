@@ -22,6 +22,7 @@ import yaml
 from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 
 from kdnas.core.answers import what_differs
+from kdnas.core.arch import Scalar
 from kdnas.core.measurement import Calibration
 from kdnas.core.objective import Quantity
 from kdnas.core.pick import Standard
@@ -69,7 +70,7 @@ def space_record(space: SearchSpace) -> dict[str, Any]:
 def recorded_space(name: str, record: Mapping[str, Any]) -> SearchSpace:
     """Return the space that `space_record` recorded. Raises ValueError where the record is damaged."""
     try:
-        return SearchSpace(
+        space = SearchSpace(
             name=name,
             family=record["family"],
             choices=tuple(Choice(choice, tuple(values)) for choice, values in record["choices"].items()),
@@ -81,6 +82,10 @@ def recorded_space(name: str, record: Mapping[str, Any]) -> SearchSpace:
         raise ValueError(f"the record of the search space has no {error}") from error
     except (TypeError, AttributeError) as error:
         raise ValueError(f"the record of the search space is damaged: {error}") from error
+    stated = [*(value for domain in (*space.choices, *space.conditions) for value in domain.values)]
+    if wrong := [value for value in (*stated, *space.fixed.values()) if not isinstance(value, Scalar)]:
+        raise ValueError(f"the record of the search space is damaged: {wrong[0]!r} is no value of a choice")
+    return space
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,7 @@ def test_a_damaged_lock_file_is_named(tmp_path, content):
         ("quantities", None, "quantities: Field required"),
         ("data", {"class_names": 3}, "data.class_names: Input should be a valid tuple"),
         ("space", {"family": "resnet"}, "space: the record of the search space has no 'choices'"),
+        ("space", {"family": "f", "choices": {"a": [{}]}, "conditions": [], "fixed": {}}, "{} is no value of a choice"),
         ("reference_point", {"macs": "many"}, "reference_point.macs: Input should be a valid number"),
         ("calibrations", {"latency_ms": {}}, "reference_ms"),
         ("teacher", {"name": "resnet"}, "teacher.score: Field required"),
