@@ -17,22 +17,27 @@ def in_present_words(data: Mapping[str, Any]) -> dict[str, Any]:
     study = dict(data)
     section = study.get("evaluator")
     named = section.get("type") if isinstance(section, dict) else section
-    own = named if isinstance(named, str) and named in _STARTS else ""
+    own = named if _is_start(named, study) else ""
     if own:
         study["evaluator"] = {**section, "type": "distil"} if isinstance(section, dict) else "distil"
-        study.setdefault("start", _STARTS[own])
+        study["start"] = _STARTS[own]
     rungs = study.get("rungs")
     if isinstance(rungs, list | tuple):
         study["rungs"] = [_rung(rung, own) for rung in rungs]
     if own == "supernet" and not rungs:
         study["rungs"] = [{"epochs": 0}]
     final = study.get("final")
-    if isinstance(final, dict) and final.get("evaluator", "") in (None, "scratch", "finetune"):
-        name = final["evaluator"]
+    name = final.get("evaluator", "") if isinstance(final, dict) else ""
+    if name is None or (name != "supernet" and _is_start(name, final)):
         study["final"] = {key: value for key, value in final.items() if key != "evaluator"}
         if name is not None:
             study["final"]["start"] = _STARTS[name]
     return study
+
+
+def _is_start(name: Any, section: Mapping[str, Any]) -> bool:
+    """Whether `name` is such an evaluator, and `section` states no other start beside it."""
+    return isinstance(name, str) and name in _STARTS and section.get("start") in (None, _STARTS[name])
 
 
 def _rung(rung: Any, own: str) -> Any:
@@ -40,7 +45,7 @@ def _rung(rung: Any, own: str) -> Any:
     if not isinstance(rung, dict):
         return rung
     name = rung.get("evaluator", "") or ""
-    if name and name not in _STARTS:
+    if name and not _is_start(name, rung):
         return rung
     if name == "finetune" and rung.get("epochs") is None:
         return rung  # it has always had to say

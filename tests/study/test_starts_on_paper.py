@@ -71,6 +71,19 @@ def test_a_fidelity_that_does_not_say_whose_the_weights_are_is_of_the_students_o
 # -- what a study may ask for -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["rungs=[{evaluator: supernet, start: random}, {epochs: 3}]"], "rungs.0.evaluator: unknown key"),
+        (["rungs=[{evaluator: {type: supernet}}, {epochs: 3}]"], "rungs.0.evaluator: unknown key"),
+        (["final={evaluator: finetune, start: random, epochs: 2}"], "final.evaluator: unknown key"),
+        (["evaluator=supernet", "start=random"], "evaluator.type: "),
+    ],
+)
+def test_an_evaluator_of_old_beside_another_start_is_refused(folder, overrides, told):
+    assert any(told in problem for problem in problems(folder, *overrides))
+
+
 EARLIER = [
     (
         ("rungs=[{evaluator: supernet}, {evaluator: finetune, epochs: 1}, {evaluator: scratch, epochs: 3}]",),
