@@ -276,7 +276,7 @@ def _check_note(name: str, value: Any) -> None:
     elif name in _NUMBERS and value is not None:  # there may be no teacher to test
         _check_numbers({name: value})
     elif name == "lengths":
-        _check_numbers({int(length): score for length, score in value.items()})
+        _check_numbers({str(int(length)): score for length, score in value.items()})
 
 
 def _check_numbers(values: Mapping[str, Any]) -> None:

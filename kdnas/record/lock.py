@@ -82,8 +82,9 @@ def recorded_space(name: str, record: Mapping[str, Any]) -> SearchSpace:
         raise ValueError(f"the record of the search space has no {error}") from error
     except (TypeError, AttributeError) as error:
         raise ValueError(f"the record of the search space is damaged: {error}") from error
-    stated = [*(value for domain in (*space.choices, *space.conditions) for value in domain.values)]
-    if wrong := [value for value in (*stated, *space.fixed.values()) if not isinstance(value, Scalar)]:
+    domains = [*(choice.values for choice in space.choices), *(condition.values for condition in space.conditions)]
+    stated = [value for values in (*domains, tuple(space.fixed.values())) for value in values]
+    if wrong := [value for value in stated if not isinstance(value, Scalar)]:
         raise ValueError(f"the record of the search space is damaged: {wrong[0]!r} is no value of a choice")
     return space
 

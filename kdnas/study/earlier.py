@@ -17,7 +17,7 @@ def in_present_words(data: Mapping[str, Any]) -> dict[str, Any]:
     study = dict(data)
     section = study.get("evaluator")
     named = section.get("type") if isinstance(section, dict) else section
-    own = named if _is_start(named, study) else ""
+    own: str = named if named is not None and _is_start(named, study) else ""
     if own:
         study["evaluator"] = {**section, "type": "distil"} if isinstance(section, dict) else "distil"
         study["start"] = _STARTS[own]
@@ -27,11 +27,11 @@ def in_present_words(data: Mapping[str, Any]) -> dict[str, Any]:
     if own == "supernet" and not rungs:
         study["rungs"] = [{"epochs": 0}]
     final = study.get("final")
-    name = final.get("evaluator", "") if isinstance(final, dict) else ""
-    if name is None or (name != "supernet" and _is_start(name, final)):
-        study["final"] = {key: value for key, value in final.items() if key != "evaluator"}
-        if name is not None:
-            study["final"]["start"] = _STARTS[name]
+    if isinstance(final, dict) and "evaluator" in final:
+        name = final["evaluator"]
+        if name is None or (name != "supernet" and _is_start(name, final)):
+            start = {} if name is None else {"start": _STARTS[name]}
+            study["final"] = {**{key: value for key, value in final.items() if key != "evaluator"}, **start}
     return study
 
 
