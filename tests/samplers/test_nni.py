@@ -297,7 +297,7 @@ def test_the_short_name_reaches_the_study(tiny_study):
     [
         ("nni:Foo", ["sampler.tuner", "'TPE', 'Evolution', 'GP', 'Random' or 'GridSearch'", "'Foo'"]),
         ("'nni:'", ["sampler.tuner", "'TPE'"]),
-        ("tpe:TPE", ["no sampler is called 'tpe:TPE'"]),
+        ("tpe:TPE", ["'tpe:TPE' cannot be imported", "No module named 'tpe'"]),
         ("{type: nni, population_size: 1}", ["sampler.population_size", "must be at least 2"]),
         ("{type: nni, tuners: TPE}", ["sampler.tuners", "did you mean 'tuner'", "population_size, tuner"]),
     ],

@@ -15,7 +15,7 @@ from kdnas.core.space import Choice, SearchSpace
 from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError
 from kdnas.nn.elastic import Supernet
-from kdnas.students import STUDENTS, StudentFamily, family_for
+from kdnas.students import STUDENTS, FamilyContext, StudentFamily, family_for
 from kdnas.study.spaces import arch_of, load_space, space_names
 
 FAMILIES = [name for name in STUDENTS.names() if STUDENTS.get(name).supernet is not StudentFamily.supernet]
@@ -240,4 +240,4 @@ def test_a_family_without_elastic_networks_says_so():
         canonical = groups = build = source = None  # type: ignore[assignment]
 
     with pytest.raises(ConfigError, match="cannot share weights"):
-        Rigid().supernet(SPACES[0], CIFAR)
+        Rigid(FamilyContext(CIFAR)).supernet(SPACES[0])
