@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from kdnas.training.supernet.policies._fixed import ShrinkingSettings
 from setting import SIZES, VIEW_SEED, Bench
 from torch import nn
 
@@ -26,6 +25,7 @@ from kdnas.training.evaluation import evaluate
 from kdnas.training.loop import distil
 from kdnas.training.recipe import Recipe
 from kdnas.training.supernet import SupernetSettings
+from kdnas.training.supernet.policies import ShrinkingSettings
 from kdnas.training.supernet.subnets import SubnetSpec
 from kdnas.training.supernet.training import train_supernet
 

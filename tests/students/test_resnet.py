@@ -16,14 +16,14 @@ def stage(index, depth=1, width=16, bottleneck="plain", skip="identity", **more)
 def test_resnet20_has_the_published_size():
     """He et al. (CVPR 2016): 0.27 M parameters, 41 M multiply-adds, option A shortcuts."""
     choices = {"stem_width": 16} | stage(1, 3, 16) | stage(2, 3, 32) | stage(3, 3, 64)
-    price = RESNET.price(RESNET.canonical(choices), image_classification((3, 32, 32), 10))
+    price = family_for("resnet", image_classification((3, 32, 32), 10)).price(RESNET.canonical(choices))
     assert price.params == 269_722
     assert price.macs == 40_551_040
 
 
 def test_224_pixels_with_strides_of_ones_own():
     choices = {"stem_width": 8, "stem_stride": 4} | stage(1, width=8, stride=2) | stage(2)
-    module = RESNET.build(RESNET.canonical(choices), image_classification((3, 224, 224), 1000)).eval()
+    module = family_for("resnet", image_classification((3, 224, 224), 1000)).build(RESNET.canonical(choices)).eval()
     features = module.stages[0](module.stem(torch.zeros(1, 3, 224, 224)))
     assert features.shape == (1, 8, 28, 28)
     assert module.stages[1](features).shape == (1, 16, 14, 14)
