@@ -111,6 +111,7 @@ def test_the_lock_says_what_ran(finished):
     lock = yaml.safe_load((run.folder / "study.lock.yaml").read_text())
     assert lock["data"] | {"channel_mean": 0, "channel_std": 0} == {
         "name": "digits",
+        "samples": "images",
         "class_names": [str(digit) for digit in range(10)],
         "input_shape": [1, 8, 8],
         "training_samples": 1079,
