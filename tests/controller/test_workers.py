@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from audited_run import InProcess, write_study
@@ -58,7 +60,7 @@ def test_what_slows_trials_is_recorded_told_once_and_shown(opened, events, monke
     scores = Table.__call__
 
     def slowed(self, job):
-        return {**scores(self, job), "notes": [SLOWED]}
+        return dataclasses.replace(scores(self, job), notes=(SLOWED,))
 
     monkeypatch.setattr(Table, "__call__", slowed)
     monkeypatch.setattr(Table, "at_once", lambda self: Packing(2, {1: 1.0, 2: 2.0}))

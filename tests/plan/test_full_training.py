@@ -72,10 +72,10 @@ def test_it_trains_and_leaves_the_student(whole: tuple[FullTraining, list[Progre
 def test_the_accuracies_are_those_of_the_written_weights(
     whole: tuple[FullTraining, list[Progress]], file: TrainFile, digits: ImageData
 ) -> None:
-    from kdnas.plan.exporting import build_network
+    from kdnas.students import family_for
 
     result, _ = whole
-    network = build_network(file, file.task)
+    network = family_for(file.arch.family, file.task).build(file.student)
     network.load_state_dict(safetensors.torch.load_file(result.folder / "student.safetensors"))
     module = Normalised(network, digits.channel_mean, digits.channel_std).eval()
     _, validation = split_of(digits, file.data.validation_fraction, file.seed)

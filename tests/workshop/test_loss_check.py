@@ -70,7 +70,7 @@ def test_what_a_teacher_cannot_serve_is_named_for_every_loss(digits: ImageData) 
         _check(digits, TOKENS, "kd", "attention", "cosine")
     stages, embedding = caught.value.problems
     assert (stages.where, embedding.where) == ("distillation.losses.1", "distillation.losses.2")
-    assert "attention compares maps [B, C, H, W] of several stages; the teacher vit has none" in stages.what
+    assert "or the tokens [B, N, C] of layers; the teacher vit has none that can be read" in stages.what
     assert "cosine compares the embedding" in embedding.what
     assert "dkd, kd" in stages.allowed
     assert "attention" not in stages.allowed

@@ -22,6 +22,9 @@ def score(choices, epochs, data_fraction, seed, slope=1.0):
         raise RuntimeError("three is too deep")
     return {"accuracy": slope * choices["depth"] / 10, "latency_ms": 7.0 / epochs, "note": 1}
 
+def flat(choices, **more):
+    return {"macs": 1000}
+
 def short(choices, **more):
     return {"latency_ms": 1.0}
 
@@ -67,7 +70,7 @@ def scored(folder, depth=2, **changed):
 
 
 def test_students_of_a_family_are_named_after_the_space_with_every_choice_as_it_is_stated(tmp_path):
-    opened(tmp_path)
+    opened(tmp_path, price="mine.py:flat")
     choices = {"stem_width": [8, 16], "stage1.depth": [1], "stage1.width": [16], "stage1.bottleneck": ["plain"]}
     choices |= {"stage1.skip": ["identity"]}
     (tmp_path / "space.yaml").write_text(yaml.safe_dump({"family": "resnet", "choices": choices}))
@@ -102,7 +105,7 @@ def test_what_price_tells_is_cheap_and_the_rest_is_not(tmp_path):
         ("mine.py:short", "did not return accuracy"),
         ("mine.py:wild", "accuracy 7, not a fraction"),
         ("mine.py:text", "returned str, not a mapping"),
-        ("mine.py:leaves", r"'mine.py:leaves' fails: SystemExit: usage: score.*\(mine.py, line 26, in leaves\)"),
+        ("mine.py:leaves", r"'mine.py:leaves' fails: SystemExit: usage: score.*\(mine.py, line 29, in leaves\)"),
     ],
 )
 def test_a_function_that_does_not_answer_fails_the_trial(tmp_path, function, message):
