@@ -25,10 +25,10 @@ from kdnas.audit.sample import (
     scoring_configs,
     search_fidelity,
     stratified_sample,
+    trials_of_scored,
 )
 from kdnas.controller.events import Event, Note
 from kdnas.controller.preparation import Opened, prepare_study
-from kdnas.controller.promotion import student_key
 from kdnas.controller.workers import start_executor, work_off
 from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError, Problem
@@ -291,12 +291,11 @@ def _pace(plan: AuditPlan, run: RunRecord, fidelity: Fidelity) -> float:
     0 where neither says it.
     """
     brief = {trial.number: trial.train_seconds for trial in run.trials if trial.train_seconds > 0}
-    numbers = {student_key(trial.arch, trial.tuned): trial.number for trial in scored_trials(run)}
     seen = [(number, repeat.fidelity, repeat.train_seconds) for number, repeat in retrainings(run)]
     seen += [
-        (numbers[key], trial.fidelity, trial.train_seconds)
-        for trial in run.trials
-        if trial.train_seconds > 0 and (key := student_key(trial.arch, trial.tuned)) in numbers
+        (number, trial.fidelity, trial.train_seconds)
+        for number, trial in trials_of_scored(run)
+        if trial.train_seconds > 0
     ]
     own = run.audit.trainings if run.audit else ()
     seen += [(training.number, training.fidelity, training.train_seconds) for training in own if not training.loss]

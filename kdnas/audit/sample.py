@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,15 +39,17 @@ def scored_trials(run: RunRecord) -> tuple[TrialRecord, ...]:
     return tuple(sorted(students.values(), key=lambda trial: trial.number))
 
 
+def trials_of_scored(run: RunRecord) -> Iterator[tuple[int, TrialRecord]]:
+    """Yield every trial of a scored student, of whichever rung, with the number of the student's scored one."""
+    numbers = {student_key(trial.arch, trial.tuned): trial.number for trial in scored_trials(run)}
+    for trial in run.trials:
+        if (key := student_key(trial.arch, trial.tuned)) in numbers:
+            yield numbers[key], trial
+
+
 def retrainings(run: RunRecord) -> tuple[tuple[int, Repeat], ...]:
     """Return (trial number, retraining) of every scored student, whichever rung's trial it is recorded with."""
-    numbers = {student_key(trial.arch, trial.tuned): trial.number for trial in scored_trials(run)}
-    return tuple(
-        (numbers[key], repeat)
-        for trial in run.trials
-        if (key := student_key(trial.arch, trial.tuned)) in numbers
-        for repeat in trial.repeats
-    )
+    return tuple((number, repeat) for number, trial in trials_of_scored(run) for repeat in trial.repeats)
 
 
 def search_fidelity(trials: Sequence[TrialRecord]) -> Fidelity:
@@ -71,16 +73,13 @@ def scoring_configs(config: StudyConfig) -> tuple[StudyConfig, ...]:
 
 def scores_at(run: RunRecord, fidelity: Fidelity) -> dict[int, float]:
     """Return the scores of `fidelity` by the number of the student's scored trial: the search's or an audit's."""
-    numbers = {student_key(trial.arch, trial.tuned): trial.number for trial in scored_trials(run)}
     made = {
         t.number: t.score for t in (run.audit.trainings if run.audit else ()) if t.fidelity == fidelity and not t.loss
     }
     searched = {
-        numbers[key]: _score(run, trial)
-        for trial in run.trials
-        if trial.state == "complete"
-        and trial.fidelity == fidelity
-        and (key := student_key(trial.arch, trial.tuned)) in numbers
+        number: _score(run, trial)
+        for number, trial in trials_of_scored(run)
+        if trial.state == "complete" and trial.fidelity == fidelity
     }
     return {**made, **searched}
 
