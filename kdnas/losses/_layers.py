@@ -14,6 +14,11 @@ from kdnas.nn.matching import Map, channels, match_by_depth, to_tokens
 from kdnas.nn.taps import Outputs, OutputShapes
 
 
+def mean_where(values: Tensor, counts: Tensor | None) -> Tensor:
+    """Return the mean of `values` where `counts`, as large, is 1; None: of all. 0 where nothing counts."""
+    return values.mean() if counts is None else (values * counts).sum() / counts.sum().clamp_min(1)
+
+
 @dataclass(frozen=True)
 class Pair:
     """Tokens [B, N, C] of one layer of each side, as wide as the teacher's."""
@@ -25,9 +30,7 @@ class Pair:
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean of `values` [B, N] over the tokens that count."""
-        if self.mask is None:
-            return values.mean()
-        return (values * self.mask).sum() / self.mask.sum().clamp_min(1)
+        return mean_where(values, self.mask)
 
 
 class Layers(nn.Module):

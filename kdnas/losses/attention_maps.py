@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.losses._layers import mean_where
 from kdnas.nn.attention import causal_mask
 from kdnas.nn.matching import Map, match_by_depth
 from kdnas.nn.precision import in_float32, squared
@@ -72,10 +73,10 @@ class AttentionMaps(DistillationLoss):
             ours, theirs = ours.mean(1, keepdim=True), theirs.mean(1, keepdim=True)
         if self.compare == "mse":
             counts = (seen & (looking > 0)[:, None, :, None]).expand_as(ours).float()
-            return (squared(ours - theirs) * counts).sum() / counts.sum().clamp_min(1)
+            return mean_where(squared(ours - theirs), counts)
         least = torch.finfo(ours.dtype).tiny
         gaps = F.kl_div(ours.clamp_min(least).log(), theirs, reduction="none").sum(-1).mean(1)
-        return (gaps * looking).sum() / looking.sum().clamp_min(1)
+        return mean_where(gaps, looking)
 
 
 def _seen(scores: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:

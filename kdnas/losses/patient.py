@@ -42,8 +42,7 @@ class Patient(DistillationLoss):
     def forward(self, student: Outputs, teacher: Outputs, rows: Rows) -> Tensor:
         """Return the mean over batch, layers and channels."""
         gaps = []
-        for place, pair in enumerate(self.layers(student, teacher)):
-            s, t = self.layers.pairs[place]
+        for (s, t), pair in zip(self.layers.pairs, self.layers(student, teacher), strict=True):
             ours, theirs = (
                 tokens.mean(1) if stage.ndim == 4 else tokens[:, 0]
                 for tokens, stage in ((pair.ours, student.stages[s]), (pair.theirs, teacher.stages[t]))

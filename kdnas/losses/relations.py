@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.losses._layers import mean_where
 from kdnas.nn.attention import AttentionShape, split_heads
 from kdnas.nn.precision import in_float32
 from kdnas.nn.rows import Rows
@@ -68,8 +69,7 @@ class Relations(DistillationLoss):
         ours, theirs = (self._log_shares(tensor, mask) for tensor in (ours, theirs))
         least = torch.finfo(ours.dtype).min
         gaps = F.kl_div(ours.clamp_min(least), theirs.clamp_min(least), reduction="none", log_target=True)
-        gaps = gaps.sum(-1).mean(1)  # [B, N]
-        return gaps.mean() if mask is None else (gaps * mask).sum() / mask.sum().clamp_min(1)
+        return mean_where(gaps.sum(-1).mean(1), mask)
 
     def _log_shares(self, tensor: Tensor, mask: Tensor | None) -> Tensor:
         """Return the logarithm of the relation [B, A, N, N] of queries, keys or values [B, N, C]."""
