@@ -49,7 +49,7 @@ def free_boxes(front: np.ndarray, reference: np.ndarray) -> FreeBoxes:
 def improvement(values: np.ndarray, boxes: FreeBoxes) -> np.ndarray:
     """Return, for each row of `values` [N, M], the hypervolume that it alone would add."""
     values = np.asarray(values, dtype=float)
-    return expected_improvement([_exact(column) for column in values.T], len(values), boxes)
+    return expected_improvement([exact_shortfall(column) for column in values.T], len(values), boxes)
 
 
 def expected_improvement(shortfalls: Sequence[Shortfall], count: int, boxes: FreeBoxes) -> np.ndarray:
@@ -74,8 +74,9 @@ def expected_improvement(shortfalls: Sequence[Shortfall], count: int, boxes: Fre
     return total
 
 
-def _exact(column: np.ndarray) -> Shortfall:
-    return lambda edges: np.maximum(edges[None, :] - column[:, None], 0.0)
+def exact_shortfall(values: np.ndarray) -> Shortfall:
+    """Return the shortfall of an objective whose `values` [N] are known."""
+    return lambda edges: np.maximum(edges[None, :] - values[:, None], 0.0)
 
 
 def _tile(front: list[Row], reference: Row) -> list[Box]:

@@ -102,12 +102,9 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
         return read_history(study.get_trials(deepcopy=False), self._encoding, context.objectives, context.fidelities)
 
     def _outlook(self, features: Features, history: History) -> Outlook:
-        objectives = self._context.objectives
         cheap = [
-            (objective.name, -1.0 if objective.direction == "maximize" else 1.0)
-            if objective.name in features.names
-            else None
-            for objective in objectives
+            (objective.name, objective.minimised(1.0)) if objective.name in features.names else None
+            for objective in self._context.objectives
         ]
         return Outlook(features, history, cheap, self._reference, self._rungs, self._rng)
 

@@ -186,7 +186,7 @@ def read_history(
     """Return the trials of a study as arrays; interrupted ones and those without a full proposal are left out."""
     names = {dimension.name for dimension in encoding.dimensions}
     told = [trial for trial in trials if names <= trial.params.keys() and not _void(trial)]
-    signs = np.array([-1.0 if objective.direction == "maximize" else 1.0 for objective in objectives])
+    signs = np.array([objective.minimised(1.0) for objective in objectives])
     values = np.array([_values(trial, objectives) for trial in told]).reshape(len(told), len(objectives))
     bounds = sorted({name for trial in told for name, violation in trial.constraints.items() if violation > 0})
     violations = [[trial.constraints.get(name, np.nan) for name in bounds] for trial in told]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy.special import log_ndtr, ndtr
 
-from kdnas.core.improvement import FreeBoxes, Shortfall, expected_improvement, free_boxes
+from kdnas.core.improvement import FreeBoxes, Shortfall, exact_shortfall, expected_improvement, free_boxes
 from kdnas.core.pareto import non_dominated
 from kdnas.samplers.hvi.encoding import Encoding, History
 from kdnas.samplers.hvi.process import Process, Rows
@@ -134,7 +134,7 @@ class Outlook:
         """Return the expected hypervolume [N] that each of `codes` [N, D] adds; one that may miss a bound adds less."""
         rows = self._features.rows(codes, self._top)
         shortfalls = [
-            _exact(np.zeros(len(codes)) if known is None else self._price(codes, known))
+            exact_shortfall(np.zeros(len(codes)) if known is None else self._price(codes, known))
             if process is None
             else _shortfall(process, rows, self._top)
             for known, process in zip(self._cheap, self._processes, strict=True)
@@ -191,10 +191,6 @@ def _tamed(rows: Rows, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             if len(here) > 8 and spread > 0:
                 values[here] = np.minimum(values[here], trend + np.median(excess[here]) + _OUTLIER * spread)
     return values, excess
-
-
-def _exact(values: np.ndarray) -> Shortfall:
-    return lambda edges: np.maximum(edges[None, :] - values[:, None], 0.0)
 
 
 def _shortfall(process: Process, rows: Rows, rung: int) -> Shortfall:
