@@ -9,7 +9,7 @@ fraction in per cent; each cell sorts by the number of the file.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +68,17 @@ def other_quantities(run: RunRecord) -> list[str]:
     known = {name for trial in run.trials for name in measured_values(trial)}
     names = [objective.name for objective in run.objectives] + [name for name in run.quantities if name in known]
     names += sorted(known - set(run.quantities))
-    return [name for name in dict.fromkeys(names) if name not in first_columns(run.score)]
+    taken = first_columns(run.score)
+    return [name for name in dict.fromkeys(names) if name not in taken]
 
 
 def trials_table(run: RunRecord) -> pd.DataFrame:
     """Return every trial, in the order of their numbers, as trials.csv has it."""
     columns = [*first_columns(run.score), *_quantity_columns(run), *_FIDELITY]
     columns += [*_tuned_names(run), "train_seconds", "teacher_seconds", "enqueued", "reason", "arch"]
+    queued = enqueued_numbers(run)
     rows = [
-        {**_common(run, trial, measured_values(trial)), "reason": trial.reason}
+        {**_common(run, trial, measured_values(trial), queued), "reason": trial.reason}
         for trial in sorted(run.trials, key=lambda trial: trial.number)
     ]
     return _frame(rows, columns)
@@ -93,9 +95,12 @@ def front_table(run: RunRecord) -> pd.DataFrame:
     columns += ["indistinguishable_from", f"search_{score}", *_FIDELITY]
     columns += [*_tuned_names(run), "train_seconds", "enqueued", "reason", "arch"]
     members = front(run)
-    alike = indistinguishable(members)
+    alike, queued = indistinguishable(members), enqueued_numbers(run)
     return _frame(
-        [{**_front_row(run, member), "indistinguishable_from": _ids(alike[member.trial.number])} for member in members],
+        [
+            {**_front_row(run, member, queued), "indistinguishable_from": _ids(alike[member.trial.number])}
+            for member in members
+        ],
         columns,
     )
 
@@ -254,9 +259,9 @@ def _tuned_names(run: RunRecord) -> list[str]:
     return sorted({name for trial in run.trials for name in trial.tuned})
 
 
-def _common(run: RunRecord, trial: TrialRecord, values: Mapping[str, float]) -> dict[str, Any]:
+def _common(run: RunRecord, trial: TrialRecord, values: Mapping[str, float], queued: Set[int]) -> dict[str, Any]:
     return {
-        **{name: values.get(name) for name in (run.score.name, "macs", "params", *other_quantities(run))},
+        **values,
         **{f"{name}_spread": taken.spread for name, taken in trial.measurements.items()},
         **trial.tuned,
         "trial": trial.number,
@@ -269,17 +274,17 @@ def _common(run: RunRecord, trial: TrialRecord, values: Mapping[str, float]) -> 
         "fidelity_resolution_fraction": trial.fidelity.resolution_fraction,
         "train_seconds": trial.train_seconds,
         "teacher_seconds": trial.teacher_seconds,
-        "enqueued": "yes" if trial.number in enqueued_numbers(run) else None,
+        "enqueued": "yes" if trial.number in queued else None,
         "arch": trial.arch.canonical_json,
     }
 
 
-def _front_row(run: RunRecord, member: FrontMember) -> dict[str, Any]:
+def _front_row(run: RunRecord, member: FrontMember, queued: Set[int]) -> dict[str, Any]:
     trial, repeats, score = member.trial, member.trial.repeats, run.score.name
     fidelity = repeats[0].fidelity if repeats else trial.fidelity
     seconds = sum(repeat.train_seconds for repeat in repeats) / len(repeats) if repeats else trial.train_seconds
     return {
-        **_common(run, trial, member.values),
+        **_common(run, trial, member.values, queued),
         f"{score}_ci95": member.score_ci95,
         f"test_{score}": member.test_score,
         f"test_{score}_ci95": member.test_score_ci95,
