@@ -14,7 +14,7 @@ from kdnas.core import hypervolume as volumes
 from kdnas.core.objective import Quantity, breaches, minimised
 from kdnas.core.pareto import non_dominated
 from kdnas.core.words import counted
-from kdnas.plan.training_folder import full_trainings
+from kdnas.plan.training_folder import FullTraining, full_trainings
 from kdnas.record.front import candidates, comparable, front, hypervolume_over_time, measured_values, recommended
 from kdnas.record.records import FrontMember, RunRecord, TrialRecord
 from kdnas.report.architecture import architecture_lines
@@ -137,13 +137,14 @@ def staircase(run: RunRecord, members: Sequence[FrontMember], name: str) -> list
 def score_figure(run: RunRecord, name: str) -> Figure:
     """Return the score against the quantity `name`: every student, the front, the recommended one and the teacher."""
     drawing, score = go.Figure(), run.score
+    trained = full_trainings(run.folder)[0]
     xs, ys = _add_scored(drawing, run, name)
     members = front(run)
     if members:
         _add_front(drawing, run, members, name)
         xs += [member.values[name] for member in members if name in member.values]
         ys += [end for m in members for end in score.ends(m.values[score.name], m.score_ci95)]
-    for total, fully in zip((xs, ys), _add_full_trainings(drawing, run, name), strict=True):
+    for total, fully in zip((xs, ys), _add_full_trainings(drawing, run, trained, name), strict=True):
         total += fully
     if run.teacher is not None and name in run.teacher.values:
         xs.append(run.teacher.values[name])
@@ -177,7 +178,9 @@ def score_figure(run: RunRecord, name: str) -> Figure:
         drawing.update_xaxes(tickvals=marks, ticktext=[scaled(value).strip() for value in marks])
     drawing.update_yaxes(title=f"Validation {label(score.name)}", **vertical)
     bounds = " and ".join(bound_in_words(bound, score) for bound in run.constraints if bound.name == name)
-    caption = _score_caption(run, members) + (f" The dotted line is the constraint: {bounds}." if bounds else "")
+    caption = _score_caption(run, members, trained) + (
+        f" The dotted line is the constraint: {bounds}." if bounds else ""
+    )
     title = label(score.name)
     return Figure(
         f"{score.name}-{name}", f"{title[:1].upper()}{title[1:]} against {label(name)}", caption, styled(drawing)
@@ -333,10 +336,12 @@ def _interval_bars(score: Quantity, members: Sequence[FrontMember]) -> dict[str,
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1.3, "width": 4}
 
 
-def _add_full_trainings(drawing: go.Figure, run: RunRecord, name: str) -> tuple[list[float], list[float]]:
+def _add_full_trainings(
+    drawing: go.Figure, run: RunRecord, trained: Sequence[FullTraining], name: str
+) -> tuple[list[float], list[float]]:
     """Draw what `kdnas train` made of students of this run; return where they stand."""
     costs = {trial.arch.arch_id: measured_values(trial) for trial in run.trials if trial.state == "complete"}
-    found = [t for t in full_trainings(run.folder)[0] if name in costs.get(t.arch_id, {})]
+    found = [t for t in trained if name in costs.get(t.arch_id, {})]
     if not found:
         return [], []
     xs, ys = [costs[training.arch_id][name] for training in found], [training.score for training in found]
@@ -382,14 +387,14 @@ def _hover(
     )
 
 
-def _score_caption(run: RunRecord, members: Sequence[FrontMember]) -> str:
+def _score_caption(run: RunRecord, members: Sequence[FrontMember], trained: Sequence[FullTraining]) -> str:
     if any(member.trial.repeats for member in members):
         origin = run.config.final_fidelity.origin
         text = f"Grey: brief scores of the search. Blue: the front, retrained {origin}, mean and 95 % interval."
     else:
         text = "Grey: brief scores of the search, one training each. Blue: the best so far; nothing is retrained yet."
     text += f" A lower {label(run.score.name)} is better." if run.score.direction == "minimize" else ""
-    if full_trainings(run.folder)[0]:
+    if trained:
         text += " Diamonds: students trained by `kdnas train`, one training each."
     if len(run.objectives) > 2 and members:
         text += f" The front is of {len(run.objectives)} objectives; the line joins those best in this pair."

@@ -238,7 +238,8 @@ def unlocking_figure(
         domain=[split, 1.0], range=[low, -1.3], showgrid=False, tickvals=[lane.place for lane in lanes],
         ticktext=[escaped(lane.label) for lane in lanes], tickfont={"size": 11}, ticks="",
     )  # fmt: skip
-    _add_accuracies(drawing, recorded, teacher, split)
+    if scored:
+        _add_accuracies(drawing, scored, teacher, split)
     for begin in starts[1:]:
         line = {"color": "#8793a3", "width": 1, "dash": "dot"}
         drawing.add_shape(type="line", x0=begin, x1=begin, y0=0, y1=1, yref="paper", line=line, layer="below")
@@ -357,12 +358,11 @@ def _accuracies(recorded: ShrinkingRecord) -> dict[str, list[tuple[float, float]
     return {name: points for name, points in series.items() if points}
 
 
-def _add_accuracies(drawing: go.Figure, recorded: ShrinkingRecord, teacher: float | None, split: float) -> None:
+def _add_accuracies(
+    drawing: go.Figure, scored: Mapping[str, Sequence[tuple[float, float]]], teacher: float | None, split: float
+) -> None:
     """Draw the accuracies of scored subnets into a panel of its own, below `split` of the height."""
-    series = _accuracies(recorded)
-    if not series:
-        return
-    for name, points in series.items():
+    for name, points in scored.items():
         drawing.add_scatter(
             x=[spent for spent, _ in points], y=[value for _, value in points], yaxis="y2", mode="lines+markers",
             name=name, line={"color": _SCORED[name], "width": 1.6}, marker={"size": 5},
