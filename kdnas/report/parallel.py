@@ -14,11 +14,11 @@ from typing import Any
 import plotly.graph_objects as go
 
 from kdnas.core.objective import Quantity
-from kdnas.record.front import as_member, comparable, front, measured_values
+from kdnas.record.front import as_member, comparable, front
 from kdnas.record.records import FrontMember, RunRecord, TrialRecord
 from kdnas.report.architecture import architecture_lines
 from kdnas.report.figures import INK, TEACHER, Figure, blend, escaped, is_log, styled, teacher_value
-from kdnas.report.searched import Searched, searched
+from kdnas.report.searched import Searched, losses_of, searched
 from kdnas.report.wording import OFF, label, number, shown
 
 MOST_LINES = 200
@@ -28,27 +28,26 @@ MOST_LINES = 200
 def parallel_figure(run: RunRecord) -> Figure:
     """Return parallel coordinates over all that was searched and every objective: one line a student."""
     score = run.score
-    scores = {trial.number: values.get(score.name) for trial in comparable(run) for values in [measured_values(trial)]}
-    losses = {number: score.minimised(value) for number, value in scores.items() if value is not None}
-    everyone = [trial for trial in comparable(run) if trial.number in losses]
-    members = {member.trial.number: member for member in front(run)}
-    ranked = sorted(everyone, key=lambda trial: (trial.number not in members, losses[trial.number]))
+    everyone, values = losses_of(run, comparable(run))
+    losses = {trial.number: value for trial, value in zip(everyone, values, strict=True)}
+    on_front = {member.trial.number: member for member in front(run)}
+    ranked = sorted(everyone, key=lambda trial: (trial.number not in on_front, losses[trial.number]))
     scored = ranked[:MOST_LINES]
-    axes = _axes(run, scored, [members[t.number] if t.number in members else as_member(run, t) for t in scored])
+    members = {trial.number: on_front.get(trial.number) or as_member(run, trial) for trial in scored}
+    axes = _axes(run, scored, list(members.values()))
     drawing = go.Figure()
     found = [losses[trial.number] for trial in scored]
     best, worst = min(found, default=0.0), max(found, default=1.0)
     lines: list[dict[str, Any]] = []
     for trial in sorted(scored, key=lambda trial: -losses[trial.number]):
-        member = members.get(trial.number) or as_member(run, trial)
+        member, thick = members[trial.number], trial.number in on_front
         jitter = 0.07 * (((trial.number * 0.618034) % 1.0) - 0.5)
         heights = [axis.height(member, jitter) for axis in axes]
         colour = blend((worst - losses[trial.number]) / ((worst - best) or 1.0))
-        on_front = trial.number in members
         lines.append({
             "type": "scatter", "x": list(range(len(axes))), "y": heights, "mode": "lines", "showlegend": False,
-            "opacity": 1.0 if on_front else 0.45, "line": {"color": colour, "width": 3 if on_front else 1.1},
-            "hovertemplate": f"trial {trial.number}{', on the front' if on_front else ''}<br>"
+            "opacity": 1.0 if thick else 0.45, "line": {"color": colour, "width": 3 if thick else 1.1},
+            "hovertemplate": f"trial {trial.number}{', on the front' if thick else ''}<br>"
             f"{label(score.name)} {score.shown(member.values[score.name])}<br>"
             f"{'<br>'.join(map(escaped, architecture_lines(trial.arch)))}<extra></extra>",
         })  # fmt: skip

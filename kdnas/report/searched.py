@@ -87,7 +87,7 @@ def stuck_at_bounds(run: RunRecord) -> list[str]:
     leave so many there in less than one of twenty cases, and where students there score better than the others (Mann
     and Whitney's test, 1 %). A depth of 0 is the end of what there is, not of what was offered.
     """
-    trials, losses = _losses(run, comparable(run))
+    trials, losses = losses_of(run, comparable(run))
     if len(trials) < 2 * FEWEST_BEST:
         return []
     best = sorted(range(len(trials)), key=losses.__getitem__)
@@ -128,7 +128,7 @@ def _stuck(setting: Searched, losses: Sequence[float], best: Sequence[int]) -> s
     return ""
 
 
-def _losses(run: RunRecord, trials: Iterable[TrialRecord]) -> tuple[list[TrialRecord], list[float]]:
+def losses_of(run: RunRecord, trials: Iterable[TrialRecord]) -> tuple[list[TrialRecord], list[float]]:
     """Return those of `trials` with a finite score, and the scores so that smaller is better."""
     scores = [(trial, measured_values(trial).get(run.score.name, math.nan)) for trial in trials]
     known = [(trial, run.score.minimised(value)) for trial, value in scores if math.isfinite(value)]
@@ -205,7 +205,7 @@ class Importance:
 
 def importance(run: RunRecord) -> Importance:
     """Return the importance for the score of every choice and tuned setting that varied among the complete trials."""
-    complete, _ = _losses(run, (trial for trial in run.trials if trial.state == "complete"))
+    complete, _ = losses_of(run, (trial for trial in run.trials if trial.state == "complete"))
     # Of a search with rungs: the scores of the one that most students reached.
     usual = search_fidelity(complete) if complete else None
     trials = [trial for trial in complete if trial.fidelity == usual]
