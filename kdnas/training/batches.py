@@ -103,9 +103,9 @@ class Batches:
                 others=lambda positions: self._fetch(positions, torch.from_numpy(positions).to(self.device)),
             )
 
-    def samples_of(self, epoch: int, *, batch_size: int, seed: int, steps: range) -> np.ndarray:
-        """Return the samples int64 [M] of some batches of an epoch, in their order, without making any."""
-        return self.indices[self._order(epoch, seed)[steps.start * batch_size : steps.stop * batch_size]]
+    def samples_of(self, epoch: int, *, seed: int) -> np.ndarray:
+        """Return the samples int64 [N] of an epoch in their order, without making any batch."""
+        return self.indices[self._order(epoch, seed)]
 
     def ordered(self, *, batch_size: int) -> Iterator[Batch]:
         """Yield every sample once, in the order of `indices`, as it is."""

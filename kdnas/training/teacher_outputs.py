@@ -5,10 +5,11 @@ Shapes: B batch.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +72,15 @@ class Stopwatch:
         return seconds
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some steps of a view, part `number` of it from 1, and their samples int64 [M]."""
+
+    number: int
+    steps: range
+    samples: np.ndarray
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """A training's batches, of which any may be made ahead of its turn."""
@@ -80,19 +90,21 @@ class BatchPlan:
     views: Section
     seed: int
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """A hash of what decides which samples stand in which batch: processes that share it divide work alike."""
         return hashlib.sha256(f"{self.batch_size} {self.seed}".encode() + self.train.indices.tobytes()).hexdigest()
 
-    def parts(self, samples: int) -> list[range]:
-        """Return the steps of an epoch in parts of about so many samples."""
+    def parts(self, view: int, samples: int) -> list[Part]:
+        """Return the steps of `view` in parts of about so many samples."""
         steps, size = self.train.steps(self.batch_size), max(1, samples // self.batch_size)
-        return [range(start, min(start + size, steps)) for start in range(0, steps, size)]
-
-    def samples(self, view: int, steps: range) -> np.ndarray:
-        """Return the samples int64 [M] of some batches."""
-        return self.train.samples_of(view, batch_size=self.batch_size, seed=self.seed, steps=steps)
+        order = self.train.samples_of(view, seed=self.seed)
+        starts = range(0, steps, size)
+        stops = [min(start + size, steps) for start in starts]
+        return [
+            Part(number, range(start, stop), order[start * self.batch_size : stop * self.batch_size])
+            for number, (start, stop) in enumerate(zip(starts, stops, strict=True), 1)
+        ]
 
     def batches(self, view: int, steps: range) -> Iterator[Batch]:
         """Yield some batches."""
@@ -171,35 +183,36 @@ class TeacherOutputs:
         """
         assert self._cache is not None
         cache, key = self._cache
-        parts = plan.parts(_PART_SAMPLES.get(self._device.type, 512))
-        missing = [steps for steps in parts if self._lacks(view, plan.samples(view, steps))]
+        parts = plan.parts(view, _PART_SAMPLES.get(self._device.type, 512))
+        missing = self._lacking(view, parts)
         for patience_s in (0.0, _PATIENCE_S):
-            for steps in missing:
-                if not self._lacks(view, plan.samples(view, steps)):
+            for part in missing:
+                if not self._lacking(view, [part]):
                     continue
-                with cache.claim(key, f"{view} {steps.start} {plan.digest}", patience_s=patience_s) as ours:
+                with cache.claim(key, f"{view} {part.steps.start} {plan.digest}", patience_s=patience_s) as ours:
                     waited = patience_s > 0
                     if not ours and not waited:
                         continue
-                    if self._lacks(view, plan.samples(view, steps)) and not self._store(view, plan, steps):
+                    if self._lacking(view, [part]) and not self._store(view, plan, part):
                         self._storing = False  # the disk is full
                         return
                 if cache.on_fill is not None:
-                    cache.on_fill(view, parts.index(steps) + 1, len(parts))
+                    cache.on_fill(view, part.number, len(parts))
 
-    def _lacks(self, view: int, samples: np.ndarray) -> bool:
+    def _lacking(self, view: int, parts: Sequence[Part]) -> list[Part]:
+        """Return those of `parts` that have rows which are not there."""
         assert self._cache is not None
         cache, key = self._cache
         filled = cache.filled(key, view)
-        return filled is None or not bool(filled[samples].all())
+        return [part for part in parts if filled is None or not filled[part.samples].all()]
 
-    def _store(self, view: int, plan: BatchPlan, steps: range) -> bool:
+    def _store(self, view: int, plan: BatchPlan, part: Part) -> bool:
         """Run the teacher on some batches and store what it says; False where that cannot be stored."""
         assert self._cache is not None
         cache, key = self._cache
-        said = [self._live(batch.laid_out) for batch in plan.batches(view, steps)]
+        said = [self._live(batch.laid_out) for batch in plan.batches(view, part.steps)]
         values, places = key.pack(said)
-        return cache.write(key, view, plan.samples(view, steps), values, places)
+        return cache.write(key, view, part.samples, values, places)
 
 
 class _Rows:
