@@ -13,7 +13,6 @@ Shapes: B batch.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -105,7 +104,6 @@ class GraphedStep:
         self._inputs: list[Tensor] = []
         self._replay: Callable[[], Tensor] | None = None
         self.failure: str | None = None
-        self.capture_seconds = 0.0
 
     @property
     def captured(self) -> bool:
@@ -135,7 +133,6 @@ class GraphedStep:
         if self._warmed < WARM_UP_STEPS:
             self._warmed += 1
             return False
-        started = time.perf_counter()
         # Copies, not the batch itself: a graph reads from where its inputs were.
         self._inputs = [tensor.clone() for tensor in batch]
         inputs, (targets, *rest) = tuple(self._inputs[:count]), self._inputs[count:]
@@ -145,7 +142,6 @@ class GraphedStep:
         except RuntimeError as error:
             self.failure = str(error).partition("\n")[0] or type(error).__name__
             self._inputs = []
-        self.capture_seconds = time.perf_counter() - started
         return self._replay is not None
 
 
