@@ -88,10 +88,7 @@ class Step:
         loss = self.criterion(ours, theirs, self.task.rows(ours.logits, inputs, targets))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self.training.clip_norm is not None:
-            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, self.training.clip_norm)
-        self.optimizer.step()
+        update(self.optimizer, self.training)
         return loss.detach()
 
     def begin(self, epoch: int, steps: int) -> None:
@@ -281,6 +278,14 @@ def build_optimizer(modules: Iterable[nn.Module], training: Training) -> torch.o
         nesterov=training.momentum > 0,
         fused=fused,
     )
+
+
+def update(optimizer: torch.optim.Optimizer, training: Training) -> None:
+    """Take a step of `optimizer` by the gradients that are there, clipped where `training` says so."""
+    if training.clip_norm is not None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, training.clip_norm)
+    optimizer.step()
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -47,6 +47,7 @@ from kdnas.training.step import (
     open_teacher_outputs,
     own_randomness,
     set_learning_rate,
+    update,
 )
 from kdnas.training.supernet import SupernetSettings as SupernetSettings
 from kdnas.training.supernet.policies import Policy, ShrinkingSettings, Situation, open_policy
@@ -325,10 +326,7 @@ class SupernetRun:
         self.spent_macs += 3 * len(targets) * sum(self._space.macs(spec) for spec in specs)
         self._subnet_step.at(min(1.0, self.spent))
         losses = self._subnet_step.backward(specs, inputs, targets, theirs, plan.kd_weight)
-        if self._training.clip_norm is not None:
-            parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, self._training.clip_norm)
-        self._optimizer.step()
+        update(self._optimizer, self._training)
         if plan.sandwich and not plan.in_turn and plan.sampling == "front":
             for assignment, excess in zip(drawn[2:], (losses[2:] - losses[0]).tolist(), strict=True):
                 self._sampler.observe(assignment, excess)
