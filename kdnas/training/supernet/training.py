@@ -49,7 +49,7 @@ from kdnas.training.step import (
     set_learning_rate,
     update,
 )
-from kdnas.training.supernet import SupernetSettings as SupernetSettings
+from kdnas.training.supernet import SupernetSettings
 from kdnas.training.supernet.policies import Policy, ShrinkingSettings, Situation, open_policy
 from kdnas.training.supernet.policies._recorded import Recorded
 from kdnas.training.supernet.subnets import ElasticSpace, FrontSampler, SubnetScorer, SubnetSpec, SubnetStep

@@ -30,10 +30,11 @@ from kdnas.training.evaluation import evaluate
 from kdnas.training.fused_norm import FusedNorm, library
 from kdnas.training.loop import distil
 from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
+from kdnas.training.supernet import SupernetSettings
 from kdnas.training.supernet.policies import POLICIES, ShrinkingSettings
 from kdnas.training.supernet.shrinking_file import read_shrinking, write_shrinking
 from kdnas.training.supernet.subnets import ElasticSpace, FrontSampler, SubnetScorer, SubnetSpec, SubnetStep
-from kdnas.training.supernet.training import SupernetSettings, Tick, TrainedSupernet, train_supernet
+from kdnas.training.supernet.training import Tick, TrainedSupernet, train_supernet
 from kdnas.training.teacher_cache import TeacherCache
 
 CPU = torch.device("cpu")
