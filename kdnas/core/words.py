@@ -55,6 +55,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def capitalised(text: str) -> str:
+    """Return `text` with its first letter large, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def command_line(*words: str | Path) -> str:
     """Return a command that can be pasted into a shell, whatever its paths hold."""
     return shlex.join(str(word) for word in words)

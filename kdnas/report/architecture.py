@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kdnas.core.arch import Arch, Scalar
-from kdnas.core.words import counted
+from kdnas.core.words import capitalised, counted
 from kdnas.plugins import short_name
 
 _FAMILIES = {"resnet": "residual network", "mobilenet": "inverted residual network"}
@@ -76,8 +76,7 @@ def architecture_lines(arch: Arch) -> list[str]:
 
 def architecture_in_words(arch: Arch) -> str:
     """Return what the student is, on one line."""
-    name = family_in_words(arch.family)
-    return f"{name[:1].upper()}{name[1:]}: {'; '.join(architecture_lines(arch))}."
+    return f"{capitalised(family_in_words(arch.family))}: {'; '.join(architecture_lines(arch))}."
 
 
 def architecture_drawing(arch: Arch) -> str:

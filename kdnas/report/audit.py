@@ -14,7 +14,7 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.interval import pooled_ci95
 from kdnas.core.objective import Quantity
 from kdnas.core.rank import Estimate
-from kdnas.core.words import command_line, counted
+from kdnas.core.words import capitalised, command_line, counted
 from kdnas.record.records import RunRecord
 from kdnas.report.figures import FRONT, Figure, score_axis, styled
 from kdnas.report.table import Table
@@ -176,7 +176,7 @@ def audit_figure(run: RunRecord, result: AuditResult) -> Figure:
         **score_axis(score, [student.score for student in students]),
     )
     drawing.update_yaxes(
-        title=f"{name[:1].upper()}{name[1:]} after {result.longer.words}",
+        title=f"{capitalised(name)} after {result.longer.words}",
         **score_axis(score, [student.mean for student in students]),
     )
     drawing = styled(drawing)

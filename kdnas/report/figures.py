@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from kdnas.core import hypervolume as volumes
 from kdnas.core.objective import Quantity, breaches, minimised
 from kdnas.core.pareto import non_dominated
-from kdnas.core.words import counted
+from kdnas.core.words import capitalised, counted
 from kdnas.plan.training_folder import FullTraining, full_trainings
 from kdnas.record.front import candidates, comparable, front, hypervolume_over_time, measured_values, recommended
 from kdnas.record.records import FrontMember, RunRecord, TrialRecord
@@ -181,10 +181,8 @@ def score_figure(run: RunRecord, name: str) -> Figure:
     caption = _score_caption(run, members, trained) + (
         f" The dotted line is the constraint: {bounds}." if bounds else ""
     )
-    title = label(score.name)
-    return Figure(
-        f"{score.name}-{name}", f"{title[:1].upper()}{title[1:]} against {label(name)}", caption, styled(drawing)
-    )
+    title = f"{capitalised(label(score.name))} against {label(name)}"
+    return Figure(f"{score.name}-{name}", title, caption, styled(drawing))
 
 
 def hypervolume_figure(run: RunRecord, over: str) -> Figure:
@@ -458,7 +456,7 @@ def seconds_by_phase(run: RunRecord) -> dict[str, float]:
 def remarks(run: RunRecord) -> str:
     """Return, in sentences, how many students a device trained at once and what slowed trials; empty where nothing."""
     slowed = Counter(note for trial in run.trials for note in trial.notes)
-    lines = [run.packing[:1].upper() + run.packing[1:]] if run.packing else []
+    lines = [capitalised(run.packing)] if run.packing else []
     lines += [f"In {counted(trials, 'trial')} {note}" for note, trials in slowed.most_common()]
     return " ".join(f"{line}." for line in lines)
 

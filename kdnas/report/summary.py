@@ -10,7 +10,7 @@ from pathlib import Path
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import breaches
 from kdnas.core.pick import FEWEST_FOR_A_KNEE, SHORTEST_PREFIX
-from kdnas.core.words import counted
+from kdnas.core.words import capitalised, counted
 from kdnas.plugins import short_name
 from kdnas.record.front import (
     SIGNIFICANCE,
@@ -71,7 +71,7 @@ def _students_of(run: RunRecord) -> str:
     if not isinstance(name, str):
         return "Students cut out of their teacher"
     where = f"the study’s own space {Path(name).stem}" if name.endswith((".yaml", ".yml")) else f"the space {name}"
-    return f"{kind[:1].upper()}{kind[1:]} of {where}"
+    return f"{capitalised(kind)} of {where}"
 
 
 def progress(run: RunRecord) -> str:

@@ -8,6 +8,7 @@ import re
 
 from kdnas.core.arch import Arch
 from kdnas.core.objective import Constraint, Quantity, parse_constraint
+from kdnas.core.words import capitalised
 from kdnas.record.records import RunRecord
 
 _LABELS = {"macs": "MACs", "params": "parameters"}
@@ -41,8 +42,7 @@ def axis_title(name: str) -> str:
     if name == "macs":
         return "MACs (FLOPs = 2 × MACs)"
     unit = _unit(name)
-    text = label(name)
-    return f"{text[0].upper()}{text[1:]}" + (f" ({unit})" if unit else "")
+    return capitalised(label(name)) + (f" ({unit})" if unit else "")
 
 
 def shown(of: str | Quantity, value: float | None, score: Quantity | None = None) -> str:
