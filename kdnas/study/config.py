@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -233,11 +232,6 @@ class DerivedSpace(pydantic.BaseModel):
     derive: str = ""
     """Which teacher: there is one, `teacher`."""
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """How they are cut."""
-        return dict(self.model_extra or {})
-
 
 class StudyConfig(Section):
     """One study, every default resolved."""
@@ -320,11 +314,6 @@ class StudyConfig(Section):
     def cost(self, name: str) -> Member:
         """Return the cost of this name with its options: the registry's, or the one whose type the study states."""
         return Member.model_validate({"type": name, **self.costs.get(name, {})})
-
-    @property
-    def space_name(self) -> str:
-        """What the space is called: a file of the user's by its name."""
-        return Path(self.space).stem if isinstance(self.space, str) else DERIVED
 
     def sources(self) -> tuple[DataConfig, Member]:
         """Return the sections `data` and `teacher`. Raises ConfigError where the study trains nothing itself."""
