@@ -22,7 +22,7 @@ from kdnas.study.config import StudyConfig
 from kdnas.study.earlier import in_present_words
 from kdnas.study.members import member_problems, quantity_problems, registry_of
 from kdnas.study.rungs import rung_problems, start_problems
-from kdnas.study.spaces import space_of
+from kdnas.study.spaces import derived_space, load_space, space_of
 from kdnas.study.yaml_lines import KeyPath, YamlDocument, parse_value, read_yaml
 
 STUDY_FILE = "study.yaml"
@@ -244,8 +244,6 @@ def _family_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
 
 def _space(data: Mapping[str, Any], folder: Path) -> tuple[SearchSpace | None, list[Problem]]:
     name = data.get("space")
-    from kdnas.study.spaces import derived_space, load_space
-
     if isinstance(name, dict):
         return derived_space(name, tuple(dict.fromkeys([str(data.get("teacher_name", "teacher")), "teacher"])))
     if not isinstance(name, str):
