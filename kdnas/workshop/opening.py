@@ -384,9 +384,7 @@ class Workshop:
             for name, cost in self.measured_costs.items()
             if name in wanted
         }
-        for name, measurement in measured.items():
-            if not np.isfinite(measurement.value):
-                raise TrialError(f"the {name} is {measurement.value}")
+        refuse_unmeasurable({name: measurement.value for name, measurement in measured.items()})
         return measured
 
     def build(self, arch: Arch) -> nn.Module:
@@ -483,6 +481,13 @@ def load_data(config: DataConfig, data_root: Path, cache: Path) -> ImageData:
     """Return the data set that `config` names. Raises DataError, ConfigError."""
     data: ImageData = DATASETS.build(config.type, data_root, cache, **config.options)
     return data
+
+
+def refuse_unmeasurable(values: Mapping[str, float]) -> None:
+    """Raise TrialError where a value is no finite number: it would meet every constraint and top the front."""
+    for name, value in values.items():
+        if not np.isfinite(value):
+            raise TrialError(f"the {name} is {value}")
 
 
 def first_samples(train: Batches, count: int) -> tuple[tuple[Tensor, ...], Tensor]:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-import numpy as np
-
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.measurement import Calibration, Measurement
 from kdnas.core.objective import Quantity
@@ -206,13 +204,6 @@ class Workplan:
     def __call__(self) -> Evaluator:
         """Return the worker's evaluator."""
         return open_evaluator(self.context)
-
-
-def refuse_unmeasurable(values: Mapping[str, float]) -> None:
-    """Raise TrialError where a value is no finite number: it would meet every constraint and top the front."""
-    for name, value in values.items():
-        if not np.isfinite(value):
-            raise TrialError(f"the {name} is {value}")
 
 
 def names(quantities: Sequence[Quantity]) -> dict[str, Quantity]:

@@ -18,8 +18,9 @@ from kdnas.costs import COSTS
 from kdnas.errors import ConfigError, Problem, TrialError
 from kdnas.record.lock import DataDescription, Findings
 from kdnas.user_code import UserCodeFailed, UserFunction, load_user_function
-from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, names, refuse_unmeasurable
+from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, names
 from kdnas.workshop.jobs import Job, Result
+from kdnas.workshop.opening import refuse_unmeasurable
 
 
 @EVALUATORS.register
