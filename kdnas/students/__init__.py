@@ -71,8 +71,8 @@ class StudentFamily(ABC):
         """What it has found out that decides its students, hashed, by name; empty where their archs alone do."""
         return {}
 
-    def keep(self, path: Path) -> None:
-        """Write what it has found out to `path`, where it finds that again (`FamilyContext.kept`); here nothing."""
+    def keep(self) -> None:
+        """Write what it has found out where it finds that again (`FamilyContext.kept`); here nothing."""
         return
 
     def space(self, stated: SearchSpace) -> SearchSpace:

@@ -173,9 +173,10 @@ class Derived(StudentFamily):
         """The hash of what is known of the teacher."""
         return {"calibration": self.calibration.fingerprint}
 
-    def keep(self, path: Path) -> None:
-        """Write what is known of the teacher to `path`, where the family finds it when it is opened again."""
-        if not path.is_file():
+    def keep(self) -> None:
+        """Write what is known of the teacher where the family finds it when it is opened again."""
+        path = self.context.kept
+        if path is not None and not path.is_file():
             atomic.write_text(path, self.calibration.text)
 
     def _sound(self, network: nn.Module, example: Tensor) -> Anatomy:

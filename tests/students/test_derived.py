@@ -174,7 +174,7 @@ def test_what_is_known_of_a_teacher_is_kept_and_read_again(tmp_path):
     first = family_of(network, task, kept=kept)
     space = first.space(UNDERIVED)
     assert not kept.exists()  # nothing is written before the study is known to be sound
-    first.keep(kept)
+    first.keep()
     again = family_of(network, task, kept=kept, importance="taylor")
     assert again.fingerprints == first.fingerprints
     assert again.space(UNDERIVED) == space

@@ -46,7 +46,7 @@ from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, a
 from kdnas.workshop.jobs import Job, Result
 from kdnas.workshop.latency_table import TablePrices, learn_tables
 from kdnas.workshop.loss_check import check_losses
-from kdnas.workshop.opening import FAMILY_FILE, Sources, Workshop
+from kdnas.workshop.opening import Sources, Workshop
 from kdnas.workshop.supernets import RunSupernet, SharedWeights, check_supernet
 from kdnas.workshop.teacher_check import report_teacher
 
@@ -153,7 +153,7 @@ class Distil(Evaluator):
 
     def keep(self) -> None:
         """Write down what the family has found out."""
-        self.workshop.family.keep(self.context.folder / FAMILY_FILE)
+        self.workshop.family.keep()
 
     def prepare(self) -> SupernetRecord | None:
         """Train the run's supernet, or continue where that was stopped; check it where it is done."""
