@@ -161,12 +161,10 @@ class Derived(StudentFamily):
                 raise ConfigError(Problem(str(kept), str(error), "remove it: it is made anew")) from None
             if found.teacher == teacher.fingerprint:
                 return found
-        network, example = self._opened
-        anatomy = self._sound(network, example)
+        anatomy = self._sound()
         method = f"{self._method}, blocks by {self._block_importance}"
-        names = tuple(part for part in anatomy.by_name)
-        ranking = self._ranking(network, anatomy)
-        return Calibration(teacher.fingerprint, names, anatomy.uncut, method, ranking.scores)
+        scores = self._ranking(anatomy).scores
+        return Calibration(teacher.fingerprint, tuple(anatomy.by_name), anatomy.uncut, method, scores)
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -179,35 +177,37 @@ class Derived(StudentFamily):
         if path is not None and not path.is_file():
             atomic.write_text(path, self.calibration.text)
 
-    def _sound(self, network: nn.Module, example: Tensor) -> Anatomy:
-        """Return what can be cut, every part of which has been. Raises TeacherError where nothing can."""
-        where = f"teacher {self.ancestor().name}"
+    @cached_property
+    def _read(self) -> Anatomy:
+        """What goes together in the network, before any of it was cut. Raises TeacherError where nothing is known."""
         try:
-            found = read_anatomy(network, example)
+            return read_anatomy(*self._opened)
         except ValueError as error:
-            raise TeacherError(Problem(where, str(error))) from None
-        anatomy = sound_part(found, network, example)
+            raise TeacherError(Problem(f"teacher {self.ancestor().name}", str(error))) from None
+
+    def _sound(self) -> Anatomy:
+        """Return what can be cut, every part of which has been. Raises TeacherError where nothing can."""
+        anatomy = sound_part(self._read, *self._opened)
         if not anatomy.axes and not anatomy.depths:
             why = "; ".join(f"{part.what}: {part.why}" for part in anatomy.uncut[:3])
-            raise TeacherError(Problem(where, f"nothing of it can be cut ({why})"))
+            raise TeacherError(Problem(f"teacher {self.ancestor().name}", f"nothing of it can be cut ({why})"))
         return anatomy
 
-    def _ranking(self, network: nn.Module, anatomy: Anatomy) -> Ranking:
-        if self.context.samples is None and self._method != "l1":
-            return Ranking({})
+    def _ranking(self, anatomy: Anatomy) -> Ranking:
         batches: list[tuple[Tensor, Tensor]] = []
-        if self._method != "l1" and self.context.samples is not None:
+        if self._method != "l1":
+            if self.context.samples is None:
+                return Ranking({})
             (inputs, *_), targets = self.context.samples(_SAMPLES)
             batches = list(zip(inputs.split(_BATCH), targets.split(_BATCH), strict=True))
         module = self.ancestor().module
-        return rank(network, anatomy, batches, method=self._method, depth=self._block_importance, through=module)
+        return rank(self.network, anatomy, batches, method=self._method, depth=self._block_importance, through=module)
 
     @cached_property
     def anatomy(self) -> Anatomy:
         """What can be cut, ranked."""
-        network, example = self._opened
         calibration = self.calibration
-        found = part_of(read_anatomy(network, example), calibration.parts)
+        found = part_of(self._read, calibration.parts)
         return ranked(dataclasses.replace(found, uncut=calibration.uncut), Ranking(dict(calibration.scores)))
 
     @cached_property
