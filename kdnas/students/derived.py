@@ -151,6 +151,11 @@ class Derived(StudentFamily):
         return self._opened[0]
 
     @cached_property
+    def _place(self) -> str:
+        """Where that is in the teacher's module, and in every student's."""
+        return next(name for name, part in self.ancestor().module.named_modules() if part is self.network)
+
+    @cached_property
     def calibration(self) -> Calibration:
         """What is known of the teacher: read from the run folder, else found out now."""
         teacher, kept = self.ancestor(), self.context.kept
@@ -305,12 +310,11 @@ class Derived(StudentFamily):
 
         None where it is not known how the teacher's is made.
         """
-        teacher, (network, _) = self.ancestor(), self._opened
+        teacher = self.ancestor()
         if teacher.origin is None:
             return None
-        path = next(name for name, part in teacher.module.named_modules() if part is network)
-        own = student.get_submodule(path).get_submodule(teacher.origin.path)
-        whole = network.get_submodule(teacher.origin.path)
+        own = student.get_submodule(self._place).get_submodule(teacher.origin.path)
+        whole = self.network.get_submodule(teacher.origin.path)
         kept = self.anatomy.prefix(self._sizes_of(arch))
         return own, Cut(teacher.origin, whole, self.anatomy, kept, teacher.origin.path)
 
@@ -325,19 +329,18 @@ class Derived(StudentFamily):
 
     def _cut(self, arch: Arch) -> nn.Module:
         """Return what stays of the teacher's network, to be trained."""
-        network, _ = self._opened
-        return self.anatomy.cut(network, self.anatomy.prefix(self._sizes_of(arch))).requires_grad_(True)
+        return self.anatomy.cut(self.network, self.anatomy.prefix(self._sizes_of(arch))).requires_grad_(True)
 
     def _student(self, network: nn.Module, arch: Arch) -> nn.Module:
         """Return `network` in the place of the teacher's, behind the same preparation of inputs and answers."""
         teacher = self.ancestor()
-        student: nn.Module = copy.deepcopy(teacher.module, {id(self._opened[0]): network})
-        path = next(name for name, part in student.named_modules() if part is network)
+        student: nn.Module = copy.deepcopy(teacher.module, {id(self.network): network})
+        path = self._place
         kept = self.anatomy.prefix(self._sizes_of(arch))
 
         def there(name: str) -> str:
             inside_it = name.removeprefix(f"{path}.") if path else name
-            left = self.anatomy.renamed(self._opened[0], inside_it, kept)
+            left = self.anatomy.renamed(self.network, inside_it, kept)
             return f"{path}.{left}" if path else left
 
         stages = tuple(dict.fromkeys(map(there, teacher.stages)))
