@@ -179,13 +179,14 @@ class Workshop:
         self._samples: dict[int, tuple[tuple[Tensor, ...], Tensor]] = {}
 
     def opened(self) -> Workshop:
-        """Return this workshop with everything open that a search needs; what a user should know of the data is said.
+        """Return this workshop with everything open that a worker needs; what a user should know of the data is said.
 
-        It is said before a teacher is trained on them, or refused for what is wrong with them.
+        It is said before a teacher is trained on them, or refused for what is wrong with them. The space is not opened:
+        the controller does that, and what it tries out of it once need not be tried by every worker.
         """
         for note in self.data_notes:
             self.say(f"note: {note}")
-        _ = self.teacher, self.costs, self.space
+        _ = self.teacher, self.costs
         return self
 
     @cached_property
