@@ -23,7 +23,7 @@ from kdnas.nn.blocks import ConvNorm
 from kdnas.nn.elastic import SharedTensor, Supernet, Unfilled
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.teacher import Teacher
-from kdnas.students._inheriting import inherit, inherit_supernet
+from kdnas.students._inheriting import Influence, block_influence, inherit, inherit_supernet
 from kdnas.students._staged import BlockPlan, Stage, StagedFamily, default_stride
 
 _INHERITED_BY = 512
@@ -60,12 +60,22 @@ class ElasticFamily(StagedFamily):
     def inherit(self, arch: Arch) -> nn.Module:
         """Return the student with what a teacher of this family has for it. Raises ConfigError."""
         teacher, own = self._known_ancestor()
+        images = self._normalised_samples(teacher)
+        student = self.build(arch).to(images.device)
+        inherit(self, student, arch, teacher.network, own, images, self._influence)
+        return student
+
+    def _normalised_samples(self, teacher: Normalised) -> Tensor:
         if self.context.samples is None:
             raise ConfigError(Problem("start", "no samples are open, by which a teacher's weights are chosen"))
         (images,), _ = self.context.samples(_INHERITED_BY)
-        student = self.build(arch).to(images.device)
-        inherit(self, student, arch, teacher.network, own, (images - teacher.mean) / teacher.std)
-        return student
+        return (images - teacher.mean) / teacher.std
+
+    @functools.cached_property
+    def _influence(self) -> Influence:
+        """How much the ancestor's blocks change: the same for every student."""
+        teacher, _ = self._known_ancestor()
+        return block_influence(teacher.network, self._normalised_samples(teacher))
 
     def inherit_supernet(self, supernet: Supernet, largest: Arch, images: Tensor) -> float:
         """Give the `largest` network of `supernet` what a teacher of this family has for it, and return its share."""

@@ -53,8 +53,18 @@ class Inheritance:
     influence: tuple[tuple[float, ...], ...]
 
 
+Influence = Sequence[Sequence[float]]
+"""By stage and block of a network: what `block_influence` returns."""
+
+
 def inherit(
-    family: StudentFamily, student: nn.Module, arch: Arch, teacher: nn.Module, teacher_arch: Arch, images: Tensor
+    family: StudentFamily,
+    student: nn.Module,
+    arch: Arch,
+    teacher: nn.Module,
+    teacher_arch: Arch,
+    images: Tensor,
+    influence: Influence | None = None,
 ) -> Inheritance:
     """Copy into `student` what `teacher` has for it, and return what that was.
 
@@ -66,11 +76,12 @@ def inherit(
         teacher: The module of `teacher_arch`, taking the same normalised images; stays as it is.
         teacher_arch: The teacher's architecture, of the same family.
         images: Normalised training images [B, C, H, W], some hundreds, on the networks' device.
+        influence: That of the teacher's blocks on `images`, where it is known; None: it is found out.
 
     A student of the teacher's own arch becomes its copy, statistics included. Raises ConfigError where the two are not
     of one family, or a module is not that of its arch.
     """
-    return _inherit(family, student, arch, teacher, teacher_arch, images, sort=False)
+    return _inherit(family, student, arch, teacher, teacher_arch, images, influence, sort=False)
 
 
 def _inherit(
@@ -80,6 +91,7 @@ def _inherit(
     teacher: nn.Module,
     teacher_arch: Arch,
     images: Tensor,
+    influence: Influence | None = None,
     *,
     sort: bool,
 ) -> Inheritance:
@@ -95,7 +107,7 @@ def _inherit(
 
     shapes = [output_shapes(net, *stage_names(net), images[:2]).stages for net in (student, teacher)]
     stages = match_stages(*shapes)
-    influence = block_influence(teacher, images)
+    influence = influence or block_influence(teacher, images)
     blocks = []
     for s, t in stages:
         others = sorted(range(1, len(influence[t])), key=lambda block: -influence[t][block])

@@ -13,7 +13,9 @@ from kdnas.core.arch import Arch
 from kdnas.core.space import Choice, SearchSpace
 from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError
-from kdnas.students import family_for
+from kdnas.nn.normalise import Normalised
+from kdnas.nn.teacher import Teacher
+from kdnas.students import _elastic, _inheriting, family_for
 from kdnas.students._inheriting import Inheritance, block_influence, inherit_supernet
 from kdnas.students._inheriting import inherit as inherit_within
 from kdnas.study.spaces import arch_of, load_space
@@ -200,6 +202,30 @@ def test_blocks_that_change_nothing_are_left_out():
     assert report.blocks == ((0, 2), (0, 1))
     x = images(16, seed=1)
     torch.testing.assert_close(student.train()(x), teacher.train()(x), rtol=1e-3, atol=1e-3)
+
+
+def test_what_a_teachers_blocks_change_is_found_once_for_all_students(monkeypatch):
+    teacher, arch = network(RESNET, 1)
+    module = Normalised(teacher, (0.5, 0.4, 0.3), (2.0, 1.5, 1.0))
+    found = []
+    monkeypatch.setattr(_elastic, "block_influence", lambda *asked: found.append(block_influence(*asked)) or found[-1])
+    monkeypatch.setattr(_inheriting, "block_influence", lambda *asked: pytest.fail("found again"))
+    kept = Teacher("teacher", module, (), None, "hash", arch=arch)
+    family = family_for("resnet", TASK, {"teacher": kept}, lambda count: ((images(64),), torch.zeros(64)))
+    choices = [{**RESNET, "stage1.depth": 2}, {**RESNET, "stage2.depth": 2, "stage2.width": 12}]
+    students = []
+    for seed, stated in enumerate(choices):
+        torch.manual_seed(seed)
+        students.append(family.inherit(family.canonical(stated)))
+    assert len(found) == 1
+    monkeypatch.undo()
+    seen = (images(64) - module.mean) / module.std
+    for seed, (stated, student) in enumerate(zip(choices, students, strict=True)):
+        own = family.canonical(stated)
+        torch.manual_seed(seed)
+        alone = family.build(own)
+        inherit(alone, own, teacher, arch, seen)
+        assert all(torch.equal(value, student.state_dict()[name]) for name, value in alone.state_dict().items())
 
 
 def test_influence_is_one_minus_the_cosine_and_leaves_the_network_alone():
