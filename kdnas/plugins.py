@@ -14,10 +14,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdnas.errors import ConfigError, Problem
-from kdnas.user_code import UserObject, load_user_object
+
+if TYPE_CHECKING:
+    from kdnas.user_code import UserObject
 
 SPELLING = "or path/to/file.py:Name of your own"
 """What stands after the names of built-in members where they are told."""
@@ -129,6 +131,8 @@ def vouch(specs: Iterable[str]) -> None:
 
 def load_plugin(spec: str) -> UserObject:
     """Return what `spec` names. Raises ConfigError where nobody vouches for it, or as `load_user_object` does."""
+    from kdnas.user_code import load_user_object  # here: names alone are read without it
+
     if spec not in _vouched():
         what = f"{spec} does not run: no study of yours on this machine named it"
         raise ConfigError(Problem("", f"{what}; where you trust the run that does: kdnas search RUN --trust-code"))

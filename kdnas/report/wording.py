@@ -5,11 +5,14 @@ from __future__ import annotations
 import html
 import math
 import re
+from typing import TYPE_CHECKING
 
 from kdnas.core.arch import Arch
 from kdnas.core.objective import Constraint, Quantity, parse_constraint
 from kdnas.core.words import capitalised
-from kdnas.record.records import RunRecord
+
+if TYPE_CHECKING:
+    from kdnas.record.records import RunRecord
 
 _LABELS = {"macs": "MACs", "params": "parameters"}
 OFF = "off"
