@@ -50,12 +50,12 @@ class Damage:
         return f"{f'trial {self.name}' if self.name.isdecimal() else f'the note {self.name!r}'}: {self.reason}"
 
 
-def refuse_damage(path: Path, study: str, objectives: Sequence[str], params: Collection[str] = ()) -> None:
+def refuse_damage(path: Path, study: str, objectives: Sequence[str]) -> None:
     """Raise RunFolderError, naming each and the way to leave it out, where rows of `study` in `path` are damaged.
 
-    Every complete trial has to state `objectives`, every student `params`.
+    Every complete trial has to state `objectives`.
     """
-    found = find_damage(path, study, objectives, params)
+    found = find_damage(path, study, objectives)
     if not found:
         return
     names = [word for damage in found for word in ("--leave-out", damage.name)]

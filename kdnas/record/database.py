@@ -68,7 +68,7 @@ class Database(ABC):
         """Make it with an empty study, whole or not at all."""
 
     @abstractmethod
-    def open(self, study: str, objectives: Sequence[str], params: Collection[str]) -> RDBStorage:
+    def open(self, study: str, objectives: Sequence[str]) -> RDBStorage:
         """Return Optuna's storage of it. Nothing is written into a foreign database; damage inside is refused."""
 
     @abstractmethod
@@ -122,7 +122,7 @@ class SqliteFile(Database):
             storage.engine.dispose()
             scratch.replace(self._path)
 
-    def open(self, study: str, objectives: Sequence[str], params: Collection[str]) -> RDBStorage:
+    def open(self, study: str, objectives: Sequence[str]) -> RDBStorage:
         """Open the file that is there."""
         try:
             header = _header(self._path) if self._path.is_file() else None
@@ -134,7 +134,7 @@ class SqliteFile(Database):
             raise RunFolderError(
                 f"{self._path} is not an SQLite database: it is damaged or foreign; restore it or choose another --out"
             )
-        refuse_damage(self._path, study, objectives, params)
+        refuse_damage(self._path, study, objectives)
         with self.errors():
             storage = _open_storage(self._path, skip_table_creation=True)
             names = optuna.get_all_study_names(storage)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -128,13 +128,10 @@ class Record:
         return record
 
     @classmethod
-    def open(cls, folder: Path, name: str, objectives: Sequence[Quantity], params: Collection[str] = ()) -> Record:
-        """Open the record in `folder`, whose every student states `params`.
-
-        Raises RunFolderError when it is damaged, foreign or of another study.
-        """
+    def open(cls, folder: Path, name: str, objectives: Sequence[Quantity]) -> Record:
+        """Open the record in `folder`. Raises RunFolderError when it is damaged, foreign or of another study."""
         database = database_of(folder)
-        storage = database.open(name, [objective.name for objective in objectives], params)
+        storage = database.open(name, [objective.name for objective in objectives])
         with database.errors():
             record = cls(database, name, storage)
             record.study.get_trials(deepcopy=False)  # read once, so that a file cut short is told here
@@ -148,12 +145,6 @@ class Record:
     def place(self) -> str:
         """Where it is, as messages call it."""
         return self._database.place
-
-    @property
-    @_on_disk
-    def next_number(self) -> int:
-        """The number the next trial will get."""
-        return len(self.study.get_trials(deepcopy=False))
 
     @property
     @_on_disk

@@ -42,7 +42,7 @@ def test_the_names_that_optuna_promises_to_nobody_are_there(tmp_path):
     """Listed in kdnas.record.database, which was checked with this version."""
     assert optuna.__version__.startswith("5.0.")
     Record.create(tmp_path, "s", [ACCURACY])
-    storage = database_of(tmp_path).open("s", ["accuracy"], ())
+    storage = database_of(tmp_path).open("s", ["accuracy"])
     assert isinstance(storage.scoped_session, sqlalchemy.orm.scoped_session)
     assert storage.scoped_session().get_bind() is storage.engine
     with_cache = optuna.storages.get_storage(storage)

@@ -30,7 +30,7 @@ DOMAIN = distributions(SPACE, {"training.learning_rate": TuneRange(low=0.01, hig
 
 
 def ask(record):
-    trial, params = record.ask(optuna.samplers.RandomSampler(seed=record.next_number), DOMAIN)
+    trial, params = record.ask(optuna.samplers.RandomSampler(seed=record.next_place), DOMAIN)
     arch = Arch.of("resnet", {name: params[name] for name in ("depth", "width", "skip")})
     record.describe(trial, arch, {"training.learning_rate": params["training.learning_rate"]}, Fidelity(3, 0.5))
     return trial, arch
@@ -105,7 +105,7 @@ def test_nothing_is_kept_of_what_ends_with_an_error_within(tmp_path, record):
 
     with pytest.raises(KeyboardInterrupt):
         stopped()
-    assert Record.open(tmp_path, "study", OBJECTIVES).next_number == 0
+    assert Record.open(tmp_path, "study", OBJECTIVES).next_place == 0
     ask(record)  # and what follows is written as ever
     assert [trial.number for trial in Record.open(tmp_path, "study", OBJECTIVES).trials()] == [0]
 
@@ -252,7 +252,7 @@ def test_a_locked_database_is_one_message(tmp_path, monkeypatch):
     with pytest.raises(RunFolderError, match=r"study\.db cannot be used: database is locked"):
         record.set_note("finished", "spent")
     with pytest.raises(RunFolderError, match="database is locked"):
-        record.next_number  # noqa: B018
+        record.next_place  # noqa: B018
     other.rollback()
     other.close()
     record.set_note("finished", "spent")
