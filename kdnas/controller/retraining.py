@@ -225,7 +225,7 @@ class Retraining:
         earned = [trial for trial in self._opened.snapshot().trials if trial.repeats]
         for trial in earned:
             evaluator.check(trial)
-        if earned and not {"teacher_test_score", "teacher_test_accuracy"} & self._record.notes().keys():
+        if earned and "teacher_test_score" not in self._record.notes():
             self._record.set_note("teacher_test_score", evaluator.teacher_test_score())
 
     def _measure(self, trial: TrialRecord) -> None:

@@ -73,6 +73,7 @@ R = TypeVar("R")
 
 _REFUSALS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 """What the disk or the database raises."""
+_NOTES_OF_OLD = {"teacher_test_accuracy": "teacher_test_score"}
 
 
 def distributions(space: SearchSpace, tune: Mapping[str, TuneRange]) -> dict[str, BaseDistribution]:
@@ -326,9 +327,10 @@ class Record:
 
     @_on_disk
     def notes(self) -> dict[str, Any]:
-        """Return the facts that `set_note` wrote."""
+        """Return the facts that `set_note` wrote, by the names of today."""
         attributes = self.study.user_attrs
-        return {key.partition(":")[2]: value for key, value in attributes.items() if key.startswith("note:")}
+        noted = {key.partition(":")[2]: value for key, value in attributes.items() if key.startswith("note:")}
+        return {_NOTES_OF_OLD.get(name, name): value for name, value in noted.items()}
 
     @_on_disk
     def proposal(self, number: int) -> dict[str, Scalar]:
@@ -400,7 +402,7 @@ def refreshed(run: RunRecord, record: Record) -> RunRecord:
         for trial in record.trials()
     )
     teacher = run.teacher
-    tested = notes.get("teacher_test_score", notes.get("teacher_test_accuracy"))  # the latter in runs of old
+    tested = notes.get("teacher_test_score")
     if teacher is not None and tested is not None:
         teacher = dataclasses.replace(teacher, test_score=tested)
     said = {name: notes.get(name, "") for name in ("finished", "packing")}
