@@ -103,8 +103,10 @@ def adopted(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def own_name(name: str) -> str:
     """Return the member's name that this user gave on the command line: a plug-in lies relative to where he stands."""
-    settings = adopted({"family": name}, Path())
-    return str(settings["family"])
+    spec = resolved_name(name, Path())
+    if is_plugin(spec):
+        vouch([spec])
+    return spec
 
 
 def shortened(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -146,14 +146,15 @@ class Registry(Generic[T]):
     def build(self, name: str | T, /, *objects: Any, **options: Any) -> Any:
         """Return the member built from run-time `objects` and validated `options`. Raises ConfigError."""
         member = self.get(name)
-        problems = self.problems(name, options)
-        called = short_name(name) if isinstance(name, str) else name.__qualname__
-        if problems:
+        model = _options_model(member)
+        try:
+            checked = model.model_validate(options)
+        except pydantic.ValidationError as error:
+            called = short_name(name) if isinstance(name, str) else name.__qualname__
             raise ConfigError(
-                Problem(f"{self.family} {short_name(called)}: {problem.where}", problem.what, problem.allowed)
-                for problem in problems
-            )
-        checked = self.options(name).model_validate(options)
+                Problem(f"{self.family} {called}: {problem.where}", problem.what, problem.allowed)
+                for problem in validation_problems(error, model)
+            ) from error
         values = {field: getattr(checked, field) for field in checked.model_fields_set}
         if not isinstance(name, str) or not is_plugin(name):
             return member(*objects, **values)
