@@ -71,7 +71,6 @@ def show_space(
     """
     from kdnas.core.task import image_classification
     from kdnas.students import family_for
-    from kdnas.study.space_size import random_prices
 
     loaded, workshop = _space_of(space, data_root)
     if workshop is not None:
@@ -79,10 +78,7 @@ def show_space(
         return
     task = image_classification(_parse_shape(input_shape), classes)
     family = family_for(loaded.family, task) if loaded.family else None
-    costs = {}
-    if family is not None:
-        prices = random_prices(loaded, family, samples=_SAMPLES)
-        costs = {name: _quantiles([getattr(price, name) for price in prices]) for name in ("macs", "params")}
+    costs = {} if family is None else _costs(loaded, family)
     if as_json:
         steps = () if family is None else _strides(loaded, family, task.image_size)
         _print_json(
@@ -104,9 +100,7 @@ def show_space(
     if steps:
         typer.echo(f"\nStrides on {input_shape} images (stage<i>.stride and stem_stride in a space of your own):")
         _print_table(("part", "stride", "works at"), [(part, _either(s), _either(sides)) for part, s, sides in steps])
-    typer.echo(f"\nCosts of {_SAMPLES:,} random archs on {input_shape} images, {classes} classes:")
-    cells = [(name, *(f"{value:,}" for value in quantiles.values())) for name, quantiles in costs.items()]
-    _print_table(("cost", "smallest", "10 %", "median", "90 %", "largest"), cells, right=(1, 2, 3, 4, 5))
+    _print_costs(costs, f" on {input_shape} images, {classes} classes")
 
 
 @app.command("count")
@@ -199,14 +193,12 @@ def _space_of(name: str, data_root: Path | None) -> tuple[SearchSpace, Workshop 
 def _show_cut(workshop: Workshop, *, as_json: bool) -> None:
     """Show what a study's students are cut out of, and the choices that follow."""
     from kdnas.students.derived import Derived
-    from kdnas.study.space_size import random_prices
     from kdnas.workshop.teacher_anatomy import anatomy_of
 
     family, space = workshop.family, workshop.space
     assert isinstance(family, Derived)
     found = anatomy_of(family)
-    prices = random_prices(space, family, samples=_SAMPLES)
-    costs = {name: _quantiles([getattr(price, name) for price in prices]) for name in ("macs", "params")}
+    costs = _costs(space, family)
     parts = {choice.name: [part.name for part in choice.parts] for choice in family.choices.choices}
     if as_json:
         costs_document = {"sampled_archs": _SAMPLES, **costs}
@@ -219,9 +211,7 @@ def _show_cut(workshop: Workshop, *, as_json: bool) -> None:
     ]
     rows += [(name, f"{value} (fixed)", "", _some(parts[name])) for name, value in space.fixed.items()]
     _print_table(("choice", "values", "active when", "cuts"), rows)
-    typer.echo(f"\nCosts of {_SAMPLES:,} random archs:")
-    cells = [(name, *(f"{value:,}" for value in quantiles.values())) for name, quantiles in costs.items()]
-    _print_table(("cost", "smallest", "10 %", "median", "90 %", "largest"), cells, right=(1, 2, 3, 4, 5))
+    _print_costs(costs)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -344,6 +334,20 @@ def _described(space: SearchSpace) -> dict[str, Any]:
         ],
         "fixed": dict(space.fixed),
     }
+
+
+def _costs(space: SearchSpace, family: StudentFamily) -> dict[str, dict[str, int]]:
+    """Return by cost the quantiles of what random archs of `space` cost."""
+    from kdnas.study.space_size import random_prices
+
+    prices = random_prices(space, family, samples=_SAMPLES)
+    return {name: _quantiles([getattr(price, name) for price in prices]) for name in ("macs", "params")}
+
+
+def _print_costs(costs: dict[str, dict[str, int]], where: str = "") -> None:
+    typer.echo(f"\nCosts of {_SAMPLES:,} random archs{where}:")
+    cells = [(name, *(f"{value:,}" for value in quantiles.values())) for name, quantiles in costs.items()]
+    _print_table(("cost", "smallest", "10 %", "median", "90 %", "largest"), cells, right=(1, 2, 3, 4, 5))
 
 
 def _quantiles(values: list[int]) -> dict[str, int]:
