@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
@@ -11,11 +11,11 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from kdnas.outlets import fits, in_ascii
-from kdnas.record.front import front, indistinguishable, recommended
-from kdnas.record.records import FrontMember, RunRecord
-from kdnas.report.table import Table
-from kdnas.report.tables import enqueued_numbers, other_quantities, short_archs
 from kdnas.report.wording import label, shown, shown_interval
+
+if TYPE_CHECKING:
+    from kdnas.record.records import FrontMember, RunRecord
+    from kdnas.report.table import Table
 
 _WIDE = 180
 """Columns of a terminal from which a student's choices fit beside its numbers."""
@@ -61,6 +61,9 @@ def printed_front(run: RunRecord, width: int, rows: int | None = None) -> Render
     A wide one shows the choices, too. Of a front longer than `rows`, as many members spread over it, the recommended
     one among them.
     """
+    from kdnas.record.front import front, indistinguishable, recommended
+    from kdnas.report.tables import enqueued_numbers, other_quantities, short_archs  # here, because it brings pandas
+
     members, score = front(run), run.score
     chosen = recommended(run)
     marked = None if chosen is None else chosen.member.trial.number

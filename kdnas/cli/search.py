@@ -79,11 +79,11 @@ def _search(
     trust_code: bool,
 ) -> None:
     from kdnas.record.started_study import read_study, run_folder
-    from kdnas.session import search_study
-    from kdnas.workshop.opening import data_root
 
     continued = run_folder(study)
     if continued is not None:
+        from kdnas.workshop.opening import data_root
+
         allow_code_of_run(continued, data_root(root_option), trust_code)
     loaded = read_study(study, settings)
     folder = (out or continued or Path("runs") / loaded.config.name).resolve()
@@ -92,6 +92,9 @@ def _search(
         from kdnas.controller.queue import read_students
 
         hand_made = read_students(queue, loaded.config, loaded.space)
+    from kdnas.session import search_study  # here: what is wrong with the study is told before it brings torch
+    from kdnas.workshop.opening import data_root
+
     with _open_view(json, loaded.config.budget.trials) as view:
         search_study(
             loaded,
