@@ -149,6 +149,15 @@ class Anatomy:
             kept[name] = tuple(sorted(part.order[:size])) if part.order else tuple(range(size))
         return kept
 
+    def gone(self, kept: Kept) -> tuple[str, ...]:
+        """Return the dotted names of the blocks that are not kept."""
+        return tuple(
+            name
+            for depth in self.depths
+            for index, name in enumerate(depth.blocks)
+            if index not in kept.get(depth.name, range(len(depth.blocks)))
+        )
+
     def cut(self, network: nn.Module, kept: Kept) -> nn.Module:
         """Return a copy of `network` that holds what is `kept` alone; other parts stay whole.
 
@@ -165,7 +174,7 @@ class Anatomy:
                 for count in axis.counts:
                     _set(student, count.attribute, count.per_unit * len(units))
         tensors.write()
-        _remove_blocks(student, self.depths, kept)
+        _leave_out(student, self.gone(kept))
         self.finish(student, kept)
         return student
 
@@ -179,7 +188,7 @@ class Anatomy:
                 for tie in axis.ties:
                     if tie.reads and dropped:
                         tensors[tie.tensor].index_fill_(tie.dim, _flat(tie, dropped), 0.0)
-        _remove_blocks(masked, self.depths, kept)
+        _leave_out(masked, self.gone(kept))
         return masked
 
     def renamed(self, network: nn.Module, name: str, kept: Kept) -> str:
@@ -187,14 +196,14 @@ class Anatomy:
 
         A block that is gone gives the one before it in its container, or the first that is left.
         """
-        gone = _gone_blocks(self.depths, kept)
+        gone = self.gone(kept)
         parts: list[str] = []
         original = ""
         for part in filter(None, name.split(".")):
             container = network.get_submodule(original)
-            leaving = gone.get(original, set())
+            children = list(container._modules)
+            leaving = {child for child in children if f"{original}.{child}".removeprefix(".") in gone}
             if leaving and isinstance(container, nn.Sequential | nn.ModuleList):
-                children = list(container._modules)
                 left = sum(child not in leaving for child in children[: children.index(part) + 1])
                 parts.append(str(max(left - 1, 0)))
                 if part in leaving:
@@ -325,32 +334,30 @@ def _set(network: nn.Module, attribute: str, value: int) -> None:
     setattr(network.get_submodule(path), name, value)
 
 
-def _gone_blocks(depths: Sequence[Depth], kept: Kept) -> dict[str, set[str]]:
-    """Return by container the names inside it of the blocks that are not kept."""
-    gone: dict[str, set[str]] = {}
-    for depth in depths:
-        stay = set(kept.get(depth.name, range(len(depth.blocks))))
-        for index, name in enumerate(depth.blocks):
-            if index not in stay:
-                parent, _, child = name.rpartition(".")
-                gone.setdefault(parent, set()).add(child)
-    return gone
-
-
-def _remove_blocks(network: nn.Module, depths: Sequence[Depth], kept: Kept) -> None:
-    """Take the blocks that are not kept out of their containers, and number the others anew."""
-    for parent, leaving in _gone_blocks(depths, kept).items():
+# Its source, and that of `_refit`, stands in exported students: neither calls anything of kdnas.
+def remove_blocks(network: nn.Module, blocks: Sequence[str]) -> None:
+    """Take blocks out of their containers by dotted names; what is no list of blocks gets the identity instead."""
+    for parent in dict.fromkeys(name.rpartition(".")[0] for name in blocks):
         container = network.get_submodule(parent)
-        if not isinstance(container, nn.Sequential | nn.ModuleList):
+        leaving = {name.rpartition(".")[2] for name in blocks if name.rpartition(".")[0] == parent}
+        if isinstance(container, nn.Sequential | nn.ModuleList):
+            for index in reversed([i for i, name in enumerate(container._modules) if name in leaving]):
+                del container[index]
+        else:
             for name in leaving:
                 setattr(container, name, nn.Identity())
-            continue
-        for index in reversed([index for index, name in enumerate(container._modules) if name in leaving]):
-            del container[index]
-        for index, block in enumerate(container):
-            for module in block.modules():
-                if isinstance(getattr(module, "layer_idx", None), int):
-                    setattr(module, "layer_idx", index)  # noqa: B010 - caches are kept by layer
+
+
+def _leave_out(network: nn.Module, blocks: Sequence[str]) -> None:
+    """Take `blocks` out, and number those that stay in their containers anew."""
+    remove_blocks(network, blocks)
+    for parent in {name.rpartition(".")[0] for name in blocks}:
+        container = network.get_submodule(parent)
+        if isinstance(container, nn.Sequential | nn.ModuleList):
+            for index, block in enumerate(container):
+                for module in block.modules():
+                    if isinstance(getattr(module, "layer_idx", None), int):
+                        setattr(module, "layer_idx", index)  # noqa: B010 - caches are kept by layer
 
 
 TOLERANCE = 1e-4

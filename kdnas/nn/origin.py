@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kdnas.nn.cutting import Anatomy, Kept, _refit
+from kdnas.nn.cutting import Anatomy, Kept, _named_tensors, _refit, remove_blocks
 
 Library = Literal["timm", "torchvision", "transformers", "module"]
 CODE_FOLDER = "teacher_code"
@@ -95,12 +95,7 @@ class Cut:
     def gone(self) -> tuple[str, ...]:
         """Dotted names, inside `whole`, of the blocks that were left out."""
         prefix = f"{self.path}." if self.path else ""
-        return tuple(
-            name.removeprefix(prefix)
-            for depth in self.anatomy.depths
-            for index, name in enumerate(depth.blocks)
-            if index not in set(self.kept.get(depth.name, range(len(depth.blocks))))
-        )
+        return tuple(name.removeprefix(prefix) for name in self.anatomy.gone(self.kept))
 
 
 def cut_source(cut: Cut, network: nn.Module) -> str:
@@ -119,19 +114,6 @@ def cut_source(cut: Cut, network: nn.Module) -> str:
     return "\n\n\n".join(
         text.strip("\n") for text in (_HEAD, cut.origin.code, tables, functions, _BUILD, _answer(cut.origin))
     )
-
-
-def remove_blocks(network: nn.Module, blocks: Sequence[str]) -> None:
-    """Take blocks out of their containers by dotted names; what is no list of blocks gets the identity instead."""
-    for parent in dict.fromkeys(name.rpartition(".")[0] for name in blocks):
-        container = network.get_submodule(parent)
-        leaving = {name.rpartition(".")[2] for name in blocks if name.rpartition(".")[0] == parent}
-        if isinstance(container, nn.Sequential | nn.ModuleList):
-            for index in reversed([i for i, name in enumerate(container._modules) if name in leaving]):
-                del container[index]
-        else:
-            for name in leaving:
-                setattr(container, name, nn.Identity())
 
 
 def set_shapes(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -158,10 +140,7 @@ def set_numbers(network: nn.Module, numbers: Mapping[str, Mapping[str, Any]]) ->
 
 
 def _shapes(whole: nn.Module, cut: nn.Module) -> dict[str, tuple[int, ...]]:
-    ours, theirs = (
-        dict([*n.named_parameters(remove_duplicate=False), *n.named_buffers(remove_duplicate=False)])
-        for n in (cut, whole)
-    )
+    ours, theirs = dict(_named_tensors(cut)), dict(_named_tensors(whole))
     if ours.keys() != theirs.keys():
         odd = ", ".join(sorted(ours.keys() ^ theirs.keys())[:3])
         raise ValueError(f"the student and what it was cut from have other tensors: {odd}")
