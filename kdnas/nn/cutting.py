@@ -1,8 +1,8 @@
 """What can be cut out of a loaded network: its axes (groups of coupled channels, heads, neurons) and its blocks.
 
 An anatomy (`kdnas.nn.anatomy` reads it) lists as plain records which places of which tensors belong together. What is
-here works on the lists alone: cutting, masking, sorting, and checking that a cut network computes what the masked one
-does. A network whose axes were sorted by importance gives every student as a prefix.
+here works on the lists alone: cutting, masking, and checking that a cut network computes what the masked one does. An
+anatomy that is ranked by importance gives every student as a prefix of its order.
 
 Cutting slices the network's own tensors and sets its own counts, so a student is a module of the teacher's class.
 """
@@ -98,7 +98,7 @@ class Uncut:
 
 
 Kept = Mapping[str, Sequence[int]]
-"""By the name of an axis or a depth: the units or blocks that stay, in the order that they will have."""
+"""By the name of an axis or a depth: the units or blocks that stay; they keep the network's order."""
 Finish = Callable[[nn.Module, Kept], None]
 """Puts right what a cut leaves behind in a module of its kind, such as its configuration."""
 
@@ -213,27 +213,6 @@ class Anatomy:
             original = f"{original}.{part}".removeprefix(".")
         return ".".join(parts)
 
-    def sort(self, network: nn.Module, orders: Mapping[str, Sequence[int]]) -> None:
-        """Reorder the units of axes in place, by name: unit `order[i]` becomes unit i. The outputs stay as they are."""
-        tensors = dict(_named_tensors(network))
-        done: set[tuple[int, int, str]] = set()
-        with torch.no_grad():
-            for axis in self.axes:
-                if axis.name not in orders:
-                    continue
-                order = torch.tensor(list(orders[axis.name]), dtype=torch.int64)
-                if sorted(order.tolist()) != list(range(axis.size)):
-                    raise ValueError(f"the order of {axis.name} is no permutation of its {axis.size} units")
-                for tie in axis.ties:
-                    tensor = tensors[tie.tensor]
-                    key = (tensor.data_ptr(), tie.dim, axis.name)
-                    if key in done:  # a tied weight has two names
-                        continue
-                    done.add(key)
-                    places = torch.arange(tensor.shape[tie.dim])
-                    places[tie.places.reshape(-1)] = tie.places[order].reshape(-1)
-                    tensor.copy_(tensor.index_select(tie.dim, places.to(tensor.device)))
-
 
 class _Tensors:
     """The parameters and buffers of a network that is being cut."""
@@ -245,19 +224,14 @@ class _Tensors:
         """By tensor and dimension: which places stay, in order."""
 
     def keep(self, tie: Tie, units: Tensor) -> None:
-        """Keep of the places of `tie` those of `units`, in that order."""
+        """Keep of the places of `tie` those of `units`."""
         size = self._named[tie.tensor].shape[tie.dim]
         places = self._kept.setdefault(tie.tensor, {}).get(tie.dim, torch.arange(size))
         mine = torch.zeros(size, dtype=torch.bool)
         mine[tie.places.reshape(-1)] = True
         stay = torch.zeros(size, dtype=torch.bool)
         stay[tie.places[units].reshape(-1)] = True
-        slots = places[~mine[places] | stay[places]]
-        if not bool((units.diff() > 0).all()):
-            # The axis's own places are filled again in the order of `units`; what belongs to others keeps its place.
-            ordered = iter(_in_slots(tie, units, slots, mine))
-            slots = torch.tensor([next(ordered) if mine[slot] else int(slot) for slot in slots])
-        self._kept[tie.tensor][tie.dim] = slots
+        self._kept[tie.tensor][tie.dim] = places[~mine[places] | stay[places]]
 
     def write(self) -> None:
         """Put the cut tensors into the network; tied ones stay tied."""
@@ -282,20 +256,6 @@ class _Tensors:
                 touched.add(path)
         for path in touched:
             _refit(self._network.get_submodule(path))
-
-
-def _in_slots(tie: Tie, units: Tensor, slots: Tensor, mine: Tensor) -> list[int]:
-    """Return the places of `units` in the order in which they fill the axis's remaining `slots`.
-
-    Where a unit owns several runs (query, key and value of one fused layer), every run is filled by itself.
-    """
-    kept = sorted(units.tolist())
-    position = {unit: rank for rank, unit in enumerate(kept)}
-    by_slot = {int(place): (int(unit), k) for unit in kept for k, place in enumerate(tie.places[unit])}
-    order = units.tolist()
-    return [
-        int(tie.places[order[position[by_slot[slot][0]]], by_slot[slot][1]]) for slot in slots.tolist() if mine[slot]
-    ]
 
 
 def _named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
