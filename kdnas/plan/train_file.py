@@ -17,7 +17,6 @@ from kdnas.core.task import TaskSpec, image_classification
 from kdnas.datasets import DATASETS
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
-from kdnas.plain_yaml import dump_yaml
 from kdnas.plugins import resolved
 from kdnas.record.lock import fingerprint, space_record
 from kdnas.record.records import RunRecord, TrialRecord
@@ -194,11 +193,6 @@ def with_threads(file: TrainFile, threads: int | None) -> TrainFile:
 def locked_fingerprint(run: RunRecord, what: Literal["data", "teacher", "space"]) -> str:
     """Return the hash that study.lock.yaml records of `what`; empty where it records none."""
     return fingerprint(space_record(run.lock.space)) if what == "space" else run.lock.fingerprints.get(what, "")
-
-
-def dump_train_file(file: TrainFile) -> str:
-    """Return the text of `file`, without a header."""
-    return dump_yaml(file.plain())
 
 
 def load_train_file(path: Path) -> TrainFile:

@@ -10,7 +10,8 @@ import pytest
 from trained_run import member_of, study_config, trained_run
 
 from kdnas.cli.main import main
-from kdnas.plan.train_file import dump_train_file, train_file_for, with_epochs
+from kdnas.plain_yaml import dump_yaml
+from kdnas.plan.train_file import train_file_for, with_epochs
 from kdnas.record.records import RunRecord
 from kdnas.report.wording import shown
 from kdnas.workshop.opening import load_data
@@ -29,7 +30,7 @@ def run(kdnas_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
 def train_yaml(run: RunRecord, kdnas_cache: Path, tmp_path: Path) -> Path:
     data = load_data(study_config().data, tmp_path, kdnas_cache)
     path = tmp_path / "train.yaml"
-    path.write_text(dump_train_file(with_epochs(train_file_for(run, run.trials[0], data), 1)))
+    path.write_text(dump_yaml(with_epochs(train_file_for(run, run.trials[0], data), 1).plain()))
     return path
 
 

@@ -9,9 +9,9 @@ from trained_run import study_config, trained_run
 from kdnas.core.data import ImageData
 from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError
+from kdnas.plain_yaml import dump_yaml
 from kdnas.plan.train_file import (
     TrainFile,
-    dump_train_file,
     load_train_file,
     train_file_for,
     with_epochs,
@@ -37,7 +37,7 @@ def write(path: Path, file: TrainFile, **changes: object) -> Path:
 
 def test_written_and_read_back_it_is_equal(file: TrainFile, tmp_path: Path) -> None:
     path = tmp_path / "train.yaml"
-    path.write_text("# a comment\n" + dump_train_file(file))
+    path.write_text("# a comment\n" + dump_yaml(file.plain()))
     assert load_train_file(path) == file
 
 
