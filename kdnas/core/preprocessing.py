@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 
+class _Plain:
+    """A record of plain fields."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plain form."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+
 @dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(_Plain):
     """From a picture file to a network's input, in the order of the fields, and from its answers to names.
 
     `kdnas.picture` does what comes before the normalisation.
@@ -40,10 +48,10 @@ class Preprocessing:
     channel_order: tuple[int, ...] = ()
     """Which normalised channel is the network's first, second, ...; empty: in their own order."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the plain form."""
-        plain = asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+    @property
+    def network_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what the network takes."""
+        return (len(self.channel_mean), *(self.network_size or self.size))
 
     @property
     def words(self) -> str:
@@ -55,7 +63,7 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
-class TextPreprocessing:
+class TextPreprocessing(_Plain):
     """From a text to a network's tokens, and from its answers to names."""
 
     length: int
@@ -64,11 +72,6 @@ class TextPreprocessing:
     """In the order of the network's answers; of a language model none."""
     tokenizer: tuple[str, ...] = ()
     """Files that make the tokenizer, as Hugging Face's libraries read them."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the plain form."""
-        plain = asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
     @property
     def words(self) -> str:

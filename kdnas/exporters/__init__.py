@@ -5,6 +5,7 @@ Shapes: B samples, C channels, H and W height and width, T tokens, K classes, V 
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import nn
 from kdnas.core.arch import Arch
 from kdnas.core.preprocessing import Preprocessing, TextPreprocessing
 from kdnas.core.task import TaskSpec
+from kdnas.errors import ConfigError, Problem
 from kdnas.nn.origin import Cut
 from kdnas.registry import Registry
 
@@ -57,6 +59,22 @@ EXPORTERS: Registry[Callable[..., Written]] = Registry("export format", __name__
 
 `folder` is a fresh scratch folder: it becomes the user's only when every format has been checked against `module`.
 Raise ExportError where the written files do not reproduce the student's outputs."""
+
+
+def lacking_packages(name: str) -> str:
+    """Return what the format `name` needs that is not installed, in words; empty where all is there.
+
+    A member's file names its packages in REQUIRES, and the extra of kdnas that brings them in EXTRA.
+    """
+    module = sys.modules[EXPORTERS.get(name).__module__]
+    absent = [package for package in getattr(module, "REQUIRES", ()) if importlib.util.find_spec(package) is None]
+    return f"needs {', '.join(absent)}: pip install 'kdnas[{module.EXTRA}]'" if absent else ""
+
+
+def check_packages(name: str) -> None:
+    """Raise ConfigError where what the format `name` needs is not installed."""
+    if what := lacking_packages(name):
+        raise ConfigError(Problem(f"format {name}", what))
 
 
 def lacking_formats(formats: Sequence[str], cut: Cut | None, network: nn.Module) -> dict[str, str]:

@@ -48,23 +48,19 @@ def other_shape(stock: nn.Module, network: nn.Module) -> str:
 
 
 def in_own_order(student: TrainedStudent, origin: Origin) -> TrainedStudent:
-    """Return the student with its preprocessing told as the teacher's network takes and gives things."""
+    """Return the student with its class names as the teacher's network orders its answers."""
     entrance, given = origin.entrance, student.preprocessing
     if entrance is None or not isinstance(given, Preprocessing):
         return student
     names = list(given.class_names)
     for position, index in enumerate(entrance.classes):
         names[index] = given.class_names[position]
-    own = dataclasses.replace(
-        given,
-        class_names=tuple(names),
-        channel_mean=entrance.mean,
-        channel_std=entrance.std,
-        repeat=entrance.repeat,
-        network_size=entrance.size,
-        channel_order=origin.channels,
-    )
-    return dataclasses.replace(student, preprocessing=own)
+    return dataclasses.replace(student, preprocessing=dataclasses.replace(given, class_names=tuple(names)))
+
+
+def normalised_probes(given: Preprocessing) -> Tensor:
+    """Return a batch [3, C, H, W] as the network takes it, normalised."""
+    return torch.randn(3, *given.network_shape, generator=torch.Generator().manual_seed(0))
 
 
 def write_card(student: TrainedStudent, folder: Path, library: str, pipeline: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -13,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.core.preprocessing import Preprocessing
-from kdnas.errors import ConfigError, ExportError, Problem
-from kdnas.exporters import EXPORTERS, TrainedStudent, Written
-from kdnas.exporters._own_kind import check_opened, foreign, in_own_order, other_shape, write_card
+from kdnas.errors import ExportError
+from kdnas.exporters import EXPORTERS, TrainedStudent, Written, check_packages
+from kdnas.exporters._own_kind import check_opened, foreign, in_own_order, normalised_probes, other_shape, write_card
 from kdnas.exporters._predict import NORMALISED, Loader, check_predict, write_predict
 from kdnas.exporters._probe import plain, probe_inputs
 from kdnas.nn.origin import Cut, Origin
@@ -94,8 +93,7 @@ _CONTINUE = """made = network.generate(**tokens, max_new_tokens=32, do_sample=Fa
 @EXPORTERS.register
 def huggingface(student: TrainedStudent, folder: Path) -> Written:
     """A folder that AutoModel...from_pretrained opens, where one number says a size for all layers of the student."""
-    if importlib.util.find_spec("transformers") is None:
-        raise ConfigError(Problem("format huggingface", f"needs transformers: pip install 'kdnas[{EXTRA}]'"))
+    check_packages("huggingface")
     reason = why_not(student.cut, student.network)
     if reason or student.cut is None:
         raise ExportError(f"{FOLDER}: {reason}")
@@ -188,14 +186,12 @@ def _probes(student: TrainedStudent, origin: Origin) -> dict[str, Tensor]:
     given = student.preprocessing
     if not isinstance(given, Preprocessing):
         return dict(zip(origin.inputs, probe_inputs(student.spec, 3), strict=True))
-    height, width = given.network_size or given.size
-    generator = torch.Generator().manual_seed(0)
-    return {"pixel_values": torch.randn(3, len(given.channel_mean), height, width, generator=generator)}
+    return {"pixel_values": normalised_probes(given)}
 
 
 def _write_processor(given: Preprocessing, origin: Origin, folder: Path) -> None:
     """Write what AutoImageProcessor reads: pictures are resized whole, as in training."""
-    height, width = given.network_size or given.size
+    _, height, width = given.network_shape
     settings: dict[str, Any] = {"image_processor_type": "ViTImageProcessor"}
     theirs = origin.folder / "preprocessor_config.json" if origin.folder is not None else None
     if given.channel_order and theirs is not None and theirs.is_file():  # a class that puts channels in another order

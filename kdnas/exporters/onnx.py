@@ -5,19 +5,19 @@ Shapes: B samples, C channels, H and W height and width, T tokens, K classes, V 
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 
-from kdnas.errors import ConfigError, ExportError, Problem
-from kdnas.exporters import EXPORTERS, TrainedStudent, Written
+from kdnas.errors import ExportError
+from kdnas.exporters import EXPORTERS, TrainedStudent, Written, check_packages
 from kdnas.exporters._onnx import check_runtime, write_onnx
 from kdnas.exporters._predict import LOADERS, check_predict, write_predict
-from kdnas.nn.onnx_program import EXTRA, REQUIRES
+from kdnas.nn import onnx_program
 
+REQUIRES, EXTRA = onnx_program.REQUIRES, onnx_program.EXTRA
 FILE = "student.onnx"
 
 
@@ -31,10 +31,7 @@ def onnx(
     for any T that the network takes. `tolerance` bounds the largest difference from PyTorch, as a share of the largest
     logit (at least 1).
     """
-    missing = [package for package in REQUIRES if importlib.util.find_spec(package) is None]
-    if missing:
-        what = f"needs {', '.join(missing)}: pip install 'kdnas[{EXTRA}]'"
-        raise ConfigError(Problem("format onnx", what))
+    check_packages("onnx")
     import onnx as onnx_package
     import onnxruntime
 

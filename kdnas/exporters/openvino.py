@@ -5,7 +5,6 @@ Shapes: B samples, C channels, H and W height and width, T tokens, K classes, V 
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,8 +12,8 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from kdnas.errors import ConfigError, ExportError, Problem
-from kdnas.exporters import EXPORTERS, TrainedStudent, Written
+from kdnas.errors import ExportError
+from kdnas.exporters import EXPORTERS, TrainedStudent, Written, check_packages
 from kdnas.exporters._onnx import check_runtime, write_onnx
 from kdnas.exporters._predict import LOADERS, check_predict, write_predict
 
@@ -31,10 +30,7 @@ def openvino(
 
     Inputs, outputs and `tolerance` are those of the format onnx.
     """
-    missing = [package for package in REQUIRES if importlib.util.find_spec(package) is None]
-    if missing:
-        what = f"needs {', '.join(missing)}: pip install 'kdnas[{EXTRA}]'"
-        raise ConfigError(Problem("format openvino", what))
+    check_packages("openvino")
     import openvino as library
 
     with tempfile.TemporaryDirectory(prefix="kdnas-export-") as scratch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import torch
 from torch import nn
 
 from kdnas.core.preprocessing import Preprocessing
-from kdnas.errors import ConfigError, ExportError, Problem
-from kdnas.exporters import EXPORTERS, TrainedStudent, Written
-from kdnas.exporters._own_kind import check_opened, foreign, in_own_order, other_shape, write_card
+from kdnas.errors import ExportError
+from kdnas.exporters import EXPORTERS, TrainedStudent, Written, check_packages
+from kdnas.exporters._own_kind import check_opened, foreign, in_own_order, normalised_probes, other_shape, write_card
 from kdnas.exporters._predict import NORMALISED, Loader, check_predict, write_predict
 from kdnas.exporters._probe import plain_copy
 from kdnas.nn.origin import Cut
@@ -49,8 +48,7 @@ def load_network():
 @EXPORTERS.register
 def timm(student: TrainedStudent, folder: Path) -> Written:
     """A folder for timm.create_model("local-dir:...", pretrained=True), where its arguments can tell the student."""
-    if importlib.util.find_spec("timm") is None:
-        raise ConfigError(Problem("format timm", f"needs timm: pip install 'kdnas[{EXTRA}]'"))
+    check_packages("timm")
     reason = why_not(student.cut, student.network)
     if reason or student.cut is None:
         raise ExportError(f"{FOLDER}: {reason}")
@@ -62,10 +60,7 @@ def timm(student: TrainedStudent, folder: Path) -> Written:
     names = ["config.json", "model.safetensors", *write_predict(own, out, _LOADER)]
     names.append(write_card(own, out, "timm", "image-classification"))
     opener = 'import timm\nnetwork = timm.create_model(f"local-dir:{folder}", pretrained=True)'
-    size = student.cut.origin.entrance.size if student.cut.origin.entrance is not None else None
-    channels = 3 if own.spec.image_shape[0] == 1 and len(_given(own).channel_mean) == 3 else own.spec.image_shape[0]
-    probe = torch.randn(3, channels, *(size or own.spec.image_size), generator=torch.Generator().manual_seed(0))
-    check_opened(student, out, opener, {"": probe})
+    check_opened(student, out, opener, {"": normalised_probes(_given(own))})
     check_predict(student, out, _LOADER)
     return Written(tuple(f"{FOLDER}/{name}" for name in names))
 
@@ -136,7 +131,6 @@ def _given(student: TrainedStudent) -> Preprocessing:
 
 def _config(student: TrainedStudent, cut: Cut) -> dict[str, Any]:
     given, network = _given(student), student.network
-    height, width = given.network_size or given.size
     arguments = {**cut.origin.arguments, **_arguments(network)}
     classes = int(arguments.pop("num_classes", student.spec.outputs))
     declared: dict[str, Any] = dict(getattr(network, "pretrained_cfg", {}))
@@ -150,7 +144,7 @@ def _config(student: TrainedStudent, cut: Cut) -> dict[str, Any]:
         "pretrained_cfg": {
             **{name: declared[name] for name in kept if declared.get(name) is not None},
             "num_classes": classes,
-            "input_size": [len(given.channel_mean), height, width],
+            "input_size": list(given.network_shape),
             "interpolation": given.resize,
             "crop_pct": 1.0,
             "crop_mode": "squash",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from kdnas.core.preprocessing import Preprocessing
 from kdnas.core.task import image_classification
 from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, Problem, RunFolderError
-from kdnas.exporters import EXPORTERS, TrainedStudent, Written, lacking_formats
+from kdnas.exporters import EXPORTERS, TrainedStudent, Written, lacking_formats, lacking_packages
 from kdnas.nn.normalise import Normalised
 from kdnas.plan.train_file import TrainFile, locked_fingerprint, train_file_for
 from kdnas.plugins import short_name
@@ -36,15 +34,8 @@ from kdnas.workshop.opening import data_root as stated_root
 
 def available_formats() -> tuple[list[str], dict[str, str]]:
     """Return (the formats whose packages are installed, why each other one is missing)."""
-    available, missing = [], {}
-    for name in EXPORTERS.names():
-        module = sys.modules[EXPORTERS.get(name).__module__]
-        absent = [package for package in getattr(module, "REQUIRES", ()) if importlib.util.find_spec(package) is None]
-        if absent:
-            missing[name] = f"needs {', '.join(absent)}: pip install 'kdnas[{module.EXTRA}]'"
-        else:
-            available.append(name)
-    return available, missing
+    missing = {name: what for name in EXPORTERS.names() if (what := lacking_packages(name))}
+    return [name for name in EXPORTERS.names() if name not in missing], missing
 
 
 def export_student(
