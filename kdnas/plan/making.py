@@ -82,6 +82,11 @@ class PlanBasis:
     no_supernet: str = ""
     supernet: SupernetSection | None = None
 
+    @property
+    def budget(self) -> Budget:
+        """What the steps of a plan may spend together."""
+        return Budget.of(self.inputs.epochs, self.samples, self.inputs.student.macs)
+
     def with_epochs(self, epochs: int) -> PlanBasis:
         """Return the basis with a budget of `epochs` of the student."""
         inputs = dataclasses.replace(self.inputs, epochs=epochs)
@@ -141,7 +146,7 @@ def make_plan(basis: PlanBasis, route: Route, why: str) -> TrainingPlan:
     Raises ConfigError, saying why, where the student cannot be trained that way.
     """
     steps = {"direct": _direct, "shrink": _shrink, "assistants": _assistants}[route](basis)
-    file, inputs, teacher = basis.file, basis.inputs, basis.run.teacher
+    file, teacher = basis.file, basis.run.teacher
     assert teacher is not None  # open_basis refuses a run without
     return TrainingPlan(
         study=basis.run.config.name,
@@ -155,12 +160,7 @@ def make_plan(basis: PlanBasis, route: Route, why: str) -> TrainingPlan:
         data=DataSection(name=basis.data.name, fingerprint=basis.data.fingerprint),
         space=locked_fingerprint(basis.run, "space"),
         supernet=basis.supernet if route == "shrink" else None,
-        budget=Budget(
-            epochs=inputs.epochs,
-            samples=basis.samples,
-            student_macs=inputs.student.macs,
-            macs=3 * inputs.student.macs * basis.samples * inputs.epochs,
-        ),
+        budget=basis.budget,
         route=route,
         why=why,
         steps=steps,
@@ -219,7 +219,7 @@ def _distil(
     macs = basis.family.price(arch).macs
     return DistilStep(
         name=name,
-        share=round(epochs * macs / (basis.inputs.epochs * basis.inputs.student.macs), 6),
+        share=round(basis.budget.share(epochs, macs), 6),
         arch=ArchSection(family=arch.family, choices=arch.choices),
         teacher=teacher,
         init=init or basis.file.start,

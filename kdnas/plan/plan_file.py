@@ -112,6 +112,16 @@ class Budget(Section):
     macs: Count
     """Multiply-accumulates: 3 x student_macs x samples x epochs."""
 
+    @classmethod
+    def of(cls, epochs: int, samples: int, student_macs: int) -> Budget:
+        """Return the budget of so many epochs of the student."""
+        macs = 3 * student_macs * samples * epochs
+        return cls(epochs=epochs, samples=samples, student_macs=student_macs, macs=macs)
+
+    def share(self, epochs: int, macs: int) -> float:
+        """Return which share of it `epochs` of a network of `macs` are."""
+        return epochs * macs / (self.epochs * self.student_macs)
+
 
 class SupernetSection(Section):
     """The run's own supernet, which a step begins from. The search has paid for it: the budget does not."""
@@ -397,7 +407,7 @@ def _student(plan: TrainingPlan, family: StudentFamily) -> tuple[Arch | None, li
         problems.append(Problem("student.arch_id", what))
     if macs != budget.student_macs:
         problems.append(Problem("budget.student_macs", f"is {budget.student_macs}", str(macs)))
-    whole = 3 * budget.student_macs * budget.samples * budget.epochs
+    whole = Budget.of(budget.epochs, budget.samples, budget.student_macs).macs
     if whole != budget.macs:
         what = f"is {budget.macs}, not 3 x student_macs x samples x epochs"
         problems.append(Problem("budget.macs", what, str(whole)))
@@ -423,14 +433,9 @@ def _share_problems(
     where: str, step: DistilStep, network: Arch, plan: TrainingPlan, family: StudentFamily
 ) -> Iterator[Problem]:
     macs = family_beside(family, network.family).price(network).macs
-    share = distil_share(step.epochs, macs, plan)
+    share = plan.budget.share(step.epochs, macs)
     if not math.isclose(share, step.share, rel_tol=_ROUNDED, abs_tol=_ROUNDED):
         yield Problem(f"{where}.share", f"is {step.share:g}, but {step.epochs} epochs are {share:.4g} of the budget")
-
-
-def distil_share(epochs: int, macs: int, plan: TrainingPlan) -> float:
-    """Return which share of the budget `epochs` of a network of `macs` are."""
-    return epochs * macs / (plan.budget.epochs * plan.budget.student_macs)
 
 
 def _supernet_problems(where: str, step: SupernetStep, plan: TrainingPlan, family: StudentFamily) -> list[Problem]:
