@@ -19,6 +19,7 @@ from kdnas.report.wording import duration
 if TYPE_CHECKING:
     from torch import nn
 
+    from kdnas.core.data import ImageData
     from kdnas.plan.plan_file import TrainingPlan
     from kdnas.plan.train_file import TrainFile
     from kdnas.plan.training import FullTraining
@@ -119,6 +120,7 @@ def command(
                 shared=None if steps is None or steps.supernet is None else asked.shared,
                 data_root=root,
                 device=device,
+                data=asked.data,
                 formats=[own_name(name) for name in formats or DEFAULT_FORMATS],
                 on_progress=view,
                 say=view.say,
@@ -137,6 +139,11 @@ class _Asked:
     folder: Path
     workshop: Workshop
     run: RunRecord | None
+
+    @property
+    def data(self) -> ImageData | None:
+        """The run's data, which are open; None for a file, whose training opens its own."""
+        return None if self.run is None else self.workshop.data
 
     def shared(self, workshop: Workshop) -> nn.Module:
         """Return the student cut out of the run's supernet."""

@@ -281,7 +281,7 @@ def make_measured_plan(
     hardware = resolve_device(device or brief.file.device)
     brief = dataclasses.replace(brief, file=brief.file.settled(hardware, {}))
     with computing(brief.file.training, hardware):
-        workshop = open_training(brief.file, data_root=data_root, cache=cache, device=device, say=say)
+        workshop = open_training(brief.file, data_root=data_root, cache=cache, device=device, data=basis.data, say=say)
         measured = [
             _measure_route(route, basis, brief, workshop, out, functools.partial(on_progress, route), say)
             for route in ROUTES

@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from kdnas.core.data import ImageData
 from kdnas.core.objective import Quantity
 from kdnas.core.seeds import derive_seed
 from kdnas.core.shrinking import ShrinkingRecord
@@ -90,6 +91,7 @@ def train_fully(
     data_root: Path,
     cache: Path | None = None,
     device: str | None = None,
+    data: ImageData | None = None,
     formats: Sequence[str] = DEFAULT_FORMATS,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
@@ -99,8 +101,9 @@ def train_fully(
     `plan`, which has been checked against the file, is followed instead of the file's one plain training. A
     finished training is not repeated, but where its weights are lost; other lost files are written anew. `shared` gives
     the student as it is cut out of the run's supernet, where a plan begins from that. `device` overrides the
-    file's. The test split is read once, at the end. Raises RunFolderError when `out` holds something else, DataError or
-    TeacherError when data or teacher are not those of the file, TrialError when the loss is no longer finite.
+    file's; `data` are its data, where they are open already. The test split is read once, at the end. Raises
+    RunFolderError when `out` holds something else, DataError or TeacherError when data or teacher are not those of the
+    file, TrialError when the loss is no longer finite.
     """
     check_formats(formats)
     hardware = resolve_device(device or file.device)
@@ -113,7 +116,9 @@ def train_fully(
             return done
         for loss in lost:
             say(f"{loss.path} {loss.words}")
-        workshop = open_training(file, data_root=data_root, cache=cache or cache_dir(), device=device, say=say)
+        workshop = open_training(
+            file, data_root=data_root, cache=cache or cache_dir(), device=device, data=data, say=say
+        )
         if plan is None:
             length = counted(file.training.epochs, "epoch")
         else:

@@ -25,13 +25,14 @@ def training_workshop(
     data_root: Path,
     cache: Path,
     device: str | None = None,
+    data: ImageData | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Workshop:
-    """Return what the training of `file` works with, nothing opened; `device` overrides the file's.
+    """Return what the training of `file` works with, nothing opened; `data` are its data where they are open already.
 
-    Raises ConfigError for a device that is not there.
+    `device` overrides the file's. Raises ConfigError for a device that is not there.
     """
-    return Workshop(
+    workshop = Workshop(
         Sources(
             file.data,
             {TEACHER: file.teacher},
@@ -46,17 +47,26 @@ def training_workshop(
         made_on=MadeOn(file.data_fingerprint, reader="afterwards"),
         say=say,
     )
+    if data is not None:
+        workshop.data = data
+    return workshop
 
 
 def open_training(
-    file: TrainFile, *, data_root: Path, cache: Path, device: str | None, say: Callable[[str], None]
+    file: TrainFile,
+    *,
+    data_root: Path,
+    cache: Path,
+    device: str | None,
+    data: ImageData | None = None,
+    say: Callable[[str], None],
 ) -> Workshop:
-    """Return what the training of `file` works with, opened and compared with it.
+    """Return what the training of `file` works with, opened and compared with it; `data` may be open already.
 
     Raises DataError or TeacherError when data or teacher are not those of the file, ConfigError for a device that is
     not there.
     """
-    workshop = training_workshop(file, data_root=data_root, cache=cache, device=device, say=say)
+    workshop = training_workshop(file, data_root=data_root, cache=cache, device=device, data=data, say=say)
     check_data(file, workshop.data)
     data, teacher = workshop.data, workshop.teacher
     check_teacher(file, teacher)
