@@ -304,7 +304,6 @@ def test_students_cut_out_of_the_teacher_are_stated_in_the_study(study):
     loaded = load_study(study)
     assert (loaded.space.name, loaded.space.family, loaded.space.choices) == ("derived", "derived", ())
     assert loaded.space.options == {"depth": "0.5..1", "width": [0.5, 1], "freeze": ["stem"]}
-    assert loaded.config.space_name == "derived"
     assert (loaded.config.start, loaded.config.final_fidelity.start) == ("inherited", "inherited")
     assert load_study(study, ["start=random"]).config.start == "random"
     assert load_study(study, ["space.round_to=4"]).space.options["round_to"] == 4
