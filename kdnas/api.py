@@ -70,6 +70,8 @@ class Run:
     """A run folder: what a search has found there so far. `kdnas.search` and `kdnas.load_run` return it."""
 
     def __init__(self, record: RunRecord, data_root: str | Path | None = None):
+        if not isinstance(record, RunRecord):
+            raise ConfigError(Problem("Run", f"takes a record, got {record!r}", f"kdnas.load_run({str(record)!r})"))
         self.record = record
         """The run as typed records: every trial, the teacher, the objectives."""
         self._data_root = data_root

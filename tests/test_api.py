@@ -92,6 +92,11 @@ def test_a_run_is_loaded_exported_and_continued(searched, tmp_path):
     assert more.folder == run.folder
 
 
+def test_a_run_is_made_of_a_record_not_of_a_path():
+    with pytest.raises(ConfigError, match=r"Run: takes a record, got 'runs/x' \(allowed: kdnas.load_run\('runs/x'\)\)"):
+        kdnas.Run("runs/x")
+
+
 def test_a_study_in_code_is_checked_as_a_file_is():
     wrong = {**sections(), "objectives": ["accuracy", "speed"], "training": {"epochs": 0}}
     with pytest.raises(ConfigError) as refused:

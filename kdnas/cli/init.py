@@ -163,6 +163,7 @@ def study_files(
         students=_CUT
         if from_teacher
         else _STATED.format(space=_SPACE_FILE if own_space else space, spaces=", ".join(space_names())),
+        start="" if from_teacher else _START,
         rate=_INHERITED_RATE if from_teacher else _RATE,
         low=_INHERITED_RATE / 4 if from_teacher else 0.01,
         high=_INHERITED_RATE * 4 if from_teacher else 0.3,
@@ -302,6 +303,9 @@ space:
   # block_importance: influence  # what ranks blocks; or even
 start: inherited  # or random
 """
+_START = """\
+# start: inherited  # begin from weights of a teacher of the students' family; random unless stated
+"""
 _TEMPLATE = """\
 # A kdnas study. Fill in the lines marked YOURS; everything else has a sensible default.
 #   kdnas validate .          every problem at once, with its line
@@ -392,8 +396,7 @@ executor:
 #   rule: rank  # who is promising: rank, moasha, halving
 #   eta: 3  # one of so many goes on; by default the step between rungs
 # evaluator: distil  # where a score comes from: a brief training; kdnas list evaluators
-# start: inherited  # begin from weights of a teacher of the students' family; random unless stated
-# One supernet, trained first, scores hundreds of students without training; the promising ones are trained as before:
+{start}# One supernet, trained first, scores hundreds of students untrained; the promising ones are trained as before:
 # rungs: [{{start: supernet}}, {{start: supernet, epochs: 1, data_fraction: 0.2}}, {{epochs: {epochs}}}]
 # supernet:
 #   epochs: 20  # of training, counted in epochs of its largest student

@@ -20,11 +20,13 @@ from kdnas.machine import usable_cores
 from kdnas.record.lock import (
     Lock,
     hashes,
+    read_calibrations,
     read_lock,
     refuse_another_study,
     refuse_other_answers,
     this_machine,
     write_lock,
+    written_calibrations,
 )
 from kdnas.record.records import RunRecord
 from kdnas.record.run_folder import LOCK_FILE
@@ -92,7 +94,7 @@ def prepare_study(
         data_root,
         cache,
         str(device),
-        calibrations=locked.calibrations if locked else {},
+        calibrations=read_calibrations(locked, folder) if locked else {},
         supernet=locked.supernet if locked else None,
         made_on=MadeOn(locked.fingerprints.get("data", "") if locked else ""),
         say=lambda line: observe(Note(line)),
@@ -127,7 +129,7 @@ def prepare_study(
     context = dataclasses.replace(
         context,
         config=config,
-        calibrations=lock.calibrations,
+        calibrations=evaluator.calibrations,
         supernet=supernet,
         made_on=MadeOn(
             evaluator.fingerprints.get("data", ""),
@@ -181,7 +183,7 @@ def examine(study: LoadedStudy, evaluator: Evaluator, device: str) -> Examined:
         reference_point={name: reference[name] for name in config.objectives},
         teacher=found.teacher,
         data=found.data,
-        calibrations=found.calibrations,
+        calibrations=written_calibrations(found.calibrations),
         teacher_answers=evaluator.teacher_answers,
         device=device,
         machine=this_machine(),

@@ -6,9 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
+from kdnas.core.objective import ACCURACY, Quantity
 from kdnas.core.task import TaskSpec, image_classification
 
 
@@ -40,6 +42,9 @@ class Data(ABC):
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     """What the user should know of how the data was read: what was converted, left out, or occurs twice."""
 
+    score: ClassVar[Quantity | None] = None
+    """What its task is scored by, where every data set of this kind has the same."""
+
     @property
     @abstractmethod
     def task(self) -> TaskSpec:
@@ -53,6 +58,7 @@ class ImageData(Data):
     channel_mean: tuple[float, ...]
     """Per channel over the training images, on the 0-255 scale."""
     channel_std: tuple[float, ...]
+    score: ClassVar[Quantity | None] = ACCURACY
 
     @cached_property
     def task(self) -> TaskSpec:

@@ -81,6 +81,20 @@ PERPLEXITY = Quantity("perplexity", "per token", "minimize", "trained")
 SCORES = {score.name: score for score in (ACCURACY, PERPLEXITY)}
 """What tasks are scored by, by name."""
 
+_NEVER_NEGATIVE = {*SCORES, "macs", "params", "latency_ms", "peak_memory_bytes"}
+"""Quantities of kdnas's own; what a cost of the user's may be is his."""
+
+
+def unsound(name: str, value: float) -> str:
+    """Return why `value` can be no value of the quantity `name`; empty where it can."""
+    if not math.isfinite(value):
+        return f"the {name} is {value}"
+    if name in _NEVER_NEGATIVE and value < 0:
+        return f"the {name} is {value:g}, below 0"
+    if name in SCORES and SCORES[name].is_fraction and value > 1:
+        return f"the {name} is {value:g}, not a fraction in 0..1"
+    return ""
+
 
 def score_among(names: Iterable[str]) -> Quantity:
     """Return the score that a study's objectives name: accuracy where they name none."""

@@ -37,6 +37,7 @@ Or use it:
     logits = logits_of(network, {inputs}){described}
 """
 '''
+_INSTEAD = "; python predict.py photo.jpg labels a picture"
 _LABELS = "\n    python predict.py photo.jpg          label a picture, or several, or a folder; --help says more"
 
 _LOADER = '''
@@ -100,6 +101,8 @@ _MAIN = '''
 
 def main():
     """Load the weights and say what the network is."""
+    if sys.argv[1:]:
+        sys.exit("student.py takes no arguments: it says what the network is{instead}")
     network = load_student(Path(__file__).resolve().with_name("{weights}"))
     with torch.no_grad():
         logits = logits_of(network, {example})
@@ -187,9 +190,9 @@ def script(student: TrainedStudent) -> str:
         raise ExportError(f"{FILE}: the network's source defines no build_student()")
     call = "answer(network, " if "answer" in defined else "network("
     preprocessing, inputs = student.preprocessing, ", ".join(taken.name for taken in student.spec.inputs)
-    described = labels = more = ""
+    described = labels = more = instead = ""
     if isinstance(preprocessing, Preprocessing):
-        labels, more = _LABELS, _MORE
+        labels, more, instead = _LABELS, _MORE, _INSTEAD
         described = f"          # {inputs}: uint8 [B, {', '.join(map(str, student.spec.image_shape))}]"
         feeding = _PIXELS.format(
             class_names=_tuple_literal(preprocessing.class_names),
@@ -211,7 +214,7 @@ def script(student: TrainedStudent) -> str:
         described=described,
     )
     example = ", ".join(map(_example, student.spec.inputs))
-    main = _MAIN.format(weights=WEIGHTS, example=example, more=more)
+    main = _MAIN.format(weights=WEIGHTS, example=example, more=more, instead=instead)
     return "\n".join([docstring, imports, "", body.rstrip(), _LOADER.rstrip() + "\n" + feeding.rstrip() + "\n" + main])
 
 
@@ -251,7 +254,7 @@ def _example(taken: Input) -> str:
 
 def _split_head(source: str, tree: ast.Module) -> tuple[str, str]:
     """Return (the imports of source and loader in their usual order, the rest of the source without its docstring)."""
-    imports, dropped = {"import json", "from pathlib import Path", "import torch"}, set[int]()
+    imports, dropped = {"import json", "import sys", "from pathlib import Path", "import torch"}, set[int]()
     for position, node in enumerate(tree.body):
         if isinstance(node, ast.Import | ast.ImportFrom):
             imports.add(ast.unparse(node))

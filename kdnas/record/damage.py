@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from kdnas.core.fidelity import Fidelity
+from kdnas.core.objective import unsound
 from kdnas.core.words import command_line, printable
 from kdnas.errors import ConfigError, Problem, RunFolderError
 from kdnas.record.trials import audit_training, control_of, measurements_of, repeat_of, trial_record
@@ -211,11 +212,13 @@ def _student_problem(
         # Its parameters have been read above; without them Optuna's own checks have nothing to say.
         frozen = FrozenTrial(number, state, None, *moments, {}, {}, dict(attributes), {}, {}, number)
         record = trial_record(frozen)
-        for numbers in (record.tuned, record.values, record.profile):
-            _check_numbers(numbers)
-        _check_numbers({"train_seconds": record.train_seconds, "teacher_seconds": record.teacher_seconds})
-        _check_numbers({name: taken.value for name, taken in record.measurements.items()})
-        _check_numbers(record.fidelity.training)
+        _check_numbers(record.tuned)
+        _check_amounts(record.profile)
+        _check_amounts({"train_seconds": record.train_seconds, "teacher_seconds": record.teacher_seconds})
+        _check_amounts({name: taken.spread for name, taken in record.measurements.items()})
+        _check_amounts(record.fidelity.training)
+        _check_values(record.values)
+        _check_values({name: taken.value for name, taken in record.measurements.items()})
         if record.arch.arch_id != attributes["arch_id"]:
             return f"its arch is {record.arch.arch_id}, not {attributes['arch_id']}"
     except KeyError as error:
@@ -234,29 +237,29 @@ def _note_problem(key: str, text: Any) -> str:
         kind = key.partition(":")[0]
         if kind == "final":
             repeat = repeat_of(value)
-            _check_numbers(repeat.fidelity.training)
+            _check_amounts(repeat.fidelity.training)
             numbers = {"score": repeat.score, "train_seconds": repeat.train_seconds, "seed": repeat.seed}
-            _check_numbers(numbers if repeat.test_score is None else {**numbers, "test": repeat.test_score})
+            _check_amounts(numbers if repeat.test_score is None else {**numbers, "test": repeat.test_score})
             if not isinstance(repeat.checkpoint, str) or not isinstance(repeat.sha256, str):
                 raise TypeError("its checkpoint is no file name")
         elif kind == "failed":
-            _check_numbers({"attempts": value["attempts"]})
+            _check_amounts({"attempts": value["attempts"]})
             str(value["reason"]).encode()
         elif kind == "measured":
-            _check_numbers({name: taken.value for name, taken in measurements_of(value).items()})
+            _check_values({name: taken.value for name, taken in measurements_of(value).items()})
         elif key == "audit":
-            _check_numbers(Fidelity.from_dict(value["fidelity"]).training)
-            _check_numbers({"seeds": value["seeds"], **{str(place): n for place, n in enumerate(value["students"])}})
+            _check_amounts(Fidelity.from_dict(value["fidelity"]).training)
+            _check_amounts({"seeds": value["seeds"], **{str(place): n for place, n in enumerate(value["students"])}})
         elif kind == "audit":
             training = audit_training(value)
-            _check_numbers(training.fidelity.training)
-            _check_numbers({"score": training.score, "train_seconds": training.train_seconds})
+            _check_amounts(training.fidelity.training)
+            _check_amounts({"score": training.score, "train_seconds": training.train_seconds})
         elif kind == "control":
             control = control_of(value)
-            _check_numbers(control.fidelity.training)
+            _check_amounts(control.fidelity.training)
             numbers = {"train_seconds": control.train_seconds, "trial": control.number}
-            _check_numbers({**numbers, **({} if control.score is None else {"score": control.score})})
-            _check_numbers({} if control.test_score is None else {"test": control.test_score})
+            _check_amounts({**numbers, **({} if control.score is None else {"score": control.score})})
+            _check_amounts({} if control.test_score is None else {"test": control.test_score})
         elif kind == "note":
             _check_note(key.partition(":")[2], value)
         if kind in ("final", "failed", "measured"):
@@ -274,9 +277,25 @@ def _check_note(name: str, value: Any) -> None:
         if not isinstance(value, str):
             raise TypeError(f"it is {value!r}, no text")
     elif name in _NUMBERS and value is not None:  # there may be no teacher to test
-        _check_numbers({name: value})
+        _check_amounts({name: value})
     elif name == "lengths":
-        _check_numbers({str(int(length)): score for length, score in value.items()})
+        _check_amounts({str(int(length)): score for length, score in value.items()})
+
+
+def _check_amounts(values: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError where one of `values` is no finite number, or below 0."""
+    _check_numbers(values)
+    for name, value in values.items():
+        if value < 0:
+            raise ValueError(f"{name} is {value}, below 0")
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError where one of `values`, by quantity, can be none of it."""
+    _check_numbers(values)
+    for name, value in values.items():
+        if wrong := unsound(name, value):
+            raise ValueError(wrong)
 
 
 def _check_numbers(values: Mapping[str, Any]) -> None:

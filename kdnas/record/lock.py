@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -173,27 +174,6 @@ def _read_space(record: Any) -> SearchSpace:
     return recorded_space(str(record.get("name", "")), record)
 
 
-def _read_calibrations(plain: Any, info: pydantic.ValidationInfo) -> dict[str, Calibration]:
-    if not isinstance(plain, Mapping):
-        raise ValueError("Input should be a mapping of costs to what was measured")
-    from kdnas.costs import COSTS, MeasuredCost  # here, because it brings torch
-
-    config: StudyConfig | None = info.data.get("config")
-    kinds = {name: COSTS.get(config.cost(name).type) for name in plain} if config is not None else {}
-    return {
-        name: TypeAdapter(kind.calibration).validate_python(plain[name])
-        for name, kind in kinds.items()
-        if issubclass(kind, MeasuredCost)
-    }
-
-
-def _plain_calibrations(calibrations: Mapping[str, Calibration]) -> dict[str, Any]:
-    return {
-        name: TypeAdapter(type(found)).dump_python(found, mode="json", exclude_none=True)
-        for name, found in calibrations.items()
-    }
-
-
 @dataclass(frozen=True)
 class Lock:
     """What a run is, every default resolved."""
@@ -208,10 +188,8 @@ class Lock:
     """By objective name, in the objective's own unit and direction; every hypervolume of the run uses it."""
     teacher: TeacherReport | None
     data: DataDescription
-    calibrations: Annotated[
-        Mapping[str, Calibration], PlainValidator(_read_calibrations), PlainSerializer(_plain_calibrations)
-    ] = field(default_factory=dict)
-    """What was measured once, by measured cost."""
+    calibrations: Mapping[str, Any] = field(default_factory=dict)
+    """What was measured once, by measured cost, as it is written: to read it takes the costs' own code."""
     teacher_answers: tuple[float, ...] = ()
     """A sketch of what the teacher says to a few fixed images (`kdnas.core.answers`); empty in runs of old."""
     device: str = ""
@@ -221,6 +199,27 @@ class Lock:
     """Every further machine that it went on on."""
     supernet: SupernetRecord | None = None
     """None where it has none, or none yet."""
+
+
+def written_calibrations(found: Mapping[str, Calibration]) -> dict[str, Any]:
+    """Return calibrations as a lock file holds them."""
+    return {
+        name: TypeAdapter(type(calibration)).dump_python(calibration, mode="json", exclude_none=True)
+        for name, calibration in found.items()
+    }
+
+
+def read_calibrations(lock: Lock, folder: Path) -> dict[str, Calibration]:
+    """Return the calibrations in the lock file of `folder`. Raises RunFolderError where they are damaged."""
+    from kdnas.costs import COSTS, MeasuredCost  # here, because it brings torch
+
+    read = {}
+    for name, plain in lock.calibrations.items():
+        kind = COSTS.get(lock.config.cost(name).type)
+        if issubclass(kind, MeasuredCost):
+            with _damage_told(folder / LOCK_FILE, "calibrations", name):
+                read[name] = TypeAdapter(kind.calibration).validate_python(plain)
+    return read
 
 
 @functools.cache
@@ -243,11 +242,20 @@ def read_lock(folder: Path) -> Lock:
     Lock files of earlier versions are read as well.
     """
     plain, path = _plain(folder), folder / LOCK_FILE
-    try:
+    with _damage_told(path):
         return _adapter().validate_python(_of_today(plain))
+
+
+@contextmanager
+def _damage_told(path: Path, *inside: str) -> Iterator[None]:
+    """Turn what is wrong with the lock file at `path`, or `inside` it, into a RunFolderError that names each key."""
+    try:
+        yield
     except pydantic.ValidationError as error:
-        found = error.errors()[:_SHOWN]
-        problems = [Problem(".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")) for one in found]
+        problems = [
+            Problem(".".join(map(str, (*inside, *one["loc"]))), one["msg"].removeprefix("Value error, "))
+            for one in error.errors()[:_SHOWN]
+        ]
         what = Problem(str(path), "is damaged, or no lock file of a kdnas run")
         raise RunFolderError([what, *problems]) from None
 

@@ -84,15 +84,18 @@ def reference_in_words(run: RunRecord) -> str:
 def shown_interval(score: Quantity, value: float | None, half_width: float | None) -> str:
     """Return a score with its 95 % interval where there is one: "97.10 ± 0.31 %", "23.4 ± 0.82".
 
-    One of a fraction that reaches past 0 or 100 % is given by its ends, cut off there: "97.10 % [90.20, 100]".
+    One of a fraction that reaches past 0 or 100 % is given by its ends, cut off there: "97.10 % [90.20, 100]". Equal
+    scores say nothing of how far another may lie: "97.10 %, every seed".
     """
     if value is None or half_width is None:
         return shown(score, value)
+    if half_width < 1e-9:
+        return f"{score.shown(value)}, every seed"
     if not score.is_fraction:
         return f"{score.shown(value)} ± {half_width:.2g}"
     low, high = score.ends(value, half_width)
     if (low, high) == (value - half_width, value + half_width):
-        return f"{100 * value:.2f} ± {100 * half_width:.2f} %"
+        return f"{100 * value:.2f} ± {max(100 * half_width, 0.01):.2f} %"
     ends = ["0" if end == 0 else "100" if end == 1 else f"{100 * end:.2f}" for end in (low, high)]
     return f"{100 * value:.2f} % [{', '.join(ends)}]"
 

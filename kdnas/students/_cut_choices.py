@@ -309,7 +309,7 @@ class CutChoices:
             frozen |= met
             if not met:
                 some = ", ".join(dict.fromkeys([*choices.values(), *self._anatomy.by_name]))
-                problems.append(Problem(f"freeze.{index}", f"nothing of the teacher is called {pattern!r}", some))
+                problems.append(Problem(f"space.freeze.{index}", f"nothing of the teacher is called {pattern!r}", some))
         if problems:
             raise ConfigError(problems)
         return frozen

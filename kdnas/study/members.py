@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pydantic
 
-from kdnas.core.objective import SCORES, Constraint, score_among
+from kdnas.core.objective import SCORES, Constraint, Quantity, score_among
 from kdnas.core.pick import Near, parse_bound
 from kdnas.errors import ConfigError, Problem
 from kdnas.plugins import is_plugin, short_name
@@ -175,8 +176,23 @@ def _objectives(data: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(f"objectives.{index}", f"no quantity is called {name!r}", ", ".join(known))
         elif name in names[:index]:
             yield Problem(f"objectives.{index}", f"{name!r} stands twice")
-    if sum(name in SCORES for name in names) != 1:
-        yield Problem("objectives", "must include one score", ", ".join(SCORES))
+    scores, own = [name for name in names if name in SCORES], _score_of_data(data)
+    if len(scores) != 1:
+        yield Problem("objectives", "must include one score", ", ".join(SCORES) if own is None else own.name)
+    elif own is not None and scores[0] != own.name:
+        what = f"what learns from this kind of data is not scored by {scores[0]}"
+        yield Problem(f"objectives.{names.index(scores[0])}", what, own.name)
+
+
+def _score_of_data(data: Mapping[str, Any]) -> Quantity | None:
+    """Return what kdnas scores students by on the study's data, as far as the kind of data set tells."""
+    trains, section = Member.spelled_out(data.get("evaluator", DISTIL)), DataConfig.spelled_out(data.get("data"))
+    if not isinstance(trains, dict) or trains.get("type") != DISTIL or not isinstance(section, dict):
+        return None
+    with contextlib.suppress(ConfigError, ImportError, NameError):  # told above; a plug-in may be annotated badly
+        kind = typing.get_type_hints(registry_of("datasets").get(str(section.get("type")))).get("return")
+        return getattr(kind, "score", None)
+    return None
 
 
 def _constraints(data: Mapping[str, Any]) -> Iterator[Problem]:

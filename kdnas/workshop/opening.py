@@ -24,6 +24,7 @@ from kdnas.core.arch import Arch
 from kdnas.core.data import ImageData
 from kdnas.core.fidelity import Start
 from kdnas.core.measurement import Calibration, Measurement
+from kdnas.core.objective import unsound
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
 from kdnas.core.words import counted, escaped
@@ -485,10 +486,10 @@ def load_data(config: DataConfig, data_root: Path, cache: Path) -> ImageData:
 
 
 def refuse_unmeasurable(values: Mapping[str, float]) -> None:
-    """Raise TrialError where a value is no finite number: it would meet every constraint and top the front."""
+    """Raise TrialError where a value can be none of its quantity: it would meet every constraint and top the front."""
     for name, value in values.items():
-        if not np.isfinite(value):
-            raise TrialError(f"the {name} is {value}")
+        if wrong := unsound(name, value):
+            raise TrialError(wrong)
 
 
 def first_samples(train: Batches, count: int) -> tuple[tuple[Tensor, ...], Tensor]:

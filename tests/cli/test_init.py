@@ -136,5 +136,6 @@ def test_a_study_of_students_cut_out_of_the_teacher(tmp_path, capsys):
     assert study.space.family == "derived"
     assert study.config.start == "inherited"
     assert study.config.training.learning_rate == 0.02
+    assert (tmp_path / "cut" / "study.yaml").read_text().count("start: inherited") == 1
     assert main(["init", str(tmp_path / "other"), "--from-teacher", "--space", "digits_resnet"]) == 2
     assert "students are cut out of the teacher: there is no other space" in capsys.readouterr().err

@@ -106,6 +106,9 @@ def test_student_py_runs_alone(exported: Path, student: TrainedStudent, tmp_path
     assert "output: [4, 10] float32 logits" in ran.stdout
     assert f"parameters: {params}\n" in ran.stdout
     assert "digit 0, digit 1" in ran.stdout
+    asked = subprocess.run([*command, "photo.png"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert asked.returncode == 1
+    assert "python predict.py photo.jpg labels a picture" in asked.stderr
 
 
 def test_student_py_gives_the_same_outputs(exported: Path, images: np.ndarray, logits: torch.Tensor) -> None:

@@ -20,11 +20,13 @@ from kdnas.record.lock import (
     Machine,
     SupernetRecord,
     TeacherReport,
+    read_calibrations,
     read_lock,
     refuse_another_study,
     space_record,
     this_machine,
     write_lock,
+    written_calibrations,
 )
 from kdnas.record.run_folder import LOCK_FILE
 from kdnas.record.started_study import read_study
@@ -33,6 +35,14 @@ from kdnas.study.loading import load_study
 
 EARLIER = Path(__file__).parent / "earlier"
 """A run of version 0.1."""
+CALIBRATIONS = {
+    "latency_ms": LatencyCalibration(
+        0.25,
+        LatencyTable(0.5, {"conv dense 3x3 stride1": (0.1,) * 7}),
+        TableFit(50, 30, 0.01, 0.1, 0.99, 0.9),
+    ),
+    "peak_memory_bytes": Calibration(),
+}
 FINGERPRINTS = {"data": "d", "teacher": "t"}
 
 
@@ -40,7 +50,6 @@ FINGERPRINTS = {"data": "d", "teacher": "t"}
 def lock(tiny_study) -> Lock:
     """A lock with something in every section."""
     study = load_study(tiny_study)
-    table = LatencyTable(0.5, {"conv dense 3x3 stride1": (0.1,) * 7})
     return Lock(
         config=study.config,
         space=study.space,
@@ -49,10 +58,7 @@ def lock(tiny_study) -> Lock:
         reference_point={"accuracy": 0.1, "macs": 1e6},
         teacher=TeacherReport("resnet", 0.9, None, {"macs": 1e7}, ("a note",), "probabilities"),
         data=DataDescription("digits", ("0", "1"), (1, 8, 8), 100, 20, 30, (1.5,), (2.5,), notes=("few",)),
-        calibrations={
-            "latency_ms": LatencyCalibration(0.25, table, TableFit(50, 30, 0.01, 0.1, 0.99, 0.9)),
-            "peak_memory_bytes": Calibration(),
-        },
+        calibrations=written_calibrations(CALIBRATIONS),
         teacher_answers=(0.5, -1.25),
         device="cpu",
         machine=this_machine(),
@@ -65,6 +71,7 @@ def test_the_lock_file_round_trips(tmp_path, lock):
     for written in (lock, dataclasses.replace(lock, teacher=None, supernet=None, resumed_on=(), calibrations={})):
         write_lock(tmp_path, written)
         assert read_lock(tmp_path) == written
+    assert read_calibrations(lock, tmp_path) == CALIBRATIONS
     plain = yaml.safe_load((tmp_path / LOCK_FILE).read_text())
     assert plain["teacher"] is None
     assert not {"supernet", "resumed_on"} & plain.keys()
@@ -77,7 +84,10 @@ def test_a_lock_of_an_earlier_version_is_read_and_goes_on(tmp_path):
     assert lock.space.name == "cifar_resnet"
     assert lock.fingerprints == {name: plain["identity"]["fingerprints"][name] for name in ("data", "teacher")}
     assert lock.teacher.score == plain["teacher"]["accuracy"]
-    assert lock.calibrations["latency_ms"].reference_ms == plain["calibrations"]["latency_ms"]["reference_ms"]
+    assert (
+        read_calibrations(lock, EARLIER)["latency_ms"].reference_ms
+        == plain["calibrations"]["latency_ms"]["reference_ms"]
+    )
     assert (lock.data.training_samples, lock.data.test_samples) == (45000, 10000)
     assert (lock.teacher_answers, lock.supernet, lock.resumed_on) == ((), None, ())
     write_lock(tmp_path, lock)
@@ -113,7 +123,7 @@ def test_a_damaged_lock_file_is_named(tmp_path, content):
         ("space", {"family": "resnet"}, "space: the record of the search space has no 'choices'"),
         ("space", {"family": "f", "choices": {"a": [{}]}, "conditions": [], "fixed": {}}, "{} is no value of a choice"),
         ("reference_point", {"macs": "many"}, "reference_point.macs: Input should be a valid number"),
-        ("calibrations", {"latency_ms": {}}, "reference_ms"),
+        ("calibrations", {"latency_ms": {}}, "calibrations.latency_ms.reference_ms: Field required"),
         ("teacher", {"name": "resnet"}, "teacher.score: Field required"),
     ],
 )
@@ -125,7 +135,7 @@ def test_what_is_damaged_is_told_by_its_key(tmp_path, lock, section, value, told
         del plain[section]
     (tmp_path / LOCK_FILE).write_text(yaml.safe_dump(plain, sort_keys=False))
     with pytest.raises(RunFolderError) as caught:
-        read_lock(tmp_path)
+        read_calibrations(read_lock(tmp_path), tmp_path)
     assert told in str(caught.value)
 
 

@@ -42,6 +42,8 @@ def test_intervals():
     assert shown_interval(ACCURACY, 0.971, None) == "97.10 %"
     assert shown_interval(PERPLEXITY, 23.418, 0.8231) == "23.42 ± 0.82"
     assert shown_interval(PERPLEXITY, 1.5, 3.0) == "1.5 ± 3"
+    assert shown_interval(ACCURACY, 0.971, 0.0) == "97.10 %, every seed"
+    assert shown_interval(ACCURACY, 0.971, 2e-5) == "97.10 ± 0.01 %"
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_what_is_frozen_stays_whole():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"freeze": ("nothing.here",)}, "nothing of the teacher is called 'nothing.here'"),
+        ({"freeze": ("nothing.here",)}, r"space\.freeze\.0: nothing of the teacher is called 'nothing.here'"),
         ({"width": (20, 48)}, r"width cannot be 20 of 48 \(allowed: multiples of 8 up to 48\)"),
         ({"width": (96,)}, "width cannot be 96 of 48"),
         ({"width": "64..96"}, "width has no more than 48"),

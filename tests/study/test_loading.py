@@ -115,6 +115,12 @@ export: {formats: [onnx, foo], pick: zzz}
         ("sampler: tpe", "sampler: 5", "study.yaml:13: sampler: "),
         ("sampler: tpe", "objectives: accuracy", "study.yaml:13: objectives: "),
         ("sampler: tpe", "objectives: [accuracy]", "study.yaml:13: objectives: "),
+        (
+            "sampler: tpe",
+            "objectives: [macs, perplexity]",
+            "study.yaml:13: objectives.1: what learns from this kind of data is not scored by perplexity "
+            "(allowed: accuracy)",
+        ),
         ("sampler: tpe", "constraints: macs<=1", "study.yaml:13: constraints: stands twice (first on line 8)"),
         ("[macs<=1M]", "[7]", "study.yaml:8: constraints.0: must be text, got 7"),
         ("[macs<=1M]", "['macs<=-3']", "study.yaml:8: constraints.0: no student can meet macs<=-3"),

@@ -110,9 +110,6 @@ class Module(Evaluator):
             raise TrialError(f"{self._name} did not return {', '.join(missing)}")
         values = {name: values[name] for name in self.quantities}
         refuse_unmeasurable(values)
-        score = self.context.config.score
-        if score.is_fraction and not 0 <= values[score.name] <= 1:
-            raise TrialError(f"{self._name} returned the {score.name} {values[score.name]:g}, not a fraction in 0..1")
         return Result(values, train_seconds=time.perf_counter() - began)
 
     def _price_of(self, choices: Mapping[str, Scalar]) -> dict[str, float]:

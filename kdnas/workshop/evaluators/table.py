@@ -16,7 +16,7 @@ import pydantic
 from pydantic import Field
 
 from kdnas.core.arch import Arch
-from kdnas.core.objective import Quantity
+from kdnas.core.objective import Quantity, unsound
 from kdnas.costs import COSTS
 from kdnas.errors import ConfigError, DataError, Problem, TrialError
 from kdnas.record.lock import DataDescription, Findings
@@ -105,11 +105,14 @@ class Table(Evaluator):
             raise ConfigError(Problem("rungs", what, ", ".join(map(str, sorted(self._scores)))))
         self.repeats = len(values[score.name].columns)
         self._rows = _read(self._path, key_columns, [*values.values(), *shorter])
+        for name, source in [*values.items(), *((score.name, column) for column in shorter)]:
+            for place in source.columns:
+                found = self._rows[place] * source.scale
+                if wrong := unsound(name, found.min()) or unsound(name, found.max()):
+                    allowed = "scale: 0.01 where it is in percent" if name == score.name and score.is_fraction else ""
+                    raise DataError(Problem(str(self._path), f"column {place}: {wrong}", allowed))
         first = values[score.name]
         scores = self._rows[first.columns[0]] * first.scale
-        if score.is_fraction and not scores.between(0, 1).all():
-            what = f"{score.name} reaches from {scores.min():g} to {scores.max():g}, not within 0..1"
-            raise DataError(Problem(str(self._path), what, "scale: 0.01 where it is in percent"))
         worst = scores.min() if score.direction == "maximize" else scores.max()
         self._worst = float(worst) if chance is None else chance
 

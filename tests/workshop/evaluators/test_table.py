@@ -106,7 +106,7 @@ def test_another_table_is_another_study(tmp_path):
     [
         ({"file": "none.csv"}, DataError, "there is no file"),
         ({"values": {"accuracy": {"column": "nope"}}}, ConfigError, "has no column 'nope'"),
-        ({"values": {"accuracy": {"column": "top1"}}}, DataError, "not within 0..1"),
+        ({"values": {"accuracy": {"column": "top1"}}}, DataError, "not a fraction in 0..1"),
         ({"values": {"macs": {"column": "m"}}}, ConfigError, "must say where accuracy stands"),
         ({"values": {**EVALUATOR["values"], "speed": {"column": "m"}}}, ConfigError, "no quantity is called 'speed'"),
         ({"key_columns": ["q"]}, DataError, "cannot be read as a table"),
