@@ -6,12 +6,32 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from kdnas.core.objective import ACCURACY, Quantity
 from kdnas.core.task import TaskSpec, image_classification
+
+
+class Array(Protocol):
+    """What samples are read from as from a numpy array [N, ...]: one, a memory map, or rows made when asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, ...)."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the rows that are read."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any) -> Any:
+        """Return the rows at a slice, or at places int64 [n], as a numpy array."""
+
+    def __array__(self) -> Any:
+        """Return all rows."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +42,7 @@ class Samples:
     `targets` is int64 [N], or [N, T] where a sample has T predictions.
     """
 
-    inputs: Mapping[str, np.ndarray]
+    inputs: Mapping[str, Array]
     targets: np.ndarray
 
     def __len__(self) -> int:
@@ -41,6 +61,8 @@ class Data(ABC):
     fingerprint: str
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     """What the user should know of how the data was read: what was converted, left out, or occurs twice."""
+    stated_validation: int = field(default=0, kw_only=True)
+    """So many of the last training samples are those that students are scored on; 0: a share is drawn."""
 
     score: ClassVar[Quantity | None] = None
     """What its task is scored by, where every data set of this kind has the same."""

@@ -4,19 +4,14 @@
                            labels.npy   int64 [N]
                            meta.json    names, counts, channel statistics, fingerprint, notes
 
-The key is a hash of where the data came from and how it was read. An entry is written in a temporary folder beside its
-place and renamed when it is whole: readers never see half of one, an interrupted decoding leaves nothing behind.
+The key is a hash of where the data came from and how it was read.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import shutil
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +23,9 @@ import numpy as np
 from kdnas.core.data import ImageData, Samples
 from kdnas.core.words import escaped
 from kdnas.datasets._content import check_scales, content_notes
+from kdnas.datasets._entries import META, kept_entry
 from kdnas.datasets._inputs import class_name_problems
 from kdnas.errors import DataError, Problem
-
-try:
-    import fcntl
-except ImportError:  # no POSIX locks: processes may then decode the same data side by side, the first one done wins
-    fcntl = None  # type: ignore[assignment]
 
 _FORMAT = 3
 _CHUNK_BYTES = 16 << 20
@@ -112,72 +103,30 @@ def cached(
 
     Raises DataError: from `decode`; where the samples are unusable; where the cache cannot be written.
     """
-    key = _key({"format": _FORMAT, "name": name, "identity": identity})
-    folder = cache / "datasets" / key
-    data = _open(folder)
-    if data is not None:
-        return data
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _decoding_lock(folder.parent / f"{key}.lock", name) as alone:
-            data = _open(folder)
-            if data is None:
-                if alone:  # what a killed process left
-                    for left in folder.parent.glob(f".{key}-*"):
-                        shutil.rmtree(left, ignore_errors=True)
-                _decode(name, folder, decode)
-                data = _open(folder)
-    except OSError as error:
-        reason = f"cannot keep the decoded data here: {error.strerror or error}"
-        raise DataError(
-            Problem(str(cache), reason, "free space in a writable folder; KDNAS_CACHE names another")
-        ) from error
-    if data is None:
-        raise DataError(Problem(str(folder), "the decoded data vanished while it was being opened"))
-    return data
+    identity = {"format": _FORMAT, "name": name, "identity": identity}
+    return kept_entry(name, cache, identity, lambda work: _decode(work, name, decode), open_images)
 
 
-def kept_data(cache: Path, fingerprint: str) -> ImageData | None:
-    """Return the data set of this content from the cache, whatever it was read from; None where it is not there."""
-    for path in sorted((cache / "datasets").glob("*/meta.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # an entry of an older form, or damaged
-            if json.loads(path.read_text())["fingerprint"] == fingerprint and (data := _open(path.parent)) is not None:
-                return data
-    return None
-
-
-def _decode(name: str, folder: Path, decode: Callable[[ImageWriter], Labelling]) -> None:
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        with ImageWriter(work / "images.npy") as writer:
-            samples = decode(writer)
-        _check(name, samples, writer.count)
-        train_count, labels = _arrange(work, samples)
-        images = np.load(work / "images.npy", mmap_mode="r")
-        check_scales(name, images, train_count)
-        mean, std = channel_statistics(images[:train_count])
-        meta = {
-            "name": name,
-            "class_names": list(samples.class_names),
-            "train_count": train_count,
-            "fingerprint": fingerprint(images, labels, samples.class_names, train_count),
-            "channel_mean": mean,
-            "channel_std": std,
-            "notes": [*samples.notes, *content_notes(images, labels, samples.class_names, train_count)],
-        }
-        del images
-        np.save(work / "labels.npy", labels)
-        (work / "meta.json").write_text(json.dumps(meta, indent=1))
-        work.chmod(0o755)
-        if folder.exists() and _open(folder) is None:  # a damaged entry makes room
-            shutil.rmtree(folder)
-        try:
-            work.replace(folder)
-        except OSError:  # without locks another process may have been first; its entry has the same content
-            if _open(folder) is None:
-                raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+def _decode(work: Path, name: str, decode: Callable[[ImageWriter], Labelling]) -> None:
+    with ImageWriter(work / "images.npy") as writer:
+        samples = decode(writer)
+    _check(name, samples, writer.count)
+    train_count, labels = _arrange(work, samples)
+    images = np.load(work / "images.npy", mmap_mode="r")
+    check_scales(name, images, train_count)
+    mean, std = channel_statistics(images[:train_count])
+    meta = {
+        "name": name,
+        "class_names": list(samples.class_names),
+        "train_count": train_count,
+        "fingerprint": fingerprint(images, labels, samples.class_names, train_count),
+        "channel_mean": mean,
+        "channel_std": std,
+        "notes": [*samples.notes, *content_notes(images, labels, samples.class_names, train_count)],
+    }
+    del images
+    np.save(work / "labels.npy", labels)
+    (work / META).write_text(json.dumps(meta, indent=1))
 
 
 def _arrange(work: Path, samples: Labelling) -> tuple[int, np.ndarray]:
@@ -260,10 +209,10 @@ def _chunks(images: np.ndarray) -> Iterator[np.ndarray]:
         yield images[start : start + rows]
 
 
-def _open(folder: Path) -> ImageData | None:
+def open_images(folder: Path) -> ImageData | None:
     """Return the entry in `folder`; None where there is none or it is damaged."""
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = json.loads((folder / META).read_text())
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         labels = np.load(folder / "labels.npy", allow_pickle=False)
         train = int(meta["train_count"])
@@ -281,23 +230,3 @@ def _open(folder: Path) -> ImageData | None:
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
-
-
-def _key(identity: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:20]
-
-
-@contextlib.contextmanager
-def _decoding_lock(path: Path, name: str) -> Iterator[bool]:
-    """Hold the lock of one key, waiting for it, which is said; gives whether this process is certainly alone."""
-    with path.open("a") as file:
-        alone = False
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # a file system without locks
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    print(f"waiting for another process that decodes {name}", file=sys.stderr, flush=True)
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                alone = True
-        yield alone

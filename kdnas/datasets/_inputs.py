@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 from collections.abc import Sequence
@@ -54,6 +55,21 @@ def locate(data_root: Path, path: str, put_there: str) -> Path:
     if not full.exists():
         raise missing(full, data_root, put_there)
     return full
+
+
+def locate_all(data_root: Path, patterns: str | Sequence[str], put_there: str) -> list[Path]:
+    """Return the full paths of the user's files and globs, relative to the data root. Raises DataError as `locate`."""
+    found: list[Path] = []
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        if glob.has_magic(pattern) and not (data_root / pattern).exists():  # a file may be called `train[1].parquet`
+            root = Path(glob.escape(str(data_root)))
+            matches = sorted(glob.glob(str(root / pattern), recursive=True))  # noqa: PTH207 - absolute patterns too
+            if not matches:
+                raise missing((data_root / pattern).absolute(), data_root, put_there)
+            found.extend(Path(match).absolute() for match in matches)
+        else:
+            found.append(locate(data_root, pattern, put_there))
+    return found
 
 
 def missing(full: Path, data_root: Path, put_there: str) -> DataError:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdnas.core.data import Data
+from kdnas.core.data import Array, Data
 from kdnas.core.seeds import derive_seed
 from kdnas.machine import free_memory_bytes
 from kdnas.nn.rows import Batch
@@ -52,7 +52,7 @@ class Batches:
         source = data.train if split == "train" else data.test
         self._arrays = [source.inputs[taken.name] for taken in data.task.inputs]
         self._samples = torch.tensor(self.indices, device=device)
-        self._targets = torch.from_numpy(np.asarray(source.targets)[self.indices].astype(np.int64)).to(device)
+        self._targets = torch.from_numpy(np.asarray(source.targets[self.indices], dtype=np.int64)).to(device)
         limit = available_memory(device) // 2 if memory_limit_bytes is None else memory_limit_bytes
         needed = len(self.indices) * sum(array[:1].nbytes for array in self._arrays)
         self._resident = [self._on_device(array) for array in self._arrays] if needed <= limit else None
@@ -122,18 +122,16 @@ class Batches:
             inputs = [kept.index_select(0, places) for kept in self._resident]
         else:
             chosen = self.indices[positions]
-            inputs = [torch.from_numpy(np.asarray(array)[chosen]).to(self.device) for array in self._arrays]
+            inputs = [torch.from_numpy(np.asarray(array[chosen])).to(self.device) for array in self._arrays]
         return Batch(tuple(inputs), self._targets[places], self._samples[places])
 
-    def _on_device(self, array: np.ndarray) -> Tensor:
+    def _on_device(self, array: Array) -> Tensor:
         """Copy the samples' part of `array` to the device piece by piece, so that nothing is held twice."""
-        source = np.asarray(array)
-        kept = torch.empty(
-            (len(self), *source.shape[1:]), dtype=torch.from_numpy(source[:0].copy()).dtype, device=self.device
-        )
-        count = max(1, _CHUNK_BYTES // max(1, source[:1].nbytes))
+        kind = torch.from_numpy(np.empty(0, dtype=array.dtype)).dtype
+        kept = torch.empty((len(self), *array.shape[1:]), dtype=kind, device=self.device)
+        count = max(1, _CHUNK_BYTES // max(1, array[:1].nbytes))
         for start in range(0, len(self), count):
-            chunk = source[self.indices[start : start + count]]
+            chunk = np.asarray(array[self.indices[start : start + count]])
             kept[start : start + len(chunk)] = torch.from_numpy(chunk)
         return kept
 

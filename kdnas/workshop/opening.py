@@ -30,7 +30,7 @@ from kdnas.core.space import SearchSpace
 from kdnas.core.words import counted, escaped
 from kdnas.costs import COSTS, CheapCost, MeasuredCost
 from kdnas.datasets import DATASETS
-from kdnas.datasets._cache import kept_data
+from kdnas.datasets._kept import kept_data
 from kdnas.errors import ConfigError, DataError, Problem, TeacherError, TrialError
 from kdnas.nn.taps import OutputShapes, example_inputs, output_shapes, stage_names
 from kdnas.record.lock import DataDescription
@@ -230,7 +230,7 @@ class Workshop:
             )
             often = ": the function draws without a seed, or was changed" if config.type == _CALLED else ""
             raise DataError(Problem(f"data: {kept.name}", what + often, "the same data whenever they are loaded"))
-        return kept
+        return kept  # type: ignore[return-value]
 
     @cached_property
     def task(self) -> Task:
@@ -240,6 +240,9 @@ class Workshop:
     @cached_property
     def _split(self) -> tuple[np.ndarray, np.ndarray]:
         data, fraction = self.data, self.sources.data.validation_fraction
+        if data.stated_validation:
+            places = np.arange(len(data.train))
+            return places[: -data.stated_validation], places[-data.stated_validation :]
         parts = self.task.split(data.train.targets, fraction, derive_seed(self.sources.seed, "validation split"))
         _check_split(data, parts[1], fraction)
         return parts

@@ -76,6 +76,16 @@ class TestParquet(DatasetConformance):
         return {"train": "train.parquet", "test": "test.parquet", "size": 8}
 
 
+class TestTextTable(DatasetConformance):
+    member = "text_table"
+
+    def write(self, data_root: Path):
+        rows = [f"{'good' if index % 2 else 'bad'}\ttext {index} of these\n" for index in range(24)]
+        (data_root / "train.tsv").write_text("label\ttext\n" + "".join(rows[:18]))
+        (data_root / "test.tsv").write_text("label\ttext\n" + "".join(rows[18:]))
+        return {"train": "train.tsv", "test": "test.tsv", "tokenizer": "bytes"}
+
+
 class TestCifarArchive(DatasetConformance):
     member = "cifar_archive"
 

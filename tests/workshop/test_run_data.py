@@ -16,7 +16,7 @@ from workshops import workshop_of
 
 from kdnas.controller.preparation import prepare_study
 from kdnas.core.data import ImageData
-from kdnas.datasets._cache import kept_data
+from kdnas.datasets._kept import kept_data
 from kdnas.errors import DataError
 from kdnas.study.config import DataConfig
 from kdnas.study.loading import load_study

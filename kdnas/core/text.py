@@ -1,0 +1,172 @@
+"""Texts as tokens: sequences of any length in one array, seen as the padded rows that a network takes.
+
+Shapes: N samples, S tokens of all of them, T the longest that a network is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from kdnas.core.data import Data
+from kdnas.core.objective import ACCURACY, PERPLEXITY, Quantity
+from kdnas.core.task import Input, TaskSpec
+
+Places = int | slice | np.ndarray
+"""Rows of an array, as numpy's brackets take them."""
+
+
+def text_classification(length: int, vocabulary: int, classes: int, *, pairs: bool = False) -> TaskSpec:
+    """Return the task of naming the class of a text of at most `length` tokens, scored by accuracy.
+
+    A network takes `tokens` [B, T] and `mask` [B, T], 1 where there is text; of two texts in a row `segments` [B, T]
+    tell which one a token belongs to.
+    """
+    inputs = [Input("tokens", (length,), "tokens", vocabulary), Input("mask", (length,), "mask", 2)]
+    inputs += [Input("segments", (length,), "tokens", 2)] if pairs else []
+    return TaskSpec("text_classification", tuple(inputs), classes, 1, ACCURACY, "texts")
+
+
+def language_modelling(length: int, vocabulary: int) -> TaskSpec:
+    """Return the task of foretelling the next token at each of `length` places of a block, scored by perplexity."""
+    tokens = Input("tokens", (length,), "tokens", vocabulary)
+    return TaskSpec("language_modelling", (tokens,), vocabulary, length, PERPLEXITY, "blocks")
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """N sequences in one array: sequence n is `values[starts[n] : stops[n]]`.
+
+    `values` [S] are unsigned whole numbers, perhaps a read-only memory map; `starts` and `stops` are int64 [N].
+    """
+
+    values: np.ndarray
+    starts: np.ndarray
+    stops: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return self.values[self.starts[number] : self.stops[number]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence, int64 [N]."""
+        return self.stops - self.starts
+
+    def at(self, places: np.ndarray) -> Sequences:
+        """Return the sequences at `places` int64 [n], in this order; no value is copied."""
+        return Sequences(self.values, self.starts[places], self.stops[places])
+
+
+class _Rows:
+    """What stands in the place of an array [N, T] whose rows are made when they are asked for."""
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    ndim = 2
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the rows, made."""
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        made = self[slice(None)]
+        return np.asarray(made) if dtype is None else np.asarray(made).astype(dtype)
+
+    def __getitem__(self, rows: Places) -> Any:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Padded(_Rows):
+    """Sequences as an array [N, T] int32: cut at T = `length`, filled up with `fill`."""
+
+    sequences: Sequences
+    length: int
+    fill: int = 0
+    dtype: np.dtype[Any] = field(default=np.dtype(np.int32), init=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        """(N, T)."""
+        return len(self.sequences), self.length
+
+    def __getitem__(self, rows: Places) -> Any:
+        if isinstance(rows, int | np.integer):
+            return self[np.array([rows])][0]
+        kept = self.sequences
+        starts, stops = kept.starts[rows], kept.stops[rows]
+        columns = np.arange(self.length)
+        there = columns < (stops - starts)[:, None]
+        made = np.full(there.shape, self.fill, dtype=self.dtype)
+        made[there] = kept.values[(starts[:, None] + columns)[there]]
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class Mask(_Rows):
+    """Which places of padded sequences hold text, as an array [N, T] uint8 of 1 and 0."""
+
+    sequences: Sequences
+    length: int
+    dtype: np.dtype[Any] = field(default=np.dtype(np.uint8), init=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        """(N, T)."""
+        return len(self.sequences), self.length
+
+    def __getitem__(self, rows: Places) -> Any:
+        if isinstance(rows, int | np.integer):
+            return self[np.array([rows])][0]
+        lengths = self.sequences.stops[rows] - self.sequences.starts[rows]
+        return (np.arange(self.length) < lengths[:, None]).astype(self.dtype)
+
+
+@dataclass(frozen=True)
+class TokenData(Data):
+    """Data that a tokenizer has read: what is common to texts with a label and to running text."""
+
+    tokenizer: Path = field(kw_only=True)
+    """The folder that its files are kept in, as `AutoTokenizer.from_pretrained` opens them."""
+    vocabulary: int = field(kw_only=True)
+    """Rows of an embedding of its tokens: the teacher's, where that is larger than the tokenizer's."""
+    length: int = field(kw_only=True)
+    """T, the longest sequence that a network is given."""
+
+
+@dataclass(frozen=True)
+class TextData(TokenData):
+    """Texts with one label each: int64 [N] are classes."""
+
+    score: ClassVar[Quantity | None] = ACCURACY
+
+    @cached_property
+    def task(self) -> TaskSpec:
+        """Text classification."""
+        pairs = "segments" in self.train.inputs
+        return text_classification(self.length, self.vocabulary, len(self.class_names), pairs=pairs)
+
+
+@dataclass(frozen=True)
+class CorpusData(TokenData):
+    """Running text in blocks of T tokens; the target of each token is the one that follows it, [N, T]."""
+
+    bytes_per_token: tuple[float, float] = field(kw_only=True)
+    """Of the training and of the test text: UTF-8 bytes that a token stands for on average."""
+    score: ClassVar[Quantity | None] = PERPLEXITY
+
+    @cached_property
+    def task(self) -> TaskSpec:
+        """Language modelling."""
+        return language_modelling(self.length, self.vocabulary)

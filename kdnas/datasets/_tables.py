@@ -1,0 +1,349 @@
+"""Tables of texts: rows of csv, tsv, JSON lines, parquet and arrow files, with the columns that hold text and label.
+
+What the user does not state is found: delimiter, header, and columns of the usual names.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from kdnas.core.words import escaped
+from kdnas.datasets._inputs import Problems
+from kdnas.datasets._labels import told_names
+from kdnas.datasets._text_files import TextFile, open_text
+from kdnas.errors import DataError, Problem
+
+Column = str | int
+"""A column's name, or its place from 0."""
+FORMATS = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
+_PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))
+_TEXTS = ("text", "sentence", "review", "content", "document", "question", "query")
+_LABELS = ("label", "labels", "class", "category", "target", "sentiment", "score", "stars")
+_DELIMITERS = (",", "\t", ";", "|")
+_HEAD_ROWS = 20
+_ROWS = 4096
+_LARGEST_CELL = 1 << 30
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How tables are read, as the user states it; None is found."""
+
+    text: tuple[Column, ...] | None = None
+    label: Column | None = None
+    delimiter: str | None = None
+    encoding: str | None = None
+    header: bool | None = None
+    quoting: bool | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: where it stands, its one or two texts (None: empty), its label as the file gives it (None: empty)."""
+
+    where: str
+    texts: tuple[str | None, ...]
+    label: Any
+
+
+@dataclass
+class Found:
+    """What reading files has found out."""
+
+    told: dict[Path, tuple[str, ...] | None] = field(default_factory=dict)
+    """The class names that each file tells."""
+    notes: dict[str, None] = field(default_factory=dict)
+    """What the user should know, each once."""
+
+
+def read_table(file: TextFile, reading: Reading, found: Found, problems: Problems) -> Iterator[Row]:
+    """Yield the rows of `file`. Adds to `problems` what is wrong with rows; raises DataError where it is no table."""
+    suffix = file.suffix
+    if suffix in (".jsonl", ".ndjson", ".json"):
+        yield from _json_rows(file, reading, found, problems)
+    elif suffix in (".parquet", ".arrow"):
+        yield from _arrow_rows(file, reading, found, problems)
+    elif suffix in (".csv", ".tsv", ".txt"):
+        yield from _separated_rows(file, reading, found, problems)
+    else:
+        raise DataError(Problem(str(file.shown), "is of no format that is read", ", ".join(FORMATS)))
+
+
+@dataclass(frozen=True)
+class _Columns:
+    texts: tuple[int, ...]
+    label: int
+
+
+def _columns(names: Sequence[str], reading: Reading, where: str) -> _Columns:
+    """Return the places of text and label among columns of these names. Raises DataError with all that is wrong."""
+    problems: list[Problem] = []
+    wanted = reading.text
+    if wanted is None:
+        pairs = [pair for pair in _PAIRS if set(pair) <= set(names)]
+        singles = [(name,) for name in _TEXTS if name in names]
+        options: list[tuple[str, ...]] = [*pairs] or [*singles]
+        if len(options) == 1:
+            wanted = options[0]
+        else:
+            what = "several columns may be the text" if options else "no column is called as a text usually is"
+            problems.append(Problem(f"{where}: text_column", what, _listed(names)))
+    label = reading.label
+    if label is None:
+        likely = [name for name in _LABELS if name in names]
+        if len(likely) == 1:
+            label = likely[0]
+        else:
+            what = "several columns may be the label" if likely else "no column is called as a label usually is"
+            problems.append(Problem(f"{where}: label_column", what, _listed(names)))
+    places = []
+    counts = Counter(names)
+    for column in (*(wanted or ()), *(() if label is None else (label,))):
+        if isinstance(column, int) and 0 <= column < len(names):
+            places.append(column)
+        elif isinstance(column, str) and counts[column] == 1:
+            places.append(list(names).index(column))
+        elif isinstance(column, str) and counts[column] > 1:
+            what = f"{counts[column]} columns are called {escaped(column)!r}"
+            problems.append(Problem(where, what, "columns named by their places from 0"))
+        else:
+            problems.append(Problem(where, f"has no column {column!r}", _listed(names)))
+    if problems:
+        raise DataError(problems)
+    return _Columns(tuple(places[:-1]), places[-1])
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return escaped(", ".join(map(str, names[:20]))) + more
+
+
+def _row(where: str, cells: Sequence[Any], columns: _Columns) -> Row:
+    texts = tuple(_text(cells[place]) for place in columns.texts)
+    label = cells[columns.label]
+    if isinstance(label, str):
+        label = label.replace("\ufeff", "").strip() or None
+    elif isinstance(label, float):
+        label = None if math.isnan(label) else int(label) if label.is_integer() else label
+    elif isinstance(label, bool):
+        label = str(label).lower()
+    return Row(where, texts, label)
+
+
+def _text(cell: Any) -> str | None:
+    """Return a cell as text, None where it holds none. Raises ValueError."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return None
+    if not isinstance(cell, str):
+        raise ValueError(f"its text is {type(cell).__name__} {str(cell)[:40]!r}")
+    return cell.replace("\ufeff", "").strip() or None
+
+
+# -- csv and tsv -------------------------------------------------------------------------------------------------------
+
+
+def _separated_rows(file: TextFile, reading: Reading, found: Found, problems: Problems) -> Iterator[Row]:
+    where = str(file.shown)
+    delimiter = reading.delimiter or ("\t" if file.suffix == ".tsv" else None)
+    # A tab seldom stands in a text: files that it separates are mostly written without quotes, which texts then hold.
+    quoting = reading.quoting if reading.quoting is not None else delimiter != "\t"
+    delimiter = delimiter or _found_delimiter(file, reading, quoting)
+    head = [cells for _, cells in _cells(file, reading, delimiter, quoting, found, limit=_HEAD_ROWS)]
+    if not head:
+        raise DataError(Problem(where, "is empty"))
+    has_header = reading.header if reading.header is not None else _has_header(head, reading, where)
+    names = [cell.strip() for cell in head[0]] if has_header else [str(place) for place in range(len(head[0]))]
+    columns = _columns(names, reading if has_header else _by_place(reading, where), where)
+    found.told.setdefault(file.shown, None)
+    for number, (line, cells) in enumerate(_cells(file, reading, delimiter, quoting, found)):
+        if number == 0 and has_header:
+            continue
+        if len(cells) != len(names):
+            rule = "quotes around texts that hold a delimiter" if quoting else "one delimiter between two cells"
+            problems.add(f"{where}: line {line}", f"has {len(cells)} columns, the first row {len(names)}", rule)
+            continue
+        yield _row(f"{where}: line {line}", cells, columns)
+
+
+def _by_place(reading: Reading, where: str) -> Reading:
+    """Return `reading`, whose columns have no names, checked. Raises DataError."""
+    stated = (*(reading.text or (None,)), reading.label)
+    if any(not isinstance(column, int) for column in stated):
+        what = "has no header line, so its columns have no names"
+        raise DataError(Problem(where, what, "text_column and label_column by their places from 0, or header: true"))
+    return reading
+
+
+def _has_header(head: list[list[str]], reading: Reading, where: str) -> bool:
+    first = {cell.strip() for cell in head[0]}
+    stated = [column for column in (*(reading.text or ()), reading.label) if isinstance(column, str)]
+    if stated:
+        return True
+    if first & {*_TEXTS, *_LABELS, *(name for pair in _PAIRS for name in pair)}:
+        return True
+    if reading.text is not None and reading.label is not None:
+        return False  # both by place, and no name of a kind that is known
+    what = f"whether its first row, {escaped(' | '.join(head[0]))[:80]}, is a header cannot be told"
+    raise DataError(Problem(where, what, "header: true or false, and text_column and label_column"))
+
+
+def _found_delimiter(file: TextFile, reading: Reading, quoting: bool) -> str:
+    """Return the delimiter by which the first rows have the same number of columns, two or more."""
+    best: tuple[int, str] | None = None
+    for delimiter in _DELIMITERS:
+        rows = [cells for _, cells in _cells(file, reading, delimiter, quoting, Found(), limit=_HEAD_ROWS)]
+        widths = {len(cells) for cells in rows}
+        if len(widths) == 1 and (width := widths.pop()) > 1 and (best is None or width > best[0]):
+            best = width, delimiter
+    if best is None:
+        what = "no delimiter gives its first rows the same number of columns"
+        raise DataError(Problem(str(file.shown), what, "the option `delimiter`"))
+    return best[1]
+
+
+def _cells(
+    file: TextFile, reading: Reading, delimiter: str, quoting: bool, found: Found, limit: int | None = None
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line from 1, cells) of the rows that are not blank, at most `limit`."""
+    text, encoding = open_text(file, reading.encoding)
+    if reading.encoding is None and not encoding.startswith("utf-8"):
+        found.notes[f"{file.shown} is read as {encoding}"] = None
+    before = csv.field_size_limit(_LARGEST_CELL)
+    count = 0
+    try:
+        with text:
+            rows = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE)
+            for cells in rows:
+                if not any(cell.strip() for cell in cells):
+                    continue
+                yield rows.line_num, cells
+                count += 1
+                if count == limit:
+                    return
+    except csv.Error as error:
+        raise DataError(Problem(f"{file.shown}: line {rows.line_num}", f"cannot be read: {error}")) from error
+    finally:
+        csv.field_size_limit(before)
+
+
+# -- JSON lines --------------------------------------------------------------------------------------------------------
+
+
+def json_objects(file: TextFile, encoding: str | None, found: Found, problems: Problems) -> Iterator[tuple[int, Any]]:
+    """Yield (line from 1, object) of a file of one JSON object a line. Adds to `problems` the lines that hold none."""
+    text, read_as = open_text(file, encoding)
+    if encoding is None and not read_as.startswith("utf-8"):
+        found.notes[f"{file.shown} is read as {read_as}"] = None
+    with text:
+        for number, line in enumerate(text, 1):
+            if not line.strip():
+                continue
+            try:
+                item = json.loads(line)
+                if not isinstance(item, dict):
+                    raise ValueError("no object")
+            except ValueError as error:
+                problems.add(f"{file.shown}: line {number}", f"is no JSON object: {error}", "one object a line")
+                continue
+            yield number, item
+
+
+def _json_rows(file: TextFile, reading: Reading, found: Found, problems: Problems) -> Iterator[Row]:
+    where = str(file.shown)
+    names: list[str] = []
+    columns: _Columns | None = None
+    found.told.setdefault(file.shown, None)
+    for number, item in json_objects(file, reading.encoding, found, problems):
+        if columns is None:
+            names = list(item)
+            columns = _columns(names, reading, where)
+        wanted = [names[place] for place in (*columns.texts, columns.label)]
+        absent = [name for name in wanted if name not in item]
+        if absent:
+            problems.add(f"{where}: line {number}", f"has no {', '.join(absent)}", _listed(list(item)))
+            continue
+        yield from _told_row(f"{where}: line {number}", [item[name] for name in wanted], len(columns.texts), problems)
+
+
+def _told_row(where: str, cells: list[Any], texts: int, problems: Problems) -> Iterator[Row]:
+    """Yield the row of these cells, texts first, unless its text is none, which is added to `problems`."""
+    try:
+        yield _row(where, cells, _Columns(tuple(range(texts)), texts))
+    except ValueError as error:
+        problems.add(where, str(error), "a text")
+
+
+# -- parquet and arrow -------------------------------------------------------------------------------------------------
+
+ArrowKind = Literal[".parquet", ".arrow"]
+
+
+def arrow_files(folder: Path) -> list[Path]:
+    """Return the files of a split that Hugging Face's `save_to_disk` wrote, in their order. Raises DataError."""
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return [folder / str(entry["filename"]) for entry in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
+        what = "holds several splits" if splits else f"is no split that `save_to_disk` wrote ({type(error).__name__})"
+        allowed = ", ".join(f"{folder.name}/{name}" for name in splits) or "a folder with state.json and .arrow files"
+        raise DataError(Problem(str(folder), what, allowed)) from error
+
+
+def arrow_batches(
+    file: TextFile, wanted: Sequence[str] | None = None
+) -> Iterator[tuple[list[str], dict[bytes, bytes], dict[str, list[Any]]]]:
+    """Yield (names of all columns, metadata, the `wanted` columns) of a parquet or arrow file, some rows at a time.
+
+    `wanted` None: no columns. Raises DataError.
+    """
+    try:
+        import pyarrow
+        import pyarrow.ipc
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError('reading parquet and arrow files needs pyarrow: pip install "kdnas[parquet]"') from error
+    try:
+        with file.open() as stream:
+            if file.suffix == ".parquet":
+                opened = pyarrow.parquet.ParquetFile(stream)
+                schema = opened.schema_arrow
+                batches = opened.iter_batches(batch_size=_ROWS, columns=list(wanted or ()))
+            else:
+                try:
+                    opened = pyarrow.ipc.open_stream(stream)
+                except pyarrow.ArrowInvalid:
+                    stream.seek(0)
+                    opened = pyarrow.ipc.open_file(stream)
+                    batches = (opened.get_batch(number) for number in range(opened.num_record_batches))
+                else:
+                    batches = iter(opened)
+                schema = opened.schema
+            names = list(schema.names)
+            if wanted is None:
+                yield names, schema.metadata or {}, {}
+                return
+            for batch in batches:
+                yield names, schema.metadata or {}, {name: batch.column(name).to_pylist() for name in wanted}
+    except (pyarrow.ArrowException, OSError, KeyError) as error:
+        raise DataError(Problem(str(file.shown), f"is no {file.suffix} file or is damaged: {error}")) from error
+
+
+def _arrow_rows(file: TextFile, reading: Reading, found: Found, problems: Problems) -> Iterator[Row]:
+    where = str(file.shown)
+    names, metadata, _ = next(arrow_batches(file))
+    columns = _columns(names, reading, where)
+    wanted = [names[place] for place in (*columns.texts, columns.label)]
+    found.told[file.shown] = told_names(metadata, wanted[-1])
+    number = 0
+    for _, _, cells in arrow_batches(file, wanted):
+        for row in zip(*(cells[name] for name in wanted), strict=True):
+            yield from _told_row(f"{where}: row {number}", list(row), len(columns.texts), problems)
+            number += 1

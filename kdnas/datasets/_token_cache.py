@@ -1,0 +1,408 @@
+"""Tokenised once: texts become token files that are memory-mapped ever after.
+
+    <cache>/datasets/<key>/tokens.bin     uint16 or uint32 [S], the tokens of all texts end to end
+                           segments.bin   uint8 [S], which of two texts each belongs to; pairs only
+                           places.npy     int64 [N, 2], where each text starts and stops
+                           labels.npy     int64 [N]
+                           tokenizer/     as `AutoTokenizer.from_pretrained` opens it
+                           meta.json      names, counts, lengths, fingerprint, notes
+
+The key is a hash of the files, the tokenizer and how they are read. N: training, stated validation, then test texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from kdnas.core.data import Samples
+from kdnas.core.text import Mask, Padded, Sequences, TextData
+from kdnas.core.words import counted, escaped
+from kdnas.datasets._entries import META, kept_entry
+from kdnas.datasets._inputs import Problems, carve_test, class_name_problems
+from kdnas.datasets._labels import ToldLabels, by_name, label_mistake, numbered
+from kdnas.datasets._tables import Found, Row
+from kdnas.errors import DataError, Problem
+from kdnas.registry import Section
+from kdnas.tokenizing import Purpose, Tokenizer, token_dtype, train_tokenizer
+
+Length = Annotated[int, Field(ge=4, le=1 << 20)]
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+_FORMAT = 1
+_TEXTS = 1024
+_LONGEST_UNSTATED = 512
+_MULTIPLE = 8
+_ROOM = 1.1
+"""Times what a reading is foretold to need that must be free."""
+_LISTED = 5
+
+
+class TrainedTokenizer(Section):
+    """A tokenizer that is trained on the training texts: `bytes` has one token a byte, `bpe` merges frequent ones."""
+
+    type: Literal["bpe", "bytes"]
+    vocabulary: Annotated[int, Field(ge=300, le=1 << 20)] = 8192
+    """Tokens of `bpe`."""
+
+
+TokenizerOption = str | TrainedTokenizer
+"""`bpe`, `bytes`, either with options, or a Hugging Face folder under the data root."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Texts as a data set's files give them. `rows` reads a split anew at each call."""
+
+    name: str
+    identity: Mapping[str, Any]
+    rows: Callable[[Split, Found, Problems], Iterator[Row]]
+    bytes: int
+    """Of all files: what the tokens will need is foretold from it."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How texts become samples: by which tokenizer, how long, and which of them test."""
+
+    tokenizer: TokenizerOption
+    data_root: Path
+    length: int | None = None
+    test_fraction: float | None = None
+    class_names: tuple[str, ...] | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the samples besides the files. Raises DataError where there is no tokenizer."""
+        return {
+            "tokenizer": tokenizer_identity(self.tokenizer, self.data_root),
+            "length": self.length,
+            "test_fraction": self.test_fraction,
+            "class_names": self.class_names,
+        }
+
+
+def spelled_out(option: TokenizerOption) -> str | TrainedTokenizer:
+    """Return the section that the bare names `bpe` and `bytes` are short for; a folder stays one."""
+    return TrainedTokenizer(type=option) if option in ("bpe", "bytes") else option  # type: ignore[arg-type]
+
+
+def tokenizer_identity(option: TokenizerOption, data_root: Path) -> Any:
+    """Return what tells one tokenizer from another, JSON-serialisable. Raises DataError."""
+    option = spelled_out(option)
+    if isinstance(option, TrainedTokenizer):
+        return option.model_dump()
+    found = Tokenizer(data_root / option)
+    return [found.fingerprint, found.vocabulary, found.positions, found.pad, found.end]
+
+
+def opened_tokenizer(
+    option: TokenizerOption, data_root: Path, folder: Path, texts: Callable[[], Iterator[str]], purpose: Purpose
+) -> Tokenizer:
+    """Return the tokenizer that the user names, kept in `folder`; one of kdnas's own is trained on `texts` there."""
+    option = spelled_out(option)
+    if isinstance(option, TrainedTokenizer):
+        return train_tokenizer(option.type, texts(), folder, vocabulary=option.vocabulary, purpose=purpose)
+    tokenizer = Tokenizer(data_root / option)
+    tokenizer.save(folder)
+    return tokenizer
+
+
+def cached_texts(source: Source, cache: Path, reader: Reader) -> TextData:
+    """Return the labelled texts of `source` from the cache, tokenised first where they are not there.
+
+    Raises DataError: what is wrong with the texts or labels, all of it; a cache that has no room.
+    """
+    identity = {"format": _FORMAT, "source": source.identity, "reader": reader.identity()}
+
+    def make(work: Path) -> None:
+        _Making(source, reader, work, cache).run()
+
+    return kept_entry(source.name, cache, identity, make, open_texts)
+
+
+class TokenWriter:
+    """Appends tokens to a file, and foretells what the rest will need.
+
+    Args:
+        path: The file.
+        dtype: Of a token.
+        expected_bytes: Of all text that will come, as far as files tell.
+        cache: What the user knows the disk by.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], expected_bytes: int, cache: Path):
+        self._file = path.open("wb", buffering=1 << 20)
+        self._folder, self._dtype, self._expected, self._cache = path.parent, dtype, expected_bytes, cache
+        self._asked = False
+        self.count = 0
+
+    def extend(self, ids: Sequence[int]) -> None:
+        """Append tokens."""
+        self._file.write(np.asarray(ids, dtype=self._dtype).tobytes())
+        self.count += len(ids)
+
+    def foretell(self, text_bytes: int) -> None:
+        """Ask once, after `text_bytes` of text, whether the disk has room for the rest. Raises DataError."""
+        if self._asked or not text_bytes:
+            return
+        self._asked = True
+        needed = self.count * self._dtype.itemsize * max(self._expected / text_bytes, 1.0)
+        free = shutil.disk_usage(self._folder).free
+        if needed * _ROOM > free:
+            what = f"has {free / 1e6:,.0f} MB free, and the tokens need about {needed / 1e6:,.0f} MB"
+            raise DataError(Problem(str(self._cache), what, "free space; KDNAS_CACHE names another folder"))
+
+    def close(self) -> None:
+        """Have everything on the disk."""
+        self._file.close()
+
+
+@dataclass
+class _Making:
+    """One reading of labelled texts into the folder `work`."""
+
+    source: Source
+    reader: Reader
+    work: Path
+    cache: Path
+    found: Found = field(default_factory=Found)
+    problems: Problems = field(default_factory=Problems)
+    labels: ToldLabels = field(default_factory=ToldLabels)
+    wheres: list[str] = field(default_factory=list)
+    places: list[tuple[int, int]] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    cut: int = 0
+    longest: int = 0
+    text_bytes: int = 0
+
+    def run(self) -> None:
+        """Read, tokenise and write everything. Raises DataError with all that is wrong."""
+        tokenizer = opened_tokenizer(
+            self.reader.tokenizer, self.reader.data_root, self.work / "tokenizer", self._training_texts, "labelled"
+        )
+        limit = self._limit(tokenizer)
+        dtype = token_dtype(tokenizer.vocabulary)
+        writer = TokenWriter(self.work / "tokens.bin", dtype, self.source.bytes, self.cache)
+        segments = TokenWriter(self.work / "segments.bin", np.dtype(np.uint8), 0, self.cache)
+        counts: dict[str, int] = {}
+        for split in SPLITS:
+            before = len(self.places)
+            rows = self.source.rows(split, self.found, self.problems)
+            while chunk := list(islice(rows, _TEXTS)):
+                self._tokenise(chunk, tokenizer, limit, writer, segments)
+            counts[split] = len(self.places) - before
+        writer.close()
+        segments.close()
+        if not self.problems.count and not counts["train"]:
+            self.problems.add(self.source.name, "there are no training texts")
+        self.problems.raise_if_any()
+        labels, names, notes = self._numbered()
+        order = np.arange(len(labels))
+        if self.reader.test_fraction is not None:
+            tests = carve_test(labels[: counts["train"]], self.reader.test_fraction)
+            order = np.concatenate([np.flatnonzero(~tests), order[counts["train"] :], np.flatnonzero(tests)])
+            counts |= {"train": int((~tests).sum()), "test": int(tests.sum())}
+        places = np.array(self.places, dtype=np.int64).reshape(-1, 2)[order]
+        labels = labels[order]
+        trained = counts["train"] + counts["validation"]
+        _check_labels(self.source.name, labels, names, counts, [self.wheres[place] for place in order])
+        if (self.work / "segments.bin").stat().st_size == 0:
+            (self.work / "segments.bin").unlink()
+        np.save(self.work / "places.npy", places)
+        np.save(self.work / "labels.npy", labels)
+        length = limit if self.reader.length else min(limit, -(-self.longest // _MULTIPLE) * _MULTIPLE)
+        meta = {
+            "kind": "texts",
+            "name": self.source.name,
+            "class_names": list(names),
+            "train_count": trained,
+            "validation_count": counts["validation"],
+            "tokens": writer.count,
+            "dtype": dtype.name,
+            "vocabulary": tokenizer.vocabulary,
+            "pad": tokenizer.pad or 0,
+            "length": length,
+            "notes": [*self.found.notes, *notes, *self._notes(tokenizer, limit, trained, order)],
+        }
+        (self.work / META).write_text(json.dumps({**meta, "fingerprint": _fingerprint(self.work, meta)}, indent=1))
+
+    def _training_texts(self) -> Iterator[str]:
+        for row in self.source.rows("train", Found(), Problems()):
+            yield from (text for text in row.texts if text is not None)
+
+    def _limit(self, tokenizer: Tokenizer) -> int:
+        stated, positions = self.reader.length, tokenizer.positions
+        if stated is not None and positions is not None and stated > positions:
+            raise DataError(Problem("data.length", f"{stated} tokens, and the model takes {positions}", "at most that"))
+        return stated or min(positions or _LONGEST_UNSTATED, _LONGEST_UNSTATED)
+
+    def _tokenise(
+        self, chunk: list[Row], tokenizer: Tokenizer, limit: int, writer: TokenWriter, segments: TokenWriter
+    ) -> None:
+        whole: list[Row] = []
+        for row in chunk:
+            if None in row.texts:
+                self.empty.append(row.where)
+            elif row.label is None or isinstance(row.label, list | dict):
+                self.problems.add(row.where, "has no label" if row.label is None else "its label is no single value")
+            else:
+                whole.append(row)
+        if not whole:
+            return
+        pairs = len(whole[0].texts) == 2
+        texts: Any = [row.texts if pairs else row.texts[0] for row in whole]
+        for row, encoded in zip(whole, tokenizer.encode(texts, limit), strict=True):
+            if not encoded.ids:
+                self.empty.append(row.where)
+                continue
+            self.places.append((writer.count, writer.count + len(encoded.ids)))
+            writer.extend(encoded.ids)
+            if pairs:
+                segments.extend(encoded.segments)
+            self.cut += encoded.cut
+            self.longest = max(self.longest, len(encoded.ids))
+            self.labels.append(row.label, Path(row.where.rpartition(": ")[0]))
+            self.wheres.append(row.where)
+            joined = "\0".join(map(str, row.texts)).encode("utf-8", "surrogatepass")
+            self.text_bytes += len(joined)
+            self.digests.append(hashlib.blake2b(joined, digest_size=8).digest())
+        writer.foretell(self.text_bytes)
+
+    def _numbered(self) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+        """Return labels as int64 [N], the class names, and notes. Raises DataError."""
+        self.labels.told = self.found.told
+        values = self.labels.values = _as_numbers(self.labels.values)
+        for label, where, path in zip(values, self.wheres, self.labels.files, strict=True):
+            if isinstance(label, float):
+                what = f"its label is {label:g}: labels are classes here, and numbers with fractions are none"
+                raise DataError(Problem(where, what, "texts or whole numbers"))
+            if wrong := label_mistake(label, self.found.told.get(path)):
+                self.problems.add(where, *wrong)
+        self.problems.raise_if_any()
+        names, where = self.reader.class_names, f"{self.source.name}: labels"
+        told = any(said is not None for said in self.found.told.values())
+        if told or names is not None or not all(isinstance(label, int) for label in values):
+            return numbered(self.labels, names, where)
+        numbers = sorted(set(values))  # such as stars from 1 to 5: each stands for a class of that name
+        names = tuple(map(str, numbers))
+        return by_name([str(label) for label in values], names, where), names, []
+
+    def _notes(self, tokenizer: Tokenizer, limit: int, trained: int, order: np.ndarray) -> Iterator[str]:
+        if self.empty:
+            listed = ", ".join(self.empty[:_LISTED]) + (", ..." if len(self.empty) > _LISTED else "")
+            yield f"{counted(len(self.empty), 'empty text')} left out: {listed}"
+        if self.cut:
+            yield f"{self.cut:,} of {len(self.places):,} texts are longer than {limit} tokens: their ends are cut off"
+        if tokenizer.pad is None:
+            yield "the tokenizer names no pad token: token 0 stands where there is no text, and is masked"
+        digests = [self.digests[place] for place in order]
+        known = set(digests[:trained])
+        twice = sum(digest in known for digest in digests[trained:])
+        if twice:
+            yield f"{twice:,} of {len(digests) - trained:,} test texts are training texts as well"
+
+
+def _as_numbers(values: list[Any]) -> list[Any]:
+    """Return labels as whole numbers where all are, as in a csv file, or as floats where all are numbers."""
+    for kind in (int, float):
+        try:
+            return [kind(value) for value in values] if all(isinstance(value, str) for value in values) else values
+        except ValueError:
+            continue
+    return values
+
+
+def _check_labels(
+    name: str, labels: np.ndarray, names: Sequence[str], counts: Mapping[str, int], wheres: Sequence[str]
+) -> None:
+    """Raise DataError where labels do not pose a task, with everything that is wrong."""
+    problems = class_name_problems(names, name)
+    trained = counts["train"]
+    outside = (labels < 0) | (labels >= len(names))
+    if outside.any():
+        shown = ", ".join(map(str, np.unique(labels[outside])[:_LISTED]))
+        raise DataError(Problem(name, f"labels out of range: {shown}", f"0 to {len(names) - 1}"))
+    if len(names) < 2:
+        only = escaped(names[0]) if names else ""
+        problems.append(Problem(name, f"there is only one class ({only})", "two or more classes"))
+    learnt = np.bincount(labels[:trained], minlength=len(names))
+    for number in np.flatnonzero(learnt == 0).tolist():
+        elsewhere = np.flatnonzero(labels == number).tolist()
+        first = (
+            f": {counted(len(elsewhere), 'text')} of it, the first at {wheres[elsewhere[0]]}" if len(elsewhere) else ""
+        )
+        problems.append(Problem(f"{name}: train", f"no training text of class {escaped(names[number])!r}{first}"))
+    if not counts["test"]:
+        problems.append(Problem(f"{name}: test", "there are no test texts", "`test` or `test_fraction`"))
+    if problems:
+        raise DataError(problems)
+
+
+def _fingerprint(folder: Path, meta: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of an entry's content: tokens, places, labels, and what says how they are read."""
+    digest = hashlib.sha256(json.dumps({**meta, "notes": None}, sort_keys=True).encode())
+    for name in ("tokens.bin", "segments.bin", "places.npy", "labels.npy"):
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                while chunk := file.read(1 << 24):
+                    digest.update(chunk)
+    return digest.hexdigest()
+
+
+def mapped(path: Path, dtype: str, count: int) -> np.ndarray:
+    """Return the array [count] in the file at `path` as a memory map. Raises ValueError where it is of another size."""
+    kind = np.dtype(dtype)
+    if path.stat().st_size != count * kind.itemsize:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, not {count * kind.itemsize}")
+    return np.memmap(path, dtype=kind, mode="r", shape=(count,)) if count else np.empty(0, dtype=kind)
+
+
+def open_texts(folder: Path) -> TextData | None:
+    """Return the entry in `folder`; None where there is none or it is damaged."""
+    try:
+        meta = json.loads((folder / META).read_text())
+        if meta.get("kind") != "texts":
+            return None
+        tokens = mapped(folder / "tokens.bin", meta["dtype"], meta["tokens"])
+        places = np.load(folder / "places.npy", allow_pickle=False)
+        labels = np.load(folder / "labels.npy", allow_pickle=False)
+        train, length, pad = meta["train_count"], meta["length"], meta["pad"]
+        starts, stops = places[:, 0], places[:, 1]
+        whole = len(labels) == len(places) and 0 < train < len(labels) and (starts < stops).all()
+        if not whole or starts.min() < 0 or stops.max() > len(tokens) or not (folder / "tokenizer").is_dir():
+            return None
+        pairs = (folder / "segments.bin").is_file()
+        segments = mapped(folder / "segments.bin", "uint8", meta["tokens"]) if pairs else None
+
+        def samples(part: slice) -> Samples:
+            kept = Sequences(tokens, starts[part], stops[part])
+            inputs: dict[str, Any] = {"tokens": Padded(kept, length, pad), "mask": Mask(kept, length)}
+            if segments is not None:
+                inputs["segments"] = Padded(Sequences(segments, starts[part], stops[part]), length)
+            return Samples(inputs, labels[part])
+
+        return TextData(
+            name=meta["name"],
+            class_names=tuple(meta["class_names"]),
+            train=samples(slice(0, train)),
+            test=samples(slice(train, None)),
+            fingerprint=meta["fingerprint"],
+            notes=tuple(meta["notes"]),
+            stated_validation=meta["validation_count"],
+            tokenizer=folder / "tokenizer",
+            vocabulary=meta["vocabulary"],
+            length=length,
+        )
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None

@@ -1,0 +1,315 @@
+"""Labelled texts: every format gives the same samples, and what is wrong with a file is one clear line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdnas.core.text import Padded, Sequences, TextData
+from kdnas.datasets import DATASETS
+from kdnas.errors import DataError, InputError
+from kdnas.tokenizing import Tokenizer
+
+pytest.importorskip("tokenizers")
+
+TEXTS = ["a fine day", "no good at all", "fine, and then some", "bad; worse", 'he said "no"', "Grüße"] * 2
+LABELS = ["good", "bad", "good", "bad", "bad", "good"] * 2
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return folder
+
+
+def opened(root: Path, **options: Any) -> TextData:
+    stated = {"tokenizer": "bytes", "test_fraction": 0.34, **options}
+    data: TextData = DATASETS.build("text_table", root, root.parent / "cache", **stated)
+    return data
+
+
+def texts_of(data: TextData) -> list[tuple[str, str]]:
+    """Return (text, class) of every sample, sorted: what the tokens stand for."""
+    tokenizer, found = Tokenizer(data.tokenizer), []
+    for part in (data.train, data.test):
+        for tokens, mask, label in zip(part.inputs["tokens"], part.inputs["mask"], part.targets, strict=True):  # type: ignore[call-overload]
+            found.append((tokenizer.decode(tokens[mask.astype(bool)].tolist()), data.class_names[label]))
+    return sorted(found)
+
+
+EXPECTED = sorted(zip(TEXTS, LABELS, strict=True))
+
+
+def separated(delimiter: str, header: str = "text{}label") -> str:
+    quoted = ['"{}"'.format(text.replace('"', '""')) for text in TEXTS]
+    rows = [f"{text}{delimiter}{label}" for text, label in zip(quoted, LABELS, strict=True)]
+    return "\n".join(([header.format(delimiter)] if header else []) + rows) + "\n"
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "|"])
+def test_a_csv_file_whose_delimiter_is_found(root: Path, delimiter: str) -> None:
+    (root / "a.csv").write_text(separated(delimiter), encoding="utf-8")
+    assert texts_of(opened(root, train="a.csv")) == EXPECTED
+
+
+def test_a_tsv_file_holds_quotes_as_they_stand(root: Path) -> None:
+    rows = [f"{label}\t{text}" for text, label in zip(TEXTS, LABELS, strict=True)]
+    (root / "a.tsv").write_text("\n".join(["label\ttext", *rows]), encoding="utf-8")
+    assert texts_of(opened(root, train="a.tsv")) == EXPECTED
+
+
+def test_columns_of_a_file_without_a_header_are_told_by_their_places(root: Path) -> None:
+    (root / "a.csv").write_text(separated(",", header=""), encoding="utf-8")
+    assert texts_of(opened(root, train="a.csv", text_column=0, label_column=1)) == EXPECTED
+    with pytest.raises(DataError, match="is a header cannot be told"):
+        opened(root, train="a.csv")
+    with pytest.raises(DataError, match="its columns have no names"):
+        opened(root, train="a.csv", header=False)
+
+
+def test_json_lines(root: Path) -> None:
+    rows = [json.dumps({"label": label, "text": text}) for text, label in zip(TEXTS, LABELS, strict=True)]
+    (root / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    assert texts_of(opened(root, train="a.jsonl")) == EXPECTED
+
+
+def arrow_table(labels: list[Any], names: list[str] | None) -> Any:
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({"text": TEXTS[: len(labels)], "label": labels})
+    if names is None:
+        return table
+    features = {"label": {"names": names, "_type": "ClassLabel"}}
+    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+@pytest.mark.parametrize("names", [["good", "bad"], None])
+def test_parquet_with_the_names_of_its_metadata(root: Path, names: list[str] | None) -> None:
+    from pyarrow import parquet
+
+    table = arrow_table([int(label == "bad") for label in LABELS], names)
+    parquet.write_table(table, root / "a.parquet")
+    data = opened(root, train="a.parquet")
+    if names is None:
+        assert data.class_names == ("0", "1")
+    else:
+        assert data.class_names == ("good", "bad")
+        assert texts_of(data) == EXPECTED
+
+
+def test_a_folder_that_save_to_disk_wrote(root: Path) -> None:
+    import pyarrow
+
+    table = arrow_table([int(label == "bad") for label in LABELS], ["good", "bad"])
+    split = root / "saved" / "train"
+    split.mkdir(parents=True)
+    with pyarrow.ipc.new_stream(str(split / "data-00000-of-00001.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    (split / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
+    assert texts_of(opened(root, train="saved/train")) == EXPECTED
+    with pytest.raises(DataError, match=r"holds several splits \(allowed: saved/train\)"):
+        opened(root, train="saved")
+
+
+def test_a_member_of_an_archive(root: Path) -> None:
+    (root / "a.csv").write_text(separated(","), encoding="utf-8")
+    with tarfile.open(root / "all.tar.xz", "w:xz") as archive:
+        archive.add(root / "a.csv", "inner/a.csv")
+    assert texts_of(opened(root, train="all.tar.xz/inner/a.csv")) == EXPECTED
+    with pytest.raises(DataError, match="has no member 'b.csv'"):
+        opened(root, train="all.tar.xz/b.csv")
+
+
+def test_two_texts_in_a_row(root: Path, data_root: Path) -> None:
+    rows = ["premise,hypothesis,label"] + [f"it rains {n},it is wet {n},{'yn'[n % 2]}" for n in range(8)]
+    (root / "a.csv").write_text("\n".join(rows))
+    data = opened(root, train="a.csv", tokenizer=str(data_root / "teachers/minilm_l6_sst2"))
+    assert [entry.name for entry in data.task.inputs] == ["tokens", "mask", "segments"]
+    tokens, segments = (np.asarray(data.train.inputs[name][0]) for name in ("tokens", "segments"))
+    second = tokens.tolist().index(102) + 1  # after the first [SEP]
+    assert segments[:second].sum() == 0
+    assert segments.sum() == len(np.flatnonzero(tokens)) - second
+
+
+def test_stated_validation_texts_are_those_that_students_are_scored_on(root: Path) -> None:
+    for name, count in (("train", 12), ("dev", 3), ("test", 2)):
+        rows = [f"{name} {number},{number % 2}" for number in range(count)]
+        (root / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
+    data = opened(root, train="train.csv", validation="dev.csv", test="test.csv", test_fraction=None)
+    assert (len(data.train), data.stated_validation, len(data.test)) == (15, 3, 2)
+    assert [text for text, _ in texts_of(data)[:3]] == ["dev 0", "dev 1", "dev 2"]
+
+
+def test_numbers_as_labels_are_classes_of_these_names_in_their_order(root: Path) -> None:
+    rows = [f"text {number},{stars}" for number, stars in enumerate([10, 1, 5] * 4)]
+    (root / "a.csv").write_text("\n".join(["text,stars", *rows]))
+    assert opened(root, train="a.csv").class_names == ("1", "5", "10")
+
+
+def test_it_is_tokenised_once_and_a_damaged_entry_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "a.csv").write_text(separated(","), encoding="utf-8")
+    first = opened(root, train="a.csv")
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, "encode", lambda *given, **stated: pytest.fail("tokenised again"))
+        assert opened(root, train="a.csv").fingerprint == first.fingerprint
+    (entry,) = (root.parent / "cache" / "datasets").glob("*/tokens.bin")
+    entry.write_bytes(entry.read_bytes()[:-1])
+    assert texts_of(opened(root, train="a.csv")) == EXPECTED
+    (root / "a.csv").write_text(separated(",").replace("fine", "fair"), encoding="utf-8")
+    assert opened(root, train="a.csv").fingerprint != first.fingerprint
+
+
+def test_a_tokenizer_trained_on_the_spot_opens_elsewhere(root: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    (root / "a.csv").write_text(separated(",") + "".join(f"a fine day {n},good\n" for n in range(50)), encoding="utf-8")
+    data = opened(root, train="a.csv", tokenizer={"type": "bpe", "vocabulary": 300})
+    assert data.vocabulary == 300
+    theirs = transformers.AutoTokenizer.from_pretrained(data.tokenizer)
+    assert theirs("a fine day")["input_ids"] == list(Tokenizer(data.tokenizer).encode(["a fine day"], None)[0].ids)
+    assert theirs.pad_token_id == Tokenizer(data.tokenizer).pad == 0
+
+
+def test_rows_are_padded_as_they_are_written_out() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 9, 20)
+    stops = np.cumsum(lengths)
+    kept = Sequences(rng.integers(1, 99, stops[-1]).astype(np.uint16), stops - lengths, stops)
+    padded = Padded(kept, 6, fill=7)
+    rows = [kept[n].tolist()[:6] for n in range(20)]
+    expected = np.array([row + [7] * (6 - len(row)) for row in rows])
+    for places in (slice(None), slice(3, 9), np.array([5, 2, 2]), 4):
+        assert np.array_equal(padded[places], expected[places])
+    assert np.array_equal(np.asarray(padded), expected)
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def complaint(root: Path, **options: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        opened(root, **{"train": "a.csv", **options})
+    return str(caught.value)
+
+
+def test_mixed_encodings(root: Path) -> None:
+    lines = ["text,label", *(f"Grüße {n},{n % 2}" for n in range(6))]
+    mixed = [line.encode("cp1252" if number in (2, 4) else "utf-8") for number, line in enumerate(lines)]
+    (root / "a.csv").write_bytes(b"\n".join(mixed))
+    said = complaint(root)
+    assert "mixes encodings: some lines are UTF-8, 2 are not: line 3 (byte 0xFC), line 5 (byte 0xFC)" in said
+    assert "is not ascii: line 2 (byte 0xC3)" in complaint(root, encoding="ascii")
+    assert "there is no 'utf-9'" in complaint(root, encoding="utf-9")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig"])
+def test_an_encoding_that_the_file_tells(root: Path, encoding: str) -> None:
+    (root / "a.csv").write_text(separated(","), encoding=encoding)
+    data = opened(root, train="a.csv")
+    assert texts_of(data) == EXPECTED
+    told = [note for note in data.notes if "is read as" in note]
+    assert [note.rpartition(" ")[2] for note in told] == ([] if encoding == "utf-8-sig" else [encoding])
+
+
+def test_empty_texts_are_left_out_and_said(root: Path) -> None:
+    (root / "a.csv").write_text(separated(",") + '"",good\n" ",bad\n', encoding="utf-8")
+    data = opened(root, train="a.csv")
+    assert texts_of(data) == EXPECTED
+    assert any("2 empty texts left out" in note and "line 14" in note for note in data.notes)
+
+
+def test_texts_longer_than_the_model_takes_are_cut_and_counted(root: Path, data_root: Path) -> None:
+    teacher = data_root / "teachers/gpt2_fairybooks"  # 256 positions
+    (root / "a.csv").write_text(separated(",") + "long " * 400 + ",good\n", encoding="utf-8")
+    data = opened(root, train="a.csv", tokenizer=str(teacher))
+    assert data.length == 256
+    assert "1 of 13 texts are longer than 256 tokens: their ends are cut off" in data.notes
+    assert "257 tokens, and the model takes 256" in complaint(root, tokenizer=str(teacher), length=257)
+    assert opened(root, train="a.csv", tokenizer=str(teacher), length=16).length == 16
+
+
+def test_labels_that_training_does_not_have(root: Path) -> None:
+    (root / "a.csv").write_text(separated(","), encoding="utf-8")
+    (root / "b.csv").write_text("text,label\nso so,neutral\nfine,good\nmeh,neutral\n")
+    said = complaint(root, test="b.csv", test_fraction=None)
+    assert "no training text of class 'neutral': 2 texts of it, the first at" in said
+    assert "b.csv: line 2" in said
+
+
+def test_one_class(root: Path) -> None:
+    (root / "a.csv").write_text("text,label\na b,good\nc d,good\ne f,good\n")
+    assert "there is only one class (good)" in complaint(root)
+
+
+def test_duplicate_columns(root: Path) -> None:
+    (root / "a.csv").write_text("text,label,text\na,good,b\nc,bad,d\n")
+    assert "2 columns are called 'text'" in complaint(root)
+    (root / "a.csv").write_text(separated(",", "text{0}label"), encoding="utf-8")
+    assert "has no column 'body' (allowed: text, label)" in complaint(root, text_column="body")
+
+
+def test_rows_of_another_width(root: Path) -> None:
+    (root / "a.csv").write_text("text,label\na,good\nb, and c,bad\nd,bad\n")
+    said = complaint(root, delimiter=",")
+    assert "line 3: has 3 columns, the first row 2 (allowed: quotes around texts that hold a delimiter)" in said
+
+
+def test_a_tokenizer_without_pad_or_end_token(root: Path, data_root: Path) -> None:
+    bare = root / "bare"
+    bare.mkdir()
+    shutil.copy(data_root / "teachers/gpt2_fairybooks/tokenizer.json", bare)
+    tokenizer = Tokenizer(bare)
+    assert (tokenizer.pad, tokenizer.end) == (None, None)
+    (root / "a.csv").write_text(separated(","), encoding="utf-8")
+    data = opened(root, train="a.csv", tokenizer="bare")
+    assert any("names no pad token" in note for note in data.notes)
+    assert not np.asarray(data.train.inputs["mask"])[0, -1]
+
+
+def test_a_vocabulary_that_does_not_match_the_embedding(root: Path, data_root: Path) -> None:
+    shutil.copytree(data_root / "teachers/gpt2_fairybooks", root / "teacher")
+    config = root / "teacher/config.json"
+    config.chmod(0o644)
+    (root / "a.csv").write_text(separated(","), encoding="utf-8")
+    config.unlink()
+    config.write_text(json.dumps({"model_type": "gpt2", "vocab_size": 4000}))
+    said = complaint(root, tokenizer="teacher")
+    assert "its tokenizer knows 4,096 tokens, and its model has embeddings for 4,000" in said
+    config.write_text(json.dumps({"model_type": "gpt2", "vocab_size": 4160}))  # rows filled up, as for tensor cores
+    assert opened(root, train="a.csv", tokenizer="teacher").vocabulary == 4160
+
+
+def test_nan_in_a_label_of_parquet(root: Path) -> None:
+    from pyarrow import parquet
+
+    parquet.write_table(arrow_table([0.0, 1.0, float("nan"), 1.0, None, 0.0], None), root / "a.parquet")
+    said = complaint(root, train="a.parquet")
+    assert "a.parquet: row 2: has no label" in said
+    assert "a.parquet: row 4: has no label" in said
+    parquet.write_table(arrow_table([0.0, 1.5, 1.0, 0.0], None), root / "a.parquet")
+    assert "its label is 1.5: labels are classes here" in complaint(root, train="a.parquet")
+
+
+def test_too_little_disk_is_told_before_all_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "a.csv").write_text("text,label\n" + "".join(f"text number {n},{n % 2}\n" for n in range(5000)))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 10**9, 50_000))
+    said = complaint(root)
+    assert "has 0 MB free, and the tokens need about 0 MB" in said
+    assert "KDNAS_CACHE names another folder" in said
+    assert not list((root.parent / "cache" / "datasets").glob("*/"))
+
+
+def test_what_is_no_tokenizer(root: Path) -> None:
+    (root / "a.csv").write_text(separated(","), encoding="utf-8")
+    (root / "empty").mkdir()
+    assert "holds no tokenizer" in complaint(root, tokenizer="empty")
+    assert "there is no such folder" in complaint(root, tokenizer="nowhere")
+    (root / "empty/tokenizer.json").write_text("{}")
+    assert "is damaged" in complaint(root, tokenizer="empty")
