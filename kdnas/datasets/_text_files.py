@@ -29,10 +29,11 @@ _SINGLE_BYTES = "cp1252"
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file of text; with a `member` the one of that path inside the archive `path`."""
+    """A file of text; with a `member` the one of that path inside the archive `path`, whose `content` may be known."""
 
     path: Path
     member: str = ""
+    content: bytes | None = None
 
     @property
     def shown(self) -> Path:
@@ -56,6 +57,8 @@ class TextFile:
 
     def open(self) -> BinaryIO:
         """Return its bytes as a stream. Raises DataError."""
+        if self.content is not None:
+            return io.BytesIO(self.content)
         try:
             return io.BytesIO(_content(self)) if self.member else self.path.open("rb")
         except OSError as error:
@@ -127,7 +130,11 @@ def _checked_encoding(file: TextFile, stated: str | None) -> str:
     shown = ", ".join(f"line {number} (byte 0x{byte:02X})" for number, byte in lines[:_LISTED])
     more = f" and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
     if stated is not None or marked is not None:
-        raise DataError(Problem(where, f"is not {encoding}: {shown}{more}", "the encoding that it was written in"))
+        raise DataError(
+            Problem(
+                where, f"is not {encoding.removesuffix('-sig')}: {shown}{more}", "the encoding that it was written in"
+            )
+        )
     if not _has_other_utf8(file):
         with file.open() as stream:
             if _reads(stream, _SINGLE_BYTES):

@@ -49,8 +49,8 @@ FAMILY_FILE = "family.json"
 """What a student family has found out once, in the run folder."""
 TEACHER = "teacher"
 """What the one teacher of a study is called that states no name."""
-_CALLED = "module"
-"""The data set that is a function of the user's: whether it changed cannot be seen but by calling it."""
+_CALLED = frozenset({"module", "text_module"})
+"""The data sets that are a function of the user's: whether it changed cannot be seen but by calling it."""
 _FEW_SCORED = 100
 """Below so many validation images, how coarse a score is is said."""
 _FEW_LEARNT = 5
@@ -194,7 +194,7 @@ class Workshop:
     def data(self) -> ImageData:
         """The data set; of a run that has begun, its own."""
         known, reader = self._made_on.data, self._made_on.reader
-        called = self.sources.data.type == _CALLED
+        called = self.sources.data.type in _CALLED
         if known and (reader == "worker" or (called and reader == "afterwards")):
             return self._kept_data(known)
         data = self._load_data()
@@ -228,7 +228,7 @@ class Workshop:
                 f"gives other data (content hash {kept.fingerprint}) than those that the run is made on "
                 f"({fingerprint}), which are no longer in {self.cache}"
             )
-            often = ": the function draws without a seed, or was changed" if config.type == _CALLED else ""
+            often = ": the function draws without a seed, or was changed" if config.type in _CALLED else ""
             raise DataError(Problem(f"data: {kept.name}", what + often, "the same data whenever they are loaded"))
         return kept  # type: ignore[return-value]
 

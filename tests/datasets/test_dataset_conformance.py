@@ -86,6 +86,29 @@ class TestTextTable(DatasetConformance):
         return {"train": "train.tsv", "test": "test.tsv", "tokenizer": "bytes"}
 
 
+class TestTextFolder(DatasetConformance):
+    member = "text_folder"
+
+    def write(self, data_root: Path):
+        for index in range(24):
+            folder = data_root / "texts" / ("train" if index < 18 else "test") / f"class{index % 3}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{index}.txt").write_text(f"text {index} of these")
+        return {"path": "texts", "tokenizer": {"type": "bpe", "vocabulary": 300}}
+
+
+class TestTextModule(DatasetConformance):
+    member = "text_module"
+
+    def write(self, data_root: Path):
+        (data_root / "own_texts.py").write_text(
+            "def load(data_root):\n"
+            "    texts, labels = [f'text {n}' for n in range(24)], [n % 3 for n in range(24)]\n"
+            "    return texts[:18], labels[:18], texts[18:], labels[18:]\n"
+        )
+        return {"function": "own_texts.py:load", "tokenizer": "bytes"}
+
+
 class TestCifarArchive(DatasetConformance):
     member = "cifar_archive"
 

@@ -189,6 +189,58 @@ def test_rows_are_padded_as_they_are_written_out() -> None:
     assert np.array_equal(np.asarray(padded), expected)
 
 
+# -- folders and functions ---------------------------------------------------------------------------------------------
+
+
+def write_folder(root: Path) -> None:
+    for number, (text, label) in enumerate(zip(TEXTS, LABELS, strict=True)):
+        folder = root / "all" / ("train" if number < 8 else "test") / label
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.txt").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_folder_of_class_folders_or_an_archive_of_it(root: Path, packed: bool) -> None:
+    write_folder(root)
+    if packed:
+        with tarfile.open(root / "all.tar.gz", "w:gz") as archive:
+            archive.add(root / "all", "all")
+    path = "all.tar.gz" if packed else "all"
+    data = DATASETS.build("text_folder", root, root.parent / "cache", path=path, tokenizer="bytes")
+    assert texts_of(data) == EXPECTED
+    assert (len(data.train), len(data.test)) == (8, 4)
+
+
+def test_class_folders_alone_are_split_by_share(root: Path) -> None:
+    write_folder(root)
+    data = DATASETS.build(
+        "text_folder", root, root.parent / "cache", path="all/train", tokenizer="bytes", test_fraction=0.25
+    )
+    assert (len(data.train), len(data.test)) == (6, 2)
+    (root / "all/train/good/0.txt").write_bytes(b"\xef\xbb\xbfGr\xc3\xbc\xc3\x9fe\n\xfc")
+    with pytest.raises(DataError, match=r"good/0.txt: is not utf-8: line 2 \(byte 0xFC\)"):
+        DATASETS.build("text_folder", root, root.parent / "cache", path="all", tokenizer="bytes")
+    with pytest.raises(DataError, match="holds no class folders of .md files"):
+        DATASETS.build("text_folder", root, root.parent / "cache", path="all", tokenizer="bytes", suffix=".md")
+
+
+def test_what_a_function_returns_is_checked(root: Path) -> None:
+    def returning(result: str) -> TextData:
+        (root / f"own{abs(hash(result))}.py").write_text(f"def load(data_root):\n    return {result}\n")
+        options = {"function": f"own{abs(hash(result))}.py:load", "tokenizer": "bytes"}
+        data: TextData = DATASETS.build("text_module", root, root.parent / "cache", **options)
+        return data
+
+    data = returning("['a', 'b'], [1, 0], ['c'], [1], ['no', 'yes']")
+    assert texts_of(data) == [("a", "yes"), ("b", "no"), ("c", "yes")]
+    with pytest.raises(DataError, match="returned list"):
+        returning("['a']")
+    with pytest.raises(DataError, match="train: 1 labels for 2 texts"):
+        returning("['a', 'b'], [1], ['c'], [1]")
+    with pytest.raises(DataError, match="train 1: is int '3'"):
+        returning("['a', 3], [1, 0], ['c'], [1]")
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
