@@ -126,10 +126,11 @@ def _work(study: LoadedStudy, setting: Setting, runs: Path) -> None:
     with (runs / ".supernet.lock").open("w") as claim:
         locked(claim, wait=True)
         evaluator = open_evaluator(context)
-        facts = evaluator.prepare()["supernet"]
+        trained = evaluator.prepare()
+        assert trained is not None
         shrinking = read_shrinking(runs / SUPERNET_FOLDER)
         spent = sum(stage.spent for stage in shrinking.stages) * shrinking.budget_macs
-        cost = {"macs": round(spent), "seconds": round(facts["train_seconds"], 1), "policy": shrinking.policy}
+        cost = {"macs": round(spent), "seconds": round(trained.train_seconds, 1), "policy": shrinking.policy}
         atomic.write_text(runs / SUPERNET_FOLDER / "cost.json", json.dumps(cost))
     archs = _archs(study, evaluator, setting.archs)
     for kind, seed in [*((kind, 0) for kind in KINDS), *(("reference", seed) for seed in range(setting.seeds))]:
