@@ -8,10 +8,11 @@ from pathlib import Path
 
 from kdnas.core.data import Data
 from kdnas.datasets._cache import open_images
+from kdnas.datasets._corpus_cache import open_corpus
 from kdnas.datasets._entries import META
 from kdnas.datasets._token_cache import open_texts
 
-_KINDS = (open_images, open_texts)
+_KINDS = (open_images, open_texts, open_corpus)
 
 
 def kept_data(cache: Path, fingerprint: str) -> Data | None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from kdnas.core.words import escaped
 from kdnas.datasets._inputs import Problems
@@ -281,20 +281,6 @@ def _told_row(where: str, cells: list[Any], texts: int, problems: Problems) -> I
 
 
 # -- parquet and arrow -------------------------------------------------------------------------------------------------
-
-ArrowKind = Literal[".parquet", ".arrow"]
-
-
-def arrow_files(folder: Path) -> list[Path]:
-    """Return the files of a split that Hugging Face's `save_to_disk` wrote, in their order. Raises DataError."""
-    try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return [folder / str(entry["filename"]) for entry in state["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
-        what = "holds several splits" if splits else f"is no split that `save_to_disk` wrote ({type(error).__name__})"
-        allowed = ", ".join(f"{folder.name}/{name}" for name in splits) or "a folder with state.json and .arrow files"
-        raise DataError(Problem(str(folder), what, allowed)) from error
 
 
 def arrow_batches(

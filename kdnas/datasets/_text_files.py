@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -79,6 +80,28 @@ def find_text_files(data_root: Path, patterns: str | Sequence[str], put_there: s
         else:
             found += [TextFile(path) for path in locate_all(data_root, pattern, put_there)]
     return found
+
+
+def find_table_files(data_root: Path, patterns: str | Sequence[str], put_there: str) -> list[TextFile]:
+    """Return the files as `find_text_files` does; a folder that `save_to_disk` wrote stands for those of its split."""
+    found = find_text_files(data_root, patterns, put_there)
+    return [
+        part
+        for file in found
+        for part in (map(TextFile, arrow_files(file.path)) if not file.member and file.path.is_dir() else (file,))
+    ]
+
+
+def arrow_files(folder: Path) -> list[Path]:
+    """Return the files of a split that Hugging Face's `save_to_disk` wrote, in their order. Raises DataError."""
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return [folder / str(entry["filename"]) for entry in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
+        what = "holds several splits" if splits else f"is no split that `save_to_disk` wrote ({type(error).__name__})"
+        allowed = ", ".join(f"{folder.name}/{name}" for name in splits) or "a folder with state.json and .arrow files"
+        raise DataError(Problem(str(folder), what, allowed)) from error
 
 
 def _above(path: str) -> list[str]:

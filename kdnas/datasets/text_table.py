@@ -11,8 +11,8 @@ from pydantic import Field
 from kdnas.core.text import TextData
 from kdnas.datasets import DATASETS
 from kdnas.datasets._inputs import Problems, TestFraction
-from kdnas.datasets._tables import Column, Found, Reading, Row, arrow_files, read_table
-from kdnas.datasets._text_files import TextFile, find_text_files
+from kdnas.datasets._tables import Column, Found, Reading, Row, read_table
+from kdnas.datasets._text_files import find_table_files
 from kdnas.datasets._token_cache import Length, Reader, Source, Split, TokenizerOption, cached_texts
 from kdnas.errors import ConfigError
 
@@ -72,7 +72,9 @@ def text_table(
     text = None if text_column is None else text_column if isinstance(text_column, tuple) else (text_column,)
     reading = Reading(text, label_column, delimiter, encoding, header, quoting)
     stated: dict[Split, Files | None] = {"train": train, "validation": validation, "test": test}
-    files = {split: _found(data_root, names) for split, names in stated.items()}
+    files = {
+        split: [] if names is None else find_table_files(data_root, names, _PUT) for split, names in stated.items()
+    }
 
     def rows(split: Split, found: Found, problems: Problems) -> Iterator[Row]:
         for file in files[split]:
@@ -86,12 +88,3 @@ def text_table(
         sum({file.path: file.size for file in every}.values()),
     )
     return cached_texts(source, cache, Reader(tokenizer, data_root, length, test_fraction, class_names))
-
-
-def _found(data_root: Path, names: Files | None) -> list[TextFile]:
-    found = [] if names is None else find_text_files(data_root, names, _PUT)
-    return [
-        part
-        for file in found
-        for part in (map(TextFile, arrow_files(file.path)) if not file.member and file.path.is_dir() else (file,))
-    ]

@@ -109,6 +109,29 @@ class TestTextModule(DatasetConformance):
         return {"function": "own_texts.py:load", "tokenizer": "bytes"}
 
 
+class TestTextCorpus(DatasetConformance):
+    member = "text_corpus"
+
+    def write(self, data_root: Path):
+        (data_root / "train.txt").write_text("\n".join(f"this is line {index} of them" for index in range(24)))
+        (data_root / "test.txt").write_text("a few lines\nof other text\n")
+        return {"train": "train.txt", "test": "test.txt", "validation": 0.3, "documents": "lines", "length": 8} | {
+            "tokenizer": "bytes"
+        }
+
+
+class TestTokenFiles(DatasetConformance):
+    member = "token_files"
+
+    def write(self, data_root: Path):
+        from kdnas.tokenizing import train_tokenizer
+
+        train_tokenizer("bytes", (), data_root / "tokenizer", vocabulary=257, purpose="running")
+        for name in ("train", "test"):
+            RNG.integers(0, 257, 100).astype(np.uint16).tofile(data_root / f"{name}.bin")
+        return {"train": "train.bin", "test": "test.bin", "tokenizer": "tokenizer", "length": 8}
+
+
 class TestCifarArchive(DatasetConformance):
     member = "cifar_archive"
 

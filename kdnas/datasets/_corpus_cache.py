@@ -1,0 +1,294 @@
+"""Running text, tokenised once into blocks that are memory-mapped ever after.
+
+    <cache>/datasets/<key>/train.bin     uint16 or uint32 [N, T + 1], blocks to train on, then those to validate on
+                           test.bin      the same of the test text
+                           tokenizer/    as `AutoTokenizer.from_pretrained` opens it
+                           meta.json     counts, lengths, fingerprint, notes
+
+Documents stand one after the other, each closed by the end token, and the stream is cut into blocks of T tokens without
+regard to them. A block has one token more than that, with which the next one begins: what follows its last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from kdnas.core.data import Samples
+from kdnas.core.seeds import derive_seed
+from kdnas.core.text import CorpusData
+from kdnas.core.words import counted
+from kdnas.datasets._entries import META, kept_entry
+from kdnas.datasets._inputs import Problems
+from kdnas.datasets._tables import Found
+from kdnas.datasets._token_cache import (
+    SPLITS,
+    Split,
+    TokenizerOption,
+    TokenWriter,
+    mapped,
+    opened_tokenizer,
+    tokenizer_identity,
+)
+from kdnas.errors import DataError, Problem
+from kdnas.tokenizing import Tokenizer, token_dtype
+
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+BlockLength = Annotated[int, Field(ge=4, le=1 << 20)]
+
+_FORMAT = 1
+_UNSTATED_LENGTH = 512
+_PIECES = 256
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some text of a document, and whether the document ends with it."""
+
+    text: str
+    ends: bool
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents as a data set's files give them. `pieces` reads the files of a split anew at each call.
+
+    `shares` are of the training documents: of a split without files, how many belong to it.
+    """
+
+    name: str
+    identity: Mapping[str, Any]
+    pieces: Callable[[Split, Found, Problems], Iterator[Piece]]
+    shares: Mapping[Split, float]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class BlockReader:
+    """How documents become blocks: by which tokenizer, how long, and what stands between documents."""
+
+    tokenizer: TokenizerOption
+    data_root: Path
+    length: int | None = None
+    end: str | None = None
+
+
+def cached_corpus(corpus: Corpus, cache: Path, reader: BlockReader) -> CorpusData:
+    """Return the blocks of `corpus` from the cache, tokenised first where they are not there. Raises DataError."""
+    named = tokenizer_identity(reader.tokenizer, reader.data_root)
+    identity = {"format": _FORMAT, "corpus": corpus.identity, "shares": dict(corpus.shares), "tokenizer": named}
+    identity |= {"length": reader.length, "end": reader.end}
+
+    def make(work: Path) -> None:
+        _make(corpus, reader, work, cache)
+
+    return kept_entry(corpus.name, cache, identity, make, open_corpus)
+
+
+def _make(corpus: Corpus, reader: BlockReader, work: Path, cache: Path) -> None:
+    found, problems = Found(), Problems()
+
+    def training_texts() -> Iterator[str]:
+        for piece in corpus.pieces("train", Found(), Problems()):
+            yield piece.text
+
+    folder = work / "tokenizer"
+    tokenizer = opened_tokenizer(reader.tokenizer, reader.data_root, folder, training_texts, "running")
+    end, length = _end(tokenizer, reader), block_length(reader.length, tokenizer)
+    dtype = token_dtype(tokenizer.vocabulary)
+    writers = {
+        split: BlockWriter(work / f"{split}.bin", dtype, length, corpus.bytes if split == "train" else 0, cache)
+        for split in SPLITS
+    }
+    draws = np.random.default_rng(derive_seed(0, "documents"))
+    for split in SPLITS:
+        if split in corpus.shares:
+            continue
+        writer, going = writers[split], split
+        pieces = corpus.pieces(split, found, problems)
+        begins = True
+        while chunk := _chunk(pieces):
+            encoded = tokenizer.encode([piece.text for piece in chunk], None, special=False)
+            for piece, one in zip(chunk, encoded, strict=True):
+                if begins and split == "train":
+                    going = _drawn(float(draws.random()), corpus.shares)
+                    writer = writers[going]
+                writer.extend(one.ids, len(piece.text.encode("utf-8", "surrogatepass")))
+                begins = piece.ends
+                if piece.ends:
+                    writer.close_document(end)
+            writers["train"].foretell()
+    problems.raise_if_any()
+    finish(corpus.name, work, writers, tokenizer, list(found.notes))
+
+
+def _chunk(pieces: Iterator[Piece]) -> list[Piece]:
+    chunk: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        chunk.append(piece)
+        size += len(piece.text)
+        if len(chunk) == _PIECES or size > _PIECES * 4096:
+            break
+    return chunk
+
+
+def _drawn(number: float, shares: Mapping[Split, float]) -> Split:
+    """Return the split of a document, given a number drawn from [0, 1)."""
+    for split, share in shares.items():
+        if number < share:
+            return split
+        number -= share
+    return "train"
+
+
+def _end(tokenizer: Tokenizer, reader: BlockReader) -> int:
+    if reader.end is None:
+        if tokenizer.end is None:
+            what = "its tokenizer names no end token, which keeps documents apart"
+            raise DataError(Problem(str(tokenizer.folder), what, "the option `end`: a token such as '<|endoftext|>'"))
+        return tokenizer.end
+    number = tokenizer.number(reader.end)
+    if number is None:
+        what = f"the tokenizer knows no token {reader.end!r}"
+        raise DataError(Problem("data.end", what, "a token as its vocabulary spells it"))
+    return number
+
+
+def block_length(stated: int | None, tokenizer: Tokenizer) -> int:
+    """Return how many tokens a block has: as stated, else as many as the model takes. Raises DataError."""
+    positions = tokenizer.positions
+    if stated is not None and positions is not None and stated > positions:
+        raise DataError(Problem("data.length", f"{stated} tokens, and the model takes {positions}", "at most that"))
+    return stated or min(positions or _UNSTATED_LENGTH, 4 * _UNSTATED_LENGTH)
+
+
+class BlockWriter:
+    """Appends a stream of tokens to a file as blocks of T + 1 tokens, the last of each being the next one's first.
+
+    Args:
+        path: The file.
+        dtype: Of a token.
+        length: T.
+        expected_bytes: Of all text that will come, as far as files tell.
+        cache: What the user knows the disk by.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], length: int, expected_bytes: int, cache: Path):
+        self.path, self.length, self.dtype = path, length, dtype
+        self._writer = TokenWriter(path, dtype, expected_bytes, cache)
+        self._waiting = np.empty(0, dtype=dtype)
+        self.tokens = self.text_tokens = self.text_bytes = self.documents = self.blocks = 0
+
+    def extend(self, ids: Sequence[int] | np.ndarray, text_bytes: int) -> None:
+        """Append tokens that stand for so many bytes of text."""
+        stream = np.concatenate([self._waiting, np.asarray(ids, dtype=self.dtype)])
+        count = max(0, len(stream) - 1) // self.length
+        if count:
+            places = np.arange(count)[:, None] * self.length + np.arange(self.length + 1)
+            self._writer.extend(stream[places].ravel())
+        self._waiting = stream[count * self.length :]
+        self.blocks += count
+        self.tokens += len(ids)
+        self.text_tokens += len(ids)
+        self.text_bytes += text_bytes
+
+    def close_document(self, end: int) -> None:
+        """Append the end token."""
+        self.extend([end], 0)
+        self.text_tokens -= 1
+        self.documents += 1
+
+    def foretell(self) -> None:
+        """Ask whether the disk has room for the rest. Raises DataError."""
+        self._writer.foretell(self.text_bytes)
+
+    def close(self) -> None:
+        """Have everything on the disk; what is left of the stream makes no block."""
+        self._writer.close()
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes that a token stands for, end tokens counted as tokens."""
+        return self.text_bytes / max(1, self.tokens)
+
+
+def finish(
+    name: str, work: Path, writers: Mapping[Split, BlockWriter], tokenizer: Tokenizer, notes: Iterable[str]
+) -> None:
+    """Close the files of all splits and write what says what they are. Raises DataError where one has no block."""
+    for writer in writers.values():
+        writer.close()
+    problems = []
+    for split, writer in writers.items():
+        wanted = split != "validation" or writer.tokens
+        if wanted and not writer.blocks:
+            what = f"has {counted(writer.tokens, 'token')}, fewer than a block of {writer.length} and what follows it"
+            problems.append(Problem(f"{name}: {split}", what, "more text, or a smaller `length`"))
+    if problems:
+        raise DataError(problems)
+    train, validation, test = (writers[split] for split in SPLITS)
+    with train.path.open("ab") as file, validation.path.open("rb") as more:
+        shutil.copyfileobj(more, file)
+    validation.path.unlink()
+    scored = validation if validation.blocks else train
+    meta = {
+        "kind": "corpus",
+        "name": name,
+        "train_count": train.blocks + validation.blocks,
+        "validation_count": validation.blocks,
+        "test_count": test.blocks,
+        "dtype": train.dtype.name,
+        "length": train.length,
+        "vocabulary": tokenizer.vocabulary,
+        "bytes_per_token": [scored.bytes_per_token, test.bytes_per_token],
+    }
+    sizes = ", ".join(f"{writer.tokens:,} {split}" for split, writer in writers.items() if writer.tokens)
+    documents = sum(writer.documents for writer in writers.values())
+    per_token = f"{train.bytes_per_token:.2f} bytes a token"
+    told = f"tokens: {sizes}; {counted(documents, 'document')}, {per_token}, in blocks of {train.length}"
+    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for file_name in ("train.bin", "test.bin"):
+        with (work / file_name).open("rb") as stream:
+            while chunk := stream.read(1 << 24):
+                digest.update(chunk)
+    meta |= {"notes": [*notes, told], "fingerprint": digest.hexdigest()}
+    (work / META).write_text(json.dumps(meta, indent=1))
+
+
+def open_corpus(folder: Path) -> CorpusData | None:
+    """Return the entry in `folder`; None where there is none or it is damaged."""
+    try:
+        meta = json.loads((folder / META).read_text())
+        if meta.get("kind") != "corpus" or not (folder / "tokenizer").is_dir():
+            return None
+        length = int(meta["length"])
+
+        def samples(name: str) -> Samples:
+            count = int(meta[f"{name}_count"])
+            blocks = mapped(folder / f"{name}.bin", meta["dtype"], count * (length + 1)).reshape(count, length + 1)
+            return Samples({"tokens": blocks[:, :-1]}, blocks[:, 1:])
+
+        return CorpusData(
+            name=meta["name"],
+            class_names=(),
+            train=samples("train"),
+            test=samples("test"),
+            fingerprint=meta["fingerprint"],
+            notes=tuple(meta["notes"]),
+            stated_validation=meta["validation_count"],
+            tokenizer=folder / "tokenizer",
+            vocabulary=meta["vocabulary"],
+            length=length,
+            bytes_per_token=tuple(meta["bytes_per_token"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None

@@ -1,0 +1,153 @@
+"""Running text for language models: plain text, JSON lines, parquet or arrow files, in packed blocks of tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from kdnas.core.text import CorpusData
+from kdnas.datasets import DATASETS
+from kdnas.datasets._corpus_cache import BlockLength, BlockReader, Corpus, Piece, Share, cached_corpus
+from kdnas.datasets._inputs import Problems
+from kdnas.datasets._tables import Found, arrow_batches, json_objects
+from kdnas.datasets._text_files import TextFile, find_table_files, open_text
+from kdnas.datasets._token_cache import Split, TokenizerOption
+from kdnas.errors import ConfigError, DataError, Problem
+
+_PUT = "the texts of a language model (.txt, .jsonl, .parquet, .arrow)"
+Files = str | tuple[str, ...]
+_PIECE = 1 << 20
+"""Characters of a document that are read at once."""
+
+
+@DATASETS.register
+def text_corpus(
+    data_root: Path,
+    cache: Path,
+    *,
+    train: Files,
+    test: Files | Share,
+    tokenizer: TokenizerOption,
+    validation: Files | Share | None = None,
+    length: BlockLength | None = None,
+    documents: Literal["files", "lines", "paragraphs"] = "files",
+    begins: str | None = None,
+    text_column: str = "text",
+    end: str | None = None,
+    encoding: str | None = None,
+) -> CorpusData:
+    """Running text, packed into blocks of tokens: plain text, or a document a row of .jsonl, .parquet or .arrow files.
+
+    An end token closes each document. Splits are files, or shares of the training documents. Tokenised once.
+
+    Args:
+        data_root: The folder that files and tokenizer are relative to.
+        cache: kdnas's cache folder.
+        train: File, glob, folder that `save_to_disk` wrote for a split, or member of an archive; or several.
+        test: The same for the test text, or a share of the training documents.
+        tokenizer: The teacher's Hugging Face folder; or `bpe` or `bytes`, trained on the training text.
+        validation: The same as `test`, for the text that students are scored on; None: a share of the blocks in a row.
+        length: Tokens of a block. None: as many as the model beside the tokenizer takes, at most 2,048.
+        documents: What a document is in plain text: a file, a line, or lines up to a blank one.
+        begins: In their place a regular expression: a line in which it is found begins a document, as `^= .* =$`.
+        text_column: Of JSON lines, parquet and arrow files.
+        end: The token that closes a document; None: the tokenizer's own.
+        encoding: Of the characters; None: UTF-8, or what a byte order mark or all lines of a file tell.
+
+    Raises DataError naming what cannot be read.
+    """
+    first = None
+    if begins is not None:
+        try:
+            first = re.compile(begins)
+        except re.error as error:
+            raise ConfigError(Problem("data.begins", f"is no regular expression: {error}")) from error
+    stated: dict[Split, Files | float | None] = {"train": train, "validation": validation, "test": test}
+    shares: dict[Split, float] = {split: part for split, part in stated.items() if isinstance(part, float)}
+    if sum(shares.values()) >= 1:
+        raise ConfigError(Problem("data", "validation and test are all of the documents", "shares that leave some"))
+    files = {
+        split: find_table_files(data_root, names, _PUT)
+        for split, names in stated.items()
+        if names is not None and not isinstance(names, float)
+    }
+
+    def pieces(split: Split, found: Found, problems: Problems) -> Iterator[Piece]:
+        for file in files.get(split, ()):
+            if file.suffix in (".jsonl", ".ndjson", ".json", ".parquet", ".arrow"):
+                rows = _rows(file, text_column, encoding, found, problems)
+                yield from (Piece(text, True) for text in rows if text)
+            else:
+                yield from _documents(file, documents, first, encoding, found)
+
+    every = [file for split in files.values() for file in split]
+    described = {
+        "files": {name: [file.identity for file in split] for name, split in files.items()},
+        "documents": [documents, begins, text_column, encoding],
+    }
+    size = sum({file.path: file.size for file in every}.values())
+    corpus = Corpus(every[0].shown.parent.name or "text", described, pieces, shares, size)
+    return cached_corpus(corpus, cache, BlockReader(tokenizer, data_root, length, end))
+
+
+def _rows(file: TextFile, column: str, encoding: str | None, found: Found, problems: Problems) -> Iterator[str]:
+    """Yield the text of each row. Adds to `problems` what is no text."""
+    if file.suffix in (".parquet", ".arrow"):
+        names, _, _ = next(arrow_batches(file))
+        if names.count(column) != 1:
+            what = (
+                f"has no column {column!r}" if column not in names else f"has {names.count(column)} called {column!r}"
+            )
+            raise DataError(Problem(str(file.shown), what, ", ".join(names)))
+        cells = (
+            (f"row {number}", cell)
+            for number, cell in enumerate(
+                cell for _, _, columns in arrow_batches(file, [column]) for cell in columns[column]
+            )
+        )
+    else:
+        objects = json_objects(file, encoding, found, problems)
+        cells = ((f"line {number}", item.get(column)) for number, item in objects)
+    for where, cell in cells:
+        if isinstance(cell, str):
+            yield cell.replace("\ufeff", "").replace("\r\n", "\n")
+        else:
+            problems.add(f"{file.shown}: {where}", f"its {column} is {str(cell)[:40]!r}", "a text")
+
+
+def _documents(
+    file: TextFile, kind: str, begins: re.Pattern[str] | None, encoding: str | None, found: Found
+) -> Iterator[Piece]:
+    """Yield the documents of a plain text, long ones in pieces that end with a line."""
+    stream, read_as = open_text(file, encoding)
+    if encoding is None and not read_as.startswith("utf-8"):
+        found.notes[f"{file.shown} is read as {read_as}"] = None
+    waiting: list[str] = []
+    size, open_document = 0, False
+
+    def taken(ends: bool) -> Iterator[Piece]:
+        nonlocal waiting, size, open_document
+        text = "".join(waiting)
+        waiting, size = [], 0
+        if text.strip() or (ends and open_document):
+            yield Piece(text, ends)
+            open_document = not ends
+
+    with stream:
+        for line in stream:
+            line = line.replace("\ufeff", "").replace("\r\n", "\n")
+            if begins is not None and begins.search(line.rstrip("\n")):
+                yield from taken(ends=True)
+            elif begins is None and kind == "lines":
+                yield from (Piece(text, True) for text in (line.rstrip("\n"),) if text.strip())
+                continue
+            elif begins is None and kind == "paragraphs" and not line.strip():
+                yield from taken(ends=True)
+                continue
+            elif size > _PIECE and not line[:1].isspace():
+                yield from taken(ends=False)
+            waiting.append(line)
+            size += len(line)
+        yield from taken(ends=True)
