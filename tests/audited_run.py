@@ -17,10 +17,10 @@ import yaml
 from kdnas.controller.preparation import prepare_study
 from kdnas.core.fidelity import Fidelity
 from kdnas.executors import Executor, Finished
-from kdnas.record.records import RunRecord
+from kdnas.record.records import Result, RunRecord
 from kdnas.record.storage import distributions, load_run
 from kdnas.study.loading import load_study
-from kdnas.workshop.jobs import Job, Result, search_job
+from kdnas.workshop.jobs import Job, search_job
 
 BRIEF, FULL = Fidelity(3), Fidelity(30)
 CHOICES = {"depth1": [1, 2, 3, 4], "depth2": [1, 2, 3, 4], "width": [8, 16, 24]}

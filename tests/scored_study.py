@@ -9,7 +9,8 @@ import yaml
 
 from kdnas.executors import Executor, Finished
 from kdnas.executors._worker import answer
-from kdnas.workshop.jobs import Job, Result
+from kdnas.record.records import Result
+from kdnas.workshop.jobs import Job
 
 SCORE = """\
 def score(choices, epochs, data_fraction, seed):

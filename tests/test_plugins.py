@@ -32,7 +32,7 @@ from kdnas.costs import CheapCost, MeasuredCost
 from kdnas.executors.local import Local
 from kdnas.record.lock import DataDescription, Findings
 from kdnas.workshop.evaluators import Evaluator
-from kdnas.workshop.jobs import Result
+from kdnas.record.records import Result
 from parts.helpers import HALF
 
 (Path(__file__).parent / "ran").touch()

@@ -33,12 +33,12 @@ from kdnas.controller.workers import start_executor, work_off
 from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError, Problem
 from kdnas.executors import Finished
-from kdnas.record.records import AuditTraining, RunRecord, TrialRecord
+from kdnas.record.records import AuditTraining, Result, RunRecord, TrialRecord
 from kdnas.record.storage import Record, refreshed
 from kdnas.study.config import StudyConfig
 from kdnas.study.loading import LoadedStudy
 from kdnas.training.recipe import Distillation
-from kdnas.workshop.jobs import RUNG_FOLDER, Job, Result, final_job, search_job
+from kdnas.workshop.jobs import RUNG_FOLDER, Job, final_job, search_job
 from kdnas.workshop.opening import Say, resolve_device
 
 _LOOKS = 10

@@ -27,9 +27,9 @@ from kdnas.errors import TrialError
 from kdnas.executors import Executor, Finished
 from kdnas.record.front import comparable, is_flat, is_near_worst, measured_values, picked_or_recommended
 from kdnas.record.products import lost_checkpoints
-from kdnas.record.records import Control, Repeat, RunRecord, TrialRecord
+from kdnas.record.records import Control, Repeat, Result, RunRecord, TrialRecord
 from kdnas.study.config import StudyConfig
-from kdnas.workshop.jobs import Job, Result, control_job, final_job
+from kdnas.workshop.jobs import Job, control_job, final_job
 
 Pending = tuple[TrialRecord, int]
 """A finalist, and the seed of a retraining that it still needs."""

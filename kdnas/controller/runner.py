@@ -31,11 +31,11 @@ from kdnas.core.seeds import derive_seed
 from kdnas.core.words import counted
 from kdnas.errors import ConfigError, RunFolderError
 from kdnas.executors import Executor, Finished
-from kdnas.record.records import RunRecord, TrialRecord
+from kdnas.record.records import Result, RunRecord, TrialRecord
 from kdnas.record.storage import distributions
 from kdnas.samplers import SAMPLERS, SamplerContext
 from kdnas.study.feasibility import relative_excess
-from kdnas.workshop.jobs import RUNG_FOLDER, Job, Result, search_job
+from kdnas.workshop.jobs import RUNG_FOLDER, Job, search_job
 
 _CANDIDATES_KEPT = 50_000
 
@@ -135,7 +135,7 @@ class Search:
     def _recover(self) -> None:
         """Close what a dead controller left running, and learn what is scored."""
         for number in self._record.unfinished():
-            self._record.close_without_score(number, "interrupted", "the controller stopped while it ran")
+            self._record.close_without_result(number, "interrupted", "the controller stopped while it ran")
         self._run = self._opened.snapshot()
         self._seconds_before = float(self._record.notes().get("search_seconds", 0.0))
         lost: dict[tuple[str, int], int] = {}
@@ -294,7 +294,7 @@ class Search:
             if student_key(arch, tuned) in self._seen:  # Optuna asks no sampler where every choice has one value
                 exhausted = exhausted or "every student of the space has been scored"
             if exhausted:
-                self._record.close_without_score(number, "interrupted", "no further student could be proposed")
+                self._record.close_without_result(number, "interrupted", "no further student could be proposed")
                 self._record.set_note("exhausted", exhausted)
                 return None
         job = search_job(self._config, arch, tuned, start.rung)
@@ -358,7 +358,7 @@ class Search:
         job, proposal = self._running.pop(number), self._proposed_in.pop(number)
         with self._record.at_once():
             if finished.result is None:
-                self._record.close_without_score(number, "failed", finished.failure or "no reason was given")
+                self._record.close_without_result(number, "failed", finished.failure or "no reason was given")
             else:
                 result = self._with_measurements(job, number, finished.result)
                 result = dataclasses.replace(result, profile={"proposal": proposal, **result.profile})
@@ -366,10 +366,7 @@ class Search:
                 self._record.set_constraints(
                     number, {str(b): b.violation(values[b.name]) for b in self._bounds(job) if b.name in values}
                 )
-                if result.infeasible:
-                    self._record.close_without_score(number, "infeasible", result.infeasible, result.as_dict())
-                else:
-                    self._record.complete(number, result.as_dict(), self._opened.run.objectives)
+                self._record.complete(number, result, self._opened.run.objectives)
             self._note_seconds()
         self._new_trials += 1
         self._run = self._opened.snapshot()
@@ -414,6 +411,6 @@ class Search:
 
     def _drop(self, reason: str) -> None:
         for number in self._running:
-            self._record.close_without_score(number, "interrupted", reason)
+            self._record.close_without_result(number, "interrupted", reason)
         self._running.clear()
         self._note_seconds()

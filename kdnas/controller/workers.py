@@ -17,8 +17,9 @@ from kdnas.controller.events import Advanced, Note, Observer
 from kdnas.controller.preparation import Opened
 from kdnas.errors import TrialError
 from kdnas.executors import EXECUTORS, Evaluate, Executor, Finished
+from kdnas.record.records import Result
 from kdnas.workshop.evaluators import Evaluator, Progress, Say
-from kdnas.workshop.jobs import Job, Result
+from kdnas.workshop.jobs import Job
 
 _POLL_S = 0.5
 

@@ -5,22 +5,66 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import Constraint, Quantity
 from kdnas.core.pick import Standard
+from kdnas.core.words import printable
 from kdnas.errors import ConfigError, Problem
 from kdnas.record.lock import Lock, SupernetRecord, TeacherReport
 from kdnas.study.config import DataConfig, Member, StudyConfig
 
 TrialState = Literal["complete", "failed", "infeasible", "interrupted", "running"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a job. A job that failed has none: whoever runs it raises TrialError with the reason."""
+
+    values: Mapping[str, float]
+    """Every quantity known of the student, by name; no score where it is `infeasible`."""
+    measurements: Mapping[str, Measurement] = field(default_factory=dict)
+    """The measured quantities with their spread."""
+    train_seconds: float = 0.0
+    teacher_seconds: float = 0.0
+    """Share of train_seconds spent on the teacher."""
+    profile: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by phase; those that are known."""
+    infeasible: str = ""
+    """Why a measured constraint ruled the student out before it was trained; empty where none did."""
+    test: float | None = None
+    """The score on the test split, where the job asked for it and there is one."""
+    checkpoint: str = ""
+    """Where the weights are, relative to the run folder; empty where the job asked for none."""
+    sha256: str = ""
+    """Of the file of the weights."""
+    curve: tuple[tuple[int, float], ...] = ()
+    """(epoch, validation score) at the epochs that the job asked to look at, the last included."""
+    notes: tuple[str, ...] = ()
+    """What slowed the training, in words."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plain form, for JSON: what is empty is left out."""
+        plain = {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, "", (), {})}
+        always = ("measurements", "train_seconds", "teacher_seconds")
+        return {**{name: getattr(self, name) for name in always}, **plain, "values": dict(self.values)}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Result:
+        """Return the result that a plain form holds; what is left out is empty."""
+        known = {known.name: plain[known.name] for known in dataclasses.fields(cls) if known.name in plain}
+        measurements = {name: Measurement(**taken) for name, taken in plain.get("measurements", {}).items()}
+        notes = tuple(map(printable, plain.get("notes", ())))
+        curve = tuple((epoch, score) for epoch, score in plain.get("curve", ()))
+        return cls(**{"values": {}, **known, "measurements": measurements, "notes": notes, "curve": curve})
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import optuna
 from optuna.distributions import (
@@ -50,9 +50,9 @@ from kdnas.record.records import (
     FailedRepeat,
     OtherTrial,
     Repeat,
+    Result,
     RunRecord,
     TrialRecord,
-    TrialState,
 )
 from kdnas.record.run_folder import LOCK_FILE
 from kdnas.record.trials import (
@@ -216,24 +216,25 @@ class Record:
         trial.set_user_attr("fidelity", fidelity.as_dict())
 
     @_on_disk
-    def complete(self, number: int, result: Mapping[str, Any], objectives: Sequence[Quantity]) -> None:
-        """Close a running trial with its plain result."""
-        self._asked[number].set_user_attr("result", dict(result))
-        values = [float(result["values"][objective.name]) for objective in objectives]
-        self._close(number, OptunaState.COMPLETE, values)
+    def complete(self, number: int, result: Result, objectives: Sequence[Quantity]) -> None:
+        """Close a running trial with its result: as infeasible where that says so."""
+        if result.infeasible:
+            self._asked[number].set_user_attr("reason", printable(result.infeasible))
+        self._asked[number].set_user_attr("result", result.as_dict())
+        if result.infeasible:
+            self._close(number, OptunaState.PRUNED)
+        else:
+            values = [float(result.values[objective.name]) for objective in objectives]
+            self._close(number, OptunaState.COMPLETE, values)
 
     @_on_disk
-    def close_without_score(
-        self, number: int, state: TrialState, reason: str, result: Mapping[str, Any] | None = None
-    ) -> None:
-        """Close a trial as failed, infeasible or interrupted, with the reason and what was measured until then."""
+    def close_without_result(self, number: int, state: Literal["failed", "interrupted"], reason: str) -> None:
+        """Close a trial as failed or interrupted, with the reason."""
         trial_id = self._trial_id(number)
         self._storage.set_trial_user_attr(trial_id, "reason", printable(reason))
-        if result is not None:
-            self._storage.set_trial_user_attr(trial_id, "result", dict(result))
         if state == "interrupted":
             self._storage.set_trial_user_attr(trial_id, "interrupted", True)
-        self._close(number, OptunaState.PRUNED if state == "infeasible" else OptunaState.FAIL)
+        self._close(number, OptunaState.FAIL)
 
     def _close(self, number: int, state: OptunaState, values: Sequence[float] | None = None) -> None:
         self.study.tell(number, values, state=state)

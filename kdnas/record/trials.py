@@ -14,7 +14,7 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
 from kdnas.core.words import printable
 from kdnas.record.lock import scored
-from kdnas.record.records import AuditTraining, Control, Repeat, TrialRecord, TrialState
+from kdnas.record.records import AuditTraining, Control, Repeat, Result, TrialRecord, TrialState
 
 FIXED_PARAMS = "fixed_params"
 _STATES: dict[OptunaState, TrialState] = {
@@ -29,7 +29,7 @@ _STATES: dict[OptunaState, TrialState] = {
 def trial_record(trial: FrozenTrial) -> TrialRecord:
     """Return what a trial says of itself. Raises KeyError where it was never described."""
     attributes = trial.user_attrs
-    result = attributes.get("result", {})
+    result = Result.from_dict(attributes.get("result", {}))
     return TrialRecord(
         number=trial.number,
         arch=Arch.from_json(attributes["arch"]),
@@ -37,13 +37,13 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
         fidelity=Fidelity.from_dict(attributes["fidelity"]),
         tuned=attributes.get("tuned", {}),
         proposed=trial.params,
-        values=result.get("values", {}),
-        measurements=measurements_of(result.get("measurements", {})),
+        values=result.values,
+        measurements=result.measurements,
         reason=printable(attributes.get("reason", "")),
-        train_seconds=result.get("train_seconds", 0.0),
-        teacher_seconds=result.get("teacher_seconds", 0.0),
-        profile=result.get("profile", {}),
-        notes=tuple(map(printable, result.get("notes", ()))),
+        train_seconds=result.train_seconds,
+        teacher_seconds=result.teacher_seconds,
+        profile=result.profile,
+        notes=result.notes,
         enqueued=FIXED_PARAMS in trial.system_attrs,
         started=trial.datetime_start,
         ended=trial.datetime_complete,

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from kdnas.core.objective import SCORES
+from kdnas.record.records import Result
 from kdnas.study.config import StudyConfig
 from kdnas.testing._member import MemberConformance
 from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext
-from kdnas.workshop.jobs import Result, search_job
+from kdnas.workshop.jobs import search_job
 
 
 class EvaluatorConformance(MemberConformance):

@@ -1,15 +1,14 @@
-"""One student to score, and what came of it: records that any executor can carry to a worker and back."""
+"""One student to score: a record that any executor can carry to a worker. What comes of it is a `Result`."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity, Start
-from kdnas.core.measurement import Measurement
 from kdnas.core.seeds import derive_seed
 from kdnas.study.config import StudyConfig
 from kdnas.study.tuning import final_recipe, tuned_recipe
@@ -64,39 +63,6 @@ class Job:
         """How much training the score will have seen."""
         trained = self.recipe.training.fidelity if self.trains else Fidelity(0)
         return dataclasses.replace(trained, start=self.start)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of a job. A job that failed has none: whoever runs it raises TrialError with the reason."""
-
-    values: Mapping[str, float]
-    """Every quantity known of the student, by name; no score where it is `infeasible`."""
-    measurements: Mapping[str, Measurement] = field(default_factory=dict)
-    """The measured quantities with their spread."""
-    train_seconds: float = 0.0
-    teacher_seconds: float = 0.0
-    """Share of train_seconds spent on the teacher."""
-    profile: Mapping[str, float] = field(default_factory=dict)
-    """Seconds by phase; those that are known."""
-    infeasible: str = ""
-    """Why a measured constraint ruled the student out before it was trained; empty where none did."""
-    test: float | None = None
-    """The score on the test split, where the job asked for it and there is one."""
-    checkpoint: str = ""
-    """Where the weights are, relative to the run folder; empty where the job asked for none."""
-    sha256: str = ""
-    """Of the file of the weights."""
-    curve: tuple[tuple[int, float], ...] = ()
-    """(epoch, validation score) at the epochs that the job asked to look at, the last included."""
-    notes: tuple[str, ...] = ()
-    """What slowed the training, in words."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the plain form, for JSON: what is empty is left out."""
-        plain = {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, "", (), {})}
-        always = ("measurements", "train_seconds", "teacher_seconds")
-        return {**{name: getattr(self, name) for name in always}, **plain, "values": dict(self.values)}
 
 
 def search_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, float], rung: int = -1) -> Job:

@@ -18,7 +18,7 @@ from synthetic_run import synthetic_run
 from kdnas.cli.main import main
 from kdnas.record.front import front, recommended
 from kdnas.record.lock import write_lock
-from kdnas.record.records import RunRecord
+from kdnas.record.records import Result, RunRecord
 from kdnas.record.storage import Record, load_run, storage_url
 
 
@@ -36,9 +36,8 @@ def write_run(folder: Path) -> RunRecord:
             continue
         asked, _ = record.ask(RandomSampler(seed=0), {})
         record.describe(asked, trial.arch, trial.tuned, trial.fidelity)
-        measurements = {name: taken.as_dict() for name, taken in trial.measurements.items()}
         seconds = {"train_seconds": trial.train_seconds, "teacher_seconds": trial.teacher_seconds}
-        record.complete(asked, {"values": dict(trial.values), "measurements": measurements, **seconds}, run.objectives)
+        record.complete(asked, Result(trial.values, trial.measurements, **seconds), run.objectives)
         for repeat in trial.repeats:
             record.add_repeat(asked, repeat)
     return load_run(folder)

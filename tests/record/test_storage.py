@@ -15,7 +15,7 @@ from kdnas.core.measurement import Measurement
 from kdnas.core.objective import ACCURACY, Quantity
 from kdnas.core.space import Choice, SearchSpace
 from kdnas.errors import RunFolderError
-from kdnas.record.records import Repeat
+from kdnas.record.records import Repeat, Result
 from kdnas.record.storage import Record, distributions, load_run, refreshed, storage_url
 from kdnas.study.config import TuneRange
 
@@ -36,14 +36,10 @@ def ask(record):
     return trial, arch
 
 
-def result(**values):
+def result(infeasible="", **values):
     latency = Measurement(1.5, 0.1, 30, "cpu, 1 thread")
-    return {
-        "values": {"macs": 10.0, "params": 5.0, "latency_ms": 1.5, **values},
-        "measurements": {"latency_ms": latency.as_dict()},
-        "train_seconds": 2.5,
-        "teacher_seconds": 0.5,
-    }
+    known = {"macs": 10.0, "params": 5.0, "latency_ms": 1.5, **values}
+    return Result(known, {"latency_ms": latency}, train_seconds=2.5, teacher_seconds=0.5, infeasible=infeasible)
 
 
 @pytest.fixture
@@ -61,12 +57,12 @@ def test_every_end_of_a_trial_is_read_back(tmp_path, record):
     done, arch = ask(record)
     record.complete(done, result(accuracy=0.9), OBJECTIVES)
     failed, _ = ask(record)
-    record.close_without_score(failed, "failed", "loss became nan")
+    record.close_without_result(failed, "failed", "loss became nan")
     refused, _ = ask(record)
     record.set_constraints(refused, {"latency_ms<=1": 0.5})
-    record.close_without_score(refused, "infeasible", "latency_ms 1.5 breaks latency_ms<=1", result())
+    record.complete(refused, result("latency_ms 1.5 breaks latency_ms<=1"), OBJECTIVES)
     dropped, _ = ask(record)
-    record.close_without_score(dropped, "interrupted", "Ctrl-C")
+    record.close_without_result(dropped, "interrupted", "Ctrl-C")
     ask(record)
     for reader in (record, Record.open(tmp_path, "study", OBJECTIVES)):
         trials = reader.trials()
@@ -166,7 +162,7 @@ def test_repeats_and_final_measurements_join_their_trial(record):
 
 def test_a_withdrawn_proposal_is_no_trial(record):
     trial, _ = record.ask(optuna.samplers.RandomSampler(seed=0), DOMAIN)
-    record.close_without_score(trial, "interrupted", "no further student")
+    record.close_without_result(trial, "interrupted", "no further student")
     assert record.trials() == ()
     assert record.unfinished() == []
 
@@ -239,7 +235,7 @@ def test_a_trial_whose_description_was_cut_short_is_closed_and_no_student(record
     )  # killed here, before its fidelity
     assert record.trials() == ()
     assert record.unfinished() == [0]
-    record.close_without_score(0, "interrupted", "the controller stopped while it ran")
+    record.close_without_result(0, "interrupted", "the controller stopped while it ran")
     assert record.trials() == ()
     assert record.unfinished() == []
 

@@ -30,11 +30,12 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError, RunFolderError
 from kdnas.executors import Executor, Finished
 from kdnas.record.front import front, hypervolume_over_time, pick
+from kdnas.record.records import Result
 from kdnas.record.run_folder import controller_lock
 from kdnas.record.storage import load_run, storage_url
 from kdnas.report.tables import trials_table
 from kdnas.study.loading import load_study
-from kdnas.workshop.jobs import RUNG_FOLDER, Job, Result, search_job
+from kdnas.workshop.jobs import RUNG_FOLDER, Job, search_job
 
 RUNGS = [{"epochs": 2}, {"epochs": 6}, {"epochs": 18}]
 TWO_RUNGS = [{"epochs": 2}, {"epochs": 18}]

@@ -18,11 +18,11 @@ from kdnas.core.objective import Quantity
 from kdnas.core.space import SearchSpace
 from kdnas.errors import ConfigError, Problem, TrialError
 from kdnas.record.lock import Findings, SupernetRecord
-from kdnas.record.records import TrialRecord
+from kdnas.record.records import Result, TrialRecord
 from kdnas.registry import Registry
 from kdnas.study.config import StudyConfig
 from kdnas.training.packing import Packing
-from kdnas.workshop.jobs import Job, Result
+from kdnas.workshop.jobs import Job
 from kdnas.workshop.opening import MadeOn
 
 T = TypeVar("T")

@@ -33,7 +33,7 @@ from kdnas.nn.tracing import fvcore_macs, traced_macs
 from kdnas.nn.weights import save_weights
 from kdnas.record.lock import Findings, SupernetRecord
 from kdnas.record.products import file_sha256
-from kdnas.record.records import TrialRecord
+from kdnas.record.records import Result, TrialRecord
 from kdnas.study.spaces import arch_of
 from kdnas.study.updates import updates_in_words
 from kdnas.training.checkpoint import epochs_done
@@ -43,7 +43,7 @@ from kdnas.training.packing import Packing, choose_size, measured_rate
 from kdnas.training.teacher_cache import TeacherCache, truncation_error
 from kdnas.training.teacher_outputs import why_live
 from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, attempted, names
-from kdnas.workshop.jobs import Job, Result
+from kdnas.workshop.jobs import Job
 from kdnas.workshop.latency_table import TablePrices, learn_tables
 from kdnas.workshop.loss_check import check_losses
 from kdnas.workshop.opening import Sources, Workshop

@@ -17,9 +17,10 @@ from kdnas.core.objective import Kind, Quantity
 from kdnas.costs import COSTS
 from kdnas.errors import ConfigError, Problem, TrialError
 from kdnas.record.lock import DataDescription, Findings
+from kdnas.record.records import Result
 from kdnas.user_code import UserCodeFailed, UserFunction, load_user_function
 from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, names
-from kdnas.workshop.jobs import Job, Result
+from kdnas.workshop.jobs import Job
 from kdnas.workshop.opening import refuse_unmeasurable
 
 

@@ -20,8 +20,9 @@ from kdnas.core.objective import Quantity, unsound
 from kdnas.costs import COSTS
 from kdnas.errors import ConfigError, DataError, Problem, TrialError
 from kdnas.record.lock import DataDescription, Findings
+from kdnas.record.records import Result
 from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, names
-from kdnas.workshop.jobs import Job, Result
+from kdnas.workshop.jobs import Job
 
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
