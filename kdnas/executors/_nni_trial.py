@@ -19,8 +19,7 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
-from kdnas.errors import InputError, RunError
-from kdnas.executors._worker import answer, limit_threads, visible_device
+from kdnas.executors._worker import answer, limit_threads, opened, visible_device
 
 _FORM_S = 30.0
 
@@ -41,14 +40,10 @@ def main(path: str) -> int:
     _set_up(settings)
     make_evaluate, job = controller.recv()
     told = _leave_with(controller)
-    try:
-        evaluate = make_evaluate()
-    except (InputError, RunError) as error:
+    evaluate = opened(controller, make_evaluate, settings["threads"])
+    if evaluate is None:
         told.set()
-        controller.send(("broken", error))
         return 1
-    limit_threads(settings["threads"])  # of what it has imported
-    controller.send(("ready", None))
     kind, content = answer(evaluate, job)
     if kind == "result":
         _report(channel, trial, number, content.values)

@@ -1,4 +1,4 @@
-"""What a worker process does whoever started it: take threads and one of the devices, answer one job.
+"""What a worker process does whoever started it: take threads and one of the devices, open, answer a job.
 
 It imports torch only where a job or its evaluator does: that takes seconds.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 from kdnas.core.words import printable
-from kdnas.errors import InputError, RunFolderError, TrialError
+from kdnas.errors import InputError, RunError, RunFolderError, TrialError
 from kdnas.executors import Evaluate
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -32,6 +34,28 @@ def answer(evaluate: Evaluate[Any, Any], job: Any) -> Answer:
         return "failure", "out of memory"
     except BaseException as error:  # `exit()` in a user's function too
         return "crash", printable(_told(error))
+
+
+def opened(
+    controller: Connection, make_evaluate: Callable[[], Evaluate[Any, Any]], threads: int
+) -> Evaluate[Any, Any] | None:
+    """Return what answers jobs, and tell the controller that it is ready; None once it was told why nothing can be.
+
+    It computes with so many threads, and what it says, or how far it is, goes to the controller.
+    """
+    limit_threads(threads)
+    try:
+        evaluate = make_evaluate()
+    except (InputError, RunError) as error:
+        controller.send(("broken", error))
+        return None
+    limit_threads(threads)  # of what it has imported
+    if hasattr(evaluate, "say"):
+        evaluate.say = lambda line: controller.send(("note", line))
+    if hasattr(evaluate, "progress"):
+        evaluate.progress = lambda share: controller.send(("progress", share))
+    controller.send(("ready", None))
+    return evaluate
 
 
 def _told(error: BaseException) -> str:

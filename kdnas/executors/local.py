@@ -16,35 +16,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Annotated, Any, Generic
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from kdnas.errors import InputError, RunError
-from kdnas.executors import EXECUTORS, Evaluate, Executor, Finished, R, T
-from kdnas.executors._worker import answer, limit_threads, uses_cuda, visible_device
+from kdnas.executors import EXECUTORS, Evaluate, Finished, R, T
+from kdnas.executors._listening import ListeningExecutor, Worker
+from kdnas.executors._worker import answer, opened, uses_cuda, visible_device
 from kdnas.outlets import open_outlets
 
-_START_FAILURES_ALLOWED = 3
 _STOPS = (signal.SIGTERM, signal.SIGHUP)
 _STOP_REACHES_ALL_S = 1.0
 
 
-@dataclass
-class _Worker(Generic[T]):
+@dataclass(kw_only=True)
+class _Worker(Worker[T]):
+    index: int
     process: BaseProcess
-    pipe: Connection
-    ready: bool = False
-    """Whether it has opened its data; until then what it dies of is no job's fault."""
-    key: str | None = None
-    job: T | None = None
-    time_limit_s: float = 0.0
-    deadline: float | None = None
-    """On the monotonic clock; None while no job runs."""
 
 
 @EXECUTORS.register
-class Local(Executor[T, R]):
+class Local(ListeningExecutor[T, R]):
     """Spawned processes on this machine, one job at a time each.
 
     Each worker has `threads` torch threads and, where there are CUDA devices, one of them in turn. A job that outlives
@@ -65,9 +57,6 @@ class Local(Executor[T, R]):
         self._time_limit_s = time_limit_s
         self._devices = devices
         self._context = multiprocessing.get_context("spawn")
-        self._start_failures = 0
-        self._notes: list[str] = []
-        self._progress: dict[str, float] = {}
         self._workers = [self._start(index) for index in range(workers)]
         self._closed = False
 
@@ -89,44 +78,18 @@ class Local(Executor[T, R]):
         # A ready worker first: a fresh one still imports and opens the data.
         index = min(idle, key=lambda index: not self._workers[index].ready)
         worker = self._workers[index]
-        if worker.ready and worker.pipe.poll():  # an idle worker says nothing: this one has died
-            self._replace(index, "it died while it had no job")
+        if worker.ready and worker.connection is not None and worker.connection.poll():  # an idle one says nothing
+            self._replace(worker, "it died while it had no job")
             worker = self._workers[index]
         worker.key, worker.job = key, job
         worker.time_limit_s = self._time_limit_s if time_limit_s is None else time_limit_s
         self._send(worker)
 
     def _send(self, worker: _Worker[T]) -> None:
-        worker.deadline = time.monotonic() + worker.time_limit_s if worker.ready else None
+        worker.begin()
+        assert worker.connection is not None
         with contextlib.suppress(OSError):  # the worker just died: `wait` sees it
-            worker.pipe.send(worker.job)
-
-    def wait(self, timeout_s: float) -> list[Finished[R]]:
-        """Return the jobs that ended within `timeout_s`, at least one if any does."""
-        end = time.monotonic() + timeout_s
-        finished: list[Finished[R]] = []
-        while not finished:
-            deadlines = [worker.deadline for worker in self._workers if worker.deadline is not None]
-            pause = max(min([end, *deadlines]) - time.monotonic(), 0.0)
-            signalled = multiprocessing.connection.wait([worker.pipe for worker in self._workers], pause)
-            for index, worker in enumerate(self._workers):
-                if worker.pipe in signalled:
-                    finished += self._receive(index)
-                elif worker.deadline is not None and time.monotonic() >= worker.deadline:
-                    finished += self._replace(index, f"stopped at the time limit of {worker.time_limit_s:g} s")
-            if time.monotonic() >= end:
-                break
-        return finished
-
-    def take_notes(self) -> list[str]:
-        """Return the passing lines that workers said since the last call."""
-        notes, self._notes = self._notes, []
-        return notes
-
-    def take_progress(self) -> dict[str, float]:
-        """Return how far running jobs have come since the last call, by key."""
-        progress, self._progress = self._progress, {}
-        return progress
+            worker.connection.send(worker.job)
 
     def close(self) -> None:
         """Kill every worker."""
@@ -136,8 +99,24 @@ class Local(Executor[T, R]):
         for worker in self._workers:
             _kill(worker.process)
         for worker in self._workers:
-            worker.process.join()
-            worker.pipe.close()
+            _bury(worker)
+
+    def _crew(self) -> list[_Worker[T]]:
+        return list(self._workers)
+
+    def _finish(self, worker: Worker[T]) -> None:
+        worker.key, worker.job, worker.deadline = None, None, None
+
+    def _hung_up(self, worker: Worker[T]) -> list[Finished[R]]:
+        assert isinstance(worker, _Worker)
+        worker.process.join(5)
+        if worker.process.exitcode in [-number for number in _STOPS]:
+            time.sleep(_STOP_REACHES_ALL_S)  # a cluster stops every process of a job, this one too: no trial failed
+        return self._replace(worker, _death(worker.process.exitcode))
+
+    def _overdue(self, worker: Worker[T], reason: str) -> list[Finished[R]]:
+        assert isinstance(worker, _Worker)
+        return self._replace(worker, reason)
 
     def _start(self, index: int) -> _Worker[T]:
         here, there = self._context.Pipe()
@@ -148,51 +127,18 @@ class Local(Executor[T, R]):
         with _interrupts_held(), _main_hidden():
             process.start()
         there.close()
-        return _Worker(process, here)
+        return _Worker(index=index, process=process, connection=here)
 
-    def _receive(self, index: int) -> list[Finished[R]]:
-        worker = self._workers[index]
-        try:
-            kind, content = worker.pipe.recv()
-        except (EOFError, OSError):
-            worker.process.join(5)
-            if worker.process.exitcode in [-number for number in _STOPS]:
-                time.sleep(_STOP_REACHES_ALL_S)  # a cluster stops every process of a job, this one too: no trial failed
-            return self._replace(index, _death(worker.process.exitcode))
-        if kind == "ready":
-            worker.ready, self._start_failures = True, 0
-            if worker.key is not None:
-                worker.deadline = time.monotonic() + worker.time_limit_s
-            return []
-        if kind == "note":
-            self._notes.append(content)
-            return []
-        if kind == "progress":
-            if worker.key is not None:
-                self._progress[worker.key] = content
-            return []
-        if kind == "broken":
-            self.close()
-            raise content
-        key, worker.key, worker.job, worker.deadline = worker.key, None, None, None
-        assert key is not None
-        return [Finished(key, result=content) if kind == "result" else Finished(key, failure=content)]
-
-    def _replace(self, index: int, reason: str) -> list[Finished[R]]:
+    def _replace(self, worker: _Worker[T], reason: str) -> list[Finished[R]]:
         """Put a new worker in the place of a dead one, and return the job it died of.
 
         A job that waited for a worker which could not even start is not to blame: the new worker gets it.
         """
-        worker = self._workers[index]
         _kill(worker.process)
-        worker.process.join()
-        worker.pipe.close()
+        _bury(worker)
         if not worker.ready:
-            self._start_failures += 1
-            if self._start_failures >= _START_FAILURES_ALLOWED:
-                self.close()
-                raise RunError(f"{self._start_failures} workers in a row could not start; the last: {reason}")
-        replacement = self._workers[index] = self._start(index)
+            self._count_failed_start(reason)
+        replacement = self._workers[worker.index] = self._start(worker.index)
         if worker.key is None:
             return []
         if worker.ready:
@@ -237,6 +183,13 @@ def _kill(process: BaseProcess) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def _bury(worker: _Worker[Any]) -> None:
+    """Take leave of a worker that was killed."""
+    worker.process.join()
+    if worker.connection is not None:
+        worker.connection.close()
+
+
 def _death(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         name = signal.Signals(-exit_code).name
@@ -256,18 +209,9 @@ def _serve(pipe: Connection, make_evaluate: Callable[[], Evaluate[Any, Any]], th
     open_outlets()
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_device(device, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    limit_threads(threads)
-    try:
-        evaluate = make_evaluate()
-    except (InputError, RunError) as error:
-        pipe.send(("broken", error))
+    evaluate = opened(pipe, make_evaluate, threads)
+    if evaluate is None:
         return
-    limit_threads(threads)  # of what it has imported
-    if hasattr(evaluate, "say"):
-        evaluate.say = lambda line: pipe.send(("note", line))
-    if hasattr(evaluate, "progress"):
-        evaluate.progress = lambda share: pipe.send(("progress", share))
-    pipe.send(("ready", None))
     while True:
         try:
             job = pipe.recv()

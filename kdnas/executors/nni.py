@@ -5,50 +5,42 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import multiprocessing.connection
 import os
 import shlex
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated, Any, Generic
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from kdnas.errors import RunError
-from kdnas.executors import EXECUTORS, Evaluate, Executor, Finished, R, T
+from kdnas.executors import EXECUTORS, Evaluate, Finished, R, T
+from kdnas.executors._listening import ListeningExecutor, Worker
 from kdnas.executors._nni_experiment import Ended, Experiment, Scratch
 
-_START_FAILURES_ALLOWED = 3
-_LOOK_S = 0.2
-"""How often NNI is asked what has ended."""
 _EXPLANATION_S = 5.0
 """How long after a process has died NNI may take to say of what."""
 
 
-@dataclass
-class _Trial(Generic[T]):
-    key: str
-    job: T
-    time_limit_s: float
+@dataclass(kw_only=True)
+class _Trial(Worker[T]):
+    number: int
+    """That NNI knows it by."""
     place: int
     """Which of the workers' places it has: it decides the device."""
     pid: int = 0
-    connection: Connection | None = None
-    ready: bool = False
-    """Whether it has opened its data; until then what it dies of is no job's fault."""
-    deadline: float | None = None
     died: float | None = None
-    """When its connection ended. Both are on the monotonic clock."""
+    """When its connection ended, on the monotonic clock."""
 
 
 @EXECUTORS.register
-class Nni(Executor[T, R]):
+class Nni(ListeningExecutor[T, R]):
     """Trials of an NNI experiment on this machine, one process each, with NNI's web page on the loopback address.
 
     A trial opens its data anew, a few seconds each. Up to `workers` run at a time, each with `threads` torch threads
@@ -56,6 +48,9 @@ class Nni(Executor[T, R]):
     None is a temporary one that is removed at the end. Raises ConfigError (a port that is taken), RunError (NNI does
     not start).
     """
+
+    called = "trials"
+    look_s = 0.2
 
     def __init__(
         self,
@@ -74,10 +69,9 @@ class Nni(Executor[T, R]):
         self._devices = devices
         self._places = set(range(workers))
         self._trials: dict[int, _Trial[T]] = {}
-        """By the number that NNI knows them by."""
+        """By number."""
         self._numbers = itertools.count()
         self._greeting: list[Connection] = []
-        self._start_failures = 0
         self._closed = False
         self._server = socket.socket(socket.AF_UNIX)
         with contextlib.ExitStack() as undo:
@@ -122,33 +116,12 @@ class Nni(Executor[T, R]):
         if not self._places:
             raise RuntimeError("no worker is free")
         limit_s = self._time_limit_s if time_limit_s is None else time_limit_s
-        self._propose(_Trial(key, job, limit_s, self._places.pop()))
+        self._propose(key, job, limit_s, self._places.pop())
 
-    def _propose(self, trial: _Trial[T]) -> None:
+    def _propose(self, key: str, job: T, time_limit_s: float, place: int) -> None:
         number = next(self._numbers)
-        self._trials[number] = trial
-        self._experiment.propose(number, {"trial": trial.key, **_shown(trial.job.as_dict())})
-
-    def wait(self, timeout_s: float) -> list[Finished[R]]:
-        """Return the jobs that ended within `timeout_s`, at least one if any does. Raises RunError when NNI is gone."""
-        end = time.monotonic() + timeout_s
-        finished: list[Finished[R]] = []
-        while not finished:
-            pause = max(min(end - time.monotonic(), _LOOK_S), 0.0)
-            talking = {trial.connection: number for number, trial in self._trials.items() if trial.connection}
-            for ready in multiprocessing.connection.wait([self._server, *self._greeting, *talking], pause):
-                if ready is self._server:
-                    self._greeting.append(Connection(self._server.accept()[0].detach()))
-                elif ready in talking:
-                    finished += self._receive(talking[ready])
-                elif isinstance(ready, Connection):
-                    self._greet(ready)
-            finished += self._overdue()
-            for ended in self._ended():
-                finished += self._explain(ended)
-            if time.monotonic() >= end:
-                break
-        return finished
+        self._trials[number] = _Trial(key=key, job=job, time_limit_s=time_limit_s, number=number, place=place)
+        self._experiment.propose(number, {"trial": key, **_shown(job.as_dict())})
 
     def close(self) -> None:
         """Kill every trial and NNI's manager."""
@@ -161,6 +134,20 @@ class Nni(Executor[T, R]):
                 connection.close()
         self._server.close()
         self._scratch.remove()
+
+    def _crew(self) -> list[_Trial[T]]:
+        return list(self._trials.values())
+
+    def _doors(self) -> list[Any]:
+        return [self._server, *self._greeting]
+
+    def _look(self, ready: Sequence[Any]) -> list[Finished[R]]:
+        """Let processes in that call, and return the jobs that NNI has seen the end of."""
+        for caller in [connection for connection in self._greeting if connection in ready]:
+            self._greet(caller)
+        if self._server in ready:
+            self._greeting.append(Connection(self._server.accept()[0].detach()))
+        return [finished for ended in self._ended() for finished in self._explain(ended)]
 
     def _greet(self, connection: Connection) -> None:
         """Hand its job to a process that says which trial it is; to one that nobody knows, nothing."""
@@ -179,35 +166,24 @@ class Nni(Executor[T, R]):
             return
         trial.connection, trial.pid = connection, pid
 
-    def _receive(self, number: int) -> list[Finished[R]]:
-        trial = self._trials[number]
-        assert trial.connection is not None
-        try:
-            kind, content = trial.connection.recv()
-        except (EOFError, OSError):
-            trial.connection.close()
-            trial.connection, trial.deadline, trial.died = None, None, time.monotonic()
-            return []
-        if kind == "ready":
-            trial.ready, self._start_failures = True, 0
-            trial.deadline = time.monotonic() + trial.time_limit_s
-            return []
-        if kind == "broken":
-            self.close()
-            raise content
-        self._forget(number)
-        return [Finished(trial.key, result=content) if kind == "result" else Finished(trial.key, failure=content)]
+    def _finish(self, worker: Worker[T]) -> None:
+        assert isinstance(worker, _Trial)
+        self._forget(worker)
 
-    def _overdue(self) -> list[Finished[R]]:
-        finished: list[Finished[R]] = []
-        for number, trial in list(self._trials.items()):
-            if trial.deadline is not None and time.monotonic() >= trial.deadline:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(trial.pid, signal.SIGKILL)
-                self._forget(number)
-                reason = f"stopped at the time limit of {trial.time_limit_s:g} s"
-                finished.append(Finished(trial.key, failure=reason))
-        return finished
+    def _hung_up(self, worker: Worker[T]) -> list[Finished[R]]:
+        assert isinstance(worker, _Trial)
+        assert worker.connection is not None
+        worker.connection.close()
+        worker.connection, worker.deadline, worker.died = None, None, time.monotonic()
+        return []  # NNI tells of what it died
+
+    def _overdue(self, worker: Worker[T], reason: str) -> list[Finished[R]]:
+        assert isinstance(worker, _Trial)
+        assert worker.key is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGKILL)
+        self._forget(worker)
+        return [Finished(worker.key, failure=reason)]
 
     def _ended(self) -> list[Ended]:
         """Return the trials whose process is gone, from NNI or, where it says nothing, after a while from here."""
@@ -228,24 +204,23 @@ class Nni(Executor[T, R]):
         """Return the job that died with its process. One that had not even started is handed out again."""
         trial = self._trials.get(ended.number)
         while trial is not None and trial.connection is not None and trial.connection.poll():
-            if finished := self._receive(ended.number):  # it had told its outcome before it ended
+            if finished := self._hear(trial):  # it had told its outcome before it ended
                 return finished
         if trial is None:
             return []
+        assert trial.key is not None
+        assert trial.job is not None
         reason = _death(ended)
         if trial.ready:
-            self._forget(ended.number)
+            self._forget(trial)
             return [Finished(trial.key, failure=reason)]
-        self._start_failures += 1
-        if self._start_failures >= _START_FAILURES_ALLOWED:
-            self.close()
-            raise RunError(f"{self._start_failures} trials in a row could not start; the last: {reason}")
+        self._count_failed_start(reason)
         del self._trials[ended.number]
-        self._propose(_Trial(trial.key, trial.job, trial.time_limit_s, trial.place))
+        self._propose(trial.key, trial.job, trial.time_limit_s, trial.place)
         return []
 
-    def _forget(self, number: int) -> None:
-        trial = self._trials.pop(number)
+    def _forget(self, trial: _Trial[T]) -> None:
+        del self._trials[trial.number]
         self._places.add(trial.place)
         if trial.connection is not None:
             trial.connection.close()

@@ -1,0 +1,143 @@
+"""The one loop that waits for workers: whoever starts their processes, they talk over connections in the same words.
+
+A worker says `ready` once it has opened its data, then of each job its passing notes, how far it is, and its end
+(`kdnas.executors._worker`). What it dies of before it is ready is no job's fault.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing.connection
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, ClassVar, Generic
+
+from kdnas.errors import RunError
+from kdnas.executors import Evaluate, Executor, Finished, R, T
+
+_START_FAILURES_ALLOWED = 3
+
+
+@dataclass(kw_only=True)
+class Worker(Generic[T]):
+    """A process that works, or is about to, and the job that it has."""
+
+    connection: Connection | None = None
+    """None before it has called, and once it has hung up."""
+    ready: bool = False
+    key: str | None = None
+    job: T | None = None
+    time_limit_s: float = 0.0
+    deadline: float | None = None
+    """On the monotonic clock; None while nothing runs."""
+
+    def begin(self) -> None:
+        """Let the time of its job run, once it is ready for one."""
+        self.deadline = time.monotonic() + self.time_limit_s if self.ready and self.key is not None else None
+
+
+class ListeningExecutor(Executor[T, R]):
+    """An executor that listens to the connections of its workers."""
+
+    called: ClassVar[str] = "workers"
+    """What messages call its processes."""
+    look_s: ClassVar[float] = math.inf
+    """How often `_look` is called at least, in seconds."""
+
+    def __init__(self, make_evaluate: Callable[[], Evaluate[T, R]]):
+        super().__init__(make_evaluate)
+        self._start_failures = 0
+        self._notes: list[str] = []
+        self._progress: dict[str, float] = {}
+
+    @abstractmethod
+    def _crew(self) -> Sequence[Worker[T]]:
+        """Return the workers that there are."""
+
+    @abstractmethod
+    def _finish(self, worker: Worker[T]) -> None:
+        """Take its job, which has ended, from `worker`."""
+
+    @abstractmethod
+    def _hung_up(self, worker: Worker[T]) -> list[Finished[R]]:
+        """Return what came of the job of `worker`, whose connection ended; nothing where that is not known yet."""
+
+    @abstractmethod
+    def _overdue(self, worker: Worker[T], reason: str) -> list[Finished[R]]:
+        """Kill `worker`, whose job has run too long, and return that job."""
+
+    def _doors(self) -> Iterable[Any]:
+        """Return what else may be ready to be read, and is then handed to `_look`."""
+        return ()
+
+    def _look(self, ready: Sequence[Any]) -> list[Finished[R]]:
+        """Return the jobs whose end is seen elsewhere than on a connection."""
+        return []
+
+    def wait(self, timeout_s: float) -> list[Finished[R]]:
+        """Return the jobs that ended within `timeout_s`, at least one if any does.
+
+        Raises RunError where workers cannot start any more, and what broke the run in one of them.
+        """
+        end = time.monotonic() + timeout_s
+        finished: list[Finished[R]] = []
+        while not finished:
+            crew = self._crew()
+            wakes = [end, time.monotonic() + self.look_s, *(w.deadline for w in crew if w.deadline is not None)]
+            connections = [worker.connection for worker in crew if worker.connection is not None]
+            pause = max(min(wakes) - time.monotonic(), 0.0)
+            ready = multiprocessing.connection.wait([*self._doors(), *connections], pause)
+            for worker in crew:
+                if worker.connection in ready:
+                    finished += self._hear(worker)
+                elif worker.deadline is not None and time.monotonic() >= worker.deadline:
+                    finished += self._overdue(worker, f"stopped at the time limit of {worker.time_limit_s:g} s")
+            finished += self._look(ready)
+            if time.monotonic() >= end:
+                break
+        return finished
+
+    def take_notes(self) -> list[str]:
+        """Return the passing lines that workers said since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def take_progress(self) -> dict[str, float]:
+        """Return how far running jobs have come since the last call, by key."""
+        progress, self._progress = self._progress, {}
+        return progress
+
+    def _hear(self, worker: Worker[T]) -> list[Finished[R]]:
+        """Take in one word of `worker`, and return its job where that ended it."""
+        assert worker.connection is not None
+        try:
+            kind, content = worker.connection.recv()
+        except (EOFError, OSError):
+            return self._hung_up(worker)
+        if kind == "ready":
+            worker.ready, self._start_failures = True, 0
+            worker.begin()
+        elif kind == "note":
+            self._notes.append(content)
+        elif kind == "progress":
+            if worker.key is not None:
+                self._progress[worker.key] = content
+        elif kind == "broken":
+            self.close()
+            raise content
+        else:
+            key = worker.key
+            assert key is not None
+            self._finish(worker)
+            return [Finished(key, result=content) if kind == "result" else Finished(key, failure=content)]
+        return []
+
+    def _count_failed_start(self, reason: str) -> None:
+        """Raise RunError where too many workers in a row have died before they were ready, the last for `reason`."""
+        self._start_failures += 1
+        if self._start_failures >= _START_FAILURES_ALLOWED:
+            self.close()
+            raise RunError(f"{self._start_failures} {self.called} in a row could not start; the last: {reason}")
