@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
+from kdnas.core.objective import SCORES
 from kdnas.executors._worker import answer, limit_threads, opened, visible_device
 
 _FORM_S = 30.0
@@ -96,18 +97,19 @@ def _leave_with(controller: Connection) -> threading.Event:
 
 
 def _report(channel: str, trial: str, number: int | None, values: Mapping[str, float]) -> None:
-    """Tell NNI every number of `values`, as `nni.report_final_result` does; the accuracy is what it ranks by.
+    """Tell NNI every number of `values`, as `nni.report_final_result` does; the score is what it ranks by.
 
-    A result without an accuracy (an infeasible student) is not reported. That NNI cannot be told fails no trial.
+    A result without a score (an infeasible student) is not reported. That NNI cannot be told fails no trial.
     """
-    if "accuracy" not in values:
+    score = next((values[name] for name in SCORES if name in values), None)
+    if score is None:
         return
     metric = {
         "parameter_id": number,
         "trial_job_id": trial,
         "type": "FINAL",
         "sequence": 0,
-        "value": json.dumps({"default": values["accuracy"], **values}),
+        "value": json.dumps({"default": score, **values}),
     }
     try:
         _request("PUT", channel, {"type": "metric", "metric": json.dumps(metric)})
