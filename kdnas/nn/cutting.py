@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.nn.normalise import Normalised
+from kdnas.nn.pieces import LogitsOf
 
 NORM_OVER_CHANNELS = "a norm over the channels sees fewer of them"
 """Why cutting the channels under a LayerNorm is inexact by nature."""
@@ -399,10 +400,10 @@ def outputs(network: nn.Module, example: Tensor, *, grad: bool = False) -> Tenso
 
 
 def inside(module: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
-    """Return the network behind the normalisation of `module`, and what it is given when `module` sees `example`."""
+    """Return the network behind the entrance of `module`, and what it is given when `module` sees `example`."""
     network, fed = module, example
     for part in module.modules():
-        if isinstance(part, Normalised):
+        if isinstance(part, Normalised | LogitsOf):
             network = part.network
     if network is module:
         return module, example

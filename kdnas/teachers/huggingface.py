@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdnas.errors import Problem, TeacherError
+from kdnas.errors import TeacherError
 from kdnas.nn.origin import Origin
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Deviations, Expected, InputSize, Statistics, fit_teacher
 from kdnas.teachers._class_names import ClassNames, naming_of
 from kdnas.teachers._image_processor import Processing, read_processing
-from kdnas.teachers._loading import MAYBE_SEEN, require
+from kdnas.teachers._loading import MAYBE_SEEN
+from kdnas.teachers._transformers import Loaded, load_transformer
 
 
 class ClassifierLogits(nn.Module):
@@ -57,27 +58,13 @@ def huggingface(
         input_size: Height and width in pixels, or one number for both, that images are resized to.
         class_names: The names of the network's classes, in its own order, where its config does not say.
     """
-    library = require("transformers", "hf")
-    folder = context.data_root / model
-    source = str(folder) if folder.is_dir() else model
-    options = {"trust_remote_code": False, "local_files_only": folder.is_dir(), "revision": revision}
-    try:
-        network, found = library.AutoModelForImageClassification.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=False, **options
-        )
-    except Exception as error:  # no such folder, no network, pickled weights only, damaged files, remote code
-        reason = " ".join(str(error).split())[:400]
-        what = f"{source} cannot be loaded: {type(error).__name__}: {reason}"
-        raise TeacherError(
-            Problem("model", what, "a folder under the data root or a hub id, with model.safetensors")
-        ) from error
-    _refuse_gaps(found, source)
-    network = network.float()
+    loaded = load_transformer("AutoModelForImageClassification", model, context.data_root, revision)
+    network: Any = loaded.network
     labels = network.config.id2label
     known = tuple(str(labels[index]) for index in range(len(labels)))
     order: tuple[int, ...] = ()
     notes = [MAYBE_SEEN]
-    processing = _processing(library, source, options, network, context, needed=None in (mean, std, input_size))
+    processing = _processing(loaded, context, needed=None in (mean, std, input_size))
     if processing is not None:
         if mean is None and std is None:
             mean, std = processing.mean, processing.std
@@ -100,32 +87,19 @@ def huggingface(
             inputs=("pixel_values",),
             path="network",
             channels=() if list(order) == sorted(order) else order,
-            folder=folder if folder.is_dir() else None,
+            folder=loaded.folder,
         ),
     )
 
 
-def _processing(
-    library: Any, source: str, options: dict[str, Any], network: nn.Module, context: TeacherContext, *, needed: bool
-) -> Processing | None:
+def _processing(loaded: Loaded, context: TeacherContext, *, needed: bool) -> Processing | None:
     """Return what the model's processor does to images of the data's size; None where it is not there, nor needed."""
-    channels = int(getattr(network.config, "num_channels", None) or 3)
+    channels = int(getattr(loaded.network.config, "num_channels", None) or 3)
     _, height, width = context.data.task.image_shape
     try:
-        return read_processing(library, source, options, channels=channels, height=height, width=width)
+        shape = {"channels": channels, "height": height, "width": width}
+        return read_processing(loaded.library, loaded.source, loaded.options, **shape)
     except TeacherError:
         if needed:
             raise
         return None
-
-
-def _refuse_gaps(found: dict[str, Any], source: str) -> None:
-    """Raise TeacherError where transformers filled in weights that the checkpoint does not have."""
-    kinds = {"missing_keys": "missing", "mismatched_keys": "of another shape", "error_msgs": "unreadable"}
-    problems = []
-    for key, kind in kinds.items():
-        names = sorted(str(name) for name in found.get(key) or ())
-        if names:
-            problems.append(Problem(source, f"{len(names)} weights are {kind}: {', '.join(names[:5])}"))
-    if problems:
-        raise TeacherError(problems)

@@ -40,7 +40,8 @@ def evaluate(network: nn.Module, batches: Batches, training: Training, *, batch_
 
 
 def evaluation_batch(spec: TaskSpec, device: torch.device) -> int:
-    """Return how many samples are evaluated at once: 512, on a GPU as many as 64 MiB hold, at most 8192."""
+    """Return how many samples are evaluated at once: 512, on a GPU 8192, or as many as 64 MiB hold of their logits."""
+    answers = _EVALUATION_BYTES // (spec.rows * spec.outputs * 4)
     if device.type != "cuda":
-        return 512
-    return max(1, min(_EVALUATION_BYTES // (spec.numbers * 4), 8192))
+        return max(1, min(answers, 512))
+    return max(1, min(_EVALUATION_BYTES // (spec.numbers * 4), answers, 8192))

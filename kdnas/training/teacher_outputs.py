@@ -183,7 +183,7 @@ class TeacherOutputs:
         """
         assert self._cache is not None
         cache, key = self._cache
-        parts = plan.parts(view, _PART_SAMPLES.get(self._device.type, 512))
+        parts = plan.parts(view, max(1, _PART_SAMPLES.get(self._device.type, 512) // key.predictions))
         missing = self._lacking(view, parts)
         for patience_s in (0.0, _PATIENCE_S):
             for part in missing:
@@ -210,8 +210,10 @@ class TeacherOutputs:
         """Run the teacher on some batches and store what it says; False where that cannot be stored."""
         assert self._cache is not None
         cache, key = self._cache
-        said = [self._live(batch.laid_out) for batch in plan.batches(view, part.steps)]
-        values, places = key.pack(said)
+        # Batch by batch: the logits of a language model's whole part would fill the memory.
+        packed = [key.pack([self._live(batch.laid_out)]) for batch in plan.batches(view, part.steps)]
+        values = np.concatenate([rows for rows, _ in packed])
+        places = None if key.top_k is None else np.concatenate([kept for _, kept in packed if kept is not None])
         return cache.write(key, view, part.samples, values, places)
 
 

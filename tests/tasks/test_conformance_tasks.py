@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from kdnas.core.data import Data, ImageData, Samples
 from kdnas.core.task import TaskSpec
+from kdnas.core.text import CorpusData
 from kdnas.nn.rows import Batch
 from kdnas.tasks import TASKS, Task, task_of
 from kdnas.training.batches import Batches
@@ -24,7 +26,14 @@ def images() -> ImageData:
     return ImageData("random", tuple("abcd"), part, part, "f", (120.0, 110.0, 100.0), (60.0, 50.0, 40.0))
 
 
-EXAMPLES = {"image_classification": images}
+def blocks() -> CorpusData:
+    tokens = np.random.default_rng(0).integers(0, 11, (COUNT, 9), dtype=np.uint16)
+    part = Samples({"tokens": tokens[:, :-1]}, tokens[:, 1:])
+    stated = {"tokenizer": Path(), "vocabulary": 11, "length": 8, "bytes_per_token": (1.0, 1.0)}
+    return CorpusData("random", (), part, part, "f", **stated)
+
+
+EXAMPLES = {"image_classification": images, "language_modelling": blocks}
 """A small data set of every task of kdnas's own."""
 
 

@@ -1,0 +1,47 @@
+"""What stands before networks that read tokens, and between their answers and logits.
+
+Shapes: B batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class InPieces(nn.Module):
+    """A language model that is given blocks [B, T] in pieces of `size` tokens, each read for itself; None: whole."""
+
+    def __init__(self, network: nn.Module, size: int | None = None):
+        super().__init__()
+        self.network = network
+        self.size = size
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits [B, T, V] of `tokens` int64 [B, T]."""
+        if self.size is None or tokens.shape[1] <= self.size:
+            logits: Tensor = self.network(tokens)
+            return logits
+        whole = tokens.shape[1] // self.size * self.size
+        pieces = self.network(tokens[:, :whole].reshape(-1, self.size))
+        logits = pieces.reshape(len(tokens), whole, *pieces.shape[2:])
+        return logits if whole == tokens.shape[1] else torch.cat([logits, self.network(tokens[:, whole:])], dim=1)
+
+
+class LogitsOf(nn.Module):
+    """A network of transformers, which answers with a record, as one that gives its logits.
+
+    `settings` go with every call: what else it is told, such as `use_cache: false`.
+    """
+
+    def __init__(self, network: nn.Module, **settings: Any):
+        super().__init__()
+        self.network = network
+        self.settings = settings
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return the logits of `inputs`, given in the network's own order."""
+        logits: Tensor = self.network(*inputs, **self.settings).logits
+        return logits

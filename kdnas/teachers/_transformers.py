@@ -1,0 +1,74 @@
+"""How networks of Hugging Face transformers are loaded: weights from safetensors only, no code of theirs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdnas.errors import Problem, TeacherError
+from kdnas.teachers._loading import require
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network in float32, the library, what it was loaded from and how, and the folder where it was one."""
+
+    network: nn.Module
+    library: Any
+    source: str
+    options: dict[str, Any]
+    folder: Path | None
+
+
+def load_transformer(auto: str, model: str, data_root: Path, revision: str = "main") -> Loaded:
+    """Return the network `model`, a folder under the data root or a hub id, as the class `auto` opens it.
+
+    Raises TeacherError: no such folder, no network, pickled weights only, damaged files, weights that are missing.
+    """
+    library = require("transformers", "hf")
+    folder = data_root / model
+    source = str(folder) if folder.is_dir() else model
+    options = {"trust_remote_code": False, "local_files_only": folder.is_dir(), "revision": revision}
+    try:
+        with _without_bars():
+            network, found = getattr(library, auto).from_pretrained(
+                source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=False, **options
+            )
+    except Exception as error:  # whatever files, network and library lead it to
+        reason = " ".join(str(error).split())[:400]
+        what = f"{source} cannot be loaded: {type(error).__name__}: {reason}"
+        raise TeacherError(
+            Problem("model", what, "a folder under the data root or a hub id, with model.safetensors")
+        ) from error
+    _refuse_gaps(found, source)
+    return Loaded(network.float(), library, source, options, folder if folder.is_dir() else None)
+
+
+def _refuse_gaps(found: dict[str, Any], source: str) -> None:
+    """Raise TeacherError where transformers filled in weights that the checkpoint does not have."""
+    kinds = {"missing_keys": "missing", "mismatched_keys": "of another shape", "error_msgs": "unreadable"}
+    problems = []
+    for key, kind in kinds.items():
+        names = sorted(str(name) for name in found.get(key) or ())
+        if names:
+            problems.append(Problem(source, f"{len(names)} weights are {kind}: {', '.join(names[:5])}"))
+    if problems:
+        raise TeacherError(problems)
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

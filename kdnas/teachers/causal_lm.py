@@ -1,0 +1,94 @@
+"""A causal language model of Hugging Face transformers, from a local folder or the hub."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from kdnas.core.answers import sketch
+from kdnas.core.text import CorpusData
+from kdnas.errors import Problem, TeacherError
+from kdnas.nn.attention import attention_layers
+from kdnas.nn.exact import exact_arithmetic
+from kdnas.nn.origin import Origin
+from kdnas.nn.pieces import LogitsOf
+from kdnas.teachers import TEACHERS, Teacher, TeacherContext
+from kdnas.teachers._adapting import fingerprint
+from kdnas.teachers._loading import MAYBE_SEEN
+from kdnas.teachers._transformers import Loaded, load_transformer
+from kdnas.tokenizing import TOKENIZER_FILE, Tokenizer
+
+_PROBED = 8
+_PLACES = 4
+"""Of a probe, whose answers are sketched."""
+
+
+@TEACHERS.register
+def causal_lm(context: TeacherContext, *, model: str, revision: str = "main") -> Teacher:
+    """A transformers causal language model: a folder under the data root, or a hub id. Weights are safetensors only.
+
+    The data must have been read by its own tokenizer, `data: {tokenizer: FOLDER}`. No code of the model's repository
+    runs. Raises TeacherError.
+
+    Args:
+        context: What the study hands over.
+        model: A folder under the data root, or a hub id.
+        revision: Branch, tag or commit of a hub id.
+    """
+    data = context.data
+    if not isinstance(data, CorpusData):
+        what = f"it continues running text, and the data {data.name} are {data.task.samples}"
+        raise TeacherError(Problem("teacher", what, "data: {type: text_corpus, ...}"))
+    loaded = load_transformer("AutoModelForCausalLM", model, context.data_root, revision)
+    network = loaded.network
+    _check_tokens(loaded, data)
+    module = LogitsOf(network, use_cache=False).eval().requires_grad_(False).to(context.device)
+    tokens = torch.from_numpy(np.asarray(data.train.inputs["tokens"][_spread(len(data.train))], dtype=np.int64))
+    with exact_arithmetic(), torch.no_grad():
+        answers = module(tokens.to(context.device))[:, :: max(1, data.length // _PLACES)]
+    if not torch.isfinite(answers).all():
+        raise TeacherError(Problem("teacher", "the network gives NaN or infinite logits on the data's first blocks"))
+    head = network.get_output_embeddings()  # type: ignore[operator]
+    classifier = next((name for name, part in module.named_modules() if part is head), None)
+    return Teacher(
+        model,
+        module,
+        tuple(layer.path for layer in attention_layers(module)),
+        classifier,
+        fingerprint(network, {"causal_lm": type(network).__name__}),
+        (MAYBE_SEEN,),
+        answers=sketch(answers.flatten(0, 1).cpu().numpy()),
+        origin=Origin(
+            "transformers",
+            type(network).__name__,
+            network.config.to_diff_dict(),  # type: ignore[operator, union-attr]
+            config=type(network.config).__name__,
+            inputs=("input_ids",),
+            folder=loaded.folder,
+        ),
+    )
+
+
+def _spread(count: int) -> np.ndarray:
+    return np.linspace(0, count - 1, min(_PROBED, count)).astype(np.int64)
+
+
+def _check_tokens(loaded: Loaded, data: CorpusData) -> None:
+    """Raise TeacherError where the model does not read the data's tokens, with everything that does not fit."""
+    config = loaded.network.config
+    problems = []
+    rows = int(config.vocab_size)  # type: ignore[union-attr, arg-type]
+    if rows != data.vocabulary:
+        what = f"it has embeddings for {rows:,} tokens, and the data's tokenizer has {data.vocabulary:,}"
+        problems.append(Problem("teacher", what, "data.tokenizer: the teacher's folder"))
+    elif loaded.folder is not None and (loaded.folder / TOKENIZER_FILE).is_file():
+        own, used = Tokenizer(loaded.folder), Tokenizer(data.tokenizer)
+        if own.fingerprint != used.fingerprint:
+            what = "its folder has another tokenizer than the one that read the data"
+            problems.append(Problem("teacher", what, "data.tokenizer: the teacher's folder"))
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if isinstance(positions, int) and positions < data.length:
+        what = f"it takes {positions} tokens, and the data's blocks have {data.length}"
+        problems.append(Problem("teacher", what, f"data.length: {positions}"))
+    if problems:
+        raise TeacherError(problems)
