@@ -13,6 +13,7 @@ import typer
 from kdnas import atomic
 from kdnas.cli._members import Option, describe
 from kdnas.core.arch import Scalar
+from kdnas.core.space import Choice
 from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, InputError, Problem
 
@@ -148,10 +149,11 @@ def study_files(
     if given and "size" not in registry_of("datasets").options(data).model_fields:
         raise ConfigError(Problem("--size", f"{data} gives its images in one size: resize them before", "no --size"))
     searched = load_space(space, directory)
-    largest = searched.active({choice.name: _most(choice.values) for choice in searched.choices})
+    largest = searched.active({choice.name: _most(choice) for choice in searched.choices})
     images = images or _UNKNOWN_IMAGES
     epochs, batch_size = proposed_training(images)
-    recipe = {"epochs": max(30, epochs), "batch_size": batch_size}
+    steps = _steps("derived" if from_teacher else searched.family)
+    recipe = {"epochs": max(30, epochs), "batch_size": batch_size, **_unusual(searched.family)}
     trained_here = {"family": searched.family, "choices": largest, "training": recipe}
     files = {}
     if own_space:
@@ -164,9 +166,7 @@ def study_files(
         if from_teacher
         else _STATED.format(space=_SPACE_FILE if own_space else space, spaces=", ".join(space_names())),
         start="" if from_teacher else _START,
-        rate=_INHERITED_RATE if from_teacher else _RATE,
-        low=_INHERITED_RATE / 4 if from_teacher else 0.01,
-        high=_INHERITED_RATE * 4 if from_teacher else 0.3,
+        **steps,
         losses=_losses(),
         images=images,
         epochs=epochs,
@@ -183,11 +183,35 @@ def space_for(size: int | None) -> str:
     return _MADE_FOR[min(_MADE_FOR, key=lambda made: abs(math.log(made / (size or 32))))]
 
 
-_RATE, _INHERITED_RATE = 0.1, 0.02
-"""Learning rates of sgd: from random weights, and where larger steps would undo what was inherited."""
 _UPDATES = 1_000
 """Of a proposed score: twice what says little (`kdnas.study.updates.FEW_UPDATES`)."""
 _UNKNOWN_IMAGES = 5_000
+
+
+def _steps(family: str) -> dict[str, Any]:
+    """Return the template's optimizer and learning rates, of a family's own kind."""
+    from kdnas.study.members import registry_of
+
+    member = registry_of("students").get(family)
+    rate = member.learning_rate
+    low, high = (0.01, 0.3) if rate == 0.1 else (rate / 4, rate * 4)
+    other = "sgd" if member.optimizer == "adamw" else "adamw"
+    return {
+        "optimizer": f"{member.optimizer}  # or {other}",
+        "rate": rate,
+        "low": low,
+        "high": high,
+        "decay": f"{member.weight_decay:.1e}".replace("e-0", "e-"),
+    }
+
+
+def _unusual(family: str) -> dict[str, Any]:
+    """Return what a training of the family states beside what a training is unless stated."""
+    from kdnas.study.members import registry_of
+
+    member = registry_of("students").get(family)
+    stated = ("optimizer", "learning_rate", "weight_decay")
+    return {name: getattr(member, name) for name in stated} if member.optimizer != "sgd" else {}
 
 
 def proposed_training(images: int) -> tuple[int, int]:
@@ -211,11 +235,12 @@ def _images_there(data: str) -> int | None:
     return None
 
 
-def _most(values: tuple[Scalar, ...]) -> Scalar:
+def _most(choice: Choice) -> Scalar:
     """Return the largest of numbers, the first of anything else: a teacher is as capable as the space allows."""
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return max(values)
-    return values[0]
+    numbers = [value for value in choice.values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) < len(choice.values):
+        return choice.values[0]
+    return min(numbers) if choice.name == "patch_size" else max(numbers)
 
 
 def _study_name(directory: Path) -> str:
@@ -346,10 +371,10 @@ training:
   data_fraction: 1.0
   resolution_fraction: 1.0
   batch_size: {batch_size}
-  optimizer: sgd  # or adamw
+  optimizer: {optimizer}
   learning_rate: {rate:g}  # warmed up, then a cosine to zero
   momentum: 0.9
-  weight_decay: 5.0e-4
+  weight_decay: {decay}
   warmup_fraction: 0.1
   # clip_norm: 1.0
   # ema: 0.999  # score and keep a moving average of the weights

@@ -16,6 +16,11 @@ class Operator(NamedTuple):
     `kind` is "conv" (a padded convolution without bias, its batch norm and activation included), "shortcut" (an
     identity that subsamples, crops or pads), "add" (the sum of branch and shortcut), "gate" (squeeze-and-excite by way
     of `out_channels`) or "classifier" (pooling and a linear layer).
+
+    In transformers `height` counts tokens: "patches" (a convolution with bias, as far apart as it is wide), "linear" (a
+    linear layer of every token), "attention" (the two products of queries, keys and values that are `in_channels`
+    wide), "norm" (over the channels), "embedding" (a table of `in_channels` rows) or "vocabulary" (logits of every
+    token by the rows of a table).
     """
 
     kind: str
@@ -39,22 +44,34 @@ class Operator(NamedTuple):
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of its convolutions and linear layers, as fvcore counts these."""
-        if self.kind == "conv":
+        """Multiply-accumulates of its convolutions, linear layers and products, as fvcore counts these."""
+        if self.kind == "attention":
+            return 2 * self.in_channels * self.height * self.height
+        if self.kind in ("conv", "patches", "linear", "vocabulary"):
             return self._weights * self.out_height * self.out_width
-        return self._weights
+        return 0 if self.kind == "embedding" else self._weights
 
     @property
     def params(self) -> int:
-        """Trainable parameters: weights, biases, and scale and shift of a batch norm."""
-        biases = {"conv": 2 * self.out_channels, "gate": self.in_channels + self.out_channels}
-        return self._weights + biases.get(self.kind, self.out_channels if self.kind == "classifier" else 0)
+        """Trainable parameters: weights, biases, and scale and shift of a norm; a vocabulary's are its table's."""
+        biases = {
+            "conv": 2 * self.out_channels,
+            "gate": self.in_channels + self.out_channels,
+            "norm": 2 * self.out_channels,
+            "vocabulary": -self._weights,
+        }
+        return self._weights + biases.get(self.kind, self.out_channels if self.kind in _BIASED else 0)
 
     @property
     def _weights(self) -> int:
         dense = self.in_channels * self.out_channels
-        factor = {"conv": self.kernel * self.kernel, "gate": 2, "classifier": 1}.get(self.kind, 0)
-        return dense * factor // self.groups
+        if self.kind in ("conv", "patches"):
+            return dense * self.kernel * self.kernel // self.groups
+        return dense * _MATRICES.get(self.kind, 0)
+
+
+_MATRICES = {"gate": 2, "classifier": 1, "linear": 1, "vocabulary": 1, "embedding": 1}
+_BIASED = ("classifier", "linear", "patches")
 
 
 @dataclass(frozen=True, eq=False)

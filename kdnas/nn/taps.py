@@ -30,7 +30,8 @@ class Outputs:
     """What a network gave for one batch: `logits` [M, V], `embedding` [M, D], `stages` and `attention`.
 
     A stage is a map [B, C, H, W], or the tokens [B, N, C] of a layer. `mask` [B, N] is 1 where a token is text; None
-    where all are. `attention` is what the layers attend with.
+    where all are. `attention` is what the layers attend with. `taught` [M, V] are the logits of a head that learns from
+    the teacher in place of `logits`, which then learn from the labels alone; None where there is no such head.
     """
 
     logits: Tensor
@@ -38,12 +39,13 @@ class Outputs:
     embedding: Tensor | None = None
     attention: tuple[Projections, ...] = ()
     mask: Tensor | None = None
+    taught: Tensor | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
         """All that there are, in an order of their own."""
         flat = [tensor for layer in self.attention for tensor in layer.tensors]
-        more = [tensor for tensor in (self.embedding, self.mask) if tensor is not None]
+        more = [tensor for tensor in (self.embedding, self.mask, self.taught) if tensor is not None]
         return [self.logits, *self.stages, *flat, *more]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
@@ -56,7 +58,13 @@ class Outputs:
         logits, stages = next(left), tuple(next(left) for _ in self.stages)
         attention = tuple(replace(p, queries=next(left), keys=next(left), values=next(left)) for p in self.attention)
         embedding = None if self.embedding is None else next(left)
-        return Outputs(logits, stages, embedding, attention, None if self.mask is None else next(left))
+        mask = None if self.mask is None else next(left)
+        return Outputs(logits, stages, embedding, attention, mask, None if self.taught is None else next(left))
+
+    @property
+    def learning(self) -> Outputs:
+        """These outputs as they learn from the teacher: with the logits that do."""
+        return self if self.taught is None else replace(self, logits=self.taught, taught=None)
 
     def float(self) -> Outputs:
         """Return the same outputs in float32."""
@@ -88,8 +96,9 @@ class Taps:
 
     `stages` and `classifier` are dotted names inside `module`; `classifier` None means that there is no embedding. Only
     the outputs in `needs` are captured; the attention is that of the layers whose roles kdnas knows. `mask` is the
-    place among the inputs of the one that says which tokens are text. A submodule that runs several times in one
-    forward gives its last output.
+    place among the inputs of the one that says which tokens are text. `taught` is the dotted name of a second
+    classifier that learns from the teacher: the logits are then what `classifier` gives, not the network's answer. A
+    submodule that runs several times in one forward gives its last output.
     Raises ValueError when a name does not exist.
     """
 
@@ -101,9 +110,10 @@ class Taps:
         *,
         needs: Collection[Output] = ALL_OUTPUTS,
         mask: int | None = None,
+        taught: str | None = None,
     ):
         names = list(stages) if "stages" in needs else []
-        wanted = [*names, *([classifier] if classifier is not None else [])]
+        wanted = [*names, *(name for name in (classifier, taught) if name is not None)]
         # Aliases count: a submodule may be registered under two names.
         modules = dict(module.named_modules(remove_duplicate=False))
         missing = [name for name in wanted if name not in modules]
@@ -117,12 +127,16 @@ class Taps:
         self._embedding: Tensor | None = None
         self._attention = AttentionTaps(module) if "attention" in needs else None
         self._mask = mask
+        self._heads = [modules[name] for name in (classifier, taught) if name is not None] if taught else []
+        self._said: dict[int, Tensor] = {}
 
     def __enter__(self) -> Taps:
         for position, stage in enumerate(self._stages):
             self._handles.append(stage.register_forward_hook(self._stage_hook(position)))
         if self._classifier is not None:
             self._handles.append(self._classifier.register_forward_pre_hook(self._embedding_hook))
+        for position, head in enumerate(self._heads):
+            self._handles.append(head.register_forward_hook(self._head_hook(position)))
         if self._attention is not None:
             self._handles += self._attention.hooks()
         return self
@@ -146,12 +160,14 @@ class Taps:
                 embedding = embedding.flatten(0, 1) if logits.ndim == embedding.ndim == 3 else embedding.flatten(1)
             attention = () if self._attention is None else self._attention.taken()
             mask = None if self._mask is None else inputs[self._mask]
-            return Outputs(logits.flatten(0, -2), stages, embedding, attention, mask)
+            logits, taught = (self._said[0], self._said[1].flatten(0, -2)) if self._heads else (logits, None)
+            return Outputs(logits.flatten(0, -2), stages, embedding, attention, mask, taught)
         finally:
             self._release()  # holding the last batch's graph would keep its memory
 
     def _release(self) -> None:
         self._captured.clear()
+        self._said.clear()
         self._embedding = None
         if self._attention is not None:
             self._attention.release()
@@ -159,6 +175,12 @@ class Taps:
     def _stage_hook(self, position: int) -> Any:
         def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
             self._captured[position] = _first_tensor(output)
+
+        return hook
+
+    def _head_hook(self, position: int) -> Any:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+            self._said[position] = output
 
         return hook
 
@@ -258,6 +280,12 @@ def stage_names(module: nn.Module) -> tuple[tuple[str, ...], str | None]:
     count = len(stages) if isinstance(stages, nn.ModuleList) else 0
     classifier = "classifier" if isinstance(getattr(module, "classifier", None), nn.Module) else None
     return tuple(f"stages.{index}" for index in range(count)), classifier
+
+
+def taught_head(module: nn.Module) -> str | None:
+    """Return the name of the classifier beside `classifier` that learns from the teacher; None where there is none."""
+    name = "distillation_classifier"
+    return name if isinstance(getattr(module, name, None), nn.Module) else None
 
 
 def _after_stem(sizes: list[tuple[int, int]], convolutions: Counter[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -43,9 +43,10 @@ class FamilyContext:
 class StudentFamily(ABC):
     """One family of student networks, built once for a study from what that has opened.
 
-    The module that `build` returns takes normalised images [B, C, H, W] and gives logits [B, K]. It has a
-    `stages` ModuleList (each stage's output is [B, C, H, W]) and a `classifier` linear layer, whose input is the
-    embedding.
+    The module that `build` returns takes the task's inputs in their order, images normalised, and gives logits [B, K],
+    or [B, T, V] where a sample has many predictions. It has a `stages` ModuleList (each stage's output is a map [B, C,
+    H, W], or tokens [B, N, C]) and a `classifier` linear layer, whose input is the embedding. A
+    `distillation_classifier` beside it learns from the teacher in its place; the module's answer is then the mean.
     """
 
     name: ClassVar[str] = ""
@@ -56,6 +57,10 @@ class StudentFamily(ABC):
 
     Where they are not, `canonical` is a class method: what only reads a study opens nothing.
     """
+    optimizer: ClassVar[str] = "sgd"
+    """What trains its students well, with `learning_rate` and `weight_decay`: `kdnas init` proposes it."""
+    learning_rate: ClassVar[float] = 0.1
+    weight_decay: ClassVar[float] = 5e-4
 
     def __init__(self, context: FamilyContext):
         self.context = context

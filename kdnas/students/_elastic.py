@@ -18,21 +18,17 @@ from torch import Tensor, nn
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.space import SearchSpace
-from kdnas.errors import ConfigError, Problem
 from kdnas.nn.blocks import ConvNorm
 from kdnas.nn.elastic import SharedTensor, Supernet, Unfilled
-from kdnas.nn.normalise import Normalised
-from kdnas.nn.teacher import Teacher
 from kdnas.students._inheriting import Influence, block_influence, inherit, inherit_supernet
+from kdnas.students._kin import KinFamily
 from kdnas.students._staged import BlockPlan, Stage, StagedFamily, default_stride
 
-_INHERITED_BY = 512
-"""Training samples that tell which of the teacher's blocks change most."""
 _DEPTH = re.compile(r"stage(\d+)\.depth")
 _IN_BRANCH = re.compile(r"branch\.(\d+)\.(.+)")
 
 
-class ElasticFamily(StagedFamily):
+class ElasticFamily(KinFamily, StagedFamily):
     """A family of staged networks that can share weights. Members fill in how their blocks do."""
 
     axes: ClassVar[Mapping[str, tuple[str, str | None]]]
@@ -52,11 +48,6 @@ class ElasticFamily(StagedFamily):
         """Return a supernet that holds every network of `space`, freshly initialised from torch's global generator."""
         return Supernet(StagedLayout(self, space))
 
-    def ancestor(self) -> Teacher | None:
-        """Return the teacher that is of this family; None where there is none."""
-        teachers = self.context.teachers.values()
-        return next((each for each in teachers if each.arch is not None and each.arch.family == self.name), None)
-
     def inherit(self, arch: Arch) -> nn.Module:
         """Return the student with what a teacher of this family has for it. Raises ConfigError."""
         teacher, own = self._known_ancestor()
@@ -64,12 +55,6 @@ class ElasticFamily(StagedFamily):
         student = self.build(arch).to(images.device)
         inherit(self, student, arch, teacher.network, own, images, self._influence)
         return student
-
-    def _normalised_samples(self, teacher: Normalised) -> Tensor:
-        if self.context.samples is None:
-            raise ConfigError(Problem("start", "no samples are open, by which a teacher's weights are chosen"))
-        (images,), _ = self.context.samples(_INHERITED_BY)
-        return (images - teacher.mean) / teacher.std
 
     @functools.cached_property
     def _influence(self) -> Influence:
@@ -82,15 +67,6 @@ class ElasticFamily(StagedFamily):
         teacher, own = self._known_ancestor()
         normalised = (images - teacher.mean) / teacher.std
         return inherit_supernet(self, supernet, largest, teacher.network, own, normalised).share
-
-    def _known_ancestor(self) -> tuple[Normalised, Arch]:
-        """Return the network of the ancestor behind its normalisation, and its arch. Raises ConfigError."""
-        teacher = self.ancestor()
-        if teacher is None or teacher.arch is None:
-            of = ", ".join(each.name for each in self.context.teachers.values()) or "none is open"
-            what = f"no teacher is a {self.name} of kdnas ({of}): no weights can be inherited"
-            raise ConfigError(Problem("start", what, f"random, or a teacher `type: student, family: {self.name}`"))
-        return next(part for part in teacher.module.modules() if isinstance(part, Normalised)), teacher.arch
 
 
 class Slot(NamedTuple):

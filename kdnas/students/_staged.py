@@ -12,7 +12,6 @@ choices at their default are left out, so that two spellings of one network are 
 from __future__ import annotations
 
 import functools
-import inspect
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -28,27 +27,10 @@ from kdnas.nn import blocks
 from kdnas.nn.blocks import InvertedPlan, ResidualPlan, StudentPlan
 from kdnas.nn.counting import chain
 from kdnas.students import FamilyContext, StudentFamily
+from kdnas.students._settings import Setting, whole
+from kdnas.students._source import standalone
 
 BlockPlan = ResidualPlan | InvertedPlan
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One choice a family knows: which values it takes, in code and in words."""
-
-    accepts: Callable[[Scalar], bool]
-    allowed: str
-
-
-def whole(low: int, high: int) -> Setting:
-    """Return the setting of a whole number in [low, high]."""
-    return Setting(lambda value: type(value) is int and low <= value <= high, f"whole numbers {low}..{high}")
-
-
-def one_of(*values: Scalar) -> Setting:
-    """Return the setting of one of `values`, type included (True is not 1)."""
-    known = {(type(value), value) for value in values}
-    return Setting(lambda value: (type(value), value) in known, ", ".join(map(str, values)))
 
 
 class Stage(NamedTuple):
@@ -85,7 +67,7 @@ class StagedFamily(StudentFamily):
     with_head: ClassVar[bool] = False
     """Whether the family has the choice `head_width`, the width of a last 1x1 convolution (0: none)."""
     block: ClassVar[type[nn.Module]]
-    exported: ClassVar[tuple[type, ...]]
+    exported: ClassVar[tuple[Callable[..., Any], ...]]
     """The classes of `kdnas.nn.blocks` that the family's networks consist of, in the order of their definition."""
 
     @staticmethod
@@ -170,15 +152,9 @@ class StagedFamily(StudentFamily):
 
     def source(self, arch: Arch) -> str:
         """Return Python source that needs only torch and defines `build_student()` for this arch."""
-        shape = ", ".join(map(str, self._shape))
-        pieces = [
-            _HEADER.format(family=self.name, arch_id=arch.arch_id, shape=shape, classes=self.task.outputs),
-            *(inspect.getsource(item).rstrip() for item in self.exported),
-            inspect.getsource(blocks.initialise).rstrip(),
-            "PLAN = " + _literal(self.plan(arch)),
-            _BUILD.format(block=self.block.__name__),
-        ]
-        return "\n\n\n".join(pieces)
+        parts = (*self.exported, blocks.initialise)
+        built = f"Student(PLAN, {self.block.__name__})"
+        return standalone(self.name, arch, self.task, parts, _literal(self.plan(arch)), built)
 
     @classmethod
     def _problems(cls, choices: Mapping[str, Scalar]) -> list[Problem]:
@@ -382,25 +358,3 @@ def _literal(plan: StudentPlan) -> str:
         lines += ["        (", *(f"            {block!r}," for block in stage), "        ),"]
     lines += ["    ),", f"    head_width={plan.head_width},", f"    num_classes={plan.num_classes},", ")"]
     return "\n".join(lines)
-
-
-_HEADER = '''"""Student {arch_id} of the {family} family. Needs only torch.
-
-`build_student()` returns the network, freshly initialised: load the trained weights with `load_state_dict`.
-Input: normalised images [B, {shape}]. Output: logits [B, {classes}].
-"""
-
-from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch.nn import functional'''
-
-_BUILD = '''def build_student() -> nn.Module:
-    """Return the student, freshly initialised."""
-    return Student(PLAN, {block})
-'''

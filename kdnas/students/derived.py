@@ -100,6 +100,8 @@ class Derived(StudentFamily):
     """
 
     derived = True
+    learning_rate = 0.02
+    """Larger steps would undo what was inherited."""
 
     def __init__(
         self,

@@ -11,7 +11,8 @@ from kdnas.nn.blocks import InvertedPlan
 from kdnas.nn.counting import inverted_block
 from kdnas.students import STUDENTS
 from kdnas.students._elastic import ElasticFamily
-from kdnas.students._staged import Setting, Stage, one_of, whole
+from kdnas.students._settings import Setting, one_of, whole
+from kdnas.students._staged import Stage
 
 
 @STUDENTS.register

@@ -13,7 +13,8 @@ from kdnas.nn.blocks import ResidualPlan
 from kdnas.nn.counting import residual_block
 from kdnas.students import STUDENTS
 from kdnas.students._elastic import ElasticFamily
-from kdnas.students._staged import Setting, Stage, one_of
+from kdnas.students._settings import Setting, one_of
+from kdnas.students._staged import Stage
 
 
 def _is_bottleneck(value: Scalar) -> bool:

@@ -1,11 +1,10 @@
 """What every student family keeps that is known without a teacher, on random archs of its spaces.
 
-Shapes: B images, C channels, H and W height and width, K classes.
+Shapes: B samples, N tokens, C channels, H and W height and width.
 """
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 import time
@@ -16,13 +15,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.space import Choice, SearchSpace
 from kdnas.core.task import TaskSpec, image_classification
 from kdnas.errors import ConfigError
+from kdnas.nn.tracing import fvcore_macs, traced_macs
 from kdnas.students import STUDENTS, FamilyContext, StudentFamily
 from kdnas.testing._member import MemberConformance
 
@@ -34,30 +33,36 @@ TASKS = (
     image_classification((2, 1, 1), 3),
     image_classification((4, 5, 31), 101),
 )
-_COUNTED = {"conv", "linear", "addmm", "matmul", "bmm", "einsum"}
 _ALONE = """
 import runpy, sys, typing
 sys.modules["kdnas"] = None  # importing it would now fail
 import torch
 torch.set_num_threads(1)
 saved = torch.load(f"{sys.argv[1]}/saved.pt", weights_only=True)
-for index, (state, x, y) in enumerate(saved):
+for index, (state, inputs, y) in enumerate(saved):
     names = runpy.run_path(f"{sys.argv[1]}/student{index}.py")
     for value in list(names.values()):
         if isinstance(value, type) and hasattr(value, "__dataclass_fields__"):
             typing.get_type_hints(value, globalns=names)  # no annotation names what was left behind
     student = names["build_student"]()
     student.load_state_dict(state)
-    assert torch.equal(student.eval()(x), y), index
+    assert torch.equal(student.eval()(*inputs), y), index
 print("same", len(saved))
 """
 
 
-def fvcore_macs(module: nn.Module, task: TaskSpec) -> int:
-    """Return fvcore's count of the convolutions, linear layers and matrix products of a pass of one image."""
-    logging.getLogger("fvcore").setLevel(logging.ERROR)
-    counts = FlopCountAnalysis(module.eval(), torch.zeros(1, *task.image_shape)).unsupported_ops_warnings(False)
-    return int(sum(value for name, value in counts.by_operator().items() if name in _COUNTED))
+def random_inputs(task: TaskSpec, count: int) -> tuple[torch.Tensor, ...]:
+    """Return the inputs of `count` samples: normalised pixels, any tokens, and masks that hide the ends of some."""
+    made = []
+    for taken in task.inputs:
+        if taken.kind == "mask":
+            lengths = torch.arange(count)[:, None] % taken.shape[0]
+            made.append((torch.arange(taken.shape[0]) < taken.shape[0] - lengths).long())
+        elif taken.kind == "tokens":
+            made.append(torch.randint(0, taken.levels, (count, *taken.shape)))
+        else:
+            made.append(torch.randn(count, *taken.shape))
+    return tuple(made)
 
 
 def signature(module: nn.Module) -> tuple[Any, ...]:
@@ -100,12 +105,14 @@ class StudentConformance(MemberConformance):
         return [family.canonical(space.active(space.random(rng))) for space in self.spaces for _ in range(count)]
 
     def check_prices(self, count: int) -> None:
-        """Assert that the closed form equals fvcore's count and the number of parameters, for `count` archs a space."""
+        """Assert that closed forms equal fvcore's and torch's counts and the parameters', for `count` archs a space."""
         for index, arch in enumerate(self.archs(count, seed=count)):
             task = self.tasks[index % len(self.tasks)]
             family = self.family(task)
             module, price = family.build(arch), family.price(arch)
-            assert price.macs == fvcore_macs(module, task), (arch, task)
+            example = random_inputs(task, 1)
+            assert price.macs == fvcore_macs(module.eval(), *example), (arch, task)
+            assert price.macs == traced_macs(module, *example), (arch, task)
             assert price.params == sum(p.numel() for p in module.parameters()), (arch, task)
 
     def test_price_equals_fvcore_and_the_parameter_count(self) -> None:
@@ -122,12 +129,13 @@ class StudentConformance(MemberConformance):
                 stage.register_forward_hook(lambda _, __, output, seen=seen: seen.append(output))
             embedding: list[torch.Tensor] = []
             module.classifier.register_forward_hook(lambda _, inputs, __, e=embedding: e.append(inputs[0]))
-            logits = module(torch.randn(3, *task.image_shape))
-            assert logits.shape == (3, task.outputs)
+            logits = module(*random_inputs(task, 3))
+            rows = (3, task.rows) if task.rows > 1 else (3,)
+            assert logits.shape == (*rows, task.outputs)
             assert torch.isfinite(logits).all()
             assert len(seen) == len(module.stages) >= 1
-            assert all(output.ndim == 4 for output in seen)
-            assert embedding[0].shape == (3, module.classifier.in_features)
+            assert all(output.ndim in (3, 4) for output in seen), "maps [B, C, H, W], or tokens [B, N, C]"
+            assert embedding[0].shape == (*rows, module.classifier.in_features)
 
     def test_an_arch_carries_the_familys_name_and_is_canonical(self) -> None:
         family = self.family()
@@ -178,9 +186,9 @@ class StudentConformance(MemberConformance):
             for p in module.parameters():
                 nn.init.uniform_(p, -0.5, 0.5)
             module.eval()
-            x = torch.randn(4, *task.image_shape)
+            inputs = random_inputs(task, 4)
             with torch.no_grad():
-                saved.append((module.state_dict(), x, module(x)))
+                saved.append((module.state_dict(), inputs, module(*inputs)))
             source = family.source(arch)
             if source is None:
                 pytest.skip("its networks are not written as code")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -59,8 +61,10 @@ class TrainingLoss(nn.Module):
         loss = student.logits.new_zeros((), dtype=torch.float32)
         if self.task_weight > 0:
             loss = loss + self.task_weight * task_loss(rows, self.label_smoothing)
+        ours = student.learning
+        learning = rows if student.taught is None else replace(rows, logits=ours.logits)
         for index, (weight, term) in enumerate(zip(self.weights, self.terms, strict=True)):
-            value = weight * term(student, teacher, rows)
+            value = weight * term(ours, teacher, learning)
             loss = loss + (value * self.warmth[index] if self._warmups[index] > 0 else value)
         return loss
 

@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from kdnas.core.data import Data
 from kdnas.errors import TrialError
-from kdnas.nn.taps import Outputs, OutputShapes, Taps, example_inputs, mask_place, output_shapes, stage_names
+from kdnas.nn.taps import (
+    Outputs,
+    OutputShapes,
+    Taps,
+    example_inputs,
+    mask_place,
+    output_shapes,
+    stage_names,
+    taught_head,
+)
 from kdnas.tasks import Task, task_of
 from kdnas.teachers import Teacher
 from kdnas.training.averaging import Average
@@ -206,7 +215,10 @@ def open_step(
     stages = tuple(f"network.{name}" for name in stages)
     classifier = None if classifier is None else f"network.{classifier}"
     shapes = output_shapes(student, stages, classifier, *example_inputs(data.task, device))
-    taps = Taps(student, stages, classifier, needs=needs_of(distillation), mask=mask_place(data.task))
+    needs, mask = needs_of(distillation), mask_place(data.task)
+    # Where one of two classifiers would learn nothing, both learn by their mean, which is the network's answer.
+    head = taught_head(network) if "logits" in needs and distillation.task_weight > 0 else None
+    taps = Taps(student, stages, classifier, needs=needs, mask=mask, taught=head and f"network.{head}")
     tapped = stack.enter_context(taps)
     positions = recipe.training.epochs * recipe.training.data_fraction * len(data.train) * reduced.positions
     wanted = recipe.training.fused_norms is True

@@ -10,7 +10,7 @@ from kdnas.nn.taps import OutputShapes
 from kdnas.testing import LossConformance, suites
 from kdnas.testing.losses import CLASSES, PAIRS, STUDENT, TEACHER
 
-globals().update(suites(LossConformance, hint={"zero_when_equal": False}))
+globals().update(suites(LossConformance, hint={"zero_when_equal": False}, hard={"zero_when_equal": False}))
 
 
 @pytest.mark.parametrize("name", ["hint", "cosine"])

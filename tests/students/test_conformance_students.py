@@ -37,6 +37,18 @@ WIDER = {
         **{f"stage{i}.squeeze_excite": (False, True) for i in (1, 2, 3)},
         **{f"stage{i}.skip": ("identity", "none") for i in (1, 2, 3)},
     },
+    "vit": {
+        "width": (6, 16),
+        "depth": (1, 3),
+        "patch_size": (2, 3, 8),
+        "distillation_token": (False, True),
+        "heads": (1, 2),
+        "head_size": (3, 6),
+        "mlp_ratio": (0.1, 0.15, 2),
+        "layer2.heads": (1, 2, 3),
+        "layer3.mlp_ratio": (0.5, 2),
+        **{f"layer{i}.skip": (False, True) for i in (2, 3)},
+    },
 }
 
 
@@ -71,8 +83,13 @@ def test_a_family_takes_no_options(name: str) -> None:
 @pytest.mark.parametrize("suite", SUITES.values())
 def test_unknown_choices_are_told_at_once_with_what_is_allowed(suite: type[BuiltIn]) -> None:
     family = suite().family(image_classification((1, 8, 8), 10))
-    choices = {**suite().archs(1)[0].choices, "wings": 2, "stage1.colour": 1, "stage0.depth": 1}
+    choices = {**suite().archs(1)[0].choices, "wings": 2, "stage1.colour": 1, "stage0.depth": 1, "layer1.colour": 1}
     with pytest.raises(ConfigError) as caught:
         family.canonical(choices)
-    assert [problem.where for problem in caught.value.problems] == ["wings", "stage1.colour", "stage0.depth"]
-    assert all("stem_width" in problem.allowed for problem in caught.value.problems)
+    assert [problem.where for problem in caught.value.problems] == [
+        "wings",
+        "stage1.colour",
+        "stage0.depth",
+        "layer1.colour",
+    ]
+    assert all(next(iter(suite.choices)) in problem.allowed for problem in caught.value.problems)

@@ -1,0 +1,38 @@
+"""Families whose students can begin with what a teacher of the same family has for them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kdnas.core.arch import Arch
+from kdnas.errors import ConfigError, Problem
+from kdnas.nn.normalise import Normalised
+from kdnas.nn.teacher import Teacher
+from kdnas.students import StudentFamily
+
+_INHERITED_BY = 512
+"""Training samples that tell what of the teacher matters most."""
+
+
+class KinFamily(StudentFamily):
+    """A family that may have a teacher of its own kind."""
+
+    def ancestor(self) -> Teacher | None:
+        """Return the teacher that is of this family; None where there is none."""
+        teachers = self.context.teachers.values()
+        return next((each for each in teachers if each.arch is not None and each.arch.family == self.name), None)
+
+    def _known_ancestor(self) -> tuple[Normalised, Arch]:
+        """Return the network of the ancestor behind its normalisation, and its arch. Raises ConfigError."""
+        teacher = self.ancestor()
+        if teacher is None or teacher.arch is None:
+            of = ", ".join(each.name for each in self.context.teachers.values()) or "none is open"
+            what = f"no teacher is a {self.name} of kdnas ({of}): no weights can be inherited"
+            raise ConfigError(Problem("start", what, f"random, or a teacher `type: student, family: {self.name}`"))
+        return next(part for part in teacher.module.modules() if isinstance(part, Normalised)), teacher.arch
+
+    def _normalised_samples(self, teacher: Normalised) -> Tensor:
+        if self.context.samples is None:
+            raise ConfigError(Problem("start", "no samples are open, by which a teacher's weights are chosen"))
+        (images,), _ = self.context.samples(_INHERITED_BY)
+        return (images - teacher.mean) / teacher.std

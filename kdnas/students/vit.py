@@ -1,0 +1,132 @@
+"""Vision transformers with elastic depth, width, heads and MLPs, of any patch size (Dosovitskiy et al., ICLR 2021)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from kdnas.core.arch import Arch, Scalar
+from kdnas.core.operator import Operator, OperatorGroup
+from kdnas.errors import ConfigError, Problem
+from kdnas.nn import transformers
+from kdnas.nn.cutting import Anatomy
+from kdnas.nn.transformers import VisionPlan, VisionTransformer
+from kdnas.students import STUDENTS, FamilyContext
+from kdnas.students._inheriting_layers import State, inherit_layers, ranked_anatomy, resized_kernel, resized_places
+from kdnas.students._settings import Setting, one_of, whole
+from kdnas.students._source import standalone
+from kdnas.students._transformer import Network, TransformerFamily, written_plan
+
+
+@STUDENTS.register
+class ViT(TransformerFamily):
+    """Vision transformers: width, depth, heads, MLP ratio and patch size, layer by layer where asked for.
+
+    Images are cut into squares of `patch_size` pixels, padded where they leave a rest. With a `distillation_token` the
+    losses on logits teach a classifier of that token, the labels that of the class token, and the student answers by
+    the mean of both (DeiT, Touvron et al., ICML 2021); `hard` is the loss that DeiT takes.
+    """
+
+    name = "vit"
+    settings: ClassVar[Mapping[str, Setting]] = {
+        "patch_size": whole(1, 64),
+        "distillation_token": one_of(False, True),
+    }
+    defaults: ClassVar[Mapping[str, Scalar]] = {"distillation_token": False}
+
+    def __init__(self, context: FamilyContext):
+        super().__init__(context)
+        try:
+            self._shape = context.task.image_shape
+        except ValueError as error:
+            raise ConfigError(Problem("space.family", f"students of {self.name} take images: {error}")) from None
+
+    def plan(self, arch: Arch) -> VisionPlan:
+        """Return every layer's shape for `arch`."""
+        network = self.network(arch)
+        layers = self.layer_plans(network, self.tokens(network))
+        patch, distilled = network.own["patch_size"], network.own["distillation_token"]
+        return VisionPlan(self._shape, patch, network.width, layers, self.task.outputs, distilled)
+
+    def build(self, arch: Arch) -> nn.Module:
+        """Return the student, freshly initialised from torch's global generator."""
+        return VisionTransformer(self.plan(arch))
+
+    def inherit(self, arch: Arch) -> nn.Module:
+        """Return the student with what a teacher of this family has for it. Raises ConfigError."""
+        teacher, anatomy = self._ranked_ancestor
+        student = VisionTransformer(self.plan(arch)).to(next(teacher.parameters()).device)
+        inherit_layers(student, teacher, anatomy, lambda state: _embedded(state, teacher, student))
+        return student
+
+    @functools.cached_property
+    def _ranked_ancestor(self) -> tuple[VisionTransformer, Anatomy]:
+        """The ancestor's network, and what of it matters: the same for every student."""
+        normalised, _ = self._known_ancestor()
+        network = normalised.network
+        assert isinstance(network, VisionTransformer)
+        return network, ranked_anatomy(network, self._normalised_samples(normalised))
+
+    def tokens(self, network: Network) -> int:
+        """Return how many there are: the patches, the class token, and the distillation token."""
+        _, height, width = self._shape
+        patch = network.own["patch_size"]
+        return -(-height // patch) * -(-width // patch) + 1 + network.own["distillation_token"]
+
+    def entry(self, network: Network) -> OperatorGroup:
+        """Return the patches, the tokens that are learned, and all places."""
+        extra = 1 + network.own["distillation_token"]
+        return _entry(self._shape, network.own["patch_size"], network.width, self.tokens(network), extra)
+
+    def ending(self, network: Network) -> OperatorGroup:
+        """Return the last norm, and a classifier a token that has one."""
+        return _ending(network.width, self.task.outputs, 1 + network.own["distillation_token"])
+
+    def source(self, arch: Arch) -> str:
+        """Return Python source that needs only torch and defines `build_student()` for this arch."""
+        parts = (
+            transformers.LayerPlan,
+            transformers.VisionPlan,
+            transformers.Attention,
+            transformers.MLP,
+            transformers.Layer,
+            transformers.PatchEmbeddings,
+            transformers.VisionEmbeddings,
+            transformers.VisionTransformer,
+            transformers.begin,
+        )
+        return standalone(self.name, arch, self.task, parts, written_plan(self.plan(arch)), "VisionTransformer(PLAN)")
+
+
+def _embedded(state: State, teacher: VisionTransformer, student: VisionTransformer) -> State:
+    """Return a cut teacher's `state` for a student of other patches and tokens.
+
+    A distillation token that the teacher has not begins as its class token.
+    """
+    theirs, ours = teacher.embeddings, student.embeddings
+    kernel, places = "embeddings.patch_embeddings.projection.weight", "embeddings.position_embeddings"
+    fitted = {**state, kernel: resized_kernel(state[kernel], ours.patch_embeddings.patch)}
+    first, grid = state[places][: theirs.extra], state[places][theirs.extra :]
+    firsts = first[[0, theirs.extra - 1][: ours.extra]]
+    fitted[places] = torch.cat([firsts, resized_places(grid, theirs.grid, ours.grid)])
+    if theirs.extra == 1:
+        fitted["embeddings.distillation_token"] = state["embeddings.cls_token"]
+        fitted |= {f"distillation_{name}": state[name] for name in ("classifier.weight", "classifier.bias")}
+    return fitted
+
+
+@functools.lru_cache(maxsize=4096)
+def _entry(shape: tuple[int, int, int], patch: int, width: int, tokens: int, extra: int) -> OperatorGroup:
+    channels, rows, columns = shape
+    patches = Operator("patches", channels, width, rows, columns, kernel=patch, stride=patch)
+    return OperatorGroup((patches, Operator("embedding", tokens + extra, width, tokens, 1)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _ending(width: int, classes: int, heads: int) -> OperatorGroup:
+    classifier = Operator("classifier", width, classes, 1, 1)
+    return OperatorGroup((Operator("norm", width, width, heads, 1), *[classifier] * heads))
