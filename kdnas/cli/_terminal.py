@@ -44,10 +44,14 @@ def printed(table: Table, *, caption: str = "", without: Sequence[str] = ()) -> 
     """Return `table` for a terminal, but for the columns headed as in `without`, `caption` below it."""
     shown_table = RichTable(box=None, pad_edge=False, header_style="bold")
     places = [place for place, column in enumerate(table.columns) if column.heading not in without]
+    yielding = any(table.columns[place].text for place in places[1:])  # texts wrap before numbers do
     for place in places:
         column = table.columns[place]
         shown_table.add_column(
-            column.heading, justify="left" if column.text else "right", no_wrap=place == 0, overflow="fold"
+            column.heading,
+            justify="left" if column.text else "right",
+            no_wrap=place == 0 or (yielding and not column.text),
+            overflow="fold",
         )
     for number, row in enumerate(table.rows):
         style = "bold green" if number in table.marked else None

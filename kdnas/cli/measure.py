@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdnas.cli._options import Json
+from kdnas.core.measurement import Measurement
 from kdnas.core.pick import PICKS
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from kdnas.report.table import Table
+    from kdnas.targets import Missing
     from kdnas.workshop.measuring import TargetReport
 
 
@@ -83,37 +84,37 @@ def command(
         typer.echo(json.dumps({"targets": [report.as_dict() for report in reports]}, indent=2))
         return
     from kdnas.cli._terminal import console as terminal
+    from kdnas.cli._terminal import printed
 
     console = terminal()
     for report in reports:
         console.print(f"\n{report.where}", style="bold", markup=False)
-        console.print(report_table(report))
+        console.print(printed(report_table(report)))
         for line in footnotes(report):
             console.print(line, markup=False, soft_wrap=True)
 
 
 def report_table(report: TargetReport) -> Table:
-    """Return the students of `report` as a terminal table."""
-    from rich.table import Table
-
+    """Return the students of `report`, one a row."""
+    from kdnas.report.table import Table
     from kdnas.report.wording import scaled, shown
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("student", no_wrap=True)
-    for heading in ("MACs", "latency", "IQR", "peak memory", "energy a pass", "IQR"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ("student", "MACs", "latency", "IQR", "peak memory", "energy a pass", "IQR")
+    rows = []
     for student in report.students:
         latency, memory, energy = student.latency_ms, student.peak_memory_bytes, student.energy_mj
-        table.add_row(
-            student.subject.arch.arch_id,
-            scaled(student.macs).strip(),
-            f"{latency.value:.3f} ms",
-            f"{latency.spread:.3f}",
-            shown("peak_memory_bytes", _value(memory)),
-            shown("energy_mj", _value(energy)),
-            f"{energy.spread:.3g}" if _value(energy) is not None else "–",  # type: ignore[union-attr]
+        rows.append(
+            (
+                student.subject.arch.arch_id,
+                scaled(student.macs).strip(),
+                f"{latency.value:.3f} ms",
+                f"{latency.spread:.3f}",
+                shown("peak_memory_bytes", _value(memory)),
+                shown("energy_mj", _value(energy)),
+                f"{energy.spread:.3g}" if isinstance(energy, Measurement) else "–",
+            )
         )
-    return table
+    return Table.of_texts(report.where, headings, rows)
 
 
 def footnotes(report: TargetReport) -> list[str]:
@@ -132,5 +133,5 @@ def footnotes(report: TargetReport) -> list[str]:
     return lines
 
 
-def _value(found: Any) -> float | None:
-    return getattr(found, "value", None)
+def _value(found: Measurement | Missing) -> float | None:
+    return found.value if isinstance(found, Measurement) else None

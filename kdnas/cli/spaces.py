@@ -51,7 +51,7 @@ def list_spaces(as_json: Json = False) -> None:
         _print_json([dict(zip(keys, (s.name, s.family, s.count(), s.description), strict=True)) for s in spaces])
         return
     rows = [(space.name, space.family, f"{space.count():,}", space.description) for space in spaces]
-    _print_table(("space", "family", "archs", "description"), rows, right=(2,))
+    _print_table(("space", "family", "archs", "description"), rows, numbers=(2,))
 
 
 @app.command("show")
@@ -129,7 +129,7 @@ def count_space(space: Space, data_root: DataRoot = None, as_json: Json = False)
         ("archs", f"{size.active:,}", "inactive choices dropped"),
         ("networks", about, f"one for all spellings of the same network; {how}"),
     ]
-    _print_table((loaded.name, "count", "meaning"), rows, right=(1,))
+    _print_table((loaded.name, "count", "meaning"), rows, numbers=(1,))
 
 
 @app.command("anatomy")
@@ -275,7 +275,7 @@ def _print_anatomy(found: TeacherAnatomy) -> None:
             for axis in anatomy.axes
         ]
         better = "" if ranking is None else "better half"
-        _print_table(("axis", "size", "layers", better, "cut = masked"), parts, right=(1, 2, 3))
+        _print_table(("axis", "size", "layers", better, "cut = masked"), parts, numbers=(1, 2, 3))
         if ranking is not None:
             typer.echo("\nbetter half: the share of its importance that the better half of an axis holds")
     if anatomy.uncut:
@@ -347,7 +347,7 @@ def _costs(space: SearchSpace, family: StudentFamily) -> dict[str, dict[str, int
 def _print_costs(costs: dict[str, dict[str, int]], where: str = "") -> None:
     typer.echo(f"\nCosts of {_SAMPLES:,} random archs{where}:")
     cells = [(name, *(f"{value:,}" for value in quantiles.values())) for name, quantiles in costs.items()]
-    _print_table(("cost", "smallest", "10 %", "median", "90 %", "largest"), cells, right=(1, 2, 3, 4, 5))
+    _print_table(("cost", "smallest", "10 %", "median", "90 %", "largest"), cells, numbers=(1, 2, 3, 4, 5))
 
 
 def _quantiles(values: list[int]) -> dict[str, int]:
@@ -375,15 +375,9 @@ def _print_json(data: Any) -> None:
     typer.echo(json.dumps(data, indent=2))
 
 
-def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
-    from rich.table import Table
-    from rich.text import Text
+def _print_table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers: tuple[int, ...] = ()) -> None:
+    from kdnas.cli._terminal import console, printed
+    from kdnas.report.table import Table
 
-    from kdnas.cli._terminal import console
-
-    table = Table(box=None, pad_edge=False)
-    for index, title in enumerate(header):
-        table.add_column(title, justify="right" if index in right else "left", no_wrap=index in (0, *right))
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console().print(table)
+    texts = {*range(len(headings))} - {*numbers}
+    console().print(printed(Table.of_texts("", headings, rows, text=texts)))
