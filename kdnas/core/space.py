@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,19 @@ class Condition:
     values: tuple[Scalar, ...]
 
 
+def in_order(conditions: Sequence[Condition]) -> tuple[Condition, ...]:
+    """Return `conditions`, those first that others hang on.
+
+    Raises graphlib.CycleError where they go in a circle; its second argument is the choices of one, each the `when` of
+    the next, the first repeated at the end.
+    """
+    gates: dict[str, list[str]] = {}
+    for condition in conditions:
+        gates.setdefault(condition.choice, []).append(condition.when)
+    places = {name: place for place, name in enumerate(TopologicalSorter(gates).static_order())}
+    return tuple(sorted(conditions, key=lambda condition: places[condition.when]))
+
+
 @dataclass(frozen=True)
 class SearchSpace:
     """The set of archs of one student family. `fixed` choices have one value and are never proposed."""
@@ -67,19 +81,15 @@ class SearchSpace:
     def active(self, assignment: Mapping[str, Scalar]) -> Assignment:
         """Return the choices of `assignment` that are active, with the fixed ones added."""
         active = {**self.fixed, **assignment}
-        for gate in self._gates:
+        for gate in self.gates:
             if gate.when not in active or active[gate.when] not in gate.values:
                 active.pop(gate.choice, None)
         return active
 
     @functools.cached_property
-    def _gates(self) -> tuple[Condition, ...]:
-        """The conditions, those first that others hang on."""
-
-        def rank(name: str) -> int:
-            return max((1 + rank(gate.when) for gate in self.conditions if gate.choice == name), default=0)
-
-        return tuple(sorted(self.conditions, key=lambda gate: rank(gate.when)))
+    def gates(self) -> tuple[Condition, ...]:
+        """The conditions, those first that others hang on: one pass over them says what is active."""
+        return in_order(self.conditions)
 
     def count(self) -> int:
         """Return the number of distinct assignments once inactive choices are dropped, exactly.
@@ -112,6 +122,19 @@ class SearchSpace:
                 counts[spelled] = math.prod(len(values) for name, values in free.items() if name in active)
             total *= sum(counts.values())
         return total
+
+    @property
+    def corners(self) -> tuple[Assignment, Assignment]:
+        """The assignments of the first value of every choice, and of the last."""
+        first, last = ({choice.name: choice.values[end] for choice in self.choices} for end in (0, -1))
+        return first, last
+
+    def neighbours(self, assignment: Mapping[str, Scalar]) -> Iterator[tuple[str, Assignment]]:
+        """Yield (name, assignment) of everything that differs from `assignment` in that one choice."""
+        for choice in self.choices:
+            for value in choice.values:
+                if value != assignment[choice.name]:
+                    yield choice.name, {**assignment, choice.name: value}
 
     def enumerate(self) -> Iterator[Assignment]:
         """Yield every full assignment in a fixed order."""

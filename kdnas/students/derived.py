@@ -250,8 +250,8 @@ class Derived(StudentFamily):
         space = dataclasses.replace(
             stated, choices=choices.searched, conditions=choices.conditions, fixed=choices.fixed
         )
-        for end in (0, -1):
-            self._try_out(self.canonical(space.active({choice.name: choice.values[end] for choice in space.choices})))
+        for corner in space.corners:
+            self._try_out(self.canonical(space.active(corner)))
         return space
 
     def _try_out(self, arch: Arch) -> None:

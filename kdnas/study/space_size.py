@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +57,7 @@ def _spellings(space: SearchSpace, family: StudentFamily | None, start: Assignme
     domains = {choice.name: choice.values for choice in space.choices}
     network = arch_of(space, start, family)
     seen: set[frozenset[tuple[str, Scalar]]] = set()
-    pending: list[Mapping[str, Scalar]] = [start]
+    pending = [start]
     total = 0
     while pending:
         assignment = pending.pop()
@@ -68,9 +67,11 @@ def _spellings(space: SearchSpace, family: StudentFamily | None, start: Assignme
             continue
         seen.add(key)
         total += math.prod(len(values) for name, values in domains.items() if name not in active)
-        for name in domains.keys() & active.keys():
-            changed = ({**assignment, name: value} for value in domains[name] if value != assignment[name])
-            pending += [other for other in changed if arch_of(space, other, family) == network]
+        pending += [
+            other
+            for name, other in space.neighbours(assignment)
+            if name in active and arch_of(space, other, family) == network
+        ]
     return total
 
 

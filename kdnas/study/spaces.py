@@ -25,13 +25,14 @@ import importlib.resources
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from graphlib import CycleError
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdnas.core.arch import Arch, Scalar, normalise_scalar
-from kdnas.core.space import Choice, Condition, SearchSpace
+from kdnas.core.space import Choice, Condition, SearchSpace, in_order
 from kdnas.errors import ConfigError, Problem
 from kdnas.plugins import adopted
 from kdnas.students import STUDENTS, StudentFamily, stated_arch
@@ -254,9 +255,10 @@ class _SpaceReader:
         conditions: list[Condition] = []
         for index, entry in enumerate(entries):
             conditions += self._condition(f"conditions.{index}", entry, domains)
-        cycle = _cycle(conditions)
-        if cycle:
-            self._complain("conditions", f"go in a circle: {' -> '.join(cycle)}")
+        try:
+            in_order(conditions)
+        except CycleError as error:
+            self._complain("conditions", f"go in a circle: {' -> '.join(reversed(error.args[1]))}")
         return tuple(conditions)
 
     def _condition(self, where: str, entry: Any, domains: Mapping[str, tuple[Scalar, ...]]) -> list[Condition]:
@@ -282,39 +284,16 @@ class _SpaceReader:
         return [Condition(name, when, values) for name in names]
 
 
-def _cycle(conditions: list[Condition]) -> list[str]:
-    """Return the choices of one circle of conditions, the first repeated at the end, or nothing."""
-    gates: dict[str, list[str]] = {}
-    for condition in conditions:
-        gates.setdefault(condition.choice, []).append(condition.when)
-    done: set[str] = set()
-
-    def walk(name: str, path: list[str]) -> list[str]:
-        if name in path:
-            return [*path[path.index(name) :], name]
-        if name in done:
-            return []
-        for when in gates.get(name, ()):
-            found = walk(when, [*path, name])
-            if found:
-                return found
-        done.add(name)
-        return []
-
-    return next((found for name in gates if (found := walk(name, []))), [])
-
-
 def _building_problems(space: SearchSpace) -> list[Problem]:
     """Return what the family objects to in the corners of the space and in assignments drawn from it."""
     if not space.family:
         return []
     rng = np.random.default_rng(0)
-    corners = [{choice.name: choice.values[end] for choice in space.choices} for end in (0, -1)]
-    # One choice at a time, so that every value is tried.
-    single = [{**corners[-1], choice.name: value} for choice in space.choices for value in choice.values]
+    # From the largest one choice at a time, so that every value is tried.
+    single = (assignment for _, assignment in space.neighbours(space.corners[1]))
     searched = {choice.name for choice in space.choices}
     problems: dict[Problem, None] = {}
-    for assignment in [*corners, *single, *(space.random(rng) for _ in range(_TRIED_ASSIGNMENTS))]:
+    for assignment in [*space.corners, *single, *(space.random(rng) for _ in range(_TRIED_ASSIGNMENTS))]:
         try:
             stated_arch(space.family, space.active(assignment))
         except ConfigError as error:

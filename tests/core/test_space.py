@@ -1,9 +1,10 @@
 import itertools
+from graphlib import CycleError
 
 import numpy as np
 import pytest
 
-from kdnas.core.space import Choice, Condition, SearchSpace
+from kdnas.core.space import Choice, Condition, SearchSpace, in_order
 
 SPACE = SearchSpace(
     name="s",
@@ -77,3 +78,21 @@ def test_enumerate_has_a_fixed_order():
     first = list(itertools.islice(SPACE.enumerate(), 2))
     assert first[0] == {"depth": 0, "width": 8, "kernel": 3, "gate": False, "ratio": "plain"}
     assert first[1] == {**first[0], "ratio": 0.5}
+
+
+def test_conditions_are_met_in_the_order_in_which_they_hang_on_each_other():
+    chain = [Condition("c", "b", (1,)), Condition("a", "z", (1,)), Condition("b", "a", (1,))]
+    assert [condition.choice for condition in in_order(chain)] == ["a", "b", "c"]
+    with pytest.raises(CycleError) as caught:
+        in_order([*chain, Condition("a", "c", (1,))])
+    first, *rest = caught.value.args[1]
+    assert (first, set(rest)) == (rest[-1], {"a", "b", "c"})
+
+
+def test_corners_and_neighbours_differ_as_they_say():
+    first, last = SPACE.corners
+    assert first == next(SPACE.enumerate())
+    assert last == list(SPACE.enumerate())[-1]
+    beside = list(SPACE.neighbours(last))
+    assert len(beside) == sum(len(choice.values) - 1 for choice in SPACE.choices)
+    assert all([name for name in last if other[name] != last[name]] == [changed] for changed, other in beside)

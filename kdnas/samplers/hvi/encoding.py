@@ -89,18 +89,12 @@ class Encoding:
 
     def canonical(self, codes: np.ndarray) -> np.ndarray:
         """Return `codes` [N, D] with -1 where a choice is not active."""
-        known: dict[str, np.ndarray] = {}
-
-        def active(name: str) -> np.ndarray:
-            if name not in known:
-                mask = np.ones(len(codes), dtype=bool)
-                for gate in self.space.conditions:
-                    if gate.choice == name:
-                        mask &= active(gate.when) & self._has_value(codes, gate.when, gate.values)
-                known[name] = mask
-            return known[name]
-
-        return np.where(np.stack([active(d.name) for d in self.dimensions], axis=1), codes, -1)
+        everywhere = np.ones(len(codes), dtype=bool)
+        active: dict[str, np.ndarray] = {}
+        for gate in self.space.gates:
+            met = active.get(gate.when, everywhere) & self._has_value(codes, gate.when, gate.values)
+            active[gate.choice] = active.get(gate.choice, everywhere) & met
+        return np.where(np.stack([active.get(d.name, everywhere) for d in self.dimensions], axis=1), codes, -1)
 
     def features(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (levels [N, P], counts [N, G]) of codes.
