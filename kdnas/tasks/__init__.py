@@ -81,6 +81,10 @@ class Task(ABC):
         """Return whether a view of a sample has others in it."""
         return False
 
+    def varies(self, views: Any) -> bool:
+        """Return whether a sample may look otherwise in every view."""
+        return True
+
     @abstractmethod
     def entrance(self, network: nn.Module, data: Any, size: int | None = None) -> nn.Module:
         """Return `network` as `network` of a module that takes plain samples: normalised first, and at `size`.

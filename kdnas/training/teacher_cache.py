@@ -6,9 +6,11 @@ embedding where a loss reads that, in the type that the teacher computed them in
 Both are exact.
 
 On disk each key (teacher, data, augmentation, ...) is a folder with two files a view: `rows` [N, W] and `mask` uint8
-[N], which is 1 where the row is there: N * (W * 4 or 2 + 1) bytes a view. The mask is written after the rows are on
-the disk, so a killed process leaves rows that nobody reads. Processes that meet the same gap claim parts of it: a claim
-is a lock on a byte of the file `claims`, which the system takes back from a process that dies.
+[N], which is 1 where the row is there: N * (W * 4 or 2 + 1) bytes a view. N are all training samples, so that trainings
+on other shares of them have rows in common; where a sample has a prediction at each place of a sequence, those that are
+trained on. A view that would need more than half of the disk's free space is not kept. The mask is written after the
+rows are on the disk, so a killed process leaves rows that nobody reads. Processes that meet the same gap claim parts of
+it: a claim is a lock on a byte of the file `claims`, which the system takes back from a process that dies.
 
 With `top_k`, for label sets whose rows would fill the disk, a prediction is its k largest logits, and one number for
 the others: the logit that would give each of them the mean of their mass. A third file, `classes` int32 [N, k for each
@@ -29,6 +31,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -49,6 +52,8 @@ except ImportError:  # not a POSIX system: processes do not wait for each other
 
 _FORMAT = 2
 _POLL_S = 0.02
+_SHARE = 0.5
+"""Of the disk's free space that one view may take."""
 _ROW_TYPES = (np.dtype(np.float32), np.dtype(np.uint16))
 """bfloat16 is kept as its bits: numpy does not know it."""
 
@@ -68,7 +73,7 @@ class ViewsKey:
     device: str
     """The device's type: kernels differ in the last bits."""
     samples: int
-    """Samples in the training arrays, N."""
+    """Samples that have rows, N."""
     outputs: int
     """Logits of a prediction, V."""
     embedding: int
@@ -87,6 +92,13 @@ class ViewsKey:
     def width(self) -> int:
         """Numbers in a row, W."""
         return self.predictions * (self.logits + self.embedding)
+
+    @property
+    def view_bytes(self) -> int:
+        """Bytes of a view on the disk, as far as is known before the teacher was asked."""
+        number = 2 if self.precision == "bfloat16" and self.top_k is None else 4
+        places = 0 if self.top_k is None else 4 * self.predictions * self.top_k
+        return self.samples * (self.width * number + places + 1)
 
     @property
     def digest(self) -> str:
@@ -174,7 +186,20 @@ class TeacherCache:
         folder = self._folder / key.digest
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-        return os.access(folder, os.W_OK | os.X_OK)
+        return os.access(folder, os.W_OK | os.X_OK) and not self.lacks_room(key)
+
+    def lacks_room(self, key: ViewsKey) -> str:
+        """Return in words what the rows of `key` would need and the disk has; empty where they are there or fit."""
+        rows, _, _ = self._paths(key, 0)
+        folder = next((parent for parent in rows.parents if parent.exists()), None)
+        if rows.exists() or folder is None:
+            return ""
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(folder).free
+            if key.view_bytes > free * _SHARE:
+                needed = f"{key.view_bytes / 2**30:,.3g} GiB a view"
+                return f"{needed}, and {self._folder} has {free / 2**30:,.3g} GiB free, of which half may be used"
+        return ""
 
     def read(self, key: ViewsKey, view: int) -> View | None:
         """Return what is there of `view`, None where nothing is."""

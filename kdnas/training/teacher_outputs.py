@@ -95,6 +95,26 @@ class BatchPlan:
         """A hash of what decides which samples stand in which batch: processes that share it divide work alike."""
         return hashlib.sha256(f"{self.batch_size} {self.seed}".encode() + self.train.indices.tobytes()).hexdigest()
 
+    @property
+    def by_place(self) -> bool:
+        """Whether rows are kept of the samples that are trained on alone, in the order of their places."""
+        return self.train.task.spec.rows > 1
+
+    @functools.cached_property
+    def _place_of(self) -> np.ndarray:
+        """By sample, int64 [N]: which row is its own."""
+        found = np.full(len(self.train.data.train), -1, dtype=np.int64)
+        found[np.sort(self.train.indices)] = np.arange(len(self.train.indices))
+        return found
+
+    def rows_of(self, samples: np.ndarray) -> np.ndarray:
+        """Return which rows are those of `samples` int64 [M]."""
+        return self._place_of[samples] if self.by_place else samples
+
+    def kept_as(self, view: int) -> int:
+        """Return the view that the rows of `view` are kept as: where samples are not varied, all views are one."""
+        return view if self.train.task.varies(self.views) else 0
+
     def parts(self, view: int, samples: int) -> list[Part]:
         """Return the steps of `view` in parts of about so many samples."""
         steps, size = self.train.steps(self.batch_size), max(1, samples // self.batch_size)
@@ -151,9 +171,9 @@ class TeacherOutputs:
         self._storing = self._storing and cache.can_write(key)
         if self._plan is not None and self._storing:
             self._fill(view, self._plan)
-        found = cache.read(key, view)
+        found = cache.read(key, view if self._plan is None else self._plan.kept_as(view))
         if found is not None:
-            self._rows = _Rows(found, key, self._device, None if self._plan is None else self._plan.train.indices)
+            self._rows = _Rows(found, key, self._device, self._plan)
         self._stopwatch.stop()
 
     def __call__(self, inputs: tuple[Tensor, ...], samples: Tensor) -> Outputs:
@@ -189,7 +209,8 @@ class TeacherOutputs:
             for part in missing:
                 if not self._lacking(view, [part]):
                     continue
-                with cache.claim(key, f"{view} {part.steps.start} {plan.digest}", patience_s=patience_s) as ours:
+                claimed = f"{view} {part.steps.start} {plan.digest}"
+                with cache.claim(key, claimed, patience_s=patience_s) as ours:
                     waited = patience_s > 0
                     if not ours and not waited:
                         continue
@@ -203,8 +224,9 @@ class TeacherOutputs:
         """Return those of `parts` that have rows which are not there."""
         assert self._cache is not None
         cache, key = self._cache
-        filled = cache.filled(key, view)
-        return [part for part in parts if filled is None or not filled[part.samples].all()]
+        assert self._plan is not None
+        filled = cache.filled(key, self._plan.kept_as(view))
+        return [part for part in parts if filled is None or not filled[self._plan.rows_of(part.samples)].all()]
 
     def _store(self, view: int, plan: BatchPlan, part: Part) -> bool:
         """Run the teacher on some batches and store what it says; False where that cannot be stored."""
@@ -214,33 +236,37 @@ class TeacherOutputs:
         packed = [key.pack([self._live(batch.laid_out)]) for batch in plan.batches(view, part.steps)]
         values = np.concatenate([rows for rows, _ in packed])
         places = None if key.top_k is None else np.concatenate([kept for _, kept in packed if kept is not None])
-        return cache.write(key, view, part.samples, values, places)
+        return cache.write(key, plan.kept_as(view), plan.rows_of(part.samples), values, places)
 
 
 class _Rows:
     """The cached outputs of one view: on the GPU as a whole, so that looking them up never waits for the host."""
 
-    def __init__(self, view: View, key: ViewsKey, device: torch.device, asked: np.ndarray | None):
-        """`asked`: the samples that will be looked up, None for any."""
-        self._key = key
+    def __init__(self, view: View, key: ViewsKey, device: torch.device, plan: BatchPlan | None):
+        """`plan`: what will be looked up; None for any sample, by its place in the training arrays."""
+        self._key, self._plan = key, plan
         self._on_device = device.type != "cpu"
         self._rows, self._places, self._filled = view.rows, view.places, view.filled
         if self._on_device:
             self._tensors = _tensor(np.array(view.rows)).to(device)
             self._kept = None if view.places is None else torch.from_numpy(np.array(view.places)).to(device)
+            asked = None if plan is None else plan.rows_of(plan.train.indices)
             complete = bool((view.filled if asked is None else view.filled[asked]).all())
             # Asking the device whether a row is there waits for it: only where some are missing.
             self._there = None if complete else torch.from_numpy(view.filled).to(device)
+            every = None if plan is None or not plan.by_place else np.arange(len(plan.train.data.train))
+            self._row_of = None if every is None or plan is None else torch.from_numpy(plan.rows_of(every)).to(device)
 
     def __call__(self, samples: Tensor) -> Outputs | None:
         """Return the outputs for `samples` [B]; None where not all are there."""
         places: Tensor | None
         if self._on_device:
+            samples = samples if self._row_of is None else self._row_of[samples]
             if self._there is not None and not bool(self._there[samples].all()):
                 return None
             rows, places = self._tensors[samples], None if self._kept is None else self._kept[samples]
         else:
-            wanted = samples.numpy()
+            wanted = samples.numpy() if self._plan is None else self._plan.rows_of(samples.numpy())
             if not self._filled[wanted].all():
                 return None
             rows = _tensor(self._rows[wanted])
@@ -291,14 +317,18 @@ def views_key(
     described = plan.views.model_dump_json()
     if train.task.mixes(plan.views):
         described += f" of {hashlib.sha256(train.indices.astype('<i8').tobytes()).hexdigest()}"
+    if not train.task.varies(plan.views):
+        described = "none"
+    whole = train.data.fingerprint
+    part = hashlib.sha256(np.sort(train.indices).astype("<i8").tobytes()).hexdigest() if plan.by_place else ""
     return ViewsKey(
         teacher=f"{teacher.fingerprint} {coarse_key(teacher.answers)}".strip(),
-        data=train.data.fingerprint,
+        data=f"{whole} at {part}" if plan.by_place else whole,
         augmentation=described,
-        view_seed=plan.seed,
+        view_seed=plan.seed if train.task.varies(plan.views) else 0,
         precision="bfloat16" if bfloat16 else "float32",
         device=train.device.type,
-        samples=len(train.data.train),
+        samples=len(train) if plan.by_place else len(train.data.train),
         outputs=shapes.outputs,
         embedding=shapes.embedding if "embedding" in needs else 0,
         top_k=None if top_k is None else min(top_k, shapes.outputs),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from kdnas.training.teacher_cache import TeacherCache
 
 CPU = torch.device("cpu")
 FLOAT32 = Training(precision="float32")
-LENGTH, VOCABULARY, COUNT, PADDING = 6, 11, 96, 9
+LENGTH, VOCABULARY, COUNT, PADDING, TRAINED = 6, 11, 96, 9, 64
 
 
 class Modelling(Task):
@@ -209,14 +210,44 @@ def test_cached_rows_of_a_teacher_are_its_live_ones(tmp_path: Path, top_k: int |
     assert same(first, live)
     assert same(again, live)
     size = next(tmp_path.glob("*/*.rows")).stat().st_size
-    assert size == COUNT * LENGTH * (VOCABULARY if top_k is None else VOCABULARY + 1) * 4
+    assert size == TRAINED * LENGTH * (VOCABULARY if top_k is None else VOCABULARY + 1) * 4
+
+
+class Unvaried(Modelling):
+    """Whose samples are the same in every view."""
+
+    def varies(self, views: Any) -> bool:
+        return False
+
+
+def test_views_that_are_the_same_are_kept_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, asked = data_with(0), teacher()
+    live = trained(data, asked)
+    monkeypatch.setitem(TASKS._members, "modelling", Unvaried)
+    first = trained(data, asked, TeacherCache(tmp_path))
+    assert same(first, live)
+    assert [path.name for path in tmp_path.glob("*/*.rows")] == ["view00000.rows"]
+    asked.module.count = 0
+    assert same(trained(data, asked, TeacherCache(tmp_path), epochs=3), live)
+    assert asked.module.count == 2  # which tell the shapes
+
+
+def test_answers_that_the_disk_has_no_room_for_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, asked = data_with(0), teacher()
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 10**9, TRAINED * LENGTH * VOCABULARY * 4))
+    outcome = trained(data, asked, TeacherCache(tmp_path))
+    assert outcome.live_teacher
+    assert not list(tmp_path.glob("*/*.rows"))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 10**9, 10**6))
+    assert not trained(data, asked, TeacherCache(tmp_path)).live_teacher
 
 
 def test_the_largest_logits_of_each_position_are_kept(tmp_path: Path) -> None:
     data, asked = data_with(0), teacher()
     few = trained(data, asked, TeacherCache(tmp_path, top_k=4))
     assert not same(few, trained(data, asked))
-    assert next(tmp_path.glob("*/*.classes")).stat().st_size == COUNT * LENGTH * 4 * 4
+    assert next(tmp_path.glob("*/*.classes")).stat().st_size == TRAINED * LENGTH * 4 * 4
     assert few.score < Modelling(data.task).worst(data.train.targets)
 
 

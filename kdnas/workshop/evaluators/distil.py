@@ -37,11 +37,13 @@ from kdnas.record.records import Result, TrialRecord
 from kdnas.study.spaces import arch_of
 from kdnas.study.updates import updates_in_words
 from kdnas.training.checkpoint import epochs_done
+from kdnas.training.evaluation import evaluation_batch
 from kdnas.training.loop import Course, EpochRecord, Pupil, Trained, batches_key, train
-from kdnas.training.numerics import computing
+from kdnas.training.loss import needs_of
+from kdnas.training.numerics import computing, in_bfloat16
 from kdnas.training.packing import Packing, choose_size, measured_rate
 from kdnas.training.teacher_cache import TeacherCache, truncation_error
-from kdnas.training.teacher_outputs import why_live
+from kdnas.training.teacher_outputs import BatchPlan, views_key, why_live
 from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, attempted, names
 from kdnas.workshop.jobs import Job
 from kdnas.workshop.latency_table import TablePrices, learn_tables
@@ -53,7 +55,9 @@ from kdnas.workshop.teacher_check import report_teacher
 _BAR = 20
 """Characters of a progress bar."""
 _TRUNCATED = 256
-"""Validation images that show what keeping a few logits loses."""
+"""Validation predictions that show what keeping a few logits loses."""
+_MUCH = 100 << 20
+"""Bytes on the disk that are told of."""
 _DRAWS = 31
 """Random students whose median one stands for the space."""
 _STEPS_TIMED = 64
@@ -276,12 +280,39 @@ class Distil(Evaluator):
         images = len(self.workshop.train_indices)
         if live := why_live(distillation, self.workshop.teacher_shapes, images):
             return [f"runs on every batch: {live}"]
-        kept = distillation.teacher_top_k
-        if kept is None or kept >= self.workshop.data.task.outputs:
+        return [*self._kept_notes(), *self._truncation_notes()]
+
+    def _kept_notes(self) -> list[str]:
+        """Return what keeping the teacher's outputs takes, where that is much."""
+        workshop, config = self.workshop, self.context.config
+        training = config.training
+        plan = BatchPlan(workshop.train, training.batch_size, training.augmentation, config.seed)
+        key = views_key(
+            workshop.teacher,
+            workshop.teacher_shapes,
+            plan,
+            needs=needs_of(config.distillation),
+            bfloat16=in_bfloat16(training, workshop.device),
+            top_k=self.teacher_cache.top_k,
+        )
+        if key is None:
             return []
-        few = self.workshop.batches(self.workshop.validation_indices[:_TRUNCATED])
+        if lacks := self.teacher_cache.lacks_room(key):
+            return [f"runs on every batch: its answers would take {lacks}; teacher_top_k keeps fewer"]
+        if key.view_bytes < _MUCH:
+            return []
+        views = "" if workshop.task.varies(training.augmentation) else ", all views being the same"
+        return [f"its answers are kept: {key.view_bytes / 2**30:,.3g} GiB a view{views}"]
+
+    def _truncation_notes(self) -> list[str]:
+        """Return what is lost where only the largest of its logits are kept."""
+        workshop, kept = self.workshop, self.context.config.distillation.teacher_top_k
+        if kept is None or kept >= workshop.data.task.outputs:
+            return []
+        few = workshop.batches(workshop.validation_indices[: max(1, _TRUNCATED // workshop.task.spec.rows)])
         with torch.no_grad():
-            answers = [self.workshop.teacher.module(*batch.inputs) for batch in few.ordered(batch_size=_TRUNCATED)]
+            size = evaluation_batch(workshop.task.spec, workshop.device)
+            answers = [workshop.teacher.module(*batch.inputs) for batch in few.ordered(batch_size=size)]
         logits = torch.cat(answers).flatten(0, -2).cpu()
         lost = truncation_error(logits, kept)
         return [f"{kept} of its {logits.shape[1]} logits are kept, which loses {lost:.2g} nats at temperature 1"]
