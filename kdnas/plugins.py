@@ -29,9 +29,10 @@ _SPEC = re.compile(r"(?P<module>.+):(?P<name>[A-Za-z_]\w*)")
 # stands there is a name, or a section whose `type` is the name and whose other keys are options.
 PLACES = {
     "evaluators": ("evaluator",),
+    "tasks": ("task", "task.kind"),
     "datasets": ("data",),
-    "teachers": ("teacher",),
-    "students": ("family", "space.family", "teacher.family", "arch.family"),
+    "teachers": ("teacher", "teachers.*"),
+    "students": ("family", "space.family", "teacher.family", "teachers.*.family", "arch.family"),
     "losses": ("distillation.losses.*",),
     "policies": ("supernet.shrinking.policy",),
     "costs": ("costs.*",),

@@ -37,7 +37,7 @@ def command(
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads on a CPU. Default: 1.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Images a pass. Default: 1, on cuda 1 and 256.")
+        int | None, typer.Option("--batch-size", min=1, help="Samples a pass. Default: 1, on cuda 1 and 256.")
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=5, help="How often each student is timed.")] = 50,
     max_drift: Annotated[

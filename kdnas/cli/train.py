@@ -19,7 +19,7 @@ from kdnas.report.wording import duration
 if TYPE_CHECKING:
     from torch import nn
 
-    from kdnas.core.data import ImageData
+    from kdnas.core.data import Data
     from kdnas.plan.plan_file import TrainingPlan
     from kdnas.plan.train_file import TrainFile
     from kdnas.plan.training import FullTraining
@@ -141,7 +141,7 @@ class _Asked:
     run: RunRecord | None
 
     @property
-    def data(self) -> ImageData | None:
+    def data(self) -> Data | None:
         """The run's data, which are open; None for a file, whose training opens its own."""
         return None if self.run is None else self.workshop.data
 

@@ -1,10 +1,10 @@
-"""A short sketch of what a teacher answers on fixed images, compared up to rounding.
+"""A short sketch of what a teacher answers on fixed samples, compared up to rounding.
 
 Machines, thread counts and kernels round differently, so that a hash of the answers would call one teacher many. A
 sketch is a few numbers: random projections of the answers (Achlioptas, "Database-friendly random projections", JCSS
 2003), which any real change of them moves.
 
-Shapes: N images, K classes.
+Shapes: N samples, K classes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _COARSE_BITS = 6
 
 
 def sketch(answers: np.ndarray) -> tuple[float, ...]:
-    """Return the sketch of `answers` [N, K], finite: four numbers an image, of four digits relative to all of them."""
+    """Return the sketch of `answers` [N, K], finite: four numbers a sample, of four digits relative to all of them."""
     values = np.asarray(answers, dtype=np.float64)
     bound = _OUTLYING * float(np.median(np.abs(values)))
     if bound > 0:
@@ -37,7 +37,7 @@ def sketch(answers: np.ndarray) -> tuple[float, ...]:
 
 
 def apart(before: Sequence[float], now: Sequence[float]) -> float:
-    """Return by which share of their size two sketches differ: 0 for equal ones, infinite for those of other images."""
+    """Return by which share of their size two sketches differ: 0 for equal ones, infinite where samples are others."""
     if len(before) != len(now):
         return math.inf
     if not before:
@@ -54,7 +54,7 @@ def what_differs(before: Sequence[float], now: Sequence[float]) -> str:
     if not before or not now or apart(before, now) <= _SAME:
         return ""
     return (
-        f"answers otherwise than before, though its files are the same: on a few fixed images its logits differ by "
+        f"answers otherwise than before, though its files are the same: on a few fixed samples its logits differ by "
         f"{100 * apart(before, now):.2g} % of their size; code that its factory imports has changed, or a library"
     )
 

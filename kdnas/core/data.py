@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from kdnas.core.objective import ACCURACY, Quantity
-from kdnas.core.task import TaskSpec, image_classification
+from kdnas.core.task import IMAGE_CLASSIFICATION, TaskSpec, image_classification
 
 
 class Array(Protocol):
@@ -53,6 +53,9 @@ class Samples:
 class Data(ABC):
     """A decoded data set. `fingerprint` is a hash of its content; `test` is only for the final evaluation."""
 
+    poses: ClassVar[str] = IMAGE_CLASSIFICATION
+    """The kind of its task, known before any data are open."""
+
     name: str
     class_names: tuple[str, ...]
     """In the order of the outputs; empty where these have no names."""
@@ -66,11 +69,18 @@ class Data(ABC):
 
     score: ClassVar[Quantity | None] = None
     """What its task is scored by, where every data set of this kind has the same."""
+    kind: str = field(default="", kw_only=True)
+    """The task that they are put to; empty: the one that they pose."""
 
     @property
     @abstractmethod
     def task(self) -> TaskSpec:
         """The task this data poses."""
+
+    @property
+    def statistics(self) -> Mapping[str, tuple[float, ...]]:
+        """What the task's entrance must know of the training samples, by name."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,14 @@ class ImageData(Data):
     def task(self) -> TaskSpec:
         """Image classification at the images' size."""
         channels, height, width = self.train.inputs["pixels"].shape[1:]
-        return image_classification((channels, height, width), len(self.class_names))
+        spec = image_classification((channels, height, width), len(self.class_names))
+        return replace(spec, kind=self.kind or spec.kind)
+
+    @property
+    def statistics(self) -> Mapping[str, tuple[float, ...]]:
+        """Mean and deviation of every channel."""
+        means, deviations = (tuple(map(float, values)) for values in (self.channel_mean, self.channel_std))
+        return {"channel_mean": means, "channel_std": deviations}
 
 
 def stratified_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,8 +18,9 @@ _WORDS = {"inherited": "inherited weights", "supernet": "shared weights"}
 class Fidelity:
     """Stored with every trained score. `data_fraction` is the share of the training split, in (0, 1].
 
-    `resolution_fraction`, in (0, 1], is the share of the images' height and width that the student was trained and
-    scored at. `epochs` are those that the student itself was trained: 0 where it was scored as it was cut out.
+    `resolution_fraction`, in (0, 1], is the share of the samples' size (height and width, or tokens) that the student
+    was trained and scored at. `epochs` are those that the student itself was trained: 0 where it was scored as it was
+    cut out.
     """
 
     epochs: int

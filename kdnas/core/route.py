@@ -5,7 +5,7 @@
 - `assistants`: a chain of teacher assistants, each distilled from the one before it (Mirzadeh et al., "Improved
   knowledge distillation via teacher assistant", AAAI 2020).
 
-All routes spend one budget: 3 x MACs for each image that a network is trained on. Here it is counted in epochs of the
+All routes spend one budget: 3 x MACs for each sample that a network is trained on. Here it is counted in epochs of the
 student; a larger network gets fewer epochs for it. Teachers' forward passes are not counted. Scores are on the
 validation split, in the unit of the task's score.
 """

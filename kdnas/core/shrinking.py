@@ -135,8 +135,8 @@ class Unlock:
 class Probe:
     """What an unlock would cost, measured on the largest subnet with the unlock's values instead of its own.
 
-    `accuracy_lost` is a difference of validation accuracies, negative where the smaller one is better; `macs_saved` is
-    the share of the largest subnet's MACs; `cost` is the accuracy lost per MAC share saved, `inf` where none is saved.
+    `accuracy_lost` is a difference of validation scores, negative where the smaller one is better; `macs_saved` is
+    the share of the largest subnet's MACs; `cost` is the score lost per MAC share saved, `inf` where none is saved.
     """
 
     dimension: str
@@ -147,7 +147,7 @@ class Probe:
 
     @property
     def cost(self) -> float:
-        """Accuracy lost per share of MACs saved, never below 0."""
+        """Score lost per share of MACs saved, never below 0."""
         return max(self.accuracy_lost, 0.0) / self.macs_saved if self.macs_saved > 0 else math.inf
 
 
@@ -158,7 +158,7 @@ def cheapest(probes: Sequence[Probe]) -> Probe:
 
 @dataclass(frozen=True)
 class Check:
-    """Validation accuracies of a stage's largest and smallest subnet, after `step` steps of the training."""
+    """Validation scores of a stage's largest and smallest subnet, after `step` steps of the training."""
 
     step: int
     spent: float
@@ -178,15 +178,15 @@ def stalled(checks: Sequence[Check], *, patience: int, improvement: float) -> bo
 
 
 def teacher_gap(teacher: float, largest: float, smallest: float) -> float:
-    """Return how far the mean of two subnets' accuracies is below the teacher's: a share of the latter, in [0, 1]."""
+    """Return how far the mean of two subnets' scores is below the teacher's: a share of the latter, in [0, 1]."""
     return min(1.0, max(0.0, 1.0 - 0.5 * (largest + smallest) / teacher)) if teacher > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Validation accuracies of the three subnets of `Ladders.panel`, whatever a stage allows.
+    """Validation scores of the three subnets of `Ladders.panel`, whatever a stage allows.
 
-    `loss` is the mean of their cross entropies on the same images, in nats.
+    `loss` is the mean of their cross entropies on the same samples, in nats.
     """
 
     smallest: float
@@ -195,8 +195,8 @@ class Panel:
     loss: float
 
     @property
-    def accuracy(self) -> float:
-        """The mean accuracy."""
+    def score(self) -> float:
+        """The mean score."""
         return (self.smallest + self.middle + self.largest) / 3
 
 

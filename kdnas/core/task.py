@@ -8,6 +8,7 @@ from typing import Literal
 
 from kdnas.core.objective import ACCURACY, Quantity
 
+IMAGE_CLASSIFICATION = "image_classification"
 InputKind = Literal["pixels", "tokens", "mask", "floats"]
 _LEAST_SIZE = 4
 
@@ -55,6 +56,11 @@ class TaskSpec:
     """What samples are called, in the plural."""
 
     @property
+    def sample(self) -> str:
+        """What one of them is called."""
+        return self.samples.removesuffix("s")
+
+    @property
     def size(self) -> int:
         """Height in pixels, or length in tokens, of the samples."""
         return self.inputs[0].size
@@ -94,4 +100,4 @@ class TaskSpec:
 
 def image_classification(shape: tuple[int, int, int], classes: int) -> TaskSpec:
     """Return the task of naming the class of an image of `shape` (channels, height, width), scored by accuracy."""
-    return TaskSpec("image_classification", (Input("pixels", tuple(shape), "pixels"),), classes, 1, ACCURACY, "images")
+    return TaskSpec(IMAGE_CLASSIFICATION, (Input("pixels", tuple(shape), "pixels"),), classes, 1, ACCURACY, "images")

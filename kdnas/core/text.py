@@ -5,7 +5,7 @@ Shapes: N samples, S tokens of all of them, T the longest that a network is give
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from kdnas.core.data import Data
 from kdnas.core.objective import ACCURACY, PERPLEXITY, Quantity
 from kdnas.core.task import Input, TaskSpec
 
+TEXT_CLASSIFICATION, LANGUAGE_MODELLING = "text_classification", "language_modelling"
 Places = int | slice | np.ndarray
 """Rows of an array, as numpy's brackets take them."""
 
@@ -28,13 +29,13 @@ def text_classification(length: int, vocabulary: int, classes: int, *, pairs: bo
     """
     inputs = [Input("tokens", (length,), "tokens", vocabulary), Input("mask", (length,), "mask", 2)]
     inputs += [Input("segments", (length,), "tokens", 2)] if pairs else []
-    return TaskSpec("text_classification", tuple(inputs), classes, 1, ACCURACY, "texts")
+    return TaskSpec(TEXT_CLASSIFICATION, tuple(inputs), classes, 1, ACCURACY, "texts")
 
 
 def language_modelling(length: int, vocabulary: int) -> TaskSpec:
     """Return the task of foretelling the next token at each of `length` places of a block, scored by perplexity."""
     tokens = Input("tokens", (length,), "tokens", vocabulary)
-    return TaskSpec("language_modelling", (tokens,), vocabulary, length, PERPLEXITY, "blocks")
+    return TaskSpec(LANGUAGE_MODELLING, (tokens,), vocabulary, length, PERPLEXITY, "blocks")
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,19 +150,22 @@ class TokenData(Data):
 class TextData(TokenData):
     """Texts with one label each: int64 [N] are classes."""
 
+    poses: ClassVar[str] = TEXT_CLASSIFICATION
     score: ClassVar[Quantity | None] = ACCURACY
 
     @cached_property
     def task(self) -> TaskSpec:
         """Text classification."""
         pairs = "segments" in self.train.inputs
-        return text_classification(self.length, self.vocabulary, len(self.class_names), pairs=pairs)
+        spec = text_classification(self.length, self.vocabulary, len(self.class_names), pairs=pairs)
+        return replace(spec, kind=self.kind or spec.kind)
 
 
 @dataclass(frozen=True)
 class CorpusData(TokenData):
     """Running text in blocks of T tokens; the target of each token is the one that follows it, [N, T]."""
 
+    poses: ClassVar[str] = LANGUAGE_MODELLING
     bytes_per_token: tuple[float, float] = field(kw_only=True)
     """Of the training and of the test text: UTF-8 bytes that a token stands for on average."""
     score: ClassVar[Quantity | None] = PERPLEXITY
@@ -169,4 +173,5 @@ class CorpusData(TokenData):
     @cached_property
     def task(self) -> TaskSpec:
         """Language modelling."""
-        return language_modelling(self.length, self.vocabulary)
+        spec = language_modelling(self.length, self.vocabulary)
+        return replace(spec, kind=self.kind or spec.kind)

@@ -19,6 +19,12 @@ def mean_where(values: Tensor, counts: Tensor | None) -> Tensor:
     return values.mean() if counts is None else (values * counts).sum() / counts.sum().clamp_min(1)
 
 
+def token_mask(outputs: Outputs, stage: Tensor) -> Tensor | None:
+    """Return which tokens of a `stage` [B, N, C] are text, [B, N]; None where all count, as the pixels of a map do."""
+    mask = outputs.mask
+    return mask if mask is not None and stage.ndim == 3 and mask.shape == stage.shape[:2] else None
+
+
 @dataclass(frozen=True)
 class Pair:
     """Tokens [B, N, C] of one layer of each side, as wide as the teacher's."""
@@ -53,5 +59,5 @@ class Layers(nn.Module):
         for s, t in self.pairs:
             ours, theirs = to_tokens(student.stages[s], teacher.stages[t])
             adapter = f"{ours.shape[-1]}-{theirs.shape[-1]}"
-            mask = student.mask if student.mask is not None and student.mask.shape == ours.shape[:2] else None
+            mask = token_mask(student, ours)
             yield Pair(self.adapters[adapter](ours) if adapter in self.adapters else ours, theirs, mask)

@@ -7,9 +7,9 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.losses._layers import mean_where, token_mask
 from kdnas.nn.directions import bounded, directions
 from kdnas.nn.matching import match_stages, to_common_size
 from kdnas.nn.precision import in_float32
@@ -43,11 +43,14 @@ class AttentionTransfer(DistillationLoss):
     @in_float32
     def forward(self, student: Outputs, teacher: Outputs, rows: Rows) -> Tensor:
         """Return the sum over the stages."""
-        return torch.stack([self._stage(student.stages[s], teacher.stages[t]) for s, t in self.pairs]).sum()
+        return torch.stack([self._stage(student, teacher, s, t) for s, t in self.pairs]).sum()
 
-    def _stage(self, student: Tensor, teacher: Tensor) -> Tensor:
-        ours, theirs = to_common_size(student, teacher)
-        return F.mse_loss(self._attention(ours), self._attention(theirs))
+    def _stage(self, student: Outputs, teacher: Outputs, s: int, t: int) -> Tensor:
+        mask = token_mask(student, student.stages[s])
+        ours, theirs = to_common_size(student.stages[s], teacher.stages[t])
+        if mask is not None:
+            ours, theirs = (features * mask[:, None, :, None] for features in (ours, theirs))
+        return mean_where((self._attention(ours) - self._attention(theirs)).square(), mask)
 
     def _attention(self, features: Tensor) -> Tensor:
         return directions(bounded(features, dim=(1, 2, 3)).abs().pow(self.power).mean(dim=1).flatten(1))

@@ -29,8 +29,8 @@ class Cosine(DistillationLoss):
 
     @in_float32
     def forward(self, student: Outputs, teacher: Outputs, rows: Rows) -> Tensor:
-        """Return the mean over the batch."""
+        """Return the mean over the rows, by their weights."""
         assert student.embedding is not None
         assert teacher.embedding is not None
         ours, theirs = directions(self.adapter(student.embedding)), directions(teacher.embedding)
-        return (1 - (ours * theirs).sum(dim=1)).mean()
+        return rows.mean(1 - (ours * theirs).sum(dim=1))

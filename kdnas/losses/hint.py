@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.losses._layers import token_mask
 from kdnas.nn.matching import channels, match_stages, to_common_size
 from kdnas.nn.precision import in_float32
 from kdnas.nn.rows import Rows
@@ -41,7 +42,10 @@ class Hint(DistillationLoss):
     @in_float32
     def forward(self, student: Outputs, teacher: Outputs, rows: Rows) -> Tensor:
         """Return the mean over the batch and the map."""
-        ours, theirs = to_common_size(student.stages[self.student_stage], teacher.stages[self.teacher_stage])
+        ours, theirs = student.stages[self.student_stage], teacher.stages[self.teacher_stage]
+        if (mask := token_mask(student, ours)) is not None:  # what is padding enters no statistics
+            ours, theirs = (features[mask > 0].unsqueeze(1) for features in (ours, theirs))
+        ours, theirs = to_common_size(ours, theirs)
         # One value a channel has no variance: such a batch is normalised by the statistics of those before it.
         self.adapter[1].train(self.training and ours.numel() > ours.shape[1])
         return F.mse_loss(self.adapter(ours), theirs)

@@ -24,7 +24,8 @@ class RelationalKD(DistillationLoss):
     """Relational KD (Park 2019): smooth-L1 of the pair distances (over their mean) and triplet angles of embeddings.
 
     Blind to rotation and scale, so widths may differ and no adapter is needed. Angles take B^3 numbers: they use the
-    first `angle_samples` of the (shuffled) batch. Usual weight: 1 (these weigh the two parts), with task_weight 1.
+    first `angle_samples` of the (shuffled) batch. Rows of weight 0 do not count.
+    Usual weight: 1 (these weigh the two parts), with task_weight 1.
     """
 
     needs = frozenset({"embedding"})
@@ -48,7 +49,11 @@ class RelationalKD(DistillationLoss):
         """Return distance_weight * distance term + angle_weight * angle term."""
         assert student.embedding is not None
         assert teacher.embedding is not None
-        ours, theirs = _spread(student.embedding), _spread(teacher.embedding)
+        embeddings = student.embedding, teacher.embedding
+        if rows.weights is not None:  # what is padding stands in no pair
+            counted = rows.weights > 0
+            embeddings = embeddings[0][counted], embeddings[1][counted]
+        ours, theirs = map(_spread, embeddings)
         distance = F.smooth_l1_loss(_relative_distances(ours), _relative_distances(theirs))
         angle = F.smooth_l1_loss(_angles(ours[: self.angle_samples]), _angles(theirs[: self.angle_samples]))
         return self.distance_weight * distance + self.angle_weight * angle

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.losses._layers import token_mask
 from kdnas.nn.directions import bounded, directions
 from kdnas.nn.matching import match_stages
 from kdnas.nn.precision import in_float32
@@ -18,7 +19,8 @@ class SimilarityPreserving(DistillationLoss):
     """Similarity-preserving KD (Tung 2019): mean squared difference of the batch's similarity matrices [B, B].
 
     A matrix is F F^T of the flattened features of the last matched stage, each row scaled to length 1. Blind to a
-    rotation of the features and to widths and sizes, so no adapter is needed. Usual weight: 3000, with task_weight 1.
+    rotation of the features and to widths and sizes, so no adapter is needed. Padding does not count.
+    Usual weight: 3000, with task_weight 1.
     """
 
     needs = frozenset({"stages"})
@@ -32,9 +34,10 @@ class SimilarityPreserving(DistillationLoss):
     @in_float32
     def forward(self, student: Outputs, teacher: Outputs, rows: Rows) -> Tensor:
         """Return the mean over the matrix."""
-        return F.mse_loss(
-            _similarities(student.stages[self.student_stage]), _similarities(teacher.stages[self.teacher_stage])
-        )
+        ours, theirs = student.stages[self.student_stage], teacher.stages[self.teacher_stage]
+        if (mask := token_mask(student, ours)) is not None:
+            ours, theirs = (features * mask.unsqueeze(-1) for features in (ours, theirs))
+        return F.mse_loss(_similarities(ours), _similarities(theirs))
 
 
 def _similarities(features: Tensor) -> Tensor:

@@ -35,6 +35,10 @@ class Batch:
     def __getitem__(self, part: slice) -> Batch:
         return Batch(tuple(taken[part] for taken in self.inputs), self.targets[part], self.samples[part])
 
+    def at(self, places: Tensor) -> Batch:
+        """Return the samples at `places` int64 [n] of the batch, in that order."""
+        return Batch(tuple(taken[places] for taken in self.inputs), self.targets[places], self.samples[places])
+
     @property
     def laid_out(self) -> tuple[Tensor, ...]:
         """The inputs with images in the channels-last format, in which convolutions are quickest."""

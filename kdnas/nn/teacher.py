@@ -15,13 +15,13 @@ from kdnas.nn.origin import Origin
 class Teacher:
     """A fixed network: eval mode, no gradients.
 
-    `module` takes raw images [B, C, H, W] as floats in 0..255 at the data's own size (normalisation and resizing are
-    inside) and gives logits [B, K]. `stages` are the dotted names, inside `module`, of the submodules whose outputs
+    `module` takes the data's plain samples, images [B, C, H, W] as floats in 0..255 (normalisation and resizing are
+    inside), and gives logits [B, K]. `stages` are the dotted names, inside `module`, of the submodules whose outputs
     [B, C, H, W] are the stages; `classifier` that of the linear layer whose input is the embedding, None where there is
     no such layer.
     `fingerprint` is a hash of the weights and everything else that is known to decide the outputs; `notes` say what was
     adapted. `arch` is that of a teacher which is a member of a student family, so that students can inherit its
-    weights. `answers` are a sketch (`kdnas.core.answers`) of what it says to a few fixed images of the data: they
+    weights. `answers` are a sketch (`kdnas.core.answers`) of what it says to a few fixed samples of the data: they
     tell what no hash of files does, such as mended code or an upgraded library. `outputs` is what its network gives.
     """
 

@@ -13,13 +13,11 @@ import safetensors.torch
 from torch import nn
 
 from kdnas import atomic
-from kdnas.core.data import ImageData
+from kdnas.core.data import Data
 from kdnas.core.preprocessing import Preprocessing
-from kdnas.core.task import image_classification
 from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, Problem, RunFolderError
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written, lacking_formats, lacking_packages
-from kdnas.nn.normalise import Normalised
 from kdnas.plan.train_file import TrainFile, locked_fingerprint, train_file_for
 from kdnas.plugins import short_name
 from kdnas.record.front import doubts
@@ -27,6 +25,8 @@ from kdnas.record.lock import TeacherReport
 from kdnas.record.products import checkpoint_path, note_products
 from kdnas.record.records import FrontMember, Repeat, RunRecord, TrialRecord
 from kdnas.students import STUDENTS, family_for
+from kdnas.tasks import task_of
+from kdnas.tasks.image_classification import DEVIATION, MEAN
 from kdnas.version import __version__
 from kdnas.workshop.opening import Workshop, cache_dir, open_run
 from kdnas.workshop.opening import data_root as stated_root
@@ -102,7 +102,7 @@ def wanted_export(run: RunRecord) -> str:
 
 
 def best_repeat(run: RunRecord, trial: TrialRecord) -> Repeat:
-    """Return the retraining of `trial` with the best validation accuracy, of equals the first.
+    """Return the retraining of `trial` with the best validation score, of equals the first.
 
     Raises ConfigError, saying what to run, when it was never retrained.
     """
@@ -129,7 +129,7 @@ def assemble(file: TrainFile, network: nn.Module, workshop: Workshop, *, card: M
     """Return `network`, trained by `file` in `workshop`, with everything an exporter may write."""
     arch, reading, data = file.student, file.preparation, workshop.data
     channels, height, width = data.task.image_shape
-    mean, std = (tuple(map(float, values)) for values in (data.channel_mean, data.channel_std))
+    mean, std = (tuple(data.statistics[name]) for name in (MEAN, DEVIATION))
     preprocessing = Preprocessing(
         size=(height, width),
         colour="greyscale" if channels == 1 else "RGB",
@@ -166,8 +166,8 @@ def assemble(file: TrainFile, network: nn.Module, workshop: Workshop, *, card: M
 def load_student(run: RunRecord, member: FrontMember) -> nn.Module:
     """Return the student of `member` behind its normalisation, with the weights of its best retraining, in eval mode.
 
-    It takes raw images [B, C, H, W] as floats in 0..255. Raises ConfigError when the student was not retrained,
-    RunFolderError when its checkpoint is missing or damaged.
+    It takes plain samples, images as floats [B, C, H, W] in 0..255. Raises ConfigError when the student was not
+    retrained, RunFolderError when its checkpoint is missing or damaged.
     """
     run.sources()
     repeat, arch = best_repeat(run, member.trial), member.trial.arch
@@ -177,10 +177,12 @@ def load_student(run: RunRecord, member: FrontMember) -> nn.Module:
         network = workshop.family.build(arch)
         _load_weights(network, arch.arch_id, *checkpoint)
         return workshop.task.entrance(network, workshop.data).eval()
-    channels, height, width = run.lock.data.input_shape
-    network = family_for(arch.family, image_classification((channels, height, width), len(run.class_names))).build(arch)
+    described = run.lock.data
+    if described.task is None:
+        raise RunFolderError(f"{run.folder} does not say what its students are given: they cannot be built")
+    network = family_for(arch.family, described.task).build(arch)
     _load_weights(network, arch.arch_id, *checkpoint)
-    return Normalised(network, run.lock.data.channel_mean, run.lock.data.channel_std).eval()
+    return task_of(described.task).entrance(network, described).eval()
 
 
 def load_network(file: TrainFile, workshop: Workshop, path: Path, sha256: str = "", remedy: str = "") -> nn.Module:
@@ -217,12 +219,12 @@ def _load_weights(network: nn.Module, arch_id: str, path: Path, sha256: str, rem
         raise RunFolderError(f"{path} holds the weights of another network than {arch_id}: {first}") from error
 
 
-def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: ImageData) -> dict[str, Any]:
+def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: Data) -> dict[str, Any]:
     """Return what the model card says of `member`, as plain data."""
     trained = len(member.trial.repeats)
     quantities: dict[str, dict[str, Any]] = {}
     for name, value in member.values.items():
-        if name == "accuracy":
+        if name == run.score.name:
             continue
         unit = run.quantities[name].unit if name in run.quantities else ""
         measured = member.trial.measurements.get(name)
@@ -235,7 +237,7 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: ImageDat
         "made_by": f"kdnas {__version__}",
         "accuracy": {
             "validation": {
-                "mean": member.values.get("accuracy"),
+                "mean": member.values.get(run.score.name),
                 "ci95": member.score_ci95,
                 "trainings": trained,
             },
@@ -266,16 +268,17 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: ImageDat
     }
 
 
-def data_card(validation_fraction: float, seed: int, data: ImageData) -> dict[str, Any]:
+def data_card(validation_fraction: float, seed: int, data: Data) -> dict[str, Any]:
     """Return what the model card says of the data and its split, as plain data."""
+    samples, stated = data.task.samples, data.stated_validation
+    drawn = f"{100 * validation_fraction:g} %, drawn class by class with seed {seed}, were held out for validation."
+    held = f"Of its {len(data.train):,} training {samples} {drawn}"
+    if stated:
+        held = f"It has {len(data.train) - stated:,} training {samples}, and {stated:,} for validation."
     return {
         "name": data.name,
         "fingerprint": data.fingerprint,
-        "split": (
-            f"Of its {len(data.train):,} training images {100 * validation_fraction:g} %, drawn class by class with "
-            f"seed {seed}, were held out for validation. Its {len(data.test):,} test images were only used for "
-            "the test accuracy."
-        ),
+        "split": f"{held} Its {len(data.test):,} test {samples} were only used for the test {data.task.score.name}.",
         "notes": list(data.notes),
     }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from kdnas.core.arch import Arch
-from kdnas.core.data import ImageData
+from kdnas.core.data import Data
 from kdnas.core.route import (
     ROUTES,
     Route,
@@ -73,7 +73,7 @@ class PlanBasis:
 
     run: RunRecord
     file: TrainFile
-    data: ImageData
+    data: Data
     family: StudentFamily
     samples: int
     inputs: RouteInputs

@@ -9,16 +9,16 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, WrapValidator, field_validator, model_validator
 
 from kdnas.core.arch import Arch
-from kdnas.core.data import ImageData
-from kdnas.core.task import TaskSpec, image_classification
+from kdnas.core.data import Data
+from kdnas.core.task import TaskSpec
 from kdnas.datasets import DATASETS
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
-from kdnas.plugins import resolved
-from kdnas.record.lock import fingerprint, space_record
+from kdnas.plugins import is_plugin, resolved
+from kdnas.record.lock import fingerprint, of_todays_task, space_record
 from kdnas.record.records import RunRecord, TrialRecord
 from kdnas.registry import Registry, Section, validation_problems
 from kdnas.students import stated_arch
@@ -26,16 +26,17 @@ from kdnas.study.config import DataConfig, Member
 from kdnas.study.members import option_problems
 from kdnas.study.tuning import final_recipe
 from kdnas.study.yaml_lines import YamlDocument, read_yaml
+from kdnas.tasks import TASKS, task_of
 from kdnas.teachers import TEACHERS
 from kdnas.training.numerics import settled
-from kdnas.training.recipe import Distillation, Recipe, Training, numerics_of
+from kdnas.training.recipe import Distillation, Recipe, Training, numerics_of, training_as, training_for, with_training
 from kdnas.trust import vouch_for_signed
 from kdnas.version import __version__
 
-FORMAT_VERSION: Literal[1] = 1
-
-Deviation = Annotated[float, Field(gt=0.0)]
-Extent = Annotated[int, Field(ge=1)]
+ONLY_TEACHER = "teacher"
+"""What the one teacher is called that has no name."""
+FORMAT_VERSION: Literal[2] = 2
+"""Version 1 knew images and one teacher alone: `input_shape`, `channel_mean`, `channel_std`, `teacher`."""
 
 
 class ArchSection(Section):
@@ -64,10 +65,15 @@ class Provenance(Section):
     kdnas_version: str = ""
 
 
+def _of_the_task(value: Any, otherwise: pydantic.ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    task = info.data.get("task")
+    return otherwise(value) if task is None else training_as(task.kind, value, otherwise)
+
+
 class TrainFile(Section):
     """Everything that decides one training. Two equal files give the same student on the same machine."""
 
-    format_version: Literal[1]
+    format_version: Literal[2]
     name: str
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     """The study's seed: it draws the validation split, the first weights, the order of images and their views."""
@@ -76,20 +82,22 @@ class TrainFile(Section):
     arch: ArchSection
     family_options: dict[str, Any] = Field(default_factory=dict)
     """How the family is built, where it has options: what students are cut out of their teacher by."""
-    input_shape: tuple[Extent, Extent, Extent]
-    """Channels, height, width."""
-    class_names: Annotated[tuple[str, ...], Field(min_length=2)]
-    channel_mean: tuple[float, ...]
-    channel_std: tuple[Deviation, ...]
+    task: TaskSpec
+    """What the student is given and what it answers; its `kind` is the task's name."""
+    statistics: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    """What the task's entrance must know of the training samples, by name."""
+    class_names: tuple[str, ...] = ()
+    """In the order of the outputs; empty where these have no names."""
     data: DataConfig
     data_fingerprint: str
     """Hash of the data's content."""
-    teacher: Member
+    teachers: Annotated[dict[str, Member], Field(min_length=1, max_length=1)]
+    """By name; students learn from one."""
     teacher_fingerprint: str = ""
     """Hash of the teacher's weights; empty: not checked."""
     teacher_answers: tuple[float, ...] = ()
-    """A sketch of what the teacher says to a few fixed images, compared up to rounding; empty: not checked."""
-    training: Training
+    """A sketch of what the teacher says to a few fixed samples, compared up to rounding; empty: not checked."""
+    training: Annotated[Training, WrapValidator(_of_the_task)]
     distillation: Distillation
     start: Literal["random", "inherited"] = "random"
     """What the student begins from: random weights, or those that it has when it is cut out of its teacher."""
@@ -98,14 +106,16 @@ class TrainFile(Section):
     provenance: Provenance = Provenance()
 
     @model_validator(mode="after")
-    def _channels(self) -> TrainFile:
-        if not len(self.channel_mean) == len(self.channel_std) == self.input_shape[0]:
-            raise ValueError("channel_mean and channel_std need one value for each channel of input_shape")
+    def _whole(self) -> TrainFile:
+        if self.class_names and len(self.class_names) != self.task.outputs:
+            raise ValueError(f"class_names are {len(self.class_names)}, and task.outputs is {self.task.outputs}")
+        if self.task.kind in TASKS.names() or is_plugin(self.task.kind):
+            task_of(self.task).check_statistics(self.statistics)
         return self
 
     @field_validator("training")
     @classmethod
-    def _whole_images(cls, training: Training) -> Training:
+    def _whole_samples(cls, training: Training) -> Training:
         if training.resolution_fraction != 1.0:
             raise ValueError("a full training is at the full resolution: resolution_fraction has to be 1")
         return training
@@ -114,11 +124,6 @@ class TrainFile(Section):
     def student(self) -> Arch:
         """The arch, canonical."""
         return stated_arch(self.arch.family, self.arch.choices)
-
-    @property
-    def task(self) -> TaskSpec:
-        """The task the student solves."""
-        return image_classification(self.input_shape, len(self.class_names))
 
     @property
     def recipe(self) -> Recipe:
@@ -146,13 +151,13 @@ class TrainFile(Section):
         return self.model_dump(mode="json")
 
 
-def train_file_for(run: RunRecord, trial: TrialRecord, data: ImageData) -> TrainFile:
+def train_file_for(run: RunRecord, trial: TrialRecord, data: Data) -> TrainFile:
     """Return the full training of `trial`'s student: the recipe of the run's finalists with the trial's tuned settings.
 
     Raises ConfigError when a tuned setting does not fit the recipe.
     """
     config = run.config
-    data_config, teacher_config = run.sources()
+    data_config, _ = run.sources()
     recipe = final_recipe(config, trial.tuned)
     return TrainFile(
         format_version=FORMAT_VERSION,
@@ -162,13 +167,12 @@ def train_file_for(run: RunRecord, trial: TrialRecord, data: ImageData) -> Train
         arch_id=trial.arch.arch_id,
         arch=ArchSection(family=trial.arch.family, choices=trial.arch.choices),
         family_options=dict(run.lock.space.options),
-        input_shape=data.task.image_shape,
+        task=data.task,
+        statistics=dict(data.statistics),
         class_names=data.class_names,
-        channel_mean=tuple(float(value) for value in data.channel_mean),
-        channel_std=tuple(float(value) for value in data.channel_std),
         data=data_config,
         data_fingerprint=data.fingerprint,
-        teacher=teacher_config,
+        teachers=dict(config.teachers),
         teacher_fingerprint=locked_fingerprint(run, "teacher"),
         teacher_answers=run.lock.teacher_answers,
         training=recipe.training,
@@ -198,16 +202,35 @@ def locked_fingerprint(run: RunRecord, what: Literal["data", "teacher", "space"]
 def load_train_file(path: Path) -> TrainFile:
     """Return the train.yaml at `path`. Raises ConfigError with everything that is wrong with it, and where."""
     document = read_yaml(path)
-    document = replace(document, data=resolved(document.data, path.parent))
     vouch_for_signed(path, path.read_text(encoding="utf-8"), document.data)
+    document = replace(document, data=in_present_form(resolved(document.data, path.parent)))
     try:
         file = TrainFile.model_validate(document.data)
     except pydantic.ValidationError as error:
-        raise ConfigError(_placed(document, validation_problems(error, TrainFile))) from None
+        raise ConfigError(_placed(document, validation_problems(error, _file_of_the_task(document.data)))) from None
     problems = [*_arch_problems(file), *_member_problems(file)]
     if problems:
         raise ConfigError(_placed(document, problems))
     return file
+
+
+def in_present_form(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plain content of a train.yaml of any version as it is written now; what is damaged stays as it is."""
+    today = of_todays_task(plain)
+    if "teacher" in plain and "teachers" not in plain:
+        today["teachers"] = {ONLY_TEACHER: today.pop("teacher")}
+    if plain.get("format_version") == 1:
+        today["format_version"] = FORMAT_VERSION
+    return today
+
+
+def _file_of_the_task(plain: Mapping[str, Any]) -> type[TrainFile]:
+    """Return the schema of a train.yaml, with the settings that its task has."""
+    task = plain.get("task")
+    try:
+        return with_training(TrainFile, training_for(str(task.get("kind")) if isinstance(task, dict) else ""))
+    except (ConfigError, ImportError):
+        return TrainFile
 
 
 def _placed(document: YamlDocument, problems: list[Problem]) -> list[Problem]:
@@ -232,7 +255,7 @@ def _arch_problems(file: TrainFile) -> list[Problem]:
 def _member_problems(file: TrainFile) -> list[Problem]:
     named: list[tuple[str, Registry[Any], str, Mapping[str, Any]]] = [
         ("data", DATASETS, file.data.type, file.data.options),
-        ("teacher", TEACHERS, file.teacher.type, file.teacher.options),
+        *((f"teachers.{name}", TEACHERS, teacher.type, teacher.options) for name, teacher in file.teachers.items()),
     ]
     for index, term in enumerate(file.distillation.losses):
         named.append((f"distillation.losses.{index}", LOSSES, term.type, term.options))

@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from kdnas.core.data import ImageData
+from kdnas.core.data import Data
 from kdnas.core.objective import Quantity
 from kdnas.core.seeds import derive_seed
 from kdnas.core.shrinking import ShrinkingRecord
@@ -91,7 +91,7 @@ def train_fully(
     data_root: Path,
     cache: Path | None = None,
     device: str | None = None,
-    data: ImageData | None = None,
+    data: Data | None = None,
     formats: Sequence[str] = DEFAULT_FORMATS,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from kdnas.errors import Problem, RunFolderError
+from kdnas.plan.train_file import in_present_form
 from kdnas.record.lock import leaves, recorded_numerics, scored
 from kdnas.record.products import Loss, loss_of
 from kdnas.record.run_folder import write_text
@@ -96,7 +97,7 @@ def _by_todays_names(locked: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(plan := plain.get("plan"), dict) and isinstance(plan.get("budget"), dict):
         budget = {"samples" if key == "images" else key: value for key, value in plan["budget"].items()}
         plain["plan"] = {**plan, "budget": budget}
-    return plain
+    return in_present_form(plain)
 
 
 def locked_training(out: Path) -> dict[str, Any]:

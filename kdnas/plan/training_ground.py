@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kdnas.core.answers import what_differs
-from kdnas.core.data import ImageData
+from kdnas.core.data import Data
 from kdnas.errors import DataError, Problem, TeacherError
 from kdnas.plan.train_file import TrainFile
 from kdnas.plan.training_folder import brief
 from kdnas.teachers import Teacher
 from kdnas.workshop.loss_check import check_losses
-from kdnas.workshop.opening import TEACHER, MadeOn, Sources, Workshop, resolve_device
+from kdnas.workshop.opening import MadeOn, Sources, Workshop, resolve_device
 from kdnas.workshop.teacher_check import report_teacher
 
 
@@ -25,7 +26,7 @@ def training_workshop(
     data_root: Path,
     cache: Path,
     device: str | None = None,
-    data: ImageData | None = None,
+    data: Data | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Workshop:
     """Return what the training of `file` works with, nothing opened; `data` are its data where they are open already.
@@ -35,11 +36,12 @@ def training_workshop(
     workshop = Workshop(
         Sources(
             file.data,
-            {TEACHER: file.teacher},
+            file.teachers,
             file.arch.family,
             file.seed,
             file.training,
             options=file.family_options,
+            task=file.task.kind,
         ),
         data_root=data_root,
         cache=cache,
@@ -58,7 +60,7 @@ def open_training(
     data_root: Path,
     cache: Path,
     device: str | None,
-    data: ImageData | None = None,
+    data: Data | None = None,
     say: Callable[[str], None],
 ) -> Workshop:
     """Return what the training of `file` works with, opened and compared with it; `data` may be open already.
@@ -78,14 +80,13 @@ def open_training(
     return workshop
 
 
-def check_data(file: TrainFile, data: ImageData) -> None:
+def check_data(file: TrainFile, data: Data) -> None:
     """Raise DataError naming everything in which `data` is not what `file` was written for."""
     expected: list[tuple[str, Any, Any]] = [
         ("data_fingerprint", file.data_fingerprint, data.fingerprint),
-        ("input_shape", tuple(file.input_shape), tuple(data.task.image_shape)),
+        ("task", asdict(file.task), asdict(data.task)),
         ("class_names", tuple(file.class_names), tuple(data.class_names)),
-        ("channel_mean", tuple(file.channel_mean), tuple(float(value) for value in data.channel_mean)),
-        ("channel_std", tuple(file.channel_std), tuple(float(value) for value in data.channel_std)),
+        ("statistics", dict(file.statistics), dict(data.statistics)),
     ]
     problems = [
         Problem(

@@ -6,6 +6,7 @@ sampler, workers and the final evaluation may change.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -28,6 +29,7 @@ from kdnas.core.measurement import Calibration
 from kdnas.core.objective import Quantity
 from kdnas.core.pick import Standard
 from kdnas.core.space import Choice, Condition, SearchSpace
+from kdnas.core.task import TaskSpec, image_classification
 from kdnas.core.words import printable
 from kdnas.errors import Problem, RunFolderError
 from kdnas.plugins import code_fingerprints, shortened
@@ -40,6 +42,7 @@ _HEADER = "# Written by kdnas: exactly what this run is. Resuming compares the s
 _IDENTITY_SECTIONS = (
     "name",
     "seed",
+    "task",
     "evaluator",
     "start",
     "data",
@@ -52,6 +55,9 @@ _IDENTITY_SECTIONS = (
     "tune",
 )
 _SHOWN = 12
+_STATISTICS = ("channel_mean", "channel_std")
+_OF_IMAGES = ("input_shape", "samples")
+"""What records of data said when they were all of images."""
 
 
 def space_record(space: SearchSpace) -> dict[str, Any]:
@@ -114,16 +120,20 @@ class DataDescription:
 
     name: str = ""
     class_names: tuple[str, ...] = ()
-    input_shape: tuple[int, ...] = ()
+    task: TaskSpec | None = None
+    """What its samples are, and what is asked of a network."""
     training_samples: int | None = None
     validation_samples: int | None = None
     test_samples: int | None = None
-    channel_mean: tuple[float, ...] = ()
-    channel_std: tuple[float, ...] = ()
-    samples: str = "images"
-    """What its task calls samples, in the plural."""
+    statistics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """What the task's entrance must know of the training samples, by name."""
     notes: tuple[str, ...] = ()
     """What the user should know of them: what was converted, left out, occurs twice, or is scarce."""
+
+    @property
+    def samples(self) -> str:
+        """What its task calls samples, in the plural."""
+        return "samples" if self.task is None else self.task.samples
 
 
 @dataclass(frozen=True)
@@ -230,7 +240,7 @@ def _adapter() -> TypeAdapter[Lock]:
 def write_lock(folder: Path, lock: Lock) -> None:
     """Write study.lock.yaml. Raises RunFolderError where the folder cannot be written."""
     plain = _adapter().dump_python(lock, mode="json")
-    plain["data"] = {name: value for name, value in plain["data"].items() if value not in (None, [])}
+    plain["data"] = {name: value for name, value in plain["data"].items() if value not in (None, [], {})}
     plain = {name: value for name, value in plain.items() if name == "teacher" or value not in (None, [])}
     header = _HEADER + signature_line(_code_settings(plain))
     write_text(folder / LOCK_FILE, header + yaml.safe_dump(plain, sort_keys=False, width=120))
@@ -321,12 +331,30 @@ def _of_today(plain: Mapping[str, Any]) -> dict[str, Any]:
         stated = _section(plain, "config").get("space", "")
         lock["space"] = {**lock["space"], "name": DERIVED if isinstance(stated, Mapping) else Path(str(stated)).stem}
     if data := _section(plain, "data"):
-        lock["data"] = {name.replace("_images", "_samples"): value for name, value in data.items()}
+        renamed = {name.replace("_images", "_samples"): value for name, value in data.items()}
+        lock["data"] = of_todays_task(renamed)
     if teacher := _section(plain, "teacher"):
         lock["teacher"] = scored(teacher)
         if isinstance(teacher.get("notes"), list):
             lock["teacher"]["notes"] = [printable(str(note)) for note in teacher["notes"]]
     return lock
+
+
+def of_todays_task(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plain record with the task and the statistics of its data: once they were a shape and channels' numbers.
+
+    What is damaged stays as it is, and is told of by whoever reads it.
+    """
+    rest = {name: value for name, value in plain.items() if name not in (*_OF_IMAGES, *_STATISTICS)}
+    shape = plain.get("input_shape")
+    if "task" in plain or not shape:
+        return rest if "task" in plain else dict(plain)
+    names = plain.get("class_names")
+    if not isinstance(names, list) or not isinstance(shape, list) or len(shape) != 3:
+        return dict(plain)
+    task = dataclasses.asdict(image_classification((shape[0], shape[1], shape[2]), len(names)))
+    statistics = {name: plain[name] for name in _STATISTICS if name in plain}
+    return {**rest, "task": task, "statistics": statistics}
 
 
 def scored(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, WrapValidator, model_validator
 
+from kdnas.core.data import Data
 from kdnas.core.fidelity import Fidelity, Start
 from kdnas.core.objective import ACCURACY, Constraint, Quantity, score_among
 from kdnas.core.pick import DEFAULT_PICK, Near, PickError, Standard, against, parse_bound, parse_pick
+from kdnas.datasets import kind_of
 from kdnas.errors import ConfigError, Problem
 from kdnas.registry import Section
 from kdnas.study.earlier import in_present_words
-from kdnas.training.recipe import Distillation, Recipe, Training
+from kdnas.training.recipe import Distillation, Recipe, Training, training_as
 from kdnas.training.supernet import SupernetSettings
 
 DISTIL = "distil"
@@ -94,7 +97,7 @@ class Rung(Section):
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """None: as `training` says."""
     resolution_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Of the images' height and width. None: as `training` says."""
+    """Of the samples' size: an image's height and width, a text's tokens. None: as `training` says."""
 
 
 class SupernetConfig(SupernetSettings):
@@ -110,7 +113,7 @@ class SupernetConfig(SupernetSettings):
     inherit_teacher: bool | None = None
     """Begin from the teacher's weights, which takes one of the students' family; None: where that is so."""
     score_images: Annotated[int, Field(ge=2)] | None = None
-    """Validation images that a score of shared weights is made on; None: all of them."""
+    """Validation samples that a score of shared weights is made on; None: all of them."""
 
 
 class Promotion(Section):
@@ -224,6 +227,24 @@ def _bound(text: str, info: ValidationInfo) -> str:
     return text
 
 
+def task_kind(task: str | None, data: Member | None) -> str:
+    """Return the kind of work of a study that states this `task` and these `data`."""
+    return task or (Data if data is None else kind_of(data.type)).poses
+
+
+def task_named(plain: Mapping[str, Any]) -> str:
+    """Return the kind of work of the plain data of a study or of a train.yaml, which need not be sound."""
+    task, data = plain.get("task"), Member.spelled_out(plain.get("data"))
+    named = data.get("type") if isinstance(data, dict) else None
+    stated = task if isinstance(task, str) else None
+    return task_kind(stated, Member(type=named) if isinstance(named, str) else None)
+
+
+def of_the_task(value: Any, otherwise: pydantic.ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """Return the section `training` with the augmentation of the task, which stands before it as its data do."""
+    return training_as(task_kind(info.data.get("task"), info.data.get("data")), value, otherwise)
+
+
 class DerivedSpace(pydantic.BaseModel):
     """Students cut out of the study's own teacher: how, are the options of the family `derived`, beside `derive`."""
 
@@ -244,6 +265,8 @@ class StudyConfig(Section):
     start: Start = "random"
     """Where the weights come from that `distil` trains: drawn, inherited from the teacher, or cut from a supernet. The
     default of students cut out of their teacher is inherited."""
+    task: str | None = None
+    """The kind of work, where it is not the one that the data pose by themselves: a task of your own."""
     data: DataConfig | None = None
     teacher: Member | None = None
     """Data and teacher are required by the evaluators that train."""
@@ -257,7 +280,7 @@ class StudyConfig(Section):
     score (`accuracy>=0.9`, `teacher-1`), which the retrained students are to reach."""
     costs: dict[str, dict[str, Any]] = Field(default={"latency_ms": {}})
     """Options of costs, by name: `latency_ms: {threads: 1, batch_size: 1}`; a cost of your own is given its `type`."""
-    training: Training = Training()
+    training: Annotated[Training, WrapValidator(of_the_task)] = Field(default_factory=Training, validate_default=True)
     distillation: Distillation = Distillation()
     supernet: SupernetConfig | None = None
     """Read where a start is `supernet`; None is then the default of every setting."""

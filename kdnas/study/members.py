@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,11 +16,12 @@ import pydantic
 
 from kdnas.core.objective import SCORES, Constraint, Quantity, score_among
 from kdnas.core.pick import Near, parse_bound
+from kdnas.datasets import kind_of
 from kdnas.errors import ConfigError, Problem
 from kdnas.plugins import is_plugin, short_name
 from kdnas.registry import Registry, validation_problems
-from kdnas.study.config import DISTIL, DataConfig, ExecutorConfig, Member, SamplerConfig, StudyConfig
-from kdnas.training.recipe import LossTerm, Training
+from kdnas.study.config import DISTIL, DataConfig, ExecutorConfig, Member, SamplerConfig, StudyConfig, task_named
+from kdnas.training.recipe import LossTerm, training_for
 
 # What the run itself hands to an executor; a study cannot set it there.
 _EXECUTOR_BY_THE_RUN = {"workers": 1, "time_limit_s": 1.0, "devices": 0}
@@ -54,6 +54,7 @@ def registry_of(family: str) -> Registry[Any]:
 def member_problems(data: Mapping[str, Any]) -> list[Problem]:
     """Return what is wrong with the members that the study `data` names; `where` is the dotted key."""
     return [
+        *_task(data),
         *_section(data, "evaluator", "evaluators", Member),
         *_needs(data),
         *_section(data, "data", "datasets", DataConfig),
@@ -88,6 +89,12 @@ def _section(data: Mapping[str, Any], key: str, family: str, model: type[Member]
     return option_problems(registry_of(family), key, section["type"], options)
 
 
+def _task(data: Mapping[str, Any]) -> list[Problem]:
+    named = data.get("task")
+    problems = registry_of("tasks").problems(named, {}) if isinstance(named, str) else []
+    return [Problem("task", problem.what, problem.allowed) for problem in problems]
+
+
 def _needs(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield what the evaluator needs and the study does not say."""
     section, registry = data.get("evaluator", DISTIL), registry_of("evaluators")
@@ -106,9 +113,13 @@ def _student_teacher(data: Mapping[str, Any]) -> Iterator[Problem]:
     training, family, choices = section.get("training"), section.get("family"), section.get("choices")
     if isinstance(training, dict):
         try:
-            Training.model_validate(training)
+            section = training_for(task_named(data))
+        except (ConfigError, ImportError):
+            return  # told above
+        try:
+            section.model_validate(training)
         except pydantic.ValidationError as error:
-            for problem in validation_problems(error, Training):
+            for problem in validation_problems(error, section):
                 yield Problem(f"teacher.training.{problem.where}", problem.what, problem.allowed)
     students = registry_of("students")
     unknown = [p for p in students.problems(family, {}) if p.where == "type"] if isinstance(family, str) else []
@@ -189,10 +200,7 @@ def _score_of_data(data: Mapping[str, Any]) -> Quantity | None:
     trains, section = Member.spelled_out(data.get("evaluator", DISTIL)), DataConfig.spelled_out(data.get("data"))
     if not isinstance(trains, dict) or trains.get("type") != DISTIL or not isinstance(section, dict):
         return None
-    with contextlib.suppress(ConfigError, ImportError, NameError):  # told above; a plug-in may be annotated badly
-        kind = typing.get_type_hints(registry_of("datasets").get(str(section.get("type")))).get("return")
-        return getattr(kind, "score", None)
-    return None
+    return kind_of(str(section.get("type"))).score
 
 
 def _constraints(data: Mapping[str, Any]) -> Iterator[Problem]:

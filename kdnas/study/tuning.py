@@ -16,7 +16,7 @@ from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
 from kdnas.registry import validation_problems
 from kdnas.study.config import StudyConfig, TuneRange
-from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
+from kdnas.training.recipe import Distillation, LossTerm, Recipe, with_training
 
 _FIDELITY = ("training.epochs", "training.data_fraction", "training.resolution_fraction")
 
@@ -28,7 +28,7 @@ def tuned_recipe(recipe: Recipe, tuned: Mapping[str, float]) -> Recipe:
     `training.augmentation.random_resized_crop.scale.0` the least area of a crop: a section that is off is switched on
     by a setting inside it. Raises ConfigError naming every setting that does not exist or does not take its value.
     """
-    plain = recipe.model_dump(mode="json")
+    plain, section = recipe.model_dump(mode="json"), with_training(Recipe, type(recipe.training))
     problems = []
     for path, value in tuned.items():
         setting = _setting(recipe, path)
@@ -41,9 +41,10 @@ def tuned_recipe(recipe: Recipe, tuned: Mapping[str, float]) -> Recipe:
     if problems:
         raise ConfigError(problems)
     try:
-        changed = Recipe.model_validate(plain)
+        checked = section.model_validate(plain)
     except pydantic.ValidationError as error:
-        raise ConfigError(validation_problems(error, Recipe)) from error
+        raise ConfigError(validation_problems(error, section)) from error
+    changed = Recipe(training=checked.training, distillation=checked.distillation)
     problems = [
         Problem(f"distillation.losses.{index}.{problem.where}", problem.what, problem.allowed)
         for index, term in enumerate(changed.distillation.losses)
@@ -112,7 +113,7 @@ class _Setting:
 
 def _settings(recipe: Recipe) -> Iterator[_Setting]:
     """Yield every setting of `recipe`, those of sections that are off too."""
-    yield from _inside(Training, ("training",), ({},))
+    yield from _inside(type(recipe.training), ("training",), ({},))
     for setting in _inside(Distillation, ("distillation",), ({},)):
         if setting.path[1] != "losses":
             yield setting

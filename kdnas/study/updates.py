@@ -9,12 +9,12 @@ from kdnas.training.batches import batches_in
 FEW_UPDATES = 500
 
 
-def updates_in_words(config: StudyConfig, images: int) -> str:
-    """Return how many updates a score and a final training on `images` training images are, and whether too few."""
+def updates_in_words(config: StudyConfig, samples: int) -> str:
+    """Return how many updates a score and a final training on `samples` training samples are, and whether too few."""
     training = config.training
 
     def count(fidelity: Fidelity) -> int:
-        return fidelity.epochs * batches_in(round(images * fidelity.data_fraction), training.batch_size)
+        return fidelity.epochs * batches_in(round(samples * fidelity.data_fraction), training.batch_size)
 
     scores = [count(fidelity) for fidelity in config.fidelities if fidelity.epochs]
     final = count(config.final_fidelity)

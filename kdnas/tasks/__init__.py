@@ -9,8 +9,8 @@ Shapes: B batch, M rows, V outputs (classes or tokens), N samples, T positions o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from kdnas.nn.rows import Batch, Rows
+
+
+class Described(Protocol):
+    """What states how samples are prepared: the data set, the record of a run, a training's file."""
+
+    @property
+    def statistics(self) -> Mapping[str, Sequence[float]]:
+        """What the task's entrance must know of the training samples, by name."""
 
 
 class Task(ABC):
@@ -78,20 +86,24 @@ class Task(ABC):
         """
 
     def mixes(self, views: Any) -> bool:
-        """Return whether a view of a sample has others in it."""
+        """Return whether a view of a sample has others in it; of `views` None, samples as they are, none has."""
         return False
 
     def varies(self, views: Any) -> bool:
         """Return whether a sample may look otherwise in every view."""
         return True
 
+    def check_statistics(self, statistics: Mapping[str, Sequence[float]]) -> None:
+        """Raise ValueError where `statistics` are not what the entrance must know; here they may be anything."""
+        return
+
     @abstractmethod
-    def entrance(self, network: nn.Module, data: Any, size: int | None = None) -> nn.Module:
+    def entrance(self, network: nn.Module, data: Described, size: int | None = None) -> nn.Module:
         """Return `network` as `network` of a module that takes plain samples: normalised first, and at `size`.
 
         Args:
             network: Takes what the student families build for.
-            data: The data set, or whatever else states its statistics under the same names.
+            data: The data set, or whatever else states its `statistics` by name.
             size: Of the samples as `network` gets them (`TaskSpec.at`); None: their own.
         """
 
@@ -122,8 +134,8 @@ class Task(ABC):
         """Return the score on samples with these `targets` of the best answer that looks at no sample."""
 
 
-TASKS: Registry[Callable[[TaskSpec], Task]] = Registry("task", __name__, Task)
-"""Members: subclasses of `Task`, by the `kind` of their specs."""
+TASKS: Registry[type[Task]] = Registry("task", __name__, Task)
+"""Members: subclasses of `Task`, built from a spec whose `kind` is their name."""
 
 
 def task_of(spec: TaskSpec) -> Task:

@@ -7,13 +7,13 @@ Shapes: B batch, K classes, C channels, H and W height and width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kdnas.core.data import stratified_split
-from kdnas.tasks import TASKS, Task
+from kdnas.tasks import TASKS, Described, Task
 from kdnas.tasks._image_settings import Augmentation
 
 if TYPE_CHECKING:
@@ -22,16 +22,8 @@ if TYPE_CHECKING:
     from kdnas.nn.rows import Batch, Rows
 
 
-class ChannelStatistics(Protocol):
-    """What states how images are normalised: the data set, a trained student, a training's file."""
-
-    @property
-    def channel_mean(self) -> Sequence[float]:
-        """Per channel, on the 0-255 scale."""
-
-    @property
-    def channel_std(self) -> Sequence[float]:
-        """Per channel, on the 0-255 scale; positive."""
+MEAN, DEVIATION = "channel_mean", "channel_std"
+"""Statistics of the training images: a number a channel, on the 0-255 scale; deviations are positive."""
 
 
 @TASKS.register
@@ -59,7 +51,7 @@ class ImageClassification(Task):
         self,
         batch: Batch,
         views: Augmentation,
-        data: ChannelStatistics,
+        data: Described,
         *,
         seed: int,
         number: int,
@@ -78,7 +70,7 @@ class ImageClassification(Task):
         from kdnas.tasks._image_views import augment, mix, mixup_shares
 
         def varied(batch: Batch) -> Batch:
-            (pixels,), fill = batch.inputs, data.channel_mean
+            (pixels,), fill = batch.inputs, data.statistics[MEAN]
             return _of(batch, augment(pixels, Draws(batch.samples, seed, number), views, fill))
 
         viewed = varied(batch)
@@ -90,19 +82,25 @@ class ImageClassification(Task):
         labels = [one_hot(each.targets, self.spec.outputs).float() for each in (viewed, other)]
         return _of(viewed, mix(viewed.inputs[0], other.inputs[0], shares), mix(labels[0], labels[1], shares))
 
-    def mixes(self, views: Augmentation) -> bool:
+    def mixes(self, views: Augmentation | None) -> bool:
         """Return whether images are mixed."""
-        return views.mixup > 0
+        return views is not None and views.mixup > 0
 
-    def entrance(self, network: nn.Module, data: ChannelStatistics, size: int | None = None) -> nn.Module:
+    def check_statistics(self, statistics: Mapping[str, Sequence[float]]) -> None:
+        """Raise ValueError where there is not one mean and one positive deviation for each channel."""
+        means, deviations, channels = statistics.get(MEAN, ()), statistics.get(DEVIATION, ()), self.spec.image_shape[0]
+        if not len(means) == len(deviations) == channels:
+            raise ValueError(f"{MEAN} and {DEVIATION} need one value for each of the {channels} channels")
+        if not all(value > 0 for value in deviations):
+            raise ValueError(f"{DEVIATION} needs values above 0")
+
+    def entrance(self, network: nn.Module, data: Described, size: int | None = None) -> nn.Module:
         """Return `network`, which takes normalised images, behind the data's normalisation.
 
         With a `size` in pixels images are resized to that height first, their width in proportion.
         """
-        from kdnas.nn.normalise import Normalised
-
         pixels = None if size is None else self.spec.at(size).image_size
-        return Normalised(network, data.channel_mean, data.channel_std, pixels)
+        return normalised(network, data.statistics[MEAN], data.statistics[DEVIATION], pixels)
 
     def tally(self, rows: Rows) -> Tensor:
         """Return (how many images are right, how many there are), float64."""
@@ -118,6 +116,18 @@ class ImageClassification(Task):
     def worst(self, targets: np.ndarray) -> float:
         """Return the accuracy of always answering the largest class."""
         return float(np.bincount(targets).max() / len(targets))
+
+
+def normalised(
+    network: nn.Module, mean: Sequence[float], std: Sequence[float], size: tuple[int, int] | None = None
+) -> nn.Module:
+    """Return `network` behind the normalisation by `mean` and `std`: of the data, or those that a teacher expects.
+
+    With a `size`, height and width in pixels, images are resized to it first.
+    """
+    from kdnas.nn.normalise import Normalised
+
+    return Normalised(network, mean, std, size)
 
 
 def _of(batch: Batch, pixels: Tensor, labels: Tensor | None = None) -> Batch:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kdnas.core.arch import Arch
-from kdnas.core.data import ImageData
+from kdnas.core.data import Data
 from kdnas.nn.teacher import Teacher as Teacher
 from kdnas.registry import Registry
 
@@ -21,10 +21,10 @@ class TeacherContext:
     """What a teacher source may use.
 
     `train_student(family, choices, training, say)` trains a student family's member with cross entropy and returns the
-    module taking normalised images, with its arch; it is handed down from the training layer.
+    module taking what the task's entrance gives, with its arch; it is handed down from the training layer.
     """
 
-    data: ImageData
+    data: Data
     data_root: Path
     device: torch.device
     train_student: Callable[[str, Mapping[str, Any], Mapping[str, Any], Callable[[str], None]], tuple[nn.Module, Arch]]

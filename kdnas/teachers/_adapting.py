@@ -24,6 +24,7 @@ from kdnas.nn.attention import attention_layers
 from kdnas.nn.exact import exact_arithmetic
 from kdnas.nn.origin import Entrance, Origin
 from kdnas.nn.taps import find_stages
+from kdnas.tasks.image_classification import DEVIATION, MEAN
 from kdnas.teachers import Teacher, TeacherContext
 from kdnas.teachers._class_names import Naming, class_order
 from kdnas.teachers._fitted import Fitted, NoLogitsError, settle
@@ -82,7 +83,7 @@ def fit_teacher(
     `network`, found by looking where None. `facts` are what else decides the outputs. Raises TeacherError: another
     number of classes or channels, no logits, unknown names. `origin` says how the network is made without kdnas.
     """
-    channels, height, width = context.data.task.image_shape
+    channels, height, width = image_shape(context)
     mean, std, adapted = _statistics(expected, context)
     size = (expected.size, expected.size) if isinstance(expected.size, int) else expected.size
     if size is not None and tuple(size) != (height, width):
@@ -138,6 +139,16 @@ def fit_teacher(
     )
 
 
+def image_shape(context: TeacherContext) -> tuple[int, int, int]:
+    """Return channels, height and width of the data's images. Raises TeacherError where the data are no images."""
+    task = context.data.task
+    try:
+        return task.image_shape
+    except ValueError:
+        what = f"it takes images, and the data {context.data.name} are {task.samples}"
+        raise TeacherError(Problem("teacher", what, f"a teacher for {task.kind}")) from None
+
+
 def _entered(origin: Origin, module: Fitted, expected: Expected, order: Sequence[int] | None, classes: int) -> Origin:
     """Return `origin` with what was found to stand between raw images and a network of so many `classes`."""
     mean, std = tuple(expected.mean or ()), tuple(expected.std or ())
@@ -161,11 +172,11 @@ def _statistics(expected: Expected, context: TeacherContext) -> tuple[tuple[floa
     if (expected.mean is None) != (expected.std is None):
         raise TeacherError(Problem("mean, std", "give both or neither"))
     if expected.mean is None or expected.std is None:
-        mean, std = tuple(context.data.channel_mean), tuple(context.data.channel_std)
+        mean, std = (tuple(context.data.statistics[name]) for name in (MEAN, DEVIATION))
         shown = f"mean {_numbers(mean)}, std {_numbers(std)}"
         return mean, std, [f"no normalisation was stated: images are normalised with the data's own {shown}"]
     mean, std = tuple(expected.mean), tuple(expected.std)
-    channels = context.data.task.image_shape[0]
+    channels = image_shape(context)[0]
     if len(mean) != len(std) or not (len(mean) == channels or (channels == 1 and len(mean) == 3)):
         what = f"{len(mean)} and {len(std)} numbers for images of {channels} channels"
         raise TeacherError(Problem("mean, std", what, "one number a channel, on the 0-255 scale"))

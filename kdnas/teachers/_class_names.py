@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 from safetensors import SafetensorError, safe_open
 
-from kdnas.core.data import ImageData
+from kdnas.core.data import Data
 from kdnas.errors import Problem, TeacherError
 from kdnas.teachers._loading import read_weights
 
@@ -64,7 +64,7 @@ def naming_of(
     return None
 
 
-def class_order(naming: Naming | None, data: ImageData, count: int) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
+def class_order(naming: Naming | None, data: Data, count: int) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
     """Return (the teacher's index of each class of the data, or None to leave them, notes).
 
     The teacher has `count` classes. Where names are matched, every class of the data must be found once; a teacher of
@@ -211,7 +211,7 @@ def _unmatched(naming: Naming, class_names: Sequence[str], found: Mapping[str, i
     return Problem("teacher.class_names", what, f"set {remedy}so that both sides use the same names")
 
 
-def other_classes(count: int, data: ImageData) -> Problem:
+def other_classes(count: int, data: Data) -> Problem:
     """Return the problem of a teacher of `count` classes that the data does not have."""
     what = f"has {count} classes, the data {data.name} has {data.task.outputs}"
     allowed = "a teacher trained for this data's classes"

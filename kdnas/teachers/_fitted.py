@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdnas.nn.exact import ROUNDING, apart
-from kdnas.nn.normalise import Normalised
+from kdnas.tasks.image_classification import normalised
 
 _LOGITS_KEYS = ("logits", "out", "output", "outputs", "scores", "predictions", "pred")
 _SUM_TOLERANCE = 2e-3
@@ -51,7 +51,7 @@ class Fitted(nn.Module):
         super().__init__()
         self.default_format = False
         """Whether the network takes images in torch's default memory format only."""
-        self.normalised = Normalised(network, mean, std)
+        self.normalised = normalised(network, mean, std)
         self.repeat = repeat
         self.size = size
         self.classes = classes
@@ -71,7 +71,7 @@ class Fitted(nn.Module):
 
     def put_in_order(self, order: Sequence[int] | None) -> None:
         """Answer for the classes `order` of the network's, in that order; None: for all as they are."""
-        self.order = None if order is None else torch.tensor(order, device=self.normalised.mean.device)
+        self.order = None if order is None else torch.tensor(order, device=next(self.normalised.buffers()).device)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B, K] for raw `images` [B, C, H, W] in 0..255."""

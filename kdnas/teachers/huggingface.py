@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdnas.errors import TeacherError
 from kdnas.nn.origin import Origin
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
-from kdnas.teachers._adapting import Deviations, Expected, InputSize, Statistics, fit_teacher
+from kdnas.teachers._adapting import Deviations, Expected, InputSize, Statistics, fit_teacher, image_shape
 from kdnas.teachers._class_names import ClassNames, naming_of
 from kdnas.teachers._image_processor import Processing, read_processing
 from kdnas.teachers._loading import MAYBE_SEEN
@@ -95,7 +95,7 @@ def huggingface(
 def _processing(loaded: Loaded, context: TeacherContext, *, needed: bool) -> Processing | None:
     """Return what the model's processor does to images of the data's size; None where it is not there, nor needed."""
     channels = int(getattr(loaded.network.config, "num_channels", None) or 3)
-    _, height, width = context.data.task.image_shape
+    _, height, width = image_shape(context)
     try:
         shape = {"channels": channels, "height": height, "width": width}
         return read_processing(loaded.library, loaded.source, loaded.options, **shape)

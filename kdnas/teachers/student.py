@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from kdnas.plugins import short_name
+from kdnas.tasks.image_classification import DEVIATION, MEAN
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Expected, fit_teacher
 
@@ -26,8 +27,8 @@ def student(
         training: As a study's training section; its defaults where not given.
     """
     network, arch = context.train_student(family, choices, training or {}, context.say)
-    data = context.data
-    expected = Expected(data.channel_mean, data.channel_std)
+    statistics = context.data.statistics
+    expected = Expected(statistics.get(MEAN), statistics.get(DEVIATION))
     teacher = fit_teacher(
         f"{short_name(family)} trained here", network, context, expected, facts={"family": short_name(family)}
     )

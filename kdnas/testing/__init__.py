@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kdnas.testing.samplers import SamplerConformance as SamplerConformance
     from kdnas.testing.students import StudentConformance as StudentConformance
     from kdnas.testing.targets import TargetConformance as TargetConformance
+    from kdnas.testing.tasks import TaskConformance as TaskConformance
     from kdnas.testing.teachers import TeacherConformance as TeacherConformance
 
 _FILES = {
@@ -44,6 +45,7 @@ _FILES = {
     "SamplerConformance": "samplers",
     "StudentConformance": "students",
     "TargetConformance": "targets",
+    "TaskConformance": "tasks",
     "TeacherConformance": "teachers",
     "suites": "_member",
 }

@@ -160,7 +160,7 @@ def batches_together(batch_size: int, spec: TaskSpec, device: torch.device) -> i
 
 
 def epoch_of_views(
-    train: Batches, epoch: int, *, batch_size: int, views: Section, seed: int, together: int
+    train: Batches, epoch: int, *, batch_size: int, views: Section | None, seed: int, together: int
 ) -> Iterator[Batch]:
     """Yield the very batches of `train.epoch`, cut from batches `together` times as large.
 

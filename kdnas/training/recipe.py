@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+import functools
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import pydantic
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
 from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError
 from kdnas.registry import Section
-from kdnas.tasks._image_settings import Augmentation
+from kdnas.tasks import TASKS, Task
 
+M = TypeVar("M", bound=pydantic.BaseModel)
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -71,19 +73,22 @@ class Distillation(Section):
     label_smoothing: Fraction = 0.0
     losses: tuple[LossTerm, ...] = (LossTerm(type="kd", weight=0.9),)
     teacher_top_k: Annotated[int, Field(ge=1)] | None = None
-    """Keep only so many of the teacher's logits for each image, the mass of the others spread evenly, where thousands
-    of classes would fill the disk. None: all of them, exactly."""
+    """Keep only so many of the teacher's logits a prediction, the mass of the others spread evenly, where thousands of
+    classes would fill the disk. None: all of them, exactly."""
 
 
 class Training(Section):
     """How a student is trained. `epochs`, `data_fraction` and `resolution_fraction` are the fidelity of the score."""
 
+    task: ClassVar[str] = ""
+    """The kind of the task whose views `augmentation` states; empty: of none."""
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 5
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of the training split that is used, stratified and seeded by the study."""
     resolution_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Share of the images' height and width that the student is trained and scored at, in whole pixels, at least 4. The
-    teacher sees the whole images, the student's costs are those at the whole resolution, and retrainings are at it."""
+    """Share of the samples' size, an image's height and width or a text's tokens, that the student is trained and
+    scored at: a whole number, at least 4. The teacher sees them whole, the student's costs are those at the whole size,
+    and retrainings are at it."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Annotated[float, Field(gt=0.0, le=100.0)] = 0.1
@@ -97,7 +102,8 @@ class Training(Section):
     ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Decay of the moving average of the weights, such as 0.999, that is scored and kept in their place; in the first
     steps it is smaller. None: the weights themselves. A supernet is trained without it."""
-    augmentation: Augmentation = Augmentation()
+    augmentation: SerializeAsAny[Section] | None = None
+    """The task's `Views`: how samples are varied at random (`training_for`). None: samples as they are."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast where the processor computes it natively, else float32. What is `auto` here and below is
     decided once and recorded: `kdnas.training.numerics`."""
@@ -112,11 +118,56 @@ class Training(Section):
         """How much of full training a score has seen that was reached so, from a random start."""
         return Fidelity(self.epochs, self.data_fraction, resolution_fraction=self.resolution_fraction)
 
+    def __reduce__(self) -> Any:
+        """Go to other processes by the task's name, whose section is made there anew."""
+        if not self.task:
+            return super().__reduce__()
+        return _restored, (self.task, self.model_dump(exclude_unset=True))
+
     @pydantic.model_serializer(mode="wrap")
     def _without_later_defaults(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave unsaid what is as it was before there was a choice: old hashes and records stay what they are."""
         settings: dict[str, Any] = plain(self)
         return {name: value for name, value in settings.items() if name not in _LATER or value != _LATER[name]}
+
+
+def training_for(kind: str) -> type[Training]:
+    """Return the section `training` of the task called `kind`. Raises ConfigError where there is no such task."""
+    task: type[Task] = TASKS.get(kind)
+    return _training_of(kind, task.Views)
+
+
+@functools.cache
+def _training_of(kind: str, views: type[Section]) -> type[Training]:
+    fields: dict[str, Any] = {"augmentation": (views, views())}
+    section = pydantic.create_model("Training", __base__=Training, __module__=__name__, **fields)
+    section.task = kind
+    return section
+
+
+def _restored(kind: str, plain: dict[str, Any]) -> Training:
+    return training_for(kind).model_validate(plain)
+
+
+@functools.cache
+def with_training(model: type[M], section: type[Training]) -> type[M]:
+    """Return `model`, a section of which is `training`, as it is where that is this `section`."""
+    fields: dict[str, Any] = {"training": (section, section())}
+    return pydantic.create_model(model.__name__, __base__=model, __module__=model.__module__, **fields)
+
+
+def training_as(kind: str, value: Any, otherwise: Callable[[Any], Any]) -> Any:
+    """Return `value`, plain or a section, validated as the section `training` of the task called `kind`.
+
+    `otherwise` reads it where there is no such task: whoever needs one tells of it.
+    """
+    try:
+        section = training_for(kind)
+    except (ConfigError, ImportError):
+        return otherwise(value)
+    if isinstance(value, Training) and not isinstance(value, section):
+        value = {name: given for name in value.model_fields_set if (given := getattr(value, name)) is not None}
+    return section.model_validate(value)
 
 
 def numerics_of(training: Training, other: Training | Mapping[str, Any]) -> Training:

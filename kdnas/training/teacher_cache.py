@@ -63,7 +63,7 @@ class ViewsKey:
     """All that decides the teacher's outputs on a study's views; equal keys share rows."""
 
     teacher: str
-    """The teacher's fingerprint, and a short hash of what it says to a few fixed images."""
+    """The teacher's fingerprint, and a short hash of what it says to a few fixed samples."""
     data: str
     """The data's fingerprint."""
     augmentation: str

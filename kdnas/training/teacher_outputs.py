@@ -87,7 +87,7 @@ class BatchPlan:
 
     train: Batches
     batch_size: int
-    views: Section
+    views: Section | None
     seed: int
 
     @functools.cached_property
@@ -314,7 +314,7 @@ def views_key(
     if _TOO_LARGE & needs:
         return None
     train = plan.train
-    described = plan.views.model_dump_json()
+    described = "" if plan.views is None else plan.views.model_dump_json()
     if train.task.mixes(plan.views):
         described += f" of {hashlib.sha256(train.indices.astype('<i8').tobytes()).hexdigest()}"
     if not train.task.varies(plan.views):

@@ -211,10 +211,9 @@ def _of_run(folder: Path, pick: str | None) -> list[Subject]:
     members = [pick_member(run, pick)] if pick is not None else list(front(run))
     if not members:
         raise ConfigError(Problem(str(folder), "has no front yet: no student was scored that meets every constraint"))
-    if not run.lock.data.input_shape or not run.class_names:
-        raise RunFolderError(f"{folder} does not say what its students' images are: they cannot be built")
-    channels, height, width = run.lock.data.input_shape
-    task = image_classification((channels, height, width), len(run.class_names))
+    task = run.lock.data.task
+    if task is None:
+        raise RunFolderError(f"{folder} does not say what its students are given: they cannot be built")
     return [Subject(str(folder), member.trial.arch, task) for member in members]
 
 

@@ -10,7 +10,7 @@ import os
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from kdnas.core.answers import what_differs
 from kdnas.core.arch import Arch
-from kdnas.core.data import ImageData
+from kdnas.core.data import Data
 from kdnas.core.fidelity import Start
 from kdnas.core.measurement import Calibration, Measurement
 from kdnas.core.objective import unsound
@@ -52,7 +52,7 @@ TEACHER = "teacher"
 _CALLED = frozenset({"module", "text_module"})
 """The data sets that are a function of the user's: whether it changed cannot be seen but by calling it."""
 _FEW_SCORED = 100
-"""Below so many validation images, how coarse a score is is said."""
+"""Below so many validation samples, how coarse a score is is said."""
 _FEW_LEARNT = 5
 _UNEVEN = 10
 """From so many times the smallest class on, the largest is told of."""
@@ -120,6 +120,8 @@ class Sources:
     """By the names of their quantities."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Those of the family."""
+    task: str | None = None
+    """The kind of work; None: the one that the data pose."""
     kept: Path | None = None
     """Where the family keeps what it finds out once; None where there is no run folder."""
 
@@ -129,8 +131,18 @@ class Sources:
         data, _ = config.sources()
         costs = {name: config.cost(name) for name in _named_costs(config)}
         kept = None if folder is None else folder / FAMILY_FILE
-        teachers = config.teachers
-        return cls(data, teachers, space.family, config.seed, config.training, space, costs, space.options, kept)
+        return cls(
+            data,
+            config.teachers,
+            space.family,
+            config.seed,
+            config.training,
+            space,
+            costs,
+            space.options,
+            config.task,
+            kept,
+        )
 
 
 def _named_costs(config: StudyConfig) -> list[str]:
@@ -146,7 +158,7 @@ class MadeOn:
     data: str = ""
     teacher: str = ""
     answers: tuple[float, ...] = ()
-    """A sketch of what the teacher says to a few fixed images."""
+    """A sketch of what the teacher says to a few fixed samples."""
     reader: Literal["controller", "worker", "afterwards"] = "controller"
     """Who opens its data. A user's function (`data: {type: module}`) may give others at each call, and is called once a
     run: a controller that resumes finds out whether it does, its workers get the very data that it has opened, and
@@ -156,7 +168,7 @@ class MadeOn:
 class Workshop:
     """What a study works with, on one device.
 
-    `train_indices` and `validation_indices` are sorted places in the data's training images. Whatever is wrong is told
+    `train_indices` and `validation_indices` are sorted places in the data's training samples. Whatever is wrong is told
     by the part that is opened: DataError, TeacherError, ConfigError.
     """
 
@@ -191,7 +203,7 @@ class Workshop:
         return self
 
     @cached_property
-    def data(self) -> ImageData:
+    def data(self) -> Data:
         """The data set; of a run that has begun, its own."""
         known, reader = self._made_on.data, self._made_on.reader
         called = self.sources.data.type in _CALLED
@@ -211,13 +223,13 @@ class Workshop:
         )
         return kept
 
-    def _load_data(self) -> ImageData:
-        return load_data(self.sources.data, self.data_root, self.cache)
+    def _load_data(self) -> Data:
+        return load_data(self.sources.data, self.data_root, self.cache, self.sources.task)
 
-    def _kept_data(self, fingerprint: str) -> ImageData:
+    def _kept_data(self, fingerprint: str) -> Data:
         """Return the very data that the run's controller has opened. Raises DataError where they are gone."""
         config, reader = self.sources.data, self._made_on.reader
-        kept = kept_data(self.cache, fingerprint)
+        kept = self._kept(fingerprint)
         if kept is None:
             kept = self._load_data()
         elif reader == "afterwards":
@@ -230,7 +242,11 @@ class Workshop:
             )
             often = ": the function draws without a seed, or was changed" if config.type in _CALLED else ""
             raise DataError(Problem(f"data: {kept.name}", what + often, "the same data whenever they are loaded"))
-        return kept  # type: ignore[return-value]
+        return kept
+
+    def _kept(self, fingerprint: str) -> Data | None:
+        data, task = kept_data(self.cache, fingerprint), self.sources.task
+        return data if data is None or task is None else replace(data, kind=task)
 
     @cached_property
     def task(self) -> Task:
@@ -436,13 +452,11 @@ class Workshop:
         return DataDescription(
             name=self.data.name,
             class_names=tuple(self.data.class_names),
-            input_shape=tuple(self.data.task.image_shape),
+            task=self.data.task,
             training_samples=len(self.train_indices),
             validation_samples=len(self.validation_indices),
             test_samples=len(self.data.test),
-            channel_mean=tuple(map(float, self.data.channel_mean)),
-            channel_std=tuple(map(float, self.data.channel_std)),
-            samples=self.task.spec.samples,
+            statistics=self.data.statistics,
             notes=self.data_notes,
         )
 
@@ -482,10 +496,10 @@ def open_run(run: RunRecord, *, data_root: Path, cache: Path, device: str = "cpu
     )
 
 
-def load_data(config: DataConfig, data_root: Path, cache: Path) -> ImageData:
-    """Return the data set that `config` names. Raises DataError, ConfigError."""
-    data: ImageData = DATASETS.build(config.type, data_root, cache, **config.options)
-    return data
+def load_data(config: DataConfig, data_root: Path, cache: Path, task: str | None = None) -> Data:
+    """Return the data set that `config` names, put to `task` where one is named. Raises DataError, ConfigError."""
+    data: Data = DATASETS.build(config.type, data_root, cache, **config.options)
+    return data if task is None else replace(data, kind=task)
 
 
 def refuse_unmeasurable(values: Mapping[str, float]) -> None:
@@ -516,22 +530,24 @@ def _other_random_states() -> Iterator[None]:
         torch.set_rng_state(kept[2])
 
 
-def _check_split(data: ImageData, validation_indices: np.ndarray, fraction: float) -> None:
-    """Raise DataError where no score can be made on the training images at `validation_indices`."""
+def _check_split(data: Data, validation_indices: np.ndarray, fraction: float) -> None:
+    """Raise DataError where no score can be made on the training samples at `validation_indices`."""
+    one, several = data.task.sample, data.task.samples
     labels = data.train.targets[validation_indices]
-    allowed = "two or more training images of at least two classes"
+    allowed = f"two or more training {several} of at least two classes"
     if not len(labels):
-        what = "no image is left to score students on: each class has one training image, which stays to be learnt from"
+        left = f"no {one} is left to score students on"
+        what = f"{left}: each class has one training {one}, which stays to be learnt from"
         raise DataError(Problem(f"{data.name}: validation_fraction {fraction:g}", what, allowed))
     scored = np.unique(labels)
     if len(scored) < 2:
         only = escaped(data.class_names[scored[0]])
-        what = f"all validation images are of class {only}: the other classes have one training image each"
+        what = f"all validation {several} are of class {only}: the other classes have one training {one} each"
         raise DataError(Problem(f"{data.name}: validation_fraction {fraction:g}", what, allowed))
 
 
-def split_notes(data: ImageData, train_indices: np.ndarray, validation_indices: np.ndarray) -> tuple[str, ...]:
-    """Return what the user should know of a split of the training images: classes of few images, coarse scores."""
+def split_notes(data: Data, train_indices: np.ndarray, validation_indices: np.ndarray) -> tuple[str, ...]:
+    """Return what the user should know of a split of the training samples: classes of few samples, coarse scores."""
     names, classes = tuple(map(escaped, data.class_names)), data.task.outputs
     learnt = np.bincount(data.train.targets[train_indices], minlength=classes)
     scored = np.bincount(data.train.targets[validation_indices], minlength=classes)
@@ -539,18 +555,22 @@ def split_notes(data: ImageData, train_indices: np.ndarray, validation_indices: 
     notes = []
     unscored = [name for name, count in zip(names, scored, strict=True) if count == 0]
     if unscored:
-        notes.append(f"no validation image of class {_listed(unscored)}: no score tells how well it is learnt")
+        notes.append(
+            f"no validation {data.task.sample} of class {_listed(unscored)}: no score tells how well it is learnt"
+        )
     few = [name for name, count, there in zip(names, learnt, scored, strict=True) if count < _FEW_LEARNT and there]
     if few:
-        notes.append(f"fewer than {_FEW_LEARNT} images to learn from of class {_listed(few)}")
+        notes.append(f"fewer than {_FEW_LEARNT} {data.task.samples} to learn from of class {_listed(few)}")
     for count, kind in ((len(validation_indices), "validation"), (tested, "test")):
         if count < _FEW_SCORED:
-            notes.append(f"{kind} accuracies move in steps of {100 / count:.1f} points: {counted(count, 'image')}")
+            notes.append(
+                f"{kind} accuracies move in steps of {100 / count:.1f} points: {counted(count, data.task.sample)}"
+            )
     if learnt.max() >= _UNEVEN * learnt.min():
         most, least = int(learnt.argmax()), int(learnt.argmin())
         notes.append(
-            f"uneven classes: {learnt[most]:,} images to learn from of {names[most]}, {learnt[least]:,} of "
-            f"{names[least]}; always answering {names[most]} scores {scored[most] / scored.sum():.0%}"
+            f"uneven classes: {learnt[most]:,} {data.task.samples} to learn from of {names[most]}, {learnt[least]:,} "
+            f"of {names[least]}; always answering {names[most]} scores {scored[most] / scored.sum():.0%}"
         )
     return tuple(notes)
 

@@ -56,7 +56,7 @@ class SharedWeights:
     side: int
 
     def score(self, arch: Arch) -> float:
-        """Return the validation accuracy in [0, 1] of `arch` with the shared weights as they are."""
+        """Return the validation score of `arch` with the shared weights as they are."""
         return self.scorer(self.supernet, SubnetSpec(arch, self.side))
 
     def cut(self, arch: Arch) -> nn.Module:

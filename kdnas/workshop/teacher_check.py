@@ -1,9 +1,9 @@
 """The teacher, checked before it teaches: what it answers, in which order, how well, and what it costs.
 
-It must be a function of each image alone. Dropout that stays active, batch statistics and heads that lose a batch of
+It must be a function of each sample alone. Dropout that stays active, batch statistics and heads that lose a batch of
 one make answers that no student can learn, and that no cache can keep.
 
-Shapes: N images, B batch, K classes, C channels, H and W height and width.
+Shapes: N samples, B batch, K classes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdnas.core.data import ImageData
+from kdnas.core.data import Data
+from kdnas.core.task import TaskSpec
 from kdnas.errors import Problem, TeacherError
 from kdnas.nn.exact import ROUNDING, apart, exact_arithmetic
 from kdnas.nn.normalise import Normalised
+from kdnas.nn.rows import Batch
+from kdnas.nn.taps import example_inputs
 from kdnas.nn.tracing import parameter_count, traced_macs
 from kdnas.record.lock import TeacherReport
+from kdnas.tasks.image_classification import DEVIATION, MEAN
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import evaluate, evaluation_batch
@@ -33,11 +37,11 @@ from kdnas.workshop.class_order import Renaming, find_renaming
 
 # The share of what is left above the largest class's share that a teacher must have gained.
 _ROOM = 0.05
-# Other normalisations are tried on so many validation images, while that costs fewer multiply-accumulates than this.
+# Other normalisations are tried on so many validation samples, while that costs fewer multiply-accumulates than this.
 _PROBED = 256
 _PROBE_MACS = 1e12
 _ASKED_TWICE = 16
-"""Validation images that the teacher is asked about in several ways."""
+"""Validation samples that the teacher is asked about in several ways."""
 _LOST = 0.02
 """Accuracy that bfloat16 may cost without a word."""
 _NAMED = 60
@@ -63,54 +67,59 @@ _ACTIVE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 def report_teacher(
     teacher: Teacher,
-    data: ImageData,
+    data: Data,
     validation_indices: np.ndarray,
     training: Training,
     *,
     device: torch.device,
     say: Callable[[str], None] = lambda line: None,
 ) -> TeacherReport:
-    """Return the teacher's accuracy on the validation split, its MACs and its parameters.
+    """Return the teacher's score on the validation split, its MACs and its parameters.
 
     It computes in the precision of the students' `training`, as it does when it teaches. The test split is not touched.
     What a user should know before it teaches is said and noted. Raises TeacherError for a teacher that should not
-    teach: one whose answers depend on more than the image, whose classes stand in another order than the data's, near
+    teach: one whose answers depend on more than the sample, whose classes stand in another order than the data's, near
     chance (not above `least_accuracy`), or that a usual normalisation other than the stated clearly makes better.
     """
-    where, labels = f"teacher {teacher.name}", data.train.targets[validation_indices]
+    task, where, labels = data.task, f"teacher {teacher.name}", np.asarray(data.train.targets[validation_indices])
     few = _spread(validation_indices, _ASKED_TWICE)
-    images = torch.from_numpy(np.array(data.train.inputs["pixels"][few], copy=True)).float().to(device)
-    noticed = check_conduct(teacher.name, teacher.module, images)
+    (asked,) = Batches(data, few, device=device).ordered(batch_size=len(few))
+    noticed = check_conduct(teacher.name, teacher.module, asked, task)
     batches, bfloat16 = Batches(data, validation_indices, device=device), in_bfloat16(training, device)
     try:
         answers = answers_to(teacher.module, batches, teacher.outputs, bfloat16=bfloat16)
     except Exception as error:  # the network is the user's: anything may come
         reason = (str(error) or type(error).__name__).splitlines()[0][:300]
-        what = f"fails on the validation images{' in bfloat16' if bfloat16 else ''}: {type(error).__name__}: {reason}"
+        coarsely = " in bfloat16" if bfloat16 else ""
+        what = f"fails on the validation {task.samples}{coarsely}: {type(error).__name__}: {reason}"
         raise TeacherError(Problem(where, what, "training.precision: float32" if bfloat16 else "")) from error
     if not answers.finite.all():
-        what = f"gives NaN or infinite logits for {int((~answers.finite).sum())} of {len(labels)} validation images"
+        lost = f"{int((~answers.finite).sum())} of {len(labels)} validation {task.samples}"
+        what = f"gives NaN or infinite logits for {lost}"
         raise TeacherError(Problem(where, what))
     if answers.contradicts_probabilities:
-        what = "gives probabilities, numbers of one sum, for the first images, and other numbers for others"
+        what = f"gives probabilities, numbers of one sum, for the first {task.samples}, and other numbers for others"
         raise TeacherError(Problem(where, what, "logits"))
     noticed += answers.doubts
-    macs = traced_macs(teacher.module, torch.zeros(1, *data.task.image_shape, device=device))
+    macs = traced_macs(teacher.module, *example_inputs(task, device, 1))
     share, least = least_accuracy(labels)
     score, renaming = answers.accuracy, find_renaming(answers.predicted, labels, data.class_names)
     if renaming is not None and renaming.renamed <= least:
         renaming = None  # no order makes answers of a network that learned nothing
     near_chance = score <= least
-    measured = f"its accuracy on the {len(labels)} validation images is {score:.4f}"
+    measured = f"its {task.score.name} on the {len(labels)} validation {task.samples} is {score:.4f}"
     by_least = float((answers.least == labels).mean())
     if near_chance and answers.classes > 2 and by_least > max(least, 0.0 if renaming is None else renaming.renamed):
         what = f"{measured}, but {by_least:.4f} by its smallest output: it gives distances or losses"
         raise TeacherError(Problem(where, what, "logits, the larger the likelier: -1 times these"))
     affordable = macs * min(_PROBED, len(labels)) * (len(_USUAL) + 3) <= _PROBE_MACS
     doubted = near_chance or renaming is not None or affordable
-    if near_chance:
+    normalised = _normalisation(teacher, data)
+    if near_chance and normalised is not None:
         say(f"{where}: {score:.1%} of the validation images right is near chance; trying the usual normalisations")
-    hint = _better_normalisation(teacher, data, validation_indices, training, device) if doubted else ""
+    hint = ""
+    if doubted and normalised is not None:
+        hint = _better_normalisation(teacher, normalised, data, validation_indices, training, device)
     if bfloat16 and affordable:
         noticed += _coarse(teacher, data, _spread(validation_indices, _PROBED), device)
     if renaming is not None and not hint:
@@ -130,7 +139,7 @@ def report_teacher(
     return TeacherReport(teacher.name, score, None, values, (*teacher.notes, *noticed), teacher.outputs)
 
 
-def _coarse(teacher: Teacher, data: ImageData, probe: np.ndarray, device: torch.device) -> tuple[str, ...]:
+def _coarse(teacher: Teacher, data: Data, probe: np.ndarray, device: torch.device) -> tuple[str, ...]:
     """Return a note where the teacher names other classes in bfloat16, in which it teaches, than in float32."""
     batches = Batches(data, probe, device=device)
     coarse, exact = (
@@ -140,12 +149,12 @@ def _coarse(teacher: Teacher, data: ImageData, probe: np.ndarray, device: torch.
     if exact.accuracy - coarse.accuracy <= max(_LOST, 3 * error):
         return ()
     return (
-        f"in bfloat16, in which it teaches, {coarse.accuracy:.1%} of {len(probe)} validation images are right, "
-        f"in float32 {exact.accuracy:.1%}: set training.precision: float32",
+        f"in bfloat16, in which it teaches, {coarse.accuracy:.1%} of {len(probe)} validation {data.task.samples} are "
+        f"right, in float32 {exact.accuracy:.1%}: set training.precision: float32",
     )
 
 
-def _other_order(where: str, measured: str, renaming: Renaming, data: ImageData) -> Problem:
+def _other_order(where: str, measured: str, renaming: Renaming, data: Data) -> Problem:
     names = renaming.names(data.class_names)
     shown = ", ".join(json.dumps(name, ensure_ascii=False) for name in names[:_NAMED])
     more = ", ..." if len(names) > _NAMED else ""
@@ -157,28 +166,44 @@ def least_accuracy(labels: np.ndarray) -> tuple[float, float]:
     """Return (the largest class's share of `labels` [N], the accuracy in [0, 1] that a teacher must exceed on them).
 
     The bound lies above the share by three standard errors of it and by a twentieth of what is left, whichever is more,
-    but never by more than half of what is left: few images must not refuse a perfect teacher.
+    but never by more than half of what is left: few samples must not refuse a perfect teacher.
     """
     share = float(np.bincount(labels).max() / len(labels))
     significant = 3 * math.sqrt(share * (1 - share) / len(labels))
     return share, share + min(max(significant, _ROOM * (1 - share)), (1 - share) / 2)
 
 
-def _doubts(teacher: Teacher, answers: Answers, data: ImageData) -> str:
+def _doubts(teacher: Teacher, answers: Answers, data: Data) -> str:
     adapted = f"; what was adapted: {'; '.join(teacher.notes)}" if teacher.notes else ""
     if answers.constant is not None:
         name = data.class_names[answers.constant]
-        return f"it answers {name!r} for every image: check its weights and what its images are divided by{adapted}"
+        check = "check its weights and what its images are divided by" if _has_pixels(data) else "check its weights"
+        return f"it answers {name!r} for every {data.task.sample}: {check}{adapted}"
+    if not _has_pixels(data):
+        return f"check its weights, its tokenizer and the order of its classes{adapted}"
     return f"no usual normalisation helps: check its weights, its input size and the order of its classes{adapted}"
 
 
+def _has_pixels(data: Data) -> bool:
+    return data.task.inputs[0].kind == "pixels"
+
+
+def _normalisation(teacher: Teacher, data: Data) -> Normalised | None:
+    """Return what normalises the images that the teacher is given; None where its samples are no images."""
+    if not _has_pixels(data):
+        return None
+    return next((part for part in teacher.module.modules() if isinstance(part, Normalised)), None)
+
+
 def _better_normalisation(
-    teacher: Teacher, data: ImageData, indices: np.ndarray, training: Training, device: torch.device
+    teacher: Teacher,
+    normalised: Normalised,
+    data: Data,
+    indices: np.ndarray,
+    training: Training,
+    device: torch.device,
 ) -> str:
     """Return a hint naming a usual normalisation, or channel order, that is clearly better than the stated; else ""."""
-    normalised = next((part for part in teacher.module.modules() if isinstance(part, Normalised)), None)
-    if normalised is None:
-        return ""
     probe = Batches(data, _spread(indices, _PROBED), device=device)
 
     def measured() -> float:
@@ -186,7 +211,7 @@ def _better_normalisation(
 
     stated = measured()
     tried: dict[str, float] = {}
-    candidates = {**_USUAL, "the data's own statistics": (data.channel_mean, data.channel_std)}
+    candidates = {**_USUAL, "the data's own statistics": (data.statistics[MEAN], data.statistics[DEVIATION])}
     for name, (mean, std) in candidates.items():
         if isinstance(mean, tuple) and len(mean) != data.task.image_shape[0]:
             continue
@@ -246,45 +271,45 @@ def _reversed(normalised: Normalised) -> Iterator[None]:
         handle.remove()
 
 
-def check_conduct(name: str, module: nn.Module, images: Tensor) -> tuple[str, ...]:
-    """Return notes on the teacher `module`, which answers `images` [B, C, H, W], raw, alike however they are asked.
+def check_conduct(name: str, module: nn.Module, batch: Batch, spec: TaskSpec) -> tuple[str, ...]:
+    """Return notes on the teacher `module`, which answers the samples of `batch`, plain, alike however they are asked.
 
-    Raises TeacherError where two forwards, another order, a part of the batch or an image alone give other answers.
+    Raises TeacherError where two forwards, another order, a part of the batch or a sample alone give other answers.
     """
     module.eval()
-    images = images.contiguous(memory_format=torch.channels_last)
     with exact_arithmetic(), torch.no_grad():
-        whole = module(images)
+        whole = module(*batch.laid_out)
         if not bool(torch.isfinite(whole).all()):
-            raise TeacherError(Problem(f"teacher {name}", "gives NaN or infinite logits on the validation images"))
-        for words, places in _ways(len(images)):
+            what = f"gives NaN or infinite logits on the validation {spec.samples}"
+            raise TeacherError(Problem(f"teacher {name}", what))
+        for words, places in _ways(len(batch), spec):
             try:
-                answers = module(images[places].contiguous(memory_format=torch.channels_last))
+                answers = module(*batch.at(torch.tensor(places, device=batch.samples.device)).laid_out)
             except Exception as error:  # the network is the user's: anything may come
                 reason = (str(error) or type(error).__name__).splitlines()[0][:200]
                 what = f"fails on {words}: {type(error).__name__}: {reason}{_about_squeeze(len(places))}"
-                raise TeacherError(Problem(f"teacher {name}", what, "one row of logits an image")) from error
+                raise TeacherError(Problem(f"teacher {name}", what, f"one row of logits a {spec.sample}")) from error
             expected = whole[places]
             if answers.shape != expected.shape:
                 what = f"gives {tuple(answers.shape)} for {words}{_about_squeeze(len(places))}"
                 raise TeacherError(Problem(f"teacher {name}", what, str(tuple(expected.shape))))
             share = apart(answers, expected)
             if not share <= ROUNDING:
-                raise TeacherError(_dependence(name, module, words, share))
+                raise TeacherError(_dependence(name, module, words, share, spec))
     still = [part_name for part_name, part in _parts(module) if part.training]
     if not still:
         return ()
     return (f"these parts say that they train even in eval mode, though its answers do not show it: {_first(still)}",)
 
 
-def _ways(count: int) -> list[tuple[str, list[int]]]:
+def _ways(count: int, spec: TaskSpec) -> list[tuple[str, list[int]]]:
     everything = list(range(count))
-    ways = [("the same images a second time", everything)]
+    ways = [(f"the same {spec.samples} a second time", everything)]
     if count > 1:
         ways += [
-            ("the same images in another order", everything[::-1]),
-            ("half of the same images", everything[: max(count // 2, 1)]),
-            ("an image alone", [count - 1]),
+            (f"the same {spec.samples} in another order", everything[::-1]),
+            (f"half of the same {spec.samples}", everything[: max(count // 2, 1)]),
+            (f"one {spec.sample} alone", [count - 1]),
         ]
     return ways
 
@@ -294,8 +319,8 @@ def _parts(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name.removeprefix(_WITHIN), part) for name, part in module.named_modules() if name]
 
 
-def _dependence(name: str, module: nn.Module, words: str, share: float) -> Problem:
-    """Return the problem of a teacher whose answers depend on more than the image, with what may be the reason."""
+def _dependence(name: str, module: nn.Module, words: str, share: float, spec: TaskSpec) -> Problem:
+    """Return the problem of a teacher whose answers depend on more than the sample, with what may be the reason."""
     reasons = []
     training = [(part, one) for part, one in _parts(module) if one.training]
     deciding = [(part, one) for part, one in training if isinstance(one, _ACTIVE)]
@@ -312,9 +337,9 @@ def _dependence(name: str, module: nn.Module, words: str, share: float) -> Probl
     if not reasons and words.endswith("second time"):
         reasons.append("something in its forward draws at random, as functional dropout without training=self.training")
     if not reasons:
-        reasons.append("something in its forward reads other images of the batch, as a mean over dimension 0")
+        reasons.append(f"something in its forward reads other {spec.samples} of the batch, as a mean over dimension 0")
     what = f"its answers for {words} differ by {100 * share:.2g} % of its largest logit: {'; '.join(reasons)}"
-    return Problem(f"teacher {name}", what, "answers that each image alone decides")
+    return Problem(f"teacher {name}", what, f"answers that each {spec.sample} alone decides")
 
 
 def _about_squeeze(count: int) -> str:
@@ -327,10 +352,10 @@ def _first(names: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Answers:
-    """A teacher's answers to N validation images, reduced to a few numbers an image, each array [N].
+    """A teacher's answers to N validation samples, reduced to a few numbers a sample, each array [N].
 
     `predicted` and `least` are the classes of the largest and the smallest output. `low`, `high` and `total` are the
-    least and largest of an image's values and their sum, `hard` whether all of them are 0 or 1: of the probabilities
+    least and largest of a sample's values and their sum, `hard` whether all of them are 0 or 1: of the probabilities
     where the network gives such, else of the logits. `confidence` is the softmax's largest value at temperature 1,
     `rest` what it leaves to the others at temperature 4.
     """
@@ -350,17 +375,17 @@ class Answers:
 
     @property
     def accuracy(self) -> float:
-        """The share of images, in [0, 1], that are right."""
+        """The share of samples, in [0, 1], that are right."""
         return float((self.predicted == self.labels).mean())
 
     @property
     def constant(self) -> int | None:
-        """The class that it answers for every image; None where it answers several."""
+        """The class that it answers for every sample; None where it answers several."""
         return int(self.predicted[0]) if (self.predicted == self.predicted[0]).all() else None
 
     @property
     def contradicts_probabilities(self) -> bool:
-        """Whether some images' values do not sum to 1, though those that were looked at first did."""
+        """Whether some samples' values do not sum to 1, though those that were looked at first did."""
         return self.outputs == "probabilities" and bool((self.total > 1.02).any())
 
     @property
@@ -388,7 +413,7 @@ class Answers:
 
 
 def answers_to(module: nn.Module, batches: Batches, outputs: str, *, bfloat16: bool) -> Answers:
-    """Return what the teacher `module` says to the images of `batches`, raw, in eval mode."""
+    """Return what the teacher `module` says to the samples of `batches`, plain, in eval mode."""
     rows: list[torch.Tensor] = []
     module.eval()
     with torch.inference_mode():

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kdnas.core.arch import Arch
-from kdnas.core.data import ImageData
+from kdnas.core.data import Data
 from kdnas.core.seeds import derive_seed
 from kdnas.core.words import counted
 from kdnas.errors import ConfigError, Problem, RunFolderError, TeacherError, TrialError
@@ -33,7 +33,7 @@ from kdnas.registry import validation_problems
 from kdnas.students import family_for
 from kdnas.training.batches import Batches
 from kdnas.training.loop import EpochRecord, distil
-from kdnas.training.recipe import Distillation, Recipe, Training, numerics_of
+from kdnas.training.recipe import Distillation, Recipe, Training, numerics_of, training_for
 
 Say = Callable[[str], None]
 
@@ -45,7 +45,7 @@ class TeacherTraining:
     Its training has the precision and the threads of `numerics`, the students' training, unless it states its own.
     """
 
-    data: ImageData
+    data: Data
     train_indices: np.ndarray
     images: Callable[[float], Batches]
     folder: Path
@@ -57,7 +57,7 @@ class TeacherTraining:
         self, family: str, choices: Mapping[str, Any], training: Mapping[str, Any], say: Say
     ) -> tuple[nn.Module, Arch]:
         """Return the trained network, which takes normalised images, and its arch: from the cache where it is there."""
-        settings = _training(training)
+        settings = _training(training, self.data.task.kind)
         student = family_for(family, self.data.task)
         arch = student.canonical(choices)
         with torch.random.fork_rng(devices=[]):
@@ -146,14 +146,15 @@ def _made_once(kept: Path, say: Say) -> Iterator[None]:
         guard.unlink(missing_ok=True)  # who waits on it finds the teacher made
 
 
-def _training(settings: Mapping[str, Any]) -> Training:
+def _training(settings: Mapping[str, Any], task: str) -> Training:
     """Return the teacher's training section. Raises ConfigError with every problem."""
+    section = training_for(task)
     try:
-        training = Training.model_validate(dict(settings))
+        training: Training = section.model_validate(dict(settings))
     except pydantic.ValidationError as error:
         raise ConfigError(
             Problem(f"teacher.training.{problem.where}", problem.what, problem.allowed)
-            for problem in validation_problems(error, Training)
+            for problem in validation_problems(error, section)
         ) from None
     if training.resolution_fraction != 1.0:
         raise ConfigError(Problem("teacher.training.resolution_fraction", "a teacher sees the whole images", "1"))

@@ -80,7 +80,7 @@ def test_every_value_and_gradient_is_finite(name: str, batch: int) -> None:
 def test_features_of_no_length_take_no_gradient(name: str, kind: str) -> None:
     """Not one over a small number, which would end a training."""
     s, t = draw(SHAPES, 5, kind, 1, torch.float32), draw(SHAPES, 5, "random", 2, torch.float32)
-    LOSSES.build(name, SHAPES, SHAPES)(s, t, torch.zeros(5, dtype=torch.int64)).backward()
+    LOSSES.build(name, SHAPES, SHAPES)(s, t, Rows(s.logits, torch.zeros(5, dtype=torch.int64))).backward()
     assert all(float(x.grad.abs().max()) < 10 for x in (*s.stages, s.embedding) if x.grad is not None)
 
 

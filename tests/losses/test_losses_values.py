@@ -1,5 +1,6 @@
 """Each loss against numbers worked out by hand or by plain loops, and its invariances and limits."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -290,3 +291,31 @@ def test_similarity_is_blind_to_rotation_and_scale_and_uses_the_last_stage() -> 
     assert value("similarity", staged(rotated), staged(teacher)) == pytest.approx(plain, rel=1e-4)
     early = random(5, 3, 4, 4, seed=3)
     assert value("similarity", staged(early, student), staged(early, teacher)) == pytest.approx(plain, rel=1e-6)
+
+
+def _with_padding(given: Outputs, tokens: Tensor, rows: Tensor) -> Outputs:
+    """Return outputs whose padded tokens and rows hold anything."""
+    stages = tuple(torch.where(tokens[..., None] > 0, stage, 1e3 * torch.randn_like(stage)) for stage in given.stages)
+    embedding = torch.where(rows[:, None] > 0, given.embedding, 1e3 * torch.randn_like(given.embedding))
+    return dataclasses.replace(given, stages=stages, embedding=embedding, mask=tokens)
+
+
+@pytest.mark.parametrize("name", ["cosine", "rkd", "similarity", "attention", "hint"])
+def test_what_is_padding_does_not_count(name: str) -> None:
+    shapes = OutputShapes(3, ((5, 8), (5, 8)), 6)
+    torch.manual_seed(0)
+    tokens, weights = torch.ones(4, 5), torch.tensor([1.0, 1.0, 0.0, 1.0])
+    tokens[1, 3:] = tokens[3, 2:] = 0
+    student, teacher = (
+        Outputs(torch.randn(4, 3), (torch.randn(4, 5, 8), torch.randn(4, 5, 8)), torch.randn(4, 6)) for _ in range(2)
+    )
+    loss = LOSSES.build(name, shapes, shapes).train()
+    rows = Rows(student.logits, torch.zeros(4, dtype=torch.int64), weights)
+
+    def value(ours: Outputs, theirs: Outputs) -> float:
+        return float(loss(*(_with_padding(side, tokens, weights) for side in (ours, theirs)), rows).detach())
+
+    once = value(student, teacher)
+    assert value(student, teacher) == pytest.approx(once, rel=1e-5)
+    other = Outputs(student.logits, tuple(s**2 for s in student.stages), -(student.embedding**2))
+    assert value(other, teacher) != pytest.approx(once, rel=1e-3)

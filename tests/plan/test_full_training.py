@@ -183,10 +183,12 @@ def test_a_damaged_result_is_refused(file: TrainFile, tmp_path: Path) -> None:
 
 
 def test_changed_data_is_refused_with_all_differences(file: TrainFile, tmp_path: Path) -> None:
-    changed = file.model_copy(update={"data_fingerprint": "0000", "channel_mean": (1.0,)})
+    changed = file.model_copy(
+        update={"data_fingerprint": "0000", "statistics": {"channel_mean": (1.0,), "channel_std": (2.0,)}}
+    )
     with pytest.raises(DataError) as caught:
         train_fully(changed, tmp_path, data_root=NOWHERE)
-    assert [problem.where for problem in caught.value.problems] == ["data_fingerprint", "channel_mean"]
+    assert [problem.where for problem in caught.value.problems] == ["data_fingerprint", "statistics"]
 
 
 def test_another_teacher_is_refused(file: TrainFile, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_a_search_at_half_the_resolution_ends_in_trainings_at_the_full_one() -> 
 def test_unknown_members_and_options_are_told_together(file: TrainFile, tmp_path: Path) -> None:
     plain = file.plain()
     plain["distillation"]["losses"] = [{"type": "kdd", "weight": 1.0}, {"type": "kd", "warmth": 3}]
-    plain["teacher"] = {"type": "oracle"}
+    plain["teachers"] = {"teacher": {"type": "oracle"}}
     plain["data"]["type"] = "digit"
     with pytest.raises(ConfigError) as caught:
         load_train_file(write(tmp_path / "train.yaml", file, **plain))
@@ -119,16 +119,30 @@ def test_an_edited_arch_no_longer_fits_its_id(file: TrainFile, tmp_path: Path) -
     [
         ({"arch": {"family": "resnet", "choices": {"stem_width": 4}}}, "is required"),
         ({"arch": {"family": "rasnet", "choices": {}}}, "did you mean 'resnet'"),
-        ({"channel_mean": [1.0, 2.0]}, "one value for each channel"),
-        ({"channel_std": [0.0]}, "must be above 0"),
-        ({"class_names": ["one"]}, "class_names"),
-        ({"format_version": 2}, "format_version"),
-        ({"input_shape": [1, 8]}, "input_shape"),
+        ({"statistics": {"channel_mean": [1.0, 2.0], "channel_std": [1.0]}}, "one value for each of the 1 channels"),
+        ({"statistics": {"channel_mean": [1.0], "channel_std": [0.0]}}, "needs values above 0"),
+        ({"class_names": ["one"]}, "class_names are 1, and task.outputs is 10"),
+        ({"format_version": 3}, "format_version"),
+        ({"task": {"kind": "image_classification"}}, "task.inputs: is required"),
     ],
 )
 def test_unsound_files_are_refused(file: TrainFile, tmp_path: Path, changes: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         load_train_file(write(tmp_path / "train.yaml", file, **changes))
+
+
+def test_files_of_the_first_version_are_read(file: TrainFile, tmp_path: Path) -> None:
+    plain = file.plain()
+    task, statistics, teachers = (plain.pop(name) for name in ("task", "statistics", "teachers"))
+    plain |= {
+        "format_version": 1,
+        "input_shape": task["inputs"][0]["shape"],
+        "teacher": teachers["teacher"],
+        **statistics,
+    }
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(plain, sort_keys=False))
+    assert load_train_file(path) == file
 
 
 @pytest.mark.parametrize("text", ["", "- 1\n", "a: [\n", "!!python/object/apply:os.system ['true']\n"])

@@ -12,6 +12,7 @@ import yaml
 from kdnas.core.latency_table import LatencyTable, TableFit
 from kdnas.core.measurement import Calibration
 from kdnas.core.objective import ACCURACY, Quantity
+from kdnas.core.task import image_classification
 from kdnas.costs.latency_ms import LatencyCalibration
 from kdnas.errors import RunFolderError
 from kdnas.record.lock import (
@@ -57,7 +58,16 @@ def lock(tiny_study) -> Lock:
         quantities=(ACCURACY, Quantity("macs", "MACs", "minimize", "cheap")),
         reference_point={"accuracy": 0.1, "macs": 1e6},
         teacher=TeacherReport("resnet", 0.9, None, {"macs": 1e7}, ("a note",), "probabilities"),
-        data=DataDescription("digits", ("0", "1"), (1, 8, 8), 100, 20, 30, (1.5,), (2.5,), notes=("few",)),
+        data=DataDescription(
+            "digits",
+            ("0", "1"),
+            image_classification((1, 8, 8), 2),
+            100,
+            20,
+            30,
+            {"channel_mean": (1.5,), "channel_std": (2.5,)},
+            notes=("few",),
+        ),
         calibrations=written_calibrations(CALIBRATIONS),
         teacher_answers=(0.5, -1.25),
         device="cpu",

@@ -5,13 +5,14 @@ from trained_run import study_config
 
 from kdnas.errors import ConfigError
 from kdnas.study.tuning import tunable_problems, tuned_recipe
-from kdnas.training.recipe import Recipe
+from kdnas.training.recipe import Distillation, Recipe, training_for, with_training
 
 
 @pytest.fixture
 def recipe() -> Recipe:
     losses = [{"type": "kd", "weight": 0.9}, {"type": "cosine", "weight": 0.5}]
-    return Recipe.model_validate({"distillation": {"task_weight": 0.1, "losses": losses}})
+    distillation = Distillation(task_weight=0.1, losses=losses)
+    return Recipe(training=training_for("image_classification")(), distillation=distillation)
 
 
 def test_each_kind_of_setting_is_replaced_and_nothing_else(recipe: Recipe) -> None:
@@ -110,7 +111,9 @@ def test_settings_inside_the_sections_of_augmentation_are_tuned(recipe: Recipe) 
     # What a study states inside such a section stays, the tuned setting apart.
     stated = recipe.model_dump(mode="json")
     stated["training"]["augmentation"]["random_resized_crop"] = {"scale": [0.5, 0.9]}
-    again = tuned_recipe(Recipe.model_validate(stated), {f"{crop}.scale.0": 0.3}).training.augmentation
+    again = tuned_recipe(
+        with_training(Recipe, type(recipe.training)).model_validate(stated), {f"{crop}.scale.0": 0.3}
+    ).training.augmentation
     assert again.random_resized_crop is not None
     assert again.random_resized_crop.scale == (0.3, 0.9)
 

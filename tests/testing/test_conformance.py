@@ -80,6 +80,7 @@ def test_the_suites_are_those_that_are_documented() -> None:
         "Sampler",
         "Student",
         "Target",
+        "Task",
     )
     suites = {f"{family}Conformance" for family in (*families, "Teacher")}
     assert set(testing.__all__) == {*suites, "MemberConformance", "suites"}

@@ -22,9 +22,9 @@ class SupernetSettings(Section):
     resolutions: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = ()
     """Sides in pixels that images may be resized to, at most the data's own; empty: that one alone."""
     views: Annotated[int, Field(ge=1)] | None = None
-    """Augmented views of the images until the first comes again; the teacher is asked about each once. A supernet's
+    """Augmented views of the samples until the first comes again; the teacher is asked about each once. A supernet's
     training takes many: where the teacher is expensive, a few will do. None: none comes again."""
     recalibration_images: Annotated[int, Field(ge=2)] = 512
-    """Training images that the batch-norm statistics of a scored subnet are estimated on."""
+    """Training samples that the batch-norm statistics of a scored subnet are estimated on."""
     check_images: Annotated[int, Field(ge=2)] = 1000
-    """Validation images that subnets are scored on during the training, at most; fewer where the budget is small."""
+    """Validation samples that subnets are scored on during the training, at most; fewer where the budget is small."""

@@ -4,7 +4,7 @@
     policy: adaptive
     space: cifar_resnet
     family: resnet
-    budget_macs: 123456789           # 3 x MACs for each image trained on, 1 x for each image of a measurement
+    budget_macs: 123456789           # 3 x MACs for each sample trained on, 1 x for each sample of a measurement
     stages:
     - name: largest
       allowed: {stem_width: [32], stage1.depth: [3], ...}    # the values that subnets may have

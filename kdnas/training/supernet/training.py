@@ -57,7 +57,7 @@ from kdnas.training.teacher_cache import TeacherCache
 from kdnas.training.teacher_outputs import TeacherOutputs
 
 _PANEL_SHARE = 0.005
-"""Scoring the three subnets of the panel takes so many images that it spends about this of the budget, at most."""
+"""Scoring the three subnets of the panel takes so many samples that it spends about this of the budget, at most."""
 _FEWEST_SAMPLES = 64
 
 
@@ -101,7 +101,7 @@ def train_supernet(
 
     The budget is `budget_macs`, by default the work of `recipe.training.epochs` epochs of the largest subnet alone.
     The stages of `recorded` are followed instead of the policy of `settings`. `seed` draws subnets and starts
-    adapters, `view_seed` (default: `seed`) orders and augments the images. `checkpoint` is rewritten at every check,
+    adapters, `view_seed` (default: `seed`) orders and augments the samples. `checkpoint` is rewritten at every check,
     and a training that finds its own there continues exactly. `on_tick` is called after that; what it raises ends the
     training.
 

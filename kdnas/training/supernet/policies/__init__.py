@@ -29,7 +29,7 @@ Share = Annotated[float, Field(gt=0.0, le=1.0)]
 class Situation:
     """What a policy knows at a boundary. Shares are fractions of the whole budget.
 
-    `probes` are measured where the policy asks for it; `teacher` is the teacher's validation accuracy. What scoring the
+    `probes` are measured where the policy asks for it; `teacher` is the teacher's validation score. What scoring the
     panel once would spend is `panel_share`, a step of `subnets` together, largest and smallest included, `step_share`,
     a step of the largest subnet alone `largest_share`: no subnet of a step spends more.
     """
@@ -76,7 +76,7 @@ class Policy(ABC):
     ) -> str | None:
         """Return why `stage` ends after `steps` steps that spent the share `spent`, None where it goes on.
 
-        `teacher` is the teacher's validation accuracy.
+        `teacher` is the teacher's validation score.
         """
         return "its share of the budget is spent" if spent >= stage.share else None
 

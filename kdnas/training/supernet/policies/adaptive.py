@@ -43,13 +43,13 @@ class Adaptive(Policy):
     modes, the first takes it all.
 
     If unlocking later wins, the cheapest is unlocked first, as measured: at each boundary the next unlock of every
-    elastic dimension is tried on the largest subnet, for the validation accuracy lost per share of MACs saved. Such a
+    elastic dimension is tried on the largest subnet, for the validation score lost per share of MACs saved. Such a
     stage ends when neither its smallest nor its largest subnet has risen by more than `improvement` in `patience`
     checks, or when its share of the budget is spent: twice an equal part of what is left before the reserve of the last
     stage. Where an equal part is below `shortest_share`, or below five times what the measuring at the boundary spent,
     the rest is unlocked at once. The largest alone is also left once it can teach (`teaching_gap`).
 
-    The remaining teacher gap (1 - mean accuracy of the subnets over the teacher's) sets the stages after the race: from
+    The remaining teacher gap (1 - mean score of the subnets over the teacher's) sets the stages after the race: from
     `wide_gap` on, full learning rate, full weight of the distillation losses and, where subnets learn together,
     `subnets` a step; with the gap closed, half the rate, half the weight and three a step; in between, linearly.
 
@@ -64,7 +64,7 @@ class Adaptive(Policy):
         final_share: Share of the budget reserved for the last stage, in which everything is allowed.
         shortest_share: Lower bound of every stage, a share of the budget.
         patience: So many checks without an improvement end a stage.
-        improvement: What counts as one, in accuracy.
+        improvement: What counts as one, in score.
         wide_gap: The teacher gap from which on the settings of a stage are those far from the teacher.
     """
 
@@ -144,7 +144,7 @@ class Adaptive(Policy):
         mode, found = self._best(situation.history, everything=False)
         panel = situation.history[-1].panel
         assert panel is not None
-        gap = 1.0 - min(1.0, panel.accuracy / situation.teacher) if situation.teacher > 0 else 0.0
+        gap = 1.0 - min(1.0, panel.score / situation.teacher) if situation.teacher > 0 else 0.0
         reason = f"{mode.mode} lowers the loss most per MAC"
         alone = mode.allowed == self.ladders.only_largest
         share = self._first_share if alone else 1.0 - situation.spent

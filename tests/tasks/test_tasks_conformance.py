@@ -1,0 +1,31 @@
+"""Every task of the registry keeps its family's contract, and so does one of a user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from kdnas.core.data import Data, Samples
+from kdnas.core.text import CorpusData
+from kdnas.tasks.image_classification import ImageClassification
+from kdnas.testing import TaskConformance, suites
+from kdnas.testing.tasks import COUNT
+
+
+def _blocks(self: TaskConformance, kind: str) -> Data:
+    tokens = np.random.default_rng(0).integers(0, 11, (COUNT, 9), dtype=np.uint16)
+    part = Samples({"tokens": tokens[:, :-1]}, tokens[:, 1:])
+    stated = {"tokenizer": Path(), "vocabulary": 11, "length": 8, "bytes_per_token": (1.0, 1.0)}
+    return CorpusData("random", (), part, part, "f", kind=kind, **stated)
+
+
+globals().update(suites(TaskConformance, language_modelling={"data": _blocks}))
+
+
+class _Mirrored(ImageClassification):
+    """Images of things that have no left and no right."""
+
+
+class TestATaskOfOnesOwn(TaskConformance):
+    member = _Mirrored
