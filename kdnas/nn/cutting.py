@@ -100,6 +100,8 @@ class Uncut:
 
 Kept = Mapping[str, Sequence[int]]
 """By the name of an axis or a depth: the units or blocks that stay; they keep the network's order."""
+Places = Mapping[str, Mapping[int, Tensor]]
+"""By the name of a tensor, and by dimension: which places stay, int64 in order."""
 Finish = Callable[[nn.Module, Kept], None]
 """Puts right what a cut leaves behind in a module of its kind, such as its configuration."""
 
@@ -166,23 +168,33 @@ class Anatomy:
         were tied stay tied.
         """
         student = copy.deepcopy(network)
-        tensors = _Tensors(student)
         for axis in self.axes:
-            if axis.name in kept:
-                units = torch.tensor(list(kept[axis.name]), dtype=torch.int64)
-                for tie in axis.ties:
-                    tensors.keep(tie, units)
-                for count in axis.counts:
-                    _set(student, count.attribute, count.per_unit * len(units))
-        tensors.write()
+            for count in axis.counts if axis.name in kept else ():
+                _set(student, count.attribute, count.per_unit * len(kept[axis.name]))
+        _write(student, self.places(student, kept))
         _leave_out(student, self.gone(kept))
         self.finish(student, kept)
         return student
 
+    def places(self, network: nn.Module, kept: Kept) -> Places:
+        """Return which places of the tensors of `network` stay where only `kept` is left; what is whole is left out."""
+        named = dict(named_tensors(network))
+        stay: dict[str, dict[int, Tensor]] = {}
+        for axis in self.axes:
+            units = torch.tensor(list(kept.get(axis.name, range(axis.size))), dtype=torch.int64)
+            for tie in axis.ties if len(units) < axis.size else ():
+                size = named[tie.tensor].shape[tie.dim]
+                before = stay.setdefault(tie.tensor, {}).get(tie.dim, torch.arange(size))
+                mine, left = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
+                mine[tie.places.reshape(-1)] = True
+                left[tie.places[units].reshape(-1)] = True
+                stay[tie.tensor][tie.dim] = before[~mine[before] | left[before]]
+        return stay
+
     def mask(self, network: nn.Module, kept: Kept) -> nn.Module:
         """Return a copy of `network` at full size in which nothing reads what is not `kept`: the measure of a cut."""
         masked = copy.deepcopy(network)
-        tensors = dict(_named_tensors(masked))
+        tensors = dict(named_tensors(masked))
         with torch.no_grad():
             for axis in self.axes:
                 dropped = sorted(set(range(axis.size)) - set(kept.get(axis.name, range(axis.size))))
@@ -215,51 +227,34 @@ class Anatomy:
         return ".".join(parts)
 
 
-class _Tensors:
-    """The parameters and buffers of a network that is being cut."""
-
-    def __init__(self, network: nn.Module):
-        self._network = network
-        self._named = dict(_named_tensors(network))
-        self._kept: dict[str, dict[int, Tensor]] = {}
-        """By tensor and dimension: which places stay, in order."""
-
-    def keep(self, tie: Tie, units: Tensor) -> None:
-        """Keep of the places of `tie` those of `units`."""
-        size = self._named[tie.tensor].shape[tie.dim]
-        places = self._kept.setdefault(tie.tensor, {}).get(tie.dim, torch.arange(size))
-        mine = torch.zeros(size, dtype=torch.bool)
-        mine[tie.places.reshape(-1)] = True
-        stay = torch.zeros(size, dtype=torch.bool)
-        stay[tie.places[units].reshape(-1)] = True
-        self._kept[tie.tensor][tie.dim] = places[~mine[places] | stay[places]]
-
-    def write(self) -> None:
-        """Put the cut tensors into the network; tied ones stay tied."""
-        cut: dict[int, Tensor] = {}
-        for name, dims in self._kept.items():
-            tensor = self._named[name]
-            if id(tensor) not in cut:
-                value = tensor.detach()
-                for dim, places in dims.items():
-                    value = value.index_select(dim, places.to(value.device))
-                cut[id(tensor)] = (
-                    nn.Parameter(value.clone(), requires_grad=tensor.requires_grad)
-                    if isinstance(tensor, nn.Parameter)
-                    else value.clone()
-                )
-        touched = set()
-        for name, tensor in self._named.items():
-            if id(tensor) in cut:
-                path, _, leaf = name.rpartition(".")
-                owner = self._network.get_submodule(path)
-                setattr(owner, leaf, cut[id(tensor)])
-                touched.add(path)
-        for path in touched:
-            _refit(self._network.get_submodule(path))
+def _write(network: nn.Module, places: Places) -> None:
+    """Put the cut tensors into the network; tied ones stay tied."""
+    named = dict(named_tensors(network))
+    cut: dict[int, Tensor] = {}
+    for name, dims in places.items():
+        tensor = named[name]
+        if id(tensor) not in cut:
+            value = picked(tensor.detach(), dims).clone()
+            is_weight = isinstance(tensor, nn.Parameter)
+            cut[id(tensor)] = nn.Parameter(value, requires_grad=tensor.requires_grad) if is_weight else value
+    touched = set()
+    for name, tensor in named.items():
+        if id(tensor) in cut:
+            path, _, leaf = name.rpartition(".")
+            setattr(network.get_submodule(path), leaf, cut[id(tensor)])
+            touched.add(path)
+    for path in touched:
+        _refit(network.get_submodule(path))
 
 
-def _named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
+def picked(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    """Return what stays of `tensor`, by dimension the places that do: itself where none is named."""
+    for dim, places in dims.items():
+        tensor = tensor.index_select(dim, places.to(tensor.device))
+    return tensor
+
+
+def named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
     """Return every parameter and buffer under every name that it has."""
     parameters = list(network.named_parameters(remove_duplicate=False))
     return [*parameters, *network.named_buffers(remove_duplicate=False)]

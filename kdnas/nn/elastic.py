@@ -4,9 +4,10 @@ A subnet owns nothing. Each of its tensors is a piece of a shared one: the leadi
 the first blocks. `Supernet.forward(images, arch)` runs the very module that the student family builds for that arch on
 those pieces, so a subnet that is cut out computes the same. There is no active subnet: the arch is an argument.
 
-Which shared tensor a subnet's tensor is a piece of is told by a `Layout`, which a student family supplies. Tensors that
-play different parts (a plain block's convolutions and a bottleneck's, classifiers after different stages) are never
-shared. Smaller kernels pass through a learned linear map, which starts as the identity.
+Which shared tensor a subnet's tensor is a piece of is told to an `ElasticSupernet` by a `Layout`, which a student
+family supplies. Tensors that play different parts (a plain block's convolutions and a bottleneck's, classifiers after
+different stages) are never shared. Smaller kernels pass through a learned linear map, which starts as the identity.
+That of students cut out of their teacher is the teacher itself (`kdnas.nn.cut_supernet`).
 
 Shapes: B batch, K classes, C channels, H and W height and width.
 
@@ -16,8 +17,9 @@ networks, Yu et al. (ICLR 2019).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -80,34 +82,80 @@ class Unfilled(TorchFunctionMode):
 class Subnet(nn.Module):
     """One arch of a supernet as a network, without weights of its own.
 
-    `student` is the family's module, a shell: its `stages` and `classifier` can be tapped, its own values mean nothing.
-    Training flags are this object's; running statistics that it gathers are the supernet's.
+    `student` is the family's module, a shell: its stages and its classifier can be tapped, its own values mean nothing.
+    `tensors` gives its parameters and buffers by name: pieces of the shared ones, gradients flowing back. Training
+    flags are this object's.
     """
 
-    def __init__(self, supernet: Supernet, arch: Arch, student: nn.Module, names: Mapping[str, str]):
+    def __init__(self, arch: Arch, student: nn.Module, tensors: Callable[[], dict[str, Tensor]]):
         super().__init__()
         self.arch = arch
         self.student = student
-        self._pieces = [(key, names[key], tuple(value.shape)) for key, value in student.state_dict().items()]
-        self._supernet = (supernet,)  # in a tuple, so that it is no submodule
+        self.tensors = tensors
+        self.takes_raw = getattr(student, "takes_raw", False)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the student's parameters and buffers by name: pieces of the shared ones, gradients flowing back."""
-        (supernet,) = self._supernet
-        return {key: supernet.piece(name, shape) for key, name, shape in self._pieces}
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Subnet:
+        """Apply `function` to every tensor of the shell, as `to` does, but for those that have no values."""
+        super()._apply(lambda tensor: tensor if tensor.is_meta else function(tensor), recurse)
+        return self
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits [B, K] of normalised `images` [B, C, H, W]."""
-        return functional_call(self.student, self.tensors(), (images,))
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return the logits of the `inputs` [B, ...] that the student takes."""
+        logits: Tensor = functional_call(self.student, self.tensors(), inputs)
+        return logits
 
 
 class Supernet(nn.Module):
-    """The shared weights of all networks of a search space, freshly initialised from torch's global generator."""
+    """The shared weights of all networks of a search space."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._views: OrderedDict[Arch, Subnet] = OrderedDict()
+
+    def forward(self, images: Tensor, arch: Arch) -> Tensor:
+        """Return the logits [B, K] that `arch` gives for `images` as its module takes them, in the supernet's mode."""
+        view = self.running(arch)
+        if view.training != self.training:
+            view.train(self.training)
+        return view(images)
+
+    def running(self, arch: Arch) -> Subnet:
+        """Return `arch` as a network that runs on the shared weights. Recently used ones are kept."""
+        view = self._views.pop(arch, None)
+        if view is None:
+            view = self.view(arch)
+            view.train(self.training)
+            if len(self._views) >= _VIEWS_KEPT:
+                self._views.popitem(last=False)
+        self._views[arch] = view
+        return view
+
+    @abstractmethod
+    def view(self, arch: Arch) -> Subnet:
+        """Return `arch` as a network that runs on the shared weights."""
+
+    @abstractmethod
+    def subnet(self, arch: Arch) -> nn.Module:
+        """Return `arch` cut out: the family's module, with copies of the weights, in the supernet's mode."""
+
+    @abstractmethod
+    def adopt(self, arch: Arch, student: nn.Module) -> None:
+        """Copy the weights of `student`, a module of `arch`, into the supernet."""
+
+    @abstractmethod
+    def sort_channels(self) -> None:
+        """Sort channels by importance, so that narrow subnets keep the most important ones."""
+
+
+class ElasticSupernet(Supernet):
+    """A supernet laid out by a student family, freshly initialised from torch's global generator.
+
+    Running statistics that its subnets gather are its own.
+    """
 
     def __init__(self, layout: Layout):
         super().__init__()
         self.layout = layout
-        self._views: OrderedDict[Arch, Subnet] = OrderedDict()
         for name, tensor in layout.tensors.items():
             value = _initial(name, tensor)
             if _is_buffer(name):
@@ -118,24 +166,13 @@ class Supernet(nn.Module):
                 # The map's difference from the identity, so that weight decay draws it there.
                 self.register_parameter(f"{_registered(name)}@{side}", nn.Parameter(torch.zeros(side**2, side**2)))
 
-    def forward(self, images: Tensor, arch: Arch) -> Tensor:
-        """Return the logits [B, K] that `arch` gives for normalised `images` [B, C, H, W], in the supernet's mode."""
-        view = self.running(arch)
-        if view.training != self.training:
-            view.train(self.training)
-        return view(images)
-
-    def running(self, arch: Arch) -> Subnet:
-        """Return `arch` as a network that runs on the shared weights. Recently used ones are kept."""
-        view = self._views.pop(arch, None)
-        if view is None:
-            student = self._shell(arch)
-            view = Subnet(self, arch, student, self.layout.shared_names(arch, list(student.state_dict())))
-            view.train(self.training)
-            if len(self._views) >= _VIEWS_KEPT:
-                self._views.popitem(last=False)
-        self._views[arch] = view
-        return view
+    def view(self, arch: Arch) -> Subnet:
+        """Return `arch` as a network that runs on the shared weights."""
+        student = self._shell(arch)
+        state = student.state_dict()
+        names = self.layout.shared_names(arch, list(state))
+        pieces = [(key, names[key], tuple(value.shape)) for key, value in state.items()]
+        return Subnet(arch, student, lambda: {key: self.piece(name, shape) for key, name, shape in pieces})
 
     def subnet(self, arch: Arch) -> nn.Module:
         """Return `arch` cut out: the family's module, with copies of the weights, in the supernet's mode."""

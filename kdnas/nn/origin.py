@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kdnas.nn.cutting import Anatomy, Kept, _named_tensors, _refit, remove_blocks
+from kdnas.nn.cutting import Anatomy, Kept, named_tensors, _refit, remove_blocks
 
 Library = Literal["timm", "torchvision", "transformers", "module"]
 CODE_FOLDER = "teacher_code"
@@ -140,7 +140,7 @@ def set_numbers(network: nn.Module, numbers: Mapping[str, Mapping[str, Any]]) ->
 
 
 def _shapes(whole: nn.Module, cut: nn.Module) -> dict[str, tuple[int, ...]]:
-    ours, theirs = dict(_named_tensors(cut)), dict(_named_tensors(whole))
+    ours, theirs = dict(named_tensors(cut)), dict(named_tensors(whole))
     if ours.keys() != theirs.keys():
         odd = ", ".join(sorted(ours.keys() ^ theirs.keys())[:3])
         raise ValueError(f"the student and what it was cut from have other tensors: {odd}")

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, shape_wrapp
 Shape = tuple[int, ...]
 
 _FVCORE_PRODUCTS = ("conv", "linear", "matmul", "addmm", "mm", "bmm", "einsum")
+_FUSED = "scaled_dot_product_attention"
 
 
 def traced_macs(module: nn.Module, *inputs: Tensor) -> int:
@@ -40,16 +41,21 @@ def fvcore_macs(module: nn.Module, *inputs: Tensor) -> int:
     """Return the multiply-accumulates of `module(*inputs)` by fvcore's operator counts.
 
     A second opinion: its tracer is another one than torch's counter. Convolutions, linear layers and matrix products
-    count; it does not see fused attention.
+    count, and attention's two, for which it has no formula of its own where they are fused.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates the tracer that fvcore counts with
         from fvcore.nn import FlopCountAnalysis
 
-        analysis = FlopCountAnalysis(module, inputs)
+        from fvcore.nn.jit_handles import get_shape
+
+        def fused(taken: list[Any], given: list[Any]) -> int:
+            return _attention(*map(get_shape, taken[:3])) // 2
+
+        analysis = FlopCountAnalysis(module, inputs).set_op_handle(f"aten::{_FUSED}", fused)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         counts = analysis.by_operator()
-    return int(sum(counts.get(operator, 0) for operator in _FVCORE_PRODUCTS))
+    return int(sum(counts.get(operator, 0) for operator in (*_FVCORE_PRODUCTS, _FUSED)))
 
 
 def parameter_count(module: nn.Module) -> int:

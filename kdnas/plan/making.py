@@ -183,7 +183,8 @@ def _shrink(basis: PlanBasis) -> tuple[Step, ...]:
     supernet = SupernetStep(
         name=_SUPERNET,
         share=round(1.0 - tuning / epochs, 6),
-        space=SpaceSection(**space_record(basis.space)),
+        space=SpaceSection(**space_record(dataclasses.replace(basis.space, options={}))),  # the file's family has them
+        init=basis.file.start,
         settings=SupernetSettings(),
     )
     return (

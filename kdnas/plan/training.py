@@ -71,7 +71,8 @@ from kdnas.training.recipe import Recipe
 from kdnas.training.supernet.shrinking_file import SHRINKING_FILE, read_shrinking, write_shrinking
 from kdnas.training.supernet.training import Tick, train_supernet
 from kdnas.version import __version__
-from kdnas.workshop.opening import Workshop, cache_dir, resolve_device
+from kdnas.workshop.opening import Workshop, cache_dir, first_samples, resolve_device
+from kdnas.workshop.supernets import INHERITED_BY
 
 _FEW_CORES = 2
 """More threads than one gain nothing on so many (`kdnas.training.numerics`)."""
@@ -397,7 +398,10 @@ class _Work:
         elastic = step.elastic(workshop.family)
         seed = derive_seed(self.file.seed, "full", step.name)
         torch.manual_seed(seed)
-        supernet = elastic.family.supernet(space)
+        supernet = elastic.family.supernet(space).to(workshop.device)
+        if step.init == INHERITED:
+            inputs, _ = first_samples(workshop.train, INHERITED_BY)
+            elastic.family.inherit_supernet(supernet, elastic.largest.arch, inputs)
         epochs = max(1, math.ceil(budget / (3 * elastic.macs(elastic.largest) * len(workshop.train))))
         trained = train_supernet(
             supernet,

@@ -147,10 +147,10 @@ class StudentFamily(ABC):
         """
         raise ConfigError(Problem("space.family", f"students of {space.family} cannot share weights in a supernet"))
 
-    def inherit_supernet(self, supernet: Supernet, largest: Arch, images: Tensor) -> float:
+    def inherit_supernet(self, supernet: Supernet, largest: Arch, inputs: tuple[Tensor, ...]) -> float:
         """Give the `largest` network of `supernet` what its ancestor has for it: the share of its weights, in [0, 1].
 
-        `images` are raw training images that tell what matters in the ancestor. Raises ConfigError where it has none.
+        `inputs` are raw training samples that tell what matters in the ancestor. Raises ConfigError where it has none.
         """
         raise ConfigError(Problem("space.family", f"students of {largest.family} inherit nothing from a teacher"))
 

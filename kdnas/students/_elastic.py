@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.space import SearchSpace
 from kdnas.nn.blocks import ConvNorm
-from kdnas.nn.elastic import SharedTensor, Supernet, Unfilled
+from kdnas.nn.elastic import ElasticSupernet, SharedTensor, Supernet, Unfilled
 from kdnas.students._inheriting import Influence, block_influence, inherit, inherit_supernet
 from kdnas.students._kin import KinFamily
 from kdnas.students._staged import BlockPlan, Stage, StagedFamily, default_stride
@@ -44,9 +44,9 @@ class ElasticFamily(KinFamily, StagedFamily):
     def shortcut(plan: Any) -> Literal["identity", "projection", "none"]:
         """Return the shortcut around the block's branch."""
 
-    def supernet(self, space: SearchSpace) -> Supernet:
+    def supernet(self, space: SearchSpace) -> ElasticSupernet:
         """Return a supernet that holds every network of `space`, freshly initialised from torch's global generator."""
-        return Supernet(StagedLayout(self, space))
+        return ElasticSupernet(StagedLayout(self, space))
 
     def inherit(self, arch: Arch) -> nn.Module:
         """Return the student with what a teacher of this family has for it. Raises ConfigError."""
@@ -62,8 +62,9 @@ class ElasticFamily(KinFamily, StagedFamily):
         teacher, _ = self._known_ancestor()
         return block_influence(teacher.network, self._normalised_samples(teacher))
 
-    def inherit_supernet(self, supernet: Supernet, largest: Arch, images: Tensor) -> float:
+    def inherit_supernet(self, supernet: Supernet, largest: Arch, inputs: tuple[Tensor, ...]) -> float:
         """Give the `largest` network of `supernet` what a teacher of this family has for it, and return its share."""
+        (images,) = inputs
         teacher, own = self._known_ancestor()
         normalised = (images - teacher.mean) / teacher.std
         return inherit_supernet(self, supernet, largest, teacher.network, own, normalised).share

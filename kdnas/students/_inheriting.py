@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from kdnas.core.arch import Arch
 from kdnas.core.space import SearchSpace
 from kdnas.errors import ConfigError, Problem
-from kdnas.nn.elastic import Layout, Supernet, Unfilled
+from kdnas.nn.elastic import ElasticSupernet, Layout, Supernet, Unfilled
 from kdnas.nn.matching import match_stages
 from kdnas.nn.recalibration import recalibrate
 from kdnas.nn.taps import output_shapes, stage_names
@@ -101,8 +101,8 @@ def _inherit(
         raise ConfigError(Problem("teacher", what))
     for name, network, own in (("student", student, arch), ("teacher", teacher, teacher_arch)):
         _check(name, network, own, family)
-    ours = family.supernet(_alone(arch)).layout
-    source = family.supernet(_alone(teacher_arch)).to(images.device)
+    ours = _shared(family, arch).layout
+    source = _shared(family, teacher_arch).to(images.device)
     source.adopt(teacher_arch, teacher)
 
     shapes = [output_shapes(net, *stage_names(net), images[:2]).stages for net in (student, teacher)]
@@ -192,7 +192,7 @@ class _Counterparts:
         return name
 
 
-def _kept_channels(ours: Layout, source: Supernet, there: _Counterparts, *, sort: bool) -> dict[str, Tensor]:
+def _kept_channels(ours: Layout, source: ElasticSupernet, there: _Counterparts, *, sort: bool) -> dict[str, Tensor]:
     """Return for each of the student's channel axes the teacher's channels in its places, -1 where there is none.
 
     Places are filled in the teacher's own order, with `sort` from the most important channel on.
@@ -260,7 +260,12 @@ def _placed(sizes: Mapping[str, int], scores: Sequence[Tensor], *, sort: bool) -
 
 @torch.no_grad()
 def _copy(
-    student: nn.Module, arch: Arch, ours: Layout, source: Supernet, there: _Counterparts, kept: Mapping[str, Tensor]
+    student: nn.Module,
+    arch: Arch,
+    ours: Layout,
+    source: ElasticSupernet,
+    there: _Counterparts,
+    kept: Mapping[str, Tensor],
 ) -> int:
     """Copy the kept channels of every tensor that both have, and return the number of parameters that were set."""
     state, copied = student.state_dict(), 0
@@ -291,8 +296,11 @@ def _with_side(kernel: Tensor, side: int) -> Tensor:
     return F.pad(kernel, (margin, margin, margin, margin))
 
 
-def _alone(arch: Arch) -> SearchSpace:
-    return SearchSpace("alone", arch.family, (), fixed=arch.choices)
+def _shared(family: StudentFamily, arch: Arch) -> ElasticSupernet:
+    """Return a supernet of `arch` alone."""
+    supernet = family.supernet(SearchSpace("alone", arch.family, (), fixed=arch.choices))
+    assert isinstance(supernet, ElasticSupernet)
+    return supernet
 
 
 def _check(name: str, network: nn.Module, arch: Arch, family: StudentFamily) -> None:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field
@@ -26,8 +26,10 @@ from kdnas.core.operator import OperatorGroup
 from kdnas.core.space import SearchSpace
 from kdnas.errors import ConfigError, Problem, TeacherError
 from kdnas.nn.anatomy import read_anatomy
+from kdnas.nn.cut_supernet import CutSupernet, Cutting
 from kdnas.nn.cut_costs import CutCosts
 from kdnas.nn.cutting import Anatomy, Uncut, inside, outputs, part_of, sound_part
+from kdnas.nn.elastic import Supernet
 from kdnas.nn.importance import Method, Ranking, rank, ranked
 from kdnas.nn.origin import Cut
 from kdnas.nn.recalibration import recalibrate
@@ -306,6 +308,41 @@ class Derived(StudentFamily):
             inputs, _ = self.context.samples(_SAMPLES)
             recalibrate(student, zip(*(one.split(_BATCH) for one in inputs), strict=True))
         return student
+
+    def supernet(self, space: SearchSpace) -> CutSupernet:
+        """Return the teacher's network freshly initialised, whose subnets are its students."""
+        return CutSupernet(self.build(self.canonical({})), self._cutting)
+
+    def inherit_supernet(self, supernet: Supernet, largest: Arch, inputs: tuple[Tensor, ...]) -> float:
+        """Give the supernet the teacher's weights, all of them."""
+        whole = self.canonical({})
+        supernet.adopt(whole, self.inherit(whole))
+        return 1.0
+
+    @property
+    def _cutting(self) -> Cutting:
+        return Cutting(self.anatomy, self._place, self._sizes_of, self._student)
+
+    def at(self, size: int) -> Self:
+        """Return the family of the same students for samples brought to `size`: they are cut alike, and cost less.
+
+        Raises TeacherError where the teacher takes no samples of that size.
+        """
+        if size == self.task.size:
+            return self
+        _ = self.choices
+        smaller = copy.copy(self)  # with all that was found out
+        smaller.task = self.task.at(size)
+        smaller.context = dataclasses.replace(self.context, task=smaller.task)
+        for counted in ("_opened", "_costs"):
+            smaller.__dict__.pop(counted, None)
+        try:
+            _ = smaller._costs
+        except Exception as error:  # the teacher's own code runs, which may raise anything
+            why = str(error).partition("\n")[0][:120]
+            what = f"takes no samples of size {size}: {type(error).__name__}: {why}"
+            raise TeacherError(Problem(f"teacher {self.ancestor().name}", what, f"{self.task.size}")) from None
+        return smaller
 
     def cut(self, arch: Arch, student: nn.Module) -> tuple[nn.Module, Cut] | None:
         """Return the teacher's kind of network inside `student`, and what that was cut from.

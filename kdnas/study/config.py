@@ -174,7 +174,8 @@ class Final(Section):
     """How the front is earned: its students retrained, several seeds, then the test split."""
 
     start: Start | None = None
-    """Where their weights come from; None: as the study says, at random where that shares weights."""
+    """Where their weights come from; None: as the study says, where that shares weights at random, and those of
+    students cut out of their teacher inherited."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
     epochs: Annotated[int, Field(ge=1)] | None = None
     """None: as many as in the search. With `until: flat` the fewest."""
@@ -451,7 +452,8 @@ class StudyConfig(Section):
     @property
     def final_fidelity(self) -> Fidelity:
         """How much training each retraining of a finalist sees, at the full resolution."""
-        start = self.final.start or ("random" if self.start == "supernet" else self.start)
+        alone: Start = "inherited" if isinstance(self.space, DerivedSpace) else "random"
+        start = self.final.start or (alone if self.start == "supernet" else self.start)
         return Fidelity(self.final.epochs or self.training.epochs, self.final.data_fraction, start)
 
     @property

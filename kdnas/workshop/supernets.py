@@ -39,8 +39,8 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 _FACTS = "supernet"
 _BAR = 20
 """Characters of a progress bar."""
-_INHERITING = 256
-"""Training images that tell which of the teacher's blocks change most."""
+INHERITED_BY = 256
+"""Training samples that tell which of the teacher's blocks change most."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class RunSupernet:
         supernet = workshop.family.supernet(workshop.space).to(workshop.device)
         inherited = None
         if self._inherits:
-            (images,), _ = first_samples(train, _INHERITING)
-            inherited = workshop.family.inherit_supernet(supernet, self._largest, images)
+            inputs, _ = first_samples(train, INHERITED_BY)
+            inherited = workshop.family.inherit_supernet(supernet, self._largest, inputs)
         update = {"epochs": settings.epochs, "data_fraction": self._fraction}
         recipe = config.recipe.model_copy(update={"training": config.training.model_copy(update=update)})
         say(

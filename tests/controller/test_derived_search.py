@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import tiny
+import torch
+from fitted_heads import digits, fit_head
+from safetensors.torch import save_file
 
 from kdnas.cli.main import main
 from kdnas.errors import RunFolderError
@@ -28,8 +32,8 @@ def study(tmp_path_factory):
     return folder
 
 
-def searched(study, *settings):
-    return search_study(load_study(study, settings), study / "run", data_root=study, observe=lambda event: None)
+def searched(study, *settings, run="run"):
+    return search_study(load_study(study, settings), study / run, data_root=study, observe=lambda event: None)
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +100,61 @@ def test_its_best_student_is_trained_whole_and_again_by_its_train_yaml(run, stud
     file = (tmp_path / "whole" / "train.yaml").read_text()
     assert "family_options:\n  round_to: 2\n  inner: 1\n" in file
     assert "start: inherited" in file
+
+
+SHARED = ("start=supernet", "supernet={epochs: 2, shrinking: {policy: sandwich, subnets: 3}, recalibration_images: 64}")
+VIT = """\
+import timm
+
+
+def build():
+    return timm.models.VisionTransformer(
+        img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=24, depth=3, num_heads=3, mlp_ratio=2
+    )
+"""
+
+
+def test_students_share_the_weights_of_the_teacher_trained_for_all_of_them(study):
+    run = searched(study, *SHARED, "rungs=[{start: supernet, epochs: 0}, {start: supernet, epochs: 3}]", run="shared")
+    assert run.lock.supernet.inherited == 1.0
+    cut, trained = (
+        [trial.values["accuracy"] for trial in run.trials if trial.fidelity.epochs == epochs] for epochs in (0, 3)
+    )
+    assert trained
+    assert min(cut) > 0.15  # chance is 0.1
+    assert min(trained) > 0.5
+    assert {trial.fidelity.start for trial in run.trials} == {"supernet"}
+    assert run.config.final_fidelity.start == "inherited"
+
+
+def test_a_students_training_plan_shrinks_the_teacher_to_it(study, run, capsys):
+    folder = study / "run"
+    smallest = min(run.trials, key=lambda trial: trial.values["macs"]).arch.arch_id
+    asked = ["schedule", str(folder), "--pick", smallest, "--route", "shrink", "--epochs", "4"]
+    if not any(trial.repeats for trial in run.trials if trial.arch.arch_id == smallest):
+        smallest = next(trial.arch.arch_id for trial in run.trials if trial.repeats)
+        asked[3] = smallest
+    assert main([*asked, "--data-root", str(study)]) == 0
+    plan = (folder / "plan.yaml").read_text()
+    assert "init: inherited" in plan
+    following = ["train", str(folder), "--plan", str(folder / "plan.yaml"), "--out", str(study / "planned")]
+    assert main([*following, "--data-root", str(study), "--format", "safetensors"]) == 0
+    assert f"student {smallest}: validation accuracy" in capsys.readouterr().out
+
+
+def test_a_vision_transformer_of_the_users_is_the_supernet_of_its_students(tmp_path):
+    (tmp_path / "vit.py").write_text(VIT)
+    made: dict[str, Any] = {}
+    exec(VIT, made)
+    torch.manual_seed(0)
+    images, labels = digits(8, channels=1)
+    save_file(fit_head(made["build"](), "head", [images], labels).state_dict(), tmp_path / "vit.safetensors")
+    text = STUDY.replace("round_to: 2, inner: 1", "width: 1").replace("formats: [safetensors, student_json]", "formats: []")
+    head, _, rest = text.partition("teacher:\n")
+    teacher = '{type: module, factory: "vit.py:build", weights: vit.safetensors, mean: [77.8], std: [95.9]}'
+    text = f"{head}teacher: {teacher}\n{rest[rest.index('space:') :]}"
+    (tmp_path / "study.yaml").write_text(text)
+    run = searched(tmp_path, *SHARED, "budget.trials=3", "final.control=false", "training.learning_rate=0.001")
+    assert {choice.name for choice in run.lock.space.choices} == {"depth", "inner", "heads"}
+    assert [trial.state for trial in run.trials] == ["complete"] * 3
+    assert any(trial.repeats for trial in run.trials)

@@ -33,7 +33,7 @@ from kdnas.losses import LOSSES
 from kdnas.nn.elastic import Subnet, Supernet
 from kdnas.nn.recalibration import recalibrate
 from kdnas.nn.rows import Batch
-from kdnas.nn.taps import Outputs, OutputShapes, Taps, example_inputs, output_shapes
+from kdnas.nn.taps import Outputs, OutputShapes, Taps, example_inputs, mask_place, output_shapes, stage_names
 from kdnas.students import StudentFamily
 from kdnas.tasks import task_of
 from kdnas.training.batches import Batches
@@ -287,10 +287,13 @@ class SubnetStep:
         self._data = data
         self._entrances: dict[int, nn.Module] = {}
         view = supernet.running(largest.arch)
-        names = [f"network.student.stages.{index}" for index in range(_stages(view))], "network.student.classifier"
+        stages, classifier = stage_names(view.student)
+        inside = "network.student."
+        names = [inside + stage for stage in stages], classifier and inside + classifier
         entrance = self._task.entrance(view, data, largest.side).to(device)
         shapes = output_shapes(entrance, *names, *example_inputs(data.task, device))
-        self._tapped = stack.enter_context(Taps(entrance, *names, needs=needs_of(distillation)))
+        mask = mask_place(data.task)
+        self._tapped = stack.enter_context(Taps(entrance, *names, needs=needs_of(distillation), mask=mask))
         self._tapped_view = view
         self.criteria = nn.ModuleDict()
         terms = [term for term in distillation.losses if term.weight > 0]
@@ -355,8 +358,3 @@ class SubnetStep:
             entrance.network = view
             return Outputs(entrance(*inputs).flatten(0, -2))
 
-
-def _stages(view: Subnet) -> int:
-    stages = view.student.stages
-    assert isinstance(stages, nn.ModuleList)
-    return len(stages)
