@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kdnas.nn.cutting import Anatomy, Kept, named_tensors, _refit, remove_blocks
+from kdnas.nn.cutting import Anatomy, Kept, _refit, named_tensors, remove_blocks
 
 Library = Literal["timm", "torchvision", "transformers", "module"]
 CODE_FOLDER = "teacher_code"

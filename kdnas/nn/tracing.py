@@ -46,7 +46,6 @@ def fvcore_macs(module: nn.Module, *inputs: Tensor) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates the tracer that fvcore counts with
         from fvcore.nn import FlopCountAnalysis
-
         from fvcore.nn.jit_handles import get_shape
 
         def fused(taken: list[Any], given: list[Any]) -> int:

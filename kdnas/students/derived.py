@@ -26,8 +26,8 @@ from kdnas.core.operator import OperatorGroup
 from kdnas.core.space import SearchSpace
 from kdnas.errors import ConfigError, Problem, TeacherError
 from kdnas.nn.anatomy import read_anatomy
-from kdnas.nn.cut_supernet import CutSupernet, Cutting
 from kdnas.nn.cut_costs import CutCosts
+from kdnas.nn.cut_supernet import CutSupernet, Cutting
 from kdnas.nn.cutting import Anatomy, Uncut, inside, outputs, part_of, sound_part
 from kdnas.nn.elastic import Supernet
 from kdnas.nn.importance import Method, Ranking, rank, ranked

@@ -149,12 +149,16 @@ def test_a_vision_transformer_of_the_users_is_the_supernet_of_its_students(tmp_p
     torch.manual_seed(0)
     images, labels = digits(8, channels=1)
     save_file(fit_head(made["build"](), "head", [images], labels).state_dict(), tmp_path / "vit.safetensors")
-    text = STUDY.replace("round_to: 2, inner: 1", "width: 1").replace("formats: [safetensors, student_json]", "formats: []")
+    text = STUDY.replace("round_to: 2, inner: 1", "width: 1").replace(
+        "formats: [safetensors, student_json]", "formats: []"
+    )
     head, _, rest = text.partition("teacher:\n")
     teacher = '{type: module, factory: "vit.py:build", weights: vit.safetensors, mean: [77.8], std: [95.9]}'
     text = f"{head}teacher: {teacher}\n{rest[rest.index('space:') :]}"
     (tmp_path / "study.yaml").write_text(text)
-    run = searched(tmp_path, *SHARED, "budget.trials=3", "final.control=false", "training.learning_rate=0.001")
+    run = searched(
+        tmp_path, *SHARED, "budget.trials=3", "final.control=false", "export.formats=[]", "training.learning_rate=0.001"
+    )
     assert {choice.name for choice in run.lock.space.choices} == {"depth", "inner", "heads"}
     assert [trial.state for trial in run.trials] == ["complete"] * 3
     assert any(trial.repeats for trial in run.trials)

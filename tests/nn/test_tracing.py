@@ -12,7 +12,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kdnas.nn.tracing import parameter_count, traced_macs
+from kdnas.nn.tracing import fvcore_macs, parameter_count, traced_macs
 
 
 class _Attention(nn.Module):

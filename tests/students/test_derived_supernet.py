@@ -31,9 +31,7 @@ def opened(request):
 def test_its_largest_subnet_is_the_teacher_bit_for_bit(opened):
     family, _, raw, supernet = opened
     with torch.no_grad():
-        assert torch.equal(
-            outputs(supernet.running(family.canonical({})), raw), outputs(family.ancestor().module, raw)
-        )
+        assert torch.equal(outputs(supernet.running(family.canonical({})), raw), outputs(family.ancestor().module, raw))
 
 
 def test_a_subnet_computes_what_the_student_cut_out_of_the_teacher_does(opened):

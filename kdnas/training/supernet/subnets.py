@@ -30,7 +30,7 @@ from kdnas.core.shrinking import RESOLUTION, Domains, Ladders
 from kdnas.core.space import Assignment, Choice, SearchSpace
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
-from kdnas.nn.elastic import Subnet, Supernet
+from kdnas.nn.elastic import Supernet
 from kdnas.nn.recalibration import recalibrate
 from kdnas.nn.rows import Batch
 from kdnas.nn.taps import Outputs, OutputShapes, Taps, example_inputs, mask_place, output_shapes, stage_names
@@ -357,4 +357,3 @@ class SubnetStep:
             entrance = self._entrances[spec.side]
             entrance.network = view
             return Outputs(entrance(*inputs).flatten(0, -2))
-
