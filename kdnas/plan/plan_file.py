@@ -62,8 +62,8 @@ _HEADER = """\
 #             `supernet` that the search trained (run-supernet).
 #   supernet  trains all networks of `space` at once, beginning from `init` as above; every list begins with the value
 #             of the largest network and ends with the student's. `settings` decide which values may be sampled when;
-#             what was decided is in `recorded`, and a plan that has it is followed to the letter. Then the smallest network
-#             is cut out and its batch-norm statistics are estimated anew.
+#             what was decided is in `recorded`, and a plan that has it is followed to the letter. Then the smallest is
+#             cut out and its batch-norm statistics are estimated anew.
 # The budget, the same for every route, is epochs x samples x 3 x student_macs: 3 x MACs for each sample that a network
 # is trained on, and 1 x for each one that the supernet's policy measures on. Teachers' forward passes are not counted.
 """
