@@ -51,6 +51,24 @@ class VisionPlan:
     distilled: bool = False
 
 
+@dataclass(frozen=True)
+class TextPlan:
+    """A transformer for at most `length` tokens of a `vocabulary`, `segments` kinds of them (0: not told apart).
+
+    Words are looked up `embedding_width` wide and brought to `width` where that is another. `outputs` are classes of a
+    whole text, or of every token's successor; there `tied` logits are read off the table of words.
+    """
+
+    vocabulary: int
+    length: int
+    segments: int
+    embedding_width: int
+    width: int
+    layers: tuple[LayerPlan, ...]
+    outputs: int
+    tied: bool = False
+
+
 class Attention(nn.Module):
     """Every token gathers from those that it may look at, by several heads."""
 
@@ -204,6 +222,92 @@ class VisionTransformer(nn.Module):
         if self.distillation_classifier is None:
             return logits
         return (logits + self.distillation_classifier(x[:, 1])) / 2
+
+
+class TextEmbeddings(nn.Module):
+    """Words with their places."""
+
+    def __init__(self, plan: TextPlan, *, normed: bool):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(plan.vocabulary, plan.embedding_width)
+        self.position_embeddings = nn.Embedding(plan.length, plan.embedding_width)
+        self.token_type_embeddings = nn.Embedding(plan.segments, plan.embedding_width) if plan.segments else None
+        self.LayerNorm = nn.LayerNorm(plan.embedding_width) if normed else None
+
+    def forward(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Return [B, N, C] from `tokens` int64 [B, N] and the `segments` [B, N] that they are of; None: of one."""
+        x = self.word_embeddings(tokens) + self.position_embeddings.weight[: tokens.shape[1]]
+        if self.token_type_embeddings is not None:
+            x = x + self.token_type_embeddings(torch.zeros_like(tokens) if segments is None else segments)
+        return x if self.LayerNorm is None else self.LayerNorm(x)
+
+
+class TextEncoder(nn.Module):
+    """The network of a plan that names the class of a text by the mean of its tokens.
+
+    Each entry of `stages` is a layer and gives tokens [B, N, C]; the input of `classifier` is the embedding.
+    """
+
+    def __init__(self, plan: TextPlan):
+        super().__init__()
+        norm_first = plan.layers[0].norm_first
+        self.length = plan.length
+        self.embeddings = TextEmbeddings(plan, normed=not norm_first)
+        narrow = plan.embedding_width != plan.width
+        self.embeddings_project = nn.Linear(plan.embedding_width, plan.width) if narrow else None
+        self.stages = nn.ModuleList(Layer(layer) for layer in plan.layers)
+        self.layernorm = nn.LayerNorm(plan.width) if norm_first else None
+        self.classifier = nn.Linear(plan.width, plan.outputs)
+        begin(self)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+        """Return logits [B, K] of `tokens` int64 [B, N]; `mask` [B, N] is 0 where there is no text.
+
+        Of texts longer than the plan says the beginning is read.
+        """
+        mask = None if mask is None else mask[:, : self.length]
+        segments = None if segments is None else segments[:, : self.length]
+        x = self.embeddings(tokens[:, : self.length], segments)
+        if self.embeddings_project is not None:
+            x = self.embeddings_project(x)
+        for stage in self.stages:
+            x = stage(x, mask)
+        if self.layernorm is not None:
+            x = self.layernorm(x)
+        if mask is None:
+            return self.classifier(x.mean(dim=1))
+        counts = mask.unsqueeze(-1).to(x.dtype)
+        return self.classifier((x * counts).sum(dim=1) / counts.sum(dim=1).clamp_min(1))
+
+
+class TextDecoder(nn.Module):
+    """The network of a plan that foretells every next token from those before it.
+
+    Each entry of `stages` is a layer and gives tokens [B, N, C]; the input of `classifier` is the embedding.
+    """
+
+    def __init__(self, plan: TextPlan):
+        super().__init__()
+        self.embeddings = TextEmbeddings(plan, normed=False)
+        narrow = plan.embedding_width != plan.width
+        self.embeddings_project = nn.Linear(plan.embedding_width, plan.width) if narrow else None
+        self.stages = nn.ModuleList(Layer(layer) for layer in plan.layers)
+        self.layernorm = nn.LayerNorm(plan.width)
+        self.head_project = nn.Linear(plan.width, plan.embedding_width) if narrow else None
+        self.classifier = nn.Linear(plan.embedding_width, plan.outputs, bias=False)
+        begin(self)
+        if plan.tied:
+            self.classifier.weight = self.embeddings.word_embeddings.weight
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return logits [B, N, V] of `tokens` int64 [B, N]; `mask` [B, N] is 0 where there is no text."""
+        x = self.embeddings(tokens)
+        if self.embeddings_project is not None:
+            x = self.embeddings_project(x)
+        for stage in self.stages:
+            x = stage(x, mask)
+        x = self.layernorm(x)
+        return self.classifier(x if self.head_project is None else self.head_project(x))
 
 
 @torch.no_grad()

@@ -16,9 +16,10 @@ from kdnas.errors import RunFolderError
 def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write the state dict of `network` to `path` as safetensors, whole or not at all. Raises RunFolderError.
 
-    `metadata` goes into the file's header.
+    `metadata` goes into the file's header. Weights that are tied stand there under each of their names.
     """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    # Clones: tied weights share memory, which the format refuses.
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
     try:
         with atomic.replacing(path) as scratch:
             save_file(state, scratch, metadata=None if metadata is None else dict(metadata))

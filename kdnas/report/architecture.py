@@ -14,7 +14,13 @@ from kdnas.core.arch import Arch, Scalar
 from kdnas.core.words import capitalised, counted
 from kdnas.plugins import short_name
 
-_FAMILIES = {"resnet": "residual network", "mobilenet": "inverted residual network", "vit": "vision transformer"}
+_FAMILIES = {
+    "resnet": "residual network",
+    "mobilenet": "inverted residual network",
+    "vit": "vision transformer",
+    "bert": "text encoder",
+    "gpt": "text decoder",
+}
 _STAGE = re.compile(r"stage(\d+)\.(.+)")
 _BLOCK, _GAP, _TALLEST, _LOWEST, _TOP, _LABEL = 13.0, 16.0, 46.0, 7.0, 12.0, 15.0
 _DRAWN_BLOCKS = 6

@@ -24,12 +24,18 @@ class KinFamily(StudentFamily):
 
     def _known_ancestor(self) -> tuple[Normalised, Arch]:
         """Return the network of the ancestor behind its normalisation, and its arch. Raises ConfigError."""
+        teacher = self._ancestor()
+        assert teacher.arch is not None
+        return next(part for part in teacher.module.modules() if isinstance(part, Normalised)), teacher.arch
+
+    def _ancestor(self) -> Teacher:
+        """Return the ancestor. Raises ConfigError where there is none."""
         teacher = self.ancestor()
-        if teacher is None or teacher.arch is None:
+        if teacher is None:
             of = ", ".join(each.name for each in self.context.teachers.values()) or "none is open"
             what = f"no teacher is a {self.name} of kdnas ({of}): no weights can be inherited"
             raise ConfigError(Problem("start", what, f"random, or a teacher `type: student, family: {self.name}`"))
-        return next(part for part in teacher.module.modules() if isinstance(part, Normalised)), teacher.arch
+        return teacher
 
     def _normalised_samples(self, teacher: Normalised) -> Tensor:
         if self.context.samples is None:

@@ -145,6 +145,11 @@ class TransformerFamily(KinFamily):
         """Return what stands after the layers: the same object for equal sizes."""
 
     @classmethod
+    def simplified(cls, width: int, own: dict[str, Any]) -> dict[str, Any]:
+        """Return the one spelling of the family's own choices among those that give the same network."""
+        return own
+
+    @classmethod
     def _network_settings(cls) -> Mapping[str, Setting]:
         return {**_SHARED, **cls.settings}
 
@@ -176,7 +181,7 @@ class TransformerFamily(KinFamily):
             if not get(skip)
         ]
         own = {name: get(name, cls.defaults.get(name)) for name in cls.settings}
-        return Network(width, size, tuple(layers), own)
+        return Network(width, size, tuple(layers), cls.simplified(width, own))
 
 
 def written_plan(plan: Any) -> str:
@@ -193,6 +198,12 @@ def written_plan(plan: Any) -> str:
 @functools.lru_cache(maxsize=1024)
 def _network(family: type[TransformerFamily], arch: Arch) -> Network:
     return family._read(dict(arch.items))
+
+
+@functools.lru_cache(maxsize=4096)
+def group(*operators: Operator) -> OperatorGroup:
+    """Return the one group of these operators."""
+    return OperatorGroup(operators)
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -19,7 +19,7 @@ from kdnas.students import STUDENTS, FamilyContext
 from kdnas.students._inheriting_layers import State, inherit_layers, ranked_anatomy, resized_kernel, resized_places
 from kdnas.students._settings import Setting, one_of, whole
 from kdnas.students._source import standalone
-from kdnas.students._transformer import Network, TransformerFamily, written_plan
+from kdnas.students._transformer import Network, TransformerFamily, group, written_plan
 
 
 @STUDENTS.register
@@ -79,12 +79,17 @@ class ViT(TransformerFamily):
 
     def entry(self, network: Network) -> OperatorGroup:
         """Return the patches, the tokens that are learned, and all places."""
-        extra = 1 + network.own["distillation_token"]
-        return _entry(self._shape, network.own["patch_size"], network.width, self.tokens(network), extra)
+        channels, rows, columns = self._shape
+        width, patch, tokens = network.width, network.own["patch_size"], self.tokens(network)
+        patches = Operator("patches", channels, width, rows, columns, kernel=patch, stride=patch)
+        learned = tokens + 1 + network.own["distillation_token"]
+        return group(patches, Operator("embedding", learned, width, tokens, 1))
 
     def ending(self, network: Network) -> OperatorGroup:
         """Return the last norm, and a classifier a token that has one."""
-        return _ending(network.width, self.task.outputs, 1 + network.own["distillation_token"])
+        width, heads = network.width, 1 + network.own["distillation_token"]
+        classifier = Operator("classifier", width, self.task.outputs, 1, 1)
+        return group(Operator("norm", width, width, heads, 1), *[classifier] * heads)
 
     def source(self, arch: Arch) -> str:
         """Return Python source that needs only torch and defines `build_student()` for this arch."""
@@ -117,16 +122,3 @@ def _embedded(state: State, teacher: VisionTransformer, student: VisionTransform
         fitted["embeddings.distillation_token"] = state["embeddings.cls_token"]
         fitted |= {f"distillation_{name}": state[name] for name in ("classifier.weight", "classifier.bias")}
     return fitted
-
-
-@functools.lru_cache(maxsize=4096)
-def _entry(shape: tuple[int, int, int], patch: int, width: int, tokens: int, extra: int) -> OperatorGroup:
-    channels, rows, columns = shape
-    patches = Operator("patches", channels, width, rows, columns, kernel=patch, stride=patch)
-    return OperatorGroup((patches, Operator("embedding", tokens + extra, width, tokens, 1)))
-
-
-@functools.lru_cache(maxsize=4096)
-def _ending(width: int, classes: int, heads: int) -> OperatorGroup:
-    classifier = Operator("classifier", width, classes, 1, 1)
-    return OperatorGroup((Operator("norm", width, width, heads, 1), *[classifier] * heads))

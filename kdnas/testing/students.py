@@ -66,13 +66,14 @@ def random_inputs(task: TaskSpec, count: int) -> tuple[torch.Tensor, ...]:
 
 
 def signature(module: nn.Module) -> tuple[Any, ...]:
-    """Return everything that makes a network but its values: submodules, their settings, its weights' shapes."""
+    """Return everything that makes a network but its values: parts, settings, weights' shapes and which are tied."""
     structure = tuple((path, module.extra_repr()) for path, module in module.named_modules())
     shortcuts = tuple(
         (path, type(m).__name__, getattr(m, "stride", None), getattr(m, "skip", None))
         for path, m in module.named_modules()
     )
-    return structure, shortcuts, tuple((key, tuple(value.shape)) for key, value in module.state_dict().items())
+    shapes = tuple((key, tuple(value.shape)) for key, value in module.state_dict().items())
+    return structure, shortcuts, shapes, [name for name, _ in module.named_parameters()]
 
 
 class StudentConformance(MemberConformance):

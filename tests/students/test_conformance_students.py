@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdnas.core.space import SearchSpace
-from kdnas.core.task import image_classification
+from kdnas.core.text import language_modelling, text_classification
 from kdnas.errors import ConfigError
 from kdnas.students import STUDENTS
 from kdnas.study.spaces import load_space, space_names
@@ -49,7 +49,33 @@ WIDER = {
         "layer3.mlp_ratio": (0.5, 2),
         **{f"layer{i}.skip": (False, True) for i in (2, 3)},
     },
+    "bert": {
+        "width": (6, 16),
+        "depth": (1, 3),
+        "length": (0, 5),
+        "norm": ("first", "last"),
+        "embedding_width": (0, 6),
+        "heads": (1, 2),
+        "head_size": (3, 6),
+        "mlp_ratio": (0.1, 0.15, 2),
+        "layer2.skip": (False, True),
+    },
+    "gpt": {
+        "width": (6, 16),
+        "depth": (1, 3),
+        "embedding_width": (0, 6),
+        "tied": (False, True),
+        "heads": (1, 2),
+        "head_size": (3, 6),
+        "mlp_ratio": (0.1, 0.15, 2),
+        "layer2.heads": (1, 2),
+        "layer2.skip": (False, True),
+    },
 }
+"""A space of each family, with several spellings of one network."""
+TEXTS = (text_classification(9, 30, 3), text_classification(7, 11, 2, pairs=True), text_classification(130, 40, 5))
+RUNNING = (language_modelling(9, 30), language_modelling(3, 5), language_modelling(130, 40))
+OTHERS = {"bert": {"tasks": TEXTS}, "gpt": {"tasks": RUNNING}}
 
 
 class BuiltIn(StudentConformance):
@@ -64,7 +90,7 @@ class BuiltIn(StudentConformance):
 SUITES = suites(
     BuiltIn,
     *(name for name in STUDENTS.names() if name not in STATED),
-    **{name: {"choices": choices} for name, choices in WIDER.items()},
+    **{name: {"choices": choices, **OTHERS.get(name, {})} for name, choices in WIDER.items()},
 )
 globals().update(SUITES)
 
@@ -82,7 +108,7 @@ def test_a_family_takes_no_options(name: str) -> None:
 
 @pytest.mark.parametrize("suite", SUITES.values())
 def test_unknown_choices_are_told_at_once_with_what_is_allowed(suite: type[BuiltIn]) -> None:
-    family = suite().family(image_classification((1, 8, 8), 10))
+    family = suite().family()
     choices = {**suite().archs(1)[0].choices, "wings": 2, "stage1.colour": 1, "stage0.depth": 1, "layer1.colour": 1}
     with pytest.raises(ConfigError) as caught:
         family.canonical(choices)

@@ -42,11 +42,28 @@ class LayerRoles:
     uncuttable_without: str = ""
     """An attribute that a layer must have for its heads to be cut: the width of its attention, beside its input's."""
 
+    causal: bool = False
+    """Whether these are layers of kdnas's own that say that their tokens look only back."""
+
     def fits(self, layer: nn.Module) -> bool:
         """Whether every role is there in `layer`."""
-        return all(
-            isinstance(_find(layer, name), nn.Module) for name in (*self.qkv, self.out, *self.up, self.down)
-        ) and isinstance(_find(layer, self.head_size), int)
+        return (
+            all(isinstance(_find(layer, name), nn.Module) for name in (*self.qkv, self.out, *self.up, self.down))
+            and isinstance(_find(layer, self.head_size), int)
+            and bool(_find(layer, "attention.causal")) == self.causal
+        )
+
+
+HUGGING_FACE_VIT = LayerRoles(
+    qkv=("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+    out="attention.o_proj",
+    up=("mlp.fc1",),
+    down="mlp.fc2",
+    norms=("layernorm_before", "layernorm_after"),
+    head_size="attention.head_dim",
+    counts=(("attention.num_attention_heads", "heads"),),
+)
+"""Also those of kdnas's own transformers (`kdnas.nn.transformers`)."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from kdnas.nn.anatomy import ANATOMIES
-from kdnas.nn.anatomy._roles import LayerRoles, StreamRoles, transformer
+from kdnas.nn.anatomy._roles import HUGGING_FACE_VIT, LayerRoles, StreamRoles, transformer
 from kdnas.nn.anatomy._settings import set_hugging_face_sizes
 from kdnas.nn.cutting import Anatomy
 
@@ -41,6 +41,10 @@ _DISTILBERT = LayerRoles(
 _BASES = ("", "bert.", "roberta.", "electra.", "distilbert.")
 
 
+_OWN = StreamRoles(norms=("layernorm",))
+"""Of kdnas's own encoders, where norms come first."""
+
+
 ROLES = (_BERT, _DISTILBERT)
 """Of the layers of every make."""
 
@@ -56,6 +60,10 @@ def bert(network: nn.Module, example: Tensor) -> Anatomy | None:
     stream = StreamRoles(reads=heads)
     for base in _BASES:
         stream = stream.beside((_PROJECTED if projected else _BERT_STREAM).below(base))
+    if "embeddings.word_embeddings" in modules:  # kdnas's own, whose layers are those of its vision transformers
+        found = transformer("bert", network, HUGGING_FACE_VIT, stream.beside(_OWN), finish=set_hugging_face_sizes)
+        if found is not None:
+            return found
     for roles in (_BERT, _DISTILBERT):
         found = transformer("bert", network, roles, stream, finish=set_hugging_face_sizes)
         if found is not None:

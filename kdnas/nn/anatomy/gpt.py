@@ -1,11 +1,13 @@
-"""Decoders: GPT-2, and those of the Llama kind (Llama, Mistral, Qwen, SmolLM) with grouped queries and a gated MLP."""
+"""Decoders: GPT-2, those of the Llama kind (Llama, Mistral, Qwen, SmolLM) with grouped queries, and kdnas's own."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from kdnas.nn.anatomy import ANATOMIES
-from kdnas.nn.anatomy._roles import LayerRoles, StreamRoles, transformer
+from kdnas.nn.anatomy._roles import HUGGING_FACE_VIT, LayerRoles, StreamRoles, transformer
 from kdnas.nn.anatomy._settings import set_hugging_face_sizes
 from kdnas.nn.cutting import Anatomy
 
@@ -31,7 +33,17 @@ _STREAM = StreamRoles(writes=("wte", "wpe", "embed_tokens"), norms=("ln_f", "nor
 _HEADS = StreamRoles(reads=("lm_head", "score", "classifier"))
 
 
-ROLES = (_GPT2, _LLAMA)
+_OWN = replace(HUGGING_FACE_VIT, causal=True)
+_OWN_STREAM = StreamRoles(norms=("layernorm",))
+_OWN_TABLES = StreamRoles(
+    writes=("embeddings.word_embeddings", "embeddings.position_embeddings"),
+    reads=("classifier",),
+)
+_OWN_PROJECTED = StreamRoles(writes=("embeddings_project",), reads=("head_project",))
+"""Where the tables of words are narrower than the stream."""
+
+
+ROLES = (_GPT2, _LLAMA, _OWN)
 """Of the layers of every make."""
 
 
@@ -48,4 +60,5 @@ def gpt(network: nn.Module, example: Tensor) -> Anatomy | None:
         found = transformer("gpt", network, roles, stream, finish=set_hugging_face_sizes)
         if found is not None:
             return found
-    return None
+    tables = _OWN_TABLES if getattr(network, "embeddings_project", None) is None else _OWN_PROJECTED
+    return transformer("gpt", network, _OWN, _OWN_STREAM.beside(tables), finish=set_hugging_face_sizes)

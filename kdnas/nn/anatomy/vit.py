@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from kdnas.nn.anatomy import ANATOMIES
-from kdnas.nn.anatomy._roles import LayerRoles, StreamRoles, transformer
+from kdnas.nn.anatomy._roles import HUGGING_FACE_VIT, LayerRoles, StreamRoles, transformer
 from kdnas.nn.anatomy._settings import set_hugging_face_sizes
 from kdnas.nn.cutting import Anatomy, Kept
 
@@ -31,15 +31,6 @@ _TIMM_STREAM = StreamRoles(
     norms=("norm_pre", "norm", "fc_norm"),
     tensors=("cls_token", "dist_token", "reg_token", "pos_embed"),
 )
-_HUGGING_FACE = LayerRoles(
-    qkv=("attention.q_proj", "attention.k_proj", "attention.v_proj"),
-    out="attention.o_proj",
-    up=("mlp.fc1",),
-    down="mlp.fc2",
-    norms=("layernorm_before", "layernorm_after"),
-    head_size="attention.head_dim",
-    counts=(("attention.num_attention_heads", "heads"),),
-)
 _HUGGING_FACE_STREAM = StreamRoles(
     writes=("embeddings.patch_embeddings.projection",),
     reads=("pooler.dense",),
@@ -54,7 +45,7 @@ _HUGGING_FACE_STREAM = StreamRoles(
 _HEADS = StreamRoles(reads=("classifier", "cls_classifier", "distillation_classifier"))
 
 
-ROLES = (_TIMM, _TIMM_GATED, _HUGGING_FACE)
+ROLES = (_TIMM, _TIMM_GATED, HUGGING_FACE_VIT)
 """Of the layers of every make."""
 
 
@@ -68,7 +59,7 @@ def vit(network: nn.Module, example: Tensor) -> Anatomy | None:
     stream = _HEADS
     for base in ("", "vit.", "deit."):
         stream = stream.beside(_HUGGING_FACE_STREAM.below(base))
-    return transformer("vit", network, _HUGGING_FACE, stream, finish=set_hugging_face_sizes)
+    return transformer("vit", network, HUGGING_FACE_VIT, stream, finish=set_hugging_face_sizes)
 
 
 def _set_timm_sizes(network: nn.Module, kept: Kept) -> None:

@@ -1,0 +1,120 @@
+"""What families of transformers on tokens share: what texts are, the embedding, source, and what is inherited."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from kdnas.core.arch import Arch
+from kdnas.core.operator import Operator, OperatorGroup
+from kdnas.errors import ConfigError, Problem
+from kdnas.nn import transformers
+from kdnas.nn.cutting import Anatomy
+from kdnas.nn.transformers import TextPlan
+from kdnas.students import FamilyContext
+from kdnas.students._inheriting_layers import inherit_layers, ranked_anatomy
+from kdnas.students._settings import whole
+from kdnas.students._source import standalone
+from kdnas.students._transformer import Network, TransformerFamily, group, written_plan
+
+EMBEDDING_WIDTH = whole(0, 8192)
+LENGTH = whole(0, 65536)
+_INHERITED_BY = 256
+
+
+class TextTransformer(TransformerFamily):
+    """A family of transformers on tokens; those that are causal say something of every token, others of a text."""
+
+    network_class: ClassVar[type[nn.Module]]
+
+    def __init__(self, context: FamilyContext):
+        super().__init__(context)
+        task = self.task
+        words, *others = task.inputs
+        if words.kind != "tokens" or any(taken.kind not in ("mask", "tokens") for taken in others):
+            given = ", ".join(taken.name for taken in task.inputs)
+            raise ConfigError(Problem("space.family", f"students of {self.name} take tokens; {task.kind} has {given}"))
+        if (task.rows > 1) != self.causal:
+            says = "of every next token" if self.causal else "of a whole text"
+            wanted = "bert" if self.causal else "gpt"
+            what = f"students of {self.name} say something {says}: they are not for {task.kind}"
+            raise ConfigError(Problem("space.family", what, wanted))
+        self._words = words
+        self._segments = next((taken.levels for taken in others if taken.kind == "tokens"), 0)
+
+    @classmethod
+    def simplified(cls, width: int, own: dict[str, Any]) -> dict[str, Any]:
+        """Return 0 for tables that are as wide as the layers."""
+        return {**own, "embedding_width": 0} if own["embedding_width"] == width else own
+
+    def plan(self, arch: Arch) -> TextPlan:
+        """Return every layer's shape for `arch`."""
+        network = self.network(arch)
+        return TextPlan(
+            vocabulary=self._words.levels,
+            length=self.tokens(network),
+            segments=self._segments,
+            embedding_width=self.table_width(network),
+            width=network.width,
+            layers=self.layer_plans(network, self.tokens(network), norm_first=network.own.get("norm") != "last"),
+            outputs=self.task.outputs,
+            tied=bool(network.own.get("tied")),
+        )
+
+    def build(self, arch: Arch) -> nn.Module:
+        """Return the student, freshly initialised from torch's global generator."""
+        return self.network_class(self.plan(arch))
+
+    def tokens(self, network: Network) -> int:
+        """Return how many a text has at most."""
+        size = self._words.size
+        return min(network.own.get("length") or size, size)
+
+    def table_width(self, network: Network) -> int:
+        """Return how wide words are looked up."""
+        return network.own["embedding_width"] or network.width
+
+    def entry(self, network: Network) -> OperatorGroup:
+        """Return the tables of words, places and segments, and what brings them to the width of the layers."""
+        tokens, table, width = self.tokens(network), self.table_width(network), network.width
+        rows = [self._words.levels, tokens, *([self._segments] if self._segments else [])]
+        parts = [Operator("embedding", count, table, tokens, 1) for count in rows]
+        if network.own.get("norm") == "last":
+            parts.append(Operator("norm", table, table, tokens, 1))
+        return group(*parts, *([Operator("linear", table, width, tokens, 1)] if table != width else []))
+
+    def source(self, arch: Arch) -> str:
+        """Return Python source that needs only torch and defines `build_student()` for this arch."""
+        parts = (
+            transformers.LayerPlan,
+            transformers.TextPlan,
+            transformers.Attention,
+            transformers.MLP,
+            transformers.Layer,
+            transformers.TextEmbeddings,
+            self.network_class,
+            transformers.begin,
+        )
+        built = f"{self.network_class.__name__}(PLAN)"
+        return standalone(self.name, arch, self.task, parts, written_plan(self.plan(arch)), built)
+
+    def inherit(self, arch: Arch) -> nn.Module:
+        """Return the student with what a teacher of this family has for it. Raises ConfigError."""
+        teacher, anatomy = self._ranked_ancestor
+        student = self.build(arch).to(next(teacher.parameters()).device)
+        inherit_layers(student, teacher, anatomy)
+        return student
+
+    @functools.cached_property
+    def _ranked_ancestor(self) -> tuple[Any, Anatomy]:
+        """The ancestor's network, and what of it matters: the same for every student."""
+        teacher = self._ancestor()
+        network = next(part for part in teacher.module.modules() if isinstance(part, self.network_class))
+        if self.context.samples is None:
+            raise ConfigError(Problem("start", "no samples are open, by which a teacher's weights are chosen"))
+        inputs, _ = self.context.samples(_INHERITED_BY)
+        with torch.no_grad():
+            return network, ranked_anatomy(network, inputs[0].long())
