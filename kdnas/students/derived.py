@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -33,6 +34,7 @@ from kdnas.nn.elastic import Supernet
 from kdnas.nn.importance import Method, Ranking, rank, ranked
 from kdnas.nn.origin import Cut
 from kdnas.nn.recalibration import recalibrate
+from kdnas.nn.reconstruction import Reconstruction
 from kdnas.nn.starting import initialise_anew
 from kdnas.nn.taps import with_taps
 from kdnas.nn.teacher import Teacher
@@ -43,6 +45,8 @@ from kdnas.students._cut_choices import Bounds, CutChoices, Granularity, Options
 _SAMPLES = 512
 """More change no order (Muralidharan et al., "Minitron", NeurIPS 2024)."""
 _BATCH = 64
+_FEWEST, _VALUES = 64, 1 << 24
+"""Samples that are run at once have no more values than that, but are so many: large images have many places each."""
 _EXAMPLES = 2
 
 
@@ -99,6 +103,8 @@ class Derived(StudentFamily):
         freeze: What stays whole: modules, choices or parts by name; `*` stands for anything.
         importance: How units are ranked (`kdnas spaces anatomy --importance`).
         block_importance: How blocks are ranked: by how far they turn what flows through them, or evenly spaced.
+        reconstruct: Whether what stays of a layer's weights makes up for what is gone, as well as it can; else batch
+            norms alone are estimated anew.
     """
 
     derived = True
@@ -118,6 +124,7 @@ class Derived(StudentFamily):
         freeze: tuple[str, ...] = (),
         importance: Method = "activation",
         block_importance: Literal["influence", "even"] = "influence",
+        reconstruct: bool = True,
     ):
         super().__init__(context)
         stated = {"depth": depth, "width": width, "inner": inner, "heads": heads}
@@ -127,6 +134,7 @@ class Derived(StudentFamily):
         self._freeze = freeze
         self._method: Method = importance
         self._block_importance: Literal["influence", "even"] = block_importance
+        self._reconstruct = reconstruct
         self._sizes_of = lru_cache(maxsize=4096)(self._sizes)
 
     # -- what the teacher is ---------------------------------------------------------------------------------------
@@ -301,10 +309,14 @@ class Derived(StudentFamily):
         return self._student(network, arch)
 
     def inherit(self, arch: Arch) -> nn.Module:
-        """Return the student cut out of the teacher, its batch norms estimated anew; whole it is the teacher itself."""
-        student = self._student(self._cut(arch), arch)
-        norms = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in student.modules())
-        if norms and self.context.samples is not None and self._sizes_of(arch) != self._whole:
+        """Return the student cut out of the teacher, what is left made up for what is gone; whole it is the teacher."""
+        network = self._cut(arch)
+        student = self._student(network, arch)
+        if self.context.samples is None or self._sizes_of(arch) == self._whole:
+            return student
+        if self._reconstruct:
+            self._reconstruction.mend(network, self.anatomy.prefix(self._sizes_of(arch)), student)
+        elif any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in student.modules()):
             inputs, _ = self.context.samples(_SAMPLES)
             recalibrate(student, zip(*(one.split(_BATCH) for one in inputs), strict=True))
         return student
@@ -343,6 +355,14 @@ class Derived(StudentFamily):
             what = f"takes no samples of size {size}: {type(error).__name__}: {why}"
             raise TeacherError(Problem(f"teacher {self.ancestor().name}", what, f"{self.task.size}")) from None
         return smaller
+
+    @cached_property
+    def _reconstruction(self) -> Reconstruction:
+        """What the layers of the teacher are fed."""
+        assert self.context.samples is not None  # asked for by the one caller
+        values = math.prod(self.task.inputs[0].shape)
+        (inputs, *_), _ = self.context.samples(max(_FEWEST, min(_SAMPLES, _VALUES // values)))
+        return Reconstruction(self.network, self.anatomy, self.ancestor().module, inputs)
 
     def cut(self, arch: Arch, student: nn.Module) -> tuple[nn.Module, Cut] | None:
         """Return the teacher's kind of network inside `student`, and what that was cut from.

@@ -1,0 +1,191 @@
+"""A cut network's layers fitted anew: each gives from what it is still fed, as nearly as it can, what it gave before.
+
+A layer that reads an axis has lost some of its inputs, and those that are left differ from before, since the layers
+under it were cut too. Both are mended
+in closed form. What the layer read in the whole network, x [F], is foretold linearly from what it reads in the cut one,
+s [G], by the ridge regression x - mean = C (s - mean) whose prior is "what stayed is as it was", as far as that holds
+on samples kept aside; its weights W become W C. No gradient is needed: one forward pass of the cut network solves its
+layers one after the other, each fed by those that are already mended, and sets its batch norms' statistics as it goes.
+
+Sources: least squares on what stays, He et al., "Channel pruning for accelerating very deep neural networks" (ICCV
+2017); on inputs that are cut already, Zhang et al., "Accelerating very deep convolutional networks" (PAMI 2016).
+
+Shapes: B samples, F and G features of a layer's input in the whole and in the cut network, N rows: samples, or places
+in maps and sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kdnas.nn.cutting import Anatomy, Axis, Kept, Tie, outputs
+
+RIDGE = 0.3
+"""The prior's weight, in mean variances of what a layer is fed: .1 to 1 did equally well on two teachers."""
+_HELD_OUT = 0.25
+"""The share of the samples that tells how far the fit to the others holds."""
+_ROWS = 4096
+"""So many rows of a layer are looked at, or four times its features where those are more."""
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A layer that reads axes by one dimension of its weight."""
+
+    layer: str
+    weight: str
+    dim: int
+    ties: tuple[tuple[Axis, Tie], ...]
+    """Every axis that its weight belongs to, in whatever dimension."""
+
+    def places(self, size: int, dim: int, kept: Kept) -> Tensor:
+        """Return which of the `size` places in a dimension of the weight stay."""
+        stay = torch.ones(size, dtype=torch.bool)
+        for axis, tie in self.ties:
+            if tie.dim == dim and axis.name in kept:
+                gone = sorted(set(range(axis.size)).difference(kept[axis.name]))
+                stay[tie.places[gone].reshape(-1)] = False
+        return stay.nonzero().flatten()
+
+
+class Reconstruction:
+    """What the layers of a whole network are fed on some samples, and so what cut ones are fitted to.
+
+    Layers are left as they are cut that read within groups, share their weights with others, or are never called.
+
+    Args:
+        network: The whole network, in eval mode.
+        anatomy: What of it can be cut.
+        through: A module that has `network` in it, and takes `inputs`.
+        inputs: Samples [B, ...], run at once.
+    """
+
+    def __init__(self, network: nn.Module, anatomy: Anatomy, through: nn.Module, inputs: Tensor):
+        self._network = network
+        self._anatomy = anatomy
+        self._inputs = inputs
+        self._readers = _readers(network, anatomy)
+        self._fed: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            for reader in self._readers:
+                stack.callback(network.get_submodule(reader.layer).register_forward_pre_hook(self._note(reader)).remove)
+            outputs(through, inputs)
+
+    def _note(self, reader: _Reader) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def note(layer: nn.Module, fed: tuple[Any, ...]) -> None:
+            self._fed[reader.layer] = _rows(layer, fed[0])
+
+        return note
+
+    @torch.no_grad()
+    def mend(self, cut: nn.Module, kept: Kept, through: nn.Module) -> None:
+        """Fit the layers of `cut`, what is `kept` of the whole network, and set its batch norms' statistics.
+
+        `through` has `cut` in it, where the whole network was in its own.
+        """
+        gone = self._anatomy.gone(kept)
+        norms = [part for part in cut.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+        modes = [(part, part.training) for part in through.modules()]
+        momenta = [norm.momentum for norm in norms]
+        with ExitStack() as stack:
+            for reader in self._readers:
+                if reader.layer in self._fed and not any(f"{reader.layer}.".startswith(f"{name}.") for name in gone):
+                    layer = cut.get_submodule(self._anatomy.renamed(self._network, reader.layer, kept))
+                    stack.callback(layer.register_forward_pre_hook(self._mending(reader, kept)).remove)
+            through.eval()
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = 1.0  # all samples are one batch
+                norm.train()
+            try:
+                outputs(through, self._inputs)
+            finally:
+                for norm, momentum in zip(norms, momenta, strict=True):
+                    norm.momentum = momentum
+                for part, training in modes:
+                    part.training = training
+
+    def _mending(self, reader: _Reader, kept: Kept) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def mend(layer: nn.Module, fed: tuple[Any, ...]) -> None:
+            theirs = self._fed[reader.layer]
+            ours = _rows(layer, fed[0], features=theirs.shape[1])
+            whole = self._network.get_parameter(reader.weight).detach()
+            stay = [reader.places(size, dim, kept) for dim, size in enumerate(whole.shape)]
+            if len(theirs) != len(ours) or len(stay[reader.dim]) != ours.shape[1]:
+                return
+            mixing, offset = _foretelling(ours, theirs, stay[reader.dim].to(ours.device))
+            for dim, places in enumerate(stay):
+                if dim != reader.dim:
+                    whole = whole.index_select(dim, places.to(whole.device))
+            weight, bias = layer.weight, getattr(layer, "bias", None)
+            assert isinstance(weight, Tensor)
+            reading = whole.double().movedim(reader.dim, -1)  # [..., F]
+            weight.copy_((reading @ mixing).movedim(-1, reader.dim).to(weight.dtype))
+            if isinstance(bias, Tensor):
+                lost = reading @ offset  # [outputs, ...]: what every place of a kernel adds
+                bias += lost.flatten(1).sum(1).to(bias.dtype) if lost.ndim > 1 else lost.to(bias.dtype)
+
+        return mend
+
+
+def _readers(network: nn.Module, anatomy: Anatomy) -> list[_Reader]:
+    """Return the layers whose whole input is mixed by a weight of their own."""
+    ties: dict[str, list[tuple[Axis, Tie]]] = {}
+    for axis in anatomy.axes:
+        for tie in axis.ties:
+            ties.setdefault(tie.tensor, []).append((axis, tie))
+    owners: dict[int, int] = {}
+    for _, parameter in network.named_parameters(remove_duplicate=False):
+        owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    readers = []
+    for tensor, belonging in ties.items():
+        dims = {tie.dim for _, tie in belonging if tie.reads}
+        layer, _, name = tensor.rpartition(".")
+        grouped = getattr(network.get_submodule(layer), "groups", 1) != 1
+        if len(dims) == 1 and name == "weight" and not grouped and owners[id(network.get_parameter(tensor))] == 1:
+            readers.append(_Reader(layer, tensor, dims.pop(), tuple(belonging)))
+    return readers
+
+
+def _rows(layer: nn.Module, fed: Tensor, features: int | None = None) -> Tensor:
+    """Return what `layer` is fed as rows [N, G]: some of the places of maps [B, G, ...] or sequences [B, T, G].
+
+    Those places are the same whatever G is; `features` tells how many, G unless stated.
+    """
+    convolves = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    rows = fed.detach().movedim(1, -1) if convolves else fed.detach()
+    rows = rows.flatten(0, -2)
+    most = max(_ROWS, 4 * (features or rows.shape[1]))
+    if len(rows) > most:
+        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most].sort().values
+        rows = rows.index_select(0, chosen.to(rows.device))
+    return rows.float()
+
+
+def _foretelling(ours: Tensor, theirs: Tensor, stay: Tensor) -> tuple[Tensor, Tensor]:
+    """Return C [F, G] and c [F], float64, that foretell `theirs` [N, F] from `ours` [N, G]: C s + c.
+
+    `stay` [G] are the features of theirs that ours are what is left of. Rows of one sample are neighbours. What the
+    regression changes is scaled by the factor in [0, 1] that foretells the last samples, which it has not seen, best.
+    """
+    mean, their_mean = ours.double().mean(0), theirs.double().mean(0)
+    fed, wanted = ours.double() - mean, theirs.double() - their_mean
+    lost = wanted.clone()
+    lost[:, stay] -= fed
+    seen = max(1, round(len(fed) * (1 - _HELD_OUT)))
+    second = fed[:seen].T @ fed[:seen]
+    ridge = seen * (RIDGE * fed.square().mean() + torch.finfo(torch.float32).tiny)
+    second.diagonal().add_(ridge)
+    change = torch.linalg.solve(second, fed[:seen].T @ lost[:seen]).T
+    foretold = fed[seen:] @ change.T
+    factor = (foretold * lost[seen:]).sum() / foretold.square().sum().clamp_min(torch.finfo(torch.float64).tiny)
+    mixing = change * factor.clamp(0.0, 1.0)
+    mixing[stay, torch.arange(len(stay), device=stay.device)] += 1.0
+    return mixing, their_mean - mixing @ mean
