@@ -326,6 +326,7 @@ space:
   # freeze: []  # modules, choices or parts that stay whole, by name; * stands for anything
   # importance: activation  # what ranks units; or taylor, l1
   # block_importance: influence  # what ranks blocks; or even
+  # reconstruct: true  # what stays of a layer makes up for what is gone, before any training
 start: inherited  # or random
 """
 _START = """\

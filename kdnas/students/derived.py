@@ -108,7 +108,8 @@ class Derived(StudentFamily):
     """
 
     derived = True
-    learning_rate = 0.02
+    optimizer = "adamw"
+    learning_rate = 1e-3
     """Larger steps would undo what was inherited."""
 
     def __init__(

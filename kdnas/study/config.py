@@ -25,6 +25,8 @@ DISTIL = "distil"
 """The evaluator that trains students here."""
 DERIVED = "derived"
 """The family of students cut out of the study's teacher, and what their space is called."""
+INHERITED_STEPS: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 1e-3}
+"""How students are trained that are cut out of their teacher: sgd's usual 0.1 undoes in an epoch what they inherit."""
 _UNKNOWN_TRIALS = 100
 """What a search is planned for whose budget is a time alone."""
 _FREE_ETA = 8.0
@@ -314,12 +316,24 @@ class StudyConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _start_of_what_is_cut(cls, value: Any) -> Any:
-        """Let students that are cut out of their teacher begin with its weights, where nothing else is said."""
-        if not isinstance(value, dict) or not isinstance(value.get("space"), dict) or "start" in value:
+        """Let students that are cut out of their teacher begin with its weights, where nothing else is said.
+
+        What is inherited is then trained with small steps, unless the study speaks of steps itself.
+        """
+        if not isinstance(value, dict) or not isinstance(value.get("space"), dict):
             return value
-        trains = Member.spelled_out(value.get("evaluator", DISTIL))
-        distils = isinstance(trains, dict) and trains.get("type") == DISTIL
-        return {**value, "start": "inherited"} if distils else value
+        if "start" not in value:
+            trains = Member.spelled_out(value.get("evaluator", DISTIL))
+            if not isinstance(trains, dict) or trains.get("type") != DISTIL:
+                return value
+            value = {**value, "start": "inherited"}
+        training, tuned = value.get("training", {}), value.get("tune", {})
+        known = isinstance(training, dict) and isinstance(tuned, dict)
+        if value["start"] != "inherited" or not known or any(f"training.{name}" in tuned for name in INHERITED_STEPS):
+            return value
+        if INHERITED_STEPS.keys() & training.keys():
+            return value
+        return {**value, "training": {**training, **INHERITED_STEPS}}
 
     @model_validator(mode="after")
     def _known_unit(self) -> StudyConfig:

@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from kdnas.errors import ConfigError
+from kdnas.students import STUDENTS
+from kdnas.study.config import INHERITED_STEPS
 from kdnas.study.loading import load_study
 
 GOOD = """\
@@ -313,6 +315,28 @@ def test_students_cut_out_of_the_teacher_are_stated_in_the_study(study):
     assert (loaded.config.start, loaded.config.final_fidelity.start) == ("inherited", "inherited")
     assert load_study(study, ["start=random"]).config.start == "random"
     assert load_study(study, ["space.round_to=4"]).space.options["round_to"] == 4
+
+
+@pytest.mark.parametrize(
+    ("stated", "steps"),
+    [
+        ([], ("adamw", 1e-3)),
+        (["training.epochs=3", "training.weight_decay=0.01"], ("adamw", 1e-3)),
+        (["training.learning_rate=0.01"], ("sgd", 0.01)),
+        (["training.optimizer=sgd"], ("sgd", 0.1)),
+        (["start=random"], ("sgd", 0.1)),
+        (["tune={training.learning_rate: {low: 0.001, high: 0.02}}"], ("sgd", 0.1)),
+    ],
+)
+def test_what_is_inherited_is_trained_with_small_steps_unless_the_study_speaks_of_steps(study, stated, steps):
+    (study / "study.yaml").write_text(DERIVED.partition("tune:")[0])
+    training = load_study(study, stated).config.training
+    assert (training.optimizer, training.learning_rate) == steps
+
+
+def test_the_steps_of_what_is_inherited_are_those_that_its_family_states():
+    derived = STUDENTS.get("derived")
+    assert {"optimizer": derived.optimizer, "learning_rate": derived.learning_rate} == INHERITED_STEPS
 
 
 @pytest.mark.parametrize(
