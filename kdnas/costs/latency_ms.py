@@ -20,7 +20,7 @@ from kdnas.core.task import TaskSpec
 from kdnas.costs import COSTS, MeasuredCost
 from kdnas.nn.timing import CALM, Timing, calmest, interleaved, median_and_spread, reference_network
 from kdnas.plugins import SPELLING
-from kdnas.targets import TARGETS, Target
+from kdnas.targets import TARGETS, Target, given
 
 _DRIFT = 3.0
 """Factor between the reference now and at calibration that is told in the context."""
@@ -87,7 +87,7 @@ class LatencyMs(MeasuredCost):
         known = calibration if isinstance(calibration, LatencyCalibration) else self.calibrate(task)
         reference_ms = known.reference_ms
         with self.target.ready():
-            run = self.target.run(module, (self.target.batch_size, *task.image_shape))
+            run = self.target.run(module, given(task, self.target.batch_size))
             timing = calmest(
                 [run], self.reference(), rounds=self._repeats, warmup=self._warmup, clock=self.target.clock
             )
@@ -99,7 +99,7 @@ class LatencyMs(MeasuredCost):
     def reference(self) -> Any:
         """Return a function that runs the reference network once on the target."""
         network, images = reference_network()
-        return self.target.run(network, tuple(images.shape))
+        return self.target.run(network, (images,))
 
     def _context(self, timing: Timing, reference_ms: float) -> str:
         notes = [self.target.where]

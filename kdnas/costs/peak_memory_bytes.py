@@ -12,7 +12,7 @@ from kdnas.core.measurement import Calibration, Measurement
 from kdnas.core.objective import Quantity
 from kdnas.core.task import TaskSpec
 from kdnas.costs import COSTS, MeasuredCost
-from kdnas.targets import TARGETS
+from kdnas.targets import TARGETS, given
 
 
 @COSTS.register
@@ -28,6 +28,6 @@ class PeakMemoryBytes(MeasuredCost):
 
     def measure(self, module: nn.Module, task: TaskSpec, calibration: Calibration) -> Measurement:
         """Return the peak bytes of `module`; deterministic on a CPU, so its spread is 0."""
-        measured = self._target.peak_memory_bytes(module, task.image_shape)
+        measured = self._target.peak_memory_bytes(module, given(task, self._target.batch_size))
         assert isinstance(measured, Measurement)  # cpu and cuda always tell
         return measured

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def peak_bytes_cpu(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """Return the peak bytes of a copy of `module` on zeros of `shape` [B, C, H, W], in float32 on the CPU.
+def peak_bytes_cpu(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    """Return the peak bytes of a copy of `module` on copies of `inputs` [B, ...], in float32 on the CPU.
 
     The sum of the tensors' storages, followed from creation to release (operators' own workspaces are not seen): the
     same on every machine.
@@ -23,23 +23,23 @@ def peak_bytes_cpu(module: nn.Module, shape: tuple[int, ...]) -> int:
     module = copy.deepcopy(module).to("cpu", torch.float32).eval()
     with torch.no_grad(), _LiveStorages() as live:
         live.add(itertools.chain(module.parameters(), module.buffers()))
-        module(torch.zeros(shape))
+        module(*[taken.clone() for taken in inputs])
     return live.peak
 
 
-def peak_bytes_cuda(module: nn.Module, shape: tuple[int, ...], device: torch.device) -> int:
+def peak_bytes_cuda(module: nn.Module, inputs: tuple[Tensor, ...], device: torch.device) -> int:
     """Return the peak bytes of a copy of `module` on `device`; the caching allocator tells those of activations."""
     module = copy.deepcopy(module).to(device, torch.float32).eval()
-    images = torch.zeros(shape, device=device)
+    taken = [each.to(device) for each in inputs]
     with torch.no_grad():
-        module(images)  # the libraries' own lasting buffers appear in a first pass and are no part of the student
+        module(*taken)  # the libraries' own lasting buffers appear in a first pass and are no part of the student
         torch.cuda.synchronize(device)
         resting = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        module(images)
+        module(*taken)
         torch.cuda.synchronize(device)
     activations = torch.cuda.max_memory_allocated(device) - resting
-    held = {tensor.untyped_storage()._cdata: tensor for tensor in (images, *module.parameters(), *module.buffers())}
+    held = {tensor.untyped_storage()._cdata: tensor for tensor in (*taken, *module.parameters(), *module.buffers())}
     return activations + sum(tensor.untyped_storage().nbytes() for tensor in held.values())
 
 

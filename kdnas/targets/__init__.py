@@ -1,6 +1,6 @@
 """Targets: the ways in which a student can be run on this machine, to measure its latency, memory and energy.
 
-Shapes: B images, C channels, H and W height and width. Everything is float32.
+Shapes: B samples, C channels, H and W height and width. Networks are float32.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.core.measurement import Measurement
+from kdnas.core.task import TaskSpec
 from kdnas.nn.timing import Clock, Run
 from kdnas.registry import Registry
 
@@ -55,12 +56,12 @@ class Target(ABC):
         """Return a context within which `run` and what it returns may be called."""
 
     @abstractmethod
-    def run(self, network: nn.Module | Path, shape: tuple[int, ...]) -> Run:
-        """Return a function that runs a copy of `network` once on an input of `shape` [B, C, H, W], to the end."""
+    def run(self, network: nn.Module | Path, inputs: tuple[Tensor, ...]) -> Run:
+        """Return a function that runs a copy of `network` once on `inputs` [B, ...], to the end."""
 
     @abstractmethod
-    def peak_memory_bytes(self, network: nn.Module | Path, input_shape: tuple[int, int, int]) -> Measurement | Missing:
-        """Return the peak bytes of one forward pass: parameters, buffers, input and live activations."""
+    def peak_memory_bytes(self, network: nn.Module | Path, inputs: tuple[Tensor, ...]) -> Measurement | Missing:
+        """Return the peak bytes of one pass on `inputs` [B, ...]: parameters, buffers, inputs and live activations."""
 
     @abstractmethod
     def energy_counter(self) -> EnergyCounter | Missing:
@@ -70,6 +71,26 @@ class Target(ABC):
 def noise(shape: tuple[int, ...]) -> Tensor:
     """Return an input of `shape` in [0, 1), always the same; torch's global generator is left alone."""
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+def given(spec: TaskSpec, batch_size: int) -> tuple[Tensor, ...]:
+    """Return inputs of the task for measuring, always the same: noise, any tokens, masks that leave out none."""
+    made = []
+    for taken in spec.inputs:
+        shape = (batch_size, *taken.shape)
+        if taken.kind in ("pixels", "floats"):
+            made.append(noise(shape))
+        elif taken.kind == "mask":
+            made.append(torch.ones(shape, dtype=torch.int64))
+        else:
+            made.append(torch.randint(0, taken.levels, shape, generator=torch.Generator().manual_seed(0)))
+    return tuple(made)
+
+
+def laid_out(inputs: tuple[Tensor, ...], device: torch.device | str) -> tuple[Tensor, ...]:
+    """Return `inputs` on the device, images in the channels-last format."""
+    moved = [taken.to(device) for taken in inputs]
+    return tuple(taken.contiguous(memory_format=torch.channels_last) if taken.ndim == 4 else taken for taken in moved)
 
 
 TARGETS: Registry[type[Target]] = Registry("target", __name__, Target)

@@ -11,12 +11,12 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from kdnas.core.measurement import Measurement
 from kdnas.nn.memory import peak_bytes_cpu
 from kdnas.nn.timing import Run
-from kdnas.targets import TARGETS, EnergyCounter, Missing, Target, noise
+from kdnas.targets import TARGETS, EnergyCounter, Missing, Target, laid_out
 from kdnas.targets._energy import processor_energy
 
 
@@ -48,18 +48,18 @@ class Cpu(Target):
         finally:
             torch.set_num_threads(before)
 
-    def run(self, network: nn.Module | Path, shape: tuple[int, ...]) -> Run:
-        """Return a function that runs a copy of `network` once on noise of `shape` [B, C, H, W]."""
+    def run(self, network: nn.Module | Path, inputs: tuple[Tensor, ...]) -> Run:
+        """Return a function that runs a copy of `network` once on `inputs` [B, ...]."""
         assert isinstance(network, nn.Module)
         # A copy: the mode, the memory format and the device of the caller's module stay as they are.
         module = copy.deepcopy(network).to("cpu", memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        images = noise(shape).contiguous(memory_format=torch.channels_last)
-        return lambda: module(images)
+        taken = laid_out(inputs, "cpu")
+        return lambda: module(*taken)
 
-    def peak_memory_bytes(self, network: nn.Module | Path, input_shape: tuple[int, int, int]) -> Measurement | Missing:
+    def peak_memory_bytes(self, network: nn.Module | Path, inputs: tuple[Tensor, ...]) -> Measurement | Missing:
         """Return the peak of the tensors' storages: the same on every machine, so its spread is 0."""
         assert isinstance(network, nn.Module)
-        peak = peak_bytes_cpu(network, (self.batch_size, *input_shape))
+        peak = peak_bytes_cpu(network, inputs)
         how = f"cpu, batch {self.batch_size}, float32; tensor storages, without operators' workspaces"
         return Measurement(float(peak), 0.0, 1, how)
 

@@ -10,13 +10,13 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from kdnas.core.measurement import Measurement
 from kdnas.errors import ConfigError, Problem
 from kdnas.nn.memory import peak_bytes_cuda
 from kdnas.nn.timing import Run
-from kdnas.targets import TARGETS, EnergyCounter, Missing, Target, noise
+from kdnas.targets import TARGETS, EnergyCounter, Missing, Target, laid_out
 from kdnas.targets._energy import gpu_energy
 
 _WARMUP = 3
@@ -46,12 +46,12 @@ class Cuda(Target):
         with torch.cuda.device(self.device), torch.inference_mode():
             yield
 
-    def run(self, network: nn.Module | Path, shape: tuple[int, ...]) -> Run:
-        """Return a function that runs a copy of `network` once on noise of `shape` [B, C, H, W]."""
+    def run(self, network: nn.Module | Path, inputs: tuple[Tensor, ...]) -> Run:
+        """Return a function that runs a copy of `network` once on `inputs` [B, ...]."""
         assert isinstance(network, nn.Module)
         module = copy.deepcopy(network).to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        images = noise(shape).to(self.device).contiguous(memory_format=torch.channels_last)
-        launch = self._captured(module, images) if self.graph else lambda: module(images)
+        taken = laid_out(inputs, self.device)
+        launch = self._captured(module, taken) if self.graph else lambda: module(*taken)
 
         def run() -> None:
             launch()
@@ -59,30 +59,30 @@ class Cuda(Target):
 
         return run
 
-    def _captured(self, module: nn.Module, images: torch.Tensor) -> Run:
-        """Return a function that replays one pass of `module` on `images`, captured in a CUDA graph."""
+    def _captured(self, module: nn.Module, taken: tuple[Tensor, ...]) -> Run:
+        """Return a function that replays one pass of `module` on what is `taken`, captured in a CUDA graph."""
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             for _ in range(_WARMUP):
-                module(images)
+                module(*taken)
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            output = module(images)
+            output = module(*taken)
 
-        def replay() -> torch.Tensor:
+        def replay() -> Tensor:
             graph.replay()
             return output
 
         # The graph reads the weights and the input where they lie: they live as long as it does.
-        replay.holds = module, images  # type: ignore[attr-defined]
+        replay.holds = module, taken  # type: ignore[attr-defined]
         return replay
 
-    def peak_memory_bytes(self, network: nn.Module | Path, input_shape: tuple[int, int, int]) -> Measurement | Missing:
+    def peak_memory_bytes(self, network: nn.Module | Path, inputs: tuple[Tensor, ...]) -> Measurement | Missing:
         """Return weights and input with what the caching allocator handed out at its peak, in an eager pass."""
         assert isinstance(network, nn.Module)
-        peak = peak_bytes_cuda(network, (self.batch_size, *input_shape), self.device)
+        peak = peak_bytes_cuda(network, inputs, self.device)
         how = f"{torch.cuda.get_device_name(self.device)}, batch {self.batch_size}, float32; allocator's peak"
         return Measurement(float(peak), 0.0, 1, how)
 

@@ -11,11 +11,12 @@ import torch
 from kdnas.core.measurement import Measurement
 from kdnas.errors import ConfigError
 from kdnas.nn.timing import interleaved, reference_network
-from kdnas.targets import TARGETS, EnergyCounter, Missing, Target
+from kdnas.targets import TARGETS, EnergyCounter, Missing, Target, noise
 from kdnas.testing._member import MemberConformance
 from kdnas.testing.costs import small_student
 
 SHAPE = (3, 16, 16)
+IMAGES = (noise((2, *SHAPE)),)
 
 
 class TargetConformance(MemberConformance):
@@ -38,7 +39,7 @@ class TargetConformance(MemberConformance):
         before = {key: value.clone() for key, value in module.state_dict().items()}
         threads, state = torch.get_num_threads(), torch.get_rng_state()
         with target.ready():
-            run = target.run(module, (2, *SHAPE))
+            run = target.run(module, IMAGES)
             run()
             run()
         assert module.training
@@ -51,10 +52,10 @@ class TargetConformance(MemberConformance):
         students = [small_student(4), small_student(96)]
         reference, images = reference_network()
         with target.ready():
-            runs = [target.run(module, (2, *SHAPE)) for module in students]
-            ours = target.run(reference, tuple(images.shape))
+            runs = [target.run(module, IMAGES) for module in students]
+            ours = target.run(reference, (images,))
             timing = interleaved(runs, ours, rounds=15, warmup=2, clock=target.clock)
-            small, large = (target.peak_memory_bytes(module, SHAPE) for module in students)
+            small, large = (target.peak_memory_bytes(module, IMAGES) for module in students)
         medians = [sorted(timing.ratios(index))[7] for index in (0, 1)]
         if not self.needs_gpu:
             assert medians[1] > 2 * medians[0] > 0

@@ -61,6 +61,11 @@ class Batches:
         return len(self.indices)
 
     @property
+    def targets(self) -> Tensor:
+        """Those of all samples, int64, on the device, in the order of `indices`."""
+        return self._targets
+
+    @property
     def is_resident(self) -> bool:
         """Whether the inputs are in the device's memory."""
         return self._resident is not None

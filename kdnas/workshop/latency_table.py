@@ -31,6 +31,7 @@ from kdnas.errors import RunError
 from kdnas.nn.timing import interleaved, median_and_spread, middle_mean
 from kdnas.students import StudentFamily
 from kdnas.study.spaces import arch_of
+from kdnas.targets import given
 
 Floats = NDArray[np.float64]
 Say = Callable[[str], None]
@@ -181,12 +182,12 @@ def _pool(space: SearchSpace, family: StudentFamily, least: int, seed: int) -> l
 
 
 def _measured(archs: Sequence[Arch], family: StudentFamily, cost: LatencyMs, rounds: int) -> Any:
-    target, shape = cost.target, (cost.target.batch_size, *family.task.image_shape)
+    target, inputs = cost.target, given(family.task, cost.target.batch_size)
     with target.ready():
         runs = []
         with torch.random.fork_rng(devices=[]):
             for arch in archs:
-                runs.append(target.run(family.build(arch), shape))
+                runs.append(target.run(family.build(arch), inputs))
         return interleaved(runs, cost.reference(), rounds=rounds, warmup=2, clock=target.clock)
 
 

@@ -22,7 +22,7 @@ from kdnas.record.front import pick as pick_member
 from kdnas.record.run_folder import LOCK_FILE
 from kdnas.record.storage import load_run
 from kdnas.students import family_for, stated_arch
-from kdnas.targets import TARGETS, EnergyCounter, Missing, Target
+from kdnas.targets import TARGETS, EnergyCounter, Missing, Target, given
 
 Say = Callable[[str], None]
 
@@ -158,13 +158,11 @@ def measure(
     networks = [student.network(target) for student in students]
     with target.ready():
         runs = [
-            target.run(network, (target.batch_size, *student.task.image_shape))
+            target.run(network, given(student.task, target.batch_size))
             for network, student in zip(networks, students, strict=True)
         ]
         reference, image = reference_network()
-        timing = calmest(
-            runs, target.run(reference, tuple(image.shape)), rounds=repeats, warmup=_WARMUP, clock=target.clock
-        )
+        timing = calmest(runs, target.run(reference, (image,)), rounds=repeats, warmup=_WARMUP, clock=target.clock)
         if timing.drift > max_drift:
             raise RunError(
                 f"{target.where}: this machine is too unsteady to measure on: the reference network's time changed by "
@@ -172,7 +170,7 @@ def measure(
             )
         energies = _energies(runs, target)
         memories = [
-            target.peak_memory_bytes(network, student.task.image_shape)
+            target.peak_memory_bytes(network, given(student.task, target.batch_size))
             for network, student in zip(networks, students, strict=True)
         ]
     measured = []

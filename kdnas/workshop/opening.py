@@ -532,6 +532,9 @@ def _other_random_states() -> Iterator[None]:
 
 def _check_split(data: Data, validation_indices: np.ndarray, fraction: float) -> None:
     """Raise DataError where no score can be made on the training samples at `validation_indices`."""
+    if not data.class_names:
+        _check_blocks(data, len(validation_indices), fraction)
+        return
     one, several = data.task.sample, data.task.samples
     labels = data.train.targets[validation_indices]
     allowed = f"two or more training {several} of at least two classes"
@@ -546,8 +549,17 @@ def _check_split(data: Data, validation_indices: np.ndarray, fraction: float) ->
         raise DataError(Problem(f"{data.name}: validation_fraction {fraction:g}", what, allowed))
 
 
+def _check_blocks(data: Data, scored: int, fraction: float) -> None:
+    """Raise DataError where samples without classes, of which `scored` are to be scored on, leave one part empty."""
+    if not 0 < scored < len(data.train):
+        what = f"{scored} of {counted(len(data.train), data.task.sample)} are left to score students on"
+        raise DataError(Problem(f"{data.name}: validation_fraction {fraction:g}", what, "one or more, but not all"))
+
+
 def split_notes(data: Data, train_indices: np.ndarray, validation_indices: np.ndarray) -> tuple[str, ...]:
     """Return what the user should know of a split of the training samples: classes of few samples, coarse scores."""
+    if not data.class_names:
+        return ()
     names, classes = tuple(map(escaped, data.class_names)), data.task.outputs
     learnt = np.bincount(data.train.targets[train_indices], minlength=classes)
     scored = np.bincount(data.train.targets[validation_indices], minlength=classes)

@@ -85,6 +85,8 @@ def report_teacher(
     few = _spread(validation_indices, _ASKED_TWICE)
     (asked,) = Batches(data, few, device=device).ordered(batch_size=len(few))
     noticed = check_conduct(teacher.name, teacher.module, asked, task)
+    if task.rows > 1:
+        return _report_sequences(teacher, Batches(data, validation_indices, device=device), training, noticed, say)
     batches, bfloat16 = Batches(data, validation_indices, device=device), in_bfloat16(training, device)
     try:
         answers = answers_to(teacher.module, batches, teacher.outputs, bfloat16=bfloat16)
@@ -135,6 +137,27 @@ def report_teacher(
         noticed += (f"perhaps {maybe.words}: then {maybe.renamed:.2f} would be right; too few images to tell",)
     for line in noticed:
         say(f"{where}: {line}")
+    values = {"macs": float(macs), "params": float(parameter_count(teacher.module))}
+    return TeacherReport(teacher.name, score, None, values, (*teacher.notes, *noticed), teacher.outputs)
+
+
+def _report_sequences(
+    teacher: Teacher, batches: Batches, training: Training, noticed: tuple[str, ...], say: Callable[[str], None]
+) -> TeacherReport:
+    """Return what `report_teacher` does of a teacher that answers at every place of a sequence. Raises TeacherError."""
+    task, where = batches.task, f"teacher {teacher.name}"
+    quantity, samples = task.spec.score, f"{len(batches)} validation {task.spec.samples}"
+    score, worst = evaluate(teacher.module, batches, training), task.worst(batches.targets.cpu().numpy())
+    measured = f"its {quantity.name} on the {samples} is {quantity.shown(score)}"
+    if not math.isfinite(score):
+        raise TeacherError(Problem(where, measured))
+    if quantity.lead(score, worst) < _ROOM:
+        chance = f"and {quantity.shown(worst)} is reached by knowing how often each token stands there"
+        what = f"{measured}, {chance}: check its weights and its tokenizer"
+        raise TeacherError(Problem(where, what, f"clearly better than {quantity.shown(worst)}"))
+    for line in noticed:
+        say(f"{where}: {line}")
+    macs = traced_macs(teacher.module, *example_inputs(task.spec, batches.device, 1))
     values = {"macs": float(macs), "params": float(parameter_count(teacher.module))}
     return TeacherReport(teacher.name, score, None, values, (*teacher.notes, *noticed), teacher.outputs)
 

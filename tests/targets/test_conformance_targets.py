@@ -41,7 +41,7 @@ def test_threads_are_those_asked_for():
     target = TARGETS.build("cpu", threads=2)
     before = torch.get_num_threads()
     with target.ready():
-        target.run(Spy(), (1, *SHAPE))()
+        target.run(Spy(), (noise((1, *SHAPE)),))()
     assert seen == [(2, True, False, (1, *SHAPE))]
     assert torch.get_num_threads() == before
 
@@ -60,17 +60,17 @@ def test_onnxruntime_gives_the_modules_outputs_from_a_module_and_from_a_file(tmp
 
     from kdnas.targets.onnxruntime import _model_bytes
 
-    module, shape = student().eval(), (2, *SHAPE)
+    module, images = student().eval(), noise((2, *SHAPE))
     for p in module.parameters():
         nn.init.uniform_(p, -0.3, 0.3)
     path = tmp_path / "student.onnx"
-    path.write_bytes(_model_bytes(module, shape))
+    path.write_bytes(_model_bytes(module, (images,)))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (outputs,) = session.run(None, {"images": noise(shape).numpy()})
+    (outputs,) = session.run(None, {"images": images.numpy()})
     with torch.no_grad():
-        expected = module(noise(shape))
+        expected = module(images)
     assert torch.allclose(torch.from_numpy(outputs), expected, atol=1e-4)
-    (again,) = TARGETS.build("onnxruntime", batch_size=2).run(path, shape)()
+    (again,) = TARGETS.build("onnxruntime", batch_size=2).run(path, (images,))()
     assert torch.allclose(torch.from_numpy(again), expected, atol=1e-4)
 
 
@@ -83,7 +83,7 @@ def test_a_captured_graph_computes_what_eager_does(batch_size):
     eager, graph = (TARGETS.build("cuda", graph=graph, batch_size=batch_size) for graph in (False, True))
     images = noise((batch_size, *SHAPE)).cuda().contiguous(memory_format=torch.channels_last)
     with graph.ready():
-        replay = graph._captured(module.cuda().eval(), images)
+        replay = graph._captured(module.cuda().eval(), (images,))
         output = replay()
         images.copy_(torch.rand_like(images))
         replay()

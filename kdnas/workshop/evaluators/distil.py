@@ -27,8 +27,10 @@ from kdnas.core.measurement import Calibration, Measurement
 from kdnas.core.objective import Quantity, breaches
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
+from kdnas.core.task import TaskSpec
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
 from kdnas.exporters import lacking_formats
+from kdnas.nn.taps import example_inputs
 from kdnas.nn.tracing import fvcore_macs, traced_macs
 from kdnas.nn.weights import save_weights
 from kdnas.record.lock import Findings, SupernetRecord
@@ -180,11 +182,11 @@ class Distil(Evaluator):
 
     @property
     def description(self) -> dict[str, str]:
-        """The images and the teacher."""
+        """The samples and the teacher."""
         workshop, task = self.workshop, self.workshop.data.task
         return {
-            "images": f"{len(workshop.train_indices):,} to train, {len(workshop.validation_indices):,} to score, "
-            f"{len(workshop.data.test):,} to test; {'x'.join(map(str, task.image_shape))}, {task.outputs} classes",
+            task.samples: f"{len(workshop.train_indices):,} to train, {len(workshop.validation_indices):,} to score, "
+            f"{len(workshop.data.test):,} to test; {_sizes(task)}",
             **({"data_notes": "; ".join(workshop.data_notes)} if workshop.data_notes else {}),
             "teacher_opened": workshop.teacher.name,
             "updates": updates_in_words(self.context.config, len(workshop.train_indices)),
@@ -498,8 +500,8 @@ class Distil(Evaluator):
     def check(self, trial: TrialRecord) -> None:
         """Raise RunError where torch's counter or fvcore's counts other MACs than the closed form."""
         module = self.workshop.family.build(trial.arch).eval()
-        example = torch.zeros(1, *self.workshop.data.task.image_shape)
-        counts = {"torch": traced_macs(module, example), "fvcore": fvcore_macs(module, example)}
+        example = example_inputs(self.workshop.data.task, torch.device("cpu"), 1)
+        counts = {"torch": traced_macs(module, *example), "fvcore": fvcore_macs(module, *example)}
         for who, count in counts.items():
             if count != trial.values["macs"]:
                 closed = f"{trial.values['macs']:g} in closed form"
@@ -511,6 +513,15 @@ class Distil(Evaluator):
         workshop = self.workshop
         with computing(self.context.config.training, workshop.device):
             return workshop.test_score(workshop.teacher.module)
+
+
+def _sizes(task: TaskSpec) -> str:
+    """Return in words what a sample is given as and what is answered."""
+    size = "x".join(map(str, task.inputs[0].shape))
+    if task.inputs[0].kind == "pixels":
+        return f"{size}, {task.outputs} classes"
+    answers = f"{task.outputs} classes" if task.rows == 1 else "the next one is told"
+    return f"{size} tokens of {task.inputs[0].levels:,}, {answers}"
 
 
 def _whole(parts: Sequence[Trained], fidelity: Fidelity) -> Trained:
