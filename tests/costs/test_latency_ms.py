@@ -26,8 +26,8 @@ class FakeTarget:
     def ready(self):
         return torch.inference_mode()
 
-    def run(self, network, shape):
-        seconds = 0.002 if shape[1] == 16 else 0.010  # the reference takes images of 16 channels
+    def run(self, network, inputs):
+        seconds = 0.002 if inputs[0].shape[1] == 16 else 0.010  # the reference takes images of 16 channels
 
         def run():
             self.now += seconds * self.slowness(self.passes)

@@ -138,9 +138,9 @@ class CountingTarget:
     def ready(self):
         return torch.inference_mode()
 
-    def run(self, network, shape):
+    def run(self, network, inputs):
         count = sum(isinstance(module, nn.Conv2d) for module in network.modules())
-        seconds = 1e-3 if shape[1] == 16 else 5e-4 + 1e-4 * count
+        seconds = 1e-3 if inputs[0].shape[1] == 16 else 5e-4 + 1e-4 * count
 
         def run():
             self.passes += 1
