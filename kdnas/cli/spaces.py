@@ -17,6 +17,7 @@ from kdnas.plugins import short_name
 
 if TYPE_CHECKING:
     from kdnas.core.space import SearchSpace
+    from kdnas.core.task import TaskSpec
     from kdnas.nn.cutting import Axis
     from kdnas.students import StudentFamily
     from kdnas.study.loading import LoadedStudy
@@ -58,34 +59,41 @@ def list_spaces(as_json: Json = False) -> None:
 def show_space(
     space: Space,
     input_shape: Annotated[
-        str, typer.Option("--input", metavar="CxHxW", help="Image channels, height and width.")
-    ] = "3x32x32",
+        str | None,
+        typer.Option(
+            "--input",
+            metavar="CxHxW|TxV",
+            help="Channels, height and width of images (3x32x32), or tokens of a text and words of the vocabulary "
+            "(64x30522).",
+            show_default=False,
+        ),
+    ] = None,
     classes: Annotated[int, typer.Option("--classes", min=1, help="Number of classes.")] = 10,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Show the choices of a search space, and what its networks cost on images of a given size.
+    """Show the choices of a search space, and what its networks cost on images or texts of a given size.
 
     Of a study whose students are cut out of its teacher that is opened: what of it can be cut, and what cannot, and
     why, comes first.
     """
-    from kdnas.core.task import image_classification
     from kdnas.students import family_for
 
     loaded, workshop = _space_of(space, data_root)
     if workshop is not None:
         _show_cut(workshop, as_json=as_json)
         return
-    task = image_classification(_parse_shape(input_shape), classes)
+    task = _task_of(loaded, input_shape, classes)
+    size = "x".join(map(str, _shape_of(task)))
     family = family_for(loaded.family, task) if loaded.family else None
     costs = {} if family is None else _costs(loaded, family)
     if as_json:
-        steps = () if family is None else _strides(loaded, family, task.image_size)
+        steps = () if family is None else _strides(loaded, family, task)
         _print_json(
             {
                 **_described(loaded),
                 "strides": [{"part": part, "stride": list(s), "size": list(sides)} for part, s, sides in steps],
-                "costs": {"input": list(task.image_shape), "classes": classes, "sampled_archs": _SAMPLES, **costs},
+                "costs": {"input": list(_shape_of(task)), "classes": classes, "sampled_archs": _SAMPLES, **costs},
             }
         )
         return
@@ -96,11 +104,12 @@ def show_space(
     _print_table(("choice", "values", "active when"), rows)
     if family is None:
         return
-    steps = _strides(loaded, family, task.image_size)
+    steps = _strides(loaded, family, task)
     if steps:
-        typer.echo(f"\nStrides on {input_shape} images (stage<i>.stride and stem_stride in a space of your own):")
+        typer.echo(f"\nStrides on {size} images (stage<i>.stride and stem_stride in a space of your own):")
         _print_table(("part", "stride", "works at"), [(part, _either(s), _either(sides)) for part, s, sides in steps])
-    _print_costs(costs, f" on {input_shape} images, {classes} classes")
+    given = f"{size} images" if len(_shape_of(task)) == 3 else f"texts of {task.size} tokens of {_shape_of(task)[1]:,}"
+    _print_costs(costs, f" on {given}" + ("" if task.rows > 1 else f", {classes} classes"))
 
 
 @app.command("count")
@@ -299,20 +308,48 @@ def _load(name: str) -> SearchSpace:
     return load_space(name, Path.cwd())
 
 
-def _parse_shape(text: str) -> tuple[int, int, int]:
+def _task_of(space: SearchSpace, text: str | None, classes: int) -> TaskSpec:
+    """Return the kind of work that the space's students are for, on inputs of the shape that `text` spells."""
+    from kdnas.core.task import image_classification
+    from kdnas.core.text import language_modelling, text_classification
+    from kdnas.students import STUDENTS
+
+    kinds = STUDENTS.get(space.family).tasks if space.family else ()
+    if "text_classification" in kinds:
+        return text_classification(*_text_shape(text or "64x30522"), classes)
+    if "language_modelling" in kinds:
+        return language_modelling(*_text_shape(text or "256x4096"))
+    return image_classification(_image_shape(text or "3x32x32"), classes)
+
+
+def _image_shape(text: str) -> tuple[int, int, int]:
     match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
     if match is None:
         raise ConfigError(Problem("--input", f"{text!r} is no image shape", "CHANNELSxHEIGHTxWIDTH such as 3x32x32"))
     return int(match[1]), int(match[2]), int(match[3])
 
 
+def _text_shape(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,6})", text)
+    if match is None:
+        raise ConfigError(Problem("--input", f"{text!r} is no shape of texts", "TOKENSxVOCABULARY such as 64x30522"))
+    return int(match[1]), int(match[2])
+
+
+def _shape_of(task: TaskSpec) -> tuple[int, ...]:
+    """Return the shape of the task's first input, with the vocabulary where that is tokens."""
+    taken = task.inputs[0]
+    return taken.shape if taken.kind == "pixels" else (*taken.shape, taken.levels)
+
+
 def _strides(
-    space: SearchSpace, family: StudentFamily, size: tuple[int, int]
+    space: SearchSpace, family: StudentFamily, task: TaskSpec
 ) -> list[tuple[str, tuple[int, ...], tuple[str, ...]]]:
     """Return of stem and stages the strides that they may have, and the sizes that they work at then."""
     domains = {**{choice.name: choice.values for choice in space.choices}, **{k: (v,) for k, v in space.fixed.items()}}
-    sizes, told = {size}, []
-    for part, strides in family.strides(domains):
+    parts, told = family.strides(domains), list[tuple[str, tuple[int, ...], tuple[str, ...]]]()
+    sizes = {task.image_size} if parts else set()
+    for part, strides in parts:
         sizes = {(-(-height // stride), -(-width // stride)) for height, width in sizes for stride in strides}
         told.append((part, strides, tuple(f"{height}x{width}" for height, width in sorted(sizes, reverse=True))))
     return told

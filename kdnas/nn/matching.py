@@ -56,11 +56,12 @@ def to_common_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Return two stages as maps [B, C, H, W] of one size: the smaller height and the smaller width of the two.
 
     The larger is average-pooled. Tokens [B, N, C] become maps of one column where both sides have equally many, else
-    grids: of the last tokens as many as fill a square, what comes before them being no patch of the image.
+    grids of the other side's proportions, squares beside tokens: of the last tokens as many as fill one, what comes
+    before them being no patch of the image.
     """
     if a.ndim == b.ndim == 3 and a.shape[1] == b.shape[1]:
         return a.transpose(1, 2).unsqueeze(3), b.transpose(1, 2).unsqueeze(3)
-    a, b = (_grid(x) if x.ndim == 3 else x for x in (a, b))
+    a, b = (_grid(x, y) if x.ndim == 3 else x for x, y in ((a, b), (b, a)))
     size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
     pooled = [x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (a, b)]
     return pooled[0], pooled[1]
@@ -77,6 +78,9 @@ def channels(shape: Shape) -> int:
     return shape[1] if len(shape) == 2 else shape[0]
 
 
-def _grid(tokens: Tensor) -> Tensor:
-    side = math.isqrt(tokens.shape[1])
-    return tokens[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
+def _grid(tokens: Tensor, other: Tensor) -> Tensor:
+    """Return tokens [B, N, C] as the largest map [B, C, H, W] of the proportions of `other`, if that is a map."""
+    count, proportion = tokens.shape[1], 1.0 if other.ndim == 3 else other.shape[2] / other.shape[3]
+    sizes = [(max(1, round(proportion * width)), width) for width in range(1, count + 1)]
+    height, width = max((size for size in sizes if math.prod(size) <= count), default=(count, 1))
+    return tokens[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))

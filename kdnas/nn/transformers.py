@@ -315,14 +315,14 @@ def begin(network: nn.Module) -> None:
     """Draw matrices by Glorot's rule, as the first vision transformers did, places and tokens as large as patches.
 
     The narrow draws of BERT, GPT-2 and DeiT are for widths of 768 and long trainings: in brief ones of narrow students
-    they lose much (16 points on the handwritten digits). Tables of words keep them, being read off again.
+    they lose much (16 points on the handwritten digits). Words are drawn so that logits read off them are about 1.
     """
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if isinstance(module, nn.Linear | nn.Conv2d) and parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter.flatten(1))
             elif isinstance(module, nn.Embedding):
-                nn.init.normal_(parameter, std=0.02)
+                nn.init.normal_(parameter, std=module.embedding_dim**-0.5)
             elif parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.2)
             elif name == "bias":

@@ -57,6 +57,8 @@ class StudentFamily(ABC):
 
     Where they are not, `canonical` is a class method: what only reads a study opens nothing.
     """
+    tasks: ClassVar[tuple[str, ...]] = ()
+    """The kinds of work that its students can do; empty: any."""
     optimizer: ClassVar[str] = "sgd"
     """What trains its students well, with `learning_rate` and `weight_decay`: `kdnas init` proposes it."""
     learning_rate: ClassVar[float] = 0.1

@@ -62,6 +62,7 @@ class StagedFamily(StudentFamily):
     """A family whose networks are a stem, stages of blocks, and a classifier. Members fill in the class variables."""
 
     name: ClassVar[str]
+    tasks = ("image_classification",)
     extras: ClassVar[Mapping[str, Setting]]
     """The family's own settings of every stage, all required."""
     with_head: ClassVar[bool] = False

@@ -24,6 +24,7 @@ class Bert(TextTransformer):
     """
 
     name = "bert"
+    tasks = ("text_classification",)
     settings: ClassVar[Mapping[str, Setting]] = {
         "embedding_width": EMBEDDING_WIDTH,
         "length": LENGTH,

@@ -23,6 +23,7 @@ class GPT(TextTransformer):
     """
 
     name = "gpt"
+    tasks = ("language_modelling",)
     settings: ClassVar[Mapping[str, Setting]] = {"embedding_width": EMBEDDING_WIDTH, "tied": one_of(False, True)}
     defaults: ClassVar[Mapping[str, Scalar]] = {"embedding_width": 0, "tied": True}
     causal = True

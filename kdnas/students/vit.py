@@ -32,6 +32,7 @@ class ViT(TransformerFamily):
     """
 
     name = "vit"
+    tasks = ("image_classification",)
     settings: ClassVar[Mapping[str, Setting]] = {
         "patch_size": whole(1, 64),
         "distillation_token": one_of(False, True),

@@ -18,7 +18,7 @@ from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, Problem
 from kdnas.plugins import adopted
 from kdnas.registry import validation_problems
-from kdnas.study.config import StudyConfig, task_named
+from kdnas.study.config import StudyConfig, task_kind, task_named
 from kdnas.study.earlier import in_present_words
 from kdnas.study.members import member_problems, quantity_problems, registry_of
 from kdnas.study.rungs import rung_problems, start_problems
@@ -215,6 +215,8 @@ def _problems_between(config: StudyConfig, space: SearchSpace | None, unsound: S
         problems += rung_problems(config)
     if space is not None and sound(*_STARTS):
         problems += _family_problems(config, space)
+    if space is not None and space.family and sound("task", "data"):
+        problems += _task_problems(config, space)
     if space is not None and space.family and sound(*_STARTS, "supernet", "teacher.type", "teacher.family"):
         problems += start_problems(config, space)
     return problems
@@ -249,6 +251,17 @@ def _family_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
         return []
     what = f"the space {space.name} names no student family, and the evaluator {name} builds students"
     return [Problem("space", what, "a space with `family:`")]
+
+
+def _task_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
+    """Return whether students of the space cannot do the study's kind of work."""
+    if config.task is None and config.data is None:
+        return []
+    known, task = registry_of("students").get(space.family).tasks, task_kind(config.task, config.data)
+    if not known or task in known:
+        return []
+    what = f"students of {space.family} are for {', '.join(known)}, the study is one of {task}"
+    return [Problem("space", what, "a space of another family: `kdnas list spaces`")]
 
 
 def _space(data: Mapping[str, Any], folder: Path) -> tuple[SearchSpace | None, list[Problem]]:

@@ -81,6 +81,15 @@ def test_text_is_a_table(command, capsys):
     assert "resnet" in out
 
 
+def test_spaces_of_texts_are_priced_on_texts(capsys):
+    shown = run_json("show", "texts_bert", "--input", "48x9000")
+    assert shown["costs"]["input"] == [48, 9000]
+    assert shown["costs"]["params"]["min"] > 64 * 9000
+    assert shown["strides"] == []
+    assert main(["spaces", "show", "texts_gpt"]) == 0
+    assert "random archs on texts of 256 tokens of 4,096:" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("described", "first"), [("", "mine"), ("description: Small.\n", "mine: Small.")])
 def test_a_space_without_a_description_is_headed_by_its_name(described, first, tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text(f"{described}choices: {{a: [1, 2]}}\n")
@@ -93,6 +102,7 @@ def test_a_space_without_a_description_is_headed_by_its_name(described, first, t
     [
         (["show", "nope"], "no search space is called 'nope'"),
         (["show", "digits_resnet", "--input", "8x8"], "'8x8' is no image shape"),
+        (["show", "texts_gpt", "--input", "3x32x32"], "'3x32x32' is no shape of texts"),
         (["count", "gone.yaml"], "gone.yaml: No such file"),
     ],
 )

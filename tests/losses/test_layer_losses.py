@@ -241,3 +241,12 @@ def test_tokens_meet_maps_as_the_grid_of_their_patches():
     assert torch.equal(ours, theirs)
     ours, theirs = to_tokens(tokens, torch.nn.functional.interpolate(patches, scale_factor=2))
     assert torch.allclose(ours, theirs)
+
+
+def test_tokens_take_the_proportions_of_the_map_beside_them():
+    patches = torch.randn(2, 6, 5, 3)  # of tall images
+    tokens = torch.cat([torch.zeros(2, 2, 6), patches.flatten(2).transpose(1, 2)], dim=1)  # two tokens before them
+    for map_ in (patches, torch.nn.functional.interpolate(patches, scale_factor=2)):
+        ours, theirs = to_tokens(tokens, map_)
+        torch.testing.assert_close(ours, theirs)
+    assert to_tokens(torch.zeros(1, 1, 6), patches)[0].shape == (1, 1, 6)

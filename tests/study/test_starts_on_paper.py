@@ -166,6 +166,16 @@ def test_a_family_without_elastic_networks_is_refused(folder, monkeypatch):
     assert "students of resnet cannot share weights in a supernet, which the start supernet needs" in found
 
 
+def test_a_family_for_another_kind_of_work_is_refused(folder):
+    (found,) = problems(folder, "space=texts_gpt")
+    assert "space: students of gpt are for language_modelling, the study is one of image_classification" in found
+
+
+def test_transformers_have_no_supernet_yet(folder):
+    (found,) = problems(folder, "space=digits_vit", "start=supernet")
+    assert "students of vit cannot share weights in a supernet" in found
+
+
 def test_how_many_are_promoted_from_a_rung_that_costs_no_training(folder):
     config = sharing.load(folder).config
     assert config.eta(0) == 8

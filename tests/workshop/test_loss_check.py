@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.core.data import ImageData
+from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError
+from kdnas.losses import LOSSES
+from kdnas.students import family_for
 from kdnas.teachers import Teacher
 from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
 from kdnas.workshop.loss_check import check_losses
@@ -95,3 +98,30 @@ def test_a_loss_that_fails_is_told_with_its_reason(digits: ImageData, term: Loss
         teacher.module.classifier.bias.data.fill_(float("nan"))
     with pytest.raises(ConfigError, match=message):
         _check(digits, teacher, term)
+
+
+def _vit(**choices) -> nn.Module:
+    family = family_for("vit", image_classification((1, 8, 8), 10))
+    sizes = {"width": 12, "depth": 3, "heads": 2, "head_size": 4, "patch_size": 2}
+    return family.build(family.canonical({**sizes, **choices}))
+
+
+@pytest.mark.parametrize("loss", [name for name in LOSSES.names() if "attention" not in LOSSES.get(name).needs])
+def test_a_vision_transformer_learns_from_the_features_of_a_convnet(loss: str, digits: ImageData) -> None:
+    students = {"plain": _vit(), "distilled": _vit(distillation_token=True, patch_size=4)}
+    _check(digits, _convnet(), loss, students=students)
+
+
+@pytest.mark.parametrize("loss", ["attention_maps", "relations"])
+def test_a_convnet_attends_to_nothing_that_could_be_learnt(loss: str, digits: ImageData) -> None:
+    with pytest.raises(ConfigError, match="the teacher conv has none that can be read"):
+        _check(digits, _convnet(), loss, students={"vit": _vit()})
+
+
+def test_attention_is_compared_between_vision_transformers_of_equal_patches(digits: ImageData) -> None:
+    names = tuple(f"stages.{index}" for index in range(3))
+    teacher = Teacher("vit", _vit(width=16, heads=4).eval(), names, "classifier", "2")
+    _check(digits, teacher, "attention_maps", "relations", "hidden", "patient", students={"vit": _vit(depth=2)})
+    with pytest.raises(ConfigError, match="other numbers of tokens") as caught:
+        _check(digits, teacher, "attention_maps", "relations", "hidden", students={"vit": _vit(patch_size=4)})
+    assert len(caught.value.problems) == 2, "features are compared as pooled maps all the same"
