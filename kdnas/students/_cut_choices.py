@@ -170,6 +170,10 @@ class CutChoices:
         )
         self._by_name = {choice.name: choice for choice in self.choices}
         self._options = {choice.name: choice.options(bounds[choice.role], choice.role) for choice in self.choices}
+        if self.choices and all(len(choice.sizes) == 1 for choice in self.choices):
+            sizes = ", ".join(f"{choice.name} {choice.whole}" for choice in self.choices)
+            what = f"the teacher is too small to cut: {sizes}, in steps of {round_to}"
+            raise ConfigError(Problem("space", what, "a smaller round_to, or less under freeze"))
         if all(len(options) == 1 for options in self._options.values()):
             what = "leaves every student at one size: nothing is searched"
             raise ConfigError(Problem("space", what, "more options, or less under freeze"))

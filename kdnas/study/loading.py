@@ -21,7 +21,7 @@ from kdnas.registry import validation_problems
 from kdnas.study.config import StudyConfig, task_kind, task_named
 from kdnas.study.earlier import in_present_words
 from kdnas.study.members import member_problems, quantity_problems, registry_of
-from kdnas.study.rungs import rung_problems, start_problems
+from kdnas.study.rungs import rung_problems, start_problems, table_problems
 from kdnas.study.spaces import derived_space, load_space, space_of
 from kdnas.study.yaml_lines import KeyPath, YamlDocument, parse_value, read_yaml
 from kdnas.training.recipe import training_for, with_training
@@ -219,6 +219,8 @@ def _problems_between(config: StudyConfig, space: SearchSpace | None, unsound: S
         problems += _task_problems(config, space)
     if space is not None and space.family and sound(*_STARTS, "supernet", "teacher.type", "teacher.family"):
         problems += start_problems(config, space)
+    if space is not None and space.family and sound("costs"):
+        problems += table_problems(config, space)
     return problems
 
 

@@ -42,6 +42,15 @@ def start_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
     return problems
 
 
+def table_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
+    """Return the costs that a table is to price, where it cannot price students of `space`."""
+    if not registry_of("students").get(space.family).derived:
+        return []
+    what = "a latency table adds up operators, and those of students cut out of a teacher are that one's own"
+    priced = [name for name, options in config.costs.items() if options.get("table") is not None]
+    return [Problem(f"costs.{name}.table", what, "left out: every student is measured") for name in priced]
+
+
 def _shares(family: str) -> bool:
     from kdnas.students import StudentFamily
 

