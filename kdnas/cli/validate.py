@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kdnas.core.objective import Quantity
     from kdnas.core.space import SearchSpace
     from kdnas.record.lock import TeacherReport
+    from kdnas.study.config import DataConfig
     from kdnas.study.loading import LoadedStudy
 
 
@@ -85,10 +86,7 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
     return {
         "study": config.name,
         "evaluator": short_name(config.evaluator.type),
-        "data": "none"
-        if config.data is None
-        else f"{short_name(config.data.type)}, {config.data.validation_fraction:.0%} of the training split held out "
-        "for scores",
+        "data": "none" if config.data is None else f"{short_name(config.data.type)}, {_held_out(config.data)}",
         "teacher": "none" if config.teacher is None else short_name(config.teacher.type),
         "space": "students cut out of the teacher, which --open reads"
         if not isinstance(config.space, str)
@@ -113,13 +111,24 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
         "data_root": str(root.absolute()),
         "cache": str(cache_dir()),
         "files": [
-            f"{path} ({'there' if path.exists() else _MISSING})" for path in _named_files(loaded, root.absolute())
+            f"{path} ({'there' if _is_there(path) else _MISSING})" for path in _named_files(loaded, root.absolute())
         ],
     }
 
 
+def _held_out(data: DataConfig) -> str:
+    if data.options.get("validation") is not None:
+        return "scores on the validation split that it states"
+    return f"{data.validation_fraction:.0%} of the training split held out for scores"
+
+
 def _size(space: SearchSpace) -> str:
     return f"{counted(len(space.choices), 'choice')}, {space.count():,} distinct settings"
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file is there, or the archive that it is a member of."""
+    return path.exists() or any(above.is_file() for above in path.parents)
 
 
 def _named_files(loaded: LoadedStudy, root: Path) -> list[Path]:
@@ -128,7 +137,8 @@ def _named_files(loaded: LoadedStudy, root: Path) -> list[Path]:
     data, teacher, evaluator = (
         section.options if section is not None else {} for section in (config.data, config.teacher, config.evaluator)
     )
-    named = [data.get("path"), data.get("train"), data.get("test"), teacher.get("weights"), evaluator.get("file")]
+    named = [data.get(name) for name in ("path", "train", "validation", "test")]
+    named += [teacher.get("weights"), evaluator.get("file")]
     for code in (data.get("factory"), data.get("function"), teacher.get("factory"), evaluator.get("function")):
         if isinstance(code, str) and code.rpartition(":")[0].endswith(".py"):
             named.append(code.rpartition(":")[0])

@@ -18,6 +18,7 @@ from kdnas.core.measurement import Calibration, Measurement
 from kdnas.core.objective import Quantity
 from kdnas.core.task import TaskSpec
 from kdnas.costs import COSTS, MeasuredCost
+from kdnas.errors import ConfigError, Problem
 from kdnas.nn.timing import CALM, Timing, calmest, interleaved, median_and_spread, reference_network
 from kdnas.plugins import SPELLING
 from kdnas.targets import TARGETS, Target, given
@@ -46,8 +47,9 @@ class LatencyMs(MeasuredCost):
     """Median latency of one forward pass in milliseconds, interleaved with a reference network.
 
     `target` is where it runs (auto: PyTorch on the study's device); `threads` are those of a CPU; `warmup` passes are
-    not timed. With `table: auto` the search prices students by an additive latency table, learned from measured ones
-    when the run is prepared, and measures only its finalists.
+    not timed. Texts are as long as the data's longest, or of `length` tokens. With `table: auto` the search prices
+    students by an additive latency table, learned from measured ones when the run is prepared, and measures only its
+    finalists.
     """
 
     quantity = Quantity("latency_ms", "ms", "minimize", "measured")
@@ -63,6 +65,7 @@ class LatencyMs(MeasuredCost):
         repeats: Annotated[int, Field(ge=5, le=100_000)] = 30,
         warmup: Annotated[int, Field(ge=1, le=100_000)] = 5,
         table: Literal["auto"] | None = None,
+        length: Annotated[int, Field(ge=1)] | None = None,
     ):
         super().__init__(device)
         name = device.type if target == "auto" else target
@@ -72,10 +75,12 @@ class LatencyMs(MeasuredCost):
         taken = {key: value for key, value in offered.items() if key in TARGETS.options(name).model_fields}
         self.target: Target = TARGETS.build(name, **taken)
         self.table = table
+        self._length = length
         self._repeats, self._warmup = repeats, warmup
 
     def calibrate(self, task: TaskSpec) -> LatencyCalibration:
         """Return `reference_ms`, the median time of one pass of the reference network."""
+        self._measured(task)
         with self.target.ready():
             timing = interleaved(
                 [], self.reference(), rounds=3 * self._repeats, warmup=self._warmup, clock=self.target.clock
@@ -87,22 +92,33 @@ class LatencyMs(MeasuredCost):
         known = calibration if isinstance(calibration, LatencyCalibration) else self.calibrate(task)
         reference_ms = known.reference_ms
         with self.target.ready():
-            run = self.target.run(module, given(task, self.target.batch_size))
+            run = self.target.run(module, given(self._measured(task), self.target.batch_size))
             timing = calmest(
                 [run], self.reference(), rounds=self._repeats, warmup=self._warmup, clock=self.target.clock
             )
         median, spread = median_and_spread(timing.ratios(0))
         return Measurement(
-            median * reference_ms, spread * reference_ms, self._repeats, self._context(timing, reference_ms)
+            median * reference_ms, spread * reference_ms, self._repeats, self._context(timing, reference_ms, task)
         )
+
+    def _measured(self, task: TaskSpec) -> TaskSpec:
+        """Return the task at the length that it is measured at. Raises ConfigError where its samples have none."""
+        if self._length is None:
+            return task
+        if task.inputs[0].kind != "tokens":
+            what = f"is for tokens, and the samples are {task.samples}"
+            raise ConfigError(Problem("costs.latency_ms.length", what))
+        return task.at(min(self._length, task.size))
 
     def reference(self) -> Any:
         """Return a function that runs the reference network once on the target."""
         network, images = reference_network()
         return self.target.run(network, (images,))
 
-    def _context(self, timing: Timing, reference_ms: float) -> str:
+    def _context(self, timing: Timing, reference_ms: float, task: TaskSpec) -> str:
         notes = [self.target.where]
+        if task.inputs[0].kind == "tokens":
+            notes.append(f"{self._measured(task).size} tokens")
         if timing.unrest > CALM:
             notes.append(f"unsteady: the reference varied by {timing.unrest:.0%}")
         change = timing.reference_ms / reference_ms

@@ -9,6 +9,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -44,6 +45,8 @@ class TrainedStudent:
     """The measured numbers of the model card."""
     cut: Cut | None = None
     """What `network` was cut from; None where it is a family's own."""
+    tokenizer: Path | None = None
+    """The folder of the tokenizer that read the texts; None where there are none."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from kdnas.core.preprocessing import Preprocessing
 from kdnas.errors import ExportError
 from kdnas.exporters import TrainedStudent
 from kdnas.exporters._alone import run_alone
+from kdnas.exporters._predict_text import check_text_predict, write_text_predict
 from kdnas.exporters._probe import probe_pictures, reference_logits
 from kdnas.picture import reading_source
 
@@ -214,13 +215,13 @@ def write_preprocessing(student: TrainedStudent, folder: Path) -> str:
 
 
 def write_predict(student: TrainedStudent, folder: Path, *loaders: Loader) -> tuple[str, ...]:
-    """Write preprocessing.json, and for pictures predict.py for the networks of `loaders`, and return their names.
+    """Write preprocessing.json, and predict.py for the networks of `loaders`, and return their names.
 
     Without loaders it is for every network that lies in `folder`.
     """
     names = (write_preprocessing(student, folder),)
     if not isinstance(student.preprocessing, Preprocessing):
-        return names
+        return (*names, *write_text_predict(student, folder)) if not loaders else names
     there = loaders or [loader for file, loader in LOADERS.items() if (folder / file).exists()]
     (folder / SCRIPT).write_text(predict_script(student.preprocessing, there), encoding="utf-8")
     return *names, SCRIPT
@@ -240,6 +241,7 @@ def predict_script(preprocessing: Preprocessing, loaders: Sequence[Loader]) -> s
 def check_predict(student: TrainedStudent, folder: Path, loader: Loader) -> None:
     """Raise ExportError unless predict.py, run alone with the loader's network, labels pictures as the student does."""
     if not isinstance(student.preprocessing, Preprocessing):
+        check_text_predict(student, folder, loader.file)
         return
     script, absent, names = folder / SCRIPT, loader.unneeded, student.preprocessing.class_names
     with tempfile.TemporaryDirectory(prefix="kdnas-export-") as scratch:

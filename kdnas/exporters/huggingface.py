@@ -112,7 +112,7 @@ def huggingface(student: TrainedStudent, folder: Path) -> Written:
         _write_processor(own.preprocessing, origin, out)
         write_predict(own, out, _LOADER)
     else:
-        _copy_tokenizer(origin, out)
+        _copy_tokenizer(student.tokenizer or origin.folder, out)
         write_predict(own, out)
         _write_text_script(own, origin, out)
     auto, pipeline = _auto(origin)
@@ -185,7 +185,7 @@ def _probes(student: TrainedStudent, origin: Origin) -> dict[str, Tensor]:
     """Return inputs of the network by the names of its arguments."""
     given = student.preprocessing
     if not isinstance(given, Preprocessing):
-        return dict(zip(origin.inputs, probe_inputs(student.spec, 3), strict=True))
+        return dict(zip(origin.inputs, probe_inputs(student.spec, 3), strict=False))  # some take no segments
     return {"pixel_values": normalised_probes(given)}
 
 
@@ -211,12 +211,12 @@ def _write_processor(given: Preprocessing, origin: Origin, folder: Path) -> None
     (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
 
 
-def _copy_tokenizer(origin: Origin, folder: Path) -> None:
-    if origin.folder is None:
+def _copy_tokenizer(source: Path | None, folder: Path) -> None:
+    if source is None:
         return
     for name in TOKENIZER_FILES:
-        if (origin.folder / name).is_file():
-            shutil.copyfile(origin.folder / name, folder / name)
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def _write_text_script(student: TrainedStudent, origin: Origin, folder: Path) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdnas.core.measurement import Price
-from kdnas.nn.cutting import Anatomy, outputs
+from kdnas.nn.cutting import Anatomy, Example, in_order, outputs
 from kdnas.nn.tracing import flops_of, whole_operators_taken_apart
 
 Side = tuple[int, tuple[tuple[str, int], ...]]
@@ -58,7 +58,7 @@ class CutCosts:
     Raises ValueError where the network does not do the same operators at all sizes.
     """
 
-    def __init__(self, anatomy: Anatomy, network: nn.Module, example: Tensor):
+    def __init__(self, anatomy: Anatomy, network: nn.Module, example: Example):
         self._places = {axis.name: index for index, axis in enumerate(anatomy.axes, 1)}
         blocks = [block for depth in anatomy.depths for block in depth.blocks]
         self._blocks = {"": 0, **{block: index for index, block in enumerate(blocks, 1)}}
@@ -69,7 +69,7 @@ class CutCosts:
         self._whole = np.array([1.0, *(axis.size for axis in anatomy.axes)])
         tensors = _Tensors(anatomy, network)
         parameters = [_Work(1, sides, tensors.block(name)) for name, sides in tensors.parameters]
-        self._table = self._tabled((_products(anatomy, network, example[:1], tensors), parameters))
+        self._table = self._tabled((_products(anatomy, network, in_order(example, 1), tensors), parameters))
 
     def price(self, sizes: Mapping[str, int]) -> Price:
         """Return the costs of the network cut to `sizes`, by the name of an axis or depth; others stay whole."""
@@ -234,14 +234,14 @@ def _noting_blocks(network: nn.Module, anatomy: Anatomy, recorder: _Recorder) ->
             handle.remove()
 
 
-def _traced(network: nn.Module, anatomy: Anatomy, example: Tensor, tensors: _Tensors | None) -> list[_Seen]:
+def _traced(network: nn.Module, anatomy: Anatomy, example: Example, tensors: _Tensors | None) -> list[_Seen]:
     recorder = _Recorder(tensors)
     with whole_operators_taken_apart(), _noting_blocks(network, anatomy, recorder), torch.no_grad(), recorder:
         outputs(network, example)
     return recorder.seen
 
 
-def _products(anatomy: Anatomy, network: nn.Module, example: Tensor, tensors: _Tensors) -> list[_Work]:
+def _products(anatomy: Anatomy, network: nn.Module, example: Example, tensors: _Tensors) -> list[_Work]:
     """Return what one forward pass multiplies."""
     seen = _traced(network, anatomy, example, tensors)
     sides = _sides_of_activations(anatomy, network, example, seen)
@@ -258,7 +258,7 @@ def _products(anatomy: Anatomy, network: nn.Module, example: Tensor, tensors: _T
 
 
 def _sides_of_activations(
-    anatomy: Anatomy, network: nn.Module, example: Tensor, seen: Sequence[_Seen]
+    anatomy: Anatomy, network: nn.Module, example: Example, seen: Sequence[_Seen]
 ) -> dict[int, tuple[Side, ...]]:
     """Return by its place the sides of every product in `seen` that multiplies by no parameter.
 

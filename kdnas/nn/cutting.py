@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.pieces import LogitsOf
 
+Example = Tensor | tuple[Tensor, ...]
+"""What a network is run on: its one input [B, ...], or all of them in their order."""
 NORM_OVER_CHANNELS = "a norm over the channels sees fewer of them"
 """Why cutting the channels under a LayerNorm is inexact by nature."""
 
@@ -329,7 +331,7 @@ def part_of(anatomy: Anatomy, names: Collection[str]) -> Anatomy:
     )
 
 
-def sound_part(anatomy: Anatomy, network: nn.Module, example: Tensor) -> Anatomy:
+def sound_part(anatomy: Anatomy, network: nn.Module, example: Example) -> Anatomy:
     """Return `anatomy` without the axes and blocks that `network`, in eval mode, cannot be cut along.
 
     Every part is cut to half and run on `example`. What fails, or computes something else than the masked network, is
@@ -342,7 +344,7 @@ def sound_part(anatomy: Anatomy, network: nn.Module, example: Tensor) -> Anatomy
 
 
 def _faults(
-    anatomy: Anatomy, network: nn.Module, example: Tensor, parts: Sequence[Axis | Depth]
+    anatomy: Anatomy, network: nn.Module, example: Example, parts: Sequence[Axis | Depth]
 ) -> list[tuple[str, str]]:
     """Return the parts that cannot be cut, and why: looked for by halving, since most networks have none."""
     if not parts:
@@ -360,7 +362,9 @@ def _faults(
     return [fault for half in (parts[:middle], parts[middle:]) for fault in _faults(anatomy, network, example, half)]
 
 
-def _fault(anatomy: Anatomy, network: nn.Module, example: Tensor, parts: Sequence[Axis | Depth], *, exact: bool) -> str:
+def _fault(
+    anatomy: Anatomy, network: nn.Module, example: Example, parts: Sequence[Axis | Depth], *, exact: bool
+) -> str:
     """Return what is wrong with the network that is cut along `parts`; empty where nothing is."""
     kept = anatomy.prefix({part.name: _half(part) for part in parts})
     try:
@@ -381,10 +385,10 @@ def _half(part: Axis | Depth) -> int:
     return max(part.least, size // 2)
 
 
-def outputs(network: nn.Module, example: Tensor, *, grad: bool = False) -> Tensor:
+def outputs(network: nn.Module, example: Example, *, grad: bool = False) -> Tensor:
     """Return the logits of `network` on `example`, in whatever form it gives them, as float32."""
     with torch.set_grad_enabled(grad):
-        answer = network(example)
+        answer = network(*in_order(example))
     logits = getattr(answer, "logits", answer)
     if isinstance(logits, Mapping):
         logits = logits.get("logits", next(iter(logits.values())))
@@ -394,7 +398,13 @@ def outputs(network: nn.Module, example: Tensor, *, grad: bool = False) -> Tenso
     return logits.float()
 
 
-def inside(module: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
+def in_order(example: Example, count: int | None = None) -> tuple[Tensor, ...]:
+    """Return the inputs of an example, of its first `count` samples; None: of all."""
+    given = (example,) if isinstance(example, Tensor) else example
+    return tuple(taken[:count] for taken in given)
+
+
+def inside(module: nn.Module, example: Example) -> tuple[nn.Module, Example]:
     """Return the network behind the entrance of `module`, and what it is given when `module` sees `example`."""
     network, fed = module, example
     for part in module.modules():
@@ -405,7 +415,7 @@ def inside(module: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
 
     def watch(part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal fed
-        fed = inputs[0].detach()
+        fed = inputs[0].detach() if len(inputs) == 1 else tuple(taken.detach() for taken in inputs)
 
     handle = network.register_forward_pre_hook(watch)
     try:

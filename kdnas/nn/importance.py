@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdnas.nn.cutting import Anatomy, Axis, Depth, Tie, outputs
+from kdnas.nn.cutting import Anatomy, Axis, Depth, Example, Tie, outputs
 
 Method = Literal["activation", "taylor", "l1"]
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Example, Tensor]
 """Inputs [B, ...] as the network takes them, and labels [B]."""
 
 
@@ -122,7 +122,7 @@ class _Activations:
 
         return meter
 
-    def run(self, through: nn.Module, inputs: Tensor, labels: Tensor) -> None:
+    def run(self, through: nn.Module, inputs: Example, labels: Tensor) -> None:
         """Measure one batch."""
         outputs(through, inputs)
 
@@ -168,7 +168,7 @@ class _Taylor:
                 parameter.requires_grad_(before[name])
                 parameter.grad = None
 
-    def run(self, through: nn.Module, inputs: Tensor, labels: Tensor) -> None:
+    def run(self, through: nn.Module, inputs: Example, labels: Tensor) -> None:
         """Measure one batch against its labels."""
         self._network.zero_grad(set_to_none=True)
         with torch.enable_grad():

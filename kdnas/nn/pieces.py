@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,3 +46,36 @@ class LogitsOf(nn.Module):
         """Return the logits of `inputs`, given in the network's own order."""
         logits: Tensor = self.network(*inputs, **self.settings).logits
         return logits
+
+
+class Beginnings(nn.Module):
+    """A network that is given the first `size` tokens of texts, inputs [B, T]; None: all of them."""
+
+    def __init__(self, network: nn.Module, size: int | None = None):
+        super().__init__()
+        self.network = network
+        self.size = size
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return what the network gives for the beginnings of `inputs`."""
+        logits: Tensor = self.network(*(taken[:, : self.size] for taken in inputs))
+        return logits
+
+
+class ClassLogitsOf(LogitsOf):
+    """A classifier of transformers that is given the first `taken` of its inputs, and answers for the classes `order`.
+
+    None: for its own, in their order.
+    """
+
+    order: Tensor | None
+
+    def __init__(self, network: nn.Module, taken: int, order: Sequence[int] | None = None, **settings: Any):
+        super().__init__(network, **settings)
+        self.taken = taken
+        self.register_buffer("order", None if order is None else torch.tensor(order), persistent=False)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return logits [B, K] of `inputs` [B, T]."""
+        logits = super().forward(*inputs[: self.taken])
+        return logits if self.order is None else logits[:, self.order]

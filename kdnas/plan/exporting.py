@@ -14,10 +14,12 @@ from torch import nn
 
 from kdnas import atomic
 from kdnas.core.data import Data
-from kdnas.core.preprocessing import Preprocessing
+from kdnas.core.preprocessing import Preprocessing, TextPreprocessing
+from kdnas.core.text import TokenData
 from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, Problem, RunFolderError
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written, lacking_formats, lacking_packages
+from kdnas.nn.origin import Cut
 from kdnas.plan.train_file import TrainFile, locked_fingerprint, train_file_for
 from kdnas.plugins import short_name
 from kdnas.record.front import doubts
@@ -127,8 +129,31 @@ def trained_student(run: RunRecord, member: FrontMember, repeat: Repeat, worksho
 
 def assemble(file: TrainFile, network: nn.Module, workshop: Workshop, *, card: Mapping[str, Any]) -> TrainedStudent:
     """Return `network`, trained by `file` in `workshop`, with everything an exporter may write."""
-    arch, reading, data = file.student, file.preparation, workshop.data
+    arch, data = file.student, workshop.data
+    own, cut = workshop.family.cut(arch, network) or (network, None)
+    tokenizer = data.tokenizer if isinstance(data, TokenData) else None
+    return TrainedStudent(
+        arch=arch,
+        spec=data.task,
+        module=workshop.task.entrance(network, data).eval(),
+        network=own,
+        source=workshop.family.source(arch),
+        preprocessing=_of_texts(data) if isinstance(data, TokenData) else _of_pictures(file, data, cut),
+        recipe=file.with_preprocessing().plain(),
+        card=card,
+        cut=cut,
+        tokenizer=tokenizer,
+    )
+
+
+def _of_texts(data: TokenData) -> TextPreprocessing:
+    files = tuple(sorted(path.name for path in data.tokenizer.iterdir() if path.is_file()))
+    return TextPreprocessing(data.length, data.class_names, files)
+
+
+def _of_pictures(file: TrainFile, data: Data, cut: Cut | None) -> Preprocessing:
     channels, height, width = data.task.image_shape
+    reading = file.preparation
     mean, std = (tuple(data.statistics[name]) for name in (MEAN, DEVIATION))
     preprocessing = Preprocessing(
         size=(height, width),
@@ -139,27 +164,16 @@ def assemble(file: TrainFile, network: nn.Module, workshop: Workshop, *, card: M
         background=reading.background,
         from_pictures=reading.from_pictures,
     )
-    own, cut = workshop.family.cut(arch, network) or (network, None)
     entrance = None if cut is None else cut.origin.entrance
-    if cut is not None and entrance is not None:
-        preprocessing = dataclasses.replace(
-            preprocessing,
-            channel_mean=entrance.mean,
-            channel_std=entrance.std,
-            repeat=entrance.repeat,
-            network_size=entrance.size,
-            channel_order=cut.origin.channels,
-        )
-    return TrainedStudent(
-        arch=arch,
-        spec=data.task,
-        module=workshop.task.entrance(network, data).eval(),
-        network=own,
-        source=workshop.family.source(arch),
-        preprocessing=preprocessing,
-        recipe=file.with_preprocessing().plain(),
-        card=card,
-        cut=cut,
+    if cut is None or entrance is None:
+        return preprocessing
+    return dataclasses.replace(
+        preprocessing,
+        channel_mean=entrance.mean,
+        channel_std=entrance.std,
+        repeat=entrance.repeat,
+        network_size=entrance.size,
+        channel_order=cut.origin.channels,
     )
 
 

@@ -139,7 +139,9 @@ class TrainFile(Section):
         return Preparation(background=self.data.options.get("background", options["background"].default))
 
     def with_preprocessing(self) -> TrainFile:
-        """Return the file with what it says of pictures written out."""
+        """Return the file with what it says of pictures written out; of other samples it says nothing."""
+        if self.task.inputs[0].kind != "pixels":
+            return self
         return self.model_copy(update={"preprocessing": self.preparation})
 
     def settled(self, device: torch.device, locked: Mapping[str, Any]) -> TrainFile:

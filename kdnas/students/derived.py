@@ -29,9 +29,9 @@ from kdnas.errors import ConfigError, Problem, TeacherError
 from kdnas.nn.anatomy import read_anatomy
 from kdnas.nn.cut_costs import CutCosts
 from kdnas.nn.cut_supernet import CutSupernet, Cutting
-from kdnas.nn.cutting import Anatomy, Uncut, inside, outputs, part_of, sound_part
+from kdnas.nn.cutting import Anatomy, Example, Uncut, in_order, inside, outputs, part_of, sound_part
 from kdnas.nn.elastic import Supernet
-from kdnas.nn.importance import Method, Ranking, rank, ranked
+from kdnas.nn.importance import Batch, Method, Ranking, rank, ranked
 from kdnas.nn.origin import Cut
 from kdnas.nn.recalibration import recalibrate
 from kdnas.nn.reconstruction import Reconstruction
@@ -148,15 +148,17 @@ class Derived(StudentFamily):
         return teacher
 
     @cached_property
-    def _opened(self) -> tuple[nn.Module, Tensor]:
+    def _opened(self) -> tuple[nn.Module, Example]:
         """The network that is cut, behind what the teacher expects, and what it is given."""
         module = self.ancestor().module
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         generator = torch.Generator().manual_seed(0)
-        taken = self.task.inputs[0]
-        example = torch.randint(0, taken.levels, (_EXAMPLES, *taken.shape), generator=generator)
-        plain = example.float() if taken.kind == "pixels" else example
-        return inside(module, plain.to(device))
+        example = []
+        for taken in self.task.inputs:
+            drawn = torch.randint(0, taken.levels, (_EXAMPLES, *taken.shape), generator=generator)
+            plain = drawn.float() if taken.kind == "pixels" else drawn
+            example.append((torch.ones_like(plain) if taken.kind == "mask" else plain).to(device))
+        return inside(module, example[0] if len(example) == 1 else tuple(example))
 
     @property
     def network(self) -> nn.Module:
@@ -212,12 +214,13 @@ class Derived(StudentFamily):
         return anatomy
 
     def _ranking(self, anatomy: Anatomy) -> Ranking:
-        batches: list[tuple[Tensor, Tensor]] = []
+        batches: list[Batch] = []
         if self._method != "l1":
             if self.context.samples is None:
                 return Ranking({})
-            (inputs, *_), targets = self.context.samples(_SAMPLES)
-            batches = list(zip(inputs.split(_BATCH), targets.split(_BATCH), strict=True))
+            inputs, targets = self.context.samples(_SAMPLES)
+            parts = zip(*(taken.split(_BATCH) for taken in inputs), strict=True)
+            batches = list(zip(parts, targets.split(_BATCH), strict=True))
         module = self.ancestor().module
         return rank(self.network, anatomy, batches, method=self._method, depth=self._block_importance, through=module)
 
@@ -272,7 +275,7 @@ class Derived(StudentFamily):
         try:
             cut = self._cut(arch)
             logits = outputs(cut, example)
-            macs, params = traced_macs(cut, example[:1]), parameter_count(cut)
+            macs, params = traced_macs(cut, *in_order(example, 1)), parameter_count(cut)
         except Exception as error:  # the teacher's own code runs, which may raise anything
             why = str(error).partition("\n")[0][:120]
             what = f"its student of {spelled} does not run: {type(error).__name__}: {why}"

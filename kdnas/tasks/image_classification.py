@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdnas.core.data import stratified_split
-from kdnas.tasks import TASKS, Described, Task
+from kdnas.tasks import TASKS, Described
+from kdnas.tasks._classification import Classification
 from kdnas.tasks._image_settings import Augmentation
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from kdnas.nn.rows import Batch, Rows
+    from kdnas.nn.rows import Batch
 
 
 MEAN, DEVIATION = "channel_mean", "channel_std"
@@ -27,20 +27,10 @@ MEAN, DEVIATION = "channel_mean", "channel_std"
 
 
 @TASKS.register
-class ImageClassification(Task):
+class ImageClassification(Classification):
     """Images [B, C, H, W], uint8 as they are stored; the score is the share of them that are right."""
 
     Views = Augmentation
-
-    def split(self, targets: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return sorted places (kept, carved) of samples with these labels [N], every class shared out alike."""
-        return stratified_split(targets, share, seed)
-
-    def draw(self, targets: np.ndarray, share: float, seed: int) -> np.ndarray:
-        """Return the sorted places of a `share` in (0, 1] of the samples. Every class has a part in it."""
-        left, drawn = self.split(targets, share, seed)
-        only = left[~np.isin(targets[left], targets[drawn])]
-        return np.union1d(drawn, only)
 
     def plain(self, batch: Batch) -> Batch:
         """Return the images as floats in 0..255."""
@@ -101,21 +91,6 @@ class ImageClassification(Task):
         """
         pixels = None if size is None else self.spec.at(size).image_size
         return normalised(network, data.statistics[MEAN], data.statistics[DEVIATION], pixels)
-
-    def tally(self, rows: Rows) -> Tensor:
-        """Return (how many images are right, how many there are), float64."""
-        import torch
-
-        right = (rows.logits.argmax(dim=1) == rows.targets).sum()
-        return torch.stack([right, torch.full_like(right, len(rows.targets))]).double()
-
-    def score(self, tally: Tensor) -> float:
-        """Return the accuracy, in [0, 1]."""
-        return float(tally[0]) / float(tally[1])
-
-    def worst(self, targets: np.ndarray) -> float:
-        """Return the accuracy of always answering the largest class."""
-        return float(np.bincount(targets).max() / len(targets))
 
 
 def normalised(

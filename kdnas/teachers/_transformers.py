@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
+from kdnas.core.text import TokenData
 from kdnas.errors import Problem, TeacherError
 from kdnas.teachers._loading import require
+from kdnas.tokenizing import TOKENIZER_FILE, Tokenizer
+
+_PROBED = 8
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,32 @@ def load_transformer(auto: str, model: str, data_root: Path, revision: str = "ma
         ) from error
     _refuse_gaps(found, source)
     return Loaded(network.float(), library, source, options, folder if folder.is_dir() else None)
+
+
+def spread(count: int) -> np.ndarray:
+    """Return the places of a few of `count` samples that tell how a network answers."""
+    return np.linspace(0, count - 1, min(_PROBED, count)).astype(np.int64)
+
+
+def check_tokens(loaded: Loaded, data: TokenData) -> None:
+    """Raise TeacherError where the model does not read the data's tokens, with everything that does not fit."""
+    config = loaded.network.config
+    problems = []
+    rows = int(config.vocab_size)  # type: ignore[union-attr, arg-type]
+    if rows != data.vocabulary:
+        what = f"it has embeddings for {rows:,} tokens, and the data's tokenizer has {data.vocabulary:,}"
+        problems.append(Problem("teacher", what, "data.tokenizer: the teacher's folder"))
+    elif loaded.folder is not None and (loaded.folder / TOKENIZER_FILE).is_file():
+        own, used = Tokenizer(loaded.folder), Tokenizer(data.tokenizer)
+        if own.fingerprint != used.fingerprint:
+            what = "its folder has another tokenizer than the one that read the data"
+            problems.append(Problem("teacher", what, "data.tokenizer: the teacher's folder"))
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if isinstance(positions, int) and positions < data.length:
+        what = f"it takes {positions} tokens, and the data's {data.task.samples} have {data.length}"
+        problems.append(Problem("teacher", what, f"data.length: {positions}"))
+    if problems:
+        raise TeacherError(problems)
 
 
 def _refuse_gaps(found: dict[str, Any], source: str) -> None:

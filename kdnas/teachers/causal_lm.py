@@ -15,10 +15,8 @@ from kdnas.nn.pieces import LogitsOf
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import fingerprint
 from kdnas.teachers._loading import MAYBE_SEEN
-from kdnas.teachers._transformers import Loaded, load_transformer
-from kdnas.tokenizing import TOKENIZER_FILE, Tokenizer
+from kdnas.teachers._transformers import check_tokens, load_transformer, spread
 
-_PROBED = 8
 _PLACES = 4
 """Of a probe, whose answers are sketched."""
 
@@ -41,9 +39,9 @@ def causal_lm(context: TeacherContext, *, model: str, revision: str = "main") ->
         raise TeacherError(Problem("teacher", what, "data: {type: text_corpus, ...}"))
     loaded = load_transformer("AutoModelForCausalLM", model, context.data_root, revision)
     network = loaded.network
-    _check_tokens(loaded, data)
+    check_tokens(loaded, data)
     module = LogitsOf(network, use_cache=False).eval().requires_grad_(False).to(context.device)
-    tokens = torch.from_numpy(np.asarray(data.train.inputs["tokens"][_spread(len(data.train))], dtype=np.int64))
+    tokens = torch.from_numpy(np.asarray(data.train.inputs["tokens"][spread(len(data.train))], dtype=np.int64))
     with exact_arithmetic(), torch.no_grad():
         answers = module(tokens.to(context.device))[:, :: max(1, data.length // _PLACES)]
     if not torch.isfinite(answers).all():
@@ -67,28 +65,3 @@ def causal_lm(context: TeacherContext, *, model: str, revision: str = "main") ->
             folder=loaded.folder,
         ),
     )
-
-
-def _spread(count: int) -> np.ndarray:
-    return np.linspace(0, count - 1, min(_PROBED, count)).astype(np.int64)
-
-
-def _check_tokens(loaded: Loaded, data: CorpusData) -> None:
-    """Raise TeacherError where the model does not read the data's tokens, with everything that does not fit."""
-    config = loaded.network.config
-    problems = []
-    rows = int(config.vocab_size)  # type: ignore[union-attr, arg-type]
-    if rows != data.vocabulary:
-        what = f"it has embeddings for {rows:,} tokens, and the data's tokenizer has {data.vocabulary:,}"
-        problems.append(Problem("teacher", what, "data.tokenizer: the teacher's folder"))
-    elif loaded.folder is not None and (loaded.folder / TOKENIZER_FILE).is_file():
-        own, used = Tokenizer(loaded.folder), Tokenizer(data.tokenizer)
-        if own.fingerprint != used.fingerprint:
-            what = "its folder has another tokenizer than the one that read the data"
-            problems.append(Problem("teacher", what, "data.tokenizer: the teacher's folder"))
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if isinstance(positions, int) and positions < data.length:
-        what = f"it takes {positions} tokens, and the data's blocks have {data.length}"
-        problems.append(Problem("teacher", what, f"data.length: {positions}"))
-    if problems:
-        raise TeacherError(problems)

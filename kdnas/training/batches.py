@@ -6,6 +6,7 @@ Shapes: B batch, N samples.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,10 @@ from kdnas.tasks import task_of
 _CHUNK_BYTES = 64 << 20
 _MEMORY_ASSUMED = 2 << 30
 """Bytes, on a system that does not tell what is free."""
+_BUCKET = 32
+"""Samples of like length that stay together."""
+_SORTED_TOGETHER = 64
+"""Buckets that are sorted by length at a time: more would make the batches of all epochs alike."""
 
 
 class Batches:
@@ -118,8 +123,30 @@ class Batches:
             stop = min(start + batch_size, len(self))
             yield self.task.plain(self._fetch(np.arange(start, stop), torch.arange(start, stop, device=self.device)))
 
+    @cached_property
+    def _lengths(self) -> np.ndarray | None:
+        """How much of each sample is no padding, int64 [N]; None where samples have none."""
+        masks = [a for a, taken in zip(self._arrays, self.data.task.inputs, strict=True) if taken.kind == "mask"]
+        if not masks:
+            return None
+        rows = max(1, _CHUNK_BYTES // max(1, np.asarray(masks[0][:1]).nbytes))
+        parts = [self.indices[start : start + rows] for start in range(0, len(self), rows)]
+        return np.concatenate([np.asarray(masks[0][part]).sum(axis=1, dtype=np.int64) for part in parts])
+
     def _order(self, epoch: int, seed: int) -> np.ndarray:
-        return np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(len(self))
+        rng = np.random.default_rng(derive_seed(seed, "order", epoch))
+        order = rng.permutation(len(self))
+        return order if self._lengths is None else bucketed(order, self._lengths, rng)
+
+    def grouped(self, *, batch_size: int) -> Iterator[Batch]:
+        """Yield every sample once, as it is: those of like length together where samples have padding."""
+        if self._lengths is None:
+            yield from self.ordered(batch_size=batch_size)
+            return
+        order = np.argsort(self._lengths, kind="stable")
+        for start in range(0, len(self), batch_size):
+            part = order[start : start + batch_size]
+            yield self.task.plain(self._fetch(part, torch.from_numpy(part).to(self.device)))
 
     def _fetch(self, positions: np.ndarray, places: Tensor) -> Batch:
         """Return samples as they are stored, on the device; `places` are `positions` there."""
@@ -139,6 +166,20 @@ class Batches:
             chunk = np.asarray(array[self.indices[start : start + count]])
             kept[start : start + len(chunk)] = torch.from_numpy(chunk)
         return kept
+
+
+def bucketed(order: np.ndarray, lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the places `order` int64 [N] with samples of like length, of `lengths` [N], next to each other.
+
+    Stretches of the order are sorted, cut into buckets, and those are shuffled: little of a batch is padding, and
+    batches of different epochs still differ.
+    """
+    stretch = _BUCKET * _SORTED_TOGETHER
+    parts = [order[start : start + stretch] for start in range(0, len(order), stretch)]
+    ordered = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+    buckets = np.array_split(ordered, range(_BUCKET, len(ordered), _BUCKET))
+    shuffled = rng.permutation(len(buckets) - 1)  # the last one, which may be smaller, stays the last
+    return np.concatenate([*(buckets[index] for index in shuffled), buckets[-1]])
 
 
 def batches_in(samples: int, batch_size: int) -> int:

@@ -28,7 +28,7 @@ def evaluate(network: nn.Module, batches: Batches, training: Training, *, batch_
     tallies: list[torch.Tensor] = []
     try:
         with torch.inference_mode():
-            for batch in batches.ordered(batch_size=batch_size or evaluation_batch(task.spec, batches.device)):
+            for batch in batches.grouped(batch_size=batch_size or evaluation_batch(task.spec, batches.device)):
                 inputs = batch.laid_out
                 with torch.autocast(batches.device.type, dtype=torch.bfloat16, enabled=bfloat16):
                     logits = network(*inputs)

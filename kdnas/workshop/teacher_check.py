@@ -440,7 +440,7 @@ def answers_to(module: nn.Module, batches: Batches, outputs: str, *, bfloat16: b
     rows: list[torch.Tensor] = []
     module.eval()
     with torch.inference_mode():
-        for batch in batches.ordered(batch_size=evaluation_batch(batches.task.spec, batches.device)):
+        for batch in batches.grouped(batch_size=evaluation_batch(batches.task.spec, batches.device)):
             with torch.autocast(batches.device.type, dtype=torch.bfloat16, enabled=bfloat16):
                 said = module(*batch.laid_out)
             logits = said.float()

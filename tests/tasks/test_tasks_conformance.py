@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kdnas.core.data import Data, Samples
-from kdnas.core.text import CorpusData
+from kdnas.core.text import CorpusData, Mask, Padded, Sequences, TextData
 from kdnas.tasks.image_classification import ImageClassification
 from kdnas.testing import TaskConformance, suites
 from kdnas.testing.tasks import COUNT
@@ -20,7 +20,17 @@ def _blocks(self: TaskConformance, kind: str) -> Data:
     return CorpusData("random", (), part, part, "f", kind=kind, **stated)
 
 
-globals().update(suites(TaskConformance, language_modelling={"data": _blocks}))
+def _texts(self: TaskConformance, kind: str) -> Data:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 12, COUNT)
+    lengths[0] = 12
+    stops = np.cumsum(lengths)
+    sequences = Sequences(rng.integers(1, 11, stops[-1], dtype=np.uint16), stops - lengths, stops)
+    part = Samples({"tokens": Padded(sequences, 12), "mask": Mask(sequences, 12)}, np.arange(COUNT) % 4)
+    return TextData("random", tuple("abcd"), part, part, "f", tokenizer=Path(), vocabulary=11, length=12, kind=kind)
+
+
+globals().update(suites(TaskConformance, language_modelling={"data": _blocks}, text_classification={"data": _texts}))
 
 
 class _Mirrored(ImageClassification):

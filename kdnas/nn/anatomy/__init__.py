@@ -6,22 +6,23 @@ A member reads networks of its kind and lists their axes and removable blocks as
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from kdnas.nn.anatomy._roles import LayerRoles
-from kdnas.nn.cutting import Anatomy
+from kdnas.nn.cutting import Anatomy, Example
 from kdnas.registry import Registry
 
-ANATOMIES: Registry[Callable[[nn.Module, Tensor], Anatomy | None]] = Registry("anatomy", __name__)
+ANATOMIES: Registry[Callable[[nn.Module, Any], Anatomy | None]] = Registry("anatomy", __name__)
 """Members: `function(network, example) -> Anatomy`, None where the network is of another kind.
 
-`example` is a batch of two inputs that the network can be run on."""
+`example` is a batch of two samples that the network can be run on: its input, or a tuple of several."""
 _LAST = "convnet"
 """Asked when nobody else knows the network: transformers have convolutions, too."""
 
 
-def read_anatomy(network: nn.Module, example: Tensor) -> Anatomy:
+def read_anatomy(network: nn.Module, example: Example) -> Anatomy:
     """Return the anatomy of `network`. Raises ValueError, saying what was looked for, where no kind knows it."""
     for name in sorted(ANATOMIES.names(), key=lambda name: (name == _LAST, name)):
         found = ANATOMIES.get(name)(network, example)

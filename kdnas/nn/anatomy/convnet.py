@@ -29,6 +29,8 @@ def convnet(network: nn.Module, example: Tensor) -> Anatomy | None:
     """Read a convolutional network: its groups of tied channels, and the residual blocks that may be left out."""
     if not any(isinstance(module, _CONVOLUTIONS) for module in network.modules()):
         return None
+    if not isinstance(example, Tensor):  # no network of images takes several inputs
+        return None
     axes, uncut = _channels(network, example)
     depths = _depths(network, example)
     return Anatomy("convnet", tuple(_placed(axes, depths, network)), tuple(depths), tuple(uncut))

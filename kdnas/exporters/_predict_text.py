@@ -1,0 +1,215 @@
+"""predict.py for texts: it reads them by the tokenizer beside it, and asks the network that lies there too.
+
+It is run and compared in a process of its own, as that for pictures is.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kdnas.core.preprocessing import TextPreprocessing
+from kdnas.errors import ExportError
+from kdnas.exporters import TrainedStudent
+from kdnas.exporters._alone import run_alone
+from kdnas.exporters._probe import reference_logits
+from kdnas.tokenizing import TOKENIZER_FILE, Encoded, Tokenizer
+
+SCRIPT = "predict.py"
+_TOLERANCE = 1e-4
+"""The largest difference of a probability."""
+_PROBES = 3
+
+_TEXT = '''"""Labels texts with the network beside this script. It needs tokenizers, NumPy and {packages}.
+
+    python predict.py "a fine piece of work"          label a text, or several; --help says more
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+FOLDER = Path(__file__).resolve().parent
+PREPROCESSING = json.loads((FOLDER / "preprocessing.json").read_text(encoding="utf-8"))
+INPUTS = {inputs}
+
+
+def open_tokenizer():
+    """Return what makes tokens of a text: long ones are cut off, as in training. Needs tokenizers."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(PREPROCESSING["length"])
+    return tokenizer
+
+
+def read(tokenizer, text):
+    """Return what the network takes, int64 [1, T] each, from a text; a tab stands between two texts in a row."""
+    found = tokenizer.encode(*text.split("\\t", 1)) if "segments" in INPUTS else tokenizer.encode(text)
+    given = {{"tokens": found.ids, "mask": found.attention_mask, "segments": found.type_ids}}
+    return [np.array([given[name]], dtype=np.int64) for name in INPUTS]
+{loaders}
+
+NETWORKS = {{{networks}}}
+
+
+def label(text, tokenizer, logits_of, top, as_json):
+    """Print the likeliest classes of one text."""
+    logits = logits_of(read(tokenizer, text))[0]
+    raised = np.exp(logits - logits.max())
+    named = zip((raised / raised.sum()).tolist(), PREPROCESSING["class_names"], strict=True)
+    ranked = sorted(named, key=lambda pair: -pair[0])[:top]
+    if as_json:
+        classes = [{{"class": name, "probability": probability}} for probability, name in ranked]
+        print(json.dumps({{"text": text, "classes": classes}}), flush=True)
+    else:
+        shares = ", ".join(f"{{name}} {{100 * probability:.1f}} %" for probability, name in ranked)
+        print(f"{{text}}: {{shares}}", flush=True)
+
+
+def main():
+    """Label the texts that are named, or those on the lines of the standard input."""
+    beside = [name for name in NETWORKS if (FOLDER / name).exists()]
+    classes = len(PREPROCESSING["class_names"])
+    parser = argparse.ArgumentParser(description=f"Labels texts with one of {{classes}} classes.")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text; without any, each line of the standard input")
+    parser.add_argument("--network", choices=beside, default=beside[0], help="the file that is asked (%(default)s)")
+    parser.add_argument("--top", type=int, metavar="N", default=3, help="classes a text, the likeliest first (3)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a text")
+    arguments = parser.parse_args()
+    tokenizer, logits_of = open_tokenizer(), NETWORKS[arguments.network]()
+    for text in arguments.texts or (line.rstrip("\\n") for line in sys.stdin):
+        label(text, tokenizer, logits_of, arguments.top, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
+'''
+
+_STUDENT = '''
+
+def load_student():
+    """Return the network of student.py, a function: its inputs to logits [B, K]. Needs PyTorch."""
+    import runpy
+
+    import torch
+
+    code = runpy.run_path(str(FOLDER / "student.py"))
+    network = code["load_student"](FOLDER / "student.safetensors")
+
+    @torch.no_grad()
+    def logits_of(inputs):
+        return code["logits_of"](network, *map(torch.from_numpy, inputs)).numpy()
+
+    return logits_of
+'''
+
+_ONNX = '''
+
+def load_onnx():
+    """Return the network of student.onnx, a function: its inputs to logits [B, K]. Needs onnxruntime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(FOLDER / "student.onnx", providers=["CPUExecutionProvider"])
+
+    def logits_of(inputs):
+        return session.run(["logits"], dict(zip(INPUTS, inputs, strict=True)))[0]
+
+    return logits_of
+'''
+
+_OPENVINO = '''
+
+def load_openvino():
+    """Return the network of student.xml, a function: its inputs to logits [B, K]. Needs openvino."""
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    network = openvino.Core().compile_model(FOLDER / "student.xml", "CPU", settings)
+
+    def logits_of(inputs):
+        return network(dict(zip(INPUTS, inputs, strict=True)))["logits"]
+
+    return logits_of
+'''
+
+
+@dataclass(frozen=True)
+class _TextLoader:
+    """What the script holds for one kind of network."""
+
+    function: str
+    needs: str
+    text: str
+    unneeded: tuple[str, ...] = ()
+
+
+_LOADERS = {
+    "student.py": _TextLoader("load_student", "PyTorch", _STUDENT),
+    "student.onnx": _TextLoader("load_onnx", "onnxruntime", _ONNX, ("torch",)),
+    "student.xml": _TextLoader("load_openvino", "openvino", _OPENVINO, ("torch",)),
+}
+
+
+def write_text_predict(student: TrainedStudent, folder: Path) -> tuple[str, ...]:
+    """Write predict.py for every network that lies in `folder`, and the tokenizer, and return their names.
+
+    There is none where no tokenizer is known, nor for a language model.
+    """
+    there = [file for file in _LOADERS if (folder / file).exists()]
+    source = student.tokenizer / TOKENIZER_FILE if student.tokenizer is not None else None
+    if source is None or not source.is_file() or student.spec.rows > 1 or not there:
+        return ()
+    shutil.copyfile(source, folder / TOKENIZER_FILE)
+    (folder / SCRIPT).write_text(_script(student, there), encoding="utf-8")
+    return TOKENIZER_FILE, SCRIPT
+
+
+def _script(student: TrainedStudent, files: Sequence[str]) -> str:
+    loaders = [_LOADERS[file] for file in files]
+    return _TEXT.format(
+        packages=" or ".join(loader.needs for loader in loaders),
+        inputs=tuple(taken.name for taken in student.spec.inputs),
+        loaders="".join(loader.text for loader in loaders).rstrip("\n"),
+        networks=", ".join(f'"{file}": {_LOADERS[file].function}' for file in files),
+    )
+
+
+def check_text_predict(student: TrainedStudent, folder: Path, file: str) -> None:
+    """Raise ExportError unless predict.py, run alone with the network `file`, labels texts as the student does."""
+    given, script = student.preprocessing, folder / SCRIPT
+    if not script.is_file() or student.tokenizer is None or not isinstance(given, TextPreprocessing):
+        return
+    tokenizer, loader = Tokenizer(student.tokenizer), _LOADERS[file]
+    drawn = torch.randint(0, tokenizer.size, (_PROBES, 12), generator=torch.Generator().manual_seed(0)).tolist()
+    texts = [" ".join(tokenizer.decode(one).split()).lstrip("-") or "a text" for one in drawn]
+    options = ["--json", "--top", len(given.class_names), "--network", file]
+    with tempfile.TemporaryDirectory(prefix="kdnas-export-") as scratch:
+        absent = loader.unneeded
+        printed = run_alone(
+            script, *options, "--", *texts, folder=Path(scratch), absent=absent, threads="torch" not in absent
+        )
+    for line, text in zip(printed.splitlines(), texts, strict=True):
+        found = {entry["class"]: entry["probability"] for entry in json.loads(line)["classes"]}
+        wanted = reference_logits(student, *_tokens(student, tokenizer, text, given.length)).softmax(1)[0].tolist()
+        for name, probability in zip(given.class_names, wanted, strict=True):
+            if not abs(found.get(name, -1.0) - probability) <= _TOLERANCE:
+                raise ExportError(f"{SCRIPT}: for {name} {file} gives {found.get(name)}, the student {probability}")
+
+
+def _tokens(student: TrainedStudent, tokenizer: Tokenizer, text: str, length: int) -> list[torch.Tensor]:
+    one: Encoded = tokenizer.encode([text], length)[0]
+    parts = {"tokens": list(one.ids), "mask": [1] * len(one.ids), "segments": list(one.segments)}
+    return [torch.tensor([parts[taken.name]]) for taken in student.spec.inputs]

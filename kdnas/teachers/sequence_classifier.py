@@ -1,0 +1,97 @@
+"""A text classifier of Hugging Face transformers, from a local folder or the hub."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdnas.core.answers import sketch
+from kdnas.core.text import TextData
+from kdnas.errors import Problem, TeacherError
+from kdnas.nn.attention import attention_layers
+from kdnas.nn.exact import exact_arithmetic
+from kdnas.nn.origin import Entrance, Origin
+from kdnas.nn.pieces import ClassLogitsOf
+from kdnas.teachers import TEACHERS, Teacher, TeacherContext
+from kdnas.teachers._adapting import fingerprint
+from kdnas.teachers._class_names import ClassNames, class_order, naming_of
+from kdnas.teachers._loading import MAYBE_SEEN
+from kdnas.teachers._transformers import check_tokens, load_transformer, spread
+
+_CALLED = {"tokens": "input_ids", "mask": "attention_mask", "segments": "token_type_ids"}
+"""What transformers calls the task's inputs."""
+
+
+@TEACHERS.register
+def sequence_classifier(
+    context: TeacherContext, *, model: str, revision: str = "main", class_names: ClassNames = None
+) -> Teacher:
+    """A transformers text classifier: a folder under the data root, or a hub id. Weights are safetensors only.
+
+    The data must have been read by its own tokenizer, `data: {tokenizer: FOLDER}`. Logits are put in the data's class
+    order where the model names its classes. No code of the model's repository runs. Raises TeacherError.
+
+    Args:
+        context: What the study hands over.
+        model: A folder under the data root, or a hub id.
+        revision: Branch, tag or commit of a hub id.
+        class_names: The names of the network's classes, in its own order, where its config does not say.
+    """
+    data = context.data
+    if not isinstance(data, TextData):
+        what = f"it classifies texts, and the data {data.name} are {data.task.samples}"
+        raise TeacherError(Problem("teacher", what, "data: {type: text_table, ...}"))
+    loaded = load_transformer("AutoModelForSequenceClassification", model, context.data_root, revision)
+    network: Any = loaded.network
+    check_tokens(loaded, data)
+    labels = network.config.id2label
+    if len(labels) < 2:
+        raise TeacherError(Problem("teacher", "it answers with one number, as a regression does", "a classifier"))
+    known = tuple(str(labels[index]) for index in range(len(labels)))
+    naming = naming_of(class_names, (known, "its config's id2label"))
+    order, named = class_order(naming, data, len(labels))
+    names = _inputs(network, [taken.name for taken in data.task.inputs])
+    module = ClassLogitsOf(network, len(names), order).eval().requires_grad_(False).to(context.device)
+    probe = [np.asarray(data.train.inputs[taken.name][spread(len(data.train))]) for taken in data.task.inputs]
+    with exact_arithmetic(), torch.no_grad():
+        answers = module(*(torch.from_numpy(one.astype(np.int64)).to(context.device) for one in probe))
+    if not torch.isfinite(answers).all():
+        raise TeacherError(Problem("teacher", "the network gives NaN or infinite logits on the data's first texts"))
+    linear = [name for name, part in module.named_modules() if _answers(part, len(labels))]
+    return Teacher(
+        model,
+        module,
+        tuple(layer.path for layer in attention_layers(module)),
+        linear[-1] if linear else None,
+        fingerprint(network, {"sequence_classifier": type(network).__name__, "order": order}),
+        (MAYBE_SEEN, *named),
+        answers=sketch(answers.cpu().numpy()),
+        origin=Origin(
+            "transformers",
+            type(network).__name__,
+            network.config.to_diff_dict(),
+            config=type(network.config).__name__,
+            inputs=names,
+            entrance=None if order is None else Entrance((), (), classes=tuple(order), outputs=len(labels)),
+            folder=loaded.folder,
+        ),
+    )
+
+
+def _inputs(network: nn.Module, given: list[str]) -> tuple[str, ...]:
+    """Return what the network calls the inputs that it takes: those of the task, without segments that it knows not."""
+    takes = [name for name in inspect.signature(network.forward).parameters if name != "self"]
+    wanted = [_CALLED[name] for name in given]
+    names = wanted if set(wanted) <= set(takes) else wanted[:2]
+    if takes[: len(names)] != names:
+        what = f"a {type(network).__name__} takes {', '.join(takes[:3])} first, not {', '.join(names)}"
+        raise TeacherError(Problem("teacher", what, "a classifier of the BERT kind"))
+    return tuple(names)
+
+
+def _answers(part: nn.Module, classes: int) -> bool:
+    return isinstance(part, nn.Linear) and part.out_features == classes
