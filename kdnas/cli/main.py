@@ -112,6 +112,9 @@ def _answer(arguments: Sequence[str]) -> int:
     try:
         build_app()(list(arguments), prog_name="kdnas")
     except SystemExit as finished:
+        if told := _blamed(finished):
+            _complain(told)
+            return 2
         return finished.code if isinstance(finished.code, int) else int(finished.code is not None)
     except KeyboardInterrupt:
         return 130
@@ -128,10 +131,24 @@ def _answer(arguments: Sequence[str]) -> int:
         _complain(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
         return 1
     except Exception as error:
-        if not _show_traceback():
+        shown, told = _show_traceback(), _blamed(error)
+        if told:
+            _complain(told)
+            return 2
+        if not shown:
             _complain(f"internal error: {type(error).__name__}: {error} (set KDNAS_DEBUG=1 for the traceback)")
         return 1
     return 0
+
+
+def _blamed(error: BaseException) -> str:
+    """Return that code of the user's own fails, and in which line; empty where it has no part in `error`."""
+    if "kdnas.user_code" not in sys.modules:  # then none has run
+        return ""
+    from kdnas.user_code import blamed
+
+    told = blamed(error)
+    return f"code of your own fails: {told}" if told else ""
 
 
 def _show_version(asked: bool) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from kdnas.core.words import printable
 from kdnas.errors import InputError, RunError, RunFolderError, TrialError
 from kdnas.executors import Evaluate
+from kdnas.user_code import blamed
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -33,7 +34,7 @@ def answer(evaluate: Evaluate[Any, Any], job: Any) -> Answer:
     except MemoryError:
         return "failure", "out of memory"
     except BaseException as error:  # `exit()` in a user's function too
-        return "crash", printable(_told(error))
+        return "crash", printable(blamed(error) or _told(error))
 
 
 def opened(

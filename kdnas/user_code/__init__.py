@@ -179,13 +179,29 @@ def _by_library(name: str, before: Mapping[str, ModuleType]) -> bool:
     return any("site-packages" in file for file in files)
 
 
+def blamed(error: BaseException) -> str:
+    """Return what was raised and the line of a user's file that it came through; empty where it came through none."""
+    frames = traceback.walk_tb(error.__traceback__)
+    own = [
+        traceback.FrameSummary(frame.f_code.co_filename, line, frame.f_code.co_name)
+        for frame, line in frames
+        if _imports.is_own(frame.f_globals)
+    ]
+    return _sentence(error, own) if own else ""
+
+
 def _told(error: BaseException, folders: Sequence[Path]) -> str:
     """Return what was raised and, where it was raised in a user's file, the line of that file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return _sentence(error, [frame for frame in frames if _imports.is_users(frame.filename, folders)])
+
+
+def _sentence(error: BaseException, own: Sequence[traceback.FrameSummary]) -> str:
+    """Return what was raised, and the last of the user's `own` frames that it came through."""
     said = _imports.without_prefix(str(error)) or "without a message"
     if isinstance(error, SystemExit):
         said = f"{error.code}: " if error.code is not None else ""
         said += "it ends the program instead of going on"
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _imports.is_users(frame.filename, folders)]
     if not own:
         return f"{type(error).__name__}: {said}"
     where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}"

@@ -105,6 +105,11 @@ def is_users(file: str, folders: Sequence[Path]) -> bool:
     return not _INSTALLED & set(path.parts) and any(path.is_relative_to(folder) for folder in folders)
 
 
+def is_own(namespace: Mapping[str, Any]) -> bool:
+    """Return whether these globals are those of a user's module."""
+    return str(namespace.get("__name__", "")).startswith(_PREFIX)
+
+
 def without_prefix(text: str) -> str:
     """Return a message with the user's modules as the user calls them."""
     return re.sub(rf"{re.escape(_PREFIX)}[0-9a-f]+\.", "", text)

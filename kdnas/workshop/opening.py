@@ -23,7 +23,7 @@ from kdnas.core.answers import what_differs
 from kdnas.core.arch import Arch
 from kdnas.core.data import Data
 from kdnas.core.fidelity import Start
-from kdnas.core.measurement import Calibration, Measurement
+from kdnas.core.measurement import Calibration, Measurement, Price
 from kdnas.core.objective import unsound
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
@@ -393,7 +393,10 @@ class Workshop:
 
     def price(self, arch: Arch) -> dict[str, float]:
         """Return the cheap costs of `arch`."""
-        price = self.family.price(arch)
+        return self.cheap_costs(self.family.price(arch))
+
+    def cheap_costs(self, price: Price) -> dict[str, float]:
+        """Return the costs that follow from a `price` alone."""
         return {name: cost.value(price) for name, cost in self.costs.items() if isinstance(cost, CheapCost)}
 
     def measure(

@@ -23,7 +23,7 @@ from torch import nn
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.fidelity import Fidelity
-from kdnas.core.measurement import Calibration, Measurement
+from kdnas.core.measurement import Calibration, Measurement, Price
 from kdnas.core.objective import Quantity, breaches
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
@@ -239,7 +239,8 @@ class Distil(Evaluator):
             )
         calibrated = {name: cost.calibrate(workshop.data.task) for name, cost in workshop.measured_costs.items()}
         self.calibrate(learn_tables(workshop.costs, space, workshop.family, calibrated, seed=config.seed, say=say))
-        costs = {
+        whole = Price(round(teacher.values["macs"]), round(teacher.values["params"]))
+        costs = workshop.cheap_costs(whole) | {
             name: cost.measure(workshop.teacher.module, workshop.data.task, self.calibrations[name]).value
             for name, cost in workshop.measured_costs.items()
         }
