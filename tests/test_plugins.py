@@ -187,6 +187,23 @@ def test_plugins_of_somebody_elses_run_do_not_run_until_it_is_trusted(folder: Pa
     assert main(["validate", run]) == 0  # remembered, whatever the data root
 
 
+def test_what_a_plugin_raises_while_it_works_is_told_by_its_line(folder: Path, tmp_path: Path, capfd) -> None:
+    code = folder / "parts" / "runs.py"
+    sound = code.read_text()
+    fails = (
+        "class Fails(optuna.samplers.RandomSampler):\n    def sample_relative(self, *rest): return {}[1]\n\n\ndef draws"
+    )
+    code.write_text(sound.replace("def draws", fails).replace("return optuna.samplers.RandomSampler", "return Fails"))
+    assert main(["search", str(folder), "--out", str(tmp_path / "sampler")]) == 2
+    line = code.read_text().splitlines().index("    def sample_relative(self, *rest): return {}[1]") + 1
+    told = [text for text in capfd.readouterr().err.splitlines() if "error" in text]
+    assert told == [f"error: code of your own fails: KeyError: 1 (runs.py, line {line}, in sample_relative)"]
+    code.write_text(sound.replace("def __call__(self, job):", "def __call__(self, job):\n        {}['x']"))
+    assert main(["search", str(folder), "--out", str(tmp_path / "evaluator")]) == 1  # every trial failed
+    line = code.read_text().splitlines().index("        {}['x']") + 1
+    assert f"for this reason (3 of 3): KeyError: 'x' (runs.py, line {line}, in __call__)" in capfd.readouterr().err
+
+
 def test_a_studys_own_members_are_listed_with_their_options(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "costs", "--study", str(folder)]) == 0
     out = capfd.readouterr().out
