@@ -30,6 +30,7 @@ from typing import Any, Generic, TypeVar
 import pydantic
 from pydantic_core import ErrorDetails
 
+from kdnas.core.words import without_password
 from kdnas.errors import ConfigError, KdnasError, Problem
 from kdnas.plugins import SPELLING, is_plugin, load_plugin, short_name
 
@@ -203,7 +204,9 @@ def validation_problems(error: pydantic.ValidationError, model: type[pydantic.Ba
         elif item["type"] == "missing":
             problems.append(Problem(where, "is required"))
         else:
-            wrong.setdefault(where, []).append((len(item["loc"]), repr(item["input"])[:80], _in_words(item)))
+            wrong.setdefault(where, []).append(
+                (len(item["loc"]), without_password(repr(item["input"]))[:80], _in_words(item))
+            )
     for where, found in wrong.items():
         # Of several types that a value may have, the one whose inside is complained of is the one that is meant.
         deepest = max(depth for depth, _, _ in found)

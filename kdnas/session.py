@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,13 +11,16 @@ from kdnas.controller.events import Note, Observer, Ready
 from kdnas.controller.preparation import prepare_study
 from kdnas.controller.queue import HandMade, enqueue
 from kdnas.controller.runner import Search
-from kdnas.errors import KdnasError, RunError
+from kdnas.errors import KdnasError, Problem, RunError, RunFolderError
 from kdnas.plan.exporting import export_folder, export_student, wanted_export
 from kdnas.record.front import failure, front, pick
+from kdnas.record.lock import read_config
 from kdnas.record.products import is_current, lost_products, note_products
 from kdnas.record.records import RunRecord
-from kdnas.record.run_folder import controller_lock
+from kdnas.record.run_folder import LOCK_FILE
+from kdnas.record.storage import run_held
 from kdnas.report.page import write_report
+from kdnas.study.config import StudyConfig
 from kdnas.study.loading import LoadedStudy
 from kdnas.workshop.opening import cache_dir, resolve_device
 
@@ -35,7 +39,8 @@ def search_study(
     `on_end` gets the run and the files that were written, none where everything was done before. Raises InputError
     where something is wrong before anything is trained, RunError where every student failed.
     """
-    with controller_lock(folder):
+    study = dataclasses.replace(study, config=_where_it_is_kept(study.config, folder))
+    with run_held(folder, study.config):
         opened = prepare_study(
             study,
             folder,
@@ -66,6 +71,17 @@ def search_study(
         if failed := failure(run):
             raise RunError(failed)
         return run
+
+
+def _where_it_is_kept(config: StudyConfig, folder: Path) -> StudyConfig:
+    """Return `config` with the storage of the run that is in `folder`. Raises RunFolderError where it is another."""
+    if not (folder / LOCK_FILE).exists():
+        return config
+    own = read_config(folder).get("storage")
+    if config.storage not in (None, own):
+        what = f"its trials are kept in {own or 'the folder'}, not in {config.storage}"
+        raise RunFolderError(Problem(str(folder), what))
+    return config.model_copy(update={"storage": own})
 
 
 def _is_current(run: RunRecord, observe: Observer) -> bool:

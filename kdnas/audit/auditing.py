@@ -34,7 +34,7 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError, Problem
 from kdnas.executors import Finished
 from kdnas.record.records import AuditTraining, Result, RunRecord, TrialRecord
-from kdnas.record.storage import Record, refreshed
+from kdnas.record.storage import Record, record_of, refreshed
 from kdnas.study.config import StudyConfig
 from kdnas.study.loading import LoadedStudy
 from kdnas.training.recipe import Distillation
@@ -224,7 +224,7 @@ def run_audit(
 def restated(plan: AuditPlan) -> RunRecord:
     """Return the run with `plan`, of which nothing is left to train, as its last audit. The caller holds the lock."""
     run = plan.run
-    record = Record.open(run.folder, run.config.name, run.objectives)
+    record = record_of(run)
     _begin(plan, record)
     return refreshed(run, record)
 

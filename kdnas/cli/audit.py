@@ -116,13 +116,13 @@ def _carry_out(plan: AuditPlan, workers: int | None, root_option: Path | None, c
     from kdnas.audit.auditing import limited, open_run, run_audit
     from kdnas.errors import KdnasError, RunError
     from kdnas.record.front import most_often
-    from kdnas.record.run_folder import controller_lock
+    from kdnas.record.storage import run_held
     from kdnas.report.page import write_report
     from kdnas.workshop import opening
 
     folder = plan.run.folder.resolve()
     progress = _Progress(console, plan.run.score)
-    with controller_lock(folder):
+    with run_held(folder, plan.run.config):
         opened = open_run(
             plan.run,
             data_root=opening.data_root(root_option).resolve(),
@@ -148,12 +148,12 @@ def _carry_out(plan: AuditPlan, workers: int | None, root_option: Path | None, c
 def _restate(plan: AuditPlan) -> RunRecord:
     """Return the run with this audit as its last; written only where the last was another."""
     from kdnas.audit.auditing import is_last, restated
-    from kdnas.record.run_folder import controller_lock
+    from kdnas.record.storage import run_held
     from kdnas.report.page import write_report
 
     if is_last(plan):
         return plan.run
-    with controller_lock(plan.run.folder.resolve()):
+    with run_held(plan.run.folder.resolve(), plan.run.config):
         record = restated(plan)
         write_report(record)
     return record

@@ -15,13 +15,14 @@ def command(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.", min=0, max=65535)] = 8321,
 ) -> None:
     """Serve the run's page, live and read-only, on the loopback address until Ctrl-C."""
-    from kdnas.record.storage import load_run, storage_url
+    from kdnas.record.database import database_of_run
+    from kdnas.record.storage import load_run
     from kdnas.report.dashboard import DashboardServer
 
-    load_run(run)  # A folder that is no run is refused before anything is served.
-    with DashboardServer(run, port) as server:
+    database = database_of_run(load_run(run))  # a folder that is no run is refused before anything is served
+    with DashboardServer(run, database, port) as server:
         typer.echo(f"{server.url} shows {run} and follows it; Ctrl-C stops it")
-        typer.echo(f"the same record in Optuna's own dashboard: {command_line('optuna-dashboard', storage_url(run))}")
+        typer.echo(f"the same record in Optuna's own dashboard: {command_line('optuna-dashboard', database.url)}")
         try:
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:

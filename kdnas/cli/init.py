@@ -410,6 +410,7 @@ tune:
 #   distillation.losses.0.temperature: {{low: 1.0, high: 8.0}}
 
 # --- The search.
+# storage: postgresql://user@host/database  # keeps the trials where many studies do; the run folder unless stated
 sampler: auto  # by budget and objectives; kdnas list samplers
 executor:
   type: local  # workers: one a core, or one a GPU, unless stated

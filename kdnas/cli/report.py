@@ -10,13 +10,12 @@ from kdnas.cli._options import LeaveOut, RunFolder
 def command(run: RunFolder, leave_out: LeaveOut = None) -> None:
     """Write report.html (one file, works offline), front.csv, trials.csv and front.svg into the run folder."""
     from kdnas.record.lock import read_lock
-    from kdnas.record.run_folder import controller_lock
-    from kdnas.record.storage import leave_out_damaged, load_run
+    from kdnas.record.storage import leave_out_damaged, load_run, run_held
     from kdnas.report.page import write_report
 
     if leave_out:
-        read_lock(run)  # a folder that is no run is refused before anything is made in it
-        with controller_lock(run):
+        config = read_lock(run).config  # a folder that is no run is refused before anything is made in it
+        with run_held(run, config):
             for line in leave_out_damaged(run, leave_out):
                 typer.echo(line)
     for path in write_report(load_run(run)):

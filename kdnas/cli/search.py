@@ -26,6 +26,16 @@ def command(
         int | None, typer.Option("--workers", min=1, help="Worker processes (executor.workers).")
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            "--storage",
+            metavar="URL",
+            help="Keep the trials in this PostgreSQL database, postgresql://user@host/database, which many studies may "
+            "share. The password comes from PGPASSWORD or ~/.pgpass. Default: the run folder.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads of each training (training.threads).")
     ] = None,
@@ -61,6 +71,7 @@ def command(
     settings += [f"budget.trials={trials}"] if trials is not None else []
     settings += [f"executor.workers={workers}"] if workers is not None else []
     settings += [f"device={device}"] if device is not None else []
+    settings += [f"storage={storage}"] if storage is not None else []
     settings += [f"training.threads={threads}"] if threads is not None else []
     try:
         _search(study, out, settings, enqueue or [], data_root, json, trust_code)

@@ -17,6 +17,7 @@ from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
 from kdnas.errors import RunFolderError
 from kdnas.machine import usable_cores
+from kdnas.record.database import database_of
 from kdnas.record.lock import (
     Lock,
     hashes,
@@ -86,6 +87,10 @@ def prepare_study(
     """
     locked = read_lock(folder) if (folder / LOCK_FILE).exists() else None
     config = settled_config(study.config, device, locked)
+    database = database_of(folder, config.name, config.storage)
+    if locked is None and config.storage is not None and database.exists():
+        what = f"{database.place} holds a study {config.name!r} already, of another run folder"
+        raise RunFolderError(f"{what}: search in that one, or give this study another name")
     study = dataclasses.replace(study, config=config)
     context = EvaluatorContext(
         config,
@@ -112,11 +117,13 @@ def prepare_study(
         lock = examine(study, evaluator, str(device)).lock
         write_lock(folder, lock)
     run = run_of_lock(folder, lock)
-    if not (folder / "study.db").exists():
+    if config.storage is not None:
+        observe(Note(f"its trials are kept in {database.place}"))
+    if not database.exists():
         if locked is not None and (folder / "trials.csv").exists():
-            raise RunFolderError(f"{folder} has lost its record study.db; restore it or choose another --out")
-        Record.create(folder, config.name, run.objectives)
-    record = Record.open(folder, config.name, run.objectives)
+            raise RunFolderError(f"{folder} has lost its record {database.place}; restore it or choose another --out")
+        Record.create(database, run.objectives)
+    record = Record.open(database, run.objectives)
     record.name_axes(run.objectives)
     if locked is not None and lock != locked:
         write_lock(folder, lock)  # once the record has shown itself to be this run's

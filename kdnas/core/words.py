@@ -29,6 +29,13 @@ def printable(text: str, longest: int = _LONGEST) -> str:
     return line if cut <= 0 and len(line) <= longest else f"{line[:longest].rstrip()} ... ({len(text)} characters)"
 
 
+def without_password(text: str) -> str:
+    """Return `text` with the passwords of the URLs in it left out."""
+    return re.sub(
+        r"(://[^\s:/@]*:)[^\s@]*@|(\bpassword=)[^\s&'\"]*", lambda m: f"{m[1]}***@" if m[1] else f"{m[2]}***", text
+    )
+
+
 def escaped(text: str) -> str:
     """Return `text` with control characters and lone surrogates spelled out, as names of files and classes need it."""
     return "".join(
@@ -62,7 +69,7 @@ def capitalised(text: str) -> str:
 
 def command_line(*words: str | Path) -> str:
     """Return a command that can be pasted into a shell, whatever its paths hold."""
-    return shlex.join(str(word) for word in words)
+    return shlex.join(without_password(str(word)) for word in words)
 
 
 def data_root_in_words(root: Path) -> str:

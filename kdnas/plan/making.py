@@ -49,7 +49,7 @@ from kdnas.record.front import front, most_often
 from kdnas.record.lock import space_record
 from kdnas.record.records import FrontMember, RunRecord
 from kdnas.record.run_folder import exclusively
-from kdnas.record.storage import Record
+from kdnas.record.storage import record_of
 from kdnas.students import StudentFamily
 from kdnas.training.numerics import computing
 from kdnas.training.supernet import SupernetSettings
@@ -245,7 +245,7 @@ def _space_to_shrink(run: RunRecord, member: FrontMember, family: StudentFamily)
     space = run.lock.space
     if not space.family:
         return None, f"the space {space.name} names no student family"
-    proposed = Record.open(run.folder, run.config.name, run.objectives).proposal(member.trial.number)
+    proposed = record_of(run).proposal(member.trial.number)
     own = {choice.name: proposed.get(choice.name, choice.values[0]) for choice in space.choices}
     try:
         with Unfilled():

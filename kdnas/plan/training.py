@@ -60,8 +60,8 @@ from kdnas.plan.training_folder import (
 from kdnas.plan.training_ground import open_training
 from kdnas.plugins import code_fingerprints
 from kdnas.record.lock import fingerprint, scored
-from kdnas.record.products import file_sha256, loss_of
-from kdnas.record.run_folder import exclusively, write_text
+from kdnas.record.products import loss_of
+from kdnas.record.run_folder import exclusively, file_sha256, write_text
 from kdnas.students import family_beside
 from kdnas.study.config import ExportConfig
 from kdnas.training.evaluation import evaluate

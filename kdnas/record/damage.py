@@ -6,21 +6,21 @@ closes a trial as failed with the reason, or removes what was noted of the study
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import sqlite3
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import json_to_distribution
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
+from sqlalchemy import Connection
+from sqlalchemy import text as sql
+from sqlalchemy.exc import SQLAlchemyError
 
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import unsound
@@ -28,8 +28,10 @@ from kdnas.core.words import command_line, printable
 from kdnas.errors import ConfigError, Problem, RunFolderError
 from kdnas.record.trials import audit_training, control_of, measurements_of, repeat_of, trial_record
 
+if TYPE_CHECKING:
+    from kdnas.record.database import Database
+
 _UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError)
-_LOCK_TIMEOUT_S = 60
 _SHOWN = 10
 _TEXTS = {"finished", "packing"}
 _NUMBERS = {"search_seconds", "final_epochs", "teacher_test_score", "teacher_test_accuracy"}
@@ -51,35 +53,34 @@ class Damage:
         return f"{f'trial {self.name}' if self.name.isdecimal() else f'the note {self.name!r}'}: {self.reason}"
 
 
-def refuse_damage(path: Path, study: str, objectives: Sequence[str]) -> None:
-    """Raise RunFolderError, naming each and the way to leave it out, where rows of `study` in `path` are damaged.
+def refuse_damage(database: Database, folder: Path, objectives: Sequence[str]) -> None:
+    """Raise RunFolderError, naming each and the way to leave it out, where rows of `database` are damaged.
 
-    Every complete trial has to state `objectives`.
+    Every complete trial has to state `objectives`; `folder` is the run's.
     """
-    found = find_damage(path, study, objectives)
+    found = find_damage(database, objectives)
     if not found:
         return
     names = [word for damage in found for word in ("--leave-out", damage.name)]
-    remedy = command_line("kdnas", "report", path.parent, *names)
+    remedy = command_line("kdnas", "report", folder, *names)
     what = "1 entry is" if len(found) == 1 else f"{len(found)} entries are"
     raise RunFolderError(
         [
-            *(Problem(str(path), damage.words) for damage in found[:_SHOWN]),
+            *(Problem(database.place, damage.words) for damage in found[:_SHOWN]),
             Problem(
-                str(path),
-                f"{what} damaged: restore the file, or leave them out, which closes a trial as failed: {remedy}",
+                database.place,
+                f"{what} damaged: restore it, or leave them out, which closes a trial as failed: {remedy}",
             ),
         ]
     )
 
 
-def find_damage(path: Path, study: str, objectives: Sequence[str], params: Collection[str] = ()) -> list[Damage]:
-    """Return what of `study` cannot be read; nothing where the database itself cannot, which is Optuna's to tell."""
+def find_damage(database: Database, objectives: Sequence[str], params: Collection[str] = ()) -> list[Damage]:
+    """Return what cannot be read; nothing where the database itself cannot, which is Optuna's to tell."""
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True)) as database:
-            database.execute(f"pragma busy_timeout = {1000 * _LOCK_TIMEOUT_S}")
-            rows = _Rows.read(database, study)
-    except sqlite3.Error:
+        with database.connect() as connection:
+            rows = _Rows.read(connection, database.study)
+    except SQLAlchemyError:
         return []
     trials = ((str(row[1]), _trial_problem(rows, row, objectives, params)) for row in rows.trials)
     notes = ((str(key), _note_problem(str(key), text)) for key, text in rows.notes)
@@ -87,43 +88,39 @@ def find_damage(path: Path, study: str, objectives: Sequence[str], params: Colle
 
 
 def leave_out(
-    path: Path, study: str, objectives: Sequence[str], params: Collection[str], names: Sequence[str]
+    database: Database, objectives: Sequence[str], params: Collection[str], names: Sequence[str]
 ) -> list[str]:
-    """Leave what `names` say out of `study` for good, and return in words what was done. The caller holds the run.
+    """Leave what `names` say out for good, and return in words what was done. The caller holds the run.
 
-    Raises ConfigError where one of them is not damaged, RunFolderError where the file cannot be written.
+    Raises ConfigError where one of them is not damaged, RunFolderError where the database cannot be written.
     """
-    found = {damage.name: damage for damage in find_damage(path, study, objectives, params)}
+    found = {damage.name: damage for damage in find_damage(database, objectives, params)}
     if sound := [name for name in names if name not in found]:
         allowed = ", ".join(found) or "nothing: every entry is sound"
         raise ConfigError([Problem("--leave-out", f"{name} is not damaged", allowed) for name in sound])
-    try:
-        with contextlib.closing(sqlite3.connect(path, timeout=_LOCK_TIMEOUT_S)) as database, database:
-            for name in names:
-                _remove(database, study, found[name])
-    except sqlite3.Error as error:
-        raise RunFolderError(f"{path} cannot be written: {error}") from error
+    with database.errors(), database.connect() as connection:
+        for name in names:
+            _remove(connection, database.study, found[name])
     return [f"left out {found[name].words}" for name in names]
 
 
-def _remove(database: sqlite3.Connection, study: str, damage: Damage) -> None:
-    (study_id,) = database.execute("select study_id from studies where study_name = ?", (study,)).fetchone()
+def _remove(connection: Connection, study: str, damage: Damage) -> None:
+    def run(statement: str, **values: Any) -> Any:
+        return connection.execute(sql(statement), values)
+
+    study_id = run("select study_id from studies where study_name = :name", name=study).scalar_one()
     if not damage.name.isdecimal():
-        database.execute("delete from study_user_attributes where study_id = ? and key = ?", (study_id, damage.name))
+        run("delete from study_user_attributes where study_id = :study and key = :key", study=study_id, key=damage.name)
         return
-    (trial_id,) = database.execute(
-        "select trial_id from trials where study_id = ? and number = ?", (study_id, int(damage.name))
-    ).fetchone()
+    of = "select trial_id from trials where study_id = :study and number = :number"
+    trial = run(of, study=study_id, number=int(damage.name)).scalar_one()
     for table in ("user_attributes", "system_attributes", "params", "values", "intermediate_values"):
-        database.execute(f"delete from trial_{table} where trial_id = ?", (trial_id,))
-    database.execute(
-        "update trials set state = 'FAIL', datetime_start = null, datetime_complete = null where trial_id = ?",
-        (trial_id,),
-    )
+        run(f"delete from trial_{table} where trial_id = :trial", trial=trial)
+    closed = "state = 'FAIL', datetime_start = null, datetime_complete = null"
+    run(f"update trials set {closed} where trial_id = :trial", trial=trial)
     said = json.dumps(f"left out as damaged: {damage.reason}")
-    database.execute(
-        "insert into trial_user_attributes (trial_id, key, value_json) values (?, 'set_aside', ?)", (trial_id, said)
-    )
+    row = "(trial_id, key, value_json) values (:trial, 'set_aside', :said)"
+    run(f"insert into trial_user_attributes {row}", trial=trial, said=said)
 
 
 @dataclass(frozen=True)
@@ -139,27 +136,28 @@ class _Rows:
     notes: list[tuple[str, Any]]
 
     @classmethod
-    def read(cls, database: sqlite3.Connection, study: str) -> _Rows:
-        """Raises sqlite3.Error."""
-        of = "study_id = (select study_id from studies where study_name = ?)"
+    def read(cls, connection: Connection, study: str) -> _Rows:
+        """Raises SQLAlchemyError."""
+        of = "study_id = (select study_id from studies where study_name = :study)"
+
+        def rows(query: str) -> list[Any]:
+            return [tuple(row) for row in connection.execute(sql(query), {"study": study})]
 
         def by_trial(columns: str, table: str) -> dict[int, list[Any]]:
             grouped: dict[int, list[Any]] = defaultdict(list)
-            query = (
-                f"select trial_id, {columns} from {table} where trial_id in (select trial_id from trials where {of})"
-            )
-            for trial_id, *row in database.execute(query, (study,)):
+            within = f"trial_id in (select trial_id from trials where {of})"
+            for trial_id, *row in rows(f"select trial_id, {columns} from {table} where {within}"):
                 grouped[trial_id].append(tuple(row))
             return grouped
 
         trials = "select trial_id, number, state, datetime_start, datetime_complete from trials where"
         return cls(
-            database.execute(f"{trials} {of} order by number", (study,)).fetchall(),
+            rows(f"{trials} {of} order by number"),
             by_trial("key, value_json", "trial_user_attributes"),
             by_trial("key, value_json", "trial_system_attributes"),
             by_trial("param_name, param_value, distribution_json", "trial_params"),
             by_trial("objective, value", "trial_values"),
-            database.execute(f"select key, value_json from study_user_attributes where {of}", (study,)).fetchall(),
+            rows(f"select key, value_json from study_user_attributes where {of}"),
         )
 
 
@@ -173,7 +171,8 @@ def _trial_problem(
     moments = []
     for moment in (begun, ended):
         try:
-            moments.append(None if moment is None else datetime.fromisoformat(moment))
+            known = moment is None or isinstance(moment, datetime)
+            moments.append(moment if known else datetime.fromisoformat(moment))
         except (TypeError, ValueError):
             return f"its time {moment!r} is none"
     attributes: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Where Optuna keeps the trials of a run: an SQLite file, behind what any other database would have to do.
+"""Where Optuna keeps the trials of a run: an SQLite file, or (`kdnas.record.postgres`) a PostgreSQL database.
 
 Beside it, what is taken from Optuna that it promises to nobody. Checked with Optuna 5.0; tests/record/test_database.py
 fails where one of these has gone: `Study._storage`, `storages.get_storage`, `RDBStorage.scoped_session` and `.engine`,
@@ -8,9 +8,12 @@ and the system attribute `fixed_params` (`kdnas.record.trials`), which holds wha
 from __future__ import annotations
 
 import copy
+import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Container, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -18,12 +21,15 @@ from urllib.parse import quote
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, Connection, create_engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.pool import NullPool
 
 from kdnas.errors import RunFolderError
-from kdnas.record.damage import leave_out, refuse_damage
+from kdnas.record.damage import refuse_damage
+from kdnas.record.records import RunRecord
+from kdnas.record.run_folder import file_sha256
 
 _FILE = "study.db"
 _LOCK_TIMEOUT_S = 60
@@ -50,8 +56,21 @@ class _Session(Session):
             super().close()
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one study, open."""
+
+    storage: BaseStorage
+    """As Optuna reads and writes them; trials that have ended are read once."""
+    at_once: Callable[[], AbstractContextManager[None]]
+    """Holds back what is written inside, then writes all of it; nothing on an error."""
+
+
 class Database(ABC):
-    """Where the trials of one run are kept. Every method raises RunFolderError, naming the place, where it fails."""
+    """Where the trials of the study `study` are kept. Every method raises RunFolderError, naming the place."""
+
+    def __init__(self, study: str):
+        self.study = study
 
     @property
     @abstractmethod
@@ -61,21 +80,36 @@ class Database(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """What Optuna's own tools open."""
+        """What Optuna's own tools open; it holds no password."""
 
     @abstractmethod
-    def create(self, study: str, directions: Sequence[Direction]) -> None:
-        """Make it with an empty study, whole or not at all."""
+    def exists(self) -> bool:
+        """Whether the study is there."""
 
     @abstractmethod
-    def open(self, study: str, objectives: Sequence[str]) -> RDBStorage:
-        """Return Optuna's storage of it. Nothing is written into a foreign database; damage inside is refused."""
+    def create(self, directions: Sequence[Direction]) -> None:
+        """Make the study, which is empty, whole or not at all."""
 
     @abstractmethod
-    def leave_out(
-        self, study: str, objectives: Sequence[str], params: Collection[str], names: Sequence[str]
-    ) -> list[str]:
-        """Leave the damaged trials and notes that `names` say out for good; return in words what was done."""
+    def open(self, objectives: Sequence[str]) -> Rows:
+        """Return the study's rows. Nothing is written into a foreign database; damage inside is refused."""
+
+    @abstractmethod
+    def connect(self) -> AbstractContextManager[Connection]:
+        """Return a connection to the rows as they are, whose writing is one transaction."""
+
+    @abstractmethod
+    def held(self) -> AbstractContextManager[None]:
+        """Hold the study for one controller, whatever machine the others are on; a dead one holds nothing."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Return a hash of what is kept, empty where it cannot be read."""
+
+    @property
+    def mark(self) -> str:
+        """A text that changes when what is kept does, quickly told."""
+        return self.digest()
 
     def unusable(self, error: BaseException) -> RunFolderError:
         """Return the one message that names the place and what it said itself, which lies deepest."""
@@ -97,7 +131,8 @@ class Database(ABC):
 class SqliteFile(Database):
     """study.db in the run folder."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, study: str):
+        super().__init__(study)
         self._folder = folder
         self._path = folder / _FILE
 
@@ -111,18 +146,22 @@ class SqliteFile(Database):
         """Its path as a URL."""
         return database_url(self._path)
 
-    def create(self, study: str, directions: Sequence[Direction]) -> None:
+    def exists(self) -> bool:
+        """Whether the file is there."""
+        return self._path.exists()
+
+    def create(self, directions: Sequence[Direction]) -> None:
         """Write the file in one piece."""
         scratch = self._folder / f".{_FILE}.new"
         scratch.unlink(missing_ok=True)
         with self.errors():
-            storage = _open_storage(scratch)
-            optuna.create_study(study_name=study, storage=storage, directions=directions)
+            storage = _storage(scratch)
+            optuna.create_study(study_name=self.study, storage=storage, directions=directions)
             storage.remove_session()
             storage.engine.dispose()
             scratch.replace(self._path)
 
-    def open(self, study: str, objectives: Sequence[str]) -> RDBStorage:
+    def open(self, objectives: Sequence[str]) -> Rows:
         """Open the file that is there."""
         try:
             header = _header(self._path) if self._path.is_file() else None
@@ -134,24 +173,54 @@ class SqliteFile(Database):
             raise RunFolderError(
                 f"{self._path} is not an SQLite database: it is damaged or foreign; restore it or choose another --out"
             )
-        refuse_damage(self._path, study, objectives)
+        refuse_damage(self, self._folder, objectives)
         with self.errors():
-            storage = _open_storage(self._path, skip_table_creation=True)
+            storage = _storage(self._path, skip_table_creation=True)
             names = optuna.get_all_study_names(storage)
-            if study not in names:
-                raise RunFolderError(f"{self._path} holds no study {study!r} (it holds: {', '.join(names) or 'none'})")
-            return storage
+            if self.study not in names:
+                raise RunFolderError(
+                    f"{self._path} holds no study {self.study!r} (it holds: {', '.join(names) or 'none'})"
+                )
+            return rows_of(storage)
 
-    def leave_out(
-        self, study: str, objectives: Sequence[str], params: Collection[str], names: Sequence[str]
-    ) -> list[str]:
-        """Change the rows of the file."""
-        return leave_out(self._path, study, objectives, params, names)
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        """Open the file by itself, and make none."""
+        file = f"file:{quote(str(self._path.resolve()))}?mode=rw"
+        with connection("sqlite://", creator=partial(sqlite3.connect, file, uri=True, timeout=_LOCK_TIMEOUT_S)) as rows:
+            yield rows
+
+    def held(self) -> AbstractContextManager[None]:
+        """Hold nothing: who holds the run folder holds the file in it."""
+        return nullcontext()
+
+    def digest(self) -> str:
+        """Return the hash of the file."""
+        return file_sha256(self._path)
+
+    @property
+    def mark(self) -> str:
+        """When the file was written last, and its size."""
+        marks = []
+        for path in (self._path, self._path.with_name(f"{_FILE}-wal")):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                marks.append(f"{status.st_mtime_ns}:{status.st_size}")
+        return "|".join(marks)
 
 
-def database_of(folder: Path) -> Database:
-    """Return where the trials of the run in `folder` are kept."""
-    return SqliteFile(folder)
+def database_of(folder: Path, study: str, storage: str | None = None) -> Database:
+    """Return where the trials of the run in `folder` are kept: at `storage`, a PostgreSQL URL, else in the folder."""
+    if storage is None:
+        return SqliteFile(folder, study)
+    from kdnas.record.postgres import Postgres
+
+    return Postgres(storage, study, folder)
+
+
+def database_of_run(run: RunRecord) -> Database:
+    """Return where the trials of `run` are kept."""
+    return database_of(run.folder, run.config.name, run.config.storage)
 
 
 def database_url(path: Path) -> str:
@@ -164,14 +233,29 @@ def database_url(path: Path) -> str:
     return f"sqlite:///file:{quote(place)}?uri=true"
 
 
-def _open_storage(path: Path, *, skip_table_creation: bool = False) -> RDBStorage:
-    storage = RDBStorage(
+def _storage(path: Path, *, skip_table_creation: bool = False) -> RDBStorage:
+    return RDBStorage(
         database_url(path),
         engine_kwargs={"connect_args": {"timeout": _LOCK_TIMEOUT_S}},
         skip_table_creation=skip_table_creation,
     )
+
+
+def rows_of(storage: RDBStorage) -> Rows:
+    """Return what `storage` has open."""
     storage.scoped_session = scoped_session(sessionmaker(bind=storage.engine, class_=_Session))
-    return storage
+    return Rows(optuna.storages.get_storage(storage), partial(_at_once, storage))
+
+
+@contextmanager
+def connection(url: str | URL, **options: Any) -> Iterator[Connection]:
+    """Give a connection of its own to the database at `url`, in one transaction; it is closed afterwards."""
+    engine = create_engine(url, poolclass=NullPool, **options)
+    try:
+        with engine.begin() as opened:
+            yield opened
+    finally:
+        engine.dispose()
 
 
 def _header(path: Path) -> bytes:
@@ -180,8 +264,8 @@ def _header(path: Path) -> bytes:
 
 
 @contextmanager
-def at_once(storage: RDBStorage) -> Iterator[None]:
-    """Hold back what is written to the storage of a Database inside, then write all of it; nothing on an error.
+def _at_once(storage: RDBStorage) -> Iterator[None]:
+    """Hold back what is written to the storage inside, then write all of it; nothing on an error.
 
     Optuna commits every parameter and attribute by itself, some thirty times a trial, and each waits for the disk.
     """
@@ -195,11 +279,6 @@ def at_once(storage: RDBStorage) -> Iterator[None]:
     finally:
         session.held = False
         session.close()  # rolls back what is not committed
-
-
-def cached(storage: RDBStorage) -> BaseStorage:
-    """Return `storage` as a study uses it: trials that have ended are read once."""
-    return optuna.storages.get_storage(storage)
 
 
 # -- studies that show only some of their trials ---------------------------------------------------------------------

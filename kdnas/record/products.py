@@ -7,21 +7,19 @@ made anew from them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from kdnas.record.database import database_of_run
 from kdnas.record.records import Repeat, RunRecord, TrialRecord
-from kdnas.record.run_folder import write_text
+from kdnas.record.run_folder import file_sha256, write_text
 
 Kind = Literal["report", "export"]
 
 _FILE = ".products.json"
-_RECORD = "study.db"
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -37,22 +35,10 @@ class Loss:
         return "is missing" if self.missing else "is not the file that kdnas wrote"
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits; empty where it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    except OSError:
-        return ""
-    return digest.hexdigest()
-
-
 def note_products(run: RunRecord, kind: Kind, paths: Sequence[Path], made_by: str = "") -> None:
     """Write that `paths`, in the run folder, were made from the record as it is, under the settings `made_by`."""
     noted = {
-        "record": _record(run.folder),
+        "record": _record(run),
         "made_by": made_by,
         "files": {str(path.resolve().relative_to(run.folder.resolve())): file_sha256(path) for path in paths},
     }
@@ -62,7 +48,7 @@ def note_products(run: RunRecord, kind: Kind, paths: Sequence[Path], made_by: st
 def is_current(run: RunRecord, kind: Kind, made_by: str = "") -> bool:
     """Whether products of this kind were made from the record as it is, under the settings `made_by`."""
     noted = _of(run, kind)
-    return noted.get("record") == _record(run.folder) and noted.get("made_by") == made_by
+    return noted.get("record") == _record(run) and noted.get("made_by") == made_by
 
 
 def lost_products(run: RunRecord, kind: Kind) -> list[Loss]:
@@ -95,9 +81,10 @@ def loss_of(path: Path, known: str) -> Loss | None:
     return Loss(path, missing=False) if known and file_sha256(path) != known else None
 
 
-def _record(folder: Path) -> list[str]:
+def _record(run: RunRecord) -> list[str]:
     """Return the hashes of what products are made from: the record, and the results of full trainings."""
-    return [file_sha256(path) for path in (folder / _RECORD, *sorted(folder.glob("training/*/result.json")))]
+    trainings = sorted(run.folder.glob("training/*/result.json"))
+    return [database_of_run(run).digest(), *(file_sha256(path) for path in trainings)]
 
 
 def _of(run: RunRecord, kind: Kind) -> dict[str, Any]:

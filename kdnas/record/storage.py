@@ -29,7 +29,6 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy.exc import SQLAlchemyError
@@ -41,7 +40,8 @@ from kdnas.core.objective import Quantity
 from kdnas.core.space import SearchSpace
 from kdnas.core.words import printable
 from kdnas.errors import RunFolderError
-from kdnas.record.database import Database, at_once, cached, database_of, queueing
+from kdnas.record.damage import leave_out
+from kdnas.record.database import Database, Rows, database_of, database_of_run, queueing
 from kdnas.record.lock import Lock, read_lock
 from kdnas.record.records import (
     AuditRecord,
@@ -54,7 +54,7 @@ from kdnas.record.records import (
     RunRecord,
     TrialRecord,
 )
-from kdnas.record.run_folder import LOCK_FILE
+from kdnas.record.run_folder import LOCK_FILE, controller_lock
 from kdnas.record.trials import (
     FIXED_PARAMS,
     audit_training,
@@ -64,7 +64,7 @@ from kdnas.record.trials import (
     what_else,
     with_retraining,
 )
-from kdnas.study.config import TuneRange
+from kdnas.study.config import StudyConfig, TuneRange
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -109,32 +109,31 @@ class Record:
     keeps the database locked for more than a minute.
     """
 
-    def __init__(self, database: Database, name: str, storage: RDBStorage):
+    def __init__(self, database: Database, rows: Rows):
         self._database = database
-        self._name = name
-        self._rows = storage
-        self._storage = cached(storage)
-        self.study = optuna.Study(name, self._storage, optuna.samplers.RandomSampler(seed=0))
+        self._name = database.study
+        self._rows = rows
+        self._storage = rows.storage
+        self.study = optuna.Study(self._name, self._storage, optuna.samplers.RandomSampler(seed=0))
         self._asked: dict[int, optuna.Trial] = {}
         """By number: the trials that this process runs."""
         self._ended: dict[int, TrialRecord] = {}
         """By number: trials that change no more, but for what is said of finalists afterwards."""
 
     @classmethod
-    def create(cls, folder: Path, name: str, objectives: Sequence[Quantity]) -> Record:
-        """Create the record in `folder`, whole or not at all. Raises RunFolderError when the folder cannot hold it."""
-        database_of(folder).create(name, [objective.direction for objective in objectives])
-        record = cls.open(folder, name, objectives)
+    def create(cls, database: Database, objectives: Sequence[Quantity]) -> Record:
+        """Create the record in `database`, whole or not at all. Raises RunFolderError where that cannot hold it."""
+        database.create([objective.direction for objective in objectives])
+        record = cls.open(database, objectives)
         record.name_axes(objectives)
         return record
 
     @classmethod
-    def open(cls, folder: Path, name: str, objectives: Sequence[Quantity]) -> Record:
-        """Open the record in `folder`. Raises RunFolderError when it is damaged, foreign or of another study."""
-        database = database_of(folder)
-        storage = database.open(name, [objective.name for objective in objectives])
+    def open(cls, database: Database, objectives: Sequence[Quantity]) -> Record:
+        """Open the record in `database`. Raises RunFolderError when it is damaged, foreign or of another study."""
+        rows = database.open([objective.name for objective in objectives])
         with database.errors():
-            record = cls(database, name, storage)
+            record = cls(database, rows)
             record.study.get_trials(deepcopy=False)  # read once, so that a file cut short is told here
         directions = [direction.name.lower() for direction in record.study.directions]
         expected = [objective.direction for objective in objectives]
@@ -165,7 +164,7 @@ class Record:
     def at_once(self) -> Iterator[None]:
         """Write all that is written inside in one transaction: whole or not at all, and one wait for the disk."""
         try:
-            with at_once(self._rows):
+            with self._rows.at_once():
                 yield
         except _REFUSALS as error:
             raise self._database.unusable(error) from error
@@ -444,7 +443,22 @@ def load_run(folder: Path) -> RunRecord:
     if not folder.is_dir():
         raise RunFolderError(f"there is no run folder {folder}")
     run = run_of_lock(folder, read_lock(folder))
-    return refreshed(run, Record.open(folder, run.config.name, run.objectives))
+    return refreshed(run, record_of(run))
+
+
+def record_of(run: RunRecord) -> Record:
+    """Return the record of `run`, opened. Raises RunFolderError."""
+    return Record.open(database_of_run(run), run.objectives)
+
+
+@contextmanager
+def run_held(folder: Path, config: StudyConfig) -> Iterator[None]:
+    """Hold the run in `folder`, made where there is none, and its record for one controller.
+
+    Raises RunFolderError when another has either of them, or they cannot be used.
+    """
+    with controller_lock(folder), database_of(folder, config.name, config.storage).held():
+        yield
 
 
 def proposed_names(run: RunRecord) -> set[str]:
@@ -459,9 +473,4 @@ def leave_out_damaged(folder: Path, names: Sequence[str]) -> list[str]:
     """
     run = run_of_lock(folder, read_lock(folder))
     objectives = [objective.name for objective in run.objectives]
-    return database_of(folder).leave_out(run.config.name, objectives, proposed_names(run), names)
-
-
-def storage_url(folder: Path) -> str:
-    """Return the URL under which Optuna's own tools open the record."""
-    return database_of(folder).url
+    return leave_out(database_of_run(run), objectives, proposed_names(run), names)

@@ -12,35 +12,36 @@ import http.server
 import json
 import socketserver
 import threading
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from kdnas.errors import InputError, KdnasError
+from kdnas.record.run_folder import LOCK_FILE
+
+if TYPE_CHECKING:
+    from kdnas.record.database import Database
 
 ADDRESS = "127.0.0.1"
-_RECORD_FILES = ("study.db", "study.db-wal", "study.lock.yaml")
 
 
 class LivePage:
     """The page of the run in `folder`, rendered again only when its record changed. Safe to use from many threads."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, database: Database):
         self._folder = folder
+        self._database = database
         self._lock = threading.Lock()
         self._version = ""
         self._html = b""
 
     def version(self) -> str:
         """Return a text that changes when the record does."""
-        marks = []
-        for name in _RECORD_FILES:
-            try:
-                status = (self._folder / name).stat()
-            except FileNotFoundError:
-                continue
-            marks.append(f"{name}:{status.st_mtime_ns}:{status.st_size}")
-        return "|".join(marks)
+        with suppress(FileNotFoundError):
+            return f"{self._database.mark}|{(self._folder / LOCK_FILE).stat().st_mtime_ns}"
+        return self._database.mark
 
     def render(self) -> bytes:
         """Return the page as UTF-8. Raises RunFolderError where the record cannot be read."""
@@ -65,8 +66,8 @@ class DashboardServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, folder: Path, port: int):
-        self.page = LivePage(folder)
+    def __init__(self, folder: Path, database: Database, port: int):
+        self.page = LivePage(folder, database)
         try:
             super().__init__((ADDRESS, port), _Handler)
         except OverflowError:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qs, urlsplit
 
 import pydantic
 from pydantic import AfterValidator, Field, ValidationInfo, WrapValidator, model_validator
@@ -248,6 +249,20 @@ def of_the_task(value: Any, otherwise: pydantic.ValidatorFunctionWrapHandler, in
     return training_as(task_kind(info.data.get("task"), info.data.get("data")), value, otherwise)
 
 
+def _storage(text: str) -> str:
+    """Return the URL of a PostgreSQL database. Raises ValueError where it is none, or holds a password."""
+    try:
+        url = urlsplit(text)
+        password = bool(url.password) or "password" in parse_qs(url.query)
+    except ValueError as error:
+        raise ValueError(f"must be a URL: {error}") from None
+    if url.scheme != "postgresql" or (not url.path.strip("/") and "service" not in parse_qs(url.query)):
+        raise ValueError("must be the URL of a PostgreSQL database: postgresql://user@host:5432/database")
+    if password:
+        raise ValueError("must hold no password: PGPASSWORD, ~/.pgpass or a service file holds it")
+    return text
+
+
 class DerivedSpace(pydantic.BaseModel):
     """Students cut out of the study's own teacher: how, are the options of the family `derived`, beside `derive`."""
 
@@ -294,6 +309,9 @@ class StudyConfig(Section):
     """Dotted recipe settings that are searched too: `training.learning_rate: {low: 0.01, high: 0.3, log: true}`."""
     sampler: SamplerConfig = SamplerConfig(type="auto")
     executor: ExecutorConfig = ExecutorConfig()
+    storage: Annotated[str, AfterValidator(_storage)] | None = None
+    """Where the trials are kept: a PostgreSQL database that many studies share, each by its name; None: the run folder.
+    """
     budget: Budget = Budget()
     final: Final = Final()
     export: ExportConfig = ExportConfig()

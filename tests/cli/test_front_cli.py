@@ -16,10 +16,11 @@ import pytest
 from synthetic_run import synthetic_run
 
 from kdnas.cli.main import main
+from kdnas.record.database import database_of_run
 from kdnas.record.front import front, recommended
 from kdnas.record.lock import write_lock
 from kdnas.record.records import Result, RunRecord
-from kdnas.record.storage import Record, load_run, storage_url
+from kdnas.record.storage import Record, load_run
 
 
 def write_run(folder: Path) -> RunRecord:
@@ -28,7 +29,7 @@ def write_run(folder: Path) -> RunRecord:
     config = run.config.model_copy(update={"objectives": tuple(o.name for o in run.objectives)})
     lock = dataclasses.replace(run.lock, config=config, teacher=run.teacher, reference_point=run.reference_point)
     write_lock(folder, lock)
-    record = Record.create(folder, run.config.name, run.objectives)
+    record = Record.create(database_of_run(run), run.objectives)
     from optuna.samplers import RandomSampler
 
     for trial in run.trials:
@@ -113,7 +114,7 @@ def test_dashboard_serves_until_interrupted(run):
     try:
         first, second = process.stdout.readline(), process.stdout.readline()
         assert first.startswith("http://127.0.0.1:")
-        assert shlex.split(second.split("dashboard: ")[1]) == ["optuna-dashboard", storage_url(run.folder)]
+        assert shlex.split(second.split("dashboard: ")[1]) == ["optuna-dashboard", database_of_run(run).url]
         with urllib.request.urlopen(first.split()[0], timeout=60) as answer:
             assert front(run)[0].trial.arch.arch_id in answer.read().decode()
         process.send_signal(signal.SIGINT)

@@ -20,7 +20,8 @@ from fvcore.nn import FlopCountAnalysis
 from safetensors.torch import load_file
 
 from kdnas.cli.main import main
-from kdnas.record.storage import load_run, storage_url
+from kdnas.record.database import database_url
+from kdnas.record.storage import load_run
 from kdnas.user_code import load_user_function
 
 FORMATS = "export.formats=[safetensors, student_json, student_py, train_yaml, model_card]"
@@ -185,7 +186,7 @@ def test_weights_that_are_lost_or_swapped_are_noticed_and_trained_again(done, tm
 
 def test_optuna_opens_the_record(done):
     _, out, _ = done
-    study = optuna.load_study(study_name="tiny", storage=storage_url(out))
+    study = optuna.load_study(study_name="tiny", storage=database_url(out / "study.db"))
     assert len(study.best_trials) >= 1
     assert {trial.number for trial in study.trials} == {int(row["trial"]) for row in rows(out / "trials.csv")}
 

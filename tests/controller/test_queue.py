@@ -14,7 +14,8 @@ from kdnas.controller.queue import queued_values
 from kdnas.core.arch import Arch
 from kdnas.core.space import Choice, SearchSpace
 from kdnas.errors import ConfigError
-from kdnas.record.storage import load_run, storage_url
+from kdnas.record.database import database_url
+from kdnas.record.storage import load_run
 
 DOMAIN = {
     "a": IntDistribution(2, 8, step=2),
@@ -68,7 +69,7 @@ def database(run):
 
 
 def opened(run) -> optuna.Study:
-    return optuna.load_study(study_name="scored", storage=storage_url(run))
+    return optuna.load_study(study_name="scored", storage=database_url(run / "study.db"))
 
 
 def test_queued_trials_are_trained_completed_or_refused_by_the_next_search(scored_search, tmp_path):

@@ -14,7 +14,8 @@ import scored_study
 from kdnas.cli.main import main
 from kdnas.errors import RunFolderError
 from kdnas.record.damage import find_damage
-from kdnas.record.storage import load_run, storage_url
+from kdnas.record.database import database_of, database_url
+from kdnas.record.storage import load_run
 
 RESULT = "update trial_user_attributes set value_json = '{}' where trial_id = 2 and key = 'result'"
 
@@ -101,7 +102,10 @@ def test_what_is_damaged_is_named_and_can_be_left_out(run, capsys, statement, wo
         assert [trial.number for trial in loaded.trials] == [0, 2]
         assert loaded.others[0].number == 1
         assert "left out as damaged" in loaded.others[0].reason
-        states = [trial.state.name for trial in optuna.load_study(study_name="scored", storage=storage_url(run)).trials]
+        states = [
+            trial.state.name
+            for trial in optuna.load_study(study_name="scored", storage=database_url(run / "study.db")).trials
+        ]
         assert states == ["COMPLETE", "FAIL", "COMPLETE"]
     elif "final:" in words:
         assert not any(trial.repeats for trial in loaded.trials)
@@ -127,8 +131,8 @@ def test_the_search_goes_on_without_what_was_left_out(run, scored_search, tmp_pa
 
 
 def test_a_sound_record_and_a_database_of_others_have_no_damage(sound, tmp_path):
-    assert find_damage(sound / "study.db", "scored", ["accuracy", "macs"], ["a", "b"]) == []
-    other = tmp_path / "other.db"
+    assert find_damage(database_of(sound, "scored"), ["accuracy", "macs"], ["a", "b"]) == []
+    other = tmp_path / "study.db"
     with contextlib.closing(sqlite3.connect(other)) as database, database:
         database.execute("create table notes (text)")
-    assert find_damage(other, "scored", ["accuracy"]) == []
+    assert find_damage(database_of(tmp_path, "scored"), ["accuracy"]) == []

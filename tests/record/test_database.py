@@ -32,7 +32,7 @@ NAMES += [
 def test_a_record_is_written_into_its_own_folder_and_found_by_its_url(tmp_path, name):
     folder = tmp_path / name
     folder.mkdir()
-    Record.create(folder, "s", [ACCURACY])
+    Record.create(database_of(folder, "s"), [ACCURACY])
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert [path.name for path in folder.iterdir()] == ["study.db"]
     assert optuna.get_all_study_names(database_url(folder / "study.db")) == ["s"]
@@ -41,8 +41,8 @@ def test_a_record_is_written_into_its_own_folder_and_found_by_its_url(tmp_path, 
 def test_the_names_that_optuna_promises_to_nobody_are_there(tmp_path):
     """Listed in kdnas.record.database, which was checked with this version."""
     assert optuna.__version__.startswith("5.0.")
-    Record.create(tmp_path, "s", [ACCURACY])
-    storage = database_of(tmp_path).open("s", ["accuracy"])
+    Record.create(database_of(tmp_path, "s"), [ACCURACY])
+    storage = optuna.storages.RDBStorage(database_of(tmp_path, "s").url)
     assert isinstance(storage.scoped_session, sqlalchemy.orm.scoped_session)
     assert storage.scoped_session().get_bind() is storage.engine
     with_cache = optuna.storages.get_storage(storage)

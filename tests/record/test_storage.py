@@ -15,8 +15,9 @@ from kdnas.core.measurement import Measurement
 from kdnas.core.objective import ACCURACY, Quantity
 from kdnas.core.space import Choice, SearchSpace
 from kdnas.errors import RunFolderError
+from kdnas.record.database import database_of
 from kdnas.record.records import Repeat, Result
-from kdnas.record.storage import Record, distributions, load_run, refreshed, storage_url
+from kdnas.record.storage import Record, distributions, load_run, refreshed
 from kdnas.study.config import TuneRange
 
 MACS = Quantity("macs", "MACs", "minimize", "cheap")
@@ -42,9 +43,13 @@ def result(infeasible="", **values):
     return Result(known, {"latency_ms": latency}, train_seconds=2.5, teacher_seconds=0.5, infeasible=infeasible)
 
 
+def _engine(record):
+    return record._storage._backend.engine
+
+
 @pytest.fixture
 def record(tmp_path):
-    return Record.create(tmp_path, "study", OBJECTIVES)
+    return Record.create(database_of(tmp_path, "study"), OBJECTIVES)
 
 
 def test_even_integers_keep_their_order_and_uneven_ones_are_categories():
@@ -64,7 +69,7 @@ def test_every_end_of_a_trial_is_read_back(tmp_path, record):
     dropped, _ = ask(record)
     record.close_without_result(dropped, "interrupted", "Ctrl-C")
     ask(record)
-    for reader in (record, Record.open(tmp_path, "study", OBJECTIVES)):
+    for reader in (record, Record.open(database_of(tmp_path, "study"), OBJECTIVES)):
         trials = reader.trials()
         assert [trial.state for trial in trials] == ["complete", "failed", "infeasible", "interrupted", "running"]
         assert trials[0].arch == arch
@@ -80,17 +85,19 @@ def test_every_end_of_a_trial_is_read_back(tmp_path, record):
 
 def test_what_is_written_at_once_reaches_the_disk_in_one_transaction(tmp_path, record):
     commits = []
-    sqlalchemy.event.listen(record._rows.engine, "commit", lambda connection: commits.append(connection))
+    sqlalchemy.event.listen(_engine(record), "commit", lambda connection: commits.append(connection))
     with record.at_once():
         trial, arch = ask(record)
-        assert Record.open(tmp_path, "study", OBJECTIVES).trials() == ()  # a reader sees the trial whole or not at all
+        assert (
+            Record.open(database_of(tmp_path, "study"), OBJECTIVES).trials() == ()
+        )  # a reader sees the trial whole or not at all
     assert len(commits) == 1
-    (running,) = Record.open(tmp_path, "study", OBJECTIVES).trials()
+    (running,) = Record.open(database_of(tmp_path, "study"), OBJECTIVES).trials()
     assert (running.state, running.arch) == ("running", arch)
     with record.at_once():
         record.complete(trial, result(accuracy=0.9), OBJECTIVES)
     assert len(commits) == 2
-    assert Record.open(tmp_path, "study", OBJECTIVES).trials()[0].values["accuracy"] == 0.9
+    assert Record.open(database_of(tmp_path, "study"), OBJECTIVES).trials()[0].values["accuracy"] == 0.9
 
 
 def test_nothing_is_kept_of_what_ends_with_an_error_within(tmp_path, record):
@@ -101,9 +108,9 @@ def test_nothing_is_kept_of_what_ends_with_an_error_within(tmp_path, record):
 
     with pytest.raises(KeyboardInterrupt):
         stopped()
-    assert Record.open(tmp_path, "study", OBJECTIVES).next_place == 0
+    assert Record.open(database_of(tmp_path, "study"), OBJECTIVES).next_place == 0
     ask(record)  # and what follows is written as ever
-    assert [trial.number for trial in Record.open(tmp_path, "study", OBJECTIVES).trials()] == [0]
+    assert [trial.number for trial in Record.open(database_of(tmp_path, "study"), OBJECTIVES).trials()] == [0]
 
 
 def test_a_transaction_that_the_disk_refuses_is_one_message(record):
@@ -111,7 +118,7 @@ def test_a_transaction_that_the_disk_refuses_is_one_message(record):
         cause = sqlite3.OperationalError("disk I/O error")
         raise sqlalchemy.exc.OperationalError("COMMIT", None, cause) from cause
 
-    sqlalchemy.event.listen(record._rows.engine, "commit", refuse)
+    sqlalchemy.event.listen(_engine(record), "commit", refuse)
     with pytest.raises(RunFolderError, match=r"study.db cannot be used: disk I/O error"), record.at_once():
         ask(record)
 
@@ -119,7 +126,7 @@ def test_a_transaction_that_the_disk_refuses_is_one_message(record):
 def test_optuna_opens_the_record_with_the_same_numbers(tmp_path, record):
     trial, arch = ask(record)
     record.complete(trial, result(accuracy=0.9), OBJECTIVES)
-    study = optuna.load_study(study_name="study", storage=storage_url(tmp_path))
+    study = optuna.load_study(study_name="study", storage=database_of(tmp_path, "study").url)
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
     assert study.trials[0].values == [0.9, 10.0]
     assert study.trials[0].user_attrs["arch_id"] == arch.arch_id
@@ -127,10 +134,12 @@ def test_optuna_opens_the_record_with_the_same_numbers(tmp_path, record):
 
 
 def test_optunas_own_tools_know_the_names_of_the_objectives(tmp_path, record):
-    study = optuna.load_study(study_name="study", storage=storage_url(tmp_path))
+    study = optuna.load_study(study_name="study", storage=database_of(tmp_path, "study").url)
     assert study.metric_names == [objective.name for objective in OBJECTIVES]
     record._storage.set_study_system_attr(record._storage.get_study_id_from_name("study"), "study:metric_names", None)
-    old = Record.open(tmp_path, "study", OBJECTIVES)  # a record of before there were names opens, and gets them
+    old = Record.open(
+        database_of(tmp_path, "study"), OBJECTIVES
+    )  # a record of before there were names opens, and gets them
     assert old.study.metric_names is None
     old.name_axes(OBJECTIVES)
     assert old.study.metric_names == [objective.name for objective in OBJECTIVES]
@@ -174,7 +183,7 @@ def test_notes_are_kept_apart_from_repeats(record):
 
 def test_a_half_made_record_never_takes_the_name(tmp_path):
     (tmp_path / ".study.db.new").write_bytes(b"torn")
-    Record.create(tmp_path, "study", OBJECTIVES)
+    Record.create(database_of(tmp_path, "study"), OBJECTIVES)
     assert [path.name for path in tmp_path.iterdir()] == ["study.db"]
 
 
@@ -191,7 +200,7 @@ def test_a_damaged_or_missing_record_is_named(tmp_path, content, message):
     if content is not None:
         (tmp_path / "study.db").write_bytes(content)
     with pytest.raises(RunFolderError, match=message):
-        Record.open(tmp_path, "study", OBJECTIVES)
+        Record.open(database_of(tmp_path, "study"), OBJECTIVES)
 
 
 def test_a_truncated_record_is_named(tmp_path, record):
@@ -201,7 +210,7 @@ def test_a_truncated_record_is_named(tmp_path, record):
     whole = (tmp_path / "study.db").read_bytes()
     (tmp_path / "study.db").write_bytes(whole[: len(whole) // 3])
     with pytest.raises(RunFolderError, match="study.db cannot be used"):
-        Record.open(tmp_path, "study", OBJECTIVES).trials()
+        Record.open(database_of(tmp_path, "study"), OBJECTIVES).trials()
 
 
 def test_a_database_without_optuna_is_foreign(tmp_path):
@@ -210,14 +219,14 @@ def test_a_database_without_optuna_is_foreign(tmp_path):
     with sqlite3.connect(tmp_path / "study.db") as connection:
         connection.execute("create table shopping (item text)")
     with pytest.raises(RunFolderError, match=r"holds no study|cannot be used"):
-        Record.open(tmp_path, "study", OBJECTIVES)
+        Record.open(database_of(tmp_path, "study"), OBJECTIVES)
 
 
 def test_another_study_or_other_directions_are_refused(tmp_path, record):
     with pytest.raises(RunFolderError, match="holds no study 'other'"):
-        Record.open(tmp_path, "other", OBJECTIVES)
+        Record.open(database_of(tmp_path, "other"), OBJECTIVES)
     with pytest.raises(RunFolderError, match="records objectives"):
-        Record.open(tmp_path, "study", (MACS, ACCURACY))
+        Record.open(database_of(tmp_path, "study"), (MACS, ACCURACY))
 
 
 def test_load_run_says_what_is_not_a_run(tmp_path):
@@ -242,7 +251,7 @@ def test_a_trial_whose_description_was_cut_short_is_closed_and_no_student(record
 
 def test_a_locked_database_is_one_message(tmp_path, monkeypatch):
     monkeypatch.setattr("kdnas.record.database._LOCK_TIMEOUT_S", 0.1)
-    record = Record.create(tmp_path, "study", OBJECTIVES)
+    record = Record.create(database_of(tmp_path, "study"), OBJECTIVES)
     other = sqlite3.connect(tmp_path / "study.db")
     other.execute("BEGIN EXCLUSIVE")
     with pytest.raises(RunFolderError, match=r"study\.db cannot be used: database is locked"):
@@ -256,13 +265,13 @@ def test_a_locked_database_is_one_message(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_one_message(record):
-    storage = record._rows
+    engine = _engine(record)
 
     def fill(connection, _):
         connection.execute("PRAGMA max_page_count = 1")  # SQLite then answers as it does on a full disk
 
-    sqlalchemy.event.listen(storage.engine, "connect", fill)
-    storage.engine.dispose()
+    sqlalchemy.event.listen(engine, "connect", fill)
+    engine.dispose()
     with pytest.raises(RunFolderError, match=r"study\.db cannot be used: database or disk is full"):
         for number in range(50):
             record.set_note(f"note {number}", "x" * 2000)
@@ -274,7 +283,7 @@ def test_a_foreign_database_is_refused_and_left_as_it_is(tmp_path):
     foreign.close()
     before = (tmp_path / "study.db").read_bytes()
     with pytest.raises(RunFolderError, match="cannot be used"):
-        Record.open(tmp_path, "study", OBJECTIVES)
+        Record.open(database_of(tmp_path, "study"), OBJECTIVES)
     assert (tmp_path / "study.db").read_bytes() == before
 
 
@@ -285,7 +294,7 @@ def test_a_record_cut_short_is_refused(tmp_path, record):
     path = tmp_path / "study.db"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(RunFolderError, match=r"study\.db cannot be used"):
-        Record.open(tmp_path, "study", OBJECTIVES)
+        Record.open(database_of(tmp_path, "study"), OBJECTIVES)
 
 
 def test_retrainings_of_another_fidelity_do_not_count(record):

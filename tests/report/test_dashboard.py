@@ -13,6 +13,7 @@ import pytest
 from synthetic_run import complete, run_of
 
 from kdnas.errors import InputError, RunFolderError
+from kdnas.record.database import database_of
 from kdnas.report.dashboard import DashboardServer
 
 
@@ -34,7 +35,7 @@ def record(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server(record):
-    with DashboardServer(record.folder, 0) as running:
+    with DashboardServer(record.folder, database_of(record.folder, "s"), 0) as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         yield running
@@ -122,9 +123,9 @@ def test_a_taken_port_is_bad_input(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(InputError, match=r"port \d+ of 127.0.0.1 is in use; choose another with --port"):
-            DashboardServer(tmp_path, taken.getsockname()[1])
+            DashboardServer(tmp_path, database_of(tmp_path, "s"), taken.getsockname()[1])
 
 
 def test_a_port_out_of_range_is_bad_input(tmp_path):
     with pytest.raises(InputError, match="not a port"):
-        DashboardServer(tmp_path, 70_000)
+        DashboardServer(tmp_path, database_of(tmp_path, "s"), 70_000)

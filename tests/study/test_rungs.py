@@ -29,10 +29,11 @@ from kdnas.controller.stopping import full_trainings
 from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError, RunFolderError
 from kdnas.executors import Executor, Finished
+from kdnas.record.database import database_url
 from kdnas.record.front import front, hypervolume_over_time, pick
 from kdnas.record.records import Result
 from kdnas.record.run_folder import controller_lock
-from kdnas.record.storage import load_run, storage_url
+from kdnas.record.storage import load_run
 from kdnas.report.tables import trials_table
 from kdnas.study.loading import load_study
 from kdnas.workshop.jobs import RUNG_FOLDER, Job, search_job
@@ -293,13 +294,13 @@ def test_every_sampler_searches_with_rungs(study, tmp_path, sampler):
     run = search(study, tmp_path / "r", f"sampler={sampler}", "budget.trials=18")
     assert Counter(trial.state for trial in run.trials) == {"complete": 18}
     assert len(set(places(run))) == 18
-    loaded = optuna.load_study(study_name="rungs", storage=storage_url(tmp_path / "r"))
+    loaded = optuna.load_study(study_name="rungs", storage=database_url(tmp_path / "r" / "study.db"))
     assert [trial.user_attrs["fidelity"]["epochs"] for trial in loaded.trials] == [r[1] for r in rows(run)]
 
 
 def test_a_sampler_that_knows_no_rungs_sees_each_student_once_at_comparable_scores(climbed):
     run = climbed
-    loaded = optuna.load_study(study_name="rungs", storage=storage_url(run.folder))
+    loaded = optuna.load_study(study_name="rungs", storage=database_url(run.folder / "study.db"))
     trials = loaded.get_trials(deepcopy=False)
     fidelities = tuple(Fidelity(epochs) for epochs in (2, 6, 18))
     seen = at_one_fidelity(trials, fidelities)

@@ -35,8 +35,8 @@ from kdnas.nn.taps import example_inputs
 from kdnas.nn.tracing import fvcore_macs, traced_macs
 from kdnas.nn.weights import save_weights
 from kdnas.record.lock import Findings, SupernetRecord
-from kdnas.record.products import file_sha256
 from kdnas.record.records import Result, TrialRecord
+from kdnas.record.run_folder import file_sha256
 from kdnas.study.spaces import arch_of
 from kdnas.study.updates import updates_in_words
 from kdnas.training.checkpoint import epochs_done

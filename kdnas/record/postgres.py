@@ -1,0 +1,125 @@
+"""Trials in a PostgreSQL database, which many studies and machines share.
+
+The password comes from where PostgreSQL's own tools have it: PGPASSWORD, ~/.pgpass or a service file. A URL with one in
+it is refused (`kdnas.study.config`), so none is printed or written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import optuna
+from optuna.storages import RDBStorage
+from sqlalchemy import Connection, inspect, make_url, text
+
+from kdnas.errors import ConfigError, Problem, RunFolderError
+from kdnas.record.damage import refuse_damage
+from kdnas.record.database import Database, Direction, Rows, connection, rows_of
+
+_CONNECT_S = 10
+_TABLES = {
+    "trials": "study_id = :study",
+    "trial_params": "trial_id in (select trial_id from trials where study_id = :study)",
+    "trial_values": "trial_id in (select trial_id from trials where study_id = :study)",
+    "trial_user_attributes": "trial_id in (select trial_id from trials where study_id = :study)",
+    "study_user_attributes": "study_id = :study",
+}
+"""What a study's report is made from, and whose rows they are."""
+_ALIVE = {"tcp_keepalives_idle": 30, "tcp_keepalives_interval": 10, "tcp_keepalives_count": 3}
+"""The server's settings, in seconds and tries: it notices within a minute that a machine is gone."""
+
+
+class Postgres(Database):
+    """The study `study` in the database at `url`; its run folder is `folder`.
+
+    Raises ConfigError where psycopg is not installed.
+    """
+
+    def __init__(self, url: str, study: str, folder: Path):
+        super().__init__(study)
+        try:
+            import psycopg  # noqa: F401
+        except ImportError:
+            raise ConfigError(Problem("storage", "needs psycopg: pip install 'kdnas[postgres]'")) from None
+        self._url = make_url(url).set(drivername="postgresql+psycopg")
+        self._folder = folder
+
+    @property
+    def place(self) -> str:
+        """The database's URL."""
+        return self._url.set(drivername="postgresql").render_as_string(hide_password=True)
+
+    @property
+    def url(self) -> str:
+        """The database's URL, with the driver that reads it."""
+        return self._url.render_as_string(hide_password=True)
+
+    def exists(self) -> bool:
+        """Whether the database has the study."""
+        with self.errors(), self.connect() as rows:
+            return inspect(rows).has_table("studies") and self._id(rows) is not None
+
+    def create(self, directions: Sequence[Direction]) -> None:
+        """Make the study, and Optuna's tables where the database has none."""
+        with self.errors():
+            storage = self._storage()
+            try:
+                optuna.create_study(study_name=self.study, storage=storage, directions=directions)
+            finally:
+                storage.remove_session()
+                storage.engine.dispose()
+
+    def open(self, objectives: Sequence[str]) -> Rows:
+        """Open the study that is there."""
+        if not self.exists():
+            raise RunFolderError(f"{self.place} holds no study {self.study!r}: the record of this run was removed")
+        refuse_damage(self, self._folder, objectives)
+        with self.errors():
+            return rows_of(self._storage(skip_table_creation=True))
+
+    def connect(self) -> AbstractContextManager[Connection]:
+        """Connect once more."""
+        return connection(self._url, connect_args={"connect_timeout": _CONNECT_S})
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold a lock of the server's, which falls with this connection however the process or its machine dies."""
+        with self.errors():
+            holding = connection(self._url, connect_args={"connect_timeout": _CONNECT_S}, isolation_level="AUTOCOMMIT")
+            rows = holding.__enter__()
+        try:
+            with self.errors():
+                for name, value in _ALIVE.items():
+                    rows.execute(text(f"set {name} = {value}"))
+                lock = text("select pg_try_advisory_lock(hashtextextended(:study, 0))")
+                free = rows.execute(lock, {"study": f"kdnas {self.study}"}).scalar_one()
+            if not free:
+                raise RunFolderError(f"the study {self.study!r} in {self.place} is in use by another kdnas search")
+            yield
+        finally:
+            holding.__exit__(None, None, None)
+
+    def digest(self) -> str:
+        """Return a hash of the study's rows."""
+        digest = hashlib.sha256()
+        with self.errors(), self.connect() as rows:
+            study = self._id(rows) if inspect(rows).has_table("studies") else None
+            for table, own in _TABLES.items() if study is not None else ():
+                query = f"select md5(string_agg(t::text, ' ' order by t::text)) from {table} t where {own}"
+                digest.update(str(rows.execute(text(query), {"study": study}).scalar()).encode())
+        return digest.hexdigest()
+
+    def _id(self, rows: Connection) -> int | None:
+        query = text("select study_id from studies where study_name = :study")
+        found: int | None = rows.execute(query, {"study": self.study}).scalar()
+        return found
+
+    def _storage(self, *, skip_table_creation: bool = False) -> RDBStorage:
+        return RDBStorage(
+            self.url,
+            engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": _CONNECT_S}},
+            skip_table_creation=skip_table_creation,
+        )
