@@ -13,6 +13,7 @@ import typer
 from kdnas import atomic
 from kdnas.cli._members import Option, describe
 from kdnas.core.arch import Scalar
+from kdnas.core.objective import ACCURACY
 from kdnas.core.space import Choice
 from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, InputError, Problem
@@ -126,6 +127,7 @@ def study_files(
     `space` auto is one made for images of `size` pixels, or of the size that the data is known to have. So
     many training `images` decide epochs and batch size; None: not known, taken as 5,000.
     """
+    from kdnas.datasets import kind_of
     from kdnas.study.loading import STUDY_FILE
     from kdnas.study.members import registry_of
     from kdnas.study.spaces import load_space, space_names
@@ -155,6 +157,7 @@ def study_files(
     steps = _steps("derived" if from_teacher else searched.family)
     recipe = {"epochs": max(30, epochs), "batch_size": batch_size, **_unusual(searched.family)}
     trained_here = {"family": searched.family, "choices": largest, "training": recipe}
+    score = kind_of(data).score or ACCURACY
     files = {}
     if own_space:
         files[_SPACE_FILE] = _space_text(space)
@@ -165,6 +168,8 @@ def study_files(
         students=_CUT
         if from_teacher
         else _STATED.format(space=_SPACE_FILE if own_space else space, spaces=", ".join(space_names())),
+        score=score.name,
+        goal="accuracy>=0.9" if score.is_fraction else f"{score.name}<=20",
         start="" if from_teacher else _START,
         **steps,
         losses=_losses(),
@@ -355,10 +360,10 @@ teacher:
 # teacher_name: teacher  # what it is called; `teachers: {{NAME: {{type: ...}}}}` states both
 
 {students}
-# --- What is wanted: accuracy, and what it shall be traded for (two to four in all).
-objectives: [accuracy, macs]  # kdnas list costs
+# --- What is wanted: {score}, and what it shall be traded for (two to four in all).
+objectives: [{score}, macs]  # kdnas list costs
 # Hard bounds on costs: what breaks one known from the arch alone is never trained. Also of the teacher's ("macs<=5%"),
-# and goals for the retrained students: "accuracy>=0.9", "teacher-1" (at most one point below the teacher).
+# and goals for the retrained students: "{goal}", "teacher-1" (at most one point below the teacher).
 constraints: []  # such as ["macs<=10M", "latency_ms<=2"]
 # Options of measured costs:
 # costs:
