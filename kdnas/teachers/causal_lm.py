@@ -14,9 +14,9 @@ from kdnas.nn.origin import Origin
 from kdnas.nn.pieces import LogitsOf
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import fingerprint
-from kdnas.teachers._loading import MAYBE_SEEN
 from kdnas.teachers._transformers import check_tokens, load_transformer, spread
 
+_MAYBE_SEEN = "its perplexity on the validation split is optimistic if it was trained on this text"
 _PLACES = 4
 """Of a probe, whose answers are sketched."""
 
@@ -54,7 +54,7 @@ def causal_lm(context: TeacherContext, *, model: str, revision: str = "main") ->
         tuple(layer.path for layer in attention_layers(module)),
         classifier,
         fingerprint(network, {"causal_lm": type(network).__name__}),
-        (MAYBE_SEEN,),
+        (_MAYBE_SEEN,),
         answers=sketch(answers.flatten(0, 1).cpu().numpy()),
         origin=Origin(
             "transformers",

@@ -1,0 +1,127 @@
+"""Completions: likelihoods against loops over single texts, and the published-style numbers of the shared teacher."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from kdnas.errors import DataError
+from kdnas.tokenizing import Tokenizer, train_tokenizer
+from kdnas.training.completions import Item, completions, read_items
+
+pytest.importorskip("tokenizers")
+CPU = torch.device("cpu")
+
+
+class Noise(nn.Module):
+    """A causal model of fixed random logits: each depends on the last two tokens."""
+
+    def __init__(self, vocabulary: int):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first, self.second = (torch.randn(vocabulary, vocabulary, generator=generator) for _ in range(2))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        before = torch.cat([tokens[:, :1], tokens[:, :-1]], dim=1)
+        return 2 * self.first[tokens] + self.second[before]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return train_tokenizer("bpe", ["a king and a queen had a son"] * 9, folder, vocabulary=300, purpose="running")
+
+
+ITEMS = [
+    Item(f"a king had {n} sons and", ("a queen", "a son too", "no", "a daughter, who was fair"), n % 4)
+    for n in range(40)
+]
+
+
+def test_endings_are_ranked_by_their_likelihood_and_by_that_of_each_byte(tokenizer: Tokenizer) -> None:
+    network = Noise(tokenizer.size)
+    right = [0, 0]
+    for item in ITEMS:
+        nats = []
+        for ending in item.endings:
+            context = tokenizer.encode([item.context], None, special=False)[0].ids
+            whole = tokenizer.encode([f"{item.context} {ending}"], None, special=False)[0].ids
+            shares = network(torch.tensor([whole])).log_softmax(-1)[0]
+            nats.append(float(sum(shares[place - 1, whole[place]] for place in range(len(context), len(whole)))))
+        each = [total / len(ending) for total, ending in zip(nats, item.endings, strict=True)]
+        right[0] += max(range(4), key=lambda place: nats[place]) == item.label
+        right[1] += max(range(4), key=lambda place: each[place]) == item.label
+    found = completions(network, tokenizer, ITEMS, length=64, device=CPU)
+    assert (found.count, found.accuracy, found.normalised) == (40, right[0] / 40, right[1] / 40)
+    assert 0 < right[0] < 40
+
+
+def test_a_last_word_is_right_where_all_its_tokens_are_the_likeliest(tokenizer: Tokenizer) -> None:
+    class Knows(Noise):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            logits = torch.zeros(*tokens.shape, tokenizer.size)
+            text = tokenizer.encode(["a king had a queen"], None, special=False)[0].ids
+            for token, following in pairwise(text):
+                logits[..., following] += (tokens == token).float()
+            return logits
+
+    items = [Item("a king had a", ("queen",)), Item("a king had a", ("king",))]
+    found = completions(Knows(tokenizer.size), tokenizer, items, length=64, device=CPU)
+    assert (found.accuracy, found.normalised) == (0.5, None)
+
+
+def test_long_contexts_are_cut_at_their_beginning(tokenizer: Tokenizer) -> None:
+    seen = []
+
+    class Watching(Noise):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            seen.append(tokens)
+            return super().forward(tokens)
+
+    item = Item("a king " * 50 + "had", ("a queen", "a son"))
+    completions(Watching(tokenizer.size), tokenizer, [item], length=12, device=CPU)
+    whole = list(tokenizer.encode([f"{item.context} a queen"], None, special=False)[0].ids)
+    assert seen[0][0].tolist() == whole[-13:-1]
+
+
+def test_what_is_no_item_is_told_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = [{"context": "a", "endings": ["b", "c"], "label": 2}, {"context": "a"}, {"context": "", "target": "b"}]
+    path.write_text("\n".join(map(json.dumps, lines)) + "\nno\n")
+    with pytest.raises(DataError) as caught:
+        read_items(path)
+    said = str(caught.value)
+    assert "line 1: is no item: label 2 names none of 2 endings" in said
+    assert "line 2: is no item: 'target'" in said
+    assert "line 3: is no item: a text is empty, or none" in said
+    assert "line 4: is no item" in said
+    path.write_text('{"context": "a", "target": "b"}\n{"context": "a", "endings": ["b", "c"], "label": 1}\n')
+    with pytest.raises(DataError, match="mixes last words and endings"):
+        read_items(path)
+
+
+@pytest.mark.slow
+def test_the_shared_teacher_scores_what_was_measured_when_it_was_made(data_root: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    with tarfile.open(data_root / "text/lm_qa.tar.xz") as archive:
+        content = archive.extractfile("lm/fairybooks/cloze4.jsonl")
+        assert content is not None
+        (tmp_path / "cloze4.jsonl").write_bytes(content.read())
+    folder = data_root / "teachers/gpt2_fairybooks"
+    told = json.loads((folder / "train_info.json").read_text())["cloze4"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).float().eval()
+
+    class Logits(nn.Module):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return model(tokens).logits
+
+    items = read_items(tmp_path / "cloze4.jsonl")
+    found = completions(Logits(), Tokenizer(folder), items, length=256, device=CPU)
+    assert found.count == told["n"]
+    assert found.accuracy == pytest.approx(told["acc"], abs=0.005)  # theirs is normalised by tokens, not by bytes
