@@ -119,7 +119,7 @@ class Retraining:
     def length_is_open(self) -> bool:
         """Whether the study leaves it to the run how long a final training is, and that is not known yet."""
         until_flat = self._config.final.until == "flat" and self._opened.run.trains
-        return until_flat and "final_epochs" not in self._record.notes()
+        return until_flat and self._record.notes().final_epochs is None
 
     def find_length(self, executor: Executor[Job, Result], chosen: tuple[TrialRecord, ...]) -> None:
         """Find out how long a final training is: doubled until the best of `chosen` gains less than a point by it.
@@ -132,7 +132,7 @@ class Retraining:
         epochs = final.epochs or self._config.training.epochs
         run, score = self._opened.run, self._opened.run.score
         student = min(chosen, key=lambda trial: score.minimised(trial.values[score.name]))
-        tried = {int(length): score for length, score in self._record.notes().get("lengths", {}).items()}
+        tried = dict(self._record.notes().lengths)
         before: int | None = None
         while True:
             if epochs not in tried:
@@ -161,7 +161,7 @@ class Retraining:
 
     def settle_length(self) -> None:
         """Train finalists for as long as the record says, where the run found that out."""
-        epochs = self._record.notes().get("final_epochs")
+        epochs = self._record.notes().final_epochs
         if self._config.final.until == "flat" and epochs is not None:
             self._config = self._config.with_final_epochs(epochs)
 
@@ -225,7 +225,7 @@ class Retraining:
         earned = [trial for trial in self._opened.snapshot().trials if trial.repeats]
         for trial in earned:
             evaluator.check(trial)
-        if earned and "teacher_test_score" not in self._record.notes():
+        if earned and not self._record.notes().teacher_tested:
             self._record.set_note("teacher_test_score", evaluator.teacher_test_score())
 
     def _measure(self, trial: TrialRecord) -> None:

@@ -137,7 +137,7 @@ class Search:
         for number in self._record.unfinished():
             self._record.close_without_result(number, "interrupted", "the controller stopped while it ran")
         self._run = self._opened.snapshot()
-        self._seconds_before = float(self._record.notes().get("search_seconds", 0.0))
+        self._seconds_before = self._record.notes().search_seconds
         lost: dict[tuple[str, int], int] = {}
         scored = set()
         for trial in self._run.trials:
@@ -159,7 +159,7 @@ class Search:
     def _next(self) -> _Start | None:
         """Return what a free worker is to do; None when there is nothing within the budget, or nothing yet."""
         start = self._wanted()
-        self._over = self._record.notes().get("exhausted", "") if start is None else self._why_over(start)
+        self._over = self._record.notes().exhausted if start is None else self._why_over(start)
         return None if self._over else start
 
     def _wanted(self) -> _Start | None:
@@ -168,7 +168,7 @@ class Search:
             return queued
         if self._retry:
             return self._retry[0]
-        exhausted = bool(self._record.notes().get("exhausted"))
+        exhausted = bool(self._record.notes().exhausted)
         ending = self._is_ending()
         promoted = None if ending else next_promotion(self._run)
         if promoted is None and (exhausted or ending):
@@ -229,7 +229,7 @@ class Search:
         return self._seconds_before + (0.0 if self._began is None else time.monotonic() - self._began)
 
     def _search(self, executor: Executor[Job, Result]) -> None:
-        if self._record.notes().get("finished"):
+        if self._record.notes().finished:
             self._record.set_note("finished", "")  # a larger budget goes on
             self._run = self._opened.snapshot()
         self._began = time.monotonic()

@@ -117,6 +117,27 @@ class FailedRepeat:
 
 
 @dataclass(frozen=True)
+class RunNotes:
+    """Facts of a whole run, written while it goes on."""
+
+    finished: str = ""
+    """Why the search ended, empty while it has not."""
+    exhausted: str = ""
+    """Why no further student can be proposed, empty where one may."""
+    packing: str = ""
+    """How many students each device trained at once and by what measurement, empty where nothing was measured."""
+    search_seconds: float = 0.0
+    """Of searching, over all calls; 0 where the budget does not ask."""
+    lengths: Mapping[int, float] = field(default_factory=dict)
+    """By epochs of a final training that were tried: the score."""
+    final_epochs: int | None = None
+    """What was settled by them."""
+    teacher_tested: bool = False
+    teacher_test_score: float | None = None
+    """On the test split; None where there is none, or no teacher."""
+
+
+@dataclass(frozen=True)
 class TrialRecord:
     """One proposed student and what became of it."""
 

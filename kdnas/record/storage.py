@@ -51,6 +51,7 @@ from kdnas.record.records import (
     OtherTrial,
     Repeat,
     Result,
+    RunNotes,
     RunRecord,
     TrialRecord,
 )
@@ -321,16 +322,19 @@ class Record:
         self.study.set_user_attr(f"measured:{number}", plain)
 
     @_on_disk
-    def set_note(self, key: str, value: Any) -> None:
-        """Write a fact about the whole run, such as why the search ended."""
-        self.study.set_user_attr(f"note:{key}", value)
+    def set_note(self, name: str, value: str | float | Mapping[int, float] | None) -> None:
+        """Write a fact about the whole run, such as why the search ended: one of `RunNotes`, by its name there."""
+        self.study.set_user_attr(f"note:{name}", value)
 
     @_on_disk
-    def notes(self) -> dict[str, Any]:
-        """Return the facts that `set_note` wrote, by the names of today."""
+    def notes(self) -> RunNotes:
+        """Return the facts that `set_note` wrote."""
         attributes = self.study.user_attrs
         noted = {key.partition(":")[2]: value for key, value in attributes.items() if key.startswith("note:")}
-        return {_NOTES_OF_OLD.get(name, name): value for name, value in noted.items()}
+        noted = {_NOTES_OF_OLD.get(name, name): value for name, value in noted.items()}
+        lengths = {int(epochs): score for epochs, score in noted.get("lengths", {}).items()}
+        known = {one.name: noted[one.name] for one in dataclasses.fields(RunNotes) if one.name in noted}
+        return RunNotes(**{**known, "lengths": lengths, "teacher_tested": "teacher_test_score" in noted})
 
     @_on_disk
     def proposal(self, number: int) -> dict[str, Scalar]:
@@ -392,8 +396,8 @@ def refreshed(run: RunRecord, record: Record) -> RunRecord:
     means over trainings of different lengths are not comparable.
     """
     notes = record.notes()
-    if run.config.final.until == "flat" and "final_epochs" in notes:
-        run = dataclasses.replace(run, config=run.config.with_final_epochs(notes["final_epochs"]))
+    if run.config.final.until == "flat" and notes.final_epochs is not None:
+        run = dataclasses.replace(run, config=run.config.with_final_epochs(notes.final_epochs))
     wanted = run.config.final_fidelity
     trials = tuple(
         dataclasses.replace(trial, repeats=tuple(repeat for repeat in trial.repeats if repeat.fidelity == wanted))
@@ -402,10 +406,8 @@ def refreshed(run: RunRecord, record: Record) -> RunRecord:
         for trial in record.trials()
     )
     teacher = run.teacher
-    tested = notes.get("teacher_test_score")
-    if teacher is not None and tested is not None:
-        teacher = dataclasses.replace(teacher, test_score=tested)
-    said = {name: notes.get(name, "") for name in ("finished", "packing")}
+    if teacher is not None and notes.teacher_test_score is not None:
+        teacher = dataclasses.replace(teacher, test_score=notes.teacher_test_score)
     return dataclasses.replace(
         run,
         trials=trials,
@@ -414,7 +416,8 @@ def refreshed(run: RunRecord, record: Record) -> RunRecord:
         audit=record.audit(),
         others=record.others(),
         failed_repeats=record.all_failed_repeats(wanted),
-        **said,
+        finished=notes.finished,
+        packing=notes.packing,
     )
 
 

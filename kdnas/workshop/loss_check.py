@@ -18,10 +18,12 @@ from kdnas.losses import LOSSES
 from kdnas.nn.exact import exact_arithmetic
 from kdnas.nn.rows import Batch, Rows
 from kdnas.nn.taps import EVERYTHING, Output, Outputs, OutputShapes, Taps, output_shapes, stage_names
+from kdnas.plugins import short_name
 from kdnas.tasks import task_of
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.recipe import LossTerm, Recipe
+from kdnas.user_code import blamed
 
 _IMAGES = 4
 _READ: Mapping[Output, str] = {
@@ -88,11 +90,11 @@ def _asked(name: str, module: nn.Module, stages: Sequence[str], classifier: str 
 
 def _problem(where: str, term: LossTerm, ours: _Side, theirs: _Side, rows: Rows) -> Problem | None:
     """Return why the loss cannot be computed for this student, None where it can."""
-    needs = LOSSES.get(term.type).needs
+    loss_name, needs = short_name(term.type), LOSSES.get(term.type).needs
     for need in sorted(needs):
         lacking = [side.name for side in (theirs, ours) if side.lacks(need)]
         if lacking:
-            what = f"{term.type} compares {_READ[need]}; {' and '.join(lacking)} has none that can be read"
+            what = f"{loss_name} compares {_READ[need]}; {' and '.join(lacking)} has none that can be read"
             hint = ""
             if theirs.lacks(need) and need in _NAMED_BY:
                 hint = f"; a teacher of your own (type: module) may name them as {_NAMED_BY[need]}"
@@ -103,13 +105,12 @@ def _problem(where: str, term: LossTerm, ours: _Side, theirs: _Side, rows: Rows)
         value = float(loss.train()(ours.outputs, theirs.outputs, rows).detach())
     except ConfigError as error:
         what = "; ".join(str(problem) for problem in error.problems)
-        return Problem(where, f"{term.type} cannot compare {theirs.name} with {ours.name}: {what}")
+        return Problem(where, f"{loss_name} cannot compare {theirs.name} with {ours.name}: {what}")
     except Exception as error:  # a loss may be the user's
-        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
-        what = f"{term.type} fails on {theirs.name} and {ours.name}: {type(error).__name__}: {reason}"
-        return Problem(where, what)
+        reason = blamed(error) or f"{type(error).__name__}: {(str(error) or 'without a message').splitlines()[0][:300]}"
+        return Problem(where, f"{loss_name} fails on {theirs.name} and {ours.name}: {reason}")
     if not np.isfinite(value):
-        return Problem(where, f"{term.type} of {theirs.name} and {ours.name} is {value} on the first images")
+        return Problem(where, f"{loss_name} of {theirs.name} and {ours.name} is {value} on the first images")
     return None
 
 

@@ -16,7 +16,7 @@ from kdnas.core.objective import ACCURACY, Quantity
 from kdnas.core.space import Choice, SearchSpace
 from kdnas.errors import RunFolderError
 from kdnas.record.database import database_of
-from kdnas.record.records import Repeat, Result
+from kdnas.record.records import Repeat, Result, RunNotes
 from kdnas.record.storage import Record, distributions, load_run, refreshed
 from kdnas.study.config import TuneRange
 
@@ -178,7 +178,7 @@ def test_a_withdrawn_proposal_is_no_trial(record):
 
 def test_notes_are_kept_apart_from_repeats(record):
     record.set_note("finished", "spent")
-    assert record.notes() == {"finished": "spent"}
+    assert record.notes() == RunNotes(finished="spent")
 
 
 def test_a_half_made_record_never_takes_the_name(tmp_path):
@@ -261,7 +261,7 @@ def test_a_locked_database_is_one_message(tmp_path, monkeypatch):
     other.rollback()
     other.close()
     record.set_note("finished", "spent")
-    assert record.notes() == {"finished": "spent"}
+    assert record.notes() == RunNotes(finished="spent")
 
 
 def test_a_full_disk_is_one_message(record):

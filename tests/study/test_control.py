@@ -16,7 +16,7 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError, TrialError
 from kdnas.record.front import front, rise
 from kdnas.record.lock import DataDescription
-from kdnas.record.records import Control
+from kdnas.record.records import Control, RunNotes
 from kdnas.record.storage import load_run
 from kdnas.report.summary import control_in_words, still_rising, updates
 from kdnas.study.loading import load_study
@@ -94,7 +94,7 @@ def test_the_length_is_doubled_until_a_doubling_gives_less_than_a_point(tmp_path
     run = dataclasses.replace(run_of([]), reference_point={"accuracy": 0.1, "macs": 100.0})
     retraining._opened = SimpleNamespace(run=run)
     retraining._record = type(
-        "Notes", (), {"notes": staticmethod(lambda: notes), "set_note": staticmethod(notes.__setitem__)}
+        "Notes", (), {"notes": staticmethod(lambda: RunNotes(**notes)), "set_note": staticmethod(notes.__setitem__)}
     )
     monkeypatch.setattr(Retraining, "_score_of_length", score)
     retraining.find_length(None, (complete(0, 0.3, 5), complete(1, 0.4, 9)))
