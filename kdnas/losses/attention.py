@@ -7,6 +7,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from kdnas.losses import LOSSES, DistillationLoss
 from kdnas.losses._layers import mean_where, token_mask
@@ -48,8 +49,9 @@ class AttentionTransfer(DistillationLoss):
     def _stage(self, student: Outputs, teacher: Outputs, s: int, t: int) -> Tensor:
         mask = token_mask(student, student.stages[s])
         ours, theirs = to_common_size(student.stages[s], teacher.stages[t])
-        if mask is not None:
-            ours, theirs = (features * mask[:, None, :, None] for features in (ours, theirs))
+        if mask is None:
+            return F.mse_loss(self._attention(ours), self._attention(theirs))
+        ours, theirs = (features * mask[:, None, :, None] for features in (ours, theirs))
         return mean_where((self._attention(ours) - self._attention(theirs)).square(), mask)
 
     def _attention(self, features: Tensor) -> Tensor:
