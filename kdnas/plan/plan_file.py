@@ -58,8 +58,9 @@ _HEADER = """\
 # student's train.yaml (`kdnas export --format train_yaml`), with the step's epochs and its factor of the learning rate.
 #   distil    trains `arch` for `epochs`. It learns from `teacher`: the study's, or the network of an earlier step. It
 #             begins from `init`: random weights, those of the study's teacher as it is cut to the network (inherited),
-#             those of the earlier step of that name, which is the same network, or its weights cut out of the
-#             `supernet` that the search trained (run-supernet).
+#             those of the earlier step of that name, which is the same network or, of students cut out of their
+#             teacher, a larger one that this one is cut out of; or its weights cut out of the `supernet` that the
+#             search trained (run-supernet).
 #   supernet  trains all networks of `space` at once, beginning from `init` as above; every list begins with the value
 #             of the largest network and ends with the student's. `settings` decide which values may be sampled when;
 #             what was decided is in `recorded`, and a plan that has it is followed to the letter. Then the smallest is
@@ -375,7 +376,7 @@ def plan_problems(plan: TrainingPlan, family: StudentFamily) -> list[Problem]:
             problems += [Problem(f"{part}.{p.where}".rstrip("."), p.what, p.allowed) for p in error.problems]
             networks[step.name] = None
             continue
-        problems += _init_problems(where, step, network, {RUN_SUPERNET: student, **networks})
+        problems += _init_problems(where, step, network, {RUN_SUPERNET: student, **networks}, family)
         if isinstance(step, SupernetStep):
             problems += _supernet_problems(where, step, plan, family)
         else:
@@ -424,9 +425,14 @@ def _origin_problems(
             yield Problem(f"{where}.{part}", f"{given!r} is no earlier step", ", ".join((*own, *earlier)))
 
 
-def _init_problems(where: str, step: Step, network: Arch, earlier: Mapping[str, Arch | None]) -> Iterator[Problem]:
+def _init_problems(
+    where: str, step: Step, network: Arch, earlier: Mapping[str, Arch | None], family: StudentFamily
+) -> Iterator[Problem]:
     origin = earlier.get(step.init)
-    if origin is not None and origin != network:
+    if origin is None or origin == network:
+        return
+    cut_on = step.init != RUN_SUPERNET and origin.family == network.family == family.name
+    if not (cut_on and family.is_part(network, origin)):
         yield Problem(f"{where}.init", f"{step.init} gives {origin.arch_id}, this one trains {network.arch_id}")
 
 

@@ -341,7 +341,8 @@ def follow(
             if isinstance(step, SupernetStep):
                 result = work.supernet(step, step.budget(budget_macs or 0))
             else:
-                result = work.distil(step, networks.get(step.init), networks.get(step.teacher))
+                larger = next((other for other in steps[:index] if other.name == step.init), step)
+                result = work.distil(step, larger, networks.get(step.init), networks.get(step.teacher))
             if budget_macs is not None:
                 work.finish(step, result)
         results[step.name] = result
@@ -365,14 +366,20 @@ class _Work:
     """Of the whole: where it begins, and its share."""
     on_progress: Callable[[Progress], None]
 
-    def distil(self, step: DistilStep, start: nn.Module | None, assistant: nn.Module | None) -> StepResult:
-        """Train the step's network, beginning with the weights of `start`, beside `assistant` or the teacher."""
+    def distil(
+        self, step: DistilStep, origin: Step, start: nn.Module | None, assistant: nn.Module | None
+    ) -> StepResult:
+        """Train the step's network beside `assistant` or the teacher.
+
+        It begins with the weights of `start`, the network of the step `origin`, cut out where that one is larger.
+        """
         workshop = self.workshop
         arch = step.network(workshop.family)
         seed = derive_seed(self.file.seed, "full", arch.arch_id)
         network = workshop.begin(arch, "inherited" if step.init == INHERITED else "random", seed)
         if start is not None:
-            network.load_state_dict(start.state_dict())
+            family = family_beside(workshop.family, arch.family)
+            network.load_state_dict(family.cut_on(arch, origin.network(family), start).state_dict())
         watch = _Watch(self, step, workshop.entered(network))
         teacher = workshop.teacher if assistant is None else workshop.as_teacher(step.teacher, assistant)
         trained = distil(

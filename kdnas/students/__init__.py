@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from abc import ABC, abstractmethod
@@ -120,6 +121,17 @@ class StudentFamily(ABC):
         Raises ConfigError where it has no ancestor, or no samples to judge that one by.
         """
         raise ConfigError(Problem("start", f"students of {arch.family} inherit nothing from a teacher", "random"))
+
+    def is_part(self, arch: Arch, larger: Arch) -> bool:
+        """Return whether every weight of `arch` has a place in `larger`, so that it can be cut out of that one."""
+        return arch == larger
+
+    def cut_on(self, arch: Arch, larger: Arch, trained: nn.Module) -> nn.Module:
+        """Return `arch` cut out of `trained`, a student of `larger`. Raises ConfigError where it is no part of that."""
+        if arch != larger:
+            what = f"{arch.arch_id} is no part of {larger.arch_id}: its weights cannot be cut out of that one's"
+            raise ConfigError(Problem("init", what))
+        return copy.deepcopy(trained)
 
     def cut(self, arch: Arch, student: nn.Module) -> tuple[nn.Module, Cut] | None:
         """Return the library's own network inside a built `student`, and what that was cut from.

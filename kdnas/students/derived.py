@@ -320,9 +320,34 @@ class Derived(StudentFamily):
             return student
         if self._reconstruct:
             self._reconstruction.mend(network, self.anatomy.prefix(self._sizes_of(arch)), student)
-        elif any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in student.modules()):
+        else:
+            self._recalibrate(student)
+        return student
+
+    def _recalibrate(self, student: nn.Module) -> None:
+        """Estimate the batch norms of a student that was cut anew, where there are samples to do so."""
+        norms = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in student.modules())
+        if norms and self.context.samples is not None:
             inputs, _ = self.context.samples(_SAMPLES)
             recalibrate(student, zip(*(one.split(_BATCH) for one in inputs), strict=True))
+
+    def is_part(self, arch: Arch, larger: Arch) -> bool:
+        """Return whether `arch` has no more units and blocks of anything than `larger`: they rank alike in both."""
+        ours, theirs = self._sizes_of(arch), self._sizes_of(larger)
+        return all(size <= theirs[name] for name, size in ours.items() if name in theirs)
+
+    def cut_on(self, arch: Arch, larger: Arch, trained: nn.Module) -> nn.Module:
+        """Return `arch` cut out of `trained`, a student of `larger`, its batch norms estimated anew.
+
+        Raises ConfigError where it is no part of that.
+        """
+        if arch == larger or not self.is_part(arch, larger):
+            return super().cut_on(arch, larger, trained)
+        whole = self.canonical({})
+        shared = CutSupernet(self._student(self._cut(whole), whole), self._cutting)
+        shared.adopt(larger, trained)
+        student = shared.subnet(arch)
+        self._recalibrate(student)
         return student
 
     def supernet(self, space: SearchSpace) -> CutSupernet:

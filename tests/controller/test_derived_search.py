@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import yaml
 from fitted_heads import digits, fit_head
 from safetensors.torch import save_file
 
@@ -140,6 +141,36 @@ def test_a_students_training_plan_shrinks_the_teacher_to_it(study, run, capsys):
     following = ["train", str(folder), "--plan", str(folder / "plan.yaml"), "--out", str(study / "planned")]
     assert main([*following, "--data-root", str(study), "--format", "safetensors"]) == 0
     assert f"student {smallest}: validation accuracy" in capsys.readouterr().out
+
+
+def test_a_plan_may_cut_a_student_out_of_a_larger_one_that_it_trains_first(study, run, capsys):
+    folder, out = study / "run", study / "nested.yaml"
+    small, large = next(
+        (one.arch, other.arch)
+        for one in run.trials
+        for other in run.trials
+        if one.repeats
+        and one.arch != other.arch
+        and all(size <= other.arch.choices[name] for name, size in one.arch.choices.items())
+    )
+    macs = {trial.arch: trial.values["macs"] for trial in run.trials}
+    asked = ["schedule", str(folder), "--pick", small.arch_id, "--route", "direct", "--epochs", "40", "--out", str(out)]
+    assert main([*asked, "--data-root", str(study)]) == 0
+    plan = yaml.safe_load(out.read_text())
+    (last,) = plan["steps"]
+    first = {**last, "name": "larger", "epochs": 1, "share": macs[large] / macs[small] / 40}
+    first["arch"] = {"family": "derived", "choices": dict(large.choices)}
+    last |= {"epochs": 2, "share": 2 / 40, "init": "larger"}
+    plan["steps"] = [first, last]
+    out.write_text(yaml.safe_dump(plan, sort_keys=False))
+    following = ["train", str(folder), "--plan", str(out), "--out", str(study / "nested"), "--format", "safetensors"]
+    assert main([*following, "--data-root", str(study)]) == 0
+    assert f"student {small.arch_id}: validation accuracy" in capsys.readouterr().out
+    plan["steps"][0]["arch"], last["arch"] = last["arch"], first["arch"]
+    last["name"] = "student"
+    out.write_text(yaml.safe_dump(plan, sort_keys=False))
+    assert main([*following, "--data-root", str(study)]) == 2
+    assert f"larger gives {small.arch_id}, this one trains {large.arch_id}" in capsys.readouterr().err
 
 
 def test_a_vision_transformer_of_the_users_is_the_supernet_of_its_students(tmp_path):

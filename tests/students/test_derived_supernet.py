@@ -1,5 +1,7 @@
 """The supernet of students that are cut out of their teacher is the teacher itself."""
 
+import copy
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdnas.errors import TeacherError
+from kdnas.errors import ConfigError, TeacherError
 from kdnas.nn.cutting import outputs
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -119,3 +121,53 @@ def test_a_supernet_moves_its_batch_norm_statistics_with_its_weights():
     supernet = family.supernet(family.space(UNDERIVED)).eval()
     arch = family.canonical({family.choices.choices[0].name: 8})
     assert len(supernet.subnet(arch).get_submodule("network.1").running_mean) == 8
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_student_cut_out_of_a_trained_larger_one_is_that_one_cut_directly(name):
+    network, task = case(name)
+    family = family_of(network, task, importance="l1")
+    family.context = dataclasses.replace(family.context, samples=None)  # no batch norm is estimated anew
+    space = family.space(UNDERIVED)
+    values = [(choice.name, choice.values) for choice in space.choices]
+    small, large = (family.canonical(space.active({n: v[place(len(v))] for n, v in values})) for place in PLACES)
+    assert family.is_part(small, large)
+    assert not family.is_part(large, small)
+    trained = family.inherit(large)
+    with torch.no_grad():
+        for weight in trained.parameters():
+            weight.add_(0.01 * torch.randn_like(weight))
+    cut = family.cut_on(small, large, trained)
+    # Directly: the small student's places in the teacher, found again among those of the large one.
+    marked = family.ancestor().module.get_submodule(family._place)
+    numbered = copy.deepcopy(marked)
+    with torch.no_grad():
+        for weight in numbered.parameters():
+            weight.copy_(torch.arange(weight.numel()).reshape(weight.shape))
+    sizes = [family.anatomy.prefix(family.choices.sizes(arch.choices)) for arch in (small, large)]
+    ours, theirs = (family._student(family.anatomy.cut(numbered, kept), arch) for kept, arch in
+                    zip(sizes, (small, large), strict=True))  # fmt: skip
+    names = {key: name for key, (name, _) in supernet_of(family)._pieces(sizes[1], list(theirs.state_dict())).items()}
+    found = {name: key for key, name in names.items()}
+    whole = {key: name for key, (name, _) in supernet_of(family)._pieces(sizes[0], list(ours.state_dict())).items()}
+    for key, weight in ours.named_parameters():
+        there = found[whole[key]]
+        places = {float(mark): place for place, mark in enumerate(theirs.get_parameter(there).flatten())}
+        picked = [places[float(mark)] for mark in weight.flatten()]
+        assert torch.equal(cut.get_parameter(key).flatten(), trained.get_parameter(there).flatten()[picked])
+
+
+PLACES = (lambda count: 0, lambda count: count // 2)
+
+
+def supernet_of(family):
+    return family.supernet(family.space(UNDERIVED))
+
+
+def test_a_student_that_is_no_part_of_another_is_not_cut_out_of_it():
+    network, task = case("bert")
+    family = family_of(network, task, importance="l1")
+    heads, inner = family.canonical({"heads": 1}), family.canonical({"inner": 16})
+    assert not family.is_part(heads, inner)
+    with pytest.raises(ConfigError, match="is no part of"):
+        family.cut_on(heads, inner, family.inherit(inner))

@@ -1,0 +1,142 @@
+"""Students of every kind of teacher that users bring: shown, the teacher itself when whole, searched, and exported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+import transformers
+from cut_students import run_without_kdnas
+from fitted_heads import digits, fit_head
+from safetensors.torch import save_file
+from torch import nn
+
+from kdnas.cli.main import main
+from kdnas.nn.cutting import TOLERANCE, Depth, outputs
+from kdnas.session import search_study
+from kdnas.study.loading import load_study
+from kdnas.workshop.opening import open_run
+
+STUDY = """\
+name: kind
+data: {{type: digits}}
+teacher: {teacher}
+space: {{derive: teacher, {space}}}
+objectives: [accuracy, macs]
+costs: {{}}
+training: {{epochs: 1, batch_size: 64, learning_rate: 0.001, data_fraction: 0.15}}
+sampler: random
+executor: {{type: local, workers: 1}}
+budget: {{trials: 4}}
+final: {{seeds: 1, data_fraction: 0.15, max_students: 1, control: false}}
+export: {{formats: [{formats}]}}
+"""
+SIDE = 32
+LABELS = {"id2label": {n: str(n) for n in range(10)}, "label2id": {str(n): n for n in range(10)}}
+
+
+class Kind(NamedTuple):
+    make: Callable[[], nn.Module]
+    head: str
+    """Of the classes."""
+    teacher: str
+    choices: set[str]
+    """Some of what is searched."""
+
+
+def of_timm(model: str, head: str, *choices: str, **arguments: object) -> Kind:
+    stated = json.dumps(arguments)
+    mean = "mean: [77.8, 77.8, 77.8], std: [95.9, 95.9, 95.9], input_size: 32"
+    teacher = f"{{type: timm, model: {model}, weights: w.safetensors, arguments: {stated}, {mean}}}"
+    return Kind(lambda: timm.create_model(model, num_classes=10, **arguments), head, teacher, set(choices))
+
+
+def hf_vit() -> nn.Module:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    config = transformers.ViTConfig(**sizes, image_size=SIDE, patch_size=8, **LABELS)
+    return transformers.ViTForImageClassification(config)
+
+
+VIT = {"img_size": SIDE, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 4}
+KINDS = {
+    "resnet18": of_timm("resnet18", "fc", "stage1.width", "stage1.inner", "stage1.depth", zero_init_last=False),
+    "mobilenetv3": of_timm("mobilenetv3_small_050", "classifier", "stage1.width", "head.width"),
+    "efficientnet_lite0": of_timm("tf_efficientnet_lite0", "classifier", "stage1.width", "stage2.inner"),
+    "convnext_atto": of_timm("convnext_atto", "head.fc", "stage1.width", "stage1.depth"),
+    "vit_tiny": of_timm("vit_tiny_patch16_224", "head", "width", "heads", "inner", "depth", **VIT),
+    "mobilenet_v2": Kind(
+        lambda: torchvision.models.mobilenet_v2(num_classes=10, width_mult=0.35),
+        "classifier.1",
+        "{type: torchvision, model: mobilenet_v2, weights: w.safetensors, arguments: {width_mult: 0.35}, "
+        "input_size: 32, mean: [77.8, 77.8, 77.8], std: [95.9, 95.9, 95.9]}",
+        {"stage1.width", "stage2.inner"},
+    ),
+    "hf_vit": Kind(
+        hf_vit,
+        "classifier",
+        "{type: huggingface, model: folder, input_size: 32, mean: [77.8, 77.8, 77.8], std: [95.9, 95.9, 95.9]}",
+        {"width", "heads", "inner", "depth"},
+    ),
+}
+QUICK = ["vit_tiny"]
+OPENED = """
+import torch, json, sys
+from pathlib import Path
+folder = Path(sys.argv[1])
+sys.path.insert(0, str(folder))
+from student import load_student
+student = load_student(folder / "student.safetensors")
+images = torch.load(folder / "images.pt", weights_only=True)
+with torch.no_grad():
+    print(json.dumps(student(images).tolist()))
+"""
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in KINDS])
+def test_students_of_a_teacher_that_sees_images(name, tmp_path, capsys):
+    kind = KINDS[name]
+    torch.manual_seed(0)
+    images, labels = digits(SIDE)
+    network = kind.make()
+    with torch.no_grad():  # batch norms see what flows through them
+        for part in network.modules():
+            part.momentum = None if isinstance(part, nn.modules.batchnorm._BatchNorm) else getattr(part, "momentum", 0)
+        network.train()(images[:100])
+    fit_head(network, kind.head, [images], labels)
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    if hasattr(network, "save_pretrained"):
+        network.save_pretrained(tmp_path / "folder")
+    space = "width: [0.5, 1], inner: [0.5, 1], heads: [0.5, 1], depth: [0.5, 1]"
+    text = STUDY.format(teacher=kind.teacher, space=space, formats="safetensors, student_py")
+    (tmp_path / "study.yaml").write_text(text)
+
+    assert main(["spaces", "show", str(tmp_path), "--data-root", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert all(choice in shown for choice in kind.choices)
+
+    found = search_study(load_study(tmp_path), tmp_path / "run", data_root=tmp_path, observe=lambda event: None)
+    assert [trial.state for trial in found.trials] == ["complete"] * 4
+    assert any(trial.repeats for trial in found.trials)
+
+    workshop = open_run(found, data_root=tmp_path, cache=tmp_path / "cache")
+    family, raw = workshop.family, workshop.samples(8)[0][0]
+    with torch.no_grad():
+        assert torch.equal(family.inherit(family.canonical({})).eval()(raw), workshop.teacher.module(raw))
+    exact = [part for part in family.anatomy.parts if isinstance(part, Depth) or not part.inexact]
+    halves = {p.name: max(p.least, (len(p.blocks) if isinstance(p, Depth) else p.size) // 2) for p in exact}
+    kept = family.anatomy.prefix(halves)
+    inner, fed = family._opened
+    cut, masked = (outputs(change(inner, kept).eval(), fed) for change in (family.anatomy.cut, family.anatomy.mask))
+    assert float((cut - masked).abs().max() / masked.abs().max()) <= TOLERANCE
+
+    folder = tmp_path / "run" / "export"
+    torch.save(fed, folder / "images.pt")
+    there = np.array(run_without_kdnas(OPENED, folder))
+    assert there.shape == (2, 10)
+    assert np.isfinite(there).all()
