@@ -42,6 +42,7 @@ from kdnas.record.front import best_of, comparable, front, hypervolume, is_near_
 from kdnas.record.records import RunRecord, TrialRecord
 from kdnas.report.searched import stuck_at_bounds
 from kdnas.report.summary import (
+    bits_in_words,
     control_in_words,
     goals,
     in_doubt,
@@ -382,7 +383,8 @@ def ready_lines(event: Ready) -> list[str]:
     else:
         scored = f"{data.training_samples} training, {data.validation_samples} validation {run.samples}"
         kept = f"{data.test_samples} test {run.samples} kept for the final front"
-        lines.append(f"data {data.name}: {scored} (stratified, seed {run.config.seed}), {kept}")
+        drawn = f"stratified, seed {run.config.seed}" if data.class_names else "a stretch of the text, or as stated"
+        lines.append(f"data {data.name}: {scored} ({drawn}), {kept}")
     lines += teacher_lines(run)
     lines += [f"note: {note}" for note in (run.teacher.notes if run.teacher else ())]
     closed = sum(trial.state in ("complete", "failed", "infeasible") for trial in run.trials)
@@ -440,8 +442,8 @@ def _print_result(console: Console, run: RunRecord, written: Sequence[Path]) -> 
             + (f", mean of {seeds} trainings ± 95 %" if seeds > 1 else "")
         )
         console.print(printed_front(run, console.width))
-        told_of = [goals(run), near_chance(run), unreached_rung(run), _doubt(run), control_in_words(run)]
-        told_of += [still_rising(run), *stuck_at_bounds(run)]
+        told_of = [goals(run), near_chance(run), unreached_rung(run), _doubt(run), bits_in_words(run)]
+        told_of += [control_in_words(run), still_rising(run), *stuck_at_bounds(run)]
         for told in filter(None, told_of):
             console.print(told, markup=False)
         volume = hypervolume(run)

@@ -38,6 +38,7 @@ def command(
     from kdnas.report.audit import trust_line
     from kdnas.report.searched import stuck_at_bounds
     from kdnas.report.summary import (
+        bits_in_words,
         control_in_words,
         distinguishing,
         goals,
@@ -56,7 +57,8 @@ def command(
         console.print("There is no front yet: no student was scored that meets every constraint.", markup=False)
         return
     console.print(printed_front(record, console.width))
-    lines = (goals(record), near_chance(record), distinguishing(record), control_in_words(record), still_rising(record))
+    lines = [goals(record), near_chance(record), distinguishing(record), bits_in_words(record)]
+    lines += [control_in_words(record), still_rising(record)]
     for told in filter(None, (*lines, *stuck_at_bounds(record))):
         console.print(told, markup=False)
     for title, member, sentence in highlights(record):

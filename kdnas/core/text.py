@@ -5,6 +5,8 @@ Shapes: N samples, S tokens of all of them, T the longest that a network is give
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +19,8 @@ from kdnas.core.objective import ACCURACY, PERPLEXITY, Quantity
 from kdnas.core.task import Input, TaskSpec
 
 TEXT_CLASSIFICATION, LANGUAGE_MODELLING = "text_classification", "language_modelling"
+BYTES_PER_TOKEN = "bytes_per_token"
+"""Of the text that is scored and of the test text."""
 Places = int | slice | np.ndarray
 """Rows of an array, as numpy's brackets take them."""
 
@@ -36,6 +40,11 @@ def language_modelling(length: int, vocabulary: int) -> TaskSpec:
     """Return the task of foretelling the next token at each of `length` places of a block, scored by perplexity."""
     tokens = Input("tokens", (length,), "tokens", vocabulary)
     return TaskSpec(LANGUAGE_MODELLING, (tokens,), vocabulary, length, PERPLEXITY, "blocks")
+
+
+def bits_per_byte(perplexity: float, bytes_per_token: float) -> float:
+    """Return what a perplexity per token is in bits per byte of text, which tokenizers do not change."""
+    return math.log2(perplexity) / bytes_per_token
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,8 +176,13 @@ class CorpusData(TokenData):
 
     poses: ClassVar[str] = LANGUAGE_MODELLING
     bytes_per_token: tuple[float, float] = field(kw_only=True)
-    """Of the training and of the test text: UTF-8 bytes that a token stands for on average."""
+    """Of the text that is scored and of the test text: UTF-8 bytes that a token stands for on average."""
     score: ClassVar[Quantity | None] = PERPLEXITY
+
+    @property
+    def statistics(self) -> Mapping[str, tuple[float, ...]]:
+        """What turns a perplexity into bits per byte."""
+        return {BYTES_PER_TOKEN: self.bytes_per_token}
 
     @cached_property
     def task(self) -> TaskSpec:

@@ -10,6 +10,7 @@ from pathlib import Path
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import breaches
 from kdnas.core.pick import FEWEST_FOR_A_KNEE, SHORTEST_PREFIX
+from kdnas.core.text import BYTES_PER_TOKEN, bits_per_byte
 from kdnas.core.words import capitalised, counted
 from kdnas.plugins import short_name
 from kdnas.record.front import (
@@ -191,6 +192,25 @@ def control_in_words(run: RunRecord) -> str:
     )
 
 
+def bits_in_words(run: RunRecord) -> str:
+    """Return the front's perplexities as bits per byte, which other tokenizers do not change; empty without such."""
+    per_token, name = run.lock.data.statistics.get(BYTES_PER_TOKEN, ()), run.score.name
+    if len(per_token) != 2 or not run.trains:
+        return ""
+
+    def told(whose: str, validation: float | None, test: float | None) -> str:
+        known = [
+            f"{bits_per_byte(score, each):.3f}{where}"
+            for score, each, where in zip((validation, test), per_token, ("", " on test"), strict=True)
+            if score is not None and score > 0
+        ]
+        return f"{whose} {', '.join(known)}"
+
+    rows = [told(member.trial.arch.arch_id, member.values.get(name), member.test_score) for member in front(run)]
+    rows += [] if run.teacher is None else [told("the teacher", run.teacher.score, run.teacher.test_score)]
+    return f"In bits per byte (a token stands for {per_token[0]:.2f} bytes): {'; '.join(rows)}."
+
+
 def updates(run: RunRecord) -> str:
     """Return how many optimiser updates a score and a final training are, and whether those are too few."""
     samples = run.lock.data.training_samples
@@ -327,7 +347,7 @@ def trust(run: RunRecord) -> list[str]:
             "Nothing is retrained yet: the front shown is of brief single scores, which flatter whoever was lucky. The "
             "test split has not been touched by any student."
         )
-    sentences += filter(None, [control_in_words(run), still_rising(run)])
+    sentences += filter(None, [bits_in_words(run), control_in_words(run), still_rising(run)])
     volume = hypervolume(run)
     if volume is not None and members:
         point = reference_in_words(run)
@@ -381,7 +401,7 @@ def _validation_sentence(run: RunRecord) -> str:
     fraction = run.config.data.validation_fraction
     text = (
         f"Search scores are brief (one training, one seed, {run.config.fidelities[-1].words}) and are made on "
-        f"{size} carved from the training data ({100 * fraction:g} % of it, stratified)."
+        f"{size} carved from the training data ({100 * fraction:g} % of it{', stratified' if run.class_names else ''})."
     )
     if count and run.score.is_fraction:
         # Half the 95 % interval of a binomial at 0.9, the usual neighbourhood of a useful student.
