@@ -192,7 +192,7 @@ class VisionEmbeddings(nn.Module):
             resized = functional.interpolate(laid_out, grid, mode="bicubic", antialias=True)
             places = torch.cat([places[: self.extra], resized[0].flatten(1).T])
         tokens = self.cls_token if self.extra == 1 else torch.cat([self.cls_token, self.distillation_token])
-        first = tokens.expand(len(images), -1, -1)
+        first = tokens.expand(images.shape[0], -1, -1)
         return torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1) + places
 
 

@@ -191,3 +191,17 @@ def test_tied_weights_are_one_parameter_and_come_back_from_a_file(tmp_path: Path
     load_weights(other, tmp_path / "weights.safetensors")
     assert other.classifier.weight is other.embeddings.word_embeddings.weight
     assert torch.equal(other(tokens()), network(tokens()))
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt"])
+def test_an_exported_program_takes_texts_of_any_length(family: str) -> None:
+    network = built(family)
+    batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=2, max=LENGTH)
+    sizes = {0: batch, 1: length}
+    inputs = {"tokens": tokens(2, 5)} | ({"mask": torch.ones(2, 5).long()} if family == "bert" else {})
+    shapes = dict.fromkeys(inputs, sizes)
+    program = torch.export.export(network, (), inputs, dynamic_shapes=shapes)
+    for count, many in ((1, 3), (4, LENGTH)):
+        given = {"tokens": tokens(count, many), "mask": torch.ones(count, many).long()}
+        given = {name: given[name] for name in inputs}
+        torch.testing.assert_close(program.module()(**given), network(**given))

@@ -215,3 +215,13 @@ def test_the_loss_of_the_labels_and_those_of_the_teacher_reach_their_own_heads()
     expected = 0.5 * F.cross_entropy(outputs.logits, labels)
     expected = expected + 0.25 * F.cross_entropy(outputs.taught, theirs.argmax(1))
     torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_an_exported_program_takes_any_batch_and_holds_both_heads(distilled: bool) -> None:
+    network = built(distillation_token=distilled)
+    batch = {"images": {0: torch.export.Dim("batch", min=1)}}
+    program = torch.export.export(network, (images(2),), dynamic_shapes=batch)
+    for count in (1, 3, 5):
+        torch.testing.assert_close(program.module()(images(count)), network(images(count)))
+    assert ("distillation_classifier.weight" in program.state_dict) is distilled
