@@ -85,7 +85,7 @@ def _costs(card: Mapping[str, Any], params: int) -> str:
     lines = ["| quantity | value | unit | spread (interquartile) | how it was measured |", "|---|---|---|---|---|"]
     macs = quantities.pop("macs", None)
     if macs is not None:
-        counted = "closed form: convolutions and linear layers, batch 1"
+        counted = "closed form: convolutions, linear layers and matrix products, batch 1"
         lines.append(f"| MACs | {macs['value']:,.0f} | multiply-accumulates | - | {counted} |")
         lines.append(f"| FLOPs = 2 x MACs | {2 * macs['value']:,.0f} | operations | - | from the MACs |")
     quantities.pop("params", None)
@@ -178,8 +178,7 @@ def _making(student: TrainedStudent) -> str:
 
 def _narrow(spec: TaskSpec) -> str:
     """Return in words what it means to have learnt from one data set."""
-    what = "images" if spec.inputs[0].kind == "pixels" else "samples"
-    only = f"It has only ever seen {what} like those of its data set"
+    only = f"It has only ever seen {spec.samples} like those of its data set"
     if spec.rows > 1:
         return f"{only}."
     return f"{only}; it answers one of its {spec.outputs} classes for any of them, also for one that is of no class."

@@ -6,7 +6,6 @@ sampler, workers and the final evaluation may change.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -352,7 +351,8 @@ def of_todays_task(plain: Mapping[str, Any]) -> dict[str, Any]:
     names = plain.get("class_names")
     if not isinstance(names, list) or not isinstance(shape, list) or len(shape) != 3:
         return dict(plain)
-    task = dataclasses.asdict(image_classification((shape[0], shape[1], shape[2]), len(names)))
+    spec = image_classification((shape[0], shape[1], shape[2]), len(names))
+    task = TypeAdapter(TaskSpec).dump_python(spec, mode="json")
     statistics = {name: plain[name] for name in _STATISTICS if name in plain}
     return {**rest, "task": task, "statistics": statistics}
 

@@ -311,7 +311,9 @@ def check_conduct(name: str, module: nn.Module, batch: Batch, spec: TaskSpec) ->
             except Exception as error:  # the network is the user's: anything may come
                 reason = (str(error) or type(error).__name__).splitlines()[0][:200]
                 what = f"fails on {words}: {type(error).__name__}: {reason}{_about_squeeze(len(places))}"
-                raise TeacherError(Problem(f"teacher {name}", what, f"one row of logits a {spec.sample}")) from error
+                raise TeacherError(
+                    Problem(f"teacher {name}", what, f"one row of logits for each {spec.sample}")
+                ) from error
             expected = whole[places]
             if answers.shape != expected.shape:
                 what = f"gives {tuple(answers.shape)} for {words}{_about_squeeze(len(places))}"

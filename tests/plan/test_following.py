@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import sharing
 import torch
+import yaml
 from planned_training import basis_of, stop_at
 from torch import nn
 from trained_run import study_config
@@ -231,14 +232,18 @@ def test_another_plan_in_the_folder_is_refused(shrunk, bases):
 
 
 def test_a_training_of_an_earlier_version_is_known(shrunk, bases, tmp_path):
-    """Its lock said schedule for plan and images for samples, its results accuracy for score."""
+    """Its lock said schedule for plan and images for samples, and spoke of images alone; its results said accuracy."""
     folder = shutil.copytree(shrunk[0].folder, tmp_path / "earlier")
-    names = [("training.lock.yaml", "plan:", "schedule:"), ("training.lock.yaml", "samples:", "images:")]
-    names.append(("training.lock.yaml", "start: random\n", ""))
-    for name, now, then in [*names, ("2-student/step.json", '"score"', '"accuracy"')]:
-        text = (folder / name).read_text()
-        assert now in text
-        (folder / name).write_text(text.replace(now, then))
+    lock = yaml.safe_load((folder / "training.lock.yaml").read_text())
+    lock["schedule"] = lock.pop("plan")
+    lock["schedule"]["budget"]["images"] = lock["schedule"]["budget"].pop("samples")
+    lock |= {"format_version": 1, "teacher": lock.pop("teachers")["teacher"], **lock.pop("statistics")}
+    lock["input_shape"] = lock.pop("task")["inputs"][0]["shape"]
+    assert lock.pop("start") == "random"
+    (folder / "training.lock.yaml").write_text(yaml.safe_dump(lock))
+    step = (folder / "2-student/step.json").read_text()
+    assert '"score"' in step
+    (folder / "2-student/step.json").write_text(step.replace('"score"', '"accuracy"'))
     assert train(bases["resnet"], "shrink", folder).already_done
     (folder / "result.json").unlink()
     again = train(bases["resnet"], "shrink", folder)  # its steps are finished

@@ -161,8 +161,8 @@ class Restless(nn.Dropout):
         (lambda net, z: z - z.mean(0), {}, "reads other images of the batch"),
         (lambda net, z: (z - z.mean(0)) - torch.where(torch.arange(10) > 8, 1e30, 0.0), {}, "reads other images"),
         (lambda net, z: z + 1e-2 * torch.arange(len(z))[:, None], {}, "in another order differ"),
-        (lambda net, z: z.squeeze() + 0 * z.squeeze().sum(1, keepdim=True), {}, "fails on an image alone: .*squeeze"),
-        (lambda net, z: z[: len(z) // 8 * 8], {}, "for half|an image alone"),
+        (lambda net, z: z.squeeze() + 0 * z.squeeze().sum(1, keepdim=True), {}, "fails on one image alone: .*squeeze"),
+        (lambda net, z: z[: len(z) // 8 * 8], {}, "for half|one image alone"),
     ],
 )
 def test_answers_that_more_than_the_image_decides_are_refused(report, say, parts, words: str) -> None:
