@@ -66,11 +66,7 @@ def test_openvino_takes_any_batch_and_any_length(name, tmp_path):
 @slow
 @pytest.mark.parametrize("name", ["hf_vit", *TEXTS])
 def test_a_uniform_student_opens_as_a_folder_of_its_library(name, tmp_path):
-    pooled = name in (
-        "bert",
-        "distilbert",
-    )  # their poolers keep the teacher's width, which their configuration does not tell
-    cut = student(name, "inner", "depth") if pooled else student(name)
+    cut = student(name)
     files = EXPORTERS.build("huggingface", cut, tmp_path).files
     assert {"huggingface/config.json", "huggingface/model.safetensors", "huggingface/README.md"} <= set(files)
     auto = {"hf_vit": "ImageClassification", "bert": "SequenceClassification", "distilbert": "SequenceClassification"}

@@ -9,6 +9,8 @@ from kdnas.nn.anatomy._roles import HUGGING_FACE_VIT, LayerRoles, StreamRoles, t
 from kdnas.nn.anatomy._settings import set_hugging_face_sizes
 from kdnas.nn.cutting import Anatomy
 
+_NAMED = ("bert.", "roberta.", "electra.", "distilbert.")
+_BASES = ("", *_NAMED)
 _BERT = LayerRoles(
     qkv=("attention.self.query", "attention.self.key", "attention.self.value"),
     out="attention.output.dense",
@@ -24,11 +26,13 @@ _BERT_STREAM = StreamRoles(
         "embeddings.position_embeddings",
         "embeddings.token_type_embeddings",
     ),
-    reads=("pooler.dense",),
     norms=("embeddings.LayerNorm",),
 )
 _PROJECTED = StreamRoles(writes=("embeddings_project",))
 """ELECTRA's embeddings may be narrower than the stream, which a projection begins then."""
+_BETWEEN = ("pooler.dense", *(f"{base}pooler.dense" for base in _NAMED), "pre_classifier", "classifier.dense")
+_HEADS = StreamRoles(writes=_BETWEEN, reads=(*_BETWEEN, "classifier", "classifier.out_proj", "qa_outputs"))
+"""What stands between the stream and the classes is as wide as the stream, as configurations have it."""
 _DISTILBERT = LayerRoles(
     qkv=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
     out="attention.out_lin",
@@ -38,9 +42,6 @@ _DISTILBERT = LayerRoles(
     head_size="attention.attention_head_size",
     counts=(("attention.n_heads", "heads"), ("attention.dim", "width")),
 )
-_BASES = ("", "bert.", "roberta.", "electra.", "distilbert.")
-
-
 _OWN = StreamRoles(norms=("layernorm",))
 """Of kdnas's own encoders, where norms come first."""
 
@@ -53,11 +54,8 @@ ROLES = (_BERT, _DISTILBERT)
 def bert(network: nn.Module, example: Tensor) -> Anatomy | None:
     """Read an encoder of the BERT kind: heads and MLP neurons of every layer, its layers, and the width they share."""
     modules = dict(network.named_modules())
-    # A classifier reads the stream itself, unless a pooler or a layer of its own stands between.
-    between = "pre_classifier" in modules or any(f"{base}pooler.dense" in modules for base in _BASES)
-    heads = ("pre_classifier", "classifier.dense", *(() if between else ("classifier", "qa_outputs")))
     projected = any(f"{base}embeddings_project" in modules for base in _BASES)
-    stream = StreamRoles(reads=heads)
+    stream = _HEADS
     for base in _BASES:
         stream = stream.beside((_PROJECTED if projected else _BERT_STREAM).below(base))
     if "embeddings.word_embeddings" in modules:  # kdnas's own, whose layers are those of its vision transformers
