@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing.connection
 import os
+import signal
 import socket
 import sys
 import threading
@@ -27,6 +28,7 @@ _FORM_S = 30.0
 
 def main(path: str) -> int:
     """Run one job; return the exit code that NNI is to see."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # how NNI's page stops a trial: it dies, and is no failure of its job
     channel, trial = os.environ["NNI_TRIAL_COMMAND_CHANNEL"], os.environ["NNI_TRIAL_JOB_ID"]
     number = _number(channel, trial)
     address = socket.socket(socket.AF_UNIX)
