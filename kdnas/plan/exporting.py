@@ -139,11 +139,17 @@ def assemble(file: TrainFile, network: nn.Module, workshop: Workshop, *, card: M
         network=own,
         source=workshop.family.source(arch),
         preprocessing=_of_texts(data) if isinstance(data, TokenData) else _of_pictures(file, data, cut),
-        recipe=file.with_preprocessing().plain(),
+        recipe=file.with_preprocessing(_own_statistics(cut)).plain(),
         card=card,
         cut=cut,
         tokenizer=tokenizer,
     )
+
+
+def _own_statistics(cut: Cut | None) -> dict[str, tuple[float, ...]]:
+    """Return the normalisation that a student has from the teacher that it was cut out of; empty where it has none."""
+    entrance = None if cut is None else cut.origin.entrance
+    return {} if entrance is None else {"channel_mean": entrance.mean, "channel_std": entrance.std}
 
 
 def _of_texts(data: TokenData) -> TextPreprocessing:

@@ -9,7 +9,15 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
-from pydantic import Field, ValidationInfo, WrapValidator, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    WrapValidator,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from kdnas.core.arch import Arch
 from kdnas.core.data import Data
@@ -55,6 +63,14 @@ class Preparation(Section):
     aspect: Literal["stretched"] = "stretched"
     from_pictures: bool = True
     """False: the training images came as arrays, and how those were resized is not known."""
+    channel_mean: tuple[float, ...] | None = None
+    """What the student itself subtracts, where that is its teacher's and not that of the data; None: the file's."""
+    channel_std: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
+    """By what it divides."""
+
+    @model_serializer(mode="wrap")
+    def _stated(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in plain(self).items() if value is not None}
 
 
 class Provenance(Section):
@@ -138,11 +154,14 @@ class TrainFile(Section):
             return Preparation(from_pictures=False)
         return Preparation(background=self.data.options.get("background", options["background"].default))
 
-    def with_preprocessing(self) -> TrainFile:
-        """Return the file with what it says of pictures written out; of other samples it says nothing."""
+    def with_preprocessing(self, own: Mapping[str, tuple[float, ...]]) -> TrainFile:
+        """Return the file with what it says of pictures, where samples are some, written out.
+
+        `own` is the student's normalisation where that is its teacher's: `channel_mean` and `channel_std`.
+        """
         if self.task.inputs[0].kind != "pixels":
             return self
-        return self.model_copy(update={"preprocessing": self.preparation})
+        return self.model_copy(update={"preprocessing": self.preparation.model_copy(update=dict(own))})
 
     def settled(self, device: torch.device, locked: Mapping[str, Any]) -> TrainFile:
         """Return the file with its numerics decided: as the plain `locked` training has them, else by what is here."""

@@ -156,3 +156,11 @@ def test_what_is_not_a_train_file_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing"):
         load_train_file(tmp_path / "nothing.yaml")
+
+
+def test_the_students_own_normalisation_is_stated_where_it_is_its_teachers(file: TrainFile, tmp_path: Path) -> None:
+    assert "channel_mean" not in file.with_preprocessing({}).plain()["preprocessing"]
+    own = {"channel_mean": (120.0,), "channel_std": (60.0,)}
+    stated = file.with_preprocessing(own)
+    assert stated.plain()["preprocessing"]["channel_mean"] in ([120.0], (120.0,))
+    assert load_train_file(write(tmp_path / "train.yaml", stated)) == stated
