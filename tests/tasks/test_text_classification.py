@@ -200,7 +200,7 @@ def test_a_study_ends_in_a_student_that_transformers_and_onnxruntime_open(root: 
         "name": "texts",
         "data": {"type": "text_table", **OPTIONS, "validation_fraction": 0.3},
         "teacher": {"type": "sequence_classifier", "model": "teacher"},
-        "space": {"derive": "teacher"},
+        "space": {"derive": "teacher", "width": [1.0], "heads": [1.0]},  # what a stock BERT can be
         "objectives": ["accuracy", "latency_ms"],
         "costs": {"latency_ms": {"length": 32}},
         "training": {"epochs": 1, "batch_size": 16, "optimizer": "adamw", "learning_rate": 0.001},

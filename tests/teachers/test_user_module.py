@@ -79,7 +79,7 @@ def test_the_real_cifar_teacher_gives_its_own_logits(data_root: Path, open_conte
     assert teacher.name == "teacher"
     assert not any(part.training for part in teacher.module.modules())
     assert not any(parameter.requires_grad for parameter in teacher.module.parameters())
-    assert any("trained on these images" in note for note in teacher.notes)
+    assert any("trained on that split" in note for note in teacher.notes)
 
 
 def test_stages_and_classifier_can_be_named(data_root: Path, open_context) -> None:
