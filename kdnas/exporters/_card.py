@@ -25,9 +25,9 @@ def card_text(student: TrainedStudent) -> str:
         raise ExportError(f"the record says {int(recorded)} parameters, the network has {params}")
     sections = [
         _title(student),
-        _accuracy(student.card),
+        _scores(student.card, student.spec.score.name),
         _costs(student.card, params),
-        _teacher(student.card),
+        _teacher(student.card, student.spec.score.name),
         _data(student),
         _making(student),
         _limits(student),
@@ -54,7 +54,7 @@ def _inputs(spec: TaskSpec) -> str:
     return f"{height} x {width} {colour} images"
 
 
-def _accuracy(card: Mapping[str, Any]) -> str:
+def _scores(card: Mapping[str, Any], score: str) -> str:
     rows = []
     for split, what in (("validation", "held-out validation split"), ("test", "test split")):
         entry = card.get("accuracy", {}).get(split)
@@ -62,22 +62,22 @@ def _accuracy(card: Mapping[str, Any]) -> str:
             interval = f"± {entry['ci95']:.4f}" if entry.get("ci95") is not None else "not known (one training)"
             rows.append(f"| {what} | {entry['mean']:.4f} | {interval} | {entry['trainings']} |")
     if not rows:
-        return "## Accuracy\n\nNot measured.\n"
-    table = "| on | mean accuracy | 95 % interval | trainings |\n|---|---|---|---|\n" + "\n".join(rows)
+        return f"## {score.capitalize()}\n\nNot measured.\n"
+    table = f"| on | mean {score} | 95 % interval | trainings |\n|---|---|---|---|\n" + "\n".join(rows)
     weights = card.get("weights", {})
     these = f"\n\nThe weights in this folder are those of the training with seed {weights['seed']}" if weights else ""
     if weights.get("accuracy") is not None:
-        these += f" (validation accuracy {weights['accuracy']:.4f}"
-        these += f", test accuracy {weights['test_accuracy']:.4f}" if weights.get("test_accuracy") is not None else ""
+        these += f" (validation {score} {weights['accuracy']:.4f}"
+        these += f", test {score} {weights['test_accuracy']:.4f}" if weights.get("test_accuracy") is not None else ""
         these += ")"
     if weights.get("chosen_by"):
         these += f", {weights['chosen_by']}"
     control = card.get("control")
     alone = ""
     if control is not None:
-        numbers = [f"{split} accuracy {value:.4f}" for split, value in control.items() if value is not None]
+        numbers = [f"{split} {score} {value:.4f}" for split, value in control.items() if value is not None]
         alone = f"\n\nTrained once without its teacher, by cross entropy alone and as long: {', '.join(numbers)}."
-    return f"## Accuracy\n\n{table}{these}{'.' if these else ''}{alone}\n"
+    return f"## {score.capitalize()}\n\n{table}{these}{'.' if these else ''}{alone}\n"
 
 
 def _costs(card: Mapping[str, Any], params: int) -> str:
@@ -98,12 +98,12 @@ def _costs(card: Mapping[str, Any], params: int) -> str:
     return "## Cost\n\n" + "\n".join(lines) + "\n"
 
 
-def _teacher(card: Mapping[str, Any]) -> str:
+def _teacher(card: Mapping[str, Any], score: str) -> str:
     teacher = card.get("teacher")
     if not teacher:
         return "## Teacher\n\nNone recorded.\n"
     accuracies = [
-        f"{split} accuracy {teacher[key]:.4f}"
+        f"{split} {score} {teacher[key]:.4f}"
         for key, split in (("accuracy", "validation"), ("test_accuracy", "test"))
         if teacher.get(key) is not None
     ]
@@ -189,8 +189,8 @@ def _limits(student: TrainedStudent) -> str:
         _narrow(student.spec),
         "Its probabilities were not calibrated.",
         "Latency and memory hold for the machine and settings named beside them, and for no others.",
-        "The validation split chose the architecture, so accuracy on it is optimistic; the test split was not used "
-        "to choose anything.",
+        f"The validation split chose the architecture, so {student.spec.score.name} on it is optimistic; the test "
+        "split was not used to choose anything.",
         *student.card.get("limits", ()),
     ]
     return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits) + "\n"

@@ -116,7 +116,7 @@ def best_repeat(run: RunRecord, trial: TrialRecord) -> Repeat:
             f"(`kdnas search` with --out {run.folder}), or train it: "
             f"`{command_line('kdnas', 'train', run.folder, '--pick', trial.arch.arch_id)}`{hint}"
         )
-    return max(trial.repeats, key=lambda repeat: repeat.score)
+    return min(trial.repeats, key=lambda repeat: run.score.minimised(repeat.score))
 
 
 def trained_student(run: RunRecord, member: FrontMember, repeat: Repeat, workshop: Workshop) -> TrainedStudent:

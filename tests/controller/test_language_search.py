@@ -28,7 +28,7 @@ training: {epochs: 2, batch_size: 8, optimizer: adamw, learning_rate: 0.003, pre
 distillation: {task_weight: 0.3, losses: [{type: kd, weight: 0.7, temperature: 1}]}
 budget: {trials: 2}
 executor: {type: local, workers: 1}
-final: {seeds: 1, max_students: 1, control: false}
+final: {seeds: 2, max_students: 1, control: false}
 export: {pick: best, formats: [huggingface, train_yaml, model_card]}
 """
 CONTINUE = """
@@ -86,6 +86,10 @@ def test_a_search_ends_in_a_folder_that_continues_texts(folder: Path) -> None:
     assert all(1 < trial.values["perplexity"] < worst / 2 for trial in run.trials)
     params, text = run_without_kdnas(CONTINUE, folder / "run/export/huggingface")
     assert text.startswith("Once there was")
+    card = (folder / "run/export/MODEL_CARD.md").read_text()
+    assert "| on | mean perplexity |" in card
+    best = min(repeat.score for trial in run.trials for repeat in trial.repeats)
+    assert f"(validation perplexity {best:.4f}" in card
     assert params <= run.teacher.values["params"]
     per_byte = run.lock.data.statistics["bytes_per_token"][0]
     assert f"the teacher {bits_per_byte(run.teacher.score, per_byte):.3f}" in bits_in_words(run)
