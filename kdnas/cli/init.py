@@ -36,6 +36,8 @@ _PLACEHOLDERS = {
 _SPACE_FILE = "space.yaml"
 _MADE_FOR = {8: "digits_resnet", 32: "cifar_resnet", 64: "photo64_resnet", 224: "photo224_resnet"}
 """By the side of images in pixels: the space of residual networks made for them."""
+_OF_TEXTS = {"text_classification": "texts_bert", "language_modelling": "texts_gpt"}
+"""By the kind of work: the space of transformers made for it."""
 _SIZES = {"digits": 8, "cifar_archive": 32}
 """The side of the images of data that has but one."""
 
@@ -124,7 +126,7 @@ def study_files(
 ) -> dict[str, str]:
     """Return the files of a new study by name, in the order they are written. Raises ConfigError on unknown names.
 
-    `space` auto is one made for images of `size` pixels, or of the size that the data is known to have. So
+    `space` auto is one made for texts, or images of `size` pixels, or of the size that the data is known to have. So
     many training `images` decide epochs and batch size; None: not known, taken as 5,000.
     """
     from kdnas.datasets import kind_of
@@ -146,7 +148,8 @@ def study_files(
         problems.append(Problem("--from-teacher", what, "without --space and --own-space"))
     if problems:
         raise ConfigError(problems)
-    space = space_for(size or _SIZES.get(data)) if space == "auto" else space
+    if space == "auto":
+        space = _OF_TEXTS.get(kind_of(data).poses) or space_for(size or _SIZES.get(data))
     given = {} if size is None else {"size": size}
     if given and "size" not in registry_of("datasets").options(data).model_fields:
         raise ConfigError(Problem("--size", f"{data} gives its images in one size: resize them before", "no --size"))
@@ -172,6 +175,7 @@ def study_files(
         goal="accuracy>=0.9" if score.is_fraction else f"{score.name}<=20",
         start="" if from_teacher else _START,
         **steps,
+        views="" if kind_of(data).poses in _OF_TEXTS else _VIEWS,
         losses=_losses(),
         images=images,
         epochs=epochs,
@@ -337,6 +341,17 @@ start: inherited  # or random
 _START = """\
 # start: inherited  # begin from weights of a teacher of the students' family; random unless stated
 """
+_VIEWS = """\
+  augmentation:
+    flip: true  # not where left and right matter, as in digits
+    crop_padding: 4  # pixels; 0 for none
+    cutout: 0  # side of a square, in pixels
+    mixup: 0.0
+    # random_resized_crop: {scale: [0.5, 1.0]}  # share of the image's area; {} is 0.08 to 1
+    # color_jitter: {brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1}
+    # rand_augment: {ops: 2, magnitude: 9}
+    # random_erasing: {probability: 0.25}
+"""
 _TEMPLATE = """\
 # A kdnas study. Fill in the lines marked YOURS; everything else has a sensible default.
 #   kdnas validate .          every problem at once, with its line
@@ -351,6 +366,7 @@ device: auto  # auto, cpu or cuda
 data:
 {data}
   validation_fraction: 0.2  # of the training split, held out to score students on; the test split waits for the end
+# task: my_task  # the kind of work, where it is not the one that the data pose: a task of your own
 
 # --- Teacher: the fixed network that students learn from. Paths are relative to the data root. Weights are safetensors
 # or a checkpoint of tensors; pickled modules and .pt2 files are refused. mean and std are one number a channel
@@ -387,16 +403,7 @@ training:
   precision: auto  # bfloat16 where the processor has instructions for it, else float32; recorded with the run
   # threads: 1  # CPU threads of a training; more pay for large images with few workers
   # fused_norms: auto  # where there is a C compiler
-  augmentation:
-    flip: true  # not where left and right matter, as in digits
-    crop_padding: 4  # pixels; 0 for none
-    cutout: 0  # side of a square, in pixels
-    mixup: 0.0
-    # random_resized_crop: {{scale: [0.5, 1.0]}}  # share of the image's area; {{}} is 0.08 to 1
-    # color_jitter: {{brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1}}
-    # rand_augment: {{ops: 2, magnitude: 9}}
-    # random_erasing: {{probability: 0.25}}
-
+{views}
 # --- loss = task_weight * cross entropy + the sum of weight * distillation loss
 distillation:
   task_weight: 0.1  # 1.0 beside dkd and losses that read features, as their authors have it

@@ -27,7 +27,7 @@ from kdnas.nn import blocks
 from kdnas.nn.blocks import InvertedPlan, ResidualPlan, StudentPlan
 from kdnas.nn.counting import chain
 from kdnas.students import FamilyContext, StudentFamily
-from kdnas.students._settings import Setting, whole
+from kdnas.students._settings import Setting, image_shape, whole
 from kdnas.students._source import standalone
 
 BlockPlan = ResidualPlan | InvertedPlan
@@ -88,10 +88,7 @@ class StagedFamily(StudentFamily):
 
     def __init__(self, context: FamilyContext):
         super().__init__(context)
-        try:
-            self._shape = context.task.image_shape
-        except ValueError as error:
-            raise ConfigError(Problem("space.family", f"students of {self.name} take images: {error}")) from None
+        self._shape = image_shape(context, self.name)
 
     @classmethod
     def stated_choices(cls) -> Mapping[str, tuple[str, str | None]]:

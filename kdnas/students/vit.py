@@ -11,13 +11,12 @@ from torch import nn
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.operator import Operator, OperatorGroup
-from kdnas.errors import ConfigError, Problem
 from kdnas.nn import transformers
 from kdnas.nn.cutting import Anatomy
 from kdnas.nn.transformers import VisionPlan, VisionTransformer
 from kdnas.students import STUDENTS, FamilyContext
 from kdnas.students._inheriting_layers import State, inherit_layers, ranked_anatomy, resized_kernel, resized_places
-from kdnas.students._settings import Setting, one_of, whole
+from kdnas.students._settings import Setting, image_shape, one_of, whole
 from kdnas.students._source import standalone
 from kdnas.students._transformer import Network, TransformerFamily, group, written_plan
 
@@ -41,10 +40,7 @@ class ViT(TransformerFamily):
 
     def __init__(self, context: FamilyContext):
         super().__init__(context)
-        try:
-            self._shape = context.task.image_shape
-        except ValueError as error:
-            raise ConfigError(Problem("space.family", f"students of {self.name} take images: {error}")) from None
+        self._shape = image_shape(context, self.name)
 
     def plan(self, arch: Arch) -> VisionPlan:
         """Return every layer's shape for `arch`."""

@@ -18,7 +18,7 @@ from kdnas.teachers import TEACHERS
 
 @pytest.mark.parametrize(("data", "teacher"), list(itertools.product(DATASETS.names(), TEACHERS.names())))
 def test_every_combination_is_a_sound_study(tmp_path, data, teacher):
-    for name, text in study_files(tmp_path, data, teacher, "cifar_resnet", own_space=False).items():
+    for name, text in study_files(tmp_path, data, teacher, "auto", own_space=False).items():
         (tmp_path / name).write_text(text)
     config = load_study(tmp_path).config
     assert (config.data.type, config.teacher.type) == (data, teacher)
@@ -26,7 +26,8 @@ def test_every_combination_is_a_sound_study(tmp_path, data, teacher):
 
 @pytest.mark.parametrize("space", space_names())
 def test_every_space_can_be_the_users_own(tmp_path, space):
-    for name, text in study_files(tmp_path, "digits", "student", space, own_space=True).items():
+    data = {"texts_bert": "text_table", "texts_gpt": "text_corpus"}.get(space, "digits")
+    for name, text in study_files(tmp_path, data, "student", space, own_space=True).items():
         (tmp_path / name).write_text(text)
     loaded = load_study(tmp_path)
     assert loaded.config.space == "space.yaml"
