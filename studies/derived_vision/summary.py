@@ -1,0 +1,134 @@
+"""What the cells say: cells.csv, table.md with the goals, and a figure."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import kdnas
+from kdnas import atomic
+from kdnas.core.interval import mean_ci95
+from kdnas.report.figures import FAINT, FRONT, GRID, INK
+
+Records = Sequence[Mapping[str, Any]]
+WORDS = {
+    "derived": "cut by kdnas, found by its search",
+    "own": "own MobileNet, random weights",
+    "even": "teacher scaled evenly, cut by kdnas",
+    "pruned": "torch-pruning, global Taylor",
+}
+GOALS = {"1/2": 0.5, "1/4": 1.0, "1/10": 2.0}
+"""Points that a student may be below the teacher."""
+
+
+def write_results(folder: Path, records: Records, teacher: Mapping[str, float], searches: Sequence[Path]) -> None:
+    """Write the results of `records` into `folder`; the teacher's test score and MACs, and the runs of the searches."""
+    folder.mkdir(exist_ok=True)
+    records = sorted(
+        records, key=lambda one: (list(GOALS).index(one["size"]), list(WORDS).index(one["method"]), one["seed"])
+    )
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    atomic.write_text(folder / "cells.csv", stream.getvalue())
+    atomic.write_text(folder / "table.md", "\n".join(_table(records, teacher, searches)) + "\n")
+    atomic.write_text(folder / "accuracy.svg", _figure(records, teacher))
+    for search in searches:
+        shutil.copyfile(search / "trials.csv", folder / f"trials_{search.name}.csv")
+        shutil.copyfile(search / "study.lock.yaml", folder / f"{search.name}.lock.yaml")
+
+
+def _of(records: Records, method: str, size: str) -> list[Mapping[str, Any]]:
+    return [one for one in records if (one["method"], one["size"]) == (method, size)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _percent(values: Sequence[float]) -> str:
+    mean, half = mean_ci95(values)
+    return f"{100 * mean:.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+
+
+def _table(records: Records, teacher: Mapping[str, float], searches: Sequence[Path]) -> list[str]:
+    lines = [
+        f"Teacher: {100 * teacher['test']:.1f} % of 505 test photos, {teacher['macs'] / 1e6:.1f} M MACs. Test "
+        "accuracy in %, mean and, of several seeds, 95 % interval; one photo is 0.2 points.",
+        "",
+        "| size | method | MACs | params | before training | epochs | after | n |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for size in GOALS:
+        for method in WORDS:
+            cells = _of(records, method, size)
+            if cells:
+                one = cells[0]
+                cut = "" if one["cut_test"] is None else _percent([cell["cut_test"] for cell in cells])
+                after = _percent([cell["test"] for cell in cells])
+                lines.append(
+                    f"| {size} | {WORDS[method]} | {one['macs'] / 1e6:.1f} M | {one['params'] / 1e3:,.0f} k | {cut} | "
+                    f"{one['epochs']} | {after} | {len(cells)} |"
+                )
+    lines += ["", "| goal | measured | |", "|---|---|---|"]
+    for size, points in GOALS.items():
+        if cells := _of(records, "derived", size):
+            below = 100 * (teacher["test"] - _mean([cell["test"] for cell in cells]))
+            met = "met" if below <= points else "**missed**"
+            lines.append(f"| {size}: at most {points:g} points below the teacher | {below:.1f} below | {met} |")
+    trials = [trial for search in searches for trial in kdnas.load_run(search).record.trials]
+    spent = math.fsum(trial.train_seconds for trial in trials if trial.state == "complete")
+    longest = max((cell["train_cpu_s"] for cell in _of(records, "derived", "1/2")), default=0.0)
+    lines += [
+        "",
+        f"The searches: {len(trials)} scores, {spent:.0f} seconds of the clock on a busy machine; one final "
+        f"distillation at 1/2 took {longest:.0f} CPU seconds.",
+    ]
+    return lines
+
+
+def _figure(records: Records, teacher: Mapping[str, float]) -> str:
+    """Return an SVG: a panel a size, each seed's test accuracy a dot, the teacher's a line."""
+    left, width, row, top = 250, 230, 30, 50
+    low, high = min(one["test"] for one in records) - 0.03, teacher["test"] + 0.02
+    height = top + row * len(WORDS)
+    parts = [
+        f'<text x="{left - 12}" y="{top + row * (place + 0.5) + 4:.0f}" text-anchor="end">{escape(text)}</text>'
+        for place, text in enumerate(WORDS.values())
+    ]
+    for panel, size in enumerate(GOALS):
+        start = left + panel * (width + 24)
+
+        def x(value: float, start: int = start) -> float:
+            return start + width * (value - low) / (high - low)
+
+        parts.append(f'<text x="{start}" y="24" font-weight="600">{size} of the MACs</text>')
+        for tick in range(math.ceil(10 * low), math.floor(10 * high) + 1):
+            parts.append(f'<path d="M{x(tick / 10):.1f} {top - 10}V{height}" stroke="{GRID}"/>')
+            parts.append(
+                f'<text x="{x(tick / 10):.1f}" y="{height + 16}" text-anchor="middle" font-size="11">{10 * tick}</text>'
+            )
+        parts.append(f'<path d="M{x(teacher["test"]):.1f} {top - 14}V{height}" stroke="{INK}" stroke-dasharray="4 3"/>')
+        for place, method in enumerate(WORDS):
+            for cell in _of(records, method, size):
+                y, colour = top + row * (place + 0.5), FRONT if method == "derived" else FAINT
+                parts.append(f'<circle cx="{x(cell["test"]):.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>')
+                if cell["cut_test"] is not None and cell["cut_test"] > low:
+                    at = x(cell["cut_test"])
+                    parts.append(f'<circle cx="{at:.1f}" cy="{y:.1f}" r="4.5" fill="none" stroke="{colour}"/>')
+    wide = left + len(GOALS) * (width + 24)
+    foot = "test accuracy in %: rings before, dots after the final distillation; dashed: the teacher"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {height + 44}" width="{wide}" '
+        f'height="{height + 44}" '
+        f'font-family="system-ui, sans-serif" font-size="13" fill="{INK}"><title>Test accuracy of every method</title>'
+        f'<rect width="100%" height="100%" fill="white"/>{"".join(parts)}'
+        f'<text x="{left}" y="{height + 36}" font-size="12">{foot}</text></svg>\n'
+    )
