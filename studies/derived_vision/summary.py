@@ -84,7 +84,7 @@ def _table(records: Records, teacher: Mapping[str, float], searches: Sequence[Pa
             met = "met" if below <= points else "**missed**"
             lines.append(f"| {size}: at most {points:g} points below the teacher | {below:.1f} below | {met} |")
     trials = [trial for search in searches for trial in kdnas.load_run(search).record.trials]
-    spent = math.fsum(trial.train_seconds for trial in trials if trial.state == "complete")
+    spent = math.fsum(seconds for trial in trials for seconds in trial.profile.values())
     longest = max((cell["train_cpu_s"] for cell in _of(records, "derived", "1/2")), default=0.0)
     lines += [
         "",

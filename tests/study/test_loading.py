@@ -356,9 +356,9 @@ def test_what_is_wrong_with_a_derived_space_is_told_with_its_line_and_what_is_al
     assert message in problem
 
 
-def test_students_cut_out_of_the_teacher_share_no_weights(study):
-    (problem,) = problems_of(study, DERIVED, "start=supernet")
-    assert problem.startswith("study.yaml:7: space: students of derived cannot share weights in a supernet")
+def test_students_cut_out_of_the_teacher_may_share_weights(study):
+    (study / "study.yaml").write_text(DERIVED)
+    assert load_study(study, ["start=supernet"]).config.shares_weights
 
 
 def test_a_space_file_has_no_students_of_the_teacher(study):
