@@ -12,7 +12,7 @@ import timm
 import torch
 import torchvision
 import transformers
-from cut_students import run_without_kdnas
+from cut_students import TEXTS, run_without_kdnas
 from fitted_heads import digits, fit_head
 from safetensors.torch import save_file
 from torch import nn
@@ -140,3 +140,54 @@ def test_students_of_a_teacher_that_sees_images(name, tmp_path, capsys):
     there = np.array(run_without_kdnas(OPENED, folder))
     assert there.shape == (2, 10)
     assert np.isfinite(there).all()
+
+
+LM = """\
+name: lm
+data: {type: text_corpus, train: train.txt, test: test.txt, tokenizer: teacher, length: 16}
+teacher: {type: causal_lm, model: teacher}
+space: {derive: teacher, width: 1}
+objectives: [perplexity, macs]
+costs: {}
+training: {epochs: 1, batch_size: 32, learning_rate: 0.01}
+sampler: random
+start: supernet
+supernet: {epochs: 1, shrinking: {policy: sandwich, subnets: 3}}
+executor: {type: local, workers: 1}
+budget: {trials: 4}
+final: {seeds: 1, max_students: 1, control: false}
+export: {formats: [huggingface]}
+"""
+TALES = "".join(f"= {n} =\nOnce there was a king who had {n} sons, and one day they went away.\n" for n in range(60))
+STOCK = """
+import json, sys, transformers
+network = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
+print(json.dumps(sum(parameter.numel() for parameter in network.parameters())))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen"])
+def test_students_of_a_teacher_that_writes_text(name, tmp_path):
+    from tokenizers import Tokenizer
+
+    from kdnas.tokenizing import train_tokenizer
+
+    (tmp_path / "train.txt").write_text(TALES)
+    (tmp_path / "test.txt").write_text(TALES[:600])
+    (tmp_path / "study.yaml").write_text(LM)
+    train_tokenizer("bytes", (), tmp_path / "teacher", vocabulary=257, purpose="running")
+    made, _ = TEXTS[name]()
+    network = type(made)(type(made.config).from_dict({**made.config.to_dict(), "vocab_size": 257}))
+    tokens = Tokenizer.from_file(str(tmp_path / "teacher" / "tokenizer.json")).encode(TALES).ids[:4096]
+    blocks, optimizer = torch.tensor(tokens).reshape(-1, 16), torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        network(input_ids=blocks, labels=blocks).loss.backward()
+        optimizer.step()
+    network.save_pretrained(tmp_path / "teacher")
+    found = search_study(load_study(tmp_path), tmp_path / "run", data_root=tmp_path, observe=lambda event: None)
+    assert [trial.state for trial in found.trials] == ["complete"] * 4
+    assert any(trial.repeats for trial in found.trials)
+    count = run_without_kdnas(STOCK, tmp_path / "run" / "export" / "huggingface")
+    assert count in {trial.values["params"] for trial in found.trials}
