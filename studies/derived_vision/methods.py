@@ -127,6 +127,8 @@ def pruned(bench: Bench, size: str, seed: int) -> Begun:
     module = pruned_by(high).eval()
     module.takes_raw = True  # type: ignore[assignment]
     macs, params = traced_macs(module, raw[:1]), parameter_count(module)
+    if macs > bound:
+        raise ValueError(f"no ratio that was tried prunes the teacher to {bound:,} MACs: the last gives {macs:,}")
     student = with_taps(module, teacher.stages, teacher.classifier)
     return Begun(student, macs, params, f"ratio {high:.3f}", True)
 
