@@ -164,17 +164,20 @@ _LOADERS = {
 
 
 def write_text_predict(student: TrainedStudent, folder: Path) -> tuple[str, ...]:
-    """Write predict.py for every network that lies in `folder`, and the tokenizer, and return their names.
+    """Write the tokenizer, and predict.py for every network that lies in `folder`, and return their names.
 
-    There is none where no tokenizer is known, nor for a language model.
+    There is no script where no tokenizer is known, nor for a language model.
     """
     there = [file for file in _LOADERS if (folder / file).exists()]
-    source = student.tokenizer / TOKENIZER_FILE if student.tokenizer is not None else None
-    if source is None or not source.is_file() or student.spec.rows > 1 or not there:
+    given = student.preprocessing
+    if student.tokenizer is None or not isinstance(given, TextPreprocessing):
         return ()
-    shutil.copyfile(source, folder / TOKENIZER_FILE)
+    for name in given.tokenizer:
+        shutil.copyfile(student.tokenizer / name, folder / name)
+    if TOKENIZER_FILE not in given.tokenizer or student.spec.rows > 1 or not there:
+        return given.tokenizer
     (folder / SCRIPT).write_text(_script(student, there), encoding="utf-8")
-    return TOKENIZER_FILE, SCRIPT
+    return *given.tokenizer, SCRIPT
 
 
 def _script(student: TrainedStudent, files: Sequence[str]) -> str:
