@@ -15,6 +15,7 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import ACCURACY, PERPLEXITY, Quantity, parse_constraint
 from kdnas.core.space import SearchSpace
+from kdnas.core.task import image_classification
 from kdnas.record.lock import DataDescription, Lock, TeacherReport
 from kdnas.record.records import Repeat, RunRecord, TrialRecord
 from kdnas.study.config import Final, StudyConfig
@@ -68,7 +69,7 @@ def run_of(
         quantities=(ACCURACY, MACS, PARAMS, LATENCY),
         reference_point={"accuracy": 0.0, "macs": 100.0},
         teacher=None,
-        data=DataDescription("digits", ("a", "b"), (1, 8, 8), 1150, 287, 360),
+        data=DataDescription("digits", ("a", "b"), image_classification((1, 8, 8), 2), 1150, 287, 360),
     )
     return RunRecord(
         folder=folder,

@@ -187,7 +187,7 @@ def test_another_audit_of_what_is_there_replaces_the_last(run, monkeypatch):
 
 def test_what_the_run_rests_on_must_still_be_there(run):
     table = run.folder.parent / "table.csv"
-    table.write_text(table.read_text().replace("1,1,8,", "1,1,8,1", 1))
+    table.write_text(table.read_text().replace("1,1,8,4", "1,1,8,5", 1))
     with pytest.raises(RunFolderError, match="another study"):
         reopened(run)
 
