@@ -59,6 +59,9 @@ def test_every_committed_space_loads_is_large_and_its_samples_are_archs(reposito
         ("photo64_mobilenet", image_classification((3, 64, 64), 10), 0.8e6, 77.2e6),
         ("photo224_resnet", image_classification((3, 224, 224), 1000), 9e6, 3.55e9),
         ("photo224_mobilenet", image_classification((3, 224, 224), 1000), 13e6, 0.72e9),
+        ("digits_vit", image_classification((1, 8, 8), 10), 9.6e3, 3.7e6),
+        ("cifar_vit", image_classification((3, 32, 32), 10), 1.1e6, 488e6),
+        ("photo64_vit", image_classification((3, 64, 64), 10), 1.7e6, 650e6),
     ],
 )
 def test_committed_spaces_cost_what_their_comments_say(name, task, low, high):

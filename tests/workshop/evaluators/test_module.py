@@ -103,7 +103,7 @@ def test_what_price_tells_is_cheap_and_the_rest_is_not(tmp_path):
     ("function", "message"),
     [
         ("mine.py:short", "did not return accuracy"),
-        ("mine.py:wild", "accuracy 7, not a fraction"),
+        ("mine.py:wild", "the accuracy is 7, not a fraction"),
         ("mine.py:text", "returned str, not a mapping"),
         ("mine.py:leaves", r"'mine.py:leaves' fails: SystemExit: usage: score.*\(mine.py, line 29, in leaves\)"),
     ],
