@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdnas.controller.events import Note, Observer, Ready
 from kdnas.controller.preparation import prepare_study
-from kdnas.controller.queue import HandMade, enqueue
+from kdnas.controller.queue import enqueue, read_students
 from kdnas.controller.runner import Search
 from kdnas.errors import KdnasError, Problem, RunError, RunFolderError
 from kdnas.plan.exporting import export_folder, export_student, wanted_export
@@ -31,13 +31,14 @@ def search_study(
     *,
     data_root: Path,
     observe: Observer,
-    hand_made: Sequence[HandMade] = (),
+    queue: Sequence[Path] = (),
     on_end: Callable[[RunRecord, list[Path]], None] = lambda run, written: None,
 ) -> RunRecord:
     """Search in the run folder `folder`, or go on there, and return the run.
 
-    `on_end` gets the run and the files that were written, none where everything was done before. Raises InputError
-    where something is wrong before anything is trained, RunError where every student failed.
+    `queue` are files of students made by hand, which are scored first. `on_end` gets the run and the files that were
+    written, none where everything was done before. Raises InputError where something is wrong before anything is
+    trained, RunError where every student failed.
     """
     study = dataclasses.replace(study, config=_where_it_is_kept(study.config, folder))
     with run_held(folder, study.config):
@@ -49,8 +50,8 @@ def search_study(
             device=resolve_device(study.config.device),
             observe=observe,
         )
-        if hand_made:
-            enqueue(opened, hand_made, observe)
+        if queue:
+            enqueue(opened, read_students(queue, opened.config, opened.space, opened.evaluator.arch), observe)
         observe(Ready(opened.run, bool(opened.run.trials), opened.workers))
         search = Search(opened, observe)
         try:

@@ -98,11 +98,10 @@ def _search(
         allow_code_of_run(continued, data_root(root_option), trust_code)
     loaded = read_study(study, settings)
     folder = (out or continued or Path("runs") / loaded.config.name).resolve()
-    hand_made = []
-    if queue:
+    if queue and loaded.space.choices:  # those of a space that is read off a teacher are known once that is open
         from kdnas.controller.queue import read_students
 
-        hand_made = read_students(queue, loaded.config, loaded.space)
+        read_students(queue, loaded.config, loaded.space)
     from kdnas.session import search_study  # here: what is wrong with the study is told before it brings torch
     from kdnas.workshop.opening import data_root
 
@@ -112,7 +111,7 @@ def _search(
             folder,
             data_root=data_root(root_option).resolve(),
             observe=view.observe,
-            hand_made=hand_made,
+            queue=queue,
             on_end=view.close,
         )
 

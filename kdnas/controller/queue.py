@@ -11,8 +11,9 @@ those left out are the sampler's to propose.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from kdnas.errors import ConfigError, Problem
 from kdnas.record.storage import distributions
 from kdnas.study.config import StudyConfig
 from kdnas.study.spaces import arch_of
+
+ArchFor = Callable[[Mapping[str, Scalar]], Arch]
 
 
 def queued_values(
@@ -102,13 +105,19 @@ class HandMade:
         return {name: float(self.values[name]) for name in config.tune}
 
 
-def read_students(paths: Sequence[Path], config: StudyConfig, space: SearchSpace) -> list[HandMade]:
-    """Return the students in the files `paths`. Raises ConfigError with everything in them that the space has not."""
+def read_students(
+    paths: Sequence[Path], config: StudyConfig, space: SearchSpace, arch_for: ArchFor | None = None
+) -> list[HandMade]:
+    """Return the students in the files `paths`. Raises ConfigError with everything in them that the space has not.
+
+    `arch_for` makes an arch of a space that was read off a teacher; others need none.
+    """
+    arch_for = arch_for or functools.partial(arch_of, space)
     students: list[HandMade] = []
     problems: list[Problem] = []
     for path in paths:
         try:
-            students += [_student(where, record, config, space) for where, record in _records(path)]
+            students += [_student(where, record, config, space, arch_for) for where, record in _records(path)]
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -158,7 +167,9 @@ def _records(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     return list(zip(places, several, strict=True))
 
 
-def _student(where: str, record: Mapping[str, Any], config: StudyConfig, space: SearchSpace) -> HandMade:
+def _student(
+    where: str, record: Mapping[str, Any], config: StudyConfig, space: SearchSpace, arch_for: ArchFor
+) -> HandMade:
     family, stated = _stated(where, record)
     if family is not None and family != (space.family or space.name):
         what = f"is a student of the family {family}, and the space {space.name} has others"
@@ -166,7 +177,7 @@ def _student(where: str, record: Mapping[str, Any], config: StudyConfig, space: 
     domain = distributions(space, config.tune)
     try:
         values = queued_values(stated, space, domain)
-        whole, arch = _completed(values, space)
+        whole, arch = _completed(values, space, arch_for)
     except ConfigError as error:
         raise ConfigError(
             Problem(f"{where}: {problem.where}".removesuffix(": "), problem.what, problem.allowed)
@@ -189,27 +200,27 @@ def _stated(where: str, record: Mapping[str, Any]) -> tuple[str | None, dict[str
     return family, {str(name): value for name, value in {**beside, **choices, **tuned}.items() if name != "tuned"}
 
 
-def _completed(values: Mapping[str, Scalar], space: SearchSpace) -> tuple[dict[str, Scalar], Arch]:
+def _completed(values: Mapping[str, Scalar], space: SearchSpace, arch_for: ArchFor) -> tuple[dict[str, Scalar], Arch]:
     """Return `values` with a value of every choice that is left out, and the arch.
 
     A choice may be left out where that says what one of its values says: a stage that is not there, an option of it, or
     what the family does unless told. Raises ConfigError naming each choice that is missing.
     """
     stated = {choice.name: values[choice.name] for choice in space.choices if choice.name in values}
-    wanted = arch_of(space, stated)
+    wanted = arch_for(stated)
     whole, missing = dict(values), []
     for choice in space.choices:
         if choice.name not in values:
-            same = [v for v in choice.values if _stands_for({**stated, choice.name: v}, wanted, space)]
+            same = [v for v in choice.values if _stands_for({**stated, choice.name: v}, wanted, arch_for)]
             missing += [] if same else [choice]
             whole[choice.name] = same[0] if same else choice.values[0]
-    arch = arch_of(space, {choice.name: whole[choice.name] for choice in space.choices})
+    arch = arch_for({choice.name: whole[choice.name] for choice in space.choices})
     if missing and arch != wanted:
         raise ConfigError(Problem(choice.name, "is missing", ", ".join(map(str, choice.values))) for choice in missing)
     return whole, arch
 
 
-def _stands_for(stated: Mapping[str, Scalar], wanted: Arch, space: SearchSpace) -> bool:
+def _stands_for(stated: Mapping[str, Scalar], wanted: Arch, arch_for: ArchFor) -> bool:
     with contextlib.suppress(ConfigError):  # an option of a stage that is not there
-        return arch_of(space, stated) == wanted
+        return arch_for(stated) == wanted
     return False

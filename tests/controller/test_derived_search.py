@@ -13,7 +13,7 @@ from fitted_heads import digits, fit_head
 from safetensors.torch import save_file
 
 from kdnas.cli.main import main
-from kdnas.errors import RunFolderError
+from kdnas.errors import ConfigError, RunFolderError
 from kdnas.record.lock import read_lock
 from kdnas.report.cut_figure import cut_figure
 from kdnas.session import search_study
@@ -61,6 +61,31 @@ def test_its_students_are_scored_and_retrained(run):
     assert max(prices.values()) <= run.lock.teacher.values["macs"]
     assert any(trial.repeats for trial in run.trials)
     assert all(trial.fidelity.start == "inherited" for trial in run.trials)
+
+
+def test_a_student_made_by_hand_is_scored_first(study):
+    mine = study / "mine.yaml"
+    mine.write_text("{stage1.depth: 2, stage1.width: 12}")
+    run = search_study(
+        load_study(study, ["budget.trials=1", "final.max_students=1"]),
+        study / "by_hand",
+        data_root=study,
+        observe=lambda event: None,
+        queue=[mine],
+    )
+    assert {name: run.trials[0].arch.choices[name] for name in ("stage1.depth", "stage1.width")} == {
+        "stage1.depth": 2,
+        "stage1.width": 12,
+    }
+    mine.write_text("{stage1.depth: 2, stage1.width: 13}")
+    with pytest.raises(ConfigError, match=r"mine.yaml: stage1.width: has no value 13"):
+        search_study(
+            load_study(study, ["budget.trials=2"]),
+            study / "by_hand",
+            data_root=study,
+            observe=lambda event: None,
+            queue=[mine],
+        )
 
 
 def test_what_matters_in_the_teacher_is_kept_in_the_run_folder_and_read_when_it_goes_on(run, study):
