@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ from kdnas.tokenizing import Tokenizer, token_dtype
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 BlockLength = Annotated[int, Field(ge=4, le=1 << 20)]
 
-_FORMAT = 1
+_FORMAT = 2
 _UNSTATED_LENGTH = 512
 _PIECES = 256
 
@@ -108,26 +109,65 @@ def _make(corpus: Corpus, reader: BlockReader, work: Path, cache: Path) -> None:
         split: BlockWriter(work / f"{split}.bin", dtype, length, corpus.bytes if split == "train" else 0, cache)
         for split in SPLITS
     }
+    digests = {split: array("Q") for split in SPLITS}
     draws = np.random.default_rng(derive_seed(0, "documents"))
     for split in SPLITS:
         if split in corpus.shares:
             continue
         writer, going = writers[split], split
         pieces = corpus.pieces(split, found, problems)
-        begins = True
+        begins, document = True, _digest()
         while chunk := _chunk(pieces):
             encoded = tokenizer.encode([piece.text for piece in chunk], None, special=False)
             for piece, one in zip(chunk, encoded, strict=True):
                 if begins and split == "train":
                     going = _drawn(float(draws.random()), corpus.shares)
                     writer = writers[going]
-                writer.extend(one.ids, len(piece.text.encode("utf-8", "surrogatepass")))
+                content = piece.text.encode("utf-8", "surrogatepass")
+                writer.extend(one.ids, len(content))
+                document.update(content)
                 begins = piece.ends
                 if piece.ends:
                     writer.close_document(end)
+                    digests[going].append(_number(document))
+                    document = _digest()
             writers["train"].foretell()
     problems.raise_if_any()
-    finish(corpus.name, work, writers, tokenizer, list(found.notes))
+    finish(corpus.name, work, writers, tokenizer, [*found.notes, *leaks(digests, "document")])
+
+
+def _digest() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=8)
+
+
+def _number(digest: hashlib.blake2b) -> int:
+    return int.from_bytes(digest.digest(), "little")
+
+
+def block_digests(tokens: np.ndarray, length: int) -> array[int]:
+    """Return a number for the content of each whole block of `length` in a stream of tokens [S]."""
+    digests = array("Q")
+    for start in range(0, len(tokens) - length, length):
+        digest = _digest()
+        digest.update(np.asarray(tokens[start : start + length], dtype="<u4").tobytes())
+        digests.append(_number(digest))
+    return digests
+
+
+def leaks(digests: Mapping[Split, array[int]], one: str) -> Iterator[str]:
+    """Yield, for each split with such, how many of its documents or blocks are to be trained on as well.
+
+    Args:
+        digests: A number for the content of each.
+        one: What each is, as "document".
+    """
+    trained = np.unique(np.asarray(digests["train"], dtype=np.uint64))
+    for split in SPLITS[1:]:
+        contents = np.asarray(digests.get(split, ()), dtype=np.uint64)
+        twice = int(np.isin(contents, trained).sum())
+        if twice:
+            among = f"{'is' if twice == 1 else 'are'} among the training {one}s as well"
+            yield f"{twice:,} of {counted(len(contents), f'{split} {one}')} {among}"
 
 
 def _chunk(pieces: Iterator[Piece]) -> list[Piece]:

@@ -10,14 +10,14 @@ import numpy as np
 
 from kdnas.core.text import CorpusData
 from kdnas.datasets import DATASETS
-from kdnas.datasets._corpus_cache import BlockLength, BlockWriter, block_length, finish, open_corpus
+from kdnas.datasets._corpus_cache import BlockLength, BlockWriter, block_digests, block_length, finish, leaks, open_corpus
 from kdnas.datasets._entries import kept_entry
 from kdnas.datasets._inputs import file_identity, locate
 from kdnas.datasets._token_cache import Split, tokenizer_identity
 from kdnas.errors import DataError, Problem
 from kdnas.tokenizing import Tokenizer, token_dtype
 
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK = 1 << 20
 _DECODED = 100_000
 
@@ -107,7 +107,8 @@ def _copy(
             writer.extend(chunk, int(len(chunk) * per_token))
             writer.foretell()
         writer.documents = int((tokens == tokenizer.end).sum()) if tokenizer.end is not None else 0
-    finish(name, work, writers, tokenizer, ())
+    contents = {split: block_digests(tokens, size) for split, tokens in streams.items()}
+    finish(name, work, writers, tokenizer, leaks(contents, "block"))
 
 
 def _in_range(tokens: np.ndarray, tokenizer: Tokenizer) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def test_documents_stand_one_after_the_other(root: Path, options: dict[str, Any]
     assert len(whole) - len(stream) < 16
     test = expected(DOCUMENTS[:8], data) if options == {"begins": "^= .* =$"} else []
     if test:
-        assert f"test; {len(documents) + 8} documents" in data.notes[0]
+        assert f"test; {len(documents) + 8} documents" in data.notes[-1]
         assert data.bytes_per_token[1] == pytest.approx(len("".join(DOCUMENTS[:8])) / len(test))
 
 
@@ -132,6 +133,22 @@ def test_tokens_that_another_program_wrote(root: Path, data_root: Path) -> None:
     (root / "train.bin").write_bytes(np.array([1, 2, 5000, 3] * 20, dtype=np.uint16).tobytes())
     with pytest.raises(DataError, match="token 5000 at place 2, and the tokenizer knows 4,096"):
         DATASETS.build("token_files", root, root.parent / "cache", **options)
+
+
+def test_what_is_trained_on_as_well_is_told(root: Path, data_root: Path) -> None:
+    (root / "new.txt").write_text(DOCUMENTS[3] + "= new =\nA tale that no other file has.\n")
+    notes = opened(root, begins="^= .* =$", validation="new.txt").notes
+    assert notes[0] == "1 of 2 validation documents is among the training documents as well"
+    assert notes[1] == "8 of 8 test documents are among the training documents as well"
+    assert "1 of 1 test document is among the training documents as well" in opened(root, test="train.txt").notes
+    assert not [note for note in opened(root).notes if "among" in note]
+    tokens = np.arange(4 * 16 + 1)
+    np.save(root / "train.npy", tokens)
+    np.concatenate([tokens[16:48], 100 + tokens]).astype(np.uint16).tofile(root / "test.bin")
+    options = {"train": "train.npy", "test": "test.bin", "tokenizer": "teachers/gpt2_fairybooks", "length": 16}
+    shutil.copytree(data_root / options["tokenizer"], root / options["tokenizer"])
+    data = DATASETS.build("token_files", root, root.parent / "cache", **options)
+    assert data.notes[0] == "2 of 6 test blocks are among the training blocks as well"
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
