@@ -10,7 +10,15 @@ import numpy as np
 
 from kdnas.core.text import CorpusData
 from kdnas.datasets import DATASETS
-from kdnas.datasets._corpus_cache import BlockLength, BlockWriter, block_digests, block_length, finish, leaks, open_corpus
+from kdnas.datasets._corpus_cache import (
+    BlockLength,
+    BlockWriter,
+    block_digests,
+    block_length,
+    finish,
+    leaks,
+    open_corpus,
+)
 from kdnas.datasets._entries import kept_entry
 from kdnas.datasets._inputs import file_identity, locate
 from kdnas.datasets._token_cache import Split, tokenizer_identity
