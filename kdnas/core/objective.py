@@ -21,14 +21,18 @@ class Quantity:
     """Something known about a student.
 
     `kind` says what it takes to know it: "cheap" follows from the arch alone in under a millisecond, "measured"
-    needs the built but untrained student, "trained" needs training. One whose unit is "fraction" lies in [0, 1] and is
-    shown in per cent.
+    needs the built but untrained student, "trained" needs training. One whose unit is "fraction" is shown in per cent.
     """
 
     name: str
     unit: str
     direction: Direction
     kind: Kind
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The least and the greatest value that it can have: a perplexity is that of certainty, 1, or more."""
+        return _RANGES.get(self.unit, (-math.inf, math.inf))
 
     @property
     def is_fraction(self) -> bool:
@@ -78,6 +82,7 @@ class Quantity:
 
 ACCURACY = Quantity("accuracy", "fraction", "maximize", "trained")
 PERPLEXITY = Quantity("perplexity", "per token", "minimize", "trained")
+_RANGES = {ACCURACY.unit: (0.0, 1.0), PERPLEXITY.unit: (1.0, math.inf)}
 SCORES = {score.name: score for score in (ACCURACY, PERPLEXITY)}
 """What tasks are scored by, by name."""
 
@@ -145,10 +150,13 @@ def parse_constraint(text: str, score: Quantity | None = None) -> Constraint:
             raise ValueError
     except ValueError:
         raise ValueError(f"{text!r} is not a bound such as 'macs<=10e6', 'params<=1M' or 'macs<=5%'") from None
-    if score is not None and match[1] == score.name and score.is_fraction:
-        bound, percent = bound / 100 if percent else bound, False
-        if not 0.0 <= bound <= 1.0:
-            raise ValueError(f"{text!r}: {score.name} is a fraction, such as 0.95 or 95%")
+    if score is not None and match[1] == score.name:
+        if score.is_fraction:
+            bound, percent = bound / 100 if percent else bound, False
+        least, greatest = (0.0, math.inf) if percent else score.range
+        if not least <= bound <= greatest:
+            is_a = "a fraction, such as 0.95 or 95%" if score.is_fraction else f"never below {least:g}"
+            raise ValueError(f"{text!r}: {score.name} is {is_a}")
     return Constraint(match[1], match[2], bound, percent)  # type: ignore[arg-type]
 
 

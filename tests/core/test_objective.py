@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kdnas.core.objective import ACCURACY, Constraint, Quantity, minimised, parse_constraint
+from kdnas.core.objective import ACCURACY, PERPLEXITY, Constraint, Quantity, minimised, parse_constraint
 
 MACS = Quantity("macs", "MACs", "minimize", "cheap")
 
@@ -27,6 +27,23 @@ def test_bounds_are_parsed(text, name, operator, bound):
 def test_what_is_no_bound_is_refused(text):
     with pytest.raises(ValueError, match="is not a bound"):
         parse_constraint(text, ACCURACY)
+
+
+@pytest.mark.parametrize(
+    ("text", "score", "what"),
+    [
+        ("perplexity<=-3", PERPLEXITY, "perplexity is never below 1"),
+        ("perplexity>=0.5", PERPLEXITY, "perplexity is never below 1"),
+        ("perplexity<=-5%", PERPLEXITY, "perplexity is never below 0"),
+        ("accuracy>=1.2", ACCURACY, "accuracy is a fraction"),
+        ("accuracy>=-1%", ACCURACY, "accuracy is a fraction"),
+    ],
+)
+def test_what_a_score_never_is_bounds_nothing(text, score, what):
+    with pytest.raises(ValueError, match=what):
+        parse_constraint(text, score)
+    assert parse_constraint("perplexity<=1", PERPLEXITY).bound == 1
+    assert parse_constraint("perplexity<=110%", PERPLEXITY).percent
 
 
 def test_violation_is_positive_on_the_wrong_side_only():
