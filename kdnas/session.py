@@ -32,13 +32,13 @@ def search_study(
     data_root: Path,
     observe: Observer,
     queue: Sequence[Path] = (),
-    on_end: Callable[[RunRecord, list[Path]], None] = lambda run, written: None,
+    on_end: Callable[[RunRecord, list[Path], list[str]], None] = lambda run, written, skipped: None,
 ) -> RunRecord:
     """Search in the run folder `folder`, or go on there, and return the run.
 
-    `queue` are files of students made by hand, which are scored first. `on_end` gets the run and the files that were
-    written, none where everything was done before. Raises InputError where something is wrong before anything is
-    trained, RunError where every student failed.
+    `queue` are files of students made by hand, which are scored first. `on_end` gets the run, the files that were
+    written, none where everything was done before, and why wanted exports were skipped. Raises InputError where
+    something is wrong before anything is trained, RunError where every student failed.
     """
     study = dataclasses.replace(study, config=_where_it_is_kept(study.config, folder))
     with run_held(folder, study.config):
@@ -62,13 +62,13 @@ def search_study(
                 write_report(opened.snapshot())
             raise
         if search.did_nothing and _is_current(run, observe):
-            on_end(run, [])
+            on_end(run, [], [])
         else:
-            written = [*write_report(run)]
+            written, skipped = [*write_report(run)], list[str]()
             try:
-                written += _export(run, data_root)
+                written += _export(run, data_root, skipped.append)
             finally:
-                on_end(run, written)
+                on_end(run, written, skipped)
         if failed := failure(run):
             raise RunError(failed)
         return run
@@ -95,13 +95,16 @@ def _is_current(run: RunRecord, observe: Observer) -> bool:
     return not losses and is_current(run, "report") and is_current(run, "export", wanted_export(run))
 
 
-def _export(run: RunRecord, data_root: Path) -> list[Path]:
-    """Export the student that the study's `export` section picks, where there are students with weights."""
+def _export(run: RunRecord, data_root: Path, on_skip: Callable[[str], None]) -> list[Path]:
+    """Export the student that the study's `export` section picks, where there are students with weights.
+
+    `on_skip` is told which of the wanted exports it has not, and why.
+    """
     wants = run.trains and bool(run.config.export.formats)
     if not wants or not any(member.trial.repeats for member in front(run)):
         note_products(run, "export", (), wanted_export(run))
         return []
     member = pick(run, run.config.export.pick)
     return export_student(
-        run, member, run.config.export.formats, export_folder(run), data_root=data_root, skip_lacking=True
+        run, member, run.config.export.formats, export_folder(run), data_root=data_root, on_skip=on_skip
     )

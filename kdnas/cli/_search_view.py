@@ -180,7 +180,7 @@ class View(ABC):
         """Show `event`."""
 
     @abstractmethod
-    def close(self, run: RunRecord, written: Sequence[Path]) -> None:
+    def close(self, run: RunRecord, written: Sequence[Path], skipped: Sequence[str] = ()) -> None:
         """Show the result and what was written."""
 
 
@@ -277,11 +277,11 @@ class PlainView(View):
             return [f"[{progress.counted}]{left}  {repeat_line(event, self._score)}"]
         return []
 
-    def close(self, run: RunRecord, written: Sequence[Path]) -> None:
+    def close(self, run: RunRecord, written: Sequence[Path], skipped: Sequence[str] = ()) -> None:
         """Print the final front and what was written."""
         self.release()
         with self._lock:
-            _print_result(self._console, run, written)
+            _print_result(self._console, run, written, skipped)
 
 
 class LiveView(View):
@@ -324,10 +324,10 @@ class LiveView(View):
             for line in search_ended_lines(event):
                 self._live.console.print(line, markup=False)
 
-    def close(self, run: RunRecord, written: Sequence[Path]) -> None:
+    def close(self, run: RunRecord, written: Sequence[Path], skipped: Sequence[str] = ()) -> None:
         """Leave the final front on the screen."""
         self._live.stop()
-        _print_result(self._console, run, written)
+        _print_result(self._console, run, written, skipped)
 
     def _screen(self) -> RenderableType:
         progress = self._progress
@@ -430,7 +430,7 @@ def _doubt(run: RunRecord) -> str:
     return "" if is_near_worst(run, best.values[run.score.name]) or not run.trains else in_doubt(run, best)
 
 
-def _print_result(console: Console, run: RunRecord, written: Sequence[Path]) -> None:
+def _print_result(console: Console, run: RunRecord, written: Sequence[Path], skipped: Sequence[str]) -> None:
     members = front(run)
     if not members:
         console.print("no student was trained successfully; trials.csv has the reasons", markup=False)
@@ -456,6 +456,8 @@ def _print_result(console: Console, run: RunRecord, written: Sequence[Path]) -> 
         console.print("nothing new: every trial and retraining was done before, and the report is up to date")
     for path in written:
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
+    for line in skipped:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 class JsonView(View):
@@ -488,9 +490,16 @@ class JsonView(View):
             record[field.name] = _plain(value)
         self._print(record)
 
-    def close(self, run: RunRecord, written: Sequence[Path]) -> None:
+    def close(self, run: RunRecord, written: Sequence[Path], skipped: Sequence[str] = ()) -> None:
         """Print the result."""
-        self._print({"event": "result", **front_document(run), "written": [str(path) for path in written]})
+        self._print(
+            {
+                "event": "result",
+                **front_document(run),
+                "written": [str(path) for path in written],
+                "skipped": [*skipped],
+            }
+        )
 
     def _print(self, record: dict[str, Any]) -> None:
         self._lines.write(json.dumps(_finite(record), default=str, allow_nan=False) + "\n")

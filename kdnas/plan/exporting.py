@@ -48,14 +48,14 @@ def export_student(
     *,
     data_root: Path,
     cache: Path | None = None,
-    skip_lacking: bool = False,
+    on_skip: Callable[[str], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
     """Write the student of `member` to `out` in every one of `formats` and return the files.
 
-    None stands for every format that is installed and that the student has; with `skip_lacking` those that it has not
-    are said and left out. The weights are those of the repeat with
-    the best validation score. Raises ConfigError when the student was not retrained or a format is unknown,
+    None stands for every format that is installed and that the student has; with `on_skip` those that it has not are
+    left out, and `on_skip` is told why. The weights are those of the repeat with the best validation score. Raises
+    ConfigError when the student was not retrained, a format is unknown, or it has none of those that may be skipped,
     RunFolderError when its checkpoint is missing or damaged, DataError when the data is not what the run was made on,
     and ExportError, with nothing written, when a format fails its check.
     """
@@ -72,8 +72,8 @@ def export_student(
         )
     say(f"student {member.trial.arch.arch_id}, seed {repeat.seed}")
     student = trained_student(run, member, repeat, workshop)
-    if formats is None or skip_lacking:
-        formats = had_formats(student, formats, say)
+    if formats is None or on_skip is not None:
+        formats = had_formats(student, formats, on_skip or say)
     written = write_formats(student, formats, out, say=say)
     if out.resolve() == export_folder(run).resolve():
         note_products(run, "export", written, wanted_export(run))
@@ -81,16 +81,23 @@ def export_student(
 
 
 def had_formats(student: TrainedStudent, formats: Sequence[str] | None, say: Callable[[str], None]) -> list[str]:
-    """Return those of `formats`, or of all that are installed, that `student` has; others are said with the reason."""
+    """Return those of `formats`, or of all that are installed, that `student` has; others are said with the reason.
+
+    Raises ConfigError where it has none of them.
+    """
     missing: dict[str, str] = {}
     if formats is None:
         formats, missing = available_formats()
     lacking = lacking_formats(formats, student.cut, student.network)
     if "student_py" in formats and student.source is None and student.cut is None:
         lacking["student_py"] = "how the teacher's network is made is not known, so there is no code of a cut one"
+    had = [name for name in formats if name not in lacking]
+    if not had:
+        whose = f"student {student.arch.arch_id} has no"
+        raise ConfigError([Problem("export", f"{whose} {short_name(name)}: {why}") for name, why in lacking.items()])
     for name, why in {**missing, **lacking}.items():
-        say(f"skipped {name}: {why}")
-    return [name for name in formats if name not in lacking]
+        say(f"skipped {short_name(name)}: {why}")
+    return had
 
 
 def export_folder(run: RunRecord) -> Path:

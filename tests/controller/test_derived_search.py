@@ -119,6 +119,19 @@ def test_validate_open_says_how_many_students_there_are(study, capsys):
     assert "cut out of the teacher, 2 choices, 12 distinct settings" in capsys.readouterr().out
 
 
+def test_exports_that_its_student_has_not_are_told_at_the_end(run, study, capsys):
+    command = ["search", str(study / "run"), "--data-root", str(study)]
+    searched(study, "export.formats=[student_json, student_py]")
+    (study / "run" / "export" / "student.json").unlink()
+    capsys.readouterr()
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert f"wrote {study / 'run' / 'export' / 'student.json'}" in said
+    assert said.splitlines()[-1].startswith("skipped student_py: how the teacher's network is made is not known")
+    with pytest.raises(ConfigError, match=r"export: student \w{12} has no student_py: how the teacher's"):
+        searched(study, "export.formats=[student_py]")
+
+
 def test_its_best_student_is_trained_whole_and_again_by_its_train_yaml(run, study, tmp_path, capsys):
     assert main(["train", str(study / "run"), "--out", str(tmp_path / "whole"), "--data-root", str(study)]) == 0
     said = capsys.readouterr()
