@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,8 +23,8 @@ _OPSET = 18
 def onnx_model(module: nn.Module, examples: Mapping[str, Tensor], *, dynamic_length: bool = False) -> Any:
     """Return `module` as an `onnx.ModelProto` that takes inputs of the names and kinds of `examples`, for any batch.
 
-    With `dynamic_length` the second dimension of every input, the same for all, is any number, too. Its output is
-    called `logits`.
+    With `dynamic_length` the second dimension of every input, the same for all, is any number, too: its axis is called
+    `length`, as that of the batch is `batch`. Its output is called `logits`.
     """
     dims = {0: torch.export.Dim("batch")}
     if dynamic_length:
@@ -41,7 +42,23 @@ def onnx_model(module: nn.Module, examples: Mapping[str, Tensor], *, dynamic_len
             verbose=False,
         )
     assert program is not None  # it is None only where a file was asked for
-    return program.model_proto
+    model = program.model_proto
+    if dynamic_length:
+        _call_length(model)
+    return model
+
+
+def _call_length(model: Any) -> None:
+    """Call the second axis of the inputs `length`, for which torch has a symbol of its own such as `s27`."""
+    shape = model.graph.input[0].type.tensor_type.shape
+    symbol = shape.dim[1].dim_param
+    if not symbol:
+        return
+    spelled = re.compile(rf"\b{re.escape(symbol)}\b")
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:  # it may be a sum that the symbol is in
+                axis.dim_param = spelled.sub("length", axis.dim_param)
 
 
 def _takes_any_number(module: nn.Module) -> bool:
