@@ -298,8 +298,8 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: Data) ->
 def data_card(validation_fraction: float, seed: int, data: Data) -> dict[str, Any]:
     """Return what the model card says of the data and its split, as plain data."""
     samples, stated = data.task.samples, data.stated_validation
-    drawn = f"{100 * validation_fraction:g} %, drawn class by class with seed {seed}, were held out for validation."
-    held = f"Of its {len(data.train):,} training {samples} {drawn}"
+    drawn = f"{100 * validation_fraction:g} %, {task_of(data.task).split_in_words} with seed {seed},"
+    held = f"Of its {len(data.train):,} training {samples} {drawn} were held out for validation."
     if stated:
         held = f"It has {len(data.train) - stated:,} training {samples}, and {stated:,} for validation."
     return {

@@ -38,6 +38,10 @@ class Task(ABC):
     """
 
     Views: ClassVar[type[Section]]
+    views_in_words: ClassVar[str] = "random views of the samples"
+    """What the random views are; empty where samples are not varied."""
+    split_in_words: ClassVar[str] = "drawn at random"
+    """How `split` carves, for those who read of it."""
 
     def __init__(self, spec: TaskSpec):
         self.spec = spec

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class Classification(Task):
     """One class a sample; the score is the share of samples that are right."""
 
+    split_in_words = "drawn class by class"
+
     def split(self, targets: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Return sorted places (kept, carved) of samples with these labels [N], every class shared out alike."""
         return stratified_split(targets, share, seed)

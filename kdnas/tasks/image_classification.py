@@ -31,6 +31,7 @@ class ImageClassification(Classification):
     """Images [B, C, H, W], uint8 as they are stored; the score is the share of them that are right."""
 
     Views = Augmentation
+    views_in_words = "random views of the images"
 
     def plain(self, batch: Batch) -> Batch:
         """Return the images as floats in 0..255."""

@@ -31,6 +31,8 @@ class LanguageModelling(Task):
     """Blocks of tokens [B, T]; the score is the perplexity of each next token, whose targets are [B, T]."""
 
     Views = NoViews
+    views_in_words = ""
+    split_in_words = "drawn as one stretch"
 
     def split(self, targets: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Return sorted places (kept, carved) of blocks: those carved follow each other, as a stretch of text does.

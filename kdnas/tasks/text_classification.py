@@ -38,6 +38,7 @@ class TextClassification(Classification):
     """Texts as tokens [B, T] with a mask [B, T], of pairs also the segments [B, T]; the score is the share right."""
 
     Views = TextViews
+    views_in_words = "tokens hidden at random"
 
     def plain(self, batch: Batch) -> Batch:
         """Return the inputs as int64, no longer than the longest text of the batch, brought to a multiple of 8."""

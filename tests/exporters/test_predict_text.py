@@ -9,10 +9,12 @@ from typing import Any, cast
 
 import pytest
 
+from kdnas.core.arch import Arch
 from kdnas.core.preprocessing import TextPreprocessing
 from kdnas.core.text import language_modelling, text_classification
 from kdnas.exporters import TrainedStudent
 from kdnas.exporters._predict_text import write_text_predict
+from kdnas.exporters.train_yaml import train_yaml
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -34,3 +36,28 @@ def test_every_file_that_preprocessing_names_is_beside_the_network(tmp_path: Pat
     assert names == ((*FILES, "predict.py") if labels else FILES)
     assert sorted(path.name for path in out.iterdir()) == sorted({*names, "student.py"})
     assert [(out / name).read_text() for name in FILES] == list(FILES)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (
+            text_classification(8, 50, 2),
+            ["training texts, drawn class by class by seed", "and tokens hidden at random", "of which 8 at most"],
+        ),
+        (
+            language_modelling(8, 50),
+            ["blocks, drawn as one stretch by seed", "cosine to zero)\n", "blocks of 8"],
+        ),
+    ],
+)
+def test_the_head_of_train_yaml_speaks_of_texts(tmp_path: Path, spec: Any, said: list[str]) -> None:
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    student: Any = SimpleNamespace(
+        spec=spec, arch=Arch("gpt", {}), recipe={"seed": 0}, preprocessing=TextPreprocessing(8), tokenizer=tokenizer
+    )
+    train_yaml(cast(TrainedStudent, student), tmp_path)
+    head = (tmp_path / "train.yaml").read_text().partition("seed: 0")[0]
+    assert all(part in head for part in said)
+    assert not [word for word in ("pixel", "picture", "image", "channel") if word in head]
