@@ -97,6 +97,8 @@ def _search(
 
         allow_code_of_run(continued, data_root(root_option), trust_code)
     loaded = read_study(study, settings)
+    if continued is None and loaded.config.data is not None and loaded.config.data.unused:  # a run states all there is
+        typer.echo(f"note: data: {loaded.config.data.unused}", err=True)
     folder = (out or continued or Path("runs") / loaded.config.name).resolve()
     if queue and loaded.space.choices:  # those of a space that is read off a teacher are known once that is open
         from kdnas.controller.queue import read_students

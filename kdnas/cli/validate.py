@@ -117,8 +117,8 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
 
 
 def _held_out(data: DataConfig) -> str:
-    if data.options.get("validation") is not None:
-        return "scores on the validation split that it states"
+    if data.states_validation:
+        return "; ".join(filter(None, ("scores on the validation split that it states", data.unused)))
     return f"{data.validation_fraction:.0%} of the training split held out for scores"
 
 

@@ -62,6 +62,17 @@ class DataConfig(Member):
 
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
 
+    @property
+    def states_validation(self) -> bool:
+        """Whether a validation split is named, so that nothing is carved off."""
+        return self.options.get("validation") is not None
+
+    @property
+    def unused(self) -> str:
+        """What is stated and decides nothing, in words; empty where all of it does."""
+        idle = self.states_validation and "validation_fraction" in self.model_fields_set
+        return "validation_fraction is not used: `validation` says what scores are made on" if idle else ""
+
 
 class SamplerConfig(Member):
     """Who proposes students. `nni:TPE` is short for NNI's tuner of that name: `{type: nni, tuner: TPE}`."""

@@ -71,6 +71,19 @@ def test_where_files_are_expected_and_whether_they_are_there(study, capsys):
     assert f"{root / 'photos'} (there)" in capsys.readouterr().out
 
 
+def test_a_fraction_beside_a_validation_split_is_said_to_be_unused(study, capsys):
+    unused = "validation_fraction is not used: `validation` says what scores are made on"
+    for more, told in (("", False), (", validation_fraction: 0.2", True)):
+        (study / "study.yaml").write_text(
+            "name: small\nteacher: {type: sequence_classifier, model: bert}\nspace: {derive: teacher}\n"
+            "data: {type: text_table, train: a.csv, test: b.csv, validation: c.csv, tokenizer: bytes" + more + "}\n"
+        )
+        assert main(["validate", str(study)]) == 0
+        assert (f"the validation split that it states; {unused}" in capsys.readouterr().out) == told
+        assert main(["search", str(study), "--out", str(study / "run"), "--data-root", str(study)]) == 2  # no files
+        assert (f"note: data: {unused}" in capsys.readouterr().err) == told
+
+
 def test_one_choice_is_one_choice(study, capsys):
     (study / "space.yaml").write_text(
         "family: resnet\nchoices: {stem_width: [8, 16]}\nfixed: {stage1.depth: 1, stage1.width: 8, "
