@@ -39,7 +39,7 @@ Length = Annotated[int, Field(ge=4, le=1 << 20)]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-_FORMAT = 1
+_FORMAT = 2
 _TEXTS = 1024
 _LONGEST_UNSTATED = 512
 _MULTIPLE = 8
@@ -233,7 +233,7 @@ class _Making:
             "vocabulary": tokenizer.vocabulary,
             "pad": tokenizer.pad or 0,
             "length": length,
-            "notes": [*self.found.notes, *notes, *self._notes(tokenizer, limit, trained, order)],
+            "notes": [*self.found.notes, *notes, *self._notes(tokenizer, limit, counts, order)],
         }
         (self.work / META).write_text(json.dumps({**meta, "fingerprint": _fingerprint(self.work, meta)}, indent=1))
 
@@ -298,7 +298,7 @@ class _Making:
         names = tuple(map(str, numbers))
         return by_name([str(label) for label in values], names, where), names, []
 
-    def _notes(self, tokenizer: Tokenizer, limit: int, trained: int, order: np.ndarray) -> Iterator[str]:
+    def _notes(self, tokenizer: Tokenizer, limit: int, counts: Mapping[str, int], order: np.ndarray) -> Iterator[str]:
         if self.empty:
             listed = ", ".join(self.empty[:_LISTED]) + (", ..." if len(self.empty) > _LISTED else "")
             yield f"{counted(len(self.empty), 'empty text')} left out: {listed}"
@@ -307,10 +307,15 @@ class _Making:
         if tokenizer.pad is None:
             yield "the tokenizer names no pad token: token 0 stands where there is no text, and is masked"
         digests = [self.digests[place] for place in order]
-        known = set(digests[:trained])
-        twice = sum(digest in known for digest in digests[trained:])
-        if twice:
-            yield f"{twice:,} of {len(digests) - trained:,} test texts are training texts as well"
+        first = counts["train"]
+        known = set(digests[:first])
+        for split in SPLITS[1:]:
+            last = first + counts[split]
+            twice = sum(digest in known for digest in digests[first:last])
+            if twice:
+                yield f"{twice:,} of {last - first:,} {split} texts are training texts as well"
+            known |= set(digests[first:last])
+            first = last
 
 
 def _as_numbers(values: list[Any]) -> list[Any]:

@@ -145,6 +145,10 @@ def test_stated_validation_texts_are_those_that_students_are_scored_on(root: Pat
     data = opened(root, train="train.csv", validation="dev.csv", test="test.csv", test_fraction=None)
     assert (len(data.train), data.stated_validation, len(data.test)) == (15, 3, 2)
     assert [text for text, _ in texts_of(data)[:3]] == ["dev 0", "dev 1", "dev 2"]
+    assert not [note for note in data.notes if "as well" in note]
+    (root / "dev.csv").write_text("text,label\ntrain 4,0\ndev 1,1\ntrain 7,1")
+    data = opened(root, train="train.csv", validation="dev.csv", test="test.csv", test_fraction=None)
+    assert "2 of 3 validation texts are training texts as well" in data.notes
 
 
 def test_numbers_as_labels_are_classes_of_these_names_in_their_order(root: Path) -> None:
