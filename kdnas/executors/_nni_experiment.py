@@ -101,7 +101,7 @@ class Experiment:
             problem = Problem("executor.port", f"127.0.0.1:{port} cannot be listened on: {error.strerror}", "0: any")
             raise ConfigError(problem) from None
         host, self._port = listener.getsockname()
-        self._path = secrets.token_urlsafe(16)
+        self._path = secrets.token_hex(16)  # not of the letters of base64: one that begins with - is read as an option
         self.url = f"http://{host}:{self._port}/{self._path}/"
         with listener:
             self._process = self._start(listener, scratch)

@@ -175,7 +175,8 @@ def test_students_of_a_teacher_that_writes_text(name, tmp_path):
 
     (tmp_path / "train.txt").write_text(TALES)
     (tmp_path / "test.txt").write_text(TALES[:600])
-    (tmp_path / "study.yaml").write_text(LM)
+    stock = "width: 1, heads: 1" if name == "gpt2" else "width: 1"  # its stock class has no fewer heads at full width
+    (tmp_path / "study.yaml").write_text(LM.replace("width: 1", stock))
     train_tokenizer("bytes", (), tmp_path / "teacher", vocabulary=257, purpose="running")
     made, _ = TEXTS[name]()
     network = type(made)(type(made.config).from_dict({**made.config.to_dict(), "vocab_size": 257}))

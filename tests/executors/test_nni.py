@@ -144,6 +144,7 @@ def test_results_come_back_and_nni_has_them(shared):
 
 
 def test_its_page_is_there_and_only_below_its_own_path(shared):
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[0-9a-f]{32}/", address(shared))  # no path that reads as an option
     page = get(address(shared))
     assert "Neural Network Intelligence" in page
     script = re.search(r'src="(?:\./)?(static/js/main[^"]*\.js)"', page).group(1)

@@ -183,7 +183,7 @@ def test_a_student_inherits_from_its_teacher(bases, tmp_path, monkeypatch):
     file = basis.file.model_copy(update={"start": "inherited"})
     basis = replace(basis, file=file)
     assert [step.init for step in make_plan(basis, "assistants", "so").steps] == ["inherited", "inherited"]
-    assert [step.init for step in make_plan(basis, "shrink", "so").steps] == ["random", "supernet"]
+    assert [step.init for step in make_plan(basis, "shrink", "so").steps] == ["inherited", "supernet"]
     plain = train_fully(file, tmp_path / "plain", data_root=NOWHERE, formats=["safetensors"], device="cpu")
     planned = train(basis, "direct", tmp_path / "planned")
     assert same_student(plain.folder, planned.folder)

@@ -207,6 +207,7 @@ def test_a_teacher_of_another_tokenizer_or_vocabulary(root: Path, data: CorpusDa
     assert "it takes 8 tokens, and the data's blocks have 16 (allowed: data.length: 8)" in said
 
 
+@pytest.mark.slow
 def test_a_language_model_for_images(root: Path, digits: Any) -> None:
     assert "it continues running text, and the data digits are images" in complaint(root, digits, "teacher")
     assert "cannot be loaded" in complaint(root, data_of(root), "nowhere")

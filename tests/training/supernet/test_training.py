@@ -24,6 +24,7 @@ from kdnas.nn.normalise import Normalised
 from kdnas.nn.taps import Outputs, output_shapes
 from kdnas.students import StudentFamily, family_for, stated_arch
 from kdnas.students._inheriting import inherit_supernet
+from kdnas.tasks.image_classification import Augmentation
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import evaluate
@@ -296,7 +297,8 @@ def test_every_loss_trains(data, teacher, name):
 
 def test_labels_alone_and_mixup(data, teacher):
     ticks: list[Tick] = []
-    for given in (recipe(task_weight=1.0), recipe(KD, LossTerm(type="attention"), augmentation={"mixup": 0.4})):
+    mixed = recipe(KD, LossTerm(type="attention"), augmentation=Augmentation(mixup=0.4))
+    for given in (recipe(task_weight=1.0), mixed):
         run(data, teacher, given, images=64, on_tick=ticks.append)
     assert all(np.isfinite(tick.loss) for tick in ticks)
 

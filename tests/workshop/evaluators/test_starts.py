@@ -17,6 +17,7 @@ from kdnas.cli.main import main
 from kdnas.controller.events import Note
 from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError, RunError, RunFolderError, TrialError
+from kdnas.record.database import database_of
 from kdnas.record.lock import read_lock, write_lock
 from kdnas.record.run_folder import controller_lock
 from kdnas.record.storage import distributions, load_run
@@ -287,7 +288,7 @@ def test_an_audit_tells_the_agreement_of_every_rung(ready, tmp_path, capsys):
     run = tmp_path / "run"
     opened = dataclasses.replace(ready, run=dataclasses.replace(ready.run, folder=run))
     with controller_lock(run):
-        record = type(ready.record).open(run, ready.config.name, ready.run.objectives)
+        record = type(ready.record).open(database_of(run, ready.config.name), ready.run.objectives)
         import optuna
 
         frozen = []
