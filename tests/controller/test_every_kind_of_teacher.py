@@ -94,7 +94,8 @@ from student import load_student
 student = load_student(folder / "student.safetensors")
 images = torch.load(folder / "images.pt", weights_only=True)
 with torch.no_grad():
-    print(json.dumps(student(images).tolist()))
+    answers = student(images)
+    print(json.dumps(getattr(answers, "logits", answers).tolist()))  # as its library answers
 """
 
 
