@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdnas.cli._options import Json
+from kdnas.cli._options import DataRoot, Json, TrustCode, allow_code_of_run
 from kdnas.core.measurement import Measurement
 from kdnas.core.pick import PICKS
 
@@ -18,15 +18,24 @@ if TYPE_CHECKING:
     from kdnas.workshop.measuring import TargetReport
 
 
+Students = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN|STUDENT...",
+        help="A run folder (its front), or an exported student: a folder, student.json or student.onnx.",
+        show_default=False,
+    ),
+]
+MaxDrift = Annotated[
+    float,
+    typer.Option(
+        "--max-drift", min=0.01, help="Refuse where the reference network's time changes by more than this share."
+    ),
+]
+
+
 def command(
-    students: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUN|STUDENT...",
-            help="A run folder (its front), or an exported student: a folder, student.json or student.onnx.",
-            show_default=False,
-        ),
-    ],
+    students: Students,
     target: Annotated[
         list[str],
         typer.Option("--target", metavar="T", help="cpu, cuda or onnxruntime; may be repeated.", show_default=False),
@@ -40,12 +49,9 @@ def command(
         int | None, typer.Option("--batch-size", min=1, help="Samples a pass. Default: 1, on cuda 1 and 256.")
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=5, help="How often each student is timed.")] = 50,
-    max_drift: Annotated[
-        float,
-        typer.Option(
-            "--max-drift", min=0.01, help="Refuse where the reference network's time changes by more than this share."
-        ),
-    ] = 0.5,
+    max_drift: MaxDrift = 0.5,
+    data_root: DataRoot = None,
+    trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
     """Measure latency, peak memory and energy of students on this machine.
@@ -61,8 +67,12 @@ def command(
     """
     from kdnas.plugins import own_name
     from kdnas.workshop.measuring import measure, subjects, targets
+    from kdnas.workshop.opening import data_root as stated_root
 
-    found = [subject for path in students for subject in subjects(path, pick)]
+    root = stated_root(data_root)
+    for path in students:
+        allow_code_of_run(path, root, trust_code)
+    found = [subject for path in students for subject in subjects(path, pick, root)]
     options = {"threads": threads, "batch_size": batch_size}
     stated = {key: value for key, value in options.items() if value is not None}
     chosen = {name: targets(name, stated) for name in dict.fromkeys(map(own_name, target))}

@@ -21,8 +21,10 @@ from kdnas.record.front import front
 from kdnas.record.front import pick as pick_member
 from kdnas.record.run_folder import LOCK_FILE
 from kdnas.record.storage import load_run
-from kdnas.students import family_for, stated_arch
+from kdnas.students import STUDENTS, StudentFamily, family_for, stated_arch
 from kdnas.targets import TARGETS, EnergyCounter, Missing, Target, given
+from kdnas.workshop.opening import cache_dir, open_run
+from kdnas.workshop.opening import data_root as stated_root
 
 Say = Callable[[str], None]
 
@@ -42,6 +44,18 @@ class Subject:
     task: TaskSpec
     onnx: Path | None = None
     onnx_alone: bool = False
+    opened: StudentFamily | None = None
+    """Its family where that was read off the run's teacher."""
+
+    @property
+    def family(self) -> StudentFamily:
+        """What builds and prices it. Raises ConfigError where it is cut out of a teacher that is not there."""
+        if self.opened is None and STUDENTS.get(self.arch.family).derived:
+            what = "is cut out of a teacher, which an export does not hold"
+            raise ConfigError(
+                Problem(self.source, what, "its run folder, or its student.onnx with --target onnxruntime")
+            )
+        return self.opened or family_for(self.arch.family, self.task)
 
     def network(self, target: Target) -> nn.Module | Path:
         """Return what `target` is to run: the ONNX file where it takes one, else the network, built anew.
@@ -56,7 +70,7 @@ class Subject:
                 Problem(self.source, what, "--target onnxruntime, or the student's folder or student.json")
             )
         with torch.random.fork_rng(devices=[]):
-            return family_for(self.arch.family, self.task).build(self.arch)
+            return self.family.build(self.arch)
 
 
 @dataclass(frozen=True)
@@ -102,14 +116,14 @@ class TargetReport:
         return {**own, "students": [student.as_dict() for student in self.students]}
 
 
-def subjects(path: Path, pick: str | None = None) -> list[Subject]:
+def subjects(path: Path, pick: str | None = None, data_root: Path | None = None) -> list[Subject]:
     """Return the students at `path`: the front of a run folder, or `pick` of it, or the one of an export.
 
-    An export is a folder with student.json or student.onnx, or one of these files. Raises InputError where it is
-    neither, or damaged.
+    An export is a folder with student.json or student.onnx, or one of these files. Where students are cut out of
+    the run's teacher, that is opened, below `data_root`. Raises InputError where it is neither, or damaged.
     """
     if (path / LOCK_FILE).is_file():
-        return _of_run(path, pick)
+        return _of_run(path, pick, data_root)
     if pick is not None:
         raise ConfigError(Problem("--pick", f"{path} is not a run folder: there is nothing to pick from"))
     files = [path / name for name in ("student.json", "student.onnx")] if path.is_dir() else [path]
@@ -175,7 +189,7 @@ def measure(
         ]
     measured = []
     for index, (student, memory, energy) in enumerate(zip(students, memories, energies, strict=True)):
-        price = family_for(student.arch.family, student.task).price(student.arch)
+        price = student.family.price(student.arch)
         median, spread = median_and_spread(timing.ratios(index))
         scale = timing.reference_ms
         latency = Measurement(median * scale, spread * scale, repeats, target.where)
@@ -204,7 +218,7 @@ def _energy_mj(run: Run, counter: EnergyCounter) -> float:
     return counter.spent_mj(before, counter.read()) / passes
 
 
-def _of_run(folder: Path, pick: str | None) -> list[Subject]:
+def _of_run(folder: Path, pick: str | None, data_root: Path | None) -> list[Subject]:
     run = load_run(folder)
     members = [pick_member(run, pick)] if pick is not None else list(front(run))
     if not members:
@@ -212,7 +226,10 @@ def _of_run(folder: Path, pick: str | None) -> list[Subject]:
     task = run.lock.data.task
     if task is None:
         raise RunFolderError(f"{folder} does not say what its students are given: they cannot be built")
-    return [Subject(str(folder), member.trial.arch, task) for member in members]
+    opened = None
+    if any(STUDENTS.get(member.trial.arch.family).derived for member in members):
+        opened = open_run(run, data_root=stated_root(data_root), cache=cache_dir()).family
+    return [Subject(str(folder), member.trial.arch, task, opened=opened) for member in members]
 
 
 def _stated_in_json(file: Path) -> tuple[Arch, TaskSpec]:

@@ -63,6 +63,16 @@ def test_its_students_are_scored_and_retrained(run):
     assert all(trial.fidelity.start == "inherited" for trial in run.trials)
 
 
+def test_its_students_are_measured(run, study, capsys):
+    root, target = ["--data-root", str(study)], ["--target", "cpu", "--repeats", "5", "--max-drift", "100"]
+    capsys.readouterr()
+    assert main(["measure", str(run.folder), "--pick", "best", *root, *target, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["targets"][0]["students"]
+    assert found["latency_ms"]["value"] > 0
+    trial = next(trial for trial in run.trials if trial.arch.arch_id == found["student"])
+    assert found["macs"] == trial.values["macs"]
+
+
 def test_a_student_made_by_hand_is_scored_first(study):
     mine = study / "mine.yaml"
     mine.write_text("{stage1.depth: 2, stage1.width: 12}")
