@@ -128,6 +128,8 @@ class DataDescription:
     """What the task's entrance must know of the training samples, by name."""
     notes: tuple[str, ...] = ()
     """What the user should know of them: what was converted, left out, occurs twice, or is scarce."""
+    validation_stated: bool = False
+    """Whether the data name their validation samples, so that none were drawn from the training samples."""
 
     @property
     def samples(self) -> str:

@@ -399,9 +399,12 @@ def _validation_sentence(run: RunRecord) -> str:
     count = run.lock.data.validation_samples
     size = run.samples if count is None else f"{count} {run.samples}"
     fraction = run.config.data.validation_fraction
+    origin = f"carved from the training data ({100 * fraction:g} % of it{', stratified' if run.class_names else ''})"
+    if run.lock.data.validation_stated:
+        origin = "that the data name for it"
     text = (
         f"Search scores are brief (one training, one seed, {run.config.fidelities[-1].words}) and are made on "
-        f"{size} carved from the training data ({100 * fraction:g} % of it{', stratified' if run.class_names else ''})."
+        f"{size} {origin}."
     )
     if count and run.score.is_fraction:
         # Half the 95 % interval of a binomial at 0.9, the usual neighbourhood of a useful student.

@@ -459,6 +459,7 @@ class Workshop:
             training_samples=len(self.train_indices),
             validation_samples=len(self.validation_indices),
             test_samples=len(self.data.test),
+            validation_stated=self.data.stated_validation > 0,
             statistics=self.data.statistics,
             notes=self.data_notes,
         )

@@ -12,7 +12,7 @@ import time
 from rich.console import Console
 from synthetic_run import as_perplexity, complete, run_of
 
-from kdnas.cli._search_view import JsonView, LiveView, PlainView, Progress
+from kdnas.cli._search_view import JsonView, LiveView, PlainView, Progress, ready_lines
 from kdnas.cli._terminal import console, redraws
 from kdnas.cli._training_view import _Bar, training_view
 from kdnas.controller.events import (
@@ -31,6 +31,7 @@ from kdnas.core.objective import ACCURACY
 from kdnas.plan.training import Progress as TrainingProgress
 from kdnas.record.lock import DataDescription
 from kdnas.record.records import Repeat
+from kdnas.report.summary import trust
 from kdnas.study.config import Budget, Rung
 
 
@@ -110,6 +111,19 @@ def test_a_search_with_rungs_says_how_long_a_score_was_trained_and_what_its_budg
     assert "rungs of 3 epochs of 50 % of the data, 5 epochs; promotion by rank" in lines
     assert any(line.startswith("4 full trainings on 2 workers") for line in lines)
     assert lines[-1].startswith(f"[2]  trial    0  {trial.arch.arch_id}  3 epochs of 50 % of the data  accuracy")
+
+
+def test_validation_samples_that_the_data_name_are_not_said_to_be_drawn():
+    run = run_of([complete(0, 0.9, 50)])
+    drawn = next(line for line in ready_lines(Ready(run, False, 1)) if line.startswith("data "))
+    assert "(stratified, seed 0)" in drawn
+    assert "carved from the training data (20 % of it, stratified)" in trust(run)[0]
+    stated = dataclasses.replace(run.lock, data=dataclasses.replace(run.lock.data, validation_stated=True))
+    run = dataclasses.replace(run, lock=stated)
+    named = next(line for line in ready_lines(Ready(run, False, 1)) if line.startswith("data "))
+    assert named == drawn.replace("stratified, seed 0", "as stated")
+    assert "287 images that the data name for it" in trust(run)[0]
+    assert "carved" not in trust(run)[0]
 
 
 ARCH = Arch.of("resnet", {"depth": 1})
