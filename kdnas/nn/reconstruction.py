@@ -1,11 +1,11 @@
 """A cut network's layers fitted anew: each gives from what it is still fed, as nearly as it can, what it gave before.
 
 A layer that reads an axis has lost some of its inputs, and those that are left differ from before, since the layers
-under it were cut too. Both are mended
-in closed form. What the layer read in the whole network, x [F], is foretold linearly from what it reads in the cut one,
-s [G], by the ridge regression x - mean = C (s - mean) whose prior is "what stayed is as it was", as far as that holds
-on samples kept aside; its weights W become W C. No gradient is needed: one forward pass of the cut network solves its
-layers one after the other, each fed by those that are already mended, and sets its batch norms' statistics as it goes.
+under it were cut too. Both are mended in closed form. What the layer read in the whole network, x [F], is foretold
+linearly from what it reads in the cut one, s [G], by the ridge regression x - mean = C (s - mean) whose prior is "what
+stayed is as it was", as far as that holds on samples kept aside; its weights W become W C. No gradient is needed: one
+forward pass of the cut network solves its layers one after the other, each fed by those that are already mended, and
+sets its batch norms' statistics as it goes.
 
 Sources: least squares on what stays, He et al., "Channel pruning for accelerating very deep neural networks" (ICCV
 2017); on inputs that are cut already, Zhang et al., "Accelerating very deep convolutional networks" (PAMI 2016).
@@ -16,16 +16,15 @@ in maps and sequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdnas.nn.cutting import Anatomy, Axis, Kept, Tie, outputs
+from kdnas.nn.cutting import Anatomy, Kept, outputs, picked
+from kdnas.nn.recalibration import recalibrate
 
 RIDGE = 0.3
 """The prior's weight, in mean variances of what a layer is fed; .1 to 1 did about equally well in one study."""
@@ -35,24 +34,12 @@ _ROWS = 4096
 """So many rows of a layer are looked at, or four times its features where those are more."""
 
 
-@dataclass(frozen=True)
-class _Reader:
+class _Reader(NamedTuple):
     """A layer that reads axes by one dimension of its weight."""
 
     layer: str
     weight: str
     dim: int
-    ties: tuple[tuple[Axis, Tie], ...]
-    """Every axis that its weight belongs to, in whatever dimension."""
-
-    def places(self, size: int, dim: int, kept: Kept) -> Tensor:
-        """Return which of the `size` places in a dimension of the weight stay."""
-        stay = torch.ones(size, dtype=torch.bool)
-        for axis, tie in self.ties:
-            if tie.dim == dim and axis.name in kept:
-                gone = sorted(set(range(axis.size)).difference(kept[axis.name]))
-                stay[tie.places[gone].reshape(-1)] = False
-        return stay.nonzero().flatten()
 
 
 class Reconstruction:
@@ -91,39 +78,25 @@ class Reconstruction:
         `through` has `cut` in it, where the whole network was in its own.
         """
         gone = self._anatomy.gone(kept)
-        norms = [part for part in cut.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
-        modes = [(part, part.training) for part in through.modules()]
-        momenta = [norm.momentum for norm in norms]
+        places = self._anatomy.places(self._network, kept)
         with ExitStack() as stack:
             for reader in self._readers:
                 if reader.layer in self._fed and not any(f"{reader.layer}.".startswith(f"{name}.") for name in gone):
                     layer = cut.get_submodule(self._anatomy.renamed(self._network, reader.layer, kept))
-                    stack.callback(layer.register_forward_pre_hook(self._mending(reader, kept)).remove)
-            through.eval()
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = 1.0  # all samples are one batch
-                norm.train()
-            try:
-                outputs(through, self._inputs)
-            finally:
-                for norm, momentum in zip(norms, momenta, strict=True):
-                    norm.momentum = momentum
-                for part, training in modes:
-                    part.training = training
+                    mending = self._mending(reader, places.get(reader.weight, {}))
+                    stack.callback(layer.register_forward_pre_hook(mending).remove)
+            recalibrate(through, [(self._inputs,)])
 
-    def _mending(self, reader: _Reader, kept: Kept) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def _mending(self, reader: _Reader, places: Mapping[int, Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def mend(layer: nn.Module, fed: tuple[Any, ...]) -> None:
             theirs = self._fed[reader.layer]
             ours = _rows(layer, fed[0], features=theirs.shape[1])
             whole = self._network.get_parameter(reader.weight).detach()
-            stay = [reader.places(size, dim, kept) for dim, size in enumerate(whole.shape)]
-            if len(theirs) != len(ours) or len(stay[reader.dim]) != ours.shape[1]:
+            stay = places.get(reader.dim, torch.arange(whole.shape[reader.dim]))
+            if len(theirs) != len(ours) or len(stay) != ours.shape[1]:
                 return
-            mixing, offset = _foretelling(ours, theirs, stay[reader.dim].to(ours.device))
-            for dim, places in enumerate(stay):
-                if dim != reader.dim:
-                    whole = whole.index_select(dim, places.to(whole.device))
+            mixing, offset = _foretelling(ours, theirs, stay.to(ours.device))
+            whole = picked(whole, {dim: left for dim, left in places.items() if dim != reader.dim})
             weight, bias = layer.weight, getattr(layer, "bias", None)
             assert isinstance(weight, Tensor)
             reading = whole.double().movedim(reader.dim, -1)  # [..., F]
@@ -137,20 +110,20 @@ class Reconstruction:
 
 def _readers(network: nn.Module, anatomy: Anatomy) -> list[_Reader]:
     """Return the layers whose whole input is mixed by a weight of their own."""
-    ties: dict[str, list[tuple[Axis, Tie]]] = {}
+    read: dict[str, set[int]] = {}
     for axis in anatomy.axes:
         for tie in axis.ties:
-            ties.setdefault(tie.tensor, []).append((axis, tie))
+            if tie.reads:
+                read.setdefault(tie.tensor, set()).add(tie.dim)
     owners: dict[int, int] = {}
     for _, parameter in network.named_parameters(remove_duplicate=False):
         owners[id(parameter)] = owners.get(id(parameter), 0) + 1
     readers = []
-    for tensor, belonging in ties.items():
-        dims = {tie.dim for _, tie in belonging if tie.reads}
+    for tensor, dims in read.items():
         layer, _, name = tensor.rpartition(".")
         grouped = getattr(network.get_submodule(layer), "groups", 1) != 1
         if len(dims) == 1 and name == "weight" and not grouped and owners[id(network.get_parameter(tensor))] == 1:
-            readers.append(_Reader(layer, tensor, dims.pop(), tuple(belonging)))
+            readers.append(_Reader(layer, tensor, dims.pop()))
     return readers
 
 
