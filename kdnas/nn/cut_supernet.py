@@ -66,7 +66,8 @@ class CutSupernet(Supernet):
             shared = dict(named_tensors(self.whole))
             made: dict[int, Tensor] = {}  # what is tied is one tensor
             for name, dims in pieces.values():
-                made.setdefault(id(shared[name]), picked(shared[name], dims))
+                if id(shared[name]) not in made:
+                    made[id(shared[name])] = picked(shared[name], dims)
             return {key: made[id(shared[name])] for key, (name, _) in pieces.items()}
 
         return Subnet(arch, shell, tensors)
@@ -96,7 +97,11 @@ class CutSupernet(Supernet):
         prefix = f"{place}." if place else ""
         tensors = dict(named_tensors(network))
         places = anatomy.places(network, kept)
-        by_tensor = {id(tensors[name]): dims for name, dims in places.items()}
+        # Where the tensor is: a view picks them at every forward.
+        by_tensor = {
+            id(tensors[name]): {dim: stay.to(tensors[name].device) for dim, stay in dims.items()}
+            for name, dims in places.items()
+        }
         gone = tuple(f"{name}." for name in anatomy.gone(kept))
         whose = {}
         for name, tensor in tensors.items():
