@@ -28,14 +28,10 @@ class Cutting:
     """Ranked."""
     place: str
     """Where the network that is cut lies in a student, as a dotted name; empty: it is all of it."""
-    sizes: Callable[[Arch], Mapping[str, int]]
-    """The sizes of an arch's axes and depths, by name."""
+    kept: Callable[[Arch], Kept]
+    """What of the network is left in an arch."""
     student: Callable[[nn.Module, Arch], nn.Module]
     """A cut network of an arch as its student: behind the preparation of inputs and answers, its taps named."""
-
-    def kept(self, arch: Arch) -> Kept:
-        """Return what of the network is left in `arch`."""
-        return self.anatomy.prefix(self.sizes(arch))
 
 
 class CutSupernet(Supernet):

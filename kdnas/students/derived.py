@@ -29,7 +29,7 @@ from kdnas.errors import ConfigError, Problem, TeacherError
 from kdnas.nn.anatomy import read_anatomy
 from kdnas.nn.cut_costs import CutCosts
 from kdnas.nn.cut_supernet import CutSupernet, Cutting
-from kdnas.nn.cutting import Anatomy, Example, Uncut, in_order, inside, outputs, part_of, sound_part
+from kdnas.nn.cutting import Anatomy, Example, Kept, Uncut, in_order, inside, outputs, part_of, sound_part
 from kdnas.nn.elastic import Supernet
 from kdnas.nn.importance import Batch, Method, Ranking, rank, ranked
 from kdnas.nn.origin import Cut
@@ -319,7 +319,7 @@ class Derived(StudentFamily):
         if self.context.samples is None or self._sizes_of(arch) == self._whole:
             return student
         if self._reconstruct:
-            self._reconstruction.mend(network, self.anatomy.prefix(self._sizes_of(arch)), student)
+            self._reconstruction.mend(network, self._kept(arch), student)
         else:
             self._recalibrate(student)
         return student
@@ -362,7 +362,7 @@ class Derived(StudentFamily):
 
     @property
     def _cutting(self) -> Cutting:
-        return Cutting(self.anatomy, self._place, self._sizes_of, self._student)
+        return Cutting(self.anatomy, self._place, self._kept, self._student)
 
     def at(self, size: int) -> Self:
         """Return the family of the same students for samples brought to `size`: they are cut alike, and cost less.
@@ -403,8 +403,7 @@ class Derived(StudentFamily):
             return None
         own = student.get_submodule(self._place).get_submodule(teacher.origin.path)
         whole = self.network.get_submodule(teacher.origin.path)
-        kept = self.anatomy.prefix(self._sizes_of(arch))
-        return own, Cut(teacher.origin, whole, self.anatomy, kept, teacher.origin.path)
+        return own, Cut(teacher.origin, whole, self.anatomy, self._kept(arch), teacher.origin.path)
 
     # -- cutting ---------------------------------------------------------------------------------------------------
 
@@ -415,16 +414,19 @@ class Derived(StudentFamily):
     def _sizes(self, arch: Arch) -> dict[str, int]:
         return self.choices.sizes(arch.choices)
 
+    def _kept(self, arch: Arch) -> Kept:
+        """Return what of the teacher's network is left in `arch`."""
+        return self.anatomy.prefix(self._sizes_of(arch))
+
     def _cut(self, arch: Arch) -> nn.Module:
         """Return what stays of the teacher's network, to be trained."""
-        return self.anatomy.cut(self.network, self.anatomy.prefix(self._sizes_of(arch))).requires_grad_(True)
+        return self.anatomy.cut(self.network, self._kept(arch)).requires_grad_(True)
 
     def _student(self, network: nn.Module, arch: Arch) -> nn.Module:
         """Return `network` in the place of the teacher's, behind the same preparation of inputs and answers."""
         teacher = self.ancestor()
         student: nn.Module = copy.deepcopy(teacher.module, {id(self.network): network})
-        path = self._place
-        kept = self.anatomy.prefix(self._sizes_of(arch))
+        path, kept = self._place, self._kept(arch)
 
         def there(name: str) -> str:
             inside_it = name.removeprefix(f"{path}.") if path else name
