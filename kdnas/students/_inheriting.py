@@ -65,6 +65,8 @@ def inherit(
     teacher_arch: Arch,
     images: Tensor,
     influence: Influence | None = None,
+    *,
+    sort: bool = False,
 ) -> Inheritance:
     """Copy into `student` what `teacher` has for it, and return what that was.
 
@@ -77,25 +79,11 @@ def inherit(
         teacher_arch: The teacher's architecture, of the same family.
         images: Normalised training images [B, C, H, W], some hundreds, on the networks' device.
         influence: That of the teacher's blocks on `images`, where it is known; None: it is found out.
+        sort: Whether the most important channels get the first places; else all stay in the teacher's order.
 
     A student of the teacher's own arch becomes its copy, statistics included. Raises ConfigError where the two are not
     of one family, or a module is not that of its arch.
     """
-    return _inherit(family, student, arch, teacher, teacher_arch, images, influence, sort=False)
-
-
-def _inherit(
-    family: StudentFamily,
-    student: nn.Module,
-    arch: Arch,
-    teacher: nn.Module,
-    teacher_arch: Arch,
-    images: Tensor,
-    influence: Influence | None = None,
-    *,
-    sort: bool,
-) -> Inheritance:
-    """Do what `inherit` does, with `sort` the most important channels in the first places."""
     if teacher_arch.family != arch.family:
         what = f"is a {teacher_arch.family}, the student a {arch.family}: weights are inherited within a family"
         raise ConfigError(Problem("teacher", what))
@@ -130,7 +118,7 @@ def inherit_supernet(
     does not use stay as they are. Raises ConfigError.
     """
     student = supernet.subnet(largest)
-    report = _inherit(family, student, largest, teacher, teacher_arch, images, sort=True)
+    report = inherit(family, student, largest, teacher, teacher_arch, images, sort=True)
     supernet.adopt(largest, student)
     return report
 
