@@ -72,7 +72,7 @@ def command(
     root = stated_root(data_root)
     for path in students:
         allow_code_of_run(path, root, trust_code)
-    found = [subject for path in students for subject in subjects(path, pick, root)]
+    found = [subject for path in students for subject in subjects(path, pick, data_root)]
     options = {"threads": threads, "batch_size": batch_size}
     stated = {key: value for key, value in options.items() if value is not None}
     chosen = {name: targets(name, stated) for name in dict.fromkeys(map(own_name, target))}

@@ -26,11 +26,10 @@ from kdnas.record.front import doubts
 from kdnas.record.lock import TeacherReport
 from kdnas.record.products import checkpoint_path, note_products
 from kdnas.record.records import FrontMember, Repeat, RunRecord, TrialRecord
-from kdnas.students import STUDENTS, family_for
 from kdnas.tasks import task_of
 from kdnas.tasks.image_classification import DEVIATION, MEAN
 from kdnas.version import __version__
-from kdnas.workshop.opening import Workshop, cache_dir, open_run
+from kdnas.workshop.opening import Workshop, cache_dir, family_of, open_run
 from kdnas.workshop.opening import data_root as stated_root
 
 
@@ -199,17 +198,10 @@ def load_student(run: RunRecord, member: FrontMember) -> nn.Module:
     run.sources()
     repeat, arch = best_repeat(run, member.trial), member.trial.arch
     checkpoint = checkpoint_path(run, repeat), repeat.sha256, command_line("kdnas", "search", run.folder)
-    if STUDENTS.get(arch.family).derived:  # its teacher tells what it is
-        workshop = open_run(run, data_root=stated_root(None), cache=cache_dir())
-        network = workshop.family.build(arch)
-        _load_weights(network, arch.arch_id, *checkpoint)
-        return workshop.task.entrance(network, workshop.data).eval()
-    described = run.lock.data
-    if described.task is None:
-        raise RunFolderError(f"{run.folder} does not say what its students are given: they cannot be built")
-    network = family_for(arch.family, described.task).build(arch)
+    family = family_of(run, data_root=stated_root(None), cache=cache_dir())
+    network = family.build(arch)
     _load_weights(network, arch.arch_id, *checkpoint)
-    return task_of(described.task).entrance(network, described).eval()
+    return task_of(family.task).entrance(network, run.lock.data).eval()
 
 
 def load_network(file: TrainFile, workshop: Workshop, path: Path, sha256: str = "", remedy: str = "") -> nn.Module:

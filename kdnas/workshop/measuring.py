@@ -15,7 +15,7 @@ from torch import nn
 from kdnas.core.arch import Arch
 from kdnas.core.measurement import Measurement
 from kdnas.core.task import TaskSpec, image_classification
-from kdnas.errors import ConfigError, InputError, Problem, RunError, RunFolderError
+from kdnas.errors import ConfigError, InputError, Problem, RunError
 from kdnas.nn.timing import Run, calmest, median_and_spread, reference_network
 from kdnas.record.front import front
 from kdnas.record.front import pick as pick_member
@@ -23,7 +23,7 @@ from kdnas.record.run_folder import LOCK_FILE
 from kdnas.record.storage import load_run
 from kdnas.students import STUDENTS, StudentFamily, family_for, stated_arch
 from kdnas.targets import TARGETS, EnergyCounter, Missing, Target, given
-from kdnas.workshop.opening import cache_dir, open_run
+from kdnas.workshop.opening import cache_dir, family_of
 from kdnas.workshop.opening import data_root as stated_root
 
 Say = Callable[[str], None]
@@ -41,21 +41,15 @@ class Subject:
 
     source: str
     arch: Arch
-    task: TaskSpec
+    family: StudentFamily
+    """What builds and prices it."""
     onnx: Path | None = None
     onnx_alone: bool = False
-    opened: StudentFamily | None = None
-    """Its family where that was read off the run's teacher."""
 
     @property
-    def family(self) -> StudentFamily:
-        """What builds and prices it. Raises ConfigError where it is cut out of a teacher that is not there."""
-        if self.opened is None and STUDENTS.get(self.arch.family).derived:
-            what = "is cut out of a teacher, which an export does not hold"
-            raise ConfigError(
-                Problem(self.source, what, "its run folder, or its student.onnx with --target onnxruntime")
-            )
-        return self.opened or family_for(self.arch.family, self.task)
+    def task(self) -> TaskSpec:
+        """What it is given and what it answers."""
+        return self.family.task
 
     def network(self, target: Target) -> nn.Module | Path:
         """Return what `target` is to run: the ONNX file where it takes one, else the network, built anew.
@@ -120,7 +114,8 @@ def subjects(path: Path, pick: str | None = None, data_root: Path | None = None)
     """Return the students at `path`: the front of a run folder, or `pick` of it, or the one of an export.
 
     An export is a folder with student.json or student.onnx, or one of these files. Where students are cut out of
-    the run's teacher, that is opened, below `data_root`. Raises InputError where it is neither, or damaged.
+    the run's teacher, that is opened, below `data_root`. Raises InputError where it is neither, or damaged, or an
+    export of a student that was cut out of its teacher.
     """
     if (path / LOCK_FILE).is_file():
         return _of_run(path, pick, data_root)
@@ -133,7 +128,13 @@ def subjects(path: Path, pick: str | None = None, data_root: Path | None = None)
         what = f"is no run folder ({LOCK_FILE}) and no exported student (student.json, student.onnx)"
         raise ConfigError(Problem(str(path), what if path.exists() else "there is no such folder or file"))
     stated = _stated_in_json(json_file) if json_file is not None else _stated_in_onnx(onnx_file or path)
-    return [Subject(str(path), *stated, onnx=onnx_file, onnx_alone=json_file is None)]
+    arch, task = stated
+    if STUDENTS.get(arch.family).derived:
+        raise ConfigError(
+            Problem(str(path), "is cut out of a teacher, which an export does not hold", "its run folder")
+        )
+    family = family_for(arch.family, task)
+    return [Subject(str(path), arch, family, onnx=onnx_file, onnx_alone=json_file is None)]
 
 
 def targets(name: str, options: Mapping[str, Any]) -> list[Target]:
@@ -223,13 +224,8 @@ def _of_run(folder: Path, pick: str | None, data_root: Path | None) -> list[Subj
     members = [pick_member(run, pick)] if pick is not None else list(front(run))
     if not members:
         raise ConfigError(Problem(str(folder), "has no front yet: no student was scored that meets every constraint"))
-    task = run.lock.data.task
-    if task is None:
-        raise RunFolderError(f"{folder} does not say what its students are given: they cannot be built")
-    opened = None
-    if any(STUDENTS.get(member.trial.arch.family).derived for member in members):
-        opened = open_run(run, data_root=stated_root(data_root), cache=cache_dir()).family
-    return [Subject(str(folder), member.trial.arch, task, opened=opened) for member in members]
+    family = family_of(run, data_root=stated_root(data_root), cache=cache_dir())
+    return [Subject(str(folder), member.trial.arch, family) for member in members]
 
 
 def _stated_in_json(file: Path) -> tuple[Arch, TaskSpec]:

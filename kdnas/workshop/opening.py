@@ -31,11 +31,11 @@ from kdnas.core.words import counted, escaped
 from kdnas.costs import COSTS, CheapCost, MeasuredCost
 from kdnas.datasets import DATASETS
 from kdnas.datasets._kept import kept_data
-from kdnas.errors import ConfigError, DataError, Problem, TeacherError, TrialError
+from kdnas.errors import ConfigError, DataError, Problem, RunFolderError, TeacherError, TrialError
 from kdnas.nn.taps import OutputShapes, example_inputs, output_shapes, stage_names
 from kdnas.record.lock import DataDescription
 from kdnas.record.records import RunRecord
-from kdnas.students import StudentFamily, family_beside, family_for
+from kdnas.students import STUDENTS, StudentFamily, family_beside, family_for
 from kdnas.study.config import DataConfig, Member, StudyConfig
 from kdnas.tasks import Task, task_of
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
@@ -498,6 +498,19 @@ def open_run(run: RunRecord, *, data_root: Path, cache: Path, device: str = "cpu
         made_on=MadeOn(data=run.lock.fingerprints.get("data", ""), reader="afterwards"),
         say=say,
     )
+
+
+def family_of(run: RunRecord, *, data_root: Path, cache: Path) -> StudentFamily:
+    """Return what builds and prices the students of a run; its teacher is opened only where they are cut out of it.
+
+    Raises RunFolderError where the run does not say what they are given.
+    """
+    task, name = run.lock.data.task, run.lock.space.family
+    if task is None:
+        raise RunFolderError(f"{run.folder} does not say what its students are given: they cannot be built")
+    if STUDENTS.get(name).derived:
+        return open_run(run, data_root=data_root, cache=cache).family
+    return family_for(name, task)
 
 
 def load_data(config: DataConfig, data_root: Path, cache: Path, task: str | None = None) -> Data:

@@ -9,6 +9,7 @@ import setting
 from bench import Bench, Row
 
 from kdnas.errors import RunError
+from kdnas.students import family_for
 from kdnas.workshop.measuring import Subject, measure, targets
 
 _LARGE = 1024
@@ -18,7 +19,7 @@ def latency(bench: Bench) -> Iterator[Row]:
     """What `kdnas measure` finds of ResNet-20, ResNet-56 and three small students, a row each and circumstance."""
     archs = {"ResNet-20": setting.resnet(20), "ResNet-56": setting.resnet(56)}
     archs |= {f"small {number}": arch for number, arch in enumerate(outcome.small_archs(), start=1)}
-    subjects = [Subject(name, arch, bench.data.task) for name, arch in archs.items()]
+    subjects = [Subject(name, arch, family_for(arch.family, bench.data.task)) for name, arch in archs.items()]
     name = bench.device.type
     variants = targets(name, {})
     if not bench.quick:

@@ -73,6 +73,18 @@ def test_its_students_are_measured(run, study, capsys):
     assert found["macs"] == trial.values["macs"]
 
 
+def test_an_export_of_one_cannot_be_measured_without_its_teacher(run, study, tmp_path, capsys):
+    out = tmp_path / "export"
+    formats = ["--format", "student_json", "--format", "onnx"]
+    assert main(["export", str(run.folder), "--out", str(out), *formats, "--data-root", str(study)]) == 0
+    for exported in (out, out / "student.onnx"):
+        capsys.readouterr()
+        assert main(["measure", str(exported), "--target", "onnxruntime"]) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert "is cut out of a teacher, which an export does not hold (allowed: its run folder)" in told
+        assert "measuring" not in told
+
+
 def test_a_student_made_by_hand_is_scored_first(study):
     mine = study / "mine.yaml"
     mine.write_text("{stage1.depth: 2, stage1.width: 12}")
