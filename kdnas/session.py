@@ -40,6 +40,8 @@ def search_study(
     written, none where everything was done before, and why wanted exports were skipped. Raises InputError where
     something is wrong before anything is trained, RunError where every student failed.
     """
+    if study.space.choices:  # those that are read off a teacher are known once that is open
+        read_students(queue, study.config, study.space)  # what is wrong with a file is told before anything is opened
     study = dataclasses.replace(study, config=_where_it_is_kept(study.config, folder))
     with run_held(folder, study.config):
         opened = prepare_study(

@@ -100,11 +100,7 @@ def _search(
     if continued is None and loaded.config.data is not None and loaded.config.data.unused:  # a run states all there is
         typer.echo(f"note: data: {loaded.config.data.unused}", err=True)
     folder = (out or continued or Path("runs") / loaded.config.name).resolve()
-    if queue and loaded.space.choices:  # those of a space that is read off a teacher are known once that is open
-        from kdnas.controller.queue import read_students
-
-        read_students(queue, loaded.config, loaded.space)
-    from kdnas.session import search_study  # here: what is wrong with the study is told before it brings torch
+    from kdnas.session import search_study  # here: what is wrong with the study is told before it brings all the rest
     from kdnas.workshop.opening import data_root
 
     with _open_view(json, loaded.config.budget.trials) as view:
