@@ -37,8 +37,13 @@ class KinFamily(StudentFamily):
             raise ConfigError(Problem("start", what, f"random, or a teacher `type: student, family: {self.name}`"))
         return teacher
 
-    def _normalised_samples(self, teacher: Normalised) -> Tensor:
+    def _samples(self, count: int) -> tuple[Tensor, ...]:
+        """Return the inputs of so many training samples, raw. Raises ConfigError where none are open."""
         if self.context.samples is None:
             raise ConfigError(Problem("start", "no samples are open, by which a teacher's weights are chosen"))
-        (images,), _ = self.context.samples(_INHERITED_BY)
+        inputs, _ = self.context.samples(count)
+        return inputs
+
+    def _normalised_samples(self, teacher: Normalised) -> Tensor:
+        (images,) = self._samples(_INHERITED_BY)
         return (images - teacher.mean) / teacher.std

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdnas.core.arch import Arch
 from kdnas.core.operator import Operator, OperatorGroup
 from kdnas.errors import ConfigError, Problem
 from kdnas.nn import transformers
-from kdnas.nn.cutting import Anatomy
 from kdnas.nn.transformers import TextPlan
 from kdnas.students import FamilyContext
-from kdnas.students._inheriting_layers import inherit_layers, ranked_anatomy
 from kdnas.students._settings import whole
-from kdnas.students._source import standalone
-from kdnas.students._transformer import Network, TransformerFamily, group, written_plan
+from kdnas.students._transformer import Network, TransformerFamily, group
 
 EMBEDDING_WIDTH = whole(0, 8192)
 LENGTH = whole(0, 65536)
@@ -28,7 +23,7 @@ _INHERITED_BY = 256
 class TextTransformer(TransformerFamily):
     """A family of transformers on tokens; those that are causal say something of every token, others of a text."""
 
-    network_class: ClassVar[type[nn.Module]]
+    embeddings = (transformers.TextEmbeddings,)
 
     def __init__(self, context: FamilyContext):
         super().__init__(context)
@@ -64,10 +59,6 @@ class TextTransformer(TransformerFamily):
             tied=bool(network.own.get("tied")),
         )
 
-    def build(self, arch: Arch) -> nn.Module:
-        """Return the student, freshly initialised from torch's global generator."""
-        return self.network_class(self.plan(arch))
-
     def tokens(self, network: Network) -> int:
         """Return how many a text has at most."""
         size = self._words.size
@@ -86,35 +77,8 @@ class TextTransformer(TransformerFamily):
             parts.append(Operator("norm", table, table, tokens, 1))
         return group(*parts, *([Operator("linear", table, width, tokens, 1)] if table != width else []))
 
-    def source(self, arch: Arch) -> str:
-        """Return Python source that needs only torch and defines `build_student()` for this arch."""
-        parts = (
-            transformers.LayerPlan,
-            transformers.TextPlan,
-            transformers.Attention,
-            transformers.MLP,
-            transformers.Layer,
-            transformers.TextEmbeddings,
-            self.network_class,
-            transformers.begin,
-        )
-        built = f"{self.network_class.__name__}(PLAN)"
-        return standalone(self.name, arch, self.task, parts, written_plan(self.plan(arch)), built)
-
-    def inherit(self, arch: Arch) -> nn.Module:
-        """Return the student with what a teacher of this family has for it. Raises ConfigError."""
-        teacher, anatomy = self._ranked_ancestor
-        student = self.build(arch).to(next(teacher.parameters()).device)
-        inherit_layers(student, teacher, anatomy)
-        return student
-
-    @functools.cached_property
-    def _ranked_ancestor(self) -> tuple[Any, Anatomy]:
-        """The ancestor's network, and what of it matters: the same for every student."""
+    def ancestral(self) -> tuple[nn.Module, Tensor]:
+        """Return the network of the ancestor, and tokens that show what of it matters. Raises ConfigError."""
         teacher = self._ancestor()
         network = next(part for part in teacher.module.modules() if isinstance(part, self.network_class))
-        if self.context.samples is None:
-            raise ConfigError(Problem("start", "no samples are open, by which a teacher's weights are chosen"))
-        inputs, _ = self.context.samples(_INHERITED_BY)
-        with torch.no_grad():
-            return network, ranked_anatomy(network, inputs[0].long())
+        return network, self._samples(_INHERITED_BY)[0].long()

@@ -22,12 +22,18 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+from torch import Tensor, nn
+
 from kdnas.core.arch import Arch, Scalar, normalise_scalar
 from kdnas.core.operator import Operator, OperatorGroup
 from kdnas.errors import ConfigError, Problem
-from kdnas.nn.transformers import LayerPlan
+from kdnas.nn import transformers
+from kdnas.nn.cutting import Anatomy
+from kdnas.nn.transformers import LayerPlan, TextPlan, VisionPlan
+from kdnas.students._inheriting_layers import State, inherit_layers, ranked_anatomy
 from kdnas.students._kin import KinFamily
 from kdnas.students._settings import Setting, one_of, whole
+from kdnas.students._source import standalone
 
 FUSED_FROM = 128
 """Tokens from which fused attention is the quicker one, on a CPU; and it holds no N x N products in memory."""
@@ -72,6 +78,10 @@ class TransformerFamily(KinFamily):
     """The family's own choices."""
     defaults: ClassVar[Mapping[str, Scalar]]
     """Of those that may be left out."""
+    network_class: ClassVar[type[nn.Module]]
+    """What its plans are built as."""
+    embeddings: ClassVar[tuple[type[nn.Module], ...]]
+    """The classes of what stands before the layers, for the source."""
     causal: ClassVar[bool] = False
     optimizer = "adamw"
     learning_rate = 2e-3
@@ -122,6 +132,44 @@ class TransformerFamily(KinFamily):
         return tuple(
             LayerPlan(width, layer.heads, size, layer.inner, self.causal, norm_first, fused) for layer in network.layers
         )
+
+    @abstractmethod
+    def plan(self, arch: Arch) -> VisionPlan | TextPlan:
+        """Return every layer's shape for `arch`."""
+
+    def build(self, arch: Arch) -> nn.Module:
+        """Return the student, freshly initialised from torch's global generator."""
+        return self.network_class(self.plan(arch))
+
+    def source(self, arch: Arch) -> str:
+        """Return Python source that needs only torch and defines `build_student()` for this arch."""
+        plan = self.plan(arch)
+        layers = (transformers.Attention, transformers.MLP, transformers.Layer)
+        parts = (LayerPlan, type(plan), *layers, *self.embeddings, self.network_class, transformers.begin)
+        built = f"{self.network_class.__name__}(PLAN)"
+        return standalone(self.name, arch, self.task, parts, _written(plan), built)
+
+    def inherit(self, arch: Arch) -> nn.Module:
+        """Return the student with what a teacher of this family has for it. Raises ConfigError."""
+        teacher, anatomy = self._ranked_ancestor
+        student = self.build(arch).to(next(teacher.parameters()).device)
+        inherit_layers(student, teacher, anatomy, lambda state: self.fitted(state, teacher, student))
+        return student
+
+    @functools.cached_property
+    def _ranked_ancestor(self) -> tuple[nn.Module, Anatomy]:
+        """The ancestor's network, and what of it matters: the same for every student."""
+        network, samples = self.ancestral()
+        return network, ranked_anatomy(network, samples)
+
+    @abstractmethod
+    def ancestral(self) -> tuple[nn.Module, Tensor]:
+        """Return the network of the ancestor, and inputs that show what of it matters. Raises ConfigError."""
+
+    @staticmethod
+    def fitted(state: State, teacher: Any, student: Any) -> State:
+        """Return a cut teacher's `state` as the student calls and shapes it: here as it is."""
+        return state
 
     def groups(self, arch: Arch) -> Sequence[OperatorGroup]:
         """Return the embedding, the layers, and the head."""
@@ -184,7 +232,7 @@ class TransformerFamily(KinFamily):
         return Network(width, size, tuple(layers), cls.simplified(width, own))
 
 
-def written_plan(plan: Any) -> str:
+def _written(plan: Any) -> str:
     """Return a plan as Python source, a layer a line."""
     lines = [f"{type(plan).__name__}("]
     for name, value in vars(plan).items():

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.operator import Operator, OperatorGroup
 from kdnas.nn import transformers
-from kdnas.nn.cutting import Anatomy
 from kdnas.nn.transformers import VisionPlan, VisionTransformer
 from kdnas.students import STUDENTS, FamilyContext
-from kdnas.students._inheriting_layers import State, inherit_layers, ranked_anatomy, resized_kernel, resized_places
+from kdnas.students._inheriting_layers import State, resized_kernel, resized_places
 from kdnas.students._settings import Setting, image_shape, one_of, whole
-from kdnas.students._source import standalone
-from kdnas.students._transformer import Network, TransformerFamily, group, written_plan
+from kdnas.students._transformer import Network, TransformerFamily, group
 
 
 @STUDENTS.register
@@ -37,6 +34,8 @@ class ViT(TransformerFamily):
         "distillation_token": one_of(False, True),
     }
     defaults: ClassVar[Mapping[str, Scalar]] = {"distillation_token": False}
+    network_class = VisionTransformer
+    embeddings = (transformers.PatchEmbeddings, transformers.VisionEmbeddings)
 
     def __init__(self, context: FamilyContext):
         super().__init__(context)
@@ -49,24 +48,10 @@ class ViT(TransformerFamily):
         patch, distilled = network.own["patch_size"], network.own["distillation_token"]
         return VisionPlan(self._shape, patch, network.width, layers, self.task.outputs, distilled)
 
-    def build(self, arch: Arch) -> nn.Module:
-        """Return the student, freshly initialised from torch's global generator."""
-        return VisionTransformer(self.plan(arch))
-
-    def inherit(self, arch: Arch) -> nn.Module:
-        """Return the student with what a teacher of this family has for it. Raises ConfigError."""
-        teacher, anatomy = self._ranked_ancestor
-        student = VisionTransformer(self.plan(arch)).to(next(teacher.parameters()).device)
-        inherit_layers(student, teacher, anatomy, lambda state: _embedded(state, teacher, student))
-        return student
-
-    @functools.cached_property
-    def _ranked_ancestor(self) -> tuple[VisionTransformer, Anatomy]:
-        """The ancestor's network, and what of it matters: the same for every student."""
+    def ancestral(self) -> tuple[nn.Module, Tensor]:
+        """Return the network of the ancestor, and images that show what of it matters. Raises ConfigError."""
         normalised, _ = self._known_ancestor()
-        network = normalised.network
-        assert isinstance(network, VisionTransformer)
-        return network, ranked_anatomy(network, self._normalised_samples(normalised))
+        return normalised.network, self._normalised_samples(normalised)
 
     def tokens(self, network: Network) -> int:
         """Return how many there are: the patches, the class token, and the distillation token."""
@@ -88,34 +73,19 @@ class ViT(TransformerFamily):
         classifier = Operator("classifier", width, self.task.outputs, 1, 1)
         return group(Operator("norm", width, width, heads, 1), *[classifier] * heads)
 
-    def source(self, arch: Arch) -> str:
-        """Return Python source that needs only torch and defines `build_student()` for this arch."""
-        parts = (
-            transformers.LayerPlan,
-            transformers.VisionPlan,
-            transformers.Attention,
-            transformers.MLP,
-            transformers.Layer,
-            transformers.PatchEmbeddings,
-            transformers.VisionEmbeddings,
-            transformers.VisionTransformer,
-            transformers.begin,
-        )
-        return standalone(self.name, arch, self.task, parts, written_plan(self.plan(arch)), "VisionTransformer(PLAN)")
+    @staticmethod
+    def fitted(state: State, teacher: VisionTransformer, student: VisionTransformer) -> State:
+        """Return a cut teacher's `state` for a student of other patches and tokens.
 
-
-def _embedded(state: State, teacher: VisionTransformer, student: VisionTransformer) -> State:
-    """Return a cut teacher's `state` for a student of other patches and tokens.
-
-    A distillation token that the teacher has not begins as its class token.
-    """
-    theirs, ours = teacher.embeddings, student.embeddings
-    kernel, places = "embeddings.patch_embeddings.projection.weight", "embeddings.position_embeddings"
-    fitted = {**state, kernel: resized_kernel(state[kernel], ours.patch_embeddings.patch)}
-    first, grid = state[places][: theirs.extra], state[places][theirs.extra :]
-    firsts = first[[0, theirs.extra - 1][: ours.extra]]
-    fitted[places] = torch.cat([firsts, resized_places(grid, theirs.grid, ours.grid)])
-    if theirs.extra == 1:
-        fitted["embeddings.distillation_token"] = state["embeddings.cls_token"]
-        fitted |= {f"distillation_{name}": state[name] for name in ("classifier.weight", "classifier.bias")}
-    return fitted
+        A distillation token that the teacher has not begins as its class token.
+        """
+        theirs, ours = teacher.embeddings, student.embeddings
+        kernel, places = "embeddings.patch_embeddings.projection.weight", "embeddings.position_embeddings"
+        fitted = {**state, kernel: resized_kernel(state[kernel], ours.patch_embeddings.patch)}
+        first, grid = state[places][: theirs.extra], state[places][theirs.extra :]
+        firsts = first[[0, theirs.extra - 1][: ours.extra]]
+        fitted[places] = torch.cat([firsts, resized_places(grid, theirs.grid, ours.grid)])
+        if theirs.extra == 1:
+            fitted["embeddings.distillation_token"] = state["embeddings.cls_token"]
+            fitted |= {f"distillation_{name}": state[name] for name in ("classifier.weight", "classifier.bias")}
+        return fitted
