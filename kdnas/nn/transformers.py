@@ -168,6 +168,12 @@ class PatchEmbeddings(nn.Module):
         return self.projection(images)
 
 
+def resized_places(places: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Tensor:
+    """Return the places [N, C] of a grid of `before` rows and columns as those of another grid."""
+    laid_out = places.T.unflatten(1, before)[None]
+    return functional.interpolate(laid_out, after, mode="bicubic", antialias=True)[0].flatten(1).T
+
+
 class VisionEmbeddings(nn.Module):
     """The tokens of an image with their places: a class token, one that learns from a teacher, patches row by row."""
 
@@ -188,9 +194,7 @@ class VisionEmbeddings(nn.Module):
         grid = patches.shape[2], patches.shape[3]
         places: Tensor = self.position_embeddings
         if grid != self.grid:
-            laid_out = places[self.extra :].T.unflatten(1, self.grid)[None]
-            resized = functional.interpolate(laid_out, grid, mode="bicubic", antialias=True)
-            places = torch.cat([places[: self.extra], resized[0].flatten(1).T])
+            places = torch.cat([places[: self.extra], resized_places(places[self.extra :], self.grid, grid)])
         tokens = self.cls_token if self.extra == 1 else torch.cat([self.cls_token, self.distillation_token])
         first = tokens.expand(images.shape[0], -1, -1)
         return torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1) + places

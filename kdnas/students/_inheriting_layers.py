@@ -3,7 +3,7 @@
 What the student keeps ranks first among the teacher's layers, heads, neurons and channels (`kdnas.nn.importance`), in
 the teacher's order. What the teacher has no counterpart for (more layers, more heads, more channels) stays as it was.
 
-Shapes: N tokens, C channels.
+Shapes: C channels.
 """
 
 from __future__ import annotations
@@ -64,14 +64,6 @@ def _sizes(student: Any, teacher: Any, anatomy: Anatomy) -> dict[str, int]:
         sizes |= {f"stages.{index}.{role}": size for role, size in wanted.items()}
     whole = anatomy.sizes
     return {name: min(size, whole[name]) for name, size in sizes.items() if name in whole}
-
-
-def resized_places(places: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Tensor:
-    """Return the places [N, C] of a grid of `before` rows and columns as those of another grid."""
-    if before == after:
-        return places
-    laid_out = places.T.unflatten(1, before)[None]
-    return nn.functional.interpolate(laid_out, after, mode="bicubic", antialias=True)[0].flatten(1).T
 
 
 def resized_kernel(kernel: Tensor, side: int) -> Tensor:

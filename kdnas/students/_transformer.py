@@ -19,7 +19,7 @@ import functools
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -80,8 +80,8 @@ class TransformerFamily(KinFamily):
     """Of those that may be left out."""
     network_class: ClassVar[type[nn.Module]]
     """What its plans are built as."""
-    embeddings: ClassVar[tuple[type[nn.Module], ...]]
-    """The classes of what stands before the layers, for the source."""
+    embeddings: ClassVar[tuple[Callable[..., Any], ...]]
+    """The classes and functions of what stands before the layers, for the source."""
     causal: ClassVar[bool] = False
     optimizer = "adamw"
     learning_rate = 2e-3

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.operator import Operator, OperatorGroup
 from kdnas.nn import transformers
-from kdnas.nn.transformers import VisionPlan, VisionTransformer
+from kdnas.nn.transformers import VisionPlan, VisionTransformer, resized_places
 from kdnas.students import STUDENTS, FamilyContext
-from kdnas.students._inheriting_layers import State, resized_kernel, resized_places
+from kdnas.students._inheriting_layers import State, resized_kernel
 from kdnas.students._settings import Setting, image_shape, one_of, whole
 from kdnas.students._transformer import Network, TransformerFamily, group
 
@@ -35,7 +35,7 @@ class ViT(TransformerFamily):
     }
     defaults: ClassVar[Mapping[str, Scalar]] = {"distillation_token": False}
     network_class = VisionTransformer
-    embeddings = (transformers.PatchEmbeddings, transformers.VisionEmbeddings)
+    embeddings = (transformers.PatchEmbeddings, resized_places, transformers.VisionEmbeddings)
 
     def __init__(self, context: FamilyContext):
         super().__init__(context)
@@ -84,7 +84,8 @@ class ViT(TransformerFamily):
         fitted = {**state, kernel: resized_kernel(state[kernel], ours.patch_embeddings.patch)}
         first, grid = state[places][: theirs.extra], state[places][theirs.extra :]
         firsts = first[[0, theirs.extra - 1][: ours.extra]]
-        fitted[places] = torch.cat([firsts, resized_places(grid, theirs.grid, ours.grid)])
+        resized = grid if theirs.grid == ours.grid else resized_places(grid, theirs.grid, ours.grid)
+        fitted[places] = torch.cat([firsts, resized])
         if theirs.extra == 1:
             fitted["embeddings.distillation_token"] = state["embeddings.cls_token"]
             fitted |= {f"distillation_{name}": state[name] for name in ("classifier.weight", "classifier.bias")}
