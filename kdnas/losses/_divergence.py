@@ -6,13 +6,17 @@ Shapes: M rows, V outputs.
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdnas.nn.taps import Outputs
 
+Temperature = Annotated[float, Field(gt=0.0, le=100.0)]
+"""What logits are divided by."""
 _LEAST = -1e4
 """Logarithm of a probability that is 0: an infinite one has no gradient where it is mixed."""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.losses._divergence import Temperature
 from kdnas.nn.precision import in_float32
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
@@ -34,7 +35,7 @@ class DecoupledKD(DistillationLoss):
         *,
         target_weight: Annotated[float, Field(ge=0.0)] = 1.0,
         non_target_weight: Annotated[float, Field(ge=0.0)] = 2.0,
-        temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 4.0,
+        temperature: Temperature = 4.0,
     ):
         super().__init__(student, teacher)
         self.target_weight = target_weight

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.losses._divergence import Temperature
 from kdnas.nn.precision import in_float32
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
@@ -29,7 +27,7 @@ class HintonKD(DistillationLoss):
         student: OutputShapes,
         teacher: OutputShapes,
         *,
-        temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 4.0,
+        temperature: Temperature = 4.0,
     ):
         super().__init__(student, teacher)
         self.temperature = temperature

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
 from torch import Tensor
 
 from kdnas.losses import LOSSES, DistillationLoss
-from kdnas.losses._divergence import kl, softened
+from kdnas.losses._divergence import Temperature, kl, softened
 from kdnas.nn.precision import in_float32
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
@@ -29,7 +26,7 @@ class ReverseKL(DistillationLoss):
         student: OutputShapes,
         teacher: OutputShapes,
         *,
-        temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0,
+        temperature: Temperature = 1.0,
     ):
         super().__init__(student, teacher)
         self.temperature = temperature

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdnas.losses import LOSSES, DistillationLoss
-from kdnas.losses._divergence import kl, mixture, softened
+from kdnas.losses._divergence import Temperature, kl, mixture, softened
 from kdnas.nn.precision import in_float32
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
@@ -31,7 +31,7 @@ class SkewKL(DistillationLoss):
         *,
         skew: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1,
         reverse: bool = False,
-        temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0,
+        temperature: Temperature = 1.0,
     ):
         super().__init__(student, teacher)
         self.skew = skew
