@@ -26,8 +26,9 @@ DISTIL = "distil"
 """The evaluator that trains students here."""
 DERIVED = "derived"
 """The family of students cut out of the study's teacher, and what their space is called."""
-INHERITED_STEPS: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 1e-3}
-"""How students are trained that are cut out of their teacher: sgd's usual 0.1 undoes in an epoch what they inherit."""
+_STEPS = ("optimizer", "learning_rate")
+"""Training settings that are the family's for students cut out of their teacher, unless a study speaks of them: sgd's
+usual 0.1 undoes in an epoch what they inherit."""
 _UNKNOWN_TRIALS = 100
 """What a search is planned for whose budget is a time alone."""
 _FREE_ETA = 8.0
@@ -358,11 +359,14 @@ class StudyConfig(Section):
             value = {**value, "start": "inherited"}
         training, tuned = value.get("training", {}), value.get("tune", {})
         known = isinstance(training, dict) and isinstance(tuned, dict)
-        if value["start"] != "inherited" or not known or any(f"training.{name}" in tuned for name in INHERITED_STEPS):
+        if value["start"] != "inherited" or not known or any(f"training.{name}" in tuned for name in _STEPS):
             return value
-        if INHERITED_STEPS.keys() & training.keys():
+        if training.keys() & {*_STEPS}:
             return value
-        return {**value, "training": {**training, **INHERITED_STEPS}}
+        from kdnas.students import STUDENTS  # here, because it brings torch
+
+        family = STUDENTS.get(DERIVED)
+        return {**value, "training": {**training, **{name: getattr(family, name) for name in _STEPS}}}
 
     @model_validator(mode="after")
     def _known_unit(self) -> StudyConfig:

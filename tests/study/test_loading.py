@@ -9,7 +9,6 @@ import yaml
 
 from kdnas.errors import ConfigError
 from kdnas.students import STUDENTS
-from kdnas.study.config import INHERITED_STEPS
 from kdnas.study.loading import load_study
 
 GOOD = """\
@@ -334,9 +333,10 @@ def test_what_is_inherited_is_trained_with_small_steps_unless_the_study_speaks_o
     assert (training.optimizer, training.learning_rate) == steps
 
 
-def test_the_steps_of_what_is_inherited_are_those_that_its_family_states():
-    derived = STUDENTS.get("derived")
-    assert {"optimizer": derived.optimizer, "learning_rate": derived.learning_rate} == INHERITED_STEPS
+def test_the_steps_of_what_is_inherited_are_those_that_its_family_states(study):
+    (study / "study.yaml").write_text(DERIVED.partition("tune:")[0])
+    derived, training = STUDENTS.get("derived"), load_study(study).config.training
+    assert (training.optimizer, training.learning_rate) == (derived.optimizer, derived.learning_rate)
 
 
 @pytest.mark.parametrize(
