@@ -37,7 +37,7 @@ from kdnas.study.yaml_lines import YamlDocument, read_yaml
 from kdnas.tasks import TASKS, task_of
 from kdnas.teachers import TEACHERS
 from kdnas.training.numerics import settled
-from kdnas.training.recipe import Distillation, Recipe, Training, numerics_of, training_as, training_for, with_training
+from kdnas.training.recipe import Distillation, Recipe, Training, for_task, numerics_of, training_as
 from kdnas.trust import vouch_for_signed
 from kdnas.version import __version__
 
@@ -228,7 +228,9 @@ def load_train_file(path: Path) -> TrainFile:
     try:
         file = TrainFile.model_validate(document.data)
     except pydantic.ValidationError as error:
-        raise ConfigError(_placed(document, validation_problems(error, _file_of_the_task(document.data)))) from None
+        task = document.data.get("task")
+        schema = for_task(TrainFile, str(task.get("kind")) if isinstance(task, dict) else "")
+        raise ConfigError(_placed(document, validation_problems(error, schema))) from None
     problems = [*_arch_problems(file), *_member_problems(file)]
     if problems:
         raise ConfigError(_placed(document, problems))
@@ -243,15 +245,6 @@ def in_present_form(plain: Mapping[str, Any]) -> dict[str, Any]:
     if plain.get("format_version") == 1:
         today["format_version"] = FORMAT_VERSION
     return today
-
-
-def _file_of_the_task(plain: Mapping[str, Any]) -> type[TrainFile]:
-    """Return the schema of a train.yaml, with the settings that its task has."""
-    task = plain.get("task")
-    try:
-        return with_training(TrainFile, training_for(str(task.get("kind")) if isinstance(task, dict) else ""))
-    except (ConfigError, ImportError):
-        return TrainFile
 
 
 def _placed(document: YamlDocument, problems: list[Problem]) -> list[Problem]:

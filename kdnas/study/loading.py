@@ -24,7 +24,7 @@ from kdnas.study.members import member_problems, quantity_problems, registry_of
 from kdnas.study.rungs import rung_problems, start_problems, table_problems
 from kdnas.study.spaces import derived_space, load_space, space_of
 from kdnas.study.yaml_lines import KeyPath, YamlDocument, parse_value, read_yaml
-from kdnas.training.recipe import training_for, with_training
+from kdnas.training.recipe import for_task
 
 STUDY_FILE = "study.yaml"
 
@@ -172,7 +172,7 @@ def check_study(
     try:
         config = StudyConfig.model_validate(document.data)
     except pydantic.ValidationError as error:
-        found += validation_problems(error, _study_of_the_task(document.data))
+        found += validation_problems(error, for_task(StudyConfig, task_named(document.data)))
     found += [*member_problems(document.data), *quantity_problems(document.data)]
     space, space_problems = _space(document.data, folder) if space is None else (space, [])
     found += _problems_between(config or _sound_part(document.data), space, [problem.where for problem in found])
@@ -184,14 +184,6 @@ def check_study(
     if located or config is None or space is None:
         raise ConfigError(located)
     return LoadedStudy(config, folder, space)
-
-
-def _study_of_the_task(data: Mapping[str, Any]) -> type[StudyConfig]:
-    """Return the schema of the study `data`, with the settings that its task has."""
-    try:
-        return with_training(StudyConfig, training_for(task_named(data)))
-    except (ConfigError, ImportError):
-        return StudyConfig
 
 
 _STARTS = ("evaluator.type", "start", "rungs", "final.start")

@@ -156,6 +156,14 @@ def with_training(model: type[M], section: type[Training]) -> type[M]:
     return pydantic.create_model(model.__name__, __base__=model, __module__=model.__module__, **fields)
 
 
+def for_task(model: type[M], kind: str) -> type[M]:
+    """Return `model` with the section `training` of the task called `kind`, as it is where there is no such task."""
+    try:
+        return with_training(model, training_for(kind))
+    except (ConfigError, ImportError):
+        return model
+
+
 def training_as(kind: str, value: Any, otherwise: Callable[[Any], Any]) -> Any:
     """Return `value`, plain or a section, validated as the section `training` of the task called `kind`.
 
