@@ -85,9 +85,9 @@ def report_teacher(
     few = _spread(validation_indices, _ASKED_TWICE)
     (asked,) = Batches(data, few, device=device).ordered(batch_size=len(few))
     noticed = check_conduct(teacher.name, teacher.module, asked, task)
-    if task.rows > 1:
-        return _report_sequences(teacher, Batches(data, validation_indices, device=device), training, noticed, say)
     batches, bfloat16 = Batches(data, validation_indices, device=device), in_bfloat16(training, device)
+    if task.rows > 1:
+        return _report_sequences(teacher, batches, training, noticed, say)
     try:
         answers = answers_to(teacher.module, batches, teacher.outputs, bfloat16=bfloat16)
     except Exception as error:  # the network is the user's: anything may come

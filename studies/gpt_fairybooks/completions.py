@@ -27,9 +27,7 @@ def main() -> None:
     items = read_items(arguments.items)[: arguments.first]
     print("| model | parameters | items | accuracy | normalised by bytes |\n|---|---|---|---|---|")
     for folder in arguments.folders:
-        network = (
-            AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True).float().eval()
-        )
+        network = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
         tokenizer = Tokenizer(folder)
         answers = LogitsOf(network.float().eval(), use_cache=False)
         found = completions(answers, tokenizer, items, length=tokenizer.positions or 512, device=torch.device("cpu"))
