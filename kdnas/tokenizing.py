@@ -66,11 +66,6 @@ class Tokenizer:
         self.vocabulary: int = rows if isinstance(rows, int) else self.size
         """Rows of the embedding: the model's, which may be more than the tokens."""
 
-    @property
-    def has_model(self) -> bool:
-        """Whether it lies beside a model."""
-        return bool(self._model)
-
     @cached_property
     def positions(self) -> int | None:
         """The longest text in tokens, special ones counted, that the model takes; None where nothing says."""

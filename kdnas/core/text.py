@@ -61,18 +61,6 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, number: int) -> np.ndarray:
-        return self.values[self.starts[number] : self.stops[number]]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each sequence, int64 [N]."""
-        return self.stops - self.starts
-
-    def at(self, places: np.ndarray) -> Sequences:
-        """Return the sequences at `places` int64 [n], in this order; no value is copied."""
-        return Sequences(self.values, self.starts[places], self.stops[places])
-
 
 class _Rows:
     """What stands in the place of an array [N, T] whose rows are made when they are asked for."""

@@ -226,7 +226,7 @@ class BlockWriter:
         self.path, self.length, self.dtype = path, length, dtype
         self._writer = TokenWriter(path, dtype, expected_bytes, cache)
         self._waiting = np.empty(0, dtype=dtype)
-        self.tokens = self.text_tokens = self.text_bytes = self.documents = self.blocks = 0
+        self.tokens = self.text_bytes = self.documents = self.blocks = 0
 
     def extend(self, ids: Sequence[int] | np.ndarray, text_bytes: int) -> None:
         """Append tokens that stand for so many bytes of text."""
@@ -238,13 +238,11 @@ class BlockWriter:
         self._waiting = stream[count * self.length :]
         self.blocks += count
         self.tokens += len(ids)
-        self.text_tokens += len(ids)
         self.text_bytes += text_bytes
 
     def close_document(self, end: int) -> None:
         """Append the end token."""
         self.extend([end], 0)
-        self.text_tokens -= 1
         self.documents += 1
 
     def foretell(self) -> None:

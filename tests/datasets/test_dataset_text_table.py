@@ -186,7 +186,7 @@ def test_rows_are_padded_as_they_are_written_out() -> None:
     stops = np.cumsum(lengths)
     kept = Sequences(rng.integers(1, 99, stops[-1]).astype(np.uint16), stops - lengths, stops)
     padded = Padded(kept, 6, fill=7)
-    rows = [kept[n].tolist()[:6] for n in range(20)]
+    rows = [kept.values[kept.starts[n] : kept.stops[n]].tolist()[:6] for n in range(20)]
     expected = np.array([row + [7] * (6 - len(row)) for row in rows])
     for places in (slice(None), slice(3, 9), np.array([5, 2, 2]), 4):
         assert np.array_equal(padded[places], expected[places])
