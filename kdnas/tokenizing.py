@@ -160,12 +160,11 @@ def train_tokenizer(
         purpose: Labelled texts begin with `[CLS]` and end with `[SEP]`; running text ends with `<|endoftext|>`.
     """
     library = _library()
-    models, trainers, processors = (__import__(f"tokenizers.{part}", fromlist=["_"]) for part in _PARTS)
     special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]"] if purpose == "labelled" else ["<|endoftext|>"]
-    backend = library.Tokenizer(models.BPE())
+    backend = library.Tokenizer(library.models.BPE())
     backend.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = library.decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    trainer = library.trainers.BpeTrainer(
         vocab_size=vocabulary if kind == "bpe" else len(special) + _BYTES,
         special_tokens=special,
         initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
@@ -177,7 +176,7 @@ def train_tokenizer(
         settings |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
         settings |= {"eos_token": "[SEP]"}
         ends = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-        backend.post_processor = processors.TemplateProcessing(
+        backend.post_processor = library.processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
         )
     else:
@@ -188,7 +187,6 @@ def train_tokenizer(
     return Tokenizer(folder)
 
 
-_PARTS = ("models", "trainers", "processors")
 _TRAINED_ON = 100_000
 """Characters of a piece that a tokenizer learns from at once: one of millions takes its memory many times over."""
 
@@ -202,7 +200,10 @@ def _library() -> Any:
     try:
         import tokenizers
         import tokenizers.decoders
+        import tokenizers.models
         import tokenizers.pre_tokenizers
+        import tokenizers.processors
+        import tokenizers.trainers
     except ImportError as error:
         raise DataError('reading texts needs the package tokenizers: pip install "kdnas[hf]"') from error
     return tokenizers
