@@ -62,26 +62,39 @@ class Sequences:
         return len(self.starts)
 
 
+@dataclass(frozen=True, eq=False)
 class _Rows:
-    """What stands in the place of an array [N, T] whose rows are made when they are asked for."""
+    """What stands in the place of an array [N, T] of sequences, whose rows are made when they are asked for."""
 
-    shape: tuple[int, int]
-    dtype: np.dtype[Any]
-    ndim = 2
+    sequences: Sequences
+    length: int
+    dtype: ClassVar[np.dtype[Any]]
+    ndim: ClassVar[int] = 2
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, T)."""
+        return len(self.sequences), self.length
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return len(self.sequences)
 
     @property
     def nbytes(self) -> int:
         """Of the rows, made."""
-        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+        return len(self) * self.length * self.dtype.itemsize
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         made = self[slice(None)]
         return np.asarray(made) if dtype is None else np.asarray(made).astype(dtype)
 
     def __getitem__(self, rows: Places) -> Any:
+        if isinstance(rows, int | np.integer):
+            return self[np.array([rows])][0]
+        return self._made(self.sequences.starts[rows], self.sequences.stops[rows])
+
+    def _made(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+        """Return the rows [n, T] of the sequences that start and stop there, int64 [n]."""
         raise NotImplementedError
 
 
@@ -89,25 +102,14 @@ class _Rows:
 class Padded(_Rows):
     """Sequences as an array [N, T] int32: cut at T = `length`, filled up with `fill`."""
 
-    sequences: Sequences
-    length: int
     fill: int = 0
-    dtype: np.dtype[Any] = field(default=np.dtype(np.int32), init=False)
+    dtype = np.dtype(np.int32)
 
-    @property
-    def shape(self) -> tuple[int, int]:  # type: ignore[override]
-        """(N, T)."""
-        return len(self.sequences), self.length
-
-    def __getitem__(self, rows: Places) -> Any:
-        if isinstance(rows, int | np.integer):
-            return self[np.array([rows])][0]
-        kept = self.sequences
-        starts, stops = kept.starts[rows], kept.stops[rows]
+    def _made(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
         columns = np.arange(self.length)
         there = columns < (stops - starts)[:, None]
         made = np.full(there.shape, self.fill, dtype=self.dtype)
-        made[there] = kept.values[(starts[:, None] + columns)[there]]
+        made[there] = self.sequences.values[(starts[:, None] + columns)[there]]
         return made
 
 
@@ -115,20 +117,10 @@ class Padded(_Rows):
 class Mask(_Rows):
     """Which places of padded sequences hold text, as an array [N, T] uint8 of 1 and 0."""
 
-    sequences: Sequences
-    length: int
-    dtype: np.dtype[Any] = field(default=np.dtype(np.uint8), init=False)
+    dtype = np.dtype(np.uint8)
 
-    @property
-    def shape(self) -> tuple[int, int]:  # type: ignore[override]
-        """(N, T)."""
-        return len(self.sequences), self.length
-
-    def __getitem__(self, rows: Places) -> Any:
-        if isinstance(rows, int | np.integer):
-            return self[np.array([rows])][0]
-        lengths = self.sequences.stops[rows] - self.sequences.starts[rows]
-        return (np.arange(self.length) < lengths[:, None]).astype(self.dtype)
+    def _made(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+        return (np.arange(self.length) < (stops - starts)[:, None]).astype(self.dtype)
 
 
 @dataclass(frozen=True)
