@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kdnas.core.words import escaped
 from kdnas.datasets._inputs import Problems
@@ -61,6 +61,14 @@ class Found:
     """The class names that each file tells."""
     notes: dict[str, None] = field(default_factory=dict)
     """What the user should know, each once."""
+
+
+def opened_text(file: TextFile, encoding: str | None, found: Found) -> TextIO:
+    """Return `file` as `open_text` does; an encoding that nobody stated is noted unless it is UTF-8."""
+    text, read_as = open_text(file, encoding)
+    if encoding is None and not read_as.startswith("utf-8"):
+        found.notes[f"{file.shown} is read as {read_as}"] = None
+    return text
 
 
 def read_table(file: TextFile, reading: Reading, found: Found, problems: Problems) -> Iterator[Row]:
@@ -212,9 +220,7 @@ def _cells(
     file: TextFile, reading: Reading, delimiter: str, quoting: bool, found: Found, limit: int | None = None
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield (line from 1, cells) of the rows that are not blank, at most `limit`."""
-    text, encoding = open_text(file, reading.encoding)
-    if reading.encoding is None and not encoding.startswith("utf-8"):
-        found.notes[f"{file.shown} is read as {encoding}"] = None
+    text = opened_text(file, reading.encoding, found)
     before = csv.field_size_limit(_LARGEST_CELL)
     count = 0
     try:
@@ -238,10 +244,7 @@ def _cells(
 
 def json_objects(file: TextFile, encoding: str | None, found: Found, problems: Problems) -> Iterator[tuple[int, Any]]:
     """Yield (line from 1, object) of a file of one JSON object a line. Adds to `problems` the lines that hold none."""
-    text, read_as = open_text(file, encoding)
-    if encoding is None and not read_as.startswith("utf-8"):
-        found.notes[f"{file.shown} is read as {read_as}"] = None
-    with text:
+    with opened_text(file, encoding, found) as text:
         for number, line in enumerate(text, 1):
             if not line.strip():
                 continue
