@@ -27,7 +27,7 @@ from kdnas.core.data import Samples
 from kdnas.core.seeds import derive_seed
 from kdnas.core.text import CorpusData
 from kdnas.core.words import counted
-from kdnas.datasets._entries import META, kept_entry
+from kdnas.datasets._entries import META, content_hash, kept_entry
 from kdnas.datasets._inputs import Problems
 from kdnas.datasets._tables import Found
 from kdnas.datasets._token_cache import (
@@ -293,12 +293,8 @@ def finish(
     documents = sum(writer.documents for writer in writers.values())
     per_token = f"{train.bytes_per_token:.2f} bytes a token"
     told = f"tokens: {sizes}; {counted(documents, 'document')}, {per_token}, in blocks of {train.length}"
-    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
-    for file_name in ("train.bin", "test.bin"):
-        with (work / file_name).open("rb") as stream:
-            while chunk := stream.read(1 << 24):
-                digest.update(chunk)
-    meta |= {"notes": [*notes, told], "fingerprint": digest.hexdigest()}
+    fingerprint = content_hash(meta, [train.path, test.path])
+    meta |= {"notes": [*notes, told], "fingerprint": fingerprint}
     (work / META).write_text(json.dumps(meta, indent=1))
 
 

@@ -14,7 +14,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,6 +71,16 @@ def kept_entry(
     if data is None:
         raise DataError(Problem(str(folder), "the decoded data vanished while it was being opened"))
     return data
+
+
+def content_hash(meta: Mapping[str, Any], files: Iterable[Path]) -> str:
+    """Return the SHA-256 of an entry's content: of what says how its `files` are read, and of these."""
+    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 24):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _make(folder: Path, make: Callable[[Path], None], opened: Callable[[Path], Opened | None]) -> None:

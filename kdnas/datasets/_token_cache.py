@@ -27,7 +27,7 @@ from pydantic import Field
 from kdnas.core.data import Samples
 from kdnas.core.text import Mask, Padded, Sequences, TextData
 from kdnas.core.words import counted, escaped
-from kdnas.datasets._entries import META, kept_entry
+from kdnas.datasets._entries import META, content_hash, kept_entry
 from kdnas.datasets._inputs import Problems, carve_test, class_name_problems
 from kdnas.datasets._labels import ToldLabels, by_name, label_mistake, numbered
 from kdnas.datasets._tables import Found, Row
@@ -235,7 +235,9 @@ class _Making:
             "length": length,
             "notes": [*self.found.notes, *notes, *self._notes(tokenizer, limit, counts, order)],
         }
-        (self.work / META).write_text(json.dumps({**meta, "fingerprint": _fingerprint(self.work, meta)}, indent=1))
+        files = [self.work / name for name in ("tokens.bin", "segments.bin", "places.npy", "labels.npy")]
+        fingerprint = content_hash({**meta, "notes": None}, [file for file in files if file.is_file()])
+        (self.work / META).write_text(json.dumps({**meta, "fingerprint": fingerprint}, indent=1))
 
     def _training_texts(self) -> Iterator[str]:
         for row in self.source.rows("train", Found(), Problems()):
@@ -352,17 +354,6 @@ def _check_labels(
         problems.append(Problem(f"{name}: test", "there are no test texts", "`test` or `test_fraction`"))
     if problems:
         raise DataError(problems)
-
-
-def _fingerprint(folder: Path, meta: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of an entry's content: tokens, places, labels, and what says how they are read."""
-    digest = hashlib.sha256(json.dumps({**meta, "notes": None}, sort_keys=True).encode())
-    for name in ("tokens.bin", "segments.bin", "places.npy", "labels.npy"):
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
-                while chunk := file.read(1 << 24):
-                    digest.update(chunk)
-    return digest.hexdigest()
 
 
 def mapped(path: Path, dtype: str, count: int) -> np.ndarray:
