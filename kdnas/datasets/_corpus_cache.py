@@ -35,6 +35,7 @@ from kdnas.datasets._token_cache import (
     Split,
     TokenizerOption,
     TokenWriter,
+    checked_length,
     mapped,
     opened_tokenizer,
     tokenizer_identity,
@@ -46,7 +47,8 @@ Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 BlockLength = Annotated[int, Field(ge=4, le=1 << 20)]
 
 _FORMAT = 2
-_UNSTATED_LENGTH = 512
+LONGEST_UNSTATED = 2048
+"""Tokens of a block that are not exceeded where nobody states its length."""
 _PIECES = 256
 
 
@@ -103,7 +105,7 @@ def _make(corpus: Corpus, reader: BlockReader, work: Path, cache: Path) -> None:
 
     folder = work / "tokenizer"
     tokenizer = opened_tokenizer(reader.tokenizer, reader.data_root, folder, training_texts, "running")
-    end, length = _end(tokenizer, reader), block_length(reader.length, tokenizer)
+    end, length = _end(tokenizer, reader), checked_length(reader.length, tokenizer, LONGEST_UNSTATED)
     dtype = token_dtype(tokenizer.vocabulary)
     writers = {
         split: BlockWriter(work / f"{split}.bin", dtype, length, corpus.bytes if split == "train" else 0, cache)
@@ -201,14 +203,6 @@ def _end(tokenizer: Tokenizer, reader: BlockReader) -> int:
         what = f"the tokenizer knows no token {reader.end!r}"
         raise DataError(Problem("data.end", what, "a token as its vocabulary spells it"))
     return number
-
-
-def block_length(stated: int | None, tokenizer: Tokenizer) -> int:
-    """Return how many tokens a block has: as stated, else as many as the model takes. Raises DataError."""
-    positions = tokenizer.positions
-    if stated is not None and positions is not None and stated > positions:
-        raise DataError(Problem("data.length", f"{stated} tokens, and the model takes {positions}", "at most that"))
-    return stated or min(positions or _UNSTATED_LENGTH, 4 * _UNSTATED_LENGTH)
 
 
 class BlockWriter:

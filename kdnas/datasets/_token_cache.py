@@ -41,7 +41,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 _FORMAT = 2
 _TEXTS = 1024
-_LONGEST_UNSTATED = 512
+_USUAL_LENGTH = 512
 _MULTIPLE = 8
 _ROOM = 1.1
 """Times what a reading is foretold to need that must be free."""
@@ -115,6 +115,17 @@ def opened_tokenizer(
     tokenizer = Tokenizer(data_root / option)
     tokenizer.save(folder)
     return tokenizer
+
+
+def checked_length(stated: int | None, tokenizer: Tokenizer, longest: int) -> int:
+    """Return the tokens of a sequence: as stated, else as many as the model takes, at most `longest`.
+
+    Raises DataError where more are stated than the model takes.
+    """
+    positions = tokenizer.positions
+    if stated is not None and positions is not None and stated > positions:
+        raise DataError(Problem("data.length", f"{stated} tokens, and the model takes {positions}", "at most that"))
+    return stated or min(positions or _USUAL_LENGTH, longest)
 
 
 def cached_texts(source: Source, cache: Path, reader: Reader) -> TextData:
@@ -191,7 +202,7 @@ class _Making:
         tokenizer = opened_tokenizer(
             self.reader.tokenizer, self.reader.data_root, self.work / "tokenizer", self._training_texts, "labelled"
         )
-        limit = self._limit(tokenizer)
+        limit = checked_length(self.reader.length, tokenizer, _USUAL_LENGTH)
         dtype = token_dtype(tokenizer.vocabulary)
         writer = TokenWriter(self.work / "tokens.bin", dtype, self.source.bytes, self.cache)
         segments = TokenWriter(self.work / "segments.bin", np.dtype(np.uint8), 0, self.cache)
@@ -242,12 +253,6 @@ class _Making:
     def _training_texts(self) -> Iterator[str]:
         for row in self.source.rows("train", Found(), Problems()):
             yield from (text for text in row.texts if text is not None)
-
-    def _limit(self, tokenizer: Tokenizer) -> int:
-        stated, positions = self.reader.length, tokenizer.positions
-        if stated is not None and positions is not None and stated > positions:
-            raise DataError(Problem("data.length", f"{stated} tokens, and the model takes {positions}", "at most that"))
-        return stated or min(positions or _LONGEST_UNSTATED, _LONGEST_UNSTATED)
 
     def _tokenise(
         self, chunk: list[Row], tokenizer: Tokenizer, limit: int, writer: TokenWriter, segments: TokenWriter

@@ -11,17 +11,17 @@ import numpy as np
 from kdnas.core.text import CorpusData
 from kdnas.datasets import DATASETS
 from kdnas.datasets._corpus_cache import (
+    LONGEST_UNSTATED,
     BlockLength,
     BlockWriter,
     block_digests,
-    block_length,
     finish,
     leaks,
     open_corpus,
 )
 from kdnas.datasets._entries import kept_entry
 from kdnas.datasets._inputs import file_identity, locate
-from kdnas.datasets._token_cache import Split, tokenizer_identity
+from kdnas.datasets._token_cache import SPLITS, Split, checked_length, tokenizer_identity
 from kdnas.errors import DataError, Problem
 from kdnas.tokenizing import Tokenizer, token_dtype
 
@@ -99,9 +99,9 @@ def _copy(
     work: Path,
     cache: Path,
 ) -> None:
-    size, kind = block_length(length, tokenizer), token_dtype(tokenizer.vocabulary)
+    size, kind = checked_length(length, tokenizer, LONGEST_UNSTATED), token_dtype(tokenizer.vocabulary)
     writers: dict[Split, BlockWriter] = {}
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         tokens = streams.get(split, np.empty(0, dtype=kind))
         decoded = tokenizer.decode(tokens[:_DECODED].tolist()) if _in_range(tokens[:_DECODED], tokenizer) else ""
         per_token = len(decoded.encode()) / max(1, min(len(tokens), _DECODED))
