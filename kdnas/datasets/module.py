@@ -12,8 +12,7 @@ from kdnas.core.data import ImageData
 from kdnas.datasets import DATASETS
 from kdnas.datasets._cache import ImageWriter, Labelling, cached, fingerprint
 from kdnas.datasets._inputs import Problems, as_channels_first, check_labels, names_or_numbers
-from kdnas.errors import DataError, Problem
-from kdnas.user_code import UserCodeFailed, load_user_function
+from kdnas.datasets._own_function import returned_splits
 
 _RETURNS = "(train_images, train_labels, test_images, test_labels) or the same with class_names"
 
@@ -36,11 +35,7 @@ def module(data_root: Path, cache: Path, *, function: str, options: dict[str, An
 
     Raises DataError where the function fails or returns something else; ConfigError where it cannot be imported.
     """
-    loader = load_user_function(function, data_root)
-    try:
-        result = loader(data_root, **(options or {}))
-    except UserCodeFailed as error:
-        raise DataError(Problem("data", str(error))) from error
+    result, notes = returned_splits(function, data_root, options, _RETURNS)
     train, train_labels, test, test_labels, names = _checked(result, function)
     labels = np.concatenate([train_labels, test_labels])
     class_names = names_or_numbers(names, labels)
@@ -55,16 +50,13 @@ def module(data_root: Path, cache: Path, *, function: str, options: dict[str, An
         for images, part in ((train, train_labels), (test, test_labels))
     ]
     data = cached(function.rpartition(":")[2], cache, {"content": content}, decode)
-    return dataclasses.replace(data, notes=(*data.notes, *loader.notes))
+    return dataclasses.replace(data, notes=(*data.notes, *notes))
 
 
 def _checked(
-    result: Any, function: str
+    result: tuple[Any, ...], function: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[str, ...] | None]:
     """Return the function's arrays as uint8 [N, C, H, W] and int64 [N]. Raises DataError with every problem."""
-    if not isinstance(result, tuple) or len(result) not in (4, 5):
-        found = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
-        raise DataError(Problem(function, f"returned {found}", _RETURNS))
     problems = Problems()
     arrays = []
     for split, images, labels in (("train", *result[0:2]), ("test", *result[2:4])):

@@ -13,10 +13,9 @@ import numpy as np
 from kdnas.core.text import TextData
 from kdnas.datasets import DATASETS
 from kdnas.datasets._inputs import Problems
+from kdnas.datasets._own_function import returned_splits
 from kdnas.datasets._tables import Found, Row
 from kdnas.datasets._token_cache import Length, Reader, Source, Split, TokenizerOption, cached_texts
-from kdnas.errors import DataError, Problem
-from kdnas.user_code import UserCodeFailed, load_user_function
 
 _RETURNS = "(train_texts, train_labels, test_texts, test_labels) or the same with class_names"
 
@@ -47,11 +46,7 @@ def text_module(
 
     Raises DataError where the function fails or returns something else; ConfigError where it cannot be imported.
     """
-    loader = load_user_function(function, data_root)
-    try:
-        result = loader(data_root, **(options or {}))
-    except UserCodeFailed as error:
-        raise DataError(Problem("data", str(error))) from error
+    result, notes = returned_splits(function, data_root, options, _RETURNS)
     splits, names = _checked(result, function)
 
     def rows(split: Split, found: Found, problems: Problems) -> Iterator[Row]:
@@ -61,14 +56,11 @@ def text_module(
     size = sum(len(str(text)) for split in splits.values() for row in split for text in row.texts)
     source = Source(function.rpartition(":")[2], {"content": content}, rows, size)
     data = cached_texts(source, cache, Reader(tokenizer, data_root, length, None, names))
-    return dataclasses.replace(data, notes=(*data.notes, *loader.notes))
+    return dataclasses.replace(data, notes=(*data.notes, *notes))
 
 
-def _checked(result: Any, function: str) -> tuple[dict[Split, list[Row]], tuple[str, ...] | None]:
+def _checked(result: tuple[Any, ...], function: str) -> tuple[dict[Split, list[Row]], tuple[str, ...] | None]:
     """Return the rows of both splits, and the class names. Raises DataError with every problem."""
-    if not isinstance(result, tuple) or len(result) not in (4, 5):
-        found = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
-        raise DataError(Problem(function, f"returned {found}", _RETURNS))
     problems = Problems()
     parts: tuple[tuple[Split, Any, Any], ...] = (("train", *result[0:2]), ("test", *result[2:4]))
     splits: dict[Split, list[Row]] = {}
