@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from kdnas.core.answers import sketch
+from kdnas.core.data import Data
 from kdnas.errors import Problem, TeacherError
 from kdnas.nn.attention import attention_layers
 from kdnas.nn.exact import exact_arithmetic
@@ -51,7 +52,7 @@ Deviations = Annotated[Statistics, AfterValidator(_of_bytes)]
 """Statistics by which pixels are divided."""
 
 _PROBED = 8
-"""Fixed images that tell how a network answers."""
+"""Fixed samples that tell how a network answers."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,7 @@ def fit_teacher(
         order, named = class_order(naming, context.data, own_classes)
         module.put_in_order(order)
         answers = module(probe)
-    if not torch.isfinite(answers).all():
-        raise TeacherError(Problem("teacher", "the network gives NaN or infinite logits on the data's first images"))
+    check_finite(answers, context.data)
     identity = {**facts, "mean": mean, "std": std, "size": size, "repeat": module.repeat, "order": order}
     layers = {layer.path for layer in attention_layers(module)}  # known before they were tapped: no part of what it is
     identity["taps"] = tuple(name for name in found[0] if name not in layers), found[1]
@@ -164,8 +164,19 @@ def _entered(origin: Origin, module: Fitted, expected: Expected, order: Sequence
 def _probe(context: TeacherContext) -> Tensor:
     """Return a few fixed images of the data [B, C, H, W], spread over its training images."""
     images = context.data.train.inputs["pixels"]
-    chosen = np.linspace(0, len(images) - 1, min(_PROBED, len(images))).astype(np.int64)
-    return torch.from_numpy(np.array(images[chosen], copy=True)).float().to(context.device)
+    return torch.from_numpy(np.array(images[spread(len(images))], copy=True)).float().to(context.device)
+
+
+def spread(count: int) -> np.ndarray:
+    """Return the places of a few of `count` samples, which tell how a network answers."""
+    return np.linspace(0, count - 1, min(_PROBED, count)).astype(np.int64)
+
+
+def check_finite(answers: Tensor, data: Data) -> None:
+    """Raise TeacherError where `answers` to samples of the data are not all numbers."""
+    if not torch.isfinite(answers).all():
+        what = f"the network gives NaN or infinite logits on the data's first {data.task.samples}"
+        raise TeacherError(Problem("teacher", what))
 
 
 def _statistics(expected: Expected, context: TeacherContext) -> tuple[tuple[float, ...], tuple[float, ...], list[str]]:

@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from kdnas.core.text import TokenData
 from kdnas.errors import Problem, TeacherError
 from kdnas.teachers._loading import require
 from kdnas.tokenizing import TOKENIZER_FILE, Tokenizer
-
-_PROBED = 8
 
 
 @dataclass(frozen=True)
@@ -52,11 +49,6 @@ def load_transformer(auto: str, model: str, data_root: Path, revision: str = "ma
         ) from error
     _refuse_gaps(found, source)
     return Loaded(network.float(), library, source, options, folder if folder.is_dir() else None)
-
-
-def spread(count: int) -> np.ndarray:
-    """Return the places of a few of `count` samples that tell how a network answers."""
-    return np.linspace(0, count - 1, min(_PROBED, count)).astype(np.int64)
 
 
 def check_tokens(loaded: Loaded, data: TokenData) -> None:

@@ -13,8 +13,8 @@ from kdnas.nn.exact import exact_arithmetic
 from kdnas.nn.origin import Origin
 from kdnas.nn.pieces import LogitsOf
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
-from kdnas.teachers._adapting import fingerprint
-from kdnas.teachers._transformers import check_tokens, load_transformer, spread
+from kdnas.teachers._adapting import check_finite, fingerprint, spread
+from kdnas.teachers._transformers import check_tokens, load_transformer
 
 _MAYBE_SEEN = "its perplexity on the validation split is optimistic if it was trained on this text"
 _PLACES = 4
@@ -44,8 +44,7 @@ def causal_lm(context: TeacherContext, *, model: str, revision: str = "main") ->
     tokens = torch.from_numpy(np.asarray(data.train.inputs["tokens"][spread(len(data.train))], dtype=np.int64))
     with exact_arithmetic(), torch.no_grad():
         answers = module(tokens.to(context.device))[:, :: max(1, data.length // _PLACES)]
-    if not torch.isfinite(answers).all():
-        raise TeacherError(Problem("teacher", "the network gives NaN or infinite logits on the data's first blocks"))
+    check_finite(answers, data)
     head = network.get_output_embeddings()  # type: ignore[operator]
     classifier = next((name for name, part in module.named_modules() if part is head), None)
     return Teacher(

@@ -17,10 +17,10 @@ from kdnas.nn.exact import exact_arithmetic
 from kdnas.nn.origin import Entrance, Origin
 from kdnas.nn.pieces import ClassLogitsOf
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
-from kdnas.teachers._adapting import fingerprint
+from kdnas.teachers._adapting import check_finite, fingerprint, spread
 from kdnas.teachers._class_names import ClassNames, class_order, naming_of
 from kdnas.teachers._loading import MAYBE_SEEN
-from kdnas.teachers._transformers import check_tokens, load_transformer, spread
+from kdnas.teachers._transformers import check_tokens, load_transformer
 
 _CALLED = {"tokens": "input_ids", "mask": "attention_mask", "segments": "token_type_ids"}
 """What transformers calls the task's inputs."""
@@ -59,8 +59,7 @@ def sequence_classifier(
     probe = [np.asarray(data.train.inputs[taken.name][spread(len(data.train))]) for taken in data.task.inputs]
     with exact_arithmetic(), torch.no_grad():
         answers = module(*(torch.from_numpy(one.astype(np.int64)).to(context.device) for one in probe))
-    if not torch.isfinite(answers).all():
-        raise TeacherError(Problem("teacher", "the network gives NaN or infinite logits on the data's first texts"))
+    check_finite(answers, data)
     linear = [name for name, part in module.named_modules() if _answers(part, len(labels))]
     return Teacher(
         model,
