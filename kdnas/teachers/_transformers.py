@@ -12,6 +12,7 @@ from torch import nn
 
 from kdnas.core.text import TokenData
 from kdnas.errors import Problem, TeacherError
+from kdnas.nn.origin import Origin
 from kdnas.teachers._loading import require
 from kdnas.tokenizing import TOKENIZER_FILE, Tokenizer
 
@@ -25,6 +26,18 @@ class Loaded:
     source: str
     options: dict[str, Any]
     folder: Path | None
+
+    def origin(self, inputs: tuple[str, ...]) -> Origin:
+        """Return how the network is made anew, given what it calls the task's inputs."""
+        config: Any = self.network.config
+        return Origin(
+            "transformers",
+            type(self.network).__name__,
+            config.to_diff_dict(),
+            config=type(config).__name__,
+            inputs=inputs,
+            folder=self.folder,
+        )
 
 
 def load_transformer(auto: str, model: str, data_root: Path, revision: str = "main") -> Loaded:

@@ -10,7 +10,6 @@ from kdnas.core.text import CorpusData
 from kdnas.errors import Problem, TeacherError
 from kdnas.nn.attention import attention_layers
 from kdnas.nn.exact import exact_arithmetic
-from kdnas.nn.origin import Origin
 from kdnas.nn.pieces import LogitsOf
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import check_finite, fingerprint, spread
@@ -55,12 +54,5 @@ def causal_lm(context: TeacherContext, *, model: str, revision: str = "main") ->
         fingerprint(network, {"causal_lm": type(network).__name__}),
         (_MAYBE_SEEN,),
         answers=sketch(answers.flatten(0, 1).cpu().numpy()),
-        origin=Origin(
-            "transformers",
-            type(network).__name__,
-            network.config.to_diff_dict(),  # type: ignore[operator, union-attr]
-            config=type(network.config).__name__,
-            inputs=("input_ids",),
-            folder=loaded.folder,
-        ),
+        origin=loaded.origin(("input_ids",)),
     )

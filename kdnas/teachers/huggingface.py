@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from kdnas.errors import TeacherError
-from kdnas.nn.origin import Origin
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Deviations, Expected, InputSize, Statistics, fit_teacher, image_shape
 from kdnas.teachers._class_names import ClassNames, naming_of
@@ -79,15 +79,10 @@ def huggingface(
         facts={"huggingface": type(network).__name__} | ({"channels": order} if list(order) != sorted(order) else {}),
         naming=naming_of(class_names, (known, "its config's id2label")),
         notes=notes,
-        origin=Origin(
-            "transformers",
-            type(network).__name__,
-            network.config.to_diff_dict(),
-            config=type(network.config).__name__,
-            inputs=("pixel_values",),
+        origin=dataclasses.replace(
+            loaded.origin(("pixel_values",)),
             path="network",
             channels=() if list(order) == sorted(order) else order,
-            folder=loaded.folder,
         ),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import Any
 
@@ -14,7 +15,7 @@ from kdnas.core.text import TextData
 from kdnas.errors import Problem, TeacherError
 from kdnas.nn.attention import attention_layers
 from kdnas.nn.exact import exact_arithmetic
-from kdnas.nn.origin import Entrance, Origin
+from kdnas.nn.origin import Entrance
 from kdnas.nn.pieces import ClassLogitsOf
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import check_finite, fingerprint, spread
@@ -69,14 +70,9 @@ def sequence_classifier(
         fingerprint(network, {"sequence_classifier": type(network).__name__, "order": order}),
         (MAYBE_SEEN, *named),
         answers=sketch(answers.cpu().numpy()),
-        origin=Origin(
-            "transformers",
-            type(network).__name__,
-            network.config.to_diff_dict(),
-            config=type(network.config).__name__,
-            inputs=names,
+        origin=dataclasses.replace(
+            loaded.origin(names),
             entrance=None if order is None else Entrance((), (), classes=tuple(order), outputs=len(labels)),
-            folder=loaded.folder,
         ),
     )
 
