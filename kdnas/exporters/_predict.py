@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,15 +16,12 @@ import torch
 from kdnas.core.preprocessing import Preprocessing
 from kdnas.errors import ExportError
 from kdnas.exporters import TrainedStudent
-from kdnas.exporters._alone import run_alone
+from kdnas.exporters._labelling import SCRIPT, Loader, check_printed, printed_alone
 from kdnas.exporters._predict_text import check_text_predict, write_text_predict
 from kdnas.exporters._probe import probe_pictures, reference_logits
 from kdnas.picture import reading_source
 
 PREPROCESSING = "preprocessing.json"
-SCRIPT = "predict.py"
-_TOLERANCE = 1e-4
-"""The largest difference of a probability."""
 
 _HEAD = '''"""Labels pictures with the network beside this script. It needs Pillow, NumPy and {packages}.
 
@@ -129,20 +125,6 @@ def load_openvino():
 '''
 
 
-@dataclass(frozen=True)
-class Loader:
-    """What predict.py holds for one kind of network."""
-
-    file: str
-    """The network's, by which it is known to be there."""
-    function: str
-    needs: str
-    text: str
-    """Of `function`, which takes nothing and returns a function of pixels that gives logits."""
-    unneeded: tuple[str, ...] = ()
-    """Packages of kdnas that it does without."""
-
-
 LOADERS = {
     loader.file: loader
     for loader in (
@@ -243,18 +225,10 @@ def check_predict(student: TrainedStudent, folder: Path, loader: Loader) -> None
     if not isinstance(student.preprocessing, Preprocessing):
         check_text_predict(student, folder, loader.file)
         return
-    script, absent, names = folder / SCRIPT, loader.unneeded, student.preprocessing.class_names
+    script, names = folder / SCRIPT, student.preprocessing.class_names
     with tempfile.TemporaryDirectory(prefix="kdnas-export-") as scratch:
         pictures = probe_pictures(student, Path(scratch))
-        options = ["--json", "--top", len(names), "--network", loader.file]
-        arguments = [*(path for path, _ in pictures), *options]
-        printed = run_alone(script, *arguments, folder=Path(scratch), absent=absent, threads="torch" not in absent)
+        files = [path for path, _ in pictures]
+        printed = printed_alone(script, loader, *files, folder=Path(scratch), classes=len(names))
     pixels = torch.stack([torch.from_numpy(seen.copy()) for _, seen in pictures])
-    expected = reference_logits(student, pixels).softmax(1)
-    for line, wanted in zip(printed.splitlines(), expected.tolist(), strict=True):
-        found = {entry["class"]: entry["probability"] for entry in json.loads(line)["classes"]}
-        for name, probability in zip(names, wanted, strict=True):
-            if not abs(found.get(name, -1.0) - probability) <= _TOLERANCE:
-                raise ExportError(
-                    f"{SCRIPT}: for {name} {loader.file} gives {found.get(name)}, the student {probability}"
-                )
+    check_printed(printed, loader, names, reference_logits(student, pixels).softmax(1).tolist())

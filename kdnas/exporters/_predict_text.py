@@ -5,25 +5,19 @@ It is run and compared in a process of its own, as that for pictures is.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from kdnas.core.preprocessing import TextPreprocessing
-from kdnas.errors import ExportError
 from kdnas.exporters import TrainedStudent
-from kdnas.exporters._alone import run_alone
+from kdnas.exporters._labelling import SCRIPT, Loader, check_printed, printed_alone
 from kdnas.exporters._probe import reference_logits
 from kdnas.tokenizing import TOKENIZER_FILE, Encoded, Tokenizer
 
-SCRIPT = "predict.py"
-_TOLERANCE = 1e-4
-"""The largest difference of a probability."""
 _PROBES = 3
 
 _TEXT = '''"""Labels texts with the network beside this script. It needs tokenizers, NumPy and {packages}.
@@ -146,20 +140,13 @@ def load_openvino():
 '''
 
 
-@dataclass(frozen=True)
-class _TextLoader:
-    """What the script holds for one kind of network."""
-
-    function: str
-    needs: str
-    text: str
-    unneeded: tuple[str, ...] = ()
-
-
 _LOADERS = {
-    "student.py": _TextLoader("load_student", "PyTorch", _STUDENT),
-    "student.onnx": _TextLoader("load_onnx", "onnxruntime", _ONNX, ("torch",)),
-    "student.xml": _TextLoader("load_openvino", "openvino", _OPENVINO, ("torch",)),
+    loader.file: loader
+    for loader in (
+        Loader("student.py", "load_student", "PyTorch", _STUDENT),
+        Loader("student.onnx", "load_onnx", "onnxruntime", _ONNX, unneeded=("torch",)),
+        Loader("student.xml", "load_openvino", "openvino", _OPENVINO, unneeded=("torch",)),
+    )
 }
 
 
@@ -168,7 +155,7 @@ def write_text_predict(student: TrainedStudent, folder: Path) -> tuple[str, ...]
 
     There is no script where no tokenizer is known, nor for a language model.
     """
-    there = [file for file in _LOADERS if (folder / file).exists()]
+    there = [loader for file, loader in _LOADERS.items() if (folder / file).exists()]
     given = student.preprocessing
     if student.tokenizer is None or not isinstance(given, TextPreprocessing):
         return ()
@@ -180,13 +167,12 @@ def write_text_predict(student: TrainedStudent, folder: Path) -> tuple[str, ...]
     return *given.tokenizer, SCRIPT
 
 
-def _script(student: TrainedStudent, files: Sequence[str]) -> str:
-    loaders = [_LOADERS[file] for file in files]
+def _script(student: TrainedStudent, loaders: Sequence[Loader]) -> str:
     return _TEXT.format(
         packages=" or ".join(loader.needs for loader in loaders),
         inputs=tuple(taken.name for taken in student.spec.inputs),
         loaders="".join(loader.text for loader in loaders).rstrip("\n"),
-        networks=", ".join(f'"{file}": {_LOADERS[file].function}' for file in files),
+        networks=", ".join(f'"{loader.file}": {loader.function}' for loader in loaders),
     )
 
 
@@ -198,18 +184,12 @@ def check_text_predict(student: TrainedStudent, folder: Path, file: str) -> None
     tokenizer, loader = Tokenizer(student.tokenizer), _LOADERS[file]
     drawn = torch.randint(0, tokenizer.size, (_PROBES, 12), generator=torch.Generator().manual_seed(0)).tolist()
     texts = [" ".join(tokenizer.decode(one).split()).lstrip("-") or "a text" for one in drawn]
-    options = ["--json", "--top", len(given.class_names), "--network", file]
+    names = given.class_names
     with tempfile.TemporaryDirectory(prefix="kdnas-export-") as scratch:
-        absent = loader.unneeded
-        printed = run_alone(
-            script, *options, "--", *texts, folder=Path(scratch), absent=absent, threads="torch" not in absent
-        )
-    for line, text in zip(printed.splitlines(), texts, strict=True):
-        found = {entry["class"]: entry["probability"] for entry in json.loads(line)["classes"]}
-        wanted = reference_logits(student, *_tokens(student, tokenizer, text, given.length)).softmax(1)[0].tolist()
-        for name, probability in zip(given.class_names, wanted, strict=True):
-            if not abs(found.get(name, -1.0) - probability) <= _TOLERANCE:
-                raise ExportError(f"{SCRIPT}: for {name} {file} gives {found.get(name)}, the student {probability}")
+        printed = printed_alone(script, loader, *texts, folder=Path(scratch), classes=len(names))
+    inputs = (_tokens(student, tokenizer, text, given.length) for text in texts)
+    expected = [reference_logits(student, *one).softmax(1)[0].tolist() for one in inputs]
+    check_printed(printed, loader, names, expected)
 
 
 def _tokens(student: TrainedStudent, tokenizer: Tokenizer, text: str, length: int) -> list[torch.Tensor]:

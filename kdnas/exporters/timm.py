@@ -13,8 +13,9 @@ from torch import nn
 from kdnas.core.preprocessing import Preprocessing
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written, check_packages
+from kdnas.exporters._labelling import Loader
 from kdnas.exporters._own_kind import check_opened, foreign, in_own_order, normalised_probes, other_shape, write_card
-from kdnas.exporters._predict import NORMALISED, Loader, check_predict, write_predict
+from kdnas.exporters._predict import NORMALISED, check_predict, write_predict
 from kdnas.exporters._probe import plain_copy
 from kdnas.nn.origin import Cut
 
