@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, ClassVar, Generic
+from typing import Any, ClassVar, Generic, TypeVar
 
 from kdnas.errors import RunError
 from kdnas.executors import Evaluate, Executor, Finished, R, T
@@ -39,8 +39,11 @@ class Worker(Generic[T]):
         self.deadline = time.monotonic() + self.time_limit_s if self.ready and self.key is not None else None
 
 
-class ListeningExecutor(Executor[T, R]):
-    """An executor that listens to the connections of its workers."""
+W = TypeVar("W", bound=Worker[Any])
+
+
+class ListeningExecutor(Executor[T, R], Generic[T, R, W]):
+    """An executor that listens to the connections of its workers, each a W."""
 
     called: ClassVar[str] = "workers"
     """What messages call its processes."""
@@ -54,19 +57,19 @@ class ListeningExecutor(Executor[T, R]):
         self._progress: dict[str, float] = {}
 
     @abstractmethod
-    def _crew(self) -> Sequence[Worker[T]]:
+    def _crew(self) -> Sequence[W]:
         """Return the workers that there are."""
 
     @abstractmethod
-    def _finish(self, worker: Worker[T]) -> None:
+    def _finish(self, worker: W) -> None:
         """Take its job, which has ended, from `worker`."""
 
     @abstractmethod
-    def _hung_up(self, worker: Worker[T]) -> list[Finished[R]]:
+    def _hung_up(self, worker: W) -> list[Finished[R]]:
         """Return what came of the job of `worker`, whose connection ended; nothing where that is not known yet."""
 
     @abstractmethod
-    def _overdue(self, worker: Worker[T], reason: str) -> list[Finished[R]]:
+    def _overdue(self, worker: W, reason: str) -> list[Finished[R]]:
         """Kill `worker`, whose job has run too long, and return that job."""
 
     def _doors(self) -> Iterable[Any]:
@@ -110,7 +113,7 @@ class ListeningExecutor(Executor[T, R]):
         progress, self._progress = self._progress, {}
         return progress
 
-    def _hear(self, worker: Worker[T]) -> list[Finished[R]]:
+    def _hear(self, worker: W) -> list[Finished[R]]:
         """Take in one word of `worker`, and return its job where that ended it."""
         assert worker.connection is not None
         try:

@@ -36,7 +36,7 @@ class _Worker(Worker[T]):
 
 
 @EXECUTORS.register
-class Local(ListeningExecutor[T, R]):
+class Local(ListeningExecutor[T, R, _Worker[T]]):
     """Spawned processes on this machine, one job at a time each.
 
     Each worker has `threads` torch threads and, where there are CUDA devices, one of them in turn. A job that outlives
@@ -104,18 +104,16 @@ class Local(ListeningExecutor[T, R]):
     def _crew(self) -> list[_Worker[T]]:
         return list(self._workers)
 
-    def _finish(self, worker: Worker[T]) -> None:
+    def _finish(self, worker: _Worker[T]) -> None:
         worker.key, worker.job, worker.deadline = None, None, None
 
-    def _hung_up(self, worker: Worker[T]) -> list[Finished[R]]:
-        assert isinstance(worker, _Worker)
+    def _hung_up(self, worker: _Worker[T]) -> list[Finished[R]]:
         worker.process.join(5)
         if worker.process.exitcode in [-number for number in _STOPS]:
             time.sleep(_STOP_REACHES_ALL_S)  # a cluster stops every process of a job, this one too: no trial failed
         return self._replace(worker, _death(worker.process.exitcode))
 
-    def _overdue(self, worker: Worker[T], reason: str) -> list[Finished[R]]:
-        assert isinstance(worker, _Worker)
+    def _overdue(self, worker: _Worker[T], reason: str) -> list[Finished[R]]:
         return self._replace(worker, reason)
 
     def _start(self, index: int) -> _Worker[T]:

@@ -40,7 +40,7 @@ class _Trial(Worker[T]):
 
 
 @EXECUTORS.register
-class Nni(ListeningExecutor[T, R]):
+class Nni(ListeningExecutor[T, R, _Trial[T]]):
     """Trials of an NNI experiment on this machine, one process each, with NNI's web page on the loopback address.
 
     A trial opens its data anew, a few seconds each. Up to `workers` run at a time, each with `threads` torch threads
@@ -166,19 +166,16 @@ class Nni(ListeningExecutor[T, R]):
             return
         trial.connection, trial.pid = connection, pid
 
-    def _finish(self, worker: Worker[T]) -> None:
-        assert isinstance(worker, _Trial)
+    def _finish(self, worker: _Trial[T]) -> None:
         self._forget(worker)
 
-    def _hung_up(self, worker: Worker[T]) -> list[Finished[R]]:
-        assert isinstance(worker, _Trial)
+    def _hung_up(self, worker: _Trial[T]) -> list[Finished[R]]:
         assert worker.connection is not None
         worker.connection.close()
         worker.connection, worker.deadline, worker.died = None, None, time.monotonic()
         return []  # NNI tells of what it died
 
-    def _overdue(self, worker: Worker[T], reason: str) -> list[Finished[R]]:
-        assert isinstance(worker, _Trial)
+    def _overdue(self, worker: _Trial[T], reason: str) -> list[Finished[R]]:
         assert worker.key is not None
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker.pid, signal.SIGKILL)
