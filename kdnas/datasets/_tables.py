@@ -74,14 +74,15 @@ def opened_text(file: TextFile, encoding: str | None, found: Found) -> TextIO:
 def read_table(file: TextFile, reading: Reading, found: Found, problems: Problems) -> Iterator[Row]:
     """Yield the rows of `file`. Adds to `problems` what is wrong with rows; raises DataError where it is no table."""
     suffix = file.suffix
+    if suffix not in FORMATS:
+        raise DataError(Problem(str(file.shown), "is of no format that is read", ", ".join(FORMATS)))
+    file = file.unpacked()
     if suffix in (".jsonl", ".ndjson", ".json"):
         yield from _json_rows(file, reading, found, problems)
     elif suffix in (".parquet", ".arrow"):
         yield from _arrow_rows(file, reading, found, problems)
-    elif suffix in (".csv", ".tsv", ".txt"):
-        yield from _separated_rows(file, reading, found, problems)
     else:
-        raise DataError(Problem(str(file.shown), "is of no format that is read", ", ".join(FORMATS)))
+        yield from _separated_rows(file, reading, found, problems)
 
 
 @dataclass(frozen=True)

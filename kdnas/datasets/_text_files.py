@@ -6,7 +6,7 @@ import codecs
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TextIO
 
@@ -64,6 +64,10 @@ class TextFile:
             return io.BytesIO(_content(self)) if self.member else self.path.open("rb")
         except OSError as error:
             raise DataError(Problem(str(self.path), f"cannot be read: {error.strerror}")) from error
+
+    def unpacked(self) -> TextFile:
+        """Return it with its content where it lies in an archive, which is then read once. Raises DataError."""
+        return replace(self, content=self.open().read()) if self.member and self.content is None else self
 
 
 def find_text_files(data_root: Path, patterns: str | Sequence[str], put_there: str) -> list[TextFile]:

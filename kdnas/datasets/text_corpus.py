@@ -75,7 +75,7 @@ def text_corpus(
     }
 
     def pieces(split: Split, found: Found, problems: Problems) -> Iterator[Piece]:
-        for file in files.get(split, ()):
+        for file in (file.unpacked() for file in files.get(split, ())):
             if file.suffix in (".jsonl", ".ndjson", ".json", ".parquet", ".arrow"):
                 rows = _rows(file, text_column, encoding, found, problems)
                 yield from (Piece(text, True) for text in rows if text)
