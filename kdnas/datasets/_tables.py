@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from kdnas.core.words import escaped
 from kdnas.datasets._inputs import Problems
 from kdnas.datasets._labels import told_names
-from kdnas.datasets._text_files import TextFile, open_text
+from kdnas.datasets._text_files import TextFile, checked_encoding, open_text
 from kdnas.errors import DataError, Problem
 
 Column = str | int
@@ -63,12 +63,12 @@ class Found:
     """What the user should know, each once."""
 
 
-def opened_text(file: TextFile, encoding: str | None, found: Found) -> TextIO:
-    """Return `file` as `open_text` does; an encoding that nobody stated is noted unless it is UTF-8."""
-    text, read_as = open_text(file, encoding)
-    if encoding is None and not read_as.startswith("utf-8"):
-        found.notes[f"{file.shown} is read as {read_as}"] = None
-    return text
+def found_encoding(file: TextFile, stated: str | None, found: Found) -> str:
+    """Return what `checked_encoding` does; one that nobody stated is noted unless it is UTF-8."""
+    encoding = checked_encoding(file, stated)
+    if stated is None and not encoding.startswith("utf-8"):
+        found.notes[f"{file.shown} is read as {encoding}"] = None
+    return encoding
 
 
 def read_table(file: TextFile, reading: Reading, found: Found, problems: Problems) -> Iterator[Row]:
@@ -163,15 +163,16 @@ def _separated_rows(file: TextFile, reading: Reading, found: Found, problems: Pr
     delimiter = reading.delimiter or ("\t" if file.suffix == ".tsv" else None)
     # A tab seldom stands in a text: files that it separates are mostly written without quotes, which texts then hold.
     quoting = reading.quoting if reading.quoting is not None else delimiter != "\t"
-    delimiter = delimiter or _found_delimiter(file, reading, quoting)
-    head = [cells for _, cells in _cells(file, reading, delimiter, quoting, found, limit=_HEAD_ROWS)]
+    encoding = found_encoding(file, reading.encoding, found)
+    delimiter = delimiter or _found_delimiter(file, encoding, quoting)
+    head = [cells for _, cells in _cells(file, encoding, delimiter, quoting, limit=_HEAD_ROWS)]
     if not head:
         raise DataError(Problem(where, "is empty"))
     has_header = reading.header if reading.header is not None else _has_header(head, reading, where)
     names = [cell.strip() for cell in head[0]] if has_header else [str(place) for place in range(len(head[0]))]
     columns = _columns(names, reading if has_header else _by_place(reading, where), where)
     found.told.setdefault(file.shown, None)
-    for number, (line, cells) in enumerate(_cells(file, reading, delimiter, quoting, found)):
+    for number, (line, cells) in enumerate(_cells(file, encoding, delimiter, quoting)):
         if number == 0 and has_header:
             continue
         if len(cells) != len(names):
@@ -203,11 +204,11 @@ def _has_header(head: list[list[str]], reading: Reading, where: str) -> bool:
     raise DataError(Problem(where, what, "header: true or false, and text_column and label_column"))
 
 
-def _found_delimiter(file: TextFile, reading: Reading, quoting: bool) -> str:
+def _found_delimiter(file: TextFile, encoding: str, quoting: bool) -> str:
     """Return the delimiter by which the first rows have the same number of columns, two or more."""
     best: tuple[int, str] | None = None
     for delimiter in _DELIMITERS:
-        rows = [cells for _, cells in _cells(file, reading, delimiter, quoting, Found(), limit=_HEAD_ROWS)]
+        rows = [cells for _, cells in _cells(file, encoding, delimiter, quoting, limit=_HEAD_ROWS)]
         widths = {len(cells) for cells in rows}
         if len(widths) == 1 and (width := widths.pop()) > 1 and (best is None or width > best[0]):
             best = width, delimiter
@@ -218,14 +219,13 @@ def _found_delimiter(file: TextFile, reading: Reading, quoting: bool) -> str:
 
 
 def _cells(
-    file: TextFile, reading: Reading, delimiter: str, quoting: bool, found: Found, limit: int | None = None
+    file: TextFile, encoding: str, delimiter: str, quoting: bool, limit: int | None = None
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield (line from 1, cells) of the rows that are not blank, at most `limit`."""
-    text = opened_text(file, reading.encoding, found)
     before = csv.field_size_limit(_LARGEST_CELL)
     count = 0
     try:
-        with text:
+        with open_text(file, encoding) as text:
             rows = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE)
             for cells in rows:
                 if not any(cell.strip() for cell in cells):
@@ -245,7 +245,7 @@ def _cells(
 
 def json_objects(file: TextFile, encoding: str | None, found: Found, problems: Problems) -> Iterator[tuple[int, Any]]:
     """Yield (line from 1, object) of a file of one JSON object a line. Adds to `problems` the lines that hold none."""
-    with opened_text(file, encoding, found) as text:
+    with open_text(file, found_encoding(file, encoding, found)) as text:
         for number, line in enumerate(text, 1):
             if not line.strip():
                 continue

@@ -123,17 +123,17 @@ def _content(file: TextFile) -> bytes:
     raise DataError(Problem(str(file.path), f"has no member {file.member!r}", listed))
 
 
-def open_text(file: TextFile, encoding: str | None) -> tuple[TextIO, str]:
-    """Return (`file` as characters, line ends kept; what it is read as).
+def open_text(file: TextFile, encoding: str) -> TextIO:
+    """Return `file` as characters, line ends kept."""
+    return io.TextIOWrapper(file.open(), encoding=encoding, newline="")
 
-    `encoding` None: UTF-8 or what a byte order mark says; one in which no line that has other signs than ASCII is UTF-8
+
+def checked_encoding(file: TextFile, stated: str | None) -> str:
+    """Return what `file` is read as; the whole of it is looked at.
+
+    `stated` None: UTF-8 or what a byte order mark says; one in which no line that has other signs than ASCII is UTF-8
     is read as Windows does in western Europe. Raises DataError where it cannot be read so, as a whole.
     """
-    encoding = _checked_encoding(file, encoding)
-    return io.TextIOWrapper(file.open(), encoding=encoding, newline=""), encoding
-
-
-def _checked_encoding(file: TextFile, stated: str | None) -> str:
     where = str(file.shown)
     with file.open() as stream:
         head = stream.read(4)

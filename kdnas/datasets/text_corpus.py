@@ -11,8 +11,8 @@ from kdnas.core.text import CorpusData
 from kdnas.datasets import DATASETS
 from kdnas.datasets._corpus_cache import BlockLength, BlockReader, Corpus, Piece, Share, cached_corpus
 from kdnas.datasets._inputs import Problems
-from kdnas.datasets._tables import Found, arrow_batches, json_objects, opened_text
-from kdnas.datasets._text_files import TextFile, find_table_files
+from kdnas.datasets._tables import Found, arrow_batches, found_encoding, json_objects
+from kdnas.datasets._text_files import TextFile, find_table_files, open_text
 from kdnas.datasets._token_cache import Split, TokenizerOption
 from kdnas.errors import ConfigError, DataError, Problem
 
@@ -132,7 +132,7 @@ def _documents(
             yield Piece(text, ends)
             open_document = not ends
 
-    with opened_text(file, encoding, found) as stream:
+    with open_text(file, found_encoding(file, encoding, found)) as stream:
         for line in stream:
             line = line.replace("\ufeff", "").replace("\r\n", "\n")
             if begins is not None and begins.search(line.rstrip("\n")):

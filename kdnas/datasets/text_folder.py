@@ -11,7 +11,7 @@ from kdnas.datasets import DATASETS
 from kdnas.datasets._archives import is_archive, members
 from kdnas.datasets._inputs import Problems, TestFraction, file_identity, locate
 from kdnas.datasets._tables import Found, Row
-from kdnas.datasets._text_files import TextFile, open_text
+from kdnas.datasets._text_files import TextFile, checked_encoding, open_text
 from kdnas.datasets._token_cache import Length, Reader, Source, Split, TokenizerOption, cached_texts
 from kdnas.errors import DataError, Problem
 
@@ -65,7 +65,7 @@ def text_folder(
             if text.split != split:
                 continue
             try:
-                stream, _ = open_text(text.file, encoding)
+                stream = open_text(text.file, checked_encoding(text.file, encoding))
             except DataError as error:
                 for problem in error.problems:
                     problems.add(problem.where, problem.what, problem.allowed)
