@@ -113,8 +113,8 @@ def _copy(
                 what = f"token {tokens[place]} at place {place:,}, and the tokenizer knows {tokenizer.vocabulary:,}"
                 raise DataError(Problem(str(files[split]), what, "the tokenizer that made them, or another dtype"))
             writer.extend(chunk, int(len(chunk) * per_token))
+            writer.documents += int(np.count_nonzero(chunk == tokenizer.end))
             writer.foretell()
-        writer.documents = int((tokens == tokenizer.end).sum()) if tokenizer.end is not None else 0
     contents = {split: block_digests(tokens, size) for split, tokens in streams.items()}
     finish(name, work, writers, tokenizer, leaks(contents, "block"))
 
