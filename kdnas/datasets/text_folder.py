@@ -59,9 +59,10 @@ def text_folder(
     Raises DataError naming what cannot be read.
     """
     source = locate(data_root, path, f"class folders of {suffix} files")
+    listed = list(_texts(source, suffix, class_names)) if source.is_dir() else []
 
     def rows(split: Split, found: Found, problems: Problems) -> Iterator[Row]:
-        for text in _texts(source, suffix, class_names):
+        for text in listed or _texts(source, suffix, class_names):
             if text.split != split:
                 continue
             try:
@@ -74,12 +75,14 @@ def text_folder(
                 content = stream.read().replace("\ufeff", "").strip()
             yield Row(f"{text.file.shown}: text", (content or None,), text.label)
 
-    if source.is_dir():
-        files = [text.file.path for text in _texts(source, suffix, class_names)]
-        identity, size = [file_identity(file) for file in files], sum(file.stat().st_size for file in files)
-    else:
-        identity, size = [file_identity(source)], source.stat().st_size
-    described = {"files": identity, "encoding": encoding, "suffix": suffix, "path": str(source)}
+    files = [text.file.path for text in listed] or [source]
+    size = sum(file.stat().st_size for file in files)
+    described = {
+        "files": [file_identity(file) for file in files],
+        "encoding": encoding,
+        "suffix": suffix,
+        "path": str(source),
+    }
     reader = Reader(tokenizer, data_root, length, test_fraction, class_names)
     return cached_texts(Source(source.name, described, rows, size), cache, reader)
 
