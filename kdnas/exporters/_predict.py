@@ -203,7 +203,7 @@ def write_predict(student: TrainedStudent, folder: Path, *loaders: Loader) -> tu
     """
     names = (write_preprocessing(student, folder),)
     if not isinstance(student.preprocessing, Preprocessing):
-        return (*names, *write_text_predict(student, folder)) if not loaders else names
+        return *names, *write_text_predict(student, folder)
     there = loaders or [loader for file, loader in LOADERS.items() if (folder / file).exists()]
     (folder / SCRIPT).write_text(predict_script(student.preprocessing, there), encoding="utf-8")
     return *names, SCRIPT
