@@ -22,7 +22,8 @@ from kdnas.errors import DataError, Problem
 
 Column = str | int
 """A column's name, or its place from 0."""
-FORMATS = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
+OBJECTS, COLUMNAR = (".jsonl", ".ndjson", ".json"), (".parquet", ".arrow")
+FORMATS = (".csv", ".tsv", ".txt", *OBJECTS, *COLUMNAR)
 _PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))
 _TEXTS = ("text", "sentence", "review", "content", "document", "question", "query")
 _LABELS = ("label", "labels", "class", "category", "target", "sentiment", "score", "stars")
@@ -77,9 +78,9 @@ def read_table(file: TextFile, reading: Reading, found: Found, problems: Problem
     if suffix not in FORMATS:
         raise DataError(Problem(str(file.shown), "is of no format that is read", ", ".join(FORMATS)))
     file = file.unpacked()
-    if suffix in (".jsonl", ".ndjson", ".json"):
+    if suffix in OBJECTS:
         yield from _json_rows(file, reading, found, problems)
-    elif suffix in (".parquet", ".arrow"):
+    elif suffix in COLUMNAR:
         yield from _arrow_rows(file, reading, found, problems)
     else:
         yield from _separated_rows(file, reading, found, problems)

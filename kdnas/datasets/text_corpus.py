@@ -11,7 +11,7 @@ from kdnas.core.text import CorpusData
 from kdnas.datasets import DATASETS
 from kdnas.datasets._corpus_cache import BlockLength, BlockReader, Corpus, Piece, Share, cached_corpus
 from kdnas.datasets._inputs import Problems
-from kdnas.datasets._tables import Found, arrow_batches, found_encoding, json_objects
+from kdnas.datasets._tables import COLUMNAR, OBJECTS, Found, arrow_batches, found_encoding, json_objects
 from kdnas.datasets._text_files import TextFile, find_table_files, open_text
 from kdnas.datasets._token_cache import Split, TokenizerOption
 from kdnas.errors import ConfigError, DataError, Problem
@@ -76,7 +76,7 @@ def text_corpus(
 
     def pieces(split: Split, found: Found, problems: Problems) -> Iterator[Piece]:
         for file in (file.unpacked() for file in files.get(split, ())):
-            if file.suffix in (".jsonl", ".ndjson", ".json", ".parquet", ".arrow"):
+            if file.suffix in (*OBJECTS, *COLUMNAR):
                 rows = _rows(file, text_column, encoding, found, problems)
                 yield from (Piece(text, True) for text in rows if text)
             else:
@@ -94,7 +94,7 @@ def text_corpus(
 
 def _rows(file: TextFile, column: str, encoding: str | None, found: Found, problems: Problems) -> Iterator[str]:
     """Yield the text of each row. Adds to `problems` what is no text."""
-    if file.suffix in (".parquet", ".arrow"):
+    if file.suffix in COLUMNAR:
         names, _, _ = next(arrow_batches(file))
         if names.count(column) != 1:
             what = (
