@@ -85,8 +85,8 @@ class _Rows:
         return len(self) * self.length * self.dtype.itemsize
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        made = self[slice(None)]
-        return np.asarray(made) if dtype is None else np.asarray(made).astype(dtype)
+        made: np.ndarray = self[slice(None)]
+        return made if dtype is None else made.astype(dtype)
 
     def __getitem__(self, rows: Places) -> Any:
         if isinstance(rows, int | np.integer):

@@ -116,7 +116,7 @@ def _make(corpus: Corpus, reader: BlockReader, work: Path, cache: Path) -> None:
     for split in SPLITS:
         if split in corpus.shares:
             continue
-        writer, going = writers[split], split
+        going = split
         pieces = corpus.pieces(split, found, problems)
         begins, document = True, _digest()
         while chunk := _chunk(pieces):
@@ -124,13 +124,12 @@ def _make(corpus: Corpus, reader: BlockReader, work: Path, cache: Path) -> None:
             for piece, one in zip(chunk, encoded, strict=True):
                 if begins and split == "train":
                     going = _drawn(float(draws.random()), corpus.shares)
-                    writer = writers[going]
                 content = piece.text.encode("utf-8", "surrogatepass")
-                writer.extend(one.ids, len(content))
+                writers[going].extend(one.ids, len(content))
                 document.update(content)
                 begins = piece.ends
                 if piece.ends:
-                    writer.close_document(end)
+                    writers[going].close_document(end)
                     digests[going].append(_number(document))
                     document = _digest()
             writers["train"].foretell()
