@@ -119,6 +119,7 @@ def test_the_lock_says_what_ran(finished):
         "training_samples": 1079,
         "validation_samples": 359,
         "test_samples": 359,
+        "validation_stated": False,
     }
     assert len(lock["teacher_answers"]) == 32
     assert lock["teacher"]["outputs"] == "logits"
