@@ -11,7 +11,7 @@ from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
 from kdnas.plugins import SPELLING, own_name, short_name
 from kdnas.study.yaml_lines import parse_value
-from kdnas.training.recipe import Distillation, LossTerm
+from kdnas.training.recipe import Distillation, LossTerm, labels_alone
 
 TASK_LOSS = "ce"
 """Cross entropy with the labels alone, without the teacher."""
@@ -57,7 +57,7 @@ def _parse(text: str, study: Distillation) -> tuple[str, Distillation]:
     if kind == TASK_LOSS:
         if plain:
             raise ConfigError(Problem("", f"{TASK_LOSS} takes no options"))
-        return name, Distillation(task_weight=1.0, label_smoothing=study.label_smoothing, losses=())
+        return name, labels_alone(study)
     task_weight = plain.pop("task_weight", study.task_weight)
     own = next((term for term in study.losses if term.type == kind and term.weight > 0), None)
     if own is not None:

@@ -36,6 +36,8 @@ class Entry:
     """What else its documentation says, a paragraph each: what a function of the user's is called with and returns."""
     choices: tuple[Option, ...] = ()
     """Of a student family: the keys of a space's choices."""
+    needs: tuple[str, ...] = ()
+    """What it works with: of a loss what it reads of student and teacher, of an evaluator sections of the study."""
 
 
 def describe(registry: Any, name: str) -> Entry:
@@ -50,6 +52,7 @@ def describe(registry: Any, name: str) -> Entry:
             tuple(_option(key, field, explained.get(key, "")) for key, field in fields.items()),
             details=details,
             choices=_choices(member),
+            needs=tuple(sorted(getattr(member, "needs", ()))),
         )
     except Exception as error:  # one member that cannot be imported must not hide the others
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

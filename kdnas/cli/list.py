@@ -125,6 +125,7 @@ def _section(family: str, entries: list[Entry], *, with_options: bool) -> str:
         lines.append(_headline(f"  {entry.name:<{width}}  ", entry.unusable or entry.summary))
         if with_options:
             lines += [_wrapped(paragraph) for paragraph in entry.details]
+            lines += [_wrapped(f"needs: {', '.join(entry.needs)}")] if entry.needs else []
             lines += [_wrapped(_option_line(option), hanging=True) for option in (*entry.choices, *entry.options)]
     return "\n".join(lines)
 

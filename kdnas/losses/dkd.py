@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdnas.losses import LOSSES, DistillationLoss
-from kdnas.losses._divergence import Temperature
+from kdnas.losses._divergence import Temperature, others, over_targets, standardised
 from kdnas.nn.precision import in_float32
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
@@ -22,8 +22,8 @@ class DecoupledKD(DistillationLoss):
 
     The target part compares [p(target), 1 - p(target)], the other part the softmax over the classes but the target.
     With target_weight 1 and non_target_weight 1 - p_teacher(target) it would be Hinton's KD. The paper's
-    non_target_weight is 2 for plain ResNets, 6 to 8 for wider ones. Usual weight: 1, with task_weight 1 and, as the
-    authors' 20 of 240 epochs, warmup_fraction 0.083: brief trainings gain by it, too.
+    non_target_weight is 2 for plain ResNets, 6 to 8 for wider ones. `standardise` as in kd. Usual weight: 1, with
+    task_weight 1 and, as the authors' 20 of 240 epochs, warmup_fraction 0.083: brief trainings gain by it, too.
     """
 
     needs = frozenset({"logits"})
@@ -36,27 +36,22 @@ class DecoupledKD(DistillationLoss):
         target_weight: Annotated[float, Field(ge=0.0)] = 1.0,
         non_target_weight: Annotated[float, Field(ge=0.0)] = 2.0,
         temperature: Temperature = 4.0,
+        standardise: bool = False,
     ):
         super().__init__(student, teacher)
         self.target_weight = target_weight
         self.non_target_weight = non_target_weight
         self.temperature = temperature
+        self.standardise = standardise
 
     @in_float32
     def forward(self, student: Outputs, teacher: Outputs, rows: Rows) -> Tensor:
-        """Return the mean over the rows.
-
-        Mixed targets [M, V] have two classes: the loss is its expectation over them, weighted by their probabilities.
-        """
-        if rows.targets.ndim == 1:
-            return rows.mean(self._per_row(student.logits, teacher.logits, rows.targets))
-        shares, classes = rows.targets.float().topk(2, dim=1)
-        shares = shares / shares.sum(dim=1, keepdim=True)
-        first = self._per_row(student.logits, teacher.logits, classes[:, 0])
-        second = self._per_row(student.logits, teacher.logits, classes[:, 1])
-        return rows.mean(shares[:, 0] * first + shares[:, 1] * second)
+        """Return the mean over the rows, of mixed targets the expectation."""
+        return over_targets(rows, lambda target: self._per_row(student.logits, teacher.logits, target))
 
     def _per_row(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+        if self.standardise:
+            student, teacher = standardised(student), standardised(teacher)
         target_s, others_s = _decouple(student / self.temperature, target)
         target_t, others_t = _decouple(teacher / self.temperature, target)
         target_part = _kl(target_t, target_s)
@@ -66,10 +61,9 @@ class DecoupledKD(DistillationLoss):
 
 def _decouple(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return log probabilities: [target, not target] [M, 2], and among the other classes [M, V - 1]."""
-    positions = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
-    others = logits.gather(1, positions + (positions >= target[:, None]))
-    pair = torch.cat([logits.gather(1, target[:, None]), others.logsumexp(dim=1, keepdim=True)], dim=1)
-    return F.log_softmax(pair, dim=1), F.log_softmax(others, dim=1)
+    rest = others(logits, target)
+    pair = torch.cat([logits.gather(1, target[:, None]), rest.logsumexp(dim=1, keepdim=True)], dim=1)
+    return F.log_softmax(pair, dim=1), F.log_softmax(rest, dim=1)
 
 
 def _kl(theirs: Tensor, ours: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES, DistillationLoss
-from kdnas.losses._layers import token_mask
+from kdnas.losses._layers import set_norm, token_mask
 from kdnas.nn.matching import channels, match_stages, to_common_size
 from kdnas.nn.precision import in_float32
 from kdnas.nn.rows import Rows
@@ -46,6 +46,5 @@ class Hint(DistillationLoss):
         if (mask := token_mask(student, ours)) is not None:  # what is padding enters no statistics
             ours, theirs = (features[mask > 0].unsqueeze(1) for features in (ours, theirs))
         ours, theirs = to_common_size(ours, theirs)
-        # One value a channel has no variance: such a batch is normalised by the statistics of those before it.
-        self.adapter[1].train(self.training and ours.numel() > ours.shape[1])
+        set_norm(self.adapter[1], ours, training=self.training)
         return F.mse_loss(self.adapter(ours), theirs)

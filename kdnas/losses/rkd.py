@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.losses._embeddings import embeddings
 from kdnas.nn.directions import bounded
 from kdnas.nn.precision import in_float32
 from kdnas.nn.rows import Rows
@@ -47,13 +48,7 @@ class RelationalKD(DistillationLoss):
     @in_float32
     def forward(self, student: Outputs, teacher: Outputs, rows: Rows) -> Tensor:
         """Return distance_weight * distance term + angle_weight * angle term."""
-        assert student.embedding is not None
-        assert teacher.embedding is not None
-        embeddings = student.embedding, teacher.embedding
-        if rows.weights is not None:  # what is padding stands in no pair
-            counted = rows.weights > 0
-            embeddings = embeddings[0][counted], embeddings[1][counted]
-        ours, theirs = map(_spread, embeddings)
+        ours, theirs = map(_spread, embeddings(student, teacher, rows))
         distance = F.smooth_l1_loss(_relative_distances(ours), _relative_distances(theirs))
         angle = F.smooth_l1_loss(_angles(ours[: self.angle_samples]), _angles(theirs[: self.angle_samples]))
         return self.distance_weight * distance + self.angle_weight * angle

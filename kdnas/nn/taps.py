@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,8 @@ from torch.utils.hooks import RemovableHandle
 from kdnas.core.task import TaskSpec
 from kdnas.nn.attention import AttentionShape, AttentionTaps, Projections, attention_layers
 
-Output = Literal["logits", "stages", "embedding", "attention"]
+Output = Literal["logits", "stages", "embedding", "attention", "classifier"]
+"""What a loss may read of a network; `classifier` is none that changes with the batch: the linear layer at its end."""
 ALL_OUTPUTS: frozenset[Output] = frozenset({"logits", "stages", "embedding"})
 """Without the attention: it is three tensors a layer."""
 EVERYTHING: frozenset[Output] = ALL_OUTPUTS | {"attention"}
@@ -79,13 +80,15 @@ class Outputs:
 class OutputShapes:
     """The shapes of `Outputs` without the batch: logits, each stage's (C, H, W) or (N, C), and the embedding's width.
 
-    `attention` are the widths that each layer attends with.
+    `attention` are the widths that each layer attends with; `classifier` is the network's own linear layer at its end,
+    where logits are what it makes of the embedding and nothing else.
     """
 
     outputs: int
     stages: tuple[tuple[int, ...], ...] = ()
     embedding: int = 0
     attention: tuple[AttentionShape, ...] = ()
+    classifier: nn.Linear | None = field(default=None, compare=False, repr=False)
 
 
 class Taps:
@@ -200,12 +203,24 @@ def output_shapes(
     """
     with _evaluating(module), torch.no_grad(), Taps(module, stages, classifier, needs=EVERYTHING) as tapped:
         outputs = tapped(*example)
+        head = _classifier_at_the_end(module, classifier, outputs)
     for name, stage in zip(stages, outputs.stages, strict=True):
         if stage.ndim not in (3, 4):
             raise ValueError(f"stage {name!r} gives {tuple(stage.shape)}, not [B, C, H, W] or [B, N, C]")
     shapes = tuple(tuple(stage.shape[1:]) for stage in outputs.stages)
     embedding = 0 if outputs.embedding is None else outputs.embedding.shape[1]
-    return OutputShapes(outputs.logits.shape[1], shapes, embedding, tuple(p.shape for p in outputs.attention))
+    return OutputShapes(outputs.logits.shape[1], shapes, embedding, tuple(p.shape for p in outputs.attention), head)
+
+
+def _classifier_at_the_end(module: nn.Module, name: str | None, outputs: Outputs) -> nn.Linear | None:
+    """Return the linear layer called `name`, where the logits are what it says of the embedding; else None."""
+    layer = None if name is None else dict(module.named_modules(remove_duplicate=False))[name]
+    if not isinstance(layer, nn.Linear) or outputs.embedding is None:
+        return None
+    if outputs.embedding.shape[1:] != (layer.in_features,) or outputs.logits.shape[1:] != (layer.out_features,):
+        return None
+    logits = layer(outputs.embedding).float()
+    return layer if torch.allclose(logits, outputs.logits.float(), rtol=1e-3, atol=1e-4) else None
 
 
 def mask_place(spec: TaskSpec) -> int | None:

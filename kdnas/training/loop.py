@@ -57,8 +57,8 @@ class Course:
 
     `train` holds the samples to use, a recipe's `data_fraction` applied. `view_seed` orders and varies them: trainings
     that share it see the same batches, which lets them share `teacher_cache` and makes their comparison less noisy.
-    Without a teacher the loss is cross entropy alone, at weight 1. `graphs`: capture whole steps on a CUDA device;
-    elsewhere it changes nothing.
+    Without a teacher no loss may ask for one. `graphs`: capture whole steps on a CUDA device; elsewhere it changes
+    nothing.
     """
 
     data: Data

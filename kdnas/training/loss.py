@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdnas.core.seeds import derive_seed
-from kdnas.errors import ConfigError
+from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES, DistillationLoss
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Output, Outputs, OutputShapes
+from kdnas.plugins import short_name
 from kdnas.training.recipe import Distillation
 
 
@@ -20,24 +21,27 @@ class TrainingLoss(nn.Module):
     """task_weight * cross entropy + the sum of weight * distillation loss; its parameters are the losses' adapters.
 
     Terms of weight 0 are not built. The adapters are initialised from `seed` alone. Weights that warm up are those of
-    the place in the training that `at` was told last, full ones before.
-    Raises ConfigError where a loss cannot be built for these shapes.
+    the place in the training that `at` was told last, full ones before. `teacher` None: there is no teacher.
+    Raises ConfigError where a loss cannot be built for these shapes, or has no teacher to learn from.
     """
 
     warmth: Tensor
 
-    def __init__(self, recipe: Distillation, student: OutputShapes, teacher: OutputShapes, *, seed: int):
+    def __init__(self, recipe: Distillation, student: OutputShapes, teacher: OutputShapes | None, *, seed: int):
         super().__init__()
         self.task_weight = recipe.task_weight
         self.label_smoothing = recipe.label_smoothing
         if recipe.task_weight <= 0 and not any(term.weight > 0 for term in recipe.losses):
             raise ConfigError("distillation: task_weight and every loss's weight are 0: there is nothing to learn")
-        if student.outputs != teacher.outputs and "logits" in needs_of(recipe):
+        terms = [term for term in recipe.losses if term.weight > 0]
+        if teacher is None and terms:
+            what = f"there is no teacher that {', '.join(short_name(term.type) for term in terms)} could learn from"
+            raise ConfigError(Problem("distillation.losses", what, "a teacher, or no losses: `losses: []`"))
+        if teacher is not None and student.outputs != teacher.outputs and "logits" in needs_of(recipe):
             raise ConfigError(
                 f"the student has {student.outputs} outputs and the teacher {teacher.outputs}: "
                 "their logits cannot be compared"
             )
-        terms = [term for term in recipe.losses if term.weight > 0]
         self.weights = [term.weight for term in terms]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "adapters"))

@@ -12,7 +12,7 @@ from kdnas.core.data import Data
 from kdnas.errors import TrialError
 from kdnas.training.batches import Batches
 from kdnas.training.loop import Course, Pupil, train
-from kdnas.training.recipe import Recipe
+from kdnas.training.recipe import Recipe, labels_alone
 
 SIZES = (1, 2, 4, 8, 16)
 
@@ -67,12 +67,12 @@ def measured_rate(
     device: torch.device,
     graphs: bool = True,
 ) -> float:
-    """Return the samples a second of `size` such students trained together without a teacher, all of them counted.
+    """Return the samples a second of `size` such students trained together by the labels alone, all of them counted.
 
     Two epochs are trained; the second is measured, when everything is captured. Raises TrialError where one fails.
     """
     training = recipe.training.model_copy(update={"epochs": 2})
-    alone = recipe.model_copy(update={"training": training})
+    alone = Recipe(training=training, distillation=labels_alone(recipe.distillation))
     course = Course(data, train_on, None, None, 0, device, graphs=graphs)
     outcomes = train(course, [Pupil(make_network(), alone, 0) for _ in range(size)])
     seconds = 0.0

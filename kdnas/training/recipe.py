@@ -77,6 +77,11 @@ class Distillation(Section):
     classes would fill the disk. None: all of them, exactly."""
 
 
+def labels_alone(distillation: Distillation) -> Distillation:
+    """Return what is learnt without a teacher: cross entropy at weight 1, smoothed as in `distillation`."""
+    return Distillation(task_weight=1.0, label_smoothing=distillation.label_smoothing, losses=())
+
+
 class Training(Section):
     """How a student is trained. `epochs`, `data_fraction` and `resolution_fraction` are the fidelity of the score."""
 

@@ -36,7 +36,7 @@ from kdnas.training.fused_norm import fused_norms, library, pay
 from kdnas.training.graphs import GraphedStep, Recorder, batches_together, epoch_of_views, recorder_for
 from kdnas.training.loss import TrainingLoss, needs_of
 from kdnas.training.numerics import in_bfloat16
-from kdnas.training.recipe import Distillation, Recipe, Training
+from kdnas.training.recipe import Recipe, Training
 from kdnas.training.teacher_cache import TeacherCache
 from kdnas.training.teacher_outputs import BatchPlan, TeacherOutputs, views_key
 
@@ -201,12 +201,10 @@ def open_step(
 ) -> Step:
     """Return the step of `network`; its taps stay hooked in until `stack` closes.
 
-    Without a teacher (`teacher_shapes` None) the loss is cross entropy alone, at weight 1. `seed` starts the adapters.
-    The student itself brings the samples that it is given to the recipe's size: the teacher sees them whole.
+    `teacher_shapes` None: there is no teacher, and no loss may ask for one. `seed` starts the adapters. The student
+    itself brings the samples that it is given to the recipe's size: the teacher sees them whole.
     """
     distillation = recipe.distillation
-    if teacher_shapes is None:
-        distillation = Distillation(task_weight=1.0, label_smoothing=distillation.label_smoothing, losses=())
     task, reduced = task_of(data.task), data.task.at_share(recipe.training.resolution_fraction)
     student = task.entrance(network, data, reduced.size)
     student.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -223,7 +221,7 @@ def open_step(
     positions = recipe.training.epochs * recipe.training.data_fraction * len(data.train) * reduced.positions
     wanted = recipe.training.fused_norms is True
     stack.enter_context(fused_norms(network, device, pixels=positions, wanted=wanted))
-    criterion = TrainingLoss(distillation, shapes, teacher_shapes or shapes, seed=seed).to(device)
+    criterion = TrainingLoss(distillation, shapes, teacher_shapes, seed=seed).to(device)
     return Step(
         task,
         student,

@@ -12,7 +12,7 @@ from kdnas.core.fidelity import Fidelity, Start
 from kdnas.core.seeds import derive_seed
 from kdnas.study.config import StudyConfig
 from kdnas.study.tuning import final_recipe, tuned_recipe
-from kdnas.training.recipe import Distillation, Recipe
+from kdnas.training.recipe import Recipe, labels_alone
 
 RUNG_FOLDER = "checkpoints/rungs"
 """Where the students wait that may be promoted, relative to the run folder."""
@@ -123,7 +123,7 @@ def rung_checkpoint(arch: Arch, tuned: Mapping[str, float], rung: int) -> str:
 def control_job(config: StudyConfig, number: int, arch: Arch, tuned: Mapping[str, float]) -> Job:
     """Return the first retraining of finalist `number` without its teacher: cross entropy alone, at weight 1."""
     job = final_job(config, number, arch, tuned, 0)
-    task = Distillation(task_weight=1.0, label_smoothing=config.distillation.label_smoothing, losses=())
+    task = labels_alone(config.distillation)
     return dataclasses.replace(job, recipe=job.recipe.model_copy(update={"distillation": task}), checkpoint=None)
 
 

@@ -30,9 +30,14 @@ _READ: Mapping[Output, str] = {
     "stages": "maps [B, C, H, W] of several stages, or the tokens [B, N, C] of layers",
     "attention": "what layers attend with",
     "embedding": "the embedding, which is what a linear classifier at the end takes",
+    "classifier": "what the linear layer at the end, from which the logits come as they are, makes of features",
     "logits": "logits",
 }
-_NAMED_BY: Mapping[Output, str] = {"stages": "`stages`", "embedding": "`classifier`"}
+_NAMED_BY: Mapping[Output, str] = {
+    "stages": "`stages`",
+    "embedding": "`classifier`",
+    "classifier": "`classifier`",
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,7 @@ class _Side:
 
     def lacks(self, need: Output) -> bool:
         """Whether losses cannot read `need` of it."""
-        given = {"stages": self.shapes.stages, "embedding": self.shapes.embedding, "attention": self.shapes.attention}
-        return not given.get(need, True)
+        return need != "logits" and not getattr(self.shapes, need)
 
 
 def check_losses(

@@ -159,6 +159,8 @@ def test_attention_at_its_usual_weight_counts_every_stage_whole(stages: int) -> 
 def test_a_term_that_states_no_weight_has_its_authors() -> None:
     given = Distillation.model_validate({"losses": [{"type": name} for name in LOSSES.names()]})
     expected = {"attention": 1000.0, "hint": 100.0, "similarity": 3000.0, "patient": 500.0, "hard": 0.5}
+    expected |= {"pkt": 30000.0, "nst": 50.0, "factor": 200.0, "sem_ckd": 400.0, "crd": 0.8, "correlation": 0.02}
+    expected["wsld"] = 2.5
     assert {term.type: term.weight for term in given.losses} == {
         name: expected.get(name, 1.0) for name in LOSSES.names()
     }

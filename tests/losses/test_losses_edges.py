@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdnas.losses import LOSSES
 from kdnas.nn.attention import AttentionShape, Projections
@@ -15,9 +15,9 @@ from kdnas.nn.directions import bounded, directions
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
 
-SHAPES = OutputShapes(4, ((3, 4, 4), (5, 2, 2), (6, 1, 1)), 6, 3 * (AttentionShape(3, 2, 4, 4, 4),))
-TWO = dataclasses.replace(SHAPES, outputs=2)
-OTHER = OutputShapes(4, ((4, 4, 4), (7, 2, 2), (8, 1, 1)), 9, 4 * (AttentionShape(3, 4, 8, 4, 4),))
+SHAPES = OutputShapes(4, ((3, 4, 4), (5, 2, 2), (6, 1, 1)), 6, 3 * (AttentionShape(3, 2, 4, 4, 4),), nn.Linear(6, 4))
+TWO = dataclasses.replace(SHAPES, outputs=2, classifier=nn.Linear(6, 2))
+OTHER = OutputShapes(4, ((4, 4, 4), (7, 2, 2), (9, 1, 1)), 9, 4 * (AttentionShape(3, 4, 8, 4, 4),), nn.Linear(9, 4))
 
 KINDS = {
     "random": lambda x: x,

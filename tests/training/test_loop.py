@@ -155,12 +155,16 @@ def test_the_first_loss_is_the_recipes_weighted_sum(data, train, teacher) -> Non
     assert result.history[0].loss == pytest.approx(expected, rel=1e-4)
 
 
-def test_without_a_teacher_it_is_cross_entropy_at_weight_one(data, train) -> None:
-    one = distil(net(8, 16), None, train, None, recipe(KD, task_weight=0.1), data=data, seed=1, device=CPU)
-    two = distil(net(8, 16), None, train, None, recipe(task_weight=1.0), data=data, seed=1, device=CPU)
-    assert losses_of(one) == losses_of(two)
-    assert same(one.network, two.network)
-    assert one.teacher_seconds == 0.0
+def test_a_loss_without_a_teacher_is_refused_and_not_left_out(data, train) -> None:
+    with pytest.raises(ConfigError, match="no teacher that kd could learn from"):
+        distil(net(8, 16), None, train, None, recipe(KD, task_weight=0.1), data=data, seed=1, device=CPU)
+    unweighted = LossTerm(type="kd", weight=0.0)
+    alone = [
+        distil(net(8, 16), None, train, None, recipe(*terms), data=data, seed=1, device=CPU)
+        for terms in ((), (unweighted,))
+    ]
+    assert same(alone[0].network, alone[1].network)
+    assert alone[0].teacher_seconds == 0.0
 
 
 def test_the_same_seed_gives_the_same_student_whatever_the_callers_generator(data, train, teacher) -> None:

@@ -1,0 +1,410 @@
+"""Losses again, by their papers' definitions in float64, row by row and pair by pair: values and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdnas.core.task import image_classification
+from kdnas.errors import ConfigError
+from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.nn.rows import Rows
+from kdnas.nn.taps import Outputs, OutputShapes, example_inputs, output_shapes
+
+B, K = 6, 5
+torch.manual_seed(0)
+STUDENT = OutputShapes(K, ((4, 8, 8), (6, 4, 4)), 6, classifier=nn.Linear(6, K).double())
+TEACHER = OutputShapes(K, ((8, 8, 8), (10, 8, 8)), 10, classifier=nn.Linear(10, K).double())
+LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
+WEIGHTS = torch.tensor([1.0, 0.5, 0.0, 2.0, 1.0, 0.3], dtype=torch.float64)
+
+Written = Callable[[DistillationLoss, Outputs, Outputs, Tensor], Tensor]
+
+
+def outputs(shapes: OutputShapes, seed: int) -> Outputs:
+    generator = torch.Generator().manual_seed(seed)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(B, *shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    return Outputs(leaf(K), tuple(leaf(*shape) for shape in shapes.stages), leaf(shapes.embedding))
+
+
+def softmax(z: Tensor, t: float = 1.0) -> Tensor:
+    raised = (z / t - (z / t).max()).exp()
+    return raised / raised.sum()
+
+
+def over(values: list[Tensor], weights: Tensor) -> Tensor:
+    return (torch.stack(values) * weights).sum() / weights.sum()
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    return (p * (p.log() - q.log())).sum()
+
+
+def pearson(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    mean_x, mean_y = ((w * v).sum() / w.sum() for v in (x, y))
+    a, b = x - mean_x, y - mean_y
+    return (w * a * b).sum() / ((w * a * a).sum() * (w * b * b).sum()).sqrt()
+
+
+def z_scored(z: Tensor) -> Tensor:
+    return (z - z.mean()) / (((z - z.mean()) ** 2).sum() / (len(z) - 1)).sqrt()
+
+
+def without(z: Tensor, y: int) -> Tensor:
+    return torch.cat([z[:y], z[y + 1 :]])
+
+
+def dist(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    q, p = (torch.stack([softmax(row, 2.0) for row in each.logits]) for each in (s, t))
+    rows = over([1 - pearson(q[i], p[i], torch.ones(K)) for i in range(B)], w)
+    classes = torch.stack([1 - pearson(q[:, k], p[:, k], w) for k in range(K)]).mean()
+    return 4 * (1.5 * rows + 0.5 * classes)
+
+
+def nkd(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    found = []
+    for a, b, y in zip(s.logits, t.logits, LABELS.tolist(), strict=True):
+        target = -softmax(b)[y] * softmax(a)[y].log()
+        rest = -(softmax(without(b, y), 2.0) * softmax(without(a, y), 2.0).log()).sum()
+        found.append(target + 1.5 * 4 * rest)
+    return over(found, w)
+
+
+def wsld(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    found = []
+    for a, b, y in zip(s.logits, t.logits, LABELS.tolist(), strict=True):
+        ratio = softmax(a.detach())[y].log() / (softmax(b)[y].log() - 1e-7)
+        found.append((1 - torch.exp(-ratio)) * -(softmax(b, 2.0) * softmax(a, 2.0).log()).sum())
+    return 4 * over(found, w)
+
+
+def ttm(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    found = []
+    for a, b in zip(s.logits, t.logits, strict=True):
+        powered = softmax(b) ** (1 / 4)
+        found.append(powered.sum() * kl(powered / powered.sum(), softmax(a)))
+    return over(found, w)
+
+
+def standard(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    pairs = zip(s.logits, t.logits, strict=True)
+    return 4 * over([kl(softmax(z_scored(b), 2.0), softmax(z_scored(a), 2.0)) for a, b in pairs], w)
+
+
+def standard_dkd(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    found = []
+    for a, b, y in zip(s.logits, t.logits, LABELS.tolist(), strict=True):
+        a, b = z_scored(a), z_scored(b)
+        q, p = softmax(a, 4.0)[y], softmax(b, 4.0)[y]
+        target = kl(torch.stack([p, 1 - p]), torch.stack([q, 1 - q]))
+        found.append(16 * (target + 2 * kl(softmax(without(b, y), 4.0), softmax(without(a, y), 4.0))))
+    return over(found, w)
+
+
+def mlld(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    there = w > 0
+    for temperature in (2.0, 5.0):
+        q, p = (torch.stack([softmax(row, temperature) for row in each.logits]) for each in (s, t))
+        total = total + temperature**2 * over([kl(p[i], q[i]) for i in range(B)], w)
+        q, p = q[there], p[there]
+        for a in range(K):
+            for b in range(K):
+                total = total + ((q[:, a] * q[:, b]).sum() - (p[:, a] * p[:, b]).sum()) ** 2 / K
+        for i in range(len(q)):
+            for j in range(len(q)):
+                total = total + ((q[i] * q[j]).sum() - (p[i] * p[j]).sum()) ** 2 / len(q)
+    return total
+
+
+def alpha_divergence(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    """Ratios are far below the clip here: D(-1) is half of chi squared of the student, D(1) is KL."""
+    found = []
+    for a, b in zip(s.logits / 4, t.logits / 4, strict=True):
+        q, p = softmax(a), softmax(b)
+        left, right = ((q * q / p).sum() - 1) / 2, kl(p, q)
+        found.append(left if left > right else right)
+    return over(found, w)
+
+
+def pkt(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    shares = []
+    for side in (s, t):
+        points = side.embedding[w > 0]
+        alike = torch.stack([torch.stack([(1 + F.cosine_similarity(a, b, dim=0)) / 2 for b in points]) for a in points])
+        shares.append(torch.stack([row / row.sum() for row in alike]))
+    q, p = shares
+    return (p * ((p + 1e-7) / (q + 1e-7)).log()).mean()
+
+
+def contrastive(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    mapped = s.embedding[w > 0] @ loss.adapter.weight.double().T
+    theirs = t.embedding[w > 0]
+    found = []
+    for i in range(len(mapped)):
+        scores = torch.stack([F.cosine_similarity(mapped[i], theirs[j], dim=0) / 0.5 for j in range(len(theirs))])
+        found.append(-softmax(scores)[i].log())
+    return torch.stack(found).mean()
+
+
+def crd(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    """The memory is what stands there before the first batch."""
+    memory = loss.before.double()
+    sides = [
+        F.normalize(side.embedding[w > 0] @ head.weight.double().T + head.bias.double(), dim=1)
+        for head, side in zip(loss.heads, (s, t), strict=True)
+    ]
+    total = torch.zeros((), dtype=torch.float64)
+    for side in range(2):
+        anchors, same, others = sides[side], sides[1 - side].detach(), memory[1 - side]
+        e = [[(a @ b / 0.5).exp() for b in (same[i], *others)] for i, a in enumerate(anchors)]
+        mean = torch.stack([x for row in e for x in row]).detach().mean()
+        for row in e:
+            first, *rest = (x / mean for x in row)
+            told = (first / (first + len(rest))).log() + sum((len(rest) / (x + len(rest))).log() for x in rest)
+            total = total - told / len(anchors)
+    return total
+
+
+def correlation(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    apart = [
+        side.embedding[w > 0] @ head.weight.double().T + head.bias.double()
+        for head, side in zip(loss.heads, (s, t), strict=True)
+    ]
+    d = (apart[0] - apart[1]).abs()
+    return torch.stack([(d[i] * d[i + 1]).sum() for i in range(len(d) - 1)]).mean()
+
+
+def normed(x: Tensor, norm: nn.Module, dims: tuple[int, ...]) -> Tensor:
+    mean, var = x.mean(dims, keepdim=True), x.var(dims, correction=0, keepdim=True)
+    shape = [1, -1, *[1] * (x.ndim - 2)]
+    return (x - mean) / (var + 1e-5).sqrt() * norm.weight.double().view(shape) + norm.bias.double().view(shape)
+
+
+def srrl(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    mapped = normed(s.embedding[w > 0] @ loss.adapter[0].weight.double().T, loss.adapter[1], (0,)).relu()
+    head = TEACHER.classifier
+    said = mapped @ head.weight.detach().T + head.bias.detach()
+    return ((mapped - t.embedding[w > 0]) ** 2).mean() + ((said - t.logits[w > 0]) ** 2).mean()
+
+
+def vid(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for a, b, net, spread in zip(s.stages, t.stages, loss.means, loss.spreads, strict=True):
+        b = F.adaptive_avg_pool2d(b, a.shape[2:])
+        x = a
+        for layer in net:
+            x = x.relu() if isinstance(layer, nn.ReLU) else torch.einsum("oc,bchw->bohw", layer.weight.double(), x)
+        variance = (1 + spread.double().exp()).log().view(1, -1, 1, 1) + 1e-5
+        total = total + (((x - b) ** 2 / variance + variance.log()) / 2).mean()
+    return total
+
+
+def nst(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for a, b in zip(s.stages, t.stages, strict=True):
+        b = F.adaptive_avg_pool2d(b, a.shape[2:])
+        x, y = (each.flatten(2) / each.flatten(2).norm(dim=2, keepdim=True) for each in (a, b))
+
+        def kernel(u: Tensor, v: Tensor) -> Tensor:
+            return ((u[:, :, None] * v[:, None]).sum(-1) ** 2).mean()
+
+        total = total + kernel(x, x) + kernel(y, y) - 2 * kernel(x, y)
+    return total
+
+
+def run(net: nn.Sequential, x: Tensor) -> Tensor:
+    for layer in net:
+        if isinstance(layer, nn.LeakyReLU):
+            x = torch.where(x > 0, x, 0.1 * x)
+        else:
+            x = F.conv2d(x, layer.weight.double(), layer.bias.double(), padding=1)
+    return x
+
+
+def factor(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    a, b = s.stages[-1], F.adaptive_avg_pool2d(t.stages[-1], 4)
+    paraphrased = run(loss.paraphraser, b)
+    factors = []
+    for features in (run(loss.translator, a), paraphrased.detach()):
+        flat = (features**2).mean(1).flatten(1)
+        factors.append(flat / flat.norm(dim=1, keepdim=True))
+    return (factors[0] - factors[1]).abs().mean() + 0.005 * ((run(loss.decoder, paraphrased) - b) ** 2).mean()
+
+
+def review(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    deeper, total = None, torch.zeros((), dtype=torch.float64)
+    for place, stage in enumerate((1, 0)):
+        fusion = loss.fusions[place]
+        theirs = F.adaptive_avg_pool2d(t.stages[stage], s.stages[stage].shape[2:])
+        conv, norm = fusion.narrow
+        own = normed(F.conv2d(s.stages[stage], conv.weight.double()), norm, (0, 2, 3))
+        if deeper is not None:
+            deeper = deeper.repeat_interleave(2, 2).repeat_interleave(2, 3)
+            attention = fusion.shares[0]
+            both = F.conv2d(torch.cat([own, deeper], 1), attention.weight.double(), attention.bias.double())
+            shares = 1 / (1 + (-both).exp())
+            own = shares[:, :1] * own + shares[:, 1:] * deeper
+        deeper = own
+        conv, norm = fusion.widen
+        mapped = normed(F.conv2d(own, conv.weight.double(), padding=1), norm, (0, 2, 3))
+        sizes = [size for size in (mapped.shape[2], 4, 2, 1) if size == mapped.shape[2] or size < mapped.shape[2]]
+        sizes = list(dict.fromkeys(sizes))
+        parts = [
+            0.5**place * ((F.adaptive_avg_pool2d(mapped, z) - F.adaptive_avg_pool2d(theirs, z)) ** 2).mean()
+            for place, z in enumerate(sizes)
+        ]
+        total = total + sum(parts) / sum(0.5**place for place in range(len(sizes)))
+    return total
+
+
+def sem_ckd(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    def embedded(net: nn.Sequential, stage: Tensor) -> Tensor:
+        flat = stage.flatten(1)
+        alike = flat @ flat[:4].T
+        x = alike / alike.norm(dim=1, keepdim=True)
+        x = (x @ net[0].weight.double().T + net[0].bias.double()).relu()
+        x = x @ net[2].weight.double().T + net[2].bias.double()
+        return x / x.norm(dim=1, keepdim=True)
+
+    queries = [embedded(net, stage) for net, stage in zip(loss.queries, s.stages, strict=True)]
+    keys = [embedded(net, stage) for net, stage in zip(loss.keys, t.stages, strict=True)]
+    found = []
+    for b in range(B):
+        for i in range(2):
+            shares = softmax(torch.stack([queries[i][b] @ key[b] for key in keys]))
+            for j in range(2):
+                adapter = loss.adapters[i][j]
+                theirs = F.adaptive_avg_pool2d(t.stages[j], s.stages[i].shape[2:])
+                mapped = F.conv2d(s.stages[i], adapter.weight.double(), adapter.bias.double())
+                found.append(shares[j] * ((mapped[b] - theirs[b]) ** 2).mean())
+    return torch.stack(found).sum() / (2 * B)
+
+
+def cat_kd(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    seen = []
+    for side, head in ((s, STUDENT.classifier), (t, TEACHER.classifier)):
+        maps = torch.einsum("kc,bchw->bkhw", head.weight.detach(), side.stages[-1])
+        flat = F.adaptive_avg_pool2d(maps, 2).flatten(2)
+        seen.append(flat / flat.norm(dim=2, keepdim=True))
+    return ((seen[0] - seen[1]) ** 2).mean()
+
+
+CASES: list[tuple[str, dict[str, object], Written]] = [
+    ("dist", {"between": 1.5, "within": 0.5, "temperature": 2.0}, dist),
+    ("nkd", {"temperature": 2.0}, nkd),
+    ("wsld", {}, wsld),
+    ("ttm", {}, ttm),
+    ("kd", {"temperature": 2.0, "standardise": True}, standard),
+    ("dkd", {"standardise": True}, standard_dkd),
+    ("mlld", {"temperatures": (2.0, 5.0)}, mlld),
+    ("alpha_divergence", {"clip": 1e6}, alpha_divergence),
+    ("pkt", {}, pkt),
+    ("contrastive", {"temperature": 0.5}, contrastive),
+    ("crd", {"temperature": 0.5, "width": 7, "memory": 9}, crd),
+    ("correlation", {"width": 7}, correlation),
+    ("srrl", {}, srrl),
+    ("vid", {}, vid),
+    ("nst", {}, nst),
+    ("factor", {}, factor),
+    ("review", {}, review),
+    ("sem_ckd", {"anchors": 4, "width": 3}, sem_ckd),
+    ("cat_kd", {}, cat_kd),
+]
+
+
+WEIGHTED = [(*case, weighted) for case in CASES for weighted in (False, True)]
+WEIGHTED = [case for case in WEIGHTED if not (case[3] and "stages" in LOSSES.get(case[0]).needs)]  # maps: no padding
+
+
+@pytest.mark.parametrize(("name", "options", "written", "weighted"), WEIGHTED)
+def test_a_loss_and_its_gradient_are_the_papers(
+    name: str, options: dict[str, object], written: Written, weighted: bool
+) -> None:
+    torch.manual_seed(1)
+    loss = LOSSES.build(name, STUDENT, TEACHER, **options)
+    if name == "crd":
+        loss.before = loss.memory.clone()
+    s, t = outputs(STUDENT, 1), outputs(TEACHER, 2)
+    if name == "alpha_divergence":
+        value = loss(Outputs(s.logits / 4), Outputs(t.logits / 4), rows(s.logits, weighted))
+    else:
+        value = loss(s, t, rows(s.logits, weighted))
+    t = t.detach()
+    expected = written(loss, s, t, WEIGHTS if weighted else torch.ones(B, dtype=torch.float64))
+    assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    ours, theirs = (torch.autograd.grad(each, read(s), allow_unused=True) for each in (value, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()) + 1e-12)
+
+
+def rows(logits: Tensor, weighted: bool) -> Rows:
+    return Rows(logits, LABELS, WEIGHTS if weighted else None)
+
+
+def read(given: Outputs) -> list[Tensor]:
+    return [given.logits, *given.stages, given.embedding]
+
+
+def test_alpha_divergence_is_clipped_and_takes_the_larger_of_two() -> None:
+    """A row where the student finds likely what its teacher does not, and one the other way round."""
+    ours = torch.tensor([[4.0, 0.0, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    theirs = torch.tensor([[0.0, 4.0, 0.0], [0.0, 1.0, 0.0]])
+    shapes = OutputShapes(3)
+    given = Rows(ours, torch.zeros(2).long())
+    q, p = ours.detach().double().softmax(1), theirs.double().softmax(1)
+    ratio = p / q
+    low = (q * ((1 / ratio).clamp(max=5.0) - 1) / 2).sum(1)
+    high = (p * ratio.log()).sum(1)
+    value = LOSSES.build("alpha_divergence", shapes, shapes)(Outputs(ours), Outputs(theirs), given)
+    assert float(value.detach()) == pytest.approx(float(torch.maximum(low, high).mean()), rel=1e-5)
+    slope = torch.where((low > high)[:, None], -(1 / ratio).clamp(max=5.0) + 0.5, ratio)
+    expected = torch.autograd.grad(-(q * slope * ours.double().log_softmax(1)).sum(1).mean(), ours)[0]
+    torch.testing.assert_close(torch.autograd.grad(value, ours)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_crd_remembers_batches_in_training_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    loss = LOSSES.build("crd", STUDENT, TEACHER, memory=10, width=4)
+    before = loss.memory.clone()
+    s, t = outputs(STUDENT, 1), outputs(TEACHER, 2)
+    loss.eval()(s, t, rows(s.logits, False))
+    assert torch.equal(loss.memory, before)
+    loss.train()(s, t, rows(s.logits, False))
+    assert torch.equal(loss.memory[:, :4], before[:, 6:])
+    new = F.normalize(loss.heads[1](t.embedding.float()), dim=1)
+    torch.testing.assert_close(loss.memory[1, 4:], new.detach())
+    mean = loss.means.clone()
+    loss(s, outputs(TEACHER, 5), rows(s.logits, False))
+    assert torch.equal(loss.means, mean)  # that of the first batch
+    assert {"memory", "means"} <= set(loss.state_dict())  # a training that goes on has them
+
+
+def test_a_matrix_of_all_tokens_is_refused() -> None:
+    with pytest.raises(ConfigError, match="mlld: the agreement of 50,257 outputs"):
+        LOSSES.build("mlld", OutputShapes(50257), OutputShapes(50257))
+
+
+def test_the_classifier_is_known_only_where_the_logits_are_what_it_says() -> None:
+    class Network(nn.Module):
+        def __init__(self, scale: float):
+            super().__init__()
+            self.features, self.classifier, self.scale = nn.Flatten(), nn.Linear(12, 3), scale
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * self.classifier(self.features(x))
+
+    example = example_inputs(image_classification((3, 2, 2), 3), torch.device("cpu"))
+    plain, scaled = (output_shapes(Network(scale), (), "classifier", *example) for scale in (1.0, 2.0))
+    assert isinstance(plain.classifier, nn.Linear)
+    assert scaled.classifier is None
+    assert scaled.embedding == 12
