@@ -93,6 +93,6 @@ def _at_levels(ours: Tensor, theirs: Tensor) -> Tensor:
             continue
         weight /= 2
         size = (level, min(level, width))
-        pooled = (F.adaptive_avg_pool2d(each, size) for each in (ours, theirs))
-        total, weights = total + weight * F.mse_loss(*pooled), weights + weight
+        error = F.mse_loss(F.adaptive_avg_pool2d(ours, size), F.adaptive_avg_pool2d(theirs, size))
+        total, weights = total + weight * error, weights + weight
     return total / weights

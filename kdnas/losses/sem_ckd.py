@@ -47,8 +47,7 @@ class SemanticCalibration(DistillationLoss):
         self.queries = nn.ModuleList(_embedding(anchors, width) for _ in student.stages)
         self.keys = nn.ModuleList(_embedding(anchors, width) for _ in teacher.stages)
         self.adapters = nn.ModuleList(
-            nn.ModuleList(nn.Conv2d(channels(ours), channels(theirs), 1) for theirs in teacher.stages)
-            for ours in student.stages
+            nn.Conv2d(channels(ours), channels(theirs), 1) for ours in student.stages for theirs in teacher.stages
         )
 
     @in_float32
@@ -74,7 +73,7 @@ class SemanticCalibration(DistillationLoss):
     def _apart(self, student: Outputs, teacher: Outputs, s: int, t: int) -> Tensor:
         """Return the mean squared error [B] of a pair of stages."""
         ours, theirs = maps(student, teacher, s, t)
-        return squared(self.adapters[s][t](ours) - theirs).flatten(1).mean(dim=1)
+        return squared(self.adapters[s * len(self.keys) + t](ours) - theirs).flatten(1).mean(dim=1)
 
 
 def _embedding(before: int, width: int) -> nn.Sequential:

@@ -281,7 +281,7 @@ def sem_ckd(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor
         for i in range(2):
             shares = softmax(torch.stack([queries[i][b] @ key[b] for key in keys]))
             for j in range(2):
-                adapter = loss.adapters[i][j]
+                adapter = loss.adapters[2 * i + j]
                 theirs = F.adaptive_avg_pool2d(t.stages[j], s.stages[i].shape[2:])
                 mapped = F.conv2d(s.stages[i], adapter.weight.double(), adapter.bias.double())
                 found.append(shares[j] * ((mapped[b] - theirs[b]) ** 2).mean())
