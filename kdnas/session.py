@@ -54,7 +54,7 @@ def search_study(
         )
         if queue:
             enqueue(opened, read_students(queue, opened.config, opened.space, opened.evaluator.arch), observe)
-        observe(Ready(opened.run, bool(opened.run.trials), opened.workers))
+        observe(Ready(opened.run, bool(opened.run.trials), opened.crew))
         search = Search(opened, observe)
         try:
             run = search.run()

@@ -398,7 +398,8 @@ def ready_lines(event: Ready) -> list[str]:
     if run.supernet is not None:
         lines.append(supernet_in_words(run.supernet))
     lines += filter(None, [updates(run)])
-    crew = "1 worker" if event.workers == 1 else f"{event.workers} workers"
+    room = "as many workers as there is room for"
+    crew = room if event.workers is None else counted(event.workers, "worker")
     lines.append(f"{budget} on {crew}, device {run.lock.device}")
     return lines
 

@@ -56,6 +56,7 @@ _EXTRAS = {
     "onnxruntime": ("onnx", "the check of an ONNX export"),
     "openvino": ("openvino", "export to OpenVINO"),
     "optuna_dashboard": ("dashboard", "optuna-dashboard on a study.db"),
+    "ray": ("ray", "executor: ray"),
     "psycopg": ("postgres", "trials in a PostgreSQL database"),
 }
 

@@ -28,7 +28,8 @@ class Ready:
 
     run: RunRecord
     resumed: bool
-    workers: int
+    workers: int | None
+    """None: as many as the executor finds room for."""
 
 
 @dataclass(frozen=True)

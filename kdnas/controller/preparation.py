@@ -16,6 +16,7 @@ from kdnas.core.objective import breaches
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
 from kdnas.errors import RunFolderError
+from kdnas.executors import EXECUTORS
 from kdnas.machine import usable_cores
 from kdnas.record.database import database_of
 from kdnas.record.lock import (
@@ -68,6 +69,13 @@ class Opened:
     def workers(self) -> int:
         """Workers that will run: as configured, else one a device, or as many as the cores have threads for."""
         return self.config.executor.workers or default_workers(self.device, self.config.training)
+
+    @property
+    def crew(self) -> int | None:
+        """`workers`; None where the study states none and its executor finds out itself how many there is room for."""
+        options = EXECUTORS.options(self.config.executor.type).model_fields
+        counts = "workers" in options and options["workers"].default is None
+        return self.config.executor.workers if counts else self.workers
 
     @property
     def threads(self) -> int:

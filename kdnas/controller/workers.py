@@ -28,7 +28,7 @@ def start_executor(opened: Opened, observe: Observer) -> Executor[Job, Result]:
     """Return the study's executor with its workers starting; `observe` is told where to watch them."""
     section = opened.config.executor
     offered = {
-        "workers": opened.workers,
+        "workers": opened.crew,
         "threads": opened.threads,
         "time_limit_s": opened.config.budget.trial_time_limit_s,
         "devices": torch.cuda.device_count() if opened.device.type == "cuda" else 0,

@@ -95,5 +95,6 @@ EXECUTORS: Registry[type[Executor[Any, Any]]] = Registry("executor", __name__, E
 """Members: Executor classes, `(make_evaluate, *, workers, time_limit_s, ...)`.
 
 The run sets `workers`, `threads` (of each worker), `time_limit_s` and `devices` (CUDA devices, 0 on a CPU), as far as
-the member has them; a study sets the other options, and may set `threads`.
+the member has them; a study sets the other options, and may set `threads`. A member whose `workers` is None unless
+stated finds out itself how many it has room for.
 """

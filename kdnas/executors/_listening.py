@@ -56,6 +56,16 @@ class ListeningExecutor(Executor[T, R], Generic[T, R, W]):
         self._notes: list[str] = []
         self._progress: dict[str, float] = {}
 
+    @property
+    def opening(self) -> bool:
+        """Whether a worker is not ready yet: it starts, or opens its data."""
+        return any(not worker.ready for worker in self._crew())
+
+    @property
+    def has_news(self) -> bool:
+        """Whether passing lines or progress wait to be taken."""
+        return bool(self._notes or self._progress)
+
     @abstractmethod
     def _crew(self) -> Sequence[W]:
         """Return the workers that there are."""

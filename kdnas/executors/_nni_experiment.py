@@ -9,61 +9,25 @@ other program finds its way to it. It lives in a session of its own, which ends 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from kdnas.errors import ConfigError, Problem, RunError
 
-_PREFIX = "kdnas-nni-"
 _START_S = 120.0
 """A cold start takes 3 s on a quiet machine."""
 _REQUEST_S = 30.0
-_LONGEST_PLACE = 70
-"""Characters of the temporary folder's path, so that a socket in it has a path of at most 107 (the system's limit)."""
-
-
-class Scratch:
-    """A private temporary folder that is removed with its controller; those of dead controllers are cleared first."""
-
-    def __init__(self) -> None:
-        place = tempfile.gettempdir()
-        place = place if len(place) <= _LONGEST_PLACE else "/tmp"
-        for folder in Path(place).glob(f"{_PREFIX}*"):
-            with contextlib.suppress(OSError):  # of another user, or gone meanwhile
-                _lock(folder).close()
-                shutil.rmtree(folder, ignore_errors=True)
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))  # mode 0700
-        self._held = _lock(self.path)
-
-    def remove(self) -> None:
-        """Remove the folder and all in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        self._held.close()
-
-
-def _lock(folder: Path) -> IO[str]:
-    """Return the lock of `folder`, held until it is closed. Raises OSError when a living controller holds it."""
-    guard = (folder / "controller").open("a")
-    try:
-        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        guard.close()
-        raise
-    return guard
 
 
 @dataclass(frozen=True)

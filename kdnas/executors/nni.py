@@ -22,10 +22,13 @@ from pydantic import Field
 from kdnas.errors import RunError
 from kdnas.executors import EXECUTORS, Evaluate, Finished, R, T
 from kdnas.executors._listening import ListeningExecutor, Worker
-from kdnas.executors._nni_experiment import Ended, Experiment, Scratch
+from kdnas.executors._nni_experiment import Ended, Experiment
+from kdnas.executors._scratch import Scratch
 
 _EXPLANATION_S = 5.0
 """How long after a process has died NNI may take to say of what."""
+_LONGEST_PLACE = 70
+"""Characters of the temporary folder's path, so that a socket in it has a path of at most 107 (the system's limit)."""
 
 
 @dataclass(kw_only=True)
@@ -76,7 +79,7 @@ class Nni(ListeningExecutor[T, R, _Trial[T]]):
         self._server = socket.socket(socket.AF_UNIX)
         with contextlib.ExitStack() as undo:
             undo.callback(self._server.close)
-            self._scratch = Scratch()
+            self._scratch = Scratch("kdnas-nni-", _LONGEST_PLACE)
             undo.callback(self._scratch.remove)
             address = self._scratch.path / "socket"
             files = Path(folder).expanduser().resolve() if folder is not None else self._scratch.path

@@ -243,3 +243,9 @@ def rendered(bar):
     out = Console(file=io.StringIO(), width=80)
     out.print(bar.screen())
     return out.file.getvalue()
+
+
+def test_workers_that_the_executor_counts_are_as_many_as_there_is_room_for():
+    run = run_of([complete(0, 0.9, 50)])
+    assert " on as many workers as there is room for, device" in ready_lines(Ready(run, False, None))[-1]
+    assert " on 1 worker, device" in ready_lines(Ready(run, False, 1))[-1]

@@ -39,7 +39,7 @@ def make_talker() -> Talker:
     return talker
 
 
-globals().update(suites(ExecutorConformance, "nni"))  # whose trials are processes of an experiment: test_nni
+globals().update(suites(ExecutorConformance, "nni", "ray"))  # which start more than processes: test_nni, test_ray
 
 
 @pytest.fixture

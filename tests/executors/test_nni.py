@@ -22,7 +22,7 @@ import pytest
 
 from kdnas.errors import ConfigError, DataError, RunError, RunFolderError
 from kdnas.executors import EXECUTORS, Executor
-from kdnas.executors._nni_experiment import Scratch
+from kdnas.executors._scratch import Scratch
 from kdnas.executors.nni import _shown
 from kdnas.testing._jobs import Task, collect, die_at_start, die_at_the_first_start, make_evaluate, refuse_input
 
@@ -332,15 +332,15 @@ def test_a_trial_ends_with_its_controller_even_where_the_manager_was_killed_firs
     trial = Path("/proc", (tmp_path / "pid").read_text())
     until(lambda: not trial.exists(), 10)
     assert len(list(scratch.iterdir())) == 1  # nobody was left to remove it
-    Scratch().remove()
+    Scratch("kdnas-nni-", 70).remove()
     assert list(scratch.iterdir()) == []
 
 
 def test_what_a_dead_controller_left_is_cleared_and_what_a_living_one_has_is_not(scratch):
-    alive = Scratch()
+    alive = Scratch("kdnas-nni-", 70)
     stale = Path(tempfile.mkdtemp(prefix="kdnas-nni-"))
     (stale / "environments").mkdir()
-    another = Scratch()
+    another = Scratch("kdnas-nni-", 70)
     assert not stale.exists()
     assert alive.path.exists()
     assert alive.path.stat().st_mode & 0o077 == 0
@@ -368,7 +368,7 @@ def test_a_long_temporary_folder_is_no_place_for_a_socket(monkeypatch, tmp_path)
     long = tmp_path / ("long" * 20)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    made = Scratch()
+    made = Scratch("kdnas-nni-", 70)
     assert len(str(made.path / "socket")) < 108
     made.remove()
 

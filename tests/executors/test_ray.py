@@ -1,0 +1,240 @@
+"""The Ray executor against a real cluster on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from kdnas.errors import ConfigError, RunError
+from kdnas.executors import EXECUTORS
+from kdnas.executors._ray_cluster import Cluster, Needs
+from kdnas.executors._ray_slot import Slot, Surroundings
+from kdnas.testing import ExecutorConformance
+from kdnas.testing._jobs import Seen, Task, collect, die_at_start, make_evaluate
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'kdnas[ray]'")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """One cluster for all tests that leave it as it was: starting it takes 5 to 10 s."""
+    cluster = Cluster("local", workers=3, needs=Needs(1.0, 0.0, {}))
+    yield cluster
+    head = cluster._head.pid
+    cluster.close()
+    assert _session(head) == []
+
+
+@pytest.fixture
+def build(cluster):
+    """Executors of a test's own on the cluster, closed at its end."""
+    made = []
+
+    def start(evaluate=make_evaluate, **options):
+        made.append(EXECUTORS.build("ray", evaluate, address=cluster.address, **options))
+        return made[-1]
+
+    yield start
+    for executor in made:
+        executor.close()
+
+
+def _session(session: int) -> list[int]:
+    """Every living process of the session."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            state, *rest = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(rest[2]) == session and state != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if answer := true():
+            return answer
+        time.sleep(0.1)
+    raise AssertionError("it never came true")
+
+
+def _listening(pids: list[int]) -> set[str]:
+    """The local addresses, in the kernel's hexadecimal, of every TCP socket that one of `pids` listens on."""
+    inodes = set()
+    for pid in pids:
+        for entry in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                inodes.add(str(entry.readlink()).removeprefix("socket:[").removesuffix("]"))
+    lines = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    return {line[1].partition(":")[0] for line in lines if line[3] == "0A" and line[9] in inodes}
+
+
+@needs_ray
+class TestRay(ExecutorConformance):
+    member = "ray"
+
+    @pytest.fixture(autouse=True)
+    def _on_the_cluster(self, cluster, monkeypatch):
+        monkeypatch.setattr(type(self), "options", {"address": cluster.address})
+
+
+@needs_ray
+def test_a_lost_actor_costs_its_job_a_second_run_and_no_failure(build, tmp_path):
+    executor = build(workers=1, time_limit_s=60)
+    executor.submit("a", Task("square", x=1))
+    (first,) = collect(executor, 1)
+    executor.submit("b", Task("sleep", seconds=1.5))
+    executor.wait(0.5)
+    os.kill(_parent(first.result.seen["pid"]), signal.SIGKILL)
+    (second,) = collect(executor, 1)
+    assert (second.key, second.failure) == ("b", None)
+    assert second.result.seen["pid"] != first.result.seen["pid"]
+    assert "was lost" in executor.take_notes()[0]
+    assert executor.running == 0
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_job_with_which_workers_are_lost_again_and_again_is_given_up(build):
+    executor = build(lose_the_actor, workers=1)
+    executor.submit("a", Task("square", x=1))
+    (finished,) = collect(executor, 1)
+    assert "3 workers were lost while they worked on it" in finished.failure
+
+
+def lose_the_actor():
+    def answer(job: Task) -> Seen:
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+        raise AssertionError
+
+    return answer
+
+
+@needs_ray
+@pytest.mark.slow
+def test_workers_that_find_no_node_wait_for_one_and_the_others_work(build):
+    executor = build(workers=2, cpus=2.0)
+    assert "1 worker on 1 machine, 1 waiting for one" in executor.notice
+    assert (executor.free, executor.running) == (1, 0)
+    executor.submit("a", Task("square", x=2))
+    assert collect(executor, 1)[0].result.seen["value"] == 4
+
+
+@needs_ray
+def test_as_many_workers_as_the_cluster_has_room_for(build):
+    assert build(cpus=1.5).free == 2
+
+
+@needs_ray
+@pytest.mark.slow
+def test_workers_that_never_start_end_the_run(build):
+    executor = build(die_at_start, workers=1)
+    with pytest.raises(RunError, match=r"could not start; the last: .*exit code 7"):
+        collect(executor, 1)
+
+
+@needs_ray
+def test_nothing_listens_beyond_the_loopback_address(cluster, build):
+    build(workers=1)
+    everyone = _session(cluster._head.pid)
+    assert len(everyone) >= 4
+    # 127.0.0.1 and the same as IPv6 writes it, least significant byte first.
+    assert _listening([*everyone, os.getpid()]) <= {"0100007F", "0000000000000000FFFF00000100007F"}
+
+
+@needs_ray
+def test_the_controllers_answer_to_sigterm_stays(cluster):
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+_CONTROLLER = """
+import sys
+from kdnas.executors import EXECUTORS
+from kdnas.testing._jobs import Task, make_evaluate
+executor = EXECUTORS.build("ray", make_evaluate, workers=1, address="local")
+executor.submit("a", Task("start a process", file={file!r}))
+print(executor._cluster._head.pid, flush=True)
+while True:
+    executor.wait(0.2)
+"""
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_nothing_outlives_a_controller(tmp_path, number):
+    code = _CONTROLLER.format(file=str(tmp_path / "pid"))
+    controller = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    head = int(controller.stdout.readline())
+    scratch = Path(next(line for line in _scratches(head)))
+    _until((tmp_path / "pid").exists)
+    worker = Path("/proc", _until((tmp_path / "pid").read_text))
+    controller.send_signal(number)
+    controller.wait()
+    _until(lambda: not _session(head) and not worker.exists() and not scratch.exists(), 15)
+
+
+def _scratches(head: int) -> list[str]:
+    """Return the folder that the cluster's process has."""
+    links = [str(entry.readlink()) for entry in Path(f"/proc/{head}/fd").iterdir() if entry.exists()]
+    return [str(Path(link).parent) for link in links if "kdnas-ray-" in link and link.endswith("controller")]
+
+
+@needs_ray
+@pytest.mark.slow
+def test_no_such_cluster_is_told():
+    code = "from kdnas.executors._ray_cluster import *; Cluster('auto', workers=1, needs=Needs(1.0, 0.0, {}))"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "ConfigError: executor.address: auto: " in done.stderr.splitlines()[-1]
+
+
+def test_without_ray_it_is_told_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"executor.type: .*pip install 'kdnas\[ray\]'"):
+        EXECUTORS.build("ray", make_evaluate)
+
+
+def test_a_worker_must_take_something():
+    with pytest.raises(ConfigError, match=r"executor.cpus"):
+        EXECUTORS.build("ray", make_evaluate, cpus=0)
+
+
+def test_how_many_workers_a_cluster_holds():
+    needs = Needs(2.0, 0.25, {"big": 1.0})
+    assert needs.fits({"CPU": 64.0, "GPU": 1.0, "big": 8.0}) == 4
+    assert needs.fits({"CPU": 7.0, "GPU": 1.0, "big": 8.0}) == 3
+    assert needs.fits({"CPU": 7.0, "GPU": 1.0}) == 0
+    assert Needs(0.1, 0.0, {}).fits({"CPU": 0.3}) == 3
+
+
+def test_a_slot_tells_what_it_hears_and_leaves_at_once():
+    slot = Slot(pickle.dumps(make_evaluate), Surroundings(str(Path.cwd()), ("/no/such/folder",)), 1, 60.0)
+    assert "/no/such/folder" not in sys.path
+    assert slot.hear().opening is False
+    heard = slot.work("a", Task("square", x=3), None)
+    assert heard.finished[0].result.seen["value"] == 9
+    called = threading.Timer(0.5, slot.leave)
+    called.start()
+    assert slot.work("b", Task("sleep", seconds=60), None).finished == ()
+    called.join()
