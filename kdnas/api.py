@@ -88,7 +88,7 @@ class Run:
 
     @cached_property
     def front(self) -> pd.DataFrame:
-        """The Pareto front, one student a row, as in front.csv; an accuracy is a fraction."""
+        """The Pareto front, one student a row, as in front.csv; a score such as accuracy is a fraction."""
         from kdnas.report.tables import front_table
 
         return front_table(self.record)
@@ -112,9 +112,9 @@ class Run:
     def student(self, pick: str = DEFAULT_PICK) -> nn.Module:
         """Return a retrained student as a module in eval mode, on the CPU.
 
-        It takes raw images [B, C, H, W] as floats in 0..255, its normalisation inside, and returns logits [B, K]; class
-        k is `record.class_names[k]`. Raises ConfigError where the student was not retrained, RunFolderError where its
-        weights are not there any more.
+        It takes plain samples, such as images [B, C, H, W] as floats in 0..255, its normalisation inside, and returns
+        logits [B, K], or [B, T, V]; class k is `record.class_names[k]`. Raises ConfigError where the student was not
+        retrained, RunFolderError where its weights are not there any more.
         """
         from kdnas.plan.exporting import load_student
 

@@ -40,6 +40,7 @@ PLACES = {
     "samplers": ("sampler",),
     "executors": ("executor",),
     "exporters": ("export.formats.*",),
+    "trackers": ("trackers.*",),
 }
 _ROOT = "/./"
 """Stands in a whole path between the folder that user modules are imported from and the rest, as rsync has it."""

@@ -22,6 +22,7 @@ from kdnas.record.storage import run_held
 from kdnas.report.page import write_report
 from kdnas.study.config import StudyConfig
 from kdnas.study.loading import LoadedStudy
+from kdnas.trackers import tracked
 from kdnas.workshop.opening import cache_dir, resolve_device
 
 
@@ -43,7 +44,7 @@ def search_study(
     if study.space.choices:  # those that are read off a teacher are known once that is open
         read_students(queue, study.config, study.space)  # what is wrong with a file is told before anything is opened
     study = dataclasses.replace(study, config=_where_it_is_kept(study.config, folder))
-    with run_held(folder, study.config):
+    with run_held(folder, study.config), tracked(study.config.trackers, observe) as observe:
         opened = prepare_study(
             study,
             folder,

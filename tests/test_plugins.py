@@ -31,6 +31,7 @@ from kdnas.core.measurement import Calibration
 from kdnas.costs import CheapCost, MeasuredCost
 from kdnas.executors.local import Local
 from kdnas.record.lock import DataDescription, Findings
+from kdnas.trackers import Tracker
 from kdnas.workshop.evaluators import Evaluator
 from kdnas.record.records import Result
 from parts.helpers import HALF
@@ -93,6 +94,14 @@ def draws(context, *, shift: int = 0):
 
 class Mine(Local):
     '''Local, of my own.'''
+
+
+class Follows(Tracker):
+    '''The kinds of events, in a file of the run.'''
+
+    def take(self, event):
+        with (self.run.folder / "followed").open("a") as lines:
+            print(type(event).__name__, file=lines)
 """
 
 STUDY = {
@@ -103,6 +112,7 @@ STUDY = {
     "costs": {"joules": {"type": "parts.runs:Joules", "each": 2.0}, "heat": {"type": "parts/runs.py:Heat"}},
     "sampler": {"type": "parts/runs.py:draws", "shift": 1},
     "executor": {"type": "parts/runs.py:Mine", "workers": 1},
+    "trackers": ["parts/runs.py:Follows"],
     "budget": {"trials": 3},
     "final": {"seeds": 1, "max_students": 2},
     "export": {"formats": []},
@@ -309,9 +319,10 @@ def test_every_place_that_names_a_member_is_known(tmp_path: Path) -> None:
         "executor": {"type": "f.py:i"},
         "export": {"formats": ["safetensors", "f.py:j"]},
         "family": "f.py:k",
+        "trackers": ["jsonl", {"type": "f.py:l"}],
     }
     found = plugins_named(resolved(settings, tmp_path))
-    assert sorted(short_name(plugin.spec) for plugin in found) == [f"f.py:{letter}" for letter in "abcdghijk"]
+    assert sorted(short_name(plugin.spec) for plugin in found) == [f"f.py:{letter}" for letter in "abcdghijkl"]
     options = {plugin.where: plugin.options for plugin in found}
     assert options["data.type"] == {"size": 3}
     assert options["distillation.losses.1.type"] == {"weight": 2}

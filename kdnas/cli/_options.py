@@ -39,7 +39,7 @@ Threads = Annotated[
         max=1024,
         metavar="N",
         help="CPU threads of a training. Default: those of the run, 1 unless it states more: more may pay for large "
-        "images on a quiet machine, and cost much on a busy one.",
+        "samples on a quiet machine, and cost much on a busy one.",
         show_default=False,
     ),
 ]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
-import math
 import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +32,8 @@ from kdnas.controller.events import (
     StudyEnded,
     TrialEnded,
     TrialStarted,
+    finite,
+    plain_event,
 )
 from kdnas.controller.stopping import budget_in_words
 from kdnas.core.objective import ACCURACY, Quantity, breaches
@@ -484,13 +484,7 @@ class JsonView(View):
         """Print `event`; what is said many times while a training runs is left to screens."""
         if isinstance(event, Advanced):
             return
-        record: dict[str, Any] = {"event": type(event).__name__}
-        for field in dataclasses.fields(event):
-            value = getattr(event, field.name)
-            if field.name == "run":
-                continue
-            record[field.name] = _plain(value)
-        self._print(record)
+        self._print(plain_event(event))
 
     def close(self, run: RunRecord, written: Sequence[Path], skipped: Sequence[str] = ()) -> None:
         """Print the result."""
@@ -504,28 +498,5 @@ class JsonView(View):
         )
 
     def _print(self, record: dict[str, Any]) -> None:
-        self._lines.write(json.dumps(_finite(record), default=str, allow_nan=False) + "\n")
+        self._lines.write(json.dumps(finite(record), default=str, allow_nan=False) + "\n")
         self._lines.flush()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, TrialRecord):
-        return {
-            "number": value.number,
-            "arch_id": value.arch.arch_id,
-            "state": value.state,
-            "fidelity": value.fidelity.as_dict(),
-            "values": measured_values(value),
-            "reason": value.reason,
-            "train_seconds": value.train_seconds,
-        }
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-
-
-def _finite(value: Any) -> Any:
-    """Return `value` with null for each number that JSON cannot write."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

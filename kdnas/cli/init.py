@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdnas import atomic
 from kdnas.cli._members import Option, describe
+from kdnas.cli._options import DataRoot
+from kdnas.cli._study_template import CUT, IMAGES, OF_TEXTS, START, STATED, TEMPLATE
 from kdnas.core.arch import Scalar
 from kdnas.core.objective import ACCURACY
 from kdnas.core.space import Choice
 from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, InputError, Problem
+
+if TYPE_CHECKING:
+    from kdnas.cli._own_files import Chosen
 
 # What stands for the user's own where an option must be given. Other required options get a value of their type.
 _PLACEHOLDERS = {
@@ -32,41 +38,76 @@ _PLACEHOLDERS = {
     ("torchvision", "model"): "resnet18",
     ("torchvision", "weights"): "my_teacher.safetensors",
     ("huggingface", "model"): "my_teacher",
+    ("sequence_classifier", "model"): "my_teacher",
+    ("causal_lm", "model"): "my_teacher",
+    ("text_table", "train"): "my_texts.csv",
+    ("text_table", "test_fraction"): 0.2,
+    ("text_folder", "path"): "my_texts",
+    ("text_module", "function"): "my_data.py:load",
+    ("text_corpus", "train"): "my_texts/*.txt",
+    ("text_corpus", "test"): 0.1,
+    ("token_files", "train"): "my_tokens/train.bin",
+    ("token_files", "test"): "my_tokens/test.bin",
 }
 _SPACE_FILE = "space.yaml"
 _MADE_FOR = {8: "digits_resnet", 32: "cifar_resnet", 64: "photo64_resnet", 224: "photo224_resnet"}
 """By the side of images in pixels: the space of residual networks made for them."""
-_OF_TEXTS = {"text_classification": "texts_bert", "language_modelling": "texts_gpt"}
-"""By the kind of work: the space of transformers made for it."""
 _SIZES = {"digits": 8, "cifar_archive": 32}
 """The side of the images of data that has but one."""
+
+
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|PATH",
+        help="Where your samples are: a name of `kdnas list datasets`, or a file or folder under the data root. auto: "
+        "image_folder, or texts where the teacher reads them.",
+    ),
+]
+Teacher = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|FOLDER",
+        help="Where your teacher is from: a name of `kdnas list teachers`, or a Hugging Face folder under the data "
+        "root. auto: module for images, a Hugging Face model for texts.",
+    ),
+]
+Space = Annotated[
+    str,
+    typer.Option(help="The students to search: a name of `kdnas list spaces`; auto: one for texts, or for --size."),
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        min=4,
+        max=65536,
+        metavar="N",
+        help="Side in pixels that images are resized to, or tokens that a text has at most. Default: as the data has "
+        "them.",
+    ),
+]
+SampleCount = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        "--images",
+        min=1,
+        metavar="N",
+        help="Training samples, which epochs and batch size follow. Default: those of the data, if it is there.",
+    ),
+]
 
 
 def command(
     directory: Annotated[
         Path, typer.Argument(metavar="[DIR]", help="The folder of the study; made if needed.")
     ] = Path(),
-    data: Annotated[str, typer.Option(help="Where your images are: a name of `kdnas list datasets`.")] = "image_folder",
-    teacher: Annotated[
-        str, typer.Option(help="Where your teacher is from: a name of `kdnas list teachers`.")
-    ] = "module",
-    space: Annotated[
-        str, typer.Option(help="The students to search: a name of `kdnas list spaces`; auto: one for images of --size.")
-    ] = "auto",
-    size: Annotated[
-        int | None,
-        typer.Option(
-            min=4, max=4096, metavar="PIXELS", help="Side that images are resized to. Default: as the data has them."
-        ),
-    ] = None,
-    images: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Training images, which epochs and batch size follow. Default: those of the data, if it is there.",
-        ),
-    ] = None,
+    data: Data = "auto",
+    teacher: Teacher = "auto",
+    space: Space = "auto",
+    size: Size = None,
+    samples: SampleCount = None,
+    root_option: DataRoot = None,
     own_space: Annotated[
         bool, typer.Option("--own-space", help=f"Also write that space as {_SPACE_FILE}, to be changed.")
     ] = False,
@@ -85,20 +126,32 @@ def command(
       kdnas init my-study --data npz --teacher timm --own-space
       kdnas init my-photos --size 64
       kdnas init my-model --teacher huggingface --from-teacher
+      kdnas init my-reviews --data reviews.csv --teacher my_bert --from-teacher
+      kdnas init my-corpus --data text_corpus --size 128 --from-teacher
       kdnas init tryout --data digits --teacher student --space digits_resnet
     """
+    from kdnas.cli._own_files import choose
     from kdnas.study.loading import STUDY_FILE, load_study
+    from kdnas.workshop.opening import data_root
 
     if directory.suffix in (".yaml", ".yml") or directory.is_file():
         raise ConfigError(Problem(str(directory), "names a file, and a study is a folder", str(directory.parent)))
+    problems = _space_problems(space, own_space=own_space, from_teacher=from_teacher)
+    root = data_root(root_option)
+    try:
+        own_data, own_teacher = choose(data, teacher, root)
+    except ConfigError as error:
+        problems = [*error.problems, *problems]
+    if problems:
+        raise ConfigError(problems)
     files = study_files(
         directory,
-        data,
-        teacher,
+        own_data,
+        own_teacher,
         space,
         size=size,
         own_space=own_space,
-        images=images or _images_there(data),
+        samples=samples or _samples_there(own_data, own_teacher, root),
         from_teacher=from_teacher,
     )
     taken = [name for name in files if (directory / name).exists()]
@@ -113,78 +166,97 @@ def command(
     typer.echo(f"  {command_line('kdnas', 'search', directory)}")
 
 
+def _space_problems(space: str, *, own_space: bool, from_teacher: bool) -> list[Problem]:
+    from kdnas.study.spaces import space_names
+
+    problems = []
+    if space not in (names := [*space_names(), "auto"]):
+        problems.append(Problem("--space", f"there is no {space!r}", ", ".join(names)))
+    if from_teacher and (own_space or space != "auto"):
+        what = "students are cut out of the teacher: there is no other space"
+        problems.append(Problem("--from-teacher", what, "without --space and --own-space"))
+    return problems
+
+
 def study_files(
     directory: Path,
-    data: str,
-    teacher: str,
+    data: Chosen,
+    teacher: Chosen,
     space: str,
     *,
     size: int | None = None,
-    own_space: bool,
-    images: int | None = None,
+    own_space: bool = False,
+    samples: int | None = None,
     from_teacher: bool = False,
 ) -> dict[str, str]:
-    """Return the files of a new study by name, in the order they are written. Raises ConfigError on unknown names.
+    """Return the files of a new study by name, in the order they are written. Raises ConfigError on another --size.
 
     `space` auto is one made for texts, or images of `size` pixels, or of the size that the data is known to have. So
-    many training `images` decide epochs and batch size; None: not known, taken as 5,000.
+    many training `samples` decide epochs and batch size; None: not known, taken as 5,000.
     """
     from kdnas.datasets import kind_of
+    from kdnas.study.config import ExportConfig
     from kdnas.study.loading import STUDY_FILE
     from kdnas.study.members import registry_of
     from kdnas.study.spaces import load_space, space_names
 
-    problems = [
-        Problem(f"--{option}", f"there is no {name!r}", ", ".join(names))
-        for option, name, names in (
-            ("data", data, registry_of("datasets").names()),
-            ("teacher", teacher, registry_of("teachers").names()),
-            ("space", space, [*space_names(), "auto"]),
-        )
-        if name not in names
-    ]
-    if from_teacher and (own_space or space != "auto"):
-        what = "students are cut out of the teacher: there is no other space"
-        problems.append(Problem("--from-teacher", what, "without --space and --own-space"))
-    if problems:
-        raise ConfigError(problems)
+    work = OF_TEXTS.get(kind_of(data.type).poses, IMAGES)
     if space == "auto":
-        space = _OF_TEXTS.get(kind_of(data).poses) or space_for(size or _SIZES.get(data))
-    given = {} if size is None else {"size": size}
-    if given and "size" not in registry_of("datasets").options(data).model_fields:
-        raise ConfigError(Problem("--size", f"{data} gives its images in one size: resize them before", "no --size"))
+        space = work.space or space_for(size or _SIZES.get(data.type))
+    known = _data_options(data, teacher)
+    if size is not None:
+        if work.size_option not in registry_of("datasets").options(data.type).model_fields:
+            what = f"{data.type} gives its {work.samples} in one size: change it before"
+            raise ConfigError(Problem("--size", what, "no --size"))
+        known[work.size_option] = size
     searched = load_space(space, directory)
+    family = "derived" if from_teacher else searched.family
     largest = searched.active({choice.name: _most(choice) for choice in searched.choices})
-    images = images or _UNKNOWN_IMAGES
-    epochs, batch_size = proposed_training(images)
-    steps = _steps("derived" if from_teacher else searched.family)
+    count = samples or _UNKNOWN_SAMPLES
+    epochs, batch_size = proposed_training(count)
     recipe = {"epochs": max(30, epochs), "batch_size": batch_size, **_unusual(searched.family)}
     trained_here = {"family": searched.family, "choices": largest, "training": recipe}
-    score = kind_of(data).score or ACCURACY
-    files = {}
-    if own_space:
-        files[_SPACE_FILE] = _space_text(space)
-    files[STUDY_FILE] = _TEMPLATE.format(
+    score = kind_of(data.type).score or ACCURACY
+    where, others = _SPACE_FILE if own_space else space, ", ".join(space_names())
+    stated = STATED.format(space=where, spaces=others, shape=work.shape, samples=work.samples)
+    files = {_SPACE_FILE: _space_text(space)} if own_space else {}
+    files[STUDY_FILE] = TEMPLATE.format(
         name=_study_name(directory),
-        data=_section("datasets", data, given),
-        teacher=_section("teachers", teacher, trained_here if teacher == "student" else {}),
-        students=_CUT
-        if from_teacher
-        else _STATED.format(space=_SPACE_FILE if own_space else space, spaces=", ".join(space_names())),
+        data=_section("datasets", data.type, known),
+        teacher=_section("teachers", teacher.type, trained_here if teacher.type == "student" else teacher.options),
+        students=CUT.format(cut=work.cut) if from_teacher else stated,
         score=score.name,
         goal="accuracy>=0.9" if score.is_fraction else f"{score.name}<=20",
-        start="" if from_teacher else _START,
-        **steps,
-        views="" if kind_of(data).poses in _OF_TEXTS else _VIEWS,
+        start="" if from_teacher else START,
+        **_steps(family, fine_tuned=from_teacher and work is not IMAGES),
+        clip="" if work is not IMAGES else "# ",
+        views=work.views,
         losses=_losses(),
-        images=images,
+        formats=", ".join([*(["huggingface"] if from_teacher and work is not IMAGES else []), *ExportConfig().formats]),
+        latency=work.latency,
+        samples=work.samples,
+        size=work.size,
+        count=count,
         epochs=epochs,
         batch_size=batch_size,
-        updates=epochs * math.ceil(images / batch_size),
+        updates=epochs * math.ceil(count / batch_size),
         short=max(1, epochs // 3),
         nearly=epochs - 1,
     )
     return files
+
+
+def _data_options(data: Chosen, teacher: Chosen) -> dict[str, Any]:
+    """Return what is known of the data's options: of texts also the tokenizer, the one that the teacher reads with."""
+    from kdnas.study.members import registry_of
+
+    known = {option: value for (member, option), value in _PLACEHOLDERS.items() if member == data.type}
+    known |= data.options
+    options = registry_of("datasets").options(data.type).model_fields
+    if "tokenizer" in options:
+        trained_here = teacher.type == "student" and data.type != "token_files"
+        known["tokenizer"] = "bpe" if trained_here else teacher.options.get("model", "my_teacher")
+    return known
 
 
 def space_for(size: int | None) -> str:
@@ -194,16 +266,20 @@ def space_for(size: int | None) -> str:
 
 _UPDATES = 1_000
 """Of a proposed score: twice what says little (`kdnas.study.updates.FEW_UPDATES`)."""
-_UNKNOWN_IMAGES = 5_000
+_UNKNOWN_SAMPLES = 5_000
+_FINE_TUNING = 3e-4, 5e-5, 2e-3
+"""Learning rate, lowest, highest of students cut out of a transformer of texts, which a larger one makes forget."""
 
 
-def _steps(family: str) -> dict[str, Any]:
+def _steps(family: str, *, fine_tuned: bool) -> dict[str, Any]:
     """Return the template's optimizer and learning rates, of a family's own kind."""
     from kdnas.study.members import registry_of
 
     member = registry_of("students").get(family)
     rate = member.learning_rate
     low, high = (0.01, 0.3) if rate == 0.1 else (rate / 4, rate * 4)
+    if fine_tuned:
+        rate, low, high = _FINE_TUNING
     other = "sgd" if member.optimizer == "adamw" else "adamw"
     return {
         "optimizer": f"{member.optimizer}  # or {other}",
@@ -223,25 +299,34 @@ def _unusual(family: str) -> dict[str, Any]:
     return {name: getattr(member, name) for name in stated} if member.optimizer != "sgd" else {}
 
 
-def proposed_training(images: int) -> tuple[int, int]:
-    """Return (epochs, batch size) of a score on so many training images: small batches on few, `_UPDATES` at least."""
-    batch_size = 128 if images >= 20_000 else 64 if images >= _UNKNOWN_IMAGES else 32
-    return max(5, math.ceil(_UPDATES / math.ceil(images / batch_size))), batch_size
+def proposed_training(samples: int) -> tuple[int, int]:
+    """Return (epochs, batch size) of a score on so many training samples: small batches on few, `_UPDATES` at least."""
+    batch_size = 128 if samples >= 20_000 else 64 if samples >= _UNKNOWN_SAMPLES else 32
+    return max(5, math.ceil(_UPDATES / math.ceil(samples / batch_size))), batch_size
 
 
-def _images_there(data: str) -> int | None:
-    """Return how many training images the data has, None where it is not there yet or cannot be read."""
+def _samples_there(data: Chosen, teacher: Chosen, root: Path) -> int | None:
+    """Return how many training samples the data has, None where it is not there yet or cannot be read."""
     from kdnas.study.config import DataConfig
-    from kdnas.workshop.opening import cache_dir, data_root, load_data
+    from kdnas.workshop.opening import cache_dir, load_data
 
-    options = {option: value for (name, option), value in _PLACEHOLDERS.items() if name == data}
-    root = data_root(None)
-    if data == "module" or any(not (root / str(value)).exists() for value in options.values()):
+    options = _data_options(data, teacher)
+    named = [value for value in options.values() if isinstance(value, str) and value not in ("bpe", "bytes")]
+    if "function" in options or not all(_is_there(root, value) for value in named):
         return None
     with contextlib.suppress(InputError):
-        section = DataConfig.model_validate({"type": data, **options})
-        return round(len(load_data(section, root, cache_dir()).train) * (1 - section.validation_fraction))
+        section = DataConfig.model_validate({"type": data.type, **options})
+        loaded = load_data(section, root, cache_dir())
+        scored = loaded.stated_validation or section.validation_fraction * len(loaded.train)
+        return round(len(loaded.train) - scored)
     return None
+
+
+def _is_there(root: Path, name: str) -> bool:
+    """Whether the file, folder or glob `name` is under `root`, or the archive that it is a member of."""
+    if "*" in name:
+        return any(root.glob(name))
+    return (root / name).exists() or any((root / part).is_file() for part in Path(name).parents)
 
 
 def _most(choice: Choice) -> Scalar:
@@ -267,7 +352,7 @@ def _space_text(space: str) -> str:
     )
 
 
-def _section(family: str, name: str, known: dict[str, Any]) -> str:
+def _section(family: str, name: str, known: Mapping[str, Any]) -> str:
     """Return the YAML of one member: what must be given to be filled in, the rest as comments with its default."""
     from kdnas.study.members import registry_of
 
@@ -313,156 +398,3 @@ def _write(path: Path, text: str) -> None:
         atomic.write_text(path, text)
     except OSError as error:
         raise ConfigError(Problem(str(path), f"cannot be written: {error.strerror or error}")) from error
-
-
-_STATED = """\
-# --- Students: {spaces}, or a .yaml file of your own. `kdnas spaces show NAME --input 3x64x64` tells
-# what its students cost on images of that size, and how stem and stages stride.
-space: {space}
-"""
-_CUT = """\
-# --- Students: cut out of the teacher, beginning with its weights. `kdnas spaces show .` opens it and tells what of it
-# can be cut, what cannot and why, and the choices that follow; `kdnas spaces count .` counts them.
-# Each is a list of shares of the teacher's ([0.5, 1]), of sizes ([96, 128]), or a range of either (0.25..1).
-space:
-  derive: teacher
-  # granularity: stage  # or network, or block: what one choice rules; network for transformers unless stated
-  depth: 0.25..1  # blocks that stay
-  width: [0.5, 0.75, 1]  # of what flows from block to block
-  inner: [0.25, 0.5, 0.75, 1]  # inside blocks: bottlenecks, expansions, MLPs
-  # heads: [0.5, 1]  # of attention, with all queries that share keys and values
-  # round_to: 8
-  # freeze: []  # modules, choices or parts that stay whole, by name; * stands for anything
-  # importance: activation  # what ranks units; or taylor, l1
-  # block_importance: influence  # what ranks blocks; or even
-  # reconstruct: true  # what stays of a layer makes up for what is gone, before any training
-start: inherited  # or random
-"""
-_START = """\
-# start: inherited  # begin from weights of a teacher of the students' family; random unless stated
-"""
-_VIEWS = """\
-  augmentation:
-    flip: true  # not where left and right matter, as in digits
-    crop_padding: 4  # pixels; 0 for none
-    cutout: 0  # side of a square, in pixels
-    mixup: 0.0
-    # random_resized_crop: {scale: [0.5, 1.0]}  # share of the image's area; {} is 0.08 to 1
-    # color_jitter: {brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1}
-    # rand_augment: {ops: 2, magnitude: 9}
-    # random_erasing: {probability: 0.25}
-"""
-_TEMPLATE = """\
-# A kdnas study. Fill in the lines marked YOURS; everything else has a sensible default.
-#   kdnas validate .          every problem at once, with its line
-#   kdnas validate . --open   opens data and teacher too, and checks and measures them as the search does
-#   kdnas search .            the search; run it again to resume
-name: {name}
-seed: 0  # the same seed on one worker gives the same trials
-device: auto  # auto, cpu or cuda
-
-# --- Data: paths are relative to the data root (--data-root, else the environment variable KDNAS_DATA, else ./data).
-# Other sources: kdnas list datasets
-data:
-{data}
-  validation_fraction: 0.2  # of the training split, held out to score students on; the test split waits for the end
-# task: my_task  # the kind of work, where it is not the one that the data pose: a task of your own
-
-# --- Teacher: the fixed network that students learn from. Paths are relative to the data root. Weights are safetensors
-# or a checkpoint of tensors; pickled modules and .pt2 files are refused. mean and std are one number a channel
-# on the 0-255 scale; unless stated, those of the data. Other sources: kdnas list teachers
-teacher:
-{teacher}
-# teacher_name: teacher  # what it is called; `teachers: {{NAME: {{type: ...}}}}` states both
-
-{students}
-# --- What is wanted: {score}, and what it shall be traded for (two to four in all).
-objectives: [{score}, macs]  # kdnas list costs
-# Hard bounds on costs: what breaks one known from the arch alone is never trained. Also of the teacher's ("macs<=5%"),
-# and goals for the retrained students: "{goal}", "teacher-1" (at most one point below the teacher).
-constraints: []  # such as ["macs<=10M", "latency_ms<=2"]
-# Options of measured costs:
-# costs:
-#   latency_ms: {{threads: 1}}
-
-# --- How a student is trained to be scored. Fewer epochs, a share of the data, or of the images' height and width, make
-# cheaper and rougher scores. Updates decide, not epochs: here a score is {updates:,} of them, on {images:,} training
-# images; below about 500 it says little. With few images take more epochs and smaller batches.
-training:
-  epochs: {epochs}
-  data_fraction: 1.0
-  resolution_fraction: 1.0
-  batch_size: {batch_size}
-  optimizer: {optimizer}
-  learning_rate: {rate:g}  # warmed up, then a cosine to zero
-  momentum: 0.9
-  weight_decay: {decay}
-  warmup_fraction: 0.1
-  # clip_norm: 1.0
-  # ema: 0.999  # score and keep a moving average of the weights
-  precision: auto  # bfloat16 where the processor has instructions for it, else float32; recorded with the run
-  # threads: 1  # CPU threads of a training; more pay for large images with few workers
-  # fused_norms: auto  # where there is a C compiler
-{views}
-# --- loss = task_weight * cross entropy + the sum of weight * distillation loss
-distillation:
-  task_weight: 0.1  # 1.0 beside dkd and losses that read features, as their authors have it
-  label_smoothing: 0.0
-{losses}
-  losses:
-    - {{type: kd, weight: 0.9, temperature: 4.0}}
-    # - {{type: hint, weight: 100.0}}  # its authors' weight, which it has unless stated
-    # - {{type: dkd, warmup_fraction: 0.083}}  # its weight grows in this share of the steps
-  # teacher_top_k: 100  # with thousands of classes: keep only the largest of the teacher's logits
-
-# --- Training settings to search with the architecture. The learning rate often decides more than the network does; for
-# adamw it is about 3e-4 to 1e-2. Take this out where a supernet scores.
-tune:
-  training.learning_rate: {{low: {low:g}, high: {high:g}, log: true}}
-#   distillation.losses.0.temperature: {{low: 1.0, high: 8.0}}
-
-# --- The search.
-# storage: postgresql://user@host/database  # keeps the trials where many studies do; the run folder unless stated
-sampler: auto  # by budget and objectives; kdnas list samplers
-executor:
-  type: local  # workers: one a core, or one a GPU, unless stated
-  per_device: 1  # students trained at once on a GPU; auto measures how many pay
-# Lowest first, the last one as `training` above; the promising students of one are trained on at the next. A budget of
-# trials counts the scores of all rungs.
-# rungs: [{{epochs: {short}}}, {{epochs: {epochs}}}]
-# rungs: [{{epochs: {nearly}, resolution_fraction: 0.5}}, {{epochs: {epochs}}}]  # or data_fraction: trained anew
-# promotion:
-#   rule: rank  # who is promising: rank, moasha, halving
-#   eta: 3  # one of so many goes on; by default the step between rungs
-# evaluator: distil  # where a score comes from: a brief training; kdnas list evaluators
-{start}# One supernet, trained first, scores hundreds of students untrained; the promising ones are trained as before:
-# rungs: [{{start: supernet}}, {{start: supernet, epochs: 1, data_fraction: 0.2}}, {{epochs: {epochs}}}]
-# supernet:
-#   epochs: 20  # of training, counted in epochs of its largest student
-#   score_images: 1000  # validation images of a score; all of them unless stated
-budget:  # the first limit that is reached ends the search
-  trials: 40  # scores of students
-  # full_trainings: 20  # epochs x data share x resolution share squared, in units of one final training
-  # wall_clock_s: 7200
-  # stagnation: {{trials: 30, gain: 0.005}}  # stop when 30 scores in a row made the hypervolume grow by less
-  trial_time_limit_s: 3600
-
-# --- The students on the front are retrained from scratch with several seeds, and only then meet the test split.
-final:
-  seeds: 3
-  # epochs: 30  # as in `training` unless stated
-  until: flat  # doubles these epochs until twice as many give less than 1 point more; or `epochs`: no more than those
-  max_epochs: 200
-  control: true  # the picked student is also trained once without its teacher: what does distillation add?
-  data_fraction: 1.0
-  max_students: 8
-  attempts: 2  # a retraining that failed so often is given up
-
-# --- What is exported at the end. kdnas list exporters
-export:
-  # near-best: the cheapest student within 1 point of the best, or within its 95 % interval up to 3 points; or
-  # best-0.5, teacher-1 (within 1 point of the teacher), best, knee, 'accuracy>=0.95' (the cheapest that reaches it),
-  # 'macs<=5M' or 'macs<=5%' of the teacher's (the best within it)
-  pick: near-best
-  formats: [safetensors, student_json, student_py, train_yaml, model_card]
-"""

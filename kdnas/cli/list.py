@@ -30,6 +30,7 @@ _HEADINGS = {
     "samplers": ("Samplers", "sampler.type"),
     "executors": ("Executors", "executor.type"),
     "exporters": ("Export formats", "export.formats"),
+    "trackers": ("Trackers", "trackers"),
     "targets": ("Targets", "kdnas measure --target, costs.latency_ms.target"),
     "policies": ("Shrinking policies", "supernet.shrinking.policy"),
 }
@@ -50,7 +51,7 @@ def command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List what a study can name: data sets, teachers, spaces, losses, costs, evaluators, samplers, executors, formats.
+    """List what a study can name: data sets, teachers, spaces, losses, costs, samplers, executors, formats and others.
 
     Naming a family adds all that its members say of themselves: options with their types and defaults, the keys of a
     student family's choices, what a function of your own is called with and returns.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any
 
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.words import printable
+from kdnas.record.front import measured_values
 from kdnas.record.records import Repeat, RunRecord, TrialRecord
 
 
@@ -110,3 +113,33 @@ class StudyEnded:
 
 Event = Note | Ready | TrialStarted | Advanced | TrialEnded | SearchEnded | RepeatStarted | RepeatEnded | StudyEnded
 Observer = Callable[[Event], None]
+
+
+def plain_event(event: Event) -> dict[str, Any]:
+    """Return an event as data for JSON: its kind as `event`, and its fields but `run`, which the run folder holds."""
+    known = {field.name: _plain(getattr(event, field.name)) for field in fields(event) if field.name != "run"}
+    plain: dict[str, Any] = finite({"event": type(event).__name__, **known})
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, TrialRecord):
+        return {
+            "number": value.number,
+            "arch_id": value.arch.arch_id,
+            "state": value.state,
+            "fidelity": value.fidelity.as_dict(),
+            "values": measured_values(value),
+            "reason": value.reason,
+            "train_seconds": value.train_seconds,
+        }
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def finite(value: Any) -> Any:
+    """Return plain data with null for each number that JSON cannot write."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -62,6 +62,17 @@ class Quantity:
             return self.gain(value, over)
         return self.gain(math.log(value), math.log(over))
 
+    def as_share(self, value: float) -> float:
+        """Return a score as a number in [0, 1] of which more is better: a perplexity as a token's mean probability.
+
+        That mean is the geometric one, the perplexity's inverse; a fraction stays as it is.
+        """
+        return value if self.is_fraction else 1.0 / value
+
+    def from_share(self, share: float) -> float:
+        """Return the score that `as_share` made `share` of."""
+        return share if self.is_fraction else 1.0 / share if share > 0 else math.inf
+
     def ends(self, mean: float, half_width: float | None) -> tuple[float, float]:
         """Return the ends of an interval around `mean`; that of a fraction leaves [0, 1] at neither end."""
         if self.is_fraction:

@@ -2,7 +2,8 @@
 
 A supernet's training is an ordered list of stages. A stage says which values of each choice may be sampled,
 which share of the budget it may spend, and at which settings. Shares and what was spent are fractions of the whole
-budget in [0, 1]; learning rates and the weight of the distillation losses are factors of the recipe's.
+budget in [0, 1]; learning rates and the weight of the distillation losses are factors of the recipe's. Scores are
+numbers in [0, 1] of which more is better, whatever the task's are (`Quantity.as_share`).
 
 The ladder of a choice are its values ordered by the MACs of the largest subnet that has them instead, largest first. A
 stage allows the first rungs of each ladder, so the largest subnet is allowed in every stage.
@@ -24,7 +25,7 @@ from kdnas.core.space import Assignment, SearchSpace
 Domains = Mapping[str, tuple[Scalar, ...]]
 
 RESOLUTION = "resolution"
-"""The choice of the side in pixels that images are resized to; no choice of a student family."""
+"""The choice of the size that samples are brought to, an image's side or a text's length; no choice of a family."""
 
 _LEAST_LOSS = 1e-6
 _DIMENSIONS = {"stem_width": "width", "head_width": "width", "expand": "bottleneck", "kernel": "kernel size"}
@@ -135,25 +136,25 @@ class Unlock:
 class Probe:
     """What an unlock would cost, measured on the largest subnet with the unlock's values instead of its own.
 
-    `accuracy_lost` is a difference of validation scores, negative where the smaller one is better; `macs_saved` is
-    the share of the largest subnet's MACs; `cost` is the score lost per MAC share saved, `inf` where none is saved.
+    `score_lost` is a difference of validation scores, negative where the smaller one is better; `macs_saved` is the
+    share of the largest subnet's MACs; `cost` is the score lost per MAC share saved, `inf` where none is saved.
     """
 
     dimension: str
     adds: Assignment
-    accuracy: float
-    accuracy_lost: float
+    score: float
+    score_lost: float
     macs_saved: float
 
     @property
     def cost(self) -> float:
         """Score lost per share of MACs saved, never below 0."""
-        return max(self.accuracy_lost, 0.0) / self.macs_saved if self.macs_saved > 0 else math.inf
+        return max(self.score_lost, 0.0) / self.macs_saved if self.macs_saved > 0 else math.inf
 
 
 def cheapest(probes: Sequence[Probe]) -> Probe:
     """Return the probe with the lowest cost; then the one that saves most, then the one that loses least."""
-    return min(probes, key=lambda probe: (probe.cost, -probe.macs_saved, probe.accuracy_lost))
+    return min(probes, key=lambda probe: (probe.cost, -probe.macs_saved, probe.score_lost))
 
 
 @dataclass(frozen=True)
@@ -289,8 +290,8 @@ class FinishedStage:
         own = {key: record.pop(key) for key in ("first_step", "steps", "spent", "ended")}
         checks = tuple(Check(**check) for check in record.pop("checks"))
         panel = record.pop("panel")
-        probes = [{key: value for key, value in probe.items() if key != "cost"} for probe in record.pop("probes")]
-        stage = Stage(**record, probes=tuple(Probe(**probe) for probe in probes))
+        probes = [_probe(probe) for probe in record.pop("probes")]
+        stage = Stage(**record, probes=tuple(probes))
         if stage.annealing not in ("training", "stage") or stage.sampling not in ("uniform", "front"):
             raise ValueError(f"stage {stage.name}: annealing {stage.annealing!r}, sampling {stage.sampling!r}")
         if not 0.0 <= stage.growth <= 1.0:
@@ -298,6 +299,12 @@ class FinishedStage:
         allowed = {name: tuple(values) for name, values in stage.allowed.items()}
         measured = None if panel is None else Panel(**panel)
         return cls(replace(stage, allowed=allowed), checks=checks, panel=measured, **own)
+
+
+def _probe(plain: Mapping[str, Any]) -> Probe:
+    """Return a probe as a stage's record has it; earlier versions called scores accuracies."""
+    fields = {name.replace("accuracy", "score"): value for name, value in plain.items() if name != "cost"}
+    return Probe(**fields)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
 """A supernet: one set of shared weights that holds every network of a search space.
 
 A subnet owns nothing. Each of its tensors is a piece of a shared one: the leading channels, the centre of the kernel,
-the first blocks. `Supernet.forward(images, arch)` runs the very module that the student family builds for that arch on
+the first blocks. `Supernet.forward(samples, arch)` runs the very module that the student family builds for that arch on
 those pieces, so a subnet that is cut out computes the same. There is no active subnet: the arch is an argument.
 
-Which shared tensor a subnet's tensor is a piece of is told to an `ElasticSupernet` by a `Layout`, which a student
-family supplies. Tensors that play different parts (a plain block's convolutions and a bottleneck's, classifiers after
-different stages) are never shared. Smaller kernels pass through a learned linear map, which starts as the identity.
-That of students cut out of their teacher is the teacher itself (`kdnas.nn.cut_supernet`).
+A `Layout`, which a student family supplies, says which shared tensor a subnet's tensor is a piece of. Tensors that
+play different parts (a plain block's convolutions and a bottleneck's, classifiers after different stages) are never
+shared. Smaller kernels pass through a learned linear map, which starts as the identity. The supernet of students cut
+out of their teacher is the teacher itself (`kdnas.nn.cut_supernet`).
 
-Shapes: B batch, K classes, C channels, H and W height and width.
+Shapes: B batch, K classes.
 
 Sources: Cai et al., "Once-for-all: train one network and specialize it for efficient deployment" (ICLR 2020); slimmable
 networks, Yu et al. (ICLR 2019).
@@ -112,12 +112,12 @@ class Supernet(nn.Module):
         super().__init__()
         self._views: OrderedDict[Arch, Subnet] = OrderedDict()
 
-    def forward(self, images: Tensor, arch: Arch) -> Tensor:
-        """Return the logits [B, K] that `arch` gives for `images` as its module takes them, in the supernet's mode."""
+    def forward(self, samples: Tensor, arch: Arch) -> Tensor:
+        """Return the logits [B, K] that `arch` gives for `samples` as its module takes them, in the supernet's mode."""
         view = self.running(arch)
         if view.training != self.training:
             view.train(self.training)
-        return view(images)
+        return view(samples)
 
     def running(self, arch: Arch) -> Subnet:
         """Return `arch` as a network that runs on the shared weights. Recently used ones are kept."""
@@ -272,7 +272,7 @@ def _padded_sum(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _corner(shared: tuple[int, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """Return the indices of the leading channels, and of the centre along height and width."""
+    """Return the indices of the leading channels, and of the centre of the rest."""
     channels = tuple(slice(part) for part in shape[:2])
     margins = [(whole - part) // 2 for whole, part in zip(shared[2:], shape[2:], strict=True)]
     return channels + tuple(slice(margin, margin + part) for margin, part in zip(margins, shape[2:], strict=True))

@@ -41,7 +41,7 @@ class Batch:
 
     @property
     def laid_out(self) -> tuple[Tensor, ...]:
-        """The inputs with images in the channels-last format, in which convolutions are quickest."""
+        """The inputs with pixels in the channels-last format, in which convolutions are quickest."""
         return tuple(
             taken.contiguous(memory_format=torch.channels_last) if taken.ndim == 4 else taken for taken in self.inputs
         )

@@ -445,7 +445,8 @@ class _Work:
 
     def tell(self, tick: Tick) -> None:
         """Pass on how far a supernet's training is."""
-        seen = None if tick.check is None else tick.check.smallest
+        score = self.workshop.data.task.score
+        seen = None if tick.check is None else score.from_share(tick.check.smallest)
         self.report(f"stage {tick.stage}, {min(tick.spent, 1.0):.0%}", tick.spent, tick.loss, seen)
 
     def report(self, at: str, done: float, loss: float, seen: float | None) -> None:

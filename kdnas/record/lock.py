@@ -202,7 +202,7 @@ class Lock:
     calibrations: Mapping[str, Any] = field(default_factory=dict)
     """What was measured once, by measured cost, as it is written: to read it takes the costs' own code."""
     teacher_answers: tuple[float, ...] = ()
-    """A sketch of what the teacher says to a few fixed images (`kdnas.core.answers`); empty in runs of old."""
+    """A sketch of what the teacher answers to a few fixed samples (`kdnas.core.answers`); empty in runs of old."""
     device: str = ""
     machine: Machine = Machine()
     """Where the run began."""

@@ -61,7 +61,7 @@ def page(run: RunRecord, *, version: str = "") -> str:
     audit = audit_result(run)
     audit_drawing = [audit_figure(run, audit)] if audit is not None and audit.scopes else []
     plans = find_plans(run)
-    plan_drawings = draw_plans(plans)
+    plan_drawings = draw_plans(plans, run.score)
     everything = [*drawings, *audit_drawing, *itertools.chain(*plan_drawings)]
     policy = _POLICY.format(connect="'self'" if version else "'none'")
     return "\n".join(

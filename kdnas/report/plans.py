@@ -10,9 +10,9 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from kdnas.core.arch import Scalar
-from kdnas.core.objective import ACCURACY
+from kdnas.core.objective import Quantity
 from kdnas.core.shrinking import FinishedStage, ShrinkingRecord, Stage, dimension_of
-from kdnas.core.words import counted
+from kdnas.core.words import capitalised, counted
 from kdnas.errors import InputError
 from kdnas.plan.plan_file import Step, TrainingPlan, find_plan, load_plan
 from kdnas.record.records import RunRecord
@@ -39,15 +39,15 @@ def find_plans(run: RunRecord) -> tuple[FoundPlan, ...]:
     return tuple(itertools.chain(_supernets(find_shrinking(run.folder / "supernet")), _plans(planned)))
 
 
-def draw_plans(plans: Sequence[FoundPlan]) -> list[list[Figure]]:
-    """Return for each plan the figures of its recorded supernets."""
+def draw_plans(plans: Sequence[FoundPlan], score: Quantity) -> list[list[Figure]]:
+    """Return for each plan the figures of its recorded supernets, which were scored by `score`."""
     figures: list[list[Figure]] = []
     numbers = itertools.count(1)
     for found in plans:
-        score = None if found.plan is None else found.plan.teacher.score
+        teacher = None if found.plan is None else found.plan.teacher.score
         figures.append(
             [
-                unlocking_figure(recorded, ladders, name=f"plan-{next(numbers)}", teacher=score)
+                unlocking_figure(recorded, ladders, score, name=f"plan-{next(numbers)}", teacher=teacher)
                 for _, recorded, ladders in found.recorded
                 if recorded.stages
             ]
@@ -71,12 +71,15 @@ def plans_html(run: RunRecord, plans: Sequence[FoundPlan], drawings: Sequence[st
             parts.append(f"<h3>The run’s supernet: {in_html(where)}</h3>")
         parts.append(f'<div class="figures">{drawing}</div>' if drawing else "")
         for name, recorded, _ in found.recorded:
-            parts.append(stage_table(recorded, f"Stages of {name}").html())
+            parts.append(stage_table(recorded, run.score, f"Stages of {name}").html())
     return "".join(parts) + "</section>"
 
 
-def stage_table(recorded: ShrinkingRecord, name: str) -> Table:
-    """Return a supernet's stages as a table called `name`: settings, what was allowed, and why each began and ended."""
+def stage_table(recorded: ShrinkingRecord, score: Quantity, name: str) -> Table:
+    """Return a supernet's stages as a table called `name`: settings, what was allowed, and why each began and ended.
+
+    They were scored by `score`.
+    """
     headings = ["#", "stage", "allowed", "budget", "steps", "learning rate", "subnets a step", "KD weight"]
     rows = []
     before: Mapping[str, Sequence[Scalar]] = {}
@@ -93,8 +96,8 @@ def stage_table(recorded: ShrinkingRecord, name: str) -> Table:
                 subnets_in_words(stage),
                 f"× {stage.kd_weight:g}",
                 why_it_began(stage),
-                "; ".join(what_was_measured(stage)) or "–",
-                how_it_ended(finished),
+                "; ".join(what_was_measured(stage, score)) or "–",
+                how_it_ended(finished, score),
             ]
         )
         before = stage.allowed
@@ -193,8 +196,8 @@ _SCORED = {
     "smallest that is allowed": "#c9a227",
 }
 """Colours of what is scored on the way."""
-_LANE, _ACCURACIES, _MARGINS = 21, 210, 120
-"""Pixels: height of a value's lane, of the panel of accuracies, of all margins."""
+_LANE, _SCORES, _MARGINS = 21, 210, 120
+"""Pixels: height of a value's lane, of the panel of scores, of all margins."""
 _GAP = 0.5
 """Between the lanes of two choices, in lanes."""
 _LEGEND = 66
@@ -202,17 +205,22 @@ _LEGEND = 66
 
 
 def unlocking_figure(
-    recorded: ShrinkingRecord, ladders: Mapping[str, Sequence[Scalar]], *, name: str, teacher: float | None = None
+    recorded: ShrinkingRecord,
+    ladders: Mapping[str, Sequence[Scalar]],
+    score: Quantity,
+    *,
+    name: str,
+    teacher: float | None = None,
 ) -> Figure:
-    """Return what was unlocked when: a lane for each value of each choice, and below them the accuracies at the checks.
+    """Return what was unlocked when: a lane for each value of each choice, and below them the scores at the checks.
 
     `ladders` are the values to unlock, largest network first; choices of one value are left out. `teacher` is the
-    teacher's validation accuracy.
+    teacher's validation `score`.
     """
     stages, starts = recorded.stages, begins(recorded)
     end = starts[-1] + stages[-1].spent
     lanes = _lanes(recorded, ladders)
-    scored = _accuracies(recorded)
+    scored = _scores(recorded, score)
     drawing = go.Figure()
     for dimension, group in _by_dimension(lanes).items():
         spans = [(lane, *span) for lane in group for span in lane.spans]
@@ -229,17 +237,17 @@ def unlocking_figure(
         x=[begin + 0.5 * finished.spent for begin, finished in zip(starts, stages, strict=True)],
         y=[-0.85] * len(stages), mode="text", text=[str(number) for number in range(1, len(stages) + 1)],
         textfont={"size": 11, "color": INK}, showlegend=False, cliponaxis=False,
-        hovertext=[_stage_text(number, finished) for number, finished in enumerate(stages, 1)], hoverinfo="text",
+        hovertext=[_stage_text(number, finished, score) for number, finished in enumerate(stages, 1)], hoverinfo="text",
     )  # fmt: skip
-    height = round(_LANE * (low + 1.6)) + (_ACCURACIES if scored else 0) + _MARGINS
+    height = round(_LANE * (low + 1.6)) + (_SCORES if scored else 0) + _MARGINS
     drawing = styled(drawing, height=height)
-    split = _ACCURACIES / (height - _MARGINS) if scored else 0.0
+    split = _SCORES / (height - _MARGINS) if scored else 0.0
     drawing.update_yaxes(
         domain=[split, 1.0], range=[low, -1.3], showgrid=False, tickvals=[lane.place for lane in lanes],
         ticktext=[escaped(lane.label) for lane in lanes], tickfont={"size": 11}, ticks="",
     )  # fmt: skip
     if scored:
-        _add_accuracies(drawing, scored, teacher, split)
+        _add_scores(drawing, scored, score, teacher, split)
     for begin in starts[1:]:
         line = {"color": "#8793a3", "width": 1, "dash": "dot"}
         drawing.add_shape(type="line", x0=begin, x1=begin, y0=0, y1=1, yref="paper", line=line, layer="below")
@@ -277,21 +285,24 @@ def why_it_began(stage: Stage) -> str:
     return stage.reason + ("" if stage.gap is None else f" (teacher gap {stage.gap:.1%})")
 
 
-def what_was_measured(stage: Stage) -> Iterator[str]:
+def what_was_measured(stage: Stage, score: Quantity) -> Iterator[str]:
     """Yield what was measured to choose the stage: the cost of each unlock, the gain of each mode."""
     for probe in stage.probes:
-        lost = f"{100 * probe.accuracy_lost:+.1f}".replace("-", "−")
-        yield f"{probe.dimension}: {lost} points lost, {probe.macs_saved:.1%} of MACs saved"
+        before, after = (score.from_share(share) for share in (probe.score + probe.score_lost, probe.score))
+        lost = score.gain(before, after)
+        signed = f"{'−' if lost < 0 else '+'}{score.shown_points(abs(lost))}"
+        yield f"{probe.dimension}: {signed} lost, {probe.macs_saved:.1%} of MACs saved"
     for mode, gain in stage.gains.items():
         yield f"{mode}: ln(loss) falls by {gain:.3g} a budget".replace("-", "−")
 
 
-def how_it_ended(finished: FinishedStage) -> str:
+def how_it_ended(finished: FinishedStage, score: Quantity) -> str:
     """Return why a stage ended, and what its panel scored where it was judged."""
     panel = finished.panel
     if panel is None:
         return finished.ended
-    scores = ", ".join(f"{part} {ACCURACY.shown(getattr(panel, part))}" for part in ("smallest", "middle", "largest"))
+    shares = {"smallest": panel.smallest, "middle": panel.middle, "largest": panel.largest}
+    scores = ", ".join(f"{part} {score.shown(score.from_share(share))}" for part, share in shares.items())
     return f"{finished.ended}; then {scores}, mean loss {panel.loss:.4g}"
 
 
@@ -339,8 +350,8 @@ def _by_dimension(lanes: Sequence[_Lane]) -> dict[str, list[_Lane]]:
     return groups
 
 
-def _accuracies(recorded: ShrinkingRecord) -> dict[str, list[tuple[float, float]]]:
-    """Return (share spent, accuracy) of each subnet that was scored, by its name, where there are any."""
+def _scores(recorded: ShrinkingRecord, score: Quantity) -> dict[str, list[tuple[float, float]]]:
+    """Return (share spent, score) of each subnet that was scored, by its name, where there are any."""
     largest, smallest, panels = [], [], []
     for begin, finished in zip(begins(recorded), recorded.stages, strict=True):
         largest += [(check.spent, check.largest) for check in finished.checks]
@@ -355,28 +366,36 @@ def _accuracies(recorded: ShrinkingRecord) -> dict[str, list[tuple[float, float]
         "smallest subnet of all": [(end, panel.smallest) for end, panel in panels],
         "smallest that is allowed": smallest,
     }
-    return {name: points for name, points in series.items() if points}
+    return {
+        name: [(spent, score.from_share(share)) for spent, share in points] for name, points in series.items() if points
+    }
 
 
-def _add_accuracies(
-    drawing: go.Figure, scored: Mapping[str, Sequence[tuple[float, float]]], teacher: float | None, split: float
+def _add_scores(
+    drawing: go.Figure,
+    scored: Mapping[str, Sequence[tuple[float, float]]],
+    score: Quantity,
+    teacher: float | None,
+    split: float,
 ) -> None:
-    """Draw the accuracies of scored subnets into a panel of its own, below `split` of the height."""
+    """Draw the scores of subnets into a panel of its own, below `split` of the height."""
     for name, points in scored.items():
         drawing.add_scatter(
             x=[spent for spent, _ in points], y=[value for _, value in points], yaxis="y2", mode="lines+markers",
             name=name, line={"color": _SCORED[name], "width": 1.6}, marker={"size": 5},
-            text=[f"{name} {ACCURACY.shown(value)}<br>{spent:.1%} of the budget spent" for spent, value in points],
+            text=[f"{name} {score.shown(value)}<br>{spent:.1%} of the budget spent" for spent, value in points],
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     if teacher is not None:
         drawing.add_scatter(
             x=[0, 1], y=[teacher, teacher], yaxis="y2", mode="lines", name="teacher",
-            line={"color": INK, "width": 1.2, "dash": "dash"}, hovertemplate="teacher %{y:.2%}<extra></extra>",
+            line={"color": INK, "width": 1.2, "dash": "dash"}, text=[f"teacher {score.shown(teacher)}"] * 2,
+            hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     drawing.update_layout(
         yaxis2={
-            "domain": [0.0, split * 0.9], "title": {"text": "Accuracy"}, "tickformat": ".0%",
+            "domain": [0.0, split * 0.9], "title": {"text": capitalised(label(score.name))},
+            "tickformat": ".0%" if score.is_fraction else "",
             "gridcolor": GRID, "zeroline": False, "linecolor": "#8793a3", "anchor": "x",
         }
     )  # fmt: skip
@@ -387,15 +406,15 @@ def _span_text(lane: _Lane, ends: Sequence[float], first: int, last: int) -> str
     return escaped(f"{lane.choice} = {lane.value}: from {ends[first]:.1%} to {ends[last + 1]:.1%}, {stages}")
 
 
-def _stage_text(number: int, finished: FinishedStage) -> str:
+def _stage_text(number: int, finished: FinishedStage, score: Quantity) -> str:
     stage = finished.stage
     lines = [
         f"stage {number}: {stage.name}",
         f"learning rate × {stage.learning_rate:g}, KD weight × {stage.kd_weight:g}",
         f"subnets a step: {subnets_in_words(stage)}",
         f"began: {why_it_began(stage)}",
-        *what_was_measured(stage),
-        f"ended: {how_it_ended(finished)}",
+        *what_was_measured(stage, score),
+        f"ended: {how_it_ended(finished, score)}",
     ]
     return "<br>".join(map(escaped, lines))
 

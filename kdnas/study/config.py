@@ -20,7 +20,7 @@ from kdnas.errors import ConfigError, Problem
 from kdnas.registry import Section
 from kdnas.study.earlier import in_present_words
 from kdnas.training.recipe import Distillation, Recipe, Training, training_as
-from kdnas.training.supernet import SupernetSettings
+from kdnas.training.supernet import SupernetSettings, once_of_images
 
 DISTIL = "distil"
 """The evaluator that trains students here."""
@@ -127,7 +127,7 @@ class SupernetConfig(SupernetSettings):
     """None: as `training` says."""
     inherit_teacher: bool | None = None
     """Begin from the teacher's weights, which takes one of the students' family; None: where that is so."""
-    score_images: Annotated[int, Field(ge=2)] | None = None
+    score_samples: Annotated[int | None, Field(ge=2, validation_alias=once_of_images("score"))] = None
     """Validation samples that a score of shared weights is made on; None: all of them."""
 
 
@@ -317,6 +317,8 @@ class StudyConfig(Section):
     rungs: tuple[Rung, ...] = ()
     """Fidelities of the search, lowest first; the last one is its full score, `training.epochs`. None: only that."""
     promotion: Promotion = Promotion()
+    trackers: tuple[Member, ...] = ()
+    """Where the progress of the search goes beside the screen."""
     tune: dict[str, TuneRange] = Field(default_factory=dict)
     """Dotted recipe settings that are searched too: `training.learning_rate: {low: 0.01, high: 0.3, log: true}`."""
     sampler: SamplerConfig = SamplerConfig(type="auto")

@@ -38,6 +38,7 @@ _PACKAGES = {
     "samplers": "kdnas.samplers",
     "executors": "kdnas.executors",
     "exporters": "kdnas.exporters",
+    "trackers": "kdnas.trackers",
     "targets": "kdnas.targets",
     "policies": "kdnas.training.supernet.policies",
 }
@@ -64,6 +65,7 @@ def member_problems(data: Mapping[str, Any]) -> list[Problem]:
         *_section(data, "sampler", "samplers", SamplerConfig),
         *_executor(data),
         *_export(data),
+        *_trackers(data),
     ]
 
 
@@ -175,6 +177,15 @@ def _export(data: Mapping[str, Any]) -> Iterator[Problem]:
         if isinstance(name, str) and (is_plugin(name) or registry.missing(name)):
             for problem in registry.problems(name, {}):
                 yield Problem(f"export.formats.{index}", problem.what, problem.allowed)
+
+
+def _trackers(data: Mapping[str, Any]) -> Iterator[Problem]:
+    section = data.get("trackers")
+    for index, tracker in enumerate(section if isinstance(section, list) else []):
+        spelled = Member.spelled_out(tracker)
+        if isinstance(spelled, dict) and isinstance(spelled.get("type"), str):
+            options = {name: value for name, value in spelled.items() if name != "type"}
+            yield from option_problems(registry_of("trackers"), f"trackers.{index}", spelled["type"], options)
 
 
 def _objectives(data: Mapping[str, Any]) -> Iterator[Problem]:

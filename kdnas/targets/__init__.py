@@ -88,7 +88,7 @@ def given(spec: TaskSpec, batch_size: int) -> tuple[Tensor, ...]:
 
 
 def laid_out(inputs: tuple[Tensor, ...], device: torch.device | str) -> tuple[Tensor, ...]:
-    """Return `inputs` on the device, images in the channels-last format."""
+    """Return `inputs` on the device, pixels in the channels-last format."""
     moved = [taken.to(device) for taken in inputs]
     return tuple(taken.contiguous(memory_format=torch.channels_last) if taken.ndim == 4 else taken for taken in moved)
 

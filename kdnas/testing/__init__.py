@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from kdnas.testing.targets import TargetConformance as TargetConformance
     from kdnas.testing.tasks import TaskConformance as TaskConformance
     from kdnas.testing.teachers import TeacherConformance as TeacherConformance
+    from kdnas.testing.trackers import TrackerConformance as TrackerConformance
 
 _FILES = {
     "CostConformance": "costs",
@@ -47,6 +48,7 @@ _FILES = {
     "TargetConformance": "targets",
     "TaskConformance": "tasks",
     "TeacherConformance": "teachers",
+    "TrackerConformance": "trackers",
     "suites": "_member",
 }
 

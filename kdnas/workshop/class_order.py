@@ -1,12 +1,12 @@
-"""Whether a teacher's classes stand in another order than the data's, told by what it answers to labelled images.
+"""Whether a teacher's classes stand in another order than the data's, seen from what it answers to labelled samples.
 
-A teacher that was trained with its classes in natural order, or with three of them rotated, is right about every image
+A teacher that was trained with its classes in natural order, or with three of them rotated, is right about every sample
 and answers with the wrong index. The one-to-one renaming that explains its answers best solves the assignment problem
 on the confusion matrix (Kuhn, "The Hungarian method for the assignment problem", 1955). A renaming that is fitted
-to few images looks better than it is, so each of its cycles must also prove itself on the half of the images that it
+to few samples looks better than it is, so each of its cycles must also prove itself on the half of the samples that it
 was not fitted to.
 
-Shapes: N images, K classes.
+Shapes: N samples, K classes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from dataclasses import dataclass
 import numpy as np
 
 _RATIO = 2.0
-"""A cycle of classes is renamed only where that makes more than so many times as many of their images right."""
+"""A cycle of classes is renamed only where that makes more than so many times as many of their samples right."""
 _CHANCE = 1e-3
 """How likely luck may explain that."""
 _NEAR = 0.5
 """Renamed classes must be answered right at so many times the rate of the others."""
 _LEAST = 3
-"""Images that a cycle must make right, proven or not."""
+"""Samples that a cycle must make right, proven or not."""
 _AS_WELL = 0.97
-"""A usual order explains as well as the best one when it makes so many of the same images right."""
+"""A usual order explains as well as the best one when it makes so many of the same samples right."""
 _MOST_CLASSES = 4096
 _SHOWN = 12
 
@@ -35,7 +35,7 @@ _SHOWN = 12
 class Renaming:
     """Another order of a teacher's classes: its output `i` is the data's class `classes[i]`.
 
-    `given` and `renamed` are the shares of images in [0, 1] that are right as it stands, and with the renaming.
+    `given` and `renamed` are the shares of samples in [0, 1] that are right as it stands, and with the renaming.
     `words` say which order it is.
     """
 
@@ -52,9 +52,9 @@ class Renaming:
 def find_renaming(
     predicted: np.ndarray, labels: np.ndarray, class_names: Sequence[str], *, proven: bool = True
 ) -> Renaming | None:
-    """Return the renaming of classes that explains the answers `predicted` [N] to images of `labels` [N] much better.
+    """Return the renaming of classes that explains the answers `predicted` [N] to samples of `labels` [N] much better.
 
-    None where there is none. Not `proven`: luck may be the reason, since the images are few.
+    None where there is none. Not `proven`: luck may be the reason, since the samples are few.
     """
     count = len(class_names)
     if count > _MOST_CLASSES or len(labels) == 0:
@@ -96,7 +96,7 @@ def _as_good_inside(order: np.ndarray, predicted: np.ndarray, labels: np.ndarray
 
 
 def _assignment(predicted: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """Return the data's class of each output [K] by which most images are right; outputs stay where nothing tells."""
+    """Return the data's class of each output [K] by which most samples are right; outputs stay where nothing tells."""
     from scipy.optimize import linear_sum_assignment
 
     confusion = np.zeros((count, count))
@@ -106,7 +106,7 @@ def _assignment(predicted: np.ndarray, labels: np.ndarray, count: int) -> np.nda
 
 
 def _halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return two masks [N]: every other image of each class, and the rest."""
+    """Return two masks [N]: every other sample of each class, and the rest."""
     first = np.zeros(len(labels), dtype=bool)
     for place, label in enumerate(np.unique(labels)):
         first[np.flatnonzero(labels == label)[place % 2 :: 2]] = True
@@ -127,7 +127,7 @@ def _cycles(order: np.ndarray) -> Iterator[list[int]]:
 
 
 def _luck(better: int, worse: int) -> float:
-    """Return the chance that a fair coin decides so many images for the renaming: the sign test, one-sided."""
+    """Return the chance that a fair coin decides so many samples for the renaming: the sign test, one-sided."""
     from scipy.stats import binom
 
     return float(binom.sf(better - 1, better + worse, 0.5))
@@ -141,7 +141,7 @@ def _named(
     moved = [output for output in range(len(found)) if found[output] != output]
     if len(moved) > 2 or len(found) == 2:
         for order, words in _usual_orders(class_names):
-            # Where few images tell, the usual order does.
+            # Where few samples tell, the usual order does.
             if (order[predicted] == labels).sum() >= _AS_WELL * right and (order != np.arange(len(order))).any():
                 return order, words
     pairs = [f"where it says {class_names[output]!r} it means {class_names[found[output]]!r}" for output in moved]

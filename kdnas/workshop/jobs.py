@@ -47,7 +47,7 @@ class Job:
     """Also score on the test split: only the final evaluation of the front does."""
     checkpoint: str | None = None
     looks: tuple[int, ...] = ()
-    """Epochs after which the validation accuracy is looked at on the way: the result's `curve`."""
+    """Epochs after which the validation score is looked at on the way: the result's `curve`."""
     legs: tuple[Leg, ...] = ()
     """The rungs that the training goes through; those whose checkpoint is there are not trained again. None: it is one
     training, by the recipe."""

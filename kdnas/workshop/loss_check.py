@@ -25,7 +25,7 @@ from kdnas.training.batches import Batches
 from kdnas.training.recipe import LossTerm, Recipe
 from kdnas.user_code import blamed
 
-_IMAGES = 4
+_SAMPLES = 4
 _READ: Mapping[Output, str] = {
     "stages": "maps [B, C, H, W] of several stages, or the tokens [B, N, C] of layers",
     "attention": "what layers attend with",
@@ -42,7 +42,7 @@ _NAMED_BY: Mapping[Output, str] = {
 
 @dataclass(frozen=True)
 class _Side:
-    """A teacher or a student: what it is called, and what it gives for a few images."""
+    """A teacher or a student: what it is called, and what it gives for a few samples."""
 
     name: str
     shapes: OutputShapes
@@ -58,13 +58,13 @@ def check_losses(
 ) -> None:
     """Try each loss of `recipe` on what `teacher` and each of the `students` (by what they are called) say.
 
-    Students take normalised images. Raises ConfigError with one problem for each loss that cannot be computed: what it
-    reads, who does not have that, and which losses can be.
+    Students are without their entrance. Raises ConfigError with one problem for each loss that cannot be computed: what
+    it reads, who does not have that, and which losses can be.
     """
     terms = [(index, term) for index, term in enumerate(recipe.distillation.losses) if term.weight > 0]
     if not terms:
         return
-    few = np.linspace(0, len(data.train) - 1, min(_IMAGES, len(data.train))).astype(np.int64)
+    few = np.linspace(0, len(data.train) - 1, min(_SAMPLES, len(data.train))).astype(np.int64)
     (batch,) = Batches(data, few, device=device).ordered(batch_size=len(few))
     task, size = task_of(data.task), data.task.at_share(recipe.training.resolution_fraction).size
     with exact_arithmetic():
@@ -114,7 +114,7 @@ def _problem(where: str, term: LossTerm, ours: _Side, theirs: _Side, rows: Rows)
         reason = blamed(error) or f"{type(error).__name__}: {(str(error) or 'without a message').splitlines()[0][:300]}"
         return Problem(where, f"{loss_name} fails on {theirs.name} and {ours.name}: {reason}")
     if not np.isfinite(value):
-        return Problem(where, f"{loss_name} of {theirs.name} and {ours.name} is {value} on the first images")
+        return Problem(where, f"{loss_name} of {theirs.name} and {ours.name} is {value} on the first samples")
     return None
 
 

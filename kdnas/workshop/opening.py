@@ -592,9 +592,8 @@ def split_notes(data: Data, train_indices: np.ndarray, validation_indices: np.nd
         notes.append(f"fewer than {_FEW_LEARNT} {data.task.samples} to learn from of class {_listed(few)}")
     for count, kind in ((len(validation_indices), "validation"), (tested, "test")):
         if count < _FEW_SCORED:
-            notes.append(
-                f"{kind} accuracies move in steps of {100 / count:.1f} points: {counted(count, data.task.sample)}"
-            )
+            steps = f"moves in steps of {100 / count:.1f} points: {counted(count, data.task.sample)}"
+            notes.append(f"{kind} {data.task.score.name} {steps}")
     if learnt.max() >= _UNEVEN * learnt.min():
         most, least = int(learnt.argmax()), int(learnt.argmin())
         notes.append(

@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity
+from kdnas.core.objective import Quantity
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
@@ -47,21 +47,21 @@ INHERITED_BY = 256
 class SharedWeights:
     """A trained supernet, and what scores and cuts its subnets, each with batch-norm statistics of its own.
 
-    Subnets see images of `side` pixels, the data's own height. Scores of students as they are cut out: Guo et al.,
+    Subnets see samples of the `size` of the data. Scores of students as they are cut out: Guo et al.,
     "Single path one-shot neural architecture search with uniform sampling" (ECCV 2020).
     """
 
     supernet: Supernet
     scorer: SubnetScorer
-    side: int
+    size: int
 
     def score(self, arch: Arch) -> float:
         """Return the validation score of `arch` with the shared weights as they are."""
-        return self.scorer(self.supernet, SubnetSpec(arch, self.side))
+        return self.scorer(self.supernet, SubnetSpec(arch, self.size))
 
     def cut(self, arch: Arch) -> nn.Module:
-        """Return the student of `arch` with copies of the shared weights, in eval mode. It takes normalised images."""
-        return self.scorer.cut(self.supernet, SubnetSpec(arch, self.side))
+        """Return the student of `arch` with copies of the shared weights, in eval mode. It is without its entrance."""
+        return self.scorer.cut(self.supernet, SubnetSpec(arch, self.size))
 
 
 class RunSupernet:
@@ -92,7 +92,7 @@ class RunSupernet:
         """Return the weights. Raises RunFolderError where they are not those of `fingerprint`."""
         workshop = self._workshop
         return load_supernet(
-            self._folder, self._settings, workshop.space, workshop, self._images(), fingerprint=fingerprint
+            self._folder, self._settings, workshop.space, workshop, self._samples(), fingerprint=fingerprint
         )
 
     def _train(self, teacher_cache: TeacherCache, say: Callable[[str], None]) -> None:
@@ -100,7 +100,7 @@ class RunSupernet:
         config, settings, workshop = self._config, self._settings, self._workshop
         folder = self._folder / SUPERNET_FOLDER
         checkpoint = folder / CHECKPOINT_FILE
-        train = self._images()
+        train = self._samples()
         torch.manual_seed(derive_seed(config.seed, "supernet init"))
         supernet = workshop.family.supernet(workshop.space).to(workshop.device)
         inherited = None
@@ -111,7 +111,7 @@ class RunSupernet:
         recipe = config.recipe.model_copy(update={"training": config.training.model_copy(update=update)})
         say(
             f"{'going on with' if checkpoint.exists() else 'training'} the supernet, once: the work of "
-            f"{Fidelity(settings.epochs).words} of its largest student on {len(train):,} images"
+            f"{Fidelity(settings.epochs).words} of its largest student on {len(train):,} {workshop.data.task.samples}"
             + ("" if inherited is None else f"; {100 * inherited:.0f} % of that student's weights are the teacher's")
             + ("" if config.training.ema is None else "; training.ema is for students, not for it")
         )
@@ -129,7 +129,7 @@ class RunSupernet:
                 seed=derive_seed(config.seed, "supernet"),
                 view_seed=derive_seed(config.seed, "views"),
                 device=workshop.device,
-                on_tick=_announce(say),
+                on_tick=_announce(say, workshop.data.task.score),
                 checkpoint=checkpoint,
                 teacher_cache=teacher_cache,
             )
@@ -137,24 +137,24 @@ class RunSupernet:
             what = f"the training of the supernet failed: {error}; a lower training.learning_rate may help"
             raise RunError(what) from error
         write_shrinking(folder / SHRINKING_FILE, trained.shrinking)
-        facts = {**update, "train_seconds": trained.train_seconds, "inherited": inherited}
-        save_supernet(trained.supernet, self._folder, facts)
+        made = SupernetRecord("", settings.epochs, self._fraction, trained.train_seconds, inherited)
+        save_supernet(trained.supernet, self._folder, made)
         checkpoint.unlink(missing_ok=True)
 
     @property
     def _fraction(self) -> float:
         return self._settings.data_fraction or self._config.training.data_fraction
 
-    def _images(self) -> Batches:
-        """Return the images that the supernet is trained on."""
+    def _samples(self) -> Batches:
+        """Return the samples that the supernet is trained on."""
         return self._workshop.share(self._fraction)
 
     def _largest_student(self) -> Arch:
-        workshop, sides = self._workshop, self._settings.resolutions
-        elastic = ElasticSpace(workshop.space, workshop.family, sides)
+        workshop, sizes = self._workshop, self._settings.resolutions
+        elastic = ElasticSpace(workshop.space, workshop.family, sizes)
         own = workshop.data.task.size
-        if sides and own not in sides:
-            what = f"students are scored on images of {own} pixels, the data's own, which are not among them"
+        if sizes and own not in sizes:
+            what = f"students are scored at {own}, the data's own size, which is not among them"
             raise ConfigError(Problem("supernet.resolutions", what))
         return elastic.largest.arch
 
@@ -168,7 +168,7 @@ class RunSupernet:
         return fitting and wanted is not False
 
 
-def _announce(say: Callable[[str], None]) -> Callable[[Tick], None]:
+def _announce(say: Callable[[str], None], score: Quantity) -> Callable[[Tick], None]:
     """Return what says the news of a training as a line."""
 
     def announce(tick: Tick) -> None:
@@ -176,7 +176,10 @@ def _announce(say: Callable[[str], None]) -> Callable[[Tick], None]:
         line = f"supernet  {'█' * done}{'░' * (_BAR - done)}  {100 * min(tick.spent, 1.0):.0f} %  {tick.stage}"
         line += f"  loss {tick.loss:.3f}"
         if tick.check is not None:
-            line += f"  largest {100 * tick.check.largest:.1f} %, smallest {100 * tick.check.smallest:.1f} %"
+            largest, smallest = (
+                score.shown(score.from_share(seen)) for seen in (tick.check.largest, tick.check.smallest)
+            )
+            line += f"  largest {largest}, smallest {smallest}"
         say(line)
 
     return announce
@@ -198,7 +201,7 @@ def load_supernet(
         settings: Those of its supernet; None: the defaults.
         space: The space whose students it holds.
         workshop: Its data and family.
-        train: Images that batch-norm statistics are estimated on: the first few of a drawing that is always the same.
+        train: Samples that batch-norm statistics are estimated on: the first few of a drawing that is always the same.
         fingerprint: What the run's lock file says of the weights (`RunRecord.supernet`).
 
     Raises RunFolderError where the weights are missing, damaged or not those of the lock file.
@@ -211,14 +214,19 @@ def load_supernet(
         train,
         workshop.validation,
         workshop.sources.training,
-        recalibration_samples=settings.recalibration_images,
-        validation_samples=settings.score_images,
+        recalibration_samples=settings.recalibration_samples,
+        validation_samples=settings.score_samples,
     )
     return SharedWeights(supernet.to(workshop.device).eval(), scorer, workshop.data.task.size)
 
 
-def save_supernet(supernet: Supernet, folder: Path, facts: dict[str, Any]) -> None:
-    """Write the weights into the run folder, with `facts` in the file's header. Raises RunFolderError."""
+def save_supernet(supernet: Supernet, folder: Path, made: SupernetRecord) -> None:
+    """Write the weights into the run folder, and how they were `made` into the file's header.
+
+    Its fingerprint, which is the file's, is not written. Raises RunFolderError.
+    """
+    facts = asdict(made)
+    del facts["fingerprint"]
     save_weights(supernet, _weights(folder), {_FACTS: json.dumps(facts)})
 
 

@@ -43,7 +43,7 @@ _PROBE_MACS = 1e12
 _ASKED_TWICE = 16
 """Validation samples that the teacher is asked about in several ways."""
 _LOST = 0.02
-"""Accuracy that bfloat16 may cost without a word."""
+"""Share of right answers that bfloat16 may cost without a word."""
 _NAMED = 60
 """Class names that a message spells out."""
 _USUAL: dict[str, tuple[float | tuple[float, ...], float | tuple[float, ...]]] = {
@@ -118,7 +118,8 @@ def report_teacher(
     doubted = near_chance or renaming is not None or affordable
     normalised = _normalisation(teacher, data)
     if near_chance and normalised is not None:
-        say(f"{where}: {score:.1%} of the validation images right is near chance; trying the usual normalisations")
+        right = f"{score:.1%} of the validation {task.samples} right"
+        say(f"{where}: {right} is near chance; trying the usual normalisations")
     hint = ""
     if doubted and normalised is not None:
         hint = _better_normalisation(teacher, normalised, data, validation_indices, training, device)
@@ -134,7 +135,7 @@ def report_teacher(
         raise TeacherError(Problem(where, f"{measured}, but {hint}"))
     maybe = find_renaming(answers.predicted, labels, data.class_names, proven=False)
     if maybe is not None:
-        noticed += (f"perhaps {maybe.words}: then {maybe.renamed:.2f} would be right; too few images to tell",)
+        noticed += (f"perhaps {maybe.words}: then {maybe.renamed:.2f} would be right; too few {task.samples} to tell",)
     for line in noticed:
         say(f"{where}: {line}")
     values = {"macs": float(macs), "params": float(parameter_count(teacher.module))}
@@ -249,7 +250,8 @@ def _better_normalisation(
     if tried[best] - stated <= max(0.05, 3 * error):
         return ""
     remedy = "convert its first convolution to RGB" if best.endswith("BGR") else "set mean and std in the study"
-    return f"{best} it reaches {tried[best]:.2f} on {len(probe)} validation images, not {stated:.2f}: {remedy}"
+    seen = f"{len(probe)} validation {data.task.samples}"
+    return f"{best} it reaches {tried[best]:.2f} on {seen}, not {stated:.2f}: {remedy}"
 
 
 def _spread(indices: np.ndarray, count: int) -> np.ndarray:

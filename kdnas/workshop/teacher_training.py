@@ -40,14 +40,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class TeacherTraining:
-    """Trains a student family's member on `images`, a share of the training split, and keeps it under `folder`.
+    """Trains a student family's member on `samples`, a share of the training split, and keeps it under `folder`.
 
     Its training has the precision and the threads of `numerics`, the students' training, unless it states its own.
     """
 
     data: Data
     train_indices: np.ndarray
-    images: Callable[[float], Batches]
+    samples: Callable[[float], Batches]
     folder: Path
     device: torch.device
     seed: int
@@ -56,7 +56,7 @@ class TeacherTraining:
     def network(
         self, family: str, choices: Mapping[str, Any], training: Mapping[str, Any], say: Say
     ) -> tuple[nn.Module, Arch]:
-        """Return the trained network, which takes normalised images, and its arch: from the cache where it is there."""
+        """Return the trained network, which is without its entrance, and its arch: from the cache where it is there."""
         settings = _training(training, self.data.task.kind)
         student = family_for(family, self.data.task)
         arch = student.canonical(choices)
@@ -85,10 +85,10 @@ class TeacherTraining:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
     def _train(self, network: nn.Module, arch: Arch, training: Training, kept: Path, say: Say) -> None:
-        images = self.images(training.data_fraction)
+        samples = self.samples(training.data_fraction)
         say(
             f"training the teacher ({short_name(arch.family)} {arch.arch_id}): {counted(training.epochs, 'epoch')} on "
-            f"{len(images)} images, once; it will be kept in {kept}"
+            f"{len(samples)} {self.data.task.samples}, once; it will be kept in {kept}"
         )
 
         def on_epoch(record: EpochRecord) -> None:
@@ -100,7 +100,7 @@ class TeacherTraining:
             distil,
             network.to(self.device),
             None,
-            images,
+            samples,
             None,
             Recipe(training=taught, distillation=Distillation(task_weight=1.0, losses=())),
             data=self.data,
@@ -157,7 +157,7 @@ def _training(settings: Mapping[str, Any], task: str) -> Training:
             for problem in validation_problems(error, section)
         ) from None
     if training.resolution_fraction != 1.0:
-        raise ConfigError(Problem("teacher.training.resolution_fraction", "a teacher sees the whole images", "1"))
+        raise ConfigError(Problem("teacher.training.resolution_fraction", "a teacher sees samples whole", "1"))
     return training
 
 

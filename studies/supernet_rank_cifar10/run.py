@@ -71,7 +71,7 @@ class Setting:
             f"training.batch_size={self.batch_size}",
             f"supernet.epochs={self.supernet_epochs}",
             f"supernet.views={'null' if self.supernet_views is None else self.supernet_views}",
-            f"supernet.score_images={self.score_images}",
+            f"supernet.score_samples={self.score_images}",
             "final.start=random",
             f"final.epochs={self.reference_epochs}",
             f"final.data_fraction={self.data_fraction}",
@@ -187,7 +187,7 @@ def _images(study: LoadedStudy, evaluator: Evaluator, job: Job) -> float:
     supernet = study.config.supernet
     assert supernet is not None
     if not job.trains:
-        return supernet.recalibration_images + (supernet.score_images or 0)
+        return supernet.recalibration_samples + (supernet.score_samples or 0)
     training_images = 0.9 * 50_000 * job.recipe.training.data_fraction
     return 3 * job.recipe.training.epochs * training_images
 

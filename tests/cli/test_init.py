@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
 
 import pytest
 import yaml
 
+from kdnas.cli._own_files import Chosen, choose
 from kdnas.cli.init import proposed_training, study_files
 from kdnas.cli.main import main
 from kdnas.datasets import DATASETS
@@ -18,7 +21,7 @@ from kdnas.teachers import TEACHERS
 
 @pytest.mark.parametrize(("data", "teacher"), list(itertools.product(DATASETS.names(), TEACHERS.names())))
 def test_every_combination_is_a_sound_study(tmp_path, data, teacher):
-    for name, text in study_files(tmp_path, data, teacher, "auto", own_space=False).items():
+    for name, text in study_files(tmp_path, Chosen(data), Chosen(teacher), "auto").items():
         (tmp_path / name).write_text(text)
     config = load_study(tmp_path).config
     assert (config.data.type, config.teacher.type) == (data, teacher)
@@ -27,7 +30,7 @@ def test_every_combination_is_a_sound_study(tmp_path, data, teacher):
 @pytest.mark.parametrize("space", space_names())
 def test_every_space_can_be_the_users_own(tmp_path, space):
     data = {"texts_bert": "text_table", "texts_gpt": "text_corpus"}.get(space, "digits")
-    for name, text in study_files(tmp_path, data, "student", space, own_space=True).items():
+    for name, text in study_files(tmp_path, Chosen(data), Chosen("student"), space, own_space=True).items():
         (tmp_path / name).write_text(text)
     loaded = load_study(tmp_path)
     assert loaded.config.space == "space.yaml"
@@ -36,7 +39,7 @@ def test_every_space_can_be_the_users_own(tmp_path, space):
 
 
 def test_every_setting_is_named_and_the_written_values_are_the_defaults(tmp_path):
-    text = study_files(tmp_path, "image_folder", "module", "cifar_resnet", own_space=False)["study.yaml"]
+    text = study_files(tmp_path, Chosen("image_folder"), Chosen("module"), "cifar_resnet")["study.yaml"]
     for section, model in StudyConfig.model_fields.items():
         assert f"\n{section}:" in text or f"# {section}:" in text, section
         for key in getattr(model.annotation, "model_fields", {}):
@@ -54,7 +57,8 @@ def test_epochs_and_batches_follow_the_number_of_images(tmp_path, images):
     epochs, batch_size = proposed_training(images)
     assert epochs * -(-images // batch_size) >= 1_000
     assert (batch_size <= 32) == (images < 5_000)
-    text = study_files(tmp_path, "digits", "student", "digits_resnet", own_space=False, images=images)["study.yaml"]
+    files = study_files(tmp_path, Chosen("digits"), Chosen("student"), "digits_resnet", samples=images)
+    text = files["study.yaml"]
     (tmp_path / "study.yaml").write_text(text)
     config = load_study(tmp_path).config
     assert (config.training.epochs, config.training.batch_size) == (epochs, batch_size)
@@ -142,3 +146,67 @@ def test_a_study_of_students_cut_out_of_the_teacher(tmp_path, capsys):
     assert (tmp_path / "cut" / "study.yaml").read_text().count("start: inherited") == 1
     assert main(["init", str(tmp_path / "other"), "--from-teacher", "--space", "digits_resnet"]) == 2
     assert "students are cut out of the teacher: there is no other space" in capsys.readouterr().err
+
+
+def teacher_folder(root, name, architecture):
+    (root / name).mkdir()
+    (root / name / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+
+
+@pytest.mark.parametrize(
+    ("files", "data", "architecture", "found"),
+    [
+        (
+            ["reviews.csv"],
+            "reviews.csv",
+            "BertForSequenceClassification",
+            ("text_table", "train", "sequence_classifier"),
+        ),
+        (
+            ["all.parquet"],
+            "all.parquet",
+            "BertForSequenceClassification",
+            ("text_table", "train", "sequence_classifier"),
+        ),
+        (["all.parquet"], "all.parquet", "ViTForImageClassification", ("parquet", "train", "huggingface")),
+        (["r/train/good/1.txt"], "r", "BertForSequenceClassification", ("text_folder", "path", "sequence_classifier")),
+        (["tales/1.txt"], "tales", "GPT2LMHeadModel", ("text_corpus", "train", "causal_lm")),
+        (["tales.jsonl"], "tales.jsonl", "LlamaForCausalLM", ("text_corpus", "train", "causal_lm")),
+        (["train.bin"], "train.bin", "GPT2LMHeadModel", ("token_files", "train", "causal_lm")),
+        (["p/train/cat/1.png"], "p", "ViTForImageClassification", ("image_folder", "path", "huggingface")),
+    ],
+)
+def test_files_of_the_users_own_say_what_reads_them(tmp_path, files, data, architecture, found):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    teacher_folder(tmp_path, "mine", architecture)
+    own_data, own_teacher = choose(data, "mine", tmp_path)
+    assert (own_data.type, next(iter(own_data.options)), own_teacher.type) == found
+    assert dict(own_teacher.options) == {"model": "mine"}
+    text = study_files(tmp_path / "s", own_data, own_teacher, "auto", size=16, from_teacher=True)["study.yaml"]
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "study.yaml").write_text(text)
+    assert load_study(tmp_path / "s").space.family == "derived"
+
+
+@pytest.mark.parametrize(("teacher", "data"), [("sequence_classifier", "text_table"), ("causal_lm", "text_corpus")])
+@pytest.mark.parametrize("flags", [(), ("--from-teacher",)])
+def test_a_study_of_texts_does_not_speak_of_images(tmp_path, teacher, data, flags):
+    assert (
+        main(["init", str(tmp_path / "s"), "--teacher", teacher, "--size", "48", "--data-root", str(tmp_path), *flags])
+        == 0
+    )
+    text = (tmp_path / "s" / "study.yaml").read_text()
+    assert not re.findall("image|pixel|picture", text.replace("huggingface", "").replace("spatial", ""))
+    config = load_study(tmp_path / "s").config
+    assert (config.data.type, config.data.options["length"]) == (data, 48)
+    assert config.data.options["tokenizer"] == config.teacher.options["model"] == "my_teacher"
+    assert config.training.epochs * -(-5_000 // config.training.batch_size) >= 1_000
+    assert ("huggingface" in config.export.formats) == bool(flags)
+
+
+def test_a_file_that_is_nothing_kdnas_knows_is_told(tmp_path, capsys):
+    (tmp_path / "notes.docx").write_bytes(b"")
+    assert main(["init", str(tmp_path / "s"), "--data", "notes.docx", "--data-root", str(tmp_path)]) == 2
+    assert "neither a name nor a file under the data root" in capsys.readouterr().err

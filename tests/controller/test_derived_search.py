@@ -163,7 +163,10 @@ def test_its_best_student_is_trained_whole_and_again_by_its_train_yaml(run, stud
     assert "start: inherited" in file
 
 
-SHARED = ("start=supernet", "supernet={epochs: 2, shrinking: {policy: sandwich, subnets: 3}, recalibration_images: 64}")
+SHARED = (
+    "start=supernet",
+    "supernet={epochs: 2, shrinking: {policy: sandwich, subnets: 3}, recalibration_samples: 64}",
+)
 VIT = """\
 import timm
 

@@ -177,3 +177,10 @@ def test_a_damaged_plain_form_is_refused(damage):
     plain["stages"][0][damage[0]] = damage[1]
     with pytest.raises((ValueError, TypeError)):
         ShrinkingRecord.from_dict(plain)
+
+
+def test_what_an_earlier_version_called_accuracies_is_read():
+    plain = record().as_dict()
+    probe = plain["stages"][1]["probes"][0]
+    probe["accuracy"], probe["accuracy_lost"] = probe.pop("score"), probe.pop("score_lost")
+    assert ShrinkingRecord.from_dict(plain) == record()

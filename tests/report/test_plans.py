@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from synthetic_run import complete, run_of
 
+from kdnas.core.objective import ACCURACY, PERPLEXITY
 from kdnas.core.route import Route
 from kdnas.core.shrinking import Check, FinishedStage, Panel, Probe, ShrinkingRecord, Stage
 from kdnas.plan.plan_file import (
@@ -69,7 +70,7 @@ def bars(figure) -> dict[str, list[tuple[float, float, float]]]:
 
 
 def test_a_lane_is_filled_from_where_its_value_was_unlocked():
-    figure = unlocking_figure(RECORDED, LADDERS, name="plan-1", teacher=0.9)
+    figure = unlocking_figure(RECORDED, LADDERS, ACCURACY, name="plan-1", teacher=0.9)
     drawn = bars(figure)
     assert set(drawn) == {"depth", "width"}  # one value is no choice
     starts = {name: [start for _, start, _ in group] for name, group in drawn.items()}
@@ -86,13 +87,13 @@ def test_a_lane_is_filled_from_where_its_value_was_unlocked():
 
 def test_what_was_locked_again_leaves_a_hole():
     again = (STAGES[2], STAGES[0], STAGES[2])
-    drawn = bars(unlocking_figure(replace(RECORDED, stages=again), LADDERS, name="plan-1"))
+    drawn = bars(unlocking_figure(replace(RECORDED, stages=again), LADDERS, ACCURACY, name="plan-1"))
     spans = [(start, end) for _, start, end in drawn["width"]]
     assert spans == [(0.0, pytest.approx(1.45)), (0.0, pytest.approx(0.6)), (pytest.approx(0.85), pytest.approx(1.45))]
 
 
 def test_the_accuracies_at_the_checks_are_drawn_below():
-    figure = unlocking_figure(RECORDED, LADDERS, name="plan-1", teacher=0.9)
+    figure = unlocking_figure(RECORDED, LADDERS, ACCURACY, name="plan-1", teacher=0.9)
     below = {trace.name: trace for trace in figure.drawing.data if trace.yaxis == "y2"}
     assert set(below) == {
         "largest subnet", "middle subnet", "smallest subnet of all", "smallest that is allowed", "teacher"
@@ -108,23 +109,37 @@ def test_the_accuracies_at_the_checks_are_drawn_below():
     assert boundaries == pytest.approx([0.25, 0.4])
 
 
+def test_perplexities_are_shown_as_such():
+    """A policy compares the mean probability of a token, 0.7; the reader sees the perplexity, 1 / 0.7."""
+    drawn = unlocking_figure(RECORDED, LADDERS, PERPLEXITY, name="plan-1", teacher=1.1)
+    below = {trace.name: trace for trace in drawn.drawing.data if trace.yaxis == "y2"}
+    assert below["largest subnet"].y[:2] == pytest.approx([2.0, 1 / 0.7])
+    assert below["largest subnet"].text[0].startswith("largest subnet 2<br>")
+    assert set(below["teacher"].y) == {1.1}
+    assert drawn.drawing.layout.yaxis2.title.text == "Perplexity"
+    table = stage_table(RECORDED, PERPLEXITY, "Stages")
+    second = [cell.text for cell in table.rows[1]]
+    assert "depth: +0.0952 lost, 40.0% of MACs saved; width: −0.0282 lost, 50.0% of MACs saved" in second
+    assert "neither subnet rose; then smallest 3.333, middle 1.587, largest 1.351, mean loss 1.25" in second
+
+
 def test_a_policy_that_checks_nothing_has_one_panel():
     silent = replace(RECORDED, stages=tuple(replace(finished, checks=(), panel=None) for finished in STAGES))
-    figure = unlocking_figure(silent, LADDERS, name="plan-1")
+    figure = unlocking_figure(silent, LADDERS, ACCURACY, name="plan-1")
     assert not [trace for trace in figure.drawing.data if trace.yaxis == "y2"]
     assert "scores nothing on the way" in figure.caption
 
 
 def test_what_was_never_unlocked_is_an_empty_lane():
     short = replace(RECORDED, stages=STAGES[:2])
-    drawn = bars(unlocking_figure(short, LADDERS, name="plan-1"))
+    drawn = bars(unlocking_figure(short, LADDERS, ACCURACY, name="plan-1"))
     assert [len(drawn[name]) for name in ("depth", "width")] == [2, 1]
     assert drawn["depth"][0][2] == pytest.approx(0.4)  # where the training ended
 
 
 def stages(recorded: ShrinkingRecord) -> list[dict[str, str]]:
     """The rows of a table of stages, by heading."""
-    table = stage_table(recorded, "Stages")
+    table = stage_table(recorded, ACCURACY, "Stages")
     headings = [column.heading for column in table.columns]
     return [dict(zip(headings, [cell.text for cell in row], strict=True)) for row in table.rows]
 

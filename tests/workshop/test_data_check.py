@@ -61,8 +61,8 @@ def test_scarce_and_uneven_images_are_said():
     assert notes == (
         "no validation image of class c: no score tells how well it is learnt",
         "fewer than 5 images to learn from of class b",
-        "validation accuracies move in steps of 1.2 points: 81 images",
-        "test accuracies move in steps of 5.0 points: 20 images",
+        "validation accuracy moves in steps of 1.2 points: 81 images",
+        "test accuracy moves in steps of 5.0 points: 20 images",
         "uneven classes: 320 images to learn from of a, 1 of c; always answering a scores 99%",
     )
     data = data_of(300, 300)

@@ -233,7 +233,7 @@ def test_a_teacher_training_that_fails_is_bad_input(
     ("change", "message"),
     [
         ({"training": {"epoch": 3, "batch_size": 0}}, r"teacher\.training\.epoch: unknown key.*\n?.*batch_size"),
-        ({"training": {"resolution_fraction": 0.5}}, "a teacher sees the whole images"),
+        ({"training": {"resolution_fraction": 0.5}}, "a teacher sees samples whole"),
         ({"choices": {"stem_width": 8}}, "stage1"),
         ({"family": "rezzo"}, "no student family is called 'rezzo'"),
         ({"type": "studnet"}, "did you mean 'student'"),

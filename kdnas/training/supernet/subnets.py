@@ -64,7 +64,7 @@ class ElasticSpace:
     Args:
         space: The space of archs.
         family: Its student family, for samples of full size.
-        resolutions: Sides in pixels that images may be resized to; empty: the full one only.
+        resolutions: Sizes that samples may be brought to, an image's side or a text's length; empty: the full one only.
 
     Raises ConfigError where a resolution exceeds the samples', or a network of the space cannot be built.
     """
@@ -121,7 +121,7 @@ class ElasticSpace:
 
 
 class FrontSampler:
-    """Draws subnets evenly over the logarithm of their MACs, some of them near the accuracy-cost front.
+    """Draws subnets evenly over the logarithm of their MACs, some of them near the front of score and cost.
 
     Which subnets are near the front is learned from the losses of those that were trained: a ridge regression of the
     excess loss over the step's largest subnet on the values of the choices. Half of the subnets (`share`) are the best
@@ -200,6 +200,10 @@ class SubnetScorer:
     def samples(self) -> int:
         """The samples that one score takes through the subnet."""
         return self._recalibration_samples + self._validation_samples
+
+    def share(self, score: float) -> float:
+        """Return a score as policies compare them (`Quantity.as_share`)."""
+        return self._validation.task.spec.score.as_share(score)
 
     def __call__(self, supernet: Supernet, spec: SubnetSpec) -> float:
         """Return the validation score of the subnet cut out of `supernet`, which stays as it is."""

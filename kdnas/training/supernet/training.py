@@ -72,7 +72,7 @@ class TrainedSupernet:
     space: ElasticSpace
     scorer: SubnetScorer
     shrinking: ShrinkingRecord
-    teacher_accuracy: float
+    teacher_score: float
     steps: int
     train_seconds: float
 
@@ -139,7 +139,7 @@ def train_supernet(
         taught = evaluate(teacher.module.to(device), validation, recipe.training)
         run = SupernetRun(
             supernet, elastic, policy, subnet_step, checker, recipe.training, shrinking,
-            budget_macs=budget_macs, teacher_accuracy=taught, seed=seed,
+            budget_macs=budget_macs, teacher=checker.share(taught), seed=seed,
         )  # fmt: skip
         if checkpoint is not None and checkpoint.exists():
             run.resume(checkpoint, identity)
@@ -157,8 +157,8 @@ def _scorers(
 
     `affordable` samples are what a check may take altogether, a third of them for the statistics.
     """
-    scored = min(settings.check_images, max(_FEWEST_SAMPLES, 2 * affordable // 3))
-    counts = (settings.recalibration_images, None), (min(settings.recalibration_images, -(-scored // 2)), scored)
+    scored = min(settings.check_samples, max(_FEWEST_SAMPLES, 2 * affordable // 3))
+    counts = (settings.recalibration_samples, None), (min(settings.recalibration_samples, -(-scored // 2)), scored)
     return tuple(  # type: ignore[return-value]
         SubnetScorer(train, validation, training, recalibration_samples=few, validation_samples=count)
         for few, count in counts
@@ -264,12 +264,12 @@ class SupernetRun:
         shrinking: ShrinkingSettings,
         *,
         budget_macs: int,
-        teacher_accuracy: float,
+        teacher: float,
         seed: int,
     ):
         self._supernet, self._space, self._ladders, self._policy = supernet, space, space.ladders, policy
         self._subnet_step, self._scorer, self._training = subnet_step, scorer, training
-        self._shrinking, self._teacher_accuracy, self._seed = shrinking, teacher_accuracy, seed
+        self._shrinking, self._teacher, self._seed = shrinking, teacher, seed
         self._sampler = FrontSampler(space, share=shrinking.front_share)
         self._optimizer = self._new_optimizer()
         self.budget_macs = budget_macs
@@ -300,7 +300,7 @@ class SupernetRun:
             if ticks or self._subnet_step.device.type == "cpu":  # looking makes a CUDA device wait
                 _refuse_non_finite(loss, self.step)
             steps, spent = self.step - stage.first_step, self.spent - stage.spent_before
-            ended = self._policy.ends_because(stage.plan, steps, spent, stage.checks, self._teacher_accuracy)
+            ended = self._policy.ends_because(stage.plan, steps, spent, stage.checks, self._teacher)
             if ended is None and self.spent >= 1.0:
                 ended = "the budget is spent"
             if ended is not None:
@@ -363,7 +363,7 @@ class SupernetRun:
     def _score(self, assignment: Assignment) -> float:
         spec = self._space.spec(assignment)
         self._spend_on_measuring(spec)
-        return self._scorer(self._supernet, spec)
+        return self._scorer.share(self._scorer(self._supernet, spec))
 
     def _panel(self) -> Panel:
         """Score the panel's subnets."""
@@ -372,7 +372,8 @@ class SupernetRun:
             spec = self._space.spec(assignment)
             self._spend_on_measuring(spec)
             scores.append(self._scorer.score_and_loss(self._supernet, spec))
-        (smallest, middle, largest), losses = zip(*scores, strict=True)
+        values, losses = zip(*scores, strict=True)
+        smallest, middle, largest = map(self._scorer.share, values)
         return Panel(smallest, middle, largest, sum(losses) / len(losses))
 
     def _spend_on_measuring(self, spec: SubnetSpec) -> None:
@@ -406,7 +407,7 @@ class SupernetRun:
         situation = Situation(
             tuple(self.history),
             self.spent,
-            self._teacher_accuracy,
+            self._teacher,
             probes,
             panel_share=panel / self.budget_macs,
             step_share=step / self.budget_macs,
@@ -418,11 +419,11 @@ class SupernetRun:
             if plan.sort_channels or plan.annealing == "stage":  # momentum is of channels elsewhere, or of another rate
                 self._optimizer = self._new_optimizer()
 
-    def _probe(self, unlock: Unlock, accuracy_of_largest: float) -> Probe:
+    def _probe(self, unlock: Unlock, score_of_largest: float) -> Probe:
         smaller, largest = {**self._ladders.largest, **unlock.adds}, self._space.price(self._ladders.largest)
-        accuracy = self._score(smaller)
+        score = self._score(smaller)
         saved = 1.0 - self._space.price(smaller) / largest
-        return Probe(unlock.dimension, unlock.adds, accuracy, accuracy_of_largest - accuracy, saved)
+        return Probe(unlock.dimension, unlock.adds, score, score_of_largest - score, saved)
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         optimizer = build_optimizer((self._supernet, self._subnet_step.criteria), self._training)

@@ -78,7 +78,7 @@ class Evaluator(ABC):
     @property
     @abstractmethod
     def quantities(self) -> Mapping[str, Quantity]:
-        """Every quantity that its students know, by name, accuracy first."""
+        """Every quantity that its students know, by name, the score first."""
 
     @property
     @abstractmethod
@@ -87,7 +87,7 @@ class Evaluator(ABC):
 
     @property
     def teacher_answers(self) -> tuple[float, ...]:
-        """A sketch of what the teacher says to a few fixed images, which tells one from another where hashes do not."""
+        """A sketch of what the teacher answers to a few samples, which tells one from another where hashes do not."""
         return ()
 
     @property

@@ -4,7 +4,7 @@ A student begins with random weights, with weights inherited from its teacher, o
 may be scored as it begins, without training.
 
 A student that climbs the rungs of a search trains in legs: each rung's score is the end of a whole learning-rate
-schedule, since accuracy in the middle of one ranks students badly, and the next leg begins from its weights with a
+schedule, since a score in the middle of one ranks students badly, and the next leg begins from its weights with a
 schedule of its own, a warm restart (Loshchilov and Hutter, "SGDR", ICLR 2017).
 """
 
@@ -68,7 +68,7 @@ _STEPS_TIMED = 64
 
 
 class _Curve:
-    """Called at each epoch's end: notes the validation accuracy after those that are to be looked at.
+    """Called at each epoch's end: notes the validation score after those that are to be looked at.
 
     `progress` is given the share of the `epochs` that is done.
     """
@@ -202,7 +202,7 @@ class Distil(Evaluator):
 
     @property
     def teacher_answers(self) -> tuple[float, ...]:
-        """What the teacher says to a few fixed images."""
+        """What the teacher answers to a few fixed samples."""
         return self.workshop.teacher.answers
 
     @property
@@ -281,8 +281,8 @@ class Distil(Evaluator):
     def _teacher_cache_notes(self) -> list[str]:
         """Return what the user should know of how the teacher's outputs are kept."""
         distillation = self.context.config.distillation
-        images = len(self.workshop.train_indices)
-        if live := why_live(distillation, self.workshop.teacher_shapes, images):
+        samples = len(self.workshop.train_indices)
+        if live := why_live(distillation, self.workshop.teacher_shapes, samples):
             return [f"runs on every batch: {live}"]
         return [*self._kept_notes(), *self._truncation_notes()]
 

@@ -119,7 +119,7 @@ def run(
     shrinking: dict[str, Any] | None = None,
     **options: Any,
 ) -> TrainedSupernet:
-    few = {"recalibration_images": 24, "check_images": 24, **(settings or {})}
+    few = {"recalibration_samples": 24, "check_samples": 24, **(settings or {})}
     return train_supernet(
         supernet or supernet_of(space, data),
         space,
@@ -170,7 +170,7 @@ RACE = {"race_share": 0.5, "race_steps": 0.0}
 """A race that the tiny budgets here are not too small for, with few images to score subnets on."""
 
 
-FEW = {"check_images": 8}
+FEW = {"check_samples": 8}
 
 
 @pytest.fixture

@@ -29,7 +29,8 @@ Share = Annotated[float, Field(gt=0.0, le=1.0)]
 class Situation:
     """What a policy knows at a boundary. Shares are fractions of the whole budget.
 
-    `probes` are measured where the policy asks for it; `teacher` is the teacher's validation score. What scoring the
+    `probes` are measured where the policy asks for it; `teacher` is the teacher's validation score, as a
+    share like all scores here (`kdnas.core.shrinking`). What scoring the
     panel once would spend is `panel_share`, a step of `subnets` together, largest and smallest included, `step_share`,
     a step of the largest subnet alone `largest_share`: no subnet of a step spends more.
     """

@@ -167,7 +167,7 @@ class Adaptive(Policy):
             share = min(2.0 * before_last / (left - 1), before_last)
             name = f"{sum(item.stage.watched for item in history)} {unlock.dimension}"
             gap = self._gap(situation, (chosen,))
-            reason = f"{unlock.dimension} loses least accuracy per MAC saved"
+            reason = f"{unlock.dimension} loses least per MAC saved"
             stage = replace(everything, name=name, allowed=unlock.apply(allowed), share=share, watched=True)
         else:
             reason = "it is the last unlock" if left == 1 else f"the budget leaves no stage for each of {left} unlocks"
@@ -193,7 +193,7 @@ class Adaptive(Policy):
 
     def _gap(self, situation: Situation, unlocked: Sequence[Probe]) -> float:
         last = situation.history[-1].checks[-1]
-        return teacher_gap(situation.teacher, last.largest, min(last.smallest, *(item.accuracy for item in unlocked)))
+        return teacher_gap(situation.teacher, last.largest, min(last.smallest, *(item.score for item in unlocked)))
 
     def _follow(self, stage: Stage, gap: float) -> Stage:
         """Return `stage` with what follows the teacher gap."""
