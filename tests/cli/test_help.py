@@ -1,0 +1,21 @@
+"""`kdnas help`: the pages there are."""
+
+from __future__ import annotations
+
+from kdnas.cli.main import main
+
+
+def test_the_pages_are_listed_each_by_its_first_line(capsys):
+    assert main(["help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("kdnas help cluster") and "SLURM" in line for line in lines)
+
+
+def test_a_page_is_shown_whole(capsys):
+    assert main(["help", "cluster"]) == 0
+    assert "RAY_AUTH_TOKEN" in capsys.readouterr().out
+
+
+def test_a_page_that_is_not_there_is_told_with_those_that_are(capsys):
+    assert main(["help", "clusters"]) == 2
+    assert "did you mean 'cluster'?" in capsys.readouterr().err
