@@ -21,7 +21,10 @@ from kdnas.errors import DataError, Problem
 TOKENIZER_FILE = "tokenizer.json"
 _SETTINGS_FILE = "tokenizer_config.json"
 _MODEL_FILE = "config.json"
-_FILES = (TOKENIZER_FILE, _SETTINGS_FILE, "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
+_FILES = (
+    *(TOKENIZER_FILE, _SETTINGS_FILE, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.txt", "vocab.json", "merges.txt"),
+)
 _UNLIMITED = 1_000_000
 """Hugging Face writes 1e30 where a tokenizer knows no longest text."""
 _OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "longformer", "mpnet"})
@@ -174,7 +177,7 @@ def train_tokenizer(
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     if purpose == "labelled":
         settings |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-        settings |= {"eos_token": "[SEP]"}
+        settings |= {"eos_token": "[SEP]", "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
         ends = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
         backend.post_processor = library.processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends

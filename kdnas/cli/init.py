@@ -216,7 +216,7 @@ def study_files(
     epochs, batch_size = proposed_training(count)
     recipe = {"epochs": max(30, epochs), "batch_size": batch_size, **_unusual(searched.family)}
     trained_here = {"family": searched.family, "choices": largest, "training": recipe}
-    score = kind_of(data.type).score or ACCURACY
+    score = next(iter(kind_of(data.type).scores), ACCURACY)
     where, others = _SPACE_FILE if own_space else space, ", ".join(space_names())
     stated = STATED.format(space=where, spaces=others, shape=work.shape, samples=work.samples)
     files = {_SPACE_FILE: _space_text(space)} if own_space else {}

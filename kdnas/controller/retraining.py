@@ -226,6 +226,7 @@ class Retraining:
         for trial in earned:
             evaluator.check(trial)
         if earned and not self._record.notes().teacher_tested:
+            self._record.set_note("teacher_further", dict(evaluator.teacher_further()))
             self._record.set_note("teacher_test_score", evaluator.teacher_test_score())
 
     def _measure(self, trial: TrialRecord) -> None:
@@ -249,6 +250,7 @@ class Retraining:
             result.train_seconds,
             Path(result.checkpoint).name,
             result.sha256,
+            result.further,
         )
         self._record.add_repeat(trial.number, repeat)
         self.new_repeats += 1

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from kdnas.core.objective import ACCURACY, Quantity
+from kdnas.core.objective import OF_CLASSES, Quantity
 from kdnas.core.task import IMAGE_CLASSIFICATION, TaskSpec, image_classification
 
 
@@ -39,7 +39,7 @@ class Samples:
     """N samples of a data set.
 
     `inputs` are arrays [N, ...] by the names of the task's inputs and in their order, perhaps read-only memory maps;
-    `targets` is int64 [N], or [N, T] where a sample has T predictions.
+    `targets` is int64 [N], or [N, T] where a sample has T predictions; float32 [N] where numbers are foretold.
     """
 
     inputs: Mapping[str, Array]
@@ -67,15 +67,21 @@ class Data(ABC):
     stated_validation: int = field(default=0, kw_only=True)
     """So many of the last training samples are those that students are scored on; 0: a share is drawn."""
 
-    score: ClassVar[Quantity | None] = None
-    """What its task is scored by, where every data set of this kind has the same."""
+    scores: ClassVar[tuple[Quantity, ...]] = ()
+    """What tasks on data of this kind may be scored by, the usual one first; empty where that is not known."""
     kind: str = field(default="", kw_only=True)
     """The task that they are put to; empty: the one that they pose."""
+    scored_by: Quantity | None = field(default=None, kw_only=True)
+    """What the study scores by; None: the usual score of the task."""
 
     @property
     @abstractmethod
     def task(self) -> TaskSpec:
         """The task this data poses."""
+
+    def put_to(self, posed: TaskSpec) -> TaskSpec:
+        """Return the task `posed` as the study has it: of its kind, and scored by what it says."""
+        return replace(posed, kind=self.kind or posed.kind, score=self.scored_by or posed.score)
 
     @property
     def statistics(self) -> Mapping[str, tuple[float, ...]]:
@@ -90,14 +96,13 @@ class ImageData(Data):
     channel_mean: tuple[float, ...]
     """Per channel over the training images, on the 0-255 scale."""
     channel_std: tuple[float, ...]
-    score: ClassVar[Quantity | None] = ACCURACY
+    scores: ClassVar[tuple[Quantity, ...]] = OF_CLASSES
 
     @cached_property
     def task(self) -> TaskSpec:
         """Image classification at the images' size."""
         channels, height, width = self.train.inputs["pixels"].shape[1:]
-        spec = image_classification((channels, height, width), len(self.class_names))
-        return replace(spec, kind=self.kind or spec.kind)
+        return self.put_to(image_classification((channels, height, width), len(self.class_names)))
 
     @property
     def statistics(self) -> Mapping[str, tuple[float, ...]]:

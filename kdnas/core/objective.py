@@ -35,14 +35,19 @@ class Quantity:
         return _RANGES.get(self.unit, (-math.inf, math.inf))
 
     @property
+    def is_bounded(self) -> bool:
+        """Whether it has a least and a greatest value, as a share or a correlation has."""
+        return all(map(math.isfinite, self.range))
+
+    @property
     def is_fraction(self) -> bool:
-        """Whether it lies in [0, 1]: a point of it is a hundredth, of anything else one unit."""
+        """Whether it is a share of something, in [0, 1], which is shown in per cent."""
         return self.unit == "fraction"
 
     @property
     def point(self) -> float:
-        """One point, in its own unit."""
-        return 0.01 if self.is_fraction else 1.0
+        """One point, in its own unit: a hundredth of a share or a correlation, of anything else one unit."""
+        return 0.01 if self.is_bounded else 1.0
 
     def minimised(self, value: float) -> float:
         """Return `value`, or its negative, so that smaller is better."""
@@ -55,10 +60,10 @@ class Quantity:
     def lead(self, value: float, over: float) -> float:
         """Return how far ahead of `over` a score is on a scale on which steps count alike.
 
-        For a fraction the difference; for a positive score without an upper end, such as a perplexity, that of the
-        logarithms, where 0.05 is 5 per cent.
+        For one between two ends the difference; for a positive score without an upper end, such as a perplexity, that
+        of the logarithms, where 0.05 is 5 per cent.
         """
-        if self.is_fraction or value <= 0 or over <= 0:
+        if self.is_bounded or value <= 0 or over <= 0:
             return self.gain(value, over)
         return self.gain(math.log(value), math.log(over))
 
@@ -74,11 +79,11 @@ class Quantity:
         return share if self.is_fraction else 1.0 / share if share > 0 else math.inf
 
     def ends(self, mean: float, half_width: float | None) -> tuple[float, float]:
-        """Return the ends of an interval around `mean`; that of a fraction leaves [0, 1] at neither end."""
+        """Return the ends of an interval around `mean`; it leaves the quantity's range at neither end."""
         if self.is_fraction:
             return share_interval(mean, half_width)
-        half = half_width or 0.0
-        return mean - half, mean + half
+        half, (least, greatest) = half_width or 0.0, self.range if self.is_bounded else (-math.inf, math.inf)
+        return max(mean - half, least), min(mean + half, greatest)
 
     def shown(self, value: float) -> str:
         """Return a score as it is printed: "97.10 %", or "23.4"."""
@@ -87,17 +92,30 @@ class Quantity:
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
     def shown_points(self, difference: float) -> str:
-        """Return a difference of scores: "2.1 points" of a fraction, else a number in its own unit."""
-        return f"{100 * difference:.1f} points" if self.is_fraction else f"{difference:.3g}"
+        """Return a difference of scores: "2.1 points" of a share or a correlation, else a number in its own unit."""
+        return f"{100 * difference:.1f} points" if self.is_bounded else f"{difference:.3g}"
 
 
 ACCURACY = Quantity("accuracy", "fraction", "maximize", "trained")
 PERPLEXITY = Quantity("perplexity", "per token", "minimize", "trained")
-_RANGES = {ACCURACY.unit: (0.0, 1.0), PERPLEXITY.unit: (1.0, math.inf)}
-SCORES = {score.name: score for score in (ACCURACY, PERPLEXITY)}
+F1 = Quantity("f1", "fraction", "maximize", "trained")
+"""The mean over the classes of the harmonic mean of precision and recall."""
+MATTHEWS = Quantity("matthews", "correlation", "maximize", "trained")
+"""The correlation of classes told and classes true (Matthews 1975; of more than two, Gorodkin 2004)."""
+SPEARMAN = Quantity("spearman", "correlation", "maximize", "trained")
+"""The correlation of the ranks of numbers told and numbers true."""
+PEARSON = Quantity("pearson", "correlation", "maximize", "trained")
+"""The correlation of the numbers themselves."""
+OF_CLASSES, OF_VALUES = (ACCURACY, F1, MATTHEWS), (SPEARMAN, PEARSON)
+"""What is known of answers that are classes, and of those that are numbers; the first is the usual one."""
+_RANGES = {ACCURACY.unit: (0.0, 1.0), PERPLEXITY.unit: (1.0, math.inf), MATTHEWS.unit: (-1.0, 1.0)}
+SCORES = {score.name: score for score in (ACCURACY, PERPLEXITY, *OF_CLASSES[1:], *OF_VALUES)}
 """What tasks are scored by, by name."""
 
-_NEVER_NEGATIVE = {*SCORES, "macs", "params", "latency_ms", "peak_memory_bytes"}
+_NEVER_NEGATIVE = {
+    *(name for name, score in SCORES.items() if score.range[0] >= 0),
+    *("macs", "params", "latency_ms", "peak_memory_bytes"),
+}
 """Quantities of kdnas's own; what a cost of the user's may be is his."""
 
 
@@ -107,8 +125,9 @@ def unsound(name: str, value: float) -> str:
         return f"the {name} is {value}"
     if name in _NEVER_NEGATIVE and value < 0:
         return f"the {name} is {value:g}, below 0"
-    if name in SCORES and SCORES[name].is_fraction and value > 1:
-        return f"the {name} is {value:g}, not a fraction in 0..1"
+    if name in SCORES and SCORES[name].is_bounded and not SCORES[name].range[0] <= value <= SCORES[name].range[1]:
+        a = "a fraction in 0..1" if SCORES[name].is_fraction else "a correlation in -1..1"
+        return f"the {name} is {value:g}, not {a}"
     return ""
 
 
@@ -167,6 +186,7 @@ def parse_constraint(text: str, score: Quantity | None = None) -> Constraint:
         least, greatest = (0.0, math.inf) if percent else score.range
         if not least <= bound <= greatest:
             is_a = "a fraction, such as 0.95 or 95%" if score.is_fraction else f"never below {least:g}"
+            is_a = "a correlation, -1 to 1" if score.is_bounded and not score.is_fraction else is_a
             raise ValueError(f"{text!r}: {score.name} is {is_a}")
     return Constraint(match[1], match[2], bound, percent)  # type: ignore[arg-type]
 

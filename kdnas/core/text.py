@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from kdnas.core.data import Data
-from kdnas.core.objective import ACCURACY, PERPLEXITY, Quantity
+from kdnas.core.objective import ACCURACY, OF_CLASSES, OF_VALUES, PERPLEXITY, SPEARMAN, Quantity
 from kdnas.core.task import Input, TaskSpec
 
-TEXT_CLASSIFICATION, LANGUAGE_MODELLING = "text_classification", "language_modelling"
+TEXT_CLASSIFICATION, TEXT_REGRESSION = "text_classification", "text_regression"
+LANGUAGE_MODELLING = "language_modelling"
 BYTES_PER_TOKEN = "bytes_per_token"
 """Of the text that is scored and of the test text."""
 Places = int | slice | np.ndarray
@@ -31,9 +32,20 @@ def text_classification(length: int, vocabulary: int, classes: int, *, pairs: bo
     A network takes `tokens` [B, T] and `mask` [B, T], 1 where there is text; of two texts in a row `segments` [B, T]
     tell which one a token belongs to.
     """
+    return TaskSpec(TEXT_CLASSIFICATION, _inputs(length, vocabulary, pairs), classes, 1, ACCURACY, "texts")
+
+
+def text_regression(length: int, vocabulary: int, *, pairs: bool = False) -> TaskSpec:
+    """Return the task of foretelling the one number of a text, scored by Spearman's correlation.
+
+    A network takes what one that names classes takes (`text_classification`).
+    """
+    return TaskSpec(TEXT_REGRESSION, _inputs(length, vocabulary, pairs), 1, 1, SPEARMAN, "texts")
+
+
+def _inputs(length: int, vocabulary: int, pairs: bool) -> tuple[Input, ...]:
     inputs = [Input("tokens", (length,), "tokens", vocabulary), Input("mask", (length,), "mask", 2)]
-    inputs += [Input("segments", (length,), "tokens", 2)] if pairs else []
-    return TaskSpec(TEXT_CLASSIFICATION, tuple(inputs), classes, 1, ACCURACY, "texts")
+    return (*inputs, *([Input("segments", (length,), "tokens", 2)] if pairs else []))
 
 
 def language_modelling(length: int, vocabulary: int) -> TaskSpec:
@@ -137,17 +149,23 @@ class TokenData(Data):
 
 @dataclass(frozen=True)
 class TextData(TokenData):
-    """Texts with one label each: int64 [N] are classes."""
+    """Texts with one label each: int64 [N] are classes, float32 [N] are numbers to be foretold."""
 
     poses: ClassVar[str] = TEXT_CLASSIFICATION
-    score: ClassVar[Quantity | None] = ACCURACY
+    scores: ClassVar[tuple[Quantity, ...]] = (*OF_CLASSES, *OF_VALUES)
+
+    @property
+    def foretells_values(self) -> bool:
+        """Whether labels are numbers, which no classes are."""
+        return np.issubdtype(self.train.targets.dtype, np.floating)
 
     @cached_property
     def task(self) -> TaskSpec:
-        """Text classification."""
+        """Text classification, or regression."""
         pairs = "segments" in self.train.inputs
-        spec = text_classification(self.length, self.vocabulary, len(self.class_names), pairs=pairs)
-        return replace(spec, kind=self.kind or spec.kind)
+        if self.foretells_values:
+            return self.put_to(text_regression(self.length, self.vocabulary, pairs=pairs))
+        return self.put_to(text_classification(self.length, self.vocabulary, len(self.class_names), pairs=pairs))
 
 
 @dataclass(frozen=True)
@@ -157,7 +175,7 @@ class CorpusData(TokenData):
     poses: ClassVar[str] = LANGUAGE_MODELLING
     bytes_per_token: tuple[float, float] = field(kw_only=True)
     """Of the text that is scored and of the test text: UTF-8 bytes that a token stands for on average."""
-    score: ClassVar[Quantity | None] = PERPLEXITY
+    scores: ClassVar[tuple[Quantity, ...]] = (PERPLEXITY,)
 
     @property
     def statistics(self) -> Mapping[str, tuple[float, ...]]:
@@ -167,5 +185,4 @@ class CorpusData(TokenData):
     @cached_property
     def task(self) -> TaskSpec:
         """Language modelling."""
-        spec = language_modelling(self.length, self.vocabulary)
-        return replace(spec, kind=self.kind or spec.kind)
+        return self.put_to(language_modelling(self.length, self.vocabulary))

@@ -3,7 +3,7 @@
     <cache>/datasets/<key>/tokens.bin     uint16 or uint32 [S], the tokens of all texts end to end
                            segments.bin   uint8 [S], which of two texts each belongs to; pairs only
                            places.npy     int64 [N, 2], where each text starts and stops
-                           labels.npy     int64 [N]
+                           labels.npy     int64 [N], classes, or float32 [N], numbers to be foretold
                            tokenizer/     as `AutoTokenizer.from_pretrained` opens it
                            meta.json      names, counts, lengths, fingerprint, notes
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ from kdnas.tokenizing import Purpose, Tokenizer, token_dtype, train_tokenizer
 Length = Annotated[int, Field(ge=4, le=1 << 20)]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+LabelKind = Literal["classes", "values"]
+"""An option: what the labels of texts are, classes or numbers to be foretold."""
 
 _FORMAT = 2
 _TEXTS = 1024
@@ -80,6 +83,8 @@ class Reader:
     length: int | None = None
     test_fraction: float | None = None
     class_names: tuple[str, ...] | None = None
+    labels: LabelKind | None = None
+    """What labels are; None: numbers to be foretold where one has a fraction, else classes."""
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the samples besides the files. Raises DataError where there is no tokenizer."""
@@ -88,6 +93,7 @@ class Reader:
             "length": self.length,
             "test_fraction": self.test_fraction,
             "class_names": self.class_names,
+            **({} if self.labels is None else {"labels": self.labels}),
         }
 
 
@@ -218,16 +224,20 @@ class _Making:
         if not self.problems.count and not counts["train"]:
             self.problems.add(self.source.name, "there are no training texts")
         self.problems.raise_if_any()
-        labels, names, notes = self._numbered()
+        values = _as_numbers(self.labels.values)
+        foretold = self._are_values(values)
+        labels, names, notes = (self._values(values), (), []) if foretold else self._numbered(values)
         order = np.arange(len(labels))
         if self.reader.test_fraction is not None:
-            tests = carve_test(labels[: counts["train"]], self.reader.test_fraction)
+            alike = np.zeros(counts["train"], dtype=np.int64) if foretold else labels[: counts["train"]]
+            tests = carve_test(alike, self.reader.test_fraction)
             order = np.concatenate([np.flatnonzero(~tests), order[counts["train"] :], np.flatnonzero(tests)])
             counts |= {"train": int((~tests).sum()), "test": int(tests.sum())}
         places = np.array(self.places, dtype=np.int64).reshape(-1, 2)[order]
         labels = labels[order]
         trained = counts["train"] + counts["validation"]
-        _check_labels(self.source.name, labels, names, counts, [self.wheres[place] for place in order])
+        check = _check_values if foretold else _check_labels
+        check(self.source.name, labels, names, counts, [self.wheres[place] for place in order])
         if (self.work / "segments.bin").stat().st_size == 0:
             (self.work / "segments.bin").unlink()
         np.save(self.work / "places.npy", places)
@@ -286,14 +296,33 @@ class _Making:
             self.digests.append(hashlib.blake2b(joined, digest_size=8).digest())
         writer.foretell(self.text_bytes)
 
-    def _numbered(self) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+    def _are_values(self, values: Sequence[Any]) -> bool:
+        """Return whether labels are numbers to be foretold. Raises DataError where they cannot be."""
+        stated, names = self.reader.labels, self.reader.class_names
+        if stated == "values" and names is not None:
+            raise DataError(Problem("class_names", "labels are values, which have no names", "labels: classes"))
+        if stated is not None:
+            return stated == "values"
+        told = any(said is not None for said in self.found.told.values())
+        fractions = any(isinstance(value, float) for value in values)
+        return fractions and not told and names is None
+
+    def _values(self, values: Sequence[Any]) -> np.ndarray:
+        """Return labels that are numbers as float32 [N]. Raises DataError naming those that are none."""
+        for label, where in zip(values, self.wheres, strict=True):
+            if isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label):
+                shown = escaped(str(label)[:40])
+                self.problems.add(where, f"its label is {shown}, and labels are numbers to be foretold", "a number")
+        self.problems.raise_if_any()
+        return np.array(values, dtype=np.float32)
+
+    def _numbered(self, values: list[Any]) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
         """Return labels as int64 [N], the class names, and notes. Raises DataError."""
-        self.labels.told = self.found.told
-        values = self.labels.values = _as_numbers(self.labels.values)
+        self.labels.told, self.labels.values = self.found.told, values
         for label, where, path in zip(values, self.wheres, self.labels.files, strict=True):
             if isinstance(label, float):
                 what = f"its label is {label:g}: labels are classes here, and numbers with fractions are none"
-                raise DataError(Problem(where, what, "texts or whole numbers"))
+                raise DataError(Problem(where, what, "texts or whole numbers, or data: {labels: values}"))
             if wrong := label_mistake(label, self.found.told.get(path)):
                 self.problems.add(where, *wrong)
         self.problems.raise_if_any()
@@ -326,13 +355,14 @@ class _Making:
 
 
 def _as_numbers(values: list[Any]) -> list[Any]:
-    """Return labels as whole numbers where all are, as in a csv file, or as floats where all are numbers."""
-    for kind in (int, float):
-        try:
-            return [kind(value) for value in values] if all(isinstance(value, str) for value in values) else values
-        except ValueError:
-            continue
-    return values
+    """Return labels as numbers where all are, as in a csv file: whole ones as int, the others as float."""
+    if not all(isinstance(value, str) for value in values):
+        return values
+    try:
+        numbers = [float(value) for value in values]
+    except ValueError:
+        return values
+    return [int(number) if number.is_integer() else number for number in numbers]
 
 
 def _check_labels(
@@ -359,6 +389,16 @@ def _check_labels(
         problems.append(Problem(f"{name}: test", "there are no test texts", "`test` or `test_fraction`"))
     if problems:
         raise DataError(problems)
+
+
+def _check_values(
+    name: str, labels: np.ndarray, names: Sequence[str], counts: Mapping[str, int], wheres: Sequence[str]
+) -> None:
+    """Raise DataError where labels that are numbers do not pose a task."""
+    if (labels[: counts["train"]] == labels[0]).all():
+        raise DataError(Problem(f"{name}: train", f"every label is {labels[0]:g}: nothing is there to be foretold"))
+    if not counts["test"]:
+        raise DataError(Problem(f"{name}: test", "there are no test texts", "`test` or `test_fraction`"))
 
 
 def mapped(path: Path, dtype: str, count: int) -> np.ndarray:

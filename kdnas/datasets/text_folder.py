@@ -18,6 +18,8 @@ from kdnas.errors import DataError, Problem
 _NAMES: dict[str, Split] = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _NAMES |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 _LARGEST_TEXT = 1 << 30
+_HELD_BYTES = 128 << 20
+"""Archives up to this size are unpacked into memory once; larger ones once a split."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,12 @@ def text_folder(
     """
     source = locate(data_root, path, f"class folders of {suffix} files")
     listed = list(_texts(source, suffix, class_names)) if source.is_dir() else []
+    unpacked: list[_Text] = []
 
     def rows(split: Split, found: Found, problems: Problems) -> Iterator[Row]:
-        for text in listed or _texts(source, suffix, class_names):
+        if not listed and not unpacked and source.stat().st_size <= _HELD_BYTES:
+            unpacked.extend(_texts(source, suffix, class_names))
+        for text in listed or unpacked or _texts(source, suffix, class_names):
             if text.split != split:
                 continue
             try:

@@ -15,7 +15,7 @@ from kdnas.datasets import DATASETS
 from kdnas.datasets._inputs import Problems
 from kdnas.datasets._own_function import returned_splits
 from kdnas.datasets._tables import Found, Row
-from kdnas.datasets._token_cache import Length, Reader, Source, Split, TokenizerOption, cached_texts
+from kdnas.datasets._token_cache import LabelKind, Length, Reader, Source, Split, TokenizerOption, cached_texts
 
 _RETURNS = "(train_texts, train_labels, test_texts, test_labels) or the same with class_names"
 
@@ -28,6 +28,7 @@ def text_module(
     function: str,
     tokenizer: TokenizerOption,
     options: dict[str, Any] | None = None,
+    labels: LabelKind | None = None,
     length: Length | None = None,
 ) -> TextData:
     """Labelled texts from a function of your own: `module:function`, or `path/to/file.py:function` under the data root.
@@ -42,6 +43,8 @@ def text_module(
         function: The function.
         tokenizer: The teacher's Hugging Face folder; or `bpe` or `bytes`, trained on the training texts.
         options: Keyword arguments of the function.
+        labels: Whether labels are `classes` or `values`, numbers that are to be foretold (a regression); None: values
+            where one has a fraction.
         length: Tokens that a text is cut at; None: the longest text, at most 512 and what the model takes.
 
     Raises DataError where the function fails or returns something else; ConfigError where it cannot be imported.
@@ -55,7 +58,7 @@ def text_module(
     content = hashlib.sha256(repr((splits, names)).encode("utf-8", "surrogatepass")).hexdigest()
     size = sum(len(str(text)) for split in splits.values() for row in split for text in row.texts)
     source = Source(function.rpartition(":")[2], {"content": content}, rows, size)
-    data = cached_texts(source, cache, Reader(tokenizer, data_root, length, None, names))
+    data = cached_texts(source, cache, Reader(tokenizer, data_root, length, None, names, labels))
     return dataclasses.replace(data, notes=(*data.notes, *notes))
 
 

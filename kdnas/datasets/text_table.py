@@ -13,7 +13,7 @@ from kdnas.datasets import DATASETS
 from kdnas.datasets._inputs import Problems, TestFraction
 from kdnas.datasets._tables import Column, Found, Reading, Row, read_table
 from kdnas.datasets._text_files import find_table_files
-from kdnas.datasets._token_cache import Length, Reader, Source, Split, TokenizerOption, cached_texts
+from kdnas.datasets._token_cache import LabelKind, Length, Reader, Source, Split, TokenizerOption, cached_texts
 from kdnas.errors import ConfigError
 
 _PUT = "the tables of a text data set (.csv, .tsv, .jsonl, .parquet, .arrow)"
@@ -33,6 +33,7 @@ def text_table(
     text_column: Column | tuple[Column, Column] | None = None,
     label_column: Column | None = None,
     class_names: tuple[str, ...] | None = None,
+    labels: LabelKind | None = None,
     length: Length | None = None,
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None,
     encoding: str | None = None,
@@ -42,8 +43,8 @@ def text_table(
     """Rows of one or two texts and a label: .csv, .tsv, .jsonl, .parquet, or what `datasets` saved to disk.
 
     Labels are texts, which are sorted, or whole numbers, for which the Hugging Face metadata (ClassLabel) of parquet
-    and arrow files give the names. Rows with an empty text are left out, which is said. Texts are tokenised once into
-    the cache.
+    and arrow files give the names; or numbers with fractions, which are foretold as they are. Rows with an empty text
+    are left out, which is said. Texts are tokenised once into the cache.
 
     Args:
         data_root: The folder that files and tokenizer are relative to.
@@ -58,6 +59,8 @@ def text_table(
         text_column: Name of the text column, its place from 0, or two of them; found where it has a usual name.
         label_column: The same of the label column.
         class_names: The names in the order of the classes.
+        labels: Whether labels are `classes` or `values`, numbers that are to be foretold (a regression); None: values
+            where one has a fraction.
         length: Tokens that a text is cut at, special ones counted. None: the longest text, at most 512 and at most
             what the model beside the tokenizer takes.
         delimiter: Between the columns of .csv files; found where it is not stated.
@@ -87,4 +90,4 @@ def text_table(
         rows,
         sum({file.path: file.size for file in every}.values()),
     )
-    return cached_texts(source, cache, Reader(tokenizer, data_root, length, test_fraction, class_names))
+    return cached_texts(source, cache, Reader(tokenizer, data_root, length, test_fraction, class_names, labels))

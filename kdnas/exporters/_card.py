@@ -77,7 +77,20 @@ def _scores(card: Mapping[str, Any], score: str) -> str:
     if control is not None:
         numbers = [f"{split} {score} {value:.4f}" for split, value in control.items() if value is not None]
         alone = f"\n\nTrained once without its teacher, by cross entropy alone and as long: {', '.join(numbers)}."
-    return f"## {score.capitalize()}\n\n{table}{these}{'.' if these else ''}{alone}\n"
+    return f"## {score.capitalize()}\n\n{table}{these}{'.' if these else ''}{alone}\n{_further(card)}"
+
+
+def _further(card: Mapping[str, Any]) -> str:
+    """Return a table of what else is known on the test split; empty where nothing is."""
+    rows = []
+    for name, entry in card.get("further", {}).items():
+        interval = f"± {entry['ci95']:.4f}" if entry.get("ci95") is not None else "not known (one training)"
+        teacher = "-" if entry.get("teacher") is None else f"{entry['teacher']:.4f}"
+        rows.append(f"| {name} | {entry['mean']:.4f} | {interval} | {teacher} |")
+    if not rows:
+        return ""
+    head = "| on the test split | mean | 95 % interval | the teacher |\n|---|---|---|---|\n"
+    return f"\n{head}" + "\n".join(rows) + "\n"
 
 
 def _costs(card: Mapping[str, Any], params: int) -> str:

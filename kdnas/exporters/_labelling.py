@@ -12,7 +12,7 @@ from kdnas.exporters._alone import run_alone
 
 SCRIPT = "predict.py"
 _TOLERANCE = 1e-4
-"""The largest difference of a probability."""
+"""The largest difference of a probability, and of a number as a share of it."""
 
 
 @dataclass(frozen=True)
@@ -45,3 +45,11 @@ def check_printed(printed: str, loader: Loader, names: Sequence[str], expected: 
                 raise ExportError(
                     f"{SCRIPT}: for {name} {loader.file} gives {found.get(name)}, the student {probability}"
                 )
+
+
+def check_printed_values(printed: str, loader: Loader, expected: Iterable[float]) -> None:
+    """Raise ExportError unless the lines `printed` tell the numbers `expected`."""
+    for line, wanted in zip(printed.splitlines(), expected, strict=True):
+        value = json.loads(line)["value"]
+        if not abs(value - wanted) <= _TOLERANCE * max(1.0, abs(wanted)):
+            raise ExportError(f"{SCRIPT}: {loader.file} gives {value}, the student {wanted}")

@@ -14,7 +14,7 @@ import torch
 
 from kdnas.core.preprocessing import TextPreprocessing
 from kdnas.exporters import TrainedStudent
-from kdnas.exporters._labelling import SCRIPT, Loader, check_printed, printed_alone
+from kdnas.exporters._labelling import SCRIPT, Loader, check_printed, check_printed_values, printed_alone
 from kdnas.exporters._probe import reference_logits
 from kdnas.tokenizing import TOKENIZER_FILE, Encoded, Tokenizer
 
@@ -60,8 +60,12 @@ NETWORKS = {{{networks}}}
 
 
 def label(text, tokenizer, logits_of, top, as_json):
-    """Print the likeliest classes of one text."""
+    """Print the likeliest classes of one text, or the number that is foretold of it."""
     logits = logits_of(read(tokenizer, text))[0]
+    if not PREPROCESSING["class_names"]:
+        value = float(logits[0])
+        print(json.dumps({{"text": text, "value": value}}) if as_json else f"{{text}}: {{value:.4g}}", flush=True)
+        return
     raised = np.exp(logits - logits.max())
     named = zip((raised / raised.sum()).tolist(), PREPROCESSING["class_names"], strict=True)
     ranked = sorted(named, key=lambda pair: -pair[0])[:top]
@@ -77,7 +81,8 @@ def main():
     """Label the texts that are named, or those on the lines of the standard input."""
     beside = [name for name in NETWORKS if (FOLDER / name).exists()]
     classes = len(PREPROCESSING["class_names"])
-    parser = argparse.ArgumentParser(description=f"Labels texts with one of {{classes}} classes.")
+    what = f"Labels texts with one of {{classes}} classes." if classes else "Tells the number of texts."
+    parser = argparse.ArgumentParser(description=what)
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text; without any, each line of the standard input")
     parser.add_argument("--network", choices=beside, default=beside[0], help="the file that is asked (%(default)s)")
     parser.add_argument("--top", type=int, metavar="N", default=3, help="classes a text, the likeliest first (3)")
@@ -188,8 +193,11 @@ def check_text_predict(student: TrainedStudent, folder: Path, file: str) -> None
     with tempfile.TemporaryDirectory(prefix="kdnas-export-") as scratch:
         printed = printed_alone(script, loader, *texts, folder=Path(scratch), classes=len(names))
     inputs = (_tokens(student, tokenizer, text, given.length) for text in texts)
-    expected = [reference_logits(student, *one).softmax(1)[0].tolist() for one in inputs]
-    check_printed(printed, loader, names, expected)
+    logits = [reference_logits(student, *one)[0] for one in inputs]
+    if names:
+        check_printed(printed, loader, names, [one.softmax(0).tolist() for one in logits])
+    else:
+        check_printed_values(printed, loader, [float(one[0]) for one in logits])
 
 
 def _tokens(student: TrainedStudent, tokenizer: Tokenizer, text: str, length: int) -> list[torch.Tensor]:

@@ -78,7 +78,7 @@ def main():
         sys.exit(__doc__)
     tokenizer, network = AutoTokenizer.from_pretrained(FOLDER), {auto}.from_pretrained(FOLDER).eval()
     for text in sys.argv[1:]:
-        tokens = tokenizer(text, return_tensors="pt", truncation=True, max_length={length})
+        tokens = tokenizer({read}, return_tensors="pt", truncation=True, max_length={length})
         {body}
 
 
@@ -87,6 +87,7 @@ main()
 _LABEL = """shares = network(**tokens).logits.softmax(1)[0].tolist()
         ranked = sorted(zip(shares, network.config.id2label.values()), reverse=True)[:3]
         print(f"{text}: {', '.join(f'{name} {100 * share:.1f} %' for share, name in ranked)}")"""
+_TELL = """print(f"{text}: {network(**tokens).logits[0, 0].item():.4g}")"""
 _CONTINUE = """made = network.generate(**tokens, max_new_tokens=32, do_sample=False)
         print(tokenizer.decode(made[0], skip_special_tokens=True))"""
 
@@ -108,12 +109,15 @@ def huggingface(student: TrainedStudent, folder: Path) -> Written:
     if names:
         network.config.id2label = dict(enumerate(names))
         network.config.label2id = {name: index for index, name in enumerate(names)}
+    elif student.spec.outputs == 1:
+        network.config.problem_type = "regression"
     _save(network, out)
     if isinstance(own.preprocessing, Preprocessing):
         _write_processor(own.preprocessing, origin, out)
         write_predict(own, out, _LOADER)
     else:
-        _copy_tokenizer(student.tokenizer or origin.folder, out)
+        for source in (origin.folder, student.tokenizer):  # what the texts were read by stands in the end
+            _copy_tokenizer(source, out)
         write_predict(own, out)
         _write_text_script(own, origin, out)
     auto, pipeline = _auto(origin)
@@ -224,12 +228,12 @@ def _write_text_script(student: TrainedStudent, origin: Origin, folder: Path) ->
     if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
         return
     auto, _ = _auto(origin)
-    labels = student.spec.rows == 1
-    text = _TEXT_SCRIPT.format(
-        what="Labels texts" if labels else "Continues texts",
-        example="a fine piece of work" if labels else "Once upon a time",
-        auto=auto,
-        length=student.spec.size,
-        body=_LABEL if labels else _CONTINUE,
-    )
+    what, example, body = "Labels texts", "a fine piece of work", _LABEL
+    if student.spec.outputs == 1:
+        what, body = "Tells the number of texts", _TELL
+    elif student.spec.rows > 1:
+        what, example, body = "Continues texts", "Once upon a time", _CONTINUE
+    pairs = len(student.spec.inputs) > 2  # a tab stands between two texts in a row
+    read = r'*text.split("\t", 1)' if pairs else "text"
+    text = _TEXT_SCRIPT.format(what=what, example=example, auto=auto, read=read, length=student.spec.size, body=body)
     (folder / "predict.py").write_text(text, encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from kdnas.errors import ConfigError
+from kdnas.errors import ConfigError, Problem
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Output, Outputs, OutputShapes
 from kdnas.registry import Registry
@@ -28,10 +28,18 @@ class DistillationLoss(nn.Module, ABC):
     needs: ClassVar[frozenset[Output]] = frozenset({"logits"})
     usual_weight: ClassVar[float] = 1.0
     """The weight of a term that states none: its authors', which belongs to the reduction of `forward`."""
+    of_values: ClassVar[bool] = False
+    """Whether logits may be the one number of a regression: others compare probabilities of classes."""
 
     def __init__(self, student: OutputShapes, teacher: OutputShapes):
         super().__init__()
         name = type(self).__module__.rpartition(".")[2]
+        if "logits" in self.needs and not self.of_values and student.outputs == 1:
+            raise ConfigError(
+                Problem(
+                    "", f"{name} compares probabilities, and of one number there are none", "mse, or layers' losses"
+                )
+            )
         if "stages" in self.needs and not (student.stages and teacher.stages):
             raise ConfigError(f"the loss {name} needs a student and a teacher with stages: maps, or layers of tokens")
         if "attention" in self.needs and not (student.attention and teacher.attention):

@@ -50,11 +50,13 @@ def rank(
     method: Method = "activation",
     depth: Literal["influence", "even"] = "influence",
     through: nn.Module | None = None,
+    mask: int | None = None,
 ) -> Ranking:
     """Return how much every unit and block of `network`, in eval mode, matters on `batches`.
 
     `batches` go through the module `through`, which has `network` in it and gives logits; None: `network` itself. `l1`
-    looks at no data, and blocks are then ranked as the anatomy does. Some 512 samples are enough.
+    looks at no data, and blocks are then ranked as the anatomy does. Some 512 samples are enough. `mask` is which of
+    the inputs says what tokens are text: padding does not count. None: all counts.
     """
     scores: dict[str, Tensor] = {}
     if method == "l1":
@@ -64,6 +66,7 @@ def rank(
         influence = _Influence(network, anatomy.depths if depth == "influence" else ())
         with meters.watching(), influence.watching():
             for inputs, labels in batches:
+                meters.mask = influence.mask = None if mask is None else inputs[mask]
                 meters.run(network if through is None else through, inputs, labels)
         scores = meters.scores() | influence.scores()
     return Ranking({name: tuple(float(value) for value in values) for name, values in scores.items()})
@@ -91,8 +94,19 @@ def _readers(axis: Axis) -> list[Tie]:
     return [tie for tie in axis.ties if tie.reads]
 
 
+def _mean_of_places(values: Tensor, mask: Tensor | None, dims: Sequence[int]) -> Tensor:
+    """Return the mean of `values` [B, ...] over `dims`, of tokens [B, T, ...] over those that `mask` [B, T] counts."""
+    if mask is None or list(dims) != [1] or values.shape[:2] != mask.shape:
+        return values.mean(dim=list(dims)) if dims else values
+    counts = mask.to(values.dtype).view(*mask.shape, *([1] * (values.ndim - 2)))
+    return (values * counts).sum(dim=1) / counts.sum(dim=1).clamp_min(1.0)
+
+
 class _Activations:
     """Sizes of what flows into the layers that read an axis."""
+
+    mask: Tensor | None = None
+    """Of the batch that runs: which tokens are text [B, T]."""
 
     def __init__(self, network: nn.Module, anatomy: Anatomy):
         self._network = network
@@ -116,7 +130,7 @@ class _Activations:
             fed = inputs[0].detach().float().abs()
             feature = 1 if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) else fed.ndim - 1
             others = [dim for dim in range(1, fed.ndim) if dim != feature]
-            means = fed.mean(dim=others) if others else fed
+            means = _mean_of_places(fed, self.mask, others)
             squares = means.square().sum(dim=0).cpu()
             self._squares[layer] = self._squares.get(layer, torch.zeros_like(squares)) + squares
 
@@ -151,6 +165,9 @@ def _input_places(tie: Tie, layer: nn.Module, features: int) -> Tensor:
 class _Taylor:
     """What the loss would change by if a unit were gone, to first order: weight times gradient."""
 
+    mask: Tensor | None = None
+    """Of the batch that runs: padding has no gradient, so it is not read."""
+
     def __init__(self, network: nn.Module, anatomy: Anatomy):
         self._network = network
         self._anatomy = anatomy
@@ -172,7 +189,7 @@ class _Taylor:
         """Measure one batch against its labels."""
         self._network.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            F.cross_entropy(outputs(through, inputs, grad=True), labels).backward()
+            _loss(outputs(through, inputs, grad=True), labels).backward()
         for axis in self._anatomy.axes:
             for tie in _readers(axis):
                 weight = self._network.get_parameter(tie.tensor)
@@ -186,8 +203,18 @@ class _Taylor:
         return self._sums
 
 
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross entropy of classes [B] or of the tokens [B, T] that follow, the squared error of numbers [B]."""
+    if labels.is_floating_point():
+        return F.mse_loss(logits[:, 0], labels)
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
+
+
 class _Influence:
     """How far blocks turn what flows through them."""
+
+    mask: Tensor | None = None
+    """Of the batch that runs: which tokens are text [B, T]."""
 
     def __init__(self, network: nn.Module, depths: Sequence[Depth]):
         self._network = network
@@ -214,7 +241,8 @@ class _Influence:
             after = (output[0] if isinstance(output, tuple) else output).detach().float()
             feature = 1 if before.ndim == 4 else before.ndim - 1
             turned = 1.0 - F.cosine_similarity(before, after, dim=feature, eps=1e-12)
-            self._sums[block] = self._sums.get(block, 0.0) + float(turned.flatten(1).mean(dim=1).sum())
+            means = _mean_of_places(turned.flatten(1), self.mask, [1])
+            self._sums[block] = self._sums.get(block, 0.0) + float(means.sum())
 
         return meter
 

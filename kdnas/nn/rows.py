@@ -22,7 +22,8 @@ class Batch:
     """Samples on a device.
 
     `inputs` [B, ...] stand in the order of the task's inputs, and a network is called with them; `targets` is int64 [B]
-    or [B, T], or probabilities [B, K] where samples are mixed; `samples` int64 [B] are places in the data's arrays.
+    or [B, T], probabilities [B, K] where samples are mixed, or the numbers float32 [B] of a regression; `samples` int64
+    [B] are places in the data's arrays.
     """
 
     inputs: tuple[Tensor, ...]
@@ -51,12 +52,18 @@ class Batch:
 class Rows:
     """`logits` [M, V]; `targets` int64 [M] or probabilities [M, V]; `weights` float [M] >= 0, None where all count.
 
-    A row of weight 0, such as padding, still has finite logits and a valid target.
+    Of a regression `logits` [M, 1] are the numbers told, and `targets` float [M] the true ones. A row of weight 0, such
+    as padding, still has finite logits and a valid target.
     """
 
     logits: Tensor
     targets: Tensor
     weights: Tensor | None = None
+
+    @property
+    def are_values(self) -> bool:
+        """Whether numbers are told, no classes."""
+        return self.targets.ndim == 1 and self.targets.is_floating_point()
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean of `values` [M] over the rows, by their weights."""

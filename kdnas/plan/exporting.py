@@ -262,6 +262,10 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: Data) ->
             },
             "test": {"mean": member.test_score, "ci95": member.test_score_ci95, "trainings": trained},
         },
+        "further": {
+            name: {"mean": mean, "ci95": half, "trainings": trained, "teacher": run.teacher_further.get(name)}
+            for name, (mean, half) in member.further.items()
+        },
         "weights": {
             "seed": repeat.seed,
             "accuracy": repeat.score,

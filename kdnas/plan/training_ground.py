@@ -42,6 +42,7 @@ def training_workshop(
             file.training,
             options=file.family_options,
             task=file.task.kind,
+            score=file.task.score,
         ),
         data_root=data_root,
         cache=cache,

@@ -237,8 +237,9 @@ def _note_problem(key: str, text: Any) -> str:
         if kind == "final":
             repeat = repeat_of(value)
             _check_amounts(repeat.fidelity.training)
-            numbers = {"score": repeat.score, "train_seconds": repeat.train_seconds, "seed": repeat.seed}
-            _check_amounts(numbers if repeat.test_score is None else {**numbers, "test": repeat.test_score})
+            _check_amounts({"train_seconds": repeat.train_seconds, "seed": repeat.seed})
+            tested = {} if repeat.test_score is None else {"test": repeat.test_score}
+            _check_numbers({"score": repeat.score, **tested, **repeat.further})
             if not isinstance(repeat.checkpoint, str) or not isinstance(repeat.sha256, str):
                 raise TypeError("its checkpoint is no file name")
         elif kind == "failed":
@@ -252,13 +253,14 @@ def _note_problem(key: str, text: Any) -> str:
         elif kind == "audit":
             training = audit_training(value)
             _check_amounts(training.fidelity.training)
-            _check_amounts({"score": training.score, "train_seconds": training.train_seconds})
+            _check_amounts({"train_seconds": training.train_seconds})
+            _check_numbers({"score": training.score})
         elif kind == "control":
             control = control_of(value)
             _check_amounts(control.fidelity.training)
-            numbers = {"train_seconds": control.train_seconds, "trial": control.number}
-            _check_amounts({**numbers, **({} if control.score is None else {"score": control.score})})
-            _check_amounts({} if control.test_score is None else {"test": control.test_score})
+            _check_amounts({"train_seconds": control.train_seconds, "trial": control.number})
+            scores = {"score": control.score, "test": control.test_score}
+            _check_numbers({name: score for name, score in scores.items() if score is not None})
         elif kind == "note":
             _check_note(key.partition(":")[2], value)
         if kind in ("final", "failed", "measured"):
@@ -276,9 +278,11 @@ def _check_note(name: str, value: Any) -> None:
         if not isinstance(value, str):
             raise TypeError(f"it is {value!r}, no text")
     elif name in _NUMBERS and value is not None:  # there may be no teacher to test
-        _check_amounts({name: value})
+        _check_amounts({name: value}) if name in ("search_seconds", "final_epochs") else _check_numbers({name: value})
+    elif name == "teacher_further":
+        _check_numbers(value)
     elif name == "lengths":
-        _check_amounts({str(int(length)): score for length, score in value.items()})
+        _check_numbers({str(int(length)): score for length, score in value.items()})
 
 
 def _check_amounts(values: Mapping[str, Any]) -> None:

@@ -56,7 +56,9 @@ def as_member(run: RunRecord, trial: TrialRecord) -> FrontMember:
     score, score_ci95 = mean_ci95([repeat.score for repeat in trial.repeats])
     tested = [repeat.test_score for repeat in trial.repeats if repeat.test_score is not None]
     test_score, test_ci95 = mean_ci95(tested) if tested else (None, None)
-    return FrontMember(trial, {**values, run.score.name: score}, score_ci95, test_score, test_ci95)
+    named = [name for name in trial.repeats[0].further if all(name in repeat.further for repeat in trial.repeats)]
+    further = {name: mean_ci95([repeat.further[name] for repeat in trial.repeats]) for name in named}
+    return FrontMember(trial, {**values, run.score.name: score}, score_ci95, test_score, test_ci95, further)
 
 
 def comparable(run: RunRecord) -> tuple[TrialRecord, ...]:

@@ -22,6 +22,8 @@ from kdnas.errors import ConfigError, Problem
 from kdnas.record.lock import Lock, SupernetRecord, TeacherReport
 from kdnas.study.config import DataConfig, Member, StudyConfig
 
+Mean = tuple[float, float | None]
+"""The mean over retrainings, and half the width of Student's 95 % interval, None of one."""
 TrialState = Literal["complete", "failed", "infeasible", "interrupted", "running"]
 
 
@@ -42,6 +44,8 @@ class Result:
     """Why a measured constraint ruled the student out before it was trained; empty where none did."""
     test: float | None = None
     """The score on the test split, where the job asked for it and there is one."""
+    further: Mapping[str, float] = field(default_factory=dict)
+    """What else is known of how good it is, beside `test`: other scores of its task, shares of texts completed."""
     checkpoint: str = ""
     """Where the weights are, relative to the run folder; empty where the job asked for none."""
     sha256: str = ""
@@ -83,6 +87,8 @@ class Repeat:
     """File name under the run folder's checkpoints/."""
     sha256: str = ""
     """Of that file; empty where there is none, or where an earlier version did not write it down."""
+    further: Mapping[str, float] = field(default_factory=dict)
+    """What else is known of how good it is on the test split, by name."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,8 @@ class RunNotes:
     teacher_tested: bool = False
     teacher_test_score: float | None = None
     """On the test split; None where there is none, or no teacher."""
+    teacher_further: Mapping[str, float] = field(default_factory=dict)
+    """What else is known of how good the teacher is there, by name."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +217,8 @@ class FrontMember:
     """Half width of Student's t interval over the repeats."""
     test_score: float | None = None
     test_score_ci95: float | None = None
+    further: Mapping[str, Mean] = field(default_factory=dict)
+    """What else is known of how good it is on the test split, by name."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +249,8 @@ class RunRecord:
     """Students trained without their teacher, to the final fidelity."""
     audit: AuditRecord | None = None
     """None where no audit was made."""
+    teacher_further: Mapping[str, float] = field(default_factory=dict)
+    """What is known of how good the teacher is on the test split beside its score, by name."""
 
     @property
     def score(self) -> Quantity:

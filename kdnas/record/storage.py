@@ -322,7 +322,7 @@ class Record:
         self.study.set_user_attr(f"measured:{number}", plain)
 
     @_on_disk
-    def set_note(self, name: str, value: str | float | Mapping[int, float] | None) -> None:
+    def set_note(self, name: str, value: str | float | Mapping[int, float] | Mapping[str, float] | None) -> None:
         """Write a fact about the whole run, such as why the search ended: one of `RunNotes`, by its name there."""
         self.study.set_user_attr(f"note:{name}", value)
 
@@ -418,6 +418,7 @@ def refreshed(run: RunRecord, record: Record) -> RunRecord:
         failed_repeats=record.all_failed_repeats(wanted),
         finished=notes.finished,
         packing=notes.packing,
+        teacher_further=notes.teacher_further,
     )
 
 

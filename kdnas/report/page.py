@@ -37,6 +37,7 @@ from kdnas.report.tables import (
     front_of_page,
     front_table,
     full_trainings_table,
+    further_scores_table,
     trials_of_page,
     trials_table,
     write_csv,
@@ -210,6 +211,8 @@ def _tables(run: RunRecord) -> str:
         tinted = "The student at the top of this page is tinted green."
         told = f"{tinted} {summary.near_chance(run)} {summary.distinguishing(run)}"
         parts.append(f'<h2>The front</h2>{hint}{front_of_page(run).html()}<p class="lead">{in_html(told.strip())}</p>')
+        further = further_scores_table(run)
+        parts += [f"<h3>{in_html(further.name)}</h3>{further.html()}"] if further.rows else []
     parts.append(_full_trainings(run))
     parts.append(f"<h2>All trials</h2>{trials_of_page(run).html()}")
     return f"<section class=tables>{''.join(parts)}</section>"

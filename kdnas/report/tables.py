@@ -17,7 +17,7 @@ import pandas as pd
 
 from kdnas import atomic
 from kdnas.core.arch import Arch
-from kdnas.core.objective import Quantity
+from kdnas.core.objective import ACCURACY, SCORES, Quantity
 from kdnas.core.pick import FEWEST_FOR_A_KNEE
 from kdnas.plan.training_folder import FullTraining, full_trainings
 from kdnas.record.front import (
@@ -113,8 +113,9 @@ def front_document(run: RunRecord) -> dict[str, Any]:
     unknown), recommended (arch_id, rule, and doubts: why it may be none to recommend) or null, knee (arch_id, null
     below three members), control (the student trained without its teacher) or null, teacher (name, accuracy,
     test_accuracy, values) or null, and front: one record a student with trial, arch_id, accuracy_ci95, test_accuracy,
-    test_accuracy_ci95, rise_per_doubling (of the training, null where not known), seeds, values, tuned, arch, and
-    indistinguishable_from (arch_ids whose score does not differ by Welch's t-test at 5 %; null where not testable).
+    test_accuracy_ci95, further (what else is known on the test split, by name: mean and ci95), rise_per_doubling (of
+    the training, null where not known), seeds, values, tuned, arch, and indistinguishable_from (arch_ids whose score
+    does not differ by Welch's t-test at 5 %; null where not testable). The teacher has `further` as well, by name.
     Where the score is another than accuracy, its name stands in these keys.
     """
     members, score = front(run), run.score.name
@@ -138,6 +139,7 @@ def front_document(run: RunRecord) -> dict[str, Any]:
             "name": teacher.name,
             score: teacher.score,
             f"test_{score}": teacher.test_score,
+            "further": dict(run.teacher_further),
             "values": dict(teacher.values),
         },
         "front": [
@@ -147,6 +149,7 @@ def front_document(run: RunRecord) -> dict[str, Any]:
                 f"{score}_ci95": member.score_ci95,
                 f"test_{score}": member.test_score,
                 f"test_{score}_ci95": member.test_score_ci95,
+                "further": {name: {"mean": mean, "ci95": half} for name, (mean, half) in member.further.items()},
                 "rise_per_doubling": rise(run, member),
                 "seeds": len(member.trial.repeats),
                 "values": dict(member.values),
@@ -218,6 +221,29 @@ def trials_of_page(run: RunRecord) -> Table:
     """Return every trial as the page shows it."""
     first = ["trial", "arch_id", run.score.name, "macs", "params", *other_quantities(run), "state"]
     return _students(run, trials_table(run), first, "All trials with the search’s scores")
+
+
+def further_scores_table(run: RunRecord) -> Table:
+    """Return what is known of the retrained front and of the teacher on the test split beside the score."""
+    members = [member for member in front(run) if member.further]
+    names = list(dict.fromkeys(name for member in members for name in member.further))
+
+    def cell(name: str, value: float | None, half: float | None = None) -> Cell:
+        quantity = SCORES.get(name, ACCURACY)  # what is completed is a share, too
+        return Cell("–") if value is None else Cell(shown_interval(quantity, value, half), value)
+
+    rows = [
+        (
+            Cell(member.trial.arch.arch_id, member.trial.arch.arch_id, code=True),
+            *(cell(name, *member.further.get(name, (None,))) for name in names),
+        )
+        for member in members
+    ]
+    if members and run.teacher_further:
+        theirs = (cell(name, run.teacher_further.get(name)) for name in names)
+        rows.append((Cell("teacher", "teacher"), *theirs))
+    columns = (Column("student", text=True), *(Column(label(name)) for name in names))
+    return Table("Further scores on the test split", columns, tuple(rows))
 
 
 def full_trainings_table(run: RunRecord, trainings: Sequence[FullTraining]) -> Table:

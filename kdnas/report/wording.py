@@ -14,7 +14,8 @@ from kdnas.core.words import capitalised
 if TYPE_CHECKING:
     from kdnas.record.records import RunRecord
 
-_LABELS = {"macs": "MACs", "params": "parameters"}
+_LABELS = {"macs": "MACs", "params": "parameters", "f1": "macro F1", "matthews": "Matthews correlation"}
+_LABELS |= {"spearman": "Spearman correlation", "pearson": "Pearson correlation"}
 OFF = "off"
 """What a choice is shown as in a student that does not have it."""
 _UNIT_SUFFIXES = {"_ms": "ms", "_mj": "mJ", "_seconds": "s", "_bytes": "B"}

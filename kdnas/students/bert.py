@@ -24,7 +24,7 @@ class Bert(TextTransformer):
     """
 
     name = "bert"
-    tasks = ("text_classification",)
+    tasks = ("text_classification", "text_regression")
     settings: ClassVar[Mapping[str, Setting]] = {
         "embedding_width": EMBEDDING_WIDTH,
         "length": LENGTH,

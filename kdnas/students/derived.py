@@ -36,7 +36,7 @@ from kdnas.nn.origin import Cut
 from kdnas.nn.recalibration import recalibrate
 from kdnas.nn.reconstruction import Reconstruction
 from kdnas.nn.starting import initialise_anew
-from kdnas.nn.taps import with_taps
+from kdnas.nn.taps import mask_place, with_taps
 from kdnas.nn.teacher import Teacher
 from kdnas.nn.tracing import parameter_count, traced_macs
 from kdnas.students import STUDENTS, FamilyContext, StudentFamily
@@ -222,7 +222,15 @@ class Derived(StudentFamily):
             parts = zip(*(taken.split(_BATCH) for taken in inputs), strict=True)
             batches = list(zip(parts, targets.split(_BATCH), strict=True))
         module = self.ancestor().module
-        return rank(self.network, anatomy, batches, method=self._method, depth=self._block_importance, through=module)
+        return rank(
+            self.network,
+            anatomy,
+            batches,
+            method=self._method,
+            depth=self._block_importance,
+            through=module,
+            mask=mask_place(self.task),
+        )
 
     @cached_property
     def anatomy(self) -> Anatomy:

@@ -5,15 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import pydantic
-from pydantic import AfterValidator, Field, ValidationInfo, WrapValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    WrapValidator,
+    model_serializer,
+    model_validator,
+)
 
 from kdnas.core.data import Data
 from kdnas.core.fidelity import Fidelity, Start
-from kdnas.core.objective import ACCURACY, Constraint, Quantity, score_among
+from kdnas.core.objective import ACCURACY, OF_VALUES, SCORES, Constraint, Quantity, score_among
 from kdnas.core.pick import DEFAULT_PICK, Near, PickError, Standard, against, parse_bound, parse_pick
 from kdnas.datasets import kind_of
 from kdnas.errors import ConfigError, Problem
@@ -185,6 +195,31 @@ class ExecutorConfig(Member):
     """Students that a worker trains at once on its device; auto: as many as pay, measured when the run starts."""
 
 
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+        raise ValueError("must be letters, digits, '.', '_' and '-', a letter or digit first")
+    return text
+
+
+class Completions(Section):
+    """A file of texts that a language model is to complete: their last words, one of several endings, or answers."""
+
+    file: str
+    """JSON lines, relative to the data root, or a member of an archive: `{"context", "target"}`, `{"context",
+    "endings", "label"}`, `{"question", "answers"}`."""
+    name: Annotated[str, AfterValidator(_name)]
+    first: Annotated[int, Field(ge=1)] | None = None
+    """Only so many of its items, the first ones; None: all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_the_file(cls, value: Any) -> Any:
+        value = {"file": value} if isinstance(value, str) else value
+        if isinstance(value, dict) and "name" not in value and isinstance(value.get("file"), str):
+            return {**value, "name": PurePosixPath(value["file"]).stem}
+        return value
+
+
 class Final(Section):
     """How the front is earned: its students retrained, several seeds, then the test split."""
 
@@ -207,6 +242,23 @@ class Final(Section):
     """A retraining that failed so often is given up; raise it to have it tried again."""
     control: bool = True
     """Train the picked student once more without its teacher, by cross entropy alone, to say what distillation adds."""
+    completions: tuple[Completions, ...] = ()
+    """What retrained language models, and their teacher, are to complete, beside the test text."""
+
+    @model_validator(mode="after")
+    def _one_name_each(self) -> Final:
+        names = [one.name for one in self.completions]
+        if len(set(names)) < len(names):
+            raise ValueError(f"completions have the same name: {', '.join(names)}; state `name`")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_no_completions(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave no completions unsaid: records from before there were any stay what they are."""
+        settings: dict[str, Any] = plain(self)
+        if not self.completions:
+            settings.pop("completions", None)
+        return settings
 
     @model_validator(mode="after")
     def _room_to_grow(self) -> Final:
@@ -232,15 +284,40 @@ class ExportConfig(Section):
     formats: tuple[str, ...] = ("safetensors", "student_json", "student_py", "train_yaml", "model_card")
 
 
-def _name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
-        raise ValueError("must be letters, digits, '.', '_' and '-', a letter or digit first")
-    return text
-
-
 def _bound(text: str, info: ValidationInfo) -> str:
     parse_bound(text, score_among(info.data.get("objectives", ())))
     return text
+
+
+def with_the_tasks_score(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plain data of a study whose objectives have the score that `task: {type, score}` names.
+
+    What does not fit stays as it is, and is refused (`_task_name`).
+    """
+    task, objectives = plain.get("task"), plain.get("objectives")
+    if not isinstance(task, dict) or not isinstance(objectives, list | tuple | None) or task.keys() - {"type", "score"}:
+        return dict(plain)
+    score, stated = task.get("score"), [name for name in objectives or () if name in SCORES]
+    if score not in (None, *SCORES) or (score is not None and stated not in ([], [score])):
+        return dict(plain)
+    others = [name for name in objectives or ("macs",) if name != score]
+    study = {key: value for key, value in plain.items() if key != "task"}
+    study |= {} if task.get("type") is None else {"task": task["type"]}
+    if score is None or stated:
+        return study
+    return {**study, "objectives": [score, *others]}
+
+
+def _task_name(task: Any) -> Any:
+    """Return the name of a task. Raises ValueError where it is a section that `with_the_tasks_score` left."""
+    if not isinstance(task, dict):
+        return task
+    unknown = sorted(map(str, task.keys() - {"type", "score"}))
+    if unknown:
+        raise ValueError(f"has no {', '.join(unknown)}: it is a name, or {{type: NAME, score: SCORE}}")
+    if task.get("score") not in SCORES:
+        raise ValueError(f"no score is called {task.get('score')!r}; there are {', '.join(SCORES)}")
+    raise ValueError(f"says that students are scored by {task['score']}, and `objectives` name another score")
 
 
 def task_kind(task: str | None, data: Member | None) -> str:
@@ -295,8 +372,9 @@ class StudyConfig(Section):
     start: Start = "random"
     """Where the weights come from that `distil` trains: drawn, inherited from the teacher, or cut from a supernet. The
     default of students cut out of their teacher is inherited."""
-    task: str | None = None
-    """The kind of work, where it is not the one that the data pose by themselves: a task of your own."""
+    task: Annotated[str | None, BeforeValidator(_task_name)] = None
+    """The kind of work, where it is not the one that the data pose by themselves: a task of your own. `task: {score:
+    f1}` has the students scored by another quantity than the task's usual one, as an objective of that name does."""
     data: DataConfig | None = None
     teacher: Member | None = None
     """Data and teacher are required by the evaluators that train."""
@@ -344,6 +422,19 @@ class StudyConfig(Section):
         names = ("epochs", "data_fraction", "resolution_fraction")
         said = {name: last[name] for name in names if last.get(name) is not None}
         return {**value, "training": {**said, **training}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _losses_of_values(cls, value: Any) -> Any:
+        """Let students that foretell numbers learn from the teacher's numbers, where no losses are stated."""
+        if not isinstance(value, dict):
+            return value
+        value = with_the_tasks_score(value)
+        names, distillation = value.get("objectives", ()), value.get("distillation", {})
+        known = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+        if not known or score_among(names) not in OF_VALUES or not isinstance(distillation, dict):
+            return value
+        return {**value, "distillation": {"losses": [{"type": "mse", "weight": 0.9}], **distillation}}
 
     @model_validator(mode="before")
     @classmethod

@@ -18,7 +18,7 @@ from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, Problem
 from kdnas.plugins import adopted
 from kdnas.registry import validation_problems
-from kdnas.study.config import StudyConfig, task_kind, task_named
+from kdnas.study.config import StudyConfig, task_kind, task_named, with_the_tasks_score
 from kdnas.study.earlier import in_present_words
 from kdnas.study.members import member_problems, quantity_problems, registry_of
 from kdnas.study.rungs import rung_problems, start_problems, table_problems
@@ -166,7 +166,8 @@ def check_study(
 
     Raises ConfigError with `problems` and everything else that is wrong.
     """
-    document = YamlDocument(document.name, in_present_words(document.data), document.lines)
+    present = with_the_tasks_score(in_present_words(document.data))
+    document = YamlDocument(document.name, present, document.lines)
     found: list[Problem] = []
     config: StudyConfig | None = None
     try:

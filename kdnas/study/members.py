@@ -198,20 +198,20 @@ def _objectives(data: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(f"objectives.{index}", f"no quantity is called {name!r}", ", ".join(known))
         elif name in names[:index]:
             yield Problem(f"objectives.{index}", f"{name!r} stands twice")
-    scores, own = [name for name in names if name in SCORES], _score_of_data(data)
+    scores, own = [name for name in names if name in SCORES], [score.name for score in _scores_of_data(data)]
     if len(scores) != 1:
-        yield Problem("objectives", "must include one score", ", ".join(SCORES) if own is None else own.name)
-    elif own is not None and scores[0] != own.name:
+        yield Problem("objectives", "must include one score", ", ".join(own or SCORES))
+    elif own and scores[0] not in own:
         what = f"what learns from this kind of data is not scored by {scores[0]}"
-        yield Problem(f"objectives.{names.index(scores[0])}", what, own.name)
+        yield Problem(f"objectives.{names.index(scores[0])}", what, ", ".join(own))
 
 
-def _score_of_data(data: Mapping[str, Any]) -> Quantity | None:
-    """Return what kdnas scores students by on the study's data, as far as the kind of data set tells."""
+def _scores_of_data(data: Mapping[str, Any]) -> tuple[Quantity, ...]:
+    """Return what kdnas can score students by on the study's data; empty where the kind of data set does not tell."""
     trains, section = Member.spelled_out(data.get("evaluator", DISTIL)), DataConfig.spelled_out(data.get("data"))
     if not isinstance(trains, dict) or trains.get("type") != DISTIL or not isinstance(section, dict):
-        return None
-    return kind_of(str(section.get("type"))).score
+        return ()
+    return kind_of(str(section.get("type"))).scores
 
 
 def _constraints(data: Mapping[str, Any]) -> Iterator[Problem]:

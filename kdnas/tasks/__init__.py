@@ -127,11 +127,21 @@ class Task(ABC):
 
     @abstractmethod
     def tally(self, rows: Rows) -> Tensor:
-        """Return float64 [2]: what sums up to the score over batches, and the weight it is of."""
+        """Return float64 [n], on the device of the rows: what the score is made of, such as a sum and its weight."""
+
+    def together(self, tallies: Sequence[Tensor]) -> Tensor:
+        """Return the tally of all batches, of theirs: the sum."""
+        import torch
+
+        return torch.stack(list(tallies)).sum(dim=0)
 
     @abstractmethod
     def score(self, tally: Tensor) -> float:
-        """Return the score, in the unit of `spec.score`, of summed tallies [2] on the CPU."""
+        """Return the score, in the unit of `spec.score`, of a tally on the CPU."""
+
+    def scores(self, tally: Tensor) -> Mapping[str, float]:
+        """Return all that is known of how good the answers of a tally on the CPU are, by name, the score among it."""
+        return {self.spec.score.name: self.score(tally)}
 
     @abstractmethod
     def worst(self, targets: np.ndarray) -> float:

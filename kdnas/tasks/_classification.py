@@ -5,11 +5,13 @@ Shapes: M rows, K classes, N samples.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kdnas.core.data import stratified_split
+from kdnas.core.scores import scores_of_classes
 from kdnas.tasks import Task
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Classification(Task):
-    """One class a sample; the score is the share of samples that are right."""
+    """One class a sample; the score is the share of samples that are right, or what else is known of classes."""
 
     split_in_words = "drawn class by class"
 
@@ -34,16 +36,30 @@ class Classification(Task):
         return np.union1d(drawn, only)
 
     def tally(self, rows: Rows) -> Tensor:
-        """Return (how many samples are right, how many there are), float64."""
+        """Return [3 * K]: how many samples of each class are right, how often each was told, how many each has."""
+        return self.tally_of(rows.logits.argmax(dim=1), rows.targets)
+
+    def tally_of(self, told: Tensor, true: Tensor) -> Tensor:
+        """Return what `tally` does of the classes `told` int64 [M] of samples whose classes are `true` int64 [M]."""
         import torch
 
-        right = (rows.logits.argmax(dim=1) == rows.targets).sum()
-        return torch.stack([right, torch.full_like(right, len(rows.targets))]).double()
+        counts = torch.zeros(3, self.spec.outputs, dtype=torch.float64, device=told.device)
+        ones = torch.ones(len(told), dtype=torch.float64, device=told.device)
+        counts[0].scatter_add_(0, true, ones * (told == true))
+        counts[1].scatter_add_(0, told, ones)
+        counts[2].scatter_add_(0, true, ones)
+        return counts.flatten()
 
     def score(self, tally: Tensor) -> float:
-        """Return the accuracy, in [0, 1]."""
-        return float(tally[0]) / float(tally[1])
+        """Return the one of `scores` that the study scores by."""
+        return self.scores(tally)[self.spec.score.name]
+
+    def scores(self, tally: Tensor) -> Mapping[str, float]:
+        """Return accuracy, macro F1 and Matthews' correlation."""
+        return scores_of_classes(*tally.view(3, self.spec.outputs).numpy())
 
     def worst(self, targets: np.ndarray) -> float:
-        """Return the accuracy of always answering the largest class."""
-        return float(np.bincount(targets).max() / len(targets))
+        """Return the score of always answering the largest class."""
+        true = np.bincount(targets, minlength=self.spec.outputs)
+        always = np.arange(len(true)) == true.argmax()
+        return scores_of_classes(true * always, len(targets) * always, true)[self.spec.score.name]

@@ -1,4 +1,4 @@
-"""A text classifier of Hugging Face transformers, from a local folder or the hub."""
+"""A text classifier of Hugging Face transformers, or what foretells one number of a text, from a folder or the hub."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from kdnas.teachers._transformers import check_tokens, load_transformer
 
 _CALLED = {"tokens": "input_ids", "mask": "attention_mask", "segments": "token_type_ids"}
 """What transformers calls the task's inputs."""
+_MAYBE_SEEN = "its correlation on the validation split is optimistic if it was trained on that split"
 
 
 @TEACHERS.register
@@ -34,7 +35,8 @@ def sequence_classifier(
     """A transformers text classifier: a folder under the data root, or a hub id. Weights are safetensors only.
 
     The data must have been read by its own tokenizer, `data: {tokenizer: FOLDER}`. Logits are put in the data's class
-    order where the model names its classes. No code of the model's repository runs. Raises TeacherError.
+    order where the model names its classes. Of data whose labels are numbers it answers with one (`num_labels: 1`), in
+    the labels' own unit. No code of the model's repository runs. Raises TeacherError.
 
     Args:
         context: What the study hands over.
@@ -50,11 +52,13 @@ def sequence_classifier(
     network: Any = loaded.network
     check_tokens(loaded, data)
     labels = network.config.id2label
-    if len(labels) < 2:
-        raise TeacherError(Problem("teacher", "it answers with one number, as a regression does", "a classifier"))
+    if (len(labels) < 2) != data.foretells_values:
+        raise TeacherError(_other_answers(len(labels), data))
     known = tuple(str(labels[index]) for index in range(len(labels)))
-    naming = naming_of(class_names, (known, "its config's id2label"))
-    order, named = class_order(naming, data, len(labels))
+    order: tuple[int, ...] | None = None
+    named: tuple[str, ...] = ()
+    if not data.foretells_values:
+        order, named = class_order(naming_of(class_names, (known, "its config's id2label")), data, len(labels))
     names = _inputs(network, [taken.name for taken in data.task.inputs])
     module = ClassLogitsOf(network, len(names), order).eval().requires_grad_(False).to(context.device)
     probe = [np.asarray(data.train.inputs[taken.name][spread(len(data.train))]) for taken in data.task.inputs]
@@ -68,7 +72,7 @@ def sequence_classifier(
         tuple(layer.path for layer in attention_layers(module)),
         linear[-1] if linear else None,
         fingerprint(network, {"sequence_classifier": type(network).__name__, "order": order}),
-        (MAYBE_SEEN, *named),
+        (_MAYBE_SEEN if data.foretells_values else MAYBE_SEEN, *named),
         answers=sketch(answers.cpu().numpy()),
         origin=dataclasses.replace(
             loaded.origin(names),
@@ -78,14 +82,27 @@ def sequence_classifier(
 
 
 def _inputs(network: nn.Module, given: list[str]) -> tuple[str, ...]:
-    """Return what the network calls the inputs that it takes: those of the task, without segments that it knows not."""
+    """Return what the network calls the inputs that it takes: those of the task, without segments that it knows not.
+
+    DistilBERT takes none; RoBERTa takes them and has one kind alone, for which two texts in a row are all the same.
+    """
     takes = [name for name in inspect.signature(network.forward).parameters if name != "self"]
-    wanted = [_CALLED[name] for name in given]
-    names = wanted if set(wanted) <= set(takes) else wanted[:2]
+    wanted, config = [_CALLED[name] for name in given], network.config
+    kinds = getattr(config, "type_vocab_size", 2)
+    names = wanted if set(wanted) <= set(takes) and kinds > 1 else wanted[:2]
     if takes[: len(names)] != names:
         what = f"a {type(network).__name__} takes {', '.join(takes[:3])} first, not {', '.join(names)}"
         raise TeacherError(Problem("teacher", what, "a classifier of the BERT kind"))
     return tuple(names)
+
+
+def _other_answers(outputs: int, data: TextData) -> Problem:
+    """Return the problem of a teacher that tells one number of texts with classes, or the reverse."""
+    if data.foretells_values:
+        what = f"it names one of {outputs} classes, and the labels of {data.name} are numbers to be foretold"
+        return Problem("teacher", what, "a model with num_labels 1; data: {labels: classes} where they are classes")
+    what = f"it answers with one number, as a regression does, and the labels of {data.name} are classes"
+    return Problem("teacher", what, "a classifier; data: {labels: values} where the labels are numbers to be foretold")
 
 
 def _answers(part: nn.Module, classes: int) -> bool:

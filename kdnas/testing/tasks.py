@@ -116,7 +116,8 @@ class TaskConformance(MemberConformance):
             task.tally(task.rows(logits[part], batch[part].inputs, batch[part].targets))
             for part in (slice(0, 7), slice(7, COUNT))
         ]
-        assert task.score(torch.stack(parts).sum(dim=0)) == pytest.approx(task.score(whole))
+        assert task.score(task.together(parts)) == pytest.approx(task.score(whole))
+        assert task.scores(whole)[task.spec.score.name] == task.score(whole)
 
     def test_a_network_that_knows_the_targets_beats_the_worst_score(
         self, opened: Data, task: Task, batch: Batch
@@ -125,7 +126,8 @@ class TaskConformance(MemberConformance):
         rows = task.rows(logits, batch.inputs, batch.targets)
         assert rows.logits.shape == (logits.numel() // spec.outputs, spec.outputs)
         assert len(rows.targets) == len(rows.logits)
-        known = 20.0 * torch.nn.functional.one_hot(rows.targets, spec.outputs)
+        told = rows.targets[:, None] if spec.outputs == 1 else torch.nn.functional.one_hot(rows.targets, spec.outputs)
+        known = 20.0 * told
         best = task.score(task.tally(task.rows(known.float().view_as(logits), batch.inputs, batch.targets)))
         worst = task.worst(np.asarray(opened.train.targets))
         assert best > worst if spec.score.direction == "maximize" else best < worst

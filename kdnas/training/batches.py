@@ -57,7 +57,9 @@ class Batches:
         source = data.train if split == "train" else data.test
         self._arrays = [source.inputs[taken.name] for taken in data.task.inputs]
         self._samples = torch.tensor(self.indices, device=device)
-        self._targets = torch.from_numpy(np.asarray(source.targets[self.indices], dtype=np.int64)).to(device)
+        targets = np.asarray(source.targets[self.indices])
+        kind = np.float32 if np.issubdtype(targets.dtype, np.floating) else np.int64
+        self._targets = torch.from_numpy(targets.astype(kind, copy=False)).to(device)
         limit = available_memory(device) // 2 if memory_limit_bytes is None else memory_limit_bytes
         needed = len(self.indices) * sum(array[:1].nbytes for array in self._arrays)
         self._resident = [self._on_device(array) for array in self._arrays] if needed <= limit else None
@@ -67,7 +69,7 @@ class Batches:
 
     @property
     def targets(self) -> Tensor:
-        """Those of all samples, int64, on the device, in the order of `indices`."""
+        """Those of all samples, int64 or numbers in float32, on the device, in the order of `indices`."""
         return self._targets
 
     @property

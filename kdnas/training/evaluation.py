@@ -14,7 +14,14 @@ _EVALUATION_BYTES = 64 << 20
 
 
 def evaluate(network: nn.Module, batches: Batches, training: Training, *, batch_size: int | None = None) -> float:
-    """Return the task's score of `network` on `batches`, samples as they are, in eval mode.
+    """Return the task's score of `network` on `batches` (`tally_of`). Raises ValueError when there are no samples."""
+    return batches.task.score(tally_of(network, batches, training, batch_size=batch_size))
+
+
+def tally_of(
+    network: nn.Module, batches: Batches, training: Training, *, batch_size: int | None = None
+) -> torch.Tensor:
+    """Return the tally, on the CPU, of `network`'s answers to `batches`, samples as they are, in eval mode.
 
     `network` takes plain samples (`Task.entrance`) and is left in the mode it came in. `training` is its own, or that
     of the students beside a teacher: it decides the precision, as `kdnas.training.numerics` says. `batch_size` None is
@@ -36,7 +43,7 @@ def evaluate(network: nn.Module, batches: Batches, training: Training, *, batch_
     finally:
         for part in modes:
             part.training = True
-    return task.score(torch.stack(tallies).sum(dim=0).cpu())  # the only wait for the device
+    return task.together(tallies).cpu()  # the only wait for the device
 
 
 def evaluation_batch(spec: TaskSpec, device: torch.device) -> int:

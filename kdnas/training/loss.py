@@ -1,4 +1,4 @@
-"""The training loss of a recipe: the task's cross entropy plus the weighted distillation losses."""
+"""The training loss of a recipe: the task's own loss plus the weighted distillation losses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kdnas.training.recipe import Distillation
 
 
 class TrainingLoss(nn.Module):
-    """task_weight * cross entropy + the sum of weight * distillation loss; its parameters are the losses' adapters.
+    """task_weight * task loss + the sum of weight * distillation loss; its parameters are the losses' adapters.
 
     Terms of weight 0 are not built. The adapters are initialised from `seed` alone. Weights that warm up are those of
     the place in the training that `at` was told last, full ones before. `teacher` None: there is no teacher.
@@ -74,8 +74,10 @@ class TrainingLoss(nn.Module):
 
 
 def task_loss(rows: Rows, label_smoothing: float) -> Tensor:
-    """Return the mean cross entropy in float32."""
+    """Return the mean cross entropy in float32, or the mean squared error of numbers."""
     logits, targets = rows.logits.float(), rows.targets
+    if rows.are_values:
+        return rows.mean((logits[:, 0] - targets) ** 2)
     if rows.weights is None:
         return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
     return rows.mean(F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none"))

@@ -24,23 +24,27 @@ from kdnas.core.arch import Arch
 from kdnas.core.data import Data
 from kdnas.core.fidelity import Start
 from kdnas.core.measurement import Calibration, Measurement, Price
-from kdnas.core.objective import unsound
+from kdnas.core.objective import OF_CLASSES, OF_VALUES, Quantity, unsound
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
+from kdnas.core.text import CorpusData, TextData
 from kdnas.core.words import counted, escaped
 from kdnas.costs import COSTS, CheapCost, MeasuredCost
 from kdnas.datasets import DATASETS
 from kdnas.datasets._kept import kept_data
+from kdnas.datasets._text_files import find_text_files
 from kdnas.errors import ConfigError, DataError, Problem, RunFolderError, TeacherError, TrialError
 from kdnas.nn.taps import OutputShapes, example_inputs, output_shapes, stage_names
 from kdnas.record.lock import DataDescription
 from kdnas.record.records import RunRecord
 from kdnas.students import STUDENTS, StudentFamily, family_beside, family_for
-from kdnas.study.config import DataConfig, Member, StudyConfig
+from kdnas.study.config import Completions, DataConfig, Member, StudyConfig
 from kdnas.tasks import Task, task_of
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
+from kdnas.tokenizing import Tokenizer
 from kdnas.training.batches import Batches
-from kdnas.training.evaluation import evaluate
+from kdnas.training.completions import Item, read_items, share_completed
+from kdnas.training.evaluation import evaluate, tally_of
 from kdnas.training.recipe import Training
 from kdnas.workshop.teacher_training import TeacherTraining
 
@@ -51,6 +55,7 @@ TEACHER = "teacher"
 """What the one teacher of a study is called that states no name."""
 _CALLED = frozenset({"module", "text_module"})
 """The data sets that are a function of the user's: whether it changed cannot be seen but by calling it."""
+_COMPLETED = "files of texts to be completed (.jsonl)"
 _FEW_SCORED = 100
 """Below so many validation samples, how coarse a score is is said."""
 _FEW_LEARNT = 5
@@ -122,6 +127,10 @@ class Sources:
     """Those of the family."""
     task: str | None = None
     """The kind of work; None: the one that the data pose."""
+    score: Quantity | None = None
+    """What students are scored by; None: what the task usually is."""
+    completions: Sequence[Completions] = ()
+    """What retrained language models are to complete."""
     kept: Path | None = None
     """Where the family keeps what it finds out once; None where there is no run folder."""
 
@@ -141,6 +150,8 @@ class Sources:
             costs,
             space.options,
             config.task,
+            config.score,
+            config.final.completions,
             kept,
         )
 
@@ -199,7 +210,7 @@ class Workshop:
         """
         for note in self.data_notes:
             self.say(f"note: {note}")
-        _ = self.teacher, self.costs
+        _ = self.completions, self.teacher, self.costs
         return self
 
     @cached_property
@@ -224,7 +235,14 @@ class Workshop:
         return kept
 
     def _load_data(self) -> Data:
-        return load_data(self.sources.data, self.data_root, self.cache, self.sources.task)
+        return self._put_to_work(load_data(self.sources.data, self.data_root, self.cache))
+
+    def _put_to_work(self, data: Data) -> Data:
+        """Return the data with the study's task and score. Raises DataError where they are not scored so."""
+        score = self.sources.score
+        put = replace(data, kind=self.sources.task or "", scored_by=score if score in data.scores else None)
+        _check_score(put)
+        return put
 
     def _kept_data(self, fingerprint: str) -> Data:
         """Return the very data that the run's controller has opened. Raises DataError where they are gone."""
@@ -245,8 +263,8 @@ class Workshop:
         return kept
 
     def _kept(self, fingerprint: str) -> Data | None:
-        data, task = kept_data(self.cache, fingerprint), self.sources.task
-        return data if data is None or task is None else replace(data, kind=task)
+        data = kept_data(self.cache, fingerprint)
+        return None if data is None else self._put_to_work(data)
 
     @cached_property
     def task(self) -> Task:
@@ -446,6 +464,27 @@ class Workshop:
         """Return the score of `module`, which takes plain samples, on the test split."""
         return evaluate(module, self.test, self.sources.training)
 
+    def test_scores(self, module: nn.Module) -> dict[str, float]:
+        """Return all that is known of how good `module` is on the test split, and of what it completes, by name."""
+        tally = tally_of(module, self.test, self.sources.training)
+        completed = {name: self._completed(module, items) for name, items in self.completions.items()}
+        return {**self.task.scores(tally), **completed}
+
+    @cached_property
+    def completions(self) -> Mapping[str, Sequence[Item]]:
+        """What language models are to complete, by name. Raises DataError where that cannot be read, or has no use."""
+        stated = self.sources.completions
+        if stated and not isinstance(self.data, CorpusData):
+            what = f"texts are completed by language models, and the task is {self.task.spec.kind}"
+            raise DataError(Problem("final.completions", what, "a language_modelling study"))
+        files = ((one, find_text_files(self.data_root, one.file, _COMPLETED)) for one in stated)
+        return {one.name: read_items(found[0], one.first) for one, found in files}
+
+    def _completed(self, module: nn.Module, items: Sequence[Item]) -> float:
+        assert isinstance(self.data, CorpusData)
+        tokenizer = Tokenizer(self.data.tokenizer)
+        return share_completed(module, tokenizer, items, length=self.data.length, device=self.device)
+
     def worst_score(self) -> float:
         """Return the score on the validation split of the best answer that looks at no sample."""
         return self.task.worst(self.data.train.targets[self.validation_indices])
@@ -513,10 +552,24 @@ def family_of(run: RunRecord, *, data_root: Path, cache: Path) -> StudentFamily:
     return family_for(name, task)
 
 
-def load_data(config: DataConfig, data_root: Path, cache: Path, task: str | None = None) -> Data:
-    """Return the data set that `config` names, put to `task` where one is named. Raises DataError, ConfigError."""
+def load_data(config: DataConfig, data_root: Path, cache: Path) -> Data:
+    """Return the data set that `config` names. Raises DataError, ConfigError."""
     data: Data = DATASETS.build(config.type, data_root, cache, **config.options)
-    return data if task is None else replace(data, kind=task)
+    return data
+
+
+def _check_score(data: Data) -> None:
+    """Raise DataError where students cannot be scored on the data by what the study says."""
+    score = data.scored_by
+    foretells = isinstance(data, TextData) and data.foretells_values
+    if score in OF_CLASSES and foretells:
+        what = f"its labels are numbers to be foretold, a regression, which is not scored by {score.name}"
+        allowed = f"objectives with {' or '.join(one.name for one in OF_VALUES)}; data: {{labels: classes}}"
+        raise DataError(Problem(f"data: {data.name}", what, allowed))
+    if score in OF_VALUES and not foretells:
+        what = f"its labels are classes, which are not scored by {score.name}"
+        allowed = f"objectives with {', '.join(one.name for one in OF_CLASSES)}; data: {{labels: values}} for numbers"
+        raise DataError(Problem(f"data: {data.name}", what, allowed))
 
 
 def refuse_unmeasurable(values: Mapping[str, float]) -> None:

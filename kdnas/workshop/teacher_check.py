@@ -23,10 +23,11 @@ from kdnas.core.task import TaskSpec
 from kdnas.errors import Problem, TeacherError
 from kdnas.nn.exact import ROUNDING, apart, exact_arithmetic
 from kdnas.nn.normalise import Normalised
-from kdnas.nn.rows import Batch
+from kdnas.nn.rows import Batch, Rows
 from kdnas.nn.taps import example_inputs
 from kdnas.nn.tracing import parameter_count, traced_macs
 from kdnas.record.lock import TeacherReport
+from kdnas.tasks import Task
 from kdnas.tasks.image_classification import DEVIATION, MEAN
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
@@ -86,8 +87,8 @@ def report_teacher(
     (asked,) = Batches(data, few, device=device).ordered(batch_size=len(few))
     noticed = check_conduct(teacher.name, teacher.module, asked, task)
     batches, bfloat16 = Batches(data, validation_indices, device=device), in_bfloat16(training, device)
-    if task.rows > 1:
-        return _report_sequences(teacher, batches, training, noticed, say)
+    if task.rows > 1 or task.outputs == 1:
+        return _report_unnamed(teacher, batches, training, noticed, say)
     try:
         answers = answers_to(teacher.module, batches, teacher.outputs, bfloat16=bfloat16)
     except Exception as error:  # the network is the user's: anything may come
@@ -105,11 +106,11 @@ def report_teacher(
     noticed += answers.doubts
     macs = traced_macs(teacher.module, *example_inputs(task, device, 1))
     share, least = least_accuracy(labels)
-    score, renaming = answers.accuracy, find_renaming(answers.predicted, labels, data.class_names)
+    accuracy, renaming = answers.accuracy, find_renaming(answers.predicted, labels, data.class_names)
     if renaming is not None and renaming.renamed <= least:
         renaming = None  # no order makes answers of a network that learned nothing
-    near_chance = score <= least
-    measured = f"its {task.score.name} on the {len(labels)} validation {task.samples} is {score:.4f}"
+    near_chance = accuracy <= least
+    measured = f"its accuracy on the {len(labels)} validation {task.samples} is {accuracy:.4f}"
     by_least = float((answers.least == labels).mean())
     if near_chance and answers.classes > 2 and by_least > max(least, 0.0 if renaming is None else renaming.renamed):
         what = f"{measured}, but {by_least:.4f} by its smallest output: it gives distances or losses"
@@ -118,7 +119,7 @@ def report_teacher(
     doubted = near_chance or renaming is not None or affordable
     normalised = _normalisation(teacher, data)
     if near_chance and normalised is not None:
-        right = f"{score:.1%} of the validation {task.samples} right"
+        right = f"{accuracy:.1%} of the validation {task.samples} right"
         say(f"{where}: {right} is near chance; trying the usual normalisations")
     hint = ""
     if doubted and normalised is not None:
@@ -139,13 +140,14 @@ def report_teacher(
     for line in noticed:
         say(f"{where}: {line}")
     values = {"macs": float(macs), "params": float(parameter_count(teacher.module))}
+    score = batches.task.score(answers.tally(batches.task))
     return TeacherReport(teacher.name, score, None, values, (*teacher.notes, *noticed), teacher.outputs)
 
 
-def _report_sequences(
+def _report_unnamed(
     teacher: Teacher, batches: Batches, training: Training, noticed: tuple[str, ...], say: Callable[[str], None]
 ) -> TeacherReport:
-    """Return what `report_teacher` does of a teacher that answers at every place of a sequence. Raises TeacherError."""
+    """Return what `report_teacher` does of a teacher whose answers are no named classes. Raises TeacherError."""
     task, where = batches.task, f"teacher {teacher.name}"
     quantity, samples = task.spec.score, f"{len(batches)} validation {task.spec.samples}"
     score, worst = evaluate(teacher.module, batches, training), task.worst(batches.targets.cpu().numpy())
@@ -153,8 +155,8 @@ def _report_sequences(
     if not math.isfinite(score):
         raise TeacherError(Problem(where, measured))
     if quantity.lead(score, worst) < _ROOM:
-        chance = f"and {quantity.shown(worst)} is reached by knowing how often each token stands there"
-        what = f"{measured}, {chance}: check its weights and its tokenizer"
+        how = "by knowing how often each token stands there" if task.spec.rows > 1 else "by one answer to all"
+        what = f"{measured}, and {quantity.shown(worst)} is reached {how}: check its weights and its tokenizer"
         raise TeacherError(Problem(where, what, f"clearly better than {quantity.shown(worst)}"))
     for line in noticed:
         say(f"{where}: {line}")
@@ -404,6 +406,12 @@ class Answers:
     def accuracy(self) -> float:
         """The share of samples, in [0, 1], that are right."""
         return float((self.predicted == self.labels).mean())
+
+    def tally(self, task: Task) -> Tensor:
+        """Return the tally of the answers, by which a task that names classes scores."""
+        told, true = torch.from_numpy(self.predicted), torch.from_numpy(self.labels)
+        one_hot = torch.nn.functional.one_hot(told, task.spec.outputs).float()
+        return task.tally(Rows(one_hot, true))
 
     @property
     def constant(self) -> int | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
+from kdnas.datasets._text_files import TextFile
 from kdnas.nn.pieces import LogitsOf
 from kdnas.tokenizing import Tokenizer
 from kdnas.training.completions import completions, read_items
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--first", type=int, help="only so many items")
     arguments = parser.parse_args()
-    items = read_items(arguments.items)[: arguments.first]
+    items = read_items(TextFile(arguments.items), arguments.first)
     print("| model | parameters | items | accuracy | normalised by bytes |\n|---|---|---|---|---|")
     for folder in arguments.folders:
         network = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)

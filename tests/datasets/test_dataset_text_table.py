@@ -349,7 +349,47 @@ def test_nan_in_a_label_of_parquet(root: Path) -> None:
     assert "a.parquet: row 2: has no label" in said
     assert "a.parquet: row 4: has no label" in said
     parquet.write_table(arrow_table([0.0, 1.5, 1.0, 0.0], None), root / "a.parquet")
-    assert "its label is 1.5: labels are classes here" in complaint(root, train="a.parquet")
+    assert "its label is 1.5: labels are classes here" in complaint(root, train="a.parquet", labels="classes")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_labels_with_fractions_are_numbers_to_be_foretold(root: Path, suffix: str) -> None:
+    from pyarrow import parquet
+
+    labels = [0.5, 1.0, 4.75, 5.0, 3.0, 0.0] * 2
+    if suffix == "parquet":
+        parquet.write_table(arrow_table(labels, None), root / "a.parquet")
+    else:
+        rows = [f'"{text.replace(chr(34), "")}",{label}' for text, label in zip(TEXTS, labels, strict=True)]
+        (root / "a.csv").write_text("text,label\n" + "\n".join(rows), encoding="utf-8")
+    data = opened(root, train=f"a.{suffix}")
+    assert data.foretells_values
+    assert data.class_names == ()
+    assert data.train.targets.dtype == np.float32
+    assert sorted([*data.train.targets, *data.test.targets]) == sorted(labels)
+    assert (data.task.kind, data.task.outputs, data.task.score.name) == ("text_regression", 1, "spearman")
+
+
+def test_whole_numbers_are_foretold_where_that_is_stated(root: Path) -> None:
+    rows = "\n".join(f"{text.replace(',', '')},{number % 4}" for number, text in enumerate(TEXTS))
+    (root / "a.csv").write_text(f"text,label\n{rows}", encoding="utf-8")
+    assert opened(root, train="a.csv").class_names == ("0", "1", "2", "3")
+    assert opened(root, train="a.csv", labels="values").foretells_values
+    told = complaint(root, labels="values", class_names=("a", "b"))
+    assert "labels are values, which have no names" in told
+    wholes = rows.replace(",1\n", ",1.0\n")  # as a table of floats is written: still classes
+    (root / "a.csv").write_text(f"text,label\n{wholes}", encoding="utf-8")
+    assert opened(root, train="a.csv").class_names == ("0", "1", "2", "3")
+
+
+@pytest.mark.parametrize(("wrong", "shown"), [("nan", "nan"), ("inf", "inf"), ("good", "good")])
+def test_what_is_no_number_to_be_foretold_is_named(root: Path, wrong: str, shown: str) -> None:
+    rows = [f"text {number},{number / 4}" for number in range(12)]
+    rows[7] = f"text 7,{wrong}"
+    (root / "a.csv").write_text("text,label\n" + "\n".join(rows))
+    assert f"a.csv: line 9: its label is {shown}, and labels are numbers" in complaint(root, labels="values")
+    (root / "a.csv").write_text("text,label\n" + "\n".join(f"text {number},2.5" for number in range(12)))
+    assert "every label is 2.5: nothing is there to be foretold" in complaint(root)
 
 
 def test_too_little_disk_is_told_before_all_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,3 +151,32 @@ def test_grouped_convolutions_are_measured_within_their_groups():
     scores = rank(network, anatomy, [(images, torch.zeros(4, dtype=torch.int64))]).scores["0.channels"]
     maps = network[1](network[0](images)).mean((2, 3)).square().sum(0)
     assert scores == pytest.approx((maps[:4] + maps[4:]).sqrt().tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["activation", "taylor"])
+def test_padding_does_not_count(network, method):
+    generator = torch.Generator().manual_seed(2)
+    tokens, labels = torch.randint(1, 99, (6, 9), generator=generator), torch.arange(6) % 3
+    lengths = torch.tensor([9, 4, 6, 2, 9, 3])[:, None]
+    found = []
+    for width in (9, 14):
+        mask = (torch.arange(width) < lengths).long()
+        padded = F.pad(tokens, (0, width - 9)) * mask
+        anatomy = read_anatomy(network, (padded, mask))
+        found.append(rank(network, anatomy, [((padded, mask), labels)], method=method, mask=1).scores)
+    for name, scores in found[0].items():
+        assert found[1][name] == pytest.approx(scores, rel=1e-4, abs=1e-7), name
+    counted = rank(network, anatomy, [((padded, mask), labels)], method=method).scores
+    assert method == "taylor" or any(
+        counted[name] != pytest.approx(found[1][name], rel=1e-2) for name in found[1]
+    )  # padding would have counted
+
+
+def test_taylor_reads_every_next_token_of_a_language_model():
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=32, n_layer=2, n_head=4)
+    network = transformers.GPT2LMHeadModel(config).eval()
+    tokens = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(1))
+    anatomy = read_anatomy(network, tokens[:, :-1])
+    scores = rank(network, anatomy, [((tokens[:, :-1],), tokens[:, 1:])], method="taylor").scores
+    assert all(any(value > 0 for value in scores[axis.name]) for axis in anatomy.axes)

@@ -120,7 +120,7 @@ export: {formats: [onnx, foo], pick: zzz}
             "sampler: tpe",
             "objectives: [macs, perplexity]",
             "study.yaml:13: objectives.1: what learns from this kind of data is not scored by perplexity "
-            "(allowed: accuracy)",
+            "(allowed: accuracy, f1, matthews)",
         ),
         ("sampler: tpe", "constraints: macs<=1", "study.yaml:13: constraints: stands twice (first on line 8)"),
         ("[macs<=1M]", "[7]", "study.yaml:8: constraints.0: must be text, got 7"),

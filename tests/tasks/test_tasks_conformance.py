@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,15 @@ def _texts(self: TaskConformance, kind: str) -> Data:
     return TextData("random", tuple("abcd"), part, part, "f", tokenizer=Path(), vocabulary=11, length=12, kind=kind)
 
 
-globals().update(suites(TaskConformance, language_modelling={"data": _blocks}, text_classification={"data": _texts}))
+def _valued(self: TaskConformance, kind: str) -> Data:
+    data = _texts(self, kind)
+    assert isinstance(data, TextData)
+    part = replace(data.train, targets=np.random.default_rng(1).normal(size=COUNT).astype(np.float32))
+    return replace(data, train=part, test=part, class_names=())
+
+
+own = {"language_modelling": _blocks, "text_classification": _texts, "text_regression": _valued}
+globals().update(suites(TaskConformance, **{name: {"data": data} for name, data in own.items()}))
 
 
 class _Mirrored(ImageClassification):

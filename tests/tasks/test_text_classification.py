@@ -19,7 +19,7 @@ from kdnas.datasets import DATASETS
 from kdnas.errors import TeacherError
 from kdnas.students import family_for
 from kdnas.tasks import task_of
-from kdnas.tasks.text_classification import TextViews
+from kdnas.tasks._texts import TextViews
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.training.batches import Batches, bucketed
 from kdnas.training.evaluation import evaluate

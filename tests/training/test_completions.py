@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from kdnas.datasets._text_files import TextFile
 from kdnas.errors import DataError
 from kdnas.tokenizing import Tokenizer, train_tokenizer
-from kdnas.training.completions import Item, completions, read_items
+from kdnas.training.completions import Item, completions, read_items, share_completed
 
 pytest.importorskip("tokenizers")
 CPU = torch.device("cpu")
@@ -95,24 +95,48 @@ def test_what_is_no_item_is_told_by_its_line(tmp_path: Path) -> None:
     lines = [{"context": "a", "endings": ["b", "c"], "label": 2}, {"context": "a"}, {"context": "", "target": "b"}]
     path.write_text("\n".join(map(json.dumps, lines)) + "\nno\n")
     with pytest.raises(DataError) as caught:
-        read_items(path)
+        read_items(TextFile(path))
     said = str(caught.value)
     assert "line 1: is no item: label 2 names none of 2 endings" in said
-    assert "line 2: is no item: 'target'" in said
+    assert "line 2: is no item: it has no 'target'" in said
     assert "line 3: is no item: a text is empty, or none" in said
     assert "line 4: is no item" in said
     path.write_text('{"context": "a", "target": "b"}\n{"context": "a", "endings": ["b", "c"], "label": 1}\n')
-    with pytest.raises(DataError, match="mixes last words and endings"):
-        read_items(path)
+    with pytest.raises(DataError, match="mixes endings and last words"):
+        read_items(TextFile(path))
+    assert len(read_items(TextFile(path), 1)) == 1
+    path.write_text('\ufeff{"question": "who?", "answers": []}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="line 1: is no item: there are no answers"):
+        read_items(TextFile(path))
+
+
+def test_an_answer_is_right_where_it_is_one_of_those_stated(tokenizer: Tokenizer) -> None:
+    class Writes(Noise):
+        """Writes one text after "A:", token by token, whatever is asked."""
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            text = tokenizer.encode([" A king, and more"], None, special=False)[0].ids
+            logits = torch.zeros(*tokens.shape, tokenizer.size)
+            for row, ids in enumerate(tokens.tolist()):
+                for place in range(len(ids)):
+                    before = tokenizer.decode(ids[: place + 1]).partition("A:")[2]
+                    written = len(tokenizer.encode([before], None, special=False)[0].ids) if before else 0
+                    logits[row, place, text[min(written, len(text) - 1)]] = 1.0
+            return logits
+
+    items = [
+        Item("Q: who?\nA:", ("nobody", "The King!"), is_question=True),
+        Item("Q: who is he, do you know?\nA:", ("king", "son"), is_question=True),
+        Item("Q: he?\nA:", ("a queen",), is_question=True),
+    ]
+    found = completions(Writes(tokenizer.size), tokenizer, items, length=64, device=CPU)
+    assert (found.count, found.accuracy, found.normalised) == (3, pytest.approx(2 / 3), None)
+    assert share_completed(Writes(tokenizer.size), tokenizer, items, length=64, device=CPU) == pytest.approx(2 / 3)
 
 
 @pytest.mark.slow
-def test_the_shared_teacher_scores_what_was_measured_when_it_was_made(data_root: Path, tmp_path: Path) -> None:
+def test_the_shared_teacher_scores_what_was_measured_when_it_was_made(data_root: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    with tarfile.open(data_root / "text/lm_qa.tar.xz") as archive:
-        content = archive.extractfile("lm/fairybooks/cloze4.jsonl")
-        assert content is not None
-        (tmp_path / "cloze4.jsonl").write_bytes(content.read())
     folder = data_root / "teachers/gpt2_fairybooks"
     told = json.loads((folder / "train_info.json").read_text())["cloze4"]
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).float().eval()
@@ -121,7 +145,7 @@ def test_the_shared_teacher_scores_what_was_measured_when_it_was_made(data_root:
         def forward(self, tokens: torch.Tensor) -> torch.Tensor:
             return model(tokens).logits
 
-    items = read_items(tmp_path / "cloze4.jsonl")
+    items = read_items(TextFile(data_root / "text/lm_qa.tar.xz", "lm/fairybooks/cloze4.jsonl"))
     found = completions(Logits(), Tokenizer(folder), items, length=256, device=CPU)
     assert found.count == told["n"]
     assert found.accuracy == pytest.approx(told["acc"], abs=0.005)  # theirs is normalised by tokens, not by bytes

@@ -214,14 +214,14 @@ class SubnetScorer:
     def score_and_loss(self, supernet: Supernet, spec: SubnetSpec) -> tuple[float, float]:
         """Return the validation score and the mean cross entropy, in nats, of the subnet cut out."""
         network, task = self._recalibrated(supernet, spec).eval(), self._validation.task
-        tally, loss, seen = torch.zeros(2, dtype=torch.float64), 0.0, 0
+        tallies, loss, seen = [], 0.0, 0
         for batch in self._some(self._validation, self._validation_samples):
             with torch.inference_mode(), self._precision():
                 rows = task.rows(network(*batch.inputs).float(), batch.inputs, batch.targets)
-            tally += task.tally(rows).cpu()
+            tallies.append(task.tally(rows))
             loss += float(task_loss(rows, 0.0)) * len(batch)
             seen += len(batch)
-        return task.score(tally), loss / seen
+        return task.score(task.together(tallies).cpu()), loss / seen
 
     def cut(self, supernet: Supernet, spec: SubnetSpec) -> torch.nn.Module:
         """Return the subnet cut out of `supernet` with batch-norm statistics of its own, in eval mode.

@@ -165,6 +165,10 @@ class Evaluator(ABC):
         """Return the teacher's score on the test split, None where there is no teacher."""
         return None
 
+    def teacher_further(self) -> Mapping[str, float]:
+        """Return what else is known of how good the teacher is on the test split, by name."""
+        return {}
+
 
 def attempted(answer: Callable[[], T]) -> T | TrialError:
     """Return `answer()`, or the TrialError that it raises."""

@@ -373,22 +373,24 @@ class Distil(Evaluator):
 
     def _conclude(self, begun: _Begun, trained: Trained) -> Result:
         """Return the result of a student that has been trained."""
-        job, workshop, tested = begun.job, self.workshop, None
+        job, workshop = begun.job, self.workshop
+        score, tested = workshop.task.spec.score.name, dict[str, float]()
         if trained.score is None or not np.isfinite(trained.score):
             raise TrialError(f"the validation score is {trained.score}")
         if job.test:
             with computing(job.recipe.training, workshop.device):
-                tested = workshop.test_score(workshop.entered(trained.network))
+                tested = workshop.test_scores(workshop.entered(trained.network))
         checkpoint = None if job.checkpoint is None else self.context.folder / job.checkpoint
         if checkpoint is not None:
             save_weights(trained.network, checkpoint)
         return dataclasses.replace(
             begun.result,
-            values={**begun.result.values, workshop.task.spec.score.name: trained.score},
+            values={**begun.result.values, score: trained.score},
             train_seconds=trained.train_seconds,
             teacher_seconds=trained.teacher_seconds,
             profile={**begun.result.profile, **trained.phases},
-            test=tested,
+            test=tested.get(score),
+            further={name: value for name, value in tested.items() if name != score},
             checkpoint=job.checkpoint or "",
             sha256="" if checkpoint is None else file_sha256(checkpoint),
             curve=(*begun.curve.points, (job.fidelity.epochs, trained.score)) if job.looks else (),
@@ -513,10 +515,19 @@ class Distil(Evaluator):
 
     def teacher_test_score(self) -> float | None:
         """Return the teacher's score on the test split, scored as the front has been."""
+        return self._teacher_tested[self.workshop.task.spec.score.name]
+
+    def teacher_further(self) -> Mapping[str, float]:
+        """Return what else is known of how good the teacher is on the test split, by name."""
+        score = self.workshop.task.spec.score.name
+        return {name: value for name, value in self._teacher_tested.items() if name != score}
+
+    @functools.cached_property
+    def _teacher_tested(self) -> dict[str, float]:
         self.context.say("scoring the teacher on the test split")
         workshop = self.workshop
         with computing(self.context.config.training, workshop.device):
-            return workshop.test_score(workshop.teacher.module)
+            return workshop.test_scores(workshop.teacher.module)
 
 
 def _sizes(task: TaskSpec) -> str:

@@ -1,0 +1,69 @@
+"""How good answers are: what is known of classes, and of numbers.
+
+The definitions are scikit-learn's and scipy's. What they leave undefined is 0: an answer that never changes goes
+together with nothing.
+
+Shapes: K classes, N samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from kdnas.core.objective import ACCURACY, F1, MATTHEWS, PEARSON, SPEARMAN
+
+
+def scores_of_classes(right: np.ndarray, told: np.ndarray, true: np.ndarray) -> Mapping[str, float]:
+    """Return accuracy, macro F1 and Matthews' correlation of N samples, by name.
+
+    F1 is the mean over the classes that occur, among the samples or the answers. Matthews' correlation is that of
+    several classes (Gorodkin, "Comparing two K-category assignments by a K-category correlation coefficient", 2004).
+
+    Args:
+        right: [K], how many samples of each class were told rightly.
+        told: [K], how often each class was told.
+        true: [K], how many samples each class has. At least one class has some.
+    """
+    right, told, true = (np.asarray(counts, dtype=np.float64) for counts in (right, told, true))
+    count, hits, occurring = true.sum(), right.sum(), told + true > 0
+    f1 = 2 * right[occurring] / (told + true)[occurring]
+    spread = (count**2 - (told**2).sum()) * (count**2 - (true**2).sum())
+    matthews = (hits * count - (told * true).sum()) / math.sqrt(spread) if spread > 0 else 0.0
+    return {ACCURACY.name: float(hits / count), F1.name: float(f1.mean()), MATTHEWS.name: float(matthews)}
+
+
+def scores_of_values(told: np.ndarray, true: np.ndarray) -> Mapping[str, float]:
+    """Return Spearman's and Pearson's correlation of the numbers `told` [N] and `true` [N], by name.
+
+    Both are NaN where one of the numbers told is not finite.
+    """
+    told, true = (np.asarray(values, dtype=np.float64) for values in (told, true))
+    if not np.isfinite(told).all():
+        return {SPEARMAN.name: math.nan, PEARSON.name: math.nan}
+    return {SPEARMAN.name: _correlation(_ranks(told), _ranks(true)), PEARSON.name: _correlation(told, true)}
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    if (one == one[0]).all() or (other == other[0]).all():
+        return 0.0
+    one, other = _direction(one), _direction(other)
+    return min(1.0, max(-1.0, float(one @ other)))
+
+
+def _direction(values: np.ndarray) -> np.ndarray:
+    """Return how values lie around their mean, of length 1."""
+    around = values - values.mean()
+    around /= np.abs(around).max()  # the squares of very small numbers vanish
+    unit: np.ndarray = around / np.linalg.norm(around)
+    return unit
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Return ranks from 1; equal values share the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: np.ndarray = (last - (counts - 1) / 2)[places]
+    return ranks
