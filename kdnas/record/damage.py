@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 _UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError)
 _SHOWN = 10
 _TEXTS = {"finished", "packing"}
-_NUMBERS = {"search_seconds", "final_epochs", "teacher_test_score", "teacher_test_accuracy"}
+_SCORES = {"teacher_test_score", "teacher_test_accuracy"}
+_NUMBERS = {"search_seconds", "final_epochs", *_SCORES}
 """Facts of a run, by kind; the test score of a teacher of old was an accuracy."""
 _OWN = {"arch", "arch_id", "fidelity", "result"}
 """Attributes that only trials of kdnas have."""
@@ -278,7 +279,7 @@ def _check_note(name: str, value: Any) -> None:
         if not isinstance(value, str):
             raise TypeError(f"it is {value!r}, no text")
     elif name in _NUMBERS and value is not None:  # there may be no teacher to test
-        _check_amounts({name: value}) if name in ("search_seconds", "final_epochs") else _check_numbers({name: value})
+        (_check_numbers if name in _SCORES else _check_amounts)({name: value})
     elif name == "teacher_further":
         _check_numbers(value)
     elif name == "lengths":
