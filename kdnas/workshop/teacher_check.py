@@ -89,20 +89,7 @@ def report_teacher(
     batches, bfloat16 = Batches(data, validation_indices, device=device), in_bfloat16(training, device)
     if task.rows > 1 or task.outputs == 1:
         return _report_unnamed(teacher, batches, training, noticed, say)
-    try:
-        answers = answers_to(teacher.module, batches, teacher.outputs, bfloat16=bfloat16)
-    except Exception as error:  # the network is the user's: anything may come
-        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
-        coarsely = " in bfloat16" if bfloat16 else ""
-        what = f"fails on the validation {task.samples}{coarsely}: {type(error).__name__}: {reason}"
-        raise TeacherError(Problem(where, what, "training.precision: float32" if bfloat16 else "")) from error
-    if not answers.finite.all():
-        lost = f"{int((~answers.finite).sum())} of {len(labels)} validation {task.samples}"
-        what = f"gives NaN or infinite logits for {lost}"
-        raise TeacherError(Problem(where, what))
-    if answers.contradicts_probabilities:
-        what = f"gives probabilities, numbers of one sum, for the first {task.samples}, and other numbers for others"
-        raise TeacherError(Problem(where, what, "logits"))
+    answers = _sound_answers(teacher, batches, bfloat16)
     noticed += answers.doubts
     macs = traced_macs(teacher.module, *example_inputs(task, device, 1))
     share, least = least_accuracy(labels)
@@ -142,6 +129,26 @@ def report_teacher(
     values = {"macs": float(macs), "params": float(parameter_count(teacher.module))}
     score = batches.task.score(answers.tally(batches.task))
     return TeacherReport(teacher.name, score, None, values, (*teacher.notes, *noticed), teacher.outputs)
+
+
+def _sound_answers(teacher: Teacher, batches: Batches, bfloat16: bool) -> Answers:
+    """Return what the teacher says to the validation samples. Raises TeacherError where it fails, or is not finite."""
+    task, where = batches.task.spec, f"teacher {teacher.name}"
+    try:
+        answers = answers_to(teacher.module, batches, teacher.outputs, bfloat16=bfloat16)
+    except Exception as error:  # the network is the user's: anything may come
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        coarsely = " in bfloat16" if bfloat16 else ""
+        what = f"fails on the validation {task.samples}{coarsely}: {type(error).__name__}: {reason}"
+        raise TeacherError(Problem(where, what, "training.precision: float32" if bfloat16 else "")) from error
+    if not answers.finite.all():
+        lost = f"{int((~answers.finite).sum())} of {len(batches)} validation {task.samples}"
+        what = f"gives NaN or infinite logits for {lost}"
+        raise TeacherError(Problem(where, what))
+    if answers.contradicts_probabilities:
+        what = f"gives probabilities, numbers of one sum, for the first {task.samples}, and other numbers for others"
+        raise TeacherError(Problem(where, what, "logits"))
+    return answers
 
 
 def _report_unnamed(
