@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kdnas.core.data import Data
     from kdnas.plan.plan_file import TrainingPlan
     from kdnas.plan.train_file import TrainFile
-    from kdnas.plan.training import FullTraining
+    from kdnas.plan.training import FullTraining, Larger
     from kdnas.record.records import RunRecord
     from kdnas.workshop.opening import Workshop
 
@@ -33,6 +33,16 @@ Pick = Annotated[
         "--pick",
         metavar="P",
         help=f"Which student of a run folder, {DEFAULT_PICK} unless stated: {PICKS}.",
+        show_default=False,
+    ),
+]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="OTHER",
+        help="Cut the student out of this larger trained one of the same run instead of its teacher: an arch id or "
+        "another pick, or the folder of a finished `kdnas train`.",
         show_default=False,
     ),
 ]
@@ -78,6 +88,7 @@ def command(
     ],
     pick: Pick = None,
     epochs: Epochs = None,
+    origin: From = None,
     plan: PlanFile = None,
     out: Out = None,
     formats: Formats = None,
@@ -96,6 +107,7 @@ def command(
 
       kdnas train runs/digits --pick best --epochs 100
       kdnas train runs/digits --plan runs/digits/plan.yaml
+      kdnas train runs/cut --pick 'macs<=1M' --from best
       kdnas train student/train.yaml
     """
     from kdnas.plan.train_file import with_threads
@@ -105,8 +117,10 @@ def command(
     root = opening.data_root(data_root)
     if device is not None:
         opening.resolve_device(device)
-    steps = None
-    if plan is None:
+    steps = larger = None
+    if origin is not None:
+        asked, larger = _nested_training(run, pick, epochs, origin, plan, root, trust_code)
+    elif plan is None:
         asked = _training_asked_for(run, pick, epochs, root, trust_code)
     else:
         steps, asked = _planned_training(run, pick, epochs, plan, root, trust_code)
@@ -117,6 +131,7 @@ def command(
                 with_threads(asked.file, threads),
                 folder,
                 plan=steps,
+                larger=larger,
                 shared=None if steps is None or steps.supernet is None else asked.shared,
                 data_root=root,
                 device=device,
@@ -181,6 +196,24 @@ def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_ro
         workshop = training_workshop(file, data_root=data_root, cache=cache)
         folder = run.parent / f"training-{file.arch_id}"
     return _Asked(file if epochs is None else with_epochs(file, epochs), folder, workshop, record)
+
+
+def _nested_training(
+    run: Path, pick: str | None, epochs: int | None, origin: str, plan: Path | None, data_root: Path, trust_code: bool
+) -> tuple[_Asked, Larger]:
+    """Return the training that is asked for, and the larger student that its own is cut out of. Raises InputError."""
+    from kdnas.errors import ConfigError, Problem
+    from kdnas.plan.cutting_on import larger_student
+
+    if plan is not None:
+        raise ConfigError(Problem("--from", "a plan's steps say themselves what they begin from", "without --plan"))
+    if not run.is_dir():
+        raise ConfigError(Problem("--from", f"{run} is not a run folder: it has no other student"))
+    asked = _training_asked_for(run, pick, epochs, data_root, trust_code)
+    assert asked.run is not None  # of a folder
+    larger = larger_student(asked.run, asked.file, origin, asked.workshop.family)
+    name = f"{asked.folder.name}-from-{larger.arch.arch_id}"
+    return replace(asked, folder=asked.folder.with_name(name)), larger
 
 
 def _planned_training(

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from kdnas.controller.events import Note, Observer, RepeatEnded, RepeatStarted
+from kdnas.controller.nesting import Nest
 from kdnas.controller.preparation import Opened
 from kdnas.controller.promotion import student_key
 from kdnas.controller.workers import work_off
@@ -29,7 +30,7 @@ from kdnas.record.front import comparable, is_flat, is_near_worst, measured_valu
 from kdnas.record.products import lost_checkpoints
 from kdnas.record.records import Control, Repeat, Result, RunRecord, TrialRecord
 from kdnas.study.config import StudyConfig
-from kdnas.workshop.jobs import Job, control_job, final_job
+from kdnas.workshop.jobs import Job, LargerStudent, control_job, final_job
 
 Pending = tuple[TrialRecord, int]
 """A finalist, and the seed of a retraining that it still needs."""
@@ -89,18 +90,25 @@ class Retraining:
             lost.append((trial, repeat.seed))
         return lost
 
-    def run(self, executor: Executor[Job, Result], pending: list[Pending]) -> None:
-        """Do the `pending` retrainings; one that fails is tried again, as often as the study allows."""
+    def run(self, executor: Executor[Job, Result], pending: list[Pending], chosen: tuple[TrialRecord, ...]) -> None:
+        """Do the `pending` retrainings; one that fails is tried again, as often as the study allows.
+
+        Where the finalists are nested a student waits for the one of `chosen` that it is cut out of.
+        """
         self.did_something = True
         limit_s = self._config.time_limit_s(self._config.final_fidelity)
         waiting = deque(pending)
+        nest = self._nest(pending, chosen)
         jobs: dict[str, tuple[TrialRecord, int, Job]] = {}
 
         def begin() -> bool:
-            if not waiting:
+            ready = next((pair for pair in waiting if nest is None or nest.is_ready(*pair)), None)
+            if ready is None:
                 return False
-            trial, seed = waiting.popleft()
-            job = final_job(self._config, trial.number, trial.arch, trial.tuned, seed)
+            waiting.remove(ready)
+            trial, seed = ready
+            larger = None if nest is None else nest.larger(trial, seed)
+            job = final_job(self._config, trial.number, trial.arch, trial.tuned, seed, larger)
             started = RepeatStarted(trial.number, seed, trial.arch, job.fidelity)
             jobs[started.key] = (trial, seed, job)
             executor.submit(started.key, job, time_limit_s=limit_s)
@@ -109,11 +117,25 @@ class Retraining:
 
         def end(finished: Finished[Result]) -> None:
             trial, seed, job = jobs.pop(finished.key)
-            self._keep(trial, seed, job, finished)
-            if finished.result is None and self._may_try(trial, seed):
+            repeat = self._keep(trial, seed, job, finished)
+            if repeat is None and self._may_try(trial, seed):
                 waiting.append((trial, seed))
+            elif nest is not None:
+                nest.end(trial, seed, repeat)
 
         work_off(executor, begin, end, self._observe)
+
+    def _nest(self, pending: list[Pending], chosen: tuple[TrialRecord, ...]) -> Nest | None:
+        """Return what the students of `chosen` are cut out of; None where they all begin alike."""
+        if self._config.final_fidelity.start != "nested":
+            return None
+        undone = [(student_key(trial.arch, trial.tuned), seed) for trial, seed in pending]
+        finalists = [*chosen, *(trial for trial, _ in pending)]
+        nest = Nest(finalists, self._opened.evaluator.is_part, self._opened.snapshot().trials, undone)
+        held = sum(nest.is_held(trial) for trial in chosen)
+        those = f"{held} of {counted(len(chosen), 'student')} {'is' if held == 1 else 'are'} cut out of a larger one"
+        self._observe(Note(f"{those}, the rest out of the teacher"))
+        return nest
 
     @property
     def length_is_open(self) -> bool:
@@ -207,7 +229,7 @@ class Retraining:
         self.did_something = True
         student = f"student {trial.arch.arch_id}"
         self._observe(Note(f"training {student} once without its teacher, to see what distillation adds"))
-        job = control_job(self._config, trial.number, trial.arch, trial.tuned)
+        job = control_job(self._config, trial.number, trial.arch, trial.tuned, self._larger_of_first(trial))
         try:
             result = self._alone(executor, "control", job, self._config)
         except TrialError as error:
@@ -218,6 +240,16 @@ class Retraining:
         value = result.values[score.name]
         self._record.add_control(Control(trial.number, value, result.test, job.fidelity, result.train_seconds))
         self._observe(Note(f"{student} without its teacher: {score.name} {score.shown(value)}"))
+
+    def _larger_of_first(self, trial: TrialRecord) -> LargerStudent | None:
+        """Return the student that the first retraining of `trial` was cut out of, where it was cut out of one."""
+        repeats = {(other.number, repeat.seed): (other, repeat) for other in self._opened.snapshot().trials
+                   for repeat in other.repeats}  # fmt: skip
+        _, first = repeats.get((trial.number, 0), (trial, None))
+        if first is None or first.cut_from is None or (first.cut_from, 0) not in repeats:
+            return None
+        larger, trained = repeats[first.cut_from, 0]
+        return LargerStudent(larger.number, larger.arch, f"checkpoints/{trained.checkpoint}")
 
     def finish(self) -> None:
         """Check the finalists against the record, and score the teacher on the test split, as the front has been."""
@@ -235,12 +267,13 @@ class Retraining:
             measured = self._opened.evaluator.measure(trial.arch)
         self._record.add_final_measurements(trial.number, measured)
 
-    def _keep(self, trial: TrialRecord, seed: int, job: Job, finished: Finished[Result]) -> None:
+    def _keep(self, trial: TrialRecord, seed: int, job: Job, finished: Finished[Result]) -> Repeat | None:
+        """Record how a retraining ended, and return it; None where it failed."""
         if finished.result is None:
             failure = finished.failure or "no reason was given"
             self._record.add_failed_repeat(trial.number, seed, job.fidelity, failure)
             self._observe(RepeatEnded(trial.number, None, failure, seed))
-            return
+            return None
         result = finished.result
         repeat = Repeat(
             seed,
@@ -251,10 +284,12 @@ class Retraining:
             Path(result.checkpoint).name,
             result.sha256,
             result.further,
+            None if job.larger is None else job.larger.number,
         )
         self._record.add_repeat(trial.number, repeat)
         self.new_repeats += 1
         self._observe(RepeatEnded(trial.number, repeat, seed=seed))
+        return repeat
 
     def _may_try(self, trial: TrialRecord, seed: int) -> bool:
         failed = self._record.failed_repeats(trial.number, seed, self._config.final_fidelity)

@@ -114,7 +114,7 @@ class Search:
             self._observe(SearchEnded(run, run.finished, len(chosen), len(pending)))
             if pending:
                 executor = executor or start_executor(self._opened, self._observe)
-                self._retraining.run(executor, pending)
+                self._retraining.run(executor, pending, chosen)
             if (student := self._retraining.uncontrolled()) is not None:
                 executor = executor or start_executor(self._opened, self._observe)
                 self._retraining.control(executor, student)

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-Start = Literal["random", "inherited", "supernet"]
+SearchStart = Literal["random", "inherited", "supernet"]
 """Where a student's weights come from: drawn, cut from its teacher, or cut from the run's supernet."""
+Start = Literal[SearchStart, "nested"]
+"""Those of a finalist may also be cut from the next larger finalist that holds it, once that one is trained."""
 STARTS: tuple[Start, ...] = get_args(Start)
 _EARLIER: Mapping[str, Start] = {"own": "random", "shared": "supernet"}
 """What records of earlier versions say as `weights`."""
-_WORDS = {"inherited": "inherited weights", "supernet": "shared weights"}
+_WORDS = {"inherited": "inherited weights", "supernet": "shared weights", "nested": "larger students' weights"}
 
 
 @dataclass(frozen=True)

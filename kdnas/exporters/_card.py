@@ -156,6 +156,7 @@ _BEGUN = {
     "random": "from random weights",
     "inherited": "from weights inherited from the teacher",
     "supernet": "from the supernet's weights",
+    "nested": "from the weights of the next larger student",
     "plan": "by the steps of plan.yaml",
 }
 

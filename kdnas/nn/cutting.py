@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.pieces import LogitsOf
+from kdnas.nn.scaling_norms import norms_as_scales
 
 Example = Tensor | tuple[Tensor, ...]
 """What a network is run on: its one input [B, ...], or all of them in their order."""
@@ -193,6 +194,51 @@ class Anatomy:
                 stay[tie.tensor][tie.dim] = before[~mine[before] | left[before]]
         return stay
 
+    def left(self, network: nn.Module, kept: Kept) -> Anatomy:
+        """Return the anatomy of what is left of `network` once only `kept` is: parts keep their names and their order.
+
+        So a student is cut on as the network was: what ranks first in it ranked first there.
+        """
+        stay, gone = self.places(network, kept), self.gone(kept)
+        now = {name: {dim: _inverse(left) for dim, left in dims.items()} for name, dims in stay.items()}
+        prefixes = tuple(f"{name}." for name in gone)
+
+        def renamed(name: str) -> str:
+            path, _, leaf = name.rpartition(".")
+            return f"{self.renamed(network, path, kept)}.{leaf}".removeprefix(".")
+
+        def tie_left(tie: Tie, units: Sequence[int]) -> Tie:
+            places = tie.places[list(units)]
+            moved = now.get(tie.tensor, {}).get(tie.dim)
+            places = places if moved is None else moved[places]
+            return dataclasses.replace(tie, tensor=renamed(tie.tensor), places=places)
+
+        axes = []
+        for axis in self.axes:
+            if axis.block in gone:
+                continue
+            units = kept.get(axis.name, range(axis.size))
+            axes.append(
+                dataclasses.replace(
+                    axis,
+                    size=len(units),
+                    ties=tuple(tie_left(tie, units) for tie in axis.ties if not tie.tensor.startswith(prefixes)),
+                    counts=tuple(
+                        dataclasses.replace(count, attribute=renamed(count.attribute))
+                        for count in axis.counts
+                        if not count.attribute.startswith(prefixes)
+                    ),
+                    block=axis.block and self.renamed(network, axis.block, kept),
+                    order=_order_left(axis.order, units),
+                )
+            )
+        depths = []
+        for depth in self.depths:
+            blocks = kept.get(depth.name, range(len(depth.blocks)))
+            names = tuple(self.renamed(network, depth.blocks[index], kept) for index in blocks)
+            depths.append(dataclasses.replace(depth, blocks=names, order=_order_left(depth.order, blocks)))
+        return dataclasses.replace(self, axes=tuple(axes), depths=tuple(depths))
+
     def mask(self, network: nn.Module, kept: Kept) -> nn.Module:
         """Return a copy of `network` at full size in which nothing reads what is not `kept`: the measure of a cut."""
         masked = copy.deepcopy(network)
@@ -227,6 +273,19 @@ class Anatomy:
                 parts.append(part)
             original = f"{original}.{part}".removeprefix(".")
         return ".".join(parts)
+
+
+def _inverse(places: Tensor) -> Tensor:
+    """Return for each place that stays where it is once the others are gone."""
+    moved = torch.full((int(places.max()) + 1,), -1, dtype=torch.int64)
+    moved[places] = torch.arange(len(places))
+    return moved
+
+
+def _order_left(order: Sequence[int], kept: Sequence[int]) -> tuple[int, ...]:
+    """Return the ranks of what is `kept`, which are numbered anew."""
+    number = {unit: index for index, unit in enumerate(kept)}
+    return tuple(number[unit] for unit in order if unit in number)
 
 
 def _write(network: nn.Module, places: Places) -> None:
@@ -281,6 +340,8 @@ def _refit(layer: nn.Module) -> None:
         layer.num_embeddings, layer.embedding_dim = weight.shape
     elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
         layer.num_features = weight.shape[0]
+    elif isinstance(layer, nn.GroupNorm):
+        layer.num_channels = weight.shape[0]
     elif isinstance(layer, nn.LayerNorm | nn.RMSNorm):
         layer.normalized_shape = tuple(weight.shape)
     elif hasattr(layer, "nx") and hasattr(layer, "nf"):  # the transposed linear layer of GPT-2
@@ -335,7 +396,8 @@ def sound_part(anatomy: Anatomy, network: nn.Module, example: Example) -> Anatom
     """Return `anatomy` without the axes and blocks that `network`, in eval mode, cannot be cut along.
 
     Every part is cut to half and run on `example`. What fails, or computes something else than the masked network, is
-    left whole, and the reason stands in `uncut`. Parts that are inexact by nature must only run.
+    left whole, and the reason stands in `uncut`. Parts that are inexact by nature, which lie under norms, are compared
+    with the norms taken as scales.
     """
     faults = dict(_faults(anatomy, network, example, anatomy.parts))
     uncut = [Uncut(name, why) for name, why in faults.items()]
@@ -374,8 +436,27 @@ def _fault(
     if not bool(torch.isfinite(cut).all()):
         return "the cut network's outputs are not finite"
     if not exact:
+        return _fault_beside_norms(anatomy, network, example, kept)
+    return _difference(cut, outputs(anatomy.mask(network, kept), example))
+
+
+def _fault_beside_norms(anatomy: Anatomy, network: nn.Module, example: Example, kept: Kept) -> str:
+    """Return what is wrong with a cut that is inexact by nature, once that nature is taken away; empty: nothing is.
+
+    Without its norms a network's numbers grow, so it is run in float64. What that does not work for is taken for right.
+    """
+    wide = tuple(part.double() if part.is_floating_point() else part for part in in_order(example))
+    cut, masked = anatomy.cut(network, kept), anatomy.mask(network, kept)
+    try:
+        with norms_as_scales(cut, masked):
+            ours, theirs = outputs(cut.double(), wide), outputs(masked.double(), wide)
+    except Exception:  # the user's own module, which may be of one type
         return ""
-    masked = outputs(anatomy.mask(network, kept), example)
+    return _difference(ours, theirs) if bool(torch.isfinite(theirs).all()) else ""
+
+
+def _difference(cut: Tensor, masked: Tensor) -> str:
+    """Return by how much the outputs of a cut network differ from the masked one's; empty where they do not."""
     gap = float((cut - masked).abs().max() / masked.abs().max().clamp_min(1e-12))
     return "" if gap <= TOLERANCE else f"the cut network's outputs differ from the masked one's by {gap:.1e} of them"
 

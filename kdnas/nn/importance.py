@@ -239,7 +239,8 @@ class _Influence:
         def meter(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             before = (inputs[0] if inputs else next(iter(named.values()))).detach().float()
             after = (output[0] if isinstance(output, tuple) else output).detach().float()
-            feature = 1 if before.ndim == 4 else before.ndim - 1
+            maps = before.ndim == 4 and any(isinstance(part, nn.Conv2d) for part in module.modules())
+            feature = 1 if maps else before.ndim - 1  # windows of tokens have four dimensions as well
             turned = 1.0 - F.cosine_similarity(before, after, dim=feature, eps=1e-12)
             means = _mean_of_places(turned.flatten(1), self.mask, [1])
             self._sums[block] = self._sums.get(block, 0.0) + float(means.sum())

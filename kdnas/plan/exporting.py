@@ -273,6 +273,7 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: Data) ->
             "epochs": repeat.fidelity.epochs,
             "data_fraction": repeat.fidelity.data_fraction,
             "start": repeat.fidelity.start,
+            **({} if repeat.cut_from is None else {"cut_from_trial": repeat.cut_from}),
             "train_seconds": repeat.train_seconds,
             "chosen_by": f"the best of {trained} on the validation split",
         },

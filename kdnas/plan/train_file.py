@@ -198,7 +198,7 @@ def train_file_for(run: RunRecord, trial: TrialRecord, data: Data) -> TrainFile:
         teacher_answers=run.lock.teacher_answers,
         training=recipe.training,
         distillation=recipe.distillation,
-        start="inherited" if config.final_fidelity.start == "inherited" else "random",
+        start="inherited" if config.final_fidelity.start in ("inherited", "nested") else "random",
         provenance=Provenance(study=config.name, trial=trial.number, kdnas_version=__version__),
     )
 

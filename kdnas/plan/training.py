@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from kdnas.core.arch import Arch
 from kdnas.core.data import Data
 from kdnas.core.objective import Quantity
 from kdnas.core.seeds import derive_seed
@@ -79,8 +80,23 @@ _FEW_CORES = 2
 _OUTSIDE = ("device", "provenance", "name", "teacher_answers", "preprocessing")
 """What of a train.yaml decides nothing of the student, or only checks what another line decides."""
 DEFAULT_FORMATS = ExportConfig().formats
+LARGER = "larger"
+"""What a training begins from that is no plan's, where its student is cut out of a larger one."""
 _WEIGHTS_FILE = "student.safetensors"
 """Most formats write it (`kdnas.exporters`)."""
+
+
+@dataclass(frozen=True)
+class Larger:
+    """A trained student that another one is cut out of, and the file of its weights with that file's hash."""
+
+    arch: Arch
+    weights: Path
+    sha256: str
+
+    def identity(self) -> dict[str, str]:
+        """Return what of it decides the training of another student."""
+        return {"arch_id": self.arch.arch_id, "sha256": self.sha256}
 
 
 def train_fully(
@@ -88,6 +104,7 @@ def train_fully(
     out: Path,
     *,
     plan: TrainingPlan | None = None,
+    larger: Larger | None = None,
     shared: Callable[[Workshop], nn.Module] | None = None,
     data_root: Path,
     cache: Path | None = None,
@@ -101,15 +118,15 @@ def train_fully(
 
     `plan`, which has been checked against the file, is followed instead of the file's one plain training. A
     finished training is not repeated, but where its weights are lost; other lost files are written anew. `shared` gives
-    the student as it is cut out of the run's supernet, where a plan begins from that. `device` overrides the
-    file's; `data` are its data, where they are open already. The test split is read once, at the end. Raises
-    RunFolderError when `out` holds something else, DataError or TeacherError when data or teacher are not those of the
-    file, TrialError when the loss is no longer finite.
+    the student as it is cut out of the run's supernet, where a plan begins from that. Without a plan, what is trained
+    may be cut out of a `larger` student. `device` overrides the file's; `data` are its data, where they are open
+    already. The test split is read once, at the end. Raises RunFolderError when `out` holds something else, DataError
+    or TeacherError when data or teacher are not those of the file, TrialError when the loss is no longer finite.
     """
     check_formats(formats)
     hardware = resolve_device(device or file.device)
     file = file.settled(hardware, locked_training(out))
-    claim(out, identity(file, plan))
+    claim(out, identity(file, plan) | ({} if larger is None else {"cut_from": larger.identity()}))
     with exclusively(out / GUARD_FILE, "kdnas train"), computing(file.training, hardware):
         done = read_result(out)
         lost = [] if done is None else done.lost
@@ -134,10 +151,13 @@ def train_fully(
         if done is not None and _WEIGHTS_FILE in done.files and weights not in [loss.path for loss in lost]:
             network = load_network(file, workshop, weights).to(workshop.device)
             trained = StepResult(network, done.score, done.train_seconds)
-            return _finish(file, plan, out, workshop, trained, done.formats or formats, say)
-        start = None if shared is None else shared(workshop)
+            return _finish(file, plan, larger, out, workshop, trained, done.formats or formats, say)
+        if larger is not None:
+            start: nn.Module | None = workshop.cut_on(file.student, larger.arch, larger.weights, file.seed)
+        else:
+            start = None if shared is None else shared(workshop)
         trained = _follow(file, plan, workshop, out, start, on_progress)
-        return _finish(file, plan, out, workshop, trained, formats, say)
+        return _finish(file, plan, larger, out, workshop, trained, formats, say)
 
 
 def _computed(file: TrainFile) -> str:
@@ -182,8 +202,9 @@ def _follow(
 ) -> StepResult:
     """Do the steps; after each supernet the stages as they went are written into the plan."""
     if plan is None:
-        only = DistilStep(name="student", share=1.0, arch=file.arch, epochs=file.training.epochs, init=file.start)
-        return follow(file, [only], workshop, out, on_progress=on_progress)
+        init = file.start if shared is None else LARGER
+        only = DistilStep(name="student", share=1.0, arch=file.arch, epochs=file.training.epochs, init=init)
+        return follow(file, [only], workshop, out, shared=shared, on_progress=on_progress)
     recorded = plan
 
     def on_step(step: Step, result: StepResult) -> None:
@@ -207,6 +228,7 @@ def _follow(
 def _finish(
     file: TrainFile,
     plan: TrainingPlan | None,
+    larger: Larger | None,
     out: Path,
     workshop: Workshop,
     trained: StepResult,
@@ -214,7 +236,7 @@ def _finish(
     say: Callable[[str], None],
 ) -> FullTraining:
     test_score = workshop.test_score(workshop.entered(trained.network))
-    card = _card(file, plan, workshop, trained, test_score)
+    card = _card(file, plan, larger, workshop, trained, test_score)
     student = assemble(file, trained.network, workshop, card=card)
     written = write_formats(student, had_formats(student, formats, say), out, say=say)
     sha256 = {str(path.relative_to(out.resolve())): file_sha256(path) for path in written}
@@ -237,7 +259,12 @@ def _finish(
 
 
 def _card(
-    file: TrainFile, plan: TrainingPlan | None, workshop: Workshop, trained: StepResult, test_score: float
+    file: TrainFile,
+    plan: TrainingPlan | None,
+    larger: Larger | None,
+    workshop: Workshop,
+    trained: StepResult,
+    test_score: float,
 ) -> dict[str, Any]:
     data, teacher = workshop.data, workshop.teacher
     limits = [f"Its {data.task.score.name} is that of one training; how far another one would differ was not measured."]
@@ -259,7 +286,8 @@ def _card(
             "seed": file.seed,
             "epochs": file.training.epochs,
             "data_fraction": file.training.data_fraction,
-            "start": file.start if plan is None else "plan",
+            "start": "plan" if plan is not None else file.start if larger is None else "nested",
+            **({} if larger is None else {"cut_from": larger.arch.arch_id}),
             "train_seconds": trained.train_seconds,
         },
         "quantities": {
@@ -325,8 +353,9 @@ def follow(
 
     With `budget_macs`, what the steps may spend together, each has a folder of its own under `out`: what an earlier
     call finished is read from there, what it left unfinished is continued. Without, the one step's folder is `out`
-    itself, and its checkpoint stays there. `shared` is the student as it is cut out of the run's supernet. `on_step` is
-    called after each step. Raises TrialError when a loss is no longer finite, RunFolderError when a folder is damaged.
+    itself, and its checkpoint stays there. `shared` is the student as it is cut out of the run's supernet, or of a
+    larger student. `on_step` is called after each step. Raises TrialError when a loss is no longer finite,
+    RunFolderError when a folder is damaged.
     """
     results: dict[str, StepResult] = {}
     whole, before = sum(step.share for step in steps), 0.0
@@ -337,7 +366,7 @@ def follow(
         result = work.finished(step)
         if result is None:
             folder.mkdir(parents=True, exist_ok=True)
-            networks = {RUN_SUPERNET: shared, **{name: done.network for name, done in results.items()}}
+            networks = {RUN_SUPERNET: shared, LARGER: shared, **{name: done.network for name, done in results.items()}}
             if isinstance(step, SupernetStep):
                 result = work.supernet(step, step.budget(budget_macs or 0))
             else:

@@ -89,6 +89,8 @@ class Repeat:
     """Of that file; empty where there is none, or where an earlier version did not write it down."""
     further: Mapping[str, float] = field(default_factory=dict)
     """What else is known of how good it is on the test split, by name."""
+    cut_from: int | None = None
+    """The trial whose retraining with the same seed it was cut out of; None: no student."""
 
 
 @dataclass(frozen=True)

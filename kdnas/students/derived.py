@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -94,7 +94,7 @@ class Derived(StudentFamily):
     Args:
         context: What the study has opened.
         granularity: Whether a choice rules the whole network, a stage or a block; None: the whole network of a
-            transformer, the stages of others.
+            transformer of one stage, the stages of others.
         depth: How many blocks stay.
         width: How wide what flows from block to block is.
         inner: How wide blocks are inside.
@@ -242,8 +242,8 @@ class Derived(StudentFamily):
     @cached_property
     def choices(self) -> CutChoices:
         """The choices of its students."""
-        transformer = any(axis.role == "heads" for axis in self.anatomy.axes)
-        granularity: Granularity = self._granularity or ("network" if transformer else "stage")
+        heads, stages = any(axis.role == "heads" for axis in self.anatomy.axes), len(self.anatomy.depths)
+        granularity: Granularity = self._granularity or ("network" if heads and stages < 2 else "stage")
         return CutChoices(
             self.anatomy,
             granularity=granularity,
@@ -324,13 +324,18 @@ class Derived(StudentFamily):
         """Return the student cut out of the teacher, what is left made up for what is gone; whole it is the teacher."""
         network = self._cut(arch)
         student = self._student(network, arch)
-        if self.context.samples is None or self._sizes_of(arch) == self._whole:
-            return student
+        if self._sizes_of(arch) != self._whole:
+            self._mend(student, lambda: self._reconstruction.mend(network, self._kept(arch), student))
+        return student
+
+    def _mend(self, student: nn.Module, reconstruct: Callable[[], None]) -> None:
+        """Make what stays of a student that was cut anew make up for what is gone, where there are samples to do so."""
+        if self.context.samples is None:
+            return
         if self._reconstruct:
-            self._reconstruction.mend(network, self._kept(arch), student)
+            reconstruct()
         else:
             self._recalibrate(student)
-        return student
 
     def _recalibrate(self, student: nn.Module) -> None:
         """Estimate the batch norms of a student that was cut anew, where there are samples to do so."""
@@ -345,17 +350,19 @@ class Derived(StudentFamily):
         return all(size <= theirs[name] for name, size in ours.items() if name in theirs)
 
     def cut_on(self, arch: Arch, larger: Arch, trained: nn.Module) -> nn.Module:
-        """Return `arch` cut out of `trained`, a student of `larger`, its batch norms estimated anew.
+        """Return `arch` cut out of `trained`, a student of `larger`, as it would be out of the teacher.
 
         Raises ConfigError where it is no part of that.
         """
         if arch == larger or not self.is_part(arch, larger):
             return super().cut_on(arch, larger, trained)
-        whole = self.canonical({})
-        shared = CutSupernet(self._student(self._cut(whole), whole), self._cutting)
-        shared.adopt(larger, trained)
-        student = shared.subnet(arch)
-        self._recalibrate(student)
+        trained = copy.deepcopy(trained).eval()
+        whole = trained.get_submodule(self._place)
+        left = self.anatomy.left(self.network, self._kept(larger))
+        kept = left.prefix({name: size for name, size in self._sizes_of(arch).items() if name in left.by_name})
+        network = left.cut(whole, kept).requires_grad_(True)
+        student = self._student(network, arch)
+        self._mend(student, lambda: self._reconstructing(whole, left, trained).mend(network, kept, student))
         return student
 
     def supernet(self, space: SearchSpace) -> CutSupernet:
@@ -396,10 +403,14 @@ class Derived(StudentFamily):
     @cached_property
     def _reconstruction(self) -> Reconstruction:
         """What the layers of the teacher are fed."""
+        return self._reconstructing(self.network, self.anatomy, self.ancestor().module)
+
+    def _reconstructing(self, network: nn.Module, anatomy: Anatomy, through: nn.Module) -> Reconstruction:
+        """Return what the layers of `network`, inside `through`, are fed."""
         assert self.context.samples is not None  # asked for by the one caller
         values = math.prod(self.task.inputs[0].shape)
         (inputs, *_), _ = self.context.samples(max(_FEWEST, min(_SAMPLES, _VALUES // values)))
-        return Reconstruction(self.network, self.anatomy, self.ancestor().module, inputs)
+        return Reconstruction(network, anatomy, through, inputs)
 
     def cut(self, arch: Arch, student: nn.Module) -> tuple[nn.Module, Cut] | None:
         """Return the teacher's kind of network inside `student`, and what that was cut from.

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from kdnas.core.data import Data
-from kdnas.core.fidelity import Fidelity, Start
+from kdnas.core.fidelity import Fidelity, SearchStart, Start
 from kdnas.core.objective import ACCURACY, OF_VALUES, SCORES, Constraint, Quantity, score_among
 from kdnas.core.pick import DEFAULT_PICK, Near, PickError, Standard, against, parse_bound, parse_pick
 from kdnas.datasets import kind_of
@@ -115,7 +115,7 @@ class TuneRange(Section):
 class Rung(Section):
     """One fidelity of a search that trains every student briefly and the promising ones longer."""
 
-    start: Start | None = None
+    start: SearchStart | None = None
     """Where its students' weights come from; None: as the study says."""
     epochs: Annotated[int, Field(ge=0, le=100_000)] | None = None
     """0: a student is scored as it is cut out, as it is where this is left out. Required of random weights."""
@@ -225,7 +225,8 @@ class Final(Section):
 
     start: Start | None = None
     """Where their weights come from; None: as the study says, where that shares weights at random, and those of
-    students cut out of their teacher inherited."""
+    students cut out of their teacher inherited. nested: the largest are cut out of their teacher, every other one out
+    of the nearest larger one that holds it, trained with the same seed."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
     epochs: Annotated[int, Field(ge=1)] | None = None
     """None: as many as in the search. With `until: flat` the fewest."""
@@ -369,7 +370,7 @@ class StudyConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     evaluator: Member = Member(type=DISTIL)
     """Where a student's score comes from."""
-    start: Start = "random"
+    start: SearchStart = "random"
     """Where the weights come from that `distil` trains: drawn, inherited from the teacher, or cut from a supernet. The
     default of students cut out of their teacher is inherited."""
     task: Annotated[str | None, BeforeValidator(_task_name)] = None

@@ -32,6 +32,9 @@ def start_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
     if config.shares_weights and not _shares(space.family):
         what = f"students of {space.family} cannot share weights in a supernet, which the start supernet needs"
         problems.append(Problem("space", what))
+    if "nested" in config.starts and not _nests(space.family):
+        what = f"students of {space.family} are not cut out of one another"
+        problems.append(Problem("final.start", what, "students cut out of their teacher (`space: {derive: teacher}`)"))
     if "inherited" in config.starts and (what := _no_ancestor(config, space)):
         allowed = f"random, or a teacher `type: student, family: {space.family}`"
         problems.append(Problem(_where(config, {"inherited"}), what, allowed))
@@ -55,6 +58,12 @@ def _shares(family: str) -> bool:
     from kdnas.students import StudentFamily
 
     return registry_of("students").get(family).supernet is not StudentFamily.supernet
+
+
+def _nests(family: str) -> bool:
+    from kdnas.students import StudentFamily
+
+    return registry_of("students").get(family).cut_on is not StudentFamily.cut_on
 
 
 def _no_ancestor(config: StudyConfig, space: SearchSpace) -> str:

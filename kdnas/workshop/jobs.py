@@ -28,6 +28,15 @@ class Leg:
 
 
 @dataclass(frozen=True)
+class LargerStudent:
+    """A trained student that another one is cut out of: of which trial, and where its weights are, as `Job` says it."""
+
+    number: int
+    arch: Arch
+    checkpoint: str
+
+
+@dataclass(frozen=True)
 class Job:
     """One student to score. Seeds are absolute; `checkpoint` is where the weights go, relative to the run folder."""
 
@@ -51,12 +60,16 @@ class Job:
     legs: tuple[Leg, ...] = ()
     """The rungs that the training goes through; those whose checkpoint is there are not trained again. None: it is one
     training, by the recipe."""
+    larger: LargerStudent | None = None
+    """What it is cut out of where its start is nested; None: its teacher."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plain form, for JSON."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         legs = [dataclasses.asdict(leg) for leg in self.legs]
-        return {**plain, "arch": self.arch.canonical_json, "recipe": self.recipe.model_dump(mode="json"), "legs": legs}
+        larger = self.larger and {**dataclasses.asdict(self.larger), "arch": self.larger.arch.canonical_json}
+        recipe = self.recipe.model_dump(mode="json")
+        return {**plain, "arch": self.arch.canonical_json, "recipe": recipe, "legs": legs, "larger": larger}
 
     @property
     def fidelity(self) -> Fidelity:
@@ -120,15 +133,27 @@ def rung_checkpoint(arch: Arch, tuned: Mapping[str, float], rung: int) -> str:
     return f"{RUNG_FOLDER}/{student}-rung{rung}.safetensors"
 
 
-def control_job(config: StudyConfig, number: int, arch: Arch, tuned: Mapping[str, float]) -> Job:
+def control_job(
+    config: StudyConfig, number: int, arch: Arch, tuned: Mapping[str, float], larger: LargerStudent | None = None
+) -> Job:
     """Return the first retraining of finalist `number` without its teacher: cross entropy alone, at weight 1."""
-    job = final_job(config, number, arch, tuned, 0)
+    job = final_job(config, number, arch, tuned, 0, larger)
     task = labels_alone(config.distillation)
     return dataclasses.replace(job, recipe=job.recipe.model_copy(update={"distillation": task}), checkpoint=None)
 
 
-def final_job(config: StudyConfig, number: int, arch: Arch, tuned: Mapping[str, float], repeat: int) -> Job:
-    """Return retraining `repeat` of finalist `number`: another initialisation and other views each time."""
+def final_job(
+    config: StudyConfig,
+    number: int,
+    arch: Arch,
+    tuned: Mapping[str, float],
+    repeat: int,
+    larger: LargerStudent | None = None,
+) -> Job:
+    """Return retraining `repeat` of finalist `number`: another initialisation and other views each time.
+
+    Where finalists are nested it is cut out of `larger`.
+    """
     return Job(
         arch,
         final_recipe(config, tuned),
@@ -139,4 +164,5 @@ def final_job(config: StudyConfig, number: int, arch: Arch, tuned: Mapping[str, 
         measure=False,
         test=True,
         checkpoint=f"checkpoints/trial{number:04d}-{arch.arch_id}-seed{repeat}.safetensors",
+        larger=larger,
     )

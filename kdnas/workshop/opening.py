@@ -35,6 +35,7 @@ from kdnas.datasets._kept import kept_data
 from kdnas.datasets._text_files import find_text_files
 from kdnas.errors import ConfigError, DataError, Problem, RunFolderError, TeacherError, TrialError
 from kdnas.nn.taps import OutputShapes, example_inputs, output_shapes, stage_names
+from kdnas.nn.weights import load_weights
 from kdnas.record.lock import DataDescription
 from kdnas.record.records import RunRecord
 from kdnas.students import STUDENTS, StudentFamily, family_beside, family_for
@@ -436,11 +437,22 @@ class Workshop:
     def begin(self, arch: Arch, start: Start, seed: int) -> nn.Module:
         """Return the student as its training begins, on the device: drawn by `seed`, or cut out of its teacher.
 
-        It may be of another family than the study's. Raises ConfigError where it has nothing to inherit.
+        It may be of another family than the study's. A nested one is the largest. Raises ConfigError where it has
+        nothing to inherit.
         """
         torch.manual_seed(seed)
         family = family_beside(self.family, arch.family)
-        return (family.inherit(arch) if start == "inherited" else family.build(arch)).to(self.device)
+        return (family.inherit(arch) if start in ("inherited", "nested") else family.build(arch)).to(self.device)
+
+    def cut_on(self, arch: Arch, larger: Arch, weights: Path, seed: int) -> nn.Module:
+        """Return the student cut out of one of `larger`, whose trained weights a file holds, on the device.
+
+        What is drawn is drawn by `seed`. Raises RunFolderError where the file is not that student's.
+        """
+        torch.manual_seed(seed)
+        trained = self.family.build(larger)
+        load_weights(trained, weights)
+        return self.family.cut_on(arch, larger, trained.to(self.device)).to(self.device)
 
     def entered(self, network: nn.Module) -> nn.Module:
         """Return `network`, a built student, behind the task's entrance, on the device."""

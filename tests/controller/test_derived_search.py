@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -234,6 +235,64 @@ def test_a_plan_may_cut_a_student_out_of_a_larger_one_that_it_trains_first(study
     out.write_text(yaml.safe_dump(plan, sort_keys=False))
     assert main([*following, "--data-root", str(study)]) == 2
     assert f"larger gives {small.arch_id}, this one trains {large.arch_id}" in capsys.readouterr().err
+
+
+NESTED = ("final.start=nested", "final.max_students=4", "final.seeds=1")
+
+
+@pytest.fixture(scope="module")
+def nested(study, run):
+    shutil.copytree(study / "run", study / "nest")
+    return searched(study, *NESTED, run="nest")
+
+
+def test_finalists_are_cut_out_of_the_nearest_larger_one_that_holds_them(nested, study):
+    earned = {trial.number: trial for trial in nested.trials if trial.repeats}
+    assert {repeat.fidelity.start for trial in earned.values() for repeat in trial.repeats} == {"nested"}
+
+    def holds(large, small):
+        pairs = [(small.arch.choices[name], large.arch.choices[name]) for name in small.arch.choices]
+        return small.arch != large.arch and all(ours <= theirs for ours, theirs in pairs)
+
+    origins = []
+    for trial in earned.values():
+        holding = [other for other in earned.values() if holds(other, trial)]
+        nearest = min(holding, key=lambda other: other.values["macs"], default=None)
+        origins.append(None if nearest is None else nearest.number)
+        assert [repeat.cut_from for repeat in trial.repeats] == [origins[-1]]
+    assert any(origin is not None for origin in origins)
+    again = searched(study, *NESTED, run="nest")
+    assert [trial.repeats for trial in again.trials] == [trial.repeats for trial in nested.trials]
+
+
+def test_a_student_is_trained_from_a_larger_trained_one_that_is_named(nested, study, capsys):
+    child = next(trial for trial in nested.trials if trial.repeats and trial.repeats[0].cut_from is not None)
+    parent = next(trial for trial in nested.trials if trial.number == child.repeats[0].cut_from)
+    small, large = child.arch.arch_id, parent.arch.arch_id
+    asked = ["train", str(study / "nest"), "--data-root", str(study), "--epochs", "1", "--format", "safetensors"]
+    card = ["--format", "model_card"]
+    assert main([*asked, *card, "--pick", small, "--from", large]) == 0
+    folder = study / "nest" / "training" / f"{small}-from-{large}"
+    assert "from the weights of the next larger student" in (folder / "MODEL_CARD.md").read_text()
+    lock = yaml.safe_load((folder / "training.lock.yaml").read_text())
+    assert lock["cut_from"] == {"arch_id": large, "sha256": parent.repeats[0].sha256}
+    assert main([*asked, "--pick", large]) == 0
+    again = ["--from", str(study / "nest" / "training" / large), "--out", str(study / "on")]
+    assert main([*asked, "--pick", small, *again]) == 0
+    capsys.readouterr()
+    assert main([*asked, "--pick", large, "--from", small]) == 2
+    assert f"--from: student {large} is no part of {small}" in capsys.readouterr().err
+    assert main([*asked, "--pick", small, "--from", large, "--plan", "plan.yaml"]) == 2
+    assert main(["train", str(folder / "training.lock.yaml"), "--from", large]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_only_students_that_are_cut_out_of_their_teacher_are_nested(tmp_path):
+    folder = tiny.write(tmp_path)
+    with pytest.raises(ConfigError, match="final.start: students of resnet are not cut out of one another"):
+        load_study(folder, ["final.start=nested"])
+    with pytest.raises(ConfigError, match="start"):
+        load_study(folder, ["start=nested"])
 
 
 def test_a_vision_transformer_of_the_users_is_the_supernet_of_its_students(tmp_path):

@@ -21,15 +21,21 @@ ANATOMIES: Registry[Callable[[nn.Module, Any], Anatomy | None]] = Registry("anat
 _LAST = "convnet"
 """Asked when nobody else knows the network: transformers have convolutions, too."""
 
+_TOLD = 3
+"""Reasons that an error gives."""
+
 
 def read_anatomy(network: nn.Module, example: Example) -> Anatomy:
-    """Return the anatomy of `network`. Raises ValueError, saying what was looked for, where no kind knows it."""
+    """Return the anatomy of `network`. Raises ValueError where nothing of it can be cut, saying why."""
+    why: list[str] = []
     for name in sorted(ANATOMIES.names(), key=lambda name: (name == _LAST, name)):
         found = ANATOMIES.get(name)(network, example)
         if found is not None and (found.axes or found.depths):
             return found
+        why += [f"{part.what}: {part.why}" for part in (found.uncut if found else ())]
+    told = f" ({'; '.join(why[:_TOLD])}{'; ...' if len(why) > _TOLD else ''})" if why else ""
     kinds = ", ".join(ANATOMIES.names())
-    raise ValueError(f"nothing of a {type(network).__name__} can be cut; what kdnas reads: {kinds}")
+    raise ValueError(f"nothing of a {type(network).__name__} can be cut{told}; what kdnas reads: {kinds}")
 
 
 def layer_roles() -> list[tuple[LayerRoles, bool]]:

@@ -6,6 +6,7 @@ queries that share keys and values), MLP neurons, and the residual stream's widt
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -21,8 +22,9 @@ class LayerRoles:
     """Who does what in one layer, by dotted names inside it.
 
     `qkv` is one layer for queries, keys and values, or three. `up` are the layers into the MLP's neurons (two where it
-    is gated), `down` the one out of them. `head_size` is where the layer says how wide a head is. `counts` say what
-    must follow the number of heads: an attribute, and whether it counts the heads themselves or their width.
+    is gated), `down` the one out of them. `head_size` is where the layer says how wide a head is; where it does not,
+    `heads` is where it says how many there are. `counts` say what must follow the number of heads: an attribute, and
+    whether it counts the heads themselves or their width.
     """
 
     qkv: tuple[str, ...]
@@ -30,13 +32,16 @@ class LayerRoles:
     up: tuple[str, ...]
     down: str
     norms: tuple[str, ...]
-    head_size: str
+    head_size: str = ""
+    heads: str = ""
     counts: tuple[tuple[str, str], ...] = ()
     """(attribute, "heads" or "width")."""
     scales: tuple[str, ...] = ()
     """Parameters of the layer as long as the residual stream is wide, such as LayerScale's."""
     head_norms: tuple[str, ...] = ()
     """Norms over all heads at once, where there are any."""
+    head_tables: tuple[str, ...] = ()
+    """Parameters with a column for every head, such as a table of relative positions."""
     neuron_norms: tuple[str, ...] = ()
     """Norms over the MLP's neurons."""
     uncuttable_without: str = ""
@@ -49,9 +54,16 @@ class LayerRoles:
         """Whether every role is there in `layer`."""
         return (
             all(isinstance(_find(layer, name), nn.Module) for name in (*self.qkv, self.out, *self.up, self.down))
-            and isinstance(_find(layer, self.head_size), int)
+            and all(_has(layer, name) for name in self.head_tables)
+            and isinstance(_find(layer, self.head_size or self.heads), int)
             and bool(_find(layer, "attention.causal")) == self.causal
         )
+
+    def size_of_heads(self, layer: nn.Module) -> int:
+        """Return how wide a head of `layer` is."""
+        said = _find(layer, self.head_size or self.heads)
+        assert isinstance(said, int)  # in a layer that fits
+        return said if self.head_size else _in_size(_linear(layer, self.out)) // said
 
 
 HUGGING_FACE_VIT = LayerRoles(
@@ -97,28 +109,50 @@ def transformer(
     *,
     finish: Finish,
 ) -> Anatomy | None:
-    """Return the anatomy of a transformer whose layers play `roles`; None where no layer does."""
-    paths = [path for path, module in network.named_modules() if roles.fits(module)]
-    containers = {path.rpartition(".")[0] for path in paths}
-    if not paths or len(containers) != 1:
+    """Return the anatomy of a transformer whose layers play `roles`; None where no layer does, or there are stages."""
+    return staged_transformer(kind, network, roles, [stream], finish=finish)
+
+
+def staged_transformer(
+    kind: str,
+    network: nn.Module,
+    roles: LayerRoles,
+    streams: Sequence[StreamRoles],
+    *,
+    finish: Finish,
+) -> Anatomy | None:
+    """Return the anatomy of a transformer of stages, each with a residual stream of its own, in their order.
+
+    A stage's layers are those of one container. None where no layer plays `roles`, or they are in other containers than
+    there are `streams`.
+    """
+    stages: dict[str, list[str]] = {}
+    for path, module in network.named_modules():
+        if roles.fits(module):
+            stages.setdefault(path.rpartition(".")[0], []).append(path)
+    if not stages or len(stages) != len(streams):
         return None
-    axes, whole = [], list[Uncut]()
-    for path in paths:
-        layer = network.get_submodule(path)
-        if roles.uncuttable_without and not _has(layer, roles.uncuttable_without):
-            whole.append(Uncut(f"{path}.heads", "its attention takes the width of its heads from that of its input"))
-        else:
-            axes.append(_heads(path, layer, roles))
-        axes.append(_neurons(path, layer, roles))
-    width = _width(network, paths, roles, stream)
-    depth = Depth(f"{containers.pop()}.depth", tuple(paths), tuple(_evenly_spaced(len(paths))))
-    return Anatomy(kind, (*axes, *([] if width is None else [width])), (depth,), tuple(whole), finish)
+    axes, depths, whole = list[Axis](), list[Depth](), list[Uncut]()
+    for number, ((container, paths), stream) in enumerate(zip(stages.items(), streams, strict=True), 1):
+        found = list[Axis]()
+        for path in paths:
+            layer = network.get_submodule(path)
+            if roles.uncuttable_without and not _has(layer, roles.uncuttable_without):
+                why = "its attention takes the width of its heads from that of its input"
+                whole.append(Uncut(f"{path}.heads", why))
+            else:
+                found.append(_heads(path, layer, roles))
+            found.append(_neurons(path, layer, roles))
+        name = "width" if len(stages) == 1 else f"{container.rpartition('.')[0]}.width"
+        found.append(_width(name, network, paths, roles, stream))
+        axes += [dataclasses.replace(axis, stage=number) for axis in found]
+        depths.append(Depth(f"{container}.depth", tuple(paths), tuple(_evenly_spaced(len(paths))), stage=number))
+    return Anatomy(kind, tuple(axes), tuple(depths), tuple(whole), finish)
 
 
 def _heads(path: str, layer: nn.Module, roles: LayerRoles) -> Axis:
     """Return the axis of a layer's heads, a unit being the queries that share one head of keys and values."""
-    size = _find(layer, roles.head_size)
-    assert isinstance(size, int)
+    size = roles.size_of_heads(layer)
     out = _linear(layer, roles.out)
     queries = _in_size(out) // size
     ties: list[Tie] = []
@@ -137,11 +171,12 @@ def _heads(path: str, layer: nn.Module, roles: LayerRoles) -> Axis:
     per_unit = {"heads": queries // units, "width": queries // units * size}
     counts = tuple(Count(f"{path}.{name}", per_unit[what]) for name, what in roles.counts if _has(layer, name))
     norms = _norms(path, layer, roles.head_norms, _runs(units, _in_size(out) // units))
+    tables = [Tie(f"{path}.{name}", 1, _runs(units, queries // units)) for name in roles.head_tables]
     return Axis(
         f"{path}.heads",
         "heads",
         units,
-        (*ties, *norms),
+        (*ties, *norms, *tables),
         counts,
         inexact=NORM_OVER_CHANNELS if norms else "",
         block=path,
@@ -160,38 +195,40 @@ def _neurons(path: str, layer: nn.Module, roles: LayerRoles) -> Axis:
     )
 
 
-def _width(network: nn.Module, paths: Sequence[str], roles: LayerRoles, stream: StreamRoles) -> Axis | None:
-    """Return the axis of the residual stream."""
+def _width(name: str, network: nn.Module, paths: Sequence[str], roles: LayerRoles, stream: StreamRoles) -> Axis:
+    """Return the axis of the residual stream that the layers at `paths` share, called `name`."""
     first = network.get_submodule(paths[0])
     size = _out_size(_linear(first, roles.out))
     places = _runs(size, 1)
     ties: list[Tie] = []
     for path in paths:
         layer = network.get_submodule(path)
-        for name in (*roles.qkv, *roles.up):
-            ties.append(_in_tie(f"{path}.{name}", _linear(layer, name), places))
-        for name in (roles.out, roles.down):
-            ties += _out_ties(f"{path}.{name}", _linear(layer, name), places)
-        for name in roles.norms:
-            ties += _norm_ties(f"{path}.{name}", _find(layer, name), places)
-        ties += [Tie(f"{path}.{name}", 0, places) for name in roles.scales if _has(layer, name)]
-    for name in stream.writes:
-        module = _find(network, name)
+        for part in (*roles.qkv, *roles.up):
+            ties.append(_in_tie(f"{path}.{part}", _linear(layer, part), places))
+        for part in (roles.out, roles.down):
+            ties += _out_ties(f"{path}.{part}", _linear(layer, part), places)
+        for part in roles.norms:
+            ties += _norm_ties(f"{path}.{part}", _find(layer, part), places)
+        ties += [Tie(f"{path}.{part}", 0, places) for part in roles.scales if _has(layer, part)]
+    for part in stream.writes:
+        module = _find(network, part)
         if isinstance(module, nn.Embedding):
-            ties.append(Tie(f"{name}.weight", 1, places))
+            ties.append(Tie(f"{part}.weight", 1, places))
         elif isinstance(module, nn.Module):
-            ties += _out_ties(name, module, places)
-    for name in stream.reads:
-        module = _find(network, name)
+            ties += _out_ties(part, module, places)
+    for part in stream.reads:
+        module = _find(network, part)
         if isinstance(module, nn.Module) and isinstance(getattr(module, "weight", None), Tensor):
-            ties.append(_in_tie(name, module, places))
-    for name in stream.norms:
-        ties += _norm_ties(name, _find(network, name), places)
-    for name in stream.tensors:
-        tensor = _find(network, name)
+            ties.append(_in_tie(part, module, _copies(size, _in_size(module))))
+    for part in stream.norms:
+        norm = _find(network, part)
+        weight = getattr(norm, "weight", None)
+        ties += _norm_ties(part, norm, _copies(size, len(weight)) if isinstance(weight, Tensor) else places)
+    for part in stream.tensors:
+        tensor = _find(network, part)
         if isinstance(tensor, Tensor):
-            ties.append(Tie(name, tensor.ndim - 1, places))
-    return Axis("width", "width", size, tuple(ties), inexact=NORM_OVER_CHANNELS)
+            ties.append(Tie(part, tensor.ndim - 1, places))
+    return Axis(name, "width", size, tuple(ties), inexact=NORM_OVER_CHANNELS)
 
 
 def _norms(path: str, layer: nn.Module, names: Sequence[str], places: Tensor) -> list[Tie]:
@@ -240,6 +277,11 @@ def _in_size(layer: nn.Module) -> int:
 def _runs(units: int, length: int) -> Tensor:
     """Return places [units, length]: unit after unit, each a run of its own."""
     return torch.arange(units * length).reshape(units, length)
+
+
+def _copies(units: int, length: int) -> Tensor:
+    """Return places [units, length / units] where the whole stream stands several times, one after the other."""
+    return torch.arange(length).reshape(-1, units).T
 
 
 def _find(root: nn.Module, name: str) -> object:

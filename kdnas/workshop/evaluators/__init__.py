@@ -141,6 +141,10 @@ class Evaluator(ABC):
         """
         return None
 
+    def is_part(self, arch: Arch, larger: Arch) -> bool:
+        """Return whether a student of `arch` can be cut out of one of `larger`."""
+        return False
+
     def measure(self, arch: Arch) -> dict[str, Measurement]:
         """Return the measured quantities of `arch`, built anew. Raises TrialError where they are no finite numbers."""
         return {}

@@ -348,8 +348,15 @@ class Distil(Evaluator):
 
         return [outcome(place, one) for place, one in enumerate(every)]
 
+    def is_part(self, arch: Arch, larger: Arch) -> bool:
+        """Return whether a student of `arch` can be cut out of one of `larger`."""
+        return self.workshop.family.is_part(arch, larger)
+
     def build(self, job: Job) -> nn.Module:
-        """Return the student as it begins, on the workshop's device."""
+        """Return the student as it begins, on the workshop's device. Raises RunFolderError where weights are lost."""
+        if job.larger is not None:
+            trained = self.context.folder / job.larger.checkpoint
+            return self.workshop.cut_on(job.arch, job.larger.arch, trained, job.init_seed)
         module = self.workshop.begin(job.arch, job.start, job.init_seed)
         if job.start == "supernet" and job.trains:
             module.load_state_dict(self.shared.cut(job.arch).state_dict())

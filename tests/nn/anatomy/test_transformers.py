@@ -5,6 +5,7 @@ import transformers
 
 from kdnas.nn.anatomy import read_anatomy
 from kdnas.nn.cutting import outputs, sound_part
+from kdnas.nn.scaling_norms import norms_as_scales
 
 WORDS = {
     "hidden_size": 32,
@@ -116,6 +117,19 @@ def test_any_choice_of_units_is_cut_as_it_is_masked(case):
     assert any(units != list(range(len(units))) for units in kept.values())
     cut, masked = outputs(anatomy.cut(network, kept), example), outputs(anatomy.mask(network, kept), example)
     assert torch.allclose(cut, masked, atol=1e-5)
+
+
+def test_a_cut_under_norms_is_exact_once_these_are_taken_as_scales(case):
+    _, network, example, anatomy = case
+    wide = example.double() if example.is_floating_point() else example
+    kept = anatomy.prefix(halves(anatomy, exact=False))
+    cut, masked = anatomy.cut(network, kept).double(), anatomy.mask(network, kept).double()
+    apart = (outputs(cut, wide) - outputs(masked, wide)).abs().max()
+    with norms_as_scales(cut, masked):
+        ours, theirs = outputs(cut, wide), outputs(masked, wide)
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    if any(axis.inexact for axis in anatomy.axes):
+        assert apart > 1e-3
 
 
 def test_tied_weights_stay_tied_and_nothing_is_shared_with_the_teacher(case):
