@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from kdnas.faults import reach
+
 _QUIET_S = 5.0
 """A scratch file of a process on another machine is written to more often than that."""
 
@@ -35,6 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
         scratch.chmod(mode)
         with scratch.open("rb+") as file:
             os.fsync(file.fileno())
+        reach("replacing")
         scratch.replace(path)
     finally:
         with contextlib.suppress(OSError):  # it was renamed, or never made

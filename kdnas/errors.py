@@ -6,6 +6,7 @@ KdnasError
 │   ├── DataError           a data set that is missing, damaged or unusable
 │   ├── TeacherError        a teacher that cannot be loaded or does not fit the data
 │   └── RunFolderError      a run folder that is foreign, changed, damaged, locked or not writable
+│       └── CheckpointError   the checkpoint of an unfinished training that does not continue it
 └── RunError              exit 1: the work itself failed
     ├── TrialError          one trial failed; recorded with its reason, the search goes on
     └── ExportError         an export that does not reproduce the student's outputs
@@ -68,6 +69,10 @@ class TeacherError(InputError):
 
 class RunFolderError(InputError):
     """A run folder is foreign, changed, damaged, locked or not writable."""
+
+
+class CheckpointError(RunFolderError):
+    """The checkpoint of an unfinished training is damaged, or another training's: it can only start anew."""
 
 
 class RunError(KdnasError):

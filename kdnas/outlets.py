@@ -1,6 +1,7 @@
-"""Where text leaves the program: written in what the reader's encoding has, and dropped once the reader has left.
+"""Where text leaves the program: written in what the reader's encoding has, and dropped once nobody can take it.
 
-A search must not end because `| head -1` has read enough, nor because a terminal of another century knows no "±".
+A search must not end because `| head -1` has read enough, the disk that its log goes to is full, the terminal is gone,
+nor because one of another century knows no "±".
 """
 
 from __future__ import annotations
@@ -56,34 +57,61 @@ def quiet_libraries() -> None:
 
 
 class Outlet(io.TextIOWrapper):
-    """A text stream that neither a narrow encoding nor a reader who left can break."""
+    """A text stream that neither a narrow encoding nor a place that takes nothing more can break."""
+
+    lost: str = ""
+    """Why what was written here did not arrive; empty while it did, and where the reader left by his own will."""
 
     def write(self, text: str) -> int:
-        """Write `text`, or nothing any more once the reader has left."""
+        """Write `text`, or nothing any more once it cannot be taken."""
         try:
             return super().write(text)
-        except BrokenPipeError:
-            self._abandon()
+        except OSError as error:
+            self._abandon(error)
             return len(text)
 
     def flush(self) -> None:
-        """Hand on what is written, to nobody once the reader has left."""
+        """Hand on what is written, to nobody once it cannot be taken."""
         try:
             super().flush()
-        except BrokenPipeError:
-            self._abandon()
+        except OSError as error:
+            self._abandon(error)
 
-    def _abandon(self) -> None:
+    def _abandon(self, error: OSError) -> None:
         """Point the descriptor at nothing: what is still buffered goes there, also at the interpreter's end."""
+        if not isinstance(error, BrokenPipeError):
+            self.lost = error.strerror or str(error)
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)
 
 
 def open_outlets() -> None:
-    """Make standard output and standard error outlets. Streams that a caller put in their place are left alone."""
+    """Make standard output and standard error outlets. Streams that a caller put in their place are left alone.
+
+    One that is closed, as by `>&-`, leads to nothing: its number would go to the next file that is opened, a database.
+    """
     codecs.register_error(_ERRORS, _replaced)
+    _occupy_closed()
     sys.stdout, sys.stderr = _outlet(sys.stdout), _outlet(sys.stderr)
+
+
+def lost_output() -> str:
+    """Return why standard output did not arrive where it was sent; empty where it did."""
+    return sys.stdout.lost if isinstance(sys.stdout, Outlet) else ""
+
+
+def _occupy_closed() -> None:
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            stream = open(number, "r" if number == 0 else "w", closefd=False, encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 def _outlet(stream: TextIO) -> TextIO:

@@ -1,4 +1,4 @@
-"""YAML as kdnas writes it: plain data that YAML 1.1 and 1.2 read alike.
+"""YAML as kdnas writes it, plain data that YAML 1.1 and 1.2 read alike, and as it reads its own again.
 
 PyYAML writes YAML 1.1, where `12e4` is a string; its 1.2 readers, kdnas's own among them, take it for a number. Strings
 that either would take for something else are quoted, such as an `arch_id` of digits with one `e`.
@@ -7,9 +7,12 @@ that either would take for something else are quoted, such as an `arch_id` of di
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from kdnas.regular import regular
 
 _NUMBER = r"[0-9][0-9_]*"
 CORE_SCHEMA = (
@@ -36,6 +39,21 @@ class _Dumper(yaml.SafeDumper):
 
 
 resolve_core_schema(_Dumper)
+
+
+def plain_of(text: str) -> Any:
+    """Return the plain data that YAML or JSON spells. Raises ValueError, whatever is wrong with it."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_plain(path: Path) -> Any:
+    """Return the plain data in a YAML or JSON file. Raises OSError and ValueError, whatever is wrong with it."""
+    return plain_of(regular(path).read_text(encoding="utf-8"))
 
 
 def dump_yaml(data: Any, *, compact: bool = False) -> str:

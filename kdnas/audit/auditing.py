@@ -33,6 +33,7 @@ from kdnas.controller.workers import start_executor, work_off
 from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError, Problem
 from kdnas.executors import Finished
+from kdnas.faults import reach
 from kdnas.record.records import AuditTraining, Result, RunRecord, TrialRecord
 from kdnas.record.storage import Record, record_of, refreshed
 from kdnas.study.config import StudyConfig
@@ -210,6 +211,7 @@ def run_audit(
         task = running.pop(finished.key)
         training, failure = _ended(plan, task, finished)
         if training is not None:
+            reach("audit")
             opened.record.add_audit_training(training)
         observe(Audited(task, training, failure, total - len(waiting) - len(running), total))
 

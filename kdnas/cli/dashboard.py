@@ -27,4 +27,4 @@ def command(
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
             typer.echo("stopped; the same command serves the page again", err=True)
-            raise
+            raise typer.Exit(130) from None

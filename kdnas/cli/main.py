@@ -25,7 +25,7 @@ from kdnas.cli._options import colour
 from kdnas.cli._stopping import stopped_by_signals
 from kdnas.core.words import printable
 from kdnas.errors import InputError, KdnasError
-from kdnas.outlets import open_outlets, quiet_libraries
+from kdnas.outlets import lost_output, open_outlets, quiet_libraries
 from kdnas.version import __version__
 
 _HELP = """\
@@ -99,6 +99,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
+    if lost := lost_output():
+        _complain(f"standard output could not be written: {lost}")
+        code = code or 1
     sys.exit(code)
 
 
@@ -115,8 +118,11 @@ def _answer(arguments: Sequence[str]) -> int:
         if told := _blamed(finished):
             _complain(told)
             return 2
+        if isinstance(getattr(finished.__context__, "__cause__", None), KeyboardInterrupt):
+            _tell_interrupted()  # typer ends quietly; a verb that has said so itself raises its own Exit
         return finished.code if isinstance(finished.code, int) else int(finished.code is not None)
     except KeyboardInterrupt:
+        _tell_interrupted()
         return 130
     except KdnasError as error:
         _show_traceback()
@@ -124,12 +130,18 @@ def _answer(arguments: Sequence[str]) -> int:
         for problem in problems:
             _complain(str(problem))
         return error.exit_code
-    except BrokenPipeError:
-        return 1
     except OSError as error:
         _show_traceback()
         _complain(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
         return 1
+    except MemoryError:
+        _show_traceback()
+        _complain("out of memory")
+        return 1
+    except RecursionError as error:
+        if not _show_traceback():
+            _complain(_blamed(error) or "what was read is nested too deeply: a file of this study or run is damaged")
+        return 2
     except Exception as error:
         shown, told = _show_traceback(), _blamed(error)
         if told:
@@ -139,6 +151,10 @@ def _answer(arguments: Sequence[str]) -> int:
             _complain(f"internal error: {type(error).__name__}: {error} (set KDNAS_DEBUG=1 for the traceback)")
         return 1
     return 0
+
+
+def _tell_interrupted() -> None:
+    typer.echo("interrupted; the same command begins again, or goes on where it can", err=True)
 
 
 def _blamed(error: BaseException) -> str:

@@ -89,7 +89,7 @@ def command(
         ]
     except KeyboardInterrupt:
         typer.echo("interrupted; nothing is kept of a measurement, the same command begins it again", err=True)
-        raise
+        raise typer.Exit(130) from None
     if as_json:
         typer.echo(json.dumps({"targets": [report.as_dict() for report in reports]}, indent=2))
         return

@@ -133,7 +133,7 @@ def _measured(basis: PlanBasis, share: float, data_root: Path, device: str | Non
             )
     except KeyboardInterrupt:
         typer.echo(f"interrupted; the same command continues in {folder}", err=True)
-        raise
+        raise typer.Exit(130) from None
 
 
 def _print(plan: TrainingPlan, path: Path, run: Path) -> None:

@@ -142,7 +142,7 @@ def command(
             )
         except KeyboardInterrupt:
             typer.echo(f"interrupted; the same command continues in {folder}", err=True)
-            raise
+            raise typer.Exit(130) from None
     _print(result, asked.file.task.score)
 
 

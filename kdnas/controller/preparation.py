@@ -17,6 +17,7 @@ from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
 from kdnas.errors import RunFolderError
 from kdnas.executors import EXECUTORS
+from kdnas.faults import reach
 from kdnas.machine import usable_cores
 from kdnas.record.database import database_of
 from kdnas.record.lock import (
@@ -31,7 +32,7 @@ from kdnas.record.lock import (
     written_calibrations,
 )
 from kdnas.record.records import RunRecord
-from kdnas.record.run_folder import LOCK_FILE
+from kdnas.record.run_folder import LOCK_FILE, write_text
 from kdnas.record.storage import Record, refreshed, run_of_lock
 from kdnas.study.config import StudyConfig
 from kdnas.study.feasibility import PricedArch, nearest_miss, reference_costs, relative_excess, sample_prices
@@ -42,6 +43,9 @@ from kdnas.workshop.numerics import differences, resumed, settled_config
 from kdnas.workshop.opening import MadeOn
 
 _SMALLEST_TRIED = 5
+_BEGUN = ".begun"
+_SIGNS = (_BEGUN, "trials.csv")
+"""Files of which one is there once a run has a record; versions before wrote the second alone, at the end."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +128,15 @@ def prepare_study(
     else:
         lock = examine(study, evaluator, str(device)).lock
         write_lock(folder, lock)
+        reach("prepared")
     run = run_of_lock(folder, lock)
     if config.storage is not None:
         observe(Note(f"its trials are kept in {database.place}"))
     if not database.exists():
-        if locked is not None and (folder / "trials.csv").exists():
+        if locked is not None and any((folder / name).exists() for name in _SIGNS):
             raise RunFolderError(f"{folder} has lost its record {database.place}; restore it or choose another --out")
         Record.create(database, run.objectives)
+    write_text(folder / _BEGUN, "The record of this run has been made.\n")
     record = Record.open(database, run.objectives)
     record.name_axes(run.objectives)
     if locked is not None and lock != locked:

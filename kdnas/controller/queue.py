@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from kdnas.controller.events import Note, Observer
@@ -29,6 +28,7 @@ from kdnas.core.objective import breaches
 from kdnas.core.space import SearchSpace
 from kdnas.core.words import counted
 from kdnas.errors import ConfigError, Problem
+from kdnas.plain_yaml import read_plain
 from kdnas.record.storage import distributions
 from kdnas.study.config import StudyConfig
 from kdnas.study.spaces import arch_of
@@ -156,8 +156,8 @@ def enqueue(opened: Opened, students: Sequence[HandMade], observe: Observer) -> 
 def _records(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     """Return (where, plain student) of each in the file. Raises ConfigError where it cannot be read as such."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = read_plain(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(Problem(str(path), f"cannot be read: {' '.join(str(error).split())[:200]}")) from None
     several = data if isinstance(data, list) else [data]
     if not several or not all(isinstance(record, dict) and record for record in several):

@@ -26,6 +26,7 @@ from kdnas.core.promotion import lifted
 from kdnas.core.words import counted
 from kdnas.errors import TrialError
 from kdnas.executors import Executor, Finished
+from kdnas.faults import reach
 from kdnas.record.front import comparable, is_flat, is_near_worst, measured_values, picked_or_recommended
 from kdnas.record.products import lost_checkpoints
 from kdnas.record.records import Control, Repeat, Result, RunRecord, TrialRecord
@@ -286,7 +287,9 @@ class Retraining:
             result.further,
             None if job.larger is None else job.larger.number,
         )
+        reach("retraining")
         self._record.add_repeat(trial.number, repeat)
+        reach("retrained")
         self.new_repeats += 1
         self._observe(RepeatEnded(trial.number, repeat, seed=seed))
         return repeat

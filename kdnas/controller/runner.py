@@ -31,6 +31,7 @@ from kdnas.core.seeds import derive_seed
 from kdnas.core.words import counted
 from kdnas.errors import ConfigError, RunFolderError
 from kdnas.executors import Executor, Finished
+from kdnas.faults import reach
 from kdnas.record.records import Result, RunRecord, TrialRecord
 from kdnas.record.storage import distributions
 from kdnas.samplers import SAMPLERS, SamplerContext
@@ -285,6 +286,7 @@ class Search:
         began = time.monotonic()
         number, params = self._record.ask(sampler, self._domain, start.waiting)
         self._proposed_in[number] = time.monotonic() - began
+        reach("asked")
         arch, tuned = self._read({**params, **fixed})
         if start.waiting is not None and isinstance(sampler, ValidProposals) and sampler.exhausted:
             self._set_aside(number, "no student with its values is new and meets the constraints")
@@ -354,6 +356,7 @@ class Search:
         return known
 
     def _tell(self, finished: Finished[Result]) -> None:
+        reach("tell")
         number = int(finished.key)
         job, proposal = self._running.pop(number), self._proposed_in.pop(number)
         with self._record.at_once():
@@ -368,6 +371,8 @@ class Search:
                 )
                 self._record.complete(number, result, self._opened.run.objectives)
             self._note_seconds()
+            reach("recording")
+        reach("told")
         self._new_trials += 1
         self._run = self._opened.snapshot()
         if job.legs:

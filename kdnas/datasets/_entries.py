@@ -1,6 +1,7 @@
 """Entries of the cache of read data: folders made once, opened ever after.
 
-    <cache>/datasets/<key>/meta.json     with its fingerprint, and whatever else the kind of data keeps
+    <cache>/datasets/<key>/meta.json        with its fingerprint, and whatever else the kind of data keeps
+                           checksums.json   of every file: one that is not what was written is made anew
 
 An entry is written in a temporary folder beside its place and renamed when it is whole: readers never see half of one,
 an interrupted reading leaves nothing behind.
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kdnas import checksums
 from kdnas.core.data import Data
 from kdnas.errors import DataError, Problem
 
@@ -50,19 +52,22 @@ def kept_entry(
     """
     key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:20]
     folder = cache / "datasets" / key
-    data = opened(folder)
+    data = open_intact(folder, opened)
     if data is not None:
         return data
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.parent / f"{key}.lock", name) as alone:
-            data = opened(folder)
+            data = open_intact(folder, opened)
             if data is None:
+                if folder.exists():
+                    why = checksums.damage(folder) or "it cannot be read"
+                    print(f"note: {folder}: {why}: {name} is decoded anew", file=sys.stderr, flush=True)
                 if alone:  # what a killed process left
                     for left in folder.parent.glob(f".{key}-*"):
                         shutil.rmtree(left, ignore_errors=True)
                 _make(folder, make, opened)
-                data = opened(folder)
+                data = open_intact(folder, opened)
     except OSError as error:
         reason = f"cannot keep the decoded data here: {error.strerror or error}"
         raise DataError(
@@ -71,6 +76,11 @@ def kept_entry(
     if data is None:
         raise DataError(Problem(str(folder), "the decoded data vanished while it was being opened"))
     return data
+
+
+def open_intact(folder: Path, opened: Callable[[Path], Opened | None]) -> Opened | None:
+    """Return the entry in `folder`; None where there is none, it is damaged, or nothing says what it should be."""
+    return None if not folder.is_dir() or checksums.damage(folder) else opened(folder)
 
 
 def content_hash(meta: Mapping[str, Any], files: Iterable[Path]) -> str:
@@ -87,13 +97,14 @@ def _make(folder: Path, make: Callable[[Path], None], opened: Callable[[Path], O
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         make(work)
+        checksums.seal(work)
         work.chmod(0o755)
-        if folder.exists() and opened(folder) is None:  # a damaged entry makes room
+        if folder.exists() and open_intact(folder, opened) is None:  # a damaged entry makes room
             shutil.rmtree(folder)
         try:
             work.replace(folder)
         except OSError:  # without locks another process may have been first; its entry has the same content
-            if opened(folder) is None:
+            if open_intact(folder, opened) is None:
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -16,6 +16,7 @@ from kdnas.core.data import stratified_split
 from kdnas.core.seeds import derive_seed
 from kdnas.core.words import data_root_in_words, escaped
 from kdnas.errors import DataError, Problem
+from kdnas.regular import regular
 
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 Size = Pixels | tuple[Pixels, Pixels]
@@ -54,7 +55,10 @@ def locate(data_root: Path, path: str, put_there: str) -> Path:
     full = Path(os.path.abspath(data_root / Path(path).expanduser()))  # noqa: PTH100 - links stay as they were written
     if not full.exists():
         raise missing(full, data_root, put_there)
-    return full
+    try:
+        return regular(full)
+    except OSError as error:
+        raise DataError(Problem(str(full), error.strerror or str(error), put_there)) from None
 
 
 def locate_all(data_root: Path, patterns: str | Sequence[str], put_there: str) -> list[Path]:
@@ -66,7 +70,7 @@ def locate_all(data_root: Path, patterns: str | Sequence[str], put_there: str) -
             matches = sorted(glob.glob(str(root / pattern), recursive=True))  # noqa: PTH207 - absolute patterns too
             if not matches:
                 raise missing((data_root / pattern).absolute(), data_root, put_there)
-            found.extend(Path(match).absolute() for match in matches)
+            found.extend(locate(data_root, match, put_there) for match in matches)
         else:
             found.append(locate(data_root, pattern, put_there))
     return found

@@ -11,7 +11,7 @@ import multiprocessing.connection
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -19,6 +19,8 @@ from kdnas.errors import RunError
 from kdnas.executors import Evaluate, Executor, Finished, R, T
 
 _START_FAILURES_ALLOWED = 3
+_START_TOLD_S = 60.0
+"""How often it is said that a worker is not ready yet."""
 
 
 @dataclass(kw_only=True)
@@ -33,6 +35,9 @@ class Worker(Generic[T]):
     time_limit_s: float = 0.0
     deadline: float | None = None
     """On the monotonic clock; None while nothing runs."""
+    started: float = field(default_factory=time.monotonic)
+    told: float = 0.0
+    """Seconds after its start of which it was last said that it is not ready."""
 
     def begin(self) -> None:
         """Let the time of its job run, once it is ready for one."""
@@ -47,6 +52,8 @@ class ListeningExecutor(Executor[T, R], Generic[T, R, W]):
 
     called: ClassVar[str] = "workers"
     """What messages call its processes."""
+    start_limit_s: float = 900.0
+    """Seconds after which a worker that is not ready is given up."""
     look_s: ClassVar[float] = math.inf
     """How often `_look` is called at least, in seconds."""
 
@@ -108,6 +115,8 @@ class ListeningExecutor(Executor[T, R], Generic[T, R, W]):
                     finished += self._hear(worker)
                 elif worker.deadline is not None and time.monotonic() >= worker.deadline:
                     finished += self._overdue(worker, f"stopped at the time limit of {worker.time_limit_s:g} s")
+                elif not worker.ready and worker.connection is not None:
+                    finished += self._await_start(worker)
             finished += self._look(ready)
             if time.monotonic() >= end:
                 break
@@ -146,6 +155,17 @@ class ListeningExecutor(Executor[T, R], Generic[T, R, W]):
             assert key is not None
             self._finish(worker)
             return [Finished(key, result=content) if kind == "result" else Finished(key, failure=content)]
+        return []
+
+    def _await_start(self, worker: W) -> list[Finished[R]]:
+        """Tell now and then of a worker that is not ready, which is given up in the end."""
+        waited = time.monotonic() - worker.started
+        if waited > self.start_limit_s:
+            return self._overdue(worker, f"it was not ready after {self.start_limit_s:g} s")
+        if waited > worker.told + _START_TOLD_S:
+            worker.told += _START_TOLD_S
+            left = f"at {self.start_limit_s:g} s another takes its place"
+            self._notes.append(f"a worker has been opening data and teacher for {waited:.0f} s; {left}")
         return []
 
     def _count_failed_start(self, reason: str) -> None:

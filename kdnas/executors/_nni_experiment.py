@@ -137,11 +137,11 @@ class Experiment:
             "mode": "local",
         }
         preload = str(Path(__file__).with_name("_nni_manager.js"))
-        told = {"socket": listener.fileno(), "home": str(self._files), "scratch": str(scratch)}
+        words = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
+        told = {"socket": listener.fileno(), "home": str(self._files), "scratch": str(scratch), "words": words}
         with self._log.open("ab") as log:
             return subprocess.Popen(
-                [str(program / "node"), "--max-old-space-size=4096", "--require", preload, str(program / "main.js")]
-                + [part for name, value in arguments.items() for part in (f"--{name}", str(value))],
+                [str(program / "node"), "--max-old-space-size=4096", "--require", preload, str(program / "main.js")],
                 cwd=program,
                 env={**os.environ, "KDNAS_NNI_MANAGER": json.dumps(told)},
                 stdin=subprocess.PIPE,

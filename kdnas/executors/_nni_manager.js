@@ -1,12 +1,14 @@
 // Read by node before NNI's manager (`node --require`). The manager would listen on every address, keep its list of
-// experiments in the user's home, and outlive whoever started it; here it does none of these.
+// experiments in the user's home, and outlive whoever started it; here it does none of these. Its arguments, of which one
+// is the secret path of its page, come by the environment: command lines are for everybody on the machine to read.
 "use strict";
 const fs = require("fs");
 const net = require("net");
 const os = require("os");
 
-const { socket, home, scratch } = JSON.parse(process.env.KDNAS_NNI_MANAGER);
+const { socket, home, scratch, words } = JSON.parse(process.env.KDNAS_NNI_MANAGER);
 delete process.env.KDNAS_NNI_MANAGER; // trials inherit the environment
+process.argv.push(...words);
 
 // The one socket that it may listen on is open already, on the loopback address.
 let listening = false;

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from kdnas.core.words import printable
 from kdnas.errors import InputError, RunError, RunFolderError, TrialError
 from kdnas.executors import Evaluate
+from kdnas.faults import reach
 from kdnas.user_code import blamed
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -26,7 +27,10 @@ job, and so is the run's: `broken`."""
 def answer(evaluate: Evaluate[Any, Any], job: Any) -> Answer:
     """Return what came of `job`. Raises nothing: whatever a student does, the search goes on."""
     try:
-        return "result", evaluate(job)
+        reach("trial")
+        result = evaluate(job)
+        reach("answer")
+        return "result", result
     except RunFolderError as error:  # a full disk is no student's fault, and meets every job
         return "broken", error
     except (TrialError, InputError) as error:

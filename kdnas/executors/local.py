@@ -40,7 +40,8 @@ class Local(ListeningExecutor[T, R, _Worker[T]]):
     """Spawned processes on this machine, one job at a time each.
 
     Each worker has `threads` torch threads and, where there are CUDA devices, one of them in turn. A job that outlives
-    `time_limit_s` is killed with its worker and reported as failed; so is one whose worker dies.
+    `time_limit_s` is killed with its worker and reported as failed; so is one whose worker dies. A worker that has not
+    opened data and teacher after `start_limit_s` is replaced.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class Local(ListeningExecutor[T, R, _Worker[T]]):
         threads: Annotated[int, Field(ge=1)] = 1,
         time_limit_s: Annotated[float, Field(gt=0)] = 3600.0,
         devices: Annotated[int, Field(ge=0)] = 0,
+        start_limit_s: Annotated[float, Field(gt=0)] = 900.0,
     ):
         super().__init__(make_evaluate)
+        self.start_limit_s = start_limit_s
         self._threads = threads
         self._time_limit_s = time_limit_s
         self._devices = devices

@@ -5,6 +5,7 @@ The sections follow Mitchell et al., "Model cards for model reporting" (FAT* 201
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,11 @@ def card_text(student: TrainedStudent) -> str:
         _limits(student),
     ]
     return "\n".join(sections)
+
+
+def _plain(text: str) -> str:
+    """Return `text` of a user's files as Markdown that shows it as it is: no link, no picture, no tag of its own."""
+    return re.sub(r"([\\`*_{}\[\]<>()#!|&~$])", r"\\\1", printable(text))
 
 
 def _title(student: TrainedStudent) -> str:
@@ -126,18 +132,18 @@ def _teacher(card: Mapping[str, Any], score: str) -> str:
         for name, value in teacher.get("values", {}).items()
         if name != "accuracy"
     ]
-    notes = "".join(f"\n- {note}" for note in teacher.get("notes", ()))
+    notes = "".join(f"\n- {_plain(note)}" for note in teacher.get("notes", ()))
     numbers = ", ".join([*accuracies, *costs])
-    return f"## Teacher\n\n{teacher['name']}{': ' if numbers else ''}{numbers}.{notes}\n"
+    return f"## Teacher\n\n{_plain(teacher['name'])}{': ' if numbers else ''}{numbers}.{notes}\n"
 
 
 def _data(student: TrainedStudent) -> str:
     data = student.card.get("data", {})
-    lines = [f"Data set: {data['name']} (content hash `{data['fingerprint']}`)."] if data else []
+    lines = [f"Data set: {_plain(data['name'])} (content hash `{data['fingerprint']}`)."] if data else []
     if data.get("split"):
         lines.append(data["split"])
     if data.get("notes"):
-        lines.append("\n".join(f"- {note}" for note in data["notes"]))
+        lines.append("\n".join(f"- {_plain(note)}" for note in data["notes"]))
     given = student.preprocessing
     if isinstance(given, Preprocessing):
         mean, std = (
@@ -148,7 +154,7 @@ def _data(student: TrainedStudent) -> str:
     else:
         lines.append(f"Texts are {given.words}.")
     if given.class_names:
-        lines.append(f"Classes: {', '.join(map(printable, given.class_names))}.")
+        lines.append(f"Classes: {', '.join(map(_plain, given.class_names))}.")
     return "## Data\n\n" + "\n\n".join(lines) + "\n"
 
 

@@ -19,6 +19,7 @@ from kdnas.core.text import TokenData
 from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, Problem, RunFolderError
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written, lacking_formats, lacking_packages
+from kdnas.faults import reach
 from kdnas.nn.origin import Cut
 from kdnas.plan.train_file import TrainFile, locked_fingerprint, train_file_for
 from kdnas.plugins import short_name
@@ -74,6 +75,7 @@ def export_student(
     if formats is None or on_skip is not None:
         formats = had_formats(student, formats, on_skip or say)
     written = write_formats(student, formats, out, say=say)
+    reach("export")
     if out.resolve() == export_folder(run).resolve():
         note_products(run, "export", written, wanted_export(run))
     return written

@@ -21,6 +21,7 @@ from kdnas.core.route import Route
 from kdnas.core.shrinking import ShrinkingRecord
 from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.errors import ConfigError, InputError, Problem
+from kdnas.faults import reach
 from kdnas.plain_yaml import dump_yaml
 from kdnas.plan.train_file import ArchSection, TrainFile
 from kdnas.record.lock import scored
@@ -277,6 +278,7 @@ def find_plan(folder: Path) -> Path:
 
 def write_plan(path: Path, plan: TrainingPlan) -> None:
     """Write `plan` to `path`, its header included, whole or not at all. Raises RunFolderError."""
+    reach("plan")
     header = _HEADER.format(arch_id=plan.student.arch_id, study=plan.study)
     write_text(path, header + dump_yaml(plan.plain(), compact=True))
 

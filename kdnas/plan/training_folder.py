@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from kdnas.errors import Problem, RunFolderError
+from kdnas.plain_yaml import read_plain
 from kdnas.plan.train_file import in_present_form
 from kdnas.record.lock import leaves, recorded_numerics, scored
 from kdnas.record.products import Loss, loss_of
@@ -62,8 +63,8 @@ def claim(out: Path, settings: Mapping[str, Any]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         strangers = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-        locked = yaml.safe_load(lock.read_text(encoding="utf-8")) if lock.exists() else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        locked = read_plain(lock) if lock.exists() else None
+    except (OSError, ValueError) as error:
         raise RunFolderError(f"{out} cannot be used for a training: {' '.join(str(error).split())[:200]}") from error
     if not lock.exists():
         if strangers:
@@ -103,9 +104,8 @@ def _by_todays_names(locked: Mapping[str, Any]) -> dict[str, Any]:
 def locked_training(out: Path) -> dict[str, Any]:
     """Return the plain training section of the training in `out`, empty where there is none that can be read."""
     try:
-        locked = yaml.safe_load((out / LOCK_FILE).read_text(encoding="utf-8"))
-        return dict(locked["training"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return dict(read_plain(out / LOCK_FILE)["training"])
+    except (OSError, KeyError, TypeError, ValueError):
         return {}
 
 
@@ -115,10 +115,10 @@ def read_result(out: Path) -> FullTraining | None:
     if not path.exists():
         return None
     try:
-        plain: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        plain: Mapping[str, Any] = read_plain(path)
         listed = {"files": tuple(plain["files"]), "formats": tuple(plain.get("formats", ()))}
         return FullTraining(folder=out, already_done=True, **{**scored(plain), **listed})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RunFolderError(f"{path} is damaged: {error}; remove it to finish the training again") from error
 
 

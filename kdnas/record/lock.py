@@ -31,8 +31,10 @@ from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.core.task import TaskSpec, image_classification
 from kdnas.core.words import printable
 from kdnas.errors import Problem, RunFolderError
+from kdnas.plain_yaml import plain_of
 from kdnas.plugins import code_fingerprints, shortened
 from kdnas.record.run_folder import LOCK_FILE, write_text
+from kdnas.regular import regular
 from kdnas.study.config import DERIVED, DISTIL, StudyConfig
 from kdnas.training.recipe import NUMERICS, numerics_of
 from kdnas.trust import signature_line, vouch_for_signed
@@ -306,11 +308,11 @@ def _plain(folder: Path) -> dict[str, Any]:
     """
     path = folder / LOCK_FILE
     try:
-        text = path.read_text(encoding="utf-8")
-        plain = yaml.safe_load(text)
+        text = regular(path).read_text(encoding="utf-8")
+        plain = plain_of(text)
     except FileNotFoundError:
         raise RunFolderError(f"{folder} is not a kdnas run: it has no {LOCK_FILE}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise RunFolderError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(plain, dict):
         raise RunFolderError(f"{path} is not a lock file of a kdnas run, or it is damaged")

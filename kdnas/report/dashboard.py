@@ -11,11 +11,12 @@ import html
 import http.server
 import json
 import socketserver
+import sys
 import threading
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from kdnas.errors import InputError, KdnasError
@@ -75,6 +76,12 @@ class DashboardServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         except OSError as error:
             taken = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be opened: {error.strerror}"
             raise InputError(f"port {port} of {ADDRESS} {taken}; choose another with --port") from error
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing where a reader has left in the middle of an answer; else one line."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, ConnectionError | TimeoutError):
+            print(f"a request could not be answered: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
     @property
     def port(self) -> int:

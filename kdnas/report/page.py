@@ -12,6 +12,7 @@ import plotly.offline
 from kdnas import atomic
 from kdnas.audit.result import AuditResult, audit_result
 from kdnas.errors import RunFolderError
+from kdnas.faults import reach
 from kdnas.plan.training_folder import full_trainings
 from kdnas.record.front import front, hypervolume_over_time
 from kdnas.record.products import note_products
@@ -97,6 +98,7 @@ def write_report(run: RunRecord, folder: Path | None = None) -> tuple[Path, ...]
     folder = run.folder if folder is None else folder
     document = page(run)
     try:
+        reach("report")
         write_csv(trials_table(run), folder / "trials.csv")
         write_csv(front_table(run), folder / "front.csv")
         front_picture(run, folder / "front.svg")

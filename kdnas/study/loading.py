@@ -22,6 +22,7 @@ from kdnas.study.config import StudyConfig, task_kind, task_named, with_the_task
 from kdnas.study.earlier import in_present_words
 from kdnas.study.members import member_problems, quantity_problems, registry_of
 from kdnas.study.rungs import rung_problems, start_problems, table_problems
+from kdnas.study.secrets import secret_problems
 from kdnas.study.spaces import derived_space, load_space, space_of
 from kdnas.study.yaml_lines import KeyPath, YamlDocument, parse_value, read_yaml
 from kdnas.training.recipe import for_task
@@ -50,6 +51,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> LoadedStudy:
     """
     file = study_file(path)
     document, problems = apply_overrides(with_one_teacher(read_yaml(file)), overrides)
+    problems += document.in_order(secret_problems(document.data))
     return check_study(own_study(document, file.parent), file.parent, problems)
 
 
@@ -59,6 +61,7 @@ def study_of(document: YamlDocument, folder: Path, settings: Sequence[str] = ())
     Raises ConfigError with every problem.
     """
     changed, problems = apply_overrides(with_one_teacher(document), settings)
+    problems += changed.in_order(secret_problems(changed.data))
     changed = own_study(changed, folder)
     space = changed.data.get("space")
     if not isinstance(space, dict) or "derive" in space:

@@ -26,6 +26,7 @@ import yaml
 
 from kdnas.errors import ConfigError, Problem
 from kdnas.plain_yaml import resolve_core_schema
+from kdnas.regular import regular
 
 KeyPath = tuple[str | int, ...]
 
@@ -93,7 +94,7 @@ def read_yaml(path: Path, name: str = "") -> YamlDocument:
     """Return the YAML file at `path`. Problems call it `name`, by default the file's own name. Raises ConfigError."""
     name = name or path.name
     try:
-        if path.stat().st_size > MAX_BYTES:
+        if regular(path).stat().st_size > MAX_BYTES:
             raise ConfigError(Problem(name, f"larger than {MAX_BYTES:,} bytes: not a configuration file"))
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

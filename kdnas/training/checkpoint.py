@@ -1,7 +1,8 @@
 """The checkpoint of an unfinished training: one safetensors file that continues it exactly.
 
 Tensors: network, adapters, optimizer state and random-number states. Scalars stand as JSON in the file's header. The
-file is replaced whole after each epoch, so a killed process leaves the last complete one. Nothing in it is pickled.
+file is replaced whole after each epoch, so a killed process leaves the last complete one. The header holds a checksum
+of all the rest, which is compared whenever the file is read. Nothing in it is pickled.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdnas import atomic
-from kdnas.errors import RunFolderError
+from kdnas.errors import CheckpointError, RunFolderError
+from kdnas.nn.weights import tensors_sum
 
 _FORMAT = "kdnas training 1"
 
@@ -54,7 +56,8 @@ def save_checkpoint(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(path) as scratch:
-            save_file(flat, scratch, metadata={"format": _FORMAT, "state": json.dumps(header)})
+            state = json.dumps(header)
+            save_file(flat, scratch, metadata={"format": _FORMAT, "state": state, "sum": tensors_sum(flat, state)})
     except (OSError, SafetensorError) as error:
         raise RunFolderError(f"the checkpoint {path} cannot be written: {error}") from error
 
@@ -69,12 +72,12 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Restore a training from `path` in place and return its progress.
 
-    Raises RunFolderError when the file is damaged, is no checkpoint of a training, or belongs to another training.
+    Raises CheckpointError when the file is damaged, is no checkpoint of a training, or belongs to another training.
     """
     with _damage_told(path):
         header, tensors = _read(path)
         if header["identity"] != identity:
-            raise RunFolderError(
+            raise CheckpointError(
                 f"the checkpoint {path} belongs to another training (student, recipe, teacher, data or seed changed); "
                 "delete it to start anew"
             )
@@ -90,7 +93,7 @@ def load_checkpoint(
 def load_modules(path: Path, modules: Mapping[str, nn.Module]) -> str:
     """Restore only the modules of a training from `path`, in place, and return its identity.
 
-    Raises RunFolderError when the file is damaged, no checkpoint of a training, or one of other modules.
+    Raises CheckpointError when the file is damaged, no checkpoint of a training, or one of other modules.
     """
     with _damage_told(path):
         header, tensors = _read(path)
@@ -100,32 +103,52 @@ def load_modules(path: Path, modules: Mapping[str, nn.Module]) -> str:
 
 
 def epochs_done(path: Path) -> int:
-    """Return how many epochs of its training a checkpoint holds, 0 where there is none. Raises RunFolderError."""
+    """Return how many epochs of its training a checkpoint holds, 0 where there is none. Raises CheckpointError."""
     if not path.exists():
         return 0
     with _damage_told(path), safe_open(path, framework="pt", device="cpu") as file:
         return len(_header(path, file.metadata())["progress"]["history"])
 
 
+def discard_damaged(path: Path) -> str:
+    """Remove the checkpoint at `path` where it is damaged, and return in words what is wrong; empty where nothing is.
+
+    For trainings that are short enough to begin anew unasked.
+    """
+    if not path.exists():
+        return ""
+    try:
+        with _damage_told(path):
+            _read(path)
+    except CheckpointError as error:
+        path.unlink(missing_ok=True)
+        return str(error).partition(";")[0]
+    return ""
+
+
 @contextmanager
 def _damage_told(path: Path) -> Iterator[None]:
-    """Raise RunFolderError instead of what a file raises that is not what it should be."""
+    """Raise CheckpointError instead of what a file raises that is not what it should be."""
     try:
         yield
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError, RecursionError) as error:
         first_line = str(error).partition("\n")[0]
-        raise RunFolderError(f"the checkpoint {path} is damaged ({first_line}); delete it to start anew") from error
+        raise CheckpointError(f"the checkpoint {path} is damaged ({first_line}); delete it to start anew") from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with safe_open(path, framework="pt", device="cpu") as file:
-        header = _header(path, file.metadata())
-        return header, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        metadata = file.metadata() or {}
+        header = _header(path, metadata)
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    if metadata.get("sum") not in (None, tensors_sum(tensors, metadata["state"])):  # earlier versions wrote none
+        raise ValueError("its content is not what was written")
+    return header, tensors
 
 
 def _header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
     if not metadata or metadata.get("format") != _FORMAT:
-        raise RunFolderError(f"{path} is not the checkpoint of a training")
+        raise CheckpointError(f"{path} is not the checkpoint of a training")
     header: dict[str, Any] = json.loads(metadata["state"])
     return header
 

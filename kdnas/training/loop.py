@@ -27,6 +27,7 @@ from kdnas.core.data import Data
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.seeds import derive_seed
 from kdnas.errors import TrialError
+from kdnas.faults import reach
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.checkpoint import load_checkpoint, load_modules, save_checkpoint
@@ -299,6 +300,7 @@ class _Lane:
                 progress=progress,
                 device=device,
             )
+        reach("epoch")
         if self.pupil.on_epoch is not None:
             with self.step.shown():
                 self.pupil.on_epoch(self.history[-1])

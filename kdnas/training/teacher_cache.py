@@ -5,11 +5,12 @@ need not be computed again. A row holds a sample's predictions one after the oth
 embedding where a loss reads that, in the type that the teacher computed them in: float32, or bfloat16 at half the size.
 Both are exact.
 
-On disk each key (teacher, data, augmentation, ...) is a folder with two files a view: `rows` [N, W] and `mask` uint8
-[N], which is 1 where the row is there: N * (W * 4 or 2 + 1) bytes a view. N are all training samples, so that trainings
-on other shares of them have rows in common; where a sample has a prediction at each place of a sequence, those that are
-trained on. A view that would need more than half of the disk's free space is not kept. The mask is written after the
-rows are on the disk, so a killed process leaves rows that nobody reads. Processes that meet the same gap claim parts of
+On disk each key (teacher, data, augmentation, ...) is a folder with two files a view: `rows` [N, W] and `sums` uint32
+[N], the checksum of each row that is there, else 0: N * (W * 4 or 2 + 4) bytes a view. N are all training samples, so
+that trainings on other shares of them have rows in common; where a sample has a prediction at each place of a sequence,
+those that are trained on. A view that would need more than half of the disk's free space is not kept. The sums are
+written after the rows are on the disk, so a killed process leaves rows that nobody reads. A row that does not agree
+with its sum is forgotten when the view is opened, and computed anew. Processes that meet the same gap claim parts of
 it: a claim is a lock on a byte of the file `claims`, which the system takes back from a process that dies.
 
 With `top_k`, for label sets whose rows would fill the disk, a prediction is its k largest logits, and one number for
@@ -42,7 +43,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kdnas import checksums
+from kdnas.core.words import counted
 from kdnas.errors import TrialError
+from kdnas.faults import reach
 from kdnas.nn.taps import Outputs
 
 try:
@@ -50,12 +54,13 @@ try:
 except ImportError:  # not a POSIX system: processes do not wait for each other
     fcntl = None  # type: ignore[assignment]
 
-_FORMAT = 2
+_FORMAT = 3
 _POLL_S = 0.02
 _SHARE = 0.5
 """Of the disk's free space that one view may take."""
 _ROW_TYPES = (np.dtype(np.float32), np.dtype(np.uint16))
 """bfloat16 is kept as its bits: numpy does not know it."""
+_SUM = np.dtype(np.uint32)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class ViewsKey:
         """Bytes of a view on the disk, as far as is known before the teacher was asked."""
         number = 2 if self.precision == "bfloat16" and self.top_k is None else 4
         places = 0 if self.top_k is None else 4 * self.predictions * self.top_k
-        return self.samples * (self.width * number + places + 1)
+        return self.samples * (self.width * number + places + _SUM.itemsize)
 
     @property
     def digest(self) -> str:
@@ -159,27 +164,86 @@ class TeacherCache:
         folder: Made when it is needed.
         top_k: Keep so many logits of each row only, for label sets whose rows would fill the disk; None: all of them.
         on_fill: Called with (view, part, parts) after each part of a view that the teacher was run for.
+        on_damage: Called with a sentence where rows that were kept are not what was written.
     """
 
     def __init__(
-        self, folder: Path, *, top_k: int | None = None, on_fill: Callable[[int, int, int], None] | None = None
+        self,
+        folder: Path,
+        *,
+        top_k: int | None = None,
+        on_fill: Callable[[int, int, int], None] | None = None,
+        on_damage: Callable[[str], None] = lambda said: None,
     ):
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
         self.top_k = top_k
         self.on_fill = on_fill
+        self._on_damage = on_damage
         self._folder = folder
 
     def filled(self, key: ViewsKey, view: int) -> np.ndarray | None:
-        """Return which rows of `view` are there, bool [N]; None where none is."""
-        rows, mask, _ = self._paths(key, view)
+        """Return which rows of `view` are said to be there, bool [N]; None where none is."""
+        sums = self._sums(key, view)
+        return None if sums is None else sums > 0
+
+    def _sums(self, key: ViewsKey, view: int) -> np.ndarray | None:
+        rows, sums, _ = self._paths(key, view)
         try:
             if rows.stat().st_size not in [_size(key, dtype) for dtype in _ROW_TYPES]:
                 return None
-            filled = np.fromfile(mask, dtype=np.uint8)
+            found = np.fromfile(sums, dtype=_SUM)
         except OSError:
             return None
-        return filled == 1 if len(filled) == key.samples and filled.any() else None
+        return found if len(found) == key.samples and found.any() else None
+
+    def forget_damaged(self, key: ViewsKey, view: int) -> bool:
+        """Check the rows of `view` against their sums, a sample of what is large, and forget those that disagree.
+
+        What is found is told. Returns whether the view may be used: not where the files cannot be mended.
+        """
+        rows, sums, _ = self._paths(key, view)
+        if self._has_wrong_sizes(key, view):
+            self._on_damage(f"{rows} is cut short or too long: the teacher's outputs are computed anew")
+            self._discard(key, view)
+            return True
+        found, promised = self.read(key, view), self._sums(key, view)
+        if found is None or promised is None:
+            return True
+        parts = [found.rows] if found.places is None else [found.rows, found.places]
+        there = np.flatnonzero(promised)
+        checked = checksums.drawn_rows(there, sum(part.itemsize * part.shape[1] for part in parts))
+        actual = checksums.row_sums(checked, *(part[checked] for part in parts))
+        damaged = checked[actual != promised[checked]]
+        if not len(damaged):
+            return True
+        what = f"{counted(len(damaged), 'row')} of {rows} {'is' if len(damaged) == 1 else 'are'} not what was written"
+        self._on_damage(f"{what}: the teacher's outputs are computed anew")
+        if len(checked) < len(there):
+            damaged = there  # what a sample shows others may have
+        try:
+            _write_rows(sums, key.samples, damaged, np.zeros((len(damaged), 1), dtype=_SUM))
+        except OSError:
+            return False
+        return True
+
+    def _discard(self, key: ViewsKey, view: int) -> None:
+        for path in self._paths(key, view):
+            with contextlib.suppress(OSError):  # what cannot be removed is not read either
+                path.unlink()
+
+    def _has_wrong_sizes(self, key: ViewsKey, view: int) -> bool:
+        """Return whether sums are there, but not just what they are of."""
+        rows, sums, places = self._paths(key, view)
+        try:
+            if not sums.exists() or not sums.stat().st_size:
+                return False
+            wanted = [(sums, [key.samples * _SUM.itemsize]), (rows, [_size(key, dtype) for dtype in _ROW_TYPES])]
+            if key.top_k is not None:
+                wanted.append((places, [4 * key.samples * key.predictions * key.top_k]))
+            return any(not path.exists() or path.stat().st_size not in sizes for path, sizes in wanted)
+        except OSError:
+            return False
 
     def can_write(self, key: ViewsKey) -> bool:
         """Return whether rows of `key` may be stored; its folder is made where it is missing."""
@@ -224,15 +288,17 @@ class TeacherCache:
 
         `places` int32 are those kept of each. Returns False, storing nothing, where the disk is full.
         """
-        rows, mask, kept = self._paths(key, view)
+        rows, sums, kept = self._paths(key, view)
         try:
             rows.parent.mkdir(parents=True, exist_ok=True)
-            if mask.exists() and (not rows.exists() or rows.stat().st_size != _size(key, values.dtype)):
-                mask.unlink(missing_ok=True)  # rows that somebody cut short: the mask promises what is lost
+            if rows.stat().st_size != _size(key, values.dtype) if rows.exists() else sums.exists():
+                self._discard(key, view)  # of another type, or of a size that somebody gave them
+            parts = [values] if places is None else [values, places.astype(np.int32)]
             if places is not None:
-                _write_rows(kept, key.samples, samples, places.astype(np.int32))
+                _write_rows(kept, key.samples, samples, parts[1])
             _write_rows(rows, key.samples, samples, values)
-            _write_rows(mask, key.samples, samples, np.ones((len(samples), 1), dtype=np.uint8))
+            reach("cache")
+            _write_rows(sums, key.samples, samples, checksums.row_sums(samples, *parts)[:, None])
         except OSError:
             return False  # the cache only saves time; a training goes on without it
         return True
@@ -259,7 +325,7 @@ class TeacherCache:
 
     def _paths(self, key: ViewsKey, view: int) -> tuple[Path, Path, Path]:
         stem = self._folder / key.digest / f"view{view:05d}"
-        return stem.with_suffix(".rows"), stem.with_suffix(".mask"), stem.with_suffix(".classes")
+        return stem.with_suffix(".rows"), stem.with_suffix(".sums"), stem.with_suffix(".classes")
 
 
 def _locked(descriptor: int, place: int, deadline: float) -> bool:

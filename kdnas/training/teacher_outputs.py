@@ -168,11 +168,13 @@ class TeacherOutputs:
             return
         cache, key = self._cache
         self._stopwatch.start()
+        kept_as = view if self._plan is None else self._plan.kept_as(view)
+        is_sound = cache.forget_damaged(key, kept_as)
         self._storing = self._storing and cache.can_write(key)
-        if self._plan is not None and self._storing:
+        if self._plan is not None and self._storing and is_sound:
             self._fill(view, self._plan)
-        found = cache.read(key, view if self._plan is None else self._plan.kept_as(view))
-        if found is not None:
+        found = cache.read(key, kept_as)
+        if found is not None and is_sound:
             self._rows = _Rows(found, key, self._device, self._plan)
         self._stopwatch.stop()
 

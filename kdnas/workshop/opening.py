@@ -201,6 +201,7 @@ class Workshop:
         self.say = say
         self._made_on = made_on
         self._shares: dict[float, Batches] = {}
+        self._trainings: list[TeacherTraining] = []
         self._samples: dict[int, tuple[tuple[Tensor, ...], Tensor]] = {}
 
     def opened(self) -> Workshop:
@@ -343,6 +344,15 @@ class Workshop:
         """The teachers by name, each opened when it is first asked for."""
         return _Teachers(self)
 
+    def keep(self) -> None:
+        """Write into the run folder what was found out or trained once: a family's facts, a teacher made here.
+
+        Raises RunFolderError.
+        """
+        self.family.keep()
+        for training in self._trainings:
+            training.keep()
+
     @property
     def teacher(self) -> Teacher:
         """The first teacher."""
@@ -358,7 +368,10 @@ class Workshop:
             self.device,
             sources.seed,
             sources.training,
+            None if sources.kept is None else sources.kept.parent,
+            bool(made_on.data),
         )
+        self._trainings.append(training)
         context = TeacherContext(self.data, self.data_root, self.device, training.network, self.say)
         member = sources.teachers[name]
         teacher: Teacher = TEACHERS.build(member.type, context, **member.options)

@@ -21,11 +21,13 @@ from kdnas.core.objective import Quantity
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
+from kdnas.faults import reach
 from kdnas.nn.elastic import Supernet
 from kdnas.nn.weights import load_weights, save_weights, weights_metadata
 from kdnas.record.lock import SupernetRecord
 from kdnas.study.config import StudyConfig, SupernetConfig
 from kdnas.training.batches import Batches
+from kdnas.training.checkpoint import discard_damaged
 from kdnas.training.supernet.shrinking_file import SHRINKING_FILE, write_shrinking
 from kdnas.training.supernet.subnets import ElasticSpace, SubnetScorer, SubnetSpec
 from kdnas.training.supernet.training import Tick, train_supernet
@@ -100,6 +102,8 @@ class RunSupernet:
         config, settings, workshop = self._config, self._settings, self._workshop
         folder = self._folder / SUPERNET_FOLDER
         checkpoint = folder / CHECKPOINT_FILE
+        if damaged := discard_damaged(checkpoint):
+            say(f"{damaged}: the supernet is trained anew")
         train = self._samples()
         torch.manual_seed(derive_seed(config.seed, "supernet init"))
         supernet = workshop.family.supernet(workshop.space).to(workshop.device)
@@ -172,6 +176,7 @@ def _announce(say: Callable[[str], None], score: Quantity) -> Callable[[Tick], N
     """Return what says the news of a training as a line."""
 
     def announce(tick: Tick) -> None:
+        reach("supernet")
         done = min(round(_BAR * tick.spent), _BAR)
         line = f"supernet  {'█' * done}{'░' * (_BAR - done)}  {100 * min(tick.spent, 1.0):.0f} %  {tick.stage}"
         line += f"  loss {tick.loss:.3f}"

@@ -1,6 +1,7 @@
-"""A teacher that is a student family's member: trained once with cross entropy, and kept in the cache.
+"""A teacher that is a student family's member: trained once with cross entropy, and kept in the cache and in the run.
 
-Whoever opens the same teacher beside another process waits for it, and an interrupted training is continued.
+Whoever opens the same teacher beside another process waits for it, and an interrupted training is continued. The run
+folder has a copy: a run whose cache is gone goes on with the teacher that it began with, on whatever machine.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import contextlib
 import functools
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from kdnas import atomic
 from kdnas.core.arch import Arch
 from kdnas.core.data import Data
 from kdnas.core.seeds import derive_seed
 from kdnas.core.words import counted
-from kdnas.errors import ConfigError, Problem, RunFolderError, TeacherError, TrialError
-from kdnas.nn.weights import save_weights
+from kdnas.errors import CheckpointError, ConfigError, Problem, RunFolderError, TeacherError, TrialError
+from kdnas.faults import reach
+from kdnas.nn.weights import save_weights, tensors_sum, weights_metadata
 from kdnas.plugins import code_fingerprints, is_plugin, short_name
 from kdnas.record.run_folder import locked
 from kdnas.registry import validation_problems
@@ -36,13 +40,17 @@ from kdnas.training.loop import EpochRecord, distil
 from kdnas.training.recipe import Distillation, Recipe, Training, numerics_of, training_for
 
 Say = Callable[[str], None]
+_SUM = "sum"
+"""Of a kept teacher's weights, in the header of their file."""
 
 
 @dataclass(frozen=True)
 class TeacherTraining:
     """Trains a student family's member on `samples`, a share of the training split, and keeps it under `folder`.
 
-    Its training has the precision and the threads of `numerics`, the students' training, unless it states its own.
+    Its training has the precision and the threads of `numerics`, the students' training, unless it states its own. The
+    run folder `run` has a copy of its own; not where an earlier version began it, which did not tell teachers apart by
+    what they were computed with: for a run that `has_begun` such a one is looked for as well.
     """
 
     data: Data
@@ -52,6 +60,10 @@ class TeacherTraining:
     device: torch.device
     seed: int
     numerics: Training
+    run: Path | None = None
+    has_begun: bool = False
+    _files: dict[Path, Path] = field(default_factory=dict)
+    """By the place of a trained network in the cache: where it was read from."""
 
     def network(
         self, family: str, choices: Mapping[str, Any], training: Mapping[str, Any], say: Say
@@ -63,12 +75,32 @@ class TeacherTraining:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, "teacher init"))
             network = student.build(arch)
-        kept = self.folder / f"{self._key(arch, settings)}.safetensors"
-        if not _load_kept(network, kept, say):
+        key = self._key(arch, numerics_of(settings, self.numerics))
+        kept = self.folder / f"{key}.safetensors"
+        own = [] if self.run is None else [self._copy(kept)]
+        of_old = [self.folder / f"{self._key(arch, settings)}.safetensors"] if self.has_begun else []
+        found = next((path for path in (*own, kept, *of_old) if _load_kept(network, path, say)), None)
+        if found is None:
             with _made_once(kept, say):
                 if not _load_kept(network, kept, say):  # another process made it meanwhile
                     self._train(network, arch, settings, kept, say)
+        self._files[kept] = found or kept
         return network.eval(), arch
+
+    def keep(self) -> None:
+        """Have a copy of what was read in the run folder. Raises RunFolderError."""
+        for kept, found in self._files.items() if self.run is not None else ():
+            copy = self._copy(kept)
+            if not copy.exists():
+                try:
+                    with atomic.replacing(copy) as scratch:
+                        shutil.copyfile(found, scratch)
+                except OSError as error:
+                    raise RunFolderError(f"{copy} cannot be written: {error}") from error
+
+    def _copy(self, kept: Path) -> Path:
+        assert self.run is not None
+        return self.run / f"teacher-{kept.name}"
 
     def _key(self, arch: Arch, training: Training) -> str:
         """Return a hash of everything that decides the trained weights."""
@@ -92,6 +124,7 @@ class TeacherTraining:
         )
 
         def on_epoch(record: EpochRecord) -> None:
+            reach("teacher epoch")
             say(f"teacher epoch {record.epoch}/{training.epochs}: loss {record.loss:.4f}, {record.seconds:.1f} s")
 
         taught = numerics_of(training, self.numerics)
@@ -109,19 +142,17 @@ class TeacherTraining:
             on_epoch=on_epoch,
             checkpoint=resumable,
         )
-        interrupted = resumable.exists()
         try:
             train()
-        except RunFolderError as error:
-            if not interrupted:
-                raise
+        except CheckpointError as error:
             say(f"the interrupted training of the teacher cannot be continued and starts anew: {error}")
             resumable.unlink(missing_ok=True)
             train()
         except TrialError as error:
             what = f"the training of the teacher failed: {error}"
             raise TeacherError(Problem("teacher.training", what, "a lower learning_rate may help")) from error
-        save_weights(network, kept)
+        reach("teacher")
+        save_weights(network, kept, {_SUM: tensors_sum(network.state_dict())})
         resumable.unlink(missing_ok=True)
 
 
@@ -167,8 +198,10 @@ def _load_kept(network: nn.Module, kept: Path, say: Say) -> bool:
         return False
     own = network.state_dict()
     try:
-        state = load_file(kept)
-    except (SafetensorError, OSError):
+        state, known = load_file(kept), weights_metadata(kept).get(_SUM)
+        if known not in (None, tensors_sum(state)):  # earlier versions wrote none
+            state = {}
+    except (SafetensorError, OSError, RunFolderError):
         state = {}
     if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
         say(f"the kept teacher {kept} is damaged and is trained again")

@@ -96,7 +96,7 @@ def test_each_problem_is_one_line_on_stderr(verb, capsys):
             1,
             "error: internal error: ZeroDivisionError: oh (set KDNAS_DEBUG=1 for the traceback)\n",
         ),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "interrupted; the same command begins again, or goes on where it can\n"),
     ],
 )
 def test_what_goes_wrong_becomes_one_line_and_a_status(verb, capsys, monkeypatch, error, code, message):

@@ -222,11 +222,11 @@ def test_filling_tells_how_far_it_is_and_goes_on_where_it_stopped(data, teacher,
 def test_a_half_written_cache_is_completed(data, teacher, tmp_path) -> None:
     cache = TeacherCache(tmp_path)
     whole, _ = train(data, teacher, cache)
-    masks = sorted(tmp_path.glob("*/*.mask"))
-    assert [mask.name for mask in masks] == ["view00000.mask", "view00001.mask"]
-    # Killed between the rows and the mask of view 1: its rows are there, garbled, and nothing says that they are good.
-    masks[1].unlink()
-    rows = masks[1].with_suffix(".rows")
+    sums = sorted(tmp_path.glob("*/*.sums"))
+    assert [one.name for one in sums] == ["view00000.sums", "view00001.sums"]
+    # Killed between the rows and the sums of view 1: its rows are there, garbled, and nothing says that they are good.
+    sums[1].unlink()
+    rows = sums[1].with_suffix(".rows")
     rows.write_bytes(b"\xff" * rows.stat().st_size)
     resumed, asked = train(data, teacher, cache)
     assert asked == 300

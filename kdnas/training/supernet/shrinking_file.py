@@ -22,12 +22,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
 from kdnas import atomic
 from kdnas.core.shrinking import ShrinkingRecord
 from kdnas.errors import ConfigError, Problem, RunFolderError
-from kdnas.plain_yaml import dump_yaml
+from kdnas.plain_yaml import dump_yaml, read_plain
 
 SHRINKING_FILE = "shrinking.yaml"
 _EARLIER_FILE = "schedule.yaml"
@@ -52,8 +50,8 @@ def read_shrinking(path: Path) -> ShrinkingRecord:
     """Return the record at `path`, a file or the folder of one. Raises ConfigError where none is there or is sound."""
     path = find_shrinking(path) if path.is_dir() else path
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        plain = read_plain(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(Problem(str(path), f"cannot be read: {str(error).partition(chr(10))[0]}")) from error
     if not isinstance(plain, dict) or plain.pop("format", None) not in (_FORMAT, _EARLIER_FORMAT):
         what = "is no record of a supernet's shrinking"

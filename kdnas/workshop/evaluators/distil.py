@@ -39,7 +39,7 @@ from kdnas.record.records import Result, TrialRecord
 from kdnas.record.run_folder import file_sha256
 from kdnas.study.spaces import arch_of
 from kdnas.study.updates import updates_in_words
-from kdnas.training.checkpoint import epochs_done
+from kdnas.training.checkpoint import discard_damaged, epochs_done
 from kdnas.training.evaluation import evaluation_batch
 from kdnas.training.loop import Course, EpochRecord, Pupil, Trained, batches_key, train
 from kdnas.training.loss import needs_of
@@ -135,10 +135,12 @@ class Distil(Evaluator):
             made_on=context.made_on,
             say=context.say,
         ).opened()
+        self._mended: list[str] = []
         self.teacher_cache = TeacherCache(
             context.cache / "teacher_outputs",
             top_k=config.distillation.teacher_top_k,
             on_fill=lambda view, part, parts: self.say(_filling(view, part, parts)),
+            on_damage=self._mended.append,
         )
         if "inherited" in config.starts and self.workshop.family.ancestor() is None:
             what = f"the teacher {self.workshop.teacher.name} has no weights for students of {self.space.family}"
@@ -159,8 +161,8 @@ class Distil(Evaluator):
         return self._run_supernet.load(self.supernet.fingerprint)
 
     def keep(self) -> None:
-        """Write down what the family has found out."""
-        self.workshop.family.keep()
+        """Write down what the family has found out, and the teacher that was trained for this study."""
+        self.workshop.keep()
 
     def prepare(self) -> SupernetRecord | None:
         """Train the run's supernet, or continue where that was stopped; check it where it is done."""
@@ -401,7 +403,7 @@ class Distil(Evaluator):
             checkpoint=job.checkpoint or "",
             sha256="" if checkpoint is None else file_sha256(checkpoint),
             curve=(*begun.curve.points, (job.fidelity.epochs, trained.score)) if job.looks else (),
-            notes=tuple(trained.notes),
+            notes=(*self._take_mended(), *trained.notes),
         )
 
     def _train(self, begun: Mapping[int, _Begun]) -> dict[int, Trained | TrialError]:
@@ -475,6 +477,8 @@ class Distil(Evaluator):
         if not job.legs:
             return [_Part(job.recipe.training.epochs, job.view_seed)]
         paths = [self.context.folder / leg.checkpoint for leg in job.legs]
+        damaged = [words for path in paths if (words := discard_damaged(path))]
+        self._mended += [f"{words}: its leg is trained anew" for words in damaged]
         whole = [epochs_done(path) == leg.epochs for path, leg in zip(paths, job.legs, strict=True)]
         first = max((index + 1 for index in range(len(paths) - 1) if whole[index]), default=0)
         return [
@@ -486,6 +490,12 @@ class Distil(Evaluator):
             )
             for index in range(first, len(paths))
         ]
+
+    def _take_mended(self) -> tuple[str, ...]:
+        """Return what has been found damaged since the last call, and was made anew."""
+        taken = tuple(dict.fromkeys(self._mended))
+        self._mended.clear()
+        return taken
 
     def at_once(self) -> Packing:
         """Return how many students of the space's median MACs pay on this device; one, unmeasured, on a CPU."""
