@@ -22,7 +22,6 @@ import synthetic_run
 import torch
 from faulty_run import Ended
 
-from kdnas.cli.help import pages
 from kdnas.cli.main import main
 from kdnas.core.words import printable
 from kdnas.errors import ConfigError, DataError, InputError, TeacherError
@@ -47,8 +46,6 @@ def test_the_page_is_shown_and_every_promise_has_a_test(capsys: pytest.CaptureFi
     promises = {int(number) for number in re.findall(r"^ *(\d+)\. ", capsys.readouterr().out, re.MULTILINE)}
     tested = {int(found[1]) for name in globals() if (found := re.match(r"test_promise_(\d+)_", name))}
     assert promises == tested == set(range(1, max(promises) + 1))
-    assert main(["help", "nothing"]) == 2
-    assert f"(allowed: {', '.join(pages())})" in capsys.readouterr().err
 
 
 def test_promise_1_only_code_that_the_study_names_runs(tmp_path: Path) -> None:
