@@ -276,8 +276,7 @@ def _steps(family: str, *, fine_tuned: bool) -> dict[str, Any]:
     from kdnas.study.members import registry_of
 
     member = registry_of("students").get(family)
-    rate = member.learning_rate
-    low, high = (0.01, 0.3) if rate == 0.1 else (rate / 4, rate * 4)
+    rate, (low, high) = member.learning_rate, member.learning_rates
     if fine_tuned:
         rate, low, high = _FINE_TUNING
     other = "sgd" if member.optimizer == "adamw" else "adamw"

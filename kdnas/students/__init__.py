@@ -63,6 +63,8 @@ class StudentFamily(ABC):
     optimizer: ClassVar[str] = "sgd"
     """What trains its students well, with `learning_rate` and `weight_decay`: `kdnas init` proposes it."""
     learning_rate: ClassVar[float] = 0.1
+    learning_rates: ClassVar[tuple[float, float]] = (0.01, 0.3)
+    """Within which a search of the learning rate looks, unless a study says otherwise."""
     weight_decay: ClassVar[float] = 5e-4
 
     def __init__(self, context: FamilyContext):

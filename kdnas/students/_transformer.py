@@ -85,6 +85,7 @@ class TransformerFamily(KinFamily):
     causal: ClassVar[bool] = False
     optimizer = "adamw"
     learning_rate = 2e-3
+    learning_rates = (5e-4, 8e-3)
     weight_decay = 0.05
 
     @classmethod

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import csv
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import kdnas
 from kdnas.core.arch import Arch
 from kdnas.nn.taps import with_taps
 from kdnas.nn.tracing import parameter_count, traced_macs
@@ -39,24 +40,45 @@ class Begun:
     from_teacher: bool
 
 
-class Bench:
-    """The opened study, and the runs of its searches."""
+@dataclass(frozen=True)
+class Searched:
+    """A student that a search has scored as it is cut."""
 
-    def __init__(self, loaded: LoadedStudy, searches: Sequence[Path]):
+    arch: Arch
+    accuracy: float
+    """On the validation photos."""
+    macs: int
+
+
+def searched_students(tables: Sequence[Path]) -> list[Searched]:
+    """Return the students that were scored as cut in these trials.csv, each once."""
+    found: dict[str, Searched] = {}
+    for table in tables:
+        with table.open(encoding="utf-8", newline="") as stream:
+            for row in csv.DictReader(stream):
+                if row["state"] == "complete" and int(row["fidelity_epochs"]) == 0:
+                    choices = json.loads(row["arch"])["choices"]
+                    arch = Arch.of("derived", choices)
+                    found[arch.arch_id] = Searched(arch, float(row["accuracy"]), int(row["macs"]))
+    return list(found.values())
+
+
+class Bench:
+    """The opened study, and what its searches have scored, as their trials.csv tell it."""
+
+    def __init__(self, loaded: LoadedStudy, tables: Sequence[Path], folder: Path):
         config = loaded.config
         self.config = config
-        self.trials = [trial for search in searches for trial in kdnas.load_run(search).record.trials]
-        sources = Sources.of_study(config, loaded.space, searches[0])
+        self.trials = searched_students(tables)
+        sources = Sources.of_study(config, loaded.space, folder)
         self.workshop = Workshop(sources, data_root=data_root(None), cache=cache_dir(), device=torch.device("cpu"))
         self.family = self.workshop.family
         self.teacher_macs = self.family.price(self.family.canonical({})).macs
 
     def found(self, size: str) -> Arch:
         """Return the best of the searched students within a size, by its score as it is cut: all have that."""
-        bound = SIZES[size] * self.teacher_macs
-        as_cut = [trial for trial in self.trials if trial.state == "complete" and not trial.fidelity.epochs]
-        within = [trial for trial in as_cut if trial.values["macs"] <= bound]
-        return max(within, key=lambda trial: trial.values["accuracy"]).arch
+        within = [one for one in self.trials if one.macs <= SIZES[size] * self.teacher_macs]
+        return max(within, key=lambda one: one.accuracy).arch
 
     def begun(self, arch: Arch, start: str, seed: int) -> Begun:
         """Return a student of `arch` as kdnas begins it."""

@@ -2,22 +2,25 @@
 
     KDNAS_DATA=/data python studies/derived_vision/run.py [--methods derived,own] [--seeds 0,1,2] [--tables]
 
-The search first, then one file a cell, the important ones first: everything resumes.
+The searches first, then the cells, a small file each, the important ones first: everything resumes, and what
+`results/` already tells is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from methods import METHODS, SIZES, Bench
-from summary import write_results
+from summary import Results, cell_key, write_results
 
 from kdnas import atomic
 from kdnas.core.seeds import derive_seed
@@ -33,38 +36,75 @@ SEARCHES = {
 }
 """Runs, and what they set: the whole space, and its upper part, of which a brief search of the whole sees little."""
 
+FINAL_STEPS = {"learning_rate": 0.003}
+"""What hundreds of updates from the teacher's weights take; the search's scores of 51 take smaller steps."""
+OWN_STEPS = {"optimizer": "sgd", "learning_rate": 0.1}
+
 
 def main() -> None:
-    """Run what is missing, then write the table and the figure of all that is there."""
+    """Run what is missing, then write the tables and the figure of all that is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--sizes", default=",".join(SIZES))
-    parser.add_argument("--epochs", type=int, default=4, help="of a final distillation")
-    parser.add_argument("--runs", type=Path, default=Path("runs/derived_vision"), help="the search and the cells")
-    parser.add_argument("--no-search", action="store_true", help="go on with the searches that are there")
-    parser.add_argument("--tables", action="store_true", help="run nothing, write the table of what is there")
+    parser.add_argument("--epochs", type=int, default=12, help="of a final distillation")
+    parser.add_argument("--runs", type=Path, default=Path("runs/derived_vision"), help="the searches and the cells")
+    parser.add_argument("--search", action="store_true", help="search anew, in place of what results/ tells")
+    parser.add_argument("--tables", action="store_true", help="run nothing, write the tables of what is there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    searches = [arguments.runs / name for name in SEARCHES]
-    if not arguments.tables:
-        for name, stated in () if arguments.no_search else SEARCHES.items():
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    results = HERE / "results"
+    tables = {name: results / f"trials_{name}.csv" for name in SEARCHES}
+    searches = []
+    if arguments.search or not all(table.exists() for table in tables.values()):
+        for name, stated in SEARCHES.items():
             options = [word for text in stated for word in ("--set", text)]
-            out = str(arguments.runs / name)
+            out = arguments.runs / name
             subprocess.run([sys.executable, "-m", "kdnas", "search", str(HERE), "--out", out, *options], check=True)
-        bench = Bench(load_study(HERE), searches)
+            tables[name] = out / "trials.csv"
+            searches.append(out)
+    done = {cell_key(one) for one in _cells(results, arguments.runs)}
+    if not arguments.tables:
+        bench = Bench(load_study(HERE), list(tables.values()), arguments.runs)
         _teacher(bench, arguments.runs / "teacher.json")
         for seed in map(int, arguments.seeds.split(",")):
-            for method in arguments.methods.split(","):
+            for method in filter(None, arguments.methods.split(",")):
                 for size in arguments.sizes.split(","):
-                    path = arguments.runs / f"{method}-{size.replace('/', '_')}-{seed}-{arguments.epochs}.json"
-                    if not path.exists():
-                        record = _cell(bench, method, size, seed, arguments.epochs)
-                        atomic.write_text(path, json.dumps(record, indent=1) + "\n")
-                        print(json.dumps(record), flush=True)
-    records = [json.loads(path.read_text()) for path in sorted(arguments.runs.glob("*-*-*.json"))]
-    if records:
-        write_results(HERE / "results", records, json.loads((arguments.runs / "teacher.json").read_text()), searches)
+                    if (method, size, seed, arguments.epochs) in done:
+                        continue
+                    record = _cell(bench, method, size, seed, arguments.epochs)
+                    name = f"{method}-{size.replace('/', '_')}-{seed}-{arguments.epochs}.json"
+                    atomic.write_text(arguments.runs / name, json.dumps(record, indent=1) + "\n")
+                    print(json.dumps(record), flush=True)
+    teacher = next(path for path in (arguments.runs / "teacher.json", results / "teacher.json") if path.exists())
+    write_results(
+        results,
+        Results(
+            cells=list(_cells(results, arguments.runs)),
+            teacher=json.loads(teacher.read_text()),
+            searches=searches,
+        ),
+    )
+
+
+def _cells(results: Path, runs: Path) -> Iterator[dict[str, Any]]:
+    """Yield what an earlier table tells, and what was run since."""
+    if (table := results / "cells.csv").exists():
+        with table.open(encoding="utf-8", newline="") as stream:
+            for row in csv.DictReader(stream):
+                yield {name: _value(text) for name, text in row.items()}
+    for path in sorted(runs.glob("*-*-*.json")):
+        yield json.loads(path.read_text())
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text or None
 
 
 def _teacher(bench: Bench, path: Path) -> None:
@@ -80,7 +120,7 @@ def _cell(bench: Bench, method: str, size: str, seed: int, epochs: int) -> dict[
     cut = workshop.test_score(workshop.entered(begun.network)) if begun.from_teacher else None
     prepared = time.process_time() - began
     recipe = bench.config.recipe
-    steps = {} if begun.from_teacher else {"optimizer": "sgd", "learning_rate": 0.1}
+    steps = FINAL_STEPS if begun.from_teacher else OWN_STEPS
     training = recipe.training.model_copy(update={"epochs": epochs, **steps})
     began = time.process_time()
     trained = distil(
@@ -94,6 +134,7 @@ def _cell(bench: Bench, method: str, size: str, seed: int, epochs: int) -> dict[
         "size": size,
         "seed": seed,
         "epochs": epochs,
+        "learning_rate": training.learning_rate,
         "macs": begun.macs,
         "params": begun.params,
         "arch": begun.arch,
