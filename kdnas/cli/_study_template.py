@@ -78,7 +78,8 @@ device: auto  # auto, cpu or cuda
 data:
 {data}
   validation_fraction: 0.2  # of the training split, held out to score students on; the test split waits for the end
-# task: my_task  # the kind of work, where it is not the one that the data pose: a task of your own
+# task: my_task  # the kind of work, where it is not the one that the data pose: a task of your own; or another score
+#                # than the usual one: {{score: f1}}, {{score: matthews}}
 
 # --- Teacher: the fixed network that students learn from. Paths are relative to the data root. Weights are safetensors
 # or a checkpoint of tensors; pickled modules and .pt2 files are refused.
@@ -126,6 +127,7 @@ distillation:
     # - {{type: hint, weight: 100.0}}  # its authors' weight, which it has unless stated
     # - {{type: dkd, warmup_fraction: 0.083}}  # its weight grows in this share of the steps
   # teacher_top_k: 100  # with thousands of classes: keep only the largest of the teacher's logits
+  # teacher_draws: 50  # or draws from its answers, with which kd at temperature 1 has no bias
 
 # --- Training settings to search with the architecture. The learning rate often decides more than the network does; for
 # adamw it is about 3e-4 to 1e-2. Take this out where a supernet scores.
@@ -170,6 +172,7 @@ final:
   data_fraction: 1.0
   max_students: 8
   attempts: 2  # a retraining that failed so often is given up
+  # completions: [words.jsonl]  # what language models are to complete, or to answer, beside the test text
 
 # --- What is exported at the end. kdnas list exporters
 export:

@@ -75,6 +75,37 @@ class Distillation(Section):
     teacher_top_k: Annotated[int, Field(ge=1)] | None = None
     """Keep only so many of the teacher's logits a prediction, the mass of the others spread evenly, where thousands of
     classes would fill the disk. None: all of them, exactly."""
+    teacher_draws: Annotated[int, Field(ge=1)] | None = None
+    """Keep only so many draws from each of the teacher's answers, the tokens by their probabilities, and how often each
+    was drawn: kd at temperature 1 has the right gradient on average, which the largest logits alone have not."""
+
+    @pydantic.model_validator(mode="after")
+    def _draws_for_what_is_linear_in_them(self) -> Distillation:
+        if self.teacher_draws is None:
+            return self
+        if self.teacher_top_k is not None:
+            raise ValueError("teacher_draws and teacher_top_k are two ways to keep fewer logits: state one")
+        from kdnas.losses import LOSSES  # here, because it brings torch
+
+        for term in self.losses:
+            try:
+                reads = "logits" in LOSSES.get(term.type).needs
+            except (ConfigError, ImportError):
+                continue  # told elsewhere
+            if term.weight > 0 and reads and not (term.type == "kd" and term.options.get("temperature") == 1):
+                raise ValueError(
+                    f"teacher_draws are right on average for kd at temperature 1 alone, and losses has {term.type}; "
+                    "teacher_top_k keeps the largest logits"
+                )
+        return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_no_draws(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave no draws unsaid: hashes and records from before there were any stay what they are."""
+        settings: dict[str, Any] = plain(self)
+        if self.teacher_draws is None:
+            settings.pop("teacher_draws", None)
+        return settings
 
 
 def labels_alone(distillation: Distillation) -> Distillation:

@@ -19,6 +19,12 @@ prediction], says which they are. So the distribution keeps its total at tempera
 tail is lost: of the ten logits of a ResNet on 1,000 CIFAR-10 test images, keeping 5 loses 0.0012 nats at temperature 1
 and 0.0007 at 4, keeping 2 loses 0.011 and 0.003. `truncation_error` tells it for a teacher at hand.
 
+Where `drawn`, the k tokens of a prediction are drawn from what the teacher says (Anshumann et al., "Sparse logit
+sampling: accelerating knowledge distillation in LLMs", ACL 2025), with the logarithm of the share that each was drawn
+with: a token of probability p has p on average, so the gradient of kd at temperature 1 is the full one on average, and
+no tail is cut. The draws are k points at equal distances along the cumulated probabilities, their beginning being
+random (systematic sampling): a token is drawn k * p times rounded down or up, which varies less than k single draws.
+
 Exactness: a row is what the teacher gave for that view in the batch it was computed in. The same batches give the
 same bits; another batch size may differ in the last ones, as the teacher itself does.
 
@@ -58,6 +64,8 @@ _FORMAT = 3
 _POLL_S = 0.02
 _SHARE = 0.5
 """Of the disk's free space that one view may take."""
+NEVER = -1e4
+"""Logarithm of the probability of a token that was not drawn: an infinite one has no gradient beside a share of 0."""
 _ROW_TYPES = (np.dtype(np.float32), np.dtype(np.uint16))
 """bfloat16 is kept as its bits: numpy does not know it."""
 _SUM = np.dtype(np.uint32)
@@ -87,6 +95,8 @@ class ViewsKey:
     """Logits that are kept of a prediction, k, where not all are."""
     predictions: int = 1
     """Of a sample."""
+    drawn: bool = False
+    """Whether the k logits are those of drawn tokens, not the largest."""
 
     @property
     def logits(self) -> int:
@@ -112,19 +122,21 @@ class ViewsKey:
         facts["classes"] = facts.pop("outputs")  # as the first caches have it
         if self.predictions == 1:
             del facts["predictions"]
+        if not self.drawn:
+            del facts["drawn"]
         text = json.dumps({"format": _FORMAT, **facts}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
-    def pack(self, said: Sequence[Outputs]) -> tuple[np.ndarray, np.ndarray | None]:
+    def pack(self, said: Sequence[Outputs], begins: Tensor | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the rows [n, W] of several batches, and which logits are kept of them, int32, where not all are.
 
-        Rows are bfloat16's bits where the teacher gave nothing finer, else float32. Raises TrialError where one is not
-        finite.
+        `begins` [M], in [0, 1), is where the draws of each prediction begin, where tokens are drawn. Rows are
+        bfloat16's bits where the teacher gave nothing finer, else float32. Raises TrialError where one is not finite.
         """
         places = None
         logits = torch.cat([outputs.logits for outputs in said])
         if self.top_k is not None:
-            logits, places = truncated(logits, self.top_k)
+            logits, places = truncated(logits, self.top_k) if begins is None else drawn(logits, self.top_k, begins)
             places = places.view(-1, self.predictions * self.top_k)
         columns = [logits]
         if self.embedding:
@@ -163,6 +175,7 @@ class TeacherCache:
     Args:
         folder: Made when it is needed.
         top_k: Keep so many logits of each row only, for label sets whose rows would fill the disk; None: all of them.
+        drawn: Keep those of so many drawn tokens, not of the likeliest.
         on_fill: Called with (view, part, parts) after each part of a view that the teacher was run for.
         on_damage: Called with a sentence where rows that were kept are not what was written.
     """
@@ -172,12 +185,14 @@ class TeacherCache:
         folder: Path,
         *,
         top_k: int | None = None,
+        drawn: bool = False,
         on_fill: Callable[[int, int, int], None] | None = None,
         on_damage: Callable[[str], None] = lambda said: None,
     ):
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
         self.top_k = top_k
+        self.drawn = drawn
         self.on_fill = on_fill
         self._on_damage = on_damage
         self._folder = folder
@@ -376,6 +391,20 @@ def truncated(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     return torch.cat([largest, tail[:, None].float()], dim=1), places.int()
 
 
+def drawn(logits: Tensor, draws: int, begins: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `truncated` does, of tokens drawn by their probabilities: the others have none.
+
+    A token's share of the `draws` is its probability on average over `begins` [M], uniform in [0, 1). One that is drawn
+    several times stands in several places, with the same value.
+    """
+    cumulated = logits.double().softmax(dim=1).cumsum(dim=1)
+    points = (begins.double()[:, None] + torch.arange(draws, device=logits.device)) / draws
+    places = torch.searchsorted(cumulated, points * cumulated[:, -1:], right=True).clamp_max(logits.shape[1] - 1)
+    times = torch.searchsorted(places, places, right=True) - torch.searchsorted(places, places)
+    shares = (times.double() / draws).log()
+    return torch.cat([shares, torch.full_like(shares[:, :1], NEVER)], dim=1).float(), places.int()
+
+
 def restored(values: Tensor, places: Tensor, count: int) -> Tensor:
     """Return logits [M, `count`] from what `truncated` gave: every class not kept gets the others' mean mass."""
     logits = values[:, -1:].repeat(1, count)
@@ -389,3 +418,15 @@ def truncation_error(logits: Tensor, top_k: int, *, temperature: float = 1.0) ->
         functional.log_softmax(values.double() / temperature, dim=1) for values in (logits.float(), kept)
     )
     return float(functional.kl_div(approximate, true, reduction="batchmean", log_target=True))
+
+
+def drawing_error(logits: Tensor, draws: int) -> tuple[float, float]:
+    """Return (share of the mass that lies elsewhere, different tokens) of `draws` from `logits` [M, V], on average.
+
+    The share is the total variation between an answer and what is kept of it.
+    """
+    begins = (torch.arange(len(logits)) + 0.5) / len(logits)
+    values, places = drawn(logits, draws, begins)
+    kept = restored(values, places, logits.shape[1]).double().softmax(dim=1)
+    apart = 0.5 * (kept - logits.double().softmax(dim=1)).abs().sum(dim=1)
+    return float(apart.mean()), float((kept > 0).sum(dim=1).double().mean())

@@ -21,6 +21,7 @@ from kdnas.losses import LOSSES
 from kdnas.nn.rows import Batch
 from kdnas.nn.taps import Output, Outputs, OutputShapes, Taps
 from kdnas.registry import Section
+from kdnas.tasks._draws import Draws
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.loss import needs_of
@@ -29,6 +30,7 @@ from kdnas.training.teacher_cache import TeacherCache, View, ViewsKey
 
 _PART_SAMPLES = {"cpu": 512, "cuda": 8192}
 """Samples that one claim covers: seconds of work."""
+_GOLDEN = (math.sqrt(5) - 1) / 2
 _MAP_BYTES = 4
 """Of a number in a stage map."""
 _TOO_LARGE: frozenset[Output] = frozenset({"stages", "attention"})
@@ -235,10 +237,26 @@ class TeacherOutputs:
         assert self._cache is not None
         cache, key = self._cache
         # Batch by batch: the logits of a language model's whole part would fill the memory.
-        packed = [key.pack([self._live(batch.laid_out)]) for batch in plan.batches(view, part.steps)]
+        packed = [
+            key.pack([self._live(batch.laid_out)], _begins(key, batch.samples, plan.kept_as(view)))
+            for batch in plan.batches(view, part.steps)
+        ]
         values = np.concatenate([rows for rows, _ in packed])
         places = None if key.top_k is None else np.concatenate([kept for _, kept in packed if kept is not None])
         return cache.write(key, plan.kept_as(view), plan.rows_of(part.samples), values, places)
+
+
+def _begins(key: ViewsKey, samples: Tensor, view: int) -> Tensor | None:
+    """Return where the draws of each prediction of `samples` [B] begin, [B * predictions], where tokens are drawn.
+
+    A function of (cache key, view, sample, place) alone. Places of a sample go on by the golden section, so that each
+    is uniform, and neighbours are far apart.
+    """
+    if not key.drawn:
+        return None
+    first = Draws(samples, int(key.digest[:15], 16), view).uniform("teacher's draws")
+    places = torch.arange(key.predictions, device=samples.device) * _GOLDEN
+    return ((first[:, None] + places) % 1.0).flatten()
 
 
 class _Rows:
@@ -308,6 +326,7 @@ def views_key(
     needs: frozenset[Output],
     bfloat16: bool,
     top_k: int | None = None,
+    drawn: bool = False,
 ) -> ViewsKey | None:
     """Return the cache's key for what the losses read, or None where they read what is not kept.
 
@@ -333,6 +352,7 @@ def views_key(
         samples=len(train) if plan.by_place else len(train.data.train),
         outputs=shapes.outputs,
         embedding=shapes.embedding if "embedding" in needs else 0,
-        top_k=None if top_k is None else min(top_k, shapes.outputs),
+        top_k=None if top_k is None else top_k if drawn else min(top_k, shapes.outputs),
+        drawn=drawn,
         predictions=train.task.spec.rows,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,11 @@ training: {epochs: 2, batch_size: 8, optimizer: adamw, learning_rate: 0.003, pre
 distillation: {task_weight: 0.3, losses: [{type: kd, weight: 0.7, temperature: 1}]}
 budget: {trials: 2}
 executor: {type: local, workers: 1}
-final: {seeds: 2, max_students: 1, control: false}
+final:
+  seeds: 2
+  max_students: 1
+  control: false
+  completions: [last.jsonl, {file: asked.jsonl, name: questions, first: 2}]
 export: {pick: best, formats: [huggingface, train_yaml, model_card]}
 """
 CONTINUE = """
@@ -71,7 +76,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimizer.zero_grad()
         cross_entropy(model(tokens[few]).logits.flatten(0, 1), targets[few].flatten()).backward()
         optimizer.step()
+    model.generation_config.repetition_penalty = 1.25
     model.save_pretrained(root / "teacher")
+    (root / "teacher/chat_template.jinja").write_text("{{ messages[0].content }}")
+    words = [{"context": f"Once there was a king who had {n} sons, and one day they went", "target": "away."}
+             for n in range(3)]  # fmt: skip
+    asked = [{"question": "who went away?", "answers": ["they"]}] * 3
+    for name, items in (("last", words), ("asked", asked)):
+        (root / f"{name}.jsonl").write_text("\n".join(map(json.dumps, items)))
     return root
 
 
@@ -91,6 +103,15 @@ def test_a_search_ends_in_a_folder_that_continues_texts(folder: Path) -> None:
     best = min(repeat.score for trial in run.trials for repeat in trial.repeats)
     assert f"(validation perplexity {best:.4f}" in card
     assert params <= run.teacher.values["params"]
+    assert run.teacher_further.keys() == {"last", "questions"}
+    for repeat in run.trials[0].repeats or run.trials[1].repeats:
+        assert all(0 <= share <= 1 for share in repeat.further.values())
+        assert repeat.further.keys() == run.teacher_further.keys()
+    assert "| last |" in card
+    assert "Further scores on the test split" in (folder / "run/report.html").read_text()
+    out = folder / "run/export/huggingface"
+    assert json.loads((out / "generation_config.json").read_text())["repetition_penalty"] == 1.25
+    assert (out / "chat_template.jinja").read_text() == "{{ messages[0].content }}"
     per_byte = run.lock.data.statistics["bytes_per_token"][0]
     assert f"the teacher {bits_per_byte(run.teacher.score, per_byte):.3f}" in bits_in_words(run)
 

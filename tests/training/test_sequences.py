@@ -131,9 +131,18 @@ def batches(data: Data, stop: int = 64) -> Batches:
     return Batches(data, np.arange(stop), device=CPU)
 
 
-def trained(data: Data, guide: Teacher | None, cache: TeacherCache | None = None, **training: Any) -> Trained:
+_LOSSES = (LossTerm(type="kd", weight=0.9, temperature=2.0), LossTerm(type="dkd"))
+
+
+def trained(
+    data: Data,
+    guide: Teacher | None,
+    cache: TeacherCache | None = None,
+    losses: tuple[LossTerm, ...] = _LOSSES,
+    **training: Any,
+) -> Trained:
     settings = {"epochs": 3, "batch_size": 16, "precision": "float32", "learning_rate": 0.5, **training}
-    losses = () if guide is None else (LossTerm(type="kd", weight=0.9, temperature=2.0), LossTerm(type="dkd"))
+    losses = () if guide is None else losses
     recipe = Recipe(training=Training(**settings), distillation=Distillation(task_weight=0.5, losses=losses))
     validation = Batches(data, np.arange(64, COUNT), device=CPU)
     course = Course(data, batches(data), validation, guide, 3, CPU, cache)
@@ -273,3 +282,14 @@ def test_taps_give_a_row_and_an_embedding_for_each_position() -> None:
     assert outputs.embedding is not None
     assert outputs.embedding.shape == (5 * LENGTH, 8)
     assert torch.equal(outputs.logits.view(5, LENGTH, -1), network(tokens, mask))
+
+
+def test_drawn_tokens_teach_and_are_the_same_for_everybody(tmp_path: Path) -> None:
+    data, asked = data_with(0), teacher()
+    losses = (LossTerm(type="kd", weight=0.9, temperature=1.0),)
+    caches = [TeacherCache(tmp_path / name, top_k=12, drawn=True) for name in "ab"]
+    first, second = (trained(data, asked, cache, losses) for cache in caches)
+    assert same(first, second)
+    assert not first.live_teacher
+    assert not same(first, trained(data, asked, None, losses))
+    assert first.score < Modelling(data.task).worst(data.train.targets)

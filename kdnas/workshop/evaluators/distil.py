@@ -45,7 +45,7 @@ from kdnas.training.loop import Course, EpochRecord, Pupil, Trained, batches_key
 from kdnas.training.loss import needs_of
 from kdnas.training.numerics import computing, in_bfloat16
 from kdnas.training.packing import Packing, choose_size, measured_rate
-from kdnas.training.teacher_cache import TeacherCache, truncation_error
+from kdnas.training.teacher_cache import TeacherCache, drawing_error, truncation_error
 from kdnas.training.teacher_outputs import BatchPlan, views_key, why_live
 from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, attempted, names
 from kdnas.workshop.jobs import Job
@@ -138,7 +138,8 @@ class Distil(Evaluator):
         self._mended: list[str] = []
         self.teacher_cache = TeacherCache(
             context.cache / "teacher_outputs",
-            top_k=config.distillation.teacher_top_k,
+            top_k=config.distillation.teacher_draws or config.distillation.teacher_top_k,
+            drawn=config.distillation.teacher_draws is not None,
             on_fill=lambda view, part, parts: self.say(_filling(view, part, parts)),
             on_damage=self._mended.append,
         )
@@ -300,26 +301,33 @@ class Distil(Evaluator):
             needs=needs_of(config.distillation),
             bfloat16=in_bfloat16(training, workshop.device),
             top_k=self.teacher_cache.top_k,
+            drawn=self.teacher_cache.drawn,
         )
         if key is None:
             return []
         if lacks := self.teacher_cache.lacks_room(key):
-            return [f"runs on every batch: its answers would take {lacks}; teacher_top_k keeps fewer"]
+            return [f"runs on every batch: its answers would take {lacks}; teacher_draws or teacher_top_k keeps fewer"]
         if key.view_bytes < _MUCH:
             return []
         views = "" if workshop.task.varies(training.augmentation) else ", all views being the same"
         return [f"its answers are kept: {key.view_bytes / 2**30:,.3g} GiB a view{views}"]
 
     def _truncation_notes(self) -> list[str]:
-        """Return what is lost where only the largest of its logits are kept."""
-        workshop, kept = self.workshop, self.context.config.distillation.teacher_top_k
-        if kept is None or kept >= workshop.data.task.outputs:
+        """Return what is lost where only the largest of its logits are kept, or some that are drawn."""
+        workshop, kept, drawn = self.workshop, self.teacher_cache.top_k, self.teacher_cache.drawn
+        if kept is None or (kept >= workshop.data.task.outputs and not drawn):
             return []
         few = workshop.batches(workshop.validation_indices[: max(1, _TRUNCATED // workshop.task.spec.rows)])
         with torch.no_grad():
             size = evaluation_batch(workshop.task.spec, workshop.device)
             answers = [workshop.teacher.module(*batch.inputs) for batch in few.ordered(batch_size=size)]
         logits = torch.cat(answers).flatten(0, -2).cpu()
+        if drawn:
+            share, different = drawing_error(logits, kept)
+            return [
+                f"{kept} draws of each of its answers over {logits.shape[1]:,} are kept, {different:.3g} different "
+                f"ones: right on average, so kd has no bias; one answer has {100 * share:.2g} % of its mass elsewhere"
+            ]
         lost = truncation_error(logits, kept)
         return [f"{kept} of its {logits.shape[1]} logits are kept, which loses {lost:.2g} nats at temperature 1"]
 
