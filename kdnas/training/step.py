@@ -181,8 +181,8 @@ def open_teacher_outputs(
     plan = BatchPlan(train, training.batch_size, training.augmentation, view_seed)
     cache = None
     if teacher_cache is not None:
-        fewer = {"top_k": teacher_cache.top_k, "drawn": teacher_cache.drawn}
-        key = views_key(teacher, shapes, plan, needs=needs, bfloat16=bfloat16, **fewer)
+        top_k, drawn = teacher_cache.top_k, teacher_cache.drawn
+        key = views_key(teacher, shapes, plan, needs=needs, bfloat16=bfloat16, top_k=top_k, drawn=drawn)
         cache = None if key is None else (teacher_cache, key)
     taps = Taps(teacher.module, teacher.stages, teacher.classifier, needs=needs, mask=mask_place(data.task))
     tapped = stack.enter_context(taps)
