@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import platform
 from pathlib import Path
 
 
 def usable_cores() -> int:
     """Return the number of CPU cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def processor_name() -> str:
+    """Return what the processor's maker calls it, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def free_memory_bytes() -> int | None:

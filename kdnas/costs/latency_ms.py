@@ -18,7 +18,7 @@ from kdnas.core.measurement import Calibration, Measurement
 from kdnas.core.objective import Quantity
 from kdnas.core.task import TaskSpec
 from kdnas.costs import COSTS, MeasuredCost
-from kdnas.errors import ConfigError, Problem
+from kdnas.errors import ConfigError, Problem, TrialError
 from kdnas.nn.timing import CALM, Timing, calmest, interleaved, median_and_spread, reference_network
 from kdnas.plugins import SPELLING
 from kdnas.targets import TARGETS, Target, given
@@ -35,11 +35,15 @@ def _known_target(name: str) -> str:
 
 @dataclass(frozen=True)
 class LatencyCalibration(Calibration):
-    """The reference network's median time, and the table that prices students where the study asks for one."""
+    """The reference network's median time on `device`, and the table that prices students where the study asks for one.
+
+    `device` is as its maker calls it; empty in runs that did not note it.
+    """
 
     reference_ms: float
     table: LatencyTable | None = None
     verdict: TableFit | None = None
+    device: str = ""
 
 
 @COSTS.register
@@ -85,11 +89,17 @@ class LatencyMs(MeasuredCost):
             timing = interleaved(
                 [], self.reference(), rounds=3 * self._repeats, warmup=self._warmup, clock=self.target.clock
             )
-        return LatencyCalibration(timing.reference_ms)
+        return LatencyCalibration(timing.reference_ms, device=self.target.device_name)
 
     def measure(self, module: nn.Module, task: TaskSpec, calibration: Calibration) -> Measurement:
-        """Return the median latency of `module` and its interquartile range, in ms."""
+        """Return the median latency of `module` and its interquartile range, in ms.
+
+        Raises TrialError on another device than that of the calibration.
+        """
         known = calibration if isinstance(calibration, LatencyCalibration) else self.calibrate(task)
+        if known.device not in ("", self.target.device_name):
+            here = self.target.device_name
+            raise TrialError(f"its latency cannot be compared: the run measures on {known.device}, and this is {here}")
         reference_ms = known.reference_ms
         with self.target.ready():
             run = self.target.run(module, given(self._measured(task), self.target.batch_size))
@@ -116,7 +126,8 @@ class LatencyMs(MeasuredCost):
         return self.target.run(network, (images,))
 
     def _context(self, timing: Timing, reference_ms: float, task: TaskSpec) -> str:
-        notes = [self.target.where]
+        where, device = self.target.where, self.target.device_name
+        notes = [where if device in where else f"{where}, on {device}"]
         if task.inputs[0].kind == "tokens":
             notes.append(f"{self._measured(task).size} tokens")
         if timing.unrest > CALM:

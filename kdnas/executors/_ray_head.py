@@ -39,6 +39,7 @@ def main() -> None:
 
 
 def _started(wanted: dict[str, Any], folder: Path) -> dict[str, str]:
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as any other search's workers, where Ray's would give way
     import ray
 
     context: Any = ray.init(

@@ -31,6 +31,7 @@ from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.core.task import TaskSpec, image_classification
 from kdnas.core.words import printable
 from kdnas.errors import Problem, RunFolderError
+from kdnas.machine import processor_name
 from kdnas.plain_yaml import plain_of
 from kdnas.plugins import code_fingerprints, shortened
 from kdnas.record.run_folder import LOCK_FILE, write_text
@@ -375,15 +376,7 @@ def this_machine() -> Machine:
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = "missing"
-    return Machine(platform.python_version(), platform.platform(), _processor(), os.cpu_count(), packages)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return Machine(platform.python_version(), platform.platform(), processor_name(), os.cpu_count(), packages)
 
 
 # -- what must not change when a run resumes -------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kdnas.core.measurement import Measurement
 from kdnas.core.task import TaskSpec
+from kdnas.machine import processor_name
 from kdnas.nn.timing import Clock, Run
 from kdnas.registry import Registry
 
@@ -50,6 +51,11 @@ class Target(ABC):
     batch_size: int
     where: str
     """The circumstances in words: device, threads, batch, precision."""
+
+    @property
+    def device_name(self) -> str:
+        """What it runs on, as its maker calls it: what was measured on one device says nothing of another."""
+        return processor_name()
 
     @abstractmethod
     def ready(self) -> AbstractContextManager[None]:

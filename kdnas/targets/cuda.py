@@ -38,7 +38,12 @@ class Cuda(Target):
             raise ConfigError(Problem("target cuda", f"torch {torch.__version__} finds no GPU here"))
         self.device, self.graph, self.batch_size = torch.device(device), graph, batch_size
         mode = "CUDA graph" if graph else "eager"
-        self.where = f"{torch.cuda.get_device_name(self.device)}, {mode}, batch {batch_size}, float32"
+        self.where = f"{self.device_name}, {mode}, batch {batch_size}, float32"
+
+    @property
+    def device_name(self) -> str:
+        """The GPU's name."""
+        return str(torch.cuda.get_device_name(self.device))
 
     @contextmanager
     def ready(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ Non-negative least squares: Lawson and Hanson, "Solving Least Squares Problems" 
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ def learn_tables(
             known = learned[name]
             assert isinstance(known, LatencyCalibration)
             found = learn_latency_table(space, family, cost, reference_ms=known.reference_ms, seed=seed, say=say)
-            learned[name] = LatencyCalibration(known.reference_ms, found.table, found.fit())
+            learned[name] = dataclasses.replace(known, table=found.table, verdict=found.fit())
             say(f"{name} table: {found.fit().words}")
     return learned
 

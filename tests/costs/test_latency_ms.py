@@ -8,7 +8,8 @@ from kdnas.core.measurement import Calibration
 from kdnas.core.task import image_classification
 from kdnas.costs import COSTS
 from kdnas.costs.latency_ms import LatencyCalibration
-from kdnas.errors import ConfigError
+from kdnas.errors import ConfigError, TrialError
+from kdnas.machine import processor_name
 
 CPU = torch.device("cpu")
 TASK = image_classification((3, 8, 8), 4)
@@ -18,7 +19,7 @@ NETWORK = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
 class FakeTarget:
     """A target whose clock is under the test's control: a run takes its cost times the machine's present slowness."""
 
-    where, batch_size = "a machine", 1
+    where, device_name, batch_size = "a machine", "a machine", 1
 
     def __init__(self, slowness):
         self.now, self.passes, self.slowness = 0.0, 0, slowness
@@ -74,7 +75,7 @@ def test_context_and_repeats_follow_the_options():
     cost = COSTS.build("latency_ms", CPU, threads=2, batch_size=3, repeats=7, warmup=1)
     measurement = cost.measure(NETWORK, TASK, Calibration())
     assert measurement.repeats == 7
-    assert measurement.context.startswith("cpu, 2 threads, batch 3, float32")
+    assert measurement.context.startswith(f"cpu, 2 threads, batch 3, float32, on {processor_name()}")
 
 
 def test_the_target_is_the_studys_device_or_another():
@@ -123,3 +124,13 @@ def test_bad_options_are_refused(options):
     (key,) = options
     with pytest.raises(ConfigError, match=key):
         COSTS.build("latency_ms", CPU, **options)
+
+
+def test_unlike_devices_are_never_compared():
+    cost = COSTS.build("latency_ms", CPU)
+    cost.target = FakeTarget(lambda passes: 1.0)
+    assert cost.calibrate(TASK).device == "a machine"
+    for known in ("", "a machine"):
+        assert cost.measure(NETWORK, TASK, LatencyCalibration(2.0, device=known)).value > 0
+    with pytest.raises(TrialError, match="the run measures on another machine, and this is a machine"):
+        cost.measure(NETWORK, TASK, LatencyCalibration(2.0, device="another machine"))
