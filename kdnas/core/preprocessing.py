@@ -1,4 +1,4 @@
-"""What is done to a picture before a network sees it, as data: every export carries it."""
+"""What is done to a sample before a network sees it, as data: every export carries it."""
 
 from __future__ import annotations
 
@@ -77,6 +77,21 @@ class TextPreprocessing(_Plain):
     def words(self) -> str:
         """What is done to a text, in a sentence."""
         return f"cut off after {self.length} tokens"
+
+
+@dataclass(frozen=True)
+class OwnPreprocessing(_Plain):
+    """From samples of a user's own kind of work to a network's input: what the entrance of that task does."""
+
+    task: str
+    """Its name."""
+    class_names: tuple[str, ...] = ()
+    """In the order of the network's answers; empty where these have no names."""
+
+    @property
+    def words(self) -> str:
+        """What is done to a sample, in a sentence."""
+        return f"as the data set has them, behind the entrance of the task {self.task}"
 
 
 _ARRAYS = "The training images came as arrays: how their pictures were made so small is not known"

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from kdnas.core.arch import Arch
-from kdnas.core.preprocessing import Preprocessing, TextPreprocessing
+from kdnas.core.preprocessing import OwnPreprocessing, Preprocessing, TextPreprocessing
 from kdnas.core.task import TaskSpec
 from kdnas.errors import ConfigError, Problem
 from kdnas.nn.origin import Cut
@@ -37,8 +37,8 @@ class TrainedStudent:
 
     None where there is only what `cut` tells.
     """
-    preprocessing: Preprocessing | TextPreprocessing
-    """From a picture file or a text to what `network` takes."""
+    preprocessing: Preprocessing | TextPreprocessing | OwnPreprocessing
+    """From a picture file, a text or a sample of the user's own kind to what `network` takes."""
     recipe: Mapping[str, Any]
     """The whole of train.yaml."""
     card: Mapping[str, Any]

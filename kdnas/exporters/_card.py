@@ -11,7 +11,7 @@ from typing import Any
 
 from kdnas.core.preprocessing import Preprocessing
 from kdnas.core.task import TaskSpec
-from kdnas.core.words import counted, printable
+from kdnas.core.words import capitalised, counted, printable
 from kdnas.errors import ExportError
 from kdnas.exporters import TrainedStudent
 from kdnas.nn.tracing import parameter_count
@@ -44,7 +44,7 @@ def _plain(text: str) -> str:
 def _title(student: TrainedStudent) -> str:
     return (
         f"# Student {student.arch.arch_id}\n\n"
-        f"A `{short_name(student.arch.family)}` network for {student.spec.kind.replace('_', ' ')}: "
+        f"A `{short_name(student.arch.family)}` network for {short_name(student.spec.kind).replace('_', ' ')}: "
         f"{_inputs(student.spec)} in, "
         f"{student.spec.outputs:,} {'classes' if student.spec.rows == 1 else 'scores a token'} out.\n\n"
         f"Architecture: `{student.arch.canonical_json}`\n"
@@ -53,6 +53,8 @@ def _title(student: TrainedStudent) -> str:
 
 def _inputs(spec: TaskSpec) -> str:
     taken = spec.inputs[0]
+    if taken.kind == "floats":
+        return f"{' x '.join(map(str, taken.shape))} numbers"
     if taken.kind != "pixels":
         return f"{taken.shape[0]} {taken.name}"
     channels, height, width = spec.image_shape
@@ -152,7 +154,7 @@ def _data(student: TrainedStudent) -> str:
         lines.append(f"Pictures are {given.words}.")
         lines.append(f"Input: (pixel - mean) / deviation, pixels 0..255, mean [{mean}], deviation [{std}].")
     else:
-        lines.append(f"Texts are {given.words}.")
+        lines.append(f"{capitalised(student.spec.samples)} are {given.words}.")
     if given.class_names:
         lines.append(f"Classes: {', '.join(map(_plain, given.class_names))}.")
     return "## Data\n\n" + "\n\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from kdnas.core.preprocessing import Preprocessing
+from kdnas.core.preprocessing import Preprocessing, TextPreprocessing
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written
 from kdnas.exporters._predict import write_preprocessing
@@ -42,6 +42,9 @@ _PICTURES = """\
 _TEXTS = """\
 #   task          what a network is given: tokens of the tokenizer that preprocessing.json names, {what}"""
 
+_OWN = """\
+#   task          what a network is given, behind the entrance of the task"""
+
 
 @EXPORTERS.register
 def train_yaml(student: TrainedStudent, folder: Path) -> Written:
@@ -60,11 +63,15 @@ def _header(student: TrainedStudent) -> str:
     """Return the comments that say what stands in the file, in the words of the task's own samples."""
     task, given = task_of(student.spec), student.preprocessing
     cut = f"in blocks of {student.spec.size}" if student.spec.rows > 1 else f"of which {student.spec.size} at most"
+    if isinstance(given, Preprocessing):
+        samples = _PICTURES
+    else:
+        samples = _TEXTS.format(what=cut) if isinstance(given, TextPreprocessing) else _OWN
     return _HEADER.format(
         arch_id=student.arch.arch_id,
         family=short_name(student.arch.family),
         file=FILE,
-        samples=_PICTURES if isinstance(given, Preprocessing) else _TEXTS.format(what=cut),
+        samples=samples,
         several=student.spec.samples,
         split=task.split_in_words,
         views=f" and {task.views_in_words}" if task.views_in_words else "",

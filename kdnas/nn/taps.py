@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kdnas.core.task import TaskSpec
+from kdnas.errors import ConfigError, Problem
 from kdnas.nn.attention import AttentionShape, AttentionTaps, Projections, attention_layers
 
 Output = Literal["logits", "stages", "embedding", "attention", "classifier"]
@@ -30,9 +31,10 @@ EVERYTHING: frozenset[Output] = ALL_OUTPUTS | {"attention"}
 class Outputs:
     """What a network gave for one batch: `logits` [M, V], `embedding` [M, D], `stages` and `attention`.
 
-    A stage is a map [B, C, H, W], or the tokens [B, N, C] of a layer. `mask` [B, N] is 1 where a token is text; None
-    where all are. `attention` is what the layers attend with. `taught` [M, V] are the logits of a head that learns from
-    the teacher in place of `logits`, which then learn from the labels alone; None where there is no such head.
+    A stage is a map [B, C, H, W], or the tokens [B, N, C] of a layer; a vector [B, C] is taken for one token. `mask`
+    [B, N] is 1 where a token is text; None where all are. `attention` is what the layers attend with. `taught` [M, V]
+    are the logits of a head that learns from the teacher in place of `logits`, which then learn from the labels alone;
+    None where there is no such head.
     """
 
     logits: Tensor
@@ -177,7 +179,8 @@ class Taps:
 
     def _stage_hook(self, position: int) -> Any:
         def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-            self._captured[position] = _first_tensor(output)
+            stage = _first_tensor(output)
+            self._captured[position] = stage.unsqueeze(1) if stage.ndim == 2 else stage
 
         return hook
 
@@ -199,14 +202,16 @@ def output_shapes(
 ) -> OutputShapes:
     """Return the shapes of what `Taps` gives, from one forward on `example` inputs [B, ...] in eval mode.
 
-    The network is left as it was, training flags and running statistics included.
+    The network is left as it was, training flags and running statistics included. Raises ConfigError where a stage is
+    neither a map, nor tokens, nor a vector.
     """
     with _evaluating(module), torch.no_grad(), Taps(module, stages, classifier, needs=EVERYTHING) as tapped:
         outputs = tapped(*example)
         head = _classifier_at_the_end(module, classifier, outputs)
     for name, stage in zip(stages, outputs.stages, strict=True):
         if stage.ndim not in (3, 4):
-            raise ValueError(f"stage {name!r} gives {tuple(stage.shape)}, not [B, C, H, W] or [B, N, C]")
+            allowed = "a module that gives a map [B, C, H, W], tokens [B, N, C] or a vector [B, C]"
+            raise ConfigError(Problem("stages", f"{name!r} gives a tensor of {tuple(stage.shape)}", allowed))
     shapes = tuple(tuple(stage.shape[1:]) for stage in outputs.stages)
     embedding = 0 if outputs.embedding is None else outputs.embedding.shape[1]
     return OutputShapes(outputs.logits.shape[1], shapes, embedding, tuple(p.shape for p in outputs.attention), head)

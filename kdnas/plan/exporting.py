@@ -13,8 +13,8 @@ import safetensors.torch
 from torch import nn
 
 from kdnas import atomic
-from kdnas.core.data import Data
-from kdnas.core.preprocessing import Preprocessing, TextPreprocessing
+from kdnas.core.data import Data, ImageData
+from kdnas.core.preprocessing import OwnPreprocessing, Preprocessing, TextPreprocessing
 from kdnas.core.text import TokenData
 from kdnas.core.words import command_line
 from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, Problem, RunFolderError
@@ -27,6 +27,7 @@ from kdnas.record.front import doubts
 from kdnas.record.lock import TeacherReport
 from kdnas.record.products import checkpoint_path, note_products
 from kdnas.record.records import FrontMember, Repeat, RunRecord, TrialRecord
+from kdnas.study.config import DERIVED
 from kdnas.tasks import task_of
 from kdnas.tasks.image_classification import DEVIATION, MEAN
 from kdnas.version import __version__
@@ -91,7 +92,10 @@ def had_formats(student: TrainedStudent, formats: Sequence[str] | None, say: Cal
         formats, missing = available_formats()
     lacking = lacking_formats(formats, student.cut, student.network)
     if "student_py" in formats and student.source is None and student.cut is None:
-        lacking["student_py"] = "how the teacher's network is made is not known, so there is no code of a cut one"
+        why = "how the teacher's network is made is not known, so there is no code of a cut one"
+        if student.arch.family != DERIVED:
+            why = f"the family {short_name(student.arch.family)} gives no source of its networks"
+        lacking["student_py"] = why
     had = [name for name in formats if name not in lacking]
     if not had:
         whose = f"student {student.arch.arch_id} has no"
@@ -146,7 +150,7 @@ def assemble(file: TrainFile, network: nn.Module, workshop: Workshop, *, card: M
         module=workshop.task.entrance(network, data).eval(),
         network=own,
         source=workshop.family.source(arch),
-        preprocessing=_of_texts(data) if isinstance(data, TokenData) else _of_pictures(file, data, cut),
+        preprocessing=_preprocessing(file, data, cut),
         recipe=file.with_preprocessing(_own_statistics(cut)).plain(),
         card=card,
         cut=cut,
@@ -160,12 +164,23 @@ def _own_statistics(cut: Cut | None) -> dict[str, tuple[float, ...]]:
     return {} if entrance is None else {"channel_mean": entrance.mean, "channel_std": entrance.std}
 
 
+def _preprocessing(
+    file: TrainFile, data: Data, cut: Cut | None
+) -> Preprocessing | TextPreprocessing | OwnPreprocessing:
+    """Return what is done to the samples of `data` before the student that `file` trains sees them."""
+    if isinstance(data, TokenData):
+        return _of_texts(data)
+    if isinstance(data, ImageData):
+        return _of_pictures(file, data, cut)
+    return OwnPreprocessing(short_name(data.task.kind), data.class_names)
+
+
 def _of_texts(data: TokenData) -> TextPreprocessing:
     files = tuple(sorted(path.name for path in data.tokenizer.iterdir() if path.is_file()))
     return TextPreprocessing(data.length, data.class_names, files)
 
 
-def _of_pictures(file: TrainFile, data: Data, cut: Cut | None) -> Preprocessing:
+def _of_pictures(file: TrainFile, data: ImageData, cut: Cut | None) -> Preprocessing:
     channels, height, width = data.task.image_shape
     reading = file.preparation
     mean, std = (tuple(data.statistics[name]) for name in (MEAN, DEVIATION))

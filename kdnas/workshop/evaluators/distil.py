@@ -561,7 +561,8 @@ def _sizes(task: TaskSpec) -> str:
     if task.inputs[0].kind == "pixels":
         return f"{size}, {task.outputs} classes"
     answers = f"{task.outputs} classes" if task.rows == 1 else "the next one is told"
-    return f"{size} tokens of {task.inputs[0].levels:,}, {answers}"
+    given = "numbers" if task.inputs[0].kind == "floats" else f"tokens of {task.inputs[0].levels:,}"
+    return f"{size} {given}, {answers}"
 
 
 def _whole(parts: Sequence[Trained], fidelity: Fidelity) -> Trained:
