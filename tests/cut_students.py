@@ -15,6 +15,7 @@ import transformers
 from torch import nn
 
 from kdnas.core.arch import Arch
+from kdnas.core.card import StudentCard
 from kdnas.core.objective import ACCURACY
 from kdnas.core.preprocessing import Preprocessing, TextPreprocessing
 from kdnas.core.task import Input, TaskSpec, image_classification
@@ -111,7 +112,7 @@ def image_student(network: nn.Module, origin: Origin, *roles: str, side: int = 3
         source=None,
         preprocessing=Preprocessing((side, side), "RGB", MEAN, STD, CLASSES),
         recipe={},
-        card={},
+        card=StudentCard(),
         cut=Cut(origin, network, anatomy, kept),
     )
 
@@ -137,7 +138,7 @@ def text_student(network: nn.Module, origin: Origin, *roles: str, length: int = 
         source=None,
         preprocessing=TextPreprocessing(length, CLASSES if classifies else ()),
         recipe={},
-        card={},
+        card=StudentCard(),
         cut=Cut(origin, network, anatomy, kept),
     )
 

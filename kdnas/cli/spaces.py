@@ -13,7 +13,7 @@ import typer
 from kdnas.cli._options import DataRoot, Json, StudyPath
 from kdnas.core.space import Choice, Condition
 from kdnas.errors import ConfigError, Problem
-from kdnas.plugins import short_name
+from kdnas.plugins import is_plugin, short_name
 
 if TYPE_CHECKING:
     from kdnas.core.space import SearchSpace
@@ -85,7 +85,8 @@ def show_space(
         return
     task = _task_of(loaded, input_shape, classes)
     size = "x".join(map(str, _shape_of(task)))
-    family = family_for(loaded.family, task) if loaded.family else None
+    unknown = input_shape is None and _takes_anything(loaded.family)
+    family = family_for(loaded.family, task) if loaded.family and not unknown else None
     costs = {} if family is None else _costs(loaded, family)
     if as_json:
         steps = () if family is None else _strides(loaded, family, task)
@@ -102,6 +103,8 @@ def show_space(
     rows = [(choice.name, _domain(choice), _when(loaded, choice.name)) for choice in loaded.choices]
     rows += [(name, f"{value} (fixed)", _when(loaded, name)) for name, value in loaded.fixed.items()]
     _print_table(("choice", "values", "active when"), rows)
+    if unknown:
+        typer.echo("\nWhat its networks cost depends on the data: `kdnas validate STUDY --open`, or --input.")
     if family is None:
         return
     steps = _strides(loaded, family, task)
@@ -320,6 +323,13 @@ def _task_of(space: SearchSpace, text: str | None, classes: int) -> TaskSpec:
     if "language_modelling" in kinds:
         return language_modelling(*_text_shape(text or "256x4096"))
     return image_classification(_image_shape(text or "3x32x32"), classes)
+
+
+def _takes_anything(family: str) -> bool:
+    """Whether nothing is known of what students of a family are given: it is the user's own and names no task."""
+    from kdnas.students import STUDENTS
+
+    return bool(family) and is_plugin(family) and not STUDENTS.get(family).tasks
 
 
 def _image_shape(text: str) -> tuple[int, int, int]:

@@ -70,13 +70,16 @@ class Quantity:
     def as_share(self, value: float) -> float:
         """Return a score as a number in [0, 1] of which more is better: a perplexity as a token's mean probability.
 
-        That mean is the geometric one, the perplexity's inverse; a fraction stays as it is.
+        That mean is the geometric one, the perplexity's inverse. What is to be large stays as it is: a correlation may be
+        below 0.
         """
-        return value if self.is_fraction else 1.0 / value
+        return 1.0 / value if self.direction == "minimize" else value
 
     def from_share(self, share: float) -> float:
         """Return the score that `as_share` made `share` of."""
-        return share if self.is_fraction else 1.0 / share if share > 0 else math.inf
+        if self.direction == "maximize":
+            return share
+        return 1.0 / share if share > 0 else math.inf
 
     def ends(self, mean: float, half_width: float | None) -> tuple[float, float]:
         """Return the ends of an interval around `mean`; it leaves the quantity's range at neither end."""

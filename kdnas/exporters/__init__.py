@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from kdnas.core.arch import Arch
+from kdnas.core.card import StudentCard
 from kdnas.core.preprocessing import OwnPreprocessing, Preprocessing, TextPreprocessing
 from kdnas.core.task import TaskSpec
 from kdnas.errors import ConfigError, Problem
@@ -41,7 +42,7 @@ class TrainedStudent:
     """From a picture file, a text or a sample of the user's own kind to what `network` takes."""
     recipe: Mapping[str, Any]
     """The whole of train.yaml."""
-    card: Mapping[str, Any]
+    card: StudentCard
     """The measured numbers of the model card."""
     cut: Cut | None = None
     """What `network` was cut from; None where it is a family's own."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
+from kdnas.core.card import Begun, StudentCard
 from kdnas.core.preprocessing import Preprocessing
 from kdnas.core.task import TaskSpec
 from kdnas.core.words import capitalised, counted, printable
@@ -21,9 +21,9 @@ from kdnas.plugins import short_name
 def card_text(student: TrainedStudent) -> str:
     """Return the card. Raises ExportError where the record is of another network."""
     params = parameter_count(student.network)
-    recorded = student.card.get("quantities", {}).get("params", {}).get("value")
-    if recorded is not None and int(recorded) != params:
-        raise ExportError(f"the record says {int(recorded)} parameters, the network has {params}")
+    recorded = student.card.quantities.get("params")
+    if recorded is not None and int(recorded.value) != params:
+        raise ExportError(f"the record says {int(recorded.value)} parameters, the network has {params}")
     sections = [
         _title(student),
         _scores(student.card, student.spec.score.name),
@@ -62,90 +62,82 @@ def _inputs(spec: TaskSpec) -> str:
     return f"{height} x {width} {colour} images"
 
 
-def _scores(card: Mapping[str, Any], score: str) -> str:
+def _scores(card: StudentCard, score: str) -> str:
     rows = []
-    for split, what in (("validation", "held-out validation split"), ("test", "test split")):
-        entry = card.get("accuracy", {}).get(split)
-        if entry is not None and entry.get("mean") is not None:
-            interval = f"± {entry['ci95']:.4f}" if entry.get("ci95") is not None else "not known (one training)"
-            rows.append(f"| {what} | {entry['mean']:.4f} | {interval} | {entry['trainings']} |")
+    for entry, what in ((card.validation, "held-out validation split"), (card.test, "test split")):
+        if entry is not None:
+            interval = f"± {entry.ci95:.4f}" if entry.ci95 is not None else "not known (one training)"
+            rows.append(f"| {what} | {entry.mean:.4f} | {interval} | {entry.trainings} |")
     if not rows:
         return f"## {score.capitalize()}\n\nNot measured.\n"
     table = f"| on | mean {score} | 95 % interval | trainings |\n|---|---|---|---|\n" + "\n".join(rows)
-    weights = card.get("weights", {})
-    these = f"\n\nThe weights in this folder are those of the training with seed {weights['seed']}" if weights else ""
-    if weights.get("accuracy") is not None:
-        these += f" (validation {score} {weights['accuracy']:.4f}"
-        these += f", test {score} {weights['test_accuracy']:.4f}" if weights.get("test_accuracy") is not None else ""
-        these += ")"
-    if weights.get("chosen_by"):
-        these += f", {weights['chosen_by']}"
-    control = card.get("control")
-    alone = ""
-    if control is not None:
-        numbers = [f"{split} {score} {value:.4f}" for split, value in control.items() if value is not None]
-        alone = f"\n\nTrained once without its teacher, by cross entropy alone and as long: {', '.join(numbers)}."
-    return f"## {score.capitalize()}\n\n{table}{these}{'.' if these else ''}{alone}\n{_further(card)}"
+    weights, these, alone = card.weights, "", ""
+    if weights is not None:
+        these = f"\n\nThe weights in this folder are those of the training with seed {weights.seed}"
+        numbers = _of_splits(score, weights.score, weights.test_score)
+        these += f" ({numbers})" if numbers else ""
+        these += f", {weights.chosen_by}." if weights.chosen_by else "."
+    if card.control is not None:
+        numbers = _of_splits(score, card.control.validation, card.control.test)
+        alone = f"\n\nTrained once without its teacher, by cross entropy alone and as long: {numbers}."
+    return f"## {score.capitalize()}\n\n{table}{these}{alone}\n{_further(card)}"
 
 
-def _further(card: Mapping[str, Any]) -> str:
+def _further(card: StudentCard) -> str:
     """Return a table of what else is known on the test split; empty where nothing is."""
     rows = []
-    for name, entry in card.get("further", {}).items():
-        interval = f"± {entry['ci95']:.4f}" if entry.get("ci95") is not None else "not known (one training)"
-        teacher = "-" if entry.get("teacher") is None else f"{entry['teacher']:.4f}"
-        rows.append(f"| {name} | {entry['mean']:.4f} | {interval} | {teacher} |")
+    for name, entry in card.further.items():
+        interval = f"± {entry.ci95:.4f}" if entry.ci95 is not None else "not known (one training)"
+        teacher = "-" if entry.teacher is None else f"{entry.teacher:.4f}"
+        rows.append(f"| {name} | {entry.mean:.4f} | {interval} | {teacher} |")
     if not rows:
         return ""
     head = "| on the test split | mean | 95 % interval | the teacher |\n|---|---|---|---|\n"
     return f"\n{head}" + "\n".join(rows) + "\n"
 
 
-def _costs(card: Mapping[str, Any], params: int) -> str:
-    quantities = dict(card.get("quantities", {}))
+def _of_splits(score: str, validation: float | None, test: float | None) -> str:
+    known = {"validation": validation, "test": test}
+    return ", ".join(f"{split} {score} {value:.4f}" for split, value in known.items() if value is not None)
+
+
+def _costs(card: StudentCard, params: int) -> str:
     lines = ["| quantity | value | unit | spread (interquartile) | how it was measured |", "|---|---|---|---|---|"]
-    macs = quantities.pop("macs", None)
+    macs = card.quantities.get("macs")
     if macs is not None:
         counted = "closed form: convolutions, linear layers and matrix products, batch 1"
-        lines.append(f"| MACs | {macs['value']:,.0f} | multiply-accumulates | - | {counted} |")
-        lines.append(f"| FLOPs = 2 x MACs | {2 * macs['value']:,.0f} | operations | - | from the MACs |")
-    quantities.pop("params", None)
+        lines.append(f"| MACs | {macs.value:,.0f} | multiply-accumulates | - | {counted} |")
+        lines.append(f"| FLOPs = 2 x MACs | {2 * macs.value:,.0f} | operations | - | from the MACs |")
     lines.append(f"| params | {params:,} | parameters | - | counted on the network |")
-    for name, entry in quantities.items():
-        spread = f"{entry['spread']:.4g}" if entry.get("spread") is not None else "-"
-        context = entry.get("context") or "-"
-        repeats = f"median of {entry['repeats']}; " if entry.get("repeats") else ""
-        lines.append(f"| {name} | {entry['value']:,.6g} | {entry.get('unit', '')} | {spread} | {repeats}{context} |")
+    for name, cost in card.quantities.items():
+        if name not in ("macs", "params"):
+            spread = f"{cost.spread:.4g}" if cost.spread is not None else "-"
+            repeats = f"median of {cost.repeats}; " if cost.repeats else ""
+            lines.append(f"| {name} | {cost.value:,.6g} | {cost.unit} | {spread} | {repeats}{cost.context or '-'} |")
     return "## Cost\n\n" + "\n".join(lines) + "\n"
 
 
-def _teacher(card: Mapping[str, Any], score: str) -> str:
-    teacher = card.get("teacher")
-    if not teacher:
+def _teacher(card: StudentCard, score: str) -> str:
+    teacher = card.teacher
+    if teacher is None:
         return "## Teacher\n\nNone recorded.\n"
-    accuracies = [
-        f"{split} {score} {teacher[key]:.4f}"
-        for key, split in (("accuracy", "validation"), ("test_accuracy", "test"))
-        if teacher.get(key) is not None
-    ]
-    units = {name: entry.get("unit", "") for name, entry in card.get("quantities", {}).items()}
+    scores = _of_splits(score, teacher.score, teacher.test_score)
+    units = {name: cost.unit for name, cost in card.quantities.items()}
     costs = [
         f"{name} {value:,.0f}" if float(value).is_integer() else f"{name} {value:,.6g} {units.get(name, '')}".rstrip()
-        for name, value in teacher.get("values", {}).items()
-        if name != "accuracy"
+        for name, value in teacher.values.items()
+        if name != score
     ]
-    notes = "".join(f"\n- {_plain(note)}" for note in teacher.get("notes", ()))
-    numbers = ", ".join([*accuracies, *costs])
-    return f"## Teacher\n\n{_plain(teacher['name'])}{': ' if numbers else ''}{numbers}.{notes}\n"
+    notes = "".join(f"\n- {_plain(note)}" for note in teacher.notes)
+    numbers = ", ".join(filter(None, [scores, *costs]))
+    return f"## Teacher\n\n{_plain(teacher.name)}{': ' if numbers else ''}{numbers}.{notes}\n"
 
 
 def _data(student: TrainedStudent) -> str:
-    data = student.card.get("data", {})
-    lines = [f"Data set: {_plain(data['name'])} (content hash `{data['fingerprint']}`)."] if data else []
-    if data.get("split"):
-        lines.append(data["split"])
-    if data.get("notes"):
-        lines.append("\n".join(f"- {_plain(note)}" for note in data["notes"]))
+    data, lines = student.card.data, []
+    if data is not None:
+        lines = [f"Data set: {_plain(data.name)} (content hash `{data.fingerprint}`).", data.split]
+        lines += ["\n".join(f"- {_plain(note)}" for note in data.notes)] if data.notes else []
     given = student.preprocessing
     if isinstance(given, Preprocessing):
         mean, std = (
@@ -160,7 +152,7 @@ def _data(student: TrainedStudent) -> str:
     return "## Data\n\n" + "\n\n".join(lines) + "\n"
 
 
-_BEGUN = {
+_BEGUN: Mapping[Begun, str] = {
     "random": "from random weights",
     "inherited": "from weights inherited from the teacher",
     "supernet": "from the supernet's weights",
@@ -171,20 +163,14 @@ _BEGUN = {
 
 def _making(student: TrainedStudent) -> str:
     training, distillation = student.recipe.get("training", {}), student.recipe.get("distillation", {})
-    weights = student.card.get("weights", {})
-    lines = []
-    if student.card.get("study"):
+    card, weights, lines = student.card, student.card.weights, []
+    if card.study:
+        trial = f", trial {card.trial}" if card.trial is not None else ""
+        lines.append(f"Found by the search `{card.study}`{trial}{f', with {card.made_by}' if card.made_by else ''}.")
+    if weights is not None:
         lines.append(
-            f"Found by the search `{student.card['study']}`"
-            + (f", trial {student.card['trial']}" if student.card.get("trial") is not None else "")
-            + (f", with {student.card['made_by']}." if student.card.get("made_by") else ".")
-        )
-    epochs = weights.get("epochs", training.get("epochs"))
-    if epochs is not None:
-        fraction = weights.get("data_fraction", training.get("data_fraction", 1.0))
-        lines.append(
-            f"Trained {_BEGUN[weights.get('start', 'random')]} for {counted(epochs, 'epoch')} "
-            f"on {100 * fraction:g} % of the training part with {training.get('optimizer', 'sgd')}, "
+            f"Trained {_BEGUN[weights.start]} for {counted(weights.epochs, 'epoch')} "
+            f"on {100 * weights.data_fraction:g} % of the training part with {training.get('optimizer', 'sgd')}, "
             f"learning rate {training.get('learning_rate', 0):g}, "
             f"batch size {training.get('batch_size', 0)}, computing in {training.get('precision', 'float32')}"
             + (f"; the weights are a moving average of decay {training['ema']:g}." if training.get("ema") else ".")
@@ -213,6 +199,6 @@ def _limits(student: TrainedStudent) -> str:
         "Latency and memory hold for the machine and settings named beside them, and for no others.",
         f"The validation split chose the architecture, so {student.spec.score.name} on it is optimistic; the test "
         "split was not used to choose anything.",
-        *student.card.get("limits", ()),
+        *student.card.limits,
     ]
     return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits) + "\n"

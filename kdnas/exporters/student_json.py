@@ -42,7 +42,7 @@ def _record(student: TrainedStudent, weights: Path) -> dict[str, Any]:
         "classes": list(student.preprocessing.class_names),
         "params": parameter_count(student.network),
         "weights": {"file": weights.name, "sha256": file_sha256(weights)},
-        "measured": dict(student.card),
+        "measured": student.card.as_dict(student.spec.score.name),
     }
 
 

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
 from torch import nn
 
 from kdnas import atomic
+from kdnas.core.card import (
+    ControlCard,
+    CostRecord,
+    DataCard,
+    FurtherScore,
+    MeanScore,
+    StudentCard,
+    TeacherCard,
+    WeightsRecord,
+)
 from kdnas.core.data import Data, ImageData
 from kdnas.core.preprocessing import OwnPreprocessing, Preprocessing, TextPreprocessing
 from kdnas.core.text import TokenData
@@ -139,7 +148,7 @@ def trained_student(run: RunRecord, member: FrontMember, repeat: Repeat, worksho
     return assemble(file, network, workshop, card=run_card(run, member, repeat, workshop.data))
 
 
-def assemble(file: TrainFile, network: nn.Module, workshop: Workshop, *, card: Mapping[str, Any]) -> TrainedStudent:
+def assemble(file: TrainFile, network: nn.Module, workshop: Workshop, *, card: StudentCard) -> TrainedStudent:
     """Return `network`, trained by `file` in `workshop`, with everything an exporter may write."""
     arch, data = file.student, workshop.data
     own, cut = workshop.family.cut(arch, network) or (network, None)
@@ -255,85 +264,65 @@ def _load_weights(network: nn.Module, arch_id: str, path: Path, sha256: str, rem
         raise RunFolderError(f"{path} holds the weights of another network than {arch_id}: {first}") from error
 
 
-def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: Data) -> dict[str, Any]:
-    """Return what the model card says of `member`, as plain data."""
+def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: Data) -> StudentCard:
+    """Return what is known of `member`, whose weights are those of `repeat`."""
     trained = len(member.trial.repeats)
-    quantities: dict[str, dict[str, Any]] = {}
-    for name, value in member.values.items():
-        if name == run.score.name:
-            continue
-        unit = run.quantities[name].unit if name in run.quantities else ""
-        measured = member.trial.measurements.get(name)
-        quantities[name] = {"value": measured.value if measured else value, "unit": unit}
-        if measured is not None:
-            quantities[name] |= {"spread": measured.spread, "repeats": measured.repeats, "context": measured.context}
-    return {
-        "study": run.config.name,
-        "trial": member.trial.number,
-        "made_by": f"kdnas {__version__}",
-        "accuracy": {
-            "validation": {
-                "mean": member.values.get(run.score.name),
-                "ci95": member.score_ci95,
-                "trainings": trained,
-            },
-            "test": {"mean": member.test_score, "ci95": member.test_score_ci95, "trainings": trained},
-        },
-        "further": {
-            name: {"mean": mean, "ci95": half, "trainings": trained, "teacher": run.teacher_further.get(name)}
+    score, fidelity = member.values.get(run.score.name), repeat.fidelity
+    controls = (control for control in run.controls if control.number == member.trial.number)
+    control = next((ControlCard(found.score, found.test_score) for found in controls if found.score is not None), None)
+    return StudentCard(
+        study=run.config.name,
+        trial=member.trial.number,
+        made_by=f"kdnas {__version__}",
+        validation=None if score is None else MeanScore(score, member.score_ci95, trained),
+        test=None if member.test_score is None else MeanScore(member.test_score, member.test_score_ci95, trained),
+        further={
+            name: FurtherScore(mean, half, trained, run.teacher_further.get(name))
             for name, (mean, half) in member.further.items()
         },
-        "weights": {
-            "seed": repeat.seed,
-            "accuracy": repeat.score,
-            "test_accuracy": repeat.test_score,
-            "epochs": repeat.fidelity.epochs,
-            "data_fraction": repeat.fidelity.data_fraction,
-            "start": repeat.fidelity.start,
-            **({} if repeat.cut_from is None else {"cut_from_trial": repeat.cut_from}),
-            "train_seconds": repeat.train_seconds,
-            "chosen_by": f"the best of {trained} on the validation split",
-        },
-        "control": next(
-            (
-                {"validation": control.score, "test": control.test_score}
-                for control in run.controls
-                if control.number == member.trial.number and control.score is not None
-            ),
-            None,
+        weights=WeightsRecord(
+            repeat.seed,
+            fidelity.epochs,
+            fidelity.data_fraction,
+            fidelity.start,
+            repeat.train_seconds,
+            repeat.score,
+            repeat.test_score,
+            f"the best of {trained} on the validation split",
+            cut_from_trial=repeat.cut_from,
         ),
-        "quantities": quantities,
-        "teacher": _teacher_card(run.teacher),
-        "data": data_card(run.sources()[0].validation_fraction, run.config.seed, data),
-        "limits": [f"As it is, {why}." for why in doubts(run, member)],
-    }
+        control=control,
+        quantities={name: _cost(run, member, name) for name in member.values if name != run.score.name},
+        teacher=_teacher_card(run.teacher),
+        data=data_card(run.sources()[0].validation_fraction, run.config.seed, data),
+        limits=tuple(f"As it is, {why}." for why in doubts(run, member)),
+    )
 
 
-def data_card(validation_fraction: float, seed: int, data: Data) -> dict[str, Any]:
-    """Return what the model card says of the data and its split, as plain data."""
+def _cost(run: RunRecord, member: FrontMember, name: str) -> CostRecord:
+    unit = run.quantities[name].unit if name in run.quantities else ""
+    taken = member.trial.measurements.get(name)
+    if taken is None:
+        return CostRecord(member.values[name], unit)
+    return CostRecord(taken.value, unit, taken.spread, taken.repeats, taken.context)
+
+
+def data_card(validation_fraction: float, seed: int, data: Data) -> DataCard:
+    """Return what is known of the data and its split."""
     samples, stated = data.task.samples, data.stated_validation
     drawn = f"{100 * validation_fraction:g} %, {task_of(data.task).split_in_words} with seed {seed},"
     held = f"Of its {len(data.train):,} training {samples} {drawn} were held out for validation."
     if stated:
         held = f"It has {len(data.train) - stated:,} training {samples}, and {stated:,} for validation."
-    return {
-        "name": data.name,
-        "fingerprint": data.fingerprint,
-        "split": f"{held} Its {len(data.test):,} test {samples} were only used for the test {data.task.score.name}.",
-        "notes": list(data.notes),
-    }
+    split = f"{held} Its {len(data.test):,} test {samples} were only used for the test {data.task.score.name}."
+    return DataCard(data.name, data.fingerprint, split, data.notes)
 
 
-def _teacher_card(report: TeacherReport | None) -> dict[str, Any] | None:
+def _teacher_card(report: TeacherReport | None) -> TeacherCard | None:
     if report is None:
         return None
-    return {
-        "name": report.name,
-        "accuracy": report.score,
-        "test_accuracy": report.test_score,
-        "values": {name: float(value) for name, value in report.values.items()},
-        "notes": list(report.notes),
-    }
+    values = {name: float(value) for name, value in report.values.items()}
+    return TeacherCard(report.name, report.score, report.test_score, values, report.notes)
 
 
 def check_formats(formats: Sequence[str]) -> None:

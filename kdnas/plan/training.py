@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from kdnas.core.arch import Arch
+from kdnas.core.card import CostRecord, MeanScore, StudentCard, TeacherCard, WeightsRecord
 from kdnas.core.data import Data
 from kdnas.core.objective import Quantity
 from kdnas.core.seeds import derive_seed
@@ -265,39 +266,38 @@ def _card(
     workshop: Workshop,
     trained: StepResult,
     test_score: float,
-) -> dict[str, Any]:
-    data, teacher = workshop.data, workshop.teacher
+) -> StudentCard:
+    data, teacher, training = workshop.data, workshop.teacher, file.training
     limits = [f"Its {data.task.score.name} is that of one training; how far another one would differ was not measured."]
     if plan is not None:
         limits.append(
             f"It was trained by the route `{plan.route}`: the steps of plan.yaml, together worth the epochs "
             "stated. train.yaml has the recipe that they share."
         )
-    price = workshop.family.price(file.student)
-    return {
-        "study": file.provenance.study,
-        "trial": file.provenance.trial,
-        "made_by": f"kdnas {__version__}",
-        "accuracy": {
-            "validation": {"mean": trained.score, "ci95": None, "trainings": 1},
-            "test": {"mean": test_score, "ci95": None, "trainings": 1},
+    price, start = workshop.family.price(file.student), file.start if larger is None else "nested"
+    weights = WeightsRecord(
+        file.seed,
+        training.epochs,
+        training.data_fraction,
+        start if plan is None else "plan",
+        trained.train_seconds,
+        cut_from=None if larger is None else larger.arch.arch_id,
+    )
+    return StudentCard(
+        study=file.provenance.study,
+        trial=file.provenance.trial,
+        made_by=f"kdnas {__version__}",
+        validation=MeanScore(trained.score, None, 1),
+        test=MeanScore(test_score, None, 1),
+        weights=weights,
+        quantities={
+            "macs": CostRecord(price.macs, "multiply-accumulates"),
+            "params": CostRecord(price.params, "parameters"),
         },
-        "weights": {
-            "seed": file.seed,
-            "epochs": file.training.epochs,
-            "data_fraction": file.training.data_fraction,
-            "start": "plan" if plan is not None else file.start if larger is None else "nested",
-            **({} if larger is None else {"cut_from": larger.arch.arch_id}),
-            "train_seconds": trained.train_seconds,
-        },
-        "quantities": {
-            "macs": {"value": price.macs, "unit": "multiply-accumulates"},
-            "params": {"value": price.params, "unit": "parameters"},
-        },
-        "teacher": {"name": teacher.name, "values": {}, "notes": list(teacher.notes)},
-        "data": data_card(file.data.validation_fraction, file.seed, data),
-        "limits": limits,
-    }
+        teacher=TeacherCard(teacher.name, notes=teacher.notes),
+        data=data_card(file.data.validation_fraction, file.seed, data),
+        limits=tuple(limits),
+    )
 
 
 STEP_FILE = "step.json"

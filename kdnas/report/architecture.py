@@ -44,7 +44,7 @@ class Stage:
 
 def family_in_words(family: str) -> str:
     """Return what students of a family are, in the singular."""
-    return _FAMILIES.get(family, f"{short_name(family)} network")
+    return _FAMILIES.get(family, f"network of {short_name(family)}")
 
 
 def stages_of(arch: Arch) -> tuple[Stage, ...]:

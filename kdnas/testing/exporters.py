@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kdnas.core.arch import Scalar
+from kdnas.core.card import CostRecord, DataCard, MeanScore, StudentCard, TeacherCard
 from kdnas.core.preprocessing import Preprocessing
 from kdnas.core.task import image_classification
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written, lacking_formats
@@ -24,27 +25,19 @@ _CHOICES: dict[str, Scalar] = {
     **{"stage2.depth": 1, "stage2.width": 8, "stage2.bottleneck": 0.5, "stage2.skip": "projection"},
 }
 RECIPE = {"format_version": 1, "seed": 3, "training": {"learning_rate": 1e-05, "optimizer": "sgd"}, "name": "yes"}
-CARD = {
-    "study": "tiny",
-    "trial": 7,
-    "made_by": "kdnas 0",
-    "accuracy": {
-        "validation": {"mean": 0.91234, "ci95": 0.01, "trainings": 3},
-        "test": {"mean": 0.9, "ci95": None, "trainings": 3},
+CARD = StudentCard(
+    study="tiny",
+    trial=7,
+    made_by="kdnas 0",
+    validation=MeanScore(0.91234, 0.01, 3),
+    test=MeanScore(0.9, None, 3),
+    quantities={
+        "macs": CostRecord(1234567, "MACs"),
+        "latency_ms": CostRecord(0.5, "ms", 0.02, 50, "cpu, 1 thread"),
     },
-    "quantities": {
-        "macs": {"value": 1234567, "unit": "MACs"},
-        "latency_ms": {"value": 0.5, "unit": "ms", "spread": 0.02, "repeats": 50, "context": "cpu, 1 thread"},
-    },
-    "teacher": {
-        "name": "big",
-        "accuracy": 0.97,
-        "test_accuracy": None,
-        "values": {"macs": 9e6, "latency_ms": 7.25},
-        "notes": ["adapted"],
-    },
-    "data": {"name": "digits", "fingerprint": "abc", "split": "20 % were held out."},
-}
+    teacher=TeacherCard("big", 0.97, None, {"macs": 9e6, "latency_ms": 7.25}, ("adapted",)),
+    data=DataCard("digits", "abc", "20 % were held out."),
+)
 
 
 def trained_student() -> TrainedStudent:

@@ -15,6 +15,7 @@ import yaml
 from torch import nn
 from trained_run import TASK, small_arch, small_network
 
+from kdnas.core.card import CostRecord
 from kdnas.core.preprocessing import Preprocessing
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent, lacking_formats
@@ -164,7 +165,7 @@ def test_model_card_shows_the_measured_numbers(exported: Path, student: TrainedS
 
 
 def test_model_card_refuses_a_record_of_another_network(student: TrainedStudent, tmp_path: Path) -> None:
-    card = {**CARD, "quantities": {"params": {"value": 17, "unit": "parameters"}}}
+    card = dataclasses.replace(CARD, quantities={"params": CostRecord(17, "parameters")})
     with pytest.raises(ExportError, match="the record says 17 parameters"):
         EXPORTERS.build("model_card", dataclasses.replace(student, card=card), tmp_path)
 

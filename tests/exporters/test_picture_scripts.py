@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
+from kdnas.core.card import StudentCard
 from kdnas.core.preprocessing import Preprocessing
 from kdnas.core.task import image_classification
 from kdnas.datasets import DATASETS
@@ -80,7 +81,7 @@ def made(request, tmp_path_factory) -> tuple[TrainedStudent, Path, torch.Tensor]
             background=BACKGROUND,
         ),
         recipe={},
-        card={},
+        card=StudentCard(),
     )
     out = tmp_path_factory.mktemp("export")
     for name in ("student_py", "safetensors", "student_json", "model_card", "train_yaml"):

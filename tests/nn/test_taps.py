@@ -92,8 +92,14 @@ def test_output_shapes_leave_training_flags_and_statistics(images: Tensor) -> No
     assert network.stages[0].training
     assert not network.stages[1].training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    with pytest.raises(ValueError, match=r"stage 'classifier' gives \(2, 5\)"):
-        output_shapes(network, ("classifier",), None, images)
+    assert output_shapes(network, ("classifier",), None, images).stages == ((1, 5),)  # a vector is one token
+    with pytest.raises(ConfigError, match=r"stages: 'flat' gives a tensor of \(60,\)"):
+        output_shapes(
+            nn.Sequential(OrderedDict(flat=nn.Flatten(0), row=nn.Unflatten(0, (2, 30)))),
+            ("flat",),
+            None,
+            torch.ones(2, 30),
+        )
 
 
 def test_stage_names_follow_the_students_contract() -> None:

@@ -1,0 +1,115 @@
+"""A kind of work that kdnas has not, in one file of a user's: from `validate` to what is exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from kdnas import load_run, plugins
+from kdnas.cli.main import main
+from kdnas.record.database import database_of
+from kdnas.record.run_folder import LOCK_FILE
+from kdnas.report.dashboard import LivePage
+
+SIGNALS = Path(__file__).parent / "own_signals.py"
+STUDY = {
+    "name": "waves",
+    "data": {"type": "signals.py:waves", "noise": 0.4},
+    "task": "signals.py:Signals",
+    "teacher": {"type": "signals.py:teacher"},
+    "space": "space.yaml",
+    "objectives": ["accuracy", "macs"],
+    "training": {"epochs": 4, "batch_size": 32, "learning_rate": 0.05, "augmentation": {"roll": True}},
+    "distillation": {"losses": [{"type": "kd", "weight": 0.9}, {"type": "hidden_cosine", "weight": 0.1}]},
+    "trackers": ["jsonl"],
+    "executor": {"workers": 1},
+    "budget": {"trials": 3},
+    "final": {"seeds": 1, "epochs": 6, "max_students": 2, "control": False},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The user's folder, searched: its run is `run`."""
+    folder = tmp_path_factory.mktemp("own") / "waves"
+    folder.mkdir()
+    (folder / "signals.py").write_text(SIGNALS.read_text())
+    (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    (folder / "space.yaml").write_text(
+        "family: signals.py:Perceptrons\nchoices:\n  width: [4, 8, 16, 32]\n  depth: [1, 2]\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(plugins._VOUCHED, "[]")
+        assert main(["search", str(folder), "--out", str(folder / "run"), "--trials", "3"]) == 0
+    return folder
+
+
+def test_it_is_validated_with_its_numbers(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(folder), "--open"]) == 0
+    out = capfd.readouterr().out
+    assert "288 to train, 72 to score, 120 to test; 24 numbers, 3 classes" in out
+    assert "teacher measured    validation accuracy" in out
+    assert out.endswith("ok\n")
+
+
+def test_its_students_are_scored_retrained_and_shown(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = load_run(folder / "run")
+    assert [trial.state for trial in run.record.trials] == ["complete"] * 3
+    assert all(1 / 3 <= trial.values["accuracy"] <= 1 for trial in run.record.trials)
+    assert run.front["test_accuracy"].notna().any()
+    assert main(["front", str(folder / "run")]) == 0
+    assert "network of signals.py:Perceptrons" in capfd.readouterr().out.lower().replace("perceptrons", "Perceptrons")
+    (folder / "run" / "report.html").unlink()
+    assert main(["report", str(folder / "run")]) == 0
+    live = LivePage(folder / "run", database_of(folder / "run", "waves")).render()
+    for page in ((folder / "run" / "report.html").read_text(), live.decode()):
+        assert "signals.py:Perceptrons" in page
+        assert " images" not in page.replace("svg", "")
+    events = [json.loads(line)["event"] for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
+    assert events.count("TrialEnded") == 3
+
+
+def test_what_is_exported_is_the_student(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = folder / "run" / "export"
+    assert {path.name for path in out.iterdir()} == {
+        "student.safetensors", "student.json", "train.yaml", "MODEL_CARD.md", "preprocessing.json"
+    }  # fmt: skip
+    assert json.loads((out / "preprocessing.json").read_text()) == {
+        "task": "signals.py:Signals", "class_names": ["sine", "saw", "square"]
+    }  # fmt: skip
+    card = (out / "MODEL_CARD.md").read_text()
+    assert "for signals.py:Signals: 24 numbers in, 3 classes out" in card
+    assert "Signals are as the data set has them" in card
+    assert not {"picture", "image", "text"} & set(card.lower().split())
+    student = load_run(folder / "run").student("near-best")
+    weights = load_file(out / "student.safetensors")
+    own = {name.removeprefix("network."): value for name, value in student.state_dict().items()}
+    assert set(own) == set(weights)
+    assert all(torch.equal(own[name], value) for name, value in weights.items())
+    assert student(torch.zeros(5, 24)).shape == (5, 3)
+    assert main(["export", str(folder / "run"), "--format", "student_py", "--out", str(folder / "py")]) == 2
+    assert "the family signals.py:Perceptrons gives no source of its networks" in capfd.readouterr().err
+    assert main(["train", str(out / "train.yaml"), "--epochs", "1", "--out", str(folder / "again")]) == 0
+
+
+def test_the_run_goes_on_and_is_refused_where_the_task_has_changed(folder: Path, capfd) -> None:
+    again = ["search", str(folder), "--out", str(folder / "run")]
+    assert main([*again, "--trials", "3"]) == 0
+    assert "nothing new" in capfd.readouterr().out
+    assert (folder / "run" / LOCK_FILE).is_file()
+    changed = (folder / "signals.py").read_text().replace("LENGTH, CLASSES = 24, 3", "LENGTH, CLASSES = 24, 3  #")
+    (folder / "signals.py").write_text(changed)
+    assert main([*again, "--trials", "4"]) == 2
+    assert "signals.py: its content is not what it was" in capfd.readouterr().err
+
+
+def test_costs_are_not_invented_for_inputs_that_are_not_known(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["spaces", "show", str(folder)]) == 0
+    out = capfd.readouterr().out
+    assert "What its networks cost depends on the data" in out
+    assert "images" not in out
