@@ -70,8 +70,7 @@ class Quantity:
     def as_share(self, value: float) -> float:
         """Return a score as a number in [0, 1] of which more is better: a perplexity as a token's mean probability.
 
-        That mean is the geometric one, the perplexity's inverse. What is to be large stays as it is: a correlation may be
-        below 0.
+        That mean is the geometric one, the perplexity's inverse. What is to be large stays as it is.
         """
         return 1.0 / value if self.direction == "minimize" else value
 

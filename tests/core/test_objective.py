@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -61,3 +63,11 @@ def test_minimised_flips_what_is_maximised():
     assert minimised(rows, [ACCURACY, MACS]).tolist() == [[-0.9, 5.0], [-0.8, 3.0]]
     assert minimised([], [ACCURACY, MACS]).shape == (0, 2)
     assert minimised(rows, [MACS]).dtype == np.float64
+
+
+def test_a_score_as_a_share_is_better_the_larger_it_is():
+    assert ACCURACY.as_share(0.7) == ACCURACY.from_share(0.7) == 0.7
+    assert PERPLEXITY.as_share(20.0) == pytest.approx(math.exp(-math.log(20.0)))  # the mean probability of a token
+    assert PERPLEXITY.as_share(20.0) > PERPLEXITY.as_share(21.0)
+    assert PERPLEXITY.from_share(PERPLEXITY.as_share(20.0)) == pytest.approx(20.0)
+    assert PERPLEXITY.from_share(PERPLEXITY.as_share(math.inf)) == math.inf
