@@ -37,7 +37,7 @@ ArchFor = Callable[[Mapping[str, Scalar]], Arch]
 
 
 def queued_values(
-    fixed: Mapping[str, Any], space: SearchSpace, domain: Mapping[str, BaseDistribution]
+    fixed: Mapping[str, object], space: SearchSpace, domain: Mapping[str, BaseDistribution]
 ) -> dict[str, Scalar]:
     """Return what a queued trial states of `domain`, as the space spells it; what it leaves out is open.
 
@@ -138,7 +138,7 @@ def enqueue(opened: Opened, students: Sequence[HandMade], observe: Observer) -> 
     if problems:
         raise ConfigError(problems)
     known = {student_key(t.arch, t.tuned): t.number for t in opened.run.trials if t.state != "interrupted"}
-    waiting = [dict(values) for values in opened.record.waiting().values()]
+    waiting = [dict(queued.stated) for queued in opened.record.waiting()]
     queued = 0
     for student in students:
         tuned = student.tuned(opened.config)

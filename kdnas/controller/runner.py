@@ -148,7 +148,7 @@ class Search:
             else:
                 scored.add(place)
         self._seen = {student for student, _ in scored}
-        waiting = self._record.waiting()
+        waiting = {queued.number for queued in self._record.waiting()}
         for other in (other for other in self._run.others if other.number not in waiting):
             self._observe(Note(f"trial {other.number}: {other.reason}"))
         self._retry.extend(
@@ -183,9 +183,10 @@ class Search:
 
     def _queued(self) -> _Start | None:
         """Return the first of the queue that can be trained; those before it that cannot are closed, and told."""
-        for number, fixed in self._record.waiting().items():
+        for queued in self._record.waiting():
+            number = queued.number
             try:
-                values = queued_values(fixed, self._opened.space, self._domain)
+                values = queued_values(queued.stated, self._opened.space, self._domain)
             except ConfigError as error:
                 self._set_aside(number, "; ".join(map(str, error.problems)))
                 continue
@@ -281,7 +282,8 @@ class Search:
             fixed = start.params
         else:
             if start.waiting is not None:
-                fixed = queued_values(self._record.waiting()[start.waiting], self._opened.space, self._domain)
+                queued = next(queued for queued in self._record.waiting() if queued.number == start.waiting)
+                fixed = queued_values(queued.stated, self._opened.space, self._domain)
             sampler = self._proposals(fixed)
         began = time.monotonic()
         number, params = self._record.ask(sampler, self._domain, start.waiting)

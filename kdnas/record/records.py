@@ -115,6 +115,14 @@ class OtherTrial:
 
 
 @dataclass(frozen=True)
+class QueuedTrial:
+    """A trial that waits in the queue, for what whoever queued it has `stated`: values by choice, not checked yet."""
+
+    number: int
+    stated: Mapping[str, object]
+
+
+@dataclass(frozen=True)
 class FailedRepeat:
     """A retraining of a finalist that failed so often, the last time for `reason`."""
 

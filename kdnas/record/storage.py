@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Concatenate, Literal, ParamSpec, TypeVar
 
 import optuna
 from optuna.distributions import (
@@ -49,6 +49,7 @@ from kdnas.record.records import (
     Control,
     FailedRepeat,
     OtherTrial,
+    QueuedTrial,
     Repeat,
     Result,
     RunNotes,
@@ -188,10 +189,12 @@ class Record:
         return trial.number, dict(trial.params)
 
     @_on_disk
-    def waiting(self) -> dict[int, dict[str, Any]]:
-        """Return the queued trials, first come first, by number: the values that they state."""
+    def waiting(self) -> tuple[QueuedTrial, ...]:
+        """Return the queued trials, first come first."""
         trials = self.study.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
-        return {trial.number: {**trial.params, **trial.system_attrs.get(FIXED_PARAMS, {})} for trial in trials}
+        return tuple(
+            QueuedTrial(trial.number, {**trial.params, **trial.system_attrs.get(FIXED_PARAMS, {})}) for trial in trials
+        )
 
     @_on_disk
     def enqueue(self, values: Mapping[str, Scalar], where: str) -> None:
