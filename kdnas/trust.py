@@ -45,7 +45,7 @@ class NamedCode:
     arguments: Mapping[str, Any]
     plugin: bool = False
 
-    def told(self, data_root: Path) -> str:
+    def in_words(self, data_root: Path) -> str:
         """Return in words what would run."""
         module, _, _ = self.spec.rpartition(":")
         given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
@@ -141,7 +141,7 @@ def trust(source: Path, named: Sequence[NamedCode], data_root: Path) -> None:
         decision = _decision(source, part, root)
         with contextlib.suppress(OSError):
             decision.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lines = [f"{source.resolve()}: {code.told(root)}\n" for code in part]
+            lines = [f"{source.resolve()}: {code.in_words(root)}\n" for code in part]
             decision.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
 
 

@@ -23,8 +23,8 @@ def own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_function_that_settings_name_is_found(tmp_path: Path) -> None:
     data, teacher = code_named(SETTINGS)
-    assert data.told(tmp_path) == f"data.function: data.py:load(size=8) in {tmp_path / 'data.py'}"
-    assert teacher.told(tmp_path) == "teacher.factory: os:system(command='true')"
+    assert data.in_words(tmp_path) == f"data.function: data.py:load(size=8) in {tmp_path / 'data.py'}"
+    assert teacher.in_words(tmp_path) == "teacher.factory: os:system(command='true')"
     evaluator = {"evaluator": {"type": "module", "function": "a:b", "price": "c:d"}}
     assert [code.where for code in code_named(evaluator)] == ["evaluator.function", "evaluator.price"]
     assert code_named({"data": {"type": "digits"}, "teacher": None, "evaluator": {"type": "distil"}}) == []

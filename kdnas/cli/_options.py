@@ -88,11 +88,11 @@ def allow_code(source: Path, settings: Mapping[str, Any], data_root: Path, trust
     named = strange_code(source, settings, data_root)
     if not named:
         return
-    told = "; ".join(code.told(data_root) for code in named)
+    told = "; ".join(code.in_words(data_root) for code in named)
     if not trusted and sys.stdin.isatty() and sys.stderr.isatty():
         typer.echo(f"{source} names code that no study of yours on this machine named:", err=True)
         for code in named:
-            typer.echo(f"  {code.told(data_root)}", err=True)
+            typer.echo(f"  {code.in_words(data_root)}", err=True)
         trusted = typer.confirm("Let it run? It is asked once", default=False, err=True)
     if not trusted:
         again = command_line("kdnas", *sys.argv[1:], "--trust-code")

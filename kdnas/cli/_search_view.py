@@ -228,7 +228,7 @@ class PlainView(View):
         self._ended = threading.Event()
 
     def __enter__(self) -> PlainView:
-        threading.Thread(target=self._keep_telling, daemon=True).start()
+        threading.Thread(target=self._print_at_intervals, daemon=True).start()
         return self
 
     def release(self) -> None:
@@ -242,7 +242,7 @@ class PlainView(View):
             self._score = event.run.score if isinstance(event, Ready) else self._score
             self._print(self._lines(event))
 
-    def tell(self) -> None:
+    def print_progress(self) -> None:
         """Print how far everything is."""
         progress = self._progress
         with self._lock:
@@ -250,10 +250,10 @@ class PlainView(View):
             what = "; ".join(progress.running) or progress.note or f"{progress.stage} {progress.lasting}"
             self._print([f"{count}{f'{progress.left}  ' if progress.left else ''}{what}"])
 
-    def _keep_telling(self) -> None:
+    def _print_at_intervals(self) -> None:
         while not self._ended.wait(min(self._interval_s, 1.0)):
             if time.monotonic() - self._printed >= self._interval_s:
-                self.tell()
+                self.print_progress()
 
     def _print(self, lines: Sequence[str]) -> None:
         for line in lines:

@@ -119,10 +119,10 @@ def _answer(arguments: Sequence[str]) -> int:
             _complain(told)
             return 2
         if isinstance(getattr(finished.__context__, "__cause__", None), KeyboardInterrupt):
-            _tell_interrupted()  # typer ends quietly; a verb that has said so itself raises its own Exit
+            _print_interrupted()  # typer ends quietly; a verb that has said so itself raises its own Exit
         return finished.code if isinstance(finished.code, int) else int(finished.code is not None)
     except KeyboardInterrupt:
-        _tell_interrupted()
+        _print_interrupted()
         return 130
     except KdnasError as error:
         _show_traceback()
@@ -153,7 +153,7 @@ def _answer(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _tell_interrupted() -> None:
+def _print_interrupted() -> None:
     typer.echo("interrupted; the same command begins again, or goes on where it can", err=True)
 
 

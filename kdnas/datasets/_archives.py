@@ -47,7 +47,7 @@ def members(path: Path, max_member_bytes: int) -> Iterator[Member]:
     Raises DataError on an archive that is damaged or cut short, and on a member that is a link or a device, has an
     absolute path or a `..`, or holds more than `max_member_bytes`.
     """
-    with _damage_told(path):
+    with _naming_damage(path):
         if path.name.lower().endswith(".zip"):
             yield from _zip_members(path, max_member_bytes)
         else:
@@ -55,7 +55,7 @@ def members(path: Path, max_member_bytes: int) -> Iterator[Member]:
 
 
 @contextlib.contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
+def _naming_damage(path: Path) -> Iterator[None]:
     """Turn what the readers raise on a damaged archive into DataError."""
     try:
         yield
@@ -83,7 +83,7 @@ def _tar_members(path: Path, max_member_bytes: int) -> Iterator[Member]:
                 raise DataError(Problem(str(path), f"member {info.name!r} is a {kind}", "files and folders"))
 
             def read(info: tarfile.TarInfo = info) -> bytes:
-                with _damage_told(path):
+                with _naming_damage(path):
                     file = tar.extractfile(info)  # a file object over the stream: nothing touches the disk
                     return file.read() if file is not None else b""
 
@@ -128,7 +128,7 @@ def _zip_members(path: Path, max_member_bytes: int) -> Iterator[Member]:
                 )
 
             def read(info: zipfile.ZipInfo = info) -> bytes:
-                with _damage_told(path):
+                with _naming_damage(path):
                     return archive.read(info)
 
             yield Member(parts, info.is_dir(), info.file_size, read)

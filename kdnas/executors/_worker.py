@@ -38,7 +38,7 @@ def answer(evaluate: Evaluate[Any, Any], job: Any) -> Answer:
     except MemoryError:
         return "failure", "out of memory"
     except BaseException as error:  # `exit()` in a user's function too
-        return "crash", printable(blamed(error) or _told(error))
+        return "crash", printable(blamed(error) or _failure_in_words(error))
 
 
 def opened(
@@ -63,7 +63,7 @@ def opened(
     return evaluate
 
 
-def _told(error: BaseException) -> str:
+def _failure_in_words(error: BaseException) -> str:
     """Return what an error of anybody's making says of itself, whose `__str__` may fail as well."""
     try:
         return f"{type(error).__name__}: {error}"

@@ -27,7 +27,7 @@ from kdnas.plan.train_file import ArchSection, TrainFile
 from kdnas.record.lock import scored
 from kdnas.record.run_folder import write_text
 from kdnas.registry import Section, validation_problems
-from kdnas.students import StudentFamily, family_beside, stated_arch
+from kdnas.students import StudentFamily, sibling_family, stated_arch
 from kdnas.study.yaml_lines import YamlDocument, read_yaml
 from kdnas.training.supernet import SupernetSettings
 from kdnas.training.supernet.policies._recorded import Recorded
@@ -222,7 +222,7 @@ class SupernetStep(Section):
 
     def elastic(self, family: StudentFamily) -> ElasticSpace:
         """Return the space as the training of its supernet sees it. Raises ConfigError."""
-        return ElasticSpace(self.search_space, family_beside(family, self.space.family))
+        return ElasticSpace(self.search_space, sibling_family(family, self.space.family))
 
     def network(self, family: StudentFamily) -> Arch:
         """Return the network that the step gives: the smallest. Raises ConfigError."""
@@ -399,7 +399,7 @@ def _student(plan: TrainingPlan, family: StudentFamily) -> tuple[Arch | None, li
     section, budget = plan.student, plan.budget
     try:
         arch = stated_arch(section.family, section.choices)
-        macs = family_beside(family, section.family).price(arch).macs
+        macs = sibling_family(family, section.family).price(arch).macs
     except ConfigError as error:
         return None, [
             Problem(f"student.choices.{p.where}" if p.where else "student.family", p.what, p.allowed)
@@ -441,7 +441,7 @@ def _init_problems(
 def _share_problems(
     where: str, step: DistilStep, network: Arch, plan: TrainingPlan, family: StudentFamily
 ) -> Iterator[Problem]:
-    macs = family_beside(family, network.family).price(network).macs
+    macs = sibling_family(family, network.family).price(network).macs
     share = plan.budget.share(step.epochs, macs)
     if not math.isclose(share, step.share, rel_tol=_ROUNDED, abs_tol=_ROUNDED):
         yield Problem(f"{where}.share", f"is {step.share:g}, but {step.epochs} epochs are {share:.4g} of the budget")

@@ -64,7 +64,7 @@ from kdnas.plugins import code_fingerprints
 from kdnas.record.lock import fingerprint, scored
 from kdnas.record.products import loss_of
 from kdnas.record.run_folder import exclusively, file_sha256, write_text
-from kdnas.students import family_beside
+from kdnas.students import sibling_family
 from kdnas.study.config import ExportConfig
 from kdnas.training.evaluation import evaluate
 from kdnas.training.loop import EpochRecord, distil
@@ -407,7 +407,7 @@ class _Work:
         seed = derive_seed(self.file.seed, "full", arch.arch_id)
         network = workshop.begin(arch, "inherited" if step.init == INHERITED else "random", seed)
         if start is not None:
-            family = family_beside(workshop.family, arch.family)
+            family = sibling_family(workshop.family, arch.family)
             network.load_state_dict(family.cut_on(arch, origin.network(family), start).state_dict())
         watch = _Watch(self, step, workshop.entered(network))
         teacher = workshop.teacher if assistant is None else workshop.as_teacher(step.teacher, assistant)
@@ -453,7 +453,7 @@ class _Work:
             view_seed=self.view_seed,
             device=workshop.device,
             recorded=step.recorded,
-            on_tick=self.tell,
+            on_tick=self.report_tick,
             checkpoint=self.folder / CHECKPOINT_FILE,
             budget_macs=budget,
         )
@@ -472,7 +472,7 @@ class _Work:
         """What draws the samples' views: other ones in each step."""
         return derive_seed(self.file.seed, "full views", *([self.index] if self.index else []))
 
-    def tell(self, tick: Tick) -> None:
+    def report_tick(self, tick: Tick) -> None:
         """Pass on how far a supernet's training is."""
         score = self.workshop.data.task.score
         seen = None if tick.check is None else score.from_share(tick.check.smallest)
@@ -505,7 +505,7 @@ class _Work:
         if not path.exists():
             return None
         arch = step.network(self.workshop.family)
-        network = family_beside(self.workshop.family, arch.family).build(arch)
+        network = sibling_family(self.workshop.family, arch.family).build(arch)
         try:
             plain = scored(json.loads(path.read_text(encoding="utf-8")))
             if loss := loss_of(self.folder / WEIGHTS_FILE, plain.get("sha256", "")):

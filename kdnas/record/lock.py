@@ -231,7 +231,7 @@ def read_calibrations(lock: Lock, folder: Path) -> dict[str, Calibration]:
     for name, plain in lock.calibrations.items():
         kind = COSTS.get(lock.config.cost(name).type)
         if issubclass(kind, MeasuredCost):
-            with _damage_told(folder / LOCK_FILE, "calibrations", name):
+            with _naming_damage(folder / LOCK_FILE, "calibrations", name):
                 read[name] = TypeAdapter(kind.calibration).validate_python(plain)
     return read
 
@@ -256,12 +256,12 @@ def read_lock(folder: Path) -> Lock:
     Lock files of earlier versions are read as well.
     """
     plain, path = _plain(folder), folder / LOCK_FILE
-    with _damage_told(path):
+    with _naming_damage(path):
         return _adapter().validate_python(_of_today(plain))
 
 
 @contextmanager
-def _damage_told(path: Path, *inside: str) -> Iterator[None]:
+def _naming_damage(path: Path, *inside: str) -> Iterator[None]:
     """Turn what is wrong with the lock file at `path`, or `inside` it, into a RunFolderError that names each key."""
     try:
         yield

@@ -196,7 +196,7 @@ def family_for(
     return family
 
 
-def family_beside(family: StudentFamily, name: str) -> StudentFamily:
+def sibling_family(family: StudentFamily, name: str) -> StudentFamily:
     """Return the family called `name` for what `family` is for, which is itself most often. Raises ConfigError."""
     context = family.context
     return family if name == family.name else family_for(name, context.task, context.teachers, context.samples)

@@ -74,7 +74,7 @@ def load_checkpoint(
 
     Raises CheckpointError when the file is damaged, is no checkpoint of a training, or belongs to another training.
     """
-    with _damage_told(path):
+    with _naming_damage(path):
         header, tensors = _read(path)
         if header["identity"] != identity:
             raise CheckpointError(
@@ -95,7 +95,7 @@ def load_modules(path: Path, modules: Mapping[str, nn.Module]) -> str:
 
     Raises CheckpointError when the file is damaged, no checkpoint of a training, or one of other modules.
     """
-    with _damage_told(path):
+    with _naming_damage(path):
         header, tensors = _read(path)
         _restore_modules(modules, tensors)
     identity: str = header["identity"]
@@ -106,7 +106,7 @@ def epochs_done(path: Path) -> int:
     """Return how many epochs of its training a checkpoint holds, 0 where there is none. Raises CheckpointError."""
     if not path.exists():
         return 0
-    with _damage_told(path), safe_open(path, framework="pt", device="cpu") as file:
+    with _naming_damage(path), safe_open(path, framework="pt", device="cpu") as file:
         return len(_header(path, file.metadata())["progress"]["history"])
 
 
@@ -118,7 +118,7 @@ def discard_damaged(path: Path) -> str:
     if not path.exists():
         return ""
     try:
-        with _damage_told(path):
+        with _naming_damage(path):
             _read(path)
     except CheckpointError as error:
         path.unlink(missing_ok=True)
@@ -127,7 +127,7 @@ def discard_damaged(path: Path) -> str:
 
 
 @contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
+def _naming_damage(path: Path) -> Iterator[None]:
     """Raise CheckpointError instead of what a file raises that is not what it should be."""
     try:
         yield

@@ -36,7 +36,7 @@ class UserObject:
 
     def failure(self, error: BaseException) -> str:
         """Return what was raised and, where it was raised in a user's file, the line of that file."""
-        return _told(error, self._kept.folders)
+        return _failure_in_words(error, self._kept.folders)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -115,7 +115,9 @@ def load_user_object(spec: str, root: Path) -> UserObject:
                 module = _imports.import_file(path, root)
             kept.module = module
     except (Exception, SystemExit) as error:  # a script that parses its command line or exits when imported, too
-        raise ConfigError(Problem("", f"{spec!r} cannot be imported: {_told(error, kept.folders)}")) from error
+        raise ConfigError(
+            Problem("", f"{spec!r} cannot be imported: {_failure_in_words(error, kept.folders)}")
+        ) from error
     kept = _AS_IMPORTED.setdefault(module, kept).copy()
     if not hasattr(module, name):
         public = ", ".join(sorted(key for key in vars(module) if not key.startswith("_")))
@@ -190,7 +192,7 @@ def blamed(error: BaseException) -> str:
     return _sentence(error, own) if own else ""
 
 
-def _told(error: BaseException, folders: Sequence[Path]) -> str:
+def _failure_in_words(error: BaseException, folders: Sequence[Path]) -> str:
     """Return what was raised and, where it was raised in a user's file, the line of that file."""
     frames = traceback.extract_tb(error.__traceback__)
     return _sentence(error, [frame for frame in frames if _imports.is_users(frame.filename, folders)])

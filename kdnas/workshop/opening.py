@@ -38,7 +38,7 @@ from kdnas.nn.taps import OutputShapes, example_inputs, output_shapes, stage_nam
 from kdnas.nn.weights import load_weights
 from kdnas.record.lock import DataDescription
 from kdnas.record.records import RunRecord
-from kdnas.students import STUDENTS, StudentFamily, family_beside, family_for
+from kdnas.students import STUDENTS, StudentFamily, family_for, sibling_family
 from kdnas.study.config import Completions, DataConfig, Member, StudyConfig
 from kdnas.tasks import Task, task_of
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
@@ -454,7 +454,7 @@ class Workshop:
         nothing to inherit.
         """
         torch.manual_seed(seed)
-        family = family_beside(self.family, arch.family)
+        family = sibling_family(self.family, arch.family)
         return (family.inherit(arch) if start in ("inherited", "nested") else family.build(arch)).to(self.device)
 
     def cut_on(self, arch: Arch, larger: Arch, weights: Path, seed: int) -> nn.Module:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from kdnas.core.arch import Arch
 from kdnas.nn.taps import with_taps
 from kdnas.nn.tracing import parameter_count, traced_macs
-from kdnas.students import family_beside, family_for
+from kdnas.students import family_for, sibling_family
 from kdnas.study.loading import LoadedStudy
 from kdnas.study.spaces import load_space
 from kdnas.workshop.opening import Sources, Workshop, cache_dir, data_root
@@ -83,7 +83,7 @@ class Bench:
     def begun(self, arch: Arch, start: str, seed: int) -> Begun:
         """Return a student of `arch` as kdnas begins it."""
         network = self.workshop.begin(arch, start, seed)  # type: ignore[arg-type]
-        price = family_beside(self.family, arch.family).price(arch)
+        price = sibling_family(self.family, arch.family).price(arch)
         return Begun(network, price.macs, price.params, arch.arch_id, start == "inherited")
 
 
