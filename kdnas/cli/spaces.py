@@ -226,8 +226,8 @@ def _show_cut(workshop: Workshop, *, as_json: bool) -> None:
     _print_costs(costs)
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _anatomy_document(found: TeacherAnatomy) -> dict[str, Any]:
@@ -280,14 +280,14 @@ def _print_anatomy(found: TeacherAnatomy) -> None:
             (
                 axis.name,
                 f"{axis.least} .. {axis.size}",
-                str(_tied_layers(axis)),
+                _some(_tied_layers(axis), 2),
                 "" if ranking is None else f"{_better_half(ranking.scores[axis.name]):.0%}",
                 axis.inexact or "exact",
             )
             for axis in anatomy.axes
         ]
         better = "" if ranking is None else "better half"
-        _print_table(("axis", "size", "layers", better, "cut = masked"), parts, numbers=(1, 2, 3))
+        _print_table(("axis", "size", "cuts together", better, "cut = masked"), parts, numbers=(1, 3))
         if ranking is not None:
             typer.echo("\nbetter half: the share of its importance that the better half of an axis holds")
     if anatomy.uncut:
@@ -301,8 +301,10 @@ def _better_half(scores: Sequence[float]) -> float:
     return sum(ordered[: (len(ordered) + 1) // 2]) / (sum(ordered) or 1.0)
 
 
-def _tied_layers(axis: Axis) -> int:
-    return len({tie.tensor.rpartition(".")[0] for tie in axis.ties})
+def _tied_layers(axis: Axis) -> list[str]:
+    """Return the layers that lose what the axis loses, those that make it first."""
+    ties = sorted(axis.ties, key=lambda tie: tie.reads)
+    return list(dict.fromkeys(tie.tensor.rpartition(".")[0] or tie.tensor for tie in ties))
 
 
 def _load(name: str) -> SearchSpace:

@@ -176,6 +176,7 @@ def opened(loaded: LoadedStudy, data_root: Path | None, say: Any) -> dict[str, A
     return {
         **evaluator.description,
         **({"space": f"cut out of the teacher, {_size(evaluator.space)}"} if cut_out else {}),
+        **evaluator.cutting,
         **_teacher(found.lock.teacher, study.config.score),
         "students": [f"{name} {min(values):,.0f} to {max(values):,.0f}" for name, values in ranges.items()],
         "within_constraints": f"{within / len(sample):.1%} of {len(sample):,} random students",

@@ -9,15 +9,16 @@ Shapes: B batch, K classes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from kdnas.core.arch import Arch
-from kdnas.nn.cutting import Anatomy, Kept, named_tensors, picked
+from kdnas.nn.cutting import Anatomy, Kept, Places, named_tensors, picked
 from kdnas.nn.elastic import Subnet, Supernet
+from kdnas.nn.moulds import Mould
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Cutting:
     """What of the network is left in an arch."""
     student: Callable[[nn.Module, Arch], nn.Module]
     """A cut network of an arch as its student: behind the preparation of inputs and answers, its taps named."""
+    tapped: Callable[[nn.Module, Arch], nn.Module]
+    """A student of an arch that still names the taps of the whole one, with its own."""
 
 
 class CutSupernet(Supernet):
@@ -45,7 +48,8 @@ class CutSupernet(Supernet):
         self.whole = whole
         self._cutting = cutting
         weightless = {id(weight): nn.Parameter(weight.to("meta")) for weight in self.network.parameters()}
-        self._shell = (copy.deepcopy(self.network, weightless),)  # in a tuple, so that it is no submodule
+        self._mould = Mould(copy.deepcopy(whole, weightless))
+        self._renamed: dict[tuple[str, ...], dict[str, str]] = {}
 
     @property
     def network(self) -> nn.Module:
@@ -54,9 +58,12 @@ class CutSupernet(Supernet):
 
     def view(self, arch: Arch) -> Subnet:
         """Return `arch` as a network that runs on the shared weights."""
-        kept = self._cutting.kept(arch)
-        shell = self._cutting.student(self._cutting.anatomy.cut(self._shell[0], kept), arch)
-        pieces = self._pieces(kept, list(shell.state_dict()))
+        kept, anatomy = self._cutting.kept(arch), self._cutting.anatomy
+        places = anatomy.places(self.network, kept)
+        shell = self._mould.cast()
+        anatomy.cut_down(shell.get_submodule(self._cutting.place), kept, places)
+        shell = self._cutting.tapped(shell, arch)
+        pieces = self._pieces(kept, places, list(shell.state_dict()))
 
         def tensors() -> dict[str, Tensor]:
             shared = dict(named_tensors(self.whole))
@@ -77,7 +84,9 @@ class CutSupernet(Supernet):
     def adopt(self, arch: Arch, student: nn.Module) -> None:
         """Copy the weights of `student`, a module of `arch`, into the places that it has in the network."""
         state, shared = student.state_dict(), dict(named_tensors(self.whole))
-        for key, (name, dims) in self._pieces(self._cutting.kept(arch), list(state)).items():
+        kept = self._cutting.kept(arch)
+        places = self._cutting.anatomy.places(self.network, kept)
+        for key, (name, dims) in self._pieces(kept, places, list(state)).items():
             whole, part = shared[name], state[key].to(shared[name].device)
             if dims:
                 whole[_grid(whole, dims)] = part
@@ -87,25 +96,31 @@ class CutSupernet(Supernet):
     def sort_channels(self) -> None:
         """Leave the units as they are: they were ranked by what they matter in the network as it was given."""
 
-    def _pieces(self, kept: Kept, keys: list[str]) -> dict[str, tuple[str, Mapping[int, Tensor]]]:
+    def _pieces(self, kept: Kept, places: Places, keys: list[str]) -> dict[str, tuple[str, Mapping[int, Tensor]]]:
         """Return for each of `keys` of a student's state dict the shared tensor, and what of it the student has."""
-        anatomy, network, place = self._cutting.anatomy, self.network, self._cutting.place
-        prefix = f"{place}." if place else ""
-        tensors = dict(named_tensors(network))
-        places = anatomy.places(network, kept)
+        prefix = f"{self._cutting.place}." if self._cutting.place else ""
+        tensors = dict(named_tensors(self.network))
         # Where the tensor is: a view picks them at every forward.
         by_tensor = {
             id(tensors[name]): {dim: stay.to(tensors[name].device) for dim, stay in dims.items()}
             for name, dims in places.items()
         }
-        gone = tuple(f"{name}." for name in anatomy.gone(kept))
-        whose = {}
-        for name, tensor in tensors.items():
-            if not name.startswith(gone):
-                path, _, leaf = name.rpartition(".")
-                own = f"{anatomy.renamed(network, path, kept)}.{leaf}".removeprefix(".")
-                whose[prefix + own] = prefix + name, by_tensor.get(id(tensor), {})
+        names = self._names(kept, list(tensors))
+        whose = {prefix + own: (prefix + name, by_tensor.get(id(tensors[name]), {})) for name, own in names.items()}
         return {key: whose.get(key, (key, {})) for key in keys}
+
+    def _names(self, kept: Kept, tensors: Sequence[str]) -> dict[str, str]:
+        """Return what those of the network's `tensors` that stay are called in what is left: blocks are renumbered."""
+        anatomy, network = self._cutting.anatomy, self.network
+        gone = anatomy.gone(kept)
+        if gone not in self._renamed:
+            leaving = tuple(f"{name}." for name in gone)
+            split = {name: name.rpartition(".") for name in tensors if not name.startswith(leaving)}
+            paths = {path: anatomy.renamed(network, path, kept) for path, _, _ in split.values()}
+            self._renamed[gone] = {
+                name: f"{paths[path]}.{leaf}".removeprefix(".") for name, (path, _, leaf) in split.items()
+            }
+        return self._renamed[gone]
 
 
 def _grid(tensor: Tensor, dims: Mapping[int, Tensor]) -> tuple[Tensor, ...]:

@@ -171,13 +171,17 @@ class Anatomy:
         were tied stay tied.
         """
         student = copy.deepcopy(network)
+        self.cut_down(student, kept, self.places(student, kept))
+        return student
+
+    def cut_down(self, network: nn.Module, kept: Kept, places: Places) -> None:
+        """Leave of `network` itself what is `kept` alone, whose `places` these are."""
         for axis in self.axes:
             for count in axis.counts if axis.name in kept else ():
-                _set(student, count.attribute, count.per_unit * len(kept[axis.name]))
-        _write(student, self.places(student, kept))
-        _leave_out(student, self.gone(kept))
-        self.finish(student, kept)
-        return student
+                _set(network, count.attribute, count.per_unit * len(kept[axis.name]))
+        _write(network, places)
+        _leave_out(network, self.gone(kept))
+        self.finish(network, kept)
 
     def places(self, network: nn.Module, kept: Kept) -> Places:
         """Return which places of the tensors of `network` stay where only `kept` is left; what is whole is left out."""
@@ -187,11 +191,15 @@ class Anatomy:
             units = torch.tensor(list(kept.get(axis.name, range(axis.size))), dtype=torch.int64)
             for tie in axis.ties if len(units) < axis.size else ():
                 size = named[tie.tensor].shape[tie.dim]
-                before = stay.setdefault(tie.tensor, {}).get(tie.dim, torch.arange(size))
-                mine, left = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
-                mine[tie.places.reshape(-1)] = True
-                left[tie.places[units].reshape(-1)] = True
-                stay[tie.tensor][tie.dim] = before[~mine[before] | left[before]]
+                dims, left = stay.setdefault(tie.tensor, {}), tie.places[units].reshape(-1)
+                if tie.dim not in dims and tie.places.numel() == size:  # nothing but the axis lies there
+                    dims[tie.dim] = left.sort().values
+                    continue
+                before = dims.get(tie.dim, torch.arange(size))
+                going = torch.zeros(size, dtype=torch.bool)
+                going[tie.places.reshape(-1)] = True
+                going[left] = False
+                dims[tie.dim] = before[~going[before]]
         return stay
 
     def left(self, network: nn.Module, kept: Kept) -> Anatomy:
@@ -379,6 +387,8 @@ def _leave_out(network: nn.Module, blocks: Sequence[str]) -> None:
                         setattr(module, "layer_idx", index)  # noqa: B010 - caches are kept by layer
 
 
+_SHARES = (0.5, 0.75)
+"""What a part is tried at: a half, which code may happen to bear that knows of the whole, and no half."""
 TOLERANCE = 1e-4
 """The largest difference of an output, as a share of the largest output."""
 
@@ -395,9 +405,9 @@ def part_of(anatomy: Anatomy, names: Collection[str]) -> Anatomy:
 def sound_part(anatomy: Anatomy, network: nn.Module, example: Example) -> Anatomy:
     """Return `anatomy` without the axes and blocks that `network`, in eval mode, cannot be cut along.
 
-    Every part is cut to half and run on `example`. What fails, or computes something else than the masked network, is
-    left whole, and the reason stands in `uncut`. Parts that are inexact by nature, which lie under norms, are compared
-    with the norms taken as scales.
+    Every part is cut to half and to three quarters and run on `example`. What fails, or computes something else than
+    the masked network, is left whole, and the reason stands in `uncut`. Parts that are inexact by nature, which lie
+    under norms, are compared with the norms taken as scales.
     """
     faults = dict(_faults(anatomy, network, example, anatomy.parts))
     uncut = [Uncut(name, why) for name, why in faults.items()]
@@ -415,7 +425,7 @@ def _faults(
     if len(exact) not in (0, len(parts)):
         inexact = [part for part in parts if part not in exact]
         return [*_faults(anatomy, network, example, exact), *_faults(anatomy, network, example, inexact)]
-    why = _fault(anatomy, network, example, parts, exact=bool(exact))
+    why = next(filter(None, (_fault(anatomy, network, example, parts, s, exact=bool(exact)) for s in _SHARES)), "")
     if not why:
         return []
     if len(parts) == 1:
@@ -425,14 +435,15 @@ def _faults(
 
 
 def _fault(
-    anatomy: Anatomy, network: nn.Module, example: Example, parts: Sequence[Axis | Depth], *, exact: bool
+    anatomy: Anatomy, network: nn.Module, example: Example, parts: Sequence[Axis | Depth], share: float, *, exact: bool
 ) -> str:
-    """Return what is wrong with the network that is cut along `parts`; empty where nothing is."""
-    kept = anatomy.prefix({part.name: _half(part) for part in parts})
+    """Return what is wrong with the network that is cut along `parts` to a share of each; empty where nothing is."""
+    kept = anatomy.prefix({part.name: _size_at(part, share) for part in parts})
     try:
         cut = outputs(anatomy.cut(network, kept), example)
     except Exception as error:  # it runs the user's own module, which may raise anything
-        return f"the cut network does not run: {type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+        said = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+        return f"the cut network does not run, for its code counts on the whole size ({said})"
     if not bool(torch.isfinite(cut).all()):
         return "the cut network's outputs are not finite"
     if not exact:
@@ -461,9 +472,9 @@ def _difference(cut: Tensor, masked: Tensor) -> str:
     return "" if gap <= TOLERANCE else f"the cut network's outputs differ from the masked one's by {gap:.1e} of them"
 
 
-def _half(part: Axis | Depth) -> int:
+def _size_at(part: Axis | Depth, share: float) -> int:
     size = len(part.blocks) if isinstance(part, Depth) else part.size
-    return max(part.least, size // 2)
+    return max(part.least, int(share * size))
 
 
 def outputs(network: nn.Module, example: Example, *, grad: bool = False) -> Tensor:

@@ -379,7 +379,7 @@ class Derived(StudentFamily):
 
     @property
     def _cutting(self) -> Cutting:
-        return Cutting(self.anatomy, self._place, self._kept, self._student)
+        return Cutting(self.anatomy, self._place, self._kept, self._student, self._tapped)
 
     def at(self, size: int) -> Self:
         """Return the family of the same students for samples brought to `size`: they are cut alike, and cost less.
@@ -445,9 +445,12 @@ class Derived(StudentFamily):
 
     def _student(self, network: nn.Module, arch: Arch) -> nn.Module:
         """Return `network` in the place of the teacher's, behind the same preparation of inputs and answers."""
-        teacher = self.ancestor()
-        student: nn.Module = copy.deepcopy(teacher.module, {id(self.network): network})
-        path, kept = self._place, self._kept(arch)
+        student: nn.Module = copy.deepcopy(self.ancestor().module, {id(self.network): network})
+        return self._tapped(student, arch)
+
+    def _tapped(self, student: nn.Module, arch: Arch) -> nn.Module:
+        """Return `student`, a module of `arch`, which says from now on what its stages and classifier are called."""
+        teacher, path, kept = self.ancestor(), self._place, self._kept(arch)
 
         def there(name: str) -> str:
             inside_it = name.removeprefix(f"{path}.") if path else name

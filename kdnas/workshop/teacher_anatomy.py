@@ -48,3 +48,28 @@ def anatomy_of(family: Derived, *, ranked: bool = True) -> TeacherAnatomy:
         family.price_at({part.name: part.least for part in anatomy.parts}),
         Ranking(dict(family.calibration.scores)) if ranked else None,
     )
+
+
+_TOLD = 6
+"""Parts that are told of before the rest is counted."""
+
+
+def in_words(found: TeacherAnatomy) -> dict[str, list[str]]:
+    """Return what students are cut along, and what stays whole and why, by topic and in plain words."""
+    anatomy, whole, least = found.anatomy, found.whole, found.least
+    along = [f"{axis.role} of {axis.size}" for axis in anatomy.axes]
+    counts = {what: along.count(what) for what in along}
+    cuts = [f"{count} x {what}" if count > 1 else what for what, count in counts.items()]
+    blocks = [f"{depth.least} to {len(depth.blocks)} blocks of {depth.name}" for depth in anatomy.depths]
+    share = f"{least.macs / whole.macs:.1%} of the MACs and {least.params / whole.params:.1%} of the parameters"
+    topics = {
+        "cut_along": [f"read as {anatomy.kind}; the least that works has {share}", *_first(blocks), *_first(cuts)]
+    }
+    if anatomy.uncut:
+        topics["left_whole"] = _first([f"{part.what}: {part.why}" for part in anatomy.uncut])
+    return topics
+
+
+def _first(told: list[str]) -> list[str]:
+    more = len(told) - _TOLD
+    return told if more < 1 else [*told[:_TOLD], f"{more} more: `kdnas spaces show` lists them"]

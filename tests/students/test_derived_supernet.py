@@ -147,9 +147,9 @@ def test_a_student_cut_out_of_a_trained_larger_one_is_that_one_cut_directly(name
     sizes = [family.anatomy.prefix(family.choices.sizes(arch.choices)) for arch in (small, large)]
     ours, theirs = (family._student(family.anatomy.cut(numbered, kept), arch) for kept, arch in
                     zip(sizes, (small, large), strict=True))  # fmt: skip
-    names = {key: name for key, (name, _) in supernet_of(family)._pieces(sizes[1], list(theirs.state_dict())).items()}
+    names = {key: name for key, (name, _) in pieces_of(family, sizes[1], theirs).items()}
     found = {name: key for key, name in names.items()}
-    whole = {key: name for key, (name, _) in supernet_of(family)._pieces(sizes[0], list(ours.state_dict())).items()}
+    whole = {key: name for key, (name, _) in pieces_of(family, sizes[0], ours).items()}
     for key, weight in ours.named_parameters():
         there = found[whole[key]]
         places = {float(mark): place for place, mark in enumerate(theirs.get_parameter(there).flatten())}
@@ -160,8 +160,9 @@ def test_a_student_cut_out_of_a_trained_larger_one_is_that_one_cut_directly(name
 PLACES = (lambda count: 0, lambda count: count // 2)
 
 
-def supernet_of(family):
-    return family.supernet(family.space(UNDERIVED))
+def pieces_of(family, kept, student):
+    supernet = family.supernet(family.space(UNDERIVED))
+    return supernet._pieces(kept, family.anatomy.places(supernet.network, kept), list(student.state_dict()))
 
 
 def test_a_student_that_is_no_part_of_another_is_not_cut_out_of_it():

@@ -96,6 +96,11 @@ class Evaluator(ABC):
         """What was opened, in words by topic, for `kdnas validate --open`."""
 
     @property
+    def cutting(self) -> dict[str, list[str]]:
+        """What students are cut along, and what of their teacher stays whole and why, in words; empty: nothing is."""
+        return {}
+
+    @property
     def measured(self) -> tuple[str, ...]:
         """The quantities that are measured on the built student."""
         return tuple(name for name, quantity in self.quantities.items() if quantity.kind == "measured")

@@ -37,6 +37,7 @@ from kdnas.nn.weights import save_weights
 from kdnas.record.lock import Findings, SupernetRecord
 from kdnas.record.records import Result, TrialRecord
 from kdnas.record.run_folder import file_sha256
+from kdnas.students.derived import Derived
 from kdnas.study.spaces import arch_of
 from kdnas.study.updates import updates_in_words
 from kdnas.training.checkpoint import discard_damaged, epochs_done
@@ -53,6 +54,7 @@ from kdnas.workshop.latency_table import TablePrices, learn_tables
 from kdnas.workshop.loss_check import check_losses
 from kdnas.workshop.opening import Sources, Workshop
 from kdnas.workshop.supernets import RunSupernet, SharedWeights, check_supernet
+from kdnas.workshop.teacher_anatomy import anatomy_of, in_words
 from kdnas.workshop.teacher_check import report_teacher
 
 _BAR = 20
@@ -195,6 +197,12 @@ class Distil(Evaluator):
             "teacher_opened": workshop.teacher.name,
             "updates": updates_in_words(self.context.config, len(workshop.train_indices)),
         }
+
+    @property
+    def cutting(self) -> dict[str, list[str]]:
+        """What students are cut along, and what of their teacher stays whole and why."""
+        family = self.workshop.family
+        return in_words(anatomy_of(family)) if isinstance(family, Derived) else {}
 
     @property
     def fingerprints(self) -> Mapping[str, str]:

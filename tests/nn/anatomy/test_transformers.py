@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import timm
 import torch
@@ -130,6 +132,28 @@ def test_a_cut_under_norms_is_exact_once_these_are_taken_as_scales(case):
     assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     if any(axis.inexact for axis in anatomy.axes):
         assert apart > 1e-3
+
+
+def test_a_width_that_is_cut_in_the_wrong_places_is_left_whole_though_it_runs():
+    torch.manual_seed(0)
+    network, example = NETWORKS["hf_vit"][1]().eval(), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    anatomy = read_anatomy(network, example)
+    width = anatomy.by_name["width"]
+    wrong = [
+        dataclasses.replace(tie, places=tie.places.roll(1, 0)) if tie.tensor.endswith("1.mlp.fc1.weight") else tie
+        for tie in width.ties
+    ]
+    assert len([tie for tie, right in zip(wrong, width.ties, strict=True) if tie is not right]) == 1
+    axes = [dataclasses.replace(axis, ties=tuple(wrong)) if axis is width else axis for axis in anatomy.axes]
+    outputs(anatomy.cut(network, {"width": range(16)}), example)
+    found = sound_part(dataclasses.replace(anatomy, axes=tuple(axes)), network, example)
+    assert "width" not in found.by_name
+    assert [part.what for part in found.uncut] == ["width"]
+    assert "differ from the masked one" in found.uncut[0].why
+    assert "width" in sound_part(anatomy, network, example).by_name
 
 
 def test_tied_weights_stay_tied_and_nothing_is_shared_with_the_teacher(case):
