@@ -62,7 +62,7 @@ def write_results(folder: Path, results: Results) -> None:
     atomic.write_text(folder / "teacher.json", json.dumps(results.teacher) + "\n")
     table = _table(cells, results.teacher, json.loads(cost.read_text()))
     atomic.write_text(folder / "table.md", "\n".join(table) + "\n")
-    atomic.write_text(folder / "accuracy.svg", _figure(_longest(cells), results.teacher))
+    atomic.write_text(folder / "accuracy.svg", _figure(cells, results.teacher))
 
 
 def _write_csv(path: Path, records: Records) -> None:
@@ -132,11 +132,12 @@ def _table(records: Records, teacher: Mapping[str, float], cost: Mapping[str, fl
 
 
 def _figure(records: Records, teacher: Mapping[str, float]) -> str:
-    """Return an SVG: a panel a size, each seed's test accuracy a dot, the teacher's a line."""
+    """Return an SVG: a panel a size, each training's test accuracy a dot, shorter ones small, the teacher a line."""
     left, width, row, top = 250, 230, 30, 50
     low, high = min(one["test"] for one in records) - 0.03, teacher["test"] + 0.02
     shown = {method: text for method, text in WORDS.items() if any(one["method"] == method for one in records)}
     height = top + row * len(shown)
+    longest = max(one["epochs"] for one in records)
     parts = [
         f'<text x="{left - 12}" y="{top + row * (place + 0.5) + 4:.0f}" text-anchor="end">{escape(text)}</text>'
         for place, text in enumerate(shown.values())
@@ -157,12 +158,16 @@ def _figure(records: Records, teacher: Mapping[str, float]) -> str:
         for place, method in enumerate(shown):
             for cell in _of(records, method, size):
                 y, colour = top + row * (place + 0.5), FRONT if method == "derived" else FAINT
-                parts.append(f'<circle cx="{x(cell["test"]):.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>')
+                radius = 5 if cell["epochs"] == longest else 3
+                parts.append(f'<circle cx="{x(cell["test"]):.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}"/>')
                 if cell["cut_test"] is not None and cell["cut_test"] > low:
                     at = x(cell["cut_test"])
                     parts.append(f'<circle cx="{at:.1f}" cy="{y:.1f}" r="4.5" fill="none" stroke="{colour}"/>')
     wide = left + len(GOALS) * (width + 24)
-    foot = "test accuracy in %: rings before, dots after the final distillation; dashed: the teacher"
+    foot = (
+        f"test accuracy in %: rings before the final distillation, dots after {longest} epochs, small ones after "
+        "fewer; dashed: the teacher"
+    )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {height + 44}" width="{wide}" '
         f'height="{height + 44}" '
