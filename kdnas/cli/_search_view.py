@@ -45,6 +45,7 @@ from kdnas.report.summary import (
     bits_in_words,
     control_in_words,
     goals,
+    how_split,
     in_doubt,
     near_chance,
     still_rising,
@@ -383,8 +384,7 @@ def ready_lines(event: Ready) -> list[str]:
     else:
         scored = f"{data.training_samples} training, {data.validation_samples} validation {run.samples}"
         kept = f"{data.test_samples} test {run.samples} kept for the final front"
-        drawn = f"stratified, seed {run.config.seed}" if data.class_names else "a stretch of the text"
-        drawn = "as stated" if data.validation_stated else drawn
+        drawn = "as stated" if data.validation_stated else f"{how_split(run)}, seed {run.config.seed}"
         lines.append(f"data {data.name}: {scored} ({drawn}), {kept}")
     lines += teacher_lines(run)
     lines += [f"note: {note}" for note in (run.teacher.notes if run.teacher else ())]

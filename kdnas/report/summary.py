@@ -12,7 +12,7 @@ from kdnas.core.objective import breaches
 from kdnas.core.pick import FEWEST_FOR_A_KNEE, SHORTEST_PREFIX
 from kdnas.core.text import BYTES_PER_TOKEN, bits_per_byte
 from kdnas.core.words import capitalised, counted
-from kdnas.plugins import short_name
+from kdnas.plugins import is_plugin, short_name
 from kdnas.record.front import (
     SIGNIFICANCE,
     best_of,
@@ -42,6 +42,7 @@ from kdnas.report.wording import (
     volume_in_words,
 )
 from kdnas.study.updates import updates_in_words
+from kdnas.tasks import TASKS
 
 _NAMED_PAIRS = 6
 _MEASURED = re.compile(r" \([a-z_0-9]+ is -?[0-9][-+.0-9e]*\)")
@@ -209,6 +210,15 @@ def bits_in_words(run: RunRecord) -> str:
     rows = [told(member.trial.arch.arch_id, member.values.get(name), member.test_score) for member in front(run)]
     rows += [] if run.teacher is None else [told("the teacher", run.teacher.score, run.teacher.test_score)]
     return f"In bits per byte (a token stands for {per_token[0]:.2f} bytes): {'; '.join(rows)}."
+
+
+def how_split(run: RunRecord) -> str:
+    """Return how the task draws validation samples: "drawn class by class"."""
+    task = run.lock.data.task
+    if task is None:
+        return "drawn"
+    # A page asks no code of the user's own: it may be somebody else's run.
+    return f"drawn by {short_name(task.kind)}" if is_plugin(task.kind) else TASKS.get(task.kind).split_in_words
 
 
 def updates(run: RunRecord) -> str:
@@ -399,7 +409,7 @@ def _validation_sentence(run: RunRecord) -> str:
     count = run.lock.data.validation_samples
     size = run.samples if count is None else f"{count} {run.samples}"
     fraction = run.config.data.validation_fraction
-    origin = f"carved from the training data ({100 * fraction:g} % of it{', stratified' if run.class_names else ''})"
+    origin = f"carved from the training data ({100 * fraction:g} % of it, {how_split(run)})"
     if run.lock.data.validation_stated:
         origin = "that the data name for it"
     text = (

@@ -116,12 +116,12 @@ def test_a_search_with_rungs_says_how_long_a_score_was_trained_and_what_its_budg
 def test_validation_samples_that_the_data_name_are_not_said_to_be_drawn():
     run = run_of([complete(0, 0.9, 50)])
     drawn = next(line for line in ready_lines(Ready(run, False, 1)) if line.startswith("data "))
-    assert "(stratified, seed 0)" in drawn
-    assert "carved from the training data (20 % of it, stratified)" in trust(run)[0]
+    assert "(drawn class by class, seed 0)" in drawn
+    assert "carved from the training data (20 % of it, drawn class by class)" in trust(run)[0]
     stated = dataclasses.replace(run.lock, data=dataclasses.replace(run.lock.data, validation_stated=True))
     run = dataclasses.replace(run, lock=stated)
     named = next(line for line in ready_lines(Ready(run, False, 1)) if line.startswith("data "))
-    assert named == drawn.replace("stratified, seed 0", "as stated")
+    assert named == drawn.replace("drawn class by class, seed 0", "as stated")
     assert "287 images that the data name for it" in trust(run)[0]
     assert "carved" not in trust(run)[0]
 
