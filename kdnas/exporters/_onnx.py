@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ def write_onnx(student: TrainedStudent, path: Path) -> None:
     values = {
         "arch_id": student.arch.arch_id,
         "arch": student.arch.canonical_json,
+        "task": json.dumps(dataclasses.asdict(student.spec)),
         "class_names": json.dumps(student.preprocessing.class_names),
         "preprocessing": json.dumps(student.preprocessing.as_dict()),
     }

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from kdnas.core.arch import Arch
-from kdnas.core.measurement import Measurement
+from kdnas.core.measurement import Measurement, Price
 from kdnas.core.task import TaskSpec, image_classification
 from kdnas.errors import ConfigError, InputError, Problem, RunError
 from kdnas.nn.timing import Run, calmest, median_and_spread, reference_network
@@ -21,10 +22,11 @@ from kdnas.record.front import front
 from kdnas.record.front import pick as pick_member
 from kdnas.record.run_folder import LOCK_FILE
 from kdnas.record.storage import load_run
-from kdnas.students import STUDENTS, StudentFamily, family_for, stated_arch
+from kdnas.students import STUDENTS, family_for, stated_arch
 from kdnas.targets import TARGETS, EnergyCounter, Missing, Target, given
 from kdnas.workshop.opening import cache_dir, family_of
 from kdnas.workshop.opening import data_root as stated_root
+from kdnas.workshop.stock_folder import CONFIG, HUGGINGFACE, StockFolder
 
 Say = Callable[[str], None]
 
@@ -35,14 +37,27 @@ _ENERGY_WINDOW_S = 1.0
 """Long beside the period in which counters are renewed (RAPL 1 ms, NVML up to 0.1 s)."""
 
 
+class Maker(Protocol):
+    """What builds and prices a student: its family, or the folder that it lies in."""
+
+    @property
+    def task(self) -> TaskSpec:
+        """What the student is given and what it answers."""
+
+    def build(self, arch: Arch) -> nn.Module:
+        """Return the student."""
+
+    def price(self, arch: Arch) -> Price:
+        """Return what it costs."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """A student to measure. `onnx` is its ONNX file where it came with one; `onnx_alone` where with nothing else."""
 
     source: str
     arch: Arch
-    family: StudentFamily
-    """What builds and prices it."""
+    family: Maker
     onnx: Path | None = None
     onnx_alone: bool = False
 
@@ -113,9 +128,10 @@ class TargetReport:
 def subjects(path: Path, pick: str | None = None, data_root: Path | None = None) -> list[Subject]:
     """Return the students at `path`: the front of a run folder, or `pick` of it, or the one of an export.
 
-    An export is a folder with student.json or student.onnx, or one of these files. Where students are cut out of
-    the run's teacher, that is opened, below `data_root`. Raises InputError where it is neither, or damaged, or an
-    export of a student that was cut out of its teacher.
+    An export is a folder with student.json or student.onnx, or one of these files; or a folder of Hugging Face
+    transformers with a text classifier or a language model, which stands for a student that was cut out of its teacher.
+    Where those of a run are cut out of its teacher, that is opened, below `data_root`. Raises InputError where it is
+    none of these, or damaged, or an export of a cut student without such a folder.
     """
     if (path / LOCK_FILE).is_file():
         return _of_run(path, pick, data_root)
@@ -124,15 +140,20 @@ def subjects(path: Path, pick: str | None = None, data_root: Path | None = None)
     files = [path / name for name in ("student.json", "student.onnx")] if path.is_dir() else [path]
     json_file = next((file for file in files if file.suffix == ".json" and file.is_file()), None)
     onnx_file = next((file for file in files if file.suffix == ".onnx" and file.is_file()), None)
+    if json_file is None and onnx_file is None and (path / CONFIG).is_file():
+        stock = StockFolder(path)
+        return [Subject(str(path), stock.arch, stock)]
     if json_file is None and onnx_file is None:
-        what = f"is no run folder ({LOCK_FILE}) and no exported student (student.json, student.onnx)"
+        what = f"is no run folder ({LOCK_FILE}) and no exported student (student.json, student.onnx, {CONFIG})"
         raise ConfigError(Problem(str(path), what if path.exists() else "there is no such folder or file"))
     stated = _stated_in_json(json_file) if json_file is not None else _stated_in_onnx(onnx_file or path)
     arch, task = stated
     if STUDENTS.get(arch.family).derived:
-        raise ConfigError(
-            Problem(str(path), "is cut out of a teacher, which an export does not hold", "its run folder")
-        )
+        beside = (path if path.is_dir() else path.parent) / HUGGINGFACE
+        if not (beside / CONFIG).is_file():
+            what = "is cut out of a teacher, which an export does not hold"
+            raise ConfigError(Problem(str(path), what, "its run folder"))
+        return [Subject(str(path), arch, StockFolder(beside, task), onnx=onnx_file)]
     family = family_for(arch.family, task)
     return [Subject(str(path), arch, family, onnx=onnx_file, onnx_alone=json_file is None)]
 
@@ -233,7 +254,7 @@ def _stated_in_json(file: Path) -> tuple[Arch, TaskSpec]:
         record = json.loads(file.read_text(encoding="utf-8"))
         if record["format"] != "kdnas-student":
             raise ValueError("its format is not kdnas-student")
-        return _checked(record["arch"], record["input"]["shape"], record["classes"])
+        return _checked(record["arch"], record.get("task"), record["input"]["shape"], record["classes"])
     except (OSError, ValueError, KeyError, TypeError, InputError) as error:
         raise ConfigError(Problem(str(file), f"is not a student that kdnas exported: {_reason(error)}")) from error
 
@@ -247,18 +268,24 @@ def _stated_in_onnx(file: Path) -> tuple[Arch, TaskSpec]:
         model = onnx.load(file, load_external_data=False)
         stated = {entry.key: entry.value for entry in model.metadata_props}
         shape = [dimension.dim_value for dimension in model.graph.input[0].type.tensor_type.shape.dim][1:]
-        return _checked(json.loads(stated["arch"]), shape, json.loads(stated["class_names"]))
+        task, names = json.loads(stated.get("task", "null")), json.loads(stated["class_names"])
+        return _checked(json.loads(stated["arch"]), task, shape, names)
     except Exception as error:  # onnx and protobuf raise types of their own on a damaged file
         raise ConfigError(Problem(str(file), f"is not a student that kdnas exported: {_reason(error)}")) from error
 
 
-def _checked(arch: Any, shape: Any, classes: Any) -> tuple[Arch, TaskSpec]:
-    """Return the arch as its family spells it, and its task. Raises ValueError or InputError."""
+def _checked(arch: Any, task: Any, shape: Any, classes: Any) -> tuple[Arch, TaskSpec]:
+    """Return the arch as its family spells it, and its task. Raises ValueError or InputError.
+
+    Exports that state no task, as earlier versions wrote them, are of images of `shape`.
+    """
+    stated = Arch.from_json(arch)
+    if task is not None:
+        return stated_arch(stated.family, stated.choices), TypeAdapter(TaskSpec).validate_python(task)
     if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape) or not len(classes):
         raise ValueError("its input shape or its classes are missing")
-    stated = Arch.from_json(arch)
-    task = image_classification((shape[0], shape[1], shape[2]), len(classes))
-    return stated_arch(stated.family, stated.choices), task
+    images = image_classification((shape[0], shape[1], shape[2]), len(classes))
+    return stated_arch(stated.family, stated.choices), images
 
 
 def _reason(error: Exception) -> str:
