@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kdnas.core.preprocessing import Preprocessing
 from kdnas.errors import ExportError
 from kdnas.exporters import TrainedStudent
 from kdnas.exporters._probe import as_fed, plain_copy, probe_inputs, reference_logits
@@ -32,10 +33,11 @@ def write_onnx(student: TrainedStudent, path: Path) -> None:
     values = {
         "arch_id": student.arch.arch_id,
         "arch": student.arch.canonical_json,
-        "task": json.dumps(dataclasses.asdict(student.spec)),
         "class_names": json.dumps(student.preprocessing.class_names),
         "preprocessing": json.dumps(student.preprocessing.as_dict()),
     }
+    if not isinstance(student.preprocessing, Preprocessing):
+        values["task"] = json.dumps(dataclasses.asdict(student.spec))
     onnx_package.helper.set_model_props(model, values)
     onnx_package.save_model(model, path)
 

@@ -38,7 +38,7 @@ def _record(student: TrainedStudent, weights: Path) -> dict[str, Any]:
         "format_version": 1,
         "arch_id": student.arch.arch_id,
         "arch": json.loads(student.arch.canonical_json),
-        "task": dataclasses.asdict(student.spec),
+        **({} if isinstance(student.preprocessing, Preprocessing) else {"task": dataclasses.asdict(student.spec)}),
         "input": _input(student),
         "output": "logits",
         "classes": list(student.preprocessing.class_names),

@@ -277,7 +277,7 @@ def _stated_in_onnx(file: Path) -> tuple[Arch, TaskSpec]:
 def _checked(arch: Any, task: Any, shape: Any, classes: Any) -> tuple[Arch, TaskSpec]:
     """Return the arch as its family spells it, and its task. Raises ValueError or InputError.
 
-    Exports that state no task, as earlier versions wrote them, are of images of `shape`.
+    Exports that state no task are of images of `shape`.
     """
     stated = Arch.from_json(arch)
     if task is not None:

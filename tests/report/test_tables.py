@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -10,7 +11,15 @@ from synthetic_run import complete, run_of, synthetic_run
 
 from kdnas.core.arch import Arch
 from kdnas.record.front import front
-from kdnas.report.tables import front_document, front_table, short_archs, trials_table, write_csv
+from kdnas.report.page import page
+from kdnas.report.tables import (
+    front_document,
+    front_table,
+    further_scores_table,
+    short_archs,
+    trials_table,
+    write_csv,
+)
 
 FIRST = ["trial", "arch_id", "state", "fidelity_epochs", "accuracy", "accuracy_ci95", "macs", "params"]
 
@@ -112,3 +121,24 @@ def test_short_archs_name_only_what_differs():
         differs = same[1].arch.choices.get(name) != value
         assert (f"{name}={value}" in shown[0].split()) is differs
     assert short_archs(same[:1])[0].count("=") == len(same[0].arch.items)
+
+
+def test_what_else_is_known_on_the_test_split_stands_in_a_table_of_its_own():
+    run = synthetic_run()
+    assert not further_scores_table(run).rows
+    further = {"f1": 0.5, "matthews": -0.25}
+
+    def with_further(trial):
+        repeats = [replace(r, further={name: v + r.seed / 10 for name, v in further.items()}) for r in trial.repeats]
+        return replace(trial, repeats=tuple(repeats))
+
+    run = replace(run, trials=tuple(map(with_further, run.trials)), teacher_further={"f1": 0.75, "lambada": 0.25})
+    table = further_scores_table(run)
+    assert [column.heading for column in table.columns] == ["student", "macro F1", "Matthews correlation"]
+    first, last = table.rows[0], table.rows[-1]
+    assert [cell.text for cell in first[1:]] == ["60.00 ± 24.84 %", "-0.15 ± 0.25"]
+    assert [cell.text for cell in last] == ["teacher", "75.00 %", "–"]
+    assert "Further scores on the test split" in page(run)
+    document = front_document(run)
+    assert document["teacher"]["further"] == {"f1": 0.75, "lambada": 0.25}
+    assert document["front"][0]["further"]["f1"]["mean"] == pytest.approx(0.6)
