@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 from pathlib import Path
@@ -99,3 +100,23 @@ def test_the_page_shows_what_there_is(folder, capsys):
 
     assert EXECUTORS.problems("ray", {name: value for name, value in options.items() if name != "type"}) == []
     assert max(map(len, page.splitlines())) <= 120
+
+
+def test_the_readme_shows_what_was_measured(folder):
+    found = json.loads((folder / "results" / "efficiency.json").read_text())
+    readme = (folder / "README.md").read_text()
+    for row in found["rows"]:
+        shown = f"| {row['workers']} | {row['trials']} | {row['efficiency']:.1%}".replace("%", " %")
+        assert shown in readme
+    reached = all(row["efficiency"] >= found["goals"]["efficiency"] for row in found["rows"])
+    assert reached != ("Both are missed" in readme)
+
+
+def test_a_study_that_sleeps_has_a_front(folder, monkeypatch):
+    monkeypatch.syspath_prepend(folder)
+    from sleeping import price, score
+
+    small, large = ({f"layer{place}": width for place in range(1, 9)} for width in (1, 4))
+    assert score(small, 1, 1.0, 0, 0.0)["accuracy"] < score(large, 1, 1.0, 0, 0.0)["accuracy"] < 1.0
+    assert price(small, 0.0) == {"macs": 8000.0}
+    assert price(large, 0.0) == {"macs": 4000.0 + 7 * 16000.0}
