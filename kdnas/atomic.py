@@ -82,6 +82,14 @@ def _clear(path: Path) -> None:
                 left.unlink()
 
 
+def sweep(folder: Path) -> None:
+    """Remove what processes that are gone left of files in `folder`, and in the folders in it, that they wrote."""
+    for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+        for left in place.glob(".*.*"):
+            if re.fullmatch(r"\..+\.\d+", left.name) and left.is_file():
+                _clear(left.with_name(left.name[1:].rpartition(".")[0]))
+
+
 def _lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)

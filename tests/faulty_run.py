@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import scored_study
 
@@ -73,7 +73,13 @@ class Going:
         return Ended(code, *texts)
 
 
-def begin(*arguments: Any, faults: str = "", counts: Path | None = None, inline: bool = True) -> Going:
+Outlet = Literal["read", "full", "closed", "left"]
+"""Who takes standard output: this process, a full disk, nobody since it is closed, nobody any more."""
+
+
+def begin(
+    *arguments: Any, faults: str = "", counts: Path | None = None, inline: bool = True, stdout: Outlet = "read"
+) -> Going:
     """Begin `kdnas ARGUMENTS` in a fork; `faults` are counted in the folder `counts`.
 
     With `inline` a search answers its jobs itself; else its workers meet the faults too.
@@ -87,8 +93,13 @@ def begin(*arguments: Any, faults: str = "", counts: Path | None = None, inline:
             os.setsid()
             for number, (_, there) in enumerate(outlets, 1):
                 os.dup2(there, number)
+            if stdout == "full":
+                os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+            elif stdout == "left":
+                _, there = os.pipe()
+                os.dup2(there, 1)
             os.closerange(3, 256)
-            _run([str(argument) for argument in arguments], faults, counts, inline)
+            _run([str(argument) for argument in arguments], faults, counts, inline, stdout == "closed")
         finally:
             os._exit(70)
     for _, there in outlets:
@@ -108,7 +119,7 @@ def run(*arguments: Any, **options: Any) -> Ended:
     return begin(*arguments, **options).end()
 
 
-def _run(arguments: Sequence[str], faults: str, counts: Path | None, inline: bool) -> None:
+def _run(arguments: Sequence[str], faults: str, counts: Path | None, inline: bool, closed: bool) -> None:
     """Be the command. Does not return."""
     import kdnas.controller.runner
     import kdnas.faults
@@ -124,6 +135,9 @@ def _run(arguments: Sequence[str], faults: str, counts: Path | None, inline: boo
         kdnas.controller.runner.start_executor = lambda opened, observe: scored_study.Inline(opened.workplan)  # type: ignore[assignment]
     sys.stdin = Path(os.devnull).open()  # noqa: SIM115
     sys.stdout = open(1, "w", closefd=False, encoding="utf-8")  # noqa: SIM115
+    if closed:  # as a program finds it that was begun so
+        os.close(1)
+        sys.stdout = None
     sys.stderr = open(2, "w", closefd=False, encoding="utf-8")  # noqa: SIM115
     code = 70
     try:
@@ -162,6 +176,12 @@ def table(folder: Path, name: str = "trials.csv") -> list[tuple[str, ...]]:
         for row in rows
         if row.get("state", "complete") != "interrupted"
     ]
+
+
+def age(folder: Path) -> None:
+    """Let a minute pass over what killed processes left in a run folder."""
+    for path in (*folder.glob(".*.*"), *folder.glob("*/.*.*")):
+        os.utime(path, (time.time() - 60,) * 2)
 
 
 def calls(study: Path) -> list[str]:

@@ -45,12 +45,13 @@ _CANDIDATES_KEPT = 50_000
 class _Start:
     """What a free worker is to do next: a student given by `params`, or one that the sampler proposes, at a rung.
 
-    `waiting` is the number of the queued trial that it is for.
+    `waiting` is the number of the queued trial that it is for, `again` that of the interrupted one that is run again.
     """
 
     rung: int = 0
     params: Mapping[str, Scalar] | None = None
     waiting: int | None = None
+    again: int | None = None
 
 
 class _Candidate(NamedTuple):
@@ -152,7 +153,7 @@ class Search:
         for other in (other for other in self._run.others if other.number not in waiting):
             self._observe(Note(f"trial {other.number}: {other.reason}"))
         self._retry.extend(
-            _Start(rung, self._record.proposal(number))
+            _Start(rung, self._record.proposal(number), again=number)
             for (student, rung), number in lost.items()
             if (student, rung) not in scored
         )
@@ -287,6 +288,8 @@ class Search:
             sampler = self._proposals(fixed)
         began = time.monotonic()
         number, params = self._record.ask(sampler, self._domain, start.waiting)
+        if start.again is not None:
+            self._record.repeat_marks(start.again, number)
         self._proposed_in[number] = time.monotonic() - began
         reach("asked")
         arch, tuned = self._read({**params, **fixed})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import shutil
@@ -55,6 +56,8 @@ def controller_lock(folder: Path) -> Iterator[None]:
         raise RunFolderError(f"{folder} cannot be used as a run folder: {error.strerror or error}") from error
     with exclusively(folder / _GUARD, "kdnas search"):
         try:
+            with contextlib.suppress(OSError):
+                atomic.sweep(folder)
             yield
         finally:
             if created and not (folder / LOCK_FILE).exists():  # while the lock still keeps others out

@@ -189,6 +189,16 @@ class Record:
         return trial.number, dict(trial.params)
 
     @_on_disk
+    def repeat_marks(self, before: int, again: int) -> None:
+        """Give trial `again` what samplers noted of `before`, the interrupted one that it stands for.
+
+        Such as its generation: without, an evolution would go on without this student.
+        """
+        for name, value in self.study.get_trials(deepcopy=False)[before].system_attrs.items():
+            if name != FIXED_PARAMS:
+                self._storage.set_trial_system_attr(self._trial_id(again), name, value)
+
+    @_on_disk
     def waiting(self) -> tuple[QueuedTrial, ...]:
         """Return the queued trials, first come first."""
         trials = self.study.get_trials(deepcopy=False, states=(OptunaState.WAITING,))
