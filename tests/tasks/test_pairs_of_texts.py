@@ -150,6 +150,6 @@ def test_a_study_of_pairs_ends_in_exports_that_take_two_texts(root: Path, kind: 
     script = [sys.executable, str(out / "predict.py"), "--network", "student.onnx", asked]
     said = subprocess.run(script, capture_output=True, text=True, check=True).stdout
     assert f"early {100 * share:.1f} %" in said
-    card = (out / "model_card.md").read_text()
+    card = (out / "MODEL_CARD.md").read_text()
     assert "| mean f1 |" in card
     assert "| matthews |" in card
