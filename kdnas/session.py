@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kdnas.controller.events import Note, Observer, Ready
-from kdnas.controller.preparation import prepare_study
+from kdnas.controller.preparation import Opened, prepare_study
 from kdnas.controller.queue import enqueue, read_students
 from kdnas.controller.runner import Search
 from kdnas.errors import KdnasError, Problem, RunError, RunFolderError
@@ -43,16 +43,8 @@ def search_study(
     """
     if study.space.choices:  # those that are read off a teacher are known once that is open
         read_students(queue, study.config, study.space)  # what is wrong with a file is told before anything is opened
-    study = dataclasses.replace(study, config=_where_it_is_kept(study.config, folder))
-    with run_held(folder, study.config), tracked(study.config.trackers, observe) as observe:
-        opened = prepare_study(
-            study,
-            folder,
-            data_root=data_root,
-            cache=cache_dir().resolve(),
-            device=resolve_device(study.config.device),
-            observe=observe,
-        )
+    with _held(study, folder) as study, tracked(study.config.trackers, observe) as observe:
+        opened = _prepared(study, folder, data_root, observe)
         if queue:
             enqueue(opened, read_students(queue, opened.config, opened.space, opened.evaluator.arch), observe)
         observe(Ready(opened.run, bool(opened.run.trials), opened.crew))
@@ -75,6 +67,35 @@ def search_study(
         if failed := failure(run):
             raise RunError(failed)
         return run
+
+
+@contextlib.contextmanager
+def opened_study(study: LoadedStudy, folder: Path, *, data_root: Path, observe: Observer) -> Iterator[Opened]:
+    """Give the run in `folder`, begun where there is none, open for trainings, and hold it until the context ends.
+
+    Raises InputError where something is wrong with it.
+    """
+    with _held(study, folder) as study:
+        yield _prepared(study, folder, data_root, observe)
+
+
+@contextlib.contextmanager
+def _held(study: LoadedStudy, folder: Path) -> Iterator[LoadedStudy]:
+    """Hold the run in `folder`, and give the study with the storage that its trials are kept in."""
+    study = dataclasses.replace(study, config=_where_it_is_kept(study.config, folder))
+    with run_held(folder, study.config):
+        yield study
+
+
+def _prepared(study: LoadedStudy, folder: Path, data_root: Path, observe: Observer) -> Opened:
+    return prepare_study(
+        study,
+        folder,
+        data_root=data_root,
+        cache=cache_dir().resolve(),
+        device=resolve_device(study.config.device),
+        observe=observe,
+    )
 
 
 def _where_it_is_kept(config: StudyConfig, folder: Path) -> StudyConfig:

@@ -65,10 +65,10 @@ def config_dir() -> Path:
 def code_named(settings: Mapping[str, Any]) -> list[NamedCode]:
     """Return the code that plain settings (a study's or a train.yaml's) name: plug-ins, then functions."""
     named = [NamedCode(plugin.where, plugin.spec, plugin.options, plugin=True) for plugin in plugins_named(settings)]
-    several = settings.get("teachers")
     places = {name: (settings.get(name), *naming) for name, naming in _NAMING.items()}
-    if isinstance(several, Mapping):
-        places |= {f"teachers.{name}": (teacher, *_NAMING["teacher"]) for name, teacher in several.items()}
+    for key in ("teachers", "further_teachers"):
+        if isinstance(several := settings.get(key), Mapping):
+            places |= {f"{key}.{name}": (teacher, *_NAMING["teacher"]) for name, teacher in several.items()}
     for section, (member, keys, called_with) in places.items():
         if not isinstance(member, Mapping) or member.get("type") != "module":
             continue

@@ -29,7 +29,7 @@ def parse_losses(texts: Sequence[str], study: Distillation) -> dict[str, Distill
     problems: list[Problem] = []
     for text in texts:
         try:
-            name, loss = _parse(text, study)
+            name, loss = parse_loss(text, study)
         except ConfigError as error:
             problems += [Problem(f"--loss {text}", problem.what, problem.allowed) for problem in error.problems]
             continue
@@ -44,7 +44,8 @@ def loss_name(study: Distillation) -> str:
     return " + ".join(short_name(term.type) for term in study.losses if term.weight > 0) or TASK_LOSS
 
 
-def _parse(text: str, study: Distillation) -> tuple[str, Distillation]:
+def parse_loss(text: str, study: Distillation) -> tuple[str, Distillation]:
+    """Return what the loss that `text` spells is called, and the study's distillation with it. Raises ConfigError."""
     value = parse_value(text)
     plain: dict[str, Any] = {"type": value} if isinstance(value, str) else value if isinstance(value, dict) else {}
     kind = plain.pop("type", None)
@@ -66,7 +67,8 @@ def _parse(text: str, study: Distillation) -> tuple[str, Distillation]:
         plain.setdefault("weight", sum(term.weight for term in study.losses) or 1.0)
     try:
         term = LossTerm(type=kind, **plain)
-        loss = Distillation(task_weight=task_weight, label_smoothing=study.label_smoothing, losses=(term,))
+        loss = study.model_copy(update={"task_weight": task_weight, "losses": (term,)})
+        loss = Distillation.model_validate(loss.model_dump())
     except pydantic.ValidationError as error:
         raise ConfigError(
             Problem("", f"{'.'.join(map(str, found['loc']))}: {found['msg']}") for found in error.errors()

@@ -208,12 +208,13 @@ def _whole(line: str, width: int) -> str:
 
 
 def teacher_lines(run: RunRecord) -> list[str]:
-    """Return one line on the teacher, none where there is no teacher."""
-    teacher = run.teacher
-    if teacher is None:
-        return []
-    numbers = ", ".join(f"{name} {shown(name, value)}" for name, value in teacher.values.items())
-    return [f"teacher {teacher.name}: validation {label(run.score.name)} {run.score.shown(teacher.score)}, {numbers}"]
+    """Return one line on each teacher, none where there is no teacher."""
+    lines = []
+    for teacher in run.teachers.values():
+        numbers = ", ".join(f"{name} {shown(name, value)}" for name, value in teacher.values.items())
+        score = f"validation {label(run.score.name)} {run.score.shown(teacher.score)}"
+        lines.append(f"teacher {teacher.name}: {score}, {numbers}")
+    return lines
 
 
 class PlainView(View):

@@ -86,7 +86,8 @@ data:
 # Other sources: kdnas list teachers
 teacher:
 {teacher}
-# teacher_name: teacher  # what it is called; `teachers: {{NAME: {{type: ...}}}}` states both
+# teacher_name: teacher  # what it is called; `teachers: {{NAME: {{type: ...}}}}` states both, and more than one:
+# losses then say `of: NAME` or `of: ensemble`
 
 {students}
 # --- What is wanted: {score}, and what it shall be traded for (two to four in all).

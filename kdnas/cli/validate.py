@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kdnas.core.objective import Quantity
     from kdnas.core.space import SearchSpace
     from kdnas.record.lock import TeacherReport
-    from kdnas.study.config import DataConfig
+    from kdnas.study.config import DataConfig, StudyConfig
     from kdnas.study.loading import LoadedStudy
 
 
@@ -87,7 +87,7 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
         "study": config.name,
         "evaluator": short_name(config.evaluator.type),
         "data": "none" if config.data is None else f"{short_name(config.data.type)}, {_held_out(config.data)}",
-        "teacher": "none" if config.teacher is None else short_name(config.teacher.type),
+        "teacher": _teachers(config),
         "space": "students cut out of the teacher, which --open reads"
         if not isinstance(config.space, str)
         else f"{space.name}: {short_name(space.family) or 'no family'}, {_size(space)}",
@@ -178,6 +178,10 @@ def opened(loaded: LoadedStudy, data_root: Path | None, say: Any) -> dict[str, A
         **({"space": f"cut out of the teacher, {_size(evaluator.space)}"} if cut_out else {}),
         **evaluator.cutting,
         **_teacher(found.lock.teacher, study.config.score),
+        **{
+            f"teacher_{name}": _measured(report, study.config.score)
+            for name, report in found.lock.further_teachers.items()
+        },
         "students": [f"{name} {min(values):,.0f} to {max(values):,.0f}" for name, values in ranges.items()],
         "within_constraints": f"{within / len(sample):.1%} of {len(sample):,} random students",
     }
@@ -187,15 +191,26 @@ def _teacher(report: TeacherReport | None, score: Quantity) -> dict[str, Any]:
     """Return what was measured of the teacher, and what is to be known of it."""
     if report is None:
         return {}
+    return {
+        "teacher_measured": _measured(report, score),
+        "teacher_outputs": report.outputs,
+        "teacher_notes": list(report.notes),
+    }
+
+
+def _teachers(config: StudyConfig) -> str:
+    named = {name: short_name(teacher.type) for name, teacher in config.teachers.items()}
+    if len(named) < 2:
+        return next(iter(named.values()), "none")
+    return ", ".join(f"{name} ({kind})" for name, kind in named.items())
+
+
+def _measured(report: TeacherReport, score: Quantity) -> str:
     costs = ", ".join(
         f"{name} {value:,.4g}" if name.endswith("_ms") else f"{name} {value:,.0f}"
         for name, value in report.values.items()
     )
-    return {
-        "teacher_measured": f"validation {score.name} {score.shown(report.score)}; {costs}",
-        "teacher_outputs": report.outputs,
-        "teacher_notes": list(report.notes),
-    }
+    return f"validation {score.name} {score.shown(report.score)}; {costs}"
 
 
 def _text(value: Any) -> str:

@@ -40,7 +40,7 @@ from kdnas.study.loading import LoadedStudy
 from kdnas.training.recipe import Training
 from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, Workplan, open_evaluator
 from kdnas.workshop.numerics import differences, resumed, settled_config
-from kdnas.workshop.opening import MadeOn
+from kdnas.workshop.opening import MadeOn, further_of
 
 _SMALLEST_TRIED = 5
 _BEGUN = ".begun"
@@ -156,6 +156,7 @@ def prepare_study(
             evaluator.fingerprints.get("data", ""),
             evaluator.fingerprints.get("teacher", ""),
             evaluator.teacher_answers,
+            further=further_of(evaluator.fingerprints),
         ),
     )
     return Opened(config, space, evaluator, record, Workplan(context), refreshed(run, record))
@@ -208,6 +209,7 @@ def examine(study: LoadedStudy, evaluator: Evaluator, device: str) -> Examined:
         teacher_answers=evaluator.teacher_answers,
         device=device,
         machine=this_machine(),
+        further_teachers=found.further_teachers,
     )
     return Examined(lock, config, sample)
 

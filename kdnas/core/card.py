@@ -112,13 +112,17 @@ class StudentCard:
     control: ControlCard | None = None
     quantities: Mapping[str, CostRecord] = field(default_factory=dict)
     teacher: TeacherCard | None = None
+    further_teachers: Mapping[str, TeacherCard] = field(default_factory=dict)
+    """Those after the first, by name."""
     data: DataCard | None = None
     limits: tuple[str, ...] = ()
 
     def as_dict(self, score: str) -> dict[str, Any]:
         """Return the plain form, in which what students are scored by is called `score`, such as accuracy."""
         plain = asdict(self)
-        for section in (plain["weights"], plain["teacher"]):
+        if not plain["further_teachers"]:
+            del plain["further_teachers"]
+        for section in (plain["weights"], plain["teacher"], *plain.get("further_teachers", {}).values()):
             if section is not None:
                 section[score], section[f"test_{score}"] = section.pop("score"), section.pop("test_score")
         plain[score] = {"validation": plain.pop("validation"), "test": plain.pop("test")}

@@ -1,7 +1,8 @@
-"""Whether two means of few repeats differ: Welch's t-test.
+"""Whether means of few repeats differ: Welch's t-test, Student's of pairs, Holm's correction where many are tested.
 
 B. L. Welch, "The generalization of Student's problem when several different population variances are involved"
-(Biometrika, 1947). The distribution function is the regularised incomplete beta function by its continued fraction
+(Biometrika, 1947); S. Holm, "A simple sequentially rejective multiple test procedure" (Scandinavian Journal of
+Statistics, 1979). The distribution function is the regularised incomplete beta function by its continued fraction
 (Press et al., "Numerical Recipes", 6.4).
 """
 
@@ -25,6 +26,29 @@ def welch_p_value(a: Sequence[float], b: Sequence[float]) -> float | None:
         return 1.0 if difference == 0 else 0.0
     freedom = error**2 / (error_a**2 / (len(a) - 1) + error_b**2 / (len(b) - 1))
     return student_p_value(difference / math.sqrt(error), freedom)
+
+
+def paired_p_value(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Return the two-sided p-value of Student's t-test of no difference between pairs; None below two pairs."""
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    if len(differences) < 2:
+        return None
+    mean, variance = statistics.fmean(differences), statistics.variance(differences)
+    if variance == 0:
+        return 1.0 if mean == 0 else 0.0
+    return student_p_value(mean / math.sqrt(variance / len(differences)), len(differences) - 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values corrected for their number, in their order: at most 5 % of families of them hold a mistake.
+
+    That is where those below 0.05 are taken for differences.
+    """
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+        corrected[index] = largest
+    return corrected
 
 
 def student_p_value(t: float, freedom: float) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from kdnas.core.card import Begun, StudentCard
+from kdnas.core.card import Begun, StudentCard, TeacherCard
 from kdnas.core.preprocessing import Preprocessing
 from kdnas.core.task import TaskSpec
 from kdnas.core.words import capitalised, counted, printable
@@ -118,9 +118,15 @@ def _costs(card: StudentCard, params: int) -> str:
 
 
 def _teacher(card: StudentCard, score: str) -> str:
-    teacher = card.teacher
-    if teacher is None:
+    if card.teacher is None:
         return "## Teacher\n\nNone recorded.\n"
+    if not card.further_teachers:
+        return f"## Teacher\n\n{_one_teacher(card.teacher, card, score)}"
+    others = [f"\n`{name}`: {_one_teacher(each, card, score)}" for name, each in card.further_teachers.items()]
+    return f"## Teachers\n\n{_one_teacher(card.teacher, card, score)}{''.join(others)}"
+
+
+def _one_teacher(teacher: TeacherCard, card: StudentCard, score: str) -> str:
     scores = _of_splits(score, teacher.score, teacher.test_score)
     units = {name: cost.unit for name, cost in card.quantities.items()}
     costs = [
@@ -130,7 +136,7 @@ def _teacher(card: StudentCard, score: str) -> str:
     ]
     notes = "".join(f"\n- {_plain(note)}" for note in teacher.notes)
     numbers = ", ".join(filter(None, [scores, *costs]))
-    return f"## Teacher\n\n{_plain(teacher.name)}{': ' if numbers else ''}{numbers}.{notes}\n"
+    return f"{_plain(teacher.name)}{': ' if numbers else ''}{numbers}.{notes}\n"
 
 
 def _data(student: TrainedStudent) -> str:

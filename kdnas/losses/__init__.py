@@ -48,8 +48,8 @@ class DistillationLoss(nn.Module, ABC):
             )
         if "embedding" in self.needs and not (student.embedding and teacher.embedding):
             raise ConfigError(f"the loss {name} reads the embedding: student and teacher need a linear classifier")
-        if "classifier" in self.needs and not (student.classifier and teacher.classifier):
-            raise ConfigError(f"the loss {name} uses the classifier: student and teacher need to end in a linear one")
+        if "classifier" in self.needs and not teacher.classifier:
+            raise ConfigError(f"the loss {name} uses the teacher's classifier: it needs to end in a linear one")
 
     @abstractmethod
     def forward(self, student: Outputs, teacher: Outputs, rows: Rows) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kdnas.errors import ConfigError, Problem
@@ -41,13 +41,12 @@ class ClassAttention(DistillationLoss):
         super().__init__(student, teacher)
         for name, side in (("student", student), ("teacher", teacher)):
             last, head = side.stages[-1], side.classifier
-            assert head is not None
-            if len(last) != 3 or channels(last) != head.in_features:
-                what = f"cat_kd: the {name}'s classifier reads {head.in_features} numbers, its last stage gives {last}"
-                raise ConfigError(Problem("", what, "a last stage of maps whose channels it reads, pooled"))
+            if head is None or len(last) != 3 or channels(last) != head.weight.shape[1]:
+                what = f"cat_kd: the {name} has no linear classifier of its last maps, which are {last}"
+                raise ConfigError(Problem("", what, "a last stage of maps whose channels are classified, pooled"))
         self.pool = pool
         # In a tuple they are no part of this module: the student's is trained as the student's.
-        self._classifiers: tuple[nn.Linear | None, nn.Linear | None] = (student.classifier, teacher.classifier)
+        self._classifiers = (student.classifier, teacher.classifier)
 
     @in_float32
     def forward(self, student: Outputs, teacher: Outputs, rows: Rows) -> Tensor:

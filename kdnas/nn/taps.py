@@ -78,6 +78,14 @@ class Outputs:
         return self.map(Tensor.detach)
 
 
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """The weights [V, D] and biases [V] of a linear layer: the network's own, which change as it is trained."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
 @dataclass(frozen=True)
 class OutputShapes:
     """The shapes of `Outputs` without the batch: logits, each stage's (C, H, W) or (N, C), and the embedding's width.
@@ -90,7 +98,7 @@ class OutputShapes:
     stages: tuple[tuple[int, ...], ...] = ()
     embedding: int = 0
     attention: tuple[AttentionShape, ...] = ()
-    classifier: nn.Linear | None = field(default=None, compare=False, repr=False)
+    classifier: Classifier | None = field(default=None, compare=False, repr=False)
 
 
 class Taps:
@@ -217,15 +225,17 @@ def output_shapes(
     return OutputShapes(outputs.logits.shape[1], shapes, embedding, tuple(p.shape for p in outputs.attention), head)
 
 
-def _classifier_at_the_end(module: nn.Module, name: str | None, outputs: Outputs) -> nn.Linear | None:
+def _classifier_at_the_end(module: nn.Module, name: str | None, outputs: Outputs) -> Classifier | None:
     """Return the linear layer called `name`, where the logits are what it says of the embedding; else None."""
     layer = None if name is None else dict(module.named_modules(remove_duplicate=False))[name]
-    if not isinstance(layer, nn.Linear) or outputs.embedding is None:
+    weight, bias = (getattr(layer, part, None) for part in ("weight", "bias"))
+    if not isinstance(weight, Tensor) or outputs.embedding is None:
         return None
-    if outputs.embedding.shape[1:] != (layer.in_features,) or outputs.logits.shape[1:] != (layer.out_features,):
+    if weight.shape != (outputs.logits.shape[1], outputs.embedding.shape[1]):
         return None
-    logits = layer(outputs.embedding).float()
-    return layer if torch.allclose(logits, outputs.logits.float(), rtol=1e-3, atol=1e-4) else None
+    logits = nn.functional.linear(outputs.embedding.float(), weight.float(), None if bias is None else bias.float())
+    same = torch.allclose(logits, outputs.logits.float(), rtol=1e-3, atol=1e-4)
+    return Classifier(weight, bias) if same else None
 
 
 def mask_place(spec: TaskSpec) -> int | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from torch import nn
 
@@ -36,3 +37,24 @@ class Teacher:
     outputs: Literal["logits", "probabilities"] = "logits"
     origin: Origin | None = None
     """How its network is made without kdnas; None where that is not known."""
+
+
+Teaching: TypeAlias = Teacher | Mapping[str, Teacher] | None
+"""Who teaches: one, several by name, or nobody."""
+ONE = "teacher"
+"""What the one teacher is called where nobody names it."""
+
+
+def by_name(teaching: Teaching) -> Mapping[str, Teacher]:
+    """Return the teachers by name."""
+    if isinstance(teaching, Teacher):
+        return {ONE: teaching}
+    return teaching or {}
+
+
+def fingerprint_of(teaching: Teaching) -> str | dict[str, str] | None:
+    """Return the hash of the one teacher, those of several by name, or None: what a training's identity says."""
+    teachers = by_name(teaching)
+    if len(teachers) == 1:
+        return next(iter(teachers.values())).fingerprint
+    return {name: teacher.fingerprint for name, teacher in teachers.items()} or None

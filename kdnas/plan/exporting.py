@@ -293,7 +293,8 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: Data) ->
         ),
         control=control,
         quantities={name: _cost(run, member, name) for name in member.values if name != run.score.name},
-        teacher=_teacher_card(run.teacher),
+        teacher=None if run.teacher is None else _teacher_card(run.teacher),
+        further_teachers={name: _teacher_card(report) for name, report in run.lock.further_teachers.items()},
         data=data_card(run.sources()[0].validation_fraction, run.config.seed, data),
         limits=tuple(f"As it is, {why}." for why in doubts(run, member)),
     )
@@ -318,9 +319,7 @@ def data_card(validation_fraction: float, seed: int, data: Data) -> DataCard:
     return DataCard(data.name, data.fingerprint, split, data.notes)
 
 
-def _teacher_card(report: TeacherReport | None) -> TeacherCard | None:
-    if report is None:
-        return None
+def _teacher_card(report: TeacherReport) -> TeacherCard:
     values = {name: float(value) for name, value in report.values.items()}
     return TeacherCard(report.name, report.score, report.test_score, values, report.notes)
 

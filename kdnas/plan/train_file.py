@@ -36,10 +36,12 @@ from kdnas.study.tuning import final_recipe
 from kdnas.study.yaml_lines import YamlDocument, read_yaml
 from kdnas.tasks import TASKS, task_of
 from kdnas.teachers import TEACHERS
+from kdnas.training.loss import needs_by_teacher
 from kdnas.training.numerics import settled
 from kdnas.training.recipe import Distillation, Recipe, Training, for_task, numerics_of, training_as
 from kdnas.trust import vouch_for_signed
 from kdnas.version import __version__
+from kdnas.workshop.opening import further_of
 
 ONLY_TEACHER = "teacher"
 """What the one teacher is called that has no name."""
@@ -107,12 +109,14 @@ class TrainFile(Section):
     data: DataConfig
     data_fingerprint: str
     """Hash of the data's content."""
-    teachers: Annotated[dict[str, Member], Field(min_length=1, max_length=1)]
-    """By name; students learn from one."""
+    teachers: Annotated[dict[str, Member], Field(min_length=1)]
+    """By name; whose outputs a loss learns it says by `of`."""
     teacher_fingerprint: str = ""
-    """Hash of the teacher's weights; empty: not checked."""
+    """Hash of the first teacher's weights; empty: not checked."""
     teacher_answers: tuple[float, ...] = ()
     """A sketch of what the teacher says to a few fixed samples, compared up to rounding; empty: not checked."""
+    further_fingerprints: dict[str, str] = Field(default_factory=dict)
+    """Hashes of the teachers after the first, by name."""
     training: Annotated[Training, WrapValidator(_of_the_task)]
     distillation: Distillation
     start: Literal["random", "inherited"] = "random"
@@ -135,6 +139,20 @@ class TrainFile(Section):
         if training.resolution_fraction != 1.0:
             raise ValueError("a full training is at the full resolution: resolution_fraction has to be 1")
         return training
+
+    @model_validator(mode="after")
+    def _known_teachers(self) -> TrainFile:
+        if unknown := [name for name in self.further_fingerprints if name not in self.teachers]:
+            raise ValueError(f"further_fingerprints names {', '.join(unknown)}, which is none of the teachers")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_no_further_ones(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave further teachers' hashes unsaid where there are none."""
+        content: dict[str, Any] = plain(self)
+        if not self.further_fingerprints:
+            del content["further_fingerprints"]
+        return content
 
     @property
     def student(self) -> Arch:
@@ -196,6 +214,7 @@ def train_file_for(run: RunRecord, trial: TrialRecord, data: Data) -> TrainFile:
         teachers=dict(config.teachers),
         teacher_fingerprint=locked_fingerprint(run, "teacher"),
         teacher_answers=run.lock.teacher_answers,
+        further_fingerprints=further_of(run.lock.fingerprints),
         training=recipe.training,
         distillation=recipe.distillation,
         start="inherited" if config.final_fidelity.start in ("inherited", "nested") else "random",
@@ -273,8 +292,14 @@ def _member_problems(file: TrainFile) -> list[Problem]:
     ]
     for index, term in enumerate(file.distillation.losses):
         named.append((f"distillation.losses.{index}", LOSSES, term.type, term.options))
-    return [
+    problems = [
         problem
         for where, registry, name, options in named
         for problem in option_problems(registry, where, name, options)
     ]
+    if not problems:
+        try:
+            needs_by_teacher(file.distillation, file.teachers)
+        except ConfigError as error:
+            problems += error.problems
+    return problems

@@ -295,6 +295,11 @@ def _card(
             "params": CostRecord(price.params, "parameters"),
         },
         teacher=TeacherCard(teacher.name, notes=teacher.notes),
+        further_teachers={
+            name: TeacherCard(each.name, notes=each.notes)
+            for name, each in workshop.teachers.items()
+            if each is not teacher
+        },
         data=data_card(file.data.validation_fraction, file.seed, data),
         limits=tuple(limits),
     )
@@ -410,10 +415,12 @@ class _Work:
             family = sibling_family(workshop.family, arch.family)
             network.load_state_dict(family.cut_on(arch, origin.network(family), start).state_dict())
         watch = _Watch(self, step, workshop.entered(network))
-        teacher = workshop.teacher if assistant is None else workshop.as_teacher(step.teacher, assistant)
+        teachers = workshop.teachers
+        if assistant is not None:  # it stands in for all of them
+            teachers = dict.fromkeys(teachers, workshop.as_teacher(step.teacher, assistant))
         trained = distil(
             network,
-            teacher,
+            teachers,
             workshop.train,
             None,
             self.recipe(step.epochs, step.learning_rate),
@@ -443,7 +450,7 @@ class _Work:
             supernet,
             space,
             elastic.family,
-            workshop.teacher,
+            workshop.teachers,
             workshop.train,
             workshop.validation,
             self.recipe(epochs, 1.0),

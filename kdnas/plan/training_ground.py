@@ -71,13 +71,16 @@ def open_training(
     """
     workshop = training_workshop(file, data_root=data_root, cache=cache, device=device, data=data, say=say)
     check_data(file, workshop.data)
-    data, teacher = workshop.data, workshop.teacher
-    check_teacher(file, teacher)
-    if not file.teacher_fingerprint:  # that of a study has been looked at when the study was opened
-        report_teacher(teacher, data, workshop.validation_indices, file.training, device=workshop.device, say=say)
+    data, teachers = workshop.data, workshop.teachers
+    check_teacher(file, workshop.teacher)
+    for name, was in file.further_fingerprints.items():
+        check_hash(teachers[name], was, f"further_fingerprints.{name}")
+    if not file.teacher_fingerprint:  # those of a study have been looked at when the study was opened
+        for teacher in teachers.values():
+            report_teacher(teacher, data, workshop.validation_indices, file.training, device=workshop.device, say=say)
         with torch.random.fork_rng(devices=[]):
             student = workshop.family.build(file.student)
-        check_losses(file.recipe, teacher, {"the student": student}, data, device=workshop.device)
+        check_losses(file.recipe, teachers, {"the student": student}, data, device=workshop.device)
     return workshop
 
 
@@ -100,16 +103,17 @@ def check_data(file: TrainFile, data: Data) -> None:
         raise DataError(problems)
 
 
+def check_hash(teacher: Teacher, was: str, where: str) -> None:
+    """Raise TeacherError, under the key `where`, when the content of `teacher` has another hash than `was`."""
+    if teacher.fingerprint != was:
+        what = f"the teacher {teacher.name} is not the one of this training: {teacher.fingerprint} instead"
+        raise TeacherError(Problem(where, what, was))
+
+
 def check_teacher(file: TrainFile, teacher: Teacher) -> None:
     """Raise TeacherError when `teacher` is another one than `file` names by its hash, or answers otherwise."""
-    if file.teacher_fingerprint and teacher.fingerprint != file.teacher_fingerprint:
-        raise TeacherError(
-            Problem(
-                "teacher_fingerprint",
-                f"the teacher {teacher.name} is not the one of this training: {teacher.fingerprint} instead",
-                file.teacher_fingerprint,
-            )
-        )
+    if file.teacher_fingerprint:
+        check_hash(teacher, file.teacher_fingerprint, "teacher_fingerprint")
     if what := what_differs(file.teacher_answers, teacher.answers):
         raise TeacherError(
             Problem(

@@ -49,6 +49,7 @@ _IDENTITY_SECTIONS = (
     "start",
     "data",
     "teacher",
+    "further_teachers",
     "objectives",
     "constraints",
     "costs",
@@ -180,6 +181,8 @@ class Findings:
     teacher: TeacherReport | None = None
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
     """By measured cost."""
+    further_teachers: Mapping[str, TeacherReport] = field(default_factory=dict)
+    """Those after the first, by name."""
 
 
 def _read_space(record: Any) -> SearchSpace:
@@ -213,6 +216,8 @@ class Lock:
     """Every further machine that it went on on."""
     supernet: SupernetRecord | None = None
     """None where it has none, or none yet."""
+    further_teachers: Mapping[str, TeacherReport] = field(default_factory=dict)
+    """Those after the first, by name."""
 
 
 def written_calibrations(found: Mapping[str, Calibration]) -> dict[str, Any]:
@@ -246,6 +251,9 @@ def write_lock(folder: Path, lock: Lock) -> None:
     plain = _adapter().dump_python(lock, mode="json")
     plain["data"] = {name: value for name, value in plain["data"].items() if value not in (None, [], {})}
     plain = {name: value for name, value in plain.items() if name == "teacher" or value not in (None, [])}
+    for holder in (plain, plain["config"]):
+        if not holder["further_teachers"]:
+            del holder["further_teachers"]
     header = _HEADER + signature_line(_code_settings(plain))
     write_text(folder / LOCK_FILE, header + yaml.safe_dump(plain, sort_keys=False, width=120))
 

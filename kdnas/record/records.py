@@ -293,6 +293,12 @@ class RunRecord:
         return None if self.teacher is None else self.teacher.standard(self.score)
 
     @property
+    def teachers(self) -> dict[str, TeacherReport]:
+        """All teachers by name, the first one first."""
+        first = {} if self.teacher is None else {self.config.teacher_name: self.teacher}
+        return {**first, **self.lock.further_teachers}
+
+    @property
     def trains(self) -> bool:
         """Whether kdnas itself trained the students: a function of the user's may have, whatever data a study names."""
         return self.config.data is not None and self.lock.data.training_samples is not None

@@ -131,11 +131,12 @@ def figures(run: RunRecord) -> list[Figure]:
 
 def _header(run: RunRecord) -> str:
     cards = [_card(run, title, member, sentence) for title, member, sentence in summary.highlights(run)]
-    if run.teacher is not None:
-        notes = "".join(f"<p class=note>{in_html(note)}</p>" for note in run.teacher.notes)
+    for name, report in run.teachers.items():
+        notes = "".join(f"<p class=note>{in_html(note)}</p>" for note in report.notes)
+        title = f"Teacher {in_html(name)}" if len(run.teachers) > 1 else "Teacher"
         cards.append(
-            f'<div class="card teacher"><h3>Teacher</h3><div class="big">{in_html(run.teacher.name)}</div>'
-            f"{_definitions(summary.teacher_numbers(run))}{notes}</div>"
+            f'<div class="card teacher"><h3>{title}</h3><div class="big">{in_html(report.name)}</div>'
+            f"{_definitions(summary.teacher_numbers(run, report))}{notes}</div>"
         )
     nothing = "" if front(run) else _no_front(run)
     return (

@@ -26,7 +26,7 @@ from kdnas.record.front import (
     recommended,
     rise,
 )
-from kdnas.record.lock import SupernetRecord
+from kdnas.record.lock import SupernetRecord, TeacherReport
 from kdnas.record.records import FrontMember, RunRecord
 from kdnas.report.architecture import family_in_words
 from kdnas.report.searched import stuck_at_bounds
@@ -59,8 +59,9 @@ def what_was_searched(run: RunRecord) -> str:
     classes = f" ({len(run.class_names)} classes)" if run.class_names else ""
     source = f"scored by the evaluator {short_name(config.evaluator.type)}"
     if run.trains and config.data is not None and config.teacher is not None:
-        teacher = run.teacher.name if run.teacher else short_name(config.teacher.type)
-        source = f"for the data set {short_name(config.data.type)}{classes}, distilled from the teacher {teacher}"
+        names = [report.name for report in run.teachers.values()] or [short_name(config.teacher.type)]
+        teacher = f"the teacher {names[0]}" if len(names) == 1 else f"the teachers {', '.join(names)}"
+        source = f"for the data set {short_name(config.data.type)}{classes}, distilled from {teacher}"
     return f"{_students_of(run)} {source}, for the best trade-off of {objectives}{bounds}."
 
 
@@ -117,14 +118,12 @@ def supernet_in_words(supernet: SupernetRecord) -> str:
     return f"supernet trained in {took} (the work of {budget} of its largest student){began}"
 
 
-def teacher_numbers(run: RunRecord) -> list[tuple[str, str]]:
-    """Return the teacher's numbers as (name, value) pairs; FLOPs stand beside MACs."""
-    if run.teacher is None:
-        return []
-    pairs = [(f"validation {label(run.score.name)}", run.score.shown(run.teacher.score))]
-    if run.teacher.test_score is not None:
-        pairs.append((f"test {label(run.score.name)}", run.score.shown(run.teacher.test_score)))
-    return pairs + cost_pairs(run, run.teacher.values)
+def teacher_numbers(run: RunRecord, teacher: TeacherReport) -> list[tuple[str, str]]:
+    """Return a teacher's numbers as (name, value) pairs; FLOPs stand beside MACs."""
+    pairs = [(f"validation {label(run.score.name)}", run.score.shown(teacher.score))]
+    if teacher.test_score is not None:
+        pairs.append((f"test {label(run.score.name)}", run.score.shown(teacher.test_score)))
+    return pairs + cost_pairs(run, teacher.values)
 
 
 def cost_pairs(run: RunRecord, values: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -29,7 +29,7 @@ from kdnas.datasets import kind_of
 from kdnas.errors import ConfigError, Problem
 from kdnas.registry import Section
 from kdnas.study.earlier import in_present_words
-from kdnas.training.recipe import Distillation, Recipe, Training, training_as
+from kdnas.training.recipe import ENSEMBLE, Distillation, Recipe, Training, training_as
 from kdnas.training.supernet import SupernetSettings, once_of_images
 
 DISTIL = "distil"
@@ -285,6 +285,12 @@ class ExportConfig(Section):
     formats: tuple[str, ...] = ("safetensors", "student_json", "student_py", "train_yaml", "model_card")
 
 
+def _teacher_name(text: str) -> str:
+    if text == ENSEMBLE:
+        raise ValueError(f"must be another name: {ENSEMBLE} is all teachers together")
+    return _name(text)
+
+
 def _bound(text: str, info: ValidationInfo) -> str:
     parse_bound(text, score_among(info.data.get("objectives", ())))
     return text
@@ -379,8 +385,11 @@ class StudyConfig(Section):
     data: DataConfig | None = None
     teacher: Member | None = None
     """Data and teacher are required by the evaluators that train."""
-    teacher_name: Annotated[str, AfterValidator(_name)] = "teacher"
+    teacher_name: Annotated[str, AfterValidator(_teacher_name)] = "teacher"
     """What it is called: `teachers: {NAME: ...}` states both."""
+    further_teachers: dict[Annotated[str, AfterValidator(_teacher_name)], Member] = Field(default_factory=dict)
+    """Those after the first of `teachers: {NAME: ..., NAME: ...}`. Costs and scores are compared with
+    those of the first, and students are cut out of it; whose outputs a loss learns it says by `of`."""
     space: str | DerivedSpace
     """The name of a space that kdnas carries, a path to a YAML file relative to the study, or `derive: teacher`."""
     objectives: Annotated[tuple[str, ...], Field(min_length=2, max_length=4)] = ("accuracy", "macs")
@@ -490,8 +499,8 @@ class StudyConfig(Section):
 
     @property
     def teachers(self) -> dict[str, Member]:
-        """The teachers by name: one, or none where the study trains nothing itself."""
-        return {} if self.teacher is None else {self.teacher_name: self.teacher}
+        """The teachers by name, the first one first; none where the study trains nothing itself."""
+        return {} if self.teacher is None else {self.teacher_name: self.teacher, **self.further_teachers}
 
     @property
     def score(self) -> Quantity:

@@ -24,6 +24,7 @@ from kdnas.study.members import member_problems, quantity_problems, registry_of
 from kdnas.study.rungs import rung_problems, start_problems, table_problems
 from kdnas.study.secrets import secret_problems
 from kdnas.study.spaces import derived_space, load_space, space_of
+from kdnas.study.teachers import teacher_problems
 from kdnas.study.yaml_lines import KeyPath, YamlDocument, parse_value, read_yaml
 from kdnas.training.recipe import for_task
 
@@ -50,7 +51,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> LoadedStudy:
     Raises ConfigError with every problem, spelled `study.yaml:12: dotted.key: what (allowed: ...)` and sorted by line.
     """
     file = study_file(path)
-    document, problems = apply_overrides(with_one_teacher(read_yaml(file)), overrides)
+    document, problems = apply_overrides(with_first_teacher(read_yaml(file)), overrides)
     problems += document.in_order(secret_problems(document.data))
     return check_study(own_study(document, file.parent), file.parent, problems)
 
@@ -60,7 +61,7 @@ def study_of(document: YamlDocument, folder: Path, settings: Sequence[str] = ())
 
     Raises ConfigError with every problem.
     """
-    changed, problems = apply_overrides(with_one_teacher(document), settings)
+    changed, problems = apply_overrides(with_first_teacher(document), settings)
     problems += changed.in_order(secret_problems(changed.data))
     changed = own_study(changed, folder)
     space = changed.data.get("space")
@@ -76,23 +77,28 @@ def study_of(document: YamlDocument, folder: Path, settings: Sequence[str] = ())
     return check_study(YamlDocument(named.name, named.data, changed.lines), folder, problems, found)
 
 
-def with_one_teacher(document: YamlDocument) -> YamlDocument:
-    """Return a study's document with `teachers: {NAME: ...}` as its `teacher` and `teacher_name`.
+def with_first_teacher(document: YamlDocument) -> YamlDocument:
+    """Return a study's document with `teachers: {NAME: ..., ...}` as `teacher`, `teacher_name` and `further_teachers`.
 
-    Raises ConfigError where there is not exactly one, which students learn from.
+    Raises ConfigError where it is no mapping, or stands beside `teacher`.
     """
     teachers = document.data.get("teachers")
     if teachers is None:
         return document
-    if "teacher" in document.data or not isinstance(teachers, dict) or len(teachers) != 1:
-        what = "are a mapping of one name to a teacher, in the place of `teacher`: students learn from one"
-        raise ConfigError(document.problem("teachers", what, "teachers: {NAME: {type: ...}}"))
-    ((name, teacher),) = teachers.items()
+    if "teacher" in document.data or not isinstance(teachers, dict) or not teachers:
+        what = "are a mapping of names to teachers, in the place of `teacher`"
+        raise ConfigError(document.problem("teachers", what, "teachers: {NAME: {type: ...}, ...}"))
+    (first, teacher), *others = teachers.items()
     rest = {key: value for key, value in document.data.items() if key != "teachers"}
-    lines = {
-        ("teacher", *path[2:]) if path[:1] == ("teachers",) else path: line for path, line in document.lines.items()
-    }
-    return YamlDocument(document.name, {**rest, "teacher": teacher, "teacher_name": name}, lines)
+    further = {"further_teachers": dict(others)} if others else {}
+
+    def moved(path: KeyPath) -> KeyPath:
+        if path[:1] != ("teachers",):
+            return path
+        return ("teacher", *path[2:]) if path[1:2] == (first,) else ("further_teachers", *path[1:])
+
+    lines = {moved(path): line for path, line in document.lines.items()}
+    return YamlDocument(document.name, {**rest, "teacher": teacher, "teacher_name": first, **further}, lines)
 
 
 def own_study(document: YamlDocument, folder: Path) -> YamlDocument:
@@ -209,6 +215,8 @@ def _problems_between(config: StudyConfig, space: SearchSpace | None, unsound: S
         problems += tunable_problems(config)
     if sound(*_STARTS, *_FIDELITY):
         problems += rung_problems(config)
+    if sound("distillation", "teacher", "teacher_name", "further_teachers"):
+        problems += teacher_problems(config)
     if space is not None and sound(*_STARTS):
         problems += _family_problems(config, space)
     if space is not None and space.family and sound("task", "data"):

@@ -60,7 +60,8 @@ def member_problems(data: Mapping[str, Any]) -> list[Problem]:
         *_needs(data),
         *_section(data, "data", "datasets", DataConfig),
         *_section(data, "teacher", "teachers", Member),
-        *_student_teacher(data),
+        *_further_teachers(data),
+        *_student_teacher(data, "teacher", data.get("teacher")),
         *_losses(data),
         *_section(data, "sampler", "samplers", SamplerConfig),
         *_executor(data),
@@ -107,9 +108,17 @@ def _needs(data: Mapping[str, Any]) -> Iterator[Problem]:
                 yield Problem(key, f"is required by the evaluator {short_name(str(name))}")
 
 
-def _student_teacher(data: Mapping[str, Any]) -> Iterator[Problem]:
+def _further_teachers(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what is wrong with the teachers after the first."""
+    others = data.get("further_teachers")
+    for name, section in others.items() if isinstance(others, dict) else ():
+        where = f"further_teachers.{name}"
+        yield from _section({where: section}, where, "teachers", Member)
+        yield from _student_teacher(data, where, section)
+
+
+def _student_teacher(data: Mapping[str, Any], where: str, section: Any) -> Iterator[Problem]:
     """Yield what is wrong inside a teacher that is a student family's member, trained here."""
-    section = data.get("teacher")
     if not isinstance(section, dict) or section.get("type") != "student":
         return
     training, family, choices = section.get("training"), section.get("family"), section.get("choices")
@@ -122,10 +131,10 @@ def _student_teacher(data: Mapping[str, Any]) -> Iterator[Problem]:
             section.model_validate(training)
         except pydantic.ValidationError as error:
             for problem in validation_problems(error, section):
-                yield Problem(f"teacher.training.{problem.where}", problem.what, problem.allowed)
+                yield Problem(f"{where}.training.{problem.where}", problem.what, problem.allowed)
     students = registry_of("students")
     unknown = [p for p in students.problems(family, {}) if p.where == "type"] if isinstance(family, str) else []
-    yield from (Problem("teacher.family", problem.what, problem.allowed) for problem in unknown)
+    yield from (Problem(f"{where}.family", problem.what, problem.allowed) for problem in unknown)
     if isinstance(family, str) and not unknown and isinstance(choices, dict):
         from kdnas.students import stated_arch
 
@@ -133,7 +142,7 @@ def _student_teacher(data: Mapping[str, Any]) -> Iterator[Problem]:
             stated_arch(family, choices)
         except ConfigError as error:
             for problem in error.problems:
-                yield Problem(f"teacher.choices.{problem.where}".rstrip("."), problem.what, problem.allowed)
+                yield Problem(f"{where}.choices.{problem.where}".rstrip("."), problem.what, problem.allowed)
 
 
 def _losses(data: Mapping[str, Any]) -> Iterator[Problem]:

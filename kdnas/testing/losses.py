@@ -16,12 +16,12 @@ from kdnas.errors import ConfigError
 from kdnas.losses import LOSSES
 from kdnas.nn.attention import AttentionShape, Projections
 from kdnas.nn.rows import Rows
-from kdnas.nn.taps import Outputs, OutputShapes
+from kdnas.nn.taps import Classifier, Outputs, OutputShapes
 from kdnas.testing._member import MemberConformance
 
 BATCH, CLASSES = 6, 5
 # Widths, sizes and the number of stages all differ.
-_HEADS = nn.Linear(6, CLASSES), nn.Linear(16, CLASSES)
+_HEADS = [Classifier(layer.weight, layer.bias) for layer in (nn.Linear(6, CLASSES), nn.Linear(16, CLASSES))]
 STUDENT = OutputShapes(CLASSES, ((4, 8, 8), (6, 4, 4)), 6, 2 * (AttentionShape(7, 2, 8, 8, 8),), _HEADS[0])
 TEACHER = OutputShapes(
     CLASSES, ((8, 16, 16), (12, 8, 8), (16, 4, 4)), 16, 3 * (AttentionShape(7, 4, 16, 8, 8, causal=True),), _HEADS[1]

@@ -28,7 +28,7 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.seeds import derive_seed
 from kdnas.errors import TrialError
 from kdnas.faults import reach
-from kdnas.teachers import Teacher
+from kdnas.nn.teacher import Teaching, by_name, fingerprint_of
 from kdnas.training.batches import Batches
 from kdnas.training.checkpoint import load_checkpoint, load_modules, save_checkpoint
 from kdnas.training.loss import needs_of
@@ -37,6 +37,7 @@ from kdnas.training.recipe import Recipe
 from kdnas.training.step import (
     Step,
     TaughtBatch,
+    TeachersOutputs,
     TimedBatches,
     memory_failures_as_trial_errors,
     open_step,
@@ -47,7 +48,6 @@ from kdnas.training.step import (
     taught_batches,
 )
 from kdnas.training.teacher_cache import TeacherCache
-from kdnas.training.teacher_outputs import TeacherOutputs
 
 _STEPS_KEPT = 16
 
@@ -58,14 +58,14 @@ class Course:
 
     `train` holds the samples to use, a recipe's `data_fraction` applied. `view_seed` orders and varies them: trainings
     that share it see the same batches, which lets them share `teacher_cache` and makes their comparison less noisy.
-    Without a teacher no loss may ask for one. `graphs`: capture whole steps on a CUDA device; elsewhere it changes
-    nothing.
+    `teaching` is who teaches; without a teacher no loss may ask for one. `graphs`: capture whole steps on a CUDA
+    device; elsewhere it changes nothing.
     """
 
     data: Data
     train: Batches
     validation: Batches | None
-    teacher: Teacher | None
+    teaching: Teaching
     view_seed: int
     device: torch.device
     teacher_cache: TeacherCache | None = None
@@ -158,7 +158,7 @@ def train(course: Course, pupils: Sequence[Pupil]) -> list[Trained | TrialError]
             stack.enter_context(own_randomness(derive_seed(pupils[0].seed, "training"), course.device))
             outputs, shapes = open_teacher_outputs(
                 stack,
-                course.teacher,
+                by_name(course.teaching),
                 course.train,
                 recipes[0],
                 data=course.data,
@@ -195,7 +195,7 @@ def train(course: Course, pupils: Sequence[Pupil]) -> list[Trained | TrialError]
 
 def distil(
     network: nn.Module,
-    teacher: Teacher | None,
+    teaching: Teaching,
     train_on: Batches,
     validation: Batches | None,
     recipe: Recipe,
@@ -215,7 +215,7 @@ def distil(
     `view_seed` None: `seed`.
     """
     view_seed = seed if view_seed is None else view_seed
-    course = Course(data, train_on, validation, teacher, view_seed, device, teacher_cache, graphs)
+    course = Course(data, train_on, validation, teaching, view_seed, device, teacher_cache, graphs)
     (outcome,) = train(course, [Pupil(network, recipe, seed, on_epoch, checkpoint, begin_from)])
     if isinstance(outcome, TrialError):
         raise outcome
@@ -241,6 +241,7 @@ def batches_key(recipe: Recipe) -> tuple[object, ...]:
         training.precision,
         training.threads,
         needs_of(recipe.distillation),
+        frozenset(term.of for term in recipe.distillation.losses if term.weight > 0),
     )
 
 
@@ -346,7 +347,7 @@ class _Kept:
         self._batches = []
 
 
-def _train_epoch(lanes: Sequence[_Lane], course: Course, outputs: TeacherOutputs | None, epoch: int) -> None:
+def _train_epoch(lanes: Sequence[_Lane], course: Course, outputs: TeachersOutputs | None, epoch: int) -> None:
     """Train `lanes` on view `epoch` of the data."""
     training = lanes[0].step.training
     started = time.perf_counter()
@@ -399,7 +400,7 @@ def _identity(course: Course, pupil: Pupil, recipe: Recipe, origin: str | None) 
     """Return a hash of all that decides a training but the initial weights and the machine."""
     record = {
         "network": [(name, list(value.shape)) for name, value in pupil.network.state_dict().items()],
-        "teacher": None if course.teacher is None else course.teacher.fingerprint,
+        "teacher": fingerprint_of(course.teaching),
         "data": course.data.fingerprint,
         "samples": hashlib.sha256(course.train.indices.astype("<i8").tobytes()).hexdigest(),
         "recipe": recipe.model_dump(mode="json"),

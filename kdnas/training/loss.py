@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
@@ -14,38 +15,43 @@ from kdnas.losses import LOSSES, DistillationLoss
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Output, Outputs, OutputShapes
 from kdnas.plugins import short_name
-from kdnas.training.recipe import Distillation
+from kdnas.training.recipe import ENSEMBLE, Distillation, Ensemble
+from kdnas.training.said import Said
 
 
 class TrainingLoss(nn.Module):
     """task_weight * task loss + the sum of weight * distillation loss; its parameters are the losses' adapters.
 
     Terms of weight 0 are not built. The adapters are initialised from `seed` alone. Weights that warm up are those of
-    the place in the training that `at` was told last, full ones before. `teacher` None: there is no teacher.
+    the place in the training that `at` was told last, full ones before. `teachers` are by name.
     Raises ConfigError where a loss cannot be built for these shapes, or has no teacher to learn from.
     """
 
     warmth: Tensor
 
-    def __init__(self, recipe: Distillation, student: OutputShapes, teacher: OutputShapes | None, *, seed: int):
+    def __init__(self, recipe: Distillation, student: OutputShapes, teachers: Mapping[str, OutputShapes], *, seed: int):
         super().__init__()
         self.task_weight = recipe.task_weight
         self.label_smoothing = recipe.label_smoothing
         if recipe.task_weight <= 0 and not any(term.weight > 0 for term in recipe.losses):
             raise ConfigError("distillation: task_weight and every loss's weight are 0: there is nothing to learn")
         terms = [term for term in recipe.losses if term.weight > 0]
-        if teacher is None and terms:
-            what = f"there is no teacher that {', '.join(short_name(term.type) for term in terms)} could learn from"
-            raise ConfigError(Problem("distillation.losses", what, "a teacher, or no losses: `losses: []`"))
-        if teacher is not None and student.outputs != teacher.outputs and "logits" in needs_of(recipe):
-            raise ConfigError(
-                f"the student has {student.outputs} outputs and the teacher {teacher.outputs}: "
-                "their logits cannot be compared"
-            )
+        for name, needs in needs_by_teacher(recipe, teachers).items():
+            if student.outputs != teachers[name].outputs and "logits" in needs:
+                raise ConfigError(
+                    f"the student has {student.outputs} outputs and the teacher {teachers[name].outputs}: "
+                    "their logits cannot be compared"
+                )
+        self._whose = [recipe.whose(term, teachers) for term in terms]
+        self._ensemble = recipe.ensemble or Ensemble()
+        together = OutputShapes(student.outputs)
         self.weights = [term.weight for term in terms]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "adapters"))
-            built = [LOSSES.build(term.type, student, teacher, **term.options) for term in terms]
+            built = [
+                LOSSES.build(term.type, student, teachers.get(whose, together), **term.options)
+                for term, whose in zip(terms, self._whose, strict=True)
+            ]
         self.terms = nn.ModuleList(built)
         self._warmups = [term.warmup_fraction for term in terms]
         # On the device and changed in its place: a captured step reads it anew each time.
@@ -57,18 +63,21 @@ class TrainingLoss(nn.Module):
             if warmup > 0:
                 self.warmth[index].fill_(min(1.0, progress / warmup))
 
-    def forward(self, student: Outputs, teacher: Outputs | None, rows: Rows) -> Tensor:
+    def forward(self, student: Outputs, said: Said | None, rows: Rows) -> Tensor:
         """Return the loss, a scalar in float32; `rows` are the student's logits with their targets and weights.
 
-        `teacher` may be None where no distillation loss is asked for.
+        `said` is what the teachers say; it may be None where no distillation loss is asked for.
         """
         loss = student.logits.new_zeros((), dtype=torch.float32)
         if self.task_weight > 0:
             loss = loss + self.task_weight * task_loss(rows, self.label_smoothing)
         ours = student.learning
         learning = rows if student.taught is None else replace(rows, logits=ours.logits)
+        theirs = {} if said is None else dict(said.by)
+        if said is not None and ENSEMBLE in self._whose:
+            theirs[ENSEMBLE] = said.together(self._ensemble, rows)
         for index, (weight, term) in enumerate(zip(self.weights, self.terms, strict=True)):
-            value = weight * term(ours, teacher, learning)
+            value = weight * term(ours, theirs[self._whose[index]], learning)
             loss = loss + (value * self.warmth[index] if self._warmups[index] > 0 else value)
         return loss
 
@@ -87,3 +96,39 @@ def needs_of(recipe: Distillation) -> frozenset[Output]:
     """Return the outputs of student and teacher that the recipe's losses read. Raises ConfigError on unknown losses."""
     members: list[type[DistillationLoss]] = [LOSSES.get(term.type) for term in recipe.losses if term.weight > 0]
     return frozenset(need for member in members for need in member.needs)
+
+
+def needs_by_teacher(recipe: Distillation, teachers: Collection[str]) -> dict[str, frozenset[Output]]:
+    """Return what the recipe's losses read of each of the `teachers` that they learn of, in their order.
+
+    Raises ConfigError on unknown losses, and where a term learns of somebody who is none of them or gives less.
+    """
+    needs: dict[str, frozenset[Output]] = {}
+    for index, term in enumerate(recipe.losses):
+        if term.weight <= 0:
+            continue
+        where, read = f"distillation.losses.{index}", LOSSES.get(term.type).needs
+        if not teachers:
+            what = f"there is no teacher that {short_name(term.type)} could learn from"
+            raise ConfigError(Problem(where, what, "a teacher, or no losses: `losses: []`"))
+        whose = recipe.whose(term, teachers)
+        if whose == ENSEMBLE:
+            if len(teachers) < 2:
+                what = "an ensemble takes several teachers, and there is one"
+                raise ConfigError(Problem(f"{where}.of", what, ", ".join(teachers)))
+            if read != {"logits"}:
+                what = f"{short_name(term.type)} reads more than logits, and an ensemble has no more"
+                raise ConfigError(Problem(f"{where}.of", what, ", ".join(teachers)))
+            needs |= {name: needs.get(name, frozenset()) | read for name in teachers}
+        elif whose in teachers:
+            needs[whose] = needs.get(whose, frozenset()) | read
+        else:
+            allowed = ", ".join([*teachers, *([ENSEMBLE] if len(teachers) > 1 else [])])
+            raise ConfigError(Problem(f"{where}.of", f"no teacher is called {whose!r}", allowed))
+    return {name: needs[name] for name in teachers if name in needs}
+
+
+def asked_of(recipe: Distillation, name: str, teachers: Collection[str]) -> Distillation:
+    """Return the recipe with those losses alone that ask the teacher called `name`, by itself or among all."""
+    terms = [term for term in recipe.losses if term.weight > 0 and recipe.whose(term, teachers) in (name, ENSEMBLE)]
+    return recipe.model_copy(update={"losses": tuple(terms)})

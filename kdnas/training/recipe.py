@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import pydantic
@@ -32,6 +32,9 @@ class LossTerm(pydantic.BaseModel):
     type: str
     weight: Annotated[float, Field(ge=0.0)] = 1.0
     """Unless stated, that of the loss's authors, as `kdnas list losses` tells: 1 for most, 1000 for attention."""
+    of: Annotated[str, Field(min_length=1)] | None = None
+    """Whose outputs it learns: a teacher's name, or `ensemble`, all of them together. None: the only teacher's, the
+    ensemble's where there are several."""
     warmup_fraction: Fraction = 0.0
     """Share of all steps in which the weight rises in equal steps to `weight`, as dkd's authors have it."""
 
@@ -54,12 +57,31 @@ class LossTerm(pydantic.BaseModel):
             return given
 
     @pydantic.model_serializer(mode="wrap")
-    def _without_no_warmup(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave no warm-up unsaid: hashes and records from before there was a choice stay what they are."""
+    def _without_later_defaults(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave unsaid what is as it was before there was a choice: old hashes and records stay what they are."""
         settings: dict[str, Any] = plain(self)
         if self.warmup_fraction == 0.0:
             settings.pop("warmup_fraction", None)
+        if self.of is None:
+            settings.pop("of", None)
         return settings
+
+
+ENSEMBLE = "ensemble"
+"""Whom a term learns of that learns of all teachers together."""
+
+
+class Ensemble(Section):
+    """How several teachers speak as one, to the terms `of: ensemble`."""
+
+    mean: Literal["probabilities", "logits"] = "probabilities"
+    """Of what."""
+    temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
+    """At which probabilities are averaged. A kd at the same one learns the teachers' mean softened probabilities, which
+    is the mean of what it would learn of each."""
+    weights: Literal["equal", "confidence"] | dict[str, Annotated[float, Field(ge=0.0)]] = "equal"
+    """By a teacher's name, 0 where it is not named; or by confidence: for each prediction the more the likelier a
+    teacher finds the label (CA-MKD, 2022)."""
 
 
 class Distillation(Section):
@@ -72,6 +94,8 @@ class Distillation(Section):
     task_weight: Annotated[float, Field(ge=0.0)] = 0.1
     label_smoothing: Fraction = 0.0
     losses: tuple[LossTerm, ...] = (LossTerm(type="kd", weight=0.9),)
+    ensemble: Ensemble | None = None
+    """None: the mean of the probabilities."""
     teacher_top_k: Annotated[int, Field(ge=1)] | None = None
     """Keep only so many of the teacher's logits a prediction, the mass of the others spread evenly, where thousands of
     classes would fill the disk. None: all of them, exactly."""
@@ -106,6 +130,20 @@ class Distillation(Section):
         if self.teacher_draws is None:
             settings.pop("teacher_draws", None)
         return settings
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_no_ensemble(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave unsaid what is as it was before there was a choice: old hashes and records stay what they are."""
+        settings: dict[str, Any] = plain(self)
+        if self.ensemble is None:
+            settings.pop("ensemble", None)
+        return settings
+
+    def whose(self, term: LossTerm, teachers: Collection[str]) -> str:
+        """Return whom a term learns of, where these are the teachers: one of them, or `ensemble`."""
+        if term.of is not None:
+            return term.of
+        return next(iter(teachers)) if len(teachers) == 1 else ENSEMBLE
 
 
 def labels_alone(distillation: Distillation) -> Distillation:

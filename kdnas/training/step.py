@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from kdnas.core.data import Data
 from kdnas.errors import TrialError
 from kdnas.nn.taps import (
-    Outputs,
     OutputShapes,
     Taps,
     example_inputs,
@@ -34,17 +33,18 @@ from kdnas.training.batches import Batches
 from kdnas.training.evaluation import evaluate
 from kdnas.training.fused_norm import fused_norms, library, pay
 from kdnas.training.graphs import GraphedStep, Recorder, batches_together, epoch_of_views, recorder_for
-from kdnas.training.loss import TrainingLoss, needs_of
+from kdnas.training.loss import TrainingLoss, needs_by_teacher, needs_of
 from kdnas.training.numerics import in_bfloat16
 from kdnas.training.recipe import Recipe, Training
+from kdnas.training.said import Said
 from kdnas.training.teacher_cache import TeacherCache
 from kdnas.training.teacher_outputs import BatchPlan, TeacherOutputs, views_key
 
 _STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 100}
 """Looking at the loss makes a CUDA device wait, and costs a CPU nothing."""
 
-TaughtBatch = tuple[tuple[Tensor, ...], Tensor, Outputs | None]
-"""Plain inputs [B, ...], targets, and the teacher's outputs."""
+TaughtBatch = tuple[tuple[Tensor, ...], Tensor, Said | None]
+"""Plain inputs [B, ...], targets, and what the teachers say."""
 
 
 class Step:
@@ -87,7 +87,7 @@ class Step:
         self._checked = 0
         self._losses = torch.empty(0)
 
-    def run(self, inputs: tuple[Tensor, ...], targets: Tensor, theirs: Outputs | None) -> Tensor:
+    def run(self, inputs: tuple[Tensor, ...], targets: Tensor, theirs: Said | None) -> Tensor:
         """Train on one batch at the optimizer's present rate and return the loss, detached. All of a step is here."""
         # Casts are not kept on a GPU: a graph must make its own from the weights of the moment.
         with torch.autocast(
@@ -107,7 +107,7 @@ class Step:
         self.student.train()
         self.criterion.train()
 
-    def learn(self, inputs: tuple[Tensor, ...], targets: Tensor, theirs: Outputs | None) -> None:
+    def learn(self, inputs: tuple[Tensor, ...], targets: Tensor, theirs: Said | None) -> None:
         """Train on the next batch of the epoch. Raises TrialError where a loss is seen that is not finite."""
         steps = len(self._losses)
         number, total = self._epoch * steps + self._done, self.training.epochs * steps
@@ -154,9 +154,34 @@ class Step:
         self._checked = self._done
 
 
+class TeachersOutputs:
+    """What all teachers of a training say, batch by batch and view by view, as `TeacherOutputs` says it of each."""
+
+    def __init__(self, by: Mapping[str, TeacherOutputs]):
+        self._by = by
+
+    @property
+    def is_live(self) -> bool:
+        """Whether one of them has been run on a batch that could not be read."""
+        return any(outputs.is_live for outputs in self._by.values())
+
+    def begin(self, view: int) -> None:
+        """Get ready for the batches of `view`. Raises TrialError where outputs are not finite."""
+        for outputs in self._by.values():
+            outputs.begin(view)
+
+    def __call__(self, inputs: tuple[Tensor, ...], samples: Tensor) -> Said:
+        """Return what they say of the plain `inputs` of `samples` [B], without gradients."""
+        return Said({name: outputs(inputs, samples) for name, outputs in self._by.items()})
+
+    def end(self) -> float:
+        """Return their seconds in this view."""
+        return sum(outputs.end() for outputs in self._by.values())
+
+
 def open_teacher_outputs(
     stack: ExitStack,
-    teacher: Teacher | None,
+    teachers: Mapping[str, Teacher],
     train: Batches,
     recipe: Recipe,
     *,
@@ -164,35 +189,35 @@ def open_teacher_outputs(
     device: torch.device,
     view_seed: int,
     teacher_cache: TeacherCache | None,
-) -> tuple[TeacherOutputs | None, OutputShapes | None]:
-    """Return the teacher's side, None where no loss asks for it, and its shapes, None without a teacher.
+) -> tuple[TeachersOutputs | None, Mapping[str, OutputShapes]]:
+    """Return the teachers' side, None where no loss asks for it, and the shapes of those that are asked.
 
-    Taps stay hooked into the teacher until `stack` closes.
+    Taps stay hooked into the teachers until `stack` closes.
     """
-    if teacher is None:
-        return None, None
-    needs = needs_of(recipe.distillation)
-    if not needs:
-        return None, OutputShapes(data.task.outputs)
-    teacher.module.to(device).eval()
-    shapes = output_shapes(teacher.module, teacher.stages, teacher.classifier, *example_inputs(data.task, device))
+    opened, shapes = {}, {}
     training = recipe.training
     bfloat16 = in_bfloat16(training, device)
-    plan = BatchPlan(train, training.batch_size, training.augmentation, view_seed)
-    cache = None
-    if teacher_cache is not None:
-        top_k, drawn = teacher_cache.top_k, teacher_cache.drawn
-        key = views_key(teacher, shapes, plan, needs=needs, bfloat16=bfloat16, top_k=top_k, drawn=drawn)
-        cache = None if key is None else (teacher_cache, key)
-    taps = Taps(teacher.module, teacher.stages, teacher.classifier, needs=needs, mask=mask_place(data.task))
-    tapped = stack.enter_context(taps)
-    return TeacherOutputs(tapped, device=device, bfloat16=bfloat16, cache=cache, plan=plan), shapes
+    for name, needs in needs_by_teacher(recipe.distillation, teachers).items():
+        teacher = teachers[name]
+        module = teacher.module.to(device).eval()
+        example = example_inputs(data.task, device)
+        shapes[name] = output_shapes(module, teacher.stages, teacher.classifier, *example)
+        plan = BatchPlan(train, training.batch_size, training.augmentation, view_seed)
+        cache = None
+        if teacher_cache is not None:
+            top_k, drawn = teacher_cache.top_k, teacher_cache.drawn
+            key = views_key(teacher, shapes[name], plan, needs=needs, bfloat16=bfloat16, top_k=top_k, drawn=drawn)
+            cache = None if key is None else (teacher_cache, key)
+        taps = Taps(module, teacher.stages, teacher.classifier, needs=needs, mask=mask_place(data.task))
+        tapped = stack.enter_context(taps)
+        opened[name] = TeacherOutputs(tapped, device=device, bfloat16=bfloat16, cache=cache, plan=plan)
+    return TeachersOutputs(opened) if opened else None, shapes
 
 
 def open_step(
     stack: ExitStack,
     network: nn.Module,
-    teacher_shapes: OutputShapes | None,
+    teacher_shapes: Mapping[str, OutputShapes],
     recipe: Recipe,
     *,
     data: Data,
@@ -202,8 +227,8 @@ def open_step(
 ) -> Step:
     """Return the step of `network`; its taps stay hooked in until `stack` closes.
 
-    `teacher_shapes` None: there is no teacher, and no loss may ask for one. `seed` starts the adapters. The student
-    itself brings the samples that it is given to the recipe's size: the teacher sees them whole.
+    `teacher_shapes` are those of the teachers by name; without one no loss may ask for it. `seed` starts the adapters.
+    The student itself brings the samples that it is given to the recipe's size: teachers see them whole.
     """
     distillation = recipe.distillation
     task, reduced = task_of(data.task), data.task.at_share(recipe.training.resolution_fraction)
@@ -240,13 +265,13 @@ def open_step(
 
 def taught_batches(
     train: Batches,
-    outputs: TeacherOutputs | None,
+    outputs: TeachersOutputs | None,
     training: Training,
     *,
     epoch: int,
     view_seed: int,
 ) -> Iterator[TaughtBatch]:
-    """Yield the batches of view `epoch` as students are given them, with what the teacher says of each."""
+    """Yield the batches of view `epoch` as students are given them, with what the teachers say of each."""
     if outputs is not None:
         outputs.begin(epoch)
     views = epoch_of_views(

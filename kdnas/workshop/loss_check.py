@@ -18,11 +18,13 @@ from kdnas.losses import LOSSES
 from kdnas.nn.exact import exact_arithmetic
 from kdnas.nn.rows import Batch, Rows
 from kdnas.nn.taps import EVERYTHING, Output, Outputs, OutputShapes, Taps, output_shapes, stage_names
+from kdnas.nn.teacher import Teaching, by_name
 from kdnas.plugins import short_name
 from kdnas.tasks import task_of
-from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
-from kdnas.training.recipe import LossTerm, Recipe
+from kdnas.training.loss import needs_by_teacher
+from kdnas.training.recipe import Distillation, Ensemble, LossTerm, Recipe
+from kdnas.training.said import Said
 from kdnas.user_code import blamed
 
 _SAMPLES = 4
@@ -54,9 +56,9 @@ class _Side:
 
 
 def check_losses(
-    recipe: Recipe, teacher: Teacher, students: Mapping[str, nn.Module], data: Data, *, device: torch.device
+    recipe: Recipe, teaching: Teaching, students: Mapping[str, nn.Module], data: Data, *, device: torch.device
 ) -> None:
-    """Try each loss of `recipe` on what `teacher` and each of the `students` (by what they are called) say.
+    """Try each loss of `recipe` on what whom it learns of and each of the `students` (by what they are called) say.
 
     Students are without their entrance. Raises ConfigError with one problem for each loss that cannot be computed: what
     it reads, who does not have that, and which losses can be.
@@ -68,7 +70,12 @@ def check_losses(
     (batch,) = Batches(data, few, device=device).ordered(batch_size=len(few))
     task, size = task_of(data.task), data.task.at_share(recipe.training.resolution_fraction).size
     with exact_arithmetic():
-        theirs = _asked(f"the teacher {teacher.name}", teacher.module, teacher.stages, teacher.classifier, batch)
+        teachers = by_name(teaching)
+        whose = {
+            name: _asked(f"the teacher {each.name}", each.module, each.stages, each.classifier, batch)
+            for name, each in teachers.items()
+            if name in needs_by_teacher(recipe.distillation, teachers)
+        }
         sides = []
         for name, network in students.items():
             module = task.entrance(network, data, size).to(device).eval()
@@ -79,6 +86,8 @@ def check_losses(
         for index, term in terms:
             for ours in sides:
                 rows = task.rows(ours.outputs.logits, batch.inputs, batch.targets)
+                name = recipe.distillation.whose(term, teachers)
+                theirs = whose[name] if name in whose else _together(recipe.distillation, whose, rows)
                 if found := _problem(f"distillation.losses.{index}", term, ours, theirs, rows):
                     problems.append(found)
                     break
@@ -92,11 +101,19 @@ def _asked(name: str, module: nn.Module, stages: Sequence[str], classifier: str 
         return _Side(name, shapes, tapped(*batch.inputs).float())
 
 
+def _together(distillation: Distillation, sides: Mapping[str, _Side], rows: Rows) -> _Side:
+    """Return the ensemble of the teachers."""
+    said = Said({name: side.outputs for name, side in sides.items()})
+    outputs = said.together(distillation.ensemble or Ensemble(), rows)
+    return _Side("the ensemble of teachers", OutputShapes(outputs.logits.shape[1]), outputs)
+
+
 def _problem(where: str, term: LossTerm, ours: _Side, theirs: _Side, rows: Rows) -> Problem | None:
     """Return why the loss cannot be computed for this student, None where it can."""
     loss_name, needs = short_name(term.type), LOSSES.get(term.type).needs
     for need in sorted(needs):
-        lacking = [side.name for side in (theirs, ours) if side.lacks(need)]
+        asked = (theirs,) if need == "classifier" else (theirs, ours)  # a loss that uses the student's says so itself
+        lacking = [side.name for side in asked if side.lacks(need)]
         if lacking:
             what = f"{loss_name} compares {_READ[need]}; {' and '.join(lacking)} has none that can be read"
             hint = ""

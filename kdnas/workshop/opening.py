@@ -54,6 +54,8 @@ FAMILY_FILE = "family.json"
 """What a student family has found out once, in the run folder."""
 TEACHER = "teacher"
 """What the one teacher of a study is called that states no name."""
+_FURTHER = "teachers."
+"""Before the name of a teacher after the first, where hashes are told apart."""
 _CALLED = frozenset({"module", "text_module"})
 """The data sets that are a function of the user's: whether it changed cannot be seen but by calling it."""
 _COMPLETED = "files of texts to be completed (.jsonl)"
@@ -171,6 +173,8 @@ class MadeOn:
     teacher: str = ""
     answers: tuple[float, ...] = ()
     """A sketch of what the teacher says to a few fixed samples."""
+    further: Mapping[str, str] = field(default_factory=dict)
+    """The hashes of the teachers after the first, by name."""
     reader: Literal["controller", "worker", "afterwards"] = "controller"
     """Who opens its data. A user's function (`data: {type: module}`) may give others at each call, and is called once a
     run: a controller that resumes finds out whether it does, its workers get the very data that it has opened, and
@@ -212,7 +216,7 @@ class Workshop:
         """
         for note in self.data_notes:
             self.say(f"note: {note}")
-        _ = self.completions, self.teacher, self.costs
+        _ = self.completions, list(self.teachers.values()), self.costs
         return self
 
     @cached_property
@@ -376,21 +380,28 @@ class Workshop:
         member = sources.teachers[name]
         teacher: Teacher = TEACHERS.build(member.type, context, **member.options)
         where = f"teacher {teacher.name}"
-        if made_on.teacher and teacher.fingerprint != made_on.teacher:
+        first = name == next(iter(sources.teachers))
+        was = made_on.teacher if first else made_on.further.get(name, "")
+        if was and teacher.fingerprint != was:
             what = (
-                f"is another network (content hash {teacher.fingerprint}) than that of the run ({made_on.teacher}): "
+                f"is another network (content hash {teacher.fingerprint}) than that of the run ({was}): "
                 "the function that builds it draws weights, or a file was changed while the run went on"
             )
             raise TeacherError(Problem(where, what, "the same weights whenever it is built, as from a file"))
-        if differs := what_differs(made_on.answers, teacher.answers):
+        if first and (differs := what_differs(made_on.answers, teacher.answers)):
             raise TeacherError(Problem(where, differs, "the teacher that the run began with"))
         return teacher
 
-    @cached_property
-    def teacher_shapes(self) -> OutputShapes:
-        """The shapes of what the first teacher says of a sample."""
-        example = example_inputs(self.data.task, self.device)
-        return output_shapes(self.teacher.module, self.teacher.stages, self.teacher.classifier, *example)
+    def teacher_shapes(self, name: str) -> OutputShapes:
+        """Return the shapes of what a teacher says of a sample."""
+        teacher, example = self.teachers[name], example_inputs(self.data.task, self.device)
+        return output_shapes(teacher.module, teacher.stages, teacher.classifier, *example)
+
+    @property
+    def teacher_fingerprints(self) -> dict[str, str]:
+        """The hashes of the teachers: `teacher` the first one's, `teachers.NAME` that of another."""
+        first, *others = self.teachers.items()
+        return {"teacher": first[1].fingerprint, **{_FURTHER + name: other.fingerprint for name, other in others}}
 
     @cached_property
     def family(self) -> StudentFamily:
@@ -527,6 +538,11 @@ class Workshop:
             statistics=self.data.statistics,
             notes=self.data_notes,
         )
+
+
+def further_of(fingerprints: Mapping[str, str]) -> dict[str, str]:
+    """Return the hashes of the teachers after the first by their names, out of all hashes of a run."""
+    return {key.removeprefix(_FURTHER): value for key, value in fingerprints.items() if key.startswith(_FURTHER)}
 
 
 class _Teachers(Mapping[str, Teacher]):

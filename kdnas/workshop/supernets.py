@@ -124,7 +124,7 @@ class RunSupernet:
                 supernet,
                 workshop.space,
                 workshop.family,
-                workshop.teacher,
+                workshop.teachers,
                 train,
                 workshop.validation,
                 recipe,

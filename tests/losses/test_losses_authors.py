@@ -18,6 +18,7 @@ from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
 from kdnas.training.loss import TrainingLoss
 from kdnas.training.recipe import Distillation, LossTerm
+from kdnas.training.said import Said
 
 Array = np.ndarray
 B, K = 6, 5
@@ -112,8 +113,10 @@ AUTHORS: dict[str, tuple[float, float, Callable[[Outputs, Outputs], float]]] = {
 
 
 def whole(name: str, task_weight: float, term: LossTerm, s: Outputs, t: Outputs) -> float:
-    criterion = TrainingLoss(Distillation(task_weight=task_weight, losses=(term,)), STUDENT, TEACHER, seed=0)
-    return float(criterion(s, t, Rows(s.logits, torch.from_numpy(LABELS))))
+    criterion = TrainingLoss(
+        Distillation(task_weight=task_weight, losses=(term,)), STUDENT, {"teacher": TEACHER}, seed=0
+    )
+    return float(criterion(s, Said({"teacher": t}), Rows(s.logits, torch.from_numpy(LABELS))))
 
 
 @pytest.mark.parametrize("name", AUTHORS)
@@ -131,15 +134,17 @@ def test_a_whole_objective_is_its_authors(name: str, scale: float) -> None:
 
 def test_hint_is_a_mean_over_batch_channels_and_positions_of_the_middle_stage() -> None:
     s, t = outputs(STUDENT, 1), outputs(TEACHER, 2)
-    criterion = TrainingLoss(Distillation(task_weight=0, losses=(LossTerm(type="hint"),)), STUDENT, TEACHER, seed=0)
+    criterion = TrainingLoss(
+        Distillation(task_weight=0, losses=(LossTerm(type="hint"),)), STUDENT, {"teacher": TEACHER}, seed=0
+    )
     weights = criterion.terms[0].adapter[0].weight.detach().double().numpy()[:, :, 0, 0]
     mapped = np.einsum("oc,bchw->bohw", weights, s.stages[1].numpy())
     mean, var = (f(mapped, axis=(0, 2, 3), keepdims=True) for f in (np.mean, np.var))
     regressed = np.maximum((mapped - mean) / np.sqrt(var + 1e-5), 0)
     expected = 100 * ((regressed - t.stages[1].numpy()) ** 2).mean()
-    assert float(criterion(s, t, Rows(s.logits, torch.from_numpy(LABELS))).detach()) == pytest.approx(
-        expected, rel=1e-5
-    )
+    assert float(
+        criterion(s, Said({"teacher": t}), Rows(s.logits, torch.from_numpy(LABELS))).detach()
+    ) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
@@ -170,11 +175,11 @@ def test_a_term_that_states_no_weight_has_its_authors() -> None:
 
 def warmed(progresses: Sequence[float]) -> list[float]:
     term = LossTerm(type="dkd", weight=2.0, warmup_fraction=0.25)
-    criterion = TrainingLoss(Distillation(task_weight=0, losses=(term,)), STUDENT, TEACHER, seed=0)
+    criterion = TrainingLoss(Distillation(task_weight=0, losses=(term,)), STUDENT, {"teacher": TEACHER}, seed=0)
     s, t, found = outputs(STUDENT, 1), outputs(TEACHER, 2), []
     for progress in progresses:
         criterion.at(progress)
-        found.append(float(criterion(s, t, Rows(s.logits, torch.from_numpy(LABELS)))))
+        found.append(float(criterion(s, Said({"teacher": t}), Rows(s.logits, torch.from_numpy(LABELS)))))
     return found
 
 

@@ -23,6 +23,7 @@ from kdnas.students import family_for
 from kdnas.students._inheriting_layers import inherit_layers, ranked_anatomy
 from kdnas.training.loss import TrainingLoss
 from kdnas.training.recipe import Distillation, LossTerm
+from kdnas.training.said import Said
 
 TASK = image_classification((3, 16, 16), 5)
 SMALL = {"width": 24, "depth": 3, "heads": 3, "head_size": 8, "mlp_ratio": 2, "patch_size": 4}
@@ -206,12 +207,12 @@ def test_what_the_teacher_has_not_stays_as_it_was() -> None:
 
 def test_the_loss_of_the_labels_and_those_of_the_teacher_reach_their_own_heads() -> None:
     recipe = Distillation(task_weight=0.5, losses=(LossTerm(type="hard", weight=0.25),))
-    loss = TrainingLoss(recipe, OutputShapes(5), OutputShapes(5), seed=0)
+    loss = TrainingLoss(recipe, OutputShapes(5), {"teacher": OutputShapes(5)}, seed=0)
     labels, theirs = torch.tensor([0, 1, 2, 3, 4, 0]), torch.randn(6, 5)
     network = built(distillation_token=True)
     with Taps(network, (), "classifier", taught="distillation_classifier") as tapped:
         outputs = tapped(images())
-    value = loss(outputs, Outputs(theirs), Rows(outputs.logits, labels))
+    value = loss(outputs, Said({"teacher": Outputs(theirs)}), Rows(outputs.logits, labels))
     expected = 0.5 * F.cross_entropy(outputs.logits, labels)
     expected = expected + 0.25 * F.cross_entropy(outputs.taught, theirs.argmax(1))
     torch.testing.assert_close(value, expected)

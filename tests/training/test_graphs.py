@@ -28,6 +28,7 @@ from kdnas.training.graphs import (
 )
 from kdnas.training.loop import Trained, distil
 from kdnas.training.recipe import LossTerm, Training
+from kdnas.training.said import Said
 from kdnas.training.step import build_optimizer, learning_rate, set_learning_rate
 from kdnas.training.teacher_cache import TeacherCache
 
@@ -40,18 +41,23 @@ def teacher(data: ImageData) -> Teacher:
     return trainings.teacher(data)
 
 
-def recorded(seen: list[Any]) -> Callable[[Tensor, Tensor, Outputs | None], Tensor]:
-    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: Outputs | None) -> Tensor:
+def recorded(seen: list[Any]) -> Callable[[Tensor, Tensor, Said | None], Tensor]:
+    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: Said | None) -> Tensor:
         (images,) = inputs
-        seen.append((images.clone(), labels.clone(), None if theirs is None else theirs.logits.clone()))
+        seen.append((images.clone(), labels.clone(), None if theirs is None else theirs.by["one"].logits.clone()))
         return images.sum()
 
     return step
 
 
-def batch(number: int, size: int = 4, dtype: torch.dtype = torch.float32) -> tuple[tuple[Tensor, ...], Tensor, Outputs]:
+def batch(number: int, size: int = 4, dtype: torch.dtype = torch.float32) -> tuple[tuple[Tensor, ...], Tensor, Said]:
     images = torch.full((size, 1, 2, 2), float(number)).contiguous(memory_format=torch.channels_last)
-    return (images,), torch.full((size,), number), Outputs(torch.full((size, 3), float(number), dtype=dtype))
+    return (images,), torch.full((size,), number), said(torch.full((size, 3), float(number), dtype=dtype))
+
+
+def said(*tensors: Any) -> Said:
+    """What one of two teachers says; the other one always says the same."""
+    return Said({"other": Outputs(torch.full((len(tensors[0]), 2), 7.0)), "one": Outputs(*tensors)})
 
 
 def test_every_call_trains_once_on_its_own_batch() -> None:
@@ -86,7 +92,7 @@ def test_a_teacher_that_turns_from_live_to_cached_feeds_one_graph() -> None:
         step(*batch(number, dtype=torch.bfloat16))
     images, labels, _ = batch(5)
     precise = torch.full((4, 3), 1.0 + 2.0**-20)
-    step(images, labels, Outputs(precise))
+    step(images, labels, said(precise))
     assert tape.captures == 1
     assert torch.equal(seen[-1][2], precise)
 
@@ -94,18 +100,18 @@ def test_a_teacher_that_turns_from_live_to_cached_feeds_one_graph() -> None:
 def test_stages_and_embeddings_reach_the_captured_step() -> None:
     seen: list[Outputs] = []
 
-    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: Outputs | None) -> Tensor:
+    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: Said | None) -> Tensor:
         (images,) = inputs
         assert theirs is not None
-        assert theirs.embedding is not None
-        seen.append(Outputs(theirs.logits.clone(), tuple(s.clone() for s in theirs.stages), theirs.embedding.clone()))
+        assert theirs.by["other"].logits.unique().item() == 7.0
+        seen.append(theirs.by["one"].map(Tensor.clone))
         return images.sum()
 
     graphed = GraphedStep(step, Tape())
     for number in range(6):
         images, labels, theirs = batch(number)
         stages = (torch.full((4, 2, 3, 3), number + 0.25), torch.full((4, 5, 1, 1), number + 0.5))
-        graphed(images, labels, Outputs(theirs.logits, stages, torch.full((4, 7), number + 0.75)))
+        graphed(images, labels, said(theirs.by["one"].logits, stages, torch.full((4, 7), number + 0.75)))
     for number, outputs in enumerate(seen):
         assert outputs.embedding is not None
         parts = (outputs.logits, *outputs.stages, outputs.embedding)
@@ -163,7 +169,7 @@ def test_distil_is_the_plain_loop(data) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(len(losses), 8, given.training)
             (images,) = batch.laid_out
-            loss = functional.cross_entropy(network((images - mean) / std), batch.targets)
+            loss = 0.5 * functional.cross_entropy(network((images - mean) / std), batch.targets)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 0.5)
@@ -264,7 +270,7 @@ def test_a_replay_reads_rate_and_batch_anew(cuda) -> None:
     weight = nn.Parameter(torch.zeros(4, 1, 2, 2, device=cuda))
     optimizer = torch.optim.SGD([weight], lr=torch.tensor(0.0, device=cuda), fused=True)
 
-    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: Outputs | None) -> Tensor:
+    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: Said | None) -> Tensor:
         (images,) = inputs
         loss = (weight * images).sum()
         optimizer.zero_grad(set_to_none=True)
@@ -290,7 +296,7 @@ def test_a_step_that_waits_for_the_device_falls_back(cuda) -> None:
     optimizer = torch.optim.SGD([weight], lr=1.0)
     calls = []
 
-    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: Outputs | None) -> Tensor:
+    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: Said | None) -> Tensor:
         (images,) = inputs
         calls.append(torch.cuda.current_stream())
         loss = (weight * images.mean()).sum()

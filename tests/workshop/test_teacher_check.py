@@ -276,7 +276,8 @@ def test_kept_answers_are_those_of_the_teacher_as_it_is(study: Path) -> None:
         (study / "scale").write_text(scale)
         opened = open_evaluator(EvaluatorContext(*_loaded(study), study, study, cache_dir(), "cpu")).workshop
         plan = BatchPlan(opened.batches(opened.train_indices), 64, Augmentation(), 0)
-        keys.add(views_key(opened.teacher, opened.teacher_shapes, plan, needs=frozenset({"logits"}), bfloat16=False))
+        shapes = opened.teacher_shapes(*opened.teachers)
+        keys.add(views_key(opened.teacher, shapes, plan, needs=frozenset({"logits"}), bfloat16=False))
     assert len({key.digest for key in keys}) == 2
 
 

@@ -42,6 +42,7 @@ from kdnas.training.fused_norm import fused_norms
 from kdnas.training.loss import TrainingLoss, needs_of, task_loss
 from kdnas.training.numerics import in_bfloat16
 from kdnas.training.recipe import Distillation, LossTerm, Training
+from kdnas.training.said import Said
 
 _DRAWS = 16
 """Assignments looked at for one front-aware subnet."""
@@ -260,7 +261,7 @@ class SubnetStep:
         stack: Keeps the taps.
         supernet: The shared weights.
         largest: The supernet's largest subnet, which feature losses read.
-        teacher: The shapes of the teacher's outputs.
+        teachers: The shapes of their outputs, by name.
         distillation: The recipe's losses.
         data: The data set, for its task and its statistics.
         in_place: Whether the step's largest subnet teaches the others.
@@ -275,7 +276,7 @@ class SubnetStep:
         stack: ExitStack,
         supernet: Supernet,
         largest: SubnetSpec,
-        teacher: OutputShapes,
+        teachers: Mapping[str, OutputShapes],
         distillation: Distillation,
         *,
         data: Data,
@@ -304,8 +305,8 @@ class SubnetStep:
         if terms:
             logits_only = [term for term in terms if LOSSES.get(term.type).needs == {"logits"}]
             for name, chosen in (("largest", terms), ("others", logits_only or [LossTerm(type="kd")])):
-                losses = Distillation(task_weight=0.0, losses=tuple(chosen))
-                self.criteria[name] = TrainingLoss(losses, shapes, teacher, seed=seed)
+                losses = Distillation(task_weight=0.0, losses=tuple(chosen), ensemble=distillation.ensemble)
+                self.criteria[name] = TrainingLoss(losses, shapes, teachers, seed=seed)
         self.criteria.to(device)
 
     def at(self, progress: float) -> None:
@@ -318,7 +319,7 @@ class SubnetStep:
         subnets: Sequence[SubnetSpec],
         inputs: tuple[Tensor, ...],
         targets: Tensor,
-        theirs: Outputs | None,
+        theirs: Said | None,
         kd_weight: float,
     ) -> Tensor:
         """Add the gradients of each of `subnets` on a batch and return their losses [len(subnets)], detached.
@@ -327,7 +328,7 @@ class SubnetStep:
             subnets: The largest first, where it is among them.
             inputs: Plain inputs [B, ...].
             targets: Theirs.
-            theirs: The teacher's outputs, None where the recipe has no distillation loss.
+            theirs: What the teachers say, None where the recipe has no distillation loss.
             kd_weight: Factor of all distillation losses.
         """
         losses, guide = [], theirs
@@ -344,7 +345,8 @@ class SubnetStep:
             loss.backward()
             losses.append(loss.detach())
             if largest and self._in_place and guide is not None:
-                guide = Outputs(ours.logits.detach())
+                logits = ours.logits.detach()
+                guide = guide.map(lambda _, logits=logits: Outputs(logits))  # type: ignore[misc]
         return torch.stack(losses)
 
     def _outputs(self, spec: SubnetSpec, inputs: tuple[Tensor, ...], *, tapped: bool) -> Outputs:

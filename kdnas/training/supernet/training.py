@@ -31,16 +31,17 @@ from kdnas.core.shrinking import Check, FinishedStage, Panel, Probe, ShrinkingRe
 from kdnas.core.space import Assignment, SearchSpace
 from kdnas.errors import TrialError
 from kdnas.nn.elastic import Supernet
-from kdnas.nn.taps import Outputs
+from kdnas.nn.teacher import Teaching, by_name, fingerprint_of
 from kdnas.students import StudentFamily
-from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.checkpoint import load_checkpoint, save_checkpoint
 from kdnas.training.evaluation import evaluate
 from kdnas.training.numerics import computing, in_bfloat16, settled_recipe
 from kdnas.training.recipe import Recipe, Training
+from kdnas.training.said import Said
 from kdnas.training.step import (
     TaughtBatch,
+    TeachersOutputs,
     build_optimizer,
     learning_rate,
     memory_failures_as_trial_errors,
@@ -54,7 +55,6 @@ from kdnas.training.supernet.policies import Policy, ShrinkingSettings, Situatio
 from kdnas.training.supernet.policies._recorded import Recorded
 from kdnas.training.supernet.subnets import ElasticSpace, FrontSampler, SubnetScorer, SubnetSpec, SubnetStep
 from kdnas.training.teacher_cache import TeacherCache
-from kdnas.training.teacher_outputs import TeacherOutputs
 
 _PANEL_SHARE = 0.005
 """Scoring the three subnets of the panel takes so many samples that it spends about this of the budget, at most."""
@@ -81,7 +81,7 @@ def train_supernet(
     supernet: Supernet,
     space: SearchSpace,
     family: StudentFamily,
-    teacher: Teacher,
+    teaching: Teaching,
     train: Batches,
     validation: Batches,
     recipe: Recipe,
@@ -119,24 +119,24 @@ def train_supernet(
     scorer, checker = _scorers(
         train, validation, settings, recipe.training, int(_PANEL_SHARE * budget_macs / panel_macs)
     )
-    identity = _identity(supernet, space, teacher, train, recipe, settings, data, recorded, [seed, view_seed])
+    identity = _identity(supernet, space, teaching, train, recipe, settings, data, recorded, [seed, view_seed])
     identity += f"-{budget_macs}"
     supernet.to(device)
+    teachers = by_name(teaching)
     with ExitStack() as stack:
         stack.enter_context(memory_failures_as_trial_errors())
         positions = recipe.training.epochs * len(train) * data.task.positions
         stack.enter_context(computing(recipe.training, device))
         stack.enter_context(own_randomness(derive_seed(seed, "training"), device))
         outputs, shapes = open_teacher_outputs(
-            stack, teacher, train, recipe, data=data, device=device, view_seed=view_seed, teacher_cache=teacher_cache
+            stack, teachers, train, recipe, data=data, device=device, view_seed=view_seed, teacher_cache=teacher_cache
         )
-        assert shapes is not None  # there is a teacher
         subnet_step = SubnetStep(
             stack, supernet, elastic.largest, shapes, recipe.distillation,
             data=data, in_place=settings.in_place, bfloat16=bfloat16, device=device, seed=seed,
             positions=positions if recipe.training.fused_norms is True else 0.0,
         )  # fmt: skip
-        taught = evaluate(teacher.module.to(device), validation, recipe.training)
+        taught = evaluate(next(iter(teachers.values())).module.to(device), validation, recipe.training)
         run = SupernetRun(
             supernet, elastic, policy, subnet_step, checker, recipe.training, shrinking,
             budget_macs=budget_macs, teacher=checker.share(taught), seed=seed,
@@ -168,7 +168,7 @@ def _scorers(
 def _stream(
     run: SupernetRun,
     train: Batches,
-    outputs: TeacherOutputs | None,
+    outputs: TeachersOutputs | None,
     recipe: Recipe,
     view_seed: int,
     views: int | None,
@@ -196,7 +196,7 @@ def _stream(
 def _identity(
     supernet: Supernet,
     space: SearchSpace,
-    teacher: Teacher,
+    teaching: Teaching,
     train: Batches,
     recipe: Recipe,
     settings: SupernetSettings,
@@ -208,7 +208,7 @@ def _identity(
     record = {
         "supernet": [(name, list(value.shape)) for name, value in supernet.state_dict().items()],
         "space": dataclasses.asdict(space),
-        "teacher": teacher.fingerprint,
+        "teacher": fingerprint_of(teaching),
         "data": data.fingerprint,
         "samples": hashlib.sha256(train.indices.astype("<i8").tobytes()).hexdigest(),
         "recipe": recipe.model_dump(mode="json"),
@@ -311,7 +311,7 @@ class SupernetRun:
                 save()
                 on_tick(Tick(self.step, self.spent, stage.plan.name, float(loss.mean()), check))
 
-    def _step(self, stage: _Running, inputs: tuple[Tensor, ...], targets: Tensor, theirs: Outputs | None) -> Tensor:
+    def _step(self, stage: _Running, inputs: tuple[Tensor, ...], targets: Tensor, theirs: Said | None) -> Tensor:
         """Train a step's subnets on one batch and return their losses."""
         plan, rng = stage.plan, np.random.default_rng(derive_seed(self._seed, "subnets", self.step))
         drawn = self._draw(stage, rng)

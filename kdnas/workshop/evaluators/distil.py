@@ -31,7 +31,8 @@ from kdnas.core.task import TaskSpec
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
 from kdnas.exporters import lacking_formats
 from kdnas.nn.attention import attention_layers
-from kdnas.nn.taps import example_inputs
+from kdnas.nn.taps import Output, example_inputs
+from kdnas.nn.teacher import Teacher
 from kdnas.nn.tracing import fvcore_macs, traced_macs
 from kdnas.nn.weights import save_weights
 from kdnas.record.lock import Findings, SupernetRecord
@@ -43,9 +44,10 @@ from kdnas.study.updates import updates_in_words
 from kdnas.training.checkpoint import discard_damaged, epochs_done
 from kdnas.training.evaluation import evaluation_batch
 from kdnas.training.loop import Course, EpochRecord, Pupil, Trained, batches_key, train
-from kdnas.training.loss import needs_of
+from kdnas.training.loss import asked_of, needs_of
 from kdnas.training.numerics import computing, in_bfloat16
 from kdnas.training.packing import Packing, choose_size, measured_rate
+from kdnas.training.recipe import Recipe
 from kdnas.training.teacher_cache import TeacherCache, drawing_error, truncation_error
 from kdnas.training.teacher_outputs import BatchPlan, views_key, why_live
 from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, attempted, names
@@ -194,7 +196,7 @@ class Distil(Evaluator):
             task.samples: f"{len(workshop.train_indices):,} to train, {len(workshop.validation_indices):,} to score, "
             f"{len(workshop.data.test):,} to test; {_sizes(task)}",
             **({"data_notes": "; ".join(workshop.data_notes)} if workshop.data_notes else {}),
-            "teacher_opened": workshop.teacher.name,
+            "teacher_opened": ", ".join(teacher.name for teacher in workshop.teachers.values()),
             "updates": updates_in_words(self.context.config, len(workshop.train_indices)),
         }
 
@@ -206,10 +208,10 @@ class Distil(Evaluator):
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Of the data, of the teacher, and of what the family has found out."""
+        """Of the data, of the teachers, and of what the family has found out."""
         workshop = self.workshop
-        of_both = {"data": workshop.data.fingerprint, "teacher": workshop.teacher.fingerprint}
-        return {**of_both, **workshop.family.fingerprints}
+        of_data = {"data": workshop.data.fingerprint}
+        return {**of_data, **workshop.teacher_fingerprints, **workshop.family.fingerprints}
 
     @property
     def teacher_answers(self) -> tuple[float, ...]:
@@ -235,19 +237,27 @@ class Distil(Evaluator):
         self._table_prices = TablePrices(calibrations, self.workshop.family)
 
     def facts(self) -> Findings:
-        """Check and measure the teacher, and calibrate the measured costs. Raises TeacherError."""
+        """Check and measure the teachers, and calibrate the measured costs. Raises TeacherError."""
         workshop = self.workshop
         config, space, say = self.context.config, self.space, self.context.say
-        say("measuring the teacher")
+        say("measuring the teacher" if len(workshop.teachers) == 1 else "measuring the teachers")
         with computing(config.training, workshop.device):
-            teacher = report_teacher(
-                workshop.teacher,
-                workshop.data,
-                workshop.validation_indices,
-                config.training,
-                device=workshop.device,
-                say=say,
-            )
+            reports = {
+                name: report_teacher(
+                    teacher,
+                    workshop.data,
+                    workshop.validation_indices,
+                    config.training,
+                    device=workshop.device,
+                    say=say,
+                )
+                for name, teacher in workshop.teachers.items()
+            }
+        reports = {
+            name: dataclasses.replace(report, notes=(*report.notes, *self._teacher_cache_notes(name)))
+            for name, report in reports.items()
+        }
+        teacher = reports.pop(config.teacher_name)
         calibrated = {name: cost.calibrate(workshop.data.task) for name, cost in workshop.measured_costs.items()}
         self.calibrate(learn_tables(workshop.costs, space, workshop.family, calibrated, seed=config.seed, say=say))
         whole = Price(round(teacher.values["macs"]), round(teacher.values["params"]))
@@ -255,12 +265,11 @@ class Distil(Evaluator):
             name: cost.measure(workshop.teacher.module, workshop.data.task, self.calibrations[name]).value
             for name, cost in workshop.measured_costs.items()
         }
-        notes = (*teacher.notes, *self._teacher_cache_notes())
-        teacher = dataclasses.replace(teacher, notes=notes, values={**teacher.values, **costs})
-        return Findings(workshop.worst_score(), workshop.describe_data(), teacher, self.calibrations)
+        teacher = dataclasses.replace(teacher, values={**teacher.values, **costs})
+        return Findings(workshop.worst_score(), workshop.describe_data(), teacher, self.calibrations, reports)
 
     def try_out(self, students: Mapping[str, Arch]) -> None:
-        """Try every loss of the recipe on the teacher and these students, and whether they have the wanted exports.
+        """Try every loss of the recipe on the teachers and these students, and whether they have the wanted exports.
 
         Raises ConfigError where a loss cannot be computed, and where none of them has an export; one that only some
         have is said.
@@ -268,8 +277,15 @@ class Distil(Evaluator):
         workshop = self.workshop
         with torch.random.fork_rng(devices=[]):
             built = {name: workshop.build(arch) for name, arch in students.items()}
-        check_losses(self.context.config.recipe, workshop.teacher, built, workshop.data, device=workshop.device)
+        check_losses(self.context.config.recipe, workshop.teachers, built, workshop.data, device=workshop.device)
         self._foretell_exports(students, built)
+
+    def check_recipe(self, recipe: Recipe, arch: Arch) -> None:
+        """Try every loss of `recipe` on the teachers and on the student `arch`. Raises ConfigError."""
+        workshop = self.workshop
+        with torch.random.fork_rng(devices=[]):
+            built = {f"the student {arch.arch_id}": workshop.build(arch)}
+        check_losses(recipe, workshop.teachers, built, workshop.data, device=workshop.device)
 
     def _foretell_exports(self, students: Mapping[str, Arch], built: Mapping[str, nn.Module]) -> None:
         """Raise ConfigError for wanted exports that none of the students has; say which ones one of them lacks."""
@@ -289,24 +305,26 @@ class Distil(Evaluator):
         if problems:
             raise ConfigError(problems)
 
-    def _teacher_cache_notes(self) -> list[str]:
-        """Return what the user should know of how the teacher's outputs are kept."""
-        distillation = self.context.config.distillation
+    def _teacher_cache_notes(self, name: str) -> list[str]:
+        """Return what the user should know of how the outputs of a teacher are kept."""
+        asked = asked_of(self.context.config.distillation, name, self.workshop.teachers)
+        if not asked.losses:
+            return []
         samples = len(self.workshop.train_indices)
-        if live := why_live(distillation, self.workshop.teacher_shapes, samples):
+        if live := why_live(asked, self.workshop.teacher_shapes(name), samples):
             return [f"runs on every batch: {live}"]
-        return [*self._kept_notes(), *self._truncation_notes()]
+        return [*self._kept_notes(name, needs_of(asked)), *self._truncation_notes(self.workshop.teachers[name])]
 
-    def _kept_notes(self) -> list[str]:
-        """Return what keeping the teacher's outputs takes, where that is much."""
+    def _kept_notes(self, name: str, needs: frozenset[Output]) -> list[str]:
+        """Return what keeping a teacher's outputs takes, where that is much."""
         workshop, config = self.workshop, self.context.config
         training = config.training
         plan = BatchPlan(workshop.train, training.batch_size, training.augmentation, config.seed)
         key = views_key(
-            workshop.teacher,
-            workshop.teacher_shapes,
+            workshop.teachers[name],
+            workshop.teacher_shapes(name),
             plan,
-            needs=needs_of(config.distillation),
+            needs=needs,
             bfloat16=in_bfloat16(training, workshop.device),
             top_k=self.teacher_cache.top_k,
             drawn=self.teacher_cache.drawn,
@@ -320,15 +338,15 @@ class Distil(Evaluator):
         views = "" if workshop.task.varies(training.augmentation) else ", all views being the same"
         return [f"its answers are kept: {key.view_bytes / 2**30:,.3g} GiB a view{views}"]
 
-    def _truncation_notes(self) -> list[str]:
-        """Return what is lost where only the largest of its logits are kept, or some that are drawn."""
+    def _truncation_notes(self, teacher: Teacher) -> list[str]:
+        """Return what is lost where only the largest of a teacher's logits are kept, or some that are drawn."""
         workshop, kept, drawn = self.workshop, self.teacher_cache.top_k, self.teacher_cache.drawn
         if kept is None or (kept >= workshop.data.task.outputs and not drawn):
             return []
         few = workshop.batches(workshop.validation_indices[: max(1, _TRUNCATED // workshop.task.spec.rows)])
         with torch.no_grad():
             size = evaluation_batch(workshop.task.spec, workshop.device)
-            answers = [workshop.teacher.module(*batch.inputs) for batch in few.ordered(batch_size=size)]
+            answers = [teacher.module(*batch.inputs) for batch in few.ordered(batch_size=size)]
         logits = torch.cat(answers).flatten(0, -2).cpu()
         if drawn:
             share, different = drawing_error(logits, kept)
@@ -461,7 +479,7 @@ class Distil(Evaluator):
                 workshop.data,
                 train_on,
                 workshop.validation if last else None,
-                workshop.teacher,
+                workshop.teachers,
                 part.view_seed,
                 workshop.device,
                 self.teacher_cache,

@@ -31,6 +31,7 @@ from kdnas.training.evaluation import evaluate
 from kdnas.training.fused_norm import FusedNorm, library
 from kdnas.training.loop import distil
 from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
+from kdnas.training.said import Said
 from kdnas.training.supernet import SupernetSettings
 from kdnas.training.supernet.policies import POLICIES, ShrinkingSettings
 from kdnas.training.supernet.shrinking_file import read_shrinking, write_shrinking
@@ -285,7 +286,15 @@ def test_a_recorded_shrinking_followed_again_gives_the_same_stages(data, teacher
         assert all(0 < probe.macs_saved < 1 for probe in finished.stage.probes)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES.names() if "attention" not in LOSSES.get(name).needs])
+TAKEN = [name for name in LOSSES.names() if "attention" not in LOSSES.get(name).needs and name != "cat_kd"]
+
+
+def test_shared_weights_have_no_classifier_of_the_last_maps(data, teacher):
+    with pytest.raises(ConfigError, match="cat_kd: the student has no linear classifier of its last maps"):
+        run(data, teacher, recipe(LossTerm(type="cat_kd", weight=0.1), epochs=1), images=64)
+
+
+@pytest.mark.parametrize("name", TAKEN)
 def test_every_loss_trains(data, teacher, name):
     given = recipe(LossTerm(type=name, weight=0.1), epochs=1)
     ticks: list[Tick] = []
@@ -307,8 +316,8 @@ def step_of(stack: ExitStack, supernet: Supernet, data: ImageData, teacher: Teac
               *losses: LossTerm, in_place: bool, positions: float = 0.0) -> SubnetStep:  # fmt: skip
     shapes = output_shapes(teacher.module, teacher.stages, teacher.classifier, torch.zeros(2, *data.task.image_shape))
     distillation = Distillation(task_weight=0.3, losses=losses)
-    return SubnetStep(stack, supernet, largest, shapes, distillation, data=data, in_place=in_place, bfloat16=False,
-                        device=CPU, seed=0, positions=positions)  # fmt: skip
+    return SubnetStep(stack, supernet, largest, {"teacher": shapes}, distillation, data=data, in_place=in_place,
+                        bfloat16=False, device=CPU, seed=0, positions=positions)  # fmt: skip
 
 
 @pytest.mark.parametrize("in_place", [True, False])
@@ -338,7 +347,7 @@ def test_losses_and_gradients_of_a_step(data, teacher, in_place):
     supernet.zero_grad()
     with ExitStack() as stack:
         step = step_of(stack, supernet, data, teacher, specs[0], KD, in_place=in_place)
-        losses = step.backward(specs, (images,), labels, theirs, 0.5)
+        losses = step.backward(specs, (images,), labels, Said({"teacher": theirs}), 0.5)
     torch.testing.assert_close(losses, torch.stack(expected).detach())
     for name, parameter in supernet.named_parameters():
         if name in gradients:
@@ -358,11 +367,11 @@ def test_fused_norms_change_nothing_but_the_time(data, teacher, space, monkeypat
     monkeypatch.setattr(FusedNorm, "forward", lambda *arguments: fused.append(1) or apply(*arguments))
     torch.set_num_threads(1)
     try:
-        losses = []
+        losses, guide = [], Outputs(torch.randn(16, 10))
         for supernet, pixels in zip(supernets, (0.0, 1e9), strict=True):
             with ExitStack() as stack:
                 step = step_of(stack, supernet, data, teacher, specs[-1], KD, in_place=True, positions=pixels)
-                losses.append(step.backward(specs[::-1], (images,), labels, Outputs(torch.randn(16, 10)), 0.0))
+                losses.append(step.backward(specs[::-1], (images,), labels, Said({"teacher": guide}), 0.0))
             assert bool(fused) == (pixels > 0)
     finally:
         torch.set_num_threads(threads)
@@ -388,9 +397,10 @@ def test_feature_losses_are_for_the_largest_subnet_alone(data, teacher):
             module = teacher.module
             stage = module.network.stages[0](module.network.stem((images - module.mean) / module.std))
             theirs = Outputs(module(images), (stage, module.network.stages[1](stage)), None)
-        step.backward([smallest], (images,), labels, theirs, 1.0)
+        said = Said({"teacher": theirs})
+        step.backward([smallest], (images,), labels, said, 1.0)
         assert all(p.grad is None for p in step.criteria.parameters())
-        step.backward([largest], (images,), labels, theirs, 1.0)
+        step.backward([largest], (images,), labels, said, 1.0)
         assert all(p.grad is not None for p in step.criteria.parameters())
 
 

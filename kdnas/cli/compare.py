@@ -1,0 +1,181 @@
+"""`kdnas compare`: the same students trained by several recipes, side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdnas.cli._options import DataRoot, Json, StudyPath, TrustCode, allow_code_of_run
+from kdnas.core.pick import PICKS
+from kdnas.core.words import counted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kdnas.audit.comparing import Compared, Comparison, Comparisons
+    from kdnas.controller.preparation import Opened
+    from kdnas.core.objective import Quantity
+
+Varies = Annotated[
+    list[str],
+    typer.Option(
+        "--vary",
+        metavar="KEY=V1,V2",
+        help="A setting of the recipe and its values: distillation.losses=kd,dkd,ce; distillation.temperature=1,4 (of "
+        "every loss that has one); training.learning_rate=0.05,0.1. Repeated, every combination is trained.",
+        show_default=False,
+    ),
+]
+Picks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pick",
+        metavar="P",
+        help=f"Which student: {PICKS}; smallest, median or largest by MACs where none was searched for. Repeated, "
+        "several. Default: the study's own pick.",
+        show_default=False,
+    ),
+]
+
+
+def command(
+    study: StudyPath,
+    vary: Varies,
+    pick: Picks = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, max=100, metavar="N", help="Trainings of each.")] = 3,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", min=1, metavar="E", help="Of each. Default: the finalists'.", show_default=False),
+    ] = None,
+    data_fraction: Annotated[
+        float | None,
+        typer.Option(
+            "--data-fraction", min=0.001, max=1.0, metavar="F", help="Default: the finalists'.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="RUN", help="Default: runs/NAME.", show_default=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and train nothing.")] = False,
+    data_root: DataRoot = None,
+    trust_code: TrustCode = False,
+    as_json: Json = False,
+) -> None:
+    """Train the same students by several recipes on one budget, and tell which differences are beyond noise.
+
+    Losses, their options, weights, rates: every combination of what is varied is a recipe, each trained with the same
+    seeds, hence in pairs. Every training is kept in RUN/compare: stopped at any moment, the same command continues, and
+    one with more recipes or seeds trains what is new. Table, figure and the best recipe as a study are written there.
+
+      kdnas compare runs/digits --vary distillation.losses=ce,kd,dkd,dist --seeds 3
+
+      kdnas compare studies/digits --pick median --vary distillation.losses=kd,dkd --vary distillation.temperature=1,4
+    """
+    from kdnas.record.started_study import read_study, run_folder
+
+    continued = run_folder(study)
+    if continued is not None:
+        from kdnas.workshop.opening import data_root as resolved_data_root
+
+        allow_code_of_run(continued, resolved_data_root(data_root), trust_code)
+    from kdnas.audit.recipes import parse_vary
+    from kdnas.cli._terminal import console as terminal
+
+    varies = [parse_vary(text) for text in vary]
+    loaded = read_study(study)
+    folder = (out or continued or Path("runs") / loaded.config.name).resolve()
+    console = terminal(stderr=as_json)
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():  # of a user's module too
+            from kdnas.audit.comparing import plan_comparison
+            from kdnas.controller.events import Event, Note
+            from kdnas.session import opened_study
+            from kdnas.workshop import opening
+
+            root = opening.data_root(data_root).resolve()
+
+            def observe(event: Event) -> None:
+                if isinstance(event, Note):
+                    _say(console, event.text)
+
+            with opened_study(loaded, folder, data_root=root, observe=observe) as opened:
+                comparison = plan_comparison(
+                    opened, pick or [], varies, seeds=seeds, epochs=epochs, data_fraction=data_fraction
+                )
+                told = _carry_out(opened, comparison, console, dry_run=dry_run)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command continues", err=True)
+        raise typer.Exit(130) from None
+    if as_json and told is not None:
+        from kdnas.report.comparison import document
+
+        typer.echo(json.dumps(document(comparison, told), indent=2, allow_nan=False))
+
+
+def _carry_out(opened: Opened, comparison: Comparison, console: Console, *, dry_run: bool) -> Comparisons | None:
+    """Train what is left, show and write what came of it, and return that; None where nothing is to be trained."""
+    from kdnas.audit.comparing import kept, result_of, run_comparison
+    from kdnas.cli._terminal import printed
+    from kdnas.errors import RunError
+    from kdnas.record.front import most_often
+    from kdnas.report.comparison import sentences, table, write_comparison
+
+    folder, score = opened.run.folder, opened.run.score
+    there = kept(folder)
+    left = [task for task in comparison.tasks if task.key(comparison.fidelity) not in there]
+    archs = ", ".join(student.arch.arch_id for student in comparison.students)
+    names = ", ".join(comparison.names)
+    _say(console, f"{counted(len(comparison.names), 'recipe')} for {archs}, {comparison.fidelity.words} each: {names}")
+    done = len(comparison.tasks) - len(left)
+    _say(console, f"{counted(len(left), 'training')} to do" + (f" ({done} are there already)" if done else ""))
+    if dry_run:
+        return None
+    progress = _Progress(console, score)
+    run_comparison(opened, comparison, progress, say=lambda line: _say(console, line))
+    if progress.failures and len(progress.failures) == progress.ended:
+        raise RunError(f"every training of the comparison failed{most_often(progress.failures)}")
+    result = result_of(comparison, score, kept(folder))
+    console.print()
+    console.print(printed(table(result)))
+    console.print()
+    for sentence in sentences(comparison, result):
+        _say(console, sentence)
+    for path in write_comparison(folder, comparison, result, opened.space):
+        _say(console, f"wrote {path}")
+    return result
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, soft_wrap=True)
+
+
+class _Progress:
+    """Prints one line a training, with the time left by the pace so far."""
+
+    def __init__(self, console: Console, score: Quantity):
+        self._console = console
+        self._score = score
+        self._begun = time.monotonic()
+        self.ended = 0
+        self.failures: list[str] = []
+
+    def __call__(self, event: Compared) -> None:
+        """Print `event`."""
+        from kdnas.report.wording import duration
+
+        self.ended += 1
+        left = duration((time.monotonic() - self._begun) / event.done * (event.total - event.done))
+        outcome = f"failed: {event.failure}" if event.score is None else self._score.shown(event.score)
+        if event.score is None:
+            self.failures.append(event.failure)
+        end = f"  {left} left" if event.done < event.total else ""
+        task = event.task
+        what = f"{task.student.arch.arch_id}  seed {task.seed}  {task.name}"
+        _say(self._console, f"[{event.done}/{event.total}]{end}  {what}: {outcome}")

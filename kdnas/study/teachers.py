@@ -1,0 +1,47 @@
+"""What must hold between the teachers of a study and the losses that name them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kdnas.errors import ConfigError, Problem
+from kdnas.study.config import DerivedSpace, StudyConfig
+from kdnas.training.recipe import ENSEMBLE
+
+
+def teacher_problems(config: StudyConfig) -> list[Problem]:
+    """Return what is wrong with whom the losses of `config` learn of; `where` is the dotted key."""
+    distillation, names = config.distillation, list(config.teachers)
+    terms = [term for term in distillation.losses if term.weight > 0]
+    if len(names) < 2 and distillation.ensemble is None and all(term.of is None for term in terms):
+        return []
+    from kdnas.training.loss import needs_by_teacher  # here, because it brings torch
+
+    try:
+        asked = needs_by_teacher(distillation, names)
+    except ConfigError as error:
+        return list(error.problems)
+    kept = {config.teacher_name} if isinstance(config.space, DerivedSpace) else set()
+    problems = [
+        Problem(
+            "teacher" if name == config.teacher_name else f"further_teachers.{name}",
+            f"no loss learns of the teacher {name}",
+            f"a loss with `of: {name}` or `of: {ENSEMBLE}`, or the study without it",
+        )
+        for name in names
+        if name not in asked and name not in kept
+    ]
+    how = distillation.ensemble
+    if how is not None and not any(distillation.whose(term, names) == ENSEMBLE for term in terms):
+        problems.append(Problem("distillation.ensemble", f"no loss learns of it: none has `of: {ENSEMBLE}`"))
+    if how is not None and isinstance(how.weights, Mapping):
+        where = "distillation.ensemble.weights"
+        allowed = ", ".join(names)
+        problems += [
+            Problem(f"{where}.{name}", f"no teacher is called {name!r}", allowed)
+            for name in how.weights
+            if name not in names
+        ]
+        if not any(how.weights.get(name, 0.0) > 0 for name in names):
+            problems.append(Problem(where, "all of them are 0: nobody is listened to", f"one above 0 of {allowed}"))
+    return problems

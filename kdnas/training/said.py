@@ -1,0 +1,69 @@
+"""What several teachers say of a batch, each by its name, and what they say together.
+
+The weights by confidence are those of Zhang, Chen and Wang, "Confidence-aware multi-teacher knowledge distillation"
+(CA-MKD, ICASSP 2022).
+
+Shapes: B batch, M rows, V outputs, K teachers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdnas.nn.rows import Rows
+from kdnas.nn.taps import Outputs
+from kdnas.training.recipe import Ensemble
+
+
+@dataclass(frozen=True)
+class Said:
+    """What each teacher says of one batch, by its name."""
+
+    by: Mapping[str, Outputs]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that there are, in an order of their own."""
+        return [tensor for outputs in self.by.values() for tensor in outputs.tensors]
+
+    def of(self, tensors: Sequence[Tensor]) -> Said:
+        """Return the same that holds `tensors`, in the order of `tensors`."""
+        made, place = {}, 0
+        for name, outputs in self.by.items():
+            count = len(outputs.tensors)
+            made[name] = outputs.of(tensors[place : place + count])
+            place += count
+        return Said(made)
+
+    def map(self, change: Callable[[Outputs], Outputs]) -> Said:
+        """Return the same with what each of them says changed."""
+        return Said({name: change(outputs) for name, outputs in self.by.items()})
+
+    def together(self, how: Ensemble, rows: Rows) -> Outputs:
+        """Return the logits [M, V] of the ensemble; `rows` have the labels that confidence is measured by.
+
+        Probabilities are averaged at the ensemble's temperature: softened by it, its logits give their very mean.
+        """
+        logits = torch.stack([outputs.logits.float() for outputs in self.by.values()])
+        weights = self._weights(how, logits, rows)
+        if how.mean == "logits":
+            return Outputs((weights.unsqueeze(-1) * logits).sum(dim=0))
+        shares = F.log_softmax(logits / how.temperature, dim=-1) + weights.log().unsqueeze(-1)
+        return Outputs(how.temperature * shares.logsumexp(dim=0))
+
+    def _weights(self, how: Ensemble, logits: Tensor, rows: Rows) -> Tensor:
+        """Return the teachers' weights [K, M], which add up to 1."""
+        count = len(logits)
+        if how.weights == "confidence" and count > 1:
+            losses = torch.stack([F.cross_entropy(each, rows.targets, reduction="none") for each in logits])
+            return (1 - losses.softmax(dim=0)) / (count - 1)
+        stated = how.weights if isinstance(how.weights, Mapping) else {}
+        fixed = [float(stated.get(name, 0.0)) if stated else 1.0 for name in self.by]
+        whole = math.fsum(fixed)
+        return logits.new_tensor([each / whole for each in fixed]).unsqueeze(1).expand(count, logits.shape[1])
