@@ -106,7 +106,9 @@ def _vit(**choices) -> nn.Module:
     return family.build(family.canonical({**sizes, **choices}))
 
 
-@pytest.mark.parametrize("loss", [name for name in LOSSES.names() if "attention" not in LOSSES.get(name).needs])
+@pytest.mark.parametrize(
+    "loss", [name for name in LOSSES.names() if {"attention", "classifier"}.isdisjoint(LOSSES.get(name).needs)]
+)
 def test_a_vision_transformer_learns_from_the_features_of_a_convnet(loss: str, digits: ImageData) -> None:
     students = {"plain": _vit(), "distilled": _vit(distillation_token=True, patch_size=4)}
     _check(digits, _convnet(), loss, students=students)
