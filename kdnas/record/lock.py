@@ -434,6 +434,8 @@ def _identity(config: StudyConfig, space: SearchSpace, *, stated: bool = False) 
     """
     resolved = config.model_dump(mode="json", exclude_unset=stated)
     identity = {section: resolved[section] for section in _IDENTITY_SECTIONS if section in resolved}
+    if not identity.get("further_teachers"):  # there being none, runs of before there could be say nothing of them
+        identity.pop("further_teachers", None)
     if config.rungs:
         identity["rungs"] = [fidelity.as_dict() for fidelity in config.fidelities]
     if config.shares_weights and "supernet" in resolved:

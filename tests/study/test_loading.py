@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tiny
 import yaml
 
 from kdnas.errors import ConfigError
@@ -179,7 +180,7 @@ def test_what_is_wrong_between_sections_is_told_beside_everything_else(study):
 
 
 def test_a_teacher_may_have_a_name(study):
-    """`teachers` is a mapping; students learn from one."""
+    """`teachers` is a mapping; `teacher` is short for one of them."""
     plain = yaml.safe_load(GOOD)
     named = {**{key: value for key, value in plain.items() if key != "teacher"}, "teachers": {"big": plain["teacher"]}}
     (study / "study.yaml").write_text(yaml.safe_dump(named, sort_keys=False))
@@ -188,12 +189,49 @@ def test_a_teacher_may_have_a_name(study):
     (study / "study.yaml").write_text(GOOD)
     assert load_study(study).config.model_copy(update={"teacher_name": "big"}) == config
     assert load_study(study).config.teachers.keys() == {"teacher"}
-    for wrong in ({**named, "teacher": plain["teacher"]}, {**named, "teachers": {"a": plain["teacher"], "b": {}}}):
+    for wrong in ({**named, "teacher": plain["teacher"]}, {**named, "teachers": {}}):
         (found,) = problems_of(study, yaml.safe_dump(wrong, sort_keys=False))
-        assert "teachers: are a mapping of one name to a teacher" in found
+        assert "teachers: are a mapping of names to teachers" in found
     named["teachers"]["big"]["family"] = "odd"
     (found,) = problems_of(study, yaml.safe_dump(named, sort_keys=False))
     assert "teacher.family: no student family is called 'odd'" in found
+
+
+@pytest.mark.parametrize(
+    ("losses", "ensemble", "message"),
+    [
+        (
+            [{"type": "kd", "of": "third"}],
+            None,
+            "losses.0.of: no teacher is called 'third' (allowed: big, wide, ens",
+        ),
+        ([{"type": "kd", "of": "big"}], None, "further_teachers.wide: no loss learns of the teacher wide"),
+        ([{"type": "hint"}], None, "hint reads more than logits, and an ensemble has no more (allowed: big, wide)"),
+        ([{"type": "kd"}], {"weights": {"wild": 1}}, "ensemble.weights.wild: no teacher is called 'wild'"),
+        ([{"type": "kd"}], {"weights": {"big": 0}}, "ensemble.weights: all of them are 0: nobody is listened to"),
+        (
+            [{"type": "kd", "of": "big"}, {"type": "kd", "of": "wide"}],
+            {"mean": "logits"},
+            "distillation.ensemble: no loss learns of it",
+        ),
+    ],
+)
+def test_whom_losses_learn_of_is_checked_on_paper(
+    tmp_path: Path, losses: list[dict], ensemble: dict | None, message: str
+) -> None:
+    study = tiny.write(tmp_path)
+    plain = yaml.safe_load((study / "study.yaml").read_text())
+    teacher = plain.pop("teacher")
+    plain["teachers"] = {"big": teacher, "wide": teacher}
+    plain["distillation"] = {"losses": losses, **({} if ensemble is None else {"ensemble": ensemble})}
+    found = problems_of(study, yaml.safe_dump(plain, sort_keys=False))
+    assert any(message in problem for problem in found), found
+    del plain["distillation"]
+    (study / "study.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+    assert list(load_study(study).config.teachers) == ["big", "wide"]
+    plain["teachers"] = {"big": teacher, "ensemble": teacher}
+    found = problems_of(study, yaml.safe_dump(plain, sort_keys=False))
+    assert any("ensemble is all teachers together" in problem for problem in found), found
 
 
 @pytest.mark.parametrize(
