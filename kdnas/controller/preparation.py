@@ -19,6 +19,7 @@ from kdnas.errors import RunFolderError
 from kdnas.executors import EXECUTORS
 from kdnas.faults import reach
 from kdnas.machine import usable_cores
+from kdnas.nn.teacher import further_of
 from kdnas.record.database import database_of
 from kdnas.record.lock import (
     Lock,
@@ -40,7 +41,7 @@ from kdnas.study.loading import LoadedStudy
 from kdnas.training.recipe import Training
 from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, Workplan, open_evaluator
 from kdnas.workshop.numerics import differences, resumed, settled_config
-from kdnas.workshop.opening import MadeOn, further_of
+from kdnas.workshop.opening import MadeOn
 
 _SMALLEST_TRIED = 5
 _BEGUN = ".begun"

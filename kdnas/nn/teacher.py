@@ -58,3 +58,18 @@ def fingerprint_of(teaching: Teaching) -> str | dict[str, str] | None:
     if len(teachers) == 1:
         return next(iter(teachers.values())).fingerprint
     return {name: teacher.fingerprint for name, teacher in teachers.items()} or None
+
+
+_FURTHER = "teachers."
+"""Before the name of a teacher after the first, where hashes are told apart."""
+
+
+def fingerprints_of(teachers: Mapping[str, Teacher]) -> dict[str, str]:
+    """Return the hashes of the teachers: `teacher` the first one's, `teachers.NAME` that of another."""
+    first, *others = teachers.items()
+    return {"teacher": first[1].fingerprint, **{_FURTHER + name: other.fingerprint for name, other in others}}
+
+
+def further_of(fingerprints: Mapping[str, str]) -> dict[str, str]:
+    """Return the hashes of the teachers after the first by their names, out of all hashes of a run."""
+    return {key.removeprefix(_FURTHER): value for key, value in fingerprints.items() if key.startswith(_FURTHER)}

@@ -25,6 +25,7 @@ from kdnas.core.task import TaskSpec
 from kdnas.datasets import DATASETS
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
+from kdnas.nn.teacher import further_of
 from kdnas.plugins import is_plugin, resolved
 from kdnas.record.lock import fingerprint, of_todays_task, space_record
 from kdnas.record.records import RunRecord, TrialRecord
@@ -41,7 +42,6 @@ from kdnas.training.numerics import settled
 from kdnas.training.recipe import Distillation, Recipe, Training, for_task, numerics_of, training_as
 from kdnas.trust import vouch_for_signed
 from kdnas.version import __version__
-from kdnas.workshop.opening import further_of
 
 ONLY_TEACHER = "teacher"
 """What the one teacher is called that has no name."""

@@ -54,8 +54,6 @@ FAMILY_FILE = "family.json"
 """What a student family has found out once, in the run folder."""
 TEACHER = "teacher"
 """What the one teacher of a study is called that states no name."""
-_FURTHER = "teachers."
-"""Before the name of a teacher after the first, where hashes are told apart."""
 _CALLED = frozenset({"module", "text_module"})
 """The data sets that are a function of the user's: whether it changed cannot be seen but by calling it."""
 _COMPLETED = "files of texts to be completed (.jsonl)"
@@ -397,12 +395,6 @@ class Workshop:
         teacher, example = self.teachers[name], example_inputs(self.data.task, self.device)
         return output_shapes(teacher.module, teacher.stages, teacher.classifier, *example)
 
-    @property
-    def teacher_fingerprints(self) -> dict[str, str]:
-        """The hashes of the teachers: `teacher` the first one's, `teachers.NAME` that of another."""
-        first, *others = self.teachers.items()
-        return {"teacher": first[1].fingerprint, **{_FURTHER + name: other.fingerprint for name, other in others}}
-
     @cached_property
     def family(self) -> StudentFamily:
         """The students' family; it opens a teacher where it asks for one."""
@@ -538,11 +530,6 @@ class Workshop:
             statistics=self.data.statistics,
             notes=self.data_notes,
         )
-
-
-def further_of(fingerprints: Mapping[str, str]) -> dict[str, str]:
-    """Return the hashes of the teachers after the first by their names, out of all hashes of a run."""
-    return {key.removeprefix(_FURTHER): value for key, value in fingerprints.items() if key.startswith(_FURTHER)}
 
 
 class _Teachers(Mapping[str, Teacher]):

@@ -32,7 +32,7 @@ from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialEr
 from kdnas.exporters import lacking_formats
 from kdnas.nn.attention import attention_layers
 from kdnas.nn.taps import Output, example_inputs
-from kdnas.nn.teacher import Teacher
+from kdnas.nn.teacher import Teacher, fingerprints_of
 from kdnas.nn.tracing import fvcore_macs, traced_macs
 from kdnas.nn.weights import save_weights
 from kdnas.record.lock import Findings, SupernetRecord
@@ -211,7 +211,7 @@ class Distil(Evaluator):
         """Of the data, of the teachers, and of what the family has found out."""
         workshop = self.workshop
         of_data = {"data": workshop.data.fingerprint}
-        return {**of_data, **workshop.teacher_fingerprints, **workshop.family.fingerprints}
+        return {**of_data, **fingerprints_of(workshop.teachers), **workshop.family.fingerprints}
 
     @property
     def teacher_answers(self) -> tuple[float, ...]:
