@@ -262,7 +262,8 @@ def goals(run: RunRecord) -> str:
 def against_teacher(run: RunRecord, member: FrontMember) -> str:
     """Return "98.1 % of the teacher's accuracy (test split) at 1/12 of its MACs"; empty without a teacher.
 
-    Of a score that is to be small: "1.31 times the teacher's perplexity".
+    Of a score that is to be small: "1.31 times the teacher's perplexity"; of one that is not above 0, as a correlation
+    may be, how far it is from the teacher's.
     """
     teacher = run.teacher
     if teacher is None:
@@ -270,11 +271,15 @@ def against_teacher(run: RunRecord, member: FrontMember) -> str:
     on_test = member.test_score is not None and teacher.test_score is not None
     student = member.test_score if on_test else member.values.get(run.score.name)
     whole = teacher.test_score if on_test else teacher.score
-    if student is None or not whole:
+    if student is None or whole is None or (not whole and not run.score.is_bounded):
         return ""
     split = "test" if on_test else "validation"
     high = run.score.direction == "maximize"
-    times = f"{100 * student / whole:.1f} % of" if high else f"{student / whole:.2f} times"
+    if min(student, whole) <= 0:
+        gain = run.score.gain(student, whole)
+        times = f"{run.score.shown_points(abs(gain))} {'above' if gain >= 0 else 'below'}"
+    else:
+        times = f"{100 * student / whole:.1f} % of" if high else f"{student / whole:.2f} times"
     text = f"{times} the teacher’s {label(run.score.name)} ({split} split)"
     costs = [name for name in ("macs", "latency_ms") if name in member.values and teacher.values.get(name)]
     shares = [f"{fraction_of(member.values[name], teacher.values[name])} of its {label(name)}" for name in costs]

@@ -10,8 +10,10 @@ import pytest
 from synthetic_run import complete, run_of, synthetic_run
 
 from kdnas.core.arch import Arch
+from kdnas.core.objective import MATTHEWS
 from kdnas.record.front import front
 from kdnas.report.page import page
+from kdnas.report.summary import against_teacher
 from kdnas.report.tables import (
     front_document,
     front_table,
@@ -142,3 +144,16 @@ def test_what_else_is_known_on_the_test_split_stands_in_a_table_of_its_own():
     document = front_document(run)
     assert document["teacher"]["further"] == {"f1": 0.75, "lambada": 0.25}
     assert document["front"][0]["further"]["f1"]["mean"] == pytest.approx(0.6)
+
+
+def test_a_correlation_that_is_not_above_0_is_no_share_of_the_teachers():
+    run = synthetic_run()
+    run = replace(run, quantities={"matthews": MATTHEWS, **dict(list(run.quantities.items())[1:])})
+    teacher = replace(run.teacher, score=0.2, test_score=None)
+    member = replace(front(synthetic_run())[0], values={"matthews": -0.1, "macs": 5.0}, test_score=None)
+    told = against_teacher(replace(run, teacher=teacher), member)
+    assert told.startswith("30.0 points below the teacher’s Matthews correlation (validation split)")
+    better = against_teacher(replace(run, teacher=replace(teacher, score=-0.2)), member)
+    assert better.startswith("10.0 points above the teacher’s")
+    half = against_teacher(replace(run, teacher=teacher), replace(member, values={"matthews": 0.1, "macs": 5.0}))
+    assert half.startswith("50.0 % of the teacher’s")
