@@ -63,6 +63,7 @@ def hf_vit() -> nn.Module:
     return transformers.ViTForImageClassification(config)
 
 
+HUGGING_FACE = "{type: huggingface, model: folder, input_size: 32, mean: [77.8, 77.8, 77.8], std: [95.9, 95.9, 95.9]}"
 VIT = {"img_size": SIDE, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 4}
 KINDS = {
     "resnet18": of_timm("resnet18", "fc", "stage1.width", "stage1.inner", "stage1.depth", zero_init_last=False),
@@ -80,7 +81,7 @@ KINDS = {
     "hf_vit": Kind(
         hf_vit,
         "classifier",
-        "{type: huggingface, model: folder, input_size: 32, mean: [77.8, 77.8, 77.8], std: [95.9, 95.9, 95.9]}",
+        HUGGING_FACE,
         {"width", "heads", "inner", "depth"},
     ),
 }
@@ -141,6 +142,61 @@ def test_students_of_a_teacher_that_sees_images(name, tmp_path, capsys):
     there = np.array(run_without_kdnas(OPENED, folder))
     assert there.shape == (2, 10)
     assert np.isfinite(there).all()
+
+
+CLASSES = """\
+name: texts
+data: {type: text_table, train: train.csv, test: train.csv, tokenizer: teacher, length: 24, validation_fraction: 0.25}
+teacher: {type: sequence_classifier, model: teacher}
+space: {derive: teacher, width: 1, heads: 1}
+objectives: [accuracy, macs]
+costs: {}
+training: {epochs: 1, batch_size: 32, optimizer: adamw, learning_rate: 0.001}
+sampler: random
+executor: {type: local, workers: 1}
+budget: {trials: 3}
+final: {seeds: 1, max_students: 1, control: false}
+export: {formats: [huggingface]}
+"""
+OPEN_CLASSES = """
+import json, sys, transformers
+network = transformers.AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
+tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
+texts = tokenizer(["a good king 3", "a bad wolf 4"], return_tensors="pt", padding=True, return_token_type_ids=False)
+answers = network(**texts).logits.argmax(1).tolist()
+print(json.dumps([sum(parameter.numel() for parameter in network.parameters()), answers]))
+"""
+
+
+@pytest.mark.parametrize("name", ["bert"])
+def test_students_of_a_teacher_that_tells_kinds_of_texts(name, tmp_path):
+    from kdnas.tokenizing import train_tokenizer
+
+    words = {"good": ("king", "queen", "son"), "bad": ("wolf", "witch", "thief")}
+    rows = [f"{kind},a {kind} {who} {n % 7}" for n in range(40) for kind, whom in words.items() for who in whom]
+    (tmp_path / "train.csv").write_text("\n".join(["label,text", *rows]) + "\n")
+    (tmp_path / "study.yaml").write_text(CLASSES)
+    texts = [row.partition(",")[2] for row in rows]
+    train_tokenizer("bpe", texts, tmp_path / "teacher", vocabulary=300, purpose="labelled")
+    made, _ = TEXTS[name]()
+    names = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}, "num_labels": 2, "vocab_size": 300}
+    config = type(made.config).from_dict({**made.config.to_dict(), **names})
+    network = type(made)(config)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "teacher")
+    fed = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
+    labels = torch.tensor([int(row.startswith("good")) for row in rows])
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        network(**fed, labels=labels).loss.backward()
+        optimizer.step()
+    network.save_pretrained(tmp_path / "teacher")
+    found = search_study(load_study(tmp_path), tmp_path / "run", data_root=tmp_path, observe=lambda event: None)
+    assert [trial.state for trial in found.trials] == ["complete"] * 3
+    assert any(trial.repeats for trial in found.trials)
+    count, answers = run_without_kdnas(OPEN_CLASSES, tmp_path / "run" / "export" / "huggingface")
+    assert count in {trial.values["params"] for trial in found.trials}
+    assert answers == [1, 0]
 
 
 LM = """\
