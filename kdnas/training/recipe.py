@@ -124,19 +124,12 @@ class Distillation(Section):
         return self
 
     @pydantic.model_serializer(mode="wrap")
-    def _without_no_draws(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave no draws unsaid: hashes and records from before there were any stay what they are."""
-        settings: dict[str, Any] = plain(self)
-        if self.teacher_draws is None:
-            settings.pop("teacher_draws", None)
-        return settings
-
-    @pydantic.model_serializer(mode="wrap")
-    def _without_no_ensemble(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_later_defaults(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave unsaid what is as it was before there was a choice: old hashes and records stay what they are."""
-        settings: dict[str, Any] = plain(self)
-        if self.ensemble is None:
-            settings.pop("ensemble", None)
+        settings: dict[str, Any] = plain(self)  # pydantic calls one serializer of a model, the last
+        for later in ("teacher_draws", "ensemble"):
+            if getattr(self, later) is None:
+                settings.pop(later, None)
         return settings
 
     def whose(self, term: LossTerm, teachers: Collection[str]) -> str:
