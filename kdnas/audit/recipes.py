@@ -10,7 +10,7 @@ from typing import Any
 
 import pydantic
 
-from kdnas.audit.losses import loss_name, parse_loss
+from kdnas.audit.losses import TASK_LOSS, loss_name, parse_loss
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
 from kdnas.registry import validation_problems
@@ -77,7 +77,11 @@ def varied(base: Recipe, varies: Sequence[Vary]) -> dict[str, Recipe]:
             problems |= {str(problem): problem for problem in error.problems}
             continue
         if recipe not in recipes.values():
-            recipes[" ".join(names) or loss_name(base.distillation)] = recipe
+            name = " ".join(names) or loss_name(base.distillation)
+            if name in recipes:
+                what = f"two recipes would be called {name!r}"
+                problems[name] = Problem("--vary", what, "losses of the user's own by different class names")
+            recipes[name] = recipe
     if not problems:
         for vary in ordered:
             if vary.key not in used:
@@ -114,6 +118,10 @@ def _losses(text: str, study: Distillation) -> tuple[str, Distillation]:
         raise ConfigError(Problem(where, problem.what, problem.allowed) for problem in error.problems) from None
     if len(found) == 1:
         return found[0]
+    for part, (name, distillation) in zip(parts, found, strict=True):
+        if name == TASK_LOSS or distillation.task_weight != study.task_weight:  # one weight is the whole sum's
+            what = f"{part} in a sum: how much the labels count is said for all of its losses"
+            raise ConfigError(Problem(where, what, "--vary distillation.task_weight=0.1,1"))
     terms = tuple(term for _, distillation in found for term in distillation.losses)
     return "+".join(name for name, _ in found), study.model_copy(update={"losses": terms})
 
