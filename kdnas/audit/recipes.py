@@ -77,11 +77,7 @@ def varied(base: Recipe, varies: Sequence[Vary]) -> dict[str, Recipe]:
             problems |= {str(problem): problem for problem in error.problems}
             continue
         if recipe not in recipes.values():
-            name = " ".join(names) or loss_name(base.distillation)
-            if name in recipes:
-                what = f"two recipes would be called {name!r}"
-                problems[name] = Problem("--vary", what, "losses of the user's own by different class names")
-            recipes[name] = recipe
+            recipes[" ".join(names) or loss_name(base.distillation)] = recipe
     if not problems:
         for vary in ordered:
             if vary.key not in used:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from kdnas.audit.recipes import Vary, parse_vary, varied
@@ -79,12 +77,3 @@ def test_weights_and_places_of_losses_are_settings_too() -> None:
 def test_what_is_wrong_is_told_with_the_setting(texts: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         recipes(*texts)
-
-
-def test_losses_of_equal_class_names_do_not_stand_for_each_other(tmp_path: Path) -> None:
-    code = "from kdnas.losses.kd import HintonKD\n\nclass Mine(HintonKD):\n    usual_weight = {}\n"
-    for name, weight in (("one", 1.0), ("two", 2.0)):
-        (tmp_path / f"{name}.py").write_text(code.format(weight))
-    one, two = (f"{tmp_path}/{name}.py:Mine" for name in ("one", "two"))
-    with pytest.raises(ConfigError, match="two recipes would be called 'Mine'"):
-        recipes(f"distillation.losses={one},{two}")
