@@ -54,8 +54,6 @@ class Origin:
     """Of transformers the configuration's class."""
     inputs: tuple[str, ...] = ()
     """Of transformers what it calls the task's inputs."""
-    path: str = ""
-    """Where the library's network lies in what a teacher is made of."""
     channels: tuple[int, ...] = ()
     """Which normalised channel is the network's first, second, ...; empty: in their own order."""
     entrance: Entrance | None = None
@@ -88,14 +86,11 @@ class Cut:
     whole: nn.Module
     anatomy: Anatomy
     kept: Kept
-    path: str = ""
-    """Where `whole` lies in the network that the anatomy's names are of."""
 
     @property
     def gone(self) -> tuple[str, ...]:
-        """Dotted names, inside `whole`, of the blocks that were left out."""
-        prefix = f"{self.path}." if self.path else ""
-        return tuple(name.removeprefix(prefix) for name in self.anatomy.gone(self.kept))
+        """Dotted names of the blocks that were left out."""
+        return self.anatomy.gone(self.kept)
 
 
 def cut_source(cut: Cut, network: nn.Module) -> str:

@@ -422,9 +422,8 @@ class Derived(StudentFamily):
         teacher = self.ancestor()
         if teacher.origin is None:
             return None
-        own = student.get_submodule(self._place).get_submodule(teacher.origin.path)
-        whole = self.network.get_submodule(teacher.origin.path)
-        return own, Cut(teacher.origin, whole, self.anatomy, self._kept(arch), teacher.origin.path)
+        own = student.get_submodule(self._place)
+        return own, Cut(teacher.origin, self.network, self.anatomy, self._kept(arch))
 
     # -- cutting ---------------------------------------------------------------------------------------------------
 

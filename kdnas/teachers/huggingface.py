@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdnas.errors import TeacherError
+from kdnas.nn.pieces import LogitsOf
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Deviations, Expected, InputSize, Statistics, fit_teacher, image_shape
 from kdnas.teachers._class_names import ClassNames, naming_of
@@ -17,19 +18,18 @@ from kdnas.teachers._loading import MAYBE_SEEN
 from kdnas.teachers._transformers import Loaded, load_transformer
 
 
-class ClassifierLogits(nn.Module):
+class ClassifierLogits(LogitsOf):
     """A transformers classifier that gives its logits [B, K] alone; its channel c is the image's `order[c]`."""
 
     def __init__(self, network: nn.Module, order: Sequence[int] = ()):
-        super().__init__()
-        self.network = network
+        super().__init__(network, return_dict=True)
         self.order = None if list(order) == sorted(order) else list(order)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits [B, K] of normalised `images` [B, C, H, W]."""
         if self.order is not None:
             images = images[:, self.order]
-        return self.network(pixel_values=images, return_dict=True).logits
+        return super().forward(images)
 
 
 @TEACHERS.register
@@ -81,7 +81,6 @@ def huggingface(
         notes=notes,
         origin=dataclasses.replace(
             loaded.origin(("pixel_values",)),
-            path="network",
             channels=() if list(order) == sorted(order) else order,
         ),
     )

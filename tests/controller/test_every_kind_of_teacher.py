@@ -63,7 +63,13 @@ def hf_vit() -> nn.Module:
     return transformers.ViTForImageClassification(config)
 
 
+def hf_swin() -> nn.Module:
+    sizes = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "patch_size": 4}
+    return transformers.SwinForImageClassification(transformers.SwinConfig(**sizes, image_size=SIDE, **LABELS))
+
+
 HUGGING_FACE = "{type: huggingface, model: folder, input_size: 32, mean: [77.8, 77.8, 77.8], std: [95.9, 95.9, 95.9]}"
+SWIN = {"img_size": SIDE, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
 VIT = {"img_size": SIDE, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 4}
 KINDS = {
     "resnet18": of_timm("resnet18", "fc", "stage1.width", "stage1.inner", "stage1.depth", zero_init_last=False),
@@ -84,6 +90,8 @@ KINDS = {
         HUGGING_FACE,
         {"width", "heads", "inner", "depth"},
     ),
+    "swin": of_timm("swin_tiny_patch4_window7_224", "head.fc", "stage1.width", "stage1.heads", "stage2.inner", **SWIN),
+    "hf_swin": Kind(hf_swin, "classifier", HUGGING_FACE, {"stage1.width", "stage1.heads", "stage2.inner"}),
 }
 QUICK = ["vit_tiny"]
 OPENED = """
