@@ -67,8 +67,7 @@ def parse_loss(text: str, study: Distillation) -> tuple[str, Distillation]:
         plain.setdefault("weight", sum(term.weight for term in study.losses) or 1.0)
     try:
         term = LossTerm(type=kind, **plain)
-        loss = study.model_copy(update={"task_weight": task_weight, "losses": (term,)})
-        loss = Distillation.model_validate(loss.model_dump())
+        loss = Distillation.model_validate({**study.model_dump(), "task_weight": task_weight, "losses": (term,)})
     except pydantic.ValidationError as error:
         raise ConfigError(
             Problem("", f"{'.'.join(map(str, found['loc']))}: {found['msg']}") for found in error.errors()

@@ -229,8 +229,8 @@ def _classifier_at_the_end(module: nn.Module, name: str | None, outputs: Outputs
     """Return the linear layer called `name`, where the logits are what it says of the embedding; else None."""
     layer = None if name is None else dict(module.named_modules(remove_duplicate=False))[name]
     weight, bias = (getattr(layer, part, None) for part in ("weight", "bias"))
-    if not isinstance(weight, Tensor) or outputs.embedding is None:
-        return None
+    if not isinstance(weight, Tensor) or weight.is_meta or outputs.embedding is None:
+        return None  # meta: a supernet's view holds its weights only while it runs
     if weight.shape != (outputs.logits.shape[1], outputs.embedding.shape[1]):
         return None
     logits = nn.functional.linear(outputs.embedding.float(), weight.float(), None if bias is None else bias.float())

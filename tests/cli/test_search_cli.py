@@ -259,7 +259,7 @@ def test_what_asks_to_stop_ends_it_cleanly_and_the_same_command_continues(done, 
         assert "Traceback" not in rest
         assert not any(Path(f"/proc/{pid}").exists() for pid in workers), "orphaned workers"
         assert all(trial.state in ("complete", "interrupted") for trial in load_run(out).trials)
-        assert not [path for path in out.rglob(".*") if path.name not in (".controller", ".products.json")]
+        assert not [path for path in out.rglob(".*") if path.name not in (".begun", ".controller", ".products.json")]
     assert again(study, out, "--set", "final.seeds=1", "--set", "training.epochs=12") == 0
     assert sum(trial.state == "complete" for trial in load_run(out).trials) == 4
 
