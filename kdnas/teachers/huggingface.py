@@ -25,8 +25,9 @@ class ClassifierLogits(LogitsOf):
         super().__init__(network, return_dict=True)
         self.order = None if list(order) == sorted(order) else list(order)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits [B, K] of normalised `images` [B, C, H, W]."""
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return the logits [B, K] of normalised images [B, C, H, W]."""
+        (images,) = inputs
         if self.order is not None:
             images = images[:, self.order]
         return super().forward(images)
