@@ -28,6 +28,7 @@ from kdnas.training.batches import Batches
 from kdnas.training.evaluation import evaluate
 from kdnas.training.loss import TrainingLoss, task_loss
 from kdnas.training.recipe import Distillation, Training, training_for
+from kdnas.training.said import Said
 from kdnas.workshop.opening import Sources, Workshop, first_samples
 from kdnas.workshop.teacher_check import report_teacher
 
@@ -142,9 +143,9 @@ def test_the_loss_is_the_squared_error_of_labels_and_of_the_teacher() -> None:
     rows_of = Rows(ours, labels)
     assert torch.allclose(task_loss(rows_of, 0.0), ((ours[:, 0] - labels) ** 2).mean())
     recipe = Distillation(task_weight=0.25, losses=({"type": "mse", "weight": 2.0},))
-    loss = TrainingLoss(recipe, OutputShapes(1), OutputShapes(1), seed=0)
+    loss = TrainingLoss(recipe, OutputShapes(1), {"teacher": OutputShapes(1)}, seed=0)
     wanted = 0.25 * ((ours[:, 0] - labels) ** 2).mean() + 2 * ((ours - theirs) ** 2).mean()
-    assert torch.allclose(loss(Outputs(ours), Outputs(theirs), rows_of), wanted)
+    assert torch.allclose(loss(Outputs(ours), Said({"teacher": Outputs(theirs)}), rows_of), wanted)
 
 
 @pytest.mark.parametrize("name", ["kd", "dkd", "reverse_kl", "jensen_shannon", "skew_kl", "hard"])

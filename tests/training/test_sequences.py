@@ -171,7 +171,7 @@ def written_out(data: TokenData, guide: Teacher | None) -> tuple[Bigram, list[fl
         tokens, mask = batch.inputs
         chosen = mask.bool()
         ours, targets = network(tokens, mask)[chosen], batch.targets[chosen]
-        loss = (1.0 if guide is None else 0.5) * F.cross_entropy(ours, targets)
+        loss = 0.5 * F.cross_entropy(ours, targets)
         if guide is not None:
             with torch.no_grad():
                 theirs = guide.module(tokens, mask)[chosen]
