@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from kdnas.core.card import StudentCard
 from kdnas.core.measurement import Measurement
 from kdnas.core.preprocessing import Preprocessing
 from kdnas.core.task import image_classification
@@ -40,7 +41,7 @@ def exported(folder: Path, width: int = 8, formats: tuple[str, ...] = ("student_
     read = Preprocessing((8, 8), "greyscale", (8.0,), (4.0,), tuple("0123456789"))
     network = family.build(arch(width)).eval()
     module = Normalised(network, (8.0,), (4.0,)).eval()
-    student = TrainedStudent(arch(width), TASK, module, network, family.source(arch(width)), read, {}, {})
+    student = TrainedStudent(arch(width), TASK, module, network, family.source(arch(width)), read, {}, StudentCard())
     for name in formats:
         EXPORTERS.build(name, student, folder)
     return folder

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import scored_study
 import sharing
 
-from kdnas.core.fidelity import STARTS
+from kdnas.core.fidelity import SearchStart
 from kdnas.study.loading import load_study
 from kdnas.testing import EvaluatorConformance, suites
 from kdnas.workshop.evaluators import EVALUATORS, EvaluatorContext, open_evaluator
@@ -57,7 +58,7 @@ globals().update(suites(Trains, *(name for name in EVALUATORS.names() if name no
 globals().update(suites(LooksUp, *TRAINING))
 
 
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("start", get_args(SearchStart))
 def test_a_job_has_the_same_answer_in_any_process(tiny_rungs, ready, start):
     rungs = "rungs=[]" if start == "random" else "rungs=[{epochs: 0}, {epochs: 1}]"
     config = sharing.load(tiny_rungs.folder, rungs, "training.epochs=1", f"start={start}").config
