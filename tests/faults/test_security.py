@@ -9,9 +9,12 @@ import pickle
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import tarfile
 import threading
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import faulty_run
@@ -121,8 +124,13 @@ def test_promise_5_a_search_listens_to_nothing(tmp_path: Path) -> None:
     more = ("search", study, "--out", tmp_path / "run", "--data-root", study)
     going = faulty_run.begin(*more, faults="told:2=stop", counts=counts)
     going.wait_until_stopped()
-    with socket.create_server(("127.0.0.1", 0)):  # what is looked for can be found
-        assert listening(os.getsid(0))
+    listen = "import socket; it = socket.create_server(('127.0.0.1', 0)); print(flush=True); input()"
+    command = (sys.executable, "-c", listen)
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, start_new_session=True) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert listening(other.pid)  # what is looked for can be found
+        other.communicate(b"\n")
     found = listening(going.pid)
     going.go_on()
     assert going.end().code == 0
