@@ -28,7 +28,7 @@ WORDS = {
     "random": "random subnets (RSS)",
     "delayed": "delayed shrinking",
     "adaptive": "adaptive (kdnas)",
-    "alone": "direct KD, each size alone on a third of the budget",
+    "alone": "direct KD, a third of the budget each",
 }
 BASELINES = tuple(policy for policy in POLICIES if policy != "adaptive")
 GOAL_POINTS = 1.0
