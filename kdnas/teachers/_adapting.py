@@ -191,7 +191,8 @@ def _statistics(expected: Expected, context: TeacherContext) -> tuple[tuple[floa
     channels = image_shape(context)[0]
     if len(mean) != len(std) or not (len(mean) == channels or (channels == 1 and len(mean) == 3)):
         what = f"{len(mean)} and {len(std)} numbers for images of {channels} channels"
-        raise TeacherError(Problem("mean, std", what, "one number a channel, on the 0-255 scale"))
+        allowed = "one number a channel, on the 0-255 scale; data.grayscale: true makes it one"
+        raise TeacherError(Problem("mean, std", what, allowed))
     if not all(value > 0 for value in std):
         raise TeacherError(Problem("std", f"{_numbers(std)} has a value that is not positive"))
     return mean, std, []
@@ -208,7 +209,8 @@ def _refusal(failure: Exception, network: nn.Module, probe: Tensor) -> TeacherEr
     shape = "x".join(str(side) for side in probe.shape[1:])
     reason = (str(failure) or type(failure).__name__).splitlines()[0]
     what = f"the network fails on the data's images of {shape}: {type(failure).__name__}: {reason[:300]}"
-    return TeacherError(Problem("teacher", what, "set input_size, mean and std, or the factory's arguments"))
+    allowed = "set input_size, mean and std, data.grayscale, or the factory's arguments"
+    return TeacherError(Problem("teacher", what, allowed))
 
 
 def _in_float32(network: nn.Module) -> tuple[nn.Module, list[str]]:
