@@ -11,7 +11,7 @@ from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
 from kdnas.plugins import SPELLING, own_name, short_name
 from kdnas.study.yaml_lines import parse_value
-from kdnas.training.recipe import Distillation, LossTerm, labels_alone
+from kdnas.training.recipe import EMA, LEARNING, PEERS, Distillation, LossTerm, labels_alone
 
 TASK_LOSS = "ce"
 """Cross entropy with the labels alone, without the teacher."""
@@ -39,9 +39,13 @@ def parse_losses(texts: Sequence[str], study: Distillation) -> dict[str, Distill
     return losses
 
 
+_SOURCE_OF = {"peers": PEERS, "ema_teacher": EMA}
+"""Settings of a study that speak of one source of outputs alone."""
+
+
 def loss_name(study: Distillation) -> str:
     """Return what a study's own loss is called beside others: "kd", or "kd + attention"."""
-    return " + ".join(short_name(term.type) for term in study.losses if term.weight > 0) or TASK_LOSS
+    return " + ".join(term.words for term in study.losses if term.weight > 0) or TASK_LOSS
 
 
 def parse_loss(text: str, study: Distillation) -> tuple[str, Distillation]:
@@ -54,20 +58,24 @@ def parse_loss(text: str, study: Distillation) -> tuple[str, Distillation]:
     if not isinstance(kind, str) or missing is not None:
         what = "is no loss" if missing is None else missing.what
         raise ConfigError(Problem("", what, ", ".join((TASK_LOSS, *LOSSES.names(), SPELLING))))
+    own = next((term for term in study.losses if term.type == kind and term.weight > 0), None)
+    if own is not None and own.of is not None:
+        plain.setdefault("of", own.of)
     name = " ".join([short_name(kind), *(f"{key}={option}" for key, option in sorted(plain.items()))])
     if kind == TASK_LOSS:
         if plain:
             raise ConfigError(Problem("", f"{TASK_LOSS} takes no options"))
         return name, labels_alone(study)
-    task_weight = plain.pop("task_weight", study.task_weight)
-    own = next((term for term in study.losses if term.type == kind and term.weight > 0), None)
+    of = plain.get("of")
+    task_weight = plain.pop("task_weight", 1.0 if of in LEARNING else study.task_weight)
     if own is not None:
         plain = {**own.model_dump(exclude={"type"}), **plain}
     if LOSSES.get(kind).needs == {"logits"}:
         plain.setdefault("weight", sum(term.weight for term in study.losses) or 1.0)
     try:
         term = LossTerm(type=kind, **plain)
-        loss = Distillation.model_validate({**study.model_dump(), "task_weight": task_weight, "losses": (term,)})
+        kept = {name: value for name, value in study.model_dump().items() if _SOURCE_OF.get(name, of) == of}
+        loss = Distillation.model_validate({**kept, "task_weight": task_weight, "losses": (term,)})
     except pydantic.ValidationError as error:
         raise ConfigError(
             Problem("", f"{'.'.join(map(str, found['loc']))}: {found['msg']}") for found in error.errors()

@@ -127,6 +127,10 @@ distillation:
     - {{type: kd, weight: 0.9, temperature: 4.0}}
     # - {{type: hint, weight: 100.0}}  # its authors' weight, which it has unless stated
     # - {{type: dkd, warmup_fraction: 0.083}}  # its weight grows in this share of the steps
+    # - {{type: kd, of: peers}}  # beside others of its kind that learn with it; of: ema, its own moving average;
+    # - {{type: exits, of: self}}  # its own end: exits inside, which are dropped. With no teacher, task_weight is 1
+  # peers: 2  # students of a kind that learn together, where a loss is of: peers
+  # ema_teacher: 0.999  # the decay of that average, where a loss is of: ema
   # ensemble: {{mean: probabilities, weights: confidence}}  # how several teachers speak as one
   # teacher_top_k: 100  # with thousands of classes: keep only the largest of the teacher's logits
   # teacher_draws: 50  # or draws from its answers, with which kd at temperature 1 has no bias

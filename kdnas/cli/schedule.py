@@ -40,7 +40,9 @@ def command(
     pick: Pick = DEFAULT_PICK,
     route: Annotated[
         str,
-        typer.Option("--route", metavar="auto|direct|shrink|assistants", help="auto: by a rule on the run's numbers."),
+        typer.Option(
+            "--route", metavar="auto|direct|shrink|assistants|born_again", help="auto: by a rule on the run's numbers."
+        ),
     ] = "auto",
     measure: Annotated[
         bool, typer.Option("--measure", help="Train by every route with a part of the budget; the best one is taken.")
@@ -63,6 +65,7 @@ def command(
 
     direct: distillation from the teacher. shrink: progressive shrinking through a supernet whose smallest network is
     the student, then fine-tuning. assistants: a chain of networks of the front, each distilled from the one before.
+    born_again: the student twice, begun anew and distilled from its first self.
     All routes have the same budget; a run that has trained a supernet of its own lends its weights to shrink, which
     then costs nothing of it. With --measure what is finished stays in RUN/plan, so that the same command
     continues after an interruption.

@@ -94,7 +94,7 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
         "objectives": list(config.objectives),
         "constraints": list(config.constraints),
         "losses": [f"{config.distillation.task_weight:g} cross entropy"]
-        + [f"{term.weight:g} {short_name(term.type)}" for term in config.distillation.losses],
+        + [f"{term.weight:g} {term.words}" for term in config.distillation.losses],
         "tuned": sorted(config.tune),
         "sampler": short_name(config.sampler.type),
         "supernet": "none"

@@ -4,6 +4,8 @@
 - `shrink`: progressive shrinking through a supernet whose smallest subnet is the student, then fine-tuning.
 - `assistants`: a chain of teacher assistants, each distilled from the one before it (Mirzadeh et al., "Improved
   knowledge distillation via teacher assistant", AAAI 2020).
+- `born_again`: generations of the student itself, each begun anew and distilled from the one before it (Furlanello et
+  al., "Born-again neural networks", ICML 2018).
 
 All routes spend one budget: 3 x MACs for each sample that a network is trained on. Here it is counted in epochs of the
 student; a larger network gets fewer epochs for it. Teachers' forward passes are not counted. Scores are on the
@@ -22,7 +24,7 @@ from kdnas.core.objective import ACCURACY, Quantity
 from kdnas.core.shrinking import Ladders
 from kdnas.core.space import Choice, SearchSpace
 
-Route = Literal["direct", "shrink", "assistants"]
+Route = Literal["direct", "shrink", "assistants", "born_again"]
 ROUTES: tuple[Route, ...] = get_args(Route)
 
 TUNING_SHARE = 0.4
@@ -32,6 +34,8 @@ STUDENT_SHARE = 0.5
 LARGEST_STEP = 8.0
 """assistants: a network can learn from one of up to so many times its MACs; more call for an assistant between."""
 MOST_ASSISTANTS = 2
+GENERATIONS = 2
+"""born_again: how many share the budget evenly, the last of them the student."""
 NARROW_GAP = 0.03
 """auto: a student whose score is so close to the teacher's is trained directly: a difference of fractions, of other
 scores that of the logarithms (`Quantity.lead`)."""

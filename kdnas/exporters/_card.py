@@ -182,7 +182,10 @@ def _making(student: TrainedStudent) -> str:
             + (f"; the weights are a moving average of decay {training['ema']:g}." if training.get("ema") else ".")
         )
     terms = [f"{distillation['task_weight']:g} x cross entropy"] if "task_weight" in distillation else []
-    terms += [f"{term.get('weight', 1.0):g} x {term['type']}" for term in distillation.get("losses", ())]
+    terms += [
+        f"{term.get('weight', 1.0):g} x {term['type']}" + (f" of {term['of']}" if term.get("of") else "")
+        for term in distillation.get("losses", ())
+    ]
     if terms:
         lines.append(
             f"Loss: {' + '.join(terms)}. The whole recipe, with its seeds, is what the format train_yaml writes."

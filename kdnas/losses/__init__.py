@@ -30,6 +30,8 @@ class DistillationLoss(nn.Module, ABC):
     """The weight of a term that states none: its authors', which belongs to the reduction of `forward`."""
     of_values: ClassVar[bool] = False
     """Whether logits may be the one number of a regression: others compare probabilities of classes."""
+    of_itself: ClassVar[bool] = False
+    """Whether a student has anything to learn by it of its own outputs as they are (`of: self`)."""
 
     def __init__(self, student: OutputShapes, teacher: OutputShapes):
         super().__init__()

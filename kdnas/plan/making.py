@@ -13,6 +13,7 @@ from torch import nn
 from kdnas.core.arch import Arch
 from kdnas.core.data import Data
 from kdnas.core.route import (
+    GENERATIONS,
     ROUTES,
     Route,
     RouteInputs,
@@ -145,7 +146,8 @@ def make_plan(basis: PlanBasis, route: Route, why: str) -> TrainingPlan:
 
     Raises ConfigError, saying why, where the student cannot be trained that way.
     """
-    steps = {"direct": _direct, "shrink": _shrink, "assistants": _assistants}[route](basis)
+    makers = {"direct": _direct, "shrink": _shrink, "assistants": _assistants, "born_again": _born_again}
+    steps = makers[route](basis)
     file, teacher = basis.file, basis.run.teacher
     assert teacher is not None  # open_basis refuses a run without
     return TrainingPlan(
@@ -205,6 +207,19 @@ def _assistants(basis: PlanBasis) -> tuple[Step, ...]:
         steps.append(_distil(basis, f"assistant{index}", arch, assistant.epochs, teacher=teacher))
         teacher = steps[-1].name
     left = student_epochs(basis.inputs, chain)
+    return (*steps, _distil(basis, _STUDENT, basis.file.student, left, teacher=teacher))
+
+
+def _born_again(basis: PlanBasis) -> tuple[Step, ...]:
+    epochs = basis.inputs.epochs
+    if epochs < GENERATIONS:
+        what = f"the budget is {counted(epochs, 'epoch')}, and each of {GENERATIONS} generations takes one"
+        raise ConfigError(Problem("route born_again", what, f"{GENERATIONS} epochs or more"))
+    each, teacher, steps = epochs // GENERATIONS, TEACHER, list[Step]()
+    for generation in range(1, GENERATIONS):
+        steps.append(_distil(basis, f"generation{generation}", basis.file.student, each, teacher=teacher))
+        teacher = steps[-1].name
+    left = epochs - each * (GENERATIONS - 1)
     return (*steps, _distil(basis, _STUDENT, basis.file.student, left, teacher=teacher))
 
 

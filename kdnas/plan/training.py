@@ -367,7 +367,11 @@ def follow(
     for index, step in enumerate(steps):
         folder = out if budget_macs is None else out / f"{index + 1}-{step.name}"
         part = (before / whole, step.share / whole)
-        work = _Work(file, workshop, folder, step.name, index, len(steps), part, on_progress)
+        born = sum(
+            isinstance(step, DistilStep) and isinstance(other, DistilStep) and other.arch == step.arch
+            for other in steps[:index]
+        )
+        work = _Work(file, workshop, folder, step.name, index, len(steps), part, born, on_progress)
         result = work.finished(step)
         if result is None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -398,6 +402,8 @@ class _Work:
     steps: int
     part: tuple[float, float]
     """Of the whole: where it begins, and its share."""
+    born: int
+    """How many earlier steps train the same network: it begins at other random weights than they."""
     on_progress: Callable[[Progress], None]
 
     def distil(
@@ -409,7 +415,7 @@ class _Work:
         """
         workshop = self.workshop
         arch = step.network(workshop.family)
-        seed = derive_seed(self.file.seed, "full", arch.arch_id)
+        seed = derive_seed(self.file.seed, "full", arch.arch_id, *([self.born] if self.born else []))
         network = workshop.begin(arch, "inherited" if step.init == INHERITED else "random", seed)
         if start is not None:
             family = sibling_family(workshop.family, arch.family)
@@ -430,6 +436,7 @@ class _Work:
             device=workshop.device,
             on_epoch=watch,
             checkpoint=self.folder / CHECKPOINT_FILE,
+            peers=workshop.peers(arch, self.file.distillation.further_peers, seed),
         )
         watch.rewrite(trained.history)
         seen = workshop.validation_score(trained.network)

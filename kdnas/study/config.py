@@ -29,7 +29,7 @@ from kdnas.datasets import kind_of
 from kdnas.errors import ConfigError, Problem
 from kdnas.registry import Section
 from kdnas.study.earlier import in_present_words
-from kdnas.training.recipe import ENSEMBLE, Distillation, Recipe, Training, training_as
+from kdnas.training.recipe import RESERVED, Distillation, Recipe, Training, training_as
 from kdnas.training.supernet import SupernetSettings, once_of_images
 
 DISTIL = "distil"
@@ -286,8 +286,8 @@ class ExportConfig(Section):
 
 
 def _teacher_name(text: str) -> str:
-    if text == ENSEMBLE:
-        raise ValueError(f"must be another name: {ENSEMBLE} is all teachers together")
+    if text in RESERVED:
+        raise ValueError(f"must be another name: {text} is {RESERVED[text]}")
     return _name(text)
 
 

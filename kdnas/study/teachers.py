@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kdnas.errors import ConfigError, Problem
+from kdnas.plugins import short_name
 from kdnas.study.config import DerivedSpace, StudyConfig
-from kdnas.training.recipe import ENSEMBLE
+from kdnas.training.recipe import ENSEMBLE, LEARNING, PEERS, RESERVED, SELF
 
 
 def teacher_problems(config: StudyConfig) -> list[Problem]:
@@ -21,7 +22,9 @@ def teacher_problems(config: StudyConfig) -> list[Problem]:
         asked = needs_by_teacher(distillation, names)
     except ConfigError as error:
         return list(error.problems)
-    kept = {config.teacher_name} if isinstance(config.space, DerivedSpace) else set()
+    # A student that learns of what is no teacher is still compared with the one of the study.
+    compared = isinstance(config.space, DerivedSpace) or any(term.of in LEARNING for term in terms)
+    kept = {config.teacher_name} if compared else set()
     problems = [
         Problem(
             "teacher" if name == config.teacher_name else f"further_teachers.{name}",
@@ -44,4 +47,27 @@ def teacher_problems(config: StudyConfig) -> list[Problem]:
         ]
         if not any(how.weights.get(name, 0.0) > 0 for name in names):
             problems.append(Problem(where, "all of them are 0: nobody is listened to", f"one above 0 of {allowed}"))
+    return problems + _learning_problems(config)
+
+
+def _learning_problems(config: StudyConfig) -> list[Problem]:
+    """Return what is wrong with losses whose source learns too."""
+    from kdnas.losses import LOSSES  # here, because it brings torch
+
+    problems = []
+    for index, term in enumerate(config.distillation.losses):
+        where = f"distillation.losses.{index}.of"
+        if term.weight <= 0 or term.of not in LEARNING:
+            continue
+        if config.shares_weights:
+            what = f"a supernet's networks learn of teachers, and {term.of} is {RESERVED[term.of]}"
+            problems.append(Problem(where, what, "a teacher, or rungs without `start: supernet`"))
+        elif term.of == PEERS and config.starts != {"random"}:
+            begun = ", ".join(sorted(config.starts - {"random"}))
+            what = f"peers that begin {begun} are equal and stay so: there is nothing to learn of each other"
+            problems.append(Problem(where, what, "`start: random`, or of: ema"))
+        elif term.of == SELF and not LOSSES.get(term.type).of_itself:
+            what = f"{short_name(term.type)} of what the student itself gives is at its least already"
+            allowed = ", ".join(name for name in LOSSES.names() if LOSSES.get(name).of_itself)
+            problems.append(Problem(where, what, allowed))
     return problems

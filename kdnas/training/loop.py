@@ -79,7 +79,8 @@ class Pupil:
     `seed` starts the adapters and dropout. `on_epoch` is called after each epoch; what it raises ends all trainings.
     `checkpoint` is rewritten before that call, and a training that finds its own checkpoint there continues exactly.
     `begin_from` is the checkpoint of another training: this one begins from its weights (network and adapters), as a
-    warm restart, with an optimizer and a learning-rate schedule of its own.
+    warm restart, with an optimizer and a learning-rate schedule of its own. `peers` are those that learn beside it, as
+    many as the recipe's losses ask for, each with other weights.
     """
 
     network: nn.Module
@@ -88,6 +89,7 @@ class Pupil:
     on_epoch: Callable[[EpochRecord], None] | None = None
     checkpoint: Path | None = None
     begin_from: Path | None = None
+    peers: Sequence[nn.Module] = ()
 
 
 @dataclass(frozen=True)
@@ -142,11 +144,13 @@ def train(course: Course, pupils: Sequence[Pupil]) -> list[Trained | TrialError]
     A training that fails (its loss is not finite, its memory runs out) is returned as its TrialError and does not
     disturb the others. Seconds of several are equal shares of the clock, but for each student's own evaluation.
 
-    Raises ValueError where their recipes do not share their batches, ConfigError when a loss does not fit student and
-    teacher, RunFolderError when a checkpoint is damaged or another training's.
+    Raises ValueError where their recipes do not share their batches, or ask for other peers than are there, ConfigError
+    when a loss does not fit student and teacher, RunFolderError when a checkpoint is damaged or another training's.
     """
     if not share_batches([pupil.recipe for pupil in pupils]):
         raise ValueError("the recipes differ in epochs, data, batches, augmentation, precision or what they ask of it")
+    if any(len(pupil.peers) != pupil.recipe.distillation.further_peers for pupil in pupils):
+        raise ValueError("a student has other peers beside it than its losses ask for")
     if not pupils:
         return []
     recipes = [settled_recipe(pupil.recipe, course.device) for pupil in pupils]
@@ -169,7 +173,7 @@ def train(course: Course, pupils: Sequence[Pupil]) -> list[Trained | TrialError]
             for pupil, recipe in zip(pupils, recipes, strict=True):
                 step = open_step(
                     stack,
-                    pupil.network,
+                    (pupil.network, *pupil.peers),
                     shapes,
                     recipe,
                     data=course.data,
@@ -209,6 +213,7 @@ def distil(
     view_seed: int | None = None,
     teacher_cache: TeacherCache | None = None,
     graphs: bool = True,
+    peers: Sequence[nn.Module] = (),
 ) -> Trained:
     """Train one student and return it: `train` for a `Pupil` alone. Raises its TrialError where it fails.
 
@@ -216,7 +221,7 @@ def distil(
     """
     view_seed = seed if view_seed is None else view_seed
     course = Course(data, train_on, validation, teaching, view_seed, device, teacher_cache, graphs)
-    (outcome,) = train(course, [Pupil(network, recipe, seed, on_epoch, checkpoint, begin_from)])
+    (outcome,) = train(course, [Pupil(network, recipe, seed, on_epoch, checkpoint, begin_from, peers)])
     if isinstance(outcome, TrialError):
         raise outcome
     return outcome
@@ -388,8 +393,11 @@ def _train_epoch(lanes: Sequence[_Lane], course: Course, outputs: TeachersOutput
 
 def _modules(network: nn.Module, step: Step, begin_from: Path | None) -> tuple[dict[str, nn.Module], str | None]:
     """Return what a checkpoint keeps, begun from that of another training where asked for, and that one's identity."""
-    modules = {"network": network, "losses": step.criterion}
+    modules = {"network": network, "losses": step.criterion, **step.beside()}
     origin = None if begin_from is None else load_modules(begin_from, modules)
+    for member in step.members:
+        if member.average is not None and origin is None:
+            member.average.begin()  # anew: the networks may have been given weights since
     if step.average is not None:
         step.average.begin()
         modules["average"] = step.average.module

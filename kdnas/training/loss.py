@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,7 @@ from kdnas.losses import LOSSES, DistillationLoss
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Output, Outputs, OutputShapes
 from kdnas.plugins import short_name
-from kdnas.training.recipe import ENSEMBLE, Distillation, Ensemble
+from kdnas.training.recipe import ENSEMBLE, LEARNING, Distillation, Ensemble
 from kdnas.training.said import Said
 
 
@@ -23,7 +23,8 @@ class TrainingLoss(nn.Module):
     """task_weight * task loss + the sum of weight * distillation loss; its parameters are the losses' adapters.
 
     Terms of weight 0 are not built. The adapters are initialised from `seed` alone. Weights that warm up are those of
-    the place in the training that `at` was told last, full ones before. `teachers` are by name.
+    the place in the training that `at` was told last, full ones before. `teachers` are by name. Peers, moving average
+    and the student itself are of the student's shapes.
     Raises ConfigError where a loss cannot be built for these shapes, or has no teacher to learn from.
     """
 
@@ -43,13 +44,14 @@ class TrainingLoss(nn.Module):
                     "their logits cannot be compared"
                 )
         self._whose = [recipe.whose(term, teachers) for term in terms]
+        self.learns_of = frozenset(self._whose) & frozenset(LEARNING)
         self._ensemble = recipe.ensemble or Ensemble()
-        together = OutputShapes(student.outputs)
+        others = {ENSEMBLE: OutputShapes(student.outputs), **dict.fromkeys(LEARNING, student)}
         self.weights = [term.weight for term in terms]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "adapters"))
             built = [
-                LOSSES.build(term.type, student, teachers.get(whose, together), **term.options)
+                LOSSES.build(term.type, student, {**others, **teachers}[whose], **term.options)
                 for term, whose in zip(terms, self._whose, strict=True)
             ]
         self.terms = nn.ModuleList(built)
@@ -63,21 +65,28 @@ class TrainingLoss(nn.Module):
             if warmup > 0:
                 self.warmth[index].fill_(min(1.0, progress / warmup))
 
-    def forward(self, student: Outputs, said: Said | None, rows: Rows) -> Tensor:
+    def forward(
+        self, student: Outputs, said: Said | None, rows: Rows, learning: Mapping[str, Sequence[Outputs]] | None = None
+    ) -> Tensor:
         """Return the loss, a scalar in float32; `rows` are the student's logits with their targets and weights.
 
-        `said` is what the teachers say; it may be None where no distillation loss is asked for.
+        `said` is what the teachers say; it may be None where no distillation loss asks them. `learning` is what those
+        of `LEARNING` say that losses learn of, detached: of several peers, the mean of the losses is learnt.
         """
         loss = student.logits.new_zeros((), dtype=torch.float32)
         if self.task_weight > 0:
             loss = loss + self.task_weight * task_loss(rows, self.label_smoothing)
         ours = student.learning
-        learning = rows if student.taught is None else replace(rows, logits=ours.logits)
-        theirs = {} if said is None else dict(said.by)
+        taught = rows if student.taught is None else replace(rows, logits=ours.logits)
+        theirs = {} if said is None else {name: [outputs] for name, outputs in said.by.items()}
         if said is not None and ENSEMBLE in self._whose:
-            theirs[ENSEMBLE] = said.together(self._ensemble, rows)
+            theirs[ENSEMBLE] = [said.together(self._ensemble, rows)]
+        theirs |= {name: list(outputs) for name, outputs in (learning or {}).items()}
         for index, (weight, term) in enumerate(zip(self.weights, self.terms, strict=True)):
-            value = weight * term(ours, theirs[self._whose[index]], learning)
+            first, *more = theirs[self._whose[index]]
+            value = weight * term(ours, first, taught)
+            if more:
+                value = (value + sum(weight * term(ours, other, taught) for other in more)) / (1 + len(more))
             loss = loss + (value * self.warmth[index] if self._warmups[index] > 0 else value)
         return loss
 
@@ -92,9 +101,13 @@ def task_loss(rows: Rows, label_smoothing: float) -> Tensor:
     return rows.mean(F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none"))
 
 
-def needs_of(recipe: Distillation) -> frozenset[Output]:
-    """Return the outputs of student and teacher that the recipe's losses read. Raises ConfigError on unknown losses."""
-    members: list[type[DistillationLoss]] = [LOSSES.get(term.type) for term in recipe.losses if term.weight > 0]
+def needs_of(recipe: Distillation, whose: str | None = None) -> frozenset[Output]:
+    """Return the outputs of student and teacher that the recipe's losses read. Raises ConfigError on unknown losses.
+
+    `whose`: those alone that are `of` it by name.
+    """
+    terms = [term for term in recipe.losses if term.weight > 0 and (whose is None or term.of == whose)]
+    members: list[type[DistillationLoss]] = [LOSSES.get(term.type) for term in terms]
     return frozenset(need for member in members for need in member.needs)
 
 
@@ -108,6 +121,11 @@ def needs_by_teacher(recipe: Distillation, teachers: Collection[str]) -> dict[st
         if term.weight <= 0:
             continue
         where, read = f"distillation.losses.{index}", LOSSES.get(term.type).needs
+        if term.of in LEARNING:
+            if "classifier" in read:
+                what = f"{short_name(term.type)} reads the classifier of a network that stays as it is"
+                raise ConfigError(Problem(f"{where}.of", what, ", ".join([*teachers, ENSEMBLE])))
+            continue
         if not teachers:
             what = f"there is no teacher that {short_name(term.type)} could learn from"
             raise ConfigError(Problem(where, what, "a teacher, or no losses: `losses: []`"))
@@ -123,7 +141,7 @@ def needs_by_teacher(recipe: Distillation, teachers: Collection[str]) -> dict[st
         elif whose in teachers:
             needs[whose] = needs.get(whose, frozenset()) | read
         else:
-            allowed = ", ".join([*teachers, *([ENSEMBLE] if len(teachers) > 1 else [])])
+            allowed = ", ".join([*teachers, *([ENSEMBLE] if len(teachers) > 1 else []), *LEARNING])
             raise ConfigError(Problem(f"{where}.of", f"no teacher is called {whose!r}", allowed))
     return {name: needs[name] for name in teachers if name in needs}
 

@@ -11,6 +11,7 @@ from pydantic import Field, SerializeAsAny
 
 from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError
+from kdnas.plugins import short_name
 from kdnas.registry import Section
 from kdnas.tasks import TASKS, Task
 
@@ -33,8 +34,9 @@ class LossTerm(pydantic.BaseModel):
     weight: Annotated[float, Field(ge=0.0)] = 1.0
     """Unless stated, that of the loss's authors, as `kdnas list losses` tells: 1 for most, 1000 for attention."""
     of: Annotated[str, Field(min_length=1)] | None = None
-    """Whose outputs it learns: a teacher's name, or `ensemble`, all of them together. None: the only teacher's, the
-    ensemble's where there are several."""
+    """Whose outputs it learns: a teacher's name; `ensemble`, all teachers together; `peers`, students of its kind that
+    begin elsewhere and learn beside it; `ema`, the moving average of its own weights; or `self`, its own outputs as
+    they are. None: the only teacher's, the ensemble's where there are several."""
     warmup_fraction: Fraction = 0.0
     """Share of all steps in which the weight rises in equal steps to `weight`, as dkd's authors have it."""
 
@@ -42,6 +44,11 @@ class LossTerm(pydantic.BaseModel):
     def options(self) -> dict[str, Any]:
         """The loss's own options."""
         return dict(self.model_extra or {})
+
+    @property
+    def words(self) -> str:
+        """What it is called, and whose outputs it learns where that is stated."""
+        return short_name(self.type) + (f" of {self.of}" if self.of else "")
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -69,6 +76,16 @@ class LossTerm(pydantic.BaseModel):
 
 ENSEMBLE = "ensemble"
 """Whom a term learns of that learns of all teachers together."""
+PEERS, EMA, SELF = "peers", "ema", "self"
+LEARNING = (PEERS, EMA, SELF)
+"""Whom a term learns of that are no teachers: they change while the student is trained."""
+RESERVED = {
+    ENSEMBLE: "all teachers together",
+    PEERS: "the students that learn beside one",
+    EMA: "the moving average of a student",
+    SELF: "the student itself",
+}
+"""What cannot be a teacher's name, and what it is."""
 
 
 class Ensemble(Section):
@@ -88,7 +105,8 @@ class Distillation(Section):
     """loss = task_weight * cross entropy + the sum of weight * distillation loss.
 
     The default is that of kd. Beside dkd and losses that read features their authors set `task_weight` to 1, each loss
-    says with which weight.
+    says with which weight. It is 1 too unless stated where no loss learns of a fixed teacher: what such a student
+    knows comes from the labels.
     """
 
     task_weight: Annotated[float, Field(ge=0.0)] = 0.1
@@ -96,12 +114,36 @@ class Distillation(Section):
     losses: tuple[LossTerm, ...] = (LossTerm(type="kd", weight=0.9),)
     ensemble: Ensemble | None = None
     """None: the mean of the probabilities."""
+    peers: Annotated[int, Field(ge=2, le=16)] | None = None
+    """How many students of a kind learn together where a loss is `of: peers` (Zhang et al., "Deep mutual learning",
+    CVPR 2018): they begin at other weights and see the same batches, each learns of each other one, and the first is
+    scored and kept. None: 2."""
+    ema_teacher: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """The decay of the moving average that losses `of: ema` learn of (Tarvainen and Valpola, "Mean teachers", NeurIPS
+    2017). None: 0.999."""
     teacher_top_k: Annotated[int, Field(ge=1)] | None = None
     """Keep only so many of the teacher's logits a prediction, the mass of the others spread evenly, where thousands of
     classes would fill the disk. None: all of them, exactly."""
     teacher_draws: Annotated[int, Field(ge=1)] | None = None
     """Keep only so many draws from each of the teacher's answers, the tokens by their probabilities, and how often each
     was drawn: kd at temperature 1 has the right gradient on average, which the largest logits alone have not."""
+
+    @pydantic.model_validator(mode="after")
+    def _from_labels_where_nobody_knows(self) -> Distillation:
+        terms = [term for term in self.losses if term.weight > 0]
+        if terms and all(term.of in LEARNING for term in terms):
+            if "task_weight" not in self.model_fields_set:
+                object.__setattr__(self, "task_weight", 1.0)
+            elif self.task_weight == 0:
+                raise ValueError("task_weight is 0 and no loss learns of a fixed teacher: nobody knows anything")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _asked_for(self) -> Distillation:
+        for name, whose in (("peers", PEERS), ("ema_teacher", EMA)):
+            if getattr(self, name) is not None and not self.learns_of(whose):
+                raise ValueError(f"{name} is stated, and no loss learns of it: none has `of: {whose}`")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _draws_for_what_is_linear_in_them(self) -> Distillation:
@@ -127,13 +169,27 @@ class Distillation(Section):
     def _without_later_defaults(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave unsaid what is as it was before there was a choice: old hashes and records stay what they are."""
         settings: dict[str, Any] = plain(self)  # pydantic calls one serializer of a model, the last
-        for later in ("teacher_draws", "ensemble"):
+        for later in ("teacher_draws", "ensemble", "peers", "ema_teacher"):
             if getattr(self, later) is None:
                 settings.pop(later, None)
         return settings
 
+    def learns_of(self, whose: str) -> bool:
+        """Return whether a loss is `of: whose` by name."""
+        return any(term.weight > 0 and term.of == whose for term in self.losses)
+
+    @property
+    def further_peers(self) -> int:
+        """How many students are trained beside each one."""
+        return (self.peers or 2) - 1 if self.learns_of(PEERS) else 0
+
+    @property
+    def average_decay(self) -> float | None:
+        """The decay of the moving average that a loss learns of; None where none does."""
+        return (self.ema_teacher or 0.999) if self.learns_of(EMA) else None
+
     def whose(self, term: LossTerm, teachers: Collection[str]) -> str:
-        """Return whom a term learns of, where these are the teachers: one of them, or `ensemble`."""
+        """Return whom a term learns of, where these are the teachers: one of them, `ensemble`, or one of `LEARNING`."""
         if term.of is not None:
             return term.of
         return next(iter(teachers)) if len(teachers) == 1 else ENSEMBLE

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from kdnas.core.data import Data
+from kdnas.core.seeds import derive_seed
+from kdnas.core.task import TaskSpec
 from kdnas.errors import TrialError
 from kdnas.nn.taps import (
+    Outputs,
     OutputShapes,
     Taps,
     example_inputs,
@@ -35,7 +39,7 @@ from kdnas.training.fused_norm import fused_norms, library, pay
 from kdnas.training.graphs import GraphedStep, Recorder, batches_together, epoch_of_views, recorder_for
 from kdnas.training.loss import TrainingLoss, needs_by_teacher, needs_of
 from kdnas.training.numerics import in_bfloat16
-from kdnas.training.recipe import Recipe, Training
+from kdnas.training.recipe import EMA, PEERS, SELF, Recipe, Training
 from kdnas.training.said import Said
 from kdnas.training.teacher_cache import TeacherCache
 from kdnas.training.teacher_outputs import BatchPlan, TeacherOutputs, views_key
@@ -45,20 +49,47 @@ _STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 100}
 
 TaughtBatch = tuple[tuple[Tensor, ...], Tensor, Said | None]
 """Plain inputs [B, ...], targets, and what the teachers say."""
+Learnt = Mapping[str, Sequence[Outputs]]
+"""What those of `LEARNING` say, by their name."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network that a step trains, behind its entrance, with its taps and its loss.
+
+    `average` is the moving average of its weights that losses `of: ema` learn of, and `averaged` its taps.
+    """
+
+    network: nn.Module
+    tapped: Taps
+    criterion: TrainingLoss
+    average: Average | None = None
+    averaged: Taps | None = None
+
+    def learnt_of(self, inputs: tuple[Tensor, ...], ours: Outputs, others: Sequence[Outputs]) -> Learnt:
+        """Return what those say of the same batch that change as the student does, where its losses learn of them."""
+        learnt: dict[str, list[Outputs]] = {}
+        if SELF in self.criterion.learns_of:
+            learnt[SELF] = [ours.learning]
+        if PEERS in self.criterion.learns_of:
+            learnt[PEERS] = list(others)
+        if self.averaged is not None:
+            with torch.no_grad():
+                learnt[EMA] = [self.averaged(*inputs)]
+        return {name: [outputs.detach().float() for outputs in every] for name, every in learnt.items()}
 
 
 class Step:
     """The student with its taps, its loss and its optimizer, trained by `learn` one batch after the other.
 
-    With a `recorder` its steps are captured and replayed (`kdnas.training.graphs`).
+    `members` are the student and the peers that learn beside it, all by one optimizer and one backward pass. With a
+    `recorder` its steps are captured and replayed (`kdnas.training.graphs`).
     """
 
     def __init__(
         self,
         task: Task,
-        student: nn.Module,
-        tapped: Taps,
-        criterion: TrainingLoss,
+        members: Sequence[Member],
         optimizer: torch.optim.Optimizer,
         training: Training,
         *,
@@ -69,8 +100,9 @@ class Step:
         average: Average | None = None,
     ):
         self.task = task
-        self.student = student
-        self.criterion = criterion
+        self.members = tuple(members)
+        self.student = members[0].network
+        self.criterion = members[0].criterion
         self.optimizer = optimizer
         self.training = training
         self.bfloat16 = bfloat16
@@ -80,7 +112,6 @@ class Step:
         self.graph = None if recorder is None else GraphedStep(self.run, recorder)
         self.average = average
         """Of the weights, where the recipe has it scored and kept in their place."""
-        self._tapped = tapped
         self._check_every = _STEPS_BETWEEN_CHECKS.get(device.type, 1)
         self._epoch = 0
         self._done = 0
@@ -93,31 +124,41 @@ class Step:
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16, cache_enabled=self.device.type != "cuda"
         ):
-            ours = self._tapped(*inputs)
-        loss = self.criterion(ours, theirs, self.task.rows(ours.logits, inputs, targets))
+            said = [member.tapped(*inputs) for member in self.members]
+            learnt = [
+                member.learnt_of(inputs, ours, said[:place] + said[place + 1 :])
+                for place, (member, ours) in enumerate(zip(self.members, said, strict=True))
+            ]
+        losses = [
+            member.criterion(ours, theirs, self.task.rows(ours.logits, inputs, targets), of)
+            for member, ours, of in zip(self.members, said, learnt, strict=True)
+        ]
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        update(self.optimizer, self.training)
-        return loss.detach()
+        sum(losses[1:], losses[0]).backward()
+        update(self.optimizer, self.training, [(member.network, member.criterion) for member in self.members])
+        return losses[0].detach()
 
     def begin(self, epoch: int, steps: int) -> None:
         """Get ready for the `steps` batches of `epoch`, counted from 0."""
         self._epoch, self._done, self._checked = epoch, 0, 0
         self._losses = torch.zeros(steps, device=self.device)
-        self.student.train()
-        self.criterion.train()
+        for member in self.members:
+            member.network.train()
+            member.criterion.train()
 
     def learn(self, inputs: tuple[Tensor, ...], targets: Tensor, theirs: Said | None) -> None:
         """Train on the next batch of the epoch. Raises TrialError where a loss is seen that is not finite."""
         steps = len(self._losses)
         number, total = self._epoch * steps + self._done, self.training.epochs * steps
         set_learning_rate(self.optimizer, learning_rate(number, total, self.training))
-        self.criterion.at((number + 1) / total)
+        for member in self.members:
+            member.criterion.at((number + 1) / total)
         run = self.run if self.graph is None else self.graph
         self._losses[self._done] = run(inputs, targets, theirs)
         self._done += 1
-        if self.average is not None:
-            self.average.update(self._epoch * steps + self._done)
+        for average in (self.average, *(member.average for member in self.members)):
+            if average is not None:
+                average.update(self._epoch * steps + self._done)
         if self._done % self._check_every == 0:
             self._refuse_non_finite()
 
@@ -139,6 +180,16 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         self.student.eval()
         return failure
+
+    def beside(self) -> dict[str, nn.Module]:
+        """Return by name what is trained beside the student and its loss, or averaged: checkpoints keep it too."""
+        kept: dict[str, nn.Module] = {}
+        for place, member in enumerate(self.members):
+            if place:
+                kept |= {f"peer{place}": member.network, f"peer{place}_losses": member.criterion}
+            if member.average is not None:
+                kept[f"ema{place}"] = member.average.module
+        return kept
 
     def shown(self) -> AbstractContextManager[None]:
         """Let the student be what would be kept if the training ended now, until the context ends."""
@@ -216,7 +267,7 @@ def open_teacher_outputs(
 
 def open_step(
     stack: ExitStack,
-    network: nn.Module,
+    networks: Sequence[nn.Module],
     teacher_shapes: Mapping[str, OutputShapes],
     recipe: Recipe,
     *,
@@ -225,35 +276,29 @@ def open_step(
     seed: int,
     graphs: bool,
 ) -> Step:
-    """Return the step of `network`; its taps stay hooked in until `stack` closes.
+    """Return the step of the student, the first of `networks`, and of the peers that learn beside it.
 
     `teacher_shapes` are those of the teachers by name; without one no loss may ask for it. `seed` starts the adapters.
-    The student itself brings the samples that it is given to the recipe's size: teachers see them whole.
+    Their taps stay hooked in until `stack` closes. Students bring the samples that they are given to the recipe's size
+    themselves: teachers see them whole.
     """
-    distillation = recipe.distillation
     task, reduced = task_of(data.task), data.task.at_share(recipe.training.resolution_fraction)
-    student = task.entrance(network, data, reduced.size)
-    student.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = None if recipe.training.ema is None else Average(network, recipe.training.ema)
-    stages, classifier = stage_names(network)
-    stages = tuple(f"network.{name}" for name in stages)
-    classifier = None if classifier is None else f"network.{classifier}"
-    shapes = output_shapes(student, stages, classifier, *example_inputs(data.task, device))
-    needs, mask = needs_of(distillation), mask_place(data.task)
-    # Where one of two classifiers would learn nothing, both learn by their mean, which is the network's answer.
-    head = taught_head(network) if "logits" in needs and distillation.task_weight > 0 else None
-    taps = Taps(student, stages, classifier, needs=needs, mask=mask, taught=head and f"network.{head}")
-    tapped = stack.enter_context(taps)
+    students = [task.entrance(network, data, reduced.size) for network in networks]
+    for student in students:
+        student.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = None if recipe.training.ema is None else Average(networks[0], recipe.training.ema)
     positions = recipe.training.epochs * recipe.training.data_fraction * len(data.train) * reduced.positions
     wanted = recipe.training.fused_norms is True
-    stack.enter_context(fused_norms(network, device, pixels=positions, wanted=wanted))
-    criterion = TrainingLoss(distillation, shapes, teacher_shapes, seed=seed).to(device)
+    members = []
+    for place, (network, student) in enumerate(zip(networks, students, strict=True)):
+        own = derive_seed(seed, "peer", place) if place else seed
+        members.append(_open_member(stack, network, student, teacher_shapes, recipe, data.task, device, own))
+        stack.enter_context(fused_norms(network, device, pixels=positions, wanted=wanted))
+    trained = [module for pair in zip(networks, members, strict=True) for module in (pair[0], pair[1].criterion)]
     return Step(
         task,
-        student,
-        tapped,
-        criterion,
-        build_optimizer((network, criterion), recipe.training),
+        members,
+        build_optimizer(trained, recipe.training),
         recipe.training,
         bfloat16=in_bfloat16(recipe.training, device),
         device=device,
@@ -261,6 +306,38 @@ def open_step(
         unfused=wanted and pay(device, positions) and library() is None,
         average=average,
     )
+
+
+def _open_member(
+    stack: ExitStack,
+    network: nn.Module,
+    student: nn.Module,
+    teacher_shapes: Mapping[str, OutputShapes],
+    recipe: Recipe,
+    spec: TaskSpec,
+    device: torch.device,
+    seed: int,
+) -> Member:
+    """Return `student`, which is `network` behind its entrance, with its taps and its loss."""
+    distillation = recipe.distillation
+    average = None
+    if distillation.average_decay is not None:
+        average = Average(student, distillation.average_decay)
+    stages, classifier = stage_names(network)
+    stages = tuple(f"network.{name}" for name in stages)
+    classifier = None if classifier is None else f"network.{classifier}"
+    shapes = output_shapes(student, stages, classifier, *example_inputs(spec, device))
+    needs, mask = needs_of(distillation), mask_place(spec)
+    # Where one of two classifiers would learn nothing, both learn by their mean, which is the network's answer.
+    head = taught_head(network) if "logits" in needs and distillation.task_weight > 0 else None
+    taps = Taps(student, stages, classifier, needs=needs, mask=mask, taught=head and f"network.{head}")
+    tapped = stack.enter_context(taps)
+    averaged = None
+    if average is not None:
+        read = needs_of(distillation, EMA)
+        averaged = stack.enter_context(Taps(average.module, stages, classifier, needs=read, mask=mask))
+    criterion = TrainingLoss(distillation, shapes, teacher_shapes, seed=seed).to(device)
+    return Member(student, tapped, criterion, average, averaged)
 
 
 def taught_batches(
@@ -316,11 +393,18 @@ def build_optimizer(modules: Iterable[nn.Module], training: Training) -> torch.o
     )
 
 
-def update(optimizer: torch.optim.Optimizer, training: Training) -> None:
-    """Take a step of `optimizer` by the gradients that are there, clipped where `training` says so."""
+def update(optimizer: torch.optim.Optimizer, training: Training, members: Sequence[Sequence[nn.Module]] = ()) -> None:
+    """Take a step of `optimizer` by the gradients that are there, clipped where `training` says so.
+
+    Of several `members`, the modules of each, each one's gradients are clipped by themselves.
+    """
     if training.clip_norm is not None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, training.clip_norm)
+        if len(members) < 2:
+            nn.utils.clip_grad_norm_(parameters, training.clip_norm)
+        else:
+            for modules in members:
+                nn.utils.clip_grad_norm_([p for module in modules for p in module.parameters()], training.clip_norm)
     optimizer.step()
 
 

@@ -23,7 +23,7 @@ from kdnas.plugins import short_name
 from kdnas.tasks import task_of
 from kdnas.training.batches import Batches
 from kdnas.training.loss import needs_by_teacher
-from kdnas.training.recipe import Distillation, Ensemble, LossTerm, Recipe
+from kdnas.training.recipe import LEARNING, RESERVED, Distillation, Ensemble, LossTerm, Recipe
 from kdnas.training.said import Said
 from kdnas.user_code import blamed
 
@@ -87,7 +87,10 @@ def check_losses(
             for ours in sides:
                 rows = task.rows(ours.outputs.logits, batch.inputs, batch.targets)
                 name = recipe.distillation.whose(term, teachers)
-                theirs = whose[name] if name in whose else _together(recipe.distillation, whose, rows)
+                if name in LEARNING:
+                    theirs = _Side(f"{RESERVED[name]} ({ours.name})", ours.shapes, ours.outputs.learning.detach())
+                else:
+                    theirs = whose[name] if name in whose else _together(recipe.distillation, whose, rows)
                 if found := _problem(f"distillation.losses.{index}", term, ours, theirs, rows):
                     problems.append(found)
                     break

@@ -460,6 +460,10 @@ class Workshop:
         family = sibling_family(self.family, arch.family)
         return (family.inherit(arch) if start in ("inherited", "nested") else family.build(arch)).to(self.device)
 
+    def peers(self, arch: Arch, count: int, seed: int) -> list[nn.Module]:
+        """Return `count` students of `arch` with random weights of their own, for one that was begun by `seed`."""
+        return [self.begin(arch, "random", derive_seed(seed, "peer", place + 1)) for place in range(count)]
+
     def cut_on(self, arch: Arch, larger: Arch, weights: Path, seed: int) -> nn.Module:
         """Return the student cut out of one of `larger`, whose trained weights a file holds, on the device.
 

@@ -12,7 +12,21 @@ from kdnas.testing.losses import CLASSES, PAIRS, STUDENT, TEACHER
 
 DIFFERS = {"zero_when_equal": False}
 """Cross entropies, which count the teacher's own entropy, and losses with random maps before them."""
-OTHERS = ("hard", "nkd", "wsld", "ttm", "contrastive", "crd", "correlation", "srrl", "hint", "vid", "factor", "review")
+OTHERS = (
+    "hard",
+    "nkd",
+    "wsld",
+    "ttm",
+    "contrastive",
+    "crd",
+    "correlation",
+    "srrl",
+    "hint",
+    "vid",
+    "factor",
+    "review",
+    "exits",
+)
 globals().update(
     suites(
         LossConformance,

@@ -168,6 +168,26 @@ def test_a_student_learns_from_its_assistant(bases, tmp_path, monkeypatch):
     assert same_student(out, whole.folder)
 
 
+def test_a_generation_begins_at_other_weights_and_learns_from_the_one_before(bases, tmp_path, monkeypatch):
+    from kdnas.plan import training
+
+    seen: list[tuple[str, int]] = []
+    distil = training.distil
+
+    def watching(network, teacher, *arguments, seed, **options):
+        seen.append((next(iter(teacher.values())).name, seed))
+        return distil(network, teacher, *arguments, seed=seed, **options)
+
+    monkeypatch.setattr("kdnas.plan.training.distil", watching)
+    train(bases["resnet"], "born_again", tmp_path / "out")
+    direct = train(bases["resnet"], "direct", tmp_path / "direct")
+    names, seeds = zip(*seen, strict=True)
+    assert names[0].startswith("resnet")
+    assert names[1] == "generation1"
+    assert seeds[0] == seeds[2] != seeds[1]
+    assert direct.folder.exists()
+
+
 def test_a_student_inherits_from_its_teacher(bases, tmp_path, monkeypatch):
     """As the run's finalists do: the plain training, and every step that begins with its network."""
     from kdnas.plan import training
@@ -282,7 +302,7 @@ def test_every_route_is_measured_once(bases, tmp_path, kdnas_cache, monkeypatch)
         measured(on_progress=stop)
     plan = measured()
     by_route = {item.route: item for item in plan.measured}
-    assert set(by_route) == {"direct", "shrink", "assistants"}
+    assert set(by_route) == {"direct", "shrink", "assistants", "born_again"}
     assert all(item.epochs == 2 for item in plan.measured)
     scores = {route: item.score for route, item in by_route.items() if item.score is not None}
     assert {"direct", "shrink"} <= set(scores)

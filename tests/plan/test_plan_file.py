@@ -14,7 +14,7 @@ from planned_training import basis_of
 from trained_run import study_config
 
 from kdnas.core.data import ImageData
-from kdnas.core.route import Route
+from kdnas.core.route import ROUTES, Route
 from kdnas.core.shrinking import Check, FinishedStage, ShrinkingRecord, Stage
 from kdnas.errors import ConfigError
 from kdnas.plan.making import PlanBasis, make_plan
@@ -62,7 +62,7 @@ def recorded(plan: TrainingPlan) -> TrainingPlan:
 
 
 @pytest.mark.parametrize("family", ["resnet", "mobilenet"])
-@pytest.mark.parametrize("route", ["direct", "shrink", "assistants", "recorded"])
+@pytest.mark.parametrize("route", ["direct", "shrink", "assistants", "born_again", "recorded"])
 def test_written_and_read_back_it_is_equal_and_sound(bases, tmp_path, family, route):
     basis = bases[family]
     plan = recorded(make_plan(basis, "shrink", "so")) if route == "recorded" else make_plan(basis, route, "so")
@@ -79,7 +79,7 @@ def test_written_and_read_back_it_is_equal_and_sound(bases, tmp_path, family, ro
 def test_every_route_spends_the_same_budget(bases):
     for basis in bases.values():
         macs = basis.inputs.student.macs
-        for route in ("direct", "shrink", "assistants"):
+        for route in ROUTES:
             plan = make_plan(basis, route, "so")
             assert plan.budget.macs == 3 * macs * basis.samples * 20
             total = sum(step.share for step in plan.steps)
@@ -95,6 +95,14 @@ def test_a_chain_learns_one_from_the_other(bases):
     assert (first.name, first.teacher, last.teacher, last.init) == ("assistant1", "teacher", "assistant1", "random")
     assert first.network(bases["resnet"].family) != last.network(bases["resnet"].family)
     assert first.epochs >= 1
+
+
+def test_generations_learn_one_from_the_other_and_begin_anew(bases):
+    basis = bases["resnet"].with_epochs(21)
+    first, last = make_plan(basis, "born_again", "so").steps
+    assert (first.name, first.teacher, last.teacher, last.init) == ("generation1", "teacher", "generation1", "random")
+    assert first.network(basis.family) == last.network(basis.family) == basis.file.student
+    assert (first.epochs, last.epochs) == (10, 11)
 
 
 def test_the_student_is_the_smallest_of_its_supernet(bases):
@@ -115,6 +123,7 @@ def test_the_student_is_the_smallest_of_its_supernet(bases):
         ({"epochs": 1}, "shrink", "the budget is one epoch"),
         ({"front": ()}, "assistants", "the front has no student between"),
         ({"epochs": 1}, "assistants", "the front has no student between"),
+        ({"epochs": 1}, "born_again", "the budget is 1 epoch, and each of 2 generations takes one"),
     ],
 )
 def test_routes_that_cannot_be_taken_say_why(bases, change, route: Route, told):

@@ -235,6 +235,28 @@ def test_whom_losses_learn_of_is_checked_on_paper(
 
 
 @pytest.mark.parametrize(
+    ("loss", "more", "message"),
+    [
+        ({"type": "kd", "of": "self"}, {}, "distillation.losses.0.of: kd of what the student itself gives is at its"),
+        ({"type": "srrl", "of": "ema"}, {}, "srrl reads the classifier of a network that stays as it is"),
+        ({"type": "kd", "of": "peers"}, {"start": "inherited"}, "peers that begin inherited are equal and stay so"),
+        (
+            {"type": "kd", "of": "ema"},
+            {"rungs": [{"start": "supernet"}, {"epochs": 2}]},
+            "a supernet's networks learn of teachers, and ema is the moving average of a student",
+        ),
+    ],
+)
+def test_sources_that_learn_are_checked_on_paper(tmp_path: Path, loss: dict, more: dict, message: str) -> None:
+    study = tiny.write(tmp_path)
+    plain = yaml.safe_load((study / "study.yaml").read_text())
+    plain.pop("training", None)
+    plain |= {"distillation": {"losses": [loss]}, "tune": {}, **more}
+    found = problems_of(study, yaml.safe_dump(plain, sort_keys=False))
+    assert any(message in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
     ("old", "new", "alone"),
     [
         # The last rung is wrong in itself: whether it is longer than the first, and what training says, is not known.

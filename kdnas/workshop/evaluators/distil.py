@@ -496,12 +496,12 @@ class Distil(Evaluator):
             for place, student in enumerate(students)
         ]
 
-    @staticmethod
-    def _pupil(student: _Begun, part: _Part) -> Pupil:
+    def _pupil(self, student: _Begun, part: _Part) -> Pupil:
         job = student.job
         training = job.recipe.training.model_copy(update={"epochs": part.epochs})
         recipe = job.recipe.model_copy(update={"training": training})
-        return Pupil(student.module, recipe, job.init_seed, student.curve, part.checkpoint, part.begin_from)
+        peers = self.workshop.peers(job.arch, recipe.distillation.further_peers, job.init_seed)
+        return Pupil(student.module, recipe, job.init_seed, student.curve, part.checkpoint, part.begin_from, peers)
 
     def _parts(self, job: Job) -> list[_Part]:
         """Return what is to be trained: legs that are still there from an earlier job are not repeated.
