@@ -131,7 +131,10 @@ def names(run: Path, smallest: str, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["schedule", "RUN", "--route", "fast"], "'fast' is no route (allowed: auto, direct, shrink, assistants, born_again)"),
+        (
+            ["schedule", "RUN", "--route", "fast"],
+            "'fast' is no route (allowed: auto, direct, shrink, assistants, born_again)",
+        ),
         (["schedule", "RUN", "--route", "direct", "--measure"], "picks the route itself"),
         (["schedule", "RUN", "--pick", "macs<=1"], "no student of the front meets"),
         (["schedule", "nowhere"], "nowhere"),
