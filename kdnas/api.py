@@ -227,7 +227,7 @@ def _refuse_strange_code(run: Path, data_root: Path) -> None:
     """Raise ConfigError where the run folder names code that no study of this user's has named, and he trusts not."""
     strange = strange_code(run / LOCK_FILE, read_code_settings(run), data_root)
     if strange:
-        told = "; ".join(code.in_words(data_root) for code in strange)
+        listed = "; ".join(code.in_words(data_root) for code in strange)
         how = command_line("kdnas", "search", run, "--trust-code")
-        what = f"names code that no study of yours on this machine named, so it does not run: {told}"
+        what = f"names code that no study of yours on this machine named, so it does not run: {listed}"
         raise ConfigError(Problem(str(run / LOCK_FILE), f"{what}; where you trust it, once: {how}"))

@@ -1,7 +1,7 @@
 """Named points at which the tests of faults have something go wrong. Nothing happens there otherwise.
 
-    KDNAS_FAULTS="told=kill" KDNAS_FAULTS_FOLDER=/tmp/x kdnas search ...    # killed once a trial's result is recorded
-    KDNAS_FAULTS="trial:2=kill,report=full"                                # in the second trial; the disk is full
+    KDNAS_FAULTS="recorded=kill" KDNAS_FAULTS_FOLDER=/tmp/x kdnas search ... # killed once a trial is recorded
+    KDNAS_FAULTS="trial:2=kill,report=full"                               # in the second trial; the disk is full
 
 A fault happens once, when its point is reached for the given time (the first by default), counted over all processes
 of a run by files in the folder: a process that is started in the place of a killed one goes on counting.
@@ -26,9 +26,9 @@ Point = Literal[
     "asked",
     "trial",
     "answer",
-    "tell",
+    "result",
     "recording",
-    "told",
+    "recorded",
     "supernet",
     "retraining",
     "retrained",

@@ -51,9 +51,9 @@ def quiet_libraries() -> None:
     """Have the libraries of this process and of its workers draw no progress bars, and end without complaints."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    told = os.environ.get("PYTHONWARNINGS", "")
-    if _TRACKED not in told:
-        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (told, _TRACKED)))
+    filters = os.environ.get("PYTHONWARNINGS", "")
+    if _TRACKED not in filters:
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (filters, _TRACKED)))
 
 
 class Outlet(io.TextIOWrapper):

@@ -197,7 +197,7 @@ def validation_problems(error: pydantic.ValidationError, model: type[pydantic.Ba
         path = tuple(itertools.takewhile(lambda part: not _BRANCH.match(str(part)), item["loc"]))
         where = ".".join(str(part) for part in path)
         if item["type"] == "extra_forbidden":
-            siblings = _keys_beside(model, path)
+            siblings = _sibling_keys(model, path)
             near = difflib.get_close_matches(str(path[-1]), siblings, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             problems.append(Problem(where, f"unknown key{hint}", ", ".join(siblings)))
@@ -250,7 +250,7 @@ def _in_words(item: ErrorDetails) -> str:
     return f"{message[:1].lower()}{message[1:]}"
 
 
-def _keys_beside(model: type[pydantic.BaseModel], location: tuple[int | str, ...]) -> list[str]:
+def _sibling_keys(model: type[pydantic.BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Return the keys that the section holding `location` allows."""
     for part in location[:-1]:
         field = model.model_fields.get(str(part))

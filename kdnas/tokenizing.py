@@ -74,11 +74,11 @@ class Tokenizer:
         """The longest text in tokens, special ones counted, that the model takes; None where nothing says."""
         known = [self._settings.get("model_max_length")]
         for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-            said = self._model.get(name)
-            if isinstance(said, int):
+            setting = self._model.get(name)
+            if isinstance(setting, int):
                 offset = self._model.get("model_type") in _OFFSET_POSITIONS
-                known.append(said - (int(self._model.get("pad_token_id") or 0) + 1 if offset else 0))
-        limits = [int(said) for said in known if isinstance(said, int | float) and 0 < said < _UNLIMITED]
+                known.append(setting - (int(self._model.get("pad_token_id") or 0) + 1 if offset else 0))
+        limits = [int(setting) for setting in known if isinstance(setting, int | float) and 0 < setting < _UNLIMITED]
         return min(limits, default=None)
 
     @cached_property
@@ -97,9 +97,9 @@ class Tokenizer:
         return number
 
     def _special(self, name: str) -> int | None:
-        said = self._settings.get(f"{name}_token")
-        said = said.get("content") if isinstance(said, dict) else said
-        number = self.number(said) if isinstance(said, str) else None
+        setting = self._settings.get(f"{name}_token")
+        setting = setting.get("content") if isinstance(setting, dict) else setting
+        number = self.number(setting) if isinstance(setting, str) else None
         if number is None:
             stated = self._model.get(f"{name}_token_id")
             stated = stated[0] if isinstance(stated, list) and stated else stated

@@ -101,9 +101,9 @@ def test_a_study_in_code_is_checked_as_a_file_is():
     wrong = {**sections(), "objectives": ["accuracy", "speed"], "training": {"epochs": 0}}
     with pytest.raises(ConfigError) as refused:
         kdnas.Study(**wrong)
-    told = str(refused.value)
-    assert "Study: training.epochs: must be at least 1" in told
-    assert "speed" in told
+    printed = str(refused.value)
+    assert "Study: training.epochs: must be at least 1" in printed
+    assert "speed" in printed
     space = {**yaml.safe_load(tiny.SPACE), "family": "resnett"}
     with pytest.raises(ConfigError, match="no student family is called 'resnett'"):
         kdnas.Study(**{**sections(), "space": space})

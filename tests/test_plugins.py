@@ -206,8 +206,8 @@ def test_what_a_plugin_raises_while_it_works_is_told_by_its_line(folder: Path, t
     code.write_text(sound.replace("def draws", fails).replace("return optuna.samplers.RandomSampler", "return Fails"))
     assert main(["search", str(folder), "--out", str(tmp_path / "sampler")]) == 2
     line = code.read_text().splitlines().index("    def sample_relative(self, *rest): return {}[1]") + 1
-    told = [text for text in capfd.readouterr().err.splitlines() if "error" in text]
-    assert told == [f"error: code of your own fails: KeyError: 1 (runs.py, line {line}, in sample_relative)"]
+    printed = [text for text in capfd.readouterr().err.splitlines() if "error" in text]
+    assert printed == [f"error: code of your own fails: KeyError: 1 (runs.py, line {line}, in sample_relative)"]
     code.write_text(sound.replace("def __call__(self, job):", "def __call__(self, job):\n        {}['x']"))
     assert main(["search", str(folder), "--out", str(tmp_path / "evaluator")]) == 1  # every trial failed
     line = code.read_text().splitlines().index("        {}['x']") + 1
@@ -225,7 +225,7 @@ def test_a_studys_own_members_are_listed_with_their_options(folder: Path, capfd:
 
 
 @pytest.mark.parametrize(
-    ("key", "name", "told"),
+    ("key", "name", "expected"),
     [
         ("evaluator", "parts/no.py:Invented", "there is no file {folder}/parts/no.py"),
         ("evaluator", "parts/runs.py:Absent", "the module has no 'Absent' (allowed: ACCURACY,"),
@@ -244,7 +244,7 @@ def test_a_studys_own_members_are_listed_with_their_options(folder: Path, capfd:
         ("sampler", "parts/half.py:odd", "its options cannot be read: NameError: name 'Nowhere' is not defined"),
     ],
 )
-def test_what_is_wrong_with_a_plugin_is_told(folder: Path, key: str, name: str, told: str) -> None:
+def test_what_is_wrong_with_a_plugin_is_told(folder: Path, key: str, name: str, expected: str) -> None:
     (folder / "parts" / "half.py").write_text(
         "from __future__ import annotations\n"
         "from kdnas.workshop.evaluators import Evaluator\n"
@@ -260,7 +260,7 @@ def test_what_is_wrong_with_a_plugin_is_told(folder: Path, key: str, name: str, 
 
     (plugin,) = plugins_named(adopted({key: name}, folder))
     (problem,) = registry_of(registries[key]).problems(plugin.spec, {})
-    assert told.format(folder=folder) in f"{problem.what} (allowed: {problem.allowed})"
+    assert expected.format(folder=folder) in f"{problem.what} (allowed: {problem.allowed})"
 
 
 def test_all_problems_of_a_study_are_told_at_once(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -277,7 +277,7 @@ def test_all_problems_of_a_study_are_told_at_once(folder: Path, capfd: pytest.Ca
         )
     )
     assert main(["validate", str(folder)]) == 2
-    told = capfd.readouterr().err
+    printed = capfd.readouterr().err
     for line in (
         "evaluator.bets: unknown key; did you mean 'best'?",
         "costs.joule: parts/runs.py:Joules is the cost joules: state it under that name",
@@ -287,7 +287,7 @@ def test_all_problems_of_a_study_are_told_at_once(folder: Path, capfd: pytest.Ca
         "export.formats.1: no export format is called 'safetenors'; did you mean 'safetensors'?",
         "objectives.1: no quantity is called 'joules'",
     ):
-        assert line in told, (line, told)
+        assert line in printed, (line, printed)
 
 
 def test_names_are_resolved_beside_what_names_them(tmp_path: Path) -> None:

@@ -67,11 +67,11 @@ def test_an_unknown_name_is_told_the_nearest_and_all(family):
 def test_every_problem_of_the_options_comes_at_once(family):
     with pytest.raises(ConfigError) as caught:
         family.build("one", "cpu", size="big", nmae="y")
-    told = {problem.where: problem for problem in caught.value.problems}
-    assert set(told) == {"shape one: size", "shape one: nmae"}
-    assert "got 'big'" in told["shape one: size"].what
-    assert told["shape one: nmae"].what == "unknown key; did you mean 'name'?"
-    assert told["shape one: nmae"].allowed == "name, size"
+    printed = {problem.where: problem for problem in caught.value.problems}
+    assert set(printed) == {"shape one: size", "shape one: nmae"}
+    assert "got 'big'" in printed["shape one: size"].what
+    assert printed["shape one: nmae"].what == "unknown key; did you mean 'name'?"
+    assert printed["shape one: nmae"].allowed == "name, size"
 
 
 def test_positional_parameters_are_no_options(family):
@@ -95,7 +95,7 @@ def test_constraints_and_required_options_are_checked():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "expected"),
     [
         ({"rate": 2}, "rate: must be at most 1, got 2"),
         ({"rate": 0}, "rate: must be above 0, got 0"),
@@ -112,7 +112,7 @@ def test_constraints_and_required_options_are_checked():
         ({"own": 1}, "own: is odd, got 1"),
     ],
 )
-def test_what_is_allowed_is_said_in_plain_words(wrong, told):
+def test_what_is_allowed_is_said_in_plain_words(wrong, expected):
     local: Registry = Registry("thing", "kdnas")
 
     def even(value: int) -> int:
@@ -134,7 +134,7 @@ def test_what_is_allowed_is_said_in_plain_words(wrong, told):
         """A member with options of every kind."""
 
     local.add("member", member)
-    assert [str(problem) for problem in local.problems("member", wrong)] == [told]
+    assert [str(problem) for problem in local.problems("member", wrong)] == [expected]
 
 
 def test_a_taken_name_is_refused_but_registering_twice_is_not():

@@ -94,8 +94,8 @@ class Task:
 
     def key(self, fidelity: Fidelity) -> str:
         """What makes it that training and no other, as a hash."""
-        told = [self.student.arch.canonical_json, canonical(self.recipe), fidelity.as_dict(), self.seed]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
+        identity = [self.student.arch.canonical_json, canonical(self.recipe), fidelity.as_dict(), self.seed]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,7 @@ class Comparisons:
             means.setdefault(row.name, []).append(self.score.minimised(row.mean))
         return sorted(means, key=lambda name: statistics.fmean(means[name]))
 
-    def told_apart(self, name: str) -> list[str]:
+    def worse_than(self, name: str) -> list[str]:
         """Return the recipes that are worse than `name` beyond noise."""
         return [d.worse for d in self.differences if d.better == name and d.p_value < SIGNIFICANT]
 

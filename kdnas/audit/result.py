@@ -67,7 +67,7 @@ class Scope:
 
 
 @dataclass(frozen=True)
-class Beside:
+class CostBaseline:
     """What the search score says beyond a cost that is known without training."""
 
     gain: Estimate | None
@@ -128,7 +128,7 @@ class AuditResult:
     tolerance: float
     """Relative width of a band of equal MACs."""
     scopes: tuple[Scope, ...] = ()
-    beside: Mapping[str, Beside] = field(default_factory=dict)
+    baselines: Mapping[str, CostBaseline] = field(default_factory=dict)
     """By cost: "params", "macs"."""
     one_training: Estimate | None = None
     """Tau of the search score against single longer trainings, mean over seeds: comparable with `ceiling`."""
@@ -173,7 +173,7 @@ def audit_result(run: RunRecord) -> AuditResult | None:
     return AuditResult(
         *known,
         scopes=_scopes(better, costs),
-        beside={name: _beside(better, name) for name in costs},
+        baselines={name: _baseline(better, name) for name in costs},
         one_training=_one_training(better, audit.seeds),
         ceiling=_ceiling(better, audit.seeds),
         needed=_needed(better, audit.fidelity.epochs),
@@ -234,11 +234,11 @@ def _scopes(students: Sequence[AuditedStudent], costs: Sequence[str]) -> tuple[S
     return tuple(found)
 
 
-def _beside(students: Sequence[AuditedStudent], cost: str) -> Beside:
+def _baseline(students: Sequence[AuditedStudent], cost: str) -> CostBaseline:
     scores, costs = _of(students, SCORE), _of(students, cost)
     means = [student.mean for student in students]
     banded = all(student.band is not None for student in students)
-    return Beside(
+    return CostBaseline(
         agreement_gain(scores, costs, means),
         agreement_gain(scores, costs, means, within=_bands(students)) if banded else None,
         partial_agreement(scores, means, given=costs),

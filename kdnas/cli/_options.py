@@ -88,7 +88,7 @@ def allow_code(source: Path, settings: Mapping[str, Any], data_root: Path, trust
     named = strange_code(source, settings, data_root)
     if not named:
         return
-    told = "; ".join(code.in_words(data_root) for code in named)
+    listed = "; ".join(code.in_words(data_root) for code in named)
     if not trusted and sys.stdin.isatty() and sys.stderr.isatty():
         typer.echo(f"{source} names code that no study of yours on this machine named:", err=True)
         for code in named:
@@ -96,10 +96,10 @@ def allow_code(source: Path, settings: Mapping[str, Any], data_root: Path, trust
         trusted = typer.confirm("Let it run? It is asked once", default=False, err=True)
     if not trusted:
         again = command_line("kdnas", *sys.argv[1:], "--trust-code")
-        what = f"names code that no study of yours on this machine named, so it does not run: {told}"
+        what = f"names code that no study of yours on this machine named, so it does not run: {listed}"
         raise ConfigError([Problem(str(source), what), Problem("", f"where you trust it, once: {again}")])
     trust(source, named, data_root)
-    typer.echo(f"trusted from now on: {told}", err=True)
+    typer.echo(f"trusted from now on: {listed}", err=True)
 
 
 def allow_code_of_run(run: Path, data_root: Path, trusted: bool) -> None:

@@ -445,10 +445,10 @@ def _print_result(console: Console, run: RunRecord, written: Sequence[Path], ski
             + (f", mean of {seeds} trainings ± 95 %" if seeds > 1 else "")
         )
         console.print(printed_front(run, console.width))
-        told_of = [goals(run), near_chance(run), unreached_rung(run), _doubt(run), bits_in_words(run)]
-        told_of += [control_in_words(run), still_rising(run), *stuck_at_bounds(run)]
-        for told in filter(None, told_of):
-            console.print(told, markup=False)
+        remarks = [goals(run), near_chance(run), unreached_rung(run), _doubt(run), bits_in_words(run)]
+        remarks += [control_in_words(run), still_rising(run), *stuck_at_bounds(run)]
+        for remark in filter(None, remarks):
+            console.print(remark, markup=False)
         volume = hypervolume(run)
         if volume is not None:
             console.print(

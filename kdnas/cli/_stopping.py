@@ -28,19 +28,19 @@ class Stops:
 
     def __init__(self) -> None:
         self._number: int | None = None
-        self._told = 0.0
+        self._announced = 0.0
 
     def status(self, code: int) -> int:
         """Return the exit status of a command that ended with `code`: 128 and the signal where it was interrupted."""
         return 128 + self._number if code == _INTERRUPTED and self._number is not None else code
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self._number is not None and time.monotonic() < self._told + _CLEANING_S:
+        if self._number is not None and time.monotonic() < self._announced + _CLEANING_S:
             return
         if _swallows(frame):
             _again(number)
             return
-        self._number, self._told = number, time.monotonic()
+        self._number, self._announced = number, time.monotonic()
         if number == signal.SIGHUP:
             _leave_dead_terminal()
         raise Stopped(signal.Signals(number).name)

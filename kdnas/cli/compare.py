@@ -109,14 +109,14 @@ def command(
                 comparison = plan_comparison(
                     opened, pick or [], varies, seeds=seeds, epochs=epochs, data_fraction=data_fraction
                 )
-                told = _carry_out(opened, comparison, console, dry_run=dry_run)
+                finished = _carry_out(opened, comparison, console, dry_run=dry_run)
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command continues", err=True)
         raise typer.Exit(130) from None
-    if as_json and told is not None:
+    if as_json and finished is not None:
         from kdnas.report.comparison import document
 
-        typer.echo(json.dumps(document(comparison, told), indent=2, allow_nan=False))
+        typer.echo(json.dumps(document(comparison, finished), indent=2, allow_nan=False))
 
 
 def _carry_out(opened: Opened, comparison: Comparison, console: Console, *, dry_run: bool) -> Comparisons | None:

@@ -51,8 +51,8 @@ def command(
     record = load_run(run)
     allow_code_of_run(run, root, trust_code)
     member = pick_member(record, pick)
-    if told := in_doubt(record, member):
-        typer.echo(f"student {member.trial.arch.arch_id}: {told}", err=True)
+    if doubt := in_doubt(record, member):
+        typer.echo(f"student {member.trial.arch.arch_id}: {doubt}", err=True)
     written = export_student(record, member, formats or None, out, data_root=root, say=typer.echo)
     width = max(len(str(path)) for path in written)
     for path in written:

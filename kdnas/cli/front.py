@@ -59,8 +59,8 @@ def command(
     console.print(printed_front(record, console.width))
     lines = [goals(record), near_chance(record), distinguishing(record), bits_in_words(record)]
     lines += [control_in_words(record), still_rising(record)]
-    for told in filter(None, (*lines, *stuck_at_bounds(record))):
-        console.print(told, markup=False)
+    for remark in filter(None, (*lines, *stuck_at_bounds(record))):
+        console.print(remark, markup=False)
     for title, member, sentence in highlights(record):
         console.print(f"{title}: {member.trial.arch.arch_id}. {sentence}", markup=False)
         console.print(f"  {architecture_in_words(member.trial.arch)}", markup=False)

@@ -115,8 +115,8 @@ def _answer(arguments: Sequence[str]) -> int:
     try:
         build_app()(list(arguments), prog_name="kdnas")
     except SystemExit as finished:
-        if told := _blamed(finished):
-            _complain(told)
+        if blame := _blamed(finished):
+            _complain(blame)
             return 2
         if isinstance(getattr(finished.__context__, "__cause__", None), KeyboardInterrupt):
             _print_interrupted()  # typer ends quietly; a verb that has said so itself raises its own Exit
@@ -143,9 +143,9 @@ def _answer(arguments: Sequence[str]) -> int:
             _complain(_blamed(error) or "what was read is nested too deeply: a file of this study or run is damaged")
         return 2
     except Exception as error:
-        shown, told = _show_traceback(), _blamed(error)
-        if told:
-            _complain(told)
+        shown, blame = _show_traceback(), _blamed(error)
+        if blame:
+            _complain(blame)
             return 2
         if not shown:
             _complain(f"internal error: {type(error).__name__}: {error} (set KDNAS_DEBUG=1 for the traceback)")
@@ -163,8 +163,8 @@ def _blamed(error: BaseException) -> str:
         return ""
     from kdnas.user_code import blamed
 
-    told = blamed(error)
-    return f"code of your own fails: {told}" if told else ""
+    blame = blamed(error)
+    return f"code of your own fails: {blame}" if blame else ""
 
 
 def _show_version(asked: bool) -> None:

@@ -12,7 +12,7 @@ from kdnas.cli._options import DataRoot, Overrides, StudyPath, TrustCode, allow_
 if TYPE_CHECKING:
     from kdnas.cli._search_view import View
 
-_TELL_TERMINAL_S, _TELL_LOG_S = 15.0, 60.0
+_TERMINAL_INTERVAL_S, _LOG_INTERVAL_S = 15.0, 60.0
 """How often a dumb terminal, and a log, are told how far everything is where nothing ends meanwhile."""
 
 
@@ -124,4 +124,4 @@ def _open_view(as_json: bool, budget: int | None) -> View:
     terminal = console()
     if redraws(terminal):
         return LiveView(terminal, budget)
-    return PlainView(terminal, budget, interval_s=_TELL_TERMINAL_S if terminal.is_terminal else _TELL_LOG_S)
+    return PlainView(terminal, budget, interval_s=_TERMINAL_INTERVAL_S if terminal.is_terminal else _LOG_INTERVAL_S)

@@ -359,12 +359,12 @@ def _strides(
 ) -> list[tuple[str, tuple[int, ...], tuple[str, ...]]]:
     """Return of stem and stages the strides that they may have, and the sizes that they work at then."""
     domains = {**{choice.name: choice.values for choice in space.choices}, **{k: (v,) for k, v in space.fixed.items()}}
-    parts, told = family.strides(domains), list[tuple[str, tuple[int, ...], tuple[str, ...]]]()
+    parts, worked_at = family.strides(domains), list[tuple[str, tuple[int, ...], tuple[str, ...]]]()
     sizes = {task.image_size} if parts else set()
     for part, strides in parts:
         sizes = {(-(-height // stride), -(-width // stride)) for height, width in sizes for stride in strides}
-        told.append((part, strides, tuple(f"{height}x{width}" for height, width in sorted(sizes, reverse=True))))
-    return told
+        worked_at.append((part, strides, tuple(f"{height}x{width}" for height, width in sorted(sizes, reverse=True))))
+    return worked_at
 
 
 def _either(values: Sequence[object]) -> str:

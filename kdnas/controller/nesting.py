@@ -79,10 +79,10 @@ class Nest:
 
     def _nearest(self, trial: TrialRecord, seed: int) -> TrialRecord | None:
         """Return the smallest finalist that holds this one and is trained with the seed, or will be."""
-        known = (other for other in self._around.get(_key(trial), ()) if self._knows((_key(other), seed)))
+        known = (other for other in self._around.get(_key(trial), ()) if self._has_begun((_key(other), seed)))
         return next(known, None)
 
-    def _knows(self, training: Training) -> bool:
+    def _has_begun(self, training: Training) -> bool:
         return training in self._open or training in self._done
 
 

@@ -223,8 +223,8 @@ def at_one_fidelity(trials: Sequence[FrozenTrial], fidelities: Sequence[Fidelity
     scores: dict[int, np.ndarray] = {}
     shown = list(trials)
     for index, trial in enumerate(trials):
-        said = trial.user_attrs.get("fidelity")
-        rung = None if said is None else places.get(Fidelity.from_dict(said))
+        stored = trial.user_attrs.get("fidelity")
+        rung = None if stored is None else places.get(Fidelity.from_dict(stored))
         if rung is None or trial.user_attrs.get("interrupted"):
             continue
         student = json.dumps([trial.user_attrs["arch_id"], trial.user_attrs["tuned"]], sort_keys=True)

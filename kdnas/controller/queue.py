@@ -196,8 +196,8 @@ def _stated(where: str, record: Mapping[str, Any]) -> tuple[str | None, dict[str
     tuned = record.get("tuned", {})
     if not isinstance(choices, dict) or not isinstance(tuned, dict):
         raise ConfigError(Problem(where, "choices and tuned must be mappings of names to values"))
-    beside = {} if choices is inner or "choices" not in inner else {n: v for n, v in inner.items() if "." in str(n)}
-    return family, {str(name): value for name, value in {**beside, **choices, **tuned}.items() if name != "tuned"}
+    dotted = {} if choices is inner or "choices" not in inner else {n: v for n, v in inner.items() if "." in str(n)}
+    return family, {str(name): value for name, value in {**dotted, **choices, **tuned}.items() if name != "tuned"}
 
 
 def _completed(values: Mapping[str, Scalar], space: SearchSpace, arch_for: ArchFor) -> tuple[dict[str, Scalar], Arch]:

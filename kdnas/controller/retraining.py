@@ -162,25 +162,25 @@ class Retraining:
                 try:
                     tried[epochs] = self._score_of_length(executor, student, epochs)
                 except TrialError as error:
-                    told = f"a training of {counted(epochs, 'epoch')} failed, and no longer one is tried: {error}"
+                    text = f"a training of {counted(epochs, 'epoch')} failed, and no longer one is tried: {error}"
                     epochs = before or epochs
                     break
                 self._record.set_note("lengths", tried)
             gain = None if before is None else score.gain(tried[epochs], tried[before])
             has_begun = not is_near_worst(run, tried[epochs])  # flat at its start is no curve's end
             if before is not None and gain is not None and is_flat(run, gain) and has_begun:
-                told = f"{counted(before, 'epoch')} a final training: {epochs} gain {score.shown_points(gain)}"
+                text = f"{counted(before, 'epoch')} a final training: {epochs} gain {score.shown_points(gain)}"
                 epochs = before
                 break
             if 2 * epochs > final.max_epochs:
                 rising = "" if gain is None else f", though the last doubling gained {score.shown_points(gain)}"
-                told = (
+                text = (
                     f"{counted(epochs, 'epoch')} a final training: twice as many are more than final.max_epochs{rising}"
                 )
                 break
             before, epochs = epochs, 2 * epochs
         self._record.set_note("final_epochs", epochs)
-        self._observe(Note(told))
+        self._observe(Note(text))
 
     def settle_length(self) -> None:
         """Train finalists for as long as the record says, where the run found that out."""
@@ -319,8 +319,8 @@ def finalists(run: RunRecord) -> tuple[TrialRecord, ...]:
     front = [trial for trial, on_front in zip(sound, kept, strict=True) if on_front]
     chosen = [front[place] for place in _largest(values[kept], [], most, run)]
     if front and len(chosen) < most and run.config.rungs:
-        lower, foretold = _hopeful(run, sound)
-        known = np.concatenate([_values(chosen, run), foretold])
+        lower, forecast = _hopeful(run, sound)
+        known = np.concatenate([_values(chosen, run), forecast])
         places = _largest(known, list(range(len(chosen))), most, run)
         chosen += [lower[place - len(chosen)] for place in places[len(chosen) :]]
     return tuple(sorted(chosen, key=lambda trial: trial.number))
@@ -355,18 +355,18 @@ def _hopeful(run: RunRecord, above: list[TrialRecord]) -> tuple[list[TrialRecord
             if key not in students or students[key].fidelity.amount < trial.fidelity.amount:
                 students[key] = trial
     table = np.stack([scores[key] for key in students]) if students else np.empty((0, top + 1, len(run.objectives)))
-    foretold = lifted(table)
+    forecast = lifted(table)
     hopeful = []
     for place, trial in enumerate(students.values()):
         if trial.fidelity == fidelities[top]:
             continue
-        others = np.delete(foretold, place, axis=0)
-        best = foretold[place] - _spread(table, fidelities.index(trial.fidelity))
+        others = np.delete(forecast, place, axis=0)
+        best = forecast[place] - _spread(table, fidelities.index(trial.fidelity))
         beaten = np.all(others <= best, axis=1) & np.any(others < best, axis=1)
         if not beaten.any():
             hopeful.append(place)
     everyone = list(students.values())
-    return [everyone[place] for place in hopeful], foretold[hopeful].reshape(-1, len(run.objectives))
+    return [everyone[place] for place in hopeful], forecast[hopeful].reshape(-1, len(run.objectives))
 
 
 def _spread(table: np.ndarray, rung: int) -> np.ndarray:

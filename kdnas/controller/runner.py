@@ -85,7 +85,7 @@ class Search:
         self._began: float | None = None
         """When this call began to search; None while it does not."""
         self._new_trials = 0
-        self._told: set[str] = set()
+        self._noted: set[str] = set()
         """Notes of trials that the observer has been given."""
         self._retraining = Retraining(opened, observe)
         self._recover()
@@ -236,7 +236,7 @@ class Search:
             self._record.set_note("finished", "")  # a larger budget goes on
             self._run = self._opened.snapshot()
         self._began = time.monotonic()
-        work_off(executor, lambda: self._begin_next(executor), self._tell, self._observe)
+        work_off(executor, lambda: self._begin_next(executor), self._record_result, self._observe)
         self._seconds_before, self._began = self._seconds, None
         self._end()
 
@@ -360,8 +360,8 @@ class Search:
             self._candidates[key] = known
         return known
 
-    def _tell(self, finished: Finished[Result]) -> None:
-        reach("tell")
+    def _record_result(self, finished: Finished[Result]) -> None:
+        reach("result")
         number = int(finished.key)
         job, proposal = self._running.pop(number), self._proposed_in.pop(number)
         with self._record.at_once():
@@ -377,7 +377,7 @@ class Search:
                 self._record.complete(number, result, self._opened.run.objectives)
             self._note_seconds()
             reach("recording")
-        reach("told")
+        reach("recorded")
         self._new_trials += 1
         self._run = self._opened.snapshot()
         if job.legs:
@@ -385,8 +385,8 @@ class Search:
         ended = next(record for record in self._run.trials if record.number == number)
         self._observe(TrialEnded(self._run, ended))
         for note in ended.notes:  # told once: the report counts the trials
-            if note not in self._told:
-                self._told.add(note)
+            if note not in self._noted:
+                self._noted.add(note)
                 self._observe(Note(f"trial {number}: {note}"))
 
     def _bounds(self, job: Job) -> tuple[Constraint, ...]:

@@ -197,12 +197,12 @@ def _within(candidates: Sequence[Candidate], bounds: Sequence[Constraint], pick:
     if fitting:
         return fitting
     nearest = min(candidates, key=lambda candidate: _relative_miss(candidate.values, bounds))
-    said = [*map(str, pick.bounds), *([str(pick.near)] if pick.near is not None else [])]
+    conditions = [*map(str, pick.bounds), *([str(pick.near)] if pick.near is not None else [])]
     values = ", ".join(
         f"{bound.name} {nearest.values.get(bound.name, math.nan):.6g}" for bound in {b.name: b for b in bounds}.values()
     )
     meant = ", ".join(str(bound) for bound in bounds)
-    spelled = ", ".join(said)
+    spelled = ", ".join(conditions)
     wanted = spelled if spelled == meant else f"{spelled} ({meant})"
     raise PickError(f"no student of the front meets {wanted}; the nearest is {nearest.name} with {values}")
 

@@ -148,17 +148,17 @@ def _typical_change(values: np.ndarray, above: np.ndarray) -> np.ndarray:
     return np.median(above[both] - values[both], axis=0) if both.any() else np.zeros(values.shape[1])
 
 
-def _foretold(rung: Rung) -> np.ndarray:
+def _forecast(rung: Rung) -> np.ndarray:
     """Return the scores [N, M] that are to be expected at the next rung."""
     return rung.values + _typical_change(rung.values, rung.above)
 
 
 def _met(reference: np.ndarray, rung: Rung) -> np.ndarray:
     """Return `reference` [M], put past all students where none is expected to beat it, so that they still compare."""
-    foretold = _foretold(rung)
-    if not len(rung) or np.all(foretold < reference, axis=1).any():
+    forecast = _forecast(rung)
+    if not len(rung) or np.all(forecast < reference, axis=1).any():
         return reference
-    worst, span = foretold.max(axis=0), np.ptp(foretold, axis=0)
+    worst, span = forecast.max(axis=0), np.ptp(forecast, axis=0)
     return np.maximum(reference, worst + np.where(span > 0, span, 1.0))
 
 
@@ -167,10 +167,10 @@ def _by_improvement(rung: Rung, waiting: np.ndarray, reference: np.ndarray, ever
 
     Where `everyone` may go, those who would add nothing follow, first fronts first.
     """
-    foretold = _foretold(rung)
+    forecast = _forecast(rung)
     scored = ~np.isnan(rung.above).any(axis=1)
-    there = np.concatenate([rung.above[scored], foretold[rung.running]])
-    gains = improvement(foretold[waiting], free_boxes(there, reference))
+    there = np.concatenate([rung.above[scored], forecast[rung.running]])
+    gains = improvement(forecast[waiting], free_boxes(there, reference))
     order = np.lexsort((fronts(rung.values)[waiting], -gains)) if everyone else np.argsort(-gains, kind="stable")
     return [int(waiting[place]) for place in order if everyone or gains[place] > 0]
 

@@ -16,34 +16,34 @@ import numpy as np
 from kdnas.core.objective import ACCURACY, F1, MATTHEWS, PEARSON, SPEARMAN
 
 
-def scores_of_classes(right: np.ndarray, told: np.ndarray, true: np.ndarray) -> Mapping[str, float]:
+def scores_of_classes(right: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> Mapping[str, float]:
     """Return accuracy, macro F1 and Matthews' correlation of N samples, by name.
 
     F1 is the mean over the classes that occur, among the samples or the answers. Matthews' correlation is that of
     several classes (Gorodkin, "Comparing two K-category assignments by a K-category correlation coefficient", 2004).
 
     Args:
-        right: [K], how many samples of each class were told rightly.
-        told: [K], how often each class was told.
+        right: [K], how many samples of each class were predicted rightly.
+        predicted: [K], how often each class was predicted.
         true: [K], how many samples each class has. At least one class has some.
     """
-    right, told, true = (np.asarray(counts, dtype=np.float64) for counts in (right, told, true))
-    count, hits, occurring = true.sum(), right.sum(), told + true > 0
-    f1 = 2 * right[occurring] / (told + true)[occurring]
-    spread = (count**2 - (told**2).sum()) * (count**2 - (true**2).sum())
-    matthews = (hits * count - (told * true).sum()) / math.sqrt(spread) if spread > 0 else 0.0
+    right, predicted, true = (np.asarray(counts, dtype=np.float64) for counts in (right, predicted, true))
+    count, hits, occurring = true.sum(), right.sum(), predicted + true > 0
+    f1 = 2 * right[occurring] / (predicted + true)[occurring]
+    spread = (count**2 - (predicted**2).sum()) * (count**2 - (true**2).sum())
+    matthews = (hits * count - (predicted * true).sum()) / math.sqrt(spread) if spread > 0 else 0.0
     return {ACCURACY.name: float(hits / count), F1.name: float(f1.mean()), MATTHEWS.name: float(matthews)}
 
 
-def scores_of_values(told: np.ndarray, true: np.ndarray) -> Mapping[str, float]:
-    """Return Spearman's and Pearson's correlation of the numbers `told` [N] and `true` [N], by name.
+def scores_of_values(predicted: np.ndarray, true: np.ndarray) -> Mapping[str, float]:
+    """Return Spearman's and Pearson's correlation of the numbers `predicted` [N] and `true` [N], by name.
 
-    Both are NaN where one of the numbers told is not finite.
+    Both are NaN where one of the predicted numbers is not finite.
     """
-    told, true = (np.asarray(values, dtype=np.float64) for values in (told, true))
-    if not np.isfinite(told).all():
+    predicted, true = (np.asarray(values, dtype=np.float64) for values in (predicted, true))
+    if not np.isfinite(predicted).all():
         return {SPEARMAN.name: math.nan, PEARSON.name: math.nan}
-    return {SPEARMAN.name: _correlation(_ranks(told), _ranks(true)), PEARSON.name: _correlation(told, true)}
+    return {SPEARMAN.name: _correlation(_ranks(predicted), _ranks(true)), PEARSON.name: _correlation(predicted, true)}
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:

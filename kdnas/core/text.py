@@ -155,7 +155,7 @@ class TextData(TokenData):
     scores: ClassVar[tuple[Quantity, ...]] = (*OF_CLASSES, *OF_VALUES)
 
     @property
-    def foretells_values(self) -> bool:
+    def predicts_values(self) -> bool:
         """Whether labels are numbers, which no classes are."""
         return np.issubdtype(self.train.targets.dtype, np.floating)
 
@@ -163,7 +163,7 @@ class TextData(TokenData):
     def task(self) -> TaskSpec:
         """Text classification, or regression."""
         pairs = "segments" in self.train.inputs
-        if self.foretells_values:
+        if self.predicts_values:
             return self.put_to(text_regression(self.length, self.vocabulary, pairs=pairs))
         return self.put_to(text_classification(self.length, self.vocabulary, len(self.class_names), pairs=pairs))
 

@@ -132,7 +132,7 @@ def _make(corpus: Corpus, reader: BlockReader, work: Path, cache: Path) -> None:
                     writers[going].close_document(end)
                     digests[going].append(_number(document))
                     document = _digest()
-            writers["train"].foretell()
+            writers["train"].check_room()
     problems.raise_if_any()
     finish(corpus.name, work, writers, tokenizer, [*found.notes, *leaks(digests, "document")])
 
@@ -238,9 +238,9 @@ class BlockWriter:
         self.extend([end], 0)
         self.documents += 1
 
-    def foretell(self) -> None:
+    def check_room(self) -> None:
         """Ask whether the disk has room for the rest. Raises DataError."""
-        self._writer.foretell(self.text_bytes)
+        self._writer.check_room(self.text_bytes)
 
     def close(self) -> None:
         """Have everything on the disk; what is left of the stream makes no block."""
@@ -285,9 +285,9 @@ def finish(
     sizes = ", ".join(f"{writer.tokens:,} {split}" for split, writer in writers.items() if writer.tokens)
     documents = sum(writer.documents for writer in writers.values())
     per_token = f"{train.bytes_per_token:.2f} bytes a token"
-    told = f"tokens: {sizes}; {counted(documents, 'document')}, {per_token}, in blocks of {train.length}"
+    summary = f"tokens: {sizes}; {counted(documents, 'document')}, {per_token}, in blocks of {train.length}"
     fingerprint = content_hash(meta, [train.path, test.path])
-    meta |= {"notes": [*notes, told], "fingerprint": fingerprint}
+    meta |= {"notes": [*notes, summary], "fingerprint": fingerprint}
     (work / META).write_text(json.dumps(meta, indent=1))
 
 

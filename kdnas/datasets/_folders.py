@@ -217,16 +217,18 @@ def _named_roots(pictures: Sequence[Parts], source: str, splits: Splits, problem
     if "train" in named and "test" not in named and splits.test_fraction is None:
         _no_test_split(source, problems)
     if "train" not in named:
-        beside = named["test"][:-1]
+        siblings = named["test"][:-1]
         tops = {
-            parts[len(beside)] for parts in pictures if len(parts) > len(beside) + 2 and parts[: len(beside)] == beside
+            parts[len(siblings)]
+            for parts in pictures
+            if len(parts) > len(siblings) + 2 and parts[: len(siblings)] == siblings
         }
         train = [name for name in sorted(tops) if split_of(name) == "train"]
         if len(train) != 1:
             problems.add(
                 f"{source}: train", "the folder of the training images is not told by its name", "the option `train`"
             )
-        named["train"] = (*beside, *train[:1])
+        named["train"] = (*siblings, *train[:1])
     return _Roots(named["train"], named.get("test"), strict=False)
 
 

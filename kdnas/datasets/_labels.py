@@ -17,12 +17,12 @@ from kdnas.errors import DataError, Problem
 
 
 @dataclass
-class ToldLabels:
+class DeclaredLabels:
     """Labels in the order read, the file of each, and the class names that each file tells."""
 
     values: list[Any] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
-    told: dict[Path, tuple[str, ...] | None] = field(default_factory=dict)
+    declared: dict[Path, tuple[str, ...] | None] = field(default_factory=dict)
 
     def append(self, label: Any, path: Path) -> None:
         """Add a label, an integer or a text, of the file `path`."""
@@ -30,17 +30,17 @@ class ToldLabels:
         self.files.append(path)
 
 
-def label_mistake(label: Any, told: Sequence[str] | None) -> tuple[str, str] | None:
-    """Return (what is wrong with a label, what is allowed); None where nothing is. `told` names its file's classes."""
+def label_mistake(label: Any, declared: Sequence[str] | None) -> tuple[str, str] | None:
+    """Return (what is wrong with a label, what is allowed), or None. `declared` are its file's class names."""
     if label is None or not isinstance(label, int | str) or isinstance(label, bool):
         return f"its label is {label!r}", "an integer or a text"
-    if told is None or isinstance(label, str) or 0 <= label < len(told):
+    if declared is None or isinstance(label, str) or 0 <= label < len(declared):
         return None
     withheld = ", which stands for a label that is withheld" if label == -1 else ""
-    return f"its label is {label}{withheld}; labels out of range", f"0 to {len(told) - 1}, the file's class names"
+    return f"its label is {label}{withheld}; labels out of range", f"0 to {len(declared) - 1}, the file's class names"
 
 
-def told_names(metadata: dict[bytes, bytes], label_column: str) -> tuple[str, ...] | None:
+def declared_names(metadata: dict[bytes, bytes], label_column: str) -> tuple[str, ...] | None:
     """Return the class names that Hugging Face's metadata give for the label column."""
     try:
         names = json.loads(metadata[b"huggingface"])["info"]["features"][label_column]["names"]
@@ -52,24 +52,24 @@ def told_names(metadata: dict[bytes, bytes], label_column: str) -> tuple[str, ..
 
 
 def numbered(
-    rows: ToldLabels, class_names: tuple[str, ...] | None, where: str
+    rows: DeclaredLabels, class_names: tuple[str, ...] | None, where: str
 ) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
     """Return labels as int64 [N], the class names, and notes. Raises DataError."""
-    tellers = {path: names for path, names in rows.told.items() if names is not None}
-    if not tellers:
+    declaring = {path: names for path, names in rows.declared.items() if names is not None}
+    if not declaring:
         return *_untold(rows.values, class_names, where), []
     for label, path in zip(rows.values, rows.files, strict=True):
-        if isinstance(label, int) and path not in tellers:
-            what = f"its labels are integers without class names, while {next(iter(tellers))} names its classes"
+        if isinstance(label, int) and path not in declaring:
+            what = f"its labels are integers without class names, while {next(iter(declaring))} names its classes"
             raise DataError(Problem(str(path), what, "the same Hugging Face metadata in every file"))
-    for path, names in tellers.items():
+    for path, names in declaring.items():
         doubles = [name for name, count in Counter(names).items() if count > 1]
         if doubles:
             raise DataError(Problem(str(path), f"its class names occur twice: {', '.join(doubles[:10])}"))
-    every = tuple(dict.fromkeys(name for names in tellers.values() for name in names))
-    differ = len(set(tellers.values())) > 1
+    every = tuple(dict.fromkeys(name for names in declaring.values() for name in names))
+    differ = len(set(declaring.values())) > 1
     texts = [
-        label if isinstance(label, str) else tellers[path][label]
+        label if isinstance(label, str) else declaring[path][label]
         for label, path in zip(rows.values, rows.files, strict=True)
     ]
     notes = ["its files number the classes differently: labels are matched by their names"] if differ else []

@@ -116,7 +116,7 @@ class PictureReader:
     def notes(self, conversions: Sequence[Sequence[Conversion]]) -> list[str]:
         """Return in words what was converted, given the conversions of every picture of the data set."""
         tally = {kind: sum(kind in one for one in conversions) for kind in get_args(Conversion)}
-        said = {
+        meanings = {
             "turned": "stored turned or mirrored, shown upright by EXIF orientation",
             "transparent": f"partly transparent, shown on {self._background} (option `background`)",
             "frames": "animated or of several pages: the first frame of each is used",
@@ -124,7 +124,7 @@ class PictureReader:
             "cmyk": "CMYK, converted to RGB without a colour profile",
         }
         return [
-            f"{count:,} of {counted(len(conversions), 'picture')} {'is' if count == 1 else 'are'} {said[kind]}"
+            f"{count:,} of {counted(len(conversions), 'picture')} {'is' if count == 1 else 'are'} {meanings[kind]}"
             for kind, count in tally.items()
             if count
         ]
@@ -169,8 +169,8 @@ def _is_heif(head: bytes) -> bool:
 def _opened(content: bytes, name: str) -> Image.Image:
     if not content:
         raise ValueError("is an empty file, not an image")
-    told = _suffixes().get(_suffix(name))
-    formats = (*_BY_CONTENT, told) if told in _BY_SUFFIX else _BY_CONTENT
+    by_suffix = _suffixes().get(_suffix(name))
+    formats = (*_BY_CONTENT, by_suffix) if by_suffix in _BY_SUFFIX else _BY_CONTENT
     try:
         return Image.open(io.BytesIO(content), formats=formats)
     except Image.UnidentifiedImageError:

@@ -16,7 +16,7 @@ from typing import Any
 
 from kdnas.core.words import escaped
 from kdnas.datasets._inputs import Problems
-from kdnas.datasets._labels import told_names
+from kdnas.datasets._labels import declared_names
 from kdnas.datasets._text_files import TextFile, checked_encoding, open_text
 from kdnas.errors import DataError, Problem
 
@@ -58,7 +58,7 @@ class Row:
 class Found:
     """What reading files has found out."""
 
-    told: dict[Path, tuple[str, ...] | None] = field(default_factory=dict)
+    declared: dict[Path, tuple[str, ...] | None] = field(default_factory=dict)
     """The class names that each file tells."""
     notes: dict[str, None] = field(default_factory=dict)
     """What the user should know, each once."""
@@ -172,7 +172,7 @@ def _separated_rows(file: TextFile, reading: Reading, found: Found, problems: Pr
     has_header = reading.header if reading.header is not None else _has_header(head, reading, where)
     names = [cell.strip() for cell in head[0]] if has_header else [str(place) for place in range(len(head[0]))]
     columns = _columns(names, reading if has_header else _by_place(reading, where), where)
-    found.told.setdefault(file.shown, None)
+    found.declared.setdefault(file.shown, None)
     for number, (line, cells) in enumerate(_cells(file, encoding, delimiter, quoting)):
         if number == 0 and has_header:
             continue
@@ -264,7 +264,7 @@ def _json_rows(file: TextFile, reading: Reading, found: Found, problems: Problem
     where = str(file.shown)
     names: list[str] = []
     columns: _Columns | None = None
-    found.told.setdefault(file.shown, None)
+    found.declared.setdefault(file.shown, None)
     for number, item in json_objects(file, reading.encoding, found, problems):
         if columns is None:
             names = list(item)
@@ -274,10 +274,12 @@ def _json_rows(file: TextFile, reading: Reading, found: Found, problems: Problem
         if absent:
             problems.add(f"{where}: line {number}", f"has no {', '.join(absent)}", _listed(list(item)))
             continue
-        yield from _told_row(f"{where}: line {number}", [item[name] for name in wanted], len(columns.texts), problems)
+        yield from _checked_row(
+            f"{where}: line {number}", [item[name] for name in wanted], len(columns.texts), problems
+        )
 
 
-def _told_row(where: str, cells: list[Any], texts: int, problems: Problems) -> Iterator[Row]:
+def _checked_row(where: str, cells: list[Any], texts: int, problems: Problems) -> Iterator[Row]:
     """Yield the row of these cells, texts first, unless its text is none, which is added to `problems`."""
     try:
         yield _row(where, cells, _Columns(tuple(range(texts)), texts))
@@ -332,9 +334,9 @@ def _arrow_rows(file: TextFile, reading: Reading, found: Found, problems: Proble
     names, metadata, _ = next(arrow_batches(file))
     columns = _columns(names, reading, where)
     wanted = [names[place] for place in (*columns.texts, columns.label)]
-    found.told[file.shown] = told_names(metadata, wanted[-1])
+    found.declared[file.shown] = declared_names(metadata, wanted[-1])
     number = 0
     for _, _, cells in arrow_batches(file, wanted):
         for row in zip(*(cells[name] for name in wanted), strict=True):
-            yield from _told_row(f"{where}: row {number}", list(row), len(columns.texts), problems)
+            yield from _checked_row(f"{where}: row {number}", list(row), len(columns.texts), problems)
             number += 1

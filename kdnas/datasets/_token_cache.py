@@ -30,7 +30,7 @@ from kdnas.core.text import Mask, Padded, Sequences, TextData
 from kdnas.core.words import counted, escaped
 from kdnas.datasets._entries import META, content_hash, kept_entry
 from kdnas.datasets._inputs import Problems, carve_test, class_name_problems
-from kdnas.datasets._labels import ToldLabels, by_name, label_mistake, numbered
+from kdnas.datasets._labels import DeclaredLabels, by_name, label_mistake, numbered
 from kdnas.datasets._tables import Found, Row
 from kdnas.errors import DataError, Problem
 from kdnas.registry import Section
@@ -168,7 +168,7 @@ class TokenWriter:
         self._file.write(np.asarray(ids, dtype=self._dtype).tobytes())
         self.count += len(ids)
 
-    def foretell(self, text_bytes: int) -> None:
+    def check_room(self, text_bytes: int) -> None:
         """Ask once, after `text_bytes` of text, whether the disk has room for the rest. Raises DataError."""
         if self._asked or not text_bytes:
             return
@@ -194,7 +194,7 @@ class _Making:
     cache: Path
     found: Found = field(default_factory=Found)
     problems: Problems = field(default_factory=Problems)
-    labels: ToldLabels = field(default_factory=ToldLabels)
+    labels: DeclaredLabels = field(default_factory=DeclaredLabels)
     wheres: list[str] = field(default_factory=list)
     places: list[tuple[int, int]] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
@@ -225,18 +225,18 @@ class _Making:
             self.problems.add(self.source.name, "there are no training texts")
         self.problems.raise_if_any()
         values = _as_numbers(self.labels.values)
-        foretold = self._are_values(values)
-        labels, names, notes = (self._values(values), (), []) if foretold else self._numbered(values)
+        of_numbers = self._are_values(values)
+        labels, names, notes = (self._values(values), (), []) if of_numbers else self._numbered(values)
         order = np.arange(len(labels))
         if self.reader.test_fraction is not None:
-            alike = np.zeros(counts["train"], dtype=np.int64) if foretold else labels[: counts["train"]]
+            alike = np.zeros(counts["train"], dtype=np.int64) if of_numbers else labels[: counts["train"]]
             tests = carve_test(alike, self.reader.test_fraction)
             order = np.concatenate([np.flatnonzero(~tests), order[counts["train"] :], np.flatnonzero(tests)])
             counts |= {"train": int((~tests).sum()), "test": int(tests.sum())}
         places = np.array(self.places, dtype=np.int64).reshape(-1, 2)[order]
         labels = labels[order]
         trained = counts["train"] + counts["validation"]
-        check = _check_values if foretold else _check_labels
+        check = _check_values if of_numbers else _check_labels
         check(self.source.name, labels, names, counts, [self.wheres[place] for place in order])
         if (self.work / "segments.bin").stat().st_size == 0:
             (self.work / "segments.bin").unlink()
@@ -294,7 +294,7 @@ class _Making:
             joined = "\0".join(map(str, row.texts)).encode("utf-8", "surrogatepass")
             self.text_bytes += len(joined)
             self.digests.append(hashlib.blake2b(joined, digest_size=8).digest())
-        writer.foretell(self.text_bytes)
+        writer.check_room(self.text_bytes)
 
     def _are_values(self, values: Sequence[Any]) -> bool:
         """Return whether labels are numbers to be foretold. Raises DataError where they cannot be."""
@@ -303,9 +303,9 @@ class _Making:
             raise DataError(Problem("class_names", "labels are values, which have no names", "labels: classes"))
         if stated is not None:
             return stated == "values"
-        told = any(said is not None for said in self.found.told.values())
+        declared = any(names_of_file is not None for names_of_file in self.found.declared.values())
         fractions = any(isinstance(value, float) for value in values)
-        return fractions and not told and names is None
+        return fractions and not declared and names is None
 
     def _values(self, values: Sequence[Any]) -> np.ndarray:
         """Return labels that are numbers as float32 [N]. Raises DataError naming those that are none."""
@@ -318,17 +318,17 @@ class _Making:
 
     def _numbered(self, values: list[Any]) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
         """Return labels as int64 [N], the class names, and notes. Raises DataError."""
-        self.labels.told, self.labels.values = self.found.told, values
+        self.labels.declared, self.labels.values = self.found.declared, values
         for label, where, path in zip(values, self.wheres, self.labels.files, strict=True):
             if isinstance(label, float):
                 what = f"its label is {label:g}: labels are classes here, and numbers with fractions are none"
                 raise DataError(Problem(where, what, "texts or whole numbers, or data: {labels: values}"))
-            if wrong := label_mistake(label, self.found.told.get(path)):
+            if wrong := label_mistake(label, self.found.declared.get(path)):
                 self.problems.add(where, *wrong)
         self.problems.raise_if_any()
         names, where = self.reader.class_names, f"{self.source.name}: labels"
-        told = any(said is not None for said in self.found.told.values())
-        if told or names is not None or not all(isinstance(label, int) for label in values):
+        declared = any(names_of_file is not None for names_of_file in self.found.declared.values())
+        if declared or names is not None or not all(isinstance(label, int) for label in values):
             return numbered(self.labels, names, where)
         numbers = sorted(set(values))  # such as stars from 1 to 5: each stands for a class of that name
         names = tuple(map(str, numbers))

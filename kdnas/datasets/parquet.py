@@ -20,7 +20,7 @@ from kdnas.datasets._inputs import (
     file_identity,
     locate_all,
 )
-from kdnas.datasets._labels import ToldLabels, label_mistake, numbered, told_names
+from kdnas.datasets._labels import DeclaredLabels, declared_names, label_mistake, numbered
 from kdnas.datasets._pictures import Background, Conversion, PictureReader
 from kdnas.errors import DataError, Problem
 
@@ -91,7 +91,7 @@ def parquet(
 class _Rows:
     """What the rows say beside their images, in the order written."""
 
-    labels: ToldLabels
+    labels: DeclaredLabels
     is_test: list[bool]
     conversions: list[tuple[Conversion, ...]]
 
@@ -100,11 +100,13 @@ def _read(
     files: list[list[Path]], image_column: str, label_column: str, writer: ImageWriter, reader: PictureReader
 ) -> _Rows:
     """Write every image and return what the rows say. Raises DataError."""
-    rows = _Rows(ToldLabels(), [], [])
+    rows = _Rows(DeclaredLabels(), [], [])
     problems = Problems()
     for is_test, split in enumerate(files):
         for path in split:
-            for row, (cell, label) in enumerate(_cells(path, image_column, label_column, rows.labels.told, problems)):
+            for row, (cell, label) in enumerate(
+                _cells(path, image_column, label_column, rows.labels.declared, problems)
+            ):
                 where = f"{path}: row {row}"
                 try:
                     picture = reader.read(*_encoded(cell))
@@ -112,7 +114,7 @@ def _read(
                     problems.add(where, str(error))
                     continue
                 shape, own = writer.shape, picture.pixels.shape
-                wrong = label_mistake(label, rows.labels.told[path])
+                wrong = label_mistake(label, rows.labels.declared[path])
                 if wrong:
                     problems.add(where, *wrong)
                 elif shape in (None, own):
@@ -129,7 +131,7 @@ def _read(
 
 
 def _cells(
-    path: Path, image_column: str, label_column: str, told: dict[Path, tuple[str, ...] | None], problems: Problems
+    path: Path, image_column: str, label_column: str, declared: dict[Path, tuple[str, ...] | None], problems: Problems
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (image cell, label) row by row, a few hundred rows in memory; notes the class names told by the file."""
     try:
@@ -144,7 +146,7 @@ def _cells(
                 problems.add(str(path), f"has no column {name!r}", ", ".join(file.schema_arrow.names))
             if absent:
                 return
-            told[path] = told_names(file.schema_arrow.metadata or {}, label_column)
+            declared[path] = declared_names(file.schema_arrow.metadata or {}, label_column)
             for batch in file.iter_batches(batch_size=_ROWS, columns=[image_column, label_column]):
                 columns = batch.to_pydict()
                 yield from zip(columns[image_column], columns[label_column], strict=True)

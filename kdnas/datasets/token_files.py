@@ -114,7 +114,7 @@ def _copy(
                 raise DataError(Problem(str(files[split]), what, "the tokenizer that made them, or another dtype"))
             writer.extend(chunk, int(len(chunk) * per_token))
             writer.documents += int(np.count_nonzero(chunk == tokenizer.end))
-            writer.foretell()
+            writer.check_room()
     contents = {split: block_digests(tokens, size) for split, tokens in streams.items()}
     finish(name, work, writers, tokenizer, leaks(contents, "block"))
 

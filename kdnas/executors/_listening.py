@@ -19,7 +19,7 @@ from kdnas.errors import RunError
 from kdnas.executors import Evaluate, Executor, Finished, R, T
 
 _START_FAILURES_ALLOWED = 3
-_START_TOLD_S = 60.0
+_START_NOTICE_S = 60.0
 """How often it is said that a worker is not ready yet."""
 
 
@@ -36,7 +36,7 @@ class Worker(Generic[T]):
     deadline: float | None = None
     """On the monotonic clock; None while nothing runs."""
     started: float = field(default_factory=time.monotonic)
-    told: float = 0.0
+    noticed_s: float = 0.0
     """Seconds after its start of which it was last said that it is not ready."""
 
     def begin(self) -> None:
@@ -162,8 +162,8 @@ class ListeningExecutor(Executor[T, R], Generic[T, R, W]):
         waited = time.monotonic() - worker.started
         if waited > self.start_limit_s:
             return self._overdue(worker, f"it was not ready after {self.start_limit_s:g} s")
-        if waited > worker.told + _START_TOLD_S:
-            worker.told += _START_TOLD_S
+        if waited > worker.noticed_s + _START_NOTICE_S:
+            worker.noticed_s += _START_NOTICE_S
             left = f"at {self.start_limit_s:g} s another takes its place"
             self._notes.append(f"a worker has been opening data and teacher for {waited:.0f} s; {left}")
         return []

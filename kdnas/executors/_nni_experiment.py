@@ -77,10 +77,10 @@ class Experiment:
             self._channel = self._closing.enter_context(connect(url, sock=channel, max_queue=None))
             self._request("POST", "experiment", _configuration(name, files, concurrency, command))
         except BaseException as error:
-            told = self._told()
+            settings = self._last_lines()
             self.stop()
             if isinstance(error, OSError | TimeoutError):
-                raise RunError(f"NNI's experiment did not start: {error}{told}") from error
+                raise RunError(f"NNI's experiment did not start: {error}{settings}") from error
             raise
 
     @property
@@ -138,12 +138,12 @@ class Experiment:
         }
         preload = str(Path(__file__).with_name("_nni_manager.js"))
         words = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-        told = {"socket": listener.fileno(), "home": str(self._files), "scratch": str(scratch), "words": words}
+        settings = {"socket": listener.fileno(), "home": str(self._files), "scratch": str(scratch), "words": words}
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 [str(program / "node"), "--max-old-space-size=4096", "--require", preload, str(program / "main.js")],
                 cwd=program,
-                env={**os.environ, "KDNAS_NNI_MANAGER": json.dumps(told)},
+                env={**os.environ, "KDNAS_NNI_MANAGER": json.dumps(settings)},
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -217,9 +217,9 @@ class Experiment:
         return command
 
     def _gone(self) -> RunError:
-        return RunError(f"NNI's experiment was stopped{self._told()}")
+        return RunError(f"NNI's experiment was stopped{self._last_lines()}")
 
-    def _told(self) -> str:
+    def _last_lines(self) -> str:
         """Return the end of what the manager printed, for an error message."""
         with contextlib.suppress(OSError):
             lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()

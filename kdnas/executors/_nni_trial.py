@@ -42,17 +42,17 @@ def main(path: str) -> int:
         return 1
     _set_up(settings)
     make_evaluate, job = controller.recv()
-    told = _leave_with(controller)
+    leaving = _leave_with(controller)
     evaluate = opened(controller, make_evaluate, settings["threads"])
     if evaluate is None:
-        told.set()
+        leaving.set()
         return 1
     kind, content = answer(evaluate, job)
     if kind == "result":
         _report(channel, trial, number, content.values)
     else:
         print(content, file=sys.stderr)
-    told.set()
+    leaving.set()
     controller.send((kind, content))
     return 0 if kind == "result" else 1
 
@@ -87,15 +87,15 @@ def _leave_with(controller: Connection) -> threading.Event:
 
     From when the returned event is set, the process ends by itself.
     """
-    told = threading.Event()
+    leaving = threading.Event()
 
     def watch() -> None:
         multiprocessing.connection.wait([controller])
-        if not told.is_set():
+        if not leaving.is_set():
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    return told
+    return leaving
 
 
 def _report(channel: str, trial: str, number: int | None, values: Mapping[str, float]) -> None:

@@ -83,7 +83,7 @@ class Cluster:
     def check(self) -> None:
         """Raise RunError where kdnas's own cluster has ended."""
         if self._head is not None and self._head.poll() is not None:
-            raise RunError(f"the local Ray cluster ended{self._told()}")
+            raise RunError(f"the local Ray cluster ended{self._last_lines()}")
 
     def total(self) -> dict[str, float]:
         """Return the resources of the nodes that live now."""
@@ -143,7 +143,7 @@ class Cluster:
         if select.select([self._head.stdout], [], [], _START_S)[0]:
             line = self._head.stdout.readline()
         if not line:
-            raise RunError(f"no local Ray cluster could be started{self._told()}")
+            raise RunError(f"no local Ray cluster could be started{self._last_lines()}")
         found = json.loads(line)
         return found["address"], found["dashboard"]
 
@@ -179,7 +179,7 @@ class Cluster:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._head.pid, signal.SIGKILL)
 
-    def _told(self) -> str:
+    def _last_lines(self) -> str:
         """Return the last of what the cluster's process said, for an error message."""
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()

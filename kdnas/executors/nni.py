@@ -192,12 +192,12 @@ class Nni(ListeningExecutor[T, R, _Trial[T]]):
         except RunError:
             self.close()
             raise
-        told = {trial.number for trial in ended}
+        reported = {trial.number for trial in ended}
         silent = time.monotonic() - _EXPLANATION_S
         return ended + [
             Ended(number, "", "")
             for number, trial in self._trials.items()
-            if trial.died is not None and trial.died < silent and number not in told
+            if trial.died is not None and trial.died < silent and number not in reported
         ]
 
     def _explain(self, ended: Ended) -> list[Finished[R]]:

@@ -98,7 +98,7 @@ class Ray(Executor[T, R]):
         self._notes: list[str] = []
         self._progress: dict[str, float] = {}
         self._failed_starts = 0
-        self._looked = self._told = time.monotonic()
+        self._looked = self._announced = time.monotonic()
         self._closed = False
         opening, surroundings = pickle.dumps(make_evaluate), Surroundings.here()
         self._arguments = opening, surroundings, threads, time_limit_s
@@ -296,16 +296,16 @@ class Ray(Executor[T, R]):
                 self._lost(slot, RunError(f"it has said nothing for {now - slot.called:.0f} s"))
         if self._workers is None:
             self._slots += [self._asked_for() for _ in range(self._wanted() - len(self._slots))]
-        if self._waiting and now - self._told > _PATIENCE_S and all(slot.place is None for slot in self._slots):
-            self._told = now
+        if self._waiting and now - self._announced > _PATIENCE_S and all(slot.place is None for slot in self._slots):
+            self._announced = now
             self._notes.append(f"no node has room for a worker, which takes {_shown(self._needs.as_dict())}")
 
 
 def _cause(error: Exception) -> str:
     """Return in a line what Ray says of a lost actor or of one that could not start."""
     lines = [line.strip() for line in str(getattr(error, "cause", None) or error).splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith(("class_name:", "actor_id:", "pid:", "namespace:", "ip:"))]
-    return " ".join(told) or type(error).__name__
+    kept = [line for line in lines if not line.startswith(("class_name:", "actor_id:", "pid:", "namespace:", "ip:"))]
+    return " ".join(kept) or type(error).__name__
 
 
 def _shown(resources: Mapping[str, float]) -> str:

@@ -145,7 +145,7 @@ def write_code(student: TrainedStudent, folder: Path) -> Written:
     return Written((FILE, weights.name, *users, *names))
 
 
-def write_beside_weights(student: TrainedStudent, folder: Path, *files: str) -> Written:
+def write_with_weights(student: TrainedStudent, folder: Path, *files: str) -> Written:
     """Write beside the weights `files` the code that runs them, or, where there is none, how they are fed alone.
 
     The code is compared in this process, which takes a hundredth of the time of one of its own; a user's is not.

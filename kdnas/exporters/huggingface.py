@@ -87,7 +87,7 @@ main()
 _LABEL = """shares = network(**tokens).logits.softmax(1)[0].tolist()
         ranked = sorted(zip(shares, network.config.id2label.values()), reverse=True)[:3]
         print(f"{text}: {', '.join(f'{name} {100 * share:.1f} %' for share, name in ranked)}")"""
-_TELL = """print(f"{text}: {network(**tokens).logits[0, 0].item():.4g}")"""
+_PREDICT = """print(f"{text}: {network(**tokens).logits[0, 0].item():.4g}")"""
 _CONTINUE = """made = network.generate(**tokens, max_new_tokens=32, do_sample=False)
         print(tokenizer.decode(made[0], skip_special_tokens=True))"""
 
@@ -230,7 +230,7 @@ def _write_text_script(student: TrainedStudent, origin: Origin, folder: Path) ->
     auto, _ = _auto(origin)
     what, example, body = "Labels texts", "a fine piece of work", _LABEL
     if student.spec.outputs == 1:
-        what, body = "Tells the number of texts", _TELL
+        what, body = "Tells the number of texts", _PREDICT
     elif student.spec.rows > 1:
         what, example, body = "Continues texts", "Once upon a time", _CONTINUE
     pairs = len(student.spec.inputs) > 2  # a tab stands between two texts in a row

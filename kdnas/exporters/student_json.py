@@ -13,7 +13,7 @@ from kdnas.core.arch import Arch
 from kdnas.core.preprocessing import Preprocessing
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written
-from kdnas.exporters._code import write_beside_weights
+from kdnas.exporters._code import write_with_weights
 from kdnas.exporters._probe import probe_inputs, reference_logits
 from kdnas.exporters._weights import file_sha256, logits_from_weights, write_weights
 from kdnas.nn.tracing import parameter_count
@@ -29,7 +29,7 @@ def student_json(student: TrainedStudent, folder: Path) -> Written:
     path = folder / FILE
     path.write_text(text, encoding="utf-8")
     _check(student, path, weights)
-    return write_beside_weights(student, folder, FILE, weights.name)
+    return write_with_weights(student, folder, FILE, weights.name)
 
 
 def _record(student: TrainedStudent, weights: Path) -> dict[str, Any]:

@@ -58,14 +58,17 @@ class ContrastiveRepresentation(DistillationLoss):
         pair = embeddings(student, teacher, rows)
         ours, theirs = (directions(head(each)) for head, each in zip(self.heads, pair, strict=True))
         memory = self.memory.clone()  # what gradients are computed from must stay as it is
-        losses = [self._told(ours, theirs.detach(), memory[1], 0), self._told(theirs, ours.detach(), memory[0], 1)]
+        losses = [
+            self._contrast(ours, theirs.detach(), memory[1], 0),
+            self._contrast(theirs, ours.detach(), memory[0], 1),
+        ]
         if self.training:
             for side, new in enumerate((ours, theirs)):
                 queue = torch.cat([memory[side], new.detach()])
                 self.memory[side].copy_(queue[len(new) :])
         return torch.stack(losses).sum()
 
-    def _told(self, anchors: Tensor, same: Tensor, others: Tensor, side: int) -> Tensor:
+    def _contrast(self, anchors: Tensor, same: Tensor, others: Tensor, side: int) -> Tensor:
         """Return the loss of `anchors` [n, D], of which `same` are the other network's, `others` [K, D] the memory."""
         known = (anchors * same).sum(dim=1, keepdim=True)
         scores = (torch.cat([known, anchors @ others.T], dim=1) / self.temperature).exp()

@@ -45,5 +45,5 @@ class SoftmaxRegression(DistillationLoss):
         (logits,) = counted(rows, teacher.logits)
         set_norm(self.adapter[1], ours, training=self.training)
         mapped = self.adapter(ours)
-        said = F.linear(mapped, self.weight, self.bias)
-        return squared(mapped - theirs).mean() + squared(said - logits).mean()
+        classified = F.linear(mapped, self.weight, self.bias)
+        return squared(mapped - theirs).mean() + squared(classified - logits).mean()

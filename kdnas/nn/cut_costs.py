@@ -303,15 +303,15 @@ def _side(whole: int, cut: Sequence[int], groups: Sequence[Sequence[Any]]) -> Si
     if all(len(group) == 1 for group in groups):
         slopes = {groups[index][0]: whole - cut[index] for index in changed}
     elif changed:
-        told = [
+        followed = [
             axis
             for axis in itertools.chain(*groups)
             if [i for i, group in enumerate(groups) if axis in group] == changed
         ]
         steps = {whole - cut[index] for index in changed}
-        if len(steps) > 1 or not told:
+        if len(steps) > 1 or not followed:
             raise _SeveralAxes
-        slopes = {told[0]: steps.pop()}
+        slopes = {followed[0]: steps.pop()}
     else:
         slopes = {}
     constant = whole - sum(slope * axis.size for axis, slope in slopes.items())

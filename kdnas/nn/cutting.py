@@ -442,16 +442,16 @@ def _fault(
     try:
         cut = outputs(anatomy.cut(network, kept), example)
     except Exception as error:  # it runs the user's own module, which may raise anything
-        said = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
-        return f"the cut network does not run, for its code counts on the whole size ({said})"
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+        return f"the cut network does not run, for its code counts on the whole size ({reason})"
     if not bool(torch.isfinite(cut).all()):
         return "the cut network's outputs are not finite"
     if not exact:
-        return _fault_beside_norms(anatomy, network, example, kept)
+        return _fault_without_norms(anatomy, network, example, kept)
     return _difference(cut, outputs(anatomy.mask(network, kept), example))
 
 
-def _fault_beside_norms(anatomy: Anatomy, network: nn.Module, example: Example, kept: Kept) -> str:
+def _fault_without_norms(anatomy: Anatomy, network: nn.Module, example: Example, kept: Kept) -> str:
     """Return what is wrong with a cut that is inexact by nature, once that nature is taken away; empty: nothing is.
 
     Without its norms a network's numbers grow, so it is run in float64. What that does not work for is taken for right.

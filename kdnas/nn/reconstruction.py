@@ -157,8 +157,8 @@ def _foretelling(ours: Tensor, theirs: Tensor, stay: Tensor) -> tuple[Tensor, Te
     ridge = seen * (RIDGE * fed.square().mean() + torch.finfo(torch.float32).tiny)
     second.diagonal().add_(ridge)
     change = torch.linalg.solve(second, fed[:seen].T @ lost[:seen]).T
-    foretold = fed[seen:] @ change.T
-    factor = (foretold * lost[seen:]).sum() / foretold.square().sum().clamp_min(torch.finfo(torch.float64).tiny)
+    predicted = fed[seen:] @ change.T
+    factor = (predicted * lost[seen:]).sum() / predicted.square().sum().clamp_min(torch.finfo(torch.float64).tiny)
     mixing = change * factor.clamp(0.0, 1.0)
     mixing[stay, torch.arange(len(stay), device=stay.device)] += 1.0
     return mixing, their_mean - mixing @ mean

@@ -43,8 +43,8 @@ class _Scales(TorchFunctionMode):
             return _scaled(args[0], *_affine(args[2:], named))
         if func in _SECOND:
             weight, bias = _affine(args[2:], named)
-            beside = (-1, *[1] * (args[0].ndim - 2))
-            return _scaled(args[0], *(part if part is None else part.view(beside) for part in (weight, bias)))
+            shape = (-1, *[1] * (args[0].ndim - 2))
+            return _scaled(args[0], *(part if part is None else part.view(shape) for part in (weight, bias)))
         return func(*args, **named)
 
 

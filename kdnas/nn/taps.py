@@ -141,7 +141,7 @@ class Taps:
         self._attention = AttentionTaps(module) if "attention" in needs else None
         self._mask = mask
         self._heads = [modules[name] for name in (classifier, taught) if name is not None] if taught else []
-        self._said: dict[int, Tensor] = {}
+        self._head_logits: dict[int, Tensor] = {}
 
     def __enter__(self) -> Taps:
         for position, stage in enumerate(self._stages):
@@ -173,14 +173,16 @@ class Taps:
                 embedding = embedding.flatten(0, 1) if logits.ndim == embedding.ndim == 3 else embedding.flatten(1)
             attention = () if self._attention is None else self._attention.taken()
             mask = None if self._mask is None else inputs[self._mask]
-            logits, taught = (self._said[0], self._said[1].flatten(0, -2)) if self._heads else (logits, None)
+            logits, taught = (
+                (self._head_logits[0], self._head_logits[1].flatten(0, -2)) if self._heads else (logits, None)
+            )
             return Outputs(logits.flatten(0, -2), stages, embedding, attention, mask, taught)
         finally:
             self._release()  # holding the last batch's graph would keep its memory
 
     def _release(self) -> None:
         self._captured.clear()
-        self._said.clear()
+        self._head_logits.clear()
         self._embedding = None
         if self._attention is not None:
             self._attention.release()
@@ -194,7 +196,7 @@ class Taps:
 
     def _head_hook(self, position: int) -> Any:
         def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-            self._said[position] = output
+            self._head_logits[position] = output
 
         return hook
 
@@ -304,8 +306,8 @@ def stage_names(module: nn.Module) -> tuple[tuple[str, ...], str | None]:
     It says them itself (`with_taps`), or its `stages` is a ModuleList and its `classifier` a module; either may be
     missing.
     """
-    if (said := getattr(module, "taps", None)) is not None:
-        return said
+    if (marked := getattr(module, "taps", None)) is not None:
+        return marked
     stages = getattr(module, "stages", None)
     count = len(stages) if isinstance(stages, nn.ModuleList) else 0
     classifier = "classifier" if isinstance(getattr(module, "classifier", None), nn.Module) else None

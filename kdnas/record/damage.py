@@ -119,9 +119,9 @@ def _remove(connection: Connection, study: str, damage: Damage) -> None:
         run(f"delete from trial_{table} where trial_id = :trial", trial=trial)
     closed = "state = 'FAIL', datetime_start = null, datetime_complete = null"
     run(f"update trials set {closed} where trial_id = :trial", trial=trial)
-    said = json.dumps(f"left out as damaged: {damage.reason}")
+    note = json.dumps(f"left out as damaged: {damage.reason}")
     row = "(trial_id, key, value_json) values (:trial, 'set_aside', :said)"
-    run(f"insert into trial_user_attributes {row}", trial=trial, said=said)
+    run(f"insert into trial_user_attributes {row}", trial=trial, note=note)
 
 
 @dataclass(frozen=True)
@@ -226,8 +226,8 @@ def _student_problem(
     except _UNREADABLE as error:
         return f"its attributes are no student's: {error}"
     known = {**record.values, **record.measurements}
-    unsaid = [name for name in objectives if name not in known]
-    return f"its result says no {', '.join(unsaid)}" if unsaid and state == OptunaState.COMPLETE else ""
+    without_value = [name for name in objectives if name not in known]
+    return f"its result says no {', '.join(without_value)}" if without_value and state == OptunaState.COMPLETE else ""
 
 
 def _note_problem(key: str, text: Any) -> str:

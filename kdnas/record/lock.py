@@ -487,8 +487,8 @@ def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def recorded_numerics(locked: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
     """Return the plain training `locked`, with `current`'s numerics where it was made before they were recorded."""
-    said = {name: current[name] for name in NUMERICS if name in current and locked.get(name, "auto") == "auto"}
-    return {**locked, **said}
+    decided = {name: current[name] for name in NUMERICS if name in current and locked.get(name, "auto") == "auto"}
+    return {**locked, **decided}
 
 
 def fingerprint(record: Any) -> str:

@@ -107,10 +107,10 @@ def findings(run: RunRecord, result: AuditResult) -> list[str]:
 
 def verdict(result: AuditResult) -> str:
     """Return what the search score says beyond the parameter count, in one sentence."""
-    beside = result.beside.get("params")
-    if beside is None or beside.gain is None:
+    baseline = result.baselines.get("params")
+    if baseline is None or baseline.gain is None:
         return "What the search score says beyond the parameter count is not known."
-    gain, partial = beside.gain, beside.partial
+    gain, partial = baseline.gain, baseline.partial
     difference = f"difference in tau {shown_tau(gain)}"
     held = f"partial tau with the parameter count held fixed {shown_tau(partial)}"
     adds = partial is not None and partial.low > 0
@@ -137,7 +137,7 @@ def trust_line(run: RunRecord) -> str:
         return f"No audit was made, so how well the search’s scores rank is not known: {audit}"
     if result.overall is None:
         return findings(run, result)[0]
-    gain = result.beside["params"].gain if "params" in result.beside else None
+    gain = result.baselines["params"].gain if "params" in result.baselines else None
     line = (
         f"Audit of {len(result.students)} students: the search score ranks as {result.longer.words} do with "
         f"Kendall tau {shown_tau(result.overall)}"
@@ -218,7 +218,7 @@ def audit_document(run: RunRecord) -> dict[str, object] | None:
         "tau": {scope.name: _taus(run, scope.taus) for scope in result.scopes},
         "beside": {
             cost: {"gain": _plain(b.gain), "gain_in_bands": _plain(b.gain_in_bands), "partial": _plain(b.partial)}
-            for cost, b in result.beside.items()
+            for cost, b in result.baselines.items()
         },
         "one_training": _plain(result.one_training),
         "ceiling": _plain(result.ceiling),

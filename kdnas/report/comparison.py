@@ -28,14 +28,14 @@ def table(result: Comparisons) -> Table:
     students = list(dict.fromkeys(row.arch_id for row in result.rows))
     found = {(row.name, row.arch_id): row for row in result.rows}
     best = result.ranking[0]
-    worse = set(result.told_apart(best))
+    worse = set(result.worse_than(best))
     lines = []
     for name in result.ranking:
         rows = [found.get((name, arch_id)) for arch_id in students]
         cells = ["" if row is None else shown_interval(result.score, row.mean, row.ci95) for row in rows]
         seeds = ", ".join(str(len(row.scores)) for row in rows if row is not None)
-        beside = "the best" if name == best else "beyond noise" if name in worse else "≈ the best"
-        lines.append([name, *cells, seeds, beside])
+        verdict = "the best" if name == best else "beyond noise" if name in worse else "≈ the best"
+        lines.append([name, *cells, seeds, verdict])
     headings = ["recipe", *(f"student {arch_id}" for arch_id in students), "trainings", "told apart"]
     return Table.of_texts("comparison", headings, lines, text=(0, len(headings) - 1))
 
@@ -44,8 +44,8 @@ def sentences(comparison: Comparison, result: Comparisons) -> list[str]:
     """Return in words which differences are beyond noise, and on what they rest."""
     fidelity, students = comparison.fidelity, len(comparison.students)
     many = counted(len(result.ranking), "recipe")
-    told = f"{many}, {counted(students, 'student')}, {counted(comparison.seeds, 'seed')}: {fidelity.words} each, "
-    lines = [f"{told}scored on the validation split."]
+    caption = f"{many}, {counted(students, 'student')}, {counted(comparison.seeds, 'seed')}: {fidelity.words} each, "
+    lines = [f"{caption}scored on the validation split."]
     if result.failed:
         lines.append(f"{counted(result.failed, 'training')} of {len(comparison.tasks)} failed and are missing.")
     sure = [difference for difference in result.differences if difference.p_value < SIGNIFICANT]
@@ -90,7 +90,7 @@ def picture(result: Comparisons) -> str:
             f'<text x="{x(tick):.1f}" y="{height - _BOTTOM + 24:g}" text-anchor="middle">'
             f"{escape(result.score.shown(tick))}</text>"
         )
-    best, worse = result.ranking[0], set(result.told_apart(result.ranking[0]))
+    best, worse = result.ranking[0], set(result.worse_than(result.ranking[0]))
     for place, arch_id in enumerate(students):
         top = place * panel
         parts.append(f'<text x="12" y="{top + 22}" font-weight="600">student {escape(arch_id)}</text>')

@@ -212,8 +212,8 @@ def _tables(run: RunRecord) -> str:
     parts = []
     if front(run):
         tinted = "The student at the top of this page is tinted green."
-        told = f"{tinted} {summary.near_chance(run)} {summary.distinguishing(run)}"
-        parts.append(f'<h2>The front</h2>{hint}{front_of_page(run).html()}<p class="lead">{in_html(told.strip())}</p>')
+        lead = f"{tinted} {summary.near_chance(run)} {summary.distinguishing(run)}"
+        parts.append(f'<h2>The front</h2>{hint}{front_of_page(run).html()}<p class="lead">{in_html(lead.strip())}</p>')
         further = further_scores_table(run)
         parts += [f"<h3>{in_html(further.name)}</h3>{further.html()}"] if further.rows else []
     parts.append(_full_trainings(run))
@@ -225,8 +225,8 @@ def _full_trainings(run: RunRecord) -> str:
     found, troubles = full_trainings(run.folder)
     if not found and not troubles:
         return ""
-    told = '<p class="lead">One training each, by `kdnas train`; the test split was used once, at its end.</p>'
-    table = told + full_trainings_table(run, found).html() if found else ""
+    lead = '<p class="lead">One training each, by `kdnas train`; the test split was used once, at its end.</p>'
+    table = lead + full_trainings_table(run, found).html() if found else ""
     return "<h2>Full trainings</h2>" + table + "".join(f'<p class="notice">{in_html(line)}</p>' for line in troubles)
 
 

@@ -198,7 +198,7 @@ def bits_in_words(run: RunRecord) -> str:
     if len(per_token) != 2 or not run.trains:
         return ""
 
-    def told(whose: str, validation: float | None, test: float | None) -> str:
+    def row(whose: str, validation: float | None, test: float | None) -> str:
         known = [
             f"{bits_per_byte(score, each):.3f}{where}"
             for score, each, where in zip((validation, test), per_token, ("", " on test"), strict=True)
@@ -206,8 +206,8 @@ def bits_in_words(run: RunRecord) -> str:
         ]
         return f"{whose} {', '.join(known)}"
 
-    rows = [told(member.trial.arch.arch_id, member.values.get(name), member.test_score) for member in front(run)]
-    rows += [] if run.teacher is None else [told("the teacher", run.teacher.score, run.teacher.test_score)]
+    rows = [row(member.trial.arch.arch_id, member.values.get(name), member.test_score) for member in front(run)]
+    rows += [] if run.teacher is None else [row("the teacher", run.teacher.score, run.teacher.test_score)]
     return f"In bits per byte (a token stands for {per_token[0]:.2f} bytes): {'; '.join(rows)}."
 
 

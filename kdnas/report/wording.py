@@ -119,13 +119,13 @@ def bound_in_words(bound: Constraint, score: Quantity) -> str:
 def reason_in_words(reason: str, score: Quantity) -> str:
     """Return why a trial has no score with its constraints in words: "breaks macs<=6e+06" is "... at most 6 M MACs"."""
 
-    def said(match: re.Match[str]) -> str:
+    def spelled(match: re.Match[str]) -> str:
         try:
             return bound_in_words(parse_constraint(match[0], score), score)
         except ValueError:
             return match[0]
 
-    return re.sub(r"\b[a-z_][a-z0-9_]*(?:<=|>=)-?[0-9][0-9.]*(?:e[-+]?[0-9]+)?%?", said, reason)
+    return re.sub(r"\b[a-z_][a-z0-9_]*(?:<=|>=)-?[0-9][0-9.]*(?:e[-+]?[0-9]+)?%?", spelled, reason)
 
 
 def scaled(value: float, digits: int = 4) -> str:

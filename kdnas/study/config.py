@@ -430,8 +430,8 @@ class StudyConfig(Section):
         if not isinstance(last, dict) or not isinstance(training, dict) or not last.get("epochs"):
             return value
         names = ("epochs", "data_fraction", "resolution_fraction")
-        said = {name: last[name] for name in names if last.get(name) is not None}
-        return {**value, "training": {**said, **training}}
+        last_stated = {name: last[name] for name in names if last.get(name) is not None}
+        return {**value, "training": {**last_stated, **training}}
 
     @model_validator(mode="before")
     @classmethod

@@ -114,8 +114,8 @@ def study_file(path: Path) -> Path:
             raise ConfigError(Problem(str(path), f"the folder holds no {STUDY_FILE}; `{how}` writes one"))
         return path / STUDY_FILE
     if not path.exists():
-        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, beside, n=1)
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, siblings, n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(Problem(str(path), f"there is no such folder or file{hint}"))
     return path

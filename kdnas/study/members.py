@@ -238,8 +238,8 @@ def _constraints(data: Mapping[str, Any]) -> Iterator[Problem]:
         if isinstance(bound, Constraint):
             bounds[index] = bound
     if data.get("teacher") is None:
-        for index, said in of_teacher.items():
-            yield Problem(f"constraints.{index}", f"{said} speaks of the teacher, and the study has none")
+        for index, bound in of_teacher.items():
+            yield Problem(f"constraints.{index}", f"{bound} speaks of the teacher, and the study has none")
     costs = _cost_names(data)
     for index, bound in bounds.items():
         where = f"constraints.{index}"

@@ -152,8 +152,8 @@ class _SpaceReader:
             if problem.where == "type":
                 self._complain("family", problem.what, problem.allowed)
         if family in STUDENTS.names() and STUDENTS.get(family).derived:
-            said = f"{family}: its choices are the teacher's, which a study says by `space: {{derive: teacher}}`"
-            self._complain("family", said)
+            message = f"{family}: its choices are the teacher's, which a study says by `space: {{derive: teacher}}`"
+            self._complain("family", message)
         choices = self._choices()
         fixed = self._fixed(choices)
         domains = {**choices, **{name: (value,) for name, value in fixed.items()}}

@@ -176,8 +176,8 @@ def _unknown(recipe: Recipe, path: str) -> Problem:
     above = path.rpartition(".")[0]
     while above and not any(setting.startswith(f"{above}.") for setting in tunable):
         above = above.rpartition(".")[0]
-    beside = [setting for setting in tunable if setting.startswith(f"{above}.")] if above else tunable
-    return Problem(path, f"is no setting of the recipe{hint}", ", ".join(beside))
+    siblings = [setting for setting in tunable if setting.startswith(f"{above}.")] if above else tunable
+    return Problem(path, f"is no setting of the recipe{hint}", ", ".join(siblings))
 
 
 def _plain_types(annotation: Any) -> set[Any]:

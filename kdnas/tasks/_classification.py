@@ -39,14 +39,14 @@ class Classification(Task):
         """Return [3 * K]: how many samples of each class are right, how often each was told, how many each has."""
         return self.tally_of(rows.logits.argmax(dim=1), rows.targets)
 
-    def tally_of(self, told: Tensor, true: Tensor) -> Tensor:
-        """Return what `tally` does of the classes `told` int64 [M] of samples whose classes are `true` int64 [M]."""
+    def tally_of(self, predicted: Tensor, true: Tensor) -> Tensor:
+        """Return what `tally` does, of the classes `predicted` and `true`, both int64 [M]."""
         import torch
 
-        counts = torch.zeros(3, self.spec.outputs, dtype=torch.float64, device=told.device)
-        ones = torch.ones(len(told), dtype=torch.float64, device=told.device)
-        counts[0].scatter_add_(0, true, ones * (told == true))
-        counts[1].scatter_add_(0, told, ones)
+        counts = torch.zeros(3, self.spec.outputs, dtype=torch.float64, device=predicted.device)
+        ones = torch.ones(len(predicted), dtype=torch.float64, device=predicted.device)
+        counts[0].scatter_add_(0, true, ones * (predicted == true))
+        counts[1].scatter_add_(0, predicted, ones)
         counts[2].scatter_add_(0, true, ones)
         return counts.flatten()
 

@@ -43,7 +43,7 @@ class Naming:
         return cls(tuple(spelt), where, stated)
 
     @property
-    def says_something(self) -> bool:
+    def is_informative(self) -> bool:
         """Whether these are names: `LABEL_0` and the like are not."""
         return self.stated or not all(re.fullmatch(r"label[ _]?\d+", names[0].casefold()) for names in self.spellings)
 
@@ -76,7 +76,7 @@ def class_order(naming: Naming | None, data: Data, count: int) -> tuple[tuple[in
         if naming.stated:
             raise TeacherError(Problem(naming.where, what, "one name a class, in the teacher's own order"))
         naming = None
-    if naming is None or not naming.says_something:
+    if naming is None or not naming.is_informative:
         if count != len(class_names):
             raise TeacherError(other_classes(count, data))
         return None, ()
@@ -106,13 +106,13 @@ def class_order(naming: Naming | None, data: Data, count: int) -> tuple[tuple[in
     return order, ("its classes are put in the data's order by their names", *notes)
 
 
-def names_beside(path: Path) -> list[tuple[tuple[str, ...] | None, str]]:
+def names_near(path: Path) -> list[tuple[tuple[str, ...] | None, str]]:
     """Return the class names that a weights file carries and those of the config.json beside it, each with its place.
 
     Nothing that the file holds is run; a file that cannot be read has no names.
     """
-    beside = path.parent / "config.json"
-    return [(_names_in(path), path.name), (_names_in(beside), beside.name)]
+    config = path.parent / "config.json"
+    return [(_names_in(path), path.name), (_names_in(config), config.name)]
 
 
 def names_on(network: Any) -> tuple[tuple[str, ...] | None, str]:

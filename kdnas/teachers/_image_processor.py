@@ -72,12 +72,12 @@ def read_processing(
         what = f"the image processor of {source} does more to pixels than to scale, shift and reorder channels"
         raise TeacherError(Problem("model", what, _STATE_THEM))
     notes: list[str] = []
-    if declared.get("rescale_offset") and not _knows(processor, "rescale_offset"):
+    if declared.get("rescale_offset") and not _supports(processor, "rescale_offset"):
         offset = offset - factors / float(declared.get("rescale_factor", 1 / 255))
         notes.append(
             "rescale_offset is taken as its configuration states it, which its processor's class does not know"
         )
-    if declared.get("do_flip_channel_order") and not _knows(processor, "do_flip_channel_order"):
+    if declared.get("do_flip_channel_order") and not _supports(processor, "do_flip_channel_order"):
         order = order[::-1]
         notes.append("channels are flipped as its configuration states, which its processor's class does not know")
     elif list(order) != list(range(channels)):
@@ -97,7 +97,7 @@ def _longest_edge(declared: Mapping[str, Any], height: int, width: int) -> tuple
     return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
-def _knows(processor: Any, key: str) -> bool:
+def _supports(processor: Any, key: str) -> bool:
     """Return whether the class of `processor` has a setting of that name; it keeps others without using them."""
     kind = type(processor)
     stated = getattr(getattr(kind, "valid_kwargs", None), "__annotations__", {})

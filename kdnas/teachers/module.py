@@ -13,7 +13,7 @@ from kdnas.errors import ConfigError, Problem, TeacherError
 from kdnas.nn.origin import Origin
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Deviations, Expected, InputSize, Statistics, fit_teacher
-from kdnas.teachers._class_names import ClassNames, names_beside, names_on, naming_of
+from kdnas.teachers._class_names import ClassNames, names_near, names_on, naming_of
 from kdnas.teachers._loading import MAYBE_SEEN, find_file, read_weights
 from kdnas.teachers._plain import plain_network, refuse_inside_script, refuse_without_weights
 from kdnas.teachers._state_dict import load_weights
@@ -72,7 +72,7 @@ def module(
         facts={"factory": factory, "arguments": arguments or {}, "code": _code_hash(function)},
         stages=stages,
         classifier=classifier,
-        naming=naming_of(class_names, *(names_beside(path) if path is not None else ()), names_on(network)),
+        naming=naming_of(class_names, *(names_near(path) if path is not None else ()), names_on(network)),
         notes=notes,
         origin=Origin("module", function.name, arguments or {}, files=function.sources),
     )

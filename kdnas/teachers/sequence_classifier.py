@@ -52,12 +52,12 @@ def sequence_classifier(
     network: Any = loaded.network
     check_tokens(loaded, data)
     labels = network.config.id2label
-    if (len(labels) < 2) != data.foretells_values:
+    if (len(labels) < 2) != data.predicts_values:
         raise TeacherError(_other_answers(len(labels), data))
     known = tuple(str(labels[index]) for index in range(len(labels)))
     order: tuple[int, ...] | None = None
     named: tuple[str, ...] = ()
-    if not data.foretells_values:
+    if not data.predicts_values:
         order, named = class_order(naming_of(class_names, (known, "its config's id2label")), data, len(labels))
     names = _inputs(network, [taken.name for taken in data.task.inputs])
     module = ClassLogitsOf(network, len(names), order).eval().requires_grad_(False).to(context.device)
@@ -72,7 +72,7 @@ def sequence_classifier(
         tuple(layer.path for layer in attention_layers(module)),
         linear[-1] if linear else None,
         fingerprint(network, {"sequence_classifier": type(network).__name__, "order": order}),
-        (_MAYBE_SEEN if data.foretells_values else MAYBE_SEEN, *named),
+        (_MAYBE_SEEN if data.predicts_values else MAYBE_SEEN, *named),
         answers=sketch(answers.cpu().numpy()),
         origin=dataclasses.replace(
             loaded.origin(names),
@@ -98,7 +98,7 @@ def _inputs(network: nn.Module, given: list[str]) -> tuple[str, ...]:
 
 def _other_answers(outputs: int, data: TextData) -> Problem:
     """Return the problem of a teacher that tells one number of texts with classes, or the reverse."""
-    if data.foretells_values:
+    if data.predicts_values:
         what = f"it names one of {outputs} classes, and the labels of {data.name} are numbers to be foretold"
         return Problem("teacher", what, "a model with num_labels 1; data: {labels: classes} where they are classes")
     what = f"it answers with one number, as a regression does, and the labels of {data.name} are classes"

@@ -11,7 +11,7 @@ from kdnas.errors import Problem, TeacherError
 from kdnas.nn.origin import Origin
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Deviations, Expected, InputSize, Statistics, fit_teacher
-from kdnas.teachers._class_names import ClassNames, names_beside, naming_of, other_classes
+from kdnas.teachers._class_names import ClassNames, names_near, naming_of, other_classes
 from kdnas.teachers._loading import MAYBE_SEEN, find_file, only_weights, read_weights, require
 from kdnas.teachers._state_dict import find_weights, load_found
 
@@ -55,7 +55,7 @@ def timm(
     if path is not None:
         options.setdefault("num_classes", context.data.task.outputs)
     network = _create(library, model, pretrained, options)
-    known = () if path is None else names_beside(path)
+    known = () if path is None else names_near(path)
     notes = [MAYBE_SEEN]
     if checkpoint is not None:
         found = find_weights(network, checkpoint, weights_key)

@@ -13,7 +13,7 @@ from kdnas.errors import Problem, TeacherError
 from kdnas.nn.origin import Origin
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Deviations, Expected, InputSize, Statistics, fit_teacher
-from kdnas.teachers._class_names import ClassNames, names_beside, naming_of, other_classes
+from kdnas.teachers._class_names import ClassNames, names_near, naming_of, other_classes
 from kdnas.teachers._loading import MAYBE_SEEN, Checkpoint, find_file, read_weights, require
 from kdnas.teachers._state_dict import find_weights, load_found, load_weights
 
@@ -59,7 +59,7 @@ def torchvision(
     notes = [MAYBE_SEEN]
     if Path(weights).suffix:
         path = find_file(weights, context.data_root)
-        known = names_beside(path)
+        known = names_near(path)
         network, left_out = _from_file(
             library,
             model,

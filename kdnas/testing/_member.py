@@ -47,15 +47,15 @@ class MemberConformance:
 
 
 def suites(
-    conformance: type[MemberConformance], *without: str, **told: Mapping[str, Any]
+    conformance: type[MemberConformance], *without: str, **attributes: Mapping[str, Any]
 ) -> dict[str, type[MemberConformance]]:
     """Return a suite for every registered member of a family but `without`, by name: `globals().update(suites(...))`.
 
-    `told` is what the suite must be told of single members, as `hint={"zero_when_equal": False}`.
+    `attributes` are what the suite must know of single members, as `hint={"zero_when_equal": False}`.
     """
     made = {}
     for name in conformance.registry.names():
         if name not in without:
             title = f"Test{''.join(part.title() for part in name.split('_'))}"
-            made[title] = type(title, (conformance,), {"member": name, **told.get(name, {})})
+            made[title] = type(title, (conformance,), {"member": name, **attributes.get(name, {})})
     return made

@@ -59,10 +59,10 @@ class EvaluatorConformance(MemberConformance):
             assert all(math.isfinite(value) for value in price.values())
             assert all(pair[0].quantities[name].kind == "cheap" for name in price)
 
-    def test_what_it_rests_on_is_told(self, pair: tuple[Evaluator, Evaluator]) -> None:
+    def test_what_it_rests_on_is_recorded(self, pair: tuple[Evaluator, Evaluator]) -> None:
         assert dict(pair[0].fingerprints) == dict(pair[1].fingerprints)
-        told = {**pair[0].fingerprints, **pair[0].description}
-        assert all(isinstance(key, str) and isinstance(value, str) for key, value in told.items())
+        recorded = {**pair[0].fingerprints, **pair[0].description}
+        assert all(isinstance(key, str) and isinstance(value, str) for key, value in recorded.items())
 
     def test_a_job_has_the_same_result_in_any_process(
         self, pair: tuple[Evaluator, Evaluator], study: StudyConfig

@@ -47,7 +47,7 @@ class ExecutorConformance(MemberConformance):
         assert (executor.free, executor.running) == (2, 0)
         assert os.getpid() not in {result and result.seen["pid"] for result in done.values()}
 
-    def test_a_failure_is_told_and_the_workers_work_on(self, executor: Executor[Task, Seen]) -> None:
+    def test_a_failure_is_reported_and_the_workers_work_on(self, executor: Executor[Task, Seen]) -> None:
         for job, reason in (
             (Task("trial error"), "loss became nan"),
             (Task("error"), "ZeroDivisionError: by zero"),

@@ -97,9 +97,9 @@ class PolicyConformance(MemberConformance):
 
     @pytest.mark.parametrize("costs", _CASES)
     def test_it_spends_the_budget_and_allows_everything_at_last(self, costs: str) -> None:
-        ladders, told = self.ladders, _CASES[costs]
-        history = play(self.policy(), tick=0.001, **told)
-        assert 1.0 <= sum(item.spent for item in history) < 1.0 + 0.0011 + told.get("panel", 0.0)
+        ladders, case = self.ladders, _CASES[costs]
+        history = play(self.policy(), tick=0.001, **case)
+        assert 1.0 <= sum(item.spent for item in history) < 1.0 + 0.0011 + case.get("panel", 0.0)
         assert history[-1].stage.allowed == ladders.values
         for item in history:
             assert item.steps >= 1
@@ -112,16 +112,16 @@ class PolicyConformance(MemberConformance):
 
     @pytest.mark.parametrize("costs", _CASES)
     def test_it_goes_on_after_an_interruption_as_it_would_have(self, costs: str) -> None:
-        told = _CASES[costs]
-        assert play(self.policy, tick=0.001, **told) == play(self.policy(), tick=0.001, **told)
+        case = _CASES[costs]
+        assert play(self.policy, tick=0.001, **case) == play(self.policy(), tick=0.001, **case)
 
     @pytest.mark.parametrize("costs", _CASES)
     def test_what_was_recorded_is_followed_whatever_is_measured(self, costs: str) -> None:
-        told, policy = _CASES[costs], self.policy()
-        stages = tuple(play(policy, tick=0.001, **told))
+        case, policy = _CASES[costs], self.policy()
+        stages = tuple(play(policy, tick=0.001, **case))
         record = ShrinkingRecord(policy.name, "space", "family", 10**12, stages)
         plain = ShrinkingRecord.from_dict(json.loads(json.dumps(record.as_dict())))
         again = Recorded(self.ladders, policy.settings, plain)
         assert again.name == policy.name
-        followed = play(again, lambda spent: 0.1, tick=0.001, rates={"together": 9.0}, **told)
+        followed = play(again, lambda spent: 0.1, tick=0.001, rates={"together": 9.0}, **case)
         assert [(item.stage, item.steps) for item in followed] == [(item.stage, item.steps) for item in stages]

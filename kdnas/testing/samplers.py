@@ -125,12 +125,12 @@ class Loop:
         self.describe(trial, fidelity)
         self.running.append((trial, fidelity))
         while len(self.running) > self.waiting:
-            self.tell(*self.running.pop(0))
+            self.report_score(*self.running.pop(0))
         if self.rungs and number % 3 == 2:  # every third student is trained on
             self.study.enqueue_trial(self.proposals[-2])
             promoted = self.study.ask(fixed_distributions=self.domain)
             self.describe(promoted, self.rungs[-1])
-            self.tell(promoted, self.rungs[-1])
+            self.report_score(promoted, self.rungs[-1])
 
     def describe(self, trial: optuna.Trial, fidelity: Fidelity) -> None:
         """Note what a search notes of a trial."""
@@ -138,7 +138,7 @@ class Loop:
         trial.set_user_attr("tuned", {})
         trial.set_user_attr("fidelity", fidelity.as_dict())
 
-    def tell(self, trial: optuna.Trial, fidelity: Fidelity) -> None:
+    def report_score(self, trial: optuna.Trial, fidelity: Fidelity) -> None:
         """Tell the scores of a trial."""
         known = values(trial.params, fidelity)
         trial.set_user_attr("result", {"values": known})
@@ -163,9 +163,9 @@ class SamplerConformance(MemberConformance):
 
     registry = SAMPLERS
 
-    def loop(self, **told: Any) -> Loop:
+    def loop(self, **options: Any) -> Loop:
         """Return a search by this sampler."""
-        return Loop(self.build, **told)
+        return Loop(self.build, **options)
 
     def test_proposals_are_in_the_space_and_never_repeat(self) -> None:
         loop = self.loop()

@@ -219,7 +219,7 @@ class StudentConformance(MemberConformance):
             best = min(best, (time.perf_counter() - start) / len(archs))
         assert best < self.price_seconds
 
-    def test_an_unknown_choice_is_told_with_what_is_allowed(self) -> None:
+    def test_an_unknown_choice_is_refused_with_what_is_allowed(self) -> None:
         choices = {**self.archs(1)[0].choices, "wings_": 2}
         with pytest.raises(ConfigError) as caught:
             self.family().canonical(choices)

@@ -126,8 +126,8 @@ class TaskConformance(MemberConformance):
         rows = task.rows(logits, batch.inputs, batch.targets)
         assert rows.logits.shape == (logits.numel() // spec.outputs, spec.outputs)
         assert len(rows.targets) == len(rows.logits)
-        told = rows.targets[:, None] if spec.outputs == 1 else torch.nn.functional.one_hot(rows.targets, spec.outputs)
-        known = 20.0 * told
+        true = rows.targets[:, None] if spec.outputs == 1 else torch.nn.functional.one_hot(rows.targets, spec.outputs)
+        known = 20.0 * true
         best = task.score(task.tally(task.rows(known.float().view_as(logits), batch.inputs, batch.targets)))
         worst = task.worst(np.asarray(opened.train.targets))
         assert best > worst if spec.score.direction == "maximize" else best < worst

@@ -119,8 +119,8 @@ def completions(
     Contexts are cut at their beginning where they and what follows are longer than `length` tokens.
     """
     if items[0].is_question:
-        told = zip(items, _answers(network, tokenizer, items, length, device), strict=True)
-        right = sum(_normal(answer) in map(_normal, item.endings) for item, answer in told)
+        answered = zip(items, _answers(network, tokenizer, items, length, device), strict=True)
+        right = sum(_normal(answer) in map(_normal, item.endings) for item, answer in answered)
         return Completions(len(items), right / len(items))
     scored = _scored(network, tokenizer, items, length, device)
     if len(items[0].endings) == 1:

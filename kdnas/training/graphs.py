@@ -24,9 +24,9 @@ from kdnas.nn.rows import Batch
 from kdnas.nn.taps import Outputs
 from kdnas.registry import Section
 from kdnas.training.batches import Batches
-from kdnas.training.said import Said
+from kdnas.training.ensemble import OutputsByTeacher
 
-Step = Callable[[tuple[Tensor, ...], Tensor, Said | None], Tensor]
+Step = Callable[[tuple[Tensor, ...], Tensor, OutputsByTeacher | None], Tensor]
 """Trains on inputs [B, ...], their targets and what the teachers say; returns the loss, detached."""
 
 WARM_UP_STEPS = 3
@@ -111,7 +111,7 @@ class GraphedStep:
         """Whether batches of the first one's shape are replayed now."""
         return self._replay is not None
 
-    def __call__(self, inputs: tuple[Tensor, ...], targets: Tensor, theirs: Said | None) -> Tensor:
+    def __call__(self, inputs: tuple[Tensor, ...], targets: Tensor, theirs: OutputsByTeacher | None) -> Tensor:
         """Train on one batch and return its loss, a scalar that the next call may overwrite."""
         batch = _flat(inputs, targets, theirs)
         shapes = [(tensor.shape, tensor.dtype) for tensor in batch]
@@ -124,7 +124,7 @@ class GraphedStep:
             return self._replay()
         return self._recorder.run(lambda: self._step(inputs, targets, theirs))
 
-    def _ready(self, batch: Sequence[Tensor], count: int, theirs: Said | None) -> bool:
+    def _ready(self, batch: Sequence[Tensor], count: int, theirs: OutputsByTeacher | None) -> bool:
         """Return whether there is a graph to replay; makes it when the warm-up is over.
 
         `count` is how many inputs a network takes.
@@ -146,7 +146,7 @@ class GraphedStep:
         return self._replay is not None
 
 
-def _flat(inputs: tuple[Tensor, ...], targets: Tensor, theirs: Said | None) -> list[Tensor]:
+def _flat(inputs: tuple[Tensor, ...], targets: Tensor, theirs: OutputsByTeacher | None) -> list[Tensor]:
     """Return the tensors of a batch. The teacher's are float32, as the losses read them, cached or not."""
     if theirs is None:
         return [*inputs, targets]

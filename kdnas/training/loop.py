@@ -393,7 +393,7 @@ def _train_epoch(lanes: Sequence[_Lane], course: Course, outputs: TeachersOutput
 
 def _modules(network: nn.Module, step: Step, begin_from: Path | None) -> tuple[dict[str, nn.Module], str | None]:
     """Return what a checkpoint keeps, begun from that of another training where asked for, and that one's identity."""
-    modules = {"network": network, "losses": step.criterion, **step.beside()}
+    modules = {"network": network, "losses": step.criterion, **step.auxiliary()}
     origin = None if begin_from is None else load_modules(begin_from, modules)
     for member in step.members:
         if member.average is not None and origin is None:

@@ -15,8 +15,8 @@ from kdnas.losses import LOSSES, DistillationLoss
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Output, Outputs, OutputShapes
 from kdnas.plugins import short_name
+from kdnas.training.ensemble import OutputsByTeacher
 from kdnas.training.recipe import ENSEMBLE, LEARNING, Distillation, Ensemble
-from kdnas.training.said import Said
 
 
 class TrainingLoss(nn.Module):
@@ -66,11 +66,15 @@ class TrainingLoss(nn.Module):
                 self.warmth[index].fill_(min(1.0, progress / warmup))
 
     def forward(
-        self, student: Outputs, said: Said | None, rows: Rows, learning: Mapping[str, Sequence[Outputs]] | None = None
+        self,
+        student: Outputs,
+        of_teachers: OutputsByTeacher | None,
+        rows: Rows,
+        learning: Mapping[str, Sequence[Outputs]] | None = None,
     ) -> Tensor:
         """Return the loss, a scalar in float32; `rows` are the student's logits with their targets and weights.
 
-        `said` is what the teachers say; it may be None where no distillation loss asks them. `learning` is what those
+        `of_teachers` holds their outputs; it may be None where no distillation loss asks them. `learning` is what those
         of `LEARNING` say that losses learn of, detached: of several peers, the mean of the losses is learnt.
         """
         loss = student.logits.new_zeros((), dtype=torch.float32)
@@ -78,9 +82,9 @@ class TrainingLoss(nn.Module):
             loss = loss + self.task_weight * task_loss(rows, self.label_smoothing)
         ours = student.learning
         taught = rows if student.taught is None else replace(rows, logits=ours.logits)
-        theirs = {} if said is None else {name: [outputs] for name, outputs in said.by.items()}
-        if said is not None and ENSEMBLE in self._whose:
-            theirs[ENSEMBLE] = [said.together(self._ensemble, rows)]
+        theirs = {} if of_teachers is None else {name: [outputs] for name, outputs in of_teachers.by.items()}
+        if of_teachers is not None and ENSEMBLE in self._whose:
+            theirs[ENSEMBLE] = [of_teachers.together(self._ensemble, rows)]
         theirs |= {name: list(outputs) for name, outputs in (learning or {}).items()}
         for index, (weight, term) in enumerate(zip(self.weights, self.terms, strict=True)):
             first, *more = theirs[self._whose[index]]

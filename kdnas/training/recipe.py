@@ -129,7 +129,7 @@ class Distillation(Section):
     was drawn: kd at temperature 1 has the right gradient on average, which the largest logits alone have not."""
 
     @pydantic.model_validator(mode="after")
-    def _from_labels_where_nobody_knows(self) -> Distillation:
+    def _from_labels_without_teacher(self) -> Distillation:
         terms = [term for term in self.losses if term.weight > 0]
         if terms and all(term.of in LEARNING for term in terms):
             if "task_weight" not in self.model_fields_set:
@@ -303,8 +303,8 @@ def training_as(kind: str, value: Any, otherwise: Callable[[Any], Any]) -> Any:
 
 def numerics_of(training: Training, other: Training | Mapping[str, Any]) -> Training:
     """Return `training` with the numerics of `other`, a training or its plain form, where its own are `auto`."""
-    said = other if isinstance(other, Mapping) else {name: getattr(other, name) for name in NUMERICS}
-    update = {name: said[name] for name in NUMERICS if getattr(training, name) == "auto" and name in said}
+    decided = other if isinstance(other, Mapping) else {name: getattr(other, name) for name in NUMERICS}
+    update = {name: decided[name] for name in NUMERICS if getattr(training, name) == "auto" and name in decided}
     return training.model_copy(update=update)
 
 

@@ -34,20 +34,20 @@ from kdnas.tasks import Task, task_of
 from kdnas.teachers import Teacher
 from kdnas.training.averaging import Average
 from kdnas.training.batches import Batches
+from kdnas.training.ensemble import OutputsByTeacher
 from kdnas.training.evaluation import evaluate
 from kdnas.training.fused_norm import fused_norms, library, pay
 from kdnas.training.graphs import GraphedStep, Recorder, batches_together, epoch_of_views, recorder_for
 from kdnas.training.loss import TrainingLoss, needs_by_teacher, needs_of
 from kdnas.training.numerics import in_bfloat16
 from kdnas.training.recipe import EMA, PEERS, SELF, Recipe, Training
-from kdnas.training.said import Said
 from kdnas.training.teacher_cache import TeacherCache
 from kdnas.training.teacher_outputs import BatchPlan, TeacherOutputs, views_key
 
 _STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 100}
 """Looking at the loss makes a CUDA device wait, and costs a CPU nothing."""
 
-TaughtBatch = tuple[tuple[Tensor, ...], Tensor, Said | None]
+TaughtBatch = tuple[tuple[Tensor, ...], Tensor, OutputsByTeacher | None]
 """Plain inputs [B, ...], targets, and what the teachers say."""
 Learnt = Mapping[str, Sequence[Outputs]]
 """What those of `LEARNING` say, by their name."""
@@ -118,20 +118,20 @@ class Step:
         self._checked = 0
         self._losses = torch.empty(0)
 
-    def run(self, inputs: tuple[Tensor, ...], targets: Tensor, theirs: Said | None) -> Tensor:
+    def run(self, inputs: tuple[Tensor, ...], targets: Tensor, theirs: OutputsByTeacher | None) -> Tensor:
         """Train on one batch at the optimizer's present rate and return the loss, detached. All of a step is here."""
         # Casts are not kept on a GPU: a graph must make its own from the weights of the moment.
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16, cache_enabled=self.device.type != "cuda"
         ):
-            said = [member.tapped(*inputs) for member in self.members]
+            own_outputs = [member.tapped(*inputs) for member in self.members]
             learnt = [
-                member.learnt_of(inputs, ours, said[:place] + said[place + 1 :])
-                for place, (member, ours) in enumerate(zip(self.members, said, strict=True))
+                member.learnt_of(inputs, ours, own_outputs[:place] + own_outputs[place + 1 :])
+                for place, (member, ours) in enumerate(zip(self.members, own_outputs, strict=True))
             ]
         losses = [
             member.criterion(ours, theirs, self.task.rows(ours.logits, inputs, targets), of)
-            for member, ours, of in zip(self.members, said, learnt, strict=True)
+            for member, ours, of in zip(self.members, own_outputs, learnt, strict=True)
         ]
         self.optimizer.zero_grad(set_to_none=True)
         sum(losses[1:], losses[0]).backward()
@@ -146,7 +146,7 @@ class Step:
             member.network.train()
             member.criterion.train()
 
-    def learn(self, inputs: tuple[Tensor, ...], targets: Tensor, theirs: Said | None) -> None:
+    def learn(self, inputs: tuple[Tensor, ...], targets: Tensor, theirs: OutputsByTeacher | None) -> None:
         """Train on the next batch of the epoch. Raises TrialError where a loss is seen that is not finite."""
         steps = len(self._losses)
         number, total = self._epoch * steps + self._done, self.training.epochs * steps
@@ -181,7 +181,7 @@ class Step:
         self.student.eval()
         return failure
 
-    def beside(self) -> dict[str, nn.Module]:
+    def auxiliary(self) -> dict[str, nn.Module]:
         """Return by name what is trained beside the student and its loss, or averaged: checkpoints keep it too."""
         kept: dict[str, nn.Module] = {}
         for place, member in enumerate(self.members):
@@ -221,9 +221,9 @@ class TeachersOutputs:
         for outputs in self._by.values():
             outputs.begin(view)
 
-    def __call__(self, inputs: tuple[Tensor, ...], samples: Tensor) -> Said:
+    def __call__(self, inputs: tuple[Tensor, ...], samples: Tensor) -> OutputsByTeacher:
         """Return what they say of the plain `inputs` of `samples` [B], without gradients."""
-        return Said({name: outputs(inputs, samples) for name, outputs in self._by.items()})
+        return OutputsByTeacher({name: outputs(inputs, samples) for name, outputs in self._by.items()})
 
     def end(self) -> float:
         """Return their seconds in this view."""

@@ -127,20 +127,20 @@ class ViewsKey:
         text = json.dumps({"format": _FORMAT, **facts}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
-    def pack(self, said: Sequence[Outputs], begins: Tensor | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    def pack(self, batches: Sequence[Outputs], begins: Tensor | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the rows [n, W] of several batches, and which logits are kept of them, int32, where not all are.
 
         `begins` [M], in [0, 1), is where the draws of each prediction begin, where tokens are drawn. Rows are
         bfloat16's bits where the teacher gave nothing finer, else float32. Raises TrialError where one is not finite.
         """
         places = None
-        logits = torch.cat([outputs.logits for outputs in said])
+        logits = torch.cat([outputs.logits for outputs in batches])
         if self.top_k is not None:
             logits, places = truncated(logits, self.top_k) if begins is None else drawn(logits, self.top_k, begins)
             places = places.view(-1, self.predictions * self.top_k)
         columns = [logits]
         if self.embedding:
-            columns.append(torch.cat([outputs.embedding for outputs in said if outputs.embedding is not None]))
+            columns.append(torch.cat([outputs.embedding for outputs in batches if outputs.embedding is not None]))
         in_bfloat16 = all(column.dtype == torch.bfloat16 for column in columns)
         rows = torch.cat([column if in_bfloat16 else column.float() for column in columns], dim=1).cpu()
         if not bool(torch.isfinite(rows).all()):
@@ -187,7 +187,7 @@ class TeacherCache:
         top_k: int | None = None,
         drawn: bool = False,
         on_fill: Callable[[int, int, int], None] | None = None,
-        on_damage: Callable[[str], None] = lambda said: None,
+        on_damage: Callable[[str], None] = lambda batches: None,
     ):
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from kdnas.errors import ConfigError, Problem
 from kdnas.user_code import _imports
-from kdnas.user_code._surroundings import Surroundings, differing, read_surroundings, told, write_surroundings
+from kdnas.user_code._surroundings import Surroundings, differing, read_surroundings, reported, write_surroundings
 
 
 class UserCodeFailed(Exception):
@@ -163,7 +163,7 @@ class _Kept:
             changed = [name for name in differing(ours, now) if name not in _OURS]
             self._theirs |= {name: now[name] for name in (*changed, *self._theirs) if name in now}
             write_surroundings(ours, now)
-            new = [name for name in told(changed) if name not in self.changed]
+            new = [name for name in reported(changed) if name not in self.changed]
             self.changed += [name for name in new if not _by_library(name, modules)]
             _imports.forget_strays(self.folders, modules)
 
@@ -200,12 +200,12 @@ def _failure_in_words(error: BaseException, folders: Sequence[Path]) -> str:
 
 def _sentence(error: BaseException, own: Sequence[traceback.FrameSummary]) -> str:
     """Return what was raised, and the last of the user's `own` frames that it came through."""
-    said = _imports.without_prefix(str(error)) or "without a message"
+    message = _imports.without_prefix(str(error)) or "without a message"
     if isinstance(error, SystemExit):
-        said = f"{error.code}: " if error.code is not None else ""
-        said += "it ends the program instead of going on"
+        message = f"{error.code}: " if error.code is not None else ""
+        message += "it ends the program instead of going on"
     if not own:
-        return f"{type(error).__name__}: {said}"
+        return f"{type(error).__name__}: {message}"
     where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}"
     where += "" if own[-1].name == "<module>" else f", in {own[-1].name}"
-    return f"{type(error).__name__}: {said} ({where})"
+    return f"{type(error).__name__}: {message} ({where})"

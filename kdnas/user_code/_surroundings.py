@@ -33,12 +33,12 @@ _SUBNORMAL = 1e-310
 
 @dataclass(frozen=True)
 class Setting:
-    """One thing that holds for the whole process. What no user meant to set is not `told`: drawing a random number."""
+    """One thing that holds for the whole process. `reported` is False where no user meant to set it."""
 
     name: str
     read: Callable[[], Any]
     write: Callable[[Any], Any]
-    told: bool = True
+    reported: bool = True
 
 
 Surroundings = dict[str, Any]
@@ -69,9 +69,9 @@ def write_surroundings(wanted: Surroundings, now: Surroundings) -> None:
             setting.write(wanted[setting.name])
 
 
-def told(names: Sequence[str]) -> list[str]:
+def reported(names: Sequence[str]) -> list[str]:
     """Return those of `names` that a user should hear of."""
-    silent = {setting.name for setting in _all() if not setting.told}
+    silent = {setting.name for setting in _all() if not setting.reported}
     return [name for name in names if name not in silent]
 
 
@@ -91,8 +91,10 @@ def _settings(in_main_thread: bool) -> tuple[Setting, ...]:
 def _made(in_main_thread: bool) -> Iterator[Setting]:
     yield Setting("the working folder", Path.cwd, os.chdir)
     yield Setting("environment variables", lambda: [os.environ.get(name) for name in _VARIABLES], _write_variables)
-    yield Setting("sys.path", lambda: list(sys.path), lambda path: sys.path.__setitem__(slice(None), path), told=False)
-    yield Setting("sys.stdout, sys.stderr", lambda: (sys.stdout, sys.stderr), _write_streams, told=False)
+    yield Setting(
+        "sys.path", lambda: list(sys.path), lambda path: sys.path.__setitem__(slice(None), path), reported=False
+    )
+    yield Setting("sys.stdout, sys.stderr", lambda: (sys.stdout, sys.stderr), _write_streams, reported=False)
     yield Setting("garbage collection", gc.isenabled, lambda on: gc.enable() if on else gc.disable())
     yield Setting("logging", _read_logging, _write_logging)
     # Importing a library adds filters too, which nobody needs to hear of.
@@ -103,8 +105,8 @@ def _made(in_main_thread: bool) -> Iterator[Setting]:
             if signal.getsignal(number) is not None:  # None: set by no Python code, so by none restored
                 read, write = partial(_handler, number), partial(signal.signal, number)
                 yield Setting(f"the handler of {number.name}", read, write)
-    yield Setting("Python's random state", random.getstate, random.setstate, told=False)
-    yield Setting("NumPy's random state", _read_numpy_random, _write_numpy_random, told=False)
+    yield Setting("Python's random state", random.getstate, random.setstate, reported=False)
+    yield Setting("NumPy's random state", _read_numpy_random, _write_numpy_random, reported=False)
     yield Setting("NumPy's error handling", np.geterr, lambda handling: np.seterr(**handling))
     yield from _torch_settings()
 
@@ -144,19 +146,19 @@ def _torch_settings() -> Iterator[Setting]:
         yield Setting(f"autocast on {device}", *enabled)
         yield Setting(f"the dtype of autocast on {device}", *dtype)
     # Weights that autocast has cast are kept until its outermost context ends: one left open would keep them for good.
-    yield Setting("how deep in autocast", _read_autocast_depth, _write_autocast_depth, told=False)
+    yield Setting("how deep in autocast", _read_autocast_depth, _write_autocast_depth, reported=False)
     shared = torch.multiprocessing
     yield Setting("how tensors are shared", shared.get_sharing_strategy, shared.set_sharing_strategy)
     yield Setting("torch's random seed", torch.initial_seed, lambda seed: None)  # written with the state
     cuda = torch.cuda
     random_state = partial(_read_torch_random, torch.get_rng_state), partial(_write_torch_random, torch.set_rng_state)
-    yield Setting("torch's random state", *random_state, told=False)
+    yield Setting("torch's random state", *random_state, reported=False)
     # Reading these would begin to use CUDA.
     yield Setting(
         "CUDA's random state",
         lambda: [bytes(state.numpy()) for state in cuda.get_rng_state_all()] if cuda.is_initialized() else None,
         lambda states: cuda.set_rng_state_all([torch.tensor(list(state), dtype=torch.uint8) for state in states or ()]),
-        told=False,
+        reported=False,
     )
     yield Setting(
         "the current CUDA device",

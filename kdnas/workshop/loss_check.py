@@ -22,9 +22,9 @@ from kdnas.nn.teacher import Teaching, by_name
 from kdnas.plugins import short_name
 from kdnas.tasks import task_of
 from kdnas.training.batches import Batches
+from kdnas.training.ensemble import OutputsByTeacher
 from kdnas.training.loss import needs_by_teacher
 from kdnas.training.recipe import LEARNING, RESERVED, Distillation, Ensemble, LossTerm, Recipe
-from kdnas.training.said import Said
 from kdnas.user_code import blamed
 
 _SAMPLES = 4
@@ -106,8 +106,8 @@ def _asked(name: str, module: nn.Module, stages: Sequence[str], classifier: str 
 
 def _together(distillation: Distillation, sides: Mapping[str, _Side], rows: Rows) -> _Side:
     """Return the ensemble of the teachers."""
-    said = Said({name: side.outputs for name, side in sides.items()})
-    outputs = said.together(distillation.ensemble or Ensemble(), rows)
+    outputs_of = OutputsByTeacher({name: side.outputs for name, side in sides.items()})
+    outputs = outputs_of.together(distillation.ensemble or Ensemble(), rows)
     return _Side("the ensemble of teachers", OutputShapes(outputs.logits.shape[1]), outputs)
 
 

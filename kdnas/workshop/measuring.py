@@ -149,11 +149,11 @@ def subjects(path: Path, pick: str | None = None, data_root: Path | None = None)
     stated = _stated_in_json(json_file) if json_file is not None else _stated_in_onnx(onnx_file or path)
     arch, task = stated
     if STUDENTS.get(arch.family).derived:
-        beside = (path if path.is_dir() else path.parent) / HUGGINGFACE
-        if not (beside / CONFIG).is_file():
+        stock_folder = (path if path.is_dir() else path.parent) / HUGGINGFACE
+        if not (stock_folder / CONFIG).is_file():
             what = "is cut out of a teacher, which an export does not hold"
             raise ConfigError(Problem(str(path), what, "its run folder"))
-        return [Subject(str(path), arch, StockFolder(beside, task), onnx=onnx_file)]
+        return [Subject(str(path), arch, StockFolder(stock_folder, task), onnx=onnx_file)]
     family = family_for(arch.family, task)
     return [Subject(str(path), arch, family, onnx=onnx_file, onnx_alone=json_file is None)]
 

@@ -41,9 +41,9 @@ def differences(lock: Lock, config: StudyConfig, device: torch.device) -> list[s
     if config.teacher is None:
         return []  # nothing is trained here
     training, before, now = config.training, lock.machine, this_machine()
-    said = []
+    lines = []
     if lock.config.training.precision == "auto":
-        said.append(
+        lines.append(
             f"this run was begun before kdnas recorded what it computes in; from now on it is {_words(training)}"
         )
     pairs = [
@@ -52,12 +52,12 @@ def differences(lock: Lock, config: StudyConfig, device: torch.device) -> list[s
     ]
     changed = [(was, here) for was, here in pairs if was and was != here]
     if changed:
-        told = "; ".join(f"{was}, here {here}" for was, here in changed)
+        changes = "; ".join(f"{was}, here {here}" for was, here in changed)
         computed = f"it goes on in {_words(training)}"
-        said.append(f"this run began with {told}: equal trainings may differ in their last digits; {computed}")
+        lines.append(f"this run began with {changes}: equal trainings may differ in their last digits; {computed}")
     if training.precision == "bfloat16" and not bfloat16_is_native(device):
-        said.append("this machine emulates bfloat16, in which this run computes: it will be slow")
-    return said
+        lines.append("this machine emulates bfloat16, in which this run computes: it will be slow")
+    return lines
 
 
 def _words(training: Training) -> str:

@@ -593,12 +593,12 @@ def load_data(config: DataConfig, data_root: Path, cache: Path) -> Data:
 def _check_score(data: Data) -> None:
     """Raise DataError where students cannot be scored on the data by what the study says."""
     score = data.scored_by
-    foretells = isinstance(data, TextData) and data.foretells_values
-    if score in OF_CLASSES and foretells:
+    of_numbers = isinstance(data, TextData) and data.predicts_values
+    if score in OF_CLASSES and of_numbers:
         what = f"its labels are numbers to be foretold, a regression, which is not scored by {score.name}"
         allowed = f"objectives with {' or '.join(one.name for one in OF_VALUES)}; data: {{labels: classes}}"
         raise DataError(Problem(f"data: {data.name}", what, allowed))
-    if score in OF_VALUES and not foretells:
+    if score in OF_VALUES and not of_numbers:
         what = f"its labels are classes, which are not scored by {score.name}"
         allowed = f"objectives with {', '.join(one.name for one in OF_CLASSES)}; data: {{labels: values}} for numbers"
         raise DataError(Problem(f"data: {data.name}", what, allowed))

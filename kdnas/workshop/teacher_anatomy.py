@@ -50,7 +50,7 @@ def anatomy_of(family: Derived, *, ranked: bool = True) -> TeacherAnatomy:
     )
 
 
-_TOLD = 6
+_MOST_SHOWN = 6
 """Parts that are told of before the rest is counted."""
 
 
@@ -70,6 +70,6 @@ def in_words(found: TeacherAnatomy) -> dict[str, list[str]]:
     return topics
 
 
-def _first(told: list[str]) -> list[str]:
-    more = len(told) - _TOLD
-    return told if more < 1 else [*told[:_TOLD], f"{more} more: `kdnas spaces show` lists them"]
+def _first(lines: list[str]) -> list[str]:
+    more = len(lines) - _MOST_SHOWN
+    return lines if more < 1 else [*lines[:_MOST_SHOWN], f"{more} more: `kdnas spaces show` lists them"]

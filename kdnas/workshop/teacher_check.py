@@ -416,8 +416,8 @@ class Answers:
 
     def tally(self, task: Task) -> Tensor:
         """Return the tally of the answers, by which a task that names classes scores."""
-        told, true = torch.from_numpy(self.predicted), torch.from_numpy(self.labels)
-        one_hot = torch.nn.functional.one_hot(told, task.spec.outputs).float()
+        predicted, true = torch.from_numpy(self.predicted), torch.from_numpy(self.labels)
+        one_hot = torch.nn.functional.one_hot(predicted, task.spec.outputs).float()
         return task.tally(Rows(one_hot, true))
 
     @property
@@ -461,13 +461,13 @@ def answers_to(module: nn.Module, batches: Batches, outputs: str, *, bfloat16: b
     with torch.inference_mode():
         for batch in batches.grouped(batch_size=evaluation_batch(batches.task.spec, batches.device)):
             with torch.autocast(batches.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-                said = module(*batch.laid_out)
-            logits = said.float()
+                raw = module(*batch.laid_out)
+            logits = raw.float()
             values = logits.exp() if outputs == "probabilities" else logits
             columns = [
                 batch.targets,
-                said.argmax(dim=1),
-                said.argmin(dim=1),
+                raw.argmax(dim=1),
+                raw.argmin(dim=1),
                 torch.isfinite(logits).all(dim=1),
                 values.amin(dim=1),
                 values.amax(dim=1),
@@ -490,5 +490,5 @@ def answers_to(module: nn.Module, batches: Batches, outputs: str, *, bfloat16: b
         hard=hard.astype(bool),
         confidence=confidence,
         rest=rest,
-        classes=int(said.shape[1]),
+        classes=int(raw.shape[1]),
     )

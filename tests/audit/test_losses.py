@@ -46,7 +46,7 @@ def test_yaml_states_options_and_weights():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("kdd", "no loss is called 'kdd'"),
         ("{weight: 1}", "is no loss"),
@@ -58,8 +58,8 @@ def test_yaml_states_options_and_weights():
         ("{type: kd", "--loss"),
     ],
 )
-def test_what_is_no_loss_is_told(text, told):
-    with pytest.raises(ConfigError, match=told):
+def test_what_is_no_loss_is_told(text, expected):
+    with pytest.raises(ConfigError, match=expected):
         parse_losses([text], STUDY)
 
 

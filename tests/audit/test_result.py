@@ -63,18 +63,18 @@ def test_taus_are_scipys():
 
 
 def test_a_score_that_only_follows_the_size_adds_nothing():
-    beside = audit_result(audited(score_of_size=True, score_noise=0.002)).beside["params"]
-    assert beside.gain.low <= 0
-    assert beside.partial.low <= 0
+    of_params = audit_result(audited(score_of_size=True, score_noise=0.002)).baselines["params"]
+    assert of_params.gain.low <= 0
+    assert of_params.partial.low <= 0
 
 
 def test_a_score_that_knows_more_than_the_size_adds_to_it():
     result = audit_result(audited(score_noise=0.003, size=0.5))
-    beside = result.beside["params"]
-    assert beside.gain.low > 0
-    assert beside.partial.low > 0
-    assert beside.gain_in_bands.low > 0
-    assert beside.gain.value == pytest.approx(result.overall.value - result.scopes[0].taus["params"].value)
+    of_params = result.baselines["params"]
+    assert of_params.gain.low > 0
+    assert of_params.partial.low > 0
+    assert of_params.gain_in_bands.low > 0
+    assert of_params.gain.value == pytest.approx(result.overall.value - result.scopes[0].taus["params"].value)
 
 
 def test_the_ceiling_is_the_agreement_of_two_trainings():
@@ -192,4 +192,4 @@ def test_costs_that_are_not_known_are_left_out():
     bare = tuple(replace(t, values={"accuracy": t.values["accuracy"]}) for t in run.trials)
     result = audit_result(replace(run, trials=bare))
     assert [scope.name for scope in result.scopes] == ["all", "best quarter"]
-    assert result.beside == {}
+    assert result.baselines == {}

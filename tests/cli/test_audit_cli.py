@@ -100,7 +100,7 @@ def test_an_interrupted_audit_says_how_to_go_on(run, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         (["--students", "3"], "--students"),
         (["--seeds", "0"], "--seeds"),
@@ -112,10 +112,10 @@ def test_an_interrupted_audit_says_how_to_go_on(run, capsys, monkeypatch):
         (["--data-root", "nowhere"], "there is no folder nowhere"),
     ],
 )
-def test_bad_options_are_told(run, capsys, options, told):
+def test_bad_options_are_told(run, capsys, options, expected):
     assert command(run, *options) == 2
     out, err = capsys.readouterr()
-    assert told in err
+    assert expected in err
     assert "Traceback" not in out + err
     assert load_run(run.folder).audit is None
 

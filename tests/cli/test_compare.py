@@ -126,15 +126,15 @@ def test_pairs_tell_what_students_and_seeds_would_hide() -> None:
     assert [(d.better, d.worse, d.pairs) for d in sure] == [("a", "b", 12)]
     assert sure[0].gain == pytest.approx(0.0125)
     assert result.ranking[0] == "a"
-    assert result.told_apart("a") == ["b"]
-    told = [cells[-1].text for cells in table(result).rows]
-    assert told == ["the best", *("beyond noise" if name == "b" else "≈ the best" for name in result.ranking[1:])]
+    assert result.worse_than("a") == ["b"]
+    printed = [cells[-1].text for cells in table(result).rows]
+    assert printed == ["the best", *("beyond noise" if name == "b" else "≈ the best" for name in result.ranking[1:])]
 
 
 def test_a_score_that_is_to_be_small_turns_the_order() -> None:
     result = result_of(_Plan, PERPLEXITY, {key: 2 + score for key, score in _scores(0.01).items()})
     assert result.ranking[-1] == "a"
-    assert result.told_apart("b") == ["a"]
+    assert result.worse_than("b") == ["a"]
 
 
 def test_missing_trainings_leave_the_pairs_that_there_are() -> None:

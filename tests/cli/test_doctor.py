@@ -27,9 +27,9 @@ def package(tmp_path, monkeypatch):
 
 def test_this_machine(capsys, tmp_path):
     code = main(["doctor", "--json", "--data-root", str(tmp_path), "--out", str(tmp_path / "runs" / "deep")])
-    told = json.loads(capsys.readouterr().out)
-    checks = {check["name"]: check for check in told["checks"]}
-    assert told["ok"] == (code == 0) == all(check["state"] != "broken" for check in checks.values())
+    printed = json.loads(capsys.readouterr().out)
+    checks = {check["name"]: check for check in printed["checks"]}
+    assert printed["ok"] == (code == 0) == all(check["state"] != "broken" for check in checks.values())
     for name in ("python", "torch", "cpu", "machine", "optuna", "nni", "sqlite", "cache", "run folder", "data root"):
         assert name in checks
     assert checks["torch"]["state"] == "ok"

@@ -62,9 +62,9 @@ def test_export_of_no_run_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFix
 def test_train_from_a_file_then_again(train_yaml: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train", str(train_yaml), "--format", "safetensors"]
     assert main(arguments) == 0
-    told = capsys.readouterr().out
-    assert "epoch 1/1: loss " in told
-    assert "test accuracy" in told
+    printed = capsys.readouterr().out
+    assert "epoch 1/1: loss " in printed
+    assert "test accuracy" in printed
     (out,) = train_yaml.parent.glob("training-*")
     assert (out / "student.safetensors").exists()
     assert main(arguments) == 0
@@ -78,7 +78,7 @@ def test_train_from_a_run_goes_into_it(run: RunRecord, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["missing.yaml"], "missing.yaml"),
         (["train.yaml", "--pick", "knee"], "names its one student itself"),
@@ -92,11 +92,11 @@ def test_bad_input_to_train_is_one_message(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
-    told: str,
+    expected: str,
 ) -> None:
     monkeypatch.chdir(train_yaml.parent)
     assert main(["train", *arguments]) == 2
-    assert told in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
     assert not list(train_yaml.parent.glob("training-*"))
 
 

@@ -61,7 +61,7 @@ def test_the_stated_choices_are_those_that_a_family_takes():
 
 
 @pytest.mark.parametrize(
-    ("family", "told"),
+    ("family", "expected"),
     [
         ("datasets", "returns (train_images, train_labels, test_images, test_labels) or the same with class_names"),
         ("datasets", "images uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3, labels integers [N] from 0"),
@@ -69,9 +69,9 @@ def test_the_stated_choices_are_those_that_a_family_takes():
         ("evaluators", "in microseconds. Without it nothing is known before a trial."),
     ],
 )
-def test_what_a_users_function_takes_and_returns_is_shown_in_full(capsys, family, told):
+def test_what_a_users_function_takes_and_returns_is_shown_in_full(capsys, family, expected):
     assert main(["list", family]) == 0
-    assert told in " ".join(capsys.readouterr().out.split())
+    assert expected in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_is_raised_in_python_is_not_told_to_who_writes_a_study():
@@ -141,8 +141,8 @@ def test_options_are_told_as_a_user_writes_them():
     registry.add("thing", thing)
     entry = describe(registry, "thing")
     assert entry.summary == "Do a thing."
-    told = {option.name: (option.type, option.default, option.help) for option in entry.options}
-    assert told == {
+    printed = {option.name: (option.type, option.default, option.help) for option in entry.options}
+    assert printed == {
         "path": ("text", None, "Where it is."),
         "size": ("int >= 1 | none", "none", ""),
         "mode": ("a | b", "a", ""),

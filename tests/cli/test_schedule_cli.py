@@ -50,14 +50,14 @@ def same(a: Path, b: Path) -> bool:
 
 def test_by_default_a_rule_picks_the_route_and_train_follows(run, smallest, capsys):
     assert main(["schedule", str(run), "--pick", smallest, "--epochs", "2"]) == 0
-    told = capsys.readouterr().out
-    assert f"student {smallest}: route direct (rule: " in told
-    assert str(run / "plan.yaml") in told
+    printed = capsys.readouterr().out
+    assert f"student {smallest}: route direct (rule: " in printed
+    assert str(run / "plan.yaml") in printed
     arguments = ["train", str(run), "--plan", str(run / "plan.yaml"), "--format", "safetensors"]
     assert main(arguments) == 0
-    told = capsys.readouterr().out
-    assert "epoch 2/2: loss" in told
-    assert "test accuracy" in told
+    printed = capsys.readouterr().out
+    assert "epoch 2/2: loss" in printed
+    assert "test accuracy" in printed
     assert (run / "training" / f"{smallest}-direct" / "1-student" / "step.json").exists()
     assert main(arguments) == 0
     assert "already done" in capsys.readouterr().out
@@ -94,9 +94,9 @@ def test_measured_routes_stand_in_the_file(run, smallest, tmp_path, capsys):
     file = tmp_path / "plan.yaml"
     asked = ["schedule", str(run), "--pick", smallest, "--epochs", "10", "--measure", "--out", str(file)]
     assert main(asked) == 0
-    told = capsys.readouterr().out
-    assert "shrink: step 1/2 supernet" in told
-    assert "direct: validation accuracy" in told
+    printed = capsys.readouterr().out
+    assert "shrink: step 1/2 supernet" in printed
+    assert "direct: validation accuracy" in printed
     plan, _ = load_plan(file)
     assert {item.route for item in plan.measured} == {"direct", "shrink", "assistants", "born_again"}
     assert "best on the" in plan.why
@@ -129,7 +129,7 @@ def names(run: Path, smallest: str, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (
             ["schedule", "RUN", "--route", "fast"],
@@ -149,9 +149,9 @@ def names(run: Path, smallest: str, tmp_path_factory: pytest.TempPathFactory) ->
         (["train", "RUN", "--schedule", "LINES"], "lines.yaml:"),
     ],
 )
-def test_bad_input_is_one_message(names, tmp_path, monkeypatch, capsys, arguments, told):
+def test_bad_input_is_one_message(names, tmp_path, monkeypatch, capsys, arguments, expected):
     monkeypatch.chdir(tmp_path)
     assert main([str(names.get(argument, argument)) for argument in arguments]) == 2
     complaint = capsys.readouterr().err
-    assert told in complaint
+    assert expected in complaint
     assert "Traceback" not in complaint

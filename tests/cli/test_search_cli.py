@@ -90,8 +90,8 @@ def test_a_search_ends_with_a_front_a_report_and_an_exported_student(done):
         *("student.safetensors", "student.json", "student.py", "train.yaml", "MODEL_CARD.md"),
         *("preprocessing.json", "predict.py"),
     }
-    for said in ("teacher", "macs", "[4/4]", "search over", "retraining", "Pareto front", "± 95 %", "hypervolume"):
-        assert said in stdout
+    for printed in ("teacher", "macs", "[4/4]", "search over", "retraining", "Pareto front", "± 95 %", "hypervolume"):
+        assert printed in stdout
 
 
 def test_the_front_is_mutually_non_dominated_with_the_stated_columns(done):
@@ -142,12 +142,12 @@ def test_what_was_derived_and_is_lost_or_altered_is_written_anew(done, tmp_path,
     (out / "export" / "student.json").write_text("{}")
     (out / "export" / "student.safetensors").unlink()
     assert again(study, out, "--set", FORMATS) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for name in ("front.csv", "export/student.safetensors"):
-        assert f"{out / name} is missing: it is written anew" in said
+        assert f"{out / name} is missing: it is written anew" in printed
     for name in ("trials.csv", "report.html", "export/student.json"):
-        assert f"{out / name} is not the file that kdnas wrote: it is written anew" in said
-    assert "front.svg is" not in said
+        assert f"{out / name} is not the file that kdnas wrote: it is written anew" in printed
+    assert "front.svg is" not in printed
     assert {name: (out / name).read_bytes() for name in before} == before
     assert (out / "report.html").read_text().rstrip().endswith("</html>")
     mended = load_file(out / "export" / "student.safetensors")
@@ -174,9 +174,9 @@ def test_weights_that_are_lost_or_swapped_are_noticed_and_trained_again(done, tm
     assert not (tmp_path / "e").exists()
     two.unlink()
     assert again(study, out, "--set", FORMATS) == 0
-    said = capsys.readouterr().out
-    assert f"{one} is not the file that kdnas wrote: trial {retrained[0].number} is retrained with seed 0" in said
-    assert f"{two} is missing: trial {retrained[0].number} is retrained with seed 1" in said
+    printed = capsys.readouterr().out
+    assert f"{one} is not the file that kdnas wrote: trial {retrained[0].number} is retrained with seed 0" in printed
+    assert f"{two} is missing: trial {retrained[0].number} is retrained with seed 1" in printed
     assert main(["export", str(out), "--out", str(tmp_path / "e"), *pick]) == 0
     assert {(repeat.seed, bool(repeat.sha256)) for trial in load_run(out).trials for repeat in trial.repeats} == {
         (0, True),

@@ -122,10 +122,10 @@ def test_anatomy_shows_what_can_be_cut_out_of_a_studys_teacher(tmp_path):
     (stem,) = [axis for axis in shown["axes"] if axis["name"] == "stem.0.channels"]
     assert (stem["size"], stem["inexact"]) == (8, "")
     assert "stem.0.weight" in stem["tied"]
-    told = CliRunner().invoke(build_app(), ["spaces", "anatomy", str(study), "--importance", "l1"])
-    assert told.exit_code == 0
-    assert "stem.0.channels" in told.stdout
-    assert "better half" in told.stdout
+    printed = CliRunner().invoke(build_app(), ["spaces", "anatomy", str(study), "--importance", "l1"])
+    assert printed.exit_code == 0
+    assert "stem.0.channels" in printed.stdout
+    assert "better half" in printed.stdout
     ranked = run_json("anatomy", str(study), "--importance", "taylor")["importance"]
     assert len(ranked["stem.0.channels"]) == 8
     assert min(ranked["stem.0.channels"]) >= 0.0
@@ -157,9 +157,9 @@ def test_show_of_a_study_says_what_its_students_are_cut_out_of(cut, capsys):
     assert (axes["stem.0.channels"]["size"], axes["stem.0.channels"]["role"]) == (16, "width")
     assert shown["costs"]["macs"]["max"] <= shown["anatomy"]["macs"]
     assert main(["spaces", "show", str(cut)]) == 0
-    told = capsys.readouterr().out
-    assert "24 archs" in told
-    assert "stages.0.depth" in told
+    printed = capsys.readouterr().out
+    assert "24 archs" in printed
+    assert "stages.0.depth" in printed
 
 
 def test_count_of_a_study_counts_networks_once(cut):

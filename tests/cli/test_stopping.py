@@ -58,11 +58,11 @@ def test_what_is_raised_in_a_callback_of_the_garbage_collector_is_raised_again(n
     class Value:
         pass
 
-    def told(reference: object) -> None:
+    def gone(reference: object) -> None:
         os.kill(os.getpid(), number)
 
     value = Value()
-    reference = weakref.ref(value, told)
+    reference = weakref.ref(value, gone)
     with stopped_by_signals() as stops:
         del value
         with pytest.raises(KeyboardInterrupt):

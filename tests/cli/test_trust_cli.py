@@ -77,9 +77,9 @@ def test_a_run_of_the_users_own_goes_on_wherever_it_lies(folder: Path) -> None:
 def test_a_run_of_somebody_elses_is_refused_until_it_is_trusted_once(folder: Path, capsys) -> None:
     _strip(folder)
     assert _search(folder) == 2
-    told = capsys.readouterr().err
-    assert f"evaluator.function: mine.py:score() in {folder / 'mine.py'}; evaluator.price: mine.py:price()" in told
-    assert "--trust-code" in told
+    printed = capsys.readouterr().err
+    assert f"evaluator.function: mine.py:score() in {folder / 'mine.py'}; evaluator.price: mine.py:price()" in printed
+    assert "--trust-code" in printed
     assert not (folder / "ran").exists()
     assert _search(folder, "--trust-code") == 0
     assert "trusted from now on" in capsys.readouterr().err
@@ -110,8 +110,8 @@ def test_every_command_that_opens_a_run_asks(folder: Path, command: list[str], c
     _strip(folder)
     words = [str(folder / "run") if word == "RUN" else word for word in command]
     assert main([*words, "--data-root", str(folder)]) == 2
-    told = capsys.readouterr().err
-    assert "--trust-code" in told or command[0] == "audit"  # an audit of so few students is refused before
+    printed = capsys.readouterr().err
+    assert "--trust-code" in printed or command[0] == "audit"  # an audit of so few students is refused before
     assert not (folder / "ran").exists()
 
 
@@ -151,9 +151,9 @@ def test_a_train_yaml_from_elsewhere_is_refused_and_may_be_trusted(folder: Path,
     monkeypatch.setattr("kdnas.plan.train_file._arch_problems", lambda file: [])  # any student does
     words = ["train", str(path), "--data-root", str(folder)]
     assert main(words) == 2
-    told = capsys.readouterr().err
-    assert "teacher.factory: mine.py:build(command='" in told
-    assert "\x1b" not in told
+    printed = capsys.readouterr().err
+    assert "teacher.factory: mine.py:build(command='" in printed
+    assert "\x1b" not in printed
     assert not (folder / "ran").exists()
 
 

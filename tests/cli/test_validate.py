@@ -73,15 +73,15 @@ def test_where_files_are_expected_and_whether_they_are_there(study, capsys):
 
 def test_a_fraction_beside_a_validation_split_is_said_to_be_unused(study, capsys):
     unused = "validation_fraction is not used: `validation` says what scores are made on"
-    for more, told in (("", False), (", validation_fraction: 0.2", True)):
+    for more, printed in (("", False), (", validation_fraction: 0.2", True)):
         (study / "study.yaml").write_text(
             "name: small\nteacher: {type: sequence_classifier, model: bert}\nspace: {derive: teacher}\n"
             "data: {type: text_table, train: a.csv, test: b.csv, validation: c.csv, tokenizer: bytes" + more + "}\n"
         )
         assert main(["validate", str(study)]) == 0
-        assert (f"the validation split that it states; {unused}" in capsys.readouterr().out) == told
+        assert (f"the validation split that it states; {unused}" in capsys.readouterr().out) == printed
         assert main(["search", str(study), "--out", str(study / "run"), "--data-root", str(study)]) == 2  # no files
-        assert (f"note: data: {unused}" in capsys.readouterr().err) == told
+        assert (f"note: data: {unused}" in capsys.readouterr().err) == printed
 
 
 def test_one_choice_is_one_choice(study, capsys):
@@ -117,15 +117,15 @@ def test_open_refuses_what_a_search_refuses(study, capsys):
     )
     own = "teacher={type: module, factory: net.py:build, mean: [0], std: [255]}"
     losses = "distillation.losses=[{type: attention, weight: 1}]"
-    said = []
+    printed = []
     for command in (["validate", str(study), "--open"], ["search", str(study), "--out", str(study / "run")]):
         for settings in ([own, losses], [own]):
             options = [part for setting in settings for part in ("--set", setting)]
             assert main([*command, *options, "--data-root", str(study)]) == 2
-            said.append([line for line in capsys.readouterr().err.splitlines() if line.startswith("error")])
-    assert said[:2] == said[2:]
-    assert "attention compares maps" in said[0][0]
-    assert "which is chance" in said[1][0]
+            printed.append([line for line in capsys.readouterr().err.splitlines() if line.startswith("error")])
+    assert printed[:2] == printed[2:]
+    assert "attention compares maps" in printed[0][0]
+    assert "which is chance" in printed[1][0]
     assert not (study / "run").exists()
 
 

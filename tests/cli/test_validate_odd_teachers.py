@@ -61,12 +61,12 @@ def validated(folder, capsys, *settings):
     code = main(
         ["validate", str(folder), "--open", "--data-root", str(folder), *(f"--set={each}" for each in settings)]
     )
-    said = capsys.readouterr()
-    return code, said.out + said.err
+    printed = capsys.readouterr()
+    return code, printed.out + printed.err
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "expected"),
     [
         (["teacher.arguments.kind=mapping"], "it gives several outputs (features, logits), of which the logits are"),
         (["teacher.arguments.kind=tuple"], "it gives a tuple of 2, of which the logits are taken"),
@@ -82,15 +82,15 @@ def validated(folder, capsys, *settings):
         (["teacher.arguments.kind=convolution", "teacher.weights=convolution.safetensors"], "ok"),
     ],
 )
-def test_what_can_be_cut_is_and_what_was_adapted_is_said(folder, capsys, settings, told):
-    code, said = validated(folder, capsys, *settings)
-    assert code == 0, said
-    assert "cut out of the teacher" in said
-    assert told in " ".join(said.split())
+def test_what_can_be_cut_is_and_what_was_adapted_is_said(folder, capsys, settings, expected):
+    code, printed = validated(folder, capsys, *settings)
+    assert code == 0, printed
+    assert "cut out of the teacher" in printed
+    assert expected in " ".join(printed.split())
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "expected"),
     [
         (["teacher.arguments.kind=several"], "the network's forward asks for lengths beside the images"),
         (["teacher.arguments.kind=quantised"], "the network is quantised (head, head._packed_params)"),
@@ -104,9 +104,9 @@ def test_what_can_be_cut_is_and_what_was_adapted_is_said(folder, capsys, setting
         ),
     ],
 )
-def test_what_cannot_be_cut_is_refused_in_one_line(folder, capsys, settings, told):
-    code, said = validated(folder, capsys, *settings)
+def test_what_cannot_be_cut_is_refused_in_one_line(folder, capsys, settings, expected):
+    code, printed = validated(folder, capsys, *settings)
     assert code == 2
-    errors = [line for line in said.splitlines() if line.startswith("error:")]
+    errors = [line for line in printed.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
-    assert told in errors[0]
+    assert expected in errors[0]

@@ -81,9 +81,9 @@ def test_an_export_of_one_cannot_be_measured_without_its_teacher(run, study, tmp
     for exported in (out, out / "student.onnx"):
         capsys.readouterr()
         assert main(["measure", str(exported), "--target", "onnxruntime"]) == 2
-        told = " ".join(capsys.readouterr().err.split())
-        assert "is cut out of a teacher, which an export does not hold (allowed: its run folder)" in told
-        assert "measuring" not in told
+        printed = " ".join(capsys.readouterr().err.split())
+        assert "is cut out of a teacher, which an export does not hold (allowed: its run folder)" in printed
+        assert "measuring" not in printed
 
 
 def test_a_student_made_by_hand_is_scored_first(study):
@@ -148,17 +148,17 @@ def test_exports_that_its_student_has_not_are_told_at_the_end(run, study, capsys
     (study / "run" / "export" / "student.json").unlink()
     capsys.readouterr()
     assert main(command) == 0
-    said = capsys.readouterr().out
-    assert f"wrote {study / 'run' / 'export' / 'student.json'}" in said
-    assert said.splitlines()[-1].startswith("skipped student_py: how the teacher's network is made is not known")
+    printed = capsys.readouterr().out
+    assert f"wrote {study / 'run' / 'export' / 'student.json'}" in printed
+    assert printed.splitlines()[-1].startswith("skipped student_py: how the teacher's network is made is not known")
     with pytest.raises(ConfigError, match=r"export: student \w{12} has no student_py: how the teacher's"):
         searched(study, "export.formats=[student_py]")
 
 
 def test_its_best_student_is_trained_whole_and_again_by_its_train_yaml(run, study, tmp_path, capsys):
     assert main(["train", str(study / "run"), "--out", str(tmp_path / "whole"), "--data-root", str(study)]) == 0
-    said = capsys.readouterr()
-    assert "skipped student_py: how the teacher's network is made is not known" in said.out + said.err
+    printed = capsys.readouterr()
+    assert "skipped student_py: how the teacher's network is made is not known" in printed.out + printed.err
     file = (tmp_path / "whole" / "train.yaml").read_text()
     assert "family_options:\n  round_to: 2\n  inner: 1\n" in file
     assert "start: inherited" in file

@@ -98,12 +98,12 @@ def test_they_are_scored_first_and_marked_and_a_second_call_adds_nothing(tmp_pat
     mine = write(tmp_path / "mine.yaml", {"a": 3, "b": 2})
     command = ["search", str(table), "--out", str(tmp_path / "run"), "--enqueue", str(mine)]
     assert main(command) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     run = load_run(tmp_path / "run")
     assert [trial.enqueued for trial in run.trials] == [True, False, False]
     assert run.trials[0].arch.choices == {"a": 3, "b": 2}
-    assert "1 student made by hand goes first" in told
-    assert "enqueued" in next(line for line in told.splitlines() if "trial    0" in line)
+    assert "1 student made by hand goes first" in printed
+    assert "enqueued" in next(line for line in printed.splitlines() if "trial    0" in line)
     header, first, second = (tmp_path / "run" / "trials.csv").read_text().splitlines()[:3]
     column = header.split(",").index("enqueued")
     assert (first.split(",")[column], second.split(",")[column]) == ("yes", "")

@@ -67,9 +67,9 @@ def test_only_scores_of_the_highest_rung_can_stagnate():
     assert stagnation(run(low, budget=budget)) == ""
     full = [at(trial, 6) for trial in trials]
     assert stagnation(run(full[:5], budget=budget)) == ""
-    said = stagnation(run(full, budget=budget))
-    assert "the last 3 scores after 6 epochs of 50 % of the data made it grow by 0 %" in said
-    assert "more than 1 % was asked" in said
+    printed = stagnation(run(full, budget=budget))
+    assert "the last 3 scores after 6 epochs of 50 % of the data made it grow by 0 %" in printed
+    assert "more than 1 % was asked" in printed
     assert stagnation(run(full, budget=Budget(trials=100))) == ""
 
 

@@ -67,6 +67,6 @@ def test_what_slows_trials_is_recorded_told_once_and_shown(opened, events, monke
     Search(opened, events.append).run()
     run = load_run(opened.run.folder)
     assert [trial.notes for trial in run.trials] == [(SLOWED,)] * 5
-    told = [event.text for event in events if isinstance(event, Note) and SLOWED in event.text]
-    assert told == [f"trial {run.trials[0].number}: {SLOWED}"]
+    printed = [event.text for event in events if isinstance(event, Note) and SLOWED in event.text]
+    assert printed == [f"trial {run.trials[0].number}: {SLOWED}"]
     assert time_figure(run).caption.endswith(f"2: 2). In 5 trials {SLOWED}.")

@@ -13,9 +13,9 @@ from kdnas.core.pick import Candidate, choose, parse_pick
 from kdnas.core.scores import scores_of_classes, scores_of_values
 
 
-def of(told: np.ndarray, true: np.ndarray, classes: int) -> dict[str, float]:
-    right = np.bincount(true[told == true], minlength=classes)
-    return dict(scores_of_classes(right, *(np.bincount(one, minlength=classes) for one in (told, true))))
+def of(predicted: np.ndarray, true: np.ndarray, classes: int) -> dict[str, float]:
+    right = np.bincount(true[predicted == true], minlength=classes)
+    return dict(scores_of_classes(right, *(np.bincount(one, minlength=classes) for one in (predicted, true))))
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -24,11 +24,11 @@ def test_classes_are_scored_as_scikit_learn_does(seed: int) -> None:
     rng = np.random.default_rng(seed)
     classes, count = int(rng.integers(2, 7)), int(rng.integers(2, 60))
     true = rng.integers(0, max(2, classes - 1), count)  # a class that no sample has
-    told = np.where(rng.random(count) < 0.5, true, rng.integers(0, classes, count))
-    found = of(told, true, classes)
-    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(true, told))
-    assert found["f1"] == pytest.approx(metrics.f1_score(true, told, average="macro"))
-    assert found["matthews"] == pytest.approx(metrics.matthews_corrcoef(true, told))
+    printed = np.where(rng.random(count) < 0.5, true, rng.integers(0, classes, count))
+    found = of(printed, true, classes)
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(true, printed))
+    assert found["f1"] == pytest.approx(metrics.f1_score(true, printed, average="macro"))
+    assert found["matthews"] == pytest.approx(metrics.matthews_corrcoef(true, printed))
 
 
 def test_one_answer_to_all_is_correlated_with_nothing() -> None:
@@ -43,10 +43,10 @@ def test_numbers_are_scored_as_scipy_does(seed: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(seed)
     true = rng.integers(0, 6, 50) / 2  # with ties
-    told = np.round(true + rng.normal(size=50), 1) * 10.0 ** (seed - 4) + 10.0**seed
-    found = scores_of_values(told.astype(np.float32), true)
-    assert found["spearman"] == pytest.approx(stats.spearmanr(told.astype(np.float32), true).statistic)
-    assert found["pearson"] == pytest.approx(stats.pearsonr(told.astype(np.float32), true).statistic)
+    printed = np.round(true + rng.normal(size=50), 1) * 10.0 ** (seed - 4) + 10.0**seed
+    found = scores_of_values(printed.astype(np.float32), true)
+    assert found["spearman"] == pytest.approx(stats.spearmanr(printed.astype(np.float32), true).statistic)
+    assert found["pearson"] == pytest.approx(stats.pearsonr(printed.astype(np.float32), true).statistic)
 
 
 def test_numbers_that_never_change_or_are_none() -> None:

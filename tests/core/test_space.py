@@ -93,6 +93,6 @@ def test_corners_and_neighbours_differ_as_they_say():
     first, last = SPACE.corners
     assert first == next(SPACE.enumerate())
     assert last == list(SPACE.enumerate())[-1]
-    beside = list(SPACE.neighbours(last))
-    assert len(beside) == sum(len(choice.values) - 1 for choice in SPACE.choices)
-    assert all([name for name in last if other[name] != last[name]] == [changed] for changed, other in beside)
+    others = list(SPACE.neighbours(last))
+    assert len(others) == sum(len(choice.values) - 1 for choice in SPACE.choices)
+    assert all([name for name in last if other[name] != last[name]] == [changed] for changed, other in others)

@@ -172,15 +172,15 @@ def test_a_tokenizer_without_an_end_token(root: Path, data_root: Path) -> None:
 
 def test_too_little_text(root: Path) -> None:
     (root / "short.txt").write_text("one two")
-    said = complaint(root, test="short.txt")
-    assert "test: has 8 tokens, fewer than a block of 16 and what follows it" in said
+    printed = complaint(root, test="short.txt")
+    assert "test: has 8 tokens, fewer than a block of 16 and what follows it" in printed
     (root / "short.txt").write_text("")
     assert "test: has 0 tokens" in complaint(root, test="short.txt")
 
 
 def test_longer_than_the_model_takes(root: Path, data_root: Path) -> None:
-    said = complaint(root, tokenizer=str(data_root / "teachers/gpt2_fairybooks"), length=300)
-    assert "300 tokens, and the model takes 256" in said
+    printed = complaint(root, tokenizer=str(data_root / "teachers/gpt2_fairybooks"), length=300)
+    assert "300 tokens, and the model takes 256" in printed
 
 
 def test_mixed_encodings_and_a_byte_order_mark(root: Path) -> None:
@@ -193,15 +193,15 @@ def test_mixed_encodings_and_a_byte_order_mark(root: Path) -> None:
 
 def test_rows_without_text(root: Path) -> None:
     (root / "a.jsonl").write_text('{"text": "fine"}\n{"body": "no"}\n[1]\n')
-    said = complaint(root, train="a.jsonl")
-    assert "a.jsonl: line 2: its text is 'None'" in said
-    assert "a.jsonl: line 3: is no JSON object" in said
+    printed = complaint(root, train="a.jsonl")
+    assert "a.jsonl: line 2: its text is 'None'" in printed
+    assert "a.jsonl: line 3: is no JSON object" in printed
     assert "is no regular expression" in complaint(root, begins="(")
 
 
 def test_a_large_text_on_a_small_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 10**9, 900))
-    said = complaint(root, begins="^= .* =$")
-    assert "has 0 MB free, and the tokens need about" in said
+    printed = complaint(root, begins="^= .* =$")
+    assert "has 0 MB free, and the tokens need about" in printed
     assert not list((root.parent / "cache" / "datasets").glob("*/"))

@@ -258,8 +258,8 @@ def test_mixed_encodings(root: Path) -> None:
     lines = ["text,label", *(f"Grüße {n},{n % 2}" for n in range(6))]
     mixed = [line.encode("cp1252" if number in (2, 4) else "utf-8") for number, line in enumerate(lines)]
     (root / "a.csv").write_bytes(b"\n".join(mixed))
-    said = complaint(root)
-    assert "mixes encodings: some lines are UTF-8, 2 are not: line 3 (byte 0xFC), line 5 (byte 0xFC)" in said
+    printed = complaint(root)
+    assert "mixes encodings: some lines are UTF-8, 2 are not: line 3 (byte 0xFC), line 5 (byte 0xFC)" in printed
     assert "is not ascii: line 2 (byte 0xC3)" in complaint(root, encoding="ascii")
     assert "there is no 'utf-9'" in complaint(root, encoding="utf-9")
 
@@ -269,8 +269,8 @@ def test_an_encoding_that_the_file_tells(root: Path, encoding: str) -> None:
     (root / "a.csv").write_text(separated(","), encoding=encoding)
     data = opened(root, train="a.csv")
     assert texts_of(data) == EXPECTED
-    told = [note for note in data.notes if "is read as" in note]
-    assert [note.rpartition(" ")[2] for note in told] == ([] if encoding == "utf-8-sig" else [encoding])
+    printed = [note for note in data.notes if "is read as" in note]
+    assert [note.rpartition(" ")[2] for note in printed] == ([] if encoding == "utf-8-sig" else [encoding])
 
 
 def test_empty_texts_are_left_out_and_said(root: Path) -> None:
@@ -293,9 +293,9 @@ def test_texts_longer_than_the_model_takes_are_cut_and_counted(root: Path, data_
 def test_labels_that_training_does_not_have(root: Path) -> None:
     (root / "a.csv").write_text(separated(","), encoding="utf-8")
     (root / "b.csv").write_text("text,label\nso so,neutral\nfine,good\nmeh,neutral\n")
-    said = complaint(root, test="b.csv", test_fraction=None)
-    assert "no training text of class 'neutral': 2 texts of it, the first at" in said
-    assert "b.csv: line 2" in said
+    printed = complaint(root, test="b.csv", test_fraction=None)
+    assert "no training text of class 'neutral': 2 texts of it, the first at" in printed
+    assert "b.csv: line 2" in printed
 
 
 def test_one_class(root: Path) -> None:
@@ -312,8 +312,8 @@ def test_duplicate_columns(root: Path) -> None:
 
 def test_rows_of_another_width(root: Path) -> None:
     (root / "a.csv").write_text("text,label\na,good\nb, and c,bad\nd,bad\n")
-    said = complaint(root, delimiter=",")
-    assert "line 3: has 3 columns, the first row 2 (allowed: quotes around texts that hold a delimiter)" in said
+    printed = complaint(root, delimiter=",")
+    assert "line 3: has 3 columns, the first row 2 (allowed: quotes around texts that hold a delimiter)" in printed
 
 
 def test_a_tokenizer_without_pad_or_end_token(root: Path, data_root: Path) -> None:
@@ -335,8 +335,8 @@ def test_a_vocabulary_that_does_not_match_the_embedding(root: Path, data_root: P
     (root / "a.csv").write_text(separated(","), encoding="utf-8")
     config.unlink()
     config.write_text(json.dumps({"model_type": "gpt2", "vocab_size": 4000}))
-    said = complaint(root, tokenizer="teacher")
-    assert "its tokenizer knows 4,096 tokens, and its model has embeddings for 4,000" in said
+    printed = complaint(root, tokenizer="teacher")
+    assert "its tokenizer knows 4,096 tokens, and its model has embeddings for 4,000" in printed
     config.write_text(json.dumps({"model_type": "gpt2", "vocab_size": 4160}))  # rows filled up, as for tensor cores
     assert opened(root, train="a.csv", tokenizer="teacher").vocabulary == 4160
 
@@ -345,9 +345,9 @@ def test_nan_in_a_label_of_parquet(root: Path) -> None:
     from pyarrow import parquet
 
     parquet.write_table(arrow_table([0.0, 1.0, float("nan"), 1.0, None, 0.0], None), root / "a.parquet")
-    said = complaint(root, train="a.parquet")
-    assert "a.parquet: row 2: has no label" in said
-    assert "a.parquet: row 4: has no label" in said
+    printed = complaint(root, train="a.parquet")
+    assert "a.parquet: row 2: has no label" in printed
+    assert "a.parquet: row 4: has no label" in printed
     parquet.write_table(arrow_table([0.0, 1.5, 1.0, 0.0], None), root / "a.parquet")
     assert "its label is 1.5: labels are classes here" in complaint(root, train="a.parquet", labels="classes")
 
@@ -363,7 +363,7 @@ def test_labels_with_fractions_are_numbers_to_be_foretold(root: Path, suffix: st
         rows = [f'"{text.replace(chr(34), "")}",{label}' for text, label in zip(TEXTS, labels, strict=True)]
         (root / "a.csv").write_text("text,label\n" + "\n".join(rows), encoding="utf-8")
     data = opened(root, train=f"a.{suffix}")
-    assert data.foretells_values
+    assert data.predicts_values
     assert data.class_names == ()
     assert data.train.targets.dtype == np.float32
     assert sorted([*data.train.targets, *data.test.targets]) == sorted(labels)
@@ -374,9 +374,9 @@ def test_whole_numbers_are_foretold_where_that_is_stated(root: Path) -> None:
     rows = "\n".join(f"{text.replace(',', '')},{number % 4}" for number, text in enumerate(TEXTS))
     (root / "a.csv").write_text(f"text,label\n{rows}", encoding="utf-8")
     assert opened(root, train="a.csv").class_names == ("0", "1", "2", "3")
-    assert opened(root, train="a.csv", labels="values").foretells_values
-    told = complaint(root, labels="values", class_names=("a", "b"))
-    assert "labels are values, which have no names" in told
+    assert opened(root, train="a.csv", labels="values").predicts_values
+    printed = complaint(root, labels="values", class_names=("a", "b"))
+    assert "labels are values, which have no names" in printed
     wholes = rows.replace(",1\n", ",1.0\n")  # as a table of floats is written: still classes
     (root / "a.csv").write_text(f"text,label\n{wholes}", encoding="utf-8")
     assert opened(root, train="a.csv").class_names == ("0", "1", "2", "3")
@@ -396,9 +396,9 @@ def test_too_little_disk_is_told_before_all_is_read(root: Path, monkeypatch: pyt
     (root / "a.csv").write_text("text,label\n" + "".join(f"text number {n},{n % 2}\n" for n in range(5000)))
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 10**9, 50_000))
-    said = complaint(root)
-    assert "has 0 MB free, and the tokens need about 0 MB" in said
-    assert "KDNAS_CACHE names another folder" in said
+    printed = complaint(root)
+    assert "has 0 MB free, and the tokens need about 0 MB" in printed
+    assert "KDNAS_CACHE names another folder" in printed
     assert not list((root.parent / "cache" / "datasets").glob("*/"))
 
 

@@ -39,7 +39,7 @@ def test_every_file_that_preprocessing_names_is_beside_the_network(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "printed"),
     [
         (
             text_classification(8, 50, 2),
@@ -51,7 +51,7 @@ def test_every_file_that_preprocessing_names_is_beside_the_network(tmp_path: Pat
         ),
     ],
 )
-def test_the_head_of_train_yaml_speaks_of_texts(tmp_path: Path, spec: Any, said: list[str]) -> None:
+def test_the_head_of_train_yaml_speaks_of_texts(tmp_path: Path, spec: Any, printed: list[str]) -> None:
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
     student: Any = SimpleNamespace(
@@ -59,5 +59,5 @@ def test_the_head_of_train_yaml_speaks_of_texts(tmp_path: Path, spec: Any, said:
     )
     train_yaml(cast(TrainedStudent, student), tmp_path)
     head = (tmp_path / "train.yaml").read_text().partition("seed: 0")[0]
-    assert all(part in head for part in said)
+    assert all(part in head for part in printed)
     assert not [word for word in ("pixel", "picture", "image", "channel") if word in head]

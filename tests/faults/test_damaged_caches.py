@@ -112,10 +112,10 @@ def test_decoded_data_are_made_anew(
     assert kept_data(tmp_path / "cache", known) is None  # a run's own data are not these
     again = make(tmp_path)
     assert (again.fingerprint, content(again)) == (known, whole)
-    said = capfd.readouterr().err
-    assert f"note: {folder}: " in said
-    assert name.rpartition("/")[2] in said or name == checksums.SEAL
-    assert "decoded anew" in said
+    printed = capfd.readouterr().err
+    assert f"note: {folder}: " in printed
+    assert name.rpartition("/")[2] in printed or name == checksums.SEAL
+    assert "decoded anew" in printed
     make(tmp_path)
     assert not capfd.readouterr().err
 
@@ -150,8 +150,8 @@ def test_of_large_files_other_blocks_are_checked_each_time(tmp_path: Path) -> No
 def test_the_teachers_rows_are_computed_anew(
     harm: Callable[..., None], top_k: int | None, digits: ImageData, tmp_path: Path
 ) -> None:
-    teacher, told = counting_teacher(), list[str]()
-    cache = TeacherCache(tmp_path, top_k=top_k, on_damage=told.append)
+    teacher, printed = counting_teacher(), list[str]()
+    cache = TeacherCache(tmp_path, top_k=top_k, on_damage=printed.append)
     whole, _ = train(digits, teacher, cache)
     for kind in (".rows", ".sums", *([".classes"] if top_k else [])):
         harm(next(tmp_path.glob(f"*/view00001{kind}")), 8)  # sample 0, which is trained on
@@ -160,20 +160,20 @@ def test_the_teachers_rows_are_computed_anew(
         pairs = zip(whole.network.parameters(), again.network.parameters(), strict=True)
         assert all(torch.equal(one, other) for one, other in pairs)
         assert train(digits, teacher, cache)[1] == 0
-    assert all("the teacher's outputs are computed anew" in line for line in told)
-    assert told or harm is remove
+    assert all("the teacher's outputs are computed anew" in line for line in printed)
+    assert printed or harm is remove
 
 
 def test_rows_that_were_zeroed_or_moved_teach_nobody(digits: ImageData, tmp_path: Path) -> None:
-    teacher, told = counting_teacher(), list[str]()
-    cache = TeacherCache(tmp_path, on_damage=told.append)
+    teacher, printed = counting_teacher(), list[str]()
+    cache = TeacherCache(tmp_path, on_damage=printed.append)
     whole, _ = train(digits, teacher, cache, epochs=1)
     path = next(tmp_path.glob("*/*.rows"))
     rows = np.memmap(path, dtype=np.float32, mode="r+").reshape(-1, 10)
     rows[0:20] = 0
     rows[[40, 42]] = rows[[42, 40]]
     again, asked = train(digits, teacher, cache, epochs=1)
-    assert told == [f"12 rows of {path} are not what was written: the teacher's outputs are computed anew"]
+    assert printed == [f"12 rows of {path} are not what was written: the teacher's outputs are computed anew"]
     assert asked > 0
     assert [record.loss for record in again.history] == [record.loss for record in whole.history]
 
@@ -202,11 +202,11 @@ def test_a_kept_teacher_is_trained_again(harm: Callable[..., None], digits: Imag
     def opened(say: Callable[[str], None]) -> str:
         return workshop_of(digits, teacher=stated, train=indices, cache=tmp_path, say=say).teacher.fingerprint
 
-    first, said = opened(lambda line: None), list[str]()
+    first, printed = opened(lambda line: None), list[str]()
     (kept,) = (tmp_path / "teachers").iterdir()
     harm(kept)
-    assert opened(said.append) == first
-    assert any("is damaged and is trained again" in line for line in said) or harm is remove
+    assert opened(printed.append) == first
+    assert any("is damaged and is trained again" in line for line in printed) or harm is remove
 
 
 @each_damage

@@ -48,7 +48,7 @@ def own_study(whole: Whole, parent: Path) -> Path:
     return study
 
 
-LOST = {"answer", "tell", "recording", "retraining"}
+LOST = {"answer", "result", "recording", "retraining"}
 """Points at which a result is there and not in the record: that training alone is made again."""
 STOPPED = {
     "kill": (-9, ""),
@@ -68,15 +68,25 @@ BROKEN = {
     "lost database": "the server closed the connection unexpectedly",
 }
 """What breaks it: what the message says at least; where it is the system that speaks, there is one."""
-POINTS = ["prepared", "asked:2", "tell:2", "recording:2", "told:2", "retraining", "retrained", "replacing:2", "report"]
+POINTS = [
+    "prepared",
+    "asked:2",
+    "result:2",
+    "recording:2",
+    "recorded:2",
+    "retraining",
+    "retrained",
+    "replacing:2",
+    "report",
+]
 
 
 def cells() -> list[tuple[str, str]]:
     stops = [(point, fault) for point in POINTS for fault in STOPPED]
     stops += [(point, "kill") for point in ("trial:2", "answer:2", "trial:5", "answer:5", "replacing:4")]
     disks = [(point, fault) for point in ("replacing:2", "report") for fault in ("enospc", "eio", "read-only")]
-    files = [(point, fault) for point in ("prepared", "told:2", "retrained") for fault in ("full", "no handles")]
-    memory = [(point, "memory") for point in ("tell:2", "told:2", "retraining", "report")]
+    files = [(point, fault) for point in ("prepared", "recorded:2", "retrained") for fault in ("full", "no handles")]
+    memory = [(point, "memory") for point in ("result:2", "recorded:2", "retraining", "report")]
     return [*stops, *disks, *files, *memory, ("asked:2", "lost database"), ("recording:2", "lost database")]
 
 
@@ -86,11 +96,11 @@ QUICK = {
     ("recording:2", "kill"),
     ("retraining", "kill"),
     ("report", "kill"),
-    ("told:2", "term"),
-    ("tell:2", "int"),
+    ("recorded:2", "term"),
+    ("result:2", "int"),
     ("asked:2", "lost database"),
     ("report", "enospc"),
-    ("told:2", "full"),
+    ("recorded:2", "full"),
     ("retraining", "memory"),
 }
 
@@ -136,12 +146,12 @@ def assert_whole(whole: Whole, study: Path, folder: Path, extra: int = 0) -> Non
 @pytest.mark.parametrize(
     ("point", "fault"),
     [
-        pytest.param("told:2", "clock back", id="told:2=clock back"),
+        pytest.param("recorded:2", "clock back", id="recorded:2=clock back"),
         *(
             pytest.param(point, fault, id=f"{point}={fault}", marks=pytest.mark.slow)
-            for point in ("asked:2", "told:2", "retraining")
+            for point in ("asked:2", "recorded:2", "retraining")
             for fault in ("clock forward", "clock back")
-            if (point, fault) != ("told:2", "clock back")
+            if (point, fault) != ("recorded:2", "clock back")
         ),
     ],
 )
@@ -154,7 +164,7 @@ def test_a_clock_that_jumps_changes_nothing(point: str, fault: str, whole: Whole
 
 @pytest.mark.parametrize(
     "point",
-    ["trial:2", *(pytest.param(point, marks=pytest.mark.slow) for point in ("asked:2", "told:2", "retrained"))],
+    ["trial:2", *(pytest.param(point, marks=pytest.mark.slow) for point in ("asked:2", "recorded:2", "retrained"))],
 )
 def test_a_second_controller_is_refused_while_one_stands_still(point: str, whole: Whole, tmp_path: Path) -> None:
     study, folder = own_study(whole, tmp_path), tmp_path / "run"
@@ -198,7 +208,7 @@ def test_proposals_follow_from_what_was_finished(sampler: str, tmp_path: Path) -
 # -- what is damaged or gone between two calls -------------------------------------------------------------------------
 
 
-def killed(whole: Whole, tmp_path: Path, point: str = "told:3") -> tuple[Path, Path]:
+def killed(whole: Whole, tmp_path: Path, point: str = "recorded:3") -> tuple[Path, Path]:
     study, folder = own_study(whole, tmp_path), tmp_path / "run"
     assert search(study, folder, faults=f"{point}=kill", counts=tmp_path / "counts").code == -9
     return study, folder

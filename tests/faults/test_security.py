@@ -122,7 +122,7 @@ def test_promise_5_a_search_listens_to_nothing(tmp_path: Path) -> None:
     study = scored_study.write(tmp_path)
     counts = tmp_path / "counts"
     more = ("search", study, "--out", tmp_path / "run", "--data-root", study)
-    going = faulty_run.begin(*more, faults="told:2=stop", counts=counts)
+    going = faulty_run.begin(*more, faults="recorded:2=stop", counts=counts)
     going.wait_until_stopped()
     listen = "import socket; it = socket.create_server(('127.0.0.1', 0)); print(flush=True); input()"
     command = (sys.executable, "-c", listen)

@@ -105,7 +105,7 @@ def test_a_search_goes_on_after_a_stop(point: str, fault: str, whole: Path, tmp_
     faulty_run.age(folder)
     again = run("search", study, "--out", folder, parent=tmp_path)
     assert again.code == 0, again.stderr
-    if point.startswith("teacher epoch"):  # the third is trained, and not told: none is trained twice
+    if point.startswith("teacher epoch"):  # the third is trained, and not recorded: none is trained twice
         assert (met.stdout + met.stderr + again.stdout + again.stderr).count("teacher epoch") == 5
     assert_same(folder, whole)
     assert not list((tmp_path / "cache").rglob("*.lock.*"))
@@ -113,7 +113,7 @@ def test_a_search_goes_on_after_a_stop(point: str, fault: str, whole: Path, tmp_
 
 def test_a_run_whose_cache_is_gone_goes_on_with_its_own_teacher(whole: Path, tmp_path: Path) -> None:
     study, folder = write(tmp_path), tmp_path / "run"
-    assert run("search", study, "--out", folder, parent=tmp_path, faults="told:2=kill").code == -9
+    assert run("search", study, "--out", folder, parent=tmp_path, faults="recorded:2=kill").code == -9
     (kept,) = folder.glob("teacher-*.safetensors")
     shutil.rmtree(tmp_path / "cache")
     again = run("search", study, "--out", folder, parent=tmp_path)
@@ -126,7 +126,7 @@ def test_a_run_whose_cache_is_gone_goes_on_with_its_own_teacher(whole: Path, tmp
 @pytest.mark.parametrize("kept", ["rungs/*.safetensors", "teacher-*.safetensors"])
 def test_damaged_files_of_a_run_are_made_anew(kept: str, whole: Path, tmp_path: Path) -> None:
     study, folder = write(tmp_path), tmp_path / "run"
-    assert run("search", study, "--out", folder, parent=tmp_path, faults="told:2=kill").code == -9
+    assert run("search", study, "--out", folder, parent=tmp_path, faults="recorded:2=kill").code == -9
     paths = list(folder.rglob(kept))
     assert paths
     for path in paths:

@@ -46,7 +46,7 @@ TOKENS = torch.randint(1, 50, (3, 9), generator=torch.Generator().manual_seed(0)
 MASK = torch.tensor([[1] * 9, [1] * 6 + [0] * 3, [1] * 4 + [0] * 5])
 
 
-def said(network: nn.Module, *inputs: torch.Tensor, mask: int | None = None) -> tuple[OutputShapes, Outputs]:
+def tapped(network: nn.Module, *inputs: torch.Tensor, mask: int | None = None) -> tuple[OutputShapes, Outputs]:
     stages, classifier = tuple(layer.path for layer in attention_layers(network)), None
     with torch.no_grad(), Taps(network, stages, classifier, needs=EVERYTHING, mask=mask) as tapped:
         return output_shapes(network, stages, classifier, *inputs), tapped(*inputs)
@@ -57,7 +57,7 @@ def sides(request):
     """(student's shapes, teacher's, their outputs, the mask as numbers)."""
     masked = request.param == "padded"
     inputs = (TOKENS, MASK) if masked else (TOKENS,)
-    pairs = [said(network, *inputs, mask=1 if masked else None) for network in (bert(16, 2, 2), bert(32, 4, 4))]
+    pairs = [tapped(network, *inputs, mask=1 if masked else None) for network in (bert(16, 2, 2), bert(32, 4, 4))]
     mask = (MASK if masked else torch.ones_like(MASK)).double().numpy()
     return pairs[0][0], pairs[1][0], pairs[0][1], pairs[1][1], mask
 
@@ -87,7 +87,7 @@ def softmax(x):
 
 def test_taps_give_the_layers_tokens_and_what_they_attend_with():
     network = bert(32, 4, 4)
-    shapes, given = said(network, TOKENS, MASK, mask=1)
+    shapes, given = tapped(network, TOKENS, MASK, mask=1)
     assert shapes.stages == 4 * ((9, 32),)
     eager = network.network
     eager.set_attn_implementation("eager")
@@ -106,7 +106,7 @@ def test_maps_of_other_makes_are_those_that_they_attend_with(kind):
     if kind == "gpt2":
         config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=50, n_positions=16)
         network = Logits(transformers.GPT2LMHeadModel(config)).eval()
-        _, given = said(network, TOKENS)
+        _, given = tapped(network, TOKENS)
         network.network.set_attn_implementation("eager")
         with torch.no_grad():
             own = network.network(input_ids=TOKENS, output_attentions=True).attentions
@@ -117,7 +117,7 @@ def test_maps_of_other_makes_are_those_that_they_attend_with(kind):
             "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4
         )
         images = torch.randn(2, 3, 32, 32)
-        _, given = said(network.eval(), images)
+        _, given = tapped(network.eval(), images)
         own = []
         for block in network.blocks:
             block.attn.fused_attn = False
@@ -219,7 +219,7 @@ def test_rotary_attention_is_refused_and_its_relations_are_not():
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64, **WORDS
     )
     torch.manual_seed(0)
-    shapes, given = said(Logits(transformers.LlamaForCausalLM(config)).eval(), TOKENS)
+    shapes, given = tapped(Logits(transformers.LlamaForCausalLM(config)).eval(), TOKENS)
     with pytest.raises(ConfigError, match="rotary positions"):
         LOSSES.build("attention_maps", shapes, shapes)
     _, found = value("relations", shapes, shapes, given, given)

@@ -16,9 +16,9 @@ import torch
 from kdnas.losses import LOSSES
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
+from kdnas.training.ensemble import OutputsByTeacher
 from kdnas.training.loss import TrainingLoss
 from kdnas.training.recipe import Distillation, LossTerm
-from kdnas.training.said import Said
 
 Array = np.ndarray
 B, K = 6, 5
@@ -116,7 +116,7 @@ def whole(name: str, task_weight: float, term: LossTerm, s: Outputs, t: Outputs)
     criterion = TrainingLoss(
         Distillation(task_weight=task_weight, losses=(term,)), STUDENT, {"teacher": TEACHER}, seed=0
     )
-    return float(criterion(s, Said({"teacher": t}), Rows(s.logits, torch.from_numpy(LABELS))))
+    return float(criterion(s, OutputsByTeacher({"teacher": t}), Rows(s.logits, torch.from_numpy(LABELS))))
 
 
 @pytest.mark.parametrize("name", AUTHORS)
@@ -143,7 +143,7 @@ def test_hint_is_a_mean_over_batch_channels_and_positions_of_the_middle_stage() 
     regressed = np.maximum((mapped - mean) / np.sqrt(var + 1e-5), 0)
     expected = 100 * ((regressed - t.stages[1].numpy()) ** 2).mean()
     assert float(
-        criterion(s, Said({"teacher": t}), Rows(s.logits, torch.from_numpy(LABELS))).detach()
+        criterion(s, OutputsByTeacher({"teacher": t}), Rows(s.logits, torch.from_numpy(LABELS))).detach()
     ) == pytest.approx(expected, rel=1e-5)
 
 
@@ -179,7 +179,7 @@ def warmed(progresses: Sequence[float]) -> list[float]:
     s, t, found = outputs(STUDENT, 1), outputs(TEACHER, 2), []
     for progress in progresses:
         criterion.at(progress)
-        found.append(float(criterion(s, Said({"teacher": t}), Rows(s.logits, torch.from_numpy(LABELS)))))
+        found.append(float(criterion(s, OutputsByTeacher({"teacher": t}), Rows(s.logits, torch.from_numpy(LABELS)))))
     return found
 
 

@@ -168,8 +168,8 @@ def crd(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
         mean = torch.stack([x for row in e for x in row]).detach().mean()
         for row in e:
             first, *rest = (x / mean for x in row)
-            told = (first / (first + len(rest))).log() + sum((len(rest) / (x + len(rest))).log() for x in rest)
-            total = total - told / len(anchors)
+            printed = (first / (first + len(rest))).log() + sum((len(rest) / (x + len(rest))).log() for x in rest)
+            total = total - printed / len(anchors)
     return total
 
 
@@ -191,8 +191,8 @@ def normed(x: Tensor, norm: nn.Module, dims: tuple[int, ...]) -> Tensor:
 def srrl(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
     mapped = normed(s.embedding[w > 0] @ loss.adapter[0].weight.double().T, loss.adapter[1], (0,)).relu()
     head = TEACHER.classifier
-    said = mapped @ head.weight.detach().T + head.bias.detach()
-    return ((mapped - t.embedding[w > 0]) ** 2).mean() + ((said - t.logits[w > 0]) ** 2).mean()
+    printed = mapped @ head.weight.detach().T + head.bias.detach()
+    return ((mapped - t.embedding[w > 0]) ** 2).mean() + ((printed - t.logits[w > 0]) ** 2).mean()
 
 
 def vid(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:

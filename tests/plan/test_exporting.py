@@ -63,25 +63,25 @@ def test_what_it_says_is_what_the_run_recorded(run: RunRecord, tmp_path: Path, d
 
 
 @pytest.mark.parametrize(
-    ("start", "told"),
+    ("start", "wanted"),
     [
         ("random", "Trained from random weights for 2 epochs"),
         ("inherited", "Trained from weights inherited from the teacher for 2 epochs"),
         ("supernet", "Trained from the supernet's weights for 2 epochs"),
     ],
 )
-def test_a_card_says_from_what_weights_the_student_began(run: RunRecord, tmp_path: Path, start, told) -> None:
+def test_a_card_says_from_what_weights_the_student_began(run: RunRecord, tmp_path: Path, start, wanted) -> None:
     trial = run.trials[0]
     begun = [dataclasses.replace(r, fidelity=dataclasses.replace(r.fidelity, start=start)) for r in trial.repeats]
     export(dataclasses.replace(run, trials=(dataclasses.replace(trial, repeats=tuple(begun)),)), tmp_path / "out")
-    assert told in (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    assert wanted in (tmp_path / "out" / "MODEL_CARD.md").read_text()
 
 
 def test_a_card_says_when_the_student_hardly_does_better_than_guessing(run: RunRecord, tmp_path: Path) -> None:
-    for guess, told in ((0.1, False), (0.88, True)):
+    for guess, printed in ((0.1, False), (0.88, True)):
         out = tmp_path / str(guess)
         export(dataclasses.replace(run, reference_point={**run.reference_point, "accuracy": guess}), out)
-        assert ("hardly better than guessing" in (out / "MODEL_CARD.md").read_text()) == told
+        assert ("hardly better than guessing" in (out / "MODEL_CARD.md").read_text()) == printed
 
 
 def test_other_files_stay_and_own_files_are_replaced(run: RunRecord, tmp_path: Path) -> None:

@@ -134,22 +134,22 @@ def test_lost_files_of_a_finished_training_are_written_anew_and_lost_weights_tra
 
     def mended() -> tuple[list[str], list[str]]:
         trained: list[str] = []
-        said: list[str] = []
+        printed: list[str] = []
         result = train_fully(
-            file, out, data_root=NOWHERE, on_progress=lambda at: trained.append(at.at), say=said.append
+            file, out, data_root=NOWHERE, on_progress=lambda at: trained.append(at.at), say=printed.append
         )
         assert result.score == whole[0].score
         ours = safetensors.torch.load_file(out / "student.safetensors")
         assert all(torch.equal(ours[name], tensor) for name, tensor in kept.items())
         assert not result.lost
-        return trained, [line for line in said if line.startswith(str(out))]
+        return trained, [line for line in printed if line.startswith(str(out))]
 
     (out / "student.json").unlink()
     assert mended() == ([], [f"{out / 'student.json'} is missing"])
     safetensors.torch.save_file({name: 0 * tensor for name, tensor in kept.items()}, out / "student.safetensors")
-    trained, said = mended()
+    trained, printed = mended()
     assert len(trained) == EPOCHS
-    assert said == [f"{out / 'student.safetensors'} is not the file that kdnas wrote"]
+    assert printed == [f"{out / 'student.safetensors'} is not the file that kdnas wrote"]
 
 
 def test_another_training_in_the_folder_is_refused_with_the_difference(

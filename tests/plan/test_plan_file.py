@@ -113,7 +113,7 @@ def test_the_student_is_the_smallest_of_its_supernet(bases):
 
 
 @pytest.mark.parametrize(
-    ("change", "route", "told"),
+    ("change", "route", "expected"),
     [
         (
             {"space": None, "no_supernet": "the student is the largest"},
@@ -126,11 +126,11 @@ def test_the_student_is_the_smallest_of_its_supernet(bases):
         ({"epochs": 1}, "born_again", "the budget is 1 epoch, and each of 2 generations takes one"),
     ],
 )
-def test_routes_that_cannot_be_taken_say_why(bases, change, route: Route, told):
+def test_routes_that_cannot_be_taken_say_why(bases, change, route: Route, expected):
     basis = bases["resnet"]
     inputs = {name: change[name] for name in ("epochs", "front") if name in change}
     own = {name: value for name, value in change.items() if name not in inputs}
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=expected):
         make_plan(replace(basis, inputs=replace(basis.inputs, **inputs), **own), route, "so")
 
 
@@ -183,7 +183,7 @@ def set_in(*path: Any) -> Edit:
 
 
 @pytest.mark.parametrize(
-    ("route", "edit", "where", "told"),
+    ("route", "edit", "where", "expected"),
     [
         ("shrink", set_in("steps", 1, "name", "supernet"), "steps.1.name", "already taken"),
         ("shrink", set_in("steps", 1, "name", "random"), "steps.1.name", "already taken"),
@@ -211,7 +211,7 @@ def set_in(*path: Any) -> Edit:
          "steps.0.recorded.stages", "99 is no value of the space"),
     ],
 )  # fmt: skip
-def test_mistakes_of_content_are_told_with_their_places(bases, tmp_path, route, edit, where, told):
+def test_mistakes_of_content_are_told_with_their_places(bases, tmp_path, route, edit, where, expected):
     basis = bases["resnet"]
     plan = recorded(make_plan(basis, "shrink", "so")) if route == "recorded" else make_plan(basis, route, "so")
     loaded, document = load_plan(edited(tmp_path / "plan.yaml", plan, edit))
@@ -220,13 +220,13 @@ def test_mistakes_of_content_are_told_with_their_places(bases, tmp_path, route, 
         return
     problems = plan_problems(loaded, basis.family)
     assert any(problem.where.startswith(where) for problem in problems), problems
-    with pytest.raises(ConfigError, match=told) as caught:
+    with pytest.raises(ConfigError, match=expected) as caught:
         check_plan(loaded, document, basis.file, basis.family)
     assert all(problem.where.startswith("plan.yaml:") for problem in caught.value.problems)
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "expected"),
     [
         (set_in("steps", 0, "recorded", "stages", 1, 3), "steps.0.recorded: stage 2 of the shrinking is damaged"),
         (
@@ -236,9 +236,9 @@ def test_mistakes_of_content_are_told_with_their_places(bases, tmp_path, route, 
         (set_in("steps", 0, "recorded", "colour", 1), "the record of the shrinking is damaged: .*'colour'"),
     ],
 )
-def test_damaged_stages_are_told_with_their_place(bases, tmp_path, edit, told):
+def test_damaged_stages_are_told_with_their_place(bases, tmp_path, edit, expected):
     path = edited(tmp_path / "plan.yaml", recorded(make_plan(bases["resnet"], "shrink", "so")), edit)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=expected):
         load_plan(path)
 
 
@@ -305,7 +305,7 @@ def test_a_plan_for_something_else_is_one_message(bases, tmp_path, what):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("", "is empty"),
         ("format: kdnas schedule 1\nstages: []\n", "begins with 'format: kdnas training plan 1'"),
@@ -315,9 +315,9 @@ def test_a_plan_for_something_else_is_one_message(bases, tmp_path, what):
         ("!!python/object/apply:os.system ['true']\n", "plan.yaml"),
     ],
 )
-def test_what_is_no_plan_is_refused(tmp_path, text, told):
+def test_what_is_no_plan_is_refused(tmp_path, text, expected):
     (tmp_path / "plan.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=expected):
         load_plan(tmp_path / "plan.yaml")
 
 

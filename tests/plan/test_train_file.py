@@ -102,9 +102,9 @@ def test_unknown_members_and_options_are_told_together(file: TrainFile, tmp_path
     plain["data"]["type"] = "digit"
     with pytest.raises(ConfigError) as caught:
         load_train_file(write(tmp_path / "train.yaml", file, **plain))
-    told = str(caught.value)
+    printed = str(caught.value)
     for part in ("'kdd'", "did you mean 'kd'", "losses.1.warmth", "'oracle'", "'digit'; did you mean 'digits'"):
-        assert part in told
+        assert part in printed
 
 
 def test_an_edited_arch_no_longer_fits_its_id(file: TrainFile, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_an_edited_arch_no_longer_fits_its_id(file: TrainFile, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"arch": {"family": "resnet", "choices": {"stem_width": 4}}}, "is required"),
         ({"arch": {"family": "rasnet", "choices": {}}}, "did you mean 'resnet'"),
@@ -126,8 +126,8 @@ def test_an_edited_arch_no_longer_fits_its_id(file: TrainFile, tmp_path: Path) -
         ({"task": {"kind": "image_classification"}}, "task.inputs: is required"),
     ],
 )
-def test_unsound_files_are_refused(file: TrainFile, tmp_path: Path, changes: dict[str, object], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_unsound_files_are_refused(file: TrainFile, tmp_path: Path, changes: dict[str, object], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
         load_train_file(write(tmp_path / "train.yaml", file, **changes))
 
 

@@ -88,17 +88,17 @@ def test_what_is_damaged_is_named_and_can_be_left_out(run, capsys, statement, wo
     harm(run, statement)
     for command in ("front", "report"):
         assert main([command, str(run)]) == 2
-        told = capsys.readouterr().err
-        assert words in told
-        assert f"kdnas report {run} --leave-out" in told
-        assert "internal" not in told
-    names = told.rpartition(f"{run} ")[2].split()
+        printed = capsys.readouterr().err
+        assert words in printed
+        assert f"kdnas report {run} --leave-out" in printed
+        assert "internal" not in printed
+    names = printed.rpartition(f"{run} ")[2].split()
     assert main(["report", str(run), *names]) == 0
-    told = capsys.readouterr().out
-    assert words in told
-    assert told.count("left out") == len(names) // 2
+    printed = capsys.readouterr().out
+    assert words in printed
+    assert printed.count("left out") == len(names) // 2
     loaded = load_run(run)
-    if "trial 1" in told:
+    if "trial 1" in printed:
         assert [trial.number for trial in loaded.trials] == [0, 2]
         assert loaded.others[0].number == 1
         assert "left out as damaged" in loaded.others[0].reason

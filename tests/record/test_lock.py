@@ -126,7 +126,7 @@ def test_a_damaged_lock_file_is_named(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    ("section", "value", "told"),
+    ("section", "value", "expected"),
     [
         ("quantities", None, "quantities: Field required"),
         ("data", {"class_names": 3}, "data.class_names: Input should be a valid tuple"),
@@ -137,7 +137,7 @@ def test_a_damaged_lock_file_is_named(tmp_path, content):
         ("teacher", {"name": "resnet"}, "teacher.score: Field required"),
     ],
 )
-def test_what_is_damaged_is_told_by_its_key(tmp_path, lock, section, value, told):
+def test_what_is_damaged_is_told_by_its_key(tmp_path, lock, section, value, expected):
     write_lock(tmp_path, lock)
     plain = yaml.safe_load((tmp_path / LOCK_FILE).read_text())
     plain |= {section: value}
@@ -146,7 +146,7 @@ def test_what_is_damaged_is_told_by_its_key(tmp_path, lock, section, value, told
     (tmp_path / LOCK_FILE).write_text(yaml.safe_dump(plain, sort_keys=False))
     with pytest.raises(RunFolderError) as caught:
         read_calibrations(read_lock(tmp_path), tmp_path)
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
 
 
 def test_a_folder_without_a_lock_is_no_run(tmp_path):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from synthetic_run import HOSTILE, complete, run_of, synthetic_run
 
-from kdnas.audit.result import Beside, NeededFidelity, audit_result
+from kdnas.audit.result import CostBaseline, NeededFidelity, audit_result
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.rank import Estimate
 from kdnas.record.records import AuditRecord, AuditTraining
@@ -41,7 +41,7 @@ def audited(n=24, seeds=2, loss=""):
     return replace(run_of(trials), audit=AuditRecord(tuple(range(n)), LONG, seeds, tuple(trainings)))
 
 
-def told(run):
+def summary_of(run):
     return " ".join(findings(run, audit_result(run)))
 
 
@@ -50,7 +50,7 @@ def estimate(value, half):
 
 
 def with_beside(gain, partial):
-    return replace(audit_result(audited()), beside={"params": Beside(gain, None, partial)})
+    return replace(audit_result(audited()), neighbours={"params": CostBaseline(gain, None, partial)})
 
 
 @pytest.mark.parametrize(
@@ -99,13 +99,13 @@ def test_the_losses_stand_beside_the_studys_own():
 
 
 def test_words_state_what_was_done_and_what_is_not_known():
-    text = told(audited())
+    text = summary_of(audited())
     assert "24 students of the search" in text
     assert "trained for 30 epochs with 2 seeds; the search’s scores are of 3 epochs of 50 % of the data" in text
     assert "differ by at most 10 %" in text
     assert "a second training of 30 epochs ranks as the first with tau" in text
     assert "is not known: scores on the way were not looked at" in text
-    assert "The noise ceiling is not known" in told(audited(seeds=1))
+    assert "The noise ceiling is not known" in summary_of(audited(seeds=1))
 
 
 def needed(**changed):
@@ -135,9 +135,9 @@ def test_the_needed_fidelity_in_words(found, words):
 def test_an_unfinished_audit_says_how_far_it_is():
     run = audited()
     part = replace(run, audit=replace(run.audit, trainings=run.audit.trainings[:30]))
-    assert "not finished: 30 of 48 longer trainings are made, 15 of 24 students have one" in told(part)
+    assert "not finished: 30 of 48 longer trainings are made, 15 of 24 students have one" in summary_of(part)
     hardly = replace(run, audit=replace(run.audit, trainings=run.audit.trainings[:4]))
-    assert "too little to say how well" in told(hardly)
+    assert "too little to say how well" in summary_of(hardly)
     assert "not finished" in trust_line(hardly)
     assert "too little to say" in page(hardly)
 

@@ -199,10 +199,10 @@ def test_a_front_that_only_guesses_is_said_to(full):
     assert near_chance(full) == ""
     best = max(member.values["accuracy"] for member in front(full))
     poor = replace(full, reference_point={**full.reference_point, "accuracy": best - 0.01})
-    told = near_chance(poor)
-    assert told.startswith(f"Hardly better than guessing, which has {100 * (best - 0.01):.2f} %: ")
-    assert all(member.trial.arch.arch_id[:4] in told for member in front(poor))
-    assert told.split(":")[0] in page(poor)
+    printed = near_chance(poor)
+    assert printed.startswith(f"Hardly better than guessing, which has {100 * (best - 0.01):.2f} %: ")
+    assert all(member.trial.arch.arch_id[:4] in printed for member in front(poor))
+    assert printed.split(":")[0] in page(poor)
 
 
 def test_a_highest_rung_that_nobody_reached_is_said(full):

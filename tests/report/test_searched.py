@@ -148,12 +148,12 @@ def tuned_run(rates, accuracy, *, low=0.001, high=0.1):
     ],
 )
 def test_a_tuned_setting_stuck_at_its_bound_is_said(accuracy, end):
-    told = stuck_at_bounds(tuned_run(np.geomspace(0.001, 0.1, 24), accuracy))
+    printed = stuck_at_bounds(tuned_run(np.geomspace(0.001, 0.1, 24), accuracy))
     if end is None:
-        assert told == []
+        assert printed == []
     else:
-        assert len(told) == 1
-        assert told[0].startswith(f"training.learning_rate is stuck at the {end} end of its range, 0.001 to 0.1")
+        assert len(printed) == 1
+        assert printed[0].startswith(f"training.learning_rate is stuck at the {end} end of its range, 0.001 to 0.1")
 
 
 def test_a_width_stuck_at_the_largest_is_said_and_a_depth_of_none_is_not():
@@ -163,8 +163,8 @@ def test_a_width_stuck_at_the_largest_is_said_and_a_depth_of_none_is_not():
         proposed = SPACE.random(rng)
         gain = 0.01 * proposed["stem_width"] - 0.1 * proposed["stage4.depth"]
         trials.append(student(number, 0.5 + gain + 0.001 * rng.normal(), proposed))
-    (told,) = stuck_at_bounds(run_in(SPACE, trials))
-    assert told.startswith("stem_width is stuck at 32, its largest value")
+    (printed,) = stuck_at_bounds(run_in(SPACE, trials))
+    assert printed.startswith("stem_width is stuck at 32, its largest value")
 
 
 def test_chance_alone_hardly_ever_looks_stuck():

@@ -63,8 +63,8 @@ def test_front_members_name_those_that_they_cannot_be_told_apart_from(tmp_path):
     column = pd.read_csv(tmp_path / "front.csv")["indistinguishable_from"]
     assert column[:3].tolist() == [ids[1], ids[0], "none"]
     assert pd.isna(column[3])
-    told = [row["indistinguishable_from"] for row in front_document(run)["front"]]
-    assert told == [[ids[1]], [ids[0]], [], None]
+    printed = [row["indistinguishable_from"] for row in front_document(run)["front"]]
+    assert printed == [[ids[1]], [ids[0]], [], None]
 
 
 def test_csv_gives_back_the_same_numbers_and_archs(tmp_path):
@@ -151,8 +151,8 @@ def test_a_correlation_that_is_not_above_0_is_no_share_of_the_teachers():
     run = replace(run, quantities={"matthews": MATTHEWS, **dict(list(run.quantities.items())[1:])})
     teacher = replace(run.teacher, score=0.2, test_score=None)
     member = replace(front(synthetic_run())[0], values={"matthews": -0.1, "macs": 5.0}, test_score=None)
-    told = against_teacher(replace(run, teacher=teacher), member)
-    assert told.startswith("30.0 points below the teacher’s Matthews correlation (validation split)")
+    printed = against_teacher(replace(run, teacher=teacher), member)
+    assert printed.startswith("30.0 points below the teacher’s Matthews correlation (validation split)")
     better = against_teacher(replace(run, teacher=replace(teacher, score=-0.2)), member)
     assert better.startswith("10.0 points above the teacher’s")
     half = against_teacher(replace(run, teacher=teacher), replace(member, values={"matthews": 0.1, "macs": 5.0}))

@@ -293,7 +293,7 @@ def test_the_short_name_reaches_the_study(tiny_study):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "wanted"),
     [
         ("nni:Foo", ["sampler.tuner", "'TPE', 'Evolution', 'GP', 'Random' or 'GridSearch'", "'Foo'"]),
         ("'nni:'", ["sampler.tuner", "'TPE'"]),
@@ -302,11 +302,11 @@ def test_the_short_name_reaches_the_study(tiny_study):
         ("{type: nni, tuners: TPE}", ["sampler.tuners", "did you mean 'tuner'", "population_size, tuner"]),
     ],
 )
-def test_a_wrong_tuner_is_told_with_what_is_allowed(tiny_study, text, told):
+def test_a_wrong_tuner_is_told_with_what_is_allowed(tiny_study, text, wanted):
     with pytest.raises(ConfigError) as caught:
         load_study(tiny_study, [f"sampler={text}"])
     assert len(caught.value.problems) == 1
-    for part in told:
+    for part in wanted:
         assert part in str(caught.value)
 
 

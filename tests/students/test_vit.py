@@ -21,9 +21,9 @@ from kdnas.nn.teacher import Teacher
 from kdnas.nn.transformers import Attention, LayerPlan
 from kdnas.students import family_for
 from kdnas.students._inheriting_layers import inherit_layers, ranked_anatomy
+from kdnas.training.ensemble import OutputsByTeacher
 from kdnas.training.loss import TrainingLoss
 from kdnas.training.recipe import Distillation, LossTerm
-from kdnas.training.said import Said
 
 TASK = image_classification((3, 16, 16), 5)
 SMALL = {"width": 24, "depth": 3, "heads": 3, "head_size": 8, "mlp_ratio": 2, "patch_size": 4}
@@ -212,7 +212,7 @@ def test_the_loss_of_the_labels_and_those_of_the_teacher_reach_their_own_heads()
     network = built(distillation_token=True)
     with Taps(network, (), "classifier", taught="distillation_classifier") as tapped:
         outputs = tapped(images())
-    value = loss(outputs, Said({"teacher": Outputs(theirs)}), Rows(outputs.logits, labels))
+    value = loss(outputs, OutputsByTeacher({"teacher": Outputs(theirs)}), Rows(outputs.logits, labels))
     expected = 0.5 * F.cross_entropy(outputs.logits, labels)
     expected = expected + 0.25 * F.cross_entropy(outputs.taught, theirs.argmax(1))
     torch.testing.assert_close(value, expected)

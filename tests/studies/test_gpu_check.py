@@ -57,9 +57,9 @@ def test_no_part_stops_those_after_it(folder: Path, tmp_path: Path) -> None:
         ["bash", folder / "run.sh", tmp_path / "results"], env={**os.environ, **environment}, timeout=60, check=False
     )
     assert done.returncode == 1
-    told = (tmp_path / "results" / "parts.txt").read_text().splitlines()
-    assert [line.split(":")[0] for line in told] == ["packages", "tests", *BENCHMARKS, "search"]
-    assert all(line.endswith("exit 1") for line in told)
+    printed = (tmp_path / "results" / "parts.txt").read_text().splitlines()
+    assert [line.split(":")[0] for line in printed] == ["packages", "tests", *BENCHMARKS, "search"]
+    assert all(line.endswith("exit 1") for line in printed)
 
 
 def summary(folder: Path, results: Path) -> dict[str, list[str]]:

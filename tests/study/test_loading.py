@@ -303,15 +303,15 @@ def test_overrides_are_read_as_yaml_and_by_index(study):
 
 
 def test_a_misspelt_override_is_told_as_one(study):
-    told = problems_of(study, (study / "study.yaml").read_text(), "trainng.epochs=3")
-    assert len(told) == 1
-    assert told[0].startswith("--set: trainng: unknown key")
+    printed = problems_of(study, (study / "study.yaml").read_text(), "trainng.epochs=3")
+    assert len(printed) == 1
+    assert printed[0].startswith("--set: trainng: unknown key")
 
 
 def test_a_final_training_has_room_to_grow_until_it_is_flat(study):
     text = (study / "study.yaml").read_text()
-    told = problems_of(study, text, "final.until=flat", "final.epochs=300")
-    assert any("max_epochs must be at least that" in line for line in told)
+    printed = problems_of(study, text, "final.until=flat", "final.epochs=300")
+    assert any("max_epochs must be at least that" in line for line in printed)
     assert load_study(study, ["final.until=flat", "final.epochs=200"]).config.final.max_epochs == 200
 
 

@@ -72,7 +72,7 @@ def test_a_fidelity_that_does_not_say_whose_the_weights_are_is_of_the_students_o
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "expected"),
     [
         (["rungs=[{evaluator: supernet, start: random}, {epochs: 3}]"], "rungs.0.evaluator: unknown key"),
         (["rungs=[{evaluator: {type: supernet}}, {epochs: 3}]"], "rungs.0.evaluator: unknown key"),
@@ -80,8 +80,8 @@ def test_a_fidelity_that_does_not_say_whose_the_weights_are_is_of_the_students_o
         (["evaluator=supernet", "start=random"], "evaluator.type: "),
     ],
 )
-def test_an_evaluator_of_old_beside_another_start_is_refused(folder, overrides, told):
-    assert any(told in problem for problem in problems(folder, *overrides))
+def test_an_evaluator_of_old_beside_another_start_is_refused(folder, overrides, expected):
+    assert any(expected in problem for problem in problems(folder, *overrides))
 
 
 EARLIER = [
@@ -144,8 +144,8 @@ def test_rungs_that_cannot_be_are_refused_at_their_line(folder, rungs, message):
 
 def test_everything_that_is_wrong_with_rungs_is_told_at_once(folder):
     found = problems(folder, "rungs=[{epochs: 1}, {start: supernet, data_fraction: 1}, {}]", "final.evaluator=supernet")
-    told = {"rungs.1.data_fraction", "rungs.1", "rungs.2.epochs", "final.evaluator"}
-    assert {one.split(": ")[1] for one in found} == told
+    printed = {"rungs.1.data_fraction", "rungs.1", "rungs.2.epochs", "final.evaluator"}
+    assert {one.split(": ")[1] for one in found} == printed
     (tune,) = problems(
         folder, "start=supernet", "rungs=[{epochs: 0}]", "tune={training.learning_rate: {low: 0.01, high: 0.1}}"
     )

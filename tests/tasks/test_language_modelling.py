@@ -202,9 +202,9 @@ def test_a_teacher_of_another_tokenizer_or_vocabulary(root: Path, data: CorpusDa
     assert "its folder has another tokenizer than the one that read the data" in complaint(root, data, str(other))
     config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=300, n_positions=8)
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "small")
-    said = complaint(root, data, str(tmp_path / "small"))
-    assert "it has embeddings for 300 tokens, and the data's tokenizer has 257" in said
-    assert "it takes 8 tokens, and the data's blocks have 16 (allowed: data.length: 8)" in said
+    printed = complaint(root, data, str(tmp_path / "small"))
+    assert "it has embeddings for 300 tokens, and the data's tokenizer has 257" in printed
+    assert "it takes 8 tokens, and the data's blocks have 16 (allowed: data.length: 8)" in printed
 
 
 @pytest.mark.slow

@@ -148,8 +148,8 @@ def test_a_study_of_pairs_ends_in_exports_that_take_two_texts(root: Path, kind: 
         share = float(network(**dict(zip(names, given, strict=False))).logits.softmax(1)[0, 0])
     asked = "\t".join(rows(1, 7)[0][:2])
     script = [sys.executable, str(out / "predict.py"), "--network", "student.onnx", asked]
-    said = subprocess.run(script, capture_output=True, text=True, check=True).stdout
-    assert f"early {100 * share:.1f} %" in said
+    printed = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    assert f"early {100 * share:.1f} %" in printed
     card = (out / "MODEL_CARD.md").read_text()
     assert "| mean f1 |" in card
     assert "| matthews |" in card

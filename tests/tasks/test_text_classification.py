@@ -154,7 +154,7 @@ def test_the_teachers_classes_are_matched_by_name(root: Path, data: TextData) ->
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ({"vocab_size": 300}, "embeddings"),
         ({"id2label": {"0": "x", "1": "y", "2": "z"}}, "3 classes"),
@@ -162,13 +162,13 @@ def test_the_teachers_classes_are_matched_by_name(root: Path, data: TextData) ->
     ],
 )
 def test_what_cannot_teach_is_refused(
-    root: Path, data: TextData, tmp_path: Path, change: dict[str, Any], told: str
+    root: Path, data: TextData, tmp_path: Path, change: dict[str, Any], expected: str
 ) -> None:
     config = transformers.BertConfig.from_pretrained(root / "teacher")
     config.update({"label2id": None, **change} if "vocab_size" not in change else change)
     shutil.copytree(root / "teacher", tmp_path / "teacher")
     transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "teacher")
-    with pytest.raises(TeacherError, match=told):
+    with pytest.raises(TeacherError, match=expected):
         open_teacher(tmp_path, data)
 
 

@@ -25,10 +25,10 @@ from kdnas.study.config import DataConfig, Member, StudyConfig
 from kdnas.tasks import task_of
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.training.batches import Batches
+from kdnas.training.ensemble import OutputsByTeacher
 from kdnas.training.evaluation import evaluate
 from kdnas.training.loss import TrainingLoss, task_loss
 from kdnas.training.recipe import Distillation, Training, training_for
-from kdnas.training.said import Said
 from kdnas.workshop.opening import Sources, Workshop, first_samples
 from kdnas.workshop.teacher_check import report_teacher
 
@@ -115,12 +115,12 @@ def test_pairs_reach_the_teacher_with_their_segments(root: Path, data: TextData)
 
 def test_the_teacher_is_scored_by_its_correlation(root: Path, data: TextData) -> None:
     stats = pytest.importorskip("scipy.stats")
-    teacher, said = open_teacher(root, data), []
+    teacher, output = open_teacher(root, data), []
     training = training_for("text_regression")(precision="float32")
-    report = report_teacher(teacher, data, np.arange(160), training, device=CPU, say=said.append)
+    report = report_teacher(teacher, data, np.arange(160), training, device=CPU, say=output.append)
     batches = Batches(data, np.arange(160), device=CPU)
-    told = torch.cat([teacher.module(*batch.inputs)[:, 0] for batch in batches.ordered(batch_size=32)])
-    assert report.score == pytest.approx(stats.spearmanr(told.numpy(), data.train.targets).statistic)
+    printed = torch.cat([teacher.module(*batch.inputs)[:, 0] for batch in batches.ordered(batch_size=32)])
+    assert report.score == pytest.approx(stats.spearmanr(printed.numpy(), data.train.targets).statistic)
     assert report.score > 0.3
     assert evaluate(teacher.module, batches, training, batch_size=7) == pytest.approx(report.score)
     with torch.no_grad():
@@ -145,7 +145,7 @@ def test_the_loss_is_the_squared_error_of_labels_and_of_the_teacher() -> None:
     recipe = Distillation(task_weight=0.25, losses=({"type": "mse", "weight": 2.0},))
     loss = TrainingLoss(recipe, OutputShapes(1), {"teacher": OutputShapes(1)}, seed=0)
     wanted = 0.25 * ((ours[:, 0] - labels) ** 2).mean() + 2 * ((ours - theirs) ** 2).mean()
-    assert torch.allclose(loss(Outputs(ours), Said({"teacher": Outputs(theirs)}), rows_of), wanted)
+    assert torch.allclose(loss(Outputs(ours), OutputsByTeacher({"teacher": Outputs(theirs)}), rows_of), wanted)
 
 
 @pytest.mark.parametrize("name", ["kd", "dkd", "reverse_kl", "jensen_shannon", "skew_kl", "hard"])
@@ -216,6 +216,6 @@ def test_a_study_ends_in_a_student_that_tells_the_number(root: Path, tmp_path: P
         printed = json.loads(subprocess.run(script, capture_output=True, text=True, check=True).stdout)
         assert printed["value"] == pytest.approx(wanted, abs=1e-3)
     own = [sys.executable, str(out / "huggingface" / "predict.py"), f"{a}\t{b}"]
-    said = subprocess.run(own, capture_output=True, text=True, check=True).stdout
-    assert float(said.rpartition(":")[2]) == pytest.approx(wanted, abs=2e-3)
+    output = subprocess.run(own, capture_output=True, text=True, check=True).stdout
+    assert float(output.rpartition(":")[2]) == pytest.approx(wanted, abs=2e-3)
     assert "spearman" in (out / "MODEL_CARD.md").read_text()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdnas.errors import TeacherError
 from kdnas.teachers._adapting import Expected, fit_teacher
-from kdnas.teachers._class_names import Naming, class_order, names_beside, naming_of
+from kdnas.teachers._class_names import Naming, class_order, names_near, naming_of
 from kdnas.teachers._fitted import logits_of, probability_total
 
 EXPECTED = Expected((127.5,) * 3, (64.0,) * 3)
@@ -204,11 +204,11 @@ def test_names_are_read_from_the_weights_file_or_beside_it(tmp_path) -> None:
     torch.save({"model": tensors, "meta": {"CLASSES": tuple(names)}}, tmp_path / "n.pth")
     torch.save(tensors, tmp_path / "bare.pth")
     for file in ("m.safetensors", "m.pth", "n.pth"):
-        assert names_beside(tmp_path / file)[0] == (tuple(names), file)
-    assert [found for found, _ in names_beside(tmp_path / "bare.pth")] == [None, None]
+        assert names_near(tmp_path / file)[0] == (tuple(names), file)
+    assert [found for found, _ in names_near(tmp_path / "bare.pth")] == [None, None]
     (tmp_path / "config.json").write_text(json.dumps({"id2label": {"0": "x", "1": "y"}}))
-    assert names_beside(tmp_path / "bare.pth")[1] == (("x", "y"), "config.json")
-    assert naming_of(None, *names_beside(tmp_path / "bare.pth"), count=3) is None
+    assert names_near(tmp_path / "bare.pth")[1] == (("x", "y"), "config.json")
+    assert naming_of(None, *names_near(tmp_path / "bare.pth"), count=3) is None
 
 
 def test_a_teacher_s_classes_follow_their_stated_names(open_context, raw_images) -> None:

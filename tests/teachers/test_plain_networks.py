@@ -103,7 +103,7 @@ def test_it_answers_as_the_plain_network_does(build, raw_images, open_context, f
     torch.testing.assert_close(teacher.module(images), expected)
     assert teacher.classifier is not None or factory in ("traced", "scripted")  # whose inside cannot be watched
     assert all(value.dtype == torch.float32 for value in teacher.module.parameters())
-    assert any(note in said for said in teacher.notes)
+    assert any(note in printed for printed in teacher.notes)
     assert torch.is_grad_enabled()
 
 

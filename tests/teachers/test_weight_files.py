@@ -131,8 +131,8 @@ def test_every_difference_is_told_at_once(network: nn.Module) -> None:
     before = network[0].weight.clone()
     with pytest.raises(TeacherError) as caught:
         load_weights(network, Checkpoint("w.pth", state))
-    told = [str(problem) for problem in caught.value.problems]
-    assert told == [
+    printed = [str(problem) for problem in caught.value.problems]
+    assert printed == [
         "w.pth: 1 weights that the network needs are missing: 0.bias",
         "w.pth: 7 weights that the network does not have: extra0, extra1, extra2, extra3, extra4, ...",
         "w.pth: 1 weights of another shape or kind: 3.weight is (5, 144) in the file and (10, 144) in the network",

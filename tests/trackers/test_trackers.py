@@ -25,8 +25,8 @@ class TestJsonLines(TrackerConformance):
 
     def followed(self, run, events):
         lines = [json.loads(line) for line in (run.folder / "events.jsonl").read_text().splitlines()]
-        told = [event for event in events if not isinstance(event, Advanced)]
-        assert [line["event"] for line in lines] == [type(event).__name__ for event in told]
+        printed = [event for event in events if not isinstance(event, Advanced)]
+        assert [line["event"] for line in lines] == [type(event).__name__ for event in printed]
         scored = [line["trial"] for line in lines if line["event"] == "TrialEnded"]
         assert scored[0]["values"] == {"accuracy": 0.5, "macs": 2e5}
         assert [trial["state"] for trial in scored if not trial["values"]] == ["failed"]

@@ -96,11 +96,11 @@ def test_what_is_no_item_is_told_by_its_line(tmp_path: Path) -> None:
     path.write_text("\n".join(map(json.dumps, lines)) + "\nno\n")
     with pytest.raises(DataError) as caught:
         read_items(TextFile(path))
-    said = str(caught.value)
-    assert "line 1: is no item: label 2 names none of 2 endings" in said
-    assert "line 2: is no item: it has no 'target'" in said
-    assert "line 3: is no item: a text is empty, or none" in said
-    assert "line 4: is no item" in said
+    printed = str(caught.value)
+    assert "line 1: is no item: label 2 names none of 2 endings" in printed
+    assert "line 2: is no item: it has no 'target'" in printed
+    assert "line 3: is no item: a text is empty, or none" in printed
+    assert "line 4: is no item" in printed
     path.write_text('{"context": "a", "target": "b"}\n{"context": "a", "endings": ["b", "c"], "label": 1}\n')
     with pytest.raises(DataError, match="mixes endings and last words"):
         read_items(TextFile(path))
@@ -138,7 +138,7 @@ def test_an_answer_is_right_where_it_is_one_of_those_stated(tokenizer: Tokenizer
 def test_the_shared_teacher_scores_what_was_measured_when_it_was_made(data_root: Path) -> None:
     transformers = pytest.importorskip("transformers")
     folder = data_root / "teachers/gpt2_fairybooks"
-    told = json.loads((folder / "train_info.json").read_text())["cloze4"]
+    printed = json.loads((folder / "train_info.json").read_text())["cloze4"]
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).float().eval()
 
     class Logits(nn.Module):
@@ -147,5 +147,5 @@ def test_the_shared_teacher_scores_what_was_measured_when_it_was_made(data_root:
 
     items = read_items(TextFile(data_root / "text/lm_qa.tar.xz", "lm/fairybooks/cloze4.jsonl"))
     found = completions(Logits(), Tokenizer(folder), items, length=256, device=CPU)
-    assert found.count == told["n"]
-    assert found.accuracy == pytest.approx(told["acc"], abs=0.005)  # theirs is normalised by tokens, not by bytes
+    assert found.count == printed["n"]
+    assert found.accuracy == pytest.approx(printed["acc"], abs=0.005)  # theirs is normalised by tokens, not by bytes

@@ -95,15 +95,15 @@ def test_what_is_drawn_is_kept_and_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("losses", "told"),
+    ("losses", "expected"),
     [
         ([{"type": "kd"}], "kd at temperature 1 alone, and losses has kd"),
         ([{"type": "kd", "temperature": 1}, {"type": "reverse_kl"}], "losses has reverse_kl"),
         ([{"type": "dkd"}], "losses has dkd"),
     ],
 )
-def test_losses_that_would_be_wrong_by_draws_are_refused(losses: list[dict[str, object]], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_losses_that_would_be_wrong_by_draws_are_refused(losses: list[dict[str, object]], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
         Distillation.model_validate({"teacher_draws": 50, "losses": losses})
 
 

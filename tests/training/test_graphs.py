@@ -18,6 +18,7 @@ from kdnas.core.task import image_classification
 from kdnas.nn.taps import Outputs
 from kdnas.tasks.image_classification import Augmentation
 from kdnas.teachers import Teacher
+from kdnas.training.ensemble import OutputsByTeacher
 from kdnas.training.graphs import (
     WARM_UP_STEPS,
     CudaRecorder,
@@ -28,7 +29,6 @@ from kdnas.training.graphs import (
 )
 from kdnas.training.loop import Trained, distil
 from kdnas.training.recipe import LossTerm, Training
-from kdnas.training.said import Said
 from kdnas.training.step import build_optimizer, learning_rate, set_learning_rate
 from kdnas.training.teacher_cache import TeacherCache
 
@@ -41,8 +41,8 @@ def teacher(data: ImageData) -> Teacher:
     return trainings.teacher(data)
 
 
-def recorded(seen: list[Any]) -> Callable[[Tensor, Tensor, Said | None], Tensor]:
-    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: Said | None) -> Tensor:
+def recorded(seen: list[Any]) -> Callable[[Tensor, Tensor, OutputsByTeacher | None], Tensor]:
+    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: OutputsByTeacher | None) -> Tensor:
         (images,) = inputs
         seen.append((images.clone(), labels.clone(), None if theirs is None else theirs.by["one"].logits.clone()))
         return images.sum()
@@ -50,14 +50,16 @@ def recorded(seen: list[Any]) -> Callable[[Tensor, Tensor, Said | None], Tensor]
     return step
 
 
-def batch(number: int, size: int = 4, dtype: torch.dtype = torch.float32) -> tuple[tuple[Tensor, ...], Tensor, Said]:
+def batch(
+    number: int, size: int = 4, dtype: torch.dtype = torch.float32
+) -> tuple[tuple[Tensor, ...], Tensor, OutputsByTeacher]:
     images = torch.full((size, 1, 2, 2), float(number)).contiguous(memory_format=torch.channels_last)
-    return (images,), torch.full((size,), number), said(torch.full((size, 3), float(number), dtype=dtype))
+    return (images,), torch.full((size,), number), by_one(torch.full((size, 3), float(number), dtype=dtype))
 
 
-def said(*tensors: Any) -> Said:
+def by_one(*tensors: Any) -> OutputsByTeacher:
     """What one of two teachers says; the other one always says the same."""
-    return Said({"other": Outputs(torch.full((len(tensors[0]), 2), 7.0)), "one": Outputs(*tensors)})
+    return OutputsByTeacher({"other": Outputs(torch.full((len(tensors[0]), 2), 7.0)), "one": Outputs(*tensors)})
 
 
 def test_every_call_trains_once_on_its_own_batch() -> None:
@@ -92,7 +94,7 @@ def test_a_teacher_that_turns_from_live_to_cached_feeds_one_graph() -> None:
         step(*batch(number, dtype=torch.bfloat16))
     images, labels, _ = batch(5)
     precise = torch.full((4, 3), 1.0 + 2.0**-20)
-    step(images, labels, said(precise))
+    step(images, labels, by_one(precise))
     assert tape.captures == 1
     assert torch.equal(seen[-1][2], precise)
 
@@ -100,7 +102,7 @@ def test_a_teacher_that_turns_from_live_to_cached_feeds_one_graph() -> None:
 def test_stages_and_embeddings_reach_the_captured_step() -> None:
     seen: list[Outputs] = []
 
-    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: Said | None) -> Tensor:
+    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: OutputsByTeacher | None) -> Tensor:
         (images,) = inputs
         assert theirs is not None
         assert theirs.by["other"].logits.unique().item() == 7.0
@@ -111,7 +113,7 @@ def test_stages_and_embeddings_reach_the_captured_step() -> None:
     for number in range(6):
         images, labels, theirs = batch(number)
         stages = (torch.full((4, 2, 3, 3), number + 0.25), torch.full((4, 5, 1, 1), number + 0.5))
-        graphed(images, labels, said(theirs.by["one"].logits, stages, torch.full((4, 7), number + 0.75)))
+        graphed(images, labels, by_one(theirs.by["one"].logits, stages, torch.full((4, 7), number + 0.75)))
     for number, outputs in enumerate(seen):
         assert outputs.embedding is not None
         parts = (outputs.logits, *outputs.stages, outputs.embedding)
@@ -270,7 +272,7 @@ def test_a_replay_reads_rate_and_batch_anew(cuda) -> None:
     weight = nn.Parameter(torch.zeros(4, 1, 2, 2, device=cuda))
     optimizer = torch.optim.SGD([weight], lr=torch.tensor(0.0, device=cuda), fused=True)
 
-    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: Said | None) -> Tensor:
+    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: OutputsByTeacher | None) -> Tensor:
         (images,) = inputs
         loss = (weight * images).sum()
         optimizer.zero_grad(set_to_none=True)
@@ -296,7 +298,7 @@ def test_a_step_that_waits_for_the_device_falls_back(cuda) -> None:
     optimizer = torch.optim.SGD([weight], lr=1.0)
     calls = []
 
-    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: Said | None) -> Tensor:
+    def step(inputs: tuple[Tensor, ...], labels: Tensor, theirs: OutputsByTeacher | None) -> Tensor:
         (images,) = inputs
         calls.append(torch.cuda.current_stream())
         loss = (weight * images.mean()).sum()

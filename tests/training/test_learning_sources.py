@@ -86,10 +86,10 @@ def test_mutual_learning_at_once_is_what_a_plain_loop_does_one_after_the_other(d
     networks = [Normalised(copy.deepcopy(each), data.channel_mean, data.channel_std).train() for each in starts]
     optimizers = [torch.optim.SGD(each.parameters(), RATE, momentum=0.9, nesterov=True) for each in networks]
     for images, labels, rate in steps_of(few, 2):
-        said = [network(images) for network in networks]
+        printed = [network(images) for network in networks]
         losses = []
-        for place, ours in enumerate(said):
-            apart = [softer(other.detach(), ours) for other in said[:place] + said[place + 1 :]]
+        for place, ours in enumerate(printed):
+            apart = [softer(other.detach(), ours) for other in printed[:place] + printed[place + 1 :]]
             losses.append(TASK * F.cross_entropy(ours, labels) + WEIGHT * sum(apart) / 2)
         for network, optimizer, loss in zip(networks, optimizers, losses, strict=True):
             plain_step(network, optimizer, loss, rate)
@@ -149,7 +149,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
 ) -> None:
     given = recipe(kd(source), LossTerm(type="hint", of=source), epochs=4)
 
-    def beside(seed: int) -> list[nn.Module]:
+    def neighbours(seed: int) -> list[nn.Module]:
         return [net(6, 10, seed=seed)] if source == "peers" else []
 
     class Killed(Exception):
@@ -159,14 +159,14 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
         if record.epoch == 2:
             raise Killed
 
-    whole = trained(data, few, given, peers=beside(2))
+    whole = trained(data, few, given, peers=neighbours(2))
     kept = tmp_path / "training.safetensors"
     with pytest.raises(Killed):
-        trained(data, few, given, peers=beside(2), checkpoint=kept, on_epoch=kill)
-    resumed = trained(data, few, given, network=net(6, 10, seed=8), peers=beside(9), checkpoint=kept)
+        trained(data, few, given, peers=neighbours(2), checkpoint=kept, on_epoch=kill)
+    resumed = trained(data, few, given, network=net(6, 10, seed=8), peers=neighbours(9), checkpoint=kept)
     assert same(whole.network, resumed.network)
     assert [record.loss for record in whole.history] == [record.loss for record in resumed.history]
-    further = trained(data, few, given, peers=beside(2), begin_from=kept)
+    further = trained(data, few, given, peers=neighbours(2), begin_from=kept)
     assert not same(further.network, whole.network)
     with pytest.raises(RunFolderError):
         trained(data, few, recipe(epochs=4), checkpoint=kept)

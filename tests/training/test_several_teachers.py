@@ -17,26 +17,26 @@ from kdnas.nn.normalise import Normalised
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
 from kdnas.teachers import Teacher
+from kdnas.training.ensemble import OutputsByTeacher
 from kdnas.training.loop import Course, Pupil, Trained, distil, train
 from kdnas.training.loss import TrainingLoss, needs_by_teacher
 from kdnas.training.recipe import Distillation, Ensemble, LossTerm, Recipe, Training
-from kdnas.training.said import Said
 from kdnas.training.teacher_cache import TeacherCache
 
 M, V = 9, 5
 TERM = LossTerm(type="kd", weight=1.0, temperature=3.0)
 
 
-def said(seed: int = 0) -> Said:
+def outputs_of_two(seed: int = 0) -> OutputsByTeacher:
     generator = torch.Generator().manual_seed(seed)
-    return Said({name: Outputs(3 * torch.randn(M, V, generator=generator)) for name in "abc"})
+    return OutputsByTeacher({name: Outputs(3 * torch.randn(M, V, generator=generator)) for name in "abc"})
 
 
 def rows(targets: torch.Tensor | None = None) -> Rows:
     return Rows(torch.zeros(M, V), torch.arange(M) % V if targets is None else targets)
 
 
-def value(recipe: Distillation, theirs: Said, ours: torch.Tensor) -> torch.Tensor:
+def value(recipe: Distillation, theirs: OutputsByTeacher, ours: torch.Tensor) -> torch.Tensor:
     shapes = {name: OutputShapes(V) for name in theirs.by}
     return TrainingLoss(recipe, OutputShapes(V), shapes, seed=0)(Outputs(ours), theirs, replace(rows(), logits=ours))
 
@@ -50,7 +50,7 @@ def kl(theirs: torch.Tensor, ours: torch.Tensor, weights: torch.Tensor | None = 
 @pytest.mark.parametrize("weights", ["equal", {"a": 1.0, "c": 3.0}, "confidence"])
 def test_kd_of_an_ensemble_has_the_gradient_of_the_mean_of_kd_of_each(weights: object) -> None:
     """At one temperature; by confidence: CA-MKD's weights, which add up to 1 for each sample."""
-    theirs, ours = said(), torch.randn(M, V, generator=torch.Generator().manual_seed(9)).requires_grad_()
+    theirs, ours = outputs_of_two(), torch.randn(M, V, generator=torch.Generator().manual_seed(9)).requires_grad_()
     recipe = Distillation(task_weight=0, losses=(TERM,), ensemble=Ensemble(temperature=3.0, weights=weights))
     found = torch.autograd.grad(value(recipe, theirs, ours), ours)[0]
     if weights == "confidence":
@@ -67,7 +67,7 @@ def test_kd_of_an_ensemble_has_the_gradient_of_the_mean_of_kd_of_each(weights: o
 
 
 def test_logits_or_probabilities_are_averaged() -> None:
-    theirs = said()
+    theirs = outputs_of_two()
     logits = torch.stack([each.logits for each in theirs.by.values()])
     by_logits = theirs.together(Ensemble(mean="logits"), rows()).logits
     torch.testing.assert_close(by_logits, logits.mean(0))
@@ -77,12 +77,12 @@ def test_logits_or_probabilities_are_averaged() -> None:
 
 def test_mixed_labels_tell_confidence_too() -> None:
     targets = torch.eye(V)[torch.arange(M) % V] * 0.6 + torch.eye(V)[(torch.arange(M) + 1) % V] * 0.4
-    found = said().together(Ensemble(weights="confidence"), rows(targets)).logits
+    found = outputs_of_two().together(Ensemble(weights="confidence"), rows(targets)).logits
     assert torch.isfinite(found).all()
 
 
 def test_a_term_learns_of_whom_it_names() -> None:
-    theirs, ours = said(), torch.randn(M, V)
+    theirs, ours = outputs_of_two(), torch.randn(M, V)
     terms = (TERM.model_copy(update={"of": "b"}), TERM.model_copy(update={"of": "ensemble", "weight": 0.5}))
     recipe = Distillation(task_weight=0, losses=terms, ensemble=Ensemble(mean="logits"))
     mean = torch.stack([each.logits for each in theirs.by.values()]).mean(0)

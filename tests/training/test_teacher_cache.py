@@ -204,19 +204,19 @@ def test_a_process_that_hangs_is_not_waited_for_for_ever(data, teacher, tmp_path
 
 def test_filling_tells_how_far_it_is_and_goes_on_where_it_stopped(data, teacher, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("kdnas.training.teacher_outputs._PART_SAMPLES", {"cpu": 128})
-    told: list[tuple[int, int, int]] = []
+    printed: list[tuple[int, int, int]] = []
 
     def stop_at_the_second(view: int, part: int, parts: int) -> None:
-        told.append((view, part, parts))
+        printed.append((view, part, parts))
         if part == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(data, teacher, TeacherCache(tmp_path, on_fill=stop_at_the_second), epochs=1)
-    assert told == [(0, 1, 3), (0, 2, 3)]
-    _, asked = train(data, teacher, TeacherCache(tmp_path, on_fill=lambda *part: told.append(part)), epochs=1)
+    assert printed == [(0, 1, 3), (0, 2, 3)]
+    _, asked = train(data, teacher, TeacherCache(tmp_path, on_fill=lambda *part: printed.append(part)), epochs=1)
     assert asked == 300 - 256
-    assert told[2:] == [(0, 3, 3)]
+    assert printed[2:] == [(0, 3, 3)]
 
 
 def test_a_half_written_cache_is_completed(data, teacher, tmp_path) -> None:
@@ -301,8 +301,8 @@ def test_stage_maps_are_not_cached(data, teacher) -> None:
 def test_why_a_teacher_is_run_live_is_told() -> None:
     terms = tuple(LossTerm(type=name, weight=0.5) for name in ("kd", "hint", "attention"))
     shapes = OutputShapes(10, ((64, 32, 32), (128, 16, 16)))
-    told = why_live(Distillation(losses=terms), shapes, 2**20)
-    assert told == "hint, attention read the teacher's stage maps, which are not kept: 384 GiB a view"
+    printed = why_live(Distillation(losses=terms), shapes, 2**20)
+    assert printed == "hint, attention read the teacher's stage maps, which are not kept: 384 GiB a view"
     assert "0.00191 GiB" in why_live(Distillation(losses=terms[1:2]), OutputShapes(10, ((8, 8, 8),)), 1000)
     assert why_live(Distillation(losses=terms[:1]), shapes, 2**20) is None
     unweighted = (terms[0], terms[1].model_copy(update={"weight": 0.0}))

@@ -205,13 +205,13 @@ def test_a_space_of_too_few_students_is_refused():
 
 def test_a_study_that_asks_for_a_table_gets_it_with_its_calibration(monkeypatch):
     monkeypatch.setattr(latency_table, "SAMPLES", 10)
-    space, said = load_space("digits_resnet", Path()), []
+    space, printed = load_space("digits_resnet", Path()), []
     calibrations = {"latency_ms": LatencyCalibration(1.0), "peak_memory_bytes": Calibration()}
     memory = COSTS.build("peak_memory_bytes", torch.device("cpu"))
     for table in (None, "auto"):
         costs = {"latency_ms": counting_cost(table=table), "peak_memory_bytes": memory}
         family = family_for("resnet", TASK)
-        learned = learn_tables(costs, space, family, calibrations, seed=3, say=said.append)
+        learned = learn_tables(costs, space, family, calibrations, seed=3, say=printed.append)
         prices = TablePrices(learned, family)
         arch = arch_of(space, space.random(np.random.default_rng(0)), family)
         if table is None:
@@ -224,4 +224,4 @@ def test_a_study_that_asks_for_a_table_gets_it_with_its_calibration(monkeypatch)
             assert prices(arch) == {"latency_ms": pytest.approx(table.price(family.operators(arch)))}
             assert learned["latency_ms"].reference_ms == 1.0
             assert 0.5 < prices(arch)["latency_ms"] < 5
-            assert any("rank correlation" in line for line in said)
+            assert any("rank correlation" in line for line in printed)

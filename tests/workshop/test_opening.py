@@ -117,11 +117,11 @@ def _open(config: dict, data: ImageData, train: np.ndarray, cache: Path, say: Ca
 
 def test_a_student_teacher_is_trained_once_and_measured(digits: ImageData, tmp_path: Path) -> None:
     train, validation = split_of(digits)
-    said: list[str] = []
+    printed: list[str] = []
     state = torch.get_rng_state()
-    teacher = _open(STUDENT, digits, train, tmp_path, said.append)
+    teacher = _open(STUDENT, digits, train, tmp_path, printed.append)
     assert torch.equal(torch.get_rng_state(), state)
-    assert sum("teacher epoch" in line for line in said) == 6
+    assert sum("teacher epoch" in line for line in printed) == 6
     (kept,) = (tmp_path / "teachers").iterdir()
     assert kept.suffix == ".safetensors"
 
@@ -134,9 +134,9 @@ def test_a_student_teacher_is_trained_once_and_measured(digits: ImageData, tmp_p
     assert report.test_score is None
     assert report.values["params"] == sum(p.numel() for p in teacher.module.parameters())
 
-    said.clear()
-    again = _open(STUDENT, digits, train, tmp_path, said.append)
-    assert said == []
+    printed.clear()
+    again = _open(STUDENT, digits, train, tmp_path, printed.append)
+    assert printed == []
     assert again.fingerprint == teacher.fingerprint
     torch.testing.assert_close(again.module(images[:8]), teacher.module(images[:8]))
 
@@ -145,9 +145,9 @@ def test_a_student_teacher_is_trained_once_and_measured(digits: ImageData, tmp_p
 def test_a_kept_teacher_is_only_used_where_nothing_changed(digits: ImageData, tmp_path: Path, changed: str) -> None:
     train, _ = split_of(digits)
     brief = {**STUDENT, "training": {"epochs": 1, "data_fraction": 0.2}}
-    said: list[str] = []
-    _open(brief, digits, train, tmp_path, said.append)
-    assert any(f"on {len(workshop_of(digits, train=train).share(0.2))} images" in line for line in said)
+    printed: list[str] = []
+    _open(brief, digits, train, tmp_path, printed.append)
+    assert any(f"on {len(workshop_of(digits, train=train).share(0.2))} images" in line for line in printed)
     other, data, options = dict(brief), digits, {}
     if changed == "seed":
         options["seed"] = 1
@@ -157,9 +157,9 @@ def test_a_kept_teacher_is_only_used_where_nothing_changed(digits: ImageData, tm
         other["training"] = {"epochs": 1, "data_fraction": 0.2, "learning_rate": 0.05}
     else:
         data = replace(digits, fingerprint="another")
-    said.clear()
-    _open(other, data, train, tmp_path, said.append, **options)
-    assert any("training the teacher" in line for line in said)
+    printed.clear()
+    _open(other, data, train, tmp_path, printed.append, **options)
+    assert any("training the teacher" in line for line in printed)
     assert len(list((tmp_path / "teachers").iterdir())) == 2
 
 
@@ -175,9 +175,9 @@ def test_an_interrupted_teacher_training_continues_exactly(digits: ImageData, tm
     with pytest.raises(KeyboardInterrupt):
         _open(config, digits, train, tmp_path / "cut", interrupt)
     assert not list((tmp_path / "cut" / "teachers").glob("*.safetensors"))
-    said: list[str] = []
-    resumed = _open(config, digits, train, tmp_path / "cut", said.append)
-    assert sum("teacher epoch" in line for line in said) == 2
+    printed: list[str] = []
+    resumed = _open(config, digits, train, tmp_path / "cut", printed.append)
+    assert sum("teacher epoch" in line for line in printed) == 2
     assert resumed.fingerprint == whole.fingerprint
     assert [path.suffix for path in (tmp_path / "cut" / "teachers").iterdir()] == [".safetensors"]
 
@@ -188,17 +188,17 @@ def test_two_runs_that_share_a_cold_cache_train_their_teacher_once(digits: Image
     (made,) = (tmp_path / "a" / "teachers").glob("*.safetensors")
     shared = tmp_path / "b" / "teachers" / made.name
     shared.parent.mkdir(parents=True)
-    said: list[str] = []
+    printed: list[str] = []
     with shared.with_suffix(".lock").open("a") as first, ThreadPoolExecutor(1) as pool:
         assert locked(first)
-        second = pool.submit(_open, STUDENT, digits, train, tmp_path / "b", said.append)
-        while not said and not second.done():
+        second = pool.submit(_open, STUDENT, digits, train, tmp_path / "b", printed.append)
+        while not printed and not second.done():
             time.sleep(0.01)
-        assert said == [f"waiting for another process that trains this teacher and will keep it in {shared}"]
+        assert printed == [f"waiting for another process that trains this teacher and will keep it in {shared}"]
         shutil.copy(made, shared)
         first.close()  # as the end of its process does
         second.result(60)
-    assert not [line for line in said if line.startswith("training the teacher")]
+    assert not [line for line in printed if line.startswith("training the teacher")]
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".checkpoint"])
@@ -211,9 +211,9 @@ def test_a_damaged_cache_is_made_anew(digits: ImageData, tmp_path: Path, suffix:
         kept.write_bytes(kept.read_bytes()[:100])
     else:
         kept.rename(kept.with_suffix(suffix))  # weights, but no state of a training
-    said: list[str] = []
-    healed = _open(config, digits, train, tmp_path, said.append)
-    assert any("is damaged and is trained again" in line or "starts anew" in line for line in said)
+    printed: list[str] = []
+    healed = _open(config, digits, train, tmp_path, printed.append)
+    assert any("is damaged and is trained again" in line or "starts anew" in line for line in printed)
     assert healed.fingerprint == first.fingerprint
     assert list((tmp_path / "teachers").iterdir()) == [kept]
 

@@ -108,42 +108,42 @@ def test_workers_open_what_the_controller_opened_without_another_call(root: Path
 def test_commands_on_a_run_take_its_data_from_the_cache(root: Path) -> None:
     cache = root / "cache"
     data = load_data(DRAWS, root, cache)
-    said: list[str] = []
-    again = _read("afterwards", DRAWS, root, cache, data.fingerprint, say=said.append)
+    printed: list[str] = []
+    again = _read("afterwards", DRAWS, root, cache, data.fingerprint, say=printed.append)
     assert (again.fingerprint, calls(root)) == (data.fingerprint, 1)
-    assert "load.py:load is not called again" in said[0]
+    assert "load.py:load is not called again" in printed[0]
     with pytest.raises(DataError, match="the function draws without a seed, or was changed"):
         _read("afterwards", DRAWS, root, root / "elsewhere", data.fingerprint)
 
 
 def test_a_resumed_run_tells_drawn_data_from_changed_data(root: Path) -> None:
-    cache, said = root / "cache", []
+    cache, printed = root / "cache", []
     drawn = load_data(DRAWS, root, cache)
-    assert _reread(DRAWS, root, cache, drawn.fingerprint, say=said.append).fingerprint == drawn.fingerprint
-    assert len(said) == 1
+    assert _reread(DRAWS, root, cache, drawn.fingerprint, say=printed.append).fingerprint == drawn.fingerprint
+    assert len(printed) == 1
     seeded = load_data(SEEDED, root, cache)
     before = calls(root)
-    assert _reread(SEEDED, root, cache, seeded.fingerprint, say=said.append).fingerprint == seeded.fingerprint
-    assert (calls(root), len(said)) == (before + 1, 1)
+    assert _reread(SEEDED, root, cache, seeded.fingerprint, say=printed.append).fingerprint == seeded.fingerprint
+    assert (calls(root), len(printed)) == (before + 1, 1)
     # Another seed gives one other thing: that is what the caller gets, and refuses.
-    assert _reread(SEEDED, root, cache, drawn.fingerprint, say=said.append).fingerprint == seeded.fingerprint
+    assert _reread(SEEDED, root, cache, drawn.fingerprint, say=printed.append).fingerprint == seeded.fingerprint
     with pytest.raises(DataError, match="which are no longer in"):
-        _reread(DRAWS, root, cache, "0" * 64, say=said.append)
+        _reread(DRAWS, root, cache, "0" * 64, say=printed.append)
 
 
 @pytest.mark.parametrize("generator", ["global", "torch"])
 def test_drawing_from_a_shared_generator_shows_within_one_process(root: Path, generator: str) -> None:
     config = DataConfig(type="module", function="load.py:load", options={"seed": generator})
-    cache, said = root / "cache", []
+    cache, printed = root / "cache", []
     np.random.seed(5)
     torch.manual_seed(5)
     drawn = load_data(config, root, cache)
     np.random.seed(6)
     torch.manual_seed(6)
     before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    again = _reread(config, root, cache, drawn.fingerprint, say=said.append)
+    again = _reread(config, root, cache, drawn.fingerprint, say=printed.append)
     assert again.fingerprint == drawn.fingerprint
-    assert "gives other data whenever it is called" in said[0]
+    assert "gives other data whenever it is called" in printed[0]
     assert (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
 
 

@@ -18,17 +18,17 @@ def found(*, uncut):
 
 
 def test_what_is_cut_and_what_stays_whole_is_told_in_plain_words():
-    told = in_words(found(uncut=(Uncut("stem", "nobody reads it"),)))
-    assert told["cut_along"] == [
+    printed = in_words(found(uncut=(Uncut("stem", "nobody reads it"),)))
+    assert printed["cut_along"] == [
         "read as convnet; the least that works has 10.0% of the MACs and 25.0% of the parameters",
         "1 to 2 blocks of stages.0.depth",
         "2 x inner of 8",
         "width of 16",
     ]
-    assert told["left_whole"] == ["stem: nobody reads it"]
+    assert printed["left_whole"] == ["stem: nobody reads it"]
     assert "left_whole" not in in_words(found(uncut=()))
 
 
 def test_of_many_parts_the_first_are_told_and_the_rest_counted():
-    told = in_words(found(uncut=tuple(Uncut(f"part{index}", "so") for index in range(9))))["left_whole"]
-    assert told[5:] == ["part5: so", "3 more: `kdnas spaces show` lists them"]
+    printed = in_words(found(uncut=tuple(Uncut(f"part{index}", "so") for index in range(9))))["left_whole"]
+    assert printed[5:] == ["part5: so", "3 more: `kdnas spaces show` lists them"]

@@ -21,7 +21,7 @@ ANATOMIES: Registry[Callable[[nn.Module, Any], Anatomy | None]] = Registry("anat
 _LAST = "convnet"
 """Asked when nobody else knows the network: transformers have convolutions, too."""
 
-_TOLD = 3
+_MOST_SHOWN = 3
 """Reasons that an error gives."""
 
 
@@ -33,9 +33,9 @@ def read_anatomy(network: nn.Module, example: Example) -> Anatomy:
         if found is not None and (found.axes or found.depths):
             return found
         why += [f"{part.what}: {part.why}" for part in (found.uncut if found else ())]
-    told = f" ({'; '.join(why[:_TOLD])}{'; ...' if len(why) > _TOLD else ''})" if why else ""
+    reasons = f" ({'; '.join(why[:_MOST_SHOWN])}{'; ...' if len(why) > _MOST_SHOWN else ''})" if why else ""
     kinds = ", ".join(ANATOMIES.names())
-    raise ValueError(f"nothing of a {type(network).__name__} can be cut{told}; what kdnas reads: {kinds}")
+    raise ValueError(f"nothing of a {type(network).__name__} can be cut{reasons}; what kdnas reads: {kinds}")
 
 
 def layer_roles() -> list[tuple[LayerRoles, bool]]:

@@ -61,9 +61,9 @@ class LayerRoles:
 
     def size_of_heads(self, layer: nn.Module) -> int:
         """Return how wide a head of `layer` is."""
-        said = _find(layer, self.head_size or self.heads)
-        assert isinstance(said, int)  # in a layer that fits
-        return said if self.head_size else _in_size(_linear(layer, self.out)) // said
+        declared = _find(layer, self.head_size or self.heads)
+        assert isinstance(declared, int)  # in a layer that fits
+        return declared if self.head_size else _in_size(_linear(layer, self.out)) // declared
 
 
 HUGGING_FACE_VIT = LayerRoles(
@@ -95,7 +95,7 @@ class StreamRoles:
         """Return the same roles, their names `base` + name."""
         return StreamRoles(*(tuple(base + name for name in getattr(self, part.name)) for part in fields(self)))
 
-    def beside(self, other: StreamRoles) -> StreamRoles:
+    def merged(self, other: StreamRoles) -> StreamRoles:
         """Return these roles and `other`'s."""
         both = ((getattr(self, part.name), getattr(other, part.name)) for part in fields(self))
         return StreamRoles(*((*mine, *others) for mine, others in both))

@@ -57,9 +57,9 @@ def bert(network: nn.Module, example: Tensor) -> Anatomy | None:
     projected = any(f"{base}embeddings_project" in modules for base in _BASES)
     stream = _HEADS
     for base in _BASES:
-        stream = stream.beside((_PROJECTED if projected else _BERT_STREAM).below(base))
+        stream = stream.merged((_PROJECTED if projected else _BERT_STREAM).below(base))
     if "embeddings.word_embeddings" in modules:  # kdnas's own, whose layers are those of its vision transformers
-        found = transformer("bert", network, HUGGING_FACE_VIT, stream.beside(_OWN), finish=set_hugging_face_sizes)
+        found = transformer("bert", network, HUGGING_FACE_VIT, stream.merged(_OWN), finish=set_hugging_face_sizes)
         if found is not None:
             return found
     for roles in (_BERT, _DISTILBERT):

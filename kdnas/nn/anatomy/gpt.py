@@ -55,10 +55,10 @@ def gpt(network: nn.Module, example: Tensor) -> Anatomy | None:
     """
     stream = _HEADS
     for base in ("", "transformer.", "model."):
-        stream = stream.beside(_STREAM.below(base))
+        stream = stream.merged(_STREAM.below(base))
     for roles in (_GPT2, _LLAMA):
         found = transformer("gpt", network, roles, stream, finish=set_hugging_face_sizes)
         if found is not None:
             return found
     tables = _OWN_TABLES if getattr(network, "embeddings_project", None) is None else _OWN_PROJECTED
-    return transformer("gpt", network, _OWN, _OWN_STREAM.beside(tables), finish=set_hugging_face_sizes)
+    return transformer("gpt", network, _OWN, _OWN_STREAM.merged(tables), finish=set_hugging_face_sizes)

@@ -59,7 +59,7 @@ def _of_hugging_face(network: nn.Module) -> Anatomy | None:
                 norms=("embeddings.norm",),
                 tensors=("embeddings.mask_token", "embeddings.position_embeddings"),
             )
-            last = StreamRoles(norms=("layernorm",)).below(base).beside(StreamRoles(reads=("classifier",)))
+            last = StreamRoles(norms=("layernorm",)).below(base).merged(StreamRoles(reads=("classifier",)))
             streams = _streams(embedding.below(base), merging, last)
             return staged_transformer("swin", network, _HUGGING_FACE, streams, finish=_set_hugging_face_sizes)
     return None
@@ -69,23 +69,23 @@ def _streams(first: StreamRoles, merging: Sequence[str], last: StreamRoles) -> l
     """Return what touches the stream of every stage, where `merging` are the modules between two of them."""
     begins = [first, *(StreamRoles(writes=(f"{name}.reduction",)) for name in merging)]
     ends = [*(StreamRoles(reads=(f"{name}.reduction",), norms=(f"{name}.norm",)) for name in merging), last]
-    return [begin.beside(end) for begin, end in zip(begins, ends, strict=True)]
+    return [begin.merged(end) for begin, end in zip(begins, ends, strict=True)]
 
 
 def _set_timm_sizes(network: nn.Module, kept: Kept) -> None:
     """Set what a timm network says of its own sizes to those of its weights."""
-    said: dict[str, int] = {}
+    settings: dict[str, int] = {}
     for path, stage in network.get_submodule("layers").named_children():
         blocks = stage.get_submodule("blocks")
-        said[f"layers.{path}.depth"] = len(list(blocks.children()))
+        settings[f"layers.{path}.depth"] = len(list(blocks.children()))
         for number, block in blocks.named_children():
             width = len(block.get_parameter("norm1.weight"))
-            said |= dict.fromkeys((f"layers.{path}.blocks.{number}.{name}" for name in ("dim", "attn.dim")), width)
+            settings |= dict.fromkeys((f"layers.{path}.blocks.{number}.{name}" for name in ("dim", "attn.dim")), width)
         if not isinstance(stage.get_submodule("downsample"), nn.Identity):
             after, before = stage.get_parameter("downsample.reduction.weight").shape
-            said |= {f"layers.{path}.downsample.dim": before // 4, f"layers.{path}.downsample.out_dim": after}
-    said |= dict.fromkeys(("num_features", "head_hidden_size"), len(network.get_parameter("norm.weight")))
-    for name, size in said.items():
+            settings |= {f"layers.{path}.downsample.dim": before // 4, f"layers.{path}.downsample.out_dim": after}
+    settings |= dict.fromkeys(("num_features", "head_hidden_size"), len(network.get_parameter("norm.weight")))
+    for name, size in settings.items():
         path, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(path), leaf, size)
 

@@ -58,7 +58,7 @@ def vit(network: nn.Module, example: Tensor) -> Anatomy | None:
             return found
     stream = _HEADS
     for base in ("", "vit.", "deit."):
-        stream = stream.beside(_HUGGING_FACE_STREAM.below(base))
+        stream = stream.merged(_HUGGING_FACE_STREAM.below(base))
     return transformer("vit", network, HUGGING_FACE_VIT, stream, finish=set_hugging_face_sizes)
 
 

@@ -179,21 +179,21 @@ def read_history(
 ) -> History:
     """Return the trials of a study as arrays; interrupted ones and those without a full proposal are left out."""
     names = {dimension.name for dimension in encoding.dimensions}
-    told = [trial for trial in trials if names <= trial.params.keys() and not _void(trial)]
+    seen = [trial for trial in trials if names <= trial.params.keys() and not _void(trial)]
     signs = np.array([objective.minimised(1.0) for objective in objectives])
-    values = np.array([_values(trial, objectives) for trial in told]).reshape(len(told), len(objectives))
-    bounds = sorted({name for trial in told for name, violation in trial.constraints.items() if violation > 0})
-    violations = [[trial.constraints.get(name, np.nan) for name in bounds] for trial in told]
-    failures = np.array([_failure(trial) for trial in told])
-    missed = np.array(violations, dtype=float).reshape(len(told), len(bounds))
+    values = np.array([_values(trial, objectives) for trial in seen]).reshape(len(seen), len(objectives))
+    bounds = sorted({name for trial in seen for name, violation in trial.constraints.items() if violation > 0})
+    violations = [[trial.constraints.get(name, np.nan) for name in bounds] for trial in seen]
+    failures = np.array([_failure(trial) for trial in seen])
+    missed = np.array(violations, dtype=float).reshape(len(seen), len(bounds))
     if np.any(failures > 0):
         missed = np.column_stack([missed, failures])
-    complete = np.array([trial.state == TrialState.COMPLETE for trial in told], dtype=bool)
+    complete = np.array([trial.state == TrialState.COMPLETE for trial in seen], dtype=bool)
     return History(
-        encoding.codes([trial.params for trial in told]),
-        np.array([_rung(trial, fidelities) for trial in told], dtype=int),
+        encoding.codes([trial.params for trial in seen]),
+        np.array([_rung(trial, fidelities) for trial in seen], dtype=int),
         signs * values,
-        np.array([trial.state == TrialState.RUNNING for trial in told], dtype=bool),
+        np.array([trial.state == TrialState.RUNNING for trial in seen], dtype=bool),
         complete & ~np.any(missed > 0, axis=1),
         missed,
     )
@@ -222,8 +222,8 @@ def _rung(trial: FrozenTrial, fidelities: Sequence[Fidelity]) -> int:
     """Return the rung a trial was scored at; the highest where nothing is said, the lowest for one that just starts."""
     if not fidelities:
         return 0
-    said = trial.user_attrs.get("fidelity")
-    if said is None:
+    stored = trial.user_attrs.get("fidelity")
+    if stored is None:
         return 0 if trial.state == TrialState.RUNNING else len(fidelities) - 1
-    amount = Fidelity.from_dict(said).amount
+    amount = Fidelity.from_dict(stored).amount
     return int(np.argmin([abs(rung.amount - amount) for rung in fidelities]))

@@ -37,12 +37,12 @@ from kdnas.nn.taps import Outputs, OutputShapes, Taps, example_inputs, mask_plac
 from kdnas.students import StudentFamily
 from kdnas.tasks import task_of
 from kdnas.training.batches import Batches
+from kdnas.training.ensemble import OutputsByTeacher
 from kdnas.training.evaluation import evaluate
 from kdnas.training.fused_norm import fused_norms
 from kdnas.training.loss import TrainingLoss, needs_of, task_loss
 from kdnas.training.numerics import in_bfloat16
 from kdnas.training.recipe import Distillation, LossTerm, Training
-from kdnas.training.said import Said
 
 _DRAWS = 16
 """Assignments looked at for one front-aware subnet."""
@@ -319,7 +319,7 @@ class SubnetStep:
         subnets: Sequence[SubnetSpec],
         inputs: tuple[Tensor, ...],
         targets: Tensor,
-        theirs: Said | None,
+        theirs: OutputsByTeacher | None,
         kd_weight: float,
     ) -> Tensor:
         """Add the gradients of each of `subnets` on a batch and return their losses [len(subnets)], detached.

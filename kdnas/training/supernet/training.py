@@ -35,10 +35,10 @@ from kdnas.nn.teacher import Teaching, by_name, fingerprint_of
 from kdnas.students import StudentFamily
 from kdnas.training.batches import Batches
 from kdnas.training.checkpoint import load_checkpoint, save_checkpoint
+from kdnas.training.ensemble import OutputsByTeacher
 from kdnas.training.evaluation import evaluate
 from kdnas.training.numerics import computing, in_bfloat16, settled_recipe
 from kdnas.training.recipe import Recipe, Training
-from kdnas.training.said import Said
 from kdnas.training.step import (
     TaughtBatch,
     TeachersOutputs,
@@ -311,7 +311,9 @@ class SupernetRun:
                 save()
                 on_tick(Tick(self.step, self.spent, stage.plan.name, float(loss.mean()), check))
 
-    def _step(self, stage: _Running, inputs: tuple[Tensor, ...], targets: Tensor, theirs: Said | None) -> Tensor:
+    def _step(
+        self, stage: _Running, inputs: tuple[Tensor, ...], targets: Tensor, theirs: OutputsByTeacher | None
+    ) -> Tensor:
         """Train a step's subnets on one batch and return their losses."""
         plan, rng = stage.plan, np.random.default_rng(derive_seed(self._seed, "subnets", self.step))
         drawn = self._draw(stage, rng)

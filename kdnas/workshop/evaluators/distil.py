@@ -278,7 +278,7 @@ class Distil(Evaluator):
         with torch.random.fork_rng(devices=[]):
             built = {name: workshop.build(arch) for name, arch in students.items()}
         check_losses(self.context.config.recipe, workshop.teachers, built, workshop.data, device=workshop.device)
-        self._foretell_exports(students, built)
+        self._check_exports(students, built)
 
     def check_recipe(self, recipe: Recipe, arch: Arch) -> None:
         """Try every loss of `recipe` on the teachers and on the student `arch`. Raises ConfigError."""
@@ -287,7 +287,7 @@ class Distil(Evaluator):
             built = {f"the student {arch.arch_id}": workshop.build(arch)}
         check_losses(recipe, workshop.teachers, built, workshop.data, device=workshop.device)
 
-    def _foretell_exports(self, students: Mapping[str, Arch], built: Mapping[str, nn.Module]) -> None:
+    def _check_exports(self, students: Mapping[str, Arch], built: Mapping[str, nn.Module]) -> None:
         """Raise ConfigError for wanted exports that none of the students has; say which ones one of them lacks."""
         problems, formats = [], self.context.config.export.formats
         lacking: dict[str, dict[str, str]] = {export: {} for export in formats}

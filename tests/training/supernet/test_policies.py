@@ -251,7 +251,7 @@ def test_settings_of_a_policy_stand_beside_those_of_all():
 
 
 @pytest.mark.parametrize(
-    ("section", "told"),
+    ("section", "expected"),
     [
         ({"policy": "adoptive"}, "shrinking.policy: no shrinking policy is .* 'adoptive'; did you mean 'adaptive'"),
         ({"race_shaer": 0.1}, "shrinking.race_shaer: unknown key; did you mean 'race_share'"),
@@ -263,11 +263,11 @@ def test_settings_of_a_policy_stand_beside_those_of_all():
         ({"subnets": 1}, "shrinking.subnets: must be at least 2, got 1"),
     ],
 )
-def test_wrong_settings_are_told_with_their_place(section, told):
+def test_wrong_settings_are_told_with_their_place(section, expected):
     with pytest.raises(pydantic.ValidationError) as caught:
         SupernetSettings.model_validate({"shrinking": section})
     (problem,) = validation_problems(caught.value, SupernetSettings)
-    assert re.search(told, str(problem))
+    assert re.search(expected, str(problem))
 
 
 def test_the_phases_of_once_for_all(resnet, mobilenet):

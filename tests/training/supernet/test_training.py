@@ -27,11 +27,11 @@ from kdnas.students._inheriting import inherit_supernet
 from kdnas.tasks.image_classification import Augmentation
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
+from kdnas.training.ensemble import OutputsByTeacher
 from kdnas.training.evaluation import evaluate
 from kdnas.training.fused_norm import FusedNorm, library
 from kdnas.training.loop import distil
 from kdnas.training.recipe import Distillation, LossTerm, Recipe, Training
-from kdnas.training.said import Said
 from kdnas.training.supernet import SupernetSettings
 from kdnas.training.supernet.policies import POLICIES, ShrinkingSettings
 from kdnas.training.supernet.shrinking_file import read_shrinking, write_shrinking
@@ -347,7 +347,7 @@ def test_losses_and_gradients_of_a_step(data, teacher, in_place):
     supernet.zero_grad()
     with ExitStack() as stack:
         step = step_of(stack, supernet, data, teacher, specs[0], KD, in_place=in_place)
-        losses = step.backward(specs, (images,), labels, Said({"teacher": theirs}), 0.5)
+        losses = step.backward(specs, (images,), labels, OutputsByTeacher({"teacher": theirs}), 0.5)
     torch.testing.assert_close(losses, torch.stack(expected).detach())
     for name, parameter in supernet.named_parameters():
         if name in gradients:
@@ -371,7 +371,7 @@ def test_fused_norms_change_nothing_but_the_time(data, teacher, space, monkeypat
         for supernet, pixels in zip(supernets, (0.0, 1e9), strict=True):
             with ExitStack() as stack:
                 step = step_of(stack, supernet, data, teacher, specs[-1], KD, in_place=True, positions=pixels)
-                losses.append(step.backward(specs[::-1], (images,), labels, Said({"teacher": guide}), 0.0))
+                losses.append(step.backward(specs[::-1], (images,), labels, OutputsByTeacher({"teacher": guide}), 0.0))
             assert bool(fused) == (pixels > 0)
     finally:
         torch.set_num_threads(threads)
@@ -397,29 +397,29 @@ def test_feature_losses_are_for_the_largest_subnet_alone(data, teacher):
             module = teacher.module
             stage = module.network.stages[0](module.network.stem((images - module.mean) / module.std))
             theirs = Outputs(module(images), (stage, module.network.stages[1](stage)), None)
-        said = Said({"teacher": theirs})
-        step.backward([smallest], (images,), labels, said, 1.0)
+        printed = OutputsByTeacher({"teacher": theirs})
+        step.backward([smallest], (images,), labels, printed, 1.0)
         assert all(p.grad is None for p in step.criteria.parameters())
-        step.backward([largest], (images,), labels, said, 1.0)
+        step.backward([largest], (images,), labels, printed, 1.0)
         assert all(p.grad is not None for p in step.criteria.parameters())
 
 
 def test_weights_of_losses_warm_up_with_what_is_spent(data, teacher, monkeypatch):
-    told: list[tuple[float, list[float]]] = []
+    printed: list[tuple[float, list[float]]] = []
     at = SubnetStep.at
 
     def telling(self, progress):
         at(self, progress)
-        told.append((progress, [float(criterion.warmth[0]) for criterion in self.criteria.values()]))
+        printed.append((progress, [float(criterion.warmth[0]) for criterion in self.criteria.values()]))
 
     monkeypatch.setattr(SubnetStep, "at", telling)
     warming = LossTerm(type="dkd", warmup_fraction=0.5)
     trained = run(data, teacher, recipe(warming, epochs=1, batch_size=32), policy="random")
-    progresses = [progress for progress, _ in told]
-    assert len(told) == trained.steps
+    progresses = [progress for progress, _ in printed]
+    assert len(printed) == trained.steps
     assert progresses == sorted(progresses)
     assert progresses[-1] == 1.0
-    for progress, weights in told:
+    for progress, weights in printed:
         assert weights == pytest.approx([min(1.0, progress / 0.5)] * 2)
 
 

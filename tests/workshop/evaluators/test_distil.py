@@ -68,11 +68,11 @@ def test_a_trial_tells_what_slowed_it(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(TeacherCache, "can_write", lambda self, key: False)
     evaluator.teacher_cache = TeacherCache(tmp_path)
     jobs = [search_job(config, student(evaluator, seed), {}) for seed in (0, 1)]
-    for told in (evaluator(jobs[0]), *evaluator.together(jobs)):
-        capture, teacher = told.notes
+    for printed in (evaluator(jobs[0]), *evaluator.together(jobs)):
+        capture, teacher = printed.notes
         assert capture.endswith("failed (operation not permitted)")
         assert teacher.startswith("the teacher was run on batches as they came")
-        assert set(told.profile) == {"build", "teacher", "data", "student", "evaluation"}
+        assert set(printed.profile) == {"build", "teacher", "data", "student", "evaluation"}
 
 
 def test_the_number_of_students_at_a_time_is_not_measured_on_a_cpu(folder):
@@ -93,11 +93,11 @@ def test_the_teachers_notes_say_what_is_lost_and_what_runs_live(folder):
 
 def test_truncated_teacher_outputs_still_train_a_student(folder):
     config, evaluator = opened(folder, "distillation.teacher_top_k=3", "training.epochs=1")
-    said = []
-    evaluator.say = said.append
+    printed = []
+    evaluator.say = printed.append
     assert result(config, evaluator).values["accuracy"] > 0
-    assert said
-    assert said[0].startswith("keeping the teacher's outputs on view 1")
+    assert printed
+    assert printed[0].startswith("keeping the teacher's outputs on view 1")
 
 
 @pytest.mark.slow

@@ -58,9 +58,9 @@ def test_the_supernet_is_trained_once_and_its_shrinking_left(study, ready):
     assert (record.epochs, record.data_fraction) == (2, 0.3)
     assert record.train_seconds > 0
     assert 0 < record.inherited <= 1  # the teacher is a resnet as the students are
-    said = []
-    again = sharing.prepared(study, folder, observe=said.append)
-    assert not [event for event in said if isinstance(event, Note) and "supernet" in event.text]
+    printed = []
+    again = sharing.prepared(study, folder, observe=printed.append)
+    assert not [event for event in printed if isinstance(event, Note) and "supernet" in event.text]
     assert again.run.supernet == record
 
 
@@ -118,12 +118,12 @@ def test_jobs_say_where_they_begin_and_what_the_score_has_seen(study, ready):
 
 
 def test_a_stopped_training_of_the_supernet_is_continued_to_the_same_weights(study, ready, tmp_path):
-    told = []
+    messages = []
 
     def stop(event):
         if isinstance(event, Note) and event.text.startswith("supernet  "):
-            told.append(event.text)
-            if len(told) == 2:
+            messages.append(event.text)
+            if len(messages) == 2:
                 raise KeyboardInterrupt
 
     run = tmp_path / "run"
@@ -131,11 +131,11 @@ def test_a_stopped_training_of_the_supernet_is_continued_to_the_same_weights(stu
         sharing.prepared(study, run, observe=stop)
     assert [path.name for path in (run / "supernet").iterdir()] == ["checkpoint.safetensors"]
     assert read_lock(run).supernet is None
-    said = []
-    continued = sharing.prepared(study, run, observe=said.append)
-    shares = [event.text for event in said if isinstance(event, Note) and "supernet" in event.text]
+    printed = []
+    continued = sharing.prepared(study, run, observe=printed.append)
+    shares = [event.text for event in printed if isinstance(event, Note) and "supernet" in event.text]
     assert shares[0].startswith("going on with the supernet")
-    assert not set(told) & set(shares)
+    assert not set(messages) & set(shares)
     assert "100 %" in shares[-1]
     whole, parts = (load_file(folder / "supernet" / "weights.safetensors") for folder in (ready.run.folder, run))
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
@@ -146,9 +146,9 @@ def test_a_controller_that_dies_before_the_lock_names_the_weights_does_not_train
     shutil.copytree(ready.run.folder, tmp_path / "run")
     lock = read_lock(tmp_path / "run")
     write_lock(tmp_path / "run", dataclasses.replace(lock, supernet=None))
-    said = []
-    again = sharing.prepared(study, tmp_path / "run", observe=said.append)
-    assert not [event for event in said if isinstance(event, Note) and "supernet" in event.text]
+    printed = []
+    again = sharing.prepared(study, tmp_path / "run", observe=printed.append)
+    assert not [event for event in printed if isinstance(event, Note) and "supernet" in event.text]
     assert again.run.supernet == ready.run.supernet
 
 
@@ -182,9 +182,11 @@ def test_a_supernet_that_does_not_learn_says_what_may_help(study, tmp_path, monk
 
 def test_the_teacher_is_asked_about_a_few_views_only_where_that_is_asked_for(tmp_path):
     study = sharing.load(sharing.write(tmp_path), "supernet.views=2", "supernet.epochs=3", "seed=77")
-    said = []
-    sharing.prepared(study, tmp_path / "run", observe=said.append)
-    kept = {event.text.split("view ")[1][0] for event in said if isinstance(event, Note) and "outputs on" in event.text}
+    printed = []
+    sharing.prepared(study, tmp_path / "run", observe=printed.append)
+    kept = {
+        event.text.split("view ")[1][0] for event in printed if isinstance(event, Note) and "outputs on" in event.text
+    }
     assert kept == {"1", "2"}
 
 

@@ -1,4 +1,4 @@
-"""What several teachers say of a batch, each by its name, and what they say together.
+"""What several teachers output for a batch, each by its name, and their ensemble.
 
 The weights by confidence are those of Zhang, Chen and Wang, "Confidence-aware multi-teacher knowledge distillation"
 (CA-MKD, ICASSP 2022).
@@ -22,8 +22,8 @@ from kdnas.training.recipe import Ensemble
 
 
 @dataclass(frozen=True)
-class Said:
-    """What each teacher says of one batch, by its name."""
+class OutputsByTeacher:
+    """The outputs of each teacher for one batch, by its name."""
 
     by: Mapping[str, Outputs]
 
@@ -32,18 +32,18 @@ class Said:
         """All that there are, in an order of their own."""
         return [tensor for outputs in self.by.values() for tensor in outputs.tensors]
 
-    def of(self, tensors: Sequence[Tensor]) -> Said:
+    def of(self, tensors: Sequence[Tensor]) -> OutputsByTeacher:
         """Return the same that holds `tensors`, in the order of `tensors`."""
         made, place = {}, 0
         for name, outputs in self.by.items():
             count = len(outputs.tensors)
             made[name] = outputs.of(tensors[place : place + count])
             place += count
-        return Said(made)
+        return OutputsByTeacher(made)
 
-    def map(self, change: Callable[[Outputs], Outputs]) -> Said:
-        """Return the same with what each of them says changed."""
-        return Said({name: change(outputs) for name, outputs in self.by.items()})
+    def map(self, change: Callable[[Outputs], Outputs]) -> OutputsByTeacher:
+        """Return the same with the outputs of each changed."""
+        return OutputsByTeacher({name: change(outputs) for name, outputs in self.by.items()})
 
     def together(self, how: Ensemble, rows: Rows) -> Outputs:
         """Return the logits [M, V] of the ensemble; `rows` have the labels that confidence is measured by.
