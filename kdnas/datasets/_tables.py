@@ -96,10 +96,11 @@ def _columns(names: Sequence[str], reading: Reading, where: str) -> _Columns:
     """Return the places of text and label among columns of these names. Raises DataError with all that is wrong."""
     problems: list[Problem] = []
     wanted = reading.text
+    spelled = {name.lower(): name for name in reversed(names)}
     if wanted is None:
-        pairs = [pair for pair in _PAIRS if set(pair) <= set(names)]
-        singles = [(name,) for name in _TEXTS if name in names]
-        options: list[tuple[str, ...]] = [*pairs] or [*singles]
+        pairs = [tuple(spelled[name] for name in pair) for pair in _PAIRS if spelled.keys() >= {*pair}]
+        singles = [(spelled[name],) for name in _TEXTS if name in spelled]
+        options: list[tuple[str, ...]] = pairs or [*singles]
         if len(options) == 1:
             wanted = options[0]
         else:
@@ -107,7 +108,7 @@ def _columns(names: Sequence[str], reading: Reading, where: str) -> _Columns:
             problems.append(Problem(f"{where}: text_column", what, _listed(names)))
     label = reading.label
     if label is None:
-        likely = [name for name in _LABELS if name in names]
+        likely = [spelled[name] for name in _LABELS if name in spelled]
         if len(likely) == 1:
             label = likely[0]
         else:
@@ -173,6 +174,8 @@ def _separated_rows(file: TextFile, reading: Reading, found: Found, problems: Pr
     names = [cell.strip() for cell in head[0]] if has_header else [str(place) for place in range(len(head[0]))]
     columns = _columns(names, reading if has_header else _by_place(reading, where), where)
     found.declared.setdefault(file.shown, None)
+    if reading.quoting is None and not quoting and any(_is_quoted(cell) for cells in head for cell in cells):
+        found.notes[f"{file.shown}: quotes around a text are read as part of it, unless quoting is true"] = None
     for number, (line, cells) in enumerate(_cells(file, encoding, delimiter, quoting)):
         if number == 0 and has_header:
             continue
@@ -181,6 +184,11 @@ def _separated_rows(file: TextFile, reading: Reading, found: Found, problems: Pr
             problems.add(f"{where}: line {line}", f"has {len(cells)} columns, the first row {len(names)}", rule)
             continue
         yield _row(f"{where}: line {line}", cells, columns)
+
+
+def _is_quoted(cell: str) -> bool:
+    """Whether a cell looks as programs write one that holds quotes or a delimiter."""
+    return len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
 
 
 def _by_place(reading: Reading, where: str) -> Reading:
@@ -197,7 +205,7 @@ def _has_header(head: list[list[str]], reading: Reading, where: str) -> bool:
     stated = [column for column in (*(reading.text or ()), reading.label) if isinstance(column, str)]
     if stated:
         return True
-    if first & {*_TEXTS, *_LABELS, *(name for pair in _PAIRS for name in pair)}:
+    if {name.lower() for name in first} & {*_TEXTS, *_LABELS, *(name for pair in _PAIRS for name in pair)}:
         return True
     if reading.text is not None and reading.label is not None:
         return False  # both by place, and no name of a kind that is known
@@ -245,8 +253,15 @@ def _cells(
 
 
 def json_objects(file: TextFile, encoding: str | None, found: Found, problems: Problems) -> Iterator[tuple[int, Any]]:
-    """Yield (line from 1, object) of a file of one JSON object a line. Adds to `problems` the lines that hold none."""
-    with open_text(file, found_encoding(file, encoding, found)) as text:
+    """Yield (line from 1, object) of a file of one JSON object a line, or (number from 1, object) of one array of them.
+
+    Adds to `problems` the lines that hold none.
+    """
+    encoding = found_encoding(file, encoding, found)
+    if is_json_array(file, encoding):
+        yield from _json_array(file, encoding, problems)
+        return
+    with open_text(file, encoding) as text:
         for number, line in enumerate(text, 1):
             if not line.strip():
                 continue
@@ -260,12 +275,46 @@ def json_objects(file: TextFile, encoding: str | None, found: Found, problems: P
             yield number, item
 
 
+def is_json_array(file: TextFile, encoding: str) -> bool:
+    """Whether a `.json` file is one array and not an object a line."""
+    if file.suffix != ".json":
+        return False
+    with open_text(file, encoding) as text:
+        return next((line.lstrip() for line in text if line.strip()), "").startswith("[")
+
+
+def _json_array(file: TextFile, encoding: str, problems: Problems) -> Iterator[tuple[int, Any]]:
+    with open_text(file, encoding) as text:
+        try:
+            items = json.load(text)
+        except ValueError as error:
+            raise DataError(
+                Problem(str(file.shown), f"is no JSON: {error}", "an array, or one object a line")
+            ) from None
+    for number, item in enumerate(items, 1):
+        if isinstance(item, dict):
+            yield number, item
+        else:
+            problems.add(f"{file.shown}: item {number}", "is no JSON object", "an array of objects")
+
+
+def _flat(item: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Return the fields of an object, those of objects in it by dotted names beside them."""
+    flat: dict[str, Any] = {}
+    for name, value in item.items():
+        flat[before + name] = value
+        if isinstance(value, dict):
+            flat |= {inner: one for inner, one in _flat(value, f"{before}{name}.").items() if inner not in item}
+    return flat
+
+
 def _json_rows(file: TextFile, reading: Reading, found: Found, problems: Problems) -> Iterator[Row]:
     where = str(file.shown)
     names: list[str] = []
     columns: _Columns | None = None
     found.declared.setdefault(file.shown, None)
-    for number, item in json_objects(file, reading.encoding, found, problems):
+    for number, stated in json_objects(file, reading.encoding, found, problems):
+        item = _flat(stated)
         if columns is None:
             names = list(item)
             columns = _columns(names, reading, where)

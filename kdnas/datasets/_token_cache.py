@@ -32,6 +32,7 @@ from kdnas.datasets._entries import META, content_hash, kept_entry
 from kdnas.datasets._inputs import Problems, carve_test, class_name_problems
 from kdnas.datasets._labels import DeclaredLabels, by_name, label_mistake, numbered
 from kdnas.datasets._tables import Found, Row
+from kdnas.datasets._text_content import doubts
 from kdnas.errors import DataError, Problem
 from kdnas.registry import Section
 from kdnas.tokenizing import Purpose, Tokenizer, token_dtype, train_tokenizer
@@ -254,7 +255,12 @@ class _Making:
             "vocabulary": tokenizer.vocabulary,
             "pad": tokenizer.pad or 0,
             "length": length,
-            "notes": [*self.found.notes, *notes, *self._notes(tokenizer, limit, counts, order)],
+            "notes": [
+                *self.found.notes,
+                *notes,
+                *self._notes(tokenizer, limit),
+                *doubts([self.digests[place] for place in order], labels, names, counts),
+            ],
         }
         files = [self.work / name for name in ("tokens.bin", "segments.bin", "places.npy", "labels.npy")]
         fingerprint = content_hash({**meta, "notes": None}, [file for file in files if file.is_file()])
@@ -334,7 +340,7 @@ class _Making:
         names = tuple(map(str, numbers))
         return by_name([str(label) for label in values], names, where), names, []
 
-    def _notes(self, tokenizer: Tokenizer, limit: int, counts: Mapping[str, int], order: np.ndarray) -> Iterator[str]:
+    def _notes(self, tokenizer: Tokenizer, limit: int) -> Iterator[str]:
         if self.empty:
             listed = ", ".join(self.empty[:_LISTED]) + (", ..." if len(self.empty) > _LISTED else "")
             yield f"{counted(len(self.empty), 'empty text')} left out: {listed}"
@@ -342,16 +348,6 @@ class _Making:
             yield f"{self.cut:,} of {len(self.places):,} texts are longer than {limit} tokens: their ends are cut off"
         if tokenizer.pad is None:
             yield "the tokenizer names no pad token: token 0 stands where there is no text, and is masked"
-        digests = [self.digests[place] for place in order]
-        first = counts["train"]
-        known = set(digests[:first])
-        for split in SPLITS[1:]:
-            last = first + counts[split]
-            twice = sum(digest in known for digest in digests[first:last])
-            if twice:
-                yield f"{twice:,} of {last - first:,} {split} texts are training texts as well"
-            known |= set(digests[first:last])
-            first = last
 
 
 def _as_numbers(values: list[Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import tarfile
@@ -409,3 +410,86 @@ def test_what_is_no_tokenizer(root: Path) -> None:
     assert "there is no such folder" in complaint(root, tokenizer="nowhere")
     (root / "empty/tokenizer.json").write_text("{}")
     assert "is damaged" in complaint(root, tokenizer="empty")
+
+
+# -- what says nothing wrong and is easily read wrongly ----------------------------------------------------------------
+
+
+def csv_of(path: Path, rows: list[tuple[Any, ...]], names: tuple[str, ...] = ("text", "label")) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([names, *rows])
+
+
+def test_quoted_line_ends_and_columns_in_any_place(root: Path) -> None:
+    rows = [
+        (number, label, f"{text}\nand, a second line", "x")
+        for number, (text, label) in enumerate(zip(TEXTS, LABELS, strict=True))
+    ]
+    csv_of(root / "a.csv", rows, ("id", "Label", "Text", "more"))
+    expected = sorted((f"{text}\nand, a second line", label) for text, label in zip(TEXTS, LABELS, strict=True))
+    assert texts_of(opened(root, train="a.csv")) == expected
+
+
+def test_a_tsv_file_of_windows_and_one_that_looks_quoted(root: Path) -> None:
+    rows = [f"{label}\t{text}" for text, label in zip(TEXTS, LABELS, strict=True)]
+    (root / "a.tsv").write_bytes("\r\n".join(["label\ttext", *rows, ""]).encode())
+    data = opened(root, train="a.tsv")
+    assert texts_of(data) == EXPECTED
+    assert not any("quotes" in note for note in data.notes)
+    (root / "b.tsv").write_text(separated("\t"), encoding="utf-8")
+    assert any("quotes around a text" in note for note in opened(root, train="b.tsv").notes)
+    assert texts_of(opened(root, train="b.tsv", quoting=True)) == EXPECTED
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_file_that_is_one_array_and_fields_inside_others(root: Path, indent: int | None) -> None:
+    items = [{"data": {"text": text}, "meta": {"y": label}} for text, label in zip(TEXTS, LABELS, strict=True)]
+    (root / "a.json").write_text(json.dumps(items, indent=indent), encoding="utf-8")
+    data = opened(root, train="a.json", text_column="data.text", label_column="meta.y")
+    assert texts_of(data) == EXPECTED
+    with pytest.raises(DataError, match=r"no column is called(.|\n)*data\.text"):
+        opened(root, train="a.json")
+    (root / "b.json").write_text(json.dumps([*items, 3]), encoding="utf-8")
+    with pytest.raises(DataError, match="item 13: is no JSON object"):
+        opened(root, train="b.json", text_column="data.text", label_column="meta.y")
+
+
+def test_parquet_of_dictionaries_of_truth_values_and_of_whole_floats(root: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    good = [label == "good" for label in LABELS]
+    for number, (labels, names) in enumerate(
+        [
+            (pa.array(LABELS).dictionary_encode(), ("bad", "good")),
+            (pa.array(good), ("false", "true")),
+            (pa.array([float(one) for one in good]), ("0", "1")),
+        ]
+    ):
+        table = pa.table({"text": pa.array(TEXTS).dictionary_encode(), "label": labels})
+        pq.write_table(table, root / f"{number}.parquet")
+        expected = sorted((text, names[one]) for text, one in zip(TEXTS, good, strict=True))
+        assert texts_of(opened(root, train=f"{number}.parquet")) == expected
+
+
+def test_a_dictionary_of_splits_that_save_to_disk_wrote_names_them(root: Path) -> None:
+    for split in ("train", "test"):
+        (root / "saved" / split).mkdir(parents=True)
+        (root / "saved" / split / "state.json").write_text("{}")
+    with pytest.raises(DataError, match=r"holds several splits.*saved/test, saved/train"):
+        opened(root, train="saved")
+
+
+def test_texts_that_occur_twice_and_contradict_each_other_are_told(root: Path) -> None:
+    csv_of(root / "a.csv", [*zip(TEXTS[:6], LABELS[:6], strict=True), (TEXTS[0], "bad"), (TEXTS[1], LABELS[1])])
+    csv_of(root / "b.csv", [(TEXTS[2], LABELS[2]), ("not seen before", "bad")])
+    notes = opened(root, train="a.csv", test="b.csv", test_fraction=None).notes
+    assert any(note.startswith("2 of 8 training texts repeat others") for note in notes)
+    assert "1 of 2 test texts are training texts as well" in notes
+    assert "1 text has different labels in different rows" in notes
+
+
+def test_names_of_classes_that_are_hardly_meant_so(root: Path) -> None:
+    labels = ["Good", "good", "NA", "bad"] * 3
+    csv_of(root / "a.csv", list(zip([f"text {number}" for number in range(12)], labels, strict=True)))
+    notes = opened(root, train="a.csv").notes
+    assert any("capitals and spaces are different ones: Good, good" in note for note in notes)
+    assert any("a class is called NA" in note for note in notes)

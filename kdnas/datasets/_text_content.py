@@ -1,0 +1,73 @@
+"""What labelled texts themselves say against a data set: texts that occur twice, odd names of classes.
+
+Shapes: N texts, those of a split beside each other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from kdnas.core.words import counted, escaped
+
+_LISTED = 5
+_MISSING = frozenset({"na", "n/a", "nan", "null", "<na>"})
+"""What tables write where nothing is known, in small letters."""
+
+
+def doubts(
+    digests: Sequence[bytes], labels: np.ndarray, names: Sequence[str], counts: Mapping[str, int]
+) -> Iterator[str]:
+    """Yield what the user should know of texts, told apart by their digests, with these labels [N].
+
+    Args:
+        digests: Of the texts, N of them.
+        labels: Classes, int64, or numbers.
+        names: Of the classes; none where labels are numbers.
+        counts: How many texts each split has, in their order.
+    """
+    yield from _repeated(digests, labels, names, counts)
+    yield from _odd_names(names)
+
+
+def _repeated(
+    digests: Sequence[bytes], labels: np.ndarray, names: Sequence[str], counts: Mapping[str, int]
+) -> Iterator[str]:
+    splits = iter(counts.items())
+    split, first = next(splits)
+    known = set(digests[:first])
+    twice = first - len(known)
+    if twice and not counts.get("validation"):
+        yield (
+            f"{twice:,} of {first:,} {split}ing texts repeat others: validation texts that are drawn from them are "
+            "trained on as well"
+        )
+    for split, count in splits:
+        last = first + count
+        twice = sum(digest in known for digest in digests[first:last])
+        if twice:
+            yield f"{twice:,} of {last - first:,} {split} texts are training texts as well"
+        known |= set(digests[first:last])
+        first = last
+    of_text: dict[bytes, set[float]] = {}
+    for digest, label in zip(digests, labels.tolist(), strict=True):
+        of_text.setdefault(digest, set()).add(label)
+    torn = sum(len(found) > 1 for found in of_text.values())
+    if torn:
+        yield f"{counted(torn, 'text')} {'has' if torn == 1 else 'have'} different labels in different rows"
+
+
+def _odd_names(names: Sequence[str]) -> Iterator[str]:
+    alike = Counter(" ".join(name.casefold().split()) for name in names)
+    same = [name for name in names if alike[" ".join(name.casefold().split())] > 1]
+    if same:
+        yield f"classes whose names differ in nothing but capitals and spaces are different ones: {_listed(same)}"
+    missing = [name for name in names if name.casefold() in _MISSING]
+    if missing:
+        yield f"a class is called {_listed(missing)}: rows whose label is not known should be left out"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return escaped(", ".join(names[:_LISTED])) + (", ..." if len(names) > _LISTED else "")
