@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from kdnas.core.text import CorpusData
 from kdnas.datasets import DATASETS
 from kdnas.datasets._corpus_cache import BlockLength, BlockReader, Corpus, Piece, Share, cached_corpus
+from kdnas.datasets._generated import Generated, Generation
 from kdnas.datasets._inputs import Problems
 from kdnas.datasets._tables import COLUMNAR, OBJECTS, Found, arrow_batches, found_encoding, json_objects
 from kdnas.datasets._text_files import TextFile, find_table_files, open_text
@@ -37,6 +38,7 @@ def text_corpus(
     text_column: str = "text",
     end: str | None = None,
     encoding: str | None = None,
+    generate: str | Generation | None = None,
 ) -> CorpusData:
     """Running text, packed into blocks of tokens: plain text, or a document a row of .jsonl, .parquet or .arrow files.
 
@@ -55,6 +57,8 @@ def text_corpus(
         text_column: Of JSON lines, parquet and arrow files.
         end: The token that closes a document; None: the tokenizer's own.
         encoding: Of the characters; None: UTF-8, or what a byte order mark or all lines of a file tell.
+        generate: Train on texts that a language model writes, which continues the beginnings of the training documents
+            (sequence-level distillation): its Hugging Face folder, or `{teacher: FOLDER, texts: 1000, temperature: 1}`.
 
     Raises DataError naming what cannot be read.
     """
@@ -75,6 +79,14 @@ def text_corpus(
     }
 
     def pieces(split: Split, found: Found, problems: Problems) -> Iterator[Piece]:
+        if split == "train" and generated is not None:
+            written = generated.texts(_beginnings(documents_of(split, found, problems)), described["files"])
+            yield from (Piece(text, True) for text in written)
+            found.notes |= dict.fromkeys(generated.notes)
+        else:
+            yield from documents_of(split, found, problems)
+
+    def documents_of(split: Split, found: Found, problems: Problems) -> Iterator[Piece]:
         for file in (file.unpacked() for file in files.get(split, ())):
             if file.suffix in (*OBJECTS, *COLUMNAR):
                 rows = _rows(file, text_column, encoding, found, problems)
@@ -83,13 +95,30 @@ def text_corpus(
                 yield from _documents(file, documents, first, encoding, found)
 
     every = [file for split in files.values() for file in split]
-    described = {
+    described: dict[str, Any] = {
         "files": {name: [file.identity for file in split] for name, split in files.items()},
         "documents": [documents, begins, text_column, encoding],
     }
+    generated: Generated | None = None
+    if generate is not None:
+        if shares:
+            what = f"{' and '.join(shares)} would be texts that the teacher writes"
+            raise ConfigError(Problem("data.generate", what, "files"))
+        settings = Generation(teacher=generate) if isinstance(generate, str) else generate
+        generated = Generated(settings, data_root, cache)
+        described["generate"] = generated.identity()
     size = sum({file.path: file.size for file in every}.values())
     corpus = Corpus(every[0].shown.parent.name or "text", described, pieces, shares, size)
     return cached_corpus(corpus, cache, BlockReader(tokenizer, data_root, length, end))
+
+
+def _beginnings(pieces: Iterator[Piece]) -> Iterator[str]:
+    """Yield the first piece of every document."""
+    begins = True
+    for piece in pieces:
+        if begins:
+            yield piece.text
+        begins = piece.ends
 
 
 def _rows(file: TextFile, column: str, encoding: str | None, found: Found, problems: Problems) -> Iterator[str]:

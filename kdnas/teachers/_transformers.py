@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from torch import nn
 from kdnas.core.text import TokenData
 from kdnas.errors import Problem, TeacherError
 from kdnas.nn.origin import Origin
+from kdnas.nn.progress_bars import without_bars
 from kdnas.teachers._loading import require
 from kdnas.tokenizing import TOKENIZER_FILE, Tokenizer
 
@@ -50,7 +49,7 @@ def load_transformer(auto: str, model: str, data_root: Path, revision: str = "ma
     source = str(folder) if folder.is_dir() else model
     options = {"trust_remote_code": False, "local_files_only": folder.is_dir(), "revision": revision}
     try:
-        with _without_bars():
+        with without_bars():
             network, found = getattr(library, auto).from_pretrained(
                 source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=False, **options
             )
@@ -95,16 +94,3 @@ def _refuse_gaps(found: dict[str, Any], source: str) -> None:
             problems.append(Problem(source, f"{len(names)} weights are {kind}: {', '.join(names[:5])}"))
     if problems:
         raise TeacherError(problems)
-
-
-@contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
