@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,12 +62,7 @@ def text_corpus(
 
     Raises DataError naming what cannot be read.
     """
-    first = None
-    if begins is not None:
-        try:
-            first = re.compile(begins)
-        except re.error as error:
-            raise ConfigError(Problem("data.begins", f"is no regular expression: {error}")) from error
+    first = _pattern(begins)
     stated: dict[Split, Files | float | None] = {"train": train, "validation": validation, "test": test}
     shares: dict[Split, float] = {split: part for split, part in stated.items() if isinstance(part, float)}
     if sum(shares.values()) >= 1:
@@ -99,17 +94,33 @@ def text_corpus(
         "files": {name: [file.identity for file in split] for name, split in files.items()},
         "documents": [documents, begins, text_column, encoding],
     }
-    generated: Generated | None = None
-    if generate is not None:
-        if shares:
-            what = f"{' and '.join(shares)} would be texts that the teacher writes"
-            raise ConfigError(Problem("data.generate", what, "files"))
-        settings = Generation(teacher=generate) if isinstance(generate, str) else generate
-        generated = Generated(settings, data_root, cache)
+    generated = _generated(generate, shares, data_root, cache)
+    if generated is not None:
         described["generate"] = generated.identity()
     size = sum({file.path: file.size for file in every}.values())
     corpus = Corpus(every[0].shown.parent.name or "text", described, pieces, shares, size)
     return cached_corpus(corpus, cache, BlockReader(tokenizer, data_root, length, end))
+
+
+def _pattern(begins: str | None) -> re.Pattern[str] | None:
+    """Return the regular expression of a line that begins a document. Raises ConfigError."""
+    try:
+        return None if begins is None else re.compile(begins)
+    except re.error as error:
+        raise ConfigError(Problem("data.begins", f"is no regular expression: {error}")) from error
+
+
+def _generated(
+    generate: str | Generation | None, shares: Mapping[Split, float], data_root: Path, cache: Path
+) -> Generated | None:
+    """Return the texts that the teacher is to write, where it is. Raises ConfigError."""
+    if generate is None:
+        return None
+    if shares:
+        what = f"{' and '.join(shares)} would be texts that the teacher writes"
+        raise ConfigError(Problem("data.generate", what, "files"))
+    settings = Generation(teacher=generate) if isinstance(generate, str) else generate
+    return Generated(settings, data_root, cache)
 
 
 def _beginnings(pieces: Iterator[Piece]) -> Iterator[str]:
