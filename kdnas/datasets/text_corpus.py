@@ -64,9 +64,7 @@ def text_corpus(
     """
     first = _pattern(begins)
     stated: dict[Split, Files | float | None] = {"train": train, "validation": validation, "test": test}
-    shares: dict[Split, float] = {split: part for split, part in stated.items() if isinstance(part, float)}
-    if sum(shares.values()) >= 1:
-        raise ConfigError(Problem("data", "validation and test are all of the documents", "shares that leave some"))
+    shares = _shares(stated)
     files = {
         split: find_table_files(data_root, names, _PUT)
         for split, names in stated.items()
@@ -100,6 +98,14 @@ def text_corpus(
     size = sum({file.path: file.size for file in every}.values())
     corpus = Corpus(every[0].shown.parent.name or "text", described, pieces, shares, size)
     return cached_corpus(corpus, cache, BlockReader(tokenizer, data_root, length, end))
+
+
+def _shares(stated: Mapping[Split, Files | float | None]) -> dict[Split, float]:
+    """Return the splits that are shares of the training documents. Raises ConfigError where they leave none."""
+    shares = {split: part for split, part in stated.items() if isinstance(part, float)}
+    if sum(shares.values()) >= 1:
+        raise ConfigError(Problem("data", "validation and test are all of the documents", "shares that leave some"))
+    return shares
 
 
 def _pattern(begins: str | None) -> re.Pattern[str] | None:
