@@ -133,7 +133,11 @@ def test_a_failed_capture_is_told_and_training_goes_on_eagerly() -> None:
     assert len(seen) == 6
 
 
-@pytest.mark.parametrize("losses", [(), (KD, LossTerm(type="rkd", weight=0.01)), (LossTerm(type="hint"),)])
+LEARNING = (LossTerm(type="kd", of="peers"), LossTerm(type="hint", of="ema"), LossTerm(type="exits", of="self"))
+"""Losses whose source is trained in the step itself."""
+
+
+@pytest.mark.parametrize("losses", [(), (KD, LossTerm(type="rkd", weight=0.01)), (LossTerm(type="hint"),), LEARNING])
 @pytest.mark.parametrize("fail", [None, "no"])
 def test_a_training_through_graphs_is_the_same_training(data, teacher, tmp_path, monkeypatch, losses, fail) -> None:
     """Bit for bit: static inputs, warm-up, the smaller last batch, the teacher live and cached."""
@@ -143,6 +147,7 @@ def test_a_training_through_graphs_is_the_same_training(data, teacher, tmp_path,
         return distil(
             net(8, 16), teacher, batches(data, 0, 300), None, given,
             data=data, seed=3, device=CPU, teacher_cache=TeacherCache(tmp_path),
+            peers=[net(8, 16, seed=4) for _ in range(given.distillation.further_peers)],
         )  # fmt: skip
 
     eager = trained()
@@ -235,6 +240,7 @@ def trained_on(device: torch.device, data: ImageData, *, graphs: bool = True, **
     given = recipe(*options.pop("losses", (KD,)), **settings)
     train, scored = batches(data, 0, 500, device), batches(data, 500, 900, device)
     teacher = trainings.teacher(data)
+    options |= {"peers": [net(8, 16, seed=4).to(device) for _ in range(given.distillation.further_peers)]}
     return distil(net(8, 16), teacher, train, scored, given, data=data, seed=3, device=device, graphs=graphs, **options)
 
 
@@ -249,6 +255,14 @@ def test_a_captured_training_is_the_eager_one(cuda, data, optimizer, precision) 
     for one, other in zip(captured.history, eager.history, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=2e-3 if precision == "float32" else 2e-2)
     assert captured.score == pytest.approx(eager.score, abs=0.03)
+
+
+@pytest.mark.gpu
+def test_students_that_learn_of_each_other_are_captured(cuda, data) -> None:
+    captured, eager = (trained_on(cuda, data, losses=LEARNING, graphs=graphs) for graphs in (True, False))
+    assert captured.graph_failure is None
+    for one, other in zip(captured.history, eager.history, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=2e-3)
 
 
 @pytest.mark.gpu
