@@ -11,17 +11,18 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, Field
-from torch import nn
+from torch import Tensor, nn
 
 from kdnas.core.latency_table import LatencyTable, TableFit
 from kdnas.core.measurement import Calibration, Measurement
 from kdnas.core.objective import Quantity
 from kdnas.core.task import TaskSpec
 from kdnas.costs import COSTS, MeasuredCost
+from kdnas.costs._steps import step_of
 from kdnas.errors import ConfigError, Problem, TrialError
 from kdnas.nn.timing import CALM, Timing, calmest, interleaved, median_and_spread, reference_network
 from kdnas.plugins import SPELLING
-from kdnas.targets import TARGETS, Target, given
+from kdnas.targets import TARGETS, Target
 
 _DRIFT = 3.0
 """Factor between the reference now and at calibration that is told in the context."""
@@ -51,9 +52,10 @@ class LatencyMs(MeasuredCost):
     """Median latency of one forward pass in milliseconds, interleaved with a reference network.
 
     `target` is where it runs (auto: PyTorch on the study's device); `threads` are those of a CPU; `warmup` passes are
-    not timed. Texts are as long as the data's longest, or of `length` tokens. With `table: auto` the search prices
-    students by an additive latency table, learned from measured ones when the run is prepared, and measures only its
-    finalists.
+    not timed. Texts are as long as the data's longest, or of `length` tokens; with `per: token` it is the latency of
+    the token that a language model writes after so many, whose keys and values it keeps where it can. With `table:
+    auto` the search prices students by an additive latency table, learned from measured ones when the run is prepared,
+    and measures only its finalists.
     """
 
     quantity = Quantity("latency_ms", "ms", "minimize", "measured")
@@ -70,6 +72,7 @@ class LatencyMs(MeasuredCost):
         warmup: Annotated[int, Field(ge=1, le=100_000)] = 5,
         table: Literal["auto"] | None = None,
         length: Annotated[int, Field(ge=1)] | None = None,
+        per: Literal["pass", "token"] = "pass",
     ):
         super().__init__(device)
         name = device.type if target == "auto" else target
@@ -79,7 +82,10 @@ class LatencyMs(MeasuredCost):
         taken = {key: value for key, value in offered.items() if key in TARGETS.options(name).model_fields}
         self.target: Target = TARGETS.build(name, **taken)
         self.table = table
-        self._length = length
+        self._length, self._per = length, per
+        if per == "token" and (table is not None or self.target.takes_onnx):
+            what = "a token's latency is measured, by PyTorch"
+            raise ConfigError(Problem("costs.latency_ms.per", what, "neither table nor a target of ONNX files"))
         self._repeats, self._warmup = repeats, warmup
 
     def calibrate(self, task: TaskSpec) -> LatencyCalibration:
@@ -102,7 +108,7 @@ class LatencyMs(MeasuredCost):
             raise TrialError(f"its latency cannot be compared: the run measures on {known.device}, and this is {here}")
         reference_ms = known.reference_ms
         with self.target.ready():
-            run = self.target.run(module, given(self._measured(task), self.target.batch_size))
+            run = self.target.run(*self._work(module, task))
             timing = calmest(
                 [run], self.reference(), rounds=self._repeats, warmup=self._warmup, clock=self.target.clock
             )
@@ -110,6 +116,11 @@ class LatencyMs(MeasuredCost):
         return Measurement(
             median * reference_ms, spread * reference_ms, self._repeats, self._context(timing, reference_ms, task)
         )
+
+    def _work(self, module: nn.Module, task: TaskSpec) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        """Return what is run, and what it is given."""
+        measured = self._measured(task)
+        return step_of(module, measured, self.target.batch_size, self._per)
 
     def _measured(self, task: TaskSpec) -> TaskSpec:
         """Return the task at the length that it is measured at. Raises ConfigError where its samples have none."""
@@ -129,7 +140,8 @@ class LatencyMs(MeasuredCost):
         where, device = self.target.where, self.target.device_name
         notes = [where if device in where else f"{where}, on {device}"]
         if task.inputs[0].kind == "tokens":
-            notes.append(f"{self._measured(task).size} tokens")
+            size = self._measured(task).size
+            notes.append(f"{size} tokens" if self._per == "pass" else f"one token after {size - 1}")
         if timing.unrest > CALM:
             notes.append(f"unsteady: the reference varied by {timing.unrest:.0%}")
         change = timing.reference_ms / reference_ms
