@@ -163,7 +163,7 @@ class Registry(Generic[T]):
             return member(*objects, **values)
         except KdnasError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             what = f"fails: {load_plugin(name).failure(error)}"
             raise ConfigError(Problem(f"{self.family} {short_name(name)}", what)) from error
 

@@ -13,6 +13,7 @@ from kdnas.controller.queue import enqueue, read_students
 from kdnas.controller.runner import Search
 from kdnas.errors import KdnasError, Problem, RunError, RunFolderError
 from kdnas.plan.exporting import export_folder, export_student, wanted_export
+from kdnas.record.database import Database
 from kdnas.record.front import failure, front, pick
 from kdnas.record.lock import read_config
 from kdnas.record.products import is_current, lost_products, note_products
@@ -43,8 +44,8 @@ def search_study(
     """
     if study.space.choices:  # those that are read off a teacher are known once that is open
         read_students(queue, study.config, study.space)  # what is wrong with a file is told before anything is opened
-    with _held(study, folder) as study, tracked(study.config.trackers, observe) as observe:
-        opened = _prepared(study, folder, data_root, observe)
+    with _held(study, folder) as (study, database), tracked(study.config.trackers, observe) as observe:
+        opened = _prepared(study, folder, database, data_root, observe)
         if queue:
             enqueue(opened, read_students(queue, opened.config, opened.space, opened.evaluator.arch), observe)
         observe(Ready(opened.run, bool(opened.run.trials), opened.crew))
@@ -75,22 +76,23 @@ def opened_study(study: LoadedStudy, folder: Path, *, data_root: Path, observe: 
 
     Raises InputError where something is wrong with it.
     """
-    with _held(study, folder) as study:
-        yield _prepared(study, folder, data_root, observe)
+    with _held(study, folder) as (study, database):
+        yield _prepared(study, folder, database, data_root, observe)
 
 
 @contextlib.contextmanager
-def _held(study: LoadedStudy, folder: Path) -> Iterator[LoadedStudy]:
-    """Hold the run in `folder`, and give the study with the storage that its trials are kept in."""
+def _held(study: LoadedStudy, folder: Path) -> Iterator[tuple[LoadedStudy, Database]]:
+    """Hold the run in `folder`, and give the study with the storage of its trials, and their database."""
     study = dataclasses.replace(study, config=_where_it_is_kept(study.config, folder))
-    with run_held(folder, study.config):
-        yield study
+    with run_held(folder, study.config) as database:
+        yield study, database
 
 
-def _prepared(study: LoadedStudy, folder: Path, data_root: Path, observe: Observer) -> Opened:
+def _prepared(study: LoadedStudy, folder: Path, database: Database, data_root: Path, observe: Observer) -> Opened:
     return prepare_study(
         study,
         folder,
+        database=database,
         data_root=data_root,
         cache=cache_dir().resolve(),
         device=resolve_device(study.config.device),

@@ -34,6 +34,7 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError, Problem
 from kdnas.executors import Finished
 from kdnas.faults import reach
+from kdnas.record.database import Database
 from kdnas.record.records import AuditTraining, Result, RunRecord, TrialRecord
 from kdnas.record.storage import Record, record_of, refreshed
 from kdnas.study.config import StudyConfig
@@ -163,8 +164,10 @@ def limited(plan: AuditPlan, opened: Opened) -> AuditPlan:
     return plan if available is None else dataclasses.replace(plan, seeds=min(plan.seeds, available))
 
 
-def open_run(run: RunRecord, *, data_root: Path, cache: Path, workers: int | None, say: Say) -> Opened:
-    """Return `run` open for trainings. The caller holds the folder's controller lock.
+def open_run(
+    run: RunRecord, *, data_root: Path, cache: Path, workers: int | None, say: Say, database: Database | None = None
+) -> Opened:
+    """Return `run` open for trainings. The caller holds the folder's controller lock, and the `database` of its trials.
 
     Raises InputError where data, teacher or device are not those of the run any more.
     """
@@ -175,7 +178,9 @@ def open_run(run: RunRecord, *, data_root: Path, cache: Path, workers: int | Non
         if isinstance(event, Note):
             say(event.text)
 
-    opened = prepare_study(study, run.folder, data_root=data_root, cache=cache, device=device, observe=observe)
+    opened = prepare_study(
+        study, run.folder, data_root=data_root, cache=cache, device=device, observe=observe, database=database
+    )
     if workers is None:
         return opened
     executor = opened.config.executor.model_copy(update={"workers": workers})

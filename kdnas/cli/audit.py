@@ -122,9 +122,10 @@ def _carry_out(plan: AuditPlan, workers: int | None, root_option: Path | None, c
 
     folder = plan.run.folder.resolve()
     progress = _Progress(console, plan.run.score)
-    with run_held(folder, plan.run.config):
+    with run_held(folder, plan.run.config) as database:
         opened = open_run(
             plan.run,
+            database=database,
             data_root=opening.data_root(root_option).resolve(),
             cache=opening.cache_dir().resolve(),
             workers=workers,

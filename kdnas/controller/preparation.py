@@ -20,7 +20,7 @@ from kdnas.executors import EXECUTORS
 from kdnas.faults import reach
 from kdnas.machine import usable_cores
 from kdnas.nn.teacher import further_of
-from kdnas.record.database import database_of
+from kdnas.record.database import Database, database_of
 from kdnas.record.lock import (
     Lock,
     hashes,
@@ -90,17 +90,25 @@ class Opened:
 
 
 def prepare_study(
-    study: LoadedStudy, folder: Path, *, data_root: Path, cache: Path, device: torch.device, observe: Observer
+    study: LoadedStudy,
+    folder: Path,
+    *,
+    data_root: Path,
+    cache: Path,
+    device: torch.device,
+    observe: Observer,
+    database: Database | None = None,
 ) -> Opened:
     """Return `study`, ready to run in `folder`: a new run, or the one that is there.
 
-    The caller holds the folder's controller lock. Raises InputError where data, teacher, constraints or the run folder
+    The caller holds the folder's controller lock, and the `database` that its trials are kept in; None: the folder is
+    all that is held. Raises InputError where data, teacher, constraints or the run folder
     are wrong; nothing has been written then. What all scores rest on, such as a supernet, is trained last: stopped in
     it, the next call goes on.
     """
     locked = read_lock(folder) if (folder / LOCK_FILE).exists() else None
     config = settled_config(study.config, device, locked)
-    database = database_of(folder, config.name, config.storage)
+    database = database or database_of(folder, config.name, config.storage)
     if locked is None and config.storage is not None and database.exists():
         what = f"{database.place} holds a study {config.name!r} already, of another run folder"
         raise RunFolderError(f"{what}: search in that one, or give this study another name")
@@ -153,14 +161,14 @@ def prepare_study(
         config=config,
         calibrations=evaluator.calibrations,
         supernet=supernet,
-        made_on=MadeOn(
-            evaluator.fingerprints.get("data", ""),
-            evaluator.fingerprints.get("teacher", ""),
-            evaluator.teacher_answers,
-            further=further_of(evaluator.fingerprints),
-        ),
+        made_on=_made_on(evaluator),
     )
     return Opened(config, space, evaluator, record, Workplan(context), refreshed(run, record))
+
+
+def _made_on(evaluator: Evaluator) -> MadeOn:
+    known, answers = evaluator.fingerprints, evaluator.teacher_answers
+    return MadeOn(known.get("data", ""), known.get("teacher", ""), answers, further=further_of(known))
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,10 @@ class MeasuredCost(ABC):
         """Return what must be measured once a study, on a quiet machine; it is stored and handed to every `measure`."""
         return Calibration()
 
+    def unlike(self, calibration: Calibration) -> str:
+        """Return in words why nothing measured here may stand beside what the run measured; empty where it may."""
+        return ""
+
     @abstractmethod
     def measure(self, module: nn.Module, task: TaskSpec, calibration: Calibration) -> Measurement:
         """Return the measured cost of `module` (left in the mode it was in)."""

@@ -97,15 +97,20 @@ class LatencyMs(MeasuredCost):
             )
         return LatencyCalibration(timing.reference_ms, device=self.target.device_name)
 
+    def unlike(self, calibration: Calibration) -> str:
+        """Return in words that this is another device than that of the calibration; empty where it is not."""
+        known = calibration.device if isinstance(calibration, LatencyCalibration) else ""
+        here = self.target.device_name
+        return f"the run measures on {known}, and this is {here}" if known not in ("", here) else ""
+
     def measure(self, module: nn.Module, task: TaskSpec, calibration: Calibration) -> Measurement:
         """Return the median latency of `module` and its interquartile range, in ms.
 
         Raises TrialError on another device than that of the calibration.
         """
+        if unlike := self.unlike(calibration):
+            raise TrialError(f"its latency cannot be compared: {unlike}")
         known = calibration if isinstance(calibration, LatencyCalibration) else self.calibrate(task)
-        if known.device not in ("", self.target.device_name):
-            here = self.target.device_name
-            raise TrialError(f"its latency cannot be compared: the run measures on {known.device}, and this is {here}")
         reference_ms = known.reference_ms
         with self.target.ready():
             run = self.target.run(*self._work(module, task))

@@ -15,6 +15,7 @@ import os
 import secrets
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from kdnas.errors import ConfigError, Problem, RunError
 _START_S = 180.0
 """A cold start takes 5 to 10 s on a quiet machine."""
 _ENDS_S = 5.0
+_REACHED_S = 10.0
 _MANY = 1000
 _ANYWHERE = "auto, local, ray://host:10001, host:port"
 
@@ -154,6 +156,7 @@ class Cluster:
         self.address = address
         if self._was_there:  # the user's own program has connected
             return
+        _refuse_unreachable(address)
         try:
             with _own_sigterm():
                 context = ray.init(
@@ -186,14 +189,30 @@ class Cluster:
         return f"; it said: {' | '.join(lines[-3:])}" if lines else ""
 
 
+def _refuse_unreachable(address: str) -> None:
+    """Raise ConfigError where nobody answers at `address`: Ray tries for minutes, and then ends the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # `auto`, or what Ray has more to say about
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACHED_S).close()
+    except (OSError, OverflowError) as error:
+        what = f"{address}: no Ray cluster answers there: {error}"
+        raise ConfigError(Problem("executor.address", what, _ANYWHERE)) from None
+
+
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep this process's own answer to SIGTERM, in the place of which Ray puts another."""
+    """Keep this process's own answer to SIGTERM, in the place of which Ray puts another: one that exits."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit:
+        signal.signal(signal.SIGTERM, before)
+        signal.raise_signal(signal.SIGTERM)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)

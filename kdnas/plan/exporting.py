@@ -372,7 +372,7 @@ def _write_one(student: TrainedStudent, name: str, folder: Path) -> Written:
         made: Written = EXPORTERS.build(name, student, folder)
     except (KdnasError, OSError):
         raise
-    except Exception as error:  # an exporter stands on other people's converters; their failures are all export errors
+    except (Exception, SystemExit) as error:  # other people's converters, or the user's: all failures are export errors
         first = (str(error).strip().splitlines() or [""])[0]
         raise ExportError(f"{name}: {type(error).__name__}: {first}") from error
     return made

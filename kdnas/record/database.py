@@ -102,6 +102,9 @@ class Database(ABC):
     def held(self) -> AbstractContextManager[None]:
         """Hold the study for one controller, whatever machine the others are on; a dead one holds nothing."""
 
+    def check_held(self) -> None:  # noqa: B027 - a file is held by its folder's lock
+        """Raise RunFolderError where this process held the study and another controller has had it since."""
+
     @abstractmethod
     def digest(self) -> str:
         """Return a hash of what is kept, empty where it cannot be read."""

@@ -7,13 +7,17 @@ it is refused (`kdnas.study.config`), so none is printed or written.
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import RDBStorage
-from sqlalchemy import Connection, inspect, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, inspect, make_url, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from kdnas.errors import ConfigError, Problem, RunFolderError
 from kdnas.record.damage import refuse_damage
@@ -31,6 +35,9 @@ _TABLES = {
 _ALIVE = {"tcp_keepalives_idle": 30, "tcp_keepalives_interval": 10, "tcp_keepalives_count": 3}
 """The server's settings, in seconds and tries: it notices within a minute that a machine is gone."""
 
+_OWNERS = "kdnas_controllers"
+"""Who held a study last, by a token of its own: a table beside Optuna's."""
+
 
 class Postgres(Database):
     """The study `study` in the database at `url`; its run folder is `folder`.
@@ -46,6 +53,7 @@ class Postgres(Database):
             raise ConfigError(Problem("storage", "needs psycopg: pip install 'kdnas[postgres]'")) from None
         self._url = make_url(url).set(drivername="postgresql+psycopg")
         self._folder = folder
+        self._hold: _Hold | None = None
 
     @property
     def place(self) -> str:
@@ -84,23 +92,24 @@ class Postgres(Database):
         """Connect once more."""
         return connection(self._url, connect_args={"connect_timeout": _CONNECT_S})
 
+    def engine(self, **options: Any) -> Engine:
+        """Return what connects once more, each time anew."""
+        return create_engine(self._url, poolclass=NullPool, connect_args={"connect_timeout": _CONNECT_S}, **options)
+
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold a lock of the server's, which falls with this connection however the process or its machine dies."""
-        with self.errors():
-            holding = connection(self._url, connect_args={"connect_timeout": _CONNECT_S}, isolation_level="AUTOCOMMIT")
-            rows = holding.__enter__()
+        """Hold a lock of the server's, which falls with its connection however the process or its machine dies."""
+        self._hold = _Hold(self)
         try:
-            with self.errors():
-                for name, value in _ALIVE.items():
-                    rows.execute(text(f"set {name} = {value}"))
-                lock = text("select pg_try_advisory_lock(hashtextextended(:study, 0))")
-                free = rows.execute(lock, {"study": f"kdnas {self.study}"}).scalar_one()
-            if not free:
-                raise RunFolderError(f"the study {self.study!r} in {self.place} is in use by another kdnas search")
             yield
         finally:
-            holding.__exit__(None, None, None)
+            self._hold.close()
+            self._hold = None
+
+    def check_held(self) -> None:
+        """Take the lock again that a restart of the server freed. Raises RunFolderError where another has been here."""
+        if self._hold is not None:
+            self._hold.check()
 
     def digest(self) -> str:
         """Return a hash of the study's rows."""
@@ -123,3 +132,51 @@ class Postgres(Database):
             engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": _CONNECT_S}},
             skip_table_creation=skip_table_creation,
         )
+
+
+class _Hold:
+    """The lock of one study, and the connection that has it. Raises RunFolderError where another controller has it."""
+
+    def __init__(self, database: Postgres):
+        self._database = database
+        self._token = secrets.token_hex(16)
+        self._take()
+        try:
+            with database.errors():
+                self._rows.execute(text(f"create table if not exists {_OWNERS} (study text primary key, token text)"))
+                claim = f"insert into {_OWNERS} values (:study, :token) on conflict (study) do update set token"
+                self._rows.execute(text(f"{claim} = :token"), {"study": database.study, "token": self._token})
+        except BaseException:
+            self.close()
+            raise
+
+    def check(self) -> None:
+        """Take the lock again where its connection is gone: others may have had it meanwhile."""
+        try:
+            self._rows.execute(text("select 1"))
+            return
+        except SQLAlchemyError:
+            self.close()
+        self._take()
+        database, owner = self._database, text(f"select token from {_OWNERS} where study = :study")
+        with database.errors():
+            if self._rows.execute(owner, {"study": database.study}).scalar() != self._token:
+                what = "was searched by another kdnas search while its server was away: the same command continues"
+                raise RunFolderError(f"the study {database.study!r} in {database.place} {what}")
+
+    def close(self) -> None:
+        """Let go, whatever became of the server. Idempotent."""
+        if not self._rows.closed:
+            self._rows.invalidate()
+            self._rows.close()
+
+    def _take(self) -> None:
+        database, lock = self._database, text("select pg_try_advisory_lock(hashtextextended(:study, 0))")
+        with database.errors():
+            self._rows = database.engine(isolation_level="AUTOCOMMIT").connect()
+            for name, value in _ALIVE.items():
+                self._rows.execute(text(f"set {name} = {value}"))
+            free = self._rows.execute(lock, {"study": f"kdnas {database.study}"}).scalar_one()
+        if not free:
+            self.close()
+            raise RunFolderError(f"the study {database.study!r} in {database.place} is in use by another kdnas search")

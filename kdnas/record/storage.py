@@ -164,7 +164,11 @@ class Record:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Write all that is written inside in one transaction: whole or not at all, and one wait for the disk."""
+        """Write all that is written inside in one transaction: whole or not at all, and one wait for the disk.
+
+        Nothing is written where another controller has taken the study over.
+        """
+        self._database.check_held()
         try:
             with self._rows.at_once():
                 yield
@@ -469,13 +473,14 @@ def record_of(run: RunRecord) -> Record:
 
 
 @contextmanager
-def run_held(folder: Path, config: StudyConfig) -> Iterator[None]:
-    """Hold the run in `folder`, made where there is none, and its record for one controller.
+def run_held(folder: Path, config: StudyConfig) -> Iterator[Database]:
+    """Hold the run in `folder`, made where there is none, and its record for one controller. Gives its database.
 
     Raises RunFolderError when another has either of them, or they cannot be used.
     """
-    with controller_lock(folder), database_of(folder, config.name, config.storage).held():
-        yield
+    database = database_of(folder, config.name, config.storage)
+    with controller_lock(folder), database.held():
+        yield database
 
 
 def proposed_names(run: RunRecord) -> set[str]:

@@ -71,10 +71,10 @@ class _Tracking:
         for name, tracker in list(self._open.items()):
             try:
                 tracker.take(event)
-            except Exception as error:  # a full disk, a server that is away, code of the user's
+            except (Exception, SystemExit) as error:  # a full disk, a server that is away, code of the user's
                 self._leave_out(name, error)
 
-    def _leave_out(self, name: str, error: Exception) -> None:
+    def _leave_out(self, name: str, error: BaseException) -> None:
         self._open.pop(name, None)
         reason = blamed(error) or f"{type(error).__name__}: {(str(error) or 'without a message').splitlines()[0][:300]}"
         self._observe(Note(f"{name} follows no more: {reason}; the search goes on"))
@@ -84,7 +84,7 @@ class _Tracking:
         for name, tracker in list(self._open.items()):
             try:
                 tracker.close()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._leave_out(name, error)
 
 

@@ -130,7 +130,7 @@ def _problem(where: str, term: LossTerm, ours: _Side, theirs: _Side, rows: Rows)
     except ConfigError as error:
         what = "; ".join(str(problem) for problem in error.problems)
         return Problem(where, f"{loss_name} cannot compare {theirs.name} with {ours.name}: {what}")
-    except Exception as error:  # a loss may be the user's
+    except (Exception, SystemExit) as error:  # a loss may be the user's
         reason = blamed(error) or f"{type(error).__name__}: {(str(error) or 'without a message').splitlines()[0][:300]}"
         return Problem(where, f"{loss_name} fails on {theirs.name} and {ours.name}: {reason}")
     if not np.isfinite(value):

@@ -134,3 +134,5 @@ def test_unlike_devices_are_never_compared():
         assert cost.measure(NETWORK, TASK, LatencyCalibration(2.0, device=known)).value > 0
     with pytest.raises(TrialError, match="the run measures on another machine, and this is a machine"):
         cost.measure(NETWORK, TASK, LatencyCalibration(2.0, device="another machine"))
+    for known, words in (("", ""), ("a machine", ""), ("b", "the run measures on b, and this is a machine")):
+        assert cost.unlike(LatencyCalibration(2.0, device=known)) == words

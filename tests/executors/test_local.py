@@ -208,3 +208,17 @@ def test_nothing_is_left_when_the_controller_is_killed(tmp_path):
     controller.wait()
     assert _ends(worker)
     assert _ends(child)
+
+
+def stand_still():
+    time.sleep(60)
+
+
+def test_workers_that_never_get_ready_are_given_up_and_told(monkeypatch):
+    monkeypatch.setattr("kdnas.executors._listening._START_TOLD_S", 0.1)
+    executor = EXECUTORS.build("local", stand_still, workers=1, start_limit_s=0.3)
+    executor.submit("a", Task("square", x=1))
+    with pytest.raises(RunError, match=r"3 workers in a row could not start; the last: it was not ready after 0\.3 s"):
+        for _ in range(600):
+            assert executor.wait(0.1) == []
+    assert any("has been opening data and teacher for" in note for note in executor.take_notes())

@@ -238,3 +238,12 @@ def test_a_slot_tells_what_it_hears_and_leaves_at_once():
     called.start()
     assert slot.work("b", Task("sleep", seconds=60), None).finished == ()
     called.join()
+
+
+@needs_ray
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nowhere.invalid:6379"])
+def test_an_address_where_nobody_answers_is_told_at_once(address):
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=rf"executor.address: {address}: no Ray cluster answers there: "):
+        Cluster(address, workers=1, needs=Needs(1.0, 0.0, {}))
+    assert time.monotonic() - began < 30

@@ -106,6 +106,32 @@ def test_a_controller_that_is_killed_holds_nothing(url, tmp_path):
     raise AssertionError("the lock of a dead controller did not fall")
 
 
+def drop_connections(database):
+    """Have the server end every connection but one's own, as a restart does: its locks fall."""
+    with database.connect() as rows:
+        others = "from pg_stat_activity where pid <> pg_backend_pid() and backend_type = 'client backend'"
+        rows.execute(text(f"select pg_terminate_backend(pid, 5000) {others}"))
+
+
+def test_a_lock_that_fell_with_its_server_is_taken_again_where_nobody_was_there(url, tmp_path):
+    mine, other = (database_of(tmp_path, "restarted", url) for _ in range(2))
+    with mine.held():
+        record = Record.create(mine, OBJECTIVES)
+        drop_connections(mine)
+        with record.at_once():
+            assert record.ask(RandomSampler(seed=0), {})[0] == 0
+        with pytest.raises(RunFolderError, match="is in use by another kdnas search"):
+            other.held().__enter__()
+        drop_connections(mine)
+        in_use = pytest.raises(RunFolderError, match="is in use by another kdnas search")
+        with other.held(), in_use, record.at_once():
+            raise AssertionError("two controllers write")
+        with pytest.raises(RunFolderError, match="was searched by another kdnas search while"), record.at_once():
+            raise AssertionError("another has written")
+    with other.held():
+        pass
+
+
 @pytest.mark.slow
 def test_damage_inside_is_named_and_left_out(url, scored_search, tmp_path, capfd):
     study = scored_study.write(tmp_path, name="harmed")

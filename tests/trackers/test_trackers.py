@@ -108,7 +108,10 @@ def test_what_happened_before_the_run_was_ready_is_followed_too(tmp_path):
     assert json.loads(kept[0].splitlines()[0]) == {"event": "Note", "text": "opening the data", "passing": False}
 
 
-def test_a_tracker_that_raises_is_left_out_and_the_search_goes_on(tmp_path):
+@pytest.mark.parametrize(
+    ("raises", "words"), [("OSError('the disk is full')", "the disk is full"), ("SystemExit(0)", "it ends the program")]
+)
+def test_a_tracker_that_raises_is_left_out_and_the_search_goes_on(raises, words, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
         "from kdnas.trackers import Tracker\n\n\n"
@@ -116,7 +119,7 @@ def test_a_tracker_that_raises_is_left_out_and_the_search_goes_on(tmp_path):
         '    """Raises at the first trial."""\n\n'
         "    def take(self, event):\n"
         "        if type(event).__name__ == 'TrialEnded':\n"
-        "            raise OSError('the disk is full')\n"
+        "            raise RAISES\n".replace("RAISES", raises)
     )
     from kdnas.plugins import own_name
 
@@ -127,7 +130,7 @@ def test_a_tracker_that_raises_is_left_out_and_the_search_goes_on(tmp_path):
     notes = [event.text for event in seen if isinstance(event, Note)]
     assert len(notes) == 2
     assert notes[1].startswith("trackers.0: mine.py:Mine follows no more: ")
-    assert "the disk is full" in notes[1]
+    assert words in notes[1]
     assert notes[1].endswith("; the search goes on")
     assert '"event": "StudyEnded"' in (tmp_path / "events.jsonl").read_text()
 

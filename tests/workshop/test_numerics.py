@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import yaml
 from kdnas.controller.events import Note
 from kdnas.controller.preparation import Opened, prepare_study
 from kdnas.controller.runner import Search
-from kdnas.errors import RunFolderError
+from kdnas.errors import ConfigError, RunFolderError
 from kdnas.record.lock import read_lock, this_machine
 from kdnas.record.run_folder import LOCK_FILE, controller_lock
 from kdnas.study.loading import load_study
@@ -128,6 +129,17 @@ def test_another_machine_keeps_what_is_locked_and_says_what_differs(locked, stud
     assert any("Another 9000" in note and decided.precision in note for note in notes)
     assert any("emulates bfloat16" in note for note in notes) is not other
     assert [there.processor for there in read_lock(locked).resumed_on] == ["Another 9000"]
+
+
+def test_a_run_that_measures_is_refused_on_another_processor_before_any_trial(study, tmp_path, monkeypatch):
+    measures = "objectives=[accuracy,latency_ms]", "costs={latency_ms: {repeats: 5}}"
+    with controller_lock(tmp_path / "run"):
+        opened = prepare(study, tmp_path / "run", *measures)
+        monkeypatch.setattr("kdnas.targets.processor_name", lambda: "Another 9000")
+        words = f"costs.latency_ms: the run measures on {this_machine().processor}, and this is Another 9000"
+        for begin in (lambda: prepare(study, tmp_path / "run", *measures), opened.workplan):
+            with pytest.raises(ConfigError, match=re.escape(words)):
+                begin()
 
 
 @pytest.mark.parametrize("change", ["training.precision={}", "training.threads=2", "executor.threads=2"])

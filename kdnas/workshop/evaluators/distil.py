@@ -153,6 +153,19 @@ class Distil(Evaluator):
         if config.shares_weights:
             _ = self._run_supernet  # refused where the space has none
         self.calibrate(context.calibrations)
+        self._refuse_unlike_device()
+
+    def _refuse_unlike_device(self) -> None:
+        """Raise ConfigError where what this machine measures cannot stand beside the run's: every trial would fail.
+
+        A worker measures what decides on trials alone, the controller also what it tells of finalists.
+        """
+        measures = self._decisive if self.context.made_on.reader == "worker" else self.measured
+        calibrated = [(name, self.calibrations[name]) for name in measures if name in self.calibrations]
+        costs = self.workshop.measured_costs
+        unlike = [(name, costs[name].unlike(calibration)) for name, calibration in calibrated if name in costs]
+        if problems := [Problem(f"costs.{name}", words, "the run's own device") for name, words in unlike if words]:
+            raise ConfigError(problems)
 
     @functools.cached_property
     def _run_supernet(self) -> RunSupernet:
