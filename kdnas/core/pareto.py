@@ -8,12 +8,14 @@ import numpy as np
 def non_dominated(values: np.ndarray) -> np.ndarray:
     """Return a mask [N] of the rows of `values` [N, M] (minimised) that no other row dominates.
 
-    Equal rows do not dominate each other: the first of them is kept, so that a front never lists a point twice.
+    Equal rows do not dominate each other: the first of them is kept, so that a front never lists a point twice. A row
+    with NaN compares with nothing, and is left out.
     """
     values = np.asarray(values, dtype=float)
     mask = np.zeros(len(values), dtype=bool)
     # In this order nothing is dominated by, or a twin of, what stands after it.
     order = np.lexsort(values.T[::-1]) if len(values) else np.empty(0, dtype=int)
+    order = order[~np.isnan(values[order]).any(axis=1)] if len(order) else order
     while len(order):
         mask[order[0]] = True
         order = order[np.any(values[order] < values[order[0]], axis=1)]

@@ -117,7 +117,7 @@ class _Asking:
     def __init__(self, table: Table, racer: Racer, seed: int, rungs: tuple[Fidelity, ...] = ()):
         self._table, self._racer, self._seed, self._rungs = table, racer, seed, rungs
         self._domain = distributions(table.space, {})
-        self._seen: set[tuple[Scalar, ...]] = set()
+        self._seen: set[int] = set()
         self.study = _study(table)
 
     def sampler(self) -> tuple[optuna.samplers.BaseSampler, int]:
@@ -143,7 +143,7 @@ class _Asking:
         trial = self.study.ask(fixed_distributions=self._domain)
         if sampler.exhausted:
             return None
-        self._seen.add(self._table.key(trial.params))
+        self._seen.add(self._table.row(trial.params))
         return trial
 
     def tell(self, params: Mapping[str, Scalar], trial: optuna.Trial, rung: int) -> None:
@@ -160,7 +160,7 @@ class _Asking:
         return self.study.ask(fixed_distributions=self._domain)
 
     def _acceptable(self, params: Mapping[str, Scalar]) -> bool:
-        return self._table.key(params) not in self._seen
+        return self._table.row(params) not in self._seen
 
 
 def _kdnas_race(table: Table, racer: Racer, seed: int) -> Curve:

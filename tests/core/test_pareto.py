@@ -53,3 +53,8 @@ def test_knee_of_a_constant_objective_and_of_nothing():
     assert knee(np.array([[2.0, 1.0], [1.0, 1.0]])) == 1
     with pytest.raises(ValueError, match="no knee"):
         knee(np.empty((0, 2)))
+
+
+def test_a_row_that_is_not_known_is_on_no_front():
+    values = np.array([[1.0, np.nan], [2.0, 2.0], [np.nan, 0.0], [3.0, 3.0]])
+    assert non_dominated(values).tolist() == [False, True, False, False]

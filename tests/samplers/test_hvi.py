@@ -18,14 +18,20 @@ from kdnas.core.objective import ACCURACY, Quantity
 from kdnas.core.space import Choice, Condition, SearchSpace
 from kdnas.samplers import SAMPLERS, SamplerContext
 from kdnas.samplers.hvi.encoding import Encoding, read_history
+from kdnas.samplers.hvi.outlook import Features
 from kdnas.samplers.hvi.process import (
-    _MEAN,
     _NAMES,
+    Blend,
     Process,
     Rows,
+    _agreements,
     _covariance,
     _distances,
+    _prior,
     _prior_variance,
+    _weight_slopes,
+    _weighted_distances,
+    _weights,
     _with_slopes,
     fit_hyper,
 )
@@ -187,6 +193,29 @@ def test_failing_students_are_avoided():
     assert not any(params["s1.width"] == 32 and params["s1.depth"] > 0 for params in proposals)
 
 
+def test_students_like_those_that_trained_to_nothing_are_avoided():
+    def broken(params):
+        return params["s1.depth"] == 0 or params["s1.width"] == 8
+
+    trials = [scored(p, [0.05 if broken(p) else accuracy(p), macs(p)]) for p in drawn(40)]
+    proposals = [propose(study_of(trials), seed=seed) for seed in range(6)]
+    assert np.mean([broken(params) for params in drawn(200)]) > 0.35
+    assert not any(map(broken, proposals))
+
+
+def test_costs_are_standardised_over_what_may_be_proposed():
+    # 5 % of the students: over all of them these would be next to one another.
+    dear = sorted(map(macs, drawn(500)))[-25]
+    sampler = SAMPLERS.build("hvi", context(acceptable=lambda params: macs(params) >= dear))
+    history = read_history([], Encoding(SPACE, {}), (ACCURACY, MACS), ())
+    features, sample = sampler._look_around(history)
+    assert len(sample) >= 40
+    assert np.std(features.rows(sample, 0).costs) == pytest.approx(1.0)
+    everything = Encoding(SPACE, {}).codes(drawn(300))
+    narrow = Features(sampler._encoding, sampler._prices, everything, 1).rows(sample, 0).costs
+    assert np.std(narrow) < 0.5
+
+
 def test_interrupted_trials_are_forgotten():
     trials = [scored(params) for params in drawn(10)]
     interrupted = scored(drawn(1, seed=9)[0], state=TrialState.FAIL, attrs={"interrupted": True})
@@ -300,42 +329,98 @@ def test_history_reads_rungs_values_and_violations():
 
 def rows_of(count, rungs, seed=0):
     rng = np.random.default_rng(seed)
-    levels = rng.random((count, 5))
+    levels = rng.random((count, 3, 2))  # three dimensions; in each a row agrees with itself by a third
+    levels /= np.linalg.norm(levels, axis=2, keepdims=True) * np.sqrt(3)
     return Rows(
-        levels / np.linalg.norm(levels, axis=1, keepdims=True),
+        levels.reshape(count, 6),
         rng.normal(size=(count, 2)),
         rng.normal(size=(count, 3)),
         rng.integers(rungs, size=count),
         rng.integers(count // 2, size=count),
         rungs,
+        np.array([0, 0, 1, 1, 2, 2]),
     )
+
+
+def hyper_of(rows, **named):
+    """The prior's mean, the dimensions unalike in weight, some values named."""
+    hyper = _prior(rows)[0]
+    hyper[len(_NAMES) :] = np.linspace(-0.7, 0.7, rows.dimension_count)
+    for name, value in named.items():
+        hyper[_NAMES.index(name)] = np.log(value)
+    return hyper
 
 
 @pytest.mark.parametrize("rungs", [1, 3])
 def test_the_covariance_is_positive_and_its_prior_variance_is_its_diagonal(rungs):
     rows = rows_of(40, rungs)
-    kernel = _covariance(rows, rows, _MEAN)
+    kernel = _covariance(rows, rows, hyper_of(rows))
     assert np.linalg.eigvalsh(kernel).min() > -1e-9
-    assert np.allclose(np.diag(kernel), _prior_variance(rows, _MEAN))
+    assert np.allclose(np.diag(kernel), _prior_variance(rows, hyper_of(rows)))
 
 
 @pytest.mark.parametrize("rungs", [1, 3])
 def test_the_slope_of_each_hyperparameter_is_that_of_the_covariance(rungs):
-    known = _distances(rows_of(12, rungs), rows_of(12, rungs))
-    _, slopes = _with_slopes(known, _MEAN)
-    for name, slope in slopes.items():
-        step = np.where(np.array(_NAMES) == name, 1e-5, 0.0)
-        numeric = (_with_slopes(known, _MEAN + step)[0] - _with_slopes(known, _MEAN - step)[0]) / 2e-5
-        assert np.allclose(slope, numeric, atol=1e-6), name
+    rows = rows_of(12, rungs)
+    hyper, pairs = hyper_of(rows), np.random.default_rng(1).normal(size=(12, 12))
+    known = _weighted_distances(_distances(rows, rows), _agreements(rows), _weights(hyper))
+    _, slopes = _with_slopes(known, hyper)
+    by_weight = _weight_slopes(known, hyper, _agreements(rows), pairs)
+    for place in range(len(hyper)):
+        step = np.where(np.arange(len(hyper)) == place, 1e-5, 0.0)
+        numeric = (_covariance(rows, rows, hyper + step) - _covariance(rows, rows, hyper - step)) / 2e-5
+        if place >= len(_NAMES):
+            assert by_weight[place - len(_NAMES)] == pytest.approx(np.vdot(pairs, numeric), abs=1e-6)
+        elif _NAMES[place] in slopes:
+            assert np.allclose(slopes[_NAMES[place]], numeric, atol=1e-6), _NAMES[place]
+
+
+def test_the_dimension_that_matters_weighs_most():
+    rows = rows_of(120, 1)
+    hyper, _ = fit_hyper(rows, np.sin(9 * rows.levels[:, 2]))  # a column of the second
+    assert np.argmax(_weights(hyper)) == 1
+    assert _weights(hyper)[1] > 1.5 * np.delete(_weights(hyper), 1).max()
+
+
+def test_scores_far_below_the_best_so_far_stay_possible():
+    # 30 students that rise in a straight line: nothing says that they saturate, so a far better one is possible.
+    rows, strength = rows_of(30, 1), np.linspace(0.0, 1.0, 30)
+    rows = dataclasses.replace(rows, costs=np.column_stack([strength, strength]) * 3 - 1.5)
+    values = -strength + np.random.default_rng(0).normal(0, 0.02, 30)
+    blend = Blend.fit(rows, values, 100, np.random.default_rng(0))
+    better = dataclasses.replace(rows[np.array([29])], costs=np.full((1, 2), 4.5), identity=np.array([99]))
+    assert values.min() - 1.2 < blend.expected(better, 0)[0] < values.min() - 0.3
+    fixed = Process.fit(rows, values, 100, np.random.default_rng(0), 0.3)
+    assert fixed.warp.floors[0] > blend.expected(better, 0)[0]  # the one warp would have shut it out
+
+
+def test_a_saturating_score_is_told_from_one_that_is_not():
+    rows = rows_of(60, 1)
+    strength = rows.costs @ np.array([1.0, 0.5])
+    straight = Blend.fit(rows, -strength, 100, np.random.default_rng(0))
+    bent = Blend.fit(rows, np.exp(-1.5 * strength), 100, np.random.default_rng(0))
+    heaviest = [max(blend.parts, key=lambda part: part[0])[1] for blend in (straight, bent)]
+    assert len(heaviest[0].warp.floors) == 0
+    assert len(heaviest[1].warp.floors) == 1
+
+
+def test_half_of_what_is_not_explained_is_taken_for_noise():
+    rows = rows_of(80, 1)
+    truth = rows.costs @ np.array([1.0, -0.5])
+    values = truth + np.random.default_rng(1).normal(0, 0.5, 80)
+    process = Process.fit(rows, values, 100, np.random.default_rng(0))
+    moved = process.noise_free() - values
+    assert np.corrcoef(moved, truth - values)[0, 1] > 0.8
+    assert 0.3 < np.std(moved) / np.std(truth - values) < 0.7
 
 
 def test_the_process_interpolates_and_is_uncertain_away_from_data():
     rows = rows_of(30, 1)
     values = rows.costs @ np.array([1.0, -0.5]) + rows.levels.sum(axis=1)
-    process = Process.fit(rows, values, 100, np.random.default_rng(0), warped=False)
+    process = Process.fit(rows, values, 100, np.random.default_rng(0))
     mean, spread = process.predict(rows)
     assert np.std(mean - values) < 0.2 * np.std(values)
-    far = Rows(rows.levels, rows.costs + 6, rows.counts + 6, rows.rung, rows.identity + 100)
+    far = dataclasses.replace(rows, costs=rows.costs + 6, counts=rows.counts + 6, identity=rows.identity + 100)
     assert process.predict(far)[1].min() > 2 * spread.max()
 
 
@@ -345,11 +430,10 @@ def test_predictions_are_calibrated():
     for seed in range(4):
         rng = np.random.default_rng(seed)
         rows = rows_of(360, 1, seed)
-        hyper = _MEAN.copy()
-        hyper[_NAMES.index("noise")] = np.log(0.05)
+        hyper = hyper_of(rows, noise=0.05)
         kernel = _covariance(rows, rows, hyper) + 1e-8 * np.eye(360)
         values = np.linalg.cholesky(kernel) @ rng.normal(size=360)
-        process = Process.fit(rows[np.arange(60)], values[:60], 100, rng, warped=False)
+        process = Process.fit(rows[np.arange(60)], values[:60], 100, rng)
         mean, spread = process.predict(rows[np.arange(60, 360)])
         held.append(np.abs(values[60:] - mean) < 1.645 * spread)
     assert 0.8 < np.mean(held) < 0.97
@@ -357,9 +441,8 @@ def test_predictions_are_calibrated():
 
 def test_hyperparameters_are_found_again():
     rows = rows_of(150, 1, seed=3)
-    hyper = _MEAN.copy()
-    hyper[_NAMES.index("noise")] = np.log(0.5)
+    hyper = hyper_of(rows, noise=0.5)
     kernel = _covariance(rows, rows, hyper) + 0.25 * np.eye(150)
     values = np.linalg.cholesky(kernel) @ np.random.default_rng(3).normal(size=150)
-    found = np.exp(fit_hyper(rows, values)[_NAMES.index("noise")]) * values.std()
+    found = np.exp(fit_hyper(rows, values)[0][_NAMES.index("noise")]) * values.std()
     assert 0.35 < found < 0.7

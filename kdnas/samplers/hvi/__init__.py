@@ -24,6 +24,11 @@ from kdnas.samplers.hvi.encoding import Encoding, History, read_history
 from kdnas.samplers.hvi.outlook import Features, Outlook
 
 _DRAWS = 700
+_ENOUGH = 100
+"""Students that may be proposed, below which more is drawn."""
+_MORE_DRAWS = 4
+_FEWEST = 12
+"""Students over which features can be standardised."""
 _WHOLE = 2_000
 """Assignments up to which the whole space is looked at."""
 _VARIATIONS = 500
@@ -78,9 +83,7 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
     ) -> dict[str, Any]:
         """Return the proposal."""
         history = self._history(study)
-        sample = _draws(self._encoding, _DRAWS, self._rng)
-        features = Features(self._encoding, self._prices, sample, self._rungs)
-        sample = self._new(sample, features, history.codes)
+        features, sample = self._look_around(history)
         few = len(history) < self._startup or not history.eligible.any()
         ranked = self._by_design(sample, features, history) if few else self._by_gain(sample, features, history)
         if not len(ranked):  # nothing acceptable was met: ValidProposals looks further, from anywhere
@@ -91,8 +94,7 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
         """Return the hypervolume [N] that each of these trials should add once trained at the highest rung."""
         trials = study.get_trials(deepcopy=False)
         history = self._history(study)
-        sample = _draws(self._encoding, _DRAWS, self._rng)
-        features = Features(self._encoding, self._prices, sample, self._rungs)
+        features, _ = self._look_around(history)
         outlook = self._outlook(features, history)
         codes = self._encoding.codes([trials[number].params for number in numbers])
         return outlook.gains(codes, outlook.boxes(believe=False))
@@ -124,11 +126,26 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
             self._assigned[key] = self._encoding.assignment(row)
         return self._assigned[key]
 
-    def _new(self, codes: np.ndarray, features: Features, seen: np.ndarray) -> np.ndarray:
+    def _look_around(self, history: History) -> tuple[Features, np.ndarray]:
+        """Return the features, standardised over what may be proposed, and a sample [N, D] of that.
+
+        Where constraints are tight more is drawn; where next to nothing meets them, all that is drawn is the measure.
+        """
+        drawn = _draws(self._encoding, _DRAWS, self._rng)
+        sample = self._new(drawn, history.codes)
+        for _ in range(_MORE_DRAWS if len(drawn) < _WHOLE else 0):
+            if len(sample) >= _ENOUGH:
+                break
+            more = self._rng.integers(self._encoding.levels, size=(_DRAWS, len(self._encoding.levels)))
+            sample = np.concatenate([sample, self._new(more, np.concatenate([history.codes, sample]))])
+        meant = np.concatenate([sample, history.codes[history.eligible]])
+        return Features(self._encoding, self._prices, meant if len(meant) >= _FEWEST else drawn, self._rungs), sample
+
+    def _new(self, codes: np.ndarray, seen: np.ndarray) -> np.ndarray:
         """Return, in their order, one spelling of each of `codes` [N, D] that may be proposed, `seen` ones left out."""
-        identity = features.identity(codes)
+        identity = self._encoding.identity(codes)
         _, first = np.unique(identity, return_index=True)
-        fresh = codes[np.sort(first[~np.isin(identity[first], features.identity(seen))])]
+        fresh = codes[np.sort(first[~np.isin(identity[first], self._encoding.identity(seen))])]
         meant = [self._context.acceptable(self._assignment(row)) for row in fresh]
         return fresh[np.asarray(meant, dtype=bool)]
 
@@ -152,21 +169,21 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
         """Return candidates [N, D], the most gainful first."""
         outlook = self._outlook(features, history)
         boxes = outlook.boxes(believe=True)
-        parents = self._parents(history)
+        parents = self._parents(history, outlook.values)
         pool, gains = sample, outlook.gains(sample, boxes)
         more = _variations(self._encoding, parents, _VARIATIONS, self._rng)
         for _ in range(1 + _ROUNDS):
-            more = self._new(more, features, np.concatenate([history.codes, pool]))
+            more = self._new(more, np.concatenate([history.codes, pool]))
             pool, gains = np.concatenate([pool, more]), np.concatenate([gains, outlook.gains(more, boxes)])
             more = _neighbours(self._encoding, pool[np.argsort(-gains, kind="stable")[:_LEADERS]])
         return pool[np.argsort(-gains, kind="stable")]
 
-    def _parents(self, history: History) -> np.ndarray:
-        """Return the codes [Q, D] of the front of each rung."""
+    def _parents(self, history: History, values: np.ndarray) -> np.ndarray:
+        """Return the codes [Q, D] of the front of each rung by the history's `values` [N, M]."""
         fronts = []
         for rung in range(self._rungs):
             here = np.flatnonzero(history.eligible & (history.rung == rung))
-            fronts.append(here[non_dominated(history.values[here])])
+            fronts.append(here[non_dominated(values[here])])
         return history.codes[np.concatenate(fronts)]
 
 

@@ -73,7 +73,9 @@ class Encoding:
         self.levels = np.array([dimension.levels for dimension in self.dimensions])
         self._column = {dimension.name: i for i, dimension in enumerate(self.dimensions)}
         self._blocks = [_level_features(dimension) for dimension in self.dimensions]
+        self.dimension_of_level = np.repeat(np.arange(len(self._blocks)), [block.shape[1] for block in self._blocks])
         self._families = _families(self.dimensions)
+        self._identities: dict[bytes, int] = {}
 
     def codes(self, assignments: Sequence[Mapping[str, Scalar]]) -> np.ndarray:
         """Return the codes [N, D] of assignments."""
@@ -95,6 +97,11 @@ class Encoding:
             met = active.get(gate.when, everywhere) & self._has_value(codes, gate.when, gate.values)
             active[gate.choice] = active.get(gate.choice, everywhere) & met
         return np.where(np.stack([active.get(d.name, everywhere) for d in self.dimensions], axis=1), codes, -1)
+
+    def identity(self, codes: np.ndarray) -> np.ndarray:
+        """Return a number [N] for each of `codes` [N, D], the same for two spellings of one student."""
+        keys = (row.tobytes() for row in self.canonical(codes))
+        return np.array([self._identities.setdefault(key, len(self._identities)) for key in keys], dtype=int)
 
     def features(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (levels [N, P], counts [N, G]) of codes.

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from scipy.special import log_ndtr, ndtr
 
-from kdnas.core.improvement import FreeBoxes, Shortfall, exact_shortfall, expected_improvement, free_boxes
+from kdnas.core.improvement import FreeBoxes, exact_shortfall, expected_improvement, free_boxes
 from kdnas.core.pareto import non_dominated
 from kdnas.samplers.hvi.encoding import Encoding, History
-from kdnas.samplers.hvi.process import Process, Rows
+from kdnas.samplers.hvi.process import Blend, Process, Rows
 
 _FIT_LIMIT = 120
 """Scores to which hyperparameters are fitted."""
@@ -23,6 +22,8 @@ _BOUND_DATA_LIMIT = 400
 """Those of a bound."""
 _FRONT_LIMIT = {1: 1_000, 2: 300, 3: 40, 4: 16}
 """Members of the front that improvement is measured against, by number of objectives."""
+_FEW_FAILURES = 2
+"""Students worse than the reference from which on it is learnt where students fail."""
 _OUTLIER = 3.0
 """Standard deviations worse than what its cost buys at which a score says no more than bad."""
 
@@ -42,7 +43,6 @@ class Features:
         _, counts = encoding.features(sample)
         self._centre, self._spread = costs.mean(axis=0), _nonzero(costs.std(axis=0))
         self._count_centre, self._count_spread = counts.mean(axis=0), _nonzero(counts.std(axis=0))
-        self._identities: dict[bytes, int] = {}
 
     def rows(self, codes: np.ndarray, rung: np.ndarray | int) -> Rows:
         """Return the rows of `codes` [N, D] at `rung`."""
@@ -52,14 +52,10 @@ class Features:
             (self._logarithmic(self._raw_costs(codes)) - self._centre) / self._spread,
             (counts - self._count_centre) / self._count_spread,
             np.broadcast_to(rung, len(codes)),
-            self.identity(codes),
+            self._encoding.identity(codes),
             self._rungs,
+            self._encoding.dimension_of_level,
         )
-
-    def identity(self, codes: np.ndarray) -> np.ndarray:
-        """Return a number [N] for each of `codes` [N, D], the same for two spellings of one student."""
-        keys = (row.tobytes() for row in self._encoding.canonical(codes))
-        return np.array([self._identities.setdefault(key, len(self._identities)) for key in keys], dtype=int)
 
     def cost(self, codes: np.ndarray, name: str) -> np.ndarray:
         """Return the cheap cost `name` [N] of `codes`."""
@@ -89,35 +85,52 @@ class Outlook:
         self._reference, self._top = reference, rungs - 1
         rows = features.rows(history.codes, history.rung)
         limit = _DATA_LIMIT.get(sum(known is None for known in cheap), 200)
-        self._processes = [
-            None if known is not None else _process(rows, column, history, rng, limit, warped=True)
-            for known, column in zip(cheap, history.values.T, strict=True)
-        ]
-        self._gates = [
-            _process(rows, column, history, rng, _BOUND_DATA_LIMIT, warped=False) for column in history.violations.T
-        ]
+        self.values = history.values.copy()
+        """[N, M]: the objectives of the history, those that are modelled without their noise."""
+        self._blends: list[Blend | None] = []
+        for column, known in enumerate(cheap):
+            blend = None
+            if known is None:
+                blend, self.values[:, column] = _blend(rows, history.values[:, column], history, rng, limit)
+            self._blends.append(blend)
+        self._gates = [_gate(rows, column, history, rng) for column in (*history.violations.T, self._worthless())]
+
+    def _worthless(self) -> np.ndarray:
+        """Return 1 [N] for students that trained to less than the reference, -1 for better ones, NaN if unknown.
+
+        Where students fail is learnt apart from how good those are that do not: a model of both together expects
+        something middling of each. All is unknown while fewer than two failed.
+        """
+        history = self._history
+        trained = [column for column, known in enumerate(self._cheap) if known is None]
+        values, bar = history.values[:, trained], self._reference[trained]
+        known = history.eligible & (history.rung == self._top) & np.isfinite(values).all(axis=1)
+        worthless = (values >= bar).any(axis=1)
+        if np.count_nonzero(known & worthless) < _FEW_FAILURES or not np.any(known & ~worthless):
+            return np.full(len(history), np.nan)
+        return np.where(known, np.where(worthless, 1.0, -1.0), np.nan)
 
     def predicted(self, codes: np.ndarray) -> np.ndarray:
         """Return the objectives [N, M] that `codes` [N, D] are predicted to have at the highest rung."""
         rows = self._features.rows(codes, self._top)
         values = np.zeros((len(codes), len(self._cheap)))
-        for column, (known, process) in enumerate(zip(self._cheap, self._processes, strict=True)):
+        for column, (known, blend) in enumerate(zip(self._cheap, self._blends, strict=True)):
             if known is not None:
                 values[:, column] = self._price(codes, known)
-            elif process is not None:
-                values[:, column] = process.warp.restored(process.predict(rows)[0], self._top)
+            elif blend is not None:
+                values[:, column] = blend.expected(rows, self._top)
         return values
 
     def boxes(self, *, believe: bool) -> FreeBoxes:
-        """Return what the known students leave undominated at the highest rung.
+        """Return what the known students leave undominated at the highest rung, the noise of their scores taken out.
 
         Students that were only scored at lower rungs, and running ones, stand where they are predicted to be if
         `believe`; else they are left out.
         """
         history = self._history
-        identity = self._features.identity(history.codes)
+        identity = self._features.rows(history.codes, 0).identity
         scored = history.eligible & (history.rung == self._top)
-        front = [history.values[scored]]
+        front = [self.values[scored]]
         hoped = (history.eligible | history.running) & ~np.isin(identity, identity[scored])
         if believe and hoped.any():
             front.append(self.predicted(history.codes[hoped]))
@@ -131,45 +144,59 @@ class Outlook:
         return sign * self._features.cost(codes, name)
 
     def gains(self, codes: np.ndarray, boxes: FreeBoxes) -> np.ndarray:
-        """Return the expected hypervolume [N] that each of `codes` [N, D] adds; one that may miss a bound adds less."""
+        """Return the expected hypervolume [N] that each of `codes` [N, D] adds.
+
+        One that may miss a bound, or turn out worse than the reference, adds less.
+        """
         rows = self._features.rows(codes, self._top)
         shortfalls = [
             exact_shortfall(np.zeros(len(codes)) if known is None else self._price(codes, known))
-            if process is None
-            else _shortfall(process, rows, self._top)
-            for known, process in zip(self._cheap, self._processes, strict=True)
+            if blend is None
+            else blend.shortfall(rows, self._top)
+            for known, blend in zip(self._cheap, self._blends, strict=True)
         ]
         gains = expected_improvement(shortfalls, len(codes), boxes)
         for gate in self._gates:
             if gate is not None:
-                mean, spread = gate.predict(rows)
-                gains = gains * ndtr(-mean / spread)
+                gains = gains * gate.chance_below(0.0, rows, self._top)
         return gains
 
 
-def _process(
-    rows: Rows, values: np.ndarray, history: History, rng: np.random.Generator, limit: int, *, warped: bool
-) -> Process | None:
-    """Return the process of what is known of one quantity, running trials believed; None while nothing is known.
+def _blend(
+    rows: Rows, values: np.ndarray, history: History, rng: np.random.Generator, limit: int
+) -> tuple[Blend | None, np.ndarray]:
+    """Return the model of an objective, running trials believed, and `values` [N] without their noise.
 
-    It rests on at most `limit` scores. Objectives are `warped`, violations are not.
+    It rests on at most `limit` scores; the others are returned as they are. None while nothing is known.
     """
     known = np.flatnonzero(np.isfinite(values))
     if not len(known):
-        return None
-    target = values[known]
-    if warped:
-        target, excess = _tamed(rows[known], target)
-        if len(known) > limit:  # half the best for their cost, half at random
-            best = np.argsort(excess)[: limit // 2]
-            rest = np.setdiff1d(np.arange(len(known)), best)
-            kept = np.concatenate([best, rng.choice(rest, limit - len(best), replace=False)])
-            known, target = known[kept], target[kept]
-    elif len(known) > limit:
-        kept = rng.choice(len(known), limit, replace=False)
+        return None, values
+    target, excess = _tamed(rows[known], values[known])
+    if len(known) > limit:  # half the best for their cost, half at random
+        best = np.argsort(excess)[: limit // 2]
+        rest = np.setdiff1d(np.arange(len(known)), best)
+        kept = np.concatenate([best, rng.choice(rest, limit - len(best), replace=False)])
         known, target = known[kept], target[kept]
-    process = Process.fit(rows[known], target, _FIT_LIMIT, rng, warped=warped)
+    blend = Blend.fit(rows[known], target, _FIT_LIMIT, rng)
+    noise_free = values.copy()
+    noise_free[known] += blend.noise_free() - target
     unknown = np.flatnonzero(history.running & ~np.isfinite(values))
+    return (blend.believing(rows[unknown]) if len(unknown) else blend), noise_free
+
+
+def _gate(rows: Rows, missed: np.ndarray, history: History, rng: np.random.Generator) -> Process | None:
+    """Return the model of by how much a bound is `missed` [N], running trials believed; None while that is not known.
+
+    It rests on at most `_BOUND_DATA_LIMIT` trials.
+    """
+    known = np.flatnonzero(np.isfinite(missed))
+    if not len(known):
+        return None
+    if len(known) > _BOUND_DATA_LIMIT:
+        known = known[rng.choice(len(known), _BOUND_DATA_LIMIT, replace=False)]
+    process = Process.fit(rows[known], missed[known], _FIT_LIMIT, rng)
+    unknown = np.flatnonzero(history.running & ~np.isfinite(missed))
     return process.believing(rows[unknown]) if len(unknown) else process
 
 
@@ -191,27 +218,6 @@ def _tamed(rows: Rows, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             if len(here) > 8 and spread > 0:
                 values[here] = np.minimum(values[here], trend + np.median(excess[here]) + _OUTLIER * spread)
     return values, excess
-
-
-def _shortfall(process: Process, rows: Rows, rung: int) -> Shortfall:
-    """Return the expected shortfall of the process at `rows`: normal, or lognormal above the warp's floor."""
-    mean, spread = process.predict(rows)
-    mean, spread = mean[:, None], spread[:, None]
-    if not len(process.warp.floors):
-
-        def normal(edges: np.ndarray) -> np.ndarray:
-            z = (edges - mean) / spread
-            return (edges - mean) * ndtr(z) + spread * np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)
-
-        return normal
-    floor = process.warp.floors[rung]
-
-    def lognormal(edges: np.ndarray) -> np.ndarray:
-        room = np.maximum(edges - floor, 1e-300)
-        z = (np.log(room) - mean) / spread
-        return room * ndtr(z) - np.exp(mean + 0.5 * spread**2 + log_ndtr(z - spread))
-
-    return lognormal
 
 
 def _thinned(front: np.ndarray, limit: int) -> np.ndarray:

@@ -1,13 +1,15 @@
 """A Gaussian process over architectures at several fidelities, its hyperparameters a maximum a posteriori.
 
 The covariance is a sum of what is known to matter in an architecture: a trend in log costs, a smooth function of costs
-and one of operator counts, additive effects of single choices, and interactions between choices. Scores of two rungs
-are correlated through a factor that falls with each rung between them, as in the autoregressive model of Kennedy and
-O'Hagan (Biometrika 2000); what an architecture has of its own beyond all these is shared by its rungs too.
+and one of operator counts, additive effects of single choices, and interactions between choices. In the last two each
+dimension has a weight of its own (automatic relevance determination: Neal, 1996). Scores of two rungs are correlated
+through a factor that falls with each rung between them, as in the autoregressive model of Kennedy and O'Hagan
+(Biometrika 2000); what an architecture has of its own beyond all these is shared by its rungs too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
+from scipy.special import log_ndtr, ndtr
+
+from kdnas.core.improvement import Shortfall
 
 # name: (mean of the logarithm, its standard deviation), for unit-variance scores; see `_terms`.
 _PRIORS = {
@@ -34,13 +39,23 @@ _PRIORS = {
 }
 _NAMES = tuple(_PRIORS)
 _MEAN, _SPREAD = (np.array(column) for column in zip(*_PRIORS.values(), strict=True))
+_WEIGHT_SPREAD = 0.5
+"""Standard deviation of the logarithm of a dimension's weight, which is 0 in the mean."""
+_OWN_SHARE = 0.5
+"""Of the variance that no feature explains: what is the student's own, and would come again; the rest is noise."""
 _OFFSET = 1.5
 """Standard deviation of the mean score, and of a rung's difference from it."""
 _JITTER = 1e-6
 _FEW = 8
 """Scores of a rung that say too little of its spread: that of the fullest rung is taken."""
-_HEADROOM = 0.3
-"""How far below the best score so far the warp ends, as a share of the distance from the best to the median."""
+_HEADROOMS = (0.3, 1.0, 3.0, None)
+"""How far below the best score so far the warp may end, as shares of the distance from the best to the median.
+
+None is no warp. Where scores saturate is not known while they rise: one value for all shuts out the best students of
+some problems, and does nothing on others.
+"""
+_NEGLIGIBLE = 0.02
+"""Weight below which a warp is left out."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +72,31 @@ class Rows:
     rung: np.ndarray
     identity: np.ndarray
     rungs: int = 1
+    dimensions: np.ndarray | None = None
+    """[P]: the dimension that each column of `levels` belongs to; None: all belong to one."""
 
     def __len__(self) -> int:
         return len(self.rung)
 
     def __getitem__(self, index: np.ndarray) -> Rows:
         levels, costs, counts, rung, identity = (column[index] for column in self._columns)
-        return Rows(levels, costs, counts, rung, identity, self.rungs)
+        return Rows(levels, costs, counts, rung, identity, self.rungs, self.dimensions)
 
     def joined(self, other: Rows) -> Rows:
         """Return these rows followed by `other`."""
         pairs = zip(self._columns, other._columns, strict=True)
         levels, costs, counts, rung, identity = (np.concatenate(pair) for pair in pairs)
-        return Rows(levels, costs, counts, rung, identity, self.rungs)
+        return Rows(levels, costs, counts, rung, identity, self.rungs, self.dimensions)
+
+    @property
+    def dimension_count(self) -> int:
+        """How many dimensions the columns of `levels` belong to."""
+        return 1 if self.dimensions is None else int(self.dimensions[-1]) + 1
+
+    def weighted(self, weights: np.ndarray) -> Rows:
+        """Return the rows with the agreement in each dimension multiplied by its weight [D]."""
+        scale = np.sqrt(weights)[0 if self.dimensions is None else self.dimensions]
+        return dataclasses.replace(self, levels=self.levels * scale)
 
     @property
     def _columns(self) -> tuple[np.ndarray, ...]:
@@ -90,42 +117,125 @@ class Warp:
         """Return `values` [N] of students at `rung` [N], warped."""
         return np.log(values - self.floors[rung]) if len(self.floors) else values
 
-    def restored(self, warped: np.ndarray, rung: int) -> np.ndarray:
+    def restored(self, warped: np.ndarray, rung: np.ndarray | int) -> np.ndarray:
         """Return the values at `rung` that warp to `warped` [N]."""
         return self.floors[rung] + np.exp(warped) if len(self.floors) else warped
 
 
 class Process:
-    """A fitted process: predicts mean and standard deviation of the noise-free warped score at any rung."""
+    """A fitted process of the scores under one warp: predicts a new student's mean and standard deviation at any rung.
 
-    def __init__(self, rows: Rows, warped: np.ndarray, hyper: np.ndarray, warp: Warp):
-        self._rows, self._warped, self.hyper, self.warp = rows, warped, hyper, warp
+    `evidence` is the logarithm of how probable it finds the unwarped scores that its hyperparameters were fitted to.
+    """
+
+    def __init__(self, rows: Rows, warped: np.ndarray, hyper: np.ndarray, warp: Warp, evidence: float = 0.0):
+        self._rows, self._warped, self.hyper, self.warp, self.evidence = rows, warped, hyper, warp, evidence
         target, self._shift, self._unit = _standardised(warped)
+        self._noise = float(np.exp(2 * hyper[_NAMES.index("noise")]))
         kernel = _covariance(rows, rows, hyper)
-        kernel[np.diag_indices_from(kernel)] += np.exp(2 * hyper[_NAMES.index("noise")]) + _JITTER
+        kernel[np.diag_indices_from(kernel)] += self._noise + _JITTER
         self._factor = cholesky(kernel, lower=True, check_finite=False)
         self._weights = cho_solve((self._factor, True), target, check_finite=False)
 
     @classmethod
-    def fit(cls, rows: Rows, values: np.ndarray, limit: int, rng: np.random.Generator, *, warped: bool) -> Process:
+    def fit(
+        cls, rows: Rows, values: np.ndarray, limit: int, rng: np.random.Generator, headroom: float | None = None
+    ) -> Process:
         """Return the process of `values` [N] at `rows`; hyperparameters are fitted to at most `limit` of them."""
         some = rng.permutation(len(rows))[:limit] if len(rows) > limit else np.arange(len(rows))
-        warp = Warp(_floors(rows, values) if warped else np.zeros(0))
-        target = warp(values, rows.rung)
-        return cls(rows, target, fit_hyper(rows[some], target[some]), warp)
+        warp = Warp(np.zeros(0) if headroom is None else _floors(rows, values, headroom))
+        warped = warp(values, rows.rung)
+        hyper, density = fit_hyper(rows[some], warped[some])
+        jacobian = -len(some) * np.log(_standardised(warped[some])[2])
+        if headroom is not None:
+            jacobian -= float(warped[some].sum())
+        return cls(rows, warped, hyper, warp, density + jacobian)
 
     def predict(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-        """Return (mean [N], standard deviation [N]) of the warped scores at `rows`."""
+        """Return (mean [N], standard deviation [N]) of the noise-free warped scores of new students at `rows`."""
         cross = _covariance(rows, self._rows, self.hyper)
         mean = self._shift + self._unit * (cross @ self._weights)
         half = solve_triangular(self._factor, cross.T, lower=True, overwrite_b=True, check_finite=False)
         variance = _prior_variance(rows, self.hyper) - np.einsum("ij,ij->j", half, half)
-        return mean, self._unit * np.sqrt(np.maximum(variance, 1e-10))
+        return mean, self._unit * np.sqrt(np.maximum(variance, 1e-10) + _OWN_SHARE * self._noise)
 
     def believing(self, rows: Rows) -> Process:
         """Return the process as it would be had `rows` scored what it predicts (the kriging believer)."""
         means, _ = self.predict(rows)
         return Process(self._rows.joined(rows), np.concatenate([self._warped, means]), self.hyper, self.warp)
+
+    def noise_free(self) -> np.ndarray:
+        """Return what the scores [N] that the process rests on are expected to be without their noise."""
+        warped = self._warped - self._unit * (1 - _OWN_SHARE) * self._noise * self._weights
+        return self.warp.restored(warped, self._rows.rung)
+
+    def chance_below(self, edge: float, rows: Rows, rung: int) -> np.ndarray:
+        """Return the probability [N] that students at `rows`, all of `rung`, score below `edge`."""
+        mean, spread = self.predict(rows)
+        if not len(self.warp.floors):
+            return np.asarray(ndtr((edge - mean) / spread))
+        room = edge - self.warp.floors[rung]
+        return np.asarray(ndtr((np.log(room) - mean) / spread)) if room > 0 else np.zeros(len(rows))
+
+    def shortfall(self, rows: Rows, rung: int) -> Shortfall:
+        """Return the expected shortfall at `rows`, all of `rung`: normal, or lognormal above the warp's floor."""
+        mean, spread = (column[:, None] for column in self.predict(rows))
+        if not len(self.warp.floors):
+
+            def normal(edges: np.ndarray) -> np.ndarray:
+                z = (edges - mean) / spread
+                result: np.ndarray = (edges - mean) * ndtr(z) + spread * np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)
+                return result
+
+            return normal
+        floor = self.warp.floors[rung]
+
+        def lognormal(edges: np.ndarray) -> np.ndarray:
+            room = np.maximum(edges - floor, 1e-300)
+            z = (np.log(room) - mean) / spread
+            result: np.ndarray = room * ndtr(z) - np.exp(mean + 0.5 * spread**2 + log_ndtr(z - spread))
+            return result
+
+        return lognormal
+
+
+class Blend:
+    """Processes of the same scores under several warps, each weighted by its evidence."""
+
+    def __init__(self, parts: Sequence[tuple[float, Process]]):
+        self.parts = parts
+
+    @classmethod
+    def fit(cls, rows: Rows, values: np.ndarray, limit: int, rng: np.random.Generator) -> Blend:
+        """Return the blend of `values` [N] at `rows`; hyperparameters are fitted to at most `limit` of them."""
+        seed = int(rng.integers(2**32))  # the same scores for every warp, so that their evidence compares
+        parts = [Process.fit(rows, values, limit, np.random.default_rng(seed), headroom) for headroom in _HEADROOMS]
+        evidence = np.array([part.evidence for part in parts])
+        weights = np.exp(evidence - evidence.max())
+        weights = np.where(weights < _NEGLIGIBLE * weights.sum(), 0.0, weights)
+        weights /= weights.sum()
+        return cls([(float(weight), part) for weight, part in zip(weights, parts, strict=True) if weight])
+
+    def expected(self, rows: Rows, rung: int) -> np.ndarray:
+        """Return the scores [N] that are expected of new students at `rows`, all of `rung`: a blend of medians."""
+        return self._blended([part.warp.restored(part.predict(rows)[0], rung) for _, part in self.parts])
+
+    def noise_free(self) -> np.ndarray:
+        """Return what the scores [N] that the processes rest on are expected to be without their noise."""
+        return self._blended([part.noise_free() for _, part in self.parts])
+
+    def believing(self, rows: Rows) -> Blend:
+        """Return the blend as it would be had `rows` scored what each process predicts."""
+        return Blend([(weight, part.believing(rows)) for weight, part in self.parts])
+
+    def shortfall(self, rows: Rows, rung: int) -> Shortfall:
+        """Return the expected shortfall at `rows`, all of `rung`."""
+        shortfalls = [part.shortfall(rows, rung) for _, part in self.parts]
+        return lambda edges: self._blended([shortfall(edges) for shortfall in shortfalls])
+
+    def _blended(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        weights = np.array([weight for weight, _ in self.parts])
+        return np.einsum("b,b...->...", weights, np.stack(values))
 
 
 def _standardised(warped: np.ndarray) -> tuple[np.ndarray, float, float]:
@@ -134,7 +244,7 @@ def _standardised(warped: np.ndarray) -> tuple[np.ndarray, float, float]:
     return (warped - shift) / unit, shift, unit
 
 
-def _floors(rows: Rows, values: np.ndarray) -> np.ndarray:
+def _floors(rows: Rows, values: np.ndarray, headroom: float) -> np.ndarray:
     """Return, for each rung, a value below its best score by a share of the distance from there to the median."""
     floors = np.zeros(rows.rungs)
     for rung in range(rows.rungs):
@@ -142,41 +252,82 @@ def _floors(rows: Rows, values: np.ndarray) -> np.ndarray:
         here = here if len(here) else values
         many = here if len(here) >= _FEW else values[rows.rung == np.argmax(np.bincount(rows.rung))]
         span = float(np.median(many) - many.min() or many.std() or 1.0)
-        floors[rung] = here.min() - _HEADROOM * span
+        floors[rung] = here.min() - headroom * span
     return floors
 
 
-def fit_hyper(rows: Rows, warped: np.ndarray) -> np.ndarray:
-    """Return the hyperparameters (logarithms) of highest posterior density given warped scores [N] at `rows`."""
+def fit_hyper(rows: Rows, warped: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the hyperparameters of highest posterior density given warped scores [N] at `rows`, and that density.
+
+    Both are logarithms; the density is that of the standardised scores.
+    """
     target, _, _ = _standardised(warped)
-    free = _free(rows)
-    known = _distances(rows, rows)
+    centre, spread = _prior(rows)
+    free = np.concatenate([_free(rows), np.full(rows.dimension_count, rows.dimension_count > 1)])
+    known, stack = _distances(rows, rows), _agreements(rows)
     identity, diagonal = np.eye(len(target)), np.diag_indices(len(target))
 
     def loss(point: np.ndarray) -> tuple[float, np.ndarray]:
-        hyper = _MEAN.copy()
+        hyper = centre.copy()
         hyper[free] = point
-        kernel, slopes = _with_slopes(known, hyper)
+        here = _weighted_distances(known, stack, _weights(hyper))
+        kernel, slopes = _with_slopes(here, hyper)
         noise = np.exp(2 * hyper[_NAMES.index("noise")])
         kernel[diagonal] += noise + _JITTER
         try:
             factor = cholesky(kernel, lower=True, check_finite=False)
         except np.linalg.LinAlgError:
             return 1e10, np.zeros(len(point))
-        weights = cho_solve((factor, True), target, check_finite=False)
+        alpha = cho_solve((factor, True), target, check_finite=False)
         inverse = cho_solve((factor, True), identity, check_finite=False)
-        off = (hyper - _MEAN) / _SPREAD
-        value = 0.5 * target @ weights + np.log(np.diag(factor)).sum() + 0.5 * off @ off
-        outer = inverse - np.outer(weights, weights)
+        off = (hyper - centre) / spread
+        value = 0.5 * target @ alpha + np.log(np.diag(factor)).sum() + 0.5 * off @ off
+        outer = inverse - np.outer(alpha, alpha)
         slopes["noise"] = 2 * noise * identity
-        slope = np.array([0.5 * np.vdot(outer, slopes[name]) if name in slopes else 0.0 for name in _NAMES])
-        return value, (slope + off / _SPREAD)[free]
+        slope = [0.5 * np.vdot(outer, slopes[name]) if name in slopes else 0.0 for name in _NAMES]
+        slope += _weight_slopes(here, hyper, stack, 0.5 * outer)
+        return value, (np.array(slope) + off / spread)[free]
 
-    bounds = [(m - 4 * s, m + 4 * s) for m, s in zip(_MEAN[free], _SPREAD[free], strict=True)]
-    found = minimize(loss, _MEAN[free], jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40})
-    hyper = _MEAN.copy()
+    bounds = [(m - 4 * s, m + 4 * s) for m, s in zip(centre[free], spread[free], strict=True)]
+    found = minimize(loss, centre[free], jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40})
+    hyper = centre.copy()
     hyper[free] = found.x
-    return hyper
+    return hyper, -float(found.fun)
+
+
+def _prior(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Return (mean, standard deviation) of the hyperparameters: the named ones, then a weight of each dimension."""
+    count = rows.dimension_count
+    return np.concatenate([_MEAN, np.zeros(count)]), np.concatenate([_SPREAD, np.full(count, _WEIGHT_SPREAD)])
+
+
+def _agreements(rows: Rows) -> np.ndarray:
+    """Return the agreement [D, N * N] of the rows in each dimension."""
+    blocks = (
+        [rows.levels]
+        if rows.dimensions is None
+        else [rows.levels[:, rows.dimensions == dimension] for dimension in range(rows.dimension_count)]
+    )
+    return np.stack([(block @ block.T).ravel() for block in blocks])
+
+
+def _weighted_distances(known: _Distances, stack: np.ndarray, weights: np.ndarray) -> _Distances:
+    """Return `known` with the agreement that dimensions of these `weights` [D] add up to."""
+    agreement = (weights @ stack).reshape(known.agreement.shape)
+    return dataclasses.replace(known, agreement=agreement, full=float(weights.mean()))
+
+
+def _weight_slopes(known: _Distances, hyper: np.ndarray, stack: np.ndarray, outer: np.ndarray) -> list[float]:
+    """Return the sum over pairs of `outer` [N, N] times the covariance's derivative by each weight's logarithm."""
+    weights = _weights(hyper)
+    size = _sizes(hyper)
+    terms = {term.name: term.value for term in _terms(known, size)}
+    if known.rungs is not None:
+        kept, _, scale = _rung_factors(known.rungs, size)
+        outer = outer * kept * scale
+    through = outer * terms["interaction"] / size["interaction_length"]
+    slope = stack @ (size["additive"] ** 2 * outer + through).ravel() - through.sum() / len(weights)
+    return (weights * slope).tolist()
 
 
 def _free(rows: Rows) -> np.ndarray:
@@ -212,9 +363,11 @@ class _Distances:
     """None where there is one rung."""
     has_costs: bool
     has_counts: bool
+    full: float
+    """The agreement of a student with itself."""
 
 
-def _distances(a: Rows, b: Rows) -> _Distances:
+def _distances(a: Rows, b: Rows, full: float = 1.0) -> _Distances:
     rungs = None
     if a.rungs > 1:
         rungs = _RungDistances(
@@ -230,6 +383,7 @@ def _distances(a: Rows, b: Rows) -> _Distances:
         rungs,
         a.costs.shape[1] > 0,
         a.counts.shape[1] > 0,
+        full,
     )
 
 
@@ -263,7 +417,7 @@ def _terms(known: _Distances, size: Mapping[str, float]) -> list[_Term]:
         exponent = known.count / size["count_length"] ** 2
         terms.append(_Term("count", _falling(size["count"], 0.5, exponent), "count_length", exponent))
     terms.append(_Term("additive", size["additive"] ** 2 * known.agreement))
-    exponent = 1 - known.agreement
+    exponent = known.full - known.agreement
     np.maximum(exponent, 0.0, out=exponent)
     exponent /= size["interaction_length"]
     falling = _falling(size["interaction"], 1.0, exponent)
@@ -279,7 +433,12 @@ def _falling(size: float, rate: float, exponent: np.ndarray) -> np.ndarray:
 
 
 def _sizes(hyper: np.ndarray) -> dict[str, float]:
-    return dict(zip(_NAMES, np.exp(hyper).tolist(), strict=True))
+    return dict(zip(_NAMES, np.exp(hyper[: len(_NAMES)]).tolist(), strict=True))
+
+
+def _weights(hyper: np.ndarray) -> np.ndarray:
+    """Return the weights [D] of the dimensions."""
+    return np.exp(hyper[len(_NAMES) :])
 
 
 def _combined(known: _Distances, size: Mapping[str, float], terms: Sequence[_Term]) -> np.ndarray:
@@ -300,7 +459,8 @@ def _rung_factors(rungs: _RungDistances, size: Mapping[str, float]) -> tuple[np.
 
 
 def _covariance(a: Rows, b: Rows, hyper: np.ndarray) -> np.ndarray:
-    known, size = _distances(a, b), _sizes(hyper)
+    weights, size = _weights(hyper), _sizes(hyper)
+    known = _distances(a.weighted(weights), b.weighted(weights), float(weights.mean()))
     return _combined(known, size, _terms(known, size))
 
 
@@ -325,7 +485,7 @@ def _with_slopes(known: _Distances, hyper: np.ndarray) -> tuple[np.ndarray, dict
 
 
 def _prior_variance(rows: Rows, hyper: np.ndarray) -> np.ndarray:
-    size = _sizes(hyper)
+    size, rows = _sizes(hyper), rows.weighted(_weights(hyper))
     variance = np.full(len(rows), _OFFSET**2 + size["interaction"] ** 2)
     variance += size["additive"] ** 2 * np.einsum("ij,ij->i", rows.levels, rows.levels)
     if rows.costs.shape[1]:
