@@ -331,7 +331,7 @@ def _largest(values: np.ndarray, chosen: list[int], most: int, run: RunRecord) -
 
     Of equal gains the better score.
     """
-    scale = _logarithmic(values, run)
+    scale = _scaled(values, run)
     reference = _reference(scale, run)
     score = run.objectives.index(run.score)
     picked = list(chosen)
@@ -388,11 +388,18 @@ def _values(trials: list[TrialRecord], run: RunRecord) -> np.ndarray:
     return minimised([measured_values(trial) for trial in trials], run.objectives)
 
 
-def _logarithmic(values: np.ndarray, run: RunRecord) -> np.ndarray:
-    """Return `values` [N, M] with the logarithm of every cost that is minimised and above 0."""
+def _scaled(values: np.ndarray, run: RunRecord) -> np.ndarray:
+    """Return `values` [N, M] with the logarithm of every cost above 0, and of what a score lacks of the greatest one.
+
+    A student that halves another's errors counts alike at 60 and at 96 per cent: on a linear scale one hardly better
+    than chance that is cheaper takes the place of a good one.
+    """
     scaled = values.copy()
     for column, objective in enumerate(run.objectives):
-        if objective.kind != "trained" and len(values) and values[:, column].min() > 0:
+        if objective.kind == "trained" and objective.direction == "maximize" and objective.is_bounded:
+            lacking = objective.range[1] + values[:, column]
+            scaled[:, column] = np.log(np.maximum(lacking, 0.0) + objective.point / 2)
+        elif objective.direction == "minimize" and len(values) and values[:, column].min() > 0:
             scaled[:, column] = np.log(values[:, column])
     return scaled
 
@@ -403,7 +410,7 @@ def _reference(front: np.ndarray, run: RunRecord) -> np.ndarray:
     The run's own reference cost is a bound or a sampled price, which the most accurate student may well have: below it
     that one would add nothing.
     """
-    chance = minimised([run.reference_point], run.objectives)[0]
+    chance = _scaled(minimised([run.reference_point], run.objectives), run)[0]
     if not len(front):
         return chance
     worst = front.max(axis=0)

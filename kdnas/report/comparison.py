@@ -11,6 +11,7 @@ import yaml
 
 from kdnas import atomic
 from kdnas.audit.comparing import FOLDER, SIGNIFICANT, Comparison, Comparisons, Row, settings_of
+from kdnas.core.objective import Quantity
 from kdnas.core.words import counted
 from kdnas.record.lock import space_record
 from kdnas.record.run_folder import write_text
@@ -69,7 +70,7 @@ def picture(result: Comparisons) -> str:
     """Return the means with their 95 % intervals as SVG, a panel for each student."""
     students = list(dict.fromkeys(row.arch_id for row in result.rows))
     left = 24 + _LETTER * max(len(row.name) for row in result.rows)
-    ends = [end for row in result.rows for end in _ends(row)]
+    ends = [end for row in result.rows for end in _ends(row, result.score)]
     low, high = min(ends), max(ends)
     pad = 0.05 * (high - low or abs(high) or 1.0)
     low, high = low - pad, high + pad
@@ -84,7 +85,8 @@ def picture(result: Comparisons) -> str:
         f'font-family="system-ui, sans-serif" font-size="12" fill="{INK}">',
         f'<rect width="{_WIDTH}" height="{height:g}" fill="white"/>',
     ]
-    for tick in round_ticks(low, high, log=False):
+    least, greatest = result.score.range
+    for tick in round_ticks(max(low, least), min(high, greatest), log=False):
         parts.append(f'<path d="M{x(tick):.1f} {_TOP - 10}V{height - _BOTTOM + 6:g}" stroke="{GRID}"/>')
         parts.append(
             f'<text x="{x(tick):.1f}" y="{height - _BOTTOM + 24:g}" text-anchor="middle">'
@@ -100,7 +102,7 @@ def picture(result: Comparisons) -> str:
             parts.append(f'<text x="{left - 12:.1f}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
             if row is not None:
                 colour = FAINT if name != best and name in worse else FRONT
-                begin, end = _ends(row)
+                begin, end = _ends(row, result.score)
                 parts.append(f'<path d="M{x(begin):.1f} {y}H{x(end):.1f}" stroke="{colour}" stroke-width="2"/>')
                 parts += [
                     f'<circle cx="{x(score):.1f}" cy="{y}" r="2" fill="{colour}"/>' for score in row.scores.values()
@@ -111,9 +113,9 @@ def picture(result: Comparisons) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _ends(row: Row) -> tuple[float, float]:
-    half = row.ci95 or 0.0
-    return min(row.mean - half, *row.scores.values()), max(row.mean + half, *row.scores.values())
+def _ends(row: Row, score: Quantity) -> tuple[float, float]:
+    least, greatest = score.ends(row.mean, row.ci95)
+    return min(least, *row.scores.values()), max(greatest, *row.scores.values())
 
 
 def document(comparison: Comparison, result: Comparisons) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,15 @@ def test_missing_trainings_leave_the_pairs_that_there_are() -> None:
     pairs = {frozenset((d.better, d.worse)): d.pairs for d in result.differences}
     assert pairs == {frozenset("ab"): 10, frozenset("ac"): 11, frozenset("bc"): 11}
     assert result.failed == 2
+
+
+def test_a_pictures_intervals_end_where_scores_do() -> None:
+    rows = (Row("ema", "a", {0: 0.8, 1: 0.9}, 0.85, 0.6), Row("kd", "a", {0: 0.94, 1: 0.95}, 0.945, 0.07))
+    drawing = picture(Comparisons(ACCURACY, rows, (), 0))
+    assert "100.00 %" in drawing
+    assert "120.00 %" not in drawing
+    ends = {float(end) for end in re.findall(r"H([\d.]+)", drawing)}
+    assert len(ends) == 1  # both reach 100 %
 
 
 def test_a_picture_of_one_training_each_needs_no_interval() -> None:

@@ -21,7 +21,7 @@ def test_a_front_that_fits_is_taken_whole_in_trial_order():
 
 
 def test_of_a_large_front_the_largest_contributions_stay():
-    # Beside the best, 2: 0 adds 0.8 * ln 4.5, 1 adds 0.81 * ln 1.64.
+    # Beside the best, 2: 0 adds ln(1.005 / 0.205) * ln 4.5, 1 adds ln(1.005 / 0.195) * ln 1.64.
     run = run_of([complete(0, 0.8, 20), complete(1, 0.81, 55), complete(2, 0.9, 90)])
     assert numbers(run, 2) == [0, 2]
 
@@ -30,7 +30,18 @@ def test_the_most_accurate_student_stays_though_it_costs_as_much_as_the_referenc
     run = run_of([complete(0, 0.5, 10), complete(1, 0.51, 12), complete(2, 0.9, 100)])
     assert numbers(run, 2) == [0, 2]
     beyond = run_of([complete(0, 0.5, 10), complete(1, 0.51, 12), complete(2, 0.9, 170)])
-    assert numbers(beyond, 2) == [0, 2]  # beside 2, by the logarithm: 0 adds 0.5 * ln 17, 1 adds 0.51 * ln 14.2
+    assert numbers(beyond, 2) == [
+        0,
+        2,
+    ]  # beside 2: 0 adds ln(1.005 / 0.505) * ln 17, 1 adds ln(1.005 / 0.495) * ln 14.2
+
+
+def test_a_student_with_a_third_of_anothers_errors_goes_before_a_cheaper_one_near_chance():
+    """Beside 97.8 % at 135 and 85.9 % at 47, 95.6 % at 68 and not 55.6 % at 34: so were those of spoken digits."""
+    points = [(0.556, 34), (0.859, 47), (0.956, 68), (0.978, 135)]
+    trials = [complete(number, score, macs) for number, (score, macs) in enumerate(points)]
+    run = replace(run_of(trials), reference_point={"accuracy": 0.1, "macs": 300.0})
+    assert numbers(run, 3) == [1, 2, 3]
 
 
 def test_students_at_chance_come_last_and_the_more_accurate_first():
