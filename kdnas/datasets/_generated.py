@@ -13,13 +13,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from kdnas import atomic
 from kdnas.core.seeds import derive_seed
@@ -31,7 +32,19 @@ from kdnas.registry import Section
 from kdnas.tokenizing import Tokenizer
 
 _BATCH = 32
+_RULES = ("accept", "reject")
 _WEIGHTS = ("*.safetensors", "config.json", "tokenizer.json")
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from None
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
 
 
 class Generation(Section):
@@ -51,6 +64,16 @@ class Generation(Section):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     beams: Annotated[int, Field(ge=1, le=64)] = 1
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    accept: tuple[Pattern, ...] = ()
+    """Rules: regular expressions, all of which must be found in a text that is trained on."""
+    reject: tuple[Pattern, ...] = ()
+    """The same, of which none may be."""
+
+    def obeys(self, text: str) -> bool:
+        """Return whether a text keeps the rules."""
+        return all(re.search(rule, text) for rule in self.accept) and not any(
+            re.search(rule, text) for rule in self.reject
+        )
 
 
 @dataclass
@@ -85,17 +108,23 @@ class Generated:
 
         Raises DataError where there is no teacher, or no document is long enough.
         """
-        told = json.dumps([self.identity(), described], sort_keys=True, default=str)
+        written = {name: value for name, value in self.identity().items() if name not in _RULES}
+        told = json.dumps([written, described], sort_keys=True, default=str)
         kept = self.cache / "generated" / hashlib.sha256(told.encode()).hexdigest()[:20]
         seen: set[str] = set()
-        count = 0
+        count = ruled_out = 0
         for text in self._written(documents, kept):
             count += 1
             plain = " ".join(text.split())
             if plain and plain not in seen:
                 seen.add(plain)
-                yield text
+                if self.settings.obeys(text):
+                    yield text
+                else:
+                    ruled_out += 1
         dropped = f", {counted(count - len(seen), 'repeated or empty one')} left out" if count > len(seen) else ""
+        if self.settings.accept or self.settings.reject:
+            dropped += f", {ruled_out:,} ({ruled_out / count:.1%}) against the rules left out"
         self.notes.append(f"{counted(count, 'training text')} written by {self.settings.teacher}{dropped}: {kept}")
 
     def _written(self, documents: Iterator[str], kept: Path) -> Iterator[str]:

@@ -96,12 +96,27 @@ def test_texts_that_repeat_others_are_left_out(root: Path, tmp_path: Path) -> No
     assert len(set(written(tmp_path))) == 1
 
 
+def test_rules_leave_texts_out_and_say_how_many(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate = {"teacher": "teacher", "texts": 20, "prompt_tokens": 4, "tokens": 8}
+    opened(root, tmp_path, generate)
+    whole = written(tmp_path)
+    kept = [text for text in whole if text.startswith("1") and "t" in text]
+    assert 0 < len(kept) < 20
+    monkeypatch.setattr(_generated, "_language_model", pytest.fail)  # rules are no reason to write anew
+    data = opened(root, tmp_path, {**generate, "accept": ["^1"], "reject": ["^[^t]*$"]}, length=4)
+    assert any(
+        f"{20 - len(kept)} ({(20 - len(kept)) / 20:.1%}) against the rules left out" in note for note in data.notes
+    )
+    assert any(f"{len(kept) + 9} documents" in note for note in data.notes)
+
+
 @pytest.mark.parametrize(
     ("generate", "options", "words"),
     [
         ({"teacher": "teacher"}, {"validation": 0.3}, "validation would be texts that the teacher writes"),
         ({"teacher": "teacher", "tokens": 400}, {}, "416 together, and the teacher takes 48"),
         ({"teacher": "teacher", "prompt_tokens": 46, "tokens": 2}, {}, "no training document has 46 tokens"),
+        ({"teacher": "teacher", "accept": ["("]}, {}, "is no regular expression"),
         ("nowhere", {}, "is no folder of a language model"),
     ],
 )
