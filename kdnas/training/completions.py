@@ -147,20 +147,21 @@ def _answers(
     network: nn.Module, tokenizer: Tokenizer, items: Sequence[Item], length: int, device: torch.device
 ) -> Iterator[str]:
     """Yield what the network writes after every context, the likeliest token at each place, up to a sentence's end."""
+    most = min(_ANSWER_TOKENS, length // 2)
     for start in range(0, len(items), _BATCH):
         contexts = [item.context for item in items[start : start + _BATCH]]
-        given = [list(one.ids)[-(length - _ANSWER_TOKENS) :] for one in tokenizer.encode(contexts, None, special=False)]
+        given = [list(one.ids)[-(length - most) :] for one in tokenizer.encode(contexts, None, special=False)]
         ends = torch.tensor([len(ids) for ids in given], device=device)
         longest = int(ends.max())
-        tokens = torch.zeros(len(given), longest + _ANSWER_TOKENS, dtype=torch.int64, device=device)
+        tokens = torch.zeros(len(given), longest + most, dtype=torch.int64, device=device)
         for row, ids in enumerate(given):
             tokens[row, : len(ids)] = torch.tensor(ids)
         every = torch.arange(len(given), device=device)
-        for step in range(_ANSWER_TOKENS):
+        for step in range(most):
             logits = network(tokens[:, : longest + step])  # what stands behind a text changes nothing before it
             tokens[every, ends + step] = logits[every, ends + step - 1].argmax(1)
         for row, end in enumerate(ends.tolist()):
-            written = tokens[row, end : end + _ANSWER_TOKENS].tolist()
+            written = tokens[row, end : end + most].tolist()
             written = written[: written.index(tokenizer.end)] if tokenizer.end in written else written
             yield _ANSWER_ENDS.split(tokenizer.decode(written).strip(), maxsplit=1)[0]
 

@@ -90,6 +90,24 @@ def test_long_contexts_are_cut_at_their_beginning(tokenizer: Tokenizer) -> None:
     assert seen[0][0].tolist() == whole[-13:-1]
 
 
+@pytest.mark.parametrize("length", [8, 16, 40])
+def test_no_more_tokens_are_asked_for_than_the_network_takes(tokenizer: Tokenizer, length: int) -> None:
+    seen = []
+
+    class Watching(Noise):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            seen.append(tokens)
+            return super().forward(tokens)
+
+    question = "who was the king that had a son and a daughter and " * 6
+    item = Item(f"Q: {question}?\nA:", ("nobody",), is_question=True)
+    completions(Watching(tokenizer.size), tokenizer, [item], length=length, device=CPU)
+    whole = list(tokenizer.encode([item.context], None, special=False)[0].ids)
+    own = min(16, length // 2)
+    assert seen[0][0].tolist() == whole[-(length - own) :]
+    assert max(tokens.shape[1] for tokens in seen) == length - 1
+
+
 def test_what_is_no_item_is_told_by_its_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     lines = [{"context": "a", "endings": ["b", "c"], "label": 2}, {"context": "a"}, {"context": "", "target": "b"}]
