@@ -41,6 +41,7 @@ PLACES = {
         "arch.family",
     ),
     "losses": ("distillation.losses.*",),
+    "proxies": ("training.proxy",),
     "policies": ("supernet.shrinking.policy",),
     "costs": ("costs.*",),
     "targets": ("costs.*.target",),

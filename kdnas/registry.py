@@ -43,6 +43,29 @@ class Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
 
+class Member(pydantic.BaseModel):
+    """A registry member: its name and its options beside it. A bare string is the name alone."""
+
+    model_config = pydantic.ConfigDict(extra="allow", frozen=True)
+
+    type: str
+
+    @classmethod
+    def spelled_out(cls, value: Any) -> Any:
+        """Return a bare name as the section that it is short for, anything else as it is."""
+        return {"type": value} if isinstance(value, str) else value
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        return cls.spelled_out(value)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The member's own options."""
+        return dict(self.model_extra or {})
+
+
 class Registry(Generic[T]):
     """The members of one family, by name."""
 

@@ -105,6 +105,7 @@ constraints: []  # such as ["macs<=10M", "latency_ms<=2"]
 training:
   epochs: {epochs}
   data_fraction: 1.0
+  # proxy: random  # who chooses that share of the data: kdnas list proxies
   resolution_fraction: 1.0  # of {size}
   batch_size: {batch_size}
   optimizer: {optimizer}

@@ -25,6 +25,7 @@ _HEADINGS = {
     "students": ("Student families", "a space's family"),
     "spaces": ("Search spaces", "space"),
     "losses": ("Distillation losses", "distillation.losses"),
+    "proxies": ("Proxies: which samples a share of the data holds", "training.proxy"),
     "costs": ("Costs", "objectives, constraints, costs"),
     "evaluators": ("Evaluators", "evaluator.type"),
     "samplers": ("Samplers", "sampler.type"),

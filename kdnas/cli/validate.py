@@ -35,7 +35,8 @@ def command(
         typer.Option(
             "--open",
             help="Also read the data, make the teacher (one that is trained here is trained and kept), check it, try "
-            "every loss and look for students within the constraints: all that a search does before its first student.",
+            "every loss and look for students within the constraints: all that a search does before its first student. "
+            "Only then is it known what size the teacher's library brings samples to, and which classes it names.",
         ),
     ] = False,
     trust_code: TrustCode = False,
@@ -43,7 +44,7 @@ def command(
 ) -> None:
     """Check a study without running it: every problem at once, each with its line, or what the study resolves to.
 
-    Reads only the YAML unless --open is given. Ends with status 2 when something is wrong.
+    Reads only the YAML unless --open is given, no library of teachers. Ends with status 2 when something is wrong.
 
     Examples:
       kdnas validate studies/digits

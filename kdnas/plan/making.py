@@ -105,7 +105,7 @@ def open_basis(run: RunRecord, member: FrontMember, epochs: int | None, *, data_
     file = file if epochs is None else with_epochs(file, epochs)
     if run.teacher is None:
         raise ConfigError(Problem(str(run.folder), "has no teacher on record, which a plan is measured by"))
-    samples = len(workshop.share(file.training.data_fraction))
+    samples = len(workshop.share(file.training.data_fraction, file.training.proxy))
     student = member.trial.arch
     supernet = _supernet_of(run)
     space, why = _space_to_shrink(run, member, family) if supernet is None else (None, "")

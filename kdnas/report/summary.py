@@ -60,7 +60,8 @@ def what_was_searched(run: RunRecord) -> str:
     source = f"scored by the evaluator {short_name(config.evaluator.type)}"
     if run.trains and config.data is not None and config.teacher is not None:
         names = [report.name for report in run.teachers.values()] or [short_name(config.teacher.type)]
-        teacher = f"the teacher {names[0]}" if len(names) == 1 else f"the teachers {', '.join(names)}"
+        alone = "the teacher" if names[0] == "teacher" else f"the teacher {names[0]}"
+        teacher = alone if len(names) == 1 else f"the teachers {', '.join(names)}"
         source = f"for the data set {short_name(config.data.type)}{classes}, distilled from {teacher}"
     return f"{_students_of(run)} {source}, for the best trade-off of {objectives}{bounds}."
 

@@ -27,7 +27,7 @@ from kdnas.core.objective import ACCURACY, OF_VALUES, SCORES, Constraint, Quanti
 from kdnas.core.pick import DEFAULT_PICK, Near, PickError, Standard, against, parse_bound, parse_pick
 from kdnas.datasets import kind_of
 from kdnas.errors import ConfigError, Problem
-from kdnas.registry import Section
+from kdnas.registry import Member, Section
 from kdnas.study.earlier import in_present_words
 from kdnas.training.recipe import RESERVED, Distillation, Recipe, Training, training_as
 from kdnas.training.supernet import SupernetSettings, once_of_images
@@ -43,29 +43,6 @@ _UNKNOWN_TRIALS = 100
 """What a search is planned for whose budget is a time alone."""
 _FREE_ETA = 8.0
 """One of so many students is promoted from a rung that costs no training, unless the study says otherwise."""
-
-
-class Member(pydantic.BaseModel):
-    """A registry member: its name and its options beside it. A bare string is the name alone."""
-
-    model_config = pydantic.ConfigDict(extra="allow", frozen=True)
-
-    type: str
-
-    @classmethod
-    def spelled_out(cls, value: Any) -> Any:
-        """Return a bare name as the section that it is short for, anything else as it is."""
-        return {"type": value} if isinstance(value, str) else value
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_name(cls, value: Any) -> Any:
-        return cls.spelled_out(value)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The member's own options."""
-        return dict(self.model_extra or {})
 
 
 class DataConfig(Member):

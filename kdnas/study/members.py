@@ -29,6 +29,7 @@ _EXECUTOR_BY_THE_RUN = {"workers": 1, "time_limit_s": 1.0, "devices": 0}
 
 _PACKAGES = {
     "tasks": "kdnas.tasks",
+    "proxies": "kdnas.proxies",
     "datasets": "kdnas.datasets",
     "teachers": "kdnas.teachers",
     "students": "kdnas.students",
@@ -63,6 +64,7 @@ def member_problems(data: Mapping[str, Any]) -> list[Problem]:
         *_further_teachers(data),
         *_student_teacher(data, "teacher", data.get("teacher")),
         *_losses(data),
+        *_proxy(data),
         *_section(data, "sampler", "samplers", SamplerConfig),
         *_executor(data),
         *_export(data),
@@ -186,6 +188,13 @@ def _export(data: Mapping[str, Any]) -> Iterator[Problem]:
         if isinstance(name, str) and (is_plugin(name) or registry.missing(name)):
             for problem in registry.problems(name, {}):
                 yield Problem(f"export.formats.{index}", problem.what, problem.allowed)
+
+
+def _proxy(data: Mapping[str, Any]) -> list[Problem]:
+    training = data.get("training")
+    if not isinstance(training, dict):
+        return []
+    return _section({"training.proxy": training.get("proxy")}, "training.proxy", "proxies", Member)
 
 
 def _trackers(data: Mapping[str, Any]) -> Iterator[Problem]:

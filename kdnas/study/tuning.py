@@ -14,7 +14,7 @@ import pydantic
 
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
-from kdnas.registry import validation_problems
+from kdnas.registry import Member, validation_problems
 from kdnas.study.config import StudyConfig, TuneRange
 from kdnas.training.recipe import Distillation, LossTerm, Recipe, with_training
 
@@ -130,6 +130,8 @@ def _inside(model: type[pydantic.BaseModel], way: tuple[str, ...], usual: tuple[
     for name, field in model.model_fields.items():
         section, pair = _section(field.annotation), _pair(field.annotation)
         here = (*way, name)
+        if section is not None and issubclass(section, Member):
+            continue  # its options are known once it is named
         if section is not None:
             yield from _inside(section, here, (*usual, section().model_dump(mode="json")))
         elif pair is not None:

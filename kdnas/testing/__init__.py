@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kdnas.testing.exporters import ExporterConformance as ExporterConformance
     from kdnas.testing.losses import LossConformance as LossConformance
     from kdnas.testing.policies import PolicyConformance as PolicyConformance
+    from kdnas.testing.proxies import ProxyConformance as ProxyConformance
     from kdnas.testing.samplers import SamplerConformance as SamplerConformance
     from kdnas.testing.students import StudentConformance as StudentConformance
     from kdnas.testing.targets import TargetConformance as TargetConformance
@@ -43,6 +44,7 @@ _FILES = {
     "LossConformance": "losses",
     "MemberConformance": "_member",
     "PolicyConformance": "policies",
+    "ProxyConformance": "proxies",
     "SamplerConformance": "samplers",
     "StudentConformance": "students",
     "TargetConformance": "targets",

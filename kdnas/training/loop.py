@@ -241,6 +241,7 @@ def batches_key(recipe: Recipe) -> tuple[object, ...]:
     return (
         training.epochs,
         training.data_fraction,
+        training.proxy and training.proxy.model_dump_json(),
         training.batch_size,
         training.augmentation,
         training.precision,

@@ -12,7 +12,7 @@ from pydantic import Field, SerializeAsAny
 from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError
 from kdnas.plugins import short_name
-from kdnas.registry import Section
+from kdnas.registry import Member, Section
 from kdnas.tasks import TASKS, Task
 
 M = TypeVar("M", bound=pydantic.BaseModel)
@@ -21,7 +21,13 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 NUMERICS = ("precision", "threads", "fused_norms")
 """Training settings that decide how numbers are computed: `auto` until `kdnas.training.numerics` settles them."""
-_LATER: dict[str, Any] = {"resolution_fraction": 1.0, "ema": None, "threads": "auto", "fused_norms": "auto"}
+_LATER: dict[str, Any] = {
+    "resolution_fraction": 1.0,
+    "proxy": None,
+    "ema": None,
+    "threads": "auto",
+    "fused_norms": "auto",
+}
 """Training settings that are younger than the first records, and what they were before."""
 
 
@@ -207,7 +213,9 @@ class Training(Section):
     """The kind of the task whose views `augmentation` states; empty: of none."""
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 5
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Share of the training split that is used, stratified and seeded by the study."""
+    """Share of the training split that is used, by the study's seed."""
+    proxy: Member | None = None
+    """Who chooses that share: a name of `kdnas list proxies`. None: it is drawn at random, of every class its part."""
     resolution_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of the samples' size, an image's height and width or a text's tokens, that the student is trained and
     scored at: a whole number, at least 4. The teacher sees them whole, the student's costs are those at the whole size,

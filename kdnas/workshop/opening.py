@@ -47,6 +47,7 @@ from kdnas.training.batches import Batches
 from kdnas.training.completions import Item, read_items, share_completed
 from kdnas.training.evaluation import evaluate, tally_of
 from kdnas.training.recipe import Training
+from kdnas.workshop.proxy import proxy_places
 from kdnas.workshop.teacher_training import TeacherTraining
 
 Say = Callable[[str], None]
@@ -202,7 +203,7 @@ class Workshop:
         self.device = device
         self.say = say
         self._made_on = made_on
-        self._shares: dict[float, Batches] = {}
+        self._shares: dict[tuple[float, str | None], Batches] = {}
         self._trainings: list[TeacherTraining] = []
         self._samples: dict[int, tuple[tuple[Tensor, ...], Tensor]] = {}
 
@@ -304,26 +305,29 @@ class Workshop:
         """Return batches of some of the data's training samples."""
         return Batches(self.data, indices, device=self.device)
 
-    def share(self, fraction: float) -> Batches:
-        """Return the share `fraction` in (0, 1] of the training split: stratified, with every class, by the seed.
+    def share(self, fraction: float, proxy: Member | None = None) -> Batches:
+        """Return the share `fraction` in (0, 1] of the training split that `proxy` chooses; None: a random one.
 
-        One is kept: a search has one, its retrainings another.
+        One is kept: a search has one, its retrainings another. Raises ConfigError where the proxy fails.
         """
-        if fraction not in self._shares:
+        key = fraction, None if proxy is None else proxy.model_dump_json()
+        if key not in self._shares:
             self._shares.clear()  # its memory is free before the next is made
-            self._shares[fraction] = self.batches(self._share_indices(fraction))
-        return self._shares[fraction]
+            self._shares[key] = self.batches(self._share_indices(fraction, proxy))
+        return self._shares[key]
 
-    def _share_indices(self, fraction: float) -> np.ndarray:
+    def _share_indices(self, fraction: float, proxy: Member | None) -> np.ndarray:
         if fraction >= 1.0:
             return self.train_indices
-        targets = self.data.train.targets[self.train_indices]
-        return self.train_indices[self.task.draw(targets, fraction, derive_seed(self.sources.seed, "data fraction"))]
+        seed = derive_seed(self.sources.seed, "data fraction")
+        if proxy is None:
+            return self.train_indices[self.task.draw(self.data.train.targets[self.train_indices], fraction, seed)]
+        return self.train_indices[proxy_places(self, proxy, fraction, seed)]
 
     @property
     def train(self) -> Batches:
         """The share of the training split that the study's own training sees."""
-        return self.share(self.sources.training.data_fraction)
+        return self.share(self.sources.training.data_fraction, self.sources.training.proxy)
 
     @cached_property
     def validation(self) -> Batches:

@@ -151,7 +151,7 @@ class RunSupernet:
 
     def _samples(self) -> Batches:
         """Return the samples that the supernet is trained on."""
-        return self._workshop.share(self._fraction)
+        return self._workshop.share(self._fraction, self._config.training.proxy)
 
     def _largest_student(self) -> Arch:
         workshop, sizes = self._workshop, self._settings.resolutions

@@ -187,6 +187,8 @@ def _training(settings: Mapping[str, Any], task: str) -> Training:
             Problem(f"teacher.training.{problem.where}", problem.what, problem.allowed)
             for problem in validation_problems(error, section)
         ) from None
+    if training.proxy is not None:
+        raise ConfigError(Problem("teacher.training.proxy", "proxies choose by a teacher, and this is the teacher"))
     if training.resolution_fraction != 1.0:
         raise ConfigError(Problem("teacher.training.resolution_fraction", "a teacher sees samples whole", "1"))
     return training

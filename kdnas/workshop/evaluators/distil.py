@@ -483,7 +483,8 @@ class Distil(Evaluator):
         """Return the students trained at once, part by part; their jobs have parts of the same epochs and views."""
         workshop = self.workshop
         parts = [self._parts(student.job) for student in students]
-        train_on = workshop.share(students[0].job.recipe.training.data_fraction)
+        training = students[0].job.recipe.training
+        train_on = workshop.share(training.data_fraction, training.proxy)
         done: list[list[Trained]] = [[] for _ in students]
         failed: dict[int, TrialError] = {}
         for index, part in enumerate(parts[0]):
