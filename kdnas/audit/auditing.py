@@ -45,6 +45,9 @@ from kdnas.workshop.opening import Say, resolve_device
 
 _LOOKS = 10
 
+LONGER = 4
+"""How many times as long as the search's scores an audit trains where finalists get no more than those had."""
+
 
 @dataclass(frozen=True)
 class AuditPlan:
@@ -100,6 +103,8 @@ def plan_audit(
 ) -> AuditPlan:
     """Return the audit of `run`; by default its longer trainings are those that finalists get.
 
+    Where finalists get no more than the search's scores had, as where these were flat already, they are `LONGER` times
+    as long as those.
     Raises ConfigError where too few students are scored, or where the trainings would be no longer than the search's.
     """
     scored = scored_trials(run)
@@ -111,12 +116,14 @@ def plan_audit(
     brief = search_fidelity(scored)
     final = run.config.final_fidelity
     longer = Fidelity(epochs or final.epochs, data_fraction or final.data_fraction)
+    if longer.amount <= brief.amount and epochs is None and data_fraction is None:
+        longer = Fidelity(LONGER * max(brief.epochs, final.epochs), max(brief.data_fraction, final.data_fraction))
     if longer.amount <= brief.amount:
         raise ConfigError(
             Problem(
                 "--epochs",
                 f"the audit would train for {longer.words}, and the search already did for {brief.words}",
-                f"more, such as {4 * max(brief.epochs, longer.epochs)}",
+                f"more, such as {LONGER * max(brief.epochs, longer.epochs)}",
             )
         )
     if losses and run.config.teacher is None:

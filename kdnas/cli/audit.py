@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 Epochs = Annotated[
     int | None,
     typer.Option(
-        "--epochs", min=1, metavar="E", help="Of the longer trainings. Default: the finalists'.", show_default=False
+        "--epochs",
+        min=1,
+        metavar="E",
+        help="Of the longer trainings. Default: the finalists', or 4 times the search's where those get no more.",
+        show_default=False,
     ),
 ]
 DataFraction = Annotated[

@@ -63,6 +63,13 @@ def test_the_finalists_fidelity_is_the_default(written):
     assert len(plan_audit(written, students=500).students) == 48
 
 
+def test_where_finalists_train_no_longer_the_default_is_four_times_the_searchs(written):
+    final = written.config.final.model_copy(update={"epochs": BRIEF.epochs, "data_fraction": BRIEF.data_fraction})
+    run = dataclasses.replace(written, config=written.config.model_copy(update={"final": final}))
+    assert run.config.final_fidelity == BRIEF
+    assert plan_audit(run, students=12).fidelity == Fidelity(4 * BRIEF.epochs, BRIEF.data_fraction)
+
+
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_a_run_with_too_few_students_is_told_so(count):
     run = run_of([complete(k, 0.5 + k / 100, 100 + k) for k in range(count)])
