@@ -21,6 +21,7 @@ from kdnas.audit.sample import (
     search_fidelity,
 )
 from kdnas.core.fidelity import Fidelity
+from kdnas.core.forecast import left_out
 from kdnas.core.rank import (
     Estimate,
     agreement,
@@ -101,6 +102,8 @@ class LossAgreement:
     loss: str
     tau: Estimate | None
     gain: Estimate | None
+    forecast: Estimate | None = None
+    """Tau of what the score and the costs forecast together, each student by what the others show."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,8 @@ class AuditResult:
     ceiling: Estimate | None = None
     """Tau of one longer training against another of the same students, mean over pairs of seeds."""
     needed: NeededFidelity | None = None
+    forecast: Estimate | None = None
+    """Tau of what the search score and the costs forecast together, each student by what the others show."""
     losses: tuple[LossAgreement, ...] = ()
     rungs: tuple[RungAgreement, ...] = ()
     """Lowest first; empty where the search has one kind of score."""
@@ -177,7 +182,8 @@ def audit_result(run: RunRecord) -> AuditResult | None:
         one_training=_one_training(better, audit.seeds),
         ceiling=_ceiling(better, audit.seeds),
         needed=_needed(better, audit.fidelity.epochs),
-        losses=_losses(run, better, [training for training in audit.trainings if training.fidelity == known[0]]),
+        forecast=_forecast(_of(better, SCORE), better, costs),
+        losses=_losses(run, better, costs, [training for training in audit.trainings if training.fidelity == known[0]]),
         rungs=_rungs(run, better, costs),
     )
 
@@ -305,8 +311,18 @@ def _first_lasting(epochs: np.ndarray, taus: np.ndarray) -> np.ndarray:
     return np.where(lasting.any(axis=1), epochs[lasting.argmax(axis=1)], math.inf)
 
 
+def _forecast(scores: Sequence[float], students: Sequence[AuditedStudent], costs: Sequence[str]) -> Estimate | None:
+    """Return the tau of what `scores` and `costs` forecast together (`kdnas.core.forecast`)."""
+    means = np.array([student.mean for student in students])
+    known = np.array([_of(students, name) for name in costs], dtype=float).reshape(len(costs), len(students)).T
+    return agreement(left_out(np.array(scores, dtype=float), means, known), means)
+
+
 def _losses(
-    run: RunRecord, students: Sequence[AuditedStudent], trainings: Sequence[AuditTraining]
+    run: RunRecord,
+    students: Sequence[AuditedStudent],
+    costs: Sequence[str],
+    trainings: Sequence[AuditTraining],
 ) -> tuple[LossAgreement, ...]:
     scores: dict[str, dict[int, float]] = {}
     for training in trainings:
@@ -318,7 +334,8 @@ def _losses(
         if len(trained) < FEWEST:
             continue
         other, means = [by_number[s.trial.number] for s in trained], [s.mean for s in trained]
-        found.append(LossAgreement(loss, agreement(other, means), agreement_gain(other, _of(trained, SCORE), means)))
+        gain = agreement_gain(other, _of(trained, SCORE), means)
+        found.append(LossAgreement(loss, agreement(other, means), gain, _forecast(other, trained, costs)))
     return tuple(sorted(found, key=lambda row: -(row.tau.value if row.tau else -2.0)))
 
 

@@ -74,9 +74,17 @@ def _loss_table(result: AuditResult, own: str) -> Table | None:
     """Return the losses' taus; `own` is what to call the study's. None where no other was tried."""
     if not result.losses:
         return None
-    rows = [[row.loss, shown_tau(row.tau), shown_tau(row.gain), _students(row.tau)] for row in result.losses]
-    rows.insert(0, [f"{own} (the study’s)", shown_tau(result.overall), "–", _students(result.overall)])
-    return Table.of_texts("Rank agreement by loss", ["brief loss", "Kendall tau", f"over {own}", "n"], rows)
+    rows = [
+        [f"{own} (the study’s)", shown_tau(result.overall), shown_tau(result.forecast), "–", _students(result.overall)]
+    ]
+    rows += [
+        [row.loss, shown_tau(row.tau), shown_tau(row.forecast), shown_tau(row.gain), _students(row.tau)]
+        for row in result.losses
+    ]
+    alone = {name: tau for name, tau in result.scopes[0].taus.items() if name != SCORE}
+    rows += [[_RANKERS[name], shown_tau(tau), "–", "–", _students(tau)] for name, tau in alone.items()]
+    heads = ["brief loss", "Kendall tau", "with the costs", f"over {own}", "n"]
+    return Table.of_texts("Rank agreement by loss", heads, rows)
 
 
 def findings(run: RunRecord, result: AuditResult) -> list[str]:
@@ -231,6 +239,7 @@ def audit_document(run: RunRecord) -> dict[str, object] | None:
             "seeds_crossed": needed.crossed,
             "curve": [{"epoch": epoch, **(_plain(e) or {})} for epoch, e in needed.curve],
         },
+        "forecast": _plain(result.forecast),
         "rungs": [
             {
                 "fidelity": rung.fidelity.as_dict(),
@@ -239,7 +248,15 @@ def audit_document(run: RunRecord) -> dict[str, object] | None:
             }
             for rung in result.rungs
         ],
-        "losses": [{"loss": row.loss, "tau": _plain(row.tau), "gain": _plain(row.gain)} for row in result.losses],
+        "losses": [
+            {
+                "loss": row.loss,
+                "tau": _plain(row.tau),
+                "gain": _plain(row.gain),
+                "forecast": _plain(row.forecast),
+            }
+            for row in result.losses
+        ],
         "verdict": verdict(result) if result.scopes else "",
         "students": [
             {

@@ -50,7 +50,7 @@ def estimate(value, half):
 
 
 def with_beside(gain, partial):
-    return replace(audit_result(audited()), neighbours={"params": CostBaseline(gain, None, partial)})
+    return replace(audit_result(audited()), baselines={"params": CostBaseline(gain, None, partial)})
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,11 @@ def test_the_table_has_every_scope_and_ranker():
 def test_the_losses_stand_beside_the_studys_own():
     result = audit_result(audited(loss="dkd"))
     headings, rows = texts(tables(result, "kd")[1])
-    assert headings[2] == "over kd"
-    assert [row[0] for row in rows] == ["kd (the study’s)", "dkd"]
+    assert headings[2:4] == ["with the costs", "over kd"]
+    assert [row[0] for row in rows] == ["kd (the study’s)", "dkd", "params alone", "MACs alone"]
+    assert rows[0][2] == shown_tau(result.forecast)
+    assert rows[1][2] == shown_tau(result.losses[0].forecast) != "–"
+    assert rows[3][1] == shown_tau(result.scopes[0].taus["macs"])
     assert rows[0][1] == shown_tau(result.overall)
     assert len(tables(audit_result(audited()), "kd")) == 1  # where no other loss was tried
 
