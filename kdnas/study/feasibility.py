@@ -39,10 +39,13 @@ def sample_prices(
     the nearest miss when that finds none either.
     """
     rng = np.random.default_rng(seed)
+    prices: dict[str, Mapping[str, float]] = {}
 
     def priced(assignment: Assignment) -> PricedArch:
         arch = arch_of(assignment)
-        return PricedArch(assignment, arch, price(arch))
+        if arch.arch_id not in prices:  # small spaces are drawn from again and again, and a price may be the user's
+            prices[arch.arch_id] = price(arch)
+        return PricedArch(assignment, arch, prices[arch.arch_id])
 
     def excess(candidate: PricedArch) -> float:
         return relative_excess(candidate.costs, constraints)

@@ -49,3 +49,16 @@ def test_reference_costs_take_the_bound_then_the_sample_then_the_teacher():
     bound = (parse_constraint("macs<=50"),)
     assert reference_costs(sample, (), teacher, ["macs", "latency_ms"]) == {"macs": largest, "latency_ms": 7.0}
     assert reference_costs(sample, bound, teacher, ["macs"]) == {"macs": 50.0}
+
+
+def test_each_student_is_priced_once_however_often_it_is_drawn():
+    asked = []
+
+    def counting(arch):
+        asked.append(arch)
+        return price(arch)
+
+    small = SearchSpace("s", "f", (Choice("w0", (1, 2, 3)), Choice("w1", (1, 2))))
+    sample = sample_prices(small, arch_of, counting, constraints=(), seed=0)
+    assert len(sample) > len(asked) == 6
+    assert all(candidate.costs == price(candidate.arch) for candidate in sample)
