@@ -405,11 +405,13 @@ def part_of(anatomy: Anatomy, names: Collection[str]) -> Anatomy:
 def sound_part(anatomy: Anatomy, network: nn.Module, example: Example) -> Anatomy:
     """Return `anatomy` without the axes and blocks that `network`, in eval mode, cannot be cut along.
 
-    Every part is cut to half and to three quarters and run on `example`. What fails, or computes something else than
-    the masked network, is left whole, and the reason stands in `uncut`. Parts that are inexact by nature, which lie
-    under norms, are compared with the norms taken as scales.
+    All parts together are cut to half and to three quarters and run on `example`. What fails, or computes something
+    else than the masked network, is left whole, and the reason stands in `uncut`. Parts that are inexact by nature,
+    which lie under norms, are compared with the norms taken as scales.
     """
-    faults = dict(_faults(anatomy, network, example, anatomy.parts))
+    faults: dict[str, str] = {}
+    while found := _faults(anatomy, network, example, [part for part in anatomy.parts if part.name not in faults]):
+        faults.update(found)  # what is left may still be wrong together
     uncut = [Uncut(name, why) for name, why in faults.items()]
     sound = part_of(anatomy, anatomy.by_name.keys() - faults.keys())
     return dataclasses.replace(sound, uncut=(*anatomy.uncut, *uncut))
@@ -425,13 +427,26 @@ def _faults(
     if len(exact) not in (0, len(parts)):
         inexact = [part for part in parts if part not in exact]
         return [*_faults(anatomy, network, example, exact), *_faults(anatomy, network, example, inexact)]
-    why = next(filter(None, (_fault(anatomy, network, example, parts, s, exact=bool(exact)) for s in _SHARES)), "")
-    if not why:
+
+    def fault(parts: Sequence[Axis | Depth]) -> str:
+        tried = (_fault(anatomy, network, example, parts, share, exact=bool(exact)) for share in _SHARES)
+        return next(filter(None, tried), "")
+
+    if not (why := fault(parts)):
         return []
     if len(parts) == 1:
         return [(parts[0].name, why)]
     middle = len(parts) // 2
-    return [fault for half in (parts[:middle], parts[middle:]) for fault in _faults(anatomy, network, example, half)]
+    halves = parts[:middle], parts[middle:]
+    if found := [one for half in halves for one in _faults(anatomy, network, example, half)]:
+        return found
+    sound = list(halves[0])  # each half can be cut, both cannot
+    for part in halves[1]:
+        if why := fault([*sound, part]):
+            found.append((part.name, f"beside other cuts, {why}"))
+        else:
+            sound.append(part)
+    return found
 
 
 def _fault(

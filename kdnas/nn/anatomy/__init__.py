@@ -33,7 +33,8 @@ def read_anatomy(network: nn.Module, example: Example) -> Anatomy:
         if found is not None and (found.axes or found.depths):
             return found
         why += [f"{part.what}: {part.why}" for part in (found.uncut if found else ())]
-    reasons = f" ({'; '.join(why[:_MOST_SHOWN])}{'; ...' if len(why) > _MOST_SHOWN else ''})" if why else ""
+    why = why or ["its layers are of no kind that kdnas knows"]
+    reasons = f" ({'; '.join(why[:_MOST_SHOWN])}{'; ...' if len(why) > _MOST_SHOWN else ''})"
     kinds = ", ".join(ANATOMIES.names())
     raise ValueError(f"nothing of a {type(network).__name__} can be cut{reasons}; what kdnas reads: {kinds}")
 

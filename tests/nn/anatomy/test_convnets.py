@@ -137,6 +137,32 @@ def test_what_cannot_be_cut_is_left_whole_with_the_reason():
     assert any("first" in part.what and part.why for part in anatomy.uncut)
 
 
+class AtLeastTwenty(nn.Module):
+    """Its code counts on twenty channels of two layers: one of these may be cut to half, both may not."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(3, 16, 3)
+        self.mixed, self.head = nn.Conv2d(32, 8, 1), nn.Linear(8, 2)
+
+    def forward(self, images):
+        maps = torch.cat([self.first(images), self.second(images)], 1)
+        if maps.shape[1] < 20:
+            raise RuntimeError("twenty channels at least")
+        return self.head(torch.relu(self.mixed(maps)).mean((2, 3)))
+
+
+def test_parts_that_only_together_cannot_be_cut_are_not_all_cut():
+    torch.manual_seed(0)
+    network, example = AtLeastTwenty().eval(), torch.randn(2, 3, 8, 8)
+    anatomy = sound_part(read_anatomy(network, example), network, example)
+    kept = anatomy.prefix({axis.name: axis.size // 2 for axis in anatomy.axes})
+    cut, masked = anatomy.cut(network, kept), anatomy.mask(network, kept)
+    assert torch.allclose(outputs(cut, example), outputs(masked, example), atol=1e-5)
+    assert sorted(anatomy.sizes) == ["first.channels", "mixed.channels"]
+    assert [(part.what, "beside other cuts" in part.why) for part in anatomy.uncut] == [("second.channels", True)]
+
+
 def test_a_network_of_which_nothing_can_be_cut_is_refused_in_words():
     with pytest.raises(ValueError, match="nothing of a Sequential can be cut"):
         read_anatomy(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.randn(2, 3, 2, 2))
