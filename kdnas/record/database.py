@@ -21,11 +21,12 @@ from urllib.parse import quote
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import URL, Connection, create_engine, make_url
+from sqlalchemy import URL, Connection, create_engine, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool
 
+from kdnas.core.words import printable
 from kdnas.errors import RunFolderError
 from kdnas.record.damage import refuse_damage
 from kdnas.record.records import RunRecord
@@ -119,8 +120,8 @@ class Database(ABC):
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        text = " ".join(str(cause).split())[:200] or type(cause).__name__
-        return RunFolderError(f"{self.place} cannot be used: {text}")
+        words = " ".join(str(cause).split())[:200] or type(cause).__name__
+        return RunFolderError(f"{self.place} cannot be used: {words}")
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -176,6 +177,7 @@ class SqliteFile(Database):
             raise RunFolderError(
                 f"{self._path} is not an SQLite database: it is damaged or foreign; restore it or choose another --out"
             )
+        self._refuse_programs()
         refuse_damage(self, self._folder, objectives)
         with self.errors():
             storage = _storage(self._path, skip_table_creation=True)
@@ -185,6 +187,14 @@ class SqliteFile(Database):
                     f"{self._path} holds no study {self.study!r} (it holds: {', '.join(names) or 'none'})"
                 )
             return rows_of(storage)
+
+    def _refuse_programs(self) -> None:
+        """Raise RunFolderError where the file has triggers or views, which may change what is read, or never end."""
+        query = text("select type, name from sqlite_master where type in ('trigger', 'view') limit 1")
+        with suppress(SQLAlchemyError), self.connect() as rows:  # what is no database is Optuna's to tell
+            if (found := rows.execute(query).first()) is not None:
+                what = f"{self._path} has a {found[0]} {printable(str(found[1]), 80)!r}, which kdnas has not made"
+                raise RunFolderError(f"{what}: it would change what is read or written; restore the file")
 
     @contextmanager
     def connect(self) -> Iterator[Connection]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sqlite3
 import string
 
 import optuna
@@ -11,6 +12,7 @@ import sqlalchemy.orm
 
 from kdnas.core.objective import ACCURACY
 from kdnas.core.words import command_line
+from kdnas.errors import RunFolderError
 from kdnas.record.database import database_of, database_url, queueing, showing
 from kdnas.record.storage import Record
 from kdnas.record.trials import FIXED_PARAMS
@@ -82,3 +84,18 @@ def test_the_queue_gives_who_is_asked_for_and_otherwise_nobody():
 def test_a_command_with_any_path_can_be_pasted_into_a_shell(tmp_path):
     path = tmp_path / string.punctuation.replace("/", "")
     assert shlex.split(command_line("kdnas", "audit", path)) == ["kdnas", "audit", str(path)]
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "create trigger t after insert on trials begin delete from trial_values; end",
+        "create view v as with recursive n(x) as (select 1 union all select x + 1 from n) select x from n",
+    ],
+)
+def test_a_file_with_programs_in_it_is_refused(program, tmp_path):
+    Record.create(database_of(tmp_path, "s"), [ACCURACY])
+    with sqlite3.connect(tmp_path / "study.db") as rows:
+        rows.execute(program)
+    with pytest.raises(RunFolderError, match=r"has a (trigger 't'|view 'v'), which kdnas has not made"):
+        Record.open(database_of(tmp_path, "s"), [ACCURACY])
