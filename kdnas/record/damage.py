@@ -120,7 +120,7 @@ def _remove(connection: Connection, study: str, damage: Damage) -> None:
     closed = "state = 'FAIL', datetime_start = null, datetime_complete = null"
     run(f"update trials set {closed} where trial_id = :trial", trial=trial)
     note = json.dumps(f"left out as damaged: {damage.reason}")
-    row = "(trial_id, key, value_json) values (:trial, 'set_aside', :said)"
+    row = "(trial_id, key, value_json) values (:trial, 'set_aside', :note)"
     run(f"insert into trial_user_attributes {row}", trial=trial, note=note)
 
 
