@@ -13,8 +13,8 @@ from kdnas.core.text import CorpusData, TextData
 from kdnas.students import family_for
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 
-CHOICES = {"width": 32, "depth": 2, "heads": 1, "embedding_width": 32, "length": 12, "layer1.mlp_ratio": 1}
-CHOICES |= {"layer2.mlp_ratio": 1, "head_size": 32, "norm": "first"}
+CHOICES = {"width": 32, "depth": 2, "heads": 1, "embedding_width": 32, "layer1.mlp_ratio": 1}
+CHOICES |= {"layer2.mlp_ratio": 1, "head_size": 32}
 TOKENS = np.random.default_rng(0).integers(1, 40, (6, 12)).astype(np.uint16)
 
 
@@ -33,7 +33,7 @@ def corpus() -> CorpusData:
 
 def opened(data: TextData | CorpusData, family: str, tmp_path: Path) -> tuple[Teacher, torch.nn.Module]:
     member = family_for(family, data.task)
-    arch = member.canonical(CHOICES)
+    arch = member.canonical({**CHOICES, **({"norm": "first", "length": 12} if family == "bert" else {})})
     torch.manual_seed(0)
     network = member.build(arch)
     context = TeacherContext(data, tmp_path, torch.device("cpu"), lambda *given: (network, arch))
