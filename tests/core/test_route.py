@@ -68,7 +68,7 @@ def test_assistants_where_no_supernet_can_be_afforded_but_each_of_them_can():
 
 
 def test_every_route_is_named():
-    assert ROUTES == ("direct", "shrink", "assistants")
+    assert ROUTES == ("direct", "shrink", "assistants", "born_again")
 
 
 def test_one_assistant_stands_halfway():

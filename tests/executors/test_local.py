@@ -215,7 +215,7 @@ def stand_still():
 
 
 def test_workers_that_never_get_ready_are_given_up_and_told(monkeypatch):
-    monkeypatch.setattr("kdnas.executors._listening._START_TOLD_S", 0.1)
+    monkeypatch.setattr("kdnas.executors._listening._START_NOTICE_S", 0.1)
     executor = EXECUTORS.build("local", stand_still, workers=1, start_limit_s=0.3)
     executor.submit("a", Task("square", x=1))
     with pytest.raises(RunError, match=r"3 workers in a row could not start; the last: it was not ready after 0\.3 s"):

@@ -77,6 +77,7 @@ def test_the_suites_are_those_that_are_documented() -> None:
         "Exporter",
         "Loss",
         "Policy",
+        "Proxy",
         "Sampler",
         "Student",
         "Target",
