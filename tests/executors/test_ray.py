@@ -242,7 +242,8 @@ def test_a_slot_tells_what_it_hears_and_leaves_at_once():
 
 @needs_ray
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nowhere.invalid:6379"])
-def test_an_address_where_nobody_answers_is_told_at_once(address):
+def test_an_address_where_nobody_answers_is_told_at_once(address, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # as in a program that has connected to no cluster
     began = time.monotonic()
     with pytest.raises(ConfigError, match=rf"executor.address: {address}: no Ray cluster answers there: "):
         Cluster(address, workers=1, needs=Needs(1.0, 0.0, {}))
