@@ -158,7 +158,7 @@ def _auto(origin: Origin) -> tuple[str, str]:
 
 
 def _stock(network: Any) -> tuple[Any, str]:
-    """Return the configuration that tells `network`, and which tensor it tells wrongly, empty where none.
+    """Return the configuration that tells `network`, and what it tells wrongly, empty where nothing.
 
     Heads of another width than the stream's share are told by `head_dim`, which not every class reads.
     """
@@ -169,13 +169,31 @@ def _stock(network: Any) -> tuple[Any, str]:
             config.head_dim = head_dim
         try:
             with torch.device("meta"):
-                other = other_shape(type(network)(config), network)
+                stock = type(network)(config)
+                other = other_shape(stock, network) or _other_shift(stock, network)
         except (ValueError, TypeError) as error:  # heads that do not divide the width
             other = str(error).partition("\n")[0]
         if not other:
             return config, ""
         others.append(other)
     return network.config, others[0]
+
+
+def _other_shift(stock: nn.Module, network: nn.Module) -> str:
+    """Return the first layer of `network`, of `stock`'s shapes, whose windows `stock` shifts otherwise, in words.
+
+    A Swin's configuration shifts every second layer of a stage, and a student may keep two of a kind in a row. A layer
+    whose one window holds the whole map sets its shift to zero, and its window to the map, when it is run.
+    """
+    for name, ours in network.named_modules():
+        theirs: Any = dict(stock.named_modules()).get(name)
+        shift, window = getattr(ours, "shift_size", None), getattr(ours, "window_size", None)
+        resolution = getattr(ours, "input_resolution", None)
+        if theirs is None or shift is None or window is None or resolution is None:
+            continue
+        if window == theirs.window_size < min(resolution) and shift != theirs.shift_size:
+            return f"{name} of the student shifts its windows by {int(shift)}, and by {theirs.shift_size} in it"
+    return ""
 
 
 def _head_dim(network: nn.Module) -> int | None:

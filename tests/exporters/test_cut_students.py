@@ -16,8 +16,11 @@ from cut_students import CLASSES, IMAGES, MEAN, STD, TEXTS, image_student, run_w
 
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS
+from kdnas.exporters.huggingface import _stock as tellable
 from kdnas.exporters.huggingface import why_not as why_no_folder
 from kdnas.exporters.timm import why_not as why_no_arguments
+from kdnas.nn.anatomy import read_anatomy
+from kdnas.nn.cutting import outputs
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.origin import Entrance, Origin
 from kdnas.picture import eight_bits, fitted, opaque, upright
@@ -99,6 +102,30 @@ def test_what_a_librarys_own_form_cannot_tell_is_said():
     assert "a Hugging Face teacher" in why_no_folder(cut.cut, cut.network)
     assert "a timm teacher" in why_no_arguments(None, cut.network)
     assert why_no_folder(*(lambda s: (s.cut, s.network))(student("gpt2"))) == ""
+
+
+@pytest.mark.parametrize(("layers", "told"), [([0, 1], True), ([0, 2], False), ([1, 3], False), ([0, 1, 2], True)])
+@pytest.mark.parametrize("window", [2, 4])  # of 4, one window is the whole map of the second stage: none is shifted
+def test_a_swin_whose_windows_its_configuration_would_shift_otherwise_is_no_folder(layers, told, window):
+    import transformers
+
+    sizes = {"embed_dim": 16, "depths": [1, 4], "num_heads": [2, 4], "patch_size": 4, "window_size": window}
+    torch.manual_seed(0)
+    network = transformers.SwinForImageClassification(transformers.SwinConfig(image_size=32, num_labels=5, **sizes))
+    with torch.no_grad():
+        for parameter in network.eval().parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    example = torch.randn(2, 3, 32, 32)
+    anatomy = read_anatomy(network, example)
+    cut = anatomy.cut(network, anatomy.prefix(anatomy.sizes) | {anatomy.depths[-1].name: layers}).eval()
+    answers = outputs(cut, example)
+    config, why = tellable(cut)
+    stock = transformers.SwinForImageClassification(config).eval()
+    stock.load_state_dict(cut.state_dict())
+    same = torch.allclose(outputs(stock, example), answers, atol=1e-6)
+    assert same == (told or window == 4)
+    assert (why == "") == same
+    assert same or "shifts its windows by" in why
 
 
 def test_an_own_kind_that_cannot_be_had_is_refused_and_writes_nothing(tmp_path):
