@@ -11,7 +11,7 @@ from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
 from kdnas.plugins import SPELLING, own_name, short_name
 from kdnas.study.yaml_lines import parse_value
-from kdnas.training.recipe import EMA, LEARNING, PEERS, Distillation, LossTerm, labels_alone
+from kdnas.training.recipe import LEARNING, SOURCE_OF, Distillation, LossTerm, labels_alone
 
 TASK_LOSS = "ce"
 """Cross entropy with the labels alone, without the teacher."""
@@ -37,10 +37,6 @@ def parse_losses(texts: Sequence[str], study: Distillation) -> dict[str, Distill
     if problems:
         raise ConfigError(problems)
     return losses
-
-
-_SOURCE_OF = {"peers": PEERS, "ema_teacher": EMA}
-"""Settings of a study that speak of one source of outputs alone."""
 
 
 def loss_name(study: Distillation) -> str:
@@ -74,7 +70,7 @@ def parse_loss(text: str, study: Distillation) -> tuple[str, Distillation]:
         plain.setdefault("weight", sum(term.weight for term in study.losses) or 1.0)
     try:
         term = LossTerm(type=kind, **plain)
-        kept = {name: value for name, value in study.model_dump().items() if _SOURCE_OF.get(name, of) == of}
+        kept = {name: value for name, value in study.model_dump().items() if SOURCE_OF.get(name, of) == of}
         loss = Distillation.model_validate({**kept, "task_weight": task_weight, "losses": (term,)})
     except pydantic.ValidationError as error:
         raise ConfigError(

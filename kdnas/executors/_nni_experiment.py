@@ -77,10 +77,10 @@ class Experiment:
             self._channel = self._closing.enter_context(connect(url, sock=channel, max_queue=None))
             self._request("POST", "experiment", _configuration(name, files, concurrency, command))
         except BaseException as error:
-            settings = self._last_lines()
+            lines = self._last_lines()
             self.stop()
             if isinstance(error, OSError | TimeoutError):
-                raise RunError(f"NNI's experiment did not start: {error}{settings}") from error
+                raise RunError(f"NNI's experiment did not start: {error}{lines}") from error
             raise
 
     @property

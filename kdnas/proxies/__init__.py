@@ -34,6 +34,11 @@ class Pool:
         """Return the places int64 [n] of a random share, as the task draws one: of classes each has its part."""
         return self.task.draw(self.targets, self.share, self.seed)
 
+    def chosen(self, choose: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
+        """Return the places int64 [n] that `choose(features [k, C], count)` takes of each class, by their features."""
+        features = self.features()
+        return np.concatenate([places[choose(features[places], count)] for places, count in self.quotas()])
+
     def quotas(self) -> list[tuple[np.ndarray, int]]:
         """Return for each class its places, and how many of them a random share has; without classes, for all."""
         drawn = self.drawn()

@@ -13,8 +13,7 @@ from kdnas.proxies import PROXIES, Pool
 @PROXIES.register
 def herding(pool: Pool) -> np.ndarray:
     """Samples of each class whose mean in the teacher's features comes nearest to the class's own, one by one."""
-    features = pool.features()
-    return np.concatenate([places[_herded(features[places], count)] for places, count in pool.quotas()])
+    return pool.chosen(_herded)
 
 
 def _herded(features: np.ndarray, count: int) -> np.ndarray:

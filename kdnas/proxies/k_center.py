@@ -13,8 +13,7 @@ from kdnas.proxies import PROXIES, Pool
 @PROXIES.register
 def k_center(pool: Pool) -> np.ndarray:
     """Samples of each class that cover it: each is the farthest from those chosen, in the teacher's features."""
-    features = pool.features()
-    return np.concatenate([places[_covering(features[places], count)] for places, count in pool.quotas()])
+    return pool.chosen(_covering)
 
 
 def _covering(features: np.ndarray, count: int) -> np.ndarray:

@@ -46,12 +46,12 @@ class TrainingLoss(nn.Module):
         self._whose = [recipe.whose(term, teachers) for term in terms]
         self.learns_of = frozenset(self._whose) & frozenset(LEARNING)
         self._ensemble = recipe.ensemble or Ensemble()
-        others = {ENSEMBLE: OutputShapes(student.outputs), **dict.fromkeys(LEARNING, student)}
+        shapes = {ENSEMBLE: OutputShapes(student.outputs), **dict.fromkeys(LEARNING, student), **teachers}
         self.weights = [term.weight for term in terms]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "adapters"))
             built = [
-                LOSSES.build(term.type, student, {**others, **teachers}[whose], **term.options)
+                LOSSES.build(term.type, student, shapes[whose], **term.options)
                 for term, whose in zip(terms, self._whose, strict=True)
             ]
         self.terms = nn.ModuleList(built)
@@ -82,15 +82,14 @@ class TrainingLoss(nn.Module):
             loss = loss + self.task_weight * task_loss(rows, self.label_smoothing)
         ours = student.learning
         taught = rows if student.taught is None else replace(rows, logits=ours.logits)
-        theirs = {} if of_teachers is None else {name: [outputs] for name, outputs in of_teachers.by.items()}
+        theirs: dict[str, Sequence[Outputs]] = dict(learning or {})
+        if of_teachers is not None:
+            theirs |= {name: [outputs] for name, outputs in of_teachers.by.items()}
         if of_teachers is not None and ENSEMBLE in self._whose:
             theirs[ENSEMBLE] = [of_teachers.together(self._ensemble, rows)]
-        theirs |= {name: list(outputs) for name, outputs in (learning or {}).items()}
         for index, (weight, term) in enumerate(zip(self.weights, self.terms, strict=True)):
-            first, *more = theirs[self._whose[index]]
-            value = weight * term(ours, first, taught)
-            if more:
-                value = (value + sum(weight * term(ours, other, taught) for other in more)) / (1 + len(more))
+            values = [term(ours, other, taught) for other in theirs[self._whose[index]]]
+            value = weight / len(values) * sum(values[1:], values[0])
             loss = loss + (value * self.warmth[index] if self._warmups[index] > 0 else value)
         return loss
 

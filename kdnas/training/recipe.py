@@ -92,6 +92,8 @@ RESERVED = {
     SELF: "the student itself",
 }
 """What cannot be a teacher's name, and what it is."""
+SOURCE_OF = {"peers": PEERS, "ema_teacher": EMA}
+"""Settings of a distillation that speak of one source of outputs alone."""
 
 
 class Ensemble(Section):
@@ -146,7 +148,7 @@ class Distillation(Section):
 
     @pydantic.model_validator(mode="after")
     def _asked_for(self) -> Distillation:
-        for name, whose in (("peers", PEERS), ("ema_teacher", EMA)):
+        for name, whose in SOURCE_OF.items():
             if getattr(self, name) is not None and not self.learns_of(whose):
                 raise ValueError(f"{name} is stated, and no loss learns of it: none has `of: {whose}`")
         return self
