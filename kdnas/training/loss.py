@@ -22,9 +22,10 @@ from kdnas.training.recipe import ENSEMBLE, LEARNING, Distillation, Ensemble
 class TrainingLoss(nn.Module):
     """task_weight * task loss + the sum of weight * distillation loss; its parameters are the losses' adapters.
 
-    Terms of weight 0 are not built. The adapters are initialised from `seed` alone. Weights that warm up are those of
-    the place in the training that `at` was told last, full ones before. `teachers` are by name. Peers, moving average
-    and the student itself are of the student's shapes.
+    Terms of weight 0 are not built. The adapters are initialised from `seed` alone. Weights that warm up, or count
+    during a part of the training, are those of the place in it that `at` was told last, full ones before. `teachers`
+    are by name. Peers, moving average and the student itself are of the student's shapes.
+
     Raises ConfigError where a loss cannot be built for these shapes, or has no teacher to learn from.
     """
 
@@ -55,15 +56,14 @@ class TrainingLoss(nn.Module):
                 for term, whose in zip(terms, self._whose, strict=True)
             ]
         self.terms = nn.ModuleList(built)
-        self._warmups = [term.warmup_fraction for term in terms]
+        self._changing = {index: term for index, term in enumerate(terms) if term.changes}
         # On the device and changed in its place: a captured step reads it anew each time.
         self.register_buffer("warmth", torch.ones(len(terms)), persistent=False)
 
     def at(self, progress: float) -> None:
-        """Set the weights that warm up for a step that ends at the share `progress` of the training, in (0, 1]."""
-        for index, warmup in enumerate(self._warmups):
-            if warmup > 0:
-                self.warmth[index].fill_(min(1.0, progress / warmup))
+        """Set the weights that change for a step that ends at the share `progress` of the training, in (0, 1]."""
+        for index, term in self._changing.items():
+            self.warmth[index].fill_(term.share_at(progress))
 
     def forward(
         self,
@@ -90,7 +90,7 @@ class TrainingLoss(nn.Module):
         for index, (weight, term) in enumerate(zip(self.weights, self.terms, strict=True)):
             values = [term(ours, other, taught) for other in theirs[self._whose[index]]]
             value = weight / len(values) * sum(values[1:], values[0])
-            loss = loss + (value * self.warmth[index] if self._warmups[index] > 0 else value)
+            loss = loss + (value * self.warmth[index] if index in self._changing else value)
         return loss
 
 

@@ -45,6 +45,9 @@ class LossTerm(pydantic.BaseModel):
     they are. None: the only teacher's, the ensemble's where there are several."""
     warmup_fraction: Fraction = 0.0
     """Share of all steps in which the weight rises in equal steps to `weight`, as dkd's authors have it."""
+    during: tuple[Fraction, Fraction] | None = None
+    """The stretch of the steps, in shares of all, in which it counts: `[0, 0.5]` for the first half, TinyBERT's step of
+    layers, `[0.5, 1]` for what follows. None: all of them. A warm-up begins with it."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -69,14 +72,33 @@ class LossTerm(pydantic.BaseModel):
         except ConfigError:
             return given
 
+    @pydantic.model_validator(mode="after")
+    def _some_stretch(self) -> LossTerm:
+        if self.during is not None and not self.during[0] < self.during[1]:
+            raise ValueError(f"during {list(self.during)} is no stretch: its first share must be below its second")
+        return self
+
+    def share_at(self, progress: float) -> float:
+        """Return which share of the weight counts in a step that ends at the share `progress` of the training."""
+        first, last = self.during or (0.0, 1.0)
+        if not first < progress <= last:
+            return 0.0
+        return 1.0 if self.warmup_fraction == 0.0 else min(1.0, (progress - first) / self.warmup_fraction)
+
+    @property
+    def changes(self) -> bool:
+        """Whether its weight is not the same in all steps."""
+        return self.warmup_fraction > 0.0 or self.during is not None
+
     @pydantic.model_serializer(mode="wrap")
     def _without_later_defaults(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave unsaid what is as it was before there was a choice: old hashes and records stay what they are."""
         settings: dict[str, Any] = plain(self)
         if self.warmup_fraction == 0.0:
             settings.pop("warmup_fraction", None)
-        if self.of is None:
-            settings.pop("of", None)
+        for name in ("of", "during"):
+            if getattr(self, name) is None:
+                settings.pop(name, None)
         return settings
 
 

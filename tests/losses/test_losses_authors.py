@@ -173,8 +173,8 @@ def test_a_term_that_states_no_weight_has_its_authors() -> None:
     assert LossTerm(type="no such loss").weight == 1.0
 
 
-def warmed(progresses: Sequence[float]) -> list[float]:
-    term = LossTerm(type="dkd", weight=2.0, warmup_fraction=0.25)
+def warmed(progresses: Sequence[float], during: tuple[float, float] | None = None) -> list[float]:
+    term = LossTerm(type="dkd", weight=2.0, warmup_fraction=0.25, during=during)
     criterion = TrainingLoss(Distillation(task_weight=0, losses=(term,)), STUDENT, {"teacher": TEACHER}, seed=0)
     s, t, found = outputs(STUDENT, 1), outputs(TEACHER, 2), []
     for progress in progresses:
@@ -187,6 +187,19 @@ def test_a_weight_warms_up_in_its_share_of_the_steps() -> None:
     full = 2 * dkd(outputs(STUDENT, 1), outputs(TEACHER, 2))
     found = warmed([0.05, 0.125, 0.25, 0.5, 1.0])
     assert found == pytest.approx([0.2 * full, 0.5 * full, full, full, full], rel=1e-5)
+
+
+def test_a_loss_counts_during_its_stretch_of_the_steps_and_warms_up_from_its_beginning() -> None:
+    full = 2 * dkd(outputs(STUDENT, 1), outputs(TEACHER, 2))
+    found = warmed([0.25, 0.5, 0.625, 0.75, 0.9, 1.0], during=(0.5, 0.9))
+    assert found == pytest.approx([0, 0, 0.5 * full, full, full, 0], rel=1e-5)
+
+
+def test_a_stretch_that_ends_before_it_begins_is_refused() -> None:
+    with pytest.raises(ValueError, match="is no stretch"):
+        LossTerm(type="kd", during=(0.5, 0.5))
+    term = LossTerm(type="kd", during=(0.0, 0.5))
+    assert LossTerm.model_validate_json(term.model_dump_json()) == term
 
 
 def test_no_warmup_is_left_unsaid() -> None:
