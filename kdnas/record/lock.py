@@ -413,7 +413,7 @@ def refuse_another_study(
     changed = _differences(shortened(before), shortened(after))
     sections = {difference.where.partition(".")[0] for difference in changed}
     changed += [
-        Problem(what, "its content is not what it was")
+        Problem(what, _other_content(config, what))
         for what in sorted({*lock.fingerprints, *fingerprints} - sections)
         if lock.fingerprints.get(what) != fingerprints.get(what)
     ]
@@ -425,6 +425,17 @@ def refuse_another_study(
         "choose another --out or restore the study"
     )
     raise RunFolderError([Problem(str(folder), what), *changed[:_SHOWN]])
+
+
+def _other_content(config: StudyConfig, what: str) -> str:
+    """Say that `what` has another hash than in the run; of a teacher that kdnas trains, also where its weights are."""
+    teacher = {"teacher": config.teacher, **config.further_teachers}.get(what.rpartition(".")[2])
+    if teacher is None or teacher.type != "student":
+        return "its content is not what it was"
+    return (
+        "the network that was trained here for this run is not the one found in the cache or trained now; point "
+        "KDNAS_CACHE to the cache of that time (runs of earlier versions hold no copy of their teacher)"
+    )
 
 
 def _identity(config: StudyConfig, space: SearchSpace, *, stated: bool = False) -> dict[str, Any]:

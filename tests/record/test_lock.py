@@ -171,6 +171,9 @@ def test_a_resume_notices_what_changes_a_score_and_nothing_else(tmp_path, lock):
     other = {"data": "other", "teacher": "t"}
     with pytest.raises(RunFolderError, match="data: its content is not what it was"):
         check(fingerprints=other)
+    made_here = {**FINGERPRINTS, "teacher": "trained again"}  # by a run that keeps no copy of it, without its cache
+    with pytest.raises(RunFolderError, match="teacher: the network that was trained here .* KDNAS_CACHE"):
+        check(fingerprints=made_here)
     with pytest.raises(RunFolderError, match=r"data\.validation_fraction: 0\.25 -> 0\.5$") as caught:
         check(data=lock.config.data.model_copy(update={"validation_fraction": 0.5}), fingerprints=other)
     assert len(caught.value.problems) == 2  # the folder and the setting, which says why its content differs
