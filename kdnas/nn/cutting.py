@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from kdnas.nn.layer_lists import leave_out_of_lists
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.pieces import LogitsOf
 from kdnas.nn.scaling_norms import norms_as_scales
@@ -357,8 +359,14 @@ def _refit(layer: nn.Module) -> None:
 
 
 def _set(network: nn.Module, attribute: str, value: int) -> None:
+    """Set a number of a module, or of a configuration that it holds, which is its own from then on."""
     path, _, name = attribute.rpartition(".")
-    setattr(network.get_submodule(path), name, value)
+    holder, _, leaf = path.rpartition(".")
+    owner: Any = operator.attrgetter(path)(network) if path else network
+    if not isinstance(owner, nn.Module):
+        owner = copy.copy(owner)
+        setattr(network.get_submodule(holder), leaf, owner)
+    setattr(owner, name, (value,) if isinstance(getattr(owner, name), tuple) else value)
 
 
 # Its source, and that of `_refit`, stands in exported students: neither calls anything of kdnas.
@@ -376,15 +384,22 @@ def remove_blocks(network: nn.Module, blocks: Sequence[str]) -> None:
 
 
 def _leave_out(network: nn.Module, blocks: Sequence[str]) -> None:
-    """Take `blocks` out, and number those that stay in their containers anew."""
-    remove_blocks(network, blocks)
-    for parent in {name.rpartition(".")[0] for name in blocks}:
+    """Take `blocks` out, and number those that stay in their containers anew, as the configuration counts them."""
+    lists: dict[str, tuple[int, list[int]]] = {}
+    for parent in dict.fromkeys(name.rpartition(".")[0] for name in blocks):
         container = network.get_submodule(parent)
         if isinstance(container, nn.Sequential | nn.ModuleList):
-            for index, block in enumerate(container):
-                for module in block.modules():
-                    if isinstance(getattr(module, "layer_idx", None), int):
-                        setattr(module, "layer_idx", index)  # noqa: B010 - caches are kept by layer
+            places = [i for i, name in enumerate(container._modules) if f"{parent}.{name}".removeprefix(".") in blocks]
+            lists[parent] = len(container), places
+    remove_blocks(network, blocks)
+    for parent in lists:
+        for index, block in enumerate(network.get_submodule(parent).children()):
+            for module in block.modules():
+                for number in ("layer_idx", "layer_id"):  # caches are kept by layer
+                    if isinstance(getattr(module, number, None), int):
+                        setattr(module, number, index)
+    if len(lists) == 1:  # no list of a network of stages has an entry for every layer of one
+        leave_out_of_lists(network, lists)
 
 
 _SHARES = (0.5, 0.75)
@@ -424,22 +439,25 @@ def _faults(
     if not parts:
         return []
     exact = [part for part in parts if isinstance(part, Depth) or not part.inexact]
-    if len(exact) not in (0, len(parts)):
-        inexact = [part for part in parts if part not in exact]
-        return [*_faults(anatomy, network, example, exact), *_faults(anatomy, network, example, inexact)]
+    mixed = len(exact) not in (0, len(parts))
 
     def fault(parts: Sequence[Axis | Depth]) -> str:
-        tried = (_fault(anatomy, network, example, parts, share, exact=bool(exact)) for share in _SHARES)
+        all_exact = all(part in exact for part in parts)
+        tried = (_fault(anatomy, network, example, parts, share, exact=all_exact) for share in _SHARES)
         return next(filter(None, tried), "")
 
-    if not (why := fault(parts)):
+    if not mixed and not (why := fault(parts)):
         return []
     if len(parts) == 1:
         return [(parts[0].name, why)]
     middle = len(parts) // 2
     halves = parts[:middle], parts[middle:]
+    if mixed:  # what is exact is held to that first, and then beside the rest
+        halves = exact, [part for part in parts if part not in exact]
     if found := [one for half in halves for one in _faults(anatomy, network, example, half)]:
         return found
+    if mixed and not fault(parts):
+        return []
     sound = list(halves[0])  # each half can be cut, both cannot
     for part in halves[1]:
         if why := fault([*sound, part]):

@@ -22,16 +22,27 @@ _SECOND = (F.group_norm, torch.group_norm)
 
 @contextmanager
 def norms_as_scales(*networks: nn.Module) -> Iterator[None]:
-    """Within it, layer, group and root-mean-square norms of `networks` compute factor x input + offset.
+    """Within it, norms over the channels of `networks` compute factor x input + offset.
 
-    Those that compute it by themselves are known by the name of their class.
+    Those that compute it by themselves are known by the name of their class: RMSNorm, LayerNorm, GlobalResponseNorm.
     """
     with ExitStack() as stack:
         for module in (part for network in networks for part in network.modules()):
-            if "rmsnorm" in type(module).__name__.lower() and not isinstance(module, nn.RMSNorm):
+            if norms_by_itself(module):
                 stack.callback(module.register_forward_hook(_scaled_output).remove)
         stack.enter_context(_Scales())
         yield
+
+
+def norms_by_itself(module: nn.Module) -> bool:
+    """Whether a module is a norm over channels that is none of torch's own, by the name of its class."""
+    name = type(module).__name__.lower()
+    known = isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm) or "batchnorm" in name
+    return "norm" in name and not known and not any(module.children()) and any(map(_is_vector, module.parameters()))
+
+
+def _is_vector(parameter: Tensor) -> bool:
+    return parameter.ndim == 1
 
 
 class _Scales(TorchFunctionMode):
@@ -62,5 +73,9 @@ def _scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 def _scaled_output(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-    weight = getattr(module, "weight", None)
-    return _scaled(inputs[0], weight if isinstance(weight, Tensor) else None, None)
+    if not isinstance(output, Tensor):
+        return output
+    x, parts = inputs[0], [getattr(module, leaf, None) for leaf in ("weight", "bias")]
+    lengths = {len(part) for part in parts if isinstance(part, Tensor)}
+    spread = (-1,) if lengths == {x.shape[-1]} else (-1, *[1] * (x.ndim - 2))  # channels come last, or second
+    return _scaled(x, *(part.view(spread) if isinstance(part, Tensor) else None for part in parts))

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,11 @@ from kdnas.nn.cutting import NORM_OVER_CHANNELS, Anatomy, Axis, Count, Depth, Fi
 class LayerRoles:
     """Who does what in one layer, by dotted names inside it.
 
-    `qkv` is one layer for queries, keys and values, or three. `up` are the layers into the MLP's neurons (two where it
-    is gated), `down` the one out of them. `head_size` is where the layer says how wide a head is; where it does not,
-    `heads` is where it says how many there are. `counts` say what must follow the number of heads: an attribute, and
-    whether it counts the heads themselves or their width.
+    `qkv` is one layer for queries, keys and values, or three; none, where they are no layers. `up` are the layers into
+    the MLP's neurons (two where it is gated, or one that is twice as long), `down` the one out of them. `head_size` is
+    where the layer says how wide a head is; where it does not, `heads` is where it says how many there are. `counts`
+    say what must follow the number of heads: an attribute, and what it counts: heads, those of keys and values, or
+    their width.
     """
 
     qkv: tuple[str, ...]
@@ -35,17 +37,23 @@ class LayerRoles:
     head_size: str = ""
     heads: str = ""
     counts: tuple[tuple[str, str], ...] = ()
-    """(attribute, "heads" or "width")."""
+    """(attribute, "heads", "groups" or "width")."""
+    packed: Literal["kinds", "heads"] = "kinds"
+    """How one layer for queries, keys and values holds them: all of a kind after another, or all of a head."""
     scales: tuple[str, ...] = ()
     """Parameters of the layer as long as the residual stream is wide, such as LayerScale's."""
     head_norms: tuple[str, ...] = ()
-    """Norms over all heads at once, where there are any."""
+    """Norms over all heads at once, where there are any; those over a head each stay as they are."""
     head_tables: tuple[str, ...] = ()
     """Parameters with a column for every head, such as a table of relative positions."""
     neuron_norms: tuple[str, ...] = ()
     """Norms over the MLP's neurons."""
     uncuttable_without: str = ""
     """An attribute that a layer must have for its heads to be cut: the width of its attention, beside its input's."""
+    heads_stay: str = ""
+    """Why heads are never cut; empty: they may be."""
+    width_stays: str = ""
+    """Why the residual stream is never cut; empty: it may be."""
 
     causal: bool = False
     """Whether these are layers of kdnas's own that say that their tokens look only back."""
@@ -137,14 +145,19 @@ def staged_transformer(
         found = list[Axis]()
         for path in paths:
             layer = network.get_submodule(path)
+            why = roles.heads_stay
             if roles.uncuttable_without and not _has(layer, roles.uncuttable_without):
                 why = "its attention takes the width of its heads from that of its input"
+            if why:
                 whole.append(Uncut(f"{path}.heads", why))
             else:
                 found.append(_heads(path, layer, roles))
             found.append(_neurons(path, layer, roles))
         name = "width" if len(stages) == 1 else f"{container.rpartition('.')[0]}.width"
-        found.append(_width(name, network, paths, roles, stream))
+        if roles.width_stays:
+            whole.append(Uncut(name, roles.width_stays))
+        else:
+            found.append(_width(name, network, paths, roles, stream))
         axes += [dataclasses.replace(axis, stage=number) for axis in found]
         depths.append(Depth(f"{container}.depth", tuple(paths), tuple(_evenly_spaced(len(paths))), stage=number))
     return Anatomy(kind, tuple(axes), tuple(depths), tuple(whole), finish)
@@ -157,10 +170,9 @@ def _heads(path: str, layer: nn.Module, roles: LayerRoles) -> Axis:
     queries = _in_size(out) // size
     ties: list[Tie] = []
     if len(roles.qkv) == 1:
-        units = queries
-        runs = _runs(units, size)
-        three = torch.cat([runs, runs + units * size, runs + 2 * units * size], dim=1)
-        ties += _out_ties(f"{path}.{roles.qkv[0]}", _linear(layer, roles.qkv[0]), three)
+        packed = _linear(layer, roles.qkv[0])
+        units = (_out_size(packed) // size - queries) // 2  # heads of keys, and of values
+        ties += _out_ties(f"{path}.{roles.qkv[0]}", packed, _packed(queries, units, size, roles))
     else:
         keys = _linear(layer, roles.qkv[1])
         units = _out_size(keys) // size
@@ -168,9 +180,9 @@ def _heads(path: str, layer: nn.Module, roles: LayerRoles) -> Axis:
             part = _linear(layer, name)
             ties += _out_ties(f"{path}.{name}", part, _runs(units, _out_size(part) // units))
     ties.append(_in_tie(f"{path}.{roles.out}", out, _runs(units, _in_size(out) // units)))
-    per_unit = {"heads": queries // units, "width": queries // units * size}
+    per_unit = {"heads": queries // units, "groups": 1, "width": queries // units * size}
     counts = tuple(Count(f"{path}.{name}", per_unit[what]) for name, what in roles.counts if _has(layer, name))
-    norms = _norms(path, layer, roles.head_norms, _runs(units, _in_size(out) // units))
+    norms = [tie for name in roles.head_norms for tie in _norm_over_heads(f"{path}.{name}", layer, name, units, size)]
     tables = [Tie(f"{path}.{name}", 1, _runs(units, queries // units)) for name in roles.head_tables]
     return Axis(
         f"{path}.heads",
@@ -183,11 +195,28 @@ def _heads(path: str, layer: nn.Module, roles: LayerRoles) -> Axis:
     )
 
 
+def _packed(queries: int, groups: int, size: int, roles: LayerRoles) -> Tensor:
+    """Return the places [groups, k] of every group of heads in one layer for queries, keys and values."""
+    if roles.packed == "heads":
+        return _runs(groups, (queries // groups + 2) * size)
+    keys = _runs(groups, size) + queries * size
+    return torch.cat([_runs(groups, queries // groups * size), keys, keys + groups * size], dim=1)
+
+
+def _norm_over_heads(path: str, layer: nn.Module, name: str, units: int, size: int) -> list[Tie]:
+    """Return the ties of a norm, none where it is over one head alone."""
+    weight = getattr(_find(layer, name), "weight", None)
+    if not isinstance(weight, Tensor) or weight.numel() == size or weight.ndim != 1:
+        return []
+    return _norm_ties(path, _find(layer, name), _runs(units, len(weight) // units))
+
+
 def _neurons(path: str, layer: nn.Module, roles: LayerRoles) -> Axis:
     down = _linear(layer, roles.down)
     size = _in_size(down)
     places = _runs(size, 1)
-    ties = [tie for name in roles.up for tie in _out_ties(f"{path}.{name}", _linear(layer, name), places)]
+    ups = [(f"{path}.{name}", _linear(layer, name)) for name in roles.up]
+    ties = [tie for name, up in ups for tie in _out_ties(name, up, _copies(size, _out_size(up)))]
     ties.append(_in_tie(f"{path}.{roles.down}", down, places))
     norms = _norms(path, layer, roles.neuron_norms, places)
     return Axis(
@@ -201,6 +230,7 @@ def _width(name: str, network: nn.Module, paths: Sequence[str], roles: LayerRole
     size = _out_size(_linear(first, roles.out))
     places = _runs(size, 1)
     ties: list[Tie] = []
+    counts: list[Count] = []
     for path in paths:
         layer = network.get_submodule(path)
         for part in (*roles.qkv, *roles.up):
@@ -209,6 +239,7 @@ def _width(name: str, network: nn.Module, paths: Sequence[str], roles: LayerRole
             ties += _out_ties(f"{path}.{part}", _linear(layer, part), places)
         for part in roles.norms:
             ties += _norm_ties(f"{path}.{part}", _find(layer, part), places)
+            counts += _bare_norm(f"{path}.{part}", _find(layer, part))
         ties += [Tie(f"{path}.{part}", 0, places) for part in roles.scales if _has(layer, part)]
     for part in stream.writes:
         module = _find(network, part)
@@ -224,11 +255,12 @@ def _width(name: str, network: nn.Module, paths: Sequence[str], roles: LayerRole
         norm = _find(network, part)
         weight = getattr(norm, "weight", None)
         ties += _norm_ties(part, norm, _copies(size, len(weight)) if isinstance(weight, Tensor) else places)
+        counts += _bare_norm(part, norm)
     for part in stream.tensors:
         tensor = _find(network, part)
         if isinstance(tensor, Tensor):
             ties.append(Tie(part, tensor.ndim - 1, places))
-    return Axis(name, "width", size, tuple(ties), inexact=NORM_OVER_CHANNELS)
+    return Axis(name, "width", size, tuple(ties), tuple(counts), inexact=NORM_OVER_CHANNELS)
 
 
 def _norms(path: str, layer: nn.Module, names: Sequence[str], places: Tensor) -> list[Tie]:
@@ -239,6 +271,12 @@ def _norm_ties(name: str, norm: object, places: Tensor) -> list[Tie]:
     if not isinstance(norm, nn.Module):
         return []
     return [Tie(f"{name}.{leaf}", 0, places) for leaf in ("weight", "bias") if _has(norm, leaf)]
+
+
+def _bare_norm(name: str, norm: object) -> list[Count]:
+    """Return the size that a norm without parameters says of itself."""
+    bare = _find(norm, "normalized_shape") and not isinstance(getattr(norm, "weight", None), Tensor)
+    return [Count(f"{name}.normalized_shape", 1)] if bare and isinstance(norm, nn.Module) else []
 
 
 def _out_ties(name: str, layer: nn.Module, places: Tensor) -> list[Tie]:
@@ -284,7 +322,7 @@ def _copies(units: int, length: int) -> Tensor:
     return torch.arange(length).reshape(-1, units).T
 
 
-def _find(root: nn.Module, name: str) -> object:
+def _find(root: object, name: str) -> object:
     """Return what `name` points to below `root`; None where there is nothing."""
     found: object = root
     for part in name.split("."):

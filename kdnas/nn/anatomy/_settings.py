@@ -6,27 +6,24 @@ from torch import nn
 
 from kdnas.nn.cutting import Kept
 
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
-_HEADS = ("num_attention_heads", "n_head", "n_heads")
-_INNER = ("intermediate_size", "n_inner", "hidden_dim")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+_INNER = ("intermediate_size", "n_inner", "hidden_dim", "ffn_dim", "ffn_hidden_size")
 _WIDTH = ("hidden_size", "n_embd", "dim")
+
+_WORDS = "word_embed_proj_dim"
+"""How wide the table of words is, where a configuration says that: as wide as the stream, or projected."""
 
 
 def set_hugging_face_sizes(network: nn.Module, kept: Kept) -> None:
     """Set the sizes in the network's `config` that one number can say; those that differ by layer stay as they were.
 
-    A stock configuration has one number of heads and one inner size for all layers. Such a network opens again from its
+    A stock configuration has one number of heads and one inner size for all layers; how many layers are left it was
+    told already (`kdnas.nn.layer_lists`). Such a network opens again from its
     own folder; another one is right as it stands in memory, but its configuration does not describe it.
     """
     config = getattr(network, "config", None)
     if config is None:
         return
-    for name, units in kept.items():
-        if name.endswith(".depth"):
-            _set(config, _LAYERS, len(units))
-            types = getattr(config, "layer_types", None)
-            if isinstance(types, list):
-                config.layer_types = [types[index] for index in units]
     heads = {len(units) for name, units in kept.items() if name.endswith(".heads")}
     inner = {len(units) for name, units in kept.items() if name.endswith(".inner")}
     if len(heads) == 1:
@@ -34,7 +31,10 @@ def set_hugging_face_sizes(network: nn.Module, kept: Kept) -> None:
     if len(inner) == 1:
         _set(config, _INNER, inner.pop())
     if "width" in kept:
+        before = next((getattr(config, name) for name in _WIDTH if hasattr(config, name)), None)
         _set(config, _WIDTH, len(kept["width"]))
+        if getattr(config, _WORDS, None) == before:
+            setattr(config, _WORDS, len(kept["width"]))
 
 
 def _set_heads(config: object, units: int) -> None:

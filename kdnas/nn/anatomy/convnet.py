@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kdnas.nn.anatomy import ANATOMIES
 from kdnas.nn.cutting import NORM_OVER_CHANNELS, Anatomy, Axis, Depth, Role, Tie, Uncut
+from kdnas.nn.scaling_norms import norms_by_itself
 
 _PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
 _CHANNELS = ".channels"
@@ -94,7 +95,8 @@ def _axis(name: str, group: Any, graph: Any, names: dict[nn.Module, str]) -> Axi
             ties.setdefault((tie.tensor, tie.dim, tie.reads), tie)
     if not any(tie.reads for tie in ties.values()):
         raise ValueError("no layer of the network reads them")
-    normed = any(isinstance(member.dep.target.module, nn.LayerNorm | nn.GroupNorm) for member in members)
+    holders = [graph.model.get_submodule(tie.tensor.rpartition(".")[0]) for tie in ties.values()]
+    normed = any(isinstance(part, nn.LayerNorm | nn.GroupNorm) or norms_by_itself(part) for part in holders)
     return Axis(
         f"{name}{_CHANNELS}", "width", units, tuple(ties.values()), inexact=NORM_OVER_CHANNELS if normed else ""
     )
@@ -243,8 +245,11 @@ def _residual_blocks(network: nn.Module, example: Tensor) -> dict[str, tuple[int
 
 
 def _is_residual(block: nn.Module, fed: Tensor) -> bool:
-    """Whether `block` with zero parameters gives back what it is `fed`, made as large as rounding leaves alone."""
-    if not any(parameter.numel() for parameter in block.parameters()):
+    """Whether `block` with zero parameters gives back what it is `fed`, made as large as rounding leaves alone.
+
+    A norm that adds what it is fed, as ConvNeXt V2's does, is no block: a layer must be in it.
+    """
+    if not any(isinstance(module, (nn.Linear, *_CONVOLUTIONS)) for module in block.modules()):
         return False
     largest = fed.abs().max()
     fed = fed / largest if largest > 0 else torch.rand_like(fed)

@@ -1,4 +1,8 @@
-"""Decoders: GPT-2, those of the Llama kind (Llama, Mistral, Qwen, SmolLM) with grouped queries, and kdnas's own."""
+"""Decoders: GPT-2, those of the Llama kind with grouped queries (Llama, Mistral, Qwen, Gemma, Phi), OPT, NeoX, kdnas's.
+
+Where positions are told by slopes that follow the number of heads (BLOOM, MPT; Press et al., "ALiBi", ICLR 2022), or
+all queries share one head of keys (Falcon), heads stay.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +29,94 @@ _LLAMA = LayerRoles(
     out="self_attn.o_proj",
     up=("mlp.gate_proj", "mlp.up_proj"),
     down="mlp.down_proj",
-    norms=("input_layernorm", "post_attention_layernorm"),
+    norms=(
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
     head_size="self_attn.head_dim",
-    counts=(),
+    counts=(("self_attn.num_heads", "heads"), ("self_attn.num_key_value_heads", "groups")),
+    head_norms=("self_attn.q_norm", "self_attn.k_norm"),
 )
-_STREAM = StreamRoles(writes=("wte", "wpe", "embed_tokens"), norms=("ln_f", "norm"))
-_HEADS = StreamRoles(reads=("lm_head", "score", "classifier"))
+_STARCODER = replace(_LLAMA, up=("mlp.c_fc",), down="mlp.c_proj")
+_PHI = replace(_LLAMA, out="self_attn.dense", up=("mlp.fc1",), down="mlp.fc2")
+_PHI3 = replace(
+    _LLAMA,
+    qkv=("self_attn.qkv_proj",),
+    up=("mlp.gate_up_proj",),
+    counts=(("self_attn.num_key_value_heads", "groups"), ("self_attn.config.num_attention_heads", "heads")),
+)
+_OPT = replace(
+    _LLAMA,
+    out="self_attn.out_proj",
+    up=("fc1",),
+    down="fc2",
+    norms=("self_attn_layer_norm", "final_layer_norm"),
+)
+_GPT_J = LayerRoles(
+    qkv=("attn.q_proj", "attn.k_proj", "attn.v_proj"),
+    out="attn.out_proj",
+    up=("mlp.fc_in",),
+    down="mlp.fc_out",
+    norms=("ln_1",),
+    head_size="attn.head_dim",
+    counts=(("attn.num_attention_heads", "heads"),),
+)
+_GPT_NEO = LayerRoles(
+    qkv=("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
+    out="attn.attention.out_proj",
+    up=("mlp.c_fc",),
+    down="mlp.c_proj",
+    norms=("ln_1", "ln_2"),
+    head_size="attn.attention.head_dim",
+    counts=(("attn.attention.num_heads", "heads"),),
+)
+_NEOX = LayerRoles(
+    qkv=("attention.query_key_value",),
+    out="attention.dense",
+    up=("mlp.dense_h_to_4h",),
+    down="mlp.dense_4h_to_h",
+    norms=("input_layernorm", "post_attention_layernorm"),
+    head_size="attention.head_size",
+    packed="heads",
+)
+_ALIBI = "the slopes that tell its positions follow the number of heads"
+_BLOOM = LayerRoles(
+    qkv=("self_attention.query_key_value",),
+    out="self_attention.dense",
+    up=("mlp.dense_h_to_4h",),
+    down="mlp.dense_4h_to_h",
+    norms=("input_layernorm", "post_attention_layernorm"),
+    head_size="self_attention.head_dim",
+    heads_stay=_ALIBI,
+)
+_FALCON = replace(
+    _BLOOM,
+    norms=("input_layernorm", "post_attention_layernorm", "ln_attn", "ln_mlp"),
+    heads_stay="its queries share heads of keys and values in ways that kdnas does not cut",
+)
+_MPT = LayerRoles(
+    qkv=("attn.Wqkv",),
+    out="attn.out_proj",
+    up=("ffn.up_proj",),
+    down="ffn.down_proj",
+    norms=("norm_1", "norm_2"),
+    head_size="attn.head_dim",
+    heads_stay=_ALIBI,
+)
+_MAKES = (_GPT2, _LLAMA, _STARCODER, _PHI, _PHI3, _OPT, _GPT_J, _GPT_NEO, _NEOX)
+_TABLES = ("wte", "wpe", "embed_tokens", "embed_in", "embed_positions", "word_embeddings")
+_STREAM = StreamRoles(
+    writes=_TABLES,
+    norms=("ln_f", "norm", "final_layernorm", "final_layer_norm", "word_embeddings_layernorm", "norm_f"),
+)
+_PROJECTED = StreamRoles(
+    writes=("project_in", "embed_positions"), reads=("project_out",), norms=("final_layer_norm",)
+)
+"""OPT's tables of words may be narrower than the stream, which projections begin and end then."""
+_HEADS = StreamRoles(reads=("lm_head", "embed_out", "score", "classifier"))
+_BASES = ("", "transformer.", "model.", "model.decoder.", "gpt_neox.")
 
 
 _OWN = replace(HUGGING_FACE_VIT, causal=True)
@@ -43,7 +129,7 @@ _OWN_PROJECTED = StreamRoles(writes=("embeddings_project",), reads=("head_projec
 """Where the tables of words are narrower than the stream."""
 
 
-ROLES = (_GPT2, _LLAMA, _OWN)
+ROLES = (*_MAKES, _OWN)
 """Of the layers of every make."""
 
 
@@ -53,12 +139,18 @@ def gpt(network: nn.Module, example: Tensor) -> Anatomy | None:
 
     Heads are cut with all the queries that share their keys and values, and never inside: rotary pairs stay whole.
     """
-    stream = _HEADS
-    for base in ("", "transformer.", "model."):
-        stream = stream.merged(_STREAM.below(base))
-    for roles in (_GPT2, _LLAMA):
+    projected = any(name.endswith(".project_in") for name, _ in network.named_modules())
+    stream = StreamRoles() if projected else _HEADS
+    for base in _BASES:
+        stream = stream.merged((_PROJECTED if projected else _STREAM).below(base))
+    for roles in (*_MAKES, _FALCON if _is_falcon(network) else _BLOOM, _MPT):
         found = transformer("gpt", network, roles, stream, finish=set_hugging_face_sizes)
         if found is not None:
             return found
     tables = _OWN_TABLES if getattr(network, "embeddings_project", None) is None else _OWN_PROJECTED
     return transformer("gpt", network, _OWN, _OWN_STREAM.merged(tables), finish=set_hugging_face_sizes)
+
+
+def _is_falcon(network: nn.Module) -> bool:
+    """Whether the network's attention knows whether one head of keys and values serves all queries."""
+    return any(hasattr(module, "multi_query") for module in network.modules())

@@ -1,0 +1,43 @@
+"""What a configuration says layer by layer, such as which layers attend within a window, once some layers are gone.
+
+Models read these lists by a layer's place, when they run and when they are made anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import nn
+
+_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+"""What configurations call the number of their layers."""
+_STAGES = "depths"
+"""What only configurations of stages have, whose lists have an entry a stage."""
+_TOKENS = "token"
+"""In the names of lists whose entries are token ids, of which there may happen to be as many."""
+
+
+def leave_out_of_lists(network: nn.Module, containers: Mapping[str, tuple[int, Collection[int]]]) -> None:
+    """Bring the lists of the configurations in `network` that have an entry a layer to the layers that are left.
+
+    `containers` are lists of layers by dotted name: how many they held, and the places of those that are gone. A
+    configuration whose number of layers is another says nothing of them.
+    """
+    seen: set[int] = set()
+    for path, (layers, gone) in containers.items():
+        for module_path, module in network.named_modules():
+            if module_path and not path.startswith(f"{module_path}."):
+                continue
+            config: Any = getattr(module, "config", None)
+            if config is None or id(config) in seen or hasattr(config, _STAGES):
+                continue
+            count = next((name for name in _COUNTS if getattr(config, name, None) == layers), "")
+            if not count:
+                continue
+            seen.add(id(config))
+            left = [place for place in range(layers) if place not in gone]
+            for name, value in list(vars(config).items()):
+                if isinstance(value, list) and len(value) == layers and _TOKENS not in name:
+                    setattr(config, name, [value[place] for place in left])
+            setattr(config, count, len(left))
