@@ -18,6 +18,11 @@ _TOKENS = "token"
 """In the names of lists whose entries are token ids, of which there may happen to be as many."""
 
 
+def layers_of(config: Any) -> int | None:
+    """Return how many layers a configuration says there are; None where it does not."""
+    return next((getattr(config, name) for name in _COUNTS if isinstance(getattr(config, name, None), int)), None)
+
+
 def leave_out_of_lists(network: nn.Module, containers: Mapping[str, tuple[int, Collection[int]]]) -> None:
     """Bring the lists of the configurations in `network` that have an entry a layer to the layers that are left.
 

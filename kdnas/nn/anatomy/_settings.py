@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from kdnas.nn.cutting import Kept
+from kdnas.nn.layer_lists import layers_of
 
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _INNER = ("intermediate_size", "n_inner", "hidden_dim", "ffn_dim", "ffn_hidden_size")
@@ -24,12 +25,13 @@ def set_hugging_face_sizes(network: nn.Module, kept: Kept) -> None:
     config = getattr(network, "config", None)
     if config is None:
         return
-    heads = {len(units) for name, units in kept.items() if name.endswith(".heads")}
-    inner = {len(units) for name, units in kept.items() if name.endswith(".inner")}
-    if len(heads) == 1:
-        _set_heads(config, heads.pop())
-    if len(inner) == 1:
-        _set(config, _INNER, inner.pop())
+    layers = layers_of(config) or 0
+    heads = [len(units) for name, units in kept.items() if name.endswith(".heads")]
+    inner = [len(units) for name, units in kept.items() if name.endswith(".inner")]
+    if len(set(heads)) == 1 and len(heads) >= layers:  # in every layer, gone or not
+        _set_heads(config, heads[0])
+    if len(set(inner)) == 1 and len(inner) >= layers:
+        _set(config, _INNER, inner[0])
     if "width" in kept:
         before = next((getattr(config, name) for name in _WIDTH if hasattr(config, name)), None)
         _set(config, _WIDTH, len(kept["width"]))

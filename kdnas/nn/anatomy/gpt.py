@@ -111,9 +111,7 @@ _STREAM = StreamRoles(
     writes=_TABLES,
     norms=("ln_f", "norm", "final_layernorm", "final_layer_norm", "word_embeddings_layernorm", "norm_f"),
 )
-_PROJECTED = StreamRoles(
-    writes=("project_in", "embed_positions"), reads=("project_out",), norms=("final_layer_norm",)
-)
+_PROJECTED = StreamRoles(writes=("project_in", "embed_positions"), reads=("project_out",), norms=("final_layer_norm",))
 """OPT's tables of words may be narrower than the stream, which projections begin and end then."""
 _HEADS = StreamRoles(reads=("lm_head", "embed_out", "score", "classifier"))
 _BASES = ("", "transformer.", "model.", "model.decoder.", "gpt_neox.")
