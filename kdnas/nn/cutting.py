@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from kdnas.nn.layer_lists import leave_out_of_lists
 from kdnas.nn.normalise import Normalised
-from kdnas.nn.pieces import LogitsOf
+from kdnas.nn.pieces import ClassLogitsOf, LogitsOf
 from kdnas.nn.scaling_norms import norms_as_scales
 
 Example = Tensor | tuple[Tensor, ...]
@@ -530,11 +530,17 @@ def in_order(example: Example, count: int | None = None) -> tuple[Tensor, ...]:
 
 
 def inside(module: nn.Module, example: Example) -> tuple[nn.Module, Example]:
-    """Return the network behind the entrance of `module`, and what it is given when `module` sees `example`."""
+    """Return the network behind the entrance of `module`, and what it is given when `module` sees `example`.
+
+    Raises ValueError where that is not what the network takes first.
+    """
     network, fed = module, example
     for part in module.modules():
         if isinstance(part, Normalised | LogitsOf):
             network = part.network
+        if isinstance(part, ClassLogitsOf) and part.by_name:
+            name = type(part.network).__name__
+            raise ValueError(f"a {name} is given its inputs by name, and students are not cut out of such a network")
     if network is module:
         return module, example
 

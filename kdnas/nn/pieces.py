@@ -63,19 +63,33 @@ class Beginnings(nn.Module):
 
 
 class ClassLogitsOf(LogitsOf):
-    """A classifier of transformers that is given the first `taken` of its inputs, and answers for the classes `order`.
+    """A classifier of transformers that is given the first of its inputs, `names`, and answers for the classes `order`.
 
-    None: for its own, in their order.
+    `by_name`: they are not the first that it takes, as of GPT-2, which takes a cache before the mask. `order` None: it
+    answers for its own classes, in their order.
     """
 
     order: Tensor | None
 
-    def __init__(self, network: nn.Module, taken: int, order: Sequence[int] | None = None, **settings: Any):
+    def __init__(
+        self,
+        network: nn.Module,
+        names: Sequence[str],
+        order: Sequence[int] | None = None,
+        *,
+        by_name: bool = False,
+        **settings: Any,
+    ):
         super().__init__(network, **settings)
-        self.taken = taken
+        self.names = tuple(names)
+        self.by_name = by_name
         self.register_buffer("order", None if order is None else torch.tensor(order), persistent=False)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return logits [B, K] of `inputs` [B, T]."""
-        logits = super().forward(*inputs[: self.taken])
+        taken = inputs[: len(self.names)]
+        if self.by_name:
+            logits: Tensor = self.network(**dict(zip(self.names, taken, strict=True)), **self.settings).logits
+        else:
+            logits = super().forward(*taken)
         return logits if self.order is None else logits[:, self.order]

@@ -160,7 +160,10 @@ class Derived(StudentFamily):
             drawn = torch.randint(0, taken.levels, (_EXAMPLES, *taken.shape), generator=generator)
             plain = drawn.float() if taken.kind == "pixels" else drawn
             example.append((torch.ones_like(plain) if taken.kind == "mask" else plain).to(device))
-        return inside(module, example[0] if len(example) == 1 else tuple(example))
+        try:
+            return inside(module, example[0] if len(example) == 1 else tuple(example))
+        except ValueError as error:
+            raise TeacherError(Problem(f"teacher {self.ancestor().name}", str(error))) from None
 
     @property
     def network(self) -> nn.Module:

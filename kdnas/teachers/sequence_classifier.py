@@ -22,6 +22,7 @@ from kdnas.teachers._adapting import check_finite, fingerprint, spread
 from kdnas.teachers._class_names import ClassNames, class_order, naming_of
 from kdnas.teachers._loading import MAYBE_SEEN
 from kdnas.teachers._transformers import check_tokens, load_transformer
+from kdnas.tokenizing import Tokenizer
 
 _CALLED = {"tokens": "input_ids", "mask": "attention_mask", "segments": "token_type_ids"}
 """What transformers calls the task's inputs."""
@@ -60,7 +61,13 @@ def sequence_classifier(
     if not data.predicts_values:
         order, named = class_order(naming_of(class_names, (known, "its config's id2label")), data, len(labels))
     names = _inputs(network, [taken.name for taken in data.task.inputs])
-    module = ClassLogitsOf(network, len(names), order).eval().requires_grad_(False).to(context.device)
+    to_the_end = _reads_to_the_end(network)
+    if to_the_end:
+        _check_ends(network, data)
+    settings = {"use_cache": False} if to_the_end else {}
+    by_name = tuple(inspect.signature(network.forward).parameters)[: len(names)] != names
+    module = ClassLogitsOf(network, names, order, by_name=by_name, **settings).eval().requires_grad_(False)
+    module.to(context.device)
     probe = [np.asarray(data.train.inputs[taken.name][spread(len(data.train))]) for taken in data.task.inputs]
     with exact_arithmetic(), torch.no_grad():
         answers = module(*(torch.from_numpy(one.astype(np.int64)).to(context.device) for one in probe))
@@ -70,7 +77,7 @@ def sequence_classifier(
         model,
         module,
         tuple(layer.path for layer in attention_layers(module)),
-        linear[-1] if linear else None,
+        linear[-1] if linear and not to_the_end else None,  # which would answer at every token
         fingerprint(network, {"sequence_classifier": type(network).__name__, "order": order}),
         (_MAYBE_SEEN if data.predicts_values else MAYBE_SEEN, *named),
         answers=sketch(answers.cpu().numpy()),
@@ -86,14 +93,28 @@ def _inputs(network: nn.Module, given: list[str]) -> tuple[str, ...]:
 
     DistilBERT takes none; RoBERTa takes them and has one kind alone, for which two texts in a row are all the same.
     """
-    takes = [name for name in inspect.signature(network.forward).parameters if name != "self"]
-    wanted, config = [_CALLED[name] for name in given], network.config
-    kinds = getattr(config, "type_vocab_size", 2)
+    takes = inspect.signature(network.forward).parameters
+    wanted = [_CALLED[name] for name in given]
+    kinds = getattr(network.config, "type_vocab_size", 1 if _reads_to_the_end(network) else 2)
     names = wanted if set(wanted) <= set(takes) and kinds > 1 else wanted[:2]
-    if takes[: len(names)] != names:
-        what = f"a {type(network).__name__} takes {', '.join(takes[:3])} first, not {', '.join(names)}"
-        raise TeacherError(Problem("teacher", what, "a classifier of the BERT kind"))
+    if missing := [name for name in names if name not in takes]:
+        what = f"a {type(network).__name__} takes {', '.join(list(takes)[:3])}, and no {' and no '.join(missing)}"
+        raise TeacherError(Problem("teacher", what, "a classifier of texts"))
     return tuple(names)
+
+
+def _reads_to_the_end(network: Any) -> bool:
+    """Return whether the answer is that of a text's last token, as a language model with a classifier gives it."""
+    return "use_cache" in inspect.signature(network.forward).parameters
+
+
+def _check_ends(network: Any, data: TextData) -> None:
+    """Raise TeacherError where a network that answers at a text's last token takes padding for it."""
+    known, fill = network.config.pad_token_id, Tokenizer(data.tokenizer).pad or 0
+    if known != fill:
+        name = type(network).__name__
+        what = f"a {name} answers at the last token that is not its config's pad_token_id, {known}"
+        raise TeacherError(Problem("teacher", f"{what}, and texts are filled up with {fill}", f"pad_token_id: {fill}"))
 
 
 def _other_answers(outputs: int, data: TextData) -> Problem:

@@ -65,7 +65,9 @@ class StockFolder:
 
     def build(self, arch: Arch) -> nn.Module:
         """Return its network, which takes tokens, and of texts their mask."""
-        return ClassLogitsOf(self._network, 2) if self._classifies else LogitsOf(self._network, use_cache=False)
+        if self._classifies:
+            return ClassLogitsOf(self._network, ("input_ids", "attention_mask"), by_name=True)
+        return LogitsOf(self._network, use_cache=False)
 
     def price(self, arch: Arch) -> Price:
         """Return its multiply-accumulates, counted on a text of the whole length, and its parameters."""
