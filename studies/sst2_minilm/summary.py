@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kdnas import atomic
 from kdnas.core.interval import mean_ci95
+from kdnas.core.words import counted
 from kdnas.record.records import RunRecord
 from kdnas.report.figures import FAINT, FRONT, GRID, INK
 
@@ -20,7 +21,7 @@ TITLES = {"sst2": "SST-2", "trec": "TREC, coarse labels"}
 GOALS = {0.5: 1.0, 0.25: 3.0}
 """By share of the teacher's latency: how many points below its accuracy a student may be."""
 _SAME = 1.05
-"""Latencies that differ by less are told equal."""
+"""Costs that differ by less are told equal."""
 _COLOURS = {"kdnas": FRONT, "distilbert": "#c2571a"}
 _PANEL, _HEIGHT, _EDGE = 340, 330, 56
 
@@ -114,20 +115,23 @@ def table(data: str, students: Sequence[Student], teacher: Teacher) -> str:
 
 
 def comparison(students: Sequence[Student]) -> list[str]:
-    """Return a line a student of the recipe: how far ahead kdnas's best of no more latency is, by validation."""
+    """Return a line a student of the recipe: how far ahead kdnas's best of no more latency, and of no more MACs, is."""
     lines = []
     for other in (one for one in students if one.method != "kdnas"):
-        title = f"- At the latency of {METHODS[other.method]} with {other.layers} layers ({other.latency:.2f})"
-        ours = best_within(students, other.latency)
-        if ours is None:
-            lines.append(f"{title}: no student of kdnas's is as quick.")
-            continue
-        ahead = 100 * (mean(ours.test) - mean(other.test))
-        half = interval(ours.test, other.test)
-        told = "" if half is None else f" ± {half:.1f}"
-        lines.append(
-            f"{title} kdnas's {ours.layers}, {ours.inner} ({ours.latency:.2f}): test {ahead:+.1f}{told} points."
-        )
+        told = []
+        for cost, words in (("latency", "latency"), ("macs", "MACs")):
+            most = getattr(other, cost)
+            ours = best_within(students, most, cost)
+            if ours is None:
+                told.append(f"at {most:.2f} of the {words} there is no student of kdnas's")
+                continue
+            ahead, half = 100 * (mean(ours.test) - mean(other.test)), interval(ours.test, other.test)
+            wide = "" if half is None else f" ± {half:.1f}"
+            size = f"{ours.layers}, {ours.inner} ({getattr(ours, cost):.2f})"
+            told.append(
+                f"at {most:.2f} of the {words} kdnas's {size} is {ahead:+.1f}{wide} points ahead on the test texts"
+            )
+        lines.append(f"- {METHODS[other.method]}, {counted(other.layers, 'layer')}: {'; '.join(told)}.")
     return lines
 
 
@@ -146,9 +150,9 @@ def goals(students: Sequence[Student], teacher: Teacher) -> list[str]:
     return lines
 
 
-def best_within(students: Sequence[Student], latency: float) -> Student | None:
-    """Return kdnas's student of the best validation score among those of about this latency or less."""
-    within = [one for one in students if one.method == "kdnas" and one.latency <= latency * _SAME]
+def best_within(students: Sequence[Student], most: float, cost: str = "latency") -> Student | None:
+    """Return kdnas's student of the best validation score among those of about so much `cost` or less."""
+    within = [one for one in students if one.method == "kdnas" and getattr(one, cost) <= most * _SAME]
     return max(within, key=lambda one: mean(one.validation), default=None)
 
 
