@@ -111,6 +111,18 @@ def content_sum(parts: Iterable[tuple[str, Any]]) -> str:
     return digest.hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits; empty where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_BLOCK):
+                digest.update(chunk)
+    except OSError:
+        return ""
+    return digest.hexdigest()
+
+
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 _NONE = np.uint32(0)

@@ -22,6 +22,7 @@ Point = Literal[
     "teacher",
     "teacher epoch",
     "cache",
+    "store",
     "prepared",
     "asked",
     "trial",
@@ -40,7 +41,8 @@ Point = Literal[
     "audit",
     "plan",
 ]
-"""Where: a kept teacher is written, an epoch of it ends, its outputs are stored, the lock is written, a trial is asked
+"""Where: a kept teacher is written, an epoch of it ends, its outputs are stored, a store has files and not
+yet their name, the lock is written, a trial is asked
 for, a worker begins a job, has its result, the controller takes it, has recorded it; ..."""
 POINTS: tuple[str, ...] = get_args(Point)
 

@@ -14,16 +14,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdnas.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from kdnas.user_code import UserObject
 
+T = TypeVar("T")
 SPELLING = "or path/to/file.py:Name of your own"
 """What stands after the names of built-in members where they are told."""
 _VOUCHED = "KDNAS_PLUGINS"
+_BROUGHT = "KDNAS_PLUGIN_FOLDERS"
 _SPEC = re.compile(r"(?P<module>.+):(?P<name>[A-Za-z_]\w*)")
 # Where members are named in a study, a search space, a train.yaml or a lock file; `*` is every key or place. What
 # stands there is a name, or a section whose `type` is the name and whose other keys are options.
@@ -141,6 +143,17 @@ def vouch(specs: Iterable[str]) -> None:
         os.environ[_VOUCHED] = json.dumps(sorted(_vouched() | new))
 
 
+def plugin_folder(spec: str) -> str:
+    """Return the folder that a plug-in is imported from; empty where it is an installed module."""
+    return spec.rpartition(_ROOT)[0]
+
+
+def bring(folders: Mapping[str, str]) -> None:
+    """Look for plug-ins of other machines' `folders` in copies, in this process and in those that it starts."""
+    if folders:
+        os.environ[_BROUGHT] = json.dumps({**_brought(), **folders})
+
+
 def load_plugin(spec: str) -> UserObject:
     """Return what `spec` names. Raises ConfigError where nobody vouches for it, or as `load_user_object` does."""
     from kdnas.user_code import load_user_object  # here: names alone are read without it
@@ -149,7 +162,8 @@ def load_plugin(spec: str) -> UserObject:
         what = f"{spec} does not run: no study of yours on this machine named it"
         raise ConfigError(Problem("", f"{what}; where you trust the run that does: kdnas search RUN --trust-code"))
     folder, _, inside = spec.rpartition(_ROOT)
-    return load_user_object(inside, Path(folder or os.devnull))  # no folder: an installed module
+    place = _brought().get(folder, folder)
+    return load_user_object(inside, Path(place or os.devnull))  # no folder: an installed module
 
 
 def code_fingerprints(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -165,11 +179,20 @@ def code_fingerprints(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _vouched() -> frozenset[str]:
+    return frozenset(_read_variable(_VOUCHED, []))
+
+
+def _brought() -> dict[str, str]:
+    return _read_variable(_BROUGHT, dict[str, str]())
+
+
+def _read_variable(name: str, none: T) -> T:
+    """Return the JSON in an environment variable; `none` where there is none of its type."""
     try:
-        known = json.loads(os.environ.get(_VOUCHED, "[]"))
+        known = json.loads(os.environ.get(name, ""))
     except ValueError:
-        return frozenset()
-    return frozenset(known) if isinstance(known, list) else frozenset()
+        return none
+    return known if isinstance(known, type(none)) else none
 
 
 def _named(value: Any, pattern: list[str], way: tuple[str, ...]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

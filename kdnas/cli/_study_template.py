@@ -144,6 +144,7 @@ tune:
 
 # --- The search.
 # storage: postgresql://user@host/database  # keeps the trials where many studies do; the run folder unless stated
+# store: s3://bucket/folder      # caches and checkpoints of machines that share no disk; credentials: the environment
 sampler: auto  # by budget and objectives; kdnas list samplers
 executor:
   type: local  # workers: one a core, or one a GPU, unless stated

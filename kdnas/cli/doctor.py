@@ -58,6 +58,7 @@ _EXTRAS = {
     "optuna_dashboard": ("dashboard", "optuna-dashboard on a study.db"),
     "ray": ("ray", "executor: ray"),
     "psycopg": ("postgres", "trials in a PostgreSQL database"),
+    "s3fs": ("s3", "a store on S3"),
 }
 
 _CORE = ("optuna", "fvcore", "pandas", "plotly", "pydantic", "yaml", "safetensors", "sklearn", "PIL")

@@ -36,6 +36,16 @@ def command(
             show_default=False,
         ),
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            metavar="URL",
+            help="Where machines that share no disk have checkpoints, caches and code from: s3://bucket/folder, or "
+            "another URL of fsspec's. Credentials come from the environment. Default: they share their folders.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads of each training (training.threads).")
     ] = None,
@@ -72,6 +82,7 @@ def command(
     settings += [f"executor.workers={workers}"] if workers is not None else []
     settings += [f"device={device}"] if device is not None else []
     settings += [f"storage={storage}"] if storage is not None else []
+    settings += [f"store={store}"] if store is not None else []
     settings += [f"training.threads={threads}"] if threads is not None else []
     try:
         _search(study, out, settings, enqueue or [], data_root, json, trust_code)

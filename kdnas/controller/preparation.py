@@ -35,13 +35,17 @@ from kdnas.record.lock import (
 from kdnas.record.records import RunRecord
 from kdnas.record.run_folder import LOCK_FILE, write_text
 from kdnas.record.storage import Record, refreshed, run_of_lock
+from kdnas.store import open_store
 from kdnas.study.config import StudyConfig
 from kdnas.study.feasibility import PricedArch, nearest_miss, reference_costs, relative_excess, sample_prices
 from kdnas.study.loading import LoadedStudy
 from kdnas.training.recipe import Training
 from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, Workplan, open_evaluator
 from kdnas.workshop.numerics import differences, resumed, settled_config
-from kdnas.workshop.opening import MadeOn
+from kdnas.workshop.opening import FAMILY_FILE, MadeOn
+from kdnas.workshop.run_files import RunFiles
+from kdnas.workshop.supernets import CHECKPOINT_FILE, SUPERNET_FOLDER
+from kdnas.workshop.travelling_code import send_code
 
 _SMALLEST_TRIED = 5
 _BEGUN = ".begun"
@@ -60,6 +64,11 @@ class Opened:
     record: Record
     workplan: Workplan
     run: RunRecord
+
+    @property
+    def files(self) -> RunFiles:
+        """The files of the run."""
+        return self.workplan.context.files
 
     def snapshot(self) -> RunRecord:
         """Return the run as it stands."""
@@ -106,6 +115,7 @@ def prepare_study(
     are wrong; nothing has been written then. What all scores rest on, such as a supernet, is trained last: stopped in
     it, the next call goes on.
     """
+    store = open_store(study.config.store, say=lambda line: observe(Note(line)))
     locked = read_lock(folder) if (folder / LOCK_FILE).exists() else None
     config = settled_config(study.config, device, locked)
     database = database or database_of(folder, config.name, config.storage)
@@ -124,6 +134,7 @@ def prepare_study(
         supernet=locked.supernet if locked else None,
         made_on=MadeOn(locked.fingerprints.get("data", "") if locked else ""),
         say=lambda line: observe(Note(line)),
+        store=store,
     )
     evaluator = open_evaluator(context)
     space = evaluator.space
@@ -156,14 +167,33 @@ def prepare_study(
         write_lock(folder, lock)
         run = run_of_lock(folder, lock)
     config = config.against(run.standard)
+    files = RunFiles.of_controller(folder, store, config.name)
     context = dataclasses.replace(
         context,
+        run=files.run,
+        prepared=_shared(files),
+        code=send_code(config, space.family, data_root, store),
         config=config,
         calibrations=evaluator.calibrations,
         supernet=supernet,
         made_on=_made_on(evaluator),
     )
     return Opened(config, space, evaluator, record, Workplan(context), refreshed(run, record))
+
+
+def _shared(files: RunFiles) -> tuple[str, ...]:
+    """Return the files of the run that its workers need, once they may have them."""
+    if not files.store.is_shared:
+        return ()
+    places = sorted(
+        str(path.relative_to(files.folder))
+        for pattern in (FAMILY_FILE, f"{SUPERNET_FOLDER}/*", "teacher-*.safetensors")
+        for path in files.folder.glob(pattern)
+        if path.is_file() and path.name != CHECKPOINT_FILE
+    )
+    for place in places:
+        files.share(place, anew=False)
+    return tuple(places)
 
 
 def _made_on(evaluator: Evaluator) -> MadeOn:

@@ -270,6 +270,9 @@ class Retraining:
 
     def _keep(self, trial: TrialRecord, seed: int, job: Job, finished: Finished[Result]) -> Repeat | None:
         """Record how a retraining ended, and return it; None where it failed."""
+        place = "" if finished.result is None else finished.result.checkpoint
+        if place and not self._opened.files.have(place).exists():
+            finished = Finished(finished.key, failure="its weights never arrived: the store has lost them")
         if finished.result is None:
             failure = finished.failure or "no reason was given"
             self._record.add_failed_repeat(trial.number, seed, job.fidelity, failure)

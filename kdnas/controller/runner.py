@@ -243,6 +243,8 @@ class Search:
     def _end(self) -> None:
         self._record.set_note("finished", self._over)
         shutil.rmtree(self._opened.run.folder / RUNG_FOLDER, ignore_errors=True)
+        for place in self._opened.files.under(RUNG_FOLDER):
+            self._opened.files.forget(place)
 
     def _begin_next(self, executor: Executor[Job, Result]) -> bool:
         """Begin what a free worker is to do; False where there is nothing."""
@@ -409,11 +411,10 @@ class Search:
 
     def _sweep(self) -> None:
         """Delete the checkpoints of students that will not be promoted any more."""
-        folder = self._opened.run.folder
-        kept = kept_checkpoints(self._run)
-        for path in (folder / RUNG_FOLDER).glob("*.safetensors"):
-            if str(path.relative_to(folder)) not in kept:
-                path.unlink(missing_ok=True)
+        kept, files = kept_checkpoints(self._run), self._opened.files
+        for place in files.under(RUNG_FOLDER):
+            if place.endswith(".safetensors") and place not in kept:
+                files.forget(place)
 
     def _note_seconds(self) -> None:
         if self._config.budget.wall_clock_s is not None:

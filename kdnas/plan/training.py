@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from kdnas.checksums import file_sha256
 from kdnas.core.arch import Arch
 from kdnas.core.card import CostRecord, MeanScore, StudentCard, TeacherCard, WeightsRecord
 from kdnas.core.data import Data
@@ -63,7 +64,7 @@ from kdnas.plan.training_ground import open_training
 from kdnas.plugins import code_fingerprints
 from kdnas.record.lock import fingerprint, scored
 from kdnas.record.products import loss_of
-from kdnas.record.run_folder import exclusively, file_sha256, write_text
+from kdnas.record.run_folder import exclusively, write_text
 from kdnas.students import sibling_family
 from kdnas.study.config import ExportConfig
 from kdnas.training.evaluation import evaluate

@@ -26,11 +26,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool
 
+from kdnas.checksums import file_sha256
 from kdnas.core.words import printable
 from kdnas.errors import RunFolderError
 from kdnas.record.damage import refuse_damage
 from kdnas.record.records import RunRecord
-from kdnas.record.run_folder import file_sha256
 
 _FILE = "study.db"
 _LOCK_TIMEOUT_S = 60

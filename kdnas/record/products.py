@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from kdnas.checksums import file_sha256
 from kdnas.record.database import database_of_run
 from kdnas.record.records import Repeat, RunRecord, TrialRecord
-from kdnas.record.run_folder import file_sha256, write_text
+from kdnas.record.run_folder import write_text
 
 Kind = Literal["report", "export"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from kdnas.errors import RunFolderError
 
 LOCK_FILE = "study.lock.yaml"
 _GUARD = ".controller"
-_CHUNK_BYTES = 1 << 20
 
 
 def write_text(path: Path, text: str) -> None:
@@ -25,18 +23,6 @@ def write_text(path: Path, text: str) -> None:
         atomic.write_text(path, text)
     except OSError as error:
         raise RunFolderError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits; empty where it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    except OSError:
-        return ""
-    return digest.hexdigest()
 
 
 @contextmanager

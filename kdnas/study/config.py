@@ -336,6 +336,22 @@ def _storage(text: str) -> str:
     return text
 
 
+def _store(text: str) -> str:
+    """Return the URL of a store. Raises ValueError where it is none, or holds a secret."""
+    try:
+        url = urlsplit(text)
+        secret = url.username is not None or url.password is not None or bool(url.query)
+    except ValueError as error:
+        raise ValueError(f"must be a URL: {error}") from None
+    if not url.scheme or "://" not in text or "::" in text or not (url.netloc + url.path).strip("/"):
+        raise ValueError("must be a URL that fsspec knows: s3://bucket/folder, gs://bucket/folder, file:///folder")
+    if secret:
+        raise ValueError("must hold no user, password or query: these come from the environment (AWS_PROFILE, ...)")
+    if url.scheme == "memory":
+        raise ValueError("must be a place that several processes see; memory: is one process's own")
+    return text
+
+
 class DerivedSpace(pydantic.BaseModel):
     """Students cut out of the study's own teacher: how, are the options of the family `derived`, beside `derive`."""
 
@@ -391,6 +407,9 @@ class StudyConfig(Section):
     storage: Annotated[str, AfterValidator(_storage)] | None = None
     """Where the trials are kept: a PostgreSQL database that many studies share, each by its name; None: the run folder.
     """
+    store: Annotated[str, AfterValidator(_store)] | None = None
+    """Where machines that share no disk have checkpoints, caches and code from: a URL of fsspec's; None: they share the
+    run folder and the cache."""
     budget: Budget = Budget()
     final: Final = Final()
     export: ExportConfig = ExportConfig()

@@ -14,6 +14,8 @@ _NAME = re.compile(
     re.IGNORECASE,
 )
 _IN_URL = re.compile(r"://[^\s:/@]*:[^\s/@]+@")
+_CHECKED = ("storage", "store")
+"""Settings whose own checks say where their passwords belong."""
 _ALLOWED = "nothing here: your code, or the program that it is for, reads it from its environment or a file of yours"
 
 
@@ -29,7 +31,7 @@ def _found(value: Any, where: str) -> Iterator[Problem]:
     elif isinstance(value, list | tuple):
         for place, inner in enumerate(value):
             yield from _found(inner, f"{where}.{place}")
-    elif isinstance(value, str) and value and where != "storage":  # whose own check says where a password belongs
+    elif isinstance(value, str) and value and where not in _CHECKED:
         if _NAME.search(where):
             yield Problem(where, "is a secret by its name, and would be written into the run folder", _ALLOWED)
         elif _IN_URL.search(value):

@@ -39,7 +39,9 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,6 +56,7 @@ from kdnas.core.words import counted
 from kdnas.errors import TrialError
 from kdnas.faults import reach
 from kdnas.nn.taps import Outputs
+from kdnas.store import NO_STORE, Store
 
 try:
     import fcntl
@@ -178,6 +181,7 @@ class TeacherCache:
         drawn: Keep those of so many drawn tokens, not of the likeliest.
         on_fill: Called with (view, part, parts) after each part of a view that the teacher was run for.
         on_damage: Called with a sentence where rows that were kept are not what was written.
+        store: Has the parts of views that other machines have filled.
     """
 
     def __init__(
@@ -188,6 +192,7 @@ class TeacherCache:
         drawn: bool = False,
         on_fill: Callable[[int, int, int], None] | None = None,
         on_damage: Callable[[str], None] = lambda batches: None,
+        store: Store = NO_STORE,
     ):
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
@@ -196,6 +201,7 @@ class TeacherCache:
         self.on_fill = on_fill
         self._on_damage = on_damage
         self._folder = folder
+        self._store = store
 
     def filled(self, key: ViewsKey, view: int) -> np.ndarray | None:
         """Return which rows of `view` are said to be there, bool [N]; None where none is."""
@@ -334,13 +340,51 @@ class TeacherCache:
             yield True
             return
         try:
-            yield _locked(descriptor, place, time.monotonic() + patience_s)
+            if not _locked(descriptor, place, time.monotonic() + patience_s):
+                yield False
+                return
+            with self._store.claim(_part_name(key, part), patience_s=patience_s) as ours:
+                yield ours
         finally:
             os.close(descriptor)
+
+    def fetch(self, key: ViewsKey, view: int, part: str, samples: np.ndarray) -> bool:
+        """Store the rows of `samples` [M], which are `part` of `view`, where another machine has filled them."""
+        file = self._folder / key.digest / f".{_part_name(key, part).rpartition('/')[2]}.{os.getpid()}.npz"
+        if not self._store.get(_part_name(key, part), file):
+            return False
+        try:
+            with np.load(file, allow_pickle=False) as found:
+                values, places = found["rows"], found["places"] if key.top_k is not None else None
+            wanted = [(values, key.width)]
+            wanted += [] if places is None else [(places, key.predictions * (key.top_k or 0))]
+            if values.dtype not in _ROW_TYPES or any(one.shape != (len(samples), width) for one, width in wanted):
+                return False
+            return self.write(key, view, samples, values, places)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return False
+        finally:
+            file.unlink(missing_ok=True)
+
+    def share(self, key: ViewsKey, part: str, values: np.ndarray, places: np.ndarray | None = None) -> None:
+        """Let other machines have the rows of `part` of a view, as they were given to `write`."""
+        if not self._store.is_shared:
+            return
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            file = Path(folder) / "part.npz"
+            if places is None:
+                np.savez(file, rows=values)
+            else:
+                np.savez(file, rows=values, places=places.astype(np.int32))
+            self._store.put(_part_name(key, part), file)
 
     def _paths(self, key: ViewsKey, view: int) -> tuple[Path, Path, Path]:
         stem = self._folder / key.digest / f"view{view:05d}"
         return stem.with_suffix(".rows"), stem.with_suffix(".sums"), stem.with_suffix(".classes")
+
+
+def _part_name(key: ViewsKey, part: str) -> str:
+    return f"teacher_outputs/{key.digest}/{hashlib.sha256(part.encode()).hexdigest()[:24]}"
 
 
 def _locked(descriptor: int, place: int, deadline: float) -> bool:

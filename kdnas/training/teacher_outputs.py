@@ -218,7 +218,7 @@ class TeacherOutputs:
                     waited = patience_s > 0
                     if not ours and not waited:
                         continue
-                    if self._lacking(view, [part]) and not self._store(view, plan, part):
+                    if self._lacking(view, [part]) and not self._store(view, plan, part, claimed):
                         self._storing = False  # the disk is full
                         return
                 if cache.on_fill is not None:
@@ -232,10 +232,16 @@ class TeacherOutputs:
         filled = cache.filled(key, self._plan.kept_as(view))
         return [part for part in parts if filled is None or not filled[self._plan.rows_of(part.samples)].all()]
 
-    def _store(self, view: int, plan: BatchPlan, part: Part) -> bool:
-        """Run the teacher on some batches and store what it says; False where that cannot be stored."""
+    def _store(self, view: int, plan: BatchPlan, part: Part, name: str) -> bool:
+        """Store what the teacher says to some batches, which another machine has found out, or is now.
+
+        Returns False where that cannot be stored.
+        """
         assert self._cache is not None
         cache, key = self._cache
+        rows_of = plan.rows_of(part.samples)
+        if cache.fetch(key, plan.kept_as(view), name, rows_of):
+            return True
         # Batch by batch: the logits of a language model's whole part would fill the memory.
         packed = [
             key.pack([self._live(batch.laid_out)], _begins(key, batch.samples, plan.kept_as(view)))
@@ -243,7 +249,10 @@ class TeacherOutputs:
         ]
         values = np.concatenate([rows for rows, _ in packed])
         places = None if key.top_k is None else np.concatenate([kept for _, kept in packed if kept is not None])
-        return cache.write(key, plan.kept_as(view), plan.rows_of(part.samples), values, places)
+        if not cache.write(key, plan.kept_as(view), rows_of, values, places):
+            return False
+        cache.share(key, name, values, places)
+        return True
 
 
 def _begins(key: ViewsKey, samples: Tensor, view: int) -> Tensor | None:

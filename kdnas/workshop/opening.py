@@ -31,13 +31,14 @@ from kdnas.core.text import CorpusData, TextData
 from kdnas.core.words import counted, escaped
 from kdnas.costs import COSTS, CheapCost, MeasuredCost
 from kdnas.datasets import DATASETS
-from kdnas.datasets._kept import kept_data
+from kdnas.datasets._kept import fetched_folder, kept_data, kept_folder
 from kdnas.datasets._text_files import find_text_files
 from kdnas.errors import ConfigError, DataError, Problem, RunFolderError, TeacherError, TrialError
 from kdnas.nn.taps import OutputShapes, example_inputs, output_shapes, stage_names
 from kdnas.nn.weights import load_weights
 from kdnas.record.lock import DataDescription
 from kdnas.record.records import RunRecord
+from kdnas.store import NO_STORE, Store
 from kdnas.students import STUDENTS, StudentFamily, family_for, sibling_family
 from kdnas.study.config import Completions, DataConfig, Member, StudyConfig
 from kdnas.tasks import Task, task_of
@@ -196,8 +197,10 @@ class Workshop:
         device: torch.device,
         made_on: MadeOn = MadeOn(),
         say: Say = _silent,
+        store: Store = NO_STORE,
     ):
         self.sources = sources
+        self.store = store
         self.data_root = data_root
         self.cache = cache
         self.device = device
@@ -240,7 +243,12 @@ class Workshop:
         return kept
 
     def _load_data(self) -> Data:
-        return self._put_to_work(load_data(self.sources.data, self.data_root, self.cache))
+        data = load_data(self.sources.data, self.data_root, self.cache)
+        if self.store.is_shared and not self.store.has(f"data/{data.fingerprint}"):
+            folder = kept_folder(self.cache, data.fingerprint)
+            if folder is not None:  # data of a user's own kind may be kept otherwise
+                self.store.put(f"data/{data.fingerprint}", folder)
+        return self._put_to_work(data)
 
     def _put_to_work(self, data: Data) -> Data:
         """Return the data with the study's task and score. Raises DataError where they are not scored so."""
@@ -269,6 +277,8 @@ class Workshop:
 
     def _kept(self, fingerprint: str) -> Data | None:
         data = kept_data(self.cache, fingerprint)
+        if data is None and self.store.get(f"data/{fingerprint}", fetched_folder(self.cache, fingerprint)):
+            data = kept_data(self.cache, fingerprint)
         return None if data is None else self._put_to_work(data)
 
     @cached_property
@@ -376,6 +386,7 @@ class Workshop:
             sources.training,
             None if sources.kept is None else sources.kept.parent,
             bool(made_on.data),
+            self.store,
         )
         self._trainings.append(training)
         context = TeacherContext(self.data, self.data_root, self.device, training.network, self.say)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from kdnas.nn.teacher import Teacher
 from kdnas.plugins import code_fingerprints, short_name
 from kdnas.proxies import PROXIES, Pool
 from kdnas.registry import Member
+from kdnas.store import NO_STORE, Store
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import evaluation_batch
 
@@ -37,10 +39,10 @@ def proxy_places(workshop: Workshop, proxy: Member, share: float, seed: int) -> 
     )
     split = np.ascontiguousarray(indices, dtype=np.int64).tobytes()
     facts = {"data": data.fingerprint, "split": hashlib.sha256(split).hexdigest(), "teacher": teacher.fingerprint}
-    return choose(proxy, pool, workshop.cache / "proxies", facts)
+    return choose(proxy, pool, workshop.cache / "proxies", facts, workshop.store)
 
 
-def choose(proxy: Member, pool: Pool, folder: Path, facts: Mapping[str, object]) -> np.ndarray:
+def choose(proxy: Member, pool: Pool, folder: Path, facts: Mapping[str, object], store: Store = NO_STORE) -> np.ndarray:
     """Return the sorted places [n] that `proxy` chooses of the pool; read from `folder` where they were chosen before.
 
     `facts` are what the choice rests on beside the pool's share and seed: data, split and teacher. Raises ConfigError
@@ -50,23 +52,37 @@ def choose(proxy: Member, pool: Pool, folder: Path, facts: Mapping[str, object])
     stated["code"] = code_fingerprints({"training": {"proxy": stated["proxy"]}})
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:24]
     kept, count = folder / f"{digest}.npy", len(pool.targets)
+    chosen: list[np.ndarray] = []
+
+    def make() -> None:
+        chosen.append(_choose(proxy, pool, count))
+        with contextlib.suppress(OSError):  # a full disk: it is chosen anew next time
+            folder.mkdir(parents=True, exist_ok=True)
+            with atomic.replacing(kept) as scratch, scratch.open("wb") as file:
+                np.save(file, chosen[0])
+
+    places = _read(kept, count)
+    if places is None:
+        kept.unlink(missing_ok=True)
+        store.have(f"proxies/{kept.name}", kept, make)
+        places = chosen[0] if chosen else _read(kept, count)
+    return _choose(proxy, pool, count) if places is None else places
+
+
+def _read(kept: Path, count: int) -> np.ndarray | None:
+    """Return the choice of `count` samples in a file; None where there is none, or it is damaged."""
     try:
-        places = np.load(kept, allow_pickle=False)
-        if _fault(places, count) is None:
-            return places
-    except (OSError, ValueError, EOFError):  # not there, or damaged: chosen anew
-        pass
+        places: np.ndarray = np.load(kept, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return places if _fault(places, count) is None else None
+
+
+def _choose(proxy: Member, pool: Pool, count: int) -> np.ndarray:
     places = np.asarray(PROXIES.build(proxy.type, pool, **proxy.options))
     if (fault := _fault(places, count)) is not None:
         raise ConfigError(Problem(_KEY, f"{short_name(proxy.type)} {fault}", f"different places from 0 to {count - 1}"))
-    places = np.sort(places.astype(np.int64))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing(kept) as scratch, scratch.open("wb") as file:
-            np.save(file, places)
-    except OSError:  # a full disk: it is chosen anew next time
-        pass
-    return places
+    return np.sort(places.astype(np.int64))
 
 
 def _fault(places: np.ndarray, count: int) -> str | None:

@@ -34,6 +34,7 @@ from kdnas.nn.weights import save_weights, tensors_sum, weights_metadata
 from kdnas.plugins import code_fingerprints, is_plugin, short_name
 from kdnas.record.run_folder import locked
 from kdnas.registry import validation_problems
+from kdnas.store import NO_STORE, Store
 from kdnas.students import family_for
 from kdnas.training.batches import Batches
 from kdnas.training.loop import EpochRecord, distil
@@ -62,6 +63,8 @@ class TeacherTraining:
     numerics: Training
     run: Path | None = None
     has_begun: bool = False
+    store: Store = NO_STORE
+    """Where other machines have it from."""
     _files: dict[Path, Path] = field(default_factory=dict)
     """By the place of a trained network in the cache: where it was read from."""
 
@@ -83,7 +86,11 @@ class TeacherTraining:
         if found is None:
             with _made_once(kept, say):
                 if not _load_kept(network, kept, say):  # another process made it meanwhile
-                    self._train(network, arch, settings, kept, say)
+                    kept.unlink(missing_ok=True)
+                    made = functools.partial(self._train, network, arch, settings, kept, say)
+                    self.store.have(f"teachers/{kept.name}", kept, made, say)
+                    if not _load_kept(network, kept, say):
+                        made()
         self._files[kept] = found or kept
         return network.eval(), arch
 

@@ -20,10 +20,14 @@ from kdnas.errors import ConfigError, Problem, TrialError
 from kdnas.record.lock import Findings, SupernetRecord
 from kdnas.record.records import Result, TrialRecord
 from kdnas.registry import Registry
+from kdnas.store import NO_STORE, Store
 from kdnas.study.config import StudyConfig
 from kdnas.training.packing import Packing
 from kdnas.workshop.jobs import Job
-from kdnas.workshop.opening import MadeOn
+from kdnas.workshop.opening import MadeOn, cache_dir
+from kdnas.workshop.opening import data_root as own_data_root
+from kdnas.workshop.run_files import RunFiles
+from kdnas.workshop.travelling_code import TravellingCode
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -53,6 +57,32 @@ class EvaluatorContext:
     made_on: MadeOn = field(default_factory=MadeOn)
     """What the run was made on, as far as it has begun."""
     say: Say = _silent
+    store: Store = NO_STORE
+    """What machines that share no folder share."""
+    run: str = ""
+    """What the store calls the run."""
+    prepared: tuple[str, ...] = ()
+    """Files of the run that its workers need, relative to the run folder."""
+    code: TravellingCode = field(default_factory=TravellingCode)
+    """What of the user's own the study has imported."""
+
+    @property
+    def files(self) -> RunFiles:
+        """The files of the run."""
+        return RunFiles(self.folder, self.store, self.run)
+
+    def of_worker(self) -> EvaluatorContext:
+        """Return the context of a worker, in its process: with folders of its own where there is a store."""
+        cache = cache_dir().resolve()
+        code = self.code.arrive(self.store, cache)
+        if not self.store.is_shared:
+            return self
+        files = self.files.at(cache)
+        for place in self.prepared:
+            files.have(place)
+        roots = (self.data_root, own_data_root(None).absolute(), code or self.data_root)
+        root = next((root for root in roots if root.is_dir()), self.data_root)
+        return replace(self, folder=files.folder, cache=cache, data_root=root)
 
 
 class Evaluator(ABC):
@@ -216,7 +246,7 @@ class Workplan:
 
     def __call__(self) -> Evaluator:
         """Return the worker's evaluator."""
-        return open_evaluator(self.context)
+        return open_evaluator(self.context.of_worker())
 
 
 def names(quantities: Sequence[Quantity]) -> dict[str, Quantity]:

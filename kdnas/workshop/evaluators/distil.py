@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from kdnas.checksums import file_sha256
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.measurement import Calibration, Measurement, Price
@@ -37,7 +38,6 @@ from kdnas.nn.tracing import fvcore_macs, traced_macs
 from kdnas.nn.weights import save_weights
 from kdnas.record.lock import Findings, SupernetRecord
 from kdnas.record.records import Result, TrialRecord
-from kdnas.record.run_folder import file_sha256
 from kdnas.students.derived import Derived
 from kdnas.study.spaces import arch_of
 from kdnas.study.updates import updates_in_words
@@ -138,6 +138,7 @@ class Distil(Evaluator):
             device=torch.device(context.device),
             made_on=context.made_on,
             say=context.say,
+            store=context.store,
         ).opened()
         self._mended: list[str] = []
         self.teacher_cache = TeacherCache(
@@ -146,6 +147,7 @@ class Distil(Evaluator):
             drawn=config.distillation.teacher_draws is not None,
             on_fill=lambda view, part, parts: self.say(_filling(view, part, parts)),
             on_damage=self._mended.append,
+            store=context.store,
         )
         if "inherited" in config.starts and self.workshop.family.ancestor() is None:
             what = f"the teacher {self.workshop.teacher.name} has no weights for students of {self.space.family}"
@@ -404,7 +406,7 @@ class Distil(Evaluator):
     def build(self, job: Job) -> nn.Module:
         """Return the student as it begins, on the workshop's device. Raises RunFolderError where weights are lost."""
         if job.larger is not None:
-            trained = self.context.folder / job.larger.checkpoint
+            trained = self.context.files.have(job.larger.checkpoint)
             return self.workshop.cut_on(job.arch, job.larger.arch, trained, job.init_seed)
         module = self.workshop.begin(job.arch, job.start, job.init_seed)
         if job.start == "supernet" and job.trains:
@@ -437,8 +439,9 @@ class Distil(Evaluator):
             with computing(job.recipe.training, workshop.device):
                 tested = workshop.test_scores(workshop.entered(trained.network))
         checkpoint = None if job.checkpoint is None else self.context.folder / job.checkpoint
-        if checkpoint is not None:
+        if job.checkpoint is not None and checkpoint is not None:
             save_weights(trained.network, checkpoint)
+            self.context.files.share(job.checkpoint)
         return dataclasses.replace(
             begun.result,
             values={**begun.result.values, score: trained.score},
@@ -505,6 +508,8 @@ class Distil(Evaluator):
                     failed[place] = outcome
                 else:
                     done[place].append(outcome)
+                    if (checkpoint := parts[place][index].checkpoint) is not None:
+                        self.context.files.share(str(checkpoint.relative_to(self.context.folder)))
         return [
             failed[place] if place in failed else _whole(done[place], student.job.fidelity)
             for place, student in enumerate(students)
@@ -524,7 +529,7 @@ class Distil(Evaluator):
         """
         if not job.legs:
             return [_Part(job.recipe.training.epochs, job.view_seed)]
-        paths = [self.context.folder / leg.checkpoint for leg in job.legs]
+        paths = [self.context.files.have(leg.checkpoint) for leg in job.legs]
         damaged = [words for path in paths if (words := discard_damaged(path))]
         self._mended += [f"{words}: its leg is trained anew" for words in damaged]
         whole = [epochs_done(path) == leg.epochs for path, leg in zip(paths, job.legs, strict=True)]
