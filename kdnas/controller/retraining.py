@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import math
 from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from kdnas.controller.preparation import Opened
 from kdnas.controller.promotion import student_key
 from kdnas.controller.workers import work_off
 from kdnas.core.improvement import free_boxes, improvement
+from kdnas.core.measurement import Measurement
 from kdnas.core.objective import breaches, minimised
 from kdnas.core.pareto import non_dominated
 from kdnas.core.promotion import lifted
@@ -31,7 +33,7 @@ from kdnas.record.front import comparable, is_flat, is_near_worst, measured_valu
 from kdnas.record.products import lost_checkpoints
 from kdnas.record.records import Control, Repeat, Result, RunRecord, TrialRecord
 from kdnas.study.config import StudyConfig
-from kdnas.workshop.jobs import Job, LargerStudent, control_job, final_job
+from kdnas.workshop.jobs import Job, LargerStudent, control_job, final_job, measure_job
 
 Pending = tuple[TrialRecord, int]
 """A finalist, and the seed of a retraining that it still needs."""
@@ -48,8 +50,8 @@ class Retraining:
         self.new_repeats = 0
         self.did_something = False
 
-    def measured_finalists(self) -> tuple[TrialRecord, ...]:
-        """Return the finalists, each measured while nothing else runs.
+    def measured_finalists(self, crew: Callable[[], Executor[Job, Result]]) -> tuple[TrialRecord, ...]:
+        """Return the finalists, each measured by a worker of `crew` while nothing else runs.
 
         A quiet measurement replaces the one taken beside other workers and may move a student, or past a bound; others
         then take its place, until every finalist has been measured.
@@ -59,9 +61,10 @@ class Retraining:
             unmeasured = [trial for trial in chosen if not self._record.has_final_measurements(trial.number)]
             if not unmeasured or not self._opened.evaluator.measured:
                 return chosen
+            self.did_something = True
             self._observe(Note(f"measuring {counted(len(unmeasured), 'student')} on the quiet machine"))
             for trial in unmeasured:
-                self._measure(trial)
+                self._measure(crew(), trial)
 
     def pending(self, chosen: tuple[TrialRecord, ...]) -> list[Pending]:
         """Return the retrainings of `chosen` still to do, and of any student those whose weights are lost.
@@ -262,10 +265,11 @@ class Retraining:
             self._record.set_note("teacher_further", dict(evaluator.teacher_further()))
             self._record.set_note("teacher_test_score", evaluator.teacher_test_score())
 
-    def _measure(self, trial: TrialRecord) -> None:
-        measured = {}
+    def _measure(self, executor: Executor[Job, Result], trial: TrialRecord) -> None:
+        measured: Mapping[str, Measurement] = {}
         with contextlib.suppress(TrialError):  # not measurable now: the value from its trial stands
-            measured = self._opened.evaluator.measure(trial.arch)
+            job = measure_job(self._config, trial.arch, trial.tuned)
+            measured = self._alone(executor, "measure", job, self._config).measurements
         self._record.add_final_measurements(trial.number, measured)
 
     def _keep(self, trial: TrialRecord, seed: int, job: Job, finished: Finished[Result]) -> Repeat | None:

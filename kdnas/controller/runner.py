@@ -98,28 +98,31 @@ class Search:
     def run(self) -> RunRecord:
         """Search, earn the front, measure it; return the run. KeyboardInterrupt closes what runs and propagates."""
         executor: Executor[Job, Result] | None = None
+
+        def crew() -> Executor[Job, Result]:
+            """Return the workers, started where none are yet."""
+            nonlocal executor
+            executor = executor or start_executor(self._opened, self._observe)
+            return executor
+
         try:
             if self._next() is not None:
-                executor = start_executor(self._opened, self._observe)
-                self._search(executor)
+                self._search(crew())
             elif not self._run.finished:
                 self._end()
             if waiting := self._record.waiting():
                 self._observe(Note(f"{counted(len(waiting), 'queued trial')} left waiting for a larger budget"))
-            chosen = self._retraining.measured_finalists()
+            chosen = self._retraining.measured_finalists(crew)
             if chosen and self._retraining.length_is_open:
-                executor = executor or start_executor(self._opened, self._observe)
-                self._retraining.find_length(executor, chosen)
+                self._retraining.find_length(crew(), chosen)
             self._retraining.settle_length()
             pending = self._retraining.pending(chosen)
             run = self._opened.snapshot()
             self._observe(SearchEnded(run, run.finished, len(chosen), len(pending)))
             if pending:
-                executor = executor or start_executor(self._opened, self._observe)
-                self._retraining.run(executor, pending, chosen)
+                self._retraining.run(crew(), pending, chosen)
             if (student := self._retraining.uncontrolled()) is not None:
-                executor = executor or start_executor(self._opened, self._observe)
-                self._retraining.control(executor, student)
+                self._retraining.control(crew(), student)
         except BaseException as error:
             with contextlib.suppress(RunFolderError):  # a record that cannot be written is what `error` tells
                 self._drop(f"interrupted: {error}" if str(error) else f"interrupted: {type(error).__name__}")

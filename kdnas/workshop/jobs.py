@@ -1,11 +1,11 @@
-"""One student to score: a record that any executor can carry to a worker. What comes of it is a `Result`."""
+"""One student to score or to measure: a record that an executor carries to a worker. What comes of it is a `Result`."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from kdnas.core.arch import Arch
 from kdnas.core.fidelity import Fidelity, Start
@@ -38,12 +38,17 @@ class LargerStudent:
 
 @dataclass(frozen=True)
 class Job:
-    """One student to score. Seeds are absolute; `checkpoint` is where the weights go, relative to the run folder."""
+    """One student to score, or to measure alone.
+
+    Seeds are absolute; `checkpoint` is where the weights go, relative to the run folder.
+    """
 
     arch: Arch
     recipe: Recipe
     init_seed: int
     view_seed: int
+    kind: Literal["score", "measure"] = "score"
+    """To be measured it is built anew, on a worker that does nothing else; nothing is trained."""
     start: Start = "random"
     """Where its weights come from."""
     trains: bool = True
@@ -131,6 +136,11 @@ def rung_checkpoint(arch: Arch, tuned: Mapping[str, float], rung: int) -> str:
     settings = derive_seed(0, *(f"{name} {value!r}" for name, value in sorted(tuned.items())))
     student = f"{arch.arch_id}-{settings:016x}" if tuned else arch.arch_id
     return f"{RUNG_FOLDER}/{student}-rung{rung}.safetensors"
+
+
+def measure_job(config: StudyConfig, arch: Arch, tuned: Mapping[str, float]) -> Job:
+    """Return the measuring of the student `arch`: on a worker's device, which may be none of the controller's."""
+    return dataclasses.replace(search_job(config, arch, tuned), kind="measure", trains=False, legs=())
 
 
 def control_job(

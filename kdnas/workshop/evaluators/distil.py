@@ -155,15 +155,12 @@ class Distil(Evaluator):
         if config.shares_weights:
             _ = self._run_supernet  # refused where the space has none
         self.calibrate(context.calibrations)
-        self._refuse_unlike_device()
+        if context.made_on.reader == "worker":
+            self._refuse_unlike_device()
 
     def _refuse_unlike_device(self) -> None:
-        """Raise ConfigError where what this machine measures cannot stand beside the run's: every trial would fail.
-
-        A worker measures what decides on trials alone, the controller also what it tells of finalists.
-        """
-        measures = self._decisive if self.context.made_on.reader == "worker" else self.measured
-        calibrated = [(name, self.calibrations[name]) for name in measures if name in self.calibrations]
+        """Raise ConfigError where what this machine measures cannot stand beside the run's: every trial would fail."""
+        calibrated = [(name, self.calibrations[name]) for name in self._decisive if name in self.calibrations]
         costs = self.workshop.measured_costs
         unlike = [(name, costs[name].unlike(calibration)) for name, calibration in calibrated if name in costs]
         if problems := [Problem(f"costs.{name}", words, "the run's own device") for name, words in unlike if words]:
@@ -385,12 +382,12 @@ class Distil(Evaluator):
 
     def together(self, jobs: Sequence[Job]) -> list[Result | TrialError]:
         """Measure or refuse the jobs' students one by one, and train at once those that see the same batches."""
-        every = [attempted(functools.partial(self._begin, job)) for job in jobs]
+        every = [attempted(functools.partial(self._measured_or_begun, job)) for job in jobs]
         going = {place: one for place, one in enumerate(every) if isinstance(one, _Begun) and not one.result.infeasible}
         trained = self._train(going)
 
-        def outcome(place: int, one: _Begun | TrialError) -> Result | TrialError:
-            if isinstance(one, TrialError):
+        def outcome(place: int, one: Result | _Begun | TrialError) -> Result | TrialError:
+            if isinstance(one, TrialError | Result):
                 return one
             if place not in trained:
                 return one.result
@@ -412,6 +409,9 @@ class Distil(Evaluator):
         if job.start == "supernet" and job.trains:
             module.load_state_dict(self.shared.cut(job.arch).state_dict())
         return module
+
+    def _measured_or_begun(self, job: Job) -> Result | _Begun:
+        return Result({}, self.measure(job.arch)) if job.kind == "measure" else self._begin(job)
 
     def _begin(self, job: Job) -> _Begun:
         """Return the built student of `job`, measured, and whether it is refused."""
