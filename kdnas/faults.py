@@ -39,6 +39,7 @@ Point = Literal[
     "export",
     "epoch",
     "audit",
+    "compare",
     "plan",
 ]
 """Where: a kept teacher is written, an epoch of it ends, its outputs are stored, a store has files and not

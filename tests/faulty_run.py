@@ -121,6 +121,8 @@ def run(*arguments: Any, **options: Any) -> Ended:
 
 def _run(arguments: Sequence[str], faults: str, counts: Path | None, inline: bool, closed: bool) -> None:
     """Be the command. Does not return."""
+    import kdnas.audit.auditing
+    import kdnas.audit.comparing
     import kdnas.controller.runner
     import kdnas.faults
     from kdnas.cli import main
@@ -132,7 +134,8 @@ def _run(arguments: Sequence[str], faults: str, counts: Path | None, inline: boo
         os.environ["KDNAS_FAULTS_FOLDER"] = str(counts)
         kdnas.faults._PLAN, kdnas.faults._FOLDER = kdnas.faults._read_plan(faults), counts
     if inline:
-        kdnas.controller.runner.start_executor = lambda opened, observe: scored_study.Inline(opened.workplan)  # type: ignore[assignment]
+        for module in (kdnas.controller.runner, kdnas.audit.auditing, kdnas.audit.comparing):
+            module.start_executor = lambda opened, observe: scored_study.Inline(opened.workplan)  # type: ignore[attr-defined]
     sys.stdin = Path(os.devnull).open()  # noqa: SIM115
     sys.stdout = open(1, "w", closefd=False, encoding="utf-8")  # noqa: SIM115
     if closed:  # as a program finds it that was begun so

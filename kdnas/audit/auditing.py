@@ -10,7 +10,6 @@ that were retrained at the same fidelity count. What came of it is `kdnas.audit.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -231,7 +230,7 @@ def run_audit(
         work_off(executor, begin, end, noted)
     finally:
         executor.close()
-        shutil.rmtree(opened.run.folder / RUNG_FOLDER, ignore_errors=True)
+        opened.files.clear(RUNG_FOLDER)
     return refreshed(opened.run, opened.record)
 
 

@@ -27,6 +27,7 @@ from kdnas.core.objective import Quantity
 from kdnas.core.seeds import derive_seed
 from kdnas.errors import ConfigError, Problem, RunFolderError
 from kdnas.executors import Finished
+from kdnas.faults import reach
 from kdnas.record.front import front, pick, picked_or_recommended
 from kdnas.record.records import Result
 from kdnas.study.config import DISTIL, StudyConfig
@@ -233,14 +234,23 @@ def run_comparison(
                 "score": score,
                 "train_seconds": finished.result.train_seconds,
             }
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            _add_line(path, json.dumps(line))
         observe(Compared(task, score, failure, total - len(waiting) - len(running), total))
 
     try:
         work_off(executor, begin, end, noted)
     finally:
         executor.close()
+
+
+def _add_line(path: Path, line: str) -> None:
+    """Add a line to a file. Raises RunFolderError where it cannot be written."""
+    try:
+        reach("compare")
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _end_line(path: Path) -> None:

@@ -167,18 +167,21 @@ def prepare_study(
         write_lock(folder, lock)
         run = run_of_lock(folder, lock)
     config = config.against(run.standard)
-    files = RunFiles.of_controller(folder, store, config.name)
-    context = dataclasses.replace(
+    context = _of_workers(dataclasses.replace(context, config=config, supernet=supernet), evaluator)
+    return Opened(config, space, evaluator, record, Workplan(context), refreshed(run, record))
+
+
+def _of_workers(context: EvaluatorContext, evaluator: Evaluator) -> EvaluatorContext:
+    """Return what workers open: with what the controller has found out, and what of it their machines have not."""
+    files = RunFiles.of_controller(context.folder, context.store, context.config.name)
+    return dataclasses.replace(
         context,
         run=files.run,
         prepared=_shared(files),
-        code=send_code(config, space.family, data_root, store),
-        config=config,
+        code=send_code(context.config, evaluator.space.family, context.data_root, context.store),
         calibrations=evaluator.calibrations,
-        supernet=supernet,
         made_on=_made_on(evaluator),
     )
-    return Opened(config, space, evaluator, record, Workplan(context), refreshed(run, record))
 
 
 def _shared(files: RunFiles) -> tuple[str, ...]:

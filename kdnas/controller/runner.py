@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -245,9 +244,7 @@ class Search:
 
     def _end(self) -> None:
         self._record.set_note("finished", self._over)
-        shutil.rmtree(self._opened.run.folder / RUNG_FOLDER, ignore_errors=True)
-        for place in self._opened.files.under(RUNG_FOLDER):
-            self._opened.files.forget(place)
+        self._opened.files.clear(RUNG_FOLDER)
 
     def _begin_next(self, executor: Executor[Job, Result]) -> bool:
         """Begin what a free worker is to do; False where there is nothing."""

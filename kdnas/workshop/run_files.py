@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import re
 import secrets
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,12 @@ class RunFiles:
         here = [str(path.relative_to(self.folder)) for path in (self.folder / place).glob("*") if path.is_file()]
         prefix = self._name("")
         return sorted({*here, *(name.removeprefix(prefix) for name in self.store.names(self._name(place)))})
+
+    def clear(self, place: str) -> None:
+        """Remove a folder, here and from the store."""
+        for inside in self.under(place):
+            self.forget(inside)
+        shutil.rmtree(self.folder / place, ignore_errors=True)
 
     def forget(self, place: str) -> None:
         """Remove a file, here and from the store."""

@@ -57,11 +57,13 @@ class TravellingCode:
 def send_code(config: StudyConfig, family: str, data_root: Path, store: Store) -> TravellingCode:
     """Return what stands for the code that a study and the `family` of its space name, once `store` has it."""
     settings = {**config.model_dump(mode="json"), "family": family}
+    plugins = plugins_named(settings)
+    specs = tuple(plugin.spec for plugin in plugins)
+    if not store.is_shared:
+        return TravellingCode(specs=specs)
     files: dict[str, Path] = {}
     folders: dict[str, str] = {}
-    specs = []
-    for plugin in plugins_named(settings):
-        specs.append(plugin.spec)
+    for plugin in plugins:
         if folder := plugin_folder(plugin.spec):
             inside = folders.setdefault(folder, f"plugins{len(folders)}")
             files |= {f"{inside}/{place}": path for place, path in load_plugin(plugin.spec).sources.items()}
@@ -69,8 +71,8 @@ def send_code(config: StudyConfig, family: str, data_root: Path, store: Store) -
         if not named.plugin:
             sources = load_user_object(named.spec, data_root).sources
             files |= {f"{_DATA}/{place}": path for place, path in sources.items()}
-    if not files or not store.is_shared:
-        return TravellingCode(specs=tuple(specs))
+    if not files:
+        return TravellingCode(specs=specs)
     name = _digest(files)
     if not store.has(f"code/{name}"):
         with tempfile.TemporaryDirectory() as scratch:
@@ -78,7 +80,7 @@ def send_code(config: StudyConfig, family: str, data_root: Path, store: Store) -
                 (Path(scratch) / place).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, Path(scratch) / place)
             store.put(f"code/{name}", Path(scratch))
-    return TravellingCode(name, tuple(specs), folders)
+    return TravellingCode(name, specs, folders)
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -48,6 +48,37 @@ def own_study(whole: Whole, parent: Path) -> Path:
     return study
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """A run of enough students to be audited."""
+    parent = tmp_path_factory.mktemp("many")
+    study = scored_study.write(parent, score=faulty_run.LOGGED, budget={"trials": 8})
+    assert search(study, parent / "run").code == 0
+    return Whole(study, parent / "run", faulty_run.calls(study))
+
+
+@pytest.mark.parametrize("fault", ["kill", "term", "int", "full", "memory"])
+def test_an_audit_goes_on(fault: str, many: Whole, tmp_path: Path) -> None:
+    study, folder = own_study(many, tmp_path), tmp_path / "run"
+    shutil.copytree(many.folder, folder)
+    audit = ("audit", folder, "--students", 6, "--seeds", 1, "--epochs", 4, "--data-root", study, "--trust-code")
+    met = faulty_run.run(*audit, faults=f"audit:3={fault}", counts=tmp_path / "counts")
+    assert met.code == {**{name: code for name, (code, _) in STOPPED.items()}, "full": 1, "memory": 1}[fault], (
+        met.stderr
+    )
+    assert "Traceback" not in met.stderr
+    assert fault == "kill" or met.stderr.strip()
+    before = faulty_run.calls(study)
+    again = faulty_run.run(*audit)
+    assert again.code == 0, again.stderr
+    calls = faulty_run.calls(study)
+    assert len(calls) == 7  # the third was made and not recorded: it alone is made again
+    assert calls[: len(before)] == before
+    assert len(set(calls)) == 6
+    third = faulty_run.run(*audit)
+    assert (third.code, faulty_run.calls(study)) == (0, calls)
+
+
 LOST = {"answer", "result", "recording", "retraining"}
 """Points at which a result is there and not in the record: that training alone is made again."""
 STOPPED = {

@@ -193,6 +193,28 @@ def test_a_plan_is_written_whole_or_not_at_all(fault: str, whole: Path, tmp_path
     assert (folder / "plan.yaml").exists()
 
 
+@pytest.mark.parametrize("fault", ["kill", "term", "enospc"])
+def test_a_comparison_goes_on(fault: str, whole: Path, tmp_path: Path) -> None:
+    folder = kept_run(whole, tmp_path)
+    compare = ("compare", folder, "--vary", "distillation.task_weight=0.1,0.9", "--seeds", 2, "--epochs", 1)
+    once = run(*compare, parent=tmp_path)
+    assert once.code == 0, once.stderr
+    (tmp_path / "again").mkdir()
+    other = kept_run(whole, tmp_path / "again")
+    compare = ("compare", other, *compare[2:])
+    met = run(*compare, parent=tmp_path / "again", faults=f"compare:3={fault}")
+    assert met.code == {"kill": -9, "term": 143, "enospc": 2}[fault], met.stderr
+    assert "Traceback" not in met.stderr
+    (kept,) = (other / "compare").glob("*.jsonl")
+    assert len(kept.read_text().splitlines()) == 2
+    again = run(*compare, parent=tmp_path / "again")
+    assert again.code == 0, again.stderr
+    rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in
+            (next((folder / "compare").glob("*.jsonl")), kept)]  # fmt: skip
+    assert [(row["key"], row["score"]) for row in rows[0]] == [(row["key"], row["score"]) for row in rows[1]]
+    assert len(rows[1]) == 4
+
+
 # -- with workers ------------------------------------------------------------------------------------------------------
 
 

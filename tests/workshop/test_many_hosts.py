@@ -65,6 +65,7 @@ def _on_host(folder: Path, plan: bytes, jobs: list[Any], faults: str = "") -> tu
     return said
 
 
+@pytest.mark.slow
 def test_a_host_goes_on_from_what_a_killed_one_has_made(tmp_path: Path) -> None:
     study = load_study(tiny.write(tmp_path), [*_SMALL, f"store=file://{tmp_path}/shared"])
     opened = sharing.prepared(study, tmp_path / "run")
