@@ -28,7 +28,6 @@ from kdnas.core.objective import OF_CLASSES, OF_VALUES, Quantity, unsound
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
 from kdnas.core.text import CorpusData, TextData
-from kdnas.core.words import counted, escaped
 from kdnas.costs import COSTS, CheapCost, MeasuredCost
 from kdnas.datasets import DATASETS
 from kdnas.datasets._kept import fetched_folder, kept_data, kept_folder
@@ -49,6 +48,7 @@ from kdnas.training.completions import Item, read_items, share_completed
 from kdnas.training.evaluation import evaluate, tally_of
 from kdnas.training.recipe import Training
 from kdnas.workshop.proxy import proxy_places
+from kdnas.workshop.split import check_split, split_notes
 from kdnas.workshop.teacher_training import TeacherTraining
 
 Say = Callable[[str], None]
@@ -59,12 +59,6 @@ TEACHER = "teacher"
 _CALLED = frozenset({"module", "text_module"})
 """The data sets that are a function of the user's: whether it changed cannot be seen but by calling it."""
 _COMPLETED = "files of texts to be completed (.jsonl)"
-_FEW_SCORED = 100
-"""Below so many validation samples, how coarse a score is is said."""
-_FEW_LEARNT = 5
-_UNEVEN = 10
-"""From so many times the smallest class on, the largest is told of."""
-_LISTED = 10
 
 
 def _silent(line: str) -> None:
@@ -293,7 +287,7 @@ class Workshop:
             places = np.arange(len(data.train))
             return places[: -data.stated_validation], places[-data.stated_validation :]
         parts = self.task.split(data.train.targets, fraction, derive_seed(self.sources.seed, "validation split"))
-        _check_split(data, parts[1], fraction)
+        check_split(data, parts[1], fraction)
         return parts
 
     @property
@@ -645,64 +639,3 @@ def _other_random_states() -> Iterator[None]:
         random.setstate(kept[0])
         np.random.set_state(kept[1])
         torch.set_rng_state(kept[2])
-
-
-def _check_split(data: Data, validation_indices: np.ndarray, fraction: float) -> None:
-    """Raise DataError where no score can be made on the training samples at `validation_indices`."""
-    if not data.class_names:
-        _check_blocks(data, len(validation_indices), fraction)
-        return
-    one, several = data.task.sample, data.task.samples
-    labels = data.train.targets[validation_indices]
-    allowed = f"two or more training {several} of at least two classes"
-    if not len(labels):
-        left = f"no {one} is left to score students on"
-        what = f"{left}: each class has one training {one}, which stays to be learnt from"
-        raise DataError(Problem(f"{data.name}: validation_fraction {fraction:g}", what, allowed))
-    scored = np.unique(labels)
-    if len(scored) < 2:
-        only = escaped(data.class_names[scored[0]])
-        what = f"all validation {several} are of class {only}: the other classes have one training {one} each"
-        raise DataError(Problem(f"{data.name}: validation_fraction {fraction:g}", what, allowed))
-
-
-def _check_blocks(data: Data, scored: int, fraction: float) -> None:
-    """Raise DataError where samples without classes, of which `scored` are to be scored on, leave one part empty."""
-    if not 0 < scored < len(data.train):
-        what = f"{scored} of {counted(len(data.train), data.task.sample)} are left to score students on"
-        raise DataError(Problem(f"{data.name}: validation_fraction {fraction:g}", what, "one or more, but not all"))
-
-
-def split_notes(data: Data, train_indices: np.ndarray, validation_indices: np.ndarray) -> tuple[str, ...]:
-    """Return what the user should know of a split of the training samples: classes of few samples, coarse scores."""
-    if not data.class_names:
-        return ()
-    names, classes = tuple(map(escaped, data.class_names)), data.task.outputs
-    learnt = np.bincount(data.train.targets[train_indices], minlength=classes)
-    scored = np.bincount(data.train.targets[validation_indices], minlength=classes)
-    tested = len(data.test)
-    notes = []
-    unscored = [name for name, count in zip(names, scored, strict=True) if count == 0]
-    if unscored:
-        notes.append(
-            f"no validation {data.task.sample} of class {_listed(unscored)}: no score tells how well it is learnt"
-        )
-    few = [name for name, count, there in zip(names, learnt, scored, strict=True) if count < _FEW_LEARNT and there]
-    if few:
-        notes.append(f"fewer than {_FEW_LEARNT} {data.task.samples} to learn from of class {_listed(few)}")
-    for count, kind in ((len(validation_indices), "validation"), (tested, "test")):
-        if count < _FEW_SCORED:
-            steps = f"moves in steps of {100 / count:.1f} points: {counted(count, data.task.sample)}"
-            notes.append(f"{kind} {data.task.score.name} {steps}")
-    if learnt.max() >= _UNEVEN * learnt.min():
-        most, least = int(learnt.argmax()), int(learnt.argmin())
-        notes.append(
-            f"uneven classes: {learnt[most]:,} {data.task.samples} to learn from of {names[most]}, {learnt[least]:,} "
-            f"of {names[least]}; always answering {names[most]} scores {scored[most] / scored.sum():.0%}"
-        )
-    return tuple(notes)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{', '.join(names[:_LISTED])}{more}"

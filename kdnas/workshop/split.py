@@ -1,0 +1,79 @@
+"""The split of the training samples: whether scores can be made on it, and what the user should know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kdnas.core.data import Data
+from kdnas.core.words import counted, escaped
+from kdnas.errors import DataError, Problem
+
+_FEW_SCORED = 100
+"""Below so many validation samples, how coarse a score is is said."""
+_FEW_LEARNT = 5
+_UNEVEN = 10
+"""From so many times the smallest class on, the largest is told of."""
+_LISTED = 10
+
+
+def check_split(data: Data, validation_indices: np.ndarray, fraction: float) -> None:
+    """Raise DataError where no score can be made on the training samples at `validation_indices`."""
+    if not data.class_names:
+        _check_blocks(data, len(validation_indices), fraction)
+        return
+    one, several = data.task.sample, data.task.samples
+    labels = data.train.targets[validation_indices]
+    allowed = f"two or more training {several} of at least two classes"
+    if not len(labels):
+        left = f"no {one} is left to score students on"
+        what = f"{left}: each class has one training {one}, which stays to be learnt from"
+        raise DataError(Problem(f"{data.name}: validation_fraction {fraction:g}", what, allowed))
+    scored = np.unique(labels)
+    if len(scored) < 2:
+        only = escaped(data.class_names[scored[0]])
+        what = f"all validation {several} are of class {only}: the other classes have one training {one} each"
+        raise DataError(Problem(f"{data.name}: validation_fraction {fraction:g}", what, allowed))
+
+
+def _check_blocks(data: Data, scored: int, fraction: float) -> None:
+    """Raise DataError where samples without classes, of which `scored` are to be scored on, leave one part empty."""
+    if not 0 < scored < len(data.train):
+        what = f"{scored} of {counted(len(data.train), data.task.sample)} are left to score students on"
+        raise DataError(Problem(f"{data.name}: validation_fraction {fraction:g}", what, "one or more, but not all"))
+
+
+def split_notes(data: Data, train_indices: np.ndarray, validation_indices: np.ndarray) -> tuple[str, ...]:
+    """Return what the user should know of a split of the training samples: classes of few samples, coarse scores."""
+    if not data.class_names:
+        return ()
+    names, classes = tuple(map(escaped, data.class_names)), data.task.outputs
+    learnt = np.bincount(data.train.targets[train_indices], minlength=classes)
+    scored = np.bincount(data.train.targets[validation_indices], minlength=classes)
+    tested = len(data.test)
+    notes = []
+    unscored = [name for name, count in zip(names, scored, strict=True) if count == 0]
+    if unscored:
+        notes.append(
+            f"no validation {data.task.sample} of class {_listed(unscored)}: no score tells how well it is learnt"
+        )
+    few = [name for name, count, there in zip(names, learnt, scored, strict=True) if count < _FEW_LEARNT and there]
+    if few:
+        notes.append(f"fewer than {_FEW_LEARNT} {data.task.samples} to learn from of class {_listed(few)}")
+    for count, kind in ((len(validation_indices), "validation"), (tested, "test")):
+        if count < _FEW_SCORED:
+            steps = f"moves in steps of {100 / count:.1f} points: {counted(count, data.task.sample)}"
+            notes.append(f"{kind} {data.task.score.name} {steps}")
+    if learnt.max() >= _UNEVEN * learnt.min():
+        most, least = int(learnt.argmax()), int(learnt.argmin())
+        notes.append(
+            f"uneven classes: {learnt[most]:,} {data.task.samples} to learn from of {names[most]}, {learnt[least]:,} "
+            f"of {names[least]}; always answering {names[most]} scores {scored[most] / scored.sum():.0%}"
+        )
+    return tuple(notes)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{', '.join(names[:_LISTED])}{more}"
