@@ -13,6 +13,7 @@ from kdnas.core.text import TextData
 from kdnas.datasets import DATASETS
 from kdnas.errors import TeacherError
 from kdnas.students import STUDENTS, FamilyContext
+from kdnas.students.derived import Derived
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.tokenizing import train_tokenizer
 from kdnas.training.batches import Batches
@@ -70,5 +71,6 @@ def test_a_pad_token_that_is_not_the_datas_is_told(root: Path) -> None:
 
 def test_no_student_is_cut_out_of_it_which_is_said(root: Path) -> None:
     data, teacher = opened(root)
+    family: Derived = STUDENTS.build("derived", FamilyContext(data.task, {"teacher": teacher}))
     with pytest.raises(TeacherError, match="students are not cut out of such a network"):
-        STUDENTS.build("derived", FamilyContext(data.task, {"teacher": teacher}))
+        _ = family.network
