@@ -144,6 +144,19 @@ def pkt(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
     return (p * ((p + 1e-7) / (q + 1e-7)).log()).mean()
 
 
+def listwise(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    found = []
+    for i in range(int((w > 0).sum())):
+        lists = []
+        for side in (s, t):
+            points = side.embedding[w > 0]
+            cosines = [F.cosine_similarity(points[i], points[j], dim=0) for j in range(len(points)) if j != i]
+            lists.append(softmax(torch.stack(cosines) / 0.2))
+        q, p = lists
+        found.append((p * (p / q).log()).sum())
+    return torch.stack(found).mean()
+
+
 def contrastive(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
     mapped = s.embedding[w > 0] @ loss.adapter.weight.double().T
     theirs = t.embedding[w > 0]
@@ -307,6 +320,7 @@ CASES: list[tuple[str, dict[str, object], Written]] = [
     ("mlld", {"temperatures": (2.0, 5.0)}, mlld),
     ("alpha_divergence", {"clip": 1e6}, alpha_divergence),
     ("pkt", {}, pkt),
+    ("listwise", {"temperature": 0.2}, listwise),
     ("contrastive", {"temperature": 0.5}, contrastive),
     ("crd", {"temperature": 0.5, "width": 7, "memory": 9}, crd),
     ("correlation", {"width": 7}, correlation),
