@@ -128,6 +128,7 @@ distillation:
     - {{type: kd, weight: 0.9, temperature: 4.0}}
     # - {{type: hint, weight: 100.0}}  # its authors' weight, which it has unless stated
     # - {{type: dkd, warmup_fraction: 0.083}}  # its weight grows in this share of the steps
+    # - {{type: hint, during: [0, 0.5]}}  # it counts in the first half of the steps alone
     # - {{type: kd, of: peers}}  # beside others of its kind that learn with it; of: ema, its own moving average;
     # - {{type: exits, of: self}}  # its own end: exits inside, which are dropped. With no teacher, task_weight is 1
   # peers: 2  # students of a kind that learn together, where a loss is of: peers
