@@ -31,6 +31,7 @@ Point = Literal[
     "recording",
     "recorded",
     "supernet",
+    "blocks",
     "retraining",
     "retrained",
     "weights",

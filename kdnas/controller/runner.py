@@ -327,6 +327,8 @@ class Search:
             reference_point=self._opened.run.reference_point,
             fidelities=rungs,
             tuned={name: self._domain[name] for name in self._config.tune},
+            limits=self._config.limits,
+            library=self._evaluator.library,
         )
         return ValidProposals(
             SAMPLERS.build(self._config.sampler.type, context, **self._config.sampler.options),

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdnas.nn.cutting import Anatomy, Kept, outputs, picked
+from kdnas.nn.cutting import Anatomy, Example, Kept, in_order, outputs, picked
 from kdnas.nn.recalibration import recalibrate
 
 RIDGE = 0.3
@@ -54,7 +54,7 @@ class Reconstruction:
         inputs: Samples [B, ...], run at once.
     """
 
-    def __init__(self, network: nn.Module, anatomy: Anatomy, through: nn.Module, inputs: Tensor):
+    def __init__(self, network: nn.Module, anatomy: Anatomy, through: nn.Module, inputs: Example):
         self._network = network
         self._anatomy = anatomy
         self._inputs = inputs
@@ -85,7 +85,7 @@ class Reconstruction:
                     layer = cut.get_submodule(self._anatomy.renamed(self._network, reader.layer, kept))
                     mending = self._mending(reader, places.get(reader.weight, {}))
                     stack.callback(layer.register_forward_pre_hook(mending).remove)
-            recalibrate(through, [(self._inputs,)])
+            recalibrate(through, [in_order(self._inputs)])
 
     def _mending(self, reader: _Reader, places: Mapping[int, Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def mend(layer: nn.Module, fed: tuple[Any, ...]) -> None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kdnas.core.arch import Scalar
+from kdnas.core.block_library import BlockLibrary
 from kdnas.core.fidelity import Fidelity
-from kdnas.core.objective import Quantity
+from kdnas.core.objective import Constraint, Quantity
 from kdnas.core.space import SearchSpace
 from kdnas.registry import Registry
 
@@ -47,6 +48,10 @@ class SamplerContext:
     """The rungs of the search, lowest first; empty where every trial has the same fidelity."""
     tuned: Mapping[str, BaseDistribution] = field(default_factory=dict)
     """Training settings that are proposed with the architecture, by dotted name."""
+    limits: tuple[Constraint, ...] = ()
+    """The bounds on costs that `acceptable` knows of."""
+    library: BlockLibrary | None = None
+    """The losses and costs of the teacher's blocks, where the study asks for them and students are made of those."""
 
 
 SAMPLERS: Registry[Callable[..., optuna.samplers.BaseSampler]] = Registry("sampler", __name__, "context")

@@ -145,6 +145,22 @@ class CutChoice:
         return tuple(inside or [self.nearest(ends[0])])
 
 
+@dataclass(frozen=True)
+class CutBlock:
+    """A block that no other one's insides reach into: what rules it alone.
+
+    `choices` set the sizes of its `axes`; others may share those choices, but each has axes of its own.
+    """
+
+    name: str
+    choices: tuple[str, ...]
+    axes: tuple[str, ...]
+    depth: str = ""
+    """The choice that may leave it out; empty: it always stays."""
+    left_at: tuple[int, ...] = ()
+    """The values of that choice at which it is there."""
+
+
 class CutChoices:
     """The choices of the students of one network.
 
@@ -194,6 +210,50 @@ class CutChoices:
     def conditions(self) -> tuple[Condition, ...]:
         """When choices of single blocks are active: while the block is there."""
         return tuple(self._conditions())
+
+    @property
+    def values(self) -> Mapping[str, tuple[int, ...]]:
+        """The values of every choice, by name, also those of one alone."""
+        return self._options
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The choices that reach across blocks, such as the width of what flows between them."""
+        return tuple(
+            choice.name
+            for choice in self.choices
+            if choice.role != "depth" and any(not part.block for part in choice.parts)
+        )
+
+    @property
+    def blocks(self) -> tuple[CutBlock, ...]:
+        """The blocks that choices which are not shared cut or leave out, in the network's order."""
+        shared = set(self.shared)
+        axes: dict[str, dict[str, list[str]]] = {}
+        for choice in self.choices:
+            for part in choice.parts if choice.role != "depth" and choice.name not in shared else ():
+                axes.setdefault(part.block, {}).setdefault(choice.name, []).append(part.name)
+        rulers = {part.name: choice for choice in self.choices if choice.role == "depth" for part in choice.parts}
+        leaving: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for depth in self._anatomy.depths:
+            if (ruler := rulers.get(depth.name)) is None:
+                continue
+            for rank, index in enumerate(depth.order):
+                there = tuple(v for v in self._options[ruler.name] if ruler.sizes[v][depth.name] > rank)
+                if len(there) < len(self._options[ruler.name]):
+                    leaving[depth.blocks[index]] = ruler.name, there
+        inside = [axis.block for axis in self._anatomy.axes if axis.block]
+        order = dict.fromkeys([*inside, *(block for depth in self._anatomy.depths for block in depth.blocks)])
+        return tuple(
+            CutBlock(
+                name,
+                tuple(axes.get(name, {})),
+                tuple(part for parts in axes.get(name, {}).values() for part in parts),
+                *leaving.get(name, ("", ())),
+            )
+            for name in order
+            if name in axes or name in leaving
+        )
 
     def _conditions(self) -> Iterator[Condition]:
         depths = {part.name: choice for choice in self.choices if choice.role == "depth" for part in choice.parts}

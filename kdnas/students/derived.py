@@ -84,6 +84,18 @@ class Calibration:
             raise ValueError(f"{path} is damaged: {error}") from error
 
 
+@dataclasses.dataclass(frozen=True)
+class OpenedUp:
+    """A student with what is inside it; in eval mode."""
+
+    student: nn.Module
+    """Takes the task's inputs."""
+    network: nn.Module
+    """The one of the teacher's kind inside."""
+    anatomy: Anatomy
+    """What can be cut of the network, its parts called as in the teacher."""
+
+
 @STUDENTS.register
 class Derived(StudentFamily):
     """Networks cut out of the study's own teacher, whatever that is: depth, width, inner width and heads.
@@ -348,6 +360,12 @@ class Derived(StudentFamily):
         if norms and self.context.samples is not None:
             inputs, _ = self.context.samples(_SAMPLES)
             recalibrate(student, zip(*(one.split(_BATCH) for one in inputs), strict=True))
+
+    def opened_up(self, arch: Arch) -> OpenedUp:
+        """Return the student as it inherits, with the network inside it and what can be cut of that further."""
+        student = self.inherit(arch).eval()
+        left = self.anatomy.left(self.network, self._kept(arch))
+        return OpenedUp(student, student.get_submodule(self._place), left)
 
     def is_part(self, arch: Arch, larger: Arch) -> bool:
         """Return whether `arch` has no more units and blocks of anything than `larger`: they rank alike in both."""

@@ -34,6 +34,8 @@ from kdnas.training.supernet import SupernetSettings, once_of_images
 
 DISTIL = "distil"
 """The evaluator that trains students here."""
+BLOCKS = "blocks"
+"""The sampler that solves a library of the teacher's blocks."""
 DERIVED = "derived"
 """The family of students cut out of the study's teacher, and what their space is called."""
 _STEPS = ("optimizer", "learning_rate")
@@ -116,6 +118,15 @@ class SupernetConfig(SupernetSettings):
     """Begin from the teacher's weights, which takes one of the students' family; None: where that is so."""
     score_samples: Annotated[int | None, Field(ge=2, validation_alias=once_of_images("score"))] = None
     """Validation samples that a score of shared weights is made on; None: all of them."""
+
+
+class BlocksConfig(Section):
+    """The block library of a search by the sampler `blocks`: every block of the teacher at every size, fitted once."""
+
+    samples: Annotated[int, Field(ge=8, le=10_000_000)] = 512
+    """Training samples that blocks are fitted to and measured on, a quarter of them held out."""
+    epochs: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Passes over them that each block is trained for once it is fitted in closed form."""
 
 
 class Promotion(Section):
@@ -395,6 +406,8 @@ class StudyConfig(Section):
     distillation: Distillation = Distillation()
     supernet: SupernetConfig | None = None
     """Read where a start is `supernet`; None is then the default of every setting."""
+    blocks: BlocksConfig | None = None
+    """Read where the sampler is `blocks`; None is then the default of every setting."""
     rungs: tuple[Rung, ...] = ()
     """Fidelities of the search, lowest first; the last one is its full score, `training.epochs`. None: only that."""
     promotion: Promotion = Promotion()
@@ -473,6 +486,12 @@ class StudyConfig(Section):
             raise ValueError(
                 "final.until: flat finds the length of a final training last, and budget.full_trainings counts in it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _some_blocks(self) -> StudyConfig:
+        if self.sampler.type == BLOCKS and self.blocks is None:
+            object.__setattr__(self, "blocks", BlocksConfig())
         return self
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ from kdnas.registry import validation_problems
 from kdnas.study.config import StudyConfig, task_kind, task_named, with_the_tasks_score
 from kdnas.study.earlier import in_present_words
 from kdnas.study.members import member_problems, quantity_problems, registry_of
-from kdnas.study.rungs import rung_problems, start_problems, table_problems
+from kdnas.study.rungs import library_problems, rung_problems, start_problems, table_problems
 from kdnas.study.secrets import secret_problems
 from kdnas.study.spaces import derived_space, load_space, space_of
 from kdnas.study.teachers import teacher_problems
@@ -225,6 +225,8 @@ def _problems_between(config: StudyConfig, space: SearchSpace | None, unsound: S
         problems += start_problems(config, space)
     if space is not None and space.family and sound("costs"):
         problems += table_problems(config, space)
+    if space is not None and space.family and sound("sampler", "evaluator.type"):
+        problems += library_problems(config, space)
     return problems
 
 

@@ -6,7 +6,7 @@ import itertools
 
 from kdnas.core.space import SearchSpace
 from kdnas.errors import Problem
-from kdnas.study.config import DISTIL, StudyConfig
+from kdnas.study.config import BLOCKS, DISTIL, StudyConfig
 from kdnas.study.members import registry_of
 
 _AMOUNT = "epochs x data_fraction x resolution_fraction^2"
@@ -52,6 +52,19 @@ def table_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
     what = "a latency table adds up operators, and those of students cut out of a teacher are that one's own"
     priced = [name for name, options in config.costs.items() if options.get("table") is not None]
     return [Problem(f"costs.{name}.table", what, "left out: every student is measured") for name in priced]
+
+
+def library_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
+    """Return why there can be no block library for the sampler that solves one, as far as the names alone tell."""
+    if config.sampler.type != BLOCKS:
+        return []
+    if config.evaluator.type != DISTIL:
+        what = f"{BLOCKS} solves a library of the teacher's blocks, and the evaluator {config.evaluator.type} has none"
+        return [Problem("sampler", what, f"the evaluator {DISTIL}")]
+    if registry_of("students").get(space.family).derived:
+        return []
+    what = f"{BLOCKS} solves a library of the teacher's blocks, and students of {space.family} are not made of those"
+    return [Problem("sampler", what, "students cut out of their teacher (`space: {derive: teacher}`)")]
 
 
 def _shares(family: str) -> bool:

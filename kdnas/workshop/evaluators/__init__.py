@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from kdnas.core.arch import Arch, Scalar
+from kdnas.core.block_library import BlockLibrary
 from kdnas.core.measurement import Calibration, Measurement
 from kdnas.core.objective import Quantity
 from kdnas.core.space import SearchSpace
@@ -102,6 +103,8 @@ class Evaluator(ABC):
         self.context = context
         self.calibrations = context.calibrations
         self.supernet = context.supernet
+        self.library: BlockLibrary | None = None
+        """The run's block library: None until `prepare` has made it, and where the study asks for none."""
         self.say = context.say
         self.progress: Progress = _silent
 
@@ -168,7 +171,9 @@ class Evaluator(ABC):
         return
 
     def prepare(self) -> SupernetRecord | None:
-        """Do the long work that all scores rest on, the training of a supernet, and return what came of it.
+        """Do the long work that comes before all scores, and return the supernet, where they rest on one.
+
+        That is the training of a supernet and the making of a block library, which is then `self.library`.
 
         It is called whenever the controller opens a run, once the lock file is there, so that a work that was stopped
         is continued; `self.supernet` is what came of it, where it is done. Raises RunFolderError where that is not in

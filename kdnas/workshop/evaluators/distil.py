@@ -39,6 +39,7 @@ from kdnas.nn.weights import save_weights
 from kdnas.record.lock import Findings, SupernetRecord
 from kdnas.record.records import Result, TrialRecord
 from kdnas.students.derived import Derived
+from kdnas.study.config import BLOCKS
 from kdnas.study.spaces import arch_of
 from kdnas.study.updates import updates_in_words
 from kdnas.training.checkpoint import discard_damaged, epochs_done
@@ -50,6 +51,7 @@ from kdnas.training.packing import Packing, choose_size, measured_rate
 from kdnas.training.recipe import Recipe
 from kdnas.training.teacher_cache import TeacherCache, drawing_error, truncation_error
 from kdnas.training.teacher_outputs import BatchPlan, views_key, why_live
+from kdnas.workshop.block_library import open_library
 from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, attempted, names
 from kdnas.workshop.jobs import Job
 from kdnas.workshop.latency_table import TablePrices, learn_tables
@@ -182,11 +184,16 @@ class Distil(Evaluator):
         self.workshop.keep()
 
     def prepare(self) -> SupernetRecord | None:
-        """Train the run's supernet, or continue where that was stopped; check it where it is done."""
+        """Train the run's supernet and make its block library, or go on where that was stopped; check what is done."""
         if self.supernet is not None:
             check_supernet(self.context.folder, self.supernet.fingerprint)
         elif self.context.config.shares_weights:
             self.supernet = self._run_supernet.prepare(teacher_cache=self.teacher_cache, say=self.say)
+        config = self.context.config
+        if config.blocks is not None and config.sampler.type == BLOCKS:
+            self.library = open_library(
+                self.context.folder, config.blocks, self.workshop, seed=config.seed, say=self.say
+            )
         return self.supernet
 
     @property
