@@ -53,6 +53,11 @@ def command(
         document = {**front_document(record), "full_trainings": full_trainings_document(record)}
         typer.echo(json.dumps({**document, "audit": audit_document(record)}, indent=2))
         return
+    _show(record)
+
+
+def _show(record: RunRecord) -> None:
+    """Print the front and what there is to say of it."""
     from kdnas.cli._terminal import console as terminal
     from kdnas.cli._terminal import printed, printed_front
     from kdnas.plan.training_folder import full_trainings
