@@ -32,7 +32,7 @@ _SPEC = re.compile(r"(?P<module>.+):(?P<name>[A-Za-z_]\w*)")
 PLACES = {
     "evaluators": ("evaluator",),
     "tasks": ("task", "task.kind"),
-    "datasets": ("data",),
+    "datasets": ("data", "teacher.data", "teachers.*.data", "further_teachers.*.data"),
     "teachers": ("teacher", "teachers.*", "further_teachers.*"),
     "students": (
         "family",

@@ -69,6 +69,9 @@ def code_named(settings: Mapping[str, Any]) -> list[NamedCode]:
     for key in ("teachers", "further_teachers"):
         if isinstance(several := settings.get(key), Mapping):
             places |= {f"{key}.{name}": (teacher, *_NAMING["teacher"]) for name, teacher in several.items()}
+    for section, (member, *_) in list(places.items()):
+        if section != "evaluator" and isinstance(member, Mapping):
+            places[f"{section}.data"] = (member.get("data"), *_NAMING["data"])
     for section, (member, keys, called_with) in places.items():
         if not isinstance(member, Mapping) or member.get("type") != "module":
             continue

@@ -27,6 +27,17 @@ def test_every_function_that_settings_name_is_found(tmp_path: Path) -> None:
     assert teacher.in_words(tmp_path) == "teacher.factory: os:system(command='true')"
     evaluator = {"evaluator": {"type": "module", "function": "a:b", "price": "c:d"}}
     assert [code.where for code in code_named(evaluator)] == ["evaluator.function", "evaluator.price"]
+    given = {"type": "module", "function": "heard.py:load"}
+    teachers = {
+        "teacher": {"data": given},
+        "teachers": {"a": {"data": given}},
+        "further_teachers": {"b": {"data": given}},
+    }
+    assert [code.where for code in code_named(teachers)] == [
+        "teacher.data.function",
+        "teachers.a.data.function",
+        "further_teachers.b.data.function",
+    ]
     assert code_named({"data": {"type": "digits"}, "teacher": None, "evaluator": {"type": "distil"}}) == []
 
 

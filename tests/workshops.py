@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kdnas.core.data import ImageData
-from kdnas.study.config import DataConfig, Member
+from kdnas.study.config import DataConfig, TeacherConfig
 from kdnas.training.recipe import Training
 from kdnas.workshop.opening import TEACHER, MadeOn, Sources, Workshop
 
@@ -31,7 +31,7 @@ def workshop_of(
     config = (
         data if isinstance(data, DataConfig) else DataConfig(type="digits", validation_fraction=validation_fraction)
     )
-    teachers = {} if teacher is None else {TEACHER: Member(**teacher)}
+    teachers = {} if teacher is None else {TEACHER: TeacherConfig(**teacher)}
     sources = Sources(config, teachers, "resnet", seed, Training())
     opened = Workshop(
         sources, data_root=data_root, cache=cache, device=torch.device("cpu"), made_on=made_on or MadeOn(), say=say

@@ -87,7 +87,8 @@ data:
 teacher:
 {teacher}
 # teacher_name: teacher  # what it is called; `teachers: {{NAME: {{type: ...}}}}` states both, and more than one:
-# losses then say `of: NAME` or `of: ensemble`
+# losses then say `of: NAME` or `of: ensemble`. Inside a teacher, `data: {{type: ..., pair: label}}` gives it samples of
+# its own, one of the same class for each of these (it hears what students see); pair: order, those at the same places
 
 {students}
 # --- What is wanted: {score}, and what it shall be traded for (two to four in all).

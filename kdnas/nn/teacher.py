@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 from torch import nn
 
 from kdnas.core.arch import Arch
+from kdnas.core.data import Data
 from kdnas.nn.origin import Origin
 
 
@@ -37,6 +38,12 @@ class Teacher:
     outputs: Literal["logits", "probabilities"] = "logits"
     origin: Origin | None = None
     """How its network is made without kdnas; None where that is not known."""
+    data: Data | None = None
+    """What it is given, a sample for each of the study's (`kdnas.core.pairing`); None: the study's own samples."""
+
+    def given(self, data: Data) -> Data:
+        """Return what it is given where students are given `data`."""
+        return self.data or data
 
 
 Teaching: TypeAlias = Teacher | Mapping[str, Teacher] | None

@@ -31,7 +31,7 @@ from kdnas.record.lock import fingerprint, of_todays_task, space_record
 from kdnas.record.records import RunRecord, TrialRecord
 from kdnas.registry import Registry, Section, validation_problems
 from kdnas.students import stated_arch
-from kdnas.study.config import DataConfig, Member
+from kdnas.study.config import DataConfig, TeacherConfig
 from kdnas.study.members import option_problems
 from kdnas.study.tuning import final_recipe
 from kdnas.study.yaml_lines import YamlDocument, read_yaml
@@ -109,7 +109,7 @@ class TrainFile(Section):
     data: DataConfig
     data_fingerprint: str
     """Hash of the data's content."""
-    teachers: Annotated[dict[str, Member], Field(min_length=1)]
+    teachers: Annotated[dict[str, TeacherConfig], Field(min_length=1)]
     """By name; whose outputs a loss learns it says by `of`."""
     teacher_fingerprint: str = ""
     """Hash of the first teacher's weights; empty: not checked."""
@@ -289,6 +289,11 @@ def _member_problems(file: TrainFile) -> list[Problem]:
     named: list[tuple[str, Registry[Any], str, Mapping[str, Any]]] = [
         ("data", DATASETS, file.data.type, file.data.options),
         *((f"teachers.{name}", TEACHERS, teacher.type, teacher.options) for name, teacher in file.teachers.items()),
+        *(
+            (f"teachers.{name}.data", DATASETS, teacher.data.type, teacher.data.options)
+            for name, teacher in file.teachers.items()
+            if teacher.data is not None
+        ),
     ]
     for index, term in enumerate(file.distillation.losses):
         named.append((f"distillation.losses.{index}", LOSSES, term.type, term.options))

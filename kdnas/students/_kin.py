@@ -18,8 +18,8 @@ class KinFamily(StudentFamily):
     """A family that may have a teacher of its own kind."""
 
     def ancestor(self) -> Teacher | None:
-        """Return the teacher that is of this family; None where there is none."""
-        teachers = self.context.teachers.values()
+        """Return the teacher of this family that is given what students are; None where there is none."""
+        teachers = [each for each in self.context.teachers.values() if each.data is None]
         return next((each for each in teachers if each.arch is not None and each.arch.family == self.name), None)
 
     def _known_ancestor(self) -> tuple[Normalised, Arch]:
@@ -32,7 +32,8 @@ class KinFamily(StudentFamily):
         """Return the ancestor. Raises ConfigError where there is none."""
         teacher = self.ancestor()
         if teacher is None:
-            of = ", ".join(each.name for each in self.context.teachers.values()) or "none is open"
+            seen = {each.name: " of other samples" if each.data else "" for each in self.context.teachers.values()}
+            of = ", ".join(name + other for name, other in seen.items()) or "none is open"
             what = f"no teacher is a {self.name} of kdnas ({of}): no weights can be inherited"
             raise ConfigError(Problem("start", what, f"random, or a teacher `type: student, family: {self.name}`"))
         return teacher

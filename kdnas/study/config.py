@@ -24,6 +24,7 @@ from pydantic import (
 from kdnas.core.data import Data
 from kdnas.core.fidelity import Fidelity, SearchStart, Start
 from kdnas.core.objective import ACCURACY, OF_VALUES, SCORES, Constraint, Quantity, score_among
+from kdnas.core.pairing import Pairing
 from kdnas.core.pick import DEFAULT_PICK, Near, PickError, Standard, against, parse_bound, parse_pick
 from kdnas.datasets import kind_of
 from kdnas.errors import ConfigError, Problem
@@ -62,6 +63,28 @@ class DataConfig(Member):
         """What is stated and decides nothing, in words; empty where all of it does."""
         idle = self.states_validation and "validation_fraction" in self.model_fields_set
         return "validation_fraction is not used: `validation` says what scores are made on" if idle else ""
+
+
+class PairedData(Member):
+    """What a teacher is given in the place of the study's own samples: another data set, sample for sample."""
+
+    pair: Pairing
+    """order: the samples at the same places, whose labels have to agree; label: one of the same class, drawn."""
+
+
+class TeacherConfig(Member):
+    """A teacher: where it comes from, and the samples that it is given."""
+
+    data: PairedData | None = None
+    """None: the study's own."""
+
+    @model_serializer(mode="wrap")
+    def _stated(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave unsaid that a teacher is given what the students are."""
+        content: dict[str, Any] = plain(self)
+        if self.data is None:
+            content.pop("data", None)
+        return content
 
 
 class SamplerConfig(Member):
@@ -387,11 +410,11 @@ class StudyConfig(Section):
     """The kind of work, where it is not the one that the data pose by themselves: a task of your own. `task: {score:
     f1}` has the students scored by another quantity than the task's usual one, as an objective of that name does."""
     data: DataConfig | None = None
-    teacher: Member | None = None
+    teacher: TeacherConfig | None = None
     """Data and teacher are required by the evaluators that train."""
     teacher_name: Annotated[str, AfterValidator(_teacher_name)] = "teacher"
     """What it is called: `teachers: {NAME: ...}` states both."""
-    further_teachers: dict[Annotated[str, AfterValidator(_teacher_name)], Member] = Field(default_factory=dict)
+    further_teachers: dict[Annotated[str, AfterValidator(_teacher_name)], TeacherConfig] = Field(default_factory=dict)
     """Those after the first of `teachers: {NAME: ..., NAME: ...}`. Costs and scores are compared with
     those of the first, and students are cut out of it; whose outputs a loss learns it says by `of`."""
     space: str | DerivedSpace
@@ -504,7 +527,7 @@ class StudyConfig(Section):
         """Return the cost of this name with its options: the registry's, or the one whose type the study states."""
         return Member.model_validate({"type": name, **self.costs.get(name, {})})
 
-    def sources(self) -> tuple[DataConfig, Member]:
+    def sources(self) -> tuple[DataConfig, TeacherConfig]:
         """Return the sections `data` and `teacher`. Raises ConfigError where the study trains nothing itself."""
         if self.data is None or self.teacher is None:
             raise ConfigError(
@@ -513,7 +536,7 @@ class StudyConfig(Section):
         return self.data, self.teacher
 
     @property
-    def teachers(self) -> dict[str, Member]:
+    def teachers(self) -> dict[str, TeacherConfig]:
         """The teachers by name, the first one first; none where the study trains nothing itself."""
         return {} if self.teacher is None else {self.teacher_name: self.teacher, **self.further_teachers}
 

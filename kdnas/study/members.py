@@ -20,7 +20,17 @@ from kdnas.datasets import kind_of
 from kdnas.errors import ConfigError, Problem
 from kdnas.plugins import is_plugin, short_name
 from kdnas.registry import Registry, validation_problems
-from kdnas.study.config import DISTIL, DataConfig, ExecutorConfig, Member, SamplerConfig, StudyConfig, task_named
+from kdnas.study.config import (
+    DISTIL,
+    DataConfig,
+    ExecutorConfig,
+    Member,
+    PairedData,
+    SamplerConfig,
+    StudyConfig,
+    TeacherConfig,
+    task_named,
+)
 from kdnas.training.recipe import LossTerm, training_for
 
 # What the run itself hands to an executor; a study cannot set it there.
@@ -60,9 +70,8 @@ def member_problems(data: Mapping[str, Any]) -> list[Problem]:
         *_section(data, "evaluator", "evaluators", Member),
         *_needs(data),
         *_section(data, "data", "datasets", DataConfig),
-        *_section(data, "teacher", "teachers", Member),
+        *_teacher(data, "teacher", data.get("teacher")),
         *_further_teachers(data),
-        *_student_teacher(data, "teacher", data.get("teacher")),
         *_losses(data),
         *_proxy(data),
         *_section(data, "sampler", "samplers", SamplerConfig),
@@ -114,9 +123,15 @@ def _further_teachers(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield what is wrong with the teachers after the first."""
     others = data.get("further_teachers")
     for name, section in others.items() if isinstance(others, dict) else ():
-        where = f"further_teachers.{name}"
-        yield from _section({where: section}, where, "teachers", Member)
-        yield from _student_teacher(data, where, section)
+        yield from _teacher(data, f"further_teachers.{name}", section)
+
+
+def _teacher(data: Mapping[str, Any], where: str, section: Any) -> Iterator[Problem]:
+    """Yield what is wrong with a teacher, and with the samples that it is given."""
+    yield from _section({where: section}, where, "teachers", TeacherConfig)
+    yield from _student_teacher(data, where, section)
+    given = section.get("data") if isinstance(section, dict) else None
+    yield from _section({f"{where}.data": given}, f"{where}.data", "datasets", PairedData)
 
 
 def _student_teacher(data: Mapping[str, Any], where: str, section: Any) -> Iterator[Problem]:

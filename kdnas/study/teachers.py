@@ -14,18 +14,19 @@ def teacher_problems(config: StudyConfig) -> list[Problem]:
     """Return what is wrong with whom the losses of `config` learn of; `where` is the dotted key."""
     distillation, names = config.distillation, list(config.teachers)
     terms = [term for term in distillation.losses if term.weight > 0]
+    problems = _weight_problems(config)
     if len(names) < 2 and distillation.ensemble is None and all(term.of is None for term in terms):
-        return []
+        return problems
     from kdnas.training.loss import needs_by_teacher  # here, because it brings torch
 
     try:
         asked = needs_by_teacher(distillation, names)
     except ConfigError as error:
-        return list(error.problems)
+        return [*problems, *error.problems]
     # A student that learns of what is no teacher is still compared with the one of the study.
     compared = isinstance(config.space, DerivedSpace) or any(term.of in LEARNING for term in terms)
     kept = {config.teacher_name} if compared else set()
-    problems = [
+    problems += [
         Problem(
             "teacher" if name == config.teacher_name else f"further_teachers.{name}",
             f"no loss learns of the teacher {name}",
@@ -48,6 +49,14 @@ def teacher_problems(config: StudyConfig) -> list[Problem]:
         if not any(how.weights.get(name, 0.0) > 0 for name in names):
             problems.append(Problem(where, "all of them are 0: nobody is listened to", f"one above 0 of {allowed}"))
     return problems + _learning_problems(config)
+
+
+def _weight_problems(config: StudyConfig) -> list[Problem]:
+    """Return what is wrong with cutting students out of a teacher which is given other samples than they."""
+    if config.teacher is None or config.teacher.data is None or not isinstance(config.space, DerivedSpace):
+        return []
+    what = "a network of other samples has no weights for students of the study's"
+    return [Problem("teacher.data", what, "a first teacher without `data`, or a space of a student family")]
 
 
 def _learning_problems(config: StudyConfig) -> list[Problem]:

@@ -115,6 +115,18 @@ class Batches:
                 others=lambda positions: self._fetch(positions, torch.from_numpy(positions).to(self.device)),
             )
 
+    def of(self, samples: Tensor) -> Batch:
+        """Return the batch of `samples` [B], places among all samples, as they are; every one has to be among these."""
+        places = self._place_of[samples]
+        return self.task.plain(self._fetch(places.cpu().numpy(), places))
+
+    @cached_property
+    def _place_of(self) -> Tensor:
+        """By sample, int64: where it stands in `indices`, on the device."""
+        found = torch.full((int(self.indices.max()) + 1,), -1, dtype=torch.int64, device=self.device)
+        found[self._samples] = torch.arange(len(self), device=self.device)
+        return found
+
     def samples_of(self, epoch: int, *, seed: int) -> np.ndarray:
         """Return the samples int64 [N] of an epoch in their order, without making any batch."""
         return self.indices[self._order(epoch, seed)]

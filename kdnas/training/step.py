@@ -42,7 +42,7 @@ from kdnas.training.loss import TrainingLoss, needs_by_teacher, needs_of
 from kdnas.training.numerics import in_bfloat16
 from kdnas.training.recipe import EMA, PEERS, SELF, Recipe, Training
 from kdnas.training.teacher_cache import TeacherCache
-from kdnas.training.teacher_outputs import BatchPlan, TeacherOutputs, views_key
+from kdnas.training.teacher_outputs import TeacherOutputs, plan_of, views_key
 
 _STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 100}
 """Looking at the loss makes a CUDA device wait, and costs a CPU nothing."""
@@ -251,17 +251,18 @@ def open_teacher_outputs(
     for name, needs in needs_by_teacher(recipe.distillation, teachers).items():
         teacher = teachers[name]
         module = teacher.module.to(device).eval()
-        example = example_inputs(data.task, device)
-        shapes[name] = output_shapes(module, teacher.stages, teacher.classifier, *example)
-        plan = BatchPlan(train, training.batch_size, training.augmentation, view_seed)
+        task = teacher.given(data).task
+        shapes[name] = output_shapes(module, teacher.stages, teacher.classifier, *example_inputs(task, device))
+        plan = plan_of(teacher, train, training, view_seed)
         cache = None
         if teacher_cache is not None:
             top_k, drawn = teacher_cache.top_k, teacher_cache.drawn
             key = views_key(teacher, shapes[name], plan, needs=needs, bfloat16=bfloat16, top_k=top_k, drawn=drawn)
             cache = None if key is None else (teacher_cache, key)
-        taps = Taps(module, teacher.stages, teacher.classifier, needs=needs, mask=mask_place(data.task))
+        taps = Taps(module, teacher.stages, teacher.classifier, needs=needs, mask=mask_place(task))
         tapped = stack.enter_context(taps)
-        opened[name] = TeacherOutputs(tapped, device=device, bfloat16=bfloat16, cache=cache, plan=plan)
+        own = None if teacher.data is None else plan.train
+        opened[name] = TeacherOutputs(tapped, device=device, bfloat16=bfloat16, cache=cache, plan=plan, own=own)
     return TeachersOutputs(opened) if opened else None, shapes
 
 

@@ -25,7 +25,7 @@ from kdnas.tasks._draws import Draws
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.loss import needs_of
-from kdnas.training.recipe import Distillation
+from kdnas.training.recipe import Distillation, Training
 from kdnas.training.teacher_cache import TeacherCache, View, ViewsKey
 
 _PART_SAMPLES = {"cpu": 512, "cuda": 8192}
@@ -133,6 +133,16 @@ class BatchPlan:
         return self.train.epoch(view, batch_size=self.batch_size, views=self.views, seed=self.seed, steps=steps)
 
 
+def plan_of(teacher: Teacher, train: Batches, training: Training, seed: int) -> BatchPlan:
+    """Return the batches that `teacher` is given where a student is trained on `train`.
+
+    Samples of its own are given as they are: views of the students' are drawn for those.
+    """
+    if teacher.data is None:
+        return BatchPlan(train, training.batch_size, training.augmentation, seed)
+    return BatchPlan(Batches(teacher.data, train.indices, device=train.device), training.batch_size, None, seed)
+
+
 class TeacherOutputs:
     """The teacher's outputs for the batches of one training, view by view.
 
@@ -151,13 +161,16 @@ class TeacherOutputs:
         bfloat16: bool,
         cache: tuple[TeacherCache, ViewsKey] | None,
         plan: BatchPlan | None = None,
+        own: Batches | None = None,
     ):
+        """`own`: the samples that the teacher is given in the place of the students', all of them."""
         self._stopwatch = Stopwatch(device)
         self._tapped = tapped
         self._device = device
         self._bfloat16 = bfloat16
         self._cache = cache
         self._plan = plan
+        self._own = own
         self._rows: _Rows | None = None
         self._storing = True
         self.is_live = False
@@ -186,7 +199,7 @@ class TeacherOutputs:
         outputs = None if self._rows is None else self._rows(samples)
         if outputs is None:
             self.is_live = True
-            outputs = self._live(inputs)
+            outputs = self._live(inputs if self._own is None else self._own.of(samples).laid_out)
         self._stopwatch.stop()
         return outputs
 

@@ -67,12 +67,17 @@ def check_losses(
     if not terms:
         return
     few = np.linspace(0, len(data.train) - 1, min(_SAMPLES, len(data.train))).astype(np.int64)
-    (batch,) = Batches(data, few, device=device).ordered(batch_size=len(few))
+
+    def given(seen: Data) -> Batch:
+        (only,) = Batches(seen, few, device=device).ordered(batch_size=len(few))
+        return only
+
+    batch = given(data)
     task, size = task_of(data.task), data.task.at_share(recipe.training.resolution_fraction).size
     with exact_arithmetic():
         teachers = by_name(teaching)
         whose = {
-            name: _asked(f"the teacher {each.name}", each.module, each.stages, each.classifier, batch)
+            name: _asked(f"the teacher {each.name}", each.module, each.stages, each.classifier, given(each.given(data)))
             for name, each in teachers.items()
             if name in needs_by_teacher(recipe.distillation, teachers)
         }

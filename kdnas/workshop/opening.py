@@ -5,6 +5,7 @@ Every part is opened when it is first asked for, and once: whoever needs the dat
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import random
@@ -25,6 +26,7 @@ from kdnas.core.data import Data
 from kdnas.core.fidelity import Start
 from kdnas.core.measurement import Calibration, Measurement, Price
 from kdnas.core.objective import OF_CLASSES, OF_VALUES, Quantity, unsound
+from kdnas.core.pairing import paired
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
 from kdnas.core.text import CorpusData, TextData
@@ -39,7 +41,7 @@ from kdnas.record.lock import DataDescription
 from kdnas.record.records import RunRecord
 from kdnas.store import NO_STORE, Store
 from kdnas.students import STUDENTS, StudentFamily, family_for, sibling_family
-from kdnas.study.config import Completions, DataConfig, Member, StudyConfig
+from kdnas.study.config import Completions, DataConfig, Member, StudyConfig, TeacherConfig
 from kdnas.tasks import Task, task_of
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.tokenizing import Tokenizer
@@ -110,7 +112,7 @@ class Sources:
     """What a study or a train.yaml names that is to be opened."""
 
     data: DataConfig
-    teachers: Mapping[str, Member]
+    teachers: Mapping[str, TeacherConfig]
     family: str
     seed: int
     """Draws the split, and a teacher that is trained here."""
@@ -369,11 +371,12 @@ class Workshop:
         return next(iter(self.teachers.values()))
 
     def _open_teacher(self, name: str) -> Teacher:
-        sources, made_on = self.sources, self._made_on
+        sources, made_on, member = self.sources, self._made_on, self.sources.teachers[name]
+        given = self._given(name, member)
         training = TeacherTraining(
-            self.data,
+            given or self.data,
             self.train_indices,
-            self.share,
+            self.share if given is None else functools.partial(self._share_of, given),
             self.cache / "teachers",
             self.device,
             sources.seed,
@@ -383,9 +386,12 @@ class Workshop:
             self.store,
         )
         self._trainings.append(training)
-        context = TeacherContext(self.data, self.data_root, self.device, training.network, self.say)
-        member = sources.teachers[name]
+        context = TeacherContext(given or self.data, self.data_root, self.device, training.network, self.say)
         teacher: Teacher = TEACHERS.build(member.type, context, **member.options)
+        if given is not None and member.data is not None:
+            told = f"is given samples of {given.name}, one for each of {self.data.name}, paired by {member.data.pair}"
+            whole = hashlib.sha256(f"{teacher.fingerprint} {given.fingerprint}".encode()).hexdigest()[:16]
+            teacher = replace(teacher, data=given, fingerprint=whole, notes=(told, *teacher.notes))
         where = f"teacher {teacher.name}"
         first = name == next(iter(sources.teachers))
         was = made_on.teacher if first else made_on.further.get(name, "")
@@ -399,9 +405,27 @@ class Workshop:
             raise TeacherError(Problem(where, differs, "the teacher that the run began with"))
         return teacher
 
+    def _given(self, name: str, member: TeacherConfig) -> Data | None:
+        """Return the samples that the teacher `name` is given; None: the study's own. Raises DataError, ConfigError."""
+        if member.data is None:
+            return None
+        if self.task.mixes(self.sources.training.augmentation):
+            what = f"mixes samples, and the teacher {name} is given others, which are not mixed so"
+            raise ConfigError(Problem("training.augmentation", what, "mixup: 0"))
+        theirs = load_data(DataConfig(type=member.data.type, **member.data.options), self.data_root, self.cache)
+        for note in theirs.notes:
+            self.say(f"note: {theirs.name}, of the teacher {name}: {note}")
+        parts = (self.train_indices, self.validation_indices)
+        return paired(theirs, self.data, member.data.pair, parts, derive_seed(self.sources.seed, "pairs", name))
+
+    def _share_of(self, given: Data, fraction: float) -> Batches:
+        """Return a random share of the training split of a teacher's own samples."""
+        return Batches(given, self._share_indices(fraction, None), device=self.device)
+
     def teacher_shapes(self, name: str) -> OutputShapes:
         """Return the shapes of what a teacher says of a sample."""
-        teacher, example = self.teachers[name], example_inputs(self.data.task, self.device)
+        teacher = self.teachers[name]
+        example = example_inputs(teacher.given(self.data).task, self.device)
         return output_shapes(teacher.module, teacher.stages, teacher.classifier, *example)
 
     @cached_property
@@ -505,9 +529,13 @@ class Workshop:
         """Return the score of `module`, which takes plain samples, on the test split."""
         return evaluate(module, self.test, self.sources.training)
 
-    def test_scores(self, module: nn.Module) -> dict[str, float]:
-        """Return all that is known of how good `module` is on the test split, and of what it completes, by name."""
-        tally = tally_of(module, self.test, self.sources.training)
+    def test_scores(self, module: nn.Module, given: Data | None = None) -> dict[str, float]:
+        """Return all that is known of how good `module` is on the test split, and of what it completes, by name.
+
+        `given` are the samples of a teacher that has its own.
+        """
+        test = self.test if given is None else Batches(given, self.test.indices, device=self.device, split="test")
+        tally = tally_of(module, test, self.sources.training)
         completed = {name: self._completed(module, items) for name, items in self.completions.items()}
         return {**self.task.scores(tally), **completed}
 

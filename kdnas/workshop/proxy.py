@@ -34,9 +34,11 @@ _KEY = "training.proxy"
 def proxy_places(workshop: Workshop, proxy: Member, share: float, seed: int) -> np.ndarray:
     """Return the sorted places, in the training split, of the share of it that `proxy` chooses. Raises ConfigError."""
     indices, data, teacher = workshop.train_indices, workshop.data, workshop.teacher
-    pool = Pool(
-        data.train.targets[indices], share, seed, workshop.task, lambda: features(teacher, workshop.batches(indices))
-    )
+
+    def embedded() -> np.ndarray:
+        return features(teacher, Batches(teacher.given(data), indices, device=workshop.device))
+
+    pool = Pool(data.train.targets[indices], share, seed, workshop.task, embedded)
     split = np.ascontiguousarray(indices, dtype=np.int64).tobytes()
     facts = {"data": data.fingerprint, "split": hashlib.sha256(split).hexdigest(), "teacher": teacher.fingerprint}
     return choose(proxy, pool, workshop.cache / "proxies", facts, workshop.store)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdnas.core.arch import Arch
@@ -26,6 +26,8 @@ SIZES = {"1/2": 0.5, "1/4": 0.25, "1/10": 0.1}
 """Shares of the teacher's MACs, none of which a student exceeds."""
 _DRAWS = 3000
 _SAMPLES = 256
+_RATIOS = tuple(round(float(ratio), 3) for ratio in np.linspace(0.2, 0.97, 30))
+"""Of the channels, for torch-pruning."""
 _OWN_SPACE = "photo64_mobilenet"
 
 
@@ -73,6 +75,7 @@ class Bench:
         sources = Sources.of_study(config, loaded.space, folder)
         self.workshop = Workshop(sources, data_root=data_root(None), cache=cache_dir(), device=torch.device("cpu"))
         self.family = self.workshop.family
+        self.folder = folder
         self.teacher_macs = self.family.price(self.family.canonical({})).macs
 
     def found(self, size: str) -> Arch:
@@ -126,7 +129,7 @@ def pruned(bench: Bench, size: str, seed: int) -> Begun:
     example = bench.family._opened[1]  # type: ignore[attr-defined]
 
     def pruned_by(ratio: float) -> nn.Module:
-        module = copy.deepcopy(teacher.module).requires_grad_(True)
+        module = _copied(teacher.module)
         path = next(name for name, part in teacher.module.named_modules() if part is whole)
         network = module.get_submodule(path)
         head = next(part for name, part in network.named_modules() if name == "classifier")
@@ -140,18 +143,91 @@ def pruned(bench: Bench, size: str, seed: int) -> Begun:
         network.zero_grad()
         return module
 
-    low, high = 0.0, 0.97
-    for _ in range(6):
-        middle = (low + high) / 2
-        fits = traced_macs(pruned_by(middle), raw[:1]) <= bound
-        low, high = (low, middle) if fits else (middle, high)
-    module = pruned_by(high).eval()
-    module.takes_raw = True  # type: ignore[assignment]
-    macs, params = traced_macs(module, raw[:1]), parameter_count(module)
-    if macs > bound:
-        raise ValueError(f"no ratio that was tried prunes the teacher to {bound:,} MACs: the last gives {macs:,}")
+    # MACs do not fall steadily with the ratio, so every one is tried and the dearest within the bound is taken
+    sizes = {ratio: traced_macs(pruned_by(ratio), raw[:1]) for ratio in _RATIOS}
+    within = [ratio for ratio, macs in sizes.items() if macs <= bound]
+    if not within:
+        raise ValueError(f"no ratio prunes the teacher to {bound:,} MACs: the least is {min(sizes.values()):,}")
+    ratio = max(within, key=lambda ratio: sizes[ratio])
+    module = pruned_by(ratio).eval()
     student = with_taps(module, teacher.stages, teacher.classifier)
-    return Begun(student, macs, params, f"ratio {high:.3f}", True)
+    return Begun(student, sizes[ratio], parameter_count(module), f"ratio {ratio:.3f}", True)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(module).requires_grad_(True)
+    copied.takes_raw = True  # type: ignore[assignment]
+    return copied
+
+
+def _made_plain(network: nn.Module, example: Tensor) -> None:
+    """Replace timm's own layers, which ModelOpt does not know, by torch's: equal for inputs of the example's size."""
+    for name, part in list(network.named_modules()):
+        if type(part).__name__ == "BatchNormAct2d":
+            norm = nn.BatchNorm2d(part.num_features, part.eps, part.momentum).train(part.training)
+            norm.load_state_dict(part.state_dict())
+            _put(network, name, nn.Sequential(norm, part.drop, part.act))
+    seen: dict[str, tuple[int, int]] = {}
+    dynamic = {name: part for name, part in network.named_modules() if type(part).__name__ == "Conv2dSame"}
+    hooks = [
+        part.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: tuple(inputs[0].shape[-2:])}))
+        for name, part in dynamic.items()
+    ]
+    with torch.no_grad():
+        network(example)
+    for hook in hooks:
+        hook.remove()
+    for name, part in dynamic.items():
+        missing = [
+            max((-(-side // stride) - 1) * stride + size - side, 0)
+            for side, stride, size in zip(seen[name], part.stride, part.kernel_size, strict=True)
+        ]
+        (top, left), (bottom, right) = [one // 2 for one in missing], [one - one // 2 for one in missing]
+        plain = nn.Conv2d(
+            part.in_channels, part.out_channels, part.kernel_size, part.stride, groups=part.groups,
+            bias=part.bias is not None,
+        )  # fmt: skip
+        plain.load_state_dict(part.state_dict())
+        _put(network, name, nn.Sequential(nn.ZeroPad2d((left, right, top, bottom)), plain))
+
+
+def _put(network: nn.Module, name: str, part: nn.Module) -> None:
+    owner, _, own_name = name.rpartition(".")
+    setattr(network.get_submodule(owner), own_name, part)
+
+
+def fastnas(bench: Bench, size: str, seed: int) -> Begun:
+    """The teacher pruned by NVIDIA ModelOpt's FastNAS to the derived one's MACs, scored on the validation photos."""
+    import modelopt.torch.prune
+
+    workshop, teacher, bound = bench.workshop, bench.workshop.teacher, bench.family.price(bench.found(size)).macs
+    (raw,), _ = workshop.samples(_SAMPLES)
+    module = _copied(teacher.module)
+    whole = bench.family.network  # type: ignore[attr-defined]
+    network = module.get_submodule(next(name for name, part in teacher.module.named_modules() if part is whole))
+    entered: list[Tensor] = []
+    hook = network.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].detach()))
+    with torch.no_grad():
+        for inputs in raw.split(64):
+            module(inputs)
+    hook.remove()
+
+    def score(_: nn.Module) -> float:
+        return workshop.validation_score(workshop.entered(module))
+
+    with torch.no_grad():
+        before = module(raw[:8])
+        _made_plain(network, entered[0][:1])
+        torch.testing.assert_close(module(raw[:8]), before)
+    modelopt.torch.prune.prune(
+        network, mode="fastnas", constraints={"flops": f"{100 * bound / bench.teacher_macs:.2f}%"},
+        dummy_input=entered[0][:1],
+        config={"data_loader": entered, "collect_func": lambda batch: batch, "score_func": score,
+                "checkpoint": str(bench.folder / "fastnas.pth"), "verbose": True},
+    )  # fmt: skip
+    student = with_taps(module.eval(), teacher.stages, teacher.classifier)
+    macs = traced_macs(module, raw[:1])
+    return Begun(student, macs, parameter_count(module), f"fastnas {macs}", True)
 
 
 METHODS: Mapping[str, Callable[[Bench, str, int], Begun]] = {
@@ -159,4 +235,5 @@ METHODS: Mapping[str, Callable[[Bench, str, int], Begun]] = {
     "own": own,
     "even": even,
     "pruned": pruned,
+    "fastnas": fastnas,
 }

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import trainings
 from torch.nn import functional as F
 from trainings import CPU, batches, net, same
 
-from kdnas.core.data import ImageData
+from kdnas.core.data import ImageData, Samples
+from kdnas.core.pairing import paired
 from kdnas.errors import ConfigError
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.rows import Rows
@@ -20,7 +22,7 @@ from kdnas.teachers import Teacher
 from kdnas.training.ensemble import OutputsByTeacher
 from kdnas.training.loop import Course, Pupil, Trained, distil, train
 from kdnas.training.loss import TrainingLoss, needs_by_teacher
-from kdnas.training.recipe import Distillation, Ensemble, LossTerm, Recipe, Training
+from kdnas.training.recipe import Distillation, Ensemble, LossTerm, Recipe, Training, training_for
 from kdnas.training.teacher_cache import TeacherCache
 
 M, V = 9, 5
@@ -194,3 +196,53 @@ def test_one_teacher_is_what_it_was(data) -> None:
     plain = trained(data, teacher, TERM)
     named = trained(data, {"mine": teacher}, TERM.model_copy(update={"of": "mine"}))
     assert same(plain.network, named.network)
+
+
+# -- a teacher that is given samples of its own ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def upside_down(data: ImageData) -> ImageData:
+    """The digits, each paired with one of its class, larger and upside down."""
+    pixels = {split: np.flip(np.asarray(getattr(data, split).inputs["pixels"]), 2) for split in ("train", "test")}
+    turned = {
+        split: Samples({"pixels": np.repeat(np.repeat(whole, 2, 2), 2, 3)}, getattr(data, split).targets)
+        for split, whole in pixels.items()
+    }
+    parts = (np.arange(300), np.arange(300, len(data.train)))
+    return paired(replace(data, **turned, fingerprint="turned"), data, "label", parts, seed=0)
+
+
+def test_a_teacher_answers_on_its_own_samples(data, teachers, upside_down, tmp_path: Path) -> None:
+    """Kept and live answers are those that it gives to the partner of each sample, whatever the students' view."""
+    teacher = replace(teachers["large"], data=upside_down)
+    asked: list[torch.Tensor] = []
+    views = {"augmentation": training_for("image_classification")(augmentation={"crop_padding": 1}).augmentation}
+    kept = trained(data, teacher, *TERMS[:1], teacher_cache=TeacherCache(tmp_path), training=views)
+    hook = teacher.module.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0]))
+    try:
+        live = trained(data, teacher, *TERMS[:1], training=views)
+    finally:
+        hook.remove()
+    assert same(live.network, kept.network)
+    shown = torch.cat(asked)
+    whole = torch.from_numpy(upside_down.train.inputs["pixels"][:300]).float()
+    assert {image.numpy().tobytes() for image in shown if image.shape == whole[0].shape} >= {
+        image.numpy().tobytes() for image in whole
+    }
+    assert not same(live.network, trained(data, teachers["large"], *TERMS[:1], training=views).network)
+    assert len([path for path in next(tmp_path.iterdir()).iterdir() if path.suffix == ".npy"]) <= 2  # one view for all
+
+
+def test_two_teachers_of_other_samples_are_asked_each_for_its_own(data, teachers, upside_down) -> None:
+    seen: dict[str, set[int]] = {"small": set(), "large": set()}
+    mixed = {**teachers, "large": replace(teachers["large"], data=upside_down)}
+    hooks = [
+        each.module.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].add(inputs[0].shape[-1]))
+        for name, each in mixed.items()
+    ]
+    outcome = trained(data, mixed, *TERMS)
+    for hook in hooks:
+        hook.remove()
+    assert seen == {"small": {8}, "large": {16}}
+    assert outcome.history[-1].loss < outcome.history[0].loss

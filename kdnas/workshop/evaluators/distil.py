@@ -42,6 +42,7 @@ from kdnas.students.derived import Derived
 from kdnas.study.config import BLOCKS
 from kdnas.study.spaces import arch_of
 from kdnas.study.updates import updates_in_words
+from kdnas.training.batches import Batches
 from kdnas.training.checkpoint import discard_damaged, epochs_done
 from kdnas.training.evaluation import evaluation_batch
 from kdnas.training.loop import Course, EpochRecord, Pupil, Trained, batches_key, train
@@ -50,7 +51,7 @@ from kdnas.training.numerics import computing, in_bfloat16
 from kdnas.training.packing import Packing, choose_size, measured_rate
 from kdnas.training.recipe import Recipe
 from kdnas.training.teacher_cache import TeacherCache, drawing_error, truncation_error
-from kdnas.training.teacher_outputs import BatchPlan, views_key, why_live
+from kdnas.training.teacher_outputs import plan_of, views_key, why_live
 from kdnas.workshop.block_library import open_library
 from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, attempted, names
 from kdnas.workshop.jobs import Job
@@ -264,7 +265,7 @@ class Distil(Evaluator):
             reports = {
                 name: report_teacher(
                     teacher,
-                    workshop.data,
+                    teacher.given(workshop.data),
                     workshop.validation_indices,
                     config.training,
                     device=workshop.device,
@@ -280,8 +281,9 @@ class Distil(Evaluator):
         calibrated = {name: cost.calibrate(workshop.data.task) for name, cost in workshop.measured_costs.items()}
         self.calibrate(learn_tables(workshop.costs, space, workshop.family, calibrated, seed=config.seed, say=say))
         whole = Price(round(teacher.values["macs"]), round(teacher.values["params"]))
+        first = workshop.teacher
         costs = workshop.cheap_costs(whole) | {
-            name: cost.measure(workshop.teacher.module, workshop.data.task, self.calibrations[name]).value
+            name: cost.measure(first.module, first.given(workshop.data).task, self.calibrations[name]).value
             for name, cost in workshop.measured_costs.items()
         }
         teacher = dataclasses.replace(teacher, values={**teacher.values, **costs})
@@ -338,9 +340,10 @@ class Distil(Evaluator):
         """Return what keeping a teacher's outputs takes, where that is much."""
         workshop, config = self.workshop, self.context.config
         training = config.training
-        plan = BatchPlan(workshop.train, training.batch_size, training.augmentation, config.seed)
+        teacher = workshop.teachers[name]
+        plan = plan_of(teacher, workshop.train, training, config.seed)
         key = views_key(
-            workshop.teachers[name],
+            teacher,
             workshop.teacher_shapes(name),
             plan,
             needs=needs,
@@ -362,7 +365,8 @@ class Distil(Evaluator):
         workshop, kept, drawn = self.workshop, self.teacher_cache.top_k, self.teacher_cache.drawn
         if kept is None or (kept >= workshop.data.task.outputs and not drawn):
             return []
-        few = workshop.batches(workshop.validation_indices[: max(1, _TRUNCATED // workshop.task.spec.rows)])
+        places = workshop.validation_indices[: max(1, _TRUNCATED // workshop.task.spec.rows)]
+        few = Batches(teacher.given(workshop.data), places, device=workshop.device)
         with torch.no_grad():
             size = evaluation_batch(workshop.task.spec, workshop.device)
             answers = [teacher.module(*batch.inputs) for batch in few.ordered(batch_size=size)]
@@ -604,7 +608,7 @@ class Distil(Evaluator):
         self.context.say("scoring the teacher on the test split")
         workshop = self.workshop
         with computing(self.context.config.training, workshop.device):
-            return workshop.test_scores(workshop.teacher.module)
+            return workshop.test_scores(workshop.teacher.module, workshop.teacher.data)
 
 
 def _sizes(task: TaskSpec) -> str:
