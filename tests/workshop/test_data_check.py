@@ -8,7 +8,7 @@ from workshops import split_of, workshop_of
 
 from kdnas.core.data import ImageData, Samples, stratified_split
 from kdnas.errors import DataError
-from kdnas.workshop.opening import split_notes
+from kdnas.workshop.split import split_notes
 
 
 def data_of(*counts: int, test: int = 300) -> ImageData:
