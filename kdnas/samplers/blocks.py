@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
@@ -77,18 +78,21 @@ class SolvedFront(optuna.samplers.BaseSampler):
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
     def _in_turn(self) -> list[Solved]:
-        """Return the solved front, the middle first, then the middles of what is left: early trials are spread."""
+        """Return the solved front: its middle, then the middles of its halves at random, and so on."""
         cheap = [one.name for one in self._context.objectives if one.name in self._library.costs]
         lead = cheap[0] if cheap else "macs"
         front = self._library.front(lead, self._context.limits, count=self._members)
+        draws = np.random.default_rng(self._context.seed)
         order: list[Solved] = []
         parts = [(0, len(front))]
-        while parts:
-            low, high = parts.pop(0)
-            if low < high:
-                middle = (low + high) // 2
-                order.append(front[middle])
-                parts += [(low, middle), (middle + 1, high)]
+        while parts := [(low, high) for low, high in parts if low < high]:
+            middles = [(low + high) // 2 for low, high in parts]
+            order += [front[index] for index in draws.permutation(middles)]
+            parts = [
+                half
+                for (low, high), middle in zip(parts, middles, strict=True)
+                for half in ((low, middle), (middle + 1, high))
+            ]
         return order
 
     def _was_proposed(self, study: optuna.Study, proposal: Mapping[str, Scalar]) -> bool:
