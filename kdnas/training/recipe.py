@@ -79,9 +79,12 @@ class LossTerm(pydantic.BaseModel):
         return self
 
     def share_at(self, progress: float) -> float:
-        """Return which share of the weight counts in a step that ends at the share `progress` of the training."""
+        """Return which share of the weight counts in a step that ends at the share `progress` of the training, 0 to 1.
+
+        A supernet's first step ends at 0, since its progress is what was spent before.
+        """
         first, last = self.during or (0.0, 1.0)
-        if not first < progress <= last:
+        if not (first < progress <= last or progress == first == 0.0):
             return 0.0
         return 1.0 if self.warmup_fraction == 0.0 else min(1.0, (progress - first) / self.warmup_fraction)
 

@@ -199,6 +199,7 @@ def test_a_stretch_that_ends_before_it_begins_is_refused() -> None:
     with pytest.raises(ValueError, match="is no stretch"):
         LossTerm(type="kd", during=(0.5, 0.5))
     term = LossTerm(type="kd", during=(0.0, 0.5))
+    assert [term.share_at(progress) for progress in (0.0, 0.5, 0.51)] == [1.0, 1.0, 0.0]
     assert LossTerm.model_validate_json(term.model_dump_json()) == term
 
 
