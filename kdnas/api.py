@@ -117,8 +117,10 @@ class Run:
         retrained, RunFolderError where its weights are not there any more.
         """
         from kdnas.plan.exporting import load_student
+        from kdnas.workshop import opening
 
-        return load_student(self.record, self.pick(pick))
+        root = opening.data_root(None if self._data_root is None else Path(self._data_root))
+        return load_student(self.record, self.pick(pick), data_root=root)
 
     def export(
         self,

@@ -41,7 +41,6 @@ from kdnas.tasks import task_of
 from kdnas.tasks.image_classification import DEVIATION, MEAN
 from kdnas.version import __version__
 from kdnas.workshop.opening import Workshop, cache_dir, family_of, open_run
-from kdnas.workshop.opening import data_root as stated_root
 
 
 def available_formats() -> tuple[list[str], dict[str, str]]:
@@ -215,16 +214,17 @@ def _of_pictures(file: TrainFile, data: ImageData, cut: Cut | None) -> Preproces
     )
 
 
-def load_student(run: RunRecord, member: FrontMember) -> nn.Module:
+def load_student(run: RunRecord, member: FrontMember, *, data_root: Path) -> nn.Module:
     """Return the student of `member` behind its normalisation, with the weights of its best retraining, in eval mode.
 
-    It takes plain samples, images as floats [B, C, H, W] in 0..255. Raises ConfigError when the student was not
-    retrained, RunFolderError when its checkpoint is missing or damaged.
+    A teacher that it was cut out of is read under `data_root`. It takes plain samples, images as floats [B, C, H, W] in
+    0..255. Raises ConfigError when the student was not retrained, RunFolderError when its checkpoint is missing or
+    damaged.
     """
     run.sources()
     repeat, arch = best_repeat(run, member.trial), member.trial.arch
     checkpoint = checkpoint_path(run, repeat), repeat.sha256, command_line("kdnas", "search", run.folder)
-    family = family_of(run, data_root=stated_root(None), cache=cache_dir())
+    family = family_of(run, data_root=data_root, cache=cache_dir())
     network = family.build(arch)
     _load_weights(network, arch.arch_id, *checkpoint)
     return task_of(family.task).entrance(network, run.lock.data).eval()
