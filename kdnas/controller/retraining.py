@@ -309,14 +309,14 @@ class Retraining:
 _BEYOND = 0.1
 """Of the front's range: how far past its most expensive member the reference is put for the choice of finalists."""
 _FEWEST_CHANGES = 3
-"""Students with a score at two rungs that it takes to say how uncertain a foretold score is."""
+"""Students with a score at two rungs that it takes to say how uncertain a predicted score is."""
 
 
 def finalists(run: RunRecord) -> tuple[TrialRecord, ...]:
     """Return the front of the search's scores of the highest fidelity, within the limits, in trial order.
 
     Of a front larger than `final.max_students` the best score stays, then always who adds most hypervolume to those
-    chosen. A smaller one is filled with students of lower rungs that may belong to it: whose score, foretold from the
+    chosen. A smaller one is filled with students of lower rungs that may belong to it: whose score, predicted from the
     typical change between rungs and given the benefit of its spread, nobody is known to beat.
     """
     most = run.config.final.max_students
@@ -350,7 +350,7 @@ def _largest(values: np.ndarray, chosen: list[int], most: int, run: RunRecord) -
 
 
 def _hopeful(run: RunRecord, above: list[TrialRecord]) -> tuple[list[TrialRecord], np.ndarray]:
-    """Return students that stayed below the rung of `above` and may belong to its front, with their foretold scores."""
+    """Return students that stayed below the rung of `above` and may belong to its front, and their predicted scores."""
     fidelities = run.config.fidelities
     top = max((fidelities.index(trial.fidelity) for trial in above), default=0)
     students: dict[str, TrialRecord] = {}
@@ -377,7 +377,7 @@ def _hopeful(run: RunRecord, above: list[TrialRecord]) -> tuple[list[TrialRecord
 
 
 def _spread(table: np.ndarray, rung: int) -> np.ndarray:
-    """Return how uncertain [M] a score foretold from `rung` is, of `table` [N, R, M]; infinite where too few tell."""
+    """Return how uncertain [M] a score predicted from `rung` is, of `table` [N, R, M]; infinite where too few tell."""
     changes = [table[:, above] - table[:, above - 1] for above in range(rung + 1, table.shape[1])]
     known = [change[~np.isnan(change).any(axis=1)] for change in changes]
     if any(len(change) < _FEWEST_CHANGES for change in known):

@@ -39,7 +39,7 @@ class Samples:
     """N samples of a data set.
 
     `inputs` are arrays [N, ...] by the names of the task's inputs and in their order, perhaps read-only memory maps;
-    `targets` is int64 [N], or [N, T] where a sample has T predictions; float32 [N] where numbers are foretold.
+    `targets` is int64 [N], or [N, T] where a sample has T predictions; float32 [N] where numbers are predicted.
     """
 
     inputs: Mapping[str, Array]

@@ -8,8 +8,6 @@ N students, C costs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 _SLOPE_SPREAD = 0.5
@@ -21,19 +19,7 @@ _LEFT_WEIGHT = 3.0
 """Pairs of scores that this counts as."""
 
 
-@dataclass(frozen=True)
-class Regression:
-    """The full scores that students are expected to have."""
-
-    mean: np.ndarray
-    """[N]"""
-    spread: np.ndarray
-    """[N]: standard deviations of a score."""
-    trust: float
-    """How much of what the costs leave open the short score explains, from 0 to 1."""
-
-
-def regressed(short: np.ndarray, full: np.ndarray, costs: np.ndarray) -> Regression:
+def regressed(short: np.ndarray, full: np.ndarray, costs: np.ndarray) -> np.ndarray:
     """Return what is expected of `full` [N], NaN where it is not known, given `short` [N] and `costs` [N, C].
 
     `full` is known of one student or more. The variance that is left is a mean of a prior one and of what was seen.
@@ -52,11 +38,7 @@ def regressed(short: np.ndarray, full: np.ndarray, costs: np.ndarray) -> Regress
         seen = float(np.sum((change - known @ coefficients) ** 2))
         fitted = float(np.trace(covariance @ known.T @ known)) / left  # coefficients that the pairs have settled
         left = (_LEFT_WEIGHT * expected + seen) / (_LEFT_WEIGHT + len(change) - fitted)
-    variance = left + np.einsum("ij,jk,ik->i", design, covariance, design)
-    others = np.delete(design, 1, axis=1)
-    alone = centred - others @ np.linalg.lstsq(others, centred, rcond=None)[0]
-    explained = (max(1.0 + coefficients[1], 0.0) * 1.4826 * float(np.median(np.abs(alone)))) ** 2
-    return Regression(short + design @ coefficients, np.sqrt(variance), explained / (explained + left))
+    return np.asarray(short + design @ coefficients)
 
 
 def left_out(short: np.ndarray, full: np.ndarray, costs: np.ndarray) -> np.ndarray:
@@ -64,7 +46,7 @@ def left_out(short: np.ndarray, full: np.ndarray, costs: np.ndarray) -> np.ndarr
     expected = np.empty(len(short))
     for index in range(len(short)):
         others = np.where(np.arange(len(short)) == index, np.nan, full)
-        expected[index] = regressed(short, others, costs).mean[index]
+        expected[index] = regressed(short, others, costs)[index]
     return expected
 
 

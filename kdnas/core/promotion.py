@@ -10,9 +10,9 @@ may gain something, then everyone, and the rule is but the order. Until then the
 
 - `rank`: as long as fewer than floor(N / eta) of a rung were promoted, its first Pareto fronts, as many as hold so many
   students, stand for promotion. The next is who would add most hypervolume to the rung above, each student's score
-  there being foretold by its own plus the median difference of those that have both. Who would add nothing, since a
+  there being predicted by its own plus the median difference of those that have both. Who would add nothing, since a
   cheaper student has scored higher there already, is not promoted. An objective that is known exactly does not change
-  between rungs, so nothing is foretold of it.
+  between rungs, so nothing is predicted of it.
 - `moasha`: MO-ASHA (Schmucker et al., "Multi-objective asynchronous successive halving", 2021): first fronts again, and
   within a front the order of an epsilon-net, each the farthest from those before it.
 - `halving`: plain successive halving by the score alone: of each block of students that came to a rung one after the

@@ -36,7 +36,7 @@ def text_classification(length: int, vocabulary: int, classes: int, *, pairs: bo
 
 
 def text_regression(length: int, vocabulary: int, *, pairs: bool = False) -> TaskSpec:
-    """Return the task of foretelling the one number of a text, scored by Spearman's correlation.
+    """Return the task of predicting the one number of a text, scored by Spearman's correlation.
 
     A network takes what one that names classes takes (`text_classification`).
     """
@@ -49,7 +49,7 @@ def _inputs(length: int, vocabulary: int, pairs: bool) -> tuple[Input, ...]:
 
 
 def language_modelling(length: int, vocabulary: int) -> TaskSpec:
-    """Return the task of foretelling the next token at each of `length` places of a block, scored by perplexity."""
+    """Return the task of predicting the next token at each of `length` places of a block, scored by perplexity."""
     tokens = Input("tokens", (length,), "tokens", vocabulary)
     return TaskSpec(LANGUAGE_MODELLING, (tokens,), vocabulary, length, PERPLEXITY, "blocks")
 
@@ -149,7 +149,7 @@ class TokenData(Data):
 
 @dataclass(frozen=True)
 class TextData(TokenData):
-    """Texts with one label each: int64 [N] are classes, float32 [N] are numbers to be foretold."""
+    """Texts with one label each: int64 [N] are classes, float32 [N] are numbers to be predicted."""
 
     poses: ClassVar[str] = TEXT_CLASSIFICATION
     scores: ClassVar[tuple[Quantity, ...]] = (*OF_CLASSES, *OF_VALUES)

@@ -3,7 +3,7 @@
     <cache>/datasets/<key>/tokens.bin     uint16 or uint32 [S], the tokens of all texts end to end
                            segments.bin   uint8 [S], which of two texts each belongs to; pairs only
                            places.npy     int64 [N, 2], where each text starts and stops
-                           labels.npy     int64 [N], classes, or float32 [N], numbers to be foretold
+                           labels.npy     int64 [N], classes, or float32 [N], numbers to be predicted
                            tokenizer/     as `AutoTokenizer.from_pretrained` opens it
                            meta.json      names, counts, lengths, fingerprint, notes
 
@@ -41,14 +41,14 @@ Length = Annotated[int, Field(ge=4, le=1 << 20)]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 LabelKind = Literal["classes", "values"]
-"""An option: what the labels of texts are, classes or numbers to be foretold."""
+"""An option: what the labels of texts are, classes or numbers to be predicted."""
 
 _FORMAT = 2
 _TEXTS = 1024
 _USUAL_LENGTH = 512
 _MULTIPLE = 8
 _ROOM = 1.1
-"""Times what a reading is foretold to need that must be free."""
+"""Times what a reading is predicted to need that must be free."""
 _LISTED = 5
 
 
@@ -72,7 +72,7 @@ class Source:
     identity: Mapping[str, Any]
     rows: Callable[[Split, Found, Problems], Iterator[Row]]
     bytes: int
-    """Of all files: what the tokens will need is foretold from it."""
+    """Of all files: what the tokens will need is predicted from it."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Reader:
     test_fraction: float | None = None
     class_names: tuple[str, ...] | None = None
     labels: LabelKind | None = None
-    """What labels are; None: numbers to be foretold where one has a fraction, else classes."""
+    """What labels are; None: numbers to be predicted where one has a fraction, else classes."""
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the samples besides the files. Raises DataError where there is no tokenizer."""
@@ -149,7 +149,7 @@ def cached_texts(source: Source, cache: Path, reader: Reader) -> TextData:
 
 
 class TokenWriter:
-    """Appends tokens to a file, and foretells what the rest will need.
+    """Appends tokens to a file, and predicts what the rest will need.
 
     Args:
         path: The file.
@@ -303,7 +303,7 @@ class _Making:
         writer.check_room(self.text_bytes)
 
     def _are_values(self, values: Sequence[Any]) -> bool:
-        """Return whether labels are numbers to be foretold. Raises DataError where they cannot be."""
+        """Return whether labels are numbers to be predicted. Raises DataError where they cannot be."""
         stated, names = self.reader.labels, self.reader.class_names
         if stated == "values" and names is not None:
             raise DataError(Problem("class_names", "labels are values, which have no names", "labels: classes"))
@@ -318,7 +318,7 @@ class _Making:
         for label, where in zip(values, self.wheres, strict=True):
             if isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label):
                 shown = escaped(str(label)[:40])
-                self.problems.add(where, f"its label is {shown}, and labels are numbers to be foretold", "a number")
+                self.problems.add(where, f"its label is {shown}, and labels are numbers to be predicted", "a number")
         self.problems.raise_if_any()
         return np.array(values, dtype=np.float32)
 
@@ -392,7 +392,7 @@ def _check_values(
 ) -> None:
     """Raise DataError where labels that are numbers do not pose a task."""
     if (labels[: counts["train"]] == labels[0]).all():
-        raise DataError(Problem(f"{name}: train", f"every label is {labels[0]:g}: nothing is there to be foretold"))
+        raise DataError(Problem(f"{name}: train", f"every label is {labels[0]:g}: nothing is there to predict"))
     if not counts["test"]:
         raise DataError(Problem(f"{name}: test", "there are no test texts", "`test` or `test_fraction`"))
 

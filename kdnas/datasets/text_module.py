@@ -43,7 +43,7 @@ def text_module(
         function: The function.
         tokenizer: The teacher's Hugging Face folder; or `bpe` or `bytes`, trained on the training texts.
         options: Keyword arguments of the function.
-        labels: Whether labels are `classes` or `values`, numbers that are to be foretold (a regression); None: values
+        labels: Whether labels are `classes` or `values`, numbers that are to be predicted (a regression); None: values
             where one has a fraction.
         length: Tokens that a text is cut at; None: the longest text, at most 512 and what the model takes.
 

@@ -43,7 +43,7 @@ def text_table(
     """Rows of one or two texts and a label: .csv, .tsv, .jsonl, .parquet, or what `datasets` saved to disk.
 
     Labels are texts, which are sorted, or whole numbers, for which the Hugging Face metadata (ClassLabel) of parquet
-    and arrow files give the names; or numbers with fractions, which are foretold as they are. Rows with an empty text
+    and arrow files give the names; or numbers with fractions, which are predicted as they are. Rows with an empty text
     are left out, which is said. Texts are tokenised once into the cache.
 
     Args:
@@ -59,7 +59,7 @@ def text_table(
         text_column: Name of the text column, its place from 0, or two of them; found where it has a usual name.
         label_column: The same of the label column.
         class_names: The names in the order of the classes.
-        labels: Whether labels are `classes` or `values`, numbers that are to be foretold (a regression); None: values
+        labels: Whether labels are `classes` or `values`, numbers that are to be predicted (a regression); None: values
             where one has a fraction.
         length: Tokens that a text is cut at, special ones counted. None: the longest text, at most 512 and at most
             what the model beside the tokenizer takes.

@@ -60,7 +60,7 @@ NETWORKS = {{{networks}}}
 
 
 def label(text, tokenizer, logits_of, top, as_json):
-    """Print the likeliest classes of one text, or the number that is foretold of it."""
+    """Print the likeliest classes of one text, or the number that is predicted of it."""
     logits = logits_of(read(tokenizer, text))[0]
     if not PREPROCESSING["class_names"]:
         value = float(logits[0])

@@ -14,7 +14,7 @@ from kdnas.nn.taps import Outputs
 class MeanSquaredError(DistillationLoss):
     """Squared error of outputs (Ba and Caruana 2014): of the one number of a regression, or of all logits.
 
-    The mean over the outputs. A study that foretells numbers and states no losses weighs it 0.9 with task_weight 0.1.
+    The mean over the outputs. A study that predicts numbers and states no losses weighs it 0.9 with task_weight 0.1.
     """
 
     needs = frozenset({"logits"})

@@ -1,7 +1,7 @@
 """A cut network's layers fitted anew: each gives from what it is still fed, as nearly as it can, what it gave before.
 
 A layer that reads an axis has lost some of its inputs, and those that are left differ from before, since the layers
-under it were cut too. Both are mended in closed form. What the layer read in the whole network, x [F], is foretold
+under it were cut too. Both are mended in closed form. What the layer read in the whole network, x [F], is predicted
 linearly from what it reads in the cut one, s [G], by the ridge regression x - mean = C (s - mean) whose prior is "what
 stayed is as it was", as far as that holds on samples kept aside; its weights W become W C. No gradient is needed: one
 forward pass of the cut network solves its layers one after the other, each fed by those that are already mended, and
@@ -95,7 +95,7 @@ class Reconstruction:
             stay = places.get(reader.dim, torch.arange(whole.shape[reader.dim]))
             if len(theirs) != len(ours) or len(stay) != ours.shape[1]:
                 return
-            mixing, offset = _foretelling(ours, theirs, stay.to(ours.device))
+            mixing, offset = _predicting(ours, theirs, stay.to(ours.device))
             whole = picked(whole, {dim: left for dim, left in places.items() if dim != reader.dim})
             weight, bias = layer.weight, getattr(layer, "bias", None)
             assert isinstance(weight, Tensor)
@@ -142,11 +142,11 @@ def _rows(layer: nn.Module, fed: Tensor, features: int | None = None) -> Tensor:
     return rows.float()
 
 
-def _foretelling(ours: Tensor, theirs: Tensor, stay: Tensor) -> tuple[Tensor, Tensor]:
-    """Return C [F, G] and c [F], float64, that foretell `theirs` [N, F] from `ours` [N, G]: C s + c.
+def _predicting(ours: Tensor, theirs: Tensor, stay: Tensor) -> tuple[Tensor, Tensor]:
+    """Return C [F, G] and c [F], float64, that predict `theirs` [N, F] from `ours` [N, G]: C s + c.
 
     `stay` [G] are the features of theirs that ours are what is left of. Rows of one sample are neighbours. What the
-    regression changes is scaled by the factor in [0, 1] that foretells the last samples, which it has not seen, best.
+    regression changes is scaled by the factor in [0, 1] that predicts the last samples, which it has not seen, best.
     """
     mean, their_mean = ours.double().mean(0), theirs.double().mean(0)
     fed, wanted = ours.double() - mean, theirs.double() - their_mean

@@ -285,7 +285,7 @@ class TextEncoder(nn.Module):
 
 
 class TextDecoder(nn.Module):
-    """The network of a plan that foretells every next token from those before it.
+    """The network of a plan that predicts every next token from those before it.
 
     Each entry of `stages` is a layer and gives tokens [B, N, C]; the input of `classifier` is the embedding.
     """

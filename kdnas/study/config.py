@@ -468,7 +468,7 @@ class StudyConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _losses_of_values(cls, value: Any) -> Any:
-        """Let students that foretell numbers learn from the teacher's numbers, where no losses are stated."""
+        """Let students that predict numbers learn from the teacher's numbers, where no losses are stated."""
         if not isinstance(value, dict):
             return value
         value = with_the_tasks_score(value)

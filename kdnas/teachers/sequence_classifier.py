@@ -1,4 +1,4 @@
-"""A text classifier of Hugging Face transformers, or what foretells one number of a text, from a folder or the hub."""
+"""A text classifier of Hugging Face transformers, or what predicts one number of a text, from a folder or the hub."""
 
 from __future__ import annotations
 
@@ -120,10 +120,10 @@ def _check_ends(network: Any, data: TextData) -> None:
 def _other_answers(outputs: int, data: TextData) -> Problem:
     """Return the problem of a teacher that tells one number of texts with classes, or the reverse."""
     if data.predicts_values:
-        what = f"it names one of {outputs} classes, and the labels of {data.name} are numbers to be foretold"
+        what = f"it names one of {outputs} classes, and the labels of {data.name} are numbers to be predicted"
         return Problem("teacher", what, "a model with num_labels 1; data: {labels: classes} where they are classes")
     what = f"it answers with one number, as a regression does, and the labels of {data.name} are classes"
-    return Problem("teacher", what, "a classifier; data: {labels: values} where the labels are numbers to be foretold")
+    return Problem("teacher", what, "a classifier; data: {labels: values} where the labels are numbers to be predicted")
 
 
 def _answers(part: nn.Module, classes: int) -> bool:

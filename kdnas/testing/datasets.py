@@ -51,8 +51,10 @@ class DatasetConformance(MemberConformance):
         if isinstance(data, ImageData):
             images = np.asarray(data.train.inputs["pixels"], dtype=np.float64)
             assert data.train.inputs["pixels"].dtype == np.uint8
-            assert np.allclose(data.channel_mean, images.mean(axis=(0, 2, 3)), atol=0.01)
-            assert np.allclose(data.channel_std, images.std(axis=(0, 2, 3)), atol=0.01)
+            what = "is that of the training images, channel by channel, on the 0-255 scale"
+            mean, std = images.mean(axis=(0, 2, 3)), images.std(axis=(0, 2, 3))
+            assert np.allclose(data.channel_mean, mean, atol=0.01), f"channel_mean {what}: {mean}"
+            assert np.allclose(data.channel_std, std, atol=0.01), f"channel_std {what}: {std}"
 
     def test_it_is_the_same_each_time(self, opened: tuple[Data, Data]) -> None:
         first, again = opened

@@ -632,7 +632,7 @@ def _check_score(data: Data) -> None:
     score = data.scored_by
     of_numbers = isinstance(data, TextData) and data.predicts_values
     if score in OF_CLASSES and of_numbers:
-        what = f"its labels are numbers to be foretold, a regression, which is not scored by {score.name}"
+        what = f"its labels are numbers to be predicted, a regression, which is not scored by {score.name}"
         allowed = f"objectives with {' or '.join(one.name for one in OF_VALUES)}; data: {{labels: classes}}"
         raise DataError(Problem(f"data: {data.name}", what, allowed))
     if score in OF_VALUES and not of_numbers:

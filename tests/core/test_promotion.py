@@ -76,7 +76,7 @@ def test_the_next_is_who_adds_most_hypervolume_above():
     assert order == [0, 1, 2]
     # With student 0 there at 0.5: student 1 adds 0.2 * 6 = 1.2, student 2 adds 0.4 * 1.
     assert promotable("rank", rung(values, above={0: [-0.5, 1]}), eta=2, reference=REFERENCE) == [1, 2]
-    # While it is still running it is believed to score what is foretold.
+    # While it is still running it is believed to score what is predicted.
     assert promotable("rank", rung(values, running=[0]), eta=2, reference=REFERENCE) == [1, 2]
 
 
@@ -96,9 +96,9 @@ def test_the_gain_is_that_of_brute_force():
 
 
 def test_who_is_beaten_by_a_cheaper_student_above_is_not_promoted():
-    # Both are on the first front below; above, the cheaper student 0 has got better than 1 is foretold to.
+    # Both are on the first front below; above, the cheaper student 0 has got better than 1 is predicted to.
     values = [[-0.5, 1], [-0.6, 4], [-0.1, 8], [-0.1, 9], [-0.05, 9], [-0.05, 9.5]]
-    above = {0: [-0.8, 1], 2: [-0.1, 8]}  # changes of 0.3 and 0: 0.75 is foretold of student 1
+    above = {0: [-0.8, 1], 2: [-0.1, 8]}  # changes of 0.3 and 0: 0.75 is predicted of student 1
     assert promotable("rank", rung(values, above=above), eta=2, reference=REFERENCE) == []
     above[0] = [-0.5, 1]
     assert promotable("rank", rung(values, above=above), eta=2, reference=REFERENCE) == [1]

@@ -354,7 +354,7 @@ def test_nan_in_a_label_of_parquet(root: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_labels_with_fractions_are_numbers_to_be_foretold(root: Path, suffix: str) -> None:
+def test_labels_with_fractions_are_numbers_to_be_predicted(root: Path, suffix: str) -> None:
     from pyarrow import parquet
 
     labels = [0.5, 1.0, 4.75, 5.0, 3.0, 0.0] * 2
@@ -371,7 +371,7 @@ def test_labels_with_fractions_are_numbers_to_be_foretold(root: Path, suffix: st
     assert (data.task.kind, data.task.outputs, data.task.score.name) == ("text_regression", 1, "spearman")
 
 
-def test_whole_numbers_are_foretold_where_that_is_stated(root: Path) -> None:
+def test_whole_numbers_are_predicted_where_that_is_stated(root: Path) -> None:
     rows = "\n".join(f"{text.replace(',', '')},{number % 4}" for number, text in enumerate(TEXTS))
     (root / "a.csv").write_text(f"text,label\n{rows}", encoding="utf-8")
     assert opened(root, train="a.csv").class_names == ("0", "1", "2", "3")
@@ -384,13 +384,13 @@ def test_whole_numbers_are_foretold_where_that_is_stated(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("wrong", "shown"), [("nan", "nan"), ("inf", "inf"), ("good", "good")])
-def test_what_is_no_number_to_be_foretold_is_named(root: Path, wrong: str, shown: str) -> None:
+def test_what_is_no_number_to_be_predicted_is_named(root: Path, wrong: str, shown: str) -> None:
     rows = [f"text {number},{number / 4}" for number in range(12)]
     rows[7] = f"text 7,{wrong}"
     (root / "a.csv").write_text("text,label\n" + "\n".join(rows))
     assert f"a.csv: line 9: its label is {shown}, and labels are numbers" in complaint(root, labels="values")
     (root / "a.csv").write_text("text,label\n" + "\n".join(f"text {number},2.5" for number in range(12)))
-    assert "every label is 2.5: nothing is there to be foretold" in complaint(root)
+    assert "every label is 2.5: nothing is there to predict" in complaint(root)
 
 
 def test_too_little_disk_is_told_before_all_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

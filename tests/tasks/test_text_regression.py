@@ -1,4 +1,4 @@
-"""Numbers foretold of pairs of texts: what a teacher must be, what is learnt, and a whole study to its exports."""
+"""Numbers predicted of pairs of texts: what a teacher must be, what is learnt, and a whole study to its exports."""
 
 from __future__ import annotations
 

@@ -333,7 +333,7 @@ class Distil(Evaluator):
             return []
         samples = len(self.workshop.train_indices)
         if live := why_live(asked, self.workshop.teacher_shapes(name), samples):
-            return [f"runs on every batch: {live}"]
+            return [f"the teacher runs on every batch: {live}"]
         return [*self._kept_notes(name, needs_of(asked)), *self._truncation_notes(self.workshop.teachers[name])]
 
     def _kept_notes(self, name: str, needs: frozenset[Output]) -> list[str]:
@@ -354,7 +354,9 @@ class Distil(Evaluator):
         if key is None:
             return []
         if lacks := self.teacher_cache.lacks_room(key):
-            return [f"runs on every batch: its answers would take {lacks}; teacher_draws or teacher_top_k keeps fewer"]
+            return [
+                f"the teacher runs on every batch: its answers would take {lacks}; teacher_draws or teacher_top_k keeps fewer"
+            ]
         if key.view_bytes < _MUCH:
             return []
         views = "" if workshop.task.varies(training.augmentation) else ", all views being the same"
