@@ -155,10 +155,14 @@ class Run:
 
     def _repr_html_(self) -> str:
         """The front as a notebook shows it: its figure and its table."""
-        from kdnas.report.picture import front_svg
-        from kdnas.report.tables import front_table
+        import pandas as pd
 
-        shown = front_table(self.record).drop(columns=["arch"], errors="ignore")
+        from kdnas.report.picture import front_svg
+        from kdnas.report.tables import front_of_page
+
+        table = front_of_page(self.record)
+        texts = [[cell.text for cell in row] for row in table.rows]
+        shown = pd.DataFrame(texts, columns=[column.heading for column in table.columns])
         return f"{front_svg(self.record)}{shown.to_html(index=False, escape=True)}"
 
 

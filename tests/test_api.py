@@ -63,6 +63,7 @@ def test_a_search_tells_its_events_and_gives_tables(searched):
     assert "3 trials" in repr(run)
     assert "<svg" in run._repr_html_()
     assert "<table" in run._repr_html_()
+    assert "None" not in run._repr_html_()  # columns that nobody has, and costs to their last digit, are for `front`
 
 
 def test_a_student_is_a_module_on_raw_images_that_scores_as_recorded(searched):

@@ -47,6 +47,11 @@ def family_in_words(family: str) -> str:
     return _FAMILIES.get(family, f"network of {short_name(family)}")
 
 
+def families_in_words(family: str) -> str:
+    """Return what students of a family are, in the plural."""
+    return f"{_FAMILIES[family]}s" if family in _FAMILIES else f"networks of {short_name(family)}"
+
+
 def stages_of(arch: Arch) -> tuple[Stage, ...]:
     """Return the stages of a staged network, first to last; none where the arch is not spelled as one."""
     found: dict[int, dict[str, Scalar]] = {}

@@ -15,7 +15,16 @@ from kdnas.core.objective import Quantity, breaches, minimised
 from kdnas.core.pareto import non_dominated
 from kdnas.core.words import capitalised, counted
 from kdnas.plan.training_folder import FullTraining, full_trainings
-from kdnas.record.front import candidates, comparable, front, hypervolume_over_time, measured_values, recommended
+from kdnas.record.front import (
+    Recommendation,
+    candidates,
+    comparable,
+    doubts,
+    front,
+    hypervolume_over_time,
+    measured_values,
+    recommended,
+)
 from kdnas.record.records import FrontMember, RunRecord, TrialRecord
 from kdnas.report.architecture import architecture_lines
 from kdnas.report.searched import Importance
@@ -302,9 +311,15 @@ def _add_front(drawing: go.Figure, run: RunRecord, members: Sequence[FrontMember
     chosen = recommended(run)
     if chosen is not None and name in (values := chosen.member.values):
         drawing.add_scatter(
-            x=[values[name]], y=[values[run.score.name]], mode="markers", name="recommended", hoverinfo="skip",
+            x=[values[name]], y=[values[run.score.name]], mode="markers", name=ring_in_words(run, chosen),
+            hoverinfo="skip",
             marker={"symbol": "circle-open", "size": 18, "color": RECOMMENDED, "line": {"width": 2.5}},
         )  # fmt: skip
+
+
+def ring_in_words(run: RunRecord, chosen: Recommendation) -> str:
+    """Return what the ring about `chosen` means: nobody recommends a student that something speaks against."""
+    return chosen.words if doubts(run, chosen.member) else "recommended"
 
 
 def _add_members(

@@ -21,6 +21,7 @@ from kdnas.report.figures import (
     TEACHER,
     cost_names,
     is_log,
+    ring_in_words,
     round_ticks,
     staircase,
 )
@@ -155,7 +156,8 @@ def _front(run: RunRecord, members: tuple[FrontMember, ...], name: str, x: _Scal
 def _legend(run: RunRecord, members: tuple[FrontMember, ...]) -> list[str]:
     retrained = any(member.trial.repeats for member in members)
     entries = [(FAINT, "scored by the search"), (FRONT, "front, retrained (95 %)" if retrained else "front so far")]
-    entries.append((RECOMMENDED, "recommended"))
+    if (chosen := recommended(run)) is not None:
+        entries.append((RECOMMENDED, ring_in_words(run, chosen)))
     if run.teacher is not None:
         entries.append((TEACHER, "teacher"))
     parts, left = [], float(_LEFT)

@@ -28,7 +28,7 @@ from kdnas.record.front import (
 )
 from kdnas.record.lock import SupernetRecord, TeacherReport
 from kdnas.record.records import FrontMember, RunRecord
-from kdnas.report.architecture import family_in_words
+from kdnas.report.architecture import families_in_words
 from kdnas.report.searched import stuck_at_bounds
 from kdnas.report.wording import (
     bound_in_words,
@@ -70,11 +70,11 @@ def _students_of(run: RunRecord) -> str:
     """Return which students were searched: a carried space by its name, a file of the study's own as such."""
     families = list(dict.fromkeys(trial.arch.family for trial in run.trials))
     recorded = run.lock.space.family
-    kind = f"{family_in_words(recorded or families[0])}s" if recorded or families else "students"
+    kind = families_in_words(recorded or families[0]) if recorded or families else "students"
     name = run.config.space
     if not isinstance(name, str):
         return "Students cut out of their teacher"
-    where = f"the study’s own space {Path(name).stem}" if name.endswith((".yaml", ".yml")) else f"the space {name}"
+    where = f"the space in {Path(name).name}" if name.endswith((".yaml", ".yml")) else f"the space {name}"
     return f"{capitalised(kind)} of {where}"
 
 

@@ -151,9 +151,10 @@ def test_constraints_and_quantities_are_told_in_words(full):
 
 def test_a_space_of_the_studys_own_is_no_file_name(full):
     config = full.config.model_copy(update={"space": "../somewhere/narrow.yaml"})
-    assert what_was_searched(replace(full, config=config)).startswith(
-        "Residual networks of the study’s own space narrow"
-    )
+    of_file = replace(full, config=config)
+    assert what_was_searched(of_file).startswith("Residual networks of the space in narrow.yaml")
+    own = replace(full.lock, space=replace(full.lock.space, family="perceptrons"))
+    assert what_was_searched(replace(of_file, lock=own)).startswith("Networks of perceptrons of the space in narrow")
 
 
 def test_full_trainings_stand_in_the_report(full, tmp_path):

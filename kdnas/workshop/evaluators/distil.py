@@ -354,9 +354,8 @@ class Distil(Evaluator):
         if key is None:
             return []
         if lacks := self.teacher_cache.lacks_room(key):
-            return [
-                f"the teacher runs on every batch: its answers would take {lacks}; teacher_draws or teacher_top_k keeps fewer"
-            ]
+            fewer = "teacher_draws or teacher_top_k keeps fewer"
+            return [f"the teacher runs on every batch: its answers would take {lacks}; {fewer}"]
         if key.view_bytes < _MUCH:
             return []
         views = "" if workshop.task.varies(training.augmentation) else ", all views being the same"
