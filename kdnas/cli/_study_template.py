@@ -148,6 +148,7 @@ tune:
 # storage: postgresql://user@host/database  # keeps the trials where many studies do; the run folder unless stated
 # store: s3://bucket/folder      # caches and checkpoints of machines that share no disk; credentials: the environment
 sampler: auto  # by budget and objectives; kdnas list samplers
+# blocks: {{samples: 512, epochs: 1}}  # how `sampler: blocks` fits each block of the teacher: kdnas help blocks
 executor:
   type: local  # workers: one a core, or one a GPU, unless stated
   per_device: 1  # students trained at once on a GPU; auto measures how many pay

@@ -18,6 +18,7 @@ from optuna.exceptions import StorageInternalError
 
 from kdnas.controller.events import Ready, RepeatEnded, SearchEnded, StudyEnded, TrialEnded, TrialStarted
 from kdnas.controller.preparation import prepare_study
+from kdnas.controller.retraining import Retraining
 from kdnas.controller.runner import Search
 from kdnas.core.measurement import Measurement
 from kdnas.errors import ConfigError, RunFolderError, TeacherError, TrialError
@@ -321,25 +322,21 @@ def test_changed_final_trainings_are_done_anew_and_never_averaged_with_the_old(t
 def test_a_finalist_that_breaks_a_bound_on_the_quiet_machine_gives_its_place_to_another(
     tiny_study, tmp_path, monkeypatch
 ):
-    from kdnas.costs.peak_memory_bytes import PeakMemoryBytes
+    ask, first = Retraining._alone, []
 
-    measure, late = PeakMemoryBytes.measure, []
+    def measured(self, executor, what, job, config):
+        result = ask(self, executor, what, job, config)
+        if what != "measure" or first:
+            return result
+        first.append(job)
+        taken = result.measurements["peak_memory_bytes"]
+        high = dataclasses.replace(taken, value=taken.value + 1e9)
+        return dataclasses.replace(result, measurements={**result.measurements, "peak_memory_bytes": high})
 
-    def measured(self, module, task, calibration):
-        taken = measure(self, module, task, calibration)
-        late.append(taken.value)
-        return dataclasses.replace(taken, value=taken.value + 1e9) if searched and len(late) == 1 else taken
-
-    def observe(event):
-        if isinstance(event, TrialEnded):
-            searched.append(event)
-            late.clear()
-
-    searched = []
-    monkeypatch.setattr(PeakMemoryBytes, "measure", measured)  # here alone: the workers are other processes
+    monkeypatch.setattr(Retraining, "_alone", measured)
     run = search(
         tiny_study, tmp_path / "r", "constraints=[peak_memory_bytes<=1e9]", "final.seeds=1", "budget.trials=2",
-        "final.max_students=1", observe=observe,
+        "final.max_students=1",
     )  # fmt: skip
     broken = [trial for trial in run.trials if trial.values["peak_memory_bytes"] > 1e9]
     assert len(broken) == 1
