@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -17,10 +17,9 @@ from fitted_heads import digits, fit_head
 from safetensors.torch import save_file
 from torch import nn
 
+from kdnas.api import load_run
 from kdnas.cli.main import main
-from kdnas.nn.cutting import TOLERANCE, Depth, outputs
-from kdnas.session import search_study
-from kdnas.study.loading import load_study
+from kdnas.nn.cutting import TOLERANCE, Depth, in_order, inside, outputs
 from kdnas.workshop.opening import open_run
 
 STUDY = """\
@@ -93,19 +92,62 @@ KINDS = {
     "swin": of_timm("swin_tiny_patch4_window7_224", "head.fc", "stage1.width", "stage1.heads", "stage2.inner", **SWIN),
     "hf_swin": Kind(hf_swin, "classifier", HUGGING_FACE, {"stage1.width", "stage1.heads", "stage2.inner"}),
 }
+FORMS = {"vit_tiny": "timm", "hf_vit": "huggingface"}
+UNIFORM = {"inner", "depth"}
 QUICK = ["vit_tiny"]
-OPENED = """
-import torch, json, sys
-from pathlib import Path
-folder = Path(sys.argv[1])
+OPENERS = {
+    "timm": """
+import timm
+network = timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True)
+""",
+    "huggingface": """
+import transformers
+network = getattr(transformers, auto).from_pretrained(folder / "huggingface")
+""",
+    "student_py": """
 sys.path.insert(0, str(folder))
 from student import load_student
-student = load_student(folder / "student.safetensors")
-images = torch.load(folder / "images.pt", weights_only=True)
+network = load_student(folder / "student.safetensors")
+""",
+}
+"""Of exports, without kdnas."""
+ANSWER = """
+import json, sys, torch
+from pathlib import Path
+folder, auto = Path(sys.argv[1]), sys.argv[2]
+{opener}
+fed = torch.load(folder / "fed.pt", weights_only=True)
 with torch.no_grad():
-    answers = student(images)
-    print(json.dumps(getattr(answers, "logits", answers).tolist()))  # as its library answers
+    answers = network.eval()(*fed)
+print(json.dumps(getattr(answers, "logits", answers).tolist()))  # as its library answers
 """
+
+
+def checked(run: Path, root: Path, form: str, auto: str = "") -> None:
+    """Assert of a finished run that the whole student is the teacher, that a cut one is as a masked one, and that the
+    export is the retrained student to whoever has no kdnas."""
+    found = load_run(run, data_root=root)
+    assert [trial.state for trial in found.record.trials] == ["complete"] * 4
+    (best,) = (trial for trial in found.record.trials if trial.repeats)
+
+    workshop = open_run(found.record, data_root=root, cache=root / "cache")
+    family, (raw, _) = workshop.family, workshop.samples(8)
+    whole = family.inherit(family.canonical({})).eval()
+    with torch.no_grad():
+        assert torch.equal(whole(*raw), workshop.teacher.module(*raw))
+    exact = [part for part in family.anatomy.parts if isinstance(part, Depth) or not part.inexact]
+    halves = {p.name: max(p.least, (len(p.blocks) if isinstance(p, Depth) else p.size) // 2) for p in exact}
+    kept = family.anatomy.prefix(halves)
+    inner, example = family._opened
+    cut, masked = (outputs(change(inner, kept).eval(), example) for change in (family.anatomy.cut, family.anatomy.mask))
+    assert float((cut - masked).abs().max() / masked.abs().max()) <= TOLERANCE
+
+    network, fed = inside(found.student(best.arch.arch_id), raw if len(raw) > 1 else raw[0])
+    expected = outputs(network, fed)
+    torch.save(in_order(fed), run / "export" / "fed.pt")
+    there = torch.tensor(run_without_kdnas(ANSWER.format(opener=OPENERS[form]), run / "export", auto))
+    assert there.shape == expected.shape
+    assert float((there - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in KINDS])
@@ -123,67 +165,43 @@ def test_students_of_a_teacher_that_sees_images(name, tmp_path, capsys):
     if hasattr(network, "save_pretrained"):
         network.save_pretrained(tmp_path / "folder")
     space = "width: [0.5, 1], inner: [0.5, 1], heads: [0.5, 1], depth: [0.5, 1]"
-    text = STUDY.format(teacher=kind.teacher, space=space, formats="safetensors, student_py")
+    form = FORMS.get(name, "student_py")
+    if form != "student_py":  # one size for all layers is what its library's own form tells
+        space = "width: 1, heads: 1, inner: [0.5, 1], depth: [0.5, 1], granularity: network"
+    text = STUDY.format(teacher=kind.teacher, space=space, formats=f"safetensors, {form}")
     (tmp_path / "study.yaml").write_text(text)
+    run = tmp_path / "run"
 
     assert main(["spaces", "show", str(tmp_path), "--data-root", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert all(choice in shown for choice in kind.choices)
-
-    found = search_study(load_study(tmp_path), tmp_path / "run", data_root=tmp_path, observe=lambda event: None)
-    assert [trial.state for trial in found.trials] == ["complete"] * 4
-    assert any(trial.repeats for trial in found.trials)
-
-    workshop = open_run(found, data_root=tmp_path, cache=tmp_path / "cache")
-    family, raw = workshop.family, workshop.samples(8)[0][0]
-    with torch.no_grad():
-        assert torch.equal(family.inherit(family.canonical({})).eval()(raw), workshop.teacher.module(raw))
-    exact = [part for part in family.anatomy.parts if isinstance(part, Depth) or not part.inexact]
-    halves = {p.name: max(p.least, (len(p.blocks) if isinstance(p, Depth) else p.size) // 2) for p in exact}
-    kept = family.anatomy.prefix(halves)
-    inner, fed = family._opened
-    cut, masked = (outputs(change(inner, kept).eval(), fed) for change in (family.anatomy.cut, family.anatomy.mask))
-    assert float((cut - masked).abs().max() / masked.abs().max()) <= TOLERANCE
-
-    folder = tmp_path / "run" / "export"
-    torch.save(fed, folder / "images.pt")
-    there = np.array(run_without_kdnas(OPENED, folder))
-    assert there.shape == (2, 10)
-    assert np.isfinite(there).all()
+    assert all(choice in shown for choice in kind.choices & UNIFORM if form != "student_py")
+    assert form != "student_py" or all(choice in shown for choice in kind.choices)
+    assert main(["search", str(tmp_path), "--out", str(run), "--data-root", str(tmp_path)]) == 0
+    checked(run, tmp_path, form, "AutoModelForImageClassification")
 
 
-CLASSES = """\
-name: texts
-data: {type: text_table, train: train.csv, test: train.csv, tokenizer: teacher, length: 24, validation_fraction: 0.25}
-teacher: {type: sequence_classifier, model: teacher}
-space: {derive: teacher, width: 1, heads: 1}
-objectives: [accuracy, macs]
-costs: {}
-training: {epochs: 1, batch_size: 32, optimizer: adamw, learning_rate: 0.001}
-sampler: random
-executor: {type: local, workers: 1}
-budget: {trials: 3}
-final: {seeds: 1, max_students: 1, control: false}
-export: {formats: [huggingface]}
-"""
-OPEN_CLASSES = """
-import json, sys, transformers
-network = transformers.AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
-tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
-texts = tokenizer(["a good king 3", "a bad wolf 4"], return_tensors="pt", padding=True, return_token_type_ids=False)
-answers = network(**texts).logits.argmax(1).tolist()
-print(json.dumps([sum(parameter.numel() for parameter in network.parameters()), answers]))
-"""
+ROAD = (
+    "training.epochs=1",
+    "training.batch_size=32",
+    "training.data_fraction=1.0",
+    "space={derive: teacher, width: 1, heads: 1}",
+    "sampler=random",
+    "tune={}",
+    "executor={type: local, workers: 1}",
+    "budget={trials: 4}",
+    "final={seeds: 1, max_students: 1, control: false}",
+    "export={formats: [safetensors, huggingface]}",
+)
+"""What is searched less than `kdnas init` proposes, and that it opens as a folder of its library."""
 
 
-@pytest.mark.parametrize("name", ["bert"])
-def test_students_of_a_teacher_that_tells_kinds_of_texts(name, tmp_path):
+@pytest.mark.parametrize("name", ["bert", pytest.param("distilbert", marks=pytest.mark.slow)])
+def test_students_of_a_teacher_that_tells_kinds_of_texts(name, tmp_path, capsys):
     from kdnas.tokenizing import train_tokenizer
 
     words = {"good": ("king", "queen", "son"), "bad": ("wolf", "witch", "thief")}
     rows = [f"{kind},a {kind} {who} {n % 7}" for n in range(40) for kind, whom in words.items() for who in whom]
     (tmp_path / "train.csv").write_text("\n".join(["label,text", *rows]) + "\n")
-    (tmp_path / "study.yaml").write_text(CLASSES)
     texts = [row.partition(",")[2] for row in rows]
     train_tokenizer("bpe", texts, tmp_path / "teacher", vocabulary=300, purpose="labelled")
     made, _ = TEXTS[name]()
@@ -199,12 +217,16 @@ def test_students_of_a_teacher_that_tells_kinds_of_texts(name, tmp_path):
         network(**fed, labels=labels).loss.backward()
         optimizer.step()
     network.save_pretrained(tmp_path / "teacher")
-    found = search_study(load_study(tmp_path), tmp_path / "run", data_root=tmp_path, observe=lambda event: None)
-    assert [trial.state for trial in found.trials] == ["complete"] * 3
-    assert any(trial.repeats for trial in found.trials)
-    count, answers = run_without_kdnas(OPEN_CLASSES, tmp_path / "run" / "export" / "huggingface")
-    assert count in {trial.values["params"] for trial in found.trials}
-    assert answers == [1, 0]
+
+    root, run = ("--data-root", str(tmp_path)), tmp_path / "run"
+    mine = ["init", str(tmp_path / "study"), "--data", "train.csv", "--teacher", "teacher", "--from-teacher", *root]
+    assert main(mine) == 0
+    assert main(["spaces", "show", str(tmp_path / "study"), *root]) == 0
+    shown = capsys.readouterr().out
+    assert all(choice in shown for choice in ("depth", "inner", "heads", "width"))
+    changes = [f"--set={change}" for change in ROAD]
+    assert main(["search", str(tmp_path / "study"), "--out", str(run), *root, *changes]) == 0
+    checked(run, tmp_path, "huggingface", "AutoModelForSequenceClassification")
 
 
 LM = """\
@@ -221,19 +243,14 @@ supernet: {epochs: 1, shrinking: {policy: sandwich, subnets: 3}}
 executor: {type: local, workers: 1}
 budget: {trials: 4}
 final: {seeds: 1, max_students: 1, control: false}
-export: {formats: [huggingface]}
+export: {formats: [safetensors, huggingface]}
 """
 TALES = "".join(f"= {n} =\nOnce there was a king who had {n} sons, and one day they went away.\n" for n in range(60))
-STOCK = """
-import json, sys, transformers
-network = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
-print(json.dumps(sum(parameter.numel() for parameter in network.parameters())))
-"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen"])
-def test_students_of_a_teacher_that_writes_text(name, tmp_path):
+def test_students_of_a_teacher_that_writes_text(name, tmp_path, capsys):
     from tokenizers import Tokenizer
 
     from kdnas.tokenizing import train_tokenizer
@@ -252,8 +269,9 @@ def test_students_of_a_teacher_that_writes_text(name, tmp_path):
         network(input_ids=blocks, labels=blocks).loss.backward()
         optimizer.step()
     network.save_pretrained(tmp_path / "teacher")
-    found = search_study(load_study(tmp_path), tmp_path / "run", data_root=tmp_path, observe=lambda event: None)
-    assert [trial.state for trial in found.trials] == ["complete"] * 4
-    assert any(trial.repeats for trial in found.trials)
-    count = run_without_kdnas(STOCK, tmp_path / "run" / "export" / "huggingface")
-    assert count in {trial.values["params"] for trial in found.trials}
+    assert main(["spaces", "show", str(tmp_path), "--data-root", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "depth" in shown
+    assert "inner" in shown
+    assert main(["search", str(tmp_path), "--out", str(tmp_path / "run"), "--data-root", str(tmp_path)]) == 0
+    checked(tmp_path / "run", tmp_path, "huggingface", "AutoModelForCausalLM")
