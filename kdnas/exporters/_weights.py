@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from pathlib import Path
 
@@ -45,11 +44,6 @@ def metadata(student: TrainedStudent) -> dict[str, str]:
         "preprocessing": json.dumps(plain),
         **{name: json.dumps(plain[name]) for name in ("class_names", "channel_mean", "channel_std") if name in plain},
     }
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of the file's bytes, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def logits_from_weights(student: TrainedStudent, path: Path, *inputs: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
+from kdnas.checksums import file_sha256
 from kdnas.core.arch import Arch
 from kdnas.core.preprocessing import Preprocessing
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written
 from kdnas.exporters._code import write_with_weights
 from kdnas.exporters._probe import probe_inputs, reference_logits
-from kdnas.exporters._weights import file_sha256, logits_from_weights, write_weights
+from kdnas.exporters._weights import logits_from_weights, write_weights
 from kdnas.nn.tracing import parameter_count
 
 FILE = "student.json"

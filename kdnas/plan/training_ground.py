@@ -77,14 +77,7 @@ def open_training(
         check_hash(teachers[name], was, f"further_fingerprints.{name}")
     if not file.teacher_fingerprint:  # those of a study have been looked at when the study was opened
         for teacher in teachers.values():
-            report_teacher(
-                teacher,
-                teacher.given(data),
-                workshop.validation_indices,
-                file.training,
-                device=workshop.device,
-                say=say,
-            )
+            report_teacher(teacher, data, workshop.validation_indices, file.training, device=workshop.device, say=say)
         with torch.random.fork_rng(devices=[]):
             student = workshop.family.build(file.student)
         check_losses(file.recipe, teachers, {"the student": student}, data, device=workshop.device)

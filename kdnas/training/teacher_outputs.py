@@ -136,11 +136,13 @@ class BatchPlan:
 def plan_of(teacher: Teacher, train: Batches, training: Training, seed: int) -> BatchPlan:
     """Return the batches that `teacher` is given where a student is trained on `train`.
 
-    Samples of its own are given as they are: views of the students' are drawn for those.
+    Samples of its own are given as they are: views of the students' are drawn for those. They are read when it is
+    asked, which is once where its answers are kept, and not held in memory by every training.
     """
     if teacher.data is None:
         return BatchPlan(train, training.batch_size, training.augmentation, seed)
-    return BatchPlan(Batches(teacher.data, train.indices, device=train.device), training.batch_size, None, seed)
+    own = Batches(teacher.data, train.indices, device=train.device, memory_limit_bytes=0)
+    return BatchPlan(own, training.batch_size, None, seed)
 
 
 class TeacherOutputs:

@@ -412,7 +412,7 @@ class Workshop:
         if self.task.mixes(self.sources.training.augmentation):
             what = f"mixes samples, and the teacher {name} is given others, which are not mixed so"
             raise ConfigError(Problem("training.augmentation", what, "mixup: 0"))
-        theirs = load_data(DataConfig(type=member.data.type, **member.data.options), self.data_root, self.cache)
+        theirs = load_data(member.data, self.data_root, self.cache)
         for note in theirs.notes:
             self.say(f"note: {theirs.name}, of the teacher {name}: {note}")
         parts = (self.train_indices, self.validation_indices)
@@ -621,7 +621,7 @@ def family_of(run: RunRecord, *, data_root: Path, cache: Path) -> StudentFamily:
     return family_for(name, task)
 
 
-def load_data(config: DataConfig, data_root: Path, cache: Path) -> Data:
+def load_data(config: Member, data_root: Path, cache: Path) -> Data:
     """Return the data set that `config` names. Raises DataError, ConfigError."""
     data: Data = DATASETS.build(config.type, data_root, cache, **config.options)
     return data

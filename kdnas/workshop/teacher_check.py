@@ -77,11 +77,14 @@ def report_teacher(
 ) -> TeacherReport:
     """Return the teacher's score on the validation split, its MACs and its parameters.
 
-    It computes in the precision of the students' `training`, as it does when it teaches. The test split is not touched.
+    Where it is given samples of its own in the place of `data`, it is scored on those. It computes in the precision of
+    the students' `training`, as it does when it teaches. The test split is not touched.
+
     What a user should know before it teaches is said and noted. Raises TeacherError for a teacher that should not
     teach: one whose answers depend on more than the sample, whose classes stand in another order than the data's, near
     chance (not above `least_accuracy`), or that a usual normalisation other than the stated clearly makes better.
     """
+    data = teacher.given(data)
     task, where, labels = data.task, f"teacher {teacher.name}", np.asarray(data.train.targets[validation_indices])
     few = _spread(validation_indices, _ASKED_TWICE)
     (asked,) = Batches(data, few, device=device).ordered(batch_size=len(few))

@@ -265,7 +265,7 @@ class Distil(Evaluator):
             reports = {
                 name: report_teacher(
                     teacher,
-                    teacher.given(workshop.data),
+                    workshop.data,
                     workshop.validation_indices,
                     config.training,
                     device=workshop.device,
