@@ -71,6 +71,11 @@ class _Running:
     since: float
     done: float = 0.0
 
+    @property
+    def stage(self) -> str:
+        """How far it is: "40%, ", or "trained, being scored, "; empty where that is not known."""
+        return "trained, being scored, " if self.done >= 1 else f"{self.done:.0%}, " if self.done else ""
+
 
 class Progress:
     """Counts what is done and estimates what is left, of trials first and of retrainings then.
@@ -87,19 +92,19 @@ class Progress:
         self._stage_began = clock()
         self._done_before = 0
         self._running: dict[str, _Running] = {}
-        self._note, self._note_since = "", 0.0
+        self.note = ""
+        """The latest note of what is done outside trainings; empty once a training has started."""
 
     def take(self, event: Event) -> None:
         """Count `event`."""
         if isinstance(event, Note):
-            if event.text != self._note:
-                self._note, self._note_since = event.text, self._clock()
+            self.note = event.text
             return
         if isinstance(event, Advanced):
             if event.key in self._running:
                 self._running[event.key].done = event.done
             return
-        self._note = ""
+        self.note = ""
         if isinstance(event, Ready):
             closed = sum(trial.state in ("complete", "failed", "infeasible") for trial in event.run.trials)
             self._start("searching", closed, self.budget or 0)
@@ -134,12 +139,12 @@ class Progress:
 
     @property
     def left(self) -> str:
-        """The time left in this stage, as far as its pace tells."""
-        fresh = self.share - self._done_before
-        if fresh <= 0 or self.done >= self.total:
+        """The time left in this stage, estimated from its pace; empty where there is no estimate."""
+        fresh, missing = self.share - self._done_before, self.total - self.share
+        if fresh <= 0 or missing <= 0:  # what is trained is still to be scored, which takes an unknown time
             return ""
         pace = (self._clock() - self._stage_began) / fresh
-        return f"{duration(max(pace * (self.total - self.share), 0.0))} left"
+        return f"{duration(pace * missing)} left"
 
     @property
     def lasting(self) -> str:
@@ -147,16 +152,11 @@ class Progress:
         return f"for {duration(self._clock() - self._stage_began)}"
 
     @property
-    def note(self) -> str:
-        """What is being done besides trainings and since when; empty where nothing was said."""
-        return f"{self._note}, for {duration(self._clock() - self._note_since)}" if self._note else ""
-
-    @property
     def running(self) -> list[str]:
-        """What trains now: how far it is, and since when."""
+        """What trains or is scored now: its share that is done, and since when."""
         now = self._clock()
         return [
-            f"{training.name} {f'{training.done:.0%}, ' if training.done else ''}for {duration(now - training.since)}"
+            f"{training.name} {training.stage}for {duration(now - training.since)}"
             for training in [*self._running.values()]  # a screen asks while trainings begin and end
         ]
 
@@ -249,7 +249,9 @@ class PlainView(View):
         progress = self._progress
         with self._lock:
             count = f"[{progress.counted}]  " if progress.total or progress.done else ""
-            what = "; ".join(progress.running) or progress.note or f"{progress.stage} {progress.lasting}"
+            what = "; ".join(progress.running) or ": ".join(
+                filter(None, [f"{progress.stage} {progress.lasting}", progress.note])
+            )
             self._print([f"{count}{f'{progress.left}  ' if progress.left else ''}{what}"])
 
     def _print_at_intervals(self) -> None:

@@ -238,19 +238,29 @@ def picked_or_recommended(run: RunRecord) -> FrontMember | None:
 def rise(run: RunRecord, member: FrontMember) -> float | None:
     """Return by how much `member`'s score improved with each doubling of its training, from its search score on.
 
-    How far from flat its curve is: a schedule that ends at no learning rate looks flat at its end however short it was.
-    None where it was trained no longer than for its score, or by other weights.
+    This measures how far from flat its curve is. A schedule that decays to a learning rate of 0 looks flat at its end,
+    however short it was. None where `doublings` is, and where the search score is hardly better than guessing: the
+    curve had not begun there.
     """
-    trial = member.trial
-    score = run.score
-    if not trial.repeats or score.name not in trial.values:
+    doubled, score = doublings(member), run.score
+    if doubled is None or score.name not in member.trial.values:
         return None
-    brief, final = trial.fidelity, trial.repeats[0].fidelity
-    if brief.start != final.start or brief.resolution_fraction != final.resolution_fraction or not brief.amount:
+    first = member.trial.values[score.name]
+    return None if is_near_worst(run, first) else score.gain(member.values[score.name], first) / doubled
+
+
+def doublings(member: FrontMember) -> float | None:
+    """Return log2 of how much longer `member`'s retrainings were than the training of its search score.
+
+    None where they were hardly longer, or had another start or resolution.
+    """
+    if not member.trial.repeats:
         return None
-    doublings = math.log2(final.amount / brief.amount)
-    gain = score.gain(member.values[score.name], trial.values[score.name])
-    return gain / doublings if doublings >= 0.5 else None
+    first, final = member.trial.fidelity, member.trial.repeats[0].fidelity
+    if first.start != final.start or first.resolution_fraction != final.resolution_fraction or not first.amount:
+        return None
+    doubled = math.log2(final.amount / first.amount)
+    return doubled if doubled >= 0.5 else None
 
 
 def doubts(run: RunRecord, member: FrontMember) -> list[str]:

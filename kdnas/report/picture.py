@@ -29,6 +29,7 @@ from kdnas.report.wording import axis_title, label, scaled
 
 _WIDTH, _HEIGHT = 760, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 20, 52, 62
+_LEGEND_ROW = 20
 
 
 @dataclass(frozen=True)
@@ -72,22 +73,23 @@ def front_svg(run: RunRecord, name: str | None = None) -> str:
         xs.append(teacher.values[name])
     if run.teacher is not None:
         ys.append(run.teacher.score)
-    x, y = _scales(xs, ys, score)
+    legend, rows = _legend(run, members)
+    x, y = _scales(xs, ys, score, _TOP + _LEGEND_ROW * (rows - 1))
     parts = [*_grid(x, y, name, score), *_points(run, scored, name, x, y), *_front(run, members, name, x, y)]
     if teacher is not None:
         parts.append(_star(x(teacher.values[name]), y(teacher.score)))
     elif run.teacher is not None:
         height = y(run.teacher.score)
         parts.append(_line(x.start, height, x.end, height, TEACHER, 'stroke-dasharray="5 4"'))
-    return _document(run, [*parts, *_legend(run, members)])
+    return _document(run, [*parts, *legend])
 
 
-def _scales(xs: list[float], ys: list[float], score: Quantity) -> tuple[_Scale, _Scale]:
+def _scales(xs: list[float], ys: list[float], score: Quantity, top: float) -> tuple[_Scale, _Scale]:
     low, high = min(xs), max(xs)
     flat = 0.5 * abs(high) or 1.0
     horizontal = _Scale(*_padded(low, high, 0.05, flat, is_log(xs)), _LEFT, _WIDTH - _RIGHT, is_log(xs))
     log = not score.is_fraction and is_log(ys)
-    return horizontal, _Scale(*_padded(min(ys), max(ys), 0.06, 0.02, log), _HEIGHT - _BOTTOM, _TOP, log)
+    return horizontal, _Scale(*_padded(min(ys), max(ys), 0.06, 0.02, log), _HEIGHT - _BOTTOM, top, log)
 
 
 def _padded(low: float, high: float, share: float, flat: float, log: bool) -> tuple[float, float]:
@@ -153,23 +155,28 @@ def _front(run: RunRecord, members: tuple[FrontMember, ...], name: str, x: _Scal
     return parts
 
 
-def _legend(run: RunRecord, members: tuple[FrontMember, ...]) -> list[str]:
+def _legend(run: RunRecord, members: tuple[FrontMember, ...]) -> tuple[list[str], int]:
+    """Return the legend, whose entries wrap at the picture's right edge, and its number of rows."""
     retrained = any(member.trial.repeats for member in members)
     entries = [(FAINT, "scored by the search"), (FRONT, "front, retrained (95 %)" if retrained else "front so far")]
     if (chosen := recommended(run)) is not None:
         entries.append((RECOMMENDED, ring_in_words(run, chosen)))
     if run.teacher is not None:
         entries.append((TEACHER, "teacher"))
-    parts, left = [], float(_LEFT)
+    parts, left, row = [], float(_LEFT), 0
     for colour, text in entries:
+        width = 17 + 6.9 * len(text)
+        if left > _LEFT and left + width > _WIDTH - _RIGHT:
+            left, row = float(_LEFT), row + 1
+        height = 36 + _LEGEND_ROW * row
         if colour == TEACHER:
-            parts.append(_star(left + 6, 36))
+            parts.append(_star(left + 6, height))
         else:
             fill = f'fill="none" stroke="{colour}" stroke-width="2.2"' if colour == RECOMMENDED else f'fill="{colour}"'
-            parts.append(f'<circle cx="{left + 6:.1f}" cy="36" r="5" {fill}/>')
-        parts.append(_label(left + 17, 40, text, "start"))
-        left += 17 + 6.9 * len(text) + 22
-    return parts
+            parts.append(f'<circle cx="{left + 6:.1f}" cy="{height}" r="5" {fill}/>')
+        parts.append(_label(left + 17, height + 4, text, "start"))
+        left += width + 22
+    return parts, row + 1
 
 
 def _star(x: float, y: float, size: float = 9.0) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from kdnas.plugins import is_plugin, short_name
 from kdnas.record.front import (
     SIGNIFICANCE,
     best_of,
+    doublings,
     doubts,
     front,
     hypervolume,
@@ -228,24 +230,33 @@ def updates(run: RunRecord) -> str:
 
 
 def still_rising(run: RunRecord) -> str:
-    """Return how far from flat the curves of the front's students are; empty where nothing tells."""
+    """Return how far from flat the curves of the front's students are; empty where that is not known.
+
+    Of a perplexity by how much a doubling of the training divides it, since its unit means little far from its end.
+    """
     members = front(run)
     rises = {member.trial.number: gain for member in members if (gain := rise(run, member)) is not None}
     if not rises:
         return ""
+    rising = [member for member in members if member.trial.number in rises]
     named = [
-        f"{_brief_id(member, members)} {rises[member.trial.number] / run.score.point:+.1f}"
-        for member in members
-        if member.trial.number in rises
+        f"{_brief_id(member, members)} {_by_doubling(run, member, rises[member.trial.number])}" for member in rising
     ]
-    points = " (points)" if run.score.is_fraction else ""
-    rose = f"each doubling of the training improved {label(run.score.name)} by{points}"
+    by = "improved {} by (points)" if run.score.is_bounded else "divided {} by"
+    rose = f"each doubling of the training {by.format(label(run.score.name))}"
     text = f"From the search’s score to the final one, {rose}: {', '.join(named)}"
     if is_flat(run, max(rises.values())):
         return f"{text}. Their curves are about flat."
     flat = run.config.final.until == "flat"
     what = "final.max_epochs" if flat else "final.epochs, or let kdnas find them out (final.until: flat)"
     return f"{text}. Far from flat: raise {what}."
+
+
+def _by_doubling(run: RunRecord, member: FrontMember, gain: float) -> str:
+    score, doubled = run.score, doublings(member)
+    if score.is_bounded or doubled is None:
+        return f"{gain / score.point:+.1f}"
+    return f"{math.exp(score.lead(member.values[score.name], member.trial.values[score.name]) / doubled):.3g}"
 
 
 def goals(run: RunRecord) -> str:

@@ -61,6 +61,7 @@ _NOTHING_LEFT = 1e-4
 """Mass that all but the first class share."""
 _TIMID = 0.2
 """A teacher is timid whose confidence above chance is no more than this share of its accuracy above chance."""
+_TRAIN_LONGER = "train it longer (teacher.training.epochs), at another learning rate, or choose a larger network"
 _PARTS = 5
 _WITHIN = "normalised.network."
 _ACTIVE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -165,8 +166,9 @@ def _report_unnamed(
     if not math.isfinite(score):
         raise TeacherError(Problem(where, measured))
     if quantity.lead(score, worst) < _ROOM:
-        how = "by knowing how often each token stands there" if task.spec.rows > 1 else "by one answer to all"
-        what = f"{measured}, and {quantity.shown(worst)} is reached {how}: check its weights and its tokenizer"
+        how = "by the token frequencies alone" if task.spec.rows > 1 else "by one constant output"
+        remedy = _TRAIN_LONGER if _is_trained_here(teacher) else "check its weights and its tokenizer"
+        what = f"{measured}, and {quantity.shown(worst)} is reached {how}: {remedy}"
         raise TeacherError(Problem(where, what, f"clearly better than {quantity.shown(worst)}"))
     for line in noticed:
         say(f"{where}: {line}")
@@ -213,11 +215,20 @@ def _doubts(teacher: Teacher, answers: Answers, data: Data) -> str:
     adapted = f"; what was adapted: {'; '.join(teacher.notes)}" if teacher.notes else ""
     if answers.constant is not None:
         name = data.class_names[answers.constant]
+        if _is_trained_here(teacher):
+            return f"it answers {name!r} for every {data.task.sample}: {_TRAIN_LONGER}"
         check = "check its weights and what its images are divided by" if _has_pixels(data) else "check its weights"
         return f"it answers {name!r} for every {data.task.sample}: {check}{adapted}"
+    if _is_trained_here(teacher):
+        return _TRAIN_LONGER
     if not _has_pixels(data):
         return f"check its weights, its tokenizer and the order of its classes{adapted}"
     return f"no usual normalisation helps: check its weights, its input size and the order of its classes{adapted}"
+
+
+def _is_trained_here(teacher: Teacher) -> bool:
+    """Return whether kdnas trained the teacher itself, on this data."""
+    return teacher.arch is not None
 
 
 def _has_pixels(data: Data) -> bool:

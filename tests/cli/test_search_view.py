@@ -160,7 +160,18 @@ def test_there_is_an_estimate_before_the_first_training_has_ended():
     assert (progress.counted, progress.running) == ("1/2", [])
     progress.take(Note("measuring the teacher"))
     clock.now = 75.0
-    assert progress.note == "measuring the teacher, for 5.0 s"
+    assert (progress.note, progress.lasting) == ("measuring the teacher", "for 15 s")
+
+
+def test_a_trained_student_that_is_being_scored_has_no_time_left():
+    clock = Clock()
+    progress = Progress(1, clock)
+    progress.take(Ready(run_of([]), False, 1))
+    progress.take(TrialStarted(0, ARCH, Fidelity(10)))
+    clock.now = 10.0
+    progress.take(Advanced("0", 1.0))
+    assert progress.left == ""
+    assert progress.running == [f"trial 0 ({ARCH.arch_id}) trained, being scored, for 10 s"]
 
 
 def test_what_cannot_redraw_is_told_at_intervals():
