@@ -29,7 +29,7 @@ from kdnas.audit.sample import (
 from kdnas.controller.events import Event, Note
 from kdnas.controller.preparation import Opened, prepare_study
 from kdnas.controller.workers import start_executor, work_off
-from kdnas.core.fidelity import Fidelity
+from kdnas.core.fidelity import Fidelity, alone
 from kdnas.errors import ConfigError, Problem
 from kdnas.executors import Finished
 from kdnas.faults import reach
@@ -114,9 +114,11 @@ def plan_audit(
         )
     brief = search_fidelity(scored)
     final = run.config.final_fidelity
-    longer = Fidelity(epochs or final.epochs, data_fraction or final.data_fraction)
+    start = alone(final.start)
+    longer = Fidelity(epochs or final.epochs, data_fraction or final.data_fraction, start)
     if longer.amount <= brief.amount and epochs is None and data_fraction is None:
-        longer = Fidelity(LONGER * max(brief.epochs, final.epochs), max(brief.data_fraction, final.data_fraction))
+        data_fraction = max(brief.data_fraction, final.data_fraction)
+        longer = Fidelity(LONGER * max(brief.epochs, final.epochs), data_fraction, start)
     if longer.amount <= brief.amount:
         raise ConfigError(
             Problem(
@@ -260,7 +262,8 @@ def _job(plan: AuditPlan, task: AuditTask) -> Job:
     if scoring is not None and not task.loss:
         return dataclasses.replace(search_job(scoring, trial.arch, trial.tuned), measure=False)
     if not task.loss:
-        longer = {"epochs": task.fidelity.epochs, "data_fraction": task.fidelity.data_fraction}
+        fidelity = task.fidelity
+        longer = {"epochs": fidelity.epochs, "data_fraction": fidelity.data_fraction, "start": fidelity.start}
         final = config.final.model_copy(update=longer)
         job = final_job(config.model_copy(update={"final": final}), trial.number, trial.arch, trial.tuned, task.seed)
         return dataclasses.replace(job, test=False, checkpoint=None, looks=look_epochs(task.fidelity.epochs))

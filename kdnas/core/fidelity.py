@@ -92,3 +92,8 @@ class Fidelity:
         own = f"{self.epochs}x{self.data_fraction:g}"
         own += "" if self.resolution_fraction == 1 else f"@{self.resolution_fraction:g}"
         return own if self.start == "random" else f"{own}-{'shared' if self.start == 'supernet' else self.start}"
+
+
+def alone(start: Start) -> Start:
+    """Return where the weights of a finalist come from that is trained without the others."""
+    return "inherited" if start == "nested" else start

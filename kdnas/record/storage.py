@@ -34,7 +34,7 @@ from optuna.trial import TrialState as OptunaState
 from sqlalchemy.exc import SQLAlchemyError
 
 from kdnas.core.arch import Arch, Scalar
-from kdnas.core.fidelity import Fidelity
+from kdnas.core.fidelity import Fidelity, Start, alone
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import Quantity
 from kdnas.core.space import SearchSpace
@@ -402,6 +402,20 @@ class Record:
         return self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
 
+def _with_start(audit: AuditRecord | None, start: Start) -> AuditRecord | None:
+    """Return `audit` with the start that its longer trainings had: earlier versions recorded random weights for all."""
+    if audit is None or audit.fidelity.start == start:
+        return audit
+    fidelity = dataclasses.replace(audit.fidelity, start=start)
+    trainings = tuple(
+        dataclasses.replace(training, fidelity=fidelity)
+        if training.fidelity == audit.fidelity and not training.loss
+        else training
+        for training in audit.trainings
+    )
+    return dataclasses.replace(audit, fidelity=fidelity, trainings=trainings)
+
+
 def _failed_key(number: int, seed: int, fidelity: Fidelity) -> str:
     return f"failed:{number}:{seed}:{fidelity.key}"
 
@@ -430,7 +444,8 @@ def refreshed(run: RunRecord, record: Record) -> RunRecord:
         trials=trials,
         teacher=teacher,
         controls=record.controls(wanted),
-        audit=record.audit(),
+        # a start of the finalists' own may change when a run resumes, the study's may not
+        audit=record.audit() if run.config.final.start else _with_start(record.audit(), alone(wanted.start)),
         others=record.others(),
         failed_repeats=record.all_failed_repeats(wanted),
         finished=notes.finished,

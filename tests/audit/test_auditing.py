@@ -21,7 +21,7 @@ from kdnas.core.seeds import derive_seed
 from kdnas.errors import ConfigError, RunFolderError
 from kdnas.record.records import Repeat
 from kdnas.record.run_folder import LOCK_FILE
-from kdnas.record.storage import load_run
+from kdnas.record.storage import load_run, record_of, refreshed
 from kdnas.training.recipe import Distillation
 from kdnas.workshop.evaluators import Workplan
 from kdnas.workshop.jobs import final_job, search_job
@@ -107,6 +107,39 @@ def test_retrained_finalists_of_the_same_fidelity_are_reused(written):
     assert len(tasks) == 15
     assert [task.seed for task in tasks if task.trial.number == student.number] == [1]
     assert {round(task.seconds, 6) for task in tasks} == {44.0}  # its pace is known now
+
+
+@pytest.mark.parametrize(
+    ("changed", "start"),
+    [({"start": "inherited"}, "inherited"), ({"start": "inherited", "final": "nested"}, "inherited"), ({}, "random")],
+)
+def test_longer_trainings_begin_as_finalists_do_that_are_trained_alone(written, changed, start):
+    final = written.config.final.model_copy(update={"start": changed.pop("final", None)})
+    config = written.config.model_copy(update={"final": final, **changed})
+    trials = tuple(
+        dataclasses.replace(t, fidelity=dataclasses.replace(t.fidelity, start=config.start)) for t in written.trials
+    )
+    run = dataclasses.replace(written, config=config, trials=trials)
+    plan = plan_audit(run, students=8)
+    assert plan.fidelity == dataclasses.replace(FULL, start=start)
+    assert {audit._job(plan, task).start for task in pending(plan, run)} == {start}
+    number = plan.students[0].number
+    retrained = (Repeat(0, 0.7, 0.7, plan.fidelity, 44.0, "x"),)
+    trials = tuple(dataclasses.replace(t, repeats=retrained) if t.number == number else t for t in trials)
+    tasks = pending(plan, dataclasses.replace(run, trials=trials))
+    assert [task.seed for task in tasks if task.trial.number == number] == [1]
+
+
+def test_longer_trainings_that_were_recorded_as_of_random_weights_keep_counting(run, monkeypatch):
+    audited, _ = carry_out(plan_audit(run, students=8), monkeypatch)
+    earlier = dataclasses.replace(audited, config=audited.config.model_copy(update={"start": "inherited"}))
+    read = refreshed(earlier, record_of(earlier))
+    inherited = dataclasses.replace(FULL, start="inherited")
+    assert read.audit.fidelity == inherited
+    assert {training.fidelity for training in read.audit.trainings} == {inherited}
+    final = earlier.config.final.model_copy(update={"start": "inherited"})  # it may have been another then
+    stated = dataclasses.replace(earlier, config=earlier.config.model_copy(update={"final": final}))
+    assert refreshed(stated, record_of(stated)).audit.fidelity == FULL
 
 
 def test_retrainings_count_whichever_rung_they_are_recorded_with(written):
