@@ -167,8 +167,12 @@ class Derived(StudentFamily):
         module = self.ancestor().module
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         generator = torch.Generator().manual_seed(0)
-        example = []
-        for taken in self.task.inputs:
+        example: list[Tensor] = []
+        if self.task.inputs[0].kind == "tokens" and self.context.samples is not None:
+            length = self.task.inputs[0].shape[0]
+            texts, _ = self.context.samples(_EXAMPLES)  # not any tokens, for some look for a text's end
+            example = [part[:, :length].to(device) for part in texts]
+        for taken in self.task.inputs[len(example) :]:
             drawn = torch.randint(0, taken.levels, (_EXAMPLES, *taken.shape), generator=generator)
             plain = drawn.float() if taken.kind == "pixels" else drawn
             example.append((torch.ones_like(plain) if taken.kind == "mask" else plain).to(device))

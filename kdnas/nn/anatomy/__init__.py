@@ -18,8 +18,8 @@ ANATOMIES: Registry[Callable[[nn.Module, Any], Anatomy | None]] = Registry("anat
 """Members: `function(network, example) -> Anatomy`, None where the network is of another kind.
 
 `example` is a batch of two samples that the network can be run on: its input, or a tuple of several."""
-_LAST = "convnet"
-"""Asked when nobody else knows the network: transformers have convolutions, too."""
+_LAST = ("convnet", "layers")
+"""Asked when nobody else knows the network: listed transformers have convolutions, and layers of any make, too."""
 
 _MOST_SHOWN = 3
 """Reasons that an error gives."""
@@ -28,14 +28,19 @@ _MOST_SHOWN = 3
 def read_anatomy(network: nn.Module, example: Example) -> Anatomy:
     """Return the anatomy of `network`. Raises ValueError where nothing of it can be cut, saying why."""
     why: list[str] = []
-    for name in sorted(ANATOMIES.names(), key=lambda name: (name == _LAST, name)):
-        found = ANATOMIES.get(name)(network, example)
+    names = ANATOMIES.names()
+    for name in (*sorted(set(names) - set(_LAST)), *_LAST):
+        try:
+            found = ANATOMIES.get(name)(network, example)
+        except Exception as error:  # networks of any make are read, whose widths and names may be whatever
+            why.append(f"read as {name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+            continue
         if found is not None and (found.axes or found.depths):
             return found
         why += [f"{part.what}: {part.why}" for part in (found.uncut if found else ())]
     why = why or ["its layers are of no kind that kdnas knows"]
     reasons = f" ({'; '.join(why[:_MOST_SHOWN])}{'; ...' if len(why) > _MOST_SHOWN else ''})"
-    kinds = ", ".join(ANATOMIES.names())
+    kinds = ", ".join(names)
     raise ValueError(f"nothing of a {type(network).__name__} can be cut{reasons}; what kdnas reads: {kinds}")
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.nn.anatomy import ANATOMIES
+from kdnas.nn.anatomy._stream import last_layer
 from kdnas.nn.cutting import NORM_OVER_CHANNELS, Anatomy, Axis, Depth, Role, Tie, Uncut
 from kdnas.nn.scaling_norms import norms_by_itself
 
@@ -50,7 +51,7 @@ def _channels(network: nn.Module, example: Tensor) -> tuple[list[Axis], list[Unc
         return [], [Uncut("all channels", f"the network cannot be traced: {str(error).partition(chr(10))[0]}")]
     roots = [nn.Linear, *_CONVOLUTIONS]
     axes, uncut = [], []
-    for group in graph.get_all_groups(ignored_layers=[_last_layer(traced, example)], root_module_types=roots):
+    for group in graph.get_all_groups(ignored_layers=[last_layer(traced, example)], root_module_types=roots):
         name = _writer(group, graph, names)
         try:
             axes.append(_axis(name, group, graph, names))
@@ -141,20 +142,6 @@ def _bare_parameter(parameter: nn.Parameter, graph: Any) -> tuple[str, int]:
     name = next(name for name, value in graph.model.named_parameters() if value is parameter)
     dims = {id(entry.parameters): entry.pruning_dim for entry in graph.unwrapped_parameters}
     return name, dims[id(parameter)]
-
-
-def _last_layer(network: nn.Module, example: Tensor) -> nn.Module:
-    """Return the layer with weights that ran last: its outputs are the network's."""
-    ran: list[nn.Module] = []
-    layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)]
-    handles = [layer.register_forward_hook(lambda layer, inputs, outputs: ran.append(layer)) for layer in layers]
-    try:
-        with torch.no_grad():
-            network(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return ran[-1]
 
 
 def _placed(axes: Sequence[Axis], depths: Sequence[Depth], network: nn.Module) -> list[Axis]:

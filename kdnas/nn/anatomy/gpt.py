@@ -11,7 +11,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from kdnas.nn.anatomy import ANATOMIES
-from kdnas.nn.anatomy._roles import HUGGING_FACE_VIT, LayerRoles, StreamRoles, transformer
+from kdnas.nn.anatomy._roles import HUGGING_FACE_VIT, LayerRoles, transformer
 from kdnas.nn.anatomy._settings import set_hugging_face_sizes
 from kdnas.nn.cutting import Anatomy
 
@@ -20,7 +20,6 @@ _GPT2 = LayerRoles(
     out="attn.c_proj",
     up=("mlp.c_fc",),
     down="mlp.c_proj",
-    norms=("ln_1", "ln_2"),
     head_size="attn.head_dim",
     counts=(("attn.num_heads", "heads"), ("attn.split_size", "width")),
 )
@@ -29,12 +28,6 @@ _LLAMA = LayerRoles(
     out="self_attn.o_proj",
     up=("mlp.gate_proj", "mlp.up_proj"),
     down="mlp.down_proj",
-    norms=(
-        "input_layernorm",
-        "post_attention_layernorm",
-        "pre_feedforward_layernorm",
-        "post_feedforward_layernorm",
-    ),
     head_size="self_attn.head_dim",
     counts=(("self_attn.num_heads", "heads"), ("self_attn.num_key_value_heads", "groups")),
     head_norms=("self_attn.q_norm", "self_attn.k_norm"),
@@ -52,14 +45,12 @@ _OPT = replace(
     out="self_attn.out_proj",
     up=("fc1",),
     down="fc2",
-    norms=("self_attn_layer_norm", "final_layer_norm"),
 )
 _GPT_J = LayerRoles(
     qkv=("attn.q_proj", "attn.k_proj", "attn.v_proj"),
     out="attn.out_proj",
     up=("mlp.fc_in",),
     down="mlp.fc_out",
-    norms=("ln_1",),
     head_size="attn.head_dim",
     counts=(("attn.num_attention_heads", "heads"),),
 )
@@ -68,7 +59,6 @@ _GPT_NEO = LayerRoles(
     out="attn.attention.out_proj",
     up=("mlp.c_fc",),
     down="mlp.c_proj",
-    norms=("ln_1", "ln_2"),
     head_size="attn.attention.head_dim",
     counts=(("attn.attention.num_heads", "heads"),),
 )
@@ -77,7 +67,6 @@ _NEOX = LayerRoles(
     out="attention.dense",
     up=("mlp.dense_h_to_4h",),
     down="mlp.dense_4h_to_h",
-    norms=("input_layernorm", "post_attention_layernorm"),
     head_size="attention.head_size",
     packed="heads",
 )
@@ -87,13 +76,11 @@ _BLOOM = LayerRoles(
     out="self_attention.dense",
     up=("mlp.dense_h_to_4h",),
     down="mlp.dense_4h_to_h",
-    norms=("input_layernorm", "post_attention_layernorm"),
     head_size="self_attention.head_dim",
     heads_stay=_ALIBI,
 )
 _FALCON = replace(
     _BLOOM,
-    norms=("input_layernorm", "post_attention_layernorm", "ln_attn", "ln_mlp"),
     heads_stay="its queries share heads of keys and values in ways that kdnas does not cut",
 )
 _MPT = LayerRoles(
@@ -101,31 +88,11 @@ _MPT = LayerRoles(
     out="attn.out_proj",
     up=("ffn.up_proj",),
     down="ffn.down_proj",
-    norms=("norm_1", "norm_2"),
     head_size="attn.head_dim",
     heads_stay=_ALIBI,
 )
 _MAKES = (_GPT2, _LLAMA, _STARCODER, _PHI, _PHI3, _OPT, _GPT_J, _GPT_NEO, _NEOX)
-_TABLES = ("wte", "wpe", "embed_tokens", "embed_in", "embed_positions", "word_embeddings")
-_STREAM = StreamRoles(
-    writes=_TABLES,
-    norms=("ln_f", "norm", "final_layernorm", "final_layer_norm", "word_embeddings_layernorm", "norm_f"),
-)
-_PROJECTED = StreamRoles(writes=("project_in", "embed_positions"), reads=("project_out",), norms=("final_layer_norm",))
-"""OPT's tables of words may be narrower than the stream, which projections begin and end then."""
-_HEADS = StreamRoles(reads=("lm_head", "embed_out", "score", "classifier"))
-_BASES = ("", "transformer.", "model.", "model.decoder.", "gpt_neox.")
-
-
 _OWN = replace(HUGGING_FACE_VIT, causal=True)
-_OWN_STREAM = StreamRoles(norms=("layernorm",))
-_OWN_TABLES = StreamRoles(
-    writes=("embeddings.word_embeddings", "embeddings.position_embeddings"),
-    reads=("classifier",),
-)
-_OWN_PROJECTED = StreamRoles(writes=("embeddings_project",), reads=("head_project",))
-"""Where the tables of words are narrower than the stream."""
-
 
 ROLES = (*_MAKES, _OWN)
 """Of the layers of every make."""
@@ -137,16 +104,9 @@ def gpt(network: nn.Module, example: Tensor) -> Anatomy | None:
 
     Heads are cut with all the queries that share their keys and values, and never inside: rotary pairs stay whole.
     """
-    projected = any(name.endswith(".project_in") for name, _ in network.named_modules())
-    stream = StreamRoles() if projected else _HEADS
-    for base in _BASES:
-        stream = stream.merged((_PROJECTED if projected else _STREAM).below(base))
-    for roles in (*_MAKES, _FALCON if _is_falcon(network) else _BLOOM, _MPT):
-        found = transformer("gpt", network, roles, stream, finish=set_hugging_face_sizes)
-        if found is not None:
-            return found
-    tables = _OWN_TABLES if getattr(network, "embeddings_project", None) is None else _OWN_PROJECTED
-    return transformer("gpt", network, _OWN, _OWN_STREAM.merged(tables), finish=set_hugging_face_sizes)
+    makes = (*_MAKES, _FALCON if _is_falcon(network) else _BLOOM, _MPT, _OWN)
+    found = (transformer("gpt", network, roles, example, finish=set_hugging_face_sizes) for roles in makes)
+    return next((anatomy for anatomy in found if anatomy is not None), None)
 
 
 def _is_falcon(network: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from kdnas.nn.anatomy import ANATOMIES
-from kdnas.nn.anatomy._roles import LayerRoles, StreamRoles, transformer
+from kdnas.nn.anatomy._roles import LayerRoles, transformer
 from kdnas.nn.cutting import Anatomy, Example, Kept
 
 _WHY = "torch's MultiheadAttention takes the width of its heads from that of its input"
@@ -21,7 +21,6 @@ def _roles(attention: str, up: str, down: str) -> LayerRoles:
         out=f"{attention}.out_proj",
         up=(up,),
         down=down,
-        norms=(),
         head_size=f"{attention}.head_dim",
         heads_stay=_WHY,
         width_stays=_WHY,
@@ -40,7 +39,7 @@ def multihead(network: nn.Module, example: Example) -> Anatomy | None:
     """Read a transformer of MultiheadAttention: the MLP neurons of every layer, and its layers."""
     if not any(isinstance(module, nn.MultiheadAttention) for module in network.modules()):
         return None
-    found = (transformer("multihead", network, roles, StreamRoles(), finish=_nothing) for roles in _MAKES)
+    found = (transformer("multihead", network, roles, example, finish=_nothing) for roles in _MAKES)
     return next((anatomy for anatomy in found if anatomy is not None), None)
 
 

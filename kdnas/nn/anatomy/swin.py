@@ -13,7 +13,8 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from kdnas.nn.anatomy import ANATOMIES
-from kdnas.nn.anatomy._roles import HUGGING_FACE_VIT, LayerRoles, StreamRoles, staged_transformer
+from kdnas.nn.anatomy._roles import HUGGING_FACE_VIT, LayerRoles, staged_transformer
+from kdnas.nn.anatomy._stream import StreamRoles
 from kdnas.nn.cutting import Anatomy, Kept
 
 _TIMM = LayerRoles(
@@ -21,7 +22,6 @@ _TIMM = LayerRoles(
     out="attn.proj",
     up=("mlp.fc1",),
     down="mlp.fc2",
-    norms=("norm1", "norm2"),
     heads="attn.num_heads",
     counts=(("attn.num_heads", "heads"),),
     head_tables=("attn.relative_position_bias_table",),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from kdnas.nn.anatomy import ANATOMIES
-from kdnas.nn.anatomy._roles import HUGGING_FACE_VIT, LayerRoles, StreamRoles, transformer
+from kdnas.nn.anatomy._roles import HUGGING_FACE_VIT, LayerRoles, transformer
 from kdnas.nn.anatomy._settings import set_hugging_face_sizes
 from kdnas.nn.cutting import Anatomy, Kept
 
@@ -16,7 +16,6 @@ _TIMM = LayerRoles(
     out="attn.proj",
     up=("mlp.fc1",),
     down="mlp.fc2",
-    norms=("norm1", "norm2"),
     head_size="attn.head_dim",
     counts=(("attn.num_heads", "heads"), ("attn.attn_dim", "width")),
     scales=("ls1.gamma", "ls2.gamma", "gamma_1", "gamma_2"),
@@ -25,25 +24,6 @@ _TIMM = LayerRoles(
     uncuttable_without="attn.attn_dim",
 )
 _TIMM_GATED = replace(_TIMM, up=("mlp.fc1_g", "mlp.fc1_x"))
-_TIMM_STREAM = StreamRoles(
-    writes=("patch_embed.proj",),
-    reads=("head", "head_dist"),
-    norms=("norm_pre", "norm", "fc_norm"),
-    tensors=("cls_token", "dist_token", "reg_token", "pos_embed"),
-)
-_HUGGING_FACE_STREAM = StreamRoles(
-    writes=("embeddings.patch_embeddings.projection",),
-    reads=("pooler.dense",),
-    norms=("layernorm",),
-    tensors=(
-        "embeddings.cls_token",
-        "embeddings.distillation_token",
-        "embeddings.mask_token",
-        "embeddings.position_embeddings",
-    ),
-)
-_HEADS = StreamRoles(reads=("classifier", "cls_classifier", "distillation_classifier"))
-
 
 ROLES = (_TIMM, _TIMM_GATED, HUGGING_FACE_VIT)
 """Of the layers of every make."""
@@ -52,14 +32,9 @@ ROLES = (_TIMM, _TIMM_GATED, HUGGING_FACE_VIT)
 @ANATOMIES.register
 def vit(network: nn.Module, example: Tensor) -> Anatomy | None:
     """Read a vision transformer: heads and MLP neurons of every layer, its layers, and the width they share."""
-    for roles in (_TIMM, _TIMM_GATED):
-        found = transformer("vit", network, roles, _TIMM_STREAM, finish=_set_timm_sizes)
-        if found is not None:
-            return found
-    stream = _HEADS
-    for base in ("", "vit.", "deit."):
-        stream = stream.merged(_HUGGING_FACE_STREAM.below(base))
-    return transformer("vit", network, HUGGING_FACE_VIT, stream, finish=set_hugging_face_sizes)
+    makes = {_TIMM: _set_timm_sizes, _TIMM_GATED: _set_timm_sizes, HUGGING_FACE_VIT: set_hugging_face_sizes}
+    found = (transformer("vit", network, roles, example, finish=finish) for roles, finish in makes.items())
+    return next((anatomy for anatomy in found if anatomy is not None), None)
 
 
 def _set_timm_sizes(network: nn.Module, kept: Kept) -> None:

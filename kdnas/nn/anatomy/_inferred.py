@@ -1,0 +1,179 @@
+"""Who plays which role in a layer of a make that nobody listed, told by widths, and by names where widths do not.
+
+A layer of a transformer is a few linear layers. The residual stream's width tells which of them read it and which write
+it; which of four square ones are queries, keys, values and the way out is told by what libraries call them. What is
+inferred wrongly is found out when it is tried (`kdnas.nn.cutting.sound_part`), and left whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from kdnas.nn.anatomy._roles import LayerRoles
+from kdnas.nn.anatomy._stream import StreamRoles
+from kdnas.nn.anatomy._ties import find, in_size, is_linear, norms_in, out_size
+
+_KINDS = tuple(
+    re.compile(rf"(to_?|lin_?|w_?|attn_)?({kind})(_?(proj|lin|linear|layer))?", re.IGNORECASE)
+    for kind in ("q|query", "k|key", "v|value")
+)
+_PACKED = re.compile(r"(to_?|w)?qkv(_?(proj|lin))?|query_key_value|c_attn|in_proj|att_proj", re.IGNORECASE)
+_BY_HEAD = ("query_key_value",)
+"""Packed layers of these names hold the queries, keys and values of one head after those of another."""
+_OUT = re.compile(r"(to_?|w)?(o|out)(_?(proj|lin))?|c_proj|dense|proj|linear_out|fc_out", re.IGNORECASE)
+_HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size", "d_head", "dim_head", "depth")
+_HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "heads", "config.num_attention_heads")
+_GROUPS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
+_WIDTHS = ("all_head_size", "inner_dim", "attn_dim", "split_size")
+_OWN_NORMS = re.compile(r"(.*[._])?(q|k|query|key)_?(layer)?_?norm", re.IGNORECASE)
+_SCALES = re.compile(r"(.*[._])?(gamma|lambda|scale|layer_?scale)(_?\d)?", re.IGNORECASE)
+_ATTENTION = "attention"
+UNKNOWN_ATTENTION = "its attention is of no make that kdnas knows"
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """A layer's roles: those of its first MLP, and of the others that it may have; and who else touches the stream."""
+
+    roles: LayerRoles
+    others: tuple[LayerRoles, ...]
+    """The same but for `up` and `down`."""
+    stream: StreamRoles
+    """Dotted names inside the layer: further attention, gates."""
+    width: int
+    """Of the residual stream."""
+
+
+def inferred(layer: nn.Module) -> Inferred | None:
+    """Return who plays which role in `layer`; None where no MLP is found in it."""
+    linears = {name: part for name, part in layer.named_modules() if name and is_linear(part)}
+    attentions = [found for parent in _parents(linears) if (found := _attention(layer, parent, linears))]
+    width = _width(layer, attentions, linears)
+    taken = {name for found in attentions for name in (*found.qkv, found.out)}
+    within = tuple(f"{_parent(name)}." for found in attentions for name in found.qkv if _parent(name))
+    rest = {name: part for name, part in linears.items() if name not in taken}
+    mlps, loose = _mlps({name: part for name, part in rest.items() if not name.startswith(within)}, width)
+    if not mlps:
+        return None
+    loose += [name for name in rest if name.startswith(within)]
+    first = attentions[0] if attentions else LayerRoles((), mlps[0][1], (), "", heads_stay=UNKNOWN_ATTENTION)
+    inner = in_size(linears[mlps[0][1]])
+    roles = replace(
+        first,
+        up=mlps[0][0],
+        down=mlps[0][1],
+        neuron_norms=tuple(name for name, size in norms_in(layer).items() if size == inner != width),
+        scales=tuple(_scales(layer, width)),
+    )
+    more = [name for found in attentions[1:] for name in found.qkv]
+    stream = StreamRoles(
+        writes=(
+            *(found.out for found in attentions[1:]),
+            *(down for _, down in mlps[1:]),
+            *(name for name in loose if out_size(linears[name]) == width != in_size(linears[name])),
+        ),
+        reads=(
+            *more,
+            *(name for up, _ in mlps[1:] for name in up),
+            *(name for name in loose if in_size(linears[name]) == width),
+        ),
+    )
+    others = tuple(replace(roles, up=up, down=down, neuron_norms=()) for up, down in mlps[1:])
+    return Inferred(roles, others, stream, width)
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _parents(linears: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(map(_parent, linears)))
+
+
+def _attention(layer: nn.Module, parent: str, linears: Mapping[str, nn.Module]) -> LayerRoles | None:
+    """Return the roles of the attention whose projections are children of `parent`; None where it has none."""
+    children = [name for name in linears if _parent(name) == parent]
+    packed = [name for name in children if _PACKED.fullmatch(_leaf(name))]
+    three = [next((name for name in children if kind.fullmatch(_leaf(name))), "") for kind in _KINDS]
+    if not packed and not all(three):
+        return None
+    qkv = (packed[0],) if packed else tuple(three)
+    near = [*children, *(name for name in linears if name.startswith(f"{_parent(parent)}.") and name not in children)]
+    out = next((name for name in near if name not in qkv and _OUT.fullmatch(_leaf(name))), "")
+    dot = f"{parent}." if parent else ""
+    size = next((dot + name for name in _HEAD_SIZES if isinstance(find(layer, dot + name), int)), "")
+    told = [dot + name for name in _HEADS if isinstance(find(layer, dot + name), int)]
+    if not out or not (size or told):
+        return None
+    roles = LayerRoles(
+        qkv,
+        out,
+        (),
+        "",
+        head_size=size,
+        heads="" if size else told[0],
+        packed="heads" if _leaf(qkv[0]) in _BY_HEAD else "kinds",
+        head_norms=tuple(name for name in norms_in(layer) if name.startswith(dot) and _OWN_NORMS.fullmatch(name)),
+    )
+    queries = in_size(linears[out])
+    if not packed:  # such as projections of positions, which have the same heads
+        sizes = {in_size(linears[name]) for name in qkv}
+        further = [n for n in children if n not in (*qkv, out) and out_size(linears[n]) == queries]
+        roles = replace(roles, qkv=(*qkv, *(n for n in further if in_size(linears[n]) in sizes)))
+    counts = [
+        *((name, "heads") for name in told[:1]),
+        *((dot + name, "groups") for name in _GROUPS if isinstance(find(layer, dot + name), int)),
+        *((dot + name, "width") for name in _WIDTHS if find(layer, dot + name) == queries),
+    ]
+    return replace(roles, counts=tuple(counts))
+
+
+def _width(layer: nn.Module, attentions: Iterable[LayerRoles], linears: Mapping[str, nn.Module]) -> int:
+    """Return how wide the residual stream of `layer` is: what its attention gives, else what most of its norms see."""
+    for found in attentions:
+        return out_size(linears[found.out])
+    seen = Counter(norms_in(layer).values()) or Counter(map(out_size, linears.values()))
+    return seen.most_common(1)[0][0] if seen else 0
+
+
+def _mlps(linears: Mapping[str, nn.Module], width: int) -> tuple[list[tuple[tuple[str, ...], str]], list[str]]:
+    """Return the layers into and out of each MLP's neurons, and what is part of none."""
+    mlps: list[tuple[tuple[str, ...], str]] = []
+    waiting: list[str] = []
+    for name, part in linears.items():
+        inner = in_size(part)
+        ups = [up for up in waiting if in_size(linears[up]) == width and out_size(linears[up]) in (inner, 2 * inner)]
+        near = [up for up in ups if _parent(up) == _parent(name)] or ups
+        if out_size(part) == width and near:
+            mlps.append((tuple(near), name))
+            waiting = [up for up in waiting if up not in near]
+        else:
+            waiting.append(name)
+    # A gate may stand after the way out, as Llama's first versions had it.
+    for place, (known, down) in enumerate(mlps):
+        beside = [
+            name
+            for name in waiting
+            if _parent(name) == _parent(down)
+            and in_size(linears[name]) == width
+            and out_size(linears[name]) == in_size(linears[down])
+        ]
+        mlps[place] = ((*known, *beside), down)
+        waiting = [name for name in waiting if name not in beside]
+    return mlps, waiting
+
+
+def _scales(layer: nn.Module, width: int) -> Iterable[str]:
+    """Yield the parameters of `layer`, no layer's or norm's, that scale the stream."""
+    for name, tensor in layer.named_parameters():
+        if tensor.shape == (width,) and _SCALES.fullmatch(name):
+            yield name
