@@ -183,7 +183,7 @@ final:
   data_fraction: 1.0
   max_students: 8
   attempts: 2  # a retraining that failed so often is given up
-  # completions: [words.jsonl]  # what language models are to complete, or to answer, beside the test text
+  # completions: [words.jsonl]  # what language models are to complete, or to answer; objectives may name it: `words`
 
 # --- What is exported at the end. kdnas list exporters
 export:

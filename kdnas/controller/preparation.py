@@ -236,9 +236,9 @@ def examine(study: LoadedStudy, evaluator: Evaluator, device: str) -> Examined:
         sample = priced(config)  # what speaks of the teacher is a number now, and a latency table prices too
     _check_measured(config, evaluator, sample)
     score = config.score.name
-    costs = [name for name in config.objectives if name != score]
+    costs = [name for name in config.objectives if name != score and name not in found.chances]
     teacher = found.teacher.values if found.teacher else {}
-    reference = {score: found.worst, **reference_costs(sample, config.limits, teacher, costs)}
+    reference = {score: found.worst, **found.chances, **reference_costs(sample, config.limits, teacher, costs)}
     lock = Lock(
         config=stated,
         space=evaluator.space,

@@ -58,7 +58,8 @@ def as_member(run: RunRecord, trial: TrialRecord) -> FrontMember:
     test_score, test_ci95 = mean_ci95(tested) if tested else (None, None)
     named = [name for name in trial.repeats[0].further if all(name in repeat.further for repeat in trial.repeats)]
     further = {name: mean_ci95([repeat.further[name] for repeat in trial.repeats]) for name in named}
-    return FrontMember(trial, {**values, run.score.name: score}, score_ci95, test_score, test_ci95, further)
+    known = {one.name: further[one.name][0] for one in run.objectives if one.name in further}
+    return FrontMember(trial, {**values, **known, run.score.name: score}, score_ci95, test_score, test_ci95, further)
 
 
 def comparable(run: RunRecord) -> tuple[TrialRecord, ...]:

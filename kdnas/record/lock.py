@@ -183,6 +183,8 @@ class Findings:
     """By measured cost."""
     further_teachers: Mapping[str, TeacherReport] = field(default_factory=dict)
     """Those after the first, by name."""
+    chances: Mapping[str, float] = field(default_factory=dict)
+    """What guessing has of the objectives that are known once a student is trained, beside its score."""
 
 
 def _read_space(record: Any) -> SearchSpace:

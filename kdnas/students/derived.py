@@ -117,6 +117,7 @@ class Derived(StudentFamily):
         block_importance: How blocks are ranked: by how far they turn what flows through them, or evenly spaced.
         reconstruct: Whether what stays of a layer's weights makes up for what is gone, as well as it can; else batch
             norms alone are estimated anew.
+        samples: How many training samples say so and rank units and blocks; fewer where they take a large teacher long.
     """
 
     derived = True
@@ -140,6 +141,7 @@ class Derived(StudentFamily):
         importance: Method = "activation",
         block_importance: Literal["influence", "even"] = "influence",
         reconstruct: bool = True,
+        samples: Annotated[int, Field(ge=8)] = _SAMPLES,
     ):
         super().__init__(context)
         stated = {"depth": depth, "width": width, "inner": inner, "heads": heads}
@@ -150,6 +152,7 @@ class Derived(StudentFamily):
         self._method: Method = importance
         self._block_importance: Literal["influence", "even"] = block_importance
         self._reconstruct = reconstruct
+        self._samples = samples
         self._sizes_of = lru_cache(maxsize=4096)(self._sizes)
 
     # -- what the teacher is ---------------------------------------------------------------------------------------
@@ -239,7 +242,7 @@ class Derived(StudentFamily):
         if self._method != "l1":
             if self.context.samples is None:
                 return Ranking({})
-            inputs, targets = self.context.samples(_SAMPLES)
+            inputs, targets = self.context.samples(self._samples)
             parts = zip(*(taken.split(_BATCH) for taken in inputs), strict=True)
             batches = list(zip(parts, targets.split(_BATCH), strict=True))
         module = self.ancestor().module
@@ -362,7 +365,7 @@ class Derived(StudentFamily):
         """Estimate the batch norms of a student that was cut anew, where there are samples to do so."""
         norms = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in student.modules())
         if norms and self.context.samples is not None:
-            inputs, _ = self.context.samples(_SAMPLES)
+            inputs, _ = self.context.samples(self._samples)
             recalibrate(student, zip(*(one.split(_BATCH) for one in inputs), strict=True))
 
     def opened_up(self, arch: Arch) -> OpenedUp:
@@ -436,7 +439,7 @@ class Derived(StudentFamily):
         """Return what the layers of `network`, inside `through`, are fed."""
         assert self.context.samples is not None  # asked for by the one caller
         values = math.prod(self.task.inputs[0].shape)
-        (inputs, *_), _ = self.context.samples(max(_FEWEST, min(_SAMPLES, _VALUES // values)))
+        (inputs, *_), _ = self.context.samples(min(self._samples, max(_FEWEST, _VALUES // values)))
         return Reconstruction(network, anatomy, through, inputs)
 
     def cut(self, arch: Arch, student: nn.Module) -> tuple[nn.Module, Cut] | None:

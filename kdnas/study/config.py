@@ -219,8 +219,21 @@ class Completions(Section):
     """JSON lines, relative to the data root, or a member of an archive: `{"context", "target"}`, `{"context",
     "endings", "label"}`, `{"question", "answers"}`."""
     name: Annotated[str, AfterValidator(_name)]
+    skip: Annotated[int, Field(ge=0)] = 0
+    """Leave out so many of its items, the first ones: those that are searched by, say, where others are reported."""
     first: Annotated[int, Field(ge=1)] | None = None
-    """Only so many of its items, the first ones; None: all."""
+    """Only so many of the items, the first ones that are left; None: all."""
+
+    @property
+    def quantity(self) -> Quantity:
+        """The share of its items that is right."""
+        return Quantity(self.name, "fraction", "maximize", "trained")
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave unsaid what is as it was before there was a choice: old hashes and records stay what they are."""
+        settings: dict[str, Any] = plain(self)
+        return {name: value for name, value in settings.items() if name != "skip" or value}
 
     @model_validator(mode="before")
     @classmethod
@@ -544,6 +557,11 @@ class StudyConfig(Section):
     def score(self) -> Quantity:
         """What students are scored by."""
         return score_among(self.objectives)
+
+    @property
+    def completed(self) -> tuple[Completions, ...]:
+        """What every student of the search completes: the completions that are objectives."""
+        return tuple(one for one in self.final.completions if one.name in self.objectives)
 
     @property
     def _stated_bounds(self) -> list[Constraint | Near]:

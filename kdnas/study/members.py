@@ -22,6 +22,7 @@ from kdnas.plugins import is_plugin, short_name
 from kdnas.registry import Registry, validation_problems
 from kdnas.study.config import (
     DISTIL,
+    Completions,
     DataConfig,
     ExecutorConfig,
     Member,
@@ -225,18 +226,36 @@ def _objectives(data: Mapping[str, Any]) -> Iterator[Problem]:
     names = data.get("objectives", list(StudyConfig.model_fields["objectives"].default))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return
-    known = [*SCORES, *_cost_names(data)]
+    known = [*SCORES, *_cost_names(data), *_completions(data)]
     for index, name in enumerate(names):
         if name not in known:
             yield Problem(f"objectives.{index}", f"no quantity is called {name!r}", ", ".join(known))
         elif name in names[:index]:
             yield Problem(f"objectives.{index}", f"{name!r} stands twice")
+    for index, name in enumerate(_completions(data)):
+        if name in (*SCORES, *_cost_names(data)):
+            yield Problem(
+                f"final.completions.{index}.name", f"{name!r} is the name of another quantity", "a name of its own"
+            )
     scores, own = [name for name in names if name in SCORES], [score.name for score in _scores_of_data(data)]
     if len(scores) != 1:
         yield Problem("objectives", "must include one score", ", ".join(own or SCORES))
     elif own and scores[0] not in own:
         what = f"what learns from this kind of data is not scored by {scores[0]}"
         yield Problem(f"objectives.{names.index(scores[0])}", what, ", ".join(own))
+
+
+def _completions(data: Mapping[str, Any]) -> list[str]:
+    """Return the names of what students complete, where they are trained here."""
+    final, trains = data.get("final"), Member.spelled_out(data.get("evaluator", DISTIL))
+    stated = final.get("completions") if isinstance(final, dict) else None
+    if not isinstance(stated, list) or not isinstance(trains, dict) or trains.get("type") != DISTIL:
+        return []
+    found = []
+    for one in stated:
+        with contextlib.suppress(pydantic.ValidationError):  # the schema has said so
+            found.append(Completions.model_validate(one).name)
+    return found
 
 
 def _scores_of_data(data: Mapping[str, Any]) -> tuple[Quantity, ...]:

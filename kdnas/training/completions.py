@@ -49,6 +49,11 @@ class Item:
     is_question: bool = False
 
     @property
+    def chance(self) -> float:
+        """How likely whoever knows nothing is right."""
+        return 0.0 if self.is_question or len(self.endings) < 2 else 1 / len(self.endings)
+
+    @property
     def kind(self) -> str:
         """What it asks for."""
         return "questions" if self.is_question else "endings" if len(self.endings) > 1 else "last words"
@@ -67,13 +72,16 @@ class Completions:
     normalised: float | None = None
 
 
-def read_items(file: TextFile, first: int | None = None) -> list[Item]:
-    """Return the items of a file, or its `first` ones. Raises DataError naming the lines that hold none."""
+def read_items(file: TextFile, *, skip: int = 0, first: int | None = None) -> list[Item]:
+    """Return the items of a file: `first` ones after those that are to `skip`; None: all.
+
+    Raises DataError naming the lines that hold none.
+    """
     items: list[Item] = []
     problems: list[Problem] = []
     with open_text(file, "utf-8-sig") as lines:
         stated = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-        for number, line in islice(stated, first):
+        for number, line in islice(stated, skip, None if first is None else skip + first):
             try:
                 items.append(_item(json.loads(line)))
             except (ValueError, TypeError, KeyError, IndexError) as error:
@@ -83,7 +91,7 @@ def read_items(file: TextFile, first: int | None = None) -> list[Item]:
     if len(kinds) > 1:
         problems.append(Problem(str(file.shown), f"mixes {' and '.join(kinds)}", "one of them"))
     if not items and not problems:
-        problems.append(Problem(str(file.shown), "holds no items"))
+        problems.append(Problem(str(file.shown), f"holds no more than {skip:,} items" if skip else "holds no items"))
     if problems:
         raise DataError(problems[:_SHOWN])
     return items

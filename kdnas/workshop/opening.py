@@ -9,7 +9,7 @@ import functools
 import hashlib
 import os
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -158,7 +158,8 @@ class Sources:
 def _named_costs(config: StudyConfig) -> list[str]:
     """Return the costs a study reports: macs, params, and every one that it names, in a fixed order."""
     named = {"macs", "params", *config.costs, *config.objectives, *config.bounded}
-    return sorted(named - {config.score.name}, key=lambda name: (name not in ("macs", "params"), name))
+    named -= {config.score.name, *(one.name for one in config.completed)}
+    return sorted(named, key=lambda name: (name not in ("macs", "params"), name))
 
 
 @dataclass(frozen=True)
@@ -536,8 +537,11 @@ class Workshop:
         """
         test = self.test if given is None else Batches(given, self.test.indices, device=self.device, split="test")
         tally = tally_of(module, test, self.sources.training)
-        completed = {name: self._completed(module, items) for name, items in self.completions.items()}
-        return {**self.task.scores(tally), **completed}
+        return {**self.task.scores(tally), **self.completed(module, self.completions)}
+
+    def completed(self, module: nn.Module, names: Iterable[str]) -> dict[str, float]:
+        """Return the share of the items that `module` completes rightly, of those completions that are named."""
+        return {name: self._completed(module, self.completions[name]) for name in names}
 
     @cached_property
     def completions(self) -> Mapping[str, Sequence[Item]]:
@@ -547,7 +551,7 @@ class Workshop:
             what = f"texts are completed by language models, and the task is {self.task.spec.kind}"
             raise DataError(Problem("final.completions", what, "a language_modelling study"))
         files = ((one, find_text_files(self.data_root, one.file, _COMPLETED)) for one in stated)
-        return {one.name: read_items(found[0], one.first) for one, found in files}
+        return {one.name: read_items(found[0], skip=one.skip, first=one.first) for one, found in files}
 
     def _completed(self, module: nn.Module, items: Sequence[Item]) -> float:
         assert isinstance(self.data, CorpusData)

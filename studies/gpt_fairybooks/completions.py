@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--first", type=int, help="only so many items")
     arguments = parser.parse_args()
-    items = read_items(TextFile(arguments.items), arguments.first)
+    items = read_items(TextFile(arguments.items), first=arguments.first)
     print("| model | parameters | items | accuracy | normalised by bytes |\n|---|---|---|---|---|")
     for folder in arguments.folders:
         network = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from kdnas.core.text import bits_per_byte
 from kdnas.datasets import DATASETS
+from kdnas.errors import ConfigError
+from kdnas.record.front import candidates
 from kdnas.report.summary import bits_in_words
 from kdnas.session import search_study
 from kdnas.study.loading import load_study
@@ -114,6 +117,30 @@ def test_a_search_ends_in_a_folder_that_continues_texts(folder: Path) -> None:
     assert (out / "chat_template.jinja").read_text() == "{{ messages[0].content }}"
     per_byte = run.lock.data.statistics["bytes_per_token"][0]
     assert f"the teacher {bits_per_byte(run.teacher.score, per_byte):.3f}" in bits_in_words(run)
+
+
+@pytest.mark.slow
+def test_completions_are_objectives_where_a_study_names_them(folder: Path) -> None:
+    settings = ["objectives=[perplexity, endings, last, params]", "final.completions=[last.jsonl, endings.jsonl]"]
+    endings = {"context": "Once there was a king who had", "endings": ["one wife", "2 sons"], "label": 1}
+    (folder / "endings.jsonl").write_text("\n".join([json.dumps(endings)] * 4))
+    run = search_study(load_study(folder, settings), folder / "searched", data_root=folder, observe=lambda event: None)
+    assert [run.lock.reference_point[name] for name in ("endings", "last")] == [0.5, 0.0]
+    assert {one.name: one.kind for one in run.objectives}["endings"] == "trained"
+    assert run.teacher is not None
+    assert 0 <= run.teacher.values["last"] <= 1
+    assert all({"last", "endings"} <= trial.values.keys() for trial in run.trials)
+    (member,) = (one for one in candidates(run) if one.trial.repeats)
+    for name in ("last", "endings"):  # of the front's students what their retrainings complete, not their brief ones
+        assert member.values[name] == fmean(repeat.further[name] for repeat in member.trial.repeats)
+    assert "endings" in (folder / "searched/front.csv").read_text().splitlines()[0]
+
+
+def test_a_completion_cannot_be_called_like_another_quantity(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"final\.completions\.0\.name.*'params' is the name of another quantity"):
+        load_study(folder, ["final.completions=[{file: last.jsonl, name: params}]"])
+    with pytest.raises(ConfigError, match=r"no quantity is called 'words'.*last, questions"):
+        load_study(folder, ["objectives=[perplexity, words]"])
 
 
 def test_bits_per_byte_are_those_of_the_shared_teacher() -> None:

@@ -122,7 +122,11 @@ def test_what_is_no_item_is_told_by_its_line(tmp_path: Path) -> None:
     path.write_text('{"context": "a", "target": "b"}\n{"context": "a", "endings": ["b", "c"], "label": 1}\n')
     with pytest.raises(DataError, match="mixes endings and last words"):
         read_items(TextFile(path))
-    assert len(read_items(TextFile(path), 1)) == 1
+    assert len(read_items(TextFile(path), first=1)) == 1
+    path.write_text("".join(f'{{"context": "a", "target": "{n}"}}\n' for n in range(5)))
+    assert [item.endings for item in read_items(TextFile(path), skip=3, first=1)] == [("3",)]
+    with pytest.raises(DataError, match="no more than 5 items"):
+        read_items(TextFile(path), skip=5)
     path.write_text('\ufeff{"question": "who?", "answers": []}\n', encoding="utf-8")
     with pytest.raises(DataError, match="line 1: is no item: there are no answers"):
         read_items(TextFile(path))

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -201,12 +202,19 @@ class Distil(Evaluator):
     def _decisive(self) -> set[str]:
         """What must be measured to decide on a trial: no more than finalists need, and nothing that a table prices."""
         config = self.context.config
-        return {*config.objectives, *config.bounded} - self._table_prices.names
+        return {*config.objectives, *config.bounded} - self._table_prices.names - {*self._completed}
+
+    @property
+    def _completed(self) -> list[str]:
+        """The objectives that are shares of texts completed."""
+        return [one.name for one in self.context.config.completed]
 
     @property
     def quantities(self) -> Mapping[str, Quantity]:
-        """The task's score and the costs that the study names."""
-        return names([self.workshop.task.spec.score, *(cost.quantity for cost in self.workshop.costs.values())])
+        """The task's score, the completions that are objectives, and the costs that the study names."""
+        completed = [one.quantity for one in self.context.config.completed]
+        costs = [cost.quantity for cost in self.workshop.costs.values()]
+        return names([self.workshop.task.spec.score, *completed, *costs])
 
     @property
     def description(self) -> dict[str, str]:
@@ -286,8 +294,10 @@ class Distil(Evaluator):
             name: cost.measure(first.module, first.given(workshop.data).task, self.calibrations[name]).value
             for name, cost in workshop.measured_costs.items()
         }
+        costs |= workshop.completed(first.module, self._completed)
         teacher = dataclasses.replace(teacher, values={**teacher.values, **costs})
-        return Findings(workshop.worst_score(), workshop.describe_data(), teacher, self.calibrations, reports)
+        chances = {name: fmean(item.chance for item in workshop.completions[name]) for name in self._completed}
+        return Findings(workshop.worst_score(), workshop.describe_data(), teacher, self.calibrations, reports, chances)
 
     def try_out(self, students: Mapping[str, Arch]) -> None:
         """Try every loss of the recipe on the teachers and these students, and whether they have the wanted exports.
@@ -447,16 +457,19 @@ class Distil(Evaluator):
         score, tested = workshop.task.spec.score.name, dict[str, float]()
         if trained.score is None or not np.isfinite(trained.score):
             raise TrialError(f"the validation score is {trained.score}")
-        if job.test:
+        completed = dict[str, float]()
+        if job.test or self._completed:
             with computing(job.recipe.training, workshop.device):
-                tested = workshop.test_scores(workshop.entered(trained.network))
+                network = workshop.entered(trained.network).eval()
+                tested = workshop.test_scores(network) if job.test else {}
+                completed = tested if job.test else workshop.completed(network, self._completed)
         checkpoint = None if job.checkpoint is None else self.context.folder / job.checkpoint
         if job.checkpoint is not None and checkpoint is not None:
             save_weights(trained.network, checkpoint)
             self.context.files.share(job.checkpoint)
         return dataclasses.replace(
             begun.result,
-            values={**begun.result.values, score: trained.score},
+            values={**begun.result.values, score: trained.score, **{name: completed[name] for name in self._completed}},
             train_seconds=trained.train_seconds,
             teacher_seconds=trained.teacher_seconds,
             profile={**begun.result.profile, **trained.phases},
@@ -490,7 +503,7 @@ class Distil(Evaluator):
         else:
             score = self.workshop.validation_score(network)
         seconds = time.perf_counter() - began
-        if job.start == "supernet" and (job.test or job.checkpoint):
+        if job.start == "supernet" and (job.test or job.checkpoint or self._completed):
             network = self.shared.cut(job.arch)
         return Trained(network, score, (), seconds, 0.0, job.fidelity, phases={"evaluation": seconds})
 
