@@ -128,7 +128,7 @@ class Run:
         out: str | Path = "student",
         *,
         formats: Sequence[str] | None = None,
-        say: Callable[[str], None] = lambda line: None,
+        notify: Callable[[str], None] = lambda line: None,
     ) -> list[Path]:
         """Write a student to the folder `out` and return the files. `formats` None: every one that works here.
 
@@ -141,10 +141,10 @@ class Run:
         if formats is not None:
             check_formats(formats)
         root = opening.data_root(None if self._data_root is None else Path(self._data_root))
-        return export_student(self.record, self.pick(pick), formats, Path(out), data_root=root, say=say)
+        return export_student(self.record, self.pick(pick), formats, Path(out), data_root=root, notify=notify)
 
     def report(self) -> Path:
-        """Write report.html and the tables beside it from the record, and return the page."""
+        """Write report.html and its tables from the record, and return the page."""
         from kdnas.report.page import write_report
 
         return write_report(self.record)[0]

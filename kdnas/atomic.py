@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: readers see the old content or the new, whatever happens meanwhile."""
+"""Files that are written whole or not at all: readers get the old content or the new, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _QUIET_S = 5.0
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a scratch file beside `path` to be written; at the end it is put in its place, after an error removed.
+    """Give a scratch file next to `path` to be written; at the end it is put in its place, after an error removed.
 
     What a killed process left of the same file is removed first.
 
@@ -46,7 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """Give a scratch folder beside `path`, removed at the end; what a killed process left of it is removed first.
+    """Give a scratch folder next to `path`, removed at the end; what a killed process left of it is removed first.
 
     Raises OSError where it cannot be made.
     """

@@ -29,7 +29,7 @@ CHECKED_BYTES = 128 << 20
 """So much of a folder, or of an array, is checked at each opening: a tenth of a second."""
 _CHUNK_BYTES = 8 << 20
 _chance = random.SystemRandom()
-"""Draws without a seed: another opening is to see other blocks, and nobody's own draws change."""
+"""Draws without a seed: another opening is to draw other blocks, and the user's own draws stay as they are."""
 
 
 def seal(folder: Path) -> None:

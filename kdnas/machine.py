@@ -16,7 +16,7 @@ def usable_cores() -> int:
 
 @functools.cache
 def processor_name() -> str:
-    """Return what the processor's maker calls it, as far as the system tells."""
+    """Return the processor's name, as far as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

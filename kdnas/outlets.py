@@ -1,7 +1,7 @@
 """Where text leaves the program: written in what the reader's encoding has, and dropped once nobody can take it.
 
 A search must not end because `| head -1` has read enough, the disk that its log goes to is full, the terminal is gone,
-nor because one of another century knows no "±".
+nor because an old one has no "±".
 """
 
 from __future__ import annotations

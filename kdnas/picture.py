@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def upright(picture: Picture) -> Picture:
-    """Return a picture as a viewer shows it, by its EXIF orientation; itself where it is upright or does not say."""
+    """Return a picture as a viewer shows it, by its EXIF orientation; itself where it is upright or has none."""
     from PIL import ExifTags, Image
 
     try:

@@ -29,7 +29,7 @@ CORE_SCHEMA = (
 
 
 def resolve_core_schema(kind: type[yaml.SafeLoader] | type[yaml.SafeDumper]) -> None:
-    """Have a loader or dumper class know the scalars of `CORE_SCHEMA`, beside those it knows."""
+    """Register the scalars of `CORE_SCHEMA` with a loader or dumper class."""
     for name, pattern, first in CORE_SCHEMA:
         kind.add_implicit_resolver(f"tag:yaml.org,2002:{name}", re.compile(rf"^(?:{pattern})$"), list(first))
 

@@ -2,7 +2,7 @@
 
 A file is looked for in the folder of what names it (a study, a search space, a train.yaml), and stands in records with
 its whole path. Its code runs only once it is vouched for: named by this user's own study or command, or by a file that
-he trusts (`kdnas.trust`). Processes that this one starts know what was.
+he trusts (`kdnas.trust`). Processes that this one starts inherit what was.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SPELLING = "or path/to/file.py:Name of your own"
-"""What stands after the names of built-in members where they are told."""
+"""What stands after the names of built-in members where they are listed."""
 _VOUCHED = "KDNAS_PLUGINS"
 _BROUGHT = "KDNAS_PLUGIN_FOLDERS"
 _SPEC = re.compile(r"(?P<module>.+):(?P<name>[A-Za-z_]\w*)")

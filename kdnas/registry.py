@@ -44,7 +44,7 @@ class Section(pydantic.BaseModel):
 
 
 class Member(pydantic.BaseModel):
-    """A registry member: its name and its options beside it. A bare string is the name alone."""
+    """A registry member: its name and its options. A bare string is the name alone."""
 
     model_config = pydantic.ConfigDict(extra="allow", frozen=True)
 
@@ -204,7 +204,7 @@ class Registry(Generic[T]):
         return member
 
     def _christen(self, name: str, member: Any) -> None:
-        """Tell the member its name, where its contract has it know that."""
+        """Set the member's name, where its contract has it keep one."""
         if any("name" in inspect.get_annotations(base) for base in self._bases) and not member.__dict__.get("name"):
             member.name = name
 
@@ -213,7 +213,7 @@ class Registry(Generic[T]):
 
 
 def validation_problems(error: pydantic.ValidationError, model: type[pydantic.BaseModel]) -> list[Problem]:
-    """Return pydantic's complaints as problems; an unknown key is told the allowed ones."""
+    """Return pydantic's complaints as problems; an unknown key with the allowed ones."""
     problems = []
     wrong: dict[str, list[tuple[int, str, str]]] = {}  # how deep, what was given, what is allowed
     for item in error.errors(include_url=False):

@@ -43,7 +43,7 @@ def search_study(
     something is wrong before anything is trained, RunError where every student failed.
     """
     if study.space.choices:  # those that are read off a teacher are known once that is open
-        read_students(queue, study.config, study.space)  # what is wrong with a file is told before anything is opened
+        read_students(queue, study.config, study.space)  # faults of a file are reported before anything is opened
     with _held(study, folder) as (study, database), tracked(study.config.trackers, observe) as observe:
         opened = _prepared(study, folder, database, data_root, observe)
         if queue:
@@ -53,7 +53,7 @@ def search_study(
         try:
             run = search.run()
         except BaseException:
-            with contextlib.suppress(KdnasError):  # a full disk: what ended the search is told, not this
+            with contextlib.suppress(KdnasError):  # a full disk: the error that ended the search is reported, not this
                 observe(Note("writing the report"))
                 write_report(opened.snapshot())
             raise
@@ -113,7 +113,7 @@ def _where_it_is_kept(config: StudyConfig, folder: Path) -> StudyConfig:
 
 def _is_current(run: RunRecord, observe: Observer) -> bool:
     """Whether report and export were made from the record as it is, the export as the study now wants it, and are all
-    there still; `observe` is told what is not.
+    there still; `observe` gets a note on each that is not.
     """
     losses = [*lost_products(run, "report"), *lost_products(run, "export")]
     for loss in losses:
@@ -124,7 +124,7 @@ def _is_current(run: RunRecord, observe: Observer) -> bool:
 def _export(run: RunRecord, data_root: Path, on_skip: Callable[[str], None]) -> list[Path]:
     """Export the student that the study's `export` section picks, where there are students with weights.
 
-    `on_skip` is told which of the wanted exports it has not, and why.
+    `on_skip` gets each wanted export that it lacks, with the reason.
     """
     wants = run.trains and bool(run.config.export.formats)
     if not wants or not any(member.trial.repeats for member in front(run)):

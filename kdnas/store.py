@@ -1,14 +1,14 @@
-"""What the machines of a run share where they share no disk: files and folders by name, at a URL that fsspec knows.
+"""What the machines of a run share where they share no disk: files and folders by name, at a URL that fsspec opens.
 
     URL/names/<name>.json        {"folder": true, "files": {"images.npy": "<sha256>", ...}}, written last
         objects/<name>/<sha256>  the content of each file
         claims/<name>            who makes it now, as long as that is being made
 
-Names are made of what decides the content (hashes of data, teacher, settings), so whoever has a name knows what stands
+Names are made of what decides the content (hashes of data, teacher, settings), so a name determines what stands
 under it, and it is made once: whoever needs it asks the store, else makes it under a claim and puts it. Every file is
-compared with its SHA-256 when it is fetched; what is damaged is forgotten, told, and made anew by who asked.
+compared with its SHA-256 when it is fetched; what is damaged is forgotten, reported, and made anew by who asked.
 
-A claim is a small object that its holder renews. One that says nothing new for `lease_s` is taken over: its holder has
+A claim is a small object that its holder renews. One that is not renewed for `lease_s` is taken over: its holder has
 died, stopped or lost its network. If it comes back, work is done twice, and nothing is wrong. Clocks of different
 machines are never compared.
 
@@ -42,7 +42,7 @@ except ImportError:  # not a POSIX system: processes of one machine may fetch th
     fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 _LEASE_S = 30.0
 _POLL_S = 0.5
 _SETTLE_S = 0.3
@@ -60,7 +60,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def _silent(line: str) -> None:
-    """Say nothing."""
+    """Ignore a line."""
 
 
 class Store:
@@ -93,15 +93,15 @@ class Store:
         return
 
     @contextlib.contextmanager
-    def claim(self, name: str, *, patience_s: float = float("inf"), say: Say = _silent) -> Iterator[bool]:
+    def claim(self, name: str, *, patience_s: float = float("inf"), notify: Notify = _silent) -> Iterator[bool]:
         """Hold the making of `name`; give whether nobody else makes it, or gave it up within `patience_s`."""
         yield True
 
-    def have(self, name: str, path: Path, make: Callable[[], None], say: Say = _silent) -> None:
+    def have(self, name: str, path: Path, make: Callable[[], None], notify: Notify = _silent) -> None:
         """Have what is called `name` at `path`, where nothing is: fetched, or made by `make` and put for the others."""
         if self.get(name, path):
             return
-        with self.claim(name, say=say):
+        with self.claim(name, notify=notify):
             if not self.get(name, path):  # another machine may have made it meanwhile
                 make()
                 self.put(name, path)
@@ -111,16 +111,18 @@ NO_STORE = Store()
 
 
 class SharedStore(Store):
-    """A store at `url`. What is found damaged is told to `say`. Raises ConfigError where it cannot be used.
+    """A store at `url`. Damage that is found is reported to `notify`. Raises ConfigError where it cannot be used.
 
-    It may be sent to another process, which says nothing of damage unless it is given somebody to tell.
+    It may be sent to another process, which reports no damage unless it is given a function for that.
     """
 
     is_shared = True
 
-    def __init__(self, url: str, *, say: Say = _silent, lease_s: float = _LEASE_S, patience_s: float = _PATIENCE_S):
+    def __init__(
+        self, url: str, *, notify: Notify = _silent, lease_s: float = _LEASE_S, patience_s: float = _PATIENCE_S
+    ):
         self.url = url
-        self.say = say
+        self.notify = notify
         self._lease_s = lease_s
         self._patience_s = patience_s
         probe = f"{self._root}/names/.probe-{secrets.token_hex(8)}"
@@ -136,7 +138,7 @@ class SharedStore(Store):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process opens it from."""
-        return {"url": self.url, "say": _silent, "_lease_s": self._lease_s, "_patience_s": self._patience_s}
+        return {"url": self.url, "notify": _silent, "_lease_s": self._lease_s, "_patience_s": self._patience_s}
 
     @functools.cached_property
     def _opened(self) -> tuple[Any, str]:
@@ -185,7 +187,7 @@ class SharedStore(Store):
             if not all(_is_inside(inside) and _SHA256.fullmatch(sha256) for inside, sha256 in files.items()):
                 raise ValueError("it names other places")
         except (ValueError, KeyError, TypeError, RecursionError):
-            return self._forget(name, "what says which files it has cannot be read")
+            return self._forget(name, "the list of its files cannot be read")
         with atomic.scratch_folder(path) as folder:
             for inside, sha256 in files.items():
                 target = folder / inside
@@ -202,7 +204,7 @@ class SharedStore(Store):
         return True
 
     def _forget(self, name: str, why: str) -> bool:
-        self.say(f"{self.url}: {name}: {why}: it is made anew")
+        self.notify(f"{self.url}: {name}: {why}: it is made anew")
         self.drop(name)
         return False
 
@@ -239,9 +241,9 @@ class SharedStore(Store):
                 self._patiently(self._files.rm, place, recursive=True)
 
     @contextlib.contextmanager
-    def claim(self, name: str, *, patience_s: float = float("inf"), say: Say = _silent) -> Iterator[bool]:
+    def claim(self, name: str, *, patience_s: float = float("inf"), notify: Notify = _silent) -> Iterator[bool]:
         """Hold the making of `name`; give whether nobody else makes it, or gave it up within `patience_s`."""
-        held = self._taken(self._place("claims", name), time.monotonic() + patience_s, lambda: say(_waiting(name)))
+        held = self._taken(self._place("claims", name), time.monotonic() + patience_s, lambda: notify(_waiting(name)))
         if held is None:
             yield False
             return
@@ -251,7 +253,7 @@ class SharedStore(Store):
             held.release()
 
     def _taken(self, place: str, deadline: float, on_wait: Callable[[], None]) -> _Claim | None:
-        """Return the claim at `place`, once it is free or its holder says nothing more; None at the deadline."""
+        """Return the claim at `place`, once it is free or its holder renews it no more; None at the deadline."""
         token = secrets.token_hex(16)
         seen, since, is_told = b"", time.monotonic(), False
         while not self._patiently(self._create, place, token.encode()):
@@ -363,9 +365,9 @@ class _Claim:
                 self._store._patiently(self._store._files.rm_file, self._place)
 
 
-def open_store(url: str | None, say: Say = _silent) -> Store:
+def open_store(url: str | None, notify: Notify = _silent) -> Store:
     """Return the store at `url`; None: that of machines that share their folders. Raises ConfigError."""
-    return NO_STORE if url is None else SharedStore(url, say=say)
+    return NO_STORE if url is None else SharedStore(url, notify=notify)
 
 
 def _waiting(name: str) -> str:

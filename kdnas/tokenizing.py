@@ -1,6 +1,6 @@
 """How a text becomes tokens, defined once: data sets, scores of completions and exports read texts by the same files.
 
-A tokenizer is a folder as Hugging Face writes it, `tokenizer.json` and the files beside it, or is trained on the spot.
+A tokenizer is a folder as Hugging Face writes it, `tokenizer.json` and the files next to it, or is trained on the spot.
 No code of a model's folder runs.
 """
 
@@ -26,7 +26,7 @@ _FILES = (
     *("vocab.txt", "vocab.json", "merges.txt"),
 )
 _UNLIMITED = 1_000_000
-"""Hugging Face writes 1e30 where a tokenizer knows no longest text."""
+"""Hugging Face writes 1e30 where a tokenizer has no maximum length."""
 _OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "longformer", "mpnet"})
 """Models whose first positions, up to the pad token's number, are no text's."""
 _BYTES = 256
@@ -44,10 +44,10 @@ class Encoded:
 
 
 class Tokenizer:
-    """A tokenizer, and what the model that it lies beside says of tokens.
+    """A tokenizer, and the token settings of the model in whose folder it lies.
 
     Args:
-        folder: Holds `tokenizer.json`, or files from which transformers makes one; beside it perhaps a model's
+        folder: Holds `tokenizer.json`, or files from which transformers makes one; next to it perhaps a model's
             `config.json`.
 
     Raises DataError where it holds no tokenizer, or one whose tokens the model has no embeddings for.
@@ -61,17 +61,17 @@ class Tokenizer:
         self._backend.no_padding()
         self._backend.no_truncation()
         self.size: int = self._backend.get_vocab_size()
-        """Tokens that it knows."""
+        """The size of its vocabulary."""
         rows = self._model.get("vocab_size")
         if isinstance(rows, int) and rows < self.size:
-            what = f"its tokenizer knows {self.size:,} tokens, and its model has embeddings for {rows:,} (vocab_size)"
+            what = f"its tokenizer has {self.size:,} tokens, and its model has embeddings for {rows:,} (vocab_size)"
             raise DataError(Problem(str(folder), what, "the tokenizer that the model was trained with"))
         self.vocabulary: int = rows if isinstance(rows, int) else self.size
         """Rows of the embedding: the model's, which may be more than the tokens."""
 
     @cached_property
     def positions(self) -> int | None:
-        """The longest text in tokens, special ones counted, that the model takes; None where nothing says."""
+        """The longest text in tokens, special ones counted, that the model takes; None where none is stated."""
         known = [self._settings.get("model_max_length")]
         for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
             setting = self._model.get(name)
@@ -213,7 +213,7 @@ def _library() -> Any:
 
 
 def _opened(folder: Path) -> Any:
-    """Return the tokenizer of `folder` as the package tokenizers knows it. Raises DataError."""
+    """Return the tokenizer of `folder` as the package tokenizers has it. Raises DataError."""
     library = _library()
     path = folder / TOKENIZER_FILE
     allowed = "a Hugging Face folder with tokenizer.json"

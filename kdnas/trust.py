@@ -1,7 +1,7 @@
 """Code that a run folder or a train.yaml names: whether this user ever meant it to run.
 
-A folder may come from anybody, and names functions that kdnas would call. Owning its files says nothing: a download is
-owned by who downloaded it. So what this user's own studies name is signed where it is written, with a key that only
+A folder may come from anybody, and names functions that kdnas would call. Owning its files proves nothing: a download
+is owned by who downloaded it. So what this user's own studies name is signed where it is written, with a key that only
 this user has; what others name is refused until it is trusted, once for each place, code and data root.
 """
 
@@ -103,7 +103,7 @@ def is_signed(text: str, named: Sequence[NamedCode]) -> bool:
 
 
 def is_trusted(source: Path, named: Sequence[NamedCode], data_root: Path) -> bool:
-    """Return whether the user has said that what `source` names may run with this data root."""
+    """Return whether the user has allowed the code that `source` names to run with this data root."""
     return _decision(source, named, data_root).is_file()
 
 

@@ -103,7 +103,7 @@ def test_files_and_folders_come_back_as_they_were_put(url: str, tmp_path: Path) 
 
 def test_what_is_damaged_is_told_and_made_anew(url: str, tmp_path: Path) -> None:
     told: list[str] = []
-    store = SharedStore(url, say=told.append)
+    store = SharedStore(url, notify=told.append)
     store.put("proxies/p", _folder(tmp_path / "a", p="right") / "p")
     (place,) = [one for one in store._files.find(f"{store._root}/objects") if "proxies" in one]
     store._files.pipe_file(place, b"wrong")
@@ -165,7 +165,7 @@ def test_a_claim_is_renewed_and_falls_with_its_holder(tmp_path: Path) -> None:
     try:
         assert held.wait(30)
         store, said = SharedStore(url, lease_s=1.0), list[str]()
-        with store.claim("things/thing", patience_s=2.5, say=said.append) as ours:
+        with store.claim("things/thing", patience_s=2.5, notify=said.append) as ours:
             assert not ours  # it lives, and longer than its lease
         assert said == ["waiting for another machine that makes things/thing"]
         holder.kill()

@@ -25,7 +25,7 @@ def workshop_of(
     cache: Path = Path("nowhere"),
     data_root: Path = Path("data"),
     made_on: MadeOn | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> Workshop:
     """Return a workshop on the CPU; `train` are the places of its training split where it is not drawn."""
     config = (
@@ -34,7 +34,12 @@ def workshop_of(
     teachers = {} if teacher is None else {TEACHER: TeacherConfig(**teacher)}
     sources = Sources(config, teachers, "resnet", seed, Training())
     opened = Workshop(
-        sources, data_root=data_root, cache=cache, device=torch.device("cpu"), made_on=made_on or MadeOn(), say=say
+        sources,
+        data_root=data_root,
+        cache=cache,
+        device=torch.device("cpu"),
+        made_on=made_on or MadeOn(),
+        notify=notify,
     )
     if isinstance(data, ImageData):
         vars(opened)["data"] = data

@@ -1,4 +1,4 @@
-"""The audit of a run: a sample of its students trained longer, to see whether the brief scores ranked them right.
+"""The audit of a run: a sample of its students trained longer, to measure how well the search's scores ranked them.
 
 Where a search has rungs, the sampled students are also scored at those that they did not reach, so that every rung is
 judged by the same students.
@@ -40,7 +40,7 @@ from kdnas.study.config import StudyConfig
 from kdnas.study.loading import LoadedStudy
 from kdnas.training.recipe import Distillation
 from kdnas.workshop.jobs import RUNG_FOLDER, Job, final_job, search_job
-from kdnas.workshop.opening import Say, resolve_device
+from kdnas.workshop.opening import Notify, resolve_device
 
 _LOOKS = 10
 
@@ -61,7 +61,7 @@ class AuditPlan:
     losses: Mapping[str, Distillation] = dataclasses.field(default_factory=dict)
     """By name; without the study's own, whose brief trainings are the search's."""
     rungs: tuple[StudyConfig, ...] = ()
-    """Whose highest rung is a score that every student gets, beside its `brief` one."""
+    """Whose highest rung is a score that every student gets, in addition to its `brief` one."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,13 @@ def limited(plan: AuditPlan, opened: Opened) -> AuditPlan:
 
 
 def open_run(
-    run: RunRecord, *, data_root: Path, cache: Path, workers: int | None, say: Say, database: Database | None = None
+    run: RunRecord,
+    *,
+    data_root: Path,
+    cache: Path,
+    workers: int | None,
+    notify: Notify,
+    database: Database | None = None,
 ) -> Opened:
     """Return `run` open for trainings. The caller holds the folder's controller lock, and the `database` of its trials.
 
@@ -184,7 +190,7 @@ def open_run(
 
     def observe(event: Event) -> None:
         if isinstance(event, Note):
-            say(event.text)
+            notify(event.text)
 
     opened = prepare_study(
         study, run.folder, data_root=data_root, cache=cache, device=device, observe=observe, database=database
@@ -196,13 +202,13 @@ def open_run(
 
 
 def run_audit(
-    opened: Opened, plan: AuditPlan, observe: Callable[[Audited], None], say: Say = lambda line: None
+    opened: Opened, plan: AuditPlan, observe: Callable[[Audited], None], notify: Notify = lambda line: None
 ) -> RunRecord:
     """Do what is pending of `plan` and return the run with it. Whatever interrupts it, what was done is kept."""
 
     def noted(event: Event) -> None:
         if isinstance(event, Note) and not event.passing:
-            say(event.text)
+            notify(event.text)
 
     _begin(plan, opened.record)
     waiting = deque(pending(plan, opened.snapshot()))
@@ -304,7 +310,7 @@ def _trained(run: RunRecord) -> set[tuple[int, int, str, Fidelity]]:
 def _pace(plan: AuditPlan, run: RunRecord, fidelity: Fidelity) -> float:
     """Return how many times longer than its trial a training takes: as seen so far, else by epochs and data.
 
-    0 where neither says it.
+    0 where neither states it.
     """
     brief = {trial.number: trial.train_seconds for trial in run.trials if trial.train_seconds > 0}
     seen = [(number, repeat.fidelity, repeat.train_seconds) for number, repeat in retrainings(run)]

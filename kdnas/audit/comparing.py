@@ -1,4 +1,4 @@
-"""Recipes side by side: the same students trained by each on one budget, with the same seeds; what tells them apart.
+"""Recipes side by side: the same students trained by each on one budget, with the same seeds; which differences count.
 
 A seed fixes a student's first weights and the views of the samples, whatever the recipe: scores are compared in pairs.
 Every training is kept in the run's folder as soon as it ends, so that a comparison may be interrupted, or grow.
@@ -36,7 +36,7 @@ from kdnas.study.tuning import final_recipe
 from kdnas.training.recipe import Recipe
 from kdnas.workshop.evaluators.distil import Distil
 from kdnas.workshop.jobs import final_job
-from kdnas.workshop.opening import Say
+from kdnas.workshop.opening import Notify
 
 FOLDER = "compare"
 _TRAININGS = "trainings.jsonl"
@@ -191,7 +191,7 @@ def kept(folder: Path) -> dict[str, float]:
 
 
 def run_comparison(
-    opened: Opened, comparison: Comparison, observe: Callable[[Compared], None], say: Say = lambda line: None
+    opened: Opened, comparison: Comparison, observe: Callable[[Compared], None], notify: Notify = lambda line: None
 ) -> None:
     """Do what is left of `comparison`. Whatever interrupts it, what was done is kept."""
     folder, fidelity = opened.run.folder, comparison.fidelity
@@ -206,7 +206,7 @@ def run_comparison(
 
     def noted(event: Event) -> None:
         if isinstance(event, Note) and not event.passing:
-            say(event.text)
+            notify(event.text)
 
     executor = start_executor(opened, noted)
     running: dict[str, Task] = {}
@@ -310,7 +310,7 @@ class Comparisons:
 
 
 def result_of(comparison: Comparison, score: Quantity, scores: Mapping[str, float]) -> Comparisons:
-    """Return what the trainings that are there, `scores` by their keys, say."""
+    """Return the comparison of the finished trainings, `scores` by their keys."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     missing = 0
     for task in comparison.tasks:

@@ -40,7 +40,7 @@ def parse_losses(texts: Sequence[str], study: Distillation) -> dict[str, Distill
 
 
 def loss_name(study: Distillation) -> str:
-    """Return what a study's own loss is called beside others: "kd", or "kd + attention"."""
+    """Return what a study's own loss is called among others: "kd", or "kd + attention"."""
     return " + ".join(term.words for term in study.losses if term.weight > 0) or TASK_LOSS
 
 

@@ -116,7 +116,7 @@ def _losses(text: str, study: Distillation) -> tuple[str, Distillation]:
         return found[0]
     for part, (name, distillation) in zip(parts, found, strict=True):
         if name == TASK_LOSS or distillation.task_weight != study.task_weight:  # one weight is the whole sum's
-            what = f"{part} in a sum: how much the labels count is said for all of its losses"
+            what = f"{part} in a sum: the labels' weight is stated for all of its losses at once"
             raise ConfigError(Problem(where, what, "--vary distillation.task_weight=0.1,1"))
     terms = tuple(term for _, distillation in found for term in distillation.losses)
     return "+".join(name for name, _ in found), study.model_copy(update={"losses": terms})

@@ -69,7 +69,7 @@ class Scope:
 
 @dataclass(frozen=True)
 class CostBaseline:
-    """What the search score says beyond a cost that is known without training."""
+    """How much better the search score ranks than a cost that is known without training."""
 
     gain: Estimate | None
     """Tau of the score minus tau of the cost, over all students (paired bootstrap)."""
@@ -84,7 +84,7 @@ class NeededFidelity:
     """From which epoch of a longer training on its score agrees with the end of one at tau >= 0.8.
 
     `epochs` is None where it never does; `low` and `high` are the middle 95 % of the resamples, infinite where one
-    never does. `crossed` says that start and end are of different seeds, else they are of the same training, which
+    never does. `crossed`: start and end are of different seeds, else they are of the same training, which
     flatters.
     """
 
@@ -108,7 +108,7 @@ class LossAgreement:
 
 @dataclass(frozen=True)
 class RungAgreement:
-    """How one kind of score ranks the students, with what the costs of the same students would have said."""
+    """How one kind of score ranks the students, next to how the costs of the same students rank them."""
 
     fidelity: Fidelity
     taus: Mapping[str, Estimate | None]

@@ -24,7 +24,7 @@ from kdnas.study.config import StudyConfig
 FEWEST = 6
 """Students below which no agreement can be stated."""
 TOLERANCES = (0.10, 0.25, 0.50)
-"""Relative width of a band of equal MACs: the first in which half of the students have two others beside them."""
+"""Relative width of a band of equal MACs: the first in which half of the students have two others near them."""
 _A_BAND = 4
 """Students that are wanted of a band: six pairs of equal MACs."""
 
@@ -59,7 +59,7 @@ def search_fidelity(trials: Sequence[TrialRecord]) -> Fidelity:
 
 
 def scoring_configs(config: StudyConfig) -> tuple[StudyConfig, ...]:
-    """Return a study for each kind of score whose rank agreement an audit tells: its highest rung is that score.
+    """Return a study for each kind of score whose rank agreement an audit measures: its highest rung is that score.
 
     They are the search's rungs, lowest first, and where all its scores are of weights as they were cut out, a brief
     training from these as well.

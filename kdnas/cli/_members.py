@@ -33,7 +33,7 @@ class Entry:
     options: tuple[Option, ...] = ()
     unusable: str = ""
     details: tuple[str, ...] = ()
-    """What else its documentation says, a paragraph each: what a function of the user's is called with and returns."""
+    """The rest of its documentation, a paragraph each: what a function of the user's is called with and returns."""
     choices: tuple[Option, ...] = ()
     """Of a student family: the keys of a space's choices."""
     needs: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class Entry:
 
 
 def describe(registry: Any, name: str) -> Entry:
-    """Return member `name` of `registry` in words; one that cannot be imported says why instead."""
+    """Return member `name` of `registry` in words; for one that cannot be imported the reason."""
     try:
         member = registry.get(name)
         details, explained = _explanations(inspect.getdoc(member) or "")
@@ -60,11 +60,11 @@ def describe(registry: Any, name: str) -> Entry:
 
 
 _RAISES = re.compile(r"\s*\bRaises \w+Error\b[^.]*\.")
-"""What a docstring says to who calls the member from Python."""
+"""Parts of a docstring for callers from Python."""
 
 
 def _explanations(documentation: str) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the paragraphs of a docstring after its first line, and what its Args section says of each name."""
+    """Return the paragraphs of a docstring after its first line, and its Args section by name."""
     paragraphs, explained, name, inside = [""], {}, "", False
     for line in documentation.split("\n")[1:]:
         if line.strip() in ("Args:", "Returns:", "Raises:"):

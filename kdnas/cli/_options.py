@@ -107,6 +107,6 @@ def allow_code_of_run(run: Path, data_root: Path, trusted: bool) -> None:
     from kdnas.record.lock import read_code_settings
     from kdnas.record.run_folder import LOCK_FILE
 
-    if not (run / LOCK_FILE).exists():  # then it is no run, which is told by who opens it
+    if not (run / LOCK_FILE).exists():  # then it is no run, which the opener reports
         return
     allow_code(run / LOCK_FILE, read_code_settings(run), data_root, trusted)

@@ -19,7 +19,7 @@ _TABLES = (".csv", ".tsv", ".jsonl", ".arrow")
 _TOKENS = (".bin", ".npy")
 _ARCHIVES = (".tar", ".gz", ".tgz", ".xz", ".bz2", ".zip")
 _LOOKED_AT = 2_000
-"""So many entries of a folder tell what it holds."""
+"""So many entries of a folder decide what it holds."""
 _SAVED = "state.json"
 """Stands in the folder that `save_to_disk` of Hugging Face's `datasets` writes for a split."""
 _TEACHERS = {
@@ -62,7 +62,7 @@ def _member(family: str, name: str) -> Chosen | None:
 
 
 def _neither(option: str, family: str, stated: str, root: Path) -> Problem:
-    what = f"there is no {stated!r}, neither a name nor a file under the data root {root} that kdnas knows"
+    what = f"there is no {stated!r}, neither a name nor a file under the data root {root} that kdnas can read"
     return Problem(f"--{option}", what, ", ".join(registry_of(family).names()))
 
 

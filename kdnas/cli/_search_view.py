@@ -65,7 +65,7 @@ _NAMES_WIDTH = 10
 
 @dataclass
 class _Running:
-    """A training that runs: what it is called, since when, and its share that is done, where it says so."""
+    """A training that runs: its name, since when it runs, and its share that is done, where that is reported."""
 
     name: str
     since: float
@@ -199,7 +199,7 @@ def trial_line(run: RunRecord, trial: TrialRecord) -> str:
 
 
 def _whole(line: str, width: int) -> str:
-    """Return `line` broken so that no number loses its unit: only where two spaces part what it says."""
+    """Return `line` broken so that no number loses its unit: only at double spaces."""
     lines = [""]
     for part in line.split("  "):
         longer = f"{lines[-1]}  {part}" if lines[-1] else part
@@ -238,7 +238,7 @@ class PlainView(View):
         self._ended.set()
 
     def observe(self, event: Event) -> None:
-        """Print what `event` says."""
+        """Print `event`."""
         with self._lock:
             self._progress.take(event)
             self._score = event.run.score if isinstance(event, Ready) else self._score
@@ -430,7 +430,7 @@ def repeat_line(event: RepeatEnded, score: Quantity) -> str:
 
 
 def _doubt(run: RunRecord) -> str:
-    """Return why not even the best student is one to recommend; empty where it is, or another line says so."""
+    """Return why not even the best student is one to recommend; empty where it is, or another line has the reason."""
     best = best_of(run, front(run))
     return "" if is_near_worst(run, best.values[run.score.name]) or not run.trains else in_doubt(run, best)
 
@@ -484,7 +484,7 @@ class JsonView(View):
         self._elsewhere.__exit__(None, None, None)
 
     def observe(self, event: Event) -> None:
-        """Print `event`; what is said many times while a training runs is left to screens."""
+        """Print `event`; events that come many times while a training runs are left to screens."""
         if isinstance(event, Advanced):
             return
         self._print(plain_event(event))

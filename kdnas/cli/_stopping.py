@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM (a cluster's stop) and SIGHUP (a closed terminal) end a command as Ctrl-C does."""
+"""Signals to stop: SIGTERM (a cluster's stop) and SIGHUP (a closed terminal) end a command as Ctrl-C does."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class KindOfWork:
-    """What a new study says and proposes otherwise for another kind of samples."""
+    """The words and proposals of a new study for one kind of samples."""
 
     samples: str
     """What they are called."""
@@ -33,11 +33,11 @@ class KindOfWork:
 
 STATED = """\
 # --- Students: {spaces}, or a .yaml file of your own. `kdnas spaces show NAME --input {shape}`
-# tells what its students cost on {samples} of that size.
+# shows what its students cost on {samples} of that size.
 space: {space}
 """
 CUT = """\
-# --- Students: cut out of the teacher, beginning with its weights. `kdnas spaces show .` opens it and tells what of it
+# --- Students: cut out of the teacher, beginning with its weights. `kdnas spaces show .` opens it and shows what of it
 # can be cut, what cannot and why, and the choices that follow; `kdnas spaces count .` counts them.
 # Each is a list of shares of the teacher's ([0.5, 1]), of sizes ([96, 128]), or a range of either (0.25..1).
 space:
@@ -86,9 +86,10 @@ data:
 # Other sources: kdnas list teachers
 teacher:
 {teacher}
-# teacher_name: teacher  # what it is called; `teachers: {{NAME: {{type: ...}}}}` states both, and more than one:
-# losses then say `of: NAME` or `of: ensemble`. Inside a teacher, `data: {{type: ..., pair: label}}` gives it samples of
-# its own, one of the same class for each of these (it hears what students see); pair: order, those at the same places
+# teacher_name: teacher  # what it is called; `teachers: {{NAME: {{type: ...}}}}` states both, and more than one: losses
+# then name it by `of: NAME`, or all by `of: ensemble`. Inside a teacher, `data: {{type: ..., pair: label}}` gives it
+# samples of its own, one of the same class for each of these (such as sounds for pictures); pair: order, those at the
+# same places
 
 {students}
 # --- What is wanted: {score}, and what it shall be traded for (two to four in all).
@@ -102,7 +103,7 @@ constraints: []  # such as ["macs<=10M", "latency_ms<=2"]
 
 # --- How a student is trained to be scored. Fewer epochs, a share of the data or of the samples' size make cheaper
 # and rougher scores. Updates decide, not epochs: here a score is {updates:,} of them, on {count:,} training {samples};
-# below about 500 it says little. With few {samples} take more epochs and smaller batches.
+# below about 500 a score means little. With few {samples} take more epochs and smaller batches.
 training:
   epochs: {epochs}
   data_fraction: 1.0
@@ -122,7 +123,7 @@ training:
 {views}
 # --- loss = task_weight * cross entropy + the sum of weight * distillation loss
 distillation:
-  task_weight: 0.1  # 1.0 beside dkd and losses that read features, as their authors have it
+  task_weight: 0.1  # 1.0 with dkd and losses that read features, as their authors have it
   label_smoothing: 0.0
 {losses}
   losses:
@@ -130,7 +131,7 @@ distillation:
     # - {{type: hint, weight: 100.0}}  # its authors' weight, which it has unless stated
     # - {{type: dkd, warmup_fraction: 0.083}}  # its weight grows in this share of the steps
     # - {{type: hint, during: [0, 0.5]}}  # it counts in the first half of the steps alone
-    # - {{type: kd, of: peers}}  # beside others of its kind that learn with it; of: ema, its own moving average;
+    # - {{type: kd, of: peers}}  # of students of its kind trained together with it; of: ema, its own moving average;
     # - {{type: exits, of: self}}  # its own end: exits inside, which are dropped. With no teacher, task_weight is 1
   # peers: 2  # students of a kind that learn together, where a loss is of: peers
   # ema_teacher: 0.999  # the decay of that average, where a loss is of: ema
@@ -152,7 +153,7 @@ sampler: auto  # by budget and objectives; kdnas list samplers
 executor:
   type: local  # workers: one a core, or one a GPU, unless stated
   per_device: 1  # students trained at once on a GPU; auto measures how many pay
-# trackers: [jsonl]  # where progress goes beside the screen: kdnas list trackers
+# trackers: [jsonl]  # where progress goes in addition to the screen: kdnas list trackers
 # Lowest first, the last one as `training` above; the promising students of one are trained on at the next. A budget of
 # trials counts the scores of all rungs.
 # rungs: [{{epochs: {short}}}, {{epochs: {epochs}}}]
@@ -196,7 +197,7 @@ export:
 
 _TEXT_VIEWS = """\
   augmentation:
-    token_dropout: 0.0  # share of the tokens that no network sees
+    token_dropout: 0.0  # share of the tokens hidden from every network
 """
 _CUT_OF_IMAGES = """\
   depth: 0.25..1  # blocks that stay

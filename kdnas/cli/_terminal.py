@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kdnas.report.table import Table
 
 _WIDE = 180
-"""Columns of a terminal from which a student's choices fit beside its numbers."""
+"""Columns of a terminal from which a student's choices fit next to its numbers."""
 _NARROW = 100
 
 
@@ -36,7 +36,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def redraws(terminal: Console) -> bool:
-    """Return whether `terminal` can be drawn anew in place: neither a file nor a terminal that says it is dumb."""
+    """Return whether `terminal` can be drawn anew in place: neither a file nor a dumb terminal."""
     return terminal.is_terminal and not terminal.is_dumb_terminal
 
 

@@ -21,16 +21,16 @@ class TrainingView:
     """Shows the news of trainings that follow each other, and lines between them. This one shows lines alone."""
 
     def __call__(self, progress: Progress, label: str = "") -> None:
-        """Take the news of a training; `label` says which it is where there are several."""
+        """Show a training's progress; `label` names it where there are several."""
 
-    def say(self, line: str) -> None:
+    def notify(self, line: str) -> None:
         """Print `line`."""
         typer.echo(line)
 
 
 @contextlib.contextmanager
 def training_view(*, quiet: bool = False) -> Iterator[TrainingView]:
-    """Give what shows a training on this terminal; a quiet one shows no progress and says lines on standard error."""
+    """Give what shows a training on this terminal; a quiet one shows no progress and prints lines on standard error."""
     from kdnas.cli._terminal import console, redraws
 
     if quiet:
@@ -48,7 +48,7 @@ def training_view(*, quiet: bool = False) -> Iterator[TrainingView]:
 
 
 class _Quiet(TrainingView):
-    def say(self, line: str) -> None:
+    def notify(self, line: str) -> None:
         """Print `line` where it disturbs no program."""
         typer.echo(line, err=True)
 
@@ -100,7 +100,7 @@ class _PlainLines(TrainingView):
 
 
 class _Bar(TrainingView):
-    """Two lines that are drawn anew: where the training is, and a bar with the time; what is said stands above them."""
+    """Two lines that are drawn anew: where the training is, and a bar with the time; printed lines stand above them."""
 
     def __init__(self, terminal: Console):
         self._terminal = terminal
@@ -116,7 +116,7 @@ class _Bar(TrainingView):
         if progress.score is not None:
             self._score = f"  {_score(progress)}"
 
-    def say(self, line: str) -> None:
+    def notify(self, line: str) -> None:
         """Print `line` above the bar."""
         self._terminal.print(line, markup=False)
 

@@ -65,7 +65,7 @@ def command(
         int, typer.Option("--seeds", min=1, max=100, metavar="S", help="Longer trainings of each student.")
     ] = 2,
     loss: Loss = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and train nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and train nothing.")] = False,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Worker processes. Default: the run's.", show_default=False)
     ] = None,
@@ -73,7 +73,7 @@ def command(
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
-    """Train a sample of the searched students longer, and tell how well the search's scores ranked them.
+    """Train a sample of the searched students longer, and measure how well the search's scores ranked them.
 
     Kendall tau of score and longer training, overall, among the best quarter and inside bands of equal MACs, beside
     that of the parameter count and the MACs alone; the noise ceiling; the fidelity that tau 0.8 would need. What was
@@ -133,15 +133,15 @@ def _carry_out(plan: AuditPlan, workers: int | None, root_option: Path | None, c
             data_root=opening.data_root(root_option).resolve(),
             cache=opening.cache_dir().resolve(),
             workers=workers,
-            say=lambda line: console.print(line, markup=False, soft_wrap=True),
+            notify=lambda line: console.print(line, markup=False, soft_wrap=True),
         )
         reachable = limited(plan, opened)
         if reachable.seeds < plan.seeds:
             console.print(f"{counted(reachable.seeds, 'independent training')} of each student can be had")
         try:
-            record = run_audit(opened, reachable, progress, say=lambda line: console.print(line, markup=False))
+            record = run_audit(opened, reachable, progress, notify=lambda line: console.print(line, markup=False))
         except BaseException:
-            with contextlib.suppress(KdnasError):  # a full disk: what ended the audit is told, not this
+            with contextlib.suppress(KdnasError):  # a full disk: the error that ended the audit is reported, not this
                 write_report(opened.snapshot())
             raise
         write_report(record)

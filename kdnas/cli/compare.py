@@ -63,12 +63,12 @@ def command(
         Path | None,
         typer.Option("--out", metavar="RUN", help="Default: runs/NAME.", show_default=False),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and train nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and train nothing.")] = False,
     data_root: DataRoot = None,
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
-    """Train the same students by several recipes on one budget, and tell which differences are beyond noise.
+    """Train the same students by several recipes on one budget, and report which differences are beyond noise.
 
     Losses, their options, weights, rates: every combination of what is varied is a recipe, each trained with the same
     seeds, hence in pairs. Every training is kept in RUN/compare: stopped at any moment, the same command continues, and
@@ -103,7 +103,7 @@ def command(
 
             def observe(event: Event) -> None:
                 if isinstance(event, Note):
-                    _say(console, event.text)
+                    _notify(console, event.text)
 
             with opened_study(loaded, folder, data_root=root, observe=observe) as opened:
                 comparison = plan_comparison(
@@ -132,13 +132,15 @@ def _carry_out(opened: Opened, comparison: Comparison, console: Console, *, dry_
     left = [task for task in comparison.tasks if task.key(comparison.fidelity) not in there]
     archs = ", ".join(student.arch.arch_id for student in comparison.students)
     names = ", ".join(comparison.names)
-    _say(console, f"{counted(len(comparison.names), 'recipe')} for {archs}, {comparison.fidelity.words} each: {names}")
+    _notify(
+        console, f"{counted(len(comparison.names), 'recipe')} for {archs}, {comparison.fidelity.words} each: {names}"
+    )
     done = len(comparison.tasks) - len(left)
-    _say(console, f"{counted(len(left), 'training')} to do" + (f" ({done} are there already)" if done else ""))
+    _notify(console, f"{counted(len(left), 'training')} to do" + (f" ({done} are there already)" if done else ""))
     if dry_run:
         return None
     progress = _Progress(console, score)
-    run_comparison(opened, comparison, progress, say=lambda line: _say(console, line))
+    run_comparison(opened, comparison, progress, notify=lambda line: _notify(console, line))
     if progress.failures and len(progress.failures) == progress.ended:
         raise RunError(f"every training of the comparison failed{most_often(progress.failures)}")
     result = result_of(comparison, score, kept(folder))
@@ -146,13 +148,13 @@ def _carry_out(opened: Opened, comparison: Comparison, console: Console, *, dry_
     console.print(printed(table(result)))
     console.print()
     for sentence in sentences(comparison, result):
-        _say(console, sentence)
+        _notify(console, sentence)
     for path in write_comparison(folder, comparison, result, opened.space):
-        _say(console, f"wrote {path}")
+        _notify(console, f"wrote {path}")
     return result
 
 
-def _say(console: Console, line: str) -> None:
+def _notify(console: Console, line: str) -> None:
     console.print(line, markup=False, soft_wrap=True)
 
 
@@ -178,4 +180,4 @@ class _Progress:
         end = f"  {left} left" if event.done < event.total else ""
         task = event.task
         what = f"{task.student.arch.arch_id}  seed {task.seed}  {task.name}"
-        _say(self._console, f"[{event.done}/{event.total}]{end}  {what}: {outcome}")
+        _notify(self._console, f"[{event.done}/{event.total}]{end}  {what}: {outcome}")

@@ -71,7 +71,7 @@ def command(
     ),
     as_json: Json = False,
 ) -> None:
-    """Say what works on this machine and why not: one line a check, with a remedy where something is wrong.
+    """Check what works on this machine: one line a check, with a remedy where something is wrong.
 
     Ends with status 1 only when something that every search needs is broken.
 
@@ -147,7 +147,7 @@ def check_import(package: str, *, required: bool) -> Check:
 def _remedy(message: str, install: str) -> str:
     if "torchvision::nms" in message:
         return (
-            "torch and torchvision come from different builds (a CPU-only torch beside the default torchvision, or the "
+            "torch and torchvision come from different builds (a CPU-only torch with the default torchvision, or the "
             "reverse): reinstall both from one index, such as pip install --force-reinstall torch torchvision"
         )
     return f"reinstall it: {install}"
@@ -161,7 +161,7 @@ def check_nni() -> Check:
     filelock = _version("filelock")
     if filelock and tuple(int(part) for part in filelock.split(".")[:2]) >= (3, 12):
         remedy = "pip install 'filelock<3.12' where you use executor: nni"
-        return Check("nni", "warn", f"{check.found} beside filelock {filelock}; NNI asks for filelock<3.12", remedy)
+        return Check("nni", "warn", f"{check.found} with filelock {filelock}; NNI asks for filelock<3.12", remedy)
     return Check("nni", "ok", f"{check.found}, which holds filelock at {filelock} (<3.12)")
 
 

@@ -53,7 +53,7 @@ def command(
     member = pick_member(record, pick)
     if doubt := in_doubt(record, member):
         typer.echo(f"student {member.trial.arch.arch_id}: {doubt}", err=True)
-    written = export_student(record, member, formats or None, out, data_root=root, say=typer.echo)
+    written = export_student(record, member, formats or None, out, data_root=root, notify=typer.echo)
     width = max(len(str(path)) for path in written)
     for path in written:
         typer.echo(f"{path!s:<{width}}  {shown('size_bytes', path.stat().st_size)}")

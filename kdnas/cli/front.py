@@ -31,11 +31,11 @@ def command(
         ),
     ] = None,
 ) -> None:
-    """Show the run's Pareto front: the score with its 95 % interval, costs, and the teacher beside it.
+    """Show the run's Pareto front: the score with its 95 % interval, costs, and the teacher's.
 
-    The recommended student is marked, and it is said how it was chosen. Students that `kdnas train` trained follow.
+    The recommended student is marked, with the rule that chose it. Students that `kdnas train` trained follow.
 
-    Students whose score is not distinguishable from another's are marked, and one line says how far an audit found
+    Students whose score is not distinguishable from another's are marked, and one line states how far an audit found
     the search's scores to be trusted.
 
     With --solve a search by `sampler: blocks` is asked again, for another budget: `kdnas help blocks`.
@@ -57,7 +57,7 @@ def command(
 
 
 def _show(record: RunRecord) -> None:
-    """Print the front and what there is to say of it."""
+    """Print the front and the remarks on it."""
     from kdnas.cli._terminal import console as terminal
     from kdnas.cli._terminal import printed, printed_front
     from kdnas.plan.training_folder import full_trainings

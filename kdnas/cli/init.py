@@ -119,7 +119,7 @@ def command(
 ) -> None:
     """Write a commented study.yaml for your own teacher and data, ready to be filled in.
 
-    Every setting is explained beside its default. Files that are there stay as they are, unless --force is given.
+    Every setting is explained next to its default. Files that are there stay as they are, unless --force is given.
 
     Examples:
       kdnas init my-study
@@ -265,7 +265,7 @@ def space_for(size: int | None) -> str:
 
 
 _UPDATES = 1_000
-"""Of a proposed score: twice what says little (`kdnas.study.updates.FEW_UPDATES`)."""
+"""Of a proposed score: twice what is too few (`kdnas.study.updates.FEW_UPDATES`)."""
 _UNKNOWN_SAMPLES = 5_000
 _FINE_TUNING = 3e-4, 5e-5, 2e-3
 """Learning rate, lowest, highest of students cut out of a transformer of texts, which a larger one makes forget."""
@@ -290,7 +290,7 @@ def _steps(family: str, *, fine_tuned: bool) -> dict[str, Any]:
 
 
 def _unusual(family: str) -> dict[str, Any]:
-    """Return what a training of the family states beside what a training is unless stated."""
+    """Return what a training of the family states in place of the defaults."""
     from kdnas.study.members import registry_of
 
     member = registry_of("students").get(family)

@@ -37,7 +37,7 @@ _HEADINGS = {
 }
 
 _FILE_COLUMNS = 120
-"""Of a line where no terminal says how many it has."""
+"""Of a line where no terminal reports its width."""
 
 Family = Enum("Family", {name: name for name in _HEADINGS})  # type: ignore[misc]
 
@@ -54,7 +54,7 @@ def command(
 ) -> None:
     """List what a study can name: data sets, teachers, spaces, losses, costs, samplers, executors, formats and others.
 
-    Naming a family adds all that its members say of themselves: options with their types and defaults, the keys of a
+    Naming a family adds its members' whole documentation: options with their types and defaults, the keys of a
     student family's choices, what a function of your own is called with and returns.
 
     Examples:

@@ -4,7 +4,7 @@ A verb is a file of this package (`search.py` is `kdnas search`). It defines `co
 docstring is the help, or `app`, a `typer.Typer` of sub-commands. Verb files import torch, optuna, pandas, plotly and
 nni inside their functions only, so that `kdnas --help` answers at once.
 
-Exit statuses: 0 done, 1 a run failed, 2 bad input, 130 interrupted, 143 and 129 told to stop by SIGTERM and SIGHUP.
+Exit statuses: 0 done, 1 a run failed, 2 bad input, 130 interrupted, 143 and 129 stopped by SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit status; every error has been told on stderr."""
+    """Run one command and return its exit status; every error has been printed on stderr."""
     with stopped_by_signals() as stops:
         return stops.status(_answer(arguments))
 
@@ -119,7 +119,7 @@ def _answer(arguments: Sequence[str]) -> int:
             _complain(blame)
             return 2
         if isinstance(getattr(finished.__context__, "__cause__", None), KeyboardInterrupt):
-            _print_interrupted()  # typer ends quietly; a verb that has said so itself raises its own Exit
+            _print_interrupted()  # typer ends quietly; a verb that has printed it raises its own Exit
         return finished.code if isinstance(finished.code, int) else int(finished.code is not None)
     except KeyboardInterrupt:
         _print_interrupted()

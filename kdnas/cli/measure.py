@@ -77,13 +77,13 @@ def command(
     stated = {key: value for key, value in options.items() if value is not None}
     chosen = {name: targets(name, stated) for name in dict.fromkeys(map(own_name, target))}
 
-    def say(line: str) -> None:
+    def notify(line: str) -> None:
         if not as_json:
             typer.echo(line, err=True)
 
     try:
         reports = [
-            measure(found, name, variant, repeats=repeats, max_drift=max_drift, say=say)
+            measure(found, name, variant, repeats=repeats, max_drift=max_drift, notify=notify)
             for name, variants in chosen.items()
             for variant in variants
         ]

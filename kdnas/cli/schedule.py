@@ -132,7 +132,7 @@ def _measured(basis: PlanBasis, share: float, data_root: Path, device: str | Non
                 cache=opening.cache_dir(),
                 device=device,
                 on_progress=lambda route, progress: view(progress, route),
-                say=view.say,
+                notify=view.notify,
             )
     except KeyboardInterrupt:
         typer.echo(f"interrupted; the same command continues in {folder}", err=True)
@@ -156,7 +156,7 @@ def _print(plan: TrainingPlan, path: Path, run: Path) -> None:
             typer.echo(f"  not measured: {item.note}")
     for step in plan.steps:
         what = (
-            f"{counted(step.epochs, 'epoch')} beside {step.teacher}"
+            f"{counted(step.epochs, 'epoch')} with {step.teacher}"
             if isinstance(step, DistilStep)
             else step.settings.shrinking.policy
         )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kdnas.cli._search_view import View
 
 _TERMINAL_INTERVAL_S, _LOG_INTERVAL_S = 15.0, 60.0
-"""How often a dumb terminal, and a log, are told how far everything is where nothing ends meanwhile."""
+"""How often a dumb terminal, and a log, print the progress where nothing ends meanwhile."""
 
 
 def command(
@@ -54,7 +54,7 @@ def command(
         typer.Option(
             "--enqueue",
             metavar="ARCH.yaml",
-            help="Score this student of yours first, and beside the others: its choices as in the space file, or an "
+            help="Score this student of yours first, like the others: its choices as in the space file, or an "
             "exported student.json. May be repeated.",
             show_default=False,
         ),
@@ -111,7 +111,7 @@ def _search(
     if continued is None and loaded.config.data is not None and loaded.config.data.unused:  # a run states all there is
         typer.echo(f"note: data: {loaded.config.data.unused}", err=True)
     folder = (out or continued or Path("runs") / loaded.config.name).resolve()
-    from kdnas.session import search_study  # here: what is wrong with the study is told before it brings all the rest
+    from kdnas.session import search_study  # here: faults of the study are reported before the slow imports
     from kdnas.workshop.opening import data_root
 
     with _open_view(json, loaded.config.budget.trials) as view:

@@ -183,12 +183,12 @@ def _workshop_of(loaded: LoadedStudy, data_root: Path | None) -> Workshop:
         data_root=opening.data_root(data_root),
         cache=opening.cache_dir(),
         device=opening.resolve_device(loaded.config.device),
-        say=lambda line: typer.echo(line, err=True),
+        notify=lambda line: typer.echo(line, err=True),
     )
 
 
 def _space_of(name: str, data_root: Path | None) -> tuple[SearchSpace, Workshop | None]:
-    """Return the space called `name`, or that of a study; beside it the workshop where its teacher says what it is."""
+    """Return the space called `name`, or that of a study, and the workshop where its teacher defines it."""
     from kdnas.record.started_study import read_study, run_folder
     from kdnas.study.yaml_lines import read_yaml
 

@@ -61,7 +61,7 @@ Out = Annotated[
     typer.Option(
         "--out",
         metavar="DIR",
-        help="Default: RUN/training/<arch_id>, or a folder `training-<arch_id>` beside the train.yaml; with a "
+        help="Default: RUN/training/<arch_id>, or a folder `training-<arch_id>` next to the train.yaml; with a "
         "plan its route is added to the name.",
         show_default=False,
     ),
@@ -138,7 +138,7 @@ def command(
                 data=asked.data,
                 formats=[own_name(name) for name in formats or DEFAULT_FORMATS],
                 on_progress=view,
-                say=view.say,
+                notify=view.notify,
             )
         except KeyboardInterrupt:
             typer.echo(f"interrupted; the same command continues in {folder}", err=True)
@@ -206,7 +206,7 @@ def _nested_training(
     from kdnas.plan.cutting_on import larger_student
 
     if plan is not None:
-        raise ConfigError(Problem("--from", "a plan's steps say themselves what they begin from", "without --plan"))
+        raise ConfigError(Problem("--from", "a plan's steps state themselves what they begin from", "without --plan"))
     if not run.is_dir():
         raise ConfigError(Problem("--from", f"{run} is not a run folder: it has no other student"))
     asked = _training_asked_for(run, pick, epochs, data_root, trust_code)

@@ -59,7 +59,7 @@ def command(
         loaded = read_study(study, overrides or ())
         facts = summary(loaded, data_root)
         if open_all:
-            facts |= opened(loaded, data_root, say=lambda line: typer.echo(line, err=True))
+            facts |= opened(loaded, data_root, notify=lambda line: typer.echo(line, err=True))
     except InputError as error:
         if not as_json:
             raise
@@ -68,7 +68,7 @@ def command(
     if as_json:
         typer.echo(json.dumps({"ok": True, "problems": [], **facts}, indent=2))
         return
-    facts.pop("data_notes", None)  # said while it was opened
+    facts.pop("data_notes", None)  # printed while it was opened
     width = max(map(len, facts))
     for name, value in facts.items():
         typer.echo(f"{name.replace('_', ' '):<{width}}  {_text(value)}")
@@ -147,7 +147,7 @@ def _named_files(loaded: LoadedStudy, root: Path) -> list[Path]:
     return [root / Path(path).expanduser() for path in paths if isinstance(path, str) and not glob.has_magic(path)]
 
 
-def opened(loaded: LoadedStudy, data_root: Path | None, say: Any) -> dict[str, Any]:
+def opened(loaded: LoadedStudy, data_root: Path | None, notify: Any) -> dict[str, Any]:
     """Return what only opening shows: the data's shape, the teacher as it is measured, what students cost.
 
     Everything is opened, checked and measured as a search does that begins. Raises InputError where that would.
@@ -165,7 +165,7 @@ def opened(loaded: LoadedStudy, data_root: Path | None, say: Any) -> dict[str, A
     root, cache = resolved_data_root(data_root), cache_dir()
     evaluator = open_evaluator(
         EvaluatorContext(
-            study.config, study.space, Path(), root, cache, str(device), say=lambda line: say(printable(line))
+            study.config, study.space, Path(), root, cache, str(device), notify=lambda line: notify(printable(line))
         )
     )
     found = examine(study, evaluator, str(device))

@@ -1,4 +1,4 @@
-"""What a running search tells whoever watches it."""
+"""Events of a running search, for views, trackers and the Python API."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TrialEnded:
 
 @dataclass(frozen=True)
 class SearchEnded:
-    """No further student will be proposed; `reason` says why."""
+    """No further student will be proposed, for the `reason` given."""
 
     run: RunRecord
     reason: str
@@ -94,7 +94,7 @@ class RepeatEnded:
     repeat: Repeat | None
     failure: str = ""
     seed: int | None = None
-    """None where it is not said: `repeat` says it, where there is one."""
+    """None where `repeat` has it."""
 
     @property
     def key(self) -> str:

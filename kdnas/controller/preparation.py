@@ -115,7 +115,7 @@ def prepare_study(
     are wrong; nothing has been written then. What all scores rest on, such as a supernet, is trained last: stopped in
     it, the next call goes on.
     """
-    store = open_store(study.config.store, say=lambda line: observe(Note(line)))
+    store = open_store(study.config.store, notify=lambda line: observe(Note(line)))
     locked = read_lock(folder) if (folder / LOCK_FILE).exists() else None
     config = settled_config(study.config, device, locked)
     database = database or database_of(folder, config.name, config.storage)
@@ -133,7 +133,7 @@ def prepare_study(
         calibrations=read_calibrations(locked, folder) if locked else {},
         supernet=locked.supernet if locked else None,
         made_on=MadeOn(locked.fingerprints.get("data", "") if locked else ""),
-        say=lambda line: observe(Note(line)),
+        notify=lambda line: observe(Note(line)),
         store=store,
     )
     evaluator = open_evaluator(context)
@@ -206,7 +206,7 @@ def _made_on(evaluator: Evaluator) -> MadeOn:
 
 @dataclass(frozen=True)
 class Examined:
-    """What a new run needs to know once, found out: its lock file, and sampled prices.
+    """What a new run determines once: its lock file, and sampled prices.
 
     `config` has the teacher's numbers in the constraints that speak of it.
     """

@@ -47,8 +47,8 @@ def places(run: RunRecord, *, running: bool = False) -> set[Place]:
 def next_promotion(run: RunRecord, call: Call = "share") -> TrialRecord | None:
     """Return the trial whose student should be trained on at the next rung, looking from the highest rung down.
 
-    None where nobody deserves it now; `call` says who may. Depends on the trials of `run` alone, those that are running
-    included.
+    None where no trial deserves it now; `call` selects who may. Depends on the trials of `run` alone, those that are
+    running included.
     """
     fidelities = run.config.fidelities
     if len(fidelities) == 1:

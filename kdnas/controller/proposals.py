@@ -4,9 +4,9 @@
 proposal is asked for again, then mutated, then drawn at random, then looked for by descent and by enumeration. Whether
 a proposal is acceptable costs microseconds, so no training and no record line is ever spent on a duplicate.
 
-Where a search has rungs, most samplers know nothing of them: they are shown each student once, at comparable scores
-(`own_trials`). None is shown a trial that another tool added: it may be of another space, and nobody knows what its
-score means.
+Where a search has rungs, most samplers ignore them: they are shown each student once, at comparable scores
+(`own_trials`). None is shown a trial that another tool added: it may be of another space, and it is not recorded what
+its score means.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ Acceptable = Callable[[Mapping[str, Scalar]], bool]
 class ValidProposals(optuna.samplers.BaseSampler):
     """The sampler `inner`, restricted to proposals for which `acceptable` is true.
 
-    `excess` says how far a proposal lies beyond the constraints (0: within), which leads to the few students of a tight
-    space that chance does not meet. `fidelities` are the rungs of a search that has them. `exhausted` says so, in
+    `excess` is how far a proposal lies beyond the constraints (0: within), which leads to the few students of a tight
+    space that chance does not meet. `fidelities` are the rungs of a search that has them. `exhausted` states that, in
     words, when no acceptable proposal could be found; it is empty otherwise. Every proposal has the values of `fixed`.
     """
 
@@ -210,7 +210,7 @@ def own_trials(study: optuna.Study, fidelities: Sequence[Fidelity] = ()) -> list
 
 
 def at_one_fidelity(trials: Sequence[FrozenTrial], fidelities: Sequence[Fidelity]) -> list[FrozenTrial]:
-    """Return `trials` as a sampler should see them that takes every score for one of the same kind.
+    """Return `trials` for a sampler that takes every score for one of the same kind.
 
     Each student counts once, as the trial that proposed it, with the score of the highest rung it reached; one that did
     not get as far as others have is shown with the score that is typical of what it has

@@ -4,7 +4,7 @@ They wait in the record: from a file of the user's, from Optuna's `enqueue_trial
 against the space before anything is asked of them: what nobody could train is refused, or closed with a reason.
 
 A file is YAML or JSON: the choices as the space file names them, by themselves or under `choices`; an exported
-student.json or train.yaml, whose `arch` is taken; or a list of these. Tuned settings may stand beside the choices;
+student.json or train.yaml, whose `arch` is taken; or a list of these. Tuned settings may stand next to the choices;
 those left out are the sampler's to propose.
 """
 
@@ -126,7 +126,7 @@ def read_students(
 
 
 def enqueue(opened: Opened, students: Sequence[HandMade], observe: Observer) -> None:
-    """Put `students` before everything else that the search of `opened` would train; those it knows are told.
+    """Put `students` before everything else that the search of `opened` would train; report those that it holds.
 
     Raises ConfigError, and queues nobody, where one breaks a constraint that is known without training.
     """
@@ -203,8 +203,8 @@ def _stated(where: str, record: Mapping[str, Any]) -> tuple[str | None, dict[str
 def _completed(values: Mapping[str, Scalar], space: SearchSpace, arch_for: ArchFor) -> tuple[dict[str, Scalar], Arch]:
     """Return `values` with a value of every choice that is left out, and the arch.
 
-    A choice may be left out where that says what one of its values says: a stage that is not there, an option of it, or
-    what the family does unless told. Raises ConfigError naming each choice that is missing.
+    A choice may be left out where that means the same as one of its values: a stage that is not there, an option of it,
+    or the family's default. Raises ConfigError naming each choice that is missing.
     """
     stated = {choice.name: values[choice.name] for choice in space.choices if choice.name in values}
     wanted = arch_for(stated)

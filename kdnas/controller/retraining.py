@@ -53,8 +53,8 @@ class Retraining:
     def measured_finalists(self, crew: Callable[[], Executor[Job, Result]]) -> tuple[TrialRecord, ...]:
         """Return the finalists, each measured by a worker of `crew` while nothing else runs.
 
-        A quiet measurement replaces the one taken beside other workers and may move a student, or past a bound; others
-        then take its place, until every finalist has been measured.
+        A quiet measurement replaces the one taken while other workers ran and may move a student, or past a bound;
+        others then take its place, until every finalist has been measured.
         """
         while True:
             chosen = finalists(self._opened.snapshot())
@@ -87,7 +87,7 @@ class Retraining:
         return [pair for pair in [*self._lost(), *missing] if self._may_try(*pair)]
 
     def _lost(self) -> list[Pending]:
-        """Return the retrainings whose weights are gone or were altered, and tell each."""
+        """Return the retrainings whose weights are gone or were altered, and report each."""
         lost = []
         for trial, repeat, loss in lost_checkpoints(self._opened.snapshot()):
             self._observe(Note(f"{loss.path} {loss.words}: trial {trial.number} is retrained with seed {repeat.seed}"))
@@ -151,7 +151,7 @@ class Retraining:
         """Find out how long a final training is: doubled until the best of `chosen` gains less than a point by it.
 
         Each length is a training from its start, with a whole learning-rate schedule, since the score in the middle of
-        one says little. What was tried before an interruption is in the record.
+        one ranks badly. What was tried before an interruption is in the record.
         """
         self.did_something = True
         final = self._config.final
@@ -186,7 +186,7 @@ class Retraining:
         self._observe(Note(text))
 
     def settle_length(self) -> None:
-        """Train finalists for as long as the record says, where the run found that out."""
+        """Train finalists for as long as the record states, where the run has determined that."""
         epochs = self._record.notes().final_epochs
         if self._config.final.until == "flat" and epochs is not None:
             self._config = self._config.with_final_epochs(epochs)
@@ -197,7 +197,7 @@ class Retraining:
             final_job(config, trial.number, trial.arch, trial.tuned, 0), checkpoint=None, test=False
         )
         self._observe(
-            Note(f"student {trial.arch.arch_id}: trained for {counted(epochs, 'epoch')}, to see how long pays")
+            Note(f"student {trial.arch.arch_id}: trained for {counted(epochs, 'epoch')}, to find how long pays")
         )
         score = self._opened.run.score
         value = float(self._alone(executor, "length", job, config).values[score.name])
@@ -232,7 +232,7 @@ class Retraining:
         """Train the student of `trial` without its teacher; a failure is recorded, and not tried again."""
         self.did_something = True
         student = f"student {trial.arch.arch_id}"
-        self._observe(Note(f"training {student} once without its teacher, to see what distillation adds"))
+        self._observe(Note(f"training {student} once without its teacher, to measure what distillation adds"))
         job = control_job(self._config, trial.number, trial.arch, trial.tuned, self._larger_of_first(trial))
         try:
             result = self._alone(executor, "control", job, self._config)
@@ -309,7 +309,7 @@ class Retraining:
 _BEYOND = 0.1
 """Of the front's range: how far past its most expensive member the reference is put for the choice of finalists."""
 _FEWEST_CHANGES = 3
-"""Students with a score at two rungs that it takes to say how uncertain a predicted score is."""
+"""Students with a score at two rungs that are needed to estimate how uncertain a predicted score is."""
 
 
 def finalists(run: RunRecord) -> tuple[TrialRecord, ...]:
@@ -377,7 +377,7 @@ def _hopeful(run: RunRecord, above: list[TrialRecord]) -> tuple[list[TrialRecord
 
 
 def _spread(table: np.ndarray, rung: int) -> np.ndarray:
-    """Return how uncertain [M] a score predicted from `rung` is, of `table` [N, R, M]; infinite where too few tell."""
+    """Return how uncertain [M] a score predicted from `rung` is, of `table` [N, R, M]; infinite of too few."""
     changes = [table[:, above] - table[:, above - 1] for above in range(rung + 1, table.shape[1])]
     known = [change[~np.isnan(change).any(axis=1)] for change in changes]
     if any(len(change) < _FEWEST_CHANGES for change in known):

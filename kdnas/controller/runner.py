@@ -54,7 +54,7 @@ class _Start:
 
 
 class _Candidate(NamedTuple):
-    """A student that a sampler considers: what tells it from others (`student_key`), and its cheap costs."""
+    """A student that a sampler considers: its identity (`student_key`), and its cheap costs."""
 
     student: str
     price: Mapping[str, float]
@@ -123,7 +123,7 @@ class Search:
             if (student := self._retraining.uncontrolled()) is not None:
                 self._retraining.control(crew(), student)
         except BaseException as error:
-            with contextlib.suppress(RunFolderError):  # a record that cannot be written is what `error` tells
+            with contextlib.suppress(RunFolderError):  # `error` reports a record that cannot be written
                 self._drop(f"interrupted: {error}" if str(error) else f"interrupted: {type(error).__name__}")
             raise
         finally:
@@ -185,7 +185,7 @@ class Search:
         return None if exhausted else _Start()
 
     def _queued(self) -> _Start | None:
-        """Return the first of the queue that can be trained; those before it that cannot are closed, and told."""
+        """Return the first of the queue that can be trained; those before it that cannot are closed, and reported."""
         for queued in self._record.waiting():
             number = queued.number
             try:
@@ -388,7 +388,7 @@ class Search:
             self._sweep()
         ended = next(record for record in self._run.trials if record.number == number)
         self._observe(TrialEnded(self._run, ended))
-        for note in ended.notes:  # told once: the report counts the trials
+        for note in ended.notes:  # reported once: the report counts the trials
             if note not in self._noted:
                 self._noted.add(note)
                 self._observe(Note(f"trial {number}: {note}"))

@@ -1,7 +1,7 @@
 """The workers of a run: started as the study asks, several students in each where that pays, and kept busy.
 
 A pack of students is one job of the executor underneath. One student that fails is one failure. A pack that is lost
-whole (a crash, the time limit) tells nobody whose fault that was, so each of its jobs is run again alone.
+whole (a crash, the time limit) does not show whose fault that was, so each of its jobs is run again alone.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from kdnas.controller.preparation import Opened
 from kdnas.errors import TrialError
 from kdnas.executors import EXECUTORS, Evaluate, Executor, Finished
 from kdnas.record.records import Result
-from kdnas.workshop.evaluators import Evaluator, Progress, Say
+from kdnas.workshop.evaluators import Evaluator, Notify, Progress
 from kdnas.workshop.jobs import Job
 
 _POLL_S = 0.5
 
 
 def start_executor(opened: Opened, observe: Observer) -> Executor[Job, Result]:
-    """Return the study's executor with its workers starting; `observe` is told where to watch them."""
+    """Return the study's executor with its workers starting; `observe` gets the address to watch them at."""
     section = opened.config.executor
     offered = {
         "workers": opened.crew,
@@ -57,7 +57,7 @@ def work_off(
     end: Callable[[Finished[Result]], None],
     observe: Observer,
 ) -> None:
-    """Keep `executor` busy until nothing is left; `observe` is told what workers say meanwhile.
+    """Keep `executor` busy until nothing is left; `observe` gets the lines that workers send meanwhile.
 
     `begin` submits a job, or returns False where there is none to begin now. It is called while there is room, again
     after each job that ended, which `end` takes in.
@@ -141,7 +141,7 @@ class PackedExecutor(Executor[Job, Result]):
         return [ended for finished in self._inner.wait(timeout_s) for ended in self._opened(finished)]
 
     def take_notes(self) -> list[str]:
-        """Return the passing lines that workers said since the last call."""
+        """Return the passing lines that workers sent since the last call."""
         return self._inner.take_notes()
 
     def take_progress(self) -> dict[str, float]:
@@ -198,17 +198,17 @@ class _Packed:
         self.evaluator = evaluator
 
     @property
-    def say(self) -> Say:
-        """What the evaluator says lines to."""
-        return self.evaluator.say
+    def notify(self) -> Notify:
+        """Where the evaluator's lines go."""
+        return self.evaluator.notify
 
-    @say.setter
-    def say(self, say: Say) -> None:
-        self.evaluator.say = say
+    @notify.setter
+    def notify(self, notify: Notify) -> None:
+        self.evaluator.notify = notify
 
     @property
     def progress(self) -> Progress:
-        """What the evaluator tells how far it is."""
+        """Where the evaluator reports its progress."""
         return self.evaluator.progress
 
     @progress.setter
@@ -218,7 +218,7 @@ class _Packed:
     def __call__(self, pack: Pack) -> PackResult:
         """Return the outcome of every job of a pack.
 
-        A lone job may raise what it likes, as without packs: the worker knows what to make of it.
+        A lone job may raise what it likes, as without packs: the worker handles it.
         """
         jobs = pack.jobs
         outcomes: Sequence[Result | TrialError]

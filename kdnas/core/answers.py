@@ -19,7 +19,7 @@ _PROJECTIONS = 4
 _SAME = 2e-3
 """Of the sketch's root mean square: float32 on other machines stays a hundred times below."""
 _OUTLYING = 20.0
-"""What lies beyond so many times the median says only that it does: some networks mask classes with -1e9."""
+"""What lies beyond so many times the median counts only as being there: some networks mask classes with -1e9."""
 _COARSE_BITS = 6
 """A coarse step is about 2**-6 of the root mean square."""
 
@@ -47,7 +47,7 @@ def apart(before: Sequence[float], now: Sequence[float]) -> float:
 
 
 def what_differs(before: Sequence[float], now: Sequence[float]) -> str:
-    """Return what is to be said of a teacher whose files are the same and whose answers are not; empty where they are.
+    """Return the note on a teacher whose files are the same and whose outputs are not; empty where they are.
 
     A sketch that was never made is compared with nothing.
     """

@@ -80,12 +80,12 @@ class Data(ABC):
         """The task this data poses."""
 
     def put_to(self, posed: TaskSpec) -> TaskSpec:
-        """Return the task `posed` as the study has it: of its kind, and scored by what it says."""
+        """Return the task `posed` as the study has it: of its kind, and scored by its score."""
         return replace(posed, kind=self.kind or posed.kind, score=self.scored_by or posed.score)
 
     @property
     def statistics(self) -> Mapping[str, tuple[float, ...]]:
-        """What the task's entrance must know of the training samples, by name."""
+        """The statistics of the training samples that the task's entrance needs, by name."""
         return {}
 
 

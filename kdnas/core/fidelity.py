@@ -12,7 +12,7 @@ Start = Literal[SearchStart, "nested"]
 """Those of a finalist may also be cut from the next larger finalist that holds it, once that one is trained."""
 STARTS: tuple[Start, ...] = get_args(Start)
 _EARLIER: Mapping[str, Start] = {"own": "random", "shared": "supernet"}
-"""What records of earlier versions say as `weights`."""
+"""The values of `weights` in records of earlier versions."""
 _WORDS = {"inherited": "inherited weights", "supernet": "shared weights", "nested": "larger students' weights"}
 
 
@@ -32,7 +32,7 @@ class Fidelity:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Fidelity:
-        """Return the fidelity of a plain record; one that says nothing of a start is of random weights.
+        """Return the fidelity of a plain record; one that states no start is of random weights.
 
         Raises TypeError or ValueError where it is none.
         """
@@ -67,7 +67,7 @@ class Fidelity:
     def words(self) -> str:
         """Such as `6 epochs`, `6 epochs of 25 % of the data`, `shared weights` or `2 epochs from inherited weights`.
 
-        A lower resolution is told as `6 epochs at 50 % of the resolution`.
+        A lower resolution is written as `6 epochs at 50 % of the resolution`.
         """
         if self.epochs == 0:
             return _WORDS.get(self.start, "random weights")

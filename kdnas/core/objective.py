@@ -20,7 +20,7 @@ Kind = Literal["cheap", "measured", "trained"]
 class Quantity:
     """Something known about a student.
 
-    `kind` says what it takes to know it: "cheap" follows from the arch alone in under a millisecond, "measured"
+    `kind` is what it takes to compute it: "cheap" follows from the arch alone in under a millisecond, "measured"
     needs the built but untrained student, "trained" needs training. One whose unit is "fraction" is shown in per cent.
     """
 
@@ -103,9 +103,9 @@ PERPLEXITY = Quantity("perplexity", "per token", "minimize", "trained")
 F1 = Quantity("f1", "fraction", "maximize", "trained")
 """The mean over the classes of the harmonic mean of precision and recall."""
 MATTHEWS = Quantity("matthews", "correlation", "maximize", "trained")
-"""The correlation of classes told and classes true (Matthews 1975; of more than two, Gorodkin 2004)."""
+"""The correlation of classes predicted and classes true (Matthews 1975; of more than two, Gorodkin 2004)."""
 SPEARMAN = Quantity("spearman", "correlation", "maximize", "trained")
-"""The correlation of the ranks of numbers told and numbers true."""
+"""The correlation of the ranks of numbers predicted and numbers true."""
 PEARSON = Quantity("pearson", "correlation", "maximize", "trained")
 """The correlation of the numbers themselves."""
 OF_CLASSES, OF_VALUES = (ACCURACY, F1, MATTHEWS), (SPEARMAN, PEARSON)
@@ -149,7 +149,7 @@ class Constraint:
     """Whether `bound` is a percentage of the teacher's value, which must be put in its place first."""
 
     def is_goal_for(self, score: Quantity) -> bool:
-        """Whether it says how good the score must at least be, which is known only once a student is trained."""
+        """Whether it bounds the score from below, which is known only once a student is trained."""
         return self.name == score.name and (self.operator == ">=") == (score.direction == "maximize")
 
     def violation(self, value: float) -> float:

@@ -1,6 +1,6 @@
 """A teacher's own samples, one for each sample that students learn from.
 
-A teacher that hears teaches a student that sees: what both are given shows one thing, and only the labels say so, or
+A teacher of sounds teaches a student of pictures: both show one thing, and only the labels relate them, or
 the order in which both data sets were written.
 
 Shapes: N samples of a part, K classes.

@@ -37,7 +37,7 @@ _ARCH_ID = re.compile(rf"^[0-9a-f]{{{SHORTEST_PREFIX},12}}$")
 
 
 class PickError(ValueError):
-    """A pick that is misspelled, or that nobody meets; `allowed` says what there is instead, where that helps."""
+    """A pick that is misspelled, or that no student meets; `allowed` lists what there is instead, where that helps."""
 
     def __init__(self, what: str, allowed: str = ""):
         super().__init__(what)
@@ -109,7 +109,7 @@ def parse_pick(text: str, score: Quantity) -> Pick:
 
 
 def parse_bound(text: str, score: Quantity) -> Constraint | Near:
-    """Return what a constraint of a study says: a bound, or a distance to the teacher. Raises ValueError."""
+    """Return the meaning of a constraint of a study: a bound, or a distance to the teacher. Raises ValueError."""
     near = _near(text.strip())
     if near is not None and near.to == "teacher":
         return near

@@ -1,4 +1,4 @@
-"""What is done to a sample before a network sees it, as data: every export carries it."""
+"""What is done to a sample before a network gets it, as data: every export carries it."""
 
 from __future__ import annotations
 

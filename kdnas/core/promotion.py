@@ -127,7 +127,7 @@ def lifted(scores: np.ndarray) -> np.ndarray:
     """Return comparable scores [N, M] from `scores` [N, R, M], which are NaN at rungs that a student did not reach.
 
     A student stands with its score at the highest rung it reached, plus the median differences of the students that
-    know a rung and the next, up to the highest rung that anybody reached. Of one without a score all is NaN.
+    have a rung and the next, up to the highest rung that anybody reached. Of one without a score all is NaN.
     """
     known = ~np.isnan(scores).any(axis=2)
     shift = np.zeros(scores.shape[2])

@@ -1,6 +1,6 @@
 """Progressive shrinking: what a supernet unlocked when and why, as plain records, and the pure rules that decide it.
 
-A supernet's training is an ordered list of stages. A stage says which values of each choice may be sampled,
+A supernet's training is an ordered list of stages. A stage states which values of each choice may be sampled,
 which share of the budget it may spend, and at which settings. Shares and what was spent are fractions of the whole
 budget in [0, 1]; learning rates and the weight of the distillation losses are factors of the recipe's. Scores are
 numbers in [0, 1] of which more is better, whatever the task's are (`Quantity.as_share`).
@@ -39,7 +39,7 @@ def dimension_of(choice: str) -> str:
 
 @dataclass(frozen=True)
 class Ladders:
-    """The ladder of every choice, and beside each rung the MACs of the largest subnet that has this value instead."""
+    """The ladder of every choice, and for each rung the MACs of the largest subnet that has this value instead."""
 
     values: Domains
     macs: Mapping[str, tuple[int, ...]]
@@ -232,7 +232,7 @@ class Stage:
     first: their bound of MACs rises from the smallest subnet's to the largest's over that part of the stage.
     `sort_channels`: channels were sorted by importance before the stage. `watched`: its largest and smallest subnet are
     scored at every check. `judged`: the panel is scored at its end, on behalf of the `mode` of training that the stage
-    tries. `reason`, `gap`, `gains` and `probes` say why the stage is what it is.
+    tries. `reason`, `gap`, `gains` and `probes` record why the stage is what it is.
     """
 
     name: str
@@ -274,7 +274,7 @@ class FinishedStage:
     panel: Panel | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain data: the stage's own fields and these beside each other."""
+        """Return plain data: the stage's own fields and these in one mapping."""
         plain = asdict(self)
         stage = plain.pop("stage")
         stage["allowed"] = {name: list(values) for name, values in stage["allowed"].items()}

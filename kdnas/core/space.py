@@ -1,7 +1,7 @@
 """The search space: named finite domains, when each is active, and how to draw from them.
 
 A space is data. An *assignment* gives every choice a value; `SearchSpace.active` drops the choices that a condition
-switches off. Which network an assignment stands for (its `Arch`) is the student family's to say.
+switches off. Which network an assignment stands for (its `Arch`) is decided by the student family.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class SearchSpace:
 
     @functools.cached_property
     def gates(self) -> tuple[Condition, ...]:
-        """The conditions, those first that others hang on: one pass over them says what is active."""
+        """The conditions, those first that others hang on: one pass over them decides what is active."""
         return in_order(self.conditions)
 
     def count(self) -> int:

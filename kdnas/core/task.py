@@ -1,4 +1,4 @@
-"""The shape of a kind of work: what every student, teacher, loss and cost must know of samples and predictions."""
+"""The shape of a kind of work: what students, teachers, losses and costs need of samples and predictions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAST_SIZE = 4
 class Input:
     """One of the tensors a network takes.
 
-    `shape` is that of one sample: (channels, height, width) of pixels, (length,) of tokens and of the mask that says
+    `shape` is that of one sample: (channels, height, width) of pixels, (length,) of tokens and of the mask that marks
     which of them are text. `levels` is the number of values an element can have: 256, or the size of the vocabulary.
     """
 

@@ -30,7 +30,7 @@ def text_classification(length: int, vocabulary: int, classes: int, *, pairs: bo
     """Return the task of naming the class of a text of at most `length` tokens, scored by accuracy.
 
     A network takes `tokens` [B, T] and `mask` [B, T], 1 where there is text; of two texts in a row `segments` [B, T]
-    tell which one a token belongs to.
+    mark which one a token belongs to.
     """
     return TaskSpec(TEXT_CLASSIFICATION, _inputs(length, vocabulary, pairs), classes, 1, ACCURACY, "texts")
 

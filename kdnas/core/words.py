@@ -1,4 +1,4 @@
-"""How things are said that messages, tables and reports share."""
+"""Wording that messages, tables and reports share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def printable(text: str, longest: int = _LONGEST) -> str:
     """Return `text` as one line that any terminal, table, page or database takes as it stands.
 
     Terminal codes, control characters and lone surrogates, which messages of other people's code may hold, are dropped;
-    line ends and tabs become spaces; what is longer than `longest` characters is cut, and its end says so.
+    line ends and tabs become spaces; what is longer than `longest` characters is cut, with a mark at its end.
     """
     cut = len(text) - longest
     line = re.sub(r"\s*[^\S ]\s*", " ", _TERMINAL_CODES.sub("", text[: 4 * longest])).strip()

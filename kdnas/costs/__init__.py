@@ -39,7 +39,7 @@ class MeasuredCost(ABC):
         return Calibration()
 
     def unlike(self, calibration: Calibration) -> str:
-        """Return in words why nothing measured here may stand beside what the run measured; empty where it may."""
+        """Return in words why measurements made here are not comparable with the run's; empty where they are."""
         return ""
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Inference latency, told as a ratio to a fixed reference network so that drift of the machine cancels.
+"""Inference latency, as a ratio to a fixed reference network so that drift of the machine cancels.
 
 Student and reference run alternately (`kdnas.nn.timing`): `value = median ratio * reference_ms`, where `reference_ms`
 was taken once, at the start of the study.
@@ -25,7 +25,7 @@ from kdnas.plugins import SPELLING
 from kdnas.targets import TARGETS, Target
 
 _DRIFT = 3.0
-"""Factor between the reference now and at calibration that is told in the context."""
+"""Factor between the reference now and at calibration from which on it is reported in the context."""
 
 
 def _known_target(name: str) -> str:

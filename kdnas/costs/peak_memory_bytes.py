@@ -41,5 +41,5 @@ class PeakMemoryBytes(MeasuredCost):
     def measure(self, module: nn.Module, task: TaskSpec, calibration: Calibration) -> Measurement:
         """Return the peak bytes of `module`; deterministic on a CPU, so its spread is 0."""
         measured = self._target.peak_memory_bytes(*step_of(module, task, self._target.batch_size, self._per))
-        assert isinstance(measured, Measurement)  # cpu and cuda always tell
+        assert isinstance(measured, Measurement)  # cpu and cuda always measure it
         return measured

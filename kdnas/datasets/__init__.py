@@ -14,12 +14,12 @@ DATASETS: Registry[Callable[..., Data]] = Registry("data set", __name__, "data_r
 
 
 def kind_of(name: str) -> type[Data]:
-    """Return the kind of data that the member called `name` is said to return; `Data` where that is not known.
+    """Return the kind of data that the member called `name` is annotated to return; `Data` where it is not.
 
     A user's own is not asked where nobody vouches for its code.
     """
     try:
         returned = typing.get_type_hints(DATASETS.get(name)).get("return")
-    except (ConfigError, ImportError, NameError):  # told by whoever opens it; a plug-in may be annotated badly
+    except (ConfigError, ImportError, NameError):  # reported by whoever opens it; a plug-in may be annotated badly
         return Data
     return returned if isinstance(returned, type) and issubclass(returned, Data) else Data

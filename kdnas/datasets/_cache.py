@@ -34,10 +34,10 @@ _HEADER_BYTES = 128
 
 @dataclass(frozen=True)
 class Labelling:
-    """What a source tells of the images that it wrote, in the order written.
+    """A source's record of the images that it wrote, in the order written.
 
     `labels` is int64 [N] in [0, K); `is_test` bool [N]; `keep` int64 [M] picks and orders the samples that belong
-    to the data set (None: all, as written). `notes` say what was converted or left out.
+    to the data set (None: all, as written). `notes` list what was converted or left out.
     """
 
     class_names: tuple[str, ...]

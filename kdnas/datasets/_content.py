@@ -1,6 +1,6 @@
-"""What the decoded arrays themselves say against a data set: equal images, few values, classes without test images.
+"""Faults of a data set seen in its decoded arrays: equal images, few values, classes without test images.
 
-None of it stops a study, since all of it may be meant; each is a note that the user gets to see.
+None of it stops a study, since all of it may be meant; each is a note for the user.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kdnas.core.words import escaped
 from kdnas.errors import DataError, Problem
 
 _MANY = 0.01
-"""From this share of the images on, equal ones are told of."""
+"""From this share of the images on, equal ones are reported."""
 _LISTED = 10
 
 

@@ -199,7 +199,7 @@ def _end(tokenizer: Tokenizer, reader: BlockReader) -> int:
         return tokenizer.end
     number = tokenizer.number(reader.end)
     if number is None:
-        what = f"the tokenizer knows no token {reader.end!r}"
+        what = f"the tokenizer has no token {reader.end!r}"
         raise DataError(Problem("data.end", what, "a token as its vocabulary spells it"))
     return number
 
@@ -211,8 +211,8 @@ class BlockWriter:
         path: The file.
         dtype: Of a token.
         length: T.
-        expected_bytes: Of all text that will come, as far as files tell.
-        cache: What the user knows the disk by.
+        expected_bytes: Of all text that will come, as far as file sizes show.
+        cache: The setting that decides the disk, for messages.
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any], length: int, expected_bytes: int, cache: Path):
@@ -255,7 +255,7 @@ class BlockWriter:
 def finish(
     name: str, work: Path, writers: Mapping[Split, BlockWriter], tokenizer: Tokenizer, notes: Iterable[str]
 ) -> None:
-    """Close the files of all splits and write what says what they are. Raises DataError where one has no block."""
+    """Close the files of all splits and write their description. Raises DataError where one has no block."""
     for writer in writers.values():
         writer.close()
     problems = []

@@ -3,7 +3,7 @@
     <cache>/datasets/<key>/meta.json        with its fingerprint, and whatever else the kind of data keeps
                            checksums.json   of every file: one that is not what was written is made anew
 
-An entry is written in a temporary folder beside its place and renamed when it is whole: readers never see half of one,
+An entry is written in a temporary folder next to its place and renamed when it is whole: readers never see half of one,
 an interrupted reading leaves nothing behind.
 """
 
@@ -79,12 +79,12 @@ def kept_entry(
 
 
 def open_intact(folder: Path, opened: Callable[[Path], Opened | None]) -> Opened | None:
-    """Return the entry in `folder`; None where there is none, it is damaged, or nothing says what it should be."""
+    """Return the entry in `folder`; None where there is none, it is damaged, or nothing records what it should be."""
     return None if not folder.is_dir() or checksums.damage(folder) else opened(folder)
 
 
 def content_hash(meta: Mapping[str, Any], files: Iterable[Path]) -> str:
-    """Return the SHA-256 of an entry's content: of what says how its `files` are read, and of these."""
+    """Return the SHA-256 of an entry's content: of the description by which its `files` are read, and of these."""
     digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
     for path in files:
         with path.open("rb") as file:
@@ -112,7 +112,7 @@ def _make(folder: Path, make: Callable[[Path], None], opened: Callable[[Path], O
 
 @contextlib.contextmanager
 def _lock(path: Path, name: str) -> Iterator[bool]:
-    """Hold the lock of one key, waiting for it, which is said; gives whether this process is certainly alone."""
+    """Hold the lock of one key, waiting for it, which is reported; gives whether this process is certainly alone."""
     with path.open("a") as file:
         alone = False
         if fcntl is not None:

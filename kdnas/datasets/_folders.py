@@ -1,4 +1,4 @@
-"""The layout of image folders: which picture is of which class and split, told by the folders that it lies in."""
+"""The layout of image folders: each picture's class and split, taken from the folders that it lies in."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class _Roots:
     def find(
         cls, pictures: Sequence[Parts], folders: Collection[Parts], source: str, splits: Splits, problems: Problems
     ) -> _Roots:
-        """Return the roots; adds to `problems` what keeps them from being told."""
+        """Return the roots; adds to `problems` why they cannot be found."""
         if splits.named:
             return _named_roots(pictures, source, splits, problems)
         around = _wrapping(pictures)
@@ -159,7 +159,9 @@ class _Roots:
         problems = Problems()
         roots = [self.train] if self.test is None else [self.train, self.test]
         found = []
-        for root in roots:  # a test split inside the training one, as beside classes at the top, is none of its classes
+        for (
+            root
+        ) in roots:  # a test split inside the training one, as next to classes at the top, is none of its classes
             own = [parts for parts in pictures if self._root_of(parts) == root]
             around = [parts for parts in folders if self._root_of(parts) == root and not self._leads_to_a_root(parts)]
             found.append(_classes(own, around, root, source, problems))
@@ -188,7 +190,7 @@ class _Roots:
         deeper = {parts[len(root) + 1] for parts in places if len(parts) > len(root := self._root_of(parts) or ()) + 2}
         if deeper:
             notes.append(
-                f"classes are the folders {_listed(names)}; folders below them, {_listed(deeper)}, tell nothing"
+                f"classes are the folders {_listed(names)}; folders below them, {_listed(deeper)}, have no meaning"
             )
         return Layout(names, places, tuple(notes))
 
@@ -226,7 +228,9 @@ def _named_roots(pictures: Sequence[Parts], source: str, splits: Splits, problem
         train = [name for name in sorted(tops) if split_of(name) == "train"]
         if len(train) != 1:
             problems.add(
-                f"{source}: train", "the folder of the training images is not told by its name", "the option `train`"
+                f"{source}: train",
+                "the folder of the training images cannot be found by its name",
+                "the option `train`",
             )
         named["train"] = (*siblings, *train[:1])
     return _Roots(named["train"], named.get("test"), strict=False)
@@ -257,14 +261,14 @@ def _refuse_unsplit(
     for name in sorted(nested):
         shared = sorted({child for top, child in below if top == name} & (others - {name}))
         if shared:
-            what = f"{name}/ holds folders that are called as classes beside it: {_listed(shared)}"
+            what = f"{name}/ holds folders with the names of classes next to it: {_listed(shared)}"
             problems.add(source, what, f"{LAYOUT}; or the options `train` and `test`")
     if splits.test_fraction is None:
         _no_test_split(source, problems)
 
 
 def _no_test_split(source: str, problems: Problems) -> None:
-    allowed = "a folder test/ or val/ beside train/, the option `test` naming it, or the option `test_fraction`"
+    allowed = "a folder test/ or val/ next to train/, the option `test` naming it, or the option `test_fraction`"
     problems.add(source, "has no test split", allowed)
 
 

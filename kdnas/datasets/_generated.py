@@ -95,7 +95,7 @@ class Generated:
         return folder
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the texts besides the beginnings. Raises DataError."""
+        """Return what decides the texts in addition to the prompts. Raises DataError."""
         files = sorted({path for pattern in _WEIGHTS for path in self.folder.glob(pattern)})
         return {**self.settings.model_dump(), "files": [file_identity(path) for path in files]}
 
@@ -109,8 +109,8 @@ class Generated:
         Raises DataError where there is no teacher, or no document is long enough.
         """
         written = {name: value for name, value in self.identity().items() if name not in _RULES}
-        told = json.dumps([written, described], sort_keys=True, default=str)
-        kept = self.cache / "generated" / hashlib.sha256(told.encode()).hexdigest()[:20]
+        identity = json.dumps([written, described], sort_keys=True, default=str)
+        kept = self.cache / "generated" / hashlib.sha256(identity.encode()).hexdigest()[:20]
         seen: set[str] = set()
         count = ruled_out = 0
         for text in self._written(documents, kept):
@@ -202,7 +202,7 @@ class _Writer:
 
 
 def _language_model(folder: Path) -> Any:
-    """Return the network in `folder`, which says nothing of its own about how to write. Raises DataError."""
+    """Return the network in `folder`, which has no generation settings of its own. Raises DataError."""
     try:
         from transformers import AutoModelForCausalLM, GenerationConfig
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What the sources share: finding files, telling versions of them apart, checking arrays, collecting problems."""
+"""What the sources share: finding files, distinguishing versions of them, checking arrays, collecting problems."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def missing(full: Path, data_root: Path, put_there: str) -> DataError:
 
 
 def file_identity(path: Path) -> dict[str, Any]:
-    """Return what tells one version of a file from another: its content where small, else stamps and samples of it.
+    """Return what differs between versions of a file: its content where small, else stamps and samples of it.
 
     A file that was replaced by one of the same size and time of modification has another inode or time of change; where
-    a file system keeps neither, the samples tell most replacements. Raises DataError where it cannot be opened.
+    a file system keeps neither, the samples detect most replacements. Raises DataError where it cannot be opened.
     """
     try:
         status = path.stat()
@@ -193,7 +193,7 @@ def as_channels_first(images: np.ndarray, layout: str, where: str, problems: Pro
 
 
 def _scale_hint(images: np.ndarray) -> str:
-    """Return how images of another type become bytes, as far as their values tell."""
+    """Return how images of another type become bytes, as far as their values show it."""
     if images.dtype.kind not in "fiub" or not images.size:
         return ""
     if not np.isfinite(images).all():

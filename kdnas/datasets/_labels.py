@@ -1,4 +1,4 @@
-"""Class labels in columns of files: texts, or numbers for which each file may tell the names."""
+"""Class labels in columns of files: texts, or numbers for which each file may have the names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kdnas.errors import DataError, Problem
 
 @dataclass
 class DeclaredLabels:
-    """Labels in the order read, the file of each, and the class names that each file tells."""
+    """Labels in the order read, the file of each, and the class names in each file."""
 
     values: list[Any] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
@@ -86,7 +86,7 @@ def numbered(
 
 
 def _untold(raw: list[Any], class_names: tuple[str, ...] | None, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return labels as int64 [N] and the class names, where no file tells names."""
+    """Return labels as int64 [N] and the class names, where no file has names."""
     if all(isinstance(label, int) for label in raw):
         labels = np.array(raw, dtype=np.int64)
         return labels, names_or_numbers(class_names, labels)

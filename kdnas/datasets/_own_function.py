@@ -14,8 +14,9 @@ def returned_splits(
 ) -> tuple[tuple[Any, ...], tuple[str, ...]]:
     """Return what `function(data_root, **options)` returns, and notes.
 
-    It is samples and labels to train on, samples and labels to test on, and perhaps class names; `allowed` says so.
-    Raises DataError where the function fails or returns something else; ConfigError where it cannot be imported.
+    It is samples and labels to train on, samples and labels to test on, and perhaps class names, as `allowed`
+    describes. Raises DataError where the function fails or returns something else; ConfigError where it cannot be
+    imported.
     """
     loader = load_user_function(function, data_root)
     try:

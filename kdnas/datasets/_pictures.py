@@ -34,12 +34,12 @@ Background = Annotated[str, AfterValidator(_colour)]
 Conversion = Literal["turned", "transparent", "frames", "sixteen_bits", "cmyk"]
 """What had to be done to a picture beyond decoding it."""
 
-# Formats that a file's first bytes tell, of those that Pillow decodes by itself: EPS, for one, starts Ghostscript.
+# Formats recognised by a file's first bytes, of those that Pillow decodes by itself: EPS, for one, starts Ghostscript.
 _BY_CONTENT = (
     *("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM"),
     *("AVIF", "JPEG2000", "ICO", "QOI", "DDS"),
 )
-# Formats with too weak a mark: any file might pass for one, so that the suffix has to say so too.
+# Formats with too weak a mark: any file might pass for one, so that the suffix has to match too.
 _BY_SUFFIX = ("TGA", "PCX", "DIB", "SGI", "SUN", "ICNS", "PSD")
 _HEIF_SUFFIXES = (".heic", ".heif")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
@@ -77,9 +77,9 @@ class PictureReader:
         return {"size": self._size, "grayscale": self._grayscale, "background": self._background}
 
     def read(self, content: bytes, name: str) -> Picture:
-        """Return the picture in `content`; `name` is the file's, whose suffix may tell the format.
+        """Return the picture in `content`; `name` is the file's, whose suffix may decide the format.
 
-        Raises NotAPictureError for another kind of file, and ValueError saying why a picture cannot be read.
+        Raises NotAPictureError for another kind of file, and ValueError with the reason why a picture cannot be read.
         """
         try:
             with warnings.catch_warnings():
@@ -97,7 +97,7 @@ class PictureReader:
         conversions: list[Conversion] = []
         kind = image.format
         if kind in ("GIF", "PNG", "WEBP", "AVIF", "TIFF") and getattr(image, "n_frames", 1) > 1:
-            conversions.append("frames")  # a camera's JPEG may hold previews beside its one picture
+            conversions.append("frames")  # a camera's JPEG may hold previews with its one picture
         image.load()
         turned = upright(image)
         shallow = eight_bits(turned, kind)
@@ -136,7 +136,7 @@ class PictureReader:
 
 
 def has_picture_suffix(name: str) -> bool:
-    """Return whether a file's name says that it is a picture, so that it has to be readable as one."""
+    """Return whether a file's name is that of a picture, so that it has to be readable as one."""
     return _suffix(name) in _suffixes()
 
 

@@ -59,7 +59,7 @@ class Found:
     """What reading files has found out."""
 
     declared: dict[Path, tuple[str, ...] | None] = field(default_factory=dict)
-    """The class names that each file tells."""
+    """The class names in each file."""
     notes: dict[str, None] = field(default_factory=dict)
     """What the user should know, each once."""
 
@@ -209,7 +209,7 @@ def _has_header(head: list[list[str]], reading: Reading, where: str) -> bool:
         return True
     if reading.text is not None and reading.label is not None:
         return False  # both by place, and no name of a kind that is known
-    what = f"whether its first row, {escaped(' | '.join(head[0]))[:80]}, is a header cannot be told"
+    what = f"whether its first row, {escaped(' | '.join(head[0]))[:80]}, is a header cannot be decided"
     raise DataError(Problem(where, what, "header: true or false, and text_column and label_column"))
 
 
@@ -299,7 +299,7 @@ def _json_array(file: TextFile, encoding: str, problems: Problems) -> Iterator[t
 
 
 def _flat(item: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Return the fields of an object, those of objects in it by dotted names beside them."""
+    """Return the fields of an object, and those of objects in it by dotted names."""
     flat: dict[str, Any] = {}
     for name, value in item.items():
         flat[before + name] = value

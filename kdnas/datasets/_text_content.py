@@ -1,6 +1,6 @@
-"""What labelled texts themselves say against a data set: texts that occur twice, odd names of classes.
+"""Faults of a data set seen in its labelled texts: texts that occur twice, odd names of classes.
 
-Shapes: N texts, those of a split beside each other.
+Shapes: N texts, those of a split in one block.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MISSING = frozenset({"na", "n/a", "nan", "null", "<na>"})
 def doubts(
     digests: Sequence[bytes], labels: np.ndarray, names: Sequence[str], counts: Mapping[str, int]
 ) -> Iterator[str]:
-    """Yield what the user should know of texts, told apart by their digests, with these labels [N].
+    """Yield what the user should know of texts, compared by their digests, with these labels [N].
 
     Args:
         digests: Of the texts, N of them.

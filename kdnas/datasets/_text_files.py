@@ -48,7 +48,7 @@ class TextFile:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells this version of it from another."""
+        """A hash that differs between versions of it."""
         return {**file_identity(self.path), "member": self.member}
 
     @property
@@ -131,7 +131,7 @@ def open_text(file: TextFile, encoding: str) -> TextIO:
 def checked_encoding(file: TextFile, stated: str | None) -> str:
     """Return what `file` is read as; the whole of it is looked at.
 
-    `stated` None: UTF-8 or what a byte order mark says; one in which no line that has other signs than ASCII is UTF-8
+    `stated` None: UTF-8 or what a byte order mark states; one in which no line that has other signs than ASCII is UTF-8
     is read as Windows does in western Europe. Raises DataError where it cannot be read so, as a whole.
     """
     where = str(file.shown)
@@ -143,7 +143,7 @@ def checked_encoding(file: TextFile, stated: str | None) -> str:
             try:
                 plain = codecs.lookup(stated).name
             except LookupError:
-                allowed = "a name that Python knows, such as utf-8, cp1252, utf-16"
+                allowed = "an encoding of Python's, such as utf-8, cp1252, utf-16"
                 raise DataError(Problem("encoding", f"there is no {stated!r}", allowed)) from None
             encoding = "utf-8-sig" if plain == "utf-8" else plain
         else:

@@ -88,7 +88,7 @@ class Reader:
     """What labels are; None: numbers to be predicted where one has a fraction, else classes."""
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the samples besides the files. Raises DataError where there is no tokenizer."""
+        """Return what decides the samples in addition to the files. Raises DataError where there is no tokenizer."""
         return {
             "tokenizer": tokenizer_identity(self.tokenizer, self.data_root),
             "length": self.length,
@@ -104,7 +104,7 @@ def spelled_out(option: TokenizerOption) -> str | TrainedTokenizer:
 
 
 def tokenizer_identity(option: TokenizerOption, data_root: Path) -> Any:
-    """Return what tells one tokenizer from another, JSON-serialisable. Raises DataError."""
+    """Return what differs between tokenizers, JSON-serialisable. Raises DataError."""
     option = spelled_out(option)
     if isinstance(option, TrainedTokenizer):
         return option.model_dump()
@@ -154,8 +154,8 @@ class TokenWriter:
     Args:
         path: The file.
         dtype: Of a token.
-        expected_bytes: Of all text that will come, as far as files tell.
-        cache: What the user knows the disk by.
+        expected_bytes: Of all text that will come, as far as file sizes show.
+        cache: The setting that decides the disk, for messages.
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any], expected_bytes: int, cache: Path):

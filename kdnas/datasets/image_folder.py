@@ -75,7 +75,7 @@ def image_folder(
         grayscale: One channel instead of three.
         background: The colour behind transparent parts: a name such as white, or '#rrggbb'.
         train: The folder below `path` that holds the training split's class folders, `.` for `path` itself, where its
-            name does not tell; images outside the splits are left out then, and refused otherwise.
+            name does not show; images outside the splits are left out then, and refused otherwise.
         test: The same for the test split.
         test_fraction: Share of every class that makes the test split, for data that has none; always the same images.
         class_names: The names of the class folders in the order of the classes; sorted as texts where not given.
@@ -281,7 +281,7 @@ def _listing(source: Path) -> _Listing:
             there = file if entry.is_symlink() else entry  # only a link costs a look at what it leads to
             if there.is_dir():
                 walk(file, (*parts, entry.name), (*around, here))
-            elif there.is_file() or not file.exists():  # reading a link to nothing tells; never a pipe or a socket
+            elif there.is_file() or not file.exists():  # reading a dangling link fails; never a pipe or a socket
                 found.append(Member((*parts, entry.name), False, 0, file.read_bytes))
 
     walk(source, (), ())
@@ -298,7 +298,7 @@ def _head(source: Path, member: Member) -> bytes:
 
 
 def _folder_identity(source: Path, listing: Sequence[Member]) -> list[object]:
-    """Return what tells one state of a folder from another: every file's stamp, and samples of some contents."""
+    """Return what differs between states of a folder: every file's stamp, and samples of some contents."""
     entries: list[object] = [str(source)]
     files = [member for member in listing if not member.is_folder]
     for member in listing:
@@ -307,7 +307,7 @@ def _folder_identity(source: Path, listing: Sequence[Member]) -> list[object]:
         else:
             try:
                 entries.append([member.path, *stamp(source.joinpath(*member.parts).stat())])
-            except OSError:  # a link to nothing; reading it tells
+            except OSError:  # a dangling link: reading it fails with the reason
                 entries.append([member.path])
     samples = hashlib.sha256()
     for index in np.unique(np.linspace(0, len(files) - 1, min(_SAMPLED_FILES, len(files))).astype(int)):

@@ -25,7 +25,7 @@ def module(data_root: Path, cache: Path, *, function: str, options: dict[str, An
     or the same with class_names: numpy arrays (or what `numpy.asarray` takes), images uint8 [N, H, W], [N, H, W, C] or
     [N, C, H, W] with C 1 or 3, labels integers [N] from 0. A search calls it once: its workers, and what is done with
     the run afterwards, take what it gave from the cache, though another call may draw another split. A search that is
-    resumed calls it again, to see whether it has changed. Its file's folder and the data root are importable by it.
+    resumed calls it again, to check whether it has changed. Its file's folder and the data root are importable by it.
 
     Args:
         data_root: Handed to the function; file paths are relative to it.

@@ -52,7 +52,7 @@ def npz(
         test_images: Name of the array of test images.
         test_labels: Name of the array of their labels.
         test_fraction: Share of every class of the training arrays that makes the test split, instead of test arrays.
-        layout: The axes of the images; auto tells them by the channel axis of length 1 or 3, the last axis first.
+        layout: The axes of the images; auto finds them by the channel axis of length 1 or 3, the last axis first.
         class_names: Names in the order of the labels; the numbers where not given.
 
     Raises DataError naming every array that is missing or of a wrong type, shape or range.

@@ -60,11 +60,11 @@ def parquet(
         size: Resize every image to a square of this side, or to (height, width).
         grayscale: One channel instead of three.
         background: The colour behind transparent parts: a name such as white, or '#rrggbb'.
-        class_names: The names in the order of the classes. Names that the files tell are matched by name; where none of
+        class_names: The names in the order of the classes. Names in the files are matched by name; where none of
             theirs is among these, these replace them in their order.
 
     Raises DataError naming every missing column, unreadable image and empty label, and files whose integers cannot be
-    told to mean the same classes.
+    stated to mean the same classes.
     """
     if (test is None) == (test_fraction is None):
         raise DataError("parquet: give either `test` or `test_fraction`")
@@ -89,7 +89,7 @@ def parquet(
 
 @dataclass
 class _Rows:
-    """What the rows say beside their images, in the order written."""
+    """The rows' other columns, in the order of their images."""
 
     labels: DeclaredLabels
     is_test: list[bool]
@@ -99,7 +99,7 @@ class _Rows:
 def _read(
     files: list[list[Path]], image_column: str, label_column: str, writer: ImageWriter, reader: PictureReader
 ) -> _Rows:
-    """Write every image and return what the rows say. Raises DataError."""
+    """Write every image and return the rows' other columns. Raises DataError."""
     rows = _Rows(DeclaredLabels(), [], [])
     problems = Problems()
     for is_test, split in enumerate(files):
@@ -133,7 +133,7 @@ def _read(
 def _cells(
     path: Path, image_column: str, label_column: str, declared: dict[Path, tuple[str, ...] | None], problems: Problems
 ) -> Iterator[tuple[Any, Any]]:
-    """Yield (image cell, label) row by row, a few hundred rows in memory; notes the class names told by the file."""
+    """Yield (image cell, label) row by row, a few hundred rows in memory; notes the class names in the file."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -155,7 +155,7 @@ def _cells(
 
 
 def _encoded(cell: Any) -> tuple[bytes, str]:
-    """Return the encoded image in a cell and its file's name, as far as the cell tells it. Raises ValueError."""
+    """Return the encoded image in a cell and its file's name, as far as the cell has it. Raises ValueError."""
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     path = cell.get("path") if isinstance(cell, dict) else None
     if not isinstance(content, bytes):

@@ -51,12 +51,12 @@ def text_corpus(
         test: The same for the test text, or a share of the training documents.
         tokenizer: The teacher's Hugging Face folder; or `bpe` or `bytes`, trained on the training text.
         validation: The same as `test`, for the text that students are scored on; None: a share of the blocks in a row.
-        length: Tokens of a block. None: as many as the model beside the tokenizer takes, at most 2,048.
+        length: Tokens of a block. None: as many as the model of the tokenizer takes, at most 2,048.
         documents: What a document is in plain text: a file, a line, or lines up to a blank one.
         begins: In their place a regular expression: a line in which it is found begins a document, as `^= .* =$`.
         text_column: Of JSON lines, parquet and arrow files.
         end: The token that closes a document; None: the tokenizer's own.
-        encoding: Of the characters; None: UTF-8, or what a byte order mark or all lines of a file tell.
+        encoding: Of the characters; None: UTF-8, or the encoding that a byte order mark or all lines of a file show.
         generate: Train on texts that a language model writes, which continues the beginnings of the training documents
             (sequence-level distillation): its Hugging Face folder, or `{teacher: FOLDER, texts: 1000, temperature: 1}`.
 

@@ -44,7 +44,7 @@ def text_folder(
 ) -> TextData:
     """A folder (or .tar, .tar.gz, .zip) of texts, one a file: `train/<class>/*.txt`, `test/<class>/*.txt`.
 
-    A folder `validation` (`valid`, `val`, `dev`) beside these holds the texts that students are scored on. Without a
+    A folder `validation` (`valid`, `val`, `dev`) next to these holds the texts that students are scored on. Without a
     folder `train` the class folders lie in `path` itself, and `test_fraction` is asked for. Texts are tokenised once.
 
     Args:
@@ -55,7 +55,7 @@ def text_folder(
         test_fraction: Share of every class of the training texts that makes the test split, where there is no `test`.
         class_names: The classes in their order, which read only these; None: all folders, sorted.
         length: Tokens that a text is cut at; None: the longest text, at most 512 and what the model takes.
-        encoding: Of the characters; None: UTF-8, or what a byte order mark or all lines of a file tell.
+        encoding: Of the characters; None: UTF-8, or the encoding that a byte order mark or all lines of a file show.
         suffix: What the names of texts end with.
 
     Raises DataError naming what cannot be read.
@@ -102,7 +102,7 @@ def _texts(source: Path, suffix: str, class_names: tuple[str, ...] | None) -> It
         split = _NAMES[parts[stated[0]].lower()] if stated else "train"
         label = parts[-2]
         if label.lower() in _NAMES and not stated:
-            continue  # beside the class folders
+            continue  # next to the class folders
         if class_names is None or label in class_names:
             seen = True
             yield _Text(split, label, file)

@@ -44,7 +44,7 @@ def text_table(
 
     Labels are texts, which are sorted, or whole numbers, for which the Hugging Face metadata (ClassLabel) of parquet
     and arrow files give the names; or numbers with fractions, which are predicted as they are. Rows with an empty text
-    are left out, which is said. Texts are tokenised once into the cache.
+    are left out, which is reported. Texts are tokenised once into the cache.
 
     Args:
         data_root: The folder that files and tokenizer are relative to.
@@ -62,9 +62,9 @@ def text_table(
         labels: Whether labels are `classes` or `values`, numbers that are to be predicted (a regression); None: values
             where one has a fraction.
         length: Tokens that a text is cut at, special ones counted. None: the longest text, at most 512 and at most
-            what the model beside the tokenizer takes.
+            what the model of the tokenizer takes.
         delimiter: Between the columns of .csv files; found where it is not stated.
-        encoding: Of the characters; None: UTF-8, or what a byte order mark or all lines of a file tell.
+        encoding: Of the characters; None: UTF-8, or the encoding that a byte order mark or all lines of a file show.
         header: Whether the first row names the columns; found where it is not stated.
         quoting: Whether quotes stand around texts; None: not in files that tabs separate.
 

@@ -51,8 +51,8 @@ def token_files(
         test: The test tokens.
         tokenizer: The Hugging Face folder of the tokenizer that made them.
         validation: The tokens that students are scored on; None: a share of the blocks in a row.
-        length: Tokens of a block. None: as many as the model beside the tokenizer takes, at most 2,048.
-        dtype: Of raw numbers; an .npy file says its own.
+        length: Tokens of a block. None: as many as the model of the tokenizer takes, at most 2,048.
+        dtype: Of raw numbers; an .npy file has its own.
 
     Raises DataError naming files that hold no tokens, or others than the tokenizer's.
     """
@@ -110,7 +110,7 @@ def _copy(
             chunk = np.asarray(tokens[start : start + _CHUNK])
             if not _in_range(chunk, tokenizer):
                 place = start + int(np.argmax((chunk < 0) | (chunk >= tokenizer.vocabulary)))
-                what = f"token {tokens[place]} at place {place:,}, and the tokenizer knows {tokenizer.vocabulary:,}"
+                what = f"token {tokens[place]} at place {place:,}, and the tokenizer has {tokenizer.vocabulary:,}"
                 raise DataError(Problem(str(files[split]), what, "the tokenizer that made them, or another dtype"))
             writer.extend(chunk, int(len(chunk) * per_token))
             writer.documents += int(np.count_nonzero(chunk == tokenizer.end))

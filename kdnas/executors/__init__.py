@@ -31,7 +31,7 @@ R = TypeVar("R", bound=Outcome)
 Evaluate = Callable[[T], R]
 """Takes a job and returns its result. Raises TrialError (or anything) when it fails.
 
-One that has an attribute `say` may be given a function there that shows the user a passing line; one that has
+One that has an attribute `notify` may be given a function there that shows the user a passing line; one that has
 `progress`, a function that takes the share of the job that is done, in [0, 1].
 """
 
@@ -79,7 +79,7 @@ class Executor(ABC, Generic[T, R]):
         """Return the jobs that finished, waiting up to `timeout_s` for the first."""
 
     def take_notes(self) -> list[str]:
-        """Return the passing lines that workers said since the last call."""
+        """Return the passing lines that workers sent since the last call."""
         return []
 
     def take_progress(self) -> dict[str, float]:

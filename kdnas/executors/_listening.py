@@ -20,7 +20,7 @@ from kdnas.executors import Evaluate, Executor, Finished, R, T
 
 _START_FAILURES_ALLOWED = 3
 _START_NOTICE_S = 60.0
-"""How often it is said that a worker is not ready yet."""
+"""How often a worker that is not ready yet is reported."""
 
 
 @dataclass(kw_only=True)
@@ -37,7 +37,7 @@ class Worker(Generic[T]):
     """On the monotonic clock; None while nothing runs."""
     started: float = field(default_factory=time.monotonic)
     noticed_s: float = 0.0
-    """Seconds after its start of which it was last said that it is not ready."""
+    """Seconds after its start of its last report that it is not ready."""
 
     def begin(self) -> None:
         """Let the time of its job run, once it is ready for one."""
@@ -123,7 +123,7 @@ class ListeningExecutor(Executor[T, R], Generic[T, R, W]):
         return finished
 
     def take_notes(self) -> list[str]:
-        """Return the passing lines that workers said since the last call."""
+        """Return the passing lines that workers sent since the last call."""
         notes, self._notes = self._notes, []
         return notes
 

@@ -180,7 +180,7 @@ class Experiment:
                 if self._request("GET", "check-status") != b"INITIALIZING":
                     return
             if time.monotonic() > end:
-                raise TimeoutError(f"its manager said nothing for {_START_S:g} s")
+                raise TimeoutError(f"its manager printed nothing for {_START_S:g} s")
             time.sleep(0.1)
 
     def _request(self, method: str, path: str, body: Any = None) -> bytes:
@@ -224,7 +224,7 @@ class Experiment:
         with contextlib.suppress(OSError):
             lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             if lines:
-                return "; it said: " + " | ".join(lines[-3:])
+                return "; its output: " + " | ".join(lines[-3:])
         return ""
 
     def _last_words(self, trial: str) -> str:

@@ -183,17 +183,17 @@ class Cluster:
                 os.killpg(self._head.pid, signal.SIGKILL)
 
     def _last_lines(self) -> str:
-        """Return the last of what the cluster's process said, for an error message."""
+        """Return the last lines that the cluster's process printed, for an error message."""
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()
-        return f"; it said: {' | '.join(lines[-3:])}" if lines else ""
+        return f"; its output: {' | '.join(lines[-3:])}" if lines else ""
 
 
 def _refuse_unreachable(address: str) -> None:
     """Raise ConfigError where nobody answers at `address`: Ray tries for minutes, and then ends the process."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
-        return  # `auto`, or what Ray has more to say about
+        return  # `auto`, or what Ray reports better itself
     try:
         socket.create_connection((host.strip("[]"), int(port)), _REACHED_S).close()
     except (OSError, OverflowError) as error:

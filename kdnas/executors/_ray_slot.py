@@ -1,4 +1,4 @@
-"""One device slot of a Ray cluster: the actor that has it, and what it and the controller say to each other.
+"""One device slot of a Ray cluster: the actor that has it, and the messages between it and the controller.
 
 The actor keeps the `local` executor with one worker where it is. So a job's crash, time limit or full memory ends that
 worker alone and is told as on this machine; an actor that is lost was lost with its node, through no fault of the job.
@@ -82,7 +82,7 @@ class Slot:
         )
 
     def place(self) -> Place:
-        """Return where this is: an answer says that the slot has found a node."""
+        """Return where this is: an answer means that the slot has found a node."""
         return Place(socket.gethostname(), __version__)
 
     def work(self, key: str, job: Any, time_limit_s: float | None) -> Heard:

@@ -55,8 +55,8 @@ def opened(
         controller.send(("broken", error))
         return None
     limit_threads(threads)  # of what it has imported
-    if hasattr(evaluate, "say"):
-        evaluate.say = lambda line: controller.send(("note", line))
+    if hasattr(evaluate, "notify"):
+        evaluate.notify = lambda line: controller.send(("note", line))
     if hasattr(evaluate, "progress"):
         evaluate.progress = lambda share: controller.send(("progress", share))
     controller.send(("ready", None))

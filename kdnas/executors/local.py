@@ -81,7 +81,7 @@ class Local(ListeningExecutor[T, R, _Worker[T]]):
         # A ready worker first: a fresh one still imports and opens the data.
         index = min(idle, key=lambda index: not self._workers[index].ready)
         worker = self._workers[index]
-        if worker.ready and worker.connection is not None and worker.connection.poll():  # an idle one says nothing
+        if worker.ready and worker.connection is not None and worker.connection.poll():  # an idle one sends nothing
             self._replace(worker, "it died while it had no job")
             worker = self._workers[index]
         worker.key, worker.job = key, job

@@ -153,7 +153,7 @@ class Ray(Executor[T, R]):
                 return finished
 
     def take_notes(self) -> list[str]:
-        """Return the passing lines that workers said since the last call."""
+        """Return the passing lines that workers sent since the last call."""
         notes, self._notes = self._notes, []
         return notes
 

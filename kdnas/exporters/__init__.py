@@ -36,7 +36,7 @@ class TrainedStudent:
     source: str | None
     """Python that needs no kdnas and defines `build_student()`, which returns `network` with other weights.
 
-    None where there is only what `cut` tells.
+    None where there is only `cut`.
     """
     preprocessing: Preprocessing | TextPreprocessing | OwnPreprocessing
     """From a picture file, a text or a sample of the user's own kind to what `network` takes."""
@@ -84,7 +84,7 @@ def check_packages(name: str) -> None:
 def lacking_formats(formats: Sequence[str], cut: Cut | None, network: nn.Module) -> dict[str, str]:
     """Return those of `formats` that a student does not have, with the reason; `network` need not be trained.
 
-    A member's file says so by a function `why_not(cut, network)`, which gives an empty text where it has it.
+    A member's file defines this by a function `why_not(cut, network)`, which gives an empty text where it has it.
     """
     lacking = {}
     for name in formats:

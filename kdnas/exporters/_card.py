@@ -23,7 +23,7 @@ def card_text(student: TrainedStudent) -> str:
     params = parameter_count(student.network)
     recorded = student.card.quantities.get("params")
     if recorded is not None and int(recorded.value) != params:
-        raise ExportError(f"the record says {int(recorded.value)} parameters, the network has {params}")
+        raise ExportError(f"the record has {int(recorded.value)} parameters, the network has {params}")
     sections = [
         _title(student),
         _scores(student.card, student.spec.score.name),
@@ -205,7 +205,7 @@ def _limits(student: TrainedStudent) -> str:
     limits = [
         _narrow(student.spec),
         "Its probabilities were not calibrated.",
-        "Latency and memory hold for the machine and settings named beside them, and for no others.",
+        "Latency and memory hold for the machine and settings named next to them, and for no others.",
         f"The validation split chose the architecture, so {student.spec.score.name} on it is optimistic; the test "
         "split was not used to choose anything.",
         *student.card.limits,

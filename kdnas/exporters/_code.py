@@ -1,4 +1,4 @@
-"""student.py: the network as one readable file, run and compared in a process of its own; and what lies beside it."""
+"""student.py: the network as one readable file, run and compared in a process of its own, and its files."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _PROBES = 8
 _LIBRARIES = ("torchvision", "timm", "transformers")
 
 _DOCSTRING = '''\
-"""The network {arch_id}, whole. It needs {packages} and the weights file beside it.
+"""The network {arch_id}, whole. It needs {packages} and the weights file next to it.
 
-    python student.py                    load the weights and say what it is{labels}
+    python student.py                    load the weights and print what it is{labels}
 
 Or use it:
 
@@ -38,7 +38,7 @@ Or use it:
 """
 '''
 _INSTEAD = "; python predict.py photo.jpg labels a picture"
-_LABELS = "\n    python predict.py photo.jpg          label a picture, or several, or a folder; --help says more"
+_LABELS = "\n    python predict.py photo.jpg          label a picture, or several, or a folder; see --help"
 
 _LOADER = '''
 
@@ -100,9 +100,9 @@ def logits_of(network, {inputs}):
 _MAIN = '''
 
 def main():
-    """Load the weights and say what the network is."""
+    """Load the weights and print what the network is."""
     if sys.argv[1:]:
-        sys.exit("student.py takes no arguments: it says what the network is{instead}")
+        sys.exit("student.py takes no arguments: it prints what the network is{instead}")
     network = load_student(Path(__file__).resolve().with_name("{weights}"))
     with torch.no_grad():
         logits = logits_of(network, {example})
@@ -115,7 +115,7 @@ if __name__ == "__main__":
 '''
 _MORE = """
     print(f"classes: {', '.join(CLASS_NAMES)}")
-    print("python predict.py photo.jpg labels a picture (--help says more)")"""
+    print("python predict.py photo.jpg labels a picture (see --help)")"""
 
 # The file's own main is run, then its functions.
 _CHECKER = """\
@@ -146,7 +146,7 @@ def write_code(student: TrainedStudent, folder: Path) -> Written:
 
 
 def write_with_weights(student: TrainedStudent, folder: Path, *files: str) -> Written:
-    """Write beside the weights `files` the code that runs them, or, where there is none, how they are fed alone.
+    """Write next to the weights `files` the code that runs them, or, where there is none, how they are fed alone.
 
     The code is compared in this process, which takes a hundredth of the time of one of its own; a user's is not.
     """
@@ -160,7 +160,7 @@ def write_with_weights(student: TrainedStudent, folder: Path, *files: str) -> Wr
             _compare(student, _logits_here(path, folder / WEIGHTS, inputs), inputs)
     except ExportError as error:
         path.unlink(missing_ok=True)
-        return Written((*files, write_preprocessing(student, folder)), (f"no {FILE} beside the weights: {error}",))
+        return Written((*files, write_preprocessing(student, folder)), (f"no {FILE} next to the weights: {error}",))
     return Written((*files, FILE, *write_predict(student, folder)))
 
 

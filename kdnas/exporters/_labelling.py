@@ -48,7 +48,7 @@ def check_printed(printed: str, loader: Loader, names: Sequence[str], expected: 
 
 
 def check_printed_values(printed: str, loader: Loader, expected: Iterable[float]) -> None:
-    """Raise ExportError unless the lines `printed` tell the numbers `expected`."""
+    """Raise ExportError unless the lines `printed` contain the numbers `expected`."""
     for line, wanted in zip(printed.splitlines(), expected, strict=True):
         value = json.loads(line)["value"]
         if not abs(value - wanted) <= _TOLERANCE * max(1.0, abs(wanted)):

@@ -1,6 +1,6 @@
 """What travels with every network that is exported: preprocessing.json, and predict.py, which labels picture files.
 
-predict.py reads pictures as training did (it holds the text of `kdnas.picture`), asks the network that lies beside it,
+predict.py reads pictures as training did (it holds the text of `kdnas.picture`), runs the network that lies next to it,
 and is run and compared in a process of its own.
 """
 
@@ -23,9 +23,9 @@ from kdnas.picture import reading_source
 
 PREPROCESSING = "preprocessing.json"
 
-_HEAD = '''"""Labels pictures with the network beside this script. It needs Pillow, NumPy and {packages}.
+_HEAD = '''"""Labels pictures with the network next to this script. It needs Pillow, NumPy and {packages}.
 
-    python predict.py photo.jpg          label a picture, or several, or a folder; --help says more
+    python predict.py photo.jpg          label a picture, or several, or a folder; see --help
 """
 
 from __future__ import annotations
@@ -160,13 +160,13 @@ def label(file, logits_of, top, as_json):
 
 def main():
     """Label the pictures that are named. Exit code 1: one of them could not be read."""
-    beside = [name for name in NETWORKS if (FOLDER / name).exists()]
+    networks = [name for name in NETWORKS if (FOLDER / name).exists()]
     parser = argparse.ArgumentParser(
         description=f"Labels pictures with one of {len(PREPROCESSING['class_names'])} classes. {PREPARATION}",
         epilog="Exit code 1: a picture could not be read.",
     )
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="a picture file, or a folder of them")
-    parser.add_argument("--network", choices=beside, default=beside[0], help="the file that is asked (%(default)s)")
+    parser.add_argument("--network", choices=networks, default=networks[0], help="the file that is run (%(default)s)")
     parser.add_argument("--top", type=int, metavar="N", default=3, help="classes a picture, the likeliest first (3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a picture")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""predict.py for texts: it reads them by the tokenizer beside it, and asks the network that lies there too.
+"""predict.py for texts: it reads them by the tokenizer next to it, and runs the network that lies there too.
 
 It is run and compared in a process of its own, as that for pictures is.
 """
@@ -20,9 +20,9 @@ from kdnas.tokenizing import TOKENIZER_FILE, Encoded, Tokenizer
 
 _PROBES = 3
 
-_TEXT = '''"""Labels texts with the network beside this script. It needs tokenizers, NumPy and {packages}.
+_TEXT = '''"""Labels texts with the network next to this script. It needs tokenizers, NumPy and {packages}.
 
-    python predict.py "a fine piece of work"          label a text, or several; --help says more
+    python predict.py "a fine piece of work"          label a text, or several; see --help
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ def label(text, tokenizer, logits_of, top, as_json):
 
 def main():
     """Label the texts that are named, or those on the lines of the standard input."""
-    beside = [name for name in NETWORKS if (FOLDER / name).exists()]
+    networks = [name for name in NETWORKS if (FOLDER / name).exists()]
     classes = len(PREPROCESSING["class_names"])
     what = f"Labels texts with one of {{classes}} classes." if classes else "Tells the number of texts."
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text; without any, each line of the standard input")
-    parser.add_argument("--network", choices=beside, default=beside[0], help="the file that is asked (%(default)s)")
+    parser.add_argument("--network", choices=networks, default=networks[0], help="the file that is run (%(default)s)")
     parser.add_argument("--top", type=int, metavar="N", default=3, help="classes a text, the likeliest first (3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a text")
     arguments = parser.parse_args()

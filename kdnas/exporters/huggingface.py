@@ -57,7 +57,7 @@ def load_network():
 ''',
 )
 
-_TEXT_SCRIPT = '''"""{what} with the network beside this script. It needs transformers.
+_TEXT_SCRIPT = '''"""{what} with the network next to this script. It needs transformers.
 
     python predict.py "{example}"
 """
@@ -94,7 +94,7 @@ _CONTINUE = """made = network.generate(**tokens, max_new_tokens=32, do_sample=Fa
 
 @EXPORTERS.register
 def huggingface(student: TrainedStudent, folder: Path) -> Written:
-    """A folder that AutoModel...from_pretrained opens, where one number says a size for all layers of the student."""
+    """A folder that AutoModel...from_pretrained opens, where one size holds for all layers of the student."""
     check_packages("huggingface")
     reason = why_not(student.cut, student.network)
     if reason or student.cut is None:
@@ -130,14 +130,14 @@ def huggingface(student: TrainedStudent, folder: Path) -> Written:
 
 
 def why_not(cut: Cut | None, network: nn.Module) -> str:
-    """Return why no stock configuration tells the student's network; empty where one does."""
+    """Return why no stock configuration expresses the student's network; empty where one does."""
     reason = foreign(cut, "transformers")
     if reason or cut is None:
         return reason
     if not _auto(cut.origin)[0]:
         return f"{cut.origin.model} is no classifier and no language model"
     _, other = _stock(network)
-    return f"a {type(network).__name__}'s configuration tells one size for all layers: {other}" if other else ""
+    return f"a {type(network).__name__}'s configuration has one size for all layers: {other}" if other else ""
 
 
 def _save(network: Any, folder: Path) -> None:
@@ -158,9 +158,9 @@ def _auto(origin: Origin) -> tuple[str, str]:
 
 
 def _stock(network: Any) -> tuple[Any, str]:
-    """Return the configuration that tells `network`, and what it tells wrongly, empty where nothing.
+    """Return the configuration of `network`, and what it states wrongly, empty where nothing.
 
-    Heads of another width than the stream's share are told by `head_dim`, which not every class reads.
+    Heads of another width than the stream's share are stated by `head_dim`, which not every class reads.
     """
     others = []
     for head_dim in (None, _head_dim(network)):

@@ -48,7 +48,7 @@ def load_network():
 
 @EXPORTERS.register
 def timm(student: TrainedStudent, folder: Path) -> Written:
-    """A folder for timm.create_model("local-dir:...", pretrained=True), where its arguments can tell the student."""
+    """A folder for timm.create_model("local-dir:...", pretrained=True), where its arguments can express the student."""
     check_packages("timm")
     reason = why_not(student.cut, student.network)
     if reason or student.cut is None:
@@ -84,7 +84,7 @@ def why_not(cut: Cut | None, network: nn.Module) -> str:
         return ""
     kind = type(network).__name__
     tellable = _TELLABLE.get(kind, "no size")
-    return f"the arguments of a {kind} tell {tellable}: {other}"
+    return f"the arguments of a {kind} express {tellable}: {other}"
 
 
 _TELLABLE = {

@@ -30,7 +30,7 @@ _HEADER = """\
 #   start         random: random weights; inherited: the teacher's own, as it is cut to the student
 #   distillation  loss = task_weight * cross entropy + the sum over losses of weight * distillation loss
 #   provenance    the study that found it
-# A type or family spelled path/to/file.py:Name is code of the study's author, looked for beside this file.
+# A type or family spelled path/to/file.py:Name is code of the study's author, looked for next to this file.
 """
 
 _PICTURES = """\
@@ -60,7 +60,7 @@ def train_yaml(student: TrainedStudent, folder: Path) -> Written:
 
 
 def _header(student: TrainedStudent) -> str:
-    """Return the comments that say what stands in the file, in the words of the task's own samples."""
+    """Return the comments that explain the file, in the words of the task's own samples."""
     task, given = task_of(student.spec), student.preprocessing
     cut = f"in blocks of {student.spec.size}" if student.spec.rows > 1 else f"of which {student.spec.size} at most"
     if isinstance(given, Preprocessing):

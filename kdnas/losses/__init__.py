@@ -1,8 +1,8 @@
 """Knowledge-distillation losses. Each is one `nn.Module`; its adapters are parameters trained with the student.
 
-Each says how its authors weigh it against cross entropy: of dkd the paper's own numbers, of cosine DistilBERT's, of the
-others those of Tian et al., "Contrastive representation distillation" (ICLR 2020), for CIFAR-100, who set cross
-entropy's own weight (`task_weight`) to 1 beside losses that read features, and use no kd with them.
+Each states how its authors weigh it against cross entropy: of dkd the paper's own numbers, of cosine DistilBERT's, of
+the others those of Tian et al., "Contrastive representation distillation" (ICLR 2020), for CIFAR-100, who set cross
+entropy's own weight (`task_weight`) to 1 with losses that read features, and use no kd with them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kdnas.registry import Registry
 
 
 class DistillationLoss(nn.Module, ABC):
-    """One term of the training loss. `needs` says which outputs of student and teacher it reads.
+    """One term of the training loss. `needs` names which outputs of student and teacher it reads.
 
     A member's constructor is `__init__(self, student: OutputShapes, teacher: OutputShapes, *, options)`; the weight of
     the term is the recipe's, not the loss's. Raises ConfigError where student or teacher lack what it reads.
@@ -46,7 +46,7 @@ class DistillationLoss(nn.Module, ABC):
             raise ConfigError(f"the loss {name} needs a student and a teacher with stages: maps, or layers of tokens")
         if "attention" in self.needs and not (student.attention and teacher.attention):
             raise ConfigError(
-                f"the loss {name} reads attention: student and teacher need to be transformers kdnas knows"
+                f"the loss {name} reads attention: student and teacher need to be transformers that kdnas supports"
             )
         if "embedding" in self.needs and not (student.embedding and teacher.embedding):
             raise ConfigError(f"the loss {name} reads the embedding: student and teacher need a linear classifier")
@@ -58,7 +58,7 @@ class DistillationLoss(nn.Module, ABC):
         """Return the loss, a float32 scalar. `rows` are the student's logits with their targets and weights.
 
         A loss on logits is the mean over the rows by their weights (`Rows.mean`). No gradient may reach the teacher's
-        outputs and the networks may run in bfloat16: `kdnas.nn.precision.in_float32` around it sees to both.
+        outputs and the networks may run in bfloat16: `kdnas.nn.precision.in_float32` around it ensures both.
         """
 
 

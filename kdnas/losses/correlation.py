@@ -22,7 +22,7 @@ class CorrelationCongruence(DistillationLoss):
     """Correlation congruence (Peng 2019): products of the differences that neighbours in the batch have.
 
     Linear heads map both embeddings to `width` numbers; of the absolute differences d_i of student and teacher the loss
-    is the mean of the sums of d_i * d_(i+1). Usual weight: 0.02, beside kd or with task_weight 1.
+    is the mean of the sums of d_i * d_(i+1). Usual weight: 0.02, with kd or with task_weight 1.
     """
 
     needs = frozenset({"embedding"})

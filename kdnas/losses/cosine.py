@@ -16,7 +16,7 @@ class Cosine(DistillationLoss):
     """Embeddings by direction: mean of 1 - cosine(student, teacher), in 0..2.
 
     Where the widths differ a linear adapter maps the student's embedding to the teacher's width. An embedding of zeros
-    has cosine 0 with any other. Usual weight: 1, DistilBERT's, beside kd at 5 and the task at 2.
+    has cosine 0 with any other. Usual weight: 1, DistilBERT's, with kd at 5 and the task at 2.
     """
 
     needs = frozenset({"embedding"})

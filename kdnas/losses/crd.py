@@ -24,12 +24,12 @@ _UNKNOWN = -1.0
 
 @LOSSES.register
 class ContrastiveRepresentation(DistillationLoss):
-    """Contrastive representation (Tian 2020): tell the other network's embedding of a sample from those of others.
+    """Contrastive representation (Tian 2020): match the other network's embedding of a sample against those of others.
 
     Linear heads map both embeddings to `width` numbers of length 1; e = exp(cosine / temperature), over its mean in the
-    first batch, is told from `memory` embeddings of earlier samples by noise-contrastive estimation: -log e / (e + K) -
-    sum log K / (e_k + K), in both directions. The memory is a queue of the batches before, where the authors keep one
-    place a training sample. Usual weight: 0.8, beside kd at 1 or alone, with task_weight 1.
+    first batch, is distinguished from `memory` embeddings of earlier samples by noise-contrastive estimation: -log e /
+    (e + K) - sum log K / (e_k + K), in both directions. The memory is a queue of the batches before, where the authors
+    keep one place a training sample. Usual weight: 0.8, with kd at 1 or alone, with task_weight 1.
     """
 
     needs = frozenset({"embedding"})

@@ -23,7 +23,7 @@ class Exits(DistillationLoss):
     """Own exits (Zhang 2019): (1 - share) * cross entropy + share * T^2 * KL(end || exit), summed over inner stages.
 
     With `of: self` the end is the student's own, and no teacher is asked. An exit is the mean over a stage's places and
-    a perceptron of one hidden layer, twice as wide; the authors' have convolutions, and beside this a hint of weight
+    a perceptron of one hidden layer, twice as wide; the authors' have convolutions, and in addition a hint of weight
     1e-6. They train with the student and are no part of it. Usual weight: 1, with task_weight 1.
     """
 

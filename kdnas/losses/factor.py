@@ -29,9 +29,9 @@ class FactorTransfer(DistillationLoss):
     """Factor transfer (Kim 2018): factors of the last stage, by a paraphraser of the teacher's and a translator.
 
     A factor's position is its mean squared channel, all of them of length 1; the loss is the mean absolute difference
-    of the two. The paraphraser, an autoencoder with `rate` x the teacher's channels, learns beside by its mean squared
-    error, which is added at `reconstruction` (the authors train it before, for 30 epochs). Padding does not count.
-    Usual weight: 200, with task_weight 1.
+    of the two. The paraphraser, an autoencoder with `rate` x the teacher's channels, learns at the same time by its
+    mean squared error, which is added at `reconstruction` (the authors train it before, for 30 epochs). Padding does
+    not count. Usual weight: 200, with task_weight 1.
     """
 
     needs = frozenset({"stages"})

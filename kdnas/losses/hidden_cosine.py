@@ -20,7 +20,7 @@ class HiddenCosine(DistillationLoss):
     """Tokens of the last layers by direction (DistilBERT 2019): mean of 1 - cosine over all that are no padding.
 
     Where the widths differ a linear adapter maps the student's tokens to the teacher's width. The pixels of a map are
-    its tokens. Usual weight: 1, DistilBERT's, beside kd at 5 and the task at 2.
+    its tokens. Usual weight: 1, DistilBERT's, with kd at 5 and the task at 2.
     """
 
     needs = frozenset({"stages"})

@@ -17,7 +17,7 @@ class HintonKD(DistillationLoss):
     """Softened logits (Hinton 2014): T^2 * KL(teacher || student) at temperature T.
 
     T^2 keeps the gradient's scale about the same over T; for large T it becomes (student - teacher logits) / K.
-    Tian et al. weigh it 0.9 with task_weight 0.1, as a study that says nothing does. `standardise` learns logits less
+    Tian et al. weigh it 0.9 with task_weight 0.1, the defaults of a study. `standardise` learns logits less
     their mean and over their deviation in each row (Sun et al., CVPR 2024; theirs: temperature 2, weight 9,
     task_weight 0.1), so that the student need not have logits as large as its teacher's.
     """

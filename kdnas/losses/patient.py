@@ -26,7 +26,7 @@ class Patient(DistillationLoss):
     The first token is [CLS], which classifiers read; of a map it is the mean over its pixels. `map` is `uniform` (the
     paper's "skip", its better one), `top` (its "last") or `bottom`. The mean is over batch, layers and channels, as in
     the authors' code. Where the widths differ one linear adapter maps the student's. Usual weight: 500, the authors'
-    example, beside kd.
+    example, with kd.
     """
 
     needs = frozenset({"stages"})

@@ -20,7 +20,7 @@ from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
 
 _LEVELS = (4, 2, 1)
-"""Sizes that maps are compared at beside their own."""
+"""Sizes that maps are compared at in addition to their own."""
 
 
 @LOSSES.register

@@ -55,7 +55,7 @@ class RelationalKD(DistillationLoss):
 
 
 def _spread(embedding: Tensor) -> Tensor:
-    """Return the embeddings [B, D] around their mean over the largest deviation, which no distance or angle tells."""
+    """Return the embeddings [B, D] around their mean over the largest deviation; ratios and angles stay."""
     return bounded(embedding - embedding.detach().mean(dim=0), dim=(0, 1))
 
 

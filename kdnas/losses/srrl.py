@@ -18,7 +18,7 @@ class SoftmaxRegression(DistillationLoss):
     """Softmax regression (Yang 2021): the student's embedding, mapped, is to mean the same to the teacher's classifier.
 
     The mapped embedding's mean squared error from the teacher's, plus that of what the teacher's own classifier, which
-    stays as it is, says of it from the teacher's logits. The map is linear with batch norm and, unless `relu` is false
+    is frozen, makes of it from the teacher's logits. The map is linear with batch norm and, unless `relu` is false
     (for teachers whose embeddings go below 0), a ReLU; the authors put it before the pooling. Usual weight: 1, with
     task_weight 1.
     """

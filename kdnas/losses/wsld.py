@@ -20,8 +20,8 @@ class WeightedSoftLabels(DistillationLoss):
     """Weighted soft labels (Zhou 2021): T^2 * cross entropy with the teacher's softened classes, less where it is easy.
 
     A row counts by 1 - exp(-CE of the student / CE of the teacher), both with the label at temperature 1, a constant to
-    gradients: what the student knows as well as its teacher is left to the labels. Usual weight: 2.5, with task_weight
-    1.
+    gradients: what the student predicts as well as its teacher is left to the labels. Usual weight: 2.5, with
+    task_weight 1.
     """
 
     needs = frozenset({"logits"})

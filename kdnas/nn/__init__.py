@@ -1,1 +1,1 @@
-"""Torch building blocks that know nothing of studies: blocks, feature taps, normalisation."""
+"""Torch building blocks, independent of studies: blocks, feature taps, normalisation."""

@@ -81,7 +81,7 @@ class AttentionLayer:
 
 
 def attention_layers(network: nn.Module) -> tuple[AttentionLayer, ...]:
-    """Return the layers of a transformer in their order; empty where kdnas knows none in `network`."""
+    """Return the layers of a transformer in their order; empty where kdnas recognises none in `network`."""
     from kdnas.nn.anatomy import layer_roles  # which stands on modules that stand on this one
 
     rotary = any("rotary" in type(part).__name__.lower() for part in network.modules())

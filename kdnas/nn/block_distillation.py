@@ -244,8 +244,8 @@ def divergence(given: Tensor, wanted: Tensor) -> float:
     """
     if wanted.shape[-1] == 1:
         return float((given - wanted).square().mean() / _variance(wanted.reshape(-1, 1)))
-    told, right = F.log_softmax(given.flatten(0, -2), -1), F.log_softmax(wanted.flatten(0, -2), -1)
-    return float(F.kl_div(told, right, reduction="batchmean", log_target=True))
+    predicted, right = F.log_softmax(given.flatten(0, -2), -1), F.log_softmax(wanted.flatten(0, -2), -1)
+    return float(F.kl_div(predicted, right, reduction="batchmean", log_target=True))
 
 
 def _run(call: _Call, tensors: tuple[Tensor, ...]) -> Tensor:
@@ -262,7 +262,7 @@ def _variance(values: Tensor) -> Tensor:
 
 
 def _batches(inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
-    """Yield `inputs` in batches of two sizes or more, so that what has a row for each sample is told from what has not.
+    """Yield `inputs` in batches of two sizes or more, which separates what has a row for each sample from what has not.
 
     The first has one sample less than the others.
     """

@@ -1,6 +1,6 @@
 """Student networks built from a plan: frozen records that give every block's shape.
 
-The records say all there is to know of a network, so whoever prices, prints or exports it reads them instead of
+The records describe a network completely, so pricing, printing and exporting read them instead of
 walking modules. This file needs only torch: an exported student is a copy of the classes it uses, with its plan.
 
 Shapes: B batch, K classes, C channels, H and W height and width. A stride s maps H to ceil(H / s),
@@ -93,7 +93,7 @@ class IdentityShortcut(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """ReLU(branch(x) + shortcut(x)) as a `ResidualPlan` says."""
+    """ReLU(branch(x) + shortcut(x)) as a `ResidualPlan` describes."""
 
     def __init__(self, plan: ResidualPlan):
         super().__init__()
@@ -137,7 +137,7 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedBlock(nn.Module):
-    """x + branch(x), or branch(x) alone, as an `InvertedPlan` says."""
+    """x + branch(x), or branch(x) alone, as an `InvertedPlan` describes."""
 
     def __init__(self, plan: InvertedPlan):
         super().__init__()

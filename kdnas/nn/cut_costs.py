@@ -215,7 +215,7 @@ class _Recorder(TorchDispatchMode):
 
 @contextmanager
 def _noting_blocks(network: nn.Module, anatomy: Anatomy, recorder: _Recorder) -> Iterator[None]:
-    """Within it, `recorder` knows which removable block runs."""
+    """Within it, `recorder` records which removable block runs."""
 
     def enter(name: str) -> Any:
         def hook(*_: Any) -> None:
@@ -290,11 +290,11 @@ def _sides_of_activations(
             }
         except _SeveralAxes:
             continue
-    raise AssertionError("an axis by itself is told")
+    raise AssertionError("an axis by itself has a cost")
 
 
 class _SeveralAxes(Exception):
-    """A side follows several axes, which traces of several axes do not tell apart."""
+    """A side follows several axes, which traces of several axes do not separate."""
 
 
 def _side(whole: int, cut: Sequence[int], groups: Sequence[Sequence[Any]]) -> Side:

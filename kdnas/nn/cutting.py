@@ -27,7 +27,7 @@ from kdnas.nn.scaling_norms import norms_as_scales
 
 Example = Tensor | tuple[Tensor, ...]
 """What a network is run on: its one input [B, ...], or all of them in their order."""
-NORM_OVER_CHANNELS = "a norm over the channels sees fewer of them"
+NORM_OVER_CHANNELS = "a norm over the channels averages over fewer of them"
 """Why cutting the channels under a LayerNorm is inexact by nature."""
 
 Role = Literal["width", "inner", "heads"]
@@ -92,7 +92,7 @@ class Depth:
     least: int = 1
     stage: int = 1
     fixed: int = 0
-    """Blocks of the stage that always stay, beside these."""
+    """Blocks of the stage that always stay, in addition to these."""
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,7 @@ def _flat(tie: Tie, units: Sequence[int]) -> Tensor:
 
 
 def _refit(layer: nn.Module) -> None:
-    """Set the sizes that a layer says of itself to those of its weights."""
+    """Set a layer's size attributes to the sizes of its weights."""
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor):
         return
@@ -452,7 +452,7 @@ def _faults(
         return [(parts[0].name, why)]
     middle = len(parts) // 2
     halves = parts[:middle], parts[middle:]
-    if mixed:  # what is exact is held to that first, and then beside the rest
+    if mixed:  # what is exact is held to that first, and then together with the rest
         halves = exact, [part for part in parts if part not in exact]
     if found := [one for half in halves for one in _faults(anatomy, network, example, half)]:
         return found
@@ -461,7 +461,7 @@ def _faults(
     sound = list(halves[0])  # each half can be cut, both cannot
     for part in halves[1]:
         if why := fault([*sound, part]):
-            found.append((part.name, f"beside other cuts, {why}"))
+            found.append((part.name, f"together with other cuts, {why}"))
         else:
             sound.append(part)
     return found
@@ -530,7 +530,7 @@ def in_order(example: Example, count: int | None = None) -> tuple[Tensor, ...]:
 
 
 def inside(module: nn.Module, example: Example) -> tuple[nn.Module, Example]:
-    """Return the network behind the entrance of `module`, and what it is given when `module` sees `example`.
+    """Return the network behind the entrance of `module`, and its inputs when `module` gets `example`.
 
     Raises ValueError where that is not what the network takes first.
     """

@@ -4,10 +4,10 @@ A subnet owns nothing. Each of its tensors is a piece of a shared one: the leadi
 the first blocks. `Supernet.forward(samples, arch)` runs the very module that the student family builds for that arch on
 those pieces, so a subnet that is cut out computes the same. There is no active subnet: the arch is an argument.
 
-A `Layout`, which a student family supplies, says which shared tensor a subnet's tensor is a piece of. Tensors that
-play different parts (a plain block's convolutions and a bottleneck's, classifiers after different stages) are never
-shared. Smaller kernels pass through a learned linear map, which starts as the identity. The supernet of students cut
-out of their teacher is the teacher itself (`kdnas.nn.cut_supernet`).
+A `Layout`, which a student family supplies, maps each tensor of a subnet to the shared tensor that it is a piece of.
+Tensors that play different parts (a plain block's convolutions and a bottleneck's, classifiers after different stages)
+are never shared. Smaller kernels pass through a learned linear map, which starts as the identity. The supernet of
+students cut out of their teacher is the teacher itself (`kdnas.nn.cut_supernet`).
 
 Shapes: B batch, K classes.
 
@@ -50,7 +50,7 @@ class SharedTensor:
 class Layout(Protocol):
     """How the networks of a space share weights.
 
-    Names tell the place: tensors and channel axes of block b in stage s begin with `stages.<s>.<b>.` (both from 0),
+    Names encode the place: tensors and channel axes of block b in stage s begin with `stages.<s>.<b>.` (both from 0),
     those of what follows stage number s, from 1, with `exits.<s>.`; the channels that leave it are the axis
     `stream.<s>`.
     """

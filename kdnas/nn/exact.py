@@ -14,7 +14,7 @@ from torch import Tensor
 ROUNDING = 1e-3
 """Of `apart`: deep float32 networks stay far below, whatever kernel computes them and whatever a batch holds."""
 _OUTLYING = 20.0
-"""What lies beyond so many times the median says only that it does: some networks mask classes with -1e9."""
+"""What lies beyond so many times the median counts only as being there: some networks mask classes with -1e9."""
 
 
 @contextmanager

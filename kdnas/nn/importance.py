@@ -56,7 +56,7 @@ def rank(
 
     `batches` go through the module `through`, which has `network` in it and gives logits; None: `network` itself. `l1`
     looks at no data, and blocks are then ranked as the anatomy does. Some 512 samples are enough. `mask` is which of
-    the inputs says what tokens are text: padding does not count. None: all counts.
+    the inputs is the attention mask: padding does not count. None: all counts.
     """
     scores: dict[str, Tensor] = {}
     if method == "l1":

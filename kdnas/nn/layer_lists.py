@@ -1,4 +1,4 @@
-"""What a configuration says layer by layer, such as which layers attend within a window, once some layers are gone.
+"""What a configuration lists layer by layer, such as which layers attend within a window, once some layers are gone.
 
 Models read these lists by a layer's place, when they run and when they are made anew.
 """
@@ -19,7 +19,7 @@ _TOKENS = "token"
 
 
 def layers_of(config: Any) -> int | None:
-    """Return how many layers a configuration says there are; None where it does not."""
+    """Return the number of layers that a configuration states; None where it states none."""
     return next((getattr(config, name) for name in _COUNTS if isinstance(getattr(config, name, None), int)), None)
 
 
@@ -27,7 +27,7 @@ def leave_out_of_lists(network: nn.Module, containers: Mapping[str, tuple[int, C
     """Bring the lists of the configurations in `network` that have an entry a layer to the layers that are left.
 
     `containers` are lists of layers by dotted name: how many they held, and the places of those that are gone. A
-    configuration whose number of layers is another says nothing of them.
+    configuration whose number of layers is another does not describe them.
     """
     seen: set[int] = set()
     for path, (layers, gone) in containers.items():

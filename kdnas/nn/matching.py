@@ -56,7 +56,7 @@ def to_common_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Return two stages as maps [B, C, H, W] of one size: the smaller height and the smaller width of the two.
 
     The larger is average-pooled. Tokens [B, N, C] become maps of one column where both sides have equally many, else
-    grids of the other side's proportions, squares beside tokens: of the last tokens as many as fill one, what comes
+    grids of the other side's proportions, squares for tokens: of the last tokens as many as fill one, what comes
     before them being no patch of the image.
     """
     if a.ndim == b.ndim == 3 and a.shape[1] == b.shape[1]:

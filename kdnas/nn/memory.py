@@ -28,7 +28,7 @@ def peak_bytes_cpu(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
 
 
 def peak_bytes_cuda(module: nn.Module, inputs: tuple[Tensor, ...], device: torch.device) -> int:
-    """Return the peak bytes of a copy of `module` on `device`; the caching allocator tells those of activations."""
+    """Return the peak bytes of a copy of `module` on `device`; the caching allocator reports those of activations."""
     module = copy.deepcopy(module).to(device, torch.float32).eval()
     taken = [each.to(device) for each in inputs]
     with torch.no_grad():

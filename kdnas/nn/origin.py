@@ -1,7 +1,7 @@
 """Where a network's code stands, and what was cut out of it: enough to write it down as code without kdnas.
 
 A student that was cut out of a network is described by what differs from the whole one: blocks that are gone, shapes of
-tensors, and numbers that modules say of themselves. The weights are loaded afterwards.
+tensors, and sizes that modules hold as attributes. The weights are loaded afterwards.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def cut_source(cut: Cut, network: nn.Module) -> str:
     """Return Python without kdnas that defines `build_student()`: `network`, which was cut from `cut.whole`.
 
     It defines `answer(network, *inputs)` too, which gives the logits. Raises ValueError where the difference between
-    the two cannot be told by blocks, shapes and numbers.
+    the two differ in more than blocks, shapes and numbers.
     """
     rebuilt = copy.deepcopy(cut.whole)
     remove_blocks(rebuilt, cut.gone)
@@ -127,7 +127,7 @@ def set_shapes(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
 
 
 def set_numbers(network: nn.Module, numbers: Mapping[str, Mapping[str, Any]]) -> None:
-    """Set what modules, and the configuration of the network, say of themselves: by dotted name and attribute."""
+    """Set the size attributes of modules and of the network's configuration: by dotted name and attribute."""
     for path, values in numbers.items():
         owner: Any = getattr(network, "config", None) if path == "config" else network.get_submodule(path)
         for name, value in values.items():
@@ -143,7 +143,7 @@ def _shapes(whole: nn.Module, cut: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _numbers(whole: nn.Module, cut: nn.Module) -> dict[str, dict[str, Any]]:
-    """Return what the modules of `cut` say of themselves otherwise than those of `whole`."""
+    """Return the size attributes of the modules of `cut` that differ from those of `whole`."""
     theirs = dict(whole.named_modules(remove_duplicate=False))
     found: dict[str, dict[str, Any]] = {}
     for path, module in cut.named_modules(remove_duplicate=False):

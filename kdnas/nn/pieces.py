@@ -34,7 +34,7 @@ class InPieces(nn.Module):
 class LogitsOf(nn.Module):
     """A network of transformers, which answers with a record, as one that gives its logits.
 
-    `settings` go with every call: what else it is told, such as `use_cache: false`.
+    `settings` go with every call: further keyword arguments, such as `use_cache: false`.
     """
 
     def __init__(self, network: nn.Module, **settings: Any):

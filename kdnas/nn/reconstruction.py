@@ -29,7 +29,7 @@ from kdnas.nn.recalibration import recalibrate
 RIDGE = 0.3
 """The prior's weight, in mean variances of what a layer is fed; .1 to 1 did about equally well in one study."""
 _HELD_OUT = 0.25
-"""The share of the samples that tells how far the fit to the others holds."""
+"""The share of the samples held out to check the fit to the others."""
 _ROWS = 4096
 """So many rows of a layer are looked at, or four times its features where those are more."""
 
@@ -130,7 +130,7 @@ def _readers(network: nn.Module, anatomy: Anatomy) -> list[_Reader]:
 def _rows(layer: nn.Module, fed: Tensor, features: int | None = None) -> Tensor:
     """Return what `layer` is fed as rows [N, G]: some of the places of maps [B, G, ...] or sequences [B, T, G].
 
-    Those places are the same whatever G is; `features` tells how many, G unless stated.
+    Those places are the same whatever G is; `features` is their number, G unless stated.
     """
     convolves = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     rows = fed.detach().movedim(1, -1) if convolves else fed.detach()

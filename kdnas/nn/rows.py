@@ -52,8 +52,8 @@ class Batch:
 class Rows:
     """`logits` [M, V]; `targets` int64 [M] or probabilities [M, V]; `weights` float [M] >= 0, None where all count.
 
-    Of a regression `logits` [M, 1] are the numbers told, and `targets` float [M] the true ones. A row of weight 0, such
-    as padding, still has finite logits and a valid target.
+    Of a regression `logits` [M, 1] are the numbers predicted, and `targets` float [M] the true ones. A row of weight 0,
+    such as padding, still has finite logits and a valid target.
     """
 
     logits: Tensor
@@ -62,7 +62,7 @@ class Rows:
 
     @property
     def are_values(self) -> bool:
-        """Whether numbers are told, no classes."""
+        """Whether the targets are numbers, no classes."""
         return self.targets.ndim == 1 and self.targets.is_floating_point()
 
     def mean(self, values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Norms over channels taken for what they are besides: a factor and an offset for every channel.
+"""Norms over channels, taken as their affine part: a factor and an offset for every channel.
 
 A network that is cut under such a norm differs from the masked one by nature, which hides a cut that is simply wrong.
 With its norms taken as scales it must be equal again.

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 _SPREAD = 0.02
-"""Standard deviation of weights whose module does not say how it begins, as transformers have it."""
+"""Standard deviation of weights whose module does not state its initialisation, as in transformers."""
 
 
 @torch.no_grad()
 def initialise_anew(network: nn.Module) -> None:
-    """Give `network` the weights that it had before it was trained, as far as its modules tell, from torch's generator.
+    """Give `network` the weights that it had before it was trained, as its modules define them, from torch's generator.
 
     A module with a `reset_parameters` of its own begins by that. Other parameters of several dimensions are drawn
     narrowly around 0, weights of one dimension (norms, scales) are 1, biases 0.

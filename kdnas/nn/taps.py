@@ -108,8 +108,8 @@ class Taps:
             outputs = tapped(*inputs)
 
     `stages` and `classifier` are dotted names inside `module`; `classifier` None means that there is no embedding. Only
-    the outputs in `needs` are captured; the attention is that of the layers whose roles kdnas knows. `mask` is the
-    place among the inputs of the one that says which tokens are text. `taught` is the dotted name of a second
+    the outputs in `needs` are captured; the attention is that of the layers whose roles kdnas recognises. `mask` is the
+    place among the inputs of the attention mask. `taught` is the dotted name of a second
     classifier that learns from the teacher: the logits are then what `classifier` gives, not the network's answer. A
     submodule that runs several times in one forward gives its last output.
     Raises ValueError when a name does not exist.
@@ -228,7 +228,7 @@ def output_shapes(
 
 
 def _classifier_at_the_end(module: nn.Module, name: str | None, outputs: Outputs) -> Classifier | None:
-    """Return the linear layer called `name`, where the logits are what it says of the embedding; else None."""
+    """Return the linear layer called `name`, where it maps the embedding to the logits; else None."""
     layer = None if name is None else dict(module.named_modules(remove_duplicate=False))[name]
     weight, bias = (getattr(layer, part, None) for part in ("weight", "bias"))
     if not isinstance(weight, Tensor) or weight.is_meta or outputs.embedding is None:
@@ -241,7 +241,7 @@ def _classifier_at_the_end(module: nn.Module, name: str | None, outputs: Outputs
 
 
 def mask_place(spec: TaskSpec) -> int | None:
-    """Return which input of the task says which tokens are text; None where there is none."""
+    """Return which input of the task is the attention mask; None where there is none."""
     return next((place for place, taken in enumerate(spec.inputs) if taken.kind == "mask"), None)
 
 
@@ -295,7 +295,7 @@ def find_stages(module: nn.Module, example: Tensor) -> tuple[tuple[str, ...], st
 
 
 def with_taps(module: nn.Module, stages: tuple[str, ...], classifier: str | None) -> nn.Module:
-    """Return `module`, which says from now on itself what its stages and its classifier are called."""
+    """Return `module`, which from now on holds the names of its stages and its classifier."""
     module.taps = stages, classifier  # type: ignore[assignment]
     return module
 
@@ -303,7 +303,7 @@ def with_taps(module: nn.Module, stages: tuple[str, ...], classifier: str | None
 def stage_names(module: nn.Module) -> tuple[tuple[str, ...], str | None]:
     """Return (stage names, classifier name) of a network that keeps the student families' contract.
 
-    It says them itself (`with_taps`), or its `stages` is a ModuleList and its `classifier` a module; either may be
+    It holds them itself (`with_taps`), or its `stages` is a ModuleList and its `classifier` a module; either may be
     missing.
     """
     if (marked := getattr(module, "taps", None)) is not None:
@@ -315,7 +315,7 @@ def stage_names(module: nn.Module) -> tuple[tuple[str, ...], str | None]:
 
 
 def taught_head(module: nn.Module) -> str | None:
-    """Return the name of the classifier beside `classifier` that learns from the teacher; None where there is none."""
+    """Return the name of the classifier next to `classifier` that learns from the teacher; None where there is none."""
     name = "distillation_classifier"
     return name if isinstance(getattr(module, name, None), nn.Module) else None
 
@@ -337,7 +337,7 @@ def _is_feature_map(output: Tensor, example: Tensor) -> bool:
     if output.ndim != 4 or output.shape[0] != example.shape[0]:
         return False
     height, width = output.shape[2:]
-    # Channels-last maps [B, H, W, C] of some transformers are told by an aspect ratio that is not the images'.
+    # Channels-last maps [B, H, W, C] of some transformers are recognised by an aspect ratio that is not the images'.
     keeps_aspect = abs(height * example.shape[3] - width * example.shape[2]) <= max(example.shape[2:])
     return height * width > 1 and keeps_aspect
 

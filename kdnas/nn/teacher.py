@@ -20,11 +20,11 @@ class Teacher:
     `module` takes the data's plain samples, images [B, C, H, W] as floats in 0..255 (normalisation and resizing are
     inside), and gives logits [B, K]. `stages` are the dotted names, inside `module`, of the submodules whose outputs
     [B, C, H, W] are the stages; `classifier` that of the linear layer whose input is the embedding, None where there is
-    no such layer.
-    `fingerprint` is a hash of the weights and everything else that is known to decide the outputs; `notes` say what was
-    adapted. `arch` is that of a teacher which is a member of a student family, so that students can inherit its
-    weights. `answers` are a sketch (`kdnas.core.answers`) of what it says to a few fixed samples of the data: they
-    tell what no hash of files does, such as mended code or an upgraded library. `outputs` is what its network gives.
+    no such layer. `fingerprint` is a hash of the weights and everything else that is known to decide the outputs;
+    `notes` list what was adapted. `arch` is that of a teacher which is a member of a student family, so that students
+    can inherit its weights. `answers` are a sketch (`kdnas.core.answers`) of its outputs for a few fixed samples of the
+    data: they show what no hash of files does, such as edited code or an upgraded library. `outputs` is what its
+    network gives.
     """
 
     name: str
@@ -60,7 +60,7 @@ def by_name(teaching: Teaching) -> Mapping[str, Teacher]:
 
 
 def fingerprint_of(teaching: Teaching) -> str | dict[str, str] | None:
-    """Return the hash of the one teacher, those of several by name, or None: what a training's identity says."""
+    """Return the hash of the one teacher, those of several by name, or None, for a training's identity."""
     teachers = by_name(teaching)
     if len(teachers) == 1:
         return next(iter(teachers.values())).fingerprint
@@ -68,7 +68,7 @@ def fingerprint_of(teaching: Teaching) -> str | dict[str, str] | None:
 
 
 _FURTHER = "teachers."
-"""Before the name of a teacher after the first, where hashes are told apart."""
+"""Before the name of a teacher after the first, where hashes are listed by teacher."""
 
 
 def fingerprints_of(teachers: Mapping[str, Teacher]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""How long runs take, told as multiples of a reference that runs beside them, so that the machine's drift cancels.
+"""How long runs take, as multiples of a reference that runs in between, so that the machine's drift cancels.
 
 One round is: reference, run 1, reference, run 2, ..., reference. A run's ratio in a round is its time over the mean of
 the reference's times just before and just after it; its latency is the median of its ratios times what one pass of

@@ -53,7 +53,7 @@ class VisionPlan:
 
 @dataclass(frozen=True)
 class TextPlan:
-    """A transformer for at most `length` tokens of a `vocabulary`, `segments` kinds of them (0: not told apart).
+    """A transformer for at most `length` tokens of a `vocabulary`, `segments` kinds of them (0: not distinguished).
 
     Words are looked up `embedding_width` wide and brought to `width` where that is another. `outputs` are classes of a
     whole text, or of every token's successor; there `tied` logits are read off the table of words.
@@ -86,7 +86,7 @@ class Attention(nn.Module):
         """Return [B, N, C] from `x` [B, N, C]; nobody looks at tokens where `mask` [B, N] is 0."""
         q, k, v = (self._heads(part(x)) for part in (self.q_proj, self.k_proj, self.v_proj))
         hidden = self._hidden(x, mask)
-        # A tracer counts the products, which it does not see inside the fused kernel.
+        # A tracer counts the products, which are hidden inside the fused kernel.
         if self.fused and not torch.jit.is_tracing():
             least = torch.finfo(q.dtype).min
             added = None if hidden is None else torch.zeros_like(hidden, dtype=q.dtype).masked_fill(hidden, least)
@@ -111,7 +111,7 @@ class Attention(nn.Module):
         return hidden
 
     def extra_repr(self) -> str:
-        """Say what the shapes of the weights do not."""
+        """Add the settings that the shapes of the weights do not show."""
         return f"heads={self.num_attention_heads}, causal={self.causal}"
 
 
@@ -148,7 +148,7 @@ class Layer(nn.Module):
         return self.layernorm_after(x + self.mlp(x))
 
     def extra_repr(self) -> str:
-        """Say where the norms stand."""
+        """Add where the norms stand."""
         return f"norm_first={self.norm_first}"
 
 
@@ -204,7 +204,7 @@ class VisionTransformer(nn.Module):
     """The network of a plan.
 
     Each entry of `stages` is a layer and gives tokens [B, N, C]; the input of `classifier` is the embedding. Where
-    there is a `distillation_classifier` the answer is the mean of both: what each says is told apart in training alone.
+    there is a `distillation_classifier` the answer is the mean of both: the two are separate in training alone.
     """
 
     def __init__(self, plan: VisionPlan):
@@ -267,7 +267,7 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """Return logits [B, K] of `tokens` int64 [B, N]; `mask` [B, N] is 0 where there is no text.
 
-        Of texts longer than the plan says the beginning is read.
+        Texts longer than the plan's length are truncated to their beginning.
         """
         mask = None if mask is None else mask[:, : self.length]
         segments = None if segments is None else segments[:, : self.length]

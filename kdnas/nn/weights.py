@@ -32,7 +32,7 @@ def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, str] | N
 
 
 def tensors_sum(tensors: Mapping[str, Tensor], *texts: str) -> str:
-    """Return the checksum of tensors by name, and of `texts` beside them."""
+    """Return the checksum of tensors by name, and of `texts` with them."""
     parts = {name: value.detach().cpu().contiguous().reshape(-1) for name, value in tensors.items()}
     flat = [(f"{name} {value.dtype}", value.view(torch.uint8).numpy()) for name, value in parts.items()]
     return content_sum([*flat, *((f"text {number}", text.encode()) for number, text in enumerate(texts))])

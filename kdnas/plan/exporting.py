@@ -58,12 +58,12 @@ def export_student(
     data_root: Path,
     cache: Path | None = None,
     on_skip: Callable[[str], None] | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
     """Write the student of `member` to `out` in every one of `formats` and return the files.
 
     None stands for every format that is installed and that the student has; with `on_skip` those that it has not are
-    left out, and `on_skip` is told why. The weights are those of the repeat with the best validation score. Raises
+    left out, and `on_skip` gets the reason. The weights are those of the repeat with the best validation score. Raises
     ConfigError when the student was not retrained, a format is unknown, or it has none of those that may be skipped,
     RunFolderError when its checkpoint is missing or damaged, DataError when the data is not what the run was made on,
     and ExportError, with nothing written, when a format fails its check.
@@ -73,25 +73,25 @@ def export_student(
     if formats is not None:
         check_formats(formats)
     expected = locked_fingerprint(run, "data")
-    workshop = open_run(run, data_root=data_root, cache=cache or cache_dir(), say=say)
+    workshop = open_run(run, data_root=data_root, cache=cache or cache_dir(), notify=notify)
     if expected and workshop.data.fingerprint != expected:
         raise DataError(
             f"data: {workshop.data.name} is not what {run.folder} was made on "
             f"(content hash {workshop.data.fingerprint}, was {expected})"
         )
-    say(f"student {member.trial.arch.arch_id}, seed {repeat.seed}")
+    notify(f"student {member.trial.arch.arch_id}, seed {repeat.seed}")
     student = trained_student(run, member, repeat, workshop)
     if formats is None or on_skip is not None:
-        formats = had_formats(student, formats, on_skip or say)
-    written = write_formats(student, formats, out, say=say)
+        formats = had_formats(student, formats, on_skip or notify)
+    written = write_formats(student, formats, out, notify=notify)
     reach("export")
     if out.resolve() == export_folder(run).resolve():
         note_products(run, "export", written, wanted_export(run))
     return written
 
 
-def had_formats(student: TrainedStudent, formats: Sequence[str] | None, say: Callable[[str], None]) -> list[str]:
-    """Return those of `formats`, or of all that are installed, that `student` has; others are said with the reason.
+def had_formats(student: TrainedStudent, formats: Sequence[str] | None, notify: Callable[[str], None]) -> list[str]:
+    """Return those of `formats`, or of all that are installed, that `student` has; others are reported with the reason.
 
     Raises ConfigError where it has none of them.
     """
@@ -109,7 +109,7 @@ def had_formats(student: TrainedStudent, formats: Sequence[str] | None, say: Cal
         whose = f"student {student.arch.arch_id} has no"
         raise ConfigError([Problem("export", f"{whose} {short_name(name)}: {why}") for name, why in lacking.items()])
     for name, why in {**missing, **lacking}.items():
-        say(f"skipped {short_name(name)}: {why}")
+        notify(f"skipped {short_name(name)}: {why}")
     return had
 
 
@@ -126,7 +126,7 @@ def wanted_export(run: RunRecord) -> str:
 def best_repeat(run: RunRecord, trial: TrialRecord) -> Repeat:
     """Return the retraining of `trial` with the best validation score, of equals the first.
 
-    Raises ConfigError, saying what to run, when it was never retrained.
+    Raises ConfigError, with the command to run, when it was never retrained.
     """
     if not trial.repeats:
         retrained = [other.arch.arch_id for other in run.trials if other.repeats]
@@ -175,7 +175,7 @@ def _own_statistics(cut: Cut | None) -> dict[str, tuple[float, ...]]:
 def _preprocessing(
     file: TrainFile, data: Data, cut: Cut | None
 ) -> Preprocessing | TextPreprocessing | OwnPreprocessing:
-    """Return what is done to the samples of `data` before the student that `file` trains sees them."""
+    """Return what is done to the samples of `data` before the student that `file` trains gets them."""
     if isinstance(data, TokenData):
         return _of_texts(data)
     if isinstance(data, ImageData):
@@ -251,7 +251,7 @@ def _load_weights(network: nn.Module, arch_id: str, path: Path, sha256: str, rem
         content = path.read_bytes()
         if sha256 and (found := hashlib.sha256(content).hexdigest()) != sha256:
             raise RunFolderError(
-                f"{path} holds other weights than were trained (SHA-256 {found[:16]}, the record says {sha256[:16]}): "
+                f"{path} holds other weights than were trained (SHA-256 {found[:16]}, the record has {sha256[:16]}): "
                 f"it was altered or swapped with another{again}"
             )
         network.load_state_dict(safetensors.torch.load(content))
@@ -338,11 +338,11 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def write_formats(
-    student: TrainedStudent, formats: Sequence[str], out: Path, *, say: Callable[[str], None] = lambda line: None
+    student: TrainedStudent, formats: Sequence[str], out: Path, *, notify: Callable[[str], None] = lambda line: None
 ) -> list[Path]:
     """Write `student` to the folder `out` in every one of `formats`, all or none, and return the files.
 
-    They are written and checked in a scratch folder beside `out` and moved when all are sound; other files in
+    They are written and checked in a scratch folder next to `out` and moved when all are sound; other files in
     `out` stay as they are. Raises ExportError when a check fails, ConfigError when `out` cannot be written.
     """
     check_formats(formats)
@@ -359,9 +359,9 @@ def write_formats(
             for name in dict.fromkeys(formats):
                 made = _write_one(student, name, scratch)
                 names |= dict.fromkeys(made.files)
-                say(f"checked {short_name(name)}")
+                notify(f"checked {short_name(name)}")
                 for note in made.notes:
-                    say(f"{name}: {note}")
+                    notify(f"{name}: {note}")
             return _move(names, scratch, out)
     except OSError as error:
         raise ConfigError(Problem("--out", f"{out} cannot be written: {error.strerror or error}")) from error

@@ -144,7 +144,7 @@ def cut_from_run(run: RunRecord, student: Arch, workshop: Workshop) -> nn.Module
 def make_plan(basis: PlanBasis, route: Route, why: str) -> TrainingPlan:
     """Return the plan of the basis's student by `route`, chosen because of `why`.
 
-    Raises ConfigError, saying why, where the student cannot be trained that way.
+    Raises ConfigError, with the reason, where the student cannot be trained that way.
     """
     makers = {"direct": _direct, "shrink": _shrink, "assistants": _assistants, "born_again": _born_again}
     steps = makers[route](basis)
@@ -285,7 +285,7 @@ def make_measured_plan(
     cache: Path,
     device: str | None = None,
     on_progress: Callable[[Route, Progress], None] = lambda route, progress: None,
-    say: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> TrainingPlan:
     """Return the plan of the basis's student by the route that was best with `share` in (0, 1] of the budget.
 
@@ -297,9 +297,11 @@ def make_measured_plan(
     hardware = resolve_device(device or brief.file.device)
     brief = dataclasses.replace(brief, file=brief.file.settled(hardware, {}))
     with computing(brief.file.training, hardware):
-        workshop = open_training(brief.file, data_root=data_root, cache=cache, device=device, data=basis.data, say=say)
+        workshop = open_training(
+            brief.file, data_root=data_root, cache=cache, device=device, data=basis.data, notify=notify
+        )
         measured = [
-            _measure_route(route, basis, brief, workshop, out, functools.partial(on_progress, route), say)
+            _measure_route(route, basis, brief, workshop, out, functools.partial(on_progress, route), notify)
             for route in ROUTES
         ]
     scores = {item.route: item.score for item in measured if item.score is not None}
@@ -321,7 +323,7 @@ def _measure_route(
     workshop: Workshop,
     out: Path,
     on_progress: Callable[[Progress], None],
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> MeasuredRoute:
     """Return what came of `route` with the budget of `brief`, or why it was not tried; it is taken by `basis`."""
     epochs, score = brief.inputs.epochs, basis.inputs.score
@@ -341,8 +343,8 @@ def _measure_route(
             )
     except TrialError as error:
         failed = f"failed: {printable(str(error))}"
-        say(f"{route}: {failed}")
+        notify(f"{route}: {failed}")
         return MeasuredRoute(route=route, epochs=epochs, note=failed)
-    say(f"{route}: validation {score.name} {score.shown(result.score)} with {counted(epochs, 'epoch')}")
+    notify(f"{route}: validation {score.name} {score.shown(result.score)} with {counted(epochs, 'epoch')}")
     seconds = round(result.train_seconds, 3)
     return MeasuredRoute(route=route, epochs=epochs, score=result.score, train_seconds=seconds)

@@ -1,7 +1,7 @@
 """plan.yaml: how one student is trained fully, in steps that `kdnas train --plan` or any other pipeline follows.
 
-The recipe (data, views, losses, optimizer) is that of the student's train.yaml; a step says what is trained how long by
-which teacher, and how it begins. What a supernet step unlocked when is recorded in it, as a shrinking.yaml does.
+The recipe (data, views, losses, optimizer) is that of the student's train.yaml; a step states what is trained how long
+by which teacher, and how it begins. What a supernet step unlocked when is recorded in it, as a shrinking.yaml does.
 Earlier versions called the file schedule.yaml and its format `kdnas training schedule 1`; both are still read.
 """
 
@@ -109,7 +109,7 @@ class Budget(Section):
     epochs: Annotated[int, Field(ge=1, le=100_000)]
     """Of the student."""
     samples: Annotated[int, Field(ge=1, validation_alias=AliasChoices("samples", "images"))]
-    """Trained on in an epoch; earlier versions said images."""
+    """Trained on in an epoch; earlier versions called them images."""
     student_macs: Count
     macs: Count
     """Multiply-accumulates: 3 x student_macs x samples x epochs."""
@@ -145,7 +145,7 @@ class MeasuredRoute(_ScoredSection):
 
 
 class DistilStep(Section):
-    """One network, trained beside a teacher."""
+    """One network, trained with a teacher."""
 
     name: Name
     kind: Literal["distil"] = "distil"
@@ -221,7 +221,7 @@ class SupernetStep(Section):
         return round(self.share * whole)
 
     def elastic(self, family: StudentFamily) -> ElasticSpace:
-        """Return the space as the training of its supernet sees it. Raises ConfigError."""
+        """Return the space as the training of its supernet uses it. Raises ConfigError."""
         return ElasticSpace(self.search_space, sibling_family(family, self.space.family))
 
     def network(self, family: StudentFamily) -> Arch:

@@ -46,7 +46,7 @@ from kdnas.version import __version__
 ONLY_TEACHER = "teacher"
 """What the one teacher is called that has no name."""
 FORMAT_VERSION: Literal[2] = 2
-"""Version 1 knew images and one teacher alone: `input_shape`, `channel_mean`, `channel_std`, `teacher`."""
+"""Version 1 had images and one teacher alone: `input_shape`, `channel_mean`, `channel_std`, `teacher`."""
 
 
 class ArchSection(Section):
@@ -57,7 +57,7 @@ class ArchSection(Section):
 
 
 class Preparation(Section):
-    """What is done to a picture before the student sees it (`kdnas.core.preprocessing`), for other pipelines."""
+    """What is done to a picture before the student gets it (`kdnas.core.preprocessing`), for other pipelines."""
 
     orientation: Literal["upright"] = "upright"
     background: str = "white"
@@ -103,18 +103,18 @@ class TrainFile(Section):
     task: TaskSpec
     """What the student is given and what it answers; its `kind` is the task's name."""
     statistics: dict[str, tuple[float, ...]] = Field(default_factory=dict)
-    """What the task's entrance must know of the training samples, by name."""
+    """The statistics of the training samples that the task's entrance needs, by name."""
     class_names: tuple[str, ...] = ()
     """In the order of the outputs; empty where these have no names."""
     data: DataConfig
     data_fingerprint: str
     """Hash of the data's content."""
     teachers: Annotated[dict[str, TeacherConfig], Field(min_length=1)]
-    """By name; whose outputs a loss learns it says by `of`."""
+    """By name; a loss names by `of` the one whose outputs it learns."""
     teacher_fingerprint: str = ""
     """Hash of the first teacher's weights; empty: not checked."""
     teacher_answers: tuple[float, ...] = ()
-    """A sketch of what the teacher says to a few fixed samples, compared up to rounding; empty: not checked."""
+    """A sketch of the teacher's outputs for a few fixed samples, compared up to rounding; empty: not checked."""
     further_fingerprints: dict[str, str] = Field(default_factory=dict)
     """Hashes of the teachers after the first, by name."""
     training: Annotated[Training, WrapValidator(_of_the_task)]
@@ -173,7 +173,7 @@ class TrainFile(Section):
         return Preparation(background=self.data.options.get("background", options["background"].default))
 
     def with_preprocessing(self, own: Mapping[str, tuple[float, ...]]) -> TrainFile:
-        """Return the file with what it says of pictures, where samples are some, written out.
+        """Return the file with its settings for pictures, where samples are pictures, written out.
 
         `own` is the student's normalisation where that is its teacher's: `channel_mean` and `channel_std`.
         """

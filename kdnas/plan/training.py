@@ -114,7 +114,7 @@ def train_fully(
     data: Data | None = None,
     formats: Sequence[str] = DEFAULT_FORMATS,
     on_progress: Callable[[Progress], None] = lambda progress: None,
-    say: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> FullTraining:
     """Train the student of `file` in the folder `out` and return its result; continue where an earlier call stopped.
 
@@ -135,9 +135,9 @@ def train_fully(
         if done is not None and not lost:
             return done
         for loss in lost:
-            say(f"{loss.path} {loss.words}")
+            notify(f"{loss.path} {loss.words}")
         workshop = open_training(
-            file, data_root=data_root, cache=cache or cache_dir(), device=device, data=data, say=say
+            file, data_root=data_root, cache=cache or cache_dir(), device=device, data=data, notify=notify
         )
         if plan is None:
             length = counted(file.training.epochs, "epoch")
@@ -145,7 +145,7 @@ def train_fully(
             check_samples(plan, workshop)
             write_plan(out / PLAN_FILE, plan)
             length = f"{counted(len(plan.steps), 'step')} worth {counted(plan.budget.epochs, 'epoch')}"
-        say(
+        notify(
             f"student {file.arch_id} of {file.name}: {length} on {len(workshop.train):,} samples, "
             f"{len(workshop.validation):,} held out, on {workshop.device}{_computed(file)}"
         )
@@ -153,13 +153,13 @@ def train_fully(
         if done is not None and _WEIGHTS_FILE in done.files and weights not in [loss.path for loss in lost]:
             network = load_network(file, workshop, weights).to(workshop.device)
             trained = StepResult(network, done.score, done.train_seconds)
-            return _finish(file, plan, larger, out, workshop, trained, done.formats or formats, say)
+            return _finish(file, plan, larger, out, workshop, trained, done.formats or formats, notify)
         if larger is not None:
             start: nn.Module | None = workshop.cut_on(file.student, larger.arch, larger.weights, file.seed)
         else:
             start = None if shared is None else shared(workshop)
         trained = _follow(file, plan, workshop, out, start, on_progress)
-        return _finish(file, plan, larger, out, workshop, trained, formats, say)
+        return _finish(file, plan, larger, out, workshop, trained, formats, notify)
 
 
 def _computed(file: TrainFile) -> str:
@@ -235,12 +235,12 @@ def _finish(
     workshop: Workshop,
     trained: StepResult,
     formats: Sequence[str],
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> FullTraining:
     test_score = workshop.test_score(workshop.entered(trained.network))
     card = _card(file, plan, larger, workshop, trained, test_score)
     student = assemble(file, trained.network, workshop, card=card)
-    written = write_formats(student, had_formats(student, formats, say), out, say=say)
+    written = write_formats(student, had_formats(student, formats, notify), out, notify=notify)
     sha256 = {str(path.relative_to(out.resolve())): file_sha256(path) for path in written}
     result = FullTraining(
         folder=out,
@@ -317,7 +317,7 @@ class Progress:
     """News of a training. `done` of the whole is a share in [0, 1]; `score` is on the validation split, where known,
     of the `quantity` that the task is scored by.
 
-    `step` counts from 1, of `steps`; `at` says where in the step this is: "epoch 3/20".
+    `step` counts from 1, of `steps`; `at` is the place in the step: "epoch 3/20".
     """
 
     step: int
@@ -410,7 +410,7 @@ class _Work:
     def distil(
         self, step: DistilStep, origin: Step, start: nn.Module | None, assistant: nn.Module | None
     ) -> StepResult:
-        """Train the step's network beside `assistant` or the teacher.
+        """Train the step's network with `assistant` or the teacher.
 
         It begins with the weights of `start`, the network of the step `origin`, cut out where that one is larger.
         """
@@ -545,7 +545,7 @@ class _Watch:
         self._next_look = 0
 
     def __call__(self, record: EpochRecord) -> None:
-        """Note `record` and tell of it."""
+        """Log `record` and report it."""
         seen = self._look(record) if record.epoch >= self._next_look else None
         self._looks = {epoch: look for epoch, look in self._looks.items() if epoch < record.epoch}
         if seen is not None:

@@ -142,7 +142,7 @@ def full_trainings(folder: Path) -> tuple[list[FullTraining], list[str]]:
 def read_history(out: Path) -> tuple[list[EpochRecord], dict[int, float]]:
     """Return the epochs in history.csv and the validation scores seen after some; none where it is damaged.
 
-    It is a log: the checkpoint alone says how far the training is.
+    It is a log: the checkpoint alone decides how far the training is.
     """
     try:
         rows = list(csv.DictReader((out / HISTORY_FILE).read_text(encoding="utf-8").splitlines()))

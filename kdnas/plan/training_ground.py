@@ -27,7 +27,7 @@ def training_workshop(
     cache: Path,
     device: str | None = None,
     data: Data | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> Workshop:
     """Return what the training of `file` works with, nothing opened; `data` are its data where they are open already.
 
@@ -48,7 +48,7 @@ def training_workshop(
         cache=cache,
         device=resolve_device(device or file.device),
         made_on=MadeOn(file.data_fingerprint, reader="afterwards"),
-        say=say,
+        notify=notify,
     )
     if data is not None:
         workshop.data = data
@@ -62,14 +62,14 @@ def open_training(
     cache: Path,
     device: str | None,
     data: Data | None = None,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> Workshop:
     """Return what the training of `file` works with, opened and compared with it; `data` may be open already.
 
     Raises DataError or TeacherError when data or teacher are not those of the file, ConfigError for a device that is
     not there.
     """
-    workshop = training_workshop(file, data_root=data_root, cache=cache, device=device, data=data, say=say)
+    workshop = training_workshop(file, data_root=data_root, cache=cache, device=device, data=data, notify=notify)
     check_data(file, workshop.data)
     data, teachers = workshop.data, workshop.teachers
     check_teacher(file, workshop.teacher)
@@ -77,7 +77,9 @@ def open_training(
         check_hash(teachers[name], was, f"further_fingerprints.{name}")
     if not file.teacher_fingerprint:  # those of a study have been looked at when the study was opened
         for teacher in teachers.values():
-            report_teacher(teacher, data, workshop.validation_indices, file.training, device=workshop.device, say=say)
+            report_teacher(
+                teacher, data, workshop.validation_indices, file.training, device=workshop.device, notify=notify
+            )
         with torch.random.fork_rng(devices=[]):
             student = workshop.family.build(file.student)
         check_losses(file.recipe, teachers, {"the student": student}, data, device=workshop.device)

@@ -1,4 +1,4 @@
-"""Proxies: which training samples stand for all of them where a brief score sees a share. One member a file.
+"""Proxies: which training samples stand for all of them where a short training uses a share. One member a file.
 
 `training: {data_fraction: 0.2, proxy: herding}` trains on a fifth that herding chose. The share of every rung, audit
 and retraining is chosen so, from the training split alone.

@@ -1,4 +1,4 @@
-"""Damage inside a record: rows that no longer say what was written, found before anything rests on them.
+"""Damage inside a record: rows that are no longer as they were written, found before anything uses them.
 
 The database is read as it is, row by row, since Optuna reads all trials or none. What is damaged can be left out, which
 closes a trial as failed with the reason, or removes what was noted of the study; it is never done unasked.
@@ -77,7 +77,7 @@ def refuse_damage(database: Database, folder: Path, objectives: Sequence[str]) -
 
 
 def find_damage(database: Database, objectives: Sequence[str], params: Collection[str] = ()) -> list[Damage]:
-    """Return what cannot be read; nothing where the database itself cannot, which is Optuna's to tell."""
+    """Return what cannot be read; nothing where the database itself cannot, which Optuna reports."""
     try:
         with database.connect() as connection:
             rows = _Rows.read(connection, database.study)
@@ -91,7 +91,7 @@ def find_damage(database: Database, objectives: Sequence[str], params: Collectio
 def leave_out(
     database: Database, objectives: Sequence[str], params: Collection[str], names: Sequence[str]
 ) -> list[str]:
-    """Leave what `names` say out for good, and return in words what was done. The caller holds the run.
+    """Leave what is in `names` out for good, and return in words what was done. The caller holds the run.
 
     Raises ConfigError where one of them is not damaged, RunFolderError where the database cannot be written.
     """
@@ -209,7 +209,7 @@ def _student_problem(
     if state == OptunaState.COMPLETE and "result" not in attributes:
         return "its attribute 'result' is missing"
     try:
-        # Its parameters have been read above; without them Optuna's own checks have nothing to say.
+        # Its parameters have been read above; without them Optuna's own checks find nothing.
         frozen = FrozenTrial(number, state, None, *moments, {}, {}, dict(attributes), {}, {}, number)
         record = trial_record(frozen)
         _check_numbers(record.tuned)
@@ -222,12 +222,12 @@ def _student_problem(
         if record.arch.arch_id != attributes["arch_id"]:
             return f"its arch is {record.arch.arch_id}, not {attributes['arch_id']}"
     except KeyError as error:
-        return f"an attribute says no {error}"
+        return f"an attribute has no {error}"
     except _UNREADABLE as error:
         return f"its attributes are no student's: {error}"
     known = {**record.values, **record.measurements}
     without_value = [name for name in objectives if name not in known]
-    return f"its result says no {', '.join(without_value)}" if without_value and state == OptunaState.COMPLETE else ""
+    return f"its result has no {', '.join(without_value)}" if without_value and state == OptunaState.COMPLETE else ""
 
 
 def _note_problem(key: str, text: Any) -> str:
@@ -267,7 +267,7 @@ def _note_problem(key: str, text: Any) -> str:
         if kind in ("final", "failed", "measured"):
             int(key.split(":")[1])
     except KeyError as error:
-        return f"it says no {error}"
+        return f"it has no {error}"
     except (*_UNREADABLE, IndexError) as error:
         return f"it cannot be read: {error}"
     return ""

@@ -112,11 +112,11 @@ class Database(ABC):
 
     @property
     def mark(self) -> str:
-        """A text that changes when what is kept does, quickly told."""
+        """A text that changes when the content does, quickly computed."""
         return self.digest()
 
     def unusable(self, error: BaseException) -> RunFolderError:
-        """Return the one message that names the place and what it said itself, which lies deepest."""
+        """Return the one message that names the place and the database's own words, which lie deepest."""
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
@@ -191,7 +191,7 @@ class SqliteFile(Database):
     def _refuse_programs(self) -> None:
         """Raise RunFolderError where the file has triggers or views, which may change what is read, or never end."""
         query = text("select type, name from sqlite_master where type in ('trigger', 'view') limit 1")
-        with suppress(SQLAlchemyError), self.connect() as rows:  # what is no database is Optuna's to tell
+        with suppress(SQLAlchemyError), self.connect() as rows:  # Optuna reports what is no database
             if (found := rows.execute(query).first()) is not None:
                 what = f"{self._path} has a {found[0]} {printable(str(found[1]), 80)!r}, which kdnas has not made"
                 raise RunFolderError(f"{what}: it would change what is read or written; restore the file")

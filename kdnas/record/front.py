@@ -187,7 +187,7 @@ def pick(run: RunRecord, text: str) -> FrontMember:
     """Return the student that `text` names (`kdnas.core.pick.PICKS`).
 
     An arch_id, or a unique beginning of one, may be that of any complete trial; everything else chooses from the front.
-    Raises ConfigError saying what there is, and for bounds nobody meets the nearest miss.
+    Raises ConfigError with what there is, and for bounds that no student meets the nearest miss.
     """
     members = front(run)
     if not members:

@@ -60,7 +60,7 @@ _IDENTITY_SECTIONS = (
 _SHOWN = 12
 _STATISTICS = ("channel_mean", "channel_std")
 _OF_IMAGES = ("input_shape", "samples")
-"""What records of data said when they were all of images."""
+"""The words of records of data from when they were all of images."""
 
 
 def space_record(space: SearchSpace) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class DataDescription:
     validation_samples: int | None = None
     test_samples: int | None = None
     statistics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """What the task's entrance must know of the training samples, by name."""
+    """The statistics of the training samples that the task's entrance needs, by name."""
     notes: tuple[str, ...] = ()
     """What the user should know of them: what was converted, left out, occurs twice, or is scarce."""
     validation_stated: bool = False
@@ -202,7 +202,7 @@ class Lock:
     fingerprints: Mapping[str, str]
     """Hashes of what its scores rest on: data, teacher, table."""
     quantities: tuple[Quantity, ...]
-    """Every quantity that its students know, the score first."""
+    """Every quantity that its students have, the score first."""
     reference_point: Mapping[str, float]
     """By objective name, in the objective's own unit and direction; every hypervolume of the run uses it."""
     teacher: TeacherReport | None
@@ -261,7 +261,7 @@ def write_lock(folder: Path, lock: Lock) -> None:
 
 
 def read_lock(folder: Path) -> Lock:
-    """Return what study.lock.yaml in `folder` says. Raises RunFolderError when it is missing, or which key is damaged.
+    """Return the content of study.lock.yaml in `folder`. Raises RunFolderError when it is missing or a key is damaged.
 
     Lock files of earlier versions are read as well.
     """
@@ -357,7 +357,7 @@ def _of_today(plain: Mapping[str, Any]) -> dict[str, Any]:
 def of_todays_task(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Return a plain record with the task and the statistics of its data: once they were a shape and channels' numbers.
 
-    What is damaged stays as it is, and is told of by whoever reads it.
+    What is damaged stays as it is, and is reported by whoever reads it.
     """
     rest = {name: value for name, value in plain.items() if name not in (*_OF_IMAGES, *_STATISTICS)}
     shape = plain.get("input_shape")
@@ -402,7 +402,7 @@ def refuse_another_study(
 ) -> None:
     """Raise RunFolderError showing every difference where the study is not that of the run in `folder`.
 
-    What was measured on one device says nothing beside what is measured on another: `device` is stated where that
+    Measurements of different devices are not comparable: `device` is stated where that
     counts.
     """
     was = lock.config.model_copy(update={"training": numerics_of(lock.config.training, config.training)})
@@ -430,7 +430,7 @@ def refuse_another_study(
 
 
 def _other_content(config: StudyConfig, what: str) -> str:
-    """Say that `what` has another hash than in the run; of a teacher that kdnas trains, also where its weights are."""
+    """Return why `what` has another hash than in the run; of a teacher trained by kdnas, also where its weights are."""
     teacher = {"teacher": config.teacher, **config.further_teachers}.get(what.rpartition(".")[2])
     if teacher is None or teacher.type != "student":
         return "its content is not what it was"
@@ -447,7 +447,7 @@ def _identity(config: StudyConfig, space: SearchSpace, *, stated: bool = False) 
     """
     resolved = config.model_dump(mode="json", exclude_unset=stated)
     identity = {section: resolved[section] for section in _IDENTITY_SECTIONS if section in resolved}
-    if not identity.get("further_teachers"):  # there being none, runs of before there could be say nothing of them
+    if not identity.get("further_teachers"):  # there being none, runs of earlier versions have no entry for them
         identity.pop("further_teachers", None)
     if config.rungs:
         identity["rungs"] = [fidelity.as_dict() for fidelity in config.fidelities]

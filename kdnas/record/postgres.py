@@ -36,7 +36,7 @@ _ALIVE = {"tcp_keepalives_idle": 30, "tcp_keepalives_interval": 10, "tcp_keepali
 """The server's settings, in seconds and tries: it notices within a minute that a machine is gone."""
 
 _OWNERS = "kdnas_controllers"
-"""Who held a study last, by a token of its own: a table beside Optuna's."""
+"""Who held a study last, by a token of its own: a table next to Optuna's."""
 
 
 class Postgres(Database):

@@ -1,4 +1,4 @@
-"""What a run wrote beside its record, by hash, so that a later call sees what was lost or changed since.
+"""What a run wrote in addition to its record, by hash, so that a later call finds what was lost or changed since.
 
 `.products.json` in the run folder holds of each kind of product (report, export) the hash of the record it was made
 from and of every file of it. The hashes of checkpoints are in the record itself (`Repeat.sha256`): nothing can be
@@ -94,7 +94,7 @@ def _of(run: RunRecord, kind: Kind) -> dict[str, Any]:
 
 
 def _noted(folder: Path) -> dict[str, Any]:
-    """Return what `.products.json` says; nothing where it is missing or damaged: all is written anew then."""
+    """Return the content of `.products.json`; nothing where it is missing or damaged: all is written anew then."""
     try:
         noted = json.loads((folder / _FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

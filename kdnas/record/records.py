@@ -45,7 +45,7 @@ class Result:
     test: float | None = None
     """The score on the test split, where the job asked for it and there is one."""
     further: Mapping[str, float] = field(default_factory=dict)
-    """What else is known of how good it is, beside `test`: other scores of its task, shares of texts completed."""
+    """Further results on the test split: other scores of its task, shares of texts completed."""
     checkpoint: str = ""
     """Where the weights are, relative to the run folder; empty where the job asked for none."""
     sha256: str = ""
@@ -108,7 +108,7 @@ class Control:
 
 @dataclass(frozen=True)
 class OtherTrial:
-    """A trial of the record that is no student of the search: `reason` says what it is, or why it was left out."""
+    """A trial of the record that is no student of the search: `reason` is what it is, or why it was left out."""
 
     number: int
     reason: str
@@ -260,7 +260,7 @@ class RunRecord:
     audit: AuditRecord | None = None
     """None where no audit was made."""
     teacher_further: Mapping[str, float] = field(default_factory=dict)
-    """What is known of how good the teacher is on the test split beside its score, by name."""
+    """What is known of how good the teacher is on the test split in addition to its score, by name."""
 
     @property
     def score(self) -> Quantity:

@@ -92,7 +92,7 @@ def distributions(space: SearchSpace, tune: Mapping[str, TuneRange]) -> dict[str
 
 
 def _on_disk(method: Callable[Concatenate[Record, P], R]) -> Callable[Concatenate[Record, P], R]:
-    """Let `method` tell what the disk or the database refuses as a RunFolderError that names the file."""
+    """Have `method` raise what the disk or the database refuses as a RunFolderError that names the file."""
 
     @functools.wraps(method)
     def guarded(self: Record, /, *arguments: P.args, **options: P.kwargs) -> R:
@@ -120,7 +120,7 @@ class Record:
         self._asked: dict[int, optuna.Trial] = {}
         """By number: the trials that this process runs."""
         self._ended: dict[int, TrialRecord] = {}
-        """By number: trials that change no more, but for what is said of finalists afterwards."""
+        """By number: trials that change no more, but for the results of finalists."""
 
     @classmethod
     def create(cls, database: Database, objectives: Sequence[Quantity]) -> Record:
@@ -136,7 +136,7 @@ class Record:
         rows = database.open([objective.name for objective in objectives])
         with database.errors():
             record = cls(database, rows)
-            record.study.get_trials(deepcopy=False)  # read once, so that a file cut short is told here
+            record.study.get_trials(deepcopy=False)  # read once, so that a truncated file is reported here
         directions = [direction.name.lower() for direction in record.study.directions]
         expected = [objective.direction for objective in objectives]
         if directions != expected:
@@ -212,12 +212,12 @@ class Record:
 
     @_on_disk
     def enqueue(self, values: Mapping[str, Scalar], where: str) -> None:
-        """Let a student of `values` wait until the search takes it; `where` says who made it."""
+        """Let a student of `values` wait until the search takes it; `where` is its source."""
         self.study.enqueue_trial(dict(values), user_attrs={"enqueued": where})
 
     @_on_disk
     def set_aside(self, number: int, reason: str) -> None:
-        """Close a trial that has not been described, and say why it becomes no student."""
+        """Close a trial that has not been described, with the reason why it becomes no student."""
         trial_id = self._trial_id(number)
         self._storage.set_trial_state_values(trial_id, OptunaState.RUNNING)  # a waiting one
         self._storage.set_trial_user_attr(trial_id, "set_aside", printable(reason))
@@ -234,7 +234,7 @@ class Record:
 
     @_on_disk
     def complete(self, number: int, result: Result, objectives: Sequence[Quantity]) -> None:
-        """Close a running trial with its result: as infeasible where that says so."""
+        """Close a running trial with its result: as infeasible where it is."""
         if result.infeasible:
             self._asked[number].set_user_attr("reason", printable(result.infeasible))
         self._asked[number].set_user_attr("result", result.as_dict())
@@ -384,7 +384,7 @@ class Record:
         )
 
     def _trial(self, trial: FrozenTrial) -> TrialRecord:
-        """Return what a trial says of itself, which is read once of each that has ended."""
+        """Return a trial's own attributes, which are read once of each that has ended."""
         known = self._ended.get(trial.number)
         if known is None:
             known = trial_record(trial)
@@ -504,7 +504,7 @@ def proposed_names(run: RunRecord) -> set[str]:
 
 
 def leave_out_damaged(folder: Path, names: Sequence[str]) -> list[str]:
-    """Leave the damaged trials and notes that `names` say out of the run in `folder`; return in words what was done.
+    """Leave the damaged trials and notes in `names` out of the run in `folder`; return in words what was done.
 
     The caller holds the folder's controller lock. Raises RunFolderError, and ConfigError where one is not damaged.
     """

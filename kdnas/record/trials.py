@@ -27,7 +27,7 @@ _STATES: dict[OptunaState, TrialState] = {
 
 
 def trial_record(trial: FrozenTrial) -> TrialRecord:
-    """Return what a trial says of itself. Raises KeyError where it was never described."""
+    """Return a trial's own attributes. Raises KeyError where it was never described."""
     attributes = trial.user_attrs
     result = Result.from_dict(attributes.get("result", {}))
     return TrialRecord(
@@ -59,7 +59,7 @@ def what_else(trial: FrozenTrial) -> str:
         return "it waits: the next search within its budget takes it"
     if "reason" in attributes or trial.state == OptunaState.RUNNING:
         return ""
-    return "another tool added it: nothing says how its student was trained, so its values stand beside no others"
+    return "another tool added it: how its student was trained is not recorded, so its values are not comparable"
 
 
 def with_retraining(trial: TrialRecord, repeats: list[Repeat], final: Mapping[str, Any]) -> TrialRecord:

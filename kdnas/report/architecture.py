@@ -1,6 +1,6 @@
 """What a student is: its architecture in words, and drawn small, every block a box as tall as it is wide in channels.
 
-The drawing reads a staged network's choices (`kdnas.students`); a student of anything else is told by its choices.
+The drawing reads a staged network's choices (`kdnas.students`); a student of another family is shown by its choices.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FAMILIES = {
 _STAGE = re.compile(r"stage(\d+)\.(.+)")
 _BLOCK, _GAP, _TALLEST, _LOWEST, _TOP, _LABEL = 13.0, 16.0, 46.0, 7.0, 12.0, 15.0
 _DRAWN_BLOCKS = 6
-"""Of one stage: a deeper one is drawn with dots and told by its label."""
+"""Of one stage: a deeper one is drawn with dots and its number in the label."""
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def findings(run: RunRecord, result: AuditResult) -> list[str]:
             "one. `kdnas audit` with the same options continues it."
         )
     if not result.scopes:
-        return [*sentences, "That is too little to say how well the search’s scores rank."]
+        return [*sentences, "These are too few to measure how well the search’s scores rank."]
     sentences.append(
         f"{len(result.students)} students of the search, drawn over scores within bands of MACs and with members of "
         f"the front among them, were trained for {result.longer.words} with "
@@ -114,10 +114,10 @@ def findings(run: RunRecord, result: AuditResult) -> list[str]:
 
 
 def verdict(result: AuditResult) -> str:
-    """Return what the search score says beyond the parameter count, in one sentence."""
+    """Return how much better the search score ranks than the parameter count does, in one sentence."""
     baseline = result.baselines.get("params")
     if baseline is None or baseline.gain is None:
-        return "What the search score says beyond the parameter count is not known."
+        return "Whether the search score ranks better than the parameter count is not known."
     gain, partial = baseline.gain, baseline.partial
     difference = f"difference in tau {shown_tau(gain)}"
     held = f"partial tau with the parameter count held fixed {shown_tau(partial)}"
@@ -130,7 +130,7 @@ def verdict(result: AuditResult) -> str:
         else "is not shown to rank better than the parameter count alone"
     )
     if adds:
-        return f"The search score {compared} ({difference}), but it tells more than that count ({held})."
+        return f"The search score {compared} ({difference}), but it adds to that count ({held})."
     return (
         f"The search score {compared} ({difference}), and adds nothing to it that {gain.items} students could show "
         f"({held})."

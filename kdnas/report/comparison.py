@@ -37,7 +37,7 @@ def table(result: Comparisons) -> Table:
         seeds = ", ".join(str(len(row.scores)) for row in rows if row is not None)
         verdict = "the best" if name == best else "beyond noise" if name in worse else "≈ the best"
         lines.append([name, *cells, seeds, verdict])
-    headings = ["recipe", *(f"student {arch_id}" for arch_id in students), "trainings", "told apart"]
+    headings = ["recipe", *(f"student {arch_id}" for arch_id in students), "trainings", "significantly apart"]
     return Table.of_texts("comparison", headings, lines, text=(0, len(headings) - 1))
 
 
@@ -51,7 +51,7 @@ def sentences(comparison: Comparison, result: Comparisons) -> list[str]:
         lines.append(f"{counted(result.failed, 'training')} of {len(comparison.tasks)} failed and are missing.")
     sure = [difference for difference in result.differences if difference.p_value < SIGNIFICANT]
     if not result.differences:
-        return [*lines, "One training of each tells no difference from noise: --seeds 3 or more."]
+        return [*lines, "One training of each cannot separate a difference from noise: use --seeds 3 or more."]
     for difference in sure:
         lines.append(
             f"{difference.better} is better than {difference.worse} by "

@@ -78,7 +78,7 @@ class DashboardServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
             raise InputError(f"port {port} of {ADDRESS} {taken}; choose another with --port") from error
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing where a reader has left in the middle of an answer; else one line."""
+        """Log nothing where a reader has left in the middle of an answer; else one line."""
         error = sys.exc_info()[1]
         if not isinstance(error, ConnectionError | TimeoutError):
             print(f"a request could not be answered: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -145,7 +145,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def _trouble(message: str) -> bytes:
-    """Return a page that says why the record cannot be shown now, and tries again by itself."""
+    """Return a page with the reason why the record cannot be shown now, which reloads by itself."""
     return (
         '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="5">'
         "<title>kdnas</title>"

@@ -49,7 +49,7 @@ _LOG_RANGE = 10.0
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawn figure, a one-line title and what the reader must know to read it. `wide` ones span the page."""
+    """A drawn figure, a one-line title and a note on how to read it. `wide` ones span the page."""
 
     name: str
     title: str
@@ -236,7 +236,7 @@ def hypervolume_figure(run: RunRecord, over: str) -> Figure:
     caption = (
         f"Volume of objective space that the students found so far dominate, below the reference point "
         f"({reference_in_words(run)}). "
-        "Made of the search’s own scores; a flat end says that more trials of this kind found nothing better."
+        "Made of the search’s own scores; a flat end means that further trials of this kind found nothing better."
     )
     if len(fidelities) > 1:
         caption += (
@@ -449,7 +449,7 @@ _PHASES: Mapping[str, tuple[str, str]] = {
 def seconds_of(trial: TrialRecord) -> dict[str, float]:
     """Return the seconds of one trial by phase, from its proposal to its end; what no phase accounts for is `other`.
 
-    Trials without a profile know only the teacher's share of their training.
+    Trials without a profile have only the teacher's share of their training.
     """
     profile = {name: seconds for name, seconds in trial.profile.items() if name in _PHASES}
     known = profile or {"teacher": trial.teacher_seconds, "student": trial.train_seconds - trial.teacher_seconds}

@@ -22,7 +22,7 @@ from kdnas.report.searched import Searched, losses_of, searched
 from kdnas.report.wording import OFF, label, number, shown
 
 MOST_LINES = 200
-"""Lines drawn at most: more can neither be told apart nor drawn quickly."""
+"""Lines drawn at most: more can neither be distinguished nor drawn quickly."""
 
 
 def parallel_figure(run: RunRecord) -> Figure:
@@ -64,7 +64,7 @@ def parallel_figure(run: RunRecord) -> Figure:
                 "colorbar": {"title": {"text": f"search<br>{label(score.name)}"}, "thickness": 12, "len": 0.9,
                              "tickformat": ".0%" if score.is_fraction else ""}},
     )  # fmt: skip
-    # Titles of many axes are slanted, so the longest of them says how much room they need below.
+    # Titles of many axes are slanted, so the longest of them decides how much room they need below.
     below = max(90, 30 + round(4.3 * max((len(axis.title) for axis in axes), default=0))) if len(axes) > 6 else 90
     drawing = styled(drawing, height=380 + below)
     drawing.update_layout(
@@ -77,7 +77,7 @@ def parallel_figure(run: RunRecord) -> Figure:
     drawing.update_yaxes(visible=False, range=[-0.09, 1.09])
     caption = (
         "Each line is one student, coloured by the score of the search; thick lines stand on the front. Lines at "
-        "the same choice are spread a little so that they can be told apart; “off” is a choice that this student does "
+        "the same choice are spread a little so that they stay distinct; “off” is a choice that this student does "
         "not have. What took one value has no axis. The teacher is no point of the space, so its stars stand on the "
         "axes of the objectives only."
     )

@@ -57,7 +57,7 @@ def front_picture(run: RunRecord, path: Path) -> None:
 
 
 def front_svg(run: RunRecord, name: str | None = None) -> str:
-    """Return the score against the quantity `name` (by default the first) as SVG; without a front a line saying so."""
+    """Return the score against the quantity `name` (by default the first) as SVG; a line of text without a front."""
     members, score = front(run), run.score
     names = cost_names(run)
     name = name or (names[0] if names else None)

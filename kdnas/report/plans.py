@@ -24,7 +24,7 @@ from kdnas.training.supernet.shrinking_file import find_shrinking, read_shrinkin
 
 @dataclass(frozen=True)
 class FoundPlan:
-    """A plan file of a run. `plan` is None where it is a supernet's alone; `problem` says why it cannot be read."""
+    """A plan file of a run. `plan` is None where it is a supernet's alone; `problem` is why it cannot be read."""
 
     path: Path
     plan: TrainingPlan | None = None

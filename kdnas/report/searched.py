@@ -151,7 +151,7 @@ def _at_least(hits: int, tries: int, share: float) -> float:
 def _assignment(trial: TrialRecord, space: SearchSpace | None) -> dict[str, Scalar]:
     """Return what was chosen for `trial` and is active in its student.
 
-    An arch numbers its stages anew where one is left out and spells equal networks alike, so what was proposed says
+    An arch numbers its stages anew where one is left out and spells equal networks alike, so what was proposed shows
     better what was chosen. Records without it are read from the arch.
     """
     if trial.proposed and space is not None:
@@ -220,7 +220,7 @@ def importance(run: RunRecord) -> Importance:
         f"Share of the variance of {label(run.score.name)} that each choice explains by itself: functional ANOVA "
         f"(Hutter et al., ICML 2014), a random forest on the {len(trials)} brief scores of the search "
         f"{trials[0].fidelity.reached}. Choices that took one value are left out. Where a student does not have a "
-        "choice, such as the width of a stage left out, that says nothing of the choice and counts for the one that "
+        "choice, such as the width of a stage left out, that does not depend on the choice and counts for the one that "
         "left it out, such as the stage’s depth. It describes the students that this search visited, not the whole "
         "space, and with few trials it is rough: read the order, not the digits.",
     )
@@ -240,8 +240,8 @@ def _shares(columns: Sequence[Searched], scores: Sequence[float]) -> dict[str, f
 def _filled(columns: Sequence[Searched], rng: np.random.Generator) -> dict[str, tuple[Searched, list[Any]]]:
     """Return the columns with each gap drawn from the values that other students have.
 
-    A student without the choice would score the same with any value of it. A value of its own for the gap would tell
-    again, in every choice that vanishes with a stage, that the stage is left out.
+    A student without the choice would score the same with any value of it. A value of its own for the gap would
+    separate those again, in every choice that vanishes with a stage, that the stage is left out.
     """
     filled = {}
     for column in columns:

@@ -122,7 +122,7 @@ def supernet_in_words(supernet: SupernetRecord) -> str:
 
 
 def teacher_numbers(run: RunRecord, teacher: TeacherReport) -> list[tuple[str, str]]:
-    """Return a teacher's numbers as (name, value) pairs; FLOPs stand beside MACs."""
+    """Return a teacher's numbers as (name, value) pairs; FLOPs stand next to MACs."""
     pairs = [(f"validation {label(run.score.name)}", run.score.shown(teacher.score))]
     if teacher.test_score is not None:
         pairs.append((f"test {label(run.score.name)}", run.score.shown(teacher.test_score)))
@@ -130,7 +130,7 @@ def teacher_numbers(run: RunRecord, teacher: TeacherReport) -> list[tuple[str, s
 
 
 def cost_pairs(run: RunRecord, values: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Return the costs among `values` as (name, value) pairs, FLOPs = 2 x MACs beside MACs."""
+    """Return the costs among `values` as (name, value) pairs, FLOPs = 2 x MACs next to MACs."""
     pairs = []
     for name, value in values.items():
         if name == run.score.name:
@@ -299,7 +299,7 @@ def against_teacher(run: RunRecord, member: FrontMember) -> str:
 
 
 def near_chance(run: RunRecord) -> str:
-    """Return which members of the front are hardly better than guessing, as `is_near_worst` says; else empty."""
+    """Return which members of the front are hardly better than guessing (`is_near_worst`); else empty."""
     members = front(run)
     poor = [member for member in members if is_near_worst(run, member.values[run.score.name])]
     if not poor:
@@ -421,7 +421,7 @@ def failures(run: RunRecord) -> list[tuple[str, str, list[int]]]:
 
 def _validation_sentence(run: RunRecord) -> str:
     if not run.trains or run.config.data is None:
-        return f"Search scores are what the evaluator {short_name(run.config.evaluator.type)} says."
+        return f"Search scores are those that the evaluator {short_name(run.config.evaluator.type)} returned."
     count = run.lock.data.validation_samples
     size = run.samples if count is None else f"{count} {run.samples}"
     fraction = run.config.data.validation_fraction

@@ -68,7 +68,7 @@ class Table:
         return cls(name, columns, tuple(tuple(Cell(cell, cell) for cell in row) for row in rows))
 
     def html(self) -> str:
-        """Return it as HTML; a wide one says that it scrolls. Empty without rows."""
+        """Return it as HTML; a wide one has a hint that it scrolls. Empty without rows."""
         if not self.rows:
             return ""
         heads = "".join(

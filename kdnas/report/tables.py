@@ -1,7 +1,7 @@
 """A run as tables: every number that figures, page and terminal show is taken from here.
 
 trials.csv holds the search's own scores (one brief training each, so no interval); front.csv the students of the
-final front, with the mean and 95 % interval of their retrainings, and the search's score beside it. Columns of scores
+final front, with the mean and 95 % interval of their retrainings, and the search's score next to it. Columns of scores
 bear the score's own name: `accuracy`, `accuracy_ci95`, `test_accuracy`. The page's tables show the same numbers, a
 fraction in per cent; each cell sorts by the number of the file.
 """
@@ -64,7 +64,7 @@ def first_columns(score: Quantity) -> list[str]:
 
 
 def other_quantities(run: RunRecord) -> list[str]:
-    """Return the quantities known of any student besides the score, MACs and parameters; objectives first."""
+    """Return the quantities known of any student in addition to the score, MACs and parameters; objectives first."""
     known = {name for trial in run.trials for name in measured_values(trial)}
     names = [objective.name for objective in run.objectives] + [name for name in run.quantities if name in known]
     names += sorted(known - set(run.quantities))
@@ -88,7 +88,7 @@ def front_table(run: RunRecord) -> pd.DataFrame:
     """Return the Pareto front, sorted by the first cheap objective, as front.csv has it.
 
     `indistinguishable_from` holds the arch_ids of the members whose score does not differ (Welch's t-test over the
-    retrainings, 5 %), "none" where all do, nothing where a single training cannot tell.
+    retrainings, 5 %), "none" where all do, nothing where a single training cannot decide.
     """
     score = run.score.name
     columns = [*first_columns(run.score), *_quantity_columns(run), f"test_{score}", f"test_{score}_ci95", "seeds"]
@@ -224,7 +224,7 @@ def trials_of_page(run: RunRecord) -> Table:
 
 
 def further_scores_table(run: RunRecord) -> Table:
-    """Return what is known of the retrained front and of the teacher on the test split beside the score."""
+    """Return what is known of the retrained front and of the teacher on the test split in addition to the score."""
     members = [member for member in front(run) if member.further]
     names = list(dict.fromkeys(name for member in members for name in member.further))
 

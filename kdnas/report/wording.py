@@ -1,4 +1,4 @@
-"""Numbers and names as a reader sees them: one spelling in tables, figures, the page and the terminal."""
+"""Numbers and names as they are printed: one spelling in tables, figures, the page and the terminal."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def shown_interval(score: Quantity, value: float | None, half_width: float | Non
     """Return a score with its 95 % interval where there is one: "97.10 ± 0.31 %", "23.4 ± 0.82".
 
     One of a fraction that reaches past 0 or 100 % is given by its ends, cut off there: "97.10 % [90.20, 100]". Equal
-    scores say nothing of how far another may lie: "97.10 %, every seed".
+    scores give no interval: "97.10 %, every seed".
     """
     if value is None or half_width is None:
         return shown(score, value)
@@ -102,7 +102,7 @@ def shown_interval(score: Quantity, value: float | None, half_width: float | Non
 
 
 def bound_in_words(bound: Constraint, score: Quantity) -> str:
-    """Return a constraint as a reader says it: "at most 6 M MACs", "at least 95 % accuracy"."""
+    """Return a constraint in words: "at most 6 M MACs", "at least 95 % accuracy"."""
     limit = "at most" if bound.operator == "<=" else "at least"
     unit = _unit(bound.name)
     if bound.percent:
@@ -138,7 +138,7 @@ def scaled(value: float, digits: int = 4) -> str:
 
 
 def number(value: float) -> str:
-    """Return a setting's value as short as it can be told: "8", "0.005", "1e-05"."""
+    """Return a setting's value in its shortest form: "8", "0.005", "1e-05"."""
     return f"{value:g}"
 
 

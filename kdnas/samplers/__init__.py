@@ -1,6 +1,6 @@
 """Samplers: who proposes the next assignment. The contract is Optuna's own `BaseSampler`.
 
-Every choice of the space is always proposed (inactive ones are dropped when the arch is made), so that a sampler sees
+Every choice of the space is always proposed (inactive ones are dropped when the arch is made), so that a sampler gets
 one static space; proposals that repeat a student or break a cheap constraint never reach the record
 (`kdnas.controller.proposals`).
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SamplerContext:
-    """What a sampler may know, beside the history that Optuna hands it.
+    """What a sampler may use, in addition to the history that Optuna hands it.
 
     The history's trials carry user attributes: `fidelity` (how much training the values have seen) and
     `result["values"]` (every quantity known of the student, objectives or not).
@@ -49,7 +49,7 @@ class SamplerContext:
     tuned: Mapping[str, BaseDistribution] = field(default_factory=dict)
     """Training settings that are proposed with the architecture, by dotted name."""
     limits: tuple[Constraint, ...] = ()
-    """The bounds on costs that `acceptable` knows of."""
+    """The bounds on costs that `acceptable` checks."""
     library: BlockLibrary | None = None
     """The losses and costs of the teacher's blocks, where the study asks for them and students are made of those."""
 

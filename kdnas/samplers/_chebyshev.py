@@ -11,7 +11,7 @@ import itertools
 import numpy as np
 
 _AUGMENTATION = 0.05
-"""Of the weighted sum beside the weighted maximum: keeps points that are only weakly optimal from being best."""
+"""Weight of the sum next to the maximum: keeps points that are only weakly optimal from being best."""
 _DIVISIONS = {1: 1, 2: 10, 3: 4}
 """Steps of each weight from 0 to 1, by number of objectives, as in the paper; 3 from four objectives on."""
 

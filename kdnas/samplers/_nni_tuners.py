@@ -43,7 +43,7 @@ class SeededTuner(Protocol):
 
 
 def _as_it_is(proposal: Any) -> Any:
-    """Stand in for NNI's deduplication, which walks the grid from its first corner: kdnas knows what it has seen."""
+    """Stand in for NNI's deduplication, which walks the grid from its first corner: kdnas keeps its own record."""
     return proposal
 
 
@@ -110,7 +110,7 @@ class _Gp(GPTuner):
         )
 
     def adopt(self, number: int, values: Mapping[str, Any]) -> None:
-        """Nothing to do: this tuner knows finished trials only."""
+        """Nothing to do: this tuner uses finished trials only."""
 
 
 class _Evolution(EvolutionTuner):

@@ -16,9 +16,9 @@ def auto(context: SamplerContext) -> optuna.samplers.BaseSampler:
 
     Where it was raced (`studies/search_efficiency`: published tables of 64 to 15,625 students, accuracy against MACs or
     latency, up to 60 full trainings), hvi was ahead of every other sampler from about the tenth training on, because it
-    models only what must be trained and knows every cheap cost exactly. That it stays ahead up to 2,000 trials was not
-    raced. Its proposals slow down with the history, and its boxes with the number of objectives; there evolution, whose
-    proposals cost nothing, has trials enough to converge.
+    models only what must be trained and computes every cheap cost exactly. That it stays ahead up to 2,000 trials was
+    not raced. Its proposals slow down with the history, and its boxes with the number of objectives; there evolution,
+    whose proposals cost nothing, has trials enough to converge.
     """
     if len(context.objectives) <= _MOST_OBJECTIVES and context.trials <= _MOST_TRIALS:
         name = "hvi"

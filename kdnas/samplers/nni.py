@@ -1,6 +1,6 @@
 """NNI's own tuners (github.com/microsoft/nni, 3.0), in process.
 
-They know one objective: every proposal weighs the objectives anew (`_chebyshev`). A tuner is made for each proposal and
+They take one objective: every proposal weighs the objectives anew (`_chebyshev`). A tuner is made for each proposal and
 lives through the history: what was proposed, what came of it, what still runs. So a proposal is a function of the seed
 and of the history alone, and a search that was interrupted goes on as if it had not been.
 """
@@ -77,7 +77,7 @@ class _Replayed(optuna.samplers.BaseSampler):
             return self._ask(tuner, 1 + max((other.number for other in past), default=0), search_space)
 
     def _ask(self, tuner: SeededTuner, number: int, domain: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-        """Return the first acceptable proposal, else the last. What is refused is told as a failed trial."""
+        """Return the first acceptable proposal, else the last. What is refused is reported as a failed trial."""
         params: dict[str, Any] = {}
         for own in range(number, number + tuner.asks):
             proposals = tuner.generate_multiple_parameters([own], st_callback=lambda *_: None)
@@ -127,7 +127,7 @@ def _replay(
     losses: Mapping[int, float],
     domain: Mapping[str, BaseDistribution],
 ) -> None:
-    """Let `tuner` live through the trials, as NNI tells them: a result before the end; what runs is left running."""
+    """Let `tuner` live through the trials, as NNI reports them: a result before the end; what runs is left running."""
     for trial in past:
         values = {name: _to_nni(trial.params[name], known) for name, known in domain.items()}
         tuner.adopt(trial.number, values)
@@ -182,7 +182,7 @@ def _python_random_state(seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what NNI prints, logs and warns of from the user: it tells of every duplicate that it meets."""
+    """Keep what NNI prints, logs and warns of from the user: it logs every duplicate that it meets."""
     imported, disabled = "nni" in sys.modules, logging.root.manager.disable
     with (
         Path(os.devnull).open("w") as nowhere,

@@ -47,7 +47,7 @@ class StudentFamily(ABC):
     The module that `build` returns takes the task's inputs in their order, images normalised, and gives logits [B, K],
     or [B, T, V] where a sample has many predictions. It has a `stages` ModuleList (each stage's output is a map [B, C,
     H, W], or tokens [B, N, C]) and a `classifier` linear layer, whose input is the embedding. A
-    `distillation_classifier` beside it learns from the teacher in its place; the module's answer is then the mean.
+    `distillation_classifier` next to it learns from the teacher in its place; the module's answer is then the mean.
     """
 
     name: ClassVar[str] = ""
@@ -64,7 +64,7 @@ class StudentFamily(ABC):
     """What trains its students well, with `learning_rate` and `weight_decay`: `kdnas init` proposes it."""
     learning_rate: ClassVar[float] = 0.1
     learning_rates: ClassVar[tuple[float, float]] = (0.01, 0.3)
-    """Within which a search of the learning rate looks, unless a study says otherwise."""
+    """Within which a search of the learning rate looks, unless a study states another range."""
     weight_decay: ClassVar[float] = 5e-4
 
     def __init__(self, context: FamilyContext):
@@ -166,7 +166,8 @@ class StudentFamily(ABC):
     def inherit_supernet(self, supernet: Supernet, largest: Arch, inputs: tuple[Tensor, ...]) -> float:
         """Give the `largest` network of `supernet` what its ancestor has for it: the share of its weights, in [0, 1].
 
-        `inputs` are raw training samples that tell what matters in the ancestor. Raises ConfigError where it has none.
+        `inputs` are raw training samples by which importance in the ancestor is measured. Raises ConfigError where it
+        has none.
         """
         raise ConfigError(Problem("space.family", f"students of {largest.family} inherit nothing from a teacher"))
 

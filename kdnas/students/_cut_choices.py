@@ -58,7 +58,7 @@ class Bounds:
             )
         shares = all(number <= 1 for number in known)
         if not shares and not all(float(number).is_integer() for number in known):
-            raise ValueError(f"must be {_ALLOWED}: {options!r} has shares beside sizes")
+            raise ValueError(f"must be {_ALLOWED}: {options!r} mixes shares and sizes")
         if ranged and known[0] > known[1]:
             raise ValueError(f"must begin below its end, got {options!r}")
         return cls(tuple(known), ranged, shares)

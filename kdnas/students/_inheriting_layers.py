@@ -67,7 +67,7 @@ def _sizes(student: Any, teacher: Any, anatomy: Anatomy) -> dict[str, int]:
 
 
 def resized_kernel(kernel: Tensor, side: int) -> Tensor:
-    """Return a patch's weights [C, channels, side, side] for patches of another `side` that say the same of it."""
+    """Return a patch's weights [C, channels, side, side] for patches of another `side` with the same outputs."""
     if kernel.shape[-1] == side:
         return kernel
     resized = nn.functional.interpolate(kernel, (side, side), mode="bilinear", antialias=True)

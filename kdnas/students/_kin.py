@@ -11,7 +11,7 @@ from kdnas.nn.teacher import Teacher
 from kdnas.students import StudentFamily
 
 _INHERITED_BY = 512
-"""Training samples that tell what of the teacher matters most."""
+"""Training samples by which importance in the teacher is measured."""
 
 
 class KinFamily(StudentFamily):

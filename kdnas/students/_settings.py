@@ -12,7 +12,7 @@ from kdnas.students import FamilyContext
 
 @dataclass(frozen=True)
 class Setting:
-    """One choice a family knows: which values it takes, in code and in words."""
+    """One choice of a family: which values it takes, in code and in words."""
 
     accepts: Callable[[Scalar], bool]
     allowed: str

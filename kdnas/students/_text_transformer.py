@@ -21,7 +21,7 @@ _INHERITED_BY = 256
 
 
 class TextTransformer(TransformerFamily):
-    """A family of transformers on tokens; those that are causal say something of every token, others of a text."""
+    """A family of transformers on tokens; causal ones have an output for every token, others one for a text."""
 
     embeddings = (transformers.TextEmbeddings,)
 
@@ -33,9 +33,9 @@ class TextTransformer(TransformerFamily):
             given = ", ".join(taken.name for taken in task.inputs)
             raise ConfigError(Problem("space.family", f"students of {self.name} take tokens; {task.kind} has {given}"))
         if (task.rows > 1) != self.causal:
-            says = "of every next token" if self.causal else "of a whole text"
+            predicted = "every next token" if self.causal else "a label of each text"
             wanted = "bert" if self.causal else "gpt"
-            what = f"students of {self.name} say something {says}: they are not for {task.kind}"
+            what = f"students of {self.name} predict {predicted}: they are not for {task.kind}"
             raise ConfigError(Problem("space.family", what, wanted))
         self._words = words
         self._segments = next((taken.levels for taken in others if taken.kind == "tokens"), 0)

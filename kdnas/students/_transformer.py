@@ -7,8 +7,8 @@ A transformer is an embedding, layers that are equally wide, and a head. Its cho
     layer<i>.skip (false)                 leaves layer i out, as LayerDrop does
 
 and whatever the family adds; those with a default in brackets may be left out. In a canonical arch the layers that
-remain are numbered 1, 2, ..., sizes that all of them share are said once, and the family's own choices at their default
-are left out, so that two spellings of one network are one arch.
+remain are numbered 1, 2, ..., sizes that all of them share are stated once, and the family's own choices at their
+default are left out, so that two spellings of one network are one arch.
 
 Sources: layers that differ, Chen et al., "AutoFormer" (ICCV 2021); LayerDrop, Fan et al. (ICLR 2020).
 """
@@ -71,7 +71,7 @@ class Network(NamedTuple):
 
 
 class TransformerFamily(KinFamily):
-    """A family of transformers. Members say what stands before and after the layers."""
+    """A family of transformers. Members define what stands before and after the layers."""
 
     name: ClassVar[str]
     settings: ClassVar[Mapping[str, Setting]]

@@ -19,7 +19,7 @@ class Bert(TextTransformer):
     """Encoders of texts: width, depth, heads, MLP ratio, how long a text they read, layer by layer where asked for.
 
     A text's class is named by the mean of its tokens. Of texts longer than `length` the beginning is read. Words are
-    looked up `embedding_width` wide (as ALBERT has it, Lan et al., ICLR 2020), 0: as wide as the layers. `norm` says
+    looked up `embedding_width` wide (as ALBERT has it, Lan et al., ICLR 2020), 0: as wide as the layers. `norm` states
     where the norms stand: after the sums, as BERT has them, or before attention and MLP, which trains more easily.
     """
 

@@ -476,7 +476,7 @@ class Derived(StudentFamily):
         return self._tapped(student, arch)
 
     def _tapped(self, student: nn.Module, arch: Arch) -> nn.Module:
-        """Return `student`, a module of `arch`, which says from now on what its stages and classifier are called."""
+        """Return `student`, a module of `arch`, which from now on holds the names of its stages and classifier."""
         teacher, path, kept = self.ancestor(), self._place, self._kept(arch)
 
         def there(name: str) -> str:

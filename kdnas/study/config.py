@@ -45,7 +45,7 @@ usual 0.1 undoes in an epoch what they inherit."""
 _UNKNOWN_TRIALS = 100
 """What a search is planned for whose budget is a time alone."""
 _FREE_ETA = 8.0
-"""One of so many students is promoted from a rung that costs no training, unless the study says otherwise."""
+"""One of so many students is promoted from a rung that costs no training, unless the study states another share."""
 
 
 class DataConfig(Member):
@@ -62,7 +62,7 @@ class DataConfig(Member):
     def unused(self) -> str:
         """What is stated and decides nothing, in words; empty where all of it does."""
         idle = self.states_validation and "validation_fraction" in self.model_fields_set
-        return "validation_fraction is not used: `validation` says what scores are made on" if idle else ""
+        return "validation_fraction is not used: scores are made on what `validation` names" if idle else ""
 
 
 class PairedData(Member):
@@ -118,13 +118,13 @@ class Rung(Section):
     """One fidelity of a search that trains every student briefly and the promising ones longer."""
 
     start: SearchStart | None = None
-    """Where its students' weights come from; None: as the study says."""
+    """Where its students' weights come from; None: as in the study."""
     epochs: Annotated[int, Field(ge=0, le=100_000)] | None = None
     """0: a student is scored as it is cut out, as it is where this is left out. Required of random weights."""
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """None: as `training` says."""
+    """None: as in `training`."""
     resolution_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Of the samples' size: an image's height and width, a text's tokens. None: as `training` says."""
+    """Of the samples' size: an image's height and width, a text's tokens. None: as in `training`."""
 
 
 class SupernetConfig(SupernetSettings):
@@ -136,7 +136,7 @@ class SupernetConfig(SupernetSettings):
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 20
     """Its budget: the work of so many epochs of the largest student."""
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """None: as `training` says."""
+    """None: as in `training`."""
     inherit_teacher: bool | None = None
     """Begin from the teacher's weights, which takes one of the students' family; None: where that is so."""
     score_samples: Annotated[int | None, Field(ge=2, validation_alias=once_of_images("score"))] = None
@@ -248,7 +248,7 @@ class Final(Section):
     """How the front is earned: its students retrained, several seeds, then the test split."""
 
     start: Start | None = None
-    """Where their weights come from; None: as the study says, where that shares weights at random, and those of
+    """Where their weights come from; None: as in the study, where that shares weights at random, and those of
     students cut out of their teacher inherited. nested: the largest are cut out of their teacher, every other one out
     of the nearest larger one that holds it, trained with the same seed."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
@@ -266,9 +266,9 @@ class Final(Section):
     attempts: Annotated[int, Field(ge=1, le=100)] = 2
     """A retraining that failed so often is given up; raise it to have it tried again."""
     control: bool = True
-    """Train the picked student once more without its teacher, by cross entropy alone, to say what distillation adds."""
+    """Train the picked student once more without its teacher, by cross entropy, to measure what distillation adds."""
     completions: tuple[Completions, ...] = ()
-    """What retrained language models, and their teacher, are to complete, beside the test text."""
+    """What retrained language models, and their teacher, are to complete, in addition to the test text."""
 
     @model_validator(mode="after")
     def _one_name_each(self) -> Final:
@@ -348,7 +348,7 @@ def _task_name(task: Any) -> Any:
         raise ValueError(f"has no {', '.join(unknown)}: it is a name, or {{type: NAME, score: SCORE}}")
     if task.get("score") not in SCORES:
         raise ValueError(f"no score is called {task.get('score')!r}; there are {', '.join(SCORES)}")
-    raise ValueError(f"says that students are scored by {task['score']}, and `objectives` name another score")
+    raise ValueError(f"states {task['score']} as the score, and `objectives` name another score")
 
 
 def task_kind(task: str | None, data: Member | None) -> str:
@@ -391,16 +391,16 @@ def _store(text: str) -> str:
     except ValueError as error:
         raise ValueError(f"must be a URL: {error}") from None
     if not url.scheme or "://" not in text or "::" in text or not (url.netloc + url.path).strip("/"):
-        raise ValueError("must be a URL that fsspec knows: s3://bucket/folder, gs://bucket/folder, file:///folder")
+        raise ValueError("must be a URL that fsspec opens: s3://bucket/folder, gs://bucket/folder, file:///folder")
     if secret:
         raise ValueError("must hold no user, password or query: these come from the environment (AWS_PROFILE, ...)")
     if url.scheme == "memory":
-        raise ValueError("must be a place that several processes see; memory: is one process's own")
+        raise ValueError("must be a place that several processes share; memory: is one process's own")
     return text
 
 
 class DerivedSpace(pydantic.BaseModel):
-    """Students cut out of the study's own teacher: how, are the options of the family `derived`, beside `derive`."""
+    """Students cut out of the study's own teacher: how, are the options of the family `derived`, next to `derive`."""
 
     model_config = pydantic.ConfigDict(extra="allow", frozen=True)
 
@@ -429,7 +429,7 @@ class StudyConfig(Section):
     """What it is called: `teachers: {NAME: ...}` states both."""
     further_teachers: dict[Annotated[str, AfterValidator(_teacher_name)], TeacherConfig] = Field(default_factory=dict)
     """Those after the first of `teachers: {NAME: ..., NAME: ...}`. Costs and scores are compared with
-    those of the first, and students are cut out of it; whose outputs a loss learns it says by `of`."""
+    those of the first, and students are cut out of it; a loss names by `of` the one whose outputs it learns."""
     space: str | DerivedSpace
     """The name of a space that kdnas carries, a path to a YAML file relative to the study, or `derive: teacher`."""
     objectives: Annotated[tuple[str, ...], Field(min_length=2, max_length=4)] = ("accuracy", "macs")
@@ -448,7 +448,7 @@ class StudyConfig(Section):
     """Fidelities of the search, lowest first; the last one is its full score, `training.epochs`. None: only that."""
     promotion: Promotion = Promotion()
     trackers: tuple[Member, ...] = ()
-    """Where the progress of the search goes beside the screen."""
+    """Where the progress of the search goes in addition to the screen."""
     tune: dict[str, TuneRange] = Field(default_factory=dict)
     """Dotted recipe settings that are searched too: `training.learning_rate: {low: 0.01, high: 0.3, log: true}`."""
     sampler: SamplerConfig = SamplerConfig(type="auto")
@@ -466,7 +466,7 @@ class StudyConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _training_of_the_last_rung(cls, value: Any) -> Any:
-        """Let `training` say what the last rung says, where it does not speak of it itself."""
+        """Give `training` the last rung's settings, where it does not state them itself."""
         if not isinstance(value, dict):
             return value
         value = in_present_words(value)
@@ -494,7 +494,7 @@ class StudyConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _start_of_what_is_cut(cls, value: Any) -> Any:
-        """Let students that are cut out of their teacher begin with its weights, where nothing else is said.
+        """Let students that are cut out of their teacher begin with its weights, where no other start is stated.
 
         What is inherited is then trained with small steps, unless the study speaks of steps itself.
         """
@@ -639,7 +639,7 @@ class StudyConfig(Section):
 
     @property
     def expected_trials(self) -> int:
-        """How many trials the budget is good for, estimated where it does not say: what samplers plan with."""
+        """How many trials the budget is good for, estimated where it is not stated: what samplers plan with."""
         if self.budget.trials is not None:
             return self.budget.trials
         if self.budget.full_trainings is None:
@@ -657,7 +657,7 @@ class StudyConfig(Section):
 
     @property
     def final_fidelity(self) -> Fidelity:
-        """How much training each retraining of a finalist sees, at the full resolution."""
+        """How much training each retraining of a finalist gets, at the full resolution."""
         alone: Start = "inherited" if isinstance(self.space, DerivedSpace) else "random"
         start = self.final.start or (alone if self.start == "supernet" else self.start)
         return Fidelity(self.final.epochs or self.training.epochs, self.final.data_fraction, start)

@@ -36,7 +36,7 @@ def in_present_words(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_start(name: Any, section: Mapping[str, Any]) -> bool:
-    """Whether `name` is such an evaluator, and `section` states no other start beside it."""
+    """Whether `name` is such an evaluator, and `section` states no other start."""
     return isinstance(name, str) and name in _STARTS and section.get("start") in (None, _STARTS[name])
 
 
@@ -48,7 +48,7 @@ def _rung(rung: Any, own: str) -> Any:
     if name and not _is_start(name, rung):
         return rung
     if name == "finetune" and rung.get("epochs") is None:
-        return rung  # it has always had to say
+        return rung  # it always had to be stated
     lengths = {key: value for key, value in rung.items() if key != "evaluator"}
     start = {"start": _STARTS[name]} if name else {}
     as_cut = {"epochs": 0} if (name or own) == "supernet" and lengths.get("epochs") is None else {}

@@ -1,6 +1,6 @@
 """Reading a study: YAML, overrides, schema, and everything that can be checked without opening data or teacher.
 
-`load_study` tells all problems at once, each with file and line. Nothing is imported but what the study names.
+`load_study` reports all problems at once, each with file and line. Nothing is imported but what the study names.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def study_of(document: YamlDocument, folder: Path, settings: Sequence[str] = ())
 def with_first_teacher(document: YamlDocument) -> YamlDocument:
     """Return a study's document with `teachers: {NAME: ..., ...}` as `teacher`, `teacher_name` and `further_teachers`.
 
-    Raises ConfigError where it is no mapping, or stands beside `teacher`.
+    Raises ConfigError where it is no mapping, or is stated together with `teacher`.
     """
     teachers = document.data.get("teachers")
     if teachers is None:
@@ -238,7 +238,7 @@ def _sound_part(data: Mapping[str, Any]) -> StudyConfig:
         try:
             return StudyConfig.model_validate({**needed, **part})
         except pydantic.ValidationError as error:
-            # What the last rung says is complained of under `training` as well, where nothing of it may stand.
+            # Problems of the last rung are found under `training` as well, where nothing of it may stand.
             stated = [item["loc"] for item in error.errors() if item["loc"] and item["loc"][0] in part]
             part = _without(part, stated[0]) if stated else {}
 
@@ -253,7 +253,7 @@ def _without(value: Any, path: KeyPath) -> Any:
 
 
 def _family_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
-    """Return whether the evaluator builds students and the space does not say of which family."""
+    """Return whether the evaluator builds students and the space does not state of which family."""
     name = config.evaluator.type
     if space.family or "family" not in getattr(registry_of("evaluators").get(name), "needs", ()):
         return []
@@ -277,7 +277,7 @@ def _space(data: Mapping[str, Any], folder: Path) -> tuple[SearchSpace | None, l
     if isinstance(name, dict):
         return derived_space(name, tuple(dict.fromkeys([str(data.get("teacher_name", "teacher")), "teacher"])))
     if not isinstance(name, str):
-        return None, []  # the schema has said so
+        return None, []  # the schema has reported it
     try:
         return load_space(name, folder), []
     except ConfigError as error:

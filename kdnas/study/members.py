@@ -1,7 +1,7 @@
 """Checks of what a study names: registry members with their options, and the quantities it optimises and bounds.
 
 All of them read the plain YAML data, not the validated configuration, so that one mistake does not hide the others;
-where the data has the wrong shape they say nothing, because the schema does. Nothing is imported but what is named.
+where the data has the wrong shape they report nothing, because the schema does. Nothing is imported but what is named.
 """
 
 from __future__ import annotations
@@ -111,10 +111,10 @@ def _task(data: Mapping[str, Any]) -> list[Problem]:
 
 
 def _needs(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what the evaluator needs and the study does not say."""
+    """Yield what the evaluator needs and the study does not state."""
     section, registry = data.get("evaluator", DISTIL), registry_of("evaluators")
     name = section.get("type") if isinstance(section, dict) else section
-    with contextlib.suppress(ConfigError, ImportError):  # told above
+    with contextlib.suppress(ConfigError, ImportError):  # reported above
         for key in getattr(registry.get(str(name)), "needs", ()):
             if key in StudyConfig.model_fields and data.get(key) is None:
                 yield Problem(key, f"is required by the evaluator {short_name(str(name))}")
@@ -144,7 +144,7 @@ def _student_teacher(data: Mapping[str, Any], where: str, section: Any) -> Itera
         try:
             section = training_for(task_named(data))
         except (ConfigError, ImportError):
-            return  # told above
+            return  # reported above
         try:
             section.model_validate(training)
         except pydantic.ValidationError as error:
@@ -188,7 +188,7 @@ def _executor(data: Mapping[str, Any]) -> list[Problem]:
     try:
         known = set(registry.options(name).model_fields)
     except (ConfigError, ImportError):
-        known = set()  # told below
+        known = set()  # reported below
     by_the_run = {key: value for key, value in _EXECUTOR_BY_THE_RUN.items() if key in known}
     return problems + option_problems(registry, "executor", name, {**own, **by_the_run})
 
@@ -253,13 +253,13 @@ def _completions(data: Mapping[str, Any]) -> list[str]:
         return []
     found = []
     for one in stated:
-        with contextlib.suppress(pydantic.ValidationError):  # the schema has said so
+        with contextlib.suppress(pydantic.ValidationError):  # the schema has reported it
             found.append(Completions.model_validate(one).name)
     return found
 
 
 def _scores_of_data(data: Mapping[str, Any]) -> tuple[Quantity, ...]:
-    """Return what kdnas can score students by on the study's data; empty where the kind of data set does not tell."""
+    """Return what kdnas can score students by on the study's data; empty where the kind of data set leaves it open."""
     trains, section = Member.spelled_out(data.get("evaluator", DISTIL)), DataConfig.spelled_out(data.get("data"))
     if not isinstance(trains, dict) or trains.get("type") != DISTIL or not isinstance(section, dict):
         return ()
@@ -275,7 +275,7 @@ def _constraints(data: Mapping[str, Any]) -> Iterator[Problem]:
         try:
             bound = parse_bound(text, score)
         except (ValueError, TypeError, AttributeError):
-            continue  # the schema has said so
+            continue  # the schema has reported it
         if isinstance(bound, Near) or bound.percent:
             of_teacher[index] = bound
         if isinstance(bound, Constraint):

@@ -27,7 +27,7 @@ def rung_problems(config: StudyConfig) -> list[Problem]:
 
 
 def start_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
-    """Return why students of `space` cannot begin as `config` says, as far as the names alone tell."""
+    """Return why students of `space` cannot begin as in `config`, as far as the names alone decide it."""
     problems = []
     if config.shares_weights and not _shares(space.family):
         what = f"students of {space.family} cannot share weights in a supernet, which the start supernet needs"
@@ -55,7 +55,7 @@ def table_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
 
 
 def library_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
-    """Return why there can be no block library for the sampler that solves one, as far as the names alone tell."""
+    """Return why there can be no block library for the sampler that solves one, as far as the names alone decide it."""
     if config.sampler.type != BLOCKS:
         return []
     if config.evaluator.type != DISTIL:
@@ -117,7 +117,7 @@ def _each(config: StudyConfig) -> list[Problem]:
 
 
 def _ladder(config: StudyConfig) -> list[Problem]:
-    """Return what is wrong with the rungs beside each other."""
+    """Return what is wrong with the rungs together."""
     problems = []
     fidelities = config.fidelities
     for index, (low, high) in enumerate(itertools.pairwise(fidelities), 1):
@@ -126,6 +126,6 @@ def _ladder(config: StudyConfig) -> list[Problem]:
             problems.append(Problem(f"rungs.{index}", what))
     full = config.training.fidelity
     if fidelities[-1].amount and fidelities[-1].training != full.training:
-        what = f"the last one is the search's full score ({fidelities[-1].words}), but training says {full.words}"
+        what = f"the last one is the search's full score ({fidelities[-1].words}), but training states {full.words}"
         problems.append(Problem("rungs", what))
     return problems

@@ -15,12 +15,12 @@ _NAME = re.compile(
 )
 _IN_URL = re.compile(r"://[^\s:/@]*:[^\s/@]+@")
 _CHECKED = ("storage", "store")
-"""Settings whose own checks say where their passwords belong."""
+"""Settings whose own checks name the place for their passwords."""
 _ALLOWED = "nothing here: your code, or the program that it is for, reads it from its environment or a file of yours"
 
 
 def secret_problems(data: Mapping[str, Any]) -> list[Problem]:
-    """Return every setting of a study whose name or value is that of a secret; what it is, is not told."""
+    """Return every setting of a study whose name or value is that of a secret; the secret itself is not printed."""
     return list(_found(data, ""))
 
 

@@ -78,7 +78,7 @@ def load_space(name_or_path: str, folder: Path) -> SearchSpace:
 def derived_space(section: Mapping[str, Any], teachers: Collection[str]) -> tuple[SearchSpace, list[Problem]]:
     """Return the space of students cut out of a teacher, whose choices only the open teacher shows, and what is wrong.
 
-    `section` holds the options of the family `derived`, beside `derive`, one of the names of the `teachers`.
+    `section` holds the options of the family `derived`, next to `derive`, one of the names of the `teachers`.
     """
     options = {name: value for name, value in section.items() if name != "derive"}
     derive = section.get("derive")
@@ -124,7 +124,7 @@ def arch_of(space: SearchSpace, assignment: Mapping[str, Scalar], family: Studen
 
 
 def _carried_folder() -> Path:
-    """Return the folder of the carried spaces: inside the installed package, beside it in a source checkout."""
+    """Return the folder of the carried spaces: inside the installed package, next to it in a source checkout."""
     package = Path(str(importlib.resources.files("kdnas")))
     packaged = package / "search_spaces"
     return packaged if packaged.is_dir() else package.parent / "search_spaces"
@@ -138,7 +138,7 @@ class _SpaceReader:
         self.problems: list[Problem] = []
 
     def space(self, default_name: str) -> SearchSpace:
-        """Return the space, what is wrong left out of it; `problems` says what that is."""
+        """Return the space, what is wrong left out of it; `problems` lists that."""
         for key in self._data:
             if key not in _KEYS:
                 near = difflib.get_close_matches(key, _KEYS, n=1)
@@ -152,7 +152,7 @@ class _SpaceReader:
             if problem.where == "type":
                 self._complain("family", problem.what, problem.allowed)
         if family in STUDENTS.names() and STUDENTS.get(family).derived:
-            message = f"{family}: its choices are the teacher's, which a study says by `space: {{derive: teacher}}`"
+            message = f"{family}: its choices are the teacher's, which a study states by `space: {{derive: teacher}}`"
             self._complain("family", message)
         choices = self._choices()
         fixed = self._fixed(choices)

@@ -122,7 +122,7 @@ def _settings(recipe: Recipe) -> Iterator[_Setting]:
         yield from _inside(LossTerm, way, ({}, [], {}))
         try:
             yield from _inside(LOSSES.options(term.type), way, ({}, [], {}))
-        except ConfigError:  # an unknown loss is the distillation section's problem, and told there
+        except ConfigError:  # an unknown loss is the distillation section's problem, and reported there
             continue
 
 

@@ -25,7 +25,7 @@ def updates_in_words(config: StudyConfig, samples: int) -> str:
     few = [name for name, number in stages if number < FEW_UPDATES]
     if few:
         text += (
-            f". Below about {FEW_UPDATES} a {' or a '.join(few)} says little of a student, however many epochs it is: "
+            f". Below about {FEW_UPDATES} a {' or a '.join(few)} a score means little, however many epochs it is: "
             "more epochs, or a smaller training.batch_size"
         )
     return text

@@ -83,7 +83,7 @@ class YamlDocument:
         """Return the document with `value` at `path`, marked as coming from the command line.
 
         Sections that are missing on the way are made. Raises LookupError where the path leads through a scalar or past
-        the end of a list; its message says what stands there.
+        the end of a list; its message quotes what stands there.
         """
         data = _set(self.data, path, value, ())
         kept = {key: line for key, line in self.lines.items() if key[: len(path)] != path}

@@ -54,7 +54,7 @@ class Target(ABC):
 
     @property
     def device_name(self) -> str:
-        """What it runs on, as its maker calls it: what was measured on one device says nothing of another."""
+        """What it runs on, by its maker's name: measurements of different devices are not comparable."""
         return processor_name()
 
     @abstractmethod

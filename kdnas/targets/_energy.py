@@ -54,7 +54,7 @@ def gpu_energy(device: torch.device) -> EnergyCounter | Missing:
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode())
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except pynvml.NVMLError as error:
-        return Missing(f"NVML tells no energy: {error}")
+        return Missing(f"NVML reports no energy: {error}")
 
     def read() -> Any:
         return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)  # mJ since the driver was loaded

@@ -1,7 +1,7 @@
 """Kinds of work: what samples look like, how they are varied, how a network takes them, and what is a good answer.
 
-A task says all that training, losses, caches and evaluation do not know of samples. Nothing here imports torch before
-it is needed: a study is read without it.
+A task defines all that training, losses, caches and evaluation do not define of samples. Nothing here imports torch
+before it is needed: a study is read without it.
 
 Shapes: B batch, M rows, V outputs (classes or tokens), N samples, T positions of a sequence.
 """
@@ -28,7 +28,7 @@ class Described(Protocol):
 
     @property
     def statistics(self) -> Mapping[str, Sequence[float]]:
-        """What the task's entrance must know of the training samples, by name."""
+        """The statistics of the training samples that the task's entrance needs, by name."""
 
 
 class Task(ABC):
@@ -98,7 +98,7 @@ class Task(ABC):
         return True
 
     def check_statistics(self, statistics: Mapping[str, Sequence[float]]) -> None:
-        """Raise ValueError where `statistics` are not what the entrance must know; here they may be anything."""
+        """Raise ValueError where `statistics` are not those that the entrance needs; here they may be anything."""
         return
 
     @abstractmethod

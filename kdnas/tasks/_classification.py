@@ -36,7 +36,7 @@ class Classification(Task):
         return np.union1d(drawn, only)
 
     def tally(self, rows: Rows) -> Tensor:
-        """Return [3 * K]: how many samples of each class are right, how often each was told, how many each has."""
+        """Return [3 * K]: of each class: how many samples are right, how often it was predicted, how many it has."""
         return self.tally_of(rows.logits.argmax(dim=1), rows.targets)
 
     def tally_of(self, predicted: Tensor, true: Tensor) -> Tensor:

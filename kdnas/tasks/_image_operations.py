@@ -193,7 +193,7 @@ def _maps(chosen: Tensor, levels: Tensor, height: int, width: int) -> Tensor:
 
 
 def _moved(images: Tensor, maps: Tensor, colour: Tensor) -> Tensor:
-    """Return the images whose pixels are the nearest ones of where `maps` say that they come from."""
+    """Return the images whose pixels are the nearest ones of the source places in `maps`."""
     batch, channels, height, width = images.shape
     x = torch.arange(width, device=images.device, dtype=torch.float64) + 0.5
     y = torch.arange(height, device=images.device, dtype=torch.float64) + 0.5

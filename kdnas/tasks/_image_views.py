@@ -5,7 +5,7 @@ A view is a function of (seed, view, sample) alone (`kdnas.tasks._draws`): all t
 Pixels outside the image and under the cutout square take the channel mean `fill`, the usual zero after normalisation,
 rounded to a whole grey level: images are bytes until the last step.
 
-Milliseconds an image on one core of an AMD EPYC, beside some 1 ms for a training step of a small student at 32 pixels:
+Milliseconds an image on one core of an AMD EPYC, next to some 1 ms for a training step of a small student at 32 pixels:
 
     | pixels | flip, padded crop | resized crop | jitter (with hue) | RandAugment | erasing |
     |--------|-------------------|--------------|-------------------|-------------|---------|

@@ -95,7 +95,7 @@ class LanguageModelling(Task):
         return math.exp(min(float(tally[0]) / float(tally[1]), 700.0))
 
     def worst(self, targets: np.ndarray) -> float:
-        """Return the perplexity of a model that knows how often each token stands in `targets`, and nothing else."""
+        """Return the perplexity of the unigram model: the token frequencies of `targets`."""
         counts = np.bincount(np.asarray(targets).ravel())
         shares = counts[counts > 0] / counts.sum()
         return math.exp(float(-(shares * np.log(shares)).sum()))

@@ -30,7 +30,7 @@ class TextRegression(Texts):
     """
 
     def tally(self, rows: Rows) -> Tensor:
-        """Return [2 * M]: of each row the number told and the true one."""
+        """Return [2 * M]: of each row the number predicted and the true one."""
         import torch
 
         return torch.stack([rows.logits[:, 0].double(), rows.targets.double()], dim=1).flatten()

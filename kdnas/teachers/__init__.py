@@ -20,15 +20,15 @@ from kdnas.registry import Registry
 class TeacherContext:
     """What a teacher source may use.
 
-    `train_student(family, choices, training, say)` trains a student family's member with cross entropy and returns the
-    module taking what the task's entrance gives, with its arch; it is handed down from the training layer.
+    `train_student(family, choices, training, notify)` trains a student family's member with cross entropy and returns
+    the module taking what the task's entrance gives, with its arch; it is handed down from the training layer.
     """
 
     data: Data
     data_root: Path
     device: torch.device
     train_student: Callable[[str, Mapping[str, Any], Mapping[str, Any], Callable[[str], None]], tuple[nn.Module, Arch]]
-    say: Callable[[str], None] = field(default=lambda line: None)
+    notify: Callable[[str], None] = field(default=lambda line: None)
 
 
 TEACHERS: Registry[Callable[..., Teacher]] = Registry("teacher", __name__, "context")

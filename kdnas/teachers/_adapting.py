@@ -52,7 +52,7 @@ Deviations = Annotated[Statistics, AfterValidator(_of_bytes)]
 """Statistics by which pixels are divided."""
 
 _PROBED = 8
-"""Fixed samples that tell how a network answers."""
+"""Fixed samples for a sketch of a network's outputs."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,13 @@ def fit_teacher(
     classes are put in the data's order by their names (`naming`), the log of probabilities is taken, and one that fails
     on channels-last images is given others; each adaptation is noted. `stages` and `classifier` are names inside
     `network`, found by looking where None. `facts` are what else decides the outputs. Raises TeacherError: another
-    number of classes or channels, no logits, unknown names. `origin` says how the network is made without kdnas.
+    number of classes or channels, no logits, unknown names. `origin` describes how the network is made without kdnas.
     """
     channels, height, width = image_shape(context)
     mean, std, adapted = _statistics(expected, context)
     size = (expected.size, expected.size) if isinstance(expected.size, int) else expected.size
     if size is not None and tuple(size) != (height, width):
-        coarse = "; enlarged like that they may cost it accuracy: set data.size nearer to its own to see"
+        coarse = "; such enlargement may cost accuracy: try a data.size nearer to its own"
         adapted.append(
             f"images of {height}x{width} are resized to {size[0]}x{size[1]} pixels (height x width)"
             f"{coarse if size[0] > height or size[1] > width else ''}"
@@ -168,7 +168,7 @@ def _probe(context: TeacherContext) -> Tensor:
 
 
 def spread(count: int) -> np.ndarray:
-    """Return the places of a few of `count` samples, which tell how a network answers."""
+    """Return the places of a few of `count` samples, for a sketch of a network's outputs."""
     return np.linspace(0, count - 1, min(_PROBED, count)).astype(np.int64)
 
 
@@ -199,12 +199,12 @@ def _statistics(expected: Expected, context: TeacherContext) -> tuple[tuple[floa
 
 
 def _refusal(failure: Exception, network: nn.Module, probe: Tensor) -> TeacherError:
-    """Return what is said of a network that gave no logits for the data's images."""
+    """Return the error of a network that gave no logits for the data's images."""
     if isinstance(failure, NoLogitsError):
         what = f"{failure} for {len(probe)} images"
         return TeacherError(Problem("teacher", what, "logits: one score a class for every image"))
     if asked := _further_inputs(network):
-        what = f"the network's forward asks for {', '.join(asked)} beside the images, and the data have nothing else"
+        what = f"the network's forward asks for {', '.join(asked)} and the images, and the data have images alone"
         return TeacherError(Problem("teacher", what, "a factory whose network takes images alone"))
     shape = "x".join(str(side) for side in probe.shape[1:])
     reason = (str(failure) or type(failure).__name__).splitlines()[0]
@@ -214,13 +214,13 @@ def _refusal(failure: Exception, network: nn.Module, probe: Tensor) -> TeacherEr
 
 
 def _in_float32(network: nn.Module) -> tuple[nn.Module, list[str]]:
-    """Return `network` in float32 and eval mode, and what is to be said of that."""
+    """Return `network` in float32 and eval mode, with a note on what was changed."""
     low = sorted({str(value.dtype)[6:] for value in network.parameters()} & {"float16", "bfloat16"})
     return network.float().eval(), [f"its weights are {' and '.join(low)}: it computes in float32"] if low else []
 
 
 def _further_inputs(network: nn.Module) -> list[str]:
-    """Return what the forward of `network` must be given beside its first input."""
+    """Return what the forward of `network` must be given in addition to its first input."""
     try:
         taken = list(inspect.signature(network.forward).parameters.values())
     except (TypeError, ValueError):  # TorchScript and other compiled code has no signature

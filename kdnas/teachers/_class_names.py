@@ -18,7 +18,7 @@ from kdnas.errors import Problem, TeacherError
 from kdnas.teachers._loading import read_weights
 
 ClassNames = tuple[Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)], ...] | None
-"""An option: the names of the teacher's classes in its own order; None where the source may know them."""
+"""An option: the names of the teacher's classes in its own order; None where the source may have them."""
 
 _KEYS = ("class_names", "id2label", "label_names", "classes", "class_to_idx", "idx_to_class", "labels", "categories")
 _INSIDE = ("meta", "metadata", "config", "hyper_parameters", "dataset_meta")
@@ -29,7 +29,7 @@ _SHOWN = 8
 class Naming:
     """What a teacher calls its classes, in its own order, and where that stands.
 
-    `spellings` holds the names that each class goes by. `stated` is whether the study says so.
+    `spellings` holds the names that each class goes by. `stated` is whether the study states them.
     """
 
     spellings: tuple[tuple[str, ...], ...]
@@ -107,7 +107,7 @@ def class_order(naming: Naming | None, data: Data, count: int) -> tuple[tuple[in
 
 
 def names_near(path: Path) -> list[tuple[tuple[str, ...] | None, str]]:
-    """Return the class names that a weights file carries and those of the config.json beside it, each with its place.
+    """Return the class names that a weights file carries and those of the config.json next to it, each with its place.
 
     Nothing that the file holds is run; a file that cannot be read has no names.
     """
@@ -133,7 +133,7 @@ def _names_in(path: Path) -> tuple[str, ...] | None:
                 held = {key: _parsed(text) for key, text in (file.metadata() or {}).items()}
         else:
             held = read_weights(path).content
-    except (TeacherError, OSError, ValueError, SafetensorError):  # whoever needs the weights says what is wrong
+    except (TeacherError, OSError, ValueError, SafetensorError):  # whoever needs the weights reports the fault
         return None
     if not isinstance(held, Mapping):
         return None

@@ -21,7 +21,7 @@ _SUM_TOLERANCE = 2e-3
 
 
 class NoLogitsError(ValueError):
-    """A network's answer has no logits in it; the message says what it has."""
+    """A network's output has no logits in it; the message lists what it has."""
 
 
 class Fitted(nn.Module):
@@ -33,7 +33,7 @@ class Fitted(nn.Module):
         std: Per channel on the 0-255 scale.
         repeat: How often channels are repeated: 3 where the images are grey and the network takes colours.
         size: Height and width that images are resized to.
-        classes: How many classes the network answers for, which tells logits from what else it gives.
+        classes: How many classes the network answers for, by which logits are recognised among its outputs.
     """
 
     order: Tensor | None
@@ -93,7 +93,7 @@ class Fitted(nn.Module):
 def settle(module: Fitted, probe: Tensor) -> Exception | None:
     """Find out how to ask the network, and whether it gives probabilities; return why it gives no logits for `probe`.
 
-    It is asked as students' trainings ask it, with channels-last images. Where it fails so, or says something else than
+    It is asked as students' trainings ask it, with channels-last images. Where it fails so, or has other outputs than
     for images in torch's default format, it gets those.
     """
     probe = probe.contiguous()
@@ -119,13 +119,13 @@ def settle(module: Fitted, probe: Tensor) -> Exception | None:
 
 
 def _same_in_channels_last(module: Fitted, probe: Tensor) -> bool:
-    """Return whether the network says the same to channels-last images, its weights as they are and laid out so too.
+    """Return whether the network has the same outputs for channels-last images, its weights as they are or laid out so.
 
     Whoever measures its latency lays out the weights so.
     """
     plain, images = module(probe), probe.contiguous(memory_format=torch.channels_last)
     if not plain.numel():
-        return True  # no answer for so few images: it is refused by what it says of one alone
+        return True  # it fails on so few images: it is refused by the check of one alone
     weights = [(weight, weight.data) for weight in module.parameters()]
     try:
         others = [module(images)]
@@ -195,7 +195,7 @@ def log_of(probabilities: Tensor, total: float) -> Tensor:
     """Return the logarithms [B, K] in float32 of probabilities that sum to `total`.
 
     They are the logits that a softmax made them from, up to a number an image. What was too small for its type is taken
-    as the smallest that the type tells from zero.
+    as the smallest positive number of the type.
     """
     least = 2.0**-25 if probabilities.dtype == torch.float16 else torch.finfo(torch.float32).tiny
     return (probabilities.float() / total).clamp_min(least).log()
@@ -211,7 +211,7 @@ def _rows(answers: Tensor) -> Tensor:
 def _hint(answers: Tensor) -> str:
     if answers.ndim == 1:
         whole = not answers.is_floating_point() or bool((answers == answers.round()).all())
-        return ", one number an image" + (": the index of the class says nothing of the others" if whole else "")
+        return ", one number an image" + (": the index of the class has no information on the others" if whole else "")
     return ""
 
 

@@ -1,7 +1,7 @@
 """What a Hugging Face image processor does to pixels, found by asking it: plain colours in, numbers out.
 
-Its configuration has been written in many ways (numbers for lists, lists for sizes, keys that only some classes know);
-the processor itself knows what it makes of them.
+Its configuration has been written in many ways (numbers for lists, lists for sizes, keys that only some classes have);
+the processor itself resolves them.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ def read_processing(
     if declared.get("rescale_offset") and not _supports(processor, "rescale_offset"):
         offset = offset - factors / float(declared.get("rescale_factor", 1 / 255))
         notes.append(
-            "rescale_offset is taken as its configuration states it, which its processor's class does not know"
+            "rescale_offset is taken as its configuration states it, which its processor's class does not have"
         )
     if declared.get("do_flip_channel_order") and not _supports(processor, "do_flip_channel_order"):
         order = order[::-1]
-        notes.append("channels are flipped as its configuration states, which its processor's class does not know")
+        notes.append("channels are flipped as its configuration states, which its processor's class does not have")
     elif list(order) != list(range(channels)):
         notes.append("its channels are put in the order that it was trained with (BGR)")
     if declared.get("do_center_crop") and size != (height, width):

@@ -116,7 +116,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
 
 def _read_shards(path: Path) -> Checkpoint:
-    """Return the tensors of every shard that the index at `path` names; the shards lie beside it."""
+    """Return the tensors of every shard that the index at `path` names; the shards lie next to it."""
     try:
         shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         names = sorted({str(name) for name in shards.values()})
@@ -124,7 +124,7 @@ def _read_shards(path: Path) -> Checkpoint:
         raise TeacherError(Problem(str(path), f"is no index of shards: {type(error).__name__}: {error}")) from error
     absent = [name for name in names if Path(name).name != name or not (path.parent / name).is_file()]
     if absent:
-        what = f"names {len(names)} shards, of which these do not lie beside it: {', '.join(absent[:5])}"
+        what = f"names {len(names)} shards, of which these do not lie next to it: {', '.join(absent[:5])}"
         raise TeacherError(Problem(str(path), what))
     parts = [read_weights(path.parent / name) for name in names]
     content = {name: value for part in parts for name, value in part.content.items()}
@@ -173,10 +173,10 @@ def _is_pickle_or_zip(path: Path) -> bool:
 
 
 def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """Return what training scripts put beside the weights and what only holds values: making one runs nothing.
+    """Return what training scripts put next to the weights and what only holds values: making one runs nothing.
 
-    torch's restricted unpickler takes these besides tensors and plain values: parsed arguments, NumPy's numbers and
-    arrays, paths, dates.
+    torch's restricted unpickler takes these in addition to tensors and plain values: parsed arguments, NumPy's numbers
+    and arrays, paths, dates.
     """
     plain: list[Callable[..., Any]] = [argparse.Namespace, collections.defaultdict, np.ndarray, np.dtype]
     plain += [datetime.datetime, datetime.date, datetime.timedelta, pathlib.PosixPath, pathlib.PurePosixPath]

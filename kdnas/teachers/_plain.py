@@ -69,7 +69,7 @@ def refuse_without_weights(network: nn.Module, factory: str) -> None:
     parts = network.state_dict(keep_vars=True)
     lazy = [name for name, value in parts.items() if isinstance(value, Tensor) and is_lazy(value)]
     if lazy:
-        what = f"{factory!r} returns lazy layers, which have no weights before they see an image: {_first(lazy)}"
+        what = f"{factory!r} returns lazy layers, which have no weights before their first input: {_first(lazy)}"
         allowed = "a weights file, or a factory that calls the network once before it loads its weights"
         raise TeacherError(Problem("factory", what, allowed))
     tensors = {**parts, **dict(network.named_buffers())}

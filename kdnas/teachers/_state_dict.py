@@ -92,8 +92,8 @@ def find_weights(network: nn.Module, checkpoint: Checkpoint, place: str | None =
     whole = [candidate for candidate in fitting if candidate.outside_share <= 0.5 or place is not None]
     if fitting and not whole:
         what = (
-            f"{fitting[0].place} fits the network, but most of the tensors beside it do not belong to it "
-            f"({_first(fitting[0].outside)}); say that it is meant: weights_key: {fitting[0].place}"
+            f"{fitting[0].place} fits the network, but most of the tensors next to it do not belong to it "
+            f"({_first(fitting[0].outside)}); where it is meant, state weights_key: {fitting[0].place}"
         )
         raise TeacherError(Problem(path, what))
     others = [candidate for candidate in whole[1:] if not candidate.same_as(whole[0])]

@@ -57,7 +57,7 @@ def huggingface(
         mean: One number a channel on the 0-255 scale, subtracted from the pixels.
         std: One number a channel on the 0-255 scale, by which pixels are then divided.
         input_size: Height and width in pixels, or one number for both, that images are resized to.
-        class_names: The names of the network's classes, in its own order, where its config does not say.
+        class_names: The names of the network's classes, in its own order, where its config has none.
     """
     loaded = load_transformer("AutoModelForImageClassification", model, context.data_root, revision)
     network: Any = loaded.network

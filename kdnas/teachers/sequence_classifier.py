@@ -43,7 +43,7 @@ def sequence_classifier(
         context: What the study hands over.
         model: A folder under the data root, or a hub id.
         revision: Branch, tag or commit of a hub id.
-        class_names: The names of the network's classes, in its own order, where its config does not say.
+        class_names: The names of the network's classes, in its own order, where its config has none.
     """
     data = context.data
     if not isinstance(data, TextData):
@@ -89,7 +89,7 @@ def sequence_classifier(
 
 
 def _inputs(network: nn.Module, given: list[str]) -> tuple[str, ...]:
-    """Return what the network calls the inputs that it takes: those of the task, without segments that it knows not.
+    """Return what the network calls the inputs that it takes: those of the task, without segments that it lacks.
 
     DistilBERT takes none; RoBERTa takes them and has one kind alone, for which two texts in a row are all the same.
     """
@@ -118,7 +118,7 @@ def _check_ends(network: Any, data: TextData) -> None:
 
 
 def _other_answers(outputs: int, data: TextData) -> Problem:
-    """Return the problem of a teacher that tells one number of texts with classes, or the reverse."""
+    """Return the problem of a teacher that predicts one number for texts with classes, or the reverse."""
     if data.predicts_values:
         what = f"it names one of {outputs} classes, and the labels of {data.name} are numbers to be predicted"
         return Problem("teacher", what, "a model with num_labels 1; data: {labels: classes} where they are classes")

@@ -35,7 +35,7 @@ def student(
         choices: Its architecture: a value for each choice of the family.
         training: As a study's training section; its defaults where not given.
     """
-    network, arch = context.train_student(family, choices, training or {}, context.say)
+    network, arch = context.train_student(family, choices, training or {}, context.notify)
     name, facts = f"{short_name(family)} trained here", {"family": short_name(family)}
     statistics = context.data.statistics
     if MEAN in statistics:

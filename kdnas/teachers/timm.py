@@ -112,7 +112,7 @@ def _names_of(network: Any) -> tuple[tuple[str, ...] | None, str]:
 
 
 def _imagenet(library: Any, classes: int) -> tuple[Sequence[Sequence[str]] | None, str]:
-    """Return the spellings of ImageNet's classes where timm knows a variant of so many: WordNet ids, and words."""
+    """Return the spellings of ImageNet's classes where timm has a variant of so many: WordNet ids, and words."""
     subset = library.data.infer_imagenet_subset({"num_classes": classes})
     if subset is None:
         return None, ""

@@ -36,7 +36,7 @@ def torchvision(
 ) -> Teacher:
     """A torchvision classifier by name, with weights by their enum's name (`IMAGENET1K_V1`, `DEFAULT`) or from a file.
 
-    A file is relative to the data root; it is told from a name by its suffix. With named weights, normalisation and
+    A file is relative to the data root; its suffix distinguishes it from a name. With named weights, normalisation and
     input size are those of their transforms; with a file, ImageNet's and the data's size. Both can be stated. Raises
     TeacherError.
 

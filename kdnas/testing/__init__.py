@@ -7,7 +7,7 @@
         member = MyLoss                 # or the name of a registered member
         options = {"power": 3.0}        # its options, where it needs some
 
-pytest finds the tests by themselves. What a suite must be told of a member beside that is documented on it. Importing
+pytest finds the tests by themselves. What a suite needs to know of a member beyond that is documented on it. Importing
 this package imports no family and no pytest before a suite is asked for.
 """
 
@@ -57,7 +57,7 @@ _FILES = {
 __all__ = sorted(_FILES)
 
 
-if "pytest" in sys.modules:  # what fails is then told with its values
+if "pytest" in sys.modules:  # failures are then shown with their values
     sys.modules["pytest"].register_assert_rewrite(*(f"{__name__}.{file}" for file in sorted({*_FILES.values()})))
 
 

@@ -1,4 +1,4 @@
-"""What workers are given in tests of executors: jobs that do as they are told, and starts that fail.
+"""What workers are given in tests of executors: jobs that behave as their fields state, and starts that fail.
 
 Worker processes import this file: it needs no pytest.
 """
@@ -46,7 +46,7 @@ Answer = Callable[[Task], Seen]
 
 
 def answer(job: Task) -> Seen:
-    """Do what the job says."""
+    """Behave as the job states."""
     match job.do:
         case "square":
             return Seen({"accuracy": job.x / 10, "macs": 5.0}, {"value": job.x**2, "pid": os.getpid()})

@@ -51,7 +51,7 @@ def suites(
 ) -> dict[str, type[MemberConformance]]:
     """Return a suite for every registered member of a family but `without`, by name: `globals().update(suites(...))`.
 
-    `attributes` are what the suite must know of single members, as `hint={"zero_when_equal": False}`.
+    `attributes` are what the suite needs to know of single members, as `hint={"zero_when_equal": False}`.
     """
     made = {}
     for name in conformance.registry.names():

@@ -23,7 +23,7 @@ class ExecutorConformance(MemberConformance):
     registry = EXECUTORS
 
     def started(self, make: Callable[[], Any] = make_evaluate, workers: int = 2) -> Executor[Task, Seen]:
-        """Return the executor with `workers` workers, as far as it can be told how many."""
+        """Return the executor with `workers` workers, as far as their number can be set."""
         offered = {"workers": workers, "threads": 1, "time_limit_s": TIME_LIMIT_S, "devices": 0}
         known = EXECUTORS.options(self._member).model_fields
         executor: Executor[Task, Seen] = self.build(make, **{k: v for k, v in offered.items() if k in known})

@@ -70,7 +70,7 @@ class LossConformance(MemberConformance):
     zero_when_equal: ClassVar[bool] = True
     """Whether a student that gives what its teacher gives costs nothing; not where a random adapter stands between."""
     refused: ClassVar[frozenset[str]] = frozenset()
-    """The PAIRS that it cannot compare, and says so: layers of tokens, of a loss on maps alone."""
+    """The PAIRS that it cannot compare, with an error: layers of tokens, of a loss on maps alone."""
 
     @pytest.mark.parametrize("pair", PAIRS)
     @pytest.mark.parametrize("labels", LABELS)

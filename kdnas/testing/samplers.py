@@ -58,7 +58,7 @@ def values(params: Mapping[str, Any], fidelity: Fidelity = RUNGS[-1]) -> dict[st
 
 
 def library(space: SearchSpace) -> BlockLibrary:
-    """Return a library of one block that is ruled by all choices of `space`: what it foretells is not far off."""
+    """Return a library of one block that is ruled by all choices of `space`: its predictions are not far off."""
     return BlockLibrary(
         Entry(
             "block",
@@ -72,7 +72,7 @@ def library(space: SearchSpace) -> BlockLibrary:
 
 
 class Loop:
-    """A search without training: asks and tells. `waiting` proposals are told late, as with several workers.
+    """A search without training: asks and tells. Results of `waiting` proposals come late, as with several workers.
 
     `build` makes the sampler of a context.
     """
@@ -106,7 +106,7 @@ class Loop:
         return student(self.space, params) not in self.seen and price(params)["macs"] <= self.limit
 
     def context(self, number: int) -> SamplerContext:
-        """Return what the sampler of proposal `number` may know."""
+        """Return the context of the sampler for proposal `number`."""
         return SamplerContext(
             self.space,
             self.objectives,
@@ -122,7 +122,7 @@ class Loop:
         )
 
     def step(self) -> None:
-        """Ask once, and tell what is due."""
+        """Ask once, and report the results that are due."""
         number = len(self.proposals)
         sampler = ValidProposals(
             self.build(self.context(number)),

@@ -52,7 +52,7 @@ def empty_run(folder: Path) -> RunRecord:
 
 
 def search_events(run: RunRecord, count: int = 3) -> list[Event]:
-    """Return what a search tells that goes on in `run`: `count` trials, of which the second fails, and a retraining."""
+    """Return the events of a search that goes on in `run`: `count` trials, the second failing, and a retraining."""
     before = len(run.trials)
     events: list[Event] = [Note("opening the data"), Ready(run, bool(before), 1)]
     for number in range(before, before + count):

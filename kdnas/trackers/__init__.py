@@ -1,7 +1,7 @@
-"""Trackers: where the progress of a search goes, beside the screen. One member a file.
+"""Trackers: where the progress of a search goes, in addition to the screen. One member a file.
 
 A tracker is opened once the run is ready, before anything is trained, and follows it to its end. It only looks on: what
-it raises is said once, the tracker is left out, and the search goes on.
+it raises is reported once, the tracker is left out, and the search goes on.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class MLflow(Tracker):
     (MLFLOW_HTTP_REQUEST_MAX_RETRIES).
 
     Args:
-        tracking_uri: Of the server, or a database or folder of MLflow's; None: as MLFLOW_TRACKING_URI says.
+        tracking_uri: Of the server, or a database or folder of MLflow's; None: as in MLFLOW_TRACKING_URI.
         experiment: Its name; None: the study's.
     """
 

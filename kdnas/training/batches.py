@@ -21,7 +21,7 @@ from kdnas.tasks import task_of
 
 _CHUNK_BYTES = 64 << 20
 _MEMORY_ASSUMED = 2 << 30
-"""Bytes, on a system that does not tell what is free."""
+"""Bytes, on a system that does not report what is free."""
 _BUCKET = 32
 """Samples of like length that stay together."""
 _SORTED_TOGETHER = 64

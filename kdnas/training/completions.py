@@ -38,7 +38,7 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class Item:
-    """A context, what may follow it, and which of these is right. One ending alone is a word to be told.
+    """A context, what may follow it, and which of these is right. One ending alone is a word to be predicted.
 
     Of a question, `is_question`, the endings are its answers, of which the network is to write one.
     """

@@ -24,7 +24,7 @@ def tally_of(
     """Return the tally, on the CPU, of `network`'s answers to `batches`, samples as they are, in eval mode.
 
     `network` takes plain samples (`Task.entrance`) and is left in the mode it came in. `training` is its own, or that
-    of the students beside a teacher: it decides the precision, as `kdnas.training.numerics` says. `batch_size` None is
+    of the students of a teacher: it decides the precision (`kdnas.training.numerics`). `batch_size` None is
     that of `evaluation_batch`. Raises ValueError when there are no samples.
     """
     if len(batches) == 0:

@@ -1,9 +1,9 @@
 """Whole training steps as CUDA graphs: one launch for the hundreds of kernels of a small student's step.
 
 A step is any function of a batch that trains in place and returns the loss: forward, loss, backward, clipping and
-optimizer. What it reads and writes besides its arguments must stay where it is (parameters, statistics, optimizer
-state, a learning rate held as a tensor), and it must not wait for the device, nor decide anything on the host that
-should change from step to step.
+optimizer. What it reads and writes in addition to its arguments must stay where it is (parameters, statistics,
+optimizer state, a learning rate held as a tensor), and it must not wait for the device, nor decide anything on the host
+that should change from step to step.
 
 A captured network repeats the host's decisions of the captured step: a module that draws from Python's or NumPy's
 generators would repeat its draw. Torch's own generators are advanced by a replay as by an eager step.
@@ -27,7 +27,7 @@ from kdnas.training.batches import Batches
 from kdnas.training.ensemble import OutputsByTeacher
 
 Step = Callable[[tuple[Tensor, ...], Tensor, OutputsByTeacher | None], Tensor]
-"""Trains on inputs [B, ...], their targets and what the teachers say; returns the loss, detached."""
+"""Trains on inputs [B, ...], their targets and the teachers' outputs; returns the loss, detached."""
 
 WARM_UP_STEPS = 3
 """Eager steps before the capture: libraries choose their kernels and the optimizer makes its state in them."""
@@ -94,7 +94,8 @@ class GraphedStep:
     """`step`, captured after a few eager steps and replayed from then on; every call trains exactly once.
 
     The warm-up steps are steps of the training, so the result is that of the eager loop. Batches of another shape than
-    the first (the last of an epoch) run eagerly; so does everything after a capture that failed: `failure` says why.
+    the first (the last of an epoch) run eagerly; so does everything after a capture that failed: `failure` is the
+    reason.
     """
 
     def __init__(self, step: Step, recorder: Recorder):

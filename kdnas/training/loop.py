@@ -1,4 +1,4 @@
-"""The training loop: students trained by their recipes, one or several at once, beside their teacher.
+"""The training loop: students trained by their recipes, one or several at once, with their teacher.
 
 Samples stay plain on the device, images as floats in 0..255; student and teacher see the same batch. What a step is
 stands in `kdnas.training.step`.
@@ -54,7 +54,7 @@ _STEPS_KEPT = 16
 
 @dataclass(frozen=True)
 class Course:
-    """What trainings share that go together: their samples in one order, and the teacher beside them.
+    """What trainings share that go together: their samples in one order, and the teacher.
 
     `train` holds the samples to use, a recipe's `data_fraction` applied. `view_seed` orders and varies them: trainings
     that share it see the same batches, which lets them share `teacher_cache` and makes their comparison less noisy.
@@ -79,7 +79,7 @@ class Pupil:
     `seed` starts the adapters and dropout. `on_epoch` is called after each epoch; what it raises ends all trainings.
     `checkpoint` is rewritten before that call, and a training that finds its own checkpoint there continues exactly.
     `begin_from` is the checkpoint of another training: this one begins from its weights (network and adapters), as a
-    warm restart, with an optimizer and a learning-rate schedule of its own. `peers` are those that learn beside it, as
+    warm restart, with an optimizer and a learning-rate schedule of its own. `peers` are those that learn with it, as
     many as the recipe's losses ask for, each with other weights.
     """
 
@@ -108,9 +108,9 @@ class Trained:
     `network` is in eval mode, without its entrance; `score` is on the validation split, None without one.
     `teacher_seconds` is the teacher's share of `train_seconds`; both include the epochs before a resume.
     `graph_failure` is why steps could not be captured on a CUDA device and ran one kernel at a time; else None.
-    `unfused` is whether the recipe asks for fused norms that cannot be compiled on this machine.
-    `phases` are the seconds that this process spent on the teacher, on the data (making batches; on a CPU only, a GPU
-    makes them beside), on the student's steps and on the evaluation. `live_teacher` is whether the teacher was run on
+    `unfused` is whether the recipe asks for fused norms that cannot be compiled on this machine. `phases` are the
+    seconds that this process spent on the teacher, on the data (making batches; on a CPU only, a GPU makes them
+    concurrently), on the student's steps and on the evaluation. `live_teacher` is whether the teacher was run on
     batches as they came, its outputs not being kept. Students trained together have equal shares of what they share.
     """
 
@@ -132,7 +132,7 @@ class Trained:
         if self.graph_failure is not None:
             notes.append(f"steps ran one kernel at a time: their capture as a CUDA graph failed ({self.graph_failure})")
         if self.unfused:
-            notes.append("norms were not fused as the recipe says, so last digits differ: no C compiler works here")
+            notes.append("norms were not fused as the recipe states, so last digits differ: no C compiler works here")
         if self.live_teacher:
             notes.append("the teacher was run on batches as they came: its outputs were not kept")
         return tuple(notes)
@@ -150,7 +150,7 @@ def train(course: Course, pupils: Sequence[Pupil]) -> list[Trained | TrialError]
     if not share_batches([pupil.recipe for pupil in pupils]):
         raise ValueError("the recipes differ in epochs, data, batches, augmentation, precision or what they ask of it")
     if any(len(pupil.peers) != pupil.recipe.distillation.further_peers for pupil in pupils):
-        raise ValueError("a student has other peers beside it than its losses ask for")
+        raise ValueError("a student has other peers than its losses ask for")
     if not pupils:
         return []
     recipes = [settled_recipe(pupil.recipe, course.device) for pupil in pupils]
@@ -253,7 +253,7 @@ def batches_key(recipe: Recipe) -> tuple[object, ...]:
 
 @dataclass
 class _Lane:
-    """One student of a course: its step, the stream that it has beside others on a CUDA device, and how it goes."""
+    """One student of a course: its step, its stream where several share a CUDA device, and its progress."""
 
     pupil: Pupil
     step: Step
@@ -291,7 +291,7 @@ class _Lane:
             self.failure = error
 
     def close_epoch(self, device: torch.device) -> None:
-        """Write the checkpoint of the epoch that has just ended, and tell of it."""
+        """Write the checkpoint of the epoch that has just ended, and report it."""
         if self.failure is not None:
             return
         if self.pupil.checkpoint is not None:
@@ -343,7 +343,7 @@ class _Kept:
         self._before: tuple[list[TaughtBatch], list[torch.cuda.Event]] = ([], [])
 
     def add(self, batch: TaughtBatch, streams: Sequence[torch.cuda.Stream]) -> None:
-        """Keep `batch`, which `streams` have been told to read."""
+        """Keep `batch`, which `streams` will read."""
         self._batches.append(batch)
         if len(self._batches) < _STEPS_KEPT:
             return

@@ -23,7 +23,7 @@ class TrainingLoss(nn.Module):
     """task_weight * task loss + the sum of weight * distillation loss; its parameters are the losses' adapters.
 
     Terms of weight 0 are not built. The adapters are initialised from `seed` alone. Weights that warm up, or count
-    during a part of the training, are those of the place in it that `at` was told last, full ones before. `teachers`
+    during a part of the training, are those of the place in it that `at` was given last, full ones before. `teachers`
     are by name. Peers, moving average and the student itself are of the student's shapes.
 
     Raises ConfigError where a loss cannot be built for these shapes, or has no teacher to learn from.
@@ -75,7 +75,7 @@ class TrainingLoss(nn.Module):
         """Return the loss, a scalar in float32; `rows` are the student's logits with their targets and weights.
 
         `of_teachers` holds their outputs; it may be None where no distillation loss asks them. `learning` is what those
-        of `LEARNING` say that losses learn of, detached: of several peers, the mean of the losses is learnt.
+        of `LEARNING` put out that losses use, detached: of several peers, the mean of the losses is learnt.
         """
         loss = student.logits.new_zeros((), dtype=torch.float32)
         if self.task_weight > 0:

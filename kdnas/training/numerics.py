@@ -1,4 +1,4 @@
-"""What decides the numbers of a training beside its recipe: precision, CPU threads and fused norms. Decided here alone.
+"""What decides the numbers of a training outside its recipe: precision, CPU threads, fused norms. Decided here alone.
 
 A setting that is `auto` is decided once, by what the machine is and never by a stop-watch, before anything is trained:
 by the controller of a run, which writes the decision into the lock file and hands it to every worker, or at the start
@@ -81,7 +81,7 @@ def in_bfloat16(training: Training, device: torch.device) -> bool:
 
 
 def is_scored_in_bfloat16(batches: Batches, training: Training) -> bool:
-    """Return whether networks of `training`, or beside them, are scored on `batches` in bfloat16."""
+    """Return whether networks of `training`, or their teachers, are scored on `batches` in bfloat16."""
     return batches.split == "train" and in_bfloat16(training, batches.device)
 
 
@@ -107,8 +107,8 @@ def bfloat16_is_native(device: torch.device) -> bool:
 def bfloat16_speed() -> float:
     """Return how many times as fast as in float32 a small convolution trains in bfloat16 on this CPU.
 
-    What a user is told; it decides nothing. Measured in about a tenth of a second; the quickest of interleaved steps
-    count.
+    It is printed for the user and decides nothing. Measured in about a tenth of a second; the quickest of interleaved
+    steps count.
     """
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         layer = nn.Conv2d(32, 32, 3, padding=1, bias=False).to(memory_format=torch.channels_last)

@@ -32,16 +32,16 @@ _LATER: dict[str, Any] = {
 
 
 class LossTerm(pydantic.BaseModel):
-    """One distillation loss: its registry name, its weight, and its own options beside them."""
+    """One distillation loss: its registry name, its weight, and its own options."""
 
     model_config = pydantic.ConfigDict(extra="allow", frozen=True)
 
     type: str
     weight: Annotated[float, Field(ge=0.0)] = 1.0
-    """Unless stated, that of the loss's authors, as `kdnas list losses` tells: 1 for most, 1000 for attention."""
+    """Unless stated, that of the loss's authors, as `kdnas list losses` shows: 1 for most, 1000 for attention."""
     of: Annotated[str, Field(min_length=1)] | None = None
     """Whose outputs it learns: a teacher's name; `ensemble`, all teachers together; `peers`, students of its kind that
-    begin elsewhere and learn beside it; `ema`, the moving average of its own weights; or `self`, its own outputs as
+    begin elsewhere and learn with it; `ema`, the moving average of its own weights; or `self`, its own outputs as
     they are. None: the only teacher's, the ensemble's where there are several."""
     warmup_fraction: Fraction = 0.0
     """Share of all steps in which the weight rises in equal steps to `weight`, as dkd's authors have it."""
@@ -62,7 +62,7 @@ class LossTerm(pydantic.BaseModel):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _weighted_as_usual(cls, given: Any) -> Any:
-        """Let a term that states no weight have its loss's; a loss that is not there is told of elsewhere."""
+        """Let a term that states no weight have its loss's; a loss that does not exist is reported elsewhere."""
         if not isinstance(given, dict) or "weight" in given or not isinstance(given.get("type"), str):
             return given
         from kdnas.losses import LOSSES  # here, because it brings torch
@@ -112,7 +112,7 @@ LEARNING = (PEERS, EMA, SELF)
 """Whom a term learns of that are no teachers: they change while the student is trained."""
 RESERVED = {
     ENSEMBLE: "all teachers together",
-    PEERS: "the students that learn beside one",
+    PEERS: "the students trained together with one",
     EMA: "the moving average of a student",
     SELF: "the student itself",
 }
@@ -138,8 +138,8 @@ class Distillation(Section):
     """loss = task_weight * cross entropy + the sum of weight * distillation loss.
 
     The default is that of kd. Beside dkd and losses that read features their authors set `task_weight` to 1, each loss
-    says with which weight. It is 1 too unless stated where no loss learns of a fixed teacher: what such a student
-    knows comes from the labels.
+    states its weight. It is 1 too unless stated where no loss learns of a fixed teacher: what such a student
+    learns comes from the labels.
     """
 
     task_weight: Annotated[float, Field(ge=0.0)] = 0.1
@@ -168,7 +168,9 @@ class Distillation(Section):
             if "task_weight" not in self.model_fields_set:
                 object.__setattr__(self, "task_weight", 1.0)
             elif self.task_weight == 0:
-                raise ValueError("task_weight is 0 and no loss learns of a fixed teacher: nobody knows anything")
+                raise ValueError(
+                    "task_weight is 0 and no loss learns of a fixed teacher: there is nothing to learn from"
+                )
         return self
 
     @pydantic.model_validator(mode="after")
@@ -190,7 +192,7 @@ class Distillation(Section):
             try:
                 reads = "logits" in LOSSES.get(term.type).needs
             except (ConfigError, ImportError):
-                continue  # told elsewhere
+                continue  # reported elsewhere
             if term.weight > 0 and reads and not (term.type == "kd" and term.options.get("temperature") == 1):
                 raise ValueError(
                     f"teacher_draws are right on average for kd at temperature 1 alone, and losses has {term.type}; "
@@ -213,7 +215,7 @@ class Distillation(Section):
 
     @property
     def further_peers(self) -> int:
-        """How many students are trained beside each one."""
+        """How many students are trained together with each one."""
         return (self.peers or 2) - 1 if self.learns_of(PEERS) else 0
 
     @property
@@ -325,7 +327,7 @@ def for_task(model: type[M], kind: str) -> type[M]:
 def training_as(kind: str, value: Any, otherwise: Callable[[Any], Any]) -> Any:
     """Return `value`, plain or a section, validated as the section `training` of the task called `kind`.
 
-    `otherwise` reads it where there is no such task: whoever needs one tells of it.
+    `otherwise` reads it where there is no such task: whoever needs one reports that.
     """
     try:
         section = training_for(kind)

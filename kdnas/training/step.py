@@ -48,9 +48,9 @@ _STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 100}
 """Looking at the loss makes a CUDA device wait, and costs a CPU nothing."""
 
 TaughtBatch = tuple[tuple[Tensor, ...], Tensor, OutputsByTeacher | None]
-"""Plain inputs [B, ...], targets, and what the teachers say."""
+"""Plain inputs [B, ...], targets, and the teachers' outputs."""
 Learnt = Mapping[str, Sequence[Outputs]]
-"""What those of `LEARNING` say, by their name."""
+"""The outputs of those of `LEARNING`, by their name."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Member:
     averaged: Taps | None = None
 
     def learnt_of(self, inputs: tuple[Tensor, ...], ours: Outputs, others: Sequence[Outputs]) -> Learnt:
-        """Return what those say of the same batch that change as the student does, where its losses learn of them."""
+        """Return the outputs for the same batch of those that change as the student does, where its losses use them."""
         learnt: dict[str, list[Outputs]] = {}
         if SELF in self.criterion.learns_of:
             learnt[SELF] = [ours.learning]
@@ -82,7 +82,7 @@ class Member:
 class Step:
     """The student with its taps, its loss and its optimizer, trained by `learn` one batch after the other.
 
-    `members` are the student and the peers that learn beside it, all by one optimizer and one backward pass. With a
+    `members` are the student and the peers that learn with it, all by one optimizer and one backward pass. With a
     `recorder` its steps are captured and replayed (`kdnas.training.graphs`).
     """
 
@@ -182,7 +182,7 @@ class Step:
         return failure
 
     def auxiliary(self) -> dict[str, nn.Module]:
-        """Return by name what is trained beside the student and its loss, or averaged: checkpoints keep it too."""
+        """Return by name what is trained with the student and its loss, or averaged: checkpoints keep it too."""
         kept: dict[str, nn.Module] = {}
         for place, member in enumerate(self.members):
             if place:
@@ -206,7 +206,7 @@ class Step:
 
 
 class TeachersOutputs:
-    """What all teachers of a training say, batch by batch and view by view, as `TeacherOutputs` says it of each."""
+    """The outputs of all teachers of a training, batch by batch and view by view: `TeacherOutputs` has those of one."""
 
     def __init__(self, by: Mapping[str, TeacherOutputs]):
         self._by = by
@@ -222,7 +222,7 @@ class TeachersOutputs:
             outputs.begin(view)
 
     def __call__(self, inputs: tuple[Tensor, ...], samples: Tensor) -> OutputsByTeacher:
-        """Return what they say of the plain `inputs` of `samples` [B], without gradients."""
+        """Return their outputs for the plain `inputs` of `samples` [B], without gradients."""
         return OutputsByTeacher({name: outputs(inputs, samples) for name, outputs in self._by.items()})
 
     def end(self) -> float:
@@ -277,7 +277,7 @@ def open_step(
     seed: int,
     graphs: bool,
 ) -> Step:
-    """Return the step of the student, the first of `networks`, and of the peers that learn beside it.
+    """Return the step of the student, the first of `networks`, and of the peers that learn with it.
 
     `teacher_shapes` are those of the teachers by name; without one no loss may ask for it. `seed` starts the adapters.
     Their taps stay hooked in until `stack` closes. Students bring the samples that they are given to the recipe's size
@@ -349,7 +349,7 @@ def taught_batches(
     epoch: int,
     view_seed: int,
 ) -> Iterator[TaughtBatch]:
-    """Yield the batches of view `epoch` as students are given them, with what the teachers say of each."""
+    """Yield the batches of view `epoch` as students are given them, with the teachers' outputs for each."""
     if outputs is not None:
         outputs.begin(epoch)
     views = epoch_of_views(
@@ -395,7 +395,7 @@ def build_optimizer(modules: Iterable[nn.Module], training: Training) -> torch.o
 
 
 def update(optimizer: torch.optim.Optimizer, training: Training, members: Sequence[Sequence[nn.Module]] = ()) -> None:
-    """Take a step of `optimizer` by the gradients that are there, clipped where `training` says so.
+    """Take a step of `optimizer` by the gradients that are there, clipped where `training` states a bound.
 
     Of several `members`, the modules of each, each one's gradients are clipped by themselves.
     """
@@ -452,7 +452,8 @@ class TimedBatches:
 def seconds_by_phase(device: torch.device, whole: float, teacher: float, fetching: float) -> dict[str, float]:
     """Return the seconds of an epoch by phase: of its `whole`, the teacher's and those of fetching what is learnt from.
 
-    Fetching holds the teacher's seconds. Making the batches is told apart on a CPU only: a GPU makes them beside.
+    Fetching holds the teacher's seconds. The time of making the batches is separated on a CPU only: a GPU makes them
+    concurrently.
     """
     data = max(0.0, fetching - teacher) if device.type == "cpu" else 0.0
     return {"teacher": teacher, "data": data, "student": whole - teacher - data}

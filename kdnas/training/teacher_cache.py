@@ -1,6 +1,6 @@
 """Teacher outputs on the views that a study's trials share, computed once and kept on disk.
 
-Trials of a study see the same augmented views (common random numbers), so what the teacher says of view v of sample n
+Trials of a study see the same augmented views (common random numbers), so the teacher's outputs for view v of sample n
 need not be computed again. A row holds a sample's predictions one after the other, each with its logits, and its
 embedding where a loss reads that, in the type that the teacher computed them in: float32, or bfloat16 at half the size.
 Both are exact.
@@ -15,11 +15,11 @@ it: a claim is a lock on a byte of the file `claims`, which the system takes bac
 
 With `top_k`, for label sets whose rows would fill the disk, a prediction is its k largest logits, and one number for
 the others: the logit that would give each of them the mean of their mass. A third file, `classes` int32 [N, k for each
-prediction], says which they are. So the distribution keeps its total at temperature 1, and only the order within the
+prediction], holds their indices. So the distribution keeps its total at temperature 1, and only the order within the
 tail is lost: of the ten logits of a ResNet on 1,000 CIFAR-10 test images, keeping 5 loses 0.0012 nats at temperature 1
-and 0.0007 at 4, keeping 2 loses 0.011 and 0.003. `truncation_error` tells it for a teacher at hand.
+and 0.0007 at 4, keeping 2 loses 0.011 and 0.003. `truncation_error` computes it for a given teacher.
 
-Where `drawn`, the k tokens of a prediction are drawn from what the teacher says (Anshumann et al., "Sparse logit
+Where `drawn`, the k tokens of a prediction are drawn from the teacher's distribution (Anshumann et al., "Sparse logit
 sampling: accelerating knowledge distillation in LLMs", ACL 2025), with the logarithm of the share that each was drawn
 with: a token of probability p has p on average, so the gradient of kd at temperature 1 is the full one on average, and
 no tail is cut. The draws are k points at equal distances along the cumulated probabilities, their beginning being
@@ -68,9 +68,9 @@ _POLL_S = 0.02
 _SHARE = 0.5
 """Of the disk's free space that one view may take."""
 NEVER = -1e4
-"""Logarithm of the probability of a token that was not drawn: an infinite one has no gradient beside a share of 0."""
+"""Logarithm of the probability of a token that was not drawn: an infinite one has no gradient next to a share of 0."""
 _ROW_TYPES = (np.dtype(np.float32), np.dtype(np.uint16))
-"""bfloat16 is kept as its bits: numpy does not know it."""
+"""bfloat16 is kept as its bits: numpy has no such type."""
 _SUM = np.dtype(np.uint32)
 
 
@@ -79,7 +79,7 @@ class ViewsKey:
     """All that decides the teacher's outputs on a study's views; equal keys share rows."""
 
     teacher: str
-    """The teacher's fingerprint, and a short hash of what it says to a few fixed samples."""
+    """The teacher's fingerprint, and a short hash of its outputs for a few fixed samples."""
     data: str
     """The data's fingerprint."""
     augmentation: str
@@ -164,7 +164,7 @@ class ViewsKey:
 class View:
     """The rows of one view, read-only maps: float32, or uint16 with the bits of bfloat16, [N, W].
 
-    `filled` bool [N] says which are there; `places` int32 which logits, where not all are kept.
+    `filled` bool [N] marks those that are there; `places` int32 which logits, where not all are kept.
     """
 
     rows: np.ndarray
@@ -204,7 +204,7 @@ class TeacherCache:
         self._store = store
 
     def filled(self, key: ViewsKey, view: int) -> np.ndarray | None:
-        """Return which rows of `view` are said to be there, bool [N]; None where none is."""
+        """Return which rows of `view` are marked as there, bool [N]; None where none is."""
         sums = self._sums(key, view)
         return None if sums is None else sums > 0
 
@@ -221,7 +221,7 @@ class TeacherCache:
     def forget_damaged(self, key: ViewsKey, view: int) -> bool:
         """Check the rows of `view` against their sums, a sample of what is large, and forget those that disagree.
 
-        What is found is told. Returns whether the view may be used: not where the files cannot be mended.
+        Damage that is found is reported. Returns whether the view may be used: not where the files cannot be mended.
         """
         rows, sums, _ = self._paths(key, view)
         if self._has_wrong_sizes(key, view):

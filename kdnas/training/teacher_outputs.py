@@ -1,4 +1,4 @@
-"""What the teacher says of each batch: computed, or read from the cache of the study's shared views.
+"""The teacher's outputs for each batch: computed, or read from the cache of the study's shared views.
 
 Shapes: B batch.
 """
@@ -150,7 +150,7 @@ class TeacherOutputs:
 
         teacher_outputs.begin(view); outputs = teacher_outputs(inputs, samples) ...; teacher_outputs.end()
 
-    With `cache` and `plan`, `begin` has the teacher say what the cache lacks of the view, shared out among the
+    With `cache` and `plan`, `begin` has the teacher compute what the cache lacks of the view, shared out among the
     processes that need the same, and batches are then read. Without, or where the disk is full, the teacher is run on
     each batch. Use inside `tapped`'s context.
     """
@@ -248,7 +248,7 @@ class TeacherOutputs:
         return [part for part in parts if filled is None or not filled[self._plan.rows_of(part.samples)].all()]
 
     def _store(self, view: int, plan: BatchPlan, part: Part, name: str) -> bool:
-        """Store what the teacher says to some batches, which another machine has found out, or is now.
+        """Store the teacher's outputs for some batches, computed by another machine, or now.
 
         Returns False where that cannot be stored.
         """
@@ -326,7 +326,7 @@ def _tensor(rows: np.ndarray) -> Tensor:
 def why_live(distillation: Distillation, shapes: OutputShapes, samples: int) -> str | None:
     """Return why the teacher is run on every batch of a training by this recipe; None where its outputs are kept.
 
-    `shapes` are those of what it says of a sample, `samples` how many a view has.
+    `shapes` are those of its outputs for a sample, `samples` how many a view has.
     """
     if not _TOO_LARGE & needs_of(distillation):
         return None

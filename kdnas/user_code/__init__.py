@@ -1,6 +1,6 @@
 """Code that the user named in a study: the only code outside the installed packages that kdnas ever runs.
 
-It finds the modules beside it, has the process's settings to itself, and what it raises becomes one message.
+It finds the modules next to it, has the process's settings to itself, and what it raises becomes one message.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kdnas.user_code._surroundings import Surroundings, differing, read_surround
 
 
 class UserCodeFailed(Exception):
-    """A user's function raised or left; `str` says what, and where in the user's files."""
+    """A user's function raised or exited; `str` has the error and its place in the user's files."""
 
 
 class UserObject:
@@ -45,7 +45,7 @@ class UserObject:
 
     @property
     def name(self) -> str:
-        """`module:function` as a program beside the user's files would import it."""
+        """`module:function` as a program in the folder of the user's files would import it."""
         module = self._kept.module
         return self.spec if module is None else f"{_imports.own_name(module)}:{self.spec.rpartition(':')[2]}"
 

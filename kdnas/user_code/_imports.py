@@ -1,9 +1,9 @@
-"""The user's own modules: found beside each other, by nobody else, under names that nobody else asks for.
+"""The user's own modules: they find each other, nothing else finds them, and their names are private.
 
 Modules of a study stand in packages of kdnas's own making (`kdnas.user_code.of_...`), whose path is the user's folders.
 The import statements of these modules alone look there first, whenever they run, so that `import utils` means the file
-beside them; a `utils`, `datasets` or `random` of the user's never answers anybody else's import, nor another study's.
-Processes that this one starts find the packages again (an environment variable tells their folders), so that a
+next to them; a `utils`, `datasets` or `random` of the user's never answers anybody else's import, nor another study's.
+Processes that this one starts find the packages again (an environment variable lists their folders), so that a
 DataLoader's workers get the user's data set whichever way they are started.
 """
 
@@ -75,14 +75,14 @@ def files_of(module: ModuleType) -> tuple[Path, ...]:
 
 
 def adopt(module: ModuleType, entries: Sequence[str]) -> None:
-    """Let `module` and those beside it go on importing from `entries`, which the user's code put into sys.path."""
+    """Let `module` and its neighbours go on importing from `entries`, which the user's code put into sys.path."""
     package = _package_of(module.__name__)
     if package is not None:
         _adopt(package, entries, first=False)
 
 
 def own_name(module: ModuleType) -> str:
-    """Return the name of a user's module as those beside it import it; of an installed one its own."""
+    """Return the name of a user's module as its neighbours import it; of an installed one its own."""
     return without_prefix(module.__name__)
 
 

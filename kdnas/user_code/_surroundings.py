@@ -70,7 +70,7 @@ def write_surroundings(wanted: Surroundings, now: Surroundings) -> None:
 
 
 def reported(names: Sequence[str]) -> list[str]:
-    """Return those of `names` that a user should hear of."""
+    """Return those of `names` that should be reported to the user."""
     silent = {setting.name for setting in _all() if not setting.reported}
     return [name for name in names if name not in silent]
 
@@ -97,7 +97,7 @@ def _made(in_main_thread: bool) -> Iterator[Setting]:
     yield Setting("sys.stdout, sys.stderr", lambda: (sys.stdout, sys.stderr), _write_streams, reported=False)
     yield Setting("garbage collection", gc.isenabled, lambda on: gc.enable() if on else gc.disable())
     yield Setting("logging", _read_logging, _write_logging)
-    # Importing a library adds filters too, which nobody needs to hear of.
+    # Importing a library adds filters too, which need no report.
     yield Setting("warning filters", lambda: (list(warnings.filters), warnings.showwarning), _write_filters)
     yield Setting("how processes start", _read_start_method, _write_start_method)
     if in_main_thread:
@@ -176,7 +176,7 @@ def _attribute(name: str, owner: object, attribute: str) -> Setting:
 
 
 def _read_device() -> Any:
-    """Return the default device that was set, None where none was: `get_default_device` does not tell these apart."""
+    """Return the default device that was set, None where none was: `get_default_device` does not distinguish these."""
     import torch
 
     context = getattr(getattr(torch, "_GLOBAL_DEVICE_CONTEXT", None), "device_context", None)
@@ -263,7 +263,7 @@ def _write_logging(value: tuple[int, int, list[logging.Handler]]) -> None:
 def _write_filters(value: tuple[list[Any], Any]) -> None:
     warnings.filters[:] = value[0]  # type: ignore[index]
     warnings.showwarning = value[1]
-    getattr(warnings, "_filters_mutated", lambda: None)()  # what was said once is remembered with the filters
+    getattr(warnings, "_filters_mutated", lambda: None)()  # warnings printed once are remembered with the filters
 
 
 def _read_start_method() -> str:

@@ -43,7 +43,7 @@ _BAR = 20
 
 
 def open_library(
-    folder: Path, settings: BlocksConfig, workshop: Workshop, *, seed: int, say: Callable[[str], None]
+    folder: Path, settings: BlocksConfig, workshop: Workshop, *, seed: int, notify: Callable[[str], None]
 ) -> BlockLibrary:
     """Return the block library of the run in `folder`: made now, or on from where an earlier call stopped.
 
@@ -53,7 +53,7 @@ def open_library(
     family = workshop.family
     if not isinstance(family, Derived):
         raise ConfigError(Problem("sampler", "a block library is one of students cut out of their teacher"))
-    making = _Making(folder / LIBRARY_FILE, settings, workshop, family, seed, say)
+    making = _Making(folder / LIBRARY_FILE, settings, workshop, family, seed, notify)
     with computing(workshop.sources.training, workshop.device):
         return making.library()
 
@@ -82,10 +82,10 @@ class _Making:
         workshop: Workshop,
         family: Derived,
         seed: int,
-        say: Callable[[str], None],
+        notify: Callable[[str], None],
     ):
         self._path, self._settings, self._workshop, self._family = path, settings, workshop, family
-        self._seed, self._say = seed, say
+        self._seed, self._notify = seed, notify
         self._choices = family.choices
         self._blocks = self._choices.blocks
         self._frames = self._all_frames()
@@ -126,7 +126,7 @@ class _Making:
         except ValueError as error:
             raise ConfigError(Problem("blocks.samples", str(error), "8 or more training samples")) from None
         forms = sum(len(list(self._settings_of(block))) for block in self._blocks) * len(self._frames)
-        self._say(
+        self._notify(
             f"{'going on with' if self._entries else 'making'} the block library, once: "
             f"{counted(forms, 'setting')} of {counted(len(self._blocks), 'block')}, each fitted in closed form"
             + (f" and distilled for {counted(self._settings.epochs, 'epoch')}" if self._settings.epochs else "")
@@ -169,7 +169,7 @@ class _Making:
                 self._write(made_on, whole=False)
                 reach("blocks")
                 bar = round(_BAR * done / total)
-                self._say(f"blocks  {'█' * bar}{'░' * (_BAR - bar)}  {done}/{total}  {name or 'the rest'}")
+                self._notify(f"blocks  {'█' * bar}{'░' * (_BAR - bar)}  {done}/{total}  {name or 'the rest'}")
         except (RuntimeError, ValueError, TypeError) as error:  # the teacher's own code runs, which may raise anything
             why = str(error).partition("\n")[0][:160]
             what = f"a block of it cannot be run alone: {why}"

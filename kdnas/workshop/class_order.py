@@ -36,7 +36,7 @@ class Renaming:
     """Another order of a teacher's classes: its output `i` is the data's class `classes[i]`.
 
     `given` and `renamed` are the shares of samples in [0, 1] that are right as it stands, and with the renaming.
-    `words` say which order it is.
+    `words` describe the order.
     """
 
     classes: tuple[int, ...]
@@ -96,7 +96,7 @@ def _as_good_inside(order: np.ndarray, predicted: np.ndarray, labels: np.ndarray
 
 
 def _assignment(predicted: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """Return the data's class of each output [K] by which most samples are right; outputs stay where nothing tells."""
+    """Return the data's class of each output [K] by which most samples are right; outputs stay where nothing does."""
     from scipy.optimize import linear_sum_assignment
 
     confusion = np.zeros((count, count))
@@ -141,10 +141,10 @@ def _named(
     moved = [output for output in range(len(found)) if found[output] != output]
     if len(moved) > 2 or len(found) == 2:
         for order, words in _usual_orders(class_names):
-            # Where few samples tell, the usual order does.
+            # Where few samples decide, the usual order does.
             if (order[predicted] == labels).sum() >= _AS_WELL * right and (order != np.arange(len(order))).any():
                 return order, words
-    pairs = [f"where it says {class_names[output]!r} it means {class_names[found[output]]!r}" for output in moved]
+    pairs = [f"its output {class_names[output]!r} means {class_names[found[output]]!r}" for output in moved]
     more = f", and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
     return found, f"{', '.join(pairs[:_SHOWN])}{more}"
 

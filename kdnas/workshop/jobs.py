@@ -29,7 +29,7 @@ class Leg:
 
 @dataclass(frozen=True)
 class LargerStudent:
-    """A trained student that another one is cut out of: of which trial, and where its weights are, as `Job` says it."""
+    """A trained student that another one is cut out of: of which trial, and where its weights are, as in `Job`."""
 
     number: int
     arch: Arch
@@ -123,7 +123,7 @@ def continues(config: StudyConfig, rung: int) -> bool:
     """Whether a student promoted to `rung` may go on from its weights: the rung below differs in epochs alone.
 
     A training on another share of the data, at another resolution or from another start is begun anew, so that a
-    fidelity says what the student has seen.
+    fidelity counts all that the student has been trained on.
     """
     if rung == 0:
         return False

@@ -35,7 +35,7 @@ from kdnas.study.spaces import arch_of
 from kdnas.targets import given
 
 Floats = NDArray[np.float64]
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 SAMPLES, HELD_OUT = 50, 30
 _POOL = 1500
@@ -45,7 +45,7 @@ _RIDGE = 0.02
 
 @dataclass(frozen=True)
 class MeasuredArch:
-    """A measured student: `latency_ms` (a middle mean), its interquartile range, and what the table says of it."""
+    """A measured student: `latency_ms` (a middle mean), its interquartile range, and what the table predicts for it."""
 
     arch: Arch
     held_out: bool
@@ -101,7 +101,7 @@ def learn_latency_table(
     samples: int = SAMPLES,
     held_out: int = HELD_OUT,
     seed: int = 0,
-    say: Say = lambda line: None,
+    notify: Notify = lambda line: None,
 ) -> LearnedTable:
     """Return the table of `space` on the target of `cost`: students are measured, together, for some minutes.
 
@@ -113,7 +113,7 @@ def learn_latency_table(
     taken = set(chosen)
     rest = [index for index in range(len(pool)) if index not in taken]  # in the order of drawing: a random sample
     archs = [pool[index] for index in (*chosen, *rest[:held_out])]
-    say(f"learning the latency table: {samples} students, and {held_out} to judge it, {rounds} times each")
+    notify(f"learning the latency table: {samples} students, and {held_out} to judge it, {rounds} times each")
     timing = _measured(archs, family, cost, rounds)
     reference_ms = reference_ms or timing.reference_ms
     ratios = [timing.ratios(index) for index in range(len(archs))]
@@ -135,7 +135,7 @@ def learn_tables(
     calibrations: Mapping[str, Calibration],
     *,
     seed: int,
-    say: Say = lambda line: None,
+    notify: Notify = lambda line: None,
 ) -> dict[str, Calibration]:
     """Return `calibrations` with a table, and its fit, for each of `costs` that asks for one."""
     learned = dict(calibrations)
@@ -143,9 +143,9 @@ def learn_tables(
         if isinstance(cost, LatencyMs) and cost.table is not None:
             known = learned[name]
             assert isinstance(known, LatencyCalibration)
-            found = learn_latency_table(space, family, cost, reference_ms=known.reference_ms, seed=seed, say=say)
+            found = learn_latency_table(space, family, cost, reference_ms=known.reference_ms, seed=seed, notify=notify)
             learned[name] = dataclasses.replace(known, table=found.table, verdict=found.fit())
-            say(f"{name} table: {found.fit().words}")
+            notify(f"{name} table: {found.fit().words}")
     return learned
 
 
@@ -193,9 +193,9 @@ def _measured(archs: Sequence[Arch], family: StudentFamily, cost: LatencyMs, rou
 
 
 def designed_sample(students: Sequence[Sequence[Operator]], count: int) -> list[int]:
-    """Return the indices of `count` students that together tell most of their operators' weights (greedy D-optimality).
+    """Return the indices of `count` students that together determine their operators' weights (greedy D-optimality).
 
-    Rows are scaled to unit length, as the fit is one of relative errors: a large student tells no more than a small
+    Rows are scaled to unit length, as the fit is one of relative errors: a large student counts no more than a small
     one.
     """
     rows, _ = _design(students)

@@ -58,7 +58,7 @@ class _Side:
 def check_losses(
     recipe: Recipe, teaching: Teaching, students: Mapping[str, nn.Module], data: Data, *, device: torch.device
 ) -> None:
-    """Try each loss of `recipe` on what whom it learns of and each of the `students` (by what they are called) say.
+    """Try each loss of `recipe` on the outputs of its teacher and of each of the `students`, by name.
 
     Students are without their entrance. Raises ConfigError with one problem for each loss that cannot be computed: what
     it reads, who does not have that, and which losses can be.
@@ -120,7 +120,9 @@ def _problem(where: str, term: LossTerm, ours: _Side, theirs: _Side, rows: Rows)
     """Return why the loss cannot be computed for this student, None where it can."""
     loss_name, needs = short_name(term.type), LOSSES.get(term.type).needs
     for need in sorted(needs):
-        asked = (theirs,) if need == "classifier" else (theirs, ours)  # a loss that uses the student's says so itself
+        asked = (
+            (theirs,) if need == "classifier" else (theirs, ours)
+        )  # a loss that uses the student's states that itself
         lacking = [side.name for side in asked if side.lacks(need)]
         if lacking:
             what = f"{loss_name} compares {_READ[need]}; {' and '.join(lacking)} has none that can be read"

@@ -28,13 +28,13 @@ from kdnas.workshop.opening import cache_dir, family_of
 from kdnas.workshop.opening import data_root as stated_root
 from kdnas.workshop.stock_folder import CONFIG, HUGGINGFACE, StockFolder
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 MAX_DRIFT = 0.5
 _WARMUP = 5
 _ENERGY_ROUNDS = 3
 _ENERGY_WINDOW_S = 1.0
-"""Long beside the period in which counters are renewed (RAPL 1 ms, NVML up to 0.1 s)."""
+"""Long compared with the period in which counters are renewed (RAPL 1 ms, NVML up to 0.1 s)."""
 
 
 class Maker(Protocol):
@@ -183,14 +183,14 @@ def measure(
     *,
     repeats: int = 50,
     max_drift: float = MAX_DRIFT,
-    say: Say = lambda line: None,
+    notify: Notify = lambda line: None,
 ) -> TargetReport:
     """Return what `students` take on `target`, which is called `name`: measured in turn, `repeats` times each.
 
     Raises RunError where the machine is so unsteady that the reference network's time changed by more than the share
     `max_drift` during the measurement, three times over.
     """
-    say(f"measuring {len(students)} on {target.where}")
+    notify(f"measuring {len(students)} on {target.where}")
     networks = [student.network(target) for student in students]
     with target.ready():
         runs = [
@@ -202,7 +202,7 @@ def measure(
         if timing.drift > max_drift:
             raise RunError(
                 f"{target.where}: this machine is too unsteady to measure on: the reference network's time changed by "
-                f"{timing.drift:.0%} meanwhile (at most {max_drift:.0%}); try again when less runs beside it"
+                f"{timing.drift:.0%} meanwhile (at most {max_drift:.0%}); try again when the machine is less busy"
             )
         energies = _energies(runs, target)
         memories = [
@@ -289,5 +289,5 @@ def _checked(arch: Any, task: Any, shape: Any, classes: Any) -> tuple[Arch, Task
 
 
 def _reason(error: Exception) -> str:
-    text = f"it says no {error}" if isinstance(error, KeyError) else str(error)
+    text = f"it has no {error}" if isinstance(error, KeyError) else str(error)
     return " ".join(text.split())[:200] or type(error).__name__

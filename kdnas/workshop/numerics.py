@@ -1,4 +1,4 @@
-"""What computes a run's numbers, decided when it begins, kept for its life, and told where another machine differs.
+"""What computes a run's numbers, decided when it begins, kept for its life, and reported where another machine differs.
 
 The decisions (`kdnas.training.numerics`) stand in the lock file's `config.training`: `precision`, `threads`,
 `fused_norms`. A run that is resumed keeps them, on whatever machine; one that was made before they were recorded gets
@@ -18,7 +18,7 @@ from kdnas.training.recipe import Training, numerics_of
 
 
 def settled_config(config: StudyConfig, device: torch.device, lock: Lock | None) -> StudyConfig:
-    """Return `config` with its training settled, as the run's `lock` says where there is one.
+    """Return `config` with its training settled, as in the run's `lock` where there is one.
 
     The `threads` that an executor is given are those of its trainings.
     """
@@ -30,7 +30,7 @@ def settled_config(config: StudyConfig, device: torch.device, lock: Lock | None)
 
 
 def resumed(lock: Lock, config: StudyConfig) -> Lock:
-    """Return the lock of a run that goes on as `config` says; it names every further machine under `resumed_on`."""
+    """Return the lock of a run that goes on by `config`; it names every further machine under `resumed_on`."""
     here = this_machine()
     further = () if here in (lock.machine, *lock.resumed_on) else (here,)
     return dataclasses.replace(lock, config=config, resumed_on=(*lock.resumed_on, *further))

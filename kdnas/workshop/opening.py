@@ -53,7 +53,7 @@ from kdnas.workshop.proxy import proxy_places
 from kdnas.workshop.split import check_split, split_notes
 from kdnas.workshop.teacher_training import TeacherTraining
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 FAMILY_FILE = "family.json"
 """What a student family has found out once, in the run folder."""
 TEACHER = "teacher"
@@ -64,7 +64,7 @@ _COMPLETED = "files of texts to be completed (.jsonl)"
 
 
 def _silent(line: str) -> None:
-    """Say nothing."""
+    """Ignore a line."""
 
 
 def cache_dir() -> Path:
@@ -169,7 +169,7 @@ class MadeOn:
     data: str = ""
     teacher: str = ""
     answers: tuple[float, ...] = ()
-    """A sketch of what the teacher says to a few fixed samples."""
+    """A sketch of the teacher's outputs for a few fixed samples."""
     further: Mapping[str, str] = field(default_factory=dict)
     """The hashes of the teachers after the first, by name."""
     reader: Literal["controller", "worker", "afterwards"] = "controller"
@@ -181,8 +181,8 @@ class MadeOn:
 class Workshop:
     """What a study works with, on one device.
 
-    `train_indices` and `validation_indices` are sorted places in the data's training samples. Whatever is wrong is told
-    by the part that is opened: DataError, TeacherError, ConfigError.
+    `train_indices` and `validation_indices` are sorted places in the data's training samples. Whatever is wrong is
+    reported by the part that is opened: DataError, TeacherError, ConfigError.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class Workshop:
         cache: Path,
         device: torch.device,
         made_on: MadeOn = MadeOn(),
-        say: Say = _silent,
+        notify: Notify = _silent,
         store: Store = NO_STORE,
     ):
         self.sources = sources
@@ -201,20 +201,20 @@ class Workshop:
         self.data_root = data_root
         self.cache = cache
         self.device = device
-        self.say = say
+        self.notify = notify
         self._made_on = made_on
         self._shares: dict[tuple[float, str | None], Batches] = {}
         self._trainings: list[TeacherTraining] = []
         self._samples: dict[int, tuple[tuple[Tensor, ...], Tensor]] = {}
 
     def opened(self) -> Workshop:
-        """Return this workshop with everything open that a worker needs; what a user should know of the data is said.
+        """Return this workshop with everything open that a worker needs; notes on the data are reported.
 
-        It is said before a teacher is trained on them, or refused for what is wrong with them. The space is not opened:
-        the controller does that, and what it tries out of it once need not be tried by every worker.
+        They are reported before a teacher is trained on them, or refused for what is wrong with them. The space is not
+        opened: the controller does that, and what it tries out of it once need not be tried by every worker.
         """
         for note in self.data_notes:
-            self.say(f"note: {note}")
+            self.notify(f"note: {note}")
         _ = self.completions, list(self.teachers.values()), self.costs
         return self
 
@@ -233,7 +233,7 @@ class Workshop:
         if again.fingerprint == data.fingerprint:
             return data  # it gives one thing, which is not what it was: the caller compares
         kept = self._kept_data(known)
-        self.say(
+        self.notify(
             f"note: {self.sources.data.options['function']} gives other data whenever it is called, as without a seed; "
             f"the run goes on with its own, kept in {self.cache}"
         )
@@ -262,7 +262,7 @@ class Workshop:
             kept = self._load_data()
         elif reader == "afterwards":
             called = f"{config.options['function']} is not called again"
-            self.say(f"note: the data are those of the run, kept in {self.cache}: {called}")
+            self.notify(f"note: the data are those of the run, kept in {self.cache}: {called}")
         if kept.fingerprint != fingerprint:
             what = (
                 f"gives other data (content hash {kept.fingerprint}) than those that the run is made on "
@@ -333,7 +333,7 @@ class Workshop:
 
     @property
     def train(self) -> Batches:
-        """The share of the training split that the study's own training sees."""
+        """The share of the training split that the study's own training uses."""
         return self.share(self.sources.training.data_fraction, self.sources.training.proxy)
 
     @cached_property
@@ -387,12 +387,12 @@ class Workshop:
             self.store,
         )
         self._trainings.append(training)
-        context = TeacherContext(given or self.data, self.data_root, self.device, training.network, self.say)
+        context = TeacherContext(given or self.data, self.data_root, self.device, training.network, self.notify)
         teacher: Teacher = TEACHERS.build(member.type, context, **member.options)
         if given is not None and member.data is not None:
-            told = f"is given samples of {given.name}, one for each of {self.data.name}, paired by {member.data.pair}"
+            note = f"is given samples of {given.name}, one for each of {self.data.name}, paired by {member.data.pair}"
             whole = hashlib.sha256(f"{teacher.fingerprint} {given.fingerprint}".encode()).hexdigest()[:16]
-            teacher = replace(teacher, data=given, fingerprint=whole, notes=(told, *teacher.notes))
+            teacher = replace(teacher, data=given, fingerprint=whole, notes=(note, *teacher.notes))
         where = f"teacher {teacher.name}"
         first = name == next(iter(sources.teachers))
         was = made_on.teacher if first else made_on.further.get(name, "")
@@ -415,7 +415,7 @@ class Workshop:
             raise ConfigError(Problem("training.augmentation", what, "mixup: 0"))
         theirs = load_data(member.data, self.data_root, self.cache)
         for note in theirs.notes:
-            self.say(f"note: {theirs.name}, of the teacher {name}: {note}")
+            self.notify(f"note: {theirs.name}, of the teacher {name}: {note}")
         parts = (self.train_indices, self.validation_indices)
         return paired(theirs, self.data, member.data.pair, parts, derive_seed(self.sources.seed, "pairs", name))
 
@@ -424,7 +424,7 @@ class Workshop:
         return Batches(given, self._share_indices(fraction, None), device=self.device)
 
     def teacher_shapes(self, name: str) -> OutputShapes:
-        """Return the shapes of what a teacher says of a sample."""
+        """Return the shapes of a teacher's outputs for a sample."""
         teacher = self.teachers[name]
         example = example_inputs(teacher.given(self.data).task, self.device)
         return output_shapes(teacher.module, teacher.stages, teacher.classifier, *example)
@@ -563,7 +563,7 @@ class Workshop:
         return self.task.worst(self.data.train.targets[self.validation_indices])
 
     def describe_data(self) -> DataDescription:
-        """Return what a lock file says of the data."""
+        """Return the data's part of a lock file."""
         return DataDescription(
             name=self.data.name,
             class_names=tuple(self.data.class_names),
@@ -596,7 +596,9 @@ class _Teachers(Mapping[str, Teacher]):
         return len(self._workshop.sources.teachers)
 
 
-def open_run(run: RunRecord, *, data_root: Path, cache: Path, device: str = "cpu", say: Say = _silent) -> Workshop:
+def open_run(
+    run: RunRecord, *, data_root: Path, cache: Path, device: str = "cpu", notify: Notify = _silent
+) -> Workshop:
     """Return the workshop of a run, for what is done with its students.
 
     Its data are compared by the caller. Raises ConfigError where kdnas trained none of them.
@@ -608,18 +610,18 @@ def open_run(run: RunRecord, *, data_root: Path, cache: Path, device: str = "cpu
         cache=cache,
         device=resolve_device(device),
         made_on=MadeOn(data=run.lock.fingerprints.get("data", ""), reader="afterwards"),
-        say=say,
+        notify=notify,
     )
 
 
 def family_of(run: RunRecord, *, data_root: Path, cache: Path) -> StudentFamily:
     """Return what builds and prices the students of a run; its teacher is opened only where they are cut out of it.
 
-    Raises RunFolderError where the run does not say what they are given.
+    Raises RunFolderError where the run does not record what they are given.
     """
     task, name = run.lock.data.task, run.lock.space.family
     if task is None:
-        raise RunFolderError(f"{run.folder} does not say what its students are given: they cannot be built")
+        raise RunFolderError(f"{run.folder} does not record what its students are given: they cannot be built")
     if STUDENTS.get(name).derived:
         return open_run(run, data_root=data_root, cache=cache).family
     return family_for(name, task)
@@ -632,7 +634,7 @@ def load_data(config: Member, data_root: Path, cache: Path) -> Data:
 
 
 def _check_score(data: Data) -> None:
-    """Raise DataError where students cannot be scored on the data by what the study says."""
+    """Raise DataError where students cannot be scored on the data by the study's score."""
     score = data.scored_by
     of_numbers = isinstance(data, TextData) and data.predicts_values
     if score in OF_CLASSES and of_numbers:

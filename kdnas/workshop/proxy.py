@@ -47,8 +47,8 @@ def proxy_places(workshop: Workshop, proxy: Member, share: float, seed: int) -> 
 def choose(proxy: Member, pool: Pool, folder: Path, facts: Mapping[str, object], store: Store = NO_STORE) -> np.ndarray:
     """Return the sorted places [n] that `proxy` chooses of the pool; read from `folder` where they were chosen before.
 
-    `facts` are what the choice rests on beside the pool's share and seed: data, split and teacher. Raises ConfigError
-    where the choice is no choice of the pool's samples.
+    `facts` are what the choice rests on in addition to the pool's share and seed: data, split and teacher. Raises
+    ConfigError where the choice is no choice of the pool's samples.
     """
     stated = {**facts, "share": pool.share, "seed": pool.seed, "proxy": proxy.model_dump(mode="json")}
     stated["code"] = code_fingerprints({"training": {"proxy": stated["proxy"]}})

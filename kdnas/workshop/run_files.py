@@ -19,7 +19,7 @@ from kdnas.record.run_folder import write_text
 from kdnas.store import NO_STORE, Store
 
 _RUN = ".store"
-"""The file that says what the store calls the run."""
+"""The file with the run's name in the store."""
 _RUN_NAME = re.compile(r"[A-Za-z0-9._-]+-[0-9a-f]{16}")
 
 

@@ -11,10 +11,10 @@ from kdnas.core.words import counted, escaped
 from kdnas.errors import DataError, Problem
 
 _FEW_SCORED = 100
-"""Below so many validation samples, how coarse a score is is said."""
+"""Below so many validation samples, the coarseness of a score is reported."""
 _FEW_LEARNT = 5
 _UNEVEN = 10
-"""From so many times the smallest class on, the largest is told of."""
+"""From so many times the smallest class on, the imbalance is reported."""
 _LISTED = 10
 
 
@@ -56,7 +56,7 @@ def split_notes(data: Data, train_indices: np.ndarray, validation_indices: np.nd
     unscored = [name for name, count in zip(names, scored, strict=True) if count == 0]
     if unscored:
         notes.append(
-            f"no validation {data.task.sample} of class {_listed(unscored)}: no score tells how well it is learnt"
+            f"no validation {data.task.sample} of class {_listed(unscored)}: no score measures how well it is learnt"
         )
     few = [name for name, count, there in zip(names, learnt, scored, strict=True) if count < _FEW_LEARNT and there]
     if few:

@@ -22,7 +22,7 @@ from kdnas.teachers._transformers import load_transformer
 from kdnas.tokenizing import Tokenizer
 
 CONFIG, HUGGINGFACE = "config.json", "huggingface"
-"""The file that tells such a folder, and what it is called in an export."""
+"""The file that marks such a folder, and its name in an export."""
 _PREPROCESSING = "preprocessing.json"
 _USUAL_LENGTH = 512
 _AUTO = {
@@ -36,8 +36,8 @@ _AUTO = {
 class StockFolder:
     """A text classifier or a language model in a Hugging Face folder, with its tokenizer.
 
-    Its `task` is the one stated; None: texts as long as the folder's preprocessing.json says, else as its tokenizer and
-    its model take, at most 512. Raises ConfigError where it is neither, TeacherError where it cannot be opened.
+    Its `task` is the one stated; None: texts as long as the folder's preprocessing.json states, else as its tokenizer
+    and its model take, at most 512. Raises ConfigError where it is neither, TeacherError where it cannot be opened.
     """
 
     def __init__(self, folder: Path, task: TaskSpec | None = None):

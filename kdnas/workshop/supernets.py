@@ -42,14 +42,14 @@ _FACTS = "supernet"
 _BAR = 20
 """Characters of a progress bar."""
 INHERITED_BY = 256
-"""Training samples that tell which of the teacher's blocks change most."""
+"""Training samples by which the change made by each of the teacher's blocks is measured."""
 
 
 @dataclass(frozen=True)
 class SharedWeights:
     """A trained supernet, and what scores and cuts its subnets, each with batch-norm statistics of its own.
 
-    Subnets see samples of the `size` of the data. Scores of students as they are cut out: Guo et al.,
+    Subnets take samples of the `size` of the data. Scores of students as they are cut out: Guo et al.,
     "Single path one-shot neural architecture search with uniform sampling" (ECCV 2020).
     """
 
@@ -78,14 +78,14 @@ class RunSupernet:
         self._largest = self._largest_student()
         self._inherits = self._is_to_inherit()
 
-    def prepare(self, *, teacher_cache: TeacherCache, say: Callable[[str], None]) -> SupernetRecord:
+    def prepare(self, *, teacher_cache: TeacherCache, notify: Callable[[str], None]) -> SupernetRecord:
         """Return the trained supernet: trained now, or on from where an earlier call stopped, unless it is there.
 
         Raises RunError where the training fails, RunFolderError where the folder is damaged.
         """
         saved = saved_supernet(self._folder)
         if saved is None:
-            self._train(teacher_cache, say)
+            self._train(teacher_cache, notify)
             saved = saved_supernet(self._folder)
         assert saved is not None  # it has just been written
         return saved
@@ -97,13 +97,13 @@ class RunSupernet:
             self._folder, self._settings, workshop.space, workshop, self._samples(), fingerprint=fingerprint
         )
 
-    def _train(self, teacher_cache: TeacherCache, say: Callable[[str], None]) -> None:
-        """Train the supernet beside the teacher, whose outputs the trials share, and write its folder: weights last."""
+    def _train(self, teacher_cache: TeacherCache, notify: Callable[[str], None]) -> None:
+        """Train the supernet with the teacher, whose outputs the trials share, and write its folder: weights last."""
         config, settings, workshop = self._config, self._settings, self._workshop
         folder = self._folder / SUPERNET_FOLDER
         checkpoint = folder / CHECKPOINT_FILE
         if damaged := discard_damaged(checkpoint):
-            say(f"{damaged}: the supernet is trained anew")
+            notify(f"{damaged}: the supernet is trained anew")
         train = self._samples()
         torch.manual_seed(derive_seed(config.seed, "supernet init"))
         supernet = workshop.family.supernet(workshop.space).to(workshop.device)
@@ -113,7 +113,7 @@ class RunSupernet:
             inherited = workshop.family.inherit_supernet(supernet, self._largest, inputs)
         update = {"epochs": settings.epochs, "data_fraction": self._fraction}
         recipe = config.recipe.model_copy(update={"training": config.training.model_copy(update=update)})
-        say(
+        notify(
             f"{'going on with' if checkpoint.exists() else 'training'} the supernet, once: the work of "
             f"{Fidelity(settings.epochs).words} of its largest student on {len(train):,} {workshop.data.task.samples}"
             + ("" if inherited is None else f"; {100 * inherited:.0f} % of that student's weights are the teacher's")
@@ -133,7 +133,7 @@ class RunSupernet:
                 seed=derive_seed(config.seed, "supernet"),
                 view_seed=derive_seed(config.seed, "views"),
                 device=workshop.device,
-                on_tick=_announce(say, workshop.data.task.score),
+                on_tick=_announce(notify, workshop.data.task.score),
                 checkpoint=checkpoint,
                 teacher_cache=teacher_cache,
             )
@@ -172,8 +172,8 @@ class RunSupernet:
         return fitting and wanted is not False
 
 
-def _announce(say: Callable[[str], None], score: Quantity) -> Callable[[Tick], None]:
-    """Return what says the news of a training as a line."""
+def _announce(notify: Callable[[str], None], score: Quantity) -> Callable[[Tick], None]:
+    """Return what reports a training's progress as a line."""
 
     def announce(tick: Tick) -> None:
         reach("supernet")
@@ -185,7 +185,7 @@ def _announce(say: Callable[[str], None], score: Quantity) -> Callable[[Tick], N
                 score.shown(score.from_share(seen)) for seen in (tick.check.largest, tick.check.smallest)
             )
             line += f"  largest {largest}, smallest {smallest}"
-        say(line)
+        notify(line)
 
     return announce
 
@@ -207,7 +207,7 @@ def load_supernet(
         space: The space whose students it holds.
         workshop: Its data and family.
         train: Samples that batch-norm statistics are estimated on: the first few of a drawing that is always the same.
-        fingerprint: What the run's lock file says of the weights (`RunRecord.supernet`).
+        fingerprint: The weights' record in the run's lock file (`RunRecord.supernet`).
 
     Raises RunFolderError where the weights are missing, damaged or not those of the lock file.
     """
@@ -257,7 +257,7 @@ def check_supernet(folder: Path, fingerprint: str) -> None:
     if (now := _fingerprint(path)) != fingerprint:
         raise RunFolderError(
             f"{path} is not the supernet that this run's students were scored with: its hash is {now}, the lock file "
-            f"says {fingerprint}; restore it, or begin another run"
+            f"states {fingerprint}; restore it, or begin another run"
         )
 
 

@@ -51,7 +51,7 @@ def anatomy_of(family: Derived, *, ranked: bool = True) -> TeacherAnatomy:
 
 
 _MOST_SHOWN = 6
-"""Parts that are told of before the rest is counted."""
+"""Parts that are named before the rest is counted."""
 
 
 def in_words(found: TeacherAnatomy) -> dict[str, list[str]]:

@@ -74,14 +74,14 @@ def report_teacher(
     training: Training,
     *,
     device: torch.device,
-    say: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> TeacherReport:
     """Return the teacher's score on the validation split, its MACs and its parameters.
 
     Where it is given samples of its own in the place of `data`, it is scored on those. It computes in the precision of
     the students' `training`, as it does when it teaches. The test split is not touched.
 
-    What a user should know before it teaches is said and noted. Raises TeacherError for a teacher that should not
+    What a user should know before it teaches is reported and noted. Raises TeacherError for a teacher that should not
     teach: one whose answers depend on more than the sample, whose classes stand in another order than the data's, near
     chance (not above `least_accuracy`), or that a usual normalisation other than the stated clearly makes better.
     """
@@ -92,7 +92,7 @@ def report_teacher(
     noticed = check_conduct(teacher.name, teacher.module, asked, task)
     batches, bfloat16 = Batches(data, validation_indices, device=device), in_bfloat16(training, device)
     if task.rows > 1 or task.outputs == 1:
-        return _report_unnamed(teacher, batches, training, noticed, say)
+        return _report_unnamed(teacher, batches, training, noticed, notify)
     answers = _sound_answers(teacher, batches, bfloat16)
     noticed += answers.doubts
     macs = traced_macs(teacher.module, *example_inputs(task, device, 1))
@@ -111,7 +111,7 @@ def report_teacher(
     normalised = _normalisation(teacher, data)
     if near_chance and normalised is not None:
         right = f"{accuracy:.1%} of the validation {task.samples} right"
-        say(f"{where}: {right} is near chance; trying the usual normalisations")
+        notify(f"{where}: {right} is near chance; trying the usual normalisations")
     hint = ""
     if doubted and normalised is not None:
         hint = _better_normalisation(teacher, normalised, data, validation_indices, training, device)
@@ -127,16 +127,18 @@ def report_teacher(
         raise TeacherError(Problem(where, f"{measured}, but {hint}"))
     maybe = find_renaming(answers.predicted, labels, data.class_names, proven=False)
     if maybe is not None:
-        noticed += (f"perhaps {maybe.words}: then {maybe.renamed:.2f} would be right; too few {task.samples} to tell",)
+        noticed += (
+            f"perhaps {maybe.words}: then {maybe.renamed:.2f} would be right; too few {task.samples} to decide",
+        )
     for line in noticed:
-        say(f"{where}: {line}")
+        notify(f"{where}: {line}")
     values = {"macs": float(macs), "params": float(parameter_count(teacher.module))}
     score = batches.task.score(answers.tally(batches.task))
     return TeacherReport(teacher.name, score, None, values, (*teacher.notes, *noticed), teacher.outputs)
 
 
 def _sound_answers(teacher: Teacher, batches: Batches, bfloat16: bool) -> Answers:
-    """Return what the teacher says to the validation samples. Raises TeacherError where it fails, or is not finite."""
+    """Return the teacher's outputs for the validation samples. Raises TeacherError where it fails, or is not finite."""
     task, where = batches.task.spec, f"teacher {teacher.name}"
     try:
         answers = answers_to(teacher.module, batches, teacher.outputs, bfloat16=bfloat16)
@@ -156,7 +158,7 @@ def _sound_answers(teacher: Teacher, batches: Batches, bfloat16: bool) -> Answer
 
 
 def _report_unnamed(
-    teacher: Teacher, batches: Batches, training: Training, noticed: tuple[str, ...], say: Callable[[str], None]
+    teacher: Teacher, batches: Batches, training: Training, noticed: tuple[str, ...], notify: Callable[[str], None]
 ) -> TeacherReport:
     """Return what `report_teacher` does of a teacher whose answers are no named classes. Raises TeacherError."""
     task, where = batches.task, f"teacher {teacher.name}"
@@ -171,7 +173,7 @@ def _report_unnamed(
         what = f"{measured}, and {quantity.shown(worst)} is reached {how}: {remedy}"
         raise TeacherError(Problem(where, what, f"clearly better than {quantity.shown(worst)}"))
     for line in noticed:
-        say(f"{where}: {line}")
+        notify(f"{where}: {line}")
     macs = traced_macs(teacher.module, *example_inputs(task.spec, batches.device, 1))
     values = {"macs": float(macs), "params": float(parameter_count(teacher.module))}
     return TeacherReport(teacher.name, score, None, values, (*teacher.notes, *noticed), teacher.outputs)
@@ -349,7 +351,7 @@ def check_conduct(name: str, module: nn.Module, batch: Batch, spec: TaskSpec) ->
     still = [part_name for part_name, part in _parts(module) if part.training]
     if not still:
         return ()
-    return (f"these parts say that they train even in eval mode, though its answers do not show it: {_first(still)}",)
+    return (f"these parts are in training mode even after eval(), though its answers do not show it: {_first(still)}",)
 
 
 def _ways(count: int, spec: TaskSpec) -> list[tuple[str, list[int]]]:
@@ -448,7 +450,9 @@ class Answers:
     def doubts(self) -> tuple[str, ...]:
         """What a student would not learn from these answers, in words."""
         if self.hard.mean() >= _ONE_HOT:
-            return ("outputs: one-hot: they name a class and say nothing of the others, no more than labels do",)
+            return (
+                "outputs: one-hot: they name a class and give no information on the others, no more than labels do",
+            )
         if self.outputs == "logits" and self.low.min() >= 0 and self.high.max() <= 1:
             return (
                 "outputs: all within 0..1, as scores of a sigmoid are: taken for logits they are almost equal for all "
@@ -469,7 +473,7 @@ class Answers:
 
 
 def answers_to(module: nn.Module, batches: Batches, outputs: str, *, bfloat16: bool) -> Answers:
-    """Return what the teacher `module` says to the samples of `batches`, plain, in eval mode."""
+    """Return the outputs of the teacher `module` for the plain samples of `batches`, in eval mode."""
     rows: list[torch.Tensor] = []
     module.eval()
     with torch.inference_mode():

@@ -1,6 +1,6 @@
 """A teacher that is a student family's member: trained once with cross entropy, and kept in the cache and in the run.
 
-Whoever opens the same teacher beside another process waits for it, and an interrupted training is continued. The run
+A process that opens the same teacher at the same time waits for it, and an interrupted training is continued. The run
 folder has a copy: a run whose cache is gone goes on with the teacher that it began with, on whatever machine.
 """
 
@@ -40,7 +40,7 @@ from kdnas.training.batches import Batches
 from kdnas.training.loop import EpochRecord, distil
 from kdnas.training.recipe import Distillation, Recipe, Training, numerics_of, training_for
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 _SUM = "sum"
 """Of a kept teacher's weights, in the header of their file."""
 
@@ -50,7 +50,7 @@ class TeacherTraining:
     """Trains a student family's member on `samples`, a share of the training split, and keeps it under `folder`.
 
     Its training has the precision and the threads of `numerics`, the students' training, unless it states its own. The
-    run folder `run` has a copy of its own; not where an earlier version began it, which did not tell teachers apart by
+    run folder `run` has a copy of its own; not where an earlier version began it, which did not distinguish teachers by
     what they were computed with: for a run that `has_begun` such a one is looked for as well.
     """
 
@@ -69,7 +69,7 @@ class TeacherTraining:
     """By the place of a trained network in the cache: where it was read from."""
 
     def network(
-        self, family: str, choices: Mapping[str, Any], training: Mapping[str, Any], say: Say
+        self, family: str, choices: Mapping[str, Any], training: Mapping[str, Any], notify: Notify
     ) -> tuple[nn.Module, Arch]:
         """Return the trained network, which is without its entrance, and its arch: from the cache where it is there."""
         settings = _training(training, self.data.task.kind)
@@ -82,14 +82,14 @@ class TeacherTraining:
         kept = self.folder / f"{key}.safetensors"
         own = [] if self.run is None else [self._copy(kept)]
         of_old = [self.folder / f"{self._key(arch, settings)}.safetensors"] if self.has_begun else []
-        found = next((path for path in (*own, kept, *of_old) if _load_kept(network, path, say)), None)
+        found = next((path for path in (*own, kept, *of_old) if _load_kept(network, path, notify)), None)
         if found is None:
-            with _made_once(kept, say):
-                if not _load_kept(network, kept, say):  # another process made it meanwhile
+            with _made_once(kept, notify):
+                if not _load_kept(network, kept, notify):  # another process made it meanwhile
                     kept.unlink(missing_ok=True)
-                    made = functools.partial(self._train, network, arch, settings, kept, say)
-                    self.store.have(f"teachers/{kept.name}", kept, made, say)
-                    if not _load_kept(network, kept, say):
+                    made = functools.partial(self._train, network, arch, settings, kept, notify)
+                    self.store.have(f"teachers/{kept.name}", kept, made, notify)
+                    if not _load_kept(network, kept, notify):
                         made()
         self._files[kept] = found or kept
         return network.eval(), arch
@@ -123,16 +123,16 @@ class TeacherTraining:
             facts |= {"arch": arch.arch_id, "code": code_fingerprints({"family": arch.family})}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
-    def _train(self, network: nn.Module, arch: Arch, training: Training, kept: Path, say: Say) -> None:
+    def _train(self, network: nn.Module, arch: Arch, training: Training, kept: Path, notify: Notify) -> None:
         samples = self.samples(training.data_fraction)
-        say(
+        notify(
             f"training the teacher ({short_name(arch.family)} {arch.arch_id}): {counted(training.epochs, 'epoch')} on "
             f"{len(samples)} {self.data.task.samples}, once; it will be kept in {kept}"
         )
 
         def on_epoch(record: EpochRecord) -> None:
             reach("teacher epoch")
-            say(f"teacher epoch {record.epoch}/{training.epochs}: loss {record.loss:.4f}, {record.seconds:.1f} s")
+            notify(f"teacher epoch {record.epoch}/{training.epochs}: loss {record.loss:.4f}, {record.seconds:.1f} s")
 
         taught = numerics_of(training, self.numerics)
         resumable = kept.with_suffix(".checkpoint")
@@ -152,7 +152,7 @@ class TeacherTraining:
         try:
             train()
         except CheckpointError as error:
-            say(f"the interrupted training of the teacher cannot be continued and starts anew: {error}")
+            notify(f"the interrupted training of the teacher cannot be continued and starts anew: {error}")
             resumable.unlink(missing_ok=True)
             train()
         except TrialError as error:
@@ -164,7 +164,7 @@ class TeacherTraining:
 
 
 @contextlib.contextmanager
-def _made_once(kept: Path, say: Say) -> Iterator[None]:
+def _made_once(kept: Path, notify: Notify) -> Iterator[None]:
     """Hold the making of the teacher `kept`, waiting for another process that has it, until that is done or dead.
 
     Where the file system has no locks, every process makes it: work is done twice, and nothing is wrong. Raises
@@ -178,7 +178,7 @@ def _made_once(kept: Path, say: Say) -> Iterator[None]:
         raise ConfigError(Problem("KDNAS_CACHE", f"{guard.parent} cannot be written: {error}")) from error
     with file:
         if not locked(file):
-            say(f"waiting for another process that trains this teacher and will keep it in {kept}")
+            notify(f"waiting for another process that trains this teacher and will keep it in {kept}")
             locked(file, wait=True)
         yield
         guard.unlink(missing_ok=True)  # who waits on it finds the teacher made
@@ -197,11 +197,11 @@ def _training(settings: Mapping[str, Any], task: str) -> Training:
     if training.proxy is not None:
         raise ConfigError(Problem("teacher.training.proxy", "proxies choose by a teacher, and this is the teacher"))
     if training.resolution_fraction != 1.0:
-        raise ConfigError(Problem("teacher.training.resolution_fraction", "a teacher sees samples whole", "1"))
+        raise ConfigError(Problem("teacher.training.resolution_fraction", "a teacher takes samples whole", "1"))
     return training
 
 
-def _load_kept(network: nn.Module, kept: Path, say: Say) -> bool:
+def _load_kept(network: nn.Module, kept: Path, notify: Notify) -> bool:
     """Load `kept` into `network`; False where there is none or it is damaged."""
     if not kept.is_file():
         return False
@@ -213,7 +213,7 @@ def _load_kept(network: nn.Module, kept: Path, say: Say) -> bool:
     except (SafetensorError, OSError, RunFolderError):
         state = {}
     if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
-        say(f"the kept teacher {kept} is damaged and is trained again")
+        notify(f"the kept teacher {kept} is damaged and is trained again")
         return False
     network.load_state_dict(state)
     return True

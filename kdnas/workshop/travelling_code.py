@@ -1,6 +1,6 @@
 """Code of the user's on machines that have none of his files: what was imported for a study, sent through the store.
 
-It is named by its content, which the controller says, so a machine runs what the user's own process has imported, or
+It is named by its content, which the controller sends, so a machine runs what the user's own process has imported, or
 nothing: a store that gives other files than those of that name is not believed.
 """
 

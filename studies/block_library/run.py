@@ -82,7 +82,7 @@ def _ranks(runs: Path) -> dict[str, Any]:
     for epochs, samples in SETTINGS:
         folder = runs / f"library_{epochs}x{samples}"
         folder.mkdir(parents=True, exist_ok=True)
-        library = open_library(folder, BlocksConfig(samples=samples, epochs=epochs), workshop, seed=0, say=print)
+        library = open_library(folder, BlocksConfig(samples=samples, epochs=epochs), workshop, seed=0, notify=print)
         local = BlockLibrary(dataclasses.replace(entry, loss=entry.local) for entry in library.entries)
         for kind, one in (("answers", library), ("local", local)):
             told[f"{kind} {epochs}x{samples}"] = [-one.loss(trial.arch.choices) for trial in trials]

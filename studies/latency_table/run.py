@@ -56,7 +56,7 @@ def main() -> int:
         cost = COSTS.build("latency_ms", torch.device("cpu"), target=target)
         loaded = load_space(space, Path())
         family = family_for(loaded.family, TASK)
-        found = learn_latency_table(loaded, family, cost, rounds=rounds, say=print)
+        found = learn_latency_table(loaded, family, cost, rounds=rounds, notify=print)
         learned[target, space] = found
         write_students(arguments.out / f"{target}_{space}.csv", found)
         rows.append({"target": cost.target.where, "space": space, "rounds": rounds, **dataclasses.asdict(found.fit())})

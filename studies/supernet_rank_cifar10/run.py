@@ -122,7 +122,7 @@ def _work(study: LoadedStudy, setting: Setting, runs: Path) -> None:
     """Train the supernet where there is none, then make the scores that no other process is at."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     root, cache = opening.data_root(None).resolve(), opening.cache_dir().resolve()
-    context = EvaluatorContext(study.config, study.space, runs, root, cache, str(device), say=_say)
+    context = EvaluatorContext(study.config, study.space, runs, root, cache, str(device), notify=_notify)
     with (runs / ".supernet.lock").open("w") as claim:
         locked(claim, wait=True)
         evaluator = open_evaluator(context)
@@ -179,7 +179,7 @@ def _score(study: LoadedStudy, evaluator: Evaluator, runs: Path, kind: str, seed
             "spent_macs": round(images * price["macs"]),
         }
         atomic.write_text(path, json.dumps(record))
-        _say(f"{path.stem}: accuracy {record['accuracy']:.4f}, {record['seconds']} s")
+        _notify(f"{path.stem}: accuracy {record['accuracy']:.4f}, {record['seconds']} s")
 
 
 def _images(study: LoadedStudy, evaluator: Evaluator, job: Job) -> float:
@@ -201,7 +201,7 @@ def _refuse_others(runs: Path, setting: Setting) -> None:
     atomic.write_text(path, stated)
 
 
-def _say(line: str) -> None:
+def _notify(line: str) -> None:
     print(line, flush=True)
 
 

@@ -38,7 +38,7 @@ def run(written, tmp_path):
 
 
 def reopened(run):
-    return open_run(run, data_root=run.folder.parent, cache=run.folder, workers=None, say=lambda line: None)
+    return open_run(run, data_root=run.folder.parent, cache=run.folder, workers=None, notify=lambda line: None)
 
 
 def carry_out(plan, monkeypatch, observe=lambda event: None, **options):
@@ -242,7 +242,7 @@ def test_a_damaged_space_in_the_lock_file_is_told(run):
 
 
 def test_an_opened_run_has_the_workers_asked_for(run):
-    opened = open_run(run, data_root=run.folder.parent, cache=run.folder, workers=3, say=lambda line: None)
+    opened = open_run(run, data_root=run.folder.parent, cache=run.folder, workers=3, notify=lambda line: None)
     assert opened.workers == 3
     assert isinstance(opened.workplan, Workplan)
 

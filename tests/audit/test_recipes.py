@@ -71,7 +71,7 @@ def test_weights_and_places_of_losses_are_settings_too() -> None:
         (["distillation.losses.3.weight=1"], "is no setting of the recipe"),
         (["distillation.task_weight=1", "distillation.task_weight=2"], "is varied twice"),
         (["distillation.losses=kd,kd+ce"], "ce in a sum"),
-        (["distillation.losses=kd,hint+{type: kd, task_weight: 1}"], "how much the labels count"),
+        (["distillation.losses=kd,hint+{type: kd, task_weight: 1}"], "the labels' weight is stated"),
     ],
 )
 def test_what_is_wrong_is_told_with_the_setting(texts: list[str], message: str) -> None:

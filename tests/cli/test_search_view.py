@@ -239,14 +239,14 @@ def test_a_training_says_what_its_times_are_and_lines_stand_above_the_bar():
     shown = rendered(bar)
     assert "epoch 2/10  loss 0.4000  accuracy 91.00 %" in shown
     assert "20% 1 min 50 s elapsed, 1 min 20 s left" in shown
-    bar.say("the teacher is measured")
+    bar.notify("the teacher is measured")
     assert text.getvalue() == "the teacher is measured\n"
 
 
 def test_a_quiet_training_keeps_standard_output_to_itself(capsys):
     with training_view(quiet=True) as view:
         view(TrainingProgress(1, 1, "student", "epoch 1/10", 0.1, 0.5, None, ACCURACY))
-        view.say("a line")
+        view.notify("a line")
     assert capsys.readouterr() == ("", "a line\n")
 
 

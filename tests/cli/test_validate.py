@@ -72,7 +72,7 @@ def test_where_files_are_expected_and_whether_they_are_there(study, capsys):
 
 
 def test_a_fraction_beside_a_validation_split_is_said_to_be_unused(study, capsys):
-    unused = "validation_fraction is not used: `validation` says what scores are made on"
+    unused = "validation_fraction is not used: scores are made on what `validation` names"
     for more, printed in (("", False), (", validation_fraction: 0.2", True)):
         (study / "study.yaml").write_text(
             "name: small\nteacher: {type: sequence_classifier, model: bert}\nspace: {derive: teacher}\n"

@@ -348,7 +348,7 @@ def test_a_test_folder_beside_classes_is_no_class(tmp_path):
     files = {f"{name}/{i}.png": png(pixels("x", name, i)) for name in CLASSES for i in range(4)}
     files |= {f"Test/{name}/{i}.png": png(pixels("y", name, i)) for name in CLASSES for i in range(2)}
     lay(tmp_path / "data", files)
-    with pytest.raises(DataError, match="Test/ holds folders that are called as classes beside it: ant, bee, cow"):
+    with pytest.raises(DataError, match="Test/ holds folders with the names of classes next to it: ant, bee, cow"):
         open_it(tmp_path, test_fraction=0.2)
     data = open_it(tmp_path, train=".", test="Test")
     assert data.class_names == CLASSES

@@ -131,7 +131,7 @@ def test_tokens_that_another_program_wrote(root: Path, data_root: Path) -> None:
     assert stream_of(data, "test") == streams["test"][:97].tolist()
     assert data.vocabulary == data.task.outputs == 4096
     (root / "train.bin").write_bytes(np.array([1, 2, 5000, 3] * 20, dtype=np.uint16).tobytes())
-    with pytest.raises(DataError, match="token 5000 at place 2, and the tokenizer knows 4,096"):
+    with pytest.raises(DataError, match="token 5000 at place 2, and the tokenizer has 4,096"):
         DATASETS.build("token_files", root, root.parent / "cache", **options)
 
 
@@ -165,7 +165,7 @@ def test_a_tokenizer_without_an_end_token(root: Path, data_root: Path) -> None:
     bare.mkdir()
     (bare / "tokenizer.json").write_bytes((data_root / "teachers/gpt2_fairybooks/tokenizer.json").read_bytes())
     assert "its tokenizer names no end token, which keeps documents apart" in complaint(root, tokenizer="bare")
-    assert "the tokenizer knows no token '</s>'" in complaint(root, tokenizer="bare", end="</s>")
+    assert "the tokenizer has no token '</s>'" in complaint(root, tokenizer="bare", end="</s>")
     data = opened(root, tokenizer="bare", end="<|endoftext|>", begins="^= .* =$")
     assert (np.asarray(data.train.inputs["tokens"]) == 0).sum() > 30
 

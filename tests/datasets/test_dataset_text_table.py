@@ -70,7 +70,7 @@ def test_a_tsv_file_holds_quotes_as_they_stand(root: Path) -> None:
 def test_columns_of_a_file_without_a_header_are_told_by_their_places(root: Path) -> None:
     (root / "a.csv").write_text(separated(",", header=""), encoding="utf-8")
     assert texts_of(opened(root, train="a.csv", text_column=0, label_column=1)) == EXPECTED
-    with pytest.raises(DataError, match="is a header cannot be told"):
+    with pytest.raises(DataError, match="is a header cannot be decided"):
         opened(root, train="a.csv")
     with pytest.raises(DataError, match="its columns have no names"):
         opened(root, train="a.csv", header=False)
@@ -337,7 +337,7 @@ def test_a_vocabulary_that_does_not_match_the_embedding(root: Path, data_root: P
     config.unlink()
     config.write_text(json.dumps({"model_type": "gpt2", "vocab_size": 4000}))
     printed = complaint(root, tokenizer="teacher")
-    assert "its tokenizer knows 4,096 tokens, and its model has embeddings for 4,000" in printed
+    assert "its tokenizer has 4,096 tokens, and its model has embeddings for 4,000" in printed
     config.write_text(json.dumps({"model_type": "gpt2", "vocab_size": 4160}))  # rows filled up, as for tensor cores
     assert opened(root, train="a.csv", tokenizer="teacher").vocabulary == 4160
 

@@ -22,11 +22,11 @@ from kdnas.testing._jobs import Seen, Task, collect, die_at_start, die_at_the_fi
 class Talker:
     """An evaluate that says a passing line and how far it is while it works."""
 
-    say: Callable[[str], None]
+    notify: Callable[[str], None]
     progress: Callable[[float], None]
 
     def __call__(self, job: Task) -> Seen:
-        self.say(f"working on {job.x}")
+        self.notify(f"working on {job.x}")
         self.progress(0.25)
         self.progress(0.5)
         return Seen({"value": job.x})
@@ -34,7 +34,7 @@ class Talker:
 
 def make_talker() -> Talker:
     talker = Talker()
-    talker.say = lambda line: None
+    talker.notify = lambda line: None
     talker.progress = lambda share: None
     return talker
 

@@ -166,7 +166,7 @@ def test_model_card_shows_the_measured_numbers(exported: Path, student: TrainedS
 
 def test_model_card_refuses_a_record_of_another_network(student: TrainedStudent, tmp_path: Path) -> None:
     card = dataclasses.replace(CARD, quantities={"params": CostRecord(17, "parameters")})
-    with pytest.raises(ExportError, match="the record says 17 parameters"):
+    with pytest.raises(ExportError, match="the record has 17 parameters"):
         EXPORTERS.build("model_card", dataclasses.replace(student, card=card), tmp_path)
 
 

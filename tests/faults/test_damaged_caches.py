@@ -199,8 +199,8 @@ def test_a_kept_teacher_is_trained_again(harm: Callable[..., None], digits: Imag
     stated = {**teacher, "training": {"epochs": 1, "data_fraction": 0.2}}
     indices, _ = split_of(digits)
 
-    def opened(say: Callable[[str], None]) -> str:
-        return workshop_of(digits, teacher=stated, train=indices, cache=tmp_path, say=say).teacher.fingerprint
+    def opened(notify: Callable[[str], None]) -> str:
+        return workshop_of(digits, teacher=stated, train=indices, cache=tmp_path, notify=notify).teacher.fingerprint
 
     first, printed = opened(lambda line: None), list[str]()
     (kept,) = (tmp_path / "teachers").iterdir()

@@ -208,7 +208,7 @@ def test_a_student_inherits_from_its_teacher(bases, tmp_path, monkeypatch):
     planned = train(basis, "direct", tmp_path / "planned")
     assert same_student(plain.folder, planned.folder)
     cache = Path(os.environ["KDNAS_CACHE"])
-    workshop = open_training(file, data_root=NOWHERE, cache=cache, device="cpu", say=print)
+    workshop = open_training(file, data_root=NOWHERE, cache=cache, device="cpu", notify=print)
     torch.manual_seed(derive_seed(file.seed, "full", file.arch_id))
     inherited = workshop.family.inherit(file.student).state_dict()
     random = workshop.family.build(file.student).state_dict()
@@ -362,7 +362,7 @@ def test_shrinking_begins_from_the_runs_own_supernet(sharing_basis, tmp_path, mo
     assert plan.supernet.fingerprint == basis.run.supernet.fingerprint
     result = train(basis, "shrink", tmp_path, plan=plan, shared=shared)
     workshop = open_training(
-        basis.file, data_root=NOWHERE, cache=Path(os.environ["KDNAS_CACHE"]), device="cpu", say=print
+        basis.file, data_root=NOWHERE, cache=Path(os.environ["KDNAS_CACHE"]), device="cpu", notify=print
     )
     cut = shared(workshop).state_dict()
     assert all(torch.equal(begun[0][name], value) for name, value in cut.items())

@@ -136,7 +136,7 @@ def test_lost_files_of_a_finished_training_are_written_anew_and_lost_weights_tra
         trained: list[str] = []
         printed: list[str] = []
         result = train_fully(
-            file, out, data_root=NOWHERE, on_progress=lambda at: trained.append(at.at), say=printed.append
+            file, out, data_root=NOWHERE, on_progress=lambda at: trained.append(at.at), notify=printed.append
         )
         assert result.score == whole[0].score
         ours = safetensors.torch.load_file(out / "student.safetensors")

@@ -57,10 +57,10 @@ def with_beside(gain, partial):
     ("gain", "partial", "words"),
     [
         (estimate(0.2, 0.1), estimate(0.5, 0.1), "ranks better than the parameter count alone"),
-        (estimate(0.1, 0.2), estimate(0.5, 0.1), "is not shown to rank better .* but it tells more than that count"),
+        (estimate(0.1, 0.2), estimate(0.5, 0.1), "is not shown to rank better .* but it adds to that count"),
         (estimate(0.1, 0.2), estimate(0.1, 0.2), "is not shown to rank better .* adds nothing to it that 24 students"),
         (estimate(-0.2, 0.1), estimate(0.1, 0.2), "ranks worse than the parameter count alone .* adds nothing to it"),
-        (estimate(-0.2, 0.1), estimate(0.5, 0.1), "ranks worse than the parameter count alone .* but it tells more"),
+        (estimate(-0.2, 0.1), estimate(0.5, 0.1), "ranks worse than the parameter count alone .* but it adds to that"),
         (estimate(-0.2, 0.1), None, "adds nothing to it"),
         (None, None, "is not known"),
     ],
@@ -140,9 +140,9 @@ def test_an_unfinished_audit_says_how_far_it_is():
     part = replace(run, audit=replace(run.audit, trainings=run.audit.trainings[:30]))
     assert "not finished: 30 of 48 longer trainings are made, 15 of 24 students have one" in summary_of(part)
     hardly = replace(run, audit=replace(run.audit, trainings=run.audit.trainings[:4]))
-    assert "too little to say how well" in summary_of(hardly)
+    assert "too few to measure how well" in summary_of(hardly)
     assert "not finished" in trust_line(hardly)
-    assert "too little to say" in page(hardly)
+    assert "too few to measure" in page(hardly)
 
 
 def test_one_line_says_how_far_to_trust_the_scores():

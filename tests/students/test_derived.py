@@ -226,7 +226,7 @@ def test_without_a_teacher_there_are_no_students():
     [
         ({"depth": "all"}, "depth: must be shares of the whole"),
         ({"width": (1.5,)}, "width: must be .*: 1.5 is no share, being above 1, and no size"),
-        ({"width": (0.5, 96)}, "width: must be .* has shares beside sizes"),
+        ({"width": (0.5, 96)}, "width: must be .* mixes shares and sizes"),
         ({"round_to": 0}, "round_to: must be at least 1, got 0"),
         ({"granularity": "layer"}, "granularity: must be 'network', 'stage' or 'block'"),
         ({"importance": "size"}, "importance: must be"),

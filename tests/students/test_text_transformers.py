@@ -121,8 +121,8 @@ def test_spellings_of_one_network_are_one_arch() -> None:
     ("family", "task", "what"),
     [
         ("bert", image_classification((3, 8, 8), 2), "take tokens; image_classification has pixels"),
-        ("bert", RUNNING, "of a whole text: they are not for language_modelling"),
-        ("gpt", TEXTS, "of every next token: they are not for text_classification"),
+        ("bert", RUNNING, "a label of each text: they are not for language_modelling"),
+        ("gpt", TEXTS, "predict every next token: they are not for text_classification"),
         ("vit", TEXTS, "students of vit take images"),
         ("resnet", RUNNING, "students of resnet take images"),
     ],

@@ -142,5 +142,5 @@ def test_too_few_updates_are_warned_of(images, few):
     run = run_of([])
     lock = dataclasses.replace(run.lock, data=DataDescription(training_samples=images))
     run = dataclasses.replace(run, lock=lock)
-    assert ("says little" in updates(run)) == few
+    assert ("means little" in updates(run)) == few
     assert f"{5 * -(-images // 128):,}" in updates(run) or not few

@@ -167,7 +167,7 @@ def test_what_is_wrong_between_sections_is_told_beside_everything_else(study):
         "study.yaml:1: name: must be letters, digits",
         "study.yaml:9: training.lr: unknown key",
         "study.yaml:13: sampler.startup_trials: must be at least 1",
-        "study.yaml:14: rungs: the last one is the search's full score (1 epoch), but training says 3 epochs",
+        "study.yaml:14: rungs: the last one is the search's full score (1 epoch), but training states 3 epochs",
         "study.yaml:14: rungs.1: 1 epoch after 2 epochs",
         "study.yaml:16: tune.training.nothing: is no setting",
         "mine.yaml:2: choices.stage1.depth: is required",
@@ -424,4 +424,4 @@ def test_students_cut_out_of_the_teacher_may_share_weights(study):
 def test_a_space_file_has_no_students_of_the_teacher(study):
     (study / "own.yaml").write_text("family: derived\nchoices: {depth: [1, 2]}\n")
     (problem,) = problems_of(study, GOOD.replace("digits_resnet", "own.yaml"))
-    assert "own.yaml:1: family: derived: its choices are the teacher's, which a study says by" in problem
+    assert "own.yaml:1: family: derived: its choices are the teacher's, which a study states by" in problem

@@ -117,7 +117,7 @@ def test_the_teacher_is_scored_by_its_correlation(root: Path, data: TextData) ->
     stats = pytest.importorskip("scipy.stats")
     teacher, output = open_teacher(root, data), []
     training = training_for("text_regression")(precision="float32")
-    report = report_teacher(teacher, data, np.arange(160), training, device=CPU, say=output.append)
+    report = report_teacher(teacher, data, np.arange(160), training, device=CPU, notify=output.append)
     batches = Batches(data, np.arange(160), device=CPU)
     printed = torch.cat([teacher.module(*batch.inputs)[:, 0] for batch in batches.ordered(batch_size=32)])
     assert report.score == pytest.approx(stats.spearmanr(printed.numpy(), data.train.targets).statistic)

@@ -77,8 +77,8 @@ CASES = {
     "a flip by default": (MOBILE, UNIT, BGR, (32, 48)),
     "a stated flip": ({**MOBILE, "do_flip_channel_order": True}, UNIT, BGR, (32, 48)),
     "no flip": ({**MOBILE, "do_flip_channel_order": False}, UNIT, RGB, (32, 48)),
-    "a flip that the class does not know": ({**PLAIN, "do_flip_channel_order": True}, UNIT, BGR, WHOLE),
-    "a flip with statistics, which the class does not know": (
+    "a flip that the class does not have": ({**PLAIN, "do_flip_channel_order": True}, UNIT, BGR, WHOLE),
+    "a flip with statistics, which the class does not have": (
         {**BASE, "do_flip_channel_order": True, **STATISTICS},
         ((76.5, 51, 25.5), (153, 127.5, 102)),
         BGR,
@@ -90,7 +90,7 @@ CASES = {
         RGB,
         WHOLE,
     ),
-    "an offset that the class does not know": (
+    "an offset that the class does not have": (
         {**BASE, **OFFSET, "image_mean": [-1.0] * 3, "image_std": [2.0] * 3},
         UNIT,
         RGB,
@@ -109,7 +109,7 @@ def test_a_processor_is_read_as_it_processes(case: str, tmp_path: Path) -> None:
     assert found.mean == pytest.approx(mean, abs=1e-3)
     assert found.std == pytest.approx(std, rel=1e-4)
     assert (found.order, found.size) == (order, size)
-    assert any("not know" in note for note in found.notes) == ("does not know" in case)
+    assert any("not have" in note for note in found.notes) == ("does not have" in case)
     assert any("cuts out the middle" in note for note in found.notes) == ("crop" in case and case != "crop_pct")
 
 

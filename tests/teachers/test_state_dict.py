@@ -241,10 +241,10 @@ def test_shards_are_read_by_their_index(tmp_path: Path) -> None:
     with pytest.raises(TeacherError, match=r"is one shard of several \(allowed: the index"):
         load_weights(Net(), read_weights(tmp_path / "w-00001-of-00002.safetensors"))
     (tmp_path / "w-00002-of-00002.safetensors").unlink()
-    with pytest.raises(TeacherError, match="do not lie beside it: w-00002-of-00002"):
+    with pytest.raises(TeacherError, match="do not lie next to it: w-00002-of-00002"):
         read_weights(index)
     index.write_text(json.dumps({"weight_map": {"a": "../../w.safetensors"}}))
-    with pytest.raises(TeacherError, match="do not lie beside it"):
+    with pytest.raises(TeacherError, match="do not lie next to it"):
         read_weights(index)
 
 

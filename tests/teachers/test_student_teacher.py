@@ -12,7 +12,7 @@ from kdnas.teachers import TEACHERS
 def test_the_trained_student_is_fed_normalised_images(open_context, raw_images) -> None:
     asked = []
 
-    def train(family, choices, training, say):
+    def train(family, choices, training, notify):
         asked.append((family, choices, training))
         torch.manual_seed(0)
         layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)

@@ -182,6 +182,6 @@ def test_statistics_of_images_in_0_to_1_are_refused_with_those_of_bytes(build) -
 
 def test_it_is_said_that_an_enlarged_image_has_lost_what_the_data_s_size_left_out(build, open_context) -> None:
     [note] = [note for note in build(input_size=48, context=open_context()).notes if "resized" in note]
-    assert "set data.size" in note
+    assert "try a data.size" in note
     [note] = [note for note in build(input_size=16, context=open_context()).notes if "resized" in note]
     assert "data.size" not in note

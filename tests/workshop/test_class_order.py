@@ -57,7 +57,7 @@ def test_a_permutation_is_found(order: list[int], accuracy: float) -> None:
         (sorted(map(str, range(12))), "natural", "stand in natural order (0, 1, 2, 3, 4, 5, ...)"),
         (tuple(map(str, range(12))), "text", "stand in the order of text (0, 1, 10, 11, 2, 3, ...)"),
         (("Bird", "Dog", "ant", "cat"), "folded", "in alphabetical order whatever the case (ant, Bird, cat, Dog)"),
-        (("cat", "dog", "fish"), [2, 1, 0], "where it says 'cat' it means 'fish', where it says 'fish' it means 'cat'"),
+        (("cat", "dog", "fish"), [2, 1, 0], "its output 'cat' means 'fish', its output 'fish' means 'cat'"),
         (("cat", "dog", "fish", "owl"), [3, 2, 1, 0], "stand in reverse order"),
         (ANIMALS, [9, *range(9)], "are shifted: the data's class i is its output i + 1"),
         (ANIMALS, [*range(1, 10), 0], "are shifted: the data's class i is its output i - 1"),

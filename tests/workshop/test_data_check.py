@@ -59,7 +59,7 @@ def test_scarce_and_uneven_images_are_said():
     train, validation = split_of(data)
     notes = split_notes(data, train, validation)
     assert notes == (
-        "no validation image of class c: no score tells how well it is learnt",
+        "no validation image of class c: no score measures how well it is learnt",
         "fewer than 5 images to learn from of class b",
         "validation accuracy moves in steps of 1.2 points: 81 images",
         "test accuracy moves in steps of 5.0 points: 20 images",

@@ -211,7 +211,7 @@ def test_a_study_that_asks_for_a_table_gets_it_with_its_calibration(monkeypatch)
     for table in (None, "auto"):
         costs = {"latency_ms": counting_cost(table=table), "peak_memory_bytes": memory}
         family = family_for("resnet", TASK)
-        learned = learn_tables(costs, space, family, calibrations, seed=3, say=printed.append)
+        learned = learn_tables(costs, space, family, calibrations, seed=3, notify=printed.append)
         prices = TablePrices(learned, family)
         arch = arch_of(space, space.random(np.random.default_rng(0)), family)
         if table is None:

@@ -161,7 +161,7 @@ def test_targets_are_built_in_their_variants_and_options_are_checked():
         ("student.json", "{", "is not a student that kdnas exported"),
         ("student.json", "[]", "is not a student that kdnas exported"),
         ("student.json", '{"format": "other"}', "its format is not kdnas-student"),
-        ("student.json", '{"format": "kdnas-student", "arch": {}}', "it says no 'input'"),
+        ("student.json", '{"format": "kdnas-student", "arch": {}}', "it has no 'input'"),
         ("student.onnx", "no protobuf", "is not a student that kdnas exported"),
     ],
 )

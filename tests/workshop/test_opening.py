@@ -111,8 +111,8 @@ def test_a_share_of_the_training_split(digits: ImageData) -> None:
     assert not np.array_equal(workshop_of(digits, train=train, seed=1).share(0.1).indices, tenth)
 
 
-def _open(config: dict, data: ImageData, train: np.ndarray, cache: Path, say: Callable, **options) -> Teacher:
-    return workshop_of(data, train=train, teacher=config, cache=cache, say=say, **options).teacher
+def _open(config: dict, data: ImageData, train: np.ndarray, cache: Path, notify: Callable, **options) -> Teacher:
+    return workshop_of(data, train=train, teacher=config, cache=cache, notify=notify, **options).teacher
 
 
 def test_a_student_teacher_is_trained_once_and_measured(digits: ImageData, tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_a_teacher_training_that_fails_is_bad_input(
     ("change", "message"),
     [
         ({"training": {"epoch": 3, "batch_size": 0}}, r"teacher\.training\.epoch: unknown key.*\n?.*batch_size"),
-        ({"training": {"resolution_fraction": 0.5}}, "a teacher sees samples whole"),
+        ({"training": {"resolution_fraction": 0.5}}, "a teacher takes samples whole"),
         ({"choices": {"stem_width": 8}}, "stage1"),
         ({"family": "rezzo"}, "no student family is called 'rezzo'"),
         ({"type": "studnet"}, "did you mean 'student'"),

@@ -58,10 +58,10 @@ def _read(
     root: Path,
     cache: Path,
     fingerprint: str,
-    say: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> ImageData:
     made_on = MadeOn(fingerprint, reader=reader)
-    return workshop_of(config, data_root=root, cache=cache, made_on=made_on, say=say).data
+    return workshop_of(config, data_root=root, cache=cache, made_on=made_on, notify=notify).data
 
 
 _reread = partial(_read, "controller")
@@ -109,7 +109,7 @@ def test_commands_on_a_run_take_its_data_from_the_cache(root: Path) -> None:
     cache = root / "cache"
     data = load_data(DRAWS, root, cache)
     printed: list[str] = []
-    again = _read("afterwards", DRAWS, root, cache, data.fingerprint, say=printed.append)
+    again = _read("afterwards", DRAWS, root, cache, data.fingerprint, notify=printed.append)
     assert (again.fingerprint, calls(root)) == (data.fingerprint, 1)
     assert "load.py:load is not called again" in printed[0]
     with pytest.raises(DataError, match="the function draws without a seed, or was changed"):
@@ -119,16 +119,16 @@ def test_commands_on_a_run_take_its_data_from_the_cache(root: Path) -> None:
 def test_a_resumed_run_tells_drawn_data_from_changed_data(root: Path) -> None:
     cache, printed = root / "cache", []
     drawn = load_data(DRAWS, root, cache)
-    assert _reread(DRAWS, root, cache, drawn.fingerprint, say=printed.append).fingerprint == drawn.fingerprint
+    assert _reread(DRAWS, root, cache, drawn.fingerprint, notify=printed.append).fingerprint == drawn.fingerprint
     assert len(printed) == 1
     seeded = load_data(SEEDED, root, cache)
     before = calls(root)
-    assert _reread(SEEDED, root, cache, seeded.fingerprint, say=printed.append).fingerprint == seeded.fingerprint
+    assert _reread(SEEDED, root, cache, seeded.fingerprint, notify=printed.append).fingerprint == seeded.fingerprint
     assert (calls(root), len(printed)) == (before + 1, 1)
     # Another seed gives one other thing: that is what the caller gets, and refuses.
-    assert _reread(SEEDED, root, cache, drawn.fingerprint, say=printed.append).fingerprint == seeded.fingerprint
+    assert _reread(SEEDED, root, cache, drawn.fingerprint, notify=printed.append).fingerprint == seeded.fingerprint
     with pytest.raises(DataError, match="which are no longer in"):
-        _reread(DRAWS, root, cache, "0" * 64, say=printed.append)
+        _reread(DRAWS, root, cache, "0" * 64, notify=printed.append)
 
 
 @pytest.mark.parametrize("generator", ["global", "torch"])
@@ -141,7 +141,7 @@ def test_drawing_from_a_shared_generator_shows_within_one_process(root: Path, ge
     np.random.seed(6)
     torch.manual_seed(6)
     before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    again = _reread(config, root, cache, drawn.fingerprint, say=printed.append)
+    again = _reread(config, root, cache, drawn.fingerprint, notify=printed.append)
     assert again.fingerprint == drawn.fingerprint
     assert "gives other data whenever it is called" in printed[0]
     assert (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before

@@ -31,20 +31,20 @@ CPU = torch.device("cpu")
 
 
 class Linear(nn.Module):
-    """The least-squares classifier of the digits, sharpened to logits; `say` makes its answer of them."""
+    """The least-squares classifier of the digits, sharpened to logits; `answer` makes its answer of them."""
 
-    def __init__(self, weights: np.ndarray, say=None, parts: dict[str, nn.Module] | None = None):
+    def __init__(self, weights: np.ndarray, answer=None, parts: dict[str, nn.Module] | None = None):
         super().__init__()
         self.fc = nn.Linear(64, 10)
         self.fc.weight.data = torch.from_numpy(12 * weights[:-1].T.copy()).float()
         self.fc.bias.data = torch.from_numpy(12 * weights[-1]).float()
-        self.say = say
+        self.answer = answer
         for name, part in (parts or {}).items():
             setattr(self, name, part)
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.fc(images.flatten(1))
-        return logits if self.say is None else self.say(self, logits)
+        return logits if self.answer is None else self.answer(self, logits)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,8 @@ def report(digits: ImageData, weights: np.ndarray):
     """Return a function that fits the digits' linear teacher and reports on it."""
     _, validation = split_of(digits)
 
-    def make(say=None, *, parts=None, data: ImageData = digits, order=None, names=None, images=None, bfloat16=False):
-        network = Linear(weights if order is None else weights[:, order], say, parts)
+    def make(answer=None, *, parts=None, data: ImageData = digits, order=None, names=None, images=None, bfloat16=False):
+        network = Linear(weights if order is None else weights[:, order], answer, parts)
         context = TeacherContext(data, Path("nowhere"), CPU, None)
         expected = Expected((0.0,), (255.0,))
         teacher: Teacher = fit_teacher("net", network, context, expected, facts={}, naming=naming_of(names))
@@ -84,7 +84,7 @@ def test_a_sound_teacher_passes_without_a_word(report) -> None:
 
 
 @pytest.mark.parametrize(
-    ("say", "outputs", "words"),
+    ("answer", "outputs", "words"),
     [
         (
             lambda net, z: z.softmax(1),
@@ -98,8 +98,8 @@ def test_a_sound_teacher_passes_without_a_word(report) -> None:
         (lambda net, z: 1000 * z, "logits", "even at temperature 4"),
     ],
 )
-def test_what_is_no_plain_logit_is_noted(report, say, outputs: str, words: str) -> None:
-    found = report(say)
+def test_what_is_no_plain_logit_is_noted(report, answer, outputs: str, words: str) -> None:
+    found = report(answer)
     assert found.outputs == outputs
     assert words in "; ".join(found.notes)
     assert found.score == pytest.approx(report().score, abs=0.02)  # scored in bfloat16 where that is native
@@ -128,7 +128,7 @@ def test_rotated_classes_are_refused_named_and_mended(report, digits: ImageData)
     with pytest.raises(TeacherError) as caught:
         report(data=data, order=ROTATED)
     message = str(caught.value)
-    assert "where it says 'two' it means 'four'" in message
+    assert "its output 'two' means 'four'" in message
     stated = '["zero", "one", "four", "two", "three", "five", "six", "seven", "eight", "nine"]'
     assert f"teacher.class_names: {stated}" in message
     mended = report(data=data, order=ROTATED, names=[names[index] for index in ROTATED])
@@ -139,7 +139,7 @@ def test_rotated_classes_are_refused_named_and_mended(report, digits: ImageData)
 
 def test_a_few_images_only_hint_at_an_order(report) -> None:
     found = report(order=ROTATED, images=20)
-    assert any("where it says '2' it means '4'" in note and "too few images" in note for note in found.notes)
+    assert any("its output '2' means '4'" in note and "too few images" in note for note in found.notes)
 
 
 # -- conduct -----------------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ class Restless(nn.Dropout):
 
 
 @pytest.mark.parametrize(
-    ("say", "parts", "words"),
+    ("answer", "parts", "words"),
     [
         (lambda net, z: F.dropout(z, 0.2), {}, "a second time differ by .*functional dropout without training"),
         (lambda net, z: net.drop(z), {"drop": Restless(0.2)}, r"train even in eval mode: drop \(Restless\)"),
@@ -165,9 +165,9 @@ class Restless(nn.Dropout):
         (lambda net, z: z[: len(z) // 8 * 8], {}, "for half|one image alone"),
     ],
 )
-def test_answers_that_more_than_the_image_decides_are_refused(report, say, parts, words: str) -> None:
+def test_answers_that_more_than_the_image_decides_are_refused(report, answer, parts, words: str) -> None:
     with pytest.raises(TeacherError, match=words):
-        report(say, parts=parts)
+        report(answer, parts=parts)
 
 
 def test_a_part_that_trains_without_effect_is_named(report) -> None:

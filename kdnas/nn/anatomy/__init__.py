@@ -26,7 +26,7 @@ _MOST_SHOWN = 3
 
 
 def read_anatomy(network: nn.Module, example: Example) -> Anatomy:
-    """Return the anatomy of `network`. Raises ValueError where nothing of it can be cut, saying why."""
+    """Return the anatomy of `network`. Raises ValueError where nothing of it can be cut, with the reason."""
     why: list[str] = []
     names = ANATOMIES.names()
     for name in (*sorted(set(names) - set(_LAST)), *_LAST):
@@ -38,7 +38,7 @@ def read_anatomy(network: nn.Module, example: Example) -> Anatomy:
         if found is not None and (found.axes or found.depths):
             return found
         why += [f"{part.what}: {part.why}" for part in (found.uncut if found else ())]
-    why = why or ["its layers are of no kind that kdnas knows"]
+    why = why or ["its layers are of no kind that kdnas supports"]
     reasons = f" ({'; '.join(why[:_MOST_SHOWN])}{'; ...' if len(why) > _MOST_SHOWN else ''})"
     kinds = ", ".join(names)
     raise ValueError(f"nothing of a {type(network).__name__} can be cut{reasons}; what kdnas reads: {kinds}")

@@ -39,9 +39,9 @@ class LayerRoles:
 
     `qkv` is one layer for queries, keys and values, or three; none, where they are no layers. `up` are the layers into
     the MLP's neurons (two where it is gated, or one that is twice as long), `down` the one out of them. `head_size` is
-    where the layer says how wide a head is; where it does not, `heads` is where it says how many there are. `counts`
-    say what must follow the number of heads: an attribute, and what it counts: heads, those of keys and values, or
-    their width.
+    where the layer states how wide a head is; where it does not, `heads` is where it states how many there are.
+    `counts` list what must follow the number of heads: an attribute, and what it counts: heads, those of keys and
+    values, or their width.
     """
 
     qkv: tuple[str, ...]
@@ -63,14 +63,14 @@ class LayerRoles:
     neuron_norms: tuple[str, ...] = ()
     """Norms over the MLP's neurons."""
     uncuttable_without: str = ""
-    """An attribute that a layer must have for its heads to be cut: the width of its attention, beside its input's."""
+    """An attribute that a layer must have for its heads to be cut: the width of its attention, not only its input's."""
     heads_stay: str = ""
     """Why heads are never cut; empty: they may be."""
     width_stays: str = ""
     """Why the residual stream is never cut; empty: it may be."""
 
     causal: bool = False
-    """Whether these are layers of kdnas's own that say that their tokens look only back."""
+    """Whether these are layers of kdnas's own with causal attention."""
 
     def fits(self, layer: nn.Module) -> bool:
         """Whether every role is there in `layer`."""

@@ -1,4 +1,4 @@
-"""The configuration that a Hugging Face network carries, made to say what a cut one is, where it can."""
+"""The configuration of a Hugging Face network, set to the sizes of a cut one, where it can express them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _INNER = ("intermediate_size", "n_inner", "hidden_dim", "ffn_dim", "ffn_hidden_s
 _WIDTH = ("hidden_size", "n_embd", "dim")
 
 _WORDS = "word_embed_proj_dim"
-"""How wide the table of words is, where a configuration says that: as wide as the stream, or projected."""
+"""How wide the token embedding is, where a configuration states that: as wide as the stream, or projected."""
 
 
 def set_hugging_face_sizes(network: nn.Module, kept: Kept) -> None:
-    """Set the sizes in the network's `config` that one number can say; those that differ by layer stay as they were.
+    """Set the sizes in the network's `config` that one number expresses; those that differ by layer stay as they were.
 
     A stock configuration has one number of heads and one inner size for all layers; how many layers are left it was
-    told already (`kdnas.nn.layer_lists`). Such a network opens again from its
+    set already (`kdnas.nn.layer_lists`). Such a network opens again from its
     own folder; another one is right as it stands in memory, but its configuration does not describe it.
     """
     config = getattr(network, "config", None)

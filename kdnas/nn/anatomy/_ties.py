@@ -37,7 +37,7 @@ def norm_ties(name: str, norm: object, places: Tensor) -> list[Tie]:
 
 
 def bare_norm(name: str, norm: object) -> list[Count]:
-    """Return the size that a norm without parameters says of itself."""
+    """Return the size that a norm without parameters holds as an attribute."""
     bare = find(norm, "normalized_shape") and not isinstance(getattr(norm, "weight", None), Tensor)
     return [Count(f"{name}.normalized_shape", 1)] if bare and isinstance(norm, nn.Module) else []
 

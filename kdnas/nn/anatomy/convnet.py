@@ -45,7 +45,7 @@ def _channels(network: nn.Module, example: Tensor) -> tuple[list[Axis], list[Unc
     names = {module: name for name, module in traced.named_modules()}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says which dimension of bare parameters it takes for the channels
+            warnings.simplefilter("ignore")  # of which dimension of bare parameters it takes for the channels
             graph = DependencyGraph().build_dependency(traced, example_inputs=example)
     except Exception as error:  # tracing runs the network's own code, which may raise anything
         return [], [Uncut("all channels", f"the network cannot be traced: {str(error).partition(chr(10))[0]}")]
@@ -182,7 +182,8 @@ def _block_around(axis: Axis, network: nn.Module, removable: Sequence[str]) -> s
         if not isinstance(network.get_submodule(name), nn.Sequential | nn.ModuleList | nn.ModuleDict)
         and not any(_within(block, name) for block in removable)
     ]
-    # Without removable blocks nothing tells a block from a wrapper around the whole network: the innermost is one.
+    # Without removable blocks nothing distinguishes a block from a wrapper around the whole network: the innermost is
+    # one.
     return (like_one[0] if removable else like_one[-1]) if like_one else ""
 
 

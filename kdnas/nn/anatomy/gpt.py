@@ -1,6 +1,6 @@
 """Decoders: GPT-2, those of the Llama kind with grouped queries (Llama, Mistral, Qwen, Gemma, Phi), OPT, NeoX, kdnas's.
 
-Where positions are told by slopes that follow the number of heads (BLOOM, MPT; Press et al., "ALiBi", ICLR 2022), or
+Where positions are encoded by slopes that follow the number of heads (BLOOM, MPT; Press et al., "ALiBi", ICLR 2022), or
 all queries share one head of keys (Falcon), heads stay.
 """
 
@@ -70,7 +70,7 @@ _NEOX = LayerRoles(
     head_size="attention.head_size",
     packed="heads",
 )
-_ALIBI = "the slopes that tell its positions follow the number of heads"
+_ALIBI = "the slopes that encode its positions follow the number of heads"
 _BLOOM = LayerRoles(
     qkv=("self_attention.query_key_value",),
     out="self_attention.dense",
@@ -110,5 +110,5 @@ def gpt(network: nn.Module, example: Tensor) -> Anatomy | None:
 
 
 def _is_falcon(network: nn.Module) -> bool:
-    """Whether the network's attention knows whether one head of keys and values serves all queries."""
+    """Whether the network's attention has a setting by which one head of keys and values serves all queries."""
     return any(hasattr(module, "multi_query") for module in network.modules())

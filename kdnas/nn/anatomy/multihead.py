@@ -44,4 +44,4 @@ def multihead(network: nn.Module, example: Example) -> Anatomy | None:
 
 
 def _nothing(network: nn.Module, kept: Kept) -> None:
-    """Leave what the network says of itself: it says no sizes of its MLPs."""
+    """Leave the network's attributes: none holds a size of its MLPs."""

@@ -73,7 +73,7 @@ def _streams(first: StreamRoles, merging: Sequence[str], last: StreamRoles) -> l
 
 
 def _set_timm_sizes(network: nn.Module, kept: Kept) -> None:
-    """Set what a timm network says of its own sizes to those of its weights."""
+    """Set a timm network's size attributes to the sizes of its weights."""
     settings: dict[str, int] = {}
     for path, stage in network.get_submodule("layers").named_children():
         blocks = stage.get_submodule("blocks")
@@ -91,7 +91,7 @@ def _set_timm_sizes(network: nn.Module, kept: Kept) -> None:
 
 
 def _set_hugging_face_sizes(network: nn.Module, kept: Kept) -> None:
-    """Set the sizes in the network's `config` that it can say, which may not be all of them: widths double there."""
+    """Set the sizes in the network's `config` that it can express, perhaps not all of them: widths double there."""
     config = getattr(network, "config", None)
     stages = next(module for name, module in network.named_modules() if name.endswith("encoder.layers"))
     if config is None:

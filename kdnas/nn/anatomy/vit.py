@@ -38,7 +38,7 @@ def vit(network: nn.Module, example: Tensor) -> Anatomy | None:
 
 
 def _set_timm_sizes(network: nn.Module, kept: Kept) -> None:
-    """Set what a timm network says of its own width."""
+    """Set a timm network's width attributes."""
     width = kept.get("width")
     for name in ("embed_dim", "num_features", "head_hidden_size"):
         if width is not None and isinstance(getattr(network, name, None), int):

@@ -200,8 +200,8 @@ def _van_der_corput(number: int) -> float:
 def _draws(encoding: Encoding, count: int, rng: np.random.Generator) -> np.ndarray:
     """Return about `count` codes [N, D] of the whole space: all of a small one, else random draws and uniform ones.
 
-    Uniform ones have the same level in every choice: the cheapest and dearest networks of a space are among them, which
-    random draws miss.
+    Uniform ones have the same level in every choice: the cheapest and the most expensive networks of a space are among
+    them, which random draws miss.
     """
     levels = encoding.levels
     if np.prod(levels.astype(float)) <= _WHOLE:

@@ -20,7 +20,7 @@ from kdnas.core.objective import Quantity
 from kdnas.core.space import SearchSpace
 
 _GRID = 11
-"""Levels at which a continuous setting is told apart."""
+"""Levels at which values of a continuous setting are distinguished."""
 _CORRELATION_LENGTH = 0.5
 """Of the levels of an ordinal dimension, as a share of its range."""
 
@@ -36,7 +36,7 @@ class Dimension:
 
     @property
     def levels(self) -> int:
-        """The number of values that are told apart."""
+        """The number of values that are distinguished."""
         return _GRID if self.continuous else len(self.values)
 
     def value(self, code: int) -> Scalar:
@@ -107,7 +107,7 @@ class Encoding:
         """Return (levels [N, P], counts [N, G]) of codes.
 
         The dot product of two rows of levels is the share of dimensions in which they agree, nearby levels of an
-        ordinal dimension counted in part. Counts say how often each value occurs among choices with the same domain.
+        ordinal dimension counted in part. Counts are how often each value occurs among choices with the same domain.
         """
         canonical = self.canonical(codes)
         blocks = [block[canonical[:, i]] for i, block in enumerate(self._blocks)]  # the last row stands for -1
@@ -159,7 +159,7 @@ def _families(dimensions: Sequence[Dimension]) -> list[tuple[list[int], int | No
 
 @dataclass(frozen=True)
 class History:
-    """What the ended and the running trials say. Values that are not known are NaN."""
+    """The data of the ended and the running trials. Values that are not known are NaN."""
 
     codes: np.ndarray
     """[N, D]"""
@@ -218,7 +218,7 @@ def _failure(trial: FrozenTrial) -> float:
 
 
 def _values(trial: FrozenTrial, objectives: Sequence[Quantity]) -> list[float]:
-    """Return the objectives' values: an infeasible trial knows those that were measured before it was refused."""
+    """Return the objectives' values: an infeasible trial has those that were measured before it was refused."""
     if trial.state == TrialState.COMPLETE:
         return [float(value) for value in trial.values or ()]
     result: Mapping[str, Any] = trial.user_attrs.get("result") or {}
@@ -226,7 +226,7 @@ def _values(trial: FrozenTrial, objectives: Sequence[Quantity]) -> list[float]:
 
 
 def _rung(trial: FrozenTrial, fidelities: Sequence[Fidelity]) -> int:
-    """Return the rung a trial was scored at; the highest where nothing is said, the lowest for one that just starts."""
+    """Return the rung a trial was scored at; the highest where none is recorded, the lowest for one that starts."""
     if not fidelities:
         return 0
     stored = trial.user_attrs.get("fidelity")

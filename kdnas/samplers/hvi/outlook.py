@@ -25,7 +25,7 @@ _FRONT_LIMIT = {1: 1_000, 2: 300, 3: 40, 4: 16}
 _FEW_FAILURES = 2
 """Students worse than the reference from which on it is learnt where students fail."""
 _OUTLIER = 3.0
-"""Standard deviations worse than what its cost buys at which a score says no more than bad."""
+"""Standard deviations worse than what its cost buys beyond which a score counts as bad alone."""
 
 Prices = Callable[[np.ndarray], list[Mapping[str, float]]]
 """Codes [N, D] to the cheap costs of each."""
@@ -203,7 +203,7 @@ def _gate(rows: Rows, missed: np.ndarray, history: History, rng: np.random.Gener
 def _tamed(rows: Rows, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return `values` [N] (minimised) with outliers on the bad side brought in, and how far each exceeds its trend.
 
-    A network that does not train scores far below what its cost buys; how far says nothing about the others.
+    A network that does not train scores far below what its cost buys; how far carries no information on the others.
     """
     values = values.copy()
     excess = np.zeros(len(values))

@@ -47,7 +47,7 @@ _OFFSET = 1.5
 """Standard deviation of the mean score, and of a rung's difference from it."""
 _JITTER = 1e-6
 _FEW = 8
-"""Scores of a rung that say too little of its spread: that of the fullest rung is taken."""
+"""With so few scores of a rung its spread is not estimated: that of the fullest rung is taken."""
 _HEADROOMS = (0.3, 1.0, 3.0, None)
 """How far below the best score so far the warp may end, as shares of the distance from the best to the median.
 
@@ -60,7 +60,7 @@ _NEGLIGIBLE = 0.02
 
 @dataclass(frozen=True)
 class Rows:
-    """What the surrogate sees of N students, each at a rung.
+    """The surrogate's data on N students, each at a rung.
 
     `levels` [N, P], `costs` [N, C] and `counts` [N, G] are standardised features; `rung` [N] counts from 0, the lowest
     of `rungs`; rows of one student share their `identity` [N].
@@ -331,7 +331,7 @@ def _weight_slopes(known: _Distances, hyper: np.ndarray, stack: np.ndarray, oute
 
 
 def _free(rows: Rows) -> np.ndarray:
-    """Return which hyperparameters the rows can tell anything about."""
+    """Return which hyperparameters the rows can determine."""
     idle = set()
     if len(np.unique(rows.rung)) < 2:
         idle |= {"own", "decay", "own_decay", "scale"}

@@ -1,6 +1,6 @@
-"""Supernets: one set of weights that holds all students of a space, trained at once beside their teacher.
+"""Supernets: one set of weights that holds all students of a space, trained at once with their teacher.
 
-Here stands what a study may say of it; nothing heavy is imported, so that a study can be read at once.
+Here stands what a study may state of it; nothing heavy is imported, so that a study can be read at once.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from kdnas.training.supernet.policies import ShrinkingSettings
 
 
 def once_of_images(name: str) -> AliasChoices:
-    """Return what a count of samples is called in a study: `NAME_samples`; earlier versions said `NAME_images`."""
+    """Return what a count of samples is called in a study: `NAME_samples`; earlier versions called it `NAME_images`."""
     return AliasChoices(f"{name}_samples", f"{name}_images")
 
 
 class SupernetSettings(Section):
-    """What a supernet's training has beside the recipe of a student's."""
+    """What a supernet's training has in addition to the recipe of a student's."""
 
     shrinking: ShrinkingSettings = Field(default_factory=ShrinkingSettings)
     in_place: bool = True

@@ -53,7 +53,7 @@ _RIDGE = 1.0
 
 @dataclass(frozen=True)
 class SubnetSpec:
-    """An arch at a size: samples are brought to `side` (pixels high, tokens long) before it sees them."""
+    """An arch at a size: samples are brought to `side` (pixels high, tokens long) before it gets them."""
 
     arch: Arch
     side: int
@@ -328,7 +328,7 @@ class SubnetStep:
             subnets: The largest first, where it is among them.
             inputs: Plain inputs [B, ...].
             targets: Theirs.
-            theirs: What the teachers say, None where the recipe has no distillation loss.
+            theirs: The teachers' outputs, None where the recipe has no distillation loss.
             kd_weight: Factor of all distillation losses.
         """
         losses, guide = [], theirs

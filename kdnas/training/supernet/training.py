@@ -1,4 +1,4 @@
-"""The training of a supernet: all students of a space at once, beside their teacher, by a shrinking policy.
+"""The training of a supernet: all students of a space at once, with their teacher, by a shrinking policy.
 
 A step takes one batch through one or several subnets, adds up their gradients and updates the shared weights once: what
 each of them learns from stands in `subnets`, which subnets there are is decided in `policies`.

@@ -31,13 +31,13 @@ from kdnas.workshop.run_files import RunFiles
 from kdnas.workshop.travelling_code import TravellingCode
 
 T = TypeVar("T")
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 Progress = Callable[[float], None]
 """Takes the share of a job that is done, in [0, 1]."""
 
 
 def _silent(line: object) -> None:
-    """Say nothing."""
+    """Ignore a line."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class EvaluatorContext:
     """The run's supernet: None until `Evaluator.prepare` has trained it."""
     made_on: MadeOn = field(default_factory=MadeOn)
     """What the run was made on, as far as it has begun."""
-    say: Say = _silent
+    notify: Notify = _silent
     store: Store = NO_STORE
     """What machines that share no folder share."""
     run: str = ""
@@ -105,13 +105,13 @@ class Evaluator(ABC):
         self.supernet = context.supernet
         self.library: BlockLibrary | None = None
         """The run's block library: None until `prepare` has made it, and where the study asks for none."""
-        self.say = context.say
+        self.notify = context.notify
         self.progress: Progress = _silent
 
     @property
     @abstractmethod
     def quantities(self) -> Mapping[str, Quantity]:
-        """Every quantity that its students know, by name, the score first."""
+        """Every quantity that its students have, by name, the score first."""
 
     @property
     @abstractmethod
@@ -120,7 +120,7 @@ class Evaluator(ABC):
 
     @property
     def teacher_answers(self) -> tuple[float, ...]:
-        """A sketch of what the teacher answers to a few samples, which tells one from another where hashes do not."""
+        """A sketch of what the teacher outputs for a few samples, which distinguishes teachers where hashes do not."""
         return ()
 
     @property
@@ -159,7 +159,7 @@ class Evaluator(ABC):
         """
 
     def try_out(self, students: Mapping[str, Arch]) -> None:
-        """Raise InputError where one of `students`, by what they are called, cannot be trained as the study says."""
+        """Raise InputError where one of `students`, by what they are called, cannot be trained as the study states."""
         return
 
     def calibrate(self, calibrations: Mapping[str, Calibration]) -> None:
@@ -233,7 +233,7 @@ def open_evaluator(context: EvaluatorContext) -> Evaluator:
     unknown = [name for name in (*config.objectives, *config.bounded) if name not in evaluator.quantities]
     if unknown:
         raise ConfigError(
-            Problem("evaluator", f"{config.evaluator.type} does not tell {name}", ", ".join(evaluator.quantities))
+            Problem("evaluator", f"{config.evaluator.type} does not return {name}", ", ".join(evaluator.quantities))
             for name in dict.fromkeys(unknown)
         )
     return evaluator
@@ -247,7 +247,7 @@ class Workplan:
 
     def __post_init__(self) -> None:
         made_on = replace(self.context.made_on, reader="worker")
-        object.__setattr__(self, "context", replace(self.context, say=_silent, made_on=made_on))
+        object.__setattr__(self, "context", replace(self.context, notify=_silent, made_on=made_on))
 
     def __call__(self) -> Evaluator:
         """Return the worker's evaluator."""

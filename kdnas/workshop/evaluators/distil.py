@@ -1,4 +1,4 @@
-"""Distillation: students trained briefly beside their teacher, from any of three starts.
+"""Distillation: students trained briefly with their teacher, from any of three starts.
 
 A student begins with random weights, with weights inherited from its teacher, or with those of the run's supernet, and
 may be scored as it begins, without training.
@@ -68,7 +68,7 @@ _BAR = 20
 _TRUNCATED = 256
 """Validation predictions that show what keeping a few logits loses."""
 _MUCH = 100 << 20
-"""Bytes on the disk that are told of."""
+"""Bytes on the disk from which on they are reported."""
 _DRAWS = 31
 """Random students whose median one stands for the space."""
 _STEPS_TIMED = 64
@@ -127,7 +127,7 @@ class _Part:
 
 @EVALUATORS.register
 class Distil(Evaluator):
-    """Trains each student briefly beside the teacher: from random, inherited or shared weights, or not at all."""
+    """Trains each student briefly with the teacher: from random, inherited or shared weights, or not at all."""
 
     needs = ("data", "teacher", "family")
     continues = True
@@ -141,7 +141,7 @@ class Distil(Evaluator):
             cache=context.cache,
             device=torch.device(context.device),
             made_on=context.made_on,
-            say=context.say,
+            notify=context.notify,
             store=context.store,
         ).opened()
         self._mended: list[str] = []
@@ -149,7 +149,7 @@ class Distil(Evaluator):
             context.cache / "teacher_outputs",
             top_k=config.distillation.teacher_draws or config.distillation.teacher_top_k,
             drawn=config.distillation.teacher_draws is not None,
-            on_fill=lambda view, part, parts: self.say(_filling(view, part, parts)),
+            on_fill=lambda view, part, parts: self.notify(_filling(view, part, parts)),
             on_damage=self._mended.append,
             store=context.store,
         )
@@ -163,7 +163,7 @@ class Distil(Evaluator):
             self._refuse_unlike_device()
 
     def _refuse_unlike_device(self) -> None:
-        """Raise ConfigError where what this machine measures cannot stand beside the run's: every trial would fail."""
+        """Raise ConfigError where this machine's measurements are not comparable with the run's."""
         calibrated = [(name, self.calibrations[name]) for name in self._decisive if name in self.calibrations]
         costs = self.workshop.measured_costs
         unlike = [(name, costs[name].unlike(calibration)) for name, calibration in calibrated if name in costs]
@@ -190,11 +190,11 @@ class Distil(Evaluator):
         if self.supernet is not None:
             check_supernet(self.context.folder, self.supernet.fingerprint)
         elif self.context.config.shares_weights:
-            self.supernet = self._run_supernet.prepare(teacher_cache=self.teacher_cache, say=self.say)
+            self.supernet = self._run_supernet.prepare(teacher_cache=self.teacher_cache, notify=self.notify)
         config = self.context.config
         if config.blocks is not None and config.sampler.type == BLOCKS:
             self.library = open_library(
-                self.context.folder, config.blocks, self.workshop, seed=config.seed, say=self.say
+                self.context.folder, config.blocks, self.workshop, seed=config.seed, notify=self.notify
             )
         return self.supernet
 
@@ -267,8 +267,8 @@ class Distil(Evaluator):
     def facts(self) -> Findings:
         """Check and measure the teachers, and calibrate the measured costs. Raises TeacherError."""
         workshop = self.workshop
-        config, space, say = self.context.config, self.space, self.context.say
-        say("measuring the teacher" if len(workshop.teachers) == 1 else "measuring the teachers")
+        config, space, notify = self.context.config, self.space, self.context.notify
+        notify("measuring the teacher" if len(workshop.teachers) == 1 else "measuring the teachers")
         with computing(config.training, workshop.device):
             reports = {
                 name: report_teacher(
@@ -277,7 +277,7 @@ class Distil(Evaluator):
                     workshop.validation_indices,
                     config.training,
                     device=workshop.device,
-                    say=say,
+                    notify=notify,
                 )
                 for name, teacher in workshop.teachers.items()
             }
@@ -287,7 +287,9 @@ class Distil(Evaluator):
         }
         teacher = reports.pop(config.teacher_name)
         calibrated = {name: cost.calibrate(workshop.data.task) for name, cost in workshop.measured_costs.items()}
-        self.calibrate(learn_tables(workshop.costs, space, workshop.family, calibrated, seed=config.seed, say=say))
+        self.calibrate(
+            learn_tables(workshop.costs, space, workshop.family, calibrated, seed=config.seed, notify=notify)
+        )
         whole = Price(round(teacher.values["macs"]), round(teacher.values["params"]))
         first = workshop.teacher
         costs = workshop.cheap_costs(whole) | {
@@ -303,7 +305,7 @@ class Distil(Evaluator):
         """Try every loss of the recipe on the teachers and these students, and whether they have the wanted exports.
 
         Raises ConfigError where a loss cannot be computed, and where none of them has an export; one that only some
-        have is said.
+        have is reported.
         """
         workshop = self.workshop
         with torch.random.fork_rng(devices=[]):
@@ -319,7 +321,7 @@ class Distil(Evaluator):
         check_losses(recipe, workshop.teachers, built, workshop.data, device=workshop.device)
 
     def _check_exports(self, students: Mapping[str, Arch], built: Mapping[str, nn.Module]) -> None:
-        """Raise ConfigError for wanted exports that none of the students has; say which ones one of them lacks."""
+        """Raise ConfigError for wanted exports that none of the students has; report those that some of them lack."""
         problems, formats = [], self.context.config.export.formats
         lacking: dict[str, dict[str, str]] = {export: {} for export in formats}
         for name, network in built.items():
@@ -332,7 +334,7 @@ class Distil(Evaluator):
                 problems.append(Problem("export.formats", f"the students of this study have no {export}: {why}"))
             else:
                 for name, why in whose.items():
-                    self.workshop.say(f"export {export}: {name} has none: {why}")
+                    self.workshop.notify(f"export {export}: {name} has none: {why}")
         if problems:
             raise ConfigError(problems)
 
@@ -403,7 +405,7 @@ class Distil(Evaluator):
         return outcome
 
     def together(self, jobs: Sequence[Job]) -> list[Result | TrialError]:
-        """Measure or refuse the jobs' students one by one, and train at once those that see the same batches."""
+        """Measure or refuse the jobs' students one by one, and train at once those that take the same batches."""
         every = [attempted(functools.partial(self._measured_or_begun, job)) for job in jobs]
         going = {place: one for place, one in enumerate(every) if isinstance(one, _Begun) and not one.result.infeasible}
         trained = self._train(going)
@@ -482,7 +484,7 @@ class Distil(Evaluator):
         )
 
     def _train(self, begun: Mapping[int, _Begun]) -> dict[int, Trained | TrialError]:
-        """Return the students trained: at once those that see the same batches, whatever legs they go through."""
+        """Return the students trained: at once those that take the same batches, whatever legs they go through."""
         outcomes: dict[int, Trained | TrialError] = {}
         groups: dict[object, list[int]] = {}
         for place, one in begun.items():
@@ -601,7 +603,7 @@ class Distil(Evaluator):
         module = self.workshop.family.build(trial.arch).eval()
         example = example_inputs(self.workshop.data.task, torch.device("cpu"), 1)
         counts = {"torch": traced_macs(module, *example)}
-        if not attention_layers(module):  # fvcore sees nothing of fused attention
+        if not attention_layers(module):  # fvcore does not count fused attention
             counts["fvcore"] = fvcore_macs(module, *example)
         for who, count in counts.items():
             if count != trial.values["macs"]:
@@ -619,7 +621,7 @@ class Distil(Evaluator):
 
     @functools.cached_property
     def _teacher_tested(self) -> dict[str, float]:
-        self.context.say("scoring the teacher on the test split")
+        self.context.notify("scoring the teacher on the test split")
         workshop = self.workshop
         with computing(self.context.config.training, workshop.device):
             return workshop.test_scores(workshop.teacher.module, workshop.teacher.data)
@@ -630,7 +632,7 @@ def _sizes(task: TaskSpec) -> str:
     size = "x".join(map(str, task.inputs[0].shape))
     if task.inputs[0].kind == "pixels":
         return f"{size}, {task.outputs} classes"
-    answers = f"{task.outputs} classes" if task.rows == 1 else "the next one is told"
+    answers = f"{task.outputs} classes" if task.rows == 1 else "the next one is predicted"
     given = "numbers" if task.inputs[0].kind == "floats" else f"tokens of {task.inputs[0].levels:,}"
     return f"{size} {given}, {answers}"
 

@@ -31,7 +31,7 @@ class Module(Evaluator):
     It is called as `function(choices, epochs=..., data_fraction=..., seed=..., **options)`, `choices` being the active
     choices by name, with `resolution_fraction=...` too where that is below 1, and returns the quantities by name:
     the score that the study's objectives name, such as `accuracy` in [0, 1], and every objective and bounded cost that
-    `price` does not tell. What it raises fails the trial. Its file's folder and the data root are importable by its
+    `price` does not return. What it raises fails the trial. Its file's folder and the data root are importable by its
     code.
 
     Args:
@@ -68,11 +68,11 @@ class Module(Evaluator):
         except TrialError as error:  # it would fail every trial
             raise ConfigError(Problem("evaluator.price", str(error))) from error
         for note in dict.fromkeys((*self._score.notes, *(self._price.notes if self._price else ()))):
-            context.say(note)
+            context.notify(note)
 
     @cached_property
     def quantities(self) -> Mapping[str, Quantity]:
-        """The score and every cost that the study names; those that `price` tells are cheap."""
+        """The score and every cost that the study names; those that `price` returns are cheap."""
         config = self.context.config
         named = {*config.objectives, *config.bounded, *self._priced} - {config.score.name}
         costs = [COSTS.get(config.cost(name).type).quantity for name in sorted(named)]
@@ -81,7 +81,7 @@ class Module(Evaluator):
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Of the function's name and options: kdnas cannot know when the code itself changes."""
+        """Of the function's name and options: kdnas cannot detect a change of the code itself."""
         record = json.dumps([self._name, self._options], sort_keys=True, default=str)
         return {"function": hashlib.sha256(record.encode()).hexdigest()[:16]}
 
@@ -91,7 +91,7 @@ class Module(Evaluator):
         return {"function": self._name}
 
     def price(self, arch: Arch) -> dict[str, float]:
-        """Return what the user's `price` says."""
+        """Return what the user's `price` returns."""
         return self._price_of(arch.choices)
 
     def facts(self) -> Findings:
@@ -103,7 +103,7 @@ class Module(Evaluator):
         began = time.perf_counter()
         amount = job.fidelity.training
         if amount["resolution_fraction"] == 1:
-            del amount["resolution_fraction"]  # a function that knows of none is not asked for it
+            del amount["resolution_fraction"]  # a function without it is not given it
         returned = _called(self._score, job.arch.choices, **amount, seed=job.init_seed % 2**32, **self._options)
         values = self.price(job.arch) | _numbers(returned, self._name)
         missing = [name for name in self.quantities if name not in values]

@@ -37,7 +37,7 @@ class Column(pydantic.BaseModel):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns; the first is what a search sees."""
+        """The columns; the first is the one that a search is given."""
         return (self.column,) if isinstance(self.column, str) else self.column
 
 
@@ -94,7 +94,7 @@ class Table(Evaluator):
             if name not in known
         ]
         if score.name not in values:
-            problems.append(Problem("evaluator.values", f"must say where {score.name} stands"))
+            problems.append(Problem("evaluator.values", f"must name the column of {score.name}"))
         if chance is not None and score.is_fraction and not 0.0 <= chance < 1.0:
             problems.append(Problem("evaluator.chance", f"must be at least 0 and below 1, got {chance:g}"))
         if problems:

@@ -160,7 +160,7 @@ def test_parts_that_only_together_cannot_be_cut_are_not_all_cut():
     cut, masked = anatomy.cut(network, kept), anatomy.mask(network, kept)
     assert torch.allclose(outputs(cut, example), outputs(masked, example), atol=1e-5)
     assert sorted(anatomy.sizes) == ["first.channels", "mixed.channels"]
-    assert [(part.what, "beside other cuts" in part.why) for part in anatomy.uncut] == [("second.channels", True)]
+    assert [(part.what, "with other cuts" in part.why) for part in anatomy.uncut] == [("second.channels", True)]
 
 
 def test_a_network_of_which_nothing_can_be_cut_is_refused_in_words():

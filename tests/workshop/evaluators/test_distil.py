@@ -94,7 +94,7 @@ def test_the_teachers_notes_say_what_is_lost_and_what_runs_live(folder):
 def test_truncated_teacher_outputs_still_train_a_student(folder):
     config, evaluator = opened(folder, "distillation.teacher_top_k=3", "training.epochs=1")
     printed = []
-    evaluator.say = printed.append
+    evaluator.notify = printed.append
     assert result(config, evaluator).values["accuracy"] > 0
     assert printed
     assert printed[0].startswith("keeping the teacher's outputs on view 1")

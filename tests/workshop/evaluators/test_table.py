@@ -107,11 +107,11 @@ def test_another_table_is_another_study(tmp_path):
         ({"file": "none.csv"}, DataError, "there is no file"),
         ({"values": {"accuracy": {"column": "nope"}}}, ConfigError, "has no column 'nope'"),
         ({"values": {"accuracy": {"column": "top1"}}}, DataError, "not a fraction in 0..1"),
-        ({"values": {"macs": {"column": "m"}}}, ConfigError, "must say where accuracy stands"),
+        ({"values": {"macs": {"column": "m"}}}, ConfigError, "must name the column of accuracy"),
         ({"values": {**EVALUATOR["values"], "speed": {"column": "m"}}}, ConfigError, "no quantity is called 'speed'"),
         ({"key_columns": ["q"]}, DataError, "cannot be read as a table"),
         ({"key_columns": ["d"]}, DataError, "a key that stands twice"),
-        ({"values": {"accuracy": {"column": "top1", "scale": 0.01}}}, ConfigError, "does not tell macs"),
+        ({"values": {"accuracy": {"column": "top1", "scale": 0.01}}}, ConfigError, "does not return macs"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(tmp_path, changed, error, message):

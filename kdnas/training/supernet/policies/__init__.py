@@ -27,7 +27,7 @@ Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 @dataclass(frozen=True)
 class Situation:
-    """What a policy knows at a boundary. Shares are fractions of the whole budget.
+    """What a policy is given at a boundary. Shares are fractions of the whole budget.
 
     `probes` are measured where the policy asks for it; `teacher` is the teacher's validation score, as a
     share like all scores here (`kdnas.core.shrinking`). What scoring the
@@ -48,7 +48,7 @@ class Policy(ABC):
     """Decides the stages of one training.
 
     A member's constructor is `__init__(self, ladders: Ladders, settings: ShrinkingSettings, *, options)`. The options
-    of a policy stand in a study beside the settings that all policies share.
+    of a policy stand in a study next to the settings that all policies share.
     """
 
     def __init__(self, ladders: Ladders, settings: ShrinkingSettings):
