@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from kdnas.controller.events import Event
+    from kdnas.core.block_library import Solved
 
 
 class Study:
@@ -142,6 +143,17 @@ class Run:
             check_formats(formats)
         root = opening.data_root(None if self._data_root is None else Path(self._data_root))
         return export_student(self.record, self.pick(pick), formats, Path(out), data_root=root, notify=notify)
+
+    def solve(self, *bounds: str, count: int = 16) -> tuple[Solved, ...]:
+        """Return the students that the run's block library predicts to lose least within `bounds`, the cheapest first.
+
+        For runs of `sampler: blocks`; nothing is trained. `bounds` are spelled as constraints, such as `macs<=30%` of
+        the teacher's; up to `count` budgets below the first are solved. Raises ConfigError where nobody is within them,
+        RunFolderError where the run has no library.
+        """
+        from kdnas.workshop.block_library import solve
+
+        return solve(self.record, bounds, count=count)
 
     def report(self) -> Path:
         """Write report.html and its tables from the record, and return the page."""

@@ -27,7 +27,7 @@ def test_the_public_face_is_this():
     ]  # fmt: skip
     assert shown["load_run"].startswith("(folder: 'str | Path', *, data_root")
     public = {name for name in vars(kdnas.Run) if not name.startswith("_")}
-    assert public == {"folder", "finished", "front", "trials", "pick", "student", "export", "report"}
+    assert public == {"folder", "finished", "front", "trials", "pick", "student", "export", "solve", "report"}
     with pytest.raises(AttributeError, match="no attribute 'seach'"):
         _ = kdnas.seach
 

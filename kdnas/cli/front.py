@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdnas.cli._options import Json, RunFolder
-from kdnas.core.objective import parse_constraint
-from kdnas.core.pick import PickError
-from kdnas.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from kdnas.record.records import RunRecord
-
-_MEMBERS = 16
 
 
 def command(
@@ -25,7 +20,7 @@ def command(
         list[str] | None,
         typer.Option(
             metavar="BOUND",
-            help="Instead: the best students that the run's block library foretells within this bound, such as "
+            help="Instead: the best students that the run's block library predicts within this bound, such as "
             "'macs<=30%'; nothing is trained. Repeat for more.",
             show_default=False,
         ),
@@ -102,45 +97,17 @@ def _show(record: RunRecord) -> None:
 
 
 def _solve(record: RunRecord, bounds: list[str], as_json: bool) -> None:
-    """Show the front that the run's block library foretells within `bounds`. Raises InputError."""
-    from kdnas.core.pick import against
-    from kdnas.workshop.block_library import saved_library
+    """Show the front that the run's block library predicts within `bounds`. Raises InputError."""
+    from kdnas.workshop.block_library import solve
 
-    library = saved_library(record.folder)
-    stated, problems = [], []
-    for text in bounds:
-        try:
-            bound = against(parse_constraint(text), record.standard, record.score)
-        except (PickError, ValueError) as error:
-            problems.append(Problem(f"--solve {text}", str(error)))
-            continue
-        if bound.name not in library.costs:
-            what = (
-                f"{bound.name} is no sum over blocks, so a library does not foretell it: search with it as a constraint"
-            )
-            problems.append(Problem(f"--solve {text}", what, " or ".join(library.costs)))
-        stated.append(bound)
-    if problems:
-        raise ConfigError(problems)
-    limits = tuple(bound for bound in record.limits if bound.name in library.costs)
-    lead = stated[0].name
-    front = library.front(lead, (*limits, *stated), count=_MEMBERS)
-    if not front:
-        least = library.solve(limits, least=lead)
-        cheapest = "" if least is None else f": the least is {least.costs[lead]:,.0f} {lead}"
-        raise ConfigError(Problem("--solve", f"no student is within {' and '.join(map(str, stated))}{cheapest}"))
-    active = record.lock.space.active
-    choices = [{name: solved.assignment[name] for name in active(solved.assignment)} for solved in front]
+    front = solve(record, bounds)
     if as_json:
-        members: list[dict[str, Any]] = [
-            {"choices": chosen, "block_loss": solved.loss, **solved.costs}
-            for chosen, solved in zip(choices, front, strict=True)
-        ]
+        members = [{"choices": one.assignment, "block_loss": one.loss, **one.costs} for one in front]
         typer.echo(json.dumps(members, indent=2))
         return
-    typer.echo(f"{'foretold loss':>14}  " + "  ".join(f"{name:>14}" for name in library.costs) + "  student")
-    for chosen, solved in zip(choices, front, strict=True):
-        costs = "  ".join(f"{solved.costs[name]:14,.0f}" for name in library.costs)
-        spelled = ", ".join(f"{name} {value}" for name, value in chosen.items())
-        typer.echo(f"{solved.loss:14.4f}  {costs}  {spelled}")
-    typer.echo("Foretold, not trained. To score them: --json > mine.json, then kdnas search RUN --enqueue mine.json")
+    typer.echo(f"{'predicted loss':>14}  " + "  ".join(f"{name:>14}" for name in front[0].costs) + "  student")
+    for one in front:
+        costs = "  ".join(f"{cost:14,.0f}" for cost in one.costs.values())
+        spelled = ", ".join(f"{name} {value}" for name, value in one.assignment.items())
+        typer.echo(f"{one.loss:14.4f}  {costs}  {spelled}")
+    typer.echo("Predicted, not trained. To score them: --json > mine.json, then kdnas search RUN --enqueue mine.json")

@@ -1,7 +1,7 @@
-"""A library of blocks: what a network loses when one block alone is replaced, and the students that it foretells best.
+"""A library of blocks: what a network loses when one block alone is replaced, and the best students that this predicts.
 
 Each entry is one block at one setting of the choices that rule it: its loss, measured once with every other block
-whole, and what it adds to the costs. A student's loss is foretold as the sum of its blocks' (Molchanov et al., "LANA",
+whole, and what it adds to the costs. A student's loss is predicted as the sum of its blocks' (Molchanov et al., "LANA",
 2022; Bercovich et al., "Puzzle", 2024, whose replace-one-block scores these are). Costs add up exactly. So the best
 student within a budget is a mixed-integer program, solved to its end by HiGHS (Huangfu and Hall, Mathematical
 Programming Computation 2018):
@@ -66,7 +66,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Solved:
-    """The student of least foretold loss within a budget."""
+    """The student of least predicted loss within a budget."""
 
     assignment: Mapping[str, Scalar]
     """A value of every choice, also where no block of it is left."""
@@ -134,7 +134,7 @@ class BlockLibrary:
         return [table.at(full) for table in self._tables.values()]
 
     def loss(self, assignment: Mapping[str, Scalar]) -> float:
-        """Return the foretold loss of a student: the sum of its blocks'."""
+        """Return the predicted loss of a student: the sum of its blocks'."""
         return math.fsum(entry.loss for entry in self.chosen(assignment))
 
     def price(self, assignment: Mapping[str, Scalar]) -> dict[str, float]:
@@ -143,7 +143,7 @@ class BlockLibrary:
         return {name: math.fsum(entry.costs[name] for entry in chosen) for name in self.costs}
 
     def solve(self, bounds: Sequence[Constraint] = (), *, least: str | None = None) -> Solved | None:
-        """Return the student of least foretold loss that meets the `bounds` on its costs; None where no student does.
+        """Return the student of least predicted loss that meets the `bounds` on its costs; None where no student does.
 
         With `least` it is the one of least cost of that name. Bounds on what the entries do not know are left out.
         """

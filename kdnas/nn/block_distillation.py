@@ -95,19 +95,19 @@ class BlockBench:
         network: The network whose blocks are cut.
         anatomy: What of it can be cut.
         inputs: Samples, each [B, ...].
-        wanted: What the teacher answers to the held-out ones, the last `HELD_OUT` of them: [.., K].
+        teacher: Its answers [.., K] to the held-out samples, the last `HELD_OUT` of them, are those that are wanted.
 
     Raises ValueError where there are too few samples.
     """
 
     def __init__(
-        self, student: nn.Module, network: nn.Module, anatomy: Anatomy, inputs: tuple[Tensor, ...], wanted: Tensor
+        self, student: nn.Module, network: nn.Module, anatomy: Anatomy, inputs: tuple[Tensor, ...], teacher: nn.Module
     ):
         self._student, self._network, self._anatomy = student, network, anatomy
         self._inputs = inputs
         self._seen = held_from(len(inputs[0]))
         self._held = tuple(taken[self._seen :] for taken in inputs)
-        self._wanted = wanted
+        self._wanted = answers(teacher, self._held)
 
     def whole(self) -> float:
         """Return the divergence of the network whose blocks are all whole."""

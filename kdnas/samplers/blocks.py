@@ -1,4 +1,4 @@
-"""The front that a block library foretells, solved exactly; then what hvi adds, which reads the foretold losses too."""
+"""The front that a block library predicts, solved exactly; then what hvi adds, which reads the predicted losses too."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from kdnas.core.block_library import BlockLibrary, Solved
 from kdnas.errors import ConfigError, Problem
 from kdnas.samplers import SAMPLERS, SamplerContext
 
-FORETOLD = "block_loss"
-"""What hvi knows a student's foretold loss by, beside its costs."""
+PREDICTED = "block_loss"
+"""What hvi knows a student's predicted loss by, beside its costs."""
 _FLOOR = 1e-3
 """Losses below this share of the largest entry's are all alike: noise decides there, which a logarithm would show."""
 
@@ -27,7 +27,7 @@ _FLOOR = 1e-3
 def blocks(
     context: SamplerContext, *, members: Annotated[int, Field(ge=1, le=1000)] = 16
 ) -> optuna.samplers.BaseSampler:
-    """Students cut out of their teacher: the front that a library of its blocks foretells, exactly; then hvi."""
+    """Students cut out of their teacher: the front that a library of its blocks predicts, exactly; then hvi."""
     if context.library is None:
         what = "blocks solves a library of the teacher's blocks, and students here are not made of those"
         raise ConfigError(Problem("sampler", what, "students cut out of their teacher (`space: {derive: teacher}`)"))
@@ -103,4 +103,4 @@ class SolvedFront(optuna.samplers.BaseSampler):
 
     def _price(self, assignment: Mapping[str, Scalar]) -> Mapping[str, float]:
         choices = {name: value for name, value in assignment.items() if name in self._library.choices}
-        return {**self._context.price(assignment), FORETOLD: max(self._library.loss(choices), self._floor)}
+        return {**self._context.price(assignment), PREDICTED: max(self._library.loss(choices), self._floor)}

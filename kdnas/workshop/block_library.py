@@ -12,19 +12,23 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdnas.core.arch import Scalar
-from kdnas.core.block_library import BlockLibrary, Entry
+from kdnas.core.block_library import BlockLibrary, Entry, Solved
+from kdnas.core.objective import parse_constraint
+from kdnas.core.pick import PickError, against
 from kdnas.core.seeds import derive_seed
 from kdnas.core.words import counted
 from kdnas.errors import ConfigError, Problem, RunFolderError, TeacherError
 from kdnas.faults import reach
-from kdnas.nn.block_distillation import BlockBench, answers, held_from
+from kdnas.nn.block_distillation import BlockBench, held_from
+from kdnas.record.records import RunRecord
 from kdnas.record.run_folder import write_text
 from kdnas.students._cut_choices import CutBlock
 from kdnas.students.derived import Derived
@@ -40,6 +44,18 @@ _TRIED = 16
 """Random students that show that costs add up."""
 _BAR = 20
 """Characters of a progress bar."""
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What a library file holds."""
+
+    made_on: str
+    """A hash of what the entries follow from."""
+    seconds: float
+    whole: bool
+    """Whether every block's entries are there."""
+    entries: tuple[Entry, ...]
 
 
 def open_library(
@@ -64,12 +80,50 @@ def saved_library(folder: Path) -> BlockLibrary:
     if not path.is_file():
         what = "it has no block library: `kdnas search RUN --set sampler=blocks` makes one"
         raise RunFolderError(Problem(str(folder), what))
-    plain = _read(path)
-    if plain is None:
+    saved = _read(path)
+    if saved is None:
         raise RunFolderError(Problem(str(path), "it is damaged: remove it, and `kdnas search` makes it anew"))
-    if not plain["whole"]:
+    if not saved.whole:
         raise RunFolderError(Problem(str(path), "it is not finished yet: `kdnas search` goes on with it"))
-    return BlockLibrary(plain["entries"])
+    return BlockLibrary(saved.entries)
+
+
+def solve(run: RunRecord, bounds: Sequence[str], *, count: int = 16) -> tuple[Solved, ...]:
+    """Return the students that the run's block library predicts to lose least within `bounds`, the cheapest first.
+
+    `bounds` are spelled as constraints: `macs<=10M`, or of the teacher's `macs<=30%`; the study's own hold as well. The
+    students, each spelled by its active choices, are the best under up to `count` budgets of the first one's cost.
+    Nothing is trained. Raises ConfigError where a bound is none that can be solved, or nobody is within them, and
+    RunFolderError where there is no library.
+    """
+    library = saved_library(run.folder)
+    stated, problems = [], []
+    for text in bounds:
+        try:
+            bound = against(parse_constraint(text), run.standard, run.score)
+        except (PickError, ValueError) as error:
+            problems.append(Problem(text, str(error)))
+            continue
+        if bound.name not in library.costs:
+            what = f"{bound.name} is no sum over blocks, so a library cannot predict it: search with it as a constraint"
+            problems.append(Problem(text, what, " or ".join(library.costs)))
+        stated.append(bound)
+    if problems or not stated:
+        raise ConfigError(problems or Problem("solve", "takes a bound", "such as 'macs<=30%'"))
+    limits = tuple(bound for bound in run.limits if bound.name in library.costs)
+    lead = stated[0].name
+    front = library.front(lead, (*limits, *stated), count=count)
+    if not front:
+        least = library.solve(limits, least=lead)
+        cheapest = "" if least is None else f": the least is {least.costs[lead]:,.0f} {lead}"
+        raise ConfigError(Problem(bounds[0], f"no student is within {' and '.join(map(str, stated))}{cheapest}"))
+    active = run.lock.space.active
+    return tuple(
+        dataclasses.replace(
+            solved, assignment={n: v for n, v in active(solved.assignment).items() if n in library.choices}
+        )
+        for solved in front
+    )
 
 
 class _Making:
@@ -116,9 +170,9 @@ class _Making:
         """Return it, made as far as it is not there."""
         made_on = self._made_on()
         saved = _read(self._path)
-        if saved is not None and saved["made_on"] == made_on:
-            self._entries, self._seconds = saved["entries"], saved["seconds"]
-            if saved["whole"]:
+        if saved is not None and saved.made_on == made_on:
+            self._entries, self._seconds = list(saved.entries), saved.seconds
+            if saved.whole:
                 return BlockLibrary(self._entries)
         samples = min(self._settings.samples, len(self._workshop.train_indices))
         try:
@@ -149,10 +203,8 @@ class _Making:
         began = time.perf_counter()
         arch = self._family.canonical(frame)
         opened = self._family.opened_up(arch)
-        held = tuple(taken[held_from(len(inputs[0])) :] for taken in inputs)
-        wanted = answers(self._family.ancestor().module, held)
         try:
-            bench = BlockBench(opened.student, opened.network, opened.anatomy, inputs, wanted)
+            bench = BlockBench(opened.student, opened.network, opened.anatomy, inputs, self._family.ancestor().module)
             whole = bench.whole()
             price = self._price(self._choices.sizes(frame))
             for block in (None, *self._blocks):
@@ -244,27 +296,21 @@ class _Making:
         return hashlib.sha256(json.dumps(of, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def _write(self, made_on: str, *, whole: bool) -> None:
-        plain = {
-            "made_on": made_on,
-            "seconds": self._seconds,
-            "whole": whole,
-            "entries": [dataclasses.asdict(entry) for entry in self._entries],
-        }
-        write_text(self._path, json.dumps(plain) + "\n")
+        saved = _Saved(made_on, self._seconds, whole, tuple(self._entries))
+        write_text(self._path, json.dumps(dataclasses.asdict(saved)) + "\n")
 
 
 def _of(frame: Mapping[str, int]) -> dict[str, tuple[Scalar, ...]]:
     return {name: (value,) for name, value in frame.items()}
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> _Saved | None:
     """Return what a library file holds; None where there is none, or it is damaged."""
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
-        entries = [Entry.from_dict(entry) for entry in plain["entries"]]
-        found = {"made_on": str(plain["made_on"]), "seconds": float(plain["seconds"]), "whole": bool(plain["whole"])}
-        if found["whole"]:
+        entries = tuple(Entry.from_dict(entry) for entry in plain["entries"])
+        if plain["whole"]:
             BlockLibrary(entries)
-        return {**found, "entries": entries}
+        return _Saved(str(plain["made_on"]), float(plain["seconds"]), bool(plain["whole"]), entries)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

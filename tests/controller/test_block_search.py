@@ -8,6 +8,7 @@ import shutil
 import pytest
 import tiny
 
+import kdnas
 from kdnas.cli.main import main
 from kdnas.core.objective import Constraint
 from kdnas.errors import ConfigError
@@ -47,9 +48,9 @@ def run(study):
 def test_the_first_trials_are_the_solved_front(run):
     library = saved_library(run.folder)
     front = library.front("macs", run.limits, count=6)
-    foretold = {solved.costs["macs"] for solved in front}
+    predicted = {solved.costs["macs"] for solved in front}
     assert len(run.trials) == 3
-    assert {trial.values["macs"] for trial in run.trials} <= foretold
+    assert {trial.values["macs"] for trial in run.trials} <= predicted
     assert run.trials[0].values["macs"] == front[len(front) // 2].costs["macs"]
     for trial in run.trials:
         assert library.price(trial.arch.choices) == {name: trial.values[name] for name in ("macs", "params")}
@@ -89,6 +90,8 @@ def test_another_budget_is_solved_without_training(run, capsys):
     library, most = saved_library(run.folder), 0.6 * run.lock.teacher.values["macs"]
     assert members[-1]["macs"] <= most
     assert members[-1]["block_loss"] == pytest.approx(library.solve([Constraint("macs", "<=", most)]).loss)
+    solved = kdnas.load_run(run.folder).solve("macs<=60%")  # what the command shows
+    assert [member["choices"] for member in members] == [dict(one.assignment) for one in solved]
     assert main(["front", str(run.folder), "--solve", "macs<=60%"]) == 0
     assert f"{members[0]['macs']:,.0f}" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""The students that a block library foretells best, against every student of a small space looked at."""
+"""The students that a block library predicts to be best, against every student of a small space looked at."""
 
 import itertools
 import json
