@@ -113,7 +113,7 @@ def image_student(network: nn.Module, origin: Origin, *roles: str, side: int = 3
         preprocessing=Preprocessing((side, side), "RGB", MEAN, STD, CLASSES),
         recipe={},
         card=StudentCard(),
-        cut=Cut(origin, network, anatomy, kept),
+        cut=Cut(origin, network, anatomy, kept, example),
     )
 
 
@@ -139,7 +139,7 @@ def text_student(network: nn.Module, origin: Origin, *roles: str, length: int = 
         preprocessing=TextPreprocessing(length, CLASSES if classifies else ()),
         recipe={},
         card=StudentCard(),
-        cut=Cut(origin, network, anatomy, kept),
+        cut=Cut(origin, network, anatomy, kept, example),
     )
 
 

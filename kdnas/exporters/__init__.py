@@ -81,14 +81,18 @@ def check_packages(name: str) -> None:
         raise ConfigError(Problem(f"format {name}", what))
 
 
+def may_lack(name: str) -> bool:
+    """Whether some students do not have the format `name`, which its member's file says by a function `why_not`."""
+    return hasattr(sys.modules[EXPORTERS.get(name).__module__], "why_not")
+
+
 def lacking_formats(formats: Sequence[str], cut: Cut | None, network: nn.Module) -> dict[str, str]:
     """Return those of `formats` that a student does not have, with the reason; `network` need not be trained.
 
     A member's file defines this by a function `why_not(cut, network)`, which gives an empty text where it has it.
     """
     lacking = {}
-    for name in formats:
-        why_not = getattr(sys.modules[EXPORTERS.get(name).__module__], "why_not", None)
-        if why_not is not None and (reason := why_not(cut, network)):
+    for name in filter(may_lack, formats):
+        if reason := sys.modules[EXPORTERS.get(name).__module__].why_not(cut, network):
             lacking[name] = reason
     return lacking

@@ -21,7 +21,7 @@ from kdnas.exporters._probe import plain_copy
 from kdnas.nn.exact import apart
 from kdnas.nn.origin import Cut, Library, Origin
 
-_ROUNDING = 1e-5
+ROUNDING = 1e-5
 """Share of the largest answer: kernels sum by where in memory the weights lie, which a file read anew changes."""
 _OF = {"timm": "timm", "transformers": "Hugging Face"}
 
@@ -90,7 +90,7 @@ def check_opened(student: TrainedStudent, folder: Path, opener: str, inputs: dic
     with torch.no_grad():
         answer = network(*inputs.values()) if "" in inputs else network(**inputs)
     expected = getattr(answer, "logits", answer)
-    if not apart(found, expected) <= _ROUNDING:
+    if not apart(found, expected) <= ROUNDING:
         raise ExportError(f"{folder.name}: opened by its library it does not give the student's outputs")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,19 @@ from kdnas.core.preprocessing import Preprocessing
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written, check_packages
 from kdnas.exporters._labelling import Loader
-from kdnas.exporters._own_kind import check_opened, foreign, in_own_order, normalised_probes, other_shape, write_card
+from kdnas.exporters._own_kind import (
+    ROUNDING,
+    check_opened,
+    foreign,
+    in_own_order,
+    normalised_probes,
+    other_shape,
+    write_card,
+)
 from kdnas.exporters._predict import NORMALISED, check_predict, write_predict
-from kdnas.exporters._probe import plain, probe_inputs
+from kdnas.exporters._probe import plain_copy, probe_inputs
+from kdnas.nn.cutting import Example, in_order, outputs
+from kdnas.nn.exact import apart
 from kdnas.nn.origin import Cut, Origin
 
 REQUIRES = ("transformers",)
@@ -34,6 +46,9 @@ _AUTO = {
     "LMHeadModel": ("AutoModelForCausalLM", "text-generation"),
 }
 """By what the name of a class has in it: what opens it, and what model hubs call its work."""
+
+_WORD_SCALE = "scalar_embed_scale"
+"""What a table of words says that its words are multiplied by."""
 
 _LOADER = Loader(
     "model.safetensors",
@@ -102,8 +117,7 @@ def huggingface(student: TrainedStudent, folder: Path) -> Written:
     origin = student.cut.origin
     own, out = in_own_order(student, origin), folder / FOLDER
     out.mkdir()
-    network: Any = plain(copy.deepcopy(student.network))
-    network.config = _stock(network)[0]
+    network = described(student.network, student.cut.example)[0]
     network.config.dtype = torch.float32
     names = own.preprocessing.class_names
     if names:
@@ -111,7 +125,8 @@ def huggingface(student: TrainedStudent, folder: Path) -> Written:
         network.config.label2id = {name: index for index, name in enumerate(names)}
     elif student.spec.outputs == 1:
         network.config.problem_type = "regression"
-    _save(network, out)
+    with quiet_loading():
+        network.save_pretrained(out)
     if isinstance(own.preprocessing, Preprocessing):
         _write_processor(own.preprocessing, origin, out)
         write_predict(own, out, _LOADER)
@@ -136,19 +151,22 @@ def why_not(cut: Cut | None, network: nn.Module) -> str:
         return reason
     if not _auto(cut.origin)[0]:
         return f"{cut.origin.model} is no classifier and no language model"
-    _, other = _stock(network)
+    _, other = described(network, cut.example)
     return f"a {type(network).__name__}'s configuration has one size for all layers: {other}" if other else ""
 
 
-def _save(network: Any, folder: Path) -> None:
-    """Write the network as its library does, without its progress bar."""
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Within it, transformers draws no progress bars and says nothing but errors."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
-        network.save_pretrained(folder)
+        yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 
@@ -157,26 +175,75 @@ def _auto(origin: Origin) -> tuple[str, str]:
     return next((auto for part, auto in _AUTO.items() if part in origin.model), ("", ""))
 
 
-def _stock(network: Any) -> tuple[Any, str]:
-    """Return the configuration of `network`, and what it states wrongly, empty where nothing.
+def described(network: Any, example: Example | None) -> tuple[Any, str]:
+    """Return a copy of `network` with the configuration that describes it, and what none states, empty where nothing.
 
-    Heads of another width than the stream's share are stated by `head_dim`, which not every class reads.
+    Heads of another width than the stream's share are stated by `head_dim`, which not every class reads. Where there is
+    an `example`, what the library makes of the configuration and the weights must answer it as `network` does.
     """
     others = []
+    network = plain_copy(network)
     for head_dim in (None, _head_dim(network)):
-        config = copy.deepcopy(network.config)
+        told = copy.copy(network)
+        told.config = copy.deepcopy(network.config)
         if head_dim is not None:
-            config.head_dim = head_dim
+            told.config.head_dim = head_dim
         try:
+            config = type(told.config).from_dict(told.config.to_dict())  # as it is read from a folder
             with torch.device("meta"):
                 stock = type(network)(config)
-                other = other_shape(stock, network) or _other_shift(stock, network)
-        except (ValueError, TypeError) as error:  # heads that do not divide the width
-            other = str(error).partition("\n")[0]
+        except (ValueError, TypeError, AttributeError) as error:  # heads that do not divide the width
+            others.append(str(error).partition("\n")[0])
+            continue
+        other = other_shape(stock, network) or _other_shift(stock, network)
         if not other:
-            return config, ""
+            told = _scaled_as(stock, told)
+            other = "" if example is None else _other_answers(told, config, example)
+        if not other:
+            return told, ""
         others.append(other)
-    return network.config, others[0]
+    return network, others[0]
+
+
+def _scaled_as(stock: nn.Module, network: Any) -> Any:
+    """Return `network`, or a copy whose words are scaled as `stock` scales them, which answers the same.
+
+    Gemma multiplies its words by the root of the width, and a student goes on as its teacher did. Where words are
+    answered by the same table, the last norm takes back what that is scaled by.
+    """
+    theirs = dict(stock.named_modules())
+    for name, module in network.named_modules():
+        ours, asked = (getattr(part, _WORD_SCALE, None) for part in (module, theirs.get(name)))
+        if ours == asked or not ours or not asked:
+            continue
+        network, share = copy.deepcopy(network), ours / asked
+        words, answers = network.get_submodule(name), network.get_output_embeddings()
+        norms = [
+            part for part in network.modules() if type(part).__name__.endswith("RMSNorm") and hasattr(part, "weight")
+        ]
+        with torch.no_grad():
+            if answers is not None and answers.weight is words.weight:
+                norms[-1].weight.add_(1).div_(share).sub_(1)  # its factors are 1 + weight
+            words.weight.mul_(share)
+        words.embed_scale.fill_(asked)
+        setattr(words, _WORD_SCALE, asked)
+    return network
+
+
+def _other_answers(network: Any, config: Any, example: Example) -> str:
+    """Return what the library makes otherwise of the weights of `network` and `config`; empty: it answers alike."""
+    with quiet_loading():
+        stock = type(network).from_pretrained(None, config=config, state_dict=network.state_dict()).eval()
+    given = tuple(part.cpu() for part in in_order(example))
+    found, expected = outputs(stock, given), outputs(network, given)
+    if apart(found, expected) <= ROUNDING:
+        return ""
+    for path, module in network.named_modules():
+        for name, ours in vars(module).items():
+            theirs = getattr(stock.get_submodule(path), name, None)
+            if isinstance(ours, int | float) and theirs != ours and name != "training":
+                return f"{path}.{name} of the student is {ours:g}, and {theirs} in it"
+    return "opened by its library with these sizes it gives other outputs"
 
 
 def _other_shift(stock: nn.Module, network: nn.Module) -> str:

@@ -14,9 +14,19 @@ from kdnas.core.preprocessing import Preprocessing
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written, check_packages
 from kdnas.exporters._labelling import Loader
-from kdnas.exporters._own_kind import check_opened, foreign, in_own_order, normalised_probes, other_shape, write_card
+from kdnas.exporters._own_kind import (
+    ROUNDING,
+    check_opened,
+    foreign,
+    in_own_order,
+    normalised_probes,
+    other_shape,
+    write_card,
+)
 from kdnas.exporters._predict import NORMALISED, check_predict, write_predict
 from kdnas.exporters._probe import plain_copy
+from kdnas.nn.cutting import in_order, outputs
+from kdnas.nn.exact import apart
 from kdnas.nn.origin import Cut
 
 REQUIRES = ("timm",)
@@ -80,6 +90,12 @@ def why_not(cut: Cut | None, network: nn.Module) -> str:
     except Exception as error:  # arguments that the model does not take
         return f"create_model does not take its sizes: {str(error).partition(chr(10))[0]}"
     other = other_shape(stock, network)
+    if not other and cut.example is not None:
+        stock = library.create_model(cut.origin.model, **arguments).eval()
+        own = plain_copy(network)
+        stock.load_state_dict(own.state_dict())
+        given = tuple(part.cpu() for part in in_order(cut.example))
+        other = "" if apart(outputs(stock, given), outputs(own, given)) <= ROUNDING else "it gives other outputs"
     if not other:
         return ""
     kind = type(network).__name__

@@ -16,6 +16,8 @@ _STAGES = "depths"
 """What only configurations of stages have, whose lists have an entry a stage."""
 _TOKENS = "token"
 """In the names of lists whose entries are token ids, of which there may happen to be as many."""
+_RUNS = "attention_types"
+"""GPT-Neo's runs of kinds of layers, which its `attention_layers` spell out one by one."""
 
 
 def layers_of(config: Any) -> int | None:
@@ -46,3 +48,5 @@ def leave_out_of_lists(network: nn.Module, containers: Mapping[str, tuple[int, C
                 if isinstance(value, list) and len(value) == layers and _TOKENS not in name:
                     setattr(config, name, [value[place] for place in left])
             setattr(config, count, len(left))
+            if hasattr(config, _RUNS):
+                config.attention_types = [[list(config.attention_layers), 1]]

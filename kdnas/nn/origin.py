@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kdnas.nn.cutting import Anatomy, Kept, _refit, named_tensors, remove_blocks
+from kdnas.nn.cutting import Anatomy, Example, Kept, _refit, named_tensors, remove_blocks
 
 Library = Literal["timm", "torchvision", "transformers", "module"]
 CODE_FOLDER = "teacher_code"
@@ -86,6 +86,8 @@ class Cut:
     whole: nn.Module
     anatomy: Anatomy
     kept: Kept
+    example: Example | None = None
+    """What `whole` can be run on."""
 
     @property
     def gone(self) -> tuple[str, ...]:
@@ -127,9 +129,16 @@ def set_shapes(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
 
 
 def set_numbers(network: nn.Module, numbers: Mapping[str, Mapping[str, Any]]) -> None:
-    """Set the size attributes of modules and of the network's configuration: by dotted name and attribute."""
+    """Set size attributes of modules and configurations: by dotted name and attribute, the network's own first.
+
+    A module whose configuration states something else than the network's gets one of its own.
+    """
     for path, values in numbers.items():
-        owner: Any = getattr(network, "config", None) if path == "config" else network.get_submodule(path)
+        holder, _, leaf = path.rpartition(".")
+        owner: Any = network.get_submodule(holder if leaf == "config" else path)
+        if leaf == "config":
+            owner.config = copy.copy(owner.config) if holder else owner.config
+            owner = owner.config
         for name, value in values.items():
             setattr(owner, name, value)
 
@@ -143,13 +152,17 @@ def _shapes(whole: nn.Module, cut: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _numbers(whole: nn.Module, cut: nn.Module) -> dict[str, dict[str, Any]]:
-    """Return the size attributes of the modules of `cut` that differ from those of `whole`."""
+    """Return the size attributes of the modules of `cut`, and of their configurations, that differ from `whole`'s."""
     theirs = dict(whole.named_modules(remove_duplicate=False))
     found: dict[str, dict[str, Any]] = {}
+    configured = hasattr(cut, "config") and not isinstance(cut.config, nn.Module)
+    if configured:
+        found["config"] = _differing(whole.config, cut.config)
     for path, module in cut.named_modules(remove_duplicate=False):
         found[path] = _differing(theirs[path], module)
-    if hasattr(cut, "config") and not isinstance(cut.config, nn.Module):
-        found["config"] = _differing(whole.config, cut.config)
+        before, own = getattr(theirs[path], "config", None), getattr(module, "config", None)
+        if configured and path and before is whole.config and own is not cut.config:
+            found[f"{path}.config"] = _differing(cut.config, own)
     return {path: values for path, values in found.items() if values}
 
 
@@ -196,7 +209,7 @@ def _answer(origin: Origin) -> str:
     return f'def answer(network, *inputs):\n    """Return the logits, from what the network takes."""\n    {body}\n'
 
 
-_HEAD = "from __future__ import annotations\n\nimport torch\nfrom torch import Tensor, nn"
+_HEAD = "from __future__ import annotations\n\nimport copy\n\nimport torch\nfrom torch import Tensor, nn"
 _BUILD = '''
 def build_student():
     """Return the student: the whole network cut to its sizes. Its weights are loaded afterwards."""

@@ -451,7 +451,7 @@ class Derived(StudentFamily):
         if teacher.origin is None:
             return None
         own = student.get_submodule(self._place)
-        return own, Cut(teacher.origin, self.network, self.anatomy, self._kept(arch))
+        return own, Cut(teacher.origin, self.network, self.anatomy, self._kept(arch), self._opened[1])
 
     # -- cutting ---------------------------------------------------------------------------------------------------
 

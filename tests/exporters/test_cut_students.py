@@ -16,7 +16,7 @@ from cut_students import CLASSES, IMAGES, MEAN, STD, TEXTS, image_student, run_w
 
 from kdnas.errors import ExportError
 from kdnas.exporters import EXPORTERS
-from kdnas.exporters.huggingface import _stock as tellable
+from kdnas.exporters.huggingface import described
 from kdnas.exporters.huggingface import why_not as why_no_folder
 from kdnas.exporters.timm import why_not as why_no_arguments
 from kdnas.nn.anatomy import read_anatomy
@@ -119,8 +119,8 @@ def test_a_swin_whose_windows_its_configuration_would_shift_otherwise_is_no_fold
     anatomy = read_anatomy(network, example)
     cut = anatomy.cut(network, anatomy.prefix(anatomy.sizes) | {anatomy.depths[-1].name: layers}).eval()
     answers = outputs(cut, example)
-    config, why = tellable(cut)
-    stock = transformers.SwinForImageClassification(config).eval()
+    told, why = described(cut, None)
+    stock = transformers.SwinForImageClassification(told.config).eval()
     stock.load_state_dict(cut.state_dict())
     same = torch.allclose(outputs(stock, example), answers, atol=1e-6)
     assert same == (told or window == 4)

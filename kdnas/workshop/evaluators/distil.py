@@ -31,12 +31,13 @@ from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
 from kdnas.core.task import TaskSpec
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
-from kdnas.exporters import lacking_formats
+from kdnas.exporters import lacking_formats, may_lack
 from kdnas.nn.attention import attention_layers
 from kdnas.nn.taps import Output, example_inputs
 from kdnas.nn.teacher import Teacher, fingerprints_of
 from kdnas.nn.tracing import fvcore_macs, traced_macs
 from kdnas.nn.weights import save_weights
+from kdnas.plugins import short_name
 from kdnas.record.lock import Findings, SupernetRecord
 from kdnas.record.records import Result, TrialRecord
 from kdnas.students.derived import Derived
@@ -71,6 +72,8 @@ _MUCH = 100 << 20
 """Bytes on the disk from which on they are reported."""
 _DRAWS = 31
 """Random students whose median one stands for the space."""
+_CHOICES_TRIED = 8
+"""Choices that are cut alone to see which exports such a student has."""
 _STEPS_TIMED = 64
 """Steps in each of the two epochs that time a number of students."""
 
@@ -311,7 +314,7 @@ class Distil(Evaluator):
         with torch.random.fork_rng(devices=[]):
             built = {name: workshop.build(arch) for name, arch in students.items()}
         check_losses(self.context.config.recipe, workshop.teachers, built, workshop.data, device=workshop.device)
-        self._check_exports(students, built)
+        self._check_exports()
 
     def check_recipe(self, recipe: Recipe, arch: Arch) -> None:
         """Try every loss of `recipe` on the teachers and on the student `arch`. Raises ConfigError."""
@@ -320,23 +323,44 @@ class Distil(Evaluator):
             built = {f"the student {arch.arch_id}": workshop.build(arch)}
         check_losses(recipe, workshop.teachers, built, workshop.data, device=workshop.device)
 
-    def _check_exports(self, students: Mapping[str, Arch], built: Mapping[str, nn.Module]) -> None:
-        """Raise ConfigError for wanted exports that none of the students has; report those that some of them lack."""
-        problems, formats = [], self.context.config.export.formats
+    def _check_exports(self) -> None:
+        """Raise ConfigError for wanted exports that no student has; report which students lack one.
+
+        Tried are the smallest and the largest, and the largest with one choice cut: a format may tell some sizes only
+        where others go with them.
+        """
+        formats = [name for name in self.context.config.export.formats if may_lack(name)]
+        if not formats:
+            return
+        smallest, largest = self.space.corners
+        one_cut = [choice.name for choice in self.space.choices if smallest[choice.name] != largest[choice.name]]
+        tried = {"the smallest student": smallest, "the largest student": largest} | {
+            f"a student with {name} {smallest[name]} and all else whole": {**largest, name: smallest[name]}
+            for name in one_cut[:_CHOICES_TRIED]
+        }
         lacking: dict[str, dict[str, str]] = {export: {} for export in formats}
-        for name, network in built.items():
-            own, cut = self.workshop.family.cut(students[name], network) or (network, None)
+        for name, assignment in tried.items():
+            arch = self.arch(assignment)
+            with torch.random.fork_rng(devices=[]):
+                network = self.workshop.build(arch)
+            own, cut = self.workshop.family.cut(arch, network) or (network, None)
             for export, why in lacking_formats(formats, cut, own).items():
                 lacking[export][name] = why
+        never = {export: whose for export, whose in lacking.items() if len(whose) == len(tried)}
+        if never:
+            what = "the students of this study have no"
+            raise ConfigError(
+                [
+                    Problem("export.formats", f"{what} {short_name(export)}: {next(iter(whose.values()))}")
+                    for export, whose in never.items()
+                ]
+            )
         for export, whose in lacking.items():
-            if whose and len(whose) == len(built):
-                why = next(iter(whose.values()))
-                problems.append(Problem("export.formats", f"the students of this study have no {export}: {why}"))
-            else:
-                for name, why in whose.items():
-                    self.workshop.notify(f"export {export}: {name} has none: {why}")
-        if problems:
-            raise ConfigError(problems)
+            reasons: dict[str, list[str]] = {}
+            for name, why in whose.items():
+                reasons.setdefault(why, []).append(name)
+            for why, lacked in reasons.items():
+                self.workshop.notify(f"export {short_name(export)}: not for {', '.join(lacked)}: {why}")
 
     def _teacher_cache_notes(self, name: str) -> list[str]:
         """Return what the user should know of how the outputs of a teacher are kept."""
