@@ -80,7 +80,11 @@ def around(network: nn.Module, layers: Sequence[str], size: int, example: Exampl
         else:
             own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
             prefix = f"{name}." if name else ""
-            found["tensors"] += [prefix + leaf for leaf, tensor in own if tensor.ndim > 1 and tensor.shape[-1] == size]
+            found["tensors"] += [
+                prefix + leaf
+                for leaf, tensor in own
+                if tensor.ndim > 1 and tensor.shape[-1] == size and tensor.is_floating_point()  # no table of places
+            ]
     return StreamRoles(*(tuple(names) for names in found.values()))
 
 

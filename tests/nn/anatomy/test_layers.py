@@ -102,3 +102,11 @@ def test_a_kind_that_stumbles_over_a_network_is_passed_over(monkeypatch):
     told = ANATOMIES.get
     monkeypatch.setattr(ANATOMIES, "get", lambda name: stumbles if name == "bert" else told(name))
     assert read_anatomy(network, torch.randn(2, 3, 16, 16)).kind == "vit"
+
+
+def test_places_of_as_many_tokens_as_the_stream_is_wide_are_no_part_of_it():
+    network = hugging_face("BertForSequenceClassification", "BertConfig", {**WORDS, "max_position_embeddings": 32})()
+    assert network.bert.embeddings.position_ids.shape[-1] == network.config.hidden_size
+    example = torch.randint(3, 100, (2, 30))
+    anatomy = sound_part(read_anatomy(network.eval(), example), network, example)
+    assert outputs(anatomy.cut(network, anatomy.prefix({"width": 8})), example).shape == (2, 2)
