@@ -96,7 +96,7 @@ def test_a_student_that_timms_arguments_tell_opens_as_its_folder(name, tmp_path)
 
 def test_what_a_librarys_own_form_cannot_tell_is_said():
     cut = student("bert", "heads")
-    assert "configuration tells one size for all layers: bert.encoder" in why_no_folder(cut.cut, cut.network)
+    assert "configuration has one size for all layers: bert.encoder" in why_no_folder(cut.cut, cut.network)
     cut = student("mobilenetv3")
     assert "tell no size" in why_no_arguments(cut.cut, cut.network)
     assert "a Hugging Face teacher" in why_no_folder(cut.cut, cut.network)
