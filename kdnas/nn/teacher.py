@@ -24,7 +24,7 @@ class Teacher:
     `notes` list what was adapted. `arch` is that of a teacher which is a member of a student family, so that students
     can inherit its weights. `answers` are a sketch (`kdnas.core.answers`) of its outputs for a few fixed samples of the
     data: they show what no hash of files does, such as edited code or an upgraded library. `outputs` is what its
-    network gives.
+    network gives; of rules, which classes are allowed (`kdnas.nn.ruling`).
     """
 
     name: str
@@ -35,7 +35,7 @@ class Teacher:
     notes: tuple[str, ...] = ()
     arch: Arch | None = None
     answers: tuple[float, ...] = ()
-    outputs: Literal["logits", "probabilities"] = "logits"
+    outputs: Literal["logits", "probabilities", "rules"] = "logits"
     origin: Origin | None = None
     """How its network is made without kdnas; None where that is not known."""
     data: Data | None = None

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from kdnas.core.task import TaskSpec
+from kdnas.nn.ruling import ruled
 from kdnas.training.batches import Batches
 from kdnas.training.numerics import is_scored_in_bfloat16
 from kdnas.training.recipe import Training
@@ -44,6 +45,26 @@ def tally_of(
         for part in modes:
             part.training = True
     return task.together(tallies).cpu()  # the only wait for the device
+
+
+def tally_by_rules(
+    network: nn.Module, rules: nn.Module, batches: Batches, training: Training
+) -> tuple[torch.Tensor, float]:
+    """Return the tally, on the CPU, of `network`'s answers with `rules` applied, and the share of them that changes.
+
+    Both take plain samples (`Task.entrance`); `rules` give logits as `kdnas.nn.ruling` reads them.
+    """
+    task, bfloat16 = batches.task, is_scored_in_bfloat16(batches, training)
+    tallies, changed = [], 0
+    with torch.inference_mode():
+        for batch in batches.grouped(batch_size=evaluation_batch(task.spec, batches.device)):
+            inputs = batch.laid_out
+            with torch.autocast(batches.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+                logits = network(*inputs)
+            kept = ruled(logits, rules(*inputs))
+            changed += int((kept.argmax(dim=1) != logits.argmax(dim=1)).sum())
+            tallies.append(task.tally(task.rows(kept, inputs, batch.targets)))
+    return task.together(tallies).cpu(), changed / len(batches)
 
 
 def evaluation_batch(spec: TaskSpec, device: torch.device) -> int:

@@ -95,6 +95,10 @@ def check_losses(
                 if name in LEARNING:
                     theirs = _Side(f"{RESERVED[name]} ({ours.name})", ours.shapes, ours.outputs.learning.detach())
                 else:
+                    if name not in whose and any(each.outputs == "rules" for each in teachers.values()):
+                        what = "an ensemble takes probabilities, and one of the teachers is rules"
+                        problems.append(Problem(f"distillation.losses.{index}.of", what, ", ".join(teachers)))
+                        break
                     theirs = whose[name] if name in whose else _together(recipe.distillation, whose, rows)
                 if found := _problem(f"distillation.losses.{index}", term, ours, theirs, rows):
                     problems.append(found)

@@ -47,7 +47,7 @@ from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.tokenizing import Tokenizer
 from kdnas.training.batches import Batches
 from kdnas.training.completions import Item, read_items, share_completed
-from kdnas.training.evaluation import evaluate, tally_of
+from kdnas.training.evaluation import evaluate, tally_by_rules, tally_of
 from kdnas.training.recipe import Training
 from kdnas.workshop.proxy import proxy_places
 from kdnas.workshop.split import check_split, split_notes
@@ -60,6 +60,8 @@ TEACHER = "teacher"
 """What the one teacher of a study is called that states no name."""
 _CALLED = frozenset({"module", "text_module"})
 """The data sets that are a function of the user's: whether it changed cannot be seen but by calling it."""
+_RULES = "label_rules"
+"""The kind of teacher that says which classes are allowed."""
 _COMPLETED = "files of texts to be completed (.jsonl)"
 
 
@@ -537,7 +539,17 @@ class Workshop:
         """
         test = self.test if given is None else Batches(given, self.test.indices, device=self.device, split="test")
         tally = tally_of(module, test, self.sources.training)
-        return {**self.task.scores(tally), **self.completed(module, self.completions)}
+        by_rules = {} if given is not None else self._by_rules(module)
+        return {**self.task.scores(tally), **self.completed(module, self.completions), **by_rules}
+
+    def _by_rules(self, module: nn.Module) -> dict[str, float]:
+        """Return how good `module` is with each of the study's rules applied, and which share that changes, by name."""
+        found: dict[str, float] = {}
+        for name in (name for name, stated in self.sources.teachers.items() if stated.type == _RULES):
+            tally, changed = tally_by_rules(module, self.teachers[name].module, self.test, self.sources.training)
+            score = self.task.spec.score.name
+            found |= {f"{score}_by_{name}": self.task.score(tally), f"changed_by_{name}": changed}
+        return found
 
     def completed(self, module: nn.Module, names: Iterable[str]) -> dict[str, float]:
         """Return the share of the items that `module` completes rightly, of those completions that are named."""

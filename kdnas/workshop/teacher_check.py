@@ -24,6 +24,7 @@ from kdnas.errors import Problem, TeacherError
 from kdnas.nn.exact import ROUNDING, apart, exact_arithmetic
 from kdnas.nn.normalise import Normalised
 from kdnas.nn.rows import Batch, Rows
+from kdnas.nn.ruling import allowed_by
 from kdnas.nn.taps import example_inputs
 from kdnas.nn.tracing import parameter_count, traced_macs
 from kdnas.record.lock import TeacherReport
@@ -87,6 +88,8 @@ def report_teacher(
     """
     data = teacher.given(data)
     task, where, labels = data.task, f"teacher {teacher.name}", np.asarray(data.train.targets[validation_indices])
+    if teacher.outputs == "rules":
+        return _report_rules(teacher, Batches(data, validation_indices, device=device), say)
     few = _spread(validation_indices, _ASKED_TWICE)
     (asked,) = Batches(data, few, device=device).ordered(batch_size=len(few))
     noticed = check_conduct(teacher.name, teacher.module, asked, task)
@@ -155,6 +158,19 @@ def _sound_answers(teacher: Teacher, batches: Batches, bfloat16: bool) -> Answer
         what = f"gives probabilities, numbers of one sum, for the first {task.samples}, and other numbers for others"
         raise TeacherError(Problem(where, what, "logits"))
     return answers
+
+
+def _report_rules(teacher: Teacher, batches: Batches, say: Callable[[str], None]) -> TeacherReport:
+    """Return the share of the validation labels that rules allow, as their score."""
+    kept = [
+        allowed_by(teacher.module(*batch.laid_out)).gather(1, batch.targets[:, None])
+        for batch in batches.grouped(batch_size=evaluation_batch(batches.task.spec, batches.device))
+    ]
+    notes = (*teacher.notes, "its score is the share of the validation labels that its rules allow")
+    for line in notes:
+        say(f"teacher {teacher.name}: {line}")
+    values = {"macs": 0.0, "params": 0.0}
+    return TeacherReport(teacher.name, float(torch.cat(kept).float().mean()), None, values, notes, teacher.outputs)
 
 
 def _report_unnamed(

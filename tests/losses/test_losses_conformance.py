@@ -11,7 +11,7 @@ from kdnas.testing import LossConformance, suites
 from kdnas.testing.losses import CLASSES, PAIRS, STUDENT, TEACHER
 
 DIFFERS = {"zero_when_equal": False}
-"""Cross entropies, which count the teacher's own entropy, and losses with random maps before them."""
+"""Cross entropies, which count the teacher's own entropy, masses, and losses with random maps before them."""
 OTHERS = (
     "hard",
     "nkd",
@@ -26,6 +26,7 @@ OTHERS = (
     "factor",
     "review",
     "exits",
+    "semantic",
 )
 globals().update(
     suites(

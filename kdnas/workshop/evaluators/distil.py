@@ -30,7 +30,7 @@ from kdnas.core.objective import Quantity, breaches
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
 from kdnas.core.task import TaskSpec
-from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TrialError
+from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TeacherError, TrialError
 from kdnas.exporters import lacking_formats, may_lack
 from kdnas.nn.attention import attention_layers
 from kdnas.nn.taps import Output, example_inputs
@@ -271,6 +271,9 @@ class Distil(Evaluator):
         """Check and measure the teachers, and calibrate the measured costs. Raises TeacherError."""
         workshop = self.workshop
         config, space, notify = self.context.config, self.space, self.context.notify
+        if workshop.teacher.outputs == "rules":
+            what = "rules know no label by themselves: the first teacher is one that does"
+            raise TeacherError(Problem(f"teachers.{config.teacher_name}", what))
         notify("measuring the teacher" if len(workshop.teachers) == 1 else "measuring the teachers")
         with computing(config.training, workshop.device):
             reports = {

@@ -1,0 +1,132 @@
+"""Rules that a user states about the labels of texts, as a teacher: it says which classes a text may have.
+
+Nothing of it is learnt. A student learns of it by the loss `semantic`, a penalty on what the rules forbid, and its
+answers on the test split are told with the rules applied too, and how many of them that changes.
+
+Shapes: B texts, T tokens, K classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import BeforeValidator, model_validator
+from torch import Tensor, nn
+
+from kdnas.core.text import TextData
+from kdnas.datasets._generated import Pattern
+from kdnas.errors import Problem, TeacherError
+from kdnas.nn.ruling import FORBIDDEN
+from kdnas.registry import Section
+from kdnas.teachers import TEACHERS, Teacher, TeacherContext
+from kdnas.tokenizing import Tokenizer
+
+_LOOKED_AT = 2048
+"""Training texts that show what a rule is about."""
+
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Labels = Annotated[tuple[str, ...], BeforeValidator(_several)]
+
+
+class LabelRule(Section):
+    """An implication: a text in which `when` is found has one of the labels `then`, or none of `never`."""
+
+    when: Pattern | None = None
+    """A regular expression, found whatever the case of letters; None: of every text."""
+    then: Labels = ()
+    never: Labels = ()
+
+    @model_validator(mode="after")
+    def _says_something(self) -> LabelRule:
+        if bool(self.then) == bool(self.never):
+            raise ValueError("states either `then`, labels one of which it is, or `never`, labels that it is not")
+        return self
+
+
+class LabelRules(nn.Module):
+    """Texts as tokens to logits [B, K]: 0 of a class that they may have, else `FORBIDDEN`.
+
+    The text is what the tokenizer writes of its tokens, special ones left out. Where the rules leave no class they
+    contradict each other, and forbid nothing.
+    """
+
+    def __init__(self, rules: Sequence[LabelRule], names: Sequence[str], tokenizer: Tokenizer):
+        super().__init__()
+        self._tokenizer = tokenizer
+        self._patterns = [None if rule.when is None else re.compile(rule.when, re.IGNORECASE) for rule in rules]
+        named = np.array([[name in (rule.then or rule.never) for name in names] for rule in rules])
+        self.allowed = torch.from_numpy(named == np.array([[bool(rule.then)] for rule in rules]))
+        """bool [R, K], what each rule allows a text that it is about."""
+
+    def about(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return which rules are about which of the texts int64 [B, T], bool [B, R]."""
+        texts = [
+            self._tokenizer.decode(row[kept > 0].tolist()) for row, kept in zip(tokens.cpu(), mask.cpu(), strict=True)
+        ]
+        found = [[pattern is None or bool(pattern.search(text)) for pattern in self._patterns] for text in texts]
+        return torch.tensor(found).reshape(len(texts), len(self._patterns))
+
+    def forward(self, tokens: Tensor, mask: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Return the logits of texts [B, T]."""
+        about = self.about(tokens, mask)
+        allowed = (~about[:, :, None] | self.allowed).all(dim=1)
+        allowed |= ~allowed.any(dim=1, keepdim=True)
+        return torch.where(allowed, 0.0, FORBIDDEN).to(tokens.device)
+
+
+@TEACHERS.register
+def label_rules(context: TeacherContext, *, rules: tuple[LabelRule, ...]) -> Teacher:
+    """Rules on the labels of texts, beside a teacher that knows them: `{when: PATTERN, then: [LABEL, ...]}`.
+
+    `teachers: {teacher: ..., rules: {type: label_rules, rules: [...]}}`; a loss `{type: semantic, of: rules}` trains
+    students to keep them (Xu et al., ICML 2018). What they say of the training texts is told. Raises TeacherError.
+
+    Args:
+        context: What the study hands over.
+        rules: Each has `when`, a regular expression that is found in the texts that it is about, all where it is left
+            out, and either `then`, the labels that those may have, or `never`, the labels that they cannot have.
+    """
+    data = context.data
+    if not isinstance(data, TextData) or data.predicts_values:
+        what = f"rules are about the classes of texts, and the data {data.name} are {data.task.samples}"
+        raise TeacherError(Problem("teacher", what, "data: {type: text_table, ...} with classes"))
+    names = tuple(data.class_names)
+    problems = [
+        Problem(f"rules.{index}", f"the data have no label {label!r}", ", ".join(names))
+        for index, rule in enumerate(rules)
+        for label in (*rule.then, *rule.never)
+        if label not in names
+    ]
+    if not rules:
+        problems.append(Problem("rules", "there are none"))
+    if problems:
+        raise TeacherError(problems)
+    tokenizer = Tokenizer(data.tokenizer)
+    module = LabelRules(rules, names, tokenizer).eval()
+    told = json.dumps([[rule.model_dump() for rule in rules], names, tokenizer.fingerprint])
+    fingerprint = hashlib.sha256(told.encode()).hexdigest()[:16]
+    return Teacher("rules", module, (), None, fingerprint, notes=_what_they_say(module, data), outputs="rules")
+
+
+def _what_they_say(module: LabelRules, data: TextData) -> tuple[str, ...]:
+    """Return of each rule how many texts it is about, and how many labels of those it allows."""
+    places = np.linspace(0, len(data.train) - 1, min(_LOOKED_AT, len(data.train))).astype(np.int64)
+    tokens, mask = (torch.from_numpy(np.asarray(data.train.inputs[name][places])) for name in ("tokens", "mask"))
+    labels = torch.from_numpy(np.asarray(data.train.targets[places]).astype(np.int64))
+    about = module.about(tokens, mask)
+    told = []
+    for number, (texts, allowed) in enumerate(zip(about.T, module.allowed, strict=True)):
+        share = f"rule {number} is about {100 * float(texts.float().mean()):.1f} % of the training texts"
+        kept = float(allowed[labels[texts]].float().mean()) if bool(texts.any()) else 0.0
+        told.append(f"{share} and allows {100 * kept:.1f} % of their labels" if bool(texts.any()) else share)
+    return tuple(told)
