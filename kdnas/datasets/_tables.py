@@ -28,6 +28,8 @@ _PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "
 _TEXTS = ("text", "sentence", "review", "content", "document", "question", "query")
 _LABELS = ("label", "labels", "class", "category", "target", "sentiment", "score", "stars")
 _DELIMITERS = (",", "\t", ";", "|")
+_MOST = 0.8
+"""Of the first rows, by which a delimiter is known."""
 _HEAD_ROWS = 20
 _ROWS = 4096
 _LARGEST_CELL = 1 << 30
@@ -95,6 +97,8 @@ class _Columns:
 def _columns(names: Sequence[str], reading: Reading, where: str) -> _Columns:
     """Return the places of text and label among columns of these names. Raises DataError with all that is wrong."""
     problems: list[Problem] = []
+    if reading.label is not None and reading.label in (reading.text or ()):
+        problems.append(Problem(f"{where}: label_column", f"{reading.label!r} is the text", "another column"))
     wanted = reading.text
     spelled = {name.lower(): name for name in reversed(names)}
     if wanted is None:
@@ -154,7 +158,16 @@ def _text(cell: Any) -> str | None:
         return None
     if not isinstance(cell, str):
         raise ValueError(f"its text is {type(cell).__name__} {str(cell)[:40]!r}")
-    return cell.replace("\ufeff", "").strip() or None
+    return whole_characters(cell).replace("\ufeff", "").strip() or None
+
+
+def whole_characters(text: str) -> str:
+    """Return `text`. Raises ValueError where it holds half a character, as JSON can escape one: no encoding has it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"holds half of a character, \\u{ord(text[error.start]):04x}") from None
+    return text
 
 
 # -- csv and tsv -------------------------------------------------------------------------------------------------------
@@ -214,17 +227,23 @@ def _has_header(head: list[list[str]], reading: Reading, where: str) -> bool:
 
 
 def _found_delimiter(file: TextFile, encoding: str, quoting: bool) -> str:
-    """Return the delimiter by which the first rows have the same number of columns, two or more."""
-    best: tuple[int, str] | None = None
+    """Return the delimiter by which most of the first rows have the same number of columns, two or more.
+
+    Raises DataError where there is none: in a few rows that differ something is wrong, which is told of each.
+    """
+    best: tuple[float, int, str] | None = None
     for delimiter in _DELIMITERS:
-        rows = [cells for _, cells in _cells(file, encoding, delimiter, quoting, limit=_HEAD_ROWS)]
-        widths = {len(cells) for cells in rows}
-        if len(widths) == 1 and (width := widths.pop()) > 1 and (best is None or width > best[0]):
-            best = width, delimiter
+        widths = [len(cells) for _, cells in _cells(file, encoding, delimiter, quoting, limit=_HEAD_ROWS)]
+        if not widths:
+            raise DataError(Problem(str(file.shown), "is empty"))
+        width, times = Counter(widths).most_common(1)[0]
+        share = times / len(widths)
+        if width > 1 and share >= _MOST and (best is None or (share, width) > best[:2]):
+            best = share, width, delimiter
     if best is None:
         what = "no delimiter gives its first rows the same number of columns"
         raise DataError(Problem(str(file.shown), what, "the option `delimiter`"))
-    return best[1]
+    return best[2]
 
 
 def _cells(
@@ -269,7 +288,7 @@ def json_objects(file: TextFile, encoding: str | None, found: Found, problems: P
                 item = json.loads(line)
                 if not isinstance(item, dict):
                     raise ValueError("no object")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 problems.add(f"{file.shown}: line {number}", f"is no JSON object: {error}", "one object a line")
                 continue
             yield number, item
@@ -287,7 +306,7 @@ def _json_array(file: TextFile, encoding: str, problems: Problems) -> Iterator[t
     with open_text(file, encoding) as text:
         try:
             items = json.load(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 Problem(str(file.shown), f"is no JSON: {error}", "an array, or one object a line")
             ) from None

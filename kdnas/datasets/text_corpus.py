@@ -12,7 +12,15 @@ from kdnas.datasets import DATASETS
 from kdnas.datasets._corpus_cache import BlockLength, BlockReader, Corpus, Piece, Share, cached_corpus
 from kdnas.datasets._generated import Generated, Generation
 from kdnas.datasets._inputs import Problems
-from kdnas.datasets._tables import COLUMNAR, OBJECTS, Found, arrow_batches, found_encoding, json_objects
+from kdnas.datasets._tables import (
+    COLUMNAR,
+    OBJECTS,
+    Found,
+    arrow_batches,
+    found_encoding,
+    json_objects,
+    whole_characters,
+)
 from kdnas.datasets._text_files import TextFile, find_table_files, open_text
 from kdnas.datasets._token_cache import Split, TokenizerOption
 from kdnas.errors import ConfigError, DataError, Problem
@@ -157,10 +165,12 @@ def _rows(file: TextFile, column: str, encoding: str | None, found: Found, probl
         objects = json_objects(file, encoding, found, problems)
         cells = ((f"line {number}", item.get(column)) for number, item in objects)
     for where, cell in cells:
-        if isinstance(cell, str):
-            yield cell.replace("\ufeff", "").replace("\r\n", "\n")
-        else:
-            problems.add(f"{file.shown}: {where}", f"its {column} is {str(cell)[:40]!r}", "a text")
+        try:
+            if not isinstance(cell, str):
+                raise ValueError(f"its {column} is {str(cell)[:40]!r}")
+            yield whole_characters(cell).replace("\ufeff", "").replace("\r\n", "\n")
+        except ValueError as error:
+            problems.add(f"{file.shown}: {where}", str(error), "a text")
 
 
 def _documents(

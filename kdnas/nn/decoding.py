@@ -1,4 +1,4 @@
-"""One step of writing: what a language model computes for one more token of a text that it has read.
+"""Writing: what a language model computes for one more token of a text, and how it goes on with one.
 
 Shapes: B texts, T tokens, V vocabulary.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,8 +28,7 @@ class CachedStep(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).eval()
         self.register_buffer("context", context, persistent=False)
-        names = inspect.signature(self.network.forward).parameters
-        self._name = "cache" if "cache" in names else "past_key_values"  # from transformers 5.40 the first alone
+        self._name = _cache_name(self.network)
         self._read()
 
     def _read(self) -> None:
@@ -62,9 +62,50 @@ class WholeStep(nn.Module):
         return logits
 
 
+@torch.no_grad()
+def continued(module: nn.Module, context: Tensor, count: int, choose: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return `context` int64 [B, T] and the `count` tokens that `module` goes on with, int64 [B, T + count].
+
+    Args:
+        module: A language model [B, T] to [B, T, V]; it writes in eval mode, and is left in the mode it came in.
+        context: What it goes on from.
+        count: How many tokens it adds.
+        choose: From the logits [B, V] of the next token to tokens int64 [B, 1].
+    """
+    modes = [part for part in module.modules() if part.training]
+    module.eval()
+    found: Any = _keeps_a_cache(module)
+    kept: dict[str, Any] = {}
+    try:
+        text, given = context, context
+        for _ in range(count):
+            if found is None:
+                logits = module(text)
+            else:
+                answer = found(given, use_cache=True, **kept)
+                logits, name = answer.logits, _cache_name(found)
+                kept = {name: getattr(answer, name, None) or answer.past_key_values}
+            given = choose(logits[:, -1])
+            text = torch.cat([text, given], dim=1)
+        return text
+    finally:
+        for part in modes:
+            part.training = True
+
+
+def _keeps_a_cache(module: nn.Module) -> nn.Module | None:
+    """Return the part of `module` that is a causal language model of transformers; None where there is none."""
+    return next((part for part in module.modules() if hasattr(part, "prepare_inputs_for_generation")), None)
+
+
+def _cache_name(network: nn.Module) -> str:
+    """Return what `network` calls its cache: from transformers 5.40 `cache`."""
+    return "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"
+
+
 def decoding_step(module: nn.Module, context: Tensor) -> CachedStep | WholeStep:
     """Return the step of `module`, a language model [B, T] to [B, T, V], after it has read `context` int64 [B, T]."""
-    found = next((part for part in module.modules() if hasattr(part, "prepare_inputs_for_generation")), None)
+    found = _keeps_a_cache(module)
     if found is None:
         return WholeStep(module, context)
     device = next((one.device for one in found.parameters()), context.device)

@@ -534,6 +534,8 @@ class StudyConfig(Section):
     def _some_supernet(self) -> StudyConfig:
         if self.shares_weights and self.supernet is None:
             object.__setattr__(self, "supernet", SupernetConfig())
+        if self.shares_weights and self.distillation.on_policy is not None:
+            raise ValueError("distillation.on_policy: the subnets of a supernet learn from the data's texts alone")
         return self
 
     def cost(self, name: str) -> Member:

@@ -180,6 +180,7 @@ def train(course: Course, pupils: Sequence[Pupil]) -> list[Trained | TrialError]
                     device=course.device,
                     seed=pupil.seed,
                     graphs=course.graphs,
+                    outputs=outputs,
                 )
                 several = len(pupils) > 1 and course.device.type == "cuda"
                 lane = _Lane(pupil, step, torch.cuda.Stream(course.device) if several else None)

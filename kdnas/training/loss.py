@@ -71,14 +71,17 @@ class TrainingLoss(nn.Module):
         of_teachers: OutputsByTeacher | None,
         rows: Rows,
         learning: Mapping[str, Sequence[Outputs]] | None = None,
+        *,
+        labelled: bool = True,
     ) -> Tensor:
         """Return the loss, a scalar in float32; `rows` are the student's logits with their targets and weights.
 
         `of_teachers` holds their outputs; it may be None where no distillation loss asks them. `learning` is what those
-        of `LEARNING` put out that losses use, detached: of several peers, the mean of the losses is learnt.
+        of `LEARNING` put out that losses use, detached: of several peers, the mean of the losses is learnt. Not
+        `labelled`: the targets are nothing to learn.
         """
         loss = student.logits.new_zeros((), dtype=torch.float32)
-        if self.task_weight > 0:
+        if self.task_weight > 0 and labelled:
             loss = loss + self.task_weight * task_loss(rows, self.label_smoothing)
         ours = student.learning
         taught = rows if student.taught is None else replace(rows, logits=ours.logits)

@@ -134,6 +134,21 @@ class Ensemble(Section):
     teacher finds the label (CA-MKD, 2022)."""
 
 
+class OnPolicy(Section):
+    """Language models that learn from what they write themselves (GKD, ICLR 2024), in a share of the batches."""
+
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Of the batches, drawn: 1 for all of them, each of which takes the student as many passes as it writes tokens."""
+    prompt: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of a block that it goes on from; None: a quarter of the block."""
+    temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 0.9
+    """At which it draws the tokens."""
+
+    def prompt_of(self, length: int) -> int:
+        """Return the tokens of a block of `length` that are given."""
+        return max(1, length // 4) if self.prompt is None else self.prompt
+
+
 class Distillation(Section):
     """loss = task_weight * cross entropy + the sum of weight * distillation loss.
 
@@ -160,6 +175,16 @@ class Distillation(Section):
     teacher_draws: Annotated[int, Field(ge=1)] | None = None
     """Keep only so many draws from each of the teacher's answers, the tokens by their probabilities, and how often each
     was drawn: kd at temperature 1 has the right gradient on average, which the largest logits alone have not."""
+
+    on_policy: OnPolicy | None = None
+    """Language models: in some batches the student goes on by itself, and its teachers say what should have followed
+    each token. Beside losses such as `{type: jensen_shannon, beta: 0.5}`. None: never."""
+
+    @pydantic.model_validator(mode="after")
+    def _teachers_of_what_is_written(self) -> Distillation:
+        if self.on_policy is not None and all(term.of in LEARNING for term in self.losses if term.weight > 0):
+            raise ValueError("on_policy: no loss learns of a teacher, who alone knows what should follow")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _from_labels_without_teacher(self) -> Distillation:
@@ -204,7 +229,7 @@ class Distillation(Section):
     def _without_later_defaults(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave unsaid what is as it was before there was a choice: old hashes and records stay what they are."""
         settings: dict[str, Any] = plain(self)  # pydantic calls one serializer of a model, the last
-        for later in ("teacher_draws", "ensemble", "peers", "ema_teacher"):
+        for later in ("teacher_draws", "ensemble", "peers", "ema_teacher", "on_policy"):
             if getattr(self, later) is None:
                 settings.pop(later, None)
         return settings

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from kdnas.core.data import Data
 from kdnas.core.seeds import derive_seed
 from kdnas.core.task import TaskSpec
 from kdnas.errors import TrialError
+from kdnas.nn.rows import Rows
 from kdnas.nn.taps import (
     Outputs,
     OutputShapes,
@@ -40,6 +41,7 @@ from kdnas.training.fused_norm import fused_norms, library, pay
 from kdnas.training.graphs import GraphedStep, Recorder, batches_together, epoch_of_views, recorder_for
 from kdnas.training.loss import TrainingLoss, needs_by_teacher, needs_of
 from kdnas.training.numerics import in_bfloat16
+from kdnas.training.on_policy import Writer
 from kdnas.training.recipe import EMA, PEERS, SELF, Recipe, Training
 from kdnas.training.teacher_cache import TeacherCache
 from kdnas.training.teacher_outputs import TeacherOutputs, plan_of, views_key
@@ -98,6 +100,7 @@ class Step:
         recorder: Recorder | None = None,
         unfused: bool = False,
         average: Average | None = None,
+        writer: Writer | None = None,
     ):
         self.task = task
         self.members = tuple(members)
@@ -112,14 +115,24 @@ class Step:
         self.graph = None if recorder is None else GraphedStep(self.run, recorder)
         self.average = average
         """Of the weights, where the recipe has it scored and kept in their place."""
+        self._writer = writer
         self._check_every = _STEPS_BETWEEN_CHECKS.get(device.type, 1)
         self._epoch = 0
         self._done = 0
         self._checked = 0
         self._losses = torch.empty(0)
 
-    def run(self, inputs: tuple[Tensor, ...], targets: Tensor, theirs: OutputsByTeacher | None) -> Tensor:
-        """Train on one batch at the optimizer's present rate and return the loss, detached. All of a step is here."""
+    def run(
+        self,
+        inputs: tuple[Tensor, ...],
+        targets: Tensor,
+        theirs: OutputsByTeacher | None,
+        counted: Tensor | None = None,
+    ) -> Tensor:
+        """Train on one batch at the optimizer's present rate and return the loss, detached. All of a step is here.
+
+        Where a student wrote the batch, `counted` float [B, T] says which places count; targets are then none to learn.
+        """
         # Casts are not kept on a GPU: a graph must make its own from the weights of the moment.
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16, cache_enabled=self.device.type != "cuda"
@@ -130,13 +143,19 @@ class Step:
                 for place, (member, ours) in enumerate(zip(self.members, own_outputs, strict=True))
             ]
         losses = [
-            member.criterion(ours, theirs, self.task.rows(ours.logits, inputs, targets), of)
+            member.criterion(
+                ours, theirs, self._rows(ours.logits, inputs, targets, counted), of, labelled=counted is None
+            )
             for member, ours, of in zip(self.members, own_outputs, learnt, strict=True)
         ]
         self.optimizer.zero_grad(set_to_none=True)
         sum(losses[1:], losses[0]).backward()
         update(self.optimizer, self.training, [(member.network, member.criterion) for member in self.members])
         return losses[0].detach()
+
+    def _rows(self, logits: Tensor, inputs: tuple[Tensor, ...], targets: Tensor, counted: Tensor | None) -> Rows:
+        rows = self.task.rows(logits, inputs, targets)
+        return rows if counted is None else replace(rows, weights=counted.flatten())
 
     def begin(self, epoch: int, steps: int) -> None:
         """Get ready for the `steps` batches of `epoch`, counted from 0."""
@@ -153,8 +172,12 @@ class Step:
         set_learning_rate(self.optimizer, learning_rate(number, total, self.training))
         for member in self.members:
             member.criterion.at((number + 1) / total)
-        run = self.run if self.graph is None else self.graph
-        self._losses[self._done] = run(inputs, targets, theirs)
+        written = None if self._writer is None else self._writer(number, self.student, inputs)
+        if written is not None:
+            loss = self.run(written.inputs, written.targets, written.theirs, written.counted)
+        else:
+            loss = (self.run if self.graph is None else self.graph)(inputs, targets, theirs)
+        self._losses[self._done] = loss
         self._done += 1
         for average in (self.average, *(member.average for member in self.members)):
             if average is not None:
@@ -225,6 +248,10 @@ class TeachersOutputs:
         """Return their outputs for the plain `inputs` of `samples` [B], without gradients."""
         return OutputsByTeacher({name: outputs(inputs, samples) for name, outputs in self._by.items()})
 
+    def live(self, inputs: tuple[Tensor, ...]) -> OutputsByTeacher:
+        """Return what they say of plain `inputs` that are none of the data's samples, without gradients."""
+        return OutputsByTeacher({name: outputs.live(inputs) for name, outputs in self._by.items()})
+
     def end(self) -> float:
         """Return their seconds in this view."""
         return sum(outputs.end() for outputs in self._by.values())
@@ -276,10 +303,12 @@ def open_step(
     device: torch.device,
     seed: int,
     graphs: bool,
+    outputs: TeachersOutputs | None = None,
 ) -> Step:
     """Return the step of the student, the first of `networks`, and of the peers that learn with it.
 
     `teacher_shapes` are those of the teachers by name; without one no loss may ask for it. `seed` starts the adapters.
+    `outputs` are asked about what the student writes, where the recipe has it write.
     Their taps stay hooked in until `stack` closes. Students bring the samples that they are given to the recipe's size
     themselves: teachers see them whole.
     """
@@ -295,6 +324,10 @@ def open_step(
         own = derive_seed(seed, "peer", place) if place else seed
         members.append(_open_member(stack, network, student, teacher_shapes, recipe, data.task, device, own))
         stack.enter_context(fused_norms(network, device, pixels=positions, wanted=wanted))
+    writer, on_policy = None, recipe.distillation.on_policy
+    if on_policy is not None and outputs is not None:
+        bfloat16 = in_bfloat16(recipe.training, device)
+        writer = Writer(on_policy, outputs, seed=seed, device=device, bfloat16=bfloat16)
     trained = [module for pair in zip(networks, members, strict=True) for module in (pair[0], pair[1].criterion)]
     return Step(
         task,
@@ -306,6 +339,7 @@ def open_step(
         recorder=recorder_for(device) if graphs else None,
         unfused=wanted and pay(device, positions) and library() is None,
         average=average,
+        writer=writer,
     )
 
 

@@ -205,6 +205,14 @@ class TeacherOutputs:
         self._stopwatch.stop()
         return outputs
 
+    def live(self, inputs: tuple[Tensor, ...]) -> Outputs:
+        """Return the teacher's outputs for plain `inputs` that are none of the data's samples, without gradients."""
+        self._stopwatch.start()
+        self.is_live = True
+        outputs = self._live(inputs)
+        self._stopwatch.stop()
+        return outputs
+
     def end(self) -> float:
         """Return the teacher's seconds in this view."""
         self._rows = None

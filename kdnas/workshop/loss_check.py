@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from kdnas.core.data import Data
+from kdnas.core.text import CorpusData
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
 from kdnas.nn.exact import exact_arithmetic
 from kdnas.nn.rows import Batch, Rows
 from kdnas.nn.taps import EVERYTHING, Output, Outputs, OutputShapes, Taps, output_shapes, stage_names
-from kdnas.nn.teacher import Teaching, by_name
+from kdnas.nn.teacher import Teacher, Teaching, by_name
 from kdnas.plugins import short_name
 from kdnas.tasks import task_of
 from kdnas.training.batches import Batches
@@ -66,6 +67,7 @@ def check_losses(
     terms = [(index, term) for index, term in enumerate(recipe.distillation.losses) if term.weight > 0]
     if not terms:
         return
+    _check_on_policy(recipe.distillation, data, by_name(teaching))
     few = np.linspace(0, len(data.train) - 1, min(_SAMPLES, len(data.train))).astype(np.int64)
 
     def given(seen: Data) -> Batch:
@@ -105,6 +107,22 @@ def check_losses(
                     break
     if problems:
         raise ConfigError(problems)
+
+
+def _check_on_policy(distillation: Distillation, data: Data, teachers: Mapping[str, Teacher]) -> None:
+    """Raise ConfigError where a student is to write, and cannot, or its teachers cannot read it."""
+    settings, where = distillation.on_policy, "distillation.on_policy"
+    if settings is None:
+        return
+    if not isinstance(data, CorpusData):
+        what = f"students write texts, and these name the classes of {data.task.samples}"
+        raise ConfigError(Problem(where, what, "language modelling"))
+    if settings.prompt_of(data.length) >= data.length:
+        what = f"takes {settings.prompt} tokens, and blocks have {data.length}: nothing is left to write"
+        raise ConfigError(Problem(f"{where}.prompt", what, f"1 to {data.length - 1}"))
+    if others := [name for name, teacher in teachers.items() if teacher.data is not None]:
+        what = f"{', '.join(others)} reads samples of its own, and of what a student writes there are none"
+        raise ConfigError(Problem(where, what))
 
 
 def _asked(name: str, module: nn.Module, stages: Sequence[str], classifier: str | None, batch: Batch) -> _Side:

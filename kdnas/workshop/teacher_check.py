@@ -89,7 +89,7 @@ def report_teacher(
     data = teacher.given(data)
     task, where, labels = data.task, f"teacher {teacher.name}", np.asarray(data.train.targets[validation_indices])
     if teacher.outputs == "rules":
-        return _report_rules(teacher, Batches(data, validation_indices, device=device), say)
+        return _report_rules(teacher, Batches(data, validation_indices, device=device), notify)
     few = _spread(validation_indices, _ASKED_TWICE)
     (asked,) = Batches(data, few, device=device).ordered(batch_size=len(few))
     noticed = check_conduct(teacher.name, teacher.module, asked, task)
@@ -160,7 +160,7 @@ def _sound_answers(teacher: Teacher, batches: Batches, bfloat16: bool) -> Answer
     return answers
 
 
-def _report_rules(teacher: Teacher, batches: Batches, say: Callable[[str], None]) -> TeacherReport:
+def _report_rules(teacher: Teacher, batches: Batches, notify: Callable[[str], None]) -> TeacherReport:
     """Return the share of the validation labels that rules allow, as their score."""
     kept = [
         allowed_by(teacher.module(*batch.laid_out)).gather(1, batch.targets[:, None])
@@ -168,7 +168,7 @@ def _report_rules(teacher: Teacher, batches: Batches, say: Callable[[str], None]
     ]
     notes = (*teacher.notes, "its score is the share of the validation labels that its rules allow")
     for line in notes:
-        say(f"teacher {teacher.name}: {line}")
+        notify(f"teacher {teacher.name}: {line}")
     values = {"macs": 0.0, "params": 0.0}
     return TeacherReport(teacher.name, float(torch.cat(kept).float().mean()), None, values, notes, teacher.outputs)
 

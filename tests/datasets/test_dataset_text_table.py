@@ -304,6 +304,28 @@ def test_one_class(root: Path) -> None:
     assert "there is only one class (good)" in complaint(root)
 
 
+def test_a_row_that_is_not_like_the_others_is_told_by_its_line(root: Path) -> None:
+    (root / "a.csv").write_text(separated(",") + "a,b,c\n")
+    assert "line 14: has 3 columns, the first row 2" in complaint(root)
+    (root / "a.csv").write_text("text,label\n" + "a day,good\n" * 9 + '"no end,good\n')
+    assert "has 1 columns, the first row 2" in complaint(root)
+    (root / "a.csv").write_text("\n \n")
+    assert "a.csv: is empty" in complaint(root)
+
+
+def test_the_label_is_not_the_text(root: Path) -> None:
+    (root / "a.csv").write_text(separated(","))
+    assert "label_column: 'text' is the text" in complaint(root, text_column="text", label_column="text")
+
+
+def test_json_that_no_text_comes_of_is_told_by_its_line(root: Path) -> None:
+    row = '{"text": "a day", "label": "good"}\n'
+    (root / "a.jsonl").write_text(row * 4 + '{"text": "\\ud800 day", "label": "bad"}\n' + "[" * 10_000 + "\n")
+    printed = complaint(root, train="a.jsonl")
+    assert "line 5: holds half of a character, \\ud800" in printed
+    assert "line 6: is no JSON object: maximum recursion depth exceeded" in printed
+
+
 def test_duplicate_columns(root: Path) -> None:
     (root / "a.csv").write_text("text,label,text\na,good,b\nc,bad,d\n")
     assert "2 columns are called 'text'" in complaint(root)
