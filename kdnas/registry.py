@@ -25,7 +25,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import pydantic
 from pydantic_core import ErrorDetails
@@ -41,6 +41,18 @@ class Section(pydantic.BaseModel):
     """A section of a configuration file: frozen, unknown keys refused."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from None
+    return text
+
+
+Pattern = Annotated[str, pydantic.AfterValidator(_pattern)]
+"""A regular expression."""
 
 
 class Member(pydantic.BaseModel):

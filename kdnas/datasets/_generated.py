@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from kdnas import atomic
 from kdnas.core.seeds import derive_seed
@@ -28,23 +28,12 @@ from kdnas.core.words import counted
 from kdnas.datasets._inputs import file_identity
 from kdnas.errors import ConfigError, DataError, Problem
 from kdnas.nn.progress_bars import without_bars
-from kdnas.registry import Section
+from kdnas.registry import Pattern, Section
 from kdnas.tokenizing import Tokenizer
 
 _BATCH = 32
 _RULES = ("accept", "reject")
 _WEIGHTS = ("*.safetensors", "config.json", "tokenizer.json")
-
-
-def _pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"is no regular expression: {error}") from None
-    return text
-
-
-Pattern = Annotated[str, AfterValidator(_pattern)]
 
 
 class Generation(Section):

@@ -20,10 +20,9 @@ from pydantic import BeforeValidator, model_validator
 from torch import Tensor, nn
 
 from kdnas.core.text import TextData
-from kdnas.datasets._generated import Pattern
 from kdnas.errors import Problem, TeacherError
 from kdnas.nn.ruling import FORBIDDEN
-from kdnas.registry import Section
+from kdnas.registry import Pattern, Section
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.tokenizing import Tokenizer
 
