@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from kdnas.controller.events import Note, Observer, Ready
 from kdnas.controller.preparation import Opened, prepare_study
 from kdnas.controller.queue import enqueue, read_students
 from kdnas.controller.runner import Search
+from kdnas.controller.site import Site, site_of
 from kdnas.errors import KdnasError, Problem, RunError, RunFolderError
-from kdnas.plan.exporting import export_folder, export_student, wanted_export
+from kdnas.plan.exporting import best_repeat, export_folder, wanted_export, write_student
 from kdnas.record.database import Database
 from kdnas.record.front import failure, front, pick
 from kdnas.record.lock import read_config
-from kdnas.record.products import is_current, lost_products, note_products
+from kdnas.record.products import checkpoint_path, is_current, lost_products, note_products
 from kdnas.record.records import RunRecord
 from kdnas.record.run_folder import LOCK_FILE
 from kdnas.record.storage import run_held
@@ -24,7 +26,8 @@ from kdnas.report.page import write_report
 from kdnas.study.config import StudyConfig
 from kdnas.study.loading import LoadedStudy
 from kdnas.trackers import tracked
-from kdnas.workshop.opening import cache_dir, resolve_device
+from kdnas.workshop.evaluators import Evaluator
+from kdnas.workshop.opening import cache_dir
 
 
 def search_study(
@@ -44,8 +47,11 @@ def search_study(
     """
     if study.space.choices:  # those that are read off a teacher are known once that is open
         read_students(queue, study.config, study.space)  # faults of a file are reported before anything is opened
-    with _held(study, folder) as (study, database), tracked(study.config.trackers, observe) as observe:
-        opened = _prepared(study, folder, database, data_root, observe)
+    with contextlib.ExitStack() as stack:
+        study, database = stack.enter_context(_held(study, folder))
+        observe = stack.enter_context(tracked(study.config.trackers, observe))
+        site = stack.enter_context(site_of(study.config, observe))
+        opened = _prepared(study, folder, database, data_root, observe, site)
         if queue:
             enqueue(opened, read_students(queue, opened.config, opened.space, opened.evaluator.arch), observe)
         observe(Ready(opened.run, bool(opened.run.trials), opened.crew))
@@ -62,7 +68,7 @@ def search_study(
         else:
             written, skipped = [*write_report(run)], list[str]()
             try:
-                written += _export(run, data_root, skipped.append)
+                written += _export(opened, run, skipped.append)
             finally:
                 on_end(run, written, skipped)
         if failed := failure(run):
@@ -76,8 +82,8 @@ def opened_study(study: LoadedStudy, folder: Path, *, data_root: Path, observe: 
 
     Raises InputError where something is wrong with it.
     """
-    with _held(study, folder) as (study, database):
-        yield _prepared(study, folder, database, data_root, observe)
+    with _held(study, folder) as (study, database), site_of(study.config, observe) as site:
+        yield _prepared(study, folder, database, data_root, observe, site)
 
 
 @contextlib.contextmanager
@@ -88,15 +94,17 @@ def _held(study: LoadedStudy, folder: Path) -> Iterator[tuple[LoadedStudy, Datab
         yield study, database
 
 
-def _prepared(study: LoadedStudy, folder: Path, database: Database, data_root: Path, observe: Observer) -> Opened:
+def _prepared(
+    study: LoadedStudy, folder: Path, database: Database, data_root: Path, observe: Observer, site: Site | None
+) -> Opened:
     return prepare_study(
         study,
         folder,
         database=database,
         data_root=data_root,
         cache=cache_dir().resolve(),
-        device=resolve_device(study.config.device),
         observe=observe,
+        site=site,
     )
 
 
@@ -121,16 +129,41 @@ def _is_current(run: RunRecord, observe: Observer) -> bool:
     return not losses and is_current(run, "report") and is_current(run, "export", wanted_export(run))
 
 
-def _export(run: RunRecord, data_root: Path, on_skip: Callable[[str], None]) -> list[Path]:
+def _export(opened: Opened, run: RunRecord, on_skip: Callable[[str], None]) -> list[Path]:
     """Export the student that the study's `export` section picks, where there are students with weights.
 
-    `on_skip` gets each wanted export that it lacks, with the reason.
+    That is done where data and teachers are. `on_skip` gets each wanted export that it lacks, with the reason.
     """
     wants = run.trains and bool(run.config.export.formats)
     if not wants or not any(member.trial.repeats for member in front(run)):
         note_products(run, "export", (), wanted_export(run))
         return []
-    member = pick(run, run.config.export.pick)
-    return export_student(
-        run, member, run.config.export.formats, export_folder(run), data_root=data_root, on_skip=on_skip
+    places, skipped = opened.evaluator.done("exporting the student", partial(_exported, run))
+    for why in skipped:
+        on_skip(why)
+    if opened.site is not None:
+        opened.files.have_anew(export_folder(run).name)
+    written = [run.folder / place for place in places]
+    note_products(run, "export", written, wanted_export(run))
+    return written
+
+
+def _exported(run: RunRecord, evaluator: Evaluator) -> tuple[list[Path], list[str]]:
+    """Export the student of `run` that its study picks; return the files, relative to the run folder, and what has not
+    been written and why.
+    """
+    context, skipped = evaluator.context, list[str]()
+    here, member = dataclasses.replace(run, folder=context.folder), pick(run, run.config.export.pick)
+    context.files.have(str(checkpoint_path(run, best_repeat(run, member.trial)).relative_to(run.folder)))
+    out = export_folder(here)
+    written = write_student(
+        here,
+        member,
+        run.config.export.formats,
+        out,
+        data_root=context.data_root,
+        cache=context.cache,
+        on_skip=skipped.append,
     )
+    context.files.share(out.name)
+    return [path.relative_to(context.folder) for path in written], skipped

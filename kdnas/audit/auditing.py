@@ -26,8 +26,9 @@ from kdnas.audit.sample import (
     stratified_sample,
     trials_of_scored,
 )
-from kdnas.controller.events import Event, Note
+from kdnas.controller.events import Event, Note, Observer
 from kdnas.controller.preparation import Opened, prepare_study
+from kdnas.controller.site import Site
 from kdnas.controller.workers import start_executor, work_off
 from kdnas.core.fidelity import Fidelity, alone
 from kdnas.errors import ConfigError, Problem
@@ -172,6 +173,11 @@ def limited(plan: AuditPlan, opened: Opened) -> AuditPlan:
     return plan if available is None else dataclasses.replace(plan, seeds=min(plan.seeds, available))
 
 
+def notes_to(notify: Notify) -> Observer:
+    """Return an observer that passes the texts of notes on to `notify`."""
+    return lambda event: notify(event.text) if isinstance(event, Note) else None
+
+
 def open_run(
     run: RunRecord,
     *,
@@ -180,20 +186,22 @@ def open_run(
     workers: int | None,
     notify: Notify,
     database: Database | None = None,
+    site: Site | None = None,
 ) -> Opened:
-    """Return `run` open for trainings. The caller holds the folder's controller lock, and the `database` of its trials.
+    """Return `run` open for trainings, at the `site` of its workers where that is not here.
 
-    Raises InputError where data, teacher or device are not those of the run any more.
+    The caller holds the folder's controller lock, and the `database` of its trials. Raises InputError where data,
+    teacher or device are not those of the run any more.
     """
-    study = LoadedStudy(run.config, run.folder, run.lock.space)
-    device = resolve_device(run.lock.device or "auto")
-
-    def observe(event: Event) -> None:
-        if isinstance(event, Note):
-            notify(event.text)
-
     opened = prepare_study(
-        study, run.folder, data_root=data_root, cache=cache, device=device, observe=observe, database=database
+        LoadedStudy(run.config, run.folder, run.lock.space),
+        run.folder,
+        data_root=data_root,
+        cache=cache,
+        device=None if site else resolve_device(run.lock.device or "auto"),
+        observe=notes_to(notify),
+        database=database,
+        site=site,
     )
     if workers is None:
         return opened

@@ -117,7 +117,8 @@ def command(
 
 def _carry_out(plan: AuditPlan, workers: int | None, root_option: Path | None, console: Console) -> RunRecord:
     """Train what is pending and write the report anew; return the run."""
-    from kdnas.audit.auditing import limited, open_run, run_audit
+    from kdnas.audit.auditing import limited, notes_to, open_run, run_audit
+    from kdnas.controller.site import site_of
     from kdnas.errors import KdnasError, RunError
     from kdnas.record.front import most_often
     from kdnas.record.storage import run_held
@@ -126,14 +127,19 @@ def _carry_out(plan: AuditPlan, workers: int | None, root_option: Path | None, c
 
     folder = plan.run.folder.resolve()
     progress = _Progress(console, plan.run.score)
-    with run_held(folder, plan.run.config) as database:
+
+    def notify(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    with run_held(folder, plan.run.config) as database, site_of(plan.run.config, notes_to(notify)) as site:
         opened = open_run(
             plan.run,
             database=database,
             data_root=opening.data_root(root_option).resolve(),
             cache=opening.cache_dir().resolve(),
             workers=workers,
-            notify=lambda line: console.print(line, markup=False, soft_wrap=True),
+            notify=notify,
+            site=site,
         )
         reachable = limited(plan, opened)
         if reachable.seeds < plan.seeds:

@@ -168,7 +168,7 @@ def opened(loaded: LoadedStudy, data_root: Path | None, notify: Any) -> dict[str
             study.config, study.space, Path(), root, cache, str(device), notify=lambda line: notify(printable(line))
         )
     )
-    found = examine(study, evaluator, str(device))
+    found = examine(study, evaluator)
     limits, sample = found.config.limits, found.sample
     cheap = [bound for bound in limits if bound.name in sample[0].costs]
     within = sum(all(bound.violation(priced.costs[bound.name]) <= 0 for bound in cheap) for priced in sample)

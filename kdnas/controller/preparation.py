@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from kdnas.controller.events import Note, Observer
+from kdnas.controller.site import Site
 from kdnas.core.arch import Arch
 from kdnas.core.objective import breaches
 from kdnas.core.seeds import derive_seed
@@ -28,7 +29,6 @@ from kdnas.record.lock import (
     read_lock,
     refuse_another_study,
     refuse_other_answers,
-    this_machine,
     write_lock,
     written_calibrations,
 )
@@ -40,11 +40,12 @@ from kdnas.study.config import StudyConfig
 from kdnas.study.feasibility import PricedArch, nearest_miss, reference_costs, relative_excess, sample_prices
 from kdnas.study.loading import LoadedStudy
 from kdnas.training.recipe import Training
+from kdnas.workshop.elsewhere import ErrandPlan
 from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, Workplan, open_evaluator
-from kdnas.workshop.numerics import differences, resumed, settled_config
-from kdnas.workshop.opening import FAMILY_FILE, MadeOn
+from kdnas.workshop.numerics import resumed, settled_config
+from kdnas.workshop.opening import MadeOn, resolve_device
+from kdnas.workshop.opening import data_root as own_data_root
 from kdnas.workshop.run_files import RunFiles
-from kdnas.workshop.supernets import CHECKPOINT_FILE, SUPERNET_FOLDER
 from kdnas.workshop.travelling_code import send_code
 
 _SMALLEST_TRIED = 5
@@ -64,6 +65,8 @@ class Opened:
     record: Record
     workplan: Workplan
     run: RunRecord
+    site: Site | None = None
+    """Where its workers are; None: here."""
 
     @property
     def files(self) -> RunFiles:
@@ -104,49 +107,53 @@ def prepare_study(
     *,
     data_root: Path,
     cache: Path,
-    device: torch.device,
+    device: torch.device | None = None,
     observe: Observer,
     database: Database | None = None,
+    site: Site | None = None,
 ) -> Opened:
     """Return `study`, ready to run in `folder`: a new run, or the one that is there.
 
     The caller holds the folder's controller lock, and the `database` that its trials are kept in; None: the folder is
-    all that is held. Raises InputError where data, teacher, constraints or the run folder
-    are wrong; nothing has been written then. What all scores rest on, such as a supernet, is trained last: stopped in
-    it, the next call goes on.
+    all that is held. `device` is that of this machine, None: what the study says; where the workers are at a `site`,
+    nothing is opened here, and the device is theirs. Raises InputError where data, teacher, constraints or the run
+    folder are wrong; nothing has been written then. What all scores rest on, such as a supernet, is trained last:
+    stopped in it, the next call goes on.
     """
     store = open_store(study.config.store, notify=lambda line: observe(Note(line)))
     locked = read_lock(folder) if (folder / LOCK_FILE).exists() else None
-    config = settled_config(study.config, device, locked)
+    config = study.config
     database = database or database_of(folder, config.name, config.storage)
     if locked is None and config.storage is not None and database.exists():
         what = f"{database.place} holds a study {config.name!r} already, of another run folder"
         raise RunFolderError(f"{what}: search in that one, or give this study another name")
-    study = dataclasses.replace(study, config=config)
     context = EvaluatorContext(
         config,
         study.space,
         folder,
         data_root,
         cache,
-        str(device),
+        config.device,
         calibrations=read_calibrations(locked, folder) if locked else {},
         supernet=locked.supernet if locked else None,
         made_on=MadeOn(locked.fingerprints.get("data", "") if locked else ""),
         notify=lambda line: observe(Note(line)),
         store=store,
+        root_is_stated=data_root != own_data_root(None).resolve(),
     )
-    evaluator = open_evaluator(context)
-    space = evaluator.space
+    evaluator = _opened_evaluator(context, locked, device, site)
+    context = evaluator.context
+    config, space = context.config, evaluator.space
+    study = dataclasses.replace(study, config=config)
     if locked is not None:
-        where = str(device) if evaluator.measured else None
+        where = context.device if evaluator.measured else None
         refuse_another_study(folder, locked, config, space, evaluator.fingerprints, where)
-        lock = resumed(locked, config)
-        for difference in differences(locked, config, device):
+        lock = resumed(locked, config, evaluator.machine)
+        for difference in evaluator.differences(locked):
             observe(Note(difference))
         refuse_other_answers(folder, locked, evaluator.teacher_answers)
     else:
-        lock = examine(study, evaluator, str(device)).lock
+        lock = examine(study, evaluator).lock
         write_lock(folder, lock)
         reach("prepared")
     run = run_of_lock(folder, lock)
@@ -167,36 +174,33 @@ def prepare_study(
         write_lock(folder, lock)
         run = run_of_lock(folder, lock)
     config = config.against(run.standard)
-    context = _of_workers(dataclasses.replace(context, config=config, supernet=supernet), evaluator)
-    return Opened(config, space, evaluator, record, Workplan(context), refreshed(run, record))
-
-
-def _of_workers(context: EvaluatorContext, evaluator: Evaluator) -> EvaluatorContext:
-    """Return what workers open: with what the controller has found out, and what of it their machines have not."""
-    files = RunFiles.of_controller(context.folder, context.store, context.config.name)
-    return dataclasses.replace(
-        context,
-        run=files.run,
-        prepared=_shared(files),
-        code=send_code(context.config, evaluator.space.family, context.data_root, context.store),
+    context = dataclasses.replace(
+        _sent(dataclasses.replace(context, config=config, supernet=supernet), space),
         calibrations=evaluator.calibrations,
         made_on=_made_on(evaluator),
     )
+    workplan = Workplan(context)
+    if site is not None:
+        site.reopen(ErrandPlan(workplan.context))
+    return Opened(config, space, evaluator, record, workplan, refreshed(run, record), site)
 
 
-def _shared(files: RunFiles) -> tuple[str, ...]:
-    """Return the files of the run that its workers need, once they may have them."""
-    if not files.store.is_shared:
-        return ()
-    places = sorted(
-        str(path.relative_to(files.folder))
-        for pattern in (FAMILY_FILE, f"{SUPERNET_FOLDER}/*", "teacher-*.safetensors")
-        for path in files.folder.glob(pattern)
-        if path.is_file() and path.name != CHECKPOINT_FILE
-    )
-    for place in places:
-        files.share(place, anew=False)
-    return tuple(places)
+def _opened_evaluator(
+    context: EvaluatorContext, locked: Lock | None, device: torch.device | None, site: Site | None
+) -> Evaluator:
+    """Return what scores the study's students, its numerics settled: open here, or where the workers are."""
+    if site is not None:
+        return site.open(ErrandPlan(_sent(context, context.space), locked))
+    device = device or resolve_device(context.config.device)
+    config = settled_config(context.config, device, locked)
+    return open_evaluator(dataclasses.replace(context, config=config, device=str(device)))
+
+
+def _sent(context: EvaluatorContext, space: SearchSpace) -> EvaluatorContext:
+    """Return `context` for other machines, once what they have not, and that is here, is in the store."""
+    files = RunFiles.of_controller(context.folder, context.store, context.config.name)
+    code = send_code(context.config, space.family, context.data_root, context.store)
+    return dataclasses.replace(context, run=files.run, prepared=files.share_made(), code=code)
 
 
 def _made_on(evaluator: Evaluator) -> MadeOn:
@@ -216,7 +220,7 @@ class Examined:
     sample: list[PricedArch]
 
 
-def examine(study: LoadedStudy, evaluator: Evaluator, device: str) -> Examined:
+def examine(study: LoadedStudy, evaluator: Evaluator) -> Examined:
     """Check and measure what `evaluator` has opened for a study that has not been run yet; nothing is written.
 
     Raises InputError where a search would: a teacher that should not teach, losses that cannot be computed, constraints
@@ -249,8 +253,8 @@ def examine(study: LoadedStudy, evaluator: Evaluator, device: str) -> Examined:
         data=found.data,
         calibrations=written_calibrations(found.calibrations),
         teacher_answers=evaluator.teacher_answers,
-        device=device,
-        machine=this_machine(),
+        device=evaluator.context.device,
+        machine=evaluator.machine,
         further_teachers=found.further_teachers,
     )
     return Examined(lock, config, sample)

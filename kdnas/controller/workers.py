@@ -36,7 +36,10 @@ def start_executor(opened: Opened, observe: Observer) -> Executor[Job, Result]:
     taken = {name: value for name, value in offered.items() if name in EXECUTORS.options(section.type).model_fields}
     size = _measured_size(opened, observe) if section.per_device == "auto" else section.per_device
     plan = opened.workplan if size == 1 else PackedWorkplan(opened.workplan)
-    built: Executor[Any, Any] = EXECUTORS.build(section.type, plan, **{**taken, **section.options})
+    if opened.site is not None:
+        opened.site.leave()  # its worker has a device
+    options = section.options if opened.site is None else {**section.options, **opened.site.options}
+    built: Executor[Any, Any] = EXECUTORS.build(section.type, plan, **{**taken, **options})
     if built.notice:
         observe(Note(built.notice))
     return built if size == 1 else PackedExecutor(built, size, time_limit_s=opened.config.budget.trial_time_limit_s)

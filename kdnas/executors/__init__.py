@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from kdnas.core.words import printable
 from kdnas.registry import Registry
@@ -52,8 +53,20 @@ class Finished(Generic[R]):
 class Executor(ABC, Generic[T, R]):
     """Runs jobs. `make_evaluate` is a picklable callable that each worker calls once to get its `Evaluate`."""
 
+    elsewhere: ClassVar[bool] = False
+    """Whether its workers may have data, teachers and devices that the controller has not."""
+
     def __init__(self, make_evaluate: Callable[[], Evaluate[T, R]]):
         self._make_evaluate = make_evaluate
+
+    @classmethod
+    @contextlib.contextmanager
+    def site(cls, device: str, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Be where the workers are until the context ends: gives the options of several executors there, in turn.
+
+        `options` are those of the first, as a study and the run state them, and `device` is what students train on.
+        """
+        yield dict(options)
 
     @property
     def notice(self) -> str:

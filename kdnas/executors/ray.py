@@ -6,7 +6,7 @@ import contextlib
 import pickle
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic
 
@@ -70,6 +70,8 @@ class Ray(Executor[T, R]):
     which run again elsewhere. Raises ConfigError (no such cluster), RunError (it does not start).
     """
 
+    elsewhere = True
+
     def __init__(
         self,
         make_evaluate: Callable[[], Evaluate[T, R]],
@@ -108,6 +110,22 @@ class Ray(Executor[T, R]):
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    @contextlib.contextmanager
+    def site(cls, device: str, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Be connected to the cluster until the context ends. A worker has a device of it where there are any."""
+        given = {name: options.get(name) for name in ("workers", "threads", "cpus", "gpus", "resources")}
+        cpus = float(given["threads"] or 1) if given["cpus"] is None else given["cpus"]
+        needs = Needs(cpus, given["gpus"] or 0.0, dict(given["resources"] or {}))
+        cluster = Cluster(options.get("address"), workers=given["workers"], needs=needs)
+        try:
+            gpus = given["gpus"]
+            if gpus is None:
+                gpus = float(device != "cpu" and cluster.total().get("GPU", 0.0) > 0)
+            yield {**options, "address": cluster.address, "gpus": gpus}
+        finally:
+            cluster.close()
 
     @property
     def notice(self) -> str:

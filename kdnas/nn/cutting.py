@@ -140,6 +140,16 @@ class Anatomy:
         """The sizes of the whole network, by name."""
         return {name: len(part.blocks) if isinstance(part, Depth) else part.size for name, part in self.by_name.items()}
 
+    @property
+    def outline(self) -> Anatomy:
+        """The same parts without the places of their tensors: what is needed to say what can be cut, not to cut."""
+        nowhere = torch.empty(0, dtype=torch.int64)
+        axes = tuple(
+            dataclasses.replace(axis, ties=tuple(dataclasses.replace(tie, places=nowhere) for tie in axis.ties))
+            for axis in self.axes
+        )
+        return Anatomy(self.kind, axes, self.depths, self.uncut)
+
     def prefix(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """Return what stays at `sizes`: the units and blocks that rank first, as the network has them in its order.
 

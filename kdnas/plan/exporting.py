@@ -68,6 +68,24 @@ def export_student(
     RunFolderError when its checkpoint is missing or damaged, DataError when the data is not what the run was made on,
     and ExportError, with nothing written, when a format fails its check.
     """
+    written = write_student(run, member, formats, out, data_root=data_root, cache=cache, on_skip=on_skip, notify=notify)
+    if out.resolve() == export_folder(run).resolve():
+        note_products(run, "export", written, wanted_export(run))
+    return written
+
+
+def write_student(
+    run: RunRecord,
+    member: FrontMember,
+    formats: Sequence[str] | None,
+    out: Path,
+    *,
+    data_root: Path,
+    cache: Path | None = None,
+    on_skip: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Do what `export_student` does, and note nothing: the run's database need not be where this is done."""
     run.sources()
     repeat = best_repeat(run, member.trial)
     if formats is not None:
@@ -85,8 +103,6 @@ def export_student(
         formats = had_formats(student, formats, on_skip or notify)
     written = write_formats(student, formats, out, notify=notify)
     reach("export")
-    if out.resolve() == export_folder(run).resolve():
-        note_products(run, "export", written, wanted_export(run))
     return written
 
 

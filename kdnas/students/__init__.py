@@ -39,6 +39,8 @@ class FamilyContext:
     """Shows what matters in a teacher; None where no data are open."""
     kept: Path | None = None
     """A file of the run folder for what a family finds out once; None where there is no run folder."""
+    outline: object | None = None
+    """What the family was told elsewhere, where a teacher is open (`StudentFamily.outline`)."""
 
 
 class StudentFamily(ABC):
@@ -84,6 +86,11 @@ class StudentFamily(ABC):
     def keep(self) -> None:
         """Write what it has found out where it finds that again (`FamilyContext.kept`); here nothing."""
         return
+
+    @property
+    def outline(self) -> object | None:
+        """What it must be told to spell and to price its students where no teacher is open; None: nothing."""
+        return None
 
     def space(self, stated: SearchSpace) -> SearchSpace:
         """Return the space as it is searched: what a study states, completed by what the teacher has."""
@@ -190,10 +197,12 @@ def family_for(
     samples: Samples | None = None,
     *,
     kept: Path | None = None,
+    outline: object | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> StudentFamily:
     """Return the family called `name` for students of `task`. Raises ConfigError where there is none of that name."""
-    family: StudentFamily = STUDENTS.build(name, FamilyContext(task, teachers or {}, samples, kept), **(options or {}))
+    context = FamilyContext(task, teachers or {}, samples, kept, outline)
+    family: StudentFamily = STUDENTS.build(name, context, **(options or {}))
     return family
 
 

@@ -85,6 +85,15 @@ class Calibration:
 
 
 @dataclasses.dataclass(frozen=True)
+class Outline:
+    """What spells and prices the students of a teacher that is open elsewhere."""
+
+    anatomy: Anatomy
+    """Without the places of its tensors."""
+    costs: CutCosts
+
+
+@dataclasses.dataclass(frozen=True)
 class OpenedUp:
     """A student with what is inside it; in eval mode."""
 
@@ -154,6 +163,13 @@ class Derived(StudentFamily):
         self._reconstruct = reconstruct
         self._samples = samples
         self._sizes_of = lru_cache(maxsize=4096)(self._sizes)
+        if isinstance(context.outline, Outline):
+            self.anatomy, self._costs = context.outline.anatomy, context.outline.costs
+
+    @property
+    def outline(self) -> Outline:
+        """Its anatomy and its costs in closed form."""
+        return Outline(self.anatomy.outline, self._costs)
 
     # -- what the teacher is ---------------------------------------------------------------------------------------
 

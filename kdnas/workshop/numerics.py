@@ -11,7 +11,7 @@ import dataclasses
 
 import torch
 
-from kdnas.record.lock import Lock, this_machine
+from kdnas.record.lock import Lock, Machine, this_machine
 from kdnas.study.config import StudyConfig
 from kdnas.training.numerics import bfloat16_is_native, settled
 from kdnas.training.recipe import Training, numerics_of
@@ -29,9 +29,8 @@ def settled_config(config: StudyConfig, device: torch.device, lock: Lock | None)
     return config.model_copy(update={"training": settled(known, device)})
 
 
-def resumed(lock: Lock, config: StudyConfig) -> Lock:
-    """Return the lock of a run that goes on by `config`; it names every further machine under `resumed_on`."""
-    here = this_machine()
+def resumed(lock: Lock, config: StudyConfig, here: Machine) -> Lock:
+    """Return the lock of a run that goes on by `config` on the machine `here`; it names every further machine."""
     further = () if here in (lock.machine, *lock.resumed_on) else (here,)
     return dataclasses.replace(lock, config=config, resumed_on=(*lock.resumed_on, *further))
 

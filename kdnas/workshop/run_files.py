@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
+import os
 import re
 import secrets
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from kdnas.errors import RunFolderError
 from kdnas.record.run_folder import write_text
 from kdnas.store import NO_STORE, Store
+from kdnas.workshop.block_library import LIBRARY_FILE
+from kdnas.workshop.opening import FAMILY_FILE
+from kdnas.workshop.supernets import CHECKPOINT_FILE, SUPERNET_FOLDER
 
+_MADE_ONCE = (FAMILY_FILE, LIBRARY_FILE, f"{SUPERNET_FOLDER}/*", "teacher-*.safetensors")
+_GUARD = ".worker"
+_KEPT_S = 14 * 86_400.0
+_KEPT_BYTES = 50 << 30
 _RUN = ".store"
 """The file with the run's name in the store."""
 _RUN_NAME = re.compile(r"[A-Za-z0-9._-]+-[0-9a-f]{16}")
@@ -49,9 +60,10 @@ class RunFiles:
         """Return the run's files on a machine with the cache folder `cache`, which shares none with the controller."""
         own = dataclasses.replace(self, folder=cache / "runs" / self.run)
         try:
-            (own.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            _hold(own.folder)
         except OSError as error:
             raise RunFolderError(f"{own.folder} cannot be written: {error.strerror or error}") from error
+        _make_room(cache / "runs")
         return own
 
     def have(self, place: str) -> Path:
@@ -61,10 +73,28 @@ class RunFiles:
             self.store.get(self._name(place), path)
         return path
 
+    def have_anew(self, place: str) -> None:
+        """Have a file or a folder of the run as it was shared last, whatever is here."""
+        if self.store.is_shared:
+            shutil.rmtree(self.folder / place, ignore_errors=True)
+            self.have(place)
+
     def share(self, place: str, *, anew: bool = True) -> None:
         """Let the others have a file; not `anew`: unless they may have it already."""
         if self.store.is_shared and (anew or not self.store.has(self._name(place))):
             self.store.put(self._name(place), self.folder / place)
+
+    def share_made(self) -> tuple[str, ...]:
+        """Let the others have what is made once for the whole run, as far as it is there; return those files."""
+        if not self.store.is_shared:
+            return ()
+        found = (path for pattern in _MADE_ONCE for path in self.folder.glob(pattern))
+        places = sorted(
+            str(path.relative_to(self.folder)) for path in found if path.is_file() and path.name != CHECKPOINT_FILE
+        )
+        for place in places:
+            self.share(place, anew=False)
+        return tuple(places)
 
     def under(self, place: str) -> list[str]:
         """Return the files in a folder of the run, wherever they are."""
@@ -85,3 +115,39 @@ class RunFiles:
 
     def _name(self, place: str) -> str:
         return f"runs/{self.run}/{place}"
+
+
+_held: dict[Path, IO[str]] = {}
+"""The guards of the folders that this process works in, open for its life."""
+
+
+def _hold(folder: Path) -> None:
+    """Make a worker's folder of a run, and keep it from being removed while this process lives."""
+    while folder not in _held or not (folder / _GUARD).exists():
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        guard = (folder / _GUARD).open("a")
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(guard, fcntl.LOCK_SH)
+        _held[folder] = guard  # unless it was removed meanwhile
+    os.utime(folder / _GUARD)
+
+
+def _make_room(runs: Path) -> None:
+    """Remove the folders of runs that no worker of this machine has used for long, and the oldest beyond what is kept.
+
+    All that is in them is in the run's store, or is made again.
+    """
+    found = sorted(((_last_used(folder), folder) for folder in runs.iterdir() if folder.is_dir()), reverse=True)
+    kept = 0
+    for used, folder in found:
+        kept += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        if time.time() - used > _KEPT_S or kept > _KEPT_BYTES:
+            with contextlib.suppress(OSError), (folder / _GUARD).open("a") as guard:
+                fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+
+
+def _last_used(folder: Path) -> float:
+    with contextlib.suppress(OSError):
+        return (folder / _GUARD).stat().st_mtime
+    return folder.stat().st_mtime

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdnas.checksums import file_sha256
-from kdnas.errors import RunFolderError
+from kdnas.errors import ConfigError, RunFolderError
 from kdnas.plugins import bring, load_plugin, plugin_folder, plugins_named, vouch
 from kdnas.store import Store
 from kdnas.study.config import StudyConfig
@@ -69,7 +69,10 @@ def send_code(config: StudyConfig, family: str, data_root: Path, store: Store) -
             files |= {f"{inside}/{place}": path for place, path in load_plugin(plugin.spec).sources.items()}
     for named in code_named(settings):
         if not named.plugin:
-            sources = load_user_object(named.spec, data_root).sources
+            try:
+                sources = load_user_object(named.spec, data_root).sources
+            except ConfigError:  # it lies where the workers are, or they say what is wrong with it
+                continue
             files |= {f"{_DATA}/{place}": path for place, path in sources.items()}
     if not files:
         return TravellingCode(specs=specs)

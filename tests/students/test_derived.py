@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -103,6 +104,20 @@ def test_a_student_costs_what_is_counted_on_it_and_runs(opened):
         assert family.price(arch).macs == traced_macs(student, raw[:1])
         assert family.price(arch).params == parameter_count(student)
         assert torch.isfinite(outputs(family.inherit(arch), raw)).all()
+
+
+def test_what_is_told_of_a_teacher_spells_and_prices_its_students_where_none_is_open(opened):
+    family, space, _ = opened
+    told = pickle.loads(pickle.dumps(family.outline))
+    elsewhere = STUDENTS.build("derived", FamilyContext(family.task, outline=told))
+    smallest = elsewhere.canonical(space.active(space.corners[0]))
+    for arch in [*drawn(family, space, 20), family.canonical({})]:
+        assert elsewhere.canonical(arch.choices) == arch
+        assert elsewhere.price(arch) == family.price(arch)
+        assert elsewhere.is_part(smallest, arch) == family.is_part(smallest, arch)
+    assert not elsewhere.is_part(elsewhere.canonical({}), smallest)
+    with pytest.raises(ConfigError):
+        elsewhere.build(smallest)
 
 
 def test_an_inherited_student_holds_the_teachers_weights_and_a_random_one_none(opened):

@@ -122,6 +122,7 @@ def test_another_machine_keeps_what_is_locked_and_says_what_differs(locked, stud
     monkeypatch.setattr(numerics, "bfloat16_is_native", lambda device: other)
     here = dataclasses.replace(this_machine(), processor="Another 9000")
     monkeypatch.setattr(numerics, "this_machine", lambda: here)
+    monkeypatch.setattr("kdnas.workshop.evaluators.this_machine", lambda: here)
     notes: list[str] = []
     with controller_lock(locked):
         opened = prepare(study, locked, notes=notes)

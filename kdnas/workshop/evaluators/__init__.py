@@ -12,19 +12,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+import torch
+
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.block_library import BlockLibrary
 from kdnas.core.measurement import Calibration, Measurement
 from kdnas.core.objective import Quantity
 from kdnas.core.space import SearchSpace
 from kdnas.errors import ConfigError, Problem, TrialError
-from kdnas.record.lock import Findings, SupernetRecord
+from kdnas.record.lock import Findings, Lock, Machine, SupernetRecord, this_machine
 from kdnas.record.records import Result, TrialRecord
 from kdnas.registry import Registry
 from kdnas.store import NO_STORE, Store
-from kdnas.study.config import StudyConfig
+from kdnas.study.config import DISTIL, StudyConfig
 from kdnas.training.packing import Packing
+from kdnas.training.recipe import Recipe
 from kdnas.workshop.jobs import Job
+from kdnas.workshop.numerics import differences
 from kdnas.workshop.opening import MadeOn, cache_dir
 from kdnas.workshop.opening import data_root as own_data_root
 from kdnas.workshop.run_files import RunFiles
@@ -66,6 +70,8 @@ class EvaluatorContext:
     """Files of the run that its workers need, relative to the run folder."""
     code: TravellingCode = field(default_factory=TravellingCode)
     """What of the user's own the study has imported."""
+    root_is_stated: bool = True
+    """Whether the data root was stated for this run: else a machine that has one of its own has its data there."""
 
     @property
     def files(self) -> RunFiles:
@@ -77,13 +83,18 @@ class EvaluatorContext:
         cache = cache_dir().resolve()
         code = self.code.arrive(self.store, cache)
         if not self.store.is_shared:
-            return self
+            return self if self.root_is_stated else replace(self, data_root=self._root_here(None))
         files = self.files.at(cache)
         for place in self.prepared:
             files.have(place)
-        roots = (self.data_root, own_data_root(None).absolute(), code or self.data_root)
-        root = next((root for root in roots if root.is_dir()), self.data_root)
-        return replace(self, folder=files.folder, cache=cache, data_root=root)
+        return replace(self, folder=files.folder, cache=cache, data_root=self._root_here(code))
+
+    def _root_here(self, code: Path | None) -> Path:
+        """Return the data root on a worker's machine: the one that the user stated, its own, or that of the code."""
+        own = own_data_root(None).absolute()
+        roots = (self.data_root, own) if self.root_is_stated else (own, self.data_root)
+        there = [root for root in roots if root.is_dir() and any(root.iterdir())]
+        return there[0] if there else code or self.data_root
 
 
 class Evaluator(ABC):
@@ -134,6 +145,15 @@ class Evaluator(ABC):
         return {}
 
     @property
+    def machine(self) -> Machine:
+        """The machine that its scores are computed on, or one like it."""
+        return this_machine()
+
+    def differences(self, locked: Lock) -> list[str]:
+        """Return in words in what that machine differs from the one on which the run of `locked` began."""
+        return differences(locked, self.context.config, torch.device(self.context.device))
+
+    @property
     def measured(self) -> tuple[str, ...]:
         """The quantities that are measured on the built student."""
         return tuple(name for name, quantity in self.quantities.items() if quantity.kind == "measured")
@@ -162,6 +182,11 @@ class Evaluator(ABC):
         """Raise InputError where one of `students`, by what they are called, cannot be trained as the study states."""
         return
 
+    def check_recipe(self, recipe: Recipe, arch: Arch) -> None:
+        """Raise ConfigError where the student `arch` cannot be trained by `recipe`, as where none is trained here."""
+        what = f"the evaluator {self.context.config.evaluator.type} trains no students here"
+        raise ConfigError(Problem("evaluator", f"{what}, so there are no recipes to compare", DISTIL))
+
     def calibrate(self, calibrations: Mapping[str, Calibration]) -> None:
         """Measure and price by `calibrations` from now on."""
         self.calibrations = calibrations
@@ -188,6 +213,10 @@ class Evaluator(ABC):
     def measure(self, arch: Arch) -> dict[str, Measurement]:
         """Return the measured quantities of `arch`, built anew. Raises TrialError where they are no finite numbers."""
         return {}
+
+    def done(self, what: str, do: Callable[[Evaluator], T]) -> T:
+        """Return `do` of the evaluator that has data and teachers open, as this one has; `what` says what it does."""
+        return do(self)
 
     @abstractmethod
     def __call__(self, job: Job) -> Result:
