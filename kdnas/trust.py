@@ -36,9 +36,16 @@ _NAMING = {
 }
 
 
+_REACHING = ("executor.address", "executor.runtime_env", "store")
+"""Settings that name other machines, which are sent data and code and answer with objects, or what is started there."""
+
+
 @dataclass(frozen=True)
 class NamedCode:
-    """A function or a plug-in that a file names as `spec`, under the key `where`, called with `arguments`."""
+    """A function or a plug-in that a file names as `spec`, under the key `where`, called with `arguments`.
+
+    Or what the setting `where` reaches: a cluster, a store, an environment.
+    """
 
     where: str
     spec: str
@@ -47,6 +54,8 @@ class NamedCode:
 
     def in_words(self, data_root: Path) -> str:
         """Return in words what would run."""
+        if self.where in _REACHING:
+            return printable(f"{self.where}: {self.spec}", 4000)
         module, _, _ = self.spec.rpartition(":")
         given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
         place = f" in {(data_root / module).resolve()}" if module.endswith(".py") else ""
@@ -83,12 +92,28 @@ def code_named(settings: Mapping[str, Any]) -> list[NamedCode]:
     return named
 
 
+def reaching(settings: Mapping[str, Any]) -> list[NamedCode]:
+    """Return what plain settings reach beyond this machine, and what they have started there."""
+    found = []
+    for where in _REACHING:
+        section, _, key = where.partition(".")
+        value = settings.get(section)
+        value = value.get(key) if key and isinstance(value, Mapping) else None if key else value
+        if value and value != "local":
+            found.append(NamedCode(where, value if isinstance(value, str) else json.dumps(value, default=str), {}))
+    return found
+
+
+def _to_be_vouched_for(settings: Mapping[str, Any]) -> list[NamedCode]:
+    return [*code_named(settings), *reaching(settings)]
+
+
 def signature_line(settings: Mapping[str, Any]) -> str:
     """Return the comment that marks a YAML file of `settings` as this user's; empty where it names no code.
 
     It is empty too where this user's key can neither be read nor made.
     """
-    named = code_named(settings)
+    named = _to_be_vouched_for(settings)
     key = _key(make=True) if named else None
     return "" if key is None else f"{_LINE}{_signature(key, named)}\n"
 
@@ -113,7 +138,7 @@ def strange_code(source: Path, settings: Mapping[str, Any], data_root: Path) -> 
     Where somebody does, its plug-ins may run from now on.
     """
     settings = resolved(settings, source.parent)
-    named = code_named(settings)
+    named = _to_be_vouched_for(settings)
     if named and not is_trusted(source, named, data_root):
         try:
             text = source.read_text(encoding="utf-8")
@@ -130,7 +155,7 @@ def vouch_for_signed(source: Path, text: str, settings: Mapping[str, Any]) -> No
 
     Unlike functions, plug-ins do not lie in a data root, which is not asked for.
     """
-    named = code_named(resolved(settings, source.parent))
+    named = _to_be_vouched_for(resolved(settings, source.parent))
     plugins = [code for code in named if code.plugin]
     if plugins and (is_signed(text, named) or is_trusted(source, plugins, _NO_ROOT)):
         vouch(code.spec for code in plugins)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdnas.trust import code_named, config_dir, is_signed, is_trusted, signature_line, trust
+from kdnas.trust import code_named, config_dir, is_signed, is_trusted, signature_line, strange_code, trust
 
 SETTINGS = {
     "data": {"type": "module", "function": "data.py:load", "options": {"size": 8}},
@@ -79,3 +79,23 @@ def test_trust_is_remembered_for_this_place_code_and_data_root(tmp_path: Path) -
     assert not is_trusted(tmp_path / "other", named, tmp_path)
     assert not is_trusted(tmp_path / "run", named[:1], tmp_path)
     assert not is_trusted(tmp_path / "run", named, tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"executor": {"type": "ray", "address": "ray://evil:10001"}}, "executor.address: ray://evil:10001"),
+        ({"executor": {"type": "ray", "runtime_env": {"py_executable": "sh -c evil"}}}, "executor.runtime_env: {"),
+        ({"store": "s3://evil/bucket"}, "store: s3://evil/bucket"),
+    ],
+)
+def test_machines_that_a_strangers_file_names_are_not_reached(settings, words, tmp_path, monkeypatch):
+    source = tmp_path / "study.lock.yaml"
+    source.write_text("name: x\n")
+    (found,) = strange_code(source, settings, tmp_path)
+    assert found.in_words(tmp_path).startswith(words)
+    source.write_text(signature_line(settings))
+    assert strange_code(source, settings, tmp_path) == []
+    monkeypatch.setenv("KDNAS_CONFIG", str(tmp_path / "another user"))
+    assert strange_code(source, settings, tmp_path) == [found]
+    assert strange_code(source, {"executor": {"type": "ray", "address": "local", "workers": 2}}, tmp_path) == []
