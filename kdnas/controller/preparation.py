@@ -41,7 +41,7 @@ from kdnas.study.feasibility import PricedArch, nearest_miss, reference_costs, r
 from kdnas.study.loading import LoadedStudy
 from kdnas.training.recipe import Training
 from kdnas.workshop.elsewhere import ErrandPlan
-from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, Workplan, open_evaluator
+from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, Notify, Workplan, open_evaluator
 from kdnas.workshop.numerics import resumed, settled_config
 from kdnas.workshop.opening import MadeOn, resolve_device
 from kdnas.workshop.opening import data_root as own_data_root
@@ -120,27 +120,13 @@ def prepare_study(
     folder are wrong; nothing has been written then. What all scores rest on, such as a supernet, is trained last:
     stopped in it, the next call goes on.
     """
-    store = open_store(study.config.store, notify=lambda line: observe(Note(line)))
     locked = read_lock(folder) if (folder / LOCK_FILE).exists() else None
     config = study.config
+    context = _context(study, folder, locked, data_root, cache, notify=lambda line: observe(Note(line)))
     database = database or database_of(folder, config.name, config.storage)
     if locked is None and config.storage is not None and database.exists():
         what = f"{database.place} holds a study {config.name!r} already, of another run folder"
         raise RunFolderError(f"{what}: search in that one, or give this study another name")
-    context = EvaluatorContext(
-        config,
-        study.space,
-        folder,
-        data_root,
-        cache,
-        config.device,
-        calibrations=read_calibrations(locked, folder) if locked else {},
-        supernet=locked.supernet if locked else None,
-        made_on=MadeOn(locked.fingerprints.get("data", "") if locked else ""),
-        notify=lambda line: observe(Note(line)),
-        store=store,
-        root_is_stated=data_root != own_data_root(None).resolve(),
-    )
     evaluator = _opened_evaluator(context, locked, device, site)
     context = evaluator.context
     config, space = context.config, evaluator.space
@@ -174,15 +160,37 @@ def prepare_study(
         write_lock(folder, lock)
         run = run_of_lock(folder, lock)
     config = config.against(run.standard)
-    context = dataclasses.replace(
-        _sent(dataclasses.replace(context, config=config, supernet=supernet), space),
-        calibrations=evaluator.calibrations,
-        made_on=_made_on(evaluator),
+    workplan = _workplan(dataclasses.replace(context, config=config, supernet=supernet), evaluator, site)
+    return Opened(config, space, evaluator, record, workplan, refreshed(run, record), site)
+
+
+def _context(
+    study: LoadedStudy, folder: Path, locked: Lock | None, data_root: Path, cache: Path, *, notify: Notify
+) -> EvaluatorContext:
+    """Return what an evaluator of the study is opened from: with what the run in `folder` has found out, if any."""
+    return EvaluatorContext(
+        study.config,
+        study.space,
+        folder,
+        data_root,
+        cache,
+        study.config.device,
+        calibrations=read_calibrations(locked, folder) if locked else {},
+        supernet=locked.supernet if locked else None,
+        made_on=MadeOn(locked.fingerprints.get("data", "") if locked else ""),
+        notify=notify,
+        store=open_store(study.config.store, notify=notify),
+        root_is_stated=data_root != own_data_root(None).resolve(),
     )
-    workplan = Workplan(context)
+
+
+def _workplan(context: EvaluatorContext, evaluator: Evaluator, site: Site | None) -> Workplan:
+    """Return what workers open, also those that do errands from now on."""
+    known = dataclasses.replace(context, calibrations=evaluator.calibrations, made_on=_made_on(evaluator))
+    workplan = Workplan(_sent(known, evaluator.space))
     if site is not None:
         site.reopen(ErrandPlan(workplan.context))
-    return Opened(config, space, evaluator, record, workplan, refreshed(run, record), site)
+    return workplan
 
 
 def _opened_evaluator(

@@ -21,11 +21,7 @@ from typing import IO
 from kdnas.errors import RunFolderError
 from kdnas.record.run_folder import write_text
 from kdnas.store import NO_STORE, Store
-from kdnas.workshop.block_library import LIBRARY_FILE
-from kdnas.workshop.opening import FAMILY_FILE
-from kdnas.workshop.supernets import CHECKPOINT_FILE, SUPERNET_FOLDER
 
-_MADE_ONCE = (FAMILY_FILE, LIBRARY_FILE, f"{SUPERNET_FOLDER}/*", "teacher-*.safetensors")
 _GUARD = ".worker"
 _KEPT_S = 14 * 86_400.0
 _KEPT_BYTES = 50 << 30
@@ -88,7 +84,12 @@ class RunFiles:
         """Let the others have what is made once for the whole run, as far as it is there; return those files."""
         if not self.store.is_shared:
             return ()
-        found = (path for pattern in _MADE_ONCE for path in self.folder.glob(pattern))
+        from kdnas.workshop.block_library import LIBRARY_FILE  # here: they bring members of families
+        from kdnas.workshop.opening import FAMILY_FILE
+        from kdnas.workshop.supernets import CHECKPOINT_FILE, SUPERNET_FOLDER
+
+        made_once = (FAMILY_FILE, LIBRARY_FILE, f"{SUPERNET_FOLDER}/*", "teacher-*.safetensors")
+        found = (path for pattern in made_once for path in self.folder.glob(pattern))
         places = sorted(
             str(path.relative_to(self.folder)) for path in found if path.is_file() and path.name != CHECKPOINT_FILE
         )
