@@ -98,7 +98,7 @@ def test_what_a_librarys_own_form_cannot_tell_is_said():
     cut = student("bert", "heads")
     assert "configuration has one size for all layers: bert.encoder" in why_no_folder(cut.cut, cut.network)
     cut = student("mobilenetv3")
-    assert "tell no size" in why_no_arguments(cut.cut, cut.network)
+    assert "express no size" in why_no_arguments(cut.cut, cut.network)
     assert "a Hugging Face teacher" in why_no_folder(cut.cut, cut.network)
     assert "a timm teacher" in why_no_arguments(None, cut.network)
     assert why_no_folder(*(lambda s: (s.cut, s.network))(student("gpt2"))) == ""
@@ -119,8 +119,8 @@ def test_a_swin_whose_windows_its_configuration_would_shift_otherwise_is_no_fold
     anatomy = read_anatomy(network, example)
     cut = anatomy.cut(network, anatomy.prefix(anatomy.sizes) | {anatomy.depths[-1].name: layers}).eval()
     answers = outputs(cut, example)
-    told, why = described(cut, None)
-    stock = transformers.SwinForImageClassification(told.config).eval()
+    opened, why = described(cut, None)
+    stock = transformers.SwinForImageClassification(opened.config).eval()
     stock.load_state_dict(cut.state_dict())
     same = torch.allclose(outputs(stock, example), answers, atol=1e-6)
     assert same == (told or window == 4)
@@ -129,7 +129,7 @@ def test_a_swin_whose_windows_its_configuration_would_shift_otherwise_is_no_fold
 
 
 def test_an_own_kind_that_cannot_be_had_is_refused_and_writes_nothing(tmp_path):
-    with pytest.raises(ExportError, match="timm: the arguments of a MobileNetV3 tell no size"):
+    with pytest.raises(ExportError, match="timm: the arguments of a MobileNetV3 express no size"):
         EXPORTERS.build("timm", student("mobilenetv3"), tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -29,7 +29,7 @@ _OUT = re.compile(r"(to_?|w)?(o|out)(_?(proj|lin))?|c_proj|dense|proj|linear_out
 _HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size", "d_head", "dim_head", "depth")
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "heads", "config.num_attention_heads")
 _GROUPS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
-_WIDTHS = ("all_head_size", "inner_dim", "attn_dim", "split_size")
+_WIDTHS = ("all_head_size", "inner_dim", "attn_dim", "split_size", "embed_dim")
 _OWN_NORMS = re.compile(r"(.*[._])?(q|k|query|key)_?(layer)?_?norm", re.IGNORECASE)
 _SCALES = re.compile(r"(.*[._])?(gamma|lambda|scale|layer_?scale)(_?\d)?", re.IGNORECASE)
 _ATTENTION = "attention"
@@ -38,7 +38,10 @@ UNKNOWN_ATTENTION = "its attention is of no make that kdnas knows"
 
 @dataclass(frozen=True)
 class Inferred:
-    """A layer's roles: those of its first MLP, and of the others that it may have; and who else touches the stream."""
+    """A layer's roles: those of its first MLP, and of the others that it may have; and who else touches the stream.
+
+    `down` is empty where there is no MLP of linear layers, such as where experts share a tensor.
+    """
 
     roles: LayerRoles
     others: tuple[LayerRoles, ...]
@@ -50,7 +53,7 @@ class Inferred:
 
 
 def inferred(layer: nn.Module) -> Inferred | None:
-    """Return who plays which role in `layer`; None where no MLP is found in it."""
+    """Return who plays which role in `layer`; None where it has neither attention nor an MLP that is known."""
     linears = {name: part for name, part in layer.named_modules() if name and is_linear(part)}
     attentions = [found for parent in _parents(linears) if (found := _attention(layer, parent, linears))]
     width = _width(layer, attentions, linears)
@@ -58,18 +61,16 @@ def inferred(layer: nn.Module) -> Inferred | None:
     within = tuple(f"{_parent(name)}." for found in attentions for name in found.qkv if _parent(name))
     rest = {name: part for name, part in linears.items() if name not in taken}
     mlps, loose = _mlps({name: part for name, part in rest.items() if not name.startswith(within)}, width)
-    if not mlps:
+    if not mlps and not attentions:
         return None
     loose += [name for name in rest if name.startswith(within)]
     first = attentions[0] if attentions else LayerRoles((), mlps[0][1], (), "", heads_stay=UNKNOWN_ATTENTION)
-    inner = in_size(linears[mlps[0][1]])
-    roles = replace(
-        first,
-        up=mlps[0][0],
-        down=mlps[0][1],
-        neuron_norms=tuple(name for name, size in norms_in(layer).items() if size == inner != width),
-        scales=tuple(_scales(layer, width)),
-    )
+    roles = replace(first, scales=tuple(_scales(layer, width)))
+    if mlps:
+        up, down = mlps[0]
+        inner = in_size(linears[down])
+        normed = tuple(name for name, size in norms_in(layer).items() if size == inner != width)
+        roles = replace(roles, up=up, down=down, neuron_norms=normed)
     more = [name for found in attentions[1:] for name in found.qkv]
     stream = StreamRoles(
         writes=(
@@ -138,11 +139,15 @@ def _attention(layer: nn.Module, parent: str, linears: Mapping[str, nn.Module]) 
 
 
 def _width(layer: nn.Module, attentions: Iterable[LayerRoles], linears: Mapping[str, nn.Module]) -> int:
-    """Return how wide the residual stream of `layer` is: what its attention gives, else what most of its norms see."""
+    """Return how wide the residual stream of `layer` is: what its attention gives, else what most of its norms see.
+
+    Of sizes that are seen as often it is what the last linear layer gives.
+    """
     for found in attentions:
         return out_size(linears[found.out])
-    seen = Counter(norms_in(layer).values()) or Counter(map(out_size, linears.values()))
-    return seen.most_common(1)[0][0] if seen else 0
+    given = [out_size(part) for part in linears.values()]
+    seen = Counter(norms_in(layer).values()) or Counter(given)
+    return max(seen, key=lambda size: (seen[size], size == given[-1])) if given else 0
 
 
 def _mlps(linears: Mapping[str, nn.Module], width: int) -> tuple[list[tuple[tuple[str, ...], str]], list[str]]:

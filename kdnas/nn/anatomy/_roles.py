@@ -233,7 +233,7 @@ def width_axis(name: str, network: nn.Module, layers: Sequence[tuple[str, LayerR
         layer = network.get_submodule(path)
         for part in (*roles.qkv, *roles.up):
             ties.append(in_tie(f"{path}.{part}", linear(layer, part), places))
-        for part in dict.fromkeys((roles.out, roles.down)):  # an MLP without attention has one
+        for part in dict.fromkeys(filter(None, (roles.out, roles.down))):  # one, without attention or without an MLP
             ties += out_ties(f"{path}.{part}", linear(layer, part), places)
         apart = {*roles.head_norms, *roles.neuron_norms}
         for part in (name for name, length in norms_in(layer).items() if length == size and name not in apart):

@@ -19,7 +19,6 @@ from kdnas.nn.anatomy._ties import runs
 from kdnas.nn.cutting import Anatomy, Axis, Depth, Example, Tie, Uncut
 
 _SHARED = "one layer serves again and again; how often is a number of its configuration"
-_ROUTED = "its layers choose experts token by token, so what a student costs would differ from input to input"
 _ODD = "it is made otherwise than the other layers"
 
 
@@ -28,13 +27,12 @@ def layers(network: nn.Module, example: Example) -> Anatomy | None:
     """Read a transformer of any make: heads and MLP neurons of every layer, its layers, and the width they share."""
     found_in = _runs(network)
     if not found_in:
-        routed = [Uncut(name, _ROUTED) for name, part in network.named_modules() if _chooses_experts(part)]
-        return Anatomy("layers", (), (), tuple(routed)) if routed else None
+        return None
     axes, depths, whole = list[Axis](), list[Depth](), list[Uncut]()
     for stage, (container, found) in enumerate(found_in.items(), 1):
         for path, parts in found.items():
             layer = network.get_submodule(path)
-            own = [neurons_axis(path, layer, parts.roles)]
+            own = [neurons_axis(path, layer, parts.roles)] if parts.roles.down else []
             for number, other in enumerate(parts.others, 2):
                 own.append(dataclasses.replace(neurons_axis(path, layer, other), name=f"{path}.inner{number}"))
             if not parts.roles.heads_stay:
@@ -77,12 +75,6 @@ def _runs(network: nn.Module) -> dict[str, dict[str, Inferred]]:
         if found and len(found) == len(module):
             runs[name] = found
     return runs
-
-
-def _chooses_experts(module: nn.Module) -> bool:
-    """Whether a module is a list of layers, one of which at least has experts."""
-    names = (name for layer in module.children() for name, _ in layer.named_modules())
-    return isinstance(module, nn.ModuleList) and any(name.rpartition(".")[2] == "experts" for name in names)
 
 
 def _alike(network: nn.Module, paths: list[str]) -> tuple[list[str], list[str]]:

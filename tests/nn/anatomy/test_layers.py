@@ -85,11 +85,16 @@ def test_one_layer_that_serves_again_and_again_says_why_none_can_go():
     assert "one layer serves again and again" in found["albert.encoder.albert_layer_groups.depth"]
 
 
-def test_layers_that_choose_experts_are_refused_by_what_they_do():
+def test_layers_that_choose_experts_may_go_and_lose_heads_but_keep_their_width():
     mixed = {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 8}
-    network = hugging_face("Qwen3MoeForCausalLM", "Qwen3MoeConfig", mixed)()
-    with pytest.raises(ValueError, match=r"model.layers: its layers choose experts token by token, so what a student"):
-        read_anatomy(network, torch.randint(3, 100, (2, 10)))
+    network = hugging_face("Qwen3MoeForCausalLM", "Qwen3MoeConfig", mixed)().eval()
+    example = torch.randint(3, 100, (2, 10))
+    anatomy = sound_part(read_anatomy(network, example), network, example)
+    assert {axis.role for axis in anatomy.axes} == {"heads"}
+    assert "width" in [part.what for part in anatomy.uncut]
+    sizes = {axis.name: 1 for axis in anatomy.axes} | {anatomy.depths[0].name: 2}
+    cut, price = anatomy.cut(network, anatomy.prefix(sizes)), CutCosts(anatomy, network, example).price(sizes)
+    assert (price.macs, price.params) == (traced_macs(cut, example[:1]), parameter_count(cut))
 
 
 def test_a_kind_that_stumbles_over_a_network_is_passed_over(monkeypatch):
