@@ -92,19 +92,19 @@ class Progress:
         self._stage_began = clock()
         self._done_before = 0
         self._running: dict[str, _Running] = {}
-        self.note = ""
-        """The latest note of what is done outside trainings; empty once a training has started."""
+        self.note = Note("")
+        """The latest one on what is done outside trainings; empty once a training has started."""
 
     def take(self, event: Event) -> None:
         """Count `event`."""
         if isinstance(event, Note):
-            self.note = event.text
+            self.note = event
             return
         if isinstance(event, Advanced):
             if event.key in self._running:
                 self._running[event.key].done = event.done
             return
-        self.note = ""
+        self.note = Note("")
         if isinstance(event, Ready):
             closed = sum(trial.state in ("complete", "failed", "infeasible") for trial in event.run.trials)
             self._start("searching", closed, self.budget or 0)
@@ -211,7 +211,7 @@ def teacher_lines(run: RunRecord) -> list[str]:
     """Return one line on each teacher, none where there is no teacher."""
     lines = []
     for teacher in run.teachers.values():
-        numbers = ", ".join(f"{name} {shown(name, value)}" for name, value in teacher.values.items())
+        numbers = ", ".join(f"{label(name)} {shown(name, value)}" for name, value in teacher.values.items())
         score = f"validation {label(run.score.name)} {run.score.shown(teacher.score)}"
         lines.append(f"teacher {teacher.name}: {score}, {numbers}")
     return lines
@@ -249,9 +249,8 @@ class PlainView(View):
         progress = self._progress
         with self._lock:
             count = f"[{progress.counted}]  " if progress.total or progress.done else ""
-            what = "; ".join(progress.running) or ": ".join(
-                filter(None, [f"{progress.stage} {progress.lasting}", progress.note])
-            )
+            passing = f": {progress.note.text}" if progress.note.passing else ""  # others are lines already
+            what = "; ".join(progress.running) or f"{progress.stage} {progress.lasting}{passing}"
             self._print([f"{count}{f'{progress.left}  ' if progress.left else ''}{what}"])
 
     def _print_at_intervals(self) -> None:
@@ -344,8 +343,8 @@ class LiveView(View):
             Text(", ".join(filter(None, (progress.lasting, progress.left))), style="dim"),
         )
         parts: list[RenderableType] = [bar]
-        if progress.note:
-            parts.append(Text(progress.note, style="dim"))
+        if progress.note.text:
+            parts.append(Text(progress.note.text, style="dim"))
         lines = Table.grid(padding=(0, 2))  # a long line goes on below its beginning, whole
         lines.add_column(min_width=8)
         for name, text in self._numbers:

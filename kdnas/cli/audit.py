@@ -73,14 +73,15 @@ def command(
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
-    """Train a sample of the searched students longer, and measure how well the search's scores ranked them.
+    """Measure how well the search's scores rank its students.
 
-    Kendall tau of score and longer training, overall, among the best quarter and inside bands of equal MACs, beside
-    that of the parameter count and the MACs alone; the noise ceiling; the fidelity that tau 0.8 would need. What was
-    trained is kept: stopped at any moment, the same command continues, and repeated it only shows the result.
+    A sample of the searched students is trained longer. Reported are Kendall's tau between the search score and the
+    longer training, overall, among the best quarter and inside bands of equal MACs; the same for the parameter count
+    and the MACs alone; the noise ceiling; and the fidelity that tau 0.8 would need. Every training is kept: a stopped
+    audit continues by the same command, and a finished one shows its result again.
 
+    Examples:
       kdnas audit runs/digits --dry-run
-
       kdnas audit runs/digits --students 24 --epochs 30 --seeds 2 --loss ce --loss dkd
     """
     from kdnas.audit.auditing import pending, plan_audit

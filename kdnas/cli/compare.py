@@ -68,15 +68,17 @@ def command(
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
-    """Train the same students by several recipes on one budget, and report which differences are beyond noise.
+    """Train the same students by several recipes on one budget.
 
-    Losses, their options, weights, rates: every combination of what is varied is a recipe, each trained with the same
-    seeds, hence in pairs. Every training is kept in RUN/compare: stopped at any moment, the same command continues, and
-    one with more recipes or seeds trains what is new. Table, figure and the best recipe as a study are written there.
+    A recipe is one combination of the varied settings: losses, their options, weights, learning rates. All recipes are
+    trained with the same seeds, so that their scores are compared in pairs and differences beyond noise are marked.
+    Every training is kept in RUN/compare: a stopped comparison continues by the same command, and one with more
+    recipes or seeds trains only what is new. The table, a figure and the best recipe as a study are written there.
 
+    Examples:
       kdnas compare runs/digits --vary distillation.losses=ce,kd,dkd,dist --seeds 3
-
-      kdnas compare studies/digits --pick median --vary distillation.losses=kd,dkd --vary distillation.temperature=1,4
+      kdnas compare studies/digits --pick median --vary distillation.losses=kd,dkd \\
+        --vary distillation.temperature=1,4
     """
     from kdnas.record.started_study import read_study, run_folder
 

@@ -14,7 +14,14 @@ def command(
     run: RunFolder,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.", min=0, max=65535)] = 8321,
 ) -> None:
-    """Serve the run's page, live and read-only, on the loopback address until Ctrl-C."""
+    """Serve the run's report as a live page until Ctrl-C.
+
+    The page is read-only and served on the loopback address alone.
+
+    Examples:
+      kdnas dashboard runs/digits
+      kdnas dashboard runs/digits --port 0
+    """
     from kdnas.record.database import database_of_run
     from kdnas.record.storage import load_run
     from kdnas.report.dashboard import DashboardServer

@@ -71,9 +71,10 @@ def command(
     ),
     as_json: Json = False,
 ) -> None:
-    """Check what works on this machine: one line a check, with a remedy where something is wrong.
+    """Check what works on this machine.
 
-    Ends with status 1 only when something that every search needs is broken.
+    Prints one line a check, with a remedy where something is wrong. Ends with status 1 only when something that every
+    search needs is broken.
 
     Examples:
       kdnas doctor

@@ -30,11 +30,12 @@ def command(
     data_root: DataRoot = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Write a trained student of RUN to a folder, each format checked against the student's own outputs.
+    """Write a trained student of RUN to a folder.
 
-    The weights are those of the retraining with the best validation score. Where a format does not reproduce the
-    student's outputs, nothing is written.
+    Each format is checked against the student's own outputs. Where one does not reproduce them, nothing is written. The
+    weights are those of the retraining with the best validation score.
 
+    Examples:
       kdnas export runs/digits --pick best-0.5 --out student
       kdnas export runs/digits --pick 'macs<=1M' --format onnx --format model_card --out student
     """

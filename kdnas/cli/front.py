@@ -26,14 +26,18 @@ def command(
         ),
     ] = None,
 ) -> None:
-    """Show the run's Pareto front: the score with its 95 % interval, costs, and the teacher's.
+    """Show the run's Pareto front.
 
-    The recommended student is marked, with the rule that chose it. Students that `kdnas train` trained follow.
+    Each student is listed with its score, the score's 95 % interval and its costs; the teacher is the last row. The
+    recommended student is marked, with the rule that chose it, and so are students whose scores do not differ
+    significantly. Students that `kdnas train` trained follow. One line states how far the search's scores can be
+    trusted, by `kdnas audit`.
 
-    Students whose score is not distinguishable from another's are marked, and one line states how far an audit found
-    the search's scores to be trusted.
+    With --solve the block library of a search by `sampler: blocks` is solved for another budget: `kdnas help blocks`.
 
-    With --solve a search by `sampler: blocks` is asked again, for another budget: `kdnas help blocks`.
+    Examples:
+      kdnas front runs/digits
+      kdnas front runs/digits --json
     """
     from kdnas.record.storage import load_run
 

@@ -117,9 +117,9 @@ def command(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
-    """Write a commented study.yaml for your own teacher and data, ready to be filled in.
+    """Write a commented study.yaml for your own teacher and data.
 
-    Every setting is explained next to its default. Files that are there stay as they are, unless --force is given.
+    Every setting is explained next to its default. Existing files are kept, unless --force is given.
 
     Examples:
       kdnas init my-study

@@ -52,10 +52,11 @@ def command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List what a study can name: data sets, teachers, spaces, losses, costs, samplers, executors, formats and others.
+    """List what a study can name, family by family.
 
-    Naming a family adds its members' whole documentation: options with their types and defaults, the keys of a
-    student family's choices, what a function of your own is called with and returns.
+    The families are data sets, teachers, spaces, losses, costs, samplers, executors, export formats and others. With
+    FAMILY its members' whole documentation is printed: options with their types and defaults, the keys of a student
+    family's choices, the arguments and the result of a function of your own.
 
     Examples:
       kdnas list

@@ -60,6 +60,7 @@ def build_app() -> typer.Typer:
         name="kdnas",
         no_args_is_help=True,
         add_completion=True,
+        context_settings={"max_content_width": 100},
         rich_markup_mode=None,  # plain help: quick, and the same in a terminal and in a file
         pretty_exceptions_enable=False,
     )

@@ -54,13 +54,14 @@ def command(
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
-    """Measure latency, peak memory and energy of students on this machine.
+    """Measure latency, peak memory and energy on this machine.
 
-    All students are timed in turn, with a reference network in between: what slows the machine slows both, and the
-    reported latency is their ratio times the reference's own. Shown are medians with their interquartile ranges.
-    Energy comes from a hardware counter (NVML, RAPL) or is left empty. On a machine that is too unsteady nothing is
-    reported, with exit status 1.
+    Students are timed in turn, with a reference network in between. Whatever slows the machine slows both, and the
+    reported latency is their ratio times the reference's own. Results are medians with interquartile ranges. Energy
+    comes from a hardware counter (NVML, RAPL); without one it is left empty. On a machine that is too unsteady nothing
+    is reported, and the exit status is 1.
 
+    Examples:
       kdnas measure runs/digits --target cpu
       kdnas measure runs/digits --pick best --target cpu --target onnxruntime --threads 2
       kdnas measure student/student.onnx --target onnxruntime --json

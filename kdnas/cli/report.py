@@ -8,7 +8,14 @@ from kdnas.cli._options import LeaveOut, RunFolder
 
 
 def command(run: RunFolder, leave_out: LeaveOut = None) -> None:
-    """Write report.html (one file, works offline), front.csv, trials.csv and front.svg into the run folder."""
+    """Write report.html, front.csv, trials.csv and front.svg.
+
+    They are made anew from the run's record and written into the run folder. report.html is one file that works
+    offline.
+
+    Examples:
+      kdnas report runs/digits
+    """
     from kdnas.record.lock import read_lock
     from kdnas.record.storage import leave_out_damaged, load_run, run_held
     from kdnas.report.page import write_report

@@ -61,15 +61,20 @@ def command(
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
-    """Write how the chosen student is trained best: its training plan, a plan.yaml.
+    """Write the training plan (plan.yaml) of a student.
 
-    direct: distillation from the teacher. shrink: progressive shrinking through a supernet whose smallest network is
-    the student, then fine-tuning. assistants: a chain of networks of the front, each distilled from the one before.
-    born_again: the student twice, begun anew and distilled from its first self.
-    All routes have the same budget; a run that has trained a supernet of its own lends its weights to shrink, which
-    then costs nothing of it. With --measure what is finished stays in RUN/plan, so that the same command
+    The routes are:
+
+      direct      distillation from the teacher
+      shrink      a supernet that shrinks to the student, then fine-tuning
+      assistants  a chain of students, each distilled from the one before
+      born_again  the student, then a new copy distilled from it
+
+    All routes have the same budget. Where the run has trained a supernet of its own, shrink begins with its weights,
+    which costs nothing of that budget. The results of --measure are kept in RUN/plan, so that the same command
     continues after an interruption.
 
+    Examples:
       kdnas schedule runs/digits --pick 'macs<=1e5' --epochs 100
       kdnas schedule runs/digits --measure
       kdnas train runs/digits --plan runs/digits/plan.yaml

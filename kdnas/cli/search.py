@@ -64,17 +64,16 @@ def command(
     trust_code: TrustCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, an event each.")] = False,
 ) -> None:
-    """Search for the students of a study: train, score, retrain the front, report, export.
+    """Search for the students of a study.
 
-    Running it again continues where it stopped, and does nothing when everything is done. A run folder continues by
-    itself too: it holds its whole study.
+    Students are proposed, trained briefly and scored; those of the front are retrained, reported and exported. The same
+    command continues a stopped search, and does nothing when everything is done. A run folder can be named in place of
+    the study: it holds the whole study.
 
+    Examples:
       kdnas search studies/digits
-
       kdnas search runs/digits --trials 100
-
       kdnas search my-study --out runs/a --trials 200 --set training.epochs=10
-
       kdnas search my-study --enqueue mine.yaml --enqueue export/student.json
     """
     settings = list(overrides or [])

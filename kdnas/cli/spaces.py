@@ -43,7 +43,7 @@ Importance = Literal["activation", "taylor", "l1"]
 
 @app.command("list")
 def list_spaces(as_json: Json = False) -> None:
-    """List the search spaces that kdnas carries, with their number of distinct archs."""
+    """List the search spaces that kdnas carries, with their sizes."""
     from kdnas.study.spaces import space_names
 
     spaces = [_load(name) for name in space_names()]
@@ -72,10 +72,10 @@ def show_space(
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Show the choices of a search space, and what its networks cost on images or texts of a given size.
+    """Show the choices of a search space, and what its networks cost.
 
-    Of a study whose students are cut out of its teacher that is opened: what of it can be cut, and what cannot, and
-    why, comes first.
+    Where a study's students are cut out of its teacher, the teacher is opened, and what can and cannot be cut of it is
+    shown first, with the reasons.
     """
     from kdnas.students import family_for
 
@@ -117,7 +117,10 @@ def show_space(
 
 @app.command("count")
 def count_space(space: Space, data_root: DataRoot = None, as_json: Json = False) -> None:
-    """Count a search space: its assignments, those that differ in an active choice, and the distinct networks."""
+    """Count the networks of a search space.
+
+    Counted are its assignments, those that differ in an active choice, and the distinct networks.
+    """
     from kdnas.study.space_size import space_size
 
     loaded, workshop = _space_of(space, data_root)
@@ -159,10 +162,12 @@ def show_anatomy(
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Show what can be cut out of a study's teacher: blocks, heads, neurons, channels; and what cannot, and why.
+    """Show what can be cut out of a study's teacher, and what not.
 
-    The teacher is opened, cut along every axis, and compared with the same network whose cut parts are masked.
+    Blocks, heads, neurons and channels are listed, with the reasons for what cannot be cut. The teacher is opened, cut
+    along every axis, and compared with the same network whose cut parts are masked.
 
+    Examples:
       kdnas spaces anatomy my-study --importance taylor
     """
     from kdnas.record.started_study import read_study

@@ -99,12 +99,13 @@ def command(
     data_root: DataRoot = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Train one student fully, by the recipe that the search used or that a train.yaml states.
+    """Train one student fully.
 
-    Stopped at any moment, the same command continues after the last whole epoch. The test split is used once, at
-    the end. With a plan the steps' own folders lie in the training's folder, and the plan as it went, which
-    can be followed again.
+    The recipe is the one that the search used, or that of a train.yaml. A stopped training continues by the same
+    command, after its last whole epoch. The test split is used once, at the end. With --plan, the training's folder
+    holds a folder for each step, and the plan with all that was decided on the way, which can be followed again.
 
+    Examples:
       kdnas train runs/digits --pick best --epochs 100
       kdnas train runs/digits --plan runs/digits/plan.yaml
       kdnas train runs/cut --pick 'macs<=1M' --from best

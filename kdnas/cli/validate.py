@@ -42,9 +42,10 @@ def command(
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
-    """Check a study without running it: every problem at once, each with its line, or what the study resolves to.
+    """Check a study without running it.
 
-    Reads only the YAML unless --open is given, no library of teachers. Ends with status 2 when something is wrong.
+    Prints every problem at once, each with its line, or else what the study resolves to. Only the YAML is read, and no
+    library of teachers is imported, unless --open is given. Ends with status 2 when something is wrong.
 
     Examples:
       kdnas validate studies/digits

@@ -94,4 +94,4 @@ class OwnPreprocessing(_Plain):
         return f"as the data set has them, behind the entrance of the task {self.task}"
 
 
-_ARRAYS = "The training images came as arrays: how their pictures were made so small is not known"
+_ARRAYS = "The training images came as arrays: how their pictures were resized is not recorded"

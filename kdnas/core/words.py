@@ -17,6 +17,21 @@ _TERMINAL_CODES = re.compile(
 )
 
 
+_LABELS = {"macs": "MACs", "params": "parameters", "f1": "macro F1", "matthews": "Matthews correlation"}
+_LABELS |= {"spearman": "Spearman correlation", "pearson": "Pearson correlation"}
+UNIT_SUFFIXES = {"_ms": "ms", "_mj": "mJ", "_seconds": "s", "_bytes": "B"}
+"""By the end of a quantity's name: its unit."""
+
+
+def label(name: str) -> str:
+    """Return the name of a quantity in words, its unit left to the value: `latency_ms` is "latency"."""
+    if name in _LABELS:
+        return _LABELS[name]
+    for suffix in UNIT_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name.replace("_", " ")
+
+
 def printable(text: str, longest: int = _LONGEST) -> str:
     """Return `text` as one line that any terminal, table, page or database takes as it stands.
 

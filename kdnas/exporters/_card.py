@@ -9,9 +9,10 @@ import re
 from collections.abc import Mapping
 
 from kdnas.core.card import Begun, StudentCard, TeacherCard
+from kdnas.core.objective import Quantity
 from kdnas.core.preprocessing import Preprocessing
 from kdnas.core.task import TaskSpec
-from kdnas.core.words import capitalised, counted, printable
+from kdnas.core.words import capitalised, counted, label, printable
 from kdnas.errors import ExportError
 from kdnas.exporters import TrainedStudent
 from kdnas.nn.tracing import parameter_count
@@ -26,9 +27,9 @@ def card_text(student: TrainedStudent) -> str:
         raise ExportError(f"the record has {int(recorded.value)} parameters, the network has {params}")
     sections = [
         _title(student),
-        _scores(student.card, student.spec.score.name),
+        _scores(student.card, student.spec.score),
         _costs(student.card, params),
-        _teacher(student.card, student.spec.score.name),
+        _teacher(student.card, student.spec.score),
         _data(student),
         _making(student),
         _limits(student),
@@ -62,15 +63,14 @@ def _inputs(spec: TaskSpec) -> str:
     return f"{height} x {width} {colour} images"
 
 
-def _scores(card: StudentCard, score: str) -> str:
-    rows = []
+def _scores(card: StudentCard, score: Quantity) -> str:
+    name, rows = label(score.name), []
     for entry, what in ((card.validation, "held-out validation split"), (card.test, "test split")):
         if entry is not None:
-            interval = f"± {entry.ci95:.4f}" if entry.ci95 is not None else "not known (one training)"
-            rows.append(f"| {what} | {entry.mean:.4f} | {interval} | {entry.trainings} |")
+            rows.append(f"| {what} | {_number(score, entry.mean)} | {_interval(entry.ci95)} | {entry.trainings} |")
     if not rows:
-        return f"## {score.capitalize()}\n\nNot measured.\n"
-    table = f"| on | mean {score} | 95 % interval | trainings |\n|---|---|---|---|\n" + "\n".join(rows)
+        return f"## {capitalised(name)}\n\nNot measured.\n"
+    table = f"| on | mean {name} | 95 % interval | trainings |\n|---|---|---|---|\n" + "\n".join(rows)
     weights, these, alone = card.weights, "", ""
     if weights is not None:
         these = f"\n\nThe weights in this folder are those of the training with seed {weights.seed}"
@@ -80,25 +80,36 @@ def _scores(card: StudentCard, score: str) -> str:
     if card.control is not None:
         numbers = _of_splits(score, card.control.validation, card.control.test)
         alone = f"\n\nTrained once without its teacher, by cross entropy alone and as long: {numbers}."
-    return f"## {score.capitalize()}\n\n{table}{these}{alone}\n{_further(card)}"
+    return f"## {capitalised(name)}\n\n{table}{these}{alone}\n{_further(card)}"
+
+
+def _number(score: Quantity, value: float) -> str:
+    """Return a score as a bare number: a fraction or a correlation to four places."""
+    return f"{value:.4f}" if score.is_bounded else score.shown(value)
+
+
+def _interval(ci95: float | None) -> str:
+    if ci95 is None:
+        return "unknown (one training)"
+    return f"± {ci95:.4g}" if ci95 >= 1 else f"± {ci95:.4f}"
 
 
 def _further(card: StudentCard) -> str:
     """Return a table of what else is known on the test split; empty where nothing is."""
     rows = []
     for name, entry in card.further.items():
-        interval = f"± {entry.ci95:.4f}" if entry.ci95 is not None else "not known (one training)"
         teacher = "-" if entry.teacher is None else f"{entry.teacher:.4f}"
-        rows.append(f"| {name} | {entry.mean:.4f} | {interval} | {teacher} |")
+        rows.append(f"| {label(name)} | {entry.mean:.4f} | {_interval(entry.ci95)} | {teacher} |")
     if not rows:
         return ""
     head = "| on the test split | mean | 95 % interval | the teacher |\n|---|---|---|---|\n"
     return f"\n{head}" + "\n".join(rows) + "\n"
 
 
-def _of_splits(score: str, validation: float | None, test: float | None) -> str:
+def _of_splits(score: Quantity, validation: float | None, test: float | None) -> str:
     known = {"validation": validation, "test": test}
-    return ", ".join(f"{split} {score} {value:.4f}" for split, value in known.items() if value is not None)
+    name = label(score.name)
+    return ", ".join(f"{split} {name} {_number(score, value)}" for split, value in known.items() if value is not None)
 
 
 def _costs(card: StudentCard, params: int) -> str:
@@ -113,11 +124,11 @@ def _costs(card: StudentCard, params: int) -> str:
         if name not in ("macs", "params"):
             spread = f"{cost.spread:.4g}" if cost.spread is not None else "-"
             repeats = f"median of {cost.repeats}; " if cost.repeats else ""
-            lines.append(f"| {name} | {cost.value:,.6g} | {cost.unit} | {spread} | {repeats}{cost.context or '-'} |")
+            lines.append(f"| {name} | {cost.value:,.4g} | {cost.unit} | {spread} | {repeats}{cost.context or '-'} |")
     return "## Cost\n\n" + "\n".join(lines) + "\n"
 
 
-def _teacher(card: StudentCard, score: str) -> str:
+def _teacher(card: StudentCard, score: Quantity) -> str:
     if card.teacher is None:
         return "## Teacher\n\nNone recorded.\n"
     if not card.further_teachers:
@@ -126,13 +137,14 @@ def _teacher(card: StudentCard, score: str) -> str:
     return f"## Teachers\n\n{_one_teacher(card.teacher, card, score)}{''.join(others)}"
 
 
-def _one_teacher(teacher: TeacherCard, card: StudentCard, score: str) -> str:
+def _one_teacher(teacher: TeacherCard, card: StudentCard, score: Quantity) -> str:
     scores = _of_splits(score, teacher.score, teacher.test_score)
     units = {name: cost.unit for name, cost in card.quantities.items()}
     costs = [
-        f"{name} {value:,.0f}" if float(value).is_integer() else f"{name} {value:,.6g} {units.get(name, '')}".rstrip()
+        f"{label(name)} "
+        + (f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g} {units.get(name, '')}".rstrip())
         for name, value in teacher.values.items()
-        if name != score
+        if name != score.name
     ]
     notes = "".join(f"\n- {_plain(note)}" for note in teacher.notes)
     numbers = ", ".join(filter(None, [scores, *costs]))
@@ -188,17 +200,17 @@ def _making(student: TrainedStudent) -> str:
     ]
     if terms:
         lines.append(
-            f"Loss: {' + '.join(terms)}. The whole recipe, with its seeds, is what the format train_yaml writes."
+            f"Loss: {' + '.join(terms)}. The export format train_yaml writes the whole recipe, with its seeds."
         )
     return "## How it was made\n\n" + ("\n\n".join(lines) or "Not recorded.") + "\n"
 
 
 def _narrow(spec: TaskSpec) -> str:
     """Return in words what it means to have learnt from one data set."""
-    only = f"It has only ever seen {spec.samples} like those of its data set"
-    if spec.rows > 1:
-        return f"{only}."
-    return f"{only}; it answers one of its {spec.outputs} classes for any of them, also for one that is of no class."
+    only = f"It was trained on the {spec.samples} of its data set alone; on others it may be much worse."
+    if spec.rows > 1 or spec.outputs == 1:
+        return only
+    return f"{only} It returns one of its {spec.outputs} classes for any input, also for one that belongs to none."
 
 
 def _limits(student: TrainedStudent) -> str:

@@ -304,7 +304,7 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: Data) ->
             repeat.train_seconds,
             repeat.score,
             repeat.test_score,
-            f"the best of {trained} on the validation split",
+            f"the best of {trained} on the validation split" if trained > 1 else "",
             cut_from_trial=repeat.cut_from,
         ),
         control=control,

@@ -44,7 +44,11 @@ class Stage:
 
 def family_in_words(family: str) -> str:
     """Return what students of a family are, in the singular."""
-    return _FAMILIES.get(family, f"network of {short_name(family)}")
+    return (
+        "network cut out of the teacher"
+        if family == "derived"
+        else _FAMILIES.get(family, f"network of {short_name(family)}")
+    )
 
 
 def families_in_words(family: str) -> str:

@@ -162,9 +162,9 @@ def _card(run: RunRecord, title: str, member: FrontMember, sentence: str) -> str
     pairs = [("student", member.trial.arch.arch_id), ("trial", str(member.trial.number))]
     if test is not None:
         pairs.append((f"validation {name}", shown_interval(score, value, member.score_ci95)))
-        big = f"{shown_interval(score, test, member.test_score_ci95)} test {name}"
+        big = f"test {name} {shown_interval(score, test, member.test_score_ci95)}"
     else:
-        big = f"{shown_interval(score, value, None)} validation {name}"
+        big = f"validation {name} {shown_interval(score, value, None)}"
     against = f'<div class="against">{in_html(sentence)}</div>' if sentence else ""
     pairs += summary.cost_pairs(run, member.values)
     head = f'<h3>{in_html(title)}</h3><div class="big">{in_html(big)}</div>'
@@ -190,7 +190,7 @@ def _figures(drawings: Sequence[Figure], run: RunRecord) -> str:
         return ""
     parts = [_figure(figure) for figure in drawings]
     missing = "" if any(figure.name == "importance" for figure in drawings) else importance(run).explanation
-    note = f'<p class="lead">Importance of each choice: {in_html(missing)}</p>' if missing else ""
+    note = f'<p class="lead after">Importance of each choice: {in_html(missing)}</p>' if missing else ""
     return f'<section><h2>Figures</h2><div class="figures">{"".join(parts)}</div>{note}</section>'
 
 
@@ -208,7 +208,7 @@ def _tables(run: RunRecord) -> str:
     if not run.trials:
         return ""
     percent = "Scores are in per cent here; front.csv and trials.csv hold the same numbers as fractions. "
-    hint = f'<p class="lead">{percent if run.score.is_fraction else ""}A column’s name sorts by it.</p>'
+    hint = f'<p class="lead">{percent if run.score.is_fraction else ""}Click on a column’s name to sort by it.</p>'
     parts = []
     if front(run):
         tinted = "The student at the top of this page is tinted green."

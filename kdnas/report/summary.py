@@ -185,6 +185,8 @@ def control_in_words(run: RunRecord) -> str:
     with_teacher = shown_interval(score, member.values[score.name], member.score_ci95)
     gain = score.gain(member.values[score.name], control.score)
     adds = f"distillation {'improves' if gain > 0 else 'worsens'} it by {score.shown_points(abs(gain))}"
+    if score.shown(control.score) == score.shown(member.values[score.name]):
+        adds = "distillation makes no difference"
     on_test = ""
     if control.test_score is not None and member.test_score is not None:
         tested = shown_interval(score, member.test_score, member.test_score_ci95)
@@ -245,11 +247,18 @@ def still_rising(run: RunRecord) -> str:
     by = "improved {} by (points)" if run.score.is_bounded else "divided {} by"
     rose = f"each doubling of the training {by.format(label(run.score.name))}"
     text = f"From the search’s score to the final one, {rose}: {', '.join(named)}"
-    if is_flat(run, max(rises.values())):
+    if is_flat(run, max(min(rises[member.trial.number], _room(run, member)) for member in rising)):
         return f"{text}. Their curves are about flat."
     flat = run.config.final.until == "flat"
-    what = "final.max_epochs" if flat else "final.epochs, or let kdnas find them out (final.until: flat)"
+    what = "final.max_epochs" if flat else "final.epochs, or have kdnas choose them (final.until: flat)"
     return f"{text}. Far from flat: raise {what}."
+
+
+def _room(run: RunRecord, member: FrontMember) -> float:
+    """Return by how much the score of `member` can still rise; infinite without an end."""
+    low, high = run.score.range
+    end = high if run.score.direction == "maximize" else low
+    return run.score.gain(end, member.values[run.score.name])
 
 
 def _by_doubling(run: RunRecord, member: FrontMember, gain: float) -> str:
@@ -356,22 +365,26 @@ def trust(run: RunRecord) -> list[str]:
         count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         sentences.append(
             f"The front’s students were retrained {run.config.final_fidelity.origin} with {count} "
-            f"{'seed' if seeds == [1] else 'seeds'}; "
-            "their scores are means, ± half the width of Student’s t interval at 95 %. The front was recomputed "
-            "with them."
+            + (
+                "seed, which gives no interval. "
+                if seeds == [1]
+                else "seeds; scores are means with Student’s t intervals of 95 %. "
+            )
+            + "The front was recomputed from them."
         )
         if seeds[0] < asked:
             sentences.append(f"Retraining is not finished: {asked} seeds a student were asked for.")
-        if seeds[0] == 1:
+        if seeds[0] == 1 and len(seeds) > 1:
             sentences.append("A single seed gives no interval.")
+        varied = f" Intervals cover the variation between trainings, not the sampling of {run.samples}."
         sentences.append(
-            "The test split was touched only by these retrained students and the teacher; it chose nothing. The "
-            f"interval covers the chance of training, not that of which {run.samples} were drawn."
+            "The test split was used for these retrained students and the teacher alone; it chose nothing."
+            + (varied if seeds != [1] else "")
         )
     elif members:
         sentences.append(
-            "Nothing is retrained yet: the front shown is of brief single scores, which flatter whoever was lucky. The "
-            "test split has not been touched by any student."
+            "Nothing is retrained yet: the front rests on brief scores of one seed each, of which the best are "
+            "optimistic. The test split has not been used for any student."
         )
     sentences += filter(None, [bits_in_words(run), control_in_words(run), still_rising(run)])
     volume = hypervolume(run)
@@ -434,8 +447,8 @@ def _validation_sentence(run: RunRecord) -> str:
     )
     if count and run.score.is_fraction:
         # Half the 95 % interval of a binomial at 0.9, the usual neighbourhood of a useful student.
-        chance = f"± {196 * (0.09 / count) ** 0.5:.1f} points of chance"
-        text += f" At 90 % {label(run.score.name)} that many {run.samples} leave {chance}."
+        error = f"± {196 * (0.09 / count) ** 0.5:.1f} points"
+        text += f" An {label(run.score.name)} of 90 % on so many {run.samples} has a sampling error of {error} (95 %)."
     return text
 
 

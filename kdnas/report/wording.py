@@ -9,30 +9,19 @@ from typing import TYPE_CHECKING
 
 from kdnas.core.arch import Arch
 from kdnas.core.objective import Constraint, Quantity, parse_constraint
-from kdnas.core.words import capitalised
+from kdnas.core.words import UNIT_SUFFIXES, capitalised
+from kdnas.core.words import label as label
 
 if TYPE_CHECKING:
     from kdnas.record.records import RunRecord
 
-_LABELS = {"macs": "MACs", "params": "parameters", "f1": "macro F1", "matthews": "Matthews correlation"}
-_LABELS |= {"spearman": "Spearman correlation", "pearson": "Pearson correlation"}
 OFF = "off"
 """What a choice is shown as in a student that does not have it."""
-_UNIT_SUFFIXES = {"_ms": "ms", "_mj": "mJ", "_seconds": "s", "_bytes": "B"}
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def label(name: str) -> str:
-    """Return the name of a quantity in words, its unit left to the value: `latency_ms` is "latency"."""
-    if name in _LABELS:
-        return _LABELS[name]
-    for suffix in _UNIT_SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name.replace("_", " ")
-
-
 def _unit(name: str) -> str:
-    return next((unit for suffix, unit in _UNIT_SUFFIXES.items() if name.endswith(suffix)), "")
+    return next((unit for suffix, unit in UNIT_SUFFIXES.items() if name.endswith(suffix)), "")
 
 
 def column_title(name: str, score: Quantity | None = None) -> str:

@@ -25,7 +25,7 @@ def updates_in_words(config: StudyConfig, samples: int) -> str:
     few = [name for name, number in stages if number < FEW_UPDATES]
     if few:
         text += (
-            f". Below about {FEW_UPDATES} a {' or a '.join(few)} a score means little, however many epochs it is: "
-            "more epochs, or a smaller training.batch_size"
+            f". Below about {FEW_UPDATES} updates a {' or a '.join(few)} means little, whatever the number of epochs: "
+            "raise the epochs, or lower training.batch_size"
         )
     return text

@@ -160,7 +160,7 @@ def test_there_is_an_estimate_before_the_first_training_has_ended():
     assert (progress.counted, progress.running) == ("1/2", [])
     progress.take(Note("measuring the teacher"))
     clock.now = 75.0
-    assert (progress.note, progress.lasting) == ("measuring the teacher", "for 15 s")
+    assert (progress.note.text, progress.lasting) == ("measuring the teacher", "for 15 s")
 
 
 def test_a_trained_student_that_is_being_scored_has_no_time_left():

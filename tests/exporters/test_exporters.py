@@ -159,7 +159,7 @@ def test_model_card_shows_the_measured_numbers(exported: Path, student: TrainedS
     assert "FLOPs = 2 x MACs | 2,469,134" in text
     assert "| latency_ms | 0.5 | ms | 0.02 | median of 50; cpu, 1 thread |" in text
     assert "20 % were held out." in text
-    assert "big: validation accuracy 0.9700, macs 9,000,000, latency_ms 7.25 ms" in text
+    assert "big: validation accuracy 0.9700, MACs 9,000,000, latency 7.25 ms" in text
     params = sum(parameter.numel() for parameter in student.network.parameters())
     assert f"| params | {params:,} |" in text
 
