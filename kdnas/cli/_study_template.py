@@ -137,6 +137,7 @@ distillation:
   # ema_teacher: 0.999  # the decay of that average, where a loss is of: ema
   # ensemble: {{mean: probabilities, weights: confidence}}  # how several teachers speak as one
   # teacher_top_k: 100  # with thousands of classes: keep only the largest of the teacher's logits
+  # on_policy: {{share: 0.5}}  # language models: in half of the batches the student goes on by itself
   # teacher_draws: 50  # or draws from its answers, with which kd at temperature 1 has no bias
 
 # --- Training settings to search with the architecture. The learning rate often decides more than the network does; for

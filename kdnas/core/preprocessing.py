@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from kdnas.core.ruling import Rule
 
 
 class _Plain:
@@ -72,6 +74,14 @@ class TextPreprocessing(_Plain):
     """In the order of the network's answers; of a language model none."""
     tokenizer: tuple[str, ...] = ()
     """Files that make the tokenizer, as Hugging Face's libraries read them."""
+    rules: tuple[Rule, ...] = ()
+    """What the answers are kept to."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plain form, of no rules without a word of them."""
+        plain = super().as_dict()
+        rules = [asdict(rule) for rule in plain.pop("rules")]
+        return {**plain, "rules": rules} if rules else plain
 
     @property
     def words(self) -> str:

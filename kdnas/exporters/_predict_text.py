@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from kdnas.core.preprocessing import TextPreprocessing
+from kdnas.core.ruling import allowed
 from kdnas.exporters import TrainedStudent
 from kdnas.exporters._labelling import SCRIPT, Loader, check_printed, check_printed_values, printed_alone
 from kdnas.exporters._probe import reference_logits
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -54,6 +56,16 @@ def read(tokenizer, text):
     found = tokenizer.encode(*text.split("\\t", 1)) if "segments" in INPUTS else tokenizer.encode(text)
     given = {{"tokens": found.ids, "mask": found.attention_mask, "segments": found.type_ids}}
     return [np.array([given[name]], dtype=np.int64) for name in INPUTS]
+
+
+def within_rules(tokenizer, tokens, logits):
+    """Return the logits [K] without what the stated rules forbid the text; as they are where that is all."""
+    text, names = tokenizer.decode(tokens), PREPROCESSING["class_names"]
+    kept = np.ones(len(names), dtype=bool)
+    for rule in PREPROCESSING.get("rules", []):
+        if re.search(rule["when"] or "", text, re.IGNORECASE):
+            kept &= [name in rule["then"] if rule["then"] else name not in rule["never"] for name in names]
+    return np.where(kept, logits, -np.inf) if kept.any() else logits
 {loaders}
 
 NETWORKS = {{{networks}}}
@@ -61,11 +73,13 @@ NETWORKS = {{{networks}}}
 
 def label(text, tokenizer, logits_of, top, as_json):
     """Print the likeliest classes of one text, or the number that is predicted of it."""
-    logits = logits_of(read(tokenizer, text))[0]
+    inputs = read(tokenizer, text)
+    logits = logits_of(inputs)[0]
     if not PREPROCESSING["class_names"]:
         value = float(logits[0])
         print(json.dumps({{"text": text, "value": value}}) if as_json else f"{{text}}: {{value:.4g}}", flush=True)
         return
+    logits = within_rules(tokenizer, inputs[0][0].tolist(), logits)
     raised = np.exp(logits - logits.max())
     named = zip((raised / raised.sum()).tolist(), PREPROCESSING["class_names"], strict=True)
     ranked = sorted(named, key=lambda pair: -pair[0])[:top]
@@ -192,8 +206,12 @@ def check_text_predict(student: TrainedStudent, folder: Path, file: str) -> None
     names = given.class_names
     with tempfile.TemporaryDirectory(prefix="kdnas-export-") as scratch:
         printed = printed_alone(script, loader, *texts, folder=Path(scratch), classes=len(names))
-    inputs = (_tokens(student, tokenizer, text, given.length) for text in texts)
+    inputs = [_tokens(student, tokenizer, text, given.length) for text in texts]
     logits = [reference_logits(student, *one)[0] for one in inputs]
+    if given.rules:
+        read = [tokenizer.decode(one[0][0].tolist()) for one in inputs]
+        kept = [torch.tensor(allowed(text, given.rules, names)) for text in read]
+        logits = [one.masked_fill(~those, -torch.inf) for one, those in zip(logits, kept, strict=True)]
     if names:
         check_printed(printed, loader, names, [one.softmax(0).tolist() for one in logits])
     else:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LABEL_RULES = "label_rules"
+"""The kind of teacher that tells which classes are allowed."""
 FORBIDDEN = -1e4
 """The logit of a class that rules forbid."""
 

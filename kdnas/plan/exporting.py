@@ -30,6 +30,7 @@ from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, Proble
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written, lacking_formats, lacking_packages
 from kdnas.faults import reach
 from kdnas.nn.origin import Cut
+from kdnas.nn.ruling import LABEL_RULES
 from kdnas.plan.train_file import TrainFile, locked_fingerprint, train_file_for
 from kdnas.plugins import short_name
 from kdnas.record.front import doubts
@@ -39,6 +40,7 @@ from kdnas.record.records import FrontMember, Repeat, RunRecord, TrialRecord
 from kdnas.study.config import DERIVED
 from kdnas.tasks import task_of
 from kdnas.tasks.image_classification import DEVIATION, MEAN
+from kdnas.teachers.label_rules import stated_rules
 from kdnas.version import __version__
 from kdnas.workshop.opening import Workshop, cache_dir, family_of, open_run
 
@@ -193,15 +195,17 @@ def _preprocessing(
 ) -> Preprocessing | TextPreprocessing | OwnPreprocessing:
     """Return what is done to the samples of `data` before the student that `file` trains gets them."""
     if isinstance(data, TokenData):
-        return _of_texts(data)
+        return _of_texts(data, file)
     if isinstance(data, ImageData):
         return _of_pictures(file, data, cut)
     return OwnPreprocessing(short_name(data.task.kind), data.class_names)
 
 
-def _of_texts(data: TokenData) -> TextPreprocessing:
+def _of_texts(data: TokenData, file: TrainFile) -> TextPreprocessing:
     files = tuple(sorted(path.name for path in data.tokenizer.iterdir() if path.is_file()))
-    return TextPreprocessing(data.length, data.class_names, files)
+    stated = [teacher for teacher in file.teachers.values() if teacher.type == LABEL_RULES]
+    rules = tuple(rule for teacher in stated for rule in stated_rules(teacher.options))
+    return TextPreprocessing(data.length, data.class_names, files, rules)
 
 
 def _of_pictures(file: TrainFile, data: ImageData, cut: Cut | None) -> Preprocessing:

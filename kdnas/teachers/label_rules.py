@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 from pydantic import BeforeValidator, model_validator
 from torch import Tensor, nn
 
+from kdnas.core.ruling import Rule, allowed
 from kdnas.core.text import TextData
 from kdnas.errors import Problem, TeacherError
 from kdnas.nn.ruling import FORBIDDEN
@@ -53,34 +53,24 @@ class LabelRule(Section):
 
 
 class LabelRules(nn.Module):
-    """Texts as tokens to logits [B, K]: 0 of a class that they may have, else `FORBIDDEN`.
+    """Texts as tokens to logits [B, K]: 0 of a class that they may have (`kdnas.core.ruling`), else `FORBIDDEN`."""
 
-    The text is what the tokenizer writes of its tokens, special ones left out. Where the rules leave no class they
-    contradict each other, and forbid nothing.
-    """
-
-    def __init__(self, rules: Sequence[LabelRule], names: Sequence[str], tokenizer: Tokenizer):
+    def __init__(self, rules: Sequence[Rule], names: Sequence[str], tokenizer: Tokenizer):
         super().__init__()
         self._tokenizer = tokenizer
-        self._patterns = [None if rule.when is None else re.compile(rule.when, re.IGNORECASE) for rule in rules]
-        named = np.array([[name in (rule.then or rule.never) for name in names] for rule in rules])
-        self.allowed = torch.from_numpy(named == np.array([[bool(rule.then)] for rule in rules]))
-        """bool [R, K], what each rule allows a text that it is about."""
+        self._rules = tuple(rules)
+        self._names = tuple(names)
 
-    def about(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Return which rules are about which of the texts int64 [B, T], bool [B, R]."""
-        texts = [
-            self._tokenizer.decode(row[kept > 0].tolist()) for row, kept in zip(tokens.cpu(), mask.cpu(), strict=True)
-        ]
-        found = [[pattern is None or bool(pattern.search(text)) for pattern in self._patterns] for text in texts]
-        return torch.tensor(found).reshape(len(texts), len(self._patterns))
+    def texts(self, tokens: Tensor, mask: Tensor) -> list[str]:
+        """Return what the tokens int64 [B, T] stand for that are text."""
+        rows = zip(tokens.cpu(), mask.cpu(), strict=True)
+        return [self._tokenizer.decode(row[kept > 0].tolist()) for row, kept in rows]
 
     def forward(self, tokens: Tensor, mask: Tensor, segments: Tensor | None = None) -> Tensor:
         """Return the logits of texts [B, T]."""
-        about = self.about(tokens, mask)
-        allowed = (~about[:, :, None] | self.allowed).all(dim=1)
-        allowed |= ~allowed.any(dim=1, keepdim=True)
-        return torch.where(allowed, 0.0, FORBIDDEN).to(tokens.device)
+        rows = [allowed(text, self._rules, self._names) for text in self.texts(tokens, mask)]
+        kept = torch.tensor(rows).reshape(len(tokens), len(self._names))
+        return torch.where(kept, 0.0, FORBIDDEN).to(tokens.device)
 
 
 @TEACHERS.register
@@ -110,22 +100,28 @@ def label_rules(context: TeacherContext, *, rules: tuple[LabelRule, ...]) -> Tea
         problems.append(Problem("rules", "there are none"))
     if problems:
         raise TeacherError(problems)
-    tokenizer = Tokenizer(data.tokenizer)
-    module = LabelRules(rules, names, tokenizer).eval()
+    tokenizer, plain = Tokenizer(data.tokenizer), stated_rules({"rules": rules})
+    module = LabelRules(plain, names, tokenizer).eval()
     told = json.dumps([[rule.model_dump() for rule in rules], names, tokenizer.fingerprint])
     fingerprint = hashlib.sha256(told.encode()).hexdigest()[:16]
-    return Teacher("rules", module, (), None, fingerprint, notes=_what_they_say(module, data), outputs="rules")
+    return Teacher("rules", module, (), None, fingerprint, notes=_what_they_say(module, plain, data), outputs="rules")
 
 
-def _what_they_say(module: LabelRules, data: TextData) -> tuple[str, ...]:
+def stated_rules(options: Mapping[str, Any]) -> tuple[Rule, ...]:
+    """Return the rules that the `options` of a teacher state, plain or validated."""
+    sections = (LabelRule.model_validate(rule) for rule in options.get("rules", ()))
+    return tuple(Rule(rule.when, rule.then, rule.never) for rule in sections)
+
+
+def _what_they_say(module: LabelRules, rules: Sequence[Rule], data: TextData) -> tuple[str, ...]:
     """Return of each rule how many texts it is about, and how many labels of those it allows."""
     places = np.linspace(0, len(data.train) - 1, min(_LOOKED_AT, len(data.train))).astype(np.int64)
     tokens, mask = (torch.from_numpy(np.asarray(data.train.inputs[name][places])) for name in ("tokens", "mask"))
-    labels = torch.from_numpy(np.asarray(data.train.targets[places]).astype(np.int64))
-    about = module.about(tokens, mask)
+    labels = [data.class_names[label] for label in data.train.targets[places]]
+    labelled = list(zip(module.texts(tokens, mask), labels, strict=True))
     told = []
-    for number, (texts, allowed) in enumerate(zip(about.T, module.allowed, strict=True)):
-        share = f"rule {number} is about {100 * float(texts.float().mean()):.1f} % of the training texts"
-        kept = float(allowed[labels[texts]].float().mean()) if bool(texts.any()) else 0.0
-        told.append(f"{share} and allows {100 * kept:.1f} % of their labels" if bool(texts.any()) else share)
+    for number, rule in enumerate(rules):
+        kept = [rule.allows(label) for text, label in labelled if rule.is_about(text)]
+        share = f"rule {number} is about {100 * len(kept) / len(labelled):.1f} % of the training texts"
+        told.append(f"{share} and allows {100 * sum(kept) / len(kept):.1f} % of their labels" if kept else share)
     return tuple(told)

@@ -35,6 +35,7 @@ from kdnas.datasets import DATASETS
 from kdnas.datasets._kept import fetched_folder, kept_data, kept_folder
 from kdnas.datasets._text_files import find_text_files
 from kdnas.errors import ConfigError, DataError, Problem, RunFolderError, TeacherError, TrialError
+from kdnas.nn.ruling import LABEL_RULES
 from kdnas.nn.taps import OutputShapes, example_inputs, output_shapes, stage_names
 from kdnas.nn.weights import load_weights
 from kdnas.record.lock import DataDescription
@@ -60,8 +61,6 @@ TEACHER = "teacher"
 """What the one teacher of a study is called that states no name."""
 _CALLED = frozenset({"module", "text_module"})
 """The data sets that are a function of the user's: whether it changed cannot be seen but by calling it."""
-_RULES = "label_rules"
-"""The kind of teacher that says which classes are allowed."""
 _COMPLETED = "files of texts to be completed (.jsonl)"
 
 
@@ -545,7 +544,7 @@ class Workshop:
     def _by_rules(self, module: nn.Module) -> dict[str, float]:
         """Return how good `module` is with each of the study's rules applied, and which share that changes, by name."""
         found: dict[str, float] = {}
-        for name in (name for name, stated in self.sources.teachers.items() if stated.type == _RULES):
+        for name in (name for name, stated in self.sources.teachers.items() if stated.type == LABEL_RULES):
             tally, changed = tally_by_rules(module, self.teachers[name].module, self.test, self.sources.training)
             score = self.task.spec.score.name
             found |= {f"{score}_by_{name}": self.task.score(tally), f"changed_by_{name}": changed}

@@ -65,8 +65,13 @@ def _table(scale: tuple[int, ...], records: Sequence[Record]) -> list[str]:
 def _share(found: Record | None) -> str:
     if found is None:
         return ""
-    right = found["accuracy"] if found["normalised"] is None else found["normalised"]
-    return f"{100 * right:.1f} ± {_half(right, found['count']):.1f}"
+    right, count = _right(found)
+    return f"{100 * right:.1f} ± {_half(right, count):.1f}"
+
+
+def _right(found: Record) -> tuple[float, int]:
+    """Return the share that is right, of endings by the likelihood of a byte, and of how many items."""
+    return found["accuracy"] if found["normalised"] is None else found["normalised"], found["count"]
 
 
 def _half(right: float, count: int) -> float:
@@ -81,15 +86,19 @@ def _kept(one: Record, teacher: Record | None) -> float | None:
         return None
     above = []
     for record in (one, teacher):
-        found = [record["completed"][name] for name in _ABOVE]
-        rights = [each["accuracy"] if each["normalised"] is None else each["normalised"] for each in found]
+        rights = [_right(record["completed"][name])[0] for name in _ABOVE]
         above.append(math.fsum(right - CHANCE[name] for right, name in zip(rights, _ABOVE, strict=True)))
     return above[0] / above[1] if above[1] > 0 else None
 
 
 def _kept_in_words(one: Record, teacher: Record | None) -> str:
+    """Return what is kept, and half of its 95 % interval by the luck of which items the student is given."""
     kept = _kept(one, teacher)
-    return "" if kept is None else f"{100 * kept:.0f} %"
+    if kept is None or one is teacher:
+        return ""
+    halves = [_half(*_right(one["completed"][name])) for name in _ABOVE]
+    above = math.fsum(100 * (_right(teacher["completed"][name])[0] - CHANCE[name]) for name in _ABOVE)
+    return f"{100 * kept:.0f} ± {100 * math.hypot(*halves) / above:.0f} %"
 
 
 def _goals(records: Sequence[Record], teacher: Record | None) -> Iterator[str]:

@@ -40,6 +40,8 @@ SYSTEMS = {
     "minilm_v2": Published("MiniLM v2", "22 / 110 M", "5.3x", "MNLI 84.2 at 66 M"),
     "layerdrop": Published("LayerDrop", "half of the layers", "", "LM 8 of 16 layers: 146 of 247 M"),
     "patient": Published("Patient KD", "66 / 110 M", "2x", "SST-2 91.0 of 92.6"),
+    "rules": Published("Labels, teacher and rules", "", "", ""),
+    "unsupervised": Published("No labels: contrastive and kd", "", "", ""),
     "deit": Published("DeiT on digits, from a ResNet", "6 M", "", "ImageNet 74.5, 72.2 without"),
 }
 

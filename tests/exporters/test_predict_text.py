@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from kdnas.core.arch import Arch
 from kdnas.core.preprocessing import TextPreprocessing
+from kdnas.core.ruling import Rule, allowed
 from kdnas.core.text import language_modelling, text_classification
 from kdnas.exporters import TrainedStudent
 from kdnas.exporters._predict_text import write_text_predict
 from kdnas.exporters.train_yaml import train_yaml
+from kdnas.tokenizing import train_tokenizer
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
+LABELS = ("number", "person", "place")
 
 
 @pytest.mark.parametrize("labels", [True, False])
@@ -61,3 +67,23 @@ def test_the_head_of_train_yaml_speaks_of_texts(tmp_path: Path, spec: Any, print
     head = (tmp_path / "train.yaml").read_text().partition("seed: 0")[0]
     assert all(part in head for part in printed)
     assert not [word for word in ("pixel", "picture", "image", "channel") if word in head]
+
+
+def test_predict_keeps_to_the_rules_as_the_study_does(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer("bytes", (), tmp_path / "tokenizer", vocabulary=260, purpose="labelled")
+    rules = (Rule("^HOW many", then=("number",)), Rule("who", never=("number", "place")), Rule("x", never=LABELS))
+    stated = TextPreprocessing(32, LABELS, ("tokenizer.json",), rules)
+    (tmp_path / "student.py").write_text("")
+    (tmp_path / "preprocessing.json").write_text(json.dumps(stated.as_dict()))
+    spec = text_classification(32, tokenizer.size, 3)
+    student: Any = SimpleNamespace(spec=spec, preprocessing=stated, tokenizer=tmp_path / "tokenizer")
+    write_text_predict(cast(TrainedStudent, student), tmp_path)
+    script = runpy.run_path(str(tmp_path / "predict.py"))
+    opened, logits = script["open_tokenizer"](), np.array([1.0, 2.0, 3.0])
+    for text in ("how many are there?", "who is it?", "where is it?", "who is x?"):
+        (tokens, _) = script["read"](opened, text)
+        kept = np.isfinite(script["within_rules"](opened, tokens[0].tolist(), logits))
+        assert kept.tolist() == allowed(text, rules, LABELS)
+    assert allowed("how many are there?", rules, LABELS) == [True, False, False]
+    assert allowed("who is x?", rules, LABELS) == [True, True, True]
+    assert "rules" not in TextPreprocessing(32, LABELS).as_dict()
