@@ -88,6 +88,8 @@ class Slot:
     def work(self, key: str, job: Any, time_limit_s: float | None) -> Heard:
         """Begin `job`, and return the first that is heard of it."""
         with self._lock:
+            if self._left:
+                return Heard()
             self._executor.submit(key, job, time_limit_s=time_limit_s)
         return self.hear()
 
