@@ -190,7 +190,8 @@ class Derived(StudentFamily):
         if self.task.inputs[0].kind == "tokens" and self.context.samples is not None:
             length = self.task.inputs[0].shape[0]
             texts, _ = self.context.samples(_EXAMPLES)  # not any tokens, for some look for a text's end
-            example = [part[:, :length].to(device) for part in texts]
+            # a batch is as long as its own texts, and costs are those of the task's length
+            example = [part.repeat(1, -(-length // part.shape[1]))[:, :length].to(device) for part in texts]
         for taken in self.task.inputs[len(example) :]:
             drawn = torch.randint(0, taken.levels, (_EXAMPLES, *taken.shape), generator=generator)
             plain = drawn.float() if taken.kind == "pixels" else drawn

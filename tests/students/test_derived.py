@@ -254,6 +254,20 @@ def test_options_are_checked_before_a_teacher_is_open(options, message):
         STUDENTS.build("derived", context, **options)
 
 
+def test_costs_are_of_the_tasks_length_where_the_texts_at_hand_are_shorter():
+    network, task = case("bert")
+    length = task.inputs[0].shape[0]
+
+    def short(count):
+        (inputs,), targets = samples_of(task)(count)
+        return (inputs[:, : length // 3],), targets
+
+    family = STUDENTS.build("derived", FamilyContext(task, {"teacher": teacher_of(network, task)}, short))
+    arch = family.canonical({"depth": 1})
+    tokens = torch.randint(0, task.inputs[0].levels, (1, length))
+    assert family.price(arch).macs == traced_macs(family.build(arch).eval(), tokens)
+
+
 class Odd(nn.Module):
     """A small residual network that is odd in one way."""
 
