@@ -30,7 +30,7 @@ from kdnas.executors import Finished
 from kdnas.faults import reach
 from kdnas.record.front import front, pick, picked_or_recommended
 from kdnas.record.records import Result
-from kdnas.study.config import StudyConfig
+from kdnas.study.config import DISTIL, StudyConfig
 from kdnas.study.feasibility import sample_prices
 from kdnas.study.tuning import final_recipe
 from kdnas.training.recipe import Recipe
@@ -124,6 +124,9 @@ def plan_comparison(
     the study exports, else the median one. Raises ConfigError with everything that cannot be compared.
     """
     config, evaluator = opened.config, opened.evaluator
+    if config.evaluator.type != DISTIL:
+        what = f"the evaluator {config.evaluator.type} trains no students here, so there are no recipes to compare"
+        raise ConfigError(Problem("evaluator", what, DISTIL))
     stated = {"epochs": epochs, "data_fraction": data_fraction}
     final = config.final.model_copy(update={name: value for name, value in stated.items() if value is not None})
     config = config.model_copy(update={"final": final})

@@ -62,27 +62,32 @@ class RunFiles:
         _make_room(cache / "runs")
         return own
 
+    @property
+    def _travel(self) -> bool:
+        """Whether they go through a store, which knows the run by its name."""
+        return self.store.is_shared and bool(self.run)
+
     def have(self, place: str) -> Path:
         """Return the path of a file of the run, there once it is anywhere."""
         path = self.folder / place
-        if self.store.is_shared and not path.exists():
+        if self._travel and not path.exists():
             self.store.get(self._name(place), path)
         return path
 
     def have_anew(self, place: str) -> None:
         """Have a file or a folder of the run as it was shared last, whatever is here."""
-        if self.store.is_shared:
+        if self._travel:
             shutil.rmtree(self.folder / place, ignore_errors=True)
             self.have(place)
 
     def share(self, place: str, *, anew: bool = True) -> None:
         """Let the others have a file; not `anew`: unless they may have it already."""
-        if self.store.is_shared and (anew or not self.store.has(self._name(place))):
+        if self._travel and (anew or not self.store.has(self._name(place))):
             self.store.put(self._name(place), self.folder / place)
 
     def share_made(self) -> tuple[str, ...]:
         """Let the others have what is made once for the whole run, as far as it is there; return those files."""
-        if not self.store.is_shared:
+        if not self._travel:
             return ()
         from kdnas.workshop.block_library import LIBRARY_FILE  # here: they bring members of families
         from kdnas.workshop.opening import FAMILY_FILE
