@@ -86,10 +86,10 @@ data:
 # Other sources: kdnas list teachers
 teacher:
 {teacher}
-# teacher_name: teacher  # what it is called; `teachers: {{NAME: {{type: ...}}}}` states both, and more than one: losses
-# then name it by `of: NAME`, or all by `of: ensemble`. Inside a teacher, `data: {{type: ..., pair: label}}` gives it
-# samples of its own, one of the same class for each of these (such as sounds for pictures); pair: order, those at the
-# same places
+# teacher_name: teacher  # the name by which losses refer to it Several teachers: `teachers: {{NAME: {{type: ...}}}}`;
+# losses name one by `of: NAME`, or all by `of: ensemble`. A teacher may have samples of its own, by `data: {{type: ...,
+# pair: label}}`: for each of the study's one of the same class, such as a sound for a picture; with pair: order the one
+# at the same place.
 
 {students}
 # --- What is wanted: {score}, and what it shall be traded for (two to four in all).

@@ -120,7 +120,7 @@ class BlockLibrary:
 
     @property
     def costs(self) -> tuple[str, ...]:
-        """The costs that its entries know, by name."""
+        """The costs that its entries have, by name."""
         return tuple(self.entries[0].costs)
 
     def chosen(self, assignment: Mapping[str, Scalar]) -> list[Entry]:
@@ -145,7 +145,7 @@ class BlockLibrary:
     def solve(self, bounds: Sequence[Constraint] = (), *, least: str | None = None) -> Solved | None:
         """Return the student of least predicted loss that meets the `bounds` on its costs; None where no student does.
 
-        With `least` it is the one of least cost of that name. Bounds on what the entries do not know are left out.
+        With `least` it is the one of least cost of that name. Bounds on other costs are left out.
         """
         program = _Program(self._tables, self.choices)
         known = [bound for bound in bounds if bound.name in self.costs]
@@ -232,7 +232,7 @@ class _Program:
         self._choosing = LinearConstraint(matrix, lows, highs)
 
     def solve(self, bounds: Mapping[Constraint, float], least: str | None) -> dict[str, Scalar] | None:
-        """Return the best assignment within `bounds`, each at the number beside it; None where there is none."""
+        """Return the best assignment within `bounds`, each at its number; None where there is none."""
         from scipy.optimize import Bounds, LinearConstraint, milp
 
         objective = self._row([entry.loss if least is None else entry.costs[least] for entry in self._entries])

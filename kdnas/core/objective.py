@@ -199,7 +199,7 @@ def breaches(
     """Return, in words, every constraint that `values` break; empty when all hold.
 
     One whose quantity is not known counts as broken, unless `known_only`: before a student is measured nothing can be
-    said of it.
+    decided of it.
     """
     broken = []
     for constraint in constraints:

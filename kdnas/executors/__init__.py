@@ -96,7 +96,7 @@ class Executor(ABC, Generic[T, R]):
         return []
 
     def take_progress(self) -> dict[str, float]:
-        """Return how far running jobs have come since the last call, by key: shares in [0, 1] of those that said so."""
+        """Return how far running jobs have come since the last call, by key: shares in [0, 1] of those that reported."""
         return {}
 
     @abstractmethod

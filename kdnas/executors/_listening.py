@@ -1,6 +1,6 @@
 """The one loop that waits for workers: whoever starts their processes, they talk over connections in the same words.
 
-A worker says `ready` once it has opened its data, then of each job its passing notes, how far it is, and its end
+A worker sends `ready` once it has opened its data, then of each job its passing notes, how far it is, and its end
 (`kdnas.executors._worker`). What it dies of before it is ready is no job's fault.
 """
 

@@ -1,6 +1,6 @@
 """The process of one NNI trial: `python -m kdnas.executors._nni_trial SOCKET`, started by NNI's manager.
 
-It asks NNI which trial it is, takes the job from the controller's socket, and tells the outcome to both. NNI's own
+It asks NNI which trial it is, takes the job from the controller's socket, and sends the outcome to both. NNI's own
 trial API is spoken directly: importing nni takes seconds a trial, and where two trials start together its
 `get_next_parameter` may hand each the other's parameters.
 """
@@ -27,7 +27,7 @@ _FORM_S = 30.0
 
 
 def main(path: str) -> int:
-    """Run one job; return the exit code that NNI is to see."""
+    """Run one job; return the exit code for NNI."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # how NNI's page stops a trial: it dies, and is no failure of its job
     channel, trial = os.environ["NNI_TRIAL_COMMAND_CHANNEL"], os.environ["NNI_TRIAL_JOB_ID"]
     number = _number(channel, trial)
@@ -38,7 +38,7 @@ def main(path: str) -> int:
     try:
         settings = controller.recv()
     except EOFError:
-        print("kdnas proposes the trials of this experiment: it knows nothing of this one", file=sys.stderr)
+        print("kdnas proposes the trials of this experiment: this one is not among them", file=sys.stderr)
         return 1
     _set_up(settings)
     make_evaluate, job = controller.recv()
@@ -83,7 +83,7 @@ def _set_up(settings: Mapping[str, Any]) -> None:
 
 
 def _leave_with(controller: Connection) -> threading.Event:
-    """End this process as soon as the controller is gone: it says nothing more, so what comes is the end.
+    """End this process as soon as the controller is gone: it sends nothing more, so the next event is the end.
 
     From when the returned event is set, the process ends by itself.
     """
@@ -101,7 +101,7 @@ def _leave_with(controller: Connection) -> threading.Event:
 def _report(channel: str, trial: str, number: int | None, values: Mapping[str, float]) -> None:
     """Tell NNI every number of `values`, as `nni.report_final_result` does; the score is what it ranks by.
 
-    A result without a score (an infeasible student) is not reported. That NNI cannot be told fails no trial.
+    A result without a score (an infeasible student) is not reported. A report that NNI cannot take fails no trial.
     """
     score = next((values[name] for name in SCORES if name in values), None)
     if score is None:
@@ -116,7 +116,7 @@ def _report(channel: str, trial: str, number: int | None, values: Mapping[str, f
     try:
         _request("PUT", channel, {"type": "metric", "metric": json.dumps(metric)})
     except OSError as error:
-        print(f"NNI was not told the result: {error}", file=sys.stderr)
+        print(f"NNI did not get the result: {error}", file=sys.stderr)
 
 
 def _request(method: str, url: str, body: Any = None) -> bytes:

@@ -1,7 +1,8 @@
 """One device slot of a Ray cluster: the actor that has it, and the messages between it and the controller.
 
 The actor keeps the `local` executor with one worker where it is. So a job's crash, time limit or full memory ends that
-worker alone and is told as on this machine; an actor that is lost was lost with its node, through no fault of the job.
+worker alone and is reported as on this machine; an actor that is lost was lost with its node, through no fault of the
+job.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Heard:
-    """What there is to know of a slot since the last call."""
+    """The news of a slot since the last call."""
 
     finished: tuple[Finished[Any], ...] = ()
     notes: tuple[str, ...] = ()
@@ -86,7 +87,7 @@ class Slot:
         return Place(socket.gethostname(), __version__)
 
     def work(self, key: str, job: Any, time_limit_s: float | None) -> Heard:
-        """Begin `job`, and return the first that is heard of it."""
+        """Begin `job`, and return its first news."""
         with self._lock:
             if self._left:
                 return Heard()
@@ -94,7 +95,7 @@ class Slot:
         return self.hear()
 
     def hear(self) -> Heard:
-        """Return as soon as there is something to know, or after a while."""
+        """Return as soon as there is news, or after a while."""
         began = time.monotonic()
         was_opening = self._executor.opening
         try:

@@ -1,4 +1,4 @@
-"""A temporary folder for what an executor starts beside the workers, which does not outlive its owner for long."""
+"""A temporary folder for what an executor starts besides workers, which does not outlive its owner for long."""
 
 from __future__ import annotations
 

@@ -44,9 +44,9 @@ def answer(evaluate: Evaluate[Any, Any], job: Any) -> Answer:
 def opened(
     controller: Connection, make_evaluate: Callable[[], Evaluate[Any, Any]], threads: int
 ) -> Evaluate[Any, Any] | None:
-    """Return what answers jobs, and tell the controller that it is ready; None once it was told why nothing can be.
+    """Return what answers jobs, and report to the controller that it is ready; None once the reason why not is sent.
 
-    It computes with so many threads, and what it says, or how far it is, goes to the controller.
+    It computes with so many threads, and its lines and its progress go to the controller.
     """
     limit_threads(threads)
     try:
@@ -64,7 +64,7 @@ def opened(
 
 
 def _failure_in_words(error: BaseException) -> str:
-    """Return what an error of anybody's making says of itself, whose `__str__` may fail as well."""
+    """Return the message of any error, whose `__str__` may fail as well."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:

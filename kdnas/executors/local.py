@@ -91,7 +91,7 @@ class Local(ListeningExecutor[T, R, _Worker[T]]):
     def _send(self, worker: _Worker[T]) -> None:
         worker.begin()
         assert worker.connection is not None
-        with contextlib.suppress(OSError):  # the worker just died: `wait` sees it
+        with contextlib.suppress(OSError):  # the worker just died: `wait` reports it
             worker.connection.send(worker.job)
 
     def close(self) -> None:

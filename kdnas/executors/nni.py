@@ -26,7 +26,7 @@ from kdnas.executors._nni_experiment import Ended, Experiment
 from kdnas.executors._scratch import Scratch
 
 _EXPLANATION_S = 5.0
-"""How long after a process has died NNI may take to say of what."""
+"""How long NNI may take to report why a process died."""
 _LONGEST_PLACE = 70
 """Characters of the temporary folder's path, so that a socket in it has a path of at most 107 (the system's limit)."""
 
@@ -34,7 +34,7 @@ _LONGEST_PLACE = 70
 @dataclass(kw_only=True)
 class _Trial(Worker[T]):
     number: int
-    """That NNI knows it by."""
+    """NNI's name for it."""
     place: int
     """Which of the workers' places it has: it decides the device."""
     pid: int = 0
@@ -153,7 +153,7 @@ class Nni(ListeningExecutor[T, R, _Trial[T]]):
         return [finished for ended in self._ended() for finished in self._explain(ended)]
 
     def _greet(self, connection: Connection) -> None:
-        """Hand its job to a process that says which trial it is; to one that nobody knows, nothing."""
+        """Send a process the job of the trial that it names; to an unknown one, nothing."""
         self._greeting.remove(connection)
         try:
             number, pid = connection.recv()
@@ -176,7 +176,7 @@ class Nni(ListeningExecutor[T, R, _Trial[T]]):
         assert worker.connection is not None
         worker.connection.close()
         worker.connection, worker.deadline, worker.died = None, None, time.monotonic()
-        return []  # NNI tells of what it died
+        return []  # NNI reports why it died
 
     def _overdue(self, worker: _Trial[T], reason: str) -> list[Finished[R]]:
         assert worker.key is not None
@@ -186,7 +186,7 @@ class Nni(ListeningExecutor[T, R, _Trial[T]]):
         return [Finished(worker.key, failure=reason)]
 
     def _ended(self) -> list[Ended]:
-        """Return the trials whose process is gone, from NNI or, where it says nothing, after a while from here."""
+        """Return the trials whose process is gone, from NNI or, where it reports nothing, after a while from here."""
         try:
             ended = self._experiment.ended()
         except RunError:
@@ -204,7 +204,7 @@ class Nni(ListeningExecutor[T, R, _Trial[T]]):
         """Return the job that died with its process. One that had not even started is handed out again."""
         trial = self._trials.get(ended.number)
         while trial is not None and trial.connection is not None and trial.connection.poll():
-            if finished := self._hear(trial):  # it had told its outcome before it ended
+            if finished := self._hear(trial):  # it had sent its outcome before it ended
                 return finished
         if trial is None:
             return []

@@ -25,12 +25,12 @@ _FIRST_PLACEMENT_S = 60.0
 """And for the first of them: a process starts in 1 s, in many where the machine is busy."""
 _LOSSES_ALLOWED = 3
 _SILENCE_S = 90.0
-"""So long after its longest silence a slot that says nothing is lost: its process is stopped, or its network gone."""
+"""So long after its longest silence a slot that sends nothing is lost: its process is stopped, or its network gone."""
 _LOOK_S = 5.0
 """How often new nodes are looked for."""
 _LEAVE_S = 3.0
 _PATIENCE_S = 60.0
-"""How often it is told that no node has room."""
+"""How often the lack of a node with room is reported."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class Ray(Executor[T, R]):
         return _Slot(actor, actor.place.remote())
 
     def _hear(self, pause_s: float, *, placing: bool = False) -> list[Finished[R]]:
-        """Take in what slots say within `pause_s`; return the jobs that ended. `placing`: until one is placed."""
+        """Take in what slots send within `pause_s`; return the jobs that ended. `placing`: until one is placed."""
         import ray
 
         asked = {slot.call: slot for slot in self._slots if slot.call is not None and not (placing and slot.place)}
@@ -302,7 +302,7 @@ class Ray(Executor[T, R]):
                 slot.ask(slot.actor.work.remote(slot.task.key, slot.task.job, slot.task.time_limit_s))
 
     def _look(self) -> None:
-        """See to slots that say nothing any more, to nodes that have come, and tell what waits for one."""
+        """Handle slots that went silent and nodes that came, and report what waits for a node."""
         self._cluster.check()
         now = time.monotonic()
         if now - self._looked < _LOOK_S:
@@ -311,7 +311,7 @@ class Ray(Executor[T, R]):
         for slot in [each for each in self._slots if each.call is not None and each.place is not None]:
             if now - slot.called > _SILENCE_S:
                 slot.call = None
-                self._lost(slot, RunError(f"it has said nothing for {now - slot.called:.0f} s"))
+                self._lost(slot, RunError(f"it has sent nothing for {now - slot.called:.0f} s"))
         if self._workers is None:
             self._slots += [self._asked_for() for _ in range(self._wanted() - len(self._slots))]
         if self._waiting and now - self._announced > _PATIENCE_S and all(slot.place is None for slot in self._slots):
@@ -320,7 +320,7 @@ class Ray(Executor[T, R]):
 
 
 def _cause(error: Exception) -> str:
-    """Return in a line what Ray says of a lost actor or of one that could not start."""
+    """Return Ray's reason for a lost actor, or for one that could not start, in one line."""
     lines = [line.strip() for line in str(getattr(error, "cause", None) or error).splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(("class_name:", "actor_id:", "pid:", "namespace:", "ip:"))]
     return " ".join(kept) or type(error).__name__

@@ -213,11 +213,14 @@ def _narrow(spec: TaskSpec) -> str:
     return f"{only} It returns one of its {spec.outputs} classes for any input, also for one that belongs to none."
 
 
+_MEASURED = "Latency and memory hold for the machine and settings named next to them, and for no others."
+
+
 def _limits(student: TrainedStudent) -> str:
     limits = [
         _narrow(student.spec),
         "Its probabilities were not calibrated.",
-        "Latency and memory hold for the machine and settings named next to them, and for no others.",
+        *([_MEASURED] if any(cost.repeats for cost in student.card.quantities.values()) else []),
         f"The validation split chose the architecture, so {student.spec.score.name} on it is optimistic; the test "
         "split was not used to choose anything.",
         *student.card.limits,

@@ -270,7 +270,7 @@ def doubts(run: RunRecord, member: FrontMember) -> list[str]:
     if is_near_worst(run, member.values[run.score.name]):
         found.append("it is hardly better than guessing")
     elif (kept := kept_of_teacher(run, member)) is not None and kept < FAR_BELOW_TEACHER:
-        found.append(f"it is far below its teacher: of what that is better than guessing it has {100 * kept:.0f} %")
+        found.append(f"it is far below its teacher: it keeps {100 * kept:.0f} % of the teacher's lead over guessing")
     if missed := breaches(member.values, run.goals):
         found.append(f"it misses {', '.join(missed)}")
     return found

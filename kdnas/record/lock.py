@@ -184,7 +184,7 @@ class Findings:
     further_teachers: Mapping[str, TeacherReport] = field(default_factory=dict)
     """Those after the first, by name."""
     chances: Mapping[str, float] = field(default_factory=dict)
-    """What guessing has of the objectives that are known once a student is trained, beside its score."""
+    """What guessing has of the objectives that are known once a student is trained, in addition to its score."""
 
 
 def _read_space(record: Any) -> SearchSpace:

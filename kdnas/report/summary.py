@@ -150,7 +150,7 @@ def highlights(run: RunRecord) -> list[tuple[str, FrontMember, str]]:
     if chosen is None:
         return []
     best, against = best_of(run, members), doubts(run, chosen.member)
-    name = "No student to recommend yet; the best of them" if against else f"Recommended: {chosen.words}"
+    name = "No student to recommend yet; the best one" if against else f"Recommended: {chosen.words}"
     recommends_best = chosen.member.trial.number == best.trial.number
     if not against and recommends_best:
         name = f"Recommended: the student with the best {label(run.score.name)}"
@@ -440,7 +440,7 @@ def _validation_sentence(run: RunRecord) -> str:
     fraction = run.config.data.validation_fraction
     origin = f"carved from the training data ({100 * fraction:g} % of it, {how_split(run)})"
     if run.lock.data.validation_stated:
-        origin = "that the data name for it"
+        origin = "of the data’s own validation split"
     text = (
         f"Search scores are brief (one training, one seed, {run.config.fidelities[-1].words}) and are made on "
         f"{size} {origin}."

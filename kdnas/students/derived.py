@@ -126,7 +126,8 @@ class Derived(StudentFamily):
         block_importance: How blocks are ranked: by how far they turn what flows through them, or evenly spaced.
         reconstruct: Whether what stays of a layer's weights makes up for what is gone, as well as it can; else batch
             norms alone are estimated anew.
-        samples: How many training samples say so and rank units and blocks; fewer where they take a large teacher long.
+        samples: How many training samples are used for that and to rank units and blocks; fewer where they take a large
+        teacher long.
     """
 
     derived = True

@@ -122,7 +122,7 @@ def test_validation_samples_that_the_data_name_are_not_said_to_be_drawn():
     run = dataclasses.replace(run, lock=stated)
     named = next(line for line in ready_lines(Ready(run, False, 1)) if line.startswith("data "))
     assert named == drawn.replace("drawn class by class, seed 0", "as stated")
-    assert "287 images that the data name for it" in trust(run)[0]
+    assert "287 images of the data’s own validation split" in trust(run)[0]
     assert "carved" not in trust(run)[0]
 
 

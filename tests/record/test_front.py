@@ -296,7 +296,7 @@ def test_what_speaks_against_a_student_is_told():
     run = retrained((0.12, 5), (0.55, 10), (0.97, 20), goals=("accuracy>=0.98",))
     shown = [doubts(run, member) for member in front(run)]
     assert "hardly better than guessing" in shown[0][0]
-    assert "far below its teacher: of what that is better than guessing it has 51 %" in shown[1][0]
+    assert "far below its teacher: it keeps 51 % of the teacher's lead over guessing" in shown[1][0]
     assert shown[2] == ["it misses accuracy>=0.98 (accuracy is 0.97)"]
     assert doubts(retrained((0.97, 20)), front(retrained((0.97, 20)))[0]) == []
 

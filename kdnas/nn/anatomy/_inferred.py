@@ -1,7 +1,7 @@
-"""Who plays which role in a layer of a make that nobody listed, told by widths, and by names where widths do not.
+"""Roles of the parts in a layer of an unlisted make, inferred by widths, and by names where widths do not decide.
 
-A layer of a transformer is a few linear layers. The residual stream's width tells which of them read it and which write
-it; which of four square ones are queries, keys, values and the way out is told by what libraries call them. What is
+A layer of a transformer is a few linear layers. The residual stream's width shows which of them read it and which write
+it; which of four square ones are queries, keys, values and the way out is decided by libraries' names for them. What is
 inferred wrongly is found out when it is tried (`kdnas.nn.cutting.sound_part`), and left whole.
 """
 
@@ -112,8 +112,8 @@ def _attention(layer: nn.Module, parent: str, linears: Mapping[str, nn.Module]) 
     out = next((name for name in near if name not in qkv and _OUT.fullmatch(_leaf(name))), "")
     dot = f"{parent}." if parent else ""
     size = next((dot + name for name in _HEAD_SIZES if isinstance(find(layer, dot + name), int)), "")
-    told = [dot + name for name in _HEADS if isinstance(find(layer, dot + name), int)]
-    if not out or not (size or told):
+    totals = [dot + name for name in _HEADS if isinstance(find(layer, dot + name), int)]
+    if not out or not (size or totals):
         return None
     roles = LayerRoles(
         qkv,
@@ -121,7 +121,7 @@ def _attention(layer: nn.Module, parent: str, linears: Mapping[str, nn.Module]) 
         (),
         "",
         head_size=size,
-        heads="" if size else told[0],
+        heads="" if size else totals[0],
         packed="heads" if _leaf(qkv[0]) in _BY_HEAD else "kinds",
         head_norms=tuple(name for name in norms_in(layer) if name.startswith(dot) and _OWN_NORMS.fullmatch(name)),
     )
@@ -131,7 +131,7 @@ def _attention(layer: nn.Module, parent: str, linears: Mapping[str, nn.Module]) 
         further = [n for n in children if n not in (*qkv, out) and out_size(linears[n]) == queries]
         roles = replace(roles, qkv=(*qkv, *(n for n in further if in_size(linears[n]) in sizes)))
     counts = [
-        *((name, "heads") for name in told[:1]),
+        *((name, "heads") for name in totals[:1]),
         *((dot + name, "groups") for name in _GROUPS if isinstance(find(layer, dot + name), int)),
         *((dot + name, "width") for name in _WIDTHS if find(layer, dot + name) == queries),
     ]
@@ -165,15 +165,15 @@ def _mlps(linears: Mapping[str, nn.Module], width: int) -> tuple[list[tuple[tupl
             waiting.append(name)
     # A gate may stand after the way out, as Llama's first versions had it.
     for place, (known, down) in enumerate(mlps):
-        beside = [
+        gates = [
             name
             for name in waiting
             if _parent(name) == _parent(down)
             and in_size(linears[name]) == width
             and out_size(linears[name]) == in_size(linears[down])
         ]
-        mlps[place] = ((*known, *beside), down)
-        waiting = [name for name in waiting if name not in beside]
+        mlps[place] = ((*known, *gates), down)
+        waiting = [name for name in waiting if name not in gates]
     return mlps, waiting
 
 

@@ -1,7 +1,7 @@
 """The residual stream of a transformer: what flows from layer to layer, and who writes and reads it outside of them.
 
 Outside its layers a transformer embeds, norms and answers. What is as wide as the stream there touches it, whatever it
-is called; a cut that is tried out tells where that is not so.
+is called; a cut that is tried out shows where that is not so.
 """
 
 from __future__ import annotations
