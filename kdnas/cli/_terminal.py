@@ -75,7 +75,11 @@ def printed_front(run: RunRecord, width: int, rows: int | None = None) -> Render
     archs = short_archs([member.trial for member in members])
     known = {name for member in members for name in member.values}
     names = [name for name in ("macs", "params", *other_quantities(run)) if name in known]
-    retrained = any(member.trial.repeats for member in members)
+    seeds = max((len(member.trial.repeats) for member in members), default=0)
+    retrained = seeds > 0
+    kind = (
+        "brief, one seed" if not seeds else "one retraining each" if seeds == 1 else "means of the retrainings ± 95 %"
+    )
     queued = enqueued_numbers(run)
     caption = "  ".join(
         filter(
@@ -85,7 +89,7 @@ def printed_front(run: RunRecord, width: int, rows: int | None = None) -> Render
                 f"◆ {chosen.words}" if chosen is not None else "",
                 "★ teacher" if run.teacher is not None else "",
                 f"≈ {label(score.name)} like another’s" if any(alike.values()) else "",
-                f"scores: {'means of the retrainings ± 95 %' if retrained else 'brief, one seed'}",
+                f"scores: {kind}",
             ],
         )
     )

@@ -172,14 +172,12 @@ class Retraining:
             gain = None if before is None else score.gain(tried[epochs], tried[before])
             has_begun = not is_near_worst(run, tried[epochs])  # flat at its start is no curve's end
             if before is not None and gain is not None and is_flat(run, gain) and has_begun:
-                text = f"{counted(before, 'epoch')} a final training: {epochs} gain {score.shown_points(gain)}"
+                text = f"final trainings have {counted(before, 'epoch')}: {epochs} gain only {score.shown_points(gain)}"
                 epochs = before
                 break
             if 2 * epochs > final.max_epochs:
-                rising = "" if gain is None else f", though the last doubling gained {score.shown_points(gain)}"
-                text = (
-                    f"{counted(epochs, 'epoch')} a final training: twice as many are more than final.max_epochs{rising}"
-                )
+                rising = "" if gain is None else f" (the last doubling gained {score.shown_points(gain)})"
+                text = f"final trainings have {counted(epochs, 'epoch')}: twice as many exceed final.max_epochs{rising}"
                 break
             before, epochs = epochs, 2 * epochs
         self._record.set_note("final_epochs", epochs)
@@ -197,7 +195,7 @@ class Retraining:
             final_job(config, trial.number, trial.arch, trial.tuned, 0), checkpoint=None, test=False
         )
         self._observe(
-            Note(f"student {trial.arch.arch_id}: trained for {counted(epochs, 'epoch')}, to find how long pays")
+            Note(f"training student {trial.arch.arch_id} for {counted(epochs, 'epoch')}, to choose final.epochs")
         )
         score = self._opened.run.score
         value = float(self._alone(executor, "length", job, config).values[score.name])

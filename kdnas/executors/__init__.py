@@ -96,7 +96,7 @@ class Executor(ABC, Generic[T, R]):
         return []
 
     def take_progress(self) -> dict[str, float]:
-        """Return how far running jobs have come since the last call, by key: shares in [0, 1] of those that reported."""
+        """Return how far running jobs have come since the last call, by key: shares in [0, 1] where reported."""
         return {}
 
     @abstractmethod

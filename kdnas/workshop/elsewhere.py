@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 def _silent(line: object) -> None:
-    """Say nothing."""
+    """Ignore a line."""
 
 
 @dataclass(frozen=True)
