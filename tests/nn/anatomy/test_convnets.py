@@ -130,6 +130,24 @@ class Shuffled(nn.Module):
         return self.head(self.second(maps[:, 4:8] * maps[:, :4]).mean((2, 3)))
 
 
+def test_the_blocks_of_convnext_v2_are_removable_and_its_response_norms_are_no_blocks():
+    torch.manual_seed(0)
+    network = timm.create_model("convnextv2_atto", depths=(1, 1, 3, 1), dims=(8, 8, 16, 16), num_classes=5).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    example = torch.randn(2, 3, 64, 64)
+    anatomy = sound_part(read_anatomy(network, example), network, example)
+    assert [depth.blocks for depth in anatomy.depths if len(depth.blocks) > 1] == [
+        tuple(f"stages.2.blocks.{number}" for number in range(3))
+    ]
+    kept = {next(depth.name for depth in anatomy.depths if len(depth.blocks) > 1): [0, 2]}
+    cut, masked = anatomy.cut(network, kept), anatomy.mask(network, kept)
+    assert torch.allclose(outputs(cut, example), outputs(masked, example), atol=1e-5)
+    assert len(cut.stages[2].blocks) == 2
+    assert not torch.allclose(outputs(cut, example), outputs(network, example), atol=1e-4)
+
+
 def test_what_cannot_be_cut_is_left_whole_with_the_reason():
     network, example = Shuffled().eval(), torch.randn(2, 3, 8, 8)
     anatomy = sound_part(read_anatomy(network, example), network, example)
@@ -161,6 +179,35 @@ def test_parts_that_only_together_cannot_be_cut_are_not_all_cut():
     assert torch.allclose(outputs(cut, example), outputs(masked, example), atol=1e-5)
     assert sorted(anatomy.sizes) == ["first.channels", "mixed.channels"]
     assert [(part.what, "with other cuts" in part.why) for part in anatomy.uncut] == [("second.channels", True)]
+
+
+class NormedBeside(nn.Module):
+    """A layer that is cut exactly and one under a norm: its code takes a cut of either, and not of both."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain, self.normed = nn.Conv2d(3, 16, 1), nn.Conv2d(3, 16, 1)
+        self.norm = nn.LayerNorm(16)
+        self.mixed, self.head = nn.Conv2d(32, 8, 1), nn.Linear(8, 2)
+
+    def forward(self, images):
+        normed = self.norm(self.normed(images).movedim(1, -1)).movedim(-1, 1)
+        maps = torch.cat([self.plain(images), normed], 1)
+        if maps.shape[1] < 20:
+            raise RuntimeError("twenty channels at least")
+        return self.head(torch.relu(self.mixed(maps)).mean((2, 3)))
+
+
+def test_a_part_under_a_norm_that_fails_beside_exact_cuts_alone_is_left_whole():
+    torch.manual_seed(0)
+    network, example = NormedBeside().eval(), torch.randn(2, 3, 8, 8)
+    read = read_anatomy(network, example)
+    assert read.by_name["normed.channels"].inexact
+    assert not read.by_name["plain.channels"].inexact
+    anatomy = sound_part(read, network, example)
+    assert sorted(anatomy.sizes) == ["mixed.channels", "plain.channels"]
+    assert [(part.what, "with other cuts" in part.why) for part in anatomy.uncut] == [("normed.channels", True)]
+    outputs(anatomy.cut(network, anatomy.prefix(dict.fromkeys(anatomy.sizes, 4))), example)
 
 
 def test_a_network_of_which_nothing_can_be_cut_is_refused_in_words():
