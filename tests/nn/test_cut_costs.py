@@ -15,12 +15,13 @@ from kdnas.nn.cutting import outputs, sound_part
 from kdnas.nn.tracing import fvcore_macs, parameter_count, traced_macs
 
 sys.path.insert(0, str(Path(__file__).parent / "anatomy"))
-from test_transformers import NETWORKS
+from test_layers import CASES
+from test_transformers import NETWORKS, hugging_face
 
 ARCHS = 40
 QUICK = ["bert", "gpt2", "llama_tied", "hf_vit", "timm_vit", "attended", "mobilenetv3_small_050"]
 SLOW = [
-    *(name for name in NETWORKS if name not in QUICK),
+    *(name for name in (*NETWORKS, *CASES) if name not in QUICK),
     *("resnet18", "tf_efficientnet_lite0", "convnext_atto", "densenet121", "regnetx_002", "ghostnet_050"),
     "coatnet_pico_rw_224",
 ]
@@ -45,10 +46,14 @@ def case(name):
     torch.manual_seed(0)
     if name == "attended":
         return Attended().eval(), torch.randn(2, 3, 7, 7)
+    if name in CASES:
+        example = torch.randint(3, 100, (2, 10))
+        example[:, -1] = 2
+        return hugging_face(*CASES[name][:3])().eval(), example
     if name in NETWORKS:
         kind, make = NETWORKS[name]
-        size = 32 if name.startswith("timm") else 16
-        return make().eval(), torch.randn(2, 3, size, size) if kind == "vit" else torch.randint(3, 100, (2, 10))
+        size, images = (16 if name.startswith("hf") else 32), kind in ("vit", "multihead")
+        return make().eval(), torch.randn(2, 3, size, size) if images else torch.randint(3, 100, (2, 10))
     settings = {"img_size": 64} if name.startswith("coatnet") else {}
     return timm.create_model(name, num_classes=5, **settings).eval(), torch.randn(2, 3, 64, 64)
 
@@ -79,6 +84,7 @@ def test_the_closed_form_is_what_both_counters_count_on_random_archs(name):
         assert price.params == parameter_count(cut), sizes
         if index in (0, ARCHS - 1):
             assert price.macs == fvcore_macs(Logits(cut), example[:1]), sizes
+    assert seconds_of_a_price(costs, anatomy.sizes) < 5e-5
 
 
 def test_blocks_leave_in_the_order_of_their_rank():
@@ -93,18 +99,15 @@ def test_blocks_leave_in_the_order_of_their_rank():
         assert costs.price(kept).params == parameter_count(ranked.cut(network, ranked.prefix(kept)))
 
 
-def test_a_price_is_had_in_less_than_a_twentieth_of_a_millisecond():
-    network, example = case("mobilenetv3_small_050")
-    anatomy = read_anatomy(network, example)
-    costs = CutCosts(anatomy, network, example)
-    assert len(anatomy.sizes) == 30
+def seconds_of_a_price(costs, sizes):
+    """The processor's, of the best of some tries."""
     times = []
     for _ in range(20):
         began = time.thread_time()
         for _ in range(50):
-            costs.price(anatomy.sizes)
+            costs.price(sizes)
         times.append((time.thread_time() - began) / 50)
-    assert min(times) < 5e-5
+    return min(times)
 
 
 def test_a_network_that_does_other_operators_at_other_sizes_is_refused():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdnas.nn.anatomy._roles import LayerRoles
 from kdnas.nn.cutting import Anatomy, Example
@@ -18,8 +18,8 @@ ANATOMIES: Registry[Callable[[nn.Module, Any], Anatomy | None]] = Registry("anat
 """Members: `function(network, example) -> Anatomy`, None where the network is of another kind.
 
 `example` is a batch of two samples that the network can be run on: its input, or a tuple of several."""
-_LAST = ("convnet", "layers")
-"""Asked when nobody else knows the network: listed transformers have convolutions, and layers of any make, too."""
+_LAST = ("layers", "convnet")
+"""Asked when nobody else knows the network: listed transformers have layers of any make, and convolutions, too."""
 
 _MOST_SHOWN = 3
 """Reasons that an error gives."""
@@ -28,6 +28,7 @@ _MOST_SHOWN = 3
 def read_anatomy(network: nn.Module, example: Example) -> Anatomy:
     """Return the anatomy of `network`. Raises ValueError where nothing of it can be cut, with the reason."""
     why: list[str] = []
+    second: Anatomy | None = None
     names = ANATOMIES.names()
     for name in (*sorted(set(names) - set(_LAST)), *_LAST):
         try:
@@ -35,13 +36,25 @@ def read_anatomy(network: nn.Module, example: Example) -> Anatomy:
         except Exception as error:  # networks of any make are read, whose widths and names may be whatever
             why.append(f"read as {name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
             continue
-        if found is not None and (found.axes or found.depths):
+        if found is not None and found.parts and (name != _LAST[0] or _is_one_stream(found, example)):
             return found
+        second = found if found is not None and found.parts else second
         why += [f"{part.what}: {part.why}" for part in (found.uncut if found else ())]
+    if second is not None:
+        return second
     why = why or ["its layers are of no kind that kdnas supports"]
     reasons = f" ({'; '.join(why[:_MOST_SHOWN])}{'; ...' if len(why) > _MOST_SHOWN else ''})"
     kinds = ", ".join(names)
     raise ValueError(f"nothing of a {type(network).__name__} can be cut{reasons}; what kdnas reads: {kinds}")
+
+
+def _is_one_stream(found: Anatomy, example: Example) -> bool:
+    """Whether a network of layers is nothing else: one of images whose stages have several widths is a convnet rather.
+
+    There convolutions stand between the layers, and are most of what can be cut.
+    """
+    pixels = isinstance(example, Tensor) and example.is_floating_point()
+    return not pixels or any(axis.role == "width" for axis in found.axes)
 
 
 def layer_roles() -> list[tuple[LayerRoles, bool]]:

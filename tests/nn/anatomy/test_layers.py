@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.models import beit, cait, mlp_mixer
 
 from kdnas.nn.anatomy import read_anatomy
 from kdnas.nn.cut_costs import CutCosts
@@ -95,6 +96,34 @@ def test_layers_that_choose_experts_may_go_and_lose_heads_but_keep_their_width()
     sizes = {axis.name: 1 for axis in anatomy.axes} | {anatomy.depths[0].name: 2}
     cut, price = anatomy.cut(network, anatomy.prefix(sizes)), CutCosts(anatomy, network, example).price(sizes)
     assert (price.macs, price.params) == (traced_macs(cut, example[:1]), parameter_count(cut))
+
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_classes": 5}
+
+
+@pytest.mark.parametrize(
+    ("made", "roles", "blocks"),
+    [
+        (mlp_mixer.MlpMixer, {"inner", "width"}, [3]),
+        (beit.Beit, {"inner"}, [3]),
+        (cait.Cait, {"inner"}, [3, 2]),
+    ],
+)
+def test_a_network_of_images_that_is_layers_of_one_width_is_read_by_its_layers(made, roles, blocks):
+    blocks_of_it = {"num_blocks": 3} if made is mlp_mixer.MlpMixer else {"depth": 3, "num_heads": 4}
+    torch.manual_seed(0)
+    network = made(**SMALL, **blocks_of_it).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    example = torch.randn(2, 3, 32, 32)
+    anatomy = sound_part(read_anatomy(network, example), network, example)
+    assert anatomy.kind == "layers"
+    assert {axis.role for axis in anatomy.axes} == roles
+    assert [len(depth.blocks) for depth in anatomy.depths] == blocks
+    kept = anatomy.prefix({axis.name: 8 for axis in anatomy.axes if axis.role == "inner"})
+    cut, masked = outputs(anatomy.cut(network, kept), example), outputs(anatomy.mask(network, kept), example)
+    assert torch.allclose(cut, masked, atol=1e-5)
 
 
 def test_a_kind_that_stumbles_over_a_network_is_passed_over(monkeypatch):
