@@ -68,7 +68,7 @@ def next_promotion(run: RunRecord, call: Call = "share") -> TrialRecord | None:
             ),
             eta=run.config.eta(rung),
             reference=minimised([run.reference_point], run.objectives)[0],
-            lead=run.objectives.index(run.score),
+            lead=run.lead,
             call=call,
         )
         if best:

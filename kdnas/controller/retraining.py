@@ -291,6 +291,7 @@ class Retraining:
             result.sha256,
             result.further,
             None if job.larger is None else job.larger.number,
+            {score.name: result.values[score.name] for score in self._opened.run.scores_by_task},
         )
         reach("retraining")
         self._record.add_repeat(trial.number, repeat)
@@ -338,7 +339,7 @@ def _largest(values: np.ndarray, chosen: list[int], most: int, run: RunRecord) -
     """
     scale = _scaled(values, run)
     reference = _reference(scale, run)
-    score = run.objectives.index(run.score)
+    score = run.lead
     picked = list(chosen)
     while len(picked) < min(most, len(values)):
         rest = [place for place in range(len(values)) if place not in picked]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,14 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from kdnas.core.objective import OF_CLASSES, Quantity
-from kdnas.core.task import IMAGE_CLASSIFICATION, TaskSpec, image_classification
+from kdnas.core.task import (
+    IMAGE_CLASSIFICATION,
+    UNLABELLED,
+    Head,
+    TaskSpec,
+    image_classification,
+    multitask_image_classification,
+)
 
 
 class Array(Protocol):
@@ -39,11 +47,14 @@ class Samples:
     """N samples of a data set.
 
     `inputs` are arrays [N, ...] by the names of the task's inputs and in their order, perhaps read-only memory maps;
-    `targets` is int64 [N], or [N, T] where a sample has T predictions; float32 [N] where numbers are predicted.
+    `targets` is int64 [N], or [N, T] where a sample has T predictions, [N, P] where P tasks are done on it; float32 [N]
+    where numbers are predicted. A class that is not known is `UNLABELLED`.
     """
 
     inputs: Mapping[str, Array]
     targets: np.ndarray
+    keys: np.ndarray | None = None
+    """What tells each sample from all others, text [N], such as a file's name; None where nothing does."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -83,6 +94,12 @@ class Data(ABC):
         """Return the task `posed` as the study has it: of its kind, and scored by its score."""
         return replace(posed, kind=self.kind or posed.kind, score=self.scored_by or posed.score)
 
+    def questions(self, targets: np.ndarray) -> list[tuple[tuple[str, ...], np.ndarray]]:
+        """Return for each task its class names, and those of `targets` [N, ...] that are known, int64 [n]."""
+        heads = self.task.heads
+        columns = [(self.class_names[head.places], targets[:, place]) for place, head in enumerate(heads)]
+        return [(names, own[own != UNLABELLED]) for names, own in columns or [(self.class_names, targets)]]
+
     @property
     def statistics(self) -> Mapping[str, tuple[float, ...]]:
         """The statistics of the training samples that the task's entrance needs, by name."""
@@ -97,18 +114,46 @@ class ImageData(Data):
     """Per channel over the training images, on the 0-255 scale."""
     channel_std: tuple[float, ...]
     scores: ClassVar[tuple[Quantity, ...]] = OF_CLASSES
+    heads: tuple[Head, ...] = field(default=(), kw_only=True)
+    """Of several tasks: each one's classes stand in `class_names` as `TASK: CLASS`; empty: of one task."""
 
     @cached_property
     def task(self) -> TaskSpec:
-        """Image classification at the images' size."""
+        """Image classification at the images' size, of one kind or of several."""
         channels, height, width = self.train.inputs["pixels"].shape[1:]
-        return self.put_to(image_classification((channels, height, width), len(self.class_names)))
+        shape = channels, height, width
+        posed = (
+            multitask_image_classification(shape, self.heads)
+            if self.heads
+            else image_classification(shape, len(self.class_names))
+        )
+        return self.put_to(replace(posed, partly=bool((self.train.targets == UNLABELLED).any())))
+
+    def asking(self, task: str) -> ImageData:
+        """Return the same images with the labels of `task` alone, one of several: what a specialist is given."""
+        place = [head.name for head in self.heads].index(task)
+        names = self.class_names[self.heads[place].places]
+        train, test = (replace(part, targets=part.targets[:, place]) for part in (self.train, self.test))
+        return replace(
+            self,
+            class_names=tuple(name.removeprefix(class_of(task, "")) for name in names),
+            train=train,
+            test=test,
+            fingerprint=hashlib.sha256(f"{self.fingerprint} {task}".encode()).hexdigest()[:16],
+            kind="",
+            heads=(),
+        )
 
     @property
     def statistics(self) -> Mapping[str, tuple[float, ...]]:
         """Mean and deviation of every channel."""
         means, deviations = (tuple(map(float, values)) for values in (self.channel_mean, self.channel_std))
         return {"channel_mean": means, "channel_std": deviations}
+
+
+def class_of(task: str, name: str) -> str:
+    """Return what a class of one of several tasks is called among those of all."""
+    return f"{task}: {name}"
 
 
 def stratified_split(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -133,9 +133,14 @@ def unsound(name: str, value: float) -> str:
     return ""
 
 
+def score_named(name: str) -> Quantity | None:
+    """Return the score that an objective's name speaks of, `accuracy` or `TASK.accuracy`; None where it is no score."""
+    return SCORES.get(name.rpartition(".")[2])
+
+
 def score_among(names: Iterable[str]) -> Quantity:
-    """Return the score that a study's objectives name: accuracy where they name none."""
-    return next((SCORES[name] for name in names if name in SCORES), ACCURACY)
+    """Return the score that a study's objectives name, by itself or of tasks: accuracy where they name none."""
+    return next((score for name in names if (score := score_named(name)) is not None), ACCURACY)
 
 
 @dataclass(frozen=True)

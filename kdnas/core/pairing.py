@@ -1,7 +1,7 @@
 """A teacher's own samples, one for each sample that students learn from.
 
-A teacher of sounds teaches a student of pictures: both show one thing, and only the labels relate them, or
-the order in which both data sets were written.
+A teacher of sounds teaches a student of pictures: both show one thing, and only the labels relate them, the order in
+which both data sets were written, or the keys of their samples.
 
 Shapes: N samples of a part, K classes.
 """
@@ -17,11 +17,12 @@ import numpy as np
 
 from kdnas.core.data import Array, Data, Samples
 from kdnas.core.seeds import derive_seed
+from kdnas.core.task import UNLABELLED
 from kdnas.core.words import counted, escaped
 from kdnas.errors import DataError, Problem
 
-Pairing = Literal["order", "label"]
-"""By what samples are paired: the place that both have in their data sets, or their label alone."""
+Pairing = Literal["order", "label", "key"]
+"""By what samples are paired: the place that both have in their data sets, their label alone, or what names them."""
 
 
 class Picked:
@@ -69,6 +70,8 @@ def paired(theirs: Data, ours: Data, by: Pairing, parts: Sequence[np.ndarray], s
             drawn = _by_label(theirs.train.targets[pool], train[part], derive_seed(seed, "part", number))
             chosen[part] = pool[drawn]
         tested = _by_label(theirs.test.targets, test, derive_seed(seed, "test"))
+    elif by == "key":
+        chosen, tested = _by_key(theirs.train, ours.train), _by_key(theirs.test, ours.test)
     else:
         chosen, tested = np.arange(len(train)), np.arange(len(test))
     facts = [theirs.fingerprint, ours.fingerprint, by, *(one.astype("<i8").tobytes().hex() for one in (chosen, tested))]
@@ -89,21 +92,63 @@ def _mismatches(theirs: Data, ours: Data, by: Pairing) -> list[Problem]:
     if not theirs.class_names or theirs.class_names != ours.class_names:
         names, wanted = (", ".join(map(escaped, each.class_names[:12])) or "none" for each in (theirs, ours))
         return [Problem(where, f"its classes are {names}", f"those of {ours.name}, in their order: {wanted}")]
-    for part, a, b in (
-        ("training", theirs.train.targets, ours.train.targets),
-        ("test", theirs.test.targets, ours.test.targets),
-    ):
-        if by == "label":
+    for part, their_part, our_part in (("training", theirs.train, ours.train), ("test", theirs.test, ours.test)):
+        a, b = their_part.targets, our_part.targets
+        if by == "key":
+            problems += _key_problems(where, part, their_part, our_part, ours.name)
+        elif by == "label" and (b == UNLABELLED).any():
+            what = f"{counted(int((b == UNLABELLED).sum()), f'{part} sample')} of {ours.name} have no label"
+            problems.append(Problem(where, what, "pair: order, or pair: key"))
+        elif by == "label":
             if missing := [ours.class_names[one] for one in np.setdiff1d(b, a)]:
                 listed = ", ".join(map(escaped, missing[:12]))
                 problems.append(Problem(where, f"no {part} sample is of class {listed}", "one or more of every class"))
         elif len(a) != len(b):
             what = f"has {counted(len(a), f'{part} sample')}, and {ours.name} has {len(b):,}"
             problems.append(Problem(where, what, "as many in the same order, or pair: label"))
-        elif different := int((a != b).sum()):
+        elif different := _contradictions(a, b):
             what = f"{different:,} of {len(a):,} {part} samples have another label than the one of {ours.name} there"
             problems.append(Problem(where, what, "samples in the same order, or pair: label"))
     return problems
+
+
+def _contradictions(theirs: np.ndarray, ours: np.ndarray) -> int:
+    """Return of how many samples the labels are known on both sides, and differ."""
+    return int(((theirs != ours) & (theirs != UNLABELLED) & (ours != UNLABELLED)).sum())
+
+
+def _key_problems(where: str, part: str, theirs: Samples, ours: Samples, name: str) -> list[Problem]:
+    """Return what keeps the samples of a part from being paired by their keys."""
+    if theirs.keys is None or ours.keys is None:
+        what = (
+            f"{'its' if theirs.keys is None else f'the {part}'} samples{'' if theirs.keys is None else f' of {name}'}"
+        )
+        allowed = "keys in both data sets: `keys` of image_folder, `train_keys` and `test_keys` of npz"
+        return [Problem(where, f"{what} have no keys", allowed)]
+    names, counts = np.unique(theirs.keys, return_counts=True)
+    if twice := [str(one) for one in names[counts > 1]]:
+        what = f"{counted(len(twice), 'key')} of its {part} samples occur more than once: {_listed(twice)}"
+        return [Problem(where, what, "keys of which there is one each, as `keys: path` has it")]
+    if missing := [str(one) for one in np.setdiff1d(ours.keys, theirs.keys)]:
+        what = f"{counted(len(missing), f'{part} sample')} of {name} have no partner of their key: {_listed(missing)}"
+        return [Problem(where, what, "a sample of every key")]
+    if different := _contradictions(theirs.targets[_by_key(theirs, ours)], ours.targets):
+        what = f"{different:,} of {len(ours):,} {part} samples have another label than the one of {name} of their key"
+        return [Problem(where, what, "the same labels")]
+    return []
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(escaped, names[:6])) + (", ..." if len(names) > 6 else "")
+
+
+def _by_key(theirs: Samples, ours: Samples) -> np.ndarray:
+    """Return for each of `ours` the place of the sample of its key among `theirs`."""
+    assert theirs.keys is not None
+    assert ours.keys is not None
+    order = np.argsort(theirs.keys)
+    places: np.ndarray = order[np.searchsorted(theirs.keys[order], ours.keys)]
+    return places
 
 
 def _pools(theirs: np.ndarray, ours: np.ndarray, parts: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from kdnas.core.ruling import Rule
@@ -49,6 +50,13 @@ class Preprocessing(_Plain):
     """Height and width that the pixels are brought to then, as floats, by torch's antialiased bilinear filter."""
     channel_order: tuple[int, ...] = ()
     """Which normalised channel is the network's first, second, ...; empty: in their own order."""
+    tasks: Mapping[str, int] = field(default_factory=dict)
+    """Of several tasks: how many of the answers are each one's, in their order; empty: there is one."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plain form; one task is left unsaid."""
+        plain = super().as_dict()
+        return {**plain, "tasks": dict(self.tasks)} if self.tasks else {n: v for n, v in plain.items() if n != "tasks"}
 
     @property
     def network_shape(self) -> tuple[int, int, int]:

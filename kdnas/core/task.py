@@ -9,6 +9,9 @@ from typing import Literal
 from kdnas.core.objective import ACCURACY, Quantity
 
 IMAGE_CLASSIFICATION = "image_classification"
+MULTITASK_IMAGE_CLASSIFICATION = "multitask_image_classification"
+UNLABELLED = -1
+"""The target of a sample that has no label."""
 InputKind = Literal["pixels", "tokens", "mask", "floats"]
 _LEAST_SIZE = 4
 
@@ -40,6 +43,20 @@ class Input:
 
 
 @dataclass(frozen=True)
+class Head:
+    """One of several questions that a network answers of each sample, and where its outputs stand among all."""
+
+    name: str
+    outputs: int
+    start: int = 0
+
+    @property
+    def places(self) -> slice:
+        """Where its outputs stand."""
+        return slice(self.start, self.start + self.outputs)
+
+
+@dataclass(frozen=True)
 class TaskSpec:
     """What a network is given, in the order it is called with, what it answers, and how that is scored.
 
@@ -54,6 +71,15 @@ class TaskSpec:
     score: Quantity
     samples: str = "samples"
     """What samples are called, in the plural."""
+    heads: tuple[Head, ...] = ()
+    """Of several tasks on one sample: what each asks, whose targets [N, P] stand in this order; empty: of one task."""
+    partly: bool = False
+    """Whether some samples have no label: their target is `UNLABELLED`."""
+
+    @property
+    def scores(self) -> tuple[Quantity, ...]:
+        """What students are scored by: the score, and where there are several tasks that of each."""
+        return self.score, *(replace(self.score, name=score_of(head.name, self.score.name)) for head in self.heads)
 
     @property
     def sample(self) -> str:
@@ -101,3 +127,14 @@ class TaskSpec:
 def image_classification(shape: tuple[int, int, int], classes: int) -> TaskSpec:
     """Return the task of naming the class of an image of `shape` (channels, height, width), scored by accuracy."""
     return TaskSpec(IMAGE_CLASSIFICATION, (Input("pixels", tuple(shape), "pixels"),), classes, 1, ACCURACY, "images")
+
+
+def multitask_image_classification(shape: tuple[int, int, int], heads: tuple[Head, ...]) -> TaskSpec:
+    """Return the task of naming a class of an image for each of `heads`, scored by the mean of their accuracies."""
+    outputs = sum(head.outputs for head in heads)
+    return replace(image_classification(shape, outputs), kind=MULTITASK_IMAGE_CLASSIFICATION, heads=heads)
+
+
+def score_of(task: str, score: str) -> str:
+    """Return what the score of one of several tasks is called, such as `digit.accuracy`."""
+    return f"{task}.{score}"

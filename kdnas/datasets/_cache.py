@@ -2,6 +2,7 @@
 
     <cache>/datasets/<key>/images.npy   uint8 [N, C, H, W], the training images first, then the test images
                            labels.npy   int64 [N]
+                           keys.npy     text [N], where the source has keys
                            meta.json    names, counts, channel statistics, fingerprint, notes
 
 The key is a hash of where the data came from and how it was read.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from kdnas.core.data import ImageData, Samples
+from kdnas.core.task import UNLABELLED, Head
 from kdnas.core.words import escaped
 from kdnas.datasets._content import check_scales, content_notes
 from kdnas.datasets._entries import META, kept_entry
@@ -36,8 +38,10 @@ _HEADER_BYTES = 128
 class Labelling:
     """A source's record of the images that it wrote, in the order written.
 
-    `labels` is int64 [N] in [0, K); `is_test` bool [N]; `keep` int64 [M] picks and orders the samples that belong
-    to the data set (None: all, as written). `notes` list what was converted or left out.
+    `labels` is int64 [N] in [0, K), or where they are known `partly` also -1; `is_test` bool [N]; `keep` int64 [M]
+    picks and orders the samples that belong to the data set (None: all, as written). `notes` list what was converted or
+    left out. With `heads` of several tasks `labels` is [N, P], each from 0, and `class_names` has the names of all
+    (`class_of`).
     """
 
     class_names: tuple[str, ...]
@@ -45,6 +49,15 @@ class Labelling:
     is_test: np.ndarray
     keep: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    heads: tuple[Head, ...] = ()
+    partly: bool = False
+    keys: Sequence[str] | np.ndarray | None = None
+    """What tells each image from all others, in the order written; None where nothing does."""
+
+    def questions(self, labels: np.ndarray) -> list[tuple[tuple[str, ...], np.ndarray]]:
+        """Return the class names of each task, and its column of `labels` [N, ...]."""
+        columns = [(self.class_names[head.places], labels[:, place]) for place, head in enumerate(self.heads)]
+        return columns or [(self.class_names, labels)]
 
 
 class ImageWriter:
@@ -111,7 +124,8 @@ def _decode(work: Path, name: str, decode: Callable[[ImageWriter], Labelling]) -
     with ImageWriter(work / "images.npy") as writer:
         samples = decode(writer)
     _check(name, samples, writer.count)
-    train_count, labels = _arrange(work, samples)
+    train_count, order = _arrange(work, samples)
+    labels = samples.labels[order].astype(np.int64)
     images = np.load(work / "images.npy", mmap_mode="r")
     check_scales(name, images, train_count)
     mean, std = channel_statistics(images[:train_count])
@@ -122,15 +136,18 @@ def _decode(work: Path, name: str, decode: Callable[[ImageWriter], Labelling]) -
         "fingerprint": fingerprint(images, labels, samples.class_names, train_count),
         "channel_mean": mean,
         "channel_std": std,
-        "notes": [*samples.notes, *content_notes(images, labels, samples.class_names, train_count)],
+        "notes": [*samples.notes, *content_notes(images, labels, samples.questions(labels[train_count:]), train_count)],
+        **({"heads": [[head.name, head.outputs] for head in samples.heads]} if samples.heads else {}),
     }
     del images
     np.save(work / "labels.npy", labels)
+    if samples.keys is not None:
+        np.save(work / "keys.npy", np.asarray(samples.keys)[order].astype(str))
     (work / META).write_text(json.dumps(meta, indent=1))
 
 
 def _arrange(work: Path, samples: Labelling) -> tuple[int, np.ndarray]:
-    """Put the training images first and drop what is not kept; return (training images, labels in that order)."""
+    """Put the training images first and drop what is not kept; return (training images, which image stands where)."""
     keep = samples.keep if samples.keep is not None else np.arange(len(samples.labels))
     is_test = samples.is_test[keep]
     order = np.concatenate([keep[~is_test], keep[is_test]])
@@ -142,7 +159,7 @@ def _arrange(work: Path, samples: Labelling) -> tuple[int, np.ndarray]:
                 writer.extend(written[order[start : start + rows]])
         del written
         (work / "arranged.npy").replace(work / "images.npy")
-    return int((~is_test).sum()), samples.labels[order].astype(np.int64)
+    return int((~is_test).sum()), order
 
 
 def _check(name: str, samples: Labelling, written: int) -> None:
@@ -153,12 +170,24 @@ def _check(name: str, samples: Labelling, written: int) -> None:
         raise DataError(Problem(name, f"{written} images but {len(labels)} labels"))
     if samples.keep is not None:
         labels, is_test = labels[samples.keep], is_test[samples.keep]
+    problems += class_name_problems(names, name)
+    for own, column in samples.questions(labels):
+        known = column != UNLABELLED if samples.partly else np.ones(len(column), dtype=bool)
+        problems += _class_problems(name, own, column[known], is_test[known])
+    if not is_test.any() and len(names) >= 2:
+        problems.append(Problem(f"{name}: test", "there are no test images"))
+    if problems:
+        raise DataError(problems)
+
+
+def _class_problems(name: str, names: Sequence[str], labels: np.ndarray, is_test: np.ndarray) -> list[Problem]:
+    """Return what is wrong with the labels [N] of one task, whose classes have these names."""
+    problems: list[Problem] = []
     if len(names) < 2:
         only = f" ({names[0]!r})" if names else ""
         problems.append(
             Problem(name, f"there is only one class{only}" if names else "there are no images", "two or more classes")
         )
-    problems += class_name_problems(names, name)
     outside = (labels < 0) | (labels >= len(names))
     if outside.any():
         shown = ", ".join(str(label) for label in np.unique(labels[outside])[:5])
@@ -173,10 +202,7 @@ def _check(name: str, samples: Labelling, written: int) -> None:
             from_one = labels.min() == 1 and labels.max() == len(names) - 1 and names[0] == "0"
             hint = " (labels that count from 1? They count from 0 here)" if from_one else ""
             problems.append(Problem(f"{name}: train", f"no image of class {', '.join(empty[:10])}{more}{hint}"))
-        if not is_test.any():
-            problems.append(Problem(f"{name}: test", "there are no test images"))
-    if problems:
-        raise DataError(problems)
+    return problems
 
 
 def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
@@ -209,24 +235,37 @@ def _chunks(images: np.ndarray) -> Iterator[np.ndarray]:
         yield images[start : start + rows]
 
 
+def heads_of(sizes: Iterable[tuple[str, int]]) -> tuple[Head, ...]:
+    """Return the heads of tasks of these names and numbers of classes, one after the other."""
+    heads: list[Head] = []
+    for name, outputs in sizes:
+        heads.append(Head(name, outputs, heads[-1].places.stop if heads else 0))
+    return tuple(heads)
+
+
 def open_images(folder: Path) -> ImageData | None:
     """Return the entry in `folder`; None where there is none or it is damaged."""
     try:
         meta = json.loads((folder / META).read_text())
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         labels = np.load(folder / "labels.npy", allow_pickle=False)
+        kept = folder / "keys.npy"
+        keys = np.load(kept, allow_pickle=False) if kept.exists() else None
         train = int(meta["train_count"])
-        if images.ndim != 4 or images.dtype != np.uint8 or labels.shape != images.shape[:1] or train > len(labels):
+        heads = heads_of(meta.get("heads", []))
+        shape = (len(images), len(heads)) if heads else (len(images),)
+        if images.ndim != 4 or images.dtype != np.uint8 or labels.shape != shape or train > len(labels):
             return None
         return ImageData(
             name=meta["name"],
             class_names=tuple(meta["class_names"]),
-            train=Samples({"pixels": images[:train]}, labels[:train]),
-            test=Samples({"pixels": images[train:]}, labels[train:]),
+            train=Samples({"pixels": images[:train]}, labels[:train], None if keys is None else keys[:train]),
+            test=Samples({"pixels": images[train:]}, labels[train:], None if keys is None else keys[train:]),
             fingerprint=meta["fingerprint"],
             channel_mean=tuple(meta["channel_mean"]),
             channel_std=tuple(meta["channel_std"]),
             notes=tuple(meta["notes"]),
+            heads=heads,
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None

@@ -29,13 +29,17 @@ def check_scales(name: str, images: np.ndarray, train_count: int) -> None:
         raise DataError(Problem(f"{name}: images", f"the splits are on different scales: {what}", "0 to 255 in both"))
 
 
-def content_notes(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], train_count: int) -> list[str]:
-    """Return notes on uint8 images [N, C, H, W] and int64 labels [N], of which the first `train_count` are training's.
+def content_notes(
+    images: np.ndarray, labels: np.ndarray, tested: Sequence[tuple[Sequence[str], np.ndarray]], train_count: int
+) -> list[str]:
+    """Return notes on uint8 images [N, C, H, W] and labels [N, ...], of which the first `train_count` are training's.
 
-    Images are equal when every value is.
+    Images are equal when every value is. `tested` are the class names of each task, and its labels of the test images.
     """
     dark = ["no pixel is above 1 of 255: were they in 0..1 and made bytes?"] if images.max() <= 1 else []
-    return [*dark, *_equal_images(images, labels, train_count), *_missing_in_test(labels[train_count:], class_names)]
+    missing = [note for names, own in tested for note in _missing_in_test(own[own >= 0], names)]
+    which = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
+    return [*dark, *_equal_images(images, which, train_count), *missing]
 
 
 def _equal_images(images: np.ndarray, labels: np.ndarray, train_count: int) -> list[str]:

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from kdnas.core.data import stratified_split
 from kdnas.core.seeds import derive_seed
+from kdnas.core.task import UNLABELLED
 from kdnas.core.words import data_root_in_words, escaped
 from kdnas.errors import DataError, Problem
 from kdnas.regular import regular
@@ -154,6 +155,11 @@ def names_or_numbers(class_names: Sequence[str] | None, labels: np.ndarray) -> t
     if class_names is not None:
         return tuple(class_names)
     return tuple(str(label) for label in range(int(labels.max()) + 1)) if len(labels) else ()
+
+
+def with_missing(labels: np.ndarray, missing_label: int | None) -> np.ndarray:
+    """Return labels with `UNLABELLED` where `missing_label` stands; None: as they are."""
+    return labels if missing_label is None else np.where(labels == missing_label, UNLABELLED, labels)
 
 
 def check_labels(labels: np.ndarray, count: int, where: str, problems: Problems) -> np.ndarray:

@@ -6,8 +6,9 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import numpy as np
 
@@ -56,6 +57,7 @@ def image_folder(
     test: str | None = None,
     test_fraction: TestFraction | None = None,
     class_names: tuple[str, ...] | None = None,
+    keys: Literal["stem", "path"] | None = None,
 ) -> ImageData:
     """Image files, one folder a class: a folder, or a .tar, .tar.gz, .tar.xz or .zip of one.
 
@@ -79,6 +81,8 @@ def image_folder(
         test: The same for the test split.
         test_fraction: Share of every class that makes the test split, for data that has none; always the same images.
         class_names: The names of the class folders in the order of the classes; sorted as texts where not given.
+        keys: What tells an image from all others, so that a teacher's own samples are found (`pair: key`): the file's
+            name without its suffix, or its path below `path` without it.
 
     Raises DataError naming every missing, empty, unreadable, misplaced or unsafe file.
     """
@@ -92,6 +96,7 @@ def image_folder(
         "pictures": reader.identity,
         "splits": [train, test, test_fraction],
         "class_names": class_names,
+        **({"keys": keys} if keys is not None else {}),
     }
 
     def decode(writer: ImageWriter) -> Labelling:
@@ -100,7 +105,7 @@ def image_folder(
             reading.stream(members(source, _MAX_FILE_BYTES))
         else:
             reading.listed(listing)
-        return reading.samples()
+        return reading.samples() if keys is None else replace(reading.samples(), keys=reading.keys(keys))
 
     return cached(escaped(source.name), cache, identity, decode)
 
@@ -185,6 +190,11 @@ class _Reading:
         converted = self._reader.notes([self._conversions[i] for i in keep])
         notes = dict.fromkeys((*self._notes, *layout.notes, *self._left_out(), *converted))
         return Labelling(layout.class_names, labels, is_test, keep, tuple(notes))
+
+    def keys(self, kind: Literal["stem", "path"]) -> list[str]:
+        """Return the keys of all that was written."""
+        paths = [PurePosixPath(*parts) for parts in self._written]
+        return [path.stem if kind == "stem" else str(path.with_suffix("")) for path in paths]
 
     def _laid_out(self, pictures: Sequence[Parts]) -> Layout:
         """Return where the pictures belong. Raises DataError."""

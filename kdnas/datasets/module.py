@@ -11,14 +11,21 @@ import numpy as np
 from kdnas.core.data import ImageData
 from kdnas.datasets import DATASETS
 from kdnas.datasets._cache import ImageWriter, Labelling, cached, fingerprint
-from kdnas.datasets._inputs import Problems, as_channels_first, check_labels, names_or_numbers
+from kdnas.datasets._inputs import Problems, as_channels_first, check_labels, names_or_numbers, with_missing
 from kdnas.datasets._own_function import returned_splits
 
 _RETURNS = "(train_images, train_labels, test_images, test_labels) or the same with class_names"
 
 
 @DATASETS.register
-def module(data_root: Path, cache: Path, *, function: str, options: dict[str, Any] | None = None) -> ImageData:
+def module(
+    data_root: Path,
+    cache: Path,
+    *,
+    function: str,
+    options: dict[str, Any] | None = None,
+    missing_label: int | None = None,
+) -> ImageData:
     """Arrays from a function of your own: `module:function`, or `path/to/file.py:function` under the data root.
 
     It is called as `function(data_root, **options)` and returns (train_images, train_labels, test_images, test_labels)
@@ -32,22 +39,25 @@ def module(data_root: Path, cache: Path, *, function: str, options: dict[str, An
         cache: kdnas's cache folder.
         function: The function.
         options: Keyword arguments of the function.
+        missing_label: What stands in the place of a label that is not known, as in a target domain without labels: what
+            a teacher says of such a sample is all that is learnt from it.
 
     Raises DataError where the function fails or returns something else; ConfigError where it cannot be imported.
     """
     result, notes = returned_splits(function, data_root, options, _RETURNS)
     train, train_labels, test, test_labels, names = _checked(result, function)
-    labels = np.concatenate([train_labels, test_labels])
+    labels = with_missing(np.concatenate([train_labels, test_labels]), missing_label)
     class_names = names_or_numbers(names, labels)
 
     def decode(writer: ImageWriter) -> Labelling:
         writer.extend(train)
         writer.extend(test)
-        return Labelling(class_names, labels, np.arange(len(labels)) >= len(train))
+        is_test = np.arange(len(labels)) >= len(train)
+        return Labelling(class_names, labels, is_test, partly=missing_label is not None)
 
     content = [
         fingerprint(images, part, class_names, len(train))
-        for images, part in ((train, train_labels), (test, test_labels))
+        for images, part in ((train, labels[: len(train)]), (test, labels[len(train) :]))
     ]
     data = cached(function.rpartition(":")[2], cache, {"content": content}, decode)
     return dataclasses.replace(data, notes=(*data.notes, *notes))

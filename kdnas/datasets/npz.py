@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
-from kdnas.core.data import ImageData
+from kdnas.core.data import ImageData, class_of
+from kdnas.core.task import UNLABELLED, Head
 from kdnas.datasets import DATASETS
-from kdnas.datasets._cache import ImageWriter, Labelling, cached
+from kdnas.datasets._cache import ImageWriter, Labelling, cached, heads_of
 from kdnas.datasets._inputs import (
     Problems,
     TestFraction,
@@ -21,8 +24,12 @@ from kdnas.datasets._inputs import (
     file_identity,
     locate,
     names_or_numbers,
+    with_missing,
 )
 from kdnas.errors import DataError, Problem
+
+TaskName = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+"""What one of several tasks is called."""
 
 
 @DATASETS.register
@@ -32,12 +39,16 @@ def npz(
     *,
     path: str,
     train_images: str = "train_images",
-    train_labels: str = "train_labels",
+    train_labels: str | dict[TaskName, str] = "train_labels",
     test_images: str = "test_images",
-    test_labels: str = "test_labels",
+    test_labels: str | dict[TaskName, str] = "test_labels",
     test_fraction: TestFraction | None = None,
     layout: Literal["auto", "NCHW", "NHWC", "NHW"] = "auto",
-    class_names: tuple[str, ...] | None = None,
+    class_names: tuple[str, ...] | dict[TaskName, tuple[str, ...]] | None = None,
+    unlabelled_images: str | None = None,
+    missing_label: int | None = None,
+    train_keys: str | None = None,
+    test_keys: str | None = None,
 ) -> ImageData:
     """A NumPy .npz file: uint8 images [N, H, W], [N, H, W, C] or [N, C, H, W], integer labels [N] from 0.
 
@@ -48,16 +59,38 @@ def npz(
         cache: kdnas's cache folder.
         path: The .npz file.
         train_images: Name of the array of training images.
-        train_labels: Name of the array of their labels, [N] or [N, 1].
+        train_labels: Name of the array of their labels, [N] or [N, 1]; of several tasks on the images one array each,
+            `{TASK: NAME, ...}`, for a network that does all of them.
         test_images: Name of the array of test images.
         test_labels: Name of the array of their labels.
         test_fraction: Share of every class of the training arrays that makes the test split, instead of test arrays.
         layout: The axes of the images; auto finds them by the channel axis of length 1 or 3, the last axis first.
-        class_names: Names in the order of the labels; the numbers where not given.
+        class_names: Names in the order of the labels, of several tasks by task; the numbers where not given.
+        unlabelled_images: Name of an array of images without labels, which are trained on with the others: only a
+            teacher is learnt from on them.
+        missing_label: What stands in the place of a label that is not known.
+        train_keys: Name of an array [N] that tells each training image from all others, so that a teacher's own samples
+            are found (`pair: key`).
+        test_keys: The same of the test images.
 
     Raises DataError naming every array that is missing or of a wrong type, shape or range.
     """
-    wanted = [train_images, train_labels, *((test_images, test_labels) if test_fraction is None else ())]
+    tasks = list(train_labels) if isinstance(train_labels, dict) else []
+    if len(tasks) == 1 or (not tasks and not isinstance(train_labels, str)):
+        raise DataError(Problem("data.train_labels", "names one task alone", "an array, or one for each of several"))
+    if isinstance(test_labels, dict) != bool(tasks) and test_fraction is None:
+        raise DataError(Problem("data.test_labels", "speaks of other tasks than train_labels", "the same tasks"))
+    arrays = [_arrays(train_images, train_labels)]
+    if test_fraction is None:
+        in_order = test_labels if isinstance(test_labels, str) else {task: test_labels[task] for task in tasks}
+        arrays.append(_arrays(test_images, in_order))
+    wanted = [name for part in arrays for name in part]
+    keyed = [name for name in (train_keys, test_keys) if name is not None]
+    if keyed and (len(keyed) != len(arrays) or train_keys is None or unlabelled_images is not None):
+        raise DataError(
+            Problem("data.train_keys", "are not of every image", "keys of all arrays of images, or of none")
+        )
+    wanted += [*([] if unlabelled_images is None else [unlabelled_images]), *keyed]
     source = locate(data_root, path, f"a .npz file with the arrays {', '.join(wanted)}")
     identity = {
         "file": file_identity(source),
@@ -65,6 +98,10 @@ def npz(
         "test_fraction": test_fraction,
         "layout": layout,
         "class_names": class_names,
+        **({"unlabelled": unlabelled_images} if unlabelled_images is not None else {}),
+        **({"missing": missing_label} if missing_label is not None else {}),
+        **({"tasks": tasks} if tasks else {}),
+        **({"keys": keyed} if keyed else {}),
     }
 
     def decode(writer: ImageWriter) -> Labelling:
@@ -72,21 +109,49 @@ def npz(
         with _opened(source) as file:
             for name in wanted:
                 if name not in file.files:
-                    instead = ", or no test arrays but `test_fraction`" if name in wanted[2:] else ""
+                    of_test = len(arrays) > 1 and name in arrays[1]
+                    instead = ", or no test arrays but `test_fraction`" if of_test else ""
                     problems.add(f"{source}: {name}", "there is no such array", ", ".join(file.files) + instead)
             problems.raise_if_any()
-            labels = [
-                _split(file, source, names, layout, writer, problems)
-                for names in zip(wanted[::2], wanted[1::2], strict=True)
-            ]
+            labels = [_split(file, source, names, layout, writer, problems) for names in arrays]
+            keys = [_keys(file, source, *pair, problems) for pair in zip(keyed, map(len, labels), strict=False)]
+            unlabelled = 0
+            if unlabelled_images is not None:
+                unlabelled = _write_images(file, source, unlabelled_images, layout, writer, problems)
         problems.raise_if_any()
-        every = np.concatenate(labels)
+        every = with_missing(np.concatenate(labels), missing_label)
         is_test = np.arange(len(every)) >= len(labels[0])
         if test_fraction is not None:
-            is_test = carve_test(every, test_fraction)
-        return Labelling(names_or_numbers(class_names, every), every, is_test)
+            is_test = carve_test(np.unique(every, axis=0, return_inverse=True)[1].reshape(-1), test_fraction)
+        names, heads = _named(tasks, class_names, every)
+        none = np.full((unlabelled, every.shape[1]), UNLABELLED)
+        every, is_test = np.concatenate([every, none]), np.concatenate([is_test, np.zeros(unlabelled, dtype=bool)])
+        partly = missing_label is not None or unlabelled > 0
+        own = every if tasks else every[:, 0]
+        return Labelling(names, own, is_test, heads=heads, partly=partly, keys=np.concatenate(keys) if keys else None)
 
     return cached(source.name, cache, identity, decode)
+
+
+def _arrays(images: str, labels: str | Mapping[str, str]) -> list[str]:
+    """Return the arrays of a split: its images, and one of labels for each task."""
+    return [images, labels] if isinstance(labels, str) else [images, *labels.values()]
+
+
+def _named(
+    tasks: Sequence[str], class_names: Sequence[str] | Mapping[str, Sequence[str]] | None, labels: np.ndarray
+) -> tuple[tuple[str, ...], tuple[Head, ...]]:
+    """Return the class names of all tasks, and where each one's stand; of labels [N, 1] the names alone."""
+    if isinstance(class_names, Mapping) != bool(tasks) and class_names is not None:
+        what = "are of several tasks" if not tasks else "are of one task, and train_labels names several"
+        raise DataError(Problem("data.class_names", what, "as train_labels has it"))
+    if not tasks:
+        assert not isinstance(class_names, Mapping)
+        return names_or_numbers(class_names, labels), ()
+    stated = class_names if isinstance(class_names, Mapping) else {}
+    own = {task: names_or_numbers(stated.get(task), labels[:, place]) for place, task in enumerate(tasks)}
+    names = tuple(class_of(task, name) for task, each in own.items() for name in each)
+    return names, heads_of((task, len(each)) for task, each in own.items())
 
 
 def _opened(source: Path) -> np.lib.npyio.NpzFile:
@@ -114,20 +179,36 @@ def _array(file: np.lib.npyio.NpzFile, source: Path, name: str) -> np.ndarray:
 def _split(
     file: np.lib.npyio.NpzFile,
     source: Path,
-    names: tuple[str, str],
+    names: Sequence[str],
     layout: str,
     writer: ImageWriter,
     problems: Problems,
 ) -> np.ndarray:
-    """Write one split's images and return its labels, int64 [N]."""
+    """Write one split's images and return its labels, int64 [N, P]; `names` are the array of images, then of labels."""
+    count = _write_images(file, source, names[0], layout, writer, problems)
+    columns = [check_labels(_array(file, source, name), count, f"{source}: {name}", problems) for name in names[1:]]
+    return np.stack([column if len(column) == count else np.zeros(count, np.int64) for column in columns], axis=1)
+
+
+def _keys(file: np.lib.npyio.NpzFile, source: Path, name: str, count: int, problems: Problems) -> np.ndarray:
+    """Return the keys [N] of one split as texts."""
+    keys = _array(file, source, name)
+    if keys.shape != (count,) or keys.dtype.kind not in "iuUS":
+        problems.add(f"{source}: {name}", f"keys are {keys.dtype} {list(keys.shape)}", f"texts or integers [{count}]")
+    return keys.astype(str)
+
+
+def _write_images(
+    file: np.lib.npyio.NpzFile, source: Path, name: str, layout: str, writer: ImageWriter, problems: Problems
+) -> int:
+    """Write the images of an array and return how many there are."""
     before = problems.count
-    images = as_channels_first(_array(file, source, names[0]), layout, f"{source}: {names[0]}", problems)
-    labels = check_labels(_array(file, source, names[1]), len(images), f"{source}: {names[1]}", problems)
+    images = as_channels_first(_array(file, source, name), layout, f"{source}: {name}", problems)
     if writer.shape not in (None, images.shape[1:]):
         problems.add(
-            f"{source}: {names[0]}",
+            f"{source}: {name}",
             f"images are {list(images.shape[1:])}, the training images {list(writer.shape or ())}",
         )
     if problems.count == before:
         writer.extend(images)
-    return labels
+    return len(images)

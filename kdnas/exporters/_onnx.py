@@ -28,8 +28,12 @@ def write_onnx(student: TrainedStudent, path: Path) -> None:
         for taken, example in zip(student.spec.inputs, probe_inputs(student.spec, 2), strict=True)
     }
     lengths = any(taken.kind in ("tokens", "mask") for taken in student.spec.inputs)
-    model = onnx_model(plain_copy(student.module), examples, dynamic_length=lengths)
-    model.doc_string = "Inputs: pixels 0..255 as float32, normalisation inside; tokens as int64. Output: logits."
+    parts = {head.name: head.places for head in student.spec.heads}
+    model = onnx_model(plain_copy(student.module), examples, dynamic_length=lengths, parts=parts)
+    by_task = f"; those of each task: {', '.join(parts)}" if parts else ""
+    model.doc_string = (
+        f"Inputs: pixels 0..255 as float32, normalisation inside; tokens as int64. Output: logits{by_task}."
+    )
     values = {
         "arch_id": student.arch.arch_id,
         "arch": student.arch.canonical_json,

@@ -145,12 +145,20 @@ def picture_files(paths):
     return files
 
 
-def label(file, logits_of, top, as_json):
-    """Print the likeliest classes of one picture."""
-    logits = logits_of(np.array(read_picture(file)[np.newaxis], order="C"))[0]  # a copy: Pillow's own is read-only
+def likeliest(logits, names, top):
+    """Return the (probability, class) of the likeliest classes, the first first."""
     raised = np.exp(logits - logits.max())
-    named = zip((raised / raised.sum()).tolist(), PREPROCESSING["class_names"], strict=True)
-    ranked = sorted(named, key=lambda pair: -pair[0])[:top]
+    named = zip((raised / raised.sum()).tolist(), names, strict=True)
+    return sorted(named, key=lambda pair: -pair[0])[:top]
+
+
+def label(file, logits_of, top, as_json):
+    """Print the likeliest classes of one picture, of several tasks those of each."""
+    logits = logits_of(np.array(read_picture(file)[np.newaxis], order="C"))[0]  # a copy: Pillow's own is read-only
+    names, start, ranked = PREPROCESSING["class_names"], 0, []
+    for count in PREPROCESSING.get("tasks", {"": len(names)}).values():
+        ranked += likeliest(logits[start : start + count], names[start : start + count], top)
+        start += count
     if as_json:
         classes = [{"class": name, "probability": probability} for probability, name in ranked]
         print(json.dumps({"file": str(file), "classes": classes}), flush=True)
@@ -231,4 +239,5 @@ def check_predict(student: TrainedStudent, folder: Path, loader: Loader) -> None
         files = [path for path, _ in pictures]
         printed = printed_alone(script, loader, *files, folder=Path(scratch), classes=len(names))
     pixels = torch.stack([torch.from_numpy(seen.copy()) for _, seen in pictures])
-    check_printed(printed, loader, names, reference_logits(student, pixels).softmax(1).tolist())
+    logits = reference_logits(student, pixels).split([head.outputs for head in student.spec.heads] or len(names), dim=1)
+    check_printed(printed, loader, names, torch.cat([own.softmax(1) for own in logits], dim=1).tolist())

@@ -27,9 +27,9 @@ def onnx(
 ) -> Written:
     """ONNX with a dynamic batch and the normalisation inside, checked in ONNX Runtime; with a script that runs it.
 
-    Its input `pixels` is float32 [B, C, H, W] in 0..255, its output `logits` float32 [B, K]; tokens are int64 [B, T],
-    for any T that the network takes. `tolerance` bounds the largest difference from PyTorch, as a share of the largest
-    logit (at least 1).
+    Its input `pixels` is float32 [B, C, H, W] in 0..255, its output `logits` float32 [B, K]; of several tasks those of
+    each are outputs of their own, too, by its name. Tokens are int64 [B, T], for any T that the network takes.
+    `tolerance` bounds the largest difference from PyTorch, as a share of the largest logit (at least 1).
     """
     check_packages("onnx")
     import onnx as onnx_package

@@ -32,6 +32,8 @@ class DistillationLoss(nn.Module, ABC):
     """Whether logits may be the one number of a regression: others compare probabilities of classes."""
     of_itself: ClassVar[bool] = False
     """Whether a student has anything to learn by it of its own outputs as they are (`of: self`)."""
+    of_labels: ClassVar[bool] = False
+    """Whether it reads the rows' targets: samples without a label then weigh nothing. Else their target is -1."""
 
     def __init__(self, student: OutputShapes, teacher: OutputShapes):
         super().__init__()

@@ -27,6 +27,7 @@ class DecoupledKD(DistillationLoss):
     """
 
     needs = frozenset({"logits"})
+    of_labels = True
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ class Exits(DistillationLoss):
 
     needs = frozenset({"logits", "stages"})
     of_itself = True
+    of_labels = True
 
     def __init__(
         self,

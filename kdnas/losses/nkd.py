@@ -25,6 +25,7 @@ class NormalisedKD(DistillationLoss):
     """
 
     needs = frozenset({"logits"})
+    of_labels = True
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ class WeightedSoftLabels(DistillationLoss):
 
     needs = frozenset({"logits"})
     usual_weight = 2.5
+    of_labels = True
 
     def __init__(self, student: OutputShapes, teacher: OutputShapes, *, temperature: Temperature = 2.0):
         super().__init__(student, teacher)

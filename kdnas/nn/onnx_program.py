@@ -8,7 +8,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,12 +20,34 @@ EXTRA = "onnx"
 _OPSET = 18
 
 
-def onnx_model(module: nn.Module, examples: Mapping[str, Tensor], *, dynamic_length: bool = False) -> Any:
+class _WithParts(nn.Module):
+    """A network that gives its logits [B, V], and parts of them beside."""
+
+    def __init__(self, network: nn.Module, places: Iterable[slice]):
+        super().__init__()
+        self.network = network
+        self.places = tuple(places)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits and their parts."""
+        logits = self.network(inputs)
+        return logits, *(logits[:, place] for place in self.places)
+
+
+def onnx_model(
+    module: nn.Module,
+    examples: Mapping[str, Tensor],
+    *,
+    dynamic_length: bool = False,
+    parts: Mapping[str, slice] | None = None,
+) -> Any:
     """Return `module` as an `onnx.ModelProto` that takes inputs of the names and kinds of `examples`, for any batch.
 
     With `dynamic_length` the second dimension of every input, the same for all, is any number, too: its axis is called
-    `length`, as that of the batch is `batch`. Its output is called `logits`.
+    `length`, as that of the batch is `batch`. Its output is called `logits`; of a network of one input, `parts` of them
+    are outputs of their own, too.
     """
+    module = _WithParts(module, parts.values()) if parts else module
     dims = {0: torch.export.Dim("batch")}
     if dynamic_length:
         dims[1] = torch.export.Dim.DYNAMIC
@@ -37,7 +59,7 @@ def onnx_model(module: nn.Module, examples: Mapping[str, Tensor], *, dynamic_len
             dynamo=True,
             opset_version=_OPSET,
             input_names=list(examples),
-            output_names=["logits"],
+            output_names=["logits", *(parts or {})],
             dynamic_shapes=(each,) if _takes_any_number(module) else each,
             verbose=False,
         )

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kdnas.core.task import Head
+
 _LEAST_WEIGHT = 1e-12
 """Of a batch in which nothing counts: its mean is 0."""
 
@@ -22,8 +24,8 @@ class Batch:
     """Samples on a device.
 
     `inputs` [B, ...] stand in the order of the task's inputs, and a network is called with them; `targets` is int64 [B]
-    or [B, T], probabilities [B, K] where samples are mixed, or the numbers float32 [B] of a regression; `samples` int64
-    [B] are places in the data's arrays.
+    or [B, T], [B, P] of P tasks, probabilities [B, K] where samples are mixed, or the numbers float32 [B] of a
+    regression; `samples` int64 [B] are places in the data's arrays.
     """
 
     inputs: tuple[Tensor, ...]
@@ -54,11 +56,31 @@ class Rows:
 
     Of a regression `logits` [M, 1] are the numbers predicted, and `targets` float [M] the true ones. A row of weight 0,
     such as padding, still has finite logits and a valid target.
+
+    `labelled` bool [M] marks the rows that have a label; None: all have. The others' target is -1, which is no class.
+    With `heads` of several tasks, `logits` [M, V] are those of all, `targets` and `labelled` [M, P].
     """
 
     logits: Tensor
     targets: Tensor
     weights: Tensor | None = None
+    labelled: Tensor | None = None
+    heads: tuple[Head, ...] = ()
+
+    @property
+    def known(self) -> Rows:
+        """The rows for who reads labels: those without one weigh nothing, and their target is a class."""
+        if self.labelled is None:
+            return self
+        there = self.labelled.float()
+        weights = there if self.weights is None else self.weights * there
+        return replace(self, targets=self.targets.clamp_min(0), weights=weights, labelled=None)
+
+    def of(self, head: Head) -> Rows:
+        """Return the rows of one of several tasks."""
+        place = self.heads.index(head)
+        labelled = None if self.labelled is None else self.labelled[:, place]
+        return Rows(self.logits[:, head.places], self.targets[:, place], self.weights, labelled)
 
     @property
     def are_values(self) -> bool:

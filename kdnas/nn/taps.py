@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kdnas.core.task import TaskSpec
+from kdnas.core.task import Head, TaskSpec
 from kdnas.errors import ConfigError, Problem
 from kdnas.nn.attention import AttentionShape, AttentionTaps, Projections, attention_layers
 
@@ -77,6 +77,10 @@ class Outputs:
         """Return the same outputs, cut off from the graph that made them."""
         return self.map(Tensor.detach)
 
+    def at(self, places: slice) -> Outputs:
+        """Return the same outputs with the logits at `places` alone."""
+        return replace(self, logits=self.logits[:, places])
+
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
@@ -85,13 +89,18 @@ class Classifier:
     weight: Tensor
     bias: Tensor | None
 
+    def at(self, places: slice) -> Classifier:
+        """Return the part that gives the logits at `places`."""
+        return Classifier(self.weight[places], None if self.bias is None else self.bias[places])
+
 
 @dataclass(frozen=True)
 class OutputShapes:
     """The shapes of `Outputs` without the batch: logits, each stage's (C, H, W) or (N, C), and the embedding's width.
 
     `attention` are the widths that each layer attends with; `classifier` is the network's own linear layer at its end,
-    where logits are what it makes of the embedding and nothing else.
+    where logits are what it makes of the embedding and nothing else. `heads` are the tasks whose logits these are,
+    where a student answers several: a specialist has one of them.
     """
 
     outputs: int
@@ -99,6 +108,16 @@ class OutputShapes:
     embedding: int = 0
     attention: tuple[AttentionShape, ...] = ()
     classifier: Classifier | None = field(default=None, compare=False, repr=False)
+    heads: tuple[Head, ...] = ()
+
+    def head(self, name: str) -> Head | None:
+        """Return the head of the task called `name`; None where there is none."""
+        return next((head for head in self.heads if head.name == name), None)
+
+    def at(self, head: Head) -> OutputShapes:
+        """Return the shapes with the logits of `head` alone."""
+        classifier = None if self.classifier is None else self.classifier.at(head.places)
+        return replace(self, outputs=head.outputs, classifier=classifier, heads=())
 
 
 class Taps:
@@ -209,9 +228,11 @@ def output_shapes(
     stages: Sequence[str],
     classifier: str | None,
     *example: Tensor,
+    heads: tuple[Head, ...] = (),
 ) -> OutputShapes:
     """Return the shapes of what `Taps` gives, from one forward on `example` inputs [B, ...] in eval mode.
 
+    `heads` are the tasks that the logits answer, where students answer several.
     The network is left as it was, training flags and running statistics included. Raises ConfigError where a stage is
     neither a map, nor tokens, nor a vector.
     """
@@ -224,7 +245,8 @@ def output_shapes(
             raise ConfigError(Problem("stages", f"{name!r} gives a tensor of {tuple(stage.shape)}", allowed))
     shapes = tuple(tuple(stage.shape[1:]) for stage in outputs.stages)
     embedding = 0 if outputs.embedding is None else outputs.embedding.shape[1]
-    return OutputShapes(outputs.logits.shape[1], shapes, embedding, tuple(p.shape for p in outputs.attention), head)
+    attention = tuple(projections.shape for projections in outputs.attention)
+    return OutputShapes(outputs.logits.shape[1], shapes, embedding, attention, head, heads)
 
 
 def _classifier_at_the_end(module: nn.Module, name: str | None, outputs: Outputs) -> Classifier | None:

@@ -9,7 +9,8 @@ from typing import Literal, TypeAlias
 from torch import nn
 
 from kdnas.core.arch import Arch
-from kdnas.core.data import Data
+from kdnas.core.data import Data, ImageData
+from kdnas.core.task import Head
 from kdnas.nn.origin import Origin
 
 
@@ -40,10 +41,18 @@ class Teacher:
     """How its network is made without kdnas; None where that is not known."""
     data: Data | None = None
     """What it is given, a sample for each of the study's (`kdnas.core.pairing`); None: the study's own samples."""
+    task: str = ""
+    """The one that it answers of the several that students do; empty: all that they are asked."""
 
     def given(self, data: Data) -> Data:
-        """Return what it is given where students are given `data`."""
+        """Return what it is given where students are given `data`, with the labels that it answers."""
+        if self.task and isinstance(data, ImageData):
+            return data.asking(self.task)
         return self.data or data
+
+    def heads(self, data: Data) -> tuple[Head, ...]:
+        """Return the tasks that its logits answer, where students of `data` do several."""
+        return (Head(self.task, self.given(data).task.outputs),) if self.task else data.task.heads
 
 
 Teaching: TypeAlias = Teacher | Mapping[str, Teacher] | None

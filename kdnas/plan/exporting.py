@@ -220,6 +220,7 @@ def _of_pictures(file: TrainFile, data: ImageData, cut: Cut | None) -> Preproces
         class_names=data.class_names,
         background=reading.background,
         from_pictures=reading.from_pictures,
+        tasks={head.name: head.outputs for head in data.task.heads},
     )
     entrance = None if cut is None else cut.origin.entrance
     if cut is None or entrance is None:

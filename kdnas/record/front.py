@@ -59,6 +59,8 @@ def as_member(run: RunRecord, trial: TrialRecord) -> FrontMember:
     named = [name for name in trial.repeats[0].further if all(name in repeat.further for repeat in trial.repeats)]
     further = {name: mean_ci95([repeat.further[name] for repeat in trial.repeats]) for name in named}
     known = {one.name: further[one.name][0] for one in run.objectives if one.name in further}
+    tasks = trial.repeats[0].by_task
+    known |= {name: mean_ci95([repeat.by_task[name] for repeat in trial.repeats])[0] for name in tasks}
     return FrontMember(trial, {**values, **known, run.score.name: score}, score_ci95, test_score, test_ci95, further)
 
 

@@ -91,6 +91,8 @@ class Repeat:
     """What else is known of how good it is on the test split, by name."""
     cut_from: int | None = None
     """The trial whose retraining with the same seed it was cut out of; None: no student."""
+    by_task: Mapping[str, float] = field(default_factory=dict)
+    """On the validation split, the score of each of several tasks by its name."""
 
 
 @dataclass(frozen=True)
@@ -266,6 +268,18 @@ class RunRecord:
     def score(self) -> Quantity:
         """What its students are scored by."""
         return next(iter(self.quantities.values()))
+
+    @property
+    def scores_by_task(self) -> tuple[Quantity, ...]:
+        """What each of several tasks is scored by; none where there is one task."""
+        task = self.lock.data.task
+        return () if task is None else task.scores[1:]
+
+    @property
+    def lead(self) -> int:
+        """The place among the objectives of the score, or of the first task's where that is none of them."""
+        trained = [place for place, objective in enumerate(self.objectives) if objective.kind == "trained"]
+        return self.objectives.index(self.score) if self.score in self.objectives else trained[0]
 
     @property
     def samples(self) -> str:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from kdnas import atomic
 from kdnas.core.arch import Arch
-from kdnas.core.objective import ACCURACY, SCORES, Quantity
+from kdnas.core.objective import ACCURACY, Quantity, score_named
 from kdnas.core.pick import FEWEST_FOR_A_KNEE
 from kdnas.plan.training_folder import FullTraining, full_trainings
 from kdnas.record.front import (
@@ -229,7 +229,7 @@ def further_scores_table(run: RunRecord) -> Table:
     names = list(dict.fromkeys(name for member in members for name in member.further))
 
     def cell(name: str, value: float | None, half: float | None = None) -> Cell:
-        quantity = SCORES.get(name, ACCURACY)  # what is completed is a share, too
+        quantity = score_named(name) or ACCURACY  # what is completed is a share, too
         return Cell("–") if value is None else Cell(shown_interval(quantity, value, half), value)
 
     rows = [
@@ -362,7 +362,8 @@ def _ordered(table: pd.DataFrame, first: Sequence[str]) -> list[str]:
 
 
 def _is_score(column: str, score: Quantity) -> bool:
-    return column in (score.name, f"test_{score.name}", f"search_{score.name}")
+    of_task = "." in column and score_named(column) == score
+    return of_task or column in (score.name, f"test_{score.name}", f"search_{score.name}")
 
 
 def _heading(column: str, rows: Sequence[Row], score: Quantity) -> str:

@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 from kdnas.core.arch import Arch
-from kdnas.core.objective import Constraint, Quantity, parse_constraint
+from kdnas.core.objective import Constraint, Quantity, parse_constraint, score_named
 from kdnas.core.words import UNIT_SUFFIXES, capitalised
 from kdnas.core.words import label as label
 
@@ -48,7 +48,7 @@ def shown(of: str | Quantity, value: float | None, score: Quantity | None = None
     if isinstance(of, Quantity):
         return of.shown(value)
     name = of
-    if score is not None and name == score.name:
+    if score is not None and score_named(name) == score:
         return score.shown(value)
     unit = _unit(name)
     if name in ("macs", "params") or unit == "B":

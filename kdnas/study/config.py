@@ -69,22 +69,23 @@ class PairedData(Member):
     """What a teacher is given in the place of the study's own samples: another data set, sample for sample."""
 
     pair: Pairing
-    """order: the samples at the same places, whose labels have to agree; label: one of the same class, drawn."""
+    """order: the samples at the same places, key: those of the same key (`keys` of the data set), whose labels have to
+    agree; label: one of the same class, drawn."""
 
 
 class TeacherConfig(Member):
-    """A teacher: where it comes from, and the samples that it is given."""
+    """A teacher: where it comes from, the samples that it is given, and what it answers of them."""
 
     data: PairedData | None = None
     """None: the study's own."""
+    task: str | None = None
+    """The one of several tasks that it is a specialist of, as the data call it; None: it answers all that they ask."""
 
     @model_serializer(mode="wrap")
     def _stated(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave unsaid that a teacher is given what the students are."""
+        """Leave unsaid that a teacher is given, and answers, what the students are and do."""
         content: dict[str, Any] = plain(self)
-        if self.data is None:
-            content.pop("data", None)
-        return content
+        return {name: value for name, value in content.items() if name not in ("data", "task") or value is not None}
 
 
 class SamplerConfig(Member):

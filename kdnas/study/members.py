@@ -14,7 +14,7 @@ from typing import Any
 
 import pydantic
 
-from kdnas.core.objective import SCORES, Constraint, Quantity, score_among
+from kdnas.core.objective import OF_CLASSES, SCORES, Constraint, Quantity, score_among, score_named
 from kdnas.core.pick import Near, parse_bound
 from kdnas.datasets import kind_of
 from kdnas.errors import ConfigError, Problem
@@ -228,7 +228,7 @@ def _objectives(data: Mapping[str, Any]) -> Iterator[Problem]:
         return
     known = [*SCORES, *_cost_names(data), *_completions(data)]
     for index, name in enumerate(names):
-        if name not in known:
+        if name not in known and score_named(name) not in OF_CLASSES:
             yield Problem(f"objectives.{index}", f"no quantity is called {name!r}", ", ".join(known))
         elif name in names[:index]:
             yield Problem(f"objectives.{index}", f"{name!r} stands twice")
@@ -237,12 +237,16 @@ def _objectives(data: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(
                 f"final.completions.{index}.name", f"{name!r} is the name of another quantity", "a name of its own"
             )
+    of_tasks = {score.name for name in names if (score := score_named(name)) is not None}
     scores, own = [name for name in names if name in SCORES], [score.name for score in _scores_of_data(data)]
-    if len(scores) != 1:
+    if len(of_tasks) != 1 or len(scores) > 1:
         yield Problem("objectives", "must include one score", ", ".join(own or SCORES))
-    elif own and scores[0] not in own:
-        what = f"what learns from this kind of data is not scored by {scores[0]}"
-        yield Problem(f"objectives.{names.index(scores[0])}", what, ", ".join(own))
+    elif own and not of_tasks <= set(own):
+        (score,) = of_tasks
+        place = next(index for index, name in enumerate(names) if score_named(name) == SCORES[score])
+        yield Problem(
+            f"objectives.{place}", f"what learns from this kind of data is not scored by {score}", ", ".join(own)
+        )
 
 
 def _completions(data: Mapping[str, Any]) -> list[str]:

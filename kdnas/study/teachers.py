@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kdnas.core.objective import score_named
 from kdnas.errors import ConfigError, Problem
 from kdnas.plugins import short_name
 from kdnas.study.config import DerivedSpace, StudyConfig
@@ -14,7 +15,7 @@ def teacher_problems(config: StudyConfig) -> list[Problem]:
     """Return what is wrong with whom the losses of `config` learn of; `where` is the dotted key."""
     distillation, names = config.distillation, list(config.teachers)
     terms = [term for term in distillation.losses if term.weight > 0]
-    problems = _weight_problems(config)
+    problems = [*_weight_problems(config), *_specialist_problems(config)]
     if len(names) < 2 and distillation.ensemble is None and all(term.of is None for term in terms):
         return problems
     from kdnas.training.loss import needs_by_teacher  # here, because it brings torch
@@ -57,6 +58,26 @@ def _weight_problems(config: StudyConfig) -> list[Problem]:
         return []
     what = "a network of other samples has no weights for students of the study's"
     return [Problem("teacher.data", what, "a first teacher without `data`, or a space of a student family")]
+
+
+def _specialist_problems(config: StudyConfig) -> list[Problem]:
+    """Return what is wrong with teachers that answer one of several tasks, and with scores of one."""
+    of_tasks = [name for name in config.objectives if "." in name and score_named(name) is not None]
+    problems = []
+    if of_tasks and config.shares_weights:
+        what = f"a supernet's students are scored on all tasks together, and {of_tasks[0]} is of one"
+        problems.append(Problem("objectives", what, config.score.name))
+    for name, teacher in config.teachers.items():
+        where = "teacher.task" if name == config.teacher_name else f"further_teachers.{name}.task"
+        if teacher.task is not None and teacher.data is not None:
+            problems.append(Problem(where, "is one of the study's own tasks, and this teacher is given other samples"))
+        elif teacher.task is not None and config.shares_weights:
+            what = "a supernet's networks learn of each other what all tasks ask, and a specialist answers one"
+            problems.append(Problem(where, what, "rungs without `start: supernet`, or a teacher of all tasks"))
+        elif teacher.task is not None and name == config.teacher_name and isinstance(config.space, DerivedSpace):
+            what = "students are cut out of the first teacher, and a specialist answers one task of theirs"
+            problems.append(Problem(where, what, "a first teacher of all tasks, or a space of a student family"))
+    return problems
 
 
 def _learning_problems(config: StudyConfig) -> list[Problem]:

@@ -147,6 +147,10 @@ class Task(ABC):
     def worst(self, targets: np.ndarray) -> float:
         """Return the score on samples with these `targets` of the best answer that looks at no sample."""
 
+    def worsts(self, targets: np.ndarray) -> Mapping[str, float]:
+        """Return what `worst` does, by name: of the score, and where there are several tasks of each one's."""
+        return {self.spec.score.name: self.worst(targets)}
+
 
 TASKS: Registry[type[Task]] = Registry("task", __name__, Task)
 """Members: subclasses of `Task`, built from a spec whose `kind` is their name."""

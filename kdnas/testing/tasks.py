@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kdnas.core.data import Data, ImageData, Samples
+from kdnas.core.task import TaskSpec
 from kdnas.nn.rows import Batch
 from kdnas.tasks import TASKS, Task, task_of
 from kdnas.testing._member import MemberConformance
@@ -26,6 +27,14 @@ class _Watching(torch.nn.Module):
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         self.seen.append(tuple(tuple(taken.shape[1:]) for taken in inputs))
         return inputs[0]
+
+
+def _known(spec: TaskSpec, targets: torch.Tensor) -> torch.Tensor:
+    """Return [M, V]: 1 at the class that is right, of each of several tasks."""
+    if not spec.heads:
+        return torch.nn.functional.one_hot(targets, spec.outputs)
+    columns = zip(spec.heads, targets.unbind(dim=1), strict=True)
+    return torch.cat([torch.nn.functional.one_hot(own, head.outputs) for head, own in columns], dim=1)
 
 
 class TaskConformance(MemberConformance):
@@ -126,7 +135,7 @@ class TaskConformance(MemberConformance):
         rows = task.rows(logits, batch.inputs, batch.targets)
         assert rows.logits.shape == (logits.numel() // spec.outputs, spec.outputs)
         assert len(rows.targets) == len(rows.logits)
-        true = rows.targets[:, None] if spec.outputs == 1 else torch.nn.functional.one_hot(rows.targets, spec.outputs)
+        true = rows.targets[:, None] if spec.outputs == 1 else _known(spec, rows.targets)
         known = 20.0 * true
         best = task.score(task.tally(task.rows(known.float().view_as(logits), batch.inputs, batch.targets)))
         worst = task.worst(np.asarray(opened.train.targets))

@@ -61,7 +61,10 @@ class OutputsByTeacher:
         """Return the teachers' weights [K, M], which add up to 1."""
         count = len(logits)
         if how.weights == "confidence" and count > 1:
-            losses = torch.stack([F.cross_entropy(each, rows.targets, reduction="none") for each in logits])
+            known = rows.known
+            losses = torch.stack([F.cross_entropy(each, known.targets, reduction="none") for each in logits])
+            if rows.labelled is not None:
+                losses = losses * rows.labelled  # nobody is known to be right: all count the same
             return (1 - losses.softmax(dim=0)) / (count - 1)
         stated = how.weights if isinstance(how.weights, Mapping) else {}
         fixed = [float(stated.get(name, 0.0)) if stated else 1.0 for name in self.by]

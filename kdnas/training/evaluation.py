@@ -19,6 +19,16 @@ def evaluate(network: nn.Module, batches: Batches, training: Training, *, batch_
     return batches.task.score(tally_of(network, batches, training, batch_size=batch_size))
 
 
+def all_scores(network: nn.Module, batches: Batches, training: Training) -> dict[str, float]:
+    """Return what students are scored by on `batches` (`TaskSpec.scores`), by name, as `evaluate` does."""
+    task, tally = batches.task, tally_of(network, batches, training)
+    known = task.scores(tally) if task.spec.heads else {}
+    return {
+        task.spec.score.name: task.score(tally),
+        **{score.name: known[score.name] for score in task.spec.scores[1:]},
+    }
+
+
 def tally_of(
     network: nn.Module, batches: Batches, training: Training, *, batch_size: int | None = None
 ) -> torch.Tensor:

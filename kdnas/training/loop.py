@@ -112,6 +112,7 @@ class Trained:
     seconds that this process spent on the teacher, on the data (making batches; on a CPU only, a GPU makes them
     concurrently), on the student's steps and on the evaluation. `live_teacher` is whether the teacher was run on
     batches as they came, its outputs not being kept. Students trained together have equal shares of what they share.
+    `by_task` are the scores of each of several tasks on the validation split, by name.
     """
 
     network: nn.Module
@@ -124,6 +125,7 @@ class Trained:
     unfused: bool = False
     phases: Mapping[str, float] = field(default_factory=dict)
     live_teacher: bool = False
+    by_task: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -316,15 +318,15 @@ class _Lane:
     def outcome(self, validation: Batches | None, live_teacher: bool) -> Trained | TrialError:
         """Return how the student did, scored on the validation split."""
         graph_failure = self.step.finish()
-        score = None
+        scores: dict[str, float] = {}
         if self.failure is None and validation is not None:
             with self.turn():
-                score = scored(self.step, validation, self.phases)
+                scores = scored(self.step, validation, self.phases)
         if self.failure is not None:
             return self.failure
         return Trained(
             network=self.pupil.network.to(memory_format=torch.contiguous_format),
-            score=score,
+            score=scores.pop(self.step.task.spec.score.name, None),
             history=tuple(self.history),
             train_seconds=sum(record.seconds for record in self.history),
             teacher_seconds=self.teacher_seconds,
@@ -333,6 +335,7 @@ class _Lane:
             unfused=self.step.unfused,
             phases=self.phases,
             live_teacher=live_teacher,
+            by_task=scores,
         )
 
 

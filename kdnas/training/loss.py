@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdnas.core.seeds import derive_seed
+from kdnas.core.task import Head
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES, DistillationLoss
 from kdnas.nn.rows import Rows
@@ -37,23 +38,26 @@ class TrainingLoss(nn.Module):
         self.label_smoothing = recipe.label_smoothing
         if recipe.task_weight <= 0 and not any(term.weight > 0 for term in recipe.losses):
             raise ConfigError("distillation: task_weight and every loss's weight are 0: there is nothing to learn")
-        terms = [term for term in recipe.losses if term.weight > 0]
         for name, needs in needs_by_teacher(recipe, teachers).items():
-            if student.outputs != teachers[name].outputs and "logits" in needs:
-                raise ConfigError(
-                    f"the student has {student.outputs} outputs and the teacher {teachers[name].outputs}: "
-                    "their logits cannot be compared"
-                )
-        self._whose = [recipe.whose(term, teachers) for term in terms]
-        self.learns_of = frozenset(self._whose) & frozenset(LEARNING)
+            if "logits" in needs:
+                _check_outputs(student, teachers[name])
+        self._shapes = shapes_by_source(student, teachers)
         self._ensemble = recipe.ensemble or Ensemble()
-        shapes = {ENSEMBLE: OutputShapes(student.outputs), **dict.fromkeys(LEARNING, student), **teachers}
+        asked = [
+            (term, Comparison(recipe.whose(term, teachers), head))
+            for term in recipe.losses
+            if term.weight > 0
+            for head in heads_compared(LOSSES.get(term.type), student, self._shapes[recipe.whose(term, teachers)])
+        ]
+        terms = [term for term, _ in asked]
+        self._comparisons = [comparison for _, comparison in asked]
+        self.learns_of = frozenset(comparison.whose for comparison in self._comparisons) & frozenset(LEARNING)
         self.weights = [term.weight for term in terms]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "adapters"))
             built = [
-                LOSSES.build(term.type, student, shapes[whose], **term.options)
-                for term, whose in zip(terms, self._whose, strict=True)
+                LOSSES.build(term.type, *comparison.shapes(student, self._shapes), **term.options)
+                for term, comparison in asked
             ]
         self.terms = nn.ModuleList(built)
         self._changing = {index: term for index, term in enumerate(terms) if term.changes}
@@ -85,20 +89,115 @@ class TrainingLoss(nn.Module):
             loss = loss + self.task_weight * task_loss(rows, self.label_smoothing)
         ours = student.learning
         taught = rows if student.taught is None else replace(rows, logits=ours.logits)
-        theirs: dict[str, Sequence[Outputs]] = dict(learning or {})
-        if of_teachers is not None:
-            theirs |= {name: [outputs] for name, outputs in of_teachers.by.items()}
-        if of_teachers is not None and ENSEMBLE in self._whose:
-            theirs[ENSEMBLE] = [of_teachers.together(self._ensemble, rows)]
+        ensembles: dict[Head | None, Outputs] = {}
         for index, (weight, term) in enumerate(zip(self.weights, self.terms, strict=True)):
-            values = [term(ours, other, taught) for other in theirs[self._whose[index]]]
+            comparison = self._comparisons[index]
+            head, whose = comparison.head, comparison.whose
+            if whose == ENSEMBLE and of_teachers is not None and head not in ensembles:
+                ensembles[head] = together(of_teachers, self._shapes, head, self._ensemble, rows)
+            if whose == ENSEMBLE:
+                theirs: Sequence[Outputs] = [ensembles[head]]
+            else:
+                said = (learning or {})[whose] if whose in LEARNING or of_teachers is None else [of_teachers.by[whose]]
+                theirs = [comparison.part(self._shapes[whose], outputs) for outputs in said]
+            mine, compared = comparison.of_student(ours), comparison.rows(taught)
+            compared = compared.known if term.of_labels else compared
+            values = [term(mine, other, compared) for other in theirs]
             value = weight / len(values) * sum(values[1:], values[0])
             loss = loss + (value * self.warmth[index] if index in self._changing else value)
         return loss
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Whose outputs a loss compares with the student's: all of them, or those of the task `head` of several."""
+
+    whose: str
+    head: Head | None
+
+    def shapes(self, student: OutputShapes, by_source: Mapping[str, OutputShapes]) -> tuple[OutputShapes, OutputShapes]:
+        """Return those of the student and of whom it learns of."""
+        theirs = by_source[self.whose]
+        if self.head is None:
+            return student, theirs
+        own = theirs.head(self.head.name)
+        return student.at(self.head), theirs if own is None else theirs.at(own)
+
+    def of_student(self, outputs: Outputs) -> Outputs:
+        """Return the student's outputs that are compared."""
+        return outputs if self.head is None else outputs.at(self.head.places)
+
+    def part(self, shapes: OutputShapes, outputs: Outputs) -> Outputs:
+        """Return the `outputs` that are compared of somebody whose `shapes` these are."""
+        own = None if self.head is None else shapes.head(self.head.name)
+        return outputs if own is None else outputs.at(own.places)
+
+    def rows(self, rows: Rows) -> Rows:
+        """Return the student's rows that are compared."""
+        return rows if self.head is None else rows.of(self.head)
+
+
+def shapes_by_source(student: OutputShapes, teachers: Mapping[str, OutputShapes]) -> dict[str, OutputShapes]:
+    """Return the shapes of all that a loss may learn of, by name: logits alone of an ensemble, of all tasks answered.
+
+    Peers, moving average and the student itself are of the student's.
+    """
+    answered = {head.name for shapes in teachers.values() for head in shapes.heads}
+    heads = tuple(head for head in student.heads if head.name in answered)
+    ensemble = OutputShapes(student.outputs, heads=heads)
+    return {ENSEMBLE: ensemble, **dict.fromkeys(LEARNING, student), **teachers}
+
+
+def heads_compared(
+    loss: type[DistillationLoss], student: OutputShapes, theirs: OutputShapes
+) -> tuple[Head | None, ...]:
+    """Return the student's tasks that a loss compares one by one; (None,) where there is one comparison of all.
+
+    Logits are compared task by task, and whatever a specialist says within its own.
+    """
+    if not student.heads or ("logits" not in loss.needs and len(theirs.heads) != 1):
+        return (None,)
+    return tuple(head for head in student.heads if theirs.head(head.name) is not None)
+
+
+def together(
+    of_teachers: OutputsByTeacher,
+    shapes: Mapping[str, OutputShapes],
+    head: Head | None,
+    how: Ensemble,
+    rows: Rows,
+) -> Outputs:
+    """Return the logits of the ensemble of the teachers; with a `head` that of those who answer this task, for it."""
+    if head is None:
+        return of_teachers.together(how, rows)
+    comparison = Comparison(ENSEMBLE, head)
+    answering = {
+        name: comparison.part(shapes[name], outputs)
+        for name, outputs in of_teachers.by.items()
+        if shapes[name].head(head.name) is not None
+    }
+    return OutputsByTeacher(answering).together(how, rows.of(head))
+
+
+def _check_outputs(student: OutputShapes, teacher: OutputShapes) -> None:
+    """Raise ConfigError where the logits of the two cannot be compared."""
+    pairs = [(student.outputs, teacher.outputs)]
+    if student.heads:
+        own = ((student.head(head.name), head) for head in teacher.heads)
+        pairs = [(0 if mine is None else mine.outputs, theirs.outputs) for mine, theirs in own]
+    for mine, theirs in pairs:
+        if mine != theirs:
+            raise ConfigError(
+                f"the student has {mine} outputs and the teacher {theirs}: their logits cannot be compared"
+            )
+
+
 def task_loss(rows: Rows, label_smoothing: float) -> Tensor:
-    """Return the mean cross entropy in float32, or the mean squared error of numbers."""
+    """Return the mean cross entropy in float32, or the mean squared error of numbers; of several tasks the sum."""
+    if rows.heads:
+        losses = [task_loss(rows.of(head), label_smoothing) for head in rows.heads]
+        return sum(losses[1:], losses[0])
+    rows = rows.known
     logits, targets = rows.logits.float(), rows.targets
     if rows.are_values:
         return rows.mean((logits[:, 0] - targets) ** 2)

@@ -36,7 +36,7 @@ from kdnas.teachers import Teacher
 from kdnas.training.averaging import Average
 from kdnas.training.batches import Batches
 from kdnas.training.ensemble import OutputsByTeacher
-from kdnas.training.evaluation import evaluate
+from kdnas.training.evaluation import all_scores
 from kdnas.training.fused_norm import fused_norms, library, pay
 from kdnas.training.graphs import GraphedStep, Recorder, batches_together, epoch_of_views, recorder_for
 from kdnas.training.loss import TrainingLoss, needs_by_teacher, needs_of
@@ -279,7 +279,8 @@ def open_teacher_outputs(
         teacher = teachers[name]
         module = teacher.module.to(device).eval()
         task = teacher.given(data).task
-        shapes[name] = output_shapes(module, teacher.stages, teacher.classifier, *example_inputs(task, device))
+        example, heads = example_inputs(task, device), teacher.heads(data)
+        shapes[name] = output_shapes(module, teacher.stages, teacher.classifier, *example, heads=heads)
         plan = plan_of(teacher, train, training, view_seed)
         cache = None
         if teacher_cache is not None:
@@ -361,7 +362,7 @@ def _open_member(
     stages, classifier = stage_names(network)
     stages = tuple(f"network.{name}" for name in stages)
     classifier = None if classifier is None else f"network.{classifier}"
-    shapes = output_shapes(student, stages, classifier, *example_inputs(spec, device))
+    shapes = output_shapes(student, stages, classifier, *example_inputs(spec, device), heads=spec.heads)
     needs, mask = needs_of(distillation), mask_place(spec)
     # Where one of two classifiers would learn nothing, both learn by their mean, which is the network's answer.
     head = taught_head(network) if "logits" in needs and distillation.task_weight > 0 else None
@@ -493,12 +494,12 @@ def seconds_by_phase(device: torch.device, whole: float, teacher: float, fetchin
     return {"teacher": teacher, "data": data, "student": whole - teacher - data}
 
 
-def scored(step: Step, validation: Batches, phases: dict[str, float]) -> float:
-    """Return the student's score on the validation split, and put its seconds into `phases`."""
+def scored(step: Step, validation: Batches, phases: dict[str, float]) -> dict[str, float]:
+    """Return the student's scores on the validation split (`TaskSpec.scores`), and put its seconds into `phases`."""
     started = time.perf_counter()
-    score = evaluate(step.student, validation, step.training)
+    scores = all_scores(step.student, validation, step.training)
     phases["evaluation"] = time.perf_counter() - started
-    return score
+    return scores
 
 
 @contextmanager

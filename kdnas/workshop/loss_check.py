@@ -5,7 +5,7 @@ Shapes: B batch, C channels, H and W height and width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from kdnas.core.data import Data
+from kdnas.core.task import Head
 from kdnas.core.text import CorpusData
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES
@@ -24,8 +25,8 @@ from kdnas.plugins import short_name
 from kdnas.tasks import task_of
 from kdnas.training.batches import Batches
 from kdnas.training.ensemble import OutputsByTeacher
-from kdnas.training.loss import needs_by_teacher
-from kdnas.training.recipe import LEARNING, RESERVED, Distillation, Ensemble, LossTerm, Recipe
+from kdnas.training.loss import Comparison, heads_compared, needs_by_teacher, shapes_by_source, together
+from kdnas.training.recipe import ENSEMBLE, LEARNING, RESERVED, Distillation, Ensemble, LossTerm, Recipe
 from kdnas.user_code import blamed
 
 _SAMPLES = 4
@@ -79,7 +80,14 @@ def check_losses(
     with exact_arithmetic():
         teachers = by_name(teaching)
         whose = {
-            name: _asked(f"the teacher {each.name}", each.module, each.stages, each.classifier, given(each.given(data)))
+            name: _asked(
+                f"the teacher {each.name}",
+                each.module,
+                each.stages,
+                each.classifier,
+                given(each.given(data)),
+                each.heads(data),
+            )
             for name, each in teachers.items()
             if name in needs_by_teacher(recipe.distillation, teachers)
         }
@@ -88,21 +96,19 @@ def check_losses(
             module = task.entrance(network, data, size).to(device).eval()
             stages, classifier = stage_names(network)
             inside = tuple(f"network.{stage}" for stage in stages)
-            sides.append(_asked(name, module, inside, classifier and f"network.{classifier}", batch))
+            at_the_end = classifier and f"network.{classifier}"
+            sides.append(_asked(name, module, inside, at_the_end, batch, data.task.heads))
         problems = []
         for index, term in terms:
             for ours in sides:
                 rows = task.rows(ours.outputs.logits, batch.inputs, batch.targets)
-                name = recipe.distillation.whose(term, teachers)
-                if name in LEARNING:
-                    theirs = _Side(f"{RESERVED[name]} ({ours.name})", ours.shapes, ours.outputs.learning.detach())
-                else:
-                    if name not in whose and any(each.outputs == "rules" for each in teachers.values()):
-                        what = "an ensemble takes probabilities, and one of the teachers is rules"
-                        problems.append(Problem(f"distillation.losses.{index}.of", what, ", ".join(teachers)))
-                        break
-                    theirs = whose[name] if name in whose else _together(recipe.distillation, whose, rows)
-                if found := _problem(f"distillation.losses.{index}", term, ours, theirs, rows):
+                where, name = f"distillation.losses.{index}", recipe.distillation.whose(term, teachers)
+                if name == ENSEMBLE and any(each.outputs == "rules" for each in teachers.values()):
+                    what = "an ensemble takes probabilities, and one of the teachers is rules"
+                    problems.append(Problem(f"{where}.of", what, ", ".join(teachers)))
+                    break
+                pairs = _pairs(recipe.distillation, term, ours, whose, list(teachers), rows)
+                if found := next((one for pair in pairs if (one := _problem(where, term, *pair))), None):
                     problems.append(found)
                     break
     if problems:
@@ -125,17 +131,44 @@ def _check_on_policy(distillation: Distillation, data: Data, teachers: Mapping[s
         raise ConfigError(Problem(where, what))
 
 
-def _asked(name: str, module: nn.Module, stages: Sequence[str], classifier: str | None, batch: Batch) -> _Side:
-    shapes = output_shapes(module, stages, classifier, *batch.inputs)
+def _asked(
+    name: str,
+    module: nn.Module,
+    stages: Sequence[str],
+    classifier: str | None,
+    batch: Batch,
+    heads: tuple[Head, ...],
+) -> _Side:
+    shapes = output_shapes(module, stages, classifier, *batch.inputs, heads=heads)
     with torch.no_grad(), Taps(module, stages, classifier, needs=EVERYTHING) as tapped:
         return _Side(name, shapes, tapped(*batch.inputs).float())
 
 
-def _together(distillation: Distillation, sides: Mapping[str, _Side], rows: Rows) -> _Side:
-    """Return the ensemble of the teachers."""
-    outputs_of = OutputsByTeacher({name: side.outputs for name, side in sides.items()})
-    outputs = outputs_of.together(distillation.ensemble or Ensemble(), rows)
-    return _Side("the ensemble of teachers", OutputShapes(outputs.logits.shape[1]), outputs)
+def _pairs(
+    distillation: Distillation,
+    term: LossTerm,
+    ours: _Side,
+    sides: Mapping[str, _Side],
+    teachers: Sequence[str],
+    rows: Rows,
+) -> Iterator[tuple[_Side, _Side, Rows]]:
+    """Yield what the term compares: the student's part, that of whom it learns of, and the rows; one pair a task."""
+    whose, loss = distillation.whose(term, teachers), LOSSES.get(term.type)
+    by_source = shapes_by_source(ours.shapes, {name: side.shapes for name, side in sides.items()})
+    of_teachers = OutputsByTeacher({name: side.outputs for name, side in sides.items()})
+    for head in heads_compared(loss, ours.shapes, by_source[whose]):
+        comparison = Comparison(whose, head)
+        own_shapes, their_shapes = comparison.shapes(ours.shapes, by_source)
+        if whose in LEARNING:
+            name, outputs = f"{RESERVED[whose]} ({ours.name})", ours.outputs.learning.detach()
+            outputs = comparison.part(by_source[whose], outputs)
+        elif whose in sides:
+            name, outputs = sides[whose].name, comparison.part(by_source[whose], sides[whose].outputs)
+        else:
+            name = "the ensemble of teachers"
+            outputs = together(of_teachers, by_source, head, distillation.ensemble or Ensemble(), rows)
+        mine, compared = _Side(ours.name, own_shapes, comparison.of_student(ours.outputs)), comparison.rows(rows)
+        yield mine, _Side(name, their_shapes, outputs), compared.known if loss.of_labels else compared
 
 
 def _problem(where: str, term: LossTerm, ours: _Side, theirs: _Side, rows: Rows) -> Problem | None:

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from kdnas.core.answers import what_differs
 from kdnas.core.arch import Arch
-from kdnas.core.data import Data
+from kdnas.core.data import Data, ImageData
 from kdnas.core.fidelity import Start
 from kdnas.core.measurement import Calibration, Measurement, Price
-from kdnas.core.objective import OF_CLASSES, OF_VALUES, Quantity, unsound
+from kdnas.core.objective import OF_CLASSES, OF_VALUES, Quantity, score_named, unsound
 from kdnas.core.pairing import paired
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
@@ -48,7 +48,7 @@ from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.tokenizing import Tokenizer
 from kdnas.training.batches import Batches
 from kdnas.training.completions import Item, read_items, share_completed
-from kdnas.training.evaluation import evaluate, tally_by_rules, tally_of
+from kdnas.training.evaluation import all_scores, evaluate, tally_by_rules, tally_of
 from kdnas.training.recipe import Training
 from kdnas.workshop.proxy import proxy_places
 from kdnas.workshop.split import check_split, split_notes
@@ -159,8 +159,9 @@ class Sources:
 def _named_costs(config: StudyConfig) -> list[str]:
     """Return the costs a study reports: macs, params, and every one that it names, in a fixed order."""
     named = {"macs", "params", *config.costs, *config.objectives, *config.bounded}
-    named -= {config.score.name, *(one.name for one in config.completed)}
-    return sorted(named, key=lambda name: (name not in ("macs", "params"), name))
+    named -= {one.name for one in config.completed}
+    costs = (name for name in named if score_named(name) is None)
+    return sorted(costs, key=lambda name: (name not in ("macs", "params"), name))
 
 
 @dataclass(frozen=True)
@@ -253,6 +254,10 @@ class Workshop:
         score = self.sources.score
         put = replace(data, kind=self.sources.task or "", scored_by=score if score in data.scores else None)
         _check_score(put)
+        one_label_each = not (put.task.partly or put.task.heads)
+        if not one_label_each and task_of(put.task).mixes(self.sources.training.augmentation):
+            what = f"mixes samples with their labels, and those of {put.name} have none, or several"
+            raise ConfigError(Problem("training.augmentation", what, "mixup: 0"))
         return put
 
     def _kept_data(self, fingerprint: str) -> Data:
@@ -374,7 +379,7 @@ class Workshop:
 
     def _open_teacher(self, name: str) -> Teacher:
         sources, made_on, member = self.sources, self._made_on, self.sources.teachers[name]
-        given = self._given(name, member)
+        given = self._asked(name, member.task) if member.task else self._given(name, member)
         training = TeacherTraining(
             given or self.data,
             self.train_indices,
@@ -390,6 +395,9 @@ class Workshop:
         self._trainings.append(training)
         context = TeacherContext(given or self.data, self.data_root, self.device, training.network, self.notify)
         teacher: Teacher = TEACHERS.build(member.type, context, **member.options)
+        if member.task:
+            told = f"answers the task {member.task} alone, and its score is that of it"
+            teacher = replace(teacher, task=member.task, notes=(told, *teacher.notes))
         if given is not None and member.data is not None:
             note = f"is given samples of {given.name}, one for each of {self.data.name}, paired by {member.data.pair}"
             whole = hashlib.sha256(f"{teacher.fingerprint} {given.fingerprint}".encode()).hexdigest()[:16]
@@ -406,6 +414,15 @@ class Workshop:
         if first and (differs := what_differs(made_on.answers, teacher.answers)):
             raise TeacherError(Problem(where, differs, "the teacher that the run began with"))
         return teacher
+
+    def _asked(self, name: str, task: str) -> Data:
+        """Return the study's samples with the labels of `task` alone. Raises ConfigError where there is none."""
+        names = [head.name for head in self.data.task.heads]
+        if not isinstance(self.data, ImageData) or task not in names:
+            what = f"the data {self.data.name} ask no {task!r}"
+            allowed = ", ".join(names) or "no `task`: they ask one thing"
+            raise ConfigError(Problem(f"teachers.{name}.task", what, allowed))
+        return self.data.asking(task)
 
     def _given(self, name: str, member: TeacherConfig) -> Data | None:
         """Return the samples that the teacher `name` is given; None: the study's own. Raises DataError, ConfigError."""
@@ -428,7 +445,8 @@ class Workshop:
         """Return the shapes of a teacher's outputs for a sample."""
         teacher = self.teachers[name]
         example = example_inputs(teacher.given(self.data).task, self.device)
-        return output_shapes(teacher.module, teacher.stages, teacher.classifier, *example)
+        heads = teacher.heads(self.data)
+        return output_shapes(teacher.module, teacher.stages, teacher.classifier, *example, heads=heads)
 
     @cached_property
     def family(self) -> StudentFamily:
@@ -525,7 +543,12 @@ class Workshop:
 
     def validation_score(self, network: nn.Module) -> float:
         """Return the score of `network`, a student, on the validation split, computed as its training is."""
-        return evaluate(self.entered(network), self.validation, self.sources.training)
+        return self.validation_scores(network)[0]
+
+    def validation_scores(self, network: nn.Module) -> tuple[float, dict[str, float]]:
+        """Return what `validation_score` does, and the scores of each of several tasks by name."""
+        scores = all_scores(self.entered(network), self.validation, self.sources.training)
+        return scores.pop(self.task.spec.score.name), scores
 
     def test_score(self, module: nn.Module) -> float:
         """Return the score of `module`, which takes plain samples, on the test split."""
@@ -539,7 +562,7 @@ class Workshop:
         test = self.test if given is None else Batches(given, self.test.indices, device=self.device, split="test")
         tally = tally_of(module, test, self.sources.training)
         by_rules = {} if given is not None else self._by_rules(module)
-        return {**self.task.scores(tally), **self.completed(module, self.completions), **by_rules}
+        return {**test.task.scores(tally), **self.completed(module, self.completions), **by_rules}
 
     def _by_rules(self, module: nn.Module) -> dict[str, float]:
         """Return how good `module` is with each of the study's rules applied, and which share that changes, by name."""
@@ -569,9 +592,10 @@ class Workshop:
         tokenizer = Tokenizer(self.data.tokenizer)
         return share_completed(module, tokenizer, items, length=self.data.length, device=self.device)
 
-    def worst_score(self) -> float:
-        """Return the score on the validation split of the best answer that looks at no sample."""
-        return self.task.worst(self.data.train.targets[self.validation_indices])
+    def worst_scores(self) -> dict[str, float]:
+        """Return the scores on the validation split of the best answer that looks at no sample, by name."""
+        worst = self.task.worsts(self.data.train.targets[self.validation_indices])
+        return {score.name: worst[score.name] for score in self.task.spec.scores}
 
     def describe_data(self) -> DataDescription:
         """Return the data's part of a lock file."""

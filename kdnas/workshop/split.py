@@ -30,11 +30,12 @@ def check_split(data: Data, validation_indices: np.ndarray, fraction: float) -> 
         left = f"no {one} is left to score students on"
         what = f"{left}: each class has one training {one}, which stays to be learnt from"
         raise DataError(Problem(f"{data.name}: validation_fraction {fraction:g}", what, allowed))
-    scored = np.unique(labels)
-    if len(scored) < 2:
-        only = escaped(data.class_names[scored[0]])
-        what = f"all validation {several} are of class {only}: the other classes have one training {one} each"
-        raise DataError(Problem(f"{data.name}: validation_fraction {fraction:g}", what, allowed))
+    for names, known in data.questions(labels):
+        scored = np.unique(known)
+        if len(scored) < 2:
+            only = escaped(names[scored[0]]) if len(scored) else "no class"
+            what = f"all validation {several} are of class {only}: the other classes have one training {one} each"
+            raise DataError(Problem(f"{data.name}: validation_fraction {fraction:g}", what, allowed))
 
 
 def _check_blocks(data: Data, scored: int, fraction: float) -> None:
@@ -48,10 +49,23 @@ def split_notes(data: Data, train_indices: np.ndarray, validation_indices: np.nd
     """Return what the user should know of a split of the training samples: classes of few samples, coarse scores."""
     if not data.class_names:
         return ()
-    names, classes = tuple(map(escaped, data.class_names)), data.task.outputs
-    learnt = np.bincount(data.train.targets[train_indices], minlength=classes)
-    scored = np.bincount(data.train.targets[validation_indices], minlength=classes)
-    tested = len(data.test)
+    notes, targets = [], data.train.targets
+    for count, kind in ((len(validation_indices), "validation"), (len(data.test), "test")):
+        if count < _FEW_SCORED:
+            steps = f"moves in steps of {100 / count:.1f} points: {counted(count, data.task.sample)}"
+            notes.append(f"{kind} {data.task.score.name} {steps}")
+    parts = zip(data.questions(targets[train_indices]), data.questions(targets[validation_indices]), strict=True)
+    for (names, learnt), (_, scored) in parts:
+        every = tuple(map(escaped, names))
+        notes += _class_notes(data, every, *(np.bincount(part, minlength=len(names)) for part in (learnt, scored)))
+        if len(learnt) < len(train_indices):
+            without = f"{len(train_indices) - len(learnt):,} of the {len(train_indices):,} training {data.task.samples}"
+            notes.append(f"{without} have no label" + (f" ({every[0].partition(':')[0]})" if data.task.heads else ""))
+    return tuple(notes)
+
+
+def _class_notes(data: Data, names: tuple[str, ...], learnt: np.ndarray, scored: np.ndarray) -> list[str]:
+    """Return what is to be known of classes [K] that have so many samples to learn from and to score on."""
     notes = []
     unscored = [name for name, count in zip(names, scored, strict=True) if count == 0]
     if unscored:
@@ -61,17 +75,13 @@ def split_notes(data: Data, train_indices: np.ndarray, validation_indices: np.nd
     few = [name for name, count, there in zip(names, learnt, scored, strict=True) if count < _FEW_LEARNT and there]
     if few:
         notes.append(f"fewer than {_FEW_LEARNT} {data.task.samples} to learn from of class {_listed(few)}")
-    for count, kind in ((len(validation_indices), "validation"), (tested, "test")):
-        if count < _FEW_SCORED:
-            steps = f"moves in steps of {100 / count:.1f} points: {counted(count, data.task.sample)}"
-            notes.append(f"{kind} {data.task.score.name} {steps}")
     if learnt.max() >= _UNEVEN * learnt.min():
         most, least = int(learnt.argmax()), int(learnt.argmin())
         notes.append(
             f"uneven classes: {learnt[most]:,} {data.task.samples} to learn from of {names[most]}, {learnt[least]:,} "
             f"of {names[least]}; always answering {names[most]} scores {scored[most] / scored.sum():.0%}"
         )
-    return tuple(notes)
+    return notes
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.core.data import Data
-from kdnas.core.task import TaskSpec
+from kdnas.core.task import UNLABELLED, TaskSpec
 from kdnas.errors import Problem, TeacherError
 from kdnas.nn.exact import ROUNDING, apart, exact_arithmetic
 from kdnas.nn.normalise import Normalised
@@ -87,6 +87,9 @@ def report_teacher(
     chance (not above `least_accuracy`), or that a usual normalisation other than the stated clearly makes better.
     """
     data = teacher.given(data)
+    if data.task.partly:  # nothing is known of the others
+        known = data.train.targets[validation_indices].reshape(len(validation_indices), -1) != UNLABELLED
+        validation_indices = validation_indices[known.any(axis=1)]
     task, where, labels = data.task, f"teacher {teacher.name}", np.asarray(data.train.targets[validation_indices])
     if teacher.outputs == "rules":
         return _report_rules(teacher, Batches(data, validation_indices, device=device), notify)
@@ -94,7 +97,7 @@ def report_teacher(
     (asked,) = Batches(data, few, device=device).ordered(batch_size=len(few))
     noticed = check_conduct(teacher.name, teacher.module, asked, task)
     batches, bfloat16 = Batches(data, validation_indices, device=device), in_bfloat16(training, device)
-    if task.rows > 1 or task.outputs == 1:
+    if task.rows > 1 or task.outputs == 1 or task.heads:
         return _report_unnamed(teacher, batches, training, noticed, notify)
     answers = _sound_answers(teacher, batches, bfloat16)
     noticed += answers.doubts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,3 +92,42 @@ def test_another_seed_draws_other_pairs_and_has_another_hash():
 def test_what_cannot_be_paired_is_refused(theirs: ImageData, by: str, message: str):
     with pytest.raises(DataError, match=message):
         paired(theirs, data("ours", [0, 1, 2, 0], [0, 1, 2]), by, (np.arange(4),), seed=0)
+
+
+def keyed(name: str, train: list[int], test: list[int], keys: list[str]) -> ImageData:
+    found = data(name, train, test)
+    own = np.array(keys)
+    return replace(
+        found,
+        train=replace(found.train, keys=own[: len(train)]),
+        test=replace(found.test, keys=own[len(train) :]),
+    )
+
+
+def test_by_key_every_sample_has_that_of_its_name():
+    ours = keyed("ours", [0, 1, -1], [2], ["x", "y", "z", "t"])
+    theirs = keyed("theirs", [2, 1, 0, 2], [2, 0], ["z", "y", "x", "w", "s", "t"])
+    theirs = replace(theirs, test=replace(theirs.test, targets=np.array([0, 2])))
+    both = paired(theirs, ours, "key", (np.arange(3),), seed=0)
+    assert places(both.train).tolist() == [2, 1, 0]
+    assert both.train.targets.tolist() == [0, 1, -1]
+    assert places(both.test).tolist() == [101]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "told"),
+    [
+        (data("theirs", [0, 1], [2]), "have no keys"),
+        (keyed("theirs", [0, 1], [2], ["x", "q", "t"]), "1 training sample of ours have no partner of their key: y"),
+        (keyed("theirs", [0, 1, 1], [2], ["x", "y", "y", "t"]), "occur more than once: y"),
+        (keyed("theirs", [0, 2], [2], ["x", "y", "t"]), "another label"),
+    ],
+)
+def test_keys_that_are_not_there_or_contradict_are_refused(theirs, told):
+    with pytest.raises(DataError, match=told):
+        paired(theirs, keyed("ours", [0, 1], [2], ["x", "y", "t"]), "key", (np.arange(2),), seed=0)
+
+
+def test_unlabelled_samples_have_no_partner_by_label():
+    with pytest.raises(DataError, match="1 training sample of ours have no label"):
+        paired(data("theirs", [0, 1], [2]), data("ours", [0, -1], [2]), "label", (np.arange(2),), seed=0)

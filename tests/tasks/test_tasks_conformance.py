@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kdnas.core.data import Data, Samples
+from kdnas.core.data import Data, ImageData, Samples
+from kdnas.core.task import Head
 from kdnas.core.text import CorpusData, Mask, Padded, Sequences, TextData
 from kdnas.tasks.image_classification import ImageClassification
 from kdnas.testing import TaskConformance, suites
@@ -38,7 +39,21 @@ def _valued(self: TaskConformance, kind: str) -> Data:
     return replace(data, train=part, test=part, class_names=())
 
 
-own = {"language_modelling": _blocks, "text_classification": _texts, "text_regression": _valued}
+def _of_two_tasks(self: TaskConformance, kind: str) -> Data:
+    pixels = np.random.default_rng(0).integers(0, 256, (COUNT, 3, 8, 6), dtype=np.uint8)
+    part = Samples({"pixels": pixels}, np.stack([np.arange(COUNT) % 4, np.arange(COUNT) % 3], axis=1))
+    names = ("letter: a", "letter: b", "letter: c", "letter: d", "hand: x", "hand: y", "hand: z")
+    heads = (Head("letter", 4), Head("hand", 3, 4))
+    mean, deviation = (120.0, 110.0, 100.0), (60.0, 50.0, 40.0)
+    return ImageData("random", names, part, part, "f", mean, deviation, kind=kind, heads=heads)
+
+
+own = {
+    "language_modelling": _blocks,
+    "multitask_image_classification": _of_two_tasks,
+    "text_classification": _texts,
+    "text_regression": _valued,
+}
 globals().update(suites(TaskConformance, **{name: {"data": data} for name, data in own.items()}))
 
 

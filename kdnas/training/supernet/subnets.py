@@ -296,7 +296,7 @@ class SubnetStep:
         inside = "network.student."
         names = [inside + stage for stage in stages], classifier and inside + classifier
         entrance = self._task.entrance(view, data, largest.side).to(device)
-        shapes = output_shapes(entrance, *names, *example_inputs(data.task, device))
+        shapes = output_shapes(entrance, *names, *example_inputs(data.task, device), heads=data.task.heads)
         mask = mask_place(data.task)
         self._tapped = stack.enter_context(Taps(entrance, *names, needs=needs_of(distillation), mask=mask))
         self._tapped_view = view

@@ -214,10 +214,10 @@ class Distil(Evaluator):
 
     @property
     def quantities(self) -> Mapping[str, Quantity]:
-        """The task's score, the completions that are objectives, and the costs that the study names."""
+        """The scores of the task, the completions that are objectives, and the costs that the study names."""
         completed = [one.quantity for one in self.context.config.completed]
         costs = [cost.quantity for cost in self.workshop.costs.values()]
-        return names([self.workshop.task.spec.score, *completed, *costs])
+        return names([*self.workshop.task.spec.scores, *completed, *costs])
 
     @property
     def description(self) -> dict[str, str]:
@@ -305,7 +305,9 @@ class Distil(Evaluator):
         costs |= workshop.completed(first.module, self._completed)
         teacher = dataclasses.replace(teacher, values={**teacher.values, **costs})
         chances = {name: fmean(item.chance for item in workshop.completions[name]) for name in self._completed}
-        return Findings(workshop.worst_score(), workshop.describe_data(), teacher, self.calibrations, reports, chances)
+        chances |= workshop.worst_scores()
+        worst = chances.pop(workshop.task.spec.score.name)
+        return Findings(worst, workshop.describe_data(), teacher, self.calibrations, reports, chances)
 
     def try_out(self, students: Mapping[str, Arch]) -> None:
         """Try every loss of the recipe on the teachers and these students, and whether they have the wanted exports.
@@ -498,7 +500,12 @@ class Distil(Evaluator):
             self.context.files.share(job.checkpoint)
         return dataclasses.replace(
             begun.result,
-            values={**begun.result.values, score: trained.score, **{name: completed[name] for name in self._completed}},
+            values={
+                **begun.result.values,
+                score: trained.score,
+                **trained.by_task,
+                **{name: completed[name] for name in self._completed},
+            },
             train_seconds=trained.train_seconds,
             teacher_seconds=trained.teacher_seconds,
             profile={**begun.result.profile, **trained.phases},
@@ -527,14 +534,15 @@ class Distil(Evaluator):
     def _as_cut(self, begun: _Begun) -> Trained:
         """Return a student as it begins, with its score: no training."""
         job, network, began = begun.job, begun.module, time.perf_counter()
+        by_task: Mapping[str, float] = {}
         if job.start == "supernet":
             score = self.shared.score(job.arch)
         else:
-            score = self.workshop.validation_score(network)
+            score, by_task = self.workshop.validation_scores(network)
         seconds = time.perf_counter() - began
         if job.start == "supernet" and (job.test or job.checkpoint or self._completed):
             network = self.shared.cut(job.arch)
-        return Trained(network, score, (), seconds, 0.0, job.fidelity, phases={"evaluation": seconds})
+        return Trained(network, score, (), seconds, 0.0, job.fidelity, phases={"evaluation": seconds}, by_task=by_task)
 
     def _train_together(self, students: Sequence[_Begun]) -> list[Trained | TrialError]:
         """Return the students trained at once, part by part; their jobs have parts of the same epochs and views."""
@@ -651,7 +659,9 @@ class Distil(Evaluator):
         self.context.notify("scoring the teacher on the test split")
         workshop = self.workshop
         with computing(self.context.config.training, workshop.device):
-            return workshop.test_scores(workshop.teacher.module, workshop.teacher.data)
+            teacher = workshop.teacher
+            own = teacher.given(workshop.data)
+            return workshop.test_scores(teacher.module, None if own is workshop.data else own)
 
 
 def _sizes(task: TaskSpec) -> str:

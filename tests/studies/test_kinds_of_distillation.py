@@ -1,0 +1,111 @@
+"""studies/kinds_of_distillation: every kind is a sound study, and trains a student on a few small samples."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from kdnas.study.loading import LoadedStudy, load_study
+from kdnas.training.loop import Trained, distil
+from kdnas.training.recipe import Distillation
+from kdnas.workshop.opening import Sources, Workshop
+
+KINDS = {
+    "labels": [],
+    "teacher": [{"type": "kd", "of": "plain"}],
+    "ensemble": [{"type": "kd", "of": "ensemble"}],
+    "mutual": [{"type": "kd", "of": "peers"}],
+    "average": [{"type": "kd", "of": "ema"}],
+    "exits": [{"type": "exits", "of": "self"}],
+}
+BRIEF = {"epochs": 1, "batch_size": 32, "augmentation": {"flip": False}}
+
+
+def small(repository: Path, name: str, folder: Path) -> LoadedStudy:
+    """Return the study with brief trainings."""
+    source = repository / "studies/kinds_of_distillation" / name
+    study = yaml.safe_load((source / "study.yaml").read_text())
+    study["training"] |= {**BRIEF, "precision": "float32"}
+    for teacher in study.get("teachers", {"teacher": study.get("teacher")}).values():
+        teacher["training"] |= BRIEF
+    study["space"] = str((source / study["space"]).resolve())
+    (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    return load_study(folder)
+
+
+def trained(
+    study: LoadedStudy, root: Path, cache: Path, losses: list[dict[str, str]] | None = None
+) -> tuple[Workshop, Trained]:
+    """Return a student of the study's space, trained; by `losses` in the place of the study's, as a comparison does."""
+    sources = Sources.of_study(study.config, study.space)
+    workshop = Workshop(sources, data_root=root, cache=cache, device=torch.device("cpu")).opened()
+    arch = workshop.family.canonical(study.space.random(np.random.default_rng(0)))
+    recipe = study.config.recipe
+    if losses is not None:
+        distillation = Distillation.model_validate({"task_weight": 1.0, "losses": losses})
+        recipe = recipe.model_copy(update={"distillation": distillation})
+    peers = workshop.peers(arch, recipe.distillation.further_peers, 0)
+    network = workshop.begin(arch, "random", 0)
+    found = distil(
+        network, workshop.teachers, workshop.train, workshop.validation, recipe,
+        data=workshop.data, seed=0, device=workshop.device, peers=peers,
+    )  # fmt: skip
+    return workshop, found
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with a few of the spoken digits, made small: noise whose mean tells digit and speaker."""
+    folder = tmp_path_factory.mktemp("root")
+    (folder / "audio").mkdir()
+    rng, count = np.random.default_rng(0), 360
+    digit, speaker = np.arange(count) % 10, np.arange(count) // 10 % 6
+    shade = (20 * digit[:, None, None] + 10 * speaker[:, None, None] + rng.normal(0, 8, (count, 8, 12))).clip(0, 255)
+    test = rng.permutation(count) < count // 5
+    arrays = {"x": shade.astype(np.uint8), "digit": digit.astype(np.uint8), "speaker": speaker.astype(np.uint8)}
+    np.savez(folder / "audio" / "fsdd_logmel.npz", **arrays, test=test)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_student_learns_by_every_kind(repository, root, cache, tmp_path, kind):
+    _, found = trained(small(repository, ".", tmp_path), root, cache, KINDS[kind])
+    assert 0 <= found.score <= 1
+
+
+@pytest.mark.parametrize("name", ["sees_by_hearing", "hears_by_seeing"])
+def test_a_teacher_of_the_other_kind_is_given_its_own_samples(repository, root, cache, tmp_path, name):
+    workshop, found = trained(small(repository, name, tmp_path), root, cache)
+    given = [teacher.given(workshop.data) for teacher in workshop.teachers.values()]
+    assert sum(data is not workshop.data for data in given) == 1
+    assert 0 <= found.score <= 1
+
+
+def test_a_student_of_two_tasks_learns_of_two_specialists(repository, root, cache, tmp_path):
+    workshop, found = trained(small(repository, "two_tasks", tmp_path), root, cache)
+    assert set(found.by_task) == {"digit.accuracy", "speaker.accuracy"}
+    assert found.score == pytest.approx(np.mean(list(found.by_task.values())))
+    assert [teacher.given(workshop.data).task.outputs for teacher in workshop.teachers.values()] == [10, 6]
+    assert workshop.worst_scores()["speaker.accuracy"] == pytest.approx(1 / 6, abs=0.02)
+
+
+def test_a_speaker_without_labels_is_learnt_of_the_teacher_and_not_scored_on(repository, root, cache, tmp_path):
+    prepare = repository / "studies/kinds_of_distillation/new_speaker/prepare.py"
+    subprocess.run([sys.executable, prepare, root], check=True, timeout=60)
+    workshop, found = trained(small(repository, "new_speaker", tmp_path), root, cache)
+    targets, unlabelled = workshop.data.train.targets, 60 - len(workshop.data.test)
+    assert (targets[workshop.validation_indices] >= 0).all()
+    assert (targets[workshop.train_indices] == -1).sum() == unlabelled > 0
+    assert any(f"{unlabelled} of the" in note and "no label" in note for note in workshop.data_notes)
+    assert 0 <= found.score <= 1
