@@ -242,11 +242,10 @@ def _objectives(data: Mapping[str, Any]) -> Iterator[Problem]:
     if len(of_tasks) != 1 or len(scores) > 1:
         yield Problem("objectives", "must include one score", ", ".join(own or SCORES))
     elif own and not of_tasks <= set(own):
-        (score,) = of_tasks
-        place = next(index for index, name in enumerate(names) if score_named(name) == SCORES[score])
-        yield Problem(
-            f"objectives.{place}", f"what learns from this kind of data is not scored by {score}", ", ".join(own)
-        )
+        (kind,) = of_tasks
+        place = next(index for index, name in enumerate(names) if score_named(name) == SCORES[kind])
+        what = f"what learns from this kind of data is not scored by {kind}"
+        yield Problem(f"objectives.{place}", what, ", ".join(own))
 
 
 def _completions(data: Mapping[str, Any]) -> list[str]:

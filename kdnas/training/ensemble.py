@@ -45,13 +45,17 @@ class OutputsByTeacher:
         """Return the same with the outputs of each changed."""
         return OutputsByTeacher({name: change(outputs) for name, outputs in self.by.items()})
 
-    def together(self, how: Ensemble, rows: Rows) -> Outputs:
+    def together(self, how: Ensemble, rows: Rows, learned: Tensor | None = None) -> Outputs:
         """Return the logits [M, V] of the ensemble; `rows` have the labels that confidence is measured by.
 
+        `learned` [K] are the logarithms of weights that are learned, up to their sum; None: equal ones, as they begin.
         Probabilities are averaged at the ensemble's temperature: softened by it, its logits give their very mean.
         """
         logits = torch.stack([outputs.logits.float() for outputs in self.by.values()])
-        weights = self._weights(how, logits, rows)
+        if learned is not None:
+            weights = learned.softmax(dim=0).unsqueeze(1).expand(logits.shape[:2])
+        else:
+            weights = self._weights(how, logits, rows)
         if how.mean == "logits":
             return Outputs((weights.unsqueeze(-1) * logits).sum(dim=0))
         shares = F.log_softmax(logits / how.temperature, dim=-1) + weights.log().unsqueeze(-1)

@@ -43,6 +43,9 @@ class TrainingLoss(nn.Module):
                 _check_outputs(student, teachers[name])
         self._shapes = shapes_by_source(student, teachers)
         self._ensemble = recipe.ensemble or Ensemble()
+        of_ensemble = any(term.weight > 0 and recipe.whose(term, teachers) == ENSEMBLE for term in recipe.losses)
+        learns = self._ensemble.weights == "learned" and of_ensemble
+        self.mixture = nn.Parameter(torch.zeros(len(teachers))) if learns else None
         asked = [
             (term, Comparison(recipe.whose(term, teachers), head))
             for term in recipe.losses
@@ -90,11 +93,14 @@ class TrainingLoss(nn.Module):
         ours = student.learning
         taught = rows if student.taught is None else replace(rows, logits=ours.logits)
         ensembles: dict[Head | None, Outputs] = {}
+        if self.mixture is not None and of_teachers is not None:
+            loss = loss + self._of_mixture(of_teachers, rows)
         for index, (weight, term) in enumerate(zip(self.weights, self.terms, strict=True)):
             comparison = self._comparisons[index]
             head, whose = comparison.head, comparison.whose
             if whose == ENSEMBLE and of_teachers is not None and head not in ensembles:
-                ensembles[head] = together(of_teachers, self._shapes, head, self._ensemble, rows)
+                mixture = None if self.mixture is None else self.mixture.detach()
+                ensembles[head] = together(of_teachers, self._shapes, head, self._ensemble, rows, mixture)
             if whose == ENSEMBLE:
                 theirs: Sequence[Outputs] = [ensembles[head]]
             else:
@@ -105,6 +111,16 @@ class TrainingLoss(nn.Module):
             values = [term(mine, other, compared) for other in theirs]
             value = weight / len(values) * sum(values[1:], values[0])
             loss = loss + (value * self.warmth[index] if index in self._changing else value)
+        return loss
+
+    def _of_mixture(self, of_teachers: OutputsByTeacher, rows: Rows) -> Tensor:
+        """Return the cross entropy of the ensembles, from which the teachers' weights learn and nothing else."""
+        heads = {comparison.head for comparison in self._comparisons if comparison.whose == ENSEMBLE}
+        loss = rows.logits.new_zeros((), dtype=torch.float32)
+        for head in sorted(heads, key=lambda each: -1 if each is None else each.start):
+            said = together(of_teachers, self._shapes, head, self._ensemble, rows, self.mixture)
+            of_head = rows if head is None else rows.of(head)
+            loss = loss + task_loss(replace(of_head, logits=said.logits), 0.0)
         return loss
 
 
@@ -166,17 +182,23 @@ def together(
     head: Head | None,
     how: Ensemble,
     rows: Rows,
+    mixture: Tensor | None = None,
 ) -> Outputs:
-    """Return the logits of the ensemble of the teachers; with a `head` that of those who answer this task, for it."""
+    """Return the logits of the ensemble of the teachers; with a `head` that of those who answer this task, for it.
+
+    `mixture` are the logarithms of learned weights, of all teachers in the order of `of_teachers`.
+    """
     if head is None:
-        return of_teachers.together(how, rows)
+        return of_teachers.together(how, rows, mixture)
     comparison = Comparison(ENSEMBLE, head)
     answering = {
         name: comparison.part(shapes[name], outputs)
         for name, outputs in of_teachers.by.items()
         if shapes[name].head(head.name) is not None
     }
-    return OutputsByTeacher(answering).together(how, rows.of(head))
+    if mixture is not None:
+        mixture = mixture[[place for place, name in enumerate(of_teachers.by) if name in answering]]
+    return OutputsByTeacher(answering).together(how, rows.of(head), mixture)
 
 
 def _check_outputs(student: OutputShapes, teacher: OutputShapes) -> None:

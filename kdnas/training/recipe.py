@@ -129,9 +129,9 @@ class Ensemble(Section):
     temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     """At which probabilities are averaged. A kd at the same one learns the teachers' mean softened probabilities, which
     is the mean of what it would learn of each."""
-    weights: Literal["equal", "confidence"] | dict[str, Annotated[float, Field(ge=0.0)]] = "equal"
-    """By a teacher's name, 0 where it is not named; or by confidence: for each prediction the more the likelier a
-    teacher finds the label (CA-MKD, 2022)."""
+    weights: Literal["equal", "confidence", "learned"] | dict[str, Annotated[float, Field(ge=0.0)]] = "equal"
+    """By a teacher's name, 0 where it is not named; by confidence: for each prediction the more the likelier a teacher
+    finds the label (CA-MKD, 2022); or learned beside the student: those whose ensemble finds the labels likeliest."""
 
 
 class OnPolicy(Section):

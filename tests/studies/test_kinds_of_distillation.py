@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
+from kdnas.core.pairing import paired
+from kdnas.datasets import DATASETS
 from kdnas.study.loading import LoadedStudy, load_study
 from kdnas.training.loop import Trained, distil
 from kdnas.training.recipe import Distillation
@@ -109,3 +112,26 @@ def test_a_speaker_without_labels_is_learnt_of_the_teacher_and_not_scored_on(rep
     assert (targets[workshop.train_indices] == -1).sum() == unlabelled > 0
     assert any(f"{unlabelled} of the" in note and "no label" in note for note in workshop.data_notes)
     assert 0 <= found.score <= 1
+
+
+def test_a_teacher_in_colour_is_given_the_very_photos_of_a_grey_student(repository, tmp_path):
+    study = load_study(repository / "studies/kinds_of_distillation/grey_by_colour")
+    for number, name in enumerate(("glass", "metal", "paper")):
+        for part, count in (("train", 8), ("test", 2)):
+            folder = tmp_path / "photos" / part / name
+            folder.mkdir(parents=True)
+            for place in range(count):
+                noise = np.random.default_rng([number, place, count]).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(folder / f"{place}.png")
+    stated = study.config.teachers["colour"].data
+    ours, theirs = (
+        DATASETS.build(each.type, tmp_path, tmp_path / "cache", **{**each.options, "path": "photos"})
+        for each in (study.config.data, stated)
+    )
+    seen = paired(theirs, ours, stated.pair, (np.arange(len(ours.train)),), seed=0)
+    grey, colour = (np.asarray(each.train.inputs["pixels"][:]).astype(float) for each in (ours, seen))
+    assert (grey.shape[1:], colour.shape[1:]) == ((1, 48, 48), (3, 96, 96))
+    weighed = np.tensordot(colour, [0.299, 0.587, 0.114], axes=(1, 0))
+    small = weighed.reshape(len(weighed), 48, 2, 48, 2).mean(axis=(2, 4))
+    alike = [[np.corrcoef(a.ravel(), b.ravel())[0, 1] for b in small] for a in grey[:, 0]]
+    assert (np.argmax(alike, axis=1) == np.arange(len(grey))).all()

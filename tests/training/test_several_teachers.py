@@ -246,3 +246,28 @@ def test_two_teachers_of_other_samples_are_asked_each_for_its_own(data, teachers
         hook.remove()
     assert seen == {"small": {8}, "large": {16}}
     assert outcome.history[-1].loss < outcome.history[0].loss
+
+
+def test_learned_weights_go_to_who_finds_the_labels_likely_and_teach_the_student_as_constants() -> None:
+    labels = torch.arange(M) % V
+    knows, errs = 4 * F.one_hot(labels, V).float(), 4 * F.one_hot((labels + 1) % V, V).float()
+    theirs = OutputsByTeacher({"knows": Outputs(knows), "errs": Outputs(errs)})
+    recipe = Distillation(task_weight=0, losses=(TERM,), ensemble=Ensemble(weights="learned"))
+    loss = TrainingLoss(recipe, OutputShapes(V), {"knows": OutputShapes(V), "errs": OutputShapes(V)}, seed=0)
+    ours = torch.zeros(M, V, requires_grad=True)
+    equal = Distillation(task_weight=0, losses=(TERM,))
+    mixed = (knows.softmax(1) + errs.softmax(1)) / 2
+    found = loss(Outputs(ours), theirs, replace(rows(labels), logits=ours))
+    own = F.cross_entropy(mixed.log(), labels)
+    torch.testing.assert_close(found - own, value(equal, theirs, ours.detach()))
+    optimizer = torch.optim.SGD(loss.parameters(), lr=1.0)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss(Outputs(ours), theirs, replace(rows(labels), logits=ours)).backward()
+        optimizer.step()
+    assert loss.mixture.softmax(0)[0] > 0.95
+    gradient = torch.autograd.grad(loss(Outputs(ours), theirs, replace(rows(labels), logits=ours)), ours)[0]
+    weights = loss.mixture.detach().softmax(0)
+    target = (weights[0] * knows.softmax(1) + weights[1] * errs.softmax(1)).log()
+    plain = ours.detach().clone().requires_grad_()
+    torch.testing.assert_close(gradient, torch.autograd.grad(kl(target, plain), plain)[0])
