@@ -125,7 +125,7 @@ def test_the_teacher_is_scored_by_its_correlation(root: Path, data: TextData) ->
     assert evaluate(teacher.module, batches, training, batch_size=7) == pytest.approx(report.score)
     with torch.no_grad():
         teacher.module.network.classifier.weight.zero_()  # type: ignore[union-attr, operator]
-    with pytest.raises(TeacherError, match="0 is reached by one answer to all"):
+    with pytest.raises(TeacherError, match="0 is reached by one constant output"):
         report_teacher(teacher, data, np.arange(160), training, device=CPU)
 
 
