@@ -39,7 +39,7 @@ from kdnas.record.products import checkpoint_path, note_products
 from kdnas.record.records import FrontMember, Repeat, RunRecord, TrialRecord
 from kdnas.study.config import DERIVED
 from kdnas.tasks import task_of
-from kdnas.tasks.image_classification import DEVIATION, MEAN
+from kdnas.tasks._images import DEVIATION, MEAN
 from kdnas.teachers.label_rules import stated_rules
 from kdnas.version import __version__
 from kdnas.workshop.opening import Workshop, cache_dir, family_of, open_run

@@ -19,7 +19,8 @@ from kdnas.core.scores import scores_of_classes
 from kdnas.core.task import UNLABELLED, score_of
 from kdnas.tasks import TASKS
 from kdnas.tasks._classification import counts_of_classes, scores_of_the_largest
-from kdnas.tasks.image_classification import ImageClassification
+from kdnas.tasks._image_settings import Augmentation
+from kdnas.tasks._images import Images
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
 
 
 @TASKS.register
-class MultitaskImageClassification(ImageClassification):
+class MultitaskImageClassification(Images):
     """Images [B, C, H, W] with a class for each of several tasks; the score is the mean over the tasks."""
 
+    Views = Augmentation
     split_in_words = "drawn combination by combination of their classes"
 
     def split(self, targets: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ from kdnas.nn.attention import attention_layers
 from kdnas.nn.exact import exact_arithmetic
 from kdnas.nn.origin import Entrance, Origin
 from kdnas.nn.taps import find_stages
-from kdnas.tasks.image_classification import DEVIATION, MEAN
+from kdnas.tasks._images import DEVIATION, MEAN
 from kdnas.teachers import Teacher, TeacherContext
 from kdnas.teachers._class_names import Naming, class_order
 from kdnas.teachers._fitted import Fitted, NoLogitsError, settle

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdnas.nn.exact import ROUNDING, apart
-from kdnas.tasks.image_classification import normalised
+from kdnas.tasks._images import normalised
 
 _LOGITS_KEYS = ("logits", "out", "output", "outputs", "scores", "predictions", "pred")
 _SUM_TOLERANCE = 2e-3

@@ -15,7 +15,7 @@ from kdnas.nn.exact import exact_arithmetic
 from kdnas.nn.taps import stage_names
 from kdnas.plugins import short_name
 from kdnas.tasks import task_of
-from kdnas.tasks.image_classification import DEVIATION, MEAN
+from kdnas.tasks._images import DEVIATION, MEAN
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.teachers._adapting import Expected, check_finite, fingerprint, fit_teacher, spread
 

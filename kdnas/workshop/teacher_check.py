@@ -29,7 +29,7 @@ from kdnas.nn.taps import example_inputs
 from kdnas.nn.tracing import parameter_count, traced_macs
 from kdnas.record.lock import TeacherReport
 from kdnas.tasks import Task
-from kdnas.tasks.image_classification import DEVIATION, MEAN
+from kdnas.tasks._images import DEVIATION, MEAN
 from kdnas.teachers import Teacher
 from kdnas.training.batches import Batches
 from kdnas.training.evaluation import evaluate, evaluation_batch
