@@ -76,21 +76,10 @@ def npz(
     Raises DataError naming every array that is missing or of a wrong type, shape or range.
     """
     tasks = list(train_labels) if isinstance(train_labels, dict) else []
-    if len(tasks) == 1 or (not tasks and not isinstance(train_labels, str)):
-        raise DataError(Problem("data.train_labels", "names one task alone", "an array, or one for each of several"))
-    if isinstance(test_labels, dict) != bool(tasks) and test_fraction is None:
-        raise DataError(Problem("data.test_labels", "speaks of other tasks than train_labels", "the same tasks"))
-    arrays = [_arrays(train_images, train_labels)]
-    if test_fraction is None:
-        in_order = test_labels if isinstance(test_labels, str) else {task: test_labels[task] for task in tasks}
-        arrays.append(_arrays(test_images, in_order))
-    wanted = [name for part in arrays for name in part]
-    keyed = [name for name in (train_keys, test_keys) if name is not None]
-    if keyed and (len(keyed) != len(arrays) or train_keys is None or unlabelled_images is not None):
-        raise DataError(
-            Problem("data.train_keys", "are not of every image", "keys of all arrays of images, or of none")
-        )
-    wanted += [*([] if unlabelled_images is None else [unlabelled_images]), *keyed]
+    splits = _splits((train_images, train_labels), None if test_fraction is not None else (test_images, test_labels))
+    keyed = _keyed(train_keys, test_keys, len(splits), has_others=unlabelled_images is not None)
+    others = [*([] if unlabelled_images is None else [unlabelled_images]), *keyed]
+    wanted = [*(name for part in splits for name in part), *others]
     source = locate(data_root, path, f"a .npz file with the arrays {', '.join(wanted)}")
     identity = {
         "file": file_identity(source),
@@ -105,20 +94,7 @@ def npz(
     }
 
     def decode(writer: ImageWriter) -> Labelling:
-        problems = Problems()
-        with _opened(source) as file:
-            for name in wanted:
-                if name not in file.files:
-                    of_test = len(arrays) > 1 and name in arrays[1]
-                    instead = ", or no test arrays but `test_fraction`" if of_test else ""
-                    problems.add(f"{source}: {name}", "there is no such array", ", ".join(file.files) + instead)
-            problems.raise_if_any()
-            labels = [_split(file, source, names, layout, writer, problems) for names in arrays]
-            keys = [_keys(file, source, *pair, problems) for pair in zip(keyed, map(len, labels), strict=False)]
-            unlabelled = 0
-            if unlabelled_images is not None:
-                unlabelled = _write_images(file, source, unlabelled_images, layout, writer, problems)
-        problems.raise_if_any()
+        labels, keys, unlabelled = _read(source, splits, keyed, unlabelled_images, layout, writer)
         every = with_missing(np.concatenate(labels), missing_label)
         is_test = np.arange(len(every)) >= len(labels[0])
         if test_fraction is not None:
@@ -133,9 +109,56 @@ def npz(
     return cached(source.name, cache, identity, decode)
 
 
-def _arrays(images: str, labels: str | Mapping[str, str]) -> list[str]:
-    """Return the arrays of a split: its images, and one of labels for each task."""
-    return [images, labels] if isinstance(labels, str) else [images, *labels.values()]
+_Split = tuple[str, str | Mapping[str, str]]
+"""The name of an array of images, and that of their labels, or of those of each task."""
+
+
+def _splits(train: _Split, test: _Split | None) -> list[list[str]]:
+    """Return the arrays of each split: images, then labels. Raises DataError where the splits have other tasks."""
+    labels = train[1]
+    if isinstance(labels, Mapping) and len(labels) < 2:
+        raise DataError(Problem("data.train_labels", "names one task alone", "an array, or one for each of several"))
+    tasks = [None] if isinstance(labels, str) else list(labels)
+    splits = []
+    for images, own in (train, *(() if test is None else (test,))):
+        if (set(own) if isinstance(own, Mapping) else {None}) != set(tasks):
+            raise DataError(Problem("data.test_labels", "is of other tasks than train_labels", "the same tasks"))
+        splits.append([images, *([own] if isinstance(own, str) else (own[str(task)] for task in tasks))])
+    return splits
+
+
+def _keyed(train: str | None, test: str | None, splits: int, *, has_others: bool) -> list[str]:
+    """Return the arrays of keys of each split. Raises DataError where some images have keys and others have none."""
+    keyed = [name for name in (train, test) if name is not None]
+    if keyed and (len(keyed) != splits or train is None or has_others):
+        what = "are not of every image"
+        raise DataError(Problem("data.train_keys", what, "keys of all arrays of images, or of none"))
+    return keyed
+
+
+def _read(
+    source: Path,
+    splits: Sequence[Sequence[str]],
+    keyed: Sequence[str],
+    unlabelled: str | None,
+    layout: str,
+    writer: ImageWriter,
+) -> tuple[list[np.ndarray], list[np.ndarray], int]:
+    """Write all images; return each split's labels and keys, and how many images have no labels."""
+    problems = Problems()
+    wanted = [*(name for part in splits for name in part), *keyed, *([] if unlabelled is None else [unlabelled])]
+    with _opened(source) as file:
+        for name in wanted:
+            if name not in file.files:
+                of_test = len(splits) > 1 and name in splits[1]
+                instead = ", or no test arrays but `test_fraction`" if of_test else ""
+                problems.add(f"{source}: {name}", "there is no such array", ", ".join(file.files) + instead)
+        problems.raise_if_any()
+        labels = [_split(file, source, names, layout, writer, problems) for names in splits]
+        keys = [_keys(file, source, *pair, problems) for pair in zip(keyed, map(len, labels), strict=False)]
+        count = 0 if unlabelled is None else _write_images(file, source, unlabelled, layout, writer, problems)
+    problems.raise_if_any()
+    return labels, keys, count
 
 
 def _named(

@@ -25,11 +25,11 @@ from kdnas.core.arch import Arch
 from kdnas.core.data import Data, ImageData
 from kdnas.core.fidelity import Start
 from kdnas.core.measurement import Calibration, Measurement, Price
-from kdnas.core.objective import OF_CLASSES, OF_VALUES, Quantity, score_named, unsound
+from kdnas.core.objective import Quantity, score_named, unsound
 from kdnas.core.pairing import paired
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
-from kdnas.core.text import CorpusData, TextData
+from kdnas.core.text import CorpusData
 from kdnas.costs import COSTS, CheapCost, MeasuredCost
 from kdnas.datasets import DATASETS
 from kdnas.datasets._kept import fetched_folder, kept_data, kept_folder
@@ -51,7 +51,7 @@ from kdnas.training.completions import Item, read_items, share_completed
 from kdnas.training.evaluation import all_scores, evaluate, tally_by_rules, tally_of
 from kdnas.training.recipe import Training
 from kdnas.workshop.proxy import proxy_places
-from kdnas.workshop.split import check_split, split_notes
+from kdnas.workshop.split import check_score, check_split, split_notes
 from kdnas.workshop.teacher_training import TeacherTraining
 
 Notify = Callable[[str], None]
@@ -253,7 +253,7 @@ class Workshop:
         """Return the data with the study's task and score. Raises DataError where they are not scored so."""
         score = self.sources.score
         put = replace(data, kind=self.sources.task or "", scored_by=score if score in data.scores else None)
-        _check_score(put)
+        check_score(put)
         one_label_each = not (put.task.partly or put.task.heads)
         if not one_label_each and task_of(put.task).mixes(self.sources.training.augmentation):
             what = f"mixes samples with their labels, and those of {put.name} have none, or several"
@@ -666,20 +666,6 @@ def load_data(config: Member, data_root: Path, cache: Path) -> Data:
     """Return the data set that `config` names. Raises DataError, ConfigError."""
     data: Data = DATASETS.build(config.type, data_root, cache, **config.options)
     return data
-
-
-def _check_score(data: Data) -> None:
-    """Raise DataError where students cannot be scored on the data by the study's score."""
-    score = data.scored_by
-    of_numbers = isinstance(data, TextData) and data.predicts_values
-    if score in OF_CLASSES and of_numbers:
-        what = f"its labels are numbers to be predicted, a regression, which is not scored by {score.name}"
-        allowed = f"objectives with {' or '.join(one.name for one in OF_VALUES)}; data: {{labels: classes}}"
-        raise DataError(Problem(f"data: {data.name}", what, allowed))
-    if score in OF_VALUES and not of_numbers:
-        what = f"its labels are classes, which are not scored by {score.name}"
-        allowed = f"objectives with {', '.join(one.name for one in OF_CLASSES)}; data: {{labels: values}} for numbers"
-        raise DataError(Problem(f"data: {data.name}", what, allowed))
 
 
 def refuse_unmeasurable(values: Mapping[str, float]) -> None:

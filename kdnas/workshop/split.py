@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from kdnas.core.data import Data
+from kdnas.core.objective import OF_CLASSES, OF_VALUES
+from kdnas.core.text import TextData
 from kdnas.core.words import counted, escaped
 from kdnas.errors import DataError, Problem
 
@@ -87,3 +89,17 @@ def _class_notes(data: Data, names: tuple[str, ...], learnt: np.ndarray, scored:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return f"{', '.join(names[:_LISTED])}{more}"
+
+
+def check_score(data: Data) -> None:
+    """Raise DataError where students cannot be scored on the data by the study's score."""
+    score = data.scored_by
+    of_numbers = isinstance(data, TextData) and data.predicts_values
+    if score in OF_CLASSES and of_numbers:
+        what = f"its labels are numbers to be predicted, a regression, which is not scored by {score.name}"
+        allowed = f"objectives with {' or '.join(one.name for one in OF_VALUES)}; data: {{labels: classes}}"
+        raise DataError(Problem(f"data: {data.name}", what, allowed))
+    if score in OF_VALUES and not of_numbers:
+        what = f"its labels are classes, which are not scored by {score.name}"
+        allowed = f"objectives with {', '.join(one.name for one in OF_CLASSES)}; data: {{labels: values}} for numbers"
+        raise DataError(Problem(f"data: {data.name}", what, allowed))
