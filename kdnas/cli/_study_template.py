@@ -89,7 +89,7 @@ teacher:
 # teacher_name: teacher  # the name by which losses refer to it Several teachers: `teachers: {{NAME: {{type: ...}}}}`;
 # losses name one by `of: NAME`, or all by `of: ensemble`. A teacher may have samples of its own, by `data: {{type: ...,
 # pair: label}}`: for each of the study's one of the same class, such as a sound for a picture; with pair: order the one
-# at the same place, with pair: key the one of the same file name or key. By `task: NAME` it answers one of several tasks.
+# at the same place, with pair: key the one of the same key. By `task: NAME` it answers one of several tasks.
 
 {students}
 # --- What is wanted: {score}, and what it shall be traded for (two to four in all).
