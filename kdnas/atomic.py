@@ -30,8 +30,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     _clear(path)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    if scratch.is_symlink():  # planted: who unpacks a stranger's folder would write elsewhere
+        scratch.unlink()
     try:
-        scratch.touch()
+        os.close(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666))
         mode = scratch.stat().st_mode
         yield scratch
         scratch.chmod(mode)

@@ -68,3 +68,15 @@ def test_a_scratch_folder_is_removed_at_its_end_or_by_the_next_call(tmp_path):
     with atomic.scratch_folder(out) as first, atomic.scratch_folder(out) as second:  # the first one's process lives
         assert {path.name for path in tmp_path.iterdir()} == {".export-mine", first.name, second.name}
     assert [path.name for path in tmp_path.iterdir()] == [".export-mine"]
+
+
+def test_a_link_that_was_planted_in_the_place_of_the_scratch_file_is_not_followed(tmp_path):
+    victim, path = tmp_path / "victim", tmp_path / "run" / "report.html"
+    victim.write_text("mine")
+    path.parent.mkdir()
+    (path.parent / f".report.html.{os.getpid()}").symlink_to(victim)
+    path.symlink_to(victim)
+    atomic.write_text(path, "page")
+    assert victim.read_text() == "mine"
+    assert path.read_text() == "page"
+    assert not path.is_symlink()

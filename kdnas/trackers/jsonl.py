@@ -34,6 +34,8 @@ class JsonLines(Tracker):
     def __init__(self, run: RunRecord, *, file: Annotated[str, AfterValidator(_inside)] = "events.jsonl"):
         super().__init__(run)
         path = run.folder / file
+        if not path.resolve().is_relative_to(run.folder.resolve()):  # a link, as a stranger's folder may have
+            raise ConfigError(Problem(f"tracker jsonl: {path}", f"leads out of the run folder, to {path.resolve()}"))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lines = path.open("a", encoding="utf-8")

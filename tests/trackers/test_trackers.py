@@ -36,6 +36,14 @@ class TestJsonLines(TrackerConformance):
             with pytest.raises(ConfigError, match="must lie in the run folder"):
                 self.build(run, file=name)
 
+    def test_a_link_out_of_the_run_folder_is_not_followed(self, run, tmp_path):
+        victim = tmp_path / "victim"
+        victim.write_text("mine")
+        (run.folder / "events.jsonl").symlink_to(victim)
+        with pytest.raises(ConfigError, match="leads out of the run folder"):
+            self.build(run)
+        assert victim.read_text() == "mine"
+
 
 @needs("tensorboard")
 class TestTensorBoard(TrackerConformance):
