@@ -115,7 +115,7 @@ def prepare_study(
     """Return `study`, ready to run in `folder`: a new run, or the one that is there.
 
     The caller holds the folder's controller lock, and the `database` that its trials are kept in; None: the folder is
-    all that is held. `device` is that of this machine, None: what the study says; where the workers are at a `site`,
+    all that is held. `device` is that of this machine, None: what the study states; where the workers are at a `site`,
     nothing is opened here, and the device is theirs. Raises InputError where data, teacher, constraints or the run
     folder are wrong; nothing has been written then. What all scores rest on, such as a supernet, is trained last:
     stopped in it, the next call goes on.

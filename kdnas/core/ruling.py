@@ -25,7 +25,7 @@ class Rule:
         return re.compile(self.when or "", re.IGNORECASE)
 
     def is_about(self, text: str) -> bool:
-        """Return whether it says something of `text`."""
+        """Return whether it applies to `text`."""
         return self._pattern.search(text) is not None
 
     def allows(self, label: str) -> bool:

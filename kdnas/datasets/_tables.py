@@ -229,7 +229,7 @@ def _has_header(head: list[list[str]], reading: Reading, where: str) -> bool:
 def _found_delimiter(file: TextFile, encoding: str, quoting: bool) -> str:
     """Return the delimiter by which most of the first rows have the same number of columns, two or more.
 
-    Raises DataError where there is none: in a few rows that differ something is wrong, which is told of each.
+    Raises DataError where there is none: in a few rows that differ something is wrong, which is reported of each.
     """
     best: tuple[float, int, str] | None = None
     for delimiter in _DELIMITERS:

@@ -82,7 +82,7 @@ def check_packages(name: str) -> None:
 
 
 def may_lack(name: str) -> bool:
-    """Whether some students do not have the format `name`, which its member's file says by a function `why_not`."""
+    """Whether some students do not have the format `name`, which its member's file decides by a function `why_not`."""
     return hasattr(sys.modules[EXPORTERS.get(name).__module__], "why_not")
 
 

@@ -48,7 +48,7 @@ _AUTO = {
 """By what the name of a class has in it: what opens it, and what model hubs call its work."""
 
 _WORD_SCALE = "scalar_embed_scale"
-"""What a table of words says that its words are multiplied by."""
+"""The attribute of an embedding that holds the factor of its rows."""
 
 _LOADER = Loader(
     "model.safetensors",
@@ -157,7 +157,7 @@ def why_not(cut: Cut | None, network: nn.Module) -> str:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Within it, transformers draws no progress bars and says nothing but errors."""
+    """Within it, transformers draws no progress bars and logs nothing but errors."""
     from transformers.utils import logging
 
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()

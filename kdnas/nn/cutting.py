@@ -142,7 +142,7 @@ class Anatomy:
 
     @property
     def outline(self) -> Anatomy:
-        """The same parts without the places of their tensors: what is needed to say what can be cut, not to cut."""
+        """The same parts without the places of their tensors: enough to list what can be cut, not to cut."""
         nowhere = torch.empty(0, dtype=torch.int64)
         axes = tuple(
             dataclasses.replace(axis, ties=tuple(dataclasses.replace(tie, places=nowhere) for tie in axis.ties))

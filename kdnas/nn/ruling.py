@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 LABEL_RULES = "label_rules"
-"""The kind of teacher that tells which classes are allowed."""
+"""The kind of teacher that gives the allowed classes."""
 FORBIDDEN = -1e4
 """The logit of a class that rules forbid."""
 

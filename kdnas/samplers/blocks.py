@@ -18,7 +18,7 @@ from kdnas.errors import ConfigError, Problem
 from kdnas.samplers import SAMPLERS, SamplerContext
 
 PREDICTED = "block_loss"
-"""What hvi knows a student's predicted loss by, beside its costs."""
+"""The name of a student's predicted loss among its costs in hvi."""
 _FLOOR = 1e-3
 """Losses below this share of the largest entry's are all alike: noise decides there, which a logarithm would show."""
 

@@ -40,7 +40,7 @@ class FamilyContext:
     kept: Path | None = None
     """A file of the run folder for what a family finds out once; None where there is no run folder."""
     outline: object | None = None
-    """What the family was told elsewhere, where a teacher is open (`StudentFamily.outline`)."""
+    """The family's outline, made where a teacher is open (`StudentFamily.outline`)."""
 
 
 class StudentFamily(ABC):
@@ -89,7 +89,7 @@ class StudentFamily(ABC):
 
     @property
     def outline(self) -> object | None:
-        """What it must be told to spell and to price its students where no teacher is open; None: nothing."""
+        """What it needs to spell and to price its students where no teacher is open; None: nothing."""
         return None
 
     def space(self, stated: SearchSpace) -> SearchSpace:

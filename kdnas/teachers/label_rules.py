@@ -1,7 +1,7 @@
-"""Rules that a user states about the labels of texts, as a teacher: it says which classes a text may have.
+"""Rules that a user states about the labels of texts, as a teacher: it gives the classes that a text may have.
 
 Nothing of it is learnt. A student learns of it by the loss `semantic`, a penalty on what the rules forbid, and its
-answers on the test split are told with the rules applied too, and how many of them that changes.
+answers on the test split are reported with the rules applied too, and how many of them that changes.
 
 Shapes: B texts, T tokens, K classes.
 """
@@ -75,10 +75,10 @@ class LabelRules(nn.Module):
 
 @TEACHERS.register
 def label_rules(context: TeacherContext, *, rules: tuple[LabelRule, ...]) -> Teacher:
-    """Rules on the labels of texts, beside a teacher that knows them: `{when: PATTERN, then: [LABEL, ...]}`.
+    """Rules on the labels of texts, next to a teacher trained on them: `{when: PATTERN, then: [LABEL, ...]}`.
 
     `teachers: {teacher: ..., rules: {type: label_rules, rules: [...]}}`; a loss `{type: semantic, of: rules}` trains
-    students to keep them (Xu et al., ICML 2018). What they say of the training texts is told. Raises TeacherError.
+    students to keep them (Xu et al., ICML 2018). Their effect on the training texts is reported. Raises TeacherError.
 
     Args:
         context: What the study hands over.

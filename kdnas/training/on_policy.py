@@ -2,8 +2,8 @@
 
 Agarwal et al., "On-policy distillation of language models: learning from self-generated mistakes" (GKD, ICLR 2024). In
 a share of the batches the student goes on by itself from the beginning of every block, no gradient passing through what
-it draws, and the teacher says what should have followed at each place. What is learnt there is what the losses say of
-the places that the student wrote; labels there are none.
+it draws, and the teacher predicts what should have followed at each place. What is learnt there follows from the losses
+of the places that the student wrote; labels there are none.
 
 Shapes: B blocks, T tokens, P tokens of a prompt, V vocabulary.
 """
@@ -27,7 +27,7 @@ class Asked(Protocol):
     """The teachers of a training, asked about samples that are none of the data's."""
 
     def live(self, inputs: tuple[Tensor, ...]) -> OutputsByTeacher:
-        """Return what they say of the plain `inputs`, without gradients."""
+        """Return their outputs for the plain `inputs`, without gradients."""
 
 
 @dataclass(frozen=True)

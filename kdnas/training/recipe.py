@@ -177,7 +177,7 @@ class Distillation(Section):
     was drawn: kd at temperature 1 has the right gradient on average, which the largest logits alone have not."""
 
     on_policy: OnPolicy | None = None
-    """Language models: in some batches the student goes on by itself, and its teachers say what should have followed
+    """Language models: in some batches the student goes on by itself, and its teachers predict what should follow
     each token. Beside losses such as `{type: jensen_shannon, beta: 0.5}`. None: never."""
 
     @pydantic.model_validator(mode="after")

@@ -131,7 +131,8 @@ class Step:
     ) -> Tensor:
         """Train on one batch at the optimizer's present rate and return the loss, detached. All of a step is here.
 
-        Where a student wrote the batch, `counted` float [B, T] says which places count; targets are then none to learn.
+        Where a student wrote the batch, `counted` float [B, T] marks which places count; targets are then none to
+        learn.
         """
         # Casts are not kept on a GPU: a graph must make its own from the weights of the moment.
         with torch.autocast(
@@ -249,7 +250,7 @@ class TeachersOutputs:
         return OutputsByTeacher({name: outputs(inputs, samples) for name, outputs in self._by.items()})
 
     def live(self, inputs: tuple[Tensor, ...]) -> OutputsByTeacher:
-        """Return what they say of plain `inputs` that are none of the data's samples, without gradients."""
+        """Return their outputs for plain `inputs` that are none of the data's samples, without gradients."""
         return OutputsByTeacher({name: outputs.live(inputs) for name, outputs in self._by.items()})
 
     def end(self) -> float:

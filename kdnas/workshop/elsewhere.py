@@ -1,7 +1,7 @@
 """Distillation where data, teachers and devices are not: an evaluator that has its heavy work done elsewhere.
 
-Who holds the run (the controller) prices and checks proposals, which takes what is told once (`Opening`). What needs an
-open workshop is an errand that a worker does: it opens its own evaluator and answers with what came of it.
+Who holds the run (the controller) prices and checks proposals, which takes what workers report once (`Opening`). What
+needs an open workshop is an errand that a worker does: it opens its own evaluator and answers with what came of it.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ class ErrandRunner:
         context = self._plan.context.of_worker()
         device = resolve_device(context.device)
         config = settled_config(context.config, device, self._plan.locked)
-        told = dataclasses.replace(context, config=config, device=str(device), notify=lambda line: self.notify(line))
-        evaluator = open_evaluator(told)
+        own = dataclasses.replace(context, config=config, device=str(device), notify=lambda line: self.notify(line))
+        evaluator = open_evaluator(own)
         assert isinstance(evaluator, Distil)
         return evaluator
 
@@ -156,7 +156,7 @@ def _opening(evaluator: Distil) -> Opening:
 
 
 class DistilElsewhere(Evaluator):
-    """The evaluator `distil`, whose work is done by workers: nothing is opened here but what was told."""
+    """The evaluator `distil`, whose work is done by workers: nothing is opened here; it uses what workers reported."""
 
     continues = Distil.continues
 

@@ -71,7 +71,7 @@ def send_code(config: StudyConfig, family: str, data_root: Path, store: Store) -
         if not named.plugin:
             try:
                 sources = load_user_object(named.spec, data_root).sources
-            except ConfigError:  # it lies where the workers are, or they say what is wrong with it
+            except ConfigError:  # it lies where the workers are, or they report what is wrong with it
                 continue
             files |= {f"{_DATA}/{place}": path for place, path in sources.items()}
     if not files:

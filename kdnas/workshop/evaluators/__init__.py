@@ -214,7 +214,7 @@ class Evaluator(ABC):
         return {}
 
     def done(self, what: str, do: Callable[[Evaluator], T]) -> T:
-        """Return `do` of the evaluator that has data and teachers open, as this one has; `what` says what it does."""
+        """Return `do` of the evaluator that has data and teachers open, as this one has; `what` describes it."""
         return do(self)
 
     @abstractmethod

@@ -331,8 +331,8 @@ class Distil(Evaluator):
     def _check_exports(self) -> None:
         """Raise ConfigError for wanted exports that no student has; report which students lack one.
 
-        Tried are the smallest and the largest, and the largest with one choice cut: a format may tell some sizes only
-        where others go with them.
+        Tried are the smallest and the largest, and the largest with one choice cut: a format may express some sizes
+        only where others go with them.
         """
         formats = [name for name in self.context.config.export.formats if may_lack(name)]
         if not formats:
