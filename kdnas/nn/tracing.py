@@ -43,7 +43,7 @@ def fvcore_macs(module: nn.Module, *inputs: Tensor) -> int:
     A second opinion: its tracer is another one than torch's counter. Convolutions, linear layers and matrix products
     count, and attention's two, for which it has no formula of its own where they are fused.
     """
-    with warnings.catch_warnings():
+    with whole_operators_taken_apart(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates the tracer that fvcore counts with
         from fvcore.nn import FlopCountAnalysis
         from fvcore.nn.jit_handles import get_shape
