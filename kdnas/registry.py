@@ -24,7 +24,7 @@ import pkgutil
 import re
 import typing
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, Generic, TypeVar
 
 import pydantic
@@ -220,7 +220,7 @@ class Registry(Generic[T]):
         if any("name" in inspect.get_annotations(base) for base in self._bases) and not member.__dict__.get("name"):
             member.name = name
 
-    def _entry_points(self) -> dict[str, Any]:
+    def _entry_points(self) -> dict[str, EntryPoint]:
         return _entry_points(f"kdnas.{self._package.rpartition('.')[2]}")
 
 
@@ -331,5 +331,5 @@ def _options_model(member: Callable[..., Any]) -> type[pydantic.BaseModel]:
 
 
 @functools.cache
-def _entry_points(group: str) -> dict[str, Any]:
+def _entry_points(group: str) -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=group)}

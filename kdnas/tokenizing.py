@@ -55,8 +55,8 @@ class Tokenizer:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._settings = _read_json(folder / _SETTINGS_FILE)
-        self._model = _read_json(folder / _MODEL_FILE)
+        self._settings = read_object(folder / _SETTINGS_FILE)
+        self._model = read_object(folder / _MODEL_FILE)
         self._backend = _opened(folder)
         self._backend.no_padding()
         self._backend.no_truncation()
@@ -234,7 +234,8 @@ def _opened(folder: Path) -> Any:
         raise DataError(Problem(str(folder), what, allowed)) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; an empty one where there is none. Raises DataError."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

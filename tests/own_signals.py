@@ -13,6 +13,7 @@ from kdnas.core.data import Data, Samples, stratified_split
 from kdnas.core.objective import ACCURACY
 from kdnas.core.operator import Operator, OperatorGroup
 from kdnas.core.task import Input, TaskSpec
+from kdnas.errors import ConfigError, Problem
 from kdnas.nn.rows import Batch
 from kdnas.registry import Section
 from kdnas.students import StudentFamily
@@ -126,6 +127,9 @@ class Perceptrons(StudentFamily):
 
     @classmethod
     def canonical(cls, choices):
+        known = cls.stated_choices()
+        if unknown := [Problem(name, "is no choice", ", ".join(known)) for name in choices if name not in known]:
+            raise ConfigError(unknown)
         return Arch.of(cls.name, {"width": choices["width"], "depth": choices.get("depth", 1)})
 
     def groups(self, arch):

@@ -24,6 +24,51 @@ MAX_FILE_LINES = 700
 MAX_FUNCTION_LINES = 75
 """The house asks for about 60; the test leaves room for a docstring."""
 
+BAGS_OF_KEYS = {
+    "a study, a run's or a training's file as YAML or JSON has it, before it is read or once it is written": """
+        api.py audit/losses.py audit/recipes.py cli/_options.py cli/init.py controller/queue.py plan/plan_file.py
+        plan/train_file.py plan/training.py plan/training_folder.py plugins.py record/lock.py study/config.py
+        study/earlier.py study/loading.py study/members.py study/secrets.py study/spaces.py study/yaml_lines.py
+        tasks/_image_settings.py training/recipe.py trust.py workshop/teacher_training.py exporters/__init__.py
+    """,
+    "the plain form of a record in JSON: a trial's attribute, a job's message, a file, what --json prints": """
+        checksums.py cli/_search_view.py cli/spaces.py controller/events.py controller/workers.py core/arch.py
+        core/block_library.py core/card.py core/fidelity.py core/measurement.py core/preprocessing.py core/shrinking.py
+        executors/__init__.py executors/_nni_experiment.py executors/_nni_trial.py executors/_ray_cluster.py
+        executors/_ray_head.py executors/nni.py exporters/huggingface.py exporters/student_json.py exporters/timm.py
+        record/damage.py record/products.py record/records.py record/trials.py report/comparison.py
+        samplers/hvi/encoding.py testing/_jobs.py tokenizing.py training/checkpoint.py workshop/jobs.py
+        workshop/elsewhere.py workshop/measuring.py teachers/_adapting.py
+    """,
+    "what identifies data, as it is hashed": """
+        datasets/_cache.py datasets/_corpus_cache.py datasets/_entries.py datasets/_generated.py datasets/_inputs.py
+        datasets/_pictures.py datasets/_text_files.py datasets/_token_cache.py datasets/text_corpus.py
+    """,
+    "a row of a table, whose columns are the user's": """
+        datasets/_tables.py report/tables.py training/completions.py workshop/evaluators/table.py
+    """,
+    "the options of a member, which its own signature checks": """
+        cli/_own_files.py controller/site.py core/space.py registry.py students/__init__.py targets/__init__.py
+        targets/cuda.py testing/_member.py testing/datasets.py testing/policies.py testing/teachers.py
+        teachers/label_rules.py training/supernet/policies/__init__.py
+    """,
+    "the choices of a student once its family has checked them": """
+        students/_staged.py students/_transformer.py
+    """,
+    "arguments and content of the user's own code": """
+        datasets/_own_function.py datasets/module.py datasets/text_module.py teachers/__init__.py teachers/module.py
+        teachers/student.py user_code/_imports.py workshop/evaluators/module.py
+    """,
+    "what another library takes or gives: its arguments, its settings, its files": """
+        datasets/cifar_archive.py executors/ray.py exporters/_onnx.py exporters/onnx.py exporters/openvino.py
+        nn/block_distillation.py nn/cut_costs.py nn/decoding.py nn/importance.py nn/memory.py nn/origin.py
+        nn/scaling_norms.py report/figures.py report/parallel.py samplers/_nni_tuners.py samplers/nni.py store.py
+        teachers/_image_processor.py teachers/_loading.py teachers/_transformers.py teachers/timm.py
+        teachers/torchvision.py user_code/_surroundings.py
+    """,
+}
+"""Where mappings of names to anything stand, and why: all else that passes between functions is a record."""
+
 
 def relative(path: Path) -> str:
     return str(path.relative_to(REPOSITORY))
@@ -87,6 +132,20 @@ def test_a_member_is_registered_under_its_files_name():
         for name in registry.names():
             assert callable(registry.get(name)), f"{family} {name}"
             assert registry.summary(name).strip(), f"{family} {name} has no summary"
+
+
+def test_bags_of_keys_stand_where_documents_enter_and_leave():
+    reasons = {name: reason for reason, names in BAGS_OF_KEYS.items() for name in names.split()}
+    assert len(reasons) == sum(len(names.split()) for names in BAGS_OF_KEYS.values()), "a file has two reasons"
+    bags = ("Mapping[str, Any]", "dict[str, Any]")
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Subscript) and ast.unparse(node) in bags
+    }
+    assert not found - reasons.keys(), "a record with fields, or a reason above"
+    assert not reasons.keys() - found, "these have none any more: take them off the list"
 
 
 def test_the_error_tree_is_the_one_that_is_drawn():

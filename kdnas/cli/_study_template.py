@@ -110,10 +110,10 @@ training:
   # proxy: random  # who chooses that share of the data: kdnas list proxies
   resolution_fraction: 1.0  # of {size}
   batch_size: {batch_size}
-  optimizer: {optimizer}
-  learning_rate: {rate:g}  # warmed up, then a cosine to zero
+  optimizer: {steps.optimizer}
+  learning_rate: {steps.rate:g}  # warmed up, then a cosine to zero
   momentum: 0.9
-  weight_decay: {decay}
+  weight_decay: {steps.decay}
   warmup_fraction: 0.1
   {clip}clip_norm: 1.0
   # ema: 0.999  # score and keep a moving average of the weights
@@ -143,7 +143,7 @@ distillation:
 # --- Training settings to search with the architecture. The learning rate often decides more than the network does; for
 # adamw it is about 3e-4 to 1e-2. Take this out where a supernet scores.
 tune:
-  training.learning_rate: {{low: {low:g}, high: {high:g}, log: true}}
+  training.learning_rate: {{low: {steps.low:g}, high: {steps.high:g}, log: true}}
 #   distillation.losses.0.temperature: {{low: 1.0, high: 8.0}}
 
 # --- The search.

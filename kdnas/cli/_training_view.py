@@ -1,4 +1,4 @@
-"""The progress of a training in the terminal: a bar that is drawn anew, or plain lines where nothing can be."""
+"""The progress of trainings in the terminal: a bar that is drawn anew, or plain lines where nothing can be."""
 
 from __future__ import annotations
 
@@ -15,6 +15,25 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from kdnas.plan.training import Progress
+
+
+class TrainingLines:
+    """Prints one line a training that ended, with the time left by the pace so far."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._begun = time.monotonic()
+        self.ended = 0
+        self.failures: list[str] = []
+
+    def print_end(self, done: int, total: int, what: str, outcome: str, failure: str) -> None:
+        """Print that the training `what` ended with `outcome`, or, where that is empty, why it failed."""
+        self.ended += 1
+        if not outcome:
+            self.failures.append(failure)
+            outcome = f"failed: {failure}"
+        left = f"  {duration((time.monotonic() - self._begun) / done * (total - done))} left" if done < total else ""
+        self._console.print(f"[{done}/{total}]{left}  {what}: {outcome}", markup=False, soft_wrap=True)
 
 
 class TrainingView:

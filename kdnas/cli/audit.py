@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdnas.cli._options import DataRoot, Json, RunFolder, TrustCode, allow_code_of_run
+from kdnas.cli._training_view import TrainingLines
 from kdnas.core.words import counted
 
 if TYPE_CHECKING:
@@ -171,33 +171,23 @@ def _restate(plan: AuditPlan) -> RunRecord:
     return record
 
 
-class _Progress:
-    """Prints one line a training, with the time left by the pace so far."""
+class _Progress(TrainingLines):
+    """Prints the trainings of an audit as they end."""
 
     def __init__(self, console: Console, score: Quantity):
-        self._console = console
+        super().__init__(console)
         self._score = score
-        self._begun = time.monotonic()
-        self.ended = 0
-        self.failures: list[str] = []
 
     def __call__(self, event: Audited) -> None:
         """Print `event`."""
-        from kdnas.report.wording import duration
-
-        self.ended += 1
-        left = duration((time.monotonic() - self._begun) / event.done * (event.total - event.done))
-        task = event.task
+        task, score = event.task, self._score
         what = f"trial {task.trial.number:>4}  {task.trial.arch.arch_id}  {task.fidelity.words}, "
         what += f"loss {task.loss}" if task.loss else f"seed {task.seed}"
-        if event.training is None:
-            self.failures.append(event.failure)
-            outcome = f"failed: {event.failure}"
-        else:
-            score, searched = self._score, task.trial.values[self._score.name]
-            outcome = f"{score.name} {score.shown(event.training.score)} (search score {score.shown(searched)})"
-        end = f"  {left} left" if event.done < event.total else ""
-        self._console.print(f"[{event.done}/{event.total}]{end}  {what}: {outcome}", markup=False, soft_wrap=True)
+        outcome = ""
+        if event.training is not None:
+            searched = score.shown(task.trial.values[score.name])
+            outcome = f"{score.name} {score.shown(event.training.score)} (search score {searched})"
+        self.print_end(event.done, event.total, what, outcome, event.failure)
 
 
 def _announcement(plan: AuditPlan, tasks: Sequence[AuditTask], workers: int | None) -> list[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdnas.cli._options import DataRoot, Json, StudyPath, TrustCode, allow_code_of_run
+from kdnas.cli._training_view import TrainingLines
 from kdnas.core.pick import PICKS
 from kdnas.core.words import counted
 
@@ -160,26 +160,16 @@ def _notify(console: Console, line: str) -> None:
     console.print(line, markup=False, soft_wrap=True)
 
 
-class _Progress:
-    """Prints one line a training, with the time left by the pace so far."""
+class _Progress(TrainingLines):
+    """Prints the trainings of a comparison as they end."""
 
     def __init__(self, console: Console, score: Quantity):
-        self._console = console
+        super().__init__(console)
         self._score = score
-        self._begun = time.monotonic()
-        self.ended = 0
-        self.failures: list[str] = []
 
     def __call__(self, event: Compared) -> None:
         """Print `event`."""
-        from kdnas.report.wording import duration
-
-        self.ended += 1
-        left = duration((time.monotonic() - self._begun) / event.done * (event.total - event.done))
-        outcome = f"failed: {event.failure}" if event.score is None else self._score.shown(event.score)
-        if event.score is None:
-            self.failures.append(event.failure)
-        end = f"  {left} left" if event.done < event.total else ""
         task = event.task
         what = f"{task.student.arch.arch_id}  seed {task.seed}  {task.name}"
-        _notify(self._console, f"[{event.done}/{event.total}]{end}  {what}: {outcome}")
+        outcome = "" if event.score is None else self._score.shown(event.score)
+        self.print_end(event.done, event.total, what, outcome, event.failure)

@@ -6,6 +6,7 @@ import contextlib
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -228,7 +229,7 @@ def study_files(
         score=score.name,
         goal="accuracy>=0.9" if score.is_fraction else f"{score.name}<=20",
         start="" if from_teacher else START,
-        **_steps(family, fine_tuned=from_teacher and work is not IMAGES),
+        steps=_steps(family, fine_tuned=from_teacher and work is not IMAGES),
         clip="" if work is not IMAGES else "# ",
         views=work.views,
         losses=_losses(),
@@ -271,8 +272,19 @@ _FINE_TUNING = 3e-4, 5e-5, 2e-3
 """Learning rate, lowest, highest of students cut out of a transformer of texts, which a larger one makes forget."""
 
 
-def _steps(family: str, *, fine_tuned: bool) -> dict[str, Any]:
-    """Return the template's optimizer and learning rates, of a family's own kind."""
+@dataclass(frozen=True)
+class _Steps:
+    """The template's optimizer, and its learning rate with the range that is searched."""
+
+    optimizer: str
+    rate: float
+    low: float
+    high: float
+    decay: str
+
+
+def _steps(family: str, *, fine_tuned: bool) -> _Steps:
+    """Return the steps of a family's own kind."""
     from kdnas.study.members import registry_of
 
     member = registry_of("students").get(family)
@@ -280,13 +292,8 @@ def _steps(family: str, *, fine_tuned: bool) -> dict[str, Any]:
     if fine_tuned:
         rate, low, high = _FINE_TUNING
     other = "sgd" if member.optimizer == "adamw" else "adamw"
-    return {
-        "optimizer": f"{member.optimizer}  # or {other}",
-        "rate": rate,
-        "low": low,
-        "high": high,
-        "decay": f"{member.weight_decay:.1e}".replace("e-0", "e-"),
-    }
+    decay = f"{member.weight_decay:.1e}".replace("e-0", "e-")
+    return _Steps(f"{member.optimizer}  # or {other}", rate, low, high, decay)
 
 
 def _unusual(family: str) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,14 +61,14 @@ def command(
         if (open_all or trust_code) and (run := run_folder(study)) is not None:
             allow_code_of_run(run, resolved_data_root(data_root), trust_code)
         loaded = read_study(study, overrides or ())
-        facts = summary(loaded, data_root)
-        if open_all:
-            facts |= opened(loaded, data_root, notify=lambda line: typer.echo(line, err=True))
+        resolved = summary(loaded, data_root)
+        found = opened(loaded, data_root, notify=lambda line: typer.echo(line, err=True)) if open_all else None
     except InputError as error:
         if not as_json:
             raise
         typer.echo(json.dumps({"ok": False, "problems": [_plain(problem) for problem in error.problems]}, indent=2))
         raise typer.Exit(error.exit_code) from None
+    facts = dataclasses.asdict(resolved) | ({} if found is None else found.document())
     if as_json:
         typer.echo(json.dumps({"ok": True, "problems": [], **facts}, indent=2))
         return
@@ -73,49 +76,101 @@ def command(
     width = max(map(len, facts))
     for name, value in facts.items():
         typer.echo(f"{name.replace('_', ' '):<{width}}  {_text(value)}")
-    missing = sum(file.endswith(f"({_MISSING})") for file in facts["files"])
+    missing = sum(file.endswith(f"({_MISSING})") for file in resolved.files)
     typer.echo("ok" if not missing else f"ok, but {missing} of the files {'is' if missing == 1 else 'are'} missing")
 
 
-def summary(loaded: LoadedStudy, data_root: Path | None) -> dict[str, Any]:
-    """Return what the study resolves to, as plain data. Only looks whether files are there."""
+@dataclass(frozen=True)
+class Resolved:
+    """What a study resolves to, in words, by what they are about; in the order in which they are printed."""
+
+    study: str
+    evaluator: str
+    data: str
+    teacher: str
+    space: str
+    objectives: list[str]
+    constraints: list[str]
+    losses: list[str]
+    tuned: list[str]
+    sampler: str
+    supernet: str
+    budget: str
+    final: str
+    export_pick: str
+    export: list[str]
+    data_root: str
+    cache: str
+    files: list[str]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What only opening shows: `description` and `cutting` as its evaluator has them, the teachers as measured."""
+
+    description: Mapping[str, str]
+    space: str
+    """Of students cut out of their teacher; empty for others."""
+    cutting: Mapping[str, list[str]]
+    teacher: TeacherReport | None
+    further_teachers: Mapping[str, TeacherReport]
+    score: Quantity
+    students: list[str]
+    within_constraints: str
+
+    def document(self) -> dict[str, str | list[str]]:
+        """Return it in words by topic, as it is printed."""
+        shown: dict[str, str | list[str]] = {**self.description}
+        if self.space:
+            shown["space"] = self.space
+        shown |= self.cutting
+        if self.teacher is not None:
+            shown["teacher_measured"] = _measured(self.teacher, self.score)
+            shown["teacher_outputs"] = self.teacher.outputs
+            shown["teacher_notes"] = list(self.teacher.notes)
+        shown |= {f"teacher_{name}": _measured(report, self.score) for name, report in self.further_teachers.items()}
+        return shown | {"students": self.students, "within_constraints": self.within_constraints}
+
+
+def summary(loaded: LoadedStudy, data_root: Path | None) -> Resolved:
+    """Return what the study resolves to. Only looks whether files are there."""
     from kdnas.controller.stopping import budget_in_words
     from kdnas.workshop.opening import cache_dir
     from kdnas.workshop.opening import data_root as resolved_data_root
 
     config, space, root = loaded.config, loaded.space, resolved_data_root(data_root)
     budget, final = config.budget, config.final
-    return {
-        "study": config.name,
-        "evaluator": short_name(config.evaluator.type),
-        "data": "none" if config.data is None else f"{short_name(config.data.type)}, {_held_out(config.data)}",
-        "teacher": _teachers(config),
-        "space": "students cut out of the teacher, which --open reads"
+    return Resolved(
+        study=config.name,
+        evaluator=short_name(config.evaluator.type),
+        data="none" if config.data is None else f"{short_name(config.data.type)}, {_held_out(config.data)}",
+        teacher=_teachers(config),
+        space="students cut out of the teacher, which --open reads"
         if not isinstance(config.space, str)
         else f"{space.name}: {short_name(space.family) or 'no family'}, {_size(space)}",
-        "objectives": list(config.objectives),
-        "constraints": list(config.constraints),
-        "losses": [f"{config.distillation.task_weight:g} cross entropy"]
+        objectives=list(config.objectives),
+        constraints=list(config.constraints),
+        losses=[f"{config.distillation.task_weight:g} cross entropy"]
         + [f"{term.weight:g} {term.words}" for term in config.distillation.losses],
-        "tuned": sorted(config.tune),
-        "sampler": short_name(config.sampler.type),
-        "supernet": "none"
+        tuned=sorted(config.tune),
+        sampler=short_name(config.sampler.type),
+        supernet="none"
         if config.supernet is None or not config.shares_weights
         else f"the work of {Fidelity(config.supernet.epochs).words} of its largest student, "
         f"shrinking {config.supernet.shrinking.policy}",
-        "budget": f"{budget_in_words(budget)}; a score is of "
+        budget=f"{budget_in_words(budget)}; a score is of "
         f"{' or '.join(fidelity.words for fidelity in config.fidelities)}, at most {budget.trial_time_limit_s:g} s",
-        "final": f"up to {counted(final.max_students, 'student')} retrained with {counted(final.seeds, 'seed')}, "
+        final=f"up to {counted(final.max_students, 'student')} retrained with {counted(final.seeds, 'seed')}, "
         f"{config.final_fidelity.words}"
         + (f" or more, until flat, at most {final.max_epochs}" if final.until == "flat" else ""),
-        "export_pick": config.export.pick,
-        "export": list(map(short_name, config.export.formats)),
-        "data_root": str(root.absolute()),
-        "cache": str(cache_dir()),
-        "files": [
+        export_pick=config.export.pick,
+        export=list(map(short_name, config.export.formats)),
+        data_root=str(root.absolute()),
+        cache=str(cache_dir()),
+        files=[
             f"{path} ({'there' if _is_there(path) else _MISSING})" for path in _named_files(loaded, root.absolute())
         ],
-    }
+    )
 
 
 def _held_out(data: DataConfig) -> str:
@@ -148,13 +203,11 @@ def _named_files(loaded: LoadedStudy, root: Path) -> list[Path]:
     return [root / Path(path).expanduser() for path in paths if isinstance(path, str) and not glob.has_magic(path)]
 
 
-def opened(loaded: LoadedStudy, data_root: Path | None, notify: Any) -> dict[str, Any]:
+def opened(loaded: LoadedStudy, data_root: Path | None, notify: Any) -> Opened:
     """Return what only opening shows: the data's shape, the teacher as it is measured, what students cost.
 
     Everything is opened, checked and measured as a search does that begins. Raises InputError where that would.
     """
-    import dataclasses
-
     from kdnas.controller.preparation import examine
     from kdnas.workshop.evaluators import EvaluatorContext, open_evaluator
     from kdnas.workshop.numerics import settled_config
@@ -175,29 +228,16 @@ def opened(loaded: LoadedStudy, data_root: Path | None, notify: Any) -> dict[str
     within = sum(all(bound.violation(priced.costs[bound.name]) <= 0 for bound in cheap) for priced in sample)
     ranges = {name: [priced.costs[name] for priced in sample] for name in sample[0].costs}
     cut_out = not isinstance(study.config.space, str)
-    return {
-        **evaluator.description,
-        **({"space": f"cut out of the teacher, {_size(evaluator.space)}"} if cut_out else {}),
-        **evaluator.cutting,
-        **_teacher(found.lock.teacher, study.config.score),
-        **{
-            f"teacher_{name}": _measured(report, study.config.score)
-            for name, report in found.lock.further_teachers.items()
-        },
-        "students": [f"{name} {min(values):,.0f} to {max(values):,.0f}" for name, values in ranges.items()],
-        "within_constraints": f"{within / len(sample):.1%} of {len(sample):,} random students",
-    }
-
-
-def _teacher(report: TeacherReport | None, score: Quantity) -> dict[str, Any]:
-    """Return what was measured of the teacher, and what is to be known of it."""
-    if report is None:
-        return {}
-    return {
-        "teacher_measured": _measured(report, score),
-        "teacher_outputs": report.outputs,
-        "teacher_notes": list(report.notes),
-    }
+    return Opened(
+        description=evaluator.description,
+        space=f"cut out of the teacher, {_size(evaluator.space)}" if cut_out else "",
+        cutting=evaluator.cutting,
+        teacher=found.lock.teacher,
+        further_teachers=found.lock.further_teachers,
+        score=study.config.score,
+        students=[f"{name} {min(values):,.0f} to {max(values):,.0f}" for name, values in ranges.items()],
+        within_constraints=f"{within / len(sample):.1%} of {len(sample):,} random students",
+    )
 
 
 def _teachers(config: StudyConfig) -> str:

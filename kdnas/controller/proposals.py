@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from kdnas.core.arch import Scalar
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.promotion import lifted
+from kdnas.core.space import Assignment
 from kdnas.record.database import showing
 
 _ASKS = 2
@@ -71,11 +72,11 @@ class ValidProposals(optuna.samplers.BaseSampler):
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    ) -> Assignment:
         """Return an acceptable proposal, or any at all with `exhausted` set."""
         return {**self._propose(study, trial), **self._fixed}
 
-    def _propose(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+    def _propose(self, study: optuna.Study, trial: FrozenTrial) -> Assignment:
         proposal = previous = None
         foreign = any(map(_is_foreign, study.get_trials(deepcopy=False)))
         seen = showing(study, own_trials(study, self._fidelities)) if foreign or self._fidelities else study
@@ -114,7 +115,7 @@ class ValidProposals(optuna.samplers.BaseSampler):
     def reseed_rng(self) -> None:
         """Keep the seed: proposals are a function of it and of the history."""
 
-    def _ask(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+    def _ask(self, study: optuna.Study, trial: FrozenTrial) -> Assignment:
         space = self._inner.infer_relative_search_space(study, trial)
         related = self._inner.sample_relative(study, trial, space)
         return {
@@ -122,7 +123,7 @@ class ValidProposals(optuna.samplers.BaseSampler):
             for name, distribution in self._domain.items()
         }
 
-    def _descend(self, proposal: dict[str, Any]) -> dict[str, Any] | None:
+    def _descend(self, proposal: Assignment) -> Assignment | None:
         """Mutate towards the constraints and, once within them, from student to student until one is new."""
         if self._excess is None:
             return None
@@ -135,7 +136,7 @@ class ValidProposals(optuna.samplers.BaseSampler):
                 current, distance = mutant, other
         return None
 
-    def _mutate(self, proposal: Mapping[str, Any], changes: int) -> dict[str, Any]:
+    def _mutate(self, proposal: Mapping[str, Scalar], changes: int) -> Assignment:
         names = self._rng.choice(list(self._domain), size=min(changes, len(self._domain)), replace=False)
         return {**proposal, **{str(name): self._draw(self._domain[str(name)]) for name in names}}
 
@@ -153,7 +154,7 @@ class ValidProposals(optuna.samplers.BaseSampler):
         """Return the number of assignments, infinite where a setting is continuous."""
         return math.prod(_size(distribution) or math.inf for distribution in self._domain.values())
 
-    def _enumerate(self) -> dict[str, Any] | None:
+    def _enumerate(self) -> Assignment | None:
         """Search a small space to its end, from a random place so that proposals stay spread."""
         total = self._assignments()
         if total > _ENUMERABLE:
@@ -169,7 +170,7 @@ class ValidProposals(optuna.samplers.BaseSampler):
                 return proposal
         return None
 
-    def _give_up(self, proposal: dict[str, Any]) -> dict[str, Any]:
+    def _give_up(self, proposal: Assignment) -> Assignment:
         proven = self._assignments() <= _ENUMERABLE
         self.exhausted = (
             "every student of the space that meets the constraints has been scored"
@@ -192,7 +193,7 @@ class Preset(optuna.samplers.BaseSampler):
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    ) -> Assignment:
         """Return what was given."""
         return dict(self._params)
 

@@ -21,6 +21,7 @@ from kdnas.controller.preparation import Opened
 from kdnas.controller.promotion import student_key
 from kdnas.controller.workers import work_off
 from kdnas.core.improvement import free_boxes, improvement
+from kdnas.core.logarithms import above_zero, logarithmic
 from kdnas.core.measurement import Measurement
 from kdnas.core.objective import breaches, minimised
 from kdnas.core.pareto import non_dominated
@@ -400,13 +401,12 @@ def _scaled(values: np.ndarray, run: RunRecord) -> np.ndarray:
     A student that halves another's errors counts alike at 60 and at 96 per cent: on a linear scale one hardly better
     than chance that is cheaper takes the place of a good one.
     """
-    scaled = values.copy()
+    costs = np.array([objective.direction == "minimize" for objective in run.objectives])
+    scaled = logarithmic(values, costs & above_zero(values))
     for column, objective in enumerate(run.objectives):
         if objective.kind == "trained" and objective.direction == "maximize" and objective.is_bounded:
             lacking = objective.range[1] + values[:, column]
             scaled[:, column] = np.log(np.maximum(lacking, 0.0) + objective.point / 2)
-        elif objective.direction == "minimize" and len(values) and values[:, column].min() > 0:
-            scaled[:, column] = np.log(values[:, column])
     return scaled
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from kdnas.core.logarithms import logarithmic
+
 _SLOPE_SPREAD = 0.5
 """Standard deviation, before anything is seen, of how the change depends on the own score; of its dependence on a cost
 in units of the own scores' spread."""
@@ -52,7 +54,6 @@ def left_out(short: np.ndarray, full: np.ndarray, costs: np.ndarray) -> np.ndarr
 
 def _standardised(costs: np.ndarray) -> np.ndarray:
     """Return `costs` [N, C], of positive ones the logarithm, with mean 0 and standard deviation 1."""
-    logarithms = np.log(np.where(costs > 0, costs, 1.0))
-    costs = np.where(np.all(costs > 0, axis=0), logarithms, costs)
+    costs = logarithmic(costs)
     spread = costs.std(axis=0)
     return np.asarray((costs - costs.mean(axis=0)) / np.where(spread > 0, spread, 1.0))

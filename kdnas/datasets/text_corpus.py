@@ -24,6 +24,7 @@ from kdnas.datasets._tables import (
 from kdnas.datasets._text_files import TextFile, find_table_files, open_text
 from kdnas.datasets._token_cache import Split, TokenizerOption
 from kdnas.errors import ConfigError, DataError, Problem
+from kdnas.registry import Pattern
 
 _PUT = "the texts of a language model (.txt, .jsonl, .parquet, .arrow)"
 Files = str | tuple[str, ...]
@@ -42,7 +43,7 @@ def text_corpus(
     validation: Files | Share | None = None,
     length: BlockLength | None = None,
     documents: Literal["files", "lines", "paragraphs"] = "files",
-    begins: str | None = None,
+    begins: Pattern | None = None,
     text_column: str = "text",
     end: str | None = None,
     encoding: str | None = None,
@@ -70,7 +71,7 @@ def text_corpus(
 
     Raises DataError naming what cannot be read.
     """
-    first = _pattern(begins)
+    first = None if begins is None else re.compile(begins)
     stated: dict[Split, Files | float | None] = {"train": train, "validation": validation, "test": test}
     shares = _shares(stated)
     files = {
@@ -114,14 +115,6 @@ def _shares(stated: Mapping[Split, Files | float | None]) -> dict[Split, float]:
     if sum(shares.values()) >= 1:
         raise ConfigError(Problem("data", "validation and test are all of the documents", "shares that leave some"))
     return shares
-
-
-def _pattern(begins: str | None) -> re.Pattern[str] | None:
-    """Return the regular expression of a line that begins a document. Raises ConfigError."""
-    try:
-        return None if begins is None else re.compile(begins)
-    except re.error as error:
-        raise ConfigError(Problem("data.begins", f"is no regular expression: {error}")) from error
 
 
 def _generated(

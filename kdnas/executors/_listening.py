@@ -1,4 +1,4 @@
-"""The one loop that waits for workers: whoever starts their processes, they talk over connections in the same words.
+"""The one loop that waits for workers, and those that talk over connections: whoever starts them, in the same words.
 
 A worker sends `ready` once it has opened its data, then of each job its passing notes, how far it is, and its end
 (`kdnas.executors._worker`). What it dies of before it is ready is no job's fault.
@@ -47,7 +47,46 @@ class Worker(Generic[T]):
 W = TypeVar("W", bound=Worker[Any])
 
 
-class ListeningExecutor(Executor[T, R], Generic[T, R, W]):
+class NewsExecutor(Executor[T, R]):
+    """An executor that waits round by round, and keeps what its workers say meanwhile."""
+
+    def __init__(self, make_evaluate: Callable[[], Evaluate[T, R]]):
+        super().__init__(make_evaluate)
+        self._notes: list[str] = []
+        self._progress: dict[str, float] = {}
+
+    @property
+    def has_news(self) -> bool:
+        """Whether passing lines or progress wait to be taken."""
+        return bool(self._notes or self._progress)
+
+    @abstractmethod
+    def _round(self, pause_s: float) -> list[Finished[R]]:
+        """Wait up to `pause_s` for something to happen, see to it, and return the jobs that ended."""
+
+    def wait(self, timeout_s: float) -> list[Finished[R]]:
+        """Return the jobs that ended within `timeout_s`, at least one if any does.
+
+        Raises RunError where workers cannot start any more, and what broke the run in one of them.
+        """
+        end = time.monotonic() + timeout_s
+        while True:
+            finished = self._round(max(end - time.monotonic(), 0.0))
+            if finished or time.monotonic() >= end:
+                return finished
+
+    def take_notes(self) -> list[str]:
+        """Return the passing lines that workers sent since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def take_progress(self) -> dict[str, float]:
+        """Return how far running jobs have come since the last call, by key."""
+        progress, self._progress = self._progress, {}
+        return progress
+
+
+class ListeningExecutor(NewsExecutor[T, R], Generic[T, R, W]):
     """An executor that listens to the connections of its workers, each a W."""
 
     called: ClassVar[str] = "workers"
@@ -60,18 +99,11 @@ class ListeningExecutor(Executor[T, R], Generic[T, R, W]):
     def __init__(self, make_evaluate: Callable[[], Evaluate[T, R]]):
         super().__init__(make_evaluate)
         self._start_failures = 0
-        self._notes: list[str] = []
-        self._progress: dict[str, float] = {}
 
     @property
     def opening(self) -> bool:
         """Whether a worker is not ready yet: it starts, or opens its data."""
         return any(not worker.ready for worker in self._crew())
-
-    @property
-    def has_news(self) -> bool:
-        """Whether passing lines or progress wait to be taken."""
-        return bool(self._notes or self._progress)
 
     @abstractmethod
     def _crew(self) -> Sequence[W]:
@@ -97,40 +129,20 @@ class ListeningExecutor(Executor[T, R], Generic[T, R, W]):
         """Return the jobs whose end is seen elsewhere than on a connection."""
         return []
 
-    def wait(self, timeout_s: float) -> list[Finished[R]]:
-        """Return the jobs that ended within `timeout_s`, at least one if any does.
-
-        Raises RunError where workers cannot start any more, and what broke the run in one of them.
-        """
-        end = time.monotonic() + timeout_s
+    def _round(self, pause_s: float) -> list[Finished[R]]:
+        crew, now = self._crew(), time.monotonic()
+        pauses = [pause_s, self.look_s, *(w.deadline - now for w in crew if w.deadline is not None)]
+        connections = [worker.connection for worker in crew if worker.connection is not None]
+        ready = multiprocessing.connection.wait([*self._doors(), *connections], max(min(pauses), 0.0))
         finished: list[Finished[R]] = []
-        while not finished:
-            crew = self._crew()
-            wakes = [end, time.monotonic() + self.look_s, *(w.deadline for w in crew if w.deadline is not None)]
-            connections = [worker.connection for worker in crew if worker.connection is not None]
-            pause = max(min(wakes) - time.monotonic(), 0.0)
-            ready = multiprocessing.connection.wait([*self._doors(), *connections], pause)
-            for worker in crew:
-                if worker.connection in ready:
-                    finished += self._hear(worker)
-                elif worker.deadline is not None and time.monotonic() >= worker.deadline:
-                    finished += self._overdue(worker, f"stopped at the time limit of {worker.time_limit_s:g} s")
-                elif not worker.ready and worker.connection is not None:
-                    finished += self._await_start(worker)
-            finished += self._look(ready)
-            if time.monotonic() >= end:
-                break
-        return finished
-
-    def take_notes(self) -> list[str]:
-        """Return the passing lines that workers sent since the last call."""
-        notes, self._notes = self._notes, []
-        return notes
-
-    def take_progress(self) -> dict[str, float]:
-        """Return how far running jobs have come since the last call, by key."""
-        progress, self._progress = self._progress, {}
-        return progress
+        for worker in crew:
+            if worker.connection in ready:
+                finished += self._hear(worker)
+            elif worker.deadline is not None and time.monotonic() >= worker.deadline:
+                finished += self._overdue(worker, f"stopped at the time limit of {worker.time_limit_s:g} s")
+            elif not worker.ready and worker.connection is not None:
+                finished += self._await_start(worker)
+        return finished + self._look(ready)
 
     def _hear(self, worker: W) -> list[Finished[R]]:
         """Take in one word of `worker`, and return its job where that ended it."""

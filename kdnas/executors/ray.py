@@ -14,7 +14,8 @@ from pydantic import Field
 
 from kdnas.core.words import counted, printable
 from kdnas.errors import ConfigError, Problem, RunError
-from kdnas.executors import EXECUTORS, Evaluate, Executor, Finished, R, T
+from kdnas.executors import EXECUTORS, Evaluate, Finished, R, T
+from kdnas.executors._listening import NewsExecutor
 from kdnas.executors._ray_cluster import Cluster, Needs
 from kdnas.executors._ray_slot import Heard, Place, Slot, Surroundings
 from kdnas.version import __version__
@@ -59,7 +60,7 @@ class _Slot(Generic[T]):
 
 
 @EXECUTORS.register
-class Ray(Executor[T, R]):
+class Ray(NewsExecutor[T, R]):
     """Workers on the nodes of a Ray cluster, one process each, for which Ray finds a place with room.
 
     `address` is that of a cluster: `auto` (the one this machine is part of), `host:port` or `ray://host:10001`; `local`
@@ -97,8 +98,6 @@ class Ray(Executor[T, R]):
         self._runtime_env = dict(runtime_env)
         self._waiting: deque[_Task[T]] = deque()
         self._slots: list[_Slot[T]] = []
-        self._notes: list[str] = []
-        self._progress: dict[str, float] = {}
         self._failed_starts = 0
         self._looked = self._announced = time.monotonic()
         self._closed = False
@@ -157,28 +156,11 @@ class Ray(Executor[T, R]):
         self._waiting.append(_Task(key, job, self._time_limit_s if time_limit_s is None else time_limit_s))
         self._hand_out()
 
-    def wait(self, timeout_s: float) -> list[Finished[R]]:
-        """Return the jobs that ended within `timeout_s`, at least one if any does.
-
-        Raises RunError where workers cannot start any more or the local cluster has ended, and what broke the run.
-        """
-        end = time.monotonic() + timeout_s
-        while True:
-            finished = self._hear(max(min(end - time.monotonic(), _LOOK_S), 0.0))
-            self._look()
-            self._hand_out()
-            if finished or time.monotonic() >= end:
-                return finished
-
-    def take_notes(self) -> list[str]:
-        """Return the passing lines that workers sent since the last call."""
-        notes, self._notes = self._notes, []
-        return notes
-
-    def take_progress(self) -> dict[str, float]:
-        """Return how far running jobs have come since the last call, by key."""
-        progress, self._progress = self._progress, {}
-        return progress
+    def _round(self, pause_s: float) -> list[Finished[R]]:
+        finished = self._hear(min(pause_s, _LOOK_S))
+        self._look()
+        self._hand_out()
+        return finished
 
     def close(self) -> None:
         """Kill every worker, and the cluster that was started for them."""

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from kdnas.core.arch import Scalar
 from kdnas.core.block_library import BlockLibrary, Solved
+from kdnas.core.space import Assignment
 from kdnas.errors import ConfigError, Problem
 from kdnas.samplers import SAMPLERS, SamplerContext
 
@@ -59,7 +60,7 @@ class SolvedFront(optuna.samplers.BaseSampler):
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    ) -> Assignment:
         """Return the next member of the solved front that is acceptable, else what hvi proposes."""
         drawn = {
             name: self._random.sample_independent(study, trial, name, distribution)

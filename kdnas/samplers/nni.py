@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import Field
 
 from kdnas.core.seeds import derive_seed
+from kdnas.core.space import Assignment
 from kdnas.samplers import SAMPLERS, SamplerContext
 from kdnas.samplers._chebyshev import augmented_chebyshev, rotating_weights
 
@@ -60,7 +61,7 @@ class _Replayed(optuna.samplers.BaseSampler):
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    ) -> Assignment:
         """Return the tuner's proposal, another each time; nothing when it has no more or there is no history."""
         if not search_space:
             return {}
@@ -76,9 +77,9 @@ class _Replayed(optuna.samplers.BaseSampler):
             _replay(tuner, past, losses, search_space)
             return self._ask(tuner, 1 + max((other.number for other in past), default=0), search_space)
 
-    def _ask(self, tuner: SeededTuner, number: int, domain: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    def _ask(self, tuner: SeededTuner, number: int, domain: Mapping[str, BaseDistribution]) -> Assignment:
         """Return the first acceptable proposal, else the last. What is refused is reported as a failed trial."""
-        params: dict[str, Any] = {}
+        params: Assignment = {}
         for own in range(number, number + tuner.asks):
             proposals = tuner.generate_multiple_parameters([own], st_callback=lambda *_: None)
             if not proposals:  # NNI's NoMoreTrialError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -20,9 +20,19 @@ LENGTH = whole(0, 65536)
 _INHERITED_BY = 256
 
 
-class TextTransformer(TransformerFamily):
+class TextSettings(NamedTuple):
+    """What such a family adds to the choices of every transformer; one that has no such choice has it as it is here."""
+
+    embedding_width: int
+    length: int = 0
+    norm: str = "first"
+    tied: bool = False
+
+
+class TextTransformer(TransformerFamily[TextSettings]):
     """A family of transformers on tokens; causal ones have an output for every token, others one for a text."""
 
+    own_class = TextSettings
     embeddings = (transformers.TextEmbeddings,)
 
     def __init__(self, context: FamilyContext):
@@ -41,9 +51,9 @@ class TextTransformer(TransformerFamily):
         self._segments = next((taken.levels for taken in others if taken.kind == "tokens"), 0)
 
     @classmethod
-    def simplified(cls, width: int, own: dict[str, Any]) -> dict[str, Any]:
+    def simplified(cls, width: int, own: TextSettings) -> TextSettings:
         """Return 0 for tables that are as wide as the layers."""
-        return {**own, "embedding_width": 0} if own["embedding_width"] == width else own
+        return own._replace(embedding_width=0) if own.embedding_width == width else own
 
     def plan(self, arch: Arch) -> TextPlan:
         """Return every layer's shape for `arch`."""
@@ -54,26 +64,26 @@ class TextTransformer(TransformerFamily):
             segments=self._segments,
             embedding_width=self.table_width(network),
             width=network.width,
-            layers=self.layer_plans(network, self.tokens(network), norm_first=network.own.get("norm") != "last"),
+            layers=self.layer_plans(network, self.tokens(network), norm_first=network.own.norm == "first"),
             outputs=self.task.outputs,
-            tied=bool(network.own.get("tied")),
+            tied=network.own.tied,
         )
 
-    def tokens(self, network: Network) -> int:
+    def tokens(self, network: Network[TextSettings]) -> int:
         """Return how many a text has at most."""
         size = self._words.size
-        return min(network.own.get("length") or size, size)
+        return min(network.own.length or size, size)
 
-    def table_width(self, network: Network) -> int:
+    def table_width(self, network: Network[TextSettings]) -> int:
         """Return how wide words are looked up."""
-        return network.own["embedding_width"] or network.width
+        return network.own.embedding_width or network.width
 
-    def entry(self, network: Network) -> OperatorGroup:
+    def entry(self, network: Network[TextSettings]) -> OperatorGroup:
         """Return the tables of words, places and segments, and what brings them to the width of the layers."""
         tokens, table, width = self.tokens(network), self.table_width(network), network.width
         rows = [self._words.levels, tokens, *([self._segments] if self._segments else [])]
         parts = [Operator("embedding", count, table, tokens, 1) for count in rows]
-        if network.own.get("norm") == "last":
+        if network.own.norm == "last":
             parts.append(Operator("norm", table, table, tokens, 1))
         return group(*parts, *([Operator("linear", table, width, tokens, 1)] if table != width else []))
 

@@ -20,7 +20,7 @@ import math
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -61,16 +61,20 @@ class LayerSizes(NamedTuple):
     inner: int
 
 
-class Network(NamedTuple):
-    """The settings of a network, layers that are skipped left out; `own` are the family's, by name."""
+OwnT = TypeVar("OwnT", bound=NamedTuple)
+"""What a family adds to the choices of every transformer."""
+
+
+class Network(NamedTuple, Generic[OwnT]):
+    """The settings of a network, layers that are skipped left out; `own` are the family's."""
 
     width: int
     head_size: int
     layers: tuple[LayerSizes, ...]
-    own: Mapping[str, Any]
+    own: OwnT
 
 
-class TransformerFamily(KinFamily):
+class TransformerFamily(KinFamily, Generic[OwnT]):
     """A family of transformers. Members define what stands before and after the layers."""
 
     name: ClassVar[str]
@@ -78,6 +82,8 @@ class TransformerFamily(KinFamily):
     """The family's own choices."""
     defaults: ClassVar[Mapping[str, Scalar]]
     """Of those that may be left out."""
+    own_class: ClassVar[Callable[..., Any]]
+    """The record of them, a field a choice."""
     network_class: ClassVar[type[nn.Module]]
     """What its plans are built as."""
     embeddings: ClassVar[tuple[Callable[..., Any], ...]]
@@ -112,7 +118,7 @@ class TransformerFamily(KinFamily):
             "width": network.width,
             "depth": len(network.layers),
             "head_size": network.head_size,
-            **{name: value for name, value in network.own.items() if value != cls.defaults.get(name)},
+            **{name: value for name in cls.settings if (value := getattr(network.own, name)) != cls.defaults.get(name)},
         }
         heads = [layer.heads for layer in network.layers]
         ratios = [layer.inner / network.width for layer in network.layers]
@@ -123,11 +129,11 @@ class TransformerFamily(KinFamily):
                 spelled |= {f"layer{place}.{part}": value for place, value in enumerate(values, 1)}
         return Arch.of(cls.name, spelled)
 
-    def network(self, arch: Arch) -> Network:
+    def network(self, arch: Arch) -> Network[OwnT]:
         """Return the sizes of `arch`, in whatever spelling."""
         return _network(type(self), arch)
 
-    def layer_plans(self, network: Network, tokens: int, *, norm_first: bool = True) -> tuple[LayerPlan, ...]:
+    def layer_plans(self, network: Network[OwnT], tokens: int, *, norm_first: bool = True) -> tuple[LayerPlan, ...]:
         """Return the layers of `network` on so many `tokens`."""
         width, size, fused = network.width, network.head_size, tokens >= FUSED_FROM
         return tuple(
@@ -182,19 +188,19 @@ class TransformerFamily(KinFamily):
         return [self.entry(network), *layers, self.ending(network)]
 
     @abstractmethod
-    def tokens(self, network: Network) -> int:
+    def tokens(self, network: Network[OwnT]) -> int:
         """Return how many tokens the layers work on."""
 
     @abstractmethod
-    def entry(self, network: Network) -> OperatorGroup:
+    def entry(self, network: Network[OwnT]) -> OperatorGroup:
         """Return what stands before the layers: the same object for equal sizes."""
 
     @abstractmethod
-    def ending(self, network: Network) -> OperatorGroup:
+    def ending(self, network: Network[OwnT]) -> OperatorGroup:
         """Return what stands after the layers: the same object for equal sizes."""
 
     @classmethod
-    def simplified(cls, width: int, own: dict[str, Any]) -> dict[str, Any]:
+    def simplified(cls, width: int, own: OwnT) -> OwnT:
         """Return the one spelling of the family's own choices among those that give the same network."""
         return own
 
@@ -219,7 +225,7 @@ class TransformerFamily(KinFamily):
         return problems + [Problem(name, "is required", settings[name].allowed) for name in missing]
 
     @classmethod
-    def _read(cls, given: Mapping[str, Any]) -> Network:
+    def _read(cls, given: Mapping[str, Any]) -> Network[OwnT]:
         """Return the network that sound choices spell."""
         get = given.get
         width, size = given["width"], get("head_size", 64)
@@ -229,7 +235,7 @@ class TransformerFamily(KinFamily):
             for own_heads, own_ratio, skip in _KEYS[: given["depth"]]
             if not get(skip)
         ]
-        own = {name: get(name, cls.defaults.get(name)) for name in cls.settings}
+        own: OwnT = cls.own_class(**{name: get(name, cls.defaults.get(name)) for name in cls.settings})
         return Network(width, size, tuple(layers), cls.simplified(width, own))
 
 
@@ -245,7 +251,7 @@ def _written(plan: Any) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def _network(family: type[TransformerFamily], arch: Arch) -> Network:
+def _network(family: type[TransformerFamily[OwnT]], arch: Arch) -> Network[OwnT]:
     return family._read(dict(arch.items))
 
 

@@ -10,7 +10,7 @@ from kdnas.core.operator import Operator, OperatorGroup
 from kdnas.nn import transformers
 from kdnas.students import STUDENTS
 from kdnas.students._settings import Setting, one_of
-from kdnas.students._text_transformer import EMBEDDING_WIDTH, LENGTH, TextTransformer
+from kdnas.students._text_transformer import EMBEDDING_WIDTH, LENGTH, TextSettings, TextTransformer
 from kdnas.students._transformer import Network, group
 
 
@@ -33,8 +33,8 @@ class Bert(TextTransformer):
     defaults: ClassVar[Mapping[str, Scalar]] = {"embedding_width": 0, "length": 0, "norm": "last"}
     network_class = transformers.TextEncoder
 
-    def ending(self, network: Network) -> OperatorGroup:
+    def ending(self, network: Network[TextSettings]) -> OperatorGroup:
         """Return the classifier, and the last norm where norms come first."""
         width = network.width
-        norms = [Operator("norm", width, width, self.tokens(network), 1)] if network.own["norm"] == "first" else []
+        norms = [Operator("norm", width, width, self.tokens(network), 1)] if network.own.norm == "first" else []
         return group(*norms, Operator("classifier", width, self.task.outputs, self.tokens(network), 1))

@@ -10,7 +10,7 @@ from kdnas.core.operator import Operator, OperatorGroup
 from kdnas.nn import transformers
 from kdnas.students import STUDENTS
 from kdnas.students._settings import Setting, one_of
-from kdnas.students._text_transformer import EMBEDDING_WIDTH, TextTransformer
+from kdnas.students._text_transformer import EMBEDDING_WIDTH, TextSettings, TextTransformer
 from kdnas.students._transformer import Network, group
 
 
@@ -29,11 +29,11 @@ class GPT(TextTransformer):
     causal = True
     network_class = transformers.TextDecoder
 
-    def ending(self, network: Network) -> OperatorGroup:
+    def ending(self, network: Network[TextSettings]) -> OperatorGroup:
         """Return the last norm, and the logits of every token."""
         width, table, tokens, words = network.width, self.table_width(network), self.tokens(network), self.task.outputs
         parts = [Operator("norm", width, width, tokens, 1)]
         if table != width:
             parts.append(Operator("linear", width, table, tokens, 1))
         parts.append(Operator("vocabulary", table, words, tokens, 1))
-        return group(*parts, *([] if network.own["tied"] else [Operator("embedding", words, table, tokens, 1)]))
+        return group(*parts, *([] if network.own.tied else [Operator("embedding", words, table, tokens, 1)]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,15 @@ from kdnas.students._settings import Setting, image_shape, one_of, whole
 from kdnas.students._transformer import Network, TransformerFamily, group
 
 
+class VisionSettings(NamedTuple):
+    """What the family adds to the choices of every transformer."""
+
+    patch_size: int
+    distillation_token: bool
+
+
 @STUDENTS.register
-class ViT(TransformerFamily):
+class ViT(TransformerFamily[VisionSettings]):
     """Vision transformers: width, depth, heads, MLP ratio and patch size, layer by layer where asked for.
 
     Images are cut into squares of `patch_size` pixels, padded where they leave a rest. With a `distillation_token` the
@@ -34,6 +41,7 @@ class ViT(TransformerFamily):
         "distillation_token": one_of(False, True),
     }
     defaults: ClassVar[Mapping[str, Scalar]] = {"distillation_token": False}
+    own_class = VisionSettings
     network_class = VisionTransformer
     embeddings = (transformers.PatchEmbeddings, resized_places, transformers.VisionEmbeddings)
 
@@ -45,7 +53,7 @@ class ViT(TransformerFamily):
         """Return every layer's shape for `arch`."""
         network = self.network(arch)
         layers = self.layer_plans(network, self.tokens(network))
-        patch, distilled = network.own["patch_size"], network.own["distillation_token"]
+        patch, distilled = network.own.patch_size, network.own.distillation_token
         return VisionPlan(self._shape, patch, network.width, layers, self.task.outputs, distilled)
 
     def ancestral(self) -> tuple[nn.Module, Tensor]:
@@ -53,23 +61,23 @@ class ViT(TransformerFamily):
         normalised, _ = self._known_ancestor()
         return normalised.network, self._normalised_samples(normalised)
 
-    def tokens(self, network: Network) -> int:
+    def tokens(self, network: Network[VisionSettings]) -> int:
         """Return how many there are: the patches, the class token, and the distillation token."""
         _, height, width = self._shape
-        patch = network.own["patch_size"]
-        return -(-height // patch) * -(-width // patch) + 1 + network.own["distillation_token"]
+        patch = network.own.patch_size
+        return -(-height // patch) * -(-width // patch) + 1 + network.own.distillation_token
 
-    def entry(self, network: Network) -> OperatorGroup:
+    def entry(self, network: Network[VisionSettings]) -> OperatorGroup:
         """Return the patches, the tokens that are learned, and all places."""
         channels, rows, columns = self._shape
-        width, patch, tokens = network.width, network.own["patch_size"], self.tokens(network)
+        width, patch, tokens = network.width, network.own.patch_size, self.tokens(network)
         patches = Operator("patches", channels, width, rows, columns, kernel=patch, stride=patch)
-        learned = tokens + 1 + network.own["distillation_token"]
+        learned = tokens + 1 + network.own.distillation_token
         return group(patches, Operator("embedding", learned, width, tokens, 1))
 
-    def ending(self, network: Network) -> OperatorGroup:
+    def ending(self, network: Network[VisionSettings]) -> OperatorGroup:
         """Return the last norm, and a classifier a token that has one."""
-        width, heads = network.width, 1 + network.own["distillation_token"]
+        width, heads = network.width, 1 + network.own.distillation_token
         classifier = Operator("classifier", width, self.task.outputs, 1, 1)
         return group(Operator("norm", width, width, heads, 1), *[classifier] * heads)
 

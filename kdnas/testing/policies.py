@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from kdnas.core.arch import Scalar
 from kdnas.core.shrinking import Check, FinishedStage, Ladders, Panel, Probe, ShrinkingRecord, Stage
 from kdnas.core.space import Choice, SearchSpace
 from kdnas.testing._member import MemberConformance
@@ -72,8 +73,8 @@ def play(
         history.append(FinishedStage(stage, first, *parts))
 
 
-def _macs(assignment: Mapping[str, Any]) -> int:
-    depth, width, stem = assignment["stage1.depth"], assignment["stage1.width"], assignment["stem_width"]
+def _macs(assignment: Mapping[str, Scalar]) -> int:
+    depth, width, stem = (int(assignment[name]) for name in ("stage1.depth", "stage1.width", "stem_width"))
     return int(10 * stem + depth * (width * stem + width * width)) + 5 * (assignment["stage1.skip"] == "identity")
 
 

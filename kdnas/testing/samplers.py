@@ -12,10 +12,11 @@ import pytest
 from optuna.distributions import FloatDistribution
 
 from kdnas.controller.proposals import ValidProposals
+from kdnas.core.arch import Scalar
 from kdnas.core.block_library import BlockLibrary, Entry
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import ACCURACY, Constraint, Quantity
-from kdnas.core.space import Choice, Condition, SearchSpace
+from kdnas.core.space import Assignment, Choice, Condition, SearchSpace
 from kdnas.record.storage import distributions
 from kdnas.samplers import SAMPLERS, SamplerContext
 from kdnas.testing._member import MemberConformance
@@ -37,22 +38,22 @@ RUNGS = (Fidelity(1), Fidelity(8))
 RATE = FloatDistribution(0.01, 1.0, log=True)
 
 
-def student(space: SearchSpace, params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def student(space: SearchSpace, params: Mapping[str, Scalar]) -> tuple[tuple[str, Any], ...]:
     """Return the student that `params` spell: choices that are not active do not count, settings do."""
     settings = {name: value for name, value in params.items() if name not in {c.name for c in space.choices}}
     choices = {name: value for name, value in params.items() if name not in settings}
     return tuple(sorted({**space.active(choices), **settings}.items()))
 
 
-def price(params: Mapping[str, Any]) -> dict[str, float]:
+def price(params: Mapping[str, Scalar]) -> dict[str, float]:
     """Return the cheap costs of a proposal."""
-    depth, width = params["depth"], params["width"]
+    depth, width = int(params["depth"]), int(params["width"])
     return {"macs": float(1 + depth * width**2), "params": float(1 + depth * width)}
 
 
-def values(params: Mapping[str, Any], fidelity: Fidelity = RUNGS[-1]) -> dict[str, float]:
+def values(params: Mapping[str, Scalar], fidelity: Fidelity = RUNGS[-1]) -> dict[str, float]:
     """Return what a training of `fidelity` finds."""
-    depth, width = params["depth"], params["width"]
+    depth, width = int(params["depth"]), int(params["width"])
     accuracy = 1 - 1 / (1 + depth * width / 20) - 0.05 * (params["skip"] == "none") - 0.2 / fidelity.epochs
     return {"accuracy": accuracy, "latency_ms": 1.0 + depth * width / 5, **price(params)}
 
@@ -97,11 +98,11 @@ class Loop:
             directions=[objective.direction for objective in self.objectives],
         )
         self.seen: set[Any] = set()
-        self.proposals: list[dict[str, Any]] = []
+        self.proposals: list[Assignment] = []
         self.running: list[tuple[optuna.Trial, Fidelity]] = []
         self.exhausted = ""
 
-    def acceptable(self, params: Mapping[str, Any]) -> bool:
+    def acceptable(self, params: Mapping[str, Scalar]) -> bool:
         """Return whether a proposal is new and within the limit."""
         return student(self.space, params) not in self.seen and price(params)["macs"] <= self.limit
 
@@ -161,7 +162,7 @@ class Loop:
         trial.set_user_attr("result", {"values": known})
         self.study.tell(trial, [known[objective.name] for objective in self.objectives])
 
-    def run(self, count: int) -> list[dict[str, Any]]:
+    def run(self, count: int) -> list[Assignment]:
         """Return the proposals once there are `count`, or no more."""
         while len(self.proposals) < count and not self.exhausted:
             self.step()
@@ -230,5 +231,6 @@ class SamplerConformance(MemberConformance):
     def test_tuned_settings_stay_within_their_range(self) -> None:
         loop = self.loop(tuned={"learning_rate": RATE})
         assert len(loop.run(13)) == 13
-        assert all(0.01 <= params["learning_rate"] <= 1.0 for params in loop.proposals)
-        assert len({params["learning_rate"] for params in loop.proposals}) > 1
+        rates = {float(params["learning_rate"]) for params in loop.proposals}
+        assert all(0.01 <= rate <= 1.0 for rate in rates)
+        assert len(rates) > 1

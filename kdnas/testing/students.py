@@ -135,7 +135,9 @@ class StudentConformance(MemberConformance):
             assert logits.shape == (*rows, task.outputs)
             assert torch.isfinite(logits).all()
             assert len(seen) == len(module.stages) >= 1
-            assert all(output.ndim in (3, 4) for output in seen), "maps [B, C, H, W], or tokens [B, N, C]"
+            assert all(output.ndim in (2, 3, 4) for output in seen), (
+                "maps [B, C, H, W], tokens [B, N, C], vectors [B, C]"
+            )
             assert embedding[0].shape == (*rows, module.classifier.in_features)
 
     def test_an_arch_carries_the_familys_name_and_is_canonical(self) -> None:

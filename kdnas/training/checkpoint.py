@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,17 @@ from kdnas.errors import CheckpointError, RunFolderError
 from kdnas.nn.weights import tensors_sum
 
 _FORMAT = "kdnas training 1"
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What of a training is no tensor."""
+
+    identity: str
+    progress: Mapping[str, Any]
+    """As the training wrote it: plain JSON data."""
+    optimizer: Mapping[str, Any]
+    """The scalars of the optimizer's state."""
 
 
 def save_checkpoint(
@@ -50,13 +62,13 @@ def save_checkpoint(
     tensors["random/cpu"] = torch.get_rng_state()
     if device.type == "cuda":
         tensors["random/cuda"] = torch.cuda.get_rng_state(device)
-    header = {"identity": identity, "progress": dict(progress), "optimizer": scalars}
+    header = _Header(identity, progress, scalars)
     # Clones: tied weights share memory, which the format refuses, and channels-last weights are not contiguous.
     flat = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(path) as scratch:
-            state = json.dumps(header)
+            state = json.dumps(asdict(header))
             save_file(flat, scratch, metadata={"format": _FORMAT, "state": state, "sum": tensors_sum(flat, state)})
     except (OSError, SafetensorError) as error:
         raise RunFolderError(f"the checkpoint {path} cannot be written: {error}") from error
@@ -69,25 +81,24 @@ def load_checkpoint(
     *,
     identity: str,
     device: torch.device,
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Restore a training from `path` in place and return its progress.
 
     Raises CheckpointError when the file is damaged, is no checkpoint of a training, or belongs to another training.
     """
     with _naming_damage(path):
         header, tensors = _read(path)
-        if header["identity"] != identity:
+        if header.identity != identity:
             raise CheckpointError(
                 f"the checkpoint {path} belongs to another training (student, recipe, teacher, data or seed changed); "
                 "delete it to start anew"
             )
         _restore_modules(modules, tensors)
-        _restore_optimizer(optimizer, tensors, header["optimizer"])
+        _restore_optimizer(optimizer, tensors, header.optimizer)
         torch.set_rng_state(tensors["random/cpu"])
         if device.type == "cuda" and "random/cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random/cuda"], device)
-    progress: dict[str, Any] = header["progress"]
-    return progress
+    return header.progress
 
 
 def load_modules(path: Path, modules: Mapping[str, nn.Module]) -> str:
@@ -98,8 +109,7 @@ def load_modules(path: Path, modules: Mapping[str, nn.Module]) -> str:
     with _naming_damage(path):
         header, tensors = _read(path)
         _restore_modules(modules, tensors)
-    identity: str = header["identity"]
-    return identity
+    return header.identity
 
 
 def epochs_done(path: Path) -> int:
@@ -107,7 +117,7 @@ def epochs_done(path: Path) -> int:
     if not path.exists():
         return 0
     with _naming_damage(path), safe_open(path, framework="pt", device="cpu") as file:
-        return len(_header(path, file.metadata())["progress"]["history"])
+        return len(_header(path, file.metadata()).progress["history"])
 
 
 def discard_damaged(path: Path) -> str:
@@ -136,7 +146,7 @@ def _naming_damage(path: Path) -> Iterator[None]:
         raise CheckpointError(f"the checkpoint {path} is damaged ({first_line}); delete it to start anew") from error
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[_Header, dict[str, Tensor]]:
     with safe_open(path, framework="pt", device="cpu") as file:
         metadata = file.metadata() or {}
         header = _header(path, metadata)
@@ -146,11 +156,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
-def _header(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
+def _header(path: Path, metadata: Mapping[str, str] | None) -> _Header:
     if not metadata or metadata.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not the checkpoint of a training")
-    header: dict[str, Any] = json.loads(metadata["state"])
-    return header
+    return _Header(**json.loads(metadata["state"]))
 
 
 def _restore_modules(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:

@@ -27,6 +27,7 @@ from kdnas.core.operator import Operator
 from kdnas.core.rank import kendall_tau
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
+from kdnas.costs import CheapCost, MeasuredCost
 from kdnas.costs.latency_ms import LatencyCalibration, LatencyMs
 from kdnas.errors import RunError
 from kdnas.nn.timing import interleaved, median_and_spread, middle_mean
@@ -129,7 +130,7 @@ def learn_latency_table(
 
 
 def learn_tables(
-    costs: Mapping[str, Any],
+    costs: Mapping[str, CheapCost | MeasuredCost],
     space: SearchSpace,
     family: StudentFamily,
     calibrations: Mapping[str, Calibration],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from kdnas.nn.pieces import ClassLogitsOf, LogitsOf
 from kdnas.nn.taps import example_inputs
 from kdnas.nn.tracing import parameter_count, traced_macs
 from kdnas.teachers._transformers import load_transformer
-from kdnas.tokenizing import Tokenizer
+from kdnas.tokenizing import Tokenizer, read_object
 
 CONFIG, HUGGINGFACE = "config.json", "huggingface"
 """The file that marks such a folder, and its name in an export."""
@@ -42,7 +41,7 @@ class StockFolder:
 
     def __init__(self, folder: Path, task: TaskSpec | None = None):
         self.folder, self._stated = folder, task
-        self._name = str((_read(folder / CONFIG).get("architectures") or [""])[0])
+        self._name = str((read_object(folder / CONFIG).get("architectures") or [""])[0])
         if not self._name.endswith(tuple(_AUTO)):
             what = f"holds a {self._name or 'network without a name'}"
             allowed = "a text classifier or a language model of transformers; else its run folder"
@@ -54,7 +53,7 @@ class StockFolder:
         """What its network is given, and what it answers."""
         if self._stated is not None:
             return self._stated
-        tokenizer, stated = Tokenizer(self.folder), _read(self.folder / _PREPROCESSING).get("length")
+        tokenizer, stated = Tokenizer(self.folder), read_object(self.folder / _PREPROCESSING).get("length")
         length = stated if isinstance(stated, int) else min(tokenizer.positions or _USUAL_LENGTH, _USUAL_LENGTH)
         if not self._classifies:
             return language_modelling(length, tokenizer.vocabulary)
@@ -83,14 +82,3 @@ class StockFolder:
     def _network(self) -> Any:
         auto = next(opener for end, opener in _AUTO.items() if self._name.endswith(end))
         return load_transformer(auto, self.folder.name, self.folder.absolute().parent).network.eval()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; an empty one where there is none. Raises ConfigError."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ConfigError(Problem(str(path), f"cannot be read: {error}")) from error
-    return found if isinstance(found, dict) else {}

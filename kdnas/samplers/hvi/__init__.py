@@ -19,6 +19,7 @@ from pydantic import Field
 from kdnas.core.arch import Scalar
 from kdnas.core.objective import minimised
 from kdnas.core.pareto import non_dominated
+from kdnas.core.space import Assignment
 from kdnas.samplers import SAMPLERS, SamplerContext
 from kdnas.samplers.hvi.encoding import Encoding, History, read_history
 from kdnas.samplers.hvi.outlook import Features, Outlook
@@ -80,7 +81,7 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    ) -> Assignment:
         """Return the proposal."""
         history = self._history(study)
         features, sample = self._look_around(history)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from kdnas.core.improvement import FreeBoxes, exact_shortfall, expected_improvement, free_boxes
+from kdnas.core.logarithms import above_zero, logarithmic
 from kdnas.core.pareto import non_dominated
 from kdnas.samplers.hvi.encoding import Encoding, History
 from kdnas.samplers.hvi.process import Blend, Process, Rows
@@ -38,8 +39,8 @@ class Features:
         self._encoding, self._prices, self._rungs = encoding, prices, rungs
         self.names = sorted(prices(sample[:1])[0])
         costs = self._raw_costs(sample)
-        self._positive = np.all(costs > 0, axis=0)
-        costs = self._logarithmic(costs)
+        self._positive = above_zero(costs)
+        costs = logarithmic(costs, self._positive)
         _, counts = encoding.features(sample)
         self._centre, self._spread = costs.mean(axis=0), _nonzero(costs.std(axis=0))
         self._count_centre, self._count_spread = counts.mean(axis=0), _nonzero(counts.std(axis=0))
@@ -49,7 +50,7 @@ class Features:
         levels, counts = self._encoding.features(codes)
         return Rows(
             levels,
-            (self._logarithmic(self._raw_costs(codes)) - self._centre) / self._spread,
+            (logarithmic(self._raw_costs(codes), self._positive) - self._centre) / self._spread,
             (counts - self._count_centre) / self._count_spread,
             np.broadcast_to(rung, len(codes)),
             self._encoding.identity(codes),
@@ -64,9 +65,6 @@ class Features:
     def _raw_costs(self, codes: np.ndarray) -> np.ndarray:
         rows = [[price[name] for name in self.names] for price in self._prices(codes)]
         return np.array(rows, dtype=float).reshape(len(codes), len(self.names))
-
-    def _logarithmic(self, costs: np.ndarray) -> np.ndarray:
-        return np.where(self._positive, np.log(np.where(costs > 0, costs, 1e-12)), costs)
 
 
 class Outlook:
