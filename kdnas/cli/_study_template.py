@@ -86,10 +86,11 @@ data:
 # Other sources: kdnas list teachers
 teacher:
 {teacher}
-# teacher_name: teacher  # the name by which losses refer to it Several teachers: `teachers: {{NAME: {{type: ...}}}}`;
-# losses name one by `of: NAME`, or all by `of: ensemble`. A teacher may have samples of its own, by `data: {{type: ...,
-# pair: label}}`: for each of the study's one of the same class, such as a sound for a picture; with pair: order the one
-# at the same place, with pair: key the one of the same key. By `task: NAME` it answers one of several tasks.
+# teacher_name: teacher  # the name by which losses refer to it
+# Several teachers: `teachers: {{NAME: {{type: ...}}}}`; losses name one by `of: NAME`, or all by `of: ensemble`. By
+# `task: NAME` a teacher answers one of several tasks. It may have samples of its own, by `data: {{type: ..., pair:
+# label}}`: for each of the study's one of the same class, such as a spoken word for a written one; with pair: order
+# the one at the same place, with pair: key the one of the same key.
 
 {students}
 # --- What is wanted: {score}, and what it shall be traded for (two to four in all).
