@@ -211,7 +211,7 @@ def teacher_lines(run: RunRecord) -> list[str]:
     """Return one line on each teacher, none where there is no teacher."""
     lines = []
     for teacher in run.teachers.values():
-        numbers = ", ".join(f"{label(name)} {shown(name, value)}" for name, value in teacher.values.items())
+        numbers = ", ".join(f"{label(name)} {shown(name, value, run.score)}" for name, value in teacher.values.items())
         score = f"validation {label(run.score.name)} {run.score.shown(teacher.score)}"
         lines.append(f"teacher {teacher.name}: {score}, {numbers}")
     return lines

@@ -112,13 +112,13 @@ def printed_front(run: RunRecord, width: int, rows: int | None = None) -> Render
             f"{' ≈' if alike[number] else ''}{' +' if number in queued else ''}",
             interval(own.get(score.name), member.score_ci95),
             *([interval(member.test_score, member.test_score_ci95)] if retrained else []),
-            *(shown(name, own.get(name)) for name in names),
+            *(shown(name, own.get(name), score) for name in names),
             *([escape(archs[number])] if width >= _WIDE else []),
             style="bold green" if number == marked else None,
         )
     if run.teacher is not None:
         scores = [run.teacher.score, run.teacher.test_score] if retrained else [run.teacher.score]
-        costs = [shown(name, run.teacher.values.get(name)) for name in names]
+        costs = [shown(name, run.teacher.values.get(name), score) for name in names]
         table.add_row("★ teacher", *(shown(score, value) for value in scores), *costs, style="dim")
     return _captioned(table, caption)
 

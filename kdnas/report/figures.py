@@ -162,7 +162,7 @@ def score_figure(run: RunRecord, name: str) -> Figure:
             x=[run.teacher.values[name]], y=[run.teacher.score], mode="markers", name="teacher",
             marker={"symbol": "star", "size": 17, "color": TEACHER, "line": {"color": "white", "width": 1}},
             text=[f"teacher {escaped(run.teacher.name)}<br>{label(score.name)} {score.shown(run.teacher.score)}<br>"
-                  f"{label(name)} {shown(name, run.teacher.values[name])}"],
+                  f"{label(name)} {shown(name, run.teacher.values[name], score)}"],
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     elif run.teacher is not None:
@@ -395,9 +395,8 @@ def _hover(
 ) -> str:
     score = f"{label(run.score.name)} {shown_interval(run.score, values[run.score.name], ci95)}"
     what = "<br>".join(escaped(line) for line in architecture_lines(trial.arch))
-    return (
-        f"trial {trial.number} · {trial.arch.arch_id}<br>{score}<br>{label(name)} {shown(name, values[name])}<br>{what}"
-    )
+    other = f"{label(name)} {shown(name, values[name], run.score)}"
+    return f"trial {trial.number} · {trial.arch.arch_id}<br>{score}<br>{other}<br>{what}"
 
 
 def _score_caption(run: RunRecord, members: Sequence[FrontMember], trained: Sequence[FullTraining]) -> str:

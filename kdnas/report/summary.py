@@ -135,7 +135,7 @@ def cost_pairs(run: RunRecord, values: Mapping[str, float]) -> list[tuple[str, s
     for name, value in values.items():
         if name == run.score.name:
             continue
-        pairs.append((label(name), shown(name, value)))
+        pairs.append((label(name), shown(name, value, run.score)))
         if name == "macs":
             pairs.append(("FLOPs (2 × MACs)", shown("macs", 2 * value)))
     return pairs

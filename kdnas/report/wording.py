@@ -39,17 +39,18 @@ def axis_title(name: str) -> str:
 
 
 def shown(of: str | Quantity, value: float | None, score: Quantity | None = None) -> str:
-    """Return `value` of a score, or of the cost of this name, with its unit; a dash when it is not known.
+    """Return `value` of a score, or of the score or cost of this name, with its unit; a dash when it is not known.
 
-    Where it may be either, by its name, `score` is the run's.
+    `score` is the run's, which a task of the user's own may call as it likes.
     """
     if value is None or math.isnan(value):
         return "–"
     if isinstance(of, Quantity):
         return of.shown(value)
     name = of
-    if score is not None and score_named(name) == score:
-        return score.shown(value)
+    is_runs = score is not None and name.rpartition(".")[2] == score.name
+    if (named := score if is_runs else score_named(name)) is not None:
+        return named.shown(value)
     unit = _unit(name)
     if name in ("macs", "params") or unit == "B":
         return f"{scaled(value)}{unit}" if unit else scaled(value).strip()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from kdnas.core.objective import ACCURACY, PERPLEXITY, parse_constraint
@@ -35,6 +37,13 @@ from kdnas.report.wording import (
 )
 def test_values_carry_their_unit(name, value, text):
     assert shown(name, value) == text
+
+
+def test_scores_of_tasks_and_of_a_task_of_the_users_own_are_shown_as_the_score_is():
+    own = dataclasses.replace(ACCURACY, name="iou")
+    assert shown("digit.accuracy", 0.33) == shown("digit.accuracy", 0.33, ACCURACY) == "33.00 %"
+    assert (shown("iou", 0.5, own), shown("road.iou", 0.5, own)) == ("50.00 %", "50.00 %")
+    assert shown("macs", 5e6, own) == "5 M"
 
 
 def test_intervals():
