@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kdnas.record.lock import TeacherReport
     from kdnas.study.config import DataConfig, StudyConfig
     from kdnas.study.loading import LoadedStudy
+    from kdnas.training.recipe import Distillation
 
 
 _MISSING = "MISSING"
@@ -135,11 +136,12 @@ class Opened:
 def summary(loaded: LoadedStudy, data_root: Path | None) -> Resolved:
     """Return what the study resolves to. Only looks whether files are there."""
     from kdnas.controller.stopping import budget_in_words
+    from kdnas.study.config import DISTIL
     from kdnas.workshop.opening import cache_dir
     from kdnas.workshop.opening import data_root as resolved_data_root
 
     config, space, root = loaded.config, loaded.space, resolved_data_root(data_root)
-    budget, final = config.budget, config.final
+    budget, final, trains = config.budget, config.final, config.evaluator.type == DISTIL
     return Resolved(
         study=config.name,
         evaluator=short_name(config.evaluator.type),
@@ -150,8 +152,7 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> Resolved:
         else f"{space.name}: {short_name(space.family) or 'no family'}, {_size(space)}",
         objectives=list(config.objectives),
         constraints=list(config.constraints),
-        losses=[f"{config.distillation.task_weight:g} cross entropy"]
-        + [f"{term.weight:g} {term.words}" for term in config.distillation.losses],
+        losses=_losses(config.distillation) if trains else [],
         tuned=sorted(config.tune),
         sampler=short_name(config.sampler.type),
         supernet="none"
@@ -163,14 +164,19 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> Resolved:
         final=f"up to {counted(final.max_students, 'student')} retrained with {counted(final.seeds, 'seed')}, "
         f"{config.final_fidelity.words}"
         + (f" or more, until flat, at most {final.max_epochs}" if final.until == "flat" else ""),
-        export_pick=config.export.pick,
-        export=list(map(short_name, config.export.formats)),
+        export_pick=config.export.pick if trains else "none",
+        export=list(map(short_name, config.export.formats)) if trains else [],
         data_root=str(root.absolute()),
         cache=str(cache_dir()),
         files=[
             f"{path} ({'there' if _is_there(path) else _MISSING})" for path in _named_files(loaded, root.absolute())
         ],
     )
+
+
+def _losses(distillation: Distillation) -> list[str]:
+    terms = [f"{term.weight:g} {term.words}" for term in distillation.losses]
+    return [f"{distillation.task_weight:g} cross entropy", *terms]
 
 
 def _held_out(data: DataConfig) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import audited_run
 import pytest
 
 from kdnas.cli.main import main
@@ -45,6 +46,14 @@ def test_every_problem_is_told_with_status_2(study, capsys):
     assert lines[0].startswith("error: study.yaml:1: name: is required")
     assert lines[1].startswith("error: study.yaml:1: nam: unknown key; did you mean 'name'?")
     assert lines[2].startswith("error: study.yaml:9: constraints.0: no cost is called 'mac'")
+
+
+def test_a_study_that_trains_nothing_has_neither_losses_nor_exports(tmp_path, capsys):
+    study = audited_run.write_study(tmp_path)
+    assert main(["validate", str(study), "--json", "--data-root", str(tmp_path)]) == 0
+    resolved = json.loads(capsys.readouterr().out)
+    assert resolved["evaluator"] == "table"
+    assert (resolved["losses"], resolved["export"], resolved["export_pick"]) == ([], [], "none")
 
 
 def test_json_of_both(study, capsys):
