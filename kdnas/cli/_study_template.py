@@ -133,7 +133,7 @@ distillation:
     # - {{type: dkd, warmup_fraction: 0.083}}  # its weight grows in this share of the steps
     # - {{type: hint, during: [0, 0.5]}}  # it counts in the first half of the steps alone
     # - {{type: kd, of: peers}}  # of students of its kind trained together with it; of: ema, its own moving average;
-    # - {{type: exits, of: self}}  # its own end: exits inside, which are dropped. With no teacher, task_weight is 1
+    # - {{type: exits, of: self}}  # its own end: exits inside, which are dropped at export
   # peers: 2  # students of a kind that learn together, where a loss is of: peers
   # ema_teacher: 0.999  # the decay of that average, where a loss is of: ema
   # ensemble: {{mean: probabilities, weights: confidence}}  # how several teachers speak as one
