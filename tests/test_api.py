@@ -16,6 +16,7 @@ import yaml
 import kdnas
 from kdnas.controller.events import TrialEnded
 from kdnas.errors import ConfigError
+from kdnas.record.run_folder import LOCK_FILE
 
 
 def test_the_public_face_is_this():
@@ -114,6 +115,25 @@ def test_a_study_in_code_is_checked_as_a_file_is():
     with pytest.raises(ConfigError, match=r"--set: training\.epochs"):
         study.loaded({"training.epochs": -1})
     assert repr(study) == "Study('tiny')"
+
+
+def test_a_study_in_code_is_that_of_its_file(tmp_path):
+    folder = tiny.write(tmp_path)
+    short = {"training.epochs": 1, "teacher.training.epochs": 2, "final.seeds": 1, "final.epochs": 1}
+    inner = {**yaml.safe_load(tiny.SPACE), "name": "space"}
+    studies = {
+        "file": folder,
+        "code": kdnas.Study(**{**sections(), "space": inner}),  # its space in code as well
+    }
+    locks, trials = {}, {}
+    for name, study in studies.items():
+        run = kdnas.search(study, out=tmp_path / name, trials=2, settings=short)
+        locks[name] = yaml.safe_load((run.folder / LOCK_FILE).read_text())
+        trials[name] = [(trial.arch.arch_id, trial.values) for trial in run.record.trials]
+    assert trials["file"] == trials["code"]
+    assert locks["file"]["config"].pop("space") == "space.yaml"
+    assert locks["code"]["config"].pop("space") == "space"
+    assert locks["file"] == locks["code"]
 
 
 def test_a_script_may_search_at_its_top_level(tmp_path):

@@ -28,6 +28,17 @@ from kdnas.errors import ConfigError, Problem, RunError
 _START_S = 120.0
 """A cold start takes 3 s on a quiet machine."""
 _REQUEST_S = 30.0
+_SOCKET = 3
+"""The manager's descriptor of the socket that it listens on: node keeps the first ones from trials, not one far up."""
+_MOVED = f"""
+import os, sys
+given = int(sys.argv[1])
+if given != {_SOCKET}:
+    os.dup2(given, {_SOCKET})
+    os.close(given)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""A program that starts the manager with the socket it was given at that place."""
 
 
 @dataclass(frozen=True)
@@ -138,10 +149,11 @@ class Experiment:
         }
         preload = str(Path(__file__).with_name("_nni_manager.js"))
         words = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-        settings = {"socket": listener.fileno(), "home": str(self._files), "scratch": str(scratch), "words": words}
+        settings = {"socket": _SOCKET, "home": str(self._files), "scratch": str(scratch), "words": words}
+        node = [str(program / "node"), "--max-old-space-size=4096", "--require", preload, str(program / "main.js")]
         with self._log.open("ab") as log:
             return subprocess.Popen(
-                [str(program / "node"), "--max-old-space-size=4096", "--require", preload, str(program / "main.js")],
+                [sys.executable, "-I", "-S", "-c", _MOVED, str(listener.fileno()), *node],
                 cwd=program,
                 env={**os.environ, "KDNAS_NNI_MANAGER": json.dumps(settings)},
                 stdin=subprocess.PIPE,

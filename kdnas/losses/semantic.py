@@ -14,7 +14,6 @@ from torch import Tensor
 from kdnas.losses import LOSSES, DistillationLoss
 from kdnas.nn.precision import in_float32
 from kdnas.nn.rows import Rows
-from kdnas.nn.ruling import FORBIDDEN
 from kdnas.nn.taps import Outputs, OutputShapes
 
 
@@ -40,5 +39,5 @@ class Semantic(DistillationLoss):
         """Return the mean over the rows."""
         logits = student.logits
         allowed = teacher.logits >= teacher.logits.amax(dim=1, keepdim=True) + math.log(self.least)
-        kept = logits.masked_fill(~allowed, FORBIDDEN).logsumexp(dim=1)
+        kept = logits.masked_fill(~allowed, -math.inf).logsumexp(dim=1)  # the likeliest is always allowed
         return rows.mean(logits.logsumexp(dim=1) - kept)

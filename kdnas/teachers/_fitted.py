@@ -211,7 +211,7 @@ def _rows(answers: Tensor) -> Tensor:
 def _hint(answers: Tensor) -> str:
     if answers.ndim == 1:
         whole = not answers.is_floating_point() or bool((answers == answers.round()).all())
-        return ", one number an image" + (": the index of the class has no information on the others" if whole else "")
+        return ", one number an image" + (": the index of the class, nothing of the others" if whole else "")
     return ""
 
 

@@ -92,7 +92,10 @@ def test_what_can_be_cut_is_and_what_was_adapted_is_said(folder, capsys, setting
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (["teacher.arguments.kind=several"], "the network's forward asks for lengths beside the images"),
+        (
+            ["teacher.arguments.kind=several"],
+            "the network's forward asks for lengths and the images, and the data have",
+        ),
         (["teacher.arguments.kind=quantised"], "the network is quantised (head, head._packed_params)"),
         (
             ["teacher.arguments={width: 2}", "teacher.weights=small.safetensors"],

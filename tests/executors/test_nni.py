@@ -186,6 +186,18 @@ def test_a_trial_sees_the_controllers_world(shared):
         assert not of_manager & set(seen["files"])  # NNI leaks none of its own
 
 
+def test_trials_do_not_hold_the_managers_sockets_where_many_files_are_open(build):
+    with contextlib.ExitStack() as stack:
+        for _ in range(60):
+            stack.enter_context(Path(os.devnull).open())
+        executor = build(workers=1)
+    manager = executor._experiment._process.pid
+    executor.submit("where", Task("where"))
+    (finished,) = collect(executor, 1)
+    assert sockets(manager)
+    assert not sockets(manager) & set(finished.result.seen["files"])
+
+
 @pytest.mark.parametrize(
     ("job", "reason"),
     [

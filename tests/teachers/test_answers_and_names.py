@@ -65,7 +65,10 @@ def test_logits_are_found_in_what_a_network_gives(open_context, raw_images, say)
 @pytest.mark.parametrize(
     ("say", "message"),
     [
-        (lambda logits, maps: logits.argmax(1), "one number an image: the index of the class says nothing"),
+        (
+            lambda logits, maps: logits.argmax(1),
+            "one number an image: the index of the class, nothing of the others",
+        ),
         (lambda logits, maps: (logits, logits), "which are its logits is not known"),
         (lambda logits, maps: {"a": logits, "b": maps}, "a dictionary of a, b"),
         (lambda logits, maps: logits.numpy(), "an object of type ndarray"),

@@ -59,10 +59,10 @@ def test_scarce_and_uneven_images_are_said():
     train, validation = split_of(data)
     notes = split_notes(data, train, validation)
     assert notes == (
-        "no validation image of class c: no score measures how well it is learnt",
-        "fewer than 5 images to learn from of class b",
         "validation accuracy moves in steps of 1.2 points: 81 images",
         "test accuracy moves in steps of 5.0 points: 20 images",
+        "no validation image of class c: no score measures how well it is learnt",
+        "fewer than 5 images to learn from of class b",
         "uneven classes: 320 images to learn from of a, 1 of c; always answering a scores 99%",
     )
     data = data_of(300, 300)

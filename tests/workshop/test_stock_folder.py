@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kdnas.cli.main import main
-from kdnas.errors import ConfigError, TeacherError
+from kdnas.errors import ConfigError, DataError, TeacherError
 from kdnas.tokenizing import train_tokenizer
 from kdnas.workshop.measuring import subjects
 from kdnas.workshop.stock_folder import StockFolder
@@ -83,7 +83,7 @@ def test_what_is_neither_a_classifier_nor_a_language_model_is_refused(root: Path
     with pytest.raises(ConfigError, match="holds a BertModel .*a text classifier or a language model"):
         StockFolder(root / "encoder")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read"):
         subjects(tmp_path)
     shutil.copytree(root / "gpt", tmp_path / "gpt")
     (tmp_path / "gpt/model.safetensors").unlink()
