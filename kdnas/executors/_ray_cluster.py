@@ -107,10 +107,14 @@ class Cluster:
     def _started(self, workers: int | None, needs: Needs) -> tuple[str, str]:
         """Return the address and the dashboard of a cluster that is started for this process."""
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch for the loopback address alone
-        if "ray" in sys.modules:  # which has read it already
-            vars(importlib.import_module("ray._private.ray_constants"))["ENABLE_RAY_CLUSTER"] = False
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        if "ray" in sys.modules:  # which has read these already
+            vars(importlib.import_module("ray._private.ray_constants"))["ENABLE_RAY_CLUSTER"] = False
+            raylet = importlib.import_module("ray._raylet")
+            raylet.Config.initialize("")
+            if loader := getattr(raylet, "AuthenticationTokenLoader", None):  # releases before 2.52 have no tokens
+                loader.instance().reset_cache()
         self._errors: IO[str] = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  # as long as this lives
         self._head = subprocess.Popen(
             [sys.executable, "-m", "kdnas.executors._ray_head"],

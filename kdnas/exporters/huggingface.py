@@ -178,21 +178,21 @@ def _auto(origin: Origin) -> tuple[str, str]:
 def described(network: Any, example: Example | None) -> tuple[Any, str]:
     """Return a copy of `network` with the configuration that describes it, and what none states, empty where nothing.
 
-    Heads of another width than the stream's share are stated by `head_dim`, which not every class reads. Where there is
-    an `example`, what the library makes of the configuration and the weights must answer it as `network` does.
+    Heads of another width than the stream's share are stated by `head_dim`, which not every class reads or takes. Where
+    there is an `example`, what the library makes of the configuration and the weights must answer it as `network` does.
     """
     others = []
     network = plain_copy(network)
     for head_dim in (None, _head_dim(network)):
         told = copy.copy(network)
         told.config = copy.deepcopy(network.config)
-        if head_dim is not None:
-            told.config.head_dim = head_dim
         try:
+            if head_dim is not None:
+                told.config.head_dim = head_dim
             config = type(told.config).from_dict(told.config.to_dict())  # as it is read from a folder
             with torch.device("meta"):
                 stock = type(network)(config)
-        except Exception as error:  # its classes check what they are given, such as that heads divide the width
+        except Exception as error:  # its classes check what they are given, or have such a number as they compute it
             others.append(str(error).partition("\n")[0])
             continue
         other = other_shape(stock, network) or _other_shift(stock, network)

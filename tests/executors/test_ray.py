@@ -166,6 +166,22 @@ def test_the_controllers_answer_to_sigterm_stays(cluster):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+_TWO_CLUSTERS = """
+import os
+from kdnas.executors._ray_cluster import Cluster, Needs
+if __name__ == "__main__":
+    for _ in range(2):
+        Cluster("local", workers=1, needs=Needs(1.0, 0.0, {})).close()
+        del os.environ["RAY_AUTH_TOKEN"], os.environ["RAY_AUTH_MODE"]
+"""
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_program_that_used_ray_before_reaches_the_next_cluster():
+    subprocess.run([sys.executable, "-c", _TWO_CLUSTERS], check=True, timeout=120)
+
+
 _CONTROLLER = """
 import sys
 from kdnas.executors import EXECUTORS
