@@ -20,6 +20,7 @@ Shape = tuple[int, ...]
 
 _FVCORE_PRODUCTS = ("conv", "linear", "matmul", "addmm", "mm", "bmm", "einsum")
 _FUSED = "scaled_dot_product_attention"
+_ADDED = "baddbmm"
 
 
 def traced_macs(module: nn.Module, *inputs: Tensor) -> int:
@@ -41,7 +42,8 @@ def fvcore_macs(module: nn.Module, *inputs: Tensor) -> int:
     """Return the multiply-accumulates of `module(*inputs)` by fvcore's operator counts.
 
     A second opinion: its tracer is another one than torch's counter. Convolutions, linear layers and matrix products
-    count, and attention's two, for which it has no formula of its own where they are fused.
+    count, and products that it has no formula of its own for: attention's two where they are fused, and one that is
+    added to something, as BLOOM's attention does.
     """
     with whole_operators_taken_apart(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates the tracer that fvcore counts with
@@ -51,10 +53,15 @@ def fvcore_macs(module: nn.Module, *inputs: Tensor) -> int:
         def fused(taken: list[Any], given: list[Any]) -> int:
             return _attention(*map(get_shape, taken[:3])) // 2
 
-        analysis = FlopCountAnalysis(module, inputs).set_op_handle(f"aten::{_FUSED}", fused)
+        def added(taken: list[Any], given: list[Any]) -> int:
+            (batch, rows, inner), (*_, columns) = map(get_shape, taken[1:3])
+            return int(batch * rows * inner * columns)
+
+        analysis = FlopCountAnalysis(module, inputs)
+        analysis.set_op_handle(f"aten::{_FUSED}", fused, f"aten::{_ADDED}", added)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         counts = analysis.by_operator()
-    return int(sum(counts.get(operator, 0) for operator in (*_FVCORE_PRODUCTS, _FUSED)))
+    return int(sum(counts.get(operator, 0) for operator in (*_FVCORE_PRODUCTS, _FUSED, _ADDED)))
 
 
 def parameter_count(module: nn.Module) -> int:
