@@ -26,7 +26,7 @@ from kdnas.audit.sample import (
     stratified_sample,
     trials_of_scored,
 )
-from kdnas.controller.events import Event, Note, Observer
+from kdnas.controller.events import notes_to
 from kdnas.controller.preparation import Opened, prepare_study
 from kdnas.controller.site import Site
 from kdnas.controller.workers import start_executor, work_off
@@ -173,11 +173,6 @@ def limited(plan: AuditPlan, opened: Opened) -> AuditPlan:
     return plan if available is None else dataclasses.replace(plan, seeds=min(plan.seeds, available))
 
 
-def notes_to(notify: Notify) -> Observer:
-    """Return an observer that passes the texts of notes on to `notify`."""
-    return lambda event: notify(event.text) if isinstance(event, Note) else None
-
-
 def open_run(
     run: RunRecord,
     *,
@@ -214,10 +209,7 @@ def run_audit(
 ) -> RunRecord:
     """Do what is pending of `plan` and return the run with it. Whatever interrupts it, what was done is kept."""
 
-    def noted(event: Event) -> None:
-        if isinstance(event, Note) and not event.passing:
-            notify(event.text)
-
+    noted = notes_to(notify, passing=False)
     _begin(plan, opened.record)
     waiting = deque(pending(plan, opened.snapshot()))
     total = len(waiting)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdnas.audit.recipes import Vary, canonical, varied
-from kdnas.controller.events import Event, Note
+from kdnas.controller.events import notes_to
 from kdnas.controller.preparation import Opened
 from kdnas.controller.workers import start_executor, work_off
 from kdnas.core.arch import Arch
@@ -203,10 +203,7 @@ def run_comparison(
     path.parent.mkdir(exist_ok=True)
     _end_line(path)
 
-    def noted(event: Event) -> None:
-        if isinstance(event, Note) and not event.passing:
-            notify(event.text)
-
+    noted = notes_to(notify, passing=False)
     executor = start_executor(opened, noted)
     running: dict[str, Task] = {}
 

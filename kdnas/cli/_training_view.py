@@ -14,14 +14,15 @@ from kdnas.report.wording import duration
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from kdnas.core.objective import Quantity
     from kdnas.plan.training import Progress
 
 
 class TrainingLines:
-    """Prints one line a training that ended, with the time left by the pace so far."""
+    """Prints one line a training that ended, with its score and the time left by the pace so far."""
 
-    def __init__(self, console: Console):
-        self._console = console
+    def __init__(self, console: Console, score: Quantity):
+        self._console, self._score = console, score
         self._begun = time.monotonic()
         self.ended = 0
         self.failures: list[str] = []

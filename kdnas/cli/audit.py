@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kdnas.audit.auditing import Audited, AuditPlan, AuditTask
-    from kdnas.core.objective import Quantity
     from kdnas.record.records import RunRecord
 
 
@@ -118,7 +117,8 @@ def command(
 
 def _carry_out(plan: AuditPlan, workers: int | None, root_option: Path | None, console: Console) -> RunRecord:
     """Train what is pending and write the report anew; return the run."""
-    from kdnas.audit.auditing import limited, notes_to, open_run, run_audit
+    from kdnas.audit.auditing import limited, open_run, run_audit
+    from kdnas.controller.events import notes_to
     from kdnas.controller.site import site_of
     from kdnas.errors import KdnasError, RunError
     from kdnas.record.front import most_often
@@ -173,10 +173,6 @@ def _restate(plan: AuditPlan) -> RunRecord:
 
 class _Progress(TrainingLines):
     """Prints the trainings of an audit as they end."""
-
-    def __init__(self, console: Console, score: Quantity):
-        super().__init__(console)
-        self._score = score
 
     def __call__(self, event: Audited) -> None:
         """Print `event`."""

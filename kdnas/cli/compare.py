@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from kdnas.audit.comparing import Compared, Comparison, Comparisons
     from kdnas.controller.preparation import Opened
-    from kdnas.core.objective import Quantity
 
 Varies = Annotated[
     list[str],
@@ -97,16 +96,13 @@ def command(
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():  # of a user's module too
             from kdnas.audit.comparing import plan_comparison
-            from kdnas.controller.events import Event, Note
+            from kdnas.controller.events import notes_to
             from kdnas.session import opened_study
             from kdnas.workshop import opening
 
             root = opening.data_root(data_root).resolve()
 
-            def observe(event: Event) -> None:
-                if isinstance(event, Note):
-                    _notify(console, event.text)
-
+            observe = notes_to(lambda text: _notify(console, text))
             with opened_study(loaded, folder, data_root=root, observe=observe) as opened:
                 comparison = plan_comparison(
                     opened, pick or [], varies, seeds=seeds, epochs=epochs, data_fraction=data_fraction
@@ -162,10 +158,6 @@ def _notify(console: Console, line: str) -> None:
 
 class _Progress(TrainingLines):
     """Prints the trainings of a comparison as they end."""
-
-    def __init__(self, console: Console, score: Quantity):
-        super().__init__(console)
-        self._score = score
 
     def __call__(self, event: Compared) -> None:
         """Print `event`."""

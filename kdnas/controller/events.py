@@ -115,6 +115,11 @@ Event = Note | Ready | TrialStarted | Advanced | TrialEnded | SearchEnded | Repe
 Observer = Callable[[Event], None]
 
 
+def notes_to(notify: Callable[[str], None], *, passing: bool = True) -> Observer:
+    """Return an observer that passes the texts of notes on to `notify`, those of `passing` ones where that is asked."""
+    return lambda event: notify(event.text) if isinstance(event, Note) and (passing or not event.passing) else None
+
+
 def plain_event(event: Event) -> dict[str, Any]:
     """Return an event as data for JSON: its kind as `event`, and its fields but `run`, which the run folder holds."""
     known = {field.name: _plain(getattr(event, field.name)) for field in fields(event) if field.name != "run"}

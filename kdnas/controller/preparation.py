@@ -13,10 +13,10 @@ import torch
 from kdnas.controller.events import Note, Observer
 from kdnas.controller.site import Site
 from kdnas.core.arch import Arch
-from kdnas.core.objective import breaches, score_named
+from kdnas.core.objective import breaches
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
-from kdnas.errors import ConfigError, Problem, RunFolderError
+from kdnas.errors import RunFolderError
 from kdnas.executors import EXECUTORS
 from kdnas.faults import reach
 from kdnas.machine import usable_cores
@@ -235,7 +235,6 @@ def examine(study: LoadedStudy, evaluator: Evaluator) -> Examined:
     that no student meets.
     """
     stated = study.config
-    _check_objectives(stated, evaluator)
 
     def priced(config: StudyConfig) -> list[PricedArch]:
         seed = derive_seed(config.seed, "feasibility")
@@ -275,14 +274,6 @@ def _extremes(sample: list[PricedArch]) -> dict[str, Arch]:
         return {}
     by_macs = sorted(sample, key=lambda candidate: candidate.costs["macs"])
     return {"the smallest student": by_macs[0].arch, "the largest student": by_macs[-1].arch}
-
-
-def _check_objectives(config: StudyConfig, evaluator: Evaluator) -> None:
-    """Raise ConfigError where an objective is the score of a task that the data do not ask."""
-    scores = [name for name in evaluator.quantities if score_named(name) is not None]
-    unknown = [name for name in config.objectives if score_named(name) is not None and name not in scores]
-    if unknown:
-        raise ConfigError(Problem("objectives", f"the data ask nothing that {unknown[0]} scores", ", ".join(scores)))
 
 
 def _check_measured(config: StudyConfig, evaluator: Evaluator, sample: list[PricedArch]) -> None:

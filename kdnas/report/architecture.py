@@ -15,11 +15,12 @@ from kdnas.core.words import capitalised, counted
 from kdnas.plugins import short_name
 
 _FAMILIES = {
-    "resnet": "residual network",
-    "mobilenet": "inverted residual network",
-    "vit": "vision transformer",
-    "bert": "text encoder",
-    "gpt": "text decoder",
+    "resnet": ("residual network", "residual networks"),
+    "mobilenet": ("inverted residual network", "inverted residual networks"),
+    "vit": ("vision transformer", "vision transformers"),
+    "bert": ("text encoder", "text encoders"),
+    "gpt": ("text decoder", "text decoders"),
+    "derived": ("network cut out of the teacher", "networks cut out of the teacher"),
 }
 _STAGE = re.compile(r"stage(\d+)\.(.+)")
 _BLOCK, _GAP, _TALLEST, _LOWEST, _TOP, _LABEL = 13.0, 16.0, 46.0, 7.0, 12.0, 15.0
@@ -44,16 +45,12 @@ class Stage:
 
 def family_in_words(family: str) -> str:
     """Return what students of a family are, in the singular."""
-    return (
-        "network cut out of the teacher"
-        if family == "derived"
-        else _FAMILIES.get(family, f"network of {short_name(family)}")
-    )
+    return _FAMILIES[family][0] if family in _FAMILIES else f"network of {short_name(family)}"
 
 
 def families_in_words(family: str) -> str:
     """Return what students of a family are, in the plural."""
-    return f"{_FAMILIES[family]}s" if family in _FAMILIES else f"networks of {short_name(family)}"
+    return _FAMILIES[family][1] if family in _FAMILIES else f"networks of {short_name(family)}"
 
 
 def stages_of(arch: Arch) -> tuple[Stage, ...]:

@@ -357,6 +357,12 @@ def task_kind(task: str | None, data: Member | None) -> str:
     return task or (Data if data is None else kind_of(data.type)).poses
 
 
+def trains_here(plain: Mapping[str, Any]) -> bool:
+    """Whether the evaluator of a plain study is the one that trains students here."""
+    evaluator = Member.spelled_out(plain.get("evaluator", DISTIL))
+    return isinstance(evaluator, dict) and evaluator.get("type") == DISTIL
+
+
 def task_named(plain: Mapping[str, Any]) -> str:
     """Return the kind of work of the plain data of a study or of a train.yaml, which need not be sound."""
     task, data = plain.get("task"), Member.spelled_out(plain.get("data"))
@@ -502,8 +508,7 @@ class StudyConfig(Section):
         if not isinstance(value, dict) or not isinstance(value.get("space"), dict):
             return value
         if "start" not in value:
-            trains = Member.spelled_out(value.get("evaluator", DISTIL))
-            if not isinstance(trains, dict) or trains.get("type") != DISTIL:
+            if not trains_here(value):
                 return value
             value = {**value, "start": "inherited"}
         training, tuned = value.get("training", {}), value.get("tune", {})

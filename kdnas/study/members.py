@@ -31,6 +31,7 @@ from kdnas.study.config import (
     StudyConfig,
     TeacherConfig,
     task_named,
+    trains_here,
 )
 from kdnas.training.recipe import LossTerm, training_for
 
@@ -226,14 +227,15 @@ def _objectives(data: Mapping[str, Any]) -> Iterator[Problem]:
     names = data.get("objectives", list(StudyConfig.model_fields["objectives"].default))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return
-    known = [*SCORES, *_cost_names(data), *_completions(data)]
+    costs, completed = _cost_names(data), _completions(data)
+    known = [*SCORES, *costs, *completed.values()]
     for index, name in enumerate(names):
         if name not in known and score_named(name) not in OF_CLASSES:
             yield Problem(f"objectives.{index}", f"no quantity is called {name!r}", ", ".join(known))
         elif name in names[:index]:
             yield Problem(f"objectives.{index}", f"{name!r} stands twice")
-    for index, name in enumerate(_completions(data)):
-        if name in (*SCORES, *_cost_names(data)):
+    for index, name in completed.items():
+        if name in (*SCORES, *costs):
             yield Problem(
                 f"final.completions.{index}.name", f"{name!r} is the name of another quantity", "a name of its own"
             )
@@ -248,23 +250,23 @@ def _objectives(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(f"objectives.{place}", what, ", ".join(own))
 
 
-def _completions(data: Mapping[str, Any]) -> list[str]:
-    """Return the names of what students complete, where they are trained here."""
-    final, trains = data.get("final"), Member.spelled_out(data.get("evaluator", DISTIL))
+def _completions(data: Mapping[str, Any]) -> dict[int, str]:
+    """Return by their places the names of what students complete, where they are trained here."""
+    final = data.get("final")
     stated = final.get("completions") if isinstance(final, dict) else None
-    if not isinstance(stated, list) or not isinstance(trains, dict) or trains.get("type") != DISTIL:
-        return []
-    found = []
-    for one in stated:
+    if not isinstance(stated, list) or not trains_here(data):
+        return {}
+    found = {}
+    for place, one in enumerate(stated):
         with contextlib.suppress(pydantic.ValidationError):  # the schema has reported it
-            found.append(Completions.model_validate(one).name)
+            found[place] = Completions.model_validate(one).name
     return found
 
 
 def _scores_of_data(data: Mapping[str, Any]) -> tuple[Quantity, ...]:
     """Return what kdnas can score students by on the study's data; empty where the kind of data set leaves it open."""
-    trains, section = Member.spelled_out(data.get("evaluator", DISTIL)), DataConfig.spelled_out(data.get("data"))
-    if not isinstance(trains, dict) or trains.get("type") != DISTIL or not isinstance(section, dict):
+    section = DataConfig.spelled_out(data.get("data"))
+    if not trains_here(data) or not isinstance(section, dict):
         return ()
     return kind_of(str(section.get("type"))).scores
 

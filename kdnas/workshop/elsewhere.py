@@ -28,7 +28,7 @@ from kdnas.study.config import StudyConfig
 from kdnas.study.spaces import arch_of
 from kdnas.training.packing import Packing
 from kdnas.training.recipe import Recipe
-from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, Notify, Progress, names, open_evaluator
+from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, Notify, names, open_evaluator, silent
 from kdnas.workshop.evaluators.distil import Distil
 from kdnas.workshop.jobs import Job
 from kdnas.workshop.latency_table import TablePrices
@@ -36,10 +36,6 @@ from kdnas.workshop.numerics import settled_config
 from kdnas.workshop.opening import Sources, resolve_device
 
 T = TypeVar("T")
-
-
-def _silent(line: object) -> None:
-    """Ignore a line."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ class ErrandPlan:
     """The run's lock file as it was when the controller began, None where there was none."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "context", dataclasses.replace(self.context, notify=_silent))
+        object.__setattr__(self, "context", dataclasses.replace(self.context, notify=silent))
 
     def __call__(self) -> ErrandRunner:
         """Return the worker's."""
@@ -96,8 +92,7 @@ class ErrandRunner:
     def __init__(self, plan: ErrandPlan):
         self._plan = plan
         self._evaluator: Distil | None = None
-        self.notify: Notify = _silent
-        self.progress: Progress = _silent
+        self.notify: Notify = silent
 
     def __call__(self, errand: Errand) -> Answer:
         """Return what came of it; foreseen errors are part of the answer."""
@@ -208,7 +203,7 @@ class DistilElsewhere(Evaluator):
 
     def differences(self, locked: Lock) -> list[str]:
         """Return in words in what that machine differs from the run's."""
-        return self._done("comparing machines", operator.methodcaller("differences", locked))
+        return self.done("comparing machines", operator.methodcaller("differences", locked))
 
     def arch(self, assignment: Mapping[str, Scalar]) -> Arch:
         """Return the arch that a full assignment stands for, as the family spells it."""
@@ -230,25 +225,25 @@ class DistilElsewhere(Evaluator):
 
     def facts(self) -> Findings:
         """Have the teachers checked and measured, and the measured costs calibrated."""
-        found = self._done("measuring the teachers", operator.methodcaller("facts"))
+        found = self.done("measuring the teachers", operator.methodcaller("facts"))
         self.calibrate(found.calibrations)
         return found
 
     def try_out(self, students: Mapping[str, Arch]) -> None:
         """Have every loss of the recipe tried on the teachers and these students."""
-        self._done("trying the losses", operator.methodcaller("try_out", dict(students)))
+        self.done("trying the losses", operator.methodcaller("try_out", dict(students)))
 
     def check_recipe(self, recipe: Recipe, arch: Arch) -> None:
         """Have every loss of `recipe` tried on the teachers and on the student `arch`."""
-        self._done("trying the losses", operator.methodcaller("check_recipe", recipe, arch))
+        self.done("trying the losses", operator.methodcaller("check_recipe", recipe, arch))
 
     def keep(self) -> None:
         """Have what was found out once written, and get it into the run folder."""
-        self._fetch(self._done("keeping what was found out", _kept))
+        self._fetch(self.done("keeping what was found out", _kept))
 
     def prepare(self) -> SupernetRecord | None:
         """Have the run's supernet trained and its block library made, and get them into the run folder."""
-        self.supernet, self.library, places = self._done("preparing", partial(_prepared, self.supernet))
+        self.supernet, self.library, places = self.done("preparing", partial(_prepared, self.supernet))
         self._fetch(places)
         return self.supernet
 
@@ -258,34 +253,31 @@ class DistilElsewhere(Evaluator):
 
     def measure(self, arch: Arch) -> dict[str, Measurement]:
         """Have the measured costs of `arch` taken, built anew."""
-        return self._done("measuring a student", operator.methodcaller("measure", arch))
+        return self.done("measuring a student", operator.methodcaller("measure", arch))
 
     def at_once(self) -> Packing:
         """Have it measured how many students pay on a worker's device."""
-        return self._done("measuring students at once", operator.methodcaller("at_once"))
+        return self.done("measuring students at once", operator.methodcaller("at_once"))
 
     def check(self, trial: TrialRecord) -> None:
         """Have the record of a finalist compared with the student itself."""
-        self._done("checking a finalist", operator.methodcaller("check", trial))
+        self.done("checking a finalist", operator.methodcaller("check", trial))
 
     def teacher_test_score(self) -> float | None:
         """Return the teacher's score on the test split."""
-        return self._done("testing the teacher", operator.methodcaller("teacher_test_score"))
+        return self.done("testing the teacher", operator.methodcaller("teacher_test_score"))
 
     def teacher_further(self) -> Mapping[str, float]:
         """Return what else is known of how good the teacher is on the test split, by name."""
-        return self._done("testing the teacher", operator.methodcaller("teacher_further"))
+        return self.done("testing the teacher", operator.methodcaller("teacher_further"))
 
-    def done(self, what: str, do: Callable[[Evaluator], T]) -> T:
+    def done(self, what: str, do: Callable[[Any], T]) -> T:
         """Return `do` of the evaluator that a worker has open."""
-        return self._done(what, do)
-
-    def _done(self, what: str, do: Callable[[Any], T]) -> T:
         return self._ask(what, do, self.calibrations)
 
     def __call__(self, job: Job) -> Result:
         """Have one job done."""
-        return self._done("a training", operator.methodcaller("__call__", job))
+        return self.done("a training", operator.methodcaller("__call__", job))
 
 
 def _kept(evaluator: Distil) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from kdnas.errors import RunFolderError
-from kdnas.record.run_folder import write_text
+from kdnas.record.run_folder import locked, write_text
 from kdnas.store import NO_STORE, Store
 
 _GUARD = ".worker"
@@ -143,17 +143,19 @@ def _make_room(runs: Path) -> None:
 
     All that is in them is in the run's store, or is made again.
     """
-    found = sorted(((_last_used(folder), folder) for folder in runs.iterdir() if folder.is_dir()), reverse=True)
+    found = sorted(((_last_used(folder), folder) for folder in runs.iterdir()), reverse=True)
     kept = 0
     for used, folder in found:
-        kept += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        if time.time() - used > _KEPT_S or kept > _KEPT_BYTES:
-            with contextlib.suppress(OSError), (folder / _GUARD).open("a") as guard:
-                fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
+        with contextlib.suppress(OSError):  # other workers write there, and remove folders themselves
+            kept += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            if time.time() - used > _KEPT_S or kept > _KEPT_BYTES:
+                with (folder / _GUARD).open("a") as guard:
+                    if locked(guard):
+                        shutil.rmtree(folder)
 
 
 def _last_used(folder: Path) -> float:
-    with contextlib.suppress(OSError):
-        return (folder / _GUARD).stat().st_mtime
-    return folder.stat().st_mtime
+    for path in (folder / _GUARD, folder):
+        with contextlib.suppress(OSError):
+            return path.stat().st_mtime
+    return 0.0

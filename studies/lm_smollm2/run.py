@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from cells import CELLS, FILES, Cell
-from summary import write_tables
+from summary import share_right, write_tables
 from teacher import write_teacher
 from torch import nn
 
@@ -79,7 +79,7 @@ def _file(arguments: argparse.Namespace, cell: Cell) -> Path:
 
 
 def _line(record: dict[str, Any]) -> str:
-    found = {name: one["normalised"] or one["accuracy"] for name, one in record["completed"].items()}
+    found = {name: share_right(one)[0] for name, one in record["completed"].items()}
     words = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
     return (
         f"{record['params'] / 1e6:.1f} M, {record['tokens']:,} tokens, perplexity {record['perplexity']:.1f}; {words}"

@@ -65,11 +65,11 @@ def _table(scale: tuple[int, ...], records: Sequence[Record]) -> list[str]:
 def _share(found: Record | None) -> str:
     if found is None:
         return ""
-    right, count = _right(found)
+    right, count = share_right(found)
     return f"{100 * right:.1f} ± {_half(right, count):.1f}"
 
 
-def _right(found: Record) -> tuple[float, int]:
+def share_right(found: Record) -> tuple[float, int]:
     """Return the share that is right, of endings by the likelihood of a byte, and of how many items."""
     return found["accuracy"] if found["normalised"] is None else found["normalised"], found["count"]
 
@@ -86,7 +86,7 @@ def _kept(one: Record, teacher: Record | None) -> float | None:
         return None
     above = []
     for record in (one, teacher):
-        rights = [_right(record["completed"][name])[0] for name in _ABOVE]
+        rights = [share_right(record["completed"][name])[0] for name in _ABOVE]
         above.append(math.fsum(right - CHANCE[name] for right, name in zip(rights, _ABOVE, strict=True)))
     return above[0] / above[1] if above[1] > 0 else None
 
@@ -96,8 +96,8 @@ def _kept_in_words(one: Record, teacher: Record | None) -> str:
     kept = _kept(one, teacher)
     if kept is None or one is teacher:
         return ""
-    halves = [_half(*_right(one["completed"][name])) for name in _ABOVE]
-    above = math.fsum(100 * (_right(teacher["completed"][name])[0] - CHANCE[name]) for name in _ABOVE)
+    halves = [_half(*share_right(one["completed"][name])) for name in _ABOVE]
+    above = math.fsum(100 * (share_right(teacher["completed"][name])[0] - CHANCE[name]) for name in _ABOVE)
     return f"{100 * kept:.0f} ± {100 * math.hypot(*halves) / above:.0f} %"
 
 

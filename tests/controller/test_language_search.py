@@ -139,6 +139,8 @@ def test_completions_are_objectives_where_a_study_names_them(folder: Path) -> No
 def test_a_completion_cannot_be_called_like_another_quantity(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"final\.completions\.0\.name.*'params' is the name of another quantity"):
         load_study(folder, ["final.completions=[{file: last.jsonl, name: params}]"])
+    with pytest.raises(ConfigError, match=r"final\.completions\.1\.name.*'params' is the name of another quantity"):
+        load_study(folder, ["final.completions=[{file: last.jsonl, first: 0}, {file: last.jsonl, name: params}]"])
     with pytest.raises(ConfigError, match=r"no quantity is called 'words'.*last, questions"):
         load_study(folder, ["objectives=[perplexity, words]"])
 

@@ -8,7 +8,14 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from kdnas.core.arch import Arch
-from kdnas.report.architecture import architecture_drawing, architecture_in_words, architecture_lines, stages_of
+from kdnas.report.architecture import (
+    architecture_drawing,
+    architecture_in_words,
+    architecture_lines,
+    families_in_words,
+    family_in_words,
+    stages_of,
+)
 
 RESNET = Arch.of(
     "resnet",
@@ -75,3 +82,16 @@ def test_boxes_are_as_tall_as_their_channels():
     heights = [float(low) - float(top) for top, low in ends]
     assert len(boxes) == 1 + 2 + 6  # of nine blocks six are drawn, the label has the number
     assert heights[-1] / heights[1] == pytest.approx(64 / 16, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("family", "one", "many"),
+    [
+        ("resnet", "residual network", "residual networks"),
+        ("derived", "network cut out of the teacher", "networks cut out of the teacher"),
+        ("my_family.py:Tiny", "network of my_family.py:Tiny", "networks of my_family.py:Tiny"),
+    ],
+)
+def test_a_family_is_named_in_the_singular_and_the_plural(family: str, one: str, many: str) -> None:
+    assert family_in_words(family) == one
+    assert families_in_words(family) == many

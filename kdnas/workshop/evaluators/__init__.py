@@ -40,7 +40,7 @@ Progress = Callable[[float], None]
 """Takes the share of a job that is done, in [0, 1]."""
 
 
-def _silent(line: object) -> None:
+def silent(line: object) -> None:
     """Ignore a line."""
 
 
@@ -61,7 +61,7 @@ class EvaluatorContext:
     """The run's supernet: None until `Evaluator.prepare` has trained it."""
     made_on: MadeOn = field(default_factory=MadeOn)
     """What the run was made on, as far as it has begun."""
-    notify: Notify = _silent
+    notify: Notify = silent
     store: Store = NO_STORE
     """What machines that share no folder share."""
     run: str = ""
@@ -117,7 +117,7 @@ class Evaluator(ABC):
         self.library: BlockLibrary | None = None
         """The run's block library: None until `prepare` has made it, and where the study asks for none."""
         self.notify = context.notify
-        self.progress: Progress = _silent
+        self.progress: Progress = silent
 
     @property
     @abstractmethod
@@ -275,7 +275,7 @@ class Workplan:
 
     def __post_init__(self) -> None:
         made_on = replace(self.context.made_on, reader="worker")
-        object.__setattr__(self, "context", replace(self.context, notify=_silent, made_on=made_on))
+        object.__setattr__(self, "context", replace(self.context, notify=silent, made_on=made_on))
 
     def __call__(self) -> Evaluator:
         """Return the worker's evaluator."""
