@@ -155,7 +155,7 @@ def show_anatomy(
         typer.Option(
             "--importance",
             metavar="activation|taylor|l1",
-            help="Measure on 512 training samples how much each block and unit matters.",
+            help="Measure on training samples how much each block and unit matters.",
             show_default=False,
         ),
     ] = None,

@@ -44,9 +44,12 @@ from kdnas.students._cut_choices import Bounds, CutChoices, Granularity, Options
 
 _SAMPLES = 512
 """More change no order (Muralidharan et al., "Minitron", NeurIPS 2024)."""
+_MACS = 1_000_000_000_000
+"""Unless stated, the teacher multiplies no more often to read them all: some 10 to 30 seconds of one core."""
 _BATCH = 64
 _FEWEST, _VALUES = 64, 1 << 24
-"""Samples that are run at once have no more values than that, but are so many: large images have many places each."""
+"""Unless stated, no fewer samples. Those that are run at once have no more values than that, but are so many: large
+images have many places each."""
 _EXAMPLES = 2
 
 
@@ -126,8 +129,8 @@ class Derived(StudentFamily):
         block_importance: How blocks are ranked: by how far they turn what flows through them, or evenly spaced.
         reconstruct: Whether what stays of a layer's weights makes up for what is gone, as well as it can; else batch
             norms alone are estimated anew.
-        samples: How many training samples are used for that and to rank units and blocks; fewer where they take a large
-        teacher long.
+        samples: How many training samples are used for that and to rank units and blocks; None: 512, and fewer, at
+            least 64, where the teacher takes more than 1e12 multiply-accumulates to read so many.
     """
 
     derived = True
@@ -151,7 +154,7 @@ class Derived(StudentFamily):
         importance: Method = "activation",
         block_importance: Literal["influence", "even"] = "influence",
         reconstruct: bool = True,
-        samples: Annotated[int, Field(ge=8)] = _SAMPLES,
+        samples: Annotated[int, Field(ge=8)] | None = None,
     ):
         super().__init__(context)
         stated = {"depth": depth, "width": width, "inner": inner, "heads": heads}
@@ -162,7 +165,7 @@ class Derived(StudentFamily):
         self._method: Method = importance
         self._block_importance: Literal["influence", "even"] = block_importance
         self._reconstruct = reconstruct
-        self._samples = samples
+        self._stated_samples = samples
         self._sizes_of = lru_cache(maxsize=4096)(self._sizes)
         if isinstance(context.outline, Outline):
             self.anatomy, self._costs = context.outline.anatomy, context.outline.costs
@@ -211,6 +214,15 @@ class Derived(StudentFamily):
     def _place(self) -> str:
         """Where that is in the teacher's module, and in every student's."""
         return next(name for name, part in self.ancestor().module.named_modules() if part is self.network)
+
+    @cached_property
+    def _samples(self) -> int:
+        """How many training samples the teacher is shown."""
+        if self._stated_samples is not None:
+            return self._stated_samples
+        network, example = self._opened
+        macs = max(traced_macs(network, *in_order(example, 1)), 1)
+        return min(max(_MACS // macs, _FEWEST), _SAMPLES)
 
     @cached_property
     def calibration(self) -> Calibration:

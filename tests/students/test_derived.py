@@ -20,7 +20,7 @@ from kdnas.nn.normalise import Normalised
 from kdnas.nn.taps import Taps, find_stages, stage_names
 from kdnas.nn.teacher import Teacher
 from kdnas.nn.tracing import parameter_count, traced_macs
-from kdnas.students import STUDENTS, FamilyContext
+from kdnas.students import STUDENTS, FamilyContext, derived
 from kdnas.teachers._fitted import Fitted
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "nn" / "anatomy"))
@@ -311,3 +311,23 @@ def test_odd_teachers_are_cut_as_far_as_they_can_be_and_the_rest_is_said(kind):
     if kind == "a buffer of fixed size":  # what is multiplied by it stays whole, with the reason
         assert family.anatomy.uncut
         assert all(part.why for part in family.anatomy.uncut)
+
+
+def test_a_teacher_that_is_dear_to_read_is_shown_fewer_samples(monkeypatch):
+    network, task = case("timm:mobilenetv3_small_050")
+    shown = []
+
+    def asked(**options):
+        family = family_of(network, task, **options)
+        draw = family.context.samples
+        family.context = dataclasses.replace(family.context, samples=lambda count: shown.append(count) or draw(count))
+        _ = family.anatomy
+        return shown.pop()
+
+    assert asked() == 512
+    macs = traced_macs(network, torch.zeros(1, 3, 32, 32))
+    monkeypatch.setattr(derived, "_MACS", 100 * macs + 1)
+    assert asked() == 100
+    monkeypatch.setattr(derived, "_MACS", 10 * macs)
+    assert asked() == 64
+    assert asked(samples=30) == 30

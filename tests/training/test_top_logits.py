@@ -55,3 +55,10 @@ def test_a_large_gap_does_not_overflow():
     back = restored(*truncated(values, 2), 4)
     assert torch.isfinite(back).all()
     assert truncation_error(values, 2) == pytest.approx(0, abs=1e-6)
+
+
+def test_what_never_comes_has_no_part_in_the_others_mass():
+    values = torch.tensor([[3.0, 1.0, 0.5, -math.inf], [2.0, 1.0, -math.inf, -math.inf]])
+    kept, _ = truncated(values, 2)
+    expected = torch.tensor([0.5 - math.log(2.0), -math.inf])
+    assert torch.allclose(kept[:, -1], expected)
