@@ -182,7 +182,7 @@ final:
   # epochs: 30  # as in `training` unless stated
   until: flat  # doubles these epochs until twice as many give less than 1 point more; or `epochs`: no more than those
   max_epochs: 200
-  control: true  # the picked student is also trained once without its teacher: what does distillation add?
+  control: true  # the picked student is also trained once on labels alone: what does distillation add?
   data_fraction: 1.0
   max_students: 8
   attempts: 2  # a retraining that failed so often is given up

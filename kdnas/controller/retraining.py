@@ -213,7 +213,7 @@ class Retraining:
         return result
 
     def uncontrolled(self) -> TrialRecord | None:
-        """Return the picked student, where the study wants it trained without its teacher too and it is not yet."""
+        """Return the picked student, where the study wants it trained on labels alone too and it is not yet."""
         run = self._opened.snapshot()
         if (
             not self._config.final.control
@@ -228,21 +228,21 @@ class Retraining:
         return None if picked.trial.number in known else picked.trial
 
     def control(self, executor: Executor[Job, Result], trial: TrialRecord) -> None:
-        """Train the student of `trial` without its teacher; a failure is recorded, and not tried again."""
+        """Train the student of `trial` on labels alone; a failure is recorded, and not tried again."""
         self.did_something = True
         student = f"student {trial.arch.arch_id}"
-        self._observe(Note(f"training {student} once without its teacher, to measure what distillation adds"))
+        self._observe(Note(f"training {student} once on labels alone, to measure what distillation adds"))
         job = control_job(self._config, trial.number, trial.arch, trial.tuned, self._larger_of_first(trial))
         try:
             result = self._alone(executor, "control", job, self._config)
         except TrialError as error:
             self._record.add_control(Control(trial.number, None, None, job.fidelity, failure=str(error)))
-            self._observe(Note(f"{student} could not be trained without its teacher: {error}"))
+            self._observe(Note(f"{student} could not be trained on labels alone: {error}"))
             return
         score = self._opened.run.score
         value = result.values[score.name]
         self._record.add_control(Control(trial.number, value, result.test, job.fidelity, result.train_seconds))
-        self._observe(Note(f"{student} without its teacher: {score.name} {score.shown(value)}"))
+        self._observe(Note(f"{student} on labels alone: {score.name} {score.shown(value)}"))
 
     def _larger_of_first(self, trial: TrialRecord) -> LargerStudent | None:
         """Return the student that the first retraining of `trial` was cut out of, where it was cut out of one."""

@@ -79,7 +79,7 @@ def _scores(card: StudentCard, score: Quantity) -> str:
         these += f", {weights.chosen_by}." if weights.chosen_by else "."
     if card.control is not None:
         numbers = _of_splits(score, card.control.validation, card.control.test)
-        alone = f"\n\nTrained once without its teacher, by cross entropy alone and as long: {numbers}."
+        alone = f"\n\nTrained once on labels alone and as long: {numbers}."
     return f"## {capitalised(name)}\n\n{table}{these}{alone}\n{_further(card)}"
 
 

@@ -82,8 +82,8 @@ _FURTHER = "teachers."
 
 def fingerprints_of(teachers: Mapping[str, Teacher]) -> dict[str, str]:
     """Return the hashes of the teachers: `teacher` the first one's, `teachers.NAME` that of another."""
-    first, *others = teachers.items()
-    return {"teacher": first[1].fingerprint, **{_FURTHER + name: other.fingerprint for name, other in others}}
+    keys = ("teacher" if not place else f"{_FURTHER}{name}" for place, name in enumerate(teachers))
+    return {key: teacher.fingerprint for key, teacher in zip(keys, teachers.values(), strict=True)}
 
 
 def further_of(fingerprints: Mapping[str, str]) -> dict[str, str]:

@@ -88,7 +88,7 @@ def write_student(
     notify: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
     """Do what `export_student` does, and note nothing: the run's database need not be where this is done."""
-    run.sources()
+    _ = run.training_data
     repeat = best_repeat(run, member.trial)
     if formats is not None:
         check_formats(formats)
@@ -242,7 +242,7 @@ def load_student(run: RunRecord, member: FrontMember, *, data_root: Path) -> nn.
     0..255. Raises ConfigError when the student was not retrained, RunFolderError when its checkpoint is missing or
     damaged.
     """
-    run.sources()
+    _ = run.training_data
     repeat, arch = best_repeat(run, member.trial), member.trial.arch
     checkpoint = checkpoint_path(run, repeat), repeat.sha256, command_line("kdnas", "search", run.folder)
     family = family_of(run, data_root=data_root, cache=cache_dir())
@@ -316,7 +316,7 @@ def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: Data) ->
         quantities={name: _cost(run, member, name) for name in member.values if name != run.score.name},
         teacher=None if run.teacher is None else _teacher_card(run.teacher),
         further_teachers={name: _teacher_card(report) for name, report in run.lock.further_teachers.items()},
-        data=data_card(run.sources()[0].validation_fraction, run.config.seed, data),
+        data=data_card(run.training_data.validation_fraction, run.config.seed, data),
         limits=tuple(f"As it is, {why}." for why in doubts(run, member)),
     )
 

@@ -109,8 +109,8 @@ class TrainFile(Section):
     data: DataConfig
     data_fingerprint: str
     """Hash of the data's content."""
-    teachers: Annotated[dict[str, TeacherConfig], Field(min_length=1)]
-    """By name; a loss names by `of` the one whose outputs it learns."""
+    teachers: dict[str, TeacherConfig] = Field(default_factory=dict)
+    """By name; a loss names by `of` the one whose outputs it learns. None: no loss learns of a teacher."""
     teacher_fingerprint: str = ""
     """Hash of the first teacher's weights; empty: not checked."""
     teacher_answers: tuple[float, ...] = ()
@@ -196,7 +196,7 @@ def train_file_for(run: RunRecord, trial: TrialRecord, data: Data) -> TrainFile:
     Raises ConfigError when a tuned setting does not fit the recipe.
     """
     config = run.config
-    data_config, _ = run.sources()
+    data_config = run.training_data
     recipe = final_recipe(config, trial.tuned)
     return TrainFile(
         format_version=FORMAT_VERSION,

@@ -295,7 +295,7 @@ def _card(
             "macs": CostRecord(price.macs, "multiply-accumulates"),
             "params": CostRecord(price.params, "parameters"),
         },
-        teacher=TeacherCard(teacher.name, notes=teacher.notes),
+        teacher=None if teacher is None else TeacherCard(teacher.name, notes=teacher.notes),
         further_teachers={
             name: TeacherCard(each.name, notes=each.notes)
             for name, each in workshop.teachers.items()

@@ -72,7 +72,8 @@ def open_training(
     workshop = training_workshop(file, data_root=data_root, cache=cache, device=device, data=data, notify=notify)
     check_data(file, workshop.data)
     data, teachers = workshop.data, workshop.teachers
-    check_teacher(file, workshop.teacher)
+    if workshop.teacher is not None:
+        check_teacher(file, workshop.teacher)
     for name, was in file.further_fingerprints.items():
         check_hash(teachers[name], was, f"further_fingerprints.{name}")
     if not file.teacher_fingerprint:  # those of a study have been looked at when the study was opened

@@ -20,7 +20,7 @@ from kdnas.core.pick import Standard
 from kdnas.core.words import printable
 from kdnas.errors import ConfigError, Problem
 from kdnas.record.lock import Lock, SupernetRecord, TeacherReport
-from kdnas.study.config import DataConfig, Member, StudyConfig
+from kdnas.study.config import DataConfig, StudyConfig
 
 Mean = tuple[float, float | None]
 """The mean over retrainings, and half the width of Student's 95 % interval, None of one."""
@@ -317,12 +317,13 @@ class RunRecord:
         """Whether kdnas itself trained the students: a function of the user's may have, whatever data a study names."""
         return self.config.data is not None and self.lock.data.training_samples is not None
 
-    def sources(self) -> tuple[DataConfig, Member]:
-        """Return the sections `data` and `teacher`. Raises ConfigError where kdnas itself trained nothing."""
+    @property
+    def training_data(self) -> DataConfig:
+        """The section `data`. Raises ConfigError where kdnas itself trained nothing."""
         if not self.trains:
             what = f"{self.config.evaluator.type} trains no students here: there are no weights and no data"
             raise ConfigError(Problem("evaluator", what))
-        return self.config.sources()
+        return self.config.training_data
 
     @property
     def data_notes(self) -> tuple[str, ...]:

@@ -56,15 +56,17 @@ def what_was_searched(run: RunRecord) -> str:
     config = run.config
     names = [label(objective.name) for objective in run.objectives]
     objectives = f"{', '.join(names[:-1])} and {names[-1]}"
-    stated = " and ".join(bound_in_words(bound, run.score) for bound in run.constraints)
-    bounds = f", with {stated}" if stated else ""
+    limits = " and ".join(bound_in_words(bound, run.score) for bound in run.constraints)
+    bounds = f", with {limits}" if limits else ""
     classes = f" ({len(run.class_names)} classes)" if run.class_names else ""
     source = f"scored by the evaluator {short_name(config.evaluator.type)}"
-    if run.trains and config.data is not None and config.teacher is not None:
-        names = [report.name for report in run.teachers.values()] or [short_name(config.teacher.type)]
-        alone = "the teacher" if names[0] == "teacher" else f"the teacher {names[0]}"
-        teacher = alone if len(names) == 1 else f"the teachers {', '.join(names)}"
-        source = f"for the data set {short_name(config.data.type)}{classes}, distilled from {teacher}"
+    if run.trains and config.data is not None:
+        stated = [short_name(teacher.type) for teacher in config.teachers.values()]
+        names = [report.name for report in run.teachers.values()] or stated
+        alone = "the teacher" if names[:1] == ["teacher"] else f"the teacher {', '.join(names)}"
+        teachers = alone if len(names) == 1 else f"the teachers {', '.join(names)}"
+        how = f"distilled from {teachers}" if names else "trained without a teacher"
+        source = f"for the data set {short_name(config.data.type)}{classes}, {how}"
     return f"{_students_of(run)} {source}, for the best trade-off of {objectives}{bounds}."
 
 
@@ -174,7 +176,7 @@ def in_doubt(run: RunRecord, member: FrontMember) -> str:
 
 
 def control_in_words(run: RunRecord) -> str:
-    """Return what distillation adds to a student that was trained without its teacher too; empty where none was."""
+    """Return what distillation adds to a student that was trained on labels alone too; empty where none was."""
     members = {member.trial.number: member for member in front(run)}
     known = [control for control in run.controls if control.number in members and control.score is not None]
     if not known:
@@ -182,7 +184,7 @@ def control_in_words(run: RunRecord) -> str:
     control, score = known[-1], run.score
     member = members[control.number]
     assert control.score is not None
-    with_teacher = shown_interval(score, member.values[score.name], member.score_ci95)
+    distilled = shown_interval(score, member.values[score.name], member.score_ci95)
     gain = score.gain(member.values[score.name], control.score)
     adds = f"distillation {'improves' if gain > 0 else 'worsens'} it by {score.shown_points(abs(gain))}"
     if score.shown(control.score) == score.shown(member.values[score.name]):
@@ -192,8 +194,8 @@ def control_in_words(run: RunRecord) -> str:
         tested = shown_interval(score, member.test_score, member.test_score_ci95)
         on_test = f"; on the test split {score.shown(control.test_score)} and {tested}"
     return (
-        f"Control: student {member.trial.arch.arch_id} trained once without its teacher, by cross entropy alone and as "
-        f"long, has {label(score.name)} {score.shown(control.score)}, with it {with_teacher} ({adds}){on_test}."
+        f"Control: student {member.trial.arch.arch_id}, trained once on labels alone and as long, has "
+        f"{label(score.name)} {score.shown(control.score)}, distilled {distilled} ({adds}){on_test}."
     )
 
 

@@ -111,7 +111,7 @@ def front_document(run: RunRecord) -> dict[str, Any]:
     Keys: study, folder, finished (why the search ended, empty while it has not), retrained (true when scores are means
     over retrainings), objectives (name, unit, direction), constraints, reference_point, hypervolume (null while
     unknown), recommended (arch_id, rule, and doubts: why it may be none to recommend) or null, knee (arch_id, null
-    below three members), control (the student trained without its teacher) or null, teacher (name, accuracy,
+    below three members), control (the student trained on labels alone) or null, teacher (name, accuracy,
     test_accuracy, values) or null, and front: one record a student with trial, arch_id, accuracy_ci95, test_accuracy,
     test_accuracy_ci95, further (what else is known on the test split, by name: mean and ci95), rise_per_doubling (of
     the training, null where not known), seeds, values, tuned, arch, and indistinguishable_from (arch_ids whose score

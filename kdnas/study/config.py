@@ -500,6 +500,17 @@ class StudyConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def _labels_without_losses(cls, value: Any) -> Any:
+        """Let labels count in full where there is neither a teacher nor a loss, and no weight is stated."""
+        if not isinstance(value, dict) or value.get("teacher") is not None:
+            return value
+        distillation = value.get("distillation")
+        if not isinstance(distillation, dict) or distillation.get("losses") != [] or "task_weight" in distillation:
+            return value
+        return {**value, "distillation": {**distillation, "task_weight": 1.0}}
+
+    @model_validator(mode="before")
+    @classmethod
     def _start_of_what_is_cut(cls, value: Any) -> Any:
         """Let students that are cut out of their teacher begin with its weights, where no other start is stated.
 
@@ -548,17 +559,18 @@ class StudyConfig(Section):
         """Return the cost of this name with its options: the registry's, or the one whose type the study states."""
         return Member.model_validate({"type": name, **self.costs.get(name, {})})
 
-    def sources(self) -> tuple[DataConfig, TeacherConfig]:
-        """Return the sections `data` and `teacher`. Raises ConfigError where the study trains nothing itself."""
-        if self.data is None or self.teacher is None:
+    @property
+    def training_data(self) -> DataConfig:
+        """The section `data`. Raises ConfigError where the study trains nothing itself."""
+        if self.data is None:
             raise ConfigError(
                 Problem("evaluator", f"{self.evaluator.type} trains no students here: there are no weights and no data")
             )
-        return self.data, self.teacher
+        return self.data
 
     @property
     def teachers(self) -> dict[str, TeacherConfig]:
-        """The teachers by name, the first one first; none where the study trains nothing itself."""
+        """The teachers by name, the first one first; none where no loss learns of one, or nothing is trained here."""
         return {} if self.teacher is None else {self.teacher_name: self.teacher, **self.further_teachers}
 
     @property

@@ -82,8 +82,10 @@ def _nests(family: str) -> bool:
 def _no_ancestor(config: StudyConfig, space: SearchSpace) -> str:
     """Return why the teacher has no weights for students of `space`; empty where it may have some."""
     teacher = config.teacher
-    if teacher is None or registry_of("students").get(space.family).derived:
-        return ""
+    if config.evaluator.type != DISTIL or registry_of("students").get(space.family).derived:
+        return ""  # reported elsewhere, or of the teacher's own kind
+    if teacher is None:
+        return "the study has no teacher: no weights can be inherited"
     of = teacher.options.get("family") if teacher.type == "student" else None
     if of == space.family:
         return ""

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 
 from kdnas.core.objective import score_named
 from kdnas.errors import ConfigError, Problem
-from kdnas.plugins import short_name
-from kdnas.study.config import DerivedSpace, StudyConfig
+from kdnas.plugins import is_plugin, short_name
+from kdnas.study.config import DISTIL, DerivedSpace, StudyConfig
 from kdnas.training.recipe import ENSEMBLE, LEARNING, PEERS, RESERVED, SELF
 
 
 def teacher_problems(config: StudyConfig) -> list[Problem]:
     """Return what is wrong with whom the losses of `config` learn of; `where` is the dotted key."""
     distillation, names = config.distillation, list(config.teachers)
+    if not names and config.evaluator.type == DISTIL:
+        return _problems_without(config)
     terms = [term for term in distillation.losses if term.weight > 0]
     problems = [*_weight_problems(config), *_specialist_problems(config)]
     if len(names) < 2 and distillation.ensemble is None and all(term.of is None for term in terms):
@@ -49,6 +51,34 @@ def teacher_problems(config: StudyConfig) -> list[Problem]:
         ]
         if not any(how.weights.get(name, 0.0) > 0 for name in names):
             problems.append(Problem(where, "all of them are 0: nobody is listened to", f"one above 0 of {allowed}"))
+    return problems + _learning_problems(config)
+
+
+def _problems_without(config: StudyConfig) -> list[Problem]:
+    """Return what in a study that has no teacher asks for one."""
+    terms = list(enumerate(config.distillation.losses))
+    names, others = "peers, ema or self", "or `distillation: {losses: []}`, the labels alone"
+    if isinstance(config.space, DerivedSpace):
+        return [Problem("teacher", "is what students are cut out of, and it is not stated")]
+    if "losses" not in config.distillation.model_fields_set:
+        what = "is what students learn of unless losses say otherwise, and it is not stated"
+        return [Problem("teacher", what, f"a teacher; losses `of:` {names}; {others}")]
+    problems = [
+        Problem(
+            f"distillation.losses.{index}",
+            f"{short_name(term.type)} learns of a teacher, and the study has none",
+            f"a teacher; `of:` {names}; {others}",
+        )
+        for index, term in terms
+        if term.weight > 0 and term.of not in LEARNING
+    ]
+    if config.shares_weights:
+        what = "the networks of a supernet learn of a teacher, and the study has none"
+        problems.append(Problem("supernet", what, "a teacher, or rungs without `start: supernet`"))
+    proxy = config.training.proxy
+    if proxy is not None and proxy.type != "random" and not is_plugin(proxy.type):
+        what = f"{proxy.type} chooses samples by the features of a teacher, and the study has none"
+        problems.append(Problem("training.proxy", what, "random"))
     return problems + _learning_problems(config)
 
 

@@ -79,6 +79,7 @@ def check_losses(
     task, size = task_of(data.task), data.task.at_share(recipe.training.resolution_fraction).size
     with exact_arithmetic():
         teachers = by_name(teaching)
+        read_of = needs_by_teacher(recipe.distillation, teachers)
         whose = {
             name: _asked(
                 f"the teacher {each.name}",
@@ -89,7 +90,7 @@ def check_losses(
                 each.heads(data),
             )
             for name, each in teachers.items()
-            if name in needs_by_teacher(recipe.distillation, teachers)
+            if name in read_of
         }
         sides = []
         for name, network in students.items():

@@ -37,7 +37,7 @@ def resumed(lock: Lock, config: StudyConfig, here: Machine) -> Lock:
 
 def differences(lock: Lock, config: StudyConfig, device: torch.device) -> list[str]:
     """Return in words in what the machine of the run's `lock` differs from this one, as far as scores rest on it."""
-    if config.teacher is None:
+    if config.data is None:
         return []  # nothing is trained here
     training, before, now = config.training, lock.machine, this_machine()
     lines = []

@@ -137,11 +137,10 @@ class Sources:
     @classmethod
     def of_study(cls, config: StudyConfig, space: SearchSpace, folder: Path | None = None) -> Sources:
         """Return what a study names; `folder` is its run's. Raises ConfigError where it trains nothing itself."""
-        data, _ = config.sources()
         costs = {name: config.cost(name) for name in _named_costs(config)}
         kept = None if folder is None else folder / FAMILY_FILE
         return cls(
-            data,
+            config.training_data,
             config.teachers,
             space.family,
             config.seed,
@@ -373,9 +372,9 @@ class Workshop:
             training.keep()
 
     @property
-    def teacher(self) -> Teacher:
-        """The first teacher."""
-        return next(iter(self.teachers.values()))
+    def teacher(self) -> Teacher | None:
+        """The first teacher; None where no loss learns of one."""
+        return next(iter(self.teachers.values()), None)
 
     def _open_teacher(self, name: str) -> Teacher:
         sources, made_on, member = self.sources, self._made_on, self.sources.teachers[name]
@@ -638,7 +637,7 @@ def open_run(
 
     Its data are compared by the caller. Raises ConfigError where kdnas trained none of them.
     """
-    run.sources()
+    _ = run.training_data
     return Workshop(
         Sources.of_study(run.config, run.lock.space, run.folder),
         data_root=data_root,

@@ -36,11 +36,15 @@ def proxy_places(workshop: Workshop, proxy: Member, share: float, seed: int) -> 
     indices, data, teacher = workshop.train_indices, workshop.data, workshop.teacher
 
     def embedded() -> np.ndarray:
+        if teacher is None:
+            what = f"{short_name(proxy.type)} chooses by the features of a teacher, and there is none"
+            raise ConfigError(Problem(_KEY, what, "random, or a study with a teacher"))
         return features(teacher, Batches(teacher.given(data), indices, device=workshop.device))
 
     pool = Pool(data.train.targets[indices], share, seed, workshop.task, embedded)
     split = np.ascontiguousarray(indices, dtype=np.int64).tobytes()
-    facts = {"data": data.fingerprint, "split": hashlib.sha256(split).hexdigest(), "teacher": teacher.fingerprint}
+    whose = "" if teacher is None else teacher.fingerprint
+    facts = {"data": data.fingerprint, "split": hashlib.sha256(split).hexdigest(), "teacher": whose}
     return choose(proxy, pool, workshop.cache / "proxies", facts, workshop.store)
 
 

@@ -166,6 +166,7 @@ class RunSupernet:
         teacher, family, wanted = self._workshop.teacher, self._workshop.space.family, self._settings.inherit_teacher
         fitting = self._workshop.family.ancestor() is not None
         if wanted and not fitting:
+            assert teacher is not None  # a study that shares weights has one
             of = "of no student family" if teacher.arch is None else f"a {teacher.arch.family}"
             what = f"the teacher {teacher.name} is {of}, the students are {family}: no weights can be inherited"
             raise ConfigError(Problem("supernet.inherit_teacher", what, f"false, or a {family} as the teacher"))

@@ -35,7 +35,7 @@ def small(repository: Path, name: str, folder: Path) -> LoadedStudy:
     source = repository / "studies/kinds_of_distillation" / name
     study = yaml.safe_load((source / "study.yaml").read_text())
     study["training"] |= {**BRIEF, "precision": "float32"}
-    for teacher in study.get("teachers", {"teacher": study.get("teacher")}).values():
+    for teacher in study.get("teachers", {}).values():
         teacher["training"] |= BRIEF
     study["space"] = str((source / study["space"]).resolve())
     (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
@@ -92,6 +92,12 @@ def test_a_teacher_of_the_other_kind_is_given_its_own_samples(repository, root, 
     workshop, found = trained(small(repository, name, tmp_path), root, cache)
     given = [teacher.given(workshop.data) for teacher in workshop.teachers.values()]
     assert sum(data is not workshop.data for data in given) == 1
+    assert 0 <= found.score <= 1
+
+
+def test_students_learn_of_each_other_without_a_teacher(repository, root, cache, tmp_path):
+    workshop, found = trained(small(repository, "no_teacher", tmp_path), root, cache)
+    assert workshop.teacher is None
     assert 0 <= found.score <= 1
 
 

@@ -1,4 +1,4 @@
-"""The picked student without its teacher, and final trainings of the length at which a student's curve is flat."""
+"""The picked student on labels alone, and final trainings of the length at which a student's curve is flat."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(tmp_path_factory):
     return load_run(folder), command
 
 
-def test_the_picked_student_is_trained_without_its_teacher_once(run, capsys):
+def test_the_picked_student_is_trained_on_labels_alone_once(run, capsys):
     run, command = run
     (control,) = run.controls
     assert control.fidelity == run.config.final_fidelity
@@ -47,7 +47,7 @@ def test_the_picked_student_is_trained_without_its_teacher_once(run, capsys):
     assert json.loads(capsys.readouterr().out)["control"]["accuracy"] == control.score
     card = json.loads((run.folder / "export" / "student.json").read_text())["measured"]
     assert card["control"]["validation"] == control.score
-    assert "without its teacher" in (run.folder / "report.html").read_text()
+    assert "on labels alone" in (run.folder / "report.html").read_text()
 
 
 def test_the_length_that_was_found_is_that_of_every_final_training(run):

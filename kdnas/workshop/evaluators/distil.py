@@ -31,14 +31,12 @@ from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
 from kdnas.core.task import TaskSpec
 from kdnas.errors import ConfigError, Problem, RunError, RunFolderError, TeacherError, TrialError
-from kdnas.exporters import lacking_formats, may_lack
 from kdnas.nn.attention import attention_layers
 from kdnas.nn.taps import Output, example_inputs
 from kdnas.nn.teacher import Teacher, fingerprints_of
 from kdnas.nn.tracing import fvcore_macs, traced_macs
 from kdnas.nn.weights import save_weights
-from kdnas.plugins import short_name
-from kdnas.record.lock import Findings, SupernetRecord
+from kdnas.record.lock import Findings, SupernetRecord, TeacherReport
 from kdnas.record.records import Result, TrialRecord
 from kdnas.students.derived import Derived
 from kdnas.study.config import BLOCKS
@@ -56,6 +54,7 @@ from kdnas.training.teacher_cache import TeacherCache, drawing_error, truncation
 from kdnas.training.teacher_outputs import plan_of, views_key, why_live
 from kdnas.workshop.block_library import open_library
 from kdnas.workshop.evaluators import EVALUATORS, Evaluator, EvaluatorContext, attempted, names
+from kdnas.workshop.export_check import check_exports
 from kdnas.workshop.jobs import Job
 from kdnas.workshop.latency_table import TablePrices, learn_tables
 from kdnas.workshop.loss_check import check_losses
@@ -72,8 +71,6 @@ _MUCH = 100 << 20
 """Bytes on the disk from which on they are reported."""
 _DRAWS = 31
 """Random students whose median one stands for the space."""
-_CHOICES_TRIED = 8
-"""Choices that are cut alone to see which exports such a student has."""
 _STEPS_TIMED = 64
 """Steps in each of the two epochs that time a number of students."""
 
@@ -132,7 +129,7 @@ class _Part:
 class Distil(Evaluator):
     """Trains each student briefly with the teacher: from random, inherited or shared weights, or not at all."""
 
-    needs = ("data", "teacher", "family")
+    needs = ("data", "family")
     continues = True
 
     def __init__(self, context: EvaluatorContext):
@@ -157,7 +154,8 @@ class Distil(Evaluator):
             store=context.store,
         )
         if "inherited" in config.starts and self.workshop.family.ancestor() is None:
-            what = f"the teacher {self.workshop.teacher.name} has no weights for students of {self.space.family}"
+            of = "there is no teacher that" if (first := self.workshop.teacher) is None else f"the teacher {first.name}"
+            what = f"{of} has no weights for students of {self.space.family}"
             raise ConfigError(Problem("start", what, f"random, or a teacher of the family {self.space.family}"))
         if config.shares_weights:
             _ = self._run_supernet  # refused where the space has none
@@ -227,7 +225,7 @@ class Distil(Evaluator):
             task.samples: f"{len(workshop.train_indices):,} to train, {len(workshop.validation_indices):,} to score, "
             f"{len(workshop.data.test):,} to test; {_sizes(task)}",
             **({"data_notes": "; ".join(workshop.data_notes)} if workshop.data_notes else {}),
-            "teacher_opened": ", ".join(teacher.name for teacher in workshop.teachers.values()),
+            "teacher_opened": ", ".join(teacher.name for teacher in workshop.teachers.values()) or "none",
             "updates": updates_in_words(self.context.config, len(workshop.train_indices)),
         }
 
@@ -247,7 +245,7 @@ class Distil(Evaluator):
     @property
     def teacher_answers(self) -> tuple[float, ...]:
         """What the teacher answers to a few fixed samples."""
-        return self.workshop.teacher.answers
+        return () if self.workshop.teacher is None else self.workshop.teacher.answers
 
     @property
     def space(self) -> SearchSpace:
@@ -271,6 +269,38 @@ class Distil(Evaluator):
         """Check and measure the teachers, and calibrate the measured costs. Raises TeacherError."""
         workshop = self.workshop
         config, space, notify = self.context.config, self.space, self.context.notify
+        reports = self._reports()
+        teacher = reports.pop(config.teacher_name, None)
+        calibrated = {name: cost.calibrate(workshop.data.task) for name, cost in workshop.measured_costs.items()}
+        self.calibrate(
+            learn_tables(workshop.costs, space, workshop.family, calibrated, seed=config.seed, notify=notify)
+        )
+        if teacher is not None and workshop.teacher is not None:
+            costs = self._costs_of(workshop.teacher, teacher)
+            teacher = dataclasses.replace(teacher, values={**teacher.values, **costs})
+        chances = {name: fmean(item.chance for item in workshop.completions[name]) for name in self._completed}
+        chances |= workshop.worst_scores()
+        worst = chances.pop(workshop.task.spec.score.name)
+        return Findings(worst, workshop.describe_data(), teacher, self.calibrations, reports, chances)
+
+    def _costs_of(self, teacher: Teacher, report: TeacherReport) -> dict[str, float]:
+        """Return the study's costs of a teacher, and what it completes."""
+        workshop = self.workshop
+        whole = Price(round(report.values["macs"]), round(report.values["params"]))
+        return {
+            **workshop.cheap_costs(whole),
+            **{
+                name: cost.measure(teacher.module, teacher.given(workshop.data).task, self.calibrations[name]).value
+                for name, cost in workshop.measured_costs.items()
+            },
+            **workshop.completed(teacher.module, self._completed),
+        }
+
+    def _reports(self) -> dict[str, TeacherReport]:
+        """Return the teachers by name, checked and measured. Raises TeacherError."""
+        workshop, config, notify = self.workshop, self.context.config, self.context.notify
+        if workshop.teacher is None:
+            return {}
         if workshop.teacher.outputs == "rules":
             what = "rules know no label by themselves: the first teacher is one that does"
             raise TeacherError(Problem(f"teachers.{config.teacher_name}", what))
@@ -287,27 +317,10 @@ class Distil(Evaluator):
                 )
                 for name, teacher in workshop.teachers.items()
             }
-        reports = {
+        return {
             name: dataclasses.replace(report, notes=(*report.notes, *self._teacher_cache_notes(name)))
             for name, report in reports.items()
         }
-        teacher = reports.pop(config.teacher_name)
-        calibrated = {name: cost.calibrate(workshop.data.task) for name, cost in workshop.measured_costs.items()}
-        self.calibrate(
-            learn_tables(workshop.costs, space, workshop.family, calibrated, seed=config.seed, notify=notify)
-        )
-        whole = Price(round(teacher.values["macs"]), round(teacher.values["params"]))
-        first = workshop.teacher
-        costs = workshop.cheap_costs(whole) | {
-            name: cost.measure(first.module, first.given(workshop.data).task, self.calibrations[name]).value
-            for name, cost in workshop.measured_costs.items()
-        }
-        costs |= workshop.completed(first.module, self._completed)
-        teacher = dataclasses.replace(teacher, values={**teacher.values, **costs})
-        chances = {name: fmean(item.chance for item in workshop.completions[name]) for name in self._completed}
-        chances |= workshop.worst_scores()
-        worst = chances.pop(workshop.task.spec.score.name)
-        return Findings(worst, workshop.describe_data(), teacher, self.calibrations, reports, chances)
 
     def try_out(self, students: Mapping[str, Arch]) -> None:
         """Try every loss of the recipe on the teachers and these students, and whether they have the wanted exports.
@@ -319,7 +332,7 @@ class Distil(Evaluator):
         with torch.random.fork_rng(devices=[]):
             built = {name: workshop.build(arch) for name, arch in students.items()}
         check_losses(self.context.config.recipe, workshop.teachers, built, workshop.data, device=workshop.device)
-        self._check_exports()
+        check_exports(self.context.config.export.formats, workshop)
 
     def check_recipe(self, recipe: Recipe, arch: Arch) -> None:
         """Try every loss of `recipe` on the teachers and on the student `arch`. Raises ConfigError."""
@@ -327,45 +340,6 @@ class Distil(Evaluator):
         with torch.random.fork_rng(devices=[]):
             built = {f"the student {arch.arch_id}": workshop.build(arch)}
         check_losses(recipe, workshop.teachers, built, workshop.data, device=workshop.device)
-
-    def _check_exports(self) -> None:
-        """Raise ConfigError for wanted exports that no student has; report which students lack one.
-
-        Tried are the smallest and the largest, and the largest with one choice cut: a format may express some sizes
-        only where others go with them.
-        """
-        formats = [name for name in self.context.config.export.formats if may_lack(name)]
-        if not formats:
-            return
-        smallest, largest = self.space.corners
-        one_cut = [choice.name for choice in self.space.choices if smallest[choice.name] != largest[choice.name]]
-        tried = {"the smallest student": smallest, "the largest student": largest} | {
-            f"a student with {name} {smallest[name]} and all else whole": {**largest, name: smallest[name]}
-            for name in one_cut[:_CHOICES_TRIED]
-        }
-        lacking: dict[str, dict[str, str]] = {export: {} for export in formats}
-        for name, assignment in tried.items():
-            arch = self.arch(assignment)
-            with torch.random.fork_rng(devices=[]):
-                network = self.workshop.build(arch)
-            own, cut = self.workshop.family.cut(arch, network) or (network, None)
-            for export, why in lacking_formats(formats, cut, own).items():
-                lacking[export][name] = why
-        never = {export: whose for export, whose in lacking.items() if len(whose) == len(tried)}
-        if never:
-            what = "the students of this study have no"
-            raise ConfigError(
-                [
-                    Problem("export.formats", f"{what} {short_name(export)}: {next(iter(whose.values()))}")
-                    for export, whose in never.items()
-                ]
-            )
-        for export, whose in lacking.items():
-            reasons: dict[str, list[str]] = {}
-            for name, why in whose.items():
-                reasons.setdefault(why, []).append(name)
-            for why, lacked in reasons.items():
-                self.workshop.notify(f"export {short_name(export)}: not for {', '.join(lacked)}: {why}")
 
     def _teacher_cache_notes(self, name: str) -> list[str]:
         """Return what the user should know of how the outputs of a teacher are kept."""
@@ -647,7 +621,7 @@ class Distil(Evaluator):
 
     def teacher_test_score(self) -> float | None:
         """Return the teacher's score on the test split, scored as the front has been."""
-        return self._teacher_tested[self.workshop.task.spec.score.name]
+        return self._teacher_tested.get(self.workshop.task.spec.score.name)
 
     def teacher_further(self) -> Mapping[str, float]:
         """Return what else is known of how good the teacher is on the test split, by name."""
@@ -656,10 +630,11 @@ class Distil(Evaluator):
 
     @functools.cached_property
     def _teacher_tested(self) -> dict[str, float]:
+        workshop, teacher = self.workshop, self.workshop.teacher
+        if teacher is None:
+            return {}
         self.context.notify("scoring the teacher on the test split")
-        workshop = self.workshop
         with computing(self.context.config.training, workshop.device):
-            teacher = workshop.teacher
             own = teacher.given(workshop.data)
             return workshop.test_scores(teacher.module, None if own is workshop.data else own)
 

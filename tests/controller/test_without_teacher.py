@@ -1,0 +1,90 @@
+"""A study without a teacher: students that learn from labels, from each other or from their own past."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import tiny
+
+from kdnas.cli.main import main
+from kdnas.errors import ConfigError
+from kdnas.record.storage import load_run
+from kdnas.study.loading import load_study
+
+
+def without_teacher(parent, losses):
+    folder = tiny.write(parent)
+    stated = re.sub(r"^teacher:\n(?:  .*\n)+", "", (folder / "study.yaml").read_text(), flags=re.MULTILINE)
+    (folder / "study.yaml").write_text(f"{stated}distillation: {{losses: {losses}}}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    study = without_teacher(tmp_path_factory.mktemp("mutual"), "[{type: kd, of: peers}]")
+    folder = study.parent / "run"
+    settings = ("budget.trials=2", "training.epochs=1", "final.epochs=1", "final.max_students=1", "final.seeds=1")
+    own = [part for text in settings for part in ("--set", text)]
+    assert main(["search", str(study), "--out", str(folder), *own, "--set", "export.formats=[model_card]"]) == 0
+    return load_run(folder)
+
+
+def test_it_is_searched_and_reported(run):
+    assert run.teacher is None
+    assert run.teachers == {}
+    assert "teacher" not in run.lock.fingerprints
+    assert [trial.state for trial in run.trials] == ["complete", "complete"]
+    assert run.config.distillation.task_weight == 1.0
+    assert "trained without a teacher" in (run.folder / "report.html").read_text()
+    assert "None recorded" in (run.folder / "export/MODEL_CARD.md").read_text()
+
+
+def test_its_student_is_trained_in_full_and_again_from_its_file(run, tmp_path, capsys):
+    command = ["train", str(run.folder), "--pick", "best", "--epochs", "1", "--out", str(tmp_path / "full")]
+    assert main(command) == 0
+    assert main(["train", str(tmp_path / "full/train.yaml"), "--out", str(tmp_path / "again")]) == 0
+    first, again = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("full", "again"))
+    assert first["score"] == again["score"]
+
+
+def test_what_learns_of_a_teacher_cannot_be_compared(run, capsys):
+    recipes = ["--vary", "distillation.losses=ce,hard", "--epochs", "1", "--seeds", "1"]
+    assert main(["compare", str(run.folder), "--pick", "best", *recipes]) == 2
+    assert "there is no teacher that hard could learn from" in capsys.readouterr().err
+
+
+def test_labels_alone_count_in_full(tmp_path):
+    assert load_study(without_teacher(tmp_path, "[]")).config.distillation.task_weight == 1.0
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        (
+            "distillation.losses=[{type: kd}]",
+            r"distillation\.losses\.0: kd learns of a teacher, and the study has none",
+        ),
+        ("distillation.losses=[{type: kd, of: other}]", r"distillation\.losses\.0: kd learns of a teacher"),
+        ("start=inherited", "start: the study has no teacher: no weights can be inherited"),
+        ("start=supernet", "supernet: the networks of a supernet learn of a teacher, and the study has none"),
+        ("training.proxy=herding", r"training\.proxy: herding chooses samples by the features of a teacher"),
+        ("constraints=[macs<=50%]", "macs<=50% speaks of the teacher, and the study has none"),
+    ],
+)
+def test_what_asks_for_a_teacher_is_refused(tmp_path, setting, problem):
+    with pytest.raises(ConfigError, match=problem):
+        load_study(without_teacher(tmp_path, "[]"), [setting])
+
+
+def test_a_study_that_says_nothing_of_losses_needs_one(tmp_path):
+    folder = without_teacher(tmp_path, "[]")
+    text = (folder / "study.yaml").read_text()
+    (folder / "study.yaml").write_text(text.replace("distillation: {losses: []}\n", ""))
+    with pytest.raises(ConfigError, match="teacher: is what students learn of unless losses say otherwise"):
+        load_study(folder)
+    derived = text.replace("space: space.yaml", "space: {derive: teacher}")
+    (folder / "study.yaml").write_text(derived)
+    with pytest.raises(ConfigError, match="teacher: is what students are cut out of, and it is not stated"):
+        load_study(folder)
