@@ -118,7 +118,6 @@ def huggingface(student: TrainedStudent, folder: Path) -> Written:
     own, out = in_own_order(student, origin), folder / FOLDER
     out.mkdir()
     network = described(student.network, student.cut.example)[0]
-    network.config.dtype = torch.float32
     names = own.preprocessing.class_names
     if names:
         network.config.id2label = dict(enumerate(names))
@@ -186,6 +185,7 @@ def described(network: Any, example: Example | None) -> tuple[Any, str]:
     for head_dim in (None, _head_dim(network)):
         told = copy.copy(network)
         told.config = copy.deepcopy(network.config)
+        told.config.dtype = torch.float32  # as the copy is, whatever the teacher's folder holds
         try:
             if head_dim is not None:
                 told.config.head_dim = head_dim

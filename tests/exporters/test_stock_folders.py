@@ -107,6 +107,16 @@ def test_what_a_library_computes_otherwise_is_refused_by_the_number_that_differs
     assert "model.layers.0.self_attn.scaling of the student is 0.5, and" in why_not(cut, student)
 
 
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_a_student_of_a_teacher_in_half_precision_is_told_in_its_own(name, tmp_path):
+    network, example, anatomy = opened(name)
+    network.config.dtype = torch.float16  # as a teacher's folder says that holds halves
+    student, cut = cut_to(network, example, anatomy, sizes_of(anatomy, "inner"))
+    assert why_not(cut, student) == ""
+    assert torch.equal(reopened(student, example, tmp_path), outputs(student, example))
+    assert network.config.dtype == torch.float16
+
+
 def test_code_gives_layers_of_other_sizes_a_configuration_each():
     network, example, anatomy = opened("phi3")
     heads = [axis for axis in anatomy.axes if axis.role == "heads"]
