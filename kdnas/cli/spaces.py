@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from kdnas.workshop.teacher_anatomy import TeacherAnatomy
 
 _SAMPLES = 1000
+_PIPED = 100_000
+"""Columns of what is no terminal: as many as a table may need."""
 
 app = typer.Typer(help="Search spaces: list them, show one, count its networks.")
 
@@ -287,17 +290,23 @@ def _print_anatomy(found: TeacherAnatomy) -> None:
                 f"{axis.least} .. {axis.size}",
                 _some(_tied_layers(axis), 2),
                 "" if ranking is None else f"{_better_half(ranking.scores[axis.name]):.0%}",
-                axis.inexact or "exact",
+                "nearly" if axis.inexact else "exact",
             )
             for axis in anatomy.axes
         ]
         better = "" if ranking is None else "better half"
         _print_table(("axis", "size", "cuts together", better, "cut = masked"), parts, numbers=(1, 3))
+        notes = [f"nearly: {why}" for why in dict.fromkeys(axis.inexact for axis in anatomy.axes) if why]
         if ranking is not None:
-            typer.echo("\nbetter half: the share of its importance that the better half of an axis holds")
+            notes.insert(0, "better half: the share of its importance that the better half of an axis holds")
+        if notes:
+            typer.echo("\n" + "\n".join(notes))
     if anatomy.uncut:
         typer.echo("")
-        _print_table(("left whole", "because"), [(part.what, part.why) for part in anatomy.uncut])
+        whole: dict[str, list[str]] = {}
+        for part in anatomy.uncut:
+            whole.setdefault(part.why, []).append(part.what)
+        _print_table(("left whole", "because"), [(_some(names), why) for why, names in whole.items()])
 
 
 def _better_half(scores: Sequence[float]) -> float:
@@ -434,4 +443,7 @@ def _print_table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], num
     from kdnas.report.table import Table
 
     texts = {*range(len(headings))} - {*numbers}
-    console().print(printed(Table.of_texts("", headings, rows, text=texts)))
+    terminal = console()
+    if not terminal.is_terminal and "COLUMNS" not in os.environ:
+        terminal.width = _PIPED  # a line a row, for other programs to search
+    terminal.print(printed(Table.of_texts("", headings, rows, text=texts)))

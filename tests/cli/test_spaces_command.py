@@ -148,7 +148,7 @@ def cut(tmp_path_factory):
     return study
 
 
-def test_show_of_a_study_says_what_its_students_are_cut_out_of(cut, capsys):
+def test_show_of_a_study_says_what_its_students_are_cut_out_of(cut, capsys, monkeypatch):
     shown = run_json("show", str(cut))
     assert shown["choices"] == {"stage1.depth": [1, 2, 3], "stage1.width": [8, 16], "stage1.inner": [4, 8, 12, 16]}
     assert shown["cuts"]["stage1.inner"] == ["stages.0.1.branch.0.0.channels", "stages.0.2.branch.0.0.channels"]
@@ -156,10 +156,13 @@ def test_show_of_a_study_says_what_its_students_are_cut_out_of(cut, capsys):
     axes = {axis["name"]: axis for axis in shown["anatomy"]["axes"]}
     assert (axes["stem.0.channels"]["size"], axes["stem.0.channels"]["role"]) == (16, "width")
     assert shown["costs"]["macs"]["max"] <= shown["anatomy"]["macs"]
+    monkeypatch.delenv("COLUMNS", raising=False)
     assert main(["spaces", "show", str(cut)]) == 0
     printed = capsys.readouterr().out
     assert "24 archs" in printed
     assert "stages.0.depth" in printed
+    (row,) = [line for line in printed.splitlines() if line.startswith("stage1.inner")]
+    assert row.rstrip().endswith(", ".join(shown["cuts"]["stage1.inner"]))  # no wrapping where no terminal is
 
 
 def test_count_of_a_study_counts_networks_once(cut):
