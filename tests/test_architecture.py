@@ -61,10 +61,10 @@ BAGS_OF_KEYS = {
     """,
     "what another library takes or gives: its arguments, its settings, its files": """
         datasets/cifar_archive.py executors/ray.py exporters/_onnx.py exporters/onnx.py exporters/openvino.py
-        nn/block_distillation.py nn/cut_costs.py nn/decoding.py nn/importance.py nn/memory.py nn/origin.py
-        nn/scaling_norms.py report/figures.py report/parallel.py samplers/_nni_tuners.py samplers/nni.py store.py
-        teachers/_image_processor.py teachers/_loading.py teachers/_transformers.py teachers/timm.py
-        teachers/torchvision.py user_code/_surroundings.py
+        nn/anatomy/_following.py nn/block_distillation.py nn/decoding.py nn/importance.py nn/memory.py
+        nn/origin.py nn/scaling_norms.py report/figures.py report/parallel.py samplers/_nni_tuners.py samplers/nni.py
+        nn/tracing.py teachers/_image_processor.py teachers/_loading.py teachers/_transformers.py teachers/timm.py
+        store.py teachers/torchvision.py user_code/_surroundings.py
     """,
 }
 """Where mappings of names to anything stand, and why: all else that passes between functions is a record."""

@@ -21,11 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdnas.core.measurement import Price
 from kdnas.nn.cutting import Anatomy, Example, in_order, outputs
-from kdnas.nn.tracing import flops_of, whole_operators_taken_apart
+from kdnas.nn.tracing import ProductsSeen, whole_operators_taken_apart
 
 Side = tuple[int, tuple[tuple[str, int], ...]]
 """Constant, and by axis the slope: how many places one unit has."""
@@ -161,12 +160,13 @@ class _Tensors:
         """Return the removable block that the parameter called `name` stands in, empty where it is in none."""
         return next((block for block in self._blocks if name.startswith(f"{block}.")), "")
 
+    def is_one(self, operand: Any) -> bool:
+        """Whether the operand of a product is a parameter."""
+        return isinstance(operand, Tensor) and _where(operand) in self._by_storage
+
     def found(self, operands: Sequence[Any]) -> tuple[Side, ...] | None:
         """Return the sides of the parameter among the operands of a product, None where there is none."""
-        for operand in operands:
-            if isinstance(operand, Tensor) and (name := self._by_storage.get(_where(operand))) is not None:
-                return self._sides[name]
-        return None
+        return next((self._sides[self._by_storage[_where(one)]] for one in operands if self.is_one(one)), None)
 
 
 def _where(tensor: Tensor) -> tuple[int, int, int]:
@@ -181,36 +181,30 @@ class _Seen:
     block: str
     factors: tuple[int, ...]
     weight: tuple[Side, ...] | None
+    places: tuple[int, ...]
+    """Which of the factors are sides of no parameter."""
 
 
-class _Recorder(TorchDispatchMode):
-    """Lists the products that a network does, as torch's FlopCounterMode counts them."""
+class _Recorder:
+    """Lists the products that a network does."""
 
     def __init__(self, tensors: _Tensors | None):
-        super().__init__()
         self._tensors = tensors
         self.block = ""
         self.seen: list[_Seen] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        counted = flops_of(func)
-        if counted is None and func is not torch.ops.prim.device.default:
-            with self:
-                whole = func.decompose(*args, **kwargs)
-            if whole is not NotImplemented:
-                return whole
-        result = func(*args, **kwargs)
-        if counted is not None:
-            operator = func._overloadpacket
-            left, right = args[1:3] if operator in _ADDED else args[:2]
-            weight = None if self._tensors is None else self._tensors.found((left, right))
-            macs = int(counted(*args, **kwargs, out_val=result)) // 2
-            factors = (*left.shape, right.shape[-1]) if operator in _OF_MATRICES else (macs,)
-            self.seen.append(_Seen(str(operator), self.block, factors, weight))
-        return result
+    def note(self, operator: Any, args: tuple[Any, ...], macs: int) -> None:
+        """Add one to the list."""
+        left, right = args[1:3] if operator in _ADDED else args[:2]
+        weight = None if self._tensors is None else self._tensors.found((left, right))
+        factors = (*left.shape, right.shape[-1]) if operator in _OF_MATRICES else (macs,)
+        places = tuple(range(len(factors)))
+        if (
+            weight is not None and self._tensors is not None
+        ):  # a matrix times rows of numbers, of which channels may be: layers that mix tokens
+            of_rows = operator in (_aten.mm, _aten.addmm)
+            places = () if not of_rows else (0,) if self._tensors.is_one(right) else (2,)
+        self.seen.append(_Seen(str(operator), self.block, factors, weight, places))
 
 
 @contextmanager
@@ -236,7 +230,8 @@ def _noting_blocks(network: nn.Module, anatomy: Anatomy, recorder: _Recorder) ->
 
 def _traced(network: nn.Module, anatomy: Anatomy, example: Example, tensors: _Tensors | None) -> list[_Seen]:
     recorder = _Recorder(tensors)
-    with whole_operators_taken_apart(), _noting_blocks(network, anatomy, recorder), torch.no_grad(), recorder:
+    noting = _noting_blocks(network, anatomy, recorder)
+    with whole_operators_taken_apart(), noting, torch.no_grad(), ProductsSeen(recorder.note):
         outputs(network, example)
     return recorder.seen
 
@@ -247,27 +242,37 @@ def _products(anatomy: Anatomy, network: nn.Module, example: Example, tensors: _
     sides = _sides_of_activations(anatomy, network, example, seen)
     work = []
     for index, one in enumerate(seen):
+        free = sides.get(index, ())
         if one.weight is None:
-            work.append(_Work(1, sides[index], one.block))
+            work.append(_Work(1, free, one.block))
         else:
-            numbers = math.prod(
-                constant + sum(slope * anatomy.sizes[a] for a, slope in axes) for constant, axes in one.weight
-            )
-            work.append(_Work(math.prod(one.factors) // numbers, one.weight, one.block))
+            numbers = math.prod(_size(side, anatomy) for side in (*one.weight, *free))
+            work.append(_Work(math.prod(one.factors) // numbers, (*one.weight, *free), one.block))
     return work
+
+
+def _size(side: Side, anatomy: Anatomy) -> int:
+    constant, slopes = side
+    return constant + sum(slope * anatomy.sizes[axis] for axis, slope in slopes)
 
 
 def _sides_of_activations(
     anatomy: Anatomy, network: nn.Module, example: Example, seen: Sequence[_Seen]
 ) -> dict[int, tuple[Side, ...]]:
-    """Return by its place the sides of every product in `seen` that multiplies by no parameter.
+    """Return by its place the sides of every product in `seen` that are no parameter's.
 
     Every axis has a number, and one network is traced for each binary digit: there the axes that have the digit lack a
     unit. The networks in which a side is another one spell the axis that it follows. Where sides follow several axes
     each axis is traced by itself.
     """
-    wanted = [index for index, one in enumerate(seen) if one.weight is None]
     axes = [axis for axis in anatomy.axes if axis.size > axis.least]
+    sizes = {axis.size for axis in axes}
+
+    def may_follow(one: _Seen) -> bool:
+        """Rows that a parameter multiplies are channels where there are as many, or several times as many."""
+        return one.weight is None or any(one.factors[place] % size == 0 for place in one.places for size in sizes)
+
+    wanted = [index for index, one in enumerate(seen) if may_follow(one)]
     if not wanted:
         return {}
     digits = [
@@ -283,8 +288,8 @@ def _sides_of_activations(
         try:
             return {
                 index: tuple(
-                    _side(value, [trace[index].factors[place] for trace in traces], groups)
-                    for place, value in enumerate(seen[index].factors)
+                    _side(seen[index].factors[place], [trace[index].factors[place] for trace in traces], groups)
+                    for place in seen[index].places
                 )
                 for index in wanted
             }

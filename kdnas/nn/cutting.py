@@ -376,7 +376,8 @@ def _set(network: nn.Module, attribute: str, value: int) -> None:
     if not isinstance(owner, nn.Module):
         owner = copy.copy(owner)
         setattr(network.get_submodule(holder), leaf, owner)
-    setattr(owner, name, (value,) if isinstance(getattr(owner, name), tuple) else value)
+    before = getattr(owner, name)
+    setattr(owner, name, tuple(value if n > 1 else n for n in before) if isinstance(before, tuple) else value)
 
 
 # Its source, and that of `_refit`, stands in exported students: neither calls anything of kdnas.

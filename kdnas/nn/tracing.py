@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode, flop_registry, shape_wrapper
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 Shape = tuple[int, ...]
 
@@ -24,18 +25,42 @@ _ADDED = "baddbmm"
 
 
 def traced_macs(module: nn.Module, *inputs: Tensor) -> int:
-    """Return the multiply-accumulates of `module(*inputs)`, as torch's FlopCounterMode sees them.
+    """Return the multiply-accumulates of `module(*inputs)`, by the formulas of torch's FlopCounterMode.
 
     Convolutions, linear layers and matrix products count, whoever asks for them: recurrent layers, attention's two
     products, einsum. Nothing elementwise does.
     """
-    with (
-        whole_operators_taken_apart(),
-        torch.no_grad(),
-        FlopCounterMode(display=False, custom_mapping=_MORE) as counter,
-    ):
+    seen: list[int] = []
+    with whole_operators_taken_apart(), torch.no_grad(), ProductsSeen(lambda _, __, macs: seen.append(macs)):
         module(*inputs)
-    return counter.get_total_flops() // 2
+    return sum(seen)
+
+
+class ProductsSeen(TorchDispatchMode):
+    """Within it, `note` is told the operator, the arguments and the multiply-accumulates of every product.
+
+    As torch's FlopCounterMode counts them, which in addition watches modules, and does not bear every one: not those
+    that are given views of their parents' parameters.
+    """
+
+    def __init__(self, note: Callable[[Any, tuple[Any, ...], int], None]):
+        super().__init__()
+        self._note = note
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        counted = _flops_of(func)
+        if counted is None and func is not torch.ops.prim.device.default:
+            with self:
+                whole = func.decompose(*args, **kwargs)
+            if whole is not NotImplemented:
+                return whole
+        result = func(*args, **kwargs)
+        if counted is not None:
+            self._note(func._overloadpacket, args, int(counted(*args, **kwargs, out_val=result)) // 2)
+        return result
 
 
 def fvcore_macs(module: nn.Module, *inputs: Tensor) -> int:
@@ -69,7 +94,7 @@ def parameter_count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def flops_of(operator: Any) -> Callable[..., int] | None:
+def _flops_of(operator: Any) -> Callable[..., int] | None:
     """Return what counts the FLOPs (two a MAC) of one call of an operator of torch, None where it counts none."""
     packet = getattr(operator, "_overloadpacket", None)
     own = _MORE.get(packet)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from kdnas.nn.anatomy import read_anatomy
+from kdnas.nn.anatomy._ties import in_tie, out_ties, runs
 from kdnas.nn.cut_costs import CutCosts
-from kdnas.nn.cutting import outputs, sound_part
+from kdnas.nn.cutting import Anatomy, Axis, outputs, sound_part
 from kdnas.nn.tracing import fvcore_macs, parameter_count, traced_macs
 
 sys.path.insert(0, str(Path(__file__).parent / "anatomy"))
@@ -97,6 +98,33 @@ def test_blocks_leave_in_the_order_of_their_rank():
     for blocks in (1, 2, 3):
         kept = {**sizes, depth.name: blocks}
         assert costs.price(kept).params == parameter_count(ranked.cut(network, ranked.prefix(kept)))
+
+
+class Gated(nn.Module):
+    """Tokens are mixed channel by channel, as in a gMLP: as many rows are multiplied as channels are left."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(3, 6, 4, stride=4), nn.Linear(6, 10)
+        self.tokens, self.last = nn.Linear(16, 16), nn.Linear(10, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, images):
+        rows = self.stem(images).flatten(2).transpose(1, 2)
+        gate = self.tokens(self.inner(rows).transpose(1, 2)).transpose(1, 2)
+        return self.head((rows + self.last(torch.relu(gate))).mean(1))
+
+
+def test_rows_that_a_layer_multiplies_follow_the_channels_that_they_are():
+    torch.manual_seed(0)
+    network, example = Gated().eval(), torch.randn(2, 3, 16, 16)
+    layers = [*out_ties("inner", network.inner, runs(10, 1)), in_tie("last", network.last, runs(10, 1))]
+    anatomy = Anatomy("own", (Axis("inner", "inner", 10, tuple(layers)),), ())
+    assert sound_part(anatomy, network, example).sizes == {"inner": 10}
+    costs = CutCosts(anatomy, network, example)
+    for size in range(1, 11):
+        cut = anatomy.cut(network, anatomy.prefix({"inner": size}))
+        assert costs.price({"inner": size}).macs == traced_macs(cut, example[:1])
 
 
 def seconds_of_a_price(costs, sizes):

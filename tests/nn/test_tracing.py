@@ -116,6 +116,18 @@ def test_counting_leaves_torchs_switches_as_they_were() -> None:
     assert after == before
 
 
+def test_a_layer_that_is_given_a_parameter_of_its_parent_counts() -> None:
+    class Asking(nn.Module):  # as a CaiT's last layers are given its class token
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.layer = nn.Parameter(torch.zeros(1, W)), nn.Linear(W, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.layer(self.token.expand(len(images), -1))
+
+    assert traced_macs(Asking().eval(), torch.zeros(1, 1, L, W)) == 3 * W
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_a_traced_network_counts_as_the_network_itself() -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 4 * 6, 5)).eval()

@@ -1,6 +1,7 @@
 """Convolutional networks of any make: tied channels by tracing, residual blocks by trying them out.
 
-Which channels belong together is read off torch-pruning's dependency graph (Fang et al., "DepGraph", CVPR 2023).
+Which channels belong together is read off torch-pruning's dependency graph (Fang et al., "DepGraph", CVPR 2023). What
+that does not tell is followed through a run of the network.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.nn.anatomy import ANATOMIES
+from kdnas.nn.anatomy._following import followed
 from kdnas.nn.anatomy._stream import last_layer
-from kdnas.nn.cutting import NORM_OVER_CHANNELS, Anatomy, Axis, Depth, Role, Tie, Uncut
+from kdnas.nn.cutting import NORM_OVER_CHANNELS, Anatomy, Axis, Count, Depth, Role, Tie, Uncut, named_tensors
 from kdnas.nn.scaling_norms import norms_by_itself
 
 _PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
 _CHANNELS = ".channels"
+_ALL = "all channels"
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -34,6 +37,9 @@ def convnet(network: nn.Module, example: Tensor) -> Anatomy | None:
     if not isinstance(example, Tensor):  # no network of images takes several inputs
         return None
     axes, uncut = _channels(network, example)
+    if uncut:
+        axes, uncut = _with_followed(network, example, axes, uncut)
+    axes = [_with_counts(axis, network) for axis in axes]
     depths = _depths(network, example)
     return Anatomy("convnet", tuple(_placed(axes, depths, network)), tuple(depths), tuple(uncut))
 
@@ -48,7 +54,7 @@ def _channels(network: nn.Module, example: Tensor) -> tuple[list[Axis], list[Unc
             warnings.simplefilter("ignore")  # of which dimension of bare parameters it takes for the channels
             graph = DependencyGraph().build_dependency(traced, example_inputs=example)
     except Exception as error:  # tracing runs the network's own code, which may raise anything
-        return [], [Uncut("all channels", f"the network cannot be traced: {str(error).partition(chr(10))[0]}")]
+        return [], [Uncut(_ALL, f"the network cannot be traced: {str(error).partition(chr(10))[0]}")]
     roots = [nn.Linear, *_CONVOLUTIONS]
     axes, uncut = [], []
     for group in graph.get_all_groups(ignored_layers=[last_layer(traced, example)], root_module_types=roots):
@@ -57,9 +63,48 @@ def _channels(network: nn.Module, example: Tensor) -> tuple[list[Axis], list[Unc
             axes.append(_axis(name, group, graph, names))
         except ValueError as error:
             uncut.append(Uncut(f"the channels of {name}", str(error)))
-    place = {name: index for index, name in enumerate(names.values())}
-    axes.sort(key=lambda axis: place[axis.name.removesuffix(_CHANNELS)])
-    return axes, uncut
+    return _in_order(axes, network), uncut
+
+
+def _in_order(axes: Iterable[Axis], network: nn.Module) -> list[Axis]:
+    place = {name: index for index, (name, _) in enumerate(network.named_modules())}
+    return sorted(axes, key=lambda axis: place[axis.name.removesuffix(_CHANNELS)])
+
+
+def _with_followed(
+    network: nn.Module, example: Tensor, axes: Sequence[Axis], uncut: Sequence[Uncut]
+) -> tuple[list[Axis], list[Uncut]]:
+    """Return the axes with those that are followed through the network where they tell more, and what is left."""
+    try:
+        more, without = followed(network, example)
+    except Exception:  # the network's own code runs, which may raise anything
+        return list(axes), list(uncut)
+    places = [_where(axis) for axis in axes]
+    more = [axis for axis in more if _where(axis) not in places]
+    followed_at = {place for axis in more for place in _where(axis)}
+    axes = [axis for axis in axes if followed_at.isdisjoint(_where(axis))]
+    written = {tensor.removesuffix(".weight") for axis in (*axes, *more) for tensor, dim in _where(axis) if dim == 0}
+    found = {f"the channels of {name}" for name in written}
+    why = {part.what: part for part in without if part.what not in found}
+    left = [why.get(part.what, part) for part in uncut if part.what not in found]
+    if any(part.what == _ALL for part in uncut):  # each by itself, now that they are known
+        left = [*why.values()] if more else left
+    return _in_order([*axes, *more], network), left
+
+
+def _where(axis: Axis) -> set[tuple[str, int]]:
+    return {(tie.tensor, tie.dim) for tie in axis.ties if tie.places.numel()}
+
+
+def _with_counts(axis: Axis, network: nn.Module) -> Axis:
+    """Return the axis with the shapes that modules state of parameters of their own, as timm's scales do."""
+    counts = []
+    for tie in axis.ties:
+        path = tie.tensor.rpartition(".")[0]
+        shape = getattr(network.get_submodule(path), "shape", None)
+        if isinstance(shape, tuple) and shape.count(tie.places.numel()) == 1:
+            counts.append(Count(f"{path}.shape", tie.places.numel() // axis.size))
+    return dataclasses.replace(axis, counts=(*axis.counts, *counts))
 
 
 def _writer(group: Any, graph: Any, names: dict[nn.Module, str]) -> str:
@@ -94,6 +139,9 @@ def _axis(name: str, group: Any, graph: Any, names: dict[nn.Module, str]) -> Axi
         outward = graph.is_out_channel_pruning_fn(member.dep.handler)
         for tie in _ties(module, names, graph, rows, parts, outward=outward):
             ties.setdefault((tie.tensor, tie.dim, tie.reads), tie)
+    tensors = dict(named_tensors(graph.model))
+    if any(int(tie.places.max()) >= tensors[tie.tensor].shape[tie.dim] for tie in ties.values()):
+        raise ValueError("the trace does not tell where in a layer they are")
     if not any(tie.reads for tie in ties.values()):
         raise ValueError("no layer of the network reads them")
     holders = [graph.model.get_submodule(tie.tensor.rpartition(".")[0]) for tie in ties.values()]
@@ -109,7 +157,7 @@ def _rows(roots: Sequence[int], places: Sequence[int], channels: int) -> list[li
     for root, place in zip(roots, places, strict=True):
         rows[root].append(place)
     if len({len(row) for row in rows}) != 1:
-        raise ValueError("a channel of theirs has more places than another")
+        raise ValueError("they are split into unlike parts, or joined with some of themselves alone")
     return rows
 
 
@@ -210,12 +258,17 @@ def _depths(network: nn.Module, example: Tensor) -> list[Depth]:
 
 def _residual_blocks(network: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
     """Return the innermost modules that are the identity once their parameters are zero, with their shape."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    seen: dict[str, tuple[Any, ...]] = {}
+    lists = [name for name, part in network.named_modules() if isinstance(part, nn.ModuleList)]
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-                seen[name] = inputs[0].clone(), output
+            if not inputs or not isinstance(inputs[0], Tensor) or not isinstance(output, Tensor):
+                return
+            if len(inputs) > 1 and name.rpartition(".")[0] not in lists:  # the identity takes one
+                return
+            if inputs[0].shape == output.shape and output.ndim > 2:
+                seen[name] = (inputs[0].clone(), *inputs[1:])
 
         return hook
 
@@ -225,15 +278,18 @@ def _residual_blocks(network: nn.Module, example: Tensor) -> dict[str, tuple[int
         probe(example)
         for handle in handles:
             handle.remove()
-        shaped = {name: fed for name, (fed, output) in seen.items() if fed.shape == output.shape and fed.ndim > 2}
         found = {
-            name: tuple(fed.shape[1:]) for name, fed in shaped.items() if _is_residual(probe.get_submodule(name), fed)
+            name: tuple(fed.shape[1:])
+            for name, (fed, *more) in seen.items()
+            if _is_residual(probe.get_submodule(name), fed, more)
         }
     return {name: shape for name, shape in found.items() if not any(other.startswith(f"{name}.") for other in found)}
 
 
-def _is_residual(block: nn.Module, fed: Tensor) -> bool:
+def _is_residual(block: nn.Module, fed: Tensor, more: Sequence[Any]) -> bool:
     """Whether `block` with zero parameters gives back what it is `fed`, made as large as rounding leaves alone.
+
+    It is given `more` besides, such as the size of the map.
 
     A norm that adds what it is fed, as ConvNeXt V2's does, is no block: a layer must be in it.
     """
@@ -244,5 +300,5 @@ def _is_residual(block: nn.Module, fed: Tensor) -> bool:
     empty = copy.deepcopy(block)
     for parameter in empty.parameters():
         parameter.zero_()
-    result = empty(fed.clone())
+    result = empty(fed.clone(), *more)
     return math.isfinite(float(result.abs().max())) and torch.allclose(result, fed, atol=1e-6)
