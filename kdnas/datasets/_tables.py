@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ _DELIMITERS = (",", "\t", ";", "|")
 _MOST = 0.8
 """Of the first rows, by which a delimiter is known."""
 _HEAD_ROWS = 20
+_SHOWN_ROWS, _FEWEST_ROWS = 200, 20
+"""By how many rows it is seen which of two columns is the label, and no fewer."""
+_RECURS, _VARIES = 0.1, 0.9
+"""At most, and at least, so many different cells a row has a column of labels, and one of texts."""
 _ROWS = 4096
 _LARGEST_CELL = 1 << 30
 
@@ -183,6 +187,9 @@ def _separated_rows(file: TextFile, reading: Reading, found: Found, problems: Pr
     head = [cells for _, cells in _cells(file, encoding, delimiter, quoting, limit=_HEAD_ROWS)]
     if not head:
         raise DataError(Problem(where, "is empty"))
+    if reading.text is None and reading.label is None and not _is_usual(head[0]):
+        shown = [cells for _, cells in _cells(file, encoding, delimiter, quoting, limit=_SHOWN_ROWS)]
+        reading = _as_shown(shown, reading, where, found)
     has_header = reading.header if reading.header is not None else _has_header(head, reading, where)
     names = [cell.strip() for cell in head[0]] if has_header else [str(place) for place in range(len(head[0]))]
     columns = _columns(names, reading if has_header else _by_place(reading, where), where)
@@ -213,12 +220,39 @@ def _by_place(reading: Reading, where: str) -> Reading:
     return reading
 
 
+def _is_usual(first: Sequence[str]) -> bool:
+    """Whether one of the cells is called as a text or a label usually is."""
+    usual = {*_TEXTS, *_LABELS, *(name for pair in _PAIRS for name in pair)}
+    return not usual.isdisjoint(cell.strip().lower() for cell in first)
+
+
+def _as_shown(rows: Sequence[Sequence[str]], reading: Reading, where: str, found: Found) -> Reading:
+    """Return `reading` with what the `rows` of a file of two columns show of it: one varies, the cells of one recur.
+
+    The first row is a header where its label is none of the others'. Other files are read as is stated.
+    """
+    if len(rows) <= _FEWEST_ROWS or any(len(cells) != 2 for cells in rows):
+        return reading
+    columns = [[cells[place].strip() for cells in rows] for place in (0, 1)]
+    shares = [len({*column[1:]}) / len(column[1:]) for column in columns]
+    label = 0 if shares[0] < shares[1] else 1
+    sentences = sum(" " in cell for cell in columns[1 - label][1:])
+    if shares[label] > _RECURS or shares[1 - label] < _VARIES or sentences < len(rows) / 2:
+        return reading
+    header = reading.header
+    if header is None:
+        header = columns[label][0] not in columns[label][1:]
+    first = "names the columns" if header else "is a text as the others"
+    columns_are = f"column {1 - label} is read as the text, column {label} as the label"
+    found.notes[f"{where}: {columns_are}, counted from 0; the first row {first}"] = None
+    return replace(reading, text=(1 - label,), label=label, header=header)
+
+
 def _has_header(head: list[list[str]], reading: Reading, where: str) -> bool:
-    first = {cell.strip() for cell in head[0]}
     stated = [column for column in (*(reading.text or ()), reading.label) if isinstance(column, str)]
     if stated:
         return True
-    if {name.lower() for name in first} & {*_TEXTS, *_LABELS, *(name for pair in _PAIRS for name in pair)}:
+    if _is_usual(head[0]):
         return True
     if reading.text is not None and reading.label is not None:
         return False  # both by place, and no name of a kind that is known

@@ -76,6 +76,24 @@ def test_columns_of_a_file_without_a_header_are_told_by_their_places(root: Path)
         opened(root, train="a.csv", header=False)
 
 
+@pytest.mark.parametrize("header", ["Bewertung;Stimmung", ""])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8", "utf-8-sig"])
+def test_two_columns_of_any_name_are_told_by_what_recurs(root: Path, header: str, encoding: str) -> None:
+    rows = [f"Der Kaffee Nr. {number} war {'schön' if number % 3 else 'öde'};{number % 3 > 0}" for number in range(60)]
+    (root / "a.csv").write_text("\n".join([*([header] if header else []), *rows]), encoding=encoding)
+    data = opened(root, train="a.csv")
+    assert texts_of(data)[0] == ("Der Kaffee Nr. 0 war öde", "False")
+    assert len(texts_of(data)) == 60
+    assert any("column 0 is read as the text, column 1 as the label" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("made", ["{0};{1}", "word{0};word{0}", "a text {0};label {0}", "a text {0};{1};{1}"])
+def test_columns_that_do_not_tell_are_to_be_stated(root: Path, made: str) -> None:
+    (root / "a.csv").write_text("\n".join(made.format(number, number % 2) for number in range(60)))
+    with pytest.raises(DataError, match="is a header cannot be decided"):
+        opened(root, train="a.csv")
+
+
 def test_json_lines(root: Path) -> None:
     rows = [json.dumps({"label": label, "text": text}) for text, label in zip(TEXTS, LABELS, strict=True)]
     (root / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
