@@ -43,6 +43,14 @@ class Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
 
+def later(before: Any) -> Any:
+    """Return the default of a setting that is younger than the first records, which is what held `before` it was one.
+
+    As that it is left unsaid where its section is written: old hashes and records stay what they are.
+    """
+    return pydantic.Field(before, exclude_if=lambda value: bool(value == before))
+
+
 def _pattern(text: str) -> str:
     try:
         re.compile(text)

@@ -11,11 +11,9 @@ import pydantic
 import torch
 from pydantic import (
     Field,
-    SerializerFunctionWrapHandler,
     ValidationInfo,
     WrapValidator,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -29,7 +27,7 @@ from kdnas.nn.teacher import further_of
 from kdnas.plugins import is_plugin, resolved
 from kdnas.record.lock import fingerprint, of_todays_task, space_record
 from kdnas.record.records import RunRecord, TrialRecord
-from kdnas.registry import Registry, Section, validation_problems
+from kdnas.registry import Registry, Section, later, validation_problems
 from kdnas.students import stated_arch
 from kdnas.study.config import DataConfig, TeacherConfig
 from kdnas.study.members import option_problems
@@ -65,14 +63,10 @@ class Preparation(Section):
     aspect: Literal["stretched"] = "stretched"
     from_pictures: bool = True
     """False: the training images came as arrays, and how those were resized is not known."""
-    channel_mean: tuple[float, ...] | None = None
+    channel_mean: tuple[float, ...] | None = later(None)
     """What the student itself subtracts, where that is its teacher's and not that of the data; None: the file's."""
-    channel_std: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
+    channel_std: tuple[Annotated[float, Field(gt=0.0)], ...] | None = later(None)
     """By what it divides."""
-
-    @model_serializer(mode="wrap")
-    def _stated(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in plain(self).items() if value is not None}
 
 
 class Provenance(Section):
@@ -115,7 +109,7 @@ class TrainFile(Section):
     """Hash of the first teacher's weights; empty: not checked."""
     teacher_answers: tuple[float, ...] = ()
     """A sketch of the teacher's outputs for a few fixed samples, compared up to rounding; empty: not checked."""
-    further_fingerprints: dict[str, str] = Field(default_factory=dict)
+    further_fingerprints: dict[str, str] = later({})
     """Hashes of the teachers after the first, by name."""
     training: Annotated[Training, WrapValidator(_of_the_task)]
     distillation: Distillation
@@ -145,14 +139,6 @@ class TrainFile(Section):
         if unknown := [name for name in self.further_fingerprints if name not in self.teachers]:
             raise ValueError(f"further_fingerprints names {', '.join(unknown)}, which is none of the teachers")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_no_further_ones(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave further teachers' hashes unsaid where there are none."""
-        content: dict[str, Any] = plain(self)
-        if not self.further_fingerprints:
-            del content["further_fingerprints"]
-        return content
 
     @property
     def student(self) -> Arch:

@@ -14,10 +14,8 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationInfo,
     WrapValidator,
-    model_serializer,
     model_validator,
 )
 
@@ -28,7 +26,7 @@ from kdnas.core.pairing import Pairing
 from kdnas.core.pick import DEFAULT_PICK, Near, PickError, Standard, against, parse_bound, parse_pick
 from kdnas.datasets import kind_of
 from kdnas.errors import ConfigError, Problem
-from kdnas.registry import Member, Section
+from kdnas.registry import Member, Section, later
 from kdnas.study.earlier import in_present_words
 from kdnas.training.recipe import RESERVED, Distillation, Recipe, Training, training_as
 from kdnas.training.supernet import SupernetSettings, once_of_images
@@ -76,16 +74,10 @@ class PairedData(Member):
 class TeacherConfig(Member):
     """A teacher: where it comes from, the samples that it is given, and what it answers of them."""
 
-    data: PairedData | None = None
+    data: PairedData | None = later(None)
     """None: the study's own."""
-    task: str | None = None
+    task: str | None = later(None)
     """The one of several tasks that it is a specialist of, as the data call it; None: it answers all that they ask."""
-
-    @model_serializer(mode="wrap")
-    def _stated(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave unsaid that a teacher is given, and answers, what the students are and do."""
-        content: dict[str, Any] = plain(self)
-        return {name: value for name, value in content.items() if name not in ("data", "task") or value is not None}
 
 
 class SamplerConfig(Member):
@@ -220,7 +212,7 @@ class Completions(Section):
     """JSON lines, relative to the data root, or a member of an archive: `{"context", "target"}`, `{"context",
     "endings", "label"}`, `{"question", "answers"}`."""
     name: Annotated[str, AfterValidator(_name)]
-    skip: Annotated[int, Field(ge=0)] = 0
+    skip: Annotated[int, Field(ge=0)] = later(0)
     """Leave out so many of its items, the first ones: those that are searched by, say, where others are reported."""
     first: Annotated[int, Field(ge=1)] | None = None
     """Only so many of the items, the first ones that are left; None: all."""
@@ -229,12 +221,6 @@ class Completions(Section):
     def quantity(self) -> Quantity:
         """The share of its items that is right."""
         return Quantity(self.name, "fraction", "maximize", "trained")
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave unsaid what is as it was before there was a choice: old hashes and records stay what they are."""
-        settings: dict[str, Any] = plain(self)
-        return {name: value for name, value in settings.items() if name != "skip" or value}
 
     @model_validator(mode="before")
     @classmethod
@@ -268,7 +254,7 @@ class Final(Section):
     """A retraining that failed so often is given up; raise it to have it tried again."""
     control: bool = True
     """Train the picked student once more without its teacher, by cross entropy, to measure what distillation adds."""
-    completions: tuple[Completions, ...] = ()
+    completions: tuple[Completions, ...] = later(())
     """What retrained language models, and their teacher, are to complete, in addition to the test text."""
 
     @model_validator(mode="after")
@@ -277,14 +263,6 @@ class Final(Section):
         if len(set(names)) < len(names):
             raise ValueError(f"completions have the same name: {', '.join(names)}; state `name`")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_no_completions(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave no completions unsaid: records from before there were any stay what they are."""
-        settings: dict[str, Any] = plain(self)
-        if not self.completions:
-            settings.pop("completions", None)
-        return settings
 
     @model_validator(mode="after")
     def _room_to_grow(self) -> Final:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 import pydantic
 from pydantic import Field
 
-from kdnas.registry import Section
+from kdnas.registry import Section, later
 
 _BY_SECTION = ("random_resized_crop", "color_jitter", "rand_augment", "random_erasing")
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -71,11 +71,11 @@ class Augmentation(Section):
     """Side in pixels of one square set to the channel mean (DeVries and Taylor, 2017)."""
     mixup: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
     """Beta parameter of mixup (Zhang et al., ICLR 2018); 0 switches it off."""
-    random_resized_crop: RandomResizedCrop | None = None
+    random_resized_crop: RandomResizedCrop | None = later(None)
     """`true` or `{}` for the usual values, as in all below. Applied after the mirroring, before `crop_padding`."""
-    color_jitter: ColorJitter | None = None
-    rand_augment: RandAugment | None = None
-    random_erasing: RandomErasing | None = None
+    color_jitter: ColorJitter | None = later(None)
+    rand_augment: RandAugment | None = later(None)
+    random_erasing: RandomErasing | None = later(None)
     """Last, with `cutout`."""
 
     @pydantic.field_validator(*_BY_SECTION, mode="before")
@@ -83,9 +83,3 @@ class Augmentation(Section):
     def _switched(cls, value: Any) -> Any:
         """Let `true` stand for the usual values, `false` for none."""
         return ({} if value else None) if isinstance(value, bool) else value
-
-    @pydantic.model_serializer(mode="wrap")
-    def _without_what_is_off(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave unsaid what is not asked for: old hashes and records stay what they are."""
-        settings: dict[str, Any] = plain(self)
-        return {name: value for name, value in settings.items() if name not in _BY_SECTION or value is not None}

@@ -12,7 +12,7 @@ from pydantic import Field, SerializeAsAny
 from kdnas.core.fidelity import Fidelity
 from kdnas.errors import ConfigError
 from kdnas.plugins import short_name
-from kdnas.registry import Member, Section
+from kdnas.registry import Member, Section, later
 from kdnas.tasks import TASKS, Task
 
 M = TypeVar("M", bound=pydantic.BaseModel)
@@ -21,14 +21,6 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 NUMERICS = ("precision", "threads", "fused_norms")
 """Training settings that decide how numbers are computed: `auto` until `kdnas.training.numerics` settles them."""
-_LATER: dict[str, Any] = {
-    "resolution_fraction": 1.0,
-    "proxy": None,
-    "ema": None,
-    "threads": "auto",
-    "fused_norms": "auto",
-}
-"""Training settings that are younger than the first records, and what they were before."""
 
 
 class LossTerm(pydantic.BaseModel):
@@ -39,13 +31,13 @@ class LossTerm(pydantic.BaseModel):
     type: str
     weight: Annotated[float, Field(ge=0.0)] = 1.0
     """Unless stated, that of the loss's authors, as `kdnas list losses` shows: 1 for most, 1000 for attention."""
-    of: Annotated[str, Field(min_length=1)] | None = None
+    of: Annotated[str, Field(min_length=1)] | None = later(None)
     """Whose outputs it learns: a teacher's name; `ensemble`, all teachers together; `peers`, students of its kind that
     begin elsewhere and learn with it; `ema`, the moving average of its own weights; or `self`, its own outputs as
     they are. None: the only teacher's, the ensemble's where there are several."""
-    warmup_fraction: Fraction = 0.0
+    warmup_fraction: Fraction = later(0.0)
     """Share of all steps in which the weight rises in equal steps to `weight`, as dkd's authors have it."""
-    during: tuple[Fraction, Fraction] | None = None
+    during: tuple[Fraction, Fraction] | None = later(None)
     """The stretch of the steps, in shares of all, in which it counts: `[0, 0.5]` for the first half, TinyBERT's step of
     layers, `[0.5, 1]` for what follows. None: all of them. A warm-up begins with it."""
 
@@ -92,17 +84,6 @@ class LossTerm(pydantic.BaseModel):
     def changes(self) -> bool:
         """Whether its weight is not the same in all steps."""
         return self.warmup_fraction > 0.0 or self.during is not None
-
-    @pydantic.model_serializer(mode="wrap")
-    def _without_later_defaults(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave unsaid what is as it was before there was a choice: old hashes and records stay what they are."""
-        settings: dict[str, Any] = plain(self)
-        if self.warmup_fraction == 0.0:
-            settings.pop("warmup_fraction", None)
-        for name in ("of", "during"):
-            if getattr(self, name) is None:
-                settings.pop(name, None)
-        return settings
 
 
 ENSEMBLE = "ensemble"
@@ -160,23 +141,23 @@ class Distillation(Section):
     task_weight: Annotated[float, Field(ge=0.0)] = 0.1
     label_smoothing: Fraction = 0.0
     losses: tuple[LossTerm, ...] = (LossTerm(type="kd", weight=0.9),)
-    ensemble: Ensemble | None = None
+    ensemble: Ensemble | None = later(None)
     """None: the mean of the probabilities."""
-    peers: Annotated[int, Field(ge=2, le=16)] | None = None
+    peers: Annotated[int, Field(ge=2, le=16)] | None = later(None)
     """How many students of a kind learn together where a loss is `of: peers` (Zhang et al., "Deep mutual learning",
     CVPR 2018): they begin at other weights and see the same batches, each learns of each other one, and the first is
     scored and kept. None: 2."""
-    ema_teacher: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    ema_teacher: Annotated[float, Field(gt=0.0, lt=1.0)] | None = later(None)
     """The decay of the moving average that losses `of: ema` learn of (Tarvainen and Valpola, "Mean teachers", NeurIPS
     2017). None: 0.999."""
     teacher_top_k: Annotated[int, Field(ge=1)] | None = None
     """Keep only so many of the teacher's logits a prediction, the mass of the others spread evenly, where thousands of
     classes would fill the disk. None: all of them, exactly."""
-    teacher_draws: Annotated[int, Field(ge=1)] | None = None
+    teacher_draws: Annotated[int, Field(ge=1)] | None = later(None)
     """Keep only so many draws from each of the teacher's answers, the tokens by their probabilities, and how often each
     was drawn: kd at temperature 1 has the right gradient on average, which the largest logits alone have not."""
 
-    on_policy: OnPolicy | None = None
+    on_policy: OnPolicy | None = later(None)
     """Language models: in some batches the student goes on by itself, and its teachers predict what should follow
     each token. Beside losses such as `{type: jensen_shannon, beta: 0.5}`. None: never."""
 
@@ -225,15 +206,6 @@ class Distillation(Section):
                 )
         return self
 
-    @pydantic.model_serializer(mode="wrap")
-    def _without_later_defaults(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave unsaid what is as it was before there was a choice: old hashes and records stay what they are."""
-        settings: dict[str, Any] = plain(self)  # pydantic calls one serializer of a model, the last
-        for later in ("teacher_draws", "ensemble", "peers", "ema_teacher", "on_policy"):
-            if getattr(self, later) is None:
-                settings.pop(later, None)
-        return settings
-
     def learns_of(self, whose: str) -> bool:
         """Return whether a loss is `of: whose` by name."""
         return any(term.weight > 0 and term.of == whose for term in self.losses)
@@ -268,9 +240,9 @@ class Training(Section):
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 5
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of the training split that is used, by the study's seed."""
-    proxy: Member | None = None
+    proxy: Member | None = later(None)
     """Who chooses that share: a name of `kdnas list proxies`. None: it is drawn at random, of every class its part."""
-    resolution_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    resolution_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = later(1.0)
     """Share of the samples' size, an image's height and width or a text's tokens, that the student is trained and
     scored at: a whole number, at least 4. The teacher sees them whole, the student's costs are those at the whole size,
     and retrainings are at it."""
@@ -284,7 +256,7 @@ class Training(Section):
     warmup_fraction: Fraction = 0.1
     """Share of all steps with a linear warm-up; a cosine to zero follows."""
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
-    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = later(None)
     """Decay of the moving average of the weights, such as 0.999, that is scored and kept in their place; in the first
     steps it is smaller. None: the weights themselves. A supernet is trained without it."""
     augmentation: SerializeAsAny[Section] | None = None
@@ -292,9 +264,9 @@ class Training(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast where the processor computes it natively, else float32. What is `auto` here and below is
     decided once and recorded: `kdnas.training.numerics`."""
-    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = later("auto")
     """CPU threads of one training, whatever number of workers there is; auto: 1."""
-    fused_norms: Literal["auto"] | bool = "auto"
+    fused_norms: Literal["auto"] | bool = later("auto")
     """Batch norm, residual sum and ReLU in one compiled pass where one CPU thread trains for long enough to pay for it.
     auto: where there is a C compiler."""
 
@@ -308,12 +280,6 @@ class Training(Section):
         if not self.task:
             return super().__reduce__()
         return _restored, (self.task, self.model_dump(exclude_unset=True))
-
-    @pydantic.model_serializer(mode="wrap")
-    def _without_later_defaults(self, plain: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave unsaid what is as it was before there was a choice: old hashes and records stay what they are."""
-        settings: dict[str, Any] = plain(self)
-        return {name: value for name, value in settings.items() if name not in _LATER or value != _LATER[name]}
 
 
 def training_for(kind: str) -> type[Training]:
