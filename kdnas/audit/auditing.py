@@ -168,8 +168,15 @@ def look_epochs(epochs: int) -> tuple[int, ...]:
 
 
 def limited(plan: AuditPlan, opened: Opened) -> AuditPlan:
-    """Return `plan` with as many seeds as the run's evaluator has independent trainings."""
-    available = opened.evaluator.repeats
+    """Return `plan` with as many seeds as the run's evaluator has independent trainings.
+
+    Raises ConfigError where it has no trainings of that length.
+    """
+    available, lengths = opened.evaluator.repeats, opened.evaluator.lengths
+    if lengths is not None and plan.fidelity.epochs not in lengths:
+        longer = ", ".join(str(epochs) for epochs in lengths if epochs > plan.brief.epochs)
+        what = f"the evaluator {plan.run.config.evaluator.type} has no scores after {plan.fidelity.epochs} epochs"
+        raise ConfigError(Problem("--epochs", what, longer or "none: the search’s scores are its longest"))
     return plan if available is None else dataclasses.replace(plan, seeds=min(plan.seeds, available))
 
 

@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from kdnas.cli._terminal import printed_front
+from kdnas.cli._terminal import printed_front, say
 from kdnas.controller.events import (
     Advanced,
     Event,
@@ -459,9 +459,9 @@ def _print_result(console: Console, run: RunRecord, written: Sequence[Path], ski
     if not written:
         console.print("nothing new: every trial and retraining was done before, and the report is up to date")
     for path in written:
-        console.print(f"wrote {path}", markup=False, soft_wrap=True)
+        say(console, f"wrote {path}")
     for line in skipped:
-        console.print(line, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 class JsonView(View):

@@ -35,6 +35,11 @@ def console(*, stderr: bool = False) -> Console:
     return _Console(highlight=False, stderr=stderr)
 
 
+def say(terminal: Console, line: str) -> None:
+    """Print a line as it is: wrapped by the terminal alone, whole in a file."""
+    terminal.print(line, markup=False, soft_wrap=True)
+
+
 def redraws(terminal: Console) -> bool:
     """Return whether `terminal` can be drawn anew in place: neither a file nor a dumb terminal."""
     return terminal.is_terminal and not terminal.is_dumb_terminal

@@ -29,12 +29,14 @@ class TrainingLines:
 
     def print_end(self, done: int, total: int, what: str, outcome: str, failure: str) -> None:
         """Print that the training `what` ended with `outcome`, or, where that is empty, why it failed."""
+        from kdnas.cli._terminal import say
+
         self.ended += 1
         if not outcome:
             self.failures.append(failure)
             outcome = f"failed: {failure}"
         left = f"  {duration((time.monotonic() - self._begun) / done * (total - done))} left" if done < total else ""
-        self._console.print(f"[{done}/{total}]{left}  {what}: {outcome}", markup=False, soft_wrap=True)
+        say(self._console, f"[{done}/{total}]{left}  {what}: {outcome}")
 
 
 class TrainingView:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,6 +87,7 @@ def command(
     from kdnas.audit.auditing import pending, plan_audit
     from kdnas.audit.losses import parse_losses
     from kdnas.cli._terminal import console as terminal
+    from kdnas.cli._terminal import say
     from kdnas.record.storage import load_run
     from kdnas.workshop import opening
 
@@ -95,7 +97,7 @@ def command(
     console = terminal(stderr=as_json)
     tasks = pending(plan, record)
     for line in _announcement(plan, tasks, workers):
-        console.print(line, markup=False, soft_wrap=True)
+        say(console, line)
     if dry_run:
         if as_json:
             typer.echo(json.dumps(_plan_document(plan, tasks), indent=2))
@@ -118,6 +120,7 @@ def command(
 def _carry_out(plan: AuditPlan, workers: int | None, root_option: Path | None, console: Console) -> RunRecord:
     """Train what is pending and write the report anew; return the run."""
     from kdnas.audit.auditing import limited, open_run, run_audit
+    from kdnas.cli._terminal import say
     from kdnas.controller.events import notes_to
     from kdnas.controller.site import site_of
     from kdnas.errors import KdnasError, RunError
@@ -127,11 +130,7 @@ def _carry_out(plan: AuditPlan, workers: int | None, root_option: Path | None, c
     from kdnas.workshop import opening
 
     folder = plan.run.folder.resolve()
-    progress = _Progress(console, plan.run.score)
-
-    def notify(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
-
+    progress, notify = _Progress(console, plan.run.score), partial(say, console)
     with run_held(folder, plan.run.config) as database, site_of(plan.run.config, notes_to(notify)) as site:
         opened = open_run(
             plan.run,
@@ -146,7 +145,7 @@ def _carry_out(plan: AuditPlan, workers: int | None, root_option: Path | None, c
         if reachable.seeds < plan.seeds:
             console.print(f"{counted(reachable.seeds, 'independent training')} of each student can be had")
         try:
-            record = run_audit(opened, reachable, progress, notify=lambda line: console.print(line, markup=False))
+            record = run_audit(opened, reachable, progress, notify=notify)
         except BaseException:
             with contextlib.suppress(KdnasError):  # a full disk: the error that ended the audit is reported, not this
                 write_report(opened.snapshot())
@@ -233,7 +232,7 @@ def _plan_document(plan: AuditPlan, tasks: Sequence[AuditTask]) -> dict[str, obj
 def _show(run: RunRecord, console: Console) -> None:
     from kdnas.audit.losses import loss_name
     from kdnas.audit.result import audit_result
-    from kdnas.cli._terminal import printed
+    from kdnas.cli._terminal import printed, say
     from kdnas.report.audit import findings, tables
 
     result = audit_result(run)
@@ -245,4 +244,4 @@ def _show(run: RunRecord, console: Console) -> None:
     console.print()
     for sentence in findings(run, result):
         console.print(sentence, markup=False)
-    console.print(f"wrote {run.folder / 'report.html'}", markup=False, soft_wrap=True)
+    say(console, f"wrote {run.folder / 'report.html'}")

@@ -88,6 +88,7 @@ def command(
         allow_code_of_run(continued, resolved_data_root(data_root), trust_code)
     from kdnas.audit.recipes import parse_vary
     from kdnas.cli._terminal import console as terminal
+    from kdnas.cli._terminal import say
 
     varies = [parse_vary(text) for text in vary]
     loaded = read_study(study)
@@ -102,7 +103,7 @@ def command(
 
             root = opening.data_root(data_root).resolve()
 
-            observe = notes_to(lambda text: _notify(console, text))
+            observe = notes_to(lambda text: say(console, text))
             with opened_study(loaded, folder, data_root=root, observe=observe) as opened:
                 comparison = plan_comparison(
                     opened, pick or [], varies, seeds=seeds, epochs=epochs, data_fraction=data_fraction
@@ -120,7 +121,7 @@ def command(
 def _carry_out(opened: Opened, comparison: Comparison, console: Console, *, dry_run: bool) -> Comparisons | None:
     """Train what is left, show and write what came of it, and return that; None where nothing is to be trained."""
     from kdnas.audit.comparing import kept, result_of, run_comparison
-    from kdnas.cli._terminal import printed
+    from kdnas.cli._terminal import printed, say
     from kdnas.errors import RunError
     from kdnas.record.front import most_often
     from kdnas.report.comparison import sentences, table, write_comparison
@@ -130,15 +131,13 @@ def _carry_out(opened: Opened, comparison: Comparison, console: Console, *, dry_
     left = [task for task in comparison.tasks if task.key(comparison.fidelity) not in there]
     archs = ", ".join(student.arch.arch_id for student in comparison.students)
     names = ", ".join(comparison.names)
-    _notify(
-        console, f"{counted(len(comparison.names), 'recipe')} for {archs}, {comparison.fidelity.words} each: {names}"
-    )
+    say(console, f"{counted(len(comparison.names), 'recipe')} for {archs}, {comparison.fidelity.words} each: {names}")
     done = len(comparison.tasks) - len(left)
-    _notify(console, f"{counted(len(left), 'training')} to do" + (f" ({done} are there already)" if done else ""))
+    say(console, f"{counted(len(left), 'training')} to do" + (f" ({done} are there already)" if done else ""))
     if dry_run:
         return None
     progress = _Progress(console, score)
-    run_comparison(opened, comparison, progress, notify=lambda line: _notify(console, line))
+    run_comparison(opened, comparison, progress, notify=lambda line: say(console, line))
     if progress.failures and len(progress.failures) == progress.ended:
         raise RunError(f"every training of the comparison failed{most_often(progress.failures)}")
     result = result_of(comparison, score, kept(folder))
@@ -146,14 +145,10 @@ def _carry_out(opened: Opened, comparison: Comparison, console: Console, *, dry_
     console.print(printed(table(result)))
     console.print()
     for sentence in sentences(comparison, result):
-        _notify(console, sentence)
+        say(console, sentence)
     for path in write_comparison(folder, comparison, result, opened.space):
-        _notify(console, f"wrote {path}")
+        say(console, f"wrote {path}")
     return result
-
-
-def _notify(console: Console, line: str) -> None:
-    console.print(line, markup=False, soft_wrap=True)
 
 
 class _Progress(TrainingLines):

@@ -79,20 +79,24 @@ def command(
 
 
 def _own_members(study: Path) -> dict[str, list[str]]:
-    """Return the plug-ins that a study and its space name, by family. Raises ConfigError where it cannot be read."""
+    """Return the plug-ins that a study and its space, or a run, name, by family. Raises InputError where none can be read."""
     from kdnas.plugins import plugins_named
+    from kdnas.record.lock import read_code_settings
+    from kdnas.record.run_folder import LOCK_FILE
     from kdnas.study.loading import own_study, study_file
     from kdnas.study.yaml_lines import read_yaml
 
-    file = study_file(study)
-    documents = [own_study(read_yaml(file), file.parent)]
-    space = documents[0].data.get("space")
-    if isinstance(space, str) and (file.parent / space).is_file():
-        documents.append(own_study(read_yaml(file.parent / space), (file.parent / space).parent))
+    if (study / LOCK_FILE).exists():
+        settings = [read_code_settings(study)]
+    else:
+        file = study_file(study)
+        settings = [own_study(read_yaml(file), file.parent).data]
+        space = settings[0].get("space")
+        if isinstance(space, str) and (file.parent / space).is_file():
+            settings.append(own_study(read_yaml(file.parent / space), (file.parent / space).parent).data)
     found: dict[str, list[str]] = {}
-    for document in documents:
-        for plugin in plugins_named(document.data):
-            found.setdefault(plugin.family, []).append(plugin.spec)
+    for plugin in (plugin for plain in settings for plugin in plugins_named(plain)):
+        found.setdefault(plugin.family, []).append(plugin.spec)
     return found
 
 

@@ -95,14 +95,14 @@ def command(
         typer.echo(json.dumps({"targets": [report.as_dict() for report in reports]}, indent=2))
         return
     from kdnas.cli._terminal import console as terminal
-    from kdnas.cli._terminal import printed
+    from kdnas.cli._terminal import printed, say
 
     console = terminal()
     for report in reports:
         console.print(f"\n{report.where}", style="bold", markup=False)
         console.print(printed(report_table(report)))
         for line in footnotes(report):
-            console.print(line, markup=False, soft_wrap=True)
+            say(console, line)
 
 
 def report_table(report: TargetReport) -> Table:

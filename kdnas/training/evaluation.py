@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -29,14 +32,36 @@ def all_scores(network: nn.Module, batches: Batches, training: Training) -> dict
     }
 
 
+@dataclass(frozen=True)
+class Ruled:
+    """What becomes of answers once rules are applied to them."""
+
+    tally: torch.Tensor
+    changed: float
+    """The share of the answers that the rules change."""
+
+
 def tally_of(
     network: nn.Module, batches: Batches, training: Training, *, batch_size: int | None = None
 ) -> torch.Tensor:
-    """Return the tally, on the CPU, of `network`'s answers to `batches`, samples as they are, in eval mode.
+    """Return the tally, on the CPU, of `network`'s answers to `batches`: `tally_and_ruled` without rules."""
+    return tally_and_ruled(network, {}, batches, training, batch_size=batch_size)[0]
 
-    `network` takes plain samples (`Task.entrance`) and is left in the mode it came in. `training` is its own, or that
-    of the students of a teacher: it decides the precision (`kdnas.training.numerics`). `batch_size` None is
-    that of `evaluation_batch`. Raises ValueError when there are no samples.
+
+def tally_and_ruled(
+    network: nn.Module,
+    rules: Mapping[str, nn.Module],
+    batches: Batches,
+    training: Training,
+    *,
+    batch_size: int | None = None,
+) -> tuple[torch.Tensor, dict[str, Ruled]]:
+    """Return the tally, on the CPU, of `network`'s answers to `batches`, and what each of `rules` makes of them.
+
+    All take plain samples (`Task.entrance`), which come as they are; `rules` give logits as `kdnas.nn.ruling` reads
+    them. `network` is in eval mode meanwhile. `training` is its own, or that of the students of a teacher: it decides
+    the precision (`kdnas.training.numerics`). `batch_size` None is that of `evaluation_batch`. Raises ValueError when
+    there are no samples.
     """
     if len(batches) == 0:
         raise ValueError("no samples to evaluate on")
@@ -44,6 +69,8 @@ def tally_of(
     modes = [part for part in network.modules() if part.training]
     network.eval()
     tallies: list[torch.Tensor] = []
+    by_rules: dict[str, list[torch.Tensor]] = {name: [] for name in rules}
+    changed = dict.fromkeys(rules, 0)
     try:
         with torch.inference_mode():
             for batch in batches.grouped(batch_size=batch_size or evaluation_batch(task.spec, batches.device)):
@@ -51,30 +78,16 @@ def tally_of(
                 with torch.autocast(batches.device.type, dtype=torch.bfloat16, enabled=bfloat16):
                     logits = network(*inputs)
                 tallies.append(task.tally(task.rows(logits, inputs, batch.targets)))
+                for name, each in rules.items():
+                    kept = ruled(logits, each(*inputs))
+                    changed[name] += int((kept.argmax(dim=1) != logits.argmax(dim=1)).sum())
+                    by_rules[name].append(task.tally(task.rows(kept, inputs, batch.targets)))
     finally:
         for part in modes:
             part.training = True
-    return task.together(tallies).cpu()  # the only wait for the device
-
-
-def tally_by_rules(
-    network: nn.Module, rules: nn.Module, batches: Batches, training: Training
-) -> tuple[torch.Tensor, float]:
-    """Return the tally, on the CPU, of `network`'s answers with `rules` applied, and the share of them that changes.
-
-    Both take plain samples (`Task.entrance`); `rules` give logits as `kdnas.nn.ruling` reads them.
-    """
-    task, bfloat16 = batches.task, is_scored_in_bfloat16(batches, training)
-    tallies, changed = [], 0
-    with torch.inference_mode():
-        for batch in batches.grouped(batch_size=evaluation_batch(task.spec, batches.device)):
-            inputs = batch.laid_out
-            with torch.autocast(batches.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-                logits = network(*inputs)
-            kept = ruled(logits, rules(*inputs))
-            changed += int((kept.argmax(dim=1) != logits.argmax(dim=1)).sum())
-            tallies.append(task.tally(task.rows(kept, inputs, batch.targets)))
-    return task.together(tallies).cpu(), changed / len(batches)
+    tally = task.together(tallies).cpu()  # the only wait for the device where there are no rules
+    found = {name: Ruled(task.together(by_rules[name]).cpu(), changed[name] / len(batches)) for name in rules}
+    return tally, found
 
 
 def evaluation_batch(spec: TaskSpec, device: torch.device) -> int:

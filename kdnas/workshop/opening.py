@@ -48,7 +48,7 @@ from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.tokenizing import Tokenizer
 from kdnas.training.batches import Batches
 from kdnas.training.completions import Item, read_items, share_completed
-from kdnas.training.evaluation import all_scores, evaluate, tally_by_rules, tally_of
+from kdnas.training.evaluation import all_scores, evaluate, tally_and_ruled
 from kdnas.training.recipe import Training
 from kdnas.workshop.proxy import proxy_places
 from kdnas.workshop.split import check_score, check_split, split_notes
@@ -559,17 +559,13 @@ class Workshop:
         `given` are the samples of a teacher that has its own.
         """
         test = self.test if given is None else Batches(given, self.test.indices, device=self.device, split="test")
-        tally = tally_of(module, test, self.sources.training)
-        by_rules = {} if given is not None else self._by_rules(module)
-        return {**test.task.scores(tally), **self.completed(module, self.completions), **by_rules}
-
-    def _by_rules(self, module: nn.Module) -> dict[str, float]:
-        """Return how good `module` is with each of the study's rules applied, and which share that changes, by name."""
-        found: dict[str, float] = {}
-        for name in (name for name, stated in self.sources.teachers.items() if stated.type == LABEL_RULES):
-            tally, changed = tally_by_rules(module, self.teachers[name].module, self.test, self.sources.training)
-            score = self.task.spec.score.name
-            found |= {f"{score}_by_{name}": self.task.score(tally), f"changed_by_{name}": changed}
+        stated = {} if given is not None else self.sources.teachers
+        rules = {name: self.teachers[name].module for name, one in stated.items() if one.type == LABEL_RULES}
+        tally, ruled = tally_and_ruled(module, rules, test, self.sources.training)
+        found = {**test.task.scores(tally), **self.completed(module, self.completions)}
+        for name, one in ruled.items():
+            score = f"{self.task.spec.score.name}_by_{name}"
+            found |= {score: self.task.score(one.tally), f"changed_by_{name}": one.changed}
         return found
 
     def completed(self, module: nn.Module, names: Iterable[str]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from kdnas.nn.ruling import allowed_by
 from kdnas.nn.taps import Outputs, OutputShapes
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.training.batches import Batches
-from kdnas.training.evaluation import tally_by_rules
+from kdnas.training.evaluation import tally_and_ruled
 from kdnas.training.recipe import Training
 
 pytest.importorskip("tokenizers")
@@ -108,6 +108,6 @@ def test_the_share_of_answers_that_rules_change_is_told(data: TextData) -> None:
             return torch.tensor([0.0, 1.0, 2.0]).expand(len(tokens), 3)
 
     batches = Batches(data, np.arange(3), device=torch.device("cpu"), split="test")
-    tally, changed = tally_by_rules(Always(), opened(data).module, batches, Training())
-    assert changed == pytest.approx(2 / 3)
-    assert batches.task.score(tally) == 1.0  # always "place" was right of one text
+    _, found = tally_and_ruled(Always(), {"rules": opened(data).module}, batches, Training())
+    assert found["rules"].changed == pytest.approx(2 / 3)
+    assert batches.task.score(found["rules"].tally) == 1.0  # always "place" was right of one text

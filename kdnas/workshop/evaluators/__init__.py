@@ -109,6 +109,8 @@ class Evaluator(ABC):
     """Whether a student that is promoted goes on from the weights of the rung below; else it is scored anew."""
     repeats: int | None = None
     """How many independent retrainings it can give; None: any number."""
+    lengths: tuple[int, ...] | None = None
+    """After how many epochs it has scores, rising; None: after any number."""
 
     def __init__(self, context: EvaluatorContext):
         self.context = context

@@ -84,7 +84,6 @@ class Table(Evaluator):
         score = context.config.score
         self._key = key
         self._values = values
-        self._full_epochs = full_epochs
         self._path = context.data_root / Path(file).expanduser()
         stated = context.config.costs
         known = [score.name, *COSTS.names(), *(name for name in stated if "type" in stated[name])]
@@ -100,10 +99,9 @@ class Table(Evaluator):
         if problems:
             raise ConfigError(problems)
         self._scores = {full_epochs: values[score.name], **{column.epochs: column for column in shorter}}
-        missing = {fidelity.epochs for fidelity in context.config.fidelities} - self._scores.keys()
-        if context.config.rungs and missing:
-            what = f"the table has no {score.name} after {', '.join(map(str, sorted(missing)))} epochs"
-            raise ConfigError(Problem("rungs", what, ", ".join(map(str, sorted(self._scores)))))
+        self.lengths = tuple(sorted(self._scores))
+        if problems := self._without_scores():
+            raise ConfigError(problems)
         self.repeats = len(values[score.name].columns)
         self._rows = _read(self._path, key_columns, [*values.values(), *shorter])
         for name, source in [*values.items(), *((score.name, column) for column in shorter)]:
@@ -116,6 +114,22 @@ class Table(Evaluator):
         scores = self._rows[first.columns[0]] * first.scale
         worst = scores.min() if score.direction == "maximize" else scores.max()
         self._worst = float(worst) if chance is None else chance
+
+    def _without_scores(self) -> list[Problem]:
+        """Return a problem for each setting that asks for trainings of other lengths than the table has."""
+        config = self.context.config
+        scored = {one.epochs for one in config.fidelities}
+        asked = {"rungs" if config.rungs else "training.epochs": scored}
+        asked["final.epochs"] = {config.final_fidelity.epochs} - scored
+        return [
+            Problem(
+                where,
+                f"the table has no {config.score.name} after {', '.join(map(str, sorted(missing)))} epochs",
+                ", ".join(map(str, sorted(self._scores))),
+            )
+            for where, epochs in asked.items()
+            if (missing := epochs - self._scores.keys())
+        ]
 
     @property
     def quantities(self) -> Mapping[str, Quantity]:

@@ -98,7 +98,7 @@ def test_another_table_is_another_study(tmp_path):
     first = opened(tmp_path)[1].fingerprints
     assert opened(tmp_path)[1].fingerprints == first
     assert opened(tmp_path, table=CSV.replace("80", "79"))[1].fingerprints != first
-    assert opened(tmp_path, full_epochs=11)[1].fingerprints != first
+    assert opened(tmp_path, chance=0.3)[1].fingerprints != first
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,7 @@ def test_another_table_is_another_study(tmp_path):
         ({"values": {"accuracy": {"column": "top1"}}}, DataError, "not a fraction in 0..1"),
         ({"values": {"macs": {"column": "m"}}}, ConfigError, "must name the column of accuracy"),
         ({"values": {**EVALUATOR["values"], "speed": {"column": "m"}}}, ConfigError, "no quantity is called 'speed'"),
+        ({"full_epochs": 11}, ConfigError, r"the table has no accuracy after \d+ epochs \(allowed: 2, 11"),
         ({"key_columns": ["q"]}, DataError, "cannot be read as a table"),
         ({"key_columns": ["d"]}, DataError, "a key that stands twice"),
         ({"values": {"accuracy": {"column": "top1", "scale": 0.01}}}, ConfigError, "does not return macs"),
