@@ -79,7 +79,7 @@ def command(
 
 
 def _own_members(study: Path) -> dict[str, list[str]]:
-    """Return the plug-ins that a study and its space, or a run, name, by family. Raises InputError where none can be read."""
+    """Return the plug-ins that a study and its space, or a run, name, by family. Raises InputError."""
     from kdnas.plugins import plugins_named
     from kdnas.record.lock import read_code_settings
     from kdnas.record.run_folder import LOCK_FILE
