@@ -10,11 +10,12 @@ of a run by files in the folder: a process that is started in the place of a kil
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Literal, NoReturn, get_args
 
@@ -51,18 +52,19 @@ POINTS: tuple[str, ...] = get_args(Point)
 
 def reach(point: Point) -> None:
     """Be at `point`."""
-    if _PLAN:
-        _meet(point)
+    if planned := os.environ.get("KDNAS_FAULTS"):
+        _meet(point, _read_plan(planned))
 
 
-def _meet(point: str) -> None:
-    if point not in {named for named, _, _ in _PLAN}:
+def _meet(point: str, plan: Collection[tuple[str, int, str]]) -> None:
+    if point not in {named for named, _, _ in plan}:
         return
-    with (_FOLDER / point.replace(" ", "-")).open("ab") as file:  # a byte each time; what is appended is never lost
+    folder = Path(os.environ.get("KDNAS_FAULTS_FOLDER", "."))
+    with (folder / point.replace(" ", "-")).open("ab") as file:  # a byte each time; what is appended is never lost
         file.write(b".")
         file.flush()
         reached = os.fstat(file.fileno()).st_size
-    for named, number, fault in _PLAN:
+    for named, number, fault in plan:
         if (named, number) == (point, reached):
             FAULTS[fault]()
 
@@ -83,7 +85,8 @@ def _signal(number: int, times: int = 1) -> Callable[[], None]:
 
 
 def _kill_parent() -> None:
-    os.kill(os.getppid(), signal.SIGKILL)
+    parent = multiprocessing.parent_process()  # the process above a worker is what all workers are forked from
+    os.kill(os.getppid() if parent is None or parent.pid is None else parent.pid, signal.SIGKILL)
     time.sleep(60)  # who watches for the parent ends this process
 
 
@@ -145,7 +148,3 @@ def _read_plan(text: str) -> tuple[tuple[str, int, str], ...]:
             raise ValueError(f"KDNAS_FAULTS: {entry!r} is no fault at a point")
         plan.append((point, int(number or 1), fault))
     return tuple(plan)
-
-
-_PLAN = _read_plan(os.environ.get("KDNAS_FAULTS", ""))
-_FOLDER = Path(os.environ.get("KDNAS_FAULTS_FOLDER", "."))

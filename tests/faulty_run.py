@@ -124,7 +124,6 @@ def _run(arguments: Sequence[str], faults: str, counts: Path | None, inline: boo
     import kdnas.audit.auditing
     import kdnas.audit.comparing
     import kdnas.controller.runner
-    import kdnas.faults
     from kdnas.cli import main
 
     os.environ.update(NO_COLOR="1", COLUMNS="120", TERM="dumb", KDNAS_FAULTS=faults)
@@ -132,7 +131,6 @@ def _run(arguments: Sequence[str], faults: str, counts: Path | None, inline: boo
         assert counts is not None
         counts.mkdir(exist_ok=True)
         os.environ["KDNAS_FAULTS_FOLDER"] = str(counts)
-        kdnas.faults._PLAN, kdnas.faults._FOLDER = kdnas.faults._read_plan(faults), counts
     if inline:
         for module in (kdnas.controller.runner, kdnas.audit.auditing, kdnas.audit.comparing):
             module.start_executor = lambda opened, observe: scored_study.Inline(opened.workplan)  # type: ignore[attr-defined]

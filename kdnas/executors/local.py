@@ -6,16 +6,19 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
+import operator
 import os
 import signal
 import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import DupFd
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -27,6 +30,12 @@ from kdnas.outlets import open_outlets
 
 _STOPS = (signal.SIGTERM, signal.SIGHUP)
 _STOP_REACHES_ALL_S = 1.0
+_DEAR = ("torch", "torch._dynamo")
+"""What takes seconds to import, and workers inherit from a server that has done it once: torch's optimizers want the
+second."""
+_served: int | None = None
+"""The process that has a server: a fork of it has none. Elsewhere than on Linux a fork of what has imported torch may
+crash."""
 
 
 @dataclass(kw_only=True)
@@ -37,7 +46,7 @@ class _Worker(Worker[T]):
 
 @EXECUTORS.register
 class Local(ListeningExecutor[T, R, _Worker[T]]):
-    """Spawned processes on this machine, one job at a time each.
+    """Processes on this machine, one job at a time each, with an environment and memory of their own.
 
     Each worker has `threads` torch threads and, where there are CUDA devices, one of them in turn. A job that outlives
     `time_limit_s` is killed with its worker and reported as failed; so is one whose worker dies. A worker that has not
@@ -59,7 +68,7 @@ class Local(ListeningExecutor[T, R, _Worker[T]]):
         self._threads = threads
         self._time_limit_s = time_limit_s
         self._devices = devices
-        self._context = multiprocessing.get_context("spawn")
+        self._context = _context()
         self._workers = [self._start(index) for index in range(workers)]
         self._closed = False
 
@@ -123,7 +132,10 @@ class Local(ListeningExecutor[T, R, _Worker[T]]):
         here, there = self._context.Pipe()
         device = index % self._devices if self._devices else None
         process = self._context.Process(
-            target=_serve, args=(there, self._make_evaluate, self._threads, device), name=f"kdnas-{index}", daemon=True
+            target=_serve,
+            args=(dict(os.environ), _StandardError(), there, self._make_evaluate, self._threads, device),
+            name=f"kdnas-{index}",
+            daemon=True,
         )
         with _interrupts_held(), _main_hidden():
             process.start()
@@ -147,6 +159,27 @@ class Local(ListeningExecutor[T, R, _Worker[T]]):
         replacement.key, replacement.job, replacement.time_limit_s = worker.key, worker.job, worker.time_limit_s
         self._send(replacement)
         return []
+
+
+def _context() -> SpawnContext | ForkServerContext:
+    """Return how workers are started: out of a server without threads that has imported what is dear, else anew.
+
+    The server imports what this process has imported already, so that a search of a table does not wait for torch.
+    """
+    global _served
+    if sys.platform != "linux" or (_served is not None and _served != os.getpid()):
+        return multiprocessing.get_context("spawn")
+    _served = os.getpid()
+    if "torch" in sys.modules:
+        multiprocessing.set_forkserver_preload([*_DEAR])
+    return multiprocessing.get_context("forkserver")
+
+
+class _StandardError:
+    """That of the process which starts a worker: a file descriptor once the worker has it."""
+
+    def __reduce__(self) -> tuple[Callable[[Any], int], tuple[Any]]:
+        return operator.methodcaller("detach"), (DupFd(2),)
 
 
 @contextlib.contextmanager
@@ -199,8 +232,18 @@ def _death(exit_code: int | None) -> str:
     return f"the worker process died with exit code {exit_code}"
 
 
-def _serve(pipe: Connection, make_evaluate: Callable[[], Evaluate[Any, Any]], threads: int, device: int | None) -> None:
+def _serve(
+    environment: Mapping[str, str],
+    errors: int,
+    pipe: Connection,
+    make_evaluate: Callable[[], Evaluate[Any, Any]],
+    threads: int,
+    device: int | None,
+) -> None:
     """Run in the worker: open once, then answer jobs until the controller is gone."""
+    os.environ.clear()  # that of the server may be of an earlier search
+    os.environ.update(environment)
+    os.dup2(errors, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     os.setpgid(0, 0)  # a group of its own, with all that it starts: they end together

@@ -222,3 +222,44 @@ def test_workers_that_never_get_ready_are_given_up_and_told(monkeypatch):
         for _ in range(600):
             assert executor.wait(0.1) == []
     assert any("has been opening data and teacher for" in note for note in executor.take_notes())
+
+
+class Surroundings:
+    """An evaluate that tells where it runs, and writes to the standard error."""
+
+    def __call__(self, job: Task) -> Seen:
+        print("said by a worker", file=sys.stderr, flush=True)
+        return Seen(seen={"mark": os.environ.get("MARK"), "folder": Path.cwd(), "parent": os.getppid()})
+
+
+def test_a_worker_has_the_surroundings_of_the_moment_that_it_is_started_in(tmp_path, monkeypatch, capfd):
+    """What workers are forked from lives on from the first search of a process to the last."""
+    seen = []
+    for mark in ("first", "second"):
+        (tmp_path / mark).mkdir()
+        monkeypatch.chdir(tmp_path / mark)
+        monkeypatch.setenv("MARK", mark)
+        capfd.readouterr()
+        executor = EXECUTORS.build("local", Surroundings, workers=1, threads=1)
+        executor.submit("a", Task("square", x=1))
+        (finished,) = collect(executor, 1)
+        executor.close()
+        assert "said by a worker" in capfd.readouterr().err
+        seen.append(finished.result.seen)
+    assert [(each["mark"], each["folder"].name) for each in seen] == [("first", "first"), ("second", "second")]
+    assert seen[0]["parent"] == seen[1]["parent"] != os.getpid()
+
+
+def test_a_fork_of_a_process_that_has_workers_starts_its_own_anew(shared):
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            executor = EXECUTORS.build("local", make_evaluate, workers=1, threads=1)
+            executor.submit("a", Task("square", x=7))
+            (finished,) = collect(executor, 1)
+            executor.close()
+            code = 0 if finished.result.seen["value"] == 49 else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import multiprocessing
 import os
 import pickle
 import signal
@@ -103,7 +104,8 @@ def test_a_lost_actor_costs_its_job_a_second_run_and_no_failure(build, tmp_path)
     (first,) = collect(executor, 1)
     executor.submit("b", Task("sleep", seconds=1.5))
     executor.wait(0.5)
-    os.kill(_parent(first.result.seen["pid"]), signal.SIGKILL)
+    server = _parent(first.result.seen["pid"])  # what workers are forked from, which the actor has started
+    os.kill(_parent(server), signal.SIGKILL)
     (second,) = collect(executor, 1)
     assert (second.key, second.failure) == ("b", None)
     assert second.result.seen["pid"] != first.result.seen["pid"]
@@ -122,7 +124,10 @@ def test_a_job_with_which_workers_are_lost_again_and_again_is_given_up(build):
 
 def lose_the_actor():
     def answer(job: Task) -> Seen:
-        os.kill(os.getppid(), signal.SIGKILL)
+        actor = multiprocessing.parent_process()
+        assert actor is not None
+        assert actor.pid is not None
+        os.kill(actor.pid, signal.SIGKILL)
         time.sleep(60)
         raise AssertionError
 

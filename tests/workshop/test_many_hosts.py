@@ -34,9 +34,6 @@ def _host(folder: Path, plan: bytes, jobs: list[Any], faults: str, answer: Conne
     os.chdir(folder)
     os.environ |= {"KDNAS_CACHE": str(folder / "own"), "KDNAS_DATA": str(folder), "KDNAS_FAULTS_FOLDER": str(folder)}
     os.environ["KDNAS_FAULTS"] = faults
-    import kdnas.faults as faulty
-
-    faulty._PLAN, faulty._FOLDER = faulty._read_plan(faults), folder
     evaluator = pickle.loads(plan)()
     shared: list[str] = []
     share = evaluator.teacher_cache.share
