@@ -22,6 +22,8 @@ _LOOKED_AT = 2_000
 """So many entries of a folder decide what it holds."""
 _SAVED = "state.json"
 """Stands in the folder that `save_to_disk` of Hugging Face's `datasets` writes for a split."""
+_SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+"""What its folders of several splits are called."""
 _TEACHERS = {
     "ForSequenceClassification": "sequence_classifier",
     "ForCausalLM": "causal_lm",
@@ -84,14 +86,14 @@ def _data_at(root: Path, stated: str, texts: str) -> Chosen | None:
     """Return the data set that reads the file or folder; `texts` is the teacher's kind of work, where that is known."""
     path = root / stated
     if path.is_dir():
-        return _folder(path, stated)
+        return _folder(path, stated, texts)
     if not any(part.is_file() for part in (path, *path.parents)):  # a member of an archive lies "in" a file
         return None
     suffix = path.suffix.lower()
     if suffix == ".txt":
         return Chosen("text_corpus", {"train": stated})
     if suffix in _TABLES or (suffix == ".parquet" and texts):
-        return _rows(stated, texts)
+        return _rows({"train": stated}, texts)
     if suffix in _TOKENS:
         return Chosen("token_files", {"train": stated})
     if suffix == ".npz":
@@ -103,14 +105,18 @@ def _data_at(root: Path, stated: str, texts: str) -> Chosen | None:
     return None
 
 
-def _rows(stated: str, texts: str) -> Chosen:
-    """Return what reads a table: rows of running text are a corpus, others have labels."""
-    return Chosen("text_corpus" if texts == "language_modelling" else "text_table", {"train": stated})
+def _rows(files: Mapping[str, str], texts: str) -> Chosen:
+    """Return what reads tables, by their use: rows of running text are a corpus, others have labels."""
+    return Chosen("text_corpus" if texts == "language_modelling" else "text_table", files)
 
 
-def _folder(path: Path, stated: str) -> Chosen:
+def _folder(path: Path, stated: str, texts: str) -> Chosen:
     if (path / _SAVED).is_file():
-        return Chosen("text_table", {"train": stated})
+        return _rows({"train": stated}, texts)
+    saved = {split.parent.name for split in path.glob(f"*/{_SAVED}")}
+    if "train" in saved:
+        there = {use: next((name for name in names if name in saved), None) for use, names in _SPLITS.items()}
+        return _rows({use: f"{stated.rstrip('/')}/{name}" for use, name in there.items() if name}, texts)
     inside = [entry for entry in itertools.islice(path.rglob("*"), _LOOKED_AT) if entry.suffix.lower() == ".txt"]
     if not inside:
         return Chosen("image_folder", {"path": stated})

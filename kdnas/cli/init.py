@@ -224,7 +224,11 @@ def study_files(
     files[STUDY_FILE] = TEMPLATE.format(
         name=_study_name(directory),
         data=_section("datasets", data.type, known),
-        teacher=_section("teachers", teacher.type, trained_here if teacher.type == "student" else teacher.options),
+        teacher=_section(
+            "teachers",
+            teacher.type,
+            trained_here if teacher.type == "student" else {**_placeholders(teacher), **teacher.options},
+        ),
         students=CUT.format(cut=work.cut) if from_teacher else stated,
         score=score.name,
         goal="accuracy>=0.9" if score.is_fraction else f"{score.name}<=20",
@@ -251,13 +255,18 @@ def _data_options(data: Chosen, teacher: Chosen) -> dict[str, Any]:
     """Return what is known of the data's options: of texts also the tokenizer, the one that the teacher reads with."""
     from kdnas.study.members import registry_of
 
-    known = {option: value for (member, option), value in _PLACEHOLDERS.items() if member == data.type}
-    known |= data.options
+    known = {**_placeholders(data), **data.options}
+    if "test" in data.options:
+        known.pop("test_fraction", None)
     options = registry_of("datasets").options(data.type).model_fields
     if "tokenizer" in options:
         trained_here = teacher.type == "student" and data.type != "token_files"
         known["tokenizer"] = "bpe" if trained_here else teacher.options.get("model", "my_teacher")
     return known
+
+
+def _placeholders(chosen: Chosen) -> dict[str, Any]:
+    return {option: value for (member, option), value in _PLACEHOLDERS.items() if member == chosen.type}
 
 
 def space_for(size: int | None) -> str:
@@ -365,9 +374,8 @@ def _section(family: str, name: str, known: Mapping[str, Any]) -> str:
     entry = describe(registry_of(family), name)
     lines = [f"  type: {name}"]
     for option in entry.options:
-        placeholder = _PLACEHOLDERS.get((name, option.name))
-        if option.default is None or placeholder is not None or option.name in known:
-            value = known.get(option.name, placeholder or _value_of(option))
+        if option.default is None or option.name in known:
+            value = known.get(option.name, _value_of(option))
             lines.append(f"  {option.name}: {_yaml(value)}  # YOURS: {option.help or option.type}")
         else:
             lines.append(f"  # {option.name}: {_default(option)}  # {option.help or option.type}")

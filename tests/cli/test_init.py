@@ -155,6 +155,25 @@ def teacher_folder(root, name, architecture):
 
 
 @pytest.mark.parametrize(
+    ("architecture", "data"), [("BertForSequenceClassification", "text_table"), ("GPT2LMHeadModel", "text_corpus")]
+)
+def test_splits_that_were_saved_together_are_named(tmp_path, architecture, data):
+    for split in ("dev", "test", "train"):
+        (tmp_path / "saved" / split).mkdir(parents=True)
+        (tmp_path / "saved" / split / "state.json").write_text("{}")
+    teacher_folder(tmp_path, "mine", architecture)
+    own_data, own_teacher = choose("saved", "mine", tmp_path)
+    splits = {"train": "saved/train", "validation": "saved/dev", "test": "saved/test"}
+    assert (own_data.type, own_data.options) == (data, splits)
+    (tmp_path / "s").mkdir()
+    text = study_files(tmp_path / "s", own_data, own_teacher, "auto", from_teacher=True)["study.yaml"]
+    (tmp_path / "s" / "study.yaml").write_text(text)
+    options = load_study(tmp_path / "s").config.data.options
+    assert splits.items() <= options.items()
+    assert "test_fraction" not in options
+
+
+@pytest.mark.parametrize(
     ("files", "data", "architecture", "found"),
     [
         (
