@@ -30,9 +30,9 @@ from kdnas.outlets import open_outlets
 
 _STOPS = (signal.SIGTERM, signal.SIGHUP)
 _STOP_REACHES_ALL_S = 1.0
-_DEAR = ("torch", "torch._dynamo")
-"""What takes seconds to import, and workers inherit from a server that has done it once: torch's optimizers want the
-second."""
+_DEAR = ("torch._dynamo", "kdnas.workshop.evaluators.distil")
+"""What takes seconds to import, and workers inherit from a server that has done it once: torch with what its optimizers
+want of it, and what trains."""
 _served: int | None = None
 """The process that has a server: a fork of it has none. Elsewhere than on Linux a fork of what has imported torch may
 crash."""
@@ -164,7 +164,7 @@ class Local(ListeningExecutor[T, R, _Worker[T]]):
 def _context() -> SpawnContext | ForkServerContext:
     """Return how workers are started: out of a server without threads that has imported what is dear, else anew.
 
-    The server imports what this process has imported already, so that a search of a table does not wait for torch.
+    The server imports that only where this process has imported torch: a search of a table does not wait for it.
     """
     global _served
     if sys.platform != "linux" or (_served is not None and _served != os.getpid()):
