@@ -81,6 +81,11 @@ class Member(pydantic.BaseModel):
         return cls.spelled_out(value)
 
     @property
+    def called(self) -> str:
+        """Its name as users write it: of a plug-in without the folder that it was found in."""
+        return short_name(self.type)
+
+    @property
     def options(self) -> dict[str, Any]:
         """The member's own options."""
         return dict(self.model_extra or {})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from page_code import examples
 from safetensors.torch import load_file
 
 from kdnas import load_run, plugins
@@ -17,21 +17,7 @@ from kdnas.record.database import database_of
 from kdnas.record.run_folder import LOCK_FILE
 from kdnas.report.dashboard import LivePage
 
-SIGNALS = Path(__file__).parent / "own_signals.py"
-STUDY = {
-    "name": "waves",
-    "data": {"type": "signals.py:waves", "noise": 0.4},
-    "task": "signals.py:Signals",
-    "teacher": {"type": "signals.py:teacher"},
-    "space": "space.yaml",
-    "objectives": ["accuracy", "macs"],
-    "training": {"epochs": 4, "batch_size": 32, "learning_rate": 0.05, "augmentation": {"roll": True}},
-    "distillation": {"losses": [{"type": "kd", "weight": 0.9}, {"type": "hidden_cosine", "weight": 0.1}]},
-    "trackers": ["jsonl"],
-    "executor": {"workers": 1},
-    "budget": {"trials": 3},
-    "final": {"seeds": 1, "epochs": 6, "max_students": 2, "control": False},
-}
+FILES = examples("tasks")
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +25,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The user's folder, searched: its run is `run`."""
     folder = tmp_path_factory.mktemp("own") / "waves"
     folder.mkdir()
-    (folder / "signals.py").write_text(SIGNALS.read_text())
-    (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
-    (folder / "space.yaml").write_text(
-        "family: signals.py:Perceptrons\nchoices:\n  width: [4, 8, 16, 32]\n  depth: [1, 2]\n"
-    )
+    for name in ("study.yaml", "space.yaml", "signals.py"):
+        (folder / name).write_text(FILES[f"waves/{name}"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(plugins._VOUCHED, "[]")
         assert main(["search", str(folder), "--out", str(folder / "run"), "--trials", "3"]) == 0

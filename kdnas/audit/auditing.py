@@ -129,7 +129,7 @@ def plan_audit(
             )
         )
     if losses and run.config.teacher is None:
-        raise ConfigError(Problem("--loss", f"the evaluator {run.config.evaluator.type} trains no students here"))
+        raise ConfigError(Problem("--loss", f"the evaluator {run.config.evaluator.called} trains no students here"))
     if losses and not brief.amount:
         raise ConfigError(
             Problem("--loss", "the search’s scores are of shared weights, which learn from no loss alone")
@@ -175,7 +175,7 @@ def limited(plan: AuditPlan, opened: Opened) -> AuditPlan:
     available, lengths = opened.evaluator.repeats, opened.evaluator.lengths
     if lengths is not None and plan.fidelity.epochs not in lengths:
         longer = ", ".join(str(epochs) for epochs in lengths if epochs > plan.brief.epochs)
-        what = f"the evaluator {plan.run.config.evaluator.type} has no scores after {plan.fidelity.epochs} epochs"
+        what = f"the evaluator {plan.run.config.evaluator.called} has no scores after {plan.fidelity.epochs} epochs"
         raise ConfigError(Problem("--epochs", what, longer or "none: the search’s scores are its longest"))
     return plan if available is None else dataclasses.replace(plan, seeds=min(plan.seeds, available))
 

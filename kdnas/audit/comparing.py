@@ -125,7 +125,7 @@ def plan_comparison(
     """
     config, evaluator = opened.config, opened.evaluator
     if config.evaluator.type != DISTIL:
-        what = f"the evaluator {config.evaluator.type} trains no students here, so there are no recipes to compare"
+        what = f"the evaluator {config.evaluator.called} trains no students here, so there are no recipes to compare"
         raise ConfigError(Problem("evaluator", what, DISTIL))
     stated = {"epochs": epochs, "data_fraction": data_fraction}
     final = config.final.model_copy(update={name: value for name, value in stated.items() if value is not None})

@@ -321,7 +321,7 @@ class RunRecord:
     def training_data(self) -> DataConfig:
         """The section `data`. Raises ConfigError where kdnas itself trained nothing."""
         if not self.trains:
-            what = f"{self.config.evaluator.type} trains no students here: there are no weights and no data"
+            what = f"{self.config.evaluator.called} trains no students here: there are no weights and no data"
             raise ConfigError(Problem("evaluator", what))
         return self.config.training_data
 

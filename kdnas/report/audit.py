@@ -99,11 +99,12 @@ def findings(run: RunRecord, result: AuditResult) -> list[str]:
         )
     if not result.scopes:
         return [*sentences, "These are too few to measure how well the search’s scores rank."]
+    split = " Both are on the validation split." if run.trains else ""
     sentences.append(
         f"{len(result.students)} students of the search, drawn over scores within bands of MACs and with members of "
         f"the front among them, were trained for {result.longer.words} with "
         f"{counted(result.asked_seeds, 'seed')}; {_most(result)} are of {result.brief.words} and one "
-        "seed. Both are on the validation split. Square brackets are 95 % intervals (bootstrap over the students)."
+        f"seed.{split} Square brackets are 95 % intervals (bootstrap over the students)."
     )
     sentences.append(
         "Best quarter: by longer training. Equal MACs: only students of one band are compared, and those of a band "

@@ -33,6 +33,7 @@ from kdnas.report.wording import (
     axis_title,
     bound_in_words,
     duration,
+    front_score,
     label,
     reason_in_words,
     reference_in_words,
@@ -185,7 +186,7 @@ def score_figure(run: RunRecord, name: str) -> Figure:
     if log:
         marks = round_ticks(min(xs) / 2, max(xs) * 2, log=True)
         drawing.update_xaxes(tickvals=marks, ticktext=[scaled(value).strip() for value in marks])
-    drawing.update_yaxes(title=f"Validation {label(score.name)}", **vertical)
+    drawing.update_yaxes(title=capitalised(front_score(run)), **vertical)
     bounds = " and ".join(bound_in_words(bound, score) for bound in run.constraints if bound.name == name)
     caption = _score_caption(run, members, trained) + (
         f" The dotted line is the constraint: {bounds}." if bounds else ""
@@ -401,8 +402,8 @@ def _hover(
 
 def _score_caption(run: RunRecord, members: Sequence[FrontMember], trained: Sequence[FullTraining]) -> str:
     if any(member.trial.repeats for member in members):
-        origin = run.config.final_fidelity.origin
-        text = f"Grey: brief scores of the search. Blue: the front, retrained {origin}, mean and 95 % interval."
+        again = f"retrained {run.config.final_fidelity.origin}" if run.trains else "scored again"
+        text = f"Grey: brief scores of the search. Blue: the front, {again}, mean and 95 % interval."
     else:
         text = "Grey: brief scores of the search, one training each. Blue: the best so far; nothing is retrained yet."
     text += f" A lower {label(run.score.name)} is better." if run.score.direction == "minimize" else ""
@@ -496,6 +497,7 @@ def time_figure(run: RunRecord) -> Figure:
         "time",
         "Where the time of the search went",
         f"{duration(total)} of all trials together, each from proposal to end; those of several workers overlap. "
-        f"The first trials pay for the teacher’s outputs and for starting the workers. {remarks(run)}".rstrip(),
+        f"The first trials pay for {'the teacher’s outputs and for ' if run.teacher else ''}starting the workers. "
+        f"{remarks(run)}".rstrip(),
         drawing,
     )

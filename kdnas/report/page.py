@@ -43,7 +43,7 @@ from kdnas.report.tables import (
     trials_table,
     write_csv,
 )
-from kdnas.report.wording import in_html, label, shown_interval
+from kdnas.report.wording import front_score, in_html, label, shown_interval
 from kdnas.version import __version__
 
 # The browser itself refuses every request: nothing but what stands in the page may be used. Plotly compiles
@@ -161,10 +161,11 @@ def _card(run: RunRecord, title: str, member: FrontMember, sentence: str) -> str
     value, test = member.values.get(score.name), member.test_score
     pairs = [("student", member.trial.arch.arch_id), ("trial", str(member.trial.number))]
     if test is not None:
-        pairs.append((f"validation {name}", shown_interval(score, value, member.score_ci95)))
+        pairs.append((front_score(run), shown_interval(score, value, member.score_ci95)))
         big = f"test {name} {shown_interval(score, test, member.test_score_ci95)}"
     else:
-        big = f"validation {name} {shown_interval(score, value, None)}"
+        big = f"{front_score(run)} {shown_interval(score, value, None)}"
+    big = big.replace(" %", "\u00a0%")  # which no line breaks
     against = f'<div class="against">{in_html(sentence)}</div>' if sentence else ""
     pairs += summary.cost_pairs(run, member.values)
     head = f'<h3>{in_html(title)}</h3><div class="big">{in_html(big)}</div>'

@@ -78,9 +78,10 @@ def parallel_figure(run: RunRecord) -> Figure:
     caption = (
         "Each line is one student, coloured by the score of the search; thick lines stand on the front. Lines at "
         "the same choice are spread a little so that they stay distinct; “off” is a choice that this student does "
-        "not have. What took one value has no axis. The teacher is no point of the space, so its stars stand on the "
-        "axes of the objectives only."
+        "not have. What took one value has no axis."
     )
+    if run.teacher is not None:
+        caption += " The teacher is no point of the space, so its stars stand on the axes of the objectives only."
     if len(everyone) > len(scored):
         caption += f" Of {len(everyone)} students only the front and the best are drawn, {len(scored)} in all."
     return Figure("parallel", "Choices and what came of them", caption, drawing, wide=True)

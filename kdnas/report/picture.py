@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kdnas import atomic
 from kdnas.core.objective import Quantity, breaches
+from kdnas.core.words import capitalised
 from kdnas.record.front import comparable, front, measured_values, recommended
 from kdnas.record.records import FrontMember, RunRecord
 from kdnas.report.figures import (
@@ -25,7 +26,7 @@ from kdnas.report.figures import (
     round_ticks,
     staircase,
 )
-from kdnas.report.wording import axis_title, label, scaled
+from kdnas.report.wording import axis_title, front_score, label, scaled
 
 _WIDTH, _HEIGHT = 760, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 20, 52, 62
@@ -75,7 +76,7 @@ def front_svg(run: RunRecord, name: str | None = None) -> str:
         ys.append(run.teacher.score)
     legend, rows = _legend(run, members)
     x, y = _scales(xs, ys, score, _TOP + _LEGEND_ROW * (rows - 1))
-    parts = [*_grid(x, y, name, score), *_points(run, scored, name, x, y), *_front(run, members, name, x, y)]
+    parts = [*_grid(run, x, y, name), *_points(run, scored, name, x, y), *_front(run, members, name, x, y)]
     if teacher is not None:
         parts.append(_star(x(teacher.values[name]), y(teacher.score)))
     elif run.teacher is not None:
@@ -101,8 +102,8 @@ def _padded(low: float, high: float, share: float, flat: float, log: bool) -> tu
     return low - margin, high + margin
 
 
-def _grid(x: _Scale, y: _Scale, name: str, score: Quantity) -> list[str]:
-    parts = []
+def _grid(run: RunRecord, x: _Scale, y: _Scale, name: str) -> list[str]:
+    parts, score = [], run.score
     decimals = 0 if y.high - y.low > 0.05 else 1
     for value in y.ticks():
         mark = f"{100 * value:.{decimals}f} %" if score.is_fraction else f"{value:g}"
@@ -117,7 +118,7 @@ def _grid(x: _Scale, y: _Scale, name: str, score: Quantity) -> list[str]:
     parts.append(_label((x.start + x.end) / 2, _HEIGHT - 16, title, "middle"))
     middle = (y.start + y.end) / 2
     parts.append(f'<text x="18" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 18 {middle:.1f})">'
-                 f"Validation {label(score.name)}</text>")  # fmt: skip
+                 f"{capitalised(front_score(run))}</text>")  # fmt: skip
     return parts
 
 

@@ -365,8 +365,9 @@ def trust(run: RunRecord) -> list[str]:
         seeds = sorted({len(member.trial.repeats) for member in retrained})
         asked = run.config.final.seeds
         count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+        again = f"retrained {run.config.final_fidelity.origin}" if run.trains else "scored again"
         sentences.append(
-            f"The front’s students were retrained {run.config.final_fidelity.origin} with {count} "
+            f"The front’s students were {again} with {count} "
             + (
                 "seed, which gives no interval. "
                 if seeds == [1]
@@ -378,15 +379,14 @@ def trust(run: RunRecord) -> list[str]:
             sentences.append(f"Retraining is not finished: {asked} seeds a student were asked for.")
         if seeds[0] == 1 and len(seeds) > 1:
             sentences.append("A single seed gives no interval.")
-        varied = f" Intervals cover the variation between trainings, not the sampling of {run.samples}."
-        sentences.append(
-            "The test split was used for these retrained students and the teacher alone; it chose nothing."
-            + (varied if seeds != [1] else "")
-        )
+        split = "The test split was used for these retrained students and the teacher alone; it chose nothing."
+        varied = f"Intervals cover the variation between trainings, not the sampling of {run.samples}."
+        kept = [*([split] if run.trains else []), *([varied] if seeds != [1] else [])]
+        sentences += [" ".join(kept)] if kept else []
     elif members:
         sentences.append(
             "Nothing is retrained yet: the front rests on brief scores of one seed each, of which the best are "
-            "optimistic. The test split has not been used for any student."
+            "optimistic." + (" The test split has not been used for any student." if run.trains else "")
         )
     sentences += filter(None, [bits_in_words(run), control_in_words(run), still_rising(run)])
     volume = hypervolume(run)

@@ -51,6 +51,8 @@ _HEADINGS = {
     "arch": "what it is",
 }
 _TEXT, _LONG = ("arch_id", "fidelity_start", "state", "enqueued", "arch"), ("reason", "indistinguishable_from")
+_SPENT = ("train_seconds", "teacher_seconds")
+"""Known once a trial has ended."""
 _CODE = ("arch_id", "indistinguishable_from")
 _LAST = (
     "state", "enqueued", "reason", "seeds", "fidelity_epochs", "fidelity_data_fraction", "fidelity_start",
@@ -351,13 +353,19 @@ def _students(run: RunRecord, table: pd.DataFrame, first: Sequence[str], name: s
 
 
 def _ordered(table: pd.DataFrame, first: Sequence[str]) -> list[str]:
-    """Return the columns to show, `first` ones first; intervals stand with their value, what nobody has is left out."""
+    """Return the columns to show, `first` ones first; intervals stand with their value.
+
+    What nobody has is left out, and the resolution where all have the whole one.
+    """
     middle = [str(column) for column in table.columns if column not in _LAST]
     names = dict.fromkeys([*first, *middle, *_LAST])
     return [
         name
         for name in names
-        if name in table.columns and not name.endswith(("_ci95", "_spread")) and any(map(_is_known, table[name]))
+        if name in table.columns
+        and not name.endswith(("_ci95", "_spread"))
+        and any(map(_is_known, table[name]))
+        and not (name == "fidelity_resolution_fraction" and (table[name].dropna() == 1.0).all())
     ]
 
 
@@ -378,7 +386,7 @@ def _heading(column: str, rows: Sequence[Row], score: Quantity) -> str:
 
 def _cell(column: str, row: Row, score: Quantity) -> Cell:
     value = row[column]
-    if not _is_known(value):
+    if not _is_known(value) or (column in _SPENT and row.get("state") in ("running", "waiting")):
         return Cell("–")
     shows: dict[str, Callable[[Any], str]] = {
         "arch": lambda text: "; ".join(architecture_lines(Arch.from_json(text))),

@@ -72,6 +72,11 @@ def reference_in_words(run: RunRecord) -> str:
     return ", ".join(f"{label(name)} {shown(name, value, run.score)}" for name, value in run.reference_point.items())
 
 
+def front_score(run: RunRecord) -> str:
+    """Return what the score of a front is: that on the validation split, where there is one."""
+    return f"validation {label(run.score.name)}" if run.trains else label(run.score.name)
+
+
 def shown_interval(score: Quantity, value: float | None, half_width: float | None) -> str:
     """Return a score with its 95 % interval where there is one: "97.10 ± 0.31 %", "23.4 ± 0.82".
 

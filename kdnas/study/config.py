@@ -541,9 +541,8 @@ class StudyConfig(Section):
     def training_data(self) -> DataConfig:
         """The section `data`. Raises ConfigError where the study trains nothing itself."""
         if self.data is None:
-            raise ConfigError(
-                Problem("evaluator", f"{self.evaluator.type} trains no students here: there are no weights and no data")
-            )
+            what = f"{self.evaluator.called} trains no students here: there are no weights and no data"
+            raise ConfigError(Problem("evaluator", what))
         return self.data
 
     @property

@@ -21,7 +21,7 @@ def rung_problems(config: StudyConfig) -> list[Problem]:
         what = "a score without training does not depend on how a student is trained, so nothing can be tuned by it"
         problems.append(Problem("tune", what))
     if config.evaluator.type != DISTIL and config.starts != {"random"}:
-        what = f"the evaluator {config.evaluator.type} begins from no weights of kdnas's"
+        what = f"the evaluator {config.evaluator.called} begins from no weights of kdnas's"
         problems.append(Problem(_where(config, config.starts - {"random"}), what, f"the evaluator {DISTIL}"))
     return problems
 
@@ -59,7 +59,7 @@ def library_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
     if config.sampler.type != BLOCKS:
         return []
     if config.evaluator.type != DISTIL:
-        what = f"{BLOCKS} solves a library of the teacher's blocks, and the evaluator {config.evaluator.type} has none"
+        what = f"{BLOCKS} solves a library of the teacher's blocks, which the evaluator {config.evaluator.called} lacks"
         return [Problem("sampler", what, f"the evaluator {DISTIL}")]
     if registry_of("students").get(space.family).derived:
         return []
@@ -89,7 +89,7 @@ def _no_ancestor(config: StudyConfig, space: SearchSpace) -> str:
     of = teacher.options.get("family") if teacher.type == "student" else None
     if of == space.family:
         return ""
-    is_what = f"a {of}" if of else f"not of a student family (its source is {teacher.type})"
+    is_what = f"a {of}" if of else f"not of a student family (its source is {teacher.called})"
     return f"the teacher is {is_what}, the students are {space.family}: no weights can be inherited"
 
 

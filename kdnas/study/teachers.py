@@ -77,7 +77,7 @@ def _problems_without(config: StudyConfig) -> list[Problem]:
         problems.append(Problem("supernet", what, "a teacher, or rungs without `start: supernet`"))
     proxy = config.training.proxy
     if proxy is not None and proxy.type != "random" and not is_plugin(proxy.type):
-        what = f"{proxy.type} chooses samples by the features of a teacher, and the study has none"
+        what = f"{proxy.called} chooses samples by the features of a teacher, and the study has none"
         problems.append(Problem("training.proxy", what, "random"))
     return problems + _learning_problems(config)
 

@@ -5,29 +5,29 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-import optuna
+import own_members
 import own_signals
+import pytest
 
-from kdnas.controller.events import TrialEnded
-from kdnas.core.measurement import Price
-from kdnas.core.objective import Quantity
-from kdnas.core.shrinking import Stage
-from kdnas.costs import CheapCost
-from kdnas.exporters import Written
+from kdnas.study.loading import load_study
+from kdnas.study.members import FAMILIES
 from kdnas.testing import (
     CostConformance,
     DatasetConformance,
+    EvaluatorConformance,
+    ExecutorConformance,
     ExporterConformance,
+    LossConformance,
     PolicyConformance,
     ProxyConformance,
     SamplerConformance,
     StudentConformance,
+    TargetConformance,
     TaskConformance,
     TeacherConformance,
     TrackerConformance,
 )
-from kdnas.trackers import Tracker
-from kdnas.training.supernet.policies import FixedPolicy
+from kdnas.workshop.evaluators import EvaluatorContext
 
 
 class TestSignals(TaskConformance):
@@ -56,68 +56,67 @@ class TestFitted(TeacherConformance):
         return own_signals.waves(None, None)
 
 
-def each_first(pool):
-    """The first of every class."""
-    return pool.chosen(lambda features, count: range(count))
+class TestStripes(DatasetConformance):
+    member = own_members.stripes
+    options: ClassVar = {"count": 40}
 
 
 class TestEachFirst(ProxyConformance):
-    member = each_first
-
-
-def eager(context, *, start: int = 4):
-    """TPE after a few random proposals."""
-    return optuna.samplers.TPESampler(seed=context.seed, n_startup_trials=start)
+    member = own_members.each_first
 
 
 class TestEager(SamplerConformance):
-    member = eager
+    member = own_members.eager
     options: ClassVar = {"start": 2}
 
 
-class Follow(Tracker):
-    """Prints each score."""
-
-    def take(self, event):
-        if isinstance(event, TrialEnded):
-            print(event.trial.number, dict(event.trial.values))
-
-
 class TestFollow(TrackerConformance):
-    member = Follow
+    member = own_members.Follow
 
 
-class Joules(CheapCost):
-    """Energy by a rule of thumb."""
-
-    quantity = Quantity("joules", "J", "minimize", "cheap")
-
-    def value(self, price: Price) -> float:
-        return 1e-9 * price.macs + 1e-8 * price.params
+class TestSoft(LossConformance):
+    member = own_members.Soft
+    options: ClassVar = {"temperature": 4.0}
+    zero_when_equal = False
 
 
-class TestJoules(CostConformance):
-    member = Joules
+class TestMicrojoules(CostConformance):
+    member = own_members.Microjoules
 
 
-def write(student, folder):
-    """The weights' names, a line each."""
-    (folder / "names.txt").write_text("\n".join(student.network.state_dict()))
-    return Written(("names.txt",))
+class TestChannelsFirst(TargetConformance):
+    member = own_members.ChannelsFirst
+
+
+class TestFormula(EvaluatorConformance):
+    member = own_members.Formula
+
+    @pytest.fixture
+    def context(self, tmp_path):
+        (tmp_path / "space.yaml").write_text("name: small\nchoices:\n  depth: [1, 2, 3]\n  width: [8, 16]\n")
+        (tmp_path / "study.yaml").write_text(
+            "name: small\nevaluator: {type: own_members:Formula}\nspace: space.yaml\nobjectives: [accuracy, params]\n"
+        )
+        study = load_study(tmp_path)
+        return EvaluatorContext(study.config, study.space, tmp_path, tmp_path, tmp_path, "cpu")
+
+
+class TestPolite(ExecutorConformance):
+    member = own_members.Polite
 
 
 class TestWrite(ExporterConformance):
-    member = write
+    member = own_members.write
 
 
-class AtOnce(FixedPolicy):
-    """Everything from the start, the largest first."""
-
-    @property
-    def stages(self):
-        alone = Stage("largest", self.ladders.only_largest, 0.3, reason="as it is written")
-        return alone, Stage("everything", self.ladders.values, 0.7, reason="as it is written")
+class TestLargestFirst(PolicyConformance):
+    member = own_members.LargestFirst
 
 
-class TestAtOnce(PolicyConformance):
-    member = AtOnce
+def test_every_kind_of_member_has_an_example():
+    kinds = {heading.partition(",")[0].split(" ", 1)[1].lower() for heading in own_members.WHOLE}
+    assert kinds == {
+        *("cost", "data set", "evaluator", "executor", "exporter", "loss", "policy", "proxy", "sampler", "target"),
+        "tracker",
+    }
+    assert len(kinds) + len(("family", "task", "teacher")) == len(FAMILIES)

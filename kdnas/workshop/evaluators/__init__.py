@@ -263,7 +263,7 @@ def open_evaluator(context: EvaluatorContext) -> Evaluator:
     unknown = [name for name in (*config.objectives, *config.bounded) if name not in evaluator.quantities]
     if unknown:
         raise ConfigError(
-            Problem("evaluator", f"{config.evaluator.type} does not return {name}", ", ".join(evaluator.quantities))
+            Problem("evaluator", f"{config.evaluator.called} does not return {name}", ", ".join(evaluator.quantities))
             for name in dict.fromkeys(unknown)
         )
     return evaluator
