@@ -33,6 +33,7 @@ from kdnas.report.wording import (
     axis_title,
     bound_in_words,
     duration,
+    front_legend,
     front_score,
     label,
     reason_in_words,
@@ -307,8 +308,7 @@ def _add_front(drawing: go.Figure, run: RunRecord, members: Sequence[FrontMember
         line={"color": FRONT, "width": 2, "shape": "hv"}, showlegend=False, hoverinfo="skip",
     )  # fmt: skip
     having = [member for member in members if name in member.values]
-    retrained = any(member.trial.repeats for member in members)
-    _add_members(drawing, run, having, name, "front, retrained (95 %)" if retrained else "front so far", FRONT)
+    _add_members(drawing, run, having, name, front_legend(run, members), FRONT)
     chosen = recommended(run)
     if chosen is not None and name in (values := chosen.member.values):
         drawing.add_scatter(
@@ -403,7 +403,8 @@ def _hover(
 def _score_caption(run: RunRecord, members: Sequence[FrontMember], trained: Sequence[FullTraining]) -> str:
     if any(member.trial.repeats for member in members):
         again = f"retrained {run.config.final_fidelity.origin}" if run.trains else "scored again"
-        text = f"Grey: brief scores of the search. Blue: the front, {again}, mean and 95 % interval."
+        text = f"Grey: brief scores of the search. Blue: the front, {again}"
+        text += ", mean and 95 % interval." if any(member.score_ci95 is not None for member in members) else "."
     else:
         text = "Grey: brief scores of the search, one training each. Blue: the best so far; nothing is retrained yet."
     text += f" A lower {label(run.score.name)} is better." if run.score.direction == "minimize" else ""

@@ -26,7 +26,7 @@ from kdnas.report.figures import (
     round_ticks,
     staircase,
 )
-from kdnas.report.wording import axis_title, front_score, label, scaled
+from kdnas.report.wording import axis_title, front_legend, front_score, label, scaled
 
 _WIDTH, _HEIGHT = 760, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 20, 52, 62
@@ -158,8 +158,7 @@ def _front(run: RunRecord, members: tuple[FrontMember, ...], name: str, x: _Scal
 
 def _legend(run: RunRecord, members: tuple[FrontMember, ...]) -> tuple[list[str], int]:
     """Return the legend, whose entries wrap at the picture's right edge, and its number of rows."""
-    retrained = any(member.trial.repeats for member in members)
-    entries = [(FAINT, "scored by the search"), (FRONT, "front, retrained (95 %)" if retrained else "front so far")]
+    entries = [(FAINT, "scored by the search"), (FRONT, front_legend(run, members))]
     if (chosen := recommended(run)) is not None:
         entries.append((RECOMMENDED, ring_in_words(run, chosen)))
     if run.teacher is not None:

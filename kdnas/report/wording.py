@@ -13,7 +13,9 @@ from kdnas.core.words import UNIT_SUFFIXES, capitalised
 from kdnas.core.words import label as label
 
 if TYPE_CHECKING:
-    from kdnas.record.records import RunRecord
+    from collections.abc import Sequence
+
+    from kdnas.record.records import FrontMember, RunRecord
 
 OFF = "off"
 """What a choice is shown as in a student that does not have it."""
@@ -75,6 +77,14 @@ def reference_in_words(run: RunRecord) -> str:
 def front_score(run: RunRecord) -> str:
     """Return what the score of a front is: that on the validation split, where there is one."""
     return f"validation {label(run.score.name)}" if run.trains else label(run.score.name)
+
+
+def front_legend(run: RunRecord, members: Sequence[FrontMember]) -> str:
+    """Return what the points of the front are: "front, retrained (95 %)" where bars are drawn, "front so far"."""
+    if not any(member.trial.repeats for member in members):
+        return "front so far"
+    bars = " (95 %)" if any(member.score_ci95 is not None for member in members) else ""
+    return f"front, {'retrained' if run.trains else 'scored again'}{bars}"
 
 
 def shown_interval(score: Quantity, value: float | None, half_width: float | None) -> str:
