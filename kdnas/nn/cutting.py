@@ -383,8 +383,9 @@ def _set(network: nn.Module, attribute: str, value: int) -> None:
 # Its source, and that of `_refit`, stands in exported students: neither calls anything of kdnas.
 def remove_blocks(network: nn.Module, blocks: Sequence[str]) -> None:
     """Take blocks out of their containers by dotted names; what is no list of blocks gets the identity instead."""
-    for parent in dict.fromkeys(name.rpartition(".")[0] for name in blocks):
-        container = network.get_submodule(parent)
+    parents = dict.fromkeys(name.rpartition(".")[0] for name in blocks)
+    containers = {parent: network.get_submodule(parent) for parent in parents}  # those inside one are renamed with it
+    for parent, container in containers.items():
         leaving = {name.rpartition(".")[2] for name in blocks if name.rpartition(".")[0] == parent}
         if isinstance(container, nn.Sequential | nn.ModuleList):
             for index in reversed([i for i, name in enumerate(container._modules) if name in leaving]):
@@ -397,14 +398,16 @@ def remove_blocks(network: nn.Module, blocks: Sequence[str]) -> None:
 def _leave_out(network: nn.Module, blocks: Sequence[str]) -> None:
     """Take `blocks` out, and number those that stay in their containers anew, as the configuration counts them."""
     lists: dict[str, tuple[int, list[int]]] = {}
+    containers: list[nn.Module] = []
     for parent in dict.fromkeys(name.rpartition(".")[0] for name in blocks):
         container = network.get_submodule(parent)
         if isinstance(container, nn.Sequential | nn.ModuleList):
             places = [i for i, name in enumerate(container._modules) if f"{parent}.{name}".removeprefix(".") in blocks]
             lists[parent] = len(container), places
+            containers.append(container)
     remove_blocks(network, blocks)
-    for parent in lists:
-        for index, block in enumerate(network.get_submodule(parent).children()):
+    for container in containers:
+        for index, block in enumerate(container.children()):
             for module in block.modules():
                 for number in ("layer_idx", "layer_id"):  # caches are kept by layer
                     if isinstance(getattr(module, number, None), int):

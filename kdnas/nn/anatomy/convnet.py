@@ -11,7 +11,8 @@ import dataclasses
 import itertools
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from kdnas.nn.scaling_norms import norms_by_itself
 _PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
 _CHANNELS = ".channels"
 _ALL = "all channels"
+_MOST_WORK = 1 << 19
+"""Places that torch-pruning may go through: some seconds' work, of which networks without attention take a tenth."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -49,21 +52,44 @@ def _channels(network: nn.Module, example: Tensor) -> tuple[list[Axis], list[Unc
 
     traced = copy.deepcopy(network).requires_grad_(True).eval()  # the graph is that of the gradients
     names = {module: name for name, module in traced.named_modules()}
+    roots = [nn.Linear, *_CONVOLUTIONS]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of which dimension of bare parameters it takes for the channels
             graph = DependencyGraph().build_dependency(traced, example_inputs=example)
+        _bound_work(graph)
+        last = last_layer(traced, example)
+        groups = list(graph.get_all_groups(ignored_layers=[last], root_module_types=roots))
     except Exception as error:  # tracing runs the network's own code, which may raise anything
         return [], [Uncut(_ALL, f"the network cannot be traced: {str(error).partition(chr(10))[0]}")]
-    roots = [nn.Linear, *_CONVOLUTIONS]
     axes, uncut = [], []
-    for group in graph.get_all_groups(ignored_layers=[last_layer(traced, example)], root_module_types=roots):
+    for group in groups:
         name = _writer(group, graph, names)
         try:
             axes.append(_axis(name, group, graph, names))
         except ValueError as error:
             uncut.append(Uncut(f"the channels of {name}", str(error)))
     return _in_order(axes, network), uncut
+
+
+def _bound_work(graph: Any) -> None:
+    """Make `graph` raise an error where its lists of channels grow without end, as those of attention's layers do."""
+    done = 0
+
+    class Counted(list[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return (one and partial(mapped, one) for one in super().__iter__())
+
+    def mapped(mapping: Any, places: Any) -> Any:
+        nonlocal done
+        done += len(places)
+        if done > _MOST_WORK:
+            raise ValueError("its channels go too many ways")
+        return mapping(places)
+
+    for node in graph.module2node.values():
+        for dependency in node.dependencies:
+            dependency.index_mapping = Counted(dependency.index_mapping)
 
 
 def _in_order(axes: Iterable[Axis], network: nn.Module) -> list[Axis]:

@@ -58,7 +58,7 @@ def layers(network: nn.Module, example: Example) -> Anatomy | None:
 
 
 def _runs(network: nn.Module) -> dict[str, dict[str, Inferred]]:
-    """Return by their container the layers that have an MLP, the outermost ones."""
+    """Return by their container the layers that have an MLP, the outermost ones but for stages of layers."""
     runs: dict[str, dict[str, Inferred]] = {}
     for name, module in network.named_modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential) or any(name.startswith(f"{run}.") for run in runs):
@@ -72,9 +72,22 @@ def _runs(network: nn.Module) -> dict[str, dict[str, Inferred]]:
             for child, layer in module.named_children()
             if type(layer) is kind and (parts := inferred(layer)) is not None
         }
-        if found and len(found) == len(module):
+        if found and len(found) == len(module) and not (_alike(network, list(found))[1] and _hold_layers(module)):
             runs[name] = found
     return runs
+
+
+def _hold_layers(stages: nn.Module) -> bool:
+    """Whether there is a list of layers of one kind inside each of `stages`."""
+
+    def is_list_of_layers(part: nn.Module) -> bool:
+        kinds = set(map(type, part.children()))
+        return isinstance(part, nn.ModuleList | nn.Sequential) and len(part) > len(kinds) == 1
+
+    return all(
+        any(all(map(inferred, part.children())) for part in stage.modules() if is_list_of_layers(part))
+        for stage in stages.children()
+    )
 
 
 def _alike(network: nn.Module, paths: list[str]) -> tuple[list[str], list[str]]:

@@ -15,7 +15,9 @@ def opened(network):
     """(network, example, its sound anatomy)."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for tensor in (*network.parameters(), *(b for b in network.buffers() if b.is_floating_point())):
+        for tensor in network.parameters():
+            tensor.add_(0.05 * torch.randn(tensor.shape, generator=generator))
+        for tensor in filter(torch.is_floating_point, network.buffers()):
             tensor.add_(0.2 * torch.rand(tensor.shape, generator=generator))
     example = torch.randn(2, 3, 32, 32, generator=generator)
     network.eval()
@@ -86,6 +88,53 @@ def test_what_one_channel_becomes_goes_together():
     assert [depth.blocks for depth in anatomy.depths] == [("blocks.0", "blocks.1", "blocks.2")]
     without = anatomy.cut(network, {"blocks.depth": (1,)})
     assert torch.equal(outputs(without, example), outputs(anatomy.mask(network, {"blocks.depth": (1,)}), example))
+
+
+def test_a_network_whose_attention_torch_pruning_gets_lost_in_is_cut_all_the_same():
+    network, example, anatomy = opened(timm.create_model("visformer_tiny", img_size=32, depth=(2, 1, 1), num_classes=5))
+    assert [axis.name for axis in anatomy.axes if axis.role == "width"] == [
+        "stem.0.channels",
+        "patch_embed1.proj.channels",
+        "patch_embed2.proj.channels",
+        "patch_embed3.proj.channels",
+    ]
+    assert cuts_as_it_masks(network, example, anatomy, anatomy.sizes.keys() - {depth.name for depth in anatomy.depths})
+    why = {part.what: part.why for part in anatomy.uncut}
+    assert why["the channels of stage2.0.attn.qkv"] == "torch's view takes them apart or joins them"
+
+
+class Within(nn.Module):
+    """A list of residual blocks, the last of which has such a list inside, as SwiftFormer's has."""
+
+    def __init__(self):
+        super().__init__()
+        blocks = [Twofold.Block(8) for _ in range(4)]
+        inside = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Sequential(*(Plain(block) for block in blocks[2:])))
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 2)
+        self.blocks = nn.Sequential(*(Plain(block) for block in blocks[:2]), inside)
+
+    def forward(self, images):
+        return self.head(self.blocks(self.stem(images)).mean((2, 3)))
+
+
+class Plain(nn.Module):
+    """A block that is told nothing but its map."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, maps):
+        return self.block(maps, maps.shape[-1])
+
+
+def test_blocks_inside_a_list_that_loses_others_leave_too():
+    torch.manual_seed(0)
+    network, example, anatomy = opened(Within())
+    assert [depth.blocks for depth in anatomy.depths] == [("blocks.0", "blocks.1"), ("blocks.2.1.0", "blocks.2.1.1")]
+    kept = {"blocks.depth": (1,), "blocks.2.1.depth": (0,)}
+    assert torch.equal(outputs(anatomy.cut(network, kept), example), outputs(anatomy.mask(network, kept), example))
+    assert anatomy.left(network, kept).depths[1].blocks == ("blocks.1.1.0",)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "convnext_atto", "poolformer_s12"])
