@@ -38,11 +38,6 @@ def seal(folder: Path) -> None:
     (folder / SEAL).write_text(json.dumps({"block_bytes": _BLOCK, "files": files}), encoding="utf-8")
 
 
-def is_sealed(folder: Path) -> bool:
-    """Return whether there are checksums in `folder`."""
-    return (folder / SEAL).is_file()
-
-
 def damage(folder: Path, limit: int = CHECKED_BYTES) -> str:
     """Return in words what is not as it was sealed, empty where nothing is seen.
 

@@ -29,7 +29,8 @@ from kdnas.audit.sample import (
 from kdnas.controller.events import notes_to
 from kdnas.controller.preparation import Opened, prepare_study
 from kdnas.controller.site import Site
-from kdnas.controller.workers import start_executor, work_off
+from kdnas.controller.waiting import work_off
+from kdnas.controller.workers import start_executor
 from kdnas.core.fidelity import Fidelity, alone
 from kdnas.errors import ConfigError, Problem
 from kdnas.executors import Finished

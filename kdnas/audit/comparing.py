@@ -18,7 +18,8 @@ from pathlib import Path
 from kdnas.audit.recipes import Vary, canonical, varied
 from kdnas.controller.events import notes_to
 from kdnas.controller.preparation import Opened
-from kdnas.controller.workers import start_executor, work_off
+from kdnas.controller.waiting import work_off
+from kdnas.controller.workers import start_executor
 from kdnas.core.arch import Arch
 from kdnas.core.comparison import holm, paired_p_value
 from kdnas.core.fidelity import Fidelity

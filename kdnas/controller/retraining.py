@@ -19,7 +19,7 @@ from kdnas.controller.events import Note, Observer, RepeatEnded, RepeatStarted
 from kdnas.controller.nesting import Nest
 from kdnas.controller.preparation import Opened
 from kdnas.controller.promotion import student_key
-from kdnas.controller.workers import work_off
+from kdnas.controller.waiting import work_off
 from kdnas.core.improvement import free_boxes, improvement
 from kdnas.core.logarithms import above_zero, logarithmic
 from kdnas.core.measurement import Measurement

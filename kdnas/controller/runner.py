@@ -23,7 +23,8 @@ from kdnas.controller.proposals import Preset, ValidProposals
 from kdnas.controller.queue import queued_values
 from kdnas.controller.retraining import Retraining
 from kdnas.controller.stopping import full_trainings, is_ending, spent_by, why_over
-from kdnas.controller.workers import start_executor, work_off
+from kdnas.controller.waiting import work_off
+from kdnas.controller.workers import start_executor
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.objective import Constraint, breaches
 from kdnas.core.seeds import derive_seed

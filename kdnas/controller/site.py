@@ -9,7 +9,8 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from kdnas.controller.events import Note, Observer
+from kdnas.controller.events import Observer
+from kdnas.controller.waiting import work_off
 from kdnas.core.measurement import Calibration
 from kdnas.errors import RunError
 from kdnas.executors import EXECUTORS, Executor, Finished
@@ -17,7 +18,6 @@ from kdnas.study.config import DISTIL, StudyConfig
 from kdnas.workshop.elsewhere import Answer, DistilElsewhere, Errand, ErrandPlan
 
 T = TypeVar("T")
-_POLL_S = 0.5
 _LONGEST_S = 30 * 86_400.0
 """A supernet's training is one errand."""
 
@@ -46,10 +46,7 @@ class Site:
         worker = self._worker = self._worker or self._started()
         worker.submit(what, Errand(what, do, calibrations))
         ended: list[Finished[Answer]] = []
-        while not ended:
-            ended = worker.wait(_POLL_S)
-            for line in worker.take_notes():
-                self._observe(Note(line))
+        work_off(worker, lambda: False, ended.append, self._observe, passing=False)
         answer = ended[0].result
         if answer is None:
             raise RunError(f"{what}, on a worker, failed: {ended[0].failure}")
@@ -85,8 +82,7 @@ def site_of(config: StudyConfig, observe: Observer) -> Iterator[Site | None]:
     threads = section.options.get("threads", config.training.threads)
     stated = {**section.options, "workers": section.workers, "threads": 1 if threads == "auto" else threads}
     with kind.site(config.device, stated) as options:
-        kept = {name: value for name, value in options.items() if name not in ("workers", "threads")}
-        site = Site(section.type, {**kept, "threads": stated["threads"]}, observe)
+        site = Site(section.type, {name: value for name, value in options.items() if name != "workers"}, observe)
         try:
             yield site
         finally:

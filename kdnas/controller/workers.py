@@ -13,15 +13,13 @@ from typing import Any
 
 import torch
 
-from kdnas.controller.events import Advanced, Note, Observer
+from kdnas.controller.events import Note, Observer
 from kdnas.controller.preparation import Opened
 from kdnas.errors import TrialError
 from kdnas.executors import EXECUTORS, Evaluate, Executor, Finished
 from kdnas.record.records import Result
 from kdnas.workshop.evaluators import Evaluator, Notify, Progress
 from kdnas.workshop.jobs import Job
-
-_POLL_S = 0.5
 
 
 def start_executor(opened: Opened, observe: Observer) -> Executor[Job, Result]:
@@ -38,7 +36,7 @@ def start_executor(opened: Opened, observe: Observer) -> Executor[Job, Result]:
     plan = opened.workplan if size == 1 else PackedWorkplan(opened.workplan)
     if opened.site is not None:
         opened.site.leave()  # its worker has a device
-    options = section.options if opened.site is None else {**section.options, **opened.site.options}
+    options = section.options if opened.site is None else opened.site.options
     built: Executor[Any, Any] = EXECUTORS.build(section.type, plan, **{**taken, **options})
     if built.notice:
         observe(Note(built.notice))
@@ -52,31 +50,6 @@ def _measured_size(opened: Opened, observe: Observer) -> int:
         opened.record.set_note("packing", packing.words)
         observe(Note(packing.words))
     return packing.size
-
-
-def work_off(
-    executor: Executor[Job, Result],
-    begin: Callable[[], bool],
-    end: Callable[[Finished[Result]], None],
-    observe: Observer,
-) -> None:
-    """Keep `executor` busy until nothing is left; `observe` gets the lines that workers send meanwhile.
-
-    `begin` submits a job, or returns False where there is none to begin now. It is called while there is room, again
-    after each job that ended, which `end` takes in.
-    """
-    while True:
-        while executor.free and begin():
-            pass
-        if not executor.running:
-            return
-        finished = executor.wait(_POLL_S)
-        for line in executor.take_notes():
-            observe(Note(line, passing=True))
-        for key, done in executor.take_progress().items():
-            observe(Advanced(key, done))
-        for one in finished:
-            end(one)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from kdnas.nn.precision import in_float32
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
 
-_TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
 _MOST_OUTPUTS = 4096
 """A matrix of more outputs than that, squared, is no part of a step."""
 

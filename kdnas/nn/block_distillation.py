@@ -140,15 +140,15 @@ class BlockBench:
             if any(size < axes.sizes[name] for name, size in sizes.items()):
                 reconstruction.mend(cut, kept, calls[-1])
         held, given = fed.rows(slice(self._seen, None)), fed.given[self._seen :]
-        fitted = [_error(_run(call, held), given) for call in calls]
+        fitted = [_error(answers(call, held), given) for call in calls]
         if epochs:
             kept_as_fitted = [copy.deepcopy(call) for call in calls]
             self._train(calls, fed, epochs, seed)
-            trained = [_error(_run(call, held), given) for call in calls]
+            trained = [_error(answers(call, held), given) for call in calls]
             for place, (before, after) in enumerate(zip(fitted, trained, strict=True)):
                 if not after < before:
                     calls[place] = kept_as_fitted[place]
-        return [self._loss(block, call, _error(_run(call, held), given)) for call in calls]
+        return [self._loss(block, call, _error(answers(call, held), given)) for call in calls]
 
     def _loss(self, block: str, call: _Call, local: float) -> BlockLoss:
         with _in_place(self._network, block, call.block):
@@ -246,10 +246,6 @@ def divergence(given: Tensor, wanted: Tensor) -> float:
         return float((given - wanted).square().mean() / _variance(wanted.reshape(-1, 1)))
     predicted, right = F.log_softmax(given.flatten(0, -2), -1), F.log_softmax(wanted.flatten(0, -2), -1)
     return float(F.kl_div(predicted, right, reduction="batchmean", log_target=True))
-
-
-def _run(call: _Call, tensors: tuple[Tensor, ...]) -> Tensor:
-    return answers(call, tensors)
 
 
 def _error(given: Tensor, wanted: Tensor) -> float:

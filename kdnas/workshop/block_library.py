@@ -35,8 +35,8 @@ from kdnas.students.derived import Derived
 from kdnas.study.config import BlocksConfig
 from kdnas.training.numerics import computing
 from kdnas.workshop.opening import Workshop
+from kdnas.workshop.run_files import LIBRARY_FILE
 
-LIBRARY_FILE = "blocks.json"
 """Relative to the run folder."""
 _MOST_FRAMES = 64
 """Settings of the choices that blocks share: each takes a library of its own."""

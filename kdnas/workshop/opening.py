@@ -51,12 +51,11 @@ from kdnas.training.completions import Item, read_items, share_completed
 from kdnas.training.evaluation import all_scores, evaluate, tally_and_ruled
 from kdnas.training.recipe import Training
 from kdnas.workshop.proxy import proxy_places
+from kdnas.workshop.run_files import FAMILY_FILE
 from kdnas.workshop.split import check_score, check_split, split_notes
 from kdnas.workshop.teacher_training import TeacherTraining
 
 Notify = Callable[[str], None]
-FAMILY_FILE = "family.json"
-"""What a student family has found out once, in the run folder."""
 TEACHER = "teacher"
 """What the one teacher of a study is called that states no name."""
 _CALLED = frozenset({"module", "text_module"})

@@ -22,6 +22,18 @@ from kdnas.errors import RunFolderError
 from kdnas.record.run_folder import locked, write_text
 from kdnas.store import NO_STORE, Store
 
+FAMILY_FILE = "family.json"
+"""What the students' family has found out in the teacher."""
+LIBRARY_FILE = "blocks.json"
+SUPERNET_FOLDER = "supernet"
+"""Relative to the run folder."""
+CHECKPOINT_FILE = "checkpoint.safetensors"
+"""Of a training that goes on; whoever trains alone needs it."""
+TEACHER_FILE = "teacher-{}"
+"""A teacher that was trained for the run, by the name that the cache has for it."""
+_MADE_ONCE = (FAMILY_FILE, LIBRARY_FILE, f"{SUPERNET_FOLDER}/*", TEACHER_FILE.format("*.safetensors"))
+_LOOK_AGAIN_S = 3600.0
+"""Folders of old runs are looked for once in so long."""
 _GUARD = ".worker"
 _KEPT_S = 14 * 86_400.0
 _KEPT_BYTES = 50 << 30
@@ -89,12 +101,7 @@ class RunFiles:
         """Let the others have what is made once for the whole run, as far as it is there; return those files."""
         if not self._travel:
             return ()
-        from kdnas.workshop.block_library import LIBRARY_FILE  # here: they bring members of families
-        from kdnas.workshop.opening import FAMILY_FILE
-        from kdnas.workshop.supernets import CHECKPOINT_FILE, SUPERNET_FOLDER
-
-        made_once = (FAMILY_FILE, LIBRARY_FILE, f"{SUPERNET_FOLDER}/*", "teacher-*.safetensors")
-        found = (path for pattern in made_once for path in self.folder.glob(pattern))
+        found = (path for pattern in _MADE_ONCE for path in self.folder.glob(pattern))
         places = sorted(
             str(path.relative_to(self.folder)) for path in found if path.is_file() and path.name != CHECKPOINT_FILE
         )
@@ -141,9 +148,16 @@ def _hold(folder: Path) -> None:
 def _make_room(runs: Path) -> None:
     """Remove the folders of runs that no worker of this machine has used for long, and the oldest beyond what is kept.
 
-    All that is in them is in the run's store, or is made again.
+    All that is in them is in the run's store, or is made again. To look takes a walk through all of them, so one
+    worker in an hour does it.
     """
-    found = sorted(((_last_used(folder), folder) for folder in runs.iterdir()), reverse=True)
+    looked = runs / ".looked"
+    with contextlib.suppress(OSError):
+        if time.time() - looked.stat().st_mtime < _LOOK_AGAIN_S:
+            return
+    with contextlib.suppress(OSError):
+        looked.touch()
+    found = sorted(((_last_used(folder), folder) for folder in runs.iterdir() if folder.is_dir()), reverse=True)
     kept = 0
     for used, folder in found:
         with contextlib.suppress(OSError):  # other workers write there, and remove folders themselves

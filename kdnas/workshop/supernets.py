@@ -33,11 +33,9 @@ from kdnas.training.supernet.subnets import ElasticSpace, SubnetScorer, SubnetSp
 from kdnas.training.supernet.training import Tick, train_supernet
 from kdnas.training.teacher_cache import TeacherCache
 from kdnas.workshop.opening import Workshop, first_samples
+from kdnas.workshop.run_files import CHECKPOINT_FILE, SUPERNET_FOLDER
 
-SUPERNET_FOLDER = "supernet"
-"""Relative to the run folder."""
 WEIGHTS_FILE = "weights.safetensors"
-CHECKPOINT_FILE = "checkpoint.safetensors"
 _FACTS = "supernet"
 _BAR = 20
 """Characters of a progress bar."""

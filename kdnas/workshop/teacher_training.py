@@ -39,6 +39,7 @@ from kdnas.students import family_for
 from kdnas.training.batches import Batches
 from kdnas.training.loop import EpochRecord, distil
 from kdnas.training.recipe import Distillation, Recipe, Training, numerics_of, training_for
+from kdnas.workshop.run_files import TEACHER_FILE
 
 Notify = Callable[[str], None]
 _SUM = "sum"
@@ -107,7 +108,7 @@ class TeacherTraining:
 
     def _copy(self, kept: Path) -> Path:
         assert self.run is not None
-        return self.run / f"teacher-{kept.name}"
+        return self.run / TEACHER_FILE.format(kept.name)
 
     def _key(self, arch: Arch, training: Training) -> str:
         """Return a hash of everything that decides the trained weights."""

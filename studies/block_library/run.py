@@ -27,8 +27,9 @@ from kdnas.record.records import RunRecord
 from kdnas.record.storage import load_run
 from kdnas.study.config import BlocksConfig
 from kdnas.training.numerics import computing
-from kdnas.workshop.block_library import LIBRARY_FILE, open_library
+from kdnas.workshop.block_library import open_library
 from kdnas.workshop.opening import cache_dir, data_root, open_run
+from kdnas.workshop.run_files import LIBRARY_FILE
 
 HERE = Path(__file__).resolve().parent
 RANKED, SEEDS, SEARCHED, MEMBERS = 24, (0, 1, 2), 32, 6

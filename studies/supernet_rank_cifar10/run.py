@@ -35,7 +35,7 @@ from kdnas.training.supernet.shrinking_file import read_shrinking
 from kdnas.workshop import opening
 from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, open_evaluator
 from kdnas.workshop.jobs import Job, final_job, search_job
-from kdnas.workshop.supernets import SUPERNET_FOLDER
+from kdnas.workshop.run_files import SUPERNET_FOLDER
 
 HERE = Path(__file__).resolve().parent
 STUDY = HERE.parent / "cifar10_supernet"

@@ -14,7 +14,8 @@ from kdnas.core.objective import Constraint
 from kdnas.errors import ConfigError
 from kdnas.session import search_study
 from kdnas.study.loading import load_study
-from kdnas.workshop.block_library import LIBRARY_FILE, saved_library
+from kdnas.workshop.block_library import saved_library
+from kdnas.workshop.run_files import LIBRARY_FILE
 
 STUDY = (
     tiny.STUDY.replace("stem_width: 8, stage1.depth: 1", "stem_width: 16, stage1.depth: 3")

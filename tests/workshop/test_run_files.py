@@ -44,11 +44,16 @@ def test_folders_that_nobody_has_used_for_long_are_removed_but_not_those_in_use(
     assert worker.stdout.readline() == "ready\n"
     assert not old.exists()
     in_use = cache / "runs" / "worked-on"
-    os.utime(in_use / ".worker", (0, 0))
+    looked = cache / "runs" / ".looked"
+    for path in (in_use / ".worker", looked):
+        os.utime(path, (0, 0))
     RunFiles(tmp_path, SharedStore(url), "another").at(cache)
     assert in_use.exists()
     assert recent.exists()
     worker.communicate()
+    RunFiles(tmp_path, SharedStore(url), "another").at(cache)
+    assert in_use.exists(), "nobody looks twice in an hour"
+    os.utime(looked, (0, 0))
     RunFiles(tmp_path, SharedStore(url), "another").at(cache)
     assert not in_use.exists()
 

@@ -32,7 +32,6 @@ _GROUPS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 _WIDTHS = ("all_head_size", "inner_dim", "attn_dim", "split_size", "embed_dim")
 _OWN_NORMS = re.compile(r"(.*[._])?(q|k|query|key)_?(layer)?_?norm", re.IGNORECASE)
 _SCALES = re.compile(r"(.*[._])?(gamma|lambda|scale|layer_?scale)(_?\d)?", re.IGNORECASE)
-_ATTENTION = "attention"
 UNKNOWN_ATTENTION = "its attention is of no make that kdnas knows"
 
 
