@@ -133,7 +133,7 @@ class Local(ListeningExecutor[T, R, _Worker[T]]):
         device = index % self._devices if self._devices else None
         process = self._context.Process(
             target=_serve,
-            args=(dict(os.environ), _StandardError(), there, self._make_evaluate, self._threads, device),
+            args=(_Environment(), _StandardError(), there, self._make_evaluate, self._threads, device),
             name=f"kdnas-{index}",
             daemon=True,
         )
@@ -173,6 +173,21 @@ def _context() -> SpawnContext | ForkServerContext:
     if "torch" in sys.modules:
         multiprocessing.set_forkserver_preload([*_DEAR])
     return multiprocessing.get_context("forkserver")
+
+
+class _Environment:
+    """That of the process which starts a worker: the worker's own as soon as it reads this, before what follows.
+
+    The server's may be of an earlier search, and to read a plug-in's class takes to know which plug-ins may run.
+    """
+
+    def __reduce__(self) -> tuple[Callable[[Mapping[str, str]], None], tuple[dict[str, str]]]:
+        return _enter_environment, (dict(os.environ),)
+
+
+def _enter_environment(environment: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 class _StandardError:
@@ -233,7 +248,7 @@ def _death(exit_code: int | None) -> str:
 
 
 def _serve(
-    environment: Mapping[str, str],
+    environment: None,
     errors: int,
     pipe: Connection,
     make_evaluate: Callable[[], Evaluate[Any, Any]],
@@ -241,8 +256,6 @@ def _serve(
     device: int | None,
 ) -> None:
     """Run in the worker: open once, then answer jobs until the controller is gone."""
-    os.environ.clear()  # that of the server may be of an earlier search
-    os.environ.update(environment)
     os.dup2(errors, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
