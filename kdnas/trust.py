@@ -96,9 +96,9 @@ def reaching(settings: Mapping[str, Any]) -> list[NamedCode]:
     """Return what plain settings reach beyond this machine, and what they have started there."""
     found = []
     for where in _REACHING:
-        section, _, key = where.partition(".")
-        value = settings.get(section)
-        value = value.get(key) if key and isinstance(value, Mapping) else None if key else value
+        value: Any = settings
+        for key in where.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
         if value and value != "local":
             found.append(NamedCode(where, value if isinstance(value, str) else json.dumps(value, default=str), {}))
     return found

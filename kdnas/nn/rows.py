@@ -8,6 +8,7 @@ Shapes: B batch, M rows, V outputs (classes or tokens).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,19 +36,19 @@ class Batch:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, part: slice) -> Batch:
+    def __getitem__(self, part: slice | Tensor) -> Batch:
+        """Return a stretch of the samples, or those at places int64 [n] of the batch in that order."""
         return Batch(tuple(taken[part] for taken in self.inputs), self.targets[part], self.samples[part])
-
-    def at(self, places: Tensor) -> Batch:
-        """Return the samples at `places` int64 [n] of the batch, in that order."""
-        return Batch(tuple(taken[places] for taken in self.inputs), self.targets[places], self.samples[places])
 
     @property
     def laid_out(self) -> tuple[Tensor, ...]:
-        """The inputs with pixels in the channels-last format, in which convolutions are quickest."""
-        return tuple(
-            taken.contiguous(memory_format=torch.channels_last) if taken.ndim == 4 else taken for taken in self.inputs
-        )
+        """The inputs with pixels in the channels-last format."""
+        return laid_out(self.inputs)
+
+
+def laid_out(inputs: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Return `inputs` with pixels in the channels-last format, in which convolutions are quickest."""
+    return tuple(taken.contiguous(memory_format=torch.channels_last) if taken.ndim == 4 else taken for taken in inputs)
 
 
 @dataclass(frozen=True)

@@ -146,12 +146,12 @@ def architecture_drawing(arch: Arch) -> str:
 
 
 def _stage_in_words(stage: Stage) -> str:
-    details = [_setting_in_words(name, value, stage) for name, value in stage.settings.items()]
+    details = [_setting_in_words(name, value) for name, value in stage.settings.items()]
     what = f"{counted(stage.depth, 'block')} of {stage.width} channels"
     return ", ".join([what, *(detail for detail in details if detail)])
 
 
-def _setting_in_words(name: str, value: Scalar, stage: Stage) -> str:
+def _setting_in_words(name: str, value: Scalar) -> str:
     if name == "bottleneck":
         return "" if value == "plain" else f"bottleneck of {_plainly(value)} of the width"
     if name == "expand":

@@ -93,11 +93,5 @@ def given(spec: TaskSpec, batch_size: int) -> tuple[Tensor, ...]:
     return tuple(made)
 
 
-def laid_out(inputs: tuple[Tensor, ...], device: torch.device | str) -> tuple[Tensor, ...]:
-    """Return `inputs` on the device, pixels in the channels-last format."""
-    moved = [taken.to(device) for taken in inputs]
-    return tuple(taken.contiguous(memory_format=torch.channels_last) if taken.ndim == 4 else taken for taken in moved)
-
-
 TARGETS: Registry[type[Target]] = Registry("target", __name__, Target)
 """Members: Target classes, `(*, options)`."""

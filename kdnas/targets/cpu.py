@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from kdnas.core.measurement import Measurement
 from kdnas.nn.memory import peak_bytes_cpu
+from kdnas.nn.rows import laid_out
 from kdnas.nn.timing import Run
-from kdnas.targets import TARGETS, EnergyCounter, Missing, Target, laid_out
+from kdnas.targets import TARGETS, EnergyCounter, Missing, Target
 from kdnas.targets._energy import processor_energy
 
 
@@ -53,7 +54,7 @@ class Cpu(Target):
         assert isinstance(network, nn.Module)
         # A copy: the mode, the memory format and the device of the caller's module stay as they are.
         module = copy.deepcopy(network).to("cpu", memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        taken = laid_out(inputs, "cpu")
+        taken = laid_out(taken.cpu() for taken in inputs)
         return lambda: module(*taken)
 
     def peak_memory_bytes(self, network: nn.Module | Path, inputs: tuple[Tensor, ...]) -> Measurement | Missing:

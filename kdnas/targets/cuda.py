@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from kdnas.core.measurement import Measurement
 from kdnas.errors import ConfigError, Problem
 from kdnas.nn.memory import peak_bytes_cuda
+from kdnas.nn.rows import laid_out
 from kdnas.nn.timing import Run
-from kdnas.targets import TARGETS, EnergyCounter, Missing, Target, laid_out
+from kdnas.targets import TARGETS, EnergyCounter, Missing, Target
 from kdnas.targets._energy import gpu_energy
 
 _WARMUP = 3
@@ -55,7 +56,7 @@ class Cuda(Target):
         """Return a function that runs a copy of `network` once on `inputs` [B, ...]."""
         assert isinstance(network, nn.Module)
         module = copy.deepcopy(network).to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        taken = laid_out(inputs, self.device)
+        taken = laid_out(taken.to(self.device) for taken in inputs)
         launch = self._captured(module, taken) if self.graph else lambda: module(*taken)
 
         def run() -> None:

@@ -353,7 +353,7 @@ def check_conduct(name: str, module: nn.Module, batch: Batch, spec: TaskSpec) ->
             raise TeacherError(Problem(f"teacher {name}", what))
         for words, places in _ways(len(batch), spec):
             try:
-                answers = module(*batch.at(torch.tensor(places, device=batch.samples.device)).laid_out)
+                answers = module(*batch[torch.tensor(places, device=batch.samples.device)].laid_out)
             except Exception as error:  # the network is the user's: anything may come
                 reason = (str(error) or type(error).__name__).splitlines()[0][:200]
                 what = f"fails on {words}: {type(error).__name__}: {reason}{_about_squeeze(len(places))}"
