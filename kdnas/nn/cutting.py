@@ -434,9 +434,9 @@ def part_of(anatomy: Anatomy, names: Collection[str]) -> Anatomy:
 def sound_part(anatomy: Anatomy, network: nn.Module, example: Example) -> Anatomy:
     """Return `anatomy` without the axes and blocks that `network`, in eval mode, cannot be cut along.
 
-    All parts together are cut to half and to three quarters and run on `example`. What fails, or computes something
-    else than the masked network, is left whole, and the reason stands in `uncut`. Parts that are inexact by nature,
-    which lie under norms, are compared with the norms taken as scales.
+    All parts together are cut to half and to three quarters, to units from all over, and run on `example`. What fails,
+    or computes something else than the masked network, is left whole, and the reason stands in `uncut`. Parts that are
+    inexact by nature, which lie under norms, are compared with the norms taken as scales.
     """
     faults: dict[str, str] = {}
     while found := _faults(anatomy, network, example, [part for part in anatomy.parts if part.name not in faults]):
@@ -485,7 +485,7 @@ def _fault(
     anatomy: Anatomy, network: nn.Module, example: Example, parts: Sequence[Axis | Depth], share: float, *, exact: bool
 ) -> str:
     """Return what is wrong with the network that is cut along `parts` to a share of each; empty where nothing is."""
-    kept = anatomy.prefix({part.name: _size_at(part, share) for part in parts})
+    kept = {part.name: _spread(part, share) for part in parts}
     try:
         cut = outputs(anatomy.cut(network, kept), example)
     except Exception as error:  # it runs the user's own module, which may raise anything
@@ -519,9 +519,11 @@ def _difference(cut: Tensor, masked: Tensor) -> str:
     return "" if gap <= TOLERANCE else f"the cut network's outputs differ from the masked one's by {gap:.1e} of them"
 
 
-def _size_at(part: Axis | Depth, share: float) -> int:
-    size = len(part.blocks) if isinstance(part, Depth) else part.size
-    return max(part.least, int(share * size))
+def _spread(part: Axis | Depth, share: float) -> tuple[int, ...]:
+    """Return what of a part is kept at `share`: units from all over it, of which no two may depend on one another."""
+    count = len(part.blocks) if isinstance(part, Depth) else part.size
+    kept = max(part.least, int(share * count))
+    return tuple(range(kept)) if isinstance(part, Depth) else tuple(unit * count // kept for unit in range(kept))
 
 
 def outputs(network: nn.Module, example: Example, *, grad: bool = False) -> Tensor:

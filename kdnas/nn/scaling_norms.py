@@ -36,13 +36,13 @@ def norms_as_scales(*networks: nn.Module) -> Iterator[None]:
 
 def norms_by_itself(module: nn.Module) -> bool:
     """Whether a module is a norm over channels that is none of torch's own, by the name of its class."""
-    name = type(module).__name__.lower()
+    name = type(module).__name__.lower().replace("grn", "norm")  # a global response norm
     known = isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm) or "batchnorm" in name
     return "norm" in name and not known and not any(module.children()) and any(map(_is_vector, module.parameters()))
 
 
 def _is_vector(parameter: Tensor) -> bool:
-    return parameter.ndim == 1
+    return parameter.numel() == max(parameter.shape, default=0)
 
 
 class _Scales(TorchFunctionMode):
@@ -76,6 +76,6 @@ def _scaled_output(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> A
     if not isinstance(output, Tensor):
         return output
     x, parts = inputs[0], [getattr(module, leaf, None) for leaf in ("weight", "bias")]
-    lengths = {len(part) for part in parts if isinstance(part, Tensor)}
+    lengths = {part.numel() for part in parts if isinstance(part, Tensor)}
     spread = (-1,) if lengths == {x.shape[-1]} else (-1, *[1] * (x.ndim - 2))  # channels come last, or second
     return _scaled(x, *(part.view(spread) if isinstance(part, Tensor) else None for part in parts))

@@ -126,6 +126,7 @@ class _Follower(TorchDispatchMode):
             _aten.cat: lambda: self._joined(given, args[1] if len(args) > 1 else 0),
             **dict.fromkeys(_BATCH_NORMS, lambda: self._batch_norm(given)),
             **dict.fromkeys(_SHAPES, lambda: self._reshaped(given[0], made)),
+            **dict.fromkeys((_aten.im2col, _aten.col2im), lambda: self._windows(given[0], made)),
             **dict.fromkeys(_ORDERS, lambda: self._reordered(func, args, given[0])),
             **dict.fromkeys(_HANDED_ON, lambda: self._handed_on(given, made)),
         }
@@ -276,18 +277,20 @@ class _Follower(TorchDispatchMode):
         return None
 
     def _reshaped(self, before: Tensor, made: Tensor) -> _Flow | None:
-        """What holds the channels in a dimension of its own as before, or flattened with what stood behind them."""
+        """What holds the channels in a dimension of its own, perhaps a run of places behind another for each."""
         flow = self._flow(before)
         if flow is None:
             return None
-        shape, place = before.shape, before.ndim + flow.dim
-        ahead, behind, length = math.prod(shape[:place]), math.prod(shape[place + 1 :]), shape[place]
+        ahead, channels = math.prod(before.shape[: flow.dim]), self.root(flow.group).size
         for dim, size in enumerate(made.shape):
-            if math.prod(made.shape[:dim]) != ahead:
-                continue
-            if size > 1 and size in (length, length * behind):
+            if math.prod(made.shape[:dim]) == ahead and size > 1 and size % channels == 0:
                 return _Flow(flow.group, dim - made.ndim)
         return None
+
+    def _windows(self, before: Tensor, made: Tensor) -> _Flow | None:
+        """Maps as rows of windows, or these as maps again."""
+        flow = self._flow(before)
+        return None if flow is None or flow.dim != 1 - before.ndim else _Flow(flow.group, 1 - made.ndim)
 
     def _reordered(self, func: Any, args: tuple[Any, ...], before: Tensor) -> _Flow | None:
         flow = self._flow(before)

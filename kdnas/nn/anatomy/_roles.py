@@ -95,6 +95,7 @@ HUGGING_FACE_VIT = LayerRoles(
     down="mlp.fc2",
     head_size="attention.head_dim",
     counts=(("attention.num_attention_heads", "heads"),),
+    scales=("lambda_1", "lambda_2", "layer_scale1.lambda1", "layer_scale2.lambda1"),
 )
 """Also those of kdnas's own transformers (`kdnas.nn.transformers`)."""
 

@@ -83,7 +83,7 @@ def around(network: nn.Module, layers: Sequence[str], size: int, example: Exampl
             found["tensors"] += [
                 prefix + leaf
                 for leaf, tensor in own
-                if tensor.ndim > 1 and tensor.shape[-1] == size and tensor.is_floating_point()  # no table of places
+                if tensor.ndim and tensor.shape[-1] == size and tensor.is_floating_point()  # no table of places
             ]
     return StreamRoles(*(tuple(names) for names in found.values()))
 

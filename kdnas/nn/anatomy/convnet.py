@@ -27,7 +27,7 @@ from kdnas.nn.scaling_norms import norms_by_itself
 _PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
 _CHANNELS = ".channels"
 _ALL = "all channels"
-_MOST_WORK = 1 << 19
+_MOST_WORK = 1 << 18
 """Places that torch-pruning may go through: some seconds' work, of which networks without attention take a tenth."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

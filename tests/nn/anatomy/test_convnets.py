@@ -5,7 +5,7 @@ import torchvision
 from torch import nn
 
 from kdnas.nn.anatomy import read_anatomy
-from kdnas.nn.cutting import outputs, sound_part
+from kdnas.nn.cutting import Anatomy, Axis, Tie, outputs, sound_part
 
 TIMM = ["resnet18", "mobilenetv3_small_050", "tf_efficientnet_lite0", "convnext_atto", "regnetx_002"]
 TORCHVISION = ["mobilenet_v2"]
@@ -128,6 +128,32 @@ class Shuffled(nn.Module):
     def forward(self, images):
         maps = self.first(images)
         return self.head(self.second(maps[:, 4:8] * maps[:, :4]).mean((2, 3)))
+
+
+class HeadsByTheirSize(nn.Module):
+    """Makes as many heads as its channels hold: half of these are two whole heads only if they adjoin."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.values, self.head = nn.Conv2d(3, 8, 4, stride=4), nn.Linear(8, 16), nn.Linear(16, 2)
+
+    def forward(self, images):
+        rows = self.values(self.stem(images).flatten(2).transpose(1, 2))
+        return self.head(nn.functional.normalize(rows.unflatten(-1, (-1, 4)), dim=-1).flatten(-2).mean(1))
+
+
+def test_channels_of_which_only_some_can_be_cut_together_are_left_whole():
+    torch.manual_seed(0)
+    network, example = HeadsByTheirSize().eval(), torch.randn(2, 3, 16, 16)
+    places = torch.arange(16)[:, None]
+    ties = [Tie("values.weight", 0, places), Tie("values.bias", 0, places), Tie("head.weight", 1, places, reads=True)]
+    read = Anatomy("own", (Axis("values", "inner", 16, tuple(ties)),), ())
+    for kept in (range(8), range(12)):
+        cut, masked = read.cut(network, {"values": kept}), read.mask(network, {"values": kept})
+        assert torch.allclose(outputs(cut, example), outputs(masked, example), atol=1e-6)
+    anatomy = sound_part(read, network, example)
+    assert anatomy.axes == ()
+    assert "differ from the masked one's" in anatomy.uncut[0].why
 
 
 def test_the_blocks_of_convnext_v2_are_removable_and_its_response_norms_are_no_blocks():

@@ -126,6 +126,33 @@ def test_a_network_of_images_that_is_layers_of_one_width_is_read_by_its_layers(m
     assert torch.allclose(cut, masked, atol=1e-5)
 
 
+PICTURES = {
+    "beit": ("BeitForImageClassification", "BeitConfig", PATCHES),
+    "clip": ("CLIPForImageClassification", "CLIPConfig", {"vision_config": PATCHES, "projection_dim": 32}),
+    "dinov2": ("Dinov2ForImageClassification", "Dinov2Config", PATCHES),
+    "convnextv2": (
+        "ConvNextV2ForImageClassification",
+        "ConvNextV2Config",
+        {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 2, 1]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_hugging_face_network_of_images_is_cut_in_all_that_it_has(name):
+    torch.manual_seed(0)
+    network = hugging_face(*PICTURES[name])().eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    size = 32 if name == "convnextv2" else PATCHES["image_size"]
+    example = torch.randn(2, 3, size, size)
+    anatomy = sound_part(read_anatomy(network, example), network, example)
+    assert anatomy.uncut == ()
+    assert {axis.role for axis in anatomy.axes} == {"inner", "width"} | ({"heads"} if name != "convnextv2" else set())
+    assert outputs(anatomy.cut(network, anatomy.prefix(dict.fromkeys(anatomy.sizes, 1))), example).isfinite().all()
+
+
 def test_a_kind_that_stumbles_over_a_network_is_passed_over(monkeypatch):
     from kdnas.nn.anatomy import ANATOMIES
 
