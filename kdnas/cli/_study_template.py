@@ -46,7 +46,7 @@ space:
 {cut}  # round_to: 8
   # freeze: []  # modules, choices or parts that stay whole, by name; * stands for anything
   # importance: activation  # what ranks units; or taylor, l1
-  # block_importance: influence  # what ranks blocks; or even
+  # block_importance: divergence  # what ranks blocks; or influence, even
   # reconstruct: true  # what stays of a layer makes up for what is gone, before any training
 start: inherited  # or random
 """

@@ -280,7 +280,7 @@ def _print_anatomy(found: TeacherAnatomy) -> None:
             )
             for d in anatomy.depths
         ]
-        order = "" if ranking is None else ", the most influential first"
+        order = "" if ranking is None else ", the most important first"
         _print_table(("depth", "blocks", f"which may be left out{order}"), rows)
         typer.echo("")
     if anatomy.axes:

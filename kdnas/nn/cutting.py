@@ -195,6 +195,13 @@ class Anatomy:
         _leave_out(network, self.gone(kept))
         self.finish(network, kept)
 
+    def without(self, network: nn.Module, gone: Collection[int], depth: Depth) -> nn.Module:
+        """Return `network` without the blocks `gone` of `depth`, for a look at it: it shares all of its tensors."""
+        copied = copy.deepcopy(network, {id(tensor): tensor for _, tensor in named_tensors(network)})
+        stay = tuple(block for block in range(len(depth.blocks)) if block not in gone)
+        self.cut_down(copied, {depth.name: stay}, {})
+        return copied
+
     def places(self, network: nn.Module, kept: Kept) -> Places:
         """Return which places of the tensors of `network` stay where only `kept` is left; what is whole is left out."""
         named = dict(named_tensors(network))

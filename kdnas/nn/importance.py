@@ -2,16 +2,19 @@
 
 Sources: mean activations over the sequence, root of squares over the batch (Muralidharan et al., "Minitron", NeurIPS
 2024); first-order Taylor expansion (Molchanov et al., CVPR 2019); L1 of the weights that read a channel (Cai et al.,
-"Once-for-All", ICLR 2020); a block's influence, one minus the cosine of its input and output (Men et al., "ShortGPT",
-2024).
+"Once-for-All", ICLR 2020). Of blocks: one after the other goes whose loss changes the answers least in what the earlier
+ones have left (Song et al., "SLEB", ICML 2024, there by perplexity); or a block's influence, one minus the cosine of
+its input and output, all of them being there (Men et al., "ShortGPT", 2024).
 
-Shapes: B samples, F features of a layer's input, U units of an axis.
+Shapes: B samples, F features of a layer's input, U units of an axis, K classes.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,11 +23,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdnas.nn.cutting import Anatomy, Axis, Depth, Example, Tie, outputs
+from kdnas.nn.cutting import Anatomy, Axis, Depth, Example, Tie, in_order, named_tensors, outputs
 
 Method = Literal["activation", "taylor", "l1"]
+DepthMethod = Literal["divergence", "influence", "even"]
 Batch = tuple[Example, Tensor]
 """Inputs [B, ...] as the network takes them, and labels [B]."""
+_AT_ONCE = 8
+"""Samples whose answers are compared at once: of a language model each has thousands of numbers a token."""
+_GOING = 8
+"""Of so many blocks that are left one goes at once: of 30 the first three."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +56,20 @@ def rank(
     batches: Iterable[Batch],
     *,
     method: Method = "activation",
-    depth: Literal["influence", "even"] = "influence",
+    depth: DepthMethod = "divergence",
+    compared: int = 32,
     through: nn.Module | None = None,
     mask: int | None = None,
 ) -> Ranking:
     """Return how much every unit and block of `network`, in eval mode, matters on `batches`.
 
     `batches` go through the module `through`, which has `network` in it and gives logits; None: `network` itself. `l1`
-    looks at no data, and blocks are then ranked as the anatomy does. Some 512 samples are enough. `mask` is which of
+    looks at no data, and blocks are then ranked as the anatomy does, as they are with `even`. Some 512 samples are
+    enough, the first `compared` of them for `divergence`, which takes `passes` runs of the network. `mask` is which of
     the inputs is the attention mask: padding does not count. None: all counts.
     """
     scores: dict[str, Tensor] = {}
+    batches = list(batches)
     if method == "l1":
         scores = {axis.name: _l1(network, axis) for axis in anatomy.axes}
     else:
@@ -69,6 +80,8 @@ def rank(
                 meters.mask = influence.mask = None if mask is None else inputs[mask]
                 meters.run(network if through is None else through, inputs, labels)
         scores = meters.scores() | influence.scores()
+        if depth == "divergence" and batches:
+            scores |= _Divergence(network, anatomy, batches, compared, through or network).scores()
     return Ranking({name: tuple(float(value) for value in values) for name, values in scores.items()})
 
 
@@ -208,6 +221,75 @@ def _loss(logits: Tensor, labels: Tensor) -> Tensor:
     if labels.is_floating_point():
         return F.mse_loss(logits[:, 0], labels)
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
+
+
+def passes(anatomy: Anatomy) -> int:
+    """Return how often the network, or most of it, runs to rank its blocks by divergence."""
+    return 1 + sum(left for depth in anatomy.depths for left, _ in _rounds(len(depth.blocks)))
+
+
+def _rounds(blocks: int) -> Iterator[tuple[int, int]]:
+    """Yield how many blocks are left before a round, and how many go in it, until one is left."""
+    while blocks > 1:
+        going = max(blocks // _GOING, 1)
+        yield blocks, going
+        blocks -= going
+
+
+class _Divergence:
+    """Which blocks go first, stage by stage, the others being whole.
+
+    Scores are places: the first to go has 0. What fails without a block, or gives no finite numbers, keeps it longest.
+    """
+
+    def __init__(self, network: nn.Module, anatomy: Anatomy, batches: Sequence[Batch], count: int, through: nn.Module):
+        self._network = network
+        self._anatomy = anatomy
+        self._through = through
+        self._inputs: list[Example] = []
+        for inputs, _ in batches:
+            parts = zip(*(taken[:count].split(_AT_ONCE) for taken in in_order(inputs)), strict=True)
+            self._inputs += [part if len(part) > 1 else part[0] for part in parts] if count > 0 else []
+            count -= len(in_order(inputs)[0])
+        self._answers = [outputs(through, inputs) for inputs in self._inputs]
+
+    def scores(self) -> dict[str, Tensor]:
+        """Return the places of every depth's blocks."""
+        return {depth.name: self._places(depth) for depth in self._anatomy.depths}
+
+    def _places(self, depth: Depth) -> Tensor:
+        left = list(range(len(depth.blocks)))
+        gone: list[int] = []
+        for _, going in _rounds(len(left)):
+            lost = {block: self._apart({*gone, block}, depth) for block in left}
+            gone += sorted(left, key=lambda block: lost[block])[:going]
+            left = [block for block in left if block not in gone]
+        places = torch.zeros(len(depth.blocks))
+        places[[*gone, *left]] = torch.arange(len(depth.blocks), dtype=torch.float32)
+        return places
+
+    def _apart(self, gone: Collection[int], depth: Depth) -> float:
+        """Return how far the answers are from the whole network's without the blocks `gone`, a mean over them."""
+        try:
+            part = self._anatomy.without(self._network, gone, depth)
+            shared = {id(tensor): tensor for _, tensor in named_tensors(self._through)}
+            through = copy.deepcopy(self._through, {**shared, id(self._network): part})
+            found = [
+                _difference(outputs(through, inputs), answers)
+                for inputs, answers in zip(self._inputs, self._answers, strict=True)
+            ]
+        except Exception:  # the teacher's own code runs, which may raise anything
+            return math.inf
+        mean = float(torch.cat(found).mean())
+        return mean if math.isfinite(mean) else math.inf
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Return KL(theirs || ours) of every row of logits [..., K], in nats; of numbers the squared error."""
+    if theirs.shape[-1] == 1:
+        return (ours - theirs).square().flatten()
+    wanted = theirs.log_softmax(dim=-1)
+    return (wanted.exp() * (wanted - ours.log_softmax(dim=-1))).sum(dim=-1).flatten()
 
 
 class _Influence:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 import torch
 from pydantic import Field
@@ -31,7 +31,7 @@ from kdnas.nn.cut_costs import CutCosts
 from kdnas.nn.cut_supernet import CutSupernet, Cutting
 from kdnas.nn.cutting import Anatomy, Example, Kept, Uncut, in_order, inside, outputs, part_of, sound_part
 from kdnas.nn.elastic import Supernet
-from kdnas.nn.importance import Batch, Method, Ranking, rank, ranked
+from kdnas.nn.importance import Batch, DepthMethod, Method, Ranking, passes, rank, ranked
 from kdnas.nn.origin import Cut
 from kdnas.nn.recalibration import recalibrate
 from kdnas.nn.reconstruction import Reconstruction
@@ -46,6 +46,8 @@ _SAMPLES = 512
 """More change no order (Muralidharan et al., "Minitron", NeurIPS 2024)."""
 _MACS = 1_000_000_000_000
 """Unless stated, the teacher multiplies no more often to read them all: some 10 to 30 seconds of one core."""
+_COMPARED, _COMPARED_MACS = (8, 32), 10 * _MACS
+"""Samples of which answers are compared, block by block, at least and at most; within so many multiplications."""
 _BATCH = 64
 _FEWEST, _VALUES = 64, 1 << 24
 """Unless stated, no fewer samples. Those that are run at once have no more values than that, but are so many: large
@@ -126,7 +128,9 @@ class Derived(StudentFamily):
         round_to: Widths are multiples of it, but for the teacher's own.
         freeze: What stays whole: modules, choices or parts by name; `*` stands for anything.
         importance: How units are ranked (`kdnas spaces anatomy --importance`).
-        block_importance: How blocks are ranked: by how far they turn what flows through them, or evenly spaced.
+        block_importance: How blocks are ranked: by how little the answers change as one after the other goes
+            (`divergence`), by how far each turns what flows through it in the whole teacher (`influence`), or evenly
+            spaced. Beside `importance: l1`, which looks at no samples, evenly.
         reconstruct: Whether what stays of a layer's weights makes up for what is gone, as well as it can; else batch
             norms alone are estimated anew.
         samples: How many training samples are used for that and to rank units and blocks; None: 512, and fewer, at
@@ -152,7 +156,7 @@ class Derived(StudentFamily):
         round_to: Annotated[int, Field(ge=1, le=1024)] = 8,
         freeze: tuple[str, ...] = (),
         importance: Method = "activation",
-        block_importance: Literal["influence", "even"] = "influence",
+        block_importance: DepthMethod = "divergence",
         reconstruct: bool = True,
         samples: Annotated[int, Field(ge=8)] | None = None,
     ):
@@ -163,7 +167,7 @@ class Derived(StudentFamily):
         self._round_to = round_to
         self._freeze = freeze
         self._method: Method = importance
-        self._block_importance: Literal["influence", "even"] = block_importance
+        self._block_importance: DepthMethod = block_importance
         self._reconstruct = reconstruct
         self._stated_samples = samples
         self._sizes_of = lru_cache(maxsize=4096)(self._sizes)
@@ -220,9 +224,13 @@ class Derived(StudentFamily):
         """How many training samples the teacher is shown."""
         if self._stated_samples is not None:
             return self._stated_samples
+        return min(max(_MACS // self._macs, _FEWEST), _SAMPLES)
+
+    @cached_property
+    def _macs(self) -> int:
+        """The multiply-accumulates of one sample."""
         network, example = self._opened
-        macs = max(traced_macs(network, *in_order(example, 1)), 1)
-        return min(max(_MACS // macs, _FEWEST), _SAMPLES)
+        return max(traced_macs(network, *in_order(example, 1)), 1)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -282,6 +290,7 @@ class Derived(StudentFamily):
             batches,
             method=self._method,
             depth=self._block_importance,
+            compared=min(max(_COMPARED_MACS // (passes(anatomy) * self._macs), _COMPARED[0]), _COMPARED[1]),
             through=module,
             mask=mask_place(self.task),
         )

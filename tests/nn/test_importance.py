@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import pytest
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 
 from kdnas.nn.anatomy import read_anatomy
 from kdnas.nn.cutting import outputs
-from kdnas.nn.importance import rank, ranked
+from kdnas.nn.importance import passes, rank, ranked
 
 SETTINGS = {
     "hidden_size": 32,
@@ -100,6 +101,60 @@ def test_a_block_that_changes_nothing_goes_first_and_a_prefix_without_it_compute
     assert depth.order[-1] == 2
     cut = ordered.cut(network, ordered.prefix({depth.name: 3}))
     assert torch.equal(outputs(cut, batches[0][0]), outputs(network, batches[0][0]))
+
+
+def test_blocks_go_one_by_one_where_the_answers_change_least(network, batches):
+    anatomy = read_anatomy(network, batches[0][0])
+    (depth,) = anatomy.depths
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    inputs = torch.cat([inputs for inputs, _ in batches])[:12]
+    whole = F.log_softmax(outputs(network, inputs), dim=1)
+
+    def lost(kept):
+        cut = F.log_softmax(outputs(anatomy.cut(network, {depth.name: kept}), inputs), dim=1)
+        return float(F.kl_div(cut, whole, log_target=True, reduction="batchmean"))
+
+    left, gone = list(range(4)), []
+    while len(left) > 1:
+        left = min((sorted({*left} - {block}) for block in left), key=lost)
+        gone += {*range(4)} - {*left, *gone}
+    found = ranked(anatomy, rank(network, anatomy, batches, compared=12)).depths[0].order
+    assert found == (*left, *reversed(gone))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_block_without_which_the_network_fails_stays_longest(network, batches):
+    anatomy = read_anatomy(network, batches[0][0])
+    network.bert.encoder.layer[3].is_needed = True
+    handle = network.bert.encoder.register_forward_pre_hook(
+        lambda encoder, given: None if any(hasattr(one, "is_needed") for one in encoder.layer) else 1 / 0
+    )
+    order = ranked(anatomy, rank(network, anatomy, batches)).depths[0].order
+    handle.remove()
+    assert order[0] == 3
+
+
+def test_many_blocks_go_several_at_once():
+    anatomy = read_anatomy(transformers.BertModel(transformers.BertConfig(**SETTINGS)), torch.zeros(1, 3, dtype=int))
+    deep = dataclasses.replace(anatomy.depths[0], blocks=tuple(str(number) for number in range(30)))
+    assert passes(anatomy) == 1 + 4 + 3 + 2
+    assert passes(dataclasses.replace(anatomy, depths=(deep,))) == 258  # 466 one by one
+
+
+def test_answers_that_are_numbers_differ_by_their_square():
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**{**SETTINGS, "num_labels": 1})
+    network = transformers.BertForSequenceClassification(config).eval()
+    with torch.no_grad():
+        network.bert.encoder.layer[1].output.LayerNorm.bias.add_(2 * torch.randn(32))
+    tokens = torch.randint(0, 99, (6, 9), generator=torch.Generator().manual_seed(1))
+    anatomy = read_anatomy(network, tokens)
+    order = ranked(anatomy, rank(network, anatomy, [(tokens, torch.zeros(6))])).depths[0].order
+    whole, changes = outputs(network, tokens), []
+    for block in range(4):
+        cut = anatomy.cut(network, {anatomy.depths[0].name: sorted({0, 1, 2, 3} - {block})})
+        changes.append(float((outputs(cut, tokens) - whole).square().mean()))
+    assert order[-1] == changes.index(min(changes))
 
 
 def test_what_ranks_first_loses_less_than_what_ranks_last(network, batches):
