@@ -33,7 +33,7 @@ class Published:
 
 
 SYSTEMS = {
-    "kdnas": Published("kdnas's own (influence, fitted, kd)", "", "", ""),
+    "kdnas": Published("kdnas's own (fitted, kd)", "", "", ""),
     "distilbert": Published("DistilBERT", "66 / 110 M", "1.6x", "SST-2 91.3 of 92.7"),
     "tinybert": Published("TinyBERT, two steps", "14.5 / 110 M", "9.4x", "GLUE 77.0 of 79.5"),
     "mobilebert": Published("MobileBERT-like", "25.3 / 110 M", "5.5x", "GLUE 77.7, 0.6 below"),
