@@ -60,7 +60,7 @@ BAGS_OF_KEYS = {
         teachers/student.py user_code/_imports.py workshop/evaluators/module.py
     """,
     "what another library takes or gives: its arguments, its settings, its files": """
-        datasets/cifar_archive.py executors/ray.py exporters/_onnx.py exporters/onnx.py exporters/openvino.py
+        datasets/cifar_archive.py executors/ray.py
         nn/anatomy/_following.py nn/block_distillation.py nn/decoding.py nn/importance.py nn/memory.py
         nn/origin.py nn/scaling_norms.py report/figures.py report/parallel.py samplers/_nni_tuners.py samplers/nni.py
         nn/tracing.py teachers/_image_processor.py teachers/_loading.py teachers/_transformers.py teachers/timm.py

@@ -6,8 +6,8 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from kdnas.core.preprocessing import Preprocessing
@@ -47,7 +47,7 @@ def write_onnx(student: TrainedStudent, path: Path) -> None:
 
 
 def check_runtime(
-    student: TrainedStudent, file: str, run: Callable[[dict[str, Any]], Tensor], tolerance: float
+    student: TrainedStudent, file: str, run: Callable[[dict[str, np.ndarray]], Tensor], tolerance: float
 ) -> None:
     """Raise ExportError unless `run` gives PyTorch's logits, within `tolerance`, at three batch sizes and lengths.
 

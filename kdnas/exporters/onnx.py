@@ -6,8 +6,9 @@ Shapes: B samples, C channels, H and W height and width, T tokens, K classes, V 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -42,7 +43,7 @@ def onnx(
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def run(fed: dict[str, Any]) -> torch.Tensor:
+    def run(fed: dict[str, np.ndarray]) -> torch.Tensor:
         try:
             return torch.from_numpy(session.run(["logits"], fed)[0])
         except Exception as error:  # ONNX Runtime raises types of its own, all of them plain exceptions

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -39,7 +40,7 @@ def openvino(
     settings = {"INFERENCE_PRECISION_HINT": "f32"}  # a CPU with bfloat16 would take that
     compiled: Any = library.Core().compile_model(folder / FILE, "CPU", settings)
 
-    def run(fed: dict[str, Any]) -> torch.Tensor:
+    def run(fed: dict[str, np.ndarray]) -> torch.Tensor:
         try:
             return torch.from_numpy(compiled(fed)["logits"].copy())
         except RuntimeError as error:

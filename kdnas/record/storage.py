@@ -61,6 +61,7 @@ from kdnas.record.trials import (
     FIXED_PARAMS,
     audit_training,
     control_of,
+    measurements_of,
     repeat_of,
     trial_record,
     what_else,
@@ -368,7 +369,9 @@ class Record:
                 repeats.setdefault(int(key.split(":")[1]), []).append(repeat_of(value))
         return tuple(
             with_retraining(
-                self._trial(trial), repeats.get(trial.number, []), attributes.get(f"measured:{trial.number}", {})
+                self._trial(trial),
+                repeats.get(trial.number, []),
+                measurements_of(attributes.get(f"measured:{trial.number}", {})),
             )
             for trial in self.study.get_trials(deepcopy=False)
             if "fidelity" in trial.user_attrs  # the last of what `describe` writes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -62,11 +62,10 @@ def what_else(trial: FrozenTrial) -> str:
     return "another tool added it: how its student was trained is not recorded, so its values are not comparable"
 
 
-def with_retraining(trial: TrialRecord, repeats: list[Repeat], final: Mapping[str, Any]) -> TrialRecord:
+def with_retraining(trial: TrialRecord, repeats: Sequence[Repeat], measured: Mapping[str, Measurement]) -> TrialRecord:
     """Return `trial` with the retrainings of a finalist, and with what was measured of it after the search."""
-    if not repeats and not final:
+    if not repeats and not measured:
         return trial
-    measured = measurements_of(final)
     return dataclasses.replace(
         trial,
         values={**trial.values, **{name: taken.value for name, taken in measured.items()}},
