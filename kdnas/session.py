@@ -26,6 +26,7 @@ from kdnas.report.page import write_report
 from kdnas.study.config import StudyConfig
 from kdnas.study.loading import LoadedStudy
 from kdnas.trackers import tracked
+from kdnas.trust import own_storage
 from kdnas.workshop.evaluators import Evaluator
 from kdnas.workshop.opening import cache_dir
 
@@ -109,7 +110,12 @@ def _prepared(
 
 
 def _where_it_is_kept(config: StudyConfig, folder: Path) -> StudyConfig:
-    """Return `config` with the storage of the run that is in `folder`. Raises RunFolderError where it is another."""
+    """Return `config` with the storage of the run that is in `folder`. Raises RunFolderError where it is another.
+
+    The one that `config` states may be asked: the study is this user's, or a run's whose code was allowed.
+    """
+    if config.storage is not None:
+        own_storage(config.storage)
     if not (folder / LOCK_FILE).exists():
         return config
     own = read_config(folder).get("storage")

@@ -76,8 +76,11 @@ class Store:
         """
         return False
 
-    def put(self, name: str, path: Path, only: Iterable[str] | None = None) -> None:
-        """Keep a file, or a folder, as `name`; of a folder `only` these files, as far as they are there."""
+    def put(self, name: str, path: Path, only: Iterable[str] | None = None, *, alone: bool = False) -> None:
+        """Keep a file, or a folder, as `name`; of a folder `only` these files, as far as they are there.
+
+        `alone`: nobody reads it now, so what it replaces is removed.
+        """
         return
 
     def has(self, name: str) -> bool:
@@ -208,7 +211,7 @@ class SharedStore(Store):
         self.drop(name)
         return False
 
-    def put(self, name: str, path: Path, only: Iterable[str] | None = None) -> None:
+    def put(self, name: str, path: Path, only: Iterable[str] | None = None, *, alone: bool = False) -> None:
         """Keep a file, or a folder, as `name`, by the content of its files; what stands there is replaced."""
         is_folder = path.is_dir()
         base = path if is_folder else path.parent
@@ -224,6 +227,10 @@ class SharedStore(Store):
         reach("store")
         text = json.dumps({"folder": is_folder, "files": files}, sort_keys=True).encode()
         self._patiently(self._write, self._place("names", f"{name}.json"), text)
+        if alone:
+            kept = {self._place(f"objects/{name}", sha256) for sha256 in files.values()}
+            for old in {*self._patiently(self._files.find, self._place("objects", name))} - kept:
+                self._patiently(self._files.rm, old)
 
     def names(self, prefix: str) -> list[str]:
         """Return the names below `prefix`."""

@@ -1,4 +1,4 @@
-"""Code that a run folder or a train.yaml names: whether this user ever meant it to run.
+"""Code that a run folder or a train.yaml names: whether this user ever meant it to run; databases that it names, too.
 
 A folder may come from anybody, and names functions that kdnas would call. Owning its files proves nothing: a download
 is owned by who downloaded it. So what this user's own studies name is signed where it is written, with a key that only
@@ -36,15 +36,22 @@ _NAMING = {
 }
 
 
-_REACHING = ("executor.address", "executor.runtime_env", "store")
-"""Settings that name other machines, which are sent data and code and answer with objects, or what is started there."""
+_STORAGE = "storage"
+_REACHING = ("executor.address", "executor.runtime_env", "store", _STORAGE)
+"""Settings that name other machines, which are sent data, code or passwords and answer with objects, or what is started
+there.
+"""
+STORAGE_VARIABLE = "KDNAS_STORAGE"
+"""Names a database that this user lets any run ask."""
+_own_storages: set[str] = set()
+"""Databases that this user's own studies and runs name, in this process."""
 
 
 @dataclass(frozen=True)
 class NamedCode:
     """A function or a plug-in that a file names as `spec`, under the key `where`, called with `arguments`.
 
-    Or what the setting `where` reaches: a cluster, a store, an environment.
+    Or what the setting `where` reaches: a cluster, a store, a database, an environment.
     """
 
     where: str
@@ -145,27 +152,49 @@ def strange_code(source: Path, settings: Mapping[str, Any], data_root: Path) -> 
         except (OSError, UnicodeDecodeError):
             text = ""
         if not is_signed(text, named):
-            return named
-    vouch(code.spec for code in named if code.plugin)
+            return [code for code in named if code.where != _STORAGE or not is_own_storage(code.spec)]
+    _vouch_for(named)
     return []
 
 
 def vouch_for_signed(source: Path, text: str, settings: Mapping[str, Any]) -> None:
-    """Let the plug-ins run that the YAML file `source`, holding `text`, names: if this user signed it or trusts them.
+    """Let the plug-ins run that the YAML file `source`, holding `text`, names, and its database be asked: if this user
+    signed it or trusts them.
 
-    Unlike functions, plug-ins do not lie in a data root, which is not asked for.
+    Unlike functions, neither lies in a data root, which is not asked for.
     """
     named = _to_be_vouched_for(resolved(settings, source.parent))
-    plugins = [code for code in named if code.plugin]
-    if plugins and (is_signed(text, named) or is_trusted(source, plugins, _NO_ROOT)):
-        vouch(code.spec for code in plugins)
+    rootless = _rootless(named)
+    if rootless and (is_signed(text, named) or is_trusted(source, rootless, _NO_ROOT)):
+        _vouch_for(rootless)
+
+
+def own_storage(url: str) -> None:
+    """Let the database at `url` be asked by this process: a study of this user's names it."""
+    _own_storages.add(url)
+
+
+def is_own_storage(url: str) -> bool:
+    """Return whether this user's own study or run, or KDNAS_STORAGE, names the database at `url`.
+
+    Whoever is connected to is told the user's name, and may ask for the password.
+    """
+    return url in _own_storages or url == os.environ.get(STORAGE_VARIABLE)
+
+
+def _rootless(named: Sequence[NamedCode]) -> list[NamedCode]:
+    return [code for code in named if code.plugin or code.where == _STORAGE]
+
+
+def _vouch_for(named: Sequence[NamedCode]) -> None:
+    vouch(code.spec for code in named if code.plugin)
+    _own_storages.update(code.spec for code in named if code.where == _STORAGE)
 
 
 def trust(source: Path, named: Sequence[NamedCode], data_root: Path) -> None:
     """Remember that what `source` names may run; where that cannot be kept, it is asked again."""
-    plugins = [code for code in named if code.plugin]
-    vouch(code.spec for code in plugins)
-    for part, root in ((named, data_root), (plugins, _NO_ROOT)):
+    _vouch_for(named)
+    for part, root in ((named, data_root), (_rootless(named), _NO_ROOT)):
         decision = _decision(source, part, root)
         with contextlib.suppress(OSError):
             decision.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -43,7 +43,8 @@ Start here:
 \b
 Exit status: 0 done, 1 a run failed, 2 bad input, 130 interrupted (run it again to resume).
 Environment: KDNAS_DATA (data root), KDNAS_CACHE (decoded data and teachers),
-  KDNAS_CONFIG (which code you trust), KDNAS_DEBUG=1 (tracebacks), NO_COLOR.
+  KDNAS_CONFIG (which code you trust), KDNAS_STORAGE (a database that runs which are not yours may ask),
+  KDNAS_DEBUG=1 (tracebacks), NO_COLOR.
 Shell completion: kdnas --install-completion (or --show-completion, to look at it first).
 """
 

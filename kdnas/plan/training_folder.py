@@ -17,7 +17,7 @@ from kdnas.plain_yaml import read_plain
 from kdnas.plan.train_file import in_present_form
 from kdnas.record.lock import leaves, recorded_numerics, scored
 from kdnas.record.products import Loss, loss_of
-from kdnas.record.run_folder import write_text
+from kdnas.record.run_folder import refuse_links, write_text
 from kdnas.training.loop import EpochRecord
 
 LOCK_FILE = "training.lock.yaml"
@@ -62,6 +62,7 @@ def claim(out: Path, settings: Mapping[str, Any]) -> None:
     lock = out / LOCK_FILE
     try:
         out.mkdir(parents=True, exist_ok=True)
+        refuse_links(out)
         strangers = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
         locked = read_plain(lock) if lock.exists() else None
     except (OSError, ValueError) as error:

@@ -8,6 +8,7 @@ and the system attribute `fixed_params` (`kdnas.record.trials`), which holds wha
 from __future__ import annotations
 
 import copy
+import shlex
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -28,9 +29,10 @@ from sqlalchemy.pool import NullPool
 
 from kdnas.checksums import file_sha256
 from kdnas.core.words import printable
-from kdnas.errors import RunFolderError
+from kdnas.errors import Problem, RunFolderError
 from kdnas.record.damage import refuse_damage
 from kdnas.record.records import RunRecord
+from kdnas.trust import STORAGE_VARIABLE, is_own_storage
 
 _FILE = "study.db"
 _LOCK_TIMEOUT_S = 60
@@ -223,9 +225,17 @@ class SqliteFile(Database):
 
 
 def database_of(folder: Path, study: str, storage: str | None = None) -> Database:
-    """Return where the trials of the run in `folder` are kept: at `storage`, a PostgreSQL URL, else in the folder."""
+    """Return where the trials of the run in `folder` are kept: at `storage`, a PostgreSQL URL, else in the folder.
+
+    Raises RunFolderError where neither a study of this user's nor he himself named that database: a stranger's run
+    would have it told his name and password.
+    """
     if storage is None:
         return SqliteFile(folder, study)
+    if not is_own_storage(storage):
+        what = f"its trials are kept at {printable(storage, 300)}, which no study of yours on this machine named"
+        how = f"where you know that server, set {STORAGE_VARIABLE}={shlex.quote(printable(storage, 300))}"
+        raise RunFolderError(Problem(str(folder), f"{what}, so it is not asked, nor told your password; {how}"))
     from kdnas.record.postgres import Postgres
 
     return Postgres(storage, study, folder)

@@ -34,7 +34,7 @@ from kdnas.errors import Problem, RunFolderError
 from kdnas.machine import processor_name
 from kdnas.plain_yaml import plain_of
 from kdnas.plugins import code_fingerprints, shortened
-from kdnas.record.run_folder import LOCK_FILE, write_text
+from kdnas.record.run_folder import LOCK_FILE, refuse_links, write_text
 from kdnas.regular import regular
 from kdnas.study.config import DERIVED, DISTIL, StudyConfig
 from kdnas.training.recipe import NUMERICS, numerics_of
@@ -318,6 +318,7 @@ def _plain(folder: Path) -> dict[str, Any]:
     Plug-ins that it names may run from now on where this user signed it or trusts them.
     """
     path = folder / LOCK_FILE
+    refuse_links(folder)
     try:
         text = regular(path).read_text(encoding="utf-8")
         plain = plain_of(text)

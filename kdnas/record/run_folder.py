@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,7 +76,21 @@ def locked(file: IO[str], *, wait: bool = False) -> bool:
     return True
 
 
+def refuse_links(folder: Path) -> None:
+    """Raise RunFolderError where a link in `folder`, at any depth, leads out of it.
+
+    Whoever made the folder would have this user's other files read, shown or overwritten.
+    """
+    inside = folder.resolve()
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                what = "is a link that leads out of its folder, so it is not followed"
+                raise RunFolderError(f"{path} {what}: put what it leads to in its place, or remove it")
+
+
 def _refuse_strangers(folder: Path) -> None:
+    refuse_links(folder)
     stranger = next((p.name for p in folder.iterdir() if p.name != "checkpoints" and not p.name.startswith(".")), None)
     if stranger is not None and not (folder / LOCK_FILE).exists():
         raise RunFolderError(f"{folder} is not empty and not a kdnas run (it holds {stranger}); choose another --out")

@@ -75,31 +75,42 @@ class RunFiles:
         return own
 
     @property
-    def _travel(self) -> bool:
+    def travels(self) -> bool:
         """Whether they go through a store, which knows the run by its name."""
         return self.store.is_shared and bool(self.run)
 
     def have(self, place: str) -> Path:
         """Return the path of a file of the run, there once it is anywhere."""
         path = self.folder / place
-        if self._travel and not path.exists():
+        if self.travels and not path.exists():
             self.store.get(self._name(place), path)
         return path
 
     def have_anew(self, place: str) -> None:
         """Have a file or a folder of the run as it was shared last, whatever is here."""
-        if self._travel:
+        if self.travels:
             shutil.rmtree(self.folder / place, ignore_errors=True)
             self.have(place)
 
+    def have_latest(self, place: str) -> None:
+        """Have a file as it was shared last, where it was: one of this machine's own may be older."""
+        if self.travels and self.store.has(self._name(place)):
+            (self.folder / place).unlink(missing_ok=True)
+            self.have(place)
+
+    def share_latest(self, place: str) -> None:
+        """Let whoever goes on elsewhere have a file as it is now; what was shared before it is removed."""
+        if self.travels:
+            self.store.put(self._name(place), self.folder / place, alone=True)
+
     def share(self, place: str, *, anew: bool = True) -> None:
         """Let the others have a file; not `anew`: unless they may have it already."""
-        if self._travel and (anew or not self.store.has(self._name(place))):
+        if self.travels and (anew or not self.store.has(self._name(place))):
             self.store.put(self._name(place), self.folder / place)
 
     def share_made(self) -> tuple[str, ...]:
         """Let the others have what is made once for the whole run, as far as it is there; return those files."""
-        if not self._travel:
+        if not self.travels:
             return ()
         found = (path for pattern in _MADE_ONCE for path in self.folder.glob(pattern))
         places = sorted(

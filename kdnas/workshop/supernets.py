@@ -1,13 +1,14 @@
 """A run's supernet: trained once before the first trial, kept in RUN/supernet/, read by whoever shares its weights.
 
 The folder holds `weights.safetensors`, `shrinking.yaml` (what the training unlocked when, and why) and, as long as it
-is being trained, `checkpoint.safetensors`.
+is being trained, `checkpoint.safetensors`, which whoever shares no disk has from the store.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,9 +34,12 @@ from kdnas.training.supernet.subnets import ElasticSpace, SubnetScorer, SubnetSp
 from kdnas.training.supernet.training import Tick, train_supernet
 from kdnas.training.teacher_cache import TeacherCache
 from kdnas.workshop.opening import Workshop, first_samples
-from kdnas.workshop.run_files import CHECKPOINT_FILE, SUPERNET_FOLDER
+from kdnas.workshop.run_files import CHECKPOINT_FILE, SUPERNET_FOLDER, RunFiles
 
 WEIGHTS_FILE = "weights.safetensors"
+_CHECKPOINT = f"{SUPERNET_FOLDER}/{CHECKPOINT_FILE}"
+_SHARING = 0.05
+"""The share of a training's time in which its checkpoint goes to the store, at most."""
 _FACTS = "supernet"
 _BAR = 20
 """Characters of a progress bar."""
@@ -65,13 +69,13 @@ class SharedWeights:
 
 
 class RunSupernet:
-    """The supernet of the run in `folder`, whose study `config` asks for one.
+    """The supernet of the run of `files`, whose study `config` asks for one.
 
     Raises ConfigError where the space has none, or the teacher's weights are asked for and cannot be inherited.
     """
 
-    def __init__(self, folder: Path, config: StudyConfig, workshop: Workshop):
-        self._folder, self._config, self._workshop = folder, config, workshop
+    def __init__(self, files: RunFiles, config: StudyConfig, workshop: Workshop):
+        self._files, self._folder, self._config, self._workshop = files, files.folder, config, workshop
         self._settings = config.supernet or SupernetConfig()
         self._largest = self._largest_student()
         self._inherits = self._is_to_inherit()
@@ -100,6 +104,7 @@ class RunSupernet:
         config, settings, workshop = self._config, self._settings, self._workshop
         folder = self._folder / SUPERNET_FOLDER
         checkpoint = folder / CHECKPOINT_FILE
+        self._files.have_latest(_CHECKPOINT)  # another machine may have begun it
         if damaged := discard_damaged(checkpoint):
             notify(f"{damaged}: the supernet is trained anew")
         train = self._samples()
@@ -131,7 +136,7 @@ class RunSupernet:
                 seed=derive_seed(config.seed, "supernet"),
                 view_seed=derive_seed(config.seed, "views"),
                 device=workshop.device,
-                on_tick=_announce(notify, workshop.data.task.score),
+                on_tick=_announce(notify, workshop.data.task.score, _Sharing(self._files, notify)),
                 checkpoint=checkpoint,
                 teacher_cache=teacher_cache,
             )
@@ -141,7 +146,7 @@ class RunSupernet:
         write_shrinking(folder / SHRINKING_FILE, trained.shrinking)
         made = SupernetRecord("", settings.epochs, self._fraction, trained.train_seconds, inherited)
         save_supernet(trained.supernet, self._folder, made)
-        checkpoint.unlink(missing_ok=True)
+        self._files.forget(_CHECKPOINT)
 
     @property
     def _fraction(self) -> float:
@@ -171,10 +176,33 @@ class RunSupernet:
         return fitting and wanted is not False
 
 
-def _announce(notify: Callable[[str], None], score: Quantity) -> Callable[[Tick], None]:
-    """Return what reports a training's progress as a line."""
+class _Sharing:
+    """Lets other machines have the checkpoint of a training that goes on, in so little of its time as it costs."""
+
+    def __init__(self, files: RunFiles, notify: Callable[[str], None]):
+        self._files, self._notify = files, notify
+        self._next, self._is_told = 0.0, False
+
+    def __call__(self) -> None:
+        """Share it, unless that was done a while ago. A store that takes nothing ends no training."""
+        began = time.monotonic()
+        if began < self._next or not self._files.travels:
+            return
+        try:
+            self._files.share_latest(_CHECKPOINT)
+        except RunFolderError as error:
+            if not self._is_told:
+                self._notify(f"the supernet's checkpoint is not shared, so no other machine can go on with it: {error}")
+            self._is_told = True
+        now = time.monotonic()
+        self._next = now + (now - began) / _SHARING
+
+
+def _announce(notify: Callable[[str], None], score: Quantity, share: Callable[[], None]) -> Callable[[Tick], None]:
+    """Return what reports a training's progress as a line, and has its checkpoint shared."""
 
     def announce(tick: Tick) -> None:
+        share()
         reach("supernet")
         done = min(round(_BAR * tick.spent), _BAR)
         line = f"supernet  {'█' * done}{'░' * (_BAR - done)}  {100 * min(tick.spent, 1.0):.0f} %  {tick.stage}"

@@ -27,8 +27,10 @@ from faulty_run import Ended
 
 from kdnas.cli.main import main
 from kdnas.core.words import printable
-from kdnas.errors import ConfigError, DataError, InputError, TeacherError
+from kdnas.errors import ConfigError, DataError, InputError, RunFolderError, TeacherError
 from kdnas.exporters._card import _plain
+from kdnas.plan.training_folder import claim
+from kdnas.record.run_folder import refuse_links
 from kdnas.report.dashboard import DashboardServer
 from kdnas.report.page import page
 from kdnas.study.loading import load_study, study_of
@@ -332,3 +334,131 @@ def test_promise_14_what_lies_in_the_cache_is_compared(tmp_path: Path) -> None:
     kept.write_bytes(kept.read_bytes()[:-1] + b"x")
     assert DATASETS.build("npz", tmp_path, tmp_path / "cache", path="d.npz").fingerprint == data.fingerprint
     assert kept.read_bytes() == (tmp_path / "copy").read_bytes()
+
+
+STRANGE = "postgresql://me@127.0.0.1:{port}/trials"
+
+
+@pytest.fixture
+def server() -> Any:
+    """What listens where a database would, and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        yield listening
+
+
+def called(server: socket.socket) -> bool:
+    """Whether anybody has connected."""
+    try:
+        server.accept()[0].close()
+    except BlockingIOError:
+        return False
+    return True
+
+
+@pytest.fixture
+def strange_run(tmp_path: Path, server: socket.socket, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of somebody else, kept in a database at `server`."""
+    study = scored_study.write(tmp_path)
+    run = tmp_path / "run"
+    assert search(study, run).code == 0
+    text = (run / "study.lock.yaml").read_text()
+    url = STRANGE.format(port=server.getsockname()[1])
+    assert "\n  storage: null\n" in text
+    (run / "study.lock.yaml").write_text(text.replace("\n  storage: null\n", f"\n  storage: {url}\n"))
+    monkeypatch.setenv("KDNAS_CONFIG", str(tmp_path / "another user"))
+    monkeypatch.setenv("PGPASSWORD", "x1")
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
+    return run
+
+
+def test_promise_15_a_strangers_database_is_not_asked(
+    strange_run: Path, server: socket.socket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("psycopg")
+    url = STRANGE.format(port=server.getsockname()[1])
+    commands = [
+        [verb, str(strange_run), *more]
+        for verb, *more in (
+            ("front",),
+            ("report",),
+            ("report", "--leave-out", "1"),
+            ("dashboard", "--port", "0"),
+            ("export", "--out", str(tmp_path / "student")),
+            ("train",),
+            ("schedule",),
+            ("audit",),
+            ("measure", "--target", "cpu"),
+        )
+    ]
+    study = tmp_path / "scored"
+    commands.append(["search", str(study), "--out", str(strange_run), "--data-root", str(study)])
+    commands.append(["search", str(strange_run), "--data-root", str(study)])
+    for command in commands:
+        assert main(command) == 2, command
+        refused = capsys.readouterr().err
+        assert "no study of yours" in refused, command
+        assert url in refused
+    assert not called(server)
+
+
+def test_a_database_that_the_user_names_is_asked(
+    strange_run: Path, server: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("psycopg")
+    server.setblocking(True)
+    seen: list[bytes] = []
+
+    def answer() -> None:
+        connection = server.accept()[0]
+        seen.append(connection.recv(8))
+        connection.close()
+
+    listener = threading.Thread(target=answer, daemon=True)
+    listener.start()
+    monkeypatch.setenv("KDNAS_STORAGE", STRANGE.format(port=server.getsockname()[1]))
+    assert main(["front", str(strange_run)]) == 2  # it is no database
+    listener.join(10)
+    assert seen
+
+
+def test_promise_16_links_out_of_a_run_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = scored_study.write(tmp_path)
+    run = tmp_path / "run"
+    assert search(study, run).code == 0
+    for place in ("study.lock.yaml", "study.db", "report.html", "export", "checkpoints", "training/a", "supernet/w"):
+        link, outside = run / place, tmp_path / "outside"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if link.exists():
+            link.rename(outside)
+        else:
+            outside.mkdir()
+        link.symlink_to(outside)
+        before = sorted(tmp_path.rglob("*"))
+        for verb, *more in (("front",), ("report",), ("export", "--out", str(tmp_path / "o")), ("search",)):
+            assert main([verb, str(run), *more]) == 2, (verb, place)
+            assert f"{link} is a link that leads out of its folder" in capsys.readouterr().err
+        assert sorted(tmp_path.rglob("*")) == before
+        link.unlink()
+        outside.rename(link)
+
+
+def test_links_that_stay_in_a_run_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "latest").symlink_to("checkpoints")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    refuse_links(tmp_path / "link")
+
+
+def test_a_search_and_a_training_make_nothing_where_a_link_leads_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "outside")
+    study = scored_study.write(tmp_path)
+    assert main(["search", str(study), "--out", str(tmp_path / "run"), "--data-root", str(study)]) == 2
+    assert "leads out of its folder" in capsys.readouterr().err
+    with pytest.raises(RunFolderError, match="leads out of its folder"):
+        claim(tmp_path / "run", {})
+    assert not list((tmp_path / "outside").iterdir())

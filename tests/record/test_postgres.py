@@ -30,10 +30,15 @@ OBJECTIVES = (ACCURACY, Quantity("macs", "MACs", "minimize", "cheap"))
 
 @pytest.fixture(scope="module")
 def url():
-    """A server's database; its socket needs a short path."""
-    with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder:
+    """A server's database, which the user names; its socket needs a short path."""
+    with (
+        pytest.MonkeyPatch.context() as environment,
+        tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder,
+    ):
         server = embedded.get_server(Path(folder), cleanup_mode="stop")
-        yield f"postgresql://postgres@/postgres?host={folder}"
+        url = f"postgresql://postgres@/postgres?host={folder}"
+        environment.setenv("KDNAS_STORAGE", url)
+        yield url
         server.cleanup()
 
 
@@ -42,7 +47,10 @@ def trials_of(run: Path) -> pandas.DataFrame:
 
 
 @pytest.mark.slow
-def test_a_search_keeps_its_trials_there_and_finds_what_it_finds_in_a_folder(url, scored_search, tmp_path, capfd):
+def test_a_search_keeps_its_trials_there_and_finds_what_it_finds_in_a_folder(
+    url, scored_search, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.delenv("KDNAS_STORAGE")  # the search names it, and it is this user's run then
     study = scored_study.write(tmp_path)
     code, _, stderr = scored_search(study, "--storage", url)
     assert (code, stderr) == (0, "")
@@ -53,6 +61,7 @@ def test_a_search_keeps_its_trials_there_and_finds_what_it_finds_in_a_folder(url
     assert main(["search", str(study), "--out", str(here), "--data-root", str(study)]) == 0
     same = ["trial", "arch_id", "state", "accuracy", "macs"]
     pandas.testing.assert_frame_equal(trials_of(run)[same], trials_of(here)[same])
+    monkeypatch.setattr("kdnas.trust._own_storages", set())  # as another process has it
     for command in ("front", "report"):
         assert main([command, str(run)]) == 0
     capfd.readouterr()

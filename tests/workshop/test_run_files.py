@@ -63,3 +63,18 @@ def test_of_too_much_the_oldest_goes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     folders = [_folder(tmp_path, name, days, 400) for name, days in (("a", 3), ("b", 2), ("c", 1))]
     RunFiles(tmp_path, SharedStore(f"file://{tmp_path}/shared"), "now").at(tmp_path)
     assert [folder.exists() for folder in folders] == [False, True, True]
+
+
+def test_who_goes_on_elsewhere_has_what_was_shared_last_and_nothing_older_is_kept(tmp_path: Path) -> None:
+    store = SharedStore(f"file://{tmp_path}/shared")
+    one, other = (RunFiles(tmp_path, store, "run").at(tmp_path / name) for name in ("one", "other"))
+    for files, content in ((one, "a"), (one, "b"), (other, "c")):
+        files.have_latest("state")
+        (files.folder / "state").write_text(content)
+        files.share_latest("state")
+    one.have_latest("state")
+    assert (one.folder / "state").read_text() == "c"
+    assert len(list((tmp_path / "shared" / "objects").rglob("state/*"))) == 1
+    (one.folder / "own").write_text("not shared")
+    one.have_latest("own")
+    assert (one.folder / "own").read_text() == "not shared"

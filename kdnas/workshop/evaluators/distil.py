@@ -173,7 +173,7 @@ class Distil(Evaluator):
 
     @functools.cached_property
     def _run_supernet(self) -> RunSupernet:
-        return RunSupernet(self.context.folder, self.context.config, self.workshop)
+        return RunSupernet(self.context.files, self.context.config, self.workshop)
 
     @functools.cached_property
     def shared(self) -> SharedWeights:

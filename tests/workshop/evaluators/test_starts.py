@@ -22,9 +22,11 @@ from kdnas.record.lock import read_lock, write_lock
 from kdnas.record.run_folder import controller_lock
 from kdnas.record.storage import distributions, load_run
 from kdnas.report.tables import front_table, trials_table
+from kdnas.store import SharedStore
 from kdnas.training.supernet.shrinking_file import read_shrinking
 from kdnas.workshop.jobs import final_job, search_job
-from kdnas.workshop.supernets import load_supernet
+from kdnas.workshop.run_files import RunFiles
+from kdnas.workshop.supernets import RunSupernet, load_supernet
 
 SHARED, TUNED, OWN = Fidelity(0, start="supernet"), Fidelity(1, 0.3, "supernet"), Fidelity(2, 0.3)
 
@@ -140,6 +142,29 @@ def test_a_stopped_training_of_the_supernet_is_continued_to_the_same_weights(stu
     whole, parts = (load_file(folder / "supernet" / "weights.safetensors") for folder in (ready.run.folder, run))
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
     assert continued.run.supernet.inherited == ready.run.supernet.inherited
+
+
+def test_another_machine_goes_on_with_a_supernet_that_one_began(study, ready, tmp_path):
+    store, evaluator = SharedStore(f"file://{tmp_path}/shared"), ready.evaluator
+    one, other = (RunFiles(tmp_path, store, "run").at(tmp_path / name) for name in ("one", "other"))
+    lines = []
+
+    def stop(line):
+        lines.append(line)
+        if len(lines) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        RunSupernet(one, ready.config, evaluator.workshop).prepare(teacher_cache=evaluator.teacher_cache, notify=stop)
+    shutil.rmtree(one.folder)
+    told = []
+    RunSupernet(other, ready.config, evaluator.workshop).prepare(
+        teacher_cache=evaluator.teacher_cache, notify=told.append
+    )
+    assert told[0].startswith("going on with the supernet")
+    whole, parts = (load_file(run / "supernet" / "weights.safetensors") for run in (ready.run.folder, other.folder))
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    assert store.names("runs/run/supernet") == []
 
 
 def test_a_controller_that_dies_before_the_lock_names_the_weights_does_not_train_again(study, ready, tmp_path):
