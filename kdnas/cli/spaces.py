@@ -303,10 +303,7 @@ def _print_anatomy(found: TeacherAnatomy) -> None:
             typer.echo("\n" + "\n".join(notes))
     if anatomy.uncut:
         typer.echo("")
-        whole: dict[str, list[str]] = {}
-        for part in anatomy.uncut:
-            whole.setdefault(part.why, []).append(part.what)
-        _print_table(("left whole", "because"), [(_some(names), why) for why, names in whole.items()])
+        _print_table(("left whole", "because"), [(_some(names), why) for why, names in anatomy.left_whole.items()])
 
 
 def _better_half(scores: Sequence[float]) -> float:

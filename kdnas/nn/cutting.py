@@ -141,6 +141,14 @@ class Anatomy:
         return {name: len(part.blocks) if isinstance(part, Depth) else part.size for name, part in self.by_name.items()}
 
     @property
+    def left_whole(self) -> dict[str, list[str]]:
+        """By the reason, what is left as it is."""
+        whole: dict[str, list[str]] = {}
+        for part in self.uncut:
+            whole.setdefault(part.why, []).append(part.what)
+        return whole
+
+    @property
     def outline(self) -> Anatomy:
         """The same parts without the places of their tensors: enough to list what can be cut, not to cut."""
         nowhere = torch.empty(0, dtype=torch.int64)

@@ -66,7 +66,12 @@ def in_words(found: TeacherAnatomy) -> dict[str, list[str]]:
         "cut_along": [f"read as {anatomy.kind}; the least that works has {share}", *_first(blocks), *_first(cuts)]
     }
     if anatomy.uncut:
-        topics["left_whole"] = _first([f"{part.what}: {part.why}" for part in anatomy.uncut])
+        topics["left_whole"] = _first(
+            [
+                f"{name}{f' and {len(more)} more' if more else ''}: {why}"
+                for why, (name, *more) in anatomy.left_whole.items()
+            ]
+        )
     return topics
 
 

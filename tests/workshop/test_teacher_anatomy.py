@@ -30,5 +30,10 @@ def test_what_is_cut_and_what_stays_whole_is_told_in_plain_words():
 
 
 def test_of_many_parts_the_first_are_told_and_the_rest_counted():
+    printed = in_words(found(uncut=tuple(Uncut(f"part{index}", f"so{index}") for index in range(9))))["left_whole"]
+    assert printed[5:] == ["part5: so5", "3 more: `kdnas spaces show` lists them"]
+
+
+def test_a_reason_is_told_once():
     printed = in_words(found(uncut=tuple(Uncut(f"part{index}", "so") for index in range(9))))["left_whole"]
-    assert printed[5:] == ["part5: so", "3 more: `kdnas spaces show` lists them"]
+    assert printed == ["part0 and 8 more: so"]
