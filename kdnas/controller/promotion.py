@@ -57,8 +57,9 @@ def next_promotion(run: RunRecord, call: Call = "share") -> TrialRecord | None:
     for rung in reversed(range(len(fidelities) - 1)):
         trials = _scored_at(run, rung)
         above = [(student_key(trial.arch, trial.tuned), rung + 1) for trial in trials]
+        rule = run.config.promotion.rule
         best = promotable(
-            run.config.promotion.rule,
+            "rank" if rule == "model" else rule,
             Rung(
                 _values(run, trials),
                 _scores_above(run, rung, trials),

@@ -28,6 +28,7 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.promotion import lifted
 from kdnas.core.space import Assignment
 from kdnas.record.database import showing
+from kdnas.samplers import ChoosesSteps, Ladder, Step
 
 _ASKS = 2
 _MUTATIONS = 300
@@ -66,6 +67,11 @@ class ValidProposals(optuna.samplers.BaseSampler):
         self._fidelities = () if getattr(inner, "reads_fidelities", False) else tuple(fidelities)
         self.exhausted = ""
 
+    @property
+    def chooses_steps(self) -> bool:
+        """Whether the inner sampler knows what is worth doing next."""
+        return isinstance(self._inner, ChoosesSteps)
+
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the whole domain: every choice is proposed together."""
         return self._domain
@@ -76,10 +82,19 @@ class ValidProposals(optuna.samplers.BaseSampler):
         """Return an acceptable proposal, or any at all with `exhausted` set."""
         return {**self._propose(study, trial), **self._fixed}
 
+    def next_step(self, study: optuna.Study, ladder: Ladder) -> Step | None:
+        """Return what the inner sampler, one that chooses steps, would do next."""
+        assert isinstance(self._inner, ChoosesSteps)
+        return self._inner.next_step(self._shown(study), ladder)
+
+    def _shown(self, study: optuna.Study) -> optuna.Study:
+        """Return the study as the inner sampler may know it."""
+        foreign = any(map(_is_foreign, study.get_trials(deepcopy=False)))
+        return showing(study, own_trials(study, self._fidelities)) if foreign or self._fidelities else study
+
     def _propose(self, study: optuna.Study, trial: FrozenTrial) -> Assignment:
         proposal = previous = None
-        foreign = any(map(_is_foreign, study.get_trials(deepcopy=False)))
-        seen = showing(study, own_trials(study, self._fidelities)) if foreign or self._fidelities else study
+        seen = self._shown(study)
         for _ in range(_ASKS):
             proposal = self._ask(seen, trial)
             if self._acceptable(proposal):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -34,9 +35,9 @@ from kdnas.executors import Executor, Finished
 from kdnas.faults import reach
 from kdnas.record.records import Result, RunRecord, TrialRecord
 from kdnas.record.storage import distributions
-from kdnas.samplers import SAMPLERS, SamplerContext
+from kdnas.samplers import SAMPLERS, Ladder, SamplerContext
 from kdnas.study.feasibility import relative_excess
-from kdnas.workshop.jobs import RUNG_FOLDER, Job, search_job
+from kdnas.workshop.jobs import RUNG_FOLDER, Job, continues, search_job
 
 _CANDIDATES_KEPT = 50_000
 
@@ -52,6 +53,8 @@ class _Start:
     params: Mapping[str, Scalar] | None = None
     waiting: int | None = None
     again: int | None = None
+    sampler: ValidProposals | None = None
+    """Who proposes, where it has looked at the history already."""
 
 
 class _Candidate(NamedTuple):
@@ -175,15 +178,41 @@ class Search:
             return self._retry[0]
         exhausted = bool(self._record.notes().exhausted)
         ending = self._is_ending()
-        promoted = None if ending else next_promotion(self._run)
+        sampler = self._proposals({}) if self._config.rungs and self._config.promotion.rule == "model" else None
+        if sampler is not None and sampler.chooses_steps:
+            ladder = self._ladder(exhausted, ending)
+            step = self._record.consulted(lambda study: sampler.next_step(study, ladder))
+            if step is not None and step.promoted is not None:
+                return self._further(next(trial for trial in self._run.trials if trial.number == step.promoted))
+            if not exhausted and (step is not None or not ending):
+                return _Start(0 if step is None else step.rung, sampler=sampler)
+            promoted = None
+        else:
+            promoted = None if ending else next_promotion(self._run)
         if promoted is None and (exhausted or ending):
             top = self._config.fidelities[-1]
             if any(job.fidelity != top for job in self._running.values()):
                 return None  # who is being scored may deserve it more than those that wait
             promoted = next_promotion(self._run, "gain") or next_promotion(self._run, "all")
         if promoted is not None:
-            return _Start(rung_of(self._run, promoted) + 1, self._record.proposal(promoted.number))
-        return None if exhausted else _Start()
+            return self._further(promoted)
+        return None if exhausted else _Start(sampler=sampler)
+
+    def _further(self, promoted: TrialRecord) -> _Start:
+        """Return the longer training of a student."""
+        return _Start(rung_of(self._run, promoted) + 1, self._record.proposal(promoted.number))
+
+    def _ladder(self, exhausted: bool, ending: bool) -> Ladder:
+        """Return what may be done next: in the end nobody begins at the lowest rung, of a spent space nobody at all."""
+        top = len(self._config.fidelities) - 1
+        passes = self._evaluator.continues and continues(self._config, top)
+        barred = exhausted or passes or bool(self._why_over(_Start(top)))
+        return Ladder(
+            costs=tuple(self._cost(rung) for rung in range(top + 1)),
+            direct=math.inf if barred else self._cost(top),
+            etas=tuple(self._config.eta(rung) for rung in range(top)),
+            is_open=not (exhausted or ending),
+        )
 
     def _queued(self) -> _Start | None:
         """Return the first of the queue that can be trained; those before it that cannot are closed, and reported."""
@@ -288,7 +317,7 @@ class Search:
             if start.waiting is not None:
                 queued = next(queued for queued in self._record.waiting() if queued.number == start.waiting)
                 fixed = queued_values(queued.stated, self._opened.space, self._domain)
-            sampler = self._proposals(fixed)
+            sampler = start.sampler or self._proposals(fixed)
         began = time.monotonic()
         number, params = self._record.ask(sampler, self._domain, start.waiting)
         if start.again is not None:
@@ -307,7 +336,8 @@ class Search:
                 self._record.close_without_result(number, "interrupted", "no further student could be proposed")
                 self._record.set_note("exhausted", exhausted)
                 return None
-        job = search_job(self._config, arch, tuned, start.rung)
+        first = self._first_score(arch, tuned) is None  # a student may begin at the highest rung
+        job = dataclasses.replace(search_job(self._config, arch, tuned, start.rung), measure=first)
         self._record.describe(number, arch, tuned, job.fidelity)
         return number, job, tuned
 
@@ -400,17 +430,19 @@ class Search:
         return self._config.bounds if full else self._config.limits
 
     def _with_measurements(self, job: Job, number: int, result: Result) -> Result:
-        """Return `result` with what the student's lowest rung measured: at the others nothing is measured again."""
+        """Return `result` with what the student's first rung measured: at the others nothing is measured again."""
         if job.measure:
             return result
         student = next(trial for trial in self._run.trials if trial.number == number)
-        lowest = next(
-            trial
-            for trial in self._run.trials
-            if trial.state == "complete" and trial.arch == student.arch and trial.tuned == student.tuned
-        )
-        values = {name: float(taken.value) for name, taken in lowest.measurements.items()}
-        return dataclasses.replace(result, values={**values, **result.values}, measurements=lowest.measurements)
+        first = self._first_score(student.arch, student.tuned)
+        assert first is not None
+        values = {name: float(taken.value) for name, taken in first.measurements.items()}
+        return dataclasses.replace(result, values={**values, **result.values}, measurements=first.measurements)
+
+    def _first_score(self, arch: Arch, tuned: Mapping[str, float]) -> TrialRecord | None:
+        """Return the first trial that scored a student; None where there is none."""
+        same = (trial for trial in self._run.trials if trial.arch == arch and trial.tuned == tuned)
+        return next((trial for trial in same if trial.state == "complete"), None)
 
     def _sweep(self) -> None:
         """Delete the checkpoints of students that will not be promoted any more."""

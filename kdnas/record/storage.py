@@ -194,6 +194,11 @@ class Record:
         return trial.number, dict(trial.params)
 
     @_on_disk
+    def consulted(self, question: Callable[[optuna.Study], R]) -> R:
+        """Return the answer to a question about the study, which it leaves as it is."""
+        return question(self.study)
+
+    @_on_disk
     def repeat_marks(self, before: int, again: int) -> None:
         """Give trial `again` what samplers noted of `before`, the interrupted one that it stands for.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from kdnas.core.arch import Scalar
 from kdnas.core.block_library import BlockLibrary
@@ -52,6 +52,37 @@ class SamplerContext:
     """The bounds on costs that `acceptable` checks."""
     library: BlockLibrary | None = None
     """The losses and costs of the teacher's blocks, where the study asks for them and students are made of those."""
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What may be done next in a search with R rungs, and what it costs in full trainings; rungs lowest first."""
+
+    costs: tuple[float, ...]
+    """[R]: of a training at a rung, for a student that has been at the one below."""
+    direct: float
+    """Of a new student's training at the highest rung; infinite where it would pass the lower ones all the same."""
+    etas: tuple[float, ...]
+    """[R - 1]: at most so many students of a rung for one of the next."""
+    is_open: bool = True
+    """Whether new students may begin at the lowest rung."""
+
+
+class Step(NamedTuple):
+    """What is worth doing next: a longer training of a student, or a new one's at a rung."""
+
+    promoted: int | None
+    """The number of the trial whose student is trained at the next rung; None for a new student."""
+    rung: int = 0
+    """Where the new student begins."""
+
+
+@runtime_checkable
+class ChoosesSteps(Protocol):
+    """A sampler that itself knows whether a short training, a longer one or a new student is worth most."""
+
+    def next_step(self, study: optuna.Study, ladder: Ladder) -> Step | None:
+        """Return what to do next; None where nothing that is possible promises a gain."""
 
 
 SAMPLERS: Registry[Callable[..., optuna.samplers.BaseSampler]] = Registry("sampler", __name__, "context")

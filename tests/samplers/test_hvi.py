@@ -245,7 +245,9 @@ def test_lower_rungs_are_learnt_from():
     students = drawn(40)
     trials = [scored(p, [accuracy(p) - 0.2, macs(p)], attrs=low) for p in students]
     trials += [scored(p, attrs=high) for p in students[:3]]
-    gains = SAMPLERS.build("hvi", context(fidelities=rungs)).promotion_gains(study_of(trials), list(range(3, 40)))
+    sampler = SAMPLERS.build("hvi", context(fidelities=rungs))
+    _, _, outlook = sampler._look(sampler._history(study_of(trials)))
+    gains = outlook.gains(sampler._encoding.codes(students[3:]), outlook.boxes(believe=False))
     reference = np.array([-REFERENCE["accuracy"], REFERENCE["macs"]])
     known = np.array([[-accuracy(p), macs(p)] for p in students[:3]])
     true = [

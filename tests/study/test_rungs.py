@@ -298,6 +298,25 @@ def test_every_sampler_searches_with_rungs(study, tmp_path, sampler):
     assert [trial.user_attrs["fidelity"]["epochs"] for trial in loaded.trials] == [r[1] for r in rows(run)]
 
 
+@pytest.mark.parametrize(("workers", "budget"), [(1, "{trials: 18}"), (3, "{full_trainings: 7}")])
+def test_a_sampler_that_chooses_steps_searches_with_rungs(study, tmp_path, workers, budget):
+    run = search(
+        study, tmp_path / "r", "sampler=hvi", "promotion.rule=model", f"rungs={TWO_RUNGS}", f"budget={budget}",
+        workers=workers,
+    )  # fmt: skip
+    assert {trial.state for trial in run.trials} == {"complete"}
+    assert len(set(places(run))) == len(run.trials)
+    assert {trial.fidelity.epochs for trial in run.trials} == {2, 18}
+    assert all("macs" in trial.values for trial in run.trials)
+
+
+def test_a_search_by_chosen_steps_that_stopped_goes_on_alike(study, tmp_path):
+    settings = ("sampler=hvi", "promotion.rule=model", f"rungs={TWO_RUNGS}")
+    whole = search(study, tmp_path / "whole", *settings, "budget.trials=14")
+    search(study, tmp_path / "r", *settings, "budget.trials=9")
+    assert rows(search(study, tmp_path / "r", *settings, "budget.trials=14"))[:8] == rows(whole)[:8]
+
+
 def test_a_sampler_that_knows_no_rungs_sees_each_student_once_at_comparable_scores(climbed):
     run = climbed
     loaded = optuna.load_study(study_name="rungs", storage=database_url(run.folder / "study.db"))

@@ -7,7 +7,8 @@ believed to score what is predicted, as in Ginsbourger et al. (2010).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from optuna.trial import FrozenTrial
 from pydantic import Field
 
 from kdnas.core.arch import Scalar
+from kdnas.core.improvement import FreeBoxes
 from kdnas.core.objective import minimised
 from kdnas.core.pareto import non_dominated
 from kdnas.core.space import Assignment
-from kdnas.samplers import SAMPLERS, SamplerContext
+from kdnas.samplers import SAMPLERS, Ladder, SamplerContext, Step
 from kdnas.samplers.hvi.encoding import Encoding, History, read_history
 from kdnas.samplers.hvi.outlook import Features, Outlook
 
@@ -36,6 +38,15 @@ _VARIATIONS = 500
 _ROUNDS = 3
 """Of looking at the neighbours of the leaders."""
 _LEADERS = 6
+_FEWEST_PAIRS = 3
+"""Students scored at the lowest and at the highest rung before one may begin at the highest ..."""
+_PAIRED_SHARE = 0.2
+"""... and so many more for each of the highest."""
+_FAIR_SHARE = 0.5
+"""Of `eta`: so many are begun at the lowest rung for each of the highest before one may begin there, if the lowest
+is trusted fully: a score says something of other students too, which the worth of a single one leaves out."""
+_FORESEEN = 40
+"""Candidates, the most gainful, of which it is worked out what a short training would tell."""
 _DESIGN_JITTER = 0.1
 """Of a design's cost quantiles."""
 
@@ -67,6 +78,9 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
         self._reference = minimised([context.reference_point], context.objectives)[0]
         self._assigned: dict[bytes, Mapping[str, Scalar]] = {}
         self._priced: dict[bytes, Mapping[str, float]] = {}
+        self._chooses = False
+        """Whether it is asked what to do next, so that it has to know what short scores are worth."""
+        self._looked: tuple[bytes, tuple[Features, np.ndarray, Outlook]] | None = None
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return nothing: the space is the context's."""
@@ -84,32 +98,103 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
     ) -> Assignment:
         """Return the proposal."""
         history = self._history(study)
-        features, sample = self._look_around(history)
-        few = len(history) < self._startup or not history.eligible.any()
-        ranked = self._by_design(sample, features, history) if few else self._by_gain(sample, features, history)
+        if self._is_early(history):
+            features, sample = self._look_around(history)
+            ranked = self._by_design(sample, features, history)
+        else:
+            _, sample, outlook = self._look(history)
+            ranked, _ = self._candidates(sample, history, outlook, outlook.boxes(believe=True))
         if not len(ranked):  # nothing acceptable was met: ValidProposals looks further, from anywhere
             ranked = self._rng.integers(self._encoding.levels, size=(1, len(self._encoding.levels)))
         return self._encoding.assignment(ranked[0])
 
-    def promotion_gains(self, study: optuna.Study, numbers: Sequence[int]) -> np.ndarray:
-        """Return the hypervolume [N] that each of these trials should add once trained at the highest rung."""
-        trials = study.get_trials(deepcopy=False)
+    def next_step(self, study: optuna.Study, ladder: Ladder) -> Step | None:
+        """Return the step that should gain most hypervolume per full training.
+
+        A student's way up gains what its scores so far let expect. A training at a lower rung is worth what its score
+        should let the best way up gain, that student's or another's, whatever it turns out to be: as for a box that
+        costs to open (Weitzman, "Optimal search for the best alternative", Econometrica 1979), one step ahead.
+        """
+        self._chooses = True
         history = self._history(study)
-        features, _ = self._look_around(history)
-        outlook = self._outlook(features, history)
-        codes = self._encoding.codes([trials[number].params for number in numbers])
-        return outlook.gains(codes, outlook.boxes(believe=False))
+        if self._is_early(history):
+            return Step(None) if ladder.is_open else None
+        features, sample, outlook = self._look(history)
+        boxes = outlook.boxes(believe=False)
+        onwards = np.append(np.cumsum(ladder.costs[::-1])[::-1], 0.0)  # [r]: from rung r to the highest, r included
+        reached = self._reached(features, history)
+        waiting = np.flatnonzero(history.eligible & (history.rung == reached) & (reached < self._rungs - 1))
+        rates = outlook.gains(history.codes[waiting], boxes) / onwards[reached[waiting] + 1]
+        new, gains = self._candidates(sample, history, outlook, boxes)
+        direct = gains[:2] / ladder.direct
+        best = max(rates.max(initial=0.0), direct[1] if len(direct) > 1 else 0.0)
+        """What is left should a training at a lower rung disappoint: another student's way up, or a new one in full."""
+
+        def within(rung: int, share: float) -> bool:
+            """Whether fewer were begun at a rung than `share` of `eta` for each that went on."""
+            above = np.count_nonzero(history.rung == rung + 1)
+            most = self._startup + share * ladder.etas[rung] * (above + 1)
+            return bool(np.count_nonzero(history.rung == rung) < most)
+
+        def informed(codes: np.ndarray, rung: int) -> np.ndarray:
+            """Return what a training of `codes` [N, D] at `rung` and the best way up from there gain."""
+            gains, chances = outlook.foreseen_gains(codes, boxes, rung)
+            return (chances @ np.maximum(gains, best * onwards[rung + 1])) / onwards[rung]
+
+        steps = [(rate, Step(int(number))) for rate, number in zip(rates, history.numbers[waiting], strict=True)
+                 if rate > 0]  # fmt: skip
+        for rung in range(1, self._rungs - 1):
+            below = waiting[reached[waiting] == rung - 1]
+            if len(below) and within(rung, 1.0):
+                worth = informed(history.codes[below], rung)
+                steps += [(rate, Step(int(number))) for rate, number in zip(worth, history.numbers[below], strict=True)]
+        if len(direct) and direct[0] > 0:
+            fair = outlook.trust if self._may_skip(features, history) else 1.0
+            skips = not (ladder.is_open and within(0, _FAIR_SHARE * fair))
+            steps.append((direct[0], Step(None, self._rungs - 1 if skips else 0)))
+        if len(new) and ladder.is_open and within(0, 1.0):
+            steps.append((informed(new[:_FORESEEN], 0).max(), Step(None)))
+        return max(steps, key=lambda step: step[0], default=(0.0, None))[1]
+
+    def _reached(self, features: Features, history: History) -> np.ndarray:
+        """Return the highest rung [N] at which each trial's student was begun."""
+        identity = features.rows(history.codes, 0).identity
+        highest = np.full(identity.max() + 1, -1)
+        np.maximum.at(highest, identity, history.rung)
+        return highest[identity]
+
+    def _may_skip(self, features: Features, history: History) -> bool:
+        """Whether enough students were scored at the lowest and at the highest rung to know what a short score says.
+
+        Some more are needed as the search goes on, so that trust once lost can come back.
+        """
+        identity = features.rows(history.codes, 0).identity
+        lowest, highest = (
+            np.unique(identity[history.eligible & (history.rung == rung)]) for rung in (0, self._rungs - 1)
+        )
+        return bool(np.isin(highest, lowest).sum() >= _FEWEST_PAIRS + _PAIRED_SHARE * len(highest))
+
+    def _is_early(self, history: History) -> bool:
+        return len(history) < self._startup or not history.eligible.any()
 
     def _history(self, study: optuna.Study) -> History:
         context = self._context
         return read_history(study.get_trials(deepcopy=False), self._encoding, context.objectives, context.fidelities)
 
-    def _outlook(self, features: Features, history: History) -> Outlook:
-        cheap = [
-            (objective.name, objective.minimised(1.0)) if objective.name in features.names else None
-            for objective in self._context.objectives
-        ]
-        return Outlook(features, history, cheap, self._reference, self._rungs, self._rng)
+    def _look(self, history: History) -> tuple[Features, np.ndarray, Outlook]:
+        """Return the features, a sample [N, D] of what may be proposed, and the outlook; made once for a history."""
+        stamp = b"".join(column.tobytes() for column in dataclasses.astuple(history))
+        if self._looked is None or self._looked[0] != stamp:
+            features, sample = self._look_around(history)
+            cheap = [
+                (objective.name, objective.minimised(1.0)) if objective.name in features.names else None
+                for objective in self._context.objectives
+            ]
+            outlook = Outlook(
+                features, history, cheap, self._reference, self._rungs, self._rng, weighs_rungs=self._chooses
+            )
+            self._looked = stamp, (features, sample, outlook)
+        return self._looked[1]
 
     def _prices(self, codes: np.ndarray) -> list[Mapping[str, float]]:
         result = []
@@ -166,10 +251,10 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
             alike = (rows.levels @ features.rows(history.codes, 0).levels.T).max(axis=1)
         return sample[np.lexsort((alike, ~band))]
 
-    def _by_gain(self, sample: np.ndarray, features: Features, history: History) -> np.ndarray:
-        """Return candidates [N, D], the most gainful first."""
-        outlook = self._outlook(features, history)
-        boxes = outlook.boxes(believe=True)
+    def _candidates(
+        self, sample: np.ndarray, history: History, outlook: Outlook, boxes: FreeBoxes
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return (candidates [N, D], the most gainful first; their gains [N])."""
         parents = self._parents(history, outlook.values)
         pool, gains = sample, outlook.gains(sample, boxes)
         more = _variations(self._encoding, parents, _VARIATIONS, self._rng)
@@ -177,7 +262,8 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
             more = self._new(more, np.concatenate([history.codes, pool]))
             pool, gains = np.concatenate([pool, more]), np.concatenate([gains, outlook.gains(more, boxes)])
             more = _neighbours(self._encoding, pool[np.argsort(-gains, kind="stable")[:_LEADERS]])
-        return pool[np.argsort(-gains, kind="stable")]
+        order = np.argsort(-gains, kind="stable")
+        return pool[order], gains[order]
 
     def _parents(self, history: History, values: np.ndarray) -> np.ndarray:
         """Return the codes [Q, D] of the front of each rung by the history's `values` [N, M]."""

@@ -161,6 +161,8 @@ def _families(dimensions: Sequence[Dimension]) -> list[tuple[list[int], int | No
 class History:
     """The data of the ended and the running trials. Values that are not known are NaN."""
 
+    numbers: np.ndarray
+    """[N]: the trials' own"""
     codes: np.ndarray
     """[N, D]"""
     rung: np.ndarray
@@ -197,6 +199,7 @@ def read_history(
         missed = np.column_stack([missed, failures])
     complete = np.array([trial.state == TrialState.COMPLETE for trial in seen], dtype=bool)
     return History(
+        np.array([trial.number for trial in seen], dtype=int),
         encoding.codes([trial.params for trial in seen]),
         np.array([_rung(trial, fidelities) for trial in seen], dtype=int),
         signs * values,

@@ -5,6 +5,7 @@ N students, M objectives, all minimised here.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -78,6 +79,8 @@ class Outlook:
         reference: np.ndarray,
         rungs: int,
         rng: np.random.Generator,
+        *,
+        weighs_rungs: bool = False,
     ):
         self._features, self._history, self._cheap = features, history, cheap
         self._reference, self._top = reference, rungs - 1
@@ -89,7 +92,9 @@ class Outlook:
         for column, known in enumerate(cheap):
             blend = None
             if known is None:
-                blend, self.values[:, column] = _blend(rows, history.values[:, column], history, rng, limit)
+                blend, self.values[:, column] = _blend(
+                    rows, history.values[:, column], history, rng, limit, weighs_rungs
+                )
             self._blends.append(blend)
         self._gates = [_gate(rows, column, history, rng) for column in (*history.violations.T, self._worthless())]
 
@@ -107,6 +112,11 @@ class Outlook:
         if np.count_nonzero(known & worthless) < _FEW_FAILURES or not np.any(known & ~worthless):
             return np.full(len(history), np.nan)
         return np.where(known, np.where(worthless, 1.0, -1.0), np.nan)
+
+    @property
+    def trust(self) -> float:
+        """How far lower rungs are known to say more of the highest than it says itself, from 0 to 1."""
+        return min((max(2 * blend.trust - 1, 0.0) for blend in self._blends if blend is not None), default=1.0)
 
     def predicted(self, codes: np.ndarray) -> np.ndarray:
         """Return the objectives [N, M] that `codes` [N, D] are predicted to have at the highest rung."""
@@ -129,8 +139,9 @@ class Outlook:
         identity = self._features.rows(history.codes, 0).identity
         scored = history.eligible & (history.rung == self._top)
         front = [self.values[scored]]
-        hoped = (history.eligible | history.running) & ~np.isin(identity, identity[scored])
-        if believe and hoped.any():
+        hoped = (history.eligible & believe) | history.running
+        hoped &= ~np.isin(identity, identity[scored])
+        if hoped.any():
             front.append(self.predicted(history.codes[hoped]))
         points = np.concatenate(front)
         points = points[np.all(points < self._reference, axis=1)]
@@ -146,11 +157,25 @@ class Outlook:
 
         One that may miss a bound, or turn out worse than the reference, adds less.
         """
+        return self._gains(codes, boxes, None, ())
+
+    def foreseen_gains(self, codes: np.ndarray, boxes: FreeBoxes, rung: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (gains [K, N], how probable each of the K outcomes is) that are expected once scored at `rung`."""
+        modelled = sum(blend is not None for blend in self._blends)
+        nodes, weights = np.polynomial.hermite_e.hermegauss({1: 7, 2: 5}.get(modelled, 3))
+        grid = [*itertools.product(range(len(nodes)), repeat=modelled)]
+        chances = np.array([np.prod(weights[list(each)]) for each in grid])
+        outcomes = [self._gains(codes, boxes, rung, nodes[list(each)].tolist()) for each in grid]
+        return np.stack(outcomes), chances / chances.sum()
+
+    def _gains(self, codes: np.ndarray, boxes: FreeBoxes, rung: int | None, outcome: Sequence[float]) -> np.ndarray:
         rows = self._features.rows(codes, self._top)
+        below = None if rung is None else self._features.rows(codes, rung)
+        nodes = iter(outcome)
         shortfalls = [
             exact_shortfall(np.zeros(len(codes)) if known is None else self._price(codes, known))
             if blend is None
-            else blend.shortfall(rows, self._top)
+            else blend.shortfall(rows, self._top, below, next(nodes, 0.0))
             for known, blend in zip(self._cheap, self._blends, strict=True)
         ]
         gains = expected_improvement(shortfalls, len(codes), boxes)
@@ -161,7 +186,7 @@ class Outlook:
 
 
 def _blend(
-    rows: Rows, values: np.ndarray, history: History, rng: np.random.Generator, limit: int
+    rows: Rows, values: np.ndarray, history: History, rng: np.random.Generator, limit: int, weighs_rungs: bool
 ) -> tuple[Blend | None, np.ndarray]:
     """Return the model of an objective, running trials believed, and `values` [N] without their noise.
 
@@ -176,7 +201,7 @@ def _blend(
         rest = np.setdiff1d(np.arange(len(known)), best)
         kept = np.concatenate([best, rng.choice(rest, limit - len(best), replace=False)])
         known, target = known[kept], target[kept]
-    blend = Blend.fit(rows[known], target, _FIT_LIMIT, rng)
+    blend = Blend.fit(rows[known], target, _FIT_LIMIT, rng, weighs_rungs=weighs_rungs)
     noise_free = values.copy()
     noise_free[known] += blend.noise_free() - target
     unknown = np.flatnonzero(history.running & ~np.isfinite(values))

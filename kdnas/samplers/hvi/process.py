@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
-from scipy.special import log_ndtr, ndtr
+from scipy.special import expit, log_ndtr, ndtr
 
 from kdnas.core.improvement import Shortfall
 
@@ -54,6 +54,10 @@ _HEADROOMS = (0.3, 1.0, 3.0, None)
 None is no warp. Where scores saturate is not known while they rise: one value for all shuts out the best students of
 some problems, and does nothing on others.
 """
+_FEWEST_TRUSTED = 3
+"""Scores of the highest rung from which on it is learnt how far lower rungs can be trusted."""
+_UNTRIED = 0.75
+"""How far they are trusted before."""
 _NEGLIGIBLE = 0.02
 """Weight below which a warp is left out."""
 
@@ -87,6 +91,10 @@ class Rows:
         pairs = zip(self._columns, other._columns, strict=True)
         levels, costs, counts, rung, identity = (np.concatenate(pair) for pair in pairs)
         return Rows(levels, costs, counts, rung, identity, self.rungs, self.dimensions)
+
+    def alone(self) -> Rows:
+        """Return the rows as those of a search without rungs."""
+        return dataclasses.replace(self, rung=np.zeros(len(self), dtype=int), rungs=1)
 
     @property
     def dimension_count(self) -> int:
@@ -153,6 +161,7 @@ class Process:
 
     def predict(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         """Return (mean [N], standard deviation [N]) of the noise-free warped scores of new students at `rows`."""
+        rows = self._seen(rows)
         cross = _covariance(rows, self._rows, self.hyper)
         mean = self._shift + self._unit * (cross @ self._weights)
         half = solve_triangular(self._factor, cross.T, lower=True, overwrite_b=True, check_finite=False)
@@ -162,80 +171,176 @@ class Process:
     def believing(self, rows: Rows) -> Process:
         """Return the process as it would be had `rows` scored what it predicts (the kriging believer)."""
         means, _ = self.predict(rows)
-        return Process(self._rows.joined(rows), np.concatenate([self._warped, means]), self.hyper, self.warp)
+        return Process(
+            self._rows.joined(self._seen(rows)), np.concatenate([self._warped, means]), self.hyper, self.warp
+        )
 
     def noise_free(self) -> np.ndarray:
         """Return what the scores [N] that the process rests on are expected to be without their noise."""
         warped = self._warped - self._unit * (1 - _OWN_SHARE) * self._noise * self._weights
         return self.warp.restored(warped, self._rows.rung)
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether it knows one rung alone."""
+        return self._rows.rungs == 1
+
+    def expected(self, rows: Rows, rung: int) -> np.ndarray:
+        """Return the median score [N] of new students at `rows`, all of `rung`."""
+        return self.warp.restored(self.predict(rows)[0], 0 if self.is_alone else rung)
+
+    def _floor(self, rung: int) -> float:
+        return float(self.warp.floors[0 if self.is_alone else rung])
+
+    def _seen(self, rows: Rows) -> Rows:
+        return rows.alone() if self.is_alone else rows
+
+    def left_out_density(self, rung: int) -> np.ndarray:
+        """Return the logarithms of how probable each score at `rung` [n] is, given all others (unwarped).
+
+        Closed form: Rasmussen and Williams, "Gaussian Processes for Machine Learning" (2006), section 5.4.2.
+        """
+        here = np.ones(len(self._rows), dtype=bool) if self.is_alone else self._rows.rung == rung
+        inverse = cho_solve((self._factor, True), np.eye(len(self._rows)), check_finite=False)
+        variance = 1.0 / np.diag(inverse)
+        density = -0.5 * (np.log(2 * np.pi * variance) + self._weights**2 * variance) - np.log(self._unit)
+        return (density - (self._warped if len(self.warp.floors) else 0.0))[here]
+
     def chance_below(self, edge: float, rows: Rows, rung: int) -> np.ndarray:
         """Return the probability [N] that students at `rows`, all of `rung`, score below `edge`."""
         mean, spread = self.predict(rows)
         if not len(self.warp.floors):
             return np.asarray(ndtr((edge - mean) / spread))
-        room = edge - self.warp.floors[rung]
+        room = edge - self._floor(rung)
         return np.asarray(ndtr((np.log(room) - mean) / spread)) if room > 0 else np.zeros(len(rows))
 
-    def shortfall(self, rows: Rows, rung: int) -> Shortfall:
-        """Return the expected shortfall at `rows`, all of `rung`: normal, or lognormal above the warp's floor."""
-        mean, spread = (column[:, None] for column in self.predict(rows))
+    def foreseen(self, below: Rows, rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (mean, standard deviation, by how much scores `below` should move the mean), each [N], at `rows`.
+
+        `below` are the same students at a lower rung, where they have not been scored. The last is the standard
+        deviation of the mean that `rows` would have once those scores are known, a linear function of them.
+        """
+        mean, spread = self.predict(rows)
+        if self.is_alone:
+            return mean, spread, np.zeros(len(mean))
+        both = solve_triangular(
+            self._factor, _covariance(below.joined(rows), self._rows, self.hyper).T, lower=True, check_finite=False
+        )
+        half, other = both[:, : len(below)], both[:, len(below) :]
+        shared = np.diag(_covariance(below, rows, self.hyper)) - np.einsum("ij,ij->j", half, other)
+        variance = _prior_variance(below, self.hyper) - np.einsum("ij,ij->j", half, half)
+        moved = self._unit * np.abs(shared) / np.sqrt(np.maximum(variance, 1e-10) + self._noise)
+        return mean, spread, np.minimum(moved, 0.999 * spread)
+
+    def shortfall(self, rows: Rows, rung: int, below: Rows | None = None, z: float = 0.0) -> Shortfall:
+        """Return the expected shortfall at `rows`, all of `rung`: normal, or lognormal above the warp's floor.
+
+        With `below` it is what it should be once the students were scored there, `z` standard deviations worse than
+        expected.
+        """
+        if below is None:
+            mean, spread = self.predict(rows)
+        else:
+            mean, spread, moved = self.foreseen(below, rows)
+            mean, spread = mean + z * moved, np.sqrt(spread**2 - moved**2)
         if not len(self.warp.floors):
+            return _normal_shortfall(mean, spread)
+        return _lognormal_shortfall(mean, spread, self._floor(rung))
 
-            def normal(edges: np.ndarray) -> np.ndarray:
-                z = (edges - mean) / spread
-                result: np.ndarray = (edges - mean) * ndtr(z) + spread * np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)
-                return result
 
-            return normal
-        floor = self.warp.floors[rung]
+def _normal_shortfall(mean: np.ndarray, spread: np.ndarray) -> Shortfall:
+    mean, spread = mean[:, None], spread[:, None]
 
-        def lognormal(edges: np.ndarray) -> np.ndarray:
-            room = np.maximum(edges - floor, 1e-300)
-            z = (np.log(room) - mean) / spread
-            result: np.ndarray = room * ndtr(z) - np.exp(mean + 0.5 * spread**2 + log_ndtr(z - spread))
-            return result
+    def shortfall(edges: np.ndarray) -> np.ndarray:
+        z = (edges - mean) / spread
+        result: np.ndarray = (edges - mean) * ndtr(z) + spread * np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)
+        return result
 
-        return lognormal
+    return shortfall
+
+
+def _lognormal_shortfall(mean: np.ndarray, spread: np.ndarray, floor: float) -> Shortfall:
+    mean, spread = mean[:, None], spread[:, None]
+
+    def shortfall(edges: np.ndarray) -> np.ndarray:
+        room = np.maximum(edges - floor, 1e-300)
+        z = (np.log(room) - mean) / spread
+        result: np.ndarray = room * ndtr(z) - np.exp(mean + 0.5 * spread**2 + log_ndtr(z - spread))
+        return result
+
+    return shortfall
 
 
 class Blend:
-    """Processes of the same scores under several warps, each weighted by its evidence."""
+    """Processes of the same scores under several warps, each weighted by its evidence.
 
-    def __init__(self, parts: Sequence[tuple[float, Process]]):
+    Where rungs are weighed there are those of all scores and, beside them, those of the highest rung's alone. How far
+    lower rungs are trusted, the share of the first, is learnt from the students that were scored at the highest: by how
+    probable each kind of process finds their scores, all other scores known (leave one out).
+    """
+
+    def __init__(self, parts: Sequence[tuple[float, Process]], whole: int, trust: float = 1.0):
         self.parts = parts
+        self._whole = whole
+        """How many of the parts, the first, rest on all scores."""
+        self.trust = trust
+        """How probable it is, from what was scored at the highest rung, that the lower ones say something of it."""
 
     @classmethod
-    def fit(cls, rows: Rows, values: np.ndarray, limit: int, rng: np.random.Generator) -> Blend:
-        """Return the blend of `values` [N] at `rows`; hyperparameters are fitted to at most `limit` of them."""
+    def fit(
+        cls, rows: Rows, values: np.ndarray, limit: int, rng: np.random.Generator, *, weighs_rungs: bool = False
+    ) -> Blend:
+        """Return the blend of `values` [N] at `rows`; hyperparameters are fitted to at most `limit` of them.
+
+        Lower rungs are trusted whole unless it `weighs_rungs`.
+        """
         seed = int(rng.integers(2**32))  # the same scores for every warp, so that their evidence compares
-        parts = [Process.fit(rows, values, limit, np.random.default_rng(seed), headroom) for headroom in _HEADROOMS]
-        evidence = np.array([part.evidence for part in parts])
-        weights = np.exp(evidence - evidence.max())
-        weights = np.where(weights < _NEGLIGIBLE * weights.sum(), 0.0, weights)
-        weights /= weights.sum()
-        return cls([(float(weight), part) for weight, part in zip(weights, parts, strict=True) if weight])
+        whole = _weighted(rows, values, limit, seed)
+        highest = rows.rung == rows.rungs - 1
+        if not weighs_rungs or highest.all() or np.count_nonzero(highest) < _FEWEST_TRUSTED:
+            return cls(whole, len(whole), 1.0 if highest.all() else _UNTRIED)
+        alone = _weighted(rows[highest].alone(), values[highest], limit, seed)
+        top = rows.rungs - 1
+        with_lower, without = (
+            float(np.logaddexp.reduce([np.log(weight) + part.left_out_density(top) for weight, part in parts]).sum())
+            for parts in (whole, alone)
+        )
+        trust = float(expit(with_lower - without))
+        shared = [(trust * weight, part) for weight, part in whole]
+        return cls([*shared, *(((1 - trust) * weight, part) for weight, part in alone)], len(whole), trust)
 
     def expected(self, rows: Rows, rung: int) -> np.ndarray:
         """Return the scores [N] that are expected of new students at `rows`, all of `rung`: a blend of medians."""
-        return self._blended([part.warp.restored(part.predict(rows)[0], rung) for _, part in self.parts])
+        return _blended(self.parts, [part.expected(rows, rung) for _, part in self.parts])
 
     def noise_free(self) -> np.ndarray:
         """Return what the scores [N] that the processes rest on are expected to be without their noise."""
-        return self._blended([part.noise_free() for _, part in self.parts])
+        whole = self.parts[: self._whole]
+        return _blended(whole, [part.noise_free() for _, part in whole])
 
     def believing(self, rows: Rows) -> Blend:
         """Return the blend as it would be had `rows` scored what each process predicts."""
-        return Blend([(weight, part.believing(rows)) for weight, part in self.parts])
+        return Blend([(weight, part.believing(rows)) for weight, part in self.parts], self._whole, self.trust)
 
-    def shortfall(self, rows: Rows, rung: int) -> Shortfall:
-        """Return the expected shortfall at `rows`, all of `rung`."""
-        shortfalls = [part.shortfall(rows, rung) for _, part in self.parts]
-        return lambda edges: self._blended([shortfall(edges) for shortfall in shortfalls])
+    def shortfall(self, rows: Rows, rung: int, below: Rows | None = None, z: float = 0.0) -> Shortfall:
+        """Return the expected shortfall at `rows`, all of `rung`; see `Process.shortfall`."""
+        shortfalls = [part.shortfall(rows, rung, below, z) for _, part in self.parts]
+        return lambda edges: _blended(self.parts, [shortfall(edges) for shortfall in shortfalls])
 
-    def _blended(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        weights = np.array([weight for weight, _ in self.parts])
-        return np.einsum("b,b...->...", weights, np.stack(values))
+
+def _weighted(rows: Rows, values: np.ndarray, limit: int, seed: int) -> list[tuple[float, Process]]:
+    """Return the process under each warp that counts, with its weight; weights add up to 1."""
+    parts = [Process.fit(rows, values, limit, np.random.default_rng(seed), headroom) for headroom in _HEADROOMS]
+    evidence = np.array([part.evidence for part in parts])
+    weights = np.exp(evidence - evidence.max())
+    weights = np.where(weights < _NEGLIGIBLE * weights.sum(), 0.0, weights)
+    weights /= weights.sum()
+    return [(float(weight), part) for weight, part in zip(weights, parts, strict=True) if weight]
+
+
+def _blended(parts: Sequence[tuple[float, Process]], values: Sequence[np.ndarray]) -> np.ndarray:
+    weights = np.array([weight for weight, _ in parts])
+    return np.einsum("b,b...->...", weights / weights.sum(), np.stack(values))
 
 
 def _standardised(warped: np.ndarray) -> tuple[np.ndarray, float, float]:
