@@ -1,8 +1,9 @@
-"""Who races: kdnas's own sampler, with one fidelity and with two, against Optuna's and NNI's."""
+"""Who races: kdnas's own sampler, with one fidelity and with two, against Optuna's, BoTorch's and NNI's."""
 
 from __future__ import annotations
 
 import optuna
+from nehvi import picked_by_nehvi
 from racing import Racer
 
 
@@ -19,20 +20,21 @@ def _gp(seed: int) -> optuna.samplers.BaseSampler:
 
 
 RACERS = (
-    Racer("hvi", "kdnas hvi", 60, 20, member="hvi", enough=0.999),
-    Racer("hvi_rungs", "kdnas hvi, two fidelities", 20, 20, member="hvi", rule="rank", enough=0.999),
-    Racer("random", "random", 400, 20, member="random"),
-    Racer("tpe", "Optuna TPE", 400, 20, raw=_tpe),
-    Racer("nsga2", "Optuna NSGA-II", 400, 20, raw=_nsga2),
-    Racer("gp", "Optuna GPSampler", 80, 5, raw=_gp),
+    Racer("hvi", "kdnas hvi", 60, 20, member="hvi"),
+    Racer("hvi_rungs", "kdnas hvi, two fidelities", 20, 20, member="hvi", rule="rank"),
+    Racer("random", "random", 300, 20, member="random"),
+    Racer("tpe", "Optuna TPE", 300, 20, raw=_tpe),
+    Racer("nsga2", "Optuna NSGA-II", 300, 20, raw=_nsga2),
+    Racer("kdnas_nsga2", "kdnas nsga2 (no repeats)", 300, 20, member="nsga2"),
+    Racer("kdnas_tpe", "kdnas tpe (no repeats)", 300, 5, member="tpe"),
+    Racer("gp", "Optuna GPSampler", 40, 5, raw=_gp),
+    Racer("nehvi", "BoTorch qLogNEHVI", 40, 5, picks=picked_by_nehvi),
     Racer("nni_tpe", "NNI TPE", 200, 5, member="nni", options={"tuner": "TPE"}),
     Racer("nni_evolution", "NNI Evolution", 200, 5, member="nni", options={"tuner": "Evolution"}),
-    Racer("kdnas_nsga2", "kdnas nsga2 (no repeats)", 400, 5, member="nsga2"),
-    Racer("kdnas_tpe", "kdnas tpe (no repeats)", 300, 5, member="tpe"),
-    Racer("hvi_model", "kdnas hvi, promoted by its own model", 20, 10, member="hvi", rule="model", enough=0.999),
-    Racer("hvi_moasha", "kdnas hvi, promoted by MO-ASHA", 20, 5, member="hvi", rule="moasha"),
-    Racer("hvi_halving", "kdnas hvi, plain halving", 20, 5, member="hvi", rule="halving"),
+    Racer("hvi_model", "kdnas hvi, two fidelities, chosen by its model", 20, 20, member="hvi", rule="model"),
+    Racer("hvi_moasha", "kdnas hvi, promoted by MO-ASHA", 30, 5, member="hvi", rule="moasha"),
+    Racer("hvi_halving", "kdnas hvi, plain halving", 30, 5, member="hvi", rule="halving"),
 )
 BY_NAME = {racer.name: racer for racer in RACERS}
-SLOW = ("gp", "nni_tpe", "nni_evolution", "kdnas_tpe", "hvi_model", "hvi_moasha", "hvi_halving")
+SLOW = ("gp", "nehvi", "nni_tpe", "nni_evolution", "kdnas_tpe", "hvi_model", "hvi_moasha", "hvi_halving")
 """Left out of a quick run."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
-from tables import LOW_COST, Table
+from tables import Table
 
 from kdnas.controller.proposals import ValidProposals
 from kdnas.core.arch import Scalar
@@ -18,12 +18,9 @@ from kdnas.core.hypervolume import hypervolume
 from kdnas.core.pareto import non_dominated
 from kdnas.core.promotion import Rule, Rung, promotable
 from kdnas.record.storage import distributions
-from kdnas.samplers import SAMPLERS, SamplerContext
-from kdnas.samplers.hvi import HypervolumeImprovement
+from kdnas.samplers import SAMPLERS, ChoosesSteps, Ladder, SamplerContext, Step
 
 RUNGS = (Fidelity(12), Fidelity(200))
-_ETA = 8.0
-"""Short trainings for each full one (`promotion.eta`): at 12 / 200 each they cost half as much as the full ones."""
 _ASKS = 800
 """Proposals, repeated ones counted, after which a raw sampler's race ends."""
 
@@ -40,18 +37,21 @@ class Racer:
     """kdnas's sampler, by name; else `raw` makes Optuna's own, driven by plain ask and tell."""
     options: Mapping[str, Any] = field(default_factory=dict)
     raw: Callable[[int], optuna.samplers.BaseSampler] | None = None
-    enough: float = 0.955
+    enough: float = 0.985
     """The race ends once it has this hypervolume ratio."""
     rule: Rule | Literal["model"] | None = None
-    """With two rungs: who is promoted; `model` asks hvi itself."""
+    """With two rungs: who is promoted; `model` asks the sampler itself, as `kdnas search` does by default."""
+    picks: Callable[[Table, list[int], np.random.Generator], int] | None = None
+    """Of a table and its rows that are trained: the next row, for what is no Optuna sampler."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Hypervolume ratios [N] after `units` [N] full trainings."""
+    """Hypervolume ratios [N] after `units` [N] full trainings, and the row [N] that was trained, -1 for a short one."""
 
     units: list[float]
     ratios: list[float]
+    rows: list[int]
 
 
 class _Track:
@@ -61,7 +61,7 @@ class _Track:
         self._table = table
         self._front = np.zeros((0, 2))
         self.spent = 0.0
-        self.curve = Curve([], [])
+        self.curve = Curve([], [], [])
 
     @property
     def ratio(self) -> float:
@@ -74,9 +74,10 @@ class _Track:
         if row is not None:
             points = np.concatenate([self._front, self._table.points([row])])
             self._front = points[non_dominated(points)]
-            ratio = hypervolume(self._front, self._table.reference) / self._table.true_volume
+            ratio = hypervolume(self._front, self._table.reference()) / self._table.true_volume
         self.curve.units.append(round(self.spent, 4))
         self.curve.ratios.append(round(ratio, 6))
+        self.curve.rows.append(-1 if row is None else row)
 
 
 def race(table: Table, racer: Racer, seed: int) -> Curve:
@@ -86,6 +87,10 @@ def race(table: Table, racer: Racer, seed: int) -> Curve:
         warnings.simplefilter("ignore")
         if racer.raw is not None:
             return _raw_race(table, racer, seed)
+        if racer.picks is not None:
+            return _picked_race(table, racer, seed)
+        if racer.rule == "model":
+            return _model_race(table, racer, seed)
         return _two_rung_race(table, racer, seed) if racer.rule else _kdnas_race(table, racer, seed)
 
 
@@ -108,6 +113,14 @@ def _raw_race(table: Table, racer: Racer, seed: int) -> Curve:
         if row not in seen:
             seen.add(row)
             track.add(row, 1.0)
+    return track.curve
+
+
+def _picked_race(table: Table, racer: Racer, seed: int) -> Curve:
+    assert racer.picks is not None
+    track, rng = _Track(table), np.random.default_rng(seed)
+    while track.spent < racer.units and track.ratio < racer.enough:
+        track.add(racer.picks(table, track.curve.rows, rng), 1.0)
     return track.curve
 
 
@@ -135,9 +148,9 @@ class _Asking:
         )
         return SAMPLERS.build(self._racer.member, context, **self._racer.options), seed
 
-    def ask(self) -> optuna.Trial | None:
-        """Return a trial of a student not asked for before; None where there is none left."""
-        inner, seed = self.sampler()
+    def ask(self, made: tuple[optuna.samplers.BaseSampler, int] | None = None) -> optuna.Trial | None:
+        """Return a trial of a student not asked for before, by a sampler that is `made`; None where none is left."""
+        inner, seed = made or self.sampler()
         sampler = ValidProposals(inner, self._domain, self._acceptable, seed=seed, fidelities=self._rungs)
         self.study.sampler = sampler
         trial = self.study.ask(fixed_distributions=self._domain)
@@ -174,18 +187,34 @@ def _kdnas_race(table: Table, racer: Racer, seed: int) -> Curve:
     return track.curve
 
 
+def _model_race(table: Table, racer: Racer, seed: int) -> Curve:
+    """Do what the sampler finds worth most, as `kdnas search` does; a full training begins anew (no warm start)."""
+    asking, track = _Asking(table, racer, seed, RUNGS), _Track(table)
+    ladder = Ladder((table.short_cost, 1.0), 1.0, (1 / table.short_cost,))
+    while track.spent < racer.units and track.ratio < racer.enough:
+        sampler, seed_of_step = asking.sampler()
+        assert isinstance(sampler, ChoosesSteps)
+        promoted, rung = sampler.next_step(asking.study, ladder) or Step(None)
+        if promoted is not None:
+            params = asking.study.get_trials(deepcopy=False)[promoted].params
+            trial: optuna.Trial | None = asking.again(params)
+            rung = 1
+        else:
+            trial = asking.ask((sampler, seed_of_step))
+        if trial is None:
+            break
+        asking.tell(trial.params, trial, rung)
+        track.add(table.row(trial.params) if rung else None, 1.0 if rung else table.short_cost)
+    return track.curve
+
+
 def _two_rung_race(table: Table, racer: Racer, seed: int) -> Curve:
-    """Train students for 12 epochs, and those that kdnas's rule promotes for 200 from the start (no warm start)."""
+    """Train students briefly, and those that kdnas's rule promotes in full from the start (no warm start)."""
     asking, track = _Asking(table, racer, seed, RUNGS), _Track(table)
     begun: list[dict[str, Scalar]] = []
-    numbers: list[int] = []
     full: set[int] = set()
     while track.spent < racer.units and track.ratio < racer.enough:
-        rows = [table.row(params) for params in begun]
-        if racer.rule == "model":
-            promoted = _most_gainful(asking, rows, numbers, full)
-        else:
-            promoted = _promoted(table, racer.rule, rows, full)
+        promoted = _promoted(table, racer.rule, [table.row(params) for params in begun], full)
         if promoted is not None:
             trial = asking.again(begun[promoted])
             row = table.row(begun[promoted])
@@ -197,31 +226,18 @@ def _two_rung_race(table: Table, racer: Racer, seed: int) -> Curve:
         if trial_or_none is None:
             break
         begun.append(dict(trial_or_none.params))
-        numbers.append(trial_or_none.number)
         asking.tell(begun[-1], trial_or_none, rung=0)
-        track.add(None, LOW_COST)
+        track.add(None, table.short_cost)
     return track.curve
 
 
-def _most_gainful(asking: _Asking, rows: list[int], numbers: list[int], full: set[int]) -> int | None:
-    """Return which of the short trainings hvi's model would follow up, once there are enough of them."""
-    waiting = [place for place, row in enumerate(rows) if row not in full]
-    if not waiting or len(rows) < _ETA * (len(full) + 1):
-        return None
-    sampler, _ = asking.sampler()
-    assert isinstance(sampler, HypervolumeImprovement)
-    gains = sampler.promotion_gains(asking.study, [numbers[place] for place in waiting])
-    return waiting[int(np.argmax(gains))]
-
-
-def _promoted(table: Table, rule: Rule | None, rows: list[int], full: set[int]) -> int | None:
+def _promoted(table: Table, rule: Any, rows: list[int], full: set[int]) -> int | None:
     """Return which of the short trainings is followed by a full one, by kdnas's promotion rule; None for no one."""
-    assert rule is not None
     if not rows:
         return None
     started = np.array([row in full for row in rows])
     above = np.array([table.points([row])[0] if row in full else [np.nan, np.nan] for row in rows])
     scores = np.array([table.values(row, short=True) for row in rows]) * np.array([-1.0, 1.0])
     rung = Rung(scores, above, started, np.zeros(len(rows), dtype=bool))
-    best = promotable(rule, rung, eta=_ETA, reference=table.reference)
+    best = promotable(rule, rung, eta=1 / (2 * table.short_cost), reference=table.reference())
     return best[0] if best else None

@@ -75,6 +75,7 @@ def _missing(runs: Path, tables: Sequence[Table], racers: Sequence[Racer]) -> li
         for racer in racers
         for table in tables
         if seed < racer.seeds
+        and racer.name in (table.racers or BY_NAME)
         and (racer.rule is None or table.short_accuracy is not None)
         and not _path(runs, table.name, racer.name, seed).is_file()
     ]

@@ -10,12 +10,17 @@ from pathlib import Path
 
 import numpy as np
 from racing import Curve, Racer
-from tables import Table
+from tables import REFERENCE_QUANTILE, Table
 
 from kdnas import atomic
+from kdnas.core.hypervolume import hypervolume
+from kdnas.core.pareto import non_dominated
 
 Curves = Mapping[tuple[str, str], Sequence[Curve]]
 GOAL = 0.95
+GOALS = (0.9, GOAL, 0.98)
+QUANTILES = (0.01, REFERENCE_QUANTILE, 0.5)
+"""Of a table's accuracies: references that the result is shown from."""
 AFTER = (8, 12, 16, 20, 24, 30, 50, 100, 200, 400)
 
 
@@ -63,30 +68,67 @@ def write_summary(folder: Path, tables: Sequence[Table], racers: Sequence[Racer]
             writer.writerow([table.name, racer.name, len(raced), *units, *ratios])
     atomic.write_text(folder / "summary.csv", stream.getvalue())
     atomic.write_text(folder / "table.md", _markdown(tables, racers, curves))
+    atomic.write_text(folder / "references.md", _sensitivity(tables, racers, curves))
 
 
 def _markdown(tables: Sequence[Table], racers: Sequence[Racer], curves: Curves) -> str:
     lines = [
-        f"Full-training units until the hypervolume ratio is {GOAL}: median (quartiles), and how many times hvi's.",
+        f"Full-training units until a hypervolume ratio is reached: medians, at {GOAL} with quartiles, and how many times",
+        "hvi's that is.",
         "",
     ]
     for table in tables:
         raced = [(racer, found) for racer in racers if (found := curves[table.name, racer.name])]
         medians = {racer.name: quartiles([units_to(curve, GOAL) for curve in found])[1] for racer, found in raced}
         lines += [f"**{table.title}** ({len(table.accuracy):,} students)", ""]
-        lines += ["| sampler | seeds | units to 0.95 | x hvi | x hvi, two fidelities | ratio after 16 | after 24 |"]
-        lines += ["|---|---|---|---|---|---|---|"]
+        lines += ["| sampler | seeds | to 0.9 | to 0.95 | to 0.98 | x hvi | x two fidelities | after 16 | after 24 |"]
+        lines += ["|---|---|---|---|---|---|---|---|---|"]
         for racer, found in raced:
-            low, middle, high = quartiles([units_to(curve, GOAL) for curve in found])
+            early, (low, middle, high), late = (quartiles([units_to(c, goal) for c in found]) for goal in GOALS)
             after = [
                 f"{quartiles([ratio_after(curve, units) for curve in found])[1]:.3f}" if units <= racer.units else ""
                 for units in (16, 24)
             ]
-            cells = [racer.title, str(len(found)), f"{_shown(middle)} ({_shown(low)} to {_shown(high)})"]
+            cells = [racer.title, str(len(found)), _shown(early[1])]
+            cells += [f"{_shown(middle)} ({_shown(low)} to {_shown(high)})", _shown(late[1])]
             cells += [_times(middle, racer, medians.get(name)) for name in ("hvi", "hvi_rungs")]
             lines += ["| " + " | ".join([*cells, *after]) + " |"]
         lines += [""]
     return "\n".join(lines)
+
+
+def _sensitivity(tables: Sequence[Table], racers: Sequence[Racer], curves: Curves) -> str:
+    """Return the median units to the goal where the reference is at other quantiles of a table's accuracies."""
+    shown = ", ".join(f"{quantile:g}" for quantile in QUANTILES)
+    lines = [
+        f"Median units until {GOAL}, the reference at these quantiles of the accuracies: {shown}. A race ends by the"
+    ]
+    lines += [f"ratio from {REFERENCE_QUANTILE:g}, so that others may not be reached.", ""]
+    lines += [
+        "| table | sampler | " + " | ".join(f"{quantile:g}" for quantile in QUANTILES) + " |",
+        "|---|---|---|---|---|",
+    ]
+    for table in tables:
+        for racer in racers:
+            if found := curves[table.name, racer.name]:
+                medians = [
+                    quartiles([units_to(_from(table, curve, quantile), GOAL) for curve in found])[1]
+                    for quantile in QUANTILES
+                ]
+                lines.append("| " + " | ".join([table.title, racer.title, *map(_shown, medians)]) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _from(table: Table, curve: Curve, quantile: float) -> Curve:
+    """Return `curve` with the ratios from another reference."""
+    reference = table.reference(quantile)
+    best = hypervolume(table.true_front, reference)
+    front, ratios = np.zeros((0, 2)), []
+    for row in curve.rows:
+        points = np.concatenate([front, table.points([row])]) if row >= 0 else front
+        front = points[non_dominated(points)]
+        ratios.append(hypervolume(front, reference) / best)
+    return Curve(curve.units, ratios, curve.rows)
 
 
 def _times(units: float, racer: Racer, ours: float | None) -> str:
