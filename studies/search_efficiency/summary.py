@@ -73,8 +73,8 @@ def write_summary(folder: Path, tables: Sequence[Table], racers: Sequence[Racer]
 
 def _markdown(tables: Sequence[Table], racers: Sequence[Racer], curves: Curves) -> str:
     lines = [
-        f"Full-training units until a hypervolume ratio is reached: medians, at {GOAL} with quartiles, and how many times",
-        "hvi's that is.",
+        f"Full-training units until a hypervolume ratio is reached: medians, at {GOAL} with quartiles, and how",
+        "many times hvi's that is.",
         "",
     ]
     for table in tables:
