@@ -158,7 +158,7 @@ def summary(loaded: LoadedStudy, data_root: Path | None) -> Resolved:
         supernet="none"
         if config.supernet is None or not config.shares_weights
         else f"the work of {Fidelity(config.supernet.epochs).words} of its largest student, "
-        f"shrinking {config.supernet.shrinking.policy}",
+        f"shrinking {short_name(config.supernet.shrinking.policy)}",
         budget=f"{budget_in_words(budget)}; a score is of "
         f"{' or '.join(fidelity.words for fidelity in config.fidelities)}, at most {budget.trial_time_limit_s:g} s",
         final=f"up to {counted(final.max_students, 'student')} retrained with {counted(final.seeds, 'seed')}, "

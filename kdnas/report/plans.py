@@ -15,6 +15,7 @@ from kdnas.core.shrinking import FinishedStage, ShrinkingRecord, Stage, dimensio
 from kdnas.core.words import capitalised, counted
 from kdnas.errors import InputError
 from kdnas.plan.plan_file import Step, TrainingPlan, find_plan, load_plan
+from kdnas.plugins import short_name
 from kdnas.record.records import RunRecord
 from kdnas.report.figures import BROKEN, FAINT, FRONT, GRID, INK, RECOMMENDED, TEACHER, Figure, escaped, styled
 from kdnas.report.table import Table
@@ -184,7 +185,7 @@ def _plan_html(plan: TrainingPlan, run: RunRecord) -> str:
 def _step_cells(step: Step) -> list[str]:
     if step.kind == "distil":
         return [step.teacher, step.init, counted(step.epochs, "epoch"), f"× {step.learning_rate:g}"]
-    return [step.teacher, step.init, f"policy {step.settings.shrinking.policy}", "by stage"]
+    return [step.teacher, step.init, f"policy {short_name(step.settings.shrinking.policy)}", "by stage"]
 
 
 _COLOURS = {"depth": FRONT, "width": RECOMMENDED, "bottleneck": "#7a55a3", "skip": BROKEN, "kernel size": "#c9a227"}
@@ -262,7 +263,11 @@ def unlocking_figure(
     if not scored:
         drawing.update_xaxes(anchor="y")
     return Figure(
-        name, f"What the supernet unlocked when: {recorded.policy}", _caption(recorded, bool(scored)), drawing, True
+        name,
+        f"What the supernet unlocked when: {short_name(recorded.policy)}",
+        _caption(recorded, bool(scored)),
+        drawing,
+        True,
     )
 
 
