@@ -433,6 +433,8 @@ def _leave_out(network: nn.Module, blocks: Sequence[str]) -> None:
 
 _SHARES = (0.5, 0.75)
 """What a part is tried at: a half, which code may happen to bear that knows of the whole, and no half."""
+_WITH_ALL_BLOCKS = 0.75
+"""The share at which no block is left out beside other cuts, which it would hide if these are wrong in it."""
 TOLERANCE = 1e-4
 """The largest difference of an output, as a share of the largest output."""
 
@@ -500,7 +502,8 @@ def _fault(
     anatomy: Anatomy, network: nn.Module, example: Example, parts: Sequence[Axis | Depth], share: float, *, exact: bool
 ) -> str:
     """Return what is wrong with the network that is cut along `parts` to a share of each; empty where nothing is."""
-    kept = {part.name: _spread(part, share) for part in parts}
+    whole = share == _WITH_ALL_BLOCKS and not all(isinstance(part, Depth) for part in parts)
+    kept = {part.name: _spread(part, share) for part in parts if not (whole and isinstance(part, Depth))}
     try:
         cut = outputs(anatomy.cut(network, kept), example)
     except Exception as error:  # it runs the user's own module, which may raise anything
@@ -538,7 +541,9 @@ def _spread(part: Axis | Depth, share: float) -> tuple[int, ...]:
     """Return what of a part is kept at `share`: units from all over it, of which no two may depend on one another."""
     count = len(part.blocks) if isinstance(part, Depth) else part.size
     kept = max(part.least, int(share * count))
-    return tuple(range(kept)) if isinstance(part, Depth) else tuple(unit * count // kept for unit in range(kept))
+    if isinstance(part, Depth):
+        return tuple(sorted(part.order[:kept]))
+    return tuple(unit * count // kept for unit in range(kept))
 
 
 def outputs(network: nn.Module, example: Example, *, grad: bool = False) -> Tensor:

@@ -31,6 +31,7 @@ _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "heads", "con
 _GROUPS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 _WIDTHS = ("all_head_size", "inner_dim", "attn_dim", "split_size", "embed_dim")
 _OWN_NORMS = re.compile(r"(.*[._])?(q|k|query|key)_?(layer)?_?norm", re.IGNORECASE)
+_ATTENTION = re.compile(r"\w*(attn|attention)\w*", re.IGNORECASE)
 _SCALES = re.compile(r"(.*[._])?(gamma|lambda|scale|layer_?scale)(_?\d)?", re.IGNORECASE)
 UNKNOWN_ATTENTION = "its attention is of no make that kdnas knows"
 
@@ -57,7 +58,8 @@ def inferred(layer: nn.Module) -> Inferred | None:
     attentions = [found for parent in _parents(linears) if (found := _attention(layer, parent, linears))]
     width = _width(layer, attentions, linears)
     taken = {name for found in attentions for name in (*found.qkv, found.out)}
-    within = tuple(f"{_parent(name)}." for found in attentions for name in found.qkv if _parent(name))
+    known = {f"{_parent(name)}." for found in attentions for name in found.qkv if _parent(name)}
+    within = (*known, *(f"{name}." for name in attentions_in(layer)))  # no neurons, if of an unknown make
     rest = {name: part for name, part in linears.items() if name not in taken}
     mlps, loose = _mlps({name: part for name, part in rest.items() if not name.startswith(within)}, width)
     if not mlps and not attentions:
@@ -85,6 +87,11 @@ def inferred(layer: nn.Module) -> Inferred | None:
     )
     others = tuple(replace(roles, up=up, down=down, neuron_norms=()) for up, down in mlps[1:])
     return Inferred(roles, others, stream, width)
+
+
+def attentions_in(layer: nn.Module) -> list[str]:
+    """Return the parts of `layer` that are attention by their names, of whatever make."""
+    return [name for name, _ in layer.named_modules() if _ATTENTION.fullmatch(_leaf(name))]
 
 
 def _parent(name: str) -> str:

@@ -11,7 +11,7 @@ from collections import Counter
 from torch import nn
 
 from kdnas.nn.anatomy import ANATOMIES
-from kdnas.nn.anatomy._inferred import UNKNOWN_ATTENTION, Inferred, inferred
+from kdnas.nn.anatomy._inferred import UNKNOWN_ATTENTION, Inferred, attentions_in, inferred
 from kdnas.nn.anatomy._roles import evenly_spaced, heads_axis, neurons_axis, width_axis
 from kdnas.nn.anatomy._settings import set_hugging_face_sizes
 from kdnas.nn.anatomy._stream import around
@@ -37,7 +37,7 @@ def layers(network: nn.Module, example: Example) -> Anatomy | None:
                 own.append(dataclasses.replace(neurons_axis(path, layer, other), name=f"{path}.inner{number}"))
             if not parts.roles.heads_stay:
                 own.insert(0, heads_axis(path, layer, parts.roles))
-            elif any("attention" in type(part).__name__.lower() for part in layer.modules()):
+            elif attentions_in(layer) or any("attention" in type(part).__name__.lower() for part in layer.modules()):
                 whole.append(Uncut(f"{path}.heads", UNKNOWN_ATTENTION))
             axes += [dataclasses.replace(axis, stage=stage) for axis in own]
         alike, others = _alike(network, list(found))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from timm.models import beit, cait, mlp_mixer
+from timm.models import beit, cait, convit, mlp_mixer
 
 from kdnas.nn.anatomy import read_anatomy
 from kdnas.nn.cut_costs import CutCosts
@@ -124,6 +124,15 @@ def test_a_network_of_images_that_is_layers_of_one_width_is_read_by_its_layers(m
     kept = anatomy.prefix({axis.name: 8 for axis in anatomy.axes if axis.role == "inner"})
     cut, masked = outputs(anatomy.cut(network, kept), example), outputs(anatomy.mask(network, kept), example)
     assert torch.allclose(cut, masked, atol=1e-5)
+
+
+def test_layers_of_an_attention_of_unknown_make_are_no_neurons():
+    torch.manual_seed(0)
+    network, example = convit.ConVit(**SMALL, depth=2, num_heads=4).eval(), torch.randn(2, 3, 32, 32)
+    anatomy = sound_part(read_anatomy(network, example), network, example)
+    assert [axis.name for axis in anatomy.axes] == ["blocks.0.inner", "blocks.1.inner"]
+    assert {tie.tensor for tie in anatomy.axes[0].ties if tie.reads} == {"blocks.0.mlp.fc2.weight"}
+    assert anatomy.left_whole["its attention is of no make that kdnas knows"] == ["blocks.0.heads", "blocks.1.heads"]
 
 
 PICTURES = {
