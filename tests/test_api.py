@@ -68,7 +68,8 @@ def test_a_search_tells_its_events_and_gives_tables(searched):
 
 
 def test_a_student_is_a_module_on_raw_images_that_scores_as_recorded(searched):
-    from kdnas.workshop.opening import cache_dir, open_run
+    from kdnas.workshop.afterwards import open_run
+    from kdnas.workshop.opening import cache_dir
 
     run, _ = searched
     member = run.pick("best")

@@ -178,13 +178,14 @@ def _training_asked_for(run: Path, pick: str | None, epochs: int | None, data_ro
     from kdnas.record.storage import load_run
     from kdnas.study.yaml_lines import read_yaml
     from kdnas.workshop import opening
+    from kdnas.workshop.afterwards import open_run
 
     record, cache = None, opening.cache_dir()
     if run.is_dir():
         record = load_run(run)
         allow_code_of_run(run, data_root, trust_code)
         member = pick_member(record, pick or DEFAULT_PICK)
-        workshop = opening.open_run(record, data_root=data_root, cache=cache)
+        workshop = open_run(record, data_root=data_root, cache=cache)
         file = train_file_for(record, member.trial, workshop.data)
         folder = run / "training" / file.arch_id
     else:

@@ -42,7 +42,8 @@ from kdnas.tasks import task_of
 from kdnas.tasks._images import DEVIATION, MEAN
 from kdnas.teachers.label_rules import stated_rules
 from kdnas.version import __version__
-from kdnas.workshop.opening import Workshop, cache_dir, family_of, open_run
+from kdnas.workshop.afterwards import family_of, open_run
+from kdnas.workshop.opening import Workshop, cache_dir
 
 
 def available_formats() -> tuple[list[str], dict[str, str]]:

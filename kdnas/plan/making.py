@@ -56,7 +56,8 @@ from kdnas.training.numerics import computing
 from kdnas.training.supernet import SupernetSettings
 from kdnas.training.supernet.shrinking_file import read_shrinking
 from kdnas.training.supernet.subnets import ElasticSpace
-from kdnas.workshop.opening import Workshop, open_run, resolve_device
+from kdnas.workshop.afterwards import open_run
+from kdnas.workshop.opening import Workshop, resolve_device
 from kdnas.workshop.run_files import SUPERNET_FOLDER
 from kdnas.workshop.supernets import load_supernet
 

@@ -24,7 +24,8 @@ from kdnas.record.run_folder import LOCK_FILE
 from kdnas.record.storage import load_run
 from kdnas.students import STUDENTS, family_for, stated_arch
 from kdnas.targets import TARGETS, EnergyCounter, Missing, Target, given
-from kdnas.workshop.opening import cache_dir, family_of
+from kdnas.workshop.afterwards import family_of
+from kdnas.workshop.opening import cache_dir
 from kdnas.workshop.opening import data_root as stated_root
 from kdnas.workshop.stock_folder import CONFIG, HUGGINGFACE, StockFolder
 

@@ -34,14 +34,13 @@ from kdnas.costs import COSTS, CheapCost, MeasuredCost
 from kdnas.datasets import DATASETS
 from kdnas.datasets._kept import fetched_folder, kept_data, kept_folder
 from kdnas.datasets._text_files import find_text_files
-from kdnas.errors import ConfigError, DataError, Problem, RunFolderError, TeacherError, TrialError
+from kdnas.errors import ConfigError, DataError, Problem, TeacherError, TrialError
 from kdnas.nn.ruling import LABEL_RULES
 from kdnas.nn.taps import OutputShapes, example_inputs, output_shapes, stage_names
 from kdnas.nn.weights import load_weights
 from kdnas.record.lock import DataDescription
-from kdnas.record.records import RunRecord
 from kdnas.store import NO_STORE, Store
-from kdnas.students import STUDENTS, StudentFamily, family_for, sibling_family
+from kdnas.students import StudentFamily, family_for, sibling_family
 from kdnas.study.config import Completions, DataConfig, Member, StudyConfig, TeacherConfig
 from kdnas.tasks import Task, task_of
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
@@ -623,37 +622,6 @@ class _Teachers(Mapping[str, Teacher]):
 
     def __len__(self) -> int:
         return len(self._workshop.sources.teachers)
-
-
-def open_run(
-    run: RunRecord, *, data_root: Path, cache: Path, device: str = "cpu", notify: Notify = _silent
-) -> Workshop:
-    """Return the workshop of a run, for what is done with its students.
-
-    Its data are compared by the caller. Raises ConfigError where kdnas trained none of them.
-    """
-    _ = run.training_data
-    return Workshop(
-        Sources.of_study(run.config, run.lock.space, run.folder),
-        data_root=data_root,
-        cache=cache,
-        device=resolve_device(device),
-        made_on=MadeOn(data=run.lock.fingerprints.get("data", ""), reader="afterwards"),
-        notify=notify,
-    )
-
-
-def family_of(run: RunRecord, *, data_root: Path, cache: Path) -> StudentFamily:
-    """Return what builds and prices the students of a run; its teacher is opened only where they are cut out of it.
-
-    Raises RunFolderError where the run does not record what they are given.
-    """
-    task, name = run.lock.data.task, run.lock.space.family
-    if task is None:
-        raise RunFolderError(f"{run.folder} does not record what its students are given: they cannot be built")
-    if STUDENTS.get(name).derived:
-        return open_run(run, data_root=data_root, cache=cache).family
-    return family_for(name, task)
 
 
 def load_data(config: Member, data_root: Path, cache: Path) -> Data:

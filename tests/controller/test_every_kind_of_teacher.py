@@ -20,7 +20,7 @@ from torch import nn
 from kdnas.api import load_run
 from kdnas.cli.main import main
 from kdnas.nn.cutting import TOLERANCE, Depth, in_order, inside, outputs
-from kdnas.workshop.opening import open_run
+from kdnas.workshop.afterwards import open_run
 
 STUDY = """\
 name: kind

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kdnas.cli.main import main
 from kdnas.controller.site import site_of
 from kdnas.errors import DataError, TeacherError
 from kdnas.executors.local import Local
@@ -144,6 +145,22 @@ def test_a_controller_without_data_and_teacher_searches_reports_and_exports(else
     assert {path.name for path in files} >= {"report.html", "student.safetensors", "student.json"}
     assert all(path.is_file() for path in files)
     assert not lost_products(run, "export")
+
+
+def test_what_is_done_afterwards_without_them_says_where_they_are(elsewhere, tmp_path, capsys, monkeypatch):
+    run, _, _ = elsewhere()
+    monkeypatch.setenv("KDNAS_DATA", str(tmp_path / "nothing"))
+    for verb, *more in (
+        ("export", "--out", str(tmp_path / "student")),
+        ("train",),
+        ("schedule",),
+        ("measure", "--target", "cpu"),
+    ):
+        assert main([verb, str(run.folder), *more, "--trust-code"]) == 2, verb
+        refused = capsys.readouterr().err
+        assert "digits.npz" in refused
+        assert "do this on a machine of theirs, or name where they are with --data-root" in refused
+    assert not (tmp_path / "student").exists()
 
 
 @pytest.mark.slow
