@@ -166,7 +166,8 @@ def checked_encoding(file: TextFile, stated: str | None) -> str:
         with file.open() as stream:
             if _reads(stream, _SINGLE_BYTES):
                 return _SINGLE_BYTES
-    what = f"mixes encodings: some lines are UTF-8, {len(lines)} are not: {shown}{more}"
+    are = "is" if len(lines) == 1 else "are"
+    what = f"mixes encodings: some lines are UTF-8, {len(lines)} {are} not: {shown}{more}"
     raise DataError(Problem(where, what, "one encoding, or the option `encoding`, such as cp1252"))
 
 

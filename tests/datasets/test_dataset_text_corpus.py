@@ -185,7 +185,7 @@ def test_longer_than_the_model_takes(root: Path, data_root: Path) -> None:
 
 def test_mixed_encodings_and_a_byte_order_mark(root: Path) -> None:
     (root / "train.txt").write_bytes("Grüße\n".encode() * 40 + "Grüße\n".encode("cp1252"))
-    assert "mixes encodings: some lines are UTF-8, 1 are not: line 41 (byte 0xFC)" in complaint(root)
+    assert "mixes encodings: some lines are UTF-8, 1 is not: line 41 (byte 0xFC)" in complaint(root)
     (root / "train.txt").write_bytes("\ufeffGrüße\r\n".encode() * 40)
     data = opened(root)
     assert Tokenizer(data.tokenizer).decode(stream_of(data)).startswith("Grüße\nGrüße\n")
