@@ -40,6 +40,7 @@ from kdnas.record.records import AuditTraining, Result, RunRecord, TrialRecord
 from kdnas.record.storage import Record, record_of, refreshed
 from kdnas.study.config import StudyConfig
 from kdnas.study.loading import LoadedStudy
+from kdnas.training.loss import needs_by_teacher
 from kdnas.training.recipe import Distillation
 from kdnas.workshop.jobs import RUNG_FOLDER, Job, final_job, search_job
 from kdnas.workshop.opening import Notify, resolve_device
@@ -106,8 +107,13 @@ def plan_audit(
 
     Where finalists get no more than the search's scores had, as where these were flat already, they are `LONGER` times
     as long as those.
-    Raises ConfigError where too few students are scored, or where the trainings would be no longer than the search's.
+    Raises ConfigError where a loss has no teacher to learn from, where too few students are scored, or where the
+    trainings would be no longer than the search's.
     """
+    if losses and not run.trains:
+        raise ConfigError(Problem("--loss", f"the evaluator {run.config.evaluator.called} trains no students here"))
+    for loss in (losses or {}).values():
+        needs_by_teacher(loss, run.config.teachers)
     scored = scored_trials(run)
     if len(scored) < FEWEST:
         counted = "1 scored student" if len(scored) == 1 else f"{len(scored)} scored students"
@@ -129,8 +135,6 @@ def plan_audit(
                 f"more, such as {LONGER * max(brief.epochs, longer.epochs)}",
             )
         )
-    if losses and run.config.teacher is None:
-        raise ConfigError(Problem("--loss", f"the evaluator {run.config.evaluator.called} trains no students here"))
     if losses and not brief.amount:
         raise ConfigError(
             Problem("--loss", "the search’s scores are of shared weights, which learn from no loss alone")

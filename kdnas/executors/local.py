@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import operator
 import os
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -33,9 +34,11 @@ _STOP_REACHES_ALL_S = 1.0
 _DEAR = ("torch._dynamo", "kdnas.workshop.evaluators.distil")
 """What takes seconds to import, and workers inherit from a server that has done it once: torch with what its optimizers
 want of it, and what trains."""
+_SERVER_GONE = 255
+"""The exit code of a worker that nobody knows: what it was forked from died as well."""
 _served: int | None = None
-"""The process that has a server: a fork of it has none. Elsewhere than on Linux a fork of what has imported torch may
-crash."""
+"""The process that has a server: a fork of it has none."""
+_hiding = threading.Lock()
 
 
 @dataclass(kw_only=True)
@@ -121,7 +124,7 @@ class Local(ListeningExecutor[T, R, _Worker[T]]):
 
     def _hung_up(self, worker: _Worker[T]) -> list[Finished[R]]:
         worker.process.join(5)
-        if worker.process.exitcode in [-number for number in _STOPS]:
+        if worker.process.exitcode in [-number for number in _STOPS] or worker.process.exitcode == _SERVER_GONE:
             time.sleep(_STOP_REACHES_ALL_S)  # a cluster stops every process of a job, this one too: no trial failed
         return self._replace(worker, _death(worker.process.exitcode))
 
@@ -131,14 +134,13 @@ class Local(ListeningExecutor[T, R, _Worker[T]]):
     def _start(self, index: int) -> _Worker[T]:
         here, there = self._context.Pipe()
         device = index % self._devices if self._devices else None
-        process = self._context.Process(
-            target=_serve,
-            args=(_Environment(), _StandardError(), there, self._make_evaluate, self._threads, device),
-            name=f"kdnas-{index}",
-            daemon=True,
-        )
-        with _interrupts_held(), _main_hidden():
-            process.start()
+        parts = (_Environment(), _StandardError(), there, self._make_evaluate, self._threads, device)
+        process: BaseProcess
+        try:
+            process = _started(self._context, _serve, parts, f"kdnas-{index}")
+        except (OSError, EOFError):  # what workers are forked from has died
+            self._context = multiprocessing.get_context("spawn")
+            process = _started(self._context, _serve, parts, f"kdnas-{index}")
         there.close()
         return _Worker(index=index, process=process, connection=here)
 
@@ -167,12 +169,32 @@ def _context() -> SpawnContext | ForkServerContext:
     The server imports that only where this process has imported torch: a search of a table does not wait for it.
     """
     global _served
-    if sys.platform != "linux" or (_served is not None and _served != os.getpid()):
-        return multiprocessing.get_context("spawn")
-    _served = os.getpid()
+    anew = multiprocessing.get_context("spawn")
+    if sys.platform != "linux" or _served not in (None, os.getpid()):
+        return anew  # elsewhere than on Linux a fork of what has imported torch may crash
     if "torch" in sys.modules:
         multiprocessing.set_forkserver_preload([*_DEAR])
-    return multiprocessing.get_context("forkserver")
+    served = multiprocessing.get_context("forkserver")
+    try:
+        with _held({signal.SIGINT}):  # as workers begin: a terminal's Ctrl-C ends none in the middle of an import
+            multiprocessing.forkserver.ensure_running()
+        with _main_hidden():
+            first = served.Process(target=int, daemon=True)
+            first.start()  # waits until the server has imported, and may be interrupted meanwhile
+        first.join()
+    except (OSError, EOFError):  # it died, or it is that of the process which this one is a fork of
+        return anew
+    _served = os.getpid()
+    return served
+
+
+def _started(
+    context: SpawnContext | ForkServerContext, target: Callable[..., None], parts: tuple[Any, ...], name: str
+) -> BaseProcess:
+    process = context.Process(target=target, args=parts, name=name, daemon=True)
+    with _held({signal.SIGINT, *_STOPS}), _main_hidden():
+        process.start()
+    return process
 
 
 class _Environment:
@@ -188,6 +210,7 @@ class _Environment:
 def _enter_environment(environment: Mapping[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    time.tzset()
 
 
 class _StandardError:
@@ -198,12 +221,10 @@ class _StandardError:
 
 
 @contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold back what asks to stop while a process is started: the child inherits that, and a terminal's Ctrl-C, which
-    reaches it too, does not end it in the middle of an import. The controller's own is only delayed.
-    """
-    multiprocessing.resource_tracker.ensure_running()  # started within `start`, it would let them through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *_STOPS})
+def _held(signals: Collection[int]) -> Iterator[None]:
+    """Hold `signals` back while a process is started, which inherits that. The controller's own are only delayed."""
+    multiprocessing.resource_tracker.ensure_running()  # started within, it would let them through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
@@ -216,12 +237,13 @@ def _main_hidden() -> Iterator[None]:
 
     So a script or a notebook may search at its top level, as nobody expects otherwise of a function call.
     """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with _hiding:  # searches may run in threads
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _kill(process: BaseProcess) -> None:
@@ -240,6 +262,8 @@ def _bury(worker: _Worker[Any]) -> None:
 
 
 def _death(exit_code: int | None) -> str:
+    if exit_code == _SERVER_GONE:
+        return "the worker process died, and so did the process that it was forked from"
     if exit_code is not None and exit_code < 0:
         name = signal.Signals(-exit_code).name
         hint = " (often the kernel's answer to a full memory)" if name == "SIGKILL" else ""
@@ -257,6 +281,10 @@ def _serve(
 ) -> None:
     """Run in the worker: open once, then answer jobs until the controller is gone."""
     os.dup2(errors, 2)
+    if "numpy" in sys.modules:
+        import numpy as np
+
+        np.random.seed()  # that of the server is every worker's: what a user's code draws without a seed would be one
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     os.setpgid(0, 0)  # a group of its own, with all that it starts: they end together

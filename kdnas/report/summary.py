@@ -379,7 +379,8 @@ def trust(run: RunRecord) -> list[str]:
             sentences.append(f"Retraining is not finished: {asked} seeds a student were asked for.")
         if seeds[0] == 1 and len(seeds) > 1:
             sentences.append("A single seed gives no interval.")
-        split = "The test split was used for these retrained students and the teacher alone; it chose nothing."
+        whose = "these retrained students" if run.teacher is None else "these retrained students and the teacher"
+        split = f"The test split was used for {whose} alone; it chose nothing."
         varied = f"Intervals cover the variation between trainings, not the sampling of {run.samples}."
         kept = [*([split] if run.trains else []), *([varied] if seeds != [1] else [])]
         sentences += [" ".join(kept)] if kept else []
@@ -412,7 +413,9 @@ def costs(run: RunRecord) -> list[tuple[str, str]]:
         pairs.append(
             ("from the first trial to the end of the last", duration((max(ended) - min(begun)).total_seconds()))
         )
-    share = f", {100 * teaching / training:.0f} % of it the teacher’s" if training > 0 else ""
+    share = (
+        f", {100 * teaching / training:.0f} % of it the teacher’s" if training > 0 and run.teacher is not None else ""
+    )
     pairs.append((f"training in {counted(len(run.trials), 'trial')}", duration(training) + share))
     if lost > 0:
         pairs.append(("of that, lost to failed and interrupted trials", duration(lost)))

@@ -485,7 +485,10 @@ class StudyConfig(Section):
         if not isinstance(value, dict) or value.get("teacher") is not None:
             return value
         distillation = value.get("distillation")
-        if not isinstance(distillation, dict) or distillation.get("losses") != [] or "task_weight" in distillation:
+        if not isinstance(distillation, dict) or "task_weight" in distillation:
+            return value
+        terms = distillation.get("losses")
+        if not isinstance(terms, list) or any(not isinstance(term, dict) or term.get("weight") != 0 for term in terms):
             return value
         return {**value, "distillation": {**distillation, "task_weight": 1.0}}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kdnas.core.objective import score_named
+from kdnas.core.pick import parse_pick
 from kdnas.errors import ConfigError, Problem
 from kdnas.plugins import is_plugin, short_name
 from kdnas.study.config import DISTIL, DerivedSpace, StudyConfig
@@ -79,6 +80,10 @@ def _problems_without(config: StudyConfig) -> list[Problem]:
     if proxy is not None and proxy.type != "random" and not is_plugin(proxy.type):
         what = f"{proxy.called} chooses samples by the features of a teacher, and the study has none"
         problems.append(Problem("training.proxy", what, "random"))
+    pick = parse_pick(config.export.pick, config.score)
+    if (pick.near is not None and pick.near.to == "teacher") or any(bound.percent for bound in pick.bounds):
+        what = f"{config.export.pick} speaks of the teacher, and the study has none"
+        problems.append(Problem("export.pick", what, "best, near-best, knee, or bounds in numbers"))
     return problems + _learning_problems(config)
 
 

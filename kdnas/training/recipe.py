@@ -170,6 +170,8 @@ class Distillation(Section):
     @pydantic.model_validator(mode="after")
     def _from_labels_without_teacher(self) -> Distillation:
         terms = [term for term in self.losses if term.weight > 0]
+        if not self.losses and self.task_weight == 0:
+            raise ValueError("task_weight is 0 and there are no losses: there is nothing to learn")
         if terms and all(term.of in LEARNING for term in terms):
             if "task_weight" not in self.model_fields_set:
                 object.__setattr__(self, "task_weight", 1.0)

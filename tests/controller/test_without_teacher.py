@@ -55,8 +55,14 @@ def test_what_learns_of_a_teacher_cannot_be_compared(run, capsys):
     assert "there is no teacher that hard could learn from" in capsys.readouterr().err
 
 
-def test_labels_alone_count_in_full(tmp_path):
-    assert load_study(without_teacher(tmp_path, "[]")).config.distillation.task_weight == 1.0
+def test_an_audit_of_a_loss_that_learns_of_a_teacher_is_refused(run, capsys):
+    assert main(["audit", str(run.folder), "--loss", "hard", "--dry-run"]) == 2
+    assert "there is no teacher that hard could learn from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("losses", ["[]", "[{type: kd, weight: 0}]"])
+def test_labels_alone_count_in_full(tmp_path, losses):
+    assert load_study(without_teacher(tmp_path, losses)).config.distillation.task_weight == 1.0
 
 
 @pytest.mark.parametrize(
@@ -70,6 +76,9 @@ def test_labels_alone_count_in_full(tmp_path):
         ("start=inherited", "start: the study has no teacher: no weights can be inherited"),
         ("start=supernet", "supernet: the networks of a supernet learn of a teacher, and the study has none"),
         ("training.proxy=herding", r"training\.proxy: herding chooses samples by the features of a teacher"),
+        ("export.pick=teacher-1", r"export\.pick: teacher-1 speaks of the teacher, and the study has none"),
+        ("export.pick=macs<=5%", r"export\.pick: macs<=5% speaks of the teacher"),
+        ("distillation.task_weight=0", "task_weight is 0 and there are no losses: there is nothing to learn"),
         ("constraints=[macs<=50%]", "macs<=50% speaks of the teacher, and the study has none"),
     ],
 )

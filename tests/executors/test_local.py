@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kdnas.errors import RunError, RunFolderError
 from kdnas.executors import EXECUTORS, Finished
 from kdnas.executors._worker import visible_device
+from kdnas.executors.local import _main_hidden
 from kdnas.testing import ExecutorConformance, suites
 from kdnas.testing._jobs import Seen, Task, collect, die_at_start, die_at_the_first_start, make_evaluate
 
@@ -150,6 +154,10 @@ def _is_there(pid: int) -> bool:
         return False
 
 
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -222,6 +230,58 @@ def test_workers_that_never_get_ready_are_given_up_and_told(monkeypatch):
         for _ in range(600):
             assert executor.wait(0.1) == []
     assert any("has been opening data and teacher for" in note for note in executor.take_notes())
+
+
+class Drawn:
+    """An evaluate that draws without a seed, as a user's code may."""
+
+    def __call__(self, job: Task) -> Seen:
+        return Seen(seen={"drawn": float(np.random.rand())})
+
+
+def test_workers_draw_other_numbers(shared):
+    executor = EXECUTORS.build("local", Drawn, workers=2, threads=1)
+    for key in ("a", "b"):
+        executor.submit(key, Task("square", x=1))
+    first, second = (finished.result.seen["drawn"] for finished in collect(executor, 2))
+    executor.close()
+    assert first != second
+
+
+def test_a_users_own_processes_can_be_ended_after_a_search(shared):
+    own = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(60,))
+    own.start()
+    own.terminate()
+    own.join(10)
+    assert own.exitcode == -signal.SIGTERM
+
+
+def test_searches_in_threads_leave_the_main_module_as_it_was():
+    main = sys.modules["__main__"]
+
+    def hide() -> None:
+        for _ in range(200):
+            with _main_hidden():
+                pass
+
+    threads = [threading.Thread(target=hide) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sys.modules["__main__"] is main
+
+
+def test_without_its_server_a_search_starts_workers_anew(shared):
+    executor = EXECUTORS.build("local", make_evaluate, workers=1, threads=1)
+    os.kill(_parent(shared._workers[0].process.pid), signal.SIGKILL)
+    executor.submit("a", Task("die"))
+    (finished,) = collect(executor, 1)
+    assert "worker process" in finished.failure
+    executor.submit("b", Task("square", x=6))
+    (finished,) = collect(executor, 1)
+    executor.close()
+    assert finished.result.seen["value"] == 36
 
 
 class Surroundings:
