@@ -149,8 +149,8 @@ class Promotion(Section):
     """Which students of a rung are trained on at the next one: see `kdnas.core.promotion`."""
 
     rule: Literal["rank", "model", "moasha", "halving"] = "rank"
-    """model: the sampler's own, where it has one (`hvi`): it learns how far a short score can be trusted, and new
-    students may begin at the highest rung; else as `rank`."""
+    """model: that of the sampler `hvi`: it learns how far a short score can be trusted, and new students may begin at
+    the highest rung."""
     eta: Annotated[float, Field(gt=1.0, le=1000.0)] | None = None
     """One of so many students of a rung is promoted. None: as many times as the next rung is longer, so that every rung
     gets about the same share of the budget; 8 from a rung that costs no training."""
