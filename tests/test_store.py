@@ -57,7 +57,7 @@ def s3_server() -> Iterator[str]:
             server.wait()
 
 
-@pytest.fixture(params=["file", "memory", pytest.param("s3", marks=pytest.mark.xdist_group("s3"))])
+@pytest.fixture(params=["file", "memory", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "file":
         return f"file://{tmp_path}/store"

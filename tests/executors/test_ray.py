@@ -23,7 +23,6 @@ from kdnas.executors._ray_slot import Slot, Surroundings
 from kdnas.testing import ExecutorConformance
 from kdnas.testing._jobs import Seen, Task, collect, die_at_start, make_evaluate
 
-pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all of them
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'kdnas[ray]'")
 
 
