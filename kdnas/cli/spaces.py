@@ -88,16 +88,17 @@ def show_space(
         return
     task = _task_of(loaded, input_shape, classes)
     size = "x".join(map(str, _shape_of(task)))
-    unknown = input_shape is None and _takes_anything(loaded.family)
+    unknown = input_shape is None and (_is_of_study(space) or _takes_anything(loaded.family))
     family = family_for(loaded.family, task) if loaded.family and not unknown else None
     costs = {} if family is None else _costs(loaded, family)
     if as_json:
         steps = () if family is None else _strides(loaded, family, task)
+        given = {"input": list(_shape_of(task)), "classes": classes, "sampled_archs": _SAMPLES}
         _print_json(
             {
                 **_described(loaded),
                 "strides": [{"part": part, "stride": list(s), "size": list(sides)} for part, s, sides in steps],
-                "costs": {"input": list(_shape_of(task)), "classes": classes, "sampled_archs": _SAMPLES, **costs},
+                "costs": {} if family is None else {**given, **costs},
             }
         )
         return
@@ -114,8 +115,8 @@ def show_space(
     if steps:
         typer.echo(f"\nStrides on {size} images (stage<i>.stride and stem_stride in a space of your own):")
         _print_table(("part", "stride", "works at"), [(part, _either(s), _either(sides)) for part, s, sides in steps])
-    given = f"{size} images" if len(_shape_of(task)) == 3 else f"texts of {task.size} tokens of {_shape_of(task)[1]:,}"
-    _print_costs(costs, f" on {given}" + ("" if task.rows > 1 else f", {classes} classes"))
+    inputs = f"{size} images" if len(_shape_of(task)) == 3 else f"texts of {task.size} tokens of {_shape_of(task)[1]:,}"
+    _print_costs(costs, f" on {inputs}" + ("" if task.rows > 1 else f", {classes} classes"))
 
 
 @app.command("count")
@@ -197,17 +198,24 @@ def _workshop_of(loaded: LoadedStudy, data_root: Path | None) -> Workshop:
 
 def _space_of(name: str, data_root: Path | None) -> tuple[SearchSpace, Workshop | None]:
     """Return the space called `name`, or that of a study, and the workshop where its teacher defines it."""
-    from kdnas.record.started_study import read_study, run_folder
-    from kdnas.study.yaml_lines import read_yaml
+    from kdnas.record.started_study import read_study
 
-    path = Path(name)
-    if not (path.is_dir() or run_folder(path) or (path.is_file() and "space" in read_yaml(path).data)):
+    if not _is_of_study(name):
         return _load(name), None
-    study = read_study(path)
+    study = read_study(Path(name))
     if isinstance(study.config.space, str):
         return study.space, None
     workshop = _workshop_of(study, data_root)
     return workshop.space, workshop
+
+
+def _is_of_study(name: str) -> bool:
+    """Whether `name` is a study's or a run's, whose data say what students are given, and not that of a space alone."""
+    from kdnas.record.started_study import run_folder
+    from kdnas.study.yaml_lines import read_yaml
+
+    path = Path(name)
+    return path.is_dir() or bool(run_folder(path)) or (path.is_file() and "space" in read_yaml(path).data)
 
 
 def _show_cut(workshop: Workshop, *, as_json: bool) -> None:

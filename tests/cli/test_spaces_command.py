@@ -171,5 +171,11 @@ def test_count_of_a_study_counts_networks_once(cut):
     assert (counted["assignments"], counted["networks"], counted["networks_exact"]) == (24, 2 * (1 + 2 * 4), True)
 
 
-def test_show_of_a_study_with_a_space_of_its_own_shows_that(tmp_path):
-    assert run_json("show", str(tiny.write(tmp_path)))["name"] == "space"
+def test_show_of_a_study_with_a_space_of_its_own_shows_that(tmp_path, capsys):
+    study = str(tiny.write(tmp_path))
+    shown = run_json("show", study)
+    assert shown["name"] == "space"
+    assert shown["costs"] == {}  # they depend on the study's data
+    assert run_json("show", study, "--input", "1x8x8")["costs"]["input"] == [1, 8, 8]
+    assert main(["spaces", "show", study]) == 0
+    assert "depends on the data" in capsys.readouterr().out
