@@ -108,8 +108,9 @@ def test_a_study_in_code_is_checked_as_a_file_is():
     assert "Study: training.epochs: must be at least 1" in printed
     assert "speed" in printed
     space = {**yaml.safe_load(tiny.SPACE), "family": "resnett"}
-    with pytest.raises(ConfigError, match="no student family is called 'resnett'"):
+    with pytest.raises(ConfigError, match="no student family is called 'resnett'") as refused:
         kdnas.Study(**{**sections(), "space": space})
+    assert "no search space" not in str(refused.value)
     study = kdnas.Study(**sections())
     assert study.config.training.epochs == 3
     assert study.loaded({"training.epochs": 7}).config.training.epochs == 7

@@ -68,11 +68,11 @@ def study_of(document: YamlDocument, folder: Path, settings: Sequence[str] = ())
     if not isinstance(space, dict) or "derive" in space:
         return check_study(changed, folder, problems)
     name = str(space.get("name", f"{changed.data.get('name', 'study')}_space"))
-    found: SearchSpace | None = None
+    found: SearchSpace | ConfigError
     try:
         found = space_of(YamlDocument("space", adopted(space, folder), {}), name)
     except ConfigError as error:
-        problems += error.problems
+        found = error
     named = changed.with_value(("space",), name)
     return check_study(YamlDocument(named.name, named.data, changed.lines), folder, problems, found)
 
@@ -169,9 +169,9 @@ def _key_path(data: Any, dotted: str) -> KeyPath:
 
 
 def check_study(
-    document: YamlDocument, folder: Path, problems: list[Problem], space: SearchSpace | None = None
+    document: YamlDocument, folder: Path, problems: list[Problem], space: SearchSpace | ConfigError | None = None
 ) -> LoadedStudy:
-    """Return the study that `document` spells, over `space` or the one that it names.
+    """Return the study that `document` spells, over `space`, which may be what is wrong with it, or the one it names.
 
     Raises ConfigError with `problems` and everything else that is wrong.
     """
@@ -184,7 +184,11 @@ def check_study(
     except pydantic.ValidationError as error:
         found += validation_problems(error, for_task(StudyConfig, task_named(document.data)))
     found += [*member_problems(document.data), *quantity_problems(document.data)]
-    space, space_problems = _space(document.data, folder) if space is None else (space, [])
+    space_problems: list[Problem] = []
+    if space is None:
+        space, space_problems = _space(document.data, folder)
+    elif isinstance(space, ConfigError):
+        space_problems, space = [*space.problems], None
     found += _problems_between(config or _sound_part(document.data), space, [problem.where for problem in found])
     # What stands in the space's own file carries its own file and line, and comes last.
     here = [problem for problem in space_problems if problem.where.partition(".")[0] == "space"]
