@@ -11,8 +11,11 @@ import io
 import os
 import sys
 import unicodedata
+from collections.abc import Callable
 from typing import TextIO
 
+Notify = Callable[[str], None]
+"""Takes a line for whoever follows what is done."""
 _ERRORS = "kdnas.twin"
 _TWINS = {
     "◆": ">", "★": "*", "≈": "~", "±": "+-", "×": "x", "’": "'", "‘": "'", "“": '"', "”": '"', "…": "...", "–": "-",
@@ -20,6 +23,10 @@ _TWINS = {
     "·": "-", "•": "*", "²": "2", "½": "1/2", "¼": "1/4",
 }  # fmt: skip
 """What kdnas prints beyond ASCII, in ASCII."""
+
+
+def silent(news: object) -> None:
+    """Take a line, or how far something is, and do nothing with it."""
 
 
 def in_ascii(text: str) -> str:

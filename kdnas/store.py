@@ -35,6 +35,7 @@ from kdnas.checksums import file_sha256
 from kdnas.core.words import printable
 from kdnas.errors import ConfigError, Problem, RunFolderError
 from kdnas.faults import reach
+from kdnas.outlets import Notify, silent
 
 try:
     import fcntl
@@ -42,7 +43,6 @@ except ImportError:  # not a POSIX system: processes of one machine may fetch th
     fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
-Notify = Callable[[str], None]
 _LEASE_S = 30.0
 _POLL_S = 0.5
 _SETTLE_S = 0.3
@@ -57,10 +57,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"connect_timeout": 10, "retries": {"max_attempts": 2}}},
 }
 """Of file systems, by protocol: their own patience is minutes."""
-
-
-def _silent(line: str) -> None:
-    """Ignore a line."""
 
 
 class Store:
@@ -96,11 +92,11 @@ class Store:
         return
 
     @contextlib.contextmanager
-    def claim(self, name: str, *, patience_s: float = float("inf"), notify: Notify = _silent) -> Iterator[bool]:
+    def claim(self, name: str, *, patience_s: float = float("inf"), notify: Notify = silent) -> Iterator[bool]:
         """Hold the making of `name`; give whether nobody else makes it, or gave it up within `patience_s`."""
         yield True
 
-    def have(self, name: str, path: Path, make: Callable[[], None], notify: Notify = _silent) -> None:
+    def have(self, name: str, path: Path, make: Callable[[], None], notify: Notify = silent) -> None:
         """Have what is called `name` at `path`, where nothing is: fetched, or made by `make` and put for the others."""
         if self.get(name, path):
             return
@@ -122,7 +118,7 @@ class SharedStore(Store):
     is_shared = True
 
     def __init__(
-        self, url: str, *, notify: Notify = _silent, lease_s: float = _LEASE_S, patience_s: float = _PATIENCE_S
+        self, url: str, *, notify: Notify = silent, lease_s: float = _LEASE_S, patience_s: float = _PATIENCE_S
     ):
         self.url = url
         self.notify = notify
@@ -141,7 +137,7 @@ class SharedStore(Store):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process opens it from."""
-        return {"url": self.url, "notify": _silent, "_lease_s": self._lease_s, "_patience_s": self._patience_s}
+        return {"url": self.url, "notify": silent, "_lease_s": self._lease_s, "_patience_s": self._patience_s}
 
     @functools.cached_property
     def _opened(self) -> tuple[Any, str]:
@@ -248,7 +244,7 @@ class SharedStore(Store):
                 self._patiently(self._files.rm, place, recursive=True)
 
     @contextlib.contextmanager
-    def claim(self, name: str, *, patience_s: float = float("inf"), notify: Notify = _silent) -> Iterator[bool]:
+    def claim(self, name: str, *, patience_s: float = float("inf"), notify: Notify = silent) -> Iterator[bool]:
         """Hold the making of `name`; give whether nobody else makes it, or gave it up within `patience_s`."""
         held = self._taken(self._place("claims", name), time.monotonic() + patience_s, lambda: notify(_waiting(name)))
         if held is None:
@@ -372,7 +368,7 @@ class _Claim:
                 self._store._patiently(self._store._files.rm_file, self._place)
 
 
-def open_store(url: str | None, notify: Notify = _silent) -> Store:
+def open_store(url: str | None, notify: Notify = silent) -> Store:
     """Return the store at `url`; None: that of machines that share their folders. Raises ConfigError."""
     return NO_STORE if url is None else SharedStore(url, notify=notify)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import scored_study
+from processes import living
 
 _PATIENCE_S = 120.0
 _TIMES = {"trial", "train_seconds", "teacher_seconds", "started", "ended", "seconds", "reason"}
@@ -158,15 +159,7 @@ def _read_all(descriptor: int) -> str:
 
 def processes_of(session: int) -> list[int]:
     """Return the processes of a session that live."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session and fields[0] not in ("Z", "X"):
-            found.append(int(folder.name))
-    return found
+    return [one.pid for one in living() if one.session == session]
 
 
 def table(folder: Path, name: str = "trials.csv") -> list[tuple[str, ...]]:

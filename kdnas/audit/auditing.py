@@ -35,6 +35,7 @@ from kdnas.core.fidelity import Fidelity, alone
 from kdnas.errors import ConfigError, Problem
 from kdnas.executors import Finished
 from kdnas.faults import reach
+from kdnas.outlets import Notify
 from kdnas.record.database import Database
 from kdnas.record.records import AuditTraining, Result, RunRecord, TrialRecord
 from kdnas.record.storage import Record, record_of, refreshed
@@ -43,7 +44,7 @@ from kdnas.study.loading import LoadedStudy
 from kdnas.training.loss import needs_by_teacher
 from kdnas.training.recipe import Distillation
 from kdnas.workshop.jobs import RUNG_FOLDER, Job, final_job, search_job
-from kdnas.workshop.opening import Notify, resolve_device
+from kdnas.workshop.opening import resolve_device
 
 _LOOKS = 10
 

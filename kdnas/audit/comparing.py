@@ -29,6 +29,7 @@ from kdnas.core.seeds import derive_seed
 from kdnas.errors import ConfigError, Problem, RunFolderError
 from kdnas.executors import Finished
 from kdnas.faults import reach
+from kdnas.outlets import Notify
 from kdnas.record.front import front, pick, picked_or_recommended
 from kdnas.record.records import Result
 from kdnas.study.config import DISTIL, StudyConfig
@@ -36,7 +37,6 @@ from kdnas.study.feasibility import sample_prices
 from kdnas.study.tuning import final_recipe
 from kdnas.training.recipe import Recipe
 from kdnas.workshop.jobs import final_job
-from kdnas.workshop.opening import Notify
 
 FOLDER = "compare"
 _TRAININGS = "trainings.jsonl"

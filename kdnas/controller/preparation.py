@@ -21,6 +21,7 @@ from kdnas.executors import EXECUTORS
 from kdnas.faults import reach
 from kdnas.machine import usable_cores
 from kdnas.nn.teacher import further_of
+from kdnas.outlets import Notify
 from kdnas.record.database import Database, database_of
 from kdnas.record.lock import (
     Lock,
@@ -41,7 +42,7 @@ from kdnas.study.feasibility import PricedArch, nearest_miss, reference_costs, r
 from kdnas.study.loading import LoadedStudy
 from kdnas.training.recipe import Training
 from kdnas.workshop.elsewhere import ErrandPlan
-from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, Notify, Workplan, open_evaluator
+from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, Workplan, open_evaluator
 from kdnas.workshop.numerics import resumed, settled_config
 from kdnas.workshop.opening import MadeOn, resolve_device
 from kdnas.workshop.opening import data_root as own_data_root

@@ -17,8 +17,9 @@ from kdnas.controller.events import Note, Observer
 from kdnas.controller.preparation import Opened
 from kdnas.errors import TrialError
 from kdnas.executors import EXECUTORS, Evaluate, Executor, Finished
+from kdnas.outlets import Notify
 from kdnas.record.records import Result
-from kdnas.workshop.evaluators import Evaluator, Notify, Progress
+from kdnas.workshop.evaluators import Evaluator, Progress
 from kdnas.workshop.jobs import Job
 
 

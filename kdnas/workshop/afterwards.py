@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from kdnas.errors import DataError, Problem, RunFolderError, TeacherError
 from kdnas.executors import EXECUTORS
+from kdnas.outlets import Notify, silent
 from kdnas.record.records import RunRecord
 from kdnas.students import STUDENTS, StudentFamily, family_for
 from kdnas.workshop.opening import MadeOn, Sources, Workshop, resolve_device
 
 
-def _silent(line: str) -> None:
-    """Print nothing."""
-
-
-def open_run(
-    run: RunRecord, *, data_root: Path, cache: Path, device: str = "cpu", notify: Callable[[str], None] = _silent
-) -> Workshop:
+def open_run(run: RunRecord, *, data_root: Path, cache: Path, device: str = "cpu", notify: Notify = silent) -> Workshop:
     """Return the workshop of a run, for what is done with its students.
 
     Its data are compared by the caller. Raises ConfigError where kdnas trained none of them. Of a run whose workers

@@ -21,6 +21,7 @@ from kdnas.core.space import SearchSpace
 from kdnas.core.task import TaskSpec
 from kdnas.costs import COSTS, CheapCost
 from kdnas.errors import KdnasError
+from kdnas.outlets import Notify, silent
 from kdnas.record.lock import Findings, Lock, Machine, SupernetRecord, this_machine
 from kdnas.record.records import Result, TrialRecord
 from kdnas.students import family_for
@@ -28,7 +29,7 @@ from kdnas.study.config import StudyConfig
 from kdnas.study.spaces import arch_of
 from kdnas.training.packing import Packing
 from kdnas.training.recipe import Recipe
-from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, Notify, names, open_evaluator, silent
+from kdnas.workshop.evaluators import Evaluator, EvaluatorContext, names, open_evaluator
 from kdnas.workshop.evaluators.distil import Distil
 from kdnas.workshop.jobs import Job
 from kdnas.workshop.latency_table import TablePrices

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +31,12 @@ from kdnas.costs import CheapCost, MeasuredCost
 from kdnas.costs.latency_ms import LatencyCalibration, LatencyMs
 from kdnas.errors import RunError
 from kdnas.nn.timing import interleaved, median_and_spread, middle_mean
+from kdnas.outlets import Notify, silent
 from kdnas.students import StudentFamily
 from kdnas.study.spaces import arch_of
 from kdnas.targets import given
 
 Floats = NDArray[np.float64]
-Notify = Callable[[str], None]
 
 SAMPLES, HELD_OUT = 50, 30
 _POOL = 1500
@@ -102,7 +102,7 @@ def learn_latency_table(
     samples: int = SAMPLES,
     held_out: int = HELD_OUT,
     seed: int = 0,
-    notify: Notify = lambda line: None,
+    notify: Notify = silent,
 ) -> LearnedTable:
     """Return the table of `space` on the target of `cost`: students are measured, together, for some minutes.
 
@@ -136,7 +136,7 @@ def learn_tables(
     calibrations: Mapping[str, Calibration],
     *,
     seed: int,
-    notify: Notify = lambda line: None,
+    notify: Notify = silent,
 ) -> dict[str, Calibration]:
     """Return `calibrations` with a table, and its fit, for each of `costs` that asks for one."""
     learned = dict(calibrations)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from kdnas.core.measurement import Measurement, Price
 from kdnas.core.task import TaskSpec, image_classification
 from kdnas.errors import ConfigError, InputError, Problem, RunError
 from kdnas.nn.timing import Run, calmest, median_and_spread, reference_network
+from kdnas.outlets import Notify, silent
 from kdnas.record.front import front
 from kdnas.record.front import pick as pick_member
 from kdnas.record.run_folder import LOCK_FILE
@@ -28,8 +29,6 @@ from kdnas.workshop.afterwards import family_of
 from kdnas.workshop.opening import cache_dir
 from kdnas.workshop.opening import data_root as stated_root
 from kdnas.workshop.stock_folder import CONFIG, HUGGINGFACE, StockFolder
-
-Notify = Callable[[str], None]
 
 MAX_DRIFT = 0.5
 _WARMUP = 5
@@ -184,7 +183,7 @@ def measure(
     *,
     repeats: int = 50,
     max_drift: float = MAX_DRIFT,
-    notify: Notify = lambda line: None,
+    notify: Notify = silent,
 ) -> TargetReport:
     """Return what `students` take on `target`, which is called `name`: measured in turn, `repeats` times each.
 

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import os
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -38,6 +38,7 @@ from kdnas.errors import ConfigError, DataError, Problem, TeacherError, TrialErr
 from kdnas.nn.ruling import LABEL_RULES
 from kdnas.nn.taps import OutputShapes, example_inputs, output_shapes, stage_names
 from kdnas.nn.weights import load_weights
+from kdnas.outlets import Notify, silent
 from kdnas.record.lock import DataDescription
 from kdnas.store import NO_STORE, Store
 from kdnas.students import StudentFamily, family_for, sibling_family
@@ -54,16 +55,11 @@ from kdnas.workshop.run_files import FAMILY_FILE
 from kdnas.workshop.split import check_score, check_split, split_notes
 from kdnas.workshop.teacher_training import TeacherTraining
 
-Notify = Callable[[str], None]
 TEACHER = "teacher"
 """What the one teacher of a study is called that states no name."""
 _CALLED = frozenset({"module", "text_module"})
 """The data sets that are a function of the user's: whether it changed cannot be seen but by calling it."""
 _COMPLETED = "files of texts to be completed (.jsonl)"
-
-
-def _silent(line: str) -> None:
-    """Ignore a line."""
 
 
 def cache_dir() -> Path:
@@ -192,7 +188,7 @@ class Workshop:
         cache: Path,
         device: torch.device,
         made_on: MadeOn = MadeOn(),
-        notify: Notify = _silent,
+        notify: Notify = silent,
         store: Store = NO_STORE,
     ):
         self.sources = sources

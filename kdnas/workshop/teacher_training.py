@@ -31,6 +31,7 @@ from kdnas.core.words import counted
 from kdnas.errors import CheckpointError, ConfigError, Problem, RunFolderError, TeacherError, TrialError
 from kdnas.faults import reach
 from kdnas.nn.weights import save_weights, tensors_sum, weights_metadata
+from kdnas.outlets import Notify
 from kdnas.plugins import code_fingerprints, is_plugin, short_name
 from kdnas.record.run_folder import locked
 from kdnas.registry import validation_problems
@@ -41,7 +42,6 @@ from kdnas.training.loop import EpochRecord, distil
 from kdnas.training.recipe import Distillation, Recipe, Training, numerics_of, training_for
 from kdnas.workshop.run_files import TEACHER_FILE
 
-Notify = Callable[[str], None]
 _SUM = "sum"
 """Of a kept teacher's weights, in the header of their file."""
 

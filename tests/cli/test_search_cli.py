@@ -17,6 +17,7 @@ import pytest
 import tiny
 import torch
 from fvcore.nn import FlopCountAnalysis
+from processes import descendants, still_there
 from safetensors.torch import load_file
 
 from kdnas.cli.main import main
@@ -60,38 +61,6 @@ def wait_for(process: subprocess.Popen, text: str) -> None:
         if text in line:
             return
     raise AssertionError(f"the search ended without saying {text!r}:\n{''.join(lines)}")
-
-
-def descendants(pid: int) -> list[int]:
-    """Processes that `pid` has started, and those that they have, read from /proc; dead ones are none."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if fields[0] != "Z":
-                parents[int(entry.name)] = int(fields[1])
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found[1:]
-
-
-def still_there(pids: list[int]) -> list[int]:
-    """Those of `pids` that have not ended within five seconds."""
-
-    def lives(pid: int) -> bool:
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        except OSError:
-            return False
-
-    end = time.monotonic() + 5
-    while (left := [pid for pid in pids if lives(pid)]) and time.monotonic() < end:
-        time.sleep(0.05)
-    return left
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import descendants, parent_of, still_there
 
 from kdnas.errors import RunError, RunFolderError
 from kdnas.executors import EXECUTORS, Finished
@@ -147,36 +148,14 @@ def test_a_users_function_may_load_data_with_workers_of_its_own(shared):
     assert done.result.seen == {"sum": 45}
 
 
-def _is_there(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def _started(file: Path) -> int:
     """Return the process that the worker which wrote its number to `file` started."""
     end = time.monotonic() + 30
     while time.monotonic() < end:
-        if file.is_file() and file.read_text() and (children := _children(int(file.read_text()))):
+        if file.is_file() and file.read_text() and (children := descendants(int(file.read_text()))):
             return children[0]
         time.sleep(0.05)
     raise AssertionError("it never started")
-
-
-def _ends(pid: int) -> bool:
-    end = time.monotonic() + 10
-    while _is_there(pid) and time.monotonic() < end:
-        time.sleep(0.05)
-    return not _is_there(pid)
 
 
 def test_what_a_workers_code_started_ends_with_it(tmp_path):
@@ -186,12 +165,12 @@ def test_what_a_workers_code_started_ends_with_it(tmp_path):
         child = _started(tmp_path / "a")
         (done,) = collect(executor, 1)
         assert "time limit" in done.failure
-        assert _ends(child)
+        assert not still_there([child], seconds=10)
         executor.submit("b", Task("start a process", file=str(tmp_path / "b")), time_limit_s=60)
         child = _started(tmp_path / "b")
     finally:
         executor.close()
-    assert _ends(child)
+    assert not still_there([child], seconds=10)
 
 
 _CONTROLLER = """
@@ -214,8 +193,8 @@ def test_nothing_is_left_when_the_controller_is_killed(tmp_path):
     worker = int((tmp_path / "a").read_text())
     controller.kill()
     controller.wait()
-    assert _ends(worker)
-    assert _ends(child)
+    assert not still_there([worker], seconds=10)
+    assert not still_there([child], seconds=10)
 
 
 def stand_still():
@@ -274,7 +253,7 @@ def test_searches_in_threads_leave_the_main_module_as_it_was():
 
 def test_without_its_server_a_search_starts_workers_anew(shared):
     executor = EXECUTORS.build("local", make_evaluate, workers=1, threads=1)
-    os.kill(_parent(shared._workers[0].process.pid), signal.SIGKILL)
+    os.kill(parent_of(shared._workers[0].process.pid), signal.SIGKILL)
     executor.submit("a", Task("die"))
     (finished,) = collect(executor, 1)
     assert "worker process" in finished.failure

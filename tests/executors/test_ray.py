@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import parent_of
 
 from kdnas.errors import ConfigError, RunError
 from kdnas.executors import EXECUTORS
@@ -61,10 +62,6 @@ def _session(session: int) -> list[int]:
     return found
 
 
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 def _until(true, seconds=60):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -103,8 +100,8 @@ def test_a_lost_actor_costs_its_job_a_second_run_and_no_failure(build, tmp_path)
     (first,) = collect(executor, 1)
     executor.submit("b", Task("sleep", seconds=1.5))
     executor.wait(0.5)
-    server = _parent(first.result.seen["pid"])  # what workers are forked from, which the actor has started
-    os.kill(_parent(server), signal.SIGKILL)
+    server = parent_of(first.result.seen["pid"])  # what workers are forked from, which the actor has started
+    os.kill(parent_of(server), signal.SIGKILL)
     (second,) = collect(executor, 1)
     assert (second.key, second.failure) == ("b", None)
     assert second.result.seen["pid"] != first.result.seen["pid"]

@@ -20,6 +20,7 @@ from kdnas.core.measurement import Calibration, Measurement
 from kdnas.core.objective import Quantity
 from kdnas.core.space import SearchSpace
 from kdnas.errors import ConfigError, Problem, TrialError
+from kdnas.outlets import Notify, silent
 from kdnas.record.lock import Findings, Lock, Machine, SupernetRecord, this_machine
 from kdnas.record.records import Result, TrialRecord
 from kdnas.registry import Registry
@@ -35,13 +36,8 @@ from kdnas.workshop.run_files import RunFiles
 from kdnas.workshop.travelling_code import TravellingCode
 
 T = TypeVar("T")
-Notify = Callable[[str], None]
 Progress = Callable[[float], None]
 """Takes the share of a job that is done, in [0, 1]."""
-
-
-def silent(line: object) -> None:
-    """Ignore a line."""
 
 
 @dataclass(frozen=True)
