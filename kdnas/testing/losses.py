@@ -6,7 +6,7 @@ Shapes: B images, K classes, stages [B, C, H, W] or [B, N, C], embeddings [B, E]
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar, get_args
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from kdnas.errors import ConfigError
 from kdnas.losses import LOSSES
 from kdnas.nn.attention import AttentionShape, Projections
 from kdnas.nn.rows import Rows
-from kdnas.nn.taps import Classifier, Outputs, OutputShapes
+from kdnas.nn.taps import Classifier, Output, Outputs, OutputShapes
 from kdnas.testing._member import MemberConformance
 
 BATCH, CLASSES = 6, 5
@@ -54,6 +54,20 @@ def outputs(shapes: OutputShapes, seed: int, dtype: torch.dtype = torch.float32)
         queries, keys, values = (leaf(BATCH, layer.tokens, w) for w in (layer.queries, layer.keys, layer.values))
         attention.append(Projections(queries, keys, values, layer.heads, layer.causal))
     return Outputs(3 * leaf(BATCH, shapes.outputs), stages, leaf(BATCH, shapes.embedding or 1), tuple(attention))
+
+
+def _moved(part: Any, by: float, seed: int) -> Any:
+    """Return tensors, or projections, with noise times `by` added."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach() + by * torch.randn(tensor.shape, generator=generator)
+
+    if isinstance(part, torch.Tensor):
+        return moved(part)
+    if isinstance(part, Projections):
+        return replace(part, queries=moved(part.queries), keys=moved(part.keys), values=moved(part.values))
+    return tuple(_moved(each, by, seed) for each in part)
 
 
 def _tensors(given: Outputs) -> list[torch.Tensor]:
@@ -115,6 +129,31 @@ class LossConformance(MemberConformance):
         given = outputs(TEACHER, 3)
         value = self.build(TEACHER, TEACHER)(given, given, Rows(given.logits, LABELS["classes"]))
         assert value.item() == pytest.approx(0.0, abs=1e-6)
+
+    def test_it_reads_what_it_says_and_nothing_else(self) -> None:
+        """Every output of `needs` changes the value, of one side at least; what is not among them may be anything."""
+        needs = LOSSES.get(self._member).needs
+
+        def value(changed: str = "", by: float = 0.0) -> float:
+            sides = (STUDENT, TEACHER)
+            if changed == "classifier":
+                heads = [Classifier(head.weight + by * torch.randn_like(head.weight), head.bias) for head in _HEADS]
+                sides = (replace(STUDENT, classifier=heads[0]), replace(TEACHER, classifier=heads[1]))
+            torch.manual_seed(0)
+            loss = self.build(*sides)
+            given = [outputs(side, seed) for side, seed in zip(sides, (1, 2), strict=True)]
+            if changed not in ("", "classifier"):
+                moved = [_moved(getattr(each, changed), by, seed) for seed, each in enumerate(given)]
+                given = [replace(each, **{changed: part}) for each, part in zip(given, moved, strict=True)]
+            rows = Rows(given[0].logits, LABELS["classes"])
+            return float(loss(given[0], given[1], rows).detach())
+
+        before = value()
+        for each in get_args(Output):
+            if each in needs:
+                assert value(each, 1.0) != before, f"{each} stands in needs, and is not read"
+            else:
+                assert value(each, float("nan")) == before, f"{each} is read, and does not stand in needs"
 
     def test_what_cannot_be_matched_is_refused(self) -> None:
         bare = OutputShapes(CLASSES)

@@ -12,13 +12,16 @@ from torch.nn import functional as F
 from kdnas.core.task import image_classification
 from kdnas.errors import ConfigError
 from kdnas.losses import LOSSES, DistillationLoss
+from kdnas.nn.attention import AttentionShape, Projections
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes, example_inputs, output_shapes
 
 B, K = 6, 5
 torch.manual_seed(0)
-STUDENT = OutputShapes(K, ((4, 8, 8), (6, 4, 4)), 6, classifier=nn.Linear(6, K).double())
-TEACHER = OutputShapes(K, ((8, 8, 8), (10, 8, 8)), 10, classifier=nn.Linear(10, K).double())
+HEADS = 2
+_ATTENDING = [(AttentionShape(7, HEADS, width, width, width),) for width in (8, 12)]
+STUDENT = OutputShapes(K, ((4, 8, 8), (6, 4, 4)), 6, _ATTENDING[0], nn.Linear(6, K).double())
+TEACHER = OutputShapes(K, ((8, 8, 8), (10, 8, 8)), 10, _ATTENDING[1], nn.Linear(10, K).double())
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
 WEIGHTS = torch.tensor([1.0, 0.5, 0.0, 2.0, 1.0, 0.3], dtype=torch.float64)
 
@@ -31,7 +34,9 @@ def outputs(shapes: OutputShapes, seed: int) -> Outputs:
     def leaf(*shape: int) -> Tensor:
         return torch.randn(B, *shape, generator=generator, dtype=torch.float64).requires_grad_()
 
-    return Outputs(leaf(K), tuple(leaf(*shape) for shape in shapes.stages), leaf(shapes.embedding))
+    logits, stages = leaf(K), tuple(leaf(*shape) for shape in shapes.stages)
+    attending = (Projections(*(leaf(7, layer.queries) for _ in range(3)), HEADS) for layer in shapes.attention)
+    return Outputs(logits, stages, leaf(shapes.embedding), tuple(attending))
 
 
 def softmax(z: Tensor, t: float = 1.0) -> Tensor:
@@ -98,10 +103,10 @@ def standard(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tenso
     return 4 * over([kl(softmax(z_scored(b), 2.0), softmax(z_scored(a), 2.0)) for a, b in pairs], w)
 
 
-def standard_dkd(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+def dkd(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
     found = []
     for a, b, y in zip(s.logits, t.logits, LABELS.tolist(), strict=True):
-        a, b = z_scored(a), z_scored(b)
+        a, b = (z_scored(each) if loss.standardise else each for each in (a, b))
         q, p = softmax(a, 4.0)[y], softmax(b, 4.0)[y]
         target = kl(torch.stack([p, 1 - p]), torch.stack([q, 1 - q]))
         found.append(16 * (target + 2 * kl(softmax(without(b, y), 4.0), softmax(without(a, y), 4.0))))
@@ -310,13 +315,173 @@ def cat_kd(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
     return ((seen[0] - seen[1]) ** 2).mean()
 
 
+def of_rows(apart: Callable[[Tensor, Tensor], Tensor], t: float = 1.0) -> Written:
+    """Return the mean over the rows of what `apart` makes of the student's probabilities and its teacher's."""
+
+    def written(loss: DistillationLoss, s: Outputs, teacher: Outputs, w: Tensor) -> Tensor:
+        pairs = zip(s.logits, teacher.logits, strict=True)
+        return over([apart(softmax(a, t), softmax(b, t)) for a, b in pairs], w)
+
+    return written
+
+
+def js(q: Tensor, p: Tensor) -> Tensor:
+    between = 0.9 * p + 0.1 * q
+    return 0.9 * kl(p, between) + 0.1 * kl(q, between)
+
+
+def mse(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    return over([((a - b) ** 2).mean() for a, b in zip(s.logits, t.logits, strict=True)], w)
+
+
+def cosine(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    mapped = s.embedding @ loss.adapter.weight.double().T
+    return over([1 - F.cosine_similarity(a, b, dim=0) for a, b in zip(mapped, t.embedding, strict=True)], w)
+
+
+def attention(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for a, b in zip(s.stages, t.stages, strict=True):
+        b = F.adaptive_avg_pool2d(b, a.shape[2:])
+        flat = [(each**2).mean(1).flatten(1) for each in (a, b)]
+        units = [each / each.norm(dim=1, keepdim=True) for each in flat]
+        total = total + ((units[0] - units[1]) ** 2).mean()
+    return total
+
+
+def similarity(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    flat = [side.stages[-1].flatten(1) for side in (s, t)]
+    alike = [each @ each.T for each in flat]
+    units = [each / each.norm(dim=1, keepdim=True) for each in alike]
+    return ((units[0] - units[1]) ** 2).mean()
+
+
+def rkd(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    pairs, corners = [], []
+    for side in (s, t):
+        x = side.embedding[w > 0]
+        ways = x[None] - x[:, None]
+        lengths = ((ways**2).sum(2) + torch.eye(len(x))).sqrt()  # a point and itself: their way is 0
+        apart = lengths - torch.eye(len(x))
+        pairs.append(apart / (apart.sum() / (len(x) * (len(x) - 1))))
+        units = ways / lengths[..., None]
+        corners.append(units @ units.transpose(1, 2))
+    return 25 * F.smooth_l1_loss(*pairs) + 50 * F.smooth_l1_loss(*corners)
+
+
+def hint(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    mapped = F.conv2d(s.stages[0], loss.adapter[0].weight.double())
+    return ((normed(mapped, loss.adapter[1], (0, 2, 3)).relu() - t.stages[0]) ** 2).mean()
+
+
+def layers(loss: DistillationLoss, s: Outputs, t: Outputs) -> list[tuple[Tensor, Tensor]]:
+    """Return the tokens [B, N, C] of both stages, the student's mapped."""
+    found = []
+    for a, b in zip(s.stages, t.stages, strict=True):
+        b = F.adaptive_avg_pool2d(b, a.shape[2:]).flatten(2).transpose(1, 2)
+        weight = loss.layers.adapters[f"{a.shape[1]}-{b.shape[2]}"].weight.double()
+        found.append((a.flatten(2).transpose(1, 2) @ weight.T, b))
+    return found
+
+
+def hidden(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    return torch.stack([((a - b) ** 2).mean() for a, b in layers(loss, s, t)]).sum()
+
+
+def hidden_cosine(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    b = F.adaptive_avg_pool2d(t.stages[-1], 4).flatten(2).transpose(1, 2)
+    (weight,) = (parameter.double() for parameter in loss.parameters())
+    return (1 - F.cosine_similarity(s.stages[-1].flatten(2).transpose(1, 2) @ weight.T, b, dim=2)).mean()
+
+
+def patient(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    (weight,) = (parameter.double() for parameter in loss.parameters())
+    ours, theirs = s.stages[0].mean((2, 3)) @ weight.T, t.stages[0].mean((2, 3))
+    unit = [each / each.norm(dim=1, keepdim=True) for each in (ours, theirs)]
+    return ((unit[0] - unit[1]) ** 2).mean()
+
+
+def statistics(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    found = []
+    for a, b in layers(loss, s, t):
+        means, spreads = ([each.mean(2) for each in (a, b)], [each.var(2, correction=0) for each in (a, b)])
+        even = [
+            (each - mean[..., None]) / (spread[..., None] + 1e-5).sqrt()
+            for each, mean, spread in zip((a, b), means, spreads, strict=True)
+        ]
+        apart = 100 * ((even[0] - even[1]) ** 2).mean(2) + 5000 * (means[0] - means[1]) ** 2
+        found.append((apart + 5 * (spreads[0] - spreads[1]).abs()).mean())
+    return torch.stack(found).mean()
+
+
+def heads_of(tensor: Tensor, heads: int) -> Tensor:
+    return tensor.reshape(*tensor.shape[:2], heads, -1).transpose(1, 2)
+
+
+def scores(side: Outputs) -> Tensor:
+    (layer,) = side.attention
+    queries, keys = (heads_of(each, HEADS) for each in (layer.queries, layer.keys))
+    return torch.einsum("bhnd,bhmd->bhnm", queries, keys) / queries.shape[-1] ** 0.5
+
+
+def attention_scores(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    return ((scores(s) - scores(t)) ** 2).mean()
+
+
+def attention_shares(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    q, p = (scores(each).softmax(3) for each in (s, t))
+    return (p * (p / q).log()).sum(3).mean()
+
+
+def relations(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for pair in zip(s.attention[0].tensors, t.attention[0].tensors, strict=True):
+        split = [heads_of(each, 4) for each in pair]
+        q, p = ((x @ x.transpose(2, 3) / x.shape[-1] ** 0.5).softmax(3) for x in split)
+        total = total + (p * (p / q).log()).sum(3).mean()
+    return total
+
+
+def exits(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    norm, first, _, second = loss.exits[0]
+    x = s.stages[0].mean((2, 3))
+    x = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + norm.eps).sqrt()
+    logits = (x @ first.weight.double().T + first.bias).relu() @ second.weight.double().T + second.bias
+    found = []
+    for a, b, y in zip(logits, t.logits, LABELS.tolist(), strict=True):
+        found.append(0.7 * -softmax(a)[y].log() + 0.3 * 4 * kl(softmax(b, 2.0), softmax(a, 2.0)))
+    return over(found, w)
+
+
 CASES: list[tuple[str, dict[str, object], Written]] = [
+    ("reverse_kl", {"temperature": 3.0}, of_rows(lambda q, p: 9 * kl(q, p), 3.0)),
+    ("jensen_shannon", {"beta": 0.9}, of_rows(js)),
+    ("skew_kl", {}, of_rows(lambda q, p: kl(p, 0.1 * p + 0.9 * q))),
+    ("skew_kl", {"skew": 0.3, "reverse": True}, of_rows(lambda q, p: kl(q, 0.3 * q + 0.7 * p))),
+    ("hard", {}, of_rows(lambda q, p: -q[p.argmax()].log())),
+    ("semantic", {"least": 0.2}, of_rows(lambda q, p: -q[p >= 0.2 * p.max()].sum().log())),
+    ("mse", {}, mse),
+    ("cosine", {}, cosine),
+    ("kd", {}, of_rows(lambda q, p: 16 * kl(p, q), 4.0)),
+    ("attention", {}, attention),
+    ("similarity", {}, similarity),
+    ("rkd", {}, rkd),
+    ("hint", {"stage": 0}, hint),
+    ("hidden", {}, hidden),
+    ("hidden_cosine", {}, hidden_cosine),
+    ("patient", {}, patient),
+    ("statistics", {}, statistics),
+    ("attention_maps", {}, attention_scores),
+    ("attention_maps", {"compare": "kl"}, attention_shares),
+    ("relations", {"heads": 4}, relations),
+    ("exits", {"share": 0.3, "temperature": 2.0}, exits),
     ("dist", {"between": 1.5, "within": 0.5, "temperature": 2.0}, dist),
     ("nkd", {"temperature": 2.0}, nkd),
     ("wsld", {}, wsld),
     ("ttm", {}, ttm),
     ("kd", {"temperature": 2.0, "standardise": True}, standard),
-    ("dkd", {"standardise": True}, standard_dkd),
+    ("dkd", {}, dkd),
+    ("dkd", {"standardise": True}, dkd),
     ("mlld", {"temperatures": (2.0, 5.0)}, mlld),
     ("alpha_divergence", {"clip": 1e6}, alpha_divergence),
     ("pkt", {}, pkt),
@@ -366,7 +531,11 @@ def rows(logits: Tensor, weighted: bool) -> Rows:
 
 
 def read(given: Outputs) -> list[Tensor]:
-    return [given.logits, *given.stages, given.embedding]
+    return given.tensors
+
+
+def test_every_loss_is_compared_with_its_papers_definition() -> None:
+    assert {name for name, *_ in CASES} == set(LOSSES.names())
 
 
 def test_alpha_divergence_is_clipped_and_takes_the_larger_of_two() -> None:
