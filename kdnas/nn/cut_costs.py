@@ -164,9 +164,9 @@ class _Tensors:
         """Whether the operand of a product is a parameter."""
         return isinstance(operand, Tensor) and _where(operand) in self._by_storage
 
-    def found(self, operands: Sequence[Any]) -> tuple[Side, ...] | None:
-        """Return the sides of the parameter among the operands of a product, None where there is none."""
-        return next((self._sides[self._by_storage[_where(one)]] for one in operands if self.is_one(one)), None)
+    def found(self, operand: Tensor) -> tuple[Side, ...]:
+        """Return the sides of the parameter that an operand of a product is."""
+        return self._sides[self._by_storage[_where(operand)]]
 
 
 def _where(tensor: Tensor) -> tuple[int, int, int]:
@@ -196,14 +196,14 @@ class _Recorder:
     def note(self, operator: Any, args: tuple[Any, ...], macs: int) -> None:
         """Add one to the list."""
         left, right = args[1:3] if operator in _ADDED else args[:2]
-        weight = None if self._tensors is None else self._tensors.found((left, right))
+        of_rows = operator in (_aten.mm, _aten.addmm)
         factors = (*left.shape, right.shape[-1]) if operator in _OF_MATRICES else (macs,)
-        places = tuple(range(len(factors)))
-        if (
-            weight is not None and self._tensors is not None
-        ):  # a matrix times rows of numbers, of which channels may be: layers that mix tokens
-            of_rows = operator in (_aten.mm, _aten.addmm)
-            places = () if not of_rows else (0,) if self._tensors.is_one(right) else (2,)
+        weight, places = None, tuple(range(len(factors)))
+        ours = [one for one in (right, left) if self._tensors is not None and self._tensors.is_one(one)]
+        if self._tensors is not None and (len(ours) == 1 or (ours and of_rows)):
+            weight = self._tensors.found(ours[0])
+            # a matrix times rows of numbers, of which channels may be: layers that mix tokens
+            places = () if not of_rows else (0,) if ours[0] is right else (2,)
         self.seen.append(_Seen(str(operator), self.block, factors, weight, places))
 
 

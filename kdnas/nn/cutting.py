@@ -107,11 +107,11 @@ Kept = Mapping[str, Sequence[int]]
 """By the name of an axis or a depth: the units or blocks that stay; they keep the network's order."""
 Places = Mapping[str, Mapping[int, Tensor]]
 """By the name of a tensor, and by dimension: which places stay, int64 in order."""
-Finish = Callable[[nn.Module, Kept], None]
+Finish = Callable[[nn.Module, "Anatomy", Kept], None]
 """Puts right what a cut leaves behind in a module of its kind, such as its configuration."""
 
 
-def _nothing(module: nn.Module, kept: Kept) -> None:
+def _nothing(module: nn.Module, anatomy: Anatomy, kept: Kept) -> None:
     """Leave the module as it is."""
 
 
@@ -201,7 +201,7 @@ class Anatomy:
                 _set(network, count.attribute, count.per_unit * len(kept[axis.name]))
         _write(network, places)
         _leave_out(network, self.gone(kept))
-        self.finish(network, kept)
+        self.finish(network, self, kept)
 
     def without(self, network: nn.Module, gone: Collection[int], depth: Depth) -> nn.Module:
         """Return `network` without the blocks `gone` of `depth`, for a look at it: it shares all of its tensors."""
@@ -427,8 +427,7 @@ def _leave_out(network: nn.Module, blocks: Sequence[str]) -> None:
                 for number in ("layer_idx", "layer_id"):  # caches are kept by layer
                     if isinstance(getattr(module, number, None), int):
                         setattr(module, number, index)
-    if len(lists) == 1:  # no list of a network of stages has an entry for every layer of one
-        leave_out_of_lists(network, lists)
+    leave_out_of_lists(network, lists)
 
 
 _SHARES = (0.5, 0.75)

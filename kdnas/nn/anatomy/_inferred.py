@@ -38,16 +38,18 @@ UNKNOWN_ATTENTION = "its attention is of no make that kdnas knows"
 
 @dataclass(frozen=True)
 class Inferred:
-    """A layer's roles: those of its first MLP, and of the others that it may have; and who else touches the stream.
+    """A layer's roles: those of its first attention and MLP, and of the others that it may have; who else is there.
 
     `down` is empty where there is no MLP of linear layers, such as where experts share a tensor.
     """
 
     roles: LayerRoles
-    others: tuple[LayerRoles, ...]
-    """The same but for `up` and `down`."""
+    mlps: tuple[LayerRoles, ...]
+    """The others': `up` and `down`."""
+    attentions: tuple[LayerRoles, ...]
+    """The others': such as a decoder's to the encoder. Without an MLP."""
     stream: StreamRoles
-    """Dotted names inside the layer: further attention, gates."""
+    """Who else touches the stream, by dotted names inside the layer."""
     width: int
     """Of the residual stream."""
 
@@ -86,7 +88,7 @@ def inferred(layer: nn.Module) -> Inferred | None:
         ),
     )
     others = tuple(replace(roles, up=up, down=down, neuron_norms=()) for up, down in mlps[1:])
-    return Inferred(roles, others, stream, width)
+    return Inferred(roles, others, tuple(attentions[1:]), stream, width)
 
 
 def attentions_in(layer: nn.Module) -> list[str]:

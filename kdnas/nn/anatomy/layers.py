@@ -33,8 +33,10 @@ def layers(network: nn.Module, example: Example) -> Anatomy | None:
         for path, parts in found.items():
             layer = network.get_submodule(path)
             own = [neurons_axis(path, layer, parts.roles)] if parts.roles.down else []
-            for number, other in enumerate(parts.others, 2):
+            for number, other in enumerate(parts.mlps, 2):
                 own.append(dataclasses.replace(neurons_axis(path, layer, other), name=f"{path}.inner{number}"))
+            for number, other in enumerate(parts.attentions, 2):
+                own.append(dataclasses.replace(heads_axis(path, layer, other), name=f"{path}.heads{number}"))
             if not parts.roles.heads_stay:
                 own.insert(0, heads_axis(path, layer, parts.roles))
             elif attentions_in(layer) or any("attention" in type(part).__name__.lower() for part in layer.modules()):

@@ -72,7 +72,7 @@ def _streams(first: StreamRoles, merging: Sequence[str], last: StreamRoles) -> l
     return [begin.merged(end) for begin, end in zip(begins, ends, strict=True)]
 
 
-def _set_timm_sizes(network: nn.Module, kept: Kept) -> None:
+def _set_timm_sizes(network: nn.Module, anatomy: Anatomy, kept: Kept) -> None:
     """Set a timm network's size attributes to the sizes of its weights."""
     settings: dict[str, int] = {}
     for path, stage in network.get_submodule("layers").named_children():
@@ -90,7 +90,7 @@ def _set_timm_sizes(network: nn.Module, kept: Kept) -> None:
         setattr(network.get_submodule(path), leaf, size)
 
 
-def _set_hugging_face_sizes(network: nn.Module, kept: Kept) -> None:
+def _set_hugging_face_sizes(network: nn.Module, anatomy: Anatomy, kept: Kept) -> None:
     """Set the sizes in the network's `config` that it can express, perhaps not all of them: widths double there."""
     config = getattr(network, "config", None)
     stages = next(module for name, module in network.named_modules() if name.endswith("encoder.layers"))

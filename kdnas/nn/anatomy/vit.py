@@ -37,7 +37,7 @@ def vit(network: nn.Module, example: Tensor) -> Anatomy | None:
     return next((anatomy for anatomy in found if anatomy is not None), None)
 
 
-def _set_timm_sizes(network: nn.Module, kept: Kept) -> None:
+def _set_timm_sizes(network: nn.Module, anatomy: Anatomy, kept: Kept) -> None:
     """Set a timm network's width attributes."""
     width = kept.get("width")
     for name in ("embed_dim", "num_features", "head_hidden_size"):

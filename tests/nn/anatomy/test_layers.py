@@ -20,14 +20,17 @@ BOTH = {"d_model": 32, "encoder_layers": 3, "decoder_layers": 3, "encoder_attent
 BOTH |= {"decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 32}
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 4, "vocab_size": 100, "eos_token_id": 2}
 T5 |= {"decoder_start_token_id": 0, "pad_token_id": 0}
+RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
+RELATIVE |= {"norm_rel_ebd": "layer_norm", "share_att_key": True}
 CASES = {
     # heads, neurons and widths by number; the blocks of every stage
     "deberta_v2": ("DebertaV2ForSequenceClassification", "DebertaV2Config", WORDS, (3, 3, 1), [3]),
+    "deberta_v3": ("DebertaV2ForSequenceClassification", "DebertaV2Config", {**WORDS, **RELATIVE}, (3, 3, 1), [3]),
     "modernbert": ("ModernBertForSequenceClassification", "ModernBertConfig", WORDS, (3, 3, 1), [2]),
     "mpnet": ("MPNetForSequenceClassification", "MPNetConfig", WORDS, (1, 3, 1), [3]),
     "albert": ("AlbertForSequenceClassification", "AlbertConfig", {**WORDS, "embedding_size": 16}, (1, 1, 1), []),
     "glm": ("GlmForCausalLM", "GlmConfig", {**GROUPED, "head_dim": 8}, (3, 3, 1), [3]),
-    "bart": ("BartForSequenceClassification", "BartConfig", {**BOTH, "eos_token_id": 2}, (6, 6, 1), [3, 3]),
+    "bart": ("BartForSequenceClassification", "BartConfig", {**BOTH, "eos_token_id": 2}, (9, 6, 1), [3, 3]),
     "t5": ("T5ForSequenceClassification", "T5Config", T5, (1, 6, 1), [2, 2]),
 }
 
