@@ -111,7 +111,7 @@ Finish = Callable[[nn.Module, "Anatomy", Kept], None]
 """Puts right what a cut leaves behind in a module of its kind, such as its configuration."""
 
 
-def _nothing(module: nn.Module, anatomy: Anatomy, kept: Kept) -> None:
+def left_alone(module: nn.Module, anatomy: Anatomy, kept: Kept) -> None:
     """Leave the module as it is."""
 
 
@@ -123,7 +123,7 @@ class Anatomy:
     axes: tuple[Axis, ...]
     depths: tuple[Depth, ...]
     uncut: tuple[Uncut, ...] = ()
-    finish: Finish = field(default=_nothing, compare=False)
+    finish: Finish = field(default=left_alone, compare=False)
 
     @property
     def parts(self) -> tuple[Axis | Depth, ...]:

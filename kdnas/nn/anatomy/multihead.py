@@ -10,7 +10,7 @@ from torch import nn
 
 from kdnas.nn.anatomy import ANATOMIES
 from kdnas.nn.anatomy._roles import LayerRoles, transformer
-from kdnas.nn.cutting import Anatomy, Example, Kept
+from kdnas.nn.cutting import Anatomy, Example, left_alone
 
 _WHY = "torch's MultiheadAttention takes the width of its heads from that of its input"
 
@@ -39,9 +39,5 @@ def multihead(network: nn.Module, example: Example) -> Anatomy | None:
     """Read a transformer of MultiheadAttention: the MLP neurons of every layer, and its layers."""
     if not any(isinstance(module, nn.MultiheadAttention) for module in network.modules()):
         return None
-    found = (transformer("multihead", network, roles, example, finish=_nothing) for roles in _MAKES)
+    found = (transformer("multihead", network, roles, example, finish=left_alone) for roles in _MAKES)
     return next((anatomy for anatomy in found if anatomy is not None), None)
-
-
-def _nothing(network: nn.Module, kept: Kept) -> None:
-    """Leave the network's attributes: none holds a size of its MLPs."""
