@@ -131,7 +131,7 @@ class BlockBench:
         fed = self._fed(block)
         axes = part_of(self._anatomy, {name for sizes in forms for name in sizes})
         few = fed.rows(slice(min(_FITTED, self._seen)))
-        reconstruction = Reconstruction(self._network, axes, fed.call, few)
+        reconstruction = Reconstruction(self._network, axes, fed.call, few, apart=_error)
         calls = []
         for sizes in forms:
             kept = axes.prefix(sizes)

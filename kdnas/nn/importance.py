@@ -275,7 +275,7 @@ class _Divergence:
             shared = {id(tensor): tensor for _, tensor in named_tensors(self._through)}
             through = copy.deepcopy(self._through, {**shared, id(self._network): part})
             found = [
-                _difference(outputs(through, inputs), answers)
+                difference(outputs(through, inputs), answers)
                 for inputs, answers in zip(self._inputs, self._answers, strict=True)
             ]
         except Exception:  # the teacher's own code runs, which may raise anything
@@ -284,7 +284,7 @@ class _Divergence:
         return mean if math.isfinite(mean) else math.inf
 
 
-def _difference(ours: Tensor, theirs: Tensor) -> Tensor:
+def difference(ours: Tensor, theirs: Tensor) -> Tensor:
     """Return KL(theirs || ours) of every row of logits [..., K], in nats; of numbers the squared error."""
     if theirs.shape[-1] == 1:
         return (ours - theirs).square().flatten()

@@ -5,11 +5,17 @@ Source: Yu and Huang, "Universally slimmable networks and improved training tech
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def has_batch_norms(network: nn.Module) -> bool:
+    """Whether there is anything in `network` to recalibrate."""
+    return any(isinstance(part, _BatchNorm) for part in network.modules())
 
 
 @torch.no_grad()
@@ -20,23 +26,32 @@ def recalibrate(network: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> in
     Raises ValueError where there are no samples.
     """
     norms = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
-    modes = [(part, part.training) for part in network.modules()]
     momenta = [norm.momentum for norm in norms]
     samples = 0
-    network.eval()
     try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the plain mean of all batches
-            norm.train()
-        for batch in batches:
-            network(*batch)
-            samples += len(batch[0])
+        with evaluating(network):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the plain mean of all batches
+                norm.train()
+            for batch in batches:
+                network(*batch)
+                samples += len(batch[0])
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        for part, training in modes:
-            part.training = training
     if not samples:
         raise ValueError("no samples to recalibrate on")
     return samples
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Within it `network` is in eval mode; afterwards its parts are in the modes that they were in."""
+    modes = [(part, part.training) for part in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -5,7 +5,8 @@ under it were cut too. Both are mended in closed form. What the layer read in th
 linearly from what it reads in the cut one, s [G], by the ridge regression x - mean = C (s - mean) whose prior is "what
 stayed is as it was", as far as that holds on samples kept aside; its weights W become W C. No gradient is needed: one
 forward pass of the cut network solves its layers one after the other, each fed by those that are already mended, and
-sets its batch norms' statistics as it goes.
+sets its batch norms' statistics as it goes. A layer that gives what it gave before may still mislead the answers, since
+it made up for others before: the fit stays where the answers to the samples kept aside are nearer for it.
 
 Sources: least squares on what stays, He et al., "Channel pruning for accelerating very deep neural networks" (ICCV
 2017); on inputs that are cut already, Zhang et al., "Accelerating very deep convolutional networks" (PAMI 2016).
@@ -16,6 +17,7 @@ in maps and sequences.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -24,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from kdnas.nn.cutting import Anatomy, Example, Kept, in_order, outputs, picked
-from kdnas.nn.recalibration import recalibrate
+from kdnas.nn.importance import difference
+from kdnas.nn.recalibration import evaluating, has_batch_norms, recalibrate
 
 RIDGE = 0.3
 """The prior's weight, in mean variances of what a layer is fed; .1 to 1 did about equally well in one study."""
@@ -32,6 +35,8 @@ _HELD_OUT = 0.25
 """The share of the samples held out to check the fit to the others."""
 _ROWS = 4096
 """So many rows of a layer are looked at, or four times its features where those are more."""
+_COMPARED = 1 << 25
+"""Of no more than so many numbers answers are compared: a language model gives thousands a token."""
 
 
 class _Reader(NamedTuple):
@@ -52,22 +57,38 @@ class Reconstruction:
         anatomy: What of it can be cut.
         through: A module that has `network` in it, and takes `inputs`.
         inputs: Samples [B, ...], run at once.
+        mask: Which of the inputs is the attention mask [B, T]: padding does not count. None: all counts.
+        apart: How far answers of a cut network are from the whole one's.
     """
 
-    def __init__(self, network: nn.Module, anatomy: Anatomy, through: nn.Module, inputs: Example):
+    def __init__(
+        self,
+        network: nn.Module,
+        anatomy: Anatomy,
+        through: nn.Module,
+        inputs: Example,
+        *,
+        mask: int | None = None,
+        apart: Callable[[Tensor, Tensor], float] = lambda ours, theirs: float(difference(ours, theirs).mean()),
+    ):
         self._network = network
         self._anatomy = anatomy
-        self._inputs = inputs
+        self._inputs = in_order(inputs)
+        self._counted = None if mask is None else self._inputs[mask].bool()
+        self._apart = apart
         self._readers = _readers(network, anatomy)
         self._fed: dict[str, Tensor] = {}
         with ExitStack() as stack:
             for reader in self._readers:
                 stack.callback(network.get_submodule(reader.layer).register_forward_pre_hook(self._note(reader)).remove)
-            outputs(through, inputs)
+            answers = outputs(through, self._inputs)
+        held = min(round(len(answers) * _HELD_OUT), _COMPARED // answers[0].numel())
+        self._held = slice(len(answers) - max(1, held), None)
+        self._answers = answers[self._held].clone()
 
     def _note(self, reader: _Reader) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def note(layer: nn.Module, fed: tuple[Any, ...]) -> None:
-            self._fed[reader.layer] = _rows(layer, fed[0])
+            self._fed[reader.layer] = _rows(layer, fed[0], self._counted)
 
         return note
 
@@ -75,8 +96,22 @@ class Reconstruction:
     def mend(self, cut: nn.Module, kept: Kept, through: nn.Module) -> None:
         """Fit the layers of `cut`, what is `kept` of the whole network, and set its batch norms' statistics.
 
-        `through` has `cut` in it, where the whole network was in its own.
+        They stay as they are cut where answers are no nearer for it. `through` has `cut` in it, where the whole network
+        was in its own.
         """
+        if has_batch_norms(cut):
+            recalibrate(through, [self._inputs])
+        as_cut, before = copy.deepcopy(cut.state_dict()), self._distance(through)
+        self._fit(cut, kept, through)
+        if not self._distance(through) < before:
+            cut.load_state_dict(as_cut)
+
+    def _distance(self, through: nn.Module) -> float:
+        """Return how far the answers to samples that the fit has not seen are from the whole network's."""
+        with evaluating(through):
+            return self._apart(outputs(through, tuple(taken[self._held] for taken in self._inputs)), self._answers)
+
+    def _fit(self, cut: nn.Module, kept: Kept, through: nn.Module) -> None:
         gone = self._anatomy.gone(kept)
         places = self._anatomy.places(self._network, kept)
         with ExitStack() as stack:
@@ -85,12 +120,12 @@ class Reconstruction:
                     layer = cut.get_submodule(self._anatomy.renamed(self._network, reader.layer, kept))
                     mending = self._mending(reader, places.get(reader.weight, {}))
                     stack.callback(layer.register_forward_pre_hook(mending).remove)
-            recalibrate(through, [in_order(self._inputs)])
+            recalibrate(through, [self._inputs])
 
     def _mending(self, reader: _Reader, places: Mapping[int, Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def mend(layer: nn.Module, fed: tuple[Any, ...]) -> None:
             theirs = self._fed[reader.layer]
-            ours = _rows(layer, fed[0], features=theirs.shape[1])
+            ours = _rows(layer, fed[0], self._counted, features=theirs.shape[1])
             whole = self._network.get_parameter(reader.weight).detach()
             stay = places.get(reader.dim, torch.arange(whole.shape[reader.dim]))
             if len(theirs) != len(ours) or len(stay) != ours.shape[1]:
@@ -127,14 +162,17 @@ def _readers(network: nn.Module, anatomy: Anatomy) -> list[_Reader]:
     return readers
 
 
-def _rows(layer: nn.Module, fed: Tensor, features: int | None = None) -> Tensor:
+def _rows(layer: nn.Module, fed: Tensor, counted: Tensor | None, features: int | None = None) -> Tensor:
     """Return what `layer` is fed as rows [N, G]: some of the places of maps [B, G, ...] or sequences [B, T, G].
 
-    Those places are the same whatever G is; `features` is their number, G unless stated.
+    Those places are the same whatever G is; `features` is their number, G unless stated. `counted` [B, T] tells which
+    places of sequences are not padding.
     """
     convolves = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     rows = fed.detach().movedim(1, -1) if convolves else fed.detach()
     rows = rows.flatten(0, -2)
+    if counted is not None and len(rows) == counted.numel():
+        rows = rows[counted.flatten()]
     most = max(_ROWS, 4 * (features or rows.shape[1]))
     if len(rows) > most:
         chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most].sort().values

@@ -7,8 +7,7 @@ W height and width, D embedding width.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from kdnas.core.task import Head, TaskSpec
 from kdnas.errors import ConfigError, Problem
 from kdnas.nn.attention import AttentionShape, AttentionTaps, Projections, attention_layers
+from kdnas.nn.recalibration import evaluating
 
 Output = Literal["logits", "stages", "embedding", "attention", "classifier"]
 """What a loss may read of a network; `classifier` is none that changes with the batch: the linear layer at its end."""
@@ -236,7 +236,7 @@ def output_shapes(
     The network is left as it was, training flags and running statistics included. Raises ConfigError where a stage is
     neither a map, nor tokens, nor a vector.
     """
-    with _evaluating(module), torch.no_grad(), Taps(module, stages, classifier, needs=EVERYTHING) as tapped:
+    with evaluating(module), torch.no_grad(), Taps(module, stages, classifier, needs=EVERYTHING) as tapped:
         outputs = tapped(*example)
         head = _classifier_at_the_end(module, classifier, outputs)
     for name, stage in zip(stages, outputs.stages, strict=True):
@@ -304,7 +304,7 @@ def find_stages(module: nn.Module, example: Tensor) -> tuple[tuple[str, ...], st
     watched = {name: part for name, part in module.named_modules() if not isinstance(part, torch.jit.ScriptModule)}
     handles = [part.register_forward_hook(observe(name)) for name, part in watched.items() if name]
     try:
-        with _evaluating(module), torch.no_grad():
+        with evaluating(module), torch.no_grad():
             logits = module(example)
     finally:
         for handle in handles:
@@ -368,14 +368,3 @@ def _first_tensor(output: Any) -> Tensor:
     while isinstance(output, (tuple, list)):
         output = output[0]
     return output
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, flag in flags:
-            part.training = flag

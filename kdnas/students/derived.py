@@ -33,7 +33,7 @@ from kdnas.nn.cutting import Anatomy, Example, Kept, Uncut, in_order, inside, ou
 from kdnas.nn.elastic import Supernet
 from kdnas.nn.importance import Batch, DepthMethod, Method, Ranking, passes, rank, ranked
 from kdnas.nn.origin import Cut
-from kdnas.nn.recalibration import recalibrate
+from kdnas.nn.recalibration import has_batch_norms, recalibrate
 from kdnas.nn.reconstruction import Reconstruction
 from kdnas.nn.starting import initialise_anew
 from kdnas.nn.taps import mask_place, with_taps
@@ -52,6 +52,8 @@ _BATCH = 64
 _FEWEST, _VALUES = 64, 1 << 24
 """Unless stated, no fewer samples. Those that are run at once have no more values than that, but are so many: large
 images have many places each."""
+_EMBEDDED = 1024
+"""A token counts as so many values."""
 _EXAMPLES = 2
 
 
@@ -402,8 +404,7 @@ class Derived(StudentFamily):
 
     def _recalibrate(self, student: nn.Module) -> None:
         """Estimate the batch norms of a student that was cut anew, where there are samples to do so."""
-        norms = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in student.modules())
-        if norms and self.context.samples is not None:
+        if has_batch_norms(student) and self.context.samples is not None:
             inputs, _ = self.context.samples(self._samples)
             recalibrate(student, zip(*(one.split(_BATCH) for one in inputs), strict=True))
 
@@ -477,9 +478,10 @@ class Derived(StudentFamily):
     def _reconstructing(self, network: nn.Module, anatomy: Anatomy, through: nn.Module) -> Reconstruction:
         """Return what the layers of `network`, inside `through`, are fed."""
         assert self.context.samples is not None  # asked for by the one caller
-        values = math.prod(self.task.inputs[0].shape)
-        (inputs, *_), _ = self.context.samples(min(self._samples, max(_FEWEST, _VALUES // values)))
-        return Reconstruction(network, anatomy, through, inputs)
+        first = self.task.inputs[0]
+        values = math.prod(first.shape) * (_EMBEDDED if first.kind == "tokens" else 1)
+        inputs, _ = self.context.samples(min(self._samples, max(_FEWEST, _VALUES // values)))
+        return Reconstruction(network, anatomy, through, inputs, mask=mask_place(self.task))
 
     def cut(self, arch: Arch, student: nn.Module) -> tuple[nn.Module, Cut] | None:
         """Return the teacher's kind of network inside `student`, and what that was cut from.

@@ -1,4 +1,5 @@
 import copy
+import math
 import sys
 from pathlib import Path
 
@@ -88,6 +89,57 @@ def test_mended_students_answer_more_like_the_whole_network(name):
     assert gaps[1] < 0.95 * gaps[0], gaps
     assert not mended.training
     assert all(torch.isfinite(value).all() for value in mended.state_dict().values())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm_vit", "bert", "gpt2"])
+def test_a_fit_stays_only_where_it_brings_the_answers_nearer(name):
+    torch.manual_seed(0)
+    if name == "resnet18":
+        network, inputs = timm.create_model(name, num_classes=5).eval(), torch.randn(24, 3, 32, 32)
+        recalibrate(network, [(inputs,)])
+    else:
+        network, inputs = NETWORKS[name][1]().eval(), torch.randint(1, 99, (24, 10))
+        inputs = torch.randn(24, 3, 32, 32) if name == "timm_vit" else inputs
+    anatomy = read_anatomy(network.requires_grad_(False), inputs[:2])
+    kept = anatomy.prefix({part.name: 1 for part in anatomy.depths} | {a.name: a.size // 2 for a in anatomy.axes})
+    for verdicts, stays in (((2.0, 1.0), True), ((1.0, 2.0), False), ((1.0, math.nan), False)):
+        said, seen = iter(verdicts), []
+
+        def apart(ours, theirs, said=said, seen=seen):
+            seen.append((ours, theirs))
+            return next(said)
+
+        cut = anatomy.cut(network, kept)
+        as_cut = copy.deepcopy(cut)
+        if name == "resnet18":
+            recalibrate(as_cut, [(inputs,)])
+        Reconstruction(network, anatomy, network, inputs, apart=apart).mend(cut, kept, cut)
+        before = as_cut.state_dict()
+        same = all(torch.equal(value, before[key]) for key, value in cut.state_dict().items())
+        assert same is not stays
+        held = outputs(as_cut.eval(), inputs[-6:])  # a quarter of the samples, the last ones
+        torch.testing.assert_close(seen[0], (held, outputs(network, inputs[-6:])), rtol=1e-4, atol=1e-5)
+
+
+def test_padding_is_nothing_that_layers_are_fitted_to():
+    torch.manual_seed(0)
+    network = NETWORKS["bert"][1]().eval().requires_grad_(False)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    words, mask = torch.randint(1, 99, (64, 12)), torch.arange(12).expand(64, 12) < torch.randint(3, 13, (64, 1))
+    anatomy = read_anatomy(network, (words[:2], mask[:2].long()))
+    kept = anatomy.prefix({axis.name: axis.size // 2 for axis in anatomy.axes if axis.role == "inner"})
+    fitted = []
+    for padding in (0, 50):
+        cut = anatomy.cut(network, kept)
+        inputs = (torch.where(mask, words, padding), mask.long())
+        Reconstruction(network, anatomy, network, inputs, mask=1).mend(cut, kept, cut)
+        fitted.append(cut.state_dict())
+    assert any(not torch.equal(value, before) for value, before in zip(
+        fitted[0].values(), anatomy.cut(network, kept).state_dict().values(), strict=True))  # fmt: skip
+    for name, value in fitted[0].items():
+        torch.testing.assert_close(value, fitted[1][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_flags_and_momenta_are_left_as_they_were():

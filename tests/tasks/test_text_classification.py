@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,24 @@ def test_students_are_cut_out_of_it_and_the_whole_one_is_the_teacher(root: Path,
         assert torch.allclose(whole(*batch.inputs), teacher.module(*batch.inputs), atol=1e-6)
         assert half(*batch.inputs).shape == (9, 2)
     assert sum(p.numel() for p in half.parameters()) == family.price(family.canonical({"depth": 2, "inner": 0.5, "heads": 0.5})).params  # fmt: skip  # noqa: E501
+
+
+def test_what_stays_is_fitted_to_texts_and_not_to_their_padding(root: Path, data: TextData) -> None:
+    teacher, train = open_teacher(root, data), Batches(data, np.arange(96), device=CPU)
+
+    def padded_by(token: int) -> Callable[[int], tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
+        def samples(count: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+            (tokens, mask), targets = first_samples(train, count)
+            return (torch.where(mask.bool(), tokens, token), mask), targets
+
+        return samples
+
+    students = []
+    for token in (0, 99):
+        family = family_for("derived", data.task, {"teacher": teacher}, padded_by(token))
+        students.append(family.inherit(family.canonical({"inner": 0.5})).state_dict())
+    for name, value in students[0].items():
+        torch.testing.assert_close(value, students[1][name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.slow
