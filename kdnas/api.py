@@ -117,8 +117,8 @@ class Run:
         logits [B, K], or [B, T, V]; class k is `record.class_names[k]`. Raises ConfigError where the student was not
         retrained, RunFolderError where its weights are not there any more.
         """
-        from kdnas.plan.exporting import load_student
         from kdnas.workshop import opening
+        from kdnas.workshop.afterwards import load_student
 
         root = opening.data_root(None if self._data_root is None else Path(self._data_root))
         return load_student(self.record, self.pick(pick), data_root=root)

@@ -14,7 +14,7 @@ from kdnas.controller.queue import enqueue, read_students
 from kdnas.controller.runner import Search
 from kdnas.controller.site import Site, site_of
 from kdnas.errors import KdnasError, Problem, RunError, RunFolderError
-from kdnas.plan.exporting import best_repeat, export_folder, wanted_export, write_student
+from kdnas.plan.exporting import export_folder, wanted_export, write_student
 from kdnas.record.database import Database
 from kdnas.record.front import failure, front, pick
 from kdnas.record.lock import read_config
@@ -27,6 +27,7 @@ from kdnas.study.config import StudyConfig
 from kdnas.study.loading import LoadedStudy
 from kdnas.trackers import tracked
 from kdnas.trust import own_storage
+from kdnas.workshop.afterwards import best_repeat
 from kdnas.workshop.evaluators import Evaluator
 from kdnas.workshop.opening import cache_dir
 

@@ -12,6 +12,7 @@ Shapes: B samples, K outputs.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
@@ -28,6 +29,7 @@ from torch.utils import _pytree as pytree
 from kdnas.nn.cutting import Anatomy, outputs, part_of
 from kdnas.nn.recalibration import recalibrate
 from kdnas.nn.reconstruction import Reconstruction
+from kdnas.nn.strided import thinned_first
 
 LEARNING_RATE = 1e-3
 HELD_OUT = 0.25
@@ -178,7 +180,10 @@ class BlockBench:
                     if len(places) == 1 and norms:
                         continue  # a batch norm has no statistics of one sample
                     wanted = fed.given[places]
-                    errors = [(call(*fed.rows(places)) - wanted).square().mean() / scale for call in calls]
+                    with contextlib.ExitStack() as stack:
+                        for call in calls:
+                            stack.enter_context(thinned_first(call))
+                        errors = [(call(*fed.rows(places)) - wanted).square().mean() / scale for call in calls]
                     optimizer.zero_grad(set_to_none=True)
                     torch.stack(errors).sum().backward()
                     optimizer.step()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdnas.nn.cutting import Anatomy, Axis, Depth, Example, Tie, in_order, named_tensors, outputs
+from kdnas.nn.strided import thinned_first
 
 Method = Literal["activation", "taylor", "l1"]
 DepthMethod = Literal["divergence", "influence", "even"]
@@ -201,7 +202,7 @@ class _Taylor:
     def run(self, through: nn.Module, inputs: Example, labels: Tensor) -> None:
         """Measure one batch against its labels."""
         self._network.zero_grad(set_to_none=True)
-        with torch.enable_grad():
+        with torch.enable_grad(), thinned_first(self._network):
             _loss(outputs(through, inputs, grad=True), labels).backward()
         for axis in self._anatomy.axes:
             for tie in _readers(axis):

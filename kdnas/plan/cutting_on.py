@@ -7,7 +7,6 @@ from pathlib import Path
 import yaml
 
 from kdnas.errors import ConfigError, Problem, RunFolderError
-from kdnas.plan.exporting import best_repeat
 from kdnas.plan.train_file import ArchSection, TrainFile
 from kdnas.plan.training import Larger
 from kdnas.plan.training_folder import LOCK_FILE, read_result
@@ -15,6 +14,7 @@ from kdnas.record.front import pick
 from kdnas.record.products import checkpoint_path, loss_of
 from kdnas.record.records import RunRecord
 from kdnas.students import StudentFamily, stated_arch
+from kdnas.workshop.afterwards import best_repeat
 
 _WEIGHTS = "student.safetensors"
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 from torch import nn
 
 from kdnas import atomic
@@ -26,7 +23,7 @@ from kdnas.core.data import Data, ImageData
 from kdnas.core.preprocessing import OwnPreprocessing, Preprocessing, TextPreprocessing
 from kdnas.core.text import TokenData
 from kdnas.core.words import command_line
-from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, Problem, RunFolderError
+from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, Problem
 from kdnas.exporters import EXPORTERS, TrainedStudent, Written, lacking_formats, lacking_packages
 from kdnas.faults import reach
 from kdnas.nn.origin import Cut
@@ -36,13 +33,13 @@ from kdnas.plugins import short_name
 from kdnas.record.front import doubts
 from kdnas.record.lock import TeacherReport
 from kdnas.record.products import checkpoint_path, note_products
-from kdnas.record.records import FrontMember, Repeat, RunRecord, TrialRecord
+from kdnas.record.records import FrontMember, Repeat, RunRecord
 from kdnas.study.config import DERIVED
 from kdnas.tasks import task_of
 from kdnas.tasks._images import DEVIATION, MEAN
 from kdnas.teachers.label_rules import stated_rules
 from kdnas.version import __version__
-from kdnas.workshop.afterwards import family_of, open_run
+from kdnas.workshop.afterwards import best_repeat, load_trained, open_run
 from kdnas.workshop.opening import Workshop, cache_dir
 
 
@@ -142,22 +139,6 @@ def wanted_export(run: RunRecord) -> str:
     return run.config.export.model_dump_json()
 
 
-def best_repeat(run: RunRecord, trial: TrialRecord) -> Repeat:
-    """Return the retraining of `trial` with the best validation score, of equals the first.
-
-    Raises ConfigError, with the command to run, when it was never retrained.
-    """
-    if not trial.repeats:
-        retrained = [other.arch.arch_id for other in run.trials if other.repeats]
-        hint = f"; retrained ones: {', '.join(retrained)}" if retrained else ""
-        raise ConfigError(
-            f"student {trial.arch.arch_id} has only its brief search score, no trained weights: let the search end "
-            f"(`kdnas search` with --out {run.folder}), or train it: "
-            f"`{command_line('kdnas', 'train', run.folder, '--pick', trial.arch.arch_id)}`{hint}"
-        )
-    return min(trial.repeats, key=lambda repeat: run.score.minimised(repeat.score))
-
-
 def trained_student(run: RunRecord, member: FrontMember, repeat: Repeat, workshop: Workshop) -> TrainedStudent:
     """Return the student of `member` with the weights of `repeat`. Raises RunFolderError on a bad checkpoint."""
     file = train_file_for(run, member.trial, workshop.data)
@@ -236,54 +217,14 @@ def _of_pictures(file: TrainFile, data: ImageData, cut: Cut | None) -> Preproces
     )
 
 
-def load_student(run: RunRecord, member: FrontMember, *, data_root: Path) -> nn.Module:
-    """Return the student of `member` behind its normalisation, with the weights of its best retraining, in eval mode.
-
-    A teacher that it was cut out of is read under `data_root`. It takes plain samples, images as floats [B, C, H, W] in
-    0..255. Raises ConfigError when the student was not retrained, RunFolderError when its checkpoint is missing or
-    damaged.
-    """
-    _ = run.training_data
-    repeat, arch = best_repeat(run, member.trial), member.trial.arch
-    checkpoint = checkpoint_path(run, repeat), repeat.sha256, command_line("kdnas", "search", run.folder)
-    family = family_of(run, data_root=data_root, cache=cache_dir())
-    network = family.build(arch)
-    _load_weights(network, arch.arch_id, *checkpoint)
-    return task_of(family.task).entrance(network, run.lock.data).eval()
-
-
 def load_network(file: TrainFile, workshop: Workshop, path: Path, sha256: str = "", remedy: str = "") -> nn.Module:
     """Return the student of `file` with the weights in the safetensors file `path`, in eval mode.
 
-    Raises RunFolderError as `_load_weights` does.
+    Raises RunFolderError as `load_trained` does.
     """
     network: nn.Module = workshop.family.build(file.student)
-    _load_weights(network, file.arch_id, path, sha256, remedy)
+    load_trained(network, file.arch_id, path, sha256, remedy)
     return network.eval()
-
-
-def _load_weights(network: nn.Module, arch_id: str, path: Path, sha256: str, remedy: str) -> None:
-    """Load the safetensors file `path` into `network`, the student `arch_id`.
-
-    Raises RunFolderError where it is missing, damaged, of another network, or not the file of the hash `sha256`
-    (empty: not known); `remedy` is the command that trains it anew.
-    """
-    again = f"; `{remedy}` trains it again" if remedy else ""
-    try:
-        content = path.read_bytes()
-        if sha256 and (found := hashlib.sha256(content).hexdigest()) != sha256:
-            raise RunFolderError(
-                f"{path} holds other weights than were trained (SHA-256 {found[:16]}, the record has {sha256[:16]}): "
-                f"it was altered or swapped with another{again}"
-            )
-        network.load_state_dict(safetensors.torch.load(content))
-    except FileNotFoundError:
-        raise RunFolderError(f"there is no checkpoint {path}{again}") from None
-    except (OSError, safetensors.SafetensorError) as error:
-        raise RunFolderError(f"{path} is truncated or not a safetensors file: {error}{again}") from error
-    except RuntimeError as error:
-        first = str(error).strip().splitlines()[-1].strip()
-        raise RunFolderError(f"{path} holds the weights of another network than {arch_id}: {first}") from error
 
 
 def run_card(run: RunRecord, member: FrontMember, repeat: Repeat, data: Data) -> StudentCard:

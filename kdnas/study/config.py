@@ -64,11 +64,12 @@ class DataConfig(Member):
 
 
 class PairedData(Member):
-    """What a teacher is given in the place of the study's own samples: another data set, sample for sample."""
+    """Another data set for a teacher: given to it sample for sample in the place of the study's own, or learnt from."""
 
-    pair: Pairing
+    pair: Pairing | Literal["none"]
     """order: the samples at the same places, key: those of the same key (`keys` of the data set), whose labels have to
-    agree; label: one of the same class, drawn."""
+    agree; label: one of the same class, drawn; none: a teacher that is trained here learns from them, and is asked
+    about the study's own."""
 
 
 class TeacherConfig(Member):

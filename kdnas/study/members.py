@@ -137,8 +137,8 @@ def _teacher(data: Mapping[str, Any], where: str, section: Any) -> Iterator[Prob
 
 
 def _student_teacher(data: Mapping[str, Any], where: str, section: Any) -> Iterator[Problem]:
-    """Yield what is wrong inside a teacher that is a student family's member, trained here."""
-    if not isinstance(section, dict) or section.get("type") != "student":
+    """Yield what is wrong inside a teacher of student families' members that are trained here."""
+    if not isinstance(section, dict) or section.get("type") not in ("student", "parties"):
         return
     training, family, choices = section.get("training"), section.get("family"), section.get("choices")
     if isinstance(training, dict):

@@ -88,7 +88,7 @@ def _no_ancestor(config: StudyConfig, space: SearchSpace) -> str:
     if teacher is None:
         return "the study has no teacher: no weights can be inherited"
     of = teacher.options.get("family") if teacher.type == "student" else None
-    if of == space.family:
+    if of == space.family or teacher.type == "run":  # of which family its student is, is seen when it is opened
         return ""
     is_what = f"a {of}" if of else f"not of a student family (its source is {teacher.called})"
     return f"the teacher is {is_what}, the students are {space.family}: no weights can be inherited"

@@ -94,8 +94,8 @@ class Task(ABC):
         return False
 
     def varies(self, views: Any) -> bool:
-        """Return whether a sample may look otherwise in every view."""
-        return True
+        """Return whether a sample may look otherwise in every view, which by the defaults of `Views` it does not."""
+        return views is not None and views != self.Views()
 
     def check_statistics(self, statistics: Mapping[str, Sequence[float]]) -> None:
         """Raise ValueError where `statistics` are not those that the entrance needs; here they may be anything."""

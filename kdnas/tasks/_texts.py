@@ -75,10 +75,6 @@ class Texts(Task):
         seen = torch.stack([torch.ones_like(mask[:, 0], dtype=torch.bool), *kept], dim=1)
         return dataclasses.replace(plain, inputs=(tokens, mask * seen, *segments))
 
-    def varies(self, views: TextViews | None) -> bool:
-        """Return whether tokens are hidden."""
-        return views is not None and views.token_dropout > 0
-
     def entrance(self, network: nn.Module, data: Described, size: int | None = None) -> nn.Module:
         """Return `network` behind an entrance that cuts texts off after `size` tokens; None: leaves them whole."""
         from kdnas.nn.pieces import Beginnings

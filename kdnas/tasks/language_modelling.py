@@ -71,10 +71,6 @@ class LanguageModelling(Task):
         """Return the blocks as they are: every view is the same."""
         return self.plain(batch)
 
-    def varies(self, views: NoViews | None) -> bool:
-        """Return that blocks always look the same."""
-        return False
-
     def entrance(self, network: nn.Module, data: Any, size: int | None = None) -> nn.Module:
         """Return `network` behind an entrance that cuts blocks into pieces of `size` tokens, read for themselves."""
         from kdnas.nn.pieces import InPieces

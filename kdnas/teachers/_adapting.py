@@ -25,7 +25,8 @@ from kdnas.errors import Problem, TeacherError
 from kdnas.nn.attention import attention_layers
 from kdnas.nn.exact import exact_arithmetic
 from kdnas.nn.origin import Entrance, Origin
-from kdnas.nn.taps import find_stages
+from kdnas.nn.taps import find_stages, stage_names
+from kdnas.tasks import Described, task_of
 from kdnas.tasks._images import DEVIATION, MEAN
 from kdnas.teachers import Teacher, TeacherContext
 from kdnas.teachers._class_names import Naming, class_order
@@ -138,6 +139,37 @@ def fit_teacher(
         outputs="logits" if module.total is None else "probabilities",
         origin=origin and _entered(origin, module, Expected(mean, std, size), order, own_classes),
     )
+
+
+def enter_teacher(
+    name: str, network: nn.Module, context: TeacherContext, learnt: Described, facts: Mapping[str, Any]
+) -> Teacher:
+    """Return `network`, built by a student family for the data's own task, as a teacher of samples that are no images.
+
+    `learnt` describes the data that it learnt from. Raises TeacherError where it does not answer in numbers.
+    """
+    data = context.data
+    stages, classifier = stage_names(network)
+    module = task_of(data.task).entrance(network, learnt).eval().requires_grad_(False).to(context.device)
+    with exact_arithmetic(), torch.no_grad():
+        answers = module(*(part.to(context.device) for part in _probed(data)))
+    check_finite(answers, data)
+    few = answers.flatten(0, -2)[:: answers.shape[1] if answers.ndim > 2 else 1]
+    return Teacher(
+        name,
+        module,
+        tuple(f"network.{stage}" for stage in stages),
+        classifier and f"network.{classifier}",
+        fingerprint(network, facts),
+        answers=sketch(few.cpu().numpy()),
+    )
+
+
+def _probed(data: Data) -> list[Tensor]:
+    """Return a few fixed training samples of the data, a tensor [n, ...] for each of its inputs."""
+    places = spread(len(data.train))
+    parts = [torch.from_numpy(np.array(data.train.inputs[part.name][places])) for part in data.task.inputs]
+    return [part if part.is_floating_point() else part.long() for part in parts]
 
 
 def image_shape(context: TeacherContext) -> tuple[int, int, int]:

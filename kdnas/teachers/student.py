@@ -5,19 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from kdnas.core.answers import sketch
-from kdnas.core.data import Data
-from kdnas.nn.exact import exact_arithmetic
-from kdnas.nn.taps import stage_names
 from kdnas.plugins import short_name
-from kdnas.tasks import task_of
 from kdnas.tasks._images import DEVIATION, MEAN
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
-from kdnas.teachers._adapting import Expected, check_finite, fingerprint, fit_teacher, spread
+from kdnas.teachers._adapting import Expected, enter_teacher, fit_teacher
 
 
 @TEACHERS.register
@@ -41,31 +32,5 @@ def student(
     if MEAN in statistics:
         teacher = fit_teacher(name, network, context, Expected(statistics[MEAN], statistics[DEVIATION]), facts=facts)
     else:
-        teacher = _entered(name, network, context, facts)
+        teacher = enter_teacher(name, network, context, context.data, facts)
     return dataclasses.replace(teacher, arch=arch)
-
-
-def _entered(name: str, network: nn.Module, context: TeacherContext, facts: dict[str, Any]) -> Teacher:
-    """Return `network`, built for the data's own task, as the teacher of samples that are no images."""
-    data = context.data
-    stages, classifier = stage_names(network)
-    module = task_of(data.task).entrance(network, data).eval().requires_grad_(False).to(context.device)
-    with exact_arithmetic(), torch.no_grad():
-        answers = module(*(part.to(context.device) for part in _probe(data)))
-    check_finite(answers, data)
-    few = answers.flatten(0, -2)[:: answers.shape[1] if answers.ndim > 2 else 1]
-    return Teacher(
-        name,
-        module,
-        tuple(f"network.{stage}" for stage in stages),
-        classifier and f"network.{classifier}",
-        fingerprint(network, facts),
-        answers=sketch(few.cpu().numpy()),
-    )
-
-
-def _probe(data: Data) -> list[Tensor]:
-    """Return a few fixed training samples of the data, a tensor [n, ...] for each of its inputs."""
-    places = spread(len(data.train))
-    parts = [torch.from_numpy(np.array(data.train.inputs[part.name][places])) for part in data.task.inputs]
-    return [part if part.is_floating_point() else part.long() for part in parts]

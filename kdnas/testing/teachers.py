@@ -48,7 +48,7 @@ class TeacherConformance(MemberConformance):
     def context(self, data_root: Path) -> TeacherContext:
         """Return what a study hands over; its `train_student` is for the source `student` alone."""
 
-        def no_training(*arguments: Any) -> Any:
+        def no_training(*arguments: Any, **settings: Any) -> Any:
             raise AssertionError("trains nothing here")
 
         return TeacherContext(self.data(), data_root, torch.device("cpu"), no_training)

@@ -21,6 +21,7 @@ from kdnas.core.seeds import derive_seed
 from kdnas.core.task import TaskSpec
 from kdnas.errors import TrialError
 from kdnas.nn.rows import Rows
+from kdnas.nn.strided import thinned_first
 from kdnas.nn.taps import (
     Outputs,
     OutputShapes,
@@ -326,6 +327,7 @@ def open_step(
         own = derive_seed(seed, "peer", place) if place else seed
         members.append(_open_member(stack, network, student, teacher_shapes, recipe, data.task, device, own))
         stack.enter_context(fused_norms(network, device, pixels=positions, wanted=wanted))
+        stack.enter_context(thinned_first(network))
     writer, on_policy = None, recipe.distillation.on_policy
     if on_policy is not None and outputs is not None:
         bfloat16 = in_bfloat16(recipe.training, device)

@@ -30,6 +30,7 @@ from kdnas.core.pairing import paired
 from kdnas.core.seeds import derive_seed
 from kdnas.core.space import SearchSpace
 from kdnas.core.text import CorpusData
+from kdnas.core.words import counted
 from kdnas.costs import COSTS, CheapCost, MeasuredCost
 from kdnas.datasets import DATASETS
 from kdnas.datasets._kept import fetched_folder, kept_data, kept_folder
@@ -42,7 +43,7 @@ from kdnas.outlets import Notify, silent
 from kdnas.record.lock import DataDescription
 from kdnas.store import NO_STORE, Store
 from kdnas.students import StudentFamily, family_for, sibling_family
-from kdnas.study.config import Completions, DataConfig, Member, StudyConfig, TeacherConfig
+from kdnas.study.config import Completions, DataConfig, Member, PairedData, StudyConfig, TeacherConfig
 from kdnas.tasks import Task, task_of
 from kdnas.teachers import TEACHERS, Teacher, TeacherContext
 from kdnas.tokenizing import Tokenizer
@@ -325,10 +326,17 @@ class Workshop:
     def _share_indices(self, fraction: float, proxy: Member | None) -> np.ndarray:
         if fraction >= 1.0:
             return self.train_indices
-        seed = derive_seed(self.sources.seed, "data fraction")
         if proxy is None:
-            return self.train_indices[self.task.draw(self.data.train.targets[self.train_indices], fraction, seed)]
+            return self._drawn(self.data, self.train_indices, fraction)
+        seed = derive_seed(self.sources.seed, "data fraction")
         return self.train_indices[proxy_places(self, proxy, fraction, seed)]
+
+    def _drawn(self, data: Data, places: np.ndarray, fraction: float) -> np.ndarray:
+        """Return a random share in (0, 1] of the `places` in the training samples of `data`."""
+        if fraction >= 1.0:
+            return places
+        seed = derive_seed(self.sources.seed, "data fraction")
+        return places[task_of(data.task).draw(data.train.targets[places], fraction, seed)]
 
     @property
     def train(self) -> Batches:
@@ -373,10 +381,11 @@ class Workshop:
     def _open_teacher(self, name: str) -> Teacher:
         sources, made_on, member = self.sources, self._made_on, self.sources.teachers[name]
         given = self._asked(name, member.task) if member.task else self._given(name, member)
+        learnt = self._learnt(name, member)
         training = TeacherTraining(
-            given or self.data,
-            self.train_indices,
-            self.share if given is None else functools.partial(self._share_of, given),
+            learnt or given or self.data,
+            self.train_indices if learnt is None else np.arange(len(learnt.train) - learnt.stated_validation),
+            functools.partial(self._share_of, learnt or given or self.data),
             self.cache / "teachers",
             self.device,
             sources.seed,
@@ -386,12 +395,24 @@ class Workshop:
             self.store,
         )
         self._trainings.append(training)
-        context = TeacherContext(given or self.data, self.data_root, self.device, training.network, self.notify)
+        from kdnas.workshop.afterwards import earlier_student  # which opens workshops itself
+
+        earlier = functools.partial(earlier_student, data_root=self.data_root)
+        taught = given or self.data
+        context = TeacherContext(
+            taught, self.data_root, self.device, training.network, self.notify, earlier, self._asks_once
+        )
         teacher: Teacher = TEACHERS.build(member.type, context, **member.options)
+        if learnt is not None:
+            if not training.has_trained:
+                what = f"none: nothing is trained here, and a teacher of type {member.type} learns from no samples"
+                raise ConfigError(Problem(f"teachers.{name}.data.pair", what, "order, key, label"))
+            note = f"learnt from {learnt.name}, {counted(len(training.train_indices), 'sample')}"
+            teacher = replace(teacher, notes=(note, *teacher.notes))
         if member.task:
             told = f"answers the task {member.task} alone, and its score is that of it"
             teacher = replace(teacher, task=member.task, notes=(told, *teacher.notes))
-        if given is not None and member.data is not None:
+        if given is not None and member.data is not None:  # paired
             note = f"is given samples of {given.name}, one for each of {self.data.name}, paired by {member.data.pair}"
             whole = hashlib.sha256(f"{teacher.fingerprint} {given.fingerprint}".encode()).hexdigest()[:16]
             teacher = replace(teacher, data=given, fingerprint=whole, notes=(note, *teacher.notes))
@@ -419,20 +440,42 @@ class Workshop:
 
     def _given(self, name: str, member: TeacherConfig) -> Data | None:
         """Return the samples that the teacher `name` is given; None: the study's own. Raises DataError, ConfigError."""
-        if member.data is None:
+        if member.data is None or member.data.pair == "none":
             return None
         if self.task.mixes(self.sources.training.augmentation):
             what = f"mixes samples, and the teacher {name} is given others, which are not mixed so"
             raise ConfigError(Problem("training.augmentation", what, "mixup: 0"))
-        theirs = load_data(member.data, self.data_root, self.cache)
-        for note in theirs.notes:
-            self.notify(f"note: {theirs.name}, of the teacher {name}: {note}")
+        theirs = self._theirs(name, member.data)
         parts = (self.train_indices, self.validation_indices)
         return paired(theirs, self.data, member.data.pair, parts, derive_seed(self.sources.seed, "pairs", name))
 
-    def _share_of(self, given: Data, fraction: float) -> Batches:
-        """Return a random share of the training split of a teacher's own samples."""
-        return Batches(given, self._share_indices(fraction, None), device=self.device)
+    def _learnt(self, name: str, member: TeacherConfig) -> Data | None:
+        """Return the samples that the teacher `name` alone learns from; None: it has none. Raises DataError."""
+        if member.data is None or member.data.pair != "none":
+            return None
+        theirs = self._theirs(name, member.data)
+        if (theirs.task.inputs, theirs.class_names) != (self.data.task.inputs, self.data.class_names):
+            what = f"its samples or classes are not those of {self.data.name}, about which the teacher is asked"
+            raise DataError(Problem(f"data: {theirs.name}", what, "the same shape, and the same classes in one order"))
+        return theirs
+
+    def _theirs(self, name: str, stated: PairedData) -> Data:
+        """Return the data set of the teacher `name`, with what is to be known of it told. Raises DataError."""
+        theirs = load_data(stated, self.data_root, self.cache)
+        for note in theirs.notes:
+            self.notify(f"note: {theirs.name}, of the teacher {name}: {note}")
+        return theirs
+
+    @property
+    def _asks_once(self) -> bool:
+        """Whether teachers are asked about each sample in one view alone, and about no others."""
+        training = self.sources.training
+        views = training.augmentation
+        return training.proxy is None and not (self.task.varies(views) or self.task.mixes(views))
+
+    def _share_of(self, data: Data, places: np.ndarray, fraction: float) -> Batches:
+        """Return a random share of the training samples at `places` of `data`, which a teacher learns from."""
+        return Batches(data, self._drawn(data, places, fraction), device=self.device)
 
     def teacher_shapes(self, name: str) -> OutputShapes:
         """Return the shapes of a teacher's outputs for a sample."""

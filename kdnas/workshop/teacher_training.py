@@ -7,6 +7,7 @@ folder has a copy: a run whose cache is gone goes on with the teacher that it be
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -26,6 +27,7 @@ from torch import nn
 from kdnas import atomic
 from kdnas.core.arch import Arch
 from kdnas.core.data import Data
+from kdnas.core.parts import Part
 from kdnas.core.seeds import derive_seed
 from kdnas.core.words import counted
 from kdnas.errors import CheckpointError, ConfigError, Problem, RunFolderError, TeacherError, TrialError
@@ -46,6 +48,10 @@ _SUM = "sum"
 """Of a kept teacher's weights, in the header of their file."""
 
 
+_LEAST = 2
+"""Samples of a part."""
+
+
 @dataclass(frozen=True)
 class TeacherTraining:
     """Trains a student family's member on `samples`, a share of the training split, and keeps it under `folder`.
@@ -57,7 +63,8 @@ class TeacherTraining:
 
     data: Data
     train_indices: np.ndarray
-    samples: Callable[[float], Batches]
+    samples: Callable[[np.ndarray, float], Batches]
+    """A share in (0, 1] of the samples at some places."""
     folder: Path
     device: torch.device
     seed: int
@@ -69,10 +76,25 @@ class TeacherTraining:
     _files: dict[Path, Path] = field(default_factory=dict)
     """By the place of a trained network in the cache: where it was read from."""
 
+    @property
+    def has_trained(self) -> bool:
+        """Whether a network of it was asked for."""
+        return bool(self._files)
+
     def network(
-        self, family: str, choices: Mapping[str, Any], training: Mapping[str, Any], notify: Notify
+        self,
+        family: str,
+        choices: Mapping[str, Any],
+        training: Mapping[str, Any],
+        notify: Notify,
+        part: Part | None = None,
     ) -> tuple[nn.Module, Arch]:
-        """Return the trained network, which is without its entrance, and its arch: from the cache where it is there."""
+        """Return the trained network, which is without its entrance, and its arch: from the cache where it is there.
+
+        Raises ConfigError, and TeacherError where its `part` has too few samples.
+        """
+        if part is not None:
+            return self._of(part).network(family, choices, training, notify)
         settings = _training(training, self.data.task.kind)
         student = family_for(family, self.data.task)
         arch = student.canonical(choices)
@@ -94,6 +116,14 @@ class TeacherTraining:
                         made()
         self._files[kept] = found or kept
         return network.eval(), arch
+
+    def _of(self, part: Part) -> TeacherTraining:
+        """Return the training on one part of the samples. Raises TeacherError where that has too few."""
+        places = part.places(self.data.train.targets[self.train_indices], derive_seed(self.seed, "parts"))
+        if len(places) < _LEAST:
+            what = f"one of {part.count} parts of {len(self.train_indices):,} samples has {len(places)}"
+            raise TeacherError(Problem("teacher.count", what, f"{_LEAST} or more: fewer parts, or a larger skew"))
+        return dataclasses.replace(self, train_indices=self.train_indices[places])
 
     def keep(self) -> None:
         """Have a copy of what was read in the run folder. Raises RunFolderError."""
@@ -125,7 +155,7 @@ class TeacherTraining:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
     def _train(self, network: nn.Module, arch: Arch, training: Training, kept: Path, notify: Notify) -> None:
-        samples = self.samples(training.data_fraction)
+        samples = self.samples(self.train_indices, training.data_fraction)
         notify(
             f"training the teacher ({short_name(arch.family)} {arch.arch_id}): {counted(training.epochs, 'epoch')} on "
             f"{len(samples)} {self.data.task.samples}, once; it will be kept in {kept}"

@@ -13,9 +13,10 @@ from trained_run import member_of, small_network, trained_run
 from kdnas.core.data import ImageData
 from kdnas.errors import ConfigError, DataError, ExportError, KdnasError, RunFolderError
 from kdnas.exporters import EXPORTERS, TrainedStudent
-from kdnas.plan.exporting import available_formats, best_repeat, export_student
+from kdnas.plan.exporting import available_formats, export_student
 from kdnas.plan.train_file import load_train_file
 from kdnas.record.records import FrontMember, RunRecord
+from kdnas.workshop.afterwards import best_repeat
 
 CHEAP = ["safetensors", "student_json", "train_yaml", "model_card"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,11 @@ import torch
 import yaml
 from PIL import Image
 
+import kdnas
 from kdnas.core.pairing import paired
 from kdnas.datasets import DATASETS
+from kdnas.errors import TeacherError
+from kdnas.nn.normalise import Normalised
 from kdnas.study.loading import LoadedStudy, load_study
 from kdnas.training.loop import Trained, distil
 from kdnas.training.recipe import Distillation
@@ -141,3 +145,42 @@ def test_a_teacher_in_colour_is_given_the_very_photos_of_a_grey_student(reposito
     small = weighed.reshape(len(weighed), 48, 2, 48, 2).mean(axis=(2, 4))
     alike = [[np.corrcoef(a.ravel(), b.ravel())[0, 1] for b in small] for a in grey[:, 0]]
     assert (np.argmax(alike, axis=1) == np.arange(len(grey))).all()
+
+
+def test_parties_teach_of_samples_that_no_student_sees(repository, root, cache, tmp_path):
+    folder = repository / "studies/kinds_of_distillation/parties"
+    runpy.run_path(str(folder / "prepare.py"))["write"](root / "audio", public=80)
+    (root / "noise.key").write_bytes(bytes(range(32)))
+    study = yaml.safe_load((folder / "study.yaml").read_text())
+    for teacher in study["teachers"].values():
+        teacher |= {"count": 4, "training": {"epochs": 1, "batch_size": 16}}
+    study["training"] |= {"epochs": 1, "precision": "float32"}
+    study["space"] = str((folder / study["space"]).resolve())
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    workshop, found = trained(load_study(tmp_path), root, cache)
+    assert 0 <= found.score <= 1
+    assert len(workshop.data.train) == 80
+    teachers = workshop.teachers
+    assert all("learnt from fsdd_private.npz, 208 samples" in teacher.notes for teacher in teachers.values())
+    assert [any("epsilon" in note for note in teacher.notes) for teacher in teachers.values()] == [False, False, True]
+    study["training"]["augmentation"] = {"crop_padding": 1}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    with pytest.raises(TeacherError, match="further answer"):
+        trained(load_study(tmp_path), root, cache)
+
+
+def test_a_student_of_an_earlier_run_teaches_what_it_knew(repository, root, cache, tmp_path):
+    folder = repository / "studies/kinds_of_distillation/continual"
+    runpy.run_path(str(folder / "prepare.py"))["write"](root / "audio")
+    brief = {"training.epochs": 1, "training.precision": "float32", "final.epochs": 1, "executor.workers": 1}
+    before = kdnas.search(folder / "before.yaml", out=root / "runs/before", data_root=root, settings=brief)
+    study = load_study(folder)
+    workshop, found = trained(study, root, cache)
+    teacher = workshop.teacher
+    assert teacher.arch == before.pick().trial.arch
+    images = torch.tensor(workshop.data.test.inputs["pixels"][:8]).float()
+    torch.testing.assert_close(teacher.module(images), before.student()(images))
+    begun = workshop.begin(teacher.arch, "inherited", 0).eval()
+    seen = next(part for part in teacher.module.modules() if isinstance(part, Normalised))
+    torch.testing.assert_close(begun((images - seen.mean) / seen.std), teacher.module(images))
+    assert 0 <= found.score <= 1

@@ -33,6 +33,7 @@ from kdnas.losses import LOSSES
 from kdnas.nn.elastic import Supernet
 from kdnas.nn.recalibration import recalibrate
 from kdnas.nn.rows import Batch
+from kdnas.nn.strided import thinned_first
 from kdnas.nn.taps import Outputs, OutputShapes, Taps, example_inputs, mask_place, output_shapes, stage_names
 from kdnas.students import StudentFamily
 from kdnas.tasks import task_of
@@ -354,6 +355,7 @@ class SubnetStep:
         view.train(self._supernet.training)
         with (
             fused_norms(view.student, self.device, pixels=self._positions),
+            thinned_first(view.student),
             torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bfloat16),
         ):
             if tapped:
