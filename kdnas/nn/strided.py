@@ -49,5 +49,5 @@ def _convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
     # The weight that it has at the moment decides: a supernet lends it the one of a subnet.
     if x.device.type != "cpu" or layer.weight.shape[1] >= _CHANNELS or not torch.is_grad_enabled():
         return nn.Conv2d.forward(layer, x)
-    down, across = layer.stride  # type: ignore[misc]
+    down, across = layer.stride
     return functional.conv2d(x[..., ::down, ::across], layer.weight, layer.bias)
