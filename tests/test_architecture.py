@@ -57,7 +57,7 @@ BAGS_OF_KEYS = {
     """,
     "arguments and content of the user's own code": """
         datasets/_own_function.py datasets/module.py datasets/text_module.py teachers/__init__.py teachers/module.py
-        teachers/student.py user_code/_imports.py workshop/evaluators/module.py
+        teachers/parties.py teachers/student.py user_code/_imports.py workshop/evaluators/module.py
     """,
     "what another library takes or gives: its arguments, its settings, its files": """
         datasets/cifar_archive.py executors/ray.py

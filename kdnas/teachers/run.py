@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from kdnas.core.pick import DEFAULT_PICK
 from kdnas.errors import Problem, TeacherError
@@ -37,7 +36,7 @@ def run(context: TeacherContext, *, run: str, pick: str = DEFAULT_PICK) -> Teach
 
 
 def _fitted(
-    name: str, earlier: EarlierStudent, context: TeacherContext, facts: dict[str, Any], naming: Naming | None
+    name: str, earlier: EarlierStudent, context: TeacherContext, facts: dict[str, str], naming: Naming | None
 ) -> Teacher:
     """Return the earlier student as the teacher of the context's data. Raises TeacherError where it cannot be."""
     task, statistics = earlier.task, earlier.statistics
