@@ -20,6 +20,6 @@ kdnas compare "$here/parties" --out "$1/parties" --pick smallest --seeds 3 \
   --vary "distillation.losses=ce,{$kd, of: mean},{$kd, of: unlike},{type: kd, weight: 1, temperature: 1, of: votes}"
 
 python "$here/continual/prepare.py" "$KDNAS_DATA"
-kdnas search "$here/continual/before.yaml" --out "$KDNAS_DATA/runs/before"
+kdnas search "$here/continual/before" --out "$KDNAS_DATA/runs/before"
 kdnas search "$here/continual" --out "$1/continual"
 kdnas search "$here/continual" --out "$1/forgetting" --set 'distillation.losses=[]'

@@ -173,7 +173,7 @@ def test_a_student_of_an_earlier_run_teaches_what_it_knew(repository, root, cach
     folder = repository / "studies/kinds_of_distillation/continual"
     runpy.run_path(str(folder / "prepare.py"))["write"](root / "audio")
     brief = {"training.epochs": 1, "training.precision": "float32", "final.epochs": 1, "executor.workers": 1}
-    before = kdnas.search(folder / "before.yaml", out=root / "runs/before", data_root=root, settings=brief)
+    before = kdnas.search(folder / "before", out=root / "runs/before", data_root=root, settings=brief)
     study = load_study(folder)
     workshop, found = trained(study, root, cache)
     teacher = workshop.teacher
