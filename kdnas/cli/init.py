@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -321,7 +320,7 @@ def proposed_training(samples: int) -> tuple[int, int]:
 
 
 def _samples_there(data: Chosen, teacher: Chosen, root: Path) -> int | None:
-    """Return how many training samples the data has, None where it is not there yet or cannot be read."""
+    """Return how many training samples there are; None where none are yet, or they cannot be read, which is told."""
     from kdnas.study.config import DataConfig
     from kdnas.workshop.opening import cache_dir, load_data
 
@@ -329,12 +328,15 @@ def _samples_there(data: Chosen, teacher: Chosen, root: Path) -> int | None:
     named = [value for value in options.values() if isinstance(value, str) and value not in ("bpe", "bytes")]
     if "function" in options or not all(_is_there(root, value) for value in named):
         return None
-    with contextlib.suppress(InputError):
+    try:
         section = DataConfig.model_validate({"type": data.type, **options})
         loaded = load_data(section, root, cache_dir())
-        scored = loaded.stated_validation or section.validation_fraction * len(loaded.train)
-        return round(len(loaded.train) - scored)
-    return None
+    except InputError as error:
+        for problem in error.problems:
+            typer.echo(f"note: the data is there and cannot be read as stated: {problem}", err=True)
+        return None
+    scored = loaded.stated_validation or section.validation_fraction * len(loaded.train)
+    return round(len(loaded.train) - scored)
 
 
 def _is_there(root: Path, name: str) -> bool:

@@ -69,7 +69,7 @@ def kept_entry(
                 _make(folder, make, opened)
                 data = open_intact(folder, opened)
     except OSError as error:
-        reason = f"cannot keep the decoded data here: {error.strerror or error}"
+        reason = f"cannot keep the data here as they are read: {error.strerror or error}"
         raise DataError(
             Problem(str(cache), reason, "free space in a writable folder; KDNAS_CACHE names another")
         ) from error

@@ -223,7 +223,8 @@ class _Making:
         writer.close()
         segments.close()
         if not self.problems.count and not counts["train"]:
-            self.problems.add(self.source.name, "there are no training texts")
+            empty = f"; {counted(len(self.empty), 'text')} left out, which are empty" if self.empty else ""
+            self.problems.add(self.source.name, f"there are no training texts{empty}")
         self.problems.raise_if_any()
         values = _as_numbers(self.labels.values)
         of_numbers = self._are_values(values)

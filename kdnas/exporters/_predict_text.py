@@ -23,7 +23,7 @@ _PROBES = 3
 
 _TEXT = '''"""Labels texts with the network next to this script. It needs tokenizers, NumPy and {packages}.
 
-    python predict.py "a fine piece of work"          label a text, or several; see --help
+    python predict.py {asked}          label {what}, or several; see --help
 """
 
 from __future__ import annotations
@@ -51,9 +51,23 @@ def open_tokenizer():
     return tokenizer
 
 
+def parts_of(text):
+    """Return the text, or the two with a tab between them, as they were trained on: without space around them.
+
+    Raises ValueError where they are not there.
+    """
+    count = 2 if "segments" in INPUTS else 1
+    parts = [part.replace("\\ufeff", "").strip() for part in text.split("\\t", count - 1)]
+    if len(parts) < count:
+        raise ValueError(f"{{text!r}} is one text, and two are compared: put a tab between them")
+    if not all(parts):
+        raise ValueError(f"{{text!r}} has no text" if count == 1 else f"{{text!r}} lacks one of the two texts")
+    return parts
+
+
 def read(tokenizer, text):
-    """Return what the network takes, int64 [1, T] each, from a text; a tab stands between two texts in a row."""
-    found = tokenizer.encode(*text.split("\\t", 1)) if "segments" in INPUTS else tokenizer.encode(text)
+    """Return what the network takes, int64 [1, T] each, from a text. Raises ValueError."""
+    found = tokenizer.encode(*parts_of(text))
     given = {{"tokens": found.ids, "mask": found.attention_mask, "segments": found.type_ids}}
     return [np.array([given[name]], dtype=np.int64) for name in INPUTS]
 
@@ -97,13 +111,18 @@ def main():
     classes = len(PREPROCESSING["class_names"])
     what = f"Labels texts with one of {{classes}} classes." if classes else "Tells the number of texts."
     parser = argparse.ArgumentParser(description=what)
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text; without any, each line of the standard input")
+    one = "two texts with a tab between them" if "segments" in INPUTS else "a text"
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help=f"{{one}}; without any, each line of standard input")
     parser.add_argument("--network", choices=networks, default=networks[0], help="the file that is run (%(default)s)")
     parser.add_argument("--top", type=int, metavar="N", default=3, help="classes a text, the likeliest first (3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a text")
     arguments = parser.parse_args()
     tokenizer, logits_of = open_tokenizer(), NETWORKS[arguments.network]()
     for text in arguments.texts or (line.rstrip("\\n") for line in sys.stdin):
+        try:
+            parts_of(text)
+        except ValueError as error:
+            parser.error(str(error))
         label(text, tokenizer, logits_of, arguments.top, arguments.json)
 
 
@@ -189,10 +208,16 @@ def write_text_predict(student: TrainedStudent, folder: Path) -> tuple[str, ...]
 def _script(student: TrainedStudent, loaders: Sequence[Loader]) -> str:
     return _TEXT.format(
         packages=" or ".join(loader.needs for loader in loaders),
+        asked="$'a question\\\\tits answer'" if _of_pairs(student) else '"a fine piece of work"',
+        what="two texts" if _of_pairs(student) else "a text",
         inputs=tuple(taken.name for taken in student.spec.inputs),
         loaders="".join(loader.text for loader in loaders).rstrip("\n"),
         networks=", ".join(f'"{loader.file}": {loader.function}' for loader in loaders),
     )
+
+
+def _of_pairs(student: TrainedStudent) -> bool:
+    return any(taken.name == "segments" for taken in student.spec.inputs)
 
 
 def check_text_predict(student: TrainedStudent, folder: Path, file: str) -> None:
@@ -203,10 +228,11 @@ def check_text_predict(student: TrainedStudent, folder: Path, file: str) -> None
     tokenizer, loader = Tokenizer(student.tokenizer), _LOADERS[file]
     drawn = torch.randint(0, tokenizer.size, (_PROBES, 12), generator=torch.Generator().manual_seed(0)).tolist()
     texts = [" ".join(tokenizer.decode(one).split()).lstrip("-") or "a text" for one in drawn]
+    asked = list(zip(texts, reversed(texts), strict=True)) if _of_pairs(student) else [(text,) for text in texts]
     names = given.class_names
     with tempfile.TemporaryDirectory(prefix="kdnas-export-") as scratch:
-        printed = printed_alone(script, loader, *texts, folder=Path(scratch), classes=len(names))
-    inputs = [_tokens(student, tokenizer, text, given.length) for text in texts]
+        printed = printed_alone(script, loader, *map("\t".join, asked), folder=Path(scratch), classes=len(names))
+    inputs = [_tokens(student, tokenizer, parts, given.length) for parts in asked]
     logits = [reference_logits(student, *one)[0] for one in inputs]
     if given.rules:
         read = [tokenizer.decode(one[0][0].tolist()) for one in inputs]
@@ -218,7 +244,7 @@ def check_text_predict(student: TrainedStudent, folder: Path, file: str) -> None
         check_printed_values(printed, loader, [float(one[0]) for one in logits])
 
 
-def _tokens(student: TrainedStudent, tokenizer: Tokenizer, text: str, length: int) -> list[torch.Tensor]:
-    one: Encoded = tokenizer.encode([text], length)[0]
+def _tokens(student: TrainedStudent, tokenizer: Tokenizer, texts: Sequence[str], length: int) -> list[torch.Tensor]:
+    one: Encoded = tokenizer.encode([(texts[0], texts[1])] if len(texts) > 1 else texts, length)[0]
     parts = {"tokens": list(one.ids), "mask": [1] * len(one.ids), "segments": list(one.segments)}
     return [torch.tensor([parts[taken.name]]) for taken in student.spec.inputs]

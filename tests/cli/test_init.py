@@ -74,6 +74,16 @@ def test_data_that_is_there_is_looked_at(tmp_path, capsys):
     assert load_study(tmp_path / "b").config.training.batch_size == 128
 
 
+def test_data_that_is_there_and_not_read_as_stated_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("KDNAS_DATA", str(tmp_path))
+    monkeypatch.setenv("KDNAS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "kritik.csv").write_text("Nummer;Text;Urteil\n" + "1;ein Film;gut\n2;ein Buch;öde\n" * 20)
+    assert main(["init", str(tmp_path / "a"), "--data", "kritik.csv", "--teacher", "student"]) == 0
+    told = capsys.readouterr().err
+    assert "note: the data is there and cannot be read as stated: " in told
+    assert "label_column: no column is called as a label usually is (allowed: Nummer, Text, Urteil)" in told
+
+
 def test_the_command_writes_tells_what_is_next_and_never_overwrites(tmp_path, capsys):
     folder = tmp_path / "my study!"
     assert main(["init", str(folder), "--data", "npz", "--own-space"]) == 0

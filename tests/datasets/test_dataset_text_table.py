@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import resource
 import shutil
+import signal
 import tarfile
 from collections import namedtuple
 from pathlib import Path
@@ -297,6 +299,8 @@ def test_empty_texts_are_left_out_and_said(root: Path) -> None:
     data = opened(root, train="a.csv")
     assert texts_of(data) == EXPECTED
     assert any("2 empty texts left out" in note and "line 14" in note for note in data.notes)
+    (root / "a.csv").write_text("text,label\n" + '"",good\n" ",bad\n')
+    assert "there are no training texts; 2 texts left out, which are empty" in complaint(root)
 
 
 def test_texts_longer_than_the_model_takes_are_cut_and_counted(root: Path, data_root: Path) -> None:
@@ -440,6 +444,22 @@ def test_too_little_disk_is_told_before_all_is_read(root: Path, monkeypatch: pyt
     printed = complaint(root)
     assert "has 0 MB free, and the tokens need about 0 MB" in printed
     assert "KDNAS_CACHE names another folder" in printed
+    assert not list((root.parent / "cache" / "datasets").glob("*/"))
+
+
+def test_a_disk_that_fills_while_texts_are_read(root: Path) -> None:
+    """Files may not grow beyond 64 KB: writing fails as it does where a disk is full."""
+    (root / "a.csv").write_text("text,label\n" + "".join(f"text number {n},{n % 2}\n" for n in range(20_000)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, hard))
+    try:
+        printed = complaint(root)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert "cannot keep the data here as they are read: " in printed
+    assert "KDNAS_CACHE names another" in printed
     assert not list((root.parent / "cache" / "datasets").glob("*/"))
 
 

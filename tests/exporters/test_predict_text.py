@@ -87,3 +87,32 @@ def test_predict_keeps_to_the_rules_as_the_study_does(tmp_path: Path) -> None:
     assert allowed("how many are there?", rules, LABELS) == [True, False, False]
     assert allowed("who is x?", rules, LABELS) == [True, True, True]
     assert "rules" not in TextPreprocessing(32, LABELS).as_dict()
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_predict_reads_texts_as_the_study_does_and_no_half_pairs(
+    tmp_path: Path, pairs: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = train_tokenizer("bytes", (), tmp_path / "tokenizer", vocabulary=260, purpose="labelled")
+    stated = TextPreprocessing(32, LABELS, ("tokenizer.json",))
+    (tmp_path / "student.py").write_text("")
+    (tmp_path / "preprocessing.json").write_text(json.dumps(stated.as_dict()))
+    spec = text_classification(32, tokenizer.size, 3, pairs=pairs)
+    student: Any = SimpleNamespace(spec=spec, preprocessing=stated, tokenizer=tmp_path / "tokenizer")
+    write_text_predict(cast(TrainedStudent, student), tmp_path)
+    script = runpy.run_path(str(tmp_path / "predict.py"))
+    assert ("two texts" in script["__doc__"]) is pairs
+    wanted = tokenizer.encode([("one", "and two")] if pairs else ["one"], 32)[0]
+    text = " one \t\ufeffand two\r" if pairs else "\ufeffone \r"
+    assert script["read"](script["open_tokenizer"](), text)[0].tolist() == [list(wanted.ids)]
+    monkeypatch.setitem(script["NETWORKS"], "student.py", lambda: lambda inputs: np.zeros((1, 3)))
+    for wrong, told in (
+        (("one", "put a tab between them"), ("one\t ", "lacks one")) if pairs else ((" ", "has no text"),)
+    ):
+        monkeypatch.setattr("sys.argv", ["predict.py", wrong])
+        with pytest.raises(SystemExit) as ended:
+            script["main"]()
+        assert ended.value.code == 2
+        printed = capsys.readouterr()
+        assert told in printed.err
+        assert not printed.out
