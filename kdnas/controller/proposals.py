@@ -27,7 +27,7 @@ from kdnas.core.arch import Scalar
 from kdnas.core.fidelity import Fidelity
 from kdnas.core.promotion import lifted
 from kdnas.core.space import Assignment
-from kdnas.record.database import showing
+from kdnas.record.rows import showing
 from kdnas.samplers import ChoosesSteps, Ladder, Step
 
 _ASKS = 2

@@ -1,30 +1,21 @@
-"""Where Optuna keeps the trials of a run: an SQLite file, or (`kdnas.record.postgres`) a PostgreSQL database.
-
-Beside it, what is taken from Optuna that it promises to nobody. Checked with Optuna 5.0; tests/record/test_database.py
-fails where one of these has gone: `Study._storage`, `storages.get_storage`, `RDBStorage.scoped_session` and `.engine`,
-and the system attribute `fixed_params` (`kdnas.record.trials`), which holds what a queued trial states.
-"""
+"""Where Optuna keeps the trials of a run: an SQLite file, or (`kdnas.record.postgres`) a PostgreSQL database."""
 
 from __future__ import annotations
 
-import copy
 import shlex
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
 import optuna
-from optuna.storages import BaseStorage, RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.storages import RDBStorage
 from sqlalchemy import URL, Connection, create_engine, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool
 
 from kdnas.checksums import file_sha256
@@ -32,6 +23,7 @@ from kdnas.core.words import printable
 from kdnas.errors import Problem, RunFolderError
 from kdnas.record.damage import refuse_damage
 from kdnas.record.records import RunRecord
+from kdnas.record.rows import Rows
 from kdnas.trust import STORAGE_VARIABLE, is_own_storage
 
 _FILE = "study.db"
@@ -39,34 +31,6 @@ _LOCK_TIMEOUT_S = 60
 _ERRORS = (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, OSError, KeyError, AssertionError)
 
 Direction = Literal["minimize", "maximize"]
-
-
-class _Session(Session):
-    """A session whose commits can be held back, so that what belongs together reaches the disk at once."""
-
-    held = False
-
-    def commit(self) -> None:
-        """Commit, or only flush while held."""
-        if self.held:
-            self.flush()
-        else:
-            super().commit()
-
-    def close(self) -> None:
-        """Close, unless held."""
-        if not self.held:
-            super().close()
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of one study, open."""
-
-    storage: BaseStorage
-    """As Optuna reads and writes them; trials that have ended are read once."""
-    at_once: Callable[[], AbstractContextManager[None]]
-    """Holds back what is written inside, then writes all of it; nothing on an error."""
 
 
 class Database(ABC):
@@ -188,7 +152,7 @@ class SqliteFile(Database):
                 raise RunFolderError(
                     f"{self._path} holds no study {self.study!r} (it holds: {', '.join(names) or 'none'})"
                 )
-            return rows_of(storage)
+            return Rows(storage, self.study)
 
     def _refuse_programs(self) -> None:
         """Raise RunFolderError where the file has triggers or views, which may change what is read, or never end."""
@@ -264,12 +228,6 @@ def _storage(path: Path, *, skip_table_creation: bool = False) -> RDBStorage:
     )
 
 
-def rows_of(storage: RDBStorage) -> Rows:
-    """Return what `storage` has open."""
-    storage.scoped_session = scoped_session(sessionmaker(bind=storage.engine, class_=_Session))
-    return Rows(optuna.storages.get_storage(storage), partial(_at_once, storage))
-
-
 @contextmanager
 def connection(url: str | URL, **options: Any) -> Iterator[Connection]:
     """Give a connection of its own to the database at `url`, in one transaction; it is closed afterwards."""
@@ -284,76 +242,3 @@ def connection(url: str | URL, **options: Any) -> Iterator[Connection]:
 def _header(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(16)
-
-
-@contextmanager
-def _at_once(storage: RDBStorage) -> Iterator[None]:
-    """Hold back what is written to the storage inside, then write all of it; nothing on an error.
-
-    Optuna commits every parameter and attribute by itself, some thirty times a trial, and each waits for the disk.
-    """
-    session = storage.scoped_session()
-    assert isinstance(session, _Session)
-    session.held = True
-    try:
-        yield
-        session.held = False
-        session.commit()
-    finally:
-        session.held = False
-        session.close()  # rolls back what is not committed
-
-
-# -- studies that show only some of their trials ---------------------------------------------------------------------
-
-
-def _passed_on(name: str) -> Callable[..., Any]:
-    def method(self: Any, *arguments: Any, **options: Any) -> Any:
-        return getattr(self.beneath, name)(*arguments, **options)
-
-    return method
-
-
-_Passing: Any = type("_Passing", (BaseStorage,), {name: _passed_on(name) for name in BaseStorage.__abstractmethods__})
-
-
-class _Showing(_Passing):
-    """A storage that shows the `trials` it is given; all else, what is written too, is that of the storage beneath."""
-
-    def __init__(self, beneath: BaseStorage, trials: Sequence[FrozenTrial]):
-        self.beneath = beneath
-        self._trials = trials
-
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        """Return what is shown."""
-        shown = [trial for trial in self._trials if states is None or trial.state in states]
-        return copy.deepcopy(shown) if deepcopy else shown
-
-
-class _Queueing(_Passing):
-    """A storage whose queue holds one of the waiting trials, or none: Optuna's `ask` takes the first that waits."""
-
-    def __init__(self, beneath: BaseStorage, waiting: int | None):
-        self.beneath = beneath
-        self._waiting = waiting
-
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        """Return all trials, and of the queue, where that alone is asked for, the one."""
-        found: list[FrozenTrial] = self.beneath.get_all_trials(study_id, deepcopy, states)
-        return [trial for trial in found if trial.number == self._waiting] if states == (TrialState.WAITING,) else found
-
-
-def showing(study: optuna.Study, trials: Sequence[FrozenTrial]) -> optuna.Study:
-    """Return `study` as if it had these `trials`; what is written to it is written to `study`."""
-    return optuna.Study(study.study_name, _Showing(study._storage, trials), study.sampler)
-
-
-def queueing(
-    study: str, storage: BaseStorage, waiting: int | None, sampler: optuna.samplers.BaseSampler
-) -> optuna.Study:
-    """Return the study whose next `ask` is answered by `sampler`: as a new trial, or as the `waiting` one."""
-    return optuna.Study(study, _Queueing(storage, waiting), sampler)

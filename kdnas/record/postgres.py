@@ -21,7 +21,8 @@ from sqlalchemy.pool import NullPool
 
 from kdnas.errors import ConfigError, Problem, RunFolderError
 from kdnas.record.damage import refuse_damage
-from kdnas.record.database import Database, Direction, Rows, connection, rows_of
+from kdnas.record.database import Database, Direction, connection
+from kdnas.record.rows import Rows
 
 _CONNECT_S = 10
 _TABLES = {
@@ -86,7 +87,7 @@ class Postgres(Database):
             raise RunFolderError(f"{self.place} holds no study {self.study!r}: the record of this run was removed")
         refuse_damage(self, self._folder, objectives)
         with self.errors():
-            return rows_of(self._storage(skip_table_creation=True))
+            return Rows(self._storage(skip_table_creation=True), self.study)
 
     def connect(self) -> AbstractContextManager[Connection]:
         """Connect once more."""

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import optuna
 from optuna.distributions import (
@@ -41,7 +41,7 @@ from kdnas.core.space import SearchSpace
 from kdnas.core.words import printable
 from kdnas.errors import RunFolderError
 from kdnas.record.damage import leave_out
-from kdnas.record.database import Database, Rows, database_of, database_of_run, queueing
+from kdnas.record.database import Database, database_of, database_of_run
 from kdnas.record.lock import Lock, read_lock
 from kdnas.record.records import (
     AuditRecord,
@@ -56,6 +56,7 @@ from kdnas.record.records import (
     RunRecord,
     TrialRecord,
 )
+from kdnas.record.rows import Rows, queueing
 from kdnas.record.run_folder import LOCK_FILE, controller_lock
 from kdnas.record.trials import (
     FIXED_PARAMS,
@@ -74,7 +75,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_REFUSALS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+_REFUSALS = (SQLAlchemyError, optuna.exceptions.StorageInternalError, optuna.exceptions.UpdateFinishedTrialError)
 """What the disk or the database raises."""
 _NOTES_OF_OLD = {"teacher_test_accuracy": "teacher_test_score"}
 
@@ -116,8 +117,7 @@ class Record:
         self._database = database
         self._name = database.study
         self._rows = rows
-        self._storage = rows.storage
-        self.study = optuna.Study(self._name, self._storage, optuna.samplers.RandomSampler(seed=0))
+        self.study = optuna.Study(self._name, rows, optuna.samplers.RandomSampler(seed=0))
         self._asked: dict[int, optuna.Trial] = {}
         """By number: the trials that this process runs."""
         self._ended: dict[int, TrialRecord] = {}
@@ -189,7 +189,7 @@ class Record:
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trial = queueing(self._name, self._storage, waiting, sampler).ask(dict(domain))
+            trial = queueing(self._name, self._rows, waiting, sampler).ask(dict(domain))
         self._asked[trial.number] = trial
         return trial.number, dict(trial.params)
 
@@ -206,7 +206,7 @@ class Record:
         """
         for name, value in self.study.get_trials(deepcopy=False)[before].system_attrs.items():
             if name != FIXED_PARAMS:
-                self._storage.set_trial_system_attr(self._trial_id(again), name, value)
+                self._rows.set_trial_system_attr(self._trial_id(again), name, value)
 
     @_on_disk
     def waiting(self) -> tuple[QueuedTrial, ...]:
@@ -225,8 +225,8 @@ class Record:
     def set_aside(self, number: int, reason: str) -> None:
         """Close a trial that has not been described, with the reason why it becomes no student."""
         trial_id = self._trial_id(number)
-        self._storage.set_trial_state_values(trial_id, OptunaState.RUNNING)  # a waiting one
-        self._storage.set_trial_user_attr(trial_id, "set_aside", printable(reason))
+        self._rows.set_trial_state_values(trial_id, OptunaState.RUNNING)  # a waiting one
+        self._rows.set_trial_user_attr(trial_id, "set_aside", printable(reason))
         self._close(number, OptunaState.FAIL)
 
     @_on_disk
@@ -254,9 +254,9 @@ class Record:
     def close_without_result(self, number: int, state: Literal["failed", "interrupted"], reason: str) -> None:
         """Close a trial as failed or interrupted, with the reason."""
         trial_id = self._trial_id(number)
-        self._storage.set_trial_user_attr(trial_id, "reason", printable(reason))
+        self._rows.set_trial_user_attr(trial_id, "reason", printable(reason))
         if state == "interrupted":
-            self._storage.set_trial_user_attr(trial_id, "interrupted", True)
+            self._rows.set_trial_user_attr(trial_id, "interrupted", True)
         self._close(number, OptunaState.FAIL)
 
     def _close(self, number: int, state: OptunaState, values: Sequence[float] | None = None) -> None:
@@ -283,7 +283,7 @@ class Record:
     @_on_disk
     def controls(self, fidelity: Fidelity) -> tuple[Control, ...]:
         """Return the controls that were trained to `fidelity`."""
-        found = [value for key, value in self.study.user_attrs.items() if key.startswith("control:")]
+        found = [value for key, value in self._notes.items() if key.startswith("control:")]
         return tuple(control for control in map(control_of, found) if control.fidelity == fidelity)
 
     @_on_disk
@@ -296,14 +296,14 @@ class Record:
     @_on_disk
     def failed_repeats(self, number: int, seed: int, fidelity: Fidelity) -> int:
         """Return how often a retraining of finalist `number` failed."""
-        return int(self.study.user_attrs.get(_failed_key(number, seed, fidelity), {}).get("attempts", 0))
+        return int(self._notes.get(_failed_key(number, seed, fidelity), {}).get("attempts", 0))
 
     @_on_disk
     def all_failed_repeats(self, fidelity: Fidelity) -> tuple[FailedRepeat, ...]:
         """Return the retrainings to `fidelity` that failed."""
         return tuple(
             FailedRepeat(int(number), int(seed), int(value["attempts"]), printable(value["reason"]))
-            for key, value in self.study.user_attrs.items()
+            for key, value in self._notes.items()
             if key.startswith("failed:")
             for _, number, seed, amount in [key.split(":")]
             if amount == fidelity.key
@@ -323,7 +323,7 @@ class Record:
     @_on_disk
     def audit(self) -> AuditRecord | None:
         """Return the run's audit, None where none was begun."""
-        attributes = self.study.user_attrs
+        attributes = self._notes
         plan = attributes.get("audit")
         if plan is None:
             return None
@@ -336,7 +336,7 @@ class Record:
     @_on_disk
     def has_final_measurements(self, number: int) -> bool:
         """Whether finalist `number` was measured after the search."""
-        return f"measured:{number}" in self.study.user_attrs
+        return f"measured:{number}" in self._notes
 
     @_on_disk
     def add_final_measurements(self, number: int, measurements: Mapping[str, Measurement]) -> None:
@@ -352,7 +352,7 @@ class Record:
     @_on_disk
     def notes(self) -> RunNotes:
         """Return the facts that `set_note` wrote."""
-        attributes = self.study.user_attrs
+        attributes = self._notes
         noted = {key.partition(":")[2]: value for key, value in attributes.items() if key.startswith("note:")}
         noted = {_NOTES_OF_OLD.get(name, name): value for name, value in noted.items()}
         lengths = {int(epochs): score for epochs, score in noted.get("lengths", {}).items()}
@@ -368,7 +368,7 @@ class Record:
     def trials(self) -> tuple[TrialRecord, ...]:
         """Return every trial that became a student, in order."""
         repeats: dict[int, list[Repeat]] = {}
-        attributes = self.study.user_attrs
+        attributes = self._notes
         for key, value in attributes.items():
             if key.startswith("final:"):
                 repeats.setdefault(int(key.split(":")[1]), []).append(repeat_of(value))
@@ -406,8 +406,12 @@ class Record:
         return [trial.number for trial in self.study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,))]
 
     def _trial_id(self, number: int) -> int:
-        study_id = self._storage.get_study_id_from_name(self._name)
-        return self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        return self._rows.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+
+    @property
+    def _notes(self) -> Mapping[str, Any]:
+        """What was noted of the study: Optuna's own property copies it deeply, time and again."""
+        return self._rows.get_study_user_attrs(self.study._study_id)
 
 
 def _with_start(audit: AuditRecord | None, start: Start) -> AuditRecord | None:

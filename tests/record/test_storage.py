@@ -44,7 +44,7 @@ def result(infeasible="", **values):
 
 
 def _engine(record):
-    return record._storage._backend.engine
+    return record._rows.beneath.engine
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_optuna_opens_the_record_with_the_same_numbers(tmp_path, record):
 def test_optunas_own_tools_know_the_names_of_the_objectives(tmp_path, record):
     study = optuna.load_study(study_name="study", storage=database_of(tmp_path, "study").url)
     assert study.metric_names == [objective.name for objective in OBJECTIVES]
-    record._storage.set_study_system_attr(record._storage.get_study_id_from_name("study"), "study:metric_names", None)
+    record._rows.set_study_system_attr(record.study._study_id, "study:metric_names", None)
     old = Record.open(
         database_of(tmp_path, "study"), OBJECTIVES
     )  # a record of before there were names opens, and gets them
