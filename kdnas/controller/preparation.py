@@ -125,6 +125,7 @@ def prepare_study(
     config = study.config
     context = _context(study, folder, locked, data_root, cache, notify=lambda line: observe(Note(line)))
     database = database or database_of(folder, config.name, config.storage)
+    database.notify = lambda line: observe(Note(line))
     if locked is None and config.storage is not None and database.exists():
         what = f"{database.place} holds a study {config.name!r} already, of another run folder"
         raise RunFolderError(f"{what}: search in that one, or give this study another name")

@@ -7,6 +7,7 @@ controller (`_ray_head.py`). The workers' words go to Ray's log files, never to 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import json
@@ -30,6 +31,8 @@ _START_S = 180.0
 """A cold start takes 5 to 10 s on a quiet machine."""
 _ENDS_S = 5.0
 _REACHED_S = 10.0
+_SILENT_S = 10.0
+"""How long something may take before it is said what is waited for."""
 _MANY = 1000
 _ANYWHERE = "auto, local, ray://host:10001, host:port"
 
@@ -133,7 +136,8 @@ class Cluster:
         try:
             import ray  # noqa: F401  # while the cluster starts
 
-            return self._answer(wanted)
+            with said_if_slow("waiting for a local Ray cluster to start"):
+                return self._answer(wanted)
         except BaseException:
             self._end_own()
             raise
@@ -161,8 +165,9 @@ class Cluster:
         if self._was_there:  # the user's own program has connected
             return
         _refuse_unreachable(address)
+        waiting = f"waiting for the Ray cluster at {address} to take this program in"
         try:
-            with _own_sigterm():
+            with _own_sigterm(), said_if_slow(f"{waiting}: one of other software, or with a token, never does"):
                 context = ray.init(
                     address=address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR
                 )
@@ -203,6 +208,18 @@ def _refuse_unreachable(address: str) -> None:
     except (OSError, OverflowError) as error:
         what = f"{address}: no Ray cluster answers there: {error}"
         raise ConfigError(Problem("executor.address", what, _ANYWHERE)) from None
+
+
+@contextlib.contextmanager
+def said_if_slow(line: str) -> Iterator[None]:
+    """Write `line` to standard error where the context does not end within some seconds."""
+    timer = threading.Timer(_SILENT_S, functools.partial(print, line, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager

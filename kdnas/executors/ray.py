@@ -16,7 +16,7 @@ from kdnas.core.words import counted, printable
 from kdnas.errors import ConfigError, Problem, RunError
 from kdnas.executors import EXECUTORS, Evaluate, Finished, R, T
 from kdnas.executors._listening import NewsExecutor
-from kdnas.executors._ray_cluster import Cluster, Needs
+from kdnas.executors._ray_cluster import Cluster, Needs, said_if_slow
 from kdnas.executors._ray_slot import Heard, Place, Slot, Surroundings
 from kdnas.version import __version__
 
@@ -184,6 +184,10 @@ class Ray(NewsExecutor[T, R]):
         """Ask for the workers, and wait for a while until they are placed, longer for the first of them."""
         for _ in range(self._wanted()):
             self._slots.append(self._asked_for())
+        with said_if_slow(f"waiting for a node with room for a worker, which takes {_shown(self._needs.as_dict())}"):
+            self._wait_until_placed()
+
+    def _wait_until_placed(self) -> None:
         began = time.monotonic()
         while (placed := sum(slot.place is not None for slot in self._slots)) < len(self._slots):
             if time.monotonic() - began > (_PLACEMENT_S if placed else _FIRST_PLACEMENT_S):

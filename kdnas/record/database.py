@@ -21,6 +21,7 @@ from sqlalchemy.pool import NullPool
 from kdnas.checksums import file_sha256
 from kdnas.core.words import printable
 from kdnas.errors import Problem, RunFolderError
+from kdnas.outlets import Notify, silent
 from kdnas.record.damage import refuse_damage
 from kdnas.record.records import RunRecord
 from kdnas.record.rows import Rows
@@ -38,6 +39,8 @@ class Database(ABC):
 
     def __init__(self, study: str):
         self.study = study
+        self.notify: Notify = silent
+        """Takes what whoever waits for the database should know."""
 
     @property
     @abstractmethod

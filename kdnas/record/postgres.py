@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import optuna
 from optuna.storages import RDBStorage
 from sqlalchemy import Connection, Engine, create_engine, inspect, make_url, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from kdnas.errors import ConfigError, Problem, RunFolderError
@@ -25,6 +26,9 @@ from kdnas.record.database import Database, Direction, connection
 from kdnas.record.rows import Rows
 
 _CONNECT_S = 10
+_AWAY_S = 300.0
+"""How long a search waits for a server that is away: it restarts, or is moved, within minutes."""
+_KNOCK_S = 2.0
 _TABLES = {
     "trials": "study_id = :study",
     "trial_params": "trial_id in (select trial_id from trials where study_id = :study)",
@@ -87,7 +91,8 @@ class Postgres(Database):
             raise RunFolderError(f"{self.place} holds no study {self.study!r}: the record of this run was removed")
         refuse_damage(self, self._folder, objectives)
         with self.errors():
-            return Rows(self._storage(skip_table_creation=True), self.study)
+            storage = self._storage(skip_table_creation=True)
+            return Rows(storage, self.study, lambda: self.patiently(storage.engine.connect))
 
     def connect(self) -> AbstractContextManager[Connection]:
         """Connect once more."""
@@ -97,15 +102,37 @@ class Postgres(Database):
         """Return what connects once more, each time anew."""
         return create_engine(self._url, poolclass=NullPool, connect_args={"connect_timeout": _CONNECT_S}, **options)
 
+    def patiently(self, connect: Callable[[], Connection]) -> Connection:
+        """Return a connection; one that holds the study waits some minutes for a server that is away, with a line.
+
+        Raises SQLAlchemyError where the server does not come back.
+        """
+        began, told = time.monotonic(), False
+        while True:
+            try:
+                connected = connect()
+            except OperationalError as error:
+                if self._hold is None or time.monotonic() - began > _AWAY_S:
+                    raise
+                if not told:
+                    told = True
+                    self.notify(f"{self.unusable(error)}; waiting up to {_AWAY_S:g} s for the server to come back")
+                time.sleep(_KNOCK_S)
+            else:
+                if told:
+                    self.notify(f"{self.place} is back after {time.monotonic() - began:.0f} s")
+                return connected
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold a lock of the server's, which falls with its connection however the process or its machine dies."""
-        self._hold = _Hold(self)
+        hold = _Hold(self)  # a server that is not there now is none that comes back
+        self._hold = hold
         try:
             yield
         finally:
-            self._hold.close()
             self._hold = None
+            hold.close()
 
     def check_held(self) -> None:
         """Take the lock again that a restart of the server freed. Raises RunFolderError where another has been here."""
@@ -174,7 +201,7 @@ class _Hold:
     def _take(self) -> None:
         database, lock = self._database, text("select pg_try_advisory_lock(hashtextextended(:study, 0))")
         with database.errors():
-            self._rows = database.engine(isolation_level="AUTOCOMMIT").connect()
+            self._rows = database.patiently(database.engine(isolation_level="AUTOCOMMIT").connect)
             for name, value in _ALIVE.items():
                 self._rows.execute(text(f"set {name} = {value}"))
             free = self._rows.execute(lock, {"study": f"kdnas {database.study}"}).scalar_one()

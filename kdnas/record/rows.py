@@ -72,11 +72,12 @@ class Rows(_Passing):
 
     What is written is in the database when the method returns; inside `at_once`, when that ends. Raises SQLAlchemyError
     where the database refuses, and UpdateFinishedTrialError where another program has ended a trial of this one's;
-    what is known is read anew after that.
+    what is known is read anew after that. `connect` gives a connection; None: the storage's own.
     """
 
-    def __init__(self, storage: RDBStorage, name: str):
+    def __init__(self, storage: RDBStorage, name: str, connect: Callable[[], Connection] | None = None):
         self.beneath = storage
+        self._connect = connect or storage.engine.connect
         self._study_id: int = storage.get_study_id_from_name(name)
         self._name = name
         self._directions: list[StudyDirection] = storage.get_study_directions(self._study_id)
@@ -114,7 +115,7 @@ class Rows(_Passing):
             yield self._transaction
             return
         try:
-            with self.beneath.engine.begin() as connection:
+            with self._connect() as connection, connection.begin():
                 self._transaction = connection
                 try:
                     yield connection

@@ -218,13 +218,47 @@ def _scratches(head: int) -> list[str]:
     return [str(Path(link).parent) for link in links if "kdnas-ray-" in link and link.endswith("controller")]
 
 
+_NO_CLUSTER = """
+import functools
+import ray._private.services as services
+from kdnas.executors._ray_cluster import *
+services.find_gcs_addresses = functools.cache(lambda: set())  # those of other programs on this machine
+Cluster('auto', workers=1, needs=Needs(1.0, 0.0, {}))
+"""
+
+
 @needs_ray
 @pytest.mark.slow
-def test_no_such_cluster_is_told():
-    code = "from kdnas.executors._ray_cluster import *; Cluster('auto', workers=1, needs=Needs(1.0, 0.0, {}))"
+def test_no_such_cluster_is_told(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    environment["RAY_TMPDIR"] = str(tmp_path)
+    code = [sys.executable, "-c", _NO_CLUSTER]
+    done = subprocess.run(code, env=environment, capture_output=True, text=True, check=False)
     assert "ConfigError: executor.address: auto: " in done.stderr.splitlines()[-1]
+
+
+@needs_ray
+def test_what_a_slow_cluster_is_waited_for_is_said(monkeypatch, capsys):
+    monkeypatch.setattr("kdnas.executors._ray_cluster._SILENT_S", 0.1)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+
+    def slow(**options):
+        time.sleep(0.5)
+        raise ConnectionError("it asks for a token")
+
+    monkeypatch.setattr("ray.init", slow)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with pytest.raises(ConfigError, match="executor.address: auto: it asks for a token"):
+        Cluster("auto", workers=1, needs=Needs(1.0, 0.0, {}))
+    assert "waiting for the Ray cluster at auto to take this program in" in capsys.readouterr().err
+
+
+@needs_ray
+def test_a_lack_of_room_is_said(build, monkeypatch, capsys):
+    monkeypatch.setattr("kdnas.executors._ray_cluster._SILENT_S", 0.1)
+    monkeypatch.setattr("kdnas.executors.ray._FIRST_PLACEMENT_S", 0.6)
+    build(workers=1, cpus=64)
+    assert "waiting for a node with room for a worker, which takes CPU: 64" in capsys.readouterr().err
 
 
 def test_without_ray_it_is_told_how_to_get_it(monkeypatch):

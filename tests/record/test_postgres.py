@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pandas
@@ -29,17 +30,21 @@ OBJECTIVES = (ACCURACY, Quantity("macs", "MACs", "minimize", "cheap"))
 
 
 @pytest.fixture(scope="module")
-def url():
-    """A server's database, which the user names; its socket needs a short path."""
-    with (
-        pytest.MonkeyPatch.context() as environment,
-        tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder,
-    ):
+def server():
+    """A server of these tests' own; its socket needs a short path."""
+    with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder:
         server = embedded.get_server(Path(folder), cleanup_mode="stop")
-        url = f"postgresql://postgres@/postgres?host={folder}"
+        yield server
+        server.cleanup()
+
+
+@pytest.fixture(scope="module")
+def url(server):
+    """Its database, which the user names."""
+    url = f"postgresql://postgres@/postgres?host={server.pgdata}"
+    with pytest.MonkeyPatch.context() as environment:
         environment.setenv("KDNAS_STORAGE", url)
         yield url
-        server.cleanup()
 
 
 def trials_of(run: Path) -> pandas.DataFrame:
@@ -139,6 +144,44 @@ def test_a_lock_that_fell_with_its_server_is_taken_again_where_nobody_was_there(
             raise AssertionError("another has written")
     with other.held():
         pass
+
+
+def stop(server):
+    embedded.pg_ctl(["-w", "-m", "fast", "stop"], pgdata=server.pgdata, user=server.system_user)
+
+
+def start(server):
+    options = ["-o", f'-h "" -k {server.pgdata}', "-l", str(server.log)]
+    embedded.pg_ctl(["-w", *options, "start"], pgdata=server.pgdata, user=server.system_user)
+
+
+def test_a_search_waits_for_a_server_that_restarts(server, url, tmp_path, monkeypatch):
+    database = database_of(tmp_path, "waiting", url)
+    lines = []
+    database.notify = lines.append
+    with database.held():
+        record = Record.create(database, OBJECTIVES)
+        with record.at_once():
+            assert record.ask(RandomSampler(seed=0), {})[0] == 0
+        stop(server)
+        back = threading.Timer(1.0, start, [server])
+        back.start()
+        with record.at_once():
+            record.close_without_result(0, "failed", "why not")
+        back.join()
+        assert "waiting up to 300 s for the server to come back" in lines[0]
+        assert "is back after" in lines[-1]
+        assert len(lines) <= 4  # for the lock, and for the rows where that was quick
+        assert record.unfinished() == []
+        with pytest.raises(RunFolderError, match="is in use by another kdnas search"):
+            database_of(tmp_path, "waiting", url).held().__enter__()
+        monkeypatch.setattr("kdnas.record.postgres._AWAY_S", 0.1)
+        stop(server)
+        try:
+            with pytest.raises(RunFolderError, match="cannot be used"):
+                record.unfinished()
+        finally:
+            start(server)
 
 
 @pytest.mark.slow
