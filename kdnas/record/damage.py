@@ -15,7 +15,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optuna.distributions import json_to_distribution
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy import Connection
@@ -26,6 +25,7 @@ from kdnas.core.fidelity import Fidelity
 from kdnas.core.objective import unsound
 from kdnas.core.words import command_line, printable
 from kdnas.errors import ConfigError, Problem, RunFolderError
+from kdnas.record.rows import distribution_of
 from kdnas.record.trials import audit_training, control_of, measurements_of, repeat_of, trial_record
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _trial_problem(
             return f"its attribute {key!r} is not JSON: {error}"
     for name, value, distribution in rows.params[trial_id]:
         try:
-            json_to_distribution(distribution).to_external_repr(float(value))
+            distribution_of(distribution).to_external_repr(float(value))
         except (*_UNREADABLE, IndexError, AssertionError) as error:
             return f"its parameter {name!r} cannot be read: {error}"
     if state == "COMPLETE" and sorted(place for place, _ in rows.values[trial_id]) != list(range(len(objectives))):

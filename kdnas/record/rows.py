@@ -365,7 +365,7 @@ def _read(connection: Connection, wanted: ColumnElement[bool]) -> Iterator[Froze
     params, values, steps = by_trial(_PARAMS), by_trial(_VALUES), by_trial(_STEPS)
     attributes = {kind: by_trial(table) for kind, table in _ATTRIBUTES.items()}
     for row in connection.execute(select(_TRIALS).where(wanted)).all():
-        known = {each.param_name: (_from_json(each.distribution_json), each.param_value) for each in
+        known = {each.param_name: (distribution_of(each.distribution_json), each.param_value) for each in
                  params.get(row.trial_id, ())}  # fmt: skip
         told = sorted(values.get(row.trial_id, ()), key=lambda each: each.objective)
         yield FrozenTrial(
@@ -402,7 +402,8 @@ def _put(dialect: str, table: Table) -> Any:
 
 
 @functools.lru_cache(maxsize=4096)  # of a search's thousands of trials each has the same
-def _from_json(text: str) -> BaseDistribution:
+def distribution_of(text: str) -> BaseDistribution:
+    """Return the distribution that a row holds as text."""
     return json_to_distribution(text)
 
 
