@@ -396,7 +396,7 @@ def ready_lines(event: Ready) -> list[str]:
         lines.append(f"resuming: {'1 trial is' if closed == 1 else f'{closed} trials are'} done")
     if run.config.rungs:
         steps = ", ".join(fidelity.words for fidelity in run.config.fidelities)
-        lines.append(f"rungs of {steps}; promotion by {run.config.promotion.rule}")
+        lines.append(f"rungs of {steps}; promotion by {run.config.promotion_rule}")
     if run.supernet is not None:
         lines.append(supernet_in_words(run.supernet))
     lines += filter(None, [updates(run)])

@@ -161,7 +161,7 @@ executor:
 # rungs: [{{epochs: {short}}}, {{epochs: {epochs}}}]
 # rungs: [{{epochs: {nearly}, resolution_fraction: 0.5}}, {{epochs: {epochs}}}]  # or data_fraction: trained anew
 # promotion:
-#   rule: rank  # who is promising: rank, model (hvi's own: where short scores may say little), moasha, halving
+#   rule: model  # who is promising: model (hvi's, else rank: learns what short scores say), rank, moasha, halving
 #   eta: 3  # one of so many goes on; by default the step between rungs
 # evaluator: distil  # where a score comes from: a brief training; kdnas list evaluators
 {start}# One supernet, trained first, scores hundreds of students untrained; the promising ones are trained as before:

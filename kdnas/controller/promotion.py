@@ -57,7 +57,7 @@ def next_promotion(run: RunRecord, call: Call = "share") -> TrialRecord | None:
     for rung in reversed(range(len(fidelities) - 1)):
         trials = _scored_at(run, rung)
         above = [(student_key(trial.arch, trial.tuned), rung + 1) for trial in trials]
-        rule = run.config.promotion.rule
+        rule = run.config.promotion_rule
         best = promotable(
             "rank" if rule == "model" else rule,
             Rung(

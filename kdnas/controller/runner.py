@@ -178,7 +178,7 @@ class Search:
             return self._retry[0]
         exhausted = bool(self._record.notes().exhausted)
         ending = self._is_ending()
-        sampler = self._proposals({}) if self._config.rungs and self._config.promotion.rule == "model" else None
+        sampler = self._proposals({}) if self._config.rungs and self._config.promotion_rule == "model" else None
         if sampler is not None and sampler.chooses_steps:
             ladder = self._ladder(exhausted, ending)
             step = self._record.consulted(lambda study: sampler.next_step(study, ladder))

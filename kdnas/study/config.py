@@ -24,8 +24,10 @@ from kdnas.core.fidelity import Fidelity, SearchStart, Start
 from kdnas.core.objective import ACCURACY, OF_VALUES, SCORES, Constraint, Quantity, score_among
 from kdnas.core.pairing import Pairing
 from kdnas.core.pick import DEFAULT_PICK, Near, PickError, Standard, against, parse_bound, parse_pick
+from kdnas.core.promotion import Rule
 from kdnas.datasets import kind_of
 from kdnas.errors import ConfigError, Problem
+from kdnas.plugins import is_plugin
 from kdnas.registry import Member, Section, later
 from kdnas.study.earlier import in_present_words
 from kdnas.training.recipe import RESERVED, Distillation, Recipe, Training, training_as
@@ -149,12 +151,12 @@ class BlocksConfig(Section):
 class Promotion(Section):
     """Which students of a rung are trained on at the next one: see `kdnas.core.promotion`."""
 
-    rule: Literal["rank", "model", "moasha", "halving"] = "rank"
-    """model: that of the sampler `hvi`: it learns how far a short score can be trusted, and new students may begin at
-    the highest rung."""
+    rule: Rule | Literal["model"] | None = None
+    """model: that of the sampler `hvi`: it learns what a short score says of the full one, and new students begin at
+    the highest rung where that is too little. None: model with that sampler, rank with one that has no model."""
     eta: Annotated[float, Field(gt=1.0, le=1000.0)] | None = None
-    """One of so many students of a rung is promoted. None: as many times as the next rung is longer, so that every rung
-    gets about the same share of the budget; 8 from a rung that costs no training."""
+    """One of so many students of a rung is promoted, by `model` one or more. None: as many times as the next rung is
+    longer, so that every rung gets about the same share of the budget; 8 from a rung that costs no training."""
 
 
 class Stagnation(Section):
@@ -630,6 +632,16 @@ class StudyConfig(Section):
         stated = replace(full, **rung.model_dump(exclude_none=True))
         as_cut = not rung.epochs and stated.start != "random"
         return Fidelity(0, start=stated.start) if as_cut else stated
+
+    @property
+    def promotion_rule(self) -> Rule | Literal["model"]:
+        """The rule of promotion, the default one resolved."""
+        return self.promotion.rule or ("model" if self.has_model else "rank")
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the sampler may have a model of what short scores say."""
+        return self.sampler.type in ("auto", "hvi") or is_plugin(self.sampler.type)
 
     def eta(self, rung: int) -> float:
         """Return one of how many students of `rung` is promoted to the next."""

@@ -6,7 +6,6 @@ import itertools
 
 from kdnas.core.space import SearchSpace
 from kdnas.errors import Problem
-from kdnas.plugins import is_plugin
 from kdnas.study.config import BLOCKS, DISTIL, StudyConfig
 from kdnas.study.members import registry_of
 
@@ -123,9 +122,8 @@ def _ladder(config: StudyConfig) -> list[Problem]:
     """Return what is wrong with the rungs together."""
     problems = []
     fidelities = config.fidelities
-    sampler = config.sampler.type
-    if config.promotion.rule == "model" and sampler not in ("auto", "hvi") and not is_plugin(sampler):
-        what = f"the sampler {sampler} has no model of what short scores tell"
+    if config.promotion_rule == "model" and not config.has_model:
+        what = f"the sampler {config.sampler.type} has no model of what short scores tell"
         problems.append(Problem("promotion.rule", what, "rank, moasha, halving; or sampler: hvi"))
     for index, (low, high) in enumerate(itertools.pairwise(fidelities), 1):
         if low.amount >= high.amount:

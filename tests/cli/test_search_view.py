@@ -108,7 +108,7 @@ def test_a_search_with_rungs_says_how_long_a_score_was_trained_and_what_its_budg
     view.observe(Ready(run, False, 2))
     view.observe(TrialEnded(run, trial))
     lines = console.file.getvalue().splitlines()
-    assert "rungs of 3 epochs of 50 % of the data, 5 epochs; promotion by rank" in lines
+    assert "rungs of 3 epochs of 50 % of the data, 5 epochs; promotion by model" in lines
     assert any(line.startswith("4 full trainings on 2 workers") for line in lines)
     assert lines[-1].startswith(f"[2]  trial    0  {trial.arch.arch_id}  3 epochs of 50 % of the data  accuracy")
 

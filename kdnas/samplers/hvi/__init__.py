@@ -8,6 +8,7 @@ believed to score what is predicted, as in Ginsbourger et al. (2010).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -39,14 +40,13 @@ _ROUNDS = 3
 """Of looking at the neighbours of the leaders."""
 _LEADERS = 6
 _FEWEST_PAIRS = 3
-"""Students scored at the lowest and at the highest rung before one may begin at the highest ..."""
-_PAIRED_SHARE = 0.2
-"""... and so many more for each of the highest."""
-_FAIR_SHARE = 0.5
-"""Of `eta`: so many are begun at the lowest rung for each of the highest before one may begin there, if the lowest
-is trusted fully: a score says something of other students too, which the worth of a single one leaves out."""
-_FORESEEN = 40
-"""Candidates, the most gainful, of which it is worked out what a short training would tell."""
+"""Students scored at the lowest and at the highest rung from which on it is learnt what the lower one explains."""
+_UNTRIED = 0.5
+"""The share of a full score's variance that it is taken to explain before."""
+_FREE = 1e-3
+"""Costs and shares of variance that count as nothing."""
+_LOOKED_AT = 40
+"""Candidates, the most gainful, of which it is asked what a lower rung explains."""
 _DESIGN_JITTER = 0.1
 """Of a design's cost quantiles."""
 
@@ -80,6 +80,8 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
         self._priced: dict[bytes, Mapping[str, float]] = {}
         self._chooses = False
         """Whether it is asked what to do next, so that it has to know what short scores are worth."""
+        self._believes = True
+        """Whether a proposal should add to what students of lower rungs are predicted to reach."""
         self._looked: tuple[bytes, tuple[Features, np.ndarray, Outlook]] | None = None
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -103,7 +105,7 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
             ranked = self._by_design(sample, features, history)
         else:
             _, sample, outlook = self._look(history)
-            ranked, _ = self._candidates(sample, history, outlook, outlook.boxes(believe=True))
+            ranked, _ = self._candidates(sample, history, outlook, outlook.boxes(believe=self._believes))
         if not len(ranked):  # nothing acceptable was met: ValidProposals looks further, from anywhere
             ranked = self._rng.integers(self._encoding.levels, size=(1, len(self._encoding.levels)))
         return self._encoding.assignment(ranked[0])
@@ -111,50 +113,62 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
     def next_step(self, study: optuna.Study, ladder: Ladder) -> Step | None:
         """Return the step that should gain most hypervolume per full training.
 
-        A student's way up gains what its scores so far let expect. A training at a lower rung is worth what its score
-        should let the best way up gain, that student's or another's, whatever it turns out to be: as for a box that
-        costs to open (Weitzman, "Optimal search for the best alternative", Econometrica 1979), one step ahead.
+        A full training goes to whom it should gain most once as many students were scored below as double sampling
+        asks for (`_wanted_below`); where no lower rung is worth its cost a new student passes none.
         """
-        self._chooses = True
+        self._chooses = self._believes = True
         history = self._history(study)
         if self._is_early(history):
             return Step(None) if ladder.is_open else None
         features, sample, outlook = self._look(history)
         boxes = outlook.boxes(believe=False)
+        top = self._rungs - 1
         onwards = np.append(np.cumsum(ladder.costs[::-1])[::-1], 0.0)  # [r]: from rung r to the highest, r included
         reached = self._reached(features, history)
-        waiting = np.flatnonzero(history.eligible & (history.rung == reached) & (reached < self._rungs - 1))
+        waiting = np.flatnonzero(history.eligible & (history.rung == reached) & (reached < top))
         rates = outlook.gains(history.codes[waiting], boxes) / onwards[reached[waiting] + 1]
         new, gains = self._candidates(sample, history, outlook, boxes)
-        direct = gains[:2] / ladder.direct
-        best = max(rates.max(initial=0.0), direct[1] if len(direct) > 1 else 0.0)
-        """What is left should a training at a lower rung disappoint: another student's way up, or a new one in full."""
+        wanted = self._wanted_below(features, history, outlook, new[:_LOOKED_AT], ladder)
+        begun = np.bincount(history.rung, minlength=self._rungs)
+        for rung in np.flatnonzero(begun[:top] < wanted * (begun[top] + 1)).tolist():
+            if rung == 0:
+                if ladder.is_open and len(new):
+                    return Step(None)
+            elif len(below := np.flatnonzero(reached[waiting] == rung - 1)):
+                return Step(int(history.numbers[waiting[below[rates[below].argmax()]]]))
+        best = rates.max(initial=0.0)
+        screened = len(waiting) and wanted.any()
+        if len(new) and not screened and gains[0] / ladder.direct > best:
+            self._believes = False  # who waits may never be trained on
+            return Step(None, top)
+        return Step(int(history.numbers[waiting[rates.argmax()]])) if best > 0 else None
 
-        def within(rung: int, share: float) -> bool:
-            """Whether fewer were begun at a rung than `share` of `eta` for each that went on."""
-            above = np.count_nonzero(history.rung == rung + 1)
-            most = self._startup + share * ladder.etas[rung] * (above + 1)
-            return bool(np.count_nonzero(history.rung == rung) < most)
+    def _wanted_below(
+        self, features: Features, history: History, outlook: Outlook, codes: np.ndarray, ladder: Ladder
+    ) -> np.ndarray:
+        """Return how many students should be scored at each lower rung [R - 1] for each of the highest, at most `eta`.
 
-        def informed(codes: np.ndarray, rung: int) -> np.ndarray:
-            """Return what a training of `codes` [N, D] at `rung` and the best way up from there gain."""
-            gains, chances = outlook.foreseen_gains(codes, boxes, rung)
-            return (chances @ np.maximum(gains, best * onwards[rung + 1])) / onwards[rung]
+        As in double sampling (Cochran, "Sampling Techniques", 1977, section 12.7; over several levels Peherstorfer et
+        al., "Optimal model management for multifidelity Monte Carlo estimation", 2016) that follows from a score's cost
+        c, in full trainings, and the share of a full score's variance it explains: sqrt(share / (1 - share) / c), and
+        none where the share is below 4 c / (1 + c)^2. The model says what it explains of students at `codes` [N, D].
+        """
+        costs = np.maximum(np.cumsum(ladder.costs[:-1]) / sum(ladder.costs), _FREE)
+        share = np.full(len(costs), _UNTRIED)
+        if len(codes) and self._is_tried(features, history):
+            share = np.array([outlook.explained(codes, rung) for rung in range(len(costs))])
+        most = np.cumprod(ladder.etas[::-1])[::-1]
+        wanted = np.minimum(np.sqrt(share / np.maximum(1 - share, _FREE) / costs), most)
+        useless = (share < 4 * costs / (1 + costs) ** 2) & math.isfinite(ladder.direct)
+        return np.asarray(np.where(useless, 0.0, wanted))
 
-        steps = [(rate, Step(int(number))) for rate, number in zip(rates, history.numbers[waiting], strict=True)
-                 if rate > 0]  # fmt: skip
-        for rung in range(1, self._rungs - 1):
-            below = waiting[reached[waiting] == rung - 1]
-            if len(below) and within(rung, 1.0):
-                worth = informed(history.codes[below], rung)
-                steps += [(rate, Step(int(number))) for rate, number in zip(worth, history.numbers[below], strict=True)]
-        if len(direct) and direct[0] > 0:
-            fair = outlook.trust if self._may_skip(features, history) else 1.0
-            skips = not (ladder.is_open and within(0, _FAIR_SHARE * fair))
-            steps.append((direct[0], Step(None, self._rungs - 1 if skips else 0)))
-        if len(new) and ladder.is_open and within(0, 1.0):
-            steps.append((informed(new[:_FORESEEN], 0).max(), Step(None)))
-        return max(steps, key=lambda step: step[0], default=(0.0, None))[1]
+    def _is_tried(self, features: Features, history: History) -> bool:
+        """Whether enough students were scored at the lowest and at the highest rung to know what a short score says."""
+        identity = features.rows(history.codes, 0).identity
+        lowest, highest = (
+            np.unique(identity[history.eligible & (history.rung == rung)]) for rung in (0, self._rungs - 1)
+        )
+        return bool(np.isin(highest, lowest).sum() >= _FEWEST_PAIRS)
 
     def _reached(self, features: Features, history: History) -> np.ndarray:
         """Return the highest rung [N] at which each trial's student was begun."""
@@ -162,17 +176,6 @@ class HypervolumeImprovement(optuna.samplers.BaseSampler):
         highest = np.full(identity.max() + 1, -1)
         np.maximum.at(highest, identity, history.rung)
         return highest[identity]
-
-    def _may_skip(self, features: Features, history: History) -> bool:
-        """Whether enough students were scored at the lowest and at the highest rung to know what a short score says.
-
-        Some more are needed as the search goes on, so that trust once lost can come back.
-        """
-        identity = features.rows(history.codes, 0).identity
-        lowest, highest = (
-            np.unique(identity[history.eligible & (history.rung == rung)]) for rung in (0, self._rungs - 1)
-        )
-        return bool(np.isin(highest, lowest).sum() >= _FEWEST_PAIRS + _PAIRED_SHARE * len(highest))
 
     def _is_early(self, history: History) -> bool:
         return len(history) < self._startup or not history.eligible.any()

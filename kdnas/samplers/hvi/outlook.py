@@ -5,7 +5,6 @@ N students, M objectives, all minimised here.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -113,11 +112,6 @@ class Outlook:
             return np.full(len(history), np.nan)
         return np.where(known, np.where(worthless, 1.0, -1.0), np.nan)
 
-    @property
-    def trust(self) -> float:
-        """How far lower rungs are known to say more of the highest than it says itself, from 0 to 1."""
-        return min((max(2 * blend.trust - 1, 0.0) for blend in self._blends if blend is not None), default=1.0)
-
     def predicted(self, codes: np.ndarray) -> np.ndarray:
         """Return the objectives [N, M] that `codes` [N, D] are predicted to have at the highest rung."""
         rows = self._features.rows(codes, self._top)
@@ -152,30 +146,21 @@ class Outlook:
         name, sign = known
         return sign * self._features.cost(codes, name)
 
+    def explained(self, codes: np.ndarray, rung: int) -> float:
+        """Return the share of the full scores' variance that scores of `codes` [N, D] at `rung` should explain."""
+        rows, below = self._features.rows(codes, self._top), self._features.rows(codes, rung)
+        return float(np.mean([blend.explained(below, rows) for blend in self._blends if blend is not None] or [0.0]))
+
     def gains(self, codes: np.ndarray, boxes: FreeBoxes) -> np.ndarray:
         """Return the expected hypervolume [N] that each of `codes` [N, D] adds.
 
         One that may miss a bound, or turn out worse than the reference, adds less.
         """
-        return self._gains(codes, boxes, None, ())
-
-    def foreseen_gains(self, codes: np.ndarray, boxes: FreeBoxes, rung: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (gains [K, N], how probable each of the K outcomes is) that are expected once scored at `rung`."""
-        modelled = sum(blend is not None for blend in self._blends)
-        nodes, weights = np.polynomial.hermite_e.hermegauss({1: 7, 2: 5}.get(modelled, 3))
-        grid = [*itertools.product(range(len(nodes)), repeat=modelled)]
-        chances = np.array([np.prod(weights[list(each)]) for each in grid])
-        outcomes = [self._gains(codes, boxes, rung, nodes[list(each)].tolist()) for each in grid]
-        return np.stack(outcomes), chances / chances.sum()
-
-    def _gains(self, codes: np.ndarray, boxes: FreeBoxes, rung: int | None, outcome: Sequence[float]) -> np.ndarray:
         rows = self._features.rows(codes, self._top)
-        below = None if rung is None else self._features.rows(codes, rung)
-        nodes = iter(outcome)
         shortfalls = [
             exact_shortfall(np.zeros(len(codes)) if known is None else self._price(codes, known))
             if blend is None
-            else blend.shortfall(rows, self._top, below, next(nodes, 0.0))
+            else blend.shortfall(rows, self._top)
             for known, blend in zip(self._cheap, self._blends, strict=True)
         ]
         gains = expected_improvement(shortfalls, len(codes), boxes)

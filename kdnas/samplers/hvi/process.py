@@ -214,35 +214,25 @@ class Process:
         room = edge - self._floor(rung)
         return np.asarray(ndtr((np.log(room) - mean) / spread)) if room > 0 else np.zeros(len(rows))
 
-    def foreseen(self, below: Rows, rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (mean, standard deviation, by how much scores `below` should move the mean), each [N], at `rows`.
+    def explained(self, below: Rows, rows: Rows) -> np.ndarray:
+        """Return the share [N] of the variance of the scores at `rows` that those at `below` should explain.
 
-        `below` are the same students at a lower rung, where they have not been scored. The last is the standard
-        deviation of the mean that `rows` would have once those scores are known, a linear function of them.
+        `below` are the same students at a lower rung, where they have not been scored.
         """
-        mean, spread = self.predict(rows)
         if self.is_alone:
-            return mean, spread, np.zeros(len(mean))
+            return np.zeros(len(rows))
         both = solve_triangular(
             self._factor, _covariance(below.joined(rows), self._rows, self.hyper).T, lower=True, check_finite=False
         )
         half, other = both[:, : len(below)], both[:, len(below) :]
         shared = np.diag(_covariance(below, rows, self.hyper)) - np.einsum("ij,ij->j", half, other)
-        variance = _prior_variance(below, self.hyper) - np.einsum("ij,ij->j", half, half)
-        moved = self._unit * np.abs(shared) / np.sqrt(np.maximum(variance, 1e-10) + self._noise)
-        return mean, spread, np.minimum(moved, 0.999 * spread)
+        short = np.maximum(_prior_variance(below, self.hyper) - np.einsum("ij,ij->j", half, half), 1e-10) + self._noise
+        spread = self.predict(rows)[1] / self._unit
+        return np.minimum(shared**2 / short / spread**2, 1.0)
 
-    def shortfall(self, rows: Rows, rung: int, below: Rows | None = None, z: float = 0.0) -> Shortfall:
-        """Return the expected shortfall at `rows`, all of `rung`: normal, or lognormal above the warp's floor.
-
-        With `below` it is what it should be once the students were scored there, `z` standard deviations worse than
-        expected.
-        """
-        if below is None:
-            mean, spread = self.predict(rows)
-        else:
-            mean, spread, moved = self.foreseen(below, rows)
-            mean, spread = mean + z * moved, np.sqrt(spread**2 - moved**2)
+    def shortfall(self, rows: Rows, rung: int) -> Shortfall:
+        """Return the expected shortfall at `rows`, all of `rung`: normal, or lognormal above the warp's floor."""
+        mean, spread = self.predict(rows)
         if not len(self.warp.floors):
             return _normal_shortfall(mean, spread)
         return _lognormal_shortfall(mean, spread, self._floor(rung))
@@ -322,9 +312,13 @@ class Blend:
         """Return the blend as it would be had `rows` scored what each process predicts."""
         return Blend([(weight, part.believing(rows)) for weight, part in self.parts], self._whole, self.trust)
 
-    def shortfall(self, rows: Rows, rung: int, below: Rows | None = None, z: float = 0.0) -> Shortfall:
-        """Return the expected shortfall at `rows`, all of `rung`; see `Process.shortfall`."""
-        shortfalls = [part.shortfall(rows, rung, below, z) for _, part in self.parts]
+    def explained(self, below: Rows, rows: Rows) -> float:
+        """Return the share of the variance at `rows` that scores at `below` should explain, a mean over students."""
+        return float(_blended(self.parts, [part.explained(below, rows) for _, part in self.parts]).mean())
+
+    def shortfall(self, rows: Rows, rung: int) -> Shortfall:
+        """Return the expected shortfall at `rows`, all of `rung`."""
+        shortfalls = [part.shortfall(rows, rung) for _, part in self.parts]
         return lambda edges: _blended(self.parts, [shortfall(edges) for shortfall in shortfalls])
 
 
