@@ -73,7 +73,7 @@ class Grid:
         )
 
     def search(self, seed, rungs, share=0.98, limit=50.0):
-        """Return (full trainings spent for `share` of the best volume, the steps: short, full from the start, promoted)."""
+        """Return (full trainings that `share` of the best took, the steps: s short, F full at once, p promoted)."""
         study = optuna.create_study(directions=["maximize", "minimize"])
         spent, full, steps = 0.0, [], ""
         while spent < limit and (not full or self.volume(full) < share * self.best):
