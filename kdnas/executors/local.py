@@ -9,6 +9,7 @@ import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import operator
 import os
+import resource
 import signal
 import sys
 import threading
@@ -34,6 +35,7 @@ _STOP_REACHES_ALL_S = 1.0
 _DEAR = ("torch._dynamo", "kdnas.workshop.evaluators.distil")
 """What takes seconds to import, and workers inherit from a server that has done it once: torch with what its optimizers
 want of it, and what trains."""
+_LIMITS = [value for name, value in vars(resource).items() if name.startswith("RLIMIT_")]
 _SERVER_GONE = 255
 """The exit code of a worker that nobody knows: what it was forked from died as well."""
 _served: int | None = None
@@ -197,20 +199,45 @@ def _started(
     return process
 
 
+@dataclass(frozen=True)
+class _Inherited:
+    """What a process has of the one that starts it, had it not been forked from a server of an earlier search."""
+
+    variables: Mapping[str, str]
+    umask: int
+    niceness: int
+    limits: Mapping[int, tuple[int, int]]
+
+    @classmethod
+    def here(cls) -> _Inherited:
+        """Return that of this process."""
+        umask = os.umask(0o077)
+        os.umask(umask)
+        limits = {number: resource.getrlimit(number) for number in _LIMITS}
+        return cls(dict(os.environ), umask, os.getpriority(os.PRIO_PROCESS, 0), limits)
+
+    def enter(self) -> None:
+        """Have this process so, as far as it may: a priority and limits that were lowered are not raised by all."""
+        os.environ.clear()
+        os.environ.update(self.variables)
+        time.tzset()
+        os.umask(self.umask)
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, self.niceness)
+        for number, limit in self.limits.items():
+            if limit != resource.getrlimit(number):
+                with contextlib.suppress(OSError, ValueError):
+                    resource.setrlimit(number, limit)
+
+
 class _Environment:
     """That of the process which starts a worker: the worker's own as soon as it reads this, before what follows.
 
-    The server's may be of an earlier search, and to read a plug-in's class takes to know which plug-ins may run.
+    To read a plug-in's class, say, takes to know which plug-ins may run.
     """
 
-    def __reduce__(self) -> tuple[Callable[[Mapping[str, str]], None], tuple[dict[str, str]]]:
-        return _enter_environment, (dict(os.environ),)
-
-
-def _enter_environment(environment: Mapping[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
-    time.tzset()
+    def __reduce__(self) -> tuple[Callable[[_Inherited], None], tuple[_Inherited]]:
+        return _Inherited.enter, (_Inherited.here(),)
 
 
 class _StandardError:

@@ -7,6 +7,7 @@ and results/record.json (one record of many trials; a few minutes). `--workers 0
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -119,7 +120,10 @@ def record(trials: int) -> dict[str, Any]:
         proposals = [trial.profile["proposal"] for trial in load_run(folder).trials[-asked:]]
         between = [started - ended for (ended, _), started in zip(watch.ended, watch.started[1:], strict=False)]
         whole, computed = time.monotonic() - began, time.process_time() - busy
+        cpu = [later - earlier for (_, earlier), (_, later) in itertools.pairwise(watch.ended)]
+        began, busy = time.monotonic(), time.process_time()
         run = load_run(folder)
+        loaded, load_busy = time.monotonic() - began, time.process_time() - busy
         began, busy = time.monotonic(), time.process_time()
         write_report(run)
         found = {
@@ -127,6 +131,9 @@ def record(trials: int) -> dict[str, Any]:
             "ask_s": round(float(np.median(proposals)), 3),
             "ask_worst_s": round(max(proposals), 3),
             "told_to_next_start_s": round(float(np.median(between)), 3),
+            "told_to_told_cpu_s": round(float(np.median(cpu)), 3),
+            "load_s": round(loaded, 2),
+            "load_cpu_s": round(load_busy, 2),
             "report_s": round(time.monotonic() - began, 2),
             "report_cpu_s": round(time.process_time() - busy, 2),
             "resume_and_4_trials_s": round(whole, 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -268,13 +269,22 @@ class Surroundings:
 
     def __call__(self, job: Task) -> Seen:
         print("said by a worker", file=sys.stderr, flush=True)
-        return Seen(seen={"mark": os.environ.get("MARK"), "folder": Path.cwd(), "parent": os.getppid()})
+        umask = os.umask(0o077)
+        os.umask(umask)
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        own = {"umask": umask, "files": files, "niceness": os.getpriority(os.PRIO_PROCESS, 0)}
+        return Seen(seen={"mark": os.environ.get("MARK"), "folder": Path.cwd(), "parent": os.getppid(), **own})
 
 
 def test_a_worker_has_the_surroundings_of_the_moment_that_it_is_started_in(tmp_path, monkeypatch, capfd):
     """What workers are forked from lives on from the first search of a process to the last."""
     seen = []
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    masks = {"first": os.umask(0o022), "second": 0o027}
     for mark in ("first", "second"):
+        if mark == "second":
+            os.umask(masks[mark])
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit[0] - 1, limit[1]))
         (tmp_path / mark).mkdir()
         monkeypatch.chdir(tmp_path / mark)
         monkeypatch.setenv("MARK", mark)
@@ -285,6 +295,10 @@ def test_a_worker_has_the_surroundings_of_the_moment_that_it_is_started_in(tmp_p
         executor.close()
         assert "said by a worker" in capfd.readouterr().err
         seen.append(finished.result.seen)
+    os.umask(masks["first"])
+    resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert [(each["umask"], each["files"]) for each in seen] == [(0o022, limit[0]), (0o027, limit[0] - 1)]
+    assert {each["niceness"] for each in seen} == {os.getpriority(os.PRIO_PROCESS, 0)}
     assert [(each["mark"], each["folder"].name) for each in seen] == [("first", "first"), ("second", "second")]
     assert seen[0]["parent"] == seen[1]["parent"] != os.getpid()
 
