@@ -25,6 +25,12 @@ def mean_ci95(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, _quantile(n - 1) * math.sqrt(variance / n)
 
 
+def holds_next(values: Sequence[float], further: float) -> bool | None:
+    """Return whether `further` lies where 95 of 100 values more of what gave `values` would; None below two of them."""
+    mean, half_width = mean_ci95(values)
+    return None if half_width is None else abs(mean - further) <= half_width * math.sqrt(len(values) + 1)
+
+
 def share_interval(mean: float, half_width: float | None) -> tuple[float, float]:
     """Return the ends of the interval of a share, which leaves [0, 1] at neither end."""
     half = half_width or 0.0

@@ -78,6 +78,11 @@ class SearchSpace:
         """The number of full assignments, inactive choices counted."""
         return math.prod(len(choice.values) for choice in self.choices)
 
+    def values_of(self, name: str) -> tuple[Scalar, ...]:
+        """Return the values that the choice called `name` can have; none where the space does not speak of it."""
+        chosen = next((choice.values for choice in self.choices if choice.name == name), ())
+        return (self.fixed[name],) if name in self.fixed else chosen
+
     def active(self, assignment: Mapping[str, Scalar]) -> Assignment:
         """Return the choices of `assignment` that are active, with the fixed ones added."""
         active = {**self.fixed, **assignment}

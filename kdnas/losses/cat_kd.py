@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from kdnas.errors import ConfigError, Problem
 from kdnas.losses import LOSSES, DistillationLoss
 from kdnas.nn.directions import directions
-from kdnas.nn.matching import channels
 from kdnas.nn.precision import in_float32
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
@@ -40,9 +39,8 @@ class ClassAttention(DistillationLoss):
     ):
         super().__init__(student, teacher)
         for name, side in (("student", student), ("teacher", teacher)):
-            last, head = side.stages[-1], side.classifier
-            if head is None or len(last) != 3 or channels(last) != head.weight.shape[1]:
-                what = f"cat_kd: the {name} has no linear classifier of its last maps, which are {last}"
+            if side.classifier is None or not side.pooled:
+                what = f"cat_kd: the {name} has no linear classifier of its last maps, which are {side.stages[-1]}"
                 raise ConfigError(Problem("", what, "a last stage of maps whose channels are classified, pooled"))
         self.pool = pool
         # In a tuple they are no part of this module: the student's is trained as the student's.

@@ -55,7 +55,11 @@ class InvertedPlan:
 
 @dataclass(frozen=True)
 class StudentPlan:
-    """A whole network: 3x3 stem, stages of block plans, a 1x1 head (`head_width` 0: none), pooling, classifier."""
+    """A whole network: 3x3 stem, stages of block plans, a 1x1 head (`head_width` 0: none), pooling, classifier.
+
+    Where `projected` is not 0, a bottleneck takes the head's place that gives maps of so many channels: those that the
+    classifier of another network takes (Chen et al., "Reused teacher classifier", CVPR 2022).
+    """
 
     in_channels: int
     stem_width: int
@@ -63,6 +67,7 @@ class StudentPlan:
     stages: tuple[tuple[Any, ...], ...]
     head_width: int
     num_classes: int
+    projected: int = 0
 
 
 class ConvNorm(nn.Sequential):
@@ -162,7 +167,8 @@ class InvertedBlock(nn.Module):
 class Student(nn.Module):
     """The network of a plan. `block` is the class that every block record of `plan.stages` is handed to.
 
-    Each entry of `stages` gives a feature map [B, C, H, W]; the input of `classifier` is the embedding.
+    Each entry of `stages`, of which the last may be the projection, gives a feature map [B, C, H, W]; the input of
+    `classifier` is the embedding.
     """
 
     def __init__(self, plan: StudentPlan, block: Callable[[Any], nn.Module]):
@@ -170,6 +176,11 @@ class Student(nn.Module):
         self.stem = ConvNorm(plan.in_channels, plan.stem_width, 3, plan.stem_stride)
         self.stages = nn.ModuleList(nn.Sequential(*(block(record) for record in stage)) for stage in plan.stages)
         width = plan.stages[-1][-1].out_channels
+        if plan.projected:
+            middle = max(1, plan.projected // 2)
+            layers = ConvNorm(width, middle, 1), ConvNorm(middle, middle, 3), ConvNorm(middle, plan.projected, 1)
+            self.stages.append(nn.Sequential(*layers))
+            width = plan.projected
         self.head = ConvNorm(width, plan.head_width, 1) if plan.head_width else nn.Identity()
         self.classifier = nn.Linear(plan.head_width or width, plan.num_classes)
         initialise(self)

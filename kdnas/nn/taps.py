@@ -99,8 +99,9 @@ class OutputShapes:
     """The shapes of `Outputs` without the batch: logits, each stage's (C, H, W) or (N, C), and the embedding's width.
 
     `attention` are the widths that each layer attends with; `classifier` is the network's own linear layer at its end,
-    where logits are what it makes of the embedding and nothing else. `heads` are the tasks whose logits these are,
-    where a student answers several: a specialist has one of them.
+    where logits are what it makes of the embedding and nothing else; `pooled` is whether the embedding is the mean over
+    the places of the last stage, a map. `heads` are the tasks whose logits these are, where a student answers several:
+    a specialist has one of them.
     """
 
     outputs: int
@@ -109,6 +110,7 @@ class OutputShapes:
     attention: tuple[AttentionShape, ...] = ()
     classifier: Classifier | None = field(default=None, compare=False, repr=False)
     heads: tuple[Head, ...] = ()
+    pooled: bool = False
 
     def head(self, name: str) -> Head | None:
         """Return the head of the task called `name`; None where there is none."""
@@ -246,7 +248,16 @@ def output_shapes(
     shapes = tuple(tuple(stage.shape[1:]) for stage in outputs.stages)
     embedding = 0 if outputs.embedding is None else outputs.embedding.shape[1]
     attention = tuple(projections.shape for projections in outputs.attention)
-    return OutputShapes(outputs.logits.shape[1], shapes, embedding, attention, head, heads)
+    return OutputShapes(outputs.logits.shape[1], shapes, embedding, attention, head, heads, _pooled(outputs))
+
+
+def _pooled(outputs: Outputs) -> bool:
+    """Return whether the embedding is the mean over the places of the last stage."""
+    if outputs.embedding is None or not outputs.stages or outputs.stages[-1].ndim != 4:
+        return False
+    mean = outputs.stages[-1].float().mean((2, 3))
+    same = mean.shape == outputs.embedding.shape
+    return same and torch.allclose(mean, outputs.embedding.float(), rtol=1e-3, atol=1e-4)
 
 
 def _classifier_at_the_end(module: nn.Module, name: str | None, outputs: Outputs) -> Classifier | None:

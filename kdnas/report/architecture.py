@@ -83,6 +83,8 @@ def architecture_lines(arch: Arch) -> list[str]:
     lines += [f"stage {place}: {_stage_in_words(stage)}" for place, stage in enumerate(stages, 1)]
     if head := others.pop("head_width", None):
         lines.append(f"head of {head} channels")
+    if projected := others.pop("projected", None):
+        lines.append(f"maps of {projected} channels for the teacher's classifier")
     return lines + [f"{name.replace('_', ' ')} {_plainly(value)}" for name, value in others.items()]
 
 
@@ -101,7 +103,7 @@ def architecture_drawing(arch: Arch) -> str:
     if not stages:
         return ""
     choices = arch.choices
-    stem, head = choices.get("stem_width"), choices.get("head_width")
+    stem, head = choices.get("stem_width"), choices.get("projected") or choices.get("head_width")
     widest = max([*(stage.width * max(stage.waist, 1.0) for stage in stages), float(stem or 0), float(head or 0)])
     x, parts = 2.0, []
     middle = _TOP + _TALLEST / 2

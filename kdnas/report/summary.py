@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdnas.core.fidelity import Fidelity
+from kdnas.core.interval import holds_next
 from kdnas.core.objective import breaches
 from kdnas.core.pick import FEWEST_FOR_A_KNEE, SHORTEST_PREFIX
 from kdnas.core.text import BYTES_PER_TOKEN, bits_per_byte
@@ -186,9 +187,13 @@ def control_in_words(run: RunRecord) -> str:
     assert control.score is not None
     distilled = shown_interval(score, member.values[score.name], member.score_ci95)
     gain = score.gain(member.values[score.name], control.score)
+    alike = holds_next([repeat.score for repeat in member.trial.repeats], control.score)
     adds = f"distillation {'improves' if gain > 0 else 'worsens'} it by {score.shown_points(abs(gain))}"
     if score.shown(control.score) == score.shown(member.values[score.name]):
         adds = "distillation makes no difference"
+    elif alike is not False:
+        why = "two single trainings tell little" if alike is None else "which is within noise"
+        adds = f"{score.shown_points(abs(gain))} {'more' if gain > 0 else 'less'} by distillation, {why}"
     on_test = ""
     if control.test_score is not None and member.test_score is not None:
         tested = shown_interval(score, member.test_score, member.test_score_ci95)

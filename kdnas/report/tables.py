@@ -77,7 +77,8 @@ def other_quantities(run: RunRecord) -> list[str]:
 def trials_table(run: RunRecord) -> pd.DataFrame:
     """Return every trial, in the order of their numbers, as trials.csv has it."""
     columns = [*first_columns(run.score), *_quantity_columns(run), *_FIDELITY]
-    columns += [*_tuned_names(run), "train_seconds", "teacher_seconds", "enqueued", "reason", "arch"]
+    spent = ["train_seconds"] if run.config.teacher is None else ["train_seconds", "teacher_seconds"]
+    columns += [*_tuned_names(run), *spent, "enqueued", "reason", "arch"]
     queued = enqueued_numbers(run)
     rows = [
         {**_common(run, trial, measured_values(trial), queued), "reason": trial.reason}

@@ -78,6 +78,11 @@ class StudentFamily(ABC):
         """Return for every choice that a space may have, in words, the values it takes and its default (None: none)."""
         return {}
 
+    @classmethod
+    def only_random(cls, space: SearchSpace) -> str:
+        """Return why students of `space` begin with no weights but random ones; empty where they may, as here."""
+        return ""
+
     @property
     def fingerprints(self) -> dict[str, str]:
         """What it has found out that decides its students, hashed, by name; empty where their archs alone do."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kdnas.core.arch import Arch, Scalar
 from kdnas.core.space import SearchSpace
+from kdnas.errors import ConfigError, Problem
 from kdnas.nn.blocks import ConvNorm
 from kdnas.nn.elastic import ElasticSupernet, SharedTensor, Supernet, Unfilled
 from kdnas.students._inheriting import Influence, block_influence, inherit, inherit_supernet
@@ -45,7 +46,12 @@ class ElasticFamily(KinFamily, StagedFamily):
         """Return the shortcut around the block's branch."""
 
     def supernet(self, space: SearchSpace) -> ElasticSupernet:
-        """Return a supernet that holds every network of `space`, freshly initialised from torch's global generator."""
+        """Return a supernet that holds every network of `space`, freshly initialised from torch's global generator.
+
+        Raises ConfigError where some have their teacher's classifier.
+        """
+        if why := self.only_random(space):
+            raise ConfigError(Problem("space.projected", why, "0"))
         return ElasticSupernet(StagedLayout(self, space))
 
     def inherit(self, arch: Arch) -> nn.Module:

@@ -2,10 +2,13 @@
 
 A staged network is a stem, stages 1, 2, ... of equal blocks, and a classifier. Its choices are named
 
-    stem_width, stem_stride (1), stage<i>.depth, stage<i>.width, stage<i>.stride (1 in the first stage, 2 in later ones)
+    stem_width, stem_stride (1), projected (0)
+    stage<i>.depth, stage<i>.width, stage<i>.stride (1 in the first stage, 2 in later ones)
 
 and whatever the family adds; those with a default in brackets may be left out. Depth 0 removes a stage with its
-downsampling; at least one stage must remain. In a canonical arch the stages that remain are numbered 1, 2, ... and
+downsampling; at least one stage must remain. `projected` channels are those that the classifier of a teacher takes: the
+last maps are brought to them, and that classifier, which is not trained on, is the student's (SimKD, Chen et al., CVPR
+2022). In a canonical arch the stages that remain are numbered 1, 2, ... and
 choices at their default are left out, so that two spellings of one network are one arch.
 """
 
@@ -18,14 +21,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import nn
 
 from kdnas.core.arch import Arch, Scalar, normalise_scalar
 from kdnas.core.operator import Operator, OperatorGroup
+from kdnas.core.space import SearchSpace
 from kdnas.errors import ConfigError, Problem
 from kdnas.nn import blocks
 from kdnas.nn.blocks import InvertedPlan, ResidualPlan, StudentPlan
 from kdnas.nn.counting import chain
+from kdnas.nn.taps import Classifier, example_inputs, output_shapes
 from kdnas.students import FamilyContext, StudentFamily
 from kdnas.students._settings import Setting, image_shape, whole
 from kdnas.students._source import standalone
@@ -49,11 +55,13 @@ class Network(NamedTuple):
     stem_stride: int
     head_width: int
     stages: tuple[Stage, ...]
+    projected: int
 
 
 WIDTH = whole(1, 8192)
 HEAD_WIDTH = whole(0, 8192)
 STRIDE = whole(1, 4)
+PROJECTED = whole(0, 1 << 16)
 _MAX_STAGES = 99
 _STAGE = re.compile(r"stage([1-9][0-9]?)\.(.+)")
 
@@ -93,7 +101,7 @@ class StagedFamily(StudentFamily):
     @classmethod
     def stated_choices(cls) -> Mapping[str, tuple[str, str | None]]:
         """Return for every choice the values it takes and its default; `stage<i>` stands for stage1, stage2, ..."""
-        defaults = {"stem_stride": "1", "head_width": "0", "stage<i>.stride": "1 in stage 1, else 2"}
+        defaults = {"stem_stride": "1", "head_width": "0", "projected": "0", "stage<i>.stride": "1 in stage 1, else 2"}
         stages = {f"stage<i>.{name}": setting for name, setting in _stage_settings(cls).items()}
         settings = {**_network_settings(cls), **stages}
         return {name: (setting.allowed, defaults.get(name)) for name, setting in settings.items()}
@@ -103,7 +111,7 @@ class StagedFamily(StudentFamily):
         """Return the arch that `choices` spell. Raises ConfigError naming every problem."""
         given = choices.get
         stages = _named_stages(cls, tuple(choices))
-        ends = _spelled_ends(given("stem_width"), given("stem_stride"), given("head_width"))
+        ends = _spelled_ends(given("stem_width"), given("stem_stride"), given("head_width"), given("projected"))
         if stages is None or ends is None:
             raise ConfigError(cls._problems(choices))
         channels, items = ends
@@ -117,6 +125,15 @@ class StagedFamily(StudentFamily):
         if position == 1:
             raise ConfigError(Problem("stage1.depth", "every stage has depth 0; at least one stage must remain"))
         return Arch(cls.name, tuple(sorted(items)))
+
+    @classmethod
+    def only_random(cls, space: SearchSpace) -> str:
+        """Return that students with their teacher's classifier have nothing else of it, nor of a supernet."""
+        return (
+            "students that end in their teacher's classifier begin at random"
+            if any(space.values_of("projected"))
+            else ""
+        )
 
     def plan(self, arch: Arch) -> StudentPlan:
         """Return every block's shape for `arch`."""
@@ -132,6 +149,7 @@ class StagedFamily(StudentFamily):
             stages=tuple(stages),
             head_width=network.head_width,
             num_classes=self.task.outputs,
+            projected=network.projected,
         )
 
     def groups(self, arch: Arch) -> Sequence[OperatorGroup]:
@@ -139,8 +157,50 @@ class StagedFamily(StudentFamily):
         return _pieces(type(self), arch, self._shape, self.task.outputs)
 
     def build(self, arch: Arch) -> nn.Module:
-        """Return the student, freshly initialised from torch's global generator."""
-        return blocks.Student(self.plan(arch), self.block)
+        """Return the student, freshly initialised from torch's global generator, its teacher's classifier as it is.
+
+        Raises ConfigError where the arch is made for a teacher's classifier, and no teacher has it.
+        """
+        plan = self.plan(arch)
+        student = blocks.Student(plan, self.block)
+        if plan.projected and self.context.teachers:
+            reused = self._reused(plan.projected)
+            with torch.no_grad():
+                student.classifier.weight.copy_(reused.weight)
+                if reused.bias is not None:
+                    student.classifier.bias.copy_(reused.bias)
+            student.classifier.requires_grad_(False)
+        return student
+
+    def space(self, stated: SearchSpace) -> SearchSpace:
+        """Return the space as it is. Raises ConfigError where it is for a teacher's classifier that is not there."""
+        for width in stated.values_of("projected"):
+            if width:
+                self._reused(width)
+        return stated
+
+    def _reused(self, width: Any) -> Classifier:
+        """Return the classifier of the first teacher that has one of `width` pooled channels. Raises ConfigError."""
+        for classifier in self._pooled_classifiers.values():
+            if classifier.weight.shape == (self.task.outputs, width):
+                return classifier
+        takes = [f"{name} takes {head.weight.shape[1]} channels" for name, head in self._pooled_classifiers.items()]
+        others = [name for name in self.context.teachers if name not in self._pooled_classifiers]
+        takes += [f"{name} has no linear classifier of its pooled last maps" for name in others]
+        what = f"no teacher has a classifier of {width} channels that students of {self.task.outputs} outputs could use"
+        raise ConfigError(Problem("space.projected", f"{what}: {'; '.join(takes) or 'there is no teacher'}"))
+
+    @functools.cached_property
+    def _pooled_classifiers(self) -> dict[str, Classifier]:
+        """The classifiers of those teachers whose last maps are pooled before it, by the teachers' names."""
+        found = {}
+        for name, teacher in self.context.teachers.items():
+            task = self.task if teacher.data is None else teacher.data.task
+            example = example_inputs(task, next(iter(teacher.module.state_dict().values())).device)
+            shapes = output_shapes(teacher.module, teacher.stages, teacher.classifier, *example)
+            if shapes.pooled and shapes.classifier is not None:
+                found[name] = shapes.classifier
+        return found
 
     def strides(self, domains: Mapping[str, Sequence[Scalar]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Return the strides that stem and stages may have, given the values of every choice of a space."""
@@ -188,7 +248,11 @@ class StagedFamily(StudentFamily):
                 stages.append(Stage(depth, choices[width_key], stride, tuple([choices[key] for key in extra_keys])))
             index += 1
         return Network(
-            choices["stem_width"], choices.get("stem_stride", 1), choices.get("head_width", 0), tuple(stages)
+            choices["stem_width"],
+            choices.get("stem_stride", 1),
+            0 if choices.get("projected") else choices.get("head_width", 0),
+            tuple(stages),
+            choices.get("projected", 0),
         )
 
 
@@ -200,7 +264,7 @@ def default_stride(index: int) -> int:
 @functools.cache
 def _network_settings(family: type[StagedFamily]) -> dict[str, Setting]:
     head = {"head_width": HEAD_WIDTH} if family.with_head else {}
-    return {"stem_width": WIDTH, "stem_stride": STRIDE, **head}
+    return {"stem_width": WIDTH, "stem_stride": STRIDE, **head, "projected": PROJECTED}
 
 
 @functools.cache
@@ -256,16 +320,20 @@ def _named_stages(family: type[StagedFamily], names: tuple[str, ...]) -> tuple[t
 
 
 @functools.lru_cache(maxsize=4096, typed=True)
-def _spelled_ends(stem_width: Any, stem_stride: Any, head_width: Any) -> tuple[int, _Items] | None:
-    """Return the stem's channels and the one spelling of stem and head (None: not given); None where they are wrong."""
-    stem_width, stem_stride, head_width = (normalise_scalar(value) for value in (stem_width, stem_stride, head_width))
+def _spelled_ends(stem_width: Any, stem_stride: Any, head_width: Any, projected: Any) -> tuple[int, _Items] | None:
+    """Return the stem's channels and the one spelling of both ends (None: not given); None where they are wrong."""
+    stem_width, stem_stride = normalise_scalar(stem_width), normalise_scalar(stem_stride)
+    head_width, projected = normalise_scalar(head_width), normalise_scalar(projected)
     sound = WIDTH.accepts(stem_width) and (stem_stride is None or STRIDE.accepts(stem_stride))
-    if not sound or not (head_width is None or HEAD_WIDTH.accepts(head_width)):
+    ends = ((head_width, HEAD_WIDTH), (projected, PROJECTED))
+    if not sound or not all(value is None or setting.accepts(value) for value, setting in ends):
         return None
     items: list[tuple[str, Scalar]] = [("stem_width", stem_width)]
     if stem_stride not in (None, 1):
         items.append(("stem_stride", stem_stride))
-    if head_width:
+    if projected:
+        items.append(("projected", projected))
+    elif head_width:
         items.append(("head_width", head_width))
     return stem_width, tuple(items)
 
@@ -317,7 +385,8 @@ def _pieces(family: type[StagedFamily], arch: Arch, shape: tuple[int, int, int],
         if depth:
             piece = _stage_piece(family, index, piece.channels, piece.height, piece.width, *map(given, keys))
             pieces.append(piece)
-    return [*pieces, _ending(piece.channels, piece.height, piece.width, given("head_width") or 0, classes)]
+    ends = given("projected") or 0, given("head_width") or 0
+    return [*pieces, _ending(piece.channels, piece.height, piece.width, *ends, classes)]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -340,11 +409,15 @@ def _stage_piece(
 
 
 @functools.lru_cache(maxsize=4096)
-def _ending(channels: int, height: int, width: int, head_width: int, classes: int) -> _Piece:
-    """Return the head (`head_width` 0: none) with the classifier."""
-    head = chain([(channels, head_width, 1, 1, 1)], height, width) if head_width else ()
-    classifier = Operator("classifier", head_width or channels, classes, height, width)
-    return _Piece((*head, classifier), classes, 1, 1)
+def _ending(channels: int, height: int, width: int, projected: int, head_width: int, classes: int) -> _Piece:
+    """Return the projection or the head (0: none) with the classifier."""
+    layers, middle = [], max(1, projected // 2)
+    if projected:
+        layers = [(channels, middle, 1, 1, 1), (middle, middle, 3, 1, 1), (middle, projected, 1, 1, 1)]
+    elif head_width:
+        layers = [(channels, head_width, 1, 1, 1)]
+    classifier = Operator("classifier", projected or head_width or channels, classes, height, width)
+    return _Piece((*chain(layers, height, width), classifier), classes, 1, 1)
 
 
 def _literal(plan: StudentPlan) -> str:
@@ -354,5 +427,6 @@ def _literal(plan: StudentPlan) -> str:
     lines.append("    stages=(")
     for stage in plan.stages:
         lines += ["        (", *(f"            {block!r}," for block in stage), "        ),"]
-    lines += ["    ),", f"    head_width={plan.head_width},", f"    num_classes={plan.num_classes},", ")"]
+    ends = ("head_width", "num_classes", "projected")
+    lines += ["    ),", *(f"    {name}={getattr(plan, name)}," for name in ends), ")"]
     return "\n".join(lines)

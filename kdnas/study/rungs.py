@@ -29,6 +29,9 @@ def rung_problems(config: StudyConfig) -> list[Problem]:
 def start_problems(config: StudyConfig, space: SearchSpace) -> list[Problem]:
     """Return why students of `space` cannot begin as in `config`, as far as the names alone decide it."""
     problems = []
+    starts = config.starts - {"random"}
+    if starts and (why := registry_of("students").get(space.family).only_random(space)):
+        problems.append(Problem(_where(config, starts), why, "random"))
     if config.shares_weights and not _shares(space.family):
         what = f"students of {space.family} cannot share weights in a supernet, which the start supernet needs"
         problems.append(Problem("space", what))

@@ -16,9 +16,9 @@ def teacher_problems(config: StudyConfig) -> list[Problem]:
     """Return what is wrong with whom the losses of `config` learn of; `where` is the dotted key."""
     distillation, names = config.distillation, list(config.teachers)
     if not names and config.evaluator.type == DISTIL:
-        return _problems_without(config)
+        return [*_problems_without(config), *_unread(config)]
     terms = [term for term in distillation.losses if term.weight > 0]
-    problems = [*_weight_problems(config), *_specialist_problems(config)]
+    problems = [*_weight_problems(config), *_specialist_problems(config), *_unread(config)]
     if len(names) < 2 and distillation.ensemble is None and all(term.of is None for term in terms):
         return problems
     from kdnas.training.loss import needs_by_teacher  # here, because it brings torch
@@ -85,6 +85,23 @@ def _problems_without(config: StudyConfig) -> list[Problem]:
         what = f"{config.export.pick} speaks of the teacher, and the study has none"
         problems.append(Problem("export.pick", what, "best, near-best, knee, or bounds in numbers"))
     return problems + _learning_problems(config)
+
+
+def _unread(config: StudyConfig) -> list[Problem]:
+    """Return the settings of who teaches that are stated and that no loss reads."""
+    from kdnas.losses import LOSSES  # here, because it brings torch
+
+    how, taught = config.distillation, False
+    for term in how.losses:
+        try:
+            reads = "logits" in LOSSES.get(term.type).needs
+        except (ConfigError, ImportError):
+            return []  # reported elsewhere
+        taught |= term.weight > 0 and term.of not in LEARNING and reads
+    unread = [] if taught and config.teachers else ["teacher_top_k", "teacher_draws"]
+    unread += [] if config.teachers else ["ensemble"]
+    what = "is stated, and no loss reads what it is about: the logits of a teacher"
+    return [Problem(f"distillation.{name}", what) for name in unread if getattr(how, name) is not None]
 
 
 def _weight_problems(config: StudyConfig) -> list[Problem]:

@@ -22,14 +22,18 @@ from kdnas.testing._member import MemberConformance
 BATCH, CLASSES = 6, 5
 # Widths, sizes and the number of stages all differ.
 _HEADS = [Classifier(layer.weight, layer.bias) for layer in (nn.Linear(6, CLASSES), nn.Linear(16, CLASSES))]
-STUDENT = OutputShapes(CLASSES, ((4, 8, 8), (6, 4, 4)), 6, 2 * (AttentionShape(7, 2, 8, 8, 8),), _HEADS[0])
+STUDENT = OutputShapes(CLASSES, ((4, 8, 8), (6, 4, 4)), 6, 2 * (AttentionShape(7, 2, 8, 8, 8),), _HEADS[0], pooled=True)
 TEACHER = OutputShapes(
-    CLASSES, ((8, 16, 16), (12, 8, 8), (16, 4, 4)), 16, 3 * (AttentionShape(7, 4, 16, 8, 8, causal=True),), _HEADS[1]
+    CLASSES,
+    ((8, 16, 16), (12, 8, 8), (16, 4, 4)),
+    16,
+    3 * (AttentionShape(7, 4, 16, 8, 8, causal=True),),
+    _HEADS[1],
+    pooled=True,
 )
-_LAYERS_S = replace(STUDENT, stages=2 * ((17, 8),))
-_LAYERS_T = replace(TEACHER, stages=3 * ((17, 16),))
+_LAYERS_S = replace(STUDENT, stages=2 * ((17, 8),), pooled=False)
+_LAYERS_T = replace(TEACHER, stages=3 * ((17, 16),), pooled=False)
 PAIRS = {
-    "differing": (STUDENT, TEACHER),
     "equal": (TEACHER, TEACHER),
     "student deeper": (TEACHER, STUDENT),
     "layers": (_LAYERS_S, _LAYERS_T),
@@ -85,11 +89,13 @@ class LossConformance(MemberConformance):
     """Whether a student that gives what its teacher gives costs nothing; not where a random adapter stands between."""
     refused: ClassVar[frozenset[str]] = frozenset()
     """The PAIRS that it cannot compare, with an error: layers of tokens, of a loss on maps alone."""
+    student: ClassVar[OutputShapes] = STUDENT
+    """A student other than its teacher, both of which it can compare."""
 
-    @pytest.mark.parametrize("pair", PAIRS)
+    @pytest.mark.parametrize("pair", ["differing", *PAIRS])
     @pytest.mark.parametrize("labels", LABELS)
     def test_it_is_a_scalar_whose_gradient_reaches_the_student_alone(self, pair: str, labels: str) -> None:
-        student_shapes, teacher_shapes = PAIRS[pair]
+        student_shapes, teacher_shapes = PAIRS.get(pair, (self.student, TEACHER))
         if pair in self.refused:
             with pytest.raises(ConfigError):
                 self.build(student_shapes, teacher_shapes)
@@ -112,11 +118,11 @@ class LossConformance(MemberConformance):
             assert torch.isfinite(parameter.grad).all()
 
     def test_bfloat16_networks_get_a_float32_loss(self) -> None:
-        student, teacher = outputs(STUDENT, 1, torch.bfloat16), outputs(TEACHER, 2, torch.bfloat16)
+        student, teacher = outputs(self.student, 1, torch.bfloat16), outputs(TEACHER, 2, torch.bfloat16)
         losses = []
         for _ in range(2):
             torch.manual_seed(0)
-            losses.append(self.build(STUDENT, TEACHER))  # anew: one may keep what it has seen
+            losses.append(self.build(self.student, TEACHER))  # anew: one may keep what it has seen
         with torch.autocast("cpu", dtype=torch.bfloat16):
             inside = losses[0](student, teacher, Rows(student.logits, LABELS["classes"]))
         outside = losses[1](student.float(), teacher.float(), Rows(student.logits, LABELS["classes"]))
@@ -135,10 +141,10 @@ class LossConformance(MemberConformance):
         needs = LOSSES.get(self._member).needs
 
         def value(changed: str = "", by: float = 0.0) -> float:
-            sides = (STUDENT, TEACHER)
+            sides = (self.student, TEACHER)
             if changed == "classifier":
                 heads = [Classifier(head.weight + by * torch.randn_like(head.weight), head.bias) for head in _HEADS]
-                sides = (replace(STUDENT, classifier=heads[0]), replace(TEACHER, classifier=heads[1]))
+                sides = (replace(self.student, classifier=heads[0]), replace(TEACHER, classifier=heads[1]))
             torch.manual_seed(0)
             loss = self.build(*sides)
             given = [outputs(side, seed) for side, seed in zip(sides, (1, 2), strict=True)]
@@ -150,7 +156,10 @@ class LossConformance(MemberConformance):
 
         before = value()
         for each in get_args(Output):
-            if each in needs:
+            if each == "classifier" in needs and self.student.classifier is TEACHER.classifier:
+                with pytest.raises(ConfigError):  # it is for students who have their teacher's
+                    value(each, 1.0)
+            elif each in needs:
                 assert value(each, 1.0) != before, f"{each} stands in needs, and is not read"
             else:
                 assert value(each, float("nan")) == before, f"{each} is read, and does not stand in needs"
@@ -160,6 +169,6 @@ class LossConformance(MemberConformance):
         if LOSSES.get(self._member).needs <= {"logits"}:
             self.build(bare, TEACHER)
             return
-        for student, teacher in ((STUDENT, bare), (bare, TEACHER)):
+        for student, teacher in ((self.student, bare), (bare, TEACHER)):
             with pytest.raises(ConfigError):
                 self.build(student, teacher)

@@ -38,6 +38,8 @@ def test_it_is_searched_and_reported(run):
     assert [trial.state for trial in run.trials] == ["complete", "complete"]
     assert run.config.distillation.task_weight == 1.0
     assert "trained without a teacher" in (run.folder / "report.html").read_text()
+    assert "teacher" not in (run.folder / "trials.csv").read_text().splitlines()[0]
+    assert "the teacher’s (s)" not in (run.folder / "report.html").read_text()
     assert "None recorded" in (run.folder / "export/MODEL_CARD.md").read_text()
 
 
@@ -79,6 +81,8 @@ def test_labels_alone_count_in_full(tmp_path, losses):
         ("export.pick=teacher-1", r"export\.pick: teacher-1 speaks of the teacher, and the study has none"),
         ("export.pick=macs<=5%", r"export\.pick: macs<=5% speaks of the teacher"),
         ("distillation.task_weight=0", "task_weight is 0 and there are no losses: there is nothing to learn"),
+        ("distillation.ensemble={}", r"distillation\.ensemble: is stated, and no loss reads what it is about"),
+        ("distillation.teacher_top_k=3", r"distillation\.teacher_top_k: is stated, and no loss reads"),
         ("constraints=[macs<=50%]", "macs<=50% speaks of the teacher, and the study has none"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kdnas.errors import ConfigError
@@ -28,11 +30,13 @@ OTHERS = (
     "exits",
     "semantic",
 )
+ENDING_ALIKE = replace(TEACHER, stages=((4, 8, 8), (16, 2, 2)))
 globals().update(
     suites(
         LossConformance,
         **dict.fromkeys((*OTHERS, "sem_ckd"), DIFFERS),
         cat_kd={"refused": frozenset({"layers", "layers from maps"})},
+        sim_kd={"refused": frozenset({"student deeper", "layers", "layers from maps"}), "student": ENDING_ALIKE},
     )
 )
 

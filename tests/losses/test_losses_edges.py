@@ -15,9 +15,11 @@ from kdnas.nn.directions import bounded, directions
 from kdnas.nn.rows import Rows
 from kdnas.nn.taps import Outputs, OutputShapes
 
-SHAPES = OutputShapes(4, ((3, 4, 4), (5, 2, 2), (6, 1, 1)), 6, 3 * (AttentionShape(3, 2, 4, 4, 4),), nn.Linear(6, 4))
+_ATTENDING = (AttentionShape(3, 2, 4, 4, 4), AttentionShape(3, 4, 8, 4, 4))
+SHAPES = OutputShapes(4, ((3, 4, 4), (5, 2, 2), (6, 1, 1)), 6, 3 * _ATTENDING[:1], nn.Linear(6, 4), pooled=True)
 TWO = dataclasses.replace(SHAPES, outputs=2, classifier=nn.Linear(6, 2))
-OTHER = OutputShapes(4, ((4, 4, 4), (7, 2, 2), (9, 1, 1)), 9, 4 * (AttentionShape(3, 4, 8, 4, 4),), nn.Linear(9, 4))
+OTHER = OutputShapes(4, ((4, 4, 4), (7, 2, 2), (9, 1, 1)), 9, 4 * _ATTENDING[1:], nn.Linear(9, 4), pooled=True)
+REUSING = dataclasses.replace(OTHER, stages=((3, 4, 4), (9, 1, 1)))
 
 KINDS = {
     "random": lambda x: x,
@@ -69,7 +71,11 @@ def check(name: str, ours: OutputShapes, theirs: OutputShapes, s: Outputs, t: Ou
 def test_every_value_and_gradient_is_finite(name: str, batch: int) -> None:
     pairs = [pair for kind in KINDS for pair in ((kind, "random"), ("random", kind), (kind, kind))]
     kinds = itertools.cycle(
-        ((SHAPES, OTHER, torch.float32), (SHAPES, SHAPES, torch.bfloat16), (TWO, TWO, torch.float32))
+        (
+            (REUSING if name == "sim_kd" else SHAPES, OTHER, torch.float32),
+            (SHAPES, SHAPES, torch.bfloat16),
+            (TWO, TWO, torch.float32),
+        )
     )
     for (ours, theirs), (shapes, others, dtype) in zip((*pairs, *pairs[1:]), kinds, strict=False):
         check(name, shapes, others, draw(shapes, batch, ours, 1, dtype), draw(others, batch, theirs, 2, dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,8 +21,9 @@ B, K = 6, 5
 torch.manual_seed(0)
 HEADS = 2
 _ATTENDING = [(AttentionShape(7, HEADS, width, width, width),) for width in (8, 12)]
-STUDENT = OutputShapes(K, ((4, 8, 8), (6, 4, 4)), 6, _ATTENDING[0], nn.Linear(6, K).double())
-TEACHER = OutputShapes(K, ((8, 8, 8), (10, 8, 8)), 10, _ATTENDING[1], nn.Linear(10, K).double())
+STUDENT = OutputShapes(K, ((4, 8, 8), (6, 4, 4)), 6, _ATTENDING[0], nn.Linear(6, K).double(), pooled=True)
+TEACHER = OutputShapes(K, ((8, 8, 8), (10, 8, 8)), 10, _ATTENDING[1], nn.Linear(10, K).double(), pooled=True)
+REUSING = replace(TEACHER, stages=((4, 8, 8), (10, 4, 4)))
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
 WEIGHTS = torch.tensor([1.0, 0.5, 0.0, 2.0, 1.0, 0.3], dtype=torch.float64)
 
@@ -453,6 +455,10 @@ def exits(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
     return over(found, w)
 
 
+def sim_kd(loss: DistillationLoss, s: Outputs, t: Outputs, w: Tensor) -> Tensor:
+    return ((s.stages[-1] - F.adaptive_avg_pool2d(t.stages[-1], 4)) ** 2).mean()
+
+
 CASES: list[tuple[str, dict[str, object], Written]] = [
     ("reverse_kl", {"temperature": 3.0}, of_rows(lambda q, p: 9 * kl(q, p), 3.0)),
     ("jensen_shannon", {"beta": 0.9}, of_rows(js)),
@@ -496,6 +502,7 @@ CASES: list[tuple[str, dict[str, object], Written]] = [
     ("review", {}, review),
     ("sem_ckd", {"anchors": 4, "width": 3}, sem_ckd),
     ("cat_kd", {}, cat_kd),
+    ("sim_kd", {}, sim_kd),
 ]
 
 
@@ -508,10 +515,11 @@ def test_a_loss_and_its_gradient_are_the_papers(
     name: str, options: dict[str, object], written: Written, weighted: bool
 ) -> None:
     torch.manual_seed(1)
-    loss = LOSSES.build(name, STUDENT, TEACHER, **options)
+    student = REUSING if name == "sim_kd" else STUDENT
+    loss = LOSSES.build(name, student, TEACHER, **options)
     if name == "crd":
         loss.before = loss.memory.clone()
-    s, t = outputs(STUDENT, 1), outputs(TEACHER, 2)
+    s, t = outputs(student, 1), outputs(TEACHER, 2)
     if name == "alpha_divergence":
         value = loss(Outputs(s.logits / 4), Outputs(t.logits / 4), rows(s.logits, weighted))
     else:

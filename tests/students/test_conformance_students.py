@@ -20,6 +20,7 @@ WIDER = {
     "resnet": {
         "stem_width": (3, 8),
         "stem_stride": (1, 2),
+        "projected": (0, 1, 24),
         **{f"stage{i}.depth": (0, 1, 2) if i > 1 else (1, 2) for i in (1, 2, 3)},
         **{f"stage{i}.width": (3, 8) for i in (1, 2, 3)},
         **{f"stage{i}.stride": (1, 2, 3) for i in (1, 2, 3)},
@@ -29,6 +30,7 @@ WIDER = {
     "mobilenet": {
         "stem_width": (3, 8),
         "head_width": (0, 12),
+        "projected": (0, 7),
         **{f"stage{i}.depth": (0, 1, 2) if i > 1 else (1, 2) for i in (1, 2, 3)},
         **{f"stage{i}.width": (3, 8) for i in (1, 2, 3)},
         **{f"stage{i}.stride": (1, 2, 3) for i in (1, 2, 3)},
